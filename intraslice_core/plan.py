@@ -1,0 +1,99 @@
+"""Shapes, before and after: section 1 of algorithm.md as arithmetic, without torch.
+
+A `ModelGeometry` says what a dense model has, a `LayerPlan` what one layer keeps, a `ModelPlan`
+what the whole model keeps. Plans serialise, so a run can be replayed.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from intraslice_core.config import FrozenModel
+
+
+class ModelGeometry(FrozenModel):
+    """The dense model's dimensions. All layers of the supported families are alike."""
+
+    num_hidden_layers: int = Field(ge=1)
+    hidden_size: int = Field(ge=1)
+    intermediate_size: int = Field(ge=1)
+    num_attention_heads: int = Field(ge=1)
+    num_key_value_heads: int = Field(ge=1)
+    head_dim: int = Field(ge=2)
+    vocab_size: int = Field(ge=1)
+    tie_word_embeddings: bool
+    mlp_projections: int = Field(default=3, description="matrices of the MLP: 3 gated, 2 plain")
+
+    @property
+    def rotary_pairs(self) -> int:
+        """Rotary pairs of a head: `head_dim / 2`."""
+        return self.head_dim // 2
+
+    @property
+    def num_key_value_groups(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+    def dense_layer(self) -> LayerPlan:
+        """The plan that removes nothing."""
+        return LayerPlan(
+            num_attention_heads=self.num_attention_heads,
+            num_key_value_heads=self.num_key_value_heads,
+            qk_pairs=self.rotary_pairs,
+            v_head_dim=self.head_dim,
+            intermediate_size=self.intermediate_size,
+        )
+
+    def dense_plan(self) -> ModelPlan:
+        """The plan that removes nothing from any layer."""
+        return ModelPlan(layers=(self.dense_layer(),) * self.num_hidden_layers)
+
+
+class LayerPlan(FrozenModel):
+    """What one layer keeps. Rectangular within the layer, free across layers."""
+
+    num_attention_heads: int = Field(ge=0)
+    num_key_value_heads: int = Field(ge=0)
+    qk_pairs: int = Field(ge=0, description="rotary pairs kept in every KV group")
+    v_head_dim: int = Field(ge=0, description="value dimensions kept in every KV group")
+    intermediate_size: int = Field(ge=0)
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of a query or key head: two dimensions a rotary pair."""
+        return 2 * self.qk_pairs
+
+    def attention_parameters(self, geometry: ModelGeometry) -> int:
+        """Weights of q, k, v and o projections (biases are not counted)."""
+        heads = self.num_attention_heads + self.num_key_value_heads
+        return geometry.hidden_size * heads * (self.qk_head_dim + self.v_head_dim)
+
+    def mlp_parameters(self, geometry: ModelGeometry) -> int:
+        """Weights of the MLP projections (biases are not counted)."""
+        return geometry.mlp_projections * geometry.hidden_size * self.intermediate_size
+
+    def parameters(self, geometry: ModelGeometry) -> int:
+        """Compressible weights of the layer."""
+        return self.attention_parameters(geometry) + self.mlp_parameters(geometry)
+
+
+class ModelPlan(FrozenModel):
+    """What every layer keeps."""
+
+    layers: tuple[LayerPlan, ...]
+
+    def parameters(self, geometry: ModelGeometry) -> int:
+        """Compressible weights of all layers."""
+        return sum(layer.parameters(geometry) for layer in self.layers)
+
+    def removed_fraction(self, geometry: ModelGeometry) -> float:
+        """Fraction of the dense model's compressible weights that the plan removes."""
+        return 1.0 - self.parameters(geometry) / geometry.dense_plan().parameters(geometry)
+
+
+def total_parameters(geometry: ModelGeometry, plan: ModelPlan) -> int:
+    """All weights of the model: layers, norms, embeddings and the untied head."""
+    embeddings = geometry.vocab_size * geometry.hidden_size
+    heads = 1 if geometry.tie_word_embeddings else 2
+    norms = (2 * geometry.num_hidden_layers + 1) * geometry.hidden_size
+    return plan.parameters(geometry) + embeddings * heads + norms

@@ -1,0 +1,80 @@
+"""The allocator that treats every layer alike (section 4 of algorithm.md, `uniform`).
+
+Rotary pairs and value dims are the same in every layer, rounded to what kernels want; the MLP
+widths take up the rest of the budget, one rounding step apart at most, so that the budget is met
+as closely as one step of one layer.
+"""
+
+from __future__ import annotations
+
+from intraslice_core.errors import ConfigurationError
+from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan
+
+
+def round_to_multiple(value: float, step: int, limit: int) -> int:
+    """The multiple of `step` nearest to `value`, at least one step, or `limit` if that is near.
+
+    `limit`, the dense size, is allowed although it need not be a multiple.
+    """
+    rounded = min(max(round(value / step), 1) * step, limit)
+    return limit if abs(limit - value) <= abs(rounded - value) else rounded
+
+
+def uniform_plan(geometry: ModelGeometry, ratio: float, round_to: int) -> ModelPlan:
+    """Remove `ratio` of the compressible weights, equally in every layer.
+
+    Args:
+        geometry: of the dense model.
+        ratio: fraction to remove, in [0, 1).
+        round_to: value dims, q/k dims and MLP widths become multiples of this.
+
+    Raises:
+        ConfigurationError: if rounding misses the budget by more than 0.5 % of it.
+    """
+    if ratio == 0.0:
+        return geometry.dense_plan()
+    layers = geometry.num_hidden_layers
+    keep = 1.0 - ratio
+    qk_head_dim = round_to_multiple(
+        keep * geometry.head_dim, round_to if round_to % 2 == 0 else 2 * round_to, geometry.head_dim
+    )
+    attention = LayerPlan(
+        num_attention_heads=geometry.num_attention_heads,
+        num_key_value_heads=geometry.num_key_value_heads,
+        qk_pairs=qk_head_dim // 2,
+        v_head_dim=round_to_multiple(keep * geometry.head_dim, round_to, geometry.head_dim),
+        intermediate_size=0,
+    )
+    budget = keep * geometry.dense_plan().parameters(geometry)
+    left = budget - layers * attention.attention_parameters(geometry)
+    widths = _distribute(geometry, left, round_to)
+    plan = ModelPlan(
+        layers=tuple(
+            attention.model_copy(update={"intermediate_size": width}) for width in widths
+        )
+    )
+    _require_budget(plan, geometry, budget)
+    return plan
+
+
+def _distribute(geometry: ModelGeometry, parameters: float, round_to: int) -> list[int]:
+    """MLP widths that use up `parameters`, wider ones spread evenly over the depth."""
+    layers = geometry.num_hidden_layers
+    per_step = geometry.mlp_projections * geometry.hidden_size * round_to
+    steps = max(round(parameters / per_step), layers)
+    bounds = [steps * index // layers for index in range(layers + 1)]
+    most = geometry.intermediate_size
+    return [
+        min((after - before) * round_to, most)
+        for before, after in zip(bounds, bounds[1:], strict=False)
+    ]
+
+
+def _require_budget(plan: ModelPlan, geometry: ModelGeometry, budget: float) -> None:
+    got = plan.parameters(geometry)
+    if abs(got - budget) > 0.005 * budget:
+        raise ConfigurationError(
+            f"rounding leaves {got:,} compressible parameters where {budget:,.0f} were asked for",
+            field="compression.round_to",
+            hint="choose a smaller round_to or another ratio",
+        )

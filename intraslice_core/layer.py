@@ -1,0 +1,408 @@
+"""One layer's order of work (end of section 5 of algorithm.md).
+
+q/k choice → attention again with pruned q/k → V/O basis → least squares into W_o → both streams
+past the attention → MLP choice → least squares into W_d → both streams past the layer. The
+compressed stream is advanced with the sliced weights as they will be saved, so later layers see
+what the saved model computes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from intraslice_core import block, compensation, linalg, slicing
+from intraslice_core.block import BlockSettings, BlockWeights, Linear, Rotary
+from intraslice_core.errors import NumericalError
+from intraslice_core.plan import LayerPlan
+from intraslice_core.presets import MethodPreset
+from intraslice_core.selection import neurons, rotary_pairs, value_basis
+from intraslice_core.statistics import MomentAccumulator, Moments, RotaryAccumulator
+
+HELD_OUT_FRACTION = 8
+"""One calibration sequence in so many chooses the damping."""
+
+PASSES = 4
+"""Walks over the calibration sequences per layer."""
+
+
+@dataclass(kw_only=True)
+class Streams:
+    """Hidden states of all calibration sequences, (samples, sequence, hidden_size), host memory.
+
+    Advanced in place, half a layer at a time.
+    """
+
+    compressed: Tensor
+    dense: Tensor | None
+    """The dense model's stream; None where the method does not look at it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerContext:
+    """What a layer's work needs besides its weights and the streams."""
+
+    layer: int
+    settings: BlockSettings
+    rotary: Rotary
+    preset: MethodPreset
+    batch_size: int
+    device: torch.device
+    before_batch: Callable[[float], None]
+    """Called before each batch with the fraction of the layer that is done; may raise to stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleOutcome:
+    """What happened to one module."""
+
+    module: str
+    relative_error: float | None = None
+    explained_energy: float | None = None
+    damping: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOutcome:
+    """A sliced layer."""
+
+    weights: BlockWeights
+    kept_pairs: Tensor
+    """(num_key_value_heads, pairs), ascending."""
+    kept_neurons: Tensor
+    attention: ModuleOutcome
+    mlp: ModuleOutcome
+    seconds: float
+
+
+@contextmanager
+def _locating(layer: int, module: str) -> Iterator[None]:
+    """Name the layer and the module of numerical trouble that passes through."""
+    try:
+        yield
+    except NumericalError as error:
+        raise NumericalError(
+            error.message, layer=layer, module=error.module or module, hint=error.hint
+        ) from error
+
+
+class LayerCompressor:
+    """Compresses one layer and moves the streams past it."""
+
+    def __init__(
+        self, weights: BlockWeights, plan: LayerPlan, streams: Streams, context: LayerContext
+    ) -> None:
+        self._dense = weights
+        self._plan = plan
+        self._streams = streams
+        self._context = context
+        self._passes_done = 0
+
+    def run(self) -> LayerOutcome:
+        """Do the layer's work in its order.
+
+        Raises:
+            NumericalError: naming the layer and the module.
+        """
+        started = time.perf_counter()
+        with _locating(self._context.layer, "attention"):
+            pairs = self._choose_pairs()
+            weights, attention = self._compress_attention(pairs)
+        with _locating(self._context.layer, "mlp"):
+            weights, kept, mlp = self._compress_mlp(weights)
+            self._advance_mlp(weights)
+        return LayerOutcome(
+            weights=weights,
+            kept_pairs=pairs,
+            kept_neurons=kept,
+            attention=attention,
+            mlp=mlp,
+            seconds=time.perf_counter() - started,
+        )
+
+    # -- walking over the calibration sequences --------------------------------------------
+
+    def _batches(self) -> Iterator[slice]:
+        """Batches of sequences, none of which straddles the fit/held-out border."""
+        size, total = self._context.batch_size, self._streams.compressed.shape[0]
+        border = total - self._held_out(total)
+        starts = [*range(0, border, size), *range(border, total, size)]
+        for start in starts:
+            self._context.before_batch((self._passes_done + start / total) / PASSES)
+            yield slice(start, min(start + size, border if start < border else total))
+        self._passes_done += 1
+
+    def _held_out(self, samples: int) -> int:
+        """Sequences kept for the choice of damping; none where there is nothing to choose."""
+        if len(self._context.preset.damping_correction) < 2 or samples < 2:
+            return 0
+        return max(samples // HELD_OUT_FRACTION, 1)
+
+    def _load(self, stream: Tensor, rows: slice) -> Tensor:
+        return stream[rows].to(self._context.device)
+
+    def _accumulators(self, inner: Linear) -> tuple[MomentAccumulator, MomentAccumulator | None]:
+        """Sums for the fit and, where damping is chosen, for the held-out sequences."""
+        width = inner.weight.shape[1] + (inner.bias is not None)
+
+        def make() -> MomentAccumulator:
+            return MomentAccumulator(
+                width=width, hidden_size=inner.weight.shape[0], device=self._context.device
+            )
+
+        has_held_out = self._held_out(self._streams.compressed.shape[0]) > 0
+        return make(), make() if has_held_out else None
+
+    def _is_held_out(self, rows: slice) -> bool:
+        total = self._streams.compressed.shape[0]
+        return bool(rows.start >= total - self._held_out(total))
+
+    # -- attention -------------------------------------------------------------------------
+
+    def _choose_pairs(self) -> Tensor:
+        """The rotary pairs that stay, (num_key_value_heads, pairs)."""
+        settings, keep = self._context.settings, self._plan.qk_pairs
+        total = settings.head_dim // 2
+        if keep == total:
+            every = torch.arange(total, device=self._context.device)
+            self._passes_done += 1
+            return every.expand(settings.num_key_value_heads, total)
+        if self._context.preset.pair_score == "magnitude":
+            score = rotary_pairs.magnitude_score(
+                self._dense.query.weight, self._dense.key.weight, settings.num_key_value_heads
+            )
+            self._passes_done += 1
+        else:
+            score = self._measured_pair_score()
+        return rotary_pairs.keep_best_pairs(score, keep)
+
+    def _measured_pair_score(self) -> Tensor:
+        context = self._context
+        accumulator = RotaryAccumulator(
+            num_key_value_heads=context.settings.num_key_value_heads,
+            pairs=context.settings.head_dim // 2,
+            device=context.device,
+        )
+        for rows in self._batches():
+            hidden = self._load(self._streams.compressed, rows)
+            normed = block.attention_inputs(hidden, self._dense, context.settings)
+            accumulator.add(
+                *block.rotated_queries_and_keys(
+                    normed, self._dense, context.settings, context.rotary
+                )
+            )
+        statistics = accumulator.statistics()
+        if context.preset.pair_score == "product":
+            return rotary_pairs.paper_score(statistics)
+        return rotary_pairs.centered_score(statistics)
+
+    def _compress_attention(self, pairs: Tensor) -> tuple[BlockWeights, ModuleOutcome]:
+        """Prune q/k, choose the value basis, refit the output projection."""
+        context, plan = self._context, self._plan
+        pruned = self._dense
+        if plan.qk_pairs < context.settings.head_dim // 2:
+            pruned = slicing.slice_rotary_pairs(pruned, pairs, context.settings.head_dim)
+        fit, held_out = self._attention_moments(pruned)
+        basis, explained = self._choose_value_basis(fit, held_out)
+        intact = plan.v_head_dim == context.settings.head_dim and pruned is self._dense
+        if basis is not None:
+            pruned = slicing.project_values(pruned, basis)
+            projection = slicing.value_projection(basis, context.settings.num_attention_heads)
+        else:
+            projection = torch.eye(
+                self._dense.attention_output.weight.shape[1],
+                dtype=linalg.WORKING_DTYPE,
+                device=context.device,
+            )
+        projection = _with_bias_row(projection, self._dense.attention_output)
+        prior = projection.mT @ _output_rows(self._dense.attention_output)
+        outcome, output = self._refit(
+            "attention",
+            compensation.project(fit, projection),
+            held_out and compensation.project(held_out, projection),
+            prior,
+            intact,
+        )
+        weights = replace(
+            pruned,
+            attention_output=slicing.output_projection(output, self._dense.attention_output),
+        )
+        return weights, replace(outcome, explained_energy=explained)
+
+    def _attention_moments(self, pruned: BlockWeights) -> tuple[Moments, Moments | None]:
+        """Moments of the pruned attention's `o`; moves the dense stream past its attention."""
+        context, settings, rotary = self._context, self._context.settings, self._context.rotary
+        fit, held_out = self._accumulators(self._dense.attention_output)
+        for rows in self._batches():
+            hidden = self._load(self._streams.compressed, rows)
+            normed = block.attention_inputs(hidden, self._dense, settings)
+            full = block.attention_inner(normed, self._dense, settings, rotary)
+            own = self._dense.attention_output(full)
+            inner = full
+            if pruned is not self._dense:
+                inner = block.attention_inner(normed, pruned, settings, rotary)
+            correction = None
+            if self._streams.dense is not None:
+                star = self._load(self._streams.dense, rows)
+                star = star + block.attention(star, self._dense, settings, rotary)
+                self._streams.dense[rows] = star.to(self._streams.dense.device)
+                correction = (star - hidden) - own
+            sums = held_out if held_out is not None and self._is_held_out(rows) else fit
+            _add(sums, inner, own, correction, self._dense.attention_output)
+        return fit.moments(), held_out.moments() if held_out is not None else None
+
+    def _choose_value_basis(
+        self, fit: Moments, held_out: Moments | None
+    ) -> tuple[Tensor | None, float | None]:
+        """The basis of each KV group and the share of its spectrum that it keeps."""
+        settings, preset = self._context.settings, self._context.preset
+        keep, heads = self._plan.v_head_dim, settings.num_key_value_heads
+        if keep == settings.head_dim:
+            return None, 1.0
+        rows = self._dense.attention_output.weight.mT
+        if preset.value_basis == "magnitude":
+            value = self._dense.value.weight
+            return value_basis.magnitude_basis(value, rows, heads, keep), None
+        moments = fit if held_out is None else fit + held_out
+        width = rows.shape[0]
+        moment = value_basis.group_second_moment(
+            moments.gram[:width, :width], heads, settings.head_dim
+        )
+        if preset.value_basis == "pca":
+            basis, spectrum = value_basis.pca_basis(moment, keep)
+        else:
+            fitted = self._fitted_output(fit, held_out, self._dense.attention_output)[:width]
+            basis, spectrum = value_basis.weighted_basis(moment, fitted, keep)
+        return basis, _share(spectrum, keep)
+
+    # -- MLP -------------------------------------------------------------------------------
+
+    def _compress_mlp(self, weights: BlockWeights) -> tuple[BlockWeights, Tensor, ModuleOutcome]:
+        """Choose neurons and refit the down projection; moves both streams up to the MLP's end."""
+        fit, held_out = self._mlp_moments(weights)
+        choice = self._choose_neurons(fit, held_out)
+        intact = self._plan.intermediate_size == self._dense.gate.weight.shape[0]
+        kept = choice.kept
+        if self._dense.mlp_output.bias is not None:
+            kept = torch.cat((kept, kept.new_tensor([fit.gram.shape[0] - 1])))
+        outcome, output = self._refit(
+            "mlp",
+            compensation.select(fit, kept),
+            held_out and compensation.select(held_out, kept),
+            _output_rows(self._dense.mlp_output)[kept],
+            intact,
+        )
+        sliced = slicing.slice_neurons(weights, choice.kept)
+        projection = slicing.output_projection(output, self._dense.mlp_output)
+        return replace(sliced, mlp_output=projection), choice.kept, outcome
+
+    def _mlp_moments(self, weights: BlockWeights) -> tuple[Moments, Moments | None]:
+        """Moments of `u`; the compressed stream passes its attention, the dense one its MLP."""
+        context, settings = self._context, self._context.settings
+        fit, held_out = self._accumulators(self._dense.mlp_output)
+        for rows in self._batches():
+            hidden = self._load(self._streams.compressed, rows)
+            hidden = hidden + block.attention(hidden, weights, settings, context.rotary)
+            self._streams.compressed[rows] = hidden.to(self._streams.compressed.device)
+            inner = block.mlp_inner(hidden, self._dense, settings)
+            own = self._dense.mlp_output(inner)
+            correction = None
+            if self._streams.dense is not None:
+                star = self._load(self._streams.dense, rows)
+                star = star + block.mlp(star, self._dense, settings)
+                self._streams.dense[rows] = star.to(self._streams.dense.device)
+                correction = (star - hidden) - own
+            sums = held_out if held_out is not None and self._is_held_out(rows) else fit
+            _add(sums, inner, own, correction, self._dense.mlp_output)
+        return fit.moments(), held_out.moments() if held_out is not None else None
+
+    def _choose_neurons(self, fit: Moments, held_out: Moments | None) -> neurons.NeuronChoice:
+        preset, keep = self._context.preset, self._plan.intermediate_size
+        width = self._dense.gate.weight.shape[0]
+        rows = self._dense.mlp_output.weight.mT
+        if preset.neuron_choice == "magnitude":
+            score = neurons.magnitude_score(self._dense.gate.weight, self._dense.up.weight, rows)
+            return neurons.keep_best_neurons(score, keep)
+        moments = fit if held_out is None else fit + held_out
+        gram = moments.gram[:width, :width]
+        if preset.neuron_choice == "energy":
+            return neurons.keep_best_neurons(neurons.energy_score(gram, rows), keep)
+        fitted = self._fitted_output(fit, held_out, self._dense.mlp_output)[:width]
+        factor = linalg.damped_cholesky(gram, preset.damping_own)
+        return neurons.obs_elimination(factor, fitted, keep)
+
+    def _advance_mlp(self, weights: BlockWeights) -> None:
+        """Move the compressed stream past the sliced MLP."""
+        for rows in self._batches():
+            hidden = self._load(self._streams.compressed, rows)
+            hidden = hidden + block.mlp(hidden, weights, self._context.settings)
+            self._streams.compressed[rows] = hidden.to(self._streams.compressed.device)
+
+    # -- least squares ---------------------------------------------------------------------
+
+    def _dampings(self) -> compensation.Dampings:
+        preset = self._context.preset
+        return compensation.Dampings(own=preset.damping_own, correction=preset.damping_correction)
+
+    def _fitted_output(self, fit: Moments, held_out: Moments | None, output: Linear) -> Tensor:
+        """The un-pruned output projection fitted to the target, (inner [+ 1], hidden_size)."""
+        prior = _output_rows(output) if self._context.preset.shrink_to_weights else None
+        return compensation.fit_output(fit, held_out, prior, self._dampings()).weight
+
+    def _refit(
+        self, module: str, fit: Moments, held_out: Moments | None, prior: Tensor, intact: bool
+    ) -> tuple[ModuleOutcome, Tensor]:
+        """The output projection of a pruned module, fitted where the method fits."""
+        preset = self._context.preset
+        everything = fit if held_out is None else fit + held_out
+        if not preset.compensate or (intact and not preset.dense_target):
+            error = compensation.relative_error(everything, prior)
+            return ModuleOutcome(module=module, relative_error=error), prior
+        fitted = compensation.fit_output(
+            fit, held_out, prior if preset.shrink_to_weights else None, self._dampings()
+        )
+        damping = {"own": fitted.damping_own}
+        if fitted.damping_correction is not None:
+            damping["correction"] = fitted.damping_correction
+        outcome = ModuleOutcome(
+            module=module, relative_error=fitted.relative_error, damping=damping
+        )
+        return outcome, fitted.weight
+
+
+def _output_rows(output: Linear) -> Tensor:
+    """An output projection by inner dimension, its bias as a last row, in float64."""
+    rows = output.weight.mT.to(linalg.WORKING_DTYPE)
+    if output.bias is None:
+        return rows
+    return torch.cat((rows, output.bias.to(rows).unsqueeze(0)))
+
+
+def _with_bias_row(projection: Tensor, output: Linear) -> Tensor:
+    """Let the constant that stands for the bias pass a projection untouched."""
+    if output.bias is None:
+        return projection
+    return torch.block_diag(projection, projection.new_ones(1, 1))
+
+
+def _add(
+    sums: MomentAccumulator, inner: Tensor, own: Tensor, correction: Tensor | None, output: Linear
+) -> None:
+    """Flatten a batch to tokens, append the constant for a bias, and accumulate."""
+    if output.bias is not None:
+        inner = torch.cat((inner, torch.ones_like(inner[..., :1])), dim=-1)
+    sums.add(
+        inner.flatten(0, 1),
+        own.flatten(0, 1),
+        None if correction is None else correction.flatten(0, 1),
+    )
+
+
+def _share(spectrum: Tensor, keep: int) -> float:
+    """Share of the spectra's sum that the first `keep` values of each hold."""
+    return float(spectrum[..., :keep].sum() / spectrum.sum().clamp_min(1e-300))

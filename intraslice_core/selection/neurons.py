@@ -1,0 +1,85 @@
+"""Which MLP neurons stay (section 3a of algorithm.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from intraslice_core.linalg import Factor
+
+OBS_CHUNK = 32
+"""Neurons removed between two updates; 32 is as good as 1 (measured, algorithm.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronChoice:
+    """Neurons kept, and what the removed ones cost."""
+
+    kept: Tensor
+    """Indices, ascending, (keep,)."""
+    removal_order: Tensor
+    """Removed indices, cheapest first, (width - keep,)."""
+    removal_cost: Tensor
+    """Cost of each removal at its time, in squared output error, (width - keep,), float64."""
+
+
+def energy_score(gram: Tensor, output: Tensor) -> Tensor:
+    """The paper's: `H_jj · ‖Wd[j, :]‖²`, (width,). `output` is (width, hidden_size)."""
+    return gram.diagonal() * output.to(gram).square().sum(-1)
+
+
+def magnitude_score(gate: Tensor, up: Tensor, output: Tensor) -> Tensor:
+    """The naive baseline: product of a neuron's weight norms, (width,).
+
+    `gate` and `up` are (width, hidden_size), `output` (width, hidden_size).
+    """
+    norms = [matrix.double().square().sum(-1) for matrix in (gate, up, output)]
+    return norms[0] * norms[1] * norms[2]
+
+
+def keep_best_neurons(score: Tensor, keep: int) -> NeuronChoice:
+    """Keep the `keep` neurons of highest score."""
+    order = score.argsort(stable=True)
+    removed = order[: score.shape[0] - keep]
+    return NeuronChoice(
+        kept=order[score.shape[0] - keep :].sort().values,
+        removal_order=removed,
+        removal_cost=score[removed],
+    )
+
+
+def obs_elimination(factor: Factor, output: Tensor, keep: int) -> NeuronChoice:
+    """Ours: Optimal-Brain-Surgeon elimination.
+
+    Repeatedly removes the neurons of smallest `‖W[j, :]‖² / (H⁻¹)_jj`, a chunk at a time, and
+    lets the others take over their part by the Schur complement.
+
+    Args:
+        factor: damped Cholesky factor of `E[u uᵀ]`, (width, width).
+        output: down projection fitted to the target, (width, hidden_size).
+        keep: neurons to keep.
+    """
+    inverse = factor.inverse()
+    weight = output.to(inverse, copy=True)
+    alive = torch.arange(weight.shape[0], device=weight.device)
+    order, cost = [], []
+    while (surplus := alive.shape[0] - keep) > 0:
+        saliency = weight.square().sum(-1) / inverse.diagonal()
+        ranked = saliency.argsort(stable=True)
+        gone, stay = ranked[: min(OBS_CHUNK, surplus)], ranked[min(OBS_CHUNK, surplus) :]
+        stay = stay.sort().values
+        order.append(alive[gone])
+        cost.append(saliency[gone])
+        columns = inverse[stay][:, gone]
+        take_over = torch.linalg.solve(inverse[gone][:, gone], columns, left=False)
+        weight = weight[stay] - take_over @ weight[gone]
+        inverse = inverse[stay][:, stay] - take_over @ columns.mT
+        alive = alive[stay]
+    empty = alive.new_empty(0)
+    return NeuronChoice(
+        kept=alive,
+        removal_order=torch.cat(order) if order else empty,
+        removal_cost=torch.cat(cost) if cost else inverse.new_empty(0),
+    )

@@ -1,0 +1,133 @@
+"""What a compression leaves behind in writing: frozen, torch-free, serialisable.
+
+CompressionReport
+├── config, geometry, plan          what was asked, what there was, what was kept
+├── layers: LayerReport             what each layer's solve had to say
+│   └── attention, mlp: ModuleReport
+└── evaluation: EvaluationReport    dense against compressed
+    ├── perplexity: PerplexityComparison, one a text
+    └── speed: SpeedReport
+        └── whole, attention, mlp, layers: PhaseComparison a phase
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from intraslice_core.config import CompressionConfig, FrozenModel, Method
+from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan
+
+SCHEMA_VERSION = 1
+
+Module = Literal["attention", "mlp"]
+
+
+class ModuleReport(FrozenModel):
+    """What the solve of one module found."""
+
+    module: Module
+    explained_energy: float | None = Field(
+        default=None, description="part of the inner activations' energy that was kept, in [0, 1]"
+    )
+    relative_error: float | None = Field(
+        default=None, description="‖output − target‖² / ‖target‖² on the calibration tokens"
+    )
+    damping: dict[str, float] = Field(
+        default_factory=dict, description="λ by factorisation, as used after the ladder"
+    )
+
+
+class LayerReport(FrozenModel):
+    """What one layer kept, and at what price."""
+
+    layer: int = Field(ge=0)
+    plan: LayerPlan
+    attention: ModuleReport
+    mlp: ModuleReport
+    seconds: float = Field(ge=0.0)
+
+
+class PerplexityComparison(FrozenModel):
+    """One text, scored by both models."""
+
+    text: str
+    context_length: int
+    tokens: int = Field(description="predicted tokens")
+    dense: float
+    compressed: float
+
+    @property
+    def ratio(self) -> float:
+        """Compressed over dense: 1 means nothing was lost."""
+        return self.compressed / self.dense
+
+
+class PhaseComparison(FrozenModel):
+    """Tokens/s of both models in one phase, medians over interleaved repeats."""
+
+    dense: float
+    compressed: float
+    dense_spread: float = Field(description="interquartile range of tokens/s")
+    compressed_spread: float
+    ratio: float = Field(description="median over repeats of compressed / dense")
+
+
+class PartSpeed(FrozenModel):
+    """Prefill and decode of one part of the model."""
+
+    prefill: PhaseComparison
+    decode: PhaseComparison
+
+
+class SpeedReport(FrozenModel):
+    """How fast both models are, whole and by part."""
+
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+    repeats: int
+    whole: PartSpeed
+    attention: PartSpeed | None = None
+    mlp: PartSpeed | None = None
+    layers: PartSpeed | None = Field(
+        default=None, description="decoder layers, without embedding and output head"
+    )
+
+
+class EvaluationReport(FrozenModel):
+    """Dense against compressed."""
+
+    perplexity: tuple[PerplexityComparison, ...] = ()
+    speed: SpeedReport | None = None
+
+
+class CompressionReport(FrozenModel):
+    """One compression, from request to result."""
+
+    schema_version: int = SCHEMA_VERSION
+    engine_version: str
+    model: str = Field(description="reference of the dense model, as given")
+    method: Method
+    config: CompressionConfig
+    geometry: ModelGeometry
+    plan: ModelPlan
+    params_before: int
+    params_after: int
+    compressible_before: int
+    compressible_after: int
+    bytes_before: int = Field(description="weight files of the dense model")
+    bytes_after: int = Field(description="weight files of the compressed model")
+    layers: tuple[LayerReport, ...]
+    warnings: tuple[str, ...] = ()
+    calibration_hash: str
+    calibration_tokens: int
+    seconds: float
+    peak_memory_bytes: int | None = None
+    evaluation: EvaluationReport | None = None
+
+    @property
+    def removed_fraction(self) -> float:
+        """Fraction of the compressible parameters that is gone."""
+        return 1.0 - self.compressible_after / self.compressible_before

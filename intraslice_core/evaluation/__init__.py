@@ -1,0 +1,1 @@
+"""What a compression did to quality and speed, and whether the files on disk tell the truth."""

@@ -32,7 +32,7 @@ class ModuleReport(FrozenModel):
         default=None, description="part of the inner activations' energy that was kept, in [0, 1]"
     )
     relative_error: float | None = Field(
-        default=None, description="‖output − target‖² / ‖target‖² on the calibration tokens"
+        default=None, description="‖output - target‖² / ‖target‖² on the calibration tokens"
     )
     damping: dict[str, float] = Field(
         default_factory=dict, description="λ by factorisation, as used after the ladder"

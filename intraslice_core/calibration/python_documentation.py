@@ -1,0 +1,51 @@
+"""CPython's own documentation topics: text that every Python installation carries."""
+
+from __future__ import annotations
+
+import hashlib
+from pydoc_data.topics import topics
+from typing import Literal
+
+_HELD_OUT = 4
+"""One topic of so many is for evaluation."""
+
+_SHORT_PARAGRAPH = 40
+"""Characters below which a paragraph is a phrase that any topic may use."""
+
+
+def python_documentation(part: Literal["calibration", "evaluation"]) -> list[str]:
+    """The topics of one part, in alphabetical order.
+
+    Topics quote each other, so a paragraph that the held-out part holds is cut from the
+    calibration part, and a paragraph counts once within a part.
+    """
+    held_out, seen = _unique(_part_topics("evaluation"), set())
+    if part == "evaluation":
+        return held_out
+    return _unique(_part_topics("calibration"), seen)[0]
+
+
+def _part_topics(part: str) -> list[str]:
+    """Texts of a part's topics; a digest of the name decides, so new topics move no old one."""
+    wanted = part == "evaluation"
+    return [topics[name] for name in sorted(topics) if _is_held_out(name) is wanted]
+
+
+def _is_held_out(name: str) -> bool:
+    return hashlib.sha256(name.encode()).digest()[0] % _HELD_OUT == 0
+
+
+def _unique(texts: list[str], seen: set[str]) -> tuple[list[str], set[str]]:
+    """The texts without paragraphs of `seen`, and `seen` with theirs."""
+    seen = set(seen)
+    kept_texts = []
+    for text in texts:
+        kept = []
+        for paragraph in text.split("\n\n"):
+            # Indentation differs where one topic quotes another.
+            key = " ".join(paragraph.split())
+            if len(key) < _SHORT_PARAGRAPH or key not in seen:
+                kept.append(paragraph)
+            seen.add(key)
+        kept_texts.append("\n\n".join(kept))
+    return kept_texts, seen

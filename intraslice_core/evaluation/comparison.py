@@ -1,0 +1,168 @@
+"""Dense against compressed: quality first, one model in memory at a time, then speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from intraslice_core import modeling
+from intraslice_core.config import EvaluationConfig, GateConfig
+from intraslice_core.errors import QualityGateError
+from intraslice_core.evaluation.perplexity import PerplexityResult, evaluation_tokens, perplexity
+from intraslice_core.evaluation.speed import compare_speed
+from intraslice_core.hardware import resolve_device, resolve_dtype
+from intraslice_core.progress import (
+    CancellationCheck,
+    ProgressEvent,
+    ProgressListener,
+    Stage,
+    ignore_progress,
+    never_cancelled,
+)
+from intraslice_core.reports.schema import EvaluationReport, PerplexityComparison, SpeedReport
+
+_TOKENS_AT_ONCE = 4096
+_PERPLEXITY_SHARE = 0.9
+"""Part of the evaluation's progress that perplexity takes when speed is measured too."""
+
+_BENCHMARK = {"batch_size": 1, "prompt_tokens": 256, "new_tokens": 32, "repeats": 3}
+
+
+def evaluate_pair(
+    dense_dir: Path,
+    compressed_dir: Path,
+    config: EvaluationConfig,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    on_progress: ProgressListener = ignore_progress,
+    should_cancel: CancellationCheck = never_cancelled,
+) -> EvaluationReport:
+    """Measure both models on the same tokens and the same machine.
+
+    Progress fractions are of the evaluation, in [0, 1].
+
+    Raises:
+        QualityGateError: if the compressed model is worse than the gate allows.
+        CalibrationSourceError: if a text cannot be read.
+        CompressionCancelledError: if asked to stop.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(dense_dir, local_files_only=True)
+    texts = {
+        source: evaluation_tokens(source, tokenizer, config.max_tokens)
+        for source in config.perplexity
+    }
+    share = _PERPLEXITY_SHARE if config.benchmark else 1.0
+    results: list[dict[str, PerplexityResult]] = []
+    for index, directory in enumerate((dense_dir, compressed_dir)):
+        report = _announcer(on_progress, index, share / 2)
+        model = load_model(directory, dtype=dtype, device=device)
+        results.append(_score(model, texts, config, report, should_cancel))
+        del model
+    comparisons = tuple(
+        PerplexityComparison(
+            text=source,
+            context_length=config.context_length,
+            tokens=results[0][source].tokens_scored,
+            dense=results[0][source].perplexity,
+            compressed=results[1][source].perplexity,
+        )
+        for source in texts
+    )
+    if config.gate is not None:
+        check_gate(comparisons, config.gate)
+    speed = None
+    if config.benchmark:
+        speed = _compare_speed(dense_dir, compressed_dir, dtype, device, should_cancel)
+    on_progress(ProgressEvent(stage=Stage.EVALUATE, message="evaluated", fraction=1.0))
+    return EvaluationReport(perplexity=comparisons, speed=speed)
+
+
+def check_gate(comparisons: tuple[PerplexityComparison, ...], gate: GateConfig) -> None:
+    """Refuse a result that is worse than allowed on any text.
+
+    Raises:
+        QualityGateError: naming the text, the ratio and the limit.
+    """
+    for comparison in comparisons:
+        # Written so that NaN fails too.
+        if not comparison.ratio <= gate.max_perplexity_ratio:
+            raise QualityGateError(
+                f"perplexity on {comparison.text} grew {comparison.ratio:.3f} times "
+                f"({comparison.dense:.2f} to {comparison.compressed:.2f}), "
+                f"the gate allows {gate.max_perplexity_ratio:.3f}",
+                hint="ask for a lower ratio or more calibration text",
+            )
+
+
+def load_model(directory: Path, *, dtype: str, device: str) -> PreTrainedModel:
+    """A dense or a compressed checkpoint, by our own registered classes, ready to run."""
+    modeling.register()
+    place = resolve_device(device)
+    settings = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=resolve_dtype(dtype, place, settings.dtype),
+        local_files_only=True,
+        trust_remote_code=False,
+    )
+    model.to(place)  # type: ignore[arg-type]
+    model.train(False)
+    return model
+
+
+def _score(
+    model: PreTrainedModel,
+    texts: dict[str, Tensor],
+    config: EvaluationConfig,
+    report: Callable[[str, float], None],
+    should_cancel: CancellationCheck,
+) -> dict[str, PerplexityResult]:
+    """The model's perplexity on every text."""
+    results = {}
+    for index, (source, tokens) in enumerate(texts.items()):
+
+        def on_part(fraction: float, index: int = index, source: str = source) -> None:
+            report(source, (index + fraction) / len(texts))
+
+        results[source] = perplexity(
+            model,
+            tokens,
+            context_length=config.context_length,
+            batch_size=max(1, _TOKENS_AT_ONCE // config.context_length),
+            on_progress=on_part,
+            should_cancel=should_cancel,
+        )
+    return results
+
+
+def _announcer(
+    on_progress: ProgressListener, index: int, share: float
+) -> Callable[[str, float], None]:
+    """Progress of the dense (0) or the compressed (1) model's scoring."""
+    name = ("dense", "compressed")[index]
+
+    def report(source: str, fraction: float) -> None:
+        on_progress(
+            ProgressEvent(
+                stage=Stage.EVALUATE,
+                message=f"perplexity of the {name} model on {source}",
+                fraction=share * (index + fraction),
+            )
+        )
+
+    return report
+
+
+def _compare_speed(
+    dense_dir: Path, compressed_dir: Path, dtype: str, device: str, should_cancel: CancellationCheck
+) -> SpeedReport:
+    """Both models in memory at once: only so can they take turns."""
+    dense, compressed = (
+        load_model(directory, dtype=dtype, device=device)
+        for directory in (dense_dir, compressed_dir)
+    )
+    return compare_speed(dense, compressed, **_BENCHMARK, should_cancel=should_cancel)

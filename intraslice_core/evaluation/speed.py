@@ -1,0 +1,235 @@
+"""Tokens a second, dense and compressed side by side, whole and by part.
+
+Both models take turns inside each repeat, so a busy machine slows both; a ratio is the median
+of the repeats' ratios, not a ratio of medians.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
+from intraslice_core.reports.schema import PartSpeed, PhaseComparison, SpeedReport
+
+Part = Literal["whole", "layers", "attention", "mlp"]
+_PARTS: tuple[Part, ...] = ("whole", "layers", "attention", "mlp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is timed: a prompt is read, then tokens are decoded one by one."""
+
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseSeconds:
+    """Seconds of one run, by part."""
+
+    prefill: dict[Part, float]
+    decode: dict[Part, float]
+
+
+@dataclass
+class _Stopwatch:
+    """Adds up the seconds spent inside modules; a part's modules do not nest."""
+
+    device: torch.device
+    seconds: dict[Part, float] = field(default_factory=lambda: defaultdict(float))
+    _started: dict[Part, float] = field(default_factory=dict)
+
+    def now(self) -> float:
+        """Seconds, after all queued work is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def start(self, part: Part) -> None:
+        self._started[part] = self.now()
+
+    def stop(self, part: Part) -> None:
+        self.seconds[part] += self.now() - self._started.pop(part)
+
+    def take(self) -> dict[Part, float]:
+        """What was added up so far; starts again at zero."""
+        taken, self.seconds = dict(self.seconds), defaultdict(float)
+        return taken
+
+
+def compare_speed(
+    dense: PreTrainedModel,
+    compressed: PreTrainedModel,
+    *,
+    batch_size: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    repeats: int,
+    should_cancel: CancellationCheck = never_cancelled,
+) -> SpeedReport:
+    """Time both models in turns, after one run each to warm up.
+
+    Args:
+        dense: the model before.
+        compressed: the model after, on the same device.
+        batch_size: sequences at once.
+        prompt_tokens: tokens of the prefill, a sequence.
+        new_tokens: tokens decoded, a sequence.
+        repeats: timed runs of each model.
+        should_cancel: asked before each run.
+
+    Returns:
+        Tokens/s of the whole model, and of the attention modules, the MLP modules and the decoder
+        layers as if nothing else ran; a part that one model lacks is None.
+    """
+    work = Workload(batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+    models = (dense, compressed)
+    runs: tuple[list[PhaseSeconds], list[PhaseSeconds]] = ([], [])
+    for repeat in range(-1, repeats):
+        # Who goes first alternates, so neither always finds the warmer cache.
+        for index in (0, 1) if repeat % 2 else (1, 0):
+            raise_if_cancelled(should_cancel)
+            seconds = time_model(models[index], work)
+            if repeat >= 0:
+                runs[index].append(seconds)
+    whole, layers, attention, mlp = (_part_speed(part, *runs, work) for part in _PARTS)
+    if whole is None:
+        raise ValueError("repeats must be at least 1")
+    return SpeedReport(
+        batch_size=batch_size,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        repeats=repeats,
+        whole=whole,
+        layers=layers,
+        attention=attention,
+        mlp=mlp,
+    )
+
+
+@torch.inference_mode()
+def time_model(model: PreTrainedModel, work: Workload) -> PhaseSeconds:
+    """One run: `whole` undisturbed, then the parts with a stopwatch at every module."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (work.batch_size, work.prompt_tokens + work.new_tokens)
+    tokens = torch.randint(model.config.vocab_size, shape, generator=generator)
+    tokens = tokens.to(model.device)
+    was_training = model.training
+    model.train(False)
+    try:
+        whole = _time_phases(model, tokens, work.prompt_tokens, _Stopwatch(model.device))
+        watch = _Stopwatch(model.device)
+        with _watched(model, watch):
+            parts = _time_phases(model, tokens, work.prompt_tokens, watch)
+    finally:
+        model.train(was_training)
+    return PhaseSeconds(
+        prefill={**parts.prefill, "whole": whole.prefill["whole"]},
+        decode={**parts.decode, "whole": whole.decode["whole"]},
+    )
+
+
+def _time_phases(
+    model: PreTrainedModel, tokens: Tensor, prompt: int, watch: _Stopwatch
+) -> PhaseSeconds:
+    """Prefill (batch, prompt), then feed the other columns of (batch, prompt + new) singly."""
+    watch.start("whole")
+    output: Any = model(input_ids=tokens[:, :prompt], use_cache=True, logits_to_keep=1)
+    watch.stop("whole")
+    prefill = watch.take()
+    cache = output.past_key_values
+    watch.start("whole")
+    for column in range(prompt, tokens.shape[1]):
+        # The next tokens are given, so sampling costs nothing and both models do equal work.
+        model(
+            input_ids=tokens[:, column : column + 1],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    watch.stop("whole")
+    return PhaseSeconds(prefill=prefill, decode=watch.take())
+
+
+@contextmanager
+def _watched(model: PreTrainedModel, watch: _Stopwatch) -> Iterator[None]:
+    """Hooks that time the decoder layers and their modules."""
+    handles = []
+    for part, module in _timed_modules(model):
+
+        def start(*_: Any, part: Part = part) -> None:
+            watch.start(part)
+
+        def stop(*_: Any, part: Part = part) -> None:
+            watch.stop(part)
+
+        handles += [module.register_forward_pre_hook(start), module.register_forward_hook(stop)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _timed_modules(model: PreTrainedModel) -> Iterator[tuple[Part, nn.Module]]:
+    """Layers and their modules; a module that was removed is None and has no time."""
+    trunk: Any = model.base_model
+    for layer in trunk.layers:
+        yield "layers", layer
+        if layer.self_attn is not None:
+            yield "attention", layer.self_attn
+        if layer.mlp is not None:
+            yield "mlp", layer.mlp
+
+
+def _part_speed(
+    part: Part, dense: Sequence[PhaseSeconds], compressed: Sequence[PhaseSeconds], work: Workload
+) -> PartSpeed | None:
+    """Both phases of one part, or None where one model lacks it."""
+    if not all(part in run.prefill for run in (*dense, *compressed)) or not dense:
+        return None
+    return PartSpeed(
+        prefill=_phase(
+            [run.prefill[part] for run in dense],
+            [run.prefill[part] for run in compressed],
+            work.batch_size * work.prompt_tokens,
+        ),
+        decode=_phase(
+            [run.decode[part] for run in dense],
+            [run.decode[part] for run in compressed],
+            work.batch_size * work.new_tokens,
+        ),
+    )
+
+
+def _phase(dense: list[float], compressed: list[float], tokens: int) -> PhaseComparison:
+    """Seconds of the repeats as tokens/s; repeats are paired."""
+    dense_rates = [tokens / seconds for seconds in dense]
+    compressed_rates = [tokens / seconds for seconds in compressed]
+    ratios = [ours / theirs for ours, theirs in zip(compressed_rates, dense_rates, strict=True)]
+    return PhaseComparison(
+        dense=statistics.median(dense_rates),
+        compressed=statistics.median(compressed_rates),
+        dense_spread=_spread(dense_rates),
+        compressed_spread=_spread(compressed_rates),
+        ratio=statistics.median(ratios),
+    )
+
+
+def _spread(values: list[float]) -> float:
+    """Interquartile range; 0 for a single value."""
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return high - low

@@ -1,0 +1,214 @@
+"""Do the files on disk behave like the model in memory, for somebody without our code?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from intraslice_core.errors import CompressionCancelledError, VerificationError
+from intraslice_core.evaluation import fresh_process
+from intraslice_core.progress import CancellationCheck, never_cancelled
+
+REFERENCE_FILE = "verification.json"
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
+"""Largest difference of a log-probability, by compute dtype: the same sums in another order."""
+
+_TIMEOUT_SECONDS = 3600.0
+_HASHED = ("*.safetensors", "*.py")
+
+_PROMPTS = (
+    "The capital of France is",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
+    "Ein Satz auf Deutsch, une phrase en français, 一句中文. 12 + 30 =",
+    "Once upon a time there was a compiler that warned about everything. " * 12 + "One day",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerificationResult:
+    """How closely the fresh process agreed."""
+
+    max_abs_difference: float
+    tolerance: float
+    prompts: int
+    greedy_tokens: int
+    seconds: float
+
+
+def write_reference(
+    directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Store what the model answers to fixed prompts, and what the weight files hash to.
+
+    Args:
+        directory: the checkpoint, all its files written; gains `verification.json`.
+        model: the model in memory, on the device and in the dtype to verify with.
+        tokenizer: the checkpoint's.
+
+    Raises:
+        VerificationError: if the model's answers are not finite.
+    """
+    was_training = model.training
+    model.train(False)
+    try:
+        prompts = [_describe(model, tokenizer, text) for text in _PROMPTS]
+    finally:
+        model.train(was_training)
+    if not all(math.isfinite(value) for entry in prompts for value in chain(*entry["log_probs"])):
+        raise VerificationError("the model in memory answers with NaN or infinity")
+    reference = {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "files": _hashes(directory),
+        "prompts": prompts,
+    }
+    (directory / REFERENCE_FILE).write_text(json.dumps(reference))
+
+
+def verify_checkpoint(
+    directory: Path, *, should_cancel: CancellationCheck = never_cancelled
+) -> VerificationResult:
+    """Load the checkpoint in a process without our packages and compare its answers.
+
+    Tolerances are `TOLERANCES`, by dtype. A greedy token may differ only where the two best
+    tokens are closer to each other than twice the tolerance.
+
+    Raises:
+        VerificationError: if a file changed, the checkpoint does not load or answers differently.
+        CompressionCancelledError: if asked to stop; the process is ended.
+    """
+    started = time.monotonic()
+    reference = _read_reference(directory)
+    _compare_files(directory, reference["files"])
+    answers = _ask_fresh_process(directory, reference, should_cancel)
+    tolerance = TOLERANCES[reference["dtype"]]
+    differences = [
+        _compare(entry, answer, tolerance)
+        for entry, answer in zip(reference["prompts"], answers, strict=True)
+    ]
+    return VerificationResult(
+        max_abs_difference=max(differences),
+        tolerance=tolerance,
+        prompts=len(answers),
+        greedy_tokens=sum(len(answer["greedy"]) for answer in answers),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _describe(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str
+) -> dict[str, Any]:
+    """One prompt with the model's answer."""
+    tokens: list[int] = tokenizer(text)["input_ids"]
+    return {"text": text, "tokens": tokens, **fresh_process.observe(model, tokens, None)}
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    """SHA-256 of the files that hold weights and code."""
+    digests = {}
+    for file in sorted(chain.from_iterable(map(directory.glob, _HASHED))):
+        with file.open("rb") as stream:
+            digests[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
+
+
+def _read_reference(directory: Path) -> dict[str, Any]:
+    try:
+        reference: dict[str, Any] = json.loads((directory / REFERENCE_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise VerificationError(
+            f"{directory} has no readable {REFERENCE_FILE}: {error}",
+            hint="only checkpoints this engine wrote can be verified",
+        ) from error
+    if reference.get("device") == "cuda" and not torch.cuda.is_available():
+        reference["device"] = "cpu"
+    return reference
+
+
+def _compare_files(directory: Path, expected: dict[str, str]) -> None:
+    found = _hashes(directory)
+    changed = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+    if changed:
+        raise VerificationError(
+            f"files are not what was written: {', '.join(changed)}", hint="compress again"
+        )
+
+
+def _ask_fresh_process(
+    directory: Path, reference: dict[str, Any], should_cancel: CancellationCheck
+) -> list[dict[str, Any]]:
+    """Answers of a process that starts elsewhere, isolated, offline and with empty caches."""
+    with tempfile.TemporaryDirectory(prefix="intraslice-verify-") as place:
+        questions, answers, log = (Path(place) / name for name in ("questions", "answers", "log"))
+        questions.write_text(json.dumps(reference))
+        command = [sys.executable, "-I", fresh_process.__file__, str(directory.resolve())]
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [*command, str(questions), str(answers)],
+                cwd=place,
+                env={**os.environ, "HF_HOME": place, "HF_HUB_OFFLINE": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+            )
+            _wait(process, should_cancel)
+        if process.returncode != 0:
+            lines = log.read_text(errors="replace").strip().splitlines()
+            reason = lines[-1] if lines else f"exit code {process.returncode}"
+            raise VerificationError(f"a fresh process cannot load {directory}: {reason}")
+        loaded: list[dict[str, Any]] = json.loads(answers.read_text())
+        return loaded
+
+
+def _wait(process: subprocess.Popen[bytes], should_cancel: CancellationCheck) -> None:
+    """Wait for the process's end, cancellation or the time limit; never leave it running."""
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    try:
+        while process.poll() is None:
+            if should_cancel():
+                raise CompressionCancelledError("the verification was cancelled")
+            if time.monotonic() > deadline:
+                raise VerificationError(f"no answer within {_TIMEOUT_SECONDS:.0f} seconds")
+            time.sleep(0.05)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _compare(entry: dict[str, Any], answer: dict[str, Any], tolerance: float) -> float:
+    """The largest difference of a log-probability of one prompt."""
+    if answer["tokens"] != entry["tokens"]:
+        raise VerificationError("the tokenizer on disk reads a prompt as other tokens")
+    difference: float = max(
+        abs(ours - theirs)
+        for ours, theirs in zip(
+            chain(*entry["log_probs"]), chain(*answer["log_probs"]), strict=True
+        )
+    )
+    # Written so that NaN fails too.
+    if not difference <= tolerance:
+        raise VerificationError(
+            f"log-probabilities differ by {difference:.3g}, more than {tolerance:.3g}"
+        )
+    steps = zip(entry["greedy"], answer["greedy"], entry["margins"], strict=True)
+    for ours, theirs, margin in steps:
+        if ours == theirs:
+            continue
+        if margin > 2 * tolerance:
+            raise VerificationError(f"greedy decoding gives token {theirs} instead of {ours}")
+        break  # a tie went the other way; from here on the texts differ by right
+    return difference

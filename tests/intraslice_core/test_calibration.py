@@ -1,0 +1,223 @@
+"""Laws of the calibration data."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from intraslice_core.calibration import (
+    calibration_hash,
+    calibration_tokens,
+    load_text,
+    tokenise_documents,
+)
+from intraslice_core.config import CalibrationConfig
+from intraslice_core.errors import (
+    CalibrationSourceError,
+    CalibrationTooShortError,
+    CompressionCancelledError,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character, and a BOS that a document begins with."""
+    vocabulary = {chr(code): code for code in range(1, 128)} | {"<unk>": 0, "<bos>": 128}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<bos>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=129,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=128,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def config(source: str | Path, **settings: int) -> CalibrationConfig:
+    values = {"samples": 4, "sequence_length": 16, "seed": 0, **settings}
+    return CalibrationConfig(source=str(source), **values)
+
+
+def test_every_window_is_a_piece_of_the_text_and_none_comes_twice(tmp_path, tokenizer):
+    text = "".join(chr(33 + (i * i) % 90) + f"{i:05d}" for i in range(100))
+    (tmp_path / "a.txt").write_text(text)
+    tokens = calibration_tokens(config(tmp_path / "a.txt", samples=20), tokenizer)
+    assert tokens.shape == (20, 16)
+    assert tokens.dtype == torch.int64
+    pieces = ["".join(map(chr, row)) for row in tokens.tolist()]
+    places = [text.index(piece) for piece in pieces]
+    assert all(place % 16 == 0 for place in places)
+    assert len(set(places)) == 20
+
+
+def test_seed_decides_the_choice(tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_text("".join(f"{i:05d} " for i in range(500)))
+    path = tmp_path / "a.txt"
+    hashes = [
+        calibration_hash(calibration_tokens(config(path, seed=s), tokenizer)) for s in (1, 1, 2)
+    ]
+    assert hashes[0] == hashes[1]
+    assert hashes[0] != hashes[2]
+
+
+def test_hash_sees_shape_and_content():
+    tokens = torch.arange(12).view(3, 4)
+    assert calibration_hash(tokens) != calibration_hash(tokens.view(4, 3))
+    assert calibration_hash(tokens) != calibration_hash(tokens.flip(0))
+    assert calibration_hash(tokens) == calibration_hash(tokens.T.contiguous().T)
+
+
+def test_long_document_is_tokenised_as_one(tokenizer):
+    document = "".join(f"line {i} of many\n" for i in range(6000))
+    whole = torch.tensor(tokenizer(document, add_special_tokens=False)["input_ids"])
+    assert torch.equal(tokenise_documents([document], tokenizer, max_tokens=10**9), whole)
+
+
+def test_special_tokens_surround_each_document(tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    inner = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    inner.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 128)])
+    with_bos = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<bos>")
+    long = "x\n" * 40_000
+    tokens = tokenise_documents(["ab", long, "c"], with_bos, max_tokens=10**9).tolist()
+    assert tokens[:4] == [128, ord("a"), ord("b"), 128]
+    assert tokens[-2:] == [128, ord("c")]
+    assert tokens.count(128) == 3
+
+
+def test_too_short_text_says_how_much_there_is_and_how_much_is_needed(tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_text("x" * 50)
+    with pytest.raises(CalibrationTooShortError, match=r"50 tokens.*need 64.*at most 3"):
+        calibration_tokens(config(tmp_path / "a.txt"), tokenizer)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_json_lines_hold_texts_or_chats(tmp_path, packed):
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    lines = f"{json.dumps({'text': 'one'})}\n\n{json.dumps({'messages': chat})}\n"
+    path = tmp_path / ("a.jsonl.gz" if packed else "a.jsonl")
+    path.write_bytes(gzip.compress(lines.encode()) if packed else lines.encode())
+    assert load_text(str(path), part="calibration") == ["one", "user: Hi\n\nassistant: Ho"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"\xff\xfe\x00", "not UTF-8 text"),
+        ("a.txt", b"a\0b", "NUL"),
+        ("a.txt", b" \n ", "holds no text"),
+        ("a.txt.gz", b"not gzip", "cannot be read"),
+        ("a.txt.gz", gzip.compress(b"x" * 9999)[:-20], "cannot be read"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": 3}', "line 2"),
+        ("a.jsonl", b"{", "line 1"),
+        ("a.jsonl", b'{"messages": [{"role": "user"}]}', "line 1"),
+    ],
+)
+def test_broken_file_is_named_and_explained(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CalibrationSourceError, match=message) as caught:
+        load_text(str(tmp_path / name), part="calibration")
+    assert caught.value.field == "calibration.source"
+
+
+@pytest.mark.parametrize("source", ["wikitext", "s3://bucket/key", "notes.pdf", ""])
+def test_unknown_source_lists_the_valid_ones(source):
+    with pytest.raises(CalibrationSourceError, match=r"pydoc; self; hub:DATASET"):
+        load_text(source, part="calibration")
+
+
+def test_missing_file_is_an_error(tmp_path):
+    with pytest.raises(CalibrationSourceError, match="there is no file"):
+        load_text(str(tmp_path / "none.txt"), part="evaluation")
+
+
+def test_python_documentation_keeps_a_part_that_calibration_never_saw():
+    calibration, evaluation = (
+        "\n\n".join(load_text("pydoc", part=part)) for part in ("calibration", "evaluation")
+    )
+    seen = {
+        " ".join(p.split()) for p in calibration.split("\n\n") if len(" ".join(p.split())) >= 40
+    }
+    held = {" ".join(p.split()) for p in evaluation.split("\n\n") if len(" ".join(p.split())) >= 40}
+    assert not seen & held
+    assert len(calibration) > 2 * len(evaluation) > 40_000
+
+
+def test_hub_failure_is_explained(monkeypatch):
+    import datasets
+
+    def refuse(*arguments: object, **settings: object) -> None:
+        raise ConnectionError("403")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(CalibrationSourceError, match=r"some/data .*403.*use pydoc, self or a file"):
+        load_text("hub:some/data:config@train", part="calibration")
+
+
+def test_hub_reference_names_data_set_configuration_and_split(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def answer(*arguments: object, **settings: object) -> list[dict[str, str]]:
+        asked.append((*arguments, settings["split"]))
+        return [{"text": "hello"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", answer)
+    assert load_text("hub:org/data:small@dev", part="calibration") == ["hello"]
+    load_text("hub:org/data", part="calibration")
+    load_text("hub:org/data", part="evaluation")
+    assert asked == [
+        ("org/data", "small", "dev"),
+        ("org/data", None, "train"),
+        ("org/data", None, "test"),
+    ]
+
+
+def test_model_writes_its_own_text_repeatably(model, tokenizer):
+    settings = config("self", samples=40, sequence_length=20, seed=7)
+    first = calibration_tokens(settings, tokenizer, model=model)
+    again = calibration_tokens(settings, tokenizer, model=lambda: model)
+    other = calibration_tokens(
+        config("self", samples=40, sequence_length=20), tokenizer, model=model
+    )
+    assert first.shape == (40, 20)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert (first[:, 0] == 128).all()
+    assert len({tuple(row) for row in first.tolist()}) == 40
+
+
+def test_own_tokens_are_among_the_likeliest_after_their_prefix(model, tokenizer):
+    tokens = calibration_tokens(config("self"), tokenizer, model=model)
+    with torch.no_grad():
+        logits = model(tokens).logits[:, :-1]
+    chosen = logits.gather(-1, tokens[:, 1:, None])
+    assert ((logits > chosen + 1e-4).sum(-1) < 50).all()
+
+
+def test_own_text_needs_a_model(tokenizer):
+    with pytest.raises(CalibrationSourceError, match="needs the model"):
+        calibration_tokens(config("self"), tokenizer)
+
+
+def test_writing_own_text_can_be_cancelled(model, tokenizer):
+    with pytest.raises(CompressionCancelledError):
+        calibration_tokens(config("self"), tokenizer, model=model, should_cancel=lambda: True)

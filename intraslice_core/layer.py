@@ -53,6 +53,8 @@ class LayerContext:
     preset: MethodPreset
     batch_size: int
     device: torch.device
+    stored_dtype: torch.dtype
+    """The compressed stream sees weights rounded to this, as the saved model will."""
     before_batch: Callable[[float], None]
     """Called before each batch with the fraction of the layer that is done; may raise to stop."""
 
@@ -232,7 +234,7 @@ class LayerCompressor:
             pruned,
             attention_output=slicing.output_projection(output, self._dense.attention_output),
         )
-        return weights, replace(outcome, explained_energy=explained)
+        return self._as_stored(weights), replace(outcome, explained_energy=explained)
 
     def _attention_moments(self, pruned: BlockWeights) -> tuple[Moments, Moments | None]:
         """Moments of the pruned attention's `o`; moves the dense stream past its attention."""
@@ -299,7 +301,7 @@ class LayerCompressor:
         )
         sliced = slicing.slice_neurons(weights, choice.kept)
         projection = slicing.output_projection(output, self._dense.mlp_output)
-        return replace(sliced, mlp_output=projection), choice.kept, outcome
+        return self._as_stored(replace(sliced, mlp_output=projection)), choice.kept, outcome
 
     def _mlp_moments(self, weights: BlockWeights) -> tuple[Moments, Moments | None]:
         """Moments of `u`; the compressed stream passes its attention, the dense one its MLP."""
@@ -342,6 +344,9 @@ class LayerCompressor:
             hidden = self._load(self._streams.compressed, rows)
             hidden = hidden + block.mlp(hidden, weights, self._context.settings)
             self._streams.compressed[rows] = hidden.to(self._streams.compressed.device)
+
+    def _as_stored(self, weights: BlockWeights) -> BlockWeights:
+        return slicing.rounded_to(weights, self._context.stored_dtype)
 
     # -- least squares ---------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ module equals the full-size one with the same projection or mask.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -87,3 +87,19 @@ def output_projection(fitted: Tensor, like: Linear) -> Linear:
     if like.bias is None:
         return Linear(weight=fitted.mT.to(dtype).contiguous())
     return Linear(weight=fitted[:-1].mT.to(dtype).contiguous(), bias=fitted[-1].to(dtype))
+
+
+def rounded_to(weights: BlockWeights, dtype: torch.dtype) -> BlockWeights:
+    """The block as it will be read back after being stored in `dtype`; its own dtype stays."""
+
+    def stored(value: object) -> object:
+        if isinstance(value, Linear):
+            bias = None if value.bias is None else value.bias.to(dtype).to(value.bias)
+            return Linear(weight=value.weight.to(dtype).to(value.weight), bias=bias)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.to(dtype).to(value)
+        return value
+
+    return BlockWeights(
+        **{place.name: stored(getattr(weights, place.name)) for place in fields(weights)}  # type: ignore[arg-type]
+    )

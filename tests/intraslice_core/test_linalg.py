@@ -1,0 +1,71 @@
+"""Damped factorisations: right where they can be, typed errors where they cannot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from intraslice_core import linalg
+from intraslice_core.errors import NumericalError
+
+
+def second_moment(width: int, rank: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    samples = torch.randn(rank, width, generator=generator, dtype=torch.float64)
+    return samples.mT @ samples / rank
+
+
+@settings(max_examples=25, deadline=None)
+@given(width=st.integers(1, 24), rank=st.integers(1, 40), seed=st.integers(0, 10_000))
+def test_solution_satisfies_the_damped_system(width: int, rank: int, seed: int) -> None:
+    gram = second_moment(width, rank, seed)
+    right = torch.randn(width, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    factor = linalg.damped_cholesky(gram, 0.01)
+    damped = gram + factor.damping * gram.diagonal().mean() * torch.eye(width, dtype=torch.float64)
+    torch.testing.assert_close(damped @ factor.solve(right), right, rtol=1e-8, atol=1e-8)
+
+
+def test_ladder_climbs_until_an_indefinite_matrix_factorises() -> None:
+    matrix = torch.diag(torch.tensor([1.0, 1.0, -0.05], dtype=torch.float64))
+    factor = linalg.damped_cholesky(matrix, 1e-3)
+    assert factor.damping == pytest.approx(0.1)
+
+
+def test_ladder_ends_in_a_typed_error() -> None:
+    matrix = torch.diag(torch.tensor([1.0, -100.0, 1.0], dtype=torch.float64))
+    with pytest.raises(NumericalError, match="not positive definite"):
+        linalg.damped_cholesky(matrix, 1e-4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_input_raises_instead_of_being_replaced(value: float) -> None:
+    matrix = torch.eye(3)
+    matrix[1, 2] = value
+    with pytest.raises(NumericalError, match="NaN or infinity"):
+        linalg.damped_cholesky(matrix, 0.01)
+
+
+def test_square_roots_multiply_to_the_matrix_and_to_the_identity() -> None:
+    gram = second_moment(8, 30, 1)
+    root, inverse = linalg.square_roots(gram, 0.0)
+    torch.testing.assert_close(root @ root, gram)
+    torch.testing.assert_close(root @ inverse, torch.eye(8, dtype=torch.float64))
+
+
+def test_eigenbasis_is_descending_and_batched() -> None:
+    grams = torch.stack([second_moment(6, 20, seed) for seed in range(3)])
+    values, vectors = linalg.eigenbasis(grams)
+    assert (values.diff(dim=-1) <= 0).all()
+    rebuilt = (vectors * values.unsqueeze(-2)) @ vectors.mT
+    torch.testing.assert_close(rebuilt, grams)
+
+
+def test_inputs_are_never_mutated() -> None:
+    gram = second_moment(5, 9, 3)
+    before = gram.clone()
+    linalg.damped_cholesky(gram, 0.1)
+    linalg.eigenbasis(gram)
+    linalg.square_roots(gram, 0.1)
+    assert torch.equal(gram, before)

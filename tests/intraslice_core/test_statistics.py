@@ -1,0 +1,93 @@
+"""Streamed moments do not depend on how the stream was cut (proof 6 of the design)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from intraslice_core.errors import NumericalError
+from intraslice_core.statistics import MomentAccumulator, RotaryAccumulator
+
+CPU = torch.device("cpu")
+
+
+def accumulate(pieces: int, dtype: torch.dtype = torch.float32) -> MomentAccumulator:
+    generator = torch.Generator().manual_seed(0)
+    inner = torch.randn(210, 12, generator=generator).to(dtype)
+    own = torch.randn(210, 5, generator=generator).to(dtype)
+    correction = torch.randn(210, 5, generator=generator).to(dtype)
+    sums = MomentAccumulator(width=12, hidden_size=5, device=CPU)
+    for part in zip(*(t.tensor_split(pieces) for t in (inner, own, correction)), strict=True):
+        sums.add(*part)
+    return sums
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_batch_and_seven_give_the_same_moments(dtype: torch.dtype) -> None:
+    whole, cut = accumulate(1, dtype).moments(), accumulate(7, dtype).moments()
+    for name in ("gram", "cross", "correction"):
+        torch.testing.assert_close(getattr(whole, name), getattr(cut, name), rtol=1e-5, atol=1e-6)
+    assert whole.energy == pytest.approx(cut.energy)
+    assert whole.tokens == cut.tokens == 210
+
+
+def test_moments_equal_their_definition() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inner = torch.randn(210, 12, generator=generator)
+    own = torch.randn(210, 5, generator=generator)
+    correction = torch.randn(210, 5, generator=generator)
+    moments = accumulate(3).moments()
+    expected = torch.einsum("ti,tj->ij", inner.double(), inner.double()) / 210
+    torch.testing.assert_close(moments.gram, expected, rtol=1e-5, atol=1e-6)
+    assert moments.energy == pytest.approx((own + correction).square().sum().item() / 210)
+
+
+def test_moments_of_two_parts_add_up_to_the_whole() -> None:
+    first = MomentAccumulator(width=3, hidden_size=2, device=CPU)
+    second = MomentAccumulator(width=3, hidden_size=2, device=CPU)
+    both = MomentAccumulator(width=3, hidden_size=2, device=CPU)
+    for sums, tokens in ((first, 10), (second, 35)):
+        inner, own = torch.randn(tokens, 3), torch.randn(tokens, 2)
+        sums.add(inner, own, None)
+        both.add(inner, own, None)
+    merged, whole = first.moments() + second.moments(), both.moments()
+    torch.testing.assert_close(merged.gram, whole.gram)
+    torch.testing.assert_close(merged.cross, whole.cross)
+    assert merged.energy == pytest.approx(whole.energy)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_non_finite_activation_raises_at_once(value: float) -> None:
+    inner = torch.zeros(4, 3)
+    inner[2, 1] = value
+    sums = MomentAccumulator(width=3, hidden_size=2, device=CPU)
+    with pytest.raises(NumericalError, match="NaN or infinite"):
+        sums.add(inner, torch.zeros(4, 2), None)
+
+
+def test_rotary_statistics_equal_a_naive_loop() -> None:
+    generator = torch.Generator().manual_seed(3)
+    query = torch.randn(2, 4, 7, 6, generator=generator)
+    key = torch.randn(2, 2, 7, 6, generator=generator)
+    sums = RotaryAccumulator(num_key_value_heads=2, pairs=3, device=CPU)
+    sums.add(query, key)
+    got = sums.statistics()
+    for group in range(2):
+        for pair in range(3):
+            dims = [pair, pair + 3]
+            q = query[:, 2 * group : 2 * group + 2][..., dims]
+            k = key[:, group][..., dims]
+            centred = k - k.mean(dim=1, keepdim=True)
+            assert got.query_energy[group, pair] == pytest.approx(q.square().sum().item() / 14)
+            assert got.centered_key_energy[group, pair] == pytest.approx(
+                centred.square().sum().item() / 14
+            )
+            product = sum((q[:, h] * k).abs().sum().item() for h in range(2))
+            assert got.product[group, pair] == pytest.approx(product / 14)
+
+
+def test_a_key_that_is_constant_over_the_sequence_has_no_centred_energy() -> None:
+    key = torch.ones(1, 1, 9, 4) * 5
+    sums = RotaryAccumulator(num_key_value_heads=1, pairs=2, device=CPU)
+    sums.add(torch.randn(1, 2, 9, 4), key)
+    assert sums.statistics().centered_key_energy.abs().max() < 1e-10

@@ -1,8 +1,16 @@
-"""CPython's own documentation topics: text that every Python installation carries."""
+"""CPython's own documentation: text that every Python installation carries.
+
+The help topics are split into a calibration and a held-out part; the standard library's docstrings
+join the calibration part, because the topics alone are too short for its default size.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Literal
 
@@ -12,17 +20,24 @@ _HELD_OUT = 4
 _SHORT_PARAGRAPH = 40
 """Characters below which a paragraph is a phrase that any topic may use."""
 
+# A parser would tell docstrings from other long strings, but takes five times as long.
+_LONG_STRING = re.compile(r'"""(.{200,}?)"""', re.DOTALL)
+_NOT_DOCUMENTATION = frozenset(
+    {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "ensurepip", "encodings"}
+    | {"pydoc_data"}
+)
+
 
 def python_documentation(part: Literal["calibration", "evaluation"]) -> list[str]:
-    """The topics of one part, in alphabetical order.
+    """The documents of one part, in alphabetical order.
 
-    Topics quote each other, so a paragraph that the held-out part holds is cut from the
+    Documents quote each other, so a paragraph that the held-out part holds is cut from the
     calibration part, and a paragraph counts once within a part.
     """
     held_out, seen = _unique(_part_topics("evaluation"), set())
     if part == "evaluation":
         return held_out
-    return _unique(_part_topics("calibration"), seen)[0]
+    return _unique(_part_topics("calibration") + list(_docstrings()), seen)[0]
 
 
 def _part_topics(part: str) -> list[str]:
@@ -33,6 +48,15 @@ def _part_topics(part: str) -> list[str]:
 
 def _is_held_out(name: str) -> bool:
     return hashlib.sha256(name.encode()).digest()[0] % _HELD_OUT == 0
+
+
+def _docstrings() -> Iterator[str]:
+    """The long docstrings of each module of the standard library, one document a module."""
+    root = Path(sysconfig.get_path("stdlib"))
+    for file in sorted(root.rglob("*.py")):
+        if _NOT_DOCUMENTATION.isdisjoint(file.relative_to(root).parts[:-1]):
+            source = file.read_text(encoding="utf-8", errors="ignore")
+            yield "\n\n".join(_LONG_STRING.findall(source))
 
 
 def _unique(texts: list[str], seen: set[str]) -> tuple[list[str], set[str]]:

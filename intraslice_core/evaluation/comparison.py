@@ -50,11 +50,7 @@ def evaluate_pair(
         CalibrationSourceError: if a text cannot be read.
         CompressionCancelledError: if asked to stop.
     """
-    tokenizer = AutoTokenizer.from_pretrained(dense_dir, local_files_only=True)
-    texts = {
-        source: evaluation_tokens(source, tokenizer, config.max_tokens)
-        for source in config.perplexity
-    }
+    texts = _load_texts(dense_dir, config)
     share = _PERPLEXITY_SHARE if config.benchmark else 1.0
     results: list[dict[str, PerplexityResult]] = []
     for index, directory in enumerate((dense_dir, compressed_dir)):
@@ -79,6 +75,31 @@ def evaluate_pair(
         speed = _compare_speed(dense_dir, compressed_dir, dtype, device, should_cancel)
     on_progress(ProgressEvent(stage=Stage.EVALUATE, message="evaluated", fraction=1.0))
     return EvaluationReport(perplexity=comparisons, speed=speed)
+
+
+def evaluate_one(
+    directory: Path,
+    config: EvaluationConfig,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    on_progress: ProgressListener = ignore_progress,
+    should_cancel: CancellationCheck = never_cancelled,
+) -> dict[str, PerplexityResult]:
+    """One model's perplexity, by text.
+
+    Raises:
+        CalibrationSourceError: if a text cannot be read.
+        CompressionCancelledError: if asked to stop.
+    """
+    texts = _load_texts(directory, config)
+    model = load_model(directory, dtype=dtype, device=device)
+
+    def report(source: str, fraction: float) -> None:
+        message = f"perplexity on {source}"
+        on_progress(ProgressEvent(stage=Stage.EVALUATE, message=message, fraction=fraction))
+
+    return _score(model, texts, config, report, should_cancel)
 
 
 def check_gate(comparisons: tuple[PerplexityComparison, ...], gate: GateConfig) -> None:
@@ -112,6 +133,15 @@ def load_model(directory: Path, *, dtype: str, device: str) -> PreTrainedModel:
     model.to(place)  # type: ignore[arg-type]
     model.train(False)
     return model
+
+
+def _load_texts(directory: Path, config: EvaluationConfig) -> dict[str, Tensor]:
+    """Held-out tokens of every text, by its name."""
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    return {
+        source: evaluation_tokens(source, tokenizer, config.max_tokens)
+        for source in config.perplexity
+    }
 
 
 def _score(

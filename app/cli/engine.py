@@ -1,0 +1,272 @@
+"""Engine commands of `intraslice`: compress, evaluate and generate without any service.
+
+torch comes in when a command runs, not when the command line is read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.cli.interrupts import cancel_on_interrupt
+from app.cli.progress_display import show_progress
+from app.cli.refusals import explained, refuse_settings
+from app.cli.report_tables import comparison_table, evaluation_table, print_tables
+from intraslice_core.config import (
+    CompressionConfig,
+    ComputeDtype,
+    EvaluationConfig,
+    GateConfig,
+    Method,
+)
+
+if TYPE_CHECKING:
+    from intraslice_core.reports.schema import EvaluationReport
+
+_DEFAULT = CompressionConfig()
+_DEFAULT_EVALUATION = EvaluationConfig()
+
+DtypeOption = Annotated[ComputeDtype, typer.Option(help="Compute dtype.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+BenchmarkOption = Annotated[bool, typer.Option(help="Measure tokens/s of both models.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the engine's commands to the command line."""
+    app.command()(compress)
+    app.command()(evaluate)
+    app.command()(generate)
+
+
+def compress(  # noqa: PLR0913 (typer reads the options from the signature)
+    model: Annotated[
+        str, typer.Argument(help="Directory, .gguf file, hub:ORG/NAME[@REVISION] or package:NAME.")
+    ],
+    out: Annotated[Path, typer.Option(help="Directory to make.")],
+    ratio: Annotated[
+        float, typer.Option(help="Fraction of the compressible parameters to remove.")
+    ] = _DEFAULT.ratio,
+    method: Annotated[Method, typer.Option(help="How to compress.")] = _DEFAULT.method,
+    calibration: Annotated[
+        str, typer.Option(help="pydoc, self, hub:DATASET[:CONFIG][@SPLIT] or a text file.")
+    ] = _DEFAULT.calibration.source,
+    samples: Annotated[
+        int, typer.Option(help="Calibration sequences.")
+    ] = _DEFAULT.calibration.samples,
+    sequence_length: Annotated[
+        int, typer.Option(help="Tokens a sequence.")
+    ] = _DEFAULT.calibration.sequence_length,
+    seed: Annotated[int, typer.Option(help="Of every choice.")] = _DEFAULT.calibration.seed,
+    dtype: DtypeOption = _DEFAULT.dtype,
+    device: DeviceOption = _DEFAULT.device,
+    batch_size: Annotated[int, typer.Option(help="Sequences at once.")] = _DEFAULT.batch_size,
+    round_to: Annotated[
+        int, typer.Option(help="Dimensions are multiples of this.")
+    ] = _DEFAULT.round_to,
+    evaluate: Annotated[
+        list[str] | None, typer.Option(help="Text to score both models on; may be repeated.")
+    ] = None,
+    evaluation: Annotated[bool, typer.Option(help="Measure quality and speed at all.")] = True,
+    benchmark: BenchmarkOption = True,
+    max_perplexity_ratio: Annotated[
+        float | None, typer.Option(help="Refuse a result whose perplexity grew more than this.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compress a model into a smaller one that transformers loads."""
+    with explained():
+        with refuse_settings():
+            config = CompressionConfig.model_validate(
+                {
+                    "ratio": ratio,
+                    "method": method,
+                    "calibration": {
+                        "source": calibration,
+                        "samples": samples,
+                        "sequence_length": sequence_length,
+                        "seed": seed,
+                    },
+                    "dtype": dtype,
+                    "device": device,
+                    "batch_size": batch_size,
+                    "round_to": round_to,
+                }
+            )
+            measured = _evaluation(evaluate, benchmark, max_perplexity_ratio)
+        _compress(model, out, config, measured if evaluation else None, as_json)
+
+
+def _compress(
+    model: str,
+    out: Path,
+    config: CompressionConfig,
+    evaluation: EvaluationConfig | None,
+    as_json: bool,
+) -> None:
+    """Run the engine under a progress bar and print what came out."""
+    with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
+        _quiet_transformers()
+        from intraslice_core.pipeline import compress_model
+
+        report = compress_model(
+            model,
+            out,
+            config,
+            evaluation=evaluation,
+            work_dir=None,
+            on_progress=on_progress,
+            should_cancel=should_cancel,
+        )
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+        return
+    print_tables(comparison_table(report))
+    for warning in report.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"wrote {out}")
+
+
+def evaluate(  # noqa: PLR0913 (typer reads the options from the signature)
+    directory: Annotated[Path, typer.Argument(help="Compressed checkpoint.")],
+    text: Annotated[
+        list[str] | None, typer.Option(help="Text to score on; may be repeated.")
+    ] = None,
+    dense: Annotated[
+        str | None, typer.Option(help="Dense model to compare with, named as for compress.")
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(help="Tokens a text.")
+    ] = _DEFAULT_EVALUATION.max_tokens,
+    context_length: Annotated[
+        int, typer.Option(help="Window of the perplexity.")
+    ] = _DEFAULT_EVALUATION.context_length,
+    benchmark: BenchmarkOption = True,
+    dtype: DtypeOption = _DEFAULT.dtype,
+    device: DeviceOption = _DEFAULT.device,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a checkpoint; with --dense, against the model it was made from."""
+    with explained():
+        with refuse_settings():
+            config = EvaluationConfig(
+                perplexity=tuple(text or _DEFAULT_EVALUATION.perplexity),
+                max_tokens=max_tokens,
+                context_length=context_length,
+                benchmark=benchmark,
+            )
+        _require_checkpoint(directory)
+        if dense is None:
+            _score_alone(directory, config, (dtype, device), as_json)
+            return
+        report = _score_pair(dense, directory, config, (dtype, device))
+        if as_json:
+            typer.echo(report.model_dump_json(indent=2))
+        else:
+            print_tables(evaluation_table(report))
+
+
+def _score_pair(
+    dense: str, directory: Path, config: EvaluationConfig, compute: tuple[str, str]
+) -> EvaluationReport:
+    """Both models on the same texts."""
+    import tempfile
+
+    with (
+        show_progress() as on_progress,
+        cancel_on_interrupt() as should_cancel,
+        tempfile.TemporaryDirectory(prefix="intraslice-") as scratch,
+    ):
+        _quiet_transformers()
+        from intraslice_core.checkpoints import open_model
+        from intraslice_core.evaluation.comparison import evaluate_pair
+
+        return evaluate_pair(
+            open_model(dense, Path(scratch)),
+            directory,
+            config,
+            dtype=compute[0],
+            device=compute[1],
+            on_progress=on_progress,
+            should_cancel=should_cancel,
+        )
+
+
+def _score_alone(
+    directory: Path, config: EvaluationConfig, compute: tuple[str, str], as_json: bool
+) -> None:
+    """One model's perplexity on every text."""
+    import json
+
+    with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
+        _quiet_transformers()
+        from intraslice_core.evaluation.comparison import evaluate_one
+
+        results = evaluate_one(
+            directory,
+            config,
+            dtype=compute[0],
+            device=compute[1],
+            on_progress=on_progress,
+            should_cancel=should_cancel,
+        )
+    if as_json:
+        typer.echo(json.dumps({source: vars(result) for source, result in results.items()}))
+        return
+    for source, result in results.items():
+        typer.echo(f"{source}: perplexity {result.perplexity:.3f}, {result.tokens_scored} tokens")
+
+
+def generate(
+    directory: Annotated[Path, typer.Argument(help="Checkpoint, dense or compressed.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 64,
+    dtype: DtypeOption = _DEFAULT.dtype,
+    device: DeviceOption = _DEFAULT.device,
+) -> None:
+    """Continue a prompt greedily."""
+    with explained():
+        _require_checkpoint(directory)
+        _quiet_transformers()
+        from transformers import AutoTokenizer
+
+        from intraslice_core.evaluation.comparison import load_model
+
+        tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        model: Any = load_model(directory, dtype=dtype, device=device)
+        encoded = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        output = model.generate(
+            **encoded.to(model.device), max_new_tokens=max_new_tokens, do_sample=False
+        )
+        typer.echo(tokenizer.decode(output[0], skip_special_tokens=True))
+
+
+def _evaluation(
+    texts: list[str] | None, benchmark: bool, max_perplexity_ratio: float | None
+) -> EvaluationConfig:
+    gate = None
+    if max_perplexity_ratio is not None:
+        gate = GateConfig(max_perplexity_ratio=max_perplexity_ratio)
+    return EvaluationConfig(
+        perplexity=tuple(texts or _DEFAULT_EVALUATION.perplexity), benchmark=benchmark, gate=gate
+    )
+
+
+def _require_checkpoint(directory: Path) -> None:
+    """Refuse early, in one line, what transformers would refuse in thirty."""
+    from intraslice_core.errors import ModelNotFoundError
+
+    if not (directory / "config.json").is_file():
+        raise ModelNotFoundError(
+            f"{directory} is no checkpoint: it has no config.json", field="directory"
+        )
+
+
+def _quiet_transformers() -> None:
+    """Our progress bar is the only one, and its log is for developers."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -1,0 +1,66 @@
+"""Engine events as a bar on stderr; stdout stays free for results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn
+from rich.text import Text
+
+from intraslice_core.progress import ProgressEvent, ProgressListener
+
+
+class _Remaining(ProgressColumn):
+    """The engine's own estimate: stages differ too much for an extrapolated one."""
+
+    def render(self, task: Task) -> Text:
+        """Minutes and seconds, or nothing while unknown."""
+        eta: float | None = task.fields["eta"]
+        if eta is None:
+            return Text("")
+        minutes, seconds = divmod(round(eta), 60)
+        return Text(f"{minutes}:{seconds:02d} left", style="progress.remaining")
+
+
+@contextmanager
+def show_progress() -> Iterator[ProgressListener]:
+    """A listener that draws; where stderr is no terminal, one line whenever the stage changes."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _stage_lines(console)
+        return
+    columns = (
+        TextColumn("{task.fields[stage]}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        _Remaining(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=1.0, stage="", eta=None)
+
+        def draw(event: ProgressEvent) -> None:
+            bar.update(
+                task,
+                completed=event.fraction,
+                description=event.message,
+                stage=event.stage.value,
+                eta=event.eta_seconds,
+            )
+
+        yield draw
+
+
+def _stage_lines(console: Console) -> ProgressListener:
+    seen: set[str] = set()
+
+    def tell(event: ProgressEvent) -> None:
+        if event.stage not in seen:
+            seen.add(event.stage)
+            console.print(
+                f"[{event.stage}] {event.message}", markup=False, highlight=False, soft_wrap=True
+            )
+
+    return tell

@@ -1,0 +1,83 @@
+"""Both models are scored on the same held-out tokens, and a bad result is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from intraslice_core.config import EvaluationConfig, GateConfig
+from intraslice_core.errors import CalibrationSourceError, QualityGateError
+from intraslice_core.evaluation.comparison import evaluate_one, evaluate_pair
+from intraslice_core.evaluation.perplexity import evaluation_tokens
+from tests.intraslice_core.tiny_models import save_checkpoint, tiny_llama, tiny_model
+
+CONFIG = EvaluationConfig(max_tokens=256, context_length=64, benchmark=False)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model and a damaged twin."""
+    root = tmp_path_factory.mktemp("pair")
+    model = tiny_model()
+    for layer in model.model.layers:
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    return tiny_llama(root / "dense"), save_checkpoint(model, root / "damaged")
+
+
+def reference(directory: Path) -> float:
+    """Perplexity by transformers' own loss, window by window."""
+    model = LlamaForCausalLM.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokens = evaluation_tokens("pydoc", tokenizer, 256).view(4, 64)
+    with torch.no_grad():
+        losses = [model(row[None], labels=row[None]).loss.double() for row in tokens]
+    return torch.stack(losses).mean().exp().item()
+
+
+def test_both_perplexities_are_those_of_transformers(pair):
+    events = []
+    report = evaluate_pair(*pair, CONFIG, on_progress=events.append)
+    (entry,) = report.perplexity
+    assert entry.text == "pydoc"
+    assert entry.tokens == 4 * 63
+    assert entry.dense == pytest.approx(reference(pair[0]), rel=1e-4)
+    assert entry.compressed == pytest.approx(reference(pair[1]), rel=1e-4)
+    assert report.speed is None
+    fractions = [event.fraction for event in events]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+
+
+def test_one_model_is_scored_alone(pair):
+    results = evaluate_one(pair[0], CONFIG)
+    assert results["pydoc"].perplexity == pytest.approx(reference(pair[0]), rel=1e-4)
+
+
+def test_gate_refuses_a_worse_model_and_lets_an_equal_one_pass(pair):
+    gate = GateConfig(max_perplexity_ratio=1.001)
+    config = CONFIG.model_copy(update={"gate": gate})
+    evaluate_pair(pair[0], pair[0], config)
+    worst = max(pair, key=reference)
+    best = min(pair, key=reference)
+    with pytest.raises(QualityGateError, match=r"perplexity on pydoc grew .* allows 1\.001"):
+        evaluate_pair(best, worst, config)
+
+
+def test_texts_are_read_before_any_model_is_loaded(pair, tmp_path):
+    config = CONFIG.model_copy(update={"perplexity": ("nonsense",)})
+    (tmp_path / "none").mkdir()
+    with pytest.raises(CalibrationSourceError, match="unknown source"):
+        evaluate_pair(pair[0], tmp_path / "none", config)
+
+
+def test_benchmark_measures_every_part(pair, monkeypatch):
+    from intraslice_core.evaluation import comparison
+
+    short = {"batch_size": 1, "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
+    monkeypatch.setattr(comparison, "_BENCHMARK", short)
+    report = evaluate_pair(*pair, CONFIG.model_copy(update={"benchmark": True}))
+    for part in ("whole", "layers", "attention", "mlp"):
+        assert getattr(report.speed, part).decode.ratio > 0

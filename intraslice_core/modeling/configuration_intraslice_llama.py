@@ -45,7 +45,7 @@ def decode_rotary_pairs(text: str) -> list[list[int]]:
 
 
 @strict
-class IntraSliceLlamaConfig(LlamaConfig):
+class IntraSliceLlamaConfig(LlamaConfig):  # type: ignore[no-untyped-call]
     """A Llama with its own heads, head dims and MLP width in every layer."""
 
     model_type = "intraslice_llama"
@@ -69,7 +69,7 @@ class IntraSliceLlamaConfig(LlamaConfig):
             self.qk_head_dim = self.head_dim
         if self.v_head_dim is None:
             self.v_head_dim = self.head_dim
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     def validate_architecture(self) -> None:
         """Check that every layer is rectangular (transformers calls this on construction).
@@ -77,6 +77,7 @@ class IntraSliceLlamaConfig(LlamaConfig):
         Raises:
             ValueError: naming the layer at fault.
         """
+        assert self.head_dim is not None  # set on construction
         for index, layer in enumerate(self.per_layer_config):
             fault = _layer_fault(layer, self.head_dim // 2)
             if fault:

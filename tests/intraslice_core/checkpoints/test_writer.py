@@ -1,0 +1,142 @@
+"""The writer: all or nothing, and readable by everybody."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from intraslice_core.checkpoints import (
+    CheckpointReader,
+    CheckpointWriter,
+    ensure_disk_space,
+    require_free_output,
+    shards,
+)
+from intraslice_core.errors import (
+    CompressionCancelledError,
+    InsufficientDiskError,
+    OutputExistsError,
+)
+from tests.intraslice_core.tiny_models import tiny_llama, tiny_model
+
+
+def write(out: Path, source: Path, **settings: object) -> None:
+    model = tiny_model()
+    with CheckpointWriter(out, **settings) as writer:
+        for name, parameter in model.named_parameters():
+            writer.add({name: parameter})
+        writer.finish(model.config, source)
+
+
+@pytest.mark.parametrize("shard_bytes", [5_000_000_000, 60_000, 1])
+def test_written_checkpoint_is_the_model(tmp_path: Path, shard_bytes: int) -> None:
+    source, out = tiny_llama(tmp_path / "dense"), tmp_path / "out"
+    write(out, source, max_shard_bytes=shard_bytes)
+    files = sorted(out.glob("*.safetensors"))
+    assert (len(files) == 1) is (shard_bytes == 5_000_000_000)
+    if shard_bytes == 60_000:
+        assert all(sum(t.nbytes for t in load_file(f).values()) <= 60_000 for f in files)
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    for name, parameter in tiny_model().named_parameters():
+        assert torch.equal(loaded.get_parameter(name), parameter)
+    with CheckpointReader(out) as reader:
+        assert reader.bytes_total == 4 * loaded.num_parameters()
+    assert AutoTokenizer.from_pretrained(out)("ab")["input_ids"]
+    assert (out / "generation_config.json").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dense", "out"]
+
+
+@pytest.mark.parametrize("tight", [True, False])
+def test_header_may_be_tight_or_reserved(
+    tmp_path: Path, tight: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "TIGHT_BELOW_BYTES", 10**9 if tight else 0)
+    source = tiny_llama(tmp_path / "dense")
+    write(tmp_path / "out", source)
+    file = tmp_path / "out" / "model.safetensors"
+    data = 4 * tiny_model().num_parameters()
+    assert (file.stat().st_size - data < 8192) is tight
+    with safe_open(file, framework="pt") as opened:
+        assert opened.metadata() == {"format": "pt"}
+        assert torch.equal(opened.get_tensor("model.norm.weight"), torch.ones(48))
+
+
+def test_full_header_begins_a_new_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "RESERVED_HEADER_BYTES", 2048)
+    write(tmp_path / "out", tiny_llama(tmp_path / "dense"))
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_dtype_of_the_writer_is_stored(tmp_path: Path) -> None:
+    write(tmp_path / "out", tiny_llama(tmp_path / "dense"), dtype=torch.bfloat16)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert loaded.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("error", [RuntimeError, CompressionCancelledError, KeyboardInterrupt])
+def test_interrupted_writer_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    def interrupted() -> None:
+        with CheckpointWriter(tmp_path / "out") as writer:
+            writer.add({"a": torch.ones(3)})
+            raise error("stop")
+
+    with pytest.raises(error):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unfinished_writer_leaves_nothing(tmp_path: Path) -> None:
+    with CheckpointWriter(tmp_path / "out") as writer:
+        writer.add({"a": torch.ones(3)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_output_is_refused_and_kept(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    require_free_output(out)
+    (out / "mine").write_text("precious")
+    with pytest.raises(OutputExistsError):
+        CheckpointWriter(out)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (out / "mine").read_text() == "precious"
+
+
+def test_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    out, source = tmp_path / "out", tiny_llama(tmp_path / "dense")
+    with CheckpointWriter(out) as writer:
+        writer.add({"a": torch.ones(3)})
+        out.mkdir()
+        (out / "theirs").touch()
+        with pytest.raises(OutputExistsError):
+            writer.finish(tiny_model().config, source)
+    assert [p.name for p in out.iterdir()] == ["theirs"]
+
+
+def test_tensor_written_twice_is_refused(tmp_path: Path) -> None:
+    with CheckpointWriter(tmp_path / "out") as writer:
+        writer.add({"a": torch.ones(3)})
+        with pytest.raises(ValueError, match="before"):
+            writer.add({"a": torch.ones(3)})
+
+
+def test_non_contiguous_and_empty_tensors_are_stored_as_they_read(tmp_path: Path) -> None:
+    tensor = torch.arange(12.0).view(3, 4).T
+    with CheckpointWriter(tmp_path / "out") as writer:
+        writer.add({"a": tensor, "b": torch.ones(0, 4)})
+        writer.finish(tiny_model().config, tiny_llama(tmp_path / "dense"))
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(stored["a"], tensor)
+    assert stored["b"].shape == (0, 4)
+
+
+def test_disk_that_is_too_small_is_noticed_first(tmp_path: Path) -> None:
+    ensure_disk_space(tmp_path / "not" / "yet", 1)
+    with pytest.raises(InsufficientDiskError, match="free"):
+        ensure_disk_space(tmp_path / "not" / "yet", 10**18)

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
 from intraslice_core.errors import CompressionCancelledError, VerificationError
 from intraslice_core.evaluation import fresh_process, verification
@@ -21,30 +20,16 @@ from intraslice_core.evaluation.verification import (
     verify_checkpoint,
     write_reference,
 )
+from tests.intraslice_core.tiny_models import save_checkpoint, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny dense checkpoint with its reference."""
     directory = tmp_path_factory.mktemp("checkpoint")
-    vocabulary = {chr(code): code for code in range(1, 128)} | {"<unk>": 0}
-    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=128,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-    )
-    model = LlamaForCausalLM(config)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    write_reference(directory, model, tokenizer)
+    model = tiny_model()
+    save_checkpoint(model, directory)
+    write_reference(directory, model, tiny_tokenizer())
     return directory
 
 

@@ -2,8 +2,8 @@
 
 transformers reads configuration and tokenizer; the weights are dequantised here, because
 transformers may keep them packed and holds all of them at once. Quantised files become bfloat16:
-its rounding adds about 1 % to the rms error that four-bit rounding has made already (under 0.02 %
-of the error's energy), and unlike float16 it cannot overflow in the residual stream. Files of
+its rounding error is, by estimate (not measured), about 1 % of the rms error that four-bit
+rounding has made already, and unlike float16 it cannot overflow in the residual stream. Files of
 float32, float16 or bfloat16 keep their type.
 """
 

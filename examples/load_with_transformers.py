@@ -39,7 +39,7 @@ def generate(directory: str, prompt: str, tokens: int) -> dict[str, object]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     began = time.perf_counter()
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)
     loaded = time.perf_counter() - began
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)

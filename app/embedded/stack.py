@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -115,9 +116,7 @@ class Stack:
         postgres = EmbeddedPostgres(data_dir / "postgres")
         valkey = EmbeddedValkey(data_dir / "valkey")
         for name, server in (("PostgreSQL", postgres), ("Valkey", valkey)):
-            self._group.add(
-                Member(name=name, start=lambda it=server: _started(it), stop=server.stop)
-            )
+            self._group.add(Member(name=name, start=partial(_started, server), stop=server.stop))
         self._environment = {**os.environ, **self._settings(postgres.url, valkey.url)}
 
     def _settings(self, database_url: str, broker_url: str) -> dict[str, str]:
@@ -157,7 +156,7 @@ class Stack:
         )
         worker = self._program("worker", stop_seconds=_WORKER_STOP_SECONDS)
         for name, command in (("API", api), ("worker", worker)):
-            self._group.add(Member(name=name, start=lambda it=command: ManagedProcess(it)))
+            self._group.add(Member(name=name, start=partial(ManagedProcess, command)))
 
     def _program(
         self, name: str, *options: str, stop_seconds: float, inherited: tuple[int, ...] = ()

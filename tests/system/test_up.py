@@ -1,0 +1,159 @@
+"""`intraslice up`, as a person uses it: real servers, real signals."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.app.embedded.processes import REPOSITORY, alive, descendants, wait_until_dead
+
+pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+
+READY_SECONDS = 120
+
+
+class Service:
+    """A running `intraslice up`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
+        self.process = process
+        self.output = output
+        self.url = self._wait_for_url()
+        self.family = descendants(process.pid)
+
+    def _wait_for_url(self) -> str:
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            found = re.search(r"API\s+(http://\S+)/v1", self.output.read_text())
+            if found:
+                return found[1]
+            time.sleep(0.1)
+        raise AssertionError(self.output.read_text())
+
+    def member(self, command: str) -> psutil.Process:
+        """The program itself, not its guard."""
+        for process in descendants(self.process.pid):
+            arguments = process.cmdline()
+            if "launch.py" not in " ".join(arguments) and command in arguments:
+                return process
+        raise AssertionError(f"no {command} among the members")
+
+    def answers(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        with httpx.Client(timeout=5, trust_env=False) as client:
+            while time.monotonic() < deadline:
+                try:
+                    if client.get(f"{self.url}/readyz").status_code == httpx.codes.OK:
+                        return True
+                except httpx.TransportError:
+                    time.sleep(0.1)
+                time.sleep(0.1)
+        return False
+
+
+@contextmanager
+def up(data_dir: Path) -> Iterator[Service]:
+    output = data_dir.with_name(data_dir.name + ".out")
+    with output.open("wb") as file:
+        process = subprocess.Popen(command(data_dir), cwd=REPOSITORY, stdout=file, stderr=file)
+    family: set[psutil.Process] = set()
+    try:
+        service = Service(process, output)
+        family = service.family
+        yield service
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+        for left in alive(family):
+            left.kill()
+
+
+def command(data_dir: Path) -> list[str]:
+    start = [sys.executable, "-m", "app.cli.main", "up"]
+    return [*start, "--data-dir", str(data_dir), "--port", "0"]
+
+
+def test_ctrl_c_stops_everything_cleanly_and_the_next_start_finds_the_data(tmp_path: Path) -> None:
+    for _ in range(2):
+        with up(tmp_path / "data") as service:
+            assert service.answers(10)
+            service.process.send_signal(signal.SIGINT)
+            assert service.process.wait(60) == 0
+            assert wait_until_dead(service.family, 5) == []
+    log = (tmp_path / "data" / "postgres" / "server.log").read_text()
+    assert "database system was not properly shut down" not in log
+
+
+def test_killing_it_leaves_no_orphan_and_it_starts_again(tmp_path: Path) -> None:
+    with up(tmp_path / "data") as service:
+        assert len(service.family) >= 4
+        service.process.kill()
+        service.process.wait(10)
+        assert wait_until_dead(service.family, 10) == []
+    with up(tmp_path / "data") as service:
+        assert service.answers(10)
+
+
+def test_crashed_members_are_started_again(tmp_path: Path) -> None:
+    with up(tmp_path / "data") as service:
+        for name in ("serve", "worker"):
+            before = service.member(name)
+            before.kill()
+            deadline = time.monotonic() + 30
+            while before.is_running() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert service.answers(60)
+        postgres = next(p for p in service.family if p.name() == "postgres")
+        top = postgres
+        while (parent := top.parent()) is not None and parent.name() == "postgres":
+            top = parent
+        top.kill()
+        time.sleep(1)
+        assert service.answers(60)
+        assert "PostgreSQL ended with exit code -9" in service.output.read_text()
+
+
+def test_a_data_directory_in_use_is_refused_by_name(tmp_path: Path) -> None:
+    with up(tmp_path / "data") as service:
+        second = subprocess.run(
+            command(tmp_path / "data"), cwd=REPOSITORY, capture_output=True, text=True, check=False
+        )
+        assert second.returncode == 1
+        assert f"in use by another running process (pid {service.process.pid})" in second.stderr
+        assert "--data-dir" in second.stderr
+        assert service.answers(10)
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with up(tmp_path / "data") as service:
+        port = service.url.rpartition(":")[2]
+        arguments = [*command(tmp_path / "other")[:-1], port]
+        second = subprocess.run(
+            arguments, cwd=REPOSITORY, capture_output=True, text=True, check=False
+        )
+        assert second.returncode == 1
+        assert "choose another --port" in second.stderr
+        assert not (tmp_path / "other" / "postgres").exists()
+
+
+def test_an_address_open_to_others_needs_a_key(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*command(tmp_path / "data"), "--host", "0.0.0.0"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "INTRASLICE_API_KEY" in done.stderr

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
+if TYPE_CHECKING:
+    from app.embedded.stack import StackOptions
+    from app.settings import Settings
+
 _GRACEFUL_SECONDS = 5
-_errors = Console(stderr=True)
+_errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -29,27 +32,42 @@ def up(
     data_dir: Annotated[
         Path | None, typer.Option(help="Database, queue and artifacts live here.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any free port.")] = 8000,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free port.")] = None,
 ) -> None:
     """Start the whole service on this machine; Ctrl-C stops it."""
     from app.embedded.errors import EmbeddedError
-    from app.embedded.stack import Stack, StackOptions, is_loopback
-    from app.settings import Settings
+    from app.embedded.stack import Stack
 
-    if not is_loopback(host) and not os.environ.get("INTRASLICE_API_KEY"):
-        _refuse(f"{host} is open to others: set INTRASLICE_API_KEY, or listen on 127.0.0.1")
+    options = _stack_options(data_dir, host, port)
     stop_requested = _stop_on_signals()
-    options = StackOptions(data_dir=data_dir or Settings().data_dir, host=host, port=port)
     try:
-        with Stack(options, say=_errors.print) as stack:
+        with Stack(options, say=_say) as stack:
             stack.start(stop_requested)
             if not stop_requested():
-                _announce(stack.url, options.data_dir)
+                _announce(stack.url, options)
             stack.run(stop_requested)
-            _errors.print("Stopping …")
+            _say("Stopping …")
     except EmbeddedError as error:
         _refuse(str(error))
+
+
+def _stack_options(data_dir: Path | None, host: str | None, port: int | None) -> StackOptions:
+    """Options first, environment second; without a key only on loopback, and then openly."""
+    from app.embedded.stack import StackOptions
+    from app.settings import is_loopback
+
+    settings = _settings()
+    host = settings.host if host is None else host
+    if settings.api_key is None and not is_loopback(host):
+        _refuse(f"{host} is open to others: set INTRASLICE_API_KEY, or listen on 127.0.0.1")
+    asked_for = settings.auth if "auth" in settings.model_fields_set else None
+    return StackOptions(
+        data_dir=data_dir or settings.data_dir,
+        host=host,
+        port=settings.port if port is None else port,
+        auth=asked_for or ("off" if settings.api_key is None else "on"),
+    )
 
 
 def serve(
@@ -60,9 +78,7 @@ def serve(
     """Run the HTTP API; settings come from INTRASLICE_* variables."""
     import uvicorn
 
-    from app.settings import Settings
-
-    settings = Settings()
+    settings = _settings()
     config = uvicorn.Config(
         "app.main:app_factory",
         factory=True,
@@ -78,26 +94,44 @@ def worker() -> None:
     """Run one worker; settings come from INTRASLICE_* variables."""
     from workers.main import run_worker
 
-    from app.settings import Settings
-
-    run_worker(Settings())
+    run_worker(_settings())
 
 
 def migrate() -> None:
     """Bring the database to this version's schema."""
     from app.adapters.database.migrate import upgrade
-    from app.settings import Settings
 
-    upgrade(Settings())
+    upgrade(_settings())
 
 
-def _announce(url: str, data_dir: Path) -> None:
-    out = Console()
+def _announce(url: str, options: StackOptions) -> None:
+    out = Console(highlight=False, soft_wrap=True)
     out.print("[bold]IntraSlice is ready.[/bold]  Ctrl-C stops it.")
-    out.print(f"  dashboard  {url}/", highlight=False)
-    out.print(f"  API        {url}/v1", highlight=False)
-    out.print(f"  reference  {url}/docs", highlight=False)
-    out.print(f"  data       {data_dir.resolve()}", highlight=False, soft_wrap=True)
+    out.print(f"  dashboard  {url}/")
+    out.print(f"  API        {url}/v1")
+    out.print(f"  reference  {url}/docs")
+    out.print(f"  data       {options.data_dir.resolve()}")
+    if options.auth == "off":
+        out.print("  access     without a key, from this machine only")
+
+
+def _settings() -> Settings:
+    """The process's settings; what is wrong with them is told by variable."""
+    from pydantic import ValidationError
+
+    from app.settings import get_settings
+
+    try:
+        return get_settings()
+    except ValidationError as error:
+        for problem in error.errors():
+            name = "_".join(str(part) for part in problem["loc"]).upper()
+            _say(f"INTRASLICE_{name}: {problem['msg']}" if name else problem["msg"])
+        _refuse("the environment holds settings that cannot be used")
+
+
+def _say(message: str) -> None:
+    _errors.print(message, markup=False)
 
 
 def _stop_on_signals() -> Callable[[], bool]:
@@ -112,6 +146,6 @@ def _stop_on_signals() -> Callable[[], bool]:
     return lambda: bool(received)
 
 
-def _refuse(message: str) -> None:
-    _errors.print(f"[red]error:[/red] {message}", highlight=False, soft_wrap=True)
+def _refuse(message: str) -> NoReturn:
+    _say(f"error: {message}")
     raise typer.Exit(1)

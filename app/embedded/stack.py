@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
-import secrets
 import socket
 import sys
 import time
@@ -14,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import httpx
 
@@ -37,6 +36,7 @@ class StackOptions:
     data_dir: Path
     host: str
     port: int
+    auth: Literal["on", "off"]
 
 
 class Stack:
@@ -120,21 +120,17 @@ class Stack:
         self._environment = {**os.environ, **self._settings(postgres.url, valkey.url)}
 
     def _settings(self, database_url: str, broker_url: str) -> dict[str, str]:
-        """What the members read; what the user has set himself is left alone."""
+        """What the members read; everything else they take from our own environment."""
         if self._listener is None:
             raise RuntimeError("the port is taken first")
-        ours = {
+        return {
             "INTRASLICE_DATA_DIR": str(self._options.data_dir.resolve()),
             "INTRASLICE_DATABASE_URL": database_url,
             "INTRASLICE_BROKER_URL": broker_url,
             "INTRASLICE_HOST": self._options.host,
             "INTRASLICE_PORT": str(self._listener.getsockname()[1]),
+            "INTRASLICE_AUTH": self._options.auth,
         }
-        if "INTRASLICE_SIGNING_KEY" not in os.environ:
-            ours["INTRASLICE_SIGNING_KEY"] = _kept_secret(self._options.data_dir / "signing.key")
-        if is_loopback(self._options.host) and "INTRASLICE_AUTH" not in os.environ:
-            ours["INTRASLICE_AUTH"] = "off"
-        return ours
 
     def _migrate(self) -> None:
         process = ManagedProcess(self._program("migrate", stop_seconds=5.0))
@@ -192,15 +188,6 @@ class Stack:
             raise ServerStartError(f"not ready after {_READY_SECONDS:g} s ({answer}); see {logs}")
 
 
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _started(server: EmbeddedPostgres | EmbeddedValkey) -> ManagedProcess:
     server.start()
     if server.process is None:
@@ -221,15 +208,3 @@ def _bind(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port"
         ) from error
     return listener
-
-
-def _kept_secret(path: Path) -> str:
-    """A random secret that stays the same from start to start."""
-    if not path.exists():
-        fresh = path.with_name(path.name + ".new")
-        fresh.unlink(missing_ok=True)
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(secrets.token_urlsafe(48))
-        fresh.replace(path)
-    return path.read_text(encoding="ascii")

@@ -1,0 +1,47 @@
+"""Rows of `events`: appended, never changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import insert, select, update
+
+from app.adapters.database.engine import Transaction
+from app.adapters.database.tables import events, jobs
+from app.domain.events import Event, EventType
+
+
+def append(
+    transaction: Transaction, job_id: str, kind: EventType, data: dict[str, Any] | None = None
+) -> None:
+    """Number the event and write it; the job's row is locked, so numbers have no gaps."""
+    sequence, attempt = transaction.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id)
+        .values(event_sequence=jobs.c.event_sequence + 1)
+        .returning(jobs.c.event_sequence, jobs.c.attempt)
+    ).one()
+    transaction.execute(
+        insert(events).values(
+            job_id=job_id, sequence=sequence, type=kind, attempt=attempt, data=data or {}
+        )
+    )
+
+
+def following(transaction: Transaction, job_id: str, *, after: int, limit: int) -> list[Event]:
+    rows = transaction.execute(
+        select(events)
+        .where(events.c.job_id == job_id, events.c.sequence > after)
+        .order_by(events.c.sequence)
+        .limit(limit)
+    )
+    return [
+        Event(
+            sequence=row.sequence,
+            type=EventType(row.type),
+            created_at=row.created_at,
+            attempt=row.attempt,
+            data=row.data,
+        )
+        for row in rows
+    ]

@@ -1,0 +1,266 @@
+"""Rows of `jobs`. Every change of state is one guarded UPDATE."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, Select, and_, func, insert, select, update
+
+from app.adapters.database.engine import Transaction
+from app.adapters.database.tables import jobs
+from app.domain.job import Job, JobError, JobRequest, JobResult, Progress
+from app.domain.lease import Lease
+from app.domain.lifecycle import LEASED, TRANSITIONS, Action, State
+from app.domain.model_source import ModelSource
+from intraslice_core.config import CompressionConfig, EvaluationConfig
+from intraslice_core.progress import Stage
+
+# The report is long and rarely wanted; lease and hint times mean nothing outside the database.
+_HIDDEN = {"report", "lease_expires_at", "event_sequence", "hints", "next_hint_at"}
+_COLUMNS = tuple(column for column in jobs.c if column.name not in _HIDDEN)
+
+_FIRST_HINT_SECONDS = 60
+_LONGEST_HINT_SECONDS = 3600
+
+
+def insert_job(transaction: Transaction, job_id: str, request: JobRequest, attempts: int) -> Job:
+    row = transaction.execute(
+        insert(jobs)
+        .values(
+            id=job_id,
+            state=State.QUEUED,
+            model=request.model.model_dump(mode="json"),
+            compression=request.compression.model_dump(mode="json"),
+            evaluation=request.evaluation and request.evaluation.model_dump(mode="json"),
+            labels=request.labels,
+            max_attempts=attempts,
+            next_hint_at=_from_now(_FIRST_HINT_SECONDS),
+        )
+        .returning(*_COLUMNS)
+    ).one()
+    return _job(row)
+
+
+def find(transaction: Transaction, job_id: str) -> Job | None:
+    row = transaction.execute(select(*_COLUMNS).where(jobs.c.id == job_id)).one_or_none()
+    return _job(row) if row is not None else None
+
+
+def find_report(transaction: Transaction, job_id: str) -> dict[str, Any] | None:
+    report: dict[str, Any] | None = transaction.scalar(
+        select(jobs.c.report).where(jobs.c.id == job_id)
+    )
+    return report
+
+
+def newest(
+    transaction: Transaction, *, limit: int, before: str | None, state: State | None
+) -> list[Job]:
+    """Jobs older than `before`, newest first; ids sort by time."""
+    query = select(*_COLUMNS).order_by(jobs.c.id.desc()).limit(limit)
+    if before is not None:
+        query = query.where(jobs.c.id < before)
+    if state is not None:
+        query = query.where(jobs.c.state == state)
+    return [_job(row) for row in transaction.execute(query)]
+
+
+def claim(transaction: Transaction, job_id: str, owner: str, lease_seconds: float) -> Job | None:
+    """Take the lease and raise the fencing token; None if the job is not to be had."""
+    return _change(
+        transaction,
+        _guard(Action.CLAIM, job_id),
+        state=TRANSITIONS[Action.CLAIM].target,
+        lease_owner=owner,
+        lease_expires_at=_from_now(lease_seconds),
+        fencing_token=jobs.c.fencing_token + 1,
+        attempt=jobs.c.attempt + 1,
+        started_at=func.coalesce(jobs.c.started_at, func.now()),
+        stage=None,
+        progress=None,
+        error=None,
+        next_hint_at=None,
+    )
+
+
+def renew(transaction: Transaction, lease: Lease, lease_seconds: float) -> State | None:
+    """Prolong the lease; the job's state, or None if the lease is another's by now."""
+    state = transaction.scalar(
+        update(jobs)
+        .where(_owned(lease))
+        .values(lease_expires_at=_from_now(lease_seconds))
+        .returning(jobs.c.state)
+    )
+    return State(state) if state is not None else None
+
+
+def holds(transaction: Transaction, job_id: str, token: int) -> bool:
+    """Whether the claim with this token is the current one."""
+    found = transaction.scalar(
+        select(func.count())
+        .select_from(jobs)
+        .where(jobs.c.id == job_id, jobs.c.fencing_token == token, jobs.c.state.in_(LEASED))
+    )
+    return bool(found)
+
+
+def record_progress(
+    transaction: Transaction, lease: Lease, stage: Stage, progress: Progress
+) -> bool:
+    """False if the lease is another's by now."""
+    changed = transaction.execute(
+        update(jobs)
+        .where(_owned(lease))
+        .values(stage=stage, progress=progress.model_dump(mode="json"))
+    )
+    return changed.rowcount == 1
+
+
+def request_cancel(transaction: Transaction, job_id: str) -> Job | None:
+    """Ask the worker to stop; None if no worker is at it."""
+    guard = _guard(Action.REQUEST_CANCEL, job_id)
+    return _change(transaction, guard, state=TRANSITIONS[Action.REQUEST_CANCEL].target)
+
+
+def cancel(transaction: Transaction, job_id: str, lease: Lease | None) -> Job | None:
+    """The end of a queued job, or of a cancelling one for its worker."""
+    guard = _guard(Action.CANCEL, job_id)
+    guard = and_(guard, _owned(lease) if lease else jobs.c.state == State.QUEUED)
+    return _finish(transaction, guard, Action.CANCEL)
+
+
+def succeed(
+    transaction: Transaction, lease: Lease, result: JobResult, report: dict[str, Any]
+) -> Job | None:
+    guard = and_(_guard(Action.SUCCEED, lease.job_id), _owned(lease))
+    return _finish(
+        transaction,
+        guard,
+        Action.SUCCEED,
+        result=result.model_dump(mode="json"),
+        report=report,
+    )
+
+
+def fail(transaction: Transaction, lease: Lease, error: JobError) -> Job | None:
+    guard = and_(_guard(Action.FAIL, lease.job_id), _owned(lease))
+    return _finish(transaction, guard, Action.FAIL, error=error.model_dump(mode="json"))
+
+
+def requeue(
+    transaction: Transaction, lease: Lease, *, counts: bool, error: JobError | None
+) -> Job | None:
+    """Give the job back; an attempt that was not the job's fault does not count."""
+    return _change(
+        transaction,
+        and_(_guard(Action.REQUEUE, lease.job_id), _owned(lease)),
+        state=TRANSITIONS[Action.REQUEUE].target,
+        attempt=jobs.c.attempt if counts else jobs.c.attempt - 1,
+        error=error and error.model_dump(mode="json"),
+        stage=None,
+        progress=None,
+        hints=0,
+        next_hint_at=_from_now(_FIRST_HINT_SECONDS),
+        **_NO_LEASE,
+    )
+
+
+def expired(transaction: Transaction, limit: int) -> list[Job]:
+    """Jobs whose worker has not been heard of, locked; other reapers skip them."""
+    query = (
+        select(*_COLUMNS)
+        .where(jobs.c.lease_expires_at < func.now())
+        .order_by(jobs.c.lease_expires_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return _rows(transaction, query)
+
+
+def due_for_hint(transaction: Transaction, limit: int) -> list[str]:
+    """Queued jobs nobody took for a while; the next reminder comes after twice the time."""
+    due = (
+        select(jobs.c.id)
+        .where(jobs.c.next_hint_at < func.now(), jobs.c.state == State.QUEUED)
+        .order_by(jobs.c.next_hint_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    pause = func.least(
+        _FIRST_HINT_SECONDS * func.power(2, func.least(jobs.c.hints + 1, 10)), _LONGEST_HINT_SECONDS
+    )
+    changed = transaction.scalars(
+        update(jobs)
+        .where(jobs.c.id.in_(due.scalar_subquery()))
+        .values(hints=jobs.c.hints + 1, next_hint_at=func.now() + timedelta(seconds=1) * pause)
+        .returning(jobs.c.id)
+    )
+    return list(changed)
+
+
+_NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_expires_at": None}
+
+
+def _guard(action: Action, job_id: str) -> ColumnElement[bool]:
+    """The lifecycle table as SQL: matches only where the action is legal."""
+    return and_(jobs.c.id == job_id, jobs.c.state.in_(TRANSITIONS[action].sources))
+
+
+def _owned(lease: Lease) -> ColumnElement[bool]:
+    """Matches only while this claim is the current one."""
+    return and_(
+        jobs.c.id == lease.job_id,
+        jobs.c.state.in_(LEASED),
+        jobs.c.fencing_token == lease.token,
+        jobs.c.lease_owner == lease.owner,
+    )
+
+
+def _finish(
+    transaction: Transaction, guard: ColumnElement[bool], action: Action, **values: Any
+) -> Job | None:
+    return _change(
+        transaction,
+        guard,
+        state=TRANSITIONS[action].target,
+        finished_at=func.now(),
+        next_hint_at=None,
+        **_NO_LEASE,
+        **values,
+    )
+
+
+def _change(transaction: Transaction, guard: ColumnElement[bool], **values: Any) -> Job | None:
+    row = transaction.execute(
+        update(jobs).where(guard).values(**values).returning(*_COLUMNS)
+    ).one_or_none()
+    return _job(row) if row is not None else None
+
+
+def _rows(transaction: Transaction, query: Select[Any]) -> list[Job]:
+    return [_job(row) for row in transaction.execute(query)]
+
+
+def _from_now(seconds: float) -> ColumnElement[Any]:
+    # The database's clock only: workers' clocks may differ.
+    return func.now() + timedelta(seconds=seconds)
+
+
+def _job(row: Row[Any]) -> Job:
+    """The only crossing from rows to the domain."""
+    values = dict(row._mapping)
+    return Job(
+        **{
+            **values,
+            "state": State(values["state"]),
+            "stage": values["stage"] and Stage(values["stage"]),
+            "model": ModelSource.model_validate(values["model"]),
+            "compression": CompressionConfig.model_validate(values["compression"]),
+            "evaluation": values["evaluation"]
+            and EvaluationConfig.model_validate(values["evaluation"]),
+            "progress": values["progress"] and Progress.model_validate(values["progress"]),
+            "result": values["result"] and JobResult.model_validate(values["result"]),
+            "error": values["error"] and JobError.model_validate(values["error"]),
+        }
+    )

@@ -1,0 +1,129 @@
+"""The tables, as the migrations leave them (a test compares the two)."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from app.domain.lifecycle import LEASED, State
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+    }
+)
+
+_TIMESTAMP = DateTime(timezone=True)
+# none_as_null: "no value" is SQL's NULL, never the JSON value null.
+_JSON = JSONB(none_as_null=True)
+
+
+def _quoted(states: frozenset[State]) -> str:
+    return ", ".join(sorted(f"'{state}'" for state in states))
+
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("stage", Text),
+    Column("created_at", _TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("started_at", _TIMESTAMP),
+    Column("finished_at", _TIMESTAMP),
+    Column("model", _JSON, nullable=False),
+    Column("compression", _JSON, nullable=False),
+    Column("evaluation", _JSON),
+    Column("labels", _JSON, nullable=False),
+    Column("progress", _JSON),
+    Column("result", _JSON),
+    Column("error", _JSON),
+    Column("report", _JSON),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("max_attempts", Integer, nullable=False),
+    Column("fencing_token", BigInteger, nullable=False, server_default=text("0")),
+    Column("lease_owner", Text),
+    Column("lease_expires_at", _TIMESTAMP),
+    Column("event_sequence", Integer, nullable=False, server_default=text("0")),
+    Column("hints", Integer, nullable=False, server_default=text("0")),
+    Column("next_hint_at", _TIMESTAMP),
+    CheckConstraint(f"state IN ({_quoted(frozenset(State))})", name="state_known"),
+    CheckConstraint(
+        f"(state IN ({_quoted(LEASED)})) = (lease_owner IS NOT NULL) AND "
+        "(lease_owner IS NULL) = (lease_expires_at IS NULL)",
+        name="lease_while_worked_on",
+    ),
+    CheckConstraint("attempt BETWEEN 0 AND max_attempts", name="attempts_bounded"),
+    Index("ix_jobs_state", "state", "id"),
+    Index(
+        "ix_jobs_lease_expires_at",
+        "lease_expires_at",
+        postgresql_where=text("lease_expires_at IS NOT NULL"),
+    ),
+    Index(
+        "ix_jobs_next_hint_at",
+        "next_hint_at",
+        postgresql_where=text("next_hint_at IS NOT NULL"),
+    ),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("sequence", Integer, primary_key=True, autoincrement=False),
+    Column("type", Text, nullable=False),
+    Column("created_at", _TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("attempt", Integer, nullable=False),
+    Column("data", _JSON, nullable=False),
+)
+
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("key", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("media_type", Text, nullable=False),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", _TIMESTAMP, nullable=False, server_default=func.now()),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("request_hash", Text, nullable=False),
+    # Deferred: the key is taken first, so that two equal requests meet there and not later.
+    Column(
+        "job_id",
+        ForeignKey("jobs.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"),
+        nullable=False,
+    ),
+    Column("created_at", _TIMESTAMP, nullable=False, server_default=func.now()),
+)

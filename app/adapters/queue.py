@@ -1,0 +1,82 @@
+"""The Celery application, and the only message it carries: "look at this job"."""
+
+from __future__ import annotations
+
+from celery import Celery  # type: ignore[import-untyped]
+from kombu.exceptions import KombuError, OperationalError
+
+from app.domain.errors import BrokerUnavailableError
+
+WAKE_TASK = "intraslice.wake"
+QUEUE = "intraslice"
+_BROKER_SECONDS = 3.0
+
+
+def make_celery(broker_url: str) -> Celery:
+    """A message is a hint, PostgreSQL is the truth: a lost or doubled one does no harm.
+
+    So messages are acknowledged when they are received. Acknowledging late would make the broker
+    deliver a long job's message again after `visibility_timeout`, in parallel to the job.
+    """
+    celery = Celery("intraslice", broker=broker_url, set_as_current=False)
+    celery.conf.update(
+        task_default_queue=QUEUE,
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        # A busy worker leaves hints in the queue, where an idle one finds them.
+        worker_disable_prefetch=True,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_send_task_events=False,
+        worker_enable_remote_control=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        # Received but not yet acknowledged messages of a killed worker come back soon.
+        broker_transport_options={
+            "visibility_timeout": 60,
+            "unacked_restore_interval": 1,
+            "unacked_restore_throttle": 1,
+            "socket_connect_timeout": _BROKER_SECONDS,
+            "socket_timeout": _BROKER_SECONDS,
+            "health_check_interval": 10,
+        },
+    )
+    return celery
+
+
+class WakeQueue:
+    """The producer's side."""
+
+    def __init__(self, celery: Celery) -> None:
+        self._celery = celery
+
+    def wake(self, job_id: str) -> None:
+        """Hint at a job.
+
+        Raises:
+            BrokerUnavailableError: if the broker does not take the message now.
+        """
+        try:
+            # No retry here: the message's outbox row stays and is sent by the next sweep.
+            self._celery.send_task(WAKE_TASK, args=(job_id,), retry=False, ignore_result=True)
+        except (OperationalError, KombuError, OSError) as error:
+            raise BrokerUnavailableError from error
+
+    def check(self) -> None:
+        """Connect once.
+
+        Raises:
+            BrokerUnavailableError: if the broker does not answer.
+        """
+        try:
+            with self._celery.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=0, timeout=_BROKER_SECONDS)
+                connection.default_channel.client.ping()
+        except Exception as error:  # redis-py's and kombu's errors share no base
+            raise BrokerUnavailableError from error
+
+    def close(self) -> None:
+        self._celery.close()

@@ -1,0 +1,63 @@
+"""Download links that carry their own permission, until they expire."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import secrets
+import time
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+from app.domain.errors import LinkRefusedError
+
+DOWNLOADS = "/v1/downloads"
+_KEY_FILE = "signing.key"
+
+
+class UrlSigner:
+    """HMAC-SHA256 over job, name and expiry."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key.encode()
+
+    def sign(self, job_id: str, name: str, seconds: int) -> str:
+        """A path with query, good for `seconds`."""
+        expires = int(time.time()) + seconds
+        query = {"expires": expires, "signature": self._signature(job_id, name, expires)}
+        return f"{DOWNLOADS}/{job_id}/{quote(name)}?{urlencode(query)}"
+
+    def verify(self, job_id: str, name: str, expires: int, signature: str) -> None:
+        """Check a link.
+
+        Raises:
+            LinkRefusedError: if it is forged or too old.
+        """
+        expected = self._signature(job_id, name, expires)
+        if not hmac.compare_digest(expected.encode(), signature.encode()):
+            raise LinkRefusedError
+        if expires < time.time():
+            raise LinkRefusedError("The link has expired; ask for a new one")
+
+    def _signature(self, job_id: str, name: str, expires: int) -> str:
+        # No part can hold a newline unescaped, so no two links sign the same text.
+        text = "\n".join((quote(job_id, safe=""), quote(name, safe=""), str(expires)))
+        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def kept_signing_key(data_dir: Path) -> str:
+    """The key of this data directory; made at the first call, readable by its owner only."""
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = data_dir / _KEY_FILE
+    if not path.exists():
+        fresh = data_dir / f".{_KEY_FILE}.{secrets.token_hex(8)}"
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_urlsafe(48))
+        # A link never overwrites: of processes that start together, the first one's key stays.
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(fresh)
+        fresh.unlink()
+    return path.read_text(encoding="ascii")

@@ -1,0 +1,103 @@
+"""The artifact store: a directory or a bucket, through obstore."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import BaseError, NotFoundError
+from obstore.store import HTTPStore, LocalStore, MemoryStore, ObjectStore, from_url
+
+from app.domain.errors import ArtifactNotFoundError, StoreUnavailableError
+
+_CHUNK_BYTES = 8 * 1024 * 1024
+
+
+class ArtifactStore:
+    """Keys are slash-separated paths; an object is written once and never changed."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._directory = Path(unquote(parts.path)) if parts.scheme == "file" else None
+        self._store: ObjectStore = (
+            LocalStore(prefix=self._directory, mkdir=True, automatic_cleanup=True)
+            if self._directory is not None
+            else from_url(url)
+        )
+
+    def put_file(self, key: str, source: Path) -> None:
+        """Upload in parts, so that memory stays small."""
+        with _translated(key):
+            obstore.put(self._store, key, source)
+
+    def put_new(self, key: str, content: bytes) -> None:
+        """Upload; an object that is already there is an error, not overwritten."""
+        with _translated(key):
+            obstore.put(self._store, key, content, mode="create")
+
+    def sha256(self, key: str) -> str:
+        """What the store really holds, read back from it."""
+        digest = hashlib.sha256()
+        with _translated(key):
+            for chunk in obstore.get(self._store, key).stream(min_chunk_size=_CHUNK_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def keys(self, prefix: str) -> list[str]:
+        with _translated(prefix):
+            pages = obstore.list(self._store, prefix=prefix.rstrip("/"))
+            return [entry["path"] for page in pages for entry in page]
+
+    def delete(self, keys: list[str]) -> None:
+        if keys:
+            with _translated(keys[0]):
+                obstore.delete(self._store, keys)
+
+    def local_path(self, key: str) -> Path | None:
+        """The object as a file of this machine; None where the store is no directory."""
+        if self._directory is None:
+            return None
+        path = self._directory / key
+        if not path.is_file():
+            raise ArtifactNotFoundError
+        return path
+
+    def presigned_url(self, key: str, seconds: int) -> str:
+        """A URL of the store itself.
+
+        Raises:
+            StoreUnavailableError: if the store is no bucket and cannot sign.
+        """
+        if isinstance(self._store, LocalStore | MemoryStore | HTTPStore):
+            raise StoreUnavailableError("This artifact store has no URLs of its own")
+        with _translated(key):
+            return obstore.sign(self._store, "GET", key, timedelta(seconds=seconds))
+
+    def check(self) -> None:
+        """Ask the store something cheap.
+
+        Raises:
+            StoreUnavailableError: if it does not answer.
+        """
+        with _translated("readiness"):
+            if self._directory is not None and not self._directory.is_dir():
+                raise FileNotFoundError(self._directory)
+            obstore.list_with_delimiter(self._store, prefix="readiness")
+
+
+@contextmanager
+def _translated(key: str) -> Iterator[None]:
+    """Turn the store's errors into ours."""
+    try:
+        yield
+    except (NotFoundError, FileNotFoundError) as error:
+        if key == "readiness":
+            raise StoreUnavailableError from error
+        raise ArtifactNotFoundError(f"the store does not hold {key}") from error
+    except (BaseError, OSError) as error:
+        raise StoreUnavailableError(f"the artifact store failed on {key}") from error

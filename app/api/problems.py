@@ -1,0 +1,147 @@
+"""RFC 9457 problem documents: the one table from errors to HTTP statuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+
+from app.domain.errors import (
+    FieldProblem,
+    IllegalTransitionError,
+    InvalidRequestError,
+    LinkRefusedError,
+    NotFoundError,
+    ResourceBusyError,
+    ServiceError,
+    UnavailableError,
+)
+from app.telemetry import get_logger
+
+MEDIA_TYPE = "application/problem+json"
+
+# First match wins.
+STATUSES: tuple[tuple[type[ServiceError], int], ...] = (
+    (NotFoundError, 404),
+    (LinkRefusedError, 403),
+    (IllegalTransitionError, 409),
+    (ResourceBusyError, 409),
+    (InvalidRequestError, 422),
+    (UnavailableError, 503),
+)
+_RETRY_AFTER_SECONDS = "5"
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem document, before it knows its request."""
+
+    status: int
+    code: str
+    detail: str
+    errors: Sequence[Mapping[str, str]] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    extension: Mapping[str, Any] = field(default_factory=dict)
+
+
+def problem_response(scope: Scope, problem: Problem) -> JSONResponse:
+    request_id = scope.get("state", {}).get("request_id")
+    content: dict[str, Any] = {
+        "type": f"urn:intraslice:problem:{problem.code}",
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": problem.detail,
+        "instance": scope["path"],
+        "code": problem.code,
+        "request_id": request_id,
+        **problem.extension,
+    }
+    if problem.errors:
+        content["errors"] = list(problem.errors)
+    headers = dict(problem.headers)
+    if request_id:
+        headers["x-request-id"] = request_id
+    if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = _RETRY_AFTER_SECONDS
+    return JSONResponse(content, problem.status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    """Every error that leaves the application is a problem document."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def _service_error(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, ServiceError):
+        raise TypeError(f"no service error: {error!r}")
+    status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.error("service_error", code=error.code, exc_info=error)
+    fields = error.fields if isinstance(error, InvalidRequestError) else ()
+    errors = [_field_problem(one) for one in fields]
+    return problem_response(
+        request.scope, Problem(status, error.code, error.message, errors=errors)
+    )
+
+
+def _field_problem(problem: FieldProblem) -> dict[str, str]:
+    return {"pointer": problem.pointer, "code": problem.code, "message": problem.message}
+
+
+def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, RequestValidationError):
+        raise TypeError(f"no validation error: {error!r}")
+    errors = [
+        {
+            "pointer": _pointer(one["loc"], one["type"]),
+            "code": str(one["type"]),
+            # The input is not repeated: it may be long, or a secret in the wrong place.
+            "message": str(one["msg"]),
+        }
+        for one in error.errors()
+    ]
+    return problem_response(
+        request.scope,
+        Problem(422, "invalid_request", "The request does not have the right form", errors=errors),
+    )
+
+
+def _pointer(location: Sequence[str | int], kind: str) -> str:
+    """A JSON pointer into the body; `query:limit` and the like for what is not in the body."""
+    place, *path = location
+    if place != "body":
+        return f"{place}:{'.'.join(map(str, path))}"
+    if kind == "json_invalid":
+        return ""
+    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
+
+
+def _http_exception(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, HTTPException):
+        raise TypeError(f"no HTTP exception: {error!r}")
+    status = HTTPStatus(error.status_code)
+    problem = Problem(
+        error.status_code,
+        status.phrase.lower().replace(" ", "_"),
+        str(error.detail),
+        headers=error.headers or {},
+    )
+    return problem_response(request.scope, problem)
+
+
+def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    """The log has the trace, the client has the request id to find it by."""
+    _log.error("unexpected_error", exc_info=error)
+    detail = "Something went wrong here; the request id leads to the details in our log"
+    return problem_response(request.scope, Problem(500, "internal_error", detail))

@@ -1,0 +1,40 @@
+"""/v1/downloads: what signed links lead to."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from fastapi.responses import FileResponse, RedirectResponse, Response
+
+from app.adapters.signed_urls import DOWNLOADS
+from app.api.dependencies import ResourcesDep
+from app.services import jobs
+
+router = APIRouter(prefix=DOWNLOADS, tags=["downloads"])
+_REDIRECT_SECONDS = 60
+
+
+@router.get(
+    "/{job_id}/{name:path}",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {}}}},
+)
+@router.head("/{job_id}/{name:path}", include_in_schema=False)
+def download(
+    job_id: str,
+    name: str,
+    resources: ResourcesDep,
+    expires: Annotated[int, Query(ge=0, le=2**53)],
+    signature: Annotated[str, Query(min_length=1, max_length=128)],
+) -> Response:
+    """Download a file; ranges are honoured."""
+    resources.signer.verify(job_id, name, expires, signature)
+    artifact = jobs.get_artifact(resources, job_id, name)
+    path = resources.store.local_path(artifact.key)
+    if path is None:
+        url = resources.store.presigned_url(artifact.key, _REDIRECT_SECONDS)
+        return RedirectResponse(url, status_code=307)
+    file_name = PurePosixPath(name).name
+    return FileResponse(path, media_type=artifact.media_type, filename=file_name)

@@ -1,0 +1,34 @@
+"""/livez and /readyz."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from app.api.dependencies import ResourcesDep
+from app.api.problems import Problem, problem_response
+from app.services.health import check_all
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez")
+def livez() -> dict[str, str]:
+    """Say that the process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+def readyz(request: Request, resources: ResourcesDep) -> Response:
+    """Check database, broker and store."""
+    checks = check_all(resources)
+    described = {
+        check.name: {"ok": check.problem is None, "problem": check.problem} for check in checks
+    }
+    failing = [check.name for check in checks if check.problem is not None]
+    if not failing:
+        return JSONResponse({"status": "ok", "checks": described})
+    detail = f"Not ready: {', '.join(failing)}"
+    return problem_response(
+        request.scope, Problem(503, "not_ready", detail, extension={"checks": described})
+    )

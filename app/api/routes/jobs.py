@@ -1,0 +1,110 @@
+"""/v1/jobs"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+from fastapi import APIRouter, BackgroundTasks, Query, Response
+
+from app.api.dependencies import (
+    CursorQuery,
+    IdempotencyKey,
+    LimitQuery,
+    ResourcesDep,
+    StateQuery,
+)
+from app.api.pagination import decode_cursor
+from app.api.problems import MEDIA_TYPE
+from app.api.schemas import (
+    ArtifactList,
+    ArtifactOut,
+    EventList,
+    JobCreate,
+    JobList,
+    JobOut,
+    JobUrls,
+    ProblemOut,
+)
+from app.services import jobs, outbox
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    content = {MEDIA_TYPE: {"schema": ProblemOut.model_json_schema()}}
+    return {status: {"description": "A problem.", "content": content} for status in statuses}
+
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=_problems(401, 422, 503))
+
+
+@router.post("", status_code=202, responses=_problems(409))
+def create_job(
+    body: JobCreate,
+    resources: ResourcesDep,
+    background: BackgroundTasks,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> JobOut:
+    """Queue a compression."""
+    creation = jobs.create_job(resources, body.to_domain(), idempotency_key)
+    background.add_task(outbox.dispatch, resources)
+    response.headers["Location"] = JobUrls.of(creation.job.id).self
+    if creation.replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    return JobOut.of(creation.job)
+
+
+@router.get("")
+def list_jobs(
+    resources: ResourcesDep,
+    limit: LimitQuery = 20,
+    after: CursorQuery = None,
+    state: StateQuery = None,
+) -> JobList:
+    """List jobs, newest first."""
+    page = jobs.list_jobs(resources, limit=limit, before=decode_cursor(after), state=state)
+    return JobList.of(page)
+
+
+@router.get("/{job_id}", responses=_problems(404))
+def get_job(job_id: str, resources: ResourcesDep) -> JobOut:
+    """Show a job."""
+    return JobOut.of(jobs.get_job(resources, job_id))
+
+
+@router.post("/{job_id}/cancel", status_code=202, responses=_problems(404, 409))
+def cancel_job(job_id: str, resources: ResourcesDep) -> JobOut:
+    """Stop a job; a running one takes a few seconds."""
+    return JobOut.of(jobs.cancel_job(resources, job_id))
+
+
+@router.get("/{job_id}/events", responses=_problems(404))
+def list_events(
+    job_id: str,
+    resources: ResourcesDep,
+    after: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
+) -> EventList:
+    """Read a job's log from a sequence number on."""
+    found = jobs.list_events(resources, job_id, after=after, limit=limit + 1)
+    return EventList.of(found, limit)
+
+
+@router.get("/{job_id}/report", responses=_problems(404))
+def get_report(job_id: str, resources: ResourcesDep) -> dict[str, Any]:
+    """Show the engine's report of a succeeded job."""
+    return jobs.get_report(resources, job_id)
+
+
+@router.get("/{job_id}/artifacts", responses=_problems(404))
+def list_artifacts(job_id: str, resources: ResourcesDep) -> ArtifactList:
+    """List a job's published files with download links."""
+    seconds = resources.settings.url_expiry_seconds
+    files = jobs.list_artifacts(resources, job_id)
+    expires_at = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds)
+    return ArtifactList(
+        data=[
+            ArtifactOut.of(file, resources.signer.sign(job_id, file.name, seconds), expires_at)
+            for file in files
+        ]
+    )

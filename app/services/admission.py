@@ -1,0 +1,119 @@
+"""May this job read what it names? Asked when it is created and again when it is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.adapters.local_paths import resolve_below
+from app.domain.errors import FieldProblem, InvalidRequestError, ServiceError
+from app.domain.job import JobRequest
+from app.domain.model_source import ModelSource, is_allowed, is_hub_name, is_revision
+from app.settings import Settings
+from intraslice_core.config import CompressionConfig, EvaluationConfig
+
+_NAMED_SOURCES = frozenset({"pydoc", "self"})
+_HUB = "hub:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdmittedJob:
+    """A job as the engine takes it: links resolved, every source allowed."""
+
+    model: str
+    compression: CompressionConfig
+    evaluation: EvaluationConfig | None
+
+
+class _RefusedError(Exception):
+    def __init__(self, code: str, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.problem = (code, message, field)
+
+
+def admit(settings: Settings, request: JobRequest) -> AdmittedJob:
+    """Resolve and check every source of the request.
+
+    Raises:
+        InvalidRequestError: names each field that is refused.
+    """
+    problems: list[FieldProblem] = []
+
+    def checked(pointer: str, source: str, roots: tuple[Path, ...]) -> str:
+        try:
+            return _text_source(source, roots, settings.hub_data_allow)
+        except _RefusedError as refusal:
+            problems.append(_problem(pointer, refusal))
+            return source
+
+    model = ""
+    try:
+        model = _model_reference(settings, request.model)
+    except _RefusedError as refusal:
+        problems.append(_problem("/model", refusal))
+    compression, evaluation = request.compression, request.evaluation
+    pointer = "/compression/calibration/source"
+    calibration = compression.calibration.model_copy(
+        update={"source": checked(pointer, compression.calibration.source, settings.data_roots)}
+    )
+    if evaluation is not None:
+        texts = tuple(
+            checked(f"/evaluation/perplexity/{index}", source, settings.data_roots)
+            for index, source in enumerate(evaluation.perplexity)
+        )
+        evaluation = evaluation.model_copy(update={"perplexity": texts})
+    if problems:
+        raise InvalidRequestError("The job names sources it may not use", fields=tuple(problems))
+    return AdmittedJob(
+        model=model,
+        compression=compression.model_copy(update={"calibration": calibration}),
+        evaluation=evaluation,
+    )
+
+
+def _model_reference(settings: Settings, model: ModelSource) -> str:
+    """The reference in the engine's language."""
+    if model.revision is not None and model.source != "hub":
+        raise _RefusedError("not_applicable", "only hub models have revisions", "/revision")
+    if model.source == "package":
+        if model.ref not in settings.package_allow:
+            raise _RefusedError("package_not_allowed", "not among the allowed packages", "/ref")
+        return f"package:{model.ref}"
+    if model.source == "hub":
+        return _hub_reference(model, settings.hub_allow)
+    return _local(model.ref, settings.model_roots, "/ref")
+
+
+def _hub_reference(model: ModelSource, allowed: tuple[str, ...]) -> str:
+    if not is_hub_name(model.ref):
+        raise _RefusedError("malformed", "a hub model is named org/name", "/ref")
+    if not is_allowed(model.ref, allowed):
+        raise _RefusedError("hub_not_allowed", "not among the allowed hub models", "/ref")
+    if model.revision is None:
+        return f"{_HUB}{model.ref}"
+    if not is_revision(model.revision):
+        raise _RefusedError("malformed", "not a branch, tag or commit", "/revision")
+    return f"{_HUB}{model.ref}@{model.revision}"
+
+
+def _text_source(source: str, roots: tuple[Path, ...], hub_allowed: tuple[str, ...]) -> str:
+    if source in _NAMED_SOURCES:
+        return source
+    if source.startswith(_HUB):
+        name = source.removeprefix(_HUB).partition("@")[0].partition(":")[0]
+        if not is_hub_name(name) or not is_allowed(name, hub_allowed):
+            raise _RefusedError("hub_not_allowed", "not among the allowed hub data sets")
+        return source
+    return _local(source, roots, "")
+
+
+def _local(path: str, roots: tuple[Path, ...], field: str) -> str:
+    try:
+        return str(resolve_below(path, roots))
+    except ServiceError as error:
+        raise _RefusedError(error.code, error.message, field) from error
+
+
+def _problem(pointer: str, refusal: _RefusedError) -> FieldProblem:
+    code, message, field = refusal.problem
+    return FieldProblem(pointer=pointer + field, code=code, message=message)

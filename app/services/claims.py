@@ -1,0 +1,128 @@
+"""What a worker does with jobs: every write carries the lease that allows it."""
+
+from __future__ import annotations
+
+from app.adapters.database import events, jobs, outbox
+from app.adapters.database.engine import Transaction
+from app.domain.errors import LeaseLostError
+from app.domain.events import EventType
+from app.domain.identifiers import is_job_id
+from app.domain.job import Job, JobError, Progress
+from app.domain.lease import Lease
+from app.domain.lifecycle import State
+from app.services.resources import Resources
+from intraslice_core.progress import Stage
+
+_REAPED_AT_ONCE = 50
+WORKER_LOST = "worker_lost"
+
+
+def claim_job(resources: Resources, job_id: str, owner: str) -> Job | None:
+    """Take a queued job; None if it is not there to be taken, which is no error."""
+    if not is_job_id(job_id):
+        return None
+    with resources.database.transaction() as transaction:
+        job = jobs.claim(transaction, job_id, owner, resources.settings.lease_seconds)
+        if job is not None:
+            events.append(transaction, job_id, EventType.STARTED, {"worker": owner})
+    return job
+
+
+def renew_lease(resources: Resources, lease: Lease) -> State:
+    """Prolong the lease and learn whether somebody wants the job to stop.
+
+    Raises:
+        LeaseLostError: if the job belongs to somebody else now.
+    """
+    with resources.database.transaction() as transaction:
+        state = jobs.renew(transaction, lease, resources.settings.lease_seconds)
+    if state is None:
+        raise LeaseLostError
+    return state
+
+
+def holds_lease(resources: Resources, job_id: str, token: int) -> bool:
+    with resources.database.transaction() as transaction:
+        return jobs.holds(transaction, job_id, token)
+
+
+def record_progress(
+    resources: Resources, lease: Lease, stage: Stage, progress: Progress, *, log: bool
+) -> None:
+    """Show where the job is; `log` keeps it in the events too.
+
+    Raises:
+        LeaseLostError: if the job belongs to somebody else now.
+    """
+    with resources.database.transaction() as transaction:
+        if not jobs.record_progress(transaction, lease, stage, progress):
+            raise LeaseLostError
+        if log:
+            data = {"stage": stage, **progress.model_dump(mode="json", exclude_none=True)}
+            events.append(transaction, lease.job_id, EventType.PROGRESS, data)
+
+
+def fail_job(resources: Resources, lease: Lease, error: JobError) -> Job:
+    """The end, badly. A job that was to be cancelled is cancelled instead."""
+    with resources.database.transaction() as transaction:
+        return _fail(transaction, lease, error)
+
+
+def requeue_job(resources: Resources, lease: Lease, error: JobError | None) -> Job:
+    """Give the job back to be tried again; without an error the attempt does not count."""
+    with resources.database.transaction() as transaction:
+        return _requeue(transaction, lease, error)
+
+
+def finish_cancel(resources: Resources, lease: Lease) -> Job:
+    with resources.database.transaction() as transaction:
+        return _cancel(transaction, lease)
+
+
+def reap_expired(resources: Resources) -> list[Job]:
+    """Take jobs from workers that have gone silent; what became of each."""
+    with resources.database.transaction() as transaction:
+        lost = jobs.expired(transaction, _REAPED_AT_ONCE)
+        return [_reap(transaction, job) for job in lost]
+
+
+def _reap(transaction: Transaction, job: Job) -> Job:
+    error = JobError(
+        code=WORKER_LOST,
+        message=f"the worker of attempt {job.attempt} went silent",
+        stage=job.stage,
+        retryable=True,
+    )
+    if job.state is State.RUNNING and job.attempt < job.max_attempts:
+        return _requeue(transaction, job.lease, error)
+    return _fail(transaction, job.lease, error)
+
+
+def _fail(transaction: Transaction, lease: Lease, error: JobError) -> Job:
+    job = jobs.fail(transaction, lease, error)
+    if job is None:
+        return _cancel(transaction, lease)
+    events.append(transaction, lease.job_id, EventType.FAILED, _described(error))
+    return job
+
+
+def _requeue(transaction: Transaction, lease: Lease, error: JobError | None) -> Job:
+    job = jobs.requeue(transaction, lease, counts=error is not None, error=error)
+    if job is None:
+        return _cancel(transaction, lease)
+    data = _described(error) if error else {"reason": "the worker was stopped"}
+    events.append(transaction, lease.job_id, EventType.REQUEUED, data)
+    outbox.add(transaction, lease.job_id)
+    return job
+
+
+def _cancel(transaction: Transaction, lease: Lease) -> Job:
+    job = jobs.cancel(transaction, lease.job_id, lease)
+    if job is None:
+        raise LeaseLostError
+    events.append(transaction, lease.job_id, EventType.CANCELLED)
+    return job
+
+
+def _described(error: JobError) -> dict[str, object]:
+    return {"error": error.model_dump(mode="json", exclude_none=True)}

@@ -1,0 +1,158 @@
+"""What a client does with jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from app.adapters.database import artifacts, events, idempotency, jobs, outbox
+from app.adapters.database.engine import Transaction
+from app.domain.artifact import Artifact
+from app.domain.errors import (
+    ArtifactNotFoundError,
+    IdempotencyKeyReusedError,
+    IllegalTransitionError,
+    JobNotFoundError,
+    ReportNotFoundError,
+)
+from app.domain.events import Event, EventType
+from app.domain.identifiers import is_job_id, new_job_id
+from app.domain.job import Job, JobRequest
+from app.domain.lifecycle import State
+from app.services.admission import admit
+from app.services.resources import Resources
+
+
+@dataclass(frozen=True, kw_only=True)
+class Creation:
+    """The job, and whether an earlier request had made it."""
+
+    job: Job
+    replayed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Some jobs, newest first."""
+
+    jobs: list[Job]
+    has_more: bool
+
+
+def create_job(
+    resources: Resources, request: JobRequest, idempotency_key: str | None = None
+) -> Creation:
+    """Write job, first event and wake-up message in one transaction.
+
+    Raises:
+        InvalidRequestError: if the job names a source it may not use.
+        IdempotencyKeyReusedError: if the key belongs to another request.
+    """
+    admit(resources.settings, request)
+    job_id = new_job_id()
+    with resources.database.transaction() as transaction:
+        if idempotency_key is not None:
+            earlier = idempotency.reserve(
+                transaction, idempotency_key, _fingerprint(request), job_id
+            )
+            if earlier is not None:
+                return _replay(transaction, earlier, request)
+        job = jobs.insert_job(transaction, job_id, request, resources.settings.max_attempts)
+        events.append(transaction, job_id, EventType.QUEUED)
+        outbox.add(transaction, job_id)
+    return Creation(job=job, replayed=False)
+
+
+def get_job(resources: Resources, job_id: str) -> Job:
+    with resources.database.transaction() as transaction:
+        return _existing(transaction, job_id)
+
+
+def list_jobs(resources: Resources, *, limit: int, before: str | None, state: State | None) -> Page:
+    with resources.database.transaction() as transaction:
+        found = jobs.newest(transaction, limit=limit + 1, before=before, state=state)
+    return Page(jobs=found[:limit], has_more=len(found) > limit)
+
+
+def cancel_job(resources: Resources, job_id: str) -> Job:
+    """End a queued job, ask the worker of a running one to stop. Asking twice is fine.
+
+    Raises:
+        IllegalTransitionError: if the job has already ended otherwise.
+    """
+    with resources.database.transaction() as transaction:
+        _existing(transaction, job_id)
+        # A job moves from queued to running at any moment; each try is guarded by itself.
+        job = jobs.cancel(transaction, job_id, lease=None)
+        if job is not None:
+            events.append(transaction, job_id, EventType.CANCELLED)
+            return job
+        job = jobs.request_cancel(transaction, job_id)
+        if job is not None:
+            events.append(transaction, job_id, EventType.CANCEL_REQUESTED)
+            return job
+        job = _existing(transaction, job_id)
+    if job.state in (State.CANCELLING, State.CANCELLED):
+        return job
+    raise IllegalTransitionError(f"The job has {job.state}; it cannot be cancelled")
+
+
+def list_events(resources: Resources, job_id: str, *, after: int, limit: int) -> list[Event]:
+    with resources.database.transaction() as transaction:
+        _existing(transaction, job_id)
+        return events.following(transaction, job_id, after=after, limit=limit)
+
+
+def get_report(resources: Resources, job_id: str) -> dict[str, Any]:
+    """The engine's report of a succeeded job.
+
+    Raises:
+        ReportNotFoundError: if the job has not succeeded.
+    """
+    with resources.database.transaction() as transaction:
+        job = _existing(transaction, job_id)
+        report = jobs.find_report(transaction, job_id)
+    if report is None:
+        raise ReportNotFoundError(f"The job is {job.state}; it has a report once it has succeeded")
+    return report
+
+
+def list_artifacts(resources: Resources, job_id: str) -> list[Artifact]:
+    """Published files; none before success."""
+    with resources.database.transaction() as transaction:
+        _existing(transaction, job_id)
+        return artifacts.of_job(transaction, job_id)
+
+
+def get_artifact(resources: Resources, job_id: str, name: str) -> Artifact:
+    with resources.database.transaction() as transaction:
+        found = artifacts.find(transaction, job_id, name)
+    if found is None:
+        raise ArtifactNotFoundError
+    return found
+
+
+def _existing(transaction: Transaction, job_id: str) -> Job:
+    job = jobs.find(transaction, job_id) if is_job_id(job_id) else None
+    if job is None:
+        raise JobNotFoundError
+    return job
+
+
+def _replay(
+    transaction: Transaction, earlier: idempotency.EarlierRequest, request: JobRequest
+) -> Creation:
+    if earlier.request_hash != _fingerprint(request):
+        raise IdempotencyKeyReusedError
+    return Creation(job=_existing(transaction, earlier.job_id), replayed=True)
+
+
+def _fingerprint(request: JobRequest) -> str:
+    """Equal for requests that ask for the same, however their JSON was written."""
+    values = {
+        name: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+        for name, value in asdict(request).items()
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

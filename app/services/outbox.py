@@ -1,0 +1,40 @@
+"""Messages reach the broker after their transaction, however long the broker was away."""
+
+from __future__ import annotations
+
+from app.adapters.database import jobs, outbox
+from app.domain.errors import BrokerUnavailableError
+from app.services.resources import Resources
+from app.telemetry import get_logger
+
+_BATCH = 100
+_log = get_logger(__name__)
+
+
+def dispatch(resources: Resources) -> int:
+    """Send what is pending and forget it; the number sent.
+
+    A crash between sending and forgetting sends a hint twice, which is harmless. What the broker
+    does not take stays for the next call.
+    """
+    sent: list[int] = []
+    with resources.database.transaction() as transaction:
+        for message in outbox.lock_pending(transaction, _BATCH):
+            try:
+                resources.queue.wake(message.job_id)
+            except BrokerUnavailableError:
+                _log.warning("broker_unavailable", job_id=message.job_id)
+                break
+            sent.append(message.id)
+        if sent:
+            outbox.remove(transaction, sent)
+    return len(sent)
+
+
+def remind(resources: Resources) -> int:
+    """Hint again at jobs that have been waiting long: the broker may have lost the first hint."""
+    with resources.database.transaction() as transaction:
+        waiting = jobs.due_for_hint(transaction, _BATCH)
+        for job_id in waiting:
+            outbox.add(transaction, job_id)
+    return len(waiting)

@@ -1,0 +1,141 @@
+"""From files on a worker's disk to artifacts: all of them become visible at once, or none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from app.adapters.database import artifacts, events, jobs
+from app.domain.artifact import MANIFEST, Artifact, attempt_prefix, job_prefix, media_type
+from app.domain.errors import LeaseLostError, PublicationError
+from app.domain.events import EventType
+from app.domain.job import Job, JobResult, Speedup
+from app.domain.lease import Lease
+from app.services.resources import Resources
+
+_PROGRAMS = ("intraslice", "torch", "transformers")
+
+
+def publish(
+    resources: Resources,
+    job: Job,
+    directory: Path,
+    report: dict[str, Any],
+    before_file: Callable[[int, int], None],
+) -> Job:
+    """Upload, compare what arrived, write the manifest last, then let the job succeed.
+
+    Args:
+        resources: the store and the database.
+        job: as claimed; its lease guards the last step.
+        directory: the finished checkpoint.
+        report: the engine's.
+        before_file: hears index and number of files; may raise to stop.
+
+    Raises:
+        LeaseLostError: if the job is not this worker's, or is to be cancelled.
+        PublicationError: if the store holds other bytes than the directory.
+    """
+    prefix = attempt_prefix(job.id, job.fencing_token)
+    sources = sorted(path for path in directory.rglob("*") if path.is_file())
+    files = []
+    for index, source in enumerate(sources):
+        before_file(index, len(sources))
+        files.append(_upload(resources, source, source.relative_to(directory).as_posix(), prefix))
+    files.append(_write_manifest(resources, job, files, report, prefix))
+    return _succeed(resources, job.lease, files, report)
+
+
+def discard_attempt(resources: Resources, lease: Lease) -> None:
+    """Remove what an attempt that did not succeed has uploaded."""
+    store = resources.store
+    store.delete(store.keys(attempt_prefix(lease.job_id, lease.token)))
+
+
+def discard_other_attempts(resources: Resources, job: Job) -> None:
+    """Remove what earlier attempts left behind, except the published one's files."""
+    with resources.database.transaction() as transaction:
+        published = {file.key for file in artifacts.of_job(transaction, job.id)}
+    store = resources.store
+    store.delete([key for key in store.keys(job_prefix(job.id)) if key not in published])
+
+
+def summarise(report: dict[str, Any]) -> JobResult:
+    """The report in a few numbers; perplexity is of the first text."""
+    evaluation = report.get("evaluation") or {}
+    perplexity = (evaluation.get("perplexity") or [{}])[0]
+    whole = (evaluation.get("speed") or {}).get("whole")
+    return JobResult(
+        params_before=report["params_before"],
+        params_after=report["params_after"],
+        bytes_before=report["bytes_before"],
+        bytes_after=report["bytes_after"],
+        perplexity_before=perplexity.get("dense"),
+        perplexity_after=perplexity.get("compressed"),
+        speedup=whole
+        and Speedup(prefill=whole["prefill"]["ratio"], decode=whole["decode"]["ratio"]),
+    )
+
+
+def _upload(resources: Resources, source: Path, name: str, prefix: str) -> Artifact:
+    with source.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    key = f"{prefix}files/{name}"
+    resources.store.put_file(key, source)
+    # The directory was verified to load and answer rightly; equal bytes do so too.
+    if resources.store.sha256(key) != sha256:
+        raise PublicationError(f"{name} arrived damaged in the store")
+    return Artifact(
+        name=name,
+        key=key,
+        bytes=source.stat().st_size,
+        sha256=sha256,
+        media_type=media_type(name),
+    )
+
+
+def _write_manifest(
+    resources: Resources, job: Job, files: list[Artifact], report: dict[str, Any], prefix: str
+) -> Artifact:
+    manifest = {
+        "job_id": job.id,
+        "attempt": job.attempt,
+        "model": job.model.model_dump(mode="json"),
+        "compression": job.compression.model_dump(mode="json"),
+        "evaluation": job.evaluation and job.evaluation.model_dump(mode="json"),
+        "calibration_hash": report.get("calibration_hash"),
+        "versions": {program: version(program) for program in _PROGRAMS},
+        "files": [
+            {"name": file.name, "bytes": file.bytes, "sha256": file.sha256} for file in files
+        ],
+    }
+    content = (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
+    key = prefix + MANIFEST
+    resources.store.put_new(key, content)
+    return Artifact(
+        name=MANIFEST,
+        key=key,
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        media_type=media_type(MANIFEST),
+    )
+
+
+def _succeed(
+    resources: Resources, lease: Lease, files: list[Artifact], report: dict[str, Any]
+) -> Job:
+    """One transaction: artifacts, report and state."""
+    result = summarise(report)
+    with resources.database.transaction() as transaction:
+        job = jobs.succeed(transaction, lease, result, report)
+        if job is None:
+            raise LeaseLostError
+        artifacts.insert_all(transaction, lease.job_id, files)
+        events.append(
+            transaction, lease.job_id, EventType.SUCCEEDED, result.model_dump(mode="json")
+        )
+    return job

@@ -1,0 +1,44 @@
+"""What use cases work with: opened once per process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from celery import Celery  # type: ignore[import-untyped]
+
+from app.adapters.database.engine import Database
+from app.adapters.queue import WakeQueue, make_celery
+from app.adapters.signed_urls import UrlSigner, kept_signing_key
+from app.adapters.storage import ArtifactStore
+from app.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Settings and the four servers' clients."""
+
+    settings: Settings
+    database: Database
+    store: ArtifactStore
+    celery: Celery
+    queue: WakeQueue
+    signer: UrlSigner
+
+    def close(self) -> None:
+        self.queue.close()
+        self.database.close()
+
+
+def open_resources(settings: Settings) -> Resources:
+    """Nothing is connected to yet: a server that is down makes requests fail, not the start."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = settings.signing_key
+    celery = make_celery(settings.broker_url)
+    return Resources(
+        settings=settings,
+        database=Database(settings.database_url, pool_size=5 + 2 * settings.worker_concurrency),
+        store=ArtifactStore(settings.store_url),
+        celery=celery,
+        queue=WakeQueue(celery),
+        signer=UrlSigner(key.get_secret_value() if key else kept_signing_key(settings.data_dir)),
+    )

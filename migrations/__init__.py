@@ -1,0 +1,1 @@
+"""Alembic migrations; `app.adapters.database.migrate` runs them."""

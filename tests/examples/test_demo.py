@@ -1,0 +1,96 @@
+"""The demo notices what goes wrong, against a server that answers as told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from examples.demo import LOADER, DemoFailed, download, follow, submit
+
+WEIGHTS = b"weights" * 1000
+
+
+def client(answers: dict[str, Any]) -> httpx.Client:
+    def handle(request: httpx.Request) -> httpx.Response:
+        found = answers[request.url.path]
+        if isinstance(found, bytes):
+            return httpx.Response(200, content=found)
+        status, body = found
+        return httpx.Response(status, json=body)
+
+    return httpx.Client(base_url="http://service", transport=httpx.MockTransport(handle))
+
+
+def listing(digest: str) -> dict[str, Any]:
+    return {
+        "data": [
+            {"name": "model/config.json", "sha256": digest, "url": "http://service/files/config"}
+        ]
+    }
+
+
+def test_a_failed_job_ends_the_demo_with_the_jobs_error() -> None:
+    job = {"state": "failed", "error": {"code": "out_of_memory", "message": "too large"}}
+    with client({"/job": (200, job)}) as http, pytest.raises(DemoFailed, match="out_of_memory"):
+        follow(http, "/job")
+
+
+def test_a_refused_job_ends_the_demo_with_the_servers_words() -> None:
+    problem = {"title": "Bad ratio", "code": "invalid"}
+    with client({"/v1/jobs": (422, problem)}) as http, pytest.raises(DemoFailed, match="Bad ratio"):
+        submit(http)
+
+
+def test_an_artifact_that_arrives_damaged_is_noticed(tmp_path: Path) -> None:
+    answers = {
+        "/job/artifacts": (200, listing(hashlib.sha256(b"other").hexdigest())),
+        "/files/config": WEIGHTS,
+    }
+    with client(answers) as http, pytest.raises(DemoFailed, match="damaged"):
+        download(http, "/job", tmp_path)
+
+
+def test_an_intact_download_is_a_checkpoint_directory(tmp_path: Path) -> None:
+    answers = {
+        "/job/artifacts": (200, listing(hashlib.sha256(WEIGHTS).hexdigest())),
+        "/files/config": WEIGHTS,
+    }
+    with client(answers) as http:
+        assert download(http, "/job", tmp_path) == tmp_path / "model"
+    assert (tmp_path / "model" / "config.json").read_bytes() == WEIGHTS
+
+
+def test_the_loader_refuses_to_prove_anything_where_intraslice_can_be_imported(
+    tmp_path: Path,
+) -> None:
+    def load(packages: Path) -> subprocess.CompletedProcess[str]:
+        arguments = [sys.executable, "-I", "-S", str(LOADER), str(tmp_path / "none"), "hello"]
+        return subprocess.run(
+            [*arguments, "--packages", str(packages)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    with_us = load(Path(__file__).parents[2])
+    assert with_us.returncode == 1
+    assert "intraslice_core, app, workers can be imported" in with_us.stderr
+    # The environment's own packages do not let it find us: it gets as far as the missing model.
+    without_us = load(Path(sysconfig.get_path("purelib")))
+    assert "can be imported" not in without_us.stderr
+    assert str(tmp_path / "none") in without_us.stderr
+
+
+def test_the_job_of_the_demo_is_plain_json() -> None:
+    from examples.demo import JOB
+
+    assert json.loads(json.dumps(JOB)) == JOB

@@ -1,0 +1,53 @@
+"""`make demo` as a stranger runs it, on the real model."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.app.embedded.processes import REPOSITORY, descendants, wait_until_dead
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.real_model,
+    pytest.mark.postgres,
+    pytest.mark.broker,
+    pytest.mark.timeout(1200),
+]
+DEMO = [sys.executable, "examples/demo.py"]
+
+
+def leftovers() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("intraslice-demo-*"))
+
+
+def test_the_demo_compresses_loads_and_compares_a_real_model() -> None:
+    before = leftovers()
+    done = subprocess.run(DEMO, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for expected in ("parameters", "perplexity", "tokens/s", "IntraSliceLlamaForCausalLM"):
+        assert expected in done.stdout
+    assert leftovers() == before
+
+
+def test_ctrl_c_in_the_middle_of_a_job_leaves_nothing_behind(tmp_path: Path) -> None:
+    before = leftovers()
+    output = tmp_path / "output"
+    with output.open("wb") as file:
+        demo = subprocess.Popen(DEMO, cwd=REPOSITORY, stdout=file, stderr=file)
+    deadline = time.monotonic() + 180
+    while "is queued" not in output.read_text() and time.monotonic() < deadline:
+        assert demo.poll() is None, output.read_text()
+        time.sleep(0.1)
+    time.sleep(5)
+    family = descendants(demo.pid)
+    demo.send_signal(signal.SIGINT)
+    assert demo.wait(90) == 130, output.read_text()
+    assert wait_until_dead(family, 5) == []
+    assert leftovers() == before

@@ -190,7 +190,9 @@ def download(client: httpx.Client, path: str, directory: Path) -> Path:
     console.print("[bold]4[/bold] Download the artifacts, check their SHA-256")
     listing = answer(client.get(f"{path}/artifacts"))
     for artifact in listing["data"]:
-        target = directory / artifact["name"]
+        target = (directory / artifact["name"]).resolve()
+        if not target.is_relative_to(directory.resolve()):
+            raise DemoFailed(f"{artifact['name']!r} leads out of the download directory")
         target.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
         with client.stream("GET", artifact["url"]) as response, target.open("wb") as file:

@@ -13,7 +13,7 @@ from intraslice_core import __version__
 app = typer.Typer(
     help="Structured compression of large language models, as a command and as a service.",
     no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,  # a traceback goes to a log file, not to a wide terminal
 )
 
 

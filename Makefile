@@ -14,6 +14,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Create .venv with the exact versions of constraints.txt (once)
+	@echo "$(VENV) is ready"
 
 demo: $(STAMP) ## Compress SmolLM2-135M by 30 % over HTTP, load it with stock transformers, compare
 	@$(BIN)/python examples/demo.py

@@ -161,21 +161,20 @@ def follow(client: httpx.Client, path: str) -> None:
         TextColumn("{task.fields[left]:<11}"),
         TextColumn("{task.description}", markup=False),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0, stage="queued", left="")
-        while True:
-            job = answer(client.get(path))
+        seen = ""
+        while (job := answer(client.get(path)))["state"] not in TERMINAL:
             progress = job.get("progress") or {}
-            bar.update(
-                task,
-                completed=1.0 if job["state"] == "succeeded" else progress.get("fraction") or 0.0,
-                description=progress.get("message") or "",
-                stage=job.get("stage") or job["state"],
-                left=remaining(progress.get("eta_seconds")),
-            )
-            if job["state"] in TERMINAL:
-                break
+            stage = job.get("stage") or job["state"]
+            message, left = progress.get("message") or "", remaining(progress.get("eta_seconds"))
+            fraction = progress.get("fraction") or 0.0
+            bar.update(task, completed=fraction, description=message, stage=stage, left=left)
+            if stage != seen and not console.is_terminal:
+                console.print(f"  {stage:<9} {fraction:4.0%}  {message}")
+            seen = stage
             time.sleep(0.5)
+        bar.update(task, completed=1.0, description="", stage=job["state"], left="")
     if job["state"] != "succeeded":
         raise DemoFailed(f"the job {job['state']}: {json.dumps(job.get('error'), indent=2)}")
 

@@ -55,14 +55,14 @@ def _create_jobs() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
         sa.CheckConstraint(
             "state IN ('cancelled', 'cancelling', 'failed', 'queued', 'running', 'succeeded')",
-            name="ck_jobs_state_known",
+            name="state_known",
         ),
         sa.CheckConstraint(
             "(state IN ('cancelling', 'running')) = (lease_owner IS NOT NULL) AND "
             "(lease_owner IS NULL) = (lease_expires_at IS NULL)",
-            name="ck_jobs_lease_while_worked_on",
+            name="lease_while_worked_on",
         ),
-        sa.CheckConstraint("attempt BETWEEN 0 AND max_attempts", name="ck_jobs_attempts_bounded"),
+        sa.CheckConstraint("attempt BETWEEN 0 AND max_attempts", name="attempts_bounded"),
     )
     op.create_index("ix_jobs_state", "jobs", ["state", "id"])
     for column in ("lease_expires_at", "next_hint_at"):

@@ -27,12 +27,13 @@ def reserve(
     A request with the same key that is being served right now makes this one wait for its end,
     up to the lock timeout.
     """
-    taken = transaction.execute(
+    taken = transaction.scalar(
         insert(idempotency_keys)
         .values(key=key, request_hash=request_hash, job_id=job_id)
         .on_conflict_do_nothing()
+        .returning(idempotency_keys.c.key)
     )
-    if taken.rowcount == 1:
+    if taken is not None:
         return None
     row = transaction.execute(select(idempotency_keys).where(idempotency_keys.c.key == key)).one()
     return EarlierRequest(request_hash=row.request_hash, job_id=row.job_id)

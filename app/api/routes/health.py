@@ -25,7 +25,7 @@ def readyz(request: Request, resources: ResourcesDep) -> Response:
     described = {
         check.name: {"ok": check.problem is None, "problem": check.problem} for check in checks
     }
-    failing = [check.name for check in checks if check.problem is not None]
+    failing = [one.name for one in checks if one.problem is not None]
     if not failing:
         return JSONResponse({"status": "ok", "checks": described})
     detail = f"Not ready: {', '.join(failing)}"

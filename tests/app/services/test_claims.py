@@ -1,0 +1,233 @@
+"""Leases and fencing: who may write, decided by the database."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from app.adapters.database import jobs as job_rows
+from app.domain.errors import IllegalTransitionError, LeaseLostError
+from app.domain.job import Job, JobError, JobResult, Progress
+from app.domain.lease import Lease
+from app.domain.lifecycle import LEASED, TRANSITIONS, Action, State
+from app.services import claims, jobs, publication
+from app.services.resources import Resources
+from intraslice_core.progress import Stage
+from tests.app.builders import REPORT, in_state, queued, running, succeeded
+
+pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+ERROR = JobError(code="numerical", message="NaN")
+PROGRESS = Progress(fraction=0.5, message="half")
+
+
+def perform(resources: Resources, job: Job, action: Action, lease: Lease) -> Job | None:
+    """The guarded UPDATE of one action, and nothing around it."""
+    result = publication.summarise(REPORT)
+    with resources.database.transaction() as transaction:
+        if action is Action.CLAIM:
+            return job_rows.claim(transaction, job.id, "other", 5.0)
+        if action is Action.SUCCEED:
+            return job_rows.succeed(transaction, lease, result, REPORT)
+        if action is Action.FAIL:
+            return job_rows.fail(transaction, lease, ERROR)
+        if action is Action.REQUEUE:
+            return job_rows.requeue(transaction, lease, counts=True, error=ERROR)
+        if action is Action.REQUEST_CANCEL:
+            return job_rows.request_cancel(transaction, job.id)
+        owner = lease if job.state in LEASED else None
+        return job_rows.cancel(transaction, job.id, owner)
+
+
+@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("action", list(Action))
+def test_database_allows_exactly_the_drawn_transitions(
+    resources: Resources, state: State, action: Action
+) -> None:
+    job = in_state(resources, state)
+    owner = job.lease_owner or "worker-1"
+    changed = perform(
+        resources, job, action, Lease(job_id=job.id, owner=owner, token=job.fencing_token)
+    )
+    transition = TRANSITIONS[action]
+    legal = state in transition.sources
+    assert (changed is not None) == legal
+    expected = transition.target if legal else state
+    assert jobs.get_job(resources, job.id).state is expected
+
+
+def test_claim_is_given_to_one_of_many(resources: Resources) -> None:
+    job = queued(resources)
+    winners: list[Job] = []
+
+    def try_it(owner: str) -> None:
+        claimed = claims.claim_job(resources, job.id, owner)
+        if claimed is not None:
+            winners.append(claimed)
+
+    threads = [threading.Thread(target=try_it, args=(f"w{number}",)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = winners
+    assert (winner.state, winner.attempt, winner.fencing_token) == (State.RUNNING, 1, 1)
+
+
+def test_every_claim_raises_the_token(resources: Resources) -> None:
+    job = running(resources)
+    claims.requeue_job(resources, job.lease, ERROR)
+    again = claims.claim_job(resources, job.id, "worker-2")
+    assert again is not None
+    assert again.fencing_token > job.fencing_token
+    assert again.attempt == 2
+
+
+STALE_WRITES: dict[str, Callable[[Resources, Lease], object]] = {
+    "renew": claims.renew_lease,
+    "progress": lambda resources, lease: claims.record_progress(
+        resources, lease, Stage.COMPRESS, PROGRESS, log=True
+    ),
+    "fail": lambda resources, lease: claims.fail_job(resources, lease, ERROR),
+    "requeue": lambda resources, lease: claims.requeue_job(resources, lease, None),
+    "cancel": claims.finish_cancel,
+}
+
+
+@pytest.mark.parametrize("name", STALE_WRITES)
+def test_stale_token_cannot_write(resources: Resources, name: str) -> None:
+    old = running(resources, "worker-1")
+    claims.requeue_job(resources, old.lease, ERROR)
+    # The same worker, even: only the token tells its two claims apart.
+    new = claims.claim_job(resources, old.id, "worker-1")
+    assert new is not None
+    events = jobs.list_events(resources, old.id, after=0, limit=100)
+    with pytest.raises(LeaseLostError):
+        STALE_WRITES[name](resources, old.lease)
+    assert jobs.get_job(resources, old.id) == new
+    assert jobs.list_events(resources, old.id, after=0, limit=100) == events
+
+
+def test_stale_token_cannot_publish(resources: Resources) -> None:
+    old = running(resources)
+    claims.requeue_job(resources, old.lease, ERROR)
+    with pytest.raises(LeaseLostError):
+        succeeded(resources, old)
+    assert jobs.list_artifacts(resources, old.id) == []
+    assert jobs.get_job(resources, old.id).state is State.QUEUED
+
+
+def test_cancelling_beats_success(resources: Resources) -> None:
+    job = running(resources)
+    jobs.cancel_job(resources, job.id)
+    with pytest.raises(LeaseLostError):
+        succeeded(resources, job)
+    assert claims.finish_cancel(resources, job.lease).state is State.CANCELLED
+
+
+def test_failure_of_a_cancelling_job_cancels_it(resources: Resources) -> None:
+    job = running(resources)
+    jobs.cancel_job(resources, job.id)
+    assert claims.fail_job(resources, job.lease, ERROR).state is State.CANCELLED
+
+
+def test_giving_back_costs_no_attempt(resources: Resources) -> None:
+    job = running(resources)
+    given_back = claims.requeue_job(resources, job.lease, None)
+    assert (given_back.state, given_back.attempt) == (State.QUEUED, 0)
+    assert given_back.error is None
+
+
+def expire(resources: Resources, lease: Lease) -> None:
+    with resources.database.transaction() as transaction:
+        job_rows.renew(transaction, lease, -1.0)
+
+
+def test_living_lease_is_left_alone(resources: Resources) -> None:
+    job = running(resources)
+    assert claims.reap_expired(resources) == []
+    assert claims.renew_lease(resources, job.lease) is State.RUNNING
+
+
+def test_reaper_requeues_until_the_attempts_are_used_up(resources: Resources) -> None:
+    job = queued(resources)
+    for attempt in range(1, 4):
+        claimed = claims.claim_job(resources, job.id, "silent")
+        assert claimed is not None
+        assert claimed.attempt == attempt
+        expire(resources, claimed.lease)
+        (reaped,) = claims.reap_expired(resources)
+        assert reaped.state is (State.QUEUED if attempt < 3 else State.FAILED)
+        assert claims.reap_expired(resources) == []
+    assert reaped.error is not None
+    assert (reaped.error.code, reaped.error.retryable) == ("worker_lost", True)
+    assert claims.claim_job(resources, job.id, "late") is None
+    types = [event.type for event in jobs.list_events(resources, job.id, after=0, limit=100)]
+    assert types == ["queued", "started", "requeued", "started", "requeued", "started", "failed"]
+
+
+def test_reaper_ends_the_cancelling_job_of_a_dead_worker(resources: Resources) -> None:
+    job = running(resources)
+    jobs.cancel_job(resources, job.id)
+    expire(resources, job.lease)
+    (reaped,) = claims.reap_expired(resources)
+    assert reaped.state is State.CANCELLED
+
+
+def test_expired_lease_that_nobody_reaped_can_be_renewed(resources: Resources) -> None:
+    """The worker was slow, but nobody else has begun: nothing is lost by going on."""
+    job = running(resources)
+    expire(resources, job.lease)
+    assert claims.renew_lease(resources, job.lease) is State.RUNNING
+    assert claims.reap_expired(resources) == []
+
+
+def test_events_of_concurrent_writers_have_no_gaps(resources: Resources) -> None:
+    job = running(resources)
+
+    def write() -> None:
+        for _ in range(10):
+            claims.record_progress(resources, job.lease, Stage.COMPRESS, PROGRESS, log=True)
+
+    threads = [threading.Thread(target=write) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    events = jobs.list_events(resources, job.id, after=0, limit=100)
+    assert [event.sequence for event in events] == list(range(1, 33))
+
+
+def test_cancelling_twice_leaves_one_event(resources: Resources) -> None:
+    job = running(resources)
+    jobs.cancel_job(resources, job.id)
+    jobs.cancel_job(resources, job.id)
+    types = [event.type for event in jobs.list_events(resources, job.id, after=0, limit=100)]
+    assert types.count("cancel_requested") == 1
+
+
+def test_ended_job_refuses_cancellation(resources: Resources) -> None:
+    job = in_state(resources, State.FAILED)
+    with pytest.raises(IllegalTransitionError):
+        jobs.cancel_job(resources, job.id)
+
+
+def test_summary_without_evaluation() -> None:
+    result = publication.summarise(REPORT | {"evaluation": None})
+    assert result == JobResult(
+        params_before=1000, params_after=700, bytes_before=4000, bytes_after=2800
+    )
+
+
+def test_a_held_row_makes_others_fail_in_time_not_hang(resources: Resources) -> None:
+    from app.domain.errors import ResourceBusyError
+
+    job = running(resources)
+    with resources.database.transaction() as holder:
+        job_rows.renew(holder, job.lease, 5.0)
+        began = time.monotonic()
+        with pytest.raises(ResourceBusyError):
+            jobs.cancel_job(resources, job.id)
+    assert time.monotonic() - began < 10.0

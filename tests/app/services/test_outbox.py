@@ -1,0 +1,88 @@
+"""A wake-up message is sent some time after its job was written, whatever the broker does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from app.adapters.queue import QUEUE
+from app.embedded.valkey import EmbeddedValkey
+from app.services import outbox
+from app.services.resources import Resources, open_resources
+from app.settings import Settings
+from tests.app.builders import queued
+
+pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+
+
+def messages(url: str) -> int:
+    path = url.removeprefix("redis+socket://").partition("?")[0]
+    with redis.Redis(unix_socket_path=path) as client:
+        return int(client.llen(QUEUE))  # type: ignore[arg-type]
+
+
+def pending(settings: Settings) -> int:
+    with psycopg.connect(settings.database_url.replace("+psycopg", "")) as connection:
+        row = connection.execute("SELECT count(*) FROM outbox").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_message_is_written_with_the_job_and_sent_once(
+    resources: Resources, settings: Settings
+) -> None:
+    queued(resources)
+    assert (pending(settings), messages(settings.broker_url)) == (1, 0)
+    assert outbox.dispatch(resources) == 1
+    assert (pending(settings), messages(settings.broker_url)) == (0, 1)
+    assert outbox.dispatch(resources) == 0
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[EmbeddedValkey]:
+    server = EmbeddedValkey(tmp_path / "own-valkey")
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_broker_outage_loses_nothing(settings: Settings, own_broker: EmbeddedValkey) -> None:
+    url = own_broker.url
+    resources = open_resources(settings.model_copy(update={"broker_url": url}))
+    queued(resources)
+    assert outbox.dispatch(resources) == 1
+    own_broker.stop()
+    for _ in range(2):
+        queued(resources)
+        assert outbox.dispatch(resources) == 0
+    assert pending(settings) == 2
+    resources.close()
+    own_broker.start()
+    resources = open_resources(settings.model_copy(update={"broker_url": own_broker.url}))
+    assert outbox.dispatch(resources) == 2
+    assert messages(own_broker.url) == 3
+    resources.close()
+
+
+def test_waiting_job_is_hinted_at_again_but_ever_more_rarely(
+    resources: Resources, settings: Settings
+) -> None:
+    job = queued(resources)
+    outbox.dispatch(resources)
+    assert outbox.remind(resources) == 0
+    for expected in (120, 240, 480):
+        with psycopg.connect(settings.database_url.replace("+psycopg", "")) as connection:
+            connection.execute("UPDATE jobs SET next_hint_at = now() - interval '1 second'")
+        assert outbox.remind(resources) == 1
+        assert outbox.remind(resources) == 0
+        with psycopg.connect(settings.database_url.replace("+psycopg", "")) as connection:
+            row = connection.execute(
+                "SELECT extract(epoch FROM next_hint_at - now()) FROM jobs WHERE id = %s", [job.id]
+            ).fetchone()
+        assert row is not None
+        assert float(row[0]) == pytest.approx(expected, abs=5)
+    assert outbox.dispatch(resources) == 3

@@ -1,0 +1,94 @@
+"""Real servers, one of each a session; clean tables and an empty queue for every test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+import structlog
+from fastapi.testclient import TestClient
+
+from app.adapters.database.migrate import upgrade
+from app.embedded.postgres import EmbeddedPostgres
+from app.embedded.valkey import EmbeddedValkey
+from app.main import create_app
+from app.services.resources import Resources, open_resources
+from app.settings import Settings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_logs() -> None:
+    """structlog's default draws tracebacks in colour, which takes seconds."""
+    structlog.configure(
+        processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()],
+        logger_factory=lambda *_: structlog.PrintLogger(),
+    )
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    with EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), durable=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
+    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def migrated_url(postgres_server: EmbeddedPostgres) -> str:
+    upgrade(Settings(database_url=postgres_server.url))
+    return postgres_server.url
+
+
+@pytest.fixture
+def database_url(migrated_url: str) -> str:
+    """A migrated database without rows."""
+    with psycopg.connect(migrated_url.replace("+psycopg", "")) as connection:
+        connection.execute("TRUNCATE jobs, idempotency_keys RESTART IDENTITY CASCADE")
+    return migrated_url
+
+
+@pytest.fixture
+def broker_url(valkey_server: EmbeddedValkey) -> str:
+    """An empty broker."""
+    with redis.Redis.from_url(valkey_server.redis_url) as client:
+        client.flushall()
+    return valkey_server.url
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str, broker_url: str) -> Settings:
+    """Short waits; models and texts may lie below `tmp_path`."""
+    return Settings(
+        data_dir=tmp_path / "data",
+        database_url=database_url,
+        broker_url=broker_url,
+        auth="off",
+        model_roots=(tmp_path / "models",),
+        data_roots=(tmp_path / "texts",),
+        hub_allow=("allowed/*",),
+        heartbeat_seconds=0.1,
+        lease_seconds=5.0,
+        sweep_seconds=0.2,
+        child_grace_seconds=2.0,
+    )
+
+
+@pytest.fixture
+def resources(settings: Settings) -> Iterator[Resources]:
+    opened = open_resources(settings)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[TestClient]:
+    """The whole application, asked in this process."""
+    with TestClient(create_app(settings), raise_server_exceptions=False) as opened:
+        yield opened

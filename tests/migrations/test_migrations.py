@@ -1,0 +1,104 @@
+"""The migrations run, can be taken back, and give the tables the code expects."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import NullPool, create_engine
+
+from app.adapters.database.engine import Database
+from app.adapters.database.migrate import downgrade, head_revision, upgrade
+from app.adapters.database.tables import metadata
+from app.embedded.postgres import EmbeddedPostgres
+from app.settings import Settings
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture
+def empty(postgres_server: EmbeddedPostgres) -> Iterator[Settings]:
+    """A database of its own, without tables."""
+    name = f"migrations_{uuid.uuid4().hex}"
+    admin = postgres_server.url.replace("+psycopg", "")
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield Settings(database_url=postgres_server.url.replace("/intraslice?", f"/{name}?"))
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def tables(settings: Settings) -> set[str]:
+    query = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+    with psycopg.connect(settings.database_url.replace("+psycopg", "")) as connection:
+        return {row[0] for row in connection.execute(query)}
+
+
+def test_up_down_up(empty: Settings) -> None:
+    upgrade(empty)
+    assert tables(empty) == {*metadata.tables, "alembic_version"}
+    downgrade(empty, "base")
+    assert tables(empty) == {"alembic_version"}
+    upgrade(empty)
+    upgrade(empty)
+    database = Database(empty.database_url)
+    assert database.schema_version() == head_revision()
+    database.close()
+
+
+def test_migrated_tables_are_the_tables_of_the_code(empty: Settings) -> None:
+    upgrade(empty)
+    engine = create_engine(empty.database_url, poolclass=NullPool)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True}
+        )
+        assert compare_metadata(context, metadata) == []
+
+
+def test_check_constraints_are_those_of_the_code(empty: Settings) -> None:
+    """`compare_metadata` does not look at them."""
+    query = (
+        "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint"
+        " WHERE contype = 'c' AND connamespace = 'public'::regnamespace"
+    )
+    found = []
+    for create in (upgrade, _create_from_code):
+        create(empty)
+        with psycopg.connect(empty.database_url.replace("+psycopg", "")) as connection:
+            found.append(dict(connection.execute(query).fetchall()))
+        downgrade(empty, "base")
+    assert found[0] == found[1]
+    assert len(found[0]) == 3
+
+
+def _create_from_code(settings: Settings) -> None:
+    engine = create_engine(settings.database_url, poolclass=NullPool)
+    metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO alembic_version VALUES ('0001')")
+
+
+def test_two_migrators_at_once_do_not_collide(empty: Settings) -> None:
+    script = (
+        "import sys; from app.adapters.database.migrate import upgrade;"
+        "from app.settings import Settings; upgrade(Settings(database_url=sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", script, empty.database_url]
+    processes = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+
+
+def test_migrations_run_from_any_directory(
+    empty: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    upgrade(empty)
+    assert "jobs" in tables(empty)

@@ -1,0 +1,127 @@
+"""One job in a process of its own: engine events out, a verified checkpoint on disk.
+
+Started as `python -m workers.child PARENT_PID`; the request comes on stdin, messages go to the
+original stdout. Memory returns with the process, and the system's killer takes only this one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import traceback
+from types import FrameType
+from typing import BinaryIO
+
+from intraslice_core.config import FrozenModel
+from intraslice_core.errors import IntraSliceError, NumericalError
+from intraslice_core.progress import ProgressEvent, Stage
+from workers.failures import INTERNAL, OUT_OF_MEMORY
+from workers.messages import (
+    ChildRequest,
+    FailedMessage,
+    FinishedMessage,
+    ProgressMessage,
+    encode,
+)
+
+_PR_SET_PDEATHSIG = 1
+_ENGINE_SHARE = 0.95
+"""Of the whole job; the rest is verification and upload."""
+
+
+class Child:
+    """Runs one request and reports on it."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._stop = threading.Event()
+        self._stage: Stage | None = None
+
+    def request_stop(self, _number: int, _frame: FrameType | None) -> None:
+        self._stop.set()
+
+    def run(self, request: ChildRequest) -> None:
+        """Say what came of it; exceptions end here, as messages."""
+        try:
+            self._send(FinishedMessage(report=self._compress(request)))
+        except IntraSliceError as error:
+            self._send(self._failure(error))
+        except MemoryError:
+            self._send(self._plain_failure(OUT_OF_MEMORY, "the process ran out of memory"))
+        except Exception as error:
+            traceback.print_exc()
+            self._send(self._plain_failure(INTERNAL, f"{type(error).__name__}: {error}"))
+
+    def _compress(self, request: ChildRequest) -> dict[str, object]:
+        # torch comes in here: a wrong request or an early stop costs nothing.
+        from intraslice_core.evaluation.verification import verify_checkpoint
+        from intraslice_core.pipeline import compress_model
+
+        report = compress_model(
+            request.model,
+            request.checkpoint,
+            request.compression,
+            evaluation=request.evaluation,
+            work_dir=request.scratch,
+            on_progress=self._on_progress,
+            should_cancel=self._stop.is_set,
+        )
+        self._report(Stage.VERIFY, "loading the finished checkpoint in a clean process")
+        verify_checkpoint(request.checkpoint, should_cancel=self._stop.is_set)
+        dumped: dict[str, object] = report.model_dump(mode="json")
+        return dumped
+
+    def _on_progress(self, event: ProgressEvent) -> None:
+        self._stage = event.stage
+        scaled = event.model_copy(update={"fraction": event.fraction * _ENGINE_SHARE})
+        self._send(ProgressMessage(event=scaled))
+
+    def _report(self, stage: Stage, message: str) -> None:
+        self._stage = stage
+        event = ProgressEvent(stage=stage, message=message, fraction=_ENGINE_SHARE)
+        self._send(ProgressMessage(event=event))
+
+    def _failure(self, error: IntraSliceError) -> FailedMessage:
+        place = error if isinstance(error, NumericalError) else None
+        return FailedMessage(
+            code=error.code,
+            message=error.message,
+            hint=error.hint,
+            field=error.field,
+            layer=place and place.layer,
+            module=place and place.module,
+            stage=self._stage,
+        )
+
+    def _plain_failure(self, code: str, message: str) -> FailedMessage:
+        return FailedMessage(code=code, message=message, stage=self._stage)
+
+    def _send(self, message: FrozenModel) -> None:
+        self._out.write(encode(message))
+        self._out.flush()
+
+
+def die_with(parent: int) -> None:
+    """Ask the kernel to kill us when the worker dies; it may have died already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def main() -> None:
+    die_with(int(sys.argv[1]))
+    # Libraries print to stdout; keep the channel for ourselves and send their words to the log.
+    channel = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    child = Child(channel)
+    signal.signal(signal.SIGTERM, child.request_stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    child.run(ChildRequest.model_validate_json(sys.stdin.buffer.read()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What parent and child say to each other: one JSON object a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
+from intraslice_core.progress import ProgressEvent, Stage
+
+
+class ChildRequest(FrozenModel):
+    """Parent to child, once, on stdin."""
+
+    model: str
+    checkpoint: Path
+    scratch: Path
+    compression: CompressionConfig
+    evaluation: EvaluationConfig | None
+
+
+class ProgressMessage(FrozenModel):
+    """One step forward."""
+
+    kind: Literal["progress"] = "progress"
+    event: ProgressEvent
+
+
+class FinishedMessage(FrozenModel):
+    """The checkpoint is complete and was verified."""
+
+    kind: Literal["finished"] = "finished"
+    report: dict[str, Any]
+
+
+class FailedMessage(FrozenModel):
+    """The engine gave up, or was told to stop (`code` is `cancelled` then)."""
+
+    kind: Literal["failed"] = "failed"
+    code: str
+    message: str
+    hint: str | None = None
+    field: str | None = None
+    layer: int | None = None
+    module: str | None = None
+    stage: Stage | None = None
+
+
+ChildMessage = Annotated[
+    ProgressMessage | FinishedMessage | FailedMessage, Field(discriminator="kind")
+]
+_ADAPTER: TypeAdapter[ProgressMessage | FinishedMessage | FailedMessage] = TypeAdapter(ChildMessage)
+
+
+def encode(message: FrozenModel) -> bytes:
+    return message.model_dump_json().encode() + b"\n"
+
+
+def decode(line: bytes) -> ProgressMessage | FinishedMessage | FailedMessage:
+    return _ADAPTER.validate_json(line)

@@ -1,0 +1,291 @@
+"""One claimed job from start to end: the parent's side, without torch."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from app.domain.errors import (
+    DatabaseUnavailableError,
+    InvalidRequestError,
+    LeaseLostError,
+    ServiceError,
+)
+from app.domain.job import Job, JobError, JobRequest, Progress
+from app.domain.lifecycle import TERMINAL
+from app.services import claims, publication
+from app.services.admission import AdmittedJob, admit
+from app.services.resources import Resources
+from app.telemetry import get_logger
+from intraslice_core.progress import ProgressEvent, Stage
+from workers import failures
+from workers.child_process import ChildProcess
+from workers.lease_keeper import LeaseKeeper
+from workers.messages import ChildRequest, FailedMessage, FinishedMessage, ProgressMessage
+
+_POLL_SECONDS = 0.2
+_PROGRESS_SECONDS = 0.5
+_UPLOAD_BEGINS = 0.97
+_log = get_logger(__name__)
+
+StartChild = Callable[[ChildRequest, Path], ChildProcess]
+
+
+class _StoppedError(Exception):
+    """The job is not to be continued here: cancelled, lost, or the worker ends."""
+
+
+def run_job(
+    resources: Resources,
+    job_id: str,
+    owner: str,
+    stopping: threading.Event,
+    start_child: StartChild = ChildProcess,
+) -> Job | None:
+    """Claim a job and work on it until it ends; None if it was not there to be taken.
+
+    Args:
+        resources: the servers.
+        job_id: what the wake-up hint said.
+        owner: this worker's name, for the lease.
+        stopping: set when the worker is to end; the job then goes back to the queue.
+        start_child: how the engine's process is started.
+    """
+    job = claims.claim_job(resources, job_id, owner)
+    if job is None:
+        return None
+    _log.info("job_claimed", job_id=job.id, attempt=job.attempt, token=job.fencing_token)
+    run = JobRun(resources, job, stopping, start_child)
+    try:
+        ended = run.execute()
+    except LeaseLostError:
+        _log.warning("lease_lost", job_id=job.id, token=job.fencing_token)
+        run.discard()
+        return None
+    if ended.state in TERMINAL:
+        run.discard_others()
+    _log.info("job_left", job_id=job.id, state=ended.state)
+    return ended
+
+
+class JobRun:
+    """One attempt."""
+
+    def __init__(
+        self, resources: Resources, job: Job, stopping: threading.Event, start_child: StartChild
+    ) -> None:
+        self._resources = resources
+        self._job = job
+        self._stopping = stopping
+        self._start_child = start_child
+        self._keeper = LeaseKeeper(resources, job.lease)
+        self._directory = work_directory(resources, job.id, job.fencing_token)
+        self._journal = ProgressJournal(resources, job)
+
+    def execute(self) -> Job:
+        """Work and write down how it ended.
+
+        Raises:
+            LeaseLostError: if the job belongs to somebody else by now.
+        """
+        with self._keeper:
+            try:
+                return self._work()
+            except _StoppedError:
+                return self._conclude_stop()
+            except LeaseLostError:
+                # Publication was refused: the job may be ours still, but cancelled.
+                return self._conclude_stop()
+            except ServiceError as error:
+                stage = self._journal.stage
+                return self._conclude(failures.job_error(error.code, error.message, stage=stage))
+            except Exception as error:
+                _log.exception("job_crashed", job_id=self._job.id)
+                message = f"{type(error).__name__} in the worker"
+                return self._conclude(failures.job_error(failures.INTERNAL, message))
+            finally:
+                shutil.rmtree(self._directory, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove what this attempt has uploaded; another attempt's files stay."""
+        self._tidy(lambda: publication.discard_attempt(self._resources, self._job.lease))
+
+    def discard_others(self) -> None:
+        """Remove what no attempt will need, once the job has ended for good."""
+        self._tidy(lambda: publication.discard_other_attempts(self._resources, self._job))
+
+    def _work(self) -> Job:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        try:
+            admitted = self._admit()
+        except InvalidRequestError as error:
+            return self._conclude(_refusal(error))
+        outcome = self._run_child(admitted)
+        if isinstance(outcome, JobError):
+            return self._conclude(outcome)
+        return publication.publish(
+            self._resources,
+            self._job,
+            self._directory / "checkpoint",
+            outcome.report,
+            self._before_upload,
+        )
+
+    def _admit(self) -> AdmittedJob:
+        """Asked again: links may have changed since, and settings differ between machines."""
+        job = self._job
+        return admit(
+            self._resources.settings,
+            JobRequest(model=job.model, compression=job.compression, evaluation=job.evaluation),
+        )
+
+    def _run_child(self, admitted: AdmittedJob) -> FinishedMessage | JobError:
+        scratch = self._directory / "scratch"
+        scratch.mkdir()
+        request = ChildRequest(
+            model=admitted.model,
+            checkpoint=self._directory / "checkpoint",
+            scratch=scratch,
+            compression=admitted.compression,
+            evaluation=admitted.evaluation,
+        )
+        child = self._start_child(request, self._directory / "child.log")
+        try:
+            return self._listen(child)
+        finally:
+            child.kill()
+
+    def _listen(self, child: ChildProcess) -> FinishedMessage | JobError:
+        """Relay messages until the child has finished, failed, died or was stopped."""
+        deadline: float | None = None
+        while not child.ended:
+            message = child.next_message(_POLL_SECONDS)
+            if isinstance(message, ProgressMessage):
+                self._journal.write(message.event)
+            elif isinstance(message, FinishedMessage):
+                return message
+            elif isinstance(message, FailedMessage):
+                return self._failure(message)
+            if self._keeper.lost:
+                raise _StoppedError
+            if deadline is None and self._must_stop():
+                child.ask_to_stop()
+                deadline = time.monotonic() + self._resources.settings.child_grace_seconds
+            if deadline is not None and time.monotonic() >= deadline:
+                raise _StoppedError
+        if deadline is not None:
+            raise _StoppedError
+        return failures.death_error(child.exit_code or 0, self._journal.stage, child.last_words())
+
+    def _failure(self, message: FailedMessage) -> JobError:
+        if message.code == failures.CANCELLED:
+            raise _StoppedError
+        known = message.model_dump(exclude={"kind"})
+        return JobError(**known, retryable=message.code in failures.RETRYABLE)
+
+    def _before_upload(self, index: int, files: int) -> None:
+        if self._must_stop() or self._keeper.lost:
+            raise _StoppedError
+        fraction = _UPLOAD_BEGINS + (1.0 - _UPLOAD_BEGINS) * index / files
+        self._journal.write(
+            ProgressEvent(
+                stage=Stage.PUBLISH,
+                message=f"uploading file {index + 1}/{files}",
+                fraction=fraction,
+            )
+        )
+
+    def _must_stop(self) -> bool:
+        return self._keeper.cancel_requested or self._stopping.is_set()
+
+    def _conclude_stop(self) -> Job:
+        """Cancelled, or given back because the worker ends; whichever the database allows."""
+        self.discard()
+        lease = self._job.lease
+        if self._keeper.cancel_requested:
+            return self._persist(lambda: claims.finish_cancel(self._resources, lease))
+        return self._persist(lambda: claims.requeue_job(self._resources, lease, None))
+
+    def _conclude(self, error: JobError) -> Job:
+        self.discard()
+        lease = self._job.lease
+        if failures.try_again(self._job, error):
+            return self._persist(lambda: claims.requeue_job(self._resources, lease, error))
+        return self._persist(lambda: claims.fail_job(self._resources, lease, error))
+
+    def _persist(self, write: Callable[[], Job]) -> Job:
+        """Write the outcome; wait for the database as long as the lease lasts."""
+        while True:
+            try:
+                return write()
+            except DatabaseUnavailableError:
+                if self._keeper.lost:
+                    raise LeaseLostError from None
+                time.sleep(self._resources.settings.heartbeat_seconds)
+
+    def _tidy(self, action: Callable[[], None]) -> None:
+        """Left-over objects cost space, not correctness; the next attempt removes them too."""
+        try:
+            action()
+        except ServiceError as error:
+            _log.warning("store_not_tidied", job_id=self._job.id, code=error.code)
+
+
+class ProgressJournal:
+    """Writes progress: every new stage and layer into the log, the rest now and then."""
+
+    def __init__(self, resources: Resources, job: Job) -> None:
+        self._resources = resources
+        self._job = job
+        self._logged: tuple[Stage, int | None] | None = None
+        self._written = 0.0
+        self.stage: Stage | None = None
+
+    def write(self, event: ProgressEvent) -> None:
+        """Show the event to clients.
+
+        Raises:
+            LeaseLostError: if the job belongs to somebody else now.
+        """
+        self.stage = event.stage
+        place = (event.stage, event.layer)
+        news = place != self._logged
+        if not news and time.monotonic() - self._written < _PROGRESS_SECONDS:
+            return
+        progress = Progress(**event.model_dump(exclude={"stage"}))
+        try:
+            claims.record_progress(
+                self._resources, self._job.lease, event.stage, progress, log=news
+            )
+        except DatabaseUnavailableError:
+            # Progress can be missed; the lease keeper decides whether to go on.
+            _log.warning("progress_not_written", job_id=self._job.id)
+            return
+        self._logged, self._written = place, time.monotonic()
+
+
+def work_directory(resources: Resources, job_id: str, token: int) -> Path:
+    """Where one attempt keeps its files; named so that `remove_stale_work` can judge it."""
+    return resources.settings.work_dir / f"{job_id}.{token}"
+
+
+def remove_stale_work(resources: Resources) -> None:
+    """Remove directories of attempts that nobody works on any more."""
+    work = resources.settings.work_dir
+    for directory in work.iterdir() if work.is_dir() else ():
+        job_id, _, token = directory.name.partition(".")
+        if token.isdecimal() and not claims.holds_lease(resources, job_id, int(token)):
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _refusal(error: InvalidRequestError) -> JobError:
+    first = error.fields[0]
+    return JobError(
+        code="source_not_allowed",
+        message=f"{first.pointer}: {first.message}",
+        field=first.pointer,
+        hint="this worker's settings differ from the API's, or the files have moved",
+    )

@@ -1,0 +1,68 @@
+"""What happens regularly, whether messages come or not.
+
+A thread of the worker's process and not Celery beat: beat hands its tasks to the broker, and
+sending what an absent broker has missed is the very work to be done. All steps are guarded
+updates or skip locked rows, so any number of workers may do them at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from app.domain.errors import ServiceError
+from app.domain.lifecycle import TERMINAL
+from app.services import claims, outbox, publication
+from app.services.resources import Resources
+from app.telemetry import get_logger
+from workers.runner import remove_stale_work
+
+_log = get_logger(__name__)
+
+
+def reap(resources: Resources) -> None:
+    """Re-queue jobs of silent workers, or end them; what those left in the store goes."""
+    for job in claims.reap_expired(resources):
+        _log.warning("job_reaped", job_id=job.id, state=job.state, attempt=job.attempt)
+        if job.state in TERMINAL:
+            publication.discard_other_attempts(resources, job)
+
+
+STEPS: tuple[Callable[[Resources], object], ...] = (
+    reap,
+    outbox.remind,
+    outbox.dispatch,
+    remove_stale_work,
+)
+
+
+class Sweeper:
+    """Runs every step at once and then every `sweep_seconds`."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="sweeper")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def sweep(self) -> None:
+        """One round; a step that fails does not keep the others from their turn."""
+        for step in STEPS:
+            try:
+                step(self._resources)
+            except ServiceError as error:
+                _log.warning("sweep_failed", step=step.__name__, code=error.code)
+            except Exception:
+                # The thread must outlive a bug in one step, or no lease would ever be reaped.
+                _log.exception("sweep_crashed", step=step.__name__)
+
+    def _run(self) -> None:
+        while not self._done.is_set():
+            self.sweep()
+            self._done.wait(self._resources.settings.sweep_seconds)

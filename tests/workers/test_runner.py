@@ -1,0 +1,220 @@
+"""One job from claim to end, with a child that behaves as told; everything else is real."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.adapters.database import jobs as job_rows
+from app.domain.artifact import job_prefix
+from app.domain.job import Job
+from app.domain.lifecycle import State
+from app.domain.model_source import ModelSource
+from app.services import claims, jobs
+from app.services.resources import Resources
+from tests.app.builders import queued
+from workers.child_process import ChildProcess
+from workers.messages import ChildRequest
+from workers.runner import StartChild, remove_stale_work, run_job
+from workers.schedule import Sweeper
+
+pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+REPOSITORY = Path(__file__).parents[2]
+
+
+def child(behaviour: str) -> StartChild:
+    script = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r});"
+    script += "import runpy; runpy.run_module('tests.workers.fake_child', run_name='__main__')"
+
+    def start(request: ChildRequest, log: Path) -> ChildProcess:
+        return ChildProcess(request, log, (sys.executable, "-P", "-c", script, behaviour))
+
+    return start
+
+
+def run(resources: Resources, job: Job, behaviour: str) -> Job | None:
+    return run_job(resources, job.id, "worker-1", threading.Event(), child(behaviour))
+
+
+def nothing_is_left(resources: Resources, job: Job) -> None:
+    assert resources.store.keys(job_prefix(job.id)) == []
+    assert jobs.list_artifacts(resources, job.id) == []
+    assert list(resources.settings.work_dir.glob("*")) == []
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def child_pid(resources: Resources) -> int | None:
+    for file in resources.settings.work_dir.glob("*/pid"):
+        text = file.read_text()
+        return int(text) if text else None
+    return None
+
+
+@pytest.mark.parametrize("behaviour", ["finish", "babble"])
+def test_finished_child_makes_a_succeeded_job(resources: Resources, behaviour: str) -> None:
+    job = run(resources, queued(resources), behaviour)
+    assert job is not None
+    assert job.state is State.SUCCEEDED
+    assert job.result is not None
+    assert job.result.params_after == 700
+    names = [file.name for file in jobs.list_artifacts(resources, job.id)]
+    assert names == ["config.json", "manifest.json", "model.safetensors"]
+    assert len(resources.store.keys(job_prefix(job.id))) == 3
+    assert list(resources.settings.work_dir.glob("*")) == []
+    events = jobs.list_events(resources, job.id, after=0, limit=100)
+    stages = [event.data["stage"] for event in events if event.type == "progress"]
+    assert stages == ["compress", "publish"]
+
+
+def test_engine_error_fails_the_job_at_once(resources: Resources) -> None:
+    job = run(resources, queued(resources), "fail")
+    assert job is not None
+    assert job.state is State.FAILED
+    assert job.error is not None
+    assert (job.error.code, job.error.layer, job.error.module) == ("numerical", 1, "mlp")
+    assert not job.error.retryable
+    nothing_is_left(resources, job)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code"), [("be_killed", "out_of_memory"), ("crash", "child_crashed")]
+)
+def test_dead_child_is_tried_again_until_the_attempts_are_used_up(
+    resources: Resources, behaviour: str, code: str
+) -> None:
+    waiting = queued(resources)
+    for attempt in range(1, 4):
+        job = run(resources, waiting, behaviour)
+        assert job is not None
+        assert job.attempt == attempt
+        assert job.error is not None
+        assert job.error.code == code
+        assert job.state is (State.QUEUED if attempt < 3 else State.FAILED)
+    assert job.error.retryable
+    if behaviour == "crash":
+        assert "exit code 7: Segmentation something" in job.error.message
+    nothing_is_left(resources, job)
+
+
+@pytest.mark.parametrize("behaviour", ["wait_for_stop", "ignore_stop"])
+def test_cancelled_job_ends_within_the_grace(resources: Resources, behaviour: str) -> None:
+    job = queued(resources)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run, resources, job, behaviour)
+        wait_for(lambda: child_pid(resources) is not None)
+        process = psutil.Process(child_pid(resources))
+        asked = time.monotonic()
+        assert jobs.cancel_job(resources, job.id).state is State.CANCELLING
+        ended = future.result(timeout=20)
+    assert ended is not None
+    assert ended.state is State.CANCELLED
+    assert time.monotonic() - asked < 5.0
+    assert not process.is_running()
+    nothing_is_left(resources, job)
+
+
+def test_stopped_worker_gives_the_job_back(resources: Resources) -> None:
+    job = queued(resources)
+    stopping = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(
+            run_job, resources, job.id, "worker-1", stopping, child("wait_for_stop")
+        )
+        wait_for(lambda: child_pid(resources) is not None)
+        stopping.set()
+        ended = future.result(timeout=20)
+    assert ended is not None
+    assert (ended.state, ended.attempt) == (State.QUEUED, 0)
+    nothing_is_left(resources, job)
+    again = run(resources, job, "finish")
+    assert again is not None
+    assert (again.state, again.attempt) == (State.SUCCEEDED, 1)
+
+
+def test_worker_that_lost_its_lease_stops_and_touches_nothing(resources: Resources) -> None:
+    job = queued(resources)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run, resources, job, "ignore_stop")
+        wait_for(lambda: child_pid(resources) is not None)
+        process = psutil.Process(child_pid(resources))
+        lease = jobs.get_job(resources, job.id).lease
+        with resources.database.transaction() as transaction:
+            job_rows.renew(transaction, lease, -60.0)
+            (lost,) = job_rows.expired(transaction, 10)
+            assert job_rows.requeue(transaction, lost.lease, counts=True, error=None)
+        successor = claims.claim_job(resources, job.id, "worker-2")
+        assert successor is not None
+        assert future.result(timeout=20) is None
+    assert not process.is_running()
+    assert jobs.get_job(resources, job.id).lease == successor.lease
+
+
+def test_duplicate_delivery_is_harmless(resources: Resources) -> None:
+    job = queued(resources)
+    with ThreadPoolExecutor(3) as pool:
+        futures = [pool.submit(run, resources, job, "finish") for _ in range(3)]
+        outcomes = [future.result(timeout=60) for future in futures]
+    assert [outcome.state for outcome in outcomes if outcome] == [State.SUCCEEDED]
+    assert run(resources, job, "finish") is None
+    assert jobs.get_job(resources, job.id).attempt == 1
+
+
+@pytest.mark.parametrize("hint", ["job_" + "0" * 26, "nonsense", "\0"])
+def test_hint_at_nothing_is_harmless(resources: Resources, hint: str) -> None:
+    assert run_job(resources, hint, "worker-1", threading.Event(), child("finish")) is None
+
+
+def test_sources_are_checked_again_where_they_are_read(
+    resources: Resources, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    (models / "m").mkdir(parents=True)
+    job = queued(resources, model=ModelSource(source="path", ref=str(models / "m")))
+    (models / "m").rmdir()
+    (models / "m").symlink_to("/etc")
+    ended = run(resources, job, "finish")
+    assert ended is not None
+    assert ended.error is not None
+    assert (ended.state, ended.error.code) == (State.FAILED, "source_not_allowed")
+
+
+def test_leftovers_of_dead_workers_are_removed(resources: Resources) -> None:
+    work = resources.settings.work_dir
+    alive = claims.claim_job(resources, queued(resources).id, "worker-1")
+    assert alive is not None
+    kept = work / f"{alive.id}.{alive.fencing_token}"
+    for directory in (kept, work / f"{alive.id}.0", work / ("job_" + "0" * 26 + ".1")):
+        directory.mkdir(parents=True)
+    remove_stale_work(resources)
+    assert list(work.iterdir()) == [kept]
+
+
+def test_success_removes_what_earlier_attempts_uploaded(resources: Resources) -> None:
+    job = queued(resources)
+    resources.store.put_new(f"{job_prefix(job.id)}attempts/0/files/old.bin", b"old")
+    assert run(resources, job, "finish") is not None
+    assert not any("old.bin" in key for key in resources.store.keys(job_prefix(job.id)))
+    assert len(jobs.list_artifacts(resources, job.id)) == 3
+
+
+def test_sweep_revives_the_job_of_a_dead_worker(resources: Resources) -> None:
+    job = claims.claim_job(resources, queued(resources).id, "dead")
+    assert job is not None
+    with resources.database.transaction() as transaction:
+        job_rows.renew(transaction, job.lease, -1.0)
+    Sweeper(resources).sweep()
+    revived = jobs.get_job(resources, job.id)
+    assert (revived.state, revived.attempt) == (State.QUEUED, 1)

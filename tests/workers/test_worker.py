@@ -1,0 +1,187 @@
+"""The worker as a process: a real broker, a real database, the real engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from fastapi.testclient import TestClient
+
+from app.settings import Settings
+
+pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+SCRIPT = """
+from app.settings import Settings
+from workers.main import run_worker
+run_worker(Settings())
+"""
+
+
+@contextmanager
+def worker(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    values = settings.model_dump(mode="json", exclude_none=True)
+    values["auth"] = "off"
+    environment = {
+        f"INTRASLICE_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+        for name, value in values.items()
+    }
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT],
+            env={**os.environ, **environment, "HF_HUB_OFFLINE": "1"},
+            stdout=stream,
+            stderr=stream,
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def wait_for(condition: Callable[[], bool], log: Path, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()[-4000:]
+        time.sleep(0.1)
+
+
+def tiny_model(tmp_path: Path) -> Path:
+    from tests.intraslice_core.tiny_models import tiny_llama
+
+    return tiny_llama(tmp_path / "models" / "tiny")
+
+
+def body(model: Path, **calibration: Any) -> dict[str, Any]:
+    return {
+        "model": {"source": "path", "ref": str(model)},
+        "compression": {
+            "ratio": 0.3,
+            "calibration": {"samples": 8, "sequence_length": 64} | calibration,
+            "batch_size": 4,
+            "round_to": 2,
+        },
+        "evaluation": {"max_tokens": 512, "context_length": 64, "benchmark": False},
+    }
+
+
+def state(client: TestClient, job: dict[str, Any]) -> str:
+    return str(client.get(job["urls"]["self"]).json()["state"])
+
+
+def test_real_job_from_request_to_download(
+    client: TestClient, settings: Settings, tmp_path: Path
+) -> None:
+    model, log = tiny_model(tmp_path), tmp_path / "worker.log"
+    with worker(settings, log) as process:
+        job = client.post("/v1/jobs", json=body(model)).json()
+        ended = {"succeeded", "failed", "cancelled"}
+        wait_for(lambda: state(client, job) in ended, log)
+        done = client.get(job["urls"]["self"]).json()
+        assert done["state"] == "succeeded", (done["error"], log.read_text()[-3000:])
+        process.terminate()
+        assert process.wait(20) == 0, log.read_text()[-3000:]
+    result = done["result"]
+    assert result["params_after"] < result["params_before"]
+    assert result["bytes_after"] < result["bytes_before"]
+    assert result["perplexity_before"] > 0
+    assert client.get(job["urls"]["report"]).json()["params_after"] == result["params_after"]
+    target = tmp_path / "downloaded"
+    target.mkdir()
+    for file in client.get(job["urls"]["artifacts"]).json()["data"]:
+        (target / file["name"]).write_bytes(client.get(file["url"]).content)
+    from intraslice_core.evaluation.verification import verify_checkpoint
+
+    assert verify_checkpoint(target).prompts > 0
+    events = client.get(job["urls"]["events"]).json()["data"]
+    assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+    assert (events[0]["type"], events[-1]["type"]) == ("queued", "succeeded")
+    assert list(settings.work_dir.glob("*")) == []
+
+
+def begin_long_job(client: TestClient, model: Path, log: Path) -> dict[str, Any]:
+    """A job whose compression takes far longer than any test waits."""
+    job: dict[str, Any] = client.post(
+        "/v1/jobs", json=body(model, samples=20_000, sequence_length=64)
+    ).json()
+
+    def is_computing() -> bool:
+        return client.get(job["urls"]["self"]).json()["stage"] is not None
+
+    wait_for(is_computing, log)
+    return job
+
+
+def test_running_job_is_cancelled(client: TestClient, settings: Settings, tmp_path: Path) -> None:
+    model, log = tiny_model(tmp_path), tmp_path / "worker.log"
+    with worker(settings, log):
+        job = begin_long_job(client, model, log)
+        assert client.post(job["urls"]["cancel"]).json()["state"] == "cancelling"
+        wait_for(lambda: state(client, job) == "cancelled", log, 20)
+    assert client.get(job["urls"]["artifacts"]).json()["data"] == []
+    assert list(settings.work_dir.glob("*")) == []
+
+
+def test_terminated_worker_gives_its_job_back(
+    client: TestClient, settings: Settings, tmp_path: Path
+) -> None:
+    model, log = tiny_model(tmp_path), tmp_path / "worker.log"
+    with worker(settings, log) as process:
+        job = begin_long_job(client, model, log)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0, log.read_text()[-3000:]
+    left = client.get(job["urls"]["self"]).json()
+    assert (left["state"], left["attempt"], left["error"]) == ("queued", 0, None)
+    assert list(settings.work_dir.glob("*")) == []
+
+
+def test_killed_worker_loses_its_child_and_its_job_to_another(
+    client: TestClient, settings: Settings, tmp_path: Path
+) -> None:
+    model, log = tiny_model(tmp_path), tmp_path / "worker.log"
+    with worker(settings, log) as process:
+        job = begin_long_job(client, model, log)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        process.kill()
+        process.wait()
+        _gone, alive = psutil.wait_procs(children, timeout=5)
+        assert alive == []
+    with worker(settings, log):
+        wait_for(lambda: client.get(job["urls"]["self"]).json()["attempt"] == 2, log, 30)
+        client.post(job["urls"]["cancel"])
+        wait_for(lambda: state(client, job) == "cancelled", log, 20)
+    events = client.get(job["urls"]["events"]).json()["data"]
+    (lost,) = [event for event in events if event["type"] == "requeued"]
+    assert lost["data"]["error"]["code"] == "worker_lost"
+
+
+def test_job_waits_for_an_absent_broker(
+    client: TestClient, settings: Settings, tmp_path: Path
+) -> None:
+    """The API's own hint is lost; the worker's sweep sends another."""
+    model, log = tiny_model(tmp_path), tmp_path / "worker.log"
+    away = settings.model_copy(
+        update={"broker_url": "redis+socket:///nonexistent.sock?virtual_host=0"}
+    )
+    from app.main import create_app
+
+    with TestClient(create_app(away)) as cut_off:
+        response = cut_off.post("/v1/jobs", json=body(model))
+        assert response.status_code == 202
+        assert cut_off.get("/readyz").status_code == 503
+        assert cut_off.get("/livez").status_code == 200
+    job = response.json()
+    with worker(settings, log):
+        wait_for(lambda: state(client, job) == "succeeded", log)

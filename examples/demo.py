@@ -48,7 +48,7 @@ JOB = {
     },
     "evaluation": {
         "perplexity": ["pydoc"],
-        "max_tokens": 4096,
+        "max_tokens": 2048,
         "context_length": 256,
         "benchmark": True,
     },

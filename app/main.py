@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from app.api.auth import Authentication
+from app.api.documentation import DescribedApi
 from app.api.problems import install_problem_handlers
 from app.api.request_context import BodyLimit, RequestContext
 from app.api.routes import downloads, health, home, jobs
@@ -32,7 +33,7 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             app.state.resources.close()
 
-    app = FastAPI(
+    app = DescribedApi(
         title="IntraSlice",
         summary="Structured compression of large language models.",
         version=__version__,

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from app.domain.errors import (
     DatabaseUnavailableError,
@@ -126,13 +127,15 @@ class JobRun:
         outcome = self._run_child(admitted)
         if isinstance(outcome, JobError):
             return self._conclude(outcome)
-        return publication.publish(
-            self._resources,
-            self._job,
-            self._directory / "checkpoint",
-            outcome.report,
-            self._before_upload,
+        return self._publish(outcome.report)
+
+    def _publish(self, report: dict[str, Any]) -> Job:
+        checkpoint = self._directory / "checkpoint"
+        files = publication.upload(
+            self._resources, self._job, checkpoint, report, self._before_upload
         )
+        lease = self._job.lease
+        return self._persist(lambda: publication.publish(self._resources, lease, files, report))
 
     def _admit(self) -> AdmittedJob:
         """Asked again: links may have changed since, and settings differ between machines."""

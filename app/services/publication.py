@@ -20,25 +20,25 @@ from app.services.resources import Resources
 _PROGRAMS = ("intraslice", "torch", "transformers")
 
 
-def publish(
+def upload(
     resources: Resources,
     job: Job,
     directory: Path,
     report: dict[str, Any],
     before_file: Callable[[int, int], None],
-) -> Job:
-    """Upload, compare what arrived, write the manifest last, then let the job succeed.
+) -> list[Artifact]:
+    """Upload, compare what arrived, write the manifest last; nothing is visible yet.
 
     Args:
-        resources: the store and the database.
-        job: as claimed; its lease guards the last step.
+        resources: the store.
+        job: as claimed; its token scopes the keys.
         directory: the finished checkpoint.
         report: the engine's.
         before_file: hears index and number of files; may raise to stop.
 
     Raises:
-        LeaseLostError: if the job is not this worker's, or is to be cancelled.
         PublicationError: if the store holds other bytes than the directory.
+        StoreUnavailableError: if the store does not answer.
     """
     prefix = attempt_prefix(job.id, job.fencing_token)
     sources = sorted(path for path in directory.rglob("*") if path.is_file())
@@ -47,21 +47,45 @@ def publish(
         before_file(index, len(sources))
         files.append(_upload(resources, source, source.relative_to(directory).as_posix(), prefix))
     files.append(_write_manifest(resources, job, files, report, prefix))
-    return _succeed(resources, job.lease, files, report)
+    return files
+
+
+def publish(
+    resources: Resources, lease: Lease, files: list[Artifact], report: dict[str, Any]
+) -> Job:
+    """Artifacts, report and success in one transaction.
+
+    Raises:
+        LeaseLostError: if the job is not this worker's, or is to be cancelled.
+    """
+    result = summarise(report)
+    with resources.database.transaction() as transaction:
+        job = jobs.succeed(transaction, lease, result, report)
+        if job is None:
+            raise LeaseLostError
+        artifacts.insert_all(transaction, lease.job_id, files)
+        events.append(
+            transaction, lease.job_id, EventType.SUCCEEDED, result.model_dump(mode="json")
+        )
+    return job
 
 
 def discard_attempt(resources: Resources, lease: Lease) -> None:
     """Remove what an attempt that did not succeed has uploaded."""
-    store = resources.store
-    store.delete(store.keys(attempt_prefix(lease.job_id, lease.token)))
+    _discard(resources, lease.job_id, attempt_prefix(lease.job_id, lease.token))
 
 
 def discard_other_attempts(resources: Resources, job: Job) -> None:
-    """Remove what earlier attempts left behind, except the published one's files."""
+    """Remove what earlier attempts left behind."""
+    _discard(resources, job.id, job_prefix(job.id))
+
+
+def _discard(resources: Resources, job_id: str, prefix: str) -> None:
+    """Published files stay: an attempt may have succeeded without hearing of its commit."""
     with resources.database.transaction() as transaction:
-        published = {file.key for file in artifacts.of_job(transaction, job.id)}
+        published = {file.key for file in artifacts.of_job(transaction, job_id)}
     store = resources.store
-    store.delete([key for key in store.keys(job_prefix(job.id)) if key not in published])
+    store.delete([key for key in store.keys(prefix) if key not in published])
 
 
 def summarise(report: dict[str, Any]) -> JobResult:
@@ -123,19 +147,3 @@ def _write_manifest(
         sha256=hashlib.sha256(content).hexdigest(),
         media_type=media_type(MANIFEST),
     )
-
-
-def _succeed(
-    resources: Resources, lease: Lease, files: list[Artifact], report: dict[str, Any]
-) -> Job:
-    """One transaction: artifacts, report and state."""
-    result = summarise(report)
-    with resources.database.transaction() as transaction:
-        job = jobs.succeed(transaction, lease, result, report)
-        if job is None:
-            raise LeaseLostError
-        artifacts.insert_all(transaction, lease.job_id, files)
-        events.append(
-            transaction, lease.job_id, EventType.SUCCEEDED, result.model_dump(mode="json")
-        )
-    return job

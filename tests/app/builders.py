@@ -72,4 +72,5 @@ def succeeded(resources: Resources, job: Job) -> Job:
     (directory / "config.json").write_text('{"a": 1}')
     (directory / "model.safetensors").write_bytes(bytes(range(256)) * 4)
     (directory / "code" / "mödel é.py").write_text("x = 1\n", encoding="utf-8")
-    return publication.publish(resources, job, directory, REPORT, lambda _index, _files: None)
+    files = publication.upload(resources, job, directory, REPORT, lambda _index, _files: None)
+    return publication.publish(resources, job.lease, files, REPORT)

@@ -43,6 +43,12 @@ def finish(request: ChildRequest) -> None:
     say(FinishedMessage(report=REPORT))
 
 
+def finish_when_told(request: ChildRequest) -> None:
+    while not request.checkpoint.with_name("go").exists():
+        time.sleep(0.02)
+    finish(request)
+
+
 def fail(_request: ChildRequest) -> None:
     say(
         FailedMessage(
@@ -81,6 +87,7 @@ def babble(request: ChildRequest) -> None:
 
 BEHAVIOURS = {
     "finish": finish,
+    "finish_when_told": finish_when_told,
     "fail": fail,
     "wait_for_stop": wait_for_stop,
     "ignore_stop": ignore_stop,

@@ -13,13 +13,16 @@ import psutil
 import pytest
 
 from app.adapters.database import jobs as job_rows
+from app.adapters.database.migrate import upgrade
 from app.domain.artifact import job_prefix
 from app.domain.job import Job
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
-from app.services import claims, jobs
-from app.services.resources import Resources
-from tests.app.builders import queued
+from app.embedded.postgres import EmbeddedPostgres
+from app.services import claims, jobs, publication
+from app.services.resources import Resources, open_resources
+from app.settings import Settings
+from tests.app.builders import queued, running, succeeded
 from workers.child_process import ChildProcess
 from workers.messages import ChildRequest
 from workers.runner import StartChild, remove_stale_work, run_job
@@ -218,3 +221,36 @@ def test_sweep_revives_the_job_of_a_dead_worker(resources: Resources) -> None:
     Sweeper(resources).sweep()
     revived = jobs.get_job(resources, job.id)
     assert (revived.state, revived.attempt) == (State.QUEUED, 1)
+
+
+def test_job_outlives_a_short_outage_of_the_database(settings: Settings, tmp_path: Path) -> None:
+    server = EmbeddedPostgres(tmp_path / "own-postgres", durable=False)
+    server.start()
+    url = server.url
+    upgrade(settings.model_copy(update={"database_url": url}))
+    resources = open_resources(
+        settings.model_copy(update={"database_url": url, "lease_seconds": 60.0})
+    )
+    job = queued(resources)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run, resources, job, "finish_when_told")
+        wait_for(lambda: child_pid(resources) is not None)
+        server.stop()
+        for file in resources.settings.work_dir.glob("*/pid"):
+            file.with_name("go").touch()
+        time.sleep(1.0)
+        server.start()
+        assert server.url == url
+        ended = future.result(timeout=60)
+    assert ended is not None
+    resources.close()
+    server.stop()
+    assert (ended.state, ended.attempt) == (State.SUCCEEDED, 1)
+
+
+def test_success_that_the_worker_did_not_hear_of_keeps_its_files(resources: Resources) -> None:
+    """The connection broke at the commit: the second try is refused, the files are published."""
+    job = running(resources)
+    succeeded(resources, job)
+    publication.discard_attempt(resources, job.lease)
+    assert len(resources.store.keys(job_prefix(job.id))) == 4

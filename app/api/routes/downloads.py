@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 
 from app.adapters.signed_urls import DOWNLOADS
 from app.api.dependencies import ResourcesDep
+from app.api.documentation import problems
 from app.services import jobs
 
 router = APIRouter(prefix=DOWNLOADS, tags=["downloads"])
@@ -19,7 +20,7 @@ _REDIRECT_SECONDS = 60
 @router.get(
     "/{job_id}/{name:path}",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}}},
+    responses={200: {"content": {"application/octet-stream": {}}}} | problems(403, 404, 422, 503),
 )
 @router.head("/{job_id}/{name:path}", include_in_schema=False)
 def download(

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from app.api.dependencies import ResourcesDep
+from app.api.documentation import problems
 from app.api.problems import Problem, problem_response
 from app.services.health import check_all
 
@@ -18,7 +19,7 @@ def livez() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses=problems(503))
 def readyz(request: Request, resources: ResourcesDep) -> Response:
     """Check database, broker and store."""
     checks = check_all(resources)

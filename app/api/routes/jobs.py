@@ -14,8 +14,8 @@ from app.api.dependencies import (
     ResourcesDep,
     StateQuery,
 )
+from app.api.documentation import problems
 from app.api.pagination import decode_cursor
-from app.api.problems import MEDIA_TYPE
 from app.api.schemas import (
     ArtifactList,
     ArtifactOut,
@@ -24,20 +24,13 @@ from app.api.schemas import (
     JobList,
     JobOut,
     JobUrls,
-    ProblemOut,
 )
 from app.services import jobs, outbox
 
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    content = {MEDIA_TYPE: {"schema": ProblemOut.model_json_schema()}}
-    return {status: {"description": "A problem.", "content": content} for status in statuses}
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(401, 422, 503))
 
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=_problems(401, 422, 503))
-
-
-@router.post("", status_code=202, responses=_problems(409))
+@router.post("", status_code=202, responses=problems(409))
 def create_job(
     body: JobCreate,
     resources: ResourcesDep,
@@ -66,19 +59,19 @@ def list_jobs(
     return JobList.of(page)
 
 
-@router.get("/{job_id}", responses=_problems(404))
+@router.get("/{job_id}", responses=problems(404))
 def get_job(job_id: str, resources: ResourcesDep) -> JobOut:
     """Show a job."""
     return JobOut.of(jobs.get_job(resources, job_id))
 
 
-@router.post("/{job_id}/cancel", status_code=202, responses=_problems(404, 409))
+@router.post("/{job_id}/cancel", status_code=202, responses=problems(404, 409))
 def cancel_job(job_id: str, resources: ResourcesDep) -> JobOut:
     """Stop a job; a running one takes a few seconds."""
     return JobOut.of(jobs.cancel_job(resources, job_id))
 
 
-@router.get("/{job_id}/events", responses=_problems(404))
+@router.get("/{job_id}/events", responses=problems(404))
 def list_events(
     job_id: str,
     resources: ResourcesDep,
@@ -90,13 +83,13 @@ def list_events(
     return EventList.of(found, limit)
 
 
-@router.get("/{job_id}/report", responses=_problems(404))
+@router.get("/{job_id}/report", responses=problems(404))
 def get_report(job_id: str, resources: ResourcesDep) -> dict[str, Any]:
     """Show the engine's report of a succeeded job."""
     return jobs.get_report(resources, job_id)
 
 
-@router.get("/{job_id}/artifacts", responses=_problems(404))
+@router.get("/{job_id}/artifacts", responses=problems(404))
 def list_artifacts(job_id: str, resources: ResourcesDep) -> ArtifactList:
     """List a job's published files with download links."""
     seconds = resources.settings.url_expiry_seconds

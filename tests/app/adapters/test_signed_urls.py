@@ -1,0 +1,48 @@
+"""Links carry permission for one file, and for a while."""
+
+from __future__ import annotations
+
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+
+from app.adapters.signed_urls import UrlSigner, kept_signing_key
+from app.domain.errors import LinkRefusedError
+
+
+def parts(url: str) -> tuple[str, str, int, str]:
+    split = urlsplit(url)
+    job_id, _, name = split.path.removeprefix("/v1/downloads/").partition("/")
+    query = parse_qs(split.query)
+    return job_id, unquote(name), int(query["expires"][0]), query["signature"][0]
+
+
+@pytest.mark.parametrize("name", ["config.json", "a/b.py", "ü ?#%&.bin"])
+def test_signed_link_verifies(name: str) -> None:
+    signer = UrlSigner("key")
+    job_id, read, expires, signature = parts(signer.sign("job_1", name, 60))
+    assert read == name
+    signer.verify(job_id, read, expires, signature)
+    with pytest.raises(LinkRefusedError):
+        UrlSigner("other").verify(job_id, read, expires, signature)
+    with pytest.raises(LinkRefusedError):
+        signer.verify(job_id, read, expires + 1, signature)
+    with pytest.raises(LinkRefusedError):
+        signer.verify("job_2", read, expires, signature)
+
+
+def test_no_two_links_sign_the_same_text() -> None:
+    signer = UrlSigner("key")
+    assert signer.sign("a\nb", "c", 60) != signer.sign("a", "b\nc", 60)
+
+
+def test_key_is_made_once_and_private(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        keys = set(pool.map(lambda _: kept_signing_key(tmp_path / "data"), range(16)))
+    assert len(keys) == 1
+    assert len(keys.pop()) > 40
+    (file,) = (tmp_path / "data").iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600

@@ -1,0 +1,43 @@
+"""The published description of the API is the API."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from app.main import create_app
+from app.settings import Settings
+
+SNAPSHOT = Path(__file__).parents[3] / "openapi.json"
+UPDATE = (
+    "python -c 'import json; from app.main import create_app; from app.settings import Settings;"
+    " print(json.dumps(create_app(Settings()).openapi(), indent=2, sort_keys=True))' > openapi.json"
+)
+
+
+def test_snapshot_is_current(tmp_path: Path) -> None:
+    described = create_app(Settings(data_dir=tmp_path)).openapi()
+    assert described["openapi"].startswith("3.1")
+    assert json.loads(SNAPSHOT.read_text()) == described, f"update it: {UPDATE}"
+
+
+def test_every_route_is_described_and_says_what_can_go_wrong() -> None:
+    paths = json.loads(SNAPSHOT.read_text())["paths"]
+    assert set(paths) == {
+        "/livez",
+        "/readyz",
+        "/v1/jobs",
+        "/v1/jobs/{job_id}",
+        "/v1/jobs/{job_id}/artifacts",
+        "/v1/jobs/{job_id}/cancel",
+        "/v1/jobs/{job_id}/events",
+        "/v1/jobs/{job_id}/report",
+        "/v1/downloads/{job_id}/{name}",
+    }
+    for path, methods in paths.items():
+        for method, operation in methods.items():
+            assert operation["summary"], (method, path)
+            assert operation["description"], (method, path)
+            for status, response in operation["responses"].items():
+                if int(status) >= 400:
+                    assert set(response["content"]) == {"application/problem+json"}, (path, status)

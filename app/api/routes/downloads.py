@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse, RedirectResponse, Response
@@ -15,12 +15,13 @@ from app.services import jobs
 
 router = APIRouter(prefix=DOWNLOADS, tags=["downloads"])
 _REDIRECT_SECONDS = 60
+_FILE: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": {}}}}
 
 
 @router.get(
     "/{job_id}/{name:path}",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}}} | problems(403, 404, 422, 503),
+    responses=problems(403, 404, 422, 503) | _FILE,
 )
 @router.head("/{job_id}/{name:path}", include_in_schema=False)
 def download(

@@ -1,0 +1,181 @@
+"""The service from Python: a typed, synchronous client.
+
+ClientError
+├── ApiError          the service answered with a problem document
+├── JobNotDoneError   the job ended otherwise than well
+└── DamagedFileError  a download is not what its SHA-256 says
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from app.api.schemas import ArtifactList, ArtifactOut, EventList, EventOut, JobList, JobOut
+from app.domain.lifecycle import TERMINAL, State
+from app.domain.model_source import ModelSource
+from intraslice_core.config import CompressionConfig, EvaluationConfig
+from intraslice_core.reports.schema import CompressionReport
+
+_TIMEOUT_SECONDS = 60.0
+
+
+class ClientError(Exception):
+    """Something did not come back as it should."""
+
+
+class ApiError(ClientError):
+    """The service refused; `code` is stable, `request_id` finds the line in its log."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.status = response.status_code
+        try:
+            self.problem: Mapping[str, Any] = response.json()
+        except ValueError:
+            # A proxy in between answered, not the service.
+            self.problem = {"detail": response.text}
+        self.code = self.problem.get("code")
+        self.request_id = self.problem.get("request_id")
+        super().__init__(f"{self.status} {self.code}: {self.problem.get('detail')}")
+
+
+class JobNotDoneError(ClientError):
+    """The job failed or was cancelled."""
+
+    def __init__(self, job: JobOut) -> None:
+        self.job = job
+        reason = f": {job.error.code}: {job.error.message}" if job.error else ""
+        super().__init__(f"{job.id} is {job.state}{reason}")
+
+
+class DamagedFileError(ClientError):
+    """A download's SHA-256 is not the announced one."""
+
+
+class Client:
+    """One service. Also a context manager that closes its connections."""
+
+    def __init__(
+        self, url: str, api_key: str | None = None, *, http: httpx.Client | None = None
+    ) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = http or httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_SECONDS)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def create_job(
+        self,
+        model: ModelSource,
+        compression: CompressionConfig | None = None,
+        *,
+        evaluation: EvaluationConfig | None = None,
+        labels: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> JobOut:
+        body = {
+            "model": model.model_dump(mode="json"),
+            "compression": (compression or CompressionConfig()).model_dump(mode="json"),
+            "evaluation": evaluation and evaluation.model_dump(mode="json"),
+            "labels": dict(labels or {}),
+        }
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return JobOut.model_validate(self._ask("POST", "/v1/jobs", json=body, headers=headers))
+
+    def get_job(self, job_id: str) -> JobOut:
+        return JobOut.model_validate(self._ask("GET", f"/v1/jobs/{job_id}"))
+
+    def list_jobs(self, *, state: State | None = None) -> Iterator[JobOut]:
+        """All jobs, newest first, page by page."""
+        query: dict[str, Any] = {"limit": 100} | ({"state": state.value} if state else {})
+        while True:
+            page = JobList.model_validate(self._ask("GET", "/v1/jobs", params=query))
+            yield from page.data
+            if page.next_cursor is None:
+                return
+            query["after"] = page.next_cursor
+
+    def cancel_job(self, job_id: str) -> JobOut:
+        return JobOut.model_validate(self._ask("POST", f"/v1/jobs/{job_id}/cancel"))
+
+    def events(self, job_id: str, *, after: int = 0) -> Iterator[EventOut]:
+        """The log of a job as it is now."""
+        while True:
+            answer = self._ask("GET", f"/v1/jobs/{job_id}/events", params={"after": after})
+            page = EventList.model_validate(answer)
+            yield from page.data
+            if not page.has_more:
+                return
+            after = page.data[-1].sequence
+
+    def report(self, job_id: str) -> CompressionReport:
+        return CompressionReport.model_validate(self._ask("GET", f"/v1/jobs/{job_id}/report"))
+
+    def artifacts(self, job_id: str) -> list[ArtifactOut]:
+        return ArtifactList.model_validate(self._ask("GET", f"/v1/jobs/{job_id}/artifacts")).data
+
+    def wait(self, job_id: str, *, timeout: float | None = None, poll: float = 1.0) -> JobOut:
+        """The job, once it has succeeded.
+
+        Raises:
+            JobNotDoneError: if it failed or was cancelled.
+            TimeoutError: if it takes longer than `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout if timeout is not None else None
+        while (job := self.get_job(job_id)).state not in TERMINAL:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"{job_id} is {job.state} after {timeout} s")
+            time.sleep(poll)
+        if job.state is not State.SUCCEEDED:
+            raise JobNotDoneError(job)
+        return job
+
+    def download(self, job_id: str, directory: Path) -> list[Path]:
+        """Every artifact of the job, each checked against its SHA-256."""
+        root = directory.resolve()
+        paths = []
+        for artifact in self.artifacts(job_id):
+            target = (root / artifact.name).resolve()
+            if not target.is_relative_to(root):
+                raise DamagedFileError(f"{artifact.name} would leave {directory}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._download(artifact, target)
+            paths.append(target)
+        return paths
+
+    def _download(self, artifact: ArtifactOut, target: Path) -> None:
+        digest = hashlib.sha256()
+        # Under another name until it is complete.
+        partial = target.with_name(target.name + ".part")
+        with self._http.stream("GET", artifact.url) as response:
+            if response.is_error:
+                response.read()
+                raise ApiError(response)
+            with partial.open("wb") as file:
+                for chunk in response.iter_bytes():
+                    digest.update(chunk)
+                    file.write(chunk)
+        if digest.hexdigest() != artifact.sha256:
+            partial.unlink()
+            raise DamagedFileError(f"{artifact.name} arrived damaged")
+        partial.replace(target)
+
+    def _ask(self, method: str, path: str, **arguments: Any) -> Any:
+        response = self._http.request(method, path, **arguments)
+        if response.is_error:
+            raise ApiError(response)
+        return response.json()

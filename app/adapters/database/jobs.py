@@ -47,6 +47,13 @@ def find(transaction: Transaction, job_id: str) -> Job | None:
     return _job(row) if row is not None else None
 
 
+def lock(transaction: Transaction, job_id: str) -> Job | None:
+    """The job, which nobody else changes before this transaction ends."""
+    query = select(*_COLUMNS).where(jobs.c.id == job_id).with_for_update()
+    row = transaction.execute(query).one_or_none()
+    return _job(row) if row is not None else None
+
+
 def find_report(transaction: Transaction, job_id: str) -> dict[str, Any] | None:
     report: dict[str, Any] | None = transaction.scalar(
         select(jobs.c.report).where(jobs.c.id == job_id)

@@ -40,7 +40,7 @@ def create_job(
 ) -> JobOut:
     """Queue a compression."""
     creation = jobs.create_job(resources, body.to_domain(), idempotency_key)
-    background.add_task(outbox.dispatch, resources)
+    background.add_task(outbox.dispatch_soon, resources)
     response.headers["Location"] = JobUrls.of(creation.job.id).self
     if creation.replayed:
         response.headers["Idempotent-Replayed"] = "true"

@@ -86,3 +86,10 @@ def test_waiting_job_is_hinted_at_again_but_ever_more_rarely(
         assert row is not None
         assert float(row[0]) == pytest.approx(expected, abs=5)
     assert outbox.dispatch(resources) == 3
+
+
+def test_failing_dispatch_is_left_to_the_sweep(settings: Settings) -> None:
+    url = "postgresql+psycopg://nobody@/none?host=/nonexistent"
+    resources = open_resources(settings.model_copy(update={"database_url": url}))
+    outbox.dispatch_soon(resources)
+    resources.close()

@@ -148,13 +148,18 @@ class LayerCompressor:
     def _load(self, stream: Tensor, rows: slice) -> Tensor:
         return stream[rows].to(self._context.device)
 
-    def _accumulators(self, inner: Linear) -> tuple[MomentAccumulator, MomentAccumulator | None]:
+    def _accumulators(
+        self, output: Linear, own_is_linear: bool
+    ) -> tuple[MomentAccumulator, MomentAccumulator | None]:
         """Sums for the fit and, where damping is chosen, for the held-out sequences."""
-        width = inner.weight.shape[1] + (inner.bias is not None)
+        width = output.weight.shape[1] + (output.bias is not None)
 
         def make() -> MomentAccumulator:
             return MomentAccumulator(
-                width=width, hidden_size=inner.weight.shape[0], device=self._context.device
+                width=width,
+                hidden_size=output.weight.shape[0],
+                device=self._context.device,
+                own_is_linear=own_is_linear,
             )
 
         has_held_out = self._held_out(self._streams.compressed.shape[0]) > 0
@@ -239,12 +244,13 @@ class LayerCompressor:
     def _attention_moments(self, pruned: BlockWeights) -> tuple[Moments, Moments | None]:
         """Moments of the pruned attention's `o`; moves the dense stream past its attention."""
         context, settings, rotary = self._context, self._context.settings, self._context.rotary
-        fit, held_out = self._accumulators(self._dense.attention_output)
+        output = self._dense.attention_output
+        fit, held_out = self._accumulators(output, own_is_linear=pruned is self._dense)
         for rows in self._batches():
             hidden = self._load(self._streams.compressed, rows)
             normed = block.attention_inputs(hidden, self._dense, settings)
             full = block.attention_inner(normed, self._dense, settings, rotary)
-            own = self._dense.attention_output(full)
+            own = output(full)
             inner = full
             if pruned is not self._dense:
                 inner = block.attention_inner(normed, pruned, settings, rotary)
@@ -255,8 +261,8 @@ class LayerCompressor:
                 self._streams.dense[rows] = star.to(self._streams.dense.device)
                 correction = (star - hidden) - own
             sums = held_out if held_out is not None and self._is_held_out(rows) else fit
-            _add(sums, inner, own, correction, self._dense.attention_output)
-        return fit.moments(), held_out.moments() if held_out is not None else None
+            _add(sums, inner, own, correction, output)
+        return _moments(fit, held_out, output)
 
     def _choose_value_basis(
         self, fit: Moments, held_out: Moments | None
@@ -306,13 +312,14 @@ class LayerCompressor:
     def _mlp_moments(self, weights: BlockWeights) -> tuple[Moments, Moments | None]:
         """Moments of `u`; the compressed stream passes its attention, the dense one its MLP."""
         context, settings = self._context, self._context.settings
-        fit, held_out = self._accumulators(self._dense.mlp_output)
+        output = self._dense.mlp_output
+        fit, held_out = self._accumulators(output, own_is_linear=True)
         for rows in self._batches():
             hidden = self._load(self._streams.compressed, rows)
             hidden = hidden + block.attention(hidden, weights, settings, context.rotary)
             self._streams.compressed[rows] = hidden.to(self._streams.compressed.device)
             inner = block.mlp_inner(hidden, self._dense, settings)
-            own = self._dense.mlp_output(inner)
+            own = output(inner)
             correction = None
             if self._streams.dense is not None:
                 star = self._load(self._streams.dense, rows)
@@ -320,8 +327,8 @@ class LayerCompressor:
                 self._streams.dense[rows] = star.to(self._streams.dense.device)
                 correction = (star - hidden) - own
             sums = held_out if held_out is not None and self._is_held_out(rows) else fit
-            _add(sums, inner, own, correction, self._dense.mlp_output)
-        return fit.moments(), held_out.moments() if held_out is not None else None
+            _add(sums, inner, own, correction, output)
+        return _moments(fit, held_out, output)
 
     def _choose_neurons(self, fit: Moments, held_out: Moments | None) -> neurons.NeuronChoice:
         preset, keep = self._context.preset, self._plan.intermediate_size
@@ -393,6 +400,14 @@ def _with_bias_row(projection: Tensor, output: Linear) -> Tensor:
     if output.bias is None:
         return projection
     return torch.block_diag(projection, projection.new_ones(1, 1))
+
+
+def _moments(
+    fit: MomentAccumulator, held_out: MomentAccumulator | None, output: Linear
+) -> tuple[Moments, Moments | None]:
+    """What both accumulators have seen."""
+    rows = _output_rows(output)
+    return fit.moments(rows), None if held_out is None else held_out.moments(rows)
 
 
 def _add(

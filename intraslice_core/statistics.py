@@ -54,6 +54,9 @@ class MomentAccumulator:
     width: int
     hidden_size: int
     device: torch.device
+    own_is_linear: bool = False
+    """The own output is a projection of `z` itself: its cross moment follows from the Gram matrix
+    (`moments`), exactly and for free, and is not streamed."""
     _gram: Tensor = field(init=False)
     _cross: Tensor = field(init=False)
     _correction: Tensor = field(init=False)
@@ -79,7 +82,8 @@ class MomentAccumulator:
         """
         z, y = _wide(inner), _wide(own)
         self._gram += z.mT @ z
-        self._cross += z.mT @ y
+        if not self.own_is_linear:
+            self._cross += z.mT @ y
         target = y
         if correction is not None:
             self._correction += z.mT @ _wide(correction)
@@ -91,13 +95,19 @@ class MomentAccumulator:
         self._energy += energy
         self._tokens += z.shape[0]
 
-    def moments(self) -> Moments:
-        """Averages over all tokens so far."""
+    def moments(self, output: Tensor) -> Moments:
+        """Averages over all tokens so far.
+
+        Args:
+            output: the un-pruned output projection, (width, hidden_size), float64; read only where
+                `own_is_linear`.
+        """
         if self._tokens == 0:
             raise NumericalError("no tokens were seen")
+        gram = self._gram / self._tokens
         return Moments(
-            gram=self._gram / self._tokens,
-            cross=self._cross / self._tokens,
+            gram=gram,
+            cross=gram @ output if self.own_is_linear else self._cross / self._tokens,
             correction=self._correction / self._tokens,
             energy=self._energy / self._tokens,
             tokens=self._tokens,

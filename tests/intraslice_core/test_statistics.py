@@ -9,6 +9,8 @@ from intraslice_core.errors import NumericalError
 from intraslice_core.statistics import MomentAccumulator, RotaryAccumulator
 
 CPU = torch.device("cpu")
+NO_OUTPUT = torch.empty(0)
+"""Read only where the own output is linear."""
 
 
 def accumulate(pieces: int, dtype: torch.dtype = torch.float32) -> MomentAccumulator:
@@ -24,7 +26,7 @@ def accumulate(pieces: int, dtype: torch.dtype = torch.float32) -> MomentAccumul
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_batch_and_seven_give_the_same_moments(dtype: torch.dtype) -> None:
-    whole, cut = accumulate(1, dtype).moments(), accumulate(7, dtype).moments()
+    whole, cut = accumulate(1, dtype).moments(NO_OUTPUT), accumulate(7, dtype).moments(NO_OUTPUT)
     for name in ("gram", "cross", "correction"):
         torch.testing.assert_close(getattr(whole, name), getattr(cut, name), rtol=1e-5, atol=1e-6)
     assert whole.energy == pytest.approx(cut.energy)
@@ -36,7 +38,7 @@ def test_moments_equal_their_definition() -> None:
     inner = torch.randn(210, 12, generator=generator)
     own = torch.randn(210, 5, generator=generator)
     correction = torch.randn(210, 5, generator=generator)
-    moments = accumulate(3).moments()
+    moments = accumulate(3).moments(NO_OUTPUT)
     expected = torch.einsum("ti,tj->ij", inner.double(), inner.double()) / 210
     torch.testing.assert_close(moments.gram, expected, rtol=1e-5, atol=1e-6)
     assert moments.energy == pytest.approx((own + correction).square().sum().item() / 210)
@@ -50,10 +52,21 @@ def test_moments_of_two_parts_add_up_to_the_whole() -> None:
         inner, own = torch.randn(tokens, 3), torch.randn(tokens, 2)
         sums.add(inner, own, None)
         both.add(inner, own, None)
-    merged, whole = first.moments() + second.moments(), both.moments()
+    merged, whole = first.moments(NO_OUTPUT) + second.moments(NO_OUTPUT), both.moments(NO_OUTPUT)
     torch.testing.assert_close(merged.gram, whole.gram)
     torch.testing.assert_close(merged.cross, whole.cross)
     assert merged.energy == pytest.approx(whole.energy)
+
+
+def test_a_linear_own_output_needs_no_cross_stream() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inner = torch.randn(50, 6, generator=generator, dtype=torch.float64)
+    output = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    streamed = MomentAccumulator(width=6, hidden_size=3, device=CPU)
+    derived = MomentAccumulator(width=6, hidden_size=3, device=CPU, own_is_linear=True)
+    for sums in (streamed, derived):
+        sums.add(inner, inner @ output, None)
+    torch.testing.assert_close(derived.moments(output).cross, streamed.moments(output).cross)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

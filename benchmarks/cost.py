@@ -108,7 +108,8 @@ def main() -> None:
     floor = floor_bytes(geometry, tokens, itemsize)
     table = Table("", "compression", "reference", "ratio")
     table.add_row("seconds", f"{seconds:.1f}", f"{forward:.1f} forward", f"{seconds / forward:.2f}")
-    table.add_row("MiB", f"{growth / 2**20:.0f}", f"{floor / 2**20:.0f} floor", f"{growth / floor:.2f}")
+    grown, least = f"{growth / 2**20:.0f}", f"{floor / 2**20:.0f} floor"
+    table.add_row("MiB", grown, least, f"{growth / floor:.2f}")
     Console().print(table)
     print(json.dumps({"time_ratio": seconds / forward, "memory_ratio": growth / floor}))
 

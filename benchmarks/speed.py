@@ -101,7 +101,7 @@ def show(speed: SpeedReport, options: argparse.Namespace) -> None:
         "whole_prefill_ratio": round(speed.whole.prefill.ratio, 4),
         "whole_decode_ratio": round(speed.whole.decode.ratio, 4),
     }
-    print(json.dumps(line))  # noqa: T201
+    print(json.dumps(line))
 
 
 def main() -> None:

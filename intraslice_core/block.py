@@ -103,7 +103,7 @@ def attention_inputs(hidden: Tensor, weights: BlockWeights, settings: BlockSetti
 
 def _split_heads(projected: Tensor, heads: int) -> Tensor:
     """(batch, sequence, heads · width) → (batch, heads, sequence, width)."""
-    return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return projected.view(*projected.shape[:-1], heads, -1).transpose(1, 2)
 
 
 def rotated_queries_and_keys(

@@ -128,4 +128,3 @@ def fit_output(
 def relative_error(moments: Moments, weight: Tensor) -> float:
     """`squared_error` over the target's energy; 0 for a target that is zero."""
     return squared_error(moments, weight) / moments.energy if moments.energy > 0 else 0.0
-

@@ -243,7 +243,7 @@ class LayerCompressor:
 
     def _attention_moments(self, pruned: BlockWeights) -> tuple[Moments, Moments | None]:
         """Moments of the pruned attention's `o`; moves the dense stream past its attention."""
-        context, settings, rotary = self._context, self._context.settings, self._context.rotary
+        settings, rotary = self._context.settings, self._context.rotary
         output = self._dense.attention_output
         fit, held_out = self._accumulators(output, own_is_linear=pruned is self._dense)
         for rows in self._batches():
@@ -399,7 +399,8 @@ def _with_bias_row(projection: Tensor, output: Linear) -> Tensor:
     """Let the constant that stands for the bias pass a projection untouched."""
     if output.bias is None:
         return projection
-    return torch.block_diag(projection, projection.new_ones(1, 1))
+    padded: Tensor = torch.block_diag(projection, projection.new_ones(1, 1))  # type: ignore[no-untyped-call]
+    return padded
 
 
 def _moments(

@@ -98,7 +98,7 @@ def eigenbasis(gram: Tensor) -> tuple[Tensor, Tensor]:
     """
     try:
         values, vectors = torch.linalg.eigh(symmetrise(gram))
-    except torch.linalg.LinAlgError as error:
+    except RuntimeError as error:
         raise NumericalError(f"an eigendecomposition failed: {error}") from error
     return values.flip(-1).clamp_min(0), require_finite(vectors.flip(-1), "an eigenbasis")
 

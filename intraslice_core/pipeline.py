@@ -13,11 +13,11 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import intraslice_core
 from intraslice_core.allocation.uniform import uniform_plan
@@ -33,7 +33,7 @@ from intraslice_core.checkpoints import (
 from intraslice_core.checkpoints.model_card import write_model_card
 from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.errors import NumericalError
-from intraslice_core.evaluation.comparison import evaluate_pair
+from intraslice_core.evaluation.comparison import evaluate_pair, load_model
 from intraslice_core.evaluation.verification import verify_checkpoint, write_reference
 from intraslice_core.families.blocks import (
     block_settings,
@@ -63,6 +63,8 @@ from intraslice_core.reports.schema import (
 )
 
 if TYPE_CHECKING:
+    from transformers import LlamaConfig
+
     from intraslice_core.layer import ModuleOutcome
 
 REPORT_FILE = "intraslice_report.json"
@@ -155,7 +157,7 @@ def compress_model(
         dense = open_model(model, Path(scratch))
         staged = Path(staging) / "checkpoint"
         report = _compress_checkpoint(model, dense, staged, config, run)
-        _verify(staged, Path(scratch), run)
+        _verify(staged, run)
         if evaluation is not None:
             report = report.model_copy(
                 update={"evaluation": _evaluate(dense, staged, config, evaluation, run)}
@@ -215,14 +217,12 @@ def _calibrate(work: _Work, dense: Path, run: Run) -> Tensor:
     run.report(Stage.CALIBRATE, f"reading calibration text: {settings.source}")
     tokenizer = _tokenizer(dense)
 
-    def load_dense() -> torch.nn.Module:
-        from transformers import AutoModelForCausalLM
+    def load_dense() -> PreTrainedModel:
+        return load_model(dense, dtype=work.config.dtype, device=work.config.device)
 
-        return AutoModelForCausalLM.from_pretrained(  # type: ignore[no-any-return]
-            dense, local_files_only=True, dtype=work.dtype
-        ).to(work.device)
-
-    return calibration_tokens(settings, tokenizer, model=load_dense)
+    return calibration_tokens(
+        settings, tokenizer, model=load_dense, should_cancel=run.should_cancel
+    )
 
 
 def _write_compressed(
@@ -241,7 +241,9 @@ def _write_compressed(
             outcomes.append(outcome)
         writer.finish(
             intraslice_config(
-                reader.config, work.plan.layers, [o.kept_pairs.tolist() for o in outcomes]
+                cast("LlamaConfig", reader.config),
+                work.plan.layers,
+                [o.kept_pairs.tolist() for o in outcomes],
             ),
             dense,
         )
@@ -294,7 +296,7 @@ def _compress_layer(work: _Work, layer: int, streams: Streams, run: Run) -> Laye
 # -- verification, evaluation, publication ------------------------------------------------------
 
 
-def _verify(staged: Path, scratch: Path, run: Run) -> None:
+def _verify(staged: Path, run: Run) -> None:
     """Prove that the written files load in a clean process and act like the model here."""
     run.report(Stage.VERIFY, "loading the result in a clean process")
     model = IntraSliceLlamaForCausalLM.from_pretrained(
@@ -302,7 +304,7 @@ def _verify(staged: Path, scratch: Path, run: Run) -> None:
     )
     write_reference(staged, model, _tokenizer(staged))
     del model
-    verify_checkpoint(staged)
+    verify_checkpoint(staged, should_cancel=run.should_cancel)
 
 
 def _evaluate(
@@ -335,7 +337,7 @@ def _publish(staged: Path, out: Path, report: CompressionReport, run: Run) -> No
 
 
 def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True)  # type: ignore[no-any-return]
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
 
 
 # -- report ------------------------------------------------------------------------------------

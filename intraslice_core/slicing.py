@@ -70,7 +70,8 @@ def project_values(weights: BlockWeights, basis: Tensor) -> BlockWeights:
 def value_projection(basis: Tensor, num_attention_heads: int) -> Tensor:
     """The block-diagonal P of all heads, (heads · head_dim, heads · keep), from a group's basis."""
     group = num_attention_heads // basis.shape[0]
-    return torch.block_diag(*basis.repeat_interleave(group, 0))
+    wide: Tensor = torch.block_diag(*basis.repeat_interleave(group, 0))  # type: ignore[no-untyped-call]
+    return wide
 
 
 def slice_neurons(weights: BlockWeights, kept: Tensor) -> BlockWeights:

@@ -64,9 +64,8 @@ class MomentAccumulator:
     _tokens: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        sums = {"dtype": WORKING_DTYPE, "device": self.device}
-        self._gram = torch.zeros(self.width, self.width, **sums)  # type: ignore[arg-type]
-        self._cross = torch.zeros(self.width, self.hidden_size, **sums)  # type: ignore[arg-type]
+        self._gram = torch.zeros(self.width, self.width, dtype=WORKING_DTYPE, device=self.device)
+        self._cross = self._gram.new_zeros(self.width, self.hidden_size)
         self._correction = torch.zeros_like(self._cross)
 
     def add(self, inner: Tensor, own: Tensor, correction: Tensor | None) -> None:
@@ -149,7 +148,8 @@ class RotaryAccumulator:
 
     def _per_pair(self, per_dimension: Tensor) -> Tensor:
         """Sum the two dimensions of every pair: (heads, 2·pairs) → (heads, pairs)."""
-        return per_dimension.unflatten(-1, (2, self.pairs)).sum(-2).to(WORKING_DTYPE)
+        per_half = per_dimension.view(*per_dimension.shape[:-1], 2, self.pairs)
+        return per_half.sum(-2).to(WORKING_DTYPE)
 
     def add(self, query: Tensor, key: Tensor) -> None:
         """Take one batch of rotated queries and keys.
@@ -162,7 +162,7 @@ class RotaryAccumulator:
             NumericalError: if an activation is not finite.
         """
         q, k = _wide(query), _wide(key)
-        grouped = q.unflatten(1, (self.num_key_value_heads, -1))
+        grouped = q.reshape(q.shape[0], self.num_key_value_heads, -1, *q.shape[2:])
         self._query += self._per_pair(grouped.square().sum(dim=(0, 2, 3)))
         centred = k - k.mean(dim=2, keepdim=True)
         self._key += self._per_pair(centred.square().sum(dim=(0, 2)))

@@ -1,0 +1,1 @@
+"""How much is removed where (section 4 of algorithm.md)."""

@@ -7,6 +7,8 @@ as closely as one step of one layer.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan
 
@@ -49,9 +51,7 @@ def uniform_plan(geometry: ModelGeometry, ratio: float, round_to: int) -> ModelP
     left = budget - layers * attention.attention_parameters(geometry)
     widths = _distribute(geometry, left, round_to)
     plan = ModelPlan(
-        layers=tuple(
-            attention.model_copy(update={"intermediate_size": width}) for width in widths
-        )
+        layers=tuple(attention.model_copy(update={"intermediate_size": width}) for width in widths)
     )
     _require_budget(plan, geometry, budget)
     return plan
@@ -64,10 +64,7 @@ def _distribute(geometry: ModelGeometry, parameters: float, round_to: int) -> li
     steps = max(round(parameters / per_step), layers)
     bounds = [steps * index // layers for index in range(layers + 1)]
     most = geometry.intermediate_size
-    return [
-        min((after - before) * round_to, most)
-        for before, after in zip(bounds, bounds[1:], strict=False)
-    ]
+    return [min((after - before) * round_to, most) for before, after in pairwise(bounds)]
 
 
 def _require_budget(plan: ModelPlan, geometry: ModelGeometry, budget: float) -> None:

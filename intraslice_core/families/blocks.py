@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,10 +42,9 @@ def block_weights(
         return Linear(weight=at(f"{place}.weight"), bias=at(bias) if bias in tensors else None)
 
     places = family.places
-    return BlockWeights(
-        **{name: at(f"{getattr(places, name)}.weight") for name in NORMS},
-        **{name: linear(getattr(places, name)) for name in PROJECTIONS},
-    )
+    parts: dict[str, Any] = {name: at(f"{getattr(places, name)}.weight") for name in NORMS}
+    parts |= {name: linear(getattr(places, name)) for name in PROJECTIONS}
+    return BlockWeights(**parts)
 
 
 def named_tensors(family: LlamaFamily, layer: int, weights: BlockWeights) -> dict[str, Tensor]:
@@ -59,8 +59,8 @@ def named_tensors(family: LlamaFamily, layer: int, weights: BlockWeights) -> dic
     return named
 
 
-def rotary_tables(config: PreTrainedConfig, length: int, device: torch.device) -> Rotary:
-    """transformers' own tables for positions 0 … length-1, scaled as the model scales them."""
+def rotary_tables(config: Any, length: int, device: torch.device) -> Rotary:
+    """The model classes' own tables for positions 0 … length-1, scaled as the model scales them."""
     embedding = LlamaRotaryEmbedding(config).to(device)
     positions = torch.arange(length, device=device).unsqueeze(0)
     cos, sin = embedding(torch.zeros(1, 1, 1, device=device), positions)

@@ -32,7 +32,7 @@ def magnitude_score(query: Tensor, key: Tensor, num_key_value_heads: int) -> Ten
     head_dim = key.shape[0] // num_key_value_heads
     q = query.double().square().sum(-1).view(num_key_value_heads, -1, head_dim).sum(1)
     k = key.double().square().sum(-1).view(num_key_value_heads, head_dim)
-    return (q * k).unflatten(-1, (2, head_dim // 2)).sum(-2)
+    return (q * k).view(num_key_value_heads, 2, head_dim // 2).sum(-2)
 
 
 def keep_best_pairs(score: Tensor, keep: int) -> Tensor:

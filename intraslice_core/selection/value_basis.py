@@ -26,7 +26,7 @@ def group_second_moment(gram: Tensor, num_key_value_heads: int, head_dim: int) -
     heads = gram.shape[0] // head_dim
     blocks = gram.view(heads, head_dim, heads, head_dim)
     diagonal = blocks.diagonal(dim1=0, dim2=2).movedim(-1, 0)
-    return diagonal.unflatten(0, (num_key_value_heads, -1)).sum(1)
+    return diagonal.reshape(num_key_value_heads, -1, head_dim, head_dim).sum(1)
 
 
 def pca_basis(moment: Tensor, keep: int) -> tuple[Tensor, Tensor]:

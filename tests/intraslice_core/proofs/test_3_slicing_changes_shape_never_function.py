@@ -59,9 +59,7 @@ def test_value_basis(opened: Opened) -> None:
     weights, settings, rotary, hidden = opened
     groups = settings.num_key_value_heads
     generator = torch.Generator().manual_seed(3)
-    basis = torch.linalg.qr(
-        torch.randn(groups, 16, 10, generator=generator, dtype=torch.float64)
-    ).Q
+    basis = torch.linalg.qr(torch.randn(groups, 16, 10, generator=generator, dtype=torch.float64)).Q
     projector = torch.block_diag(*(basis @ basis.mT)).float()
     bias = weights.value.bias
     full = replace(

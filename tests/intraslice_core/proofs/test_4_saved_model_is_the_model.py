@@ -50,8 +50,8 @@ def test_engine_stream_is_the_saved_models_stream(compressed: Path) -> None:
     from intraslice_core.modeling import decode_rotary_pairs
 
     model = AutoModelForCausalLM.from_pretrained(compressed, dtype=torch.float32).eval()
-    tensors, config, family = load_file(compressed / "model.safetensors"), model.config, LlamaFamily()
-    layer_config = config.per_layer_config[0]
+    tensors, family = load_file(compressed / "model.safetensors"), LlamaFamily()
+    layer_config = model.config.per_layer_config[0]
     prefix = family.layer_prefix(0)
     layer = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     dense_view = _dense_view(compressed)

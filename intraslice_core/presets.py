@@ -34,7 +34,7 @@ PRESETS: dict[Method, MethodPreset] = {
         dense_target=True,
         shrink_to_weights=True,
         damping_own=1e-4,
-        damping_correction=(0.01, 0.03, 0.1, 0.3, 1.0),
+        damping_correction=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
     ),
     "paper": MethodPreset(
         pair_score="product",

@@ -12,8 +12,9 @@ removed the solution is then the original weight exactly, whatever the damping.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from intraslice_core import linalg
@@ -24,9 +25,9 @@ from intraslice_core.statistics import Moments
 class Dampings:
     """Relative damping of both parts of the regression."""
 
-    own: float
+    own: Sequence[float]
     correction: Sequence[float]
-    """Candidates for the correction; the one of least held-out error is taken."""
+    """Candidates, of which the one of least held-out error is taken, one part after the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +65,15 @@ def select(moments: Moments, kept: Tensor) -> Moments:
     )
 
 
+def _excess(moments: Moments, weight: Tensor) -> float:
+    """`E‖target - Wᵀz‖² - E‖target‖²`: what weights are compared by."""
+    target = moments.cross + moments.correction
+    return float((weight * (moments.gram @ weight - 2 * target)).sum())
+
+
 def squared_error(moments: Moments, weight: Tensor) -> float:
     """`E‖target - Wᵀz‖²` of any weight (width, hidden_size), from moments alone."""
-    target = moments.cross + moments.correction
-    explained = 2 * (weight * target).sum() - (weight * (moments.gram @ weight)).sum()
-    return max(moments.energy - float(explained), 0.0)
+    return max(moments.energy + _excess(moments, weight), 0.0)
 
 
 def _own_part(factor: linalg.Factor, moments: Moments, prior: Tensor | None) -> Tensor:
@@ -79,17 +84,51 @@ def _own_part(factor: linalg.Factor, moments: Moments, prior: Tensor | None) -> 
     return wide + factor.solve(moments.cross - moments.gram @ wide)
 
 
-def _correction_damping(
-    fit: Moments, held_out: Moments, prior: Tensor | None, dampings: Dampings
+def choose_dampings(
+    fit: Moments, held_out: Moments | None, prior: Tensor | None, dampings: Dampings
+) -> tuple[float, float | None]:
+    """The candidates whose solutions on `fit` have the least error on `held_out`.
+
+    The own part is chosen against the module's own output, then the correction on top of it. The
+    correction's is None where there is none to make.
+    """
+    corrects = bool(fit.correction.any()) and len(dampings.correction) > 0
+    own, correction = dampings.own[0], dampings.correction[0] if corrects else None
+    if held_out is not None and len(dampings.own) > 1:
+        own = _own_damping(fit, held_out, prior, dampings.own)
+    if held_out is not None and corrects and len(dampings.correction) > 1:
+        correction = _correction_damping(fit, held_out, prior, own, dampings.correction)
+    return own, correction
+
+
+def _own_damping(
+    fit: Moments, held_out: Moments, prior: Tensor | None, candidates: Sequence[float]
 ) -> float:
-    """The candidate whose solution on `fit` has the least error on `held_out`."""
-    own = _own_part(linalg.damped_cholesky(fit.gram, dampings.own), fit, prior)
+    """The candidate that predicts the module's own output best."""
+    target = replace(held_out, correction=torch.zeros_like(held_out.correction))
 
     def error(damping: float) -> float:
         factor = linalg.damped_cholesky(fit.gram, damping)
-        return squared_error(held_out, own + factor.solve(fit.correction))
+        return _excess(target, _own_part(factor, fit, prior))
 
-    return min(dampings.correction, key=error)
+    return min(candidates, key=error)
+
+
+def _correction_damping(
+    fit: Moments,
+    held_out: Moments,
+    prior: Tensor | None,
+    own: float,
+    candidates: Sequence[float],
+) -> float:
+    """The candidate that, on top of the own part, predicts the target best."""
+    part = _own_part(linalg.damped_cholesky(fit.gram, own), fit, prior)
+
+    def error(damping: float) -> float:
+        factor = linalg.damped_cholesky(fit.gram, damping)
+        return _excess(held_out, part + factor.solve(fit.correction))
+
+    return min(candidates, key=error)
 
 
 def fit_output(
@@ -107,13 +146,10 @@ def fit_output(
         NumericalError: if the damping ladder ends.
     """
     everything = fit if held_out is None else fit + held_out
-    factor = linalg.damped_cholesky(everything.gram, dampings.own)
+    own, chosen = choose_dampings(fit, held_out, prior, dampings)
+    factor = linalg.damped_cholesky(everything.gram, own)
     weight = _own_part(factor, everything, prior)
-    chosen = None
-    if everything.correction.any():
-        chosen = dampings.correction[0]
-        if held_out is not None:
-            chosen = _correction_damping(fit, held_out, prior, dampings)
+    if chosen is not None:
         noisy = linalg.damped_cholesky(everything.gram, chosen)
         weight = weight + noisy.solve(everything.correction)
         chosen = noisy.damping

@@ -104,6 +104,7 @@ class LayerCompressor:
         self._streams = streams
         self._context = context
         self._passes_done = 0
+        self._correction_candidates = context.preset.damping_correction
 
     def run(self) -> LayerOutcome:
         """Do the layer's work in its order.
@@ -112,9 +113,12 @@ class LayerCompressor:
             NumericalError: naming the layer and the module.
         """
         started = time.perf_counter()
+        if not self._context.preset.compensate:
+            return self._cut_without_data()
         with _locating(self._context.layer, "attention"):
             pairs = self._choose_pairs()
             weights, attention = self._compress_attention(pairs)
+        self._correction_candidates = self._context.preset.damping_correction
         with _locating(self._context.layer, "mlp"):
             weights, kept, mlp = self._compress_mlp(weights)
             self._advance_mlp(weights)
@@ -124,6 +128,37 @@ class LayerCompressor:
             kept_neurons=kept,
             attention=attention,
             mlp=mlp,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _cut_without_data(self) -> LayerOutcome:
+        """The naive baseline: choose by weights alone, refit nothing, leave the streams alone."""
+        started = time.perf_counter()
+        settings, plan, dense = self._context.settings, self._plan, self._dense
+        self._context.before_batch(0.0)
+        groups, value = settings.num_key_value_heads, dense.value.weight
+        score = rotary_pairs.magnitude_score(dense.query.weight, dense.key.weight, groups)
+        pairs = rotary_pairs.keep_best_pairs(score, plan.qk_pairs)
+        rows = dense.attention_output.weight.mT
+        basis = value_basis.magnitude_basis(value, rows, groups, plan.v_head_dim)
+        choice = neurons.keep_best_neurons(
+            neurons.magnitude_score(dense.gate.weight, dense.up.weight, dense.mlp_output.weight.mT),
+            plan.intermediate_size,
+        )
+        weights = slicing.slice_rotary_pairs(dense, pairs, settings.head_dim)
+        weights = slicing.slice_neurons(slicing.project_values(weights, basis), choice.kept)
+        heads = slicing.value_projection(basis, settings.num_attention_heads)
+        weights = replace(
+            weights,
+            attention_output=slicing.project_inputs(dense.attention_output, heads),
+            mlp_output=slicing.select_inputs(dense.mlp_output, choice.kept),
+        )
+        return LayerOutcome(
+            weights=self._as_stored(weights),
+            kept_pairs=pairs,
+            kept_neurons=choice.kept,
+            attention=ModuleOutcome(module="attention"),
+            mlp=ModuleOutcome(module="mlp"),
             seconds=time.perf_counter() - started,
         )
 
@@ -141,7 +176,7 @@ class LayerCompressor:
 
     def _held_out(self, samples: int) -> int:
         """Sequences kept for the choice of damping; none where there is nothing to choose."""
-        if len(self._context.preset.damping_correction) < 2 or samples < 2:
+        if len(self._context.preset.damping_own) < 2 or samples < 2:
             return 0
         return max(samples // HELD_OUT_FRACTION, 1)
 
@@ -179,16 +214,9 @@ class LayerCompressor:
             every = torch.arange(total, device=self._context.device)
             self._passes_done += 1
             return every.expand(settings.num_key_value_heads, total)
-        if self._context.preset.pair_score == "magnitude":
-            score = rotary_pairs.magnitude_score(
-                self._dense.query.weight, self._dense.key.weight, settings.num_key_value_heads
-            )
-            self._passes_done += 1
-        else:
-            score = self._measured_pair_score()
-        return rotary_pairs.keep_best_pairs(score, keep)
+        return rotary_pairs.keep_best_pairs(self._pair_score(), keep)
 
-    def _measured_pair_score(self) -> Tensor:
+    def _pair_score(self) -> Tensor:
         context = self._context
         accumulator = RotaryAccumulator(
             num_key_value_heads=context.settings.num_key_value_heads,
@@ -273,9 +301,6 @@ class LayerCompressor:
         if keep == settings.head_dim:
             return None, 1.0
         rows = self._dense.attention_output.weight.mT
-        if preset.value_basis == "magnitude":
-            value = self._dense.value.weight
-            return value_basis.magnitude_basis(value, rows, heads, keep), None
         moments = fit if held_out is None else fit + held_out
         width = rows.shape[0]
         moment = value_basis.group_second_moment(
@@ -334,15 +359,12 @@ class LayerCompressor:
         preset, keep = self._context.preset, self._plan.intermediate_size
         width = self._dense.gate.weight.shape[0]
         rows = self._dense.mlp_output.weight.mT
-        if preset.neuron_choice == "magnitude":
-            score = neurons.magnitude_score(self._dense.gate.weight, self._dense.up.weight, rows)
-            return neurons.keep_best_neurons(score, keep)
         moments = fit if held_out is None else fit + held_out
         gram = moments.gram[:width, :width]
         if preset.neuron_choice == "energy":
             return neurons.keep_best_neurons(neurons.energy_score(gram, rows), keep)
         fitted = self._fitted_output(fit, held_out, self._dense.mlp_output)[:width]
-        factor = linalg.damped_cholesky(gram, preset.damping_own)
+        factor = linalg.damped_cholesky(gram, preset.choice_damping)
         return neurons.obs_elimination(factor, fitted, keep)
 
     def _advance_mlp(self, weights: BlockWeights) -> None:
@@ -357,14 +379,21 @@ class LayerCompressor:
 
     # -- least squares ---------------------------------------------------------------------
 
-    def _dampings(self) -> compensation.Dampings:
-        preset = self._context.preset
-        return compensation.Dampings(own=preset.damping_own, correction=preset.damping_correction)
-
     def _fitted_output(self, fit: Moments, held_out: Moments | None, output: Linear) -> Tensor:
-        """The un-pruned output projection fitted to the target, (inner [+ 1], hidden_size)."""
-        prior = _output_rows(output) if self._context.preset.shrink_to_weights else None
-        return compensation.fit_output(fit, held_out, prior, self._dampings()).weight
+        """The un-pruned output projection fitted to the target, (inner [+ 1], hidden_size).
+
+        Chooses the correction's damping for the module: the refit after the choice sees the same
+        tokens and the same target, so it takes that damping over.
+        """
+        preset = self._context.preset
+        prior = _output_rows(output) if preset.shrink_to_weights else None
+        dampings = compensation.Dampings(
+            own=(preset.choice_damping,), correction=preset.damping_correction
+        )
+        fitted = compensation.fit_output(fit, held_out, prior, dampings)
+        if fitted.damping_correction is not None:
+            self._correction_candidates = (fitted.damping_correction,)
+        return fitted.weight
 
     def _refit(
         self, module: str, fit: Moments, held_out: Moments | None, prior: Tensor, intact: bool
@@ -372,12 +401,14 @@ class LayerCompressor:
         """The output projection of a pruned module, fitted where the method fits."""
         preset = self._context.preset
         everything = fit if held_out is None else fit + held_out
-        if not preset.compensate or (intact and not preset.dense_target):
+        if intact and not preset.dense_target:
             error = compensation.relative_error(everything, prior)
             return ModuleOutcome(module=module, relative_error=error), prior
-        fitted = compensation.fit_output(
-            fit, held_out, prior if preset.shrink_to_weights else None, self._dampings()
+        dampings = compensation.Dampings(
+            own=preset.damping_own, correction=self._correction_candidates
         )
+        prior_or_zero = prior if preset.shrink_to_weights else None
+        fitted = compensation.fit_output(fit, held_out, prior_or_zero, dampings)
         damping = {"own": fitted.damping_own}
         if fitted.damping_correction is not None:
             damping["correction"] = fitted.damping_correction

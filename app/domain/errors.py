@@ -8,6 +8,7 @@ ServiceError
 ├── IllegalTransitionError       the job's state does not allow it
 ├── InvalidRequestError          well-formed, but not allowed; says which fields
 │   └── IdempotencyKeyReusedError
+├── ScopeMissingError            the key does not allow this
 ├── LinkRefusedError             a download link is forged or has expired
 ├── ResourceBusyError            somebody else holds what is needed
 ├── LeaseLostError               another worker owns the job now, or nobody does
@@ -89,6 +90,12 @@ class IdempotencyKeyReusedError(InvalidRequestError):
     """This Idempotency-Key was used with another request."""
 
     code = "idempotency_key_reused"
+
+
+class ScopeMissingError(ServiceError):
+    """The key does not allow this."""
+
+    code = "scope_missing"
 
 
 class LinkRefusedError(ServiceError):

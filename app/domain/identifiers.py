@@ -1,4 +1,4 @@
-"""Job ids: `job_` and a ULID, so that sorting by id is sorting by time."""
+"""Ids: a prefix that says of what, and a ULID, so that sorting by id is sorting by time."""
 
 from __future__ import annotations
 
@@ -9,15 +9,26 @@ import time
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _LENGTH = 26
 _RANDOM_BITS = 80
-_PATTERN = re.compile(r"job_[0-7][0-9A-HJKMNP-TV-Z]{25}")
+_ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
+JOB = "job"
+
+
+def new_id(prefix: str) -> str:
+    """`prefix_`, then 48 bits of milliseconds and 80 of chance."""
+    number = (time.time_ns() // 1_000_000) << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
+    digits = (_ALPHABET[(number >> 5 * place) & 31] for place in reversed(range(_LENGTH)))
+    return f"{prefix}_{''.join(digits)}"
+
+
+def is_id(prefix: str, text: str) -> bool:
+    """Whether `new_id(prefix)` may have made the text."""
+    head, _, ulid = text.partition("_")
+    return head == prefix and _ULID.fullmatch(ulid) is not None
 
 
 def new_job_id() -> str:
-    """48 bits of milliseconds, 80 of chance."""
-    number = (time.time_ns() // 1_000_000) << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
-    digits = (_ALPHABET[(number >> 5 * place) & 31] for place in reversed(range(_LENGTH)))
-    return "job_" + "".join(digits)
+    return new_id(JOB)
 
 
 def is_job_id(text: str) -> bool:
-    return _PATTERN.fullmatch(text) is not None
+    return is_id(JOB, text)

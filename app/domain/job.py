@@ -69,6 +69,7 @@ class Job:
     """A job as the database knows it."""
 
     id: str
+    project_id: str
     state: State
     stage: Stage | None
     created_at: datetime

@@ -21,6 +21,7 @@ from app.domain.events import Event, EventType
 from app.domain.identifiers import is_job_id, new_job_id
 from app.domain.job import Job, JobRequest
 from app.domain.lifecycle import State
+from app.domain.principal import Principal
 from app.services.admission import admit
 from app.services.resources import Resources
 
@@ -42,7 +43,10 @@ class Page:
 
 
 def create_job(
-    resources: Resources, request: JobRequest, idempotency_key: str | None = None
+    resources: Resources,
+    principal: Principal,
+    request: JobRequest,
+    idempotency_key: str | None = None,
 ) -> Creation:
     """Write job, first event and wake-up message in one transaction.
 
@@ -54,29 +58,44 @@ def create_job(
     job_id = new_job_id()
     with resources.database.transaction() as transaction:
         if idempotency_key is not None:
-            earlier = idempotency.reserve(
-                transaction, idempotency_key, _fingerprint(request), job_id
+            claim = idempotency.Claim(
+                project_id=principal.project_id,
+                key=idempotency_key,
+                request_hash=_fingerprint(request),
+                job_id=job_id,
             )
+            earlier = idempotency.reserve(transaction, claim)
             if earlier is not None:
-                return _replay(transaction, earlier, request)
-        job = jobs.insert_job(transaction, job_id, request, resources.settings.max_attempts)
+                return _replay(transaction, principal, claim, earlier)
+        job = jobs.insert_job(
+            transaction, job_id, principal.project_id, request, resources.settings.max_attempts
+        )
         events.append(transaction, job_id, EventType.QUEUED)
         outbox.add(transaction, job_id)
     return Creation(job=job, replayed=False)
 
 
-def get_job(resources: Resources, job_id: str) -> Job:
+def get_job(resources: Resources, principal: Principal, job_id: str) -> Job:
     with resources.database.transaction() as transaction:
-        return _existing(transaction, job_id)
+        return _existing(transaction, principal, job_id)
 
 
-def list_jobs(resources: Resources, *, limit: int, before: str | None, state: State | None) -> Page:
+def list_jobs(
+    resources: Resources,
+    principal: Principal,
+    *,
+    limit: int,
+    before: str | None,
+    state: State | None,
+) -> Page:
     with resources.database.transaction() as transaction:
-        found = jobs.newest(transaction, limit=limit + 1, before=before, state=state)
+        found = jobs.newest(
+            transaction, principal.project_id, limit=limit + 1, before=before, state=state
+        )
     return Page(jobs=found[:limit], has_more=len(found) > limit)
 
 
-def cancel_job(resources: Resources, job_id: str) -> Job:
+def cancel_job(resources: Resources, principal: Principal, job_id: str) -> Job:
     """End a queued job, ask the worker of a running one to stop. Asking twice is fine.
 
     Raises:
@@ -84,9 +103,7 @@ def cancel_job(resources: Resources, job_id: str) -> Job:
     """
     with resources.database.transaction() as transaction:
         # Locked, because a job may move between queued and running at any moment.
-        job = jobs.lock(transaction, job_id) if is_job_id(job_id) else None
-        if job is None:
-            raise JobNotFoundError
+        job = _visible(jobs.lock(transaction, job_id) if is_job_id(job_id) else None, principal)
         if job.state in (State.CANCELLING, State.CANCELLED):
             return job
         cancelled = jobs.cancel(transaction, job_id, lease=None)
@@ -98,34 +115,37 @@ def cancel_job(resources: Resources, job_id: str) -> Job:
     return asked
 
 
-def list_events(resources: Resources, job_id: str, *, after: int, limit: int) -> list[Event]:
+def list_events(
+    resources: Resources, principal: Principal, job_id: str, *, after: int, limit: int
+) -> list[Event]:
     with resources.database.transaction() as transaction:
-        _existing(transaction, job_id)
+        _existing(transaction, principal, job_id)
         return events.following(transaction, job_id, after=after, limit=limit)
 
 
-def get_report(resources: Resources, job_id: str) -> dict[str, Any]:
+def get_report(resources: Resources, principal: Principal, job_id: str) -> dict[str, Any]:
     """The engine's report of a succeeded job.
 
     Raises:
         ReportNotFoundError: if the job has not succeeded.
     """
     with resources.database.transaction() as transaction:
-        job = _existing(transaction, job_id)
+        job = _existing(transaction, principal, job_id)
         report = jobs.find_report(transaction, job_id)
     if report is None:
         raise ReportNotFoundError(f"The job is {job.state}; it has a report once it has succeeded")
     return report
 
 
-def list_artifacts(resources: Resources, job_id: str) -> list[Artifact]:
+def list_artifacts(resources: Resources, principal: Principal, job_id: str) -> list[Artifact]:
     """Published files; none before success."""
     with resources.database.transaction() as transaction:
-        _existing(transaction, job_id)
+        _existing(transaction, principal, job_id)
         return artifacts.of_job(transaction, job_id)
 
 
 def get_artifact(resources: Resources, job_id: str, name: str) -> Artifact:
+    """A published file, for the bearer of a signed link: the link is the permission."""
     with resources.database.transaction() as transaction:
         found = artifacts.find(transaction, job_id, name)
     if found is None:
@@ -133,19 +153,26 @@ def get_artifact(resources: Resources, job_id: str, name: str) -> Artifact:
     return found
 
 
-def _existing(transaction: Transaction, job_id: str) -> Job:
-    job = jobs.find(transaction, job_id) if is_job_id(job_id) else None
-    if job is None:
+def _existing(transaction: Transaction, principal: Principal, job_id: str) -> Job:
+    return _visible(jobs.find(transaction, job_id) if is_job_id(job_id) else None, principal)
+
+
+def _visible(job: Job | None, principal: Principal) -> Job:
+    """What belongs to another project does not exist for this one."""
+    if job is None or job.project_id != principal.project_id:
         raise JobNotFoundError
     return job
 
 
 def _replay(
-    transaction: Transaction, earlier: idempotency.EarlierRequest, request: JobRequest
+    transaction: Transaction,
+    principal: Principal,
+    claim: idempotency.Claim,
+    earlier: idempotency.Claim,
 ) -> Creation:
-    if earlier.request_hash != _fingerprint(request):
+    if earlier.request_hash != claim.request_hash:
         raise IdempotencyKeyReusedError
-    return Creation(job=_existing(transaction, earlier.job_id), replayed=True)
+    return Creation(job=_existing(transaction, principal, earlier.job_id), replayed=True)
 
 
 def _fingerprint(request: JobRequest) -> str:

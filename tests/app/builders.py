@@ -7,6 +7,7 @@ from typing import Any
 from app.domain.job import Job, JobError, JobRequest
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
+from app.domain.principal import OPERATOR
 from app.services import claims, jobs
 from app.services.resources import Resources
 from intraslice_core.config import CompressionConfig
@@ -39,7 +40,7 @@ def make_request(**changes: Any) -> JobRequest:
 
 
 def queued(resources: Resources, **changes: Any) -> Job:
-    return jobs.create_job(resources, make_request(**changes)).job
+    return jobs.create_job(resources, OPERATOR, make_request(**changes)).job
 
 
 def running(resources: Resources, owner: str = "worker-1") -> Job:
@@ -59,7 +60,7 @@ def in_state(resources: Resources, state: State) -> Job:
         return claims.fail_job(resources, job.lease, JobError(code="numerical", message="NaN"))
     if state is State.SUCCEEDED:
         return succeeded(resources, job)
-    job = jobs.cancel_job(resources, job.id)
+    job = jobs.cancel_job(resources, OPERATOR, job.id)
     return job if state is State.CANCELLING else claims.finish_cancel(resources, job.lease)
 
 

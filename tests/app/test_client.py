@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from app.client import ApiError, Client, DamagedFileError, JobNotDoneError
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
+from app.domain.principal import OPERATOR
 from app.services import jobs
 from app.services.resources import Resources
 from tests.app.builders import in_state, queued
@@ -61,7 +62,9 @@ def test_files_are_downloaded_and_checked(
     paths = service.download(job.id, tmp_path / "out")
     assert len(paths) == 4
     assert (tmp_path / "out" / "code" / "mödel é.py").read_text(encoding="utf-8") == "x = 1\n"
-    file = next(file for file in jobs.list_artifacts(resources, job.id) if "safe" in file.name)
+    file = next(
+        file for file in jobs.list_artifacts(resources, OPERATOR, job.id) if "safe" in file.name
+    )
     stored = resources.store.local_path(file.key)
     assert stored is not None
     stored.write_bytes(b"other bytes")

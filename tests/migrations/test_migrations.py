@@ -83,7 +83,7 @@ def _create_from_code(settings: Settings) -> None:
     engine = create_engine(settings.database_url, poolclass=NullPool)
     metadata.create_all(engine)
     with engine.begin() as connection:
-        connection.exec_driver_sql("INSERT INTO alembic_version VALUES ('0001')")
+        connection.exec_driver_sql(f"INSERT INTO alembic_version VALUES ('{head_revision()}')")
 
 
 def test_two_migrators_at_once_do_not_collide(empty: Settings) -> None:

@@ -18,6 +18,7 @@ from app.domain.artifact import job_prefix
 from app.domain.job import Job
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
+from app.domain.principal import OPERATOR
 from app.embedded.postgres import EmbeddedPostgres
 from app.services import claims, jobs, publication
 from app.services.resources import Resources, open_resources
@@ -48,7 +49,7 @@ def run(resources: Resources, job: Job, behaviour: str) -> Job | None:
 
 def nothing_is_left(resources: Resources, job: Job) -> None:
     assert resources.store.keys(job_prefix(job.id)) == []
-    assert jobs.list_artifacts(resources, job.id) == []
+    assert jobs.list_artifacts(resources, OPERATOR, job.id) == []
     assert list(resources.settings.work_dir.glob("*")) == []
 
 
@@ -73,11 +74,11 @@ def test_finished_child_makes_a_succeeded_job(resources: Resources, behaviour: s
     assert job.state is State.SUCCEEDED
     assert job.result is not None
     assert job.result.params_after == 700
-    names = [file.name for file in jobs.list_artifacts(resources, job.id)]
+    names = [file.name for file in jobs.list_artifacts(resources, OPERATOR, job.id)]
     assert names == ["config.json", "manifest.json", "model.safetensors"]
     assert len(resources.store.keys(job_prefix(job.id))) == 3
     assert list(resources.settings.work_dir.glob("*")) == []
-    events = jobs.list_events(resources, job.id, after=0, limit=100)
+    events = jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100)
     stages = [event.data["stage"] for event in events if event.type == "progress"]
     assert stages == ["compress", "publish"]
 
@@ -120,7 +121,7 @@ def test_cancelled_job_ends_within_the_grace(resources: Resources, behaviour: st
         wait_for(lambda: child_pid(resources) is not None)
         process = psutil.Process(child_pid(resources))
         asked = time.monotonic()
-        assert jobs.cancel_job(resources, job.id).state is State.CANCELLING
+        assert jobs.cancel_job(resources, OPERATOR, job.id).state is State.CANCELLING
         ended = future.result(timeout=20)
     assert ended is not None
     assert ended.state is State.CANCELLED
@@ -153,7 +154,7 @@ def test_worker_that_lost_its_lease_stops_and_touches_nothing(resources: Resourc
         future = pool.submit(run, resources, job, "ignore_stop")
         wait_for(lambda: child_pid(resources) is not None)
         process = psutil.Process(child_pid(resources))
-        lease = jobs.get_job(resources, job.id).lease
+        lease = jobs.get_job(resources, OPERATOR, job.id).lease
         with resources.database.transaction() as transaction:
             job_rows.renew(transaction, lease, -60.0)
             (lost,) = job_rows.expired(transaction, 10)
@@ -162,7 +163,7 @@ def test_worker_that_lost_its_lease_stops_and_touches_nothing(resources: Resourc
         assert successor is not None
         assert future.result(timeout=20) is None
     assert not process.is_running()
-    assert jobs.get_job(resources, job.id).lease == successor.lease
+    assert jobs.get_job(resources, OPERATOR, job.id).lease == successor.lease
 
 
 def test_duplicate_delivery_is_harmless(resources: Resources) -> None:
@@ -172,7 +173,7 @@ def test_duplicate_delivery_is_harmless(resources: Resources) -> None:
         outcomes = [future.result(timeout=60) for future in futures]
     assert [outcome.state for outcome in outcomes if outcome] == [State.SUCCEEDED]
     assert run(resources, job, "finish") is None
-    assert jobs.get_job(resources, job.id).attempt == 1
+    assert jobs.get_job(resources, OPERATOR, job.id).attempt == 1
 
 
 @pytest.mark.parametrize("hint", ["job_" + "0" * 26, "nonsense", "\0"])
@@ -210,7 +211,7 @@ def test_success_removes_what_earlier_attempts_uploaded(resources: Resources) ->
     resources.store.put_new(f"{job_prefix(job.id)}attempts/0/files/old.bin", b"old")
     assert run(resources, job, "finish") is not None
     assert not any("old.bin" in key for key in resources.store.keys(job_prefix(job.id)))
-    assert len(jobs.list_artifacts(resources, job.id)) == 3
+    assert len(jobs.list_artifacts(resources, OPERATOR, job.id)) == 3
 
 
 def test_sweep_revives_the_job_of_a_dead_worker(resources: Resources) -> None:
@@ -219,7 +220,7 @@ def test_sweep_revives_the_job_of_a_dead_worker(resources: Resources) -> None:
     with resources.database.transaction() as transaction:
         job_rows.renew(transaction, job.lease, -1.0)
     Sweeper(resources).sweep()
-    revived = jobs.get_job(resources, job.id)
+    revived = jobs.get_job(resources, OPERATOR, job.id)
     assert (revived.state, revived.attempt) == (State.QUEUED, 1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
@@ -12,28 +12,38 @@ from app.adapters.database.tables import idempotency_keys
 
 
 @dataclass(frozen=True, kw_only=True)
-class EarlierRequest:
-    """What the key was used for."""
+class Claim:
+    """A key of one project, and what it is used for."""
 
+    project_id: str
+    key: str
     request_hash: str
     job_id: str
 
 
-def reserve(
-    transaction: Transaction, key: str, request_hash: str, job_id: str
-) -> EarlierRequest | None:
-    """Take the key, or say who has it.
+def reserve(transaction: Transaction, claim: Claim) -> Claim | None:
+    """Take the key, or say what it was taken for before.
 
     A request with the same key that is being served right now makes this one wait for its end,
     up to the lock timeout.
     """
     taken = transaction.scalar(
         insert(idempotency_keys)
-        .values(key=key, request_hash=request_hash, job_id=job_id)
+        .values(asdict(claim))
         .on_conflict_do_nothing()
         .returning(idempotency_keys.c.key)
     )
     if taken is not None:
         return None
-    row = transaction.execute(select(idempotency_keys).where(idempotency_keys.c.key == key)).one()
-    return EarlierRequest(request_hash=row.request_hash, job_id=row.job_id)
+    row = transaction.execute(
+        select(idempotency_keys).where(
+            idempotency_keys.c.project_id == claim.project_id,
+            idempotency_keys.c.key == claim.key,
+        )
+    ).one()
+    return Claim(
+        project_id=row.project_id,
+        key=row.key,
+        request_hash=row.request_hash,
+        job_id=row.job_id,
+    )

@@ -24,11 +24,14 @@ _FIRST_HINT_SECONDS = 60
 _LONGEST_HINT_SECONDS = 3600
 
 
-def insert_job(transaction: Transaction, job_id: str, request: JobRequest, attempts: int) -> Job:
+def insert_job(
+    transaction: Transaction, job_id: str, project_id: str, request: JobRequest, attempts: int
+) -> Job:
     row = transaction.execute(
         insert(jobs)
         .values(
             id=job_id,
+            project_id=project_id,
             state=State.QUEUED,
             model=request.model.model_dump(mode="json"),
             compression=request.compression.model_dump(mode="json"),
@@ -62,10 +65,20 @@ def find_report(transaction: Transaction, job_id: str) -> dict[str, Any] | None:
 
 
 def newest(
-    transaction: Transaction, *, limit: int, before: str | None, state: State | None
+    transaction: Transaction,
+    project_id: str,
+    *,
+    limit: int,
+    before: str | None,
+    state: State | None,
 ) -> list[Job]:
-    """Jobs older than `before`, newest first; ids sort by time."""
-    query = select(*_COLUMNS).order_by(jobs.c.id.desc()).limit(limit)
+    """Jobs of a project older than `before`, newest first; ids sort by time."""
+    query = (
+        select(*_COLUMNS)
+        .where(jobs.c.project_id == project_id)
+        .order_by(jobs.c.id.desc())
+        .limit(limit)
+    )
     if before is not None:
         query = query.where(jobs.c.id < before)
     if state is not None:

@@ -11,8 +11,10 @@ from app.api.dependencies import (
     CursorQuery,
     IdempotencyKey,
     LimitQuery,
+    Reader,
     ResourcesDep,
     StateQuery,
+    Writer,
 )
 from app.api.documentation import problems
 from app.api.pagination import decode_cursor
@@ -27,19 +29,20 @@ from app.api.schemas import (
 )
 from app.services import jobs, outbox
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(401, 422, 503))
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(401, 403, 422, 503))
 
 
 @router.post("", status_code=202, responses=problems(409))
 def create_job(
     body: JobCreate,
     resources: ResourcesDep,
+    principal: Writer,
     background: BackgroundTasks,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> JobOut:
     """Queue a compression."""
-    creation = jobs.create_job(resources, body.to_domain(), idempotency_key)
+    creation = jobs.create_job(resources, principal, body.to_domain(), idempotency_key)
     background.add_task(outbox.dispatch_soon, resources)
     response.headers["Location"] = JobUrls.of(creation.job.id).self
     if creation.replayed:
@@ -50,50 +53,54 @@ def create_job(
 @router.get("")
 def list_jobs(
     resources: ResourcesDep,
+    principal: Reader,
     limit: LimitQuery = 20,
     after: CursorQuery = None,
     state: StateQuery = None,
 ) -> JobList:
     """List jobs, newest first."""
-    page = jobs.list_jobs(resources, limit=limit, before=decode_cursor(after), state=state)
+    page = jobs.list_jobs(
+        resources, principal, limit=limit, before=decode_cursor(after), state=state
+    )
     return JobList.of(page)
 
 
 @router.get("/{job_id}", responses=problems(404))
-def get_job(job_id: str, resources: ResourcesDep) -> JobOut:
+def get_job(job_id: str, resources: ResourcesDep, principal: Reader) -> JobOut:
     """Show a job."""
-    return JobOut.of(jobs.get_job(resources, job_id))
+    return JobOut.of(jobs.get_job(resources, principal, job_id))
 
 
 @router.post("/{job_id}/cancel", status_code=202, responses=problems(404, 409))
-def cancel_job(job_id: str, resources: ResourcesDep) -> JobOut:
+def cancel_job(job_id: str, resources: ResourcesDep, principal: Writer) -> JobOut:
     """Stop a job; a running one takes a few seconds."""
-    return JobOut.of(jobs.cancel_job(resources, job_id))
+    return JobOut.of(jobs.cancel_job(resources, principal, job_id))
 
 
 @router.get("/{job_id}/events", responses=problems(404))
 def list_events(
     job_id: str,
     resources: ResourcesDep,
+    principal: Reader,
     after: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
 ) -> EventList:
     """Read a job's log from a sequence number on."""
-    found = jobs.list_events(resources, job_id, after=after, limit=limit + 1)
+    found = jobs.list_events(resources, principal, job_id, after=after, limit=limit + 1)
     return EventList.of(found, limit)
 
 
 @router.get("/{job_id}/report", responses=problems(404))
-def get_report(job_id: str, resources: ResourcesDep) -> dict[str, Any]:
+def get_report(job_id: str, resources: ResourcesDep, principal: Reader) -> dict[str, Any]:
     """Show the engine's report of a succeeded job."""
-    return jobs.get_report(resources, job_id)
+    return jobs.get_report(resources, principal, job_id)
 
 
 @router.get("/{job_id}/artifacts", responses=problems(404))
-def list_artifacts(job_id: str, resources: ResourcesDep) -> ArtifactList:
+def list_artifacts(job_id: str, resources: ResourcesDep, principal: Reader) -> ArtifactList:
     """List a job's published files with download links."""
     seconds = resources.settings.url_expiry_seconds
-    files = jobs.list_artifacts(resources, job_id)
+    files = jobs.list_artifacts(resources, principal, job_id)
     expires_at = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds)
     return ArtifactList(
         data=[

@@ -13,6 +13,7 @@ from app.domain.errors import IllegalTransitionError, LeaseLostError
 from app.domain.job import Job, JobError, JobResult, Progress
 from app.domain.lease import Lease
 from app.domain.lifecycle import LEASED, TRANSITIONS, Action, State
+from app.domain.principal import OPERATOR
 from app.services import claims, jobs, publication
 from app.services.resources import Resources
 from intraslice_core.progress import Stage
@@ -55,7 +56,7 @@ def test_database_allows_exactly_the_drawn_transitions(
     legal = state in transition.sources
     assert (changed is not None) == legal
     expected = transition.target if legal else state
-    assert jobs.get_job(resources, job.id).state is expected
+    assert jobs.get_job(resources, OPERATOR, job.id).state is expected
 
 
 def test_claim_is_given_to_one_of_many(resources: Resources) -> None:
@@ -103,11 +104,11 @@ def test_stale_token_cannot_write(resources: Resources, name: str) -> None:
     # The same worker, even: only the token tells its two claims apart.
     new = claims.claim_job(resources, old.id, "worker-1")
     assert new is not None
-    events = jobs.list_events(resources, old.id, after=0, limit=100)
+    events = jobs.list_events(resources, OPERATOR, old.id, after=0, limit=100)
     with pytest.raises(LeaseLostError):
         STALE_WRITES[name](resources, old.lease)
-    assert jobs.get_job(resources, old.id) == new
-    assert jobs.list_events(resources, old.id, after=0, limit=100) == events
+    assert jobs.get_job(resources, OPERATOR, old.id) == new
+    assert jobs.list_events(resources, OPERATOR, old.id, after=0, limit=100) == events
 
 
 def test_stale_token_cannot_publish(resources: Resources) -> None:
@@ -115,13 +116,13 @@ def test_stale_token_cannot_publish(resources: Resources) -> None:
     claims.requeue_job(resources, old.lease, ERROR)
     with pytest.raises(LeaseLostError):
         succeeded(resources, old)
-    assert jobs.list_artifacts(resources, old.id) == []
-    assert jobs.get_job(resources, old.id).state is State.QUEUED
+    assert jobs.list_artifacts(resources, OPERATOR, old.id) == []
+    assert jobs.get_job(resources, OPERATOR, old.id).state is State.QUEUED
 
 
 def test_cancelling_beats_success(resources: Resources) -> None:
     job = running(resources)
-    jobs.cancel_job(resources, job.id)
+    jobs.cancel_job(resources, OPERATOR, job.id)
     with pytest.raises(LeaseLostError):
         succeeded(resources, job)
     assert claims.finish_cancel(resources, job.lease).state is State.CANCELLED
@@ -129,7 +130,7 @@ def test_cancelling_beats_success(resources: Resources) -> None:
 
 def test_failure_of_a_cancelling_job_cancels_it(resources: Resources) -> None:
     job = running(resources)
-    jobs.cancel_job(resources, job.id)
+    jobs.cancel_job(resources, OPERATOR, job.id)
     assert claims.fail_job(resources, job.lease, ERROR).state is State.CANCELLED
 
 
@@ -164,13 +165,15 @@ def test_reaper_requeues_until_the_attempts_are_used_up(resources: Resources) ->
     assert reaped.error is not None
     assert (reaped.error.code, reaped.error.retryable) == ("worker_lost", True)
     assert claims.claim_job(resources, job.id, "late") is None
-    types = [event.type for event in jobs.list_events(resources, job.id, after=0, limit=100)]
+    types = [
+        event.type for event in jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100)
+    ]
     assert types == ["queued", "started", "requeued", "started", "requeued", "started", "failed"]
 
 
 def test_reaper_ends_the_cancelling_job_of_a_dead_worker(resources: Resources) -> None:
     job = running(resources)
-    jobs.cancel_job(resources, job.id)
+    jobs.cancel_job(resources, OPERATOR, job.id)
     expire(resources, job.lease)
     (reaped,) = claims.reap_expired(resources)
     assert reaped.state is State.CANCELLED
@@ -196,22 +199,24 @@ def test_events_of_concurrent_writers_have_no_gaps(resources: Resources) -> None
         thread.start()
     for thread in threads:
         thread.join()
-    events = jobs.list_events(resources, job.id, after=0, limit=100)
+    events = jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100)
     assert [event.sequence for event in events] == list(range(1, 33))
 
 
 def test_cancelling_twice_leaves_one_event(resources: Resources) -> None:
     job = running(resources)
-    jobs.cancel_job(resources, job.id)
-    jobs.cancel_job(resources, job.id)
-    types = [event.type for event in jobs.list_events(resources, job.id, after=0, limit=100)]
+    jobs.cancel_job(resources, OPERATOR, job.id)
+    jobs.cancel_job(resources, OPERATOR, job.id)
+    types = [
+        event.type for event in jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100)
+    ]
     assert types.count("cancel_requested") == 1
 
 
 def test_ended_job_refuses_cancellation(resources: Resources) -> None:
     job = in_state(resources, State.FAILED)
     with pytest.raises(IllegalTransitionError):
-        jobs.cancel_job(resources, job.id)
+        jobs.cancel_job(resources, OPERATOR, job.id)
 
 
 def test_summary_without_evaluation() -> None:
@@ -229,5 +234,5 @@ def test_a_held_row_makes_others_fail_in_time_not_hang(resources: Resources) -> 
         job_rows.renew(holder, job.lease, 5.0)
         began = time.monotonic()
         with pytest.raises(ResourceBusyError):
-            jobs.cancel_job(resources, job.id)
+            jobs.cancel_job(resources, OPERATOR, job.id)
     assert time.monotonic() - began < 10.0

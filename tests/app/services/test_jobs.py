@@ -9,6 +9,7 @@ import pytest
 from app.domain.errors import InvalidRequestError
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
+from app.domain.principal import OPERATOR
 from app.services import claims, jobs
 from app.services.resources import Resources
 from tests.app.builders import make_request, queued
@@ -18,18 +19,20 @@ pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
 def test_equal_requests_at_once_make_one_job(resources: Resources) -> None:
     with ThreadPoolExecutor(5) as pool:
-        futures = [pool.submit(jobs.create_job, resources, make_request(), "k") for _ in range(5)]
+        futures = [
+            pool.submit(jobs.create_job, resources, OPERATOR, make_request(), "k") for _ in range(5)
+        ]
         creations = [future.result() for future in futures]
     assert len({creation.job.id for creation in creations}) == 1
     assert sorted(creation.replayed for creation in creations) == [False, True, True, True, True]
-    assert len(jobs.list_jobs(resources, limit=10, before=None, state=None).jobs) == 1
+    assert len(jobs.list_jobs(resources, OPERATOR, limit=10, before=None, state=None).jobs) == 1
 
 
 def test_refused_request_leaves_its_key_free(resources: Resources) -> None:
     refused = make_request(model=ModelSource(source="package", ref="os"))
     with pytest.raises(InvalidRequestError):
-        jobs.create_job(resources, refused, "k")
-    assert not jobs.create_job(resources, make_request(), "k").replayed
+        jobs.create_job(resources, OPERATOR, refused, "k")
+    assert not jobs.create_job(resources, OPERATOR, make_request(), "k").replayed
 
 
 def test_cancel_while_the_job_changes_hands_is_never_refused(resources: Resources) -> None:
@@ -44,7 +47,7 @@ def test_cancel_while_the_job_changes_hands_is_never_refused(resources: Resource
 
     with ThreadPoolExecutor(2) as pool:
         changing = pool.submit(change_hands)
-        cancelled = pool.submit(jobs.cancel_job, resources, job.id).result()
+        cancelled = pool.submit(jobs.cancel_job, resources, OPERATOR, job.id).result()
         changing.result()
     assert cancelled.state in (State.CANCELLED, State.CANCELLING)
-    assert jobs.get_job(resources, job.id).state is State.CANCELLED
+    assert jobs.get_job(resources, OPERATOR, job.id).state is State.CANCELLED

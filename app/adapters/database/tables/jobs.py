@@ -1,4 +1,4 @@
-"""The tables, as the migrations leave them (a test compares the two)."""
+"""Jobs and what belongs to them."""
 
 from __future__ import annotations
 
@@ -6,33 +6,18 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
-    DateTime,
     ForeignKey,
     Identity,
     Index,
     Integer,
-    MetaData,
     Table,
     Text,
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
 
+from app.adapters.database.tables.base import JSON, TIMESTAMP, metadata
 from app.domain.lifecycle import LEASED, State
-
-metadata = MetaData(
-    naming_convention={
-        "pk": "pk_%(table_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "ix": "ix_%(table_name)s_%(column_0_name)s",
-    }
-)
-
-_TIMESTAMP = DateTime(timezone=True)
-# none_as_null: "no value" is SQL's NULL, never the JSON value null.
-_JSON = JSONB(none_as_null=True)
 
 
 def _quoted(states: frozenset[State]) -> str:
@@ -43,27 +28,28 @@ jobs = Table(
     "jobs",
     metadata,
     Column("id", Text, primary_key=True),
+    Column("project_id", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("stage", Text),
-    Column("created_at", _TIMESTAMP, nullable=False, server_default=func.now()),
-    Column("started_at", _TIMESTAMP),
-    Column("finished_at", _TIMESTAMP),
-    Column("model", _JSON, nullable=False),
-    Column("compression", _JSON, nullable=False),
-    Column("evaluation", _JSON),
-    Column("labels", _JSON, nullable=False),
-    Column("progress", _JSON),
-    Column("result", _JSON),
-    Column("error", _JSON),
-    Column("report", _JSON),
+    Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("started_at", TIMESTAMP),
+    Column("finished_at", TIMESTAMP),
+    Column("model", JSON, nullable=False),
+    Column("compression", JSON, nullable=False),
+    Column("evaluation", JSON),
+    Column("labels", JSON, nullable=False),
+    Column("progress", JSON),
+    Column("result", JSON),
+    Column("error", JSON),
+    Column("report", JSON),
     Column("attempt", Integer, nullable=False, server_default=text("0")),
     Column("max_attempts", Integer, nullable=False),
     Column("fencing_token", BigInteger, nullable=False, server_default=text("0")),
     Column("lease_owner", Text),
-    Column("lease_expires_at", _TIMESTAMP),
+    Column("lease_expires_at", TIMESTAMP),
     Column("event_sequence", Integer, nullable=False, server_default=text("0")),
     Column("hints", Integer, nullable=False, server_default=text("0")),
-    Column("next_hint_at", _TIMESTAMP),
+    Column("next_hint_at", TIMESTAMP),
     CheckConstraint(f"state IN ({_quoted(frozenset(State))})", name="state_known"),
     CheckConstraint(
         f"(state IN ({_quoted(LEASED)})) = (lease_owner IS NOT NULL) AND "
@@ -72,6 +58,7 @@ jobs = Table(
     ),
     CheckConstraint("attempt BETWEEN 0 AND max_attempts", name="attempts_bounded"),
     Index("ix_jobs_state", "state", "id"),
+    Index("ix_jobs_project_id", "project_id", "id"),
     Index(
         "ix_jobs_lease_expires_at",
         "lease_expires_at",
@@ -90,9 +77,9 @@ events = Table(
     Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Column("sequence", Integer, primary_key=True, autoincrement=False),
     Column("type", Text, nullable=False),
-    Column("created_at", _TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("attempt", Integer, nullable=False),
-    Column("data", _JSON, nullable=False),
+    Column("data", JSON, nullable=False),
 )
 
 artifacts = Table(
@@ -111,12 +98,13 @@ outbox = Table(
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
-    Column("created_at", _TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
 )
 
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
+    Column("project_id", Text, primary_key=True),
     Column("key", Text, primary_key=True),
     Column("request_hash", Text, nullable=False),
     # Deferred: the key is taken first, so that two equal requests meet there and not later.
@@ -125,5 +113,5 @@ idempotency_keys = Table(
         ForeignKey("jobs.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"),
         nullable=False,
     ),
-    Column("created_at", _TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
 )

@@ -1,0 +1,6 @@
+"""The tables, as the migrations leave them (a test compares the two); a file for each noun."""
+
+from app.adapters.database.tables.base import metadata
+from app.adapters.database.tables.jobs import artifacts, events, idempotency_keys, jobs, outbox
+
+__all__ = ["artifacts", "events", "idempotency_keys", "jobs", "metadata", "outbox"]

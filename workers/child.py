@@ -29,7 +29,7 @@ from workers.messages import (
 
 _PR_SET_PDEATHSIG = 1
 _ENGINE_SHARE = 0.95
-"""Of the whole job; the rest is verification and upload."""
+"""Of the whole job; the rest is the upload."""
 
 
 class Child:
@@ -57,7 +57,6 @@ class Child:
 
     def _compress(self, request: ChildRequest) -> dict[str, object]:
         # torch comes in here: a wrong request or an early stop costs nothing.
-        from intraslice_core.evaluation.verification import verify_checkpoint
         from intraslice_core.pipeline import compress_model
 
         report = compress_model(
@@ -69,8 +68,6 @@ class Child:
             on_progress=self._on_progress,
             should_cancel=self._stop.is_set,
         )
-        self._report(Stage.VERIFY, "loading the finished checkpoint in a clean process")
-        verify_checkpoint(request.checkpoint, should_cancel=self._stop.is_set)
         dumped: dict[str, object] = report.model_dump(mode="json")
         return dumped
 
@@ -78,11 +75,6 @@ class Child:
         self._stage = event.stage
         scaled = event.model_copy(update={"fraction": event.fraction * _ENGINE_SHARE})
         self._send(ProgressMessage(event=scaled))
-
-    def _report(self, stage: Stage, message: str) -> None:
-        self._stage = stage
-        event = ProgressEvent(stage=stage, message=message, fraction=_ENGINE_SHARE)
-        self._send(ProgressMessage(event=event))
 
     def _failure(self, error: IntraSliceError) -> FailedMessage:
         place = error if isinstance(error, NumericalError) else None

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_TRACES = "/v1/traces"
 
 
 class Settings(BaseSettings):
     """`INTRASLICE_*`; tuples are written as JSON, `["/models"]`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="INTRASLICE_", frozen=True, extra="ignore", protected_namespaces=()
+        env_prefix="INTRASLICE_",
+        frozen=True,
+        extra="ignore",
+        protected_namespaces=(),
+        populate_by_name=True,
     )
 
     data_dir: Path = Field(default=Path("~/.local/share/intraslice"), validate_default=True)
@@ -48,7 +57,40 @@ class Settings(BaseSettings):
     child_grace_seconds: float = Field(default=5.0, ge=0, description="from SIGTERM to SIGKILL")
     max_attempts: int = Field(default=3, ge=1)
     worker_concurrency: int = Field(default=1, ge=1)
+    drain_seconds: float = Field(
+        default=5.0, ge=0, description="from SIGTERM: for requests to end, for a child to stop"
+    )
+    drain_notice_seconds: float = Field(
+        default=0.0, ge=0, description="from SIGTERM: /readyz says draining before the port closes"
+    )
+    sweep_in_worker: bool = Field(
+        default=True, description="workers do the periodic work too; off beside a scheduler"
+    )
+    retention_days: float = Field(
+        default=30.0, ge=0, description="artifacts of ended jobs, unless pinned; 0: for ever"
+    )
+    orphan_sweep_seconds: float = Field(
+        default=3600.0, gt=0, description="between looks for objects that no job owns"
+    )
+
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="auto: json unless stderr is a terminal"
+    )
+    metrics_open: bool = Field(default=False, description="GET /metrics needs no key")
+    worker_metrics_host: str = "127.0.0.1"
+    worker_metrics_port: int = Field(
+        default=0, ge=0, le=65_535, description="of workers and schedulers; 0: none"
+    )
+    otel_endpoint: str = Field(
+        default="",
+        description="OTLP over HTTP; traces are off without it",
+        validation_alias=AliasChoices(
+            "INTRASLICE_OTEL_ENDPOINT",
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+        ),
+    )
 
     @field_validator("data_dir")
     @classmethod
@@ -67,6 +109,8 @@ class Settings(BaseSettings):
             raise ValueError(f"auth=off is refused on {self.host}: listen on 127.0.0.1 or set auth")
         if self.heartbeat_seconds * 3 > self.lease_seconds:
             raise ValueError("lease_seconds must be at least three heartbeats")
+        if self.otel_endpoint and not _can_trace():
+            raise ValueError("traces need more packages: pip install 'intraslice[otel]'")
         return self
 
     @property
@@ -75,9 +119,40 @@ class Settings(BaseSettings):
         return self.artifact_store or (self.data_dir / "artifacts").as_uri()
 
     @property
+    def log_style(self) -> Literal["json", "console"]:
+        """How this process's log lines look."""
+        if self.log_format == "auto":
+            return "console" if sys.stderr.isatty() else "json"
+        return self.log_format
+
+    @property
+    def traces_url(self) -> str:
+        """Where spans are posted; empty where none are."""
+        base = self.otel_endpoint.rstrip("/")
+        return f"{base}{_TRACES}" if base and not base.endswith(_TRACES) else base
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must not appear anywhere, in plain text."""
+        keys = (self.api_key, self.signing_key)
+        passwords = (urlsplit(url).password for url in (self.database_url, self.broker_url))
+        return (
+            *(key.get_secret_value() for key in keys if key),
+            *(form for one in passwords if one for form in {one, unquote(one)}),
+        )
+
+    @property
     def work_dir(self) -> Path:
         """Where attempts keep their files while they run."""
         return self.data_dir / "work"
+
+
+def _can_trace() -> bool:
+    try:
+        version("opentelemetry-exporter-otlp-proto-http")
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def is_loopback(host: str) -> bool:

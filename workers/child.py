@@ -11,25 +11,29 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from types import FrameType
 from typing import BinaryIO
 
+from app.telemetry import configure_logging, get_logger
+from app.telemetry.traces import configure_tracing, span, stop_tracing
 from intraslice_core.config import FrozenModel
 from intraslice_core.errors import IntraSliceError, NumericalError
 from intraslice_core.progress import ProgressEvent, Stage
 from workers.failures import INTERNAL, OUT_OF_MEMORY
 from workers.messages import (
     ChildRequest,
+    ChildTelemetry,
     FailedMessage,
     FinishedMessage,
     ProgressMessage,
     encode,
 )
+from workers.observation import StageSpans
 
 _PR_SET_PDEATHSIG = 1
 _ENGINE_SHARE = 0.95
 """Of the whole job; the rest is the upload."""
+_log = get_logger(__name__)
 
 
 class Child:
@@ -39,21 +43,31 @@ class Child:
         self._out = out
         self._stop = threading.Event()
         self._stage: Stage | None = None
+        self._spans = StageSpans()
 
     def request_stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stop.set()
 
     def run(self, request: ChildRequest) -> None:
-        """Say what came of it; exceptions end here, as messages."""
+        """Say what came of it."""
+        with span("engine", parent=request.telemetry.traceparent):
+            outcome = self._outcome(request)
+            self._spans.enter(None)
+        # Before the last word, because our parent ends us as soon as it has heard it.
+        stop_tracing()
+        self._send(outcome)
+
+    def _outcome(self, request: ChildRequest) -> FinishedMessage | FailedMessage:
+        """Exceptions end here, as messages."""
         try:
-            self._send(FinishedMessage(report=self._compress(request)))
+            return FinishedMessage(report=self._compress(request))
         except IntraSliceError as error:
-            self._send(self._failure(error))
+            return self._failure(error)
         except MemoryError:
-            self._send(self._plain_failure(OUT_OF_MEMORY, "the process ran out of memory"))
+            return self._plain_failure(OUT_OF_MEMORY, "the process ran out of memory")
         except Exception as error:
-            traceback.print_exc()
-            self._send(self._plain_failure(INTERNAL, f"{type(error).__name__}: {error}"))
+            _log.exception("engine_crashed")
+            return self._plain_failure(INTERNAL, f"{type(error).__name__}: {error}")
 
     def _compress(self, request: ChildRequest) -> dict[str, object]:
         # torch comes in here: a wrong request or an early stop costs nothing.
@@ -73,6 +87,7 @@ class Child:
 
     def _on_progress(self, event: ProgressEvent) -> None:
         self._stage = event.stage
+        self._spans.enter(event.stage)
         scaled = event.model_copy(update={"fraction": event.fraction * _ENGINE_SHARE})
         self._send(ProgressMessage(event=scaled))
 
@@ -104,6 +119,13 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
+def _speak(telemetry: ChildTelemetry) -> None:
+    # JSON in any case: the worker reads the lines and writes them in its own form.
+    configure_logging(telemetry.log_level, fixed={"process": "child", **telemetry.context})
+    configure_tracing(telemetry.traces_url, "intraslice-child")
+    _log.info("child_started")
+
+
 def main() -> None:
     die_with(int(sys.argv[1]))
     # Libraries print to stdout; keep the channel for ourselves and send their words to the log.
@@ -112,7 +134,9 @@ def main() -> None:
     child = Child(channel)
     signal.signal(signal.SIGTERM, child.request_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    child.run(ChildRequest.model_validate_json(sys.stdin.buffer.read()))
+    request = ChildRequest.model_validate_json(sys.stdin.buffer.read())
+    _speak(request.telemetry)
+    child.run(request)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import IO
 from pydantic import ValidationError
 
 from app.telemetry import get_logger
+from workers.child_log import ChildLog
 from workers.messages import (
     ChildRequest,
     FailedMessage,
@@ -25,7 +26,6 @@ from workers.messages import (
 
 Message = ProgressMessage | FinishedMessage | FailedMessage
 COMMAND = (sys.executable, "-P", "-m", "workers.child")
-_LAST_WORDS = 500
 _log = get_logger(__name__)
 
 
@@ -33,23 +33,23 @@ class ChildProcess:
     """One spawned interpreter; never forked, because a fork of a threaded process may hang."""
 
     def __init__(self, request: ChildRequest, log: Path, command: Sequence[str] = COMMAND) -> None:
-        self._log_path = log
         self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        with log.open("wb") as log_file:
-            # A session, and so a process group, of its own: its helpers can be ended with it.
-            self._process = subprocess.Popen(
-                [*command, str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log_file,
-                env=_environment(),
-                cwd=log.parent,
-                start_new_session=True,
-            )
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
+        # A session, and so a process group, of its own: its helpers can be ended with it.
+        self._process = subprocess.Popen(
+            [*command, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_environment(),
+            cwd=log.parent,
+            start_new_session=True,
+        )
+        stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
+        if stdin is None or stdout is None or stderr is None:
             raise RuntimeError("the child has pipes")
         self._stdout = stdout
+        self._log = ChildLog(stderr, log, request.telemetry.context)
+        _RUNNING.add(self)
         _hand_over(request, stdin)
         self._reader = threading.Thread(target=self._read, daemon=True, name="child-reader")
         self._reader.start()
@@ -81,18 +81,23 @@ class ChildProcess:
 
     def kill(self) -> None:
         """End it and everything it started."""
+        self.end_at_once()
+        self._process.wait()
+        self._reader.join()
+        self._stdout.close()
+        self._log.close()
+        _RUNNING.discard(self)
+
+    def end_at_once(self) -> None:
+        """Kill it and go on; whoever listens to it learns of its end."""
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             _log.debug("child_already_gone", pid=self._process.pid)
-        self._process.wait()
-        self._reader.join()
-        self._stdout.close()
 
     def last_words(self) -> str:
-        """The end of what it wrote to stderr."""
-        text = self._log_path.read_text(errors="replace").strip()
-        return text.splitlines()[-1][-_LAST_WORDS:] if text else ""
+        """The end of what it, or a library in it, wrote to stderr."""
+        return self._log.last_words()
 
     def _read(self) -> None:
         for line in self._stdout:
@@ -101,6 +106,15 @@ class ChildProcess:
             except ValidationError:
                 # Half a line of a process that was killed while it wrote.
                 _log.warning("child_message_unreadable", pid=self._process.pid)
+
+
+_RUNNING: set[ChildProcess] = set()
+
+
+def end_all_children() -> None:
+    """Kill every child of this process at once, for a worker that must not wait."""
+    for child in _RUNNING.copy():
+        child.end_at_once()
 
 
 def _hand_over(request: ChildRequest, stdin: IO[bytes]) -> None:

@@ -12,7 +12,10 @@ from celery import signals  # type: ignore[import-untyped]
 from app.services.resources import open_resources
 from app.settings import Settings
 from app.telemetry import configure_logging, get_logger
-from workers.schedule import Sweeper
+from app.telemetry.traces import configure_tracing, stop_tracing
+from workers.child_process import end_all_children
+from workers.metrics_server import metrics_server
+from workers.schedule import LOCAL_STEPS, SHARED_STEPS, Sweeper
 from workers.tasks import register_tasks
 
 _log = get_logger(__name__)
@@ -21,23 +24,35 @@ _log = get_logger(__name__)
 def run_worker(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT; a running job then goes back to the queue.
 
+    Its child has `drain_seconds` to stop; a second signal does not wait for that.
     Threads, not processes, take the hints: the work itself is done in a spawned child per job,
     and a forked pool would hang once torch has computed in its parent.
     """
-    configure_logging(settings.log_level)
-    resources = open_resources(settings)
     owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+    configure_logging(
+        settings.log_level,
+        settings.log_style,
+        secrets=settings.secrets,
+        fixed={"process": "worker", "worker": owner},
+    )
+    configure_tracing(settings.traces_url, "intraslice-worker")
+    resources = open_resources(settings)
     stopping = threading.Event()
     register_tasks(resources, owner, stopping)
 
     def on_shutdown(**_details: object) -> None:
-        _log.info("worker_stopping", worker=owner)
+        if stopping.is_set():
+            end_all_children()
         stopping.set()
 
     signals.worker_shutting_down.connect(on_shutdown, weak=False)
-    sweeper = Sweeper(resources)
+    # Whoever listens here sets up the logs himself; Celery then leaves them alone.
+    signals.setup_logging.connect(_logs_are_set_up, weak=False)
+    sweeper = Sweeper(
+        resources, SHARED_STEPS + LOCAL_STEPS if settings.sweep_in_worker else LOCAL_STEPS
+    )
     sweeper.start()
-    _log.info("worker_started", worker=owner, concurrency=settings.worker_concurrency)
+    _log.info("worker_started", concurrency=settings.worker_concurrency)
     try:
         worker = resources.celery.Worker(
             hostname=f"intraslice@{owner}",
@@ -49,10 +64,16 @@ def run_worker(settings: Settings) -> None:
             without_heartbeat=True,
             quiet=True,
         )
-        worker.start()
+        with metrics_server(settings):
+            worker.start()
     finally:
         stopping.set()
         sweeper.stop()
         signals.worker_shutting_down.disconnect(on_shutdown)
         resources.close()
-    _log.info("worker_stopped", worker=owner)
+        stop_tracing()
+    _log.info("worker_stopped")
+
+
+def _logs_are_set_up(**_details: object) -> None:
+    """See `configure_logging`."""

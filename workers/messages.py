@@ -11,6 +11,15 @@ from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenMo
 from intraslice_core.progress import ProgressEvent, Stage
 
 
+class ChildTelemetry(FrozenModel):
+    """How the child logs, and which trace it continues; it does not read the environment."""
+
+    log_level: str = "INFO"
+    context: dict[str, str] = Field(default_factory=dict)
+    traces_url: str = ""
+    traceparent: str | None = None
+
+
 class ChildRequest(FrozenModel):
     """Parent to child, once, on stdin."""
 
@@ -19,6 +28,7 @@ class ChildRequest(FrozenModel):
     scratch: Path
     compression: CompressionConfig
     evaluation: EvaluationConfig | None
+    telemetry: ChildTelemetry = ChildTelemetry()
 
 
 class ProgressMessage(FrozenModel):

@@ -20,12 +20,14 @@ from app.domain.lifecycle import TERMINAL
 from app.services import claims, publication
 from app.services.admission import AdmittedJob, admit
 from app.services.resources import Resources
-from app.telemetry import get_logger
+from app.telemetry import get_logger, metrics
+from app.telemetry.traces import span
 from intraslice_core.progress import ProgressEvent, Stage
 from workers import failures
 from workers.child_process import ChildProcess
 from workers.lease_keeper import LeaseKeeper
 from workers.messages import ChildRequest, FailedMessage, FinishedMessage, ProgressMessage
+from workers.observation import StageClock, child_telemetry, count_end, observed
 
 _POLL_SECONDS = 0.2
 _PROGRESS_SECONDS = 0.5
@@ -58,15 +60,21 @@ def run_job(
     job = claims.claim_job(resources, job_id, owner)
     if job is None:
         return None
+    with observed(job):
+        return _run_claimed(JobRun(resources, job, stopping, start_child), job)
+
+
+def _run_claimed(run: JobRun, job: Job) -> Job | None:
     _log.info("job_claimed", job_id=job.id, attempt=job.attempt, token=job.fencing_token)
-    run = JobRun(resources, job, stopping, start_child)
     try:
         ended = run.execute()
     except LeaseLostError:
+        metrics.LEASES_LOST.inc()
         _log.warning("lease_lost", job_id=job.id, token=job.fencing_token)
         run.discard()
         return None
     if ended.state in TERMINAL:
+        count_end(ended)
         run.discard_others()
     _log.info("job_left", job_id=job.id, state=ended.state)
     return ended
@@ -108,6 +116,7 @@ class JobRun:
                 message = f"{type(error).__name__} in the worker"
                 return self._conclude(failures.job_error(failures.INTERNAL, message))
             finally:
+                self._journal.close()
                 shutil.rmtree(self._directory, ignore_errors=True)
 
     def discard(self) -> None:
@@ -131,9 +140,10 @@ class JobRun:
 
     def _publish(self, report: dict[str, Any]) -> Job:
         checkpoint = self._directory / "checkpoint"
-        files = publication.upload(
-            self._resources, self._job, checkpoint, report, self._before_upload
-        )
+        with span("upload"):
+            files = publication.upload(
+                self._resources, self._job, checkpoint, report, self._before_upload
+            )
         lease = self._job.lease
         return self._persist(lambda: publication.publish(self._resources, lease, files, report))
 
@@ -154,6 +164,7 @@ class JobRun:
             scratch=scratch,
             compression=admitted.compression,
             evaluation=admitted.evaluation,
+            telemetry=child_telemetry(self._resources, self._job),
         )
         child = self._start_child(request, self._directory / "child.log")
         try:
@@ -176,12 +187,18 @@ class JobRun:
                 raise _StoppedError
             if deadline is None and self._must_stop():
                 child.ask_to_stop()
-                deadline = time.monotonic() + self._resources.settings.child_grace_seconds
+                deadline = time.monotonic() + self._grace_seconds()
             if deadline is not None and time.monotonic() >= deadline:
                 raise _StoppedError
         if deadline is not None:
             raise _StoppedError
-        return failures.death_error(child.exit_code or 0, self._journal.stage, child.last_words())
+        death = failures.death_error(child.exit_code or 0, self._journal.stage, child.last_words())
+        metrics.CHILD_DEATHS.labels(death.code).inc()
+        return death
+
+    def _grace_seconds(self) -> float:
+        settings = self._resources.settings
+        return settings.drain_seconds if self._stopping.is_set() else settings.child_grace_seconds
 
     def _failure(self, message: FailedMessage) -> JobError:
         if message.code == failures.CANCELLED:
@@ -245,7 +262,12 @@ class ProgressJournal:
         self._job = job
         self._logged: tuple[Stage, int | None] | None = None
         self._written = 0.0
+        self._clock = StageClock()
         self.stage: Stage | None = None
+
+    def close(self) -> None:
+        """The attempt ends, and so does its last stage."""
+        self._clock.enter(None)
 
     def write(self, event: ProgressEvent) -> None:
         """Show the event to clients.
@@ -254,6 +276,7 @@ class ProgressJournal:
             LeaseLostError: if the job belongs to somebody else now.
         """
         self.stage = event.stage
+        self._clock.enter(event.stage)
         place = (event.stage, event.layer)
         news = place != self._logged
         if not news and time.monotonic() - self._written < _PROGRESS_SECONDS:

@@ -1,8 +1,9 @@
 """What happens regularly, whether messages come or not.
 
-A thread of the worker's process and not Celery beat: beat hands its tasks to the broker, and
-sending what an absent broker has missed is the very work to be done. All steps are guarded
-updates or skip locked rows, so any number of workers may do them at once.
+A thread of the worker's process, or a scheduler of its own, and not Celery beat: beat hands its
+tasks to the broker, and sending what an absent broker has missed is the very work to be done. All
+steps are guarded updates or skip locked rows, so any number of workers and schedulers may do them
+at once.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Callable
 
 from app.domain.errors import ServiceError
 from app.domain.lifecycle import TERMINAL
-from app.services import claims, outbox, publication
+from app.services import claims, outbox, publication, retention
 from app.services.resources import Resources
-from app.telemetry import get_logger
+from app.telemetry import get_logger, metrics
+from workers.observation import count_end
 from workers.runner import remove_stale_work
 
 _log = get_logger(__name__)
@@ -24,23 +26,36 @@ def reap(resources: Resources) -> None:
     """Re-queue jobs of silent workers, or end them; what those left in the store goes."""
     for job in claims.reap_expired(resources):
         _log.warning("job_reaped", job_id=job.id, state=job.state, attempt=job.attempt)
+        metrics.JOBS_REAPED.labels(job.state).inc()
         if job.state in TERMINAL:
+            count_end(job)
             publication.discard_other_attempts(resources, job)
 
 
-STEPS: tuple[Callable[[Resources], object], ...] = (
+Step = Callable[[Resources], object]
+
+SHARED_STEPS: tuple[Step, ...] = (
     reap,
     outbox.remind,
     outbox.dispatch,
-    remove_stale_work,
+    retention.settle,
+    retention.expire,
+    retention.remove_orphans,
 )
+"""Of the whole deployment: any worker or scheduler may do them."""
+
+LOCAL_STEPS: tuple[Step, ...] = (remove_stale_work,)
+"""Of this machine: every worker does them."""
 
 
 class Sweeper:
     """Runs every step at once and then every `sweep_seconds`."""
 
-    def __init__(self, resources: Resources) -> None:
+    def __init__(
+        self, resources: Resources, steps: tuple[Step, ...] = SHARED_STEPS + LOCAL_STEPS
+    ) -> None:
         self._resources = resources
+        self._steps = steps
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="sweeper")
 
@@ -53,7 +68,7 @@ class Sweeper:
 
     def sweep(self) -> None:
         """One round; a step that fails does not keep the others from their turn."""
-        for step in STEPS:
+        for step in self._steps:
             try:
                 step(self._resources)
             except ServiceError as error:

@@ -14,6 +14,7 @@ from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import HTTPStore, LocalStore, MemoryStore, ObjectStore, from_url
 
 from app.domain.errors import ArtifactNotFoundError, StoreUnavailableError
+from app.telemetry.metrics import STORE_ERRORS
 
 _CHUNK_BYTES = 8 * 1024 * 1024
 
@@ -52,6 +53,12 @@ class ArtifactStore:
         with _translated(prefix):
             pages = obstore.list(self._store, prefix=prefix.rstrip("/"))
             return [entry["path"] for page in pages for entry in page]
+
+    def directories(self, prefix: str) -> list[str]:
+        """The parts that keys below `prefix` go on with, up to their next slash."""
+        with _translated(prefix):
+            listed = obstore.list_with_delimiter(self._store, prefix=prefix.rstrip("/"))
+            return [f"{place.rstrip('/')}/" for place in listed["common_prefixes"]]
 
     def delete(self, keys: list[str]) -> None:
         if keys:
@@ -100,4 +107,5 @@ def _translated(key: str) -> Iterator[None]:
             raise StoreUnavailableError from error
         raise ArtifactNotFoundError(f"the store does not hold {key}") from error
     except (BaseError, OSError) as error:
+        STORE_ERRORS.inc()
         raise StoreUnavailableError(f"the artifact store failed on {key}") from error

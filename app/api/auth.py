@@ -11,9 +11,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.adapters.signed_urls import DOWNLOADS
 from app.api.problems import Problem, problem_response
 from app.domain.principal import OPERATOR, Principal
+from app.domain.principal import Scope as KeyScope
 from app.settings import Settings
 
 _OPEN = frozenset({"/livez", "/readyz"})
+_METRICS = "/metrics"
+_SCRAPER = Principal(project_id="", scopes=frozenset({KeyScope.READ}))
+"""Whoever collects metrics where `metrics_open` is set; owns nothing."""
 
 
 class Authentication:
@@ -22,6 +26,7 @@ class Authentication:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._off = settings.auth == "off"
+        self._metrics_open = settings.metrics_open
         key = settings.api_key
         self._key = key.get_secret_value().encode() if key else None
 
@@ -41,7 +46,9 @@ class Authentication:
         await problem_response(scope, problem)(scope, receive, send)
 
     def _principal(self, scope: Scope) -> Principal | None:
-        return OPERATOR if self._off or self._holds_key(scope) else None
+        if self._off or self._holds_key(scope):
+            return OPERATOR
+        return _SCRAPER if self._metrics_open and scope["path"] == _METRICS else None
 
     def _holds_key(self, scope: Scope) -> bool:
         scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")

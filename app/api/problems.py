@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from app.domain.errors import (
+    ArtifactsExpiredError,
     FieldProblem,
     IllegalTransitionError,
     InvalidRequestError,
@@ -31,6 +32,7 @@ MEDIA_TYPE = "application/problem+json"
 # First match wins.
 STATUSES: tuple[tuple[type[ServiceError], int], ...] = (
     (NotFoundError, 404),
+    (ArtifactsExpiredError, 410),
     (ScopeMissingError, 403),
     (LinkRefusedError, 403),
     (IllegalTransitionError, 409),

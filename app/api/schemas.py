@@ -128,6 +128,9 @@ class JobOut(BaseModel):
     attempt: int
     max_attempts: int
     labels: dict[str, str]
+    pinned: bool
+    expires_at: datetime | None
+    expired_at: datetime | None
     urls: JobUrls
 
     @classmethod

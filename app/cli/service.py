@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from app.embedded.stack import StackOptions
     from app.settings import Settings
 
-_GRACEFUL_SECONDS = 5
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -25,6 +23,7 @@ def register(app: typer.Typer) -> None:
     app.command()(up)
     app.command()(serve)
     app.command()(worker)
+    app.command()(scheduler)
     app.command()(migrate)
 
 
@@ -76,18 +75,10 @@ def serve(
     ] = None,
 ) -> None:
     """Run the HTTP API; settings come from INTRASLICE_* variables."""
-    import uvicorn
-
     settings = _settings()
-    config = uvicorn.Config(
-        "app.main:app_factory",
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        timeout_graceful_shutdown=_GRACEFUL_SECONDS,
-    )
-    inherited = [socket.socket(fileno=descriptor)] if descriptor is not None else None
-    uvicorn.Server(config).run(sockets=inherited)
+    from app.server import run_server
+
+    run_server(settings, descriptor)
 
 
 def worker() -> None:
@@ -95,6 +86,13 @@ def worker() -> None:
     from workers.main import run_worker
 
     run_worker(_settings())
+
+
+def scheduler() -> None:
+    """Run the periodic work as a process of its own; any number may run."""
+    from workers.scheduler import run_scheduler
+
+    run_scheduler(_settings())
 
 
 def migrate() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -27,13 +28,28 @@ class Artifact:
     media_type: str
 
 
+JOBS_PREFIX = "jobs/"
+_ATTEMPT = re.compile(r"jobs/[^/]+/attempts/(\d+)/")
+
+
 def job_prefix(job_id: str) -> str:
-    return f"jobs/{job_id}/"
+    return f"{JOBS_PREFIX}{job_id}/"
+
+
+def job_of_prefix(prefix: str) -> str:
+    """The id in a `job_prefix`."""
+    return prefix.removeprefix(JOBS_PREFIX).rstrip("/")
 
 
 def attempt_prefix(job_id: str, token: int) -> str:
     """Scoped by the fencing token, which no two attempts share, whatever happened to them."""
     return f"{job_prefix(job_id)}attempts/{token}/"
+
+
+def attempt_token(key: str) -> int | None:
+    """The token in a key below an `attempt_prefix`; None for any other key."""
+    found = _ATTEMPT.match(key)
+    return int(found[1]) if found else None
 
 
 def media_type(name: str) -> str:

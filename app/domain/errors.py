@@ -5,6 +5,7 @@ ServiceError
 │   ├── JobNotFoundError
 │   ├── ReportNotFoundError
 │   └── ArtifactNotFoundError
+├── ArtifactsExpiredError        there were artifacts; their time has passed
 ├── IllegalTransitionError       the job's state does not allow it
 ├── InvalidRequestError          well-formed, but not allowed; says which fields
 │   └── IdempotencyKeyReusedError
@@ -57,6 +58,12 @@ class ArtifactNotFoundError(NotFoundError):
     """There is no such artifact."""
 
     code = "artifact_not_found"
+
+
+class ArtifactsExpiredError(ServiceError):
+    """The job's artifacts were removed when their time had passed."""
+
+    code = "artifacts_expired"
 
 
 class IllegalTransitionError(ServiceError):

@@ -86,6 +86,13 @@ class Job:
     max_attempts: int
     fencing_token: int
     lease_owner: str | None
+    traceparent: str | None
+    """Of the request that made it, for the worker's spans."""
+    pinned: bool
+    expires_at: datetime | None
+    """When its artifacts will be removed."""
+    expired_at: datetime | None
+    """When they were."""
 
     @property
     def lease(self) -> Lease:

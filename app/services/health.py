@@ -1,12 +1,20 @@
-"""Can this process do its work? Asked of each server it needs."""
+"""Can this process do its work? Asked of each server it needs, in bounded time."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from threading import Lock
 
 from app.adapters.database.migrate import head_revision
-from app.domain.errors import DatabaseUnavailableError, UnavailableError
+from app.domain.errors import DatabaseUnavailableError, ServiceError
 from app.services.resources import Resources
+from app.telemetry import get_logger
+
+ANSWER_SECONDS = 4.0
+"""More than a server in good health ever needs, less than an orchestrator's patience."""
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,21 +25,52 @@ class Check:
     problem: str | None = None
 
 
-def check_all(resources: Resources) -> list[Check]:
-    checks = {
-        "database": lambda: _check_schema(resources),
-        "broker": resources.queue.check,
-        "store": resources.store.check,
-    }
-    results = []
-    for name, check in checks.items():
-        try:
-            check()
-        except UnavailableError as error:
-            results.append(Check(name=name, problem=error.message))
-        else:
-            results.append(Check(name=name))
-    return results
+class HealthProbe:
+    """Asks all servers at once; one that hangs is waited for once, however often it is asked."""
+
+    def __init__(self, resources: Resources, answer_seconds: float = ANSWER_SECONDS) -> None:
+        self._checks: dict[str, Callable[[], None]] = {
+            "database": lambda: _check_schema(resources),
+            "broker": resources.queue.check,
+            "store": resources.store.check,
+        }
+        self._answer_seconds = answer_seconds
+        self._pending: dict[str, Future[str | None]] = {}
+        self._lock = Lock()
+        self._threads = ThreadPoolExecutor(len(self._checks), thread_name_prefix="health")
+
+    def check_all(self) -> list[Check]:
+        """Every server's answer, or that there was none in time."""
+        with self._lock:
+            asked = {name: self._ask(name) for name in self._checks}
+        wait(asked.values(), timeout=self._answer_seconds)
+        return [Check(name=name, problem=self._answer(one)) for name, one in asked.items()]
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _ask(self, name: str) -> Future[str | None]:
+        pending = self._pending.get(name)
+        if pending is None or pending.done():
+            pending = self._threads.submit(_problem, self._checks[name])
+            self._pending[name] = pending
+        return pending
+
+    def _answer(self, asked: Future[str | None]) -> str | None:
+        if not asked.done():
+            return f"No answer within {self._answer_seconds:g} s"
+        return asked.result()
+
+
+def _problem(check: Callable[[], None]) -> str | None:
+    try:
+        check()
+    except ServiceError as error:
+        return error.message
+    except Exception as error:
+        _log.exception("health_check_crashed")
+        return f"The check itself failed with {type(error).__name__}"
+    return None
 
 
 def _check_schema(resources: Resources) -> None:

@@ -12,6 +12,7 @@ from app.adapters.database.engine import Transaction
 from app.domain.artifact import Artifact
 from app.domain.errors import (
     ArtifactNotFoundError,
+    ArtifactsExpiredError,
     IdempotencyKeyReusedError,
     IllegalTransitionError,
     JobNotFoundError,
@@ -138,16 +139,24 @@ def get_report(resources: Resources, principal: Principal, job_id: str) -> dict[
 
 
 def list_artifacts(resources: Resources, principal: Principal, job_id: str) -> list[Artifact]:
-    """Published files; none before success."""
+    """Published files; none before success, and none after their time."""
     with resources.database.transaction() as transaction:
-        _existing(transaction, principal, job_id)
-        return artifacts.of_job(transaction, job_id)
+        job = _existing(transaction, principal, job_id)
+        return artifacts.of_job(transaction, job_id) if job.expired_at is None else []
 
 
 def get_artifact(resources: Resources, job_id: str, name: str) -> Artifact:
-    """A published file, for the bearer of a signed link: the link is the permission."""
+    """A published file, for the bearer of a signed link: the link is the permission.
+
+    Raises:
+        ArtifactNotFoundError: if the job has no such file.
+        ArtifactsExpiredError: if it had.
+    """
     with resources.database.transaction() as transaction:
         found = artifacts.find(transaction, job_id, name)
+        job = jobs.find(transaction, job_id) if is_job_id(job_id) else None
+    if job is not None and job.expired_at is not None:
+        raise ArtifactsExpiredError
     if found is None:
         raise ArtifactNotFoundError
     return found

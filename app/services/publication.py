@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from app.adapters.database import artifacts, events, jobs
-from app.domain.artifact import MANIFEST, Artifact, attempt_prefix, job_prefix, media_type
+from app.domain.artifact import (
+    MANIFEST,
+    Artifact,
+    attempt_prefix,
+    attempt_token,
+    job_prefix,
+    media_type,
+)
 from app.domain.errors import LeaseLostError, PublicationError
 from app.domain.events import EventType
 from app.domain.job import Job, JobResult, Speedup
@@ -72,20 +79,24 @@ def publish(
 
 def discard_attempt(resources: Resources, lease: Lease) -> None:
     """Remove what an attempt that did not succeed has uploaded."""
-    _discard(resources, lease.job_id, attempt_prefix(lease.job_id, lease.token))
+    _discard(resources, lease.job_id, attempt_prefix(lease.job_id, lease.token), lease.token)
 
 
 def discard_other_attempts(resources: Resources, job: Job) -> None:
     """Remove what earlier attempts left behind."""
-    _discard(resources, job.id, job_prefix(job.id))
+    _discard(resources, job.id, job_prefix(job.id), job.fencing_token)
 
 
-def _discard(resources: Resources, job_id: str, prefix: str) -> None:
-    """Published files stay: an attempt may have succeeded without hearing of its commit."""
+def _discard(resources: Resources, job_id: str, prefix: str, token: int) -> None:
+    """Published files stay: an attempt may have succeeded without hearing of its commit.
+
+    So do those of attempts after `token`: the job may have been taken up again since.
+    """
     with resources.database.transaction() as transaction:
         published = {file.key for file in artifacts.of_job(transaction, job_id)}
     store = resources.store
-    store.delete([key for key in store.keys(prefix) if key not in published])
+    left = [key for key in store.keys(prefix) if key not in published]
+    store.delete([key for key in left if (attempt_token(key) or 0) <= token])
 
 
 def summarise(report: dict[str, Any]) -> JobResult:

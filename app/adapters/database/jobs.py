@@ -13,11 +13,12 @@ from app.domain.job import Job, JobError, JobRequest, JobResult, Progress
 from app.domain.lease import Lease
 from app.domain.lifecycle import LEASED, TRANSITIONS, Action, State
 from app.domain.model_source import ModelSource
+from app.telemetry.traces import current_traceparent
 from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.progress import Stage
 
 # The report is long and rarely wanted; lease and hint times mean nothing outside the database.
-_HIDDEN = {"report", "lease_expires_at", "event_sequence", "hints", "next_hint_at"}
+_HIDDEN = {"report", "lease_expires_at", "event_sequence", "hints", "next_hint_at", "settled_at"}
 _COLUMNS = tuple(column for column in jobs.c if column.name not in _HIDDEN)
 
 _FIRST_HINT_SECONDS = 60
@@ -38,6 +39,7 @@ def insert_job(
             evaluation=request.evaluation and request.evaluation.model_dump(mode="json"),
             labels=request.labels,
             max_attempts=attempts,
+            traceparent=current_traceparent(),
             next_hint_at=_from_now(_FIRST_HINT_SECONDS),
         )
         .returning(*_COLUMNS)

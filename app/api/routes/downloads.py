@@ -21,7 +21,7 @@ _FILE: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-s
 @router.get(
     "/{job_id}/{name:path}",
     response_class=Response,
-    responses=problems(403, 404, 422, 503) | _FILE,
+    responses=problems(403, 404, 410, 422, 503) | _FILE,
 )
 @router.head("/{job_id}/{name:path}", include_in_schema=False)
 def download(

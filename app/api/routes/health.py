@@ -5,10 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from app.api.dependencies import ResourcesDep
 from app.api.documentation import problems
 from app.api.problems import Problem, problem_response
-from app.services.health import check_all
+from app.services.health import HealthProbe
 
 router = APIRouter(tags=["health"])
 
@@ -20,9 +19,12 @@ def livez() -> dict[str, str]:
 
 
 @router.get("/readyz", responses=problems(503))
-def readyz(request: Request, resources: ResourcesDep) -> Response:
-    """Check database, broker and store."""
-    checks = check_all(resources)
+def readyz(request: Request) -> Response:
+    """Check database, broker and store; a process that is about to end is not ready."""
+    if request.app.state.draining.is_set():
+        return problem_response(request.scope, Problem(503, "draining", "This process is ending"))
+    probe: HealthProbe = request.app.state.health
+    checks = probe.check_all()
     described = {
         check.name: {"ok": check.problem is None, "problem": check.problem} for check in checks
     }

@@ -27,7 +27,7 @@ from app.api.schemas import (
     JobOut,
     JobUrls,
 )
-from app.services import jobs, outbox
+from app.services import jobs, outbox, retention
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(401, 403, 422, 503))
 
@@ -75,6 +75,18 @@ def get_job(job_id: str, resources: ResourcesDep, principal: Reader) -> JobOut:
 def cancel_job(job_id: str, resources: ResourcesDep, principal: Writer) -> JobOut:
     """Stop a job; a running one takes a few seconds."""
     return JobOut.of(jobs.cancel_job(resources, principal, job_id))
+
+
+@router.post("/{job_id}/pin", responses=problems(404, 409, 410))
+def pin_job(job_id: str, resources: ResourcesDep, principal: Writer) -> JobOut:
+    """Keep a job's artifacts for ever."""
+    return JobOut.of(retention.pin_job(resources, principal, job_id, pinned=True))
+
+
+@router.post("/{job_id}/unpin", responses=problems(404, 409, 410))
+def unpin_job(job_id: str, resources: ResourcesDep, principal: Writer) -> JobOut:
+    """Let a job's artifacts expire; they have their whole time again."""
+    return JobOut.of(retention.pin_job(resources, principal, job_id, pinned=False))
 
 
 @router.get("/{job_id}/events", responses=problems(404))

@@ -25,13 +25,16 @@ def test_every_route_is_described_and_says_what_can_go_wrong() -> None:
     paths = json.loads(SNAPSHOT.read_text())["paths"]
     assert set(paths) == {
         "/livez",
+        "/metrics",
         "/readyz",
         "/v1/jobs",
         "/v1/jobs/{job_id}",
         "/v1/jobs/{job_id}/artifacts",
         "/v1/jobs/{job_id}/cancel",
         "/v1/jobs/{job_id}/events",
+        "/v1/jobs/{job_id}/pin",
         "/v1/jobs/{job_id}/report",
+        "/v1/jobs/{job_id}/unpin",
         "/v1/downloads/{job_id}/{name}",
     }
     for path, methods in paths.items():

@@ -1,6 +1,13 @@
 """The tables, as the migrations leave them (a test compares the two); a file for each noun."""
 
 from app.adapters.database.tables.base import metadata
-from app.adapters.database.tables.jobs import artifacts, events, idempotency_keys, jobs, outbox
+from app.adapters.database.tables.jobs import (
+    artifacts,
+    events,
+    idempotency_keys,
+    jobs,
+    outbox,
+    turns,
+)
 
-__all__ = ["artifacts", "events", "idempotency_keys", "jobs", "metadata", "outbox"]
+__all__ = ["artifacts", "events", "idempotency_keys", "jobs", "metadata", "outbox", "turns"]

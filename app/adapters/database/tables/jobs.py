@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     ForeignKey,
@@ -50,6 +51,11 @@ jobs = Table(
     Column("event_sequence", Integer, nullable=False, server_default=text("0")),
     Column("hints", Integer, nullable=False, server_default=text("0")),
     Column("next_hint_at", TIMESTAMP),
+    Column("traceparent", Text),
+    Column("pinned", Boolean, nullable=False, server_default=text("false")),
+    Column("settled_at", TIMESTAMP),
+    Column("expires_at", TIMESTAMP),
+    Column("expired_at", TIMESTAMP),
     CheckConstraint(f"state IN ({_quoted(frozenset(State))})", name="state_known"),
     CheckConstraint(
         f"(state IN ({_quoted(LEASED)})) = (lease_owner IS NOT NULL) AND "
@@ -69,6 +75,27 @@ jobs = Table(
         "next_hint_at",
         postgresql_where=text("next_hint_at IS NOT NULL"),
     ),
+)
+
+# A job that was retried has ended again since it was settled.
+Index(
+    "ix_jobs_unsettled",
+    jobs.c.finished_at,
+    postgresql_where=text(
+        "finished_at IS NOT NULL AND (settled_at IS NULL OR settled_at < finished_at)"
+    ),
+)
+Index(
+    "ix_jobs_expires_at",
+    jobs.c.expires_at,
+    postgresql_where=text("expires_at IS NOT NULL AND NOT pinned"),
+)
+
+turns = Table(
+    "turns",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("taken_at", TIMESTAMP, nullable=False),
 )
 
 events = Table(

@@ -1,0 +1,68 @@
+"""/metrics, for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import REGISTRY, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from app.api.dependencies import Reader, ResourcesDep
+from app.api.documentation import problems
+from app.domain.errors import ServiceError
+from app.services.monitoring import Backlog, measure_backlog
+from app.services.resources import Resources
+from app.telemetry import metrics
+
+router = APIRouter(tags=["health"])
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses=problems(401, 403))
+def show_metrics(resources: ResourcesDep, _principal: Reader) -> PlainTextResponse:
+    """Show this process's metrics, and the backlog of the whole deployment."""
+    fresh = CollectorRegistry()
+    fresh.register(_BacklogCollector(resources))
+    text = generate_latest(REGISTRY) + generate_latest(fresh)
+    return PlainTextResponse(text, media_type=MEDIA_TYPE)
+
+
+class _BacklogCollector(Collector):
+    """Asks the database once; without it the other metrics are still there."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+
+    def describe(self) -> list[Metric]:
+        """Nothing, lest registering ask the database."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            backlog = measure_backlog(self._resources)
+        except ServiceError:
+            yield GaugeMetricFamily(metrics.DATABASE_UP, _DATABASE_UP, value=0)
+            return
+        yield GaugeMetricFamily(metrics.DATABASE_UP, _DATABASE_UP, value=1)
+        yield from _families(backlog)
+
+
+_DATABASE_UP = "Whether the database answered this scrape."
+
+
+def _families(backlog: Backlog) -> Iterator[Metric]:
+    jobs = GaugeMetricFamily(metrics.JOBS, "Jobs that have not ended, by state.", labels=["state"])
+    for state, number in backlog.jobs.items():
+        jobs.add_metric([state], number)
+    yield jobs
+    yield GaugeMetricFamily(
+        metrics.OUTBOX_MESSAGES, "Messages the broker has not taken yet.", value=backlog.messages
+    )
+    yield GaugeMetricFamily(
+        metrics.OUTBOX_OLDEST_SECONDS,
+        "Age of the oldest such message.",
+        value=backlog.oldest_message_seconds,
+    )

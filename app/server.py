@@ -1,0 +1,67 @@
+"""The API as a process: uvicorn, ended so that no request is broken off."""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+import time
+from types import FrameType
+
+import uvicorn
+
+from app.main import app_factory
+from app.settings import Settings
+from app.telemetry.traces import stop_tracing
+
+
+class DrainingServer(uvicorn.Server):
+    """The first signal lets requests end, the second does not.
+
+    Between the first signal and the closing of the port lies the notice: `/readyz` says
+    "draining", so that a balancer sends its clients elsewhere before they meet a closed door.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, draining: threading.Event, notice_seconds: float
+    ) -> None:
+        super().__init__(config)
+        self._draining = draining
+        self._notice_seconds = notice_seconds
+        self._close_at = math.inf
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self._draining.is_set():
+            self.should_exit = self.force_exit = True
+            return
+        self._close_at = time.monotonic() + self._notice_seconds
+        self._draining.set()
+
+    async def on_tick(self, counter: int) -> bool:
+        if time.monotonic() >= self._close_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def run_server(settings: Settings, descriptor: int | None = None) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        settings: of this process.
+        descriptor: an inherited, bound socket to serve on.
+    """
+    app = app_factory()
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,  # uvicorn's words go the way of ours
+        access_log=False,
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
+    )
+    server = DrainingServer(config, app.state.draining, settings.drain_notice_seconds)
+    inherited = [socket.socket(fileno=descriptor)] if descriptor is not None else None
+    try:
+        server.run(sockets=inherited)
+    finally:
+        stop_tracing()

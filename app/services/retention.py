@@ -1,0 +1,104 @@
+"""What may leave the artifact store: files past their time, left-overs, what nobody owns.
+
+Every step can end between any two of its instructions; the next run finishes it. No step waits
+for another run: two at once do the same work twice, and removing twice is removing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from app.adapters.database import jobs, retention, turns
+from app.domain.artifact import JOBS_PREFIX, job_of_prefix, job_prefix
+from app.domain.errors import ArtifactsExpiredError, JobNotFoundError
+from app.domain.identifiers import is_job_id
+from app.domain.job import Job
+from app.domain.lifecycle import TERMINAL
+from app.domain.principal import Principal
+from app.domain.retention import lifetime
+from app.services import publication
+from app.services.resources import Resources
+from app.telemetry import get_logger, metrics
+
+_BATCH = 50
+_ORPHANS_AT_ONCE = 500
+_ORPHANS = "remove_orphans"
+_log = get_logger(__name__)
+
+
+def pin_job(resources: Resources, principal: Principal, job_id: str, *, pinned: bool) -> Job:
+    """Keep a job's artifacts for ever, or no longer; asking twice is fine.
+
+    Raises:
+        JobNotFoundError: if there is no such job in the project.
+        ArtifactsExpiredError: if they are gone.
+    """
+    span = lifetime(resources.settings.retention_days)
+    with resources.database.transaction() as transaction:
+        _locked(jobs.lock(transaction, job_id) if is_job_id(job_id) else None, principal)
+        if not retention.set_pinned(transaction, job_id, pinned=pinned, lifetime=span):
+            raise ArtifactsExpiredError
+        return _locked(jobs.find(transaction, job_id), principal)
+
+
+def settle(resources: Resources) -> int:
+    """Remove what the attempts of ended jobs left behind, and say when the rest will go."""
+    with resources.database.transaction() as transaction:
+        waiting = retention.unsettled(transaction, _BATCH)
+    for job_id in waiting:
+        with resources.database.transaction() as transaction:
+            job = jobs.find(transaction, job_id)
+        if job is None or job.state not in TERMINAL:
+            continue
+        publication.discard_other_attempts(resources, job)
+        with resources.database.transaction() as transaction:
+            retention.settle(transaction, job, lifetime(resources.settings.retention_days))
+    return len(waiting)
+
+
+def expire(resources: Resources) -> int:
+    """Remove the files of jobs whose time has come; the jobs themselves stay."""
+    with resources.database.transaction() as transaction:
+        due = retention.expire_due(transaction, _BATCH)
+    for job_id in due:
+        # From here on clients are told that the files are gone, so nobody is given half of them.
+        resources.store.delete(resources.store.keys(job_prefix(job_id)))
+        with resources.database.transaction() as transaction:
+            retention.finish_expiry(transaction, job_id)
+        metrics.JOBS_EXPIRED.inc()
+        _log.info("job_expired", job_id=job_id)
+    return len(due)
+
+
+def remove_orphans(resources: Resources) -> int:
+    """Now and then: remove the objects of jobs that have no row any more.
+
+    A job's row is written before its first object, so what has none has lost it.
+    """
+    with resources.database.transaction() as transaction:
+        if not turns.take(transaction, _ORPHANS, resources.settings.orphan_sweep_seconds):
+            return 0
+    removed = 0
+    for prefixes in _batches(resources.store.directories(JOBS_PREFIX)):
+        owners = {prefix: job_of_prefix(prefix) for prefix in prefixes}
+        with resources.database.transaction() as transaction:
+            alive = retention.existing(transaction, set(owners.values()))
+        for prefix, owner in owners.items():
+            if owner not in alive:
+                keys = resources.store.keys(prefix)
+                resources.store.delete(keys)
+                removed += len(keys)
+                _log.warning("orphans_removed", job_id=owner, objects=len(keys))
+    metrics.ORPHANS_REMOVED.inc(removed)
+    return removed
+
+
+def _batches(prefixes: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(prefixes), _ORPHANS_AT_ONCE):
+        yield prefixes[start : start + _ORPHANS_AT_ONCE]
+
+
+def _locked(job: Job | None, principal: Principal) -> Job:
+    if job is None or job.project_id != principal.project_id:
+        raise JobNotFoundError
+    return job

@@ -1,0 +1,115 @@
+"""Logs on stderr: JSON lines for machines, colours for a person at a terminal.
+
+Our own words and those of libraries take the same way out, so that a collector never meets a line
+of another form. Known secrets are taken out of the finished line, wherever they came from.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from typing import Any, Literal
+
+import structlog
+
+from app.telemetry.traces import current_trace_id
+
+LogFormat = Literal["json", "console"]
+
+_HIDDEN = "[secret]"
+_OURS_AT_ANY_LEVEL = ("uvicorn",)
+"""Libraries whose ordinary news are worth a line; of the others only warnings are."""
+
+_Entry = MutableMapping[str, Any]
+_Processor = Callable[[Any, str, _Entry], Any]
+
+
+def configure_logging(
+    level: str,
+    log_format: LogFormat = "json",
+    *,
+    secrets: Iterable[str] = (),
+    fixed: Mapping[str, str] | None = None,
+) -> None:
+    """Set up this process's logs.
+
+    Args:
+        level: the least important level to write.
+        log_format: how a line looks.
+        secrets: texts that no line may hold.
+        fixed: fields of every line; context variables would not reach the process's threads.
+    """
+    entry = _entry(fixed or {})
+    line = [*_rendering(log_format), _without(secrets)]
+    structlog.configure(
+        processors=[*entry, *line],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level)),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    _take_over_libraries(level, entry, line)
+
+
+def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(module=name)
+    return logger
+
+
+def _entry(fixed: Mapping[str, str]) -> list[_Processor]:
+    """What every entry is given, whoever wrote it."""
+
+    def add_fixed(_logger: Any, _method: str, entry: _Entry) -> _Entry:
+        for name, value in fixed.items():
+            entry.setdefault(name, value)
+        trace_id = current_trace_id()
+        if trace_id is not None:
+            entry.setdefault("trace_id", trace_id)
+        return entry
+
+    return [
+        structlog.contextvars.merge_contextvars,
+        add_fixed,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+
+
+def _rendering(log_format: LogFormat) -> list[_Processor]:
+    plain = structlog.dev.plain_traceback
+    if log_format == "console":
+        return [structlog.dev.ConsoleRenderer(exception_formatter=plain)]
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+
+
+def _without(secrets: Iterable[str]) -> _Processor:
+    """Takes secrets out of a finished line, in their own form and as JSON writes them."""
+    forms = {form for one in secrets if one for form in (one, json.dumps(one)[1:-1])}
+
+    def hide(_logger: Any, _method: str, line: Any) -> str:
+        text = str(line)
+        for form in forms:
+            text = text.replace(form, _HIDDEN)
+        return text
+
+    return hide
+
+
+def _take_over_libraries(level: str, entry: list[_Processor], line: list[_Processor]) -> None:
+    """Send the standard library's records the same way."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *entry],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *line],
+        )
+    )
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(max(logging.WARNING, getattr(logging, level)) if level != "DEBUG" else level)
+    for name in _OURS_AT_ANY_LEVEL:
+        logging.getLogger(name).setLevel(level)
+    logging.captureWarnings(True)

@@ -1,0 +1,41 @@
+"""The periodic work as a process of its own, beside workers that only work."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+from app.services.resources import open_resources
+from app.settings import Settings
+from app.telemetry import configure_logging, get_logger
+from app.telemetry.traces import configure_tracing, stop_tracing
+from workers.metrics_server import metrics_server
+from workers.schedule import SHARED_STEPS, Sweeper
+
+_log = get_logger(__name__)
+
+
+def run_scheduler(settings: Settings) -> None:
+    """Sweep until SIGTERM or SIGINT; every step can be broken off and is then done again."""
+    configure_logging(
+        settings.log_level,
+        settings.log_style,
+        secrets=settings.secrets,
+        fixed={"process": "scheduler"},
+    )
+    configure_tracing(settings.traces_url, "intraslice-scheduler")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    resources = open_resources(settings)
+    sweeper = Sweeper(resources, SHARED_STEPS)
+    sweeper.start()
+    _log.info("scheduler_started")
+    try:
+        with metrics_server(settings):
+            stop.wait()
+    finally:
+        sweeper.stop()
+        resources.close()
+        stop_tracing()
+    _log.info("scheduler_stopped")

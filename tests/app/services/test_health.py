@@ -1,0 +1,41 @@
+"""Readiness answers in time, whatever hangs."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+from app.services.health import HealthProbe
+from app.services.resources import Resources
+
+
+def test_a_server_that_hangs_is_named_and_asked_once(resources: Resources) -> None:
+    answer, calls = threading.Event(), []
+
+    class HangingStore:
+        def check(self) -> None:
+            calls.append(1)
+            answer.wait(30)
+
+    probe = HealthProbe(replace(resources, store=HangingStore()), answer_seconds=0.5)
+    for _ in range(3):
+        problems = {check.name: check.problem for check in probe.check_all()}
+        assert problems["store"] == "No answer within 0.5 s"
+    assert len(calls) == 1
+    answer.set()
+    probe.close()
+
+
+def test_a_check_that_breaks_is_a_problem_and_no_crash(resources: Resources) -> None:
+    class BrokenStore:
+        def check(self) -> None:
+            raise ZeroDivisionError
+
+    probe = HealthProbe(replace(resources, store=BrokenStore()))
+    problems = {check.name: check.problem for check in probe.check_all()}
+    assert problems == {
+        "database": None,
+        "broker": None,
+        "store": "The check itself failed with ZeroDivisionError",
+    }
+    probe.close()

@@ -1,0 +1,75 @@
+"""One line of JSON for each entry, whoever wrote it, and no secrets in it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+SETUP = """
+import logging, structlog, warnings
+from app.telemetry import configure_logging, get_logger
+secrets = ("hunter-two", 'quo"ted')
+configure_logging({level!r}, {format!r}, secrets=secrets, fixed={{"process": "api"}})
+log = get_logger("some.module")
+"""
+
+
+def written(code: str, level: str = "INFO", log_format: str = "json") -> list[str]:
+    """What a process that runs the code writes to stderr."""
+    script = SETUP.format(level=level, format=log_format) + code
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == ""
+    return done.stderr.splitlines()
+
+
+def test_our_entries_and_those_of_libraries_are_json_with_the_same_fields() -> None:
+    code = """
+with structlog.contextvars.bound_contextvars(request_id="r-1"):
+    log.info("ours", number=1)
+    logging.getLogger("library").warning("theirs %s", "too")
+    warnings.warn("a warning", stacklevel=1)
+"""
+    ours, theirs, warning = map(json.loads, written(code))
+    assert (ours["event"], ours["number"], ours["module"]) == ("ours", 1, "some.module")
+    assert (theirs["event"], theirs["logger"]) == ("theirs too", "library")
+    assert "a warning" in warning["event"]
+    for entry in (ours, theirs, warning):
+        assert entry["process"] == "api"
+        assert entry["request_id"] == "r-1"
+        assert {"level", "timestamp"} <= entry.keys()
+
+
+def test_secrets_are_taken_out_wherever_they_come_from() -> None:
+    code = """
+log.info("key hunter-two", url="redis://:hunter-two@host", other='quo"ted')
+try:
+    raise ValueError("with hunter-two inside")
+except ValueError:
+    log.exception("crashed")
+logging.getLogger("library").error("hunter-two")
+"""
+    lines = written(code)
+    assert len(lines) == 3
+    assert all(json.loads(line) for line in lines)
+    text = "\n".join(lines)
+    assert text.count("[secret]") >= 5
+    assert "hunter-two" not in text
+    assert 'quo\\"ted' not in text
+
+
+def test_level_holds_for_us_and_libraries_only_warn() -> None:
+    code = """
+log.debug("no"); log.info("yes")
+logging.getLogger("library").info("no")
+logging.getLogger("uvicorn.error").info("yes")
+"""
+    assert [json.loads(line)["event"] for line in written(code)] == ["yes", "yes"]
+
+
+def test_console_is_for_people() -> None:
+    (line,) = written('log.info("an event", number=1)', log_format="console")
+    assert "an event" in line
+    assert not line.startswith("{")

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import httpx
 
+from app.api.comparison_schemas import ComparisonOut
 from app.api.schemas import ArtifactList, ArtifactOut, EventList, EventOut, JobList, JobOut
+from app.api.sweep_schemas import SweepDetailsOut, SweepList, SweepOut
 from app.domain.lifecycle import TERMINAL, State
 from app.domain.model_source import ModelSource
-from intraslice_core.config import CompressionConfig, EvaluationConfig
+from intraslice_core.config import CompressionConfig, CompressionSettings, EvaluationConfig
 from intraslice_core.reports.schema import CompressionReport
 
 _TIMEOUT_SECONDS = 60.0
@@ -111,6 +113,49 @@ class Client:
 
     def cancel_job(self, job_id: str) -> JobOut:
         return JobOut.model_validate(self._ask("POST", f"/v1/jobs/{job_id}/cancel"))
+
+    def compare(self, *job_ids: str) -> ComparisonOut:
+        """Settings and results of two to twenty jobs, side by side."""
+        answer = self._ask("GET", "/v1/compare", params={"jobs": ",".join(job_ids)})
+        return ComparisonOut.model_validate(answer)
+
+    def create_sweep(
+        self,
+        model: ModelSource,
+        ratios: Sequence[float],
+        compression: CompressionSettings | None = None,
+        *,
+        evaluation: EvaluationConfig | None = None,
+        labels: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> SweepDetailsOut:
+        """A job for each ratio; they share what does not depend on it."""
+        body = {
+            "model": model.model_dump(mode="json"),
+            "compression": (compression or CompressionSettings()).model_dump(mode="json"),
+            "ratios": list(ratios),
+            "evaluation": evaluation and evaluation.model_dump(mode="json"),
+            "labels": dict(labels or {}),
+        }
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        answer = self._ask("POST", "/v1/sweeps", json=body, headers=headers)
+        return SweepDetailsOut.model_validate(answer)
+
+    def get_sweep(self, sweep_id: str) -> SweepDetailsOut:
+        return SweepDetailsOut.model_validate(self._ask("GET", f"/v1/sweeps/{sweep_id}"))
+
+    def list_sweeps(self) -> Iterator[SweepOut]:
+        """All sweeps, newest first, page by page."""
+        query: dict[str, Any] = {"limit": 100}
+        while True:
+            page = SweepList.model_validate(self._ask("GET", "/v1/sweeps", params=query))
+            yield from page.data
+            if page.next_cursor is None:
+                return
+            query["after"] = page.next_cursor
+
+    def cancel_sweep(self, sweep_id: str) -> SweepDetailsOut:
+        return SweepDetailsOut.model_validate(self._ask("POST", f"/v1/sweeps/{sweep_id}/cancel"))
 
     def events(self, job_id: str, *, after: int = 0) -> Iterator[EventOut]:
         """The log of a job as it is now."""

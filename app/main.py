@@ -13,7 +13,7 @@ from app.api.documentation import DescribedApi
 from app.api.measurement import Measurement
 from app.api.problems import install_problem_handlers
 from app.api.request_context import BodyLimit, RequestContext
-from app.api.routes import downloads, health, home, jobs, metrics
+from app.api.routes import comparisons, downloads, health, home, jobs, metrics, sweeps
 from app.services.health import HealthProbe
 from app.services.resources import open_resources
 from app.settings import Settings, get_settings
@@ -47,7 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.draining = threading.Event()
     install_problem_handlers(app)
-    for routes in (home, health, metrics, jobs, downloads):
+    for routes in (home, health, metrics, jobs, sweeps, comparisons, downloads):
         app.include_router(routes.router)
     # Outermost last: a request gets its id first, is then let in, and then read.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)

@@ -36,10 +36,9 @@ class CalibrationConfig(FrozenModel):
     seed: int = Field(default=0, ge=0, lt=2**31)
 
 
-class CompressionConfig(FrozenModel):
-    """One compression of one model."""
+class CompressionSettings(FrozenModel):
+    """Everything about a compression but how much is removed."""
 
-    ratio: Ratio = Field(default=0.3, description="fraction of compressible parameters removed")
     method: Method = "intraslice"
     target: Target = "research"
     calibration: CalibrationConfig = CalibrationConfig()
@@ -52,6 +51,12 @@ class CompressionConfig(FrozenModel):
     )
     batch_size: int = Field(default=8, ge=1, le=4096, description="sequences per forward pass")
     exports: tuple[Literal["safetensors"], ...] = ("safetensors",)
+
+
+class CompressionConfig(CompressionSettings):
+    """One compression of one model."""
+
+    ratio: Ratio = Field(default=0.3, description="fraction of compressible parameters removed")
 
 
 class GateConfig(FrozenModel):

@@ -37,11 +37,14 @@ Reader = Annotated[Principal, Depends(requires(Scope.READ))]
 Writer = Annotated[Principal, Depends(requires(Scope.WRITE))]
 Admin = Annotated[Principal, Depends(requires(Scope.ADMIN))]
 ResourcesDep = Annotated[Resources, Depends(_resources)]
-LimitQuery = Annotated[int, Query(ge=1, le=100, description="Jobs a page.")]
+LimitQuery = Annotated[int, Query(ge=1, le=100, description="Entries a page.")]
 CursorQuery = Annotated[
     str | None, Query(max_length=128, description="`next_cursor` of the page before.")
 ]
 StateQuery = Annotated[State | None, Query(description="Only jobs in this state.")]
+SweepQuery = Annotated[
+    str | None, Query(max_length=64, description="Only jobs of this sweep, by its id.")
+]
 IdempotencyKey = Annotated[
     str | None,
     Header(

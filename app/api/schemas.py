@@ -30,7 +30,7 @@ LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-
 LabelValue = Annotated[str, StringConstraints(max_length=256)]
 
 
-def _storable(value: Any) -> Any:
+def storable(value: Any) -> Any:
     """Refuse what JSON readers take but a database cannot keep: NUL, infinity, NaN."""
     if isinstance(value, str) and "\0" in value:
         raise ValueError("a text must not hold NUL")
@@ -38,11 +38,11 @@ def _storable(value: Any) -> Any:
         raise ValueError("a number must be finite")
     if isinstance(value, dict):
         for key, item in value.items():
-            _storable(key)
-            _storable(item)
+            storable(key)
+            storable(item)
     elif isinstance(value, list):
         for item in value:
-            _storable(item)
+            storable(item)
     return value
 
 
@@ -50,6 +50,12 @@ def _few_texts(value: EvaluationConfig | None) -> EvaluationConfig | None:
     if value is not None and len(value.perplexity) > _MAX_TEXTS:
         raise ValueError(f"at most {_MAX_TEXTS} texts are scored")
     return value
+
+
+Evaluation = Annotated[
+    EvaluationConfig | None, BeforeValidator(storable), AfterValidator(_few_texts)
+]
+Labels = Annotated[dict[LabelKey, LabelValue], BeforeValidator(storable), Field(max_length=32)]
 
 
 class JobCreate(BaseModel):
@@ -68,14 +74,10 @@ class JobCreate(BaseModel):
         },
     )
 
-    model: Annotated[ModelSource, BeforeValidator(_storable)]
-    compression: Annotated[CompressionConfig, BeforeValidator(_storable)] = CompressionConfig()
-    evaluation: Annotated[
-        EvaluationConfig | None, BeforeValidator(_storable), AfterValidator(_few_texts)
-    ] = None
-    labels: Annotated[
-        dict[LabelKey, LabelValue], BeforeValidator(_storable), Field(max_length=32)
-    ] = {}
+    model: Annotated[ModelSource, BeforeValidator(storable)]
+    compression: Annotated[CompressionConfig, BeforeValidator(storable)] = CompressionConfig()
+    evaluation: Evaluation = None
+    labels: Labels = {}
 
     def to_domain(self) -> JobRequest:
         return JobRequest(
@@ -114,6 +116,7 @@ class JobOut(BaseModel):
 
     id: str
     object: Literal["job"] = "job"
+    sweep_id: str | None
     state: State
     stage: Stage | None
     created_at: datetime

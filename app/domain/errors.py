@@ -4,7 +4,8 @@ ServiceError
 ├── NotFoundError
 │   ├── JobNotFoundError
 │   ├── ReportNotFoundError
-│   └── ArtifactNotFoundError
+│   ├── ArtifactNotFoundError
+│   └── SweepNotFoundError
 ├── ArtifactsExpiredError        there were artifacts; their time has passed
 ├── IllegalTransitionError       the job's state does not allow it
 ├── InvalidRequestError          well-formed, but not allowed; says which fields
@@ -64,6 +65,12 @@ class ArtifactsExpiredError(ServiceError):
     """The job's artifacts were removed when their time had passed."""
 
     code = "artifacts_expired"
+
+
+class SweepNotFoundError(NotFoundError):
+    """There is no such sweep."""
+
+    code = "sweep_not_found"
 
 
 class IllegalTransitionError(ServiceError):

@@ -11,6 +11,7 @@ _LENGTH = 26
 _RANDOM_BITS = 80
 _ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 JOB = "job"
+SWEEP = "sweep"
 
 
 def new_id(prefix: str) -> str:

@@ -62,6 +62,7 @@ class JobRequest:
     compression: CompressionConfig
     evaluation: EvaluationConfig | None = None
     labels: dict[str, str] = field(default_factory=dict)
+    sweep_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,7 @@ class Job:
 
     id: str
     project_id: str
+    sweep_id: str | None
     state: State
     stage: Stage | None
     created_at: datetime

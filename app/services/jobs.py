@@ -23,6 +23,7 @@ from app.domain.identifiers import is_job_id, new_job_id
 from app.domain.job import Job, JobRequest
 from app.domain.lifecycle import State
 from app.domain.principal import Principal
+from app.domain.sweep import SweepRequest
 from app.services.admission import admit
 from app.services.resources import Resources
 
@@ -62,23 +63,40 @@ def create_job(
             claim = idempotency.Claim(
                 project_id=principal.project_id,
                 key=idempotency_key,
-                request_hash=_fingerprint(request),
+                request_hash=fingerprint(request),
                 job_id=job_id,
             )
             earlier = idempotency.reserve(transaction, claim)
             if earlier is not None:
                 return _replay(transaction, principal, claim, earlier)
-        job = jobs.insert_job(
-            transaction, job_id, principal.project_id, request, resources.settings.max_attempts
-        )
-        events.append(transaction, job_id, EventType.QUEUED)
-        outbox.add(transaction, job_id)
+        job = enqueue_job(resources, transaction, principal, job_id, request)
     return Creation(job=job, replayed=False)
+
+
+def enqueue_job(
+    resources: Resources,
+    transaction: Transaction,
+    principal: Principal,
+    job_id: str,
+    request: JobRequest,
+) -> Job:
+    """The job's row, its first event and its wake-up message."""
+    job = jobs.insert_job(
+        transaction, job_id, principal.project_id, request, resources.settings.max_attempts
+    )
+    events.append(transaction, job_id, EventType.QUEUED)
+    outbox.add(transaction, job_id)
+    return job
 
 
 def get_job(resources: Resources, principal: Principal, job_id: str) -> Job:
     with resources.database.transaction() as transaction:
-        return _existing(transaction, principal, job_id)
+        return existing_job(transaction, principal, job_id)
+
+
+def existing_job(transaction: Transaction, principal: Principal, job_id: str) -> Job:
+    """The job, if the principal may see it."""
+    return _visible(jobs.find(transaction, job_id) if is_job_id(job_id) else None, principal)
 
 
 def list_jobs(
@@ -88,10 +106,16 @@ def list_jobs(
     limit: int,
     before: str | None,
     state: State | None,
+    sweep_id: str | None = None,
 ) -> Page:
     with resources.database.transaction() as transaction:
         found = jobs.newest(
-            transaction, principal.project_id, limit=limit + 1, before=before, state=state
+            transaction,
+            principal.project_id,
+            limit=limit + 1,
+            before=before,
+            state=state,
+            sweep_id=sweep_id,
         )
     return Page(jobs=found[:limit], has_more=len(found) > limit)
 
@@ -120,7 +144,7 @@ def list_events(
     resources: Resources, principal: Principal, job_id: str, *, after: int, limit: int
 ) -> list[Event]:
     with resources.database.transaction() as transaction:
-        _existing(transaction, principal, job_id)
+        existing_job(transaction, principal, job_id)
         return events.following(transaction, job_id, after=after, limit=limit)
 
 
@@ -131,7 +155,7 @@ def get_report(resources: Resources, principal: Principal, job_id: str) -> dict[
         ReportNotFoundError: if the job has not succeeded.
     """
     with resources.database.transaction() as transaction:
-        job = _existing(transaction, principal, job_id)
+        job = existing_job(transaction, principal, job_id)
         report = jobs.find_report(transaction, job_id)
     if report is None:
         raise ReportNotFoundError(f"The job is {job.state}; it has a report once it has succeeded")
@@ -141,7 +165,7 @@ def get_report(resources: Resources, principal: Principal, job_id: str) -> dict[
 def list_artifacts(resources: Resources, principal: Principal, job_id: str) -> list[Artifact]:
     """Published files; none before success, and none after their time."""
     with resources.database.transaction() as transaction:
-        job = _existing(transaction, principal, job_id)
+        job = existing_job(transaction, principal, job_id)
         return artifacts.of_job(transaction, job_id) if job.expired_at is None else []
 
 
@@ -162,10 +186,6 @@ def get_artifact(resources: Resources, job_id: str, name: str) -> Artifact:
     return found
 
 
-def _existing(transaction: Transaction, principal: Principal, job_id: str) -> Job:
-    return _visible(jobs.find(transaction, job_id) if is_job_id(job_id) else None, principal)
-
-
 def _visible(job: Job | None, principal: Principal) -> Job:
     """What belongs to another project does not exist for this one."""
     if job is None or job.project_id != principal.project_id:
@@ -181,10 +201,10 @@ def _replay(
 ) -> Creation:
     if earlier.request_hash != claim.request_hash:
         raise IdempotencyKeyReusedError
-    return Creation(job=_existing(transaction, principal, earlier.job_id), replayed=True)
+    return Creation(job=existing_job(transaction, principal, earlier.job_id), replayed=True)
 
 
-def _fingerprint(request: JobRequest) -> str:
+def fingerprint(request: JobRequest | SweepRequest) -> str:
     """Equal for requests that ask for the same, however their JSON was written."""
     values = {
         name: value.model_dump(mode="json") if hasattr(value, "model_dump") else value

@@ -1,14 +1,45 @@
-"""Sweeps and estimates."""
+"""Sweeps, and which jobs belong to one."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0007"
 down_revision = "0006"
 branch_labels = None
 depends_on = None
 
+_NOW = sa.text("now()")
+
 
 def upgrade() -> None:
-    pass
+    op.create_table(
+        "sweeps",
+        sa.Column("id", sa.Text, nullable=False),
+        sa.Column("project_id", sa.Text, nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+        sa.Column("model", JSONB, nullable=False),
+        sa.Column("compression", JSONB, nullable=False),
+        sa.Column("ratios", JSONB, nullable=False),
+        sa.Column("evaluation", JSONB),
+        sa.Column("labels", JSONB, nullable=False),
+        sa.Column("idempotency_key", sa.Text),
+        sa.Column("request_hash", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_sweeps"),
+        sa.UniqueConstraint("project_id", "idempotency_key", name="uq_sweeps_idempotency_key"),
+    )
+    op.create_index("ix_sweeps_project_id", "sweeps", ["project_id", "id"])
+    op.add_column("jobs", sa.Column("sweep_id", sa.Text))
+    op.create_foreign_key("fk_jobs_sweep_id", "jobs", "sweeps", ["sweep_id"], ["id"])
+    op.create_index(
+        "ix_jobs_sweep_id",
+        "jobs",
+        ["sweep_id", "id"],
+        postgresql_where=sa.text("sweep_id IS NOT NULL"),
+    )
 
 
 def downgrade() -> None:
-    pass
+    op.drop_index("ix_jobs_sweep_id", "jobs")
+    op.drop_column("jobs", "sweep_id")
+    op.drop_table("sweeps")

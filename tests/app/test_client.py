@@ -12,6 +12,7 @@ from app.client import ApiError, Client, DamagedFileError, JobNotDoneError
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
+from app.domain.sweep import SweepState
 from app.services import jobs
 from app.services.resources import Resources
 from tests.app.builders import in_state, queued
@@ -40,6 +41,16 @@ def test_job_is_created_once_listed_and_cancelled(service: Client) -> None:
 def test_list_goes_through_all_pages(service: Client, resources: Resources) -> None:
     made = {queued(resources).id for _ in range(101)}
     assert {job.id for job in service.list_jobs(state=State.QUEUED)} == made
+
+
+def test_sweep_is_created_once_listed_compared_and_cancelled(service: Client) -> None:
+    sweep = service.create_sweep(MODEL, [0.3, 0.1], labels={"a": "b"}, idempotency_key="k")
+    again = service.create_sweep(MODEL, [0.3, 0.1], labels={"a": "b"}, idempotency_key="k")
+    assert again == sweep == service.get_sweep(sweep.id)
+    assert [one.id for one in service.list_sweeps()] == [sweep.id]
+    comparison = service.compare(*(job.id for job in sweep.jobs))
+    assert [row.values for row in comparison.settings if row.differs] == [[0.1, 0.3]]
+    assert service.cancel_sweep(sweep.id).state is SweepState.CANCELLED
 
 
 def test_refusals_carry_their_code(service: Client) -> None:

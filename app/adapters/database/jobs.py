@@ -33,6 +33,7 @@ def insert_job(
         .values(
             id=job_id,
             project_id=project_id,
+            sweep_id=request.sweep_id,
             state=State.QUEUED,
             model=request.model.model_dump(mode="json"),
             compression=request.compression.model_dump(mode="json"),
@@ -73,6 +74,7 @@ def newest(
     limit: int,
     before: str | None,
     state: State | None,
+    sweep_id: str | None = None,
 ) -> list[Job]:
     """Jobs of a project older than `before`, newest first; ids sort by time."""
     query = (
@@ -85,7 +87,13 @@ def newest(
         query = query.where(jobs.c.id < before)
     if state is not None:
         query = query.where(jobs.c.state == state)
+    if sweep_id is not None:
+        query = query.where(jobs.c.sweep_id == sweep_id)
     return [_job(row) for row in transaction.execute(query)]
+
+
+def of_sweep(transaction: Transaction, sweep_id: str) -> list[Job]:
+    return _rows(transaction, select(*_COLUMNS).where(jobs.c.sweep_id == sweep_id))
 
 
 def claim(transaction: Transaction, job_id: str, owner: str, lease_seconds: float) -> Job | None:

@@ -14,6 +14,7 @@ from app.api.dependencies import (
     Reader,
     ResourcesDep,
     StateQuery,
+    SweepQuery,
     Writer,
 )
 from app.api.documentation import problems
@@ -57,10 +58,16 @@ def list_jobs(
     limit: LimitQuery = 20,
     after: CursorQuery = None,
     state: StateQuery = None,
+    sweep: SweepQuery = None,
 ) -> JobList:
     """List jobs, newest first."""
     page = jobs.list_jobs(
-        resources, principal, limit=limit, before=decode_cursor(after), state=state
+        resources,
+        principal,
+        limit=limit,
+        before=decode_cursor(after),
+        state=state,
+        sweep_id=sweep,
     )
     return JobList.of(page)
 

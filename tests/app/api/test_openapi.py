@@ -27,6 +27,7 @@ def test_every_route_is_described_and_says_what_can_go_wrong() -> None:
         "/livez",
         "/metrics",
         "/readyz",
+        "/v1/compare",
         "/v1/jobs",
         "/v1/jobs/{job_id}",
         "/v1/jobs/{job_id}/artifacts",
@@ -36,6 +37,9 @@ def test_every_route_is_described_and_says_what_can_go_wrong() -> None:
         "/v1/jobs/{job_id}/report",
         "/v1/jobs/{job_id}/unpin",
         "/v1/downloads/{job_id}/{name}",
+        "/v1/sweeps",
+        "/v1/sweeps/{sweep_id}",
+        "/v1/sweeps/{sweep_id}/cancel",
     }
     for path, methods in paths.items():
         for method, operation in methods.items():

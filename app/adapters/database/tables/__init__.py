@@ -9,5 +9,15 @@ from app.adapters.database.tables.jobs import (
     outbox,
     turns,
 )
+from app.adapters.database.tables.sweeps import sweeps
 
-__all__ = ["artifacts", "events", "idempotency_keys", "jobs", "metadata", "outbox", "turns"]
+__all__ = [
+    "artifacts",
+    "events",
+    "idempotency_keys",
+    "jobs",
+    "metadata",
+    "outbox",
+    "sweeps",
+    "turns",
+]

@@ -30,6 +30,7 @@ jobs = Table(
     metadata,
     Column("id", Text, primary_key=True),
     Column("project_id", Text, nullable=False),
+    Column("sweep_id", ForeignKey("sweeps.id")),
     Column("state", Text, nullable=False),
     Column("stage", Text),
     Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
@@ -65,6 +66,7 @@ jobs = Table(
     CheckConstraint("attempt BETWEEN 0 AND max_attempts", name="attempts_bounded"),
     Index("ix_jobs_state", "state", "id"),
     Index("ix_jobs_project_id", "project_id", "id"),
+    Index("ix_jobs_sweep_id", "sweep_id", "id", postgresql_where=text("sweep_id IS NOT NULL")),
     Index(
         "ix_jobs_lease_expires_at",
         "lease_expires_at",

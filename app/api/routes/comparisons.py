@@ -1,0 +1,43 @@
+"""/v1/compare: jobs side by side."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from app.api.comparison_schemas import ComparisonOut
+from app.api.dependencies import Reader, ResourcesDep
+from app.api.documentation import problems
+from app.domain.errors import FieldProblem, InvalidRequestError
+from app.services.comparisons import compare_jobs
+
+router = APIRouter(prefix="/v1/compare", tags=["jobs"], responses=problems(401, 403, 422, 503))
+
+_FEWEST, _MOST = 2, 20
+JobsQuery = Annotated[
+    str,
+    Query(
+        max_length=1024,
+        description=f"Ids of {_FEWEST} to {_MOST} different jobs, separated by commas.",
+        examples=["job_01K8Z6X5F0QJ5N9T3V7W1Y2A4C,job_01K8Z6X5F1H2M8R4D6B0S3E5G7"],
+    ),
+]
+
+
+@router.get("", responses=problems(404))
+def compare(jobs: JobsQuery, resources: ResourcesDep, principal: Reader) -> ComparisonOut:
+    """Show settings, size, quality and speed of jobs side by side."""
+    return ComparisonOut.of(compare_jobs(resources, principal, _ids(jobs)))
+
+
+def _ids(text: str) -> list[str]:
+    ids = text.split(",")
+    if len(set(ids)) != len(ids) or not _FEWEST <= len(ids) <= _MOST:
+        problem = FieldProblem(
+            pointer="query:jobs",
+            code="bad_job_list",
+            message=f"name {_FEWEST} to {_MOST} different jobs",
+        )
+        raise InvalidRequestError("These jobs cannot be compared", fields=(problem,))
+    return ids

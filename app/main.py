@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.routing import Route
 
+from app.api.audit_trail import AuditTrail
 from app.api.auth import Authentication
 from app.api.documentation import DescribedApi
 from app.api.measurement import Measurement
 from app.api.problems import install_problem_handlers
+from app.api.rate_limit import RateLimit
 from app.api.request_context import BodyLimit, RequestContext
-from app.api.routes import comparisons, downloads, health, home, jobs, metrics, sweeps
+from app.api.routes import (
+    audit,
+    comparisons,
+    downloads,
+    health,
+    home,
+    jobs,
+    keys,
+    metrics,
+    models,
+    sweeps,
+)
 from app.services.health import HealthProbe
 from app.services.resources import open_resources
 from app.settings import Settings, get_settings
@@ -21,6 +36,21 @@ from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing
 from intraslice_core import __version__
 
+_ROUTERS = tuple(
+    module.router
+    for module in (
+        home,
+        health,
+        metrics,
+        jobs,
+        sweeps,
+        comparisons,
+        downloads,
+        models,
+        keys,
+        audit,
+    )
+)
 _log = get_logger(__name__)
 
 
@@ -32,7 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.resources = open_resources(settings)
         app.state.health = HealthProbe(app.state.resources)
         if settings.auth == "on" and settings.api_key is None:
-            _log.warning("no_api_key", effect="every request is refused; set INTRASLICE_API_KEY")
+            _log.warning("no_api_key", effect="only keys made by `intraslice keys` open anything")
         try:
             yield
         finally:
@@ -47,14 +77,24 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.draining = threading.Event()
     install_problem_handlers(app)
-    for routes in (home, health, metrics, jobs, sweeps, comparisons, downloads):
-        app.include_router(routes.router)
-    # Outermost last: a request gets its id first, is then let in, and then read.
+    for router in _ROUTERS:
+        app.include_router(router)
+    # Outermost last: a request gets its id first, is then let in, and then read; what came of it
+    # is written down on the way back, the refusals too.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    if settings.auth == "on":
+        app.add_middleware(RateLimit)
     app.add_middleware(Authentication, settings=settings)
+    app.add_middleware(AuditTrail, templates=_templates())
     app.add_middleware(RequestContext)
     app.add_middleware(Measurement)
     return app
+
+
+def _templates() -> list[tuple[str, re.Pattern[str]]]:
+    """Path and pattern of every route."""
+    routes = [route for router in _ROUTERS for route in router.routes]
+    return [(one.path, one.path_regex) for one in routes if isinstance(one, Route)]
 
 
 def app_factory() -> FastAPI:

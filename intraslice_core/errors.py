@@ -6,7 +6,8 @@ IntraSliceError
 │   ├── ModelNotFoundError
 │   ├── UnsupportedArchitectureError
 │   ├── BrokenCheckpointError     a file is missing, truncated or not what it says
-│   └── NonFiniteWeightError
+│   ├── NonFiniteWeightError
+│   └── ModelTooLargeError        larger than this deployment allows
 ├── CalibrationError
 │   ├── CalibrationSourceError    the text cannot be read
 │   └── CalibrationTooShortError
@@ -77,6 +78,12 @@ class NonFiniteWeightError(ModelError):
     """A weight holds NaN or infinity."""
 
     code = "non_finite_weight"
+
+
+class ModelTooLargeError(ModelError):
+    """The model is larger than allowed."""
+
+    code = "model_too_large"
 
 
 class CalibrationError(IntraSliceError):

@@ -31,7 +31,12 @@ from intraslice_core.checkpoints import (
     require_free_output,
 )
 from intraslice_core.checkpoints.model_card import write_model_card
-from intraslice_core.config import CompressionConfig, EvaluationConfig
+from intraslice_core.config import (
+    UNLIMITED,
+    CompressionConfig,
+    EvaluationConfig,
+    ModelLimits,
+)
 from intraslice_core.errors import NumericalError
 from intraslice_core.evaluation.comparison import evaluate_pair, load_model
 from intraslice_core.evaluation.verification import verify_checkpoint, write_reference
@@ -116,12 +121,13 @@ class Run:
         )
 
 
-def compress_model(
+def compress_model(  # noqa: PLR0913  # one call is the whole engine
     model: str,
     out: Path,
     config: CompressionConfig,
     *,
     evaluation: EvaluationConfig | None = None,
+    limits: ModelLimits = UNLIMITED,
     work_dir: Path | None = None,
     on_progress: ProgressListener = ignore_progress,
     should_cancel: CancellationCheck = never_cancelled,
@@ -134,6 +140,7 @@ def compress_model(
         out: the directory to make; absent or empty.
         config: what to do.
         evaluation: what to measure afterwards, or None to measure nothing.
+        limits: how large the model may be.
         work_dir: where converted models go; a temporary directory by default.
         on_progress: hears every step.
         should_cancel: asked between batches.
@@ -154,7 +161,7 @@ def compress_model(
         ) as staging,
     ):
         run.report(Stage.LOAD, f"opening {model}")
-        dense = open_model(model, Path(scratch))
+        dense = open_model(model, Path(scratch), limits)
         staged = Path(staging) / "checkpoint"
         report = _compress_checkpoint(model, dense, staged, config, run)
         _verify(staged, run)
@@ -337,7 +344,7 @@ def _publish(staged: Path, out: Path, report: CompressionReport, run: Run) -> No
 
 
 def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 
 # -- report ------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from app.main import create_app
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
 
+OPERATOR_KEY = "the-operators-key"
+
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_logs() -> None:
@@ -92,4 +94,14 @@ def resources(settings: Settings) -> Iterator[Resources]:
 def client(settings: Settings) -> Iterator[TestClient]:
     """The whole application, asked in this process."""
     with TestClient(create_app(settings), raise_server_exceptions=False) as opened:
+        yield opened
+
+
+@pytest.fixture
+def closed(settings: Settings) -> Iterator[TestClient]:
+    """The same as a deployment has it: nobody enters without a key, the operator holds one."""
+    changes = {"auth": "on", "api_key": OPERATOR_KEY, "requests_burst": 1_000_000}
+    with TestClient(
+        create_app(Settings(**settings.model_dump() | changes)), raise_server_exceptions=False
+    ) as opened:
         yield opened

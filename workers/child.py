@@ -78,6 +78,7 @@ class Child:
             request.checkpoint,
             request.compression,
             evaluation=request.evaluation,
+            limits=request.limits,
             work_dir=request.scratch,
             on_progress=self._on_progress,
             should_cancel=self._stop.is_set,

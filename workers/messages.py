@@ -7,7 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
+from intraslice_core.config import (
+    UNLIMITED,
+    CompressionConfig,
+    EvaluationConfig,
+    FrozenModel,
+    ModelLimits,
+)
 from intraslice_core.progress import ProgressEvent, Stage
 
 
@@ -29,6 +35,7 @@ class ChildRequest(FrozenModel):
     compression: CompressionConfig
     evaluation: EvaluationConfig | None
     telemetry: ChildTelemetry = ChildTelemetry()
+    limits: ModelLimits = UNLIMITED
 
 
 class ProgressMessage(FrozenModel):

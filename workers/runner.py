@@ -165,6 +165,7 @@ class JobRun:
             compression=admitted.compression,
             evaluation=admitted.evaluation,
             telemetry=child_telemetry(self._resources, self._job),
+            limits=self._resources.settings.model_limits,
         )
         child = self._start_child(request, self._directory / "child.log")
         try:

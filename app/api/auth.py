@@ -1,23 +1,30 @@
-"""Who may ask: nobody, unless they hold the key."""
+"""Who may ask: nobody, unless they hold a key."""
 
 from __future__ import annotations
 
 import hmac
+from datetime import UTC, datetime
 from urllib.parse import parse_qs
 
+from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.adapters.signed_urls import DOWNLOADS
-from app.api.problems import Problem, problem_response
+from app.api.problems import Problem, problem_response, service_problem
+from app.domain.errors import ServiceError
 from app.domain.principal import OPERATOR, Principal
 from app.domain.principal import Scope as KeyScope
+from app.services import keys
+from app.services.resources import Resources
 from app.settings import Settings
 
 _OPEN = frozenset({"/livez", "/readyz"})
 _METRICS = "/metrics"
 _SCRAPER = Principal(project_id="", scopes=frozenset({KeyScope.READ}))
 """Whoever collects metrics where `metrics_open` is set; owns nothing."""
+
+_CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
 class Authentication:
@@ -34,27 +41,50 @@ class Authentication:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        principal = self._principal(scope)
-        if principal is not None or _is_open(scope):
-            scope.setdefault("state", {})["principal"] = principal
-            await self._app(scope, receive, send)
-            return
         if scope["type"] != "http":
             raise PermissionError("only HTTP is served")
-        detail = "Send the API key as a bearer token in the Authorization header"
-        problem = Problem(401, "unauthenticated", detail, headers={"WWW-Authenticate": "Bearer"})
-        await problem_response(scope, problem)(scope, receive, send)
+        state = scope.setdefault("state", {})
+        try:
+            # A signed link or a health check needs no look at keys.
+            principal = None if _is_open(scope) else await self._principal(scope)
+        except ServiceError as error:
+            await problem_response(scope, service_problem(error))(scope, receive, send)
+            return
+        state["principal"] = principal
+        if _is_open(scope) or (principal is not None and principal.scopes):
+            await self._app(scope, receive, send)
+            return
+        await problem_response(scope, _refusal(principal))(scope, receive, send)
 
-    def _principal(self, scope: Scope) -> Principal | None:
-        if self._off or self._holds_key(scope):
+    async def _principal(self, scope: Scope) -> Principal | None:
+        """Who asks; without scopes if the key is known but dead."""
+        if self._off:
             return OPERATOR
-        return _SCRAPER if self._metrics_open and scope["path"] == _METRICS else None
-
-    def _holds_key(self, scope: Scope) -> bool:
+        if self._metrics_open and scope["path"] == _METRICS:
+            return _SCRAPER
         scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
-        if self._key is None or scheme.lower() != "bearer":
+        secret = token.strip()
+        if scheme.lower() != "bearer" or not secret:
+            return None
+        if self._is_operators(secret):
+            return OPERATOR
+        resources: Resources = scope["app"].state.resources
+        # The event loop must not wait for the database.
+        key = await run_in_threadpool(keys.identify, resources, secret)
+        return key.principal(datetime.now(UTC)) if key is not None else None
+
+    def _is_operators(self, secret: str) -> bool:
+        if self._key is None:
             return False
-        return hmac.compare_digest(token.strip().encode("latin-1", "replace"), self._key)
+        return hmac.compare_digest(secret.encode("latin-1", "replace"), self._key)
+
+
+def _refusal(principal: Principal | None) -> Problem:
+    if principal is None:
+        detail = "Send an API key as a bearer token in the Authorization header"
+    else:
+        detail = "This key has expired or was revoked"
+    return Problem(401, "unauthenticated", detail, headers=_CHALLENGE)
 
 
 def _is_open(scope: Scope) -> bool:

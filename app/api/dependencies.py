@@ -9,7 +9,7 @@ from fastapi import Depends, Header, Query, Request
 
 from app.domain.errors import ScopeMissingError
 from app.domain.lifecycle import State
-from app.domain.principal import Principal, Scope
+from app.domain.principal import PROJECT_PATTERN, Principal, Scope
 from app.services.resources import Resources
 
 
@@ -44,6 +44,13 @@ CursorQuery = Annotated[
 StateQuery = Annotated[State | None, Query(description="Only jobs in this state.")]
 SweepQuery = Annotated[
     str | None, Query(max_length=64, description="Only jobs of this sweep, by its id.")
+]
+ProjectQuery = Annotated[
+    str | None,
+    Query(
+        pattern=PROJECT_PATTERN,
+        description="Another project than the key's own; the operator only.",
+    ),
 ]
 IdempotencyKey = Annotated[
     str | None,

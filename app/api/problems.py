@@ -89,14 +89,17 @@ def install_problem_handlers(app: FastAPI) -> None:
 def _service_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, ServiceError):
         raise TypeError(f"no service error: {error!r}")
+    return problem_response(request.scope, service_problem(error))
+
+
+def service_problem(error: ServiceError) -> Problem:
+    """The problem document of one of our own errors."""
     status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("service_error", code=error.code, exc_info=error)
     fields = error.fields if isinstance(error, InvalidRequestError) else ()
     errors = [_field_problem(one) for one in fields]
-    return problem_response(
-        request.scope, Problem(status, error.code, error.message, errors=errors)
-    )
+    return Problem(status, error.code, error.message, errors=errors)
 
 
 def _field_problem(problem: FieldProblem) -> dict[str, str]:

@@ -56,7 +56,7 @@ def _stack_options(data_dir: Path | None, host: str | None, port: int | None) ->
     from app.embedded.stack import StackOptions
     from app.settings import is_loopback
 
-    settings = _settings()
+    settings = process_settings()
     host = settings.host if host is None else host
     if settings.api_key is None and not is_loopback(host):
         _refuse(f"{host} is open to others: set INTRASLICE_API_KEY, or listen on 127.0.0.1")
@@ -75,7 +75,7 @@ def serve(
     ] = None,
 ) -> None:
     """Run the HTTP API; settings come from INTRASLICE_* variables."""
-    settings = _settings()
+    settings = process_settings()
     from app.server import run_server
 
     run_server(settings, descriptor)
@@ -85,21 +85,21 @@ def worker() -> None:
     """Run one worker; settings come from INTRASLICE_* variables."""
     from workers.main import run_worker
 
-    run_worker(_settings())
+    run_worker(process_settings())
 
 
 def scheduler() -> None:
     """Run the periodic work as a process of its own; any number may run."""
     from workers.scheduler import run_scheduler
 
-    run_scheduler(_settings())
+    run_scheduler(process_settings())
 
 
 def migrate() -> None:
     """Bring the database to this version's schema."""
     from app.adapters.database.migrate import upgrade
 
-    upgrade(_settings())
+    upgrade(process_settings())
 
 
 def _announce(url: str, options: StackOptions) -> None:
@@ -112,7 +112,7 @@ def _announce(url: str, options: StackOptions) -> None:
         out.print("  access     without a key, from this machine only")
 
 
-def _settings() -> Settings:
+def process_settings() -> Settings:
     """The process's settings; what is wrong with them is told by variable."""
     from pydantic import ValidationError
 

@@ -5,7 +5,8 @@ ServiceError
 │   ├── JobNotFoundError
 │   ├── ReportNotFoundError
 │   ├── ArtifactNotFoundError
-│   └── SweepNotFoundError
+│   ├── SweepNotFoundError
+│   └── KeyNotFoundError
 ├── ArtifactsExpiredError        there were artifacts; their time has passed
 ├── IllegalTransitionError       the job's state does not allow it
 ├── InvalidRequestError          well-formed, but not allowed; says which fields
@@ -71,6 +72,12 @@ class SweepNotFoundError(NotFoundError):
     """There is no such sweep."""
 
     code = "sweep_not_found"
+
+
+class KeyNotFoundError(NotFoundError):
+    """There is no such key."""
+
+    code = "key_not_found"
 
 
 class IllegalTransitionError(ServiceError):

@@ -33,3 +33,9 @@ def new_job_id() -> str:
 
 def is_job_id(text: str) -> bool:
     return is_id(JOB, text)
+
+
+def looks_like_id(text: str) -> bool:
+    """Whether some `new_id` may have made the text."""
+    prefix = text.partition("_")[0]
+    return prefix.isascii() and prefix.islower() and is_id(prefix, text)

@@ -1,4 +1,8 @@
-"""May this job read what it names? Asked when it is created and again when it is run."""
+"""May this job have what it names, and so much of it? Asked when it is created and when it is run.
+
+The size of a model on the hub or in a package is known only to the worker that opens it: the
+engine checks the same limits there, before it allocates anything.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from app.domain.job import JobRequest
 from app.domain.model_source import ModelSource, is_allowed, is_hub_name, is_revision
 from app.settings import Settings
 from intraslice_core.config import CompressionConfig, EvaluationConfig
+from intraslice_core.errors import ModelError
+from intraslice_core.inspection import inspect_model, require_within
 
 _NAMED_SOURCES = frozenset({"pydoc", "self"})
 _HUB = "hub:"
@@ -62,8 +68,9 @@ def admit(settings: Settings, request: JobRequest) -> AdmittedJob:
             for index, source in enumerate(evaluation.perplexity)
         )
         evaluation = evaluation.model_copy(update={"perplexity": texts})
+    problems += _beyond_limits(settings, compression, evaluation)
     if problems:
-        raise InvalidRequestError("The job names sources it may not use", fields=tuple(problems))
+        raise InvalidRequestError("The job asks for what it may not have", fields=tuple(problems))
     return AdmittedJob(
         model=model,
         compression=compression.model_copy(update={"calibration": calibration}),
@@ -81,7 +88,12 @@ def _model_reference(settings: Settings, model: ModelSource) -> str:
         return f"package:{model.ref}"
     if model.source == "hub":
         return _hub_reference(model, settings.hub_allow)
-    return _local(model.ref, settings.model_roots, "/ref")
+    place = _local(model.ref, settings.model_roots, "/ref")
+    try:
+        require_within(inspect_model(Path(place)), settings.model_limits)
+    except ModelError as error:
+        raise _RefusedError(error.code, error.message, "/ref") from error
+    return place
 
 
 def _hub_reference(model: ModelSource, allowed: tuple[str, ...]) -> str:
@@ -112,6 +124,36 @@ def _local(path: str, roots: tuple[Path, ...], field: str) -> str:
         return str(resolve_below(path, roots))
     except ServiceError as error:
         raise _RefusedError(error.code, error.message, field) from error
+
+
+def _beyond_limits(
+    settings: Settings, compression: CompressionConfig, evaluation: EvaluationConfig | None
+) -> list[FieldProblem]:
+    """What is longer than this deployment allows."""
+    calibration = compression.calibration
+    length, tokens = settings.max_sequence_length, settings.max_calibration_tokens
+    asked = [
+        ("/compression/calibration/sequence_length", calibration.sequence_length, length),
+        (
+            "/compression/calibration/samples",
+            calibration.samples * calibration.sequence_length,
+            tokens,
+        ),
+    ]
+    if evaluation is not None:
+        asked += [
+            ("/evaluation/context_length", evaluation.context_length, length),
+            ("/evaluation/max_tokens", evaluation.max_tokens, tokens),
+        ]
+    return [
+        FieldProblem(
+            pointer=pointer,
+            code="too_many_tokens",
+            message=f"makes {found} tokens, {allowed} are allowed",
+        )
+        for pointer, found, allowed in asked
+        if found > allowed
+    ]
 
 
 def _problem(pointer: str, refusal: _RefusedError) -> FieldProblem:

@@ -8,8 +8,10 @@ from celery import Celery  # type: ignore[import-untyped]
 
 from app.adapters.database.engine import Database
 from app.adapters.queue import WakeQueue, make_celery
+from app.adapters.rate_limit import RateLimiter
 from app.adapters.signed_urls import UrlSigner, kept_signing_key
 from app.adapters.storage import ArtifactStore
+from app.services.known_keys import KnownKeys
 from app.settings import Settings
 
 
@@ -23,8 +25,11 @@ class Resources:
     celery: Celery
     queue: WakeQueue
     signer: UrlSigner
+    limiter: RateLimiter
+    known_keys: KnownKeys
 
     def close(self) -> None:
+        self.limiter.close()
         self.queue.close()
         self.database.close()
 
@@ -41,4 +46,10 @@ def open_resources(settings: Settings) -> Resources:
         celery=celery,
         queue=WakeQueue(celery),
         signer=UrlSigner(key.get_secret_value() if key else kept_signing_key(settings.data_dir)),
+        limiter=RateLimiter(
+            settings.broker_url,
+            per_second=settings.requests_per_second,
+            burst=settings.requests_burst,
+        ),
+        known_keys=KnownKeys(settings.key_cache_seconds),
     )

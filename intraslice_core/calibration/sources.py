@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,9 @@ VALID_SOURCES = (
 
 MAX_HUB_CHARACTERS = 64_000_000
 """Read of a hub data set at most: far beyond any calibration, far below a disk."""
+
+MAX_FILE_BYTES = 2**28
+"""Of a text file, unpacked: about 60 million tokens. A small .gz may unpack to far more."""
 
 _FIELDS: dict[Part, str] = {
     "calibration": "calibration.source",
@@ -85,11 +89,14 @@ def _read(path: Path) -> str:
     if not path.is_file():
         raise CalibrationSourceError(f"there is no file {path}", hint="check the path")
     try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            content = stream.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise CalibrationSourceError(f"{path} holds more than {MAX_FILE_BYTES} bytes of text")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CalibrationSourceError(f"{path} is not UTF-8 text: {error.reason}") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise CalibrationSourceError(f"{path} cannot be read: {error}") from error
     if "\0" in text:
         raise CalibrationSourceError(f"{path} is not text: it holds NUL bytes")

@@ -65,7 +65,9 @@ def convert_gguf(file: Path, out: Path) -> Path:
         return out
     try:
         reader = GGUFReader(file)
-        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        config = AutoConfig.from_pretrained(
+            file.parent, gguf_file=file.name, trust_remote_code=False
+        )
     except Exception as error:  # parsers of a hostile file raise whatever they like
         raise BrokenCheckpointError(f"{file.name}: {error}", field="model") from error
     family_for(config)
@@ -136,7 +138,9 @@ def _set_rope_factors(config: Any, factors: Tensor) -> None:
 
 def _save_tokenizer(file: Path, directory: Path) -> None:
     """Tokenizer, chat template, generation settings and a licence beside the file, if any."""
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer = AutoTokenizer.from_pretrained(
+        file.parent, gguf_file=file.name, trust_remote_code=False
+    )
     tokenizer.save_pretrained(directory)
     GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=tokenizer.bos_token_id,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -12,12 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from intraslice_core.checkpoints.headers import TensorEntry, read_header
 from intraslice_core.errors import BrokenCheckpointError, NonFiniteWeightError
 from intraslice_core.families import family_for, require_supported_type
-
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+from intraslice_core.inspection.layout import CONFIG_FILE, locate_tensors, read_json_object
 
 
 def check_finite(name: str, tensor: Tensor) -> Tensor:
@@ -45,9 +41,11 @@ class CheckpointReader:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        raw = _raw_config(directory)
+        self._file_of, self._entries = locate_tensors(directory)
+        _require_plausible(raw, tensors=len(self._entries))
         self.config = _load_config(directory)
         self.family = family_for(self.config)
-        self._file_of, self._entries = _locate_tensors(directory)
         self._require_tensors()
         self._stack = ExitStack()
         self._open_files: dict[str, Any] = {}
@@ -119,23 +117,26 @@ class CheckpointReader:
                 )
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file of the checkpoint."""
-    try:
-        value = json.loads(file.read_bytes())
-    except FileNotFoundError as error:
-        raise BrokenCheckpointError(f"{file.name} is missing", field="model") from error
-    except (ValueError, RecursionError) as error:
-        raise BrokenCheckpointError(f"{file.name} is not JSON", field="model") from error
-    if not isinstance(value, dict):
-        raise BrokenCheckpointError(f"{file.name} is not a JSON object", field="model")
-    return value
+def _raw_config(directory: Path) -> dict[str, Any]:
+    """config.json, of a model type we know."""
+    raw = read_json_object(directory / CONFIG_FILE)
+    require_supported_type(raw.get("model_type"))
+    return raw
+
+
+def _require_plausible(raw: dict[str, Any], *, tensors: int) -> None:
+    """Refuse a number of layers that would be counted up to before a tensor is missed."""
+    layers = raw.get("num_hidden_layers")
+    if type(layers) is int and layers > tensors:
+        raise BrokenCheckpointError(
+            f"{CONFIG_FILE} says {layers} layers, the files hold {tensors} tensors: "
+            "most are missing",
+            field="model",
+        )
 
 
 def _load_config(directory: Path) -> PreTrainedConfig:
-    """The configuration; the model type is checked before transformers sees the file."""
-    raw = _read_json(directory / "config.json")
-    require_supported_type(raw.get("model_type"))
+    """The configuration, without running any code it may name."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
@@ -143,45 +144,3 @@ def _load_config(directory: Path) -> PreTrainedConfig:
     except Exception as error:  # transformers' validators raise whatever they like
         raise BrokenCheckpointError(f"config.json: {error}", field="model") from error
     return config
-
-
-def _shard_names(directory: Path) -> list[str]:
-    """The safetensors files that make the checkpoint.
-
-    Raises:
-        BrokenCheckpointError: if there are none, or one that the index names is missing.
-    """
-    if (directory / INDEX_FILE).is_file():
-        weight_map = _read_json(directory / INDEX_FILE).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise BrokenCheckpointError(f"{INDEX_FILE} has no weight_map", field="model")
-        shards = sorted({str(name) for name in weight_map.values()})
-    else:
-        shards = [SINGLE_FILE]
-    for shard in shards:
-        if Path(shard).name != shard:
-            raise BrokenCheckpointError(f"{INDEX_FILE} points outside: {shard}", field="model")
-        if not (directory / shard).is_file():
-            pickles = sorted(p.name for p in directory.glob("*.bin")) if len(shards) == 1 else []
-            if pickles:
-                raise BrokenCheckpointError(
-                    f"only pickle weights here ({pickles[0]}); pickles can run code",
-                    field="model",
-                    hint="convert the checkpoint to safetensors",
-                )
-            raise BrokenCheckpointError(f"{shard} is missing", field="model")
-    return shards
-
-
-def _locate_tensors(directory: Path) -> tuple[dict[str, str], dict[str, TensorEntry]]:
-    """File and header entry of every tensor."""
-    file_of: dict[str, str] = {}
-    entries: dict[str, TensorEntry] = {}
-    for shard in _shard_names(directory):
-        header = read_header(directory / shard)
-        twice = entries.keys() & header.keys()
-        if twice:
-            raise BrokenCheckpointError(f"{shard}: tensor {min(twice)} is there twice")
-        file_of |= dict.fromkeys(header, shard)
-        entries |= header
-    return file_of, entries

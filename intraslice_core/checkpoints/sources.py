@@ -10,31 +10,39 @@ import importlib.util
 from pathlib import Path
 
 from intraslice_core.checkpoints.gguf_conversion import convert_gguf
+from intraslice_core.config import UNLIMITED, ModelLimits
 from intraslice_core.errors import ModelNotFoundError
+from intraslice_core.inspection import inspect_model, require_within
 
 HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*")
 """Weights, settings and tokenizer: neither pickles nor code are ever fetched."""
 
 
-def open_model(reference: str, work_dir: Path) -> Path:
+def open_model(reference: str, work_dir: Path, limits: ModelLimits = UNLIMITED) -> Path:
     """A directory of safetensors for the reference; converted files go below `work_dir`.
 
     Raises:
         ModelNotFoundError: if the reference leads nowhere.
+        ModelTooLargeError: if it is larger than allowed, told from its headers.
         ModelError: if what is there cannot be used.
     """
+    place = _find(reference)
+    require_within(inspect_model(place), limits)
+    return place if place.is_dir() else convert_gguf(place, work_dir / place.stem)
+
+
+def _find(reference: str) -> Path:
+    """The directory or .gguf file that the reference leads to."""
     if reference.startswith("hub:"):
         return _from_hub(reference.removeprefix("hub:"))
     if reference.startswith("package:"):
-        return _from_path(_in_package(reference.removeprefix("package:")), work_dir)
-    return _from_path(Path(reference).expanduser(), work_dir)
+        return _existing(_in_package(reference.removeprefix("package:")))
+    return _existing(Path(reference).expanduser())
 
 
-def _from_path(path: Path, work_dir: Path) -> Path:
-    if path.is_dir():
+def _existing(path: Path) -> Path:
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
-    if path.is_file() and path.suffix == ".gguf":
-        return convert_gguf(path, work_dir / path.stem)
     if path.exists():
         raise ModelNotFoundError(f"{path} is neither a directory nor a .gguf file", field="model")
     raise ModelNotFoundError(f"{path} does not exist", field="model")

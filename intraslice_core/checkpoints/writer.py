@@ -16,24 +16,30 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from intraslice_core.checkpoints.reader import INDEX_FILE, SINGLE_FILE
 from intraslice_core.checkpoints.shards import ShardFile
 from intraslice_core.errors import InsufficientDiskError, OutputExistsError
+from intraslice_core.inspection.layout import INDEX_FILE, SINGLE_FILE, read_json
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
 CARRIED_OVER = (
-    "tokenizer*",
+    "tokenizer*.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
     "*.model",
-    "chat_template*",
+    "chat_template*.jinja",
+    "chat_template*.json",
     "generation_config.json",
     "LICENSE*",
 )
-"""What goes from the dense checkpoint into the sliced one unchanged."""
+"""What goes from the dense checkpoint into the sliced one; never code, and nothing that names any.
+
+Whoever loads the result allows *our* code to run, and must not run somebody else's by it.
+"""
+
+_NAMES_CODE = ("auto_map", "custom_generate")
 
 
 def require_free_output(out: Path) -> None:
@@ -143,7 +149,7 @@ class CheckpointWriter:
         for pattern in CARRIED_OVER:
             for file in source.glob(pattern):
                 if file.is_file():
-                    shutil.copyfile(file, self._work / file.name)
+                    _carry_over(file, self._work / file.name)
         require_free_output(self.out)
         _make_durable(self._work)
         self._work.chmod(0o755)  # mkdtemp's 0700 would hide the result from its readers
@@ -180,6 +186,16 @@ class CheckpointWriter:
         code = Path(inspect.getfile(type(config))).parent
         for module in {entry.split(".")[0] for entry in getattr(config, "auto_map", {}).values()}:
             shutil.copyfile(code / f"{module}.py", self._work / f"{module}.py")
+
+
+def _carry_over(file: Path, target: Path) -> None:
+    """Copy; a JSON object loses what would make a loader fetch or run code."""
+    settings = read_json(file) if file.suffix == ".json" else None
+    if not isinstance(settings, dict) or not any(name in settings for name in _NAMES_CODE):
+        shutil.copyfile(file, target)
+        return
+    harmless = {name: value for name, value in settings.items() if name not in _NAMES_CODE}
+    target.write_text(json.dumps(harmless, indent=2) + "\n", encoding="utf-8")
 
 
 def _sync(path: Path) -> None:

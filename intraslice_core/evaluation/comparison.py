@@ -137,7 +137,9 @@ def load_model(directory: Path, *, dtype: str, device: str) -> PreTrainedModel:
 
 def _load_texts(directory: Path, config: EvaluationConfig) -> dict[str, Tensor]:
     """Held-out tokens of every text, by its name."""
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        directory, local_files_only=True, trust_remote_code=False
+    )
     return {
         source: evaluation_tokens(source, tokenizer, config.max_tokens)
         for source in config.perplexity

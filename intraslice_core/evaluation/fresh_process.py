@@ -108,7 +108,9 @@ def _answer(checkpoint: str, reference: dict[str, Any]) -> list[dict[str, Any]]:
     """Load as a stranger, answer every prompt; the tokenizer is asked too."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        checkpoint, local_files_only=True, trust_remote_code=False
+    )
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         checkpoint,
         trust_remote_code=True,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from app.domain.job import Job, JobError, JobRequest
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
-from app.domain.principal import OPERATOR
-from app.services import claims, jobs
+from app.domain.principal import OPERATOR, Scope
+from app.services import claims, jobs, keys
+from app.services.keys import IssuedKey, KeyRequest
 from app.services.resources import Resources
 from intraslice_core.config import CompressionConfig
 
@@ -37,6 +40,30 @@ def make_request(**changes: Any) -> JobRequest:
         "compression": CompressionConfig(),
     }
     return JobRequest(**(values | changes))
+
+
+def weights_on_disk(directory: Path, parameters: int = 4) -> Path:
+    """A directory whose headers say it is a Llama with so many parameters."""
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text('{"model_type": "llama"}')
+    entry = {"dtype": "F32", "shape": [parameters], "data_offsets": [0, 4 * parameters]}
+    header = json.dumps({"model.norm.weight": entry}).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(4 * parameters)
+    (directory / "model.safetensors").write_bytes(content)
+    return directory
+
+
+def key_of(
+    resources: Resources, scope: Scope = Scope.WRITE, project: str = "default", **more: Any
+) -> IssuedKey:
+    """A key the operator has made."""
+    request = KeyRequest(name="a test", scope=scope, project_id=project, **more)
+    return keys.create_key(resources, OPERATOR, request)
+
+
+def bearer(issued: IssuedKey) -> dict[str, str]:
+    """The headers of whoever holds the key."""
+    return {"authorization": f"Bearer {issued.secret}"}
 
 
 def queued(resources: Resources, **changes: Any) -> Job:

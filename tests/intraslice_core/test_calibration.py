@@ -221,3 +221,13 @@ def test_own_text_needs_a_model(tokenizer):
 def test_writing_own_text_can_be_cancelled(model, tokenizer):
     with pytest.raises(CompressionCancelledError):
         calibration_tokens(config("self"), tokenizer, model=model, should_cancel=lambda: True)
+
+
+def test_text_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("intraslice_core.calibration.sources.MAX_FILE_BYTES", 10_000)
+    path = tmp_path / "bomb.txt.gz"
+    path.write_bytes(gzip.compress(b"a" * 10_000))
+    assert load_text(str(path), part="calibration") == ["a" * 10_000]
+    path.write_bytes(gzip.compress(b"a" * 10_001))
+    with pytest.raises(CalibrationSourceError, match="more than 10000 bytes"):
+        load_text(str(path), part="calibration")

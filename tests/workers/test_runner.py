@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -23,7 +24,7 @@ from app.embedded.postgres import EmbeddedPostgres
 from app.services import claims, jobs, publication
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
-from tests.app.builders import queued, running, succeeded
+from tests.app.builders import queued, running, succeeded, weights_on_disk
 from workers.child_process import ChildProcess
 from workers.messages import ChildRequest
 from workers.runner import StartChild, remove_stale_work, run_job
@@ -185,9 +186,9 @@ def test_sources_are_checked_again_where_they_are_read(
     resources: Resources, tmp_path: Path
 ) -> None:
     models = tmp_path / "models"
-    (models / "m").mkdir(parents=True)
+    weights_on_disk(models / "m")
     job = queued(resources, model=ModelSource(source="path", ref=str(models / "m")))
-    (models / "m").rmdir()
+    shutil.rmtree(models / "m")
     (models / "m").symlink_to("/etc")
     ended = run(resources, job, "finish")
     assert ended is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
@@ -10,15 +12,20 @@ from app.api.problems import Problem, problem_response
 from app.services.health import HealthProbe
 
 router = APIRouter(tags=["health"])
+_ALIVE = {"status": "ok"}
+_CHECKS = {name: {"ok": True, "problem": None} for name in ("database", "broker", "store")}
+_READY: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {"example": {"status": "ok", "checks": _CHECKS}}}}
+}
 
 
-@router.get("/livez")
+@router.get("/livez", responses={200: {"content": {"application/json": {"example": _ALIVE}}}})
 def livez() -> dict[str, str]:
     """Say that the process answers."""
-    return {"status": "ok"}
+    return _ALIVE
 
 
-@router.get("/readyz", responses=problems(503))
+@router.get("/readyz", responses=problems(503) | _READY)
 def readyz(request: Request) -> Response:
     """Check database, broker and store; a process that is about to end is not ready."""
     if request.app.state.draining.is_set():

@@ -33,6 +33,17 @@ from app.services import jobs, outbox, retention
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(401, 403, 422, 503))
 
 
+_REPORT = {
+    "engine_version": "0.1.0",
+    "params_before": 134_515_008,
+    "params_after": 102_662_208,
+    "layers": [{"layer": 0, "plan": {"intermediate_size": 1072}}],
+}
+_REPORTED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {"example": _REPORT}}}
+}
+
+
 @router.post("", status_code=202, responses=problems(409))
 def create_job(
     body: JobCreate,
@@ -109,7 +120,7 @@ def list_events(
     return EventList.of(found, limit)
 
 
-@router.get("/{job_id}/report", responses=problems(404))
+@router.get("/{job_id}/report", responses=problems(404) | _REPORTED)
 def get_report(job_id: str, resources: ResourcesDep, principal: Reader) -> dict[str, Any]:
     """Show the engine's report of a succeeded job."""
     return jobs.get_report(resources, principal, job_id)

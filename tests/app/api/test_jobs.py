@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from app.domain.lifecycle import State
 from app.services.resources import Resources
-from tests.app.builders import BODY, in_state, queued
+from tests.app.builders import BODY, in_state, queued, weights_on_disk
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
@@ -181,7 +181,7 @@ def test_same_idempotency_key_makes_one_job(client: TestClient) -> None:
 
 def test_only_allowed_sources_are_accepted(client: TestClient, tmp_path: Path) -> None:
     models = tmp_path / "models"
-    (models / "good").mkdir(parents=True)
+    weights_on_disk(models / "good")
     outside = tmp_path / "outside"
     outside.mkdir()
     (models / "link").symlink_to(outside)

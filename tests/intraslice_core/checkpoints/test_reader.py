@@ -187,3 +187,11 @@ def test_non_finite_weight_is_named(value: float, dtype: torch.dtype) -> None:
     tensor[1, 2] = value
     with pytest.raises(NonFiniteWeightError, match="the_name"):
         check_finite("the_name", tensor)
+
+
+def test_layers_without_end_are_refused_uncounted(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    changed = config | {"num_hidden_layers": 10**12}
+    (checkpoint / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(BrokenCheckpointError, match="1000000000000 layers"):
+        CheckpointReader(checkpoint)

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from intraslice_core.checkpoints import open_model
-from intraslice_core.errors import BrokenCheckpointError, ModelNotFoundError
+from intraslice_core.config import ModelLimits
+from intraslice_core.errors import BrokenCheckpointError, ModelNotFoundError, ModelTooLargeError
 from tests.intraslice_core.tiny_models import tiny_llama
 
 
@@ -56,6 +57,12 @@ def test_package_with_one_model_is_found_but_not_imported(
     tiny_llama(package / "second")
     with pytest.raises(ModelNotFoundError, match="2 models"):
         open_model("package:carries-a-model", tmp_path)
+
+
+def test_model_larger_than_allowed_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "model")
+    with pytest.raises(ModelTooLargeError):
+        open_model(str(model), tmp_path / "work", ModelLimits(max_parameters=10))
 
 
 def test_broken_gguf_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,22 @@ def test_disk_that_is_too_small_is_noticed_first(tmp_path: Path) -> None:
     ensure_disk_space(tmp_path / "not" / "yet", 1)
     with pytest.raises(InsufficientDiskError, match="free"):
         ensure_disk_space(tmp_path / "not" / "yet", 10**18)
+
+
+def test_code_that_the_input_names_or_brings_is_left_behind(tmp_path: Path) -> None:
+    source, out = tiny_llama(tmp_path / "dense"), tmp_path / "out"
+    (source / "tokenizer_evil.py").write_text("raise SystemExit")
+    (source / "chat_template_evil.py").write_text("raise SystemExit")
+    for name, key in (
+        ("tokenizer_config.json", "auto_map"),
+        ("generation_config.json", "custom_generate"),
+    ):
+        settings = json.loads((source / name).read_text())
+        settings[key] = {"AutoTokenizer": ["stranger/code--tokenizer_evil.Tokenizer", None]}
+        (source / name).write_text(json.dumps(settings))
+    write(out, source)
+    assert not list(out.glob("*.py"))
+    for file in out.glob("*.json"):
+        assert "stranger" not in file.read_text(), file
+    tokenizer = AutoTokenizer.from_pretrained(out, trust_remote_code=True)
+    assert tokenizer("abc")["input_ids"]

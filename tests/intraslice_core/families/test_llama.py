@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from transformers import GPT2Config, LlamaConfig
 
+from intraslice_core.config import SUPPORTED_MODEL_TYPES
 from intraslice_core.errors import UnsupportedArchitectureError
-from intraslice_core.families import family_for
+from intraslice_core.families import FAMILIES, family_for
 from intraslice_core.plan import total_parameters
 from tests.intraslice_core.tiny_models import VARIANTS, tiny_config, tiny_model
 
@@ -41,3 +42,7 @@ def test_partial_rotation_is_refused() -> None:
     rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
     with pytest.raises(UnsupportedArchitectureError, match="partly"):
         family_for(LlamaConfig(rope_parameters=rope))
+
+
+def test_the_service_names_the_families_there_are() -> None:
+    assert tuple(FAMILIES) == SUPPORTED_MODEL_TYPES

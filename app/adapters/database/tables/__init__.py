@@ -1,5 +1,6 @@
 """The tables, as the migrations leave them (a test compares the two); a file for each noun."""
 
+from app.adapters.database.tables.audit import audit
 from app.adapters.database.tables.base import metadata
 from app.adapters.database.tables.jobs import (
     artifacts,
@@ -9,10 +10,13 @@ from app.adapters.database.tables.jobs import (
     outbox,
     turns,
 )
+from app.adapters.database.tables.keys import api_keys
 from app.adapters.database.tables.sweeps import sweeps
 
 __all__ = [
+    "api_keys",
     "artifacts",
+    "audit",
     "events",
     "idempotency_keys",
     "jobs",

@@ -10,8 +10,13 @@ from typing import Any
 
 from intraslice_core.errors import BrokenCheckpointError
 
-MAX_HEADER_BYTES = 32 * 2**20
+MAX_HEADER_BYTES = 16 * 2**20
 """A shard of ten thousand tensors needs about one MiB; more is an attack or an accident."""
+
+MAX_TENSORS = 100_000
+"""In a whole model; the largest published ones have fewer."""
+
+MAX_DIMENSIONS = 8
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1}
 ITEM_BYTES |= {"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -35,6 +40,8 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             tensors that overlap, leave holes or end outside the file.
     """
     raw, data_bytes = _raw_header(file)
+    if len(raw) > MAX_TENSORS:
+        raise _broken(file, f"{len(raw)} tensors are not plausible")
     entries = {
         name: _entry(file, name, value) for name, value in raw.items() if name != "__metadata__"
     }
@@ -77,6 +84,8 @@ def _entry(file: Path, name: str, value: Any) -> TensorEntry:
         numbers = (*shape, begin, end)
     except (KeyError, TypeError, ValueError) as error:
         raise _broken(file, f"the entry of tensor {name} cannot be understood") from error
+    if len(shape) > MAX_DIMENSIONS:
+        raise _broken(file, f"tensor {name} has {len(shape)} dimensions")
     if any(type(number) is not int or number < 0 for number in numbers):
         raise _broken(file, f"tensor {name} has a size or offset that is no natural number")
     if end - begin != math.prod(shape) * item_bytes:

@@ -1,0 +1,30 @@
+"""Rows of `audit`: appended, never changed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from sqlalchemy import insert, select
+
+from app.adapters.database.engine import Transaction
+from app.adapters.database.tables import audit
+from app.domain.audit import Attempt, AuditEntry
+
+
+def append(transaction: Transaction, entry_id: str, attempt: Attempt) -> None:
+    transaction.execute(insert(audit).values(id=entry_id, **asdict(attempt)))
+
+
+def newest(
+    transaction: Transaction, project_id: str, *, limit: int, before: str | None
+) -> list[AuditEntry]:
+    """Entries of a project older than `before`, newest first; ids sort by time."""
+    query = (
+        select(audit)
+        .where(audit.c.project_id == project_id)
+        .order_by(audit.c.id.desc())
+        .limit(limit)
+    )
+    if before is not None:
+        query = query.where(audit.c.id < before)
+    return [AuditEntry(**row._mapping) for row in transaction.execute(query)]

@@ -1,0 +1,74 @@
+"""A token bucket for each caller, kept in Valkey so that all API processes share it."""
+
+from __future__ import annotations
+
+import time
+from urllib.parse import parse_qs, urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from app.domain.errors import BrokerUnavailableError
+
+_ANSWER_SECONDS = 0.25
+_PAUSE_SECONDS = 1.0
+_KEY = "intraslice:rate:"
+
+# Time is Valkey's own: the API's machines need not agree. A clock that steps back gives nothing.
+_TAKE_ONE = """
+local rate, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local kept = redis.call('HMGET', KEYS[1], 'tokens', 'at')
+local gained = math.max(0, now - (tonumber(kept[2]) or now)) * rate
+local tokens = math.min(burst, (tonumber(kept[1]) or burst) + gained)
+local wait = 0
+if tokens >= 1 then tokens = tokens - 1 else wait = (1 - tokens) / rate end
+redis.call('HSET', KEYS[1], 'tokens', string.format('%.6f', tokens),
+           'at', string.format('%.6f', now))
+redis.call('EXPIRE', KEYS[1], math.ceil(burst / rate) + 1)
+return string.format('%.6f', wait)
+"""
+
+
+class RateLimiter:
+    """`per_second` requests on average, `burst` at once."""
+
+    def __init__(self, broker_url: str, *, per_second: float, burst: int) -> None:
+        self._client = redis.Redis.from_url(
+            client_url(broker_url),
+            socket_timeout=_ANSWER_SECONDS,
+            socket_connect_timeout=_ANSWER_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._take_one = self._client.register_script(_TAKE_ONE)
+        self._limits = (per_second, burst)
+        self._paused_until = 0.0
+
+    def seconds_to_wait(self, caller: str) -> float:
+        """Take a token; 0 if there was one, else when there will be.
+
+        Raises:
+            BrokerUnavailableError: if Valkey does not answer; it is not asked for a moment then,
+                because a server that hangs must not cost every request its time limit.
+        """
+        if time.monotonic() < self._paused_until:
+            return 0.0
+        try:
+            return float(self._take_one(keys=[_KEY + caller], args=list(self._limits)))
+        except redis.RedisError as error:
+            self._paused_until = time.monotonic() + _PAUSE_SECONDS
+            raise BrokerUnavailableError(f"Valkey does not answer: {error}") from error
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def client_url(broker_url: str) -> str:
+    """Celery's name for the server in redis-py's language; they differ for unix sockets."""
+    parts = urlsplit(broker_url)
+    if parts.scheme != "redis+socket":
+        return broker_url
+    database = parse_qs(parts.query).get("virtual_host", ["0"])[0]
+    return f"unix://{parts.path}?db={database}"

@@ -1,0 +1,89 @@
+"""Every call that changes something, or tries to, leaves a line in the audit log."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from fastapi.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.domain.audit import Attempt
+from app.domain.identifiers import looks_like_id
+from app.domain.principal import Principal
+from app.services import audit
+
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_LONGEST_METHOD = 16
+UNKNOWN_ROUTE = "(none)"
+
+
+class AuditTrail:
+    """In front of authentication, so that refusals are seen; what has no key leaves no line.
+
+    The line is written when the status is known and before the client hears it.
+
+    Args:
+        app: what answers.
+        templates: every route's path with the pattern it matches. Looked up here and not taken
+            from the router, because refusals come before the router has seen the path.
+    """
+
+    def __init__(self, app: ASGIApp, templates: Sequence[tuple[str, re.Pattern[str]]]) -> None:
+        self._app = app
+        self._templates = templates
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in _READING:
+            await self._app(scope, receive, send)
+            return
+        answered = False
+
+        async def send_after_writing(message: Message) -> None:
+            nonlocal answered
+            if message["type"] == "http.response.start":
+                answered = True
+                location = Headers(raw=message["headers"]).get("location")
+                await self._write(scope, message["status"], location)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_after_writing)
+        except Exception:
+            if not answered:
+                await self._write(scope, 500, None)
+            raise
+
+    async def _write(self, scope: Scope, status: int, location: str | None) -> None:
+        principal: Principal | None = scope.get("state", {}).get("principal")
+        if principal is None:
+            return
+        route, object_id = self._target(scope["path"])
+        attempt = Attempt(
+            project_id=principal.project_id,
+            key_id=principal.key_id,
+            method=scope["method"][:_LONGEST_METHOD],
+            route=route,
+            object_id=object_id or _made(location),
+            status=status,
+            request_id=scope["state"]["request_id"],
+        )
+        await run_in_threadpool(audit.record, scope["app"].state.resources, attempt)
+
+    def _target(self, path: str) -> tuple[str, str | None]:
+        """Template of the path, and the id in it.
+
+        The path itself is never written: somebody may have put a secret there by mistake.
+        """
+        for template, pattern in self._templates:
+            match = pattern.fullmatch(path)
+            if match is not None:
+                return template, next(filter(looks_like_id, match.groups()), None)
+        return UNKNOWN_ROUTE, None
+
+
+def _made(location: str | None) -> str | None:
+    """The id of what a creating call has made, from the address it answers with."""
+    last = (location or "").rpartition("/")[2]
+    return last if looks_like_id(last) else None

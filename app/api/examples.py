@@ -1,0 +1,65 @@
+"""Examples for the OpenAPI description, composed from what the schemas say.
+
+A schema's own `examples` win; a list shows one of its items, an object each of its fields. So a
+resource gives its example once, in `model_config`, and every envelope around it follows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+_FORMATS = {"date-time": "2026-03-01T12:00:00Z", "uri": "https://example.org/", "binary": ""}
+_SIMPLE: dict[str, Any] = {"boolean": True, "null": None}
+_DEEPEST = 12
+
+
+def example_of(schema: Schema, components: Schema, name: str = "text", depth: int = 0) -> Any:
+    """Something the schema allows; None where it says nothing."""
+    if depth > _DEEPEST:
+        raise ValueError(f"the schema of {name} refers to itself: give it `examples`")
+    if "$ref" in schema:
+        target = schema["$ref"].rpartition("/")[2]
+        return example_of(components[target], components, name, depth + 1)
+    if "examples" in schema:
+        return _complete(schema["examples"][0], schema)
+    if "enum" in schema:
+        return schema["enum"][0]
+    for told in ("example", "const", "default"):
+        if told in schema:
+            return schema[told]
+    for choice in ("anyOf", "oneOf", "allOf"):
+        if choice in schema:
+            return _first(schema[choice], components, name, depth)
+    return _typed(schema, components, name, depth)
+
+
+def _complete(example: Any, schema: Schema) -> Any:
+    """Put back the nulls, which FastAPI drops from what a schema brings along."""
+    if not isinstance(example, dict):
+        return example
+    return {name: None for name in schema.get("required", ()) if name not in example} | example
+
+
+def _first(choices: list[Schema], components: Schema, name: str, depth: int) -> Any:
+    """Of the alternatives, one that is something."""
+    something = [one for one in choices if one.get("type") != "null"]
+    return example_of(something[0], components, name, depth + 1) if something else None
+
+
+def _typed(schema: Schema, components: Schema, name: str, depth: int) -> Any:
+    kind = schema.get("type")
+    if kind == "object":
+        fields = schema.get("properties", {})
+        return {
+            field: example_of(value, components, field, depth + 1)
+            for field, value in fields.items()
+        }
+    if kind == "array":
+        return [example_of(schema["items"], components, name, depth + 1)]
+    if kind == "string":
+        return _FORMATS.get(schema.get("format", ""), name)
+    if kind in ("integer", "number"):
+        return schema.get("minimum", 1)
+    return _SIMPLE.get(kind or "")

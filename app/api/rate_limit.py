@@ -1,0 +1,36 @@
+"""Every key may ask so often, and no more."""
+
+from __future__ import annotations
+
+import math
+
+from fastapi.concurrency import run_in_threadpool
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.api.problems import Problem, problem_response
+from app.domain.principal import Principal
+from app.services import rate_limits
+from app.services.resources import Resources
+
+
+class RateLimit:
+    """Behind authentication: health checks and signed links come without a key and pass."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        principal: Principal | None = scope.get("state", {}).get("principal")
+        if scope["type"] == "http" and principal is not None:
+            resources: Resources = scope["app"].state.resources
+            seconds = await run_in_threadpool(rate_limits.seconds_to_wait, resources, principal)
+            if seconds > 0:
+                await problem_response(scope, _refusal(seconds))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _refusal(seconds: float) -> Problem:
+    wait = str(math.ceil(seconds))
+    detail = f"This key asks too often; try again in {wait} s"
+    return Problem(429, "rate_limited", detail, headers={"Retry-After": wait})

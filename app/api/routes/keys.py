@@ -1,0 +1,51 @@
+"""/v1/keys: who may ask."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from app.api.dependencies import Admin, CursorQuery, LimitQuery, ProjectQuery, ResourcesDep
+from app.api.documentation import problems
+from app.api.key_schemas import IssuedKeyOut, KeyCreate, KeyList, KeyOut
+from app.api.pagination import decode_cursor
+from app.domain.api_key import KEY
+from app.services import keys
+
+router = APIRouter(prefix="/v1/keys", tags=["keys"], responses=problems(401, 403, 422, 503))
+
+
+@router.post("", status_code=201)
+def create_key(
+    body: KeyCreate, resources: ResourcesDep, principal: Admin, response: Response
+) -> IssuedKeyOut:
+    """Make a key; its secret is in this answer and nowhere else."""
+    issued = keys.create_key(resources, principal, body.to_domain())
+    response.headers["Location"] = f"{router.prefix}/{issued.key.id}"
+    response.headers["Cache-Control"] = "no-store"
+    return IssuedKeyOut.issued(issued)
+
+
+@router.get("")
+def list_keys(
+    resources: ResourcesDep,
+    principal: Admin,
+    limit: LimitQuery = 20,
+    after: CursorQuery = None,
+    project: ProjectQuery = None,
+) -> KeyList:
+    """List keys, newest first, without their secrets."""
+    before = decode_cursor(after, KEY)
+    page = keys.list_keys(resources, principal, project_id=project, limit=limit, before=before)
+    return KeyList.of(page)
+
+
+@router.get("/{key_id}", responses=problems(404))
+def get_key(key_id: str, resources: ResourcesDep, principal: Admin) -> KeyOut:
+    """Show a key."""
+    return KeyOut.of(keys.get_key(resources, principal, key_id))
+
+
+@router.delete("/{key_id}", status_code=204, responses=problems(404))
+def revoke_key(key_id: str, resources: ResourcesDep, principal: Admin) -> None:
+    """End a key for good; twice is fine."""
+    keys.revoke_key(resources, principal, key_id)

@@ -1,0 +1,52 @@
+"""The audit log: written after the answer is known, read by administrators."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from app.adapters.database import audit
+from app.domain.audit import AUDIT, Attempt, AuditEntry
+from app.domain.errors import ServiceError
+from app.domain.identifiers import new_id
+from app.domain.principal import Principal
+from app.services.keys import project_of
+from app.services.resources import Resources
+from app.telemetry import get_logger
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditPage:
+    """Some entries, newest first."""
+
+    entries: list[AuditEntry]
+    has_more: bool
+
+
+def record(resources: Resources, attempt: Attempt) -> None:
+    """Write the attempt down; what cannot be written goes to the log, loudly and whole.
+
+    The answer is decided by now: a database that fails here must not change it.
+    """
+    try:
+        with resources.database.transaction() as transaction:
+            audit.append(transaction, new_id(AUDIT), attempt)
+    except ServiceError as error:
+        _log.error("audit_lost", code=error.code, **asdict(attempt))
+    except Exception:
+        _log.exception("audit_lost", **asdict(attempt))
+
+
+def list_audit(
+    resources: Resources,
+    principal: Principal,
+    *,
+    project_id: str | None,
+    limit: int,
+    before: str | None,
+) -> AuditPage:
+    chosen = project_of(principal, project_id)
+    with resources.database.transaction() as transaction:
+        found = audit.newest(transaction, chosen, limit=limit + 1, before=before)
+    return AuditPage(entries=found[:limit], has_more=len(found) > limit)

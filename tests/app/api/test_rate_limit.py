@@ -1,0 +1,119 @@
+"""Each key may ask so often and no more; Valkey keeps the count for all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+import structlog
+from fastapi.testclient import TestClient
+
+from app.adapters.rate_limit import RateLimiter, client_url
+from app.domain.lifecycle import State
+from app.domain.principal import Scope
+from app.embedded.valkey import EmbeddedValkey
+from app.main import create_app
+from app.services.resources import Resources
+from app.settings import Settings
+from tests.app.builders import bearer, in_state, key_of
+from tests.conftest import OPERATOR_KEY
+
+pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+# So slow that no bucket fills while the test runs, however busy the machine.
+LIMITS = {"requests_per_second": 0.001, "requests_burst": 3}
+
+
+def limited_app(settings: Settings, **changes: object) -> TestClient:
+    values = settings.model_dump() | {"auth": "on", "api_key": OPERATOR_KEY} | LIMITS | changes
+    return TestClient(create_app(Settings(**values)), raise_server_exceptions=False)
+
+
+@pytest.fixture
+def limited(settings: Settings) -> Iterator[TestClient]:
+    with limited_app(settings) as client:
+        yield client
+
+
+def statuses(client: TestClient, headers: dict[str, str], path: str = "/v1/jobs") -> list[int]:
+    return [client.get(path, headers=headers).status_code for _ in range(4)]
+
+
+def resources_of(client: TestClient) -> Resources:
+    resources: Resources = client.app.state.resources  # type: ignore[attr-defined]
+    return resources
+
+
+def test_after_the_burst_a_key_has_to_wait(limited: TestClient) -> None:
+    headers = bearer(key_of(resources_of(limited)))
+    assert statuses(limited, headers) == [200, 200, 200, 429]
+    refused = limited.get("/v1/jobs", headers=headers)
+    assert refused.json()["code"] == "rate_limited"
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert 990 <= int(refused.headers["retry-after"]) <= 1000
+
+
+def test_every_key_has_its_own_bucket(limited: TestClient) -> None:
+    for _ in range(2):
+        headers = bearer(key_of(resources_of(limited)))
+        assert statuses(limited, headers) == [200, 200, 200, 429]
+    assert statuses(limited, {"authorization": f"Bearer {OPERATOR_KEY}"})[3] == 429
+
+
+def test_wrong_paths_count_too(limited: TestClient) -> None:
+    headers = bearer(key_of(resources_of(limited), Scope.READ))
+    assert statuses(limited, headers, "/v1/nothing") == [404, 404, 404, 429]
+
+
+def test_health_and_signed_links_are_exempt(limited: TestClient) -> None:
+    resources = resources_of(limited)
+    headers = bearer(key_of(resources))
+    link = resources.signer.sign(in_state(resources, State.SUCCEEDED).id, "config.json", 60)
+    for path in ("/livez", "/readyz", link):
+        assert statuses(limited, headers, path) == [200] * 4
+
+
+def test_all_processes_share_the_count(settings: Settings, limited: TestClient) -> None:
+    headers = bearer(key_of(resources_of(limited)))
+    with limited_app(settings) as second:
+        clients = (limited, second, limited, second)
+        found = [client.get("/v1/jobs", headers=headers).status_code for client in clients]
+    assert found == [200, 200, 200, 429]
+
+
+def test_without_valkey_requests_pass_and_it_is_logged(settings: Settings) -> None:
+    with limited_app(settings, broker_url="redis+socket:///nonexistent/socket") as client:
+        headers = bearer(key_of(resources_of(client)))
+        with structlog.testing.capture_logs() as logs:
+            assert statuses(client, headers) == [200] * 4
+    assert "rate_limit_suspended" in [line["event"] for line in logs]
+
+
+def test_bucket_fills_by_valkeys_clock(valkey_server: EmbeddedValkey) -> None:
+    limiter = RateLimiter(valkey_server.url, per_second=2.0, burst=1)
+    with redis.Redis.from_url(valkey_server.redis_url) as client:
+        client.flushall()
+        assert limiter.seconds_to_wait("a") == 0.0
+        assert 0.0 < limiter.seconds_to_wait("a") <= 0.5
+        # As if half a second had passed.
+        past = float(client.hget("intraslice:rate:a", "at")) - 0.5
+        client.hset("intraslice:rate:a", "at", past)
+        assert limiter.seconds_to_wait("a") == 0.0
+        # A clock that was set back takes nothing away.
+        client.hset("intraslice:rate:a", mapping={"tokens": 1, "at": past + 1000})
+        assert limiter.seconds_to_wait("a") == 0.0
+        assert 0 < client.ttl("intraslice:rate:a") <= 2
+    limiter.close()
+
+
+@pytest.mark.parametrize(
+    ("celery", "plain"),
+    [
+        ("redis+socket:///run/x.sock?virtual_host=3", "unix:///run/x.sock?db=3"),
+        ("redis+socket:///run/x.sock", "unix:///run/x.sock?db=0"),
+        ("redis://:pw@host:6380/1", "redis://:pw@host:6380/1"),
+        ("rediss://host/0", "rediss://host/0"),
+    ],
+)
+def test_broker_url_in_redis_pys_language(celery: str, plain: str) -> None:
+    assert client_url(celery) == plain

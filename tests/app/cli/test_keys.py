@@ -1,0 +1,70 @@
+"""`intraslice keys`: the first key is made with nothing but the database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from click.testing import Result
+from fastapi.testclient import TestClient
+from typer.testing import CliRunner
+
+from app.cli.main import app
+from app.domain.api_key import is_secret
+from app.main import create_app
+from app.settings import Settings, get_settings
+
+pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(settings: Settings) -> Iterator[Run]:
+    """The command with the environment of a deployment."""
+    environment = {
+        "INTRASLICE_DATABASE_URL": settings.database_url,
+        "INTRASLICE_DATA_DIR": str(settings.data_dir),
+        "COLUMNS": "200",
+    }
+
+    def command(*arguments: str) -> Result:
+        get_settings.cache_clear()
+        return CliRunner().invoke(app, ["keys", *arguments], env=environment)
+
+    yield command
+    get_settings.cache_clear()
+
+
+def test_first_key_is_made_listed_used_and_revoked(run: Run, settings: Settings) -> None:
+    created = run("create", "ci pipeline", "--scope", "read", "--project", "search", "--days", "30")
+    assert created.exit_code == 0, created.stderr
+    secret = created.stdout.strip()
+    assert is_secret(secret)
+    key_id = created.stderr.partition(":")[0]
+    listed = run("list", "--project", "search")
+    for shown in (key_id, "ci pipeline", "read", secret[:12], "until", "never"):
+        assert shown in listed.stdout
+    assert secret not in listed.stdout
+    values = settings.model_dump() | {"auth": "on", "key_cache_seconds": 0}
+    with TestClient(create_app(Settings(**values))) as client:
+        headers = {"authorization": f"Bearer {secret}"}
+        assert client.get("/v1/jobs", headers=headers).status_code == 200
+        assert run("revoke", key_id).exit_code == 0
+        assert client.get("/v1/jobs", headers=headers).status_code == 401
+    assert "revoked" in run("list", "--project", "search").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("revoke", "key_" + "0" * 26), "There is no such key"),
+        (("create", "x", "--project", "Not A Project"), "--project"),
+        (("create", "x", "--scope", "everything"), "--scope"),
+    ],
+)
+def test_what_cannot_be_done_is_said(run: Run, arguments: tuple[str, ...], complaint: str) -> None:
+    done = run(*arguments)
+    assert done.exit_code not in (0, None)
+    assert complaint in done.stderr
+    assert isinstance(done.exception, SystemExit)
+    assert done.stdout == ""

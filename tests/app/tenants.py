@@ -1,0 +1,74 @@
+"""Objects of a tenant, made by the name of the path parameter that leads to them.
+
+Whoever adds a route with a new path parameter adds its maker here; `test_tenants.py` fails and
+says so until then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fastapi.testclient import TestClient
+
+from app.domain.lifecycle import State
+from app.domain.principal import Principal, Scope, included
+from app.services import claims, jobs
+from app.services.keys import IssuedKey
+from app.services.resources import Resources
+from tests.app.builders import bearer, key_of, make_request, succeeded
+
+
+@dataclass
+class Tenant:
+    """A project with keys of every scope, and what has been made for it so far."""
+
+    client: TestClient
+    project: str
+    made: dict[str, str] = field(default_factory=dict)
+    keys: dict[Scope, IssuedKey] = field(default_factory=dict)
+
+    @property
+    def resources(self) -> Resources:
+        resources: Resources = self.client.app.state.resources  # type: ignore[attr-defined]
+        return resources
+
+    @property
+    def principal(self) -> Principal:
+        return Principal(
+            project_id=self.project,
+            scopes=included(Scope.ADMIN),
+            key_id=self.key(Scope.ADMIN).key.id,
+        )
+
+    def key(self, scope: Scope) -> IssuedKey:
+        if scope not in self.keys:
+            self.keys[scope] = key_of(self.resources, scope, self.project)
+        return self.keys[scope]
+
+    def headers(self, scope: Scope = Scope.ADMIN) -> dict[str, str]:
+        return bearer(self.key(scope))
+
+
+def _succeeded_job(tenant: Tenant) -> str:
+    """With report and artifacts, so that every route below it has something to show."""
+    job = jobs.create_job(tenant.resources, tenant.principal, make_request()).job
+    claimed = claims.claim_job(tenant.resources, job.id, "worker-1")
+    assert claimed is not None
+    assert succeeded(tenant.resources, claimed).state is State.SUCCEEDED
+    return job.id
+
+
+def _key(tenant: Tenant) -> str:
+    return key_of(tenant.resources, Scope.READ, tenant.project).key.id
+
+
+MAKERS: dict[str, Callable[[Tenant], str]] = {
+    # A maker may look at `tenant.made` for the objects of the parameters before it in the path.
+    "job_id": _succeeded_job,
+    "key_id": _key,
+}
+
+QUERIES: dict[str, Callable[[Tenant], str]] = {
+    # Required query parameters that name objects, in the same way.
+}

@@ -61,5 +61,5 @@ def _typed(schema: Schema, components: Schema, name: str, depth: int) -> Any:
     if kind == "string":
         return _FORMATS.get(schema.get("format", ""), name)
     if kind in ("integer", "number"):
-        return schema.get("minimum", 1)
+        return schema.get("minimum", schema.get("exclusiveMinimum", 0) + 1)
     return _SIMPLE.get(kind or "")

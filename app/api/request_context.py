@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import Problem, problem_response
+from app.domain.api_key import without_secrets
 from app.telemetry import get_logger
 
 REQUEST_ID_HEADER = "x-request-id"
@@ -51,7 +52,7 @@ class RequestContext:
                 _log.info(
                     "request",
                     method=scope["method"],
-                    path=scope["path"],
+                    path=without_secrets(scope["path"]),
                     status=status,
                     seconds=round(time.perf_counter() - started, 4),
                 )

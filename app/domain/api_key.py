@@ -17,6 +17,8 @@ _RANDOM_BYTES = 32
 _SHOWN_CHARACTERS = len(_PREFIX) + 8
 _SECRET = re.compile(rf"{_PREFIX}([0-9a-f]{{{2 * _RANDOM_BYTES}}})([0-9a-f]{{8}})")
 
+_ANY_SECRET = re.compile(rf"{_PREFIX}[0-9a-f]+")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ApiKey:
@@ -63,6 +65,11 @@ def digest(secret: str) -> str:
     because nobody can steer the digest of a guess towards a stored one.
     """
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def without_secrets(text: str) -> str:
+    """For logs: somebody may have pasted a key where an id belongs."""
+    return _ANY_SECRET.sub(f"{_PREFIX}…", text)
 
 
 def hint(secret: str) -> str:

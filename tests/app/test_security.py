@@ -1,0 +1,354 @@
+"""The Security section of the design, one test a sentence and in its order."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+import structlog
+from fastapi.testclient import TestClient
+from pydantic import ValidationError
+
+from app.adapters.database.tables import metadata
+from app.domain.principal import Scope
+from app.main import create_app
+from app.services.resources import Resources
+from app.settings import Settings
+from tests.app.api.test_tenants import CHANGES, Operation, call
+from tests.app.builders import BODY, bearer, key_of, weights_on_disk
+from tests.app.tenants import Tenant
+from tests.conftest import OPERATOR_KEY
+from workers.child_process import ChildProcess
+from workers.messages import ChildRequest
+from workers.runner import run_job
+
+pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+REPOSITORY = Path(__file__).parents[2]
+OPERATOR_HEADERS = {"authorization": f"Bearer {OPERATOR_KEY}"}
+MIB = 2**20
+
+
+def refused_code(client: TestClient, source: str, ref: object) -> str | None:
+    """Why a job on this model is refused; None if it is not."""
+    answer = client.post("/v1/jobs", json={"model": {"source": source, "ref": str(ref)}})
+    if answer.status_code == 202:
+        return None
+    assert answer.status_code == 422, answer.text
+    code: str = answer.json()["errors"][0]["code"]
+    return code
+
+
+# -- Deny by default ---------------------------------------------------------------------------
+
+
+def test_api_keys_are_required(closed: TestClient) -> None:
+    assert Settings.model_fields["auth"].default == "on"
+    assert closed.get("/v1/jobs").status_code == 401
+    assert closed.get("/v1/jobs", headers=OPERATOR_HEADERS).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])
+def test_unless_auth_is_off_and_the_server_listens_on_loopback(host: str) -> None:
+    assert Settings(auth="off", host="127.0.0.1").auth == "off"
+    with pytest.raises(ValidationError, match="auth=off"):
+        Settings(auth="off", host=host)
+
+
+def test_tenants_never_see_each_others_rows(closed: TestClient) -> None:
+    """In small; `api/test_tenants.py` asks every route."""
+    ours, theirs = Tenant(closed, "ours"), Tenant(closed, "theirs")
+    job = closed.post("/v1/jobs", json=BODY, headers=ours.headers()).json()
+    assert closed.get(job["urls"]["self"], headers=ours.headers()).status_code == 200
+    assert closed.get(job["urls"]["self"], headers=theirs.headers()).status_code == 404
+    assert closed.get("/v1/jobs", headers=theirs.headers()).json()["data"] == []
+
+
+# -- Models ------------------------------------------------------------------------------------
+
+
+def test_models_are_safetensors_and_gguf_only_no_pickle(client: TestClient, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    assert refused_code(client, "path", weights_on_disk(models / "safe")) is None
+    pickled = models / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_text('{"model_type": "llama"}')
+    (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    assert refused_code(client, "path", pickled) == "broken_checkpoint"
+    for name in ("model.pt", "model.pkl", "model.gguf"):
+        (models / name).write_bytes(b"\x80\x04.")
+        assert refused_code(client, "path", models / name) == "broken_checkpoint"
+
+
+def test_trust_remote_code_never(tmp_path: Path) -> None:
+    from intraslice_core.checkpoints import CheckpointReader
+    from intraslice_core.evaluation.comparison import load_model
+    from intraslice_core.pipeline import _tokenizer
+    from tests.intraslice_core.tiny_models import tiny_llama
+
+    place, marker = tiny_llama(tmp_path / "model"), tmp_path / "it-ran"
+    (place / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Evil: pass\n")
+    automatic = ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")
+    for name in ("config.json", "tokenizer_config.json"):
+        content = json.loads((place / name).read_text())
+        content["auto_map"] = dict.fromkeys(automatic, "evil.Evil")
+        (place / name).write_text(json.dumps(content))
+    with CheckpointReader(place) as reader:
+        assert reader.config.model_type == "llama"
+    load_model(place, dtype="float32", device="cpu")
+    assert _tokenizer(place)("abc")["input_ids"]
+    assert not marker.exists()
+
+
+def test_hub_ids_are_checked_against_an_allow_list_pattern(client: TestClient) -> None:
+    assert Settings.model_fields["hub_allow"].default == ()
+    assert refused_code(client, "hub", "allowed/model") is None
+    assert refused_code(client, "hub", "stranger/model") == "hub_not_allowed"
+    for name in ("allowed/../stranger/model", "allowed/a/b", "https://x/allowed/model", "allowed"):
+        assert refused_code(client, "hub", name) == "malformed"
+
+
+def test_local_paths_only_below_configured_roots_after_resolving_links(
+    client: TestClient, tmp_path: Path
+) -> None:
+    inside, outside = tmp_path / "models" / "m", weights_on_disk(tmp_path / "outside")
+    weights_on_disk(inside)
+    assert refused_code(client, "path", inside) is None
+    assert refused_code(client, "path", outside) == "path_not_allowed"
+    assert refused_code(client, "path", inside / ".." / ".." / "outside") == "path_not_allowed"
+    (tmp_path / "models" / "link").symlink_to(outside)
+    assert refused_code(client, "path", tmp_path / "models" / "link") == "path_not_allowed"
+    (inside / "tokenizer.json").symlink_to("/etc/passwd")
+    assert refused_code(client, "path", inside) == "path_not_allowed"
+
+
+def test_parameter_count_is_limited(settings: Settings, tmp_path: Path) -> None:
+    small, large = (weights_on_disk(tmp_path / "models" / str(n), n) for n in (10, 11))
+    limited = settings.model_copy(update={"max_parameters": 10})
+    with TestClient(create_app(limited)) as client:
+        assert refused_code(client, "path", small) is None
+        assert refused_code(client, "path", large) == "model_too_large"
+
+
+def test_sequence_length_is_limited(settings: Settings) -> None:
+    limited = settings.model_copy(update={"max_sequence_length": 2047})
+    with TestClient(create_app(limited)) as client:
+        answer = client.post("/v1/jobs", json=BODY)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "/compression/calibration/sequence_length"
+
+
+BOMBS: dict[str, bytes] = {
+    # A length of 2 GiB, a file as long, and not a byte of it on the disk.
+    "model.safetensors": (2**31).to_bytes(8, "little"),
+    # 2**62 settings, each of which a trusting reader would collect.
+    "model.gguf": b"GGUF\3\0\0\0" + bytes(8) + (2**62).to_bytes(8, "little"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_header_bomb_is_refused_before_allocation(tmp_path: Path, name: str) -> None:
+    place = weights_on_disk(tmp_path / "m")
+    with (place / name).open("wb") as stream:
+        stream.write(BOMBS[name])
+        stream.truncate(2**31 + 64)
+    target = place if name == "model.safetensors" else place / name
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from intraslice_core.errors import BrokenCheckpointError\n"
+        "from intraslice_core.inspection import inspect_model\n"
+        "try: inspect_model(Path(sys.argv[1]))\n"
+        "except BrokenCheckpointError as error: print(error.code)\n"
+    )
+
+    def bounded() -> None:
+        # Address space: the file's own mapping fits, a copy of what it promises does not.
+        resource.setrlimit(resource.RLIMIT_AS, (2**31 + 512 * MIB, 2**31 + 512 * MIB))
+        resource.setrlimit(resource.RLIMIT_DATA, (256 * MIB, 256 * MIB))
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(target)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=bounded,
+    )
+    assert done.stdout.strip() == "broken_checkpoint", done.stderr
+
+
+# -- Limits and traces -------------------------------------------------------------------------
+
+
+def test_rate_limit_per_key(settings: Settings) -> None:
+    limits = {"requests_per_second": 0.001, "requests_burst": 1, "auth": "on"}
+    with TestClient(create_app(Settings(**settings.model_dump() | limits))) as client:
+        resources: Resources = client.app.state.resources  # type: ignore[attr-defined]
+        for headers in (bearer(key_of(resources)), bearer(key_of(resources))):
+            statuses = [client.get("/v1/jobs", headers=headers).status_code for _ in range(2)]
+            assert statuses == [200, 429]
+
+
+def test_body_size_limit(client: TestClient) -> None:
+    answer = client.post("/v1/jobs", content=b"x" * 1_048_577)
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+SECRETS = {
+    "INTRASLICE_API_KEY": "marked-operators-key-4711",
+    "INTRASLICE_SIGNING_KEY": "marked-signing-key-4711",
+}
+
+
+def spying_child(request: ChildRequest, log: Path) -> ChildProcess:
+    """An engine that tells all it knows: its last words become the job's error."""
+    code = (
+        "import os, sys; words = sys.stdin.read() + repr(dict(os.environ));"
+        "sys.stderr.write(words.replace(chr(10), ' ')[-480:] + '\\n'); sys.exit(3)"
+    )
+    return ChildProcess(request, log, (sys.executable, "-c", code))
+
+
+def everything_in(database_url: str) -> str:
+    """All rows of all tables."""
+    with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
+        return "\n".join(
+            str(connection.execute(f"SELECT row_to_json(t)::text FROM {table} AS t").fetchall())
+            for table in metadata.tables
+        )
+
+
+def test_secrets_never_in_rows_logs_or_events(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, secret in SECRETS.items():
+        monkeypatch.setenv(name, secret)
+    values = settings.model_dump() | {
+        "auth": "on",
+        "api_key": SECRETS["INTRASLICE_API_KEY"],
+        "signing_key": SECRETS["INTRASLICE_SIGNING_KEY"],
+    }
+    operator = {"authorization": f"Bearer {SECRETS['INTRASLICE_API_KEY']}"}
+    with (
+        structlog.testing.capture_logs() as logs,
+        TestClient(create_app(Settings(**values)), raise_server_exceptions=False) as client,
+    ):
+        resources: Resources = client.app.state.resources  # type: ignore[attr-defined]
+        secret = client.post(
+            "/v1/keys", json={"name": "x", "scope": "admin"}, headers=operator
+        ).json()["secret"]
+        link = _use_everything(client, resources, {"authorization": f"Bearer {secret}"}, secret)
+        events = client.get("/v1/jobs?limit=100", headers=operator).text
+    output = capfd.readouterr()
+    seen = "\n".join([everything_in(settings.database_url), events, str(logs), *output])
+    assert "marked-label" in seen, "the run left no trace, so its absence proves nothing"
+    assert "exit code 3" in seen
+    signature = link.rpartition("signature=")[2]
+    for hidden in (*SECRETS.values(), secret, signature):
+        assert hidden not in seen
+
+
+def _use_everything(
+    client: TestClient, resources: Resources, headers: dict[str, str], secret: str
+) -> str:
+    """Good and bad requests and a failing run, with the secret in every wrong place too."""
+    body = BODY | {"labels": {"a": "marked-label"}}
+    job = client.post("/v1/jobs", json=body, headers=headers | {"idempotency-key": "k"}).json()
+    run_job(resources, job["id"], "worker-1", threading.Event(), spying_child)
+    link = resources.signer.sign(job["id"], "config.json", 60)
+    assert client.get(link).status_code == 404
+    for wrong in (
+        client.get(f"/v1/jobs/{secret}", headers=headers),
+        client.delete(f"/v1/keys/{secret}", headers=headers),
+        client.get("/v1/jobs", params={"after": secret}, headers=headers),
+        client.post("/v1/jobs", json={"model": secret}, headers=headers),
+        client.get("/v1/jobs", headers={"authorization": f"Basic {secret}"}),
+        client.get("/v1/jobs", headers={"authorization": f"Bearer {secret}0"}),
+    ):
+        assert 400 <= wrong.status_code < 500
+    return link
+
+
+def test_audit_log_of_every_mutating_call(closed: TestClient) -> None:
+    tenant = Tenant(closed, "audited")
+    for operation in CHANGES:
+        before = _lines(tenant)
+        answer = call(operation, tenant, tenant.headers())
+        (line,) = [line for line in _lines(tenant) if line not in before]
+        assert (line["method"], line["route"]) == (operation.method.upper(), _template(operation))
+        assert line["status"] == answer.status_code
+        assert line["key"] == tenant.key(Scope.ADMIN).key.id
+        assert line["request_id"] == answer.headers["x-request-id"]
+
+
+def _lines(tenant: Tenant) -> list[Any]:
+    lines: list[Any] = tenant.client.get(
+        "/v1/audit", params={"limit": 100}, headers=tenant.headers()
+    ).json()["data"]
+    return lines
+
+
+def _template(operation: Operation) -> str:
+    return re.sub(r":path}", "}", operation.path)
+
+
+# -- The same of a server as a deployment starts it ----------------------------------------------
+
+
+def test_the_servers_own_log_holds_no_secret(settings: Settings, resources: Resources) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        **SECRETS,
+        "PYTHONPATH": str(REPOSITORY),
+        "INTRASLICE_DATABASE_URL": settings.database_url,
+        "INTRASLICE_BROKER_URL": settings.broker_url,
+        "INTRASLICE_DATA_DIR": str(settings.data_dir),
+        "INTRASLICE_PORT": str(port),
+    }
+    issued = key_of(resources)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "app.cli.main", "serve"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        _wait_until_alive(server, port)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            assert client.get("/v1/jobs", headers=bearer(issued)).status_code == 200
+            link = "/v1/downloads/job_x/marked-name?expires=1&signature=marked-signature"
+            assert client.get(link).status_code == 403
+    finally:
+        server.terminate()
+        log, _ = server.communicate(timeout=60)
+    assert "/v1/downloads/job_x/marked-name" in log
+    for hidden in (*SECRETS.values(), issued.secret, "marked-signature"):
+        assert hidden not in log
+
+
+def _wait_until_alive(server: subprocess.Popen[str], port: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert server.poll() is None, server.communicate()[0]
+        try:
+            httpx.get(f"http://127.0.0.1:{port}/livez", trust_env=False)
+        except httpx.TransportError:
+            time.sleep(0.05)
+        else:
+            return
+    raise AssertionError("the server did not start")

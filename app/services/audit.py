@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 
-from app.adapters.database import audit
+from app.adapters.database import audit, turns
 from app.domain.audit import AUDIT, Attempt, AuditEntry
 from app.domain.errors import ServiceError
 from app.domain.identifiers import new_id
@@ -13,6 +14,9 @@ from app.services.keys import project_of
 from app.services.resources import Resources
 from app.telemetry import get_logger
 
+_FORGETTING = "forget_audit"
+_FORGETTING_SECONDS = 60.0
+_FORGOTTEN_AT_ONCE = 5_000
 _log = get_logger(__name__)
 
 
@@ -50,3 +54,14 @@ def list_audit(
     with resources.database.transaction() as transaction:
         found = audit.newest(transaction, chosen, limit=limit + 1, before=before)
     return AuditPage(entries=found[:limit], has_more=len(found) > limit)
+
+
+def forget_old(resources: Resources) -> int:
+    """Now and then: remove lines whose time has passed; the number removed."""
+    days = resources.settings.audit_days
+    if days == 0:
+        return 0
+    with resources.database.transaction() as transaction:
+        if not turns.take(transaction, _FORGETTING, _FORGETTING_SECONDS):
+            return 0
+        return audit.remove_older(transaction, timedelta(days=days), _FORGOTTEN_AT_ONCE)

@@ -1,4 +1,7 @@
-"""The Security section of the design, one test a sentence and in its order."""
+"""The Security section of the design, one test a sentence and in its order.
+
+The sentences on uploads, run time and webhook URLs are proved where those are tested.
+"""
 
 from __future__ import annotations
 

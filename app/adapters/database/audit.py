@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import timedelta
 
-from sqlalchemy import insert, select
+from sqlalchemy import delete, func, insert, select
 
 from app.adapters.database.engine import Transaction
 from app.adapters.database.tables import audit
@@ -28,3 +29,10 @@ def newest(
     if before is not None:
         query = query.where(audit.c.id < before)
     return [AuditEntry(**row._mapping) for row in transaction.execute(query)]
+
+
+def remove_older(transaction: Transaction, age: timedelta, limit: int) -> int:
+    """Remove the oldest entries; the number removed. Ids sort by time, so no table is scanned."""
+    oldest = select(audit.c.id, audit.c.created_at).order_by(audit.c.id).limit(limit).subquery()
+    old = select(oldest.c.id).where(oldest.c.created_at < func.now() - age)
+    return transaction.execute(delete(audit).where(audit.c.id.in_(old))).rowcount

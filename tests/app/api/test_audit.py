@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from app.api.audit_trail import UNKNOWN_ROUTE
 from app.domain.principal import Scope
 from app.main import create_app
+from app.services.audit import forget_old
 from app.services.keys import revoke_key
 from app.settings import Settings
 from tests.app.builders import BODY, bearer, key_of
@@ -143,3 +144,17 @@ def test_without_authentication_the_operator_is_written_down(settings: Settings)
         client.post("/v1/jobs", json=BODY)
         (line,) = client.get("/v1/audit").json()["data"]
     assert (line["key"], line["project"], line["status"]) == (None, "default", 202)
+
+
+def test_old_lines_are_removed_and_young_ones_stay(tenant: Tenant, settings: Settings) -> None:
+    for _ in range(3):
+        tenant.client.post("/v1/nothing", headers=tenant.headers())
+    kept = lines(tenant)[0]
+    with psycopg.connect(settings.database_url.replace("+psycopg", "")) as connection:
+        connection.execute(
+            "UPDATE audit SET created_at = now() - interval '366 days' WHERE id <> %s",
+            (kept["id"],),
+        )
+    assert forget_old(tenant.resources) == 2
+    assert forget_old(tenant.resources) == 0
+    assert [line["id"] for line in lines(tenant)] == [kept["id"]]

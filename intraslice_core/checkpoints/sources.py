@@ -7,11 +7,14 @@ installed Python package that carries one model; it is found, never imported).
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from intraslice_core.checkpoints.gguf_conversion import convert_gguf
 from intraslice_core.config import UNLIMITED, ModelLimits
-from intraslice_core.errors import ModelNotFoundError
+from intraslice_core.errors import ModelNotFoundError, ModelTooLargeError
 from intraslice_core.inspection import inspect_model, require_within
 
 HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*")
@@ -26,15 +29,15 @@ def open_model(reference: str, work_dir: Path, limits: ModelLimits = UNLIMITED) 
         ModelTooLargeError: if it is larger than allowed, told from its headers.
         ModelError: if what is there cannot be used.
     """
-    place = _find(reference)
+    place = _find(reference, limits)
     require_within(inspect_model(place), limits)
     return place if place.is_dir() else convert_gguf(place, work_dir / place.stem)
 
 
-def _find(reference: str) -> Path:
+def _find(reference: str, limits: ModelLimits) -> Path:
     """The directory or .gguf file that the reference leads to."""
     if reference.startswith("hub:"):
-        return _from_hub(reference.removeprefix("hub:"))
+        return _from_hub(reference.removeprefix("hub:"), limits)
     if reference.startswith("package:"):
         return _existing(_in_package(reference.removeprefix("package:")))
     return _existing(Path(reference).expanduser())
@@ -67,15 +70,18 @@ def _in_package(name: str) -> Path:
     return found[0]
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, limits: ModelLimits) -> Path:
     """Snapshot of a Hugging Face repository, from the cache where it is complete."""
     from huggingface_hub import snapshot_download  # slow to import, rarely needed
 
     repository, _, revision = name.partition("@")
+    fetch = partial(
+        snapshot_download, repository, revision=revision or None, allow_patterns=list(HUB_FILES)
+    )
+    if limits.max_bytes is not None:
+        _require_small_download(fetch, limits.max_bytes)
     try:
-        snapshot = snapshot_download(
-            repository, revision=revision or None, allow_patterns=list(HUB_FILES)
-        )
+        snapshot = fetch()
     except Exception as error:  # one kind of failure to us, a dozen classes to the hub client
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotFoundError(
@@ -84,3 +90,20 @@ def _from_hub(name: str) -> Path:
             hint="check the name, the network and, for gated models, HF_TOKEN",
         ) from error
     return Path(snapshot)
+
+
+def _require_small_download(fetch: Callable[..., Any], most: int) -> None:
+    """Ask the hub for the sizes of the weights before the disk is filled with them.
+
+    Raises:
+        ModelTooLargeError: if they are more than `most` bytes together.
+    """
+    try:
+        files = fetch(dry_run=True)
+    except Exception:  # without a hub there is the cache; what comes from it is measured like all
+        return
+    announced = sum(file.file_size or 0 for file in files if file.filename.endswith(".safetensors"))
+    if announced > most:
+        raise ModelTooLargeError(
+            f"the hub announces {announced} bytes of weights, {most} are allowed", field="model"
+        )

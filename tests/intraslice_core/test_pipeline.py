@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from intraslice_core import errors
-from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.config import CalibrationConfig, CompressionConfig, ModelLimits
 from intraslice_core.pipeline import REPORT_FILE, compress_model
 from intraslice_core.progress import ProgressEvent, Stage
 from intraslice_core.reports.schema import CompressionReport
@@ -153,3 +153,11 @@ def test_report_and_card_travel_with_the_checkpoint(dense: Path) -> None:
     card = (out / "README.md").read_text()
     assert f"{report.params_after:,}" in card
     assert "trust_remote_code=True" in card
+
+
+def test_model_larger_than_allowed_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "dense")
+    limits = ModelLimits(max_parameters=1000)
+    with pytest.raises(errors.ModelTooLargeError, match="1000 are allowed"):
+        compress_model(str(model), tmp_path / "out", CompressionConfig(), limits=limits)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]

@@ -196,6 +196,18 @@ def test_sources_are_checked_again_where_they_are_read(
     assert (ended.state, ended.error.code) == (State.FAILED, "source_not_allowed")
 
 
+def test_child_is_told_how_large_a_model_may_be(resources: Resources) -> None:
+    told: list[ChildRequest] = []
+
+    def listening(request: ChildRequest, log: Path) -> ChildProcess:
+        told.append(request)
+        return child("finish")(request, log)
+
+    run_job(resources, queued(resources).id, "worker-1", threading.Event(), listening)
+    assert [request.limits for request in told] == [resources.settings.model_limits]
+    assert told[0].limits.max_parameters is not None
+
+
 def test_leftovers_of_dead_workers_are_removed(resources: Resources) -> None:
     work = resources.settings.work_dir
     alive = claims.claim_job(resources, queued(resources).id, "worker-1")

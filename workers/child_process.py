@@ -127,4 +127,8 @@ def _hand_over(request: ChildRequest, stdin: IO[bytes]) -> None:
 
 def _environment() -> dict[str, str]:
     """Ours without our secrets: the child needs neither database nor keys."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("INTRASLICE_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("INTRASLICE_")
+    }
+    # Progress bars are for terminals; the child's words go to a log.
+    return {**environment, "TQDM_DISABLE": "1"}

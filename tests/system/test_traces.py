@@ -27,7 +27,7 @@ def test_one_trace_spans_api_worker_and_child(settings: Settings, tmp_path: Path
             with TestClient(create_app(traced)) as client, worker(traced, log) as process:
                 headers = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
                 job = client.post("/v1/jobs", json=body(model), headers=headers).json()
-                wait_for(lambda: state(client, job) in {"succeeded", "failed"}, log)
+                wait_for(lambda: state(client, job) in {"succeeded", "failed"}, log, 400)
                 assert state(client, job) == "succeeded", log.read_text()[-3000:]
                 process.terminate()
                 assert process.wait(60) == 0, log.read_text()[-3000:]

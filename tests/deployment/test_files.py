@@ -1,0 +1,107 @@
+"""The deployment's files, as far as they can be judged without Docker."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from app.settings import Settings
+from tests.deployment.compose import (
+    REPOSITORY,
+    MissingVariableError,
+    example_environment,
+    filled_environment,
+    load,
+)
+
+SCHEMA = Path(__file__).with_name("compose-spec") / "compose-spec.json"
+OURS = ("migrate", "api", "worker", "scheduler")
+SECRETS = {
+    "INTRASLICE_API_KEY",
+    "INTRASLICE_SIGNING_KEY",
+    "POSTGRES_PASSWORD",
+    "VALKEY_PASSWORD",
+    "S3_SECRET_KEY",
+}
+
+
+def test_compose_file_follows_the_specification() -> None:
+    schema = json.loads(SCHEMA.read_text())
+    document = load(filled_environment())
+    # The schema is of its own time; extension fields are allowed at the top.
+    jsonschema.Draft7Validator(schema).validate(document)
+    document["services"]["api"]["no_such_field"] = 1
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.Draft7Validator(schema).validate(document)
+
+
+@pytest.mark.parametrize("secret", sorted(SECRETS))
+def test_compose_does_not_start_without_each_secret(secret: str) -> None:
+    assert example_environment()[secret] == ""
+    with pytest.raises(MissingVariableError, match=secret):
+        load(filled_environment() | {secret: ""})
+
+
+def test_no_secret_is_written_in_the_file() -> None:
+    filled = filled_environment()
+    empty = {name for name, value in example_environment().items() if not value}
+    assert empty == SECRETS | {"INTRASLICE_OTEL_ENDPOINT"}
+    for service in load(filled)["services"].values():
+        for name, value in service.get("environment", {}).items():
+            if any(word in name for word in ("KEY", "PASSWORD", "SECRET", "AUTH")):
+                assert name == "AWS_ACCESS_KEY_ID" or value in filled.values(), name
+
+
+def test_every_service_is_bounded_watched_and_waits_for_what_it_needs() -> None:
+    services = load(filled_environment())["services"]
+    assert set(services) == {*OURS, "postgres", "valkey", "s3"}
+    for name, service in services.items():
+        assert service["deploy"]["resources"]["limits"].keys() == {"cpus", "memory"}, name
+        assert service["healthcheck"], name
+        for needed in service.get("depends_on", {}):
+            assert needed in services
+    for name in ("api", "worker", "scheduler"):
+        waits = {key: one["condition"] for key, one in services[name]["depends_on"].items()}
+        assert waits["migrate"] == "service_completed_successfully"
+    for name in OURS:
+        assert services[name]["read_only"] is True
+        assert services[name]["cap_drop"] == ["ALL"]
+    published = [name for name, service in services.items() if service.get("ports")]
+    assert published == ["api"]
+
+
+def test_our_environment_names_settings_that_exist() -> None:
+    known = {f"INTRASLICE_{name.upper()}" for name in Settings.model_fields}
+    for name in OURS:
+        environment = load(filled_environment())["services"][name]["environment"]
+        ours = {key for key in environment if key.startswith("INTRASLICE_")}
+        assert ours <= known, ours - known
+
+
+def test_dockerfile_passes_the_linter_and_does_not_end_as_root() -> None:
+    linter = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run(
+        [linter, REPOSITORY / "Dockerfile"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    text = (REPOSITORY / "Dockerfile").read_text()
+    assert "\nUSER 10001\n" in text.rpartition("\nFROM ")[2]
+
+
+def test_the_image_gets_every_package_that_is_installed() -> None:
+    dockerfile = (REPOSITORY / "Dockerfile").read_text()
+    allowed = (REPOSITORY / ".dockerignore").read_text().split()
+    for package in ("app", "workers", "intraslice_core", "migrations"):
+        assert f"COPY {package} {package}\n" in dockerfile
+        assert f"!{package}" in allowed
+    for file in ("constraints.txt", "pyproject.toml", "README.md", "LICENSE"):
+        assert f"!{file}" in allowed
+
+
+def test_env_files_stay_out_of_the_repository() -> None:
+    assert ".env" in (REPOSITORY / ".gitignore").read_text().split()

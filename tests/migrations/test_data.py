@@ -1,0 +1,114 @@
+"""Migrations of a database that is in use: rows in every table, and others at work."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+from alembic.script import ScriptDirectory
+from sqlalchemy import Column, Connection, NullPool, Table, create_engine, insert, select, text
+from sqlalchemy.exc import OperationalError
+
+from app.adapters.database.migrate import alembic_config, downgrade, head_revision, upgrade
+from app.adapters.database.tables import metadata
+from app.embedded.postgres import EmbeddedPostgres
+from app.settings import Settings
+
+pytestmark = pytest.mark.postgres
+
+KEPT = ("jobs", "events", "artifacts", "outbox")
+"""Tables whose rows outlive every migration down to the first and back."""
+
+SPECIAL: dict[tuple[str, str], Any] = {
+    ("jobs", "state"): "succeeded",
+    ("jobs", "id"): "job_01J00000000000000000000000",
+    ("jobs", "project_id"): "default",
+    ("jobs", "max_attempts"): 3,
+    ("events", "type"): "queued",
+}
+"""Where a value of the right type is not enough."""
+BY_TYPE: dict[type, Any] = {
+    str: "x",
+    int: 1,
+    float: 1.0,
+    bool: True,
+    object: {"a": 1},  # JSON
+    list: ["x"],
+    bytes: b"x",
+    datetime: datetime(2026, 1, 1, tzinfo=UTC),
+}
+
+
+@pytest.fixture
+def used(postgres_server: EmbeddedPostgres) -> Iterator[Settings]:
+    """A migrated database of its own with a row in every table."""
+    name = f"used_{uuid.uuid4().hex}"
+    admin = postgres_server.url.replace("+psycopg", "")
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    settings = Settings(database_url=postgres_server.url.replace("/intraslice?", f"/{name}?"))
+    upgrade(settings)
+    with create_engine(settings.database_url, poolclass=NullPool).begin() as opened:
+        fill(opened)
+    yield settings
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def fill(connection: Connection) -> None:
+    rows: dict[str, Any] = {}
+    for table in metadata.sorted_tables:
+        values = {column.name: value(column, rows) for column in table.c if is_needed(column)}
+        rows[table.name] = connection.execute(
+            insert(table).values(values).returning(*table.c)
+        ).one()
+
+
+def is_needed(column: Column[Any]) -> bool:
+    return not column.nullable and column.server_default is None and column.identity is None
+
+
+def value(column: Column[Any], rows: dict[str, Any]) -> Any:
+    for key in column.foreign_keys:
+        return getattr(rows[key.column.table.name], key.column.name)
+    special = SPECIAL.get((column.table.name, column.name))
+    return BY_TYPE[column.type.python_type] if special is None else special
+
+
+def contents(settings: Settings, table: Table) -> list[dict[str, Any]]:
+    with create_engine(settings.database_url, poolclass=NullPool).connect() as connection:
+        return [dict(row._mapping) for row in connection.execute(select(table))]
+
+
+def revisions() -> list[str]:
+    """From the newest down to the first."""
+    script = ScriptDirectory.from_config(alembic_config(""))
+    return [revision.revision for revision in script.walk_revisions()]
+
+
+def test_rows_survive_every_step_down_and_up_again(used: Settings) -> None:
+    before = {name: contents(used, metadata.tables[name]) for name in KEPT}
+    assert all(len(rows) == 1 for rows in before.values())
+    for revision in revisions()[1:]:
+        downgrade(used, revision)
+    for revision in reversed(revisions()):
+        upgrade(used, revision)
+    for name in KEPT:
+        assert contents(used, metadata.tables[name]) == before[name], name
+
+
+def test_a_migration_gives_up_on_a_table_in_use_and_changes_nothing(used: Settings) -> None:
+    """Waiting for its lock it would make every later query wait behind it."""
+    first = revisions()[1]
+    plain = used.database_url.replace("+psycopg", "")
+    with psycopg.connect(plain) as reader:
+        reader.execute("SELECT * FROM jobs").fetchall()
+        with pytest.raises(OperationalError, match="lock timeout"):
+            downgrade(used, first)
+    with create_engine(used.database_url, poolclass=NullPool).connect() as connection:
+        version = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    assert version == head_revision()

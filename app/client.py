@@ -3,6 +3,7 @@
 ClientError
 ├── ApiError          the service answered with a problem document
 ├── JobNotDoneError   the job ended otherwise than well
+├── ForgedWebhookError a request was not signed with the webhook's secret, or too long ago
 └── DamagedFileError  a download is not what its SHA-256 says
 """
 
@@ -16,10 +17,12 @@ from types import TracebackType
 from typing import Any
 
 import httpx
+from standardwebhooks import Webhook, WebhookVerificationError
 
 from app.api.comparison_schemas import ComparisonOut
 from app.api.schemas import ArtifactList, ArtifactOut, EventList, EventOut, JobList, JobOut
 from app.api.sweep_schemas import SweepDetailsOut, SweepList, SweepOut
+from app.api.webhook_schemas import WebhookList, WebhookOut, WebhookSecretOut
 from app.domain.lifecycle import TERMINAL, State
 from app.domain.model_source import ModelSource
 from intraslice_core.config import CompressionConfig, CompressionSettings, EvaluationConfig
@@ -58,6 +61,24 @@ class JobNotDoneError(ClientError):
 
 class DamagedFileError(ClientError):
     """A download's SHA-256 is not the announced one."""
+
+
+class ForgedWebhookError(ClientError):
+    """The request does not come from the service, or is a copy of an old one."""
+
+
+def verify_webhook(secret: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
+    """The payload of a request that a webhook received; `body` as it came, byte for byte.
+
+    Raises:
+        ForgedWebhookError: if no signature is right, or the request is older than five minutes.
+    """
+    try:
+        payload: dict[str, Any] = Webhook(secret).verify(body, dict(headers))
+    except (WebhookVerificationError, ValueError) as error:
+        # Headers without any form make the library stumble over them: ValueError.
+        raise ForgedWebhookError(str(error)) from error
+    return payload
 
 
 class Client:
@@ -173,6 +194,27 @@ class Client:
     def artifacts(self, job_id: str) -> list[ArtifactOut]:
         return ArtifactList.model_validate(self._ask("GET", f"/v1/jobs/{job_id}/artifacts")).data
 
+    def create_webhook(
+        self, url: str, events: Sequence[str] | None = None, *, description: str = ""
+    ) -> WebhookSecretOut:
+        """Keep the secret: it is not shown again. Without `events`, the ends of jobs are sent."""
+        chosen = {"events": list(events)} if events is not None else {}
+        body = {"url": url, "description": description, **chosen}
+        return WebhookSecretOut.model_validate(self._ask("POST", "/v1/webhooks", json=body))
+
+    def list_webhooks(self) -> Iterator[WebhookOut]:
+        """All webhooks of the project, newest first, page by page."""
+        query: dict[str, Any] = {"limit": 100}
+        while True:
+            page = WebhookList.model_validate(self._ask("GET", "/v1/webhooks", params=query))
+            yield from page.data
+            if page.next_cursor is None:
+                return
+            query["after"] = page.next_cursor
+
+    def delete_webhook(self, webhook_id: str) -> None:
+        self._ask("DELETE", f"/v1/webhooks/{webhook_id}")
+
     def wait(self, job_id: str, *, timeout: float | None = None, poll: float = 1.0) -> JobOut:
         """The job, once it has succeeded.
 
@@ -223,4 +265,4 @@ class Client:
         response = self._http.request(method, path, **arguments)
         if response.is_error:
             raise ApiError(response)
-        return response.json()
+        return response.json() if response.content else None

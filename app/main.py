@@ -28,6 +28,7 @@ from app.api.routes import (
     metrics,
     models,
     sweeps,
+    webhooks,
 )
 from app.services.health import HealthProbe
 from app.services.resources import open_resources
@@ -49,6 +50,7 @@ _ROUTERS = tuple(
         models,
         keys,
         audit,
+        webhooks,
     )
 )
 _log = get_logger(__name__)

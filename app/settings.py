@@ -90,6 +90,16 @@ class Settings(BaseSettings):
         default=3600.0, gt=0, description="between looks for objects that no job owns"
     )
 
+    webhook_allow_loopback: bool = Field(
+        default=False, description="webhooks may be http or https to this machine: for development"
+    )
+    webhook_timeout_seconds: float = Field(
+        default=15.0, gt=0, le=60, description="for a receiver to answer"
+    )
+    delivery_retention_days: float = Field(
+        default=30.0, gt=0, description="settled webhook deliveries stay in the log for so long"
+    )
+
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "json", "console"] = Field(
         default="auto", description="auto: json unless stderr is a terminal"

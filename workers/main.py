@@ -14,6 +14,7 @@ from app.settings import Settings
 from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing, stop_tracing
 from workers.child_process import end_all_children
+from workers.deliveries import DeliveryLoop
 from workers.metrics_server import metrics_server
 from workers.schedule import LOCAL_STEPS, SHARED_STEPS, Step, Sweeper
 from workers.tasks import register_tasks
@@ -49,7 +50,9 @@ def run_worker(settings: Settings) -> None:
     # Whoever listens here sets up the logs himself; Celery then leaves them alone.
     signals.setup_logging.connect(_logs_are_set_up, weak=False)
     sweeper = Sweeper(resources, steps_of(settings))
+    sender = DeliveryLoop(resources)
     sweeper.start()
+    sender.start()
     _log.info("worker_started", concurrency=settings.worker_concurrency)
     try:
         worker = resources.celery.Worker(
@@ -67,6 +70,7 @@ def run_worker(settings: Settings) -> None:
     finally:
         stopping.set()
         sweeper.stop()
+        sender.stop()
         signals.worker_shutting_down.disconnect(on_shutdown)
         resources.close()
         stop_tracing()

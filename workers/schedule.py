@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from app.domain.errors import ServiceError
 from app.domain.lifecycle import TERMINAL
-from app.services import audit, claims, outbox, publication, retention
+from app.services import audit, claims, deliveries, outbox, publication, retention
 from app.services.resources import Resources
 from app.telemetry import get_logger, metrics
 from workers.observation import count_end
@@ -42,6 +42,7 @@ SHARED_STEPS: tuple[Step, ...] = (
     retention.expire,
     retention.remove_orphans,
     audit.forget_old,
+    deliveries.prune,
 )
 """Of the whole deployment: any worker or scheduler may do them."""
 

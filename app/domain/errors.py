@@ -6,10 +6,15 @@ ServiceError
 │   ├── ReportNotFoundError
 │   ├── ArtifactNotFoundError
 │   ├── SweepNotFoundError
-│   └── KeyNotFoundError
+│   ├── KeyNotFoundError
+│   ├── WebhookNotFoundError
+│   └── DeliveryNotFoundError
 ├── ArtifactsExpiredError        there were artifacts; their time has passed
 ├── IllegalTransitionError       the job's state does not allow it
+│   ├── WebhookDisabledError
+│   └── DeliveryPendingError
 ├── InvalidRequestError          well-formed, but not allowed; says which fields
+│   ├── DestinationRefusedError  a webhook may not go there
 │   └── IdempotencyKeyReusedError
 ├── ScopeMissingError            the key does not allow this
 ├── LinkRefusedError             a download link is forged or has expired
@@ -80,10 +85,34 @@ class KeyNotFoundError(NotFoundError):
     code = "key_not_found"
 
 
+class WebhookNotFoundError(NotFoundError):
+    """There is no such webhook."""
+
+    code = "webhook_not_found"
+
+
+class DeliveryNotFoundError(NotFoundError):
+    """The webhook has no such delivery."""
+
+    code = "delivery_not_found"
+
+
 class IllegalTransitionError(ServiceError):
     """The job's state does not allow this."""
 
     code = "illegal_state"
+
+
+class WebhookDisabledError(IllegalTransitionError):
+    """The webhook is disabled; enable it first."""
+
+    code = "webhook_disabled"
+
+
+class DeliveryPendingError(IllegalTransitionError):
+    """The delivery is still being tried."""
+
+    code = "delivery_pending"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +134,16 @@ class InvalidRequestError(ServiceError):
     ) -> None:
         super().__init__(message)
         self.fields = fields
+
+
+class DestinationRefusedError(InvalidRequestError):
+    """A webhook may not have this URL."""
+
+    code = "url_refused"
+
+    def __init__(self, reason: str, message: str) -> None:
+        problem = FieldProblem(pointer="/url", code=reason, message=message)
+        super().__init__(message, fields=(problem,))
 
 
 class IdempotencyKeyReusedError(InvalidRequestError):

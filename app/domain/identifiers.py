@@ -12,6 +12,8 @@ _RANDOM_BITS = 80
 _ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 JOB = "job"
 SWEEP = "sweep"
+WEBHOOK = "whk"
+DELIVERY = "msg"
 
 
 def new_id(prefix: str) -> str:

@@ -11,6 +11,9 @@ from app.adapters.queue import WakeQueue, make_celery
 from app.adapters.rate_limit import RateLimiter
 from app.adapters.signed_urls import UrlSigner, kept_signing_key
 from app.adapters.storage import ArtifactStore
+from app.adapters.webhook_destinations import DestinationGuard
+from app.adapters.webhook_secrets import WebhookSecrets
+from app.adapters.webhook_sender import WebhookSender
 from app.services.known_keys import KnownKeys
 from app.settings import Settings
 
@@ -27,6 +30,8 @@ class Resources:
     signer: UrlSigner
     limiter: RateLimiter
     known_keys: KnownKeys
+    webhook_secrets: WebhookSecrets
+    webhook_sender: WebhookSender
 
     def close(self) -> None:
         self.limiter.close()
@@ -37,7 +42,9 @@ class Resources:
 def open_resources(settings: Settings) -> Resources:
     """Nothing is connected to yet: a server that is down makes requests fail, not the start."""
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    key = settings.signing_key
+    configured = settings.signing_key
+    key = configured.get_secret_value() if configured else kept_signing_key(settings.data_dir)
+    guard = DestinationGuard(allow_loopback=settings.webhook_allow_loopback)
     celery = make_celery(settings.broker_url)
     return Resources(
         settings=settings,
@@ -45,11 +52,13 @@ def open_resources(settings: Settings) -> Resources:
         store=ArtifactStore(settings.store_url),
         celery=celery,
         queue=WakeQueue(celery),
-        signer=UrlSigner(key.get_secret_value() if key else kept_signing_key(settings.data_dir)),
         limiter=RateLimiter(
             settings.broker_url,
             per_second=settings.requests_per_second,
             burst=settings.requests_burst,
         ),
         known_keys=KnownKeys(settings.key_cache_seconds),
+        signer=UrlSigner(key),
+        webhook_secrets=WebhookSecrets(key),
+        webhook_sender=WebhookSender(guard, timeout=settings.webhook_timeout_seconds),
     )

@@ -56,6 +56,9 @@ JOBS_EXPIRED = Counter("intraslice_jobs_expired", "Jobs whose artifacts were rem
 ORPHANS_REMOVED = Counter(
     "intraslice_orphans_removed", "Objects removed from the store because no job owns them."
 )
+WEBHOOK_TRIES = Counter(
+    "intraslice_webhook_tries", "Tries to deliver a webhook, by what the receiver did.", ["outcome"]
+)
 
 # Gauges of the whole deployment, filled at scrape time.
 JOBS = "intraslice_jobs"

@@ -15,7 +15,8 @@ from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import Principal, Scope, included
 from app.domain.sweep import SweepRequest
-from app.services import claims, jobs, sweeps
+from app.domain.webhook import ENDINGS, WebhookRequest
+from app.services import claims, jobs, sweeps, webhooks
 from app.services.keys import IssuedKey
 from app.services.resources import Resources
 from intraslice_core.config import CompressionSettings
@@ -79,11 +80,24 @@ def _two_jobs(tenant: Tenant) -> str:
     return f"{_succeeded_job(tenant)},{_succeeded_job(tenant)}"
 
 
+def _webhook(tenant: Tenant) -> str:
+    # An address needs no resolver.
+    request = WebhookRequest(url="https://93.184.216.34/hook", events=ENDINGS)
+    return webhooks.create_webhook(tenant.resources, tenant.principal, request).webhook.id
+
+
+def _delivery(tenant: Tenant) -> str:
+    webhook_id = tenant.made.get("webhook_id") or _webhook(tenant)
+    return webhooks.send_test(tenant.resources, tenant.principal, webhook_id).id
+
+
 MAKERS: dict[str, Callable[[Tenant], str]] = {
     # A maker may look at `tenant.made` for the objects of the parameters before it in the path.
     "job_id": _succeeded_job,
     "key_id": _key,
     "sweep_id": _sweep,
+    "webhook_id": _webhook,
+    "delivery_id": _delivery,
 }
 
 QUERIES: dict[str, Callable[[Tenant], str]] = {

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from app.client import ApiError, Client, DamagedFileError, JobNotDoneError
+from app.adapters.webhook_secrets import WebhookSecrets, signed_headers
+from app.client import (
+    ApiError,
+    Client,
+    DamagedFileError,
+    ForgedWebhookError,
+    JobNotDoneError,
+    verify_webhook,
+)
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
@@ -82,6 +91,35 @@ def test_files_are_downloaded_and_checked(
     with pytest.raises(DamagedFileError):
         service.download(job.id, tmp_path / "again")
     assert not list((tmp_path / "again").glob("model.safetensors*"))
+
+
+def test_webhooks_are_made_listed_and_deleted(service: Client) -> None:
+    made = service.create_webhook("https://93.184.216.34/hook", ["job.failed"], description="CI")
+    assert made.secret.startswith("whsec_")
+    (listed,) = service.list_webhooks()
+    assert (listed.id, listed.events, listed.description) == (made.id, ("job.failed",), "CI")
+    service.delete_webhook(made.id)
+    assert list(service.list_webhooks()) == []
+
+
+def test_only_what_the_service_signed_is_believed() -> None:
+    keys = WebhookSecrets("a signing key")
+    secret, _kept = keys.create("whk_1")
+    body = '{"type":"job.failed"}'
+    headers = signed_headers("msg_1", datetime.now(UTC), body, [secret])
+    assert verify_webhook(secret, headers, body.encode()) == {"type": "job.failed"}
+    other, _kept = keys.create("whk_1")
+    stale = signed_headers("msg_1", datetime.now(UTC) - timedelta(minutes=6), body, [secret])
+    for key, changed, content in (
+        (other, headers, body),
+        (secret, stale, body),
+        (secret, headers, body + " "),
+        (secret, headers | {"webhook-id": "msg_2"}, body),
+        (secret, headers | {"webhook-signature": "nonsense"}, body),
+        (secret, {}, body),
+    ):
+        with pytest.raises(ForgedWebhookError):
+            verify_webhook(key, changed, content.encode())
 
 
 def test_key_is_sent() -> None:

@@ -30,6 +30,7 @@ SPECIAL: dict[tuple[str, str], Any] = {
     ("jobs", "max_attempts"): 3,
     ("events", "type"): "queued",
     ("api_keys", "scope"): "read",
+    ("webhook_deliveries", "state"): "delivered",
 }
 """Where a value of the right type is not enough; a new table with a check needs a line here."""
 BY_TYPE: dict[type, Any] = {

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import insert, select, update
 
+from app.adapters.database import webhook_deliveries
 from app.adapters.database.engine import Transaction
 from app.adapters.database.tables import events, jobs
 from app.domain.events import Event, EventType
@@ -14,18 +15,22 @@ from app.domain.events import Event, EventType
 def append(
     transaction: Transaction, job_id: str, kind: EventType, data: dict[str, Any] | None = None
 ) -> None:
-    """Number the event and write it; the job's row is locked, so numbers have no gaps."""
-    sequence, attempt = transaction.execute(
+    """Number the event and write it; the job's row is locked, so numbers have no gaps.
+
+    The project's webhooks learn of it from here: whoever appends an event need not think of them.
+    """
+    sequence, attempt, project_id = transaction.execute(
         update(jobs)
         .where(jobs.c.id == job_id)
         .values(event_sequence=jobs.c.event_sequence + 1)
-        .returning(jobs.c.event_sequence, jobs.c.attempt)
+        .returning(jobs.c.event_sequence, jobs.c.attempt, jobs.c.project_id)
     ).one()
-    transaction.execute(
-        insert(events).values(
-            job_id=job_id, sequence=sequence, type=kind, attempt=attempt, data=data or {}
-        )
-    )
+    created_at = transaction.execute(
+        insert(events)
+        .values(job_id=job_id, sequence=sequence, type=kind, attempt=attempt, data=data or {})
+        .returning(events.c.created_at)
+    ).scalar_one()
+    webhook_deliveries.announce(transaction, project_id, job_id, kind, created_at)
 
 
 def following(transaction: Transaction, job_id: str, *, after: int, limit: int) -> list[Event]:

@@ -44,6 +44,12 @@ def test_every_route_is_described_and_says_what_can_go_wrong() -> None:
         "/v1/sweeps",
         "/v1/sweeps/{sweep_id}",
         "/v1/sweeps/{sweep_id}/cancel",
+        "/v1/webhooks",
+        "/v1/webhooks/{webhook_id}",
+        "/v1/webhooks/{webhook_id}/deliveries",
+        "/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver",
+        "/v1/webhooks/{webhook_id}/rotate",
+        "/v1/webhooks/{webhook_id}/test",
     }
     for path, methods in paths.items():
         for method, operation in methods.items():

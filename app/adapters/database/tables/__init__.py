@@ -12,6 +12,7 @@ from app.adapters.database.tables.jobs import (
 )
 from app.adapters.database.tables.keys import api_keys
 from app.adapters.database.tables.sweeps import sweeps
+from app.adapters.database.tables.webhooks import webhook_deliveries, webhooks
 
 __all__ = [
     "api_keys",
@@ -24,4 +25,6 @@ __all__ = [
     "outbox",
     "sweeps",
     "turns",
+    "webhook_deliveries",
+    "webhooks",
 ]

@@ -1,0 +1,179 @@
+"""What a client does with webhooks and their deliveries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from app.adapters.database import webhook_deliveries as deliveries
+from app.adapters.database import webhooks
+from app.adapters.database.engine import Transaction
+from app.domain.errors import (
+    DeliveryNotFoundError,
+    DeliveryPendingError,
+    InvalidRequestError,
+    WebhookDisabledError,
+    WebhookNotFoundError,
+)
+from app.domain.identifiers import DELIVERY, WEBHOOK, is_id, new_id
+from app.domain.principal import Principal
+from app.domain.webhook import (
+    SECRET_OVERLAP,
+    TEST_EVENT,
+    Delivery,
+    Webhook,
+    WebhookRequest,
+    payload,
+)
+from app.services.resources import Resources
+
+MAX_WEBHOOKS = 20
+"""Of one project: every event is written once for each."""
+_OWNER_DISABLED = "the webhook was disabled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewSecret:
+    """A webhook and its secret, which is shown this once."""
+
+    webhook: Webhook
+    secret: str
+
+
+def create_webhook(
+    resources: Resources, principal: Principal, request: WebhookRequest
+) -> NewSecret:
+    """Listen to the events of the principal's project from now on.
+
+    Raises:
+        DestinationRefusedError: if the URL leads where webhooks may not go.
+        InvalidRequestError: if the project has too many.
+    """
+    _check_url(resources, request.url)
+    webhook_id = new_id(WEBHOOK)
+    secret, kept = resources.webhook_secrets.create(webhook_id)
+    with resources.database.transaction() as transaction:
+        if webhooks.count(transaction, principal.project_id) >= MAX_WEBHOOKS:
+            raise InvalidRequestError(f"A project has at most {MAX_WEBHOOKS} webhooks")
+        webhook = webhooks.insert_webhook(
+            transaction, webhook_id, principal.project_id, request, kept
+        )
+    return NewSecret(webhook=webhook, secret=secret)
+
+
+def get_webhook(resources: Resources, principal: Principal, webhook_id: str) -> Webhook:
+    with resources.database.transaction() as transaction:
+        return _existing(transaction, principal, webhook_id)
+
+
+def list_webhooks(
+    resources: Resources, principal: Principal, *, limit: int, before: str | None
+) -> list[Webhook]:
+    with resources.database.transaction() as transaction:
+        return webhooks.newest(transaction, principal.project_id, limit=limit, before=before)
+
+
+def change_webhook(
+    resources: Resources, principal: Principal, webhook_id: str, changes: dict[str, Any]
+) -> Webhook:
+    """Replace the given fields. What waits for a webhook that is disabled is given up.
+
+    Raises:
+        DestinationRefusedError: if the new URL leads where webhooks may not go.
+    """
+    if "url" in changes:
+        _check_url(resources, changes["url"])
+    with resources.database.transaction() as transaction:
+        _existing(transaction, principal, webhook_id)
+        now = _visible(webhooks.lock(transaction, webhook_id))
+        request = WebhookRequest(
+            url=now.url, events=now.events, description=now.description, enabled=now.enabled
+        )
+        changed = webhooks.change(
+            transaction, webhook_id, replace(request, **changes), forgive="enabled" in changes
+        )
+        if changed is not None and not changed.enabled:
+            deliveries.give_up_all(transaction, webhook_id, _OWNER_DISABLED)
+    return _visible(changed)
+
+
+def delete_webhook(resources: Resources, principal: Principal, webhook_id: str) -> None:
+    with resources.database.transaction() as transaction:
+        _existing(transaction, principal, webhook_id)
+        if not webhooks.remove(transaction, principal.project_id, webhook_id):
+            raise WebhookNotFoundError
+
+
+def rotate_secret(resources: Resources, principal: Principal, webhook_id: str) -> NewSecret:
+    """A new secret; the one before signs beside it for a day, so that nobody must hurry."""
+    secret, kept = resources.webhook_secrets.create(webhook_id)
+    with resources.database.transaction() as transaction:
+        _existing(transaction, principal, webhook_id)
+        webhook = webhooks.rotate(
+            transaction, principal.project_id, webhook_id, kept, SECRET_OVERLAP
+        )
+    return NewSecret(webhook=_visible(webhook), secret=secret)
+
+
+def send_test(resources: Resources, principal: Principal, webhook_id: str) -> Delivery:
+    """An event that means nothing, sent like any other."""
+    with resources.database.transaction() as transaction:
+        webhook = _enabled(_existing(transaction, principal, webhook_id))
+        body = payload(TEST_EVENT, datetime.now(UTC), {"object": "webhook", "id": webhook.id})
+        return deliveries.add(transaction, webhook.id, TEST_EVENT, body, job_id=None)
+
+
+def list_deliveries(
+    resources: Resources,
+    principal: Principal,
+    webhook_id: str,
+    *,
+    limit: int,
+    before: str | None,
+) -> list[Delivery]:
+    with resources.database.transaction() as transaction:
+        _existing(transaction, principal, webhook_id)
+        return deliveries.newest(transaction, webhook_id, limit=limit, before=before)
+
+
+def redeliver(
+    resources: Resources, principal: Principal, webhook_id: str, delivery_id: str
+) -> Delivery:
+    """Send a delivery again that has arrived or was given up; with the same id and body.
+
+    Raises:
+        DeliveryPendingError: if it is on its way anyway.
+    """
+    with resources.database.transaction() as transaction:
+        _enabled(_existing(transaction, principal, webhook_id))
+        known = is_id(DELIVERY, delivery_id)
+        if not known or deliveries.find(transaction, webhook_id, delivery_id) is None:
+            raise DeliveryNotFoundError
+        again = deliveries.send_again(transaction, webhook_id, delivery_id)
+    if again is None:
+        raise DeliveryPendingError
+    return again
+
+
+def _check_url(resources: Resources, url: str) -> None:
+    """So that a wrong URL is refused to its author; it is checked again at every sending."""
+    guard = resources.webhook_sender.guard
+    guard.addresses(guard.parse(url))
+
+
+def _existing(transaction: Transaction, principal: Principal, webhook_id: str) -> Webhook:
+    known = is_id(WEBHOOK, webhook_id)
+    return _visible(webhooks.find(transaction, principal.project_id, webhook_id) if known else None)
+
+
+def _visible(webhook: Webhook | None) -> Webhook:
+    if webhook is None:
+        raise WebhookNotFoundError
+    return webhook
+
+
+def _enabled(webhook: Webhook) -> Webhook:
+    if not webhook.enabled:
+        raise WebhookDisabledError
+    return webhook

@@ -1,0 +1,57 @@
+"""Signatures are those of the Standard Webhooks specification; secrets are in no row."""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime
+
+import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from app.adapters.webhook_secrets import WebhookSecrets, signed_headers
+
+# The vector that the specification's own libraries are tested with.
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+MESSAGE = "msg_p5jXN8AQM9LWM0D4loKWxJek"
+AT = datetime.fromtimestamp(1614265330, UTC)
+BODY = '{"test": 2432232314}'
+SIGNATURE = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def test_published_vector() -> None:
+    assert signed_headers(MESSAGE, AT, BODY, [SECRET]) == {
+        "webhook-id": MESSAGE,
+        "webhook-timestamp": "1614265330",
+        "webhook-signature": SIGNATURE,
+    }
+
+
+def test_two_secrets_give_two_signatures_and_either_verifies() -> None:
+    keys = WebhookSecrets("k" * 20)
+    old, _kept = keys.create("whk_1")
+    new, _kept = keys.create("whk_1")
+    headers = signed_headers(MESSAGE, datetime.now(UTC), BODY, [new, old])
+    assert len(headers["webhook-signature"].split(" ")) == 2
+    for secret in (old, new):
+        assert Webhook(secret).verify(BODY, headers) == {"test": 2432232314}
+    with pytest.raises(WebhookVerificationError):
+        Webhook(SECRET).verify(BODY, headers)
+
+
+def test_secret_has_256_bits_and_another_one_every_time() -> None:
+    keys = WebhookSecrets("k" * 20)
+    made = [keys.create("whk_1")[0] for _ in range(10)]
+    assert len(set(made)) == 10
+    for secret in made:
+        assert secret.startswith("whsec_")
+        assert len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) == 32
+
+
+def test_what_is_kept_gives_the_secret_with_the_signing_key_only() -> None:
+    secret, kept = WebhookSecrets("k" * 20).create("whk_1")
+    same, other = WebhookSecrets("k" * 20), WebhookSecrets("K" * 20)
+    assert same.derive("whk_1", kept.salt) == secret
+    assert same.recognises("whk_1", kept)
+    assert other.derive("whk_1", kept.salt) != secret
+    assert not other.recognises("whk_1", kept)
+    assert same.derive("whk_2", kept.salt) != secret

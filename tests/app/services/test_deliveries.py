@@ -1,0 +1,379 @@
+"""Deliveries: written with their event, sent at least once, tried again, given up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from app.adapters.database import events
+from app.adapters.webhook_secrets import WebhookSecrets
+from app.domain.errors import WebhookNotFoundError
+from app.domain.events import EventType
+from app.domain.lifecycle import State
+from app.domain.principal import OPERATOR, Principal, Scope
+from app.domain.webhook import ENDINGS, EVENT_NAMES, TRIES, Delivery, Webhook, WebhookRequest
+from app.services import deliveries, jobs, webhooks
+from app.services.resources import Resources
+from app.services.webhooks import NewSecret
+from app.settings import Settings
+from tests.app.builders import in_state, make_request, queued
+from tests.app.receivers import Receiver, receiver
+from workers.deliveries import send_due
+
+pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+OTHER = Principal(project_id="other", scopes=frozenset(Scope))
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"webhook_allow_loopback": True})
+
+
+@pytest.fixture
+def there() -> Iterator[Receiver]:
+    with receiver() as opened:
+        yield opened
+
+
+def listen(
+    resources: Resources, url: str, *events: str, principal: Principal = OPERATOR
+) -> NewSecret:
+    request = WebhookRequest(url=url, events=events or ENDINGS)
+    return webhooks.create_webhook(resources, principal, request)
+
+
+def log_of(resources: Resources, webhook_id: str) -> list[Delivery]:
+    return webhooks.list_deliveries(resources, OPERATOR, webhook_id, limit=100, before=None)
+
+
+def shown(resources: Resources, made: NewSecret) -> Webhook:
+    return webhooks.get_webhook(resources, OPERATOR, made.webhook.id)
+
+
+def sql(resources: Resources, statement: str) -> None:
+    with resources.database.transaction() as transaction:
+        transaction.execute(text(statement))
+
+
+def be_due(resources: Resources) -> None:
+    """Let every pause, and every lease, be over."""
+    sql(
+        resources,
+        "UPDATE webhook_deliveries SET next_try_at = now() - interval '1 second'"
+        " WHERE state = 'pending'",
+    )
+
+
+def test_end_of_a_job_arrives_signed(resources: Resources, there: Receiver) -> None:
+    made = listen(resources, there.url)
+    job = in_state(resources, State.SUCCEEDED)
+    assert send_due(resources) == 1
+    (got,) = there.received
+    payload = got.verified(made.secret)
+    assert (payload["type"], payload["data"]["id"]) == ("job.succeeded", job.id)
+    assert payload["data"]["state"] == "succeeded"
+    (delivery,) = log_of(resources, made.webhook.id)
+    assert (delivery.id, delivery.state, delivery.attempts) == (got.id, "delivered", 1)
+    assert (delivery.last_status, delivery.last_error, delivery.next_try_at) == (204, None, None)
+    assert delivery.job_id == job.id
+    assert send_due(resources) == 0
+
+
+def test_only_wanted_events_of_the_own_project_are_sent(
+    resources: Resources, there: Receiver
+) -> None:
+    made = listen(resources, there.url, "job.started", "job.failed")
+    foreign = listen(resources, there.url, *EVENT_NAMES, principal=OTHER)
+    in_state(resources, State.FAILED)
+    types = [one.type for one in log_of(resources, made.webhook.id)]
+    assert sorted(types) == ["job.failed", "job.started"]
+    theirs = webhooks.list_deliveries(resources, OTHER, foreign.webhook.id, limit=10, before=None)
+    assert theirs == []
+    with pytest.raises(WebhookNotFoundError):
+        webhooks.list_deliveries(resources, OTHER, made.webhook.id, limit=10, before=None)
+
+
+def append_without_commit(resources: Resources) -> None:
+    with resources.database.transaction() as transaction:
+        transaction.execute(
+            text(
+                "INSERT INTO jobs (id, project_id, state, model, compression, labels, max_attempts)"
+                " VALUES ('job_x', 'default', 'queued', :model, '{}', '{}', 3)"
+            ),
+            {"model": '{"source": "package", "ref": "m"}'},
+        )
+        events.append(transaction, "job_x", EventType.QUEUED)
+        count = transaction.execute(text("SELECT count(*) FROM webhook_deliveries")).scalar_one()
+        assert count == 1
+        raise RuntimeError("power cut")
+
+
+def test_delivery_is_written_with_its_event_or_not_at_all(
+    resources: Resources, there: Receiver
+) -> None:
+    made = listen(resources, there.url, "job.queued")
+    with pytest.raises(RuntimeError, match="power cut"):
+        append_without_commit(resources)
+    assert log_of(resources, made.webhook.id) == []
+    queued(resources)
+    assert len(log_of(resources, made.webhook.id)) == 1
+
+
+def test_failed_try_is_repeated_later_with_the_same_id_and_body(
+    resources: Resources, there: Receiver
+) -> None:
+    there.statuses = [500, 302, 200]
+    made = listen(resources, there.url)
+    in_state(resources, State.CANCELLED)
+    for status, state in ((500, "pending"), (302, "pending"), (200, "delivered")):
+        assert send_due(resources) == 1
+        (delivery,) = log_of(resources, made.webhook.id)
+        assert (delivery.last_status, delivery.state) == (status, state)
+        assert (shown(resources, made).failing_since is None) == (status == 200)
+        be_due(resources)
+    assert delivery.attempts == 3
+    assert len({got.id for got in there.received}) == 1
+    assert len({got.body for got in there.received}) == 1
+    for got in there.received:
+        got.verified(made.secret)
+
+
+def test_retry_after_is_heeded(resources: Resources) -> None:
+    with receiver(statuses=[429], headers={"retry-after": "7200"}) as there:
+        made = listen(resources, there.url)
+        in_state(resources, State.CANCELLED)
+        assert send_due(resources) == 1
+    (delivery,) = log_of(resources, made.webhook.id)
+    assert delivery.next_try_at is not None
+    assert delivery.last_attempt_at is not None
+    waiting = delivery.next_try_at - delivery.last_attempt_at
+    assert timedelta(minutes=119) < waiting < timedelta(minutes=122)
+
+
+def test_tries_are_bounded_and_redelivery_begins_anew(
+    resources: Resources, there: Receiver
+) -> None:
+    there.statuses = [*[500] * TRIES, 200]
+    made = listen(resources, there.url)
+    in_state(resources, State.CANCELLED)
+    for _ in range(TRIES):
+        assert send_due(resources) == 1
+        be_due(resources)
+    assert send_due(resources) == 0
+    (delivery,) = log_of(resources, made.webhook.id)
+    assert (delivery.state, delivery.attempts) == ("failed", TRIES)
+    webhooks.redeliver(resources, OPERATOR, made.webhook.id, delivery.id)
+    assert send_due(resources) == 1
+    (delivery,) = log_of(resources, made.webhook.id)
+    assert (delivery.state, delivery.attempts) == ("delivered", TRIES + 1)
+    assert len({got.id for got in there.received}) == 1
+
+
+def test_gone_disables_the_webhook(resources: Resources, there: Receiver) -> None:
+    there.statuses = [410]
+    made = listen(resources, there.url)
+    for _ in range(2):
+        in_state(resources, State.CANCELLED)
+    assert send_due(resources) == 1
+    webhook = shown(resources, made)
+    assert (webhook.enabled, webhook.disabled_reason) == (False, "gone")
+    assert {one.state for one in log_of(resources, webhook.id)} == {"failed"}
+    in_state(resources, State.CANCELLED)
+    assert len(log_of(resources, webhook.id)) == 2
+    assert send_due(resources) == 0
+    again = webhooks.change_webhook(resources, OPERATOR, webhook.id, {"enabled": True})
+    assert (again.enabled, again.disabled_reason) == (True, None)
+
+
+def test_receiver_that_fails_for_days_is_given_up(resources: Resources, there: Receiver) -> None:
+    there.statuses = [500]
+    made = listen(resources, there.url)
+    in_state(resources, State.CANCELLED)
+    for days, enabled in ((0, True), (4, True), (6, False)):
+        sql(resources, f"UPDATE webhooks SET failing_since = now() - interval '{days} days'")
+        be_due(resources)
+        assert send_due(resources) == 1
+        assert shown(resources, made).enabled is enabled
+    assert shown(resources, made).disabled_reason == "failing"
+
+
+def test_disabled_webhook_gets_nothing_any_more(resources: Resources, there: Receiver) -> None:
+    made = listen(resources, there.url)
+    in_state(resources, State.CANCELLED)
+    taken = deliveries.claim_due(resources, 10)
+    in_state(resources, State.CANCELLED)
+    webhooks.change_webhook(resources, OPERATOR, made.webhook.id, {"enabled": False})
+    in_state(resources, State.CANCELLED)
+    assert send_due(resources) == 0
+    # What was being sent at that moment ends as it was decided meanwhile.
+    deliveries.record(resources, taken[0], deliveries.send(resources, taken[0]))
+    assert [one.state for one in log_of(resources, made.webhook.id)] == ["failed", "failed"]
+
+
+def test_rotated_secret_signs_beside_the_old_one_for_a_day(
+    resources: Resources, there: Receiver
+) -> None:
+    old = listen(resources, there.url)
+    new = webhooks.rotate_secret(resources, OPERATOR, old.webhook.id)
+    assert new.secret != old.secret
+    in_state(resources, State.CANCELLED)
+    send_due(resources)
+    sql(resources, "UPDATE webhooks SET previous_until = now() - interval '1 second'")
+    in_state(resources, State.CANCELLED)
+    send_due(resources)
+    during, later = there.received
+    for secret in (new.secret, old.secret):
+        during.verified(secret)
+    later.verified(new.secret)
+    assert len(later.headers["webhook-signature"].split()) == 1
+
+
+def test_no_row_holds_a_secret(resources: Resources, there: Receiver) -> None:
+    made = listen(resources, there.url)
+    webhooks.rotate_secret(resources, OPERATOR, made.webhook.id)
+    with resources.database.transaction() as transaction:
+        row = transaction.execute(text("SELECT to_jsonb(webhooks)::text FROM webhooks")).scalar()
+    assert made.secret.removeprefix("whsec_").rstrip("=") not in str(row)
+
+
+def test_changed_signing_key_is_noticed_and_not_signed_with(
+    settings: Settings, resources: Resources, there: Receiver
+) -> None:
+    made = listen(resources, there.url)
+    in_state(resources, State.CANCELLED)
+    assert send_due(replace(resources, webhook_secrets=WebhookSecrets("another key"))) == 1
+    assert there.received == []
+    (delivery,) = log_of(resources, made.webhook.id)
+    assert delivery.state == "pending"
+    assert "signing key has changed" in (delivery.last_error or "")
+
+
+def test_two_workers_do_not_both_send(resources: Resources, there: Receiver) -> None:
+    webhook_ids = [listen(resources, there.url).webhook.id for _ in range(10)]
+    in_state(resources, State.CANCELLED)
+    start = threading.Barrier(4)
+
+    def work() -> None:
+        start.wait()
+        while send_due(resources):
+            pass
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(there.received) == 10
+    assert len({got.id for got in there.received}) == 10
+    for webhook_id in webhook_ids:
+        (delivery,) = log_of(resources, webhook_id)
+        assert (delivery.state, delivery.attempts) == ("delivered", 1)
+
+
+def test_one_round_gives_each_webhook_one_turn(resources: Resources, there: Receiver) -> None:
+    for _ in range(2):
+        listen(resources, there.url)
+    for _ in range(3):
+        in_state(resources, State.CANCELLED)
+    taken = deliveries.claim_due(resources, 100)
+    assert len({one.webhook.id for one in taken}) == len(taken) == 2
+
+
+KILLED_WHILE_SENDING = """
+import os, signal
+from app.services import deliveries
+from app.services.resources import open_resources
+from app.settings import Settings
+resources = open_resources(Settings())
+(due,) = deliveries.claim_due(resources, 10)
+assert deliveries.send(resources, due).accepted
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_worker_killed_between_sending_and_recording_sends_again_with_the_same_id(
+    settings: Settings, resources: Resources, there: Receiver
+) -> None:
+    made = listen(resources, there.url)
+    in_state(resources, State.CANCELLED)
+    environment = {
+        "INTRASLICE_DATABASE_URL": settings.database_url,
+        "INTRASLICE_DATA_DIR": str(settings.data_dir),
+        "INTRASLICE_WEBHOOK_ALLOW_LOOPBACK": "true",
+    }
+    command = [sys.executable, "-c", KILLED_WHILE_SENDING]
+    killed = subprocess.run(
+        command, env=_with_path(environment), check=False, capture_output=True, text=True
+    )
+    assert killed.returncode == -9, killed.stderr
+    # Its lease keeps others away until it is over.
+    assert send_due(resources) == 0
+    be_due(resources)
+    assert send_due(resources) == 1
+    first, second = there.received
+    assert first.id == second.id
+    assert first.body == second.body
+    (delivery,) = log_of(resources, made.webhook.id)
+    assert (delivery.state, delivery.attempts) == ("delivered", 2)
+
+
+def _with_path(changes: dict[str, str]) -> dict[str, Any]:
+    return {**os.environ, **changes}
+
+
+def test_late_record_of_an_earlier_try_changes_nothing(
+    resources: Resources, there: Receiver
+) -> None:
+    there.statuses = [500, 200]
+    made = listen(resources, there.url)
+    in_state(resources, State.CANCELLED)
+    (early,) = deliveries.claim_due(resources, 10)
+    answer = deliveries.send(resources, early)
+    be_due(resources)
+    (late,) = deliveries.claim_due(resources, 10)
+    deliveries.record(resources, late, deliveries.send(resources, late))
+    deliveries.record(resources, early, answer)
+    (delivery,) = log_of(resources, made.webhook.id)
+    assert (delivery.state, delivery.last_status) == ("delivered", 200)
+
+
+def test_settled_deliveries_are_forgotten_after_their_time(
+    resources: Resources, there: Receiver
+) -> None:
+    made = listen(resources, there.url)
+    in_state(resources, State.CANCELLED)
+    send_due(resources)
+    in_state(resources, State.CANCELLED)
+    assert deliveries.prune(resources) == 0
+    sql(resources, "UPDATE webhook_deliveries SET created_at = now() - interval '31 days'")
+    assert deliveries.prune(resources) == 1
+    assert [one.state for one in log_of(resources, made.webhook.id)] == ["pending"]
+
+
+def test_deleted_webhook_takes_its_deliveries_along(resources: Resources, there: Receiver) -> None:
+    made = listen(resources, there.url)
+    in_state(resources, State.CANCELLED)
+    (taken,) = deliveries.claim_due(resources, 10)
+    with pytest.raises(WebhookNotFoundError):
+        webhooks.delete_webhook(resources, OTHER, made.webhook.id)
+    webhooks.delete_webhook(resources, OPERATOR, made.webhook.id)
+    deliveries.record(resources, taken, deliveries.send(resources, taken))
+    be_due(resources)
+    assert send_due(resources) == 0
+
+
+def test_events_of_other_projects_jobs_stay_with_them(
+    resources: Resources, there: Receiver
+) -> None:
+    made = listen(resources, there.url, "job.queued")
+    jobs.create_job(resources, OTHER, make_request())
+    assert log_of(resources, made.webhook.id) == []

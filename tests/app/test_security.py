@@ -1,6 +1,7 @@
 """The Security section of the design, one test a sentence and in its order.
 
-The sentences on uploads, run time and webhook URLs are proved where those are tested.
+The sentences on uploads and run time are proved where those are tested; what happens to webhook
+URLs when they are delivered to, redirects included, in `adapters/test_webhook_*.py`.
 """
 
 from __future__ import annotations
@@ -189,6 +190,31 @@ def test_a_header_bomb_is_refused_before_allocation(tmp_path: Path, name: str) -
         preexec_fn=bounded,
     )
     assert done.stdout.strip() == "broken_checkpoint", done.stderr
+
+
+# -- Webhooks ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://93.184.216.34/",
+        "https://10.0.0.1/",
+        "https://169.254.169.254/latest/meta-data",
+        "https://127.0.0.1/",
+        "https://localhost/",
+        "https://[::1]/",
+    ],
+)
+def test_webhook_urls_are_https_and_lead_to_no_private_or_link_local_address(
+    client: TestClient, url: str
+) -> None:
+    assert Settings.model_fields["webhook_allow_loopback"].default is False
+    good = client.post("/v1/webhooks", json={"url": "https://93.184.216.34/hook"})
+    assert good.status_code == 201, good.text
+    refused = client.post("/v1/webhooks", json={"url": url})
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["pointer"] == "/url"
 
 
 # -- Limits and traces -------------------------------------------------------------------------

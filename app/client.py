@@ -10,6 +10,7 @@ ClientError
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,18 +18,26 @@ from types import TracebackType
 from typing import Any
 
 import httpx
+from httpx_sse import connect_sse
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from app.api.comparison_schemas import ComparisonOut
+from app.api.event_messages import LIVE, JobLive
 from app.api.schemas import ArtifactList, ArtifactOut, EventList, EventOut, JobList, JobOut
 from app.api.sweep_schemas import SweepDetailsOut, SweepList, SweepOut
 from app.api.webhook_schemas import WebhookList, WebhookOut, WebhookSecretOut
+from app.domain.events import ENDS
 from app.domain.lifecycle import TERMINAL, State
 from app.domain.model_source import ModelSource
 from intraslice_core.config import CompressionConfig, CompressionSettings, EvaluationConfig
 from intraslice_core.reports.schema import CompressionReport
 
 _TIMEOUT_SECONDS = 60.0
+"""Longer than a long poll lasts, and than an event stream is silent."""
+_LONG_POLL_SECONDS = 30.0
+_RECONNECT_SECONDS = 1.0
+_PASSING = frozenset({429, 502, 503, 504})
+"""The service, or what stands before it, is not there just now."""
 
 
 class ClientError(Exception):
@@ -215,21 +224,83 @@ class Client:
     def delete_webhook(self, webhook_id: str) -> None:
         self._ask("DELETE", f"/v1/webhooks/{webhook_id}")
 
-    def wait(self, job_id: str, *, timeout: float | None = None, poll: float = 1.0) -> JobOut:
-        """The job, once it has succeeded.
+    def wait(self, job_id: str, *, timeout: float | None = None) -> JobOut:
+        """The job, once it has succeeded; the service is asked again only when there is news.
 
         Raises:
             JobNotDoneError: if it failed or was cancelled.
             TimeoutError: if it takes longer than `timeout` seconds.
         """
-        deadline = time.monotonic() + timeout if timeout is not None else None
-        while (job := self.get_job(job_id)).state not in TERMINAL:
-            if deadline is not None and time.monotonic() >= deadline:
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        etag = '""'
+        while True:
+            rest = deadline - time.monotonic()
+            response = self._send(
+                "GET",
+                f"/v1/jobs/{job_id}",
+                params={"wait": max(0.0, min(rest, _LONG_POLL_SECONDS))},
+                headers={"If-None-Match": etag},
+            )
+            if response.status_code == httpx.codes.OK:
+                job = JobOut.model_validate(response.json())
+                etag = response.headers["etag"]
+                if job.state in TERMINAL:
+                    break
+            if rest <= 0:
                 raise TimeoutError(f"{job_id} is {job.state} after {timeout} s")
-            time.sleep(poll)
         if job.state is not State.SUCCEEDED:
             raise JobNotDoneError(job)
         return job
+
+    def watch(
+        self, job_id: str, *, after: int = 0, patience: float = 60.0
+    ) -> Iterator[EventOut | JobLive]:
+        """A job's log as it is written and, between its events, where the job is; to its end.
+
+        Args:
+            job_id: the job.
+            after: begin behind this `sequence`.
+            patience: seconds for which the service may be away; no event is missed meanwhile.
+
+        Raises:
+            ApiError: if the service refuses, or stays unavailable for longer.
+            httpx.TransportError: if it was away for longer.
+        """
+        heard_at = time.monotonic()
+        ended = False
+        while not ended:
+            try:
+                for message in self._stream(job_id, after):
+                    heard_at = time.monotonic()
+                    ended = message is None
+                    if isinstance(message, EventOut):
+                        after = message.sequence
+                        ended = message.type in ENDS
+                    if message is not None:
+                        yield message
+            except (httpx.TransportError, ApiError) as error:
+                refused = isinstance(error, ApiError) and error.status not in _PASSING
+                if refused or time.monotonic() - heard_at > patience:
+                    raise
+            if not ended:
+                time.sleep(_RECONNECT_SECONDS)
+
+    def _stream(self, job_id: str, after: int) -> Iterator[EventOut | JobLive | None]:
+        """The messages of one connection; None says that there will be no more."""
+        path = f"/v1/jobs/{job_id}/events/stream"
+        with connect_sse(self._http, "GET", path, headers={"Last-Event-ID": str(after)}) as source:
+            response = source.response
+            if response.is_error:
+                response.read()
+                raise ApiError(response)
+            if response.status_code == httpx.codes.NO_CONTENT:
+                yield None
+                return
+            for message in source.iter_sse():
+                if message.event == LIVE:
+                    yield JobLive.model_validate_json(message.data)
+                else:
+                    yield EventOut.model_validate_json(message.data)
 
     def download(self, job_id: str, directory: Path) -> list[Path]:
         """Every artifact of the job, each checked against its SHA-256."""
@@ -262,7 +333,11 @@ class Client:
         partial.replace(target)
 
     def _ask(self, method: str, path: str, **arguments: Any) -> Any:
+        response = self._send(method, path, **arguments)
+        return response.json() if response.content else None
+
+    def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         response = self._http.request(method, path, **arguments)
         if response.is_error:
             raise ApiError(response)
-        return response.json() if response.content else None
+        return response

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from app.api.audit_trail import AuditTrail
 from app.api.auth import Authentication
 from app.api.documentation import DescribedApi
+from app.api.event_stream import install_end_of_stream
 from app.api.measurement import Measurement
 from app.api.problems import install_problem_handlers
 from app.api.rate_limit import RateLimit
@@ -21,6 +22,7 @@ from app.api.routes import (
     audit,
     comparisons,
     downloads,
+    event_stream,
     health,
     home,
     jobs,
@@ -32,6 +34,7 @@ from app.api.routes import (
 )
 from app.services.health import HealthProbe
 from app.services.resources import open_resources
+from app.services.watching import Watching
 from app.settings import Settings, get_settings
 from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing
@@ -44,6 +47,7 @@ _ROUTERS = tuple(
         health,
         metrics,
         jobs,
+        event_stream,
         sweeps,
         comparisons,
         downloads,
@@ -66,7 +70,8 @@ def create_app(settings: Settings) -> FastAPI:
         if settings.auth == "on" and settings.api_key is None:
             _log.warning("no_api_key", effect="only keys made by `intraslice keys` open anything")
         try:
-            yield
+            async with Watching(app.state.resources) as app.state.watching:
+                yield
         finally:
             app.state.health.close()
             app.state.resources.close()
@@ -79,6 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.draining = threading.Event()
     install_problem_handlers(app)
+    install_end_of_stream(app)
     for router in _ROUTERS:
         app.include_router(router)
     # Outermost last: a request gets its id first, is then let in, and then read; what came of it

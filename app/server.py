@@ -6,6 +6,7 @@ import math
 import socket
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -23,10 +24,15 @@ class DrainingServer(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, draining: threading.Event, notice_seconds: float
+        self,
+        config: uvicorn.Config,
+        draining: threading.Event,
+        end_watches: Callable[[], None],
+        notice_seconds: float,
     ) -> None:
         super().__init__(config)
         self._draining = draining
+        self._end_watches = end_watches
         self._notice_seconds = notice_seconds
         self._close_at = math.inf
 
@@ -41,6 +47,11 @@ class DrainingServer(uvicorn.Server):
         if time.monotonic() >= self._close_at:
             self.should_exit = True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Streams and long polls would last as long as their jobs; their clients come back.
+        self._end_watches()
+        await super().shutdown(sockets)
 
 
 def run_server(settings: Settings, descriptor: int | None = None) -> None:
@@ -59,7 +70,12 @@ def run_server(settings: Settings, descriptor: int | None = None) -> None:
         access_log=False,
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
     )
-    server = DrainingServer(config, app.state.draining, settings.drain_notice_seconds)
+    server = DrainingServer(
+        config,
+        draining=app.state.draining,
+        end_watches=lambda: app.state.watching.close(),
+        notice_seconds=settings.drain_notice_seconds,
+    )
     inherited = [socket.socket(fileno=descriptor)] if descriptor is not None else None
     try:
         server.run(sockets=inherited)

@@ -100,6 +100,13 @@ class Settings(BaseSettings):
         default=30.0, gt=0, description="settled webhook deliveries stay in the log for so long"
     )
 
+    watch_poll_seconds: float = Field(
+        default=2.0, gt=0, description="between looks at watched jobs while none can be heard of"
+    )
+    stream_heartbeat_seconds: float = Field(
+        default=15.0, gt=0, le=15, description="of silence, then an event stream gets a comment"
+    )
+
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "json", "console"] = Field(
         default="auto", description="auto: json unless stderr is a terminal"

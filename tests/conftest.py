@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,3 +106,12 @@ def closed(settings: Settings) -> Iterator[TestClient]:
         create_app(Settings(**settings.model_dump() | changes)), raise_server_exceptions=False
     ) as opened:
         yield opened
+
+
+@pytest.fixture
+def unused_tcp_port() -> int:
+    """A port of this machine where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request
@@ -11,20 +11,27 @@ from app.domain.errors import ScopeMissingError
 from app.domain.lifecycle import State
 from app.domain.principal import PROJECT_PATTERN, Principal, Scope
 from app.services.resources import Resources
+from app.services.watching import Watching
 
 
-def _resources(request: Request) -> Resources:
+# Dependencies are asynchronous although they wait for nothing: others go through a thread.
+async def _resources(request: Request) -> Resources:
     resources: Resources = request.app.state.resources
     return resources
 
 
-def requires(scope: Scope) -> Callable[[Request], Principal]:
+async def _watching(request: Request) -> Watching:
+    watching: Watching = request.app.state.watching
+    return watching
+
+
+def requires(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
     """A dependency that lets pass whoever's key has the scope.
 
     A route states here what it needs; the authentication in front has found out who asks.
     """
 
-    def principal(request: Request) -> Principal:
+    async def principal(request: Request) -> Principal:
         holder: Principal | None = request.scope["state"]["principal"]
         if holder is None or scope not in holder.scopes:
             raise ScopeMissingError(f"This needs a key with the scope {scope!r}")
@@ -37,6 +44,7 @@ Reader = Annotated[Principal, Depends(requires(Scope.READ))]
 Writer = Annotated[Principal, Depends(requires(Scope.WRITE))]
 Admin = Annotated[Principal, Depends(requires(Scope.ADMIN))]
 ResourcesDep = Annotated[Resources, Depends(_resources)]
+WatchingDep = Annotated[Watching, Depends(_watching)]
 LimitQuery = Annotated[int, Query(ge=1, le=100, description="Entries a page.")]
 CursorQuery = Annotated[
     str | None, Query(max_length=128, description="`next_cursor` of the page before.")

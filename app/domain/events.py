@@ -7,6 +7,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+LAST_SEQUENCE = 2**31 - 1
+"""The largest number that a line of the log can have."""
+
 
 class EventType(StrEnum):
     """What is worth a line in the log."""
@@ -19,6 +22,10 @@ class EventType(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+
+ENDS = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED})
+"""After one of these a job rests."""
 
 
 @dataclass(frozen=True, kw_only=True)

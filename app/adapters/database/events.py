@@ -8,6 +8,7 @@ from sqlalchemy import insert, select, update
 
 from app.adapters.database import webhook_deliveries
 from app.adapters.database.engine import Transaction
+from app.adapters.database.notifications import announcement
 from app.adapters.database.tables import events, jobs
 from app.domain.events import Event, EventType
 
@@ -18,12 +19,15 @@ def append(
     """Number the event and write it; the job's row is locked, so numbers have no gaps.
 
     The project's webhooks learn of it from here: whoever appends an event need not think of them.
+    So do watchers of the job, who hear of whatever else the transaction changes in it.
     """
-    sequence, attempt, project_id = transaction.execute(
+    sequence, attempt, project_id, _ = transaction.execute(
         update(jobs)
         .where(jobs.c.id == job_id)
         .values(event_sequence=jobs.c.event_sequence + 1)
-        .returning(jobs.c.event_sequence, jobs.c.attempt, jobs.c.project_id)
+        .returning(
+            jobs.c.event_sequence, jobs.c.attempt, jobs.c.project_id, announcement(jobs.c.id)
+        )
     ).one()
     created_at = transaction.execute(
         insert(events)

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Select, and_, func, insert, select, update
 
 from app.adapters.database.engine import Transaction
+from app.adapters.database.notifications import announcement
 from app.adapters.database.tables import jobs
 from app.domain.job import Job, JobError, JobRequest, JobResult, Progress
 from app.domain.lease import Lease
@@ -143,8 +144,9 @@ def record_progress(
         update(jobs)
         .where(_owned(lease))
         .values(stage=stage, progress=progress.model_dump(mode="json"))
+        .returning(announcement(jobs.c.id))
     )
-    return changed.rowcount == 1
+    return changed.one_or_none() is not None
 
 
 def request_cancel(transaction: Transaction, job_id: str) -> Job | None:

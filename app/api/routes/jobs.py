@@ -5,8 +5,16 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Query, Response
+from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
+from app.api.conditional import (
+    NOT_MODIFIED,
+    IfNoneMatch,
+    Representation,
+    WaitQuery,
+    changed_job,
+)
 from app.api.dependencies import (
     CursorQuery,
     IdempotencyKey,
@@ -15,6 +23,7 @@ from app.api.dependencies import (
     ResourcesDep,
     StateQuery,
     SweepQuery,
+    WatchingDep,
     Writer,
 )
 from app.api.documentation import problems
@@ -28,6 +37,7 @@ from app.api.schemas import (
     JobOut,
     JobUrls,
 )
+from app.domain.events import LAST_SEQUENCE
 from app.services import jobs, outbox, retention
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(401, 403, 422, 503))
@@ -62,15 +72,16 @@ def create_job(
     return JobOut.of(creation.job)
 
 
-@router.get("")
+@router.get("", response_model=JobList, responses=NOT_MODIFIED)
 def list_jobs(
     resources: ResourcesDep,
     principal: Reader,
+    if_none_match: IfNoneMatch = None,
     limit: LimitQuery = 20,
     after: CursorQuery = None,
     state: StateQuery = None,
     sweep: SweepQuery = None,
-) -> JobList:
+) -> Response:
     """List jobs, newest first."""
     page = jobs.list_jobs(
         resources,
@@ -80,13 +91,28 @@ def list_jobs(
         state=state,
         sweep_id=sweep,
     )
-    return JobList.of(page)
+    return Representation.of(JobList.of(page), weak=True).response(if_none_match)
 
 
-@router.get("/{job_id}", responses=problems(404))
-def get_job(job_id: str, resources: ResourcesDep, principal: Reader) -> JobOut:
-    """Show a job."""
-    return JobOut.of(jobs.get_job(resources, principal, job_id))
+@router.get("/{job_id}", response_model=JobOut, responses=problems(404) | NOT_MODIFIED)
+async def get_job(
+    job_id: str,
+    request: Request,
+    resources: ResourcesDep,
+    watching: WatchingDep,
+    principal: Reader,
+    if_none_match: IfNoneMatch = None,
+    wait: WaitQuery = 0.0,
+) -> Response:
+    """Show a job, at once or when it has changed."""
+    if wait:
+        shown = await changed_job(
+            watching, principal, job_id, request=request, wait=wait, known=if_none_match
+        )
+    else:
+        job = await run_in_threadpool(jobs.get_job, resources, principal, job_id)
+        shown = Representation.of(JobOut.of(job))
+    return shown.response(if_none_match)
 
 
 @router.post("/{job_id}/cancel", status_code=202, responses=problems(404, 409))
@@ -112,7 +138,7 @@ def list_events(
     job_id: str,
     resources: ResourcesDep,
     principal: Reader,
-    after: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
+    after: Annotated[int, Query(ge=0, le=LAST_SEQUENCE)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
 ) -> EventList:
     """Read a job's log from a sequence number on."""

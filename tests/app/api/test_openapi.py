@@ -34,6 +34,7 @@ def test_every_route_is_described_and_says_what_can_go_wrong() -> None:
         "/v1/jobs/{job_id}/artifacts",
         "/v1/jobs/{job_id}/cancel",
         "/v1/jobs/{job_id}/events",
+        "/v1/jobs/{job_id}/events/stream",
         "/v1/jobs/{job_id}/pin",
         "/v1/jobs/{job_id}/report",
         "/v1/jobs/{job_id}/unpin",

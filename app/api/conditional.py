@@ -1,0 +1,129 @@
+"""Answers that depend on what the client has already: `ETag`, `If-None-Match`, `?wait`."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Header, Query, Request
+from fastapi.responses import Response
+from pydantic import BaseModel
+
+from app.api.schemas import JobOut
+from app.domain.lifecycle import TERMINAL
+from app.domain.principal import Principal
+from app.services.watching import WatchedJob, Watching
+
+_LONGEST_WAIT_SECONDS = 60
+_TAG = re.compile(r'(?:W/)?("[^"]*")')
+
+IfNoneMatch = Annotated[
+    str | None,
+    Header(max_length=4096, description="The `ETag` you have: 304 if it is still the right one."),
+]
+WaitQuery = Annotated[
+    float,
+    Query(
+        ge=0,
+        le=_LONGEST_WAIT_SECONDS,
+        description="Seconds to wait for another representation than that of `If-None-Match`, "
+        "or without one for any change. A job that has ended is shown at once.",
+    ),
+]
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
+    304: {"description": "You have it already; no body."}
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Representation:
+    """The bytes of an answer and their name."""
+
+    body: bytes
+    etag: str
+
+    @classmethod
+    def of(cls, model: BaseModel, *, weak: bool = False) -> Representation:
+        """The answer as JSON; a weak name promises equal meaning only, not equal bytes."""
+        body = model.model_dump_json().encode()
+        digest = hashlib.blake2b(body, digest_size=16).hexdigest()
+        return cls(body=body, etag=f'W/"{digest}"' if weak else f'"{digest}"')
+
+    def is_known(self, if_none_match: str | None) -> bool:
+        """Whether the client has it; weak comparison, as RFC 9110 asks for here."""
+        if if_none_match is None:
+            return False
+        tags = _TAG.findall(if_none_match)
+        return if_none_match.strip() == "*" or self.etag.removeprefix("W/") in tags
+
+    def response(self, if_none_match: str | None) -> Response:
+        """The whole, or that there is nothing new."""
+        headers = {"ETag": self.etag, "Cache-Control": "private, no-cache"}
+        if self.is_known(if_none_match):
+            return Response(status_code=304, headers=headers)
+        return Response(self.body, media_type="application/json", headers=headers)
+
+
+async def changed_job(
+    watching: Watching,
+    principal: Principal,
+    job_id: str,
+    *,
+    request: Request,
+    wait: float,
+    known: str | None,
+) -> Representation:
+    """The job, at once if the client does not know it so, else after a change or the wait.
+
+    Args:
+        watching: this process's watches.
+        principal: who asks.
+        job_id: for what.
+        request: noticed if it is given up.
+        wait: seconds at most.
+        known: `If-None-Match`; without it, the job as it is now.
+
+    Raises:
+        JobNotFoundError: if there is none, or it is deleted meanwhile.
+    """
+    deadline = asyncio.get_running_loop().time() + wait
+    async with watching.watch(principal, job_id, log=False) as watched:
+        shown = _represent(watched)
+        known = shown.etag if known is None else known
+        gone = asyncio.create_task(_client_gone(request))
+        try:
+            while shown.is_known(known) and not _is_settled(watched):
+                if not await _changes(watched, deadline, gone):
+                    break
+                shown = _represent(watched)
+        finally:
+            gone.cancel()
+    return shown
+
+
+def _represent(watched: WatchedJob) -> Representation:
+    return Representation.of(JobOut.of(watched.job))
+
+
+def _is_settled(watched: WatchedJob) -> bool:
+    """Whether waiting is in vain."""
+    return watched.closed or watched.job.state in TERMINAL
+
+
+async def _changes(watched: WatchedJob, deadline: float, gone: asyncio.Task[None]) -> bool:
+    """Whether the job changes while there is time and somebody waits for it."""
+    change = asyncio.create_task(watched.changed_since(watched.version))
+    rest = deadline - asyncio.get_running_loop().time()
+    try:
+        await asyncio.wait({change, gone}, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
+        return change.done()
+    finally:
+        change.cancel()
+
+
+async def _client_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,95 @@
+"""A job's log as server-sent events: what has been, then what happens, each once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Header, Query, Request
+from fastapi.responses import Response
+from fastapi.sse import ServerSentEvent
+
+from app.api.dependencies import Reader, WatchingDep
+from app.api.event_messages import LIVE, JobLive
+from app.api.schemas import EventOut
+from app.domain.events import LAST_SEQUENCE
+from app.domain.lifecycle import TERMINAL
+from app.services.watching import WatchedJob
+
+_HEARTBEAT = "heartbeat"
+
+
+class NothingFollowsError(Exception):
+    """The job has ended and the client has its whole log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """A reader's place in the log of a job that is being watched."""
+
+    watched: WatchedJob
+    after: int
+
+
+async def _position(
+    job_id: str,
+    principal: Reader,
+    watching: WatchingDep,
+    after: Annotated[
+        int, Query(ge=0, le=LAST_SEQUENCE, description="Begin behind this `sequence`.")
+    ] = 0,
+    last_event_id: Annotated[
+        int | None,
+        Header(
+            ge=0,
+            le=LAST_SEQUENCE,
+            description="The last `id` received; clients send it when they connect again. "
+            "Counts more than `after`.",
+        ),
+    ] = None,
+) -> AsyncIterator[Position]:
+    """Watch the job until the answer has been sent; what is wrong is said before it begins."""
+    async with watching.watch(principal, job_id, log=True) as watched:
+        place = after if last_event_id is None else last_event_id
+        if watched.job.state in TERMINAL and not watched.events_after(place):
+            raise NothingFollowsError
+        yield Position(watched=watched, after=place)
+
+
+PositionDep = Annotated[Position, Depends(_position)]
+
+
+async def follow(position: Position, heartbeat_seconds: float) -> AsyncIterator[ServerSentEvent]:
+    """The log from a position on, and between its events where the job is; ends with the job."""
+    watched, sent = position.watched, position.after
+    shown: JobLive | None = None
+    while not watched.closed:
+        # All at one moment: while events are being sent, the job may go on.
+        version, job, news = watched.version, watched.job_or_none, watched.events_after(sent)
+        for event in news:
+            sent = event.sequence
+            yield ServerSentEvent(
+                id=str(sent), event=event.type, data=EventOut.model_validate(event)
+            )
+        if job is None or job.state in TERMINAL:
+            return
+        live = JobLive.of(job)
+        if live != shown:
+            shown = live
+            yield ServerSentEvent(event=LIVE, data=live)
+        try:
+            async with asyncio.timeout(heartbeat_seconds):
+                await watched.changed_since(version)
+        except TimeoutError:
+            yield ServerSentEvent(comment=_HEARTBEAT)
+
+
+def install_end_of_stream(app: FastAPI) -> None:
+    """204 tells a browser's EventSource not to connect again; the end of a stream does not."""
+
+    async def nothing_follows(request: Request, error: Exception) -> Response:  # noqa: ARG001
+        return Response(status_code=204)
+
+    app.add_exception_handler(NothingFollowsError, nothing_follows)

@@ -1,0 +1,49 @@
+"""/v1/jobs/{id}/events/stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from app.api.dependencies import ResourcesDep
+from app.api.documentation import problems
+from app.api.event_stream import PositionDep, follow
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(401, 403, 422, 503))
+_EXAMPLE = """event: progress
+data: {"sequence":3,"type":"progress","created_at":"2026-03-01T12:00:00Z","attempt":1,"data":{}}
+id: 3
+
+event: live
+data: {"state":"running","stage":"compress","progress":{"fraction":0.4,"message":"…"},"attempt":1}
+
+"""
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {EventSourceResponse.media_type: {"example": _EXAMPLE}}},
+    204: {"description": "The job has ended and you have its whole log: do not connect again."},
+}
+
+
+@router.get(
+    "/{job_id}/events/stream",
+    response_class=EventSourceResponse,
+    responses=problems(404) | _STREAM,
+)
+async def stream_events(
+    position: PositionDep, resources: ResourcesDep
+) -> AsyncIterator[ServerSentEvent]:
+    """Read a job's log as it is written, until the job has ended.
+
+    Every event of the log is one message: `id` is its `sequence`, `event` its `type`, `data` the
+    JSON that the list of events holds. A client that was cut off sends the last `id` as
+    `Last-Event-ID` and misses nothing.
+
+    Progress that is too frequent for the log comes as `event: live`, with `state`, `stage`,
+    `progress` and `attempt` of the job at that moment. These messages have no `id` and are not
+    repeated: only the latest counts, and the first comes right after what the log holds already.
+    """
+    async for message in follow(position, resources.settings.stream_heartbeat_seconds):
+        yield message

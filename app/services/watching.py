@@ -1,0 +1,281 @@
+"""Watching jobs: however many watch, a process listens once and reads each change once.
+
+    NOTIFY ──▶ the listener ──▶ WatchedJob, one a job ──▶ its watchers, in this process
+                                    │ reads what is new, in a thread of our own
+
+The one asynchronous service, because a thread for each watcher would be too many. A notification
+only says where to look. While none can be heard, every watched job is looked at every
+`watch_poll_seconds`, and once they are heard again all are looked at, for what was missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from types import TracebackType
+
+from app.adapters.database import events, jobs
+from app.adapters.database.notifications import listen
+from app.domain.errors import DatabaseUnavailableError, JobNotFoundError, ServiceError
+from app.domain.events import Event
+from app.domain.identifiers import is_job_id
+from app.domain.job import Job
+from app.domain.principal import Principal
+from app.services.resources import Resources
+from app.telemetry import get_logger
+
+_READERS = 2
+"""Threads, and so connections: readings wait for each other, never for requests or the reverse."""
+_PAGE = 1000
+_FIRST_PAUSE_SECONDS = 0.25
+_LONGEST_PAUSE_SECONDS = 10.0
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What one reading found; no job means that there is none any more."""
+
+    job: Job | None
+    events: list[Event]
+
+
+def look(resources: Resources, job_id: str, after: int | None) -> Look:
+    """Read a job, and its log beyond `after` if that is wanted.
+
+    The job comes first: an end that it shows is in the log that is read after it.
+    """
+    found: list[Event] = []
+    with resources.database.transaction() as transaction:
+        job = jobs.find(transaction, job_id)
+        more = job is not None and after is not None
+        while more:
+            since = found[-1].sequence if found else after or 0
+            page = events.following(transaction, job_id, after=since, limit=_PAGE)
+            found += page
+            more = len(page) == _PAGE
+    return Look(job=job, events=found)
+
+
+class WatchedJob:
+    """What is known of one job while somebody watches it: its log grows, the rest is replaced."""
+
+    def __init__(self, job_id: str, read: Callable[[str, int | None], Awaitable[Look]]) -> None:
+        self.version = 0
+        """Rises with every change that was seen."""
+        self.closed = False
+        """Set when this process ends and its watchers should go elsewhere."""
+        self.watchers = 0
+        self.missed = False
+        """Whether the last reading failed, so that there may be news."""
+        self._job_id = job_id
+        self._read = read
+        self._job: Job | None = None
+        self._log: list[Event] | None = None
+        self._changed = asyncio.Event()
+        self._wanted: asyncio.Future[Exception | None] | None = None
+        self._reading: asyncio.Task[None] | None = None
+
+    @property
+    def job(self) -> Job:
+        """As last read.
+
+        Raises:
+            JobNotFoundError: if it is gone.
+        """
+        if self._job is None:
+            raise JobNotFoundError
+        return self._job
+
+    @property
+    def job_or_none(self) -> Job | None:
+        """As last read; None if it is gone."""
+        return self._job
+
+    def follow_log(self) -> None:
+        """Let the log be read too, from now on."""
+        if self._log is None:
+            self._log = []
+
+    def events_after(self, sequence: int) -> list[Event]:
+        """What is known of the log beyond a number."""
+        log = self._log or []
+        return log[bisect_right(log, sequence, key=lambda event: event.sequence) :]
+
+    async def changed_since(self, version: int) -> None:
+        """Return when there is another version than this, or there will be none."""
+        while self.version == version and not self.closed:
+            await self._changed.wait()
+
+    async def refresh(self) -> None:
+        """Return when a reading that began after this call has been taken in.
+
+        Raises:
+            ServiceError: if it could not be made.
+        """
+        error = await asyncio.shield(self.want_reading())
+        if error is not None:
+            raise error
+
+    def want_reading(self) -> asyncio.Future[Exception | None]:
+        """Read as soon as the reading in progress ends; all who ask until then share one."""
+        if self._wanted is None:
+            self._wanted = asyncio.get_running_loop().create_future()
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read_while_wanted())
+        return self._wanted
+
+    def close(self) -> None:
+        """Send the watchers away."""
+        self.closed = True
+        self._wake()
+
+    def stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+
+    async def _read_while_wanted(self) -> None:
+        try:
+            while (wanted := self._wanted) is not None:
+                self._wanted = None
+                wanted.set_result(await self._read_once())
+        finally:
+            self._reading = None
+
+    async def _read_once(self) -> Exception | None:
+        after = self._log[-1].sequence if self._log else None if self._log is None else 0
+        try:
+            seen = await self._read(self._job_id, after)
+        except Exception as error:
+            # Whoever waits for this reading raises it; the others are served by the next one.
+            _log.warning("watching_failed", job_id=self._job_id, error=type(error).__name__)
+            self.missed = True
+            return error
+        self.missed = False
+        if seen.job != self._job or seen.events:
+            self._job = seen.job
+            if self._log is not None:
+                self._log += seen.events
+            self.version += 1
+            self._wake()
+        return None
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class Watching:
+    """All watched jobs of this process. Also an asynchronous context manager."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._jobs: dict[str, WatchedJob] = {}
+        self.hearing = False
+        """Whether notifications arrive."""
+        self._closed = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="watching")
+
+    @property
+    def job_count(self) -> int:
+        """How many jobs are watched."""
+        return len(self._jobs)
+
+    async def __aenter__(self) -> Watching:
+        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._poll())]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+        for watched in self._jobs.values():
+            watched.stop_reading()
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        self._threads.shutdown()
+
+    def close(self) -> None:
+        """End every watch soon: the server wants to stop, and watches would keep it."""
+        self._closed = True
+        for watched in self._jobs.values():
+            watched.close()
+
+    @asynccontextmanager
+    async def watch(
+        self, principal: Principal, job_id: str, *, log: bool
+    ) -> AsyncIterator[WatchedJob]:
+        """The job as it is now, kept up to date until the block ends.
+
+        Raises:
+            JobNotFoundError: if there is none in the principal's project.
+        """
+        if not is_job_id(job_id):
+            raise JobNotFoundError
+        watched = self._jobs.setdefault(job_id, WatchedJob(job_id, self._read))
+        watched.watchers += 1
+        try:
+            if log:
+                watched.follow_log()
+            await watched.refresh()
+            if watched.job.project_id != principal.project_id:
+                raise JobNotFoundError
+            watched.closed = self._closed
+            yield watched
+        finally:
+            watched.watchers -= 1
+            if not watched.watchers:
+                del self._jobs[job_id]
+
+    async def _read(self, job_id: str, after: int | None) -> Look:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, look, self._resources, job_id, after)
+
+    async def _listen(self) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                await listen(
+                    self._resources.settings.database_url,
+                    ready=self._hear,
+                    changed=self._look_at,
+                )
+            except DatabaseUnavailableError:
+                pause = _FIRST_PAUSE_SECONDS if self.hearing else pause * 2
+                self.hearing = False
+                _log.warning("watching_deaf", effect="watched jobs are polled")
+            pause = min(pause, _LONGEST_PAUSE_SECONDS)
+            # By chance, so that the processes do not all come back at once.
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+
+    def _hear(self) -> None:
+        self.hearing = True
+        for watched in self._jobs.values():
+            watched.want_reading()
+
+    def _look_at(self, job_id: str) -> None:
+        watched = self._jobs.get(job_id)
+        if watched is not None:
+            watched.want_reading()
+
+    async def _poll(self) -> None:
+        """Make up for notifications that were not heard, and for readings that failed."""
+        while True:
+            await asyncio.sleep(self._resources.settings.watch_poll_seconds)
+            for watched in list(self._jobs.values()):
+                if watched.missed or not self.hearing:
+                    # One after the other: polling must not be what keeps a poor database down.
+                    with suppress(ServiceError):
+                        await watched.refresh()

@@ -1,0 +1,44 @@
+"""The application behind a real socket, in this process: streams need one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from app.main import create_app
+from app.settings import Settings
+
+
+@contextmanager
+def serving(settings: Settings, port: int = 0) -> Iterator[tuple[str, FastAPI]]:
+    """URL and application; ends with the watches that are still open."""
+    app = create_app(settings)
+    started = threading.Event()
+    server = _Server(uvicorn.Config(app, port=port, log_config=None), started)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        assert started.wait(30)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}", app
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: threading.Event) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[object] | None = None) -> None:
+        await super().startup()
+        self._ready.set()
+
+    async def shutdown(self, sockets: list[object] | None = None) -> None:
+        self.config.app.state.watching.close()  # type: ignore[union-attr]
+        await super().shutdown()

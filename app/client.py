@@ -131,9 +131,17 @@ class Client:
     def get_job(self, job_id: str) -> JobOut:
         return JobOut.model_validate(self._ask("GET", f"/v1/jobs/{job_id}"))
 
-    def list_jobs(self, *, state: State | None = None) -> Iterator[JobOut]:
-        """All jobs, newest first, page by page."""
+    def list_jobs(
+        self,
+        *,
+        state: State | None = None,
+        model: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Iterator[JobOut]:
+        """All jobs that meet the criteria, newest first, page by page."""
         query: dict[str, Any] = {"limit": 100} | ({"state": state.value} if state else {})
+        query |= {"model": model} if model else {}
+        query |= {f"label.{key}": value for key, value in (labels or {}).items()}
         while True:
             page = JobList.model_validate(self._ask("GET", "/v1/jobs", params=query))
             yield from page.data
@@ -143,6 +151,20 @@ class Client:
 
     def cancel_job(self, job_id: str) -> JobOut:
         return JobOut.model_validate(self._ask("POST", f"/v1/jobs/{job_id}/cancel"))
+
+    def pause_job(self, job_id: str) -> JobOut:
+        return JobOut.model_validate(self._ask("POST", f"/v1/jobs/{job_id}/pause"))
+
+    def resume_job(self, job_id: str) -> JobOut:
+        return JobOut.model_validate(self._ask("POST", f"/v1/jobs/{job_id}/resume"))
+
+    def retry_job(self, job_id: str) -> JobOut:
+        return JobOut.model_validate(self._ask("POST", f"/v1/jobs/{job_id}/retry"))
+
+    def delete_job(self, job_id: str) -> None:
+        response = self._http.delete(f"/v1/jobs/{job_id}")
+        if response.is_error:
+            raise ApiError(response)
 
     def compare(self, *job_ids: str) -> ComparisonOut:
         """Settings and results of two to twenty jobs, side by side."""

@@ -25,6 +25,7 @@ class LeaseKeeper:
         self._done = threading.Event()
         self._lost = threading.Event()
         self._cancelled = threading.Event()
+        self._paused = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"lease-{lease.job_id}")
 
     @property
@@ -35,6 +36,10 @@ class LeaseKeeper:
     @property
     def cancel_requested(self) -> bool:
         return self._cancelled.is_set()
+
+    @property
+    def pause_requested(self) -> bool:
+        return self._paused.is_set()
 
     def __enter__(self) -> LeaseKeeper:
         self._thread.start()
@@ -56,8 +61,11 @@ class LeaseKeeper:
             # Measured before the database is asked, so that our idea of the end is the earlier.
             asked = time.monotonic()
             try:
-                if claims.renew_lease(self._resources, self._lease) is State.CANCELLING:
+                state = claims.renew_lease(self._resources, self._lease)
+                if state is State.CANCELLING:
                     self._cancelled.set()
+                elif state is State.PAUSING:
+                    self._paused.set()
                 valid_until = asked + settings.lease_seconds
             except LeaseLostError:
                 self._lost.set()

@@ -41,23 +41,24 @@ class _StoppedError(Exception):
     """The job is not to be continued here: cancelled, lost, or the worker ends."""
 
 
-def run_job(
+def run_next_job(
     resources: Resources,
-    job_id: str,
     owner: str,
     stopping: threading.Event,
     start_child: StartChild = ChildProcess,
 ) -> Job | None:
-    """Claim a job and work on it until it ends; None if it was not there to be taken.
+    """Claim the most urgent job and work on it until it ends.
 
     Args:
         resources: the servers.
-        job_id: what the wake-up hint said.
         owner: this worker's name, for the lease.
         stopping: set when the worker is to end; the job then goes back to the queue.
         start_child: how the engine's process is started.
+
+    Returns:
+        The job as it was left; None if there was none to be had, or it was lost to another worker.
     """
-    job = claims.claim_job(resources, job_id, owner)
+    job = claims.claim_next_job(resources, owner)
     if job is None:
         return None
     with observed(job):
@@ -90,6 +91,7 @@ class JobRun:
         self._job = job
         self._stopping = stopping
         self._start_child = start_child
+        self._began = time.monotonic()
         self._keeper = LeaseKeeper(resources, job.lease)
         self._directory = work_directory(resources, job.id, job.fencing_token)
         self._journal = ProgressJournal(resources, job)
@@ -186,6 +188,8 @@ class JobRun:
                 return self._failure(message)
             if self._keeper.lost:
                 raise _StoppedError
+            if self._is_overdue():
+                return claims.timeout_error(self._job)
             if deadline is None and self._must_stop():
                 child.ask_to_stop()
                 deadline = time.monotonic() + self._grace_seconds()
@@ -220,14 +224,21 @@ class JobRun:
         )
 
     def _must_stop(self) -> bool:
-        return self._keeper.cancel_requested or self._stopping.is_set()
+        keeper = self._keeper
+        return keeper.cancel_requested or keeper.pause_requested or self._stopping.is_set()
+
+    def _is_overdue(self) -> bool:
+        limit = self._job.max_runtime_s
+        return limit is not None and time.monotonic() - self._began > limit
 
     def _conclude_stop(self) -> Job:
-        """Cancelled, or given back because the worker ends; whichever the database allows."""
+        """Cancelled, paused, or given back because the worker ends; as the database has it."""
         self.discard()
         lease = self._job.lease
         if self._keeper.cancel_requested:
             return self._persist(lambda: claims.finish_cancel(self._resources, lease))
+        if self._keeper.pause_requested:
+            return self._persist(lambda: claims.finish_pause(self._resources, lease))
         return self._persist(lambda: claims.requeue_job(self._resources, lease, None))
 
     def _conclude(self, error: JobError) -> Job:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from app.domain.errors import ServiceError
 from app.domain.lifecycle import TERMINAL
-from app.services import audit, claims, deliveries, outbox, publication, retention
+from app.services import audit, claims, deliveries, jobs, outbox, publication, retention
 from app.services.resources import Resources
 from app.telemetry import get_logger, metrics
 from workers.observation import count_end
@@ -32,10 +32,19 @@ def reap(resources: Resources) -> None:
             publication.discard_other_attempts(resources, job)
 
 
+def end_overdue(resources: Resources) -> None:
+    """End jobs past their limits whose workers have not."""
+    for job in claims.end_overdue(resources):
+        _log.warning("job_overdue", job_id=job.id, state=job.state, attempt=job.attempt)
+        count_end(job)
+
+
 Step = Callable[[Resources], object]
 
 SHARED_STEPS: tuple[Step, ...] = (
     reap,
+    end_overdue,
+    jobs.forget_idempotency_keys,
     outbox.remind,
     outbox.dispatch,
     retention.settle,

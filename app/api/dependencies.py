@@ -6,8 +6,11 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request
+from pydantic import AwareDatetime
 
-from app.domain.errors import ScopeMissingError
+from app.api.pagination import decode_cursor
+from app.domain.errors import FieldProblem, InvalidRequestError, ScopeMissingError
+from app.domain.job import JobFilter
 from app.domain.lifecycle import State
 from app.domain.principal import PROJECT_PATTERN, Principal, Scope
 from app.services.resources import Resources
@@ -49,10 +52,6 @@ LimitQuery = Annotated[int, Query(ge=1, le=100, description="Entries a page.")]
 CursorQuery = Annotated[
     str | None, Query(max_length=128, description="`next_cursor` of the page before.")
 ]
-StateQuery = Annotated[State | None, Query(description="Only jobs in this state.")]
-SweepQuery = Annotated[
-    str | None, Query(max_length=64, description="Only jobs of this sweep, by its id.")
-]
 ProjectQuery = Annotated[
     str | None,
     Query(
@@ -60,6 +59,45 @@ ProjectQuery = Annotated[
         description="Another project than the key's own; the operator only.",
     ),
 ]
+_LABEL = "label."
+
+
+def _criteria(
+    request: Request,
+    after: CursorQuery = None,
+    state: Annotated[
+        list[State] | None, Query(max_length=len(State), description="In any of these states.")
+    ] = None,
+    model: Annotated[
+        str | None, Query(max_length=512, description="Of this model: its `ref`.")
+    ] = None,
+    sweep: Annotated[
+        str | None, Query(max_length=64, description="Only jobs of this sweep, by its id.")
+    ] = None,
+    created_after: Annotated[AwareDatetime | None, Query()] = None,
+    created_before: Annotated[AwareDatetime | None, Query()] = None,
+) -> JobFilter:
+    """The query of a list; `label.KEY=VALUE` may come any number of times."""
+    labels = {
+        name.removeprefix(_LABEL): value
+        for name, value in request.query_params.items()
+        if name.startswith(_LABEL)
+    }
+    if any("\0" in text for text in (model or "", *labels, *labels.values())):
+        problem = FieldProblem(pointer="query", code="malformed", message="no NUL in a filter")
+        raise InvalidRequestError("The filter cannot match anything", fields=(problem,))
+    return JobFilter(
+        before=decode_cursor(after),
+        states=frozenset(state or ()),
+        model=model,
+        sweep_id=sweep,
+        labels=labels,
+        created_after=created_after,
+        created_before=created_before,
+    )
+
+
+CriteriaQuery = Annotated[JobFilter, Depends(_criteria)]
 IdempotencyKey = Annotated[
     str | None,
     Header(

@@ -18,7 +18,15 @@ from pydantic import (
 from app.api.pagination import encode_cursor
 from app.domain.artifact import Artifact
 from app.domain.events import Event, EventType
-from app.domain.job import Job, JobError, JobRequest, JobResult, Progress
+from app.domain.job import (
+    DEFAULT_PRIORITY,
+    HIGHEST_PRIORITY,
+    Job,
+    JobError,
+    JobRequest,
+    JobResult,
+    Progress,
+)
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.services.jobs import Page
@@ -26,6 +34,7 @@ from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.progress import Stage
 
 _MAX_TEXTS = 16
+MONTH_SECONDS = 31 * 86_400
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=256)]
 
@@ -78,6 +87,15 @@ class JobCreate(BaseModel):
     compression: Annotated[CompressionConfig, BeforeValidator(storable)] = CompressionConfig()
     evaluation: Evaluation = None
     labels: Labels = {}
+    priority: Annotated[
+        int, Field(ge=0, le=HIGHEST_PRIORITY, description="The highest number is taken first.")
+    ] = DEFAULT_PRIORITY
+    max_runtime_s: Annotated[
+        int | None, Field(ge=1, le=MONTH_SECONDS, description="Of one attempt; then it fails.")
+    ] = None
+    max_pending_s: Annotated[
+        int | None, Field(ge=1, le=MONTH_SECONDS, description="In the queue; then it fails.")
+    ] = None
 
     def to_domain(self) -> JobRequest:
         return JobRequest(
@@ -85,6 +103,9 @@ class JobCreate(BaseModel):
             compression=self.compression,
             evaluation=self.evaluation,
             labels=self.labels,
+            priority=self.priority,
+            max_runtime_s=self.max_runtime_s,
+            max_pending_s=self.max_pending_s,
         )
 
 
@@ -96,6 +117,9 @@ class JobUrls(BaseModel):
     report: str
     artifacts: str
     cancel: str
+    pause: str
+    resume: str
+    retry: str
 
     @classmethod
     def of(cls, job_id: str) -> JobUrls:
@@ -106,6 +130,9 @@ class JobUrls(BaseModel):
             report=f"{base}/report",
             artifacts=f"{base}/artifacts",
             cancel=f"{base}/cancel",
+            pause=f"{base}/pause",
+            resume=f"{base}/resume",
+            retry=f"{base}/retry",
         )
 
 
@@ -130,6 +157,9 @@ class JobOut(BaseModel):
     error: JobError | None
     attempt: int
     max_attempts: int
+    priority: int
+    max_runtime_s: int | None
+    max_pending_s: int | None
     labels: dict[str, str]
     pinned: bool
     expires_at: datetime | None

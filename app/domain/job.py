@@ -11,6 +11,9 @@ from app.domain.model_source import ModelSource
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.progress import Stage
 
+DEFAULT_PRIORITY = 5
+HIGHEST_PRIORITY = 9
+
 
 class Progress(FrozenModel):
     """How far a running job is; `fraction` is of the whole job, in [0, 1]."""
@@ -63,6 +66,25 @@ class JobRequest:
     evaluation: EvaluationConfig | None = None
     labels: dict[str, str] = field(default_factory=dict)
     sweep_id: str | None = None
+    priority: int = DEFAULT_PRIORITY
+    max_runtime_s: int | None = None
+    max_pending_s: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFilter:
+    """Which jobs of a project are wanted; what is empty does not restrict."""
+
+    before: str | None = None
+    """An id: only jobs made before that one."""
+    states: frozenset[State] = frozenset()
+    model: str | None = None
+    """`ref` of the model."""
+    sweep_id: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    """All of them."""
+    created_after: datetime | None = None
+    created_before: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +106,12 @@ class Job:
     progress: Progress | None
     result: JobResult | None
     error: JobError | None
+    priority: int
+    """Of queued jobs the highest number is taken first."""
+    max_runtime_s: int | None
+    """Of one attempt."""
+    max_pending_s: int | None
+    """From the moment it is queued to its start."""
     attempt: int
     max_attempts: int
     fencing_token: int

@@ -1,10 +1,14 @@
-"""The life of a job as one table. The database enforces it with guarded updates.
+"""The life of a job as one table. The database enforces it: guarded updates, and a trigger.
 
-queued ──claim──▶ running ──succeed──▶ succeeded
-  ▲  │               │ │└─────fail────▶ failed
-  │  └─cancel──┐     │ └─request_cancel─▶ cancelling ──cancel──▶ cancelled
-  └──requeue───┼─────┘
-               └──────▶ cancelled
+queued     ──claim──▶ running     ──expire──▶ failed
+           ──pause──▶ paused      ──cancel──▶ cancelled
+running    ──succeed──▶ succeeded ──fail──▶ failed     ──requeue──▶ queued
+           ──request_pause──▶ pausing  ──request_cancel──▶ cancelling
+pausing    ──pause──▶ paused      ──succeed──▶ succeeded  ──fail──▶ failed
+           ──request_cancel──▶ cancelling
+paused     ──resume──▶ queued     ──cancel──▶ cancelled
+cancelling ──cancel──▶ cancelled
+failed, cancelled  ──retry──▶ queued
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ class State(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
     CANCELLING = "cancelling"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -30,9 +36,14 @@ class Action(StrEnum):
     CLAIM = "claim"
     SUCCEED = "succeed"
     FAIL = "fail"
+    EXPIRE = "expire"
     REQUEUE = "requeue"
+    REQUEST_PAUSE = "request_pause"
+    PAUSE = "pause"
+    RESUME = "resume"
     REQUEST_CANCEL = "request_cancel"
     CANCEL = "cancel"
+    RETRY = "retry"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +54,36 @@ class Transition:
     target: State
 
 
-LEASED = frozenset({State.RUNNING, State.CANCELLING})
+LEASED = frozenset({State.RUNNING, State.PAUSING, State.CANCELLING})
 """States in which exactly one worker owns the job."""
 
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
+
+def _from(*sources: State, to: State) -> Transition:
+    return Transition(sources=frozenset(sources), target=to)
+
+
 TRANSITIONS: dict[Action, Transition] = {
-    Action.CLAIM: Transition(sources=frozenset({State.QUEUED}), target=State.RUNNING),
-    Action.SUCCEED: Transition(sources=frozenset({State.RUNNING}), target=State.SUCCEEDED),
-    Action.FAIL: Transition(sources=frozenset({State.RUNNING}), target=State.FAILED),
-    Action.REQUEUE: Transition(sources=frozenset({State.RUNNING}), target=State.QUEUED),
-    Action.REQUEST_CANCEL: Transition(sources=frozenset({State.RUNNING}), target=State.CANCELLING),
-    Action.CANCEL: Transition(
-        sources=frozenset({State.QUEUED, State.CANCELLING}), target=State.CANCELLED
-    ),
+    Action.CLAIM: _from(State.QUEUED, to=State.RUNNING),
+    # Whoever asked for a pause gets the result if it was ready before the worker heard of it.
+    Action.SUCCEED: _from(State.RUNNING, State.PAUSING, to=State.SUCCEEDED),
+    Action.FAIL: _from(State.RUNNING, State.PAUSING, to=State.FAILED),
+    Action.EXPIRE: _from(State.QUEUED, to=State.FAILED),
+    Action.REQUEUE: _from(State.RUNNING, to=State.QUEUED),
+    Action.REQUEST_PAUSE: _from(State.RUNNING, to=State.PAUSING),
+    Action.PAUSE: _from(State.QUEUED, State.PAUSING, to=State.PAUSED),
+    Action.RESUME: _from(State.PAUSED, to=State.QUEUED),
+    Action.REQUEST_CANCEL: _from(State.RUNNING, State.PAUSING, to=State.CANCELLING),
+    Action.CANCEL: _from(State.QUEUED, State.PAUSED, State.CANCELLING, to=State.CANCELLED),
+    Action.RETRY: _from(State.FAILED, State.CANCELLED, to=State.QUEUED),
 }
+
+
+def legal_changes() -> frozenset[tuple[State, State]]:
+    """Every pair of states that some action connects."""
+    return frozenset(
+        (source, transition.target)
+        for transition in TRANSITIONS.values()
+        for source in transition.sources
+    )

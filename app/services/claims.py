@@ -15,6 +15,13 @@ from intraslice_core.progress import Stage
 
 _REAPED_AT_ONCE = 50
 WORKER_LOST = "worker_lost"
+TIMEOUT = "timeout"
+_EXPIRED = JobError(
+    code="expired_in_queue",
+    message="no worker started the job within its max_pending_s",
+    field="max_pending_s",
+    hint="retry it, or start more workers",
+)
 
 
 def claim_job(resources: Resources, job_id: str, owner: str) -> Job | None:
@@ -25,6 +32,15 @@ def claim_job(resources: Resources, job_id: str, owner: str) -> Job | None:
         job = jobs.claim(transaction, job_id, owner, resources.settings.lease_seconds)
         if job is not None:
             events.append(transaction, job_id, EventType.STARTED, {"worker": owner})
+    return job
+
+
+def claim_next_job(resources: Resources, owner: str) -> Job | None:
+    """Take the most urgent job that waits; None if none does."""
+    with resources.database.transaction() as transaction:
+        job = jobs.claim_next(transaction, owner, resources.settings.lease_seconds)
+        if job is not None:
+            events.append(transaction, job.id, EventType.STARTED, {"worker": owner})
     return job
 
 
@@ -63,7 +79,7 @@ def record_progress(
 
 
 def fail_job(resources: Resources, lease: Lease, error: JobError) -> Job:
-    """The end, badly. A job that was to be cancelled is cancelled instead."""
+    """The end, badly. A job that was to be cancelled is cancelled instead, also by an error."""
     with resources.database.transaction() as transaction:
         return _fail(transaction, lease, error)
 
@@ -79,11 +95,39 @@ def finish_cancel(resources: Resources, lease: Lease) -> Job:
         return _cancel(transaction, lease)
 
 
+def finish_pause(resources: Resources, lease: Lease) -> Job:
+    """Put the job aside; the attempt does not count. Cancelled meanwhile, it is cancelled."""
+    with resources.database.transaction() as transaction:
+        return _stop(transaction, lease)
+
+
 def reap_expired(resources: Resources) -> list[Job]:
     """Take jobs from workers that have gone silent; what became of each."""
     with resources.database.transaction() as transaction:
         lost = jobs.expired(transaction, _REAPED_AT_ONCE)
         return [_reap(transaction, job) for job in lost]
+
+
+def end_overdue(resources: Resources) -> list[Job]:
+    """End what nobody started in time, and what runs on although its time is over.
+
+    A worker ends its own jobs; this is for one that cannot, for longer than a lease lasts.
+    """
+    with resources.database.transaction() as transaction:
+        for job_id in jobs.expire_pending(transaction, _EXPIRED, _REAPED_AT_ONCE):
+            events.append(transaction, job_id, EventType.FAILED, _described(_EXPIRED))
+        stuck = jobs.overdue(transaction, resources.settings.lease_seconds, _REAPED_AT_ONCE)
+        return [_fail(transaction, job.lease, timeout_error(job)) for job in stuck]
+
+
+def timeout_error(job: Job) -> JobError:
+    return JobError(
+        code=TIMEOUT,
+        message=f"the job ran longer than its max_runtime_s of {job.max_runtime_s}",
+        stage=job.stage,
+        field="max_runtime_s",
+        hint="submit it with more time or fewer calibration tokens",
+    )
 
 
 def _reap(transaction: Transaction, job: Job) -> Job:
@@ -95,6 +139,8 @@ def _reap(transaction: Transaction, job: Job) -> Job:
     )
     if job.state is State.RUNNING and job.attempt < job.max_attempts:
         return _requeue(transaction, job.lease, error)
+    if job.state is State.PAUSING:
+        return _stop(transaction, job.lease, counts=True)
     return _fail(transaction, job.lease, error)
 
 
@@ -109,10 +155,19 @@ def _fail(transaction: Transaction, lease: Lease, error: JobError) -> Job:
 def _requeue(transaction: Transaction, lease: Lease, error: JobError | None) -> Job:
     job = jobs.requeue(transaction, lease, counts=error is not None, error=error)
     if job is None:
-        return _cancel(transaction, lease)
+        return _stop(transaction, lease, counts=error is not None)
     data = _described(error) if error else {"reason": "the worker was stopped"}
     events.append(transaction, lease.job_id, EventType.REQUEUED, data)
     outbox.add(transaction, lease.job_id)
+    return job
+
+
+def _stop(transaction: Transaction, lease: Lease, *, counts: bool = False) -> Job:
+    """What was asked for instead of going on: a pause, or the end."""
+    job = jobs.pause(transaction, lease.job_id, lease, counts=counts)
+    if job is None:
+        return _cancel(transaction, lease)
+    events.append(transaction, lease.job_id, EventType.PAUSED)
     return job
 
 

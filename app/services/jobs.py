@@ -9,7 +9,7 @@ from typing import Any
 
 from app.adapters.database import artifacts, events, idempotency, jobs, outbox
 from app.adapters.database.engine import Transaction
-from app.domain.artifact import Artifact
+from app.domain.artifact import Artifact, job_prefix
 from app.domain.errors import (
     ArtifactNotFoundError,
     ArtifactsExpiredError,
@@ -20,7 +20,7 @@ from app.domain.errors import (
 )
 from app.domain.events import Event, EventType
 from app.domain.identifiers import is_job_id, new_job_id
-from app.domain.job import Job, JobRequest
+from app.domain.job import Job, JobFilter, JobRequest
 from app.domain.lifecycle import State
 from app.domain.principal import Principal
 from app.domain.sweep import SweepRequest
@@ -89,6 +89,12 @@ def enqueue_job(
     return job
 
 
+def forget_idempotency_keys(resources: Resources) -> int:
+    """Drop keys past their time; the number dropped."""
+    with resources.database.transaction() as transaction:
+        return idempotency.forget_old(transaction)
+
+
 def get_job(resources: Resources, principal: Principal, job_id: str) -> Job:
     with resources.database.transaction() as transaction:
         return existing_job(transaction, principal, job_id)
@@ -100,35 +106,21 @@ def existing_job(transaction: Transaction, principal: Principal, job_id: str) ->
 
 
 def list_jobs(
-    resources: Resources,
-    principal: Principal,
-    *,
-    limit: int,
-    before: str | None,
-    state: State | None,
-    sweep_id: str | None = None,
+    resources: Resources, principal: Principal, criteria: JobFilter, *, limit: int
 ) -> Page:
     with resources.database.transaction() as transaction:
-        found = jobs.newest(
-            transaction,
-            principal.project_id,
-            limit=limit + 1,
-            before=before,
-            state=state,
-            sweep_id=sweep_id,
-        )
+        found = jobs.newest(transaction, principal.project_id, criteria, limit=limit + 1)
     return Page(jobs=found[:limit], has_more=len(found) > limit)
 
 
 def cancel_job(resources: Resources, principal: Principal, job_id: str) -> Job:
-    """End a queued job, ask the worker of a running one to stop. Asking twice is fine.
+    """End a job that waits, ask the worker of a running one to stop. Asking twice is fine.
 
     Raises:
         IllegalTransitionError: if the job has already ended otherwise.
     """
     with resources.database.transaction() as transaction:
-        # Locked, because a job may move between queued and running at any moment.
-        job = _visible(jobs.lock(transaction, job_id) if is_job_id(job_id) else None, principal)
+        job = _locked(transaction, principal, job_id)
         if job.state in (State.CANCELLING, State.CANCELLED):
             return job
         cancelled = jobs.cancel(transaction, job_id, lease=None)
@@ -138,6 +130,80 @@ def cancel_job(resources: Resources, principal: Principal, job_id: str) -> Job:
         kind = EventType.CANCELLED if cancelled else EventType.CANCEL_REQUESTED
         events.append(transaction, job_id, kind)
     return asked
+
+
+def pause_job(resources: Resources, principal: Principal, job_id: str) -> Job:
+    """Put a waiting job aside, ask the worker of a running one to. Asking twice is fine.
+
+    Raises:
+        IllegalTransitionError: if the job has ended or is about to.
+    """
+    with resources.database.transaction() as transaction:
+        job = _locked(transaction, principal, job_id)
+        if job.state in (State.PAUSING, State.PAUSED):
+            return job
+        paused = jobs.pause(transaction, job_id, lease=None)
+        asked = paused or jobs.request_pause(transaction, job_id)
+        if asked is None:
+            raise IllegalTransitionError(f"The job is {job.state}; it cannot be paused")
+        kind = EventType.PAUSED if paused else EventType.PAUSE_REQUESTED
+        events.append(transaction, job_id, kind)
+    return asked
+
+
+def resume_job(resources: Resources, principal: Principal, job_id: str) -> Job:
+    """Queue a paused job again; one that waits or runs already is left alone.
+
+    Raises:
+        IllegalTransitionError: if the job is not paused: not yet, or not any more.
+    """
+    with resources.database.transaction() as transaction:
+        job = _locked(transaction, principal, job_id)
+        if job.state in (State.QUEUED, State.RUNNING):
+            return job
+        resumed = jobs.resume(transaction, job_id)
+        if resumed is None:
+            raise IllegalTransitionError(f"The job is {job.state}; only a paused one is resumed")
+        events.append(transaction, job_id, EventType.RESUMED)
+        outbox.add(transaction, job_id)
+    return resumed
+
+
+def retry_job(resources: Resources, principal: Principal, job_id: str) -> Job:
+    """Queue a failed or cancelled job again, with all its attempts; a live one is left alone.
+
+    Raises:
+        IllegalTransitionError: if the job has succeeded or is about to be cancelled.
+    """
+    with resources.database.transaction() as transaction:
+        job = _locked(transaction, principal, job_id)
+        if job.state in (State.QUEUED, State.RUNNING):
+            return job
+        if job.expired_at is not None:
+            raise IllegalTransitionError("The job has expired; submit it again")
+        retried = jobs.retry(transaction, job_id)
+        if retried is None:
+            detail = f"The job is {job.state}; only a failed or cancelled one is retried"
+            raise IllegalTransitionError(detail)
+        events.append(transaction, job_id, EventType.RETRIED)
+        outbox.add(transaction, job_id)
+    return retried
+
+
+def delete_job(resources: Resources, principal: Principal, job_id: str) -> None:
+    """Forget a job that has ended, and remove its files.
+
+    The row goes first, so that nobody is given half of the files; what an interruption leaves in
+    the store has no owner then, and the sweeper removes it.
+
+    Raises:
+        IllegalTransitionError: if the job has not ended.
+    """
+    with resources.database.transaction() as transaction:
+        job = _locked(transaction, principal, job_id)
+        if not jobs.remove(transaction, job_id):
+            raise IllegalTransitionError(f"The job is {job.state}; cancel it first")
+    resources.store.delete(resources.store.keys(job_prefix(job_id)))
 
 
 def list_events(
@@ -184,6 +250,11 @@ def get_artifact(resources: Resources, job_id: str, name: str) -> Artifact:
     if found is None:
         raise ArtifactNotFoundError
     return found
+
+
+def _locked(transaction: Transaction, principal: Principal, job_id: str) -> Job:
+    """The job, held: it may move between two states at any moment otherwise."""
+    return _visible(jobs.lock(transaction, job_id) if is_job_id(job_id) else None, principal)
 
 
 def _visible(job: Job | None, principal: Principal) -> Job:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from app.adapters.database import jobs
-from app.domain.job import Job
+from app.domain.job import Job, JobFilter
 from app.domain.lifecycle import State
 from app.domain.principal import Principal
 from app.services.resources import Resources
@@ -40,13 +40,8 @@ def list_models(
     resources: Resources, principal: Principal, *, limit: int, before: str | None
 ) -> ModelPage:
     with resources.database.transaction() as transaction:
-        found = jobs.newest(
-            transaction,
-            principal.project_id,
-            limit=limit + 1,
-            before=before,
-            state=State.SUCCEEDED,
-        )
+        criteria = JobFilter(before=before, states=frozenset({State.SUCCEEDED}))
+        found = jobs.newest(transaction, principal.project_id, criteria, limit=limit + 1)
     return ModelPage(offer=_offer(resources), results=found[:limit], has_more=len(found) > limit)
 
 

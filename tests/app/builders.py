@@ -87,6 +87,11 @@ def in_state(resources: Resources, state: State) -> Job:
         return claims.fail_job(resources, job.lease, JobError(code="numerical", message="NaN"))
     if state is State.SUCCEEDED:
         return succeeded(resources, job)
+    if state is State.PAUSING:
+        return jobs.pause_job(resources, OPERATOR, job.id)
+    if state is State.PAUSED:
+        jobs.pause_job(resources, OPERATOR, job.id)
+        return claims.finish_pause(resources, job.lease)
     job = jobs.cancel_job(resources, OPERATOR, job.id)
     return job if state is State.CANCELLING else claims.finish_cancel(resources, job.lease)
 

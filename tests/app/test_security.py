@@ -36,7 +36,7 @@ from tests.app.tenants import Tenant
 from tests.conftest import OPERATOR_KEY
 from workers.child_process import ChildProcess
 from workers.messages import ChildRequest
-from workers.runner import run_job
+from workers.runner import run_next_job
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 REPOSITORY = Path(__file__).parents[2]
@@ -294,7 +294,7 @@ def _use_everything(
     """Good and bad requests and a failing run, with the secret in every wrong place too."""
     body = BODY | {"labels": {"a": "marked-label"}}
     job = client.post("/v1/jobs", json=body, headers=headers | {"idempotency-key": "k"}).json()
-    run_job(resources, job["id"], "worker-1", threading.Event(), spying_child)
+    run_next_job(resources, "worker-1", threading.Event(), spying_child)
     link = resources.signer.sign(job["id"], "config.json", 60)
     assert client.get(link).status_code == 404
     for wrong in (

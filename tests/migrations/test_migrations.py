@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import uuid
@@ -17,6 +18,7 @@ from sqlalchemy import CheckConstraint, NullPool, create_engine
 from app.adapters.database.engine import Database
 from app.adapters.database.migrate import downgrade, head_revision, upgrade
 from app.adapters.database.tables import metadata
+from app.domain.lifecycle import LEASED, State, legal_changes
 from app.embedded.postgres import EmbeddedPostgres
 from app.settings import Settings
 
@@ -81,6 +83,35 @@ def test_check_constraints_are_those_of_the_code(empty: Settings) -> None:
         for table in metadata.tables.values()
         for constraint in table.constraints
     )
+
+
+def test_the_trigger_allows_what_the_lifecycle_allows(empty: Settings) -> None:
+    upgrade(empty)
+    insert = (
+        "INSERT INTO jobs (id, project_id, state, model, compression, labels, max_attempts,"
+        " lease_owner, lease_expires_at)"
+        " VALUES ('j', 'p', %s, '{}', '{}', '{}', 3, %s, %s)"
+    )
+    allowed = set()
+    with psycopg.connect(empty.database_url.replace("+psycopg", "")) as connection:
+        for source, target in itertools.permutations(State, 2):
+            lease = ("w", "2030-01-01") if source in LEASED else (None, None)
+            connection.execute(insert, (source, *lease))
+            lease = ("w", "2030-01-01") if target in LEASED else (None, None)
+            refused: list[str | None] = []
+            try:
+                with connection.transaction():
+                    connection.execute(
+                        "UPDATE jobs SET state = %s, lease_owner = %s, lease_expires_at = %s",
+                        (target, *lease),
+                    )
+            except psycopg.errors.CheckViolation as error:
+                refused.append(error.diag.constraint_name)
+            assert refused in ([], ["job_transition"])
+            if not refused:
+                allowed.add((source, target))
+            connection.execute("DELETE FROM jobs")
+    assert allowed == legal_changes()
 
 
 def _create_from_code(settings: Settings) -> None:

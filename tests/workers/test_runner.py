@@ -24,10 +24,10 @@ from app.embedded.postgres import EmbeddedPostgres
 from app.services import claims, jobs, publication
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
-from tests.app.builders import queued, running, succeeded, weights_on_disk
+from tests.app.builders import in_state, queued, running, succeeded, weights_on_disk
 from workers.child_process import ChildProcess, end_all_children
 from workers.messages import ChildRequest
-from workers.runner import StartChild, remove_stale_work, run_job
+from workers.runner import StartChild, remove_stale_work, run_next_job
 from workers.schedule import Sweeper
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
@@ -44,8 +44,8 @@ def child(behaviour: str) -> StartChild:
     return start
 
 
-def run(resources: Resources, job: Job, behaviour: str) -> Job | None:
-    return run_job(resources, job.id, "worker-1", threading.Event(), child(behaviour))
+def run(resources: Resources, behaviour: str) -> Job | None:
+    return run_next_job(resources, "worker-1", threading.Event(), child(behaviour))
 
 
 def nothing_is_left(resources: Resources, job: Job) -> None:
@@ -70,7 +70,8 @@ def child_pid(resources: Resources) -> int | None:
 
 @pytest.mark.parametrize("behaviour", ["finish", "babble"])
 def test_finished_child_makes_a_succeeded_job(resources: Resources, behaviour: str) -> None:
-    job = run(resources, queued(resources), behaviour)
+    queued(resources)
+    job = run(resources, behaviour)
     assert job is not None
     assert job.state is State.SUCCEEDED
     assert job.result is not None
@@ -85,7 +86,8 @@ def test_finished_child_makes_a_succeeded_job(resources: Resources, behaviour: s
 
 
 def test_engine_error_fails_the_job_at_once(resources: Resources) -> None:
-    job = run(resources, queued(resources), "fail")
+    queued(resources)
+    job = run(resources, "fail")
     assert job is not None
     assert job.state is State.FAILED
     assert job.error is not None
@@ -100,9 +102,9 @@ def test_engine_error_fails_the_job_at_once(resources: Resources) -> None:
 def test_dead_child_is_tried_again_until_the_attempts_are_used_up(
     resources: Resources, behaviour: str, code: str
 ) -> None:
-    waiting = queued(resources)
+    queued(resources)
     for attempt in range(1, 4):
-        job = run(resources, waiting, behaviour)
+        job = run(resources, behaviour)
         assert job is not None
         assert job.attempt == attempt
         assert job.error is not None
@@ -118,7 +120,7 @@ def test_dead_child_is_tried_again_until_the_attempts_are_used_up(
 def test_cancelled_job_ends_within_the_grace(resources: Resources, behaviour: str) -> None:
     job = queued(resources)
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(run, resources, job, behaviour)
+        future = pool.submit(run, resources, behaviour)
         wait_for(lambda: child_pid(resources) is not None)
         process = psutil.Process(child_pid(resources))
         asked = time.monotonic()
@@ -135,16 +137,14 @@ def test_stopped_worker_gives_the_job_back(resources: Resources) -> None:
     job = queued(resources)
     stopping = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(
-            run_job, resources, job.id, "worker-1", stopping, child("wait_for_stop")
-        )
+        future = pool.submit(run_next_job, resources, "worker-1", stopping, child("wait_for_stop"))
         wait_for(lambda: child_pid(resources) is not None)
         stopping.set()
         ended = future.result(timeout=20)
     assert ended is not None
     assert (ended.state, ended.attempt) == (State.QUEUED, 0)
     nothing_is_left(resources, job)
-    again = run(resources, job, "finish")
+    again = run(resources, "finish")
     assert again is not None
     assert (again.state, again.attempt) == (State.SUCCEEDED, 1)
 
@@ -152,7 +152,7 @@ def test_stopped_worker_gives_the_job_back(resources: Resources) -> None:
 def test_worker_that_lost_its_lease_stops_and_touches_nothing(resources: Resources) -> None:
     job = queued(resources)
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(run, resources, job, "ignore_stop")
+        future = pool.submit(run, resources, "ignore_stop")
         wait_for(lambda: child_pid(resources) is not None)
         process = psutil.Process(child_pid(resources))
         lease = jobs.get_job(resources, OPERATOR, job.id).lease
@@ -170,16 +170,60 @@ def test_worker_that_lost_its_lease_stops_and_touches_nothing(resources: Resourc
 def test_duplicate_delivery_is_harmless(resources: Resources) -> None:
     job = queued(resources)
     with ThreadPoolExecutor(3) as pool:
-        futures = [pool.submit(run, resources, job, "finish") for _ in range(3)]
+        futures = [pool.submit(run, resources, "finish") for _ in range(3)]
         outcomes = [future.result(timeout=60) for future in futures]
     assert [outcome.state for outcome in outcomes if outcome] == [State.SUCCEEDED]
-    assert run(resources, job, "finish") is None
+    assert run(resources, "finish") is None
     assert jobs.get_job(resources, OPERATOR, job.id).attempt == 1
 
 
-@pytest.mark.parametrize("hint", ["job_" + "0" * 26, "nonsense", "\0"])
-def test_hint_at_nothing_is_harmless(resources: Resources, hint: str) -> None:
-    assert run_job(resources, hint, "worker-1", threading.Event(), child("finish")) is None
+def test_hint_at_a_cancelled_job_is_harmless(resources: Resources) -> None:
+    in_state(resources, State.CANCELLED)
+    assert run(resources, "finish") is None
+
+
+def test_urgent_jobs_are_taken_first_and_old_ones_before_new_ones(resources: Resources) -> None:
+    made = [queued(resources, priority=priority) for priority in (5, 9, 0, 9)]
+    taken = [claims.claim_next_job(resources, "worker-1") for _ in made]
+    wanted = [made[index].id for index in (1, 3, 0, 2)]
+    assert [job.id for job in taken if job] == wanted
+    assert claims.claim_next_job(resources, "worker-1") is None
+
+
+@pytest.mark.parametrize("behaviour", ["wait_for_stop", "ignore_stop"])
+def test_paused_job_is_put_aside_and_goes_on_when_resumed(
+    resources: Resources, behaviour: str
+) -> None:
+    job = queued(resources)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run, resources, behaviour)
+        wait_for(lambda: child_pid(resources) is not None)
+        process = psutil.Process(child_pid(resources))
+        assert jobs.pause_job(resources, OPERATOR, job.id).state is State.PAUSING
+        paused = future.result(timeout=20)
+    assert paused is not None
+    assert (paused.state, paused.attempt) == (State.PAUSED, 0)
+    assert not process.is_running()
+    assert run(resources, "finish") is None
+    jobs.resume_job(resources, OPERATOR, job.id)
+    done = run(resources, "finish")
+    assert done is not None
+    assert (done.state, done.attempt) == (State.SUCCEEDED, 1)
+
+
+def test_job_that_runs_too_long_fails_and_is_not_tried_again(resources: Resources) -> None:
+    queued(resources, max_runtime_s=1)
+    job = run(resources, "ignore_stop")
+    assert job is not None
+    assert job.error is not None
+    assert (job.state, job.error.code, job.attempt) == (State.FAILED, "timeout", 1)
+    nothing_is_left(resources, job)
+
+
+def test_result_that_was_ready_before_the_pause_is_kept(resources: Resources) -> None:
+    job = running(resources)
+    jobs.pause_job(resources, OPERATOR, job.id)
+    assert succeeded(resources, job).state is State.SUCCEEDED
 
 
 def test_sources_are_checked_again_where_they_are_read(
@@ -187,10 +231,10 @@ def test_sources_are_checked_again_where_they_are_read(
 ) -> None:
     models = tmp_path / "models"
     weights_on_disk(models / "m")
-    job = queued(resources, model=ModelSource(source="path", ref=str(models / "m")))
+    queued(resources, model=ModelSource(source="path", ref=str(models / "m")))
     shutil.rmtree(models / "m")
     (models / "m").symlink_to("/etc")
-    ended = run(resources, job, "finish")
+    ended = run(resources, "finish")
     assert ended is not None
     assert ended.error is not None
     assert (ended.state, ended.error.code) == (State.FAILED, "source_not_allowed")
@@ -203,7 +247,8 @@ def test_child_is_told_how_large_a_model_may_be(resources: Resources) -> None:
         told.append(request)
         return child("finish")(request, log)
 
-    run_job(resources, queued(resources).id, "worker-1", threading.Event(), listening)
+    queued(resources)
+    run_next_job(resources, "worker-1", threading.Event(), listening)
     assert [request.limits for request in told] == [resources.settings.model_limits]
     assert told[0].limits.max_parameters is not None
 
@@ -222,7 +267,7 @@ def test_leftovers_of_dead_workers_are_removed(resources: Resources) -> None:
 def test_success_removes_what_earlier_attempts_uploaded(resources: Resources) -> None:
     job = queued(resources)
     resources.store.put_new(f"{job_prefix(job.id)}attempts/0/files/old.bin", b"old")
-    assert run(resources, job, "finish") is not None
+    assert run(resources, "finish") is not None
     assert not any("old.bin" in key for key in resources.store.keys(job_prefix(job.id)))
     assert len(jobs.list_artifacts(resources, OPERATOR, job.id)) == 3
 
@@ -245,9 +290,9 @@ def test_job_outlives_a_short_outage_of_the_database(settings: Settings, tmp_pat
     resources = open_resources(
         settings.model_copy(update={"database_url": url, "lease_seconds": 60.0})
     )
-    job = queued(resources)
+    queued(resources)
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(run, resources, job, "finish_when_told")
+        future = pool.submit(run, resources, "finish_when_told")
         wait_for(lambda: child_pid(resources) is not None)
         server.stop()
         for file in resources.settings.work_dir.glob("*/pid"):
@@ -275,7 +320,7 @@ def test_a_worker_in_a_hurry_does_not_wait_for_a_deaf_child(settings: Settings) 
     resources = open_resources(settings.model_copy(update={"drain_seconds": 3600.0}))
     job, stopping = queued(resources), threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(run_job, resources, job.id, "worker-1", stopping, child("ignore_stop"))
+        run = pool.submit(run_next_job, resources, "worker-1", stopping, child("ignore_stop"))
         wait_for(lambda: child_pid(resources) is not None)
         stopping.set()
         end_all_children()
@@ -289,9 +334,10 @@ def test_a_worker_in_a_hurry_does_not_wait_for_a_deaf_child(settings: Settings) 
 def test_a_draining_worker_gives_its_child_the_drain_time(settings: Settings) -> None:
     impatient = settings.model_copy(update={"drain_seconds": 0.1, "child_grace_seconds": 3600.0})
     resources = open_resources(impatient)
-    job, stopping = queued(resources), threading.Event()
+    queued(resources)
+    stopping = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(run_job, resources, job.id, "worker-1", stopping, child("ignore_stop"))
+        run = pool.submit(run_next_job, resources, "worker-1", stopping, child("ignore_stop"))
         wait_for(lambda: child_pid(resources) is not None)
         stopping.set()
         left = run.result(60)

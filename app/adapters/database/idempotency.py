@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 
-from sqlalchemy import select
+from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from app.adapters.database.engine import Transaction
@@ -19,6 +20,15 @@ class Claim:
     key: str
     request_hash: str
     job_id: str
+
+
+KEPT = timedelta(hours=24)
+
+
+def forget_old(transaction: Transaction) -> int:
+    """Keys are kept for a day; whoever repeats a request later makes a new job."""
+    old = idempotency_keys.c.created_at < func.now() - KEPT
+    return transaction.execute(delete(idempotency_keys).where(old)).rowcount
 
 
 def reserve(transaction: Transaction, claim: Claim) -> Claim | None:

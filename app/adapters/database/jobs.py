@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, func, insert, select, update
 
 from app.adapters.database.engine import Transaction
 from app.adapters.database.notifications import announcement
 from app.adapters.database.tables import jobs
-from app.domain.job import Job, JobError, JobRequest, JobResult, Progress
+from app.domain.job import Job, JobError, JobFilter, JobRequest, JobResult, Progress
 from app.domain.lease import Lease
-from app.domain.lifecycle import LEASED, TRANSITIONS, Action, State
+from app.domain.lifecycle import LEASED, TERMINAL, TRANSITIONS, Action, State
 from app.domain.model_source import ModelSource
 from app.telemetry.traces import current_traceparent
 from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.progress import Stage
 
 # The report is long and rarely wanted; lease and hint times mean nothing outside the database.
-_HIDDEN = {"report", "lease_expires_at", "event_sequence", "hints", "next_hint_at", "settled_at"}
+_HIDDEN = {
+    "report",
+    "lease_expires_at",
+    "event_sequence",
+    "hints",
+    "next_hint_at",
+    "settled_at",
+    "queued_at",
+    "claimed_at",
+}
 _COLUMNS = tuple(column for column in jobs.c if column.name not in _HIDDEN)
 
 _FIRST_HINT_SECONDS = 60
@@ -40,6 +50,9 @@ def insert_job(
             compression=request.compression.model_dump(mode="json"),
             evaluation=request.evaluation and request.evaluation.model_dump(mode="json"),
             labels=request.labels,
+            priority=request.priority,
+            max_runtime_s=request.max_runtime_s,
+            max_pending_s=request.max_pending_s,
             max_attempts=attempts,
             traceparent=current_traceparent(),
             next_hint_at=_from_now(_FIRST_HINT_SECONDS),
@@ -69,28 +82,28 @@ def find_report(transaction: Transaction, job_id: str) -> dict[str, Any] | None:
 
 
 def newest(
-    transaction: Transaction,
-    project_id: str,
-    *,
-    limit: int,
-    before: str | None,
-    state: State | None,
-    sweep_id: str | None = None,
+    transaction: Transaction, project_id: str, criteria: JobFilter, *, limit: int
 ) -> list[Job]:
-    """Jobs of a project older than `before`, newest first; ids sort by time."""
-    query = (
-        select(*_COLUMNS)
-        .where(jobs.c.project_id == project_id)
-        .order_by(jobs.c.id.desc())
-        .limit(limit)
-    )
-    if before is not None:
-        query = query.where(jobs.c.id < before)
-    if state is not None:
-        query = query.where(jobs.c.state == state)
-    if sweep_id is not None:
-        query = query.where(jobs.c.sweep_id == sweep_id)
-    return [_job(row) for row in transaction.execute(query)]
+    """Jobs of a project that meet all criteria, newest first; ids sort by time."""
+    query = select(*_COLUMNS).where(jobs.c.project_id == project_id, *_conditions(criteria))
+    return _rows(transaction, query.order_by(jobs.c.id.desc()).limit(limit))
+
+
+def _conditions(criteria: JobFilter) -> Iterator[ColumnElement[bool]]:
+    if criteria.before is not None:
+        yield jobs.c.id < criteria.before
+    if criteria.states:
+        yield jobs.c.state.in_(criteria.states)
+    if criteria.sweep_id is not None:
+        yield jobs.c.sweep_id == criteria.sweep_id
+    if criteria.model is not None:
+        yield jobs.c.model["ref"].astext == criteria.model
+    if criteria.labels:
+        yield jobs.c.labels.contains(criteria.labels)
+    if criteria.created_after is not None:
+        yield jobs.c.created_at > criteria.created_after
+    if criteria.created_before is not None:
+        yield jobs.c.created_at < criteria.created_before
 
 
 def of_sweep(transaction: Transaction, sweep_id: str) -> list[Job]:
@@ -99,15 +112,38 @@ def of_sweep(transaction: Transaction, sweep_id: str) -> list[Job]:
 
 def claim(transaction: Transaction, job_id: str, owner: str, lease_seconds: float) -> Job | None:
     """Take the lease and raise the fencing token; None if the job is not to be had."""
+    return _claim(transaction, _guard(Action.CLAIM, job_id), owner, lease_seconds)
+
+
+def claim_next(transaction: Transaction, owner: str, lease_seconds: float) -> Job | None:
+    """The same with the queued job of highest priority, the oldest first; None if none waits."""
+    following = (
+        select(jobs.c.id)
+        .where(jobs.c.state == State.QUEUED)
+        .order_by(jobs.c.priority.desc(), jobs.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    guard = and_(
+        jobs.c.id == following.scalar_subquery(),
+        jobs.c.state.in_(TRANSITIONS[Action.CLAIM].sources),
+    )
+    return _claim(transaction, guard, owner, lease_seconds)
+
+
+def _claim(
+    transaction: Transaction, guard: ColumnElement[bool], owner: str, lease_seconds: float
+) -> Job | None:
     return _change(
         transaction,
-        _guard(Action.CLAIM, job_id),
+        guard,
         state=TRANSITIONS[Action.CLAIM].target,
         lease_owner=owner,
         lease_expires_at=_from_now(lease_seconds),
         fencing_token=jobs.c.fencing_token + 1,
         attempt=jobs.c.attempt + 1,
         started_at=func.coalesce(jobs.c.started_at, func.now()),
+        claimed_at=func.now(),
         stage=None,
         progress=None,
         error=None,
@@ -156,10 +192,95 @@ def request_cancel(transaction: Transaction, job_id: str) -> Job | None:
 
 
 def cancel(transaction: Transaction, job_id: str, lease: Lease | None) -> Job | None:
-    """The end of a queued job, or of a cancelling one for its worker."""
-    guard = _guard(Action.CANCEL, job_id)
-    guard = and_(guard, _owned(lease) if lease else jobs.c.state == State.QUEUED)
+    """The end of a job nobody works on, or of a cancelling one for its worker."""
+    guard = and_(_guard(Action.CANCEL, job_id), _owned(lease) if lease else _unclaimed())
     return _finish(transaction, guard, Action.CANCEL)
+
+
+def request_pause(transaction: Transaction, job_id: str) -> Job | None:
+    """Ask the worker to stop for a while; None if no worker is at it."""
+    guard = _guard(Action.REQUEST_PAUSE, job_id)
+    return _change(transaction, guard, state=TRANSITIONS[Action.REQUEST_PAUSE].target)
+
+
+def pause(
+    transaction: Transaction, job_id: str, lease: Lease | None, *, counts: bool = False
+) -> Job | None:
+    """Put aside a queued job, or a pausing one for its worker; `counts` an attempt that died."""
+    guard = and_(_guard(Action.PAUSE, job_id), _owned(lease) if lease else _unclaimed())
+    return _change(
+        transaction,
+        guard,
+        state=TRANSITIONS[Action.PAUSE].target,
+        attempt=jobs.c.attempt if counts or lease is None else jobs.c.attempt - 1,
+        stage=None,
+        next_hint_at=None,
+        **_NO_LEASE,
+    )
+
+
+def resume(transaction: Transaction, job_id: str) -> Job | None:
+    """Queue a paused job again, with at least one attempt left."""
+    attempt = func.least(jobs.c.attempt, jobs.c.max_attempts - 1)
+    guard = _guard(Action.RESUME, job_id)
+    return _enqueue(transaction, guard, Action.RESUME, attempt=attempt)
+
+
+def retry(transaction: Transaction, job_id: str) -> Job | None:
+    """Queue a job that has ended badly, with all its attempts.
+
+    Not once it has expired: whoever removes its files would remove the new ones too.
+    """
+    return _enqueue(
+        transaction,
+        and_(_guard(Action.RETRY, job_id), jobs.c.expired_at.is_(None)),
+        Action.RETRY,
+        attempt=0,
+        error=None,
+        finished_at=None,
+        settled_at=None,
+        expires_at=None,
+    )
+
+
+def remove(transaction: Transaction, job_id: str) -> bool:
+    """Forget a job that has ended, and all that belongs to it; False if it has not."""
+    guard = and_(jobs.c.id == job_id, jobs.c.state.in_(TERMINAL))
+    return transaction.execute(delete(jobs).where(guard)).rowcount == 1
+
+
+def expire_pending(transaction: Transaction, error: JobError, limit: int) -> list[str]:
+    """End queued jobs that nobody has started within their `max_pending_s`."""
+    waited = func.now() - jobs.c.queued_at
+    due = (
+        select(jobs.c.id)
+        .where(
+            jobs.c.state == State.QUEUED,
+            jobs.c.max_pending_s.is_not(None),
+            waited > _seconds(jobs.c.max_pending_s),
+        )
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    ended = []
+    for job_id in list(transaction.scalars(due)):
+        values = {"error": error.model_dump(mode="json")}
+        if _finish(transaction, _guard(Action.EXPIRE, job_id), Action.EXPIRE, **values):
+            ended.append(job_id)
+    return ended
+
+
+def overdue(transaction: Transaction, grace_seconds: float, limit: int) -> list[Job]:
+    """Jobs that run longer than they may, though their worker should have ended them; locked."""
+    spent = func.now() - jobs.c.claimed_at
+    allowed = _seconds(jobs.c.max_runtime_s) + timedelta(seconds=grace_seconds)
+    query = (
+        select(*_COLUMNS)
+        .where(jobs.c.state.in_(LEASED), jobs.c.max_runtime_s.is_not(None), spent > allowed)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return _rows(transaction, query)
 
 
 def succeed(
@@ -184,16 +305,12 @@ def requeue(
     transaction: Transaction, lease: Lease, *, counts: bool, error: JobError | None
 ) -> Job | None:
     """Give the job back; an attempt that was not the job's fault does not count."""
-    return _change(
+    return _enqueue(
         transaction,
         and_(_guard(Action.REQUEUE, lease.job_id), _owned(lease)),
-        state=TRANSITIONS[Action.REQUEUE].target,
+        Action.REQUEUE,
         attempt=jobs.c.attempt if counts else jobs.c.attempt - 1,
         error=error and error.model_dump(mode="json"),
-        stage=None,
-        progress=None,
-        hints=0,
-        next_hint_at=_from_now(_FIRST_HINT_SECONDS),
         **_NO_LEASE,
     )
 
@@ -249,6 +366,26 @@ def _owned(lease: Lease) -> ColumnElement[bool]:
     )
 
 
+def _unclaimed() -> ColumnElement[bool]:
+    return jobs.c.state.not_in(LEASED)
+
+
+def _enqueue(
+    transaction: Transaction, guard: ColumnElement[bool], action: Action, **values: Any
+) -> Job | None:
+    return _change(
+        transaction,
+        guard,
+        state=TRANSITIONS[action].target,
+        stage=None,
+        progress=None,
+        hints=0,
+        queued_at=func.now(),
+        next_hint_at=_from_now(_FIRST_HINT_SECONDS),
+        **values,
+    )
+
+
 def _finish(
     transaction: Transaction, guard: ColumnElement[bool], action: Action, **values: Any
 ) -> Job | None:
@@ -272,6 +409,10 @@ def _change(transaction: Transaction, guard: ColumnElement[bool], **values: Any)
 
 def _rows(transaction: Transaction, query: Select[Any]) -> list[Job]:
     return [_job(row) for row in transaction.execute(query)]
+
+
+def _seconds(number: ColumnElement[int]) -> ColumnElement[Any]:
+    return func.make_interval(0, 0, 0, 0, 0, 0, number)
 
 
 def _from_now(seconds: float) -> ColumnElement[Any]:

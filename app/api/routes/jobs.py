@@ -16,18 +16,15 @@ from app.api.conditional import (
     changed_job,
 )
 from app.api.dependencies import (
-    CursorQuery,
+    CriteriaQuery,
     IdempotencyKey,
     LimitQuery,
     Reader,
     ResourcesDep,
-    StateQuery,
-    SweepQuery,
     WatchingDep,
     Writer,
 )
 from app.api.documentation import problems
-from app.api.pagination import decode_cursor
 from app.api.schemas import (
     ArtifactList,
     ArtifactOut,
@@ -76,21 +73,12 @@ def create_job(
 def list_jobs(
     resources: ResourcesDep,
     principal: Reader,
+    criteria: CriteriaQuery,
     if_none_match: IfNoneMatch = None,
     limit: LimitQuery = 20,
-    after: CursorQuery = None,
-    state: StateQuery = None,
-    sweep: SweepQuery = None,
 ) -> Response:
-    """List jobs, newest first."""
-    page = jobs.list_jobs(
-        resources,
-        principal,
-        limit=limit,
-        before=decode_cursor(after),
-        state=state,
-        sweep_id=sweep,
-    )
+    """List jobs, newest first; `label.KEY=VALUE` filters by labels, as often as given."""
+    page = jobs.list_jobs(resources, principal, criteria, limit=limit)
     return Representation.of(JobList.of(page), weak=True).response(if_none_match)
 
 
@@ -119,6 +107,38 @@ async def get_job(
 def cancel_job(job_id: str, resources: ResourcesDep, principal: Writer) -> JobOut:
     """Stop a job; a running one takes a few seconds."""
     return JobOut.of(jobs.cancel_job(resources, principal, job_id))
+
+
+@router.post("/{job_id}/pause", status_code=202, responses=problems(404, 409))
+def pause_job(job_id: str, resources: ResourcesDep, principal: Writer) -> JobOut:
+    """Put a job aside; a running one takes a few seconds, and keeps the layers it has done."""
+    return JobOut.of(jobs.pause_job(resources, principal, job_id))
+
+
+@router.post("/{job_id}/resume", status_code=202, responses=problems(404, 409))
+def resume_job(
+    job_id: str, resources: ResourcesDep, principal: Writer, background: BackgroundTasks
+) -> JobOut:
+    """Queue a paused job again."""
+    resumed = jobs.resume_job(resources, principal, job_id)
+    background.add_task(outbox.dispatch_soon, resources)
+    return JobOut.of(resumed)
+
+
+@router.post("/{job_id}/retry", status_code=202, responses=problems(404, 409))
+def retry_job(
+    job_id: str, resources: ResourcesDep, principal: Writer, background: BackgroundTasks
+) -> JobOut:
+    """Queue a failed or cancelled job again, with all its attempts."""
+    retried = jobs.retry_job(resources, principal, job_id)
+    background.add_task(outbox.dispatch_soon, resources)
+    return JobOut.of(retried)
+
+
+@router.delete("/{job_id}", status_code=204, responses=problems(404, 409))
+def delete_job(job_id: str, resources: ResourcesDep, principal: Writer) -> None:
+    """Forget a job that has ended, and its files."""
+    jobs.delete_job(resources, principal, job_id)
 
 
 @router.post("/{job_id}/pin", responses=problems(404, 409, 410))

@@ -97,7 +97,7 @@ def test_oversized_body_is_refused(client: TestClient) -> None:
 )
 def test_wrong_queries_are_named(client: TestClient, query: str) -> None:
     body = problem(client.get(f"/v1/jobs?{query}"), 422, "invalid_request")
-    assert body["errors"][0]["pointer"] == f"query:{query.split('=')[0]}"
+    assert body["errors"][0]["pointer"].startswith(f"query:{query.split('=')[0]}")
 
 
 def test_callers_request_id_is_kept_if_harmless(client: TestClient) -> None:

@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import text
 
 from app.adapters.database import jobs as job_rows
+from app.adapters.database.engine import Transaction
 from app.domain.errors import IllegalTransitionError, LeaseLostError
 from app.domain.job import Job, JobError, JobResult, Progress
 from app.domain.lease import Lease
@@ -27,19 +29,29 @@ PROGRESS = Progress(fraction=0.5, message="half")
 def perform(resources: Resources, job: Job, action: Action, lease: Lease) -> Job | None:
     """The guarded UPDATE of one action, and nothing around it."""
     result = publication.summarise(REPORT)
+    owner = lease if job.state in LEASED else None
+    writes: dict[Action, Callable[[Transaction], Job | None]] = {
+        Action.CLAIM: lambda t: job_rows.claim(t, job.id, "other", 5.0),
+        Action.SUCCEED: lambda t: job_rows.succeed(t, lease, result, REPORT),
+        Action.FAIL: lambda t: job_rows.fail(t, lease, ERROR),
+        Action.EXPIRE: lambda t: expire_in_queue(t, job),
+        Action.REQUEUE: lambda t: job_rows.requeue(t, lease, counts=True, error=ERROR),
+        Action.REQUEST_PAUSE: lambda t: job_rows.request_pause(t, job.id),
+        Action.PAUSE: lambda t: job_rows.pause(t, job.id, owner),
+        Action.RESUME: lambda t: job_rows.resume(t, job.id),
+        Action.REQUEST_CANCEL: lambda t: job_rows.request_cancel(t, job.id),
+        Action.CANCEL: lambda t: job_rows.cancel(t, job.id, owner),
+        Action.RETRY: lambda t: job_rows.retry(t, job.id),
+    }
     with resources.database.transaction() as transaction:
-        if action is Action.CLAIM:
-            return job_rows.claim(transaction, job.id, "other", 5.0)
-        if action is Action.SUCCEED:
-            return job_rows.succeed(transaction, lease, result, REPORT)
-        if action is Action.FAIL:
-            return job_rows.fail(transaction, lease, ERROR)
-        if action is Action.REQUEUE:
-            return job_rows.requeue(transaction, lease, counts=True, error=ERROR)
-        if action is Action.REQUEST_CANCEL:
-            return job_rows.request_cancel(transaction, job.id)
-        owner = lease if job.state in LEASED else None
-        return job_rows.cancel(transaction, job.id, owner)
+        return writes[action](transaction)
+
+
+def expire_in_queue(transaction: Transaction, job: Job) -> Job | None:
+    late = "UPDATE jobs SET max_pending_s = 1, queued_at = now() - interval '2 seconds'"
+    transaction.execute(text(late))
+    ended = job_rows.expire_pending(transaction, ERROR, 10)
+    return job_rows.find(transaction, job.id) if ended == [job.id] else None
 
 
 @pytest.mark.parametrize("state", list(State))

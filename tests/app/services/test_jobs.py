@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from app.domain.errors import InvalidRequestError
+from app.domain.job import JobFilter
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
@@ -25,7 +26,7 @@ def test_equal_requests_at_once_make_one_job(resources: Resources) -> None:
         creations = [future.result() for future in futures]
     assert len({creation.job.id for creation in creations}) == 1
     assert sorted(creation.replayed for creation in creations) == [False, True, True, True, True]
-    assert len(jobs.list_jobs(resources, OPERATOR, limit=10, before=None, state=None).jobs) == 1
+    assert len(jobs.list_jobs(resources, OPERATOR, JobFilter(), limit=10).jobs) == 1
 
 
 def test_refused_request_leaves_its_key_free(resources: Resources) -> None:

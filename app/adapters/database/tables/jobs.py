@@ -11,6 +11,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    SmallInteger,
     Table,
     Text,
     func,
@@ -18,6 +19,7 @@ from sqlalchemy import (
 )
 
 from app.adapters.database.tables.base import JSON, TIMESTAMP, metadata
+from app.domain.job import DEFAULT_PRIORITY, HIGHEST_PRIORITY
 from app.domain.lifecycle import LEASED, State
 
 
@@ -52,6 +54,11 @@ jobs = Table(
     Column("event_sequence", Integer, nullable=False, server_default=text("0")),
     Column("hints", Integer, nullable=False, server_default=text("0")),
     Column("next_hint_at", TIMESTAMP),
+    Column("priority", SmallInteger, nullable=False, server_default=text(str(DEFAULT_PRIORITY))),
+    Column("max_runtime_s", Integer),
+    Column("max_pending_s", Integer),
+    Column("queued_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("claimed_at", TIMESTAMP),
     Column("traceparent", Text),
     Column("pinned", Boolean, nullable=False, server_default=text("false")),
     Column("settled_at", TIMESTAMP),
@@ -64,6 +71,7 @@ jobs = Table(
         name="lease_while_worked_on",
     ),
     CheckConstraint("attempt BETWEEN 0 AND max_attempts", name="attempts_bounded"),
+    CheckConstraint(f"priority BETWEEN 0 AND {HIGHEST_PRIORITY}", name="priority_bounded"),
     Index("ix_jobs_state", "state", "id"),
     Index("ix_jobs_project_id", "project_id", "id"),
     Index("ix_jobs_sweep_id", "sweep_id", "id", postgresql_where=text("sweep_id IS NOT NULL")),
@@ -92,6 +100,14 @@ Index(
     jobs.c.expires_at,
     postgresql_where=text("expires_at IS NOT NULL AND NOT pinned"),
 )
+
+Index(
+    "ix_jobs_next",
+    jobs.c.priority.desc(),
+    jobs.c.id,
+    postgresql_where=text("state = 'queued'"),
+)
+Index("ix_jobs_labels", jobs.c.labels, postgresql_using="gin")
 
 turns = Table(
     "turns",

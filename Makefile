@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 ARGS   ?=
+JOBS   ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up test lint types format
@@ -23,7 +24,7 @@ up: $(STAMP) ## Start the whole service on this machine (Ctrl-C stops it)
 	@$(BIN)/intraslice up $(ARGS)
 
 test: $(STAMP) ## Run every test, the slow ones and the real model included
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(STAMP) ## Check style, formatting and the import laws
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _out = Console(highlight=False, soft_wrap=True)
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 _MOST_SHOWN = 1000
+_WIDEST = 500
 
 commands = typer.Typer(
     help="Make, list and revoke API keys; needs INTRASLICE_DATABASE_URL, no running API.",
@@ -73,7 +74,9 @@ def list_all(project: Project = DEFAULT_PROJECT) -> None:
     for key in page.keys:
         used = key.last_used_at.isoformat(timespec="minutes") if key.last_used_at else "never"
         table.add_row(key.id, key.name, key.scope, key.hint, _state(key), used)
-    _out.print(table)
+    # Ids are there to be copied, by scripts too: nothing is cut, however narrow the terminal.
+    width = _out.measure(table, options=_out.options.update_width(_WIDEST)).maximum
+    _out.print(table, width=width, crop=False)
 
 
 @commands.command()

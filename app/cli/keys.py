@@ -74,9 +74,9 @@ def list_all(project: Project = DEFAULT_PROJECT) -> None:
     for key in page.keys:
         used = key.last_used_at.isoformat(timespec="minutes") if key.last_used_at else "never"
         table.add_row(key.id, key.name, key.scope, key.hint, _state(key), used)
-    # Ids are there to be copied, by scripts too: nothing is cut, however narrow the terminal.
-    width = _out.measure(table, options=_out.options.update_width(_WIDEST)).maximum
-    _out.print(table, width=width, crop=False)
+    # Ids are there to be copied, by scripts too: elsewhere than in a terminal nothing is cut.
+    console = Console(highlight=False, width=_WIDEST if not _out.is_terminal else None)
+    console.print(table)
 
 
 @commands.command()

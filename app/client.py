@@ -181,7 +181,7 @@ class Client:
         labels: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> SweepDetailsOut:
-        """A job for each ratio; they share what does not depend on it."""
+        """A job for each ratio."""
         body = {
             "model": model.model_dump(mode="json"),
             "compression": (compression or CompressionSettings()).model_dump(mode="json"),

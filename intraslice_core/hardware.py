@@ -66,6 +66,13 @@ def resolve_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch
     return torch.float32
 
 
+def device_class(device: torch.device) -> str:
+    """Which machines are about as fast as this one: the GPU's model, or the CPU's threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} x {torch.get_num_threads()}"
+
+
 @cache
 def cpu_computes_bfloat16() -> bool:
     """Whether the CPU has bfloat16 products; where that cannot be read, no."""

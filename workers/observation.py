@@ -59,6 +59,8 @@ class StageClock:
     def __init__(self) -> None:
         self._stage: Stage | None = None
         self._since = 0.0
+        self.seconds: dict[Stage, float] = {}
+        """By stage, once it has ended."""
 
     def enter(self, stage: Stage | None) -> None:
         """A stage begins, the one before ends; None ends the last."""
@@ -66,7 +68,9 @@ class StageClock:
         if stage is self._stage:
             return
         if self._stage is not None:
-            metrics.STAGE_SECONDS.labels(self._stage).observe(now - self._since)
+            spent = now - self._since
+            metrics.STAGE_SECONDS.labels(self._stage).observe(spent)
+            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + spent
         self._stage, self._since = stage, now
 
 

@@ -17,7 +17,7 @@ from app.domain.errors import (
 )
 from app.domain.job import Job, JobError, JobRequest, Progress
 from app.domain.lifecycle import TERMINAL
-from app.services import claims, publication
+from app.services import claims, estimates, publication
 from app.services.admission import AdmittedJob, admit
 from app.services.resources import Resources
 from app.telemetry import get_logger, metrics
@@ -147,7 +147,16 @@ class JobRun:
                 self._resources, self._job, checkpoint, report, self._before_upload
             )
         lease = self._job.lease
-        return self._persist(lambda: publication.publish(self._resources, lease, files, report))
+        job = self._persist(lambda: publication.publish(self._resources, lease, files, report))
+        self._record_rates(report)
+        return job
+
+    def _record_rates(self, report: dict[str, Any]) -> None:
+        """An estimate can do without them; the job is done."""
+        try:
+            estimates.record_rates(self._resources, self._job, report, self._journal.close())
+        except ServiceError as error:
+            _log.warning("rates_not_recorded", job_id=self._job.id, code=error.code)
 
     def _admit(self) -> AdmittedJob:
         """Asked again: links may have changed since, and settings differ between machines."""
@@ -277,9 +286,10 @@ class ProgressJournal:
         self._clock = StageClock()
         self.stage: Stage | None = None
 
-    def close(self) -> None:
-        """The attempt ends, and so does its last stage."""
+    def close(self) -> dict[Stage, float]:
+        """The attempt ends, and so does its last stage; the seconds each has taken."""
         self._clock.enter(None)
+        return self._clock.seconds
 
     def write(self, event: ProgressEvent) -> None:
         """Show the event to clients.

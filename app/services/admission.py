@@ -1,12 +1,13 @@
 """May this job have what it names, and so much of it? Asked when it is created and when it is run.
 
-The size of a model on the hub or in a package is known only to the worker that opens it: the
-engine checks the same limits there, before it allocates anything.
+The size of a model on the hub, or in a package that is not installed here, is known only to the
+worker that opens it: the engine checks the same limits there, before it allocates anything.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from app.adapters.local_paths import resolve_below
@@ -14,9 +15,12 @@ from app.domain.errors import FieldProblem, InvalidRequestError, ServiceError
 from app.domain.job import JobRequest
 from app.domain.model_source import ModelSource, is_allowed, is_hub_name, is_revision
 from app.settings import Settings
+from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.config import CompressionConfig, EvaluationConfig
-from intraslice_core.errors import ModelError
-from intraslice_core.inspection import inspect_model, require_within
+from intraslice_core.errors import ConfigurationError, ModelError, ModelNotFoundError
+from intraslice_core.estimates import DenseModel, read_dense
+from intraslice_core.inspection import require_within
+from intraslice_core.inspection.packages import find_in_package
 
 _NAMED_SOURCES = frozenset({"pydoc", "self"})
 _HUB = "hub:"
@@ -29,6 +33,8 @@ class AdmittedJob:
     model: str
     compression: CompressionConfig
     evaluation: EvaluationConfig | None
+    dense: DenseModel | None
+    """What the model's headers tell, where they can be read here."""
 
 
 class _RefusedError(Exception):
@@ -52,9 +58,10 @@ def admit(settings: Settings, request: JobRequest) -> AdmittedJob:
             problems.append(_problem(pointer, refusal))
             return source
 
-    model = ""
+    model, dense = "", None
     try:
         model = _model_reference(settings, request.model)
+        dense = _inspected(settings, request.model, model)
     except _RefusedError as refusal:
         problems.append(_problem("/model", refusal))
     compression, evaluation = request.compression, request.evaluation
@@ -69,12 +76,14 @@ def admit(settings: Settings, request: JobRequest) -> AdmittedJob:
         )
         evaluation = evaluation.model_copy(update={"perplexity": texts})
     problems += _beyond_limits(settings, compression, evaluation)
+    problems += _beyond_rounding(dense, compression)
     if problems:
         raise InvalidRequestError("The job asks for what it may not have", fields=tuple(problems))
     return AdmittedJob(
         model=model,
         compression=compression.model_copy(update={"calibration": calibration}),
         evaluation=evaluation,
+        dense=dense,
     )
 
 
@@ -88,12 +97,52 @@ def _model_reference(settings: Settings, model: ModelSource) -> str:
         return f"package:{model.ref}"
     if model.source == "hub":
         return _hub_reference(model, settings.hub_allow)
-    place = _local(model.ref, settings.model_roots, "/ref")
+    return _local(model.ref, settings.model_roots, "/ref")
+
+
+def _inspected(settings: Settings, model: ModelSource, reference: str) -> DenseModel | None:
+    """The model by its headers, if it is on this machine and small and known enough."""
+    place = Path(reference)
+    if model.source == "hub":
+        return None
+    if model.source == "package":
+        try:
+            place = find_in_package(model.ref)
+        except ModelNotFoundError:
+            # It need not be installed where the API runs.
+            return None
     try:
-        require_within(inspect_model(Path(place)), settings.model_limits)
+        dense = _read_once(place, _version(place)) if place.is_file() else read_dense(place)
+        require_within(dense.facts, settings.model_limits)
     except ModelError as error:
-        raise _RefusedError(error.code, error.message, "/ref") from error
-    return place
+        hint = f"; {error.hint}" if error.hint else ""
+        raise _RefusedError(error.code, error.message + hint, "/ref") from error
+    return dense
+
+
+@lru_cache(maxsize=16)
+def _read_once(file: Path, _version: tuple[int, int]) -> DenseModel:
+    """The walk over a GGUF header takes a tenth of a second: its vocabulary comes first."""
+    return read_dense(file)
+
+
+def _version(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def _beyond_rounding(
+    dense: DenseModel | None, compression: CompressionConfig
+) -> list[FieldProblem]:
+    """Whether the shapes that kernels want can meet the budget."""
+    if dense is None or dense.geometry is None:
+        return []
+    try:
+        uniform_plan(dense.geometry, compression.ratio, compression.round_to)
+    except ConfigurationError as error:
+        message = f"{error.message}; {error.hint}"
+        return [FieldProblem(pointer="/compression/ratio", code=error.code, message=message)]
+    return []
 
 
 def _hub_reference(model: ModelSource, allowed: tuple[str, ...]) -> str:

@@ -6,7 +6,6 @@ installed Python package that carries one model; it is found, never imported).
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from intraslice_core.checkpoints.gguf_conversion import convert_gguf
 from intraslice_core.config import UNLIMITED, ModelLimits
 from intraslice_core.errors import ModelNotFoundError, ModelTooLargeError
 from intraslice_core.inspection import inspect_model, require_within
+from intraslice_core.inspection.packages import find_in_package
 
 HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*")
 """Weights, settings and tokenizer: neither pickles nor code are ever fetched."""
@@ -39,7 +39,7 @@ def _find(reference: str, limits: ModelLimits) -> Path:
     if reference.startswith("hub:"):
         return _from_hub(reference.removeprefix("hub:"), limits)
     if reference.startswith("package:"):
-        return _existing(_in_package(reference.removeprefix("package:")))
+        return _existing(find_in_package(reference.removeprefix("package:")))
     return _existing(Path(reference).expanduser())
 
 
@@ -49,25 +49,6 @@ def _existing(path: Path) -> Path:
     if path.exists():
         raise ModelNotFoundError(f"{path} is neither a directory nor a .gguf file", field="model")
     raise ModelNotFoundError(f"{path} does not exist", field="model")
-
-
-def _in_package(name: str) -> Path:
-    """The one model inside an installed package: a .gguf file or a directory of safetensors."""
-    spec = importlib.util.find_spec(name.replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelNotFoundError(
-            f"package {name} is not installed", field="model", hint=f"pip install {name}"
-        )
-    roots = [Path(place) for place in spec.submodule_search_locations]
-    found = [file for root in roots for file in root.rglob("*.gguf")]
-    found += sorted({file.parent for root in roots for file in root.rglob("*.safetensors")})
-    if len(found) != 1:
-        raise ModelNotFoundError(
-            f"package {name} carries {len(found)} models, not one",
-            field="model",
-            hint="give the path of one: " + ", ".join(map(str, found)) if found else None,
-        )
-    return found[0]
 
 
 def _from_hub(name: str, limits: ModelLimits) -> Path:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,9 @@ _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4
 _MAX_ELEMENTS = 2**48
 _STRING, _ARRAY = 8, 9
+_HEAD = b"output.weight"
+_FLOAT_BYTES = {0: 4, 1: 2, 30: 2}
+_INTEGERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 10: "<Q", 11: "<q"}
 _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
 
@@ -33,6 +38,12 @@ class GgufHeader:
 
     architecture: str | None
     parameters: int
+    settings: Mapping[str, int]
+    """The settings that are whole numbers."""
+    tied: bool
+    """The output head is the embedding."""
+    item_bytes: int
+    """Of a weight once it is unpacked: float types keep theirs, the others become bfloat16."""
 
 
 def read_gguf_header(file: Path) -> GgufHeader:
@@ -65,30 +76,44 @@ class _Walk:
         if tensors > MAX_TENSORS or settings > MAX_SETTINGS:
             raise self._broken(f"{tensors} tensors and {settings} settings are not plausible")
         architecture = None
+        numbers: dict[str, int] = {}
         for _ in range(settings):
             key, value = self._string(), self._value(self._number("<I", 4))
-            if key == b"general.architecture" and value is not None:
+            if isinstance(value, int):
+                numbers[key.decode("utf-8", "replace")] = value
+            elif key == b"general.architecture" and value is not None:
                 architecture = value.decode("utf-8", "replace")[:64]
+        found = [self._tensor() for _ in range(tensors)]
+        elements: Counter[int] = Counter()
+        for _, kind, size in found:
+            elements[kind] += size
+        commonest = elements.most_common(1)
         return GgufHeader(
-            architecture=architecture, parameters=sum(self._elements() for _ in range(tensors))
+            architecture=architecture,
+            parameters=elements.total(),
+            settings=numbers,
+            tied=all(name != _HEAD for name, _, _ in found),
+            item_bytes=_FLOAT_BYTES.get(commonest[0][0], 2) if commonest else 2,
         )
 
-    def _elements(self) -> int:
-        """Elements of the next tensor."""
-        self._string()
+    def _tensor(self) -> tuple[bytes, int, int]:
+        """Name, type and elements of the next tensor."""
+        name = self._string()
         dimensions = self._number("<I", 4)
         if dimensions > _MAX_DIMENSIONS:
             raise self._broken(f"a tensor of {dimensions} dimensions")
         elements = math.prod(self._number("<Q", 8) for _ in range(dimensions))
-        self._number("<I", 4)
+        kind = self._number("<I", 4)
         if elements > _MAX_ELEMENTS or self._number("<Q", 8) > len(self._content):
             raise self._broken("a tensor lies outside the file")
-        return elements
+        return name, kind, elements
 
-    def _value(self, kind: int) -> bytes | None:
-        """Step over a value; the text of a string."""
+    def _value(self, kind: int) -> bytes | int | None:
+        """Step over a value; the text of a string, the number of an integer."""
         if kind == _STRING:
             return self._string()
+        if kind in _INTEGERS:
+            return self._number(_INTEGERS[kind], _SCALAR_BYTES[kind])
         if kind == _ARRAY:
             self._array()
         else:

@@ -125,6 +125,7 @@ class CompressionReport(FrozenModel):
     calibration_tokens: int
     seconds: float
     peak_memory_bytes: int | None = None
+    device: str | None = Field(default=None, description="class of the machine that did it")
     evaluation: EvaluationReport | None = None
 
     @property

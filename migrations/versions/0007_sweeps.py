@@ -1,4 +1,4 @@
-"""Sweeps, and which jobs belong to one."""
+"""Sweeps, and which jobs belong to one; how fast workers were, for estimates."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -29,6 +29,15 @@ def upgrade() -> None:
         sa.UniqueConstraint("project_id", "idempotency_key", name="uq_sweeps_idempotency_key"),
     )
     op.create_index("ix_sweeps_project_id", "sweeps", ["project_id", "id"])
+    op.create_table(
+        "rates",
+        sa.Column("device", sa.Text, nullable=False),
+        sa.Column("method", sa.Text, nullable=False),
+        sa.Column("stage", sa.Text, nullable=False),
+        sa.Column("per_second", sa.Float, nullable=False),
+        sa.Column("measured_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+        sa.PrimaryKeyConstraint("device", "method", "stage", name="pk_rates"),
+    )
     op.add_column("jobs", sa.Column("sweep_id", sa.Text))
     op.create_foreign_key("fk_jobs_sweep_id", "jobs", "sweeps", ["sweep_id"], ["id"])
     op.create_index(
@@ -42,4 +51,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index("ix_jobs_sweep_id", "jobs")
     op.drop_column("jobs", "sweep_id")
+    op.drop_table("rates")
     op.drop_table("sweeps")

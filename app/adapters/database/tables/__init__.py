@@ -11,6 +11,7 @@ from app.adapters.database.tables.jobs import (
     turns,
 )
 from app.adapters.database.tables.keys import api_keys
+from app.adapters.database.tables.rates import rates
 from app.adapters.database.tables.sweeps import sweeps
 from app.adapters.database.tables.webhooks import webhook_deliveries, webhooks
 
@@ -23,6 +24,7 @@ __all__ = [
     "jobs",
     "metadata",
     "outbox",
+    "rates",
     "sweeps",
     "turns",
     "webhook_deliveries",

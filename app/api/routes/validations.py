@@ -1,0 +1,19 @@
+"""/v1/jobs:validate: would it work, and what would it take?"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from app.api.dependencies import Reader, ResourcesDep
+from app.api.documentation import problems
+from app.api.schemas import JobCreate
+from app.api.validation_schemas import ValidationOut
+from app.services.estimates import validate_job
+
+router = APIRouter(prefix="/v1", tags=["jobs"], responses=problems(401, 403, 422, 503))
+
+
+@router.post("/jobs:validate")
+def validate(body: JobCreate, resources: ResourcesDep, principal: Reader) -> ValidationOut:  # noqa: ARG001
+    """Check a job and estimate it; nothing is queued."""
+    return ValidationOut.of(validate_job(resources, body.to_domain()))

@@ -1,0 +1,151 @@
+"""What can be said of a job before it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
+from intraslice_core.estimates import DenseModel, Estimate
+from intraslice_core.progress import Stage
+
+_EXTREME_RATIO = 0.5
+_TOKENS_A_DIMENSION = 4
+"""Fewer calibration tokens than this for each inner dimension fit noise."""
+
+
+class Caution(FrozenModel):
+    """Something the job may be given in spite of; `code` is stable."""
+
+    code: str
+    message: str
+
+
+class TargetSupport(FrozenModel):
+    """Whether a job can be made for a kind of runtime, and which these are."""
+
+    target: str
+    available: bool
+    runtimes: tuple[str, ...]
+    detail: str | None = None
+
+
+class Duration(FrozenModel):
+    """How long the job would take on one class of machines, from the newest rates there."""
+
+    device: str
+    seconds: float
+    measured_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """Work a second in one stage, as one job has shown it."""
+
+    device: str
+    stage: Stage
+    per_second: float
+    measured_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The answer to "would this work, and what would it take?"."""
+
+    estimate: Estimate | None
+    durations: tuple[Duration, ...]
+    targets: tuple[TargetSupport, ...]
+    cautions: tuple[Caution, ...]
+
+
+TARGETS = (
+    TargetSupport(
+        target="research",
+        available=True,
+        runtimes=("transformers",),
+        detail="every shape is free per layer; the checkpoint brings its own model class",
+    ),
+    TargetSupport(
+        target="adaptive",
+        available=False,
+        runtimes=("vLLM", "llama.cpp"),
+        detail="DeciLM and GGUF `deci` files are not built by this version",
+    ),
+    TargetSupport(
+        target="stock",
+        available=False,
+        runtimes=("any that runs the dense model",),
+        detail="uniform shapes without custom code are not built by this version",
+    ),
+)
+
+
+def predict(rates: list[Rate], work: dict[Stage, float]) -> tuple[Duration, ...]:
+    """Seconds for each device that has shown how fast it compresses, newest first."""
+    durations = []
+    for device in {rate.device for rate in rates}:
+        known = {rate.stage: rate for rate in rates if rate.device == device}
+        if Stage.COMPRESS in known:
+            seconds = sum(
+                amount / known[stage].per_second for stage, amount in work.items() if stage in known
+            )
+            measured = known[Stage.COMPRESS].measured_at
+            durations.append(Duration(device=device, seconds=seconds, measured_at=measured))
+    return tuple(sorted(durations, key=lambda one: one.measured_at, reverse=True))
+
+
+def cautions(
+    dense: DenseModel | None, compression: CompressionConfig, evaluation: EvaluationConfig | None
+) -> list[Caution]:
+    """What of the settings is likely to disappoint."""
+    found = [*_about_texts(compression, evaluation)]
+    if compression.ratio > _EXTREME_RATIO:
+        found.append(
+            Caution(
+                code="ratio_extreme",
+                message=f"quality falls steeply when more than {_EXTREME_RATIO:.0%} is removed",
+            )
+        )
+    if dense is not None:
+        found += _about_lengths(dense, compression)
+    return found
+
+
+def _about_texts(
+    compression: CompressionConfig, evaluation: EvaluationConfig | None
+) -> list[Caution]:
+    source = compression.calibration.source
+    if evaluation is None:
+        return [Caution(code="no_evaluation", message="the loss of quality will not be measured")]
+    if source not in evaluation.perplexity:
+        return []
+    if source.startswith("/"):
+        message = "the text that is scored is the one that was calibrated on: the result flatters"
+        return [Caution(code="evaluation_is_calibration", message=message)]
+    if len(set(evaluation.perplexity)) > 1:
+        return []
+    message = "only text of the calibration's own kind is scored: the result flatters"
+    return [Caution(code="evaluation_of_same_kind", message=message)]
+
+
+def _about_lengths(dense: DenseModel, compression: CompressionConfig) -> list[Caution]:
+    calibration, found = compression.calibration, []
+    tokens = calibration.samples * calibration.sequence_length
+    if dense.geometry is not None and compression.method != "magnitude":
+        wanted = _TOKENS_A_DIMENSION * dense.geometry.intermediate_size
+        if tokens < wanted:
+            found.append(
+                Caution(
+                    code="calibration_short",
+                    message=f"{tokens} calibration tokens for {dense.geometry.intermediate_size} "
+                    f"inner dimensions fit noise: give at least {wanted}",
+                )
+            )
+    if dense.max_positions is not None and calibration.sequence_length > dense.max_positions:
+        found.append(
+            Caution(
+                code="sequences_long",
+                message=f"the model was made for sequences of up to {dense.max_positions} tokens",
+            )
+        )
+    return found

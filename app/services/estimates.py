@@ -1,0 +1,89 @@
+"""Would this job be accepted, what would it make, and how long would it take?"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from app.adapters.database import rates
+from app.domain.job import Job, JobRequest
+from app.domain.validation import TARGETS, Caution, Duration, Validation, cautions, predict
+from app.services.admission import AdmittedJob, admit
+from app.services.resources import Resources
+from intraslice_core.estimates import Estimate, estimate, stage_work
+from intraslice_core.progress import Stage
+
+_SHORTEST_SECONDS = 0.01
+"""A stage that took less says nothing about the speed of a machine."""
+
+
+def validate_job(resources: Resources, request: JobRequest) -> Validation:
+    """Check what creation checks, then look ahead; nothing is queued or written.
+
+    Raises:
+        InvalidRequestError: if the job would be refused.
+    """
+    admitted = admit(resources.settings, request)
+    found = cautions(admitted.dense, admitted.compression, admitted.evaluation)
+    expected = _estimate(admitted)
+    if expected is None:
+        message = "the model's settings cannot be read here before a worker opens it"
+        found.append(Caution(code="model_not_readable_here", message=message))
+        return Validation(estimate=None, durations=(), targets=TARGETS, cautions=tuple(found))
+    found += _about_disk(resources, admitted, expected)
+    durations = _durations(resources, admitted, expected)
+    if not durations:
+        message = "no worker has finished a job of this method yet: its speed is not known"
+        found.append(Caution(code="speed_unknown", message=message))
+    return Validation(
+        estimate=expected, durations=durations, targets=TARGETS, cautions=tuple(found)
+    )
+
+
+def record_rates(
+    resources: Resources, job: Job, report: Mapping[str, Any], seconds: Mapping[Stage, float]
+) -> None:
+    """Remember how fast this job went, for the estimates of later ones.
+
+    Only a job that did all of its work counts: not one that continued another attempt's, nor one
+    whose siblings had done a part of it.
+    """
+    device, params = report.get("device"), report.get("compressible_before")
+    if device is None or not params or job.attempt > 1 or job.sweep_id is not None:
+        return
+    work = stage_work(params, job.compression, job.evaluation)
+    shown = {
+        stage: amount / seconds[stage]
+        for stage, amount in work.items()
+        if seconds.get(stage, 0.0) >= _SHORTEST_SECONDS
+    }
+    with resources.database.transaction() as transaction:
+        rates.record(transaction, device, job.compression.method, shown)
+
+
+def _estimate(admitted: AdmittedJob) -> Estimate | None:
+    dense = admitted.dense
+    if dense is None or dense.geometry is None:
+        return None
+    return estimate(dense.geometry, dense.item_bytes, admitted.compression, admitted.evaluation)
+
+
+def _durations(
+    resources: Resources, admitted: AdmittedJob, expected: Estimate
+) -> tuple[Duration, ...]:
+    work = stage_work(expected.compressible_before, admitted.compression, admitted.evaluation)
+    with resources.database.transaction() as transaction:
+        return predict(rates.of_method(transaction, admitted.compression.method), work)
+
+
+def _about_disk(resources: Resources, admitted: AdmittedJob, expected: Estimate) -> list[Caution]:
+    """A worker keeps the result, and a converted model beside it, until they are uploaded."""
+    needed = expected.bytes_after
+    if admitted.dense is not None and admitted.dense.converted:
+        needed += expected.bytes_before
+    free = shutil.disk_usage(resources.settings.data_dir).free
+    if needed < free:
+        return []
+    message = f"the job needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free here"
+    return [Caution(code="disk_short", message=message)]

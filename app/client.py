@@ -28,6 +28,7 @@ from app.api.sweep_schemas import SweepDetailsOut, SweepList, SweepOut
 from app.api.validation_schemas import ValidationOut
 from app.api.webhook_schemas import WebhookList, WebhookOut, WebhookSecretOut
 from app.domain.events import ENDS
+from app.domain.job import DEFAULT_PRIORITY
 from app.domain.lifecycle import TERMINAL, State
 from app.domain.model_source import ModelSource
 from intraslice_core.config import CompressionConfig, CompressionSettings, EvaluationConfig
@@ -195,13 +196,15 @@ class Client:
         *,
         evaluation: EvaluationConfig | None = None,
         labels: Mapping[str, str] | None = None,
+        priority: int = DEFAULT_PRIORITY,
         idempotency_key: str | None = None,
     ) -> SweepDetailsOut:
-        """A job for each ratio."""
+        """A job for each ratio; those on one machine share what does not depend on it."""
         body = {
             "model": model.model_dump(mode="json"),
             "compression": (compression or CompressionSettings()).model_dump(mode="json"),
             "ratios": list(ratios),
+            "priority": priority,
             "evaluation": evaluation and evaluation.model_dump(mode="json"),
             "labels": dict(labels or {}),
         }

@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     )
     sweep_seconds: float = Field(default=5.0, gt=0, description="between reaper runs")
     child_grace_seconds: float = Field(default=5.0, ge=0, description="from SIGTERM to SIGKILL")
+    shared_statistics_max_bytes: int = Field(
+        default=8 * 2**30, ge=0, description="of disk that a sweep's jobs share; 0: share nothing"
+    )
     max_attempts: int = Field(default=3, ge=1)
     worker_concurrency: int = Field(default=1, ge=1)
     drain_seconds: float = Field(
@@ -179,6 +182,11 @@ class Settings(BaseSettings):
     def model_limits(self) -> ModelLimits:
         """How large a model may be, as the engine takes it."""
         return ModelLimits(max_parameters=self.max_parameters, max_bytes=self.max_model_bytes)
+
+    @property
+    def shared_dir(self) -> Path:
+        """Where the jobs of a sweep that run on this machine share statistics."""
+        return self.data_dir / "shared"
 
     @property
     def work_dir(self) -> Path:

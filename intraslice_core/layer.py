@@ -22,6 +22,7 @@ from intraslice_core.errors import NumericalError
 from intraslice_core.plan import LayerPlan
 from intraslice_core.presets import MethodPreset
 from intraslice_core.selection import neurons, rotary_pairs, value_basis
+from intraslice_core.sharing import DenseStates, Half
 from intraslice_core.statistics import MomentAccumulator, Moments, RotaryAccumulator
 
 HELD_OUT_FRACTION = 8
@@ -57,6 +58,8 @@ class LayerContext:
     """The compressed stream sees weights rounded to this, as the saved model will."""
     before_batch: Callable[[float], None]
     """Called before each batch with the fraction of the layer that is done; may raise to stop."""
+    dense_states: DenseStates | None = None
+    """Where runs at other ratios have left the dense stream, and find ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +186,33 @@ class LayerCompressor:
     def _load(self, stream: Tensor, rows: slice) -> Tensor:
         return stream[rows].to(self._context.device)
 
+    # -- the dense stream ------------------------------------------------------------------
+
+    def _restore_dense(self, half: Half) -> bool:
+        """Whether the dense stream is past the half layer already: another run has kept it."""
+        states, stream = self._context.dense_states, self._streams.dense
+        if states is None or stream is None:
+            return False
+        return states.restore(self._context.layer, half, stream)
+
+    def _keep_dense(self, half: Half, known: bool) -> None:
+        states, stream = self._context.dense_states, self._streams.dense
+        if states is not None and stream is not None and not known:
+            states.keep(self._context.layer, half, stream)
+
+    def _pass_dense(
+        self, rows: slice, known: bool, module: Callable[[Tensor], Tensor]
+    ) -> Tensor | None:
+        """The dense stream behind the module; None where the method does not look at it."""
+        stream = self._streams.dense
+        if stream is None:
+            return None
+        star = self._load(stream, rows)
+        if not known:
+            star = star + module(star)
+            stream[rows] = star.to(stream.device)
+        return star
+
     def _accumulators(
         self, output: Linear, own_is_linear: bool
     ) -> tuple[MomentAccumulator, MomentAccumulator | None]:
@@ -274,6 +304,7 @@ class LayerCompressor:
         settings, rotary = self._context.settings, self._context.rotary
         output = self._dense.attention_output
         fit, held_out = self._accumulators(output, own_is_linear=pruned is self._dense)
+        known = self._restore_dense("attention")
         for rows in self._batches():
             hidden = self._load(self._streams.compressed, rows)
             normed = block.attention_inputs(hidden, self._dense, settings)
@@ -282,14 +313,13 @@ class LayerCompressor:
             inner = full
             if pruned is not self._dense:
                 inner = block.attention_inner(normed, pruned, settings, rotary)
-            correction = None
-            if self._streams.dense is not None:
-                star = self._load(self._streams.dense, rows)
-                star = star + block.attention(star, self._dense, settings, rotary)
-                self._streams.dense[rows] = star.to(self._streams.dense.device)
-                correction = (star - hidden) - own
+            star = self._pass_dense(
+                rows, known, lambda star: block.attention(star, self._dense, settings, rotary)
+            )
+            correction = None if star is None else (star - hidden) - own
             sums = held_out if held_out is not None and self._is_held_out(rows) else fit
             _add(sums, inner, own, correction, output)
+        self._keep_dense("attention", known)
         return _moments(fit, held_out, output)
 
     def _choose_value_basis(
@@ -339,20 +369,20 @@ class LayerCompressor:
         context, settings = self._context, self._context.settings
         output = self._dense.mlp_output
         fit, held_out = self._accumulators(output, own_is_linear=True)
+        known = self._restore_dense("mlp")
         for rows in self._batches():
             hidden = self._load(self._streams.compressed, rows)
             hidden = hidden + block.attention(hidden, weights, settings, context.rotary)
             self._streams.compressed[rows] = hidden.to(self._streams.compressed.device)
             inner = block.mlp_inner(hidden, self._dense, settings)
             own = output(inner)
-            correction = None
-            if self._streams.dense is not None:
-                star = self._load(self._streams.dense, rows)
-                star = star + block.mlp(star, self._dense, settings)
-                self._streams.dense[rows] = star.to(self._streams.dense.device)
-                correction = (star - hidden) - own
+            star = self._pass_dense(
+                rows, known, lambda star: block.mlp(star, self._dense, settings)
+            )
+            correction = None if star is None else (star - hidden) - own
             sums = held_out if held_out is not None and self._is_held_out(rows) else fit
             _add(sums, inner, own, correction, output)
+        self._keep_dense("mlp", known)
         return _moments(fit, held_out, output)
 
     def _choose_neurons(self, fit: Moments, held_out: Moments | None) -> neurons.NeuronChoice:

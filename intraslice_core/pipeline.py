@@ -46,7 +46,7 @@ from intraslice_core.families.blocks import (
     named_tensors,
     rotary_tables,
 )
-from intraslice_core.hardware import resolve_device, resolve_dtype
+from intraslice_core.hardware import device_class, resolve_device, resolve_dtype
 from intraslice_core.layer import LayerCompressor, LayerContext, LayerOutcome, Streams
 from intraslice_core.modeling import IntraSliceLlamaForCausalLM, intraslice_config
 from intraslice_core.plan import ModelGeometry, ModelPlan, total_parameters
@@ -66,6 +66,7 @@ from intraslice_core.reports.schema import (
     LayerReport,
     ModuleReport,
 )
+from intraslice_core.sharing import DenseStates, SharedFiles, SharedStatistics
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -94,6 +95,7 @@ class Run:
     should_cancel: CancellationCheck
     started: float = field(default_factory=time.perf_counter)
     warnings: list[str] = field(default_factory=list)
+    shared: SharedFiles | None = None
 
     def report(
         self,
@@ -129,6 +131,7 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
     evaluation: EvaluationConfig | None = None,
     limits: ModelLimits = UNLIMITED,
     work_dir: Path | None = None,
+    shared: SharedFiles | None = None,
     on_progress: ProgressListener = ignore_progress,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> CompressionReport:
@@ -142,6 +145,7 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
         evaluation: what to measure afterwards, or None to measure nothing.
         limits: how large the model may be.
         work_dir: where converted models go; a temporary directory by default.
+        shared: what runs at other ratios have left, and where this one leaves the same.
         on_progress: hears every step.
         should_cancel: asked between batches.
 
@@ -151,7 +155,7 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
     Raises:
         IntraSliceError: one of the tree in `errors.py`; nothing is left behind then.
     """
-    run = Run(on_progress=on_progress, should_cancel=should_cancel)
+    run = Run(on_progress=on_progress, should_cancel=should_cancel, shared=shared)
     require_free_output(out)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -189,32 +193,39 @@ class _Work:
     dtype: torch.dtype
     stored_dtype: torch.dtype
     """Of the dense checkpoint, and so of the compressed one."""
+    shared: SharedStatistics | None
 
 
 def _compress_checkpoint(
     model: str, dense: Path, staged: Path, config: CompressionConfig, run: Run
 ) -> CompressionReport:
     with CheckpointReader(dense) as reader, torch.inference_mode():
-        work = _plan_work(reader, config, run)
+        work = _plan_work(reader, dense, config, run)
         ensure_disk_space(staged, reader.bytes_total)
         tokens = _calibrate(work, dense, run)
         outcomes = _write_compressed(work, dense, staged, tokens, run)
         return _report(model, work, tokens, outcomes, staged, run)
 
 
-def _plan_work(reader: CheckpointReader, config: CompressionConfig, run: Run) -> _Work:
+def _plan_work(reader: CheckpointReader, dense: Path, config: CompressionConfig, run: Run) -> _Work:
     run.report(Stage.ALLOCATE, f"planning {config.ratio:.0%} off")
     geometry = reader.family.geometry(reader.config)
     device = resolve_device(config.device)
     embedding = reader.tensor(reader.family.embedding)
+    dtype = resolve_dtype(config.dtype, device, embedding.dtype)
+    shared = None
+    if run.shared is not None:
+        place = device_class(device)
+        shared = SharedStatistics.of(run.shared, dense, device=place, dtype=str(dtype))
     return _Work(
         reader=reader,
         config=config,
         geometry=geometry,
         plan=uniform_plan(geometry, config.ratio, config.round_to),
         device=device,
-        dtype=resolve_dtype(config.dtype, device, embedding.dtype),
+        dtype=dtype,
         stored_dtype=embedding.dtype,
+        shared=shared,
     )
 
 
@@ -227,9 +238,12 @@ def _calibrate(work: _Work, dense: Path, run: Run) -> Tensor:
     def load_dense() -> PreTrainedModel:
         return load_model(dense, dtype=work.config.dtype, device=work.config.device)
 
-    return calibration_tokens(
-        settings, tokenizer, model=load_dense, should_cancel=run.should_cancel
-    )
+    def make() -> Tensor:
+        return calibration_tokens(
+            settings, tokenizer, model=load_dense, should_cancel=run.should_cancel
+        )
+
+    return make() if work.shared is None else work.shared.tokens(settings, make)
 
 
 def _write_compressed(
@@ -241,9 +255,9 @@ def _write_compressed(
     with CheckpointWriter(staged, dtype=work.stored_dtype) as writer:
         for name in family.outer_shapes(reader.config):
             writer.add({name: check_finite(name, reader.tensor(name))})
-        streams = _embed(work, tokens)
+        streams, states = _embed(work, tokens), _dense_states(work, tokens)
         for layer in range(work.geometry.num_hidden_layers):
-            outcome = _compress_layer(work, layer, streams, run)
+            outcome = _compress_layer(work, layer, streams, states, run)
             writer.add(named_tensors(family, layer, outcome.weights))
             outcomes.append(outcome)
         writer.finish(
@@ -267,7 +281,20 @@ def _embed(work: _Work, tokens: Tensor) -> Streams:
     return Streams(compressed=hidden, dense=hidden.clone() if dense_target else None)
 
 
-def _compress_layer(work: _Work, layer: int, streams: Streams, run: Run) -> LayerOutcome:
+def _dense_states(work: _Work, tokens: Tensor) -> DenseStates | None:
+    """Where runs with the same tokens, walked over alike, share the dense stream."""
+    if work.shared is None:
+        return None
+    return work.shared.dense_states(
+        tokens=calibration_hash(tokens),
+        batch_size=work.config.batch_size,
+        method=work.config.method,
+    )
+
+
+def _compress_layer(
+    work: _Work, layer: int, streams: Streams, states: DenseStates | None, run: Run
+) -> LayerOutcome:
     layers, plan = work.geometry.num_hidden_layers, work.plan.layers[layer]
     family = work.reader.family
     prefix = family.layer_prefix(layer)
@@ -292,6 +319,7 @@ def _compress_layer(work: _Work, layer: int, streams: Streams, run: Run) -> Laye
         device=work.device,
         stored_dtype=work.stored_dtype,
         before_batch=before_batch,
+        dense_states=states,
     )
     weights = block_weights(family, tensors, work.device, work.dtype)
     outcome = LayerCompressor(weights, plan, streams, context).run()
@@ -392,6 +420,7 @@ def _report(
         calibration_tokens=tokens.numel(),
         seconds=time.perf_counter() - run.started,
         peak_memory_bytes=_peak_memory(work.device),
+        device=device_class(work.device),
     )
 
 

@@ -72,7 +72,9 @@ class Child:
     def _compress(self, request: ChildRequest) -> dict[str, object]:
         # torch comes in here: a wrong request or an early stop costs nothing.
         from intraslice_core.pipeline import compress_model
+        from intraslice_core.sharing import SharedFiles
 
+        place = request.shared
         report = compress_model(
             request.model,
             request.checkpoint,
@@ -80,6 +82,7 @@ class Child:
             evaluation=request.evaluation,
             limits=request.limits,
             work_dir=request.scratch,
+            shared=None if place is None else SharedFiles(**dict(place)),
             on_progress=self._on_progress,
             should_cancel=self._stop.is_set,
         )

@@ -26,6 +26,13 @@ class ChildTelemetry(FrozenModel):
     traceparent: str | None = None
 
 
+class SharedPlace(FrozenModel):
+    """Where the jobs of one sweep leave for each other what does not depend on the ratio."""
+
+    directory: Path
+    max_bytes: int
+
+
 class ChildRequest(FrozenModel):
     """Parent to child, once, on stdin."""
 
@@ -36,6 +43,7 @@ class ChildRequest(FrozenModel):
     evaluation: EvaluationConfig | None
     telemetry: ChildTelemetry = ChildTelemetry()
     limits: ModelLimits = UNLIMITED
+    shared: SharedPlace | None = None
 
 
 class ProgressMessage(FrozenModel):

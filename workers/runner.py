@@ -17,7 +17,7 @@ from app.domain.errors import (
 )
 from app.domain.job import Job, JobError, JobRequest, Progress
 from app.domain.lifecycle import TERMINAL
-from app.services import claims, estimates, publication
+from app.services import claims, estimates, publication, sweeps
 from app.services.admission import AdmittedJob, admit
 from app.services.resources import Resources
 from app.telemetry import get_logger, metrics
@@ -26,7 +26,13 @@ from intraslice_core.progress import ProgressEvent, Stage
 from workers import failures
 from workers.child_process import ChildProcess
 from workers.lease_keeper import LeaseKeeper
-from workers.messages import ChildRequest, FailedMessage, FinishedMessage, ProgressMessage
+from workers.messages import (
+    ChildRequest,
+    FailedMessage,
+    FinishedMessage,
+    ProgressMessage,
+    SharedPlace,
+)
 from workers.observation import StageClock, child_telemetry, count_end, observed
 
 _POLL_SECONDS = 0.2
@@ -177,6 +183,7 @@ class JobRun:
             evaluation=admitted.evaluation,
             telemetry=child_telemetry(self._resources, self._job),
             limits=self._resources.settings.model_limits,
+            shared=shared_place(self._resources, self._job),
         )
         child = self._start_child(request, self._directory / "child.log")
         try:
@@ -318,6 +325,25 @@ class ProgressJournal:
 def work_directory(resources: Resources, job_id: str, token: int) -> Path:
     """Where one attempt keeps its files; named so that `remove_stale_work` can judge it."""
     return resources.settings.work_dir / f"{job_id}.{token}"
+
+
+def shared_place(resources: Resources, job: Job) -> SharedPlace | None:
+    """On this machine's disk: reading a stream back over a network takes longer than making it."""
+    settings = resources.settings
+    if job.sweep_id is None or settings.shared_statistics_max_bytes == 0:
+        return None
+    return SharedPlace(
+        directory=settings.shared_dir / job.sweep_id,
+        max_bytes=settings.shared_statistics_max_bytes,
+    )
+
+
+def remove_stale_shared(resources: Resources) -> None:
+    """Remove what the jobs of ended sweeps have left for each other."""
+    shared = resources.settings.shared_dir
+    for directory in shared.iterdir() if shared.is_dir() else ():
+        if not sweeps.is_unfinished(resources, directory.name):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def remove_stale_work(resources: Resources) -> None:

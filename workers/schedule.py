@@ -17,7 +17,7 @@ from app.services import audit, claims, deliveries, jobs, outbox, publication, r
 from app.services.resources import Resources
 from app.telemetry import get_logger, metrics
 from workers.observation import count_end
-from workers.runner import remove_stale_work
+from workers.runner import remove_stale_shared, remove_stale_work
 
 _log = get_logger(__name__)
 
@@ -55,7 +55,7 @@ SHARED_STEPS: tuple[Step, ...] = (
 )
 """Of the whole deployment: any worker or scheduler may do them."""
 
-LOCAL_STEPS: tuple[Step, ...] = (remove_stale_work,)
+LOCAL_STEPS: tuple[Step, ...] = (remove_stale_work, remove_stale_shared)
 """Of this machine: every worker does them."""
 
 

@@ -67,6 +67,11 @@ Evaluation = Annotated[
 Labels = Annotated[dict[LabelKey, LabelValue], BeforeValidator(storable), Field(max_length=32)]
 
 
+Priority = Annotated[
+    int, Field(ge=0, le=HIGHEST_PRIORITY, description="The highest number is taken first.")
+]
+
+
 class JobCreate(BaseModel):
     """What to compress, how, and what to measure afterwards."""
 
@@ -87,9 +92,7 @@ class JobCreate(BaseModel):
     compression: Annotated[CompressionConfig, BeforeValidator(storable)] = CompressionConfig()
     evaluation: Evaluation = None
     labels: Labels = {}
-    priority: Annotated[
-        int, Field(ge=0, le=HIGHEST_PRIORITY, description="The highest number is taken first.")
-    ] = DEFAULT_PRIORITY
+    priority: Priority = DEFAULT_PRIORITY
     max_runtime_s: Annotated[
         int | None, Field(ge=1, le=MONTH_SECONDS, description="Of one attempt; then it fails.")
     ] = None

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.api.pagination import encode_cursor
-from app.api.schemas import Evaluation, JobOut, Labels, storable
+from app.api.schemas import Evaluation, JobOut, Labels, Priority, storable
+from app.domain.job import DEFAULT_PRIORITY
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.sweep import ParetoPoint, SweepRequest, SweepState, pareto_table
@@ -51,6 +52,7 @@ class SweepCreate(BaseModel):
     ]
     evaluation: Evaluation = None
     labels: Labels = {}
+    priority: Priority = DEFAULT_PRIORITY
 
     def to_domain(self) -> SweepRequest:
         return SweepRequest(
@@ -59,6 +61,7 @@ class SweepCreate(BaseModel):
             ratios=self.ratios,
             evaluation=self.evaluation,
             labels=self.labels,
+            priority=self.priority,
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
-from app.domain.job import Job
+from app.domain.job import DEFAULT_PRIORITY, Job
 from app.domain.lifecycle import TERMINAL, State
 from app.domain.model_source import ModelSource
 from intraslice_core.config import CompressionConfig, CompressionSettings, EvaluationConfig
@@ -34,6 +34,7 @@ class SweepRequest:
     ratios: tuple[float, ...]
     evaluation: EvaluationConfig | None = None
     labels: dict[str, str] = field(default_factory=dict)
+    priority: int = DEFAULT_PRIORITY
 
     def compression_at(self, ratio: float) -> CompressionConfig:
         return CompressionConfig(ratio=ratio, **dict(self.compression))

@@ -120,6 +120,13 @@ def cancel_sweep(resources: Resources, principal: Principal, sweep_id: str) -> S
     return get_sweep(resources, principal, sweep_id)
 
 
+def is_unfinished(resources: Resources, sweep_id: str) -> bool:
+    """Whether a job of the sweep is still to be worked on."""
+    with resources.database.transaction() as transaction:
+        states = sweeps.progress(transaction, [sweep_id])[sweep_id].states
+    return bool(states.keys() - TERMINAL)
+
+
 def _job_requests(sweep_id: str, request: SweepRequest) -> list[JobRequest]:
     return [
         JobRequest(
@@ -128,6 +135,7 @@ def _job_requests(sweep_id: str, request: SweepRequest) -> list[JobRequest]:
             evaluation=request.evaluation,
             labels=request.labels,
             sweep_id=sweep_id,
+            priority=request.priority,
         )
         for ratio in request.ratios
     ]

@@ -21,6 +21,7 @@ BODY: dict[str, Any] = {
     "ratios": [0.4, 0.2, 0.3],
     "evaluation": {"perplexity": ["pydoc"]},
     "labels": {"team": "search"},
+    "priority": 8,
 }
 
 
@@ -45,6 +46,7 @@ def test_a_sweep_queues_an_ordinary_job_for_each_ratio(client: TestClient) -> No
         assert client.get(job["urls"]["self"]).json() == job
         assert job["sweep_id"] == sweep["id"]
         assert job["labels"] == BODY["labels"]
+        assert job["priority"] == 8
         assert job["compression"]["method"] == "paper"
         assert job["evaluation"]["perplexity"] == ["pydoc"]
         events = client.get(job["urls"]["events"]).json()["data"]

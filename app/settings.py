@@ -72,6 +72,11 @@ class Settings(BaseSettings):
     shared_statistics_max_bytes: int = Field(
         default=8 * 2**30, ge=0, description="of disk that a sweep's jobs share; 0: share nothing"
     )
+    checkpoint_streams_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        description="between copies of a job's hidden states on the worker's disk",
+    )
     max_attempts: int = Field(default=3, ge=1)
     worker_concurrency: int = Field(default=1, ge=1)
     drain_seconds: float = Field(

@@ -73,6 +73,12 @@ def device_class(device: torch.device) -> str:
     return f"{device.type} x {torch.get_num_threads()}"
 
 
+def rounding_class(device: torch.device) -> str:
+    """Which machines round alike: those that choose the same kernels."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{device_class(device)}, host {capability} x {torch.get_num_threads()}"
+
+
 @cache
 def cpu_computes_bfloat16() -> bool:
     """Whether the CPU has bfloat16 products; where that cannot be read, no."""

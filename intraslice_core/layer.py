@@ -43,6 +43,11 @@ class Streams:
     dense: Tensor | None
     """The dense model's stream; None where the method does not look at it."""
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Those there are, by name; the streams themselves and no copies."""
+        known = {"compressed": self.compressed, "dense": self.dense}
+        return {name: stream for name, stream in known.items() if stream is not None}
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerContext:
@@ -79,7 +84,6 @@ class LayerOutcome:
     weights: BlockWeights
     kept_pairs: Tensor
     """(num_key_value_heads, pairs), ascending."""
-    kept_neurons: Tensor
     attention: ModuleOutcome
     mlp: ModuleOutcome
     seconds: float
@@ -123,16 +127,41 @@ class LayerCompressor:
             weights, attention = self._compress_attention(pairs)
         self._correction_candidates = self._context.preset.damping_correction
         with _locating(self._context.layer, "mlp"):
-            weights, kept, mlp = self._compress_mlp(weights)
+            weights, mlp = self._compress_mlp(weights)
             self._advance_mlp(weights)
         return LayerOutcome(
             weights=weights,
             kept_pairs=pairs,
-            kept_neurons=kept,
             attention=attention,
             mlp=mlp,
             seconds=time.perf_counter() - started,
         )
+
+    def replay(self, weights: BlockWeights) -> None:
+        """Move both streams past the layer, whose work an earlier run has done.
+
+        Args:
+            weights: the sliced layer, as that run has saved it.
+        """
+        if not self._context.preset.compensate:
+            return
+        settings, rotary = self._context.settings, self._context.rotary
+        self._replay_half(
+            "attention", weights, lambda x, block_: block.attention(x, block_, settings, rotary)
+        )
+        self._replay_half("mlp", weights, lambda x, block_: block.mlp(x, block_, settings))
+
+    def _replay_half(
+        self, half: Half, weights: BlockWeights, module: Callable[[Tensor, BlockWeights], Tensor]
+    ) -> None:
+        """The same products over the same batches as in the layer's work."""
+        known = self._restore_dense(half)
+        for rows in self._batches():
+            hidden = self._load(self._streams.compressed, rows)
+            hidden = hidden + module(hidden, weights)
+            self._streams.compressed[rows] = hidden.to(self._streams.compressed.device)
+            self._pass_dense(rows, known, lambda star: module(star, self._dense))
+        self._keep_dense(half, known)
 
     def _cut_without_data(self) -> LayerOutcome:
         """The naive baseline: choose by weights alone, refit nothing, leave the streams alone."""
@@ -159,7 +188,6 @@ class LayerCompressor:
         return LayerOutcome(
             weights=self._as_stored(weights),
             kept_pairs=pairs,
-            kept_neurons=choice.kept,
             attention=ModuleOutcome(module="attention"),
             mlp=ModuleOutcome(module="mlp"),
             seconds=time.perf_counter() - started,
@@ -345,7 +373,7 @@ class LayerCompressor:
 
     # -- MLP -------------------------------------------------------------------------------
 
-    def _compress_mlp(self, weights: BlockWeights) -> tuple[BlockWeights, Tensor, ModuleOutcome]:
+    def _compress_mlp(self, weights: BlockWeights) -> tuple[BlockWeights, ModuleOutcome]:
         """Choose neurons and refit the down projection; moves both streams up to the MLP's end."""
         fit, held_out = self._mlp_moments(weights)
         choice = self._choose_neurons(fit, held_out)
@@ -362,7 +390,7 @@ class LayerCompressor:
         )
         sliced = slicing.slice_neurons(weights, choice.kept)
         projection = slicing.output_projection(output, self._dense.mlp_output)
-        return self._as_stored(replace(sliced, mlp_output=projection)), choice.kept, outcome
+        return self._as_stored(replace(sliced, mlp_output=projection)), outcome
 
     def _mlp_moments(self, weights: BlockWeights) -> tuple[Moments, Moments | None]:
         """Moments of `u`; the compressed stream passes its attention, the dense one its MLP."""

@@ -11,7 +11,7 @@ import resource
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -46,10 +46,16 @@ from intraslice_core.families.blocks import (
     named_tensors,
     rotary_tables,
 )
-from intraslice_core.hardware import device_class, resolve_device, resolve_dtype
+from intraslice_core.hardware import (
+    device_class,
+    resolve_device,
+    resolve_dtype,
+    rounding_class,
+)
 from intraslice_core.layer import LayerCompressor, LayerContext, LayerOutcome, Streams
+from intraslice_core.layer_checkpoints import FinishedLayer, LayerCheckpoints
 from intraslice_core.modeling import IntraSliceLlamaForCausalLM, intraslice_config
-from intraslice_core.plan import ModelGeometry, ModelPlan, total_parameters
+from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan, total_parameters
 from intraslice_core.presets import PRESETS
 from intraslice_core.progress import (
     CancellationCheck,
@@ -66,11 +72,19 @@ from intraslice_core.reports.schema import (
     LayerReport,
     ModuleReport,
 )
-from intraslice_core.sharing import DenseStates, SharedFiles, SharedStatistics
+from intraslice_core.sharing import (
+    DenseStates,
+    SharedFiles,
+    SharedStatistics,
+    calibration_facts,
+    content_key,
+    fingerprint,
+)
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
 
+    from intraslice_core.block import BlockWeights
     from intraslice_core.layer import ModuleOutcome
 
 REPORT_FILE = "intraslice_report.json"
@@ -96,6 +110,8 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
     warnings: list[str] = field(default_factory=list)
     shared: SharedFiles | None = None
+    checkpoints: LayerCheckpoints | None = None
+    resumed_layers: int = 0
 
     def report(
         self,
@@ -132,6 +148,7 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
     limits: ModelLimits = UNLIMITED,
     work_dir: Path | None = None,
     shared: SharedFiles | None = None,
+    checkpoints: LayerCheckpoints | None = None,
     on_progress: ProgressListener = ignore_progress,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> CompressionReport:
@@ -146,6 +163,8 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
         limits: how large the model may be.
         work_dir: where converted models go; a temporary directory by default.
         shared: what runs at other ratios have left, and where this one leaves the same.
+        checkpoints: what an interrupted run has finished, and where this one keeps the same;
+            whoever gave it removes it.
         on_progress: hears every step.
         should_cancel: asked between batches.
 
@@ -155,7 +174,9 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
     Raises:
         IntraSliceError: one of the tree in `errors.py`; nothing is left behind then.
     """
-    run = Run(on_progress=on_progress, should_cancel=should_cancel, shared=shared)
+    run = Run(
+        on_progress=on_progress, should_cancel=should_cancel, shared=shared, checkpoints=checkpoints
+    )
     require_free_output(out)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -193,7 +214,19 @@ class _Work:
     dtype: torch.dtype
     stored_dtype: torch.dtype
     """Of the dense checkpoint, and so of the compressed one."""
+    fingerprint: str
+    """Of the dense model; empty where nobody asks for it."""
     shared: SharedStatistics | None
+    checkpoints: LayerCheckpoints | None
+
+    def key(self, **facts: object) -> str:
+        """Names what depends on this work and on `facts`."""
+        return content_key(
+            model=self.fingerprint,
+            place=rounding_class(self.device),
+            dtype=str(self.dtype),
+            **facts,
+        )
 
 
 def _compress_checkpoint(
@@ -203,8 +236,8 @@ def _compress_checkpoint(
         work = _plan_work(reader, dense, config, run)
         ensure_disk_space(staged, reader.bytes_total)
         tokens = _calibrate(work, dense, run)
-        outcomes = _write_compressed(work, dense, staged, tokens, run)
-        return _report(model, work, tokens, outcomes, staged, run)
+        layers = _write_compressed(work, dense, staged, tokens, run)
+        return _report(model, work, tokens, layers, staged, run)
 
 
 def _plan_work(reader: CheckpointReader, dense: Path, config: CompressionConfig, run: Run) -> _Work:
@@ -213,10 +246,13 @@ def _plan_work(reader: CheckpointReader, dense: Path, config: CompressionConfig,
     device = resolve_device(config.device)
     embedding = reader.tensor(reader.family.embedding)
     dtype = resolve_dtype(config.dtype, device, embedding.dtype)
+    digest = fingerprint(dense) if run.shared or run.checkpoints else ""
     shared = None
     if run.shared is not None:
-        place = device_class(device)
-        shared = SharedStatistics.of(run.shared, dense, device=place, dtype=str(dtype))
+        place = rounding_class(device)
+        shared = SharedStatistics(
+            files=run.shared, facts={"model": digest, "place": place, "dtype": str(dtype)}
+        )
     return _Work(
         reader=reader,
         config=config,
@@ -225,7 +261,9 @@ def _plan_work(reader: CheckpointReader, dense: Path, config: CompressionConfig,
         device=device,
         dtype=dtype,
         stored_dtype=embedding.dtype,
+        fingerprint=digest,
         shared=shared,
+        checkpoints=run.checkpoints,
     )
 
 
@@ -238,37 +276,147 @@ def _calibrate(work: _Work, dense: Path, run: Run) -> Tensor:
     def load_dense() -> PreTrainedModel:
         return load_model(dense, dtype=work.config.dtype, device=work.config.device)
 
-    def make() -> Tensor:
+    def read() -> Tensor:
         return calibration_tokens(
             settings, tokenizer, model=load_dense, should_cancel=run.should_cancel
         )
 
-    return make() if work.shared is None else work.shared.tokens(settings, make)
+    def make() -> Tensor:
+        return read() if work.shared is None else work.shared.tokens(settings, read)
+
+    if work.checkpoints is None:
+        return make()
+    return work.checkpoints.tokens(work.key(**calibration_facts(settings)), make)
 
 
 def _write_compressed(
     work: _Work, dense: Path, staged: Path, tokens: Tensor, run: Run
-) -> list[LayerOutcome]:
+) -> list[FinishedLayer]:
     """Compress layer by layer, writing each before the next is read."""
     family, reader = work.reader.family, work.reader
-    outcomes: list[LayerOutcome] = []
+    layers: list[FinishedLayer] = []
     with CheckpointWriter(staged, dtype=work.stored_dtype) as writer:
         for name in family.outer_shapes(reader.config):
             writer.add({name: check_finite(name, reader.tensor(name))})
-        streams, states = _embed(work, tokens), _dense_states(work, tokens)
+        walk = _Walk(work, tokens, run)
         for layer in range(work.geometry.num_hidden_layers):
-            outcome = _compress_layer(work, layer, streams, states, run)
-            writer.add(named_tensors(family, layer, outcome.weights))
-            outcomes.append(outcome)
+            finished = walk.finish(layer)
+            writer.add(finished.tensors)
+            layers.append(replace(finished, tensors={}))
         writer.finish(
             intraslice_config(
                 cast("LlamaConfig", reader.config),
                 work.plan.layers,
-                [o.kept_pairs.tolist() for o in outcomes],
+                [layer.kept_pairs.tolist() for layer in layers],
             ),
             dense,
         )
-    return outcomes
+    return layers
+
+
+class _Walk:
+    """Both streams on their way through the layers, each of which is compressed or was before."""
+
+    def __init__(self, work: _Work, tokens: Tensor, run: Run) -> None:
+        self._work = work
+        self._run = run
+        self._streams = _embed(work, tokens)
+        self._states = _dense_states(work, tokens)
+        self._checkpoints = work.checkpoints
+        self._key = work.key(
+            config=work.config.model_dump(mode="json"), tokens=calibration_hash(tokens)
+        )
+        self._past = self._restore()
+
+    def finish(self, layer: int) -> FinishedLayer:
+        """The layer as it will be saved; both streams are past it afterwards."""
+        kept = self._checkpoints and self._checkpoints.layer(self._key, layer)
+        if kept:
+            if layer >= self._past:
+                self._replay(layer, kept)
+            self._run.resumed_layers += 1
+            return kept
+        if layer < self._past:
+            raise RuntimeError(f"layer {layer} is no longer where it was a moment ago")
+        finished = self._compress(layer)
+        if self._checkpoints is not None:
+            self._checkpoints.save_layer(self._key, finished)
+            self._save_streams(self._checkpoints, layer + 1)
+        return finished
+
+    def _restore(self) -> int:
+        """Past how many layers the streams are already."""
+        kept = self._checkpoints
+        if kept is None:
+            return 0
+        finished = 0
+        while kept.has_layer(self._key, finished):
+            finished += 1
+        return kept.restore_streams(self._key, self._streams.tensors(), finished)
+
+    def _save_streams(self, checkpoints: LayerCheckpoints, layers: int) -> None:
+        trouble = checkpoints.save_streams_now_and_then(self._key, self._streams.tensors(), layers)
+        if trouble is not None and trouble not in self._run.warnings:
+            self._run.warnings.append(trouble)
+
+    def _compress(self, layer: int) -> FinishedLayer:
+        plan, geometry = self._work.plan.layers[layer], self._work.geometry
+        compressor = self._compressor(
+            layer,
+            f"MLP {geometry.intermediate_size}→{plan.intermediate_size}, "
+            f"q/k {geometry.head_dim}→{plan.qk_head_dim}, v {geometry.head_dim}→{plan.v_head_dim}",
+        )
+        outcome = compressor.run()
+        self._require_finite(layer)
+        tensors = named_tensors(self._work.reader.family, layer, outcome.weights)
+        return FinishedLayer(
+            tensors={name: one.to("cpu", self._work.stored_dtype) for name, one in tensors.items()},
+            kept_pairs=outcome.kept_pairs,
+            report=_layer_report(layer, plan, outcome),
+        )
+
+    def _replay(self, layer: int, kept: FinishedLayer) -> None:
+        self._compressor(layer, "finished before").replay(self._weights(layer, kept))
+        self._require_finite(layer)
+
+    def _weights(self, layer: int, kept: FinishedLayer) -> BlockWeights:
+        work = self._work
+        prefix = work.reader.family.layer_prefix(layer)
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in kept.tensors.items()}
+        weights = block_weights(work.reader.family, tensors, work.device, work.dtype)
+        if work.plan.layers[layer].qk_head_dim == work.geometry.head_dim:
+            return weights
+        return replace(weights, rotary_pairs=kept.kept_pairs.to(work.device))
+
+    def _compressor(self, layer: int, message: str) -> LayerCompressor:
+        work, run, streams = self._work, self._run, self._streams
+        family, layers = work.reader.family, work.geometry.num_hidden_layers
+        prefix = family.layer_prefix(layer)
+        tensors = work.reader.tensors(prefix)
+        for name, tensor in tensors.items():
+            check_finite(prefix + name, tensor)
+
+        def before_batch(done: float) -> None:
+            told = f"layer {layer + 1}/{layers}: {message}"
+            run.report(Stage.COMPRESS, told, (layer + done) / layers, layer, layers)
+
+        context = LayerContext(
+            layer=layer,
+            settings=block_settings(work.reader.config),
+            rotary=rotary_tables(work.reader.config, streams.compressed.shape[1], work.device),
+            preset=PRESETS[work.config.method],
+            batch_size=work.config.batch_size,
+            device=work.device,
+            stored_dtype=work.stored_dtype,
+            before_batch=before_batch,
+            dense_states=self._states,
+        )
+        weights = block_weights(family, tensors, work.device, work.dtype)
+        return LayerCompressor(weights, work.plan.layers[layer], streams, context)
+
+    def _require_finite(self, layer: int) -> None:
+        if not torch.isfinite(self._streams.compressed[-1]).all():
+            raise NumericalError("the compressed stream holds NaN or infinity", layer=layer)
 
 
 def _embed(work: _Work, tokens: Tensor) -> Streams:
@@ -290,42 +438,6 @@ def _dense_states(work: _Work, tokens: Tensor) -> DenseStates | None:
         batch_size=work.config.batch_size,
         method=work.config.method,
     )
-
-
-def _compress_layer(
-    work: _Work, layer: int, streams: Streams, states: DenseStates | None, run: Run
-) -> LayerOutcome:
-    layers, plan = work.geometry.num_hidden_layers, work.plan.layers[layer]
-    family = work.reader.family
-    prefix = family.layer_prefix(layer)
-    tensors = work.reader.tensors(prefix)
-    for name, tensor in tensors.items():
-        check_finite(prefix + name, tensor)
-    message = (
-        f"layer {layer + 1}/{layers}: MLP {work.geometry.intermediate_size}→"
-        f"{plan.intermediate_size}, q/k {work.geometry.head_dim}→{plan.qk_head_dim}, "
-        f"v {work.geometry.head_dim}→{plan.v_head_dim}"
-    )
-
-    def before_batch(done: float) -> None:
-        run.report(Stage.COMPRESS, message, (layer + done) / layers, layer, layers)
-
-    context = LayerContext(
-        layer=layer,
-        settings=block_settings(work.reader.config),
-        rotary=rotary_tables(work.reader.config, streams.compressed.shape[1], work.device),
-        preset=PRESETS[work.config.method],
-        batch_size=work.config.batch_size,
-        device=work.device,
-        stored_dtype=work.stored_dtype,
-        before_batch=before_batch,
-        dense_states=states,
-    )
-    weights = block_weights(family, tensors, work.device, work.dtype)
-    outcome = LayerCompressor(weights, plan, streams, context).run()
-    if not torch.isfinite(streams.compressed[-1]).all():
-        raise NumericalError("the compressed stream holds NaN or infinity", layer=layer)
-    return outcome
 
 
 # -- verification, evaluation, publication ------------------------------------------------------
@@ -387,20 +499,20 @@ def _module_report(outcome: ModuleOutcome) -> ModuleReport:
     )
 
 
+def _layer_report(layer: int, plan: LayerPlan, outcome: LayerOutcome) -> LayerReport:
+    return LayerReport(
+        layer=layer,
+        plan=plan,
+        attention=_module_report(outcome.attention),
+        mlp=_module_report(outcome.mlp),
+        seconds=outcome.seconds,
+    )
+
+
 def _report(
-    model: str, work: _Work, tokens: Tensor, outcomes: list[LayerOutcome], staged: Path, run: Run
+    model: str, work: _Work, tokens: Tensor, layers: list[FinishedLayer], staged: Path, run: Run
 ) -> CompressionReport:
     geometry, plan = work.geometry, work.plan
-    layers = tuple(
-        LayerReport(
-            layer=index,
-            plan=plan.layers[index],
-            attention=_module_report(outcome.attention),
-            mlp=_module_report(outcome.mlp),
-            seconds=outcome.seconds,
-        )
-        for index, outcome in enumerate(outcomes)
-    )
     return CompressionReport(
         engine_version=intraslice_core.__version__,
         model=model,
@@ -414,7 +526,8 @@ def _report(
         compressible_after=plan.parameters(geometry),
         bytes_before=_weight_bytes(work.reader.directory),
         bytes_after=_weight_bytes(staged),
-        layers=layers,
+        layers=tuple(layer.report for layer in layers),
+        resumed_layers=run.resumed_layers,
         warnings=tuple(run.warnings),
         calibration_hash=calibration_hash(tokens),
         calibration_tokens=tokens.numel(),

@@ -110,14 +110,11 @@ class SharedStatistics:
     @classmethod
     def of(cls, files: SharedFiles, model: Path, **facts: object) -> SharedStatistics:
         """Whatever else the content depends on comes in as `facts`: device, dtype."""
-        versions = (intraslice_core.__version__, torch.__version__, transformers.__version__)
-        return cls(files=files, facts={"model": fingerprint(model), "versions": versions, **facts})
+        return cls(files=files, facts={"model": fingerprint(model), **facts})
 
     def tokens(self, calibration: CalibrationConfig, make: Callable[[], Tensor]) -> Tensor:
         """The calibration tokens: those that were kept, or new ones that then are."""
-        source = Path(calibration.source)
-        text = _digest_file(source) if source.is_file() else None
-        name = "tokens-" + self._key(calibration=calibration.model_dump(mode="json"), text=text)
+        name = "tokens-" + self._key(**calibration_facts(calibration))
         tokens = self.files.load(name)
         if tokens is None:
             tokens = make()
@@ -129,8 +126,21 @@ class SharedStatistics:
         return DenseStates(files=self.files, key=self._key(**facts))
 
     def _key(self, **facts: object) -> str:
-        told = json.dumps({**self.facts, **facts}, sort_keys=True, default=str)
-        return hashlib.sha256(told.encode()).hexdigest()
+        return content_key(**self.facts, **facts)
+
+
+def content_key(**facts: object) -> str:
+    """A digest of all that some content depends on, and of the programs that make it."""
+    versions = (intraslice_core.__version__, torch.__version__, transformers.__version__)
+    told = json.dumps({"versions": versions, **facts}, sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def calibration_facts(calibration: CalibrationConfig) -> dict[str, object]:
+    """What the tokens depend on, besides the model."""
+    source = Path(calibration.source)
+    text = _digest_file(source) if source.is_file() else None
+    return {"calibration": calibration.model_dump(mode="json"), "text": text}
 
 
 def fingerprint(directory: Path) -> str:

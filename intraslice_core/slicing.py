@@ -102,14 +102,21 @@ def output_projection(fitted: Tensor, like: Linear) -> Linear:
 
 
 def rounded_to(weights: BlockWeights, dtype: torch.dtype) -> BlockWeights:
-    """The block as it will be read back after being stored in `dtype`; its own dtype stays."""
+    """The block as it will be read back after being stored in `dtype`; its own dtype stays.
+
+    Contiguous, as a file's content is: products of other layouts may round otherwise, and a run
+    that goes on from the file must see what this one sees.
+    """
+
+    def read_back(value: Tensor) -> Tensor:
+        return value.to(dtype).to(value).contiguous()
 
     def stored(value: object) -> object:
         if isinstance(value, Linear):
-            bias = None if value.bias is None else value.bias.to(dtype).to(value.bias)
-            return Linear(weight=value.weight.to(dtype).to(value.weight), bias=bias)
+            bias = None if value.bias is None else read_back(value.bias)
+            return Linear(weight=read_back(value.weight), bias=bias)
         if isinstance(value, Tensor) and value.is_floating_point():
-            return value.to(dtype).to(value)
+            return read_back(value)
         return value
 
     return BlockWeights(

@@ -25,6 +25,7 @@ from workers.messages import (
     ChildTelemetry,
     FailedMessage,
     FinishedMessage,
+    LayerSavedMessage,
     ProgressMessage,
     encode,
 )
@@ -71,10 +72,11 @@ class Child:
 
     def _compress(self, request: ChildRequest) -> dict[str, object]:
         # torch comes in here: a wrong request or an early stop costs nothing.
+        from intraslice_core.layer_checkpoints import LayerCheckpoints
         from intraslice_core.pipeline import compress_model
         from intraslice_core.sharing import SharedFiles
 
-        place = request.shared
+        place, kept = request.shared, request.checkpoints
         report = compress_model(
             request.model,
             request.checkpoint,
@@ -83,6 +85,9 @@ class Child:
             limits=request.limits,
             work_dir=request.scratch,
             shared=None if place is None else SharedFiles(**dict(place)),
+            checkpoints=None
+            if kept is None
+            else LayerCheckpoints(**dict(kept), on_saved=self._on_layer_saved),
             on_progress=self._on_progress,
             should_cancel=self._stop.is_set,
         )
@@ -94,6 +99,9 @@ class Child:
         self._spans.enter(event.stage)
         scaled = event.model_copy(update={"fraction": event.fraction * _ENGINE_SHARE})
         self._send(ProgressMessage(event=scaled))
+
+    def _on_layer_saved(self, name: str) -> None:
+        self._send(LayerSavedMessage(name=name))
 
     def _failure(self, error: IntraSliceError) -> FailedMessage:
         place = error if isinstance(error, NumericalError) else None

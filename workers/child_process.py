@@ -16,15 +16,8 @@ from pydantic import ValidationError
 
 from app.telemetry import get_logger
 from workers.child_log import ChildLog
-from workers.messages import (
-    ChildRequest,
-    FailedMessage,
-    FinishedMessage,
-    ProgressMessage,
-    decode,
-)
+from workers.messages import ChildMessage, ChildRequest, decode
 
-Message = ProgressMessage | FinishedMessage | FailedMessage
 COMMAND = (sys.executable, "-P", "-m", "workers.child")
 _log = get_logger(__name__)
 
@@ -33,7 +26,7 @@ class ChildProcess:
     """One spawned interpreter; never forked, because a fork of a threaded process may hang."""
 
     def __init__(self, request: ChildRequest, log: Path, command: Sequence[str] = COMMAND) -> None:
-        self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[ChildMessage | None] = queue.SimpleQueue()
         # A session, and so a process group, of its own: its helpers can be ended with it.
         self._process = subprocess.Popen(
             [*command, str(os.getpid())],
@@ -54,7 +47,7 @@ class ChildProcess:
         self._reader = threading.Thread(target=self._read, daemon=True, name="child-reader")
         self._reader.start()
 
-    def next_message(self, seconds: float) -> Message | None:
+    def next_message(self, seconds: float) -> ChildMessage | None:
         """The next message; None if there is none yet, or never will be: see `ended`."""
         try:
             return self._messages.get(timeout=seconds)

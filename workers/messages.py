@@ -33,6 +33,13 @@ class SharedPlace(FrozenModel):
     max_bytes: int
 
 
+class CheckpointPlace(FrozenModel):
+    """Where the attempts of one job on this machine keep finished layers."""
+
+    directory: Path
+    streams_every_seconds: float
+
+
 class ChildRequest(FrozenModel):
     """Parent to child, once, on stdin."""
 
@@ -44,6 +51,7 @@ class ChildRequest(FrozenModel):
     telemetry: ChildTelemetry = ChildTelemetry()
     limits: ModelLimits = UNLIMITED
     shared: SharedPlace | None = None
+    checkpoints: CheckpointPlace | None = None
 
 
 class ProgressMessage(FrozenModel):
@@ -51,6 +59,13 @@ class ProgressMessage(FrozenModel):
 
     kind: Literal["progress"] = "progress"
     event: ProgressEvent
+
+
+class LayerSavedMessage(FrozenModel):
+    """A file that another attempt could go on from is whole."""
+
+    kind: Literal["layer_saved"] = "layer_saved"
+    name: str
 
 
 class FinishedMessage(FrozenModel):
@@ -73,15 +88,15 @@ class FailedMessage(FrozenModel):
     stage: Stage | None = None
 
 
-ChildMessage = Annotated[
-    ProgressMessage | FinishedMessage | FailedMessage, Field(discriminator="kind")
-]
-_ADAPTER: TypeAdapter[ProgressMessage | FinishedMessage | FailedMessage] = TypeAdapter(ChildMessage)
+ChildMessage = ProgressMessage | LayerSavedMessage | FinishedMessage | FailedMessage
+_ADAPTER: TypeAdapter[ChildMessage] = TypeAdapter(
+    Annotated[ChildMessage, Field(discriminator="kind")]
+)
 
 
 def encode(message: FrozenModel) -> bytes:
     return message.model_dump_json().encode() + b"\n"
 
 
-def decode(line: bytes) -> ProgressMessage | FinishedMessage | FailedMessage:
+def decode(line: bytes) -> ChildMessage:
     return _ADAPTER.validate_json(line)

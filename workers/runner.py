@@ -25,11 +25,15 @@ from app.telemetry.traces import span
 from intraslice_core.progress import ProgressEvent, Stage
 from workers import failures
 from workers.child_process import ChildProcess
+from workers.layer_mirror import LayerMirror
 from workers.lease_keeper import LeaseKeeper
 from workers.messages import (
+    CheckpointPlace,
+    ChildMessage,
     ChildRequest,
     FailedMessage,
     FinishedMessage,
+    LayerSavedMessage,
     ProgressMessage,
     SharedPlace,
 )
@@ -38,6 +42,7 @@ from workers.observation import StageClock, child_telemetry, count_end, observed
 _POLL_SECONDS = 0.2
 _PROGRESS_SECONDS = 0.5
 _UPLOAD_BEGINS = 0.97
+_LAYERS = "layers"
 _log = get_logger(__name__)
 
 StartChild = Callable[[ChildRequest, Path], ChildProcess]
@@ -101,6 +106,7 @@ class JobRun:
         self._keeper = LeaseKeeper(resources, job.lease)
         self._directory = work_directory(resources, job.id, job.fencing_token)
         self._journal = ProgressJournal(resources, job)
+        self._mirror = LayerMirror(resources, job, layers_directory(resources, job.id))
 
     def execute(self) -> Job:
         """Work and write down how it ended.
@@ -124,6 +130,7 @@ class JobRun:
                 message = f"{type(error).__name__} in the worker"
                 return self._conclude(failures.job_error(failures.INTERNAL, message))
             finally:
+                self._mirror.drop()
                 self._journal.close()
                 shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -134,6 +141,7 @@ class JobRun:
     def discard_others(self) -> None:
         """Remove what no attempt will need, once the job has ended for good."""
         self._tidy(lambda: publication.discard_other_attempts(self._resources, self._job))
+        shutil.rmtree(self._mirror.directory, ignore_errors=True)
 
     def _work(self) -> Job:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -141,6 +149,7 @@ class JobRun:
             admitted = self._admit()
         except InvalidRequestError as error:
             return self._conclude(_refusal(error))
+        self._mirror.start()
         outcome = self._run_child(admitted)
         if isinstance(outcome, JobError):
             return self._conclude(outcome)
@@ -159,6 +168,8 @@ class JobRun:
 
     def _record_rates(self, report: dict[str, Any]) -> None:
         """An estimate can do without them; the job is done."""
+        if report.get("resumed_layers"):
+            return  # the seconds are of the rest only
         try:
             estimates.record_rates(self._resources, self._job, report, self._journal.close())
         except ServiceError as error:
@@ -184,6 +195,10 @@ class JobRun:
             telemetry=child_telemetry(self._resources, self._job),
             limits=self._resources.settings.model_limits,
             shared=shared_place(self._resources, self._job),
+            checkpoints=CheckpointPlace(
+                directory=self._mirror.directory,
+                streams_every_seconds=self._resources.settings.checkpoint_streams_seconds,
+            ),
         )
         child = self._start_child(request, self._directory / "child.log")
         try:
@@ -195,13 +210,9 @@ class JobRun:
         """Relay messages until the child has finished, failed, died or was stopped."""
         deadline: float | None = None
         while not child.ended:
-            message = child.next_message(_POLL_SECONDS)
-            if isinstance(message, ProgressMessage):
-                self._journal.write(message.event)
-            elif isinstance(message, FinishedMessage):
-                return message
-            elif isinstance(message, FailedMessage):
-                return self._failure(message)
+            outcome = self._heed(child.next_message(_POLL_SECONDS))
+            if outcome is not None:
+                return outcome
             if self._keeper.lost:
                 raise _StoppedError
             if self._is_overdue():
@@ -216,6 +227,18 @@ class JobRun:
         death = failures.death_error(child.exit_code or 0, self._journal.stage, child.last_words())
         metrics.CHILD_DEATHS.labels(death.code).inc()
         return death
+
+    def _heed(self, message: ChildMessage | None) -> FinishedMessage | JobError | None:
+        """Pass a message on; what came of the job, if that is what it says."""
+        if isinstance(message, ProgressMessage):
+            self._journal.write(message.event)
+        elif isinstance(message, LayerSavedMessage):
+            self._mirror.add(message.name)
+        elif isinstance(message, FailedMessage):
+            return self._failure(message)
+        elif message is not None:
+            return message
+        return None
 
     def _grace_seconds(self) -> float:
         settings = self._resources.settings
@@ -249,6 +272,7 @@ class JobRun:
 
     def _conclude_stop(self) -> Job:
         """Cancelled, paused, or given back because the worker ends; as the database has it."""
+        self._mirror.flush()
         self.discard()
         lease = self._job.lease
         if self._keeper.cancel_requested:
@@ -258,6 +282,7 @@ class JobRun:
         return self._persist(lambda: claims.requeue_job(self._resources, lease, None))
 
     def _conclude(self, error: JobError) -> Job:
+        self._mirror.flush()
         self.discard()
         lease = self._job.lease
         if failures.try_again(self._job, error):
@@ -327,6 +352,11 @@ def work_directory(resources: Resources, job_id: str, token: int) -> Path:
     return resources.settings.work_dir / f"{job_id}.{token}"
 
 
+def layers_directory(resources: Resources, job_id: str) -> Path:
+    """Where the attempts of a job on this machine keep finished layers, until the job has ended."""
+    return resources.settings.work_dir / f"{job_id}.{_LAYERS}"
+
+
 def shared_place(resources: Resources, job: Job) -> SharedPlace | None:
     """On this machine's disk: reading a stream back over a network takes longer than making it."""
     settings = resources.settings
@@ -350,8 +380,12 @@ def remove_stale_work(resources: Resources) -> None:
     """Remove directories of attempts that nobody works on any more."""
     work = resources.settings.work_dir
     for directory in work.iterdir() if work.is_dir() else ():
-        job_id, _, token = directory.name.partition(".")
-        if token.isdecimal() and not claims.holds_lease(resources, job_id, int(token)):
+        job_id, _, kind = directory.name.partition(".")
+        if kind == _LAYERS:
+            stale = claims.is_over(resources, job_id)
+        else:
+            stale = kind.isdecimal() and not claims.holds_lease(resources, job_id, int(kind))
+        if stale:
             shutil.rmtree(directory, ignore_errors=True)
 
 

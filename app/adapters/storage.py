@@ -36,6 +36,17 @@ class ArtifactStore:
         with _translated(key):
             obstore.put(self._store, key, source)
 
+    def get_file(self, key: str, target: Path) -> None:
+        """Download in parts; the file appears whole or not at all."""
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            with _translated(key), partial.open("wb") as file:
+                for chunk in obstore.get(self._store, key).stream(min_chunk_size=_CHUNK_BYTES):
+                    file.write(chunk)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
     def put_new(self, key: str, content: bytes) -> None:
         """Upload; an object that is already there is an error, not overwritten."""
         with _translated(key):

@@ -74,6 +74,10 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
     max_perplexity_ratio: Annotated[
         float | None, typer.Option(help="Refuse a result whose perplexity grew more than this.")
     ] = None,
+    resume_dir: Annotated[
+        Path | None,
+        typer.Option(help="Keep finished layers there, and go on from those of a stopped run."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compress a model into a smaller one that transformers loads."""
@@ -96,7 +100,7 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
                 }
             )
             measured = _evaluation(evaluate, benchmark, max_perplexity_ratio)
-        _compress(model, out, config, measured if evaluation else None, as_json)
+        _compress(model, out, config, measured if evaluation else None, resume_dir, as_json)
 
 
 def _compress(
@@ -104,11 +108,13 @@ def _compress(
     out: Path,
     config: CompressionConfig,
     evaluation: EvaluationConfig | None,
+    resume_dir: Path | None,
     as_json: bool,
 ) -> None:
     """Run the engine under a progress bar and print what came out."""
     with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
         _quiet_transformers()
+        from intraslice_core.layer_checkpoints import LayerCheckpoints
         from intraslice_core.pipeline import compress_model
 
         report = compress_model(
@@ -117,6 +123,7 @@ def _compress(
             config,
             evaluation=evaluation,
             work_dir=None,
+            checkpoints=LayerCheckpoints(directory=resume_dir) if resume_dir else None,
             on_progress=on_progress,
             should_cancel=should_cancel,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from app.embedded.errors import GroupFailedError
@@ -11,6 +11,9 @@ from app.embedded.process import ManagedProcess
 from app.embedded.restarts import next_delay
 
 _POLL_SECONDS = 0.2
+
+RestartPolicy = Callable[[float, Sequence[float]], float | None]
+"""From now and the times of all crashes: seconds until the next start, or None to give up."""
 
 
 @dataclass(kw_only=True)
@@ -37,9 +40,10 @@ class Member:
 class Group:
     """Members in the order of their dependence: started first to last, ended last to first."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], restarts: RestartPolicy = next_delay) -> None:
         self._members: list[Member] = []
         self._say = say
+        self._restarts = restarts
 
     def add(self, member: Member) -> None:
         member.process = member.start()
@@ -84,7 +88,7 @@ class Group:
         code, tail = process.exit_code(), process.log_tail()
         member.crashes.append(now)
         member.end()
-        delay = next_delay(now, member.crashes)
+        delay = self._restarts(now, member.crashes)
         if delay is None:
             raise GroupFailedError(
                 f"{member.name} ended {len(member.crashes)} times (exit code {code});"

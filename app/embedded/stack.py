@@ -17,10 +17,11 @@ from typing import Literal
 import httpx
 
 from app.embedded.errors import DirectoryInUseError, EmbeddedError, ServerStartError
-from app.embedded.group import Group, Member
+from app.embedded.group import Group, Member, RestartPolicy
 from app.embedded.lock import DirectoryLock
 from app.embedded.postgres import EmbeddedPostgres
 from app.embedded.process import Command, ManagedProcess
+from app.embedded.restarts import next_delay
 from app.embedded.valkey import EmbeddedValkey
 
 _READY_SECONDS = 120.0
@@ -42,11 +43,16 @@ class StackOptions:
 class Stack:
     """Start with `start`, keep alive with `run`, end with `stop`; also a context manager."""
 
-    def __init__(self, options: StackOptions, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        options: StackOptions,
+        say: Callable[[str], None],
+        restarts: RestartPolicy = next_delay,
+    ) -> None:
         self._options = options
         self._say = say
         self._lock = DirectoryLock(options.data_dir)
-        self._group = Group(say)
+        self._group = Group(say, restarts)
         self._listener: socket.socket | None = None
         self._environment: dict[str, str] = {}
 

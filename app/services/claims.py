@@ -62,6 +62,12 @@ def holds_lease(resources: Resources, job_id: str, token: int) -> bool:
         return jobs.holds(transaction, job_id, token)
 
 
+def is_over(resources: Resources, job_id: str) -> bool:
+    """Whether nobody will work on the job unless it is retried."""
+    with resources.database.transaction() as transaction:
+        return jobs.is_over(transaction, job_id)
+
+
 def record_progress(
     resources: Resources, lease: Lease, stage: Stage, progress: Progress, *, log: bool
 ) -> None:

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from app.adapters.database import artifacts, events, jobs
+from app.adapters.database import artifacts, events, jobs, layer_files
 from app.domain.artifact import (
     MANIFEST,
     Artifact,
@@ -71,6 +71,7 @@ def publish(
         if job is None:
             raise LeaseLostError
         artifacts.insert_all(transaction, lease.job_id, files)
+        layer_files.forget(transaction, lease.job_id)
         events.append(
             transaction, lease.job_id, EventType.SUCCEEDED, result.model_dump(mode="json")
         )
@@ -90,12 +91,14 @@ def discard_other_attempts(resources: Resources, job: Job) -> None:
 def _discard(resources: Resources, job_id: str, prefix: str, token: int) -> None:
     """Published files stay: an attempt may have succeeded without hearing of its commit.
 
-    So do those of attempts after `token`: the job may have been taken up again since.
+    So do finished layers, until the job has succeeded or its time has come: a retry goes on from
+    them. So do files of attempts after `token`: the job may have been taken up again since.
     """
     with resources.database.transaction() as transaction:
-        published = {file.key for file in artifacts.of_job(transaction, job_id)}
+        kept = {file.key for file in artifacts.of_job(transaction, job_id)}
+        kept |= {file.key for file in layer_files.of_job(transaction, job_id)}
     store = resources.store
-    left = [key for key in store.keys(prefix) if key not in published]
+    left = [key for key in store.keys(prefix) if key not in kept]
     store.delete([key for key in left if (attempt_token(key) or 0) <= token])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ DTYPE_NAMES = {
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
 }
 
 
@@ -28,10 +31,12 @@ class ShardFile:
 
     Args:
         path: the file; it must not exist.
+        metadata: kept in the header; the format's name is, in any case.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
         self.path = path
+        self._metadata = {"format": "pt", **(metadata or {})}
         self.data_bytes = 0
         self._entries: dict[str, dict[str, object]] = {}
         self._stream = path.open("x+b")
@@ -86,5 +91,5 @@ class ShardFile:
         self._stream.close()
 
     def _header(self) -> bytes:
-        entries = {"__metadata__": {"format": "pt"}} | self._entries
+        entries = {"__metadata__": self._metadata} | self._entries
         return json.dumps(entries, separators=(",", ":")).encode()

@@ -120,6 +120,7 @@ class CompressionReport(FrozenModel):
     bytes_before: int = Field(description="weight files of the dense model")
     bytes_after: int = Field(description="weight files of the compressed model")
     layers: tuple[LayerReport, ...]
+    resumed_layers: int = Field(default=0, description="finished by an earlier, interrupted run")
     warnings: tuple[str, ...] = ()
     calibration_hash: str
     calibration_tokens: int

@@ -1,4 +1,7 @@
-"""Layer checkpoints of running jobs."""
+"""Finished layers of jobs, from which another attempt goes on."""
+
+import sqlalchemy as sa
+from alembic import op
 
 revision = "0008"
 down_revision = "0007"
@@ -7,8 +10,19 @@ depends_on = None
 
 
 def upgrade() -> None:
-    pass
+    op.create_table(
+        "layer_files",
+        sa.Column("job_id", sa.Text, nullable=False),
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("key", sa.Text, nullable=False),
+        sa.Column("bytes", sa.BigInteger, nullable=False),
+        sa.Column("sha256", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("job_id", "name", name="pk_layer_files"),
+        sa.ForeignKeyConstraint(
+            ["job_id"], ["jobs.id"], name="fk_layer_files_job_id_jobs", ondelete="CASCADE"
+        ),
+    )
 
 
 def downgrade() -> None:
-    pass
+    op.drop_table("layer_files")

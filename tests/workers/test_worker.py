@@ -63,7 +63,7 @@ def tiny_model(tmp_path: Path) -> Path:
     return tiny_llama(tmp_path / "models" / "tiny")
 
 
-def body(model: Path, **calibration: Any) -> dict[str, Any]:
+def body(model: Path, *, evaluate: bool = True, **calibration: Any) -> dict[str, Any]:
     return {
         "model": {"source": "path", "ref": str(model)},
         "compression": {
@@ -72,7 +72,9 @@ def body(model: Path, **calibration: Any) -> dict[str, Any]:
             "batch_size": 4,
             "round_to": 2,
         },
-        "evaluation": {"max_tokens": 512, "context_length": 64, "benchmark": False},
+        "evaluation": {"max_tokens": 512, "context_length": 64, "benchmark": False}
+        if evaluate
+        else None,
     }
 
 
@@ -133,17 +135,47 @@ def test_running_job_is_cancelled(client: TestClient, settings: Settings, tmp_pa
     assert list(settings.work_dir.glob("*")) == []
 
 
-def test_terminated_worker_gives_its_job_back(
+def test_terminated_worker_gives_its_job_back_and_another_machine_goes_on(
     client: TestClient, settings: Settings, tmp_path: Path
 ) -> None:
     model, log = tiny_model(tmp_path), tmp_path / "worker.log"
     with worker(settings, log) as process:
-        job = begin_long_job(client, model, log)
+        job = client.post("/v1/jobs", json=body(model, evaluate=False, samples=1000)).json()
+        wait_for(lambda: progress(client, job).get("layer") == 1, log)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0, log.read_text()[-3000:]
     left = client.get(job["urls"]["self"]).json()
     assert (left["state"], left["attempt"], left["error"]) == ("queued", 0, None)
-    assert list(settings.work_dir.glob("*")) == []
+    elsewhere = settings.model_copy(
+        update={"data_dir": tmp_path / "elsewhere", "artifact_store": settings.store_url}
+    )
+    with worker(elsewhere, log):
+        undisturbed = client.post("/v1/jobs", json=body(model, evaluate=False, samples=1000)).json()
+        for one in (job, undisturbed):
+            wait_for(lambda one=one: state(client, one) == "succeeded", log)  # type: ignore[misc]
+    assert report(client, job)["resumed_layers"] >= 1
+    assert report(client, undisturbed)["resumed_layers"] == 0
+    assert digests(client, job) == digests(client, undisturbed)
+    assert list(elsewhere.work_dir.glob("*")) == []
+    published = {file["name"] for file in client.get(job["urls"]["artifacts"]).json()["data"]}
+    objects = Path(str(settings.data_dir)) / "artifacts" / "jobs" / job["id"]
+    assert {file.name for file in objects.rglob("*") if file.is_file()} == published
+
+
+def progress(client: TestClient, job: dict[str, Any]) -> dict[str, Any]:
+    return client.get(job["urls"]["self"]).json()["progress"] or {}
+
+
+def report(client: TestClient, job: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = client.get(job["urls"]["report"]).json()
+    return found
+
+
+def digests(client: TestClient, job: dict[str, Any]) -> dict[str, str]:
+    """Of the files that hold no times."""
+    files = client.get(job["urls"]["artifacts"]).json()["data"]
+    timed = ("manifest.json", "intraslice_report.json", "README.md")
+    return {file["name"]: file["sha256"] for file in files if file["name"] not in timed}
 
 
 def test_killed_worker_loses_its_child_and_its_job_to_another(

@@ -172,6 +172,18 @@ def holds(transaction: Transaction, job_id: str, token: int) -> bool:
     return bool(found)
 
 
+def lock_owned(transaction: Transaction, lease: Lease) -> bool:
+    """Whether the job is the lease's; it stays so until the transaction ends."""
+    query = select(jobs.c.id).where(_owned(lease)).with_for_update()
+    return transaction.scalar(query) is not None
+
+
+def is_over(transaction: Transaction, job_id: str) -> bool:
+    """Whether the job has ended, or is gone."""
+    alive = select(func.count()).where(jobs.c.id == job_id, jobs.c.state.not_in(TERMINAL))
+    return not transaction.scalar(alive)
+
+
 def record_progress(
     transaction: Transaction, lease: Lease, stage: Stage, progress: Progress
 ) -> bool:

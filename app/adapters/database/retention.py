@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, case, delete, func, or_, select, update
 
 from app.adapters.database.engine import Transaction
-from app.adapters.database.tables import artifacts, events, jobs
+from app.adapters.database.tables import artifacts, events, jobs, layer_files
 from app.domain.events import EventType
 from app.domain.job import Job
 from app.domain.lifecycle import TERMINAL
@@ -90,7 +90,8 @@ def expire_due(transaction: Transaction, limit: int) -> list[str]:
 
 def finish_expiry(transaction: Transaction, job_id: str) -> None:
     """The objects are gone: so are their rows, and the steps of the log; its turns stay."""
-    transaction.execute(delete(artifacts).where(artifacts.c.job_id == job_id))
+    for table in (artifacts, layer_files):
+        transaction.execute(delete(table).where(table.c.job_id == job_id))
     transaction.execute(
         delete(events).where(events.c.job_id == job_id, events.c.type == EventType.PROGRESS)
     )

@@ -111,7 +111,7 @@ def cancel_job(job_id: str, resources: ResourcesDep, principal: Writer) -> JobOu
 
 @router.post("/{job_id}/pause", status_code=202, responses=problems(404, 409))
 def pause_job(job_id: str, resources: ResourcesDep, principal: Writer) -> JobOut:
-    """Put a job aside; a running one takes a few seconds, and begins anew when resumed."""
+    """Put a job aside; a running one takes a few seconds, and goes on from there when resumed."""
     return JobOut.of(jobs.pause_job(resources, principal, job_id))
 
 
@@ -129,7 +129,7 @@ def resume_job(
 def retry_job(
     job_id: str, resources: ResourcesDep, principal: Writer, background: BackgroundTasks
 ) -> JobOut:
-    """Queue a failed or cancelled job again, with all its attempts."""
+    """Queue a failed or cancelled job again, with all its attempts; it keeps finished layers."""
     retried = jobs.retry_job(resources, principal, job_id)
     background.add_task(outbox.dispatch_soon, resources)
     return JobOut.of(retried)

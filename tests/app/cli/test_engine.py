@@ -79,6 +79,19 @@ def test_json_goes_alone_to_stdout(model, text, tmp_path):
     assert report["evaluation"] is None
 
 
+def test_a_stopped_run_goes_on_from_its_resume_directory(model, tmp_path):
+    options = [model, "--no-evaluation", *SMALL, "--json", "--resume-dir", tmp_path / "kept"]
+    first = run("compress", *options, "--out", tmp_path / "first")
+    assert json.loads(first.stdout)["resumed_layers"] == 0
+    (tmp_path / "kept" / "layer-00002.safetensors").unlink()
+    second = run("compress", *options, "--out", tmp_path / "second")
+    assert json.loads(second.stdout)["resumed_layers"] == 2
+    weights = "model.safetensors"
+    assert (tmp_path / "first" / weights).read_bytes() == (
+        tmp_path / "second" / weights
+    ).read_bytes()
+
+
 def test_evaluate_scores_one_model_or_a_pair(model, compressed, text):
     alone = run("evaluate", compressed, "--text", text, "--json", "--context-length", "64")
     assert alone.exit_code == 0, alone.output

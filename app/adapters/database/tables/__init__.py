@@ -7,6 +7,7 @@ from app.adapters.database.tables.jobs import (
     events,
     idempotency_keys,
     jobs,
+    layer_files,
     outbox,
     turns,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "events",
     "idempotency_keys",
     "jobs",
+    "layer_files",
     "metadata",
     "outbox",
     "rates",

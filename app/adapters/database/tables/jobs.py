@@ -138,6 +138,16 @@ artifacts = Table(
     Column("media_type", Text, nullable=False),
 )
 
+layer_files = Table(
+    "layer_files",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("key", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", Text, nullable=False),
+)
+
 outbox = Table(
     "outbox",
     metadata,

@@ -1,0 +1,87 @@
+"""What an attempt has finished, kept in the store for the next one.
+
+A file counts once its row is written, under the lease of the attempt that made it; until then, and
+after its row is gone, its object is a left-over like any other of the attempt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from app.adapters.database import jobs, layer_files
+from app.domain.errors import ArtifactNotFoundError, LeaseLostError
+from app.domain.job import Job
+from app.domain.layer_file import LayerFile, layer_key
+from app.domain.lease import Lease
+from app.services.resources import Resources
+from app.telemetry import get_logger
+
+_log = get_logger(__name__)
+
+
+def keep(resources: Resources, lease: Lease, file: Path) -> None:
+    """Copy a file of this machine to the store and write its row.
+
+    Raises:
+        LeaseLostError: if the job belongs to somebody else now.
+        StoreUnavailableError: if the store does not answer.
+    """
+    key = layer_key(lease.job_id, lease.token, file.name)
+    kept = LayerFile(name=file.name, key=key, bytes=file.stat().st_size, sha256=_sha256(file))
+    resources.store.put_file(key, file)
+    with resources.database.transaction() as transaction:
+        if not jobs.lock_owned(transaction, lease):
+            raise LeaseLostError
+        layer_files.insert_new(transaction, lease.job_id, kept)
+
+
+def fetch(resources: Resources, job: Job, directory: Path) -> frozenset[str]:
+    """Bring a directory of this machine to the state of the store.
+
+    What an earlier attempt has left in the directory stays if the store holds the same, or
+    nothing of that name. If the two differ the store's is taken, and all else goes: it was made
+    by a run that came to another result.
+
+    Returns:
+        The names that the store holds.
+
+    Raises:
+        StoreUnavailableError: if the store does not answer.
+    """
+    with resources.database.transaction() as transaction:
+        rows = layer_files.of_job(transaction, job.id)
+    here = [row for row in rows if (directory / row.name).is_file()]
+    if any(not _is_whole(directory, row) for row in here):
+        shutil.rmtree(directory)
+    return frozenset(row.name for row in rows if _bring(resources, job, row, directory))
+
+
+def _bring(resources: Resources, job: Job, row: LayerFile, directory: Path) -> bool:
+    """Whether the file is there now; what the store has lost, or holds damaged, is made anew."""
+    target = directory / row.name
+    if target.is_file():
+        return True
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        resources.store.get_file(row.key, target)
+    except ArtifactNotFoundError:
+        _log.warning("layer_file_gone", job_id=job.id, file=row.name)
+    if target.is_file() and _is_whole(directory, row):
+        return True
+    target.unlink(missing_ok=True)
+    with resources.database.transaction() as transaction:
+        if not jobs.lock_owned(transaction, job.lease):
+            raise LeaseLostError
+        layer_files.forget(transaction, job.id, row.name)
+    return False
+
+
+def _is_whole(directory: Path, row: LayerFile) -> bool:
+    return _sha256(directory / row.name) == row.sha256
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,34 @@
+"""The short form of `benchmarks/faults.py`: kill -9, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.app.embedded.processes import REPOSITORY
+
+pytestmark = [pytest.mark.postgres, pytest.mark.broker, pytest.mark.slow]
+
+
+def test_jobs_survive_kill_9_of_every_process() -> None:
+    finished = subprocess.run(
+        [sys.executable, "benchmarks/faults.py", "--rounds", "3", "--seed", "1"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    found = json.loads(finished.stdout.splitlines()[-1])
+    assert found.pop("recovery_p95_s") > 0
+    assert found == {
+        "rounds": 3,
+        "submitted": 3,
+        "lost": 0,
+        "published_twice": 0,
+        "bytes_differ": 0,
+    }, finished.stdout

@@ -360,7 +360,8 @@ class Client:
         digest = hashlib.sha256()
         # Under another name until it is complete.
         partial = target.with_name(target.name + ".part")
-        with self._http.stream("GET", artifact.url) as response:
+        # A store that is a bucket hands its files out itself.
+        with self._http.stream("GET", artifact.url, follow_redirects=True) as response:
             if response.is_error:
                 response.read()
                 raise ApiError(response)

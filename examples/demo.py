@@ -12,6 +12,7 @@ Whatever happens, Ctrl-C included, nothing stays behind.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -67,12 +68,15 @@ class DemoFailed(Exception):
 
 def main() -> int:
     """Run the demo; its exit code."""
+    parser = argparse.ArgumentParser(description="The whole service on a real model.")
+    parser.add_argument("--s3", action="store_true", help="artifacts go to an S3 server")
+    s3 = parser.parse_args().s3
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     began = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix="intraslice-demo-"))
     try:
-        run(directory)
+        run(directory, s3=s3)
     except DemoFailed as error:
         console.print(f"[red]The demo failed:[/red] {error}")
         return 1
@@ -85,9 +89,12 @@ def main() -> int:
     return 0
 
 
-def run(directory: Path) -> None:
+def run(directory: Path, *, s3: bool) -> None:
     """All six steps, below `directory`."""
-    with service(directory / "data") as url, httpx.Client(base_url=url, timeout=60.0) as client:
+    with (
+        service(directory / "data", s3=s3) as url,
+        httpx.Client(base_url=url, timeout=60.0) as client,
+    ):
         job = submit(client)
         follow(client, job)
         report = CompressionReport.model_validate(answer(client.get(f"{job}/report")))
@@ -105,15 +112,17 @@ def run(directory: Path) -> None:
 
 
 @contextmanager
-def service(data_dir: Path) -> Iterator[str]:
+def service(data_dir: Path, *, s3: bool) -> Iterator[str]:
     """`intraslice up`, ready; its URL."""
-    console.print("[bold]1[/bold] Start the service: PostgreSQL, Valkey, API, worker")
+    servers = "PostgreSQL, Valkey, SeaweedFS" if s3 else "PostgreSQL, Valkey"
+    console.print(f"[bold]1[/bold] Start the service: {servers}, API, worker")
     process = ManagedProcess(
         Command(
             name="intraslice up",
             arguments=[
                 *(sys.executable, "-m", "app.cli.main", "up"),
                 *("--data-dir", str(data_dir), "--port", "0"),
+                *(("--s3",) if s3 else ()),
             ],
             log=data_dir.with_name("up.log"),
             cwd=Path(__file__).parents[1],
@@ -194,7 +203,10 @@ def download(client: httpx.Client, path: str, directory: Path) -> Path:
             raise DemoFailed(f"{artifact['name']!r} leads out of the download directory")
         target.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
-        with client.stream("GET", artifact["url"]) as response, target.open("wb") as file:
+        with (
+            client.stream("GET", artifact["url"], follow_redirects=True) as response,
+            target.open("wb") as file,
+        ):
             response.raise_for_status()
             for chunk in response.iter_bytes():
                 digest.update(chunk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fastapi.testclient import TestClient
 from app.adapters.database.migrate import upgrade
 from app.adapters.database.tables import metadata
 from app.embedded.postgres import EmbeddedPostgres
+from app.embedded.seaweed import EmbeddedS3
 from app.embedded.valkey import EmbeddedValkey
 from app.main import create_app
 from app.services.resources import Resources, open_resources
@@ -45,6 +47,29 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded
 
 
 @pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
+    with EmbeddedS3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def artifact_store() -> str:
+    """As in the settings: none is a directory below `data_dir`. Modules override it."""
+    return ""
+
+
+@pytest.fixture(params=["directory", pytest.param("s3", marks=pytest.mark.object_store)])
+def each_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Stores to override `artifact_store` with: a test runs once on each."""
+    if request.param == "directory":
+        return ""
+    server: EmbeddedS3 = request.getfixturevalue("s3_server")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"{server.url}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
 def migrated_url(postgres_server: EmbeddedPostgres) -> str:
     upgrade(Settings(database_url=postgres_server.url))
     return postgres_server.url
@@ -67,12 +92,13 @@ def broker_url(valkey_server: EmbeddedValkey) -> str:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, database_url: str, broker_url: str) -> Settings:
+def settings(tmp_path: Path, database_url: str, broker_url: str, artifact_store: str) -> Settings:
     """Short waits; models and texts may lie below `tmp_path`."""
     return Settings(
         data_dir=tmp_path / "data",
         database_url=database_url,
         broker_url=broker_url,
+        artifact_store=artifact_store,
         auth="off",
         model_roots=(tmp_path / "models",),
         data_roots=(tmp_path / "texts",),

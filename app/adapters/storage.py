@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -15,6 +16,9 @@ from obstore.store import HTTPStore, LocalStore, MemoryStore, ObjectStore, from_
 
 from app.domain.errors import ArtifactNotFoundError, StoreUnavailableError
 from app.telemetry.metrics import STORE_ERRORS
+
+if TYPE_CHECKING:
+    from obstore import Attributes
 
 _CHUNK_BYTES = 8 * 1024 * 1024
 
@@ -31,10 +35,10 @@ class ArtifactStore:
             else from_url(url)
         )
 
-    def put_file(self, key: str, source: Path) -> None:
-        """Upload in parts, so that memory stays small."""
+    def put_file(self, key: str, source: Path, media_type: str | None = None) -> None:
+        """Upload in parts, so that memory stays small; a bucket serves it as `media_type`."""
         with _translated(key):
-            obstore.put(self._store, key, source)
+            obstore.put(self._store, key, source, attributes=self._attributes(media_type))
 
     def get_file(self, key: str, target: Path) -> None:
         """Download in parts; the file appears whole or not at all."""
@@ -47,10 +51,17 @@ class ArtifactStore:
         finally:
             partial.unlink(missing_ok=True)
 
-    def put_new(self, key: str, content: bytes) -> None:
+    def put_new(self, key: str, content: bytes, media_type: str | None = None) -> None:
         """Upload; an object that is already there is an error, not overwritten."""
         with _translated(key):
-            obstore.put(self._store, key, content, mode="create")
+            attributes = self._attributes(media_type)
+            obstore.put(self._store, key, content, mode="create", attributes=attributes)
+
+    def _attributes(self, media_type: str | None) -> Attributes | None:
+        """A directory has no place for them; the API says the type there."""
+        if media_type is None or self._directory is not None:
+            return None
+        return {"Content-Type": media_type}
 
     def sha256(self, key: str) -> str:
         """What the store really holds, read back from it."""
@@ -85,8 +96,8 @@ class ArtifactStore:
             raise ArtifactNotFoundError
         return path
 
-    def presigned_url(self, key: str, seconds: int) -> str:
-        """A URL of the store itself.
+    def presigned_url(self, key: str, seconds: int, method: Literal["GET", "HEAD"] = "GET") -> str:
+        """A URL of the store itself, for one method: the signature covers it.
 
         Raises:
             StoreUnavailableError: if the store is no bucket and cannot sign.
@@ -94,7 +105,7 @@ class ArtifactStore:
         if isinstance(self._store, LocalStore | MemoryStore | HTTPStore):
             raise StoreUnavailableError("This artifact store has no URLs of its own")
         with _translated(key):
-            return obstore.sign(self._store, "GET", key, timedelta(seconds=seconds))
+            return obstore.sign(self._store, method, key, timedelta(seconds=seconds))
 
     def check(self) -> None:
         """Ask the store something cheap.

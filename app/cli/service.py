@@ -33,12 +33,13 @@ def up(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free port.")] = None,
+    s3: Annotated[bool, typer.Option("--s3", help="Artifacts go to an S3 server of ours.")] = False,
 ) -> None:
     """Start the whole service on this machine; Ctrl-C stops it."""
     from app.embedded.errors import EmbeddedError
     from app.embedded.stack import Stack
 
-    options = _stack_options(data_dir, host, port)
+    options = _stack_options(data_dir, host, port, s3=s3)
     stop_requested = _stop_on_signals()
     try:
         with Stack(options, say=_say) as stack:
@@ -51,7 +52,9 @@ def up(
         _refuse(str(error))
 
 
-def _stack_options(data_dir: Path | None, host: str | None, port: int | None) -> StackOptions:
+def _stack_options(
+    data_dir: Path | None, host: str | None, port: int | None, *, s3: bool
+) -> StackOptions:
     """Options first, environment second; without a key only on loopback, and then openly."""
     from app.embedded.stack import StackOptions
     from app.settings import is_loopback
@@ -66,6 +69,7 @@ def _stack_options(data_dir: Path | None, host: str | None, port: int | None) ->
         host=host,
         port=settings.port if port is None else port,
         auth=asked_for or ("off" if settings.api_key is None else "on"),
+        s3=s3,
     )
 
 

@@ -1,4 +1,4 @@
-"""The whole service on one machine: PostgreSQL, Valkey, API and worker as one group."""
+"""The whole service on one machine: PostgreSQL, Valkey, S3 if wanted, API and worker."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from app.embedded.lock import DirectoryLock
 from app.embedded.postgres import EmbeddedPostgres
 from app.embedded.process import Command, ManagedProcess
 from app.embedded.restarts import next_delay
+from app.embedded.seaweed import EmbeddedS3
 from app.embedded.valkey import EmbeddedValkey
 
+_Server = EmbeddedPostgres | EmbeddedValkey | EmbeddedS3
 _READY_SECONDS = 120.0
 _MIGRATION_SECONDS = 120.0
 _API_STOP_SECONDS = 8.0
@@ -38,6 +40,8 @@ class StackOptions:
     host: str
     port: int
     auth: Literal["on", "off"]
+    s3: bool = False
+    """Keep artifacts in an S3 server of the group and not in a directory."""
 
 
 class Stack:
@@ -121,9 +125,19 @@ class Stack:
         data_dir = self._options.data_dir
         postgres = EmbeddedPostgres(data_dir / "postgres")
         valkey = EmbeddedValkey(data_dir / "valkey")
-        for name, server in (("PostgreSQL", postgres), ("Valkey", valkey)):
-            self._group.add(Member(name=name, start=partial(_started, server), stop=server.stop))
+        store = EmbeddedS3(data_dir / "s3") if self._options.s3 else None
+        servers: dict[str, _Server | None] = {
+            "PostgreSQL": postgres,
+            "Valkey": valkey,
+            "SeaweedFS": store,
+        }
+        for name, server in servers.items():
+            if server is not None:
+                start = partial(_started, server)
+                self._group.add(Member(name=name, start=start, stop=server.stop))
         self._environment = {**os.environ, **self._settings(postgres.url, valkey.url)}
+        if store is not None:
+            self._environment |= {**store.environment, "INTRASLICE_ARTIFACT_STORE": store.url}
 
     def _settings(self, database_url: str, broker_url: str) -> dict[str, str]:
         """What the members read; everything else they take from our own environment."""
@@ -194,7 +208,7 @@ class Stack:
             raise ServerStartError(f"not ready after {_READY_SECONDS:g} s ({answer}); see {logs}")
 
 
-def _started(server: EmbeddedPostgres | EmbeddedValkey) -> ManagedProcess:
+def _started(server: _Server) -> ManagedProcess:
     server.start()
     if server.process is None:
         raise RuntimeError("a started server has a process")

@@ -123,7 +123,7 @@ def _upload(resources: Resources, source: Path, name: str, prefix: str) -> Artif
     with source.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     key = f"{prefix}files/{name}"
-    resources.store.put_file(key, source)
+    resources.store.put_file(key, source, media_type(name))
     # The directory was verified to load and answer rightly; equal bytes do so too.
     if resources.store.sha256(key) != sha256:
         raise PublicationError(f"{name} arrived damaged in the store")
@@ -153,7 +153,7 @@ def _write_manifest(
     }
     content = (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
     key = prefix + MANIFEST
-    resources.store.put_new(key, content)
+    resources.store.put_new(key, content, media_type(MANIFEST))
     return Artifact(
         name=MANIFEST,
         key=key,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,8 +26,9 @@ from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
 from app.domain.sweep import SweepState
+from app.embedded.seaweed import EmbeddedS3
 from app.services import claims, jobs
-from app.services.resources import Resources
+from app.services.resources import Resources, open_resources
 from app.settings import Settings
 from tests.app.api.serving import serving
 from tests.app.builders import in_state, queued, succeeded
@@ -128,6 +131,25 @@ def test_files_are_downloaded_and_checked(
     with pytest.raises(DamagedFileError):
         service.download(job.id, tmp_path / "again")
     assert not list((tmp_path / "again").glob("model.safetensors*"))
+
+
+@pytest.mark.object_store
+def test_files_of_a_bucket_are_downloaded_from_it(
+    settings: Settings, s3_server: EmbeddedS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    elsewhere = settings.model_copy(update={"artifact_store": f"{s3_server.url}/client"})
+    with opened(elsewhere) as resources, serving(elsewhere) as (url, _app), Client(url) as service:
+        paths = service.download(in_state(resources, State.SUCCEEDED).id, tmp_path / "out")
+    assert len(paths) == 4
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[Resources]:
+    resources = open_resources(settings)
+    yield resources
+    resources.close()
 
 
 def test_webhooks_are_made_listed_and_deleted(service: Client) -> None:

@@ -22,9 +22,9 @@ import psycopg
 import pytest
 
 from app.embedded.postgres import EmbeddedPostgres
+from app.embedded.seaweed import EmbeddedS3
 from app.embedded.valkey import EmbeddedValkey
 from tests.deployment.compose import filled_environment, load
-from tests.deployment.weed import S3Server
 from tests.intraslice_core.tiny_models import tiny_llama
 from tests.workers.test_worker import body
 
@@ -107,12 +107,12 @@ def deployment(
     with psycopg.connect(plain, autocommit=True) as connection:
         connection.execute("CREATE DATABASE deployment")
     secrets = filled_environment()
-    with S3Server(tmp_path / "s3", "intraslice", "intraslice", secrets["S3_SECRET_KEY"]) as store:
+    with EmbeddedS3(tmp_path / "s3", secrets["S3_SECRET_KEY"]) as store:
         sockets = postgres_server.socket_directory
         hosts = {
             "@postgres:5432/intraslice": f"@/deployment?host={sockets}",
             f"redis://:{secrets['VALKEY_PASSWORD']}@valkey:6379/0": broker_url,
-            "http://s3:8333": store.url,
+            "http://s3:8333": store.endpoint,
             '["/models"]': f'["{tmp_path}"]',
         }
         yield Deployment(tmp_path, hosts)

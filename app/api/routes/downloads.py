@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response
 
 from app.adapters.signed_urls import DOWNLOADS
@@ -27,6 +27,7 @@ _FILE: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-s
 def download(
     job_id: str,
     name: str,
+    request: Request,
     resources: ResourcesDep,
     expires: Annotated[int, Query(ge=0, le=2**53)],
     signature: Annotated[str, Query(min_length=1, max_length=128)],
@@ -36,7 +37,8 @@ def download(
     artifact = jobs.get_artifact(resources, job_id, name)
     path = resources.store.local_path(artifact.key)
     if path is None:
-        url = resources.store.presigned_url(artifact.key, _REDIRECT_SECONDS)
+        method: Literal["GET", "HEAD"] = "HEAD" if request.method == "HEAD" else "GET"
+        url = resources.store.presigned_url(artifact.key, _REDIRECT_SECONDS, method)
         return RedirectResponse(url, status_code=307)
     file_name = PurePosixPath(name).name
     return FileResponse(path, media_type=artifact.media_type, filename=file_name)

@@ -1,4 +1,4 @@
-"""The directory store keeps, lists and forgets objects."""
+"""Directory and bucket keep, list and forget objects alike."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from app.domain.errors import ArtifactNotFoundError, StoreUnavailableError
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
+def directory(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore((tmp_path / "a store %20 é").as_uri())
+
+
+@pytest.fixture
+def store(each_store: str, directory: ArtifactStore) -> ArtifactStore:
+    return ArtifactStore(each_store) if each_store else directory
 
 
 def test_objects_are_what_was_written(store: ArtifactStore, tmp_path: Path) -> None:
@@ -21,18 +26,16 @@ def test_objects_are_what_was_written(store: ArtifactStore, tmp_path: Path) -> N
     (tmp_path / "file").write_bytes(content)
     store.put_file("a/b c/é.bin", tmp_path / "file")
     assert store.sha256("a/b c/é.bin") == hashlib.sha256(content).hexdigest()
-    path = store.local_path("a/b c/é.bin")
-    assert path is not None
-    assert path.read_bytes() == content
+    store.get_file("a/b c/é.bin", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == content
+    assert {file.name for file in tmp_path.iterdir()} - {"a store %20 é"} == {"file", "copy"}
 
 
 def test_new_objects_overwrite_nothing(store: ArtifactStore) -> None:
     store.put_new("a/manifest.json", b"1")
     with pytest.raises(StoreUnavailableError):
         store.put_new("a/manifest.json", b"2")
-    path = store.local_path("a/manifest.json")
-    assert path is not None
-    assert path.read_bytes() == b"1"
+    assert store.sha256("a/manifest.json") == hashlib.sha256(b"1").hexdigest()
 
 
 def test_prefixes_end_at_slashes(store: ArtifactStore) -> None:
@@ -44,12 +47,18 @@ def test_prefixes_end_at_slashes(store: ArtifactStore) -> None:
     store.delete([])
 
 
-def test_what_is_not_there_is_said_so(store: ArtifactStore) -> None:
+def test_what_is_not_there_is_said_so(store: ArtifactStore, tmp_path: Path) -> None:
     with pytest.raises(ArtifactNotFoundError):
         store.sha256("nothing")
     with pytest.raises(ArtifactNotFoundError):
-        store.local_path("nothing")
+        store.get_file("nothing", tmp_path / "copy")
+    assert not any(tmp_path.glob("*copy*"))
     assert store.keys("nothing/") == []
+
+
+def test_a_file_that_a_directory_lacks_is_said_so(directory: ArtifactStore) -> None:
+    with pytest.raises(ArtifactNotFoundError):
+        directory.local_path("nothing")
 
 
 def test_vanished_store_is_not_ready(tmp_path: Path) -> None:
@@ -60,6 +69,6 @@ def test_vanished_store_is_not_ready(tmp_path: Path) -> None:
         store.check()
 
 
-def test_directory_has_no_urls_of_its_own(store: ArtifactStore) -> None:
+def test_directory_has_no_urls_of_its_own(directory: ArtifactStore) -> None:
     with pytest.raises(StoreUnavailableError):
-        store.presigned_url("a", 60)
+        directory.presigned_url("a", 60)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from app.domain.lifecycle import State
 from app.services import retention
 from app.services.resources import Resources
+from tests.app.api.downloading import fetch
 from tests.app.builders import in_state
+
+
+@pytest.fixture
+def artifact_store(each_store: str) -> str:
+    return each_store
 
 
 def pass_time(resources: Resources) -> None:
@@ -29,7 +36,7 @@ def test_expired_artifacts_are_gone_and_the_job_says_so(
 ) -> None:
     job_id = in_state(resources, State.SUCCEEDED).id
     links = [file["url"] for file in client.get(f"/v1/jobs/{job_id}/artifacts").json()["data"]]
-    assert client.get(links[0]).status_code == 200
+    assert fetch(client, links[0]).status_code == 200
     retention.settle(resources)
     assert shown(client, job_id)["expires_at"] is not None
     pass_time(resources)

@@ -24,6 +24,11 @@ LOST = JobError(code="child_crashed", message="it crashed", retryable=True)
 
 
 @pytest.fixture
+def artifact_store(each_store: str) -> str:
+    return each_store
+
+
+@pytest.fixture
 def here(tmp_path: Path) -> Path:
     return finish(tmp_path / "here")
 

@@ -21,6 +21,11 @@ from intraslice_core.progress import Stage
 from tests.app.builders import in_state, queued, running
 
 
+@pytest.fixture
+def artifact_store(each_store: str) -> str:
+    return each_store
+
+
 def put(resources: Resources, key: str) -> str:
     resources.store.put_new(key, b"left behind")
     return key

@@ -1,0 +1,108 @@
+"""What a job has made, collected from a directory and from a bucket alike."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.domain.artifact import job_prefix
+from app.domain.lifecycle import State
+from app.services.resources import Resources
+from tests.app.api.downloading import fetch
+from tests.app.builders import in_state, queued
+
+
+@pytest.fixture
+def artifact_store(each_store: str) -> str:
+    return each_store
+
+
+def test_report_exists_once_the_job_succeeded(client: TestClient, resources: Resources) -> None:
+    waiting, done = queued(resources), in_state(resources, State.SUCCEEDED)
+    early = client.get(f"/v1/jobs/{waiting.id}/report")
+    assert (early.status_code, early.json()["code"]) == (404, "report_not_found")
+    assert client.get(f"/v1/jobs/{done.id}/report").json()["params_after"] == 700
+    result = client.get(f"/v1/jobs/{done.id}").json()["result"]
+    assert result["perplexity_after"] == 12.0
+    assert result["speedup"] == {"prefill": 1.3, "decode": 1.2}
+
+
+def test_artifacts_are_downloaded_through_their_links(
+    client: TestClient, resources: Resources
+) -> None:
+    job = in_state(resources, State.SUCCEEDED)
+    files = client.get(f"/v1/jobs/{job.id}/artifacts").json()["data"]
+    assert [file["name"] for file in files] == [
+        "code/mödel é.py",
+        "config.json",
+        "manifest.json",
+        "model.safetensors",
+    ]
+    for file in files:
+        response = fetch(client, file["url"])
+        assert response.status_code == 200, response.text
+        assert response.headers["content-type"].startswith(file["media_type"])
+        assert len(response.content) == file["bytes"]
+        assert hashlib.sha256(response.content).hexdigest() == file["sha256"]
+
+
+def test_downloads_honour_ranges(client: TestClient, resources: Resources) -> None:
+    job = in_state(resources, State.SUCCEEDED)
+    url = client.get(f"/v1/jobs/{job.id}/artifacts").json()["data"][3]["url"]
+    part = fetch(client, url, headers={"range": "bytes=10-19"})
+    assert part.status_code == 206
+    assert part.content == bytes(range(10, 20))
+    assert part.headers["content-range"] == "bytes 10-19/1024"
+    assert fetch(client, url, headers={"range": "bytes=5000-"}).status_code == 416
+    head = fetch(client, url, "HEAD")
+    assert (head.status_code, head.headers["content-length"]) == (200, "1024")
+
+
+def test_forged_and_expired_links_are_refused(client: TestClient, resources: Resources) -> None:
+    job = in_state(resources, State.SUCCEEDED)
+    url = client.get(f"/v1/jobs/{job.id}/artifacts").json()["data"][1]["url"]
+    for forged in (
+        url.replace("config.json", "manifest.json"),
+        re.sub(r"expires=(\d)", r"expires=9\1", url),
+        url[:-1] + ("0" if url[-1] != "0" else "1"),
+    ):
+        response = client.get(forged)
+        assert (response.status_code, response.json()["code"]) == (403, "invalid_link")
+    old = client.get(resources.signer.sign(job.id, "config.json", -10))
+    assert old.status_code == 403
+    assert "expired" in old.json()["detail"]
+    gone = client.get(resources.signer.sign(job.id, "no-such-file", 60))
+    assert (gone.status_code, gone.json()["code"]) == (404, "artifact_not_found")
+
+
+def test_unfinished_job_has_no_artifacts(client: TestClient, resources: Resources) -> None:
+    for state in (State.QUEUED, State.RUNNING, State.FAILED, State.CANCELLED):
+        job = in_state(resources, state)
+        assert client.get(f"/v1/jobs/{job.id}/artifacts").json() == {"data": []}
+
+
+def test_deleting_a_job_removes_its_objects_and_its_links_lead_nowhere(
+    client: TestClient, resources: Resources
+) -> None:
+    job, other = (in_state(resources, State.SUCCEEDED) for _ in range(2))
+    url = client.get(f"/v1/jobs/{job.id}/artifacts").json()["data"][0]["url"]
+    assert client.delete(f"/v1/jobs/{job.id}").status_code == 204
+    assert resources.store.keys(job_prefix(job.id)) == []
+    assert len(resources.store.keys(job_prefix(other.id))) == 4
+    assert client.get(url).status_code == 404
+
+
+def test_a_link_of_the_store_itself_ends_too(client: TestClient, resources: Resources) -> None:
+    """Where there are such links; the API's own are signed by the API."""
+    job = in_state(resources, State.SUCCEEDED)
+    url = client.get(f"/v1/jobs/{job.id}/artifacts").json()["data"][0]["url"]
+    answer = client.get(url, follow_redirects=False)
+    if answer.status_code == 200:
+        return
+    location = answer.headers["location"]
+    assert answer.status_code == 307
+    assert re.search(r"X-Amz-Expires=60\b", location)
+    assert fetch(client, url, "HEAD").status_code == 200

@@ -30,6 +30,7 @@ from app.api.routes import (
     metrics,
     models,
     sweeps,
+    uploads,
     validations,
     webhooks,
 )
@@ -53,6 +54,7 @@ _ROUTERS = tuple(
         sweeps,
         comparisons,
         downloads,
+        uploads,
         models,
         keys,
         audit,

@@ -98,6 +98,17 @@ class Settings(BaseSettings):
         default=3600.0, gt=0, description="between looks for objects that no job owns"
     )
 
+    upload_part_bytes: int = Field(
+        default=64 * 2**20, ge=1024, le=2 * 2**30, description="of what is sent at once"
+    )
+    max_upload_bytes: int = Field(default=256 * 2**30, ge=1, description="of one upload")
+    upload_quota_bytes: int = Field(default=2**40, ge=1, description="of a project's uploads")
+    max_open_uploads: int = Field(default=20, ge=1, description="unfinished ones of a project")
+    upload_open_hours: float = Field(default=24.0, gt=0, description="to send all parts in")
+    upload_days: float = Field(
+        default=30.0, ge=0, description="a checked upload stays, and while jobs use it; 0: for ever"
+    )
+
     webhook_allow_loopback: bool = Field(
         default=False, description="webhooks may be http or https to this machine: for development"
     )
@@ -192,6 +203,11 @@ class Settings(BaseSettings):
     def shared_dir(self) -> Path:
         """Where the jobs of a sweep that run on this machine share statistics."""
         return self.data_dir / "shared"
+
+    @property
+    def uploads_dir(self) -> Path:
+        """Where workers of this machine keep uploads that jobs have named."""
+        return self.data_dir / "uploads"
 
     @property
     def work_dir(self) -> Path:

@@ -17,7 +17,7 @@ from app.domain.errors import (
 )
 from app.domain.job import Job, JobError, JobRequest, Progress
 from app.domain.lifecycle import TERMINAL
-from app.services import claims, estimates, publication, sweeps
+from app.services import claims, estimates, publication, sweeps, upload_contents, uploads
 from app.services.admission import AdmittedJob, admit
 from app.services.resources import Resources
 from app.telemetry import get_logger, metrics
@@ -178,10 +178,12 @@ class JobRun:
     def _admit(self) -> AdmittedJob:
         """Asked again: links may have changed since, and settings differ between machines."""
         job = self._job
-        return admit(
-            self._resources.settings,
-            JobRequest(model=job.model, compression=job.compression, evaluation=job.evaluation),
+        request = JobRequest(
+            model=job.model, compression=job.compression, evaluation=job.evaluation
         )
+        upload_contents.fetch(self._resources, job.project_id, request, self._stop_if_asked)
+        locate = uploads.locator(self._resources, job.project_id)
+        return admit(self._resources.settings, request, locate)
 
     def _run_child(self, admitted: AdmittedJob) -> FinishedMessage | JobError:
         scratch = self._directory / "scratch"
@@ -250,9 +252,12 @@ class JobRun:
         known = message.model_dump(exclude={"kind"})
         return JobError(**known, retryable=message.code in failures.RETRYABLE)
 
-    def _before_upload(self, index: int, files: int) -> None:
+    def _stop_if_asked(self) -> None:
         if self._must_stop() or self._keeper.lost:
             raise _StoppedError
+
+    def _before_upload(self, index: int, files: int) -> None:
+        self._stop_if_asked()
         fraction = _UPLOAD_BEGINS + (1.0 - _UPLOAD_BEGINS) * index / files
         self._journal.write(
             ProgressEvent(

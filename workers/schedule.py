@@ -13,7 +13,17 @@ from collections.abc import Callable
 
 from app.domain.errors import ServiceError
 from app.domain.lifecycle import TERMINAL
-from app.services import audit, claims, deliveries, jobs, outbox, publication, retention
+from app.services import (
+    audit,
+    claims,
+    deliveries,
+    jobs,
+    outbox,
+    publication,
+    retention,
+    upload_contents,
+    uploads,
+)
 from app.services.resources import Resources
 from app.telemetry import get_logger, metrics
 from workers.observation import count_end
@@ -50,12 +60,18 @@ SHARED_STEPS: tuple[Step, ...] = (
     retention.settle,
     retention.expire,
     retention.remove_orphans,
+    uploads.expire,
+    uploads.remove_orphans,
     audit.forget_old,
     deliveries.prune,
 )
 """Of the whole deployment: any worker or scheduler may do them."""
 
-LOCAL_STEPS: tuple[Step, ...] = (remove_stale_work, remove_stale_shared)
+LOCAL_STEPS: tuple[Step, ...] = (
+    remove_stale_work,
+    remove_stale_shared,
+    upload_contents.remove_stale,
+)
 """Of this machine: every worker does them."""
 
 

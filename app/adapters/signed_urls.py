@@ -1,4 +1,4 @@
-"""Download links that carry their own permission, until they expire."""
+"""Links that carry their own permission, until they expire."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import time
 from pathlib import Path
@@ -14,7 +15,21 @@ from urllib.parse import quote, urlencode
 from app.domain.errors import LinkRefusedError
 
 DOWNLOADS = "/v1/downloads"
+UPLOADS = "/v1/uploads"
 _KEY_FILE = "signing.key"
+
+
+_PART = re.compile(rf"{UPLOADS}/[^/]+/parts/[^/]+/[^/]+")
+
+
+def is_signed_path(path: str) -> bool:
+    """Whether a link to the path can carry a signature."""
+    return path.startswith(f"{DOWNLOADS}/") or is_part_path(path)
+
+
+def is_part_path(path: str) -> bool:
+    """Whether a part of an upload goes there."""
+    return _PART.fullmatch(path) is not None
 
 
 class UrlSigner:
@@ -41,10 +56,32 @@ class UrlSigner:
         if expires < time.time():
             raise LinkRefusedError("The link has expired; ask for a new one")
 
+    def sign_part(self, upload_id: str, file: int, number: int, seconds: int) -> str:
+        """The same for a part to be sent."""
+        expires = int(time.time()) + seconds
+        signature = self._signature(*_part_names(upload_id, file, number), expires)
+        query = urlencode({"expires": expires, "signature": signature})
+        return f"{UPLOADS}/{upload_id}/parts/{file}/{number}?{query}"
+
+    def verify_part(
+        self, upload_id: str, file: int, number: int, expires: int, signature: str
+    ) -> None:
+        """Check such a link.
+
+        Raises:
+            LinkRefusedError: if it is forged or too old.
+        """
+        self.verify(*_part_names(upload_id, file, number), expires, signature)
+
     def _signature(self, job_id: str, name: str, expires: int) -> str:
         # No part can hold a newline unescaped, so no two links sign the same text.
         text = "\n".join((quote(job_id, safe=""), quote(name, safe=""), str(expires)))
         return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def _part_names(upload_id: str, file: int, number: int) -> tuple[str, str]:
+    # The slash keeps them apart from every job's.
+    return f"uploads/{upload_id}", f"{file}/{number}"
 
 
 def kept_signing_key(data_dir: Path) -> str:

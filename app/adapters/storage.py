@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -57,6 +57,28 @@ class ArtifactStore:
             attributes = self._attributes(media_type)
             obstore.put(self._store, key, content, mode="create", attributes=attributes)
 
+    async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
+        """Write as the content comes; if that ends with an error there is no object."""
+        with _translated(key):
+            await obstore.put_async(self._store, key, chunks)
+
+    def chunks(self, key: str) -> Iterator[bytes]:
+        """The content, piece by piece."""
+        with _translated(key):
+            for chunk in obstore.get(self._store, key).stream(min_chunk_size=_CHUNK_BYTES):
+                yield bytes(chunk)
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Bytes of every object, by key."""
+        with _translated(prefix):
+            pages = obstore.list(self._store, prefix=prefix.rstrip("/"))
+            return {entry["path"]: entry["size"] for page in pages for entry in page}
+
+    @property
+    def signs_links(self) -> bool:
+        """Whether the store answers HTTP itself."""
+        return not isinstance(self._store, LocalStore | MemoryStore | HTTPStore)
+
     def _attributes(self, media_type: str | None) -> Attributes | None:
         """A directory has no place for them; the API says the type there."""
         if media_type is None or self._directory is not None:
@@ -96,13 +118,15 @@ class ArtifactStore:
             raise ArtifactNotFoundError
         return path
 
-    def presigned_url(self, key: str, seconds: int, method: Literal["GET", "HEAD"] = "GET") -> str:
+    def presigned_url(
+        self, key: str, seconds: int, method: Literal["GET", "HEAD", "PUT"] = "GET"
+    ) -> str:
         """A URL of the store itself, for one method: the signature covers it.
 
         Raises:
             StoreUnavailableError: if the store is no bucket and cannot sign.
         """
-        if isinstance(self._store, LocalStore | MemoryStore | HTTPStore):
+        if not self.signs_links or isinstance(self._store, LocalStore | MemoryStore | HTTPStore):
             raise StoreUnavailableError("This artifact store has no URLs of its own")
         with _translated(key):
             return obstore.sign(self._store, method, key, timedelta(seconds=seconds))

@@ -10,7 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.adapters.signed_urls import DOWNLOADS
+from app.adapters.signed_urls import is_signed_path
 from app.api.problems import Problem, problem_response, service_problem
 from app.domain.errors import ServiceError
 from app.domain.principal import OPERATOR, Principal
@@ -94,4 +94,4 @@ def _is_open(scope: Scope) -> bool:
 def _carries_signature(scope: Scope) -> bool:
     """A signed link is its own permission; the route checks it."""
     query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
-    return scope["path"].startswith(f"{DOWNLOADS}/") and "signature" in query
+    return is_signed_path(scope["path"]) and "signature" in query

@@ -10,6 +10,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.adapters.signed_urls import is_part_path
 from app.api.problems import Problem, problem_response
 from app.domain.api_key import without_secrets
 from app.telemetry import get_logger
@@ -66,7 +67,8 @@ class BodyLimit:
         self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or is_part_path(scope["path"]):
+            # A part's own length is its limit, and it is written as it comes.
             await self._app(scope, receive, send)
             return
         announced = Headers(scope=scope).get("content-length", "")

@@ -7,20 +7,28 @@ ServiceError
 │   ├── ArtifactNotFoundError
 │   ├── SweepNotFoundError
 │   ├── KeyNotFoundError
+│   ├── UploadNotFoundError
 │   ├── WebhookNotFoundError
 │   └── DeliveryNotFoundError
 ├── ArtifactsExpiredError        there were artifacts; their time has passed
 ├── IllegalTransitionError       the job's state does not allow it
+│   ├── UploadNotOpenError
+│   ├── UploadIncompleteError
+│   ├── UploadNotReadyError
+│   ├── UploadInUseError
 │   ├── WebhookDisabledError
 │   └── DeliveryPendingError
 ├── InvalidRequestError          well-formed, but not allowed; says which fields
 │   ├── DestinationRefusedError  a webhook may not go there
+│   ├── PartRefusedError         a part of an upload has another length
 │   └── IdempotencyKeyReusedError
 ├── ScopeMissingError            the key does not allow this
 ├── LinkRefusedError             a download link is forged or has expired
 ├── ResourceBusyError            somebody else holds what is needed
 ├── LeaseLostError               another worker owns the job now, or nobody does
 ├── PublicationError             the store holds other bytes than were written
+├── UploadDamagedError           the store holds other bytes than were announced
+├── DiskFullError                this machine has no room for what is needed
 └── UnavailableError             a server we need does not answer
     ├── DatabaseUnavailableError
     ├── BrokerUnavailableError
@@ -85,6 +93,12 @@ class KeyNotFoundError(NotFoundError):
     code = "key_not_found"
 
 
+class UploadNotFoundError(NotFoundError):
+    """There is no such upload."""
+
+    code = "upload_not_found"
+
+
 class WebhookNotFoundError(NotFoundError):
     """There is no such webhook."""
 
@@ -101,6 +115,30 @@ class IllegalTransitionError(ServiceError):
     """The job's state does not allow this."""
 
     code = "illegal_state"
+
+
+class UploadNotOpenError(IllegalTransitionError):
+    """The upload takes no parts any more."""
+
+    code = "upload_not_open"
+
+
+class UploadIncompleteError(IllegalTransitionError):
+    """Not every part of the upload is there."""
+
+    code = "upload_incomplete"
+
+
+class UploadNotReadyError(IllegalTransitionError):
+    """The upload was not checked yet."""
+
+    code = "upload_not_ready"
+
+
+class UploadInUseError(IllegalTransitionError):
+    """A job that has not ended names the upload."""
+
+    code = "upload_in_use"
 
 
 class WebhookDisabledError(IllegalTransitionError):
@@ -146,6 +184,12 @@ class DestinationRefusedError(InvalidRequestError):
         super().__init__(message, fields=(problem,))
 
 
+class PartRefusedError(InvalidRequestError):
+    """The part is not as long as announced."""
+
+    code = "part_refused"
+
+
 class IdempotencyKeyReusedError(InvalidRequestError):
     """This Idempotency-Key was used with another request."""
 
@@ -180,6 +224,18 @@ class PublicationError(ServiceError):
     """The artifact store does not hold what was written to it."""
 
     code = "publication_failed"
+
+
+class UploadDamagedError(ServiceError):
+    """The upload is not what was announced."""
+
+    code = "upload_damaged"
+
+
+class DiskFullError(ServiceError):
+    """This machine's disk has no room."""
+
+    code = "insufficient_disk"
 
 
 class UnavailableError(ServiceError):

@@ -14,6 +14,7 @@ JOB = "job"
 SWEEP = "sweep"
 WEBHOOK = "whk"
 DELIVERY = "msg"
+UPLOAD = "upl"
 
 
 def new_id(prefix: str) -> str:

@@ -10,14 +10,14 @@ from pydantic import Field
 
 from intraslice_core.config import FrozenModel
 
-SourceKind = Literal["hub", "path", "package"]
+SourceKind = Literal["hub", "path", "package", "upload"]
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"[\w-][\w./-]*", re.ASCII)
 
 
 class ModelSource(FrozenModel):
-    """`ref` is `org/name` on the hub, a path on the workers' disk, or a Python package."""
+    """`ref` is `org/name` on the hub, a path on the workers' disk, a Python package, an upload."""
 
     source: SourceKind
     ref: str = Field(min_length=1, max_length=1024)

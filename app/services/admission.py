@@ -6,14 +6,22 @@ worker that opens it: the engine checks the same limits there, before it allocat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from app.adapters.local_paths import resolve_below
-from app.domain.errors import FieldProblem, InvalidRequestError, ServiceError
+from app.domain.errors import (
+    FieldProblem,
+    IllegalTransitionError,
+    InvalidRequestError,
+    NotFoundError,
+    ServiceError,
+)
 from app.domain.job import JobRequest
 from app.domain.model_source import ModelSource, is_allowed, is_hub_name, is_revision
+from app.domain.upload import REFERENCE, UploadKind
 from app.settings import Settings
 from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.config import CompressionConfig, EvaluationConfig
@@ -24,6 +32,9 @@ from intraslice_core.inspection.packages import find_in_package
 
 _NAMED_SOURCES = frozenset({"pydoc", "self"})
 _HUB = "hub:"
+
+Locate = Callable[[str, UploadKind], Path]
+"""Where the workers will have an upload; raises a ServiceError if it cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +54,7 @@ class _RefusedError(Exception):
         self.problem = (code, message, field)
 
 
-def admit(settings: Settings, request: JobRequest) -> AdmittedJob:
+def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJob:
     """Resolve and check every source of the request.
 
     Raises:
@@ -51,27 +62,27 @@ def admit(settings: Settings, request: JobRequest) -> AdmittedJob:
     """
     problems: list[FieldProblem] = []
 
-    def checked(pointer: str, source: str, roots: tuple[Path, ...]) -> str:
+    def checked(pointer: str, source: str) -> str:
         try:
-            return _text_source(source, roots, settings.hub_data_allow)
+            return _text_source(settings, source, locate)
         except _RefusedError as refusal:
             problems.append(_problem(pointer, refusal))
             return source
 
     model, dense = "", None
     try:
-        model = _model_reference(settings, request.model)
+        model = _model_reference(settings, request.model, locate)
         dense = _inspected(settings, request.model, model)
     except _RefusedError as refusal:
         problems.append(_problem("/model", refusal))
     compression, evaluation = request.compression, request.evaluation
     pointer = "/compression/calibration/source"
     calibration = compression.calibration.model_copy(
-        update={"source": checked(pointer, compression.calibration.source, settings.data_roots)}
+        update={"source": checked(pointer, compression.calibration.source)}
     )
     if evaluation is not None:
         texts = tuple(
-            checked(f"/evaluation/perplexity/{index}", source, settings.data_roots)
+            checked(f"/evaluation/perplexity/{index}", source)
             for index, source in enumerate(evaluation.perplexity)
         )
         evaluation = evaluation.model_copy(update={"perplexity": texts})
@@ -87,7 +98,7 @@ def admit(settings: Settings, request: JobRequest) -> AdmittedJob:
     )
 
 
-def _model_reference(settings: Settings, model: ModelSource) -> str:
+def _model_reference(settings: Settings, model: ModelSource, locate: Locate) -> str:
     """The reference in the engine's language."""
     if model.revision is not None and model.source != "hub":
         raise _RefusedError("not_applicable", "only hub models have revisions", "/revision")
@@ -97,13 +108,15 @@ def _model_reference(settings: Settings, model: ModelSource) -> str:
         return f"package:{model.ref}"
     if model.source == "hub":
         return _hub_reference(model, settings.hub_allow)
+    if model.source == "upload":
+        return _uploaded(model.ref, UploadKind.MODEL, locate, "/ref")
     return _local(model.ref, settings.model_roots, "/ref")
 
 
 def _inspected(settings: Settings, model: ModelSource, reference: str) -> DenseModel | None:
     """The model by its headers, if it is on this machine and small and known enough."""
     place = Path(reference)
-    if model.source == "hub":
+    if model.source == "hub" or (model.source == "upload" and not place.is_dir()):
         return None
     if model.source == "package":
         try:
@@ -157,15 +170,24 @@ def _hub_reference(model: ModelSource, allowed: tuple[str, ...]) -> str:
     return f"{_HUB}{model.ref}@{model.revision}"
 
 
-def _text_source(source: str, roots: tuple[Path, ...], hub_allowed: tuple[str, ...]) -> str:
+def _text_source(settings: Settings, source: str, locate: Locate) -> str:
     if source in _NAMED_SOURCES:
         return source
+    if source.startswith(REFERENCE):
+        return _uploaded(source.removeprefix(REFERENCE), UploadKind.TEXT, locate, "")
     if source.startswith(_HUB):
         name = source.removeprefix(_HUB).partition("@")[0].partition(":")[0]
-        if not is_hub_name(name) or not is_allowed(name, hub_allowed):
+        if not is_hub_name(name) or not is_allowed(name, settings.hub_data_allow):
             raise _RefusedError("hub_not_allowed", "not among the allowed hub data sets")
         return source
-    return _local(source, roots, "")
+    return _local(source, settings.data_roots, "")
+
+
+def _uploaded(upload_id: str, kind: UploadKind, locate: Locate, field: str) -> str:
+    try:
+        return str(locate(upload_id, kind))
+    except (NotFoundError, IllegalTransitionError) as error:
+        raise _RefusedError(error.code, error.message, field) from error
 
 
 def _local(path: str, roots: tuple[Path, ...], field: str) -> str:

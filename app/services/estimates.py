@@ -8,9 +8,11 @@ from typing import Any
 
 from app.adapters.database import rates
 from app.domain.job import Job, JobRequest
+from app.domain.principal import Principal
 from app.domain.validation import TARGETS, Caution, Duration, Validation, cautions, predict
 from app.services.admission import AdmittedJob, admit
 from app.services.resources import Resources
+from app.services.uploads import locator
 from intraslice_core.estimates import Estimate, estimate, stage_work
 from intraslice_core.progress import Stage
 
@@ -18,13 +20,13 @@ _SHORTEST_SECONDS = 0.01
 """A stage that took less says nothing about the speed of a machine."""
 
 
-def validate_job(resources: Resources, request: JobRequest) -> Validation:
+def validate_job(resources: Resources, principal: Principal, request: JobRequest) -> Validation:
     """Check what creation checks, then look ahead; nothing is queued or written.
 
     Raises:
         InvalidRequestError: if the job would be refused.
     """
-    admitted = admit(resources.settings, request)
+    admitted = admit(resources.settings, request, locator(resources, principal.project_id))
     found = cautions(admitted.dense, admitted.compression, admitted.evaluation)
     expected = _estimate(admitted)
     if expected is None:

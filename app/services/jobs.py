@@ -26,6 +26,7 @@ from app.domain.principal import Principal
 from app.domain.sweep import SweepRequest
 from app.services.admission import admit
 from app.services.resources import Resources
+from app.services.uploads import locator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ def create_job(
         InvalidRequestError: if the job names a source it may not use.
         IdempotencyKeyReusedError: if the key belongs to another request.
     """
-    admit(resources.settings, request)
+    admit(resources.settings, request, locator(resources, principal.project_id))
     job_id = new_job_id()
     with resources.database.transaction() as transaction:
         if idempotency_key is not None:

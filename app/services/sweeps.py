@@ -22,6 +22,7 @@ from app.domain.sweep import Sweep, SweepProgress, SweepRequest
 from app.services.admission import admit
 from app.services.jobs import cancel_job, enqueue_job, fingerprint
 from app.services.resources import Resources
+from app.services.uploads import locator
 
 _OF_A_JOB = "/compression/ratio"
 
@@ -71,7 +72,7 @@ def create_sweep(
     """
     sweep_id = new_id(SWEEP)
     requests = _job_requests(sweep_id, request)
-    _admit_all(resources, requests)
+    _admit_all(resources, principal, requests)
     claim = sweeps.Claim(
         project_id=principal.project_id,
         idempotency_key=idempotency_key,
@@ -141,12 +142,13 @@ def _job_requests(sweep_id: str, request: SweepRequest) -> list[JobRequest]:
     ]
 
 
-def _admit_all(resources: Resources, requests: list[JobRequest]) -> None:
+def _admit_all(resources: Resources, principal: Principal, requests: list[JobRequest]) -> None:
     """Refuse the sweep if any of its jobs would be; a job's ratio is named by its place here."""
     problems: dict[FieldProblem, None] = {}
+    locate = locator(resources, principal.project_id)
     for index, request in enumerate(requests):
         try:
-            admit(resources.settings, request)
+            admit(resources.settings, request, locate)
         except InvalidRequestError as error:
             problems |= dict.fromkeys(_placed(one, index) for one in error.fields)
     if problems:

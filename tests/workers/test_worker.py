@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from fastapi.testclient import TestClient
 
+from app.client import Client
 from app.settings import Settings
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
@@ -86,8 +88,12 @@ def test_real_job_from_request_to_download(
     client: TestClient, settings: Settings, tmp_path: Path
 ) -> None:
     model, log = tiny_model(tmp_path), tmp_path / "worker.log"
+    # Starlette's client speaks httpx's language.
+    upload = Client("http://testserver", http=client).upload_model(model)  # type: ignore[arg-type]
+    shutil.rmtree(model)
     with worker(settings, log) as process:
-        job = client.post("/v1/jobs", json=body(model)).json()
+        asked = body(model) | {"model": {"source": "upload", "ref": upload.id}}
+        job = client.post("/v1/jobs", json=asked).json()
         ended = {"succeeded", "failed", "cancelled"}
         wait_for(lambda: state(client, job) in ended, log)
         done = client.get(job["urls"]["self"]).json()

@@ -14,6 +14,6 @@ router = APIRouter(prefix="/v1", tags=["jobs"], responses=problems(401, 403, 422
 
 
 @router.post("/jobs:validate")
-def validate(body: JobCreate, resources: ResourcesDep, principal: Reader) -> ValidationOut:  # noqa: ARG001
+def validate(body: JobCreate, resources: ResourcesDep, principal: Reader) -> ValidationOut:
     """Check a job and estimate it; nothing is queued."""
-    return ValidationOut.of(validate_job(resources, body.to_domain()))
+    return ValidationOut.of(validate_job(resources, principal, body.to_domain()))

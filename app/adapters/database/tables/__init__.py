@@ -14,6 +14,7 @@ from app.adapters.database.tables.jobs import (
 from app.adapters.database.tables.keys import api_keys
 from app.adapters.database.tables.rates import rates
 from app.adapters.database.tables.sweeps import sweeps
+from app.adapters.database.tables.uploads import uploads
 from app.adapters.database.tables.webhooks import webhook_deliveries, webhooks
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "rates",
     "sweeps",
     "turns",
+    "uploads",
     "webhook_deliveries",
     "webhooks",
 ]

@@ -1,0 +1,193 @@
+"""Rows of `uploads`; what has arrived of them, only the store knows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Row, Text, and_, cast, delete, exists, func, insert, or_, select, update
+
+from app.adapters.database.engine import Transaction
+from app.adapters.database.tables import jobs, uploads
+from app.domain.lifecycle import TERMINAL
+from app.domain.upload import (
+    REFERENCE,
+    Upload,
+    UploadError,
+    UploadFile,
+    UploadKind,
+    UploadRequest,
+    UploadState,
+)
+
+_QUOTA_LOCK = 0x75706C64
+"""Of the advisory locks; the second number is the project's hash."""
+
+
+def lock_quota(transaction: Transaction, project_id: str) -> None:
+    """One creation at a time in each project, or two would fit where there is room for one."""
+    transaction.execute(select(func.pg_advisory_xact_lock(_QUOTA_LOCK, func.hashtext(project_id))))
+
+
+def usage(transaction: Transaction, project_id: str) -> tuple[int, int]:
+    """Unfinished uploads of a project, and the bytes of all that were not refused."""
+    kept = uploads.c.state != UploadState.REFUSED
+    row = transaction.execute(
+        select(
+            func.count().filter(uploads.c.state == UploadState.OPEN),
+            func.coalesce(func.sum(uploads.c.bytes).filter(kept), 0),
+        ).where(uploads.c.project_id == project_id)
+    ).one()
+    return int(row[0]), int(row[1])
+
+
+def insert_upload(  # a row's worth
+    transaction: Transaction,
+    upload_id: str,
+    project_id: str,
+    request: UploadRequest,
+    *,
+    part_bytes: int,
+    lifetime: timedelta,
+) -> Upload:
+    row = transaction.execute(
+        insert(uploads)
+        .values(
+            id=upload_id,
+            project_id=project_id,
+            kind=request.kind,
+            state=UploadState.OPEN,
+            files=[file.model_dump(mode="json") for file in request.files],
+            bytes=request.bytes,
+            part_bytes=part_bytes,
+            expires_at=func.now() + lifetime,
+        )
+        .returning(uploads)
+    ).one()
+    return _upload(row)
+
+
+def find(transaction: Transaction, upload_id: str, project_id: str | None = None) -> Upload | None:
+    """Of one project; of any, for those who have been let in already."""
+    query = select(uploads).where(uploads.c.id == upload_id)
+    if project_id is not None:
+        query = query.where(uploads.c.project_id == project_id)
+    row = transaction.execute(query).one_or_none()
+    return _upload(row) if row is not None else None
+
+
+def newest(
+    transaction: Transaction, project_id: str, *, limit: int, before: str | None
+) -> list[Upload]:
+    query = (
+        select(uploads)
+        .where(uploads.c.project_id == project_id)
+        .order_by(uploads.c.id.desc())
+        .limit(limit)
+    )
+    if before is not None:
+        query = query.where(uploads.c.id < before)
+    return [_upload(row) for row in transaction.execute(query)]
+
+
+def begin_check(transaction: Transaction, upload_id: str) -> bool:
+    """False if it is not open any more."""
+    return _change(
+        transaction,
+        upload_id,
+        UploadState.OPEN,
+        state=UploadState.VERIFYING,
+        checked_at=func.now(),
+    )
+
+
+def touch(transaction: Transaction, upload_id: str) -> bool:
+    """The check goes on; False if nobody waits for it any more."""
+    return _change(transaction, upload_id, UploadState.VERIFYING, checked_at=func.now())
+
+
+def end_check(
+    transaction: Transaction, upload_id: str, error: UploadError | None, lifetime: timedelta | None
+) -> bool:
+    """Ready, or refused; `lifetime` is from now on, None for ever."""
+    state = UploadState.READY if error is None else UploadState.REFUSED
+    return _change(
+        transaction,
+        upload_id,
+        UploadState.VERIFYING,
+        state=state,
+        error=error and error.model_dump(mode="json"),
+        expires_at=None if lifetime is None else func.now() + lifetime,
+    )
+
+
+def reopen_stuck(transaction: Transaction, patience: timedelta) -> list[str]:
+    """Checks whose process has ended: their uploads can be completed again."""
+    return list(
+        transaction.scalars(
+            update(uploads)
+            .where(
+                uploads.c.state == UploadState.VERIFYING,
+                uploads.c.checked_at < func.now() - patience,
+            )
+            .values(state=UploadState.OPEN)
+            .returning(uploads.c.id)
+        )
+    )
+
+
+def remove(transaction: Transaction, upload_id: str) -> bool:
+    """Unless a job that has not ended names it."""
+    unused = and_(uploads.c.id == upload_id, ~_named_by_a_live_job())
+    return bool(transaction.execute(delete(uploads).where(unused)).rowcount)
+
+
+def due(transaction: Transaction, limit: int) -> list[str]:
+    """Those whose time has come and that no unfinished job names."""
+    query = (
+        select(uploads.c.id)
+        .where(uploads.c.expires_at < func.now(), ~_named_by_a_live_job())
+        .order_by(uploads.c.expires_at)
+        .limit(limit)
+    )
+    return list(transaction.scalars(query))
+
+
+def existing(transaction: Transaction, upload_ids: Collection[str]) -> set[str]:
+    """Those that have a row."""
+    return set(transaction.scalars(select(uploads.c.id).where(uploads.c.id.in_(upload_ids))))
+
+
+def _named_by_a_live_job() -> Any:
+    reference = REFERENCE + uploads.c.id
+    return exists().where(
+        jobs.c.state.not_in(TERMINAL),
+        or_(
+            and_(
+                jobs.c.model["source"].astext == "upload",
+                jobs.c.model["ref"].astext == uploads.c.id,
+            ),
+            func.strpos(cast(jobs.c.compression, Text), reference) > 0,
+            func.strpos(cast(jobs.c.evaluation, Text), reference) > 0,
+        ),
+    )
+
+
+def _change(transaction: Transaction, upload_id: str, source: UploadState, **values: Any) -> bool:
+    guard = and_(uploads.c.id == upload_id, uploads.c.state == source)
+    return bool(transaction.execute(update(uploads).where(guard).values(**values)).rowcount)
+
+
+def _upload(row: Row[Any]) -> Upload:
+    return Upload(
+        id=row.id,
+        project_id=row.project_id,
+        kind=UploadKind(row.kind),
+        state=UploadState(row.state),
+        files=tuple(UploadFile.model_validate(file) for file in row.files),
+        part_bytes=row.part_bytes,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        error=row.error and UploadError.model_validate(row.error),
+    )

@@ -1,0 +1,107 @@
+"""/v1/uploads: models and texts that clients bring along."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, BackgroundTasks, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from app.api.dependencies import CursorQuery, LimitQuery, Reader, ResourcesDep, Writer
+from app.api.documentation import problems
+from app.api.pagination import decode_cursor
+from app.api.upload_schemas import UploadCreate, UploadDetailsOut, UploadList, UploadOut
+from app.domain.errors import PartRefusedError
+from app.domain.identifiers import UPLOAD
+from app.domain.upload import Part
+from app.services import upload_contents, uploads
+
+router = APIRouter(prefix="/v1/uploads", tags=["uploads"], responses=problems(401, 403, 422, 503))
+_BYTES: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+Number = Annotated[int, Path(ge=0, le=2**31)]
+
+
+@router.post("", status_code=201)
+def create_upload(
+    body: UploadCreate, resources: ResourcesDep, principal: Writer, response: Response
+) -> UploadDetailsOut:
+    """Announce files; the answer says where to PUT their parts, in any order."""
+    view = uploads.create_upload(resources, principal, body.to_domain())
+    answer = UploadDetailsOut.of_view(view)
+    response.headers["Location"] = answer.urls.self
+    return answer
+
+
+@router.get("")
+def list_uploads(
+    resources: ResourcesDep, principal: Reader, limit: LimitQuery = 20, after: CursorQuery = None
+) -> UploadList:
+    """List uploads, newest first."""
+    before = decode_cursor(after, UPLOAD)
+    return UploadList.of(uploads.list_uploads(resources, principal, limit=limit, before=before))
+
+
+@router.get("/{upload_id}", responses=problems(404))
+def get_upload(upload_id: str, resources: ResourcesDep, principal: Reader) -> UploadDetailsOut:
+    """Show which parts have arrived, with fresh links, for those who may write, to the rest."""
+    return UploadDetailsOut.of_view(uploads.get_upload(resources, principal, upload_id))
+
+
+@router.post("/{upload_id}/complete", status_code=202, responses=problems(404, 409))
+def complete_upload(
+    upload_id: str, resources: ResourcesDep, principal: Writer, background: BackgroundTasks
+) -> UploadOut:
+    """Check what has arrived; jobs may name it once it is `ready`."""
+    upload = uploads.complete_upload(resources, principal, upload_id)
+    background.add_task(upload_contents.verify, resources, upload_id)
+    return UploadOut.of(upload)
+
+
+@router.delete("/{upload_id}", status_code=204, responses=problems(404, 409))
+def delete_upload(upload_id: str, resources: ResourcesDep, principal: Writer) -> None:
+    """Forget an upload and its files, unless a job that has not ended names it."""
+    uploads.delete_upload(resources, principal, upload_id)
+
+
+@router.put(
+    "/{upload_id}/parts/{file}/{number}",
+    status_code=204,
+    responses=problems(404, 409),
+    openapi_extra=_BYTES,
+)
+async def put_part(  # the link's parts
+    upload_id: str,
+    file: Number,
+    number: Number,
+    request: Request,
+    resources: ResourcesDep,
+    expires: Annotated[int, Query(ge=0, le=2**53)],
+    signature: Annotated[str, Query(min_length=1, max_length=128)],
+) -> None:
+    """Send a part by its link, where the store has no links of its own."""
+    resources.signer.verify_part(upload_id, file, number, expires, signature)
+    part = await run_in_threadpool(uploads.expect_part, resources, upload_id, file, number)
+    await resources.store.put_stream(part.key, _exactly(part, request))
+
+
+async def _exactly(part: Part, request: Request) -> AsyncIterator[bytes]:
+    """The body, unless it is longer or shorter than the part."""
+    received = 0
+    try:
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > part.bytes:
+                raise PartRefusedError(f"The part has {part.bytes} bytes, and here are more")
+            if chunk:
+                yield chunk
+    except ClientDisconnect as error:
+        raise PartRefusedError("The client went away half-way") from error
+    if received < part.bytes:
+        raise PartRefusedError(f"The part has {part.bytes} bytes, and here are {received}")

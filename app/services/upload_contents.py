@@ -1,0 +1,177 @@
+"""What is in an upload: checked once it has arrived, and put together where it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from app.adapters.database import uploads
+from app.domain.errors import (
+    ArtifactNotFoundError,
+    DiskFullError,
+    UploadDamagedError,
+    UploadNotFoundError,
+)
+from app.domain.job import JobRequest
+from app.domain.retention import lifetime
+from app.domain.upload import REFERENCE, Upload, UploadError, UploadKind, UploadState
+from app.services.resources import Resources
+from app.services.uploads import discard
+from app.telemetry import get_logger
+from intraslice_core.errors import ModelError
+from intraslice_core.inspection import inspect_model, require_within
+from intraslice_core.inspection.safetensors_header import MAX_HEADER_BYTES
+
+_LENGTH_BYTES = 8
+_WEIGHTS = ".safetensors"
+_log = get_logger(__name__)
+
+
+class _AbandonedError(Exception):
+    """Nobody waits for the check any more."""
+
+
+def verify(resources: Resources, upload_id: str) -> None:
+    """Read everything once: ready if it is what was announced, refused otherwise.
+
+    A model is inspected by its headers, with holes where its weights are: what lies about its size
+    is found before anything of that size is made.
+    """
+    upload = _find(resources, upload_id)
+    if upload is None or upload.state is not UploadState.VERIFYING:
+        return
+    error = None
+    try:
+        _check(resources, upload)
+    except _AbandonedError:
+        return
+    except (UploadDamagedError, ArtifactNotFoundError, ModelError) as refusal:
+        error = UploadError(code=refusal.code, message=refusal.message)
+    days = resources.settings.upload_days
+    with resources.database.transaction() as transaction:
+        ended = uploads.end_check(transaction, upload_id, error, lifetime(days))
+    if ended and error is not None:
+        discard(resources, upload_id)
+    _log.info("upload_checked", upload_id=upload_id, refused=error and error.code)
+
+
+def fetch(
+    resources: Resources, project_id: str, request: JobRequest, before_part: Callable[[], None]
+) -> None:
+    """Put the uploads that a job names together on this machine, unless they are there.
+
+    Args:
+        resources: the store.
+        project_id: the job's.
+        request: the job's.
+        before_part: may raise to stop.
+
+    Raises:
+        UploadNotFoundError: if the project has no such upload any more.
+        UploadDamagedError: if the store holds other bytes than were checked.
+        DiskFullError: if there is no room for it.
+    """
+    for upload_id in _named(request):
+        upload = _find(resources, upload_id)
+        if upload is None or upload.project_id != project_id:
+            raise UploadNotFoundError(f"There is no upload {upload_id}")
+        place = resources.settings.uploads_dir / upload.id
+        if not place.is_dir():
+            _assemble(resources, upload, place, before_part)
+
+
+def remove_stale(resources: Resources) -> None:
+    """Remove from this machine what is no upload any more."""
+    place = resources.settings.uploads_dir
+    here = (
+        {entry.name for entry in place.iterdir() if entry.name[0] != "."}
+        if place.is_dir()
+        else set()
+    )
+    if not here:
+        return
+    with resources.database.transaction() as transaction:
+        gone = here - uploads.existing(transaction, here)
+    for name in gone:
+        shutil.rmtree(place / name, ignore_errors=True)
+
+
+def _check(resources: Resources, upload: Upload) -> None:
+    def go_on() -> None:
+        with resources.database.transaction() as transaction:
+            if not uploads.touch(transaction, upload.id):
+                raise _AbandonedError
+
+    resources.settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="upload-", dir=resources.settings.data_dir) as scratch:
+        skeleton = Path(scratch)
+        for index, file in enumerate(upload.files):
+            keep = _LENGTH_BYTES + MAX_HEADER_BYTES if file.name.endswith(_WEIGHTS) else file.bytes
+            if upload.kind is UploadKind.TEXT:
+                keep = 0
+            _copy(resources, upload, index, skeleton / file.name, keep, go_on)
+        if upload.kind is UploadKind.MODEL:
+            require_within(inspect_model(skeleton), resources.settings.model_limits)
+
+
+def _assemble(
+    resources: Resources, upload: Upload, place: Path, before_part: Callable[[], None]
+) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(place.parent).free < upload.bytes:
+        raise DiskFullError(f"{place.parent} has no room for {upload.bytes} bytes")
+    partial = place.with_name(f".{upload.id}.{secrets.token_hex(4)}")
+    partial.mkdir()
+    try:
+        for index, file in enumerate(upload.files):
+            _copy(resources, upload, index, partial / file.name, file.bytes, before_part)
+        if not place.is_dir():
+            partial.replace(place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _copy(  # from where, what, to where, how much of it
+    resources: Resources,
+    upload: Upload,
+    index: int,
+    target: Path,
+    keep: int,
+    before_part: Callable[[], None],
+) -> None:
+    """Read a whole file, keep its first bytes and a hole of the size of the rest."""
+    announced = upload.files[index]
+    digest, size = hashlib.sha256(), 0
+    with target.open("wb") as file:
+        for chunk in _chunks(resources, upload, index, before_part):
+            digest.update(chunk)
+            file.write(chunk[: max(keep - size, 0)])
+            size += len(chunk)
+        file.truncate(size)
+    if size != announced.bytes or digest.hexdigest() != announced.sha256:
+        raise UploadDamagedError(f"{announced.name} is not what was announced: other SHA-256")
+
+
+def _chunks(
+    resources: Resources, upload: Upload, index: int, before_part: Callable[[], None]
+) -> Iterator[bytes]:
+    for part in upload.parts(index):
+        before_part()
+        yield from resources.store.chunks(part.key)
+
+
+def _named(request: JobRequest) -> set[str]:
+    texts = [request.compression.calibration.source]
+    if request.evaluation is not None:
+        texts += request.evaluation.perplexity
+    named = {text.removeprefix(REFERENCE) for text in texts if text.startswith(REFERENCE)}
+    return named | ({request.model.ref} if request.model.source == "upload" else set())
+
+
+def _find(resources: Resources, upload_id: str) -> Upload | None:
+    with resources.database.transaction() as transaction:
+        return uploads.find(transaction, upload_id)

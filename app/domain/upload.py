@@ -22,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,199}", re.ASCII)
 _MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*")
 _TEXT_FILES = ("*.txt", "*.jsonl", "*.txt.gz", "*.jsonl.gz")
 _CONFIG = "config.json"
-_MOST_FILES = 2_100
+MOST_FILES = 2_100
 
 
 class UploadKind(StrEnum):
@@ -53,7 +53,7 @@ class UploadRequest(FrozenModel):
     """Which files will come."""
 
     kind: UploadKind
-    files: tuple[UploadFile, ...] = Field(min_length=1, max_length=_MOST_FILES)
+    files: tuple[UploadFile, ...] = Field(min_length=1, max_length=MOST_FILES)
 
     @property
     def bytes(self) -> int:

@@ -28,8 +28,9 @@ REGION = "us-east-1"
 _START_SECONDS = 90.0
 _PREDECESSOR_SECONDS = 15.0
 _SERVICES = ("s3", "master", "volume", "filer", "admin")
-_MEMORY = "200MiB"
-"""Go's heap grows with the machine's memory otherwise."""
+_MEMORY = "512MiB"
+"""Go's heap grows with the machine's memory otherwise; with 200 MiB it was measured to spend a
+quarter of a core on collecting garbage while idle, with this under 1 %."""
 
 
 class EmbeddedS3:

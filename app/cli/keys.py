@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -58,6 +60,7 @@ def create(
     request = KeyRequest(name=name, scope=scope, project_id=project, expires_at=expires_at)
     with _resources() as resources:
         issued = create_key(resources, OPERATOR, request)
+        _write_down(resources, "create", issued.key, HTTPStatus.CREATED)
     _errors.print(f"{issued.key.id}: {scope} in project {project}", markup=False)
     _out.print(issued.secret, markup=False)
 
@@ -87,6 +90,7 @@ def revoke(key_id: Annotated[str, typer.Argument(help="As `list` shows it.")]) -
 
     with _resources() as resources:
         key = revoke_key(resources, OPERATOR, key_id)
+        _write_down(resources, "revoke", key, HTTPStatus.OK)
     _errors.print(f"{key.id} is revoked", markup=False)
 
 
@@ -104,6 +108,23 @@ def _resources() -> Iterator[Resources]:
         _refuse(error.message)
     finally:
         resources.close()
+
+
+def _write_down(resources: Resources, command: str, key: ApiKey, status: HTTPStatus) -> None:
+    """In the log of the key's project, where its administrators look."""
+    from app.domain.audit import Attempt
+    from app.services import audit
+
+    attempt = Attempt(
+        project_id=key.project_id,
+        key_id=None,
+        method="CLI",
+        route=f"intraslice keys {command}",
+        object_id=key.id,
+        status=status,
+        request_id=f"cli_{uuid.uuid4().hex}",
+    )
+    audit.record(resources, attempt)
 
 
 def _state(key: ApiKey) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from app.adapters.database import artifacts, events, idempotency, jobs, outbox
 from app.adapters.database.engine import Transaction
+from app.adapters.database.notifications import announce
 from app.domain.artifact import Artifact, job_prefix
 from app.domain.errors import (
     ArtifactNotFoundError,
@@ -204,6 +205,7 @@ def delete_job(resources: Resources, principal: Principal, job_id: str) -> None:
         job = _locked(transaction, principal, job_id)
         if not jobs.remove(transaction, job_id):
             raise IllegalTransitionError(f"The job is {job.state}; cancel it first")
+        announce(transaction, job_id)
     resources.store.delete(resources.store.keys(job_prefix(job_id)))
 
 

@@ -11,7 +11,10 @@ from typer.testing import CliRunner
 
 from app.cli.main import app
 from app.domain.api_key import is_secret
+from app.domain.principal import OPERATOR
 from app.main import create_app
+from app.services.audit import list_audit
+from app.services.resources import Resources
 from app.settings import Settings, get_settings
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
@@ -52,6 +55,19 @@ def test_first_key_is_made_listed_used_and_revoked(run: Run, settings: Settings)
         assert run("revoke", key_id).exit_code == 0
         assert client.get("/v1/jobs", headers=headers).status_code == 401
     assert "revoked" in run("list", "--project", "search").stdout
+
+
+def test_what_the_command_changes_is_in_the_audit_log(run: Run, resources: Resources) -> None:
+    secret = (created := run("create", "ci", "--project", "search")).stdout.strip()
+    key_id = created.stderr.partition(":")[0]
+    assert run("revoke", key_id).exit_code == 0
+    run("list", "--project", "search")
+    page = list_audit(resources, OPERATOR, project_id="search", limit=10, before=None)
+    assert [(line.method, line.route, line.object_id, line.status) for line in page.entries] == [
+        ("CLI", "intraslice keys revoke", key_id, 200),
+        ("CLI", "intraslice keys create", key_id, 201),
+    ]
+    assert secret not in repr(page)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from app.services import claims, jobs
 from app.services.resources import Resources
 from app.services.watching import Look, WatchedJob, Watching
 from intraslice_core.progress import Stage
-from tests.app.builders import queued, running
+from tests.app.builders import in_state, queued, running
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker, pytest.mark.timeout(60)]
 NEVER = 3600.0
@@ -189,6 +189,22 @@ def test_jobs_of_other_projects_are_not_there(resources: Resources) -> None:
         with pytest.raises(JobNotFoundError):
             async with watching.watch(stranger, job.id, log=False):
                 pass
+
+    watch(resources, test)
+
+
+def test_a_deletion_is_seen(resources: Resources) -> None:
+    job = in_state(resources, State.CANCELLED)
+
+    async def test(watching: CountedWatching) -> None:
+        await heard(watching)
+        async with watching.watch(OPERATOR, job.id, log=True) as watched:
+            version = watched.version
+            await asyncio.to_thread(jobs.delete_job, resources, OPERATOR, job.id)
+            await watched.changed_since(version)
+            assert watched.job_or_none is None
+            with pytest.raises(JobNotFoundError):
+                _ = watched.job
 
     watch(resources, test)
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Header, Query, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from fastapi.sse import ServerSentEvent
 
-from app.api.dependencies import Reader, WatchingDep
+from app.api.dependencies import Reader, ResourcesDep, WatchingDep
 from app.api.event_messages import LIVE, JobLive
 from app.api.schemas import EventOut
 from app.domain.events import LAST_SEQUENCE
 from app.domain.lifecycle import TERMINAL
+from app.services import keys
 from app.services.watching import WatchedJob
 
 _HEARTBEAT = "heartbeat"
@@ -31,12 +35,15 @@ class Position:
 
     watched: WatchedJob
     after: int
+    still_allowed: Callable[[], bool]
+    """Asks the database; a key may be revoked while its stream is open."""
 
 
 async def _position(
     job_id: str,
     principal: Reader,
     watching: WatchingDep,
+    resources: ResourcesDep,
     after: Annotated[
         int, Query(ge=0, le=LAST_SEQUENCE, description="Begin behind this `sequence`.")
     ] = 0,
@@ -55,7 +62,8 @@ async def _position(
         place = after if last_event_id is None else last_event_id
         if watched.job.state in TERMINAL and not watched.events_after(place):
             raise NothingFollowsError
-        yield Position(watched=watched, after=place)
+        allowed = partial(keys.is_still_good, resources, principal)
+        yield Position(watched=watched, after=place, still_allowed=allowed)
 
 
 PositionDep = Annotated[Position, Depends(_position)]
@@ -65,7 +73,12 @@ async def follow(position: Position, heartbeat_seconds: float) -> AsyncIterator[
     """The log from a position on, and between its events where the job is; ends with the job."""
     watched, sent = position.watched, position.after
     shown: JobLive | None = None
+    allowed_until = time.monotonic() + heartbeat_seconds
     while not watched.closed:
+        if time.monotonic() >= allowed_until:
+            if not await run_in_threadpool(position.still_allowed):
+                return
+            allowed_until = time.monotonic() + heartbeat_seconds
         # All at one moment: while events are being sent, the job may go on.
         version, job, news = watched.version, watched.job_or_none, watched.events_after(sent)
         for event in news:

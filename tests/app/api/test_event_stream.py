@@ -20,12 +20,13 @@ from httpx_sse import ServerSentEvent, connect_sse
 
 from app.domain.job import Job, Progress
 from app.domain.lifecycle import TERMINAL, State
-from app.services import claims
+from app.domain.principal import OPERATOR, Scope
+from app.services import claims, jobs, keys
 from app.services.resources import Resources
 from app.settings import Settings
 from intraslice_core.progress import Stage
 from tests.app.api.serving import serving
-from tests.app.builders import in_state, queued, running, succeeded
+from tests.app.builders import bearer, in_state, key_of, queued, running, succeeded
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker, pytest.mark.timeout(60)]
 
@@ -151,6 +152,22 @@ def test_silence_is_broken_by_heartbeats(settings: Settings, resources: Resource
     ):
         comments = (line for line in response.iter_lines() if line.startswith(":"))
         assert [next(comments) for _ in range(3)] == [": heartbeat"] * 3
+
+
+def test_a_revoked_keys_open_stream_ends(settings: Settings, resources: Resources) -> None:
+    job, issued = running(resources), key_of(resources, Scope.READ)
+    brisk = settings.model_copy(update={"stream_heartbeat_seconds": 0.05, "auth": "on"})
+    with (
+        serving(brisk) as (url, _app),
+        httpx.Client(base_url=url, headers=bearer(issued), timeout=30) as http,
+        http.stream("GET", f"/v1/jobs/{job.id}/events/stream") as response,
+    ):
+        lines = response.iter_lines()
+        assert next(line for line in lines if line == ": heartbeat")
+        keys.revoke_key(resources, OPERATOR, issued.key.id)
+        for _line in lines:
+            continue
+    assert jobs.get_job(resources, OPERATOR, job.id).state is State.RUNNING
 
 
 def test_clients_that_go_away_are_noticed(

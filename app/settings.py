@@ -77,6 +77,9 @@ class Settings(BaseSettings):
         ge=0,
         description="between copies of a job's hidden states on the worker's disk",
     )
+    max_runtime_s: int | None = Field(
+        default=None, ge=1, description="of a job, whatever it asks for; unset: as it asks"
+    )
     max_attempts: int = Field(default=3, ge=1)
     worker_concurrency: int = Field(default=1, ge=1)
     drain_seconds: float = Field(

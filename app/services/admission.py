@@ -87,6 +87,7 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
         )
         evaluation = evaluation.model_copy(update={"perplexity": texts})
     problems += _beyond_limits(settings, compression, evaluation)
+    problems += _beyond_runtime(settings, request)
     problems += _beyond_rounding(dense, compression)
     if problems:
         raise InvalidRequestError("The job asks for what it may not have", fields=tuple(problems))
@@ -225,6 +226,14 @@ def _beyond_limits(
         for pointer, found, allowed in asked
         if found > allowed
     ]
+
+
+def _beyond_runtime(settings: Settings, request: JobRequest) -> list[FieldProblem]:
+    asked, allowed = request.max_runtime_s, settings.max_runtime_s
+    if asked is None or allowed is None or asked <= allowed:
+        return []
+    message = f"{asked} s, {allowed} are allowed"
+    return [FieldProblem(pointer="/max_runtime_s", code="too_long", message=message)]
 
 
 def _problem(pointer: str, refusal: _RefusedError) -> FieldProblem:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from app.adapters.database import artifacts, events, idempotency, jobs, outbox
@@ -83,9 +83,10 @@ def enqueue_job(
     request: JobRequest,
 ) -> Job:
     """The job's row, its first event and its wake-up message."""
-    job = jobs.insert_job(
-        transaction, job_id, principal.project_id, request, resources.settings.max_attempts
-    )
+    settings = resources.settings
+    if request.max_runtime_s is None:
+        request = replace(request, max_runtime_s=settings.max_runtime_s)
+    job = jobs.insert_job(transaction, job_id, principal.project_id, request, settings.max_attempts)
     events.append(transaction, job_id, EventType.QUEUED)
     outbox.add(transaction, job_id)
     return job

@@ -1,7 +1,7 @@
 """The Security section of the design, one test a sentence and in its order.
 
-The sentences on uploads and run time are proved where those are tested; what happens to webhook
-URLs when they are delivered to, redirects included, in `adapters/test_webhook_*.py`.
+What becomes of a job whose time is over is proved in `tests/workers/test_runner.py`; what happens
+to webhook URLs when they are delivered to, redirects included, in `adapters/test_webhook_*.py`.
 """
 
 from __future__ import annotations
@@ -151,6 +151,29 @@ def test_sequence_length_is_limited(settings: Settings) -> None:
         answer = client.post("/v1/jobs", json=BODY)
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["pointer"] == "/compression/calibration/sequence_length"
+
+
+def test_upload_size_is_limited(settings: Settings) -> None:
+    limited = settings.model_copy(update={"max_upload_bytes": 10, "upload_quota_bytes": 25})
+    with TestClient(create_app(limited)) as client:
+
+        def announced(size: int) -> httpx.Response:
+            file = {"name": "a.txt", "bytes": size, "sha256": "0" * 64}
+            return client.post("/v1/uploads", json={"kind": "text", "files": [file]})
+
+        assert announced(11).json()["errors"][0]["code"] == "too_large"
+        assert [announced(10).status_code for _ in range(3)] == [201, 201, 422]
+        part = announced(5).json()["files"][0]["parts"][0]["url"]
+        assert client.put(part, content=bytes(6)).json()["code"] == "part_refused"
+
+
+def test_runtime_is_limited(settings: Settings) -> None:
+    limited = settings.model_copy(update={"max_runtime_s": 60})
+    with TestClient(create_app(limited)) as client:
+        refused = client.post("/v1/jobs", json=BODY | {"max_runtime_s": 61})
+        assert refused.json()["errors"][0]["pointer"] == "/max_runtime_s"
+        asked = [client.post("/v1/jobs", json=BODY | more) for more in ({}, {"max_runtime_s": 5})]
+        assert [one.json()["max_runtime_s"] for one in asked] == [60, 5]
 
 
 BOMBS: dict[str, bytes] = {

@@ -93,7 +93,8 @@ async def follow(position: Position, heartbeat_seconds: float) -> AsyncIterator[
             shown = live
             yield ServerSentEvent(event=LIVE, data=live)
         try:
-            async with asyncio.timeout(heartbeat_seconds):
+            # No longer than until the key is looked at again.
+            async with asyncio.timeout(max(allowed_until - time.monotonic(), 0.0)):
                 await watched.changed_since(version)
         except TimeoutError:
             yield ServerSentEvent(comment=_HEARTBEAT)

@@ -15,6 +15,7 @@ second. With partial rotary the pairs that turn come first, then those that stan
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -88,7 +89,7 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.down_proj": "rowwise",
     }
-    base_model_pp_plan: ClassVar[dict[str, tuple[list[str], list[str]]]] = {
+    base_model_pp_plan: ClassVar[dict[str, Sequence[list[str]]]] = {
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
         "norm": (["hidden_states"], ["hidden_states"]),
@@ -168,6 +169,16 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             if fault:
                 raise ValueError(f"layer {index}: {fault}")
 
+    def validate_rope(self) -> None:
+        """Check the rotary settings, which for some types reads the (dense) number of heads."""
+        super(IntraSliceConfig, self.dense_view()).validate_rope()
+
+    def dense_view(self) -> IntraSliceConfig:
+        """The same configuration without its layers: the global values may be read from it."""
+        view = copy.copy(self)
+        view.__dict__.pop("_heterogeneity_spec", None)
+        return view
+
     def rope_parameters_of(self, layer_type: str) -> dict[str, Any]:
         """The rotary settings of a layer type: its own, or those of all."""
         parameters = self.rope_parameters or {}
@@ -179,6 +190,8 @@ def _setting_fault(config: IntraSliceConfig) -> str | None:
     """What is wrong with the settings of all layers, or None."""
     if config.norm_type not in NORM_TYPES:
         return f"norm_type must be one of {', '.join(NORM_TYPES)}, got {config.norm_type}"
+    if config.head_dim is None or config.head_dim % 2:
+        return f"head_dim must be even, got {config.head_dim}"
     if config.qk_norm and config.norm_type == "layer":
         return "qk_norm needs an RMS norm_type, got layer"
     if config.parallel_block and config.output_norms:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.generation.utils import GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -25,8 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm, eager_attention_forward
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
-from transformers.utils import can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_intraslice import IntraSliceConfig, decode_rotary_pairs
@@ -37,15 +36,14 @@ _MASKS = {
 }
 
 
-def _rope_view(config: IntraSliceConfig, layer_type: str) -> IntraSliceConfig:
+def _rope_view(config: IntraSliceConfig, layer_type: str) -> Any:
     """The configuration of one layer type's rotary table.
 
     Without its layers, so that the global values may be read from it, and with one flat
     `rope_parameters`, which is what transformers' frequency functions take for a whole model.
     """
-    view = copy.copy(config)
-    view.__dict__.pop("_heterogeneity_spec", None)
-    view.__dict__["rope_parameters"] = copy.deepcopy(config.rope_parameters_of(layer_type))
+    view = config.dense_view()
+    view.rope_parameters = copy.deepcopy(config.rope_parameters_of(layer_type))
     return view
 
 
@@ -86,6 +84,8 @@ def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 class IntraSliceScaledEmbedding(nn.Embedding):
     """Embeddings times a factor that is rounded to their dtype first, as Gemma's are."""
+
+    embed_scale: Tensor
 
     def __init__(self, config: IntraSliceConfig) -> None:
         super().__init__(config.vocab_size, config.hidden_size, config.pad_token_id)
@@ -133,7 +133,7 @@ class IntraSliceHeadNorm(nn.Module):
         init.constant_(self.weight, 0.0 if self.plus_one else 1.0)
 
     def forward(self, heads: Tensor) -> Tensor:
-        """Norm (batch, groups, heads, sequence, width), in float32 and rounded as the family does."""
+        """Norm (batch, groups, heads, sequence, width), taken in float32."""
         wide = heads.float()
         mean = wide.square().sum(-1, keepdim=True) / self.dense_width
         normed = wide * torch.rsqrt(mean + self.eps)
@@ -311,7 +311,7 @@ class IntraSliceMLP(nn.Module):
         return output
 
 
-class IntraSliceDecoderLayer(GradientCheckpointingLayer):
+class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]
     """A decoder layer; a module the plan removed is None and its residual passes by."""
 
     def __init__(self, config: IntraSliceConfig, layer_idx: int) -> None:
@@ -345,9 +345,9 @@ class IntraSliceDecoderLayer(GradientCheckpointingLayer):
         return hidden_states
 
     def _forward_parallel(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """Both modules read one norm; their sum is rounded before the stream is added, as in Phi."""
+        """Both modules read one norm; added in the order in which Phi rounds."""
         normed = self.input_layernorm(hidden_states)
-        terms = []
+        terms: list[Tensor] = []
         if self.self_attn is not None:
             terms.append(self.self_attn(hidden_states=normed, **kwargs)[0])
         if self.mlp is not None:
@@ -355,7 +355,7 @@ class IntraSliceDecoderLayer(GradientCheckpointingLayer):
         return functools.reduce(torch.add, [*terms, hidden_states])
 
 
-class IntraSlicePreTrainedModel(PreTrainedModel):
+class IntraSlicePreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """What base model and language model share."""
 
     config_class = IntraSliceConfig
@@ -389,7 +389,7 @@ class IntraSlicePreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise a module; also rebuild the buffers that the meta device loses."""
-        super()._init_weights(module)
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, Gemma2RMSNorm):
             init.zeros_(module.weight)
         elif isinstance(module, IntraSliceHeadNorm):
@@ -400,7 +400,16 @@ class IntraSlicePreTrainedModel(PreTrainedModel):
             init.copy_(module.rotary_index, module.build_rotary_index())
 
 
-class IntraSliceModel(IntraSlicePreTrainedModel):
+_SHARED = "shared"
+
+
+def _rotary_kinds(config: IntraSliceConfig) -> list[str]:
+    """Keys of the rotary tables: layer types that have their own settings, or one for all."""
+    kinds = [kind for kind in _MASKS if kind in (config.rope_parameters or {})]
+    return [kind for kind in kinds if kind in (config.layer_types or ())] if kinds else [_SHARED]
+
+
+class IntraSliceModel(IntraSlicePreTrainedModel):  # type: ignore[no-untyped-call]
     """The trunk: embedding, layers of differing shape, final norm."""
 
     def __init__(self, config: IntraSliceConfig) -> None:
@@ -416,14 +425,14 @@ class IntraSliceModel(IntraSlicePreTrainedModel):
             {kind: IntraSliceRotaryEmbedding(config, kind) for kind in _rotary_kinds(config)}
         )
         self.gradient_checkpointing = False
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
-    @merge_with_config_defaults
-    @capture_outputs
+    @merge_with_config_defaults  # type: ignore[untyped-decorator]
+    @capture_outputs  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
+        attention_mask: Tensor | dict[str, Any] | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
@@ -463,10 +472,10 @@ class IntraSliceModel(IntraSlicePreTrainedModel):
     def _masks(
         self,
         hidden_states: Tensor,
-        mask: Tensor | dict[str, Tensor | None] | None,
+        mask: Tensor | dict[str, Any] | None,
         past_key_values: Cache | None,
         position_ids: Tensor,
-    ) -> dict[str, Tensor | None]:
+    ) -> dict[str, Any]:
         """The mask of every layer type; `generate` may have made them already."""
         if isinstance(mask, dict):
             return mask
@@ -492,32 +501,23 @@ class IntraSliceModel(IntraSlicePreTrainedModel):
         return tables
 
 
-_SHARED = "shared"
-
-
-def _rotary_kinds(config: IntraSliceConfig) -> list[str]:
-    """Keys of the rotary tables: layer types that have their own settings, or one for all."""
-    kinds = [kind for kind in _MASKS if kind in (config.rope_parameters or {})]
-    return [kind for kind in kinds if kind in (config.layer_types or ())] if kinds else [_SHARED]
-
-
-class IntraSliceForCausalLM(IntraSlicePreTrainedModel, GenerationMixin):
+class IntraSliceForCausalLM(IntraSlicePreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
     """The language model over `IntraSliceModel`."""
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
-    _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
-    _pp_plan: ClassVar[dict[str, Any]] = {"lm_head": (["hidden_states"], ["logits"])}
-    _fsdp_plan: ClassVar[dict[str, str]] = {"lm_head": "keep_full_weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]  # noqa: RUF012
+    _fsdp_plan = {"lm_head": "keep_full_weight"}  # noqa: RUF012
 
     def __init__(self, config: IntraSliceConfig) -> None:
         super().__init__(config)
         self.model = IntraSliceModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
-    @can_return_tuple
-    def forward(
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(  # noqa: PLR0913 (`generate` reads the signature)
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -557,9 +557,9 @@ class IntraSliceForCausalLM(IntraSlicePreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: Tensor, past_key_values: Cache | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
+    ) -> Any:
         """Start the cache anew at the length where longrope changes its frequencies.
 
         The keys in it were turned by the short ones.
@@ -569,10 +569,8 @@ class IntraSliceForCausalLM(IntraSlicePreTrainedModel, GenerationMixin):
             if any(seen <= limit < input_ids.shape[1] for limit in self._longrope_limits()):
                 past_key_values = None
                 kwargs["next_sequence_length"] = None
-        prepared: dict[str, Any] = super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, **kwargs
-        )
-        return prepared
+        prepare: Any = super().prepare_inputs_for_generation  # type: ignore[misc]
+        return prepare(input_ids, past_key_values=past_key_values, **kwargs)
 
     def _longrope_limits(self) -> list[int]:
         """Lengths up to which longrope uses its short frequencies."""

@@ -21,7 +21,13 @@ from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints import CheckpointReader, open_model
 from intraslice_core.config import CalibrationConfig
 from intraslice_core.evaluation.perplexity import evaluation_tokens
-from intraslice_core.families.blocks import block_settings, block_weights, rotary_tables
+from intraslice_core.families.canonical import (
+    EMBEDDING,
+    block_settings,
+    block_weights,
+    layer_prefix,
+    rotary_tables,
+)
 from intraslice_core.layer import LayerCompressor, LayerContext, Streams
 from intraslice_core.plan import LayerPlan
 from intraslice_core.presets import PRESETS, MethodPreset
@@ -54,16 +60,17 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealModel]:
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     calibration = CalibrationConfig(source="pydoc", samples=64, sequence_length=SEQUENCE)
     with CheckpointReader(directory) as reader, torch.inference_mode():
-        family = reader.family
+        canonical = reader.family.canonical_settings(reader.config)
+        groups = canonical["num_key_value_heads"]
         yield RealModel(
             blocks=[
-                block_weights(family, reader.tensors(family.layer_prefix(i)), CPU, torch.float32)
+                block_weights(reader.tensors(layer_prefix(i)), groups, CPU, torch.float32)
                 for i in range(reader.config.num_hidden_layers)
             ],
-            settings=block_settings(reader.config),
-            rotary=rotary_tables(reader.config, SEQUENCE, CPU),
-            embedding=reader.tensor(family.embedding).float(),
-            final_norm=reader.tensor(family.final_norm).float(),
+            settings=block_settings(canonical, 0),
+            rotary=rotary_tables(canonical, 0, SEQUENCE, CPU),
+            embedding=reader.tensor(EMBEDDING).float(),
+            final_norm=reader.tensor(reader.family.final_norm).float(),
             calibration=calibration_tokens(calibration, tokenizer),
             held_out=evaluation_tokens("pydoc", tokenizer, 16 * SEQUENCE).view(-1, SEQUENCE),
         )
@@ -94,7 +101,7 @@ def mean_loss(real: RealModel, first: list[BlockWeights]) -> float:
     for weights in [*first, *real.blocks[len(first) :]]:
         hidden = hidden + block.attention(hidden, weights, real.settings, real.rotary)
         hidden = hidden + block.mlp(hidden, weights, real.settings)
-    normed = block.rms_norm(hidden, real.final_norm, real.settings.rms_norm_eps)
+    normed = block.rms_norm(hidden, real.final_norm, real.settings.norm_eps)
     logits = F.linear(normed[:, :-1], real.embedding)
     return F.cross_entropy(logits.flatten(0, 1), real.held_out[:, 1:].flatten()).item()
 

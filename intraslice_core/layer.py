@@ -139,11 +139,17 @@ class LayerCompressor:
         if not self._context.preset.compensate:
             return self._cut_without_data()
         with _locating(self._context.layer, "attention"):
-            pairs, energies = self._choose_pairs()
-            weights, attention = self._compress_attention(pairs, energies)
+            if self._plan.num_attention_heads == 0:
+                pairs, weights, attention = self._remove_attention()
+            else:
+                pairs, energies = self._choose_pairs()
+                weights, attention = self._compress_attention(pairs, energies)
         self._correction_candidates = self._context.preset.damping_correction
         with _locating(self._context.layer, "mlp"):
-            weights, mlp = self._compress_mlp(weights)
+            if self._plan.intermediate_size == 0:
+                weights, mlp = self._remove_mlp(weights)
+            else:
+                weights, mlp = self._compress_mlp(weights)
             self._advance_mlp(weights)
         return LayerOutcome(
             weights=weights,
@@ -192,30 +198,9 @@ class LayerCompressor:
     def _cut_without_data(self) -> LayerOutcome:
         """The naive baseline: choose by weights alone, refit nothing, leave the streams alone."""
         started = time.perf_counter()
-        settings, plan, dense = self._context.settings, self._plan, self._dense
         self._context.before_batch(0.0)
-        groups, value = settings.num_key_value_heads, dense.value.weight
-        score = rotary_pairs.magnitude_score(dense.query.weight, dense.key.weight, groups)
-        pairs = rotary_pairs.keep_best_pairs(score, plan.qk_pairs)
-        rows = dense.attention_output.weight.mT
-        basis = value_basis.magnitude_basis(value, rows, groups, plan.v_head_dim)
-        choice = neurons.keep_best_neurons(
-            neurons.magnitude_score(
-                None if dense.gate is None else dense.gate.weight,
-                dense.up.weight,
-                dense.mlp_output.weight.mT,
-            ),
-            plan.intermediate_size,
-        )
-        energies = slicing.weight_energies(dense)
-        weights = slicing.slice_rotary_pairs(dense, pairs, settings, energies)
-        weights = slicing.slice_neurons(slicing.project_values(weights, basis), choice.kept)
-        heads = slicing.value_projection(basis, settings.num_attention_heads)
-        weights = replace(
-            weights,
-            attention_output=slicing.project_inputs(dense.attention_output, heads),
-            mlp_output=slicing.select_inputs(dense.mlp_output, choice.kept),
-        )
+        pairs, weights = self._cut_attention(self._dense)
+        weights = self._cut_mlp(weights)
         return LayerOutcome(
             weights=self._as_stored(weights),
             kept_pairs=pairs,
@@ -223,6 +208,32 @@ class LayerCompressor:
             mlp=ModuleOutcome(module="mlp"),
             seconds=time.perf_counter() - started,
         )
+
+    def _cut_attention(self, weights: BlockWeights) -> tuple[Tensor, BlockWeights]:
+        settings, plan = self._context.settings, self._plan
+        if plan.num_attention_heads == 0:
+            return _no_pairs(self._context.device), slicing.remove_attention(weights)
+        groups, output = settings.num_key_value_heads, weights.attention_output
+        score = rotary_pairs.magnitude_score(weights.query.weight, weights.key.weight, groups)
+        pairs = rotary_pairs.keep_best_pairs(score, plan.qk_pairs)
+        basis = value_basis.magnitude_basis(
+            weights.value.weight, output.weight.mT, groups, plan.v_head_dim
+        )
+        heads = slicing.value_projection(basis, settings.num_attention_heads)
+        energies = slicing.weight_energies(weights)
+        weights = slicing.slice_rotary_pairs(weights, pairs, settings, energies)
+        weights = slicing.project_values(weights, basis)
+        return pairs, replace(weights, attention_output=slicing.project_inputs(output, heads))
+
+    def _cut_mlp(self, weights: BlockWeights) -> BlockWeights:
+        keep, output = self._plan.intermediate_size, weights.mlp_output
+        if keep == 0:
+            return slicing.remove_mlp(weights)
+        gate = None if weights.gate is None else weights.gate.weight
+        score = neurons.magnitude_score(gate, weights.up.weight, output.weight.mT)
+        kept = neurons.keep_best_neurons(score, keep).kept
+        weights = slicing.slice_neurons(weights, kept)
+        return replace(weights, mlp_output=slicing.select_inputs(output, kept))
 
     # -- walking over the calibration sequences --------------------------------------------
 
@@ -304,6 +315,31 @@ class LayerCompressor:
     def _is_held_out(self, rows: slice) -> bool:
         total = self._streams.compressed.shape[0]
         return bool(rows.start >= total - self._held_out(total))
+
+    # -- removed modules -------------------------------------------------------------------
+
+    def _remove_attention(self) -> tuple[Tensor, BlockWeights, ModuleOutcome]:
+        """A layer without attention; the dense stream passes its own all the same."""
+        self._passes_done += 1
+        known = self._restore_dense("attention")
+        for rows in self._batches():
+            self._pass_dense(rows, known, self._behind_attention, "attention")
+        self._keep_dense("attention", known)
+        weights = self._as_stored(slicing.remove_attention(self._dense))
+        return _no_pairs(self._context.device), weights, ModuleOutcome(module="attention")
+
+    def _remove_mlp(self, weights: BlockWeights) -> tuple[BlockWeights, ModuleOutcome]:
+        """A layer without MLP; both streams pass what they pass in `_mlp_moments`."""
+        known = self._restore_dense("mlp")
+        for rows in self._batches():
+            if not self._context.settings.parallel_block:
+                hidden = self._load(self._streams.compressed, rows)
+                between = self._behind_attention(hidden, weights)
+                self._streams.compressed[rows] = between.to(self._streams.compressed.device)
+            self._pass_dense(rows, known, self._behind_mlp)
+        self._keep_dense("mlp", known)
+        weights = self._as_stored(slicing.remove_mlp(weights))
+        return weights, ModuleOutcome(module="mlp")
 
     # -- attention -------------------------------------------------------------------------
 
@@ -548,6 +584,11 @@ def _add(sums: MomentAccumulator, seen: Observation, correction: Tensor | None) 
         seen.own.flatten(0, 1),
         None if correction is None else correction.flatten(0, 1),
     )
+
+
+def _no_pairs(device: torch.device) -> Tensor:
+    """The kept pairs of a layer without attention."""
+    return torch.empty(0, 0, dtype=torch.long, device=device)
 
 
 def _share(spectrum: Tensor, keep: int) -> float:

@@ -19,7 +19,7 @@ from intraslice_core.layer_checkpoints import LayerCheckpoints
 from intraslice_core.pipeline import Run
 from intraslice_core.progress import ignore_progress, never_cancelled
 from intraslice_core.reports.schema import CompressionReport
-from tests.intraslice_core.tiny_models import VARIANTS, tiny_llama
+from tests.intraslice_core.tiny_models import VARIANTS, tiny_checkpoint, tiny_llama
 
 LAYERS = 3
 NEVER, ALWAYS = math.inf, 0.0
@@ -100,7 +100,22 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_every_interruption_ends_with_the_same_bytes(
     dense: Path, tmp_path: Path, solved: list[int], changes: dict[str, Any], streams: float
 ) -> None:
-    settings = config(**changes)
+    go_on_until_finished(dense, tmp_path, solved, config(**changes), streams)
+
+
+@pytest.mark.parametrize("streams", [NEVER, ALWAYS])
+@pytest.mark.parametrize("variant", ["qwen3", "phi", "gemma2"])
+def test_every_interruption_of_every_kind_of_block_ends_with_the_same_bytes(
+    tmp_path: Path, solved: list[int], variant: str, streams: float
+) -> None:
+    dense = tiny_checkpoint(tmp_path / "dense", variant)
+    go_on_until_finished(dense, tmp_path, solved, config(dtype="bfloat16"), streams)
+
+
+def go_on_until_finished(
+    dense: Path, tmp_path: Path, solved: list[int], settings: CompressionConfig, streams: float
+) -> None:
+    """Stop and go on, later each time, and compare with a run that nobody stopped."""
     whole = compress(dense, tmp_path / "whole", settings, None)
     solved.clear()
     place, attempts = tmp_path / "kept", 0

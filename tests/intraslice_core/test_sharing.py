@@ -23,7 +23,7 @@ from intraslice_core.progress import (
 )
 from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.sharing import SharedFiles, SharedStatistics, fingerprint
-from tests.intraslice_core.tiny_models import tiny_llama
+from tests.intraslice_core.tiny_models import tiny_checkpoint, tiny_llama
 
 LAYERS = 3
 PLENTY = 2**30
@@ -102,6 +102,20 @@ def test_a_run_that_shares_publishes_the_same_bytes_for_less_work(
     # Two of a layer's attentions were of the compressed and of the dense stream; one is left.
     assert "tokens" not in walks
     assert 2 * walks.count("attention") == cost_alone.count("attention")
+
+
+@pytest.mark.parametrize("variant", ["phi", "gemma2"])
+def test_runs_of_every_kind_of_block_share_and_publish_the_same_bytes(
+    tmp_path: Path, variant: str
+) -> None:
+    dense = tiny_checkpoint(tmp_path / "dense", variant)
+    compress(dense, tmp_path / "alone", config(0.4, "pydoc"))
+    for name, ratio in (("first", 0.2), ("second", 0.4)):
+        files = SharedFiles(directory=tmp_path / "shared", max_bytes=PLENTY)
+        compress(dense, tmp_path / name, config(ratio, "pydoc"), shared=files)
+    # A parallel block leaves one state a layer: its halves read the same input.
+    assert files.found == 1 + LAYERS * (1 if variant == "phi" else 2)
+    assert files_of(tmp_path / "second") == files_of(tmp_path / "alone")
 
 
 def test_what_does_not_fit_is_computed_again(dense: Path, tmp_path: Path) -> None:

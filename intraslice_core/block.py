@@ -21,8 +21,8 @@ from torch import Tensor
 Activation = Callable[[Tensor], Tensor]
 NormType = Literal["rms", "rms_plus_one", "layer"]
 
-SCORES_AT_ONCE = 2**26
-"""Attention scores held at once where no fused kernel computes them: 256 MiB in float32."""
+SCORES_AT_ONCE = 2**24
+"""Attention scores held at once where no fused kernel computes them: 64 MiB in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)

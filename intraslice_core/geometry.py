@@ -106,7 +106,7 @@ def dense_geometry(model_type: str, settings: Mapping[str, Any]) -> ModelGeometr
     facts = FAMILY_FACTS[model_type]
     said = {**facts.defaults, **settings}
     heads, hidden = said["num_attention_heads"], said["hidden_size"]
-    head_dim = said.get("head_dim")
+    groups, head_dim = said["num_key_value_heads"], said.get("head_dim")
     if head_dim is None and type(heads) is int and type(hidden) is int and heads > 0:
         head_dim = hidden // heads
 
@@ -118,7 +118,7 @@ def dense_geometry(model_type: str, settings: Mapping[str, Any]) -> ModelGeometr
         hidden_size=hidden,
         intermediate_size=said["intermediate_size"],
         num_attention_heads=heads,
-        num_key_value_heads=said["num_key_value_heads"] or heads,
+        num_key_value_heads=heads if groups is None else groups,
         head_dim=head_dim,
         vocab_size=said["vocab_size"],
         tie_word_embeddings=said["tie_word_embeddings"] or False,

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from intraslice_core.errors import UnsupportedArchitectureError
+from intraslice_core.errors import BrokenCheckpointError, UnsupportedArchitectureError
 from intraslice_core.families.canonical import (
     CanonicalSettings,
     layer_shapes,
@@ -57,8 +58,18 @@ class Family:
     # -- settings --------------------------------------------------------------------------
 
     def geometry(self, config: PreTrainedConfig) -> ModelGeometry:
-        """The dense model's dimensions."""
-        return dense_geometry(self.model_type, config.to_dict())
+        """The dense model's dimensions.
+
+        Raises:
+            BrokenCheckpointError: if the configuration names an impossible size.
+        """
+        try:
+            return dense_geometry(self.model_type, config.to_dict())
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise BrokenCheckpointError(
+                f"config.json: {first['loc'][0]}: {first['msg']}", field="model"
+            ) from error
 
     def canonical_settings(self, config: PreTrainedConfig) -> CanonicalSettings:
         """The dense model as an instance of the canonical architecture."""
@@ -125,6 +136,8 @@ class Family:
             )
             return
         settings = self.canonical_settings(config)
+        if settings["sliding_window"] is not None and settings["sliding_window"] < 1:
+            yield f"sliding_window {settings['sliding_window']}"
         if settings["hidden_act"] not in ACT2FN:
             yield f"hidden_act {settings['hidden_act']!r}"
         for layer_type in sorted(set(settings["layer_types"])):

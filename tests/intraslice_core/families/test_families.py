@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, GPT2Config
 
 from intraslice_core.config import SUPPORTED_MODEL_TYPES
-from intraslice_core.errors import UnsupportedArchitectureError
+from intraslice_core.errors import BrokenCheckpointError, UnsupportedArchitectureError
 from intraslice_core.families import FAMILIES, family_for
 from intraslice_core.families.family import half_split_order
 from intraslice_core.geometry import FAMILY_FACTS, dense_geometry
@@ -90,6 +90,7 @@ def test_variants_with_other_mathematics_are_refused(setting: dict[str, Any]) ->
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("qwen3", {"num_key_value_heads": 3}, "num_key_value_heads"),
+        ("mistral", {"sliding_window": 0}, "sliding_window 0"),
         ("qwen3", {"hidden_act": "softplus_squared"}, "hidden_act"),
         ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types"),
     ],
@@ -99,6 +100,14 @@ def test_a_familys_other_variants_are_refused_by_name(
 ) -> None:
     with pytest.raises(UnsupportedArchitectureError, match=named):
         family_for(tiny_family_config(variant, **setting))
+
+
+@pytest.mark.parametrize(
+    "size", [{"num_key_value_heads": 0}, {"head_dim": 0}, {"intermediate_size": -1}]
+)
+def test_impossible_sizes_are_named(size: dict[str, int]) -> None:
+    with pytest.raises(BrokenCheckpointError, match=next(iter(size))):
+        family_for(tiny_config(**size))
 
 
 def test_heads_that_rotate_partly_are_refused_where_the_classes_rotate_all() -> None:

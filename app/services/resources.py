@@ -48,7 +48,7 @@ def open_resources(settings: Settings) -> Resources:
     celery = make_celery(settings.broker_url)
     return Resources(
         settings=settings,
-        database=Database(settings.database_url, pool_size=5 + 2 * settings.worker_concurrency),
+        database=Database(settings.database_url, pool_size=15 + 2 * settings.worker_concurrency),
         store=ArtifactStore(settings.store_url),
         celery=celery,
         queue=WakeQueue(celery),

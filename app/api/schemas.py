@@ -171,8 +171,8 @@ class JobOut(BaseModel):
 
     @classmethod
     def of(cls, job: Job) -> Self:
-        fields = {name: getattr(job, name) for name in cls.model_fields if hasattr(job, name)}
-        return cls(**fields, urls=JobUrls.of(job.id))
+        # What a job has and the wire format has not is left out by pydantic.
+        return cls(**vars(job), urls=JobUrls.of(job.id))
 
 
 class JobList(BaseModel):

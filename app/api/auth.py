@@ -69,8 +69,10 @@ class Authentication:
         if self._is_operators(secret):
             return OPERATOR
         resources: Resources = scope["app"].state.resources
-        # The event loop must not wait for the database.
-        key = await run_in_threadpool(keys.identify, resources, secret)
+        key = keys.recall(resources, secret)
+        if key is None:
+            # The event loop must not wait for the database.
+            key = await run_in_threadpool(keys.identify, resources, secret)
         return key.principal(datetime.now(UTC)) if key is not None else None
 
     def _is_operators(self, secret: str) -> bool:

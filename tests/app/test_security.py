@@ -252,6 +252,17 @@ def test_rate_limit_per_key(settings: Settings) -> None:
             assert statuses == [200, 429]
 
 
+def test_rate_limit_of_wrong_keys_per_address(settings: Settings) -> None:
+    limits = {"wrong_keys_per_minute": 0.06, "wrong_keys_burst": 1, "auth": "on"}
+    app = create_app(Settings(**settings.model_dump() | limits))
+    with TestClient(app, client=("192.0.2.1", 1)) as client:
+        wrong = {"authorization": "Bearer wrong"}
+        statuses = [client.get("/v1/jobs", headers=wrong).status_code for _ in range(2)]
+        assert statuses == [401, 429]
+        resources: Resources = client.app.state.resources  # type: ignore[attr-defined]
+        assert client.get("/v1/jobs", headers=bearer(key_of(resources))).status_code == 200
+
+
 def test_body_size_limit(client: TestClient) -> None:
     answer = client.post("/v1/jobs", content=b"x" * 1_048_577)
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")

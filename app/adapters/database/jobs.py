@@ -113,9 +113,7 @@ def newest(
     transaction: Transaction, project_id: str, criteria: JobFilter, *, limit: int
 ) -> list[Job]:
     """Jobs of a project that meet all criteria, newest first; ids sort by time."""
-    wanted = {
-        name: value for name, value in vars(criteria).items() if value not in _UNRESTRICTED
-    }
+    wanted = {name: value for name, value in vars(criteria).items() if value not in _UNRESTRICTED}
     values = wanted | {"project_id": project_id, "limit": limit}
     return _rows(transaction, _page(frozenset(wanted)), values)
 

@@ -116,7 +116,7 @@ def test_generate_continues_the_prompt(compressed):
     [
         (["--ratio", "1.5"], "--ratio: Input should be less than 1"),
         (["--samples", "0"], "--samples: Input should be greater than or equal to 1"),
-        (["--calibration", "nonsense"], "valid: pydoc; self; hub:"),
+        (["--calibration", "nonsense"], "valid: pydoc; pycode; self; chat; hub:"),
         (["--device", "gpu"], "torch knows no device 'gpu'"),
         (["--max-perplexity-ratio", "0.5"], "--max-perplexity-ratio"),
         (["--sequence-length", "4096", "--samples", "60000"], "tokens, 60000 sequences"),

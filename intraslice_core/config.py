@@ -55,10 +55,14 @@ def _by_form(value: Any, as_declared: Callable[[Any], Any]) -> Any:
     if not isinstance(value, list | tuple):
         raise ValueError('a source is a name, or a list of {"source": name, "weight": number}')
     mixture = _MIXTURE.validate_python(value)
+    # Numbers, not names: an error's text goes to clients, and what they sent may be anything.
     names = [one.source for one in mixture]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{name} is named twice: name it once, with the sum of its weights")
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise ValueError(
+                f"sources {names.index(name) + 1} and {index + 1} are the same: name it once, with "
+                "the sum of the weights"
+            )
     return mixture
 
 
@@ -85,11 +89,11 @@ class CalibrationConfig(FrozenModel):
     def _some_of_each(cls, samples: int, info: ValidationInfo) -> int:
         source = info.data.get("source", "")
         if isinstance(source, tuple):
-            for one, share in zip(source, _divided(samples, source), strict=True):
+            for number, share in enumerate(_divided(samples, source), start=1):
                 if share == 0:
                     raise ValueError(
-                        f"of {samples} sequences {one.source} gets none: give more, or raise its "
-                        "weight"
+                        f"of {samples} sequences source {number} gets none: give more, or raise "
+                        "its weight"
                     )
         return samples
 

@@ -264,7 +264,7 @@ def _calibration_source(options: list[str] | None) -> Any:
     if not options:
         return _DEFAULT.calibration.source
     mixture = [_weighted(option) for option in options]
-    return mixture[0]["source"] if len(mixture) == 1 else mixture
+    return options[0] if mixture == [{"source": options[0]}] else mixture
 
 
 def _weighted(option: str) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def test_evaluation_asks_what_calibration_never_did():
 def test_conversations_are_prompts_of_the_part_in_the_models_template(model, chatty):
     for part in ("calibration", "evaluation"):
         follow_ups = 0
-        for row in write(model, chatty, order("chat"), part=part):
+        for row in write(model, chatty, order("chat", samples=8), part=part):
             text = chatty.decode(row)
             assert text.startswith("<|im_start|>user\n")
             questions = asked(chatty, row)

@@ -191,9 +191,7 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
         report = _compress_checkpoint(model, dense, staged, config, run)
         _verify(staged, run)
         if evaluation is not None:
-            report = report.model_copy(
-                update={"evaluation": _evaluate(dense, staged, config, evaluation, run)}
-            )
+            report = report.with_evaluation(_evaluate(dense, staged, config, evaluation, run))
         report = report.model_copy(update={"seconds": time.perf_counter() - run.started})
         _publish(staged, out, report, run)
     return report
@@ -270,7 +268,8 @@ def _plan_work(reader: CheckpointReader, dense: Path, config: CompressionConfig,
 def _calibrate(work: _Work, dense: Path, run: Run) -> Tensor:
     """Calibration sequences, (samples, sequence_length)."""
     settings = work.config.calibration
-    run.report(Stage.CALIBRATE, f"reading calibration text: {settings.source}")
+    sources = ", ".join(one.source for one in settings.mixture)
+    run.report(Stage.CALIBRATE, f"reading calibration text: {sources}")
     tokenizer = _tokenizer(dense)
 
     def load_dense() -> PreTrainedModel:

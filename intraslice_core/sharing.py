@@ -138,9 +138,9 @@ def content_key(**facts: object) -> str:
 
 def calibration_facts(calibration: CalibrationConfig) -> dict[str, object]:
     """What the tokens depend on, besides the model."""
-    source = Path(calibration.source)
-    text = _digest_file(source) if source.is_file() else None
-    return {"calibration": calibration.model_dump(mode="json"), "text": text}
+    files = [Path(one.source) for one in calibration.mixture]
+    texts = [_digest_file(file) if file.is_file() else None for file in files]
+    return {"calibration": calibration.model_dump(mode="json"), "texts": texts}
 
 
 def fingerprint(directory: Path) -> str:

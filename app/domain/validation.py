@@ -8,6 +8,7 @@ from datetime import datetime
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.estimates import DenseModel, Estimate
 from intraslice_core.progress import Stage
+from intraslice_core.text_sources import FLATTERS, only_own_kind
 
 _EXTREME_RATIO = 0.5
 _TOKENS_A_DIMENSION = 4
@@ -114,18 +115,15 @@ def cautions(
 def _about_texts(
     compression: CompressionConfig, evaluation: EvaluationConfig | None
 ) -> list[Caution]:
-    source = compression.calibration.source
+    sources = [one.source for one in compression.calibration.mixture]
     if evaluation is None:
         return [Caution(code="no_evaluation", message="the loss of quality will not be measured")]
-    if source not in evaluation.perplexity:
-        return []
-    if source.startswith("/"):
-        message = "the text that is scored is the one that was calibrated on: the result flatters"
+    if any(one.startswith("/") for one in set(sources).intersection(evaluation.perplexity)):
+        message = "a text that is scored is one that was calibrated on: the result flatters"
         return [Caution(code="evaluation_is_calibration", message=message)]
-    if len(set(evaluation.perplexity)) > 1:
+    if not only_own_kind(sources, evaluation.perplexity):
         return []
-    message = "only text of the calibration's own kind is scored: the result flatters"
-    return [Caution(code="evaluation_of_same_kind", message=message)]
+    return [Caution(code="evaluation_of_same_kind", message=FLATTERS)]
 
 
 def _about_lengths(dense: DenseModel, compression: CompressionConfig) -> list[Caution]:

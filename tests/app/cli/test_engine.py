@@ -79,6 +79,17 @@ def test_json_goes_alone_to_stdout(model, text, tmp_path):
     assert report["evaluation"] is None
 
 
+def test_a_size_may_be_asked_for_instead_of_a_ratio(model, text, tmp_path):
+    result = run(
+        *("compress", model, "--out", tmp_path / "out", "--calibration", text),
+        *("--no-evaluation", "--json", "--target-params", "60K", *SMALL),
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["config"]["target_params"], report["config"]["ratio"]) == (60_000, None)
+    assert report["params_after"] == pytest.approx(60_000, rel=0.005)
+
+
 def test_a_stopped_run_goes_on_from_its_resume_directory(model, tmp_path):
     options = [model, "--no-evaluation", *SMALL, "--json", "--resume-dir", tmp_path / "kept"]
     first = run("compress", *options, "--out", tmp_path / "first")
@@ -115,6 +126,10 @@ def test_generate_continues_the_prompt(compressed):
     ("options", "message"),
     [
         (["--ratio", "1.5"], "--ratio: Input should be less than 1"),
+        (["--ratio", "0.2", "--target-params", "100M"], "--target-params: ratio says already"),
+        (["--target-bytes", "1.2X"], "--target-bytes: '1.2X' is no size"),
+        (["--target-params", "100M"], "compression.target_params: 100,000,000 parameters are more"),
+        (["--allocation", "auto", "--module-cap", "2"], "--module-cap: Input should be less"),
         (["--samples", "0"], "--samples: Input should be greater than or equal to 1"),
         (["--calibration", "nonsense"], "valid: pydoc; self; hub:"),
         (["--device", "gpu"], "torch knows no device 'gpu'"),

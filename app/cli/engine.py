@@ -14,7 +14,12 @@ from app.cli.interrupts import cancel_on_interrupt
 from app.cli.progress_display import show_progress
 from app.cli.quantities import quantity
 from app.cli.refusals import explained, refuse_settings
-from app.cli.report_tables import comparison_table, evaluation_table, print_tables
+from app.cli.report_tables import (
+    comparison_table,
+    evaluation_table,
+    print_tables,
+    shapes_table,
+)
 from intraslice_core.config import (
     DEFAULT_RATIO,
     Allocation,
@@ -24,9 +29,11 @@ from intraslice_core.config import (
     GateConfig,
     Method,
 )
+from intraslice_core.errors import ConfigurationError
+from intraslice_core.reports.shape_plot import shape_plot
 
 if TYPE_CHECKING:
-    from intraslice_core.reports.schema import EvaluationReport
+    from intraslice_core.reports.schema import CompressionReport, EvaluationReport
 
 _DEFAULT = CompressionConfig()
 _DEFAULT_EVALUATION = EvaluationConfig()
@@ -102,10 +109,14 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
         Path | None,
         typer.Option(help="Keep finished layers there, and go on from those of a stopped run."),
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw what every layer keeps into this SVG file.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compress a model into a smaller one that transformers loads."""
     with explained():
+        _require_place(plot)
         with refuse_settings():
             config = CompressionConfig.model_validate(
                 {
@@ -129,7 +140,10 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
                 }
             )
             measured = _evaluation(evaluate, benchmark, max_perplexity_ratio)
-        _compress(model, out, config, measured if evaluation else None, resume_dir, as_json)
+        report = _compress(model, out, config, measured if evaluation else None, resume_dir)
+        if plot is not None:
+            plot.write_text(shape_plot(report), encoding="utf-8")
+        _tell(report, out, as_json)
 
 
 def _compress(
@@ -138,15 +152,14 @@ def _compress(
     config: CompressionConfig,
     evaluation: EvaluationConfig | None,
     resume_dir: Path | None,
-    as_json: bool,
-) -> None:
-    """Run the engine under a progress bar and print what came out."""
+) -> CompressionReport:
+    """Run the engine under a progress bar."""
     with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
         _quiet_transformers()
         from intraslice_core.layer_checkpoints import LayerCheckpoints
         from intraslice_core.pipeline import compress_model
 
-        report = compress_model(
+        return compress_model(
             model,
             out,
             config,
@@ -156,10 +169,14 @@ def _compress(
             on_progress=on_progress,
             should_cancel=should_cancel,
         )
+
+
+def _tell(report: CompressionReport, out: Path, as_json: bool) -> None:
+    """Print what came out."""
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
         return
-    print_tables(comparison_table(report))
+    print_tables(shapes_table(report), comparison_table(report))
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"wrote {out}")
@@ -288,6 +305,16 @@ def _evaluation(
     return EvaluationConfig(
         perplexity=tuple(texts or _DEFAULT_EVALUATION.perplexity), benchmark=benchmark, gate=gate
     )
+
+
+def _require_place(plot: Path | None) -> None:
+    """Refuse before the work what could not be written after it."""
+    if plot is not None and (plot.is_dir() or not plot.absolute().parent.is_dir()):
+        raise ConfigurationError(
+            f"{plot} cannot be written",
+            field="--plot",
+            hint="name a file in a directory that exists",
+        )
 
 
 def _require_checkpoint(directory: Path) -> None:

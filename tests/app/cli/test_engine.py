@@ -51,9 +51,17 @@ def compressed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = run(
         *("compress", model, "--out", folder / "out", "--calibration", folder / "text.txt"),
         *("--evaluate", folder / "text.txt", "--no-benchmark", *SMALL),
+        *("--plot", folder / "shapes.svg"),
     )
     assert result.exit_code == 0, result.output
-    for expected in ("parameters", "bytes of weights", "perplexity", str(folder / "out")):
+    assert (folder / "shapes.svg").read_text().startswith("<svg ")
+    for expected in (
+        "MLP width",
+        "parameters",
+        "bytes of weights",
+        "perplexity",
+        str(folder / "out"),
+    ):
         assert expected in result.stdout
     assert "[compress]" in result.stderr
     return folder / "out"
@@ -130,6 +138,7 @@ def test_generate_continues_the_prompt(compressed):
         (["--target-bytes", "1.2X"], "--target-bytes: '1.2X' is no size"),
         (["--target-params", "100M"], "compression.target_params: 100,000,000 parameters are more"),
         (["--allocation", "auto", "--module-cap", "2"], "--module-cap: Input should be less"),
+        (["--plot", "/no/such/place/a.svg"], "--plot: /no/such/place/a.svg cannot be written"),
         (["--samples", "0"], "--samples: Input should be greater than or equal to 1"),
         (["--calibration", "nonsense"], "valid: pydoc; self; hub:"),
         (["--device", "gpu"], "torch knows no device 'gpu'"),

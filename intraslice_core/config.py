@@ -14,7 +14,9 @@ from pydantic import (
     ValidationInfo,
     WrapValidator,
     field_validator,
+    model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 Method = Literal["intraslice", "paper", "magnitude"]
 """`intraslice` is ours, `paper` the published method, `magnitude` the naive baseline."""
@@ -22,11 +24,23 @@ Method = Literal["intraslice", "paper", "magnitude"]
 Target = Literal["research"]
 """Which runtimes must load the result; `research` leaves every shape free per layer."""
 
+Allocator = Literal["uniform", "fisher", "fisher_pca", "lagrangian"]
+"""Who decides how much is removed where (section 4 of algorithm.md)."""
+
+Allocation = Literal["auto", "uniform", "fisher", "fisher_pca", "lagrangian"]
+"""`auto` is the method's own allocator; `presets` says which that is."""
+
+BudgetField = Literal["ratio", "target_params", "target_bytes"]
+"""The three ways to say how much stays."""
+
 SUPPORTED_MODEL_TYPES = ("llama",)
 """What `families` has adapters for, for those who must not load torch to know it."""
 
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
+DEFAULT_RATIO = 0.3
+
+_BUDGETS: tuple[BudgetField, ...] = ("ratio", "target_params", "target_bytes")
 
 
 class FrozenModel(BaseModel):
@@ -158,12 +172,65 @@ class CompressionSettings(FrozenModel):
     )
     batch_size: int = Field(default=8, ge=1, le=4096, description="sequences per forward pass")
     exports: tuple[Literal["safetensors"], ...] = ("safetensors",)
+    allocation: Allocation = Field(
+        default="auto", description="how much is removed where; auto: as the method has it"
+    )
+    module_cap: float = Field(
+        default=0.9,
+        gt=0.0,
+        le=1.0,
+        description="at most this fraction of one module is removed; uniform does not ask",
+    )
+    attention_bias: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1000.0,
+        description="what fisher multiplies attention's scores by: the more, the more of it stays",
+    )
 
 
 class CompressionConfig(CompressionSettings):
-    """One compression of one model."""
+    """One compression of one model: settings, and exactly one budget.
 
-    ratio: Ratio = Field(default=0.3, description="fraction of compressible parameters removed")
+    Without any, `ratio` is 0.3.
+    """
+
+    ratio: Ratio | None = Field(
+        default=None,
+        examples=[DEFAULT_RATIO],
+        description="fraction of compressible parameters removed; 0.3 where no budget is given",
+    )
+    target_params: int | None = Field(
+        default=None, ge=1, lt=2**63, description="parameters of the whole result"
+    )
+    target_bytes: int | None = Field(
+        default=None, ge=1, lt=2**63, description="size of the result's weights in their files"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_the_default_ratio(cls, given: Any) -> Any:
+        if isinstance(given, dict) and all(given.get(name) is None for name in _BUDGETS):
+            return given | {"ratio": DEFAULT_RATIO}
+        return given
+
+    @field_validator("target_params", "target_bytes")
+    @classmethod
+    def _refuse_a_second_budget(cls, value: int | None, info: ValidationInfo) -> int | None:
+        earlier = next((name for name in _BUDGETS if info.data.get(name) is not None), None)
+        if value is not None and earlier is not None:
+            raise PydanticCustomError(
+                "one_budget",
+                "{earlier} says already how much stays: give one of ratio, target_params and "
+                "target_bytes, and leave out the others",
+                {"earlier": earlier},
+            )
+        return value
+
+    @property
+    def budget_field(self) -> BudgetField:
+        """Which of the three was given."""
+        return next(name for name in _BUDGETS if getattr(self, name) is not None)
 
 
 class ModelLimits(FrozenModel):

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import intraslice_core
+from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.calibration import calibration_hash, calibration_tokens
 from intraslice_core.checkpoints import (
@@ -239,10 +240,11 @@ def _compress_checkpoint(
 
 
 def _plan_work(reader: CheckpointReader, dense: Path, config: CompressionConfig, run: Run) -> _Work:
-    run.report(Stage.ALLOCATE, f"planning {config.ratio:.0%} off")
     geometry = reader.family.geometry(reader.config)
     device = resolve_device(config.device)
     embedding = reader.tensor(reader.family.embedding)
+    budget = compression_budget(config, geometry, embedding.dtype.itemsize)
+    run.report(Stage.ALLOCATE, f"planning {budget.ratio:.0%} off")
     dtype = resolve_dtype(config.dtype, device, embedding.dtype)
     digest = fingerprint(dense) if run.shared or run.checkpoints else ""
     shared = None
@@ -255,7 +257,7 @@ def _plan_work(reader: CheckpointReader, dense: Path, config: CompressionConfig,
         reader=reader,
         config=config,
         geometry=geometry,
-        plan=uniform_plan(geometry, config.ratio, config.round_to),
+        plan=uniform_plan(geometry, budget.ratio, config.round_to),
         device=device,
         dtype=dtype,
         stored_dtype=embedding.dtype,

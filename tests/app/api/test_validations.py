@@ -132,6 +132,45 @@ def test_budget_that_rounding_misses_is_refused_at_its_ratio(
     assert [error["pointer"] for error in errors] == ["/ratios/1"]
 
 
+@pytest.mark.parametrize(
+    ("field", "target"),
+    [("target_params", PARAMETERS - COMPRESSIBLE // 2), ("target_bytes", PARAMETERS + 9_000)],
+)
+def test_sizes_are_estimated_as_ratios_are(
+    client: TestClient, model: dict[str, str], field: str, target: int
+) -> None:
+    compression = {field: target, "round_to": 2, "allocation": "uniform"}
+    answer = validate(client, {"model": model, "compression": compression})
+    assert answer.status_code == 200, answer.text
+    told = answer.json()["estimate"]
+    got = {"target_params": "params_after", "target_bytes": "bytes_after"}[field]
+    assert told[got] == pytest.approx(target, rel=0.03)
+    removed = told["compressible_before"] - told["compressible_after"]
+    assert told["achieved_ratio"] == pytest.approx(removed / told["compressible_before"])
+    assert ("ratio_extreme" in warnings(answer)) == (told["achieved_ratio"] > 0.5)
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs:validate", "/v1/jobs"])
+@pytest.mark.parametrize(
+    "compression",
+    [
+        {"target_params": PARAMETERS + 1},
+        {"target_params": 1000},
+        {"target_bytes": 3 * PARAMETERS},
+        {"target_bytes": 1000},
+    ],
+)
+def test_sizes_out_of_reach_are_refused_where_they_stand(
+    client: TestClient, model: dict[str, str], path: str, compression: dict[str, int]
+) -> None:
+    answer = client.post(path, json={"model": model, "compression": compression})
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == f"/compression/{next(iter(compression))}"
+    assert error["code"] == "budget_out_of_reach"
+    assert "; give " in error["message"]
+
+
 def test_model_that_is_not_here_leaves_the_estimate_open(client: TestClient) -> None:
     answer = validate(client, {"model": {"source": "hub", "ref": "allowed/model"}})
     assert answer.status_code == 200

@@ -52,9 +52,17 @@ def compressed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = run(
         *("compress", model, "--out", folder / "out", "--calibration", folder / "text.txt"),
         *("--evaluate", folder / "text.txt", "--no-benchmark", *SMALL),
+        *("--plot", folder / "shapes.svg"),
     )
     assert result.exit_code == 0, result.output
-    for expected in ("parameters", "bytes of weights", "perplexity", str(folder / "out")):
+    assert (folder / "shapes.svg").read_text().startswith("<svg ")
+    for expected in (
+        "MLP width",
+        "parameters",
+        "bytes of weights",
+        "perplexity",
+        str(folder / "out"),
+    ):
         assert expected in result.stdout
     assert "[compress]" in result.stderr
     return folder / "out"
@@ -107,6 +115,17 @@ def test_several_sources_are_a_mixture_and_the_report_says_what_flatters(model, 
     assert "written by the dense model" in alone.stderr
 
 
+def test_a_size_may_be_asked_for_instead_of_a_ratio(model, text, tmp_path):
+    result = run(
+        *("compress", model, "--out", tmp_path / "out", "--calibration", text),
+        *("--no-evaluation", "--json", "--target-params", "60K", *SMALL),
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["config"]["target_params"], report["config"]["ratio"]) == (60_000, None)
+    assert report["params_after"] == pytest.approx(60_000, rel=0.005)
+
+
 def test_a_stopped_run_goes_on_from_its_resume_directory(model, tmp_path):
     options = [model, "--no-evaluation", *SMALL, "--json", "--resume-dir", tmp_path / "kept"]
     first = run("compress", *options, "--out", tmp_path / "first")
@@ -143,6 +162,11 @@ def test_generate_continues_the_prompt(compressed):
     ("options", "message"),
     [
         (["--ratio", "1.5"], "--ratio: Input should be less than 1"),
+        (["--ratio", "0.2", "--target-params", "100M"], "--target-params: ratio says already"),
+        (["--target-bytes", "1.2X"], "--target-bytes: '1.2X' is no size"),
+        (["--target-params", "100M"], "compression.target_params: 100,000,000 parameters are more"),
+        (["--allocation", "auto", "--module-cap", "2"], "--module-cap: Input should be less"),
+        (["--plot", "/no/such/place/a.svg"], "--plot: /no/such/place/a.svg cannot be written"),
         (["--samples", "0"], "--samples: Input should be greater than or equal to 1"),
         (["--calibration", "pydoc=0"], "--calibration: Input should be greater than 0"),
         (["--calibration", "pydoc=two"], "unknown source 'pydoc=two'"),

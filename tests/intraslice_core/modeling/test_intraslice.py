@@ -38,7 +38,7 @@ def test_left_padding_changes_no_continuation(name: str) -> None:
     short = tokens(1, 7)
     padded = torch.cat((torch.full((1, 4), 2), short), dim=1)
     batch = torch.cat((padded, tokens(1, 11)))
-    asked = {"max_new_tokens": 8, "do_sample": False}
+    asked = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     alone = model.generate(short, attention_mask=torch.ones_like(short), **asked)
     together = model.generate(batch, attention_mask=(batch != 2).long(), **asked)
     assert torch.equal(together[0, 11:], alone[0, 7:])
@@ -89,7 +89,7 @@ def test_new_model_starts_with_norms_that_change_nothing(name: str) -> None:
     model = IntraSliceForCausalLM(config)
     neutral = 0.0 if config.norm_type == "rms_plus_one" else 1.0
     norms = {n: p for n, p in model.named_parameters() if "norm" in n and n.endswith("weight")}
-    assert len(norms) > 4
+    assert len(norms) >= 4
     for norm, weight in norms.items():
         assert torch.equal(weight, torch.full_like(weight, neutral)), norm
 

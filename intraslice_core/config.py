@@ -33,8 +33,20 @@ Allocation = Literal["auto", "uniform", "fisher", "fisher_pca", "lagrangian"]
 BudgetField = Literal["ratio", "target_params", "target_bytes"]
 """The three ways to say how much stays."""
 
-SUPPORTED_MODEL_TYPES = ("llama",)
+SUPPORTED_MODEL_TYPES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "phi",
+    "phi3",
+    "gemma2",
+    "gemma3_text",
+)
 """What `families` has adapters for, for those who must not load torch to know it."""
+
+GGUF_MODEL_TYPES = ("llama",)
+"""Of which there may be GGUF files; all others come as safetensors."""
 
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]

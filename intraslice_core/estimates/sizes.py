@@ -6,7 +6,12 @@ from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.estimates.memory import peak_memory
-from intraslice_core.plan import LayerPlan, ModelGeometry, total_parameters
+from intraslice_core.plan import (
+    LayerPlan,
+    ModelGeometry,
+    dense_parameters,
+    total_parameters,
+)
 
 
 class Estimate(FrozenModel):
@@ -49,7 +54,7 @@ def estimate(
     dense = geometry.dense_plan()
     budget = compression_budget(compression, geometry, item_bytes)
     plan = uniform_plan(geometry, budget.ratio, compression.round_to)
-    before, after = total_parameters(geometry, dense), total_parameters(geometry, plan)
+    before, after = dense_parameters(geometry), total_parameters(geometry, plan)
     return Estimate(
         params_before=before,
         params_after=after,

@@ -1,23 +1,27 @@
-"""Configuration of a sliced model from the dense one and the shape of every layer."""
+"""Configuration of a sliced model from canonical settings and the shape of every layer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from transformers import LlamaConfig
-
-from intraslice_core.modeling.configuration_intraslice_llama import (
-    IntraSliceLlamaConfig,
+from intraslice_core.modeling.configuration_intraslice import (
+    WITHOUT_ATTENTION,
+    IntraSliceConfig,
     encode_rotary_pairs,
 )
 
 AUTO_MAP = {
-    "AutoConfig": "configuration_intraslice_llama.IntraSliceLlamaConfig",
-    "AutoModel": "modeling_intraslice_llama.IntraSliceLlamaModel",
-    "AutoModelForCausalLM": "modeling_intraslice_llama.IntraSliceLlamaForCausalLM",
+    "AutoConfig": "configuration_intraslice.IntraSliceConfig",
+    "AutoModel": "modeling_intraslice.IntraSliceModel",
+    "AutoModelForCausalLM": "modeling_intraslice.IntraSliceForCausalLM",
 }
 """Where transformers finds the classes, relative to the checkpoint."""
+
+_BESIDE_ROPE = "original_max_position_embeddings"
+"""No field of ours: transformers moves it into `rope_parameters` where it is given (Phi-3)."""
 
 
 class LayerShape(Protocol):
@@ -60,37 +64,55 @@ def _layer_entry(
     }
 
 
+def _settings(canonical: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy that may be changed (transformers completes `rope_parameters` in place).
+
+    Raises:
+        ValueError: if a setting is unknown.
+    """
+    known = {field.name for field in dataclasses.fields(IntraSliceConfig)} | {_BESIDE_ROPE}
+    unknown = sorted(set(canonical) - known)
+    if unknown:
+        # transformers would store it and nobody would read it.
+        raise ValueError(f"IntraSliceConfig has no setting {', '.join(unknown)}")
+    values = copy.deepcopy(dict(canonical))
+    if values.get(_BESIDE_ROPE) is None:
+        values.pop(_BESIDE_ROPE, None)
+    if values.get("layer_types") is not None:
+        values["layer_types"] = list(values["layer_types"])
+    return values
+
+
 def intraslice_config(
-    dense: LlamaConfig,
+    canonical: Mapping[str, Any],
     layers: Sequence[LayerShape],
     rotary_pairs: Sequence[Sequence[Sequence[int]]],
-) -> IntraSliceLlamaConfig:
+) -> IntraSliceConfig:
     """The configuration of the sliced model.
 
     Args:
-        dense: the dense model's.
+        canonical: settings of the dense model by the names of `IntraSliceConfig`'s fields.
         layers: one shape per layer (a `LayerPlan` will do).
         rotary_pairs: per layer and kept KV head the kept pairs, ascending. An empty layer stands
             for "all pairs", which only fits an uncut `qk_head_dim`.
 
     Raises:
-        ValueError: if shapes and pairs contradict each other, naming the layer.
+        ValueError: if a setting is unknown, or if shapes and pairs contradict each other, naming
+            the setting or the layer.
     """
-    values: dict[str, Any] = dense.to_dict()
-    for key in ("model_type", "architectures", "auto_map", "transformers_version", "_name_or_path"):
-        values.pop(key, None)
-    head_dim = dense.head_dim or dense.hidden_size // dense.num_attention_heads
+    dense = IntraSliceConfig(**_settings(canonical))
+    assert dense.head_dim is not None  # set on construction
+    assert dense.layer_types is not None
     entries = {
-        index: _layer_entry(shape, pairs, head_dim // 2)
+        index: _layer_entry(shape, pairs, dense.head_dim // 2)
         for index, (shape, pairs) in enumerate(zip(layers, rotary_pairs, strict=True))
     }
-    if any(shape.num_attention_heads == 0 for shape in layers):
-        # Caches keep nothing for a "moe" layer; without this a static cache of a model that lost
-        # its first attention counts positions wrongly.
-        values["layer_types"] = [
-            "full_attention" if shape.num_attention_heads else "moe" for shape in layers
-        ]
-    values["architectures"] = ["IntraSliceLlamaForCausalLM"]
+    values = _settings(canonical)
+    values["layer_types"] = [
+        kind if shape.num_attention_heads else WITHOUT_ATTENTION
+        for kind, shape in zip(dense.layer_types, layers, strict=True)
+    ]
+    values["architectures"] = ["IntraSliceForCausalLM"]
     values["auto_map"] = dict(AUTO_MAP)
     values["per_layer_config"] = entries
-    return IntraSliceLlamaConfig(**values)
+    return IntraSliceConfig(**values)

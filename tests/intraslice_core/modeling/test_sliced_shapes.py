@@ -1,0 +1,104 @@
+"""Slicing changes shape, never function: cut models against full-size ones with zeros."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.intraslice_core.modeling.cutting import (
+    cut_and_masked,
+    cut_model,
+    cuts,
+    cuts_without_modules,
+)
+from tests.intraslice_core.modeling.dense_families import FAMILIES, tokens
+from tests.intraslice_core.modeling.test_families import (
+    WITH_ATTENTION,
+    assert_same_generation,
+    generate,
+)
+
+SHAPES = {"irregular": cuts, "without_modules": cuts_without_modules}
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize(("name", "attention"), WITH_ATTENTION)
+def test_sliced_model_is_the_whole_one_with_zeros(name: str, attention: str, shapes: str) -> None:
+    family = FAMILIES[name]()
+    model, masked = cut_and_masked(family, SHAPES[shapes](family.head_dim))
+    padded = torch.ones_like(tokens())
+    padded[0, :4] = 0
+    for one in (model, masked):
+        one.set_attn_implementation(attention)
+    for mask in (None, padded):
+        with torch.no_grad():
+            expected = masked(tokens(), attention_mask=mask).logits
+            got = model(tokens(), attention_mask=mask).logits
+        torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "dynamic_rope"])
+def test_sliced_model_generates_with_a_cache_as_without(name: str, cache: str, shapes: str) -> None:
+    family = FAMILIES[name]()
+    model = cut_model(family, SHAPES[shapes](family.head_dim))
+    without = generate(model, use_cache=False)
+    with_cache = generate(model, cache_implementation=cache, disable_compile=True)
+    assert_same_generation(with_cache, without)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_caches_hold_the_layers_own_widths(attention: str) -> None:
+    model = cut_model(FAMILIES["llama"]())
+    model.set_attn_implementation(attention)
+    with torch.no_grad():
+        expected = model(tokens()).logits
+        first = model(tokens()[:, :4], use_cache=True)
+        steps, cache = [first.logits], first.past_key_values
+        for position in range(4, 21):
+            out = model(tokens()[:, position : position + 1], past_key_values=cache)
+            steps.append(out.logits)
+    torch.testing.assert_close(torch.cat(steps, 1), expected, atol=1e-5, rtol=1e-5)
+    assert [layer.keys.shape[1] for layer in cache.layers] == [2, 2, 1]
+    assert [layer.keys.shape[-1] for layer in cache.layers] == [6, 6, 6]
+    assert [layer.values.shape[-1] for layer in cache.layers] == [4, 11, 4]
+
+
+def test_a_window_bounds_what_a_layers_cache_holds() -> None:
+    model = cut_model(FAMILIES["gemma2"]())
+    with torch.no_grad():
+        cache = model(tokens(), use_cache=True).past_key_values
+    assert [layer.keys.shape[2] for layer in cache.layers] == [4, 21, 4]
+
+
+def test_removed_modules_leave_no_tensors_but_norms() -> None:
+    family = FAMILIES["gemma3"]()
+    state = cut_model(family, cuts_without_modules(family.head_dim)).state_dict()
+    assert not any(name.startswith("model.layers.0.self_attn") for name in state)
+    assert not any(name.startswith("model.layers.1.mlp.") for name in state)
+    for layer in range(3):
+        names = {
+            name for name in state if name.startswith(f"model.layers.{layer}.") and "norm" in name
+        }
+        assert {
+            f"model.layers.{layer}.{norm}.weight"
+            for norm in (
+                "input_layernorm",
+                "post_attention_layernorm",
+                "attention_output_norm",
+                "mlp_output_norm",
+            )
+        } <= names
+
+
+def test_query_norm_of_kept_pairs_counts_the_dense_width() -> None:
+    model, masked = cut_and_masked(FAMILIES["qwen3"](), cuts(20))
+    norm = model.model.layers[0].self_attn.q_norm
+    assert norm.weight.shape == (2 * 10,)
+    heads = torch.randn(1, 2, 2, 3, 10)
+    expected = heads / (heads.square().sum(-1, keepdim=True) / 20 + 1e-6).sqrt()
+    expected = expected * norm.weight.view(2, 1, 1, 10)
+    with torch.no_grad():
+        torch.testing.assert_close(norm(heads), expected)
+    assert masked.model.layers[0].self_attn.q_norm.weight.shape == (2 * 20,)

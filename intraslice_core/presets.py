@@ -17,6 +17,8 @@ class MethodPreset:
     neuron_choice: Literal["obs", "energy", "magnitude"]
     allocator: Allocator
     """What `auto` stands for."""
+    learns: bool
+    """Choices are made by what `estimation` learns of the dense model."""
     compensate: bool
     """Refit the next projection by least squares."""
     dense_target: bool
@@ -36,18 +38,20 @@ PRESETS: dict[Method, MethodPreset] = {
         value_basis="weighted",
         neuron_choice="obs",
         allocator="lagrangian",
+        learns=True,
         compensate=True,
         dense_target=True,
         shrink_to_weights=True,
         choice_damping=1e-4,
-        damping_own=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
-        damping_correction=(0.03, 0.1, 0.3, 1.0, 3.0),
+        damping_own=(1e-4, 1e-2, 0.1, 0.3, 1.0),
+        damping_correction=(0.1, 0.3, 1.0, 3.0, 10.0),
     ),
     "paper": MethodPreset(
         pair_score="product",
         value_basis="pca",
         neuron_choice="energy",
         allocator="fisher_pca",
+        learns=False,
         compensate=True,
         dense_target=False,
         shrink_to_weights=False,
@@ -60,6 +64,7 @@ PRESETS: dict[Method, MethodPreset] = {
         value_basis="magnitude",
         neuron_choice="magnitude",
         allocator="uniform",
+        learns=False,
         compensate=False,
         dense_target=False,
         shrink_to_weights=False,

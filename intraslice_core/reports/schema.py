@@ -3,7 +3,8 @@
 CompressionReport
 ├── config, geometry, plan          what was asked, what there was, what was kept
 ├── allocation: AllocationReport    who chose the plan, and what it was predicted to cost
-│   └── layers: LayerPrediction
+│   ├── layers: LayerPrediction
+│   └── trials: TrialReport         predicted against measured
 ├── layers: LayerReport             what each layer's solve had to say
 │   └── attention, mlp: ModuleReport
 └── evaluation: EvaluationReport    dense against compressed
@@ -69,6 +70,16 @@ class LayerPrediction(FrozenModel):
     mlp: float
 
 
+class TrialReport(FrozenModel):
+    """A module that was cut for trial, all others left alone."""
+
+    layer: int = Field(ge=0)
+    module: Module
+    cut: float = Field(description="fraction of the module's dimensions")
+    predicted: float = Field(description="loss increase by the Fisher matrices alone, in nats")
+    measured: float = Field(description="loss increase on calibration sequences held out for it")
+
+
 class AllocationReport(FrozenModel):
     """Who decided how much is removed where."""
 
@@ -87,6 +98,12 @@ class AllocationReport(FrozenModel):
     )
     predicted_loss: float | None = Field(default=None, description="sum over all modules")
     layers: tuple[LayerPrediction, ...] = ()
+    trials: tuple[TrialReport, ...] = ()
+    rank_correlation: float | None = Field(
+        default=None,
+        description="Spearman's, of trials with what curves predict that were scaled by the other "
+        "trials of the same module; from 12 trials on",
+    )
 
 
 class PerplexityComparison(FrozenModel):

@@ -10,7 +10,8 @@ _BENCHMARK_TOKENS = 2 * 3 * (256 + 32)
 """Both models, three repeats, prompt and answer."""
 
 _READING = 100_000
-"""Parameters that a token could have passed in the time that reading one takes; roughly."""
+"""Parameters that a token could have passed in the time that reading one takes, roughly: so that
+rates of jobs that read and of jobs that let the model write are of one kind."""
 
 
 def stage_work(

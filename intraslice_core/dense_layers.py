@@ -90,6 +90,12 @@ class ReaderLayers:
     @functools.cached_property
     def _head(self) -> tuple[Norm, Tensor, Tensor | None]:
         """Final norm and output head."""
+        # Gradients pass through it, whoever asks for it first: nothing of it may be an inference
+        # tensor.
+        with torch.inference_mode(False):
+            return self._read_head()
+
+    def _read_head(self) -> tuple[Norm, Tensor, Tensor | None]:
         names = self._reader.family.outer_names(self._reader.config)
 
         def at(name: str) -> Tensor | None:

@@ -27,7 +27,7 @@ from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.checkpoints import CheckpointReader, open_model
 from intraslice_core.evaluation.comparison import load_model
 from intraslice_core.evaluation.speed import compare_speed
-from intraslice_core.modeling import IntraSliceLlamaForCausalLM, intraslice_config
+from intraslice_core.modeling import IntraSliceForCausalLM, intraslice_config
 from intraslice_core.plan import LayerPlan
 from intraslice_core.reports.schema import SpeedReport
 
@@ -66,13 +66,14 @@ def measure(options: argparse.Namespace, place: Path) -> SpeedReport:
     )
 
 
-def build_twin(dense: Path, options: argparse.Namespace) -> IntraSliceLlamaForCausalLM:
+def build_twin(dense: Path, options: argparse.Namespace) -> IntraSliceForCausalLM:
     """A model with the shapes that `--ratio` asks for."""
     with CheckpointReader(dense) as reader:
         geometry = reader.family.geometry(reader.config)
+        canonical = reader.family.canonical_settings(reader.config)
         plan = uniform_plan(geometry, options.ratio, options.round_to)
         pairs = [random_pairs(layer, geometry.rotary_pairs) for layer in plan.layers]
-        return IntraSliceLlamaForCausalLM(intraslice_config(reader.config, plan.layers, pairs))
+        return IntraSliceForCausalLM(intraslice_config(canonical, plan.layers, pairs))
 
 
 def random_pairs(layer: LayerPlan, total: int) -> list[list[int]]:

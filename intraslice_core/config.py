@@ -12,8 +12,20 @@ Method = Literal["intraslice", "paper", "magnitude"]
 Target = Literal["research"]
 """Which runtimes must load the result; `research` leaves every shape free per layer."""
 
-SUPPORTED_MODEL_TYPES = ("llama",)
+SUPPORTED_MODEL_TYPES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "phi",
+    "phi3",
+    "gemma2",
+    "gemma3_text",
+)
 """What `families` has adapters for, for those who must not load torch to know it."""
+
+GGUF_MODEL_TYPES = ("llama",)
+"""Of which there may be GGUF files; all others come as safetensors."""
 
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]

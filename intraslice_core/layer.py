@@ -18,12 +18,20 @@ from torch import Tensor
 
 from intraslice_core import block, compensation, linalg, slicing
 from intraslice_core.block import BlockSettings, BlockWeights, Linear, Rotary
+from intraslice_core.block_output import Observation, OutputSpace
 from intraslice_core.errors import NumericalError
 from intraslice_core.plan import LayerPlan
 from intraslice_core.presets import MethodPreset
 from intraslice_core.selection import neurons, rotary_pairs, value_basis
 from intraslice_core.sharing import DenseStates, Half
-from intraslice_core.statistics import MomentAccumulator, Moments, RotaryAccumulator
+from intraslice_core.statistics import (
+    HeadEnergies,
+    HeadEnergyAccumulator,
+    MomentAccumulator,
+    Moments,
+    RotaryAccumulator,
+    RotaryStatistics,
+)
 
 HELD_OUT_FRACTION = 8
 """One calibration sequence in so many chooses the damping."""
@@ -111,6 +119,14 @@ class LayerCompressor:
         self._streams = streams
         self._context = context
         self._passes_done = 0
+        self._attention_space = OutputSpace(
+            output=weights.attention_output,
+            norm=weights.attention_output_norm,
+            settings=context.settings,
+        )
+        self._mlp_space = OutputSpace(
+            output=weights.mlp_output, norm=weights.mlp_output_norm, settings=context.settings
+        )
         self._correction_candidates = context.preset.damping_correction
 
     def run(self) -> LayerOutcome:
@@ -123,8 +139,8 @@ class LayerCompressor:
         if not self._context.preset.compensate:
             return self._cut_without_data()
         with _locating(self._context.layer, "attention"):
-            pairs = self._choose_pairs()
-            weights, attention = self._compress_attention(pairs)
+            pairs, energies = self._choose_pairs()
+            weights, attention = self._compress_attention(pairs, energies)
         self._correction_candidates = self._context.preset.damping_correction
         with _locating(self._context.layer, "mlp"):
             weights, mlp = self._compress_mlp(weights)
@@ -145,23 +161,33 @@ class LayerCompressor:
         """
         if not self._context.preset.compensate:
             return
-        settings, rotary = self._context.settings, self._context.rotary
-        self._replay_half(
-            "attention", weights, lambda x, block_: block.attention(x, block_, settings, rotary)
-        )
-        self._replay_half("mlp", weights, lambda x, block_: block.mlp(x, block_, settings))
+        settings = self._context.settings
+        if not settings.parallel_block:
+            self._replay_half("attention", weights, self._behind_attention)
+        self._replay_half("mlp", weights, self._behind_mlp)
 
     def _replay_half(
-        self, half: Half, weights: BlockWeights, module: Callable[[Tensor, BlockWeights], Tensor]
+        self, half: Half, weights: BlockWeights, behind: Callable[[Tensor, BlockWeights], Tensor]
     ) -> None:
         """The same products over the same batches as in the layer's work."""
         known = self._restore_dense(half)
         for rows in self._batches():
-            hidden = self._load(self._streams.compressed, rows)
-            hidden = hidden + module(hidden, weights)
+            hidden = behind(self._load(self._streams.compressed, rows), weights)
             self._streams.compressed[rows] = hidden.to(self._streams.compressed.device)
-            self._pass_dense(rows, known, lambda star: module(star, self._dense))
+            self._pass_dense(rows, known, behind)
         self._keep_dense(half, known)
+
+    def _behind_attention(self, hidden: Tensor, weights: BlockWeights) -> Tensor:
+        """The stream behind the attention, from the block's input."""
+        settings, rotary = self._context.settings, self._context.rotary
+        return hidden + block.attention(hidden, weights, settings, rotary)
+
+    def _behind_mlp(self, hidden: Tensor, weights: BlockWeights) -> Tensor:
+        """The stream behind the block: from the attention's end, or a parallel block's input."""
+        settings = self._context.settings
+        if settings.parallel_block:
+            return block.behind(hidden, weights, settings, self._context.rotary)
+        return hidden + block.mlp(hidden, weights, settings)
 
     def _cut_without_data(self) -> LayerOutcome:
         """The naive baseline: choose by weights alone, refit nothing, leave the streams alone."""
@@ -174,10 +200,15 @@ class LayerCompressor:
         rows = dense.attention_output.weight.mT
         basis = value_basis.magnitude_basis(value, rows, groups, plan.v_head_dim)
         choice = neurons.keep_best_neurons(
-            neurons.magnitude_score(dense.gate.weight, dense.up.weight, dense.mlp_output.weight.mT),
+            neurons.magnitude_score(
+                None if dense.gate is None else dense.gate.weight,
+                dense.up.weight,
+                dense.mlp_output.weight.mT,
+            ),
             plan.intermediate_size,
         )
-        weights = slicing.slice_rotary_pairs(dense, pairs, settings.head_dim)
+        energies = slicing.weight_energies(dense)
+        weights = slicing.slice_rotary_pairs(dense, pairs, settings, energies)
         weights = slicing.slice_neurons(slicing.project_values(weights, basis), choice.kept)
         heads = slicing.value_projection(basis, settings.num_attention_heads)
         weights = replace(
@@ -215,30 +246,42 @@ class LayerCompressor:
         return stream[rows].to(self._context.device)
 
     # -- the dense stream ------------------------------------------------------------------
+    #
+    # It rests behind every half of a layer; in a parallel block, whose halves read the same
+    # input, only behind the second.
+
+    def _rests_behind(self, half: Half) -> bool:
+        return half == "mlp" or not self._context.settings.parallel_block
 
     def _restore_dense(self, half: Half) -> bool:
         """Whether the dense stream is past the half layer already: another run has kept it."""
         states, stream = self._context.dense_states, self._streams.dense
-        if states is None or stream is None:
+        if states is None or stream is None or not self._rests_behind(half):
             return False
         return states.restore(self._context.layer, half, stream)
 
     def _keep_dense(self, half: Half, known: bool) -> None:
         states, stream = self._context.dense_states, self._streams.dense
-        if states is not None and stream is not None and not known:
-            states.keep(self._context.layer, half, stream)
+        if states is None or stream is None or known or not self._rests_behind(half):
+            return
+        states.keep(self._context.layer, half, stream)
 
     def _pass_dense(
-        self, rows: slice, known: bool, module: Callable[[Tensor], Tensor]
+        self,
+        rows: slice,
+        known: bool,
+        behind: Callable[[Tensor, BlockWeights], Tensor],
+        half: Half = "mlp",
     ) -> Tensor | None:
-        """The dense stream behind the module; None where the method does not look at it."""
+        """The dense stream behind the half; None where the method does not look at it."""
         stream = self._streams.dense
         if stream is None:
             return None
         star = self._load(stream, rows)
         if not known:
-            star = star + module(star)
-            stream[rows] = star.to(stream.device)
+            star = behind(star, self._dense)
+            if self._rests_behind(half):
+                stream[rows] = star.to(stream.device)
         return star
 
     def _accumulators(
@@ -264,42 +307,46 @@ class LayerCompressor:
 
     # -- attention -------------------------------------------------------------------------
 
-    def _choose_pairs(self) -> Tensor:
-        """The rotary pairs that stay, (num_key_value_heads, pairs)."""
+    def _choose_pairs(self) -> tuple[Tensor, HeadEnergies | None]:
+        """The rotary pairs that stay, (num_key_value_heads, pairs), and what energy all have."""
         settings, keep = self._context.settings, self._plan.qk_pairs
         total = settings.head_dim // 2
         if keep == total:
             every = torch.arange(total, device=self._context.device)
             self._passes_done += 1
-            return every.expand(settings.num_key_value_heads, total)
-        return rotary_pairs.keep_best_pairs(self._pair_score(), keep)
+            return every.expand(settings.num_key_value_heads, total), None
+        statistics, energies = self._pair_statistics()
+        if self._context.preset.pair_score == "product":
+            score = rotary_pairs.paper_score(statistics)
+        else:
+            score = rotary_pairs.centered_score(statistics)
+        return rotary_pairs.keep_best_pairs(score, keep), energies
 
-    def _pair_score(self) -> Tensor:
-        context = self._context
-        accumulator = RotaryAccumulator(
-            num_key_value_heads=context.settings.num_key_value_heads,
-            pairs=context.settings.head_dim // 2,
-            device=context.device,
-        )
+    def _pair_statistics(self) -> tuple[RotaryStatistics, HeadEnergies]:
+        """Of queries and keys as they meet, and as they are before norm and RoPE."""
+        context, settings = self._context, self._context.settings
+        shape = {
+            "num_key_value_heads": settings.num_key_value_heads,
+            "pairs": settings.head_dim // 2,
+        }
+        meeting = RotaryAccumulator(**shape, device=context.device)
+        projected = HeadEnergyAccumulator(**shape, device=context.device)
         for rows in self._batches():
             hidden = self._load(self._streams.compressed, rows)
-            normed = block.attention_inputs(hidden, self._dense, context.settings)
-            accumulator.add(
-                *block.rotated_queries_and_keys(
-                    normed, self._dense, context.settings, context.rotary
-                )
-            )
-        statistics = accumulator.statistics()
-        if context.preset.pair_score == "product":
-            return rotary_pairs.paper_score(statistics)
-        return rotary_pairs.centered_score(statistics)
+            normed = block.attention_inputs(hidden, self._dense, settings)
+            heads = block.queries_and_keys(normed, self._dense)
+            projected.add(*heads)
+            meeting.add(*block.normed_and_rotated(*heads, self._dense, settings, context.rotary))
+        return meeting.statistics(), projected.energies()
 
-    def _compress_attention(self, pairs: Tensor) -> tuple[BlockWeights, ModuleOutcome]:
+    def _compress_attention(
+        self, pairs: Tensor, energies: HeadEnergies | None
+    ) -> tuple[BlockWeights, ModuleOutcome]:
         """Prune q/k, choose the value basis, refit the output projection."""
         context, plan = self._context, self._plan
         pruned = self._dense
         if plan.qk_pairs < context.settings.head_dim // 2:
-            pruned = slicing.slice_rotary_pairs(pruned, pairs, context.settings.head_dim)
+            pruned = slicing.slice_rotary_pairs(pruned, pairs, context.settings, energies)
         fit, held_out = self._attention_moments(pruned)
         basis, explained = self._choose_value_basis(fit, held_out)
         intact = plan.v_head_dim == context.settings.head_dim and pruned is self._dense
@@ -313,7 +360,7 @@ class LayerCompressor:
                 device=context.device,
             )
         projection = _with_bias_row(projection, self._dense.attention_output)
-        prior = projection.mT @ _output_rows(self._dense.attention_output)
+        prior = projection.mT @ self._attention_space.rows()
         outcome, output = self._refit(
             "attention",
             compensation.project(fit, projection),
@@ -323,32 +370,31 @@ class LayerCompressor:
         )
         weights = replace(
             pruned,
-            attention_output=slicing.output_projection(output, self._dense.attention_output),
+            attention_output=slicing.output_projection(
+                self._attention_space.solved(output), self._dense.attention_output
+            ),
         )
         return self._as_stored(weights), replace(outcome, explained_energy=explained)
 
     def _attention_moments(self, pruned: BlockWeights) -> tuple[Moments, Moments | None]:
         """Moments of the pruned attention's `o`; moves the dense stream past its attention."""
         settings, rotary = self._context.settings, self._context.rotary
-        output = self._dense.attention_output
-        fit, held_out = self._accumulators(output, own_is_linear=pruned is self._dense)
+        space = self._attention_space
+        fit, held_out = self._accumulators(space.output, own_is_linear=pruned is self._dense)
         known = self._restore_dense("attention")
         for rows in self._batches():
             hidden = self._load(self._streams.compressed, rows)
             normed = block.attention_inputs(hidden, self._dense, settings)
-            full = block.attention_inner(normed, self._dense, settings, rotary)
-            own = output(full)
-            inner = full
+            inner = full = block.attention_inner(normed, self._dense, settings, rotary)
             if pruned is not self._dense:
                 inner = block.attention_inner(normed, pruned, settings, rotary)
-            star = self._pass_dense(
-                rows, known, lambda star: block.attention(star, self._dense, settings, rotary)
-            )
-            correction = None if star is None else (star - hidden) - own
+            seen = space.observe(full, inner)
+            star = self._pass_dense(rows, known, self._behind_attention, "attention")
+            correction = None if star is None else space.correction(star - hidden, seen)
             sums = held_out if held_out is not None and self._is_held_out(rows) else fit
-            _add(sums, inner, own, correction, output)
+            _add(sums, seen, correction)
         self._keep_dense("attention", known)
-        return _moments(fit, held_out, output)
+        return _moments(fit, held_out, space)
 
     def _choose_value_basis(
         self, fit: Moments, held_out: Moments | None
@@ -358,16 +404,15 @@ class LayerCompressor:
         keep, heads = self._plan.v_head_dim, settings.num_key_value_heads
         if keep == settings.head_dim:
             return None, 1.0
-        rows = self._dense.attention_output.weight.mT
         moments = fit if held_out is None else fit + held_out
-        width = rows.shape[0]
+        width = self._dense.attention_output.weight.shape[1]
         moment = value_basis.group_second_moment(
             moments.gram[:width, :width], heads, settings.head_dim
         )
         if preset.value_basis == "pca":
             basis, spectrum = value_basis.pca_basis(moment, keep)
         else:
-            fitted = self._fitted_output(fit, held_out, self._dense.attention_output)[:width]
+            fitted = self._fitted_output(fit, held_out, self._attention_space)[:width]
             basis, spectrum = value_basis.weighted_basis(moment, fitted, keep)
         return basis, _share(spectrum, keep)
 
@@ -377,7 +422,7 @@ class LayerCompressor:
         """Choose neurons and refit the down projection; moves both streams up to the MLP's end."""
         fit, held_out = self._mlp_moments(weights)
         choice = self._choose_neurons(fit, held_out)
-        intact = self._plan.intermediate_size == self._dense.gate.weight.shape[0]
+        intact = self._plan.intermediate_size == self._dense.up.weight.shape[0]
         kept = choice.kept
         if self._dense.mlp_output.bias is not None:
             kept = torch.cat((kept, kept.new_tensor([fit.gram.shape[0] - 1])))
@@ -385,51 +430,55 @@ class LayerCompressor:
             "mlp",
             compensation.select(fit, kept),
             held_out and compensation.select(held_out, kept),
-            _output_rows(self._dense.mlp_output)[kept],
+            self._mlp_space.rows()[kept],
             intact,
         )
         sliced = slicing.slice_neurons(weights, choice.kept)
-        projection = slicing.output_projection(output, self._dense.mlp_output)
+        projection = slicing.output_projection(
+            self._mlp_space.solved(output), self._dense.mlp_output
+        )
         return self._as_stored(replace(sliced, mlp_output=projection)), outcome
 
     def _mlp_moments(self, weights: BlockWeights) -> tuple[Moments, Moments | None]:
-        """Moments of `u`; the compressed stream passes its attention, the dense one its MLP."""
-        context, settings = self._context, self._context.settings
-        output = self._dense.mlp_output
-        fit, held_out = self._accumulators(output, own_is_linear=True)
+        """Moments of `u`; the dense stream passes its MLP, the compressed one its attention.
+
+        In a parallel block the compressed stream stays at the block's input, which is what the MLP
+        reads; what it adds to is behind the sliced attention all the same.
+        """
+        settings, space = self._context.settings, self._mlp_space
+        fit, held_out = self._accumulators(space.output, own_is_linear=True)
         known = self._restore_dense("mlp")
         for rows in self._batches():
             hidden = self._load(self._streams.compressed, rows)
-            hidden = hidden + block.attention(hidden, weights, settings, context.rotary)
-            self._streams.compressed[rows] = hidden.to(self._streams.compressed.device)
+            between = self._behind_attention(hidden, weights)
+            if not settings.parallel_block:
+                hidden = between
+                self._streams.compressed[rows] = hidden.to(self._streams.compressed.device)
             inner = block.mlp_inner(hidden, self._dense, settings)
-            own = output(inner)
-            star = self._pass_dense(
-                rows, known, lambda star: block.mlp(star, self._dense, settings)
-            )
-            correction = None if star is None else (star - hidden) - own
+            seen = space.observe(inner, inner)
+            star = self._pass_dense(rows, known, self._behind_mlp)
+            correction = None if star is None else space.correction(star - between, seen)
             sums = held_out if held_out is not None and self._is_held_out(rows) else fit
-            _add(sums, inner, own, correction, output)
+            _add(sums, seen, correction)
         self._keep_dense("mlp", known)
-        return _moments(fit, held_out, output)
+        return _moments(fit, held_out, space)
 
     def _choose_neurons(self, fit: Moments, held_out: Moments | None) -> neurons.NeuronChoice:
         preset, keep = self._context.preset, self._plan.intermediate_size
-        width = self._dense.gate.weight.shape[0]
-        rows = self._dense.mlp_output.weight.mT
+        width = self._dense.up.weight.shape[0]
         moments = fit if held_out is None else fit + held_out
         gram = moments.gram[:width, :width]
         if preset.neuron_choice == "energy":
-            return neurons.keep_best_neurons(neurons.energy_score(gram, rows), keep)
-        fitted = self._fitted_output(fit, held_out, self._dense.mlp_output)[:width]
+            score = neurons.energy_score(gram, self._mlp_space.rows()[:width])
+            return neurons.keep_best_neurons(score, keep)
+        fitted = self._fitted_output(fit, held_out, self._mlp_space)[:width]
         factor = linalg.damped_cholesky(gram, preset.choice_damping)
         return neurons.obs_elimination(factor, fitted, keep)
 
     def _advance_mlp(self, weights: BlockWeights) -> None:
         """Move the compressed stream past the sliced MLP."""
         for rows in self._batches():
-            hidden = self._load(self._streams.compressed, rows)
-            hidden = hidden + block.mlp(hidden, weights, self._context.settings)
+            hidden = self._behind_mlp(self._load(self._streams.compressed, rows), weights)
             self._streams.compressed[rows] = hidden.to(self._streams.compressed.device)
 
     def _as_stored(self, weights: BlockWeights) -> BlockWeights:
@@ -437,14 +486,14 @@ class LayerCompressor:
 
     # -- least squares ---------------------------------------------------------------------
 
-    def _fitted_output(self, fit: Moments, held_out: Moments | None, output: Linear) -> Tensor:
+    def _fitted_output(self, fit: Moments, held_out: Moments | None, space: OutputSpace) -> Tensor:
         """The un-pruned output projection fitted to the target, (inner [+ 1], hidden_size).
 
         Chooses the correction's damping for the module: the refit after the choice sees the same
         tokens and the same target, so it takes that damping over.
         """
         preset = self._context.preset
-        prior = _output_rows(output) if preset.shrink_to_weights else None
+        prior = space.rows() if preset.shrink_to_weights else None
         dampings = compensation.Dampings(
             own=(preset.choice_damping,), correction=preset.damping_correction
         )
@@ -476,14 +525,6 @@ class LayerCompressor:
         return outcome, fitted.weight
 
 
-def _output_rows(output: Linear) -> Tensor:
-    """An output projection by inner dimension, its bias as a last row, in float64."""
-    rows = output.weight.mT.to(linalg.WORKING_DTYPE)
-    if output.bias is None:
-        return rows
-    return torch.cat((rows, output.bias.to(rows).unsqueeze(0)))
-
-
 def _with_bias_row(projection: Tensor, output: Linear) -> Tensor:
     """Let the constant that stands for the bias pass a projection untouched."""
     if output.bias is None:
@@ -493,22 +534,18 @@ def _with_bias_row(projection: Tensor, output: Linear) -> Tensor:
 
 
 def _moments(
-    fit: MomentAccumulator, held_out: MomentAccumulator | None, output: Linear
+    fit: MomentAccumulator, held_out: MomentAccumulator | None, space: OutputSpace
 ) -> tuple[Moments, Moments | None]:
     """What both accumulators have seen."""
-    rows = _output_rows(output)
+    rows = space.rows()
     return fit.moments(rows), None if held_out is None else held_out.moments(rows)
 
 
-def _add(
-    sums: MomentAccumulator, inner: Tensor, own: Tensor, correction: Tensor | None, output: Linear
-) -> None:
-    """Flatten a batch to tokens, append the constant for a bias, and accumulate."""
-    if output.bias is not None:
-        inner = torch.cat((inner, torch.ones_like(inner[..., :1])), dim=-1)
+def _add(sums: MomentAccumulator, seen: Observation, correction: Tensor | None) -> None:
+    """Flatten a batch to tokens and accumulate."""
     sums.add(
-        inner.flatten(0, 1),
-        own.flatten(0, 1),
+        seen.inner.flatten(0, 1),
+        seen.own.flatten(0, 1),
         None if correction is None else correction.flatten(0, 1),
     )
 

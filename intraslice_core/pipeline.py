@@ -13,7 +13,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -40,9 +40,12 @@ from intraslice_core.config import (
 from intraslice_core.errors import NumericalError
 from intraslice_core.evaluation.comparison import evaluate_pair, load_model
 from intraslice_core.evaluation.verification import verify_checkpoint, write_reference
-from intraslice_core.families.blocks import (
+from intraslice_core.families.canonical import (
+    CanonicalSettings,
     block_settings,
     block_weights,
+    embedded,
+    layer_prefix,
     named_tensors,
     rotary_tables,
 )
@@ -54,8 +57,14 @@ from intraslice_core.hardware import (
 )
 from intraslice_core.layer import LayerCompressor, LayerContext, LayerOutcome, Streams
 from intraslice_core.layer_checkpoints import FinishedLayer, LayerCheckpoints
-from intraslice_core.modeling import IntraSliceLlamaForCausalLM, intraslice_config
-from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan, total_parameters
+from intraslice_core.modeling import IntraSliceForCausalLM, intraslice_config
+from intraslice_core.plan import (
+    LayerPlan,
+    ModelGeometry,
+    ModelPlan,
+    dense_parameters,
+    total_parameters,
+)
 from intraslice_core.presets import PRESETS
 from intraslice_core.progress import (
     CancellationCheck,
@@ -82,8 +91,6 @@ from intraslice_core.sharing import (
 )
 
 if TYPE_CHECKING:
-    from transformers import LlamaConfig
-
     from intraslice_core.block import BlockWeights
     from intraslice_core.layer import ModuleOutcome
 
@@ -208,6 +215,8 @@ class _Work:
 
     reader: CheckpointReader
     config: CompressionConfig
+    canonical: CanonicalSettings
+    """The dense model as an instance of the one architecture."""
     geometry: ModelGeometry
     plan: ModelPlan
     device: torch.device
@@ -256,6 +265,7 @@ def _plan_work(reader: CheckpointReader, dense: Path, config: CompressionConfig,
     return _Work(
         reader=reader,
         config=config,
+        canonical=reader.family.canonical_settings(reader.config),
         geometry=geometry,
         plan=uniform_plan(geometry, config.ratio, config.round_to),
         device=device,
@@ -296,8 +306,8 @@ def _write_compressed(
     family, reader = work.reader.family, work.reader
     layers: list[FinishedLayer] = []
     with CheckpointWriter(staged, dtype=work.stored_dtype) as writer:
-        for name in family.outer_shapes(reader.config):
-            writer.add({name: check_finite(name, reader.tensor(name))})
+        for name, own_name in family.outer_names(reader.config).items():
+            writer.add({name: check_finite(own_name, reader.tensor(own_name))})
         walk = _Walk(work, tokens, run)
         for layer in range(work.geometry.num_hidden_layers):
             finished = walk.finish(layer)
@@ -305,7 +315,7 @@ def _write_compressed(
             layers.append(replace(finished, tensors={}))
         writer.finish(
             intraslice_config(
-                cast("LlamaConfig", reader.config),
+                work.canonical,
                 work.plan.layers,
                 [layer.kept_pairs.tolist() for layer in layers],
             ),
@@ -368,7 +378,7 @@ class _Walk:
         )
         outcome = compressor.run()
         self._require_finite(layer)
-        tensors = named_tensors(self._work.reader.family, layer, outcome.weights)
+        tensors = named_tensors(layer, outcome.weights)
         return FinishedLayer(
             tensors={name: one.to("cpu", self._work.stored_dtype) for name, one in tensors.items()},
             kept_pairs=outcome.kept_pairs,
@@ -381,10 +391,10 @@ class _Walk:
 
     def _weights(self, layer: int, kept: FinishedLayer) -> BlockWeights:
         work = self._work
-        prefix = work.reader.family.layer_prefix(layer)
+        prefix, plan = layer_prefix(layer), work.plan.layers[layer]
         tensors = {name.removeprefix(prefix): tensor for name, tensor in kept.tensors.items()}
-        weights = block_weights(work.reader.family, tensors, work.device, work.dtype)
-        if work.plan.layers[layer].qk_head_dim == work.geometry.head_dim:
+        weights = block_weights(tensors, plan.num_key_value_heads, work.device, work.dtype)
+        if plan.qk_head_dim == work.geometry.head_dim:
             return weights
         return replace(weights, rotary_pairs=kept.kept_pairs.to(work.device))
 
@@ -400,10 +410,11 @@ class _Walk:
             told = f"layer {layer + 1}/{layers}: {message}"
             run.report(Stage.COMPRESS, told, (layer + done) / layers, layer, layers)
 
+        sequence = streams.compressed.shape[1]
         context = LayerContext(
             layer=layer,
-            settings=block_settings(work.reader.config),
-            rotary=rotary_tables(work.reader.config, streams.compressed.shape[1], work.device),
+            settings=block_settings(work.canonical, layer),
+            rotary=rotary_tables(work.canonical, layer, sequence, work.device),
             preset=PRESETS[work.config.method],
             batch_size=work.config.batch_size,
             device=work.device,
@@ -411,7 +422,9 @@ class _Walk:
             before_batch=before_batch,
             dense_states=self._states,
         )
-        weights = block_weights(family, tensors, work.device, work.dtype)
+        canonical = family.canonical_layer(work.reader.config, layer, tensors)
+        groups = work.geometry.num_key_value_heads
+        weights = block_weights(canonical, groups, work.device, work.dtype)
         return LayerCompressor(weights, work.plan.layers[layer], streams, context)
 
     def _require_finite(self, layer: int) -> None:
@@ -424,7 +437,7 @@ def _embed(work: _Work, tokens: Tensor) -> Streams:
     table = work.reader.tensor(work.reader.family.embedding)
     hidden = torch.empty(*tokens.shape, table.shape[1], dtype=work.dtype)
     for row, sequence in enumerate(tokens):
-        hidden[row] = table[sequence].to(work.dtype)
+        hidden[row] = embedded(work.canonical, table[sequence].to(work.dtype))
     dense_target = PRESETS[work.config.method].dense_target
     return Streams(compressed=hidden, dense=hidden.clone() if dense_target else None)
 
@@ -446,7 +459,7 @@ def _dense_states(work: _Work, tokens: Tensor) -> DenseStates | None:
 def _verify(staged: Path, run: Run) -> None:
     """Prove that the written files load in a clean process and act like the model here."""
     run.report(Stage.VERIFY, "loading the result in a clean process")
-    model = IntraSliceLlamaForCausalLM.from_pretrained(
+    model = IntraSliceForCausalLM.from_pretrained(
         staged, local_files_only=True, dtype=torch.float32
     )
     write_reference(staged, model, _tokenizer(staged))
@@ -520,7 +533,7 @@ def _report(
         config=work.config,
         geometry=geometry,
         plan=plan,
-        params_before=total_parameters(geometry, geometry.dense_plan()),
+        params_before=dense_parameters(geometry),
         params_after=total_parameters(geometry, plan),
         compressible_before=geometry.dense_plan().parameters(geometry),
         compressible_after=plan.parameters(geometry),

@@ -23,6 +23,13 @@ class ModelGeometry(FrozenModel):
     vocab_size: int = Field(ge=1)
     tie_word_embeddings: bool
     mlp_projections: int = Field(default=3, description="matrices of the MLP: 3 gated, 2 plain")
+    norms_per_layer: int = Field(default=2, description="1 parallel, 2 usual, 4 with output norms")
+    norm_bias: bool = Field(default=False, description="norms are LayerNorms")
+    qk_norm: bool = Field(default=False, description="queries and keys are normed")
+    attention_bias: bool = Field(default=False, description="of the q, k and v projections")
+    attention_output_bias: bool = False
+    mlp_bias: bool = False
+    lm_head_bias: bool = False
 
     @property
     def rotary_pairs(self) -> int:
@@ -92,8 +99,36 @@ class ModelPlan(FrozenModel):
 
 
 def total_parameters(geometry: ModelGeometry, plan: ModelPlan) -> int:
-    """All weights of the model: layers, norms, embeddings and the untied head."""
+    """All weights of the compressed model: layers, biases, norms, embeddings, the untied head.
+
+    Equal to the tensors of its checkpoint, whose q/k norms have a weight for every KV head.
+    """
     embeddings = geometry.vocab_size * geometry.hidden_size
     heads = 1 if geometry.tie_word_embeddings else 2
-    norms = (2 * geometry.num_hidden_layers + 1) * geometry.hidden_size
-    return plan.parameters(geometry) + embeddings * heads + norms
+    final_norm = geometry.hidden_size * (1 + geometry.norm_bias)
+    head_bias = geometry.vocab_size * geometry.lm_head_bias
+    small = sum(_vector_parameters(geometry, layer) for layer in plan.layers)
+    return plan.parameters(geometry) + embeddings * heads + final_norm + head_bias + small
+
+
+def dense_parameters(geometry: ModelGeometry) -> int:
+    """All weights of the dense model, whose KV heads share one norm each for queries and keys."""
+    total = total_parameters(geometry, geometry.dense_plan())
+    copies = (geometry.num_key_value_heads - 1) * 2 * geometry.head_dim
+    return total - copies * geometry.num_hidden_layers * geometry.qk_norm
+
+
+def _vector_parameters(geometry: ModelGeometry, layer: LayerPlan) -> int:
+    """Norms and biases of one layer; a removed module leaves its norms behind."""
+    hidden, groups = geometry.hidden_size, layer.num_key_value_heads
+    norms = geometry.norms_per_layer * hidden * (1 + geometry.norm_bias)
+    biases = 0
+    if layer.num_attention_heads:
+        qk_rows = (layer.num_attention_heads + groups) * layer.qk_head_dim
+        norms += 2 * groups * layer.qk_head_dim * geometry.qk_norm
+        biases += (qk_rows + groups * layer.v_head_dim) * geometry.attention_bias
+        biases += hidden * geometry.attention_output_bias
+    if layer.intermediate_size:
+        inner = (geometry.mlp_projections - 1) * layer.intermediate_size
+        biases += (inner + hidden) * geometry.mlp_bias
+    return norms + biases

@@ -128,6 +128,50 @@ class RotaryStatistics:
     """`Σ_h mean|q_j k_j| + mean|q_{j+e/2} k_{j+e/2}|` after RoPE: the paper's score."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadEnergies:
+    """`E‖pair‖²` of queries and keys as projected, before their norm and RoPE.
+
+    Each is (num_key_value_heads, pairs), float64, summed over a group's queries.
+    """
+
+    query: Tensor
+    key: Tensor
+
+
+@dataclass(kw_only=True)
+class HeadEnergyAccumulator:
+    """Sums for `HeadEnergies`."""
+
+    num_key_value_heads: int
+    pairs: int
+    device: torch.device
+    _query: Tensor = field(init=False)
+    _key: Tensor = field(init=False)
+    _tokens: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        shape = (self.num_key_value_heads, self.pairs)
+        self._query = torch.zeros(shape, dtype=WORKING_DTYPE, device=self.device)
+        self._key = torch.zeros_like(self._query)
+
+    def add(self, query: Tensor, key: Tensor) -> None:
+        """Take one batch, (batch, heads, sequence, 2·pairs) each, before norm and RoPE."""
+        self._query += self._energy(query)
+        self._key += self._energy(key)
+        self._tokens += query.shape[0] * query.shape[2]
+
+    def _energy(self, heads: Tensor) -> Tensor:
+        """Sum of squares, (num_key_value_heads, pairs)."""
+        squares = _wide(heads).square().sum(dim=(0, 2))
+        grouped = squares.view(self.num_key_value_heads, -1, 2, self.pairs)
+        return grouped.sum(dim=(1, 2)).to(WORKING_DTYPE)
+
+    def energies(self) -> HeadEnergies:
+        """Averages over all tokens so far."""
+        return HeadEnergies(query=self._query / self._tokens, key=self._key / self._tokens)
+
+
 @dataclass(kw_only=True)
 class RotaryAccumulator:
     """Sums for `RotaryStatistics`."""

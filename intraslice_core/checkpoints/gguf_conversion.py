@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from intraslice_core.checkpoints.writer import CheckpointWriter, ensure_disk_space
-from intraslice_core.errors import BrokenCheckpointError
+from intraslice_core.config import GGUF_MODEL_TYPES
+from intraslice_core.errors import BrokenCheckpointError, UnsupportedArchitectureError
 from intraslice_core.families import family_for
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -70,7 +71,7 @@ def convert_gguf(file: Path, out: Path) -> Path:
         )
     except Exception as error:  # parsers of a hostile file raise whatever they like
         raise BrokenCheckpointError(f"{file.name}: {error}", field="model") from error
-    family_for(config)
+    _require_convertible(config)
     dtype = _stored_dtype(reader)
     config.tie_word_embeddings = all(tensor.name != "output.weight" for tensor in reader.tensors)
     elements = sum(int(tensor.n_elements) for tensor in reader.tensors)
@@ -85,6 +86,21 @@ def convert_gguf(file: Path, out: Path) -> Path:
             _save_tokenizer(file, Path(settings))
             config.architectures = ["LlamaForCausalLM"]
             return writer.finish(config, Path(settings))
+
+
+def _require_convertible(config: PreTrainedConfig) -> None:
+    """Refuse architectures whose names and layouts are not known here.
+
+    Raises:
+        UnsupportedArchitectureError: saying what to give instead.
+    """
+    if config.model_type not in GGUF_MODEL_TYPES:
+        raise UnsupportedArchitectureError(
+            f"GGUF files of architecture {config.model_type!r} are not supported",
+            field="model",
+            hint="give the model as safetensors",
+        )
+    family_for(config)
 
 
 def _stored_dtype(reader: GGUFReader) -> torch.dtype:

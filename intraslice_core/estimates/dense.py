@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from intraslice_core.config import SUPPORTED_MODEL_TYPES
+from intraslice_core.config import GGUF_MODEL_TYPES, SUPPORTED_MODEL_TYPES
 from intraslice_core.errors import UnsupportedArchitectureError
+from intraslice_core.geometry import FAMILY_FACTS, dense_geometry
 from intraslice_core.inspection import ModelFacts, inspect_model
 from intraslice_core.inspection.gguf_header import read_gguf_header
 from intraslice_core.inspection.layout import CONFIG_FILE, read_json_object
@@ -61,6 +62,12 @@ def read_dense(place: Path) -> DenseModel:
         )
     if place.is_dir():
         return describe_dense(facts, read_json_object(place / CONFIG_FILE))
+    if facts.model_type not in GGUF_MODEL_TYPES:
+        raise UnsupportedArchitectureError(
+            f"GGUF files of architecture {facts.model_type!r} are not supported",
+            field="model",
+            hint="give the model as safetensors",
+        )
     header = read_gguf_header(place)
     prefix = f"{header.architecture}."
     settings: dict[str, Any] = {
@@ -84,32 +91,21 @@ def describe_dense(
     stored = round(facts.bytes / facts.parameters) if facts.parameters else 0
     return DenseModel(
         facts=facts,
-        geometry=_geometry(settings),
+        geometry=_geometry(facts.model_type, settings),
         item_bytes=max(unpacked_item_bytes or stored, 1),
         max_positions=positions if type(positions) is int else None,
         converted=unpacked_item_bytes is not None,
     )
 
 
-def _geometry(settings: Mapping[str, Any]) -> ModelGeometry | None:
-    """The dimensions, with the defaults that Llama's configuration has."""
-    heads, hidden = settings.get("num_attention_heads"), settings.get("hidden_size")
-    head_dim = settings.get("head_dim")
-    if head_dim is None and type(heads) is int and type(hidden) is int and heads > 0:
-        head_dim = hidden // heads
-    layers = settings.get("num_hidden_layers")
+def _geometry(model_type: str | None, settings: Mapping[str, Any]) -> ModelGeometry | None:
+    """The dimensions, or None where the settings leave one unsaid or say something impossible."""
+    if model_type not in FAMILY_FACTS:
+        return None
+    layers = settings.get("num_hidden_layers", 0)
     if type(layers) is not int or layers > _MOST_LAYERS:
         return None
     try:
-        return ModelGeometry(
-            num_hidden_layers=layers,
-            hidden_size=settings["hidden_size"],
-            intermediate_size=settings["intermediate_size"],
-            num_attention_heads=settings["num_attention_heads"],
-            num_key_value_heads=settings.get("num_key_value_heads") or heads,
-            head_dim=head_dim,
-            vocab_size=settings["vocab_size"],
-            tie_word_embeddings=settings.get("tie_word_embeddings") or False,
-        )
-    except (KeyError, ValidationError):
+        return dense_geometry(model_type, settings)
+    except ValidationError:
         return None

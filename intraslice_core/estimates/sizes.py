@@ -5,7 +5,12 @@ from __future__ import annotations
 from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.estimates.memory import peak_memory
-from intraslice_core.plan import LayerPlan, ModelGeometry, total_parameters
+from intraslice_core.plan import (
+    LayerPlan,
+    ModelGeometry,
+    dense_parameters,
+    total_parameters,
+)
 
 
 class Estimate(FrozenModel):
@@ -40,7 +45,7 @@ def estimate(
     """
     dense = geometry.dense_plan()
     plan = uniform_plan(geometry, compression.ratio, compression.round_to)
-    before, after = total_parameters(geometry, dense), total_parameters(geometry, plan)
+    before, after = dense_parameters(geometry), total_parameters(geometry, plan)
     return Estimate(
         params_before=before,
         params_after=after,

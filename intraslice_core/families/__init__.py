@@ -1,17 +1,35 @@
-"""Model families the engine knows: one adapter each."""
+"""Model families the engine knows: one adapter each, one architecture behind them."""
 
 from __future__ import annotations
 
 from transformers import PreTrainedConfig
 
 from intraslice_core.errors import UnsupportedArchitectureError
-from intraslice_core.families.llama import LayerPlaces, LlamaFamily
+from intraslice_core.families.family import Family
+from intraslice_core.families.gemma import Gemma2Family, Gemma3Family
+from intraslice_core.families.llama import LlamaFamily
+from intraslice_core.families.mistral import MistralFamily
+from intraslice_core.families.phi import PhiFamily
+from intraslice_core.families.phi3 import Phi3Family
+from intraslice_core.families.qwen import Qwen2Family, Qwen3Family
 
-FAMILIES = {family.model_type: family for family in (LlamaFamily(),)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        LlamaFamily(),
+        MistralFamily(),
+        Qwen2Family(),
+        Qwen3Family(),
+        PhiFamily(),
+        Phi3Family(),
+        Gemma2Family(),
+        Gemma3Family(),
+    )
+}
 """Adapters by transformers' `model_type`."""
 
 
-def require_supported_type(model_type: str | None) -> LlamaFamily:
+def require_supported_type(model_type: str | None) -> Family:
     """The adapter of a model type.
 
     Raises:
@@ -21,12 +39,13 @@ def require_supported_type(model_type: str | None) -> LlamaFamily:
     if family is None:
         raise UnsupportedArchitectureError(
             f"model type {model_type!r} is not supported",
-            hint=f"supported: {', '.join(sorted(FAMILIES))}",
+            field="model",
+            hint=f"supported: {', '.join(FAMILIES)}",
         )
     return family
 
 
-def family_for(config: PreTrainedConfig) -> LlamaFamily:
+def family_for(config: PreTrainedConfig) -> Family:
     """The adapter of a model, by its configuration.
 
     Raises:
@@ -37,4 +56,4 @@ def family_for(config: PreTrainedConfig) -> LlamaFamily:
     return family
 
 
-__all__ = ["FAMILIES", "LayerPlaces", "LlamaFamily", "family_for", "require_supported_type"]
+__all__ = ["FAMILIES", "Family", "family_for", "require_supported_type"]

@@ -31,13 +31,14 @@ def energy_score(gram: Tensor, output: Tensor) -> Tensor:
     return gram.diagonal() * output.to(gram).square().sum(-1)
 
 
-def magnitude_score(gate: Tensor, up: Tensor, output: Tensor) -> Tensor:
+def magnitude_score(gate: Tensor | None, up: Tensor, output: Tensor) -> Tensor:
     """The naive baseline: product of a neuron's weight norms, (width,).
 
-    `gate` and `up` are (width, hidden_size), `output` (width, hidden_size).
+    `gate`, None in a plain MLP, and `up` are (width, hidden_size), as is `output`.
     """
-    norms = [matrix.double().square().sum(-1) for matrix in (gate, up, output)]
-    return norms[0] * norms[1] * norms[2]
+    matrices = (up, output) if gate is None else (gate, up, output)
+    norms = [matrix.double().square().sum(-1) for matrix in matrices]
+    return torch.stack(norms).prod(0)
 
 
 def keep_best_neurons(score: Tensor, keep: int) -> NeuronChoice:

@@ -7,7 +7,16 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 VOCAB_SIZE = 259
 """256 bytes and three special tokens."""
@@ -29,6 +38,78 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 """Overrides of the Llama family that change what the engine must do."""
+
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+    "initializer_range": 0.2,
+}
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [2.0, 2.5, 3.0, 4.0],
+    "partial_rotary_factor": 0.67,
+}
+
+FAMILY_VARIANTS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", "head_dim": 20},
+    "llama_dynamic": {
+        "model_type": "llama",
+        "max_position_embeddings": 16,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0},
+    },
+    "mistral": {"model_type": "mistral", "sliding_window": 7, "head_dim": 16},
+    "qwen2": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "max_window_layers": 1,
+        "tie_word_embeddings": True,
+    },
+    "qwen3": {"model_type": "qwen3", "head_dim": 20, "attention_bias": True},
+    "phi": {"model_type": "phi", "num_key_value_heads": 4},
+    "phi_grouped": {"model_type": "phi", "partial_rotary_factor": 0.34},
+    "phi3": {"model_type": "phi3", "sliding_window": 9},
+    "phi3_longrope": {
+        "model_type": "phi3",
+        "max_position_embeddings": 64,
+        "original_max_position_embeddings": 16,
+        "rope_parameters": LONGROPE,
+    },
+    "gemma2": {
+        "model_type": "gemma2",
+        "head_dim": 20,
+        "sliding_window": 6,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+        "query_pre_attn_scalar": 24,
+    },
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "head_dim": 16,
+        "sliding_window": 6,
+        "sliding_window_pattern": 2,
+        "query_pre_attn_scalar": 10,
+        "final_logit_softcapping": 3.0,
+    },
+    "gemma3_biased": {
+        "model_type": "gemma3_text",
+        "head_dim": 12,
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+    },
+}
+"""Every family, with what its adapter must get right: head dims, windows, caps, scaled ropes."""
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -75,7 +156,27 @@ def tiny_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
     return model
 
 
-def save_checkpoint(model: LlamaForCausalLM, directory: Path) -> Path:
+def tiny_family_config(variant: str, **overrides: Any) -> PreTrainedConfig:
+    """A family's own configuration with tiny sizes."""
+    settings = COMMON | FAMILY_VARIANTS[variant] | overrides
+    return AutoConfig.for_model(settings.pop("model_type"), **settings)
+
+
+def tiny_family_model(variant: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A random model of the family's own class in float32; norms and biases are random, too."""
+    torch.manual_seed(seed)
+    config = tiny_family_config(variant, **overrides)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):
+                parameter.normal_(std=0.2)
+            elif "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model
+
+
+def save_checkpoint(model: PreTrainedModel, directory: Path) -> Path:
     """Model, tokenizer and generation settings as a user would have them."""
     model.save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
@@ -86,3 +187,8 @@ def save_checkpoint(model: LlamaForCausalLM, directory: Path) -> Path:
 def tiny_llama(directory: Path, *, seed: int = 0, **overrides: Any) -> Path:
     """A tiny random Llama checkpoint in `directory`."""
     return save_checkpoint(tiny_model(seed, **overrides), directory)
+
+
+def tiny_checkpoint(directory: Path, variant: str, *, seed: int = 0, **overrides: Any) -> Path:
+    """A tiny random checkpoint of a family in `directory`."""
+    return save_checkpoint(tiny_family_model(variant, seed, **overrides), directory)

@@ -6,28 +6,60 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from intraslice_core.config import CalibrationConfig, CompressionConfig, Method
-from intraslice_core.modeling import IntraSliceLlamaForCausalLM
+from intraslice_core.modeling import IntraSliceForCausalLM
 from intraslice_core.pipeline import compress_model
-from tests.intraslice_core.tiny_models import VARIANTS, tiny_llama
+from tests.intraslice_core.compressing import compress_unverified
+from tests.intraslice_core.tiny_models import (
+    FAMILY_VARIANTS,
+    VARIANTS,
+    save_checkpoint,
+    tiny_family_model,
+    tiny_llama,
+)
 
-# Every variant by our method, every method on the plain variant: each run ends with a verification
-# in a process of its own, which takes seconds.
-RUNS = [("plain", "paper"), ("plain", "magnitude"), *((name, "intraslice") for name in VARIANTS)]
+# Every variant of every family by our method, the other methods where their code differs.
+RUNS = [
+    *((name, "intraslice") for name in FAMILY_VARIANTS),
+    *((name, method) for name in ("llama", "phi", "gemma3") for method in ("paper", "magnitude")),
+]
 CALIBRATION = CalibrationConfig(source="pydoc", samples=8, sequence_length=32)
 
 
-@pytest.mark.parametrize(("variant", "method"), RUNS)
-def test_logits_are_unchanged(tmp_path: Path, variant: str, method: Method) -> None:
-    dense = tiny_llama(tmp_path / "dense", **VARIANTS[variant])
-    config = CompressionConfig(ratio=0.0, method=method, calibration=CALIBRATION)
-    compress_model(str(dense), tmp_path / "out", config)
-    sliced = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
-    assert isinstance(sliced, IntraSliceLlamaForCausalLM)
+def largest_difference(dense: Path, out: Path) -> float:
+    """Of any logit, both models in float32 whatever they are stored in."""
     tokens = torch.randint(3, 259, (2, 40), generator=torch.Generator().manual_seed(1))
+    expected, sliced = (
+        AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
+        for place in (dense, out)
+    )
+    assert isinstance(sliced, IntraSliceForCausalLM)
     with torch.no_grad():
-        expected = LlamaForCausalLM.from_pretrained(dense, dtype=torch.float32)(tokens).logits
-        got = sliced(tokens).logits
-    assert (got - expected).abs().max() <= 1e-4
+        return float((sliced(tokens).logits - expected(tokens).logits).abs().max())
+
+
+@pytest.mark.parametrize(("variant", "method"), RUNS)
+def test_logits_of_every_family_are_unchanged(tmp_path: Path, variant: str, method: Method) -> None:
+    dense = save_checkpoint(tiny_family_model(variant), tmp_path / "dense")
+    config = CompressionConfig(ratio=0.0, method=method, calibration=CALIBRATION)
+    compress_unverified(dense, tmp_path / "out", config)
+    assert largest_difference(dense, tmp_path / "out") <= 1e-4
+
+
+@pytest.mark.parametrize("variant", ["qwen3", "phi", "phi3_longrope", "gemma2"])
+def test_what_is_stored_in_bfloat16_is_unchanged(tmp_path: Path, variant: str) -> None:
+    model = tiny_family_model(variant).to(torch.bfloat16)
+    dense = save_checkpoint(model, tmp_path / "dense")
+    config = CompressionConfig(ratio=0.0, dtype="float32", calibration=CALIBRATION)
+    compress_unverified(dense, tmp_path / "out", config)
+    assert largest_difference(dense, tmp_path / "out") <= 1e-4
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_of_a_verified_llama_are_unchanged(tmp_path: Path, variant: str) -> None:
+    dense = tiny_llama(tmp_path / "dense", **VARIANTS[variant])
+    config = CompressionConfig(ratio=0.0, calibration=CALIBRATION)
+    compress_model(str(dense), tmp_path / "out", config)
+    assert largest_difference(dense, tmp_path / "out") <= 1e-4

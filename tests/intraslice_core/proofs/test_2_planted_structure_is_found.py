@@ -4,54 +4,101 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.evaluation.perplexity import evaluation_tokens
-from intraslice_core.pipeline import compress_model
-from tests.intraslice_core.tiny_models import save_checkpoint, tiny_model, tiny_tokenizer
+from intraslice_core.families import family_for
+from intraslice_core.families.canonical import rotating_dims
+from intraslice_core.families.family import half_split_order
+from intraslice_core.plan import LayerPlan
+from tests.intraslice_core.compressing import compress_unverified
+from tests.intraslice_core.tiny_models import (
+    FAMILY_VARIANTS,
+    save_checkpoint,
+    tiny_family_model,
+    tiny_tokenizer,
+)
 
-# A quarter off: 16 → 12 in heads and values, 64 → 48 in neurons.
-KEPT_PAIRS, KEPT_VALUES, KEPT_NEURONS = 6, 12, 48
+RATIO, ROUND_TO = 0.25, 4
 
 
-def plant(model: LlamaForCausalLM) -> LlamaForCausalLM:
+def parts(layer: torch.nn.Module, rows: tuple[int, int, int, int]) -> dict[str, list[Tensor]]:
+    """Weight and, where there is one, bias of q, k, v, gate and up: views, rows first."""
+    attention, mlp = layer.self_attn, layer.mlp
+
+    def of(*modules: torch.nn.Module) -> list[list[Tensor]]:
+        present = [[p for p in (m.weight, m.bias) if p is not None] for m in modules]
+        return [[p.view(p.shape[0], -1) for p in each] for each in present]
+
+    if hasattr(attention, "qkv_proj"):
+        (qkv,), (both,) = of(attention.qkv_proj), of(mlp.gate_up_proj)
+        queries, groups, _, width = rows
+        q, k, v = qkv[0].split([queries, groups, groups])
+        gate, up = both[0].split(width)
+        return {"q": [q], "k": [k], "v": [v], "neurons": [gate, up]}
+    q, k, v = of(attention.q_proj, attention.k_proj, attention.v_proj)
+    first = (mlp.fc1,) if hasattr(mlp, "fc1") else (mlp.gate_proj, mlp.up_proj)
+    return {"q": q, "k": k, "v": v, "neurons": [p for each in of(*first) for p in each]}
+
+
+def plant(model: PreTrainedModel, plans: tuple[LayerPlan, ...]) -> PreTrainedModel:
     """Confine values to a subspace, zero rotary pairs, double neurons: another one per layer."""
     generator = torch.Generator().manual_seed(5)
+    family = family_for(model.config)
+    geometry, settings = (
+        family.geometry(model.config),
+        family.canonical_settings(model.config),
+    )
+    width, groups = geometry.head_dim, geometry.num_key_value_heads
+    sizes = (geometry.num_attention_heads * width, groups * width, 0, geometry.intermediate_size)
+    order = half_split_order(width, rotating_dims(settings, settings["layer_types"][0]))
     with torch.no_grad():
-        for layer in model.model.layers:
-            attention, mlp = layer.self_attn, layer.mlp
-            basis = torch.linalg.qr(torch.randn(2, 16, KEPT_VALUES, generator=generator)).Q
-            values = attention.v_proj.weight.view(2, 16, -1)
-            values.copy_(basis @ basis.mT @ values)
-            keys = attention.k_proj.weight.view(2, 16, -1)
-            for head in range(2):
-                gone = torch.randperm(8, generator=generator)[: 8 - KEPT_PAIRS]
-                keys[head, gone] = 0
-                keys[head, gone + 8] = 0
-            order = torch.randperm(64, generator=generator)
-            copies, originals = order[KEPT_NEURONS:], order[: 64 - KEPT_NEURONS]
-            for projection in (mlp.gate_proj, mlp.up_proj):
-                projection.weight[copies] = projection.weight[originals]
+        for layer, plan in zip(model.model.layers, plans, strict=True):
+            own = parts(layer, sizes)
+            basis = torch.randn(groups, width, plan.v_head_dim, generator=generator)
+            basis = torch.linalg.qr(basis).Q
+            for values in own["v"]:
+                heads = values.view(groups, width, -1)
+                heads.copy_(basis @ basis.mT @ heads)
+            # A query norm sees its pairs whether or not the key has them.
+            for rows in own["k"] + own["q"] * geometry.qk_norm:
+                heads = rows.view(
+                    -1, groups, rows.shape[0] // groups // width, width, rows.shape[1]
+                )
+                zero_pairs(heads.squeeze(0), order, plan.qk_pairs)
+            shuffled = torch.randperm(geometry.intermediate_size, generator=generator)
+            copies = shuffled[plan.intermediate_size :]
+            for rows in own["neurons"]:
+                rows[copies] = rows[shuffled[: copies.shape[0]]]
     return model
 
 
-def test_planted_model_loses_nothing_on_held_out_text(tmp_path: Path) -> None:
-    model = plant(tiny_model(initializer_range=0.15))
-    dense = save_checkpoint(model, tmp_path / "dense")
+def zero_pairs(heads: Tensor, order: Tensor, keep: int) -> None:
+    """Zero the last pairs, others in every group, of (groups, heads, head_dim, columns)."""
+    pairs = order.shape[0] // 2
+    for group in range(heads.shape[0]):
+        gone = [(pair + group) % pairs for pair in range(keep, pairs)]
+        heads[group][:, order[gone + [pair + pairs for pair in gone]]] = 0
+
+
+@pytest.mark.parametrize("variant", FAMILY_VARIANTS)
+def test_planted_model_loses_nothing_on_held_out_text(tmp_path: Path, variant: str) -> None:
+    model = tiny_family_model(variant, initializer_range=0.15)
+    geometry = family_for(model.config).geometry(model.config)
+    planned = uniform_plan(geometry, RATIO, ROUND_TO)
+    dense = save_checkpoint(plant(model, planned.layers), tmp_path / "dense")
     config = CompressionConfig(
-        ratio=0.25,
-        round_to=4,
+        ratio=RATIO,
+        round_to=ROUND_TO,
         calibration=CalibrationConfig(source="pydoc", samples=256, sequence_length=64),
     )
-    report = compress_model(str(dense), tmp_path / "out", config)
-    for layer in report.plan.layers:
-        assert (layer.qk_pairs, layer.v_head_dim, layer.intermediate_size) == (
-            KEPT_PAIRS,
-            KEPT_VALUES,
-            KEPT_NEURONS,
-        )
+    report = compress_unverified(dense, tmp_path / "out", config)
+    assert report.plan == planned
     sliced = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     tokens = evaluation_tokens("pydoc", tiny_tokenizer(), 8 * 64).view(8, 64)
     with torch.no_grad():

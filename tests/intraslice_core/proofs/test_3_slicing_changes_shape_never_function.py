@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from intraslice_core.families.blocks import block_settings, block_weights, rotary_tables
 
 from intraslice_core import block, slicing
 from intraslice_core.block import BlockSettings, BlockWeights, Linear
 from intraslice_core.checkpoints import CheckpointReader
-from intraslice_core.families.blocks import block_settings, block_weights, rotary_tables
 from tests.intraslice_core.tiny_models import VARIANTS, tiny_llama
 
 Opened = tuple[BlockWeights, BlockSettings, block.Rotary, torch.Tensor]

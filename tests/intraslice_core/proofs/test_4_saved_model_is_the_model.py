@@ -42,11 +42,11 @@ def test_engine_stream_is_the_saved_models_stream(compressed: Path) -> None:
     """The block functions the engine computes with and the classes that travel agree."""
     from dataclasses import replace
 
+    from intraslice_core.families.blocks import block_settings, block_weights, rotary_tables
     from safetensors.torch import load_file
 
     from intraslice_core import block
     from intraslice_core.families import LlamaFamily
-    from intraslice_core.families.blocks import block_settings, block_weights, rotary_tables
     from intraslice_core.modeling import decode_rotary_pairs
 
     model = AutoModelForCausalLM.from_pretrained(compressed, dtype=torch.float32).eval()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
+from intraslice_core.families.blocks import block_settings, block_weights, rotary_tables
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -21,7 +22,6 @@ from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints import CheckpointReader, open_model
 from intraslice_core.config import CalibrationConfig
 from intraslice_core.evaluation.perplexity import evaluation_tokens
-from intraslice_core.families.blocks import block_settings, block_weights, rotary_tables
 from intraslice_core.layer import LayerCompressor, LayerContext, Streams
 from intraslice_core.plan import LayerPlan
 from intraslice_core.presets import PRESETS, MethodPreset

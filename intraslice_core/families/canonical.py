@@ -1,0 +1,229 @@
+"""The one architecture the engine knows: names, shapes, blocks and rotary tables.
+
+`CanonicalSettings` holds the fields of `modeling.IntraSliceConfig` for a dense model; adapters
+make it, and nothing behind them asks for a family again.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+
+from intraslice_core.block import BlockSettings, BlockWeights, Linear, Norm, Rotary
+
+CanonicalSettings = dict[str, Any]
+
+PROJECTIONS = {
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "attention_output": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "mlp_output": "mlp.down_proj",
+}
+NORMS = {
+    "input_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "attention_output_norm": "attention_output_norm",
+    "mlp_output_norm": "mlp_output_norm",
+}
+HEAD_NORMS = {"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm"}
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def layer_prefix(layer: int) -> str:
+    """What the names of a layer's tensors begin with, dot included."""
+    return f"model.layers.{layer}."
+
+
+# -- shapes ------------------------------------------------------------------------------------
+
+
+def layer_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of one dense layer, by its name without the layer's prefix."""
+    hidden, width = settings["hidden_size"], settings["intermediate_size"]
+    queries = settings["num_attention_heads"] * settings["head_dim"]
+    groups = settings["num_key_value_heads"] * settings["head_dim"]
+    shapes = _norm_shapes(settings)
+    linears = {
+        "self_attn.q_proj": (queries, hidden, settings["attention_bias"]),
+        "self_attn.k_proj": (groups, hidden, settings["attention_bias"]),
+        "self_attn.v_proj": (groups, hidden, settings["attention_bias"]),
+        "self_attn.o_proj": (hidden, queries, settings["attention_output_bias"]),
+        "mlp.gate_proj": (width, hidden, settings["mlp_bias"]),
+        "mlp.up_proj": (width, hidden, settings["mlp_bias"]),
+        "mlp.down_proj": (hidden, width, settings["mlp_bias"]),
+    }
+    if not settings["gated_mlp"]:
+        del linears["mlp.gate_proj"]
+    for module, (rows, columns, bias) in linears.items():
+        shapes[f"{module}.weight"] = (rows, columns)
+        if bias:
+            shapes[f"{module}.bias"] = (rows,)
+    if settings["qk_norm"]:
+        shapes |= {f"{module}.weight": (groups,) for module in HEAD_NORMS.values()}
+    return shapes
+
+
+def _norm_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
+    modules = ["input_layernorm"]
+    if not settings["parallel_block"]:
+        modules.append("post_attention_layernorm")
+    if settings["output_norms"]:
+        modules += ["attention_output_norm", "mlp_output_norm"]
+    kinds = ("weight", "bias") if settings["norm_type"] == "layer" else ("weight",)
+    return {f"{module}.{kind}": (settings["hidden_size"],) for module in modules for kind in kinds}
+
+
+def outer_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor outside the layers; a tied head has no weight of its own."""
+    table = (settings["vocab_size"], settings["hidden_size"])
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: table, "model.norm.weight": table[1:]}
+    if settings["norm_type"] == "layer":
+        shapes["model.norm.bias"] = table[1:]
+    if not settings["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = table
+    if settings["lm_head_bias"]:
+        shapes["lm_head.bias"] = table[:1]
+    return shapes
+
+
+# -- blocks ------------------------------------------------------------------------------------
+
+
+def block_settings(settings: CanonicalSettings, layer: int) -> BlockSettings:
+    """What a layer's block needs besides its weights."""
+    slides = settings["layer_types"][layer] == "sliding_attention"
+    return BlockSettings(
+        num_attention_heads=settings["num_attention_heads"],
+        num_key_value_heads=settings["num_key_value_heads"],
+        head_dim=settings["head_dim"],
+        activation=ACT2FN[settings["hidden_act"]],
+        norm_type=settings["norm_type"],
+        norm_eps=settings["norm_eps"],
+        attention_scale=settings["attention_scale"],
+        attn_logit_softcapping=settings["attn_logit_softcapping"],
+        sliding_window=settings["sliding_window"] if slides else None,
+        parallel_block=settings["parallel_block"],
+    )
+
+
+def block_weights(
+    tensors: Mapping[str, Tensor],
+    num_key_value_heads: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> BlockWeights:
+    """A block, dense or sliced, from a layer's canonical tensors without the layer's prefix.
+
+    Args:
+        tensors: a removed module has none but its norms.
+        num_key_value_heads: of this layer, 0 without attention.
+        device: to compute on.
+        dtype: to compute in.
+    """
+
+    def at(name: str) -> Tensor | None:
+        return tensors[name].to(device, dtype) if name in tensors else None
+
+    def norm(module: str) -> Norm | None:
+        weight = at(f"{module}.weight")
+        return None if weight is None else Norm(weight=weight, bias=at(f"{module}.bias"))
+
+    def linear(module: str) -> Linear | None:
+        weight = at(f"{module}.weight")
+        return None if weight is None else Linear(weight=weight, bias=at(f"{module}.bias"))
+
+    parts: dict[str, Any] = {part: norm(module) for part, module in NORMS.items()}
+    parts |= {part: linear(module) for part, module in PROJECTIONS.items()}
+    for part, module in HEAD_NORMS.items():
+        weight = at(f"{module}.weight")
+        parts[part] = None if weight is None else weight.view(num_key_value_heads, -1)
+    nothing = parts["input_norm"].weight.new_empty(0)
+    for part in ("query", "key", "value", "up"):
+        parts[part] = parts[part] or Linear(weight=nothing.view(0, 1).expand(0, _hidden(parts)))
+    for part in ("attention_output", "mlp_output"):
+        parts[part] = parts[part] or Linear(weight=nothing.expand(_hidden(parts), 0))
+    return BlockWeights(num_key_value_heads=num_key_value_heads, **parts)
+
+
+def _hidden(parts: Mapping[str, Any]) -> int:
+    size: int = parts["input_norm"].weight.shape[0]
+    return size
+
+
+def named_tensors(layer: int, weights: BlockWeights) -> dict[str, Tensor]:
+    """A block's tensors under the full names a checkpoint gives them; removed modules have none."""
+    named: dict[str, Tensor] = {}
+    for part, module in (NORMS | PROJECTIONS).items():
+        value: Norm | Linear | None = getattr(weights, part)
+        if value is not None and value.weight.numel():
+            named[f"{module}.weight"] = value.weight
+            if value.bias is not None:
+                named[f"{module}.bias"] = value.bias
+    for part, module in HEAD_NORMS.items():
+        weight: Tensor | None = getattr(weights, part)
+        if weight is not None and weight.numel():
+            named[f"{module}.weight"] = weight.flatten()
+    prefix = layer_prefix(layer)
+    return {prefix + name: tensor for name, tensor in named.items()}
+
+
+# -- embedding and rotary tables ---------------------------------------------------------------
+
+
+def embedded(settings: CanonicalSettings, rows: Tensor) -> Tensor:
+    """What enters the first block, (…, hidden_size), from the tokens' rows of the table.
+
+    The factor is rounded to the rows' dtype first, as the model classes do.
+    """
+    return rows * torch.tensor(settings["embedding_scale"], dtype=rows.dtype, device=rows.device)
+
+
+def rope_of(settings: CanonicalSettings, layer_type: str) -> dict[str, Any]:
+    """Parameters of the rotary embedding that layers of a type use."""
+    rope: dict[str, Any] = settings["rope_parameters"] or {}
+    nested = rope.get(layer_type)
+    return nested if isinstance(nested, dict) else rope
+
+
+def rotating_dims(settings: CanonicalSettings, layer_type: str) -> int:
+    """Dimensions of a head that rotate."""
+    factor = rope_of(settings, layer_type).get("partial_rotary_factor") or 1.0
+    return int(settings["head_dim"] * factor)
+
+
+def rotary_tables(
+    settings: CanonicalSettings, layer: int, length: int, device: torch.device
+) -> Rotary:
+    """Tables for positions 0 … length-1, by transformers' own code; still pairs do not turn."""
+    layer_type = settings["layer_types"][layer]
+    view = PreTrainedConfig()
+    view.rope_parameters = copy.deepcopy(rope_of(settings, layer_type))
+    view.head_dim, view.hidden_size = settings["head_dim"], settings["hidden_size"]
+    view.num_attention_heads = settings["num_attention_heads"]
+    view.max_position_embeddings = settings["max_position_embeddings"]
+    if settings["original_max_position_embeddings"] is not None:
+        view.original_max_position_embeddings = settings["original_max_position_embeddings"]
+    embedding = Phi3RotaryEmbedding(view).to(device)  # type: ignore[arg-type]
+    positions = torch.arange(length, device=device).unsqueeze(0)
+    cos, sin = embedding(torch.zeros(1, 1, 1, device=device), positions)
+    return Rotary(
+        cos=_with_still_pairs(cos[0], settings["head_dim"], 1.0),
+        sin=_with_still_pairs(sin[0], settings["head_dim"], 0.0),
+    )
+
+
+def _with_still_pairs(table: Tensor, head_dim: int, value: float) -> Tensor:
+    """Extend both halves of (length, rotating) to head_dim / 2 columns each."""
+    still = (head_dim - table.shape[-1]) // 2
+    halves = [torch.nn.functional.pad(half, (0, still), value=value) for half in table.chunk(2, -1)]
+    return torch.cat(halves, dim=-1)

@@ -1,0 +1,33 @@
+"""Phi 1 to 2: LayerNorm, biases, a plain MLP beside the attention, heads that rotate partly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from intraslice_core.families.family import Family
+
+
+class PhiFamily(Family):
+    """Adapter of `PhiForCausalLM`."""
+
+    model_type = "phi"
+    architecture = "PhiForCausalLM"
+    modules = {  # noqa: RUF012  # a constant of the class
+        "self_attn.o_proj": "self_attn.dense",
+        "mlp.up_proj": "mlp.fc1",
+        "mlp.down_proj": "mlp.fc2",
+        "model.norm": "model.final_layernorm",
+    }
+    rotates_partly = True
+
+    def own_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """LayerNorm."""
+        return {"norm_type": "layer", "norm_eps": config.layer_norm_eps}
+
+    def faults(self, config: PreTrainedConfig) -> Iterator[str]:
+        """A LayerNorm on queries and keys subtracts a mean over dimensions that would go."""
+        if config.qk_layernorm:
+            yield "qk_layernorm"

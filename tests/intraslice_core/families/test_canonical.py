@@ -1,0 +1,65 @@
+"""Every family's own model and the canonical block functions compute the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from intraslice_core import block
+from intraslice_core.families import family_for
+from intraslice_core.families.canonical import (
+    EMBEDDING,
+    block_settings,
+    block_weights,
+    embedded,
+    rotary_tables,
+)
+from tests.intraslice_core.tiny_models import FAMILY_VARIANTS, tiny_family_model
+
+CPU = torch.device("cpu")
+LENGTH = 23
+"""Longer than every window and every length that a rope switches at."""
+
+
+@pytest.mark.parametrize("variant", FAMILY_VARIANTS)
+def test_the_walk_through_all_blocks_gives_the_models_hidden_states(variant: str) -> None:
+    model = tiny_family_model(variant)
+    family = family_for(model.config)
+    settings = family.canonical_settings(model.config)
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    tokens = torch.randint(3, 259, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(tokens, output_hidden_states=True)
+        hidden = embedded(settings, tensors[family.own_name(EMBEDDING)][tokens])
+        for layer in range(settings["num_hidden_layers"]):
+            torch.testing.assert_close(hidden, expected.hidden_states[layer], rtol=0, atol=1e-4)
+            prefix = family.layer_prefix(layer)
+            own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            canonical = family.canonical_layer(model.config, layer, own)
+            weights = block_weights(canonical, settings["num_key_value_heads"], CPU, torch.float32)
+            rotary = rotary_tables(settings, layer, LENGTH, CPU)
+            hidden = block.behind(hidden, weights, block_settings(settings, layer), rotary)
+        outer = {name: tensors[own] for name, own in family.outer_names(model.config).items()}
+        norm = block.Norm(weight=outer["model.norm.weight"], bias=outer.get("model.norm.bias"))
+        last = block.apply_norm(hidden, norm, block_settings(settings, 0))
+        torch.testing.assert_close(last, expected.hidden_states[-1], rtol=0, atol=1e-4)
+        head = outer.get("lm_head.weight", outer[EMBEDDING])
+        logits = F.linear(last, head, outer.get("lm_head.bias"))
+        cap = settings["final_logit_softcapping"]
+        logits = logits if cap is None else cap * torch.tanh(logits / cap)
+        torch.testing.assert_close(logits, expected.logits, rtol=0, atol=1e-4)
+
+
+def test_capped_scores_do_not_depend_on_how_many_heads_are_taken_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_family_model("gemma2")
+    family = family_for(model.config)
+    settings = block_settings(family.canonical_settings(model.config), 0)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, 4, 9, 8, generator=generator) for _ in range(3))
+    whole = block._softcapped_attention(query, key, value, settings, 2.0)
+    monkeypatch.setattr(block, "SCORES_AT_ONCE", 2 * 9**2)
+    parts = block._softcapped_attention(query, key, value, settings, 2.0)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)

@@ -170,8 +170,17 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
                 raise ValueError(f"layer {index}: {fault}")
 
     def validate_rope(self) -> None:
-        """Check the rotary settings, which for some types reads the (dense) number of heads."""
-        super(IntraSliceConfig, self.dense_view()).validate_rope()
+        """Check the rotary settings, which reads the (dense) number of heads and every type's."""
+        view = self.dense_view()
+        view.layer_types = list(self._rope_type_labels)
+        super(IntraSliceConfig, view).validate_rope()
+
+    def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Complete `rope_parameters`; settings by layer type get nothing beside them."""
+        if any(kind in (self.rope_parameters or {}) for kind in self._rope_type_labels):
+            self.standardize_rope_params()
+            return kwargs
+        return super().convert_rope_params_to_dict(**kwargs)
 
     def dense_view(self) -> IntraSliceConfig:
         """The same configuration without its layers: the global values may be read from it."""

@@ -479,6 +479,7 @@ class IntraSliceModel(IntraSlicePreTrainedModel):  # type: ignore[no-untyped-cal
         """The mask of every layer type; `generate` may have made them already."""
         if isinstance(mask, dict):
             return mask
+        kinds = self.config.layer_types or []
         return {
             kind: create(
                 config=self.config,
@@ -486,9 +487,11 @@ class IntraSliceModel(IntraSlicePreTrainedModel):  # type: ignore[no-untyped-cal
                 attention_mask=mask,
                 past_key_values=past_key_values,
                 position_ids=position_ids,
+                # Left to itself, transformers may measure a layer without attention.
+                layer_idx=kinds.index(kind),
             )
             for kind, create in _MASKS.items()
-            if kind in (self.config.layer_types or ())
+            if kind in kinds
         }
 
     def _rotary_tables(self, hidden_states: Tensor, position_ids: Tensor) -> dict[str, Tensor]:

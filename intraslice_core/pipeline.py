@@ -63,6 +63,7 @@ from intraslice_core.plan import (
     dense_parameters,
     total_parameters,
 )
+from intraslice_core.planning.shapes import Shapes, ShapeWork, choose_shapes
 from intraslice_core.presets import PRESETS
 from intraslice_core.progress import (
     CancellationCheck,
@@ -79,7 +80,6 @@ from intraslice_core.reports.schema import (
     LayerReport,
     ModuleReport,
 )
-from intraslice_core.shapes import Shapes, ShapeWork, choose_shapes
 from intraslice_core.sharing import (
     DenseStates,
     SharedFiles,

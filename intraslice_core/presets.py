@@ -27,6 +27,8 @@ class MethodPreset:
     """Damping pulls the solution towards the original weights and not towards zero."""
     choice_damping: float
     """Relative damping of the Gram matrix that neurons are chosen by."""
+    damping_per_dimension: bool
+    """Damping is relative to each dimension's energy and not to their mean."""
     damping_own: tuple[float, ...]
     damping_correction: tuple[float, ...]
     """Candidates for section 5's λ₁ and λ₂; more than one are chosen by held-out error."""
@@ -43,7 +45,8 @@ PRESETS: dict[Method, MethodPreset] = {
         dense_target=True,
         shrink_to_weights=True,
         choice_damping=1e-4,
-        damping_own=(1e-4, 1e-2, 0.1, 0.3, 1.0),
+        damping_per_dimension=True,
+        damping_own=(1e-3, 1e-2, 0.1, 0.3, 1.0),
         damping_correction=(0.1, 0.3, 1.0, 3.0, 10.0),
     ),
     "paper": MethodPreset(
@@ -56,6 +59,7 @@ PRESETS: dict[Method, MethodPreset] = {
         dense_target=False,
         shrink_to_weights=False,
         choice_damping=0.01,
+        damping_per_dimension=False,
         damping_own=(0.01,),
         damping_correction=(),
     ),
@@ -69,6 +73,7 @@ PRESETS: dict[Method, MethodPreset] = {
         dense_target=False,
         shrink_to_weights=False,
         choice_damping=0.01,
+        damping_per_dimension=False,
         damping_own=(0.01,),
         damping_correction=(),
     ),

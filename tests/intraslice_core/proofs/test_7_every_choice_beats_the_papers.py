@@ -25,7 +25,7 @@ from intraslice_core.dense_layers import mean_loss as loss_behind
 from intraslice_core.evaluation.perplexity import evaluation_tokens
 from intraslice_core.layer import LayerCompressor, LayerContext, Streams
 from intraslice_core.plan import LayerPlan
-from intraslice_core.planning import EstimationTokens, learn_model
+from intraslice_core.planning.estimators import EstimationTokens, learn_model
 from intraslice_core.presets import PRESETS, MethodPreset
 
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]

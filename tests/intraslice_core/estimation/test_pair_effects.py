@@ -8,7 +8,7 @@ from torch import Tensor
 
 from intraslice_core.block import BlockSettings
 from intraslice_core.errors import NumericalError
-from intraslice_core.pair_effects import PairEffectAccumulator
+from intraslice_core.estimation.pair_effects import PairEffectAccumulator
 
 HEADS, GROUPS, WIDTH, LENGTH = 4, 2, 6, 9
 

@@ -26,10 +26,10 @@ from intraslice_core.allocation.priced_plan import PricedPlan
 from intraslice_core.choices import LayerKnowledge
 from intraslice_core.config import CompressionSettings
 from intraslice_core.dense_layers import DenseLayers
-from intraslice_core.estimation import Learned, learn
-from intraslice_core.gradients import GradientFiles, LayerGradients, loss_gradients
+from intraslice_core.estimation.gradients import GradientFiles, LayerGradients, loss_gradients
+from intraslice_core.estimation.trials import Module, Trial
+from intraslice_core.estimation.walk import Learned, learn
 from intraslice_core.plan import ModelGeometry
-from intraslice_core.trials import Module, Trial
 
 LEARNING_FRACTION = 4
 """One calibration sequence in so many is learnt from, but at least `LEAST_LEARNING`."""
@@ -140,7 +140,7 @@ def trial_scales(trials: Sequence[Trial], module: Module, layers: int) -> list[f
         return [1.0] * layers
     spots = sorted(found)
     logarithms = _smoothed(np.log([_scale(module, *found[spot]) for spot in spots]))
-    return np.exp(np.interp(np.arange(layers), spots, logarithms)).tolist()
+    return [float(one) for one in np.exp(np.interp(np.arange(layers), spots, logarithms))]
 
 
 def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,10 +11,11 @@ from torch import Tensor
 from intraslice_core.checkpoints import CheckpointReader
 from intraslice_core.config import CompressionConfig
 from intraslice_core.dense_layers import ReaderLayers
-from intraslice_core.estimation import Learned, learn
-from intraslice_core.gradients import GradientFiles, loss_gradients
-from intraslice_core.knowledge_file import load_learned, save_learned
-from intraslice_core.planning import (
+from intraslice_core.estimation.gradients import GradientFiles, loss_gradients
+from intraslice_core.estimation.knowledge_file import load_learned, save_learned
+from intraslice_core.estimation.trials import Trial
+from intraslice_core.estimation.walk import Learned, learn
+from intraslice_core.planning.estimators import (
     CHECKS,
     LEAST_GRADIENTS,
     LEAST_LEARNING,
@@ -25,7 +26,6 @@ from intraslice_core.planning import (
     trial_rank_correlation,
     trial_scales,
 )
-from intraslice_core.trials import Trial
 from tests.intraslice_core.tiny_models import (
     FAMILY_VARIANTS,
     save_checkpoint,

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from intraslice_core.choices import LayerKnowledge
-from intraslice_core.estimation import Learned
-from intraslice_core.trials import Trial
+from intraslice_core.estimation.trials import Trial
+from intraslice_core.estimation.walk import Learned
 
 _TRIALS = "trials"
 

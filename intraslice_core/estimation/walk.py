@@ -27,12 +27,12 @@ from intraslice_core.block_output import OutputSpace
 from intraslice_core.choices import LayerKnowledge, with_pairs
 from intraslice_core.dense_layers import DenseLayers
 from intraslice_core.errors import NumericalError
-from intraslice_core.gradients import GradientFiles
-from intraslice_core.pair_effects import PairEffectAccumulator
+from intraslice_core.estimation.gradients import GradientFiles
+from intraslice_core.estimation.pair_effects import PairEffectAccumulator
+from intraslice_core.estimation.trials import Module, Trial, Trials
 from intraslice_core.selection import neurons, value_basis
 from intraslice_core.selection.joint_pairs import eliminate_pairs
 from intraslice_core.statistics import HeadEnergyAccumulator, second_moment_sum
-from intraslice_core.trials import Module, Trial, Trials
 
 NEURON_DAMPING = 1e-4
 METRIC_DAMPING = 1e-3

@@ -12,7 +12,7 @@ from torch import Tensor
 from intraslice_core import block
 from intraslice_core.checkpoints import CheckpointReader
 from intraslice_core.dense_layers import ReaderLayers, mean_loss
-from intraslice_core.gradients import GradientFiles, LayerGradients, loss_gradients
+from intraslice_core.estimation.gradients import GradientFiles, LayerGradients, loss_gradients
 from tests.intraslice_core.tiny_models import FAMILY_VARIANTS, save_checkpoint, tiny_family_model
 
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def test_fisher_matrices_are_those_of_the_familys_own_class(variant, tmp_path):
 def test_the_split_into_batches_and_groups_does_not_matter(variant, tmp_path, monkeypatch):
     directory = save_checkpoint(tiny_family_model(variant), tmp_path / "dense")
     one = run(directory, tmp_path / "one", 4, tokens(4))
-    monkeypatch.setattr("intraslice_core.gradients.GROUP_SEQUENCES", 2)
+    monkeypatch.setattr("intraslice_core.estimation.gradients.GROUP_SEQUENCES", 2)
     other = run(directory, tmp_path / "other", 1, tokens(4))
     for mine, theirs in zip(one, other, strict=True):
         torch.testing.assert_close(mine.attention, theirs.attention, rtol=1e-3, atol=1e-6)

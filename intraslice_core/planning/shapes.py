@@ -18,18 +18,18 @@ from intraslice_core.choices import LayerKnowledge
 from intraslice_core.config import CompressionConfig
 from intraslice_core.dense_layers import DenseLayers
 from intraslice_core.errors import ConfigurationError
-from intraslice_core.estimation import Learned
-from intraslice_core.knowledge_file import load_learned, save_learned
+from intraslice_core.estimation.knowledge_file import load_learned, save_learned
+from intraslice_core.estimation.walk import Learned
 from intraslice_core.plan import ModelGeometry, ModelPlan
-from intraslice_core.planning import (
+from intraslice_core.planning.estimators import (
     EstimationTokens,
     fisher_shapes,
     lagrangian_shapes,
     learn_model,
     trial_rank_correlation,
 )
+from intraslice_core.planning.rehearsal import SEQUENCES, Rehearsal
 from intraslice_core.presets import PRESETS, resolve_allocator
-from intraslice_core.rehearsal import SEQUENCES, Rehearsal
 from intraslice_core.reports.allocation import allocation_report
 from intraslice_core.reports.schema import AllocationReport, TrialReport
 

@@ -302,9 +302,6 @@ def _shape_work(work: _Work, run: Run) -> ShapeWork:
     def before_batch(done: float, message: str) -> None:
         run.report(Stage.ALLOCATE, message, done)
 
-    kept = run.checkpoints.directory if run.checkpoints else None
-    if run.shared is not None:
-        kept = run.shared.directory
     return ShapeWork(
         layers=ReaderLayers(work.reader, work.device, work.dtype),
         config=work.config,
@@ -312,10 +309,23 @@ def _shape_work(work: _Work, run: Run) -> ShapeWork:
         budget=work.budget,
         device=work.device,
         stored_dtype=work.stored_dtype,
-        kept=kept,
+        kept=_kept_knowledge(run),
         key=work.key,
         before_batch=before_batch,
     )
+
+
+def _kept_knowledge(run: Run) -> KeptKnowledge | None:
+    """With the other shared files, or among the checkpoints of this job alone."""
+    if run.shared is not None:
+        shared = run.shared
+        return KeptKnowledge(
+            directory=shared.directory, has_room=shared.has_room, on_saved=tell_nobody
+        )
+    if run.checkpoints is None:
+        return None
+    kept = run.checkpoints
+    return KeptKnowledge(directory=kept.directory, has_room=lambda _: True, on_saved=kept.on_saved)
 
 
 def _write_compressed(

@@ -172,7 +172,7 @@ class _GroupPass:
             behind = torch.empty_like(hidden)
             for rows in self._rows:
                 moved = hidden[rows].to(weights.up.weight.device)
-                behind[rows] = block.behind(moved, weights, settings, rotary).to(hidden.device)
+                behind[rows] = _checked(layer, moved, weights, settings, rotary).to(hidden.device)
             hidden = behind
             yield hidden
 
@@ -228,6 +228,19 @@ class _GroupPass:
             head_moments=moments.cpu() / tokens,
             tokens=tokens,
         )
+
+
+def _checked(
+    layer: int, hidden: Tensor, weights: BlockWeights, settings: BlockSettings, rotary: Rotary
+) -> Tensor:
+    """The stream behind a layer; what overflows is named."""
+    behind = block.behind(hidden, weights, settings, rotary)
+    if torch.isfinite(behind).all():
+        return behind
+    attends = torch.isfinite(block.attention(hidden, weights, settings, rotary)).all()
+    raise NumericalError(
+        "an activation is NaN or infinite", layer=layer, module="mlp" if attends else "attention"
+    )
 
 
 class _LayerGraph:

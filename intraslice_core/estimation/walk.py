@@ -55,6 +55,11 @@ class Learned:
     layers: tuple[LayerKnowledge, ...]
     trials: tuple[Trial, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors."""
+        return sum(part.nbytes for layer in self.layers for part in vars(layer).values())
+
 
 def learn(
     layers: DenseLayers,

@@ -31,7 +31,7 @@ from intraslice_core.planning.estimators import (
 from intraslice_core.planning.rehearsal import SEQUENCES, Rehearsal
 from intraslice_core.presets import PRESETS, resolve_allocator
 from intraslice_core.reports.allocation import allocation_report
-from intraslice_core.reports.schema import AllocationReport, TrialReport
+from intraslice_core.reports.schema import AllocationReport, LossWeighting, TrialReport
 
 LEARNING_SHARE = 0.6
 """Of the stage's time; the rest compares two plans."""
@@ -45,6 +45,17 @@ class ContentKey(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeptKnowledge:
+    """A directory for what was learnt."""
+
+    directory: Path
+    has_room: Callable[[int], bool]
+    """Whether so many bytes may be added."""
+    on_saved: Callable[[str], None]
+    """Hears the file's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShapeWork:
     """What the choice of shapes needs."""
 
@@ -54,7 +65,7 @@ class ShapeWork:
     budget: Budget
     device: torch.device
     stored_dtype: torch.dtype
-    kept: Path | None
+    kept: KeptKnowledge | None
     """Where knowledge is kept for other runs; None keeps none."""
     key: ContentKey
     before_batch: Callable[[float, str], None]
@@ -85,28 +96,31 @@ def choose_shapes(work: ShapeWork, tokens: Tensor) -> Shapes:
         return _uniform(work, learned)
     if allocator == "lagrangian":
         return _lagrangian(work, learned or _learned(work, split, tokens), split)
-    priced = fisher_shapes(
-        work.layers,
-        split,
-        work.geometry,
-        work.budget.parameters,
-        work.config,
-        rotated=allocator == "fisher_pca",
-        before_batch=lambda done: work.before_batch(done, "gradients for the ratio estimator"),
-    )
+    try:
+        priced = fisher_shapes(
+            work.layers,
+            split,
+            work.geometry,
+            work.budget.parameters,
+            work.config,
+            rotated=allocator == "fisher_pca",
+            before_batch=lambda done: work.before_batch(done, "gradients for the ratio estimator"),
+        )
+    except ConfigurationError as error:
+        return _uniform(work, learned, _fallen_back(work, "fisher", error.message))
     report = allocation_report(work.config.allocation, allocator, priced, weighting="fisher")
     return Shapes(plan=priced.plan, knowledge=_layers(work, learned), report=report)
 
 
 def _learned(work: ShapeWork, split: EstimationTokens, tokens: Tensor) -> Learned:
     """What an earlier run with the same tokens has learnt, or what this one does."""
-    file = None
+    name = ""
     if work.kept is not None:
         key = work.key(knowledge=calibration_hash(tokens), batch_size=work.config.batch_size)
-        file = work.kept / f"knowledge-{key}.safetensors"
-        kept = load_learned(file)
-        if kept is not None:
-            return kept
+        name = f"knowledge-{key[:32]}.safetensors"
+        known = load_learned(work.kept.directory / name)
+        if known is not None:
+            return known
     learned = learn_model(
         work.layers,
         split,
@@ -115,14 +129,22 @@ def _learned(work: ShapeWork, split: EstimationTokens, tokens: Tensor) -> Learne
             LEARNING_SHARE * done, "learning what each layer can spare"
         ),
     )
-    if file is not None:
-        save_learned(file, learned)
+    if work.kept is not None and work.kept.has_room(learned.nbytes):
+        save_learned(work.kept.directory / name, learned)
+        work.kept.on_saved(name)
     return learned
 
 
 def _layers(work: ShapeWork, learned: Learned | None) -> tuple[LayerKnowledge, ...] | None:
     """Only a method that learns chooses by what was learnt."""
     return learned.layers if learned and PRESETS[work.config.method].learns else None
+
+
+def _fallen_back(work: ShapeWork, weighting: LossWeighting, reason: str) -> AllocationReport:
+    """Small models have shapes that only equal layers bring within half a per cent."""
+    return allocation_report(
+        work.config.allocation, "uniform", weighting=weighting, fallback_reason=reason
+    )
 
 
 def _uniform(
@@ -135,7 +157,10 @@ def _uniform(
 
 def _lagrangian(work: ShapeWork, learned: Learned, split: EstimationTokens) -> Shapes:
     """The allocator's shapes, unless equal layers do better on sequences nobody learnt from."""
-    priced = lagrangian_shapes(learned, work.geometry, work.budget.parameters, work.config)
+    try:
+        priced = lagrangian_shapes(learned, work.geometry, work.budget.parameters, work.config)
+    except ConfigurationError as error:
+        return _uniform(work, learned, _fallen_back(work, "fisher", error.message))
     losses = _compared(work, learned, split, priced)
     worse = losses is not None and losses[0] > losses[1]
     report = allocation_report(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from transformers import AutoConfig
 
-from intraslice_core.config import CompressionConfig
+from intraslice_core.config import SUPPORTED_MODEL_TYPES, CompressionConfig
 from intraslice_core.errors import UnsupportedArchitectureError
 from intraslice_core.estimates import estimate, read_dense
 from intraslice_core.families import FAMILIES
@@ -76,7 +76,7 @@ def test_unknown_architecture_is_named_with_the_known(tmp_path: Path) -> None:
     (directory / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(UnsupportedArchitectureError, match="gpt2") as caught:
         read_dense(directory)
-    assert caught.value.hint == "supported: llama"
+    assert caught.value.hint == f"supported: {', '.join(SUPPORTED_MODEL_TYPES)}"
 
 
 @pytest.mark.real_model

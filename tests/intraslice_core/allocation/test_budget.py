@@ -108,7 +108,13 @@ def test_result_has_the_size_asked_for(tmp_path: Path, field: str) -> None:
     dense = tiny_llama(tmp_path / "dense")
     calibration = CalibrationConfig(source="pydoc", samples=4, sequence_length=32)
     target = {"target_params": 60_000, "target_bytes": 240_000}[field]
-    config = asked(**{field: target}, round_to=2, dtype="float32", calibration=calibration)
+    config = asked(
+        **{field: target},
+        allocation="uniform",
+        round_to=2,
+        dtype="float32",
+        calibration=calibration,
+    )
     report = compress_model(str(dense), tmp_path / "out", config)
     got = {"target_params": report.params_after, "target_bytes": report.bytes_after}[field]
     assert got == pytest.approx(target, rel=0.005)

@@ -127,7 +127,7 @@ def test_other_tokenizer_is_noticed(checkpoint):
 def test_checkpoint_that_needs_our_code_fails(checkpoint):
     settings = json.loads((checkpoint / "config.json").read_text())
     settings["auto_map"] = {"AutoModelForCausalLM": "modeling_ours.Ours"}
-    settings["model_type"] = "intraslice_llama"
+    settings["model_type"] = "intraslice"
     (checkpoint / "config.json").write_text(json.dumps(settings))
     (checkpoint / "modeling_ours.py").write_text("import intraslice_core\n\nclass Ours: ...\n")
     accept_changed_files(checkpoint)

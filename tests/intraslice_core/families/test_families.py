@@ -40,7 +40,7 @@ def test_variants_with_other_mathematics_are_refused(setting: dict) -> None:
 
 def test_partial_rotation_is_refused() -> None:
     rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
-    with pytest.raises(UnsupportedArchitectureError, match="partly"):
+    with pytest.raises(UnsupportedArchitectureError, match="partial_rotary_factor"):
         family_for(LlamaConfig(rope_parameters=rope))
 
 

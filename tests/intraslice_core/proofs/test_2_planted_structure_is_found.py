@@ -95,6 +95,7 @@ def test_planted_model_loses_nothing_on_held_out_text(tmp_path: Path, variant: s
     config = CompressionConfig(
         ratio=RATIO,
         round_to=ROUND_TO,
+        allocation="uniform",
         calibration=CalibrationConfig(source="pydoc", samples=256, sequence_length=64),
     )
     report = compress_unverified(dense, tmp_path / "out", config)

@@ -55,7 +55,7 @@ from intraslice_core.hardware import (
     rounding_class,
 )
 from intraslice_core.layer import LayerCompressor, LayerContext, LayerOutcome, Streams
-from intraslice_core.layer_checkpoints import FinishedLayer, LayerCheckpoints
+from intraslice_core.layer_checkpoints import FinishedLayer, LayerCheckpoints, tell_nobody
 from intraslice_core.modeling import IntraSliceForCausalLM, intraslice_config
 from intraslice_core.plan import (
     LayerPlan,
@@ -63,7 +63,7 @@ from intraslice_core.plan import (
     dense_parameters,
     total_parameters,
 )
-from intraslice_core.planning.shapes import Shapes, ShapeWork, choose_shapes
+from intraslice_core.planning.shapes import KeptKnowledge, Shapes, ShapeWork, choose_shapes
 from intraslice_core.presets import PRESETS
 from intraslice_core.progress import (
     CancellationCheck,

@@ -46,7 +46,7 @@ PRESETS: dict[Method, MethodPreset] = {
         shrink_to_weights=True,
         choice_damping=1e-4,
         damping_per_dimension=True,
-        damping_own=(1e-5, 1e-3, 1e-2, 0.1, 0.3, 1.0),
+        damping_own=(1e-6, 1e-3, 1e-2, 0.1, 0.3, 1.0),
         damping_correction=(0.1, 0.3, 1.0, 3.0, 10.0),
     ),
     "paper": MethodPreset(

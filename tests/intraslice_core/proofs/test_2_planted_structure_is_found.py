@@ -24,7 +24,7 @@ from tests.intraslice_core.tiny_models import (
     tiny_tokenizer,
 )
 
-RATIO, ROUND_TO = 0.25, 4
+RATIO, ROUND_TO = 0.25, 2
 
 
 def parts(layer: torch.nn.Module, rows: tuple[int, int, int, int]) -> dict[str, list[Tensor]]:

@@ -40,7 +40,7 @@ METRIC_DAMPING = 1e-3
 TRIAL_DAMPING = 1e-3
 TRIAL_CUTS = (0.25, 0.5)
 """Fractions of a module's dimensions that are cut for trial."""
-SPOT_DISTANCE = 3
+SPOT_DISTANCE = 5
 """Layers from one spot to the next; the last layer is one, too."""
 PAIR_SEQUENCES = 8
 """Sequences whose queries show what rotary pairs do."""

@@ -35,9 +35,10 @@ LEARNING_FRACTION = 4
 """One calibration sequence in so many is learnt from, but at least `LEAST_LEARNING`."""
 LEAST_LEARNING = 32
 GRADIENT_FRACTION = 8
-LEAST_GRADIENTS = 16
-CHECKS = 8
-"""Sequences that trials and the comparison of plans are measured on."""
+LEAST_GRADIENTS = 8
+CHECK_FRACTION = 16
+MOST_CHECKS = 8
+"""Sequences that trials and the comparison of plans are measured on; all trials pass them."""
 GRADIENT_SHARE = 0.4
 """Of the estimator's time."""
 _SCALES: dict[Module, tuple[float, float]] = {"attention": (1.0, 8.0), "mlp": (0.5, 8.0)}
@@ -57,7 +58,7 @@ class EstimationTokens:
     def of(cls, tokens: Tensor) -> EstimationTokens:
         """Split (samples, length). A calibration of one sequence checks on what it learns from."""
         samples = len(tokens)
-        checks = min(CHECKS, max(samples // 4, 1))
+        checks = min(MOST_CHECKS, max(samples // CHECK_FRACTION, 1))
         rest = tokens[: samples - checks] if samples > checks else tokens
         learning = max(LEAST_LEARNING, samples // LEARNING_FRACTION)
         gradients = max(LEAST_GRADIENTS, samples // GRADIENT_FRACTION)

@@ -16,9 +16,9 @@ from intraslice_core.estimation.knowledge_file import load_learned, save_learned
 from intraslice_core.estimation.trials import Trial
 from intraslice_core.estimation.walk import Learned, learn
 from intraslice_core.planning.estimators import (
-    CHECKS,
     LEAST_GRADIENTS,
     LEAST_LEARNING,
+    MOST_CHECKS,
     EstimationTokens,
     fisher_shapes,
     lagrangian_shapes,
@@ -64,10 +64,11 @@ def test_sequences_that_check_are_learnt_from_by_nobody():
     split = EstimationTokens.of(tokens)
     assert split.learning.flatten().tolist() == list(range(50))
     assert split.gradients.flatten().tolist() == list(range(25))
-    assert split.check.flatten().tolist() == list(range(200 - CHECKS, 200))
+    assert split.check.flatten().tolist() == list(range(200 - MOST_CHECKS, 200))
     few = EstimationTokens.of(tokens[:10])
-    assert len(few.learning) == len(few.gradients) == 8 < LEAST_GRADIENTS < LEAST_LEARNING
-    assert few.check.flatten().tolist() == [8, 9]
+    assert (len(few.learning), len(few.gradients)) == (9, LEAST_GRADIENTS)
+    assert len(few.learning) < LEAST_LEARNING
+    assert few.check.flatten().tolist() == [9]
     assert len(EstimationTokens.of(tokens[:1]).learning) == 1
 
 

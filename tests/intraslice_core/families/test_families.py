@@ -1,48 +1,111 @@
-"""The Llama adapter against transformers' own model."""
+"""Adapters against transformers' own models: names, shapes, counts, refusals."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from transformers import GPT2Config, LlamaConfig
+import torch
+from transformers import AutoConfig, GPT2Config
 
 from intraslice_core.config import SUPPORTED_MODEL_TYPES
 from intraslice_core.errors import UnsupportedArchitectureError
 from intraslice_core.families import FAMILIES, family_for
-from intraslice_core.plan import total_parameters
-from tests.intraslice_core.tiny_models import VARIANTS, tiny_config, tiny_model
+from intraslice_core.families.family import half_split_order
+from intraslice_core.geometry import FAMILY_FACTS, dense_geometry
+from intraslice_core.plan import dense_parameters
+from tests.intraslice_core.tiny_models import (
+    FAMILY_VARIANTS,
+    VARIANTS,
+    tiny_config,
+    tiny_family_config,
+    tiny_family_model,
+    tiny_model,
+)
+
+
+def named_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("variant", FAMILY_VARIANTS)
+def test_expected_tensors_and_parameters_are_those_of_the_model(variant: str) -> None:
+    model = tiny_family_model(variant)
+    family = family_for(model.config)
+    assert family.expected_shapes(model.config) == named_shapes(model)
+    assert dense_parameters(family.geometry(model.config)) == model.num_parameters()
+    assert type(model).__name__ == family.architecture
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_expected_tensors_are_those_of_the_model(variant: str) -> None:
+def test_expected_tensors_are_those_of_every_llama(variant: str) -> None:
     model = tiny_model(**VARIANTS[variant])
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    assert family_for(model.config).expected_shapes(model.config) == shapes
+    family = family_for(model.config)
+    assert family.expected_shapes(model.config) == named_shapes(model)
+    assert dense_parameters(family.geometry(model.config)) == model.num_parameters()
 
 
-def test_geometry_counts_the_parameters_of_the_model() -> None:
-    model = tiny_model()
-    geometry = family_for(model.config).geometry(model.config)
-    assert total_parameters(geometry, geometry.dense_plan()) == model.num_parameters()
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_silent_configuration_has_its_classes_defaults(model_type: str) -> None:
+    config = AutoConfig.for_model(model_type)
+    assert dense_geometry(model_type, {}) == FAMILIES[model_type].geometry(config)
+    family_for(config)
+
+
+def test_canonical_tensors_are_the_models_in_another_order() -> None:
+    """Splitting fused projections and moving still dimensions loses and doubles nothing."""
+    model = tiny_family_model("phi3_longrope")
+    family, prefix = family_for(model.config), "model.layers.0."
+    own = {n.removeprefix(prefix): t for n, t in model.state_dict().items() if prefix in n}
+    canonical = family.canonical_layer(model.config, 0, own)
+    fused = own["self_attn.qkv_proj.weight"]
+    parts = [canonical[f"self_attn.{name}_proj.weight"] for name in "qkv"]
+    assert sorted(torch.cat(parts)[:, 0].tolist()) == sorted(fused[:, 0].tolist())
+    assert torch.equal(parts[2], fused[-parts[2].shape[0] :])
+
+
+def test_pairs_that_stand_still_come_behind_those_that_turn() -> None:
+    order = half_split_order(head_dim=12, rotating=8)
+    assert order.tolist() == [0, 1, 2, 3, 8, 9, 4, 5, 6, 7, 10, 11]
 
 
 def test_other_architectures_are_refused_with_a_list() -> None:
-    with pytest.raises(UnsupportedArchitectureError, match="supported: llama"):
+    with pytest.raises(UnsupportedArchitectureError, match=r"gpt2.*supported: llama, mistral"):
         family_for(GPT2Config())
 
 
 @pytest.mark.parametrize(
     "setting", [{"sliding_window": 64}, {"attention_chunk_size": 32}, {"quantization_config": {}}]
 )
-def test_variants_with_other_mathematics_are_refused(setting: dict) -> None:
+def test_variants_with_other_mathematics_are_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedArchitectureError, match=next(iter(setting))):
         family_for(tiny_config(**setting))
 
 
-def test_partial_rotation_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("variant", "setting", "named"),
+    [
+        ("phi", {"qk_layernorm": True}, "qk_layernorm"),
+        ("phi", {"partial_rotary_factor": 0.25}, "partial_rotary_factor"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("qwen3", {"num_key_value_heads": 3}, "num_key_value_heads"),
+        ("qwen3", {"hidden_act": "softplus_squared"}, "hidden_act"),
+        ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types"),
+    ],
+)
+def test_a_familys_other_variants_are_refused_by_name(
+    variant: str, setting: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UnsupportedArchitectureError, match=named):
+        family_for(tiny_family_config(variant, **setting))
+
+
+def test_heads_that_rotate_partly_are_refused_where_the_classes_rotate_all() -> None:
     rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
     with pytest.raises(UnsupportedArchitectureError, match="partial_rotary_factor"):
-        family_for(LlamaConfig(rope_parameters=rope))
+        family_for(tiny_config(rope_parameters=rope))
 
 
 def test_the_service_names_the_families_there_are() -> None:
-    assert tuple(FAMILIES) == SUPPORTED_MODEL_TYPES
+    assert tuple(FAMILIES) == SUPPORTED_MODEL_TYPES == tuple(FAMILY_FACTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from intraslice_core.allocation.uniform import uniform_plan
-from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.errors import ConfigurationError
-from intraslice_core.pipeline import compress_model
 from intraslice_core.plan import ModelGeometry
-from tests.intraslice_core.tiny_models import tiny_llama
+from tests.intraslice_core.proofs.conftest import Compressed
+from tests.intraslice_core.tiny_models import FAMILY_VARIANTS
 
 SMOLLM2 = ModelGeometry(
     num_hidden_layers=30,
@@ -48,19 +48,21 @@ def test_a_budget_that_rounding_cannot_meet_is_refused_by_name() -> None:
         uniform_plan(tiny, 0.3, 64)
 
 
-def test_stored_parameters_and_bytes_follow_the_plan(tmp_path: Path) -> None:
-    dense = tiny_llama(tmp_path / "dense")
-    config = CompressionConfig(
-        ratio=0.4,
-        round_to=2,
-        calibration=CalibrationConfig(source="pydoc", samples=16, sequence_length=32),
-    )
-    report = compress_model(str(dense), tmp_path / "out", config)
-    assert abs(report.removed_fraction - 0.4) <= 0.005 * 0.6
-    with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
-        stored = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
-    assert stored == report.params_after
+def stored_parameters(file: Path) -> int:
+    with safe_open(file, framework="pt") as opened:
+        return sum(opened.get_tensor(name).numel() for name in opened.keys())  # noqa: SIM118
+
+
+@pytest.mark.parametrize("variant", FAMILY_VARIANTS)
+def test_stored_parameters_and_bytes_follow_the_plan(
+    compressed_family: Callable[[str], Compressed], variant: str
+) -> None:
+    made = compressed_family(variant)
+    report = made.report
+    assert abs(report.removed_fraction - 0.3) <= 0.005 * 0.7
+    assert stored_parameters(made.dense / "model.safetensors") == report.params_before
+    assert stored_parameters(made.out / "model.safetensors") == report.params_after
     removed = 4 * (report.params_before - report.params_after)
     assert report.bytes_before - report.bytes_after == pytest.approx(removed, rel=0.02)
-    on_disk = sum(f.stat().st_size for f in (tmp_path / "out").glob("*.safetensors"))
+    on_disk = sum(f.stat().st_size for f in made.out.glob("*.safetensors"))
     assert on_disk == report.bytes_after

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from intraslice_core.config import CalibrationConfig, CompressionConfig, Method
-from intraslice_core.pipeline import compress_model
-from tests.intraslice_core.tiny_models import tiny_llama
+from tests.intraslice_core.compressing import compress_unverified
+from tests.intraslice_core.tiny_models import FAMILY_VARIANTS, tiny_checkpoint
 
 
 def run(folder: Path, name: str, method: Method, batch_size: int = 8, seed: int = 0) -> Path:
@@ -21,7 +22,7 @@ def run(folder: Path, name: str, method: Method, batch_size: int = 8, seed: int 
         batch_size=batch_size,
         calibration=CalibrationConfig(source="pydoc", samples=28, sequence_length=32, seed=seed),
     )
-    compress_model(str(folder / "dense"), folder / name, config)
+    compress_unverified(folder / "dense", folder / name, config)
     return folder / name / "model.safetensors"
 
 
@@ -29,15 +30,19 @@ def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def test_same_seed_same_bytes_another_seed_others(tmp_path: Path) -> None:
-    tiny_llama(tmp_path / "dense")
+@pytest.mark.parametrize("variant", ["llama", "qwen3", "phi", "gemma2"])
+def test_same_seed_same_bytes_another_seed_others(tmp_path: Path, variant: str) -> None:
+    tiny_checkpoint(tmp_path / "dense", variant)
     first = digest(run(tmp_path, "first", "intraslice"))
     assert digest(run(tmp_path, "second", "intraslice")) == first
     assert digest(run(tmp_path, "third", "intraslice", seed=1)) != first
 
 
-def test_batch_size_does_not_change_the_result_beyond_rounding(tmp_path: Path) -> None:
-    tiny_llama(tmp_path / "dense")
+@pytest.mark.parametrize("variant", FAMILY_VARIANTS)
+def test_batch_size_does_not_change_the_result_beyond_rounding(
+    tmp_path: Path, variant: str
+) -> None:
+    tiny_checkpoint(tmp_path / "dense", variant)
     whole = load_file(run(tmp_path, "whole", "paper", batch_size=28))
     cut = load_file(run(tmp_path, "cut", "paper", batch_size=4))
     for name, tensor in whole.items():

@@ -48,6 +48,10 @@ class Settings(BaseSettings):
     )
     requests_per_second: float = Field(default=50.0, gt=0, description="of each key, on average")
     requests_burst: int = Field(default=100, ge=1, description="of each key, at once")
+    wrong_keys_per_minute: float = Field(
+        default=10.0, gt=0, description="from each address, on average"
+    )
+    wrong_keys_burst: int = Field(default=20, ge=1, description="from each address, at once")
 
     # Deny by default: what is not listed here cannot be named in a job.
     model_roots: tuple[Path, ...] = ()

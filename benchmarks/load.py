@@ -3,8 +3,11 @@
     python benchmarks/load.py [--jobs 10000] [--rate 200] [--seconds 20] [--watchers 500]
 
 Starts PostgreSQL, Valkey, the API and later a worker as processes of their own; the load comes from
-this one. Requests are sent on a fixed schedule however late the answers are, and latency counts
-from the scheduled moment, so that a stall shows in every request it delays. The last line is JSON:
+this one. Every request brings a key, and takes its token from a rate limit raised for the occasion.
+Requests are sent on a fixed schedule however late the answers are, and latency counts from the
+scheduled moment, so that a stall shows in every request it delays. Beside it stand the milliseconds
+of a processor that a request took of the API, of the servers behind it and of the client: on a busy
+machine they tell more. The last line is JSON:
 {"get_p99_ms": …, "list_p99_ms": …, "submit_to_start_s": …, "sse_500_mib": …}. `sse_500_mib` is
 what the watchers add to the API's resident memory; the table has its total too.
 """
@@ -13,11 +16,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import itertools
 import json
 import os
 import random
 import resource
+import secrets
 import socket
 import statistics
 import subprocess
@@ -26,13 +31,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import httpx
 import psutil
 import psycopg
+import uvloop
 from httpx_sse import aconnect_sse
+from keep_alive import KeepAliveClient
 from rich.console import Console
 from rich.table import Table
 
@@ -68,9 +75,41 @@ class Service:
     """The running processes, as the measurements see them."""
 
     url: str
+    key: str
     database: str
     api: psutil.Process
+    servers: tuple[psutil.Process, ...]
+    """PostgreSQL and Valkey; whoever they start belongs to them."""
     start: Callable[[str], subprocess.Popen[bytes]]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What opens the API."""
+        return {"Authorization": f"Bearer {self.key}"}
+
+
+@dataclass(frozen=True)
+class Processing:
+    """Seconds of processors."""
+
+    api: float
+    servers: float
+    client: float
+
+    @classmethod
+    def until_now(cls, service: Service) -> Processing:
+        """What each has used since its start."""
+        servers = (p for one in service.servers for p in (one, *one.children(recursive=True)))
+        return cls(
+            api=_processing(service.api),
+            servers=sum(map(_processing, servers)),
+            client=time.process_time(),
+        )
+
+    def since(self, before: Processing, requests: int) -> Processing:
+        """Milliseconds a request."""
+        pairs = zip(astuple(self), astuple(before), strict=True)
+        return Processing(*((now - then) / requests * 1e3 for now, then in pairs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +119,7 @@ class Latency:
     p50: float
     p99: float
     worst: float
+    processing: Processing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +144,9 @@ def service(place: Path) -> Iterator[Service]:
             "INTRASLICE_DATABASE_URL": postgres.url,
             "INTRASLICE_BROKER_URL": valkey.url,
             "INTRASLICE_PORT": str(port),
-            "INTRASLICE_AUTH": "off",
+            "INTRASLICE_API_KEY": secrets.token_hex(16),
+            "INTRASLICE_REQUESTS_PER_SECOND": "1000000",
+            "INTRASLICE_REQUESTS_BURST": "1000000",
         }
 
         def start(name: str) -> subprocess.Popen[bytes]:
@@ -119,8 +161,28 @@ def service(place: Path) -> Iterator[Service]:
         api = start("serve")
         url = f"http://127.0.0.1:{port}"
         _await_ready(url)
-        database = postgres.url.replace("+psycopg", "")
-        yield Service(url=url, database=database, api=psutil.Process(api.pid), start=start)
+        yield Service(
+            url=url,
+            key=_made_key(url, environment["INTRASLICE_API_KEY"]),
+            database=postgres.url.replace("+psycopg", ""),
+            api=psutil.Process(api.pid),
+            servers=tuple(
+                psutil.Process(one.process.pid) for one in (postgres, valkey) if one.process
+            ),
+            start=start,
+        )
+
+
+def _made_key(url: str, operators_key: str) -> str:
+    """A key as users have them."""
+    headers = {"Authorization": f"Bearer {operators_key}"}
+    answer = httpx.post(f"{url}/v1/keys", json={"name": "load", "scope": "write"}, headers=headers)
+    return str(answer.raise_for_status().json()["secret"])
+
+
+def _processing(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -147,7 +209,7 @@ def _await_ready(url: str) -> None:
 
 def fill(service: Service, jobs: int) -> list[str]:
     """Clone one job of the service's own making; the ids."""
-    with Client(service.url) as client:
+    with Client(service.url, service.key) as client:
         template = client.create_job(_MODEL, labels={"team": "search"}).id
         client.cancel_job(template)
     ids = [new_job_id() for _ in range(jobs - 1)]
@@ -161,14 +223,12 @@ def fill(service: Service, jobs: int) -> list[str]:
     return ids
 
 
-async def open_loop(url: str, paths: Iterator[str], rate: float, seconds: float) -> Latency:
+async def open_loop(service: Service, paths: Iterator[str], rate: float, seconds: float) -> Latency:
     """Send on schedule, whatever becomes of what was sent before."""
-    async with httpx.AsyncClient(
-        base_url=url, limits=httpx.Limits(max_connections=None), timeout=None
-    ) as http:
+    async with KeepAliveClient(service.url, service.headers) as http:
 
         async def ask(path: str, scheduled: float) -> float:
-            (await http.get(path)).raise_for_status()
+            await http.get(path)
             return time.perf_counter() - scheduled
 
         async def run(seconds: float) -> list[float]:
@@ -181,24 +241,33 @@ async def open_loop(url: str, paths: Iterator[str], rate: float, seconds: float)
             return await asyncio.gather(*tasks)
 
         await run(_WARM_UP_SECONDS)
-        return summarise(await run(seconds))
+        # A pause of the client would be taken for one of the service.
+        gc.collect()
+        gc.freeze()
+        before = Processing.until_now(service)
+        found = await run(seconds)
+        return summarise(found, Processing.until_now(service).since(before, len(found)))
 
 
-def summarise(seconds: list[float]) -> Latency:
+def summarise(seconds: list[float], processing: Processing) -> Latency:
     """Percentiles in milliseconds."""
     cuts = statistics.quantiles(seconds, n=100, method="inclusive")
-    return Latency(p50=cuts[49] * 1e3, p99=cuts[98] * 1e3, worst=max(seconds) * 1e3)
+    return Latency(
+        p50=cuts[49] * 1e3, p99=cuts[98] * 1e3, worst=max(seconds) * 1e3, processing=processing
+    )
 
 
 async def watch(service: Service, watchers: int) -> Watchers:
     """Open event streams of one waiting job, weigh the API, then end the job."""
-    with Client(service.url) as client:
+    with Client(service.url, service.key) as client:
         job_id = client.create_job(_MODEL).id
     before = service.api.memory_info().rss
     gate = asyncio.Semaphore(_CONNECTIONS_AT_ONCE)
     connected = [asyncio.Event() for _ in range(watchers)]
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=service.url, limits=limits, timeout=60) as http:
+    async with httpx.AsyncClient(
+        base_url=service.url, headers=service.headers, limits=limits, timeout=60
+    ) as http:
 
         async def stream(index: int) -> None:
             await gate.acquire()
@@ -223,7 +292,7 @@ def starts(service: Service) -> list[float]:
     """Seconds from sending a job to seeing it run, on a worker with nothing else to do."""
     service.start("worker")
     found = []
-    with httpx.Client(base_url=service.url, timeout=90) as http:
+    with httpx.Client(base_url=service.url, headers=service.headers, timeout=90) as http:
         # The first start is the worker's own, too.
         for _ in range(_STARTS + 1):
             begin = time.perf_counter()
@@ -247,6 +316,24 @@ def _until(http: httpx.Client, path: str, reached: Callable[[State], bool]) -> N
             etag = answer.headers["etag"]
             if reached(State(answer.json()["state"])):
                 return
+
+
+def print_table(
+    title: str, latencies: dict[str, Latency], watchers: Watchers, waits: list[float]
+) -> None:
+    """What was measured, one thing a line; processors' time is a request's."""
+    table = Table(title=title)
+    for column in ("", "p50", "p99", "worst", "CPU: API", "servers", "client"):
+        table.add_column(column, justify="right")
+    for name, one in latencies.items():
+        times = (f"{each:.1f}" for each in (one.p50, one.p99, one.worst))
+        table.add_row(f"{name}, ms", *times, *(f"{each:.2f}" for each in astuple(one.processing)))
+    middle = statistics.median(waits)
+    table.add_row("submit to start, s", f"{middle:.3f}", "", f"{max(waits):.3f}")
+    table.add_row("watchers, MiB added", f"{watchers.added_mib:.1f}")
+    table.add_row("MiB of the API then", f"{watchers.total_mib:.1f}")
+    table.add_row("all of them told, s", f"{watchers.told_all_s:.3f}")
+    Console(width=100).print(table)
 
 
 def parse() -> argparse.Namespace:
@@ -274,22 +361,13 @@ def main() -> None:
             "list": itertools.repeat("/v1/jobs"),
         }
         latencies = {
-            name: asyncio.run(open_loop(running.url, each, options.rate, options.seconds))
+            name: uvloop.run(open_loop(running, each, options.rate, options.seconds))
             for name, each in paths.items()
         }
         watchers = asyncio.run(watch(running, options.watchers))
         waits = starts(running)
-    table = Table(title=f"{options.jobs} jobs, {options.rate:g} requests/s, load before: {load}")
-    for column in ("", "p50", "p99", "worst"):
-        table.add_column(column, justify="right")
-    for name, one in latencies.items():
-        table.add_row(f"{name}, ms", f"{one.p50:.1f}", f"{one.p99:.1f}", f"{one.worst:.1f}")
-    middle = statistics.median(waits)
-    table.add_row("submit to start, s", f"{middle:.3f}", "", f"{max(waits):.3f}")
-    table.add_row(f"{options.watchers} watchers, MiB added", f"{watchers.added_mib:.1f}", "", "")
-    table.add_row("MiB of the API then", f"{watchers.total_mib:.1f}", "", "")
-    table.add_row("all of them told, s", f"{watchers.told_all_s:.3f}", "", "")
-    Console(width=100).print(table)
+    title = f"{options.jobs} jobs, {options.rate:g} requests/s, load before: {load}"
+    print_table(title, latencies, watchers, waits)
     line = {
         "get_p99_ms": round(latencies["get"].p99, 2),
         "list_p99_ms": round(latencies["list"].p99, 2),

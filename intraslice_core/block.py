@@ -281,7 +281,23 @@ def attention_inner(
     if not weights.has_attention:
         return normed.new_zeros(*normed.shape[:-1], 0)
     query, key = rotated_queries_and_keys(normed, weights, settings, rotary)
-    value = _split_heads(weights.value(normed), weights.num_key_value_heads)
+    return attend(query, key, values(normed, weights), settings)
+
+
+def values(normed: Tensor, weights: BlockWeights) -> Tensor:
+    """Value heads, (batch, num_key_value_heads, sequence, v_head_dim)."""
+    return _split_heads(weights.value(normed), weights.num_key_value_heads)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, settings: BlockSettings) -> Tensor:
+    """Attention itself, (batch, sequence, num_attention_heads · v_head_dim).
+
+    Args:
+        query: (batch, num_attention_heads, sequence, 2·pairs), ready to meet the keys.
+        key: (batch, num_key_value_heads, sequence, 2·pairs).
+        value: (batch, num_key_value_heads, sequence, v_head_dim).
+        settings: of the block.
+    """
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
     cap = settings.attn_logit_softcapping

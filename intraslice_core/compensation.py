@@ -28,6 +28,12 @@ class Dampings:
     own: Sequence[float]
     correction: Sequence[float]
     """Candidates, of which the one of least held-out error is taken, one part after the other."""
+    per_dimension: bool = False
+    """Each dimension is damped in proportion to its own energy."""
+
+    def factor(self, gram: Tensor, damping: float) -> linalg.Factor:
+        """The damped factor of a Gram matrix."""
+        return linalg.damped_cholesky(gram, damping, per_dimension=self.per_dimension)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,23 +101,23 @@ def choose_dampings(
     corrects = bool(fit.correction.any()) and len(dampings.correction) > 0
     own, correction = dampings.own[0], dampings.correction[0] if corrects else None
     if held_out is not None and len(dampings.own) > 1:
-        own = _own_damping(fit, held_out, prior, dampings.own)
+        own = _own_damping(fit, held_out, prior, dampings)
     if held_out is not None and corrects and len(dampings.correction) > 1:
-        correction = _correction_damping(fit, held_out, prior, own, dampings.correction)
+        correction = _correction_damping(fit, held_out, prior, own, dampings)
     return own, correction
 
 
 def _own_damping(
-    fit: Moments, held_out: Moments, prior: Tensor | None, candidates: Sequence[float]
+    fit: Moments, held_out: Moments, prior: Tensor | None, dampings: Dampings
 ) -> float:
     """The candidate that predicts the module's own output best."""
     target = replace(held_out, correction=torch.zeros_like(held_out.correction))
 
     def error(damping: float) -> float:
-        factor = linalg.damped_cholesky(fit.gram, damping)
+        factor = dampings.factor(fit.gram, damping)
         return _excess(target, _own_part(factor, fit, prior))
 
-    return min(candidates, key=error)
+    return min(dampings.own, key=error)
 
 
 def _correction_damping(
@@ -119,16 +125,16 @@ def _correction_damping(
     held_out: Moments,
     prior: Tensor | None,
     own: float,
-    candidates: Sequence[float],
+    dampings: Dampings,
 ) -> float:
     """The candidate that, on top of the own part, predicts the target best."""
-    part = _own_part(linalg.damped_cholesky(fit.gram, own), fit, prior)
+    part = _own_part(dampings.factor(fit.gram, own), fit, prior)
 
     def error(damping: float) -> float:
-        factor = linalg.damped_cholesky(fit.gram, damping)
+        factor = dampings.factor(fit.gram, damping)
         return _excess(held_out, part + factor.solve(fit.correction))
 
-    return min(candidates, key=error)
+    return min(dampings.correction, key=error)
 
 
 def fit_output(
@@ -147,10 +153,10 @@ def fit_output(
     """
     everything = fit if held_out is None else fit + held_out
     own, chosen = choose_dampings(fit, held_out, prior, dampings)
-    factor = linalg.damped_cholesky(everything.gram, own)
+    factor = dampings.factor(everything.gram, own)
     weight = _own_part(factor, everything, prior)
     if chosen is not None:
-        noisy = linalg.damped_cholesky(everything.gram, chosen)
+        noisy = dampings.factor(everything.gram, chosen)
         weight = weight + noisy.solve(everything.correction)
         chosen = noisy.damping
     return Fit(

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationInfo,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 Method = Literal["intraslice", "paper", "magnitude"]
 """`intraslice` is ours, `paper` the published method, `magnitude` the naive baseline."""
 
 Target = Literal["research"]
 """Which runtimes must load the result; `research` leaves every shape free per layer."""
+
+Allocator = Literal["uniform", "fisher", "fisher_pca", "lagrangian"]
+"""Who decides how much is removed where (section 4 of algorithm.md)."""
+
+Allocation = Literal["auto", "uniform", "fisher", "fisher_pca", "lagrangian"]
+"""`auto` is the method's own allocator; `presets` says which that is."""
+
+BudgetField = Literal["ratio", "target_params", "target_bytes"]
+"""The three ways to say how much stays."""
 
 SUPPORTED_MODEL_TYPES = (
     "llama",
@@ -29,6 +50,9 @@ GGUF_MODEL_TYPES = ("llama",)
 
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
+DEFAULT_RATIO = 0.3
+
+_BUDGETS: tuple[BudgetField, ...] = ("ratio", "target_params", "target_bytes")
 
 
 class FrozenModel(BaseModel):
@@ -37,18 +61,112 @@ class FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+class WeightedSource(FrozenModel):
+    """One text of a mixture."""
+
+    source: str
+    weight: float = Field(
+        default=1.0, gt=0.0, le=1_000_000.0, description="its part of the sequences, before scaling"
+    )
+
+
+_Mixture = Annotated[tuple[WeightedSource, ...], Field(min_length=1, max_length=16)]
+_MIXTURE: TypeAdapter[tuple[WeightedSource, ...]] = TypeAdapter(_Mixture)
+
+
+def _by_form(value: Any, as_declared: Callable[[Any], Any]) -> Any:
+    """Judge a name as a name and a list as a list, so that an error is about what was meant."""
+    if isinstance(value, str):
+        return as_declared(value)
+    if not isinstance(value, list | tuple):
+        raise ValueError('a source is a name, or a list of {"source": name, "weight": number}')
+    mixture = _MIXTURE.validate_python(value)
+    # Numbers, not names: an error's text goes to clients, and what they sent may be anything.
+    names = [one.source for one in mixture]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise ValueError(
+                f"sources {names.index(name) + 1} and {index + 1} are the same: name it once, with "
+                "the sum of the weights"
+            )
+    return mixture
+
+
 class CalibrationConfig(FrozenModel):
     """Which text the statistics are taken from.
 
-    `source` is `pydoc` (CPython's own documentation, on every machine), `self` (the model writes
-    its own text), `hub:DATASET[:CONFIG][@SPLIT]`, or the path of a `.txt`, `.jsonl` or gzipped
-    file of either kind.
+    A source is `pydoc` or `pycode` (CPython's documentation and the code of its standard library,
+    on every machine), `self` or `chat` (the model writes freely, or answers prompts),
+    `hub:DATASET[:CONFIG][@SPLIT]`, or the path of a `.txt`, `.jsonl` or gzipped file of either
+    kind. Several of them, with weights, are a mixture.
     """
 
-    source: str = "pydoc"
-    samples: int = Field(default=128, ge=1, le=65_536, description="sequences")
+    source: Annotated[str | _Mixture, WrapValidator(_by_form)] = Field(
+        default="pydoc", description="a source, or several with weights"
+    )
+    samples: int = Field(
+        default=128, ge=1, le=65_536, validate_default=True, description="sequences, of all sources"
+    )
     sequence_length: int = Field(default=2048, ge=16, le=131_072, description="tokens a sequence")
     seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @field_validator("samples")
+    @classmethod
+    def _some_of_each(cls, samples: int, info: ValidationInfo) -> int:
+        source = info.data.get("source", "")
+        if isinstance(source, tuple):
+            for number, share in enumerate(_divided(samples, source), start=1):
+                if share == 0:
+                    raise ValueError(
+                        f"of {samples} sequences source {number} gets none: give more, or raise "
+                        "its weight"
+                    )
+        return samples
+
+    @property
+    def mixture(self) -> tuple[WeightedSource, ...]:
+        """All sources; a single one has the weight 1."""
+        if isinstance(self.source, str):
+            return (WeightedSource(source=self.source),)
+        return self.source
+
+    def parts(self) -> tuple[CalibrationPart, ...]:
+        """A calibration for each source, with its share of the sequences."""
+        shares = _divided(self.samples, self.mixture)
+        return tuple(
+            CalibrationPart(
+                source=one.source,
+                samples=share,
+                sequence_length=self.sequence_length,
+                seed=self.seed,
+            )
+            for one, share in zip(self.mixture, shares, strict=True)
+        )
+
+
+class CalibrationPart(FrozenModel):
+    """What is to come from one source."""
+
+    source: str
+    samples: int
+    sequence_length: int
+    seed: int
+
+    @property
+    def tokens(self) -> int:
+        """Of all its sequences."""
+        return self.samples * self.sequence_length
+
+
+def _divided(samples: int, mixture: Sequence[WeightedSource]) -> tuple[int, ...]:
+    """Sequences of each source: by weight, the rest to the largest remainders, earlier first."""
+    weights = [Fraction(one.weight) for one in mixture]
+    exact = [samples * weight / sum(weights) for weight in weights]
+    shares = [int(quota) for quota in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda index: shares[index] - exact[index])
+    for index in by_remainder[: samples - sum(shares)]:
+        shares[index] += 1
+    return tuple(shares)
 
 
 class CompressionSettings(FrozenModel):
@@ -66,12 +184,65 @@ class CompressionSettings(FrozenModel):
     )
     batch_size: int = Field(default=8, ge=1, le=4096, description="sequences per forward pass")
     exports: tuple[Literal["safetensors"], ...] = ("safetensors",)
+    allocation: Allocation = Field(
+        default="auto", description="how much is removed where; auto: as the method has it"
+    )
+    module_cap: float = Field(
+        default=0.9,
+        gt=0.0,
+        le=1.0,
+        description="at most this fraction of one module is removed; uniform does not ask",
+    )
+    attention_bias: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1000.0,
+        description="what fisher multiplies attention's scores by: the more, the more of it stays",
+    )
 
 
 class CompressionConfig(CompressionSettings):
-    """One compression of one model."""
+    """One compression of one model: settings, and exactly one budget.
 
-    ratio: Ratio = Field(default=0.3, description="fraction of compressible parameters removed")
+    Without any, `ratio` is 0.3.
+    """
+
+    ratio: Ratio | None = Field(
+        default=None,
+        examples=[DEFAULT_RATIO],
+        description="fraction of compressible parameters removed; 0.3 where no budget is given",
+    )
+    target_params: int | None = Field(
+        default=None, ge=1, lt=2**63, description="parameters of the whole result"
+    )
+    target_bytes: int | None = Field(
+        default=None, ge=1, lt=2**63, description="size of the result's weights in their files"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_the_default_ratio(cls, given: Any) -> Any:
+        if isinstance(given, dict) and all(given.get(name) is None for name in _BUDGETS):
+            return given | {"ratio": DEFAULT_RATIO}
+        return given
+
+    @field_validator("target_params", "target_bytes")
+    @classmethod
+    def _refuse_a_second_budget(cls, value: int | None, info: ValidationInfo) -> int | None:
+        earlier = next((name for name in _BUDGETS if info.data.get(name) is not None), None)
+        if value is not None and earlier is not None:
+            raise PydanticCustomError(
+                "one_budget",
+                "{earlier} says already how much stays: give one of ratio, target_params and "
+                "target_bytes, and leave out the others",
+                {"earlier": earlier},
+            )
+        return value
+
+    @property
+    def budget_field(self) -> BudgetField:
+        """Which of the three was given."""
+        return next(name for name in _BUDGETS if getattr(self, name) is not None)
 
 
 class ModelLimits(FrozenModel):
@@ -94,7 +265,9 @@ class EvaluationConfig(FrozenModel):
     """What is measured, dense against compressed, after the compression."""
 
     perplexity: tuple[str, ...] = Field(
-        default=("pydoc",), description="texts, named as calibration sources are; held-out part"
+        default=("pydoc",),
+        description="texts, named as calibration sources are: their held-out parts; `self` and "
+        "`chat` are written by the dense model",
     )
     max_tokens: int = Field(default=16_384, ge=64, description="tokens scored per text")
     context_length: int = Field(default=512, ge=16, description="window of the perplexity")

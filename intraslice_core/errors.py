@@ -2,6 +2,7 @@
 
 IntraSliceError
 ├── ConfigurationError            a setting is out of range or contradicts another
+│   └── BudgetOutOfReachError     no shapes of this model have the size asked for
 ├── ModelError                    the model cannot be used
 │   ├── ModelNotFoundError
 │   ├── UnsupportedArchitectureError
@@ -48,6 +49,12 @@ class ConfigurationError(IntraSliceError):
     """A setting is out of range or contradicts another."""
 
     code = "bad_configuration"
+
+
+class BudgetOutOfReachError(ConfigurationError):
+    """No shapes of this model have the size asked for."""
+
+    code = "budget_out_of_reach"
 
 
 class ModelError(IntraSliceError):

@@ -19,6 +19,7 @@ from torch import Tensor
 from intraslice_core import block, compensation, linalg, slicing
 from intraslice_core.block import BlockSettings, BlockWeights, Linear, Rotary
 from intraslice_core.block_output import Observation, OutputSpace
+from intraslice_core.choices import LayerKnowledge, with_pairs
 from intraslice_core.errors import NumericalError
 from intraslice_core.plan import LayerPlan
 from intraslice_core.presets import MethodPreset
@@ -71,6 +72,8 @@ class LayerContext:
     """The compressed stream sees weights rounded to this, as the saved model will."""
     before_batch: Callable[[float], None]
     """Called before each batch with the fraction of the layer that is done; may raise to stop."""
+    knowledge: LayerKnowledge | None = None
+    """What was learnt of the dense layer; None lets the compressed stream choose."""
     dense_states: DenseStates | None = None
     """Where runs at other ratios have left the dense stream, and find ours."""
 
@@ -142,8 +145,8 @@ class LayerCompressor:
             if self._plan.num_attention_heads == 0:
                 pairs, weights, attention = self._remove_attention()
             else:
-                pairs, energies = self._choose_pairs()
-                weights, attention = self._compress_attention(pairs, energies)
+                pairs, pruned = self._prune_pairs()
+                weights, attention = self._compress_attention(pruned)
         self._correction_candidates = self._context.preset.damping_correction
         with _locating(self._context.layer, "mlp"):
             if self._plan.intermediate_size == 0:
@@ -343,20 +346,26 @@ class LayerCompressor:
 
     # -- attention -------------------------------------------------------------------------
 
-    def _choose_pairs(self) -> tuple[Tensor, HeadEnergies | None]:
-        """The rotary pairs that stay, (num_key_value_heads, pairs), and what energy all have."""
+    def _prune_pairs(self) -> tuple[Tensor, BlockWeights]:
+        """The rotary pairs that stay, (num_key_value_heads, pairs), and the block with them."""
         settings, keep = self._context.settings, self._plan.qk_pairs
         total = settings.head_dim // 2
         if keep == total:
             every = torch.arange(total, device=self._context.device)
             self._passes_done += 1
-            return every.expand(settings.num_key_value_heads, total), None
+            return every.expand(settings.num_key_value_heads, total), self._dense
+        known = self._context.knowledge
+        if known is not None:
+            self._passes_done += 1
+            choice = known.pairs(keep)
+            return choice.kept, with_pairs(self._dense, choice, settings, known.energies)
         statistics, energies = self._pair_statistics()
         if self._context.preset.pair_score == "product":
             score = rotary_pairs.paper_score(statistics)
         else:
             score = rotary_pairs.centered_score(statistics)
-        return rotary_pairs.keep_best_pairs(score, keep), energies
+        pairs = rotary_pairs.keep_best_pairs(score, keep)
+        return pairs, slicing.slice_rotary_pairs(self._dense, pairs, settings, energies)
 
     def _pair_statistics(self) -> tuple[RotaryStatistics, HeadEnergies]:
         """Of queries and keys as they meet, and as they are before norm and RoPE."""
@@ -375,14 +384,9 @@ class LayerCompressor:
             meeting.add(*block.normed_and_rotated(*heads, self._dense, settings, context.rotary))
         return meeting.statistics(), projected.energies()
 
-    def _compress_attention(
-        self, pairs: Tensor, energies: HeadEnergies | None
-    ) -> tuple[BlockWeights, ModuleOutcome]:
-        """Prune q/k, choose the value basis, refit the output projection."""
+    def _compress_attention(self, pruned: BlockWeights) -> tuple[BlockWeights, ModuleOutcome]:
+        """Choose the value basis and refit the output projection, q and k being pruned."""
         context, plan = self._context, self._plan
-        pruned = self._dense
-        if plan.qk_pairs < context.settings.head_dim // 2:
-            pruned = slicing.slice_rotary_pairs(pruned, pairs, context.settings, energies)
         fit, held_out = self._attention_moments(pruned)
         basis, explained = self._choose_value_basis(fit, held_out)
         intact = plan.v_head_dim == context.settings.head_dim and pruned is self._dense
@@ -395,7 +399,7 @@ class LayerCompressor:
                 dtype=linalg.WORKING_DTYPE,
                 device=context.device,
             )
-        projection = _with_bias_row(projection, self._dense.attention_output)
+        projection = slicing.with_bias_row(projection, self._dense.attention_output)
         prior = projection.mT @ self._attention_space.rows()
         outcome, output = self._refit(
             "attention",
@@ -440,6 +444,9 @@ class LayerCompressor:
         keep, heads = self._plan.v_head_dim, settings.num_key_value_heads
         if keep == settings.head_dim:
             return None, 1.0
+        if self._context.knowledge is not None:
+            known = self._context.knowledge
+            return known.basis(keep), _share(known.value_spectrum, keep)
         moments = fit if held_out is None else fit + held_out
         width = self._dense.attention_output.weight.shape[1]
         moment = value_basis.group_second_moment(
@@ -457,9 +464,9 @@ class LayerCompressor:
     def _compress_mlp(self, weights: BlockWeights) -> tuple[BlockWeights, ModuleOutcome]:
         """Choose neurons and refit the down projection; moves both streams up to the MLP's end."""
         fit, held_out = self._mlp_moments(weights)
-        choice = self._choose_neurons(fit, held_out)
+        chosen = self._choose_neurons(fit, held_out)
         intact = self._plan.intermediate_size == self._dense.up.weight.shape[0]
-        kept = choice.kept
+        kept = chosen
         if self._dense.mlp_output.bias is not None:
             kept = torch.cat((kept, kept.new_tensor([fit.gram.shape[0] - 1])))
         outcome, output = self._refit(
@@ -469,7 +476,7 @@ class LayerCompressor:
             self._mlp_space.rows()[kept],
             intact,
         )
-        sliced = slicing.slice_neurons(weights, choice.kept)
+        sliced = slicing.slice_neurons(weights, chosen)
         projection = slicing.output_projection(
             self._mlp_space.solved(output), self._dense.mlp_output
         )
@@ -499,17 +506,20 @@ class LayerCompressor:
         self._keep_dense("mlp", known)
         return _moments(fit, held_out, space)
 
-    def _choose_neurons(self, fit: Moments, held_out: Moments | None) -> neurons.NeuronChoice:
+    def _choose_neurons(self, fit: Moments, held_out: Moments | None) -> Tensor:
+        """The neurons that stay, ascending, (intermediate_size,)."""
         preset, keep = self._context.preset, self._plan.intermediate_size
+        if self._context.knowledge is not None:
+            return self._context.knowledge.neurons(keep)
         width = self._dense.up.weight.shape[0]
         moments = fit if held_out is None else fit + held_out
         gram = moments.gram[:width, :width]
         if preset.neuron_choice == "energy":
             score = neurons.energy_score(gram, self._mlp_space.rows()[:width])
-            return neurons.keep_best_neurons(score, keep)
+            return neurons.keep_best_neurons(score, keep).kept
         fitted = self._fitted_output(fit, held_out, self._mlp_space)[:width]
         factor = linalg.damped_cholesky(gram, preset.choice_damping)
-        return neurons.obs_elimination(factor, fitted, keep)
+        return neurons.obs_elimination(factor, fitted, keep).kept
 
     def _advance_mlp(self, weights: BlockWeights) -> None:
         """Move the compressed stream past the sliced MLP."""
@@ -531,7 +541,9 @@ class LayerCompressor:
         preset = self._context.preset
         prior = space.rows() if preset.shrink_to_weights else None
         dampings = compensation.Dampings(
-            own=(preset.choice_damping,), correction=preset.damping_correction
+            own=(preset.choice_damping,),
+            correction=preset.damping_correction,
+            per_dimension=preset.damping_per_dimension,
         )
         fitted = compensation.fit_output(fit, held_out, prior, dampings)
         if fitted.damping_correction is not None:
@@ -548,7 +560,9 @@ class LayerCompressor:
             error = compensation.relative_error(everything, prior)
             return ModuleOutcome(module=module, relative_error=error), prior
         dampings = compensation.Dampings(
-            own=preset.damping_own, correction=self._correction_candidates
+            own=preset.damping_own,
+            correction=self._correction_candidates,
+            per_dimension=preset.damping_per_dimension,
         )
         prior_or_zero = prior if preset.shrink_to_weights else None
         fitted = compensation.fit_output(fit, held_out, prior_or_zero, dampings)
@@ -559,14 +573,6 @@ class LayerCompressor:
             module=module, relative_error=fitted.relative_error, damping=damping
         )
         return outcome, fitted.weight
-
-
-def _with_bias_row(projection: Tensor, output: Linear) -> Tensor:
-    """Let the constant that stands for the bias pass a projection untouched."""
-    if output.bias is None:
-        return projection
-    padded: Tensor = torch.block_diag(projection, projection.new_ones(1, 1))  # type: ignore[no-untyped-call]
-    return padded
 
 
 def _moments(

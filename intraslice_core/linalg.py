@@ -64,21 +64,29 @@ def _mean_diagonal(matrix: Tensor) -> Tensor:
     return torch.where(mean > 0, mean, torch.ones_like(mean))
 
 
-def damped_cholesky(gram: Tensor, damping: float) -> Factor:
+DIAGONAL_FLOOR = 1e-6
+"""Of a diagonal, relative to its mean, where each dimension is damped by its own entry."""
+
+
+def damped_cholesky(gram: Tensor, damping: float, *, per_dimension: bool = False) -> Factor:
     """Factorise a positive semi-definite matrix, damping it as little as the ladder allows.
 
     Args:
         gram: (…, n, n), any float dtype.
         damping: first rung, relative to the mean of the diagonal.
+        per_dimension: relative to each entry of the diagonal instead: a few dimensions of huge
+            energy then do not decide how much the others are damped.
 
     Raises:
         NumericalError: if the matrix is not finite or the ladder ends.
     """
     matrix = symmetrise(gram)
-    scale = _mean_diagonal(matrix)
+    scale = _mean_diagonal(matrix).expand(matrix.shape[:-1])
+    if per_dimension:
+        scale = torch.maximum(matrix.diagonal(dim1=-2, dim2=-1), DIAGONAL_FLOOR * scale)
     rung = damping
     for _ in range(LADDER_STEPS + 1):
-        damped = matrix + torch.diag_embed((rung * scale).expand(matrix.shape[:-1]))
+        damped = matrix + torch.diag_embed(rung * scale)
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not failed.any() and torch.isfinite(factor).all():
             return Factor(cholesky=factor, damping=rung)

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import intraslice_core
-from intraslice_core.allocation.uniform import uniform_plan
+from intraslice_core.allocation.budget import Budget, compression_budget
 from intraslice_core.calibration import calibration_hash, calibration_tokens
 from intraslice_core.checkpoints import (
     CheckpointReader,
@@ -37,17 +37,16 @@ from intraslice_core.config import (
     EvaluationConfig,
     ModelLimits,
 )
+from intraslice_core.dense_layers import ReaderLayers
 from intraslice_core.errors import NumericalError
 from intraslice_core.evaluation.comparison import evaluate_pair, load_model
 from intraslice_core.evaluation.verification import verify_checkpoint, write_reference
 from intraslice_core.families.canonical import (
     CanonicalSettings,
-    block_settings,
     block_weights,
     embedded,
     layer_prefix,
     named_tensors,
-    rotary_tables,
 )
 from intraslice_core.hardware import (
     device_class,
@@ -56,15 +55,15 @@ from intraslice_core.hardware import (
     rounding_class,
 )
 from intraslice_core.layer import LayerCompressor, LayerContext, LayerOutcome, Streams
-from intraslice_core.layer_checkpoints import FinishedLayer, LayerCheckpoints
+from intraslice_core.layer_checkpoints import FinishedLayer, LayerCheckpoints, tell_nobody
 from intraslice_core.modeling import IntraSliceForCausalLM, intraslice_config
 from intraslice_core.plan import (
     LayerPlan,
     ModelGeometry,
-    ModelPlan,
     dense_parameters,
     total_parameters,
 )
+from intraslice_core.planning.shapes import KeptKnowledge, Shapes, ShapeWork, choose_shapes
 from intraslice_core.presets import PRESETS
 from intraslice_core.progress import (
     CancellationCheck,
@@ -99,8 +98,8 @@ REPORT_FILE = "intraslice_report.json"
 SHARES: dict[Stage, tuple[float, float]] = {
     Stage.LOAD: (0.0, 0.02),
     Stage.CALIBRATE: (0.02, 0.06),
-    Stage.ALLOCATE: (0.06, 0.06),
-    Stage.COMPRESS: (0.06, 0.75),
+    Stage.ALLOCATE: (0.06, 0.30),
+    Stage.COMPRESS: (0.30, 0.75),
     Stage.VERIFY: (0.75, 0.80),
     Stage.EVALUATE: (0.80, 0.99),
     Stage.EXPORT: (0.99, 1.0),
@@ -198,9 +197,7 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
         report = _compress_checkpoint(model, dense, staged, config, run)
         _verify(staged, run)
         if evaluation is not None:
-            report = report.model_copy(
-                update={"evaluation": _evaluate(dense, staged, config, evaluation, run)}
-            )
+            report = report.with_evaluation(_evaluate(dense, staged, config, evaluation, run))
         report = report.model_copy(update={"seconds": time.perf_counter() - run.started})
         _publish(staged, out, report, run)
     return report
@@ -218,7 +215,7 @@ class _Work:
     canonical: CanonicalSettings
     """The dense model as an instance of the one architecture."""
     geometry: ModelGeometry
-    plan: ModelPlan
+    budget: Budget
     device: torch.device
     dtype: torch.dtype
     stored_dtype: torch.dtype
@@ -245,15 +242,16 @@ def _compress_checkpoint(
         work = _plan_work(reader, dense, config, run)
         ensure_disk_space(staged, reader.bytes_total)
         tokens = _calibrate(work, dense, run)
-        layers = _write_compressed(work, dense, staged, tokens, run)
-        return _report(model, work, tokens, layers, staged, run)
+        shapes = choose_shapes(_shape_work(work, run), tokens)
+        layers = _write_compressed(work, dense, staged, tokens, shapes, run)
+        return _report(model, work, tokens, shapes, layers, staged, run)
 
 
 def _plan_work(reader: CheckpointReader, dense: Path, config: CompressionConfig, run: Run) -> _Work:
-    run.report(Stage.ALLOCATE, f"planning {config.ratio:.0%} off")
     geometry = reader.family.geometry(reader.config)
     device = resolve_device(config.device)
     embedding = reader.tensor(reader.family.embedding)
+    budget = compression_budget(config, geometry, embedding.dtype.itemsize)
     dtype = resolve_dtype(config.dtype, device, embedding.dtype)
     digest = fingerprint(dense) if run.shared or run.checkpoints else ""
     shared = None
@@ -267,7 +265,7 @@ def _plan_work(reader: CheckpointReader, dense: Path, config: CompressionConfig,
         config=config,
         canonical=reader.family.canonical_settings(reader.config),
         geometry=geometry,
-        plan=uniform_plan(geometry, config.ratio, config.round_to),
+        budget=budget,
         device=device,
         dtype=dtype,
         stored_dtype=embedding.dtype,
@@ -280,7 +278,8 @@ def _plan_work(reader: CheckpointReader, dense: Path, config: CompressionConfig,
 def _calibrate(work: _Work, dense: Path, run: Run) -> Tensor:
     """Calibration sequences, (samples, sequence_length)."""
     settings = work.config.calibration
-    run.report(Stage.CALIBRATE, f"reading calibration text: {settings.source}")
+    sources = ", ".join(one.source for one in settings.mixture)
+    run.report(Stage.CALIBRATE, f"reading calibration text: {sources}")
     tokenizer = _tokenizer(dense)
 
     def load_dense() -> PreTrainedModel:
@@ -299,8 +298,38 @@ def _calibrate(work: _Work, dense: Path, run: Run) -> Tensor:
     return work.checkpoints.tokens(work.key(**calibration_facts(settings)), make)
 
 
+def _shape_work(work: _Work, run: Run) -> ShapeWork:
+    def before_batch(done: float, message: str) -> None:
+        run.report(Stage.ALLOCATE, message, done)
+
+    return ShapeWork(
+        layers=ReaderLayers(work.reader, work.device, work.dtype),
+        config=work.config,
+        geometry=work.geometry,
+        budget=work.budget,
+        device=work.device,
+        stored_dtype=work.stored_dtype,
+        kept=_kept_knowledge(run),
+        key=work.key,
+        before_batch=before_batch,
+    )
+
+
+def _kept_knowledge(run: Run) -> KeptKnowledge | None:
+    """With the other shared files, or among the checkpoints of this job alone."""
+    if run.shared is not None:
+        shared = run.shared
+        return KeptKnowledge(
+            directory=shared.directory, has_room=shared.has_room, on_saved=tell_nobody
+        )
+    if run.checkpoints is None:
+        return None
+    kept = run.checkpoints
+    return KeptKnowledge(directory=kept.directory, has_room=lambda _: True, on_saved=kept.on_saved)
+
+
 def _write_compressed(
-    work: _Work, dense: Path, staged: Path, tokens: Tensor, run: Run
+    work: _Work, dense: Path, staged: Path, tokens: Tensor, shapes: Shapes, run: Run
 ) -> list[FinishedLayer]:
     """Compress layer by layer, writing each before the next is read."""
     family, reader = work.reader.family, work.reader
@@ -308,7 +337,7 @@ def _write_compressed(
     with CheckpointWriter(staged, dtype=work.stored_dtype) as writer:
         for name, own_name in family.outer_names(reader.config).items():
             writer.add({name: check_finite(own_name, reader.tensor(own_name))})
-        walk = _Walk(work, tokens, run)
+        walk = _Walk(work, tokens, shapes, run)
         for layer in range(work.geometry.num_hidden_layers):
             finished = walk.finish(layer)
             writer.add(finished.tensors)
@@ -316,7 +345,7 @@ def _write_compressed(
         writer.finish(
             intraslice_config(
                 work.canonical,
-                work.plan.layers,
+                shapes.plan.layers,
                 [layer.kept_pairs.tolist() for layer in layers],
             ),
             dense,
@@ -327,14 +356,17 @@ def _write_compressed(
 class _Walk:
     """Both streams on their way through the layers, each of which is compressed or was before."""
 
-    def __init__(self, work: _Work, tokens: Tensor, run: Run) -> None:
+    def __init__(self, work: _Work, tokens: Tensor, shapes: Shapes, run: Run) -> None:
         self._work = work
+        self._shapes = shapes
         self._run = run
         self._streams = _embed(work, tokens)
         self._states = _dense_states(work, tokens)
         self._checkpoints = work.checkpoints
         self._key = work.key(
-            config=work.config.model_dump(mode="json"), tokens=calibration_hash(tokens)
+            config=work.config.model_dump(mode="json"),
+            tokens=calibration_hash(tokens),
+            plan=shapes.plan.model_dump(mode="json"),
         )
         self._past = self._restore()
 
@@ -370,7 +402,7 @@ class _Walk:
             self._run.warnings.append(trouble)
 
     def _compress(self, layer: int) -> FinishedLayer:
-        plan, geometry = self._work.plan.layers[layer], self._work.geometry
+        plan, geometry = self._shapes.plan.layers[layer], self._work.geometry
         compressor = self._compressor(
             layer,
             f"MLP {geometry.intermediate_size}→{plan.intermediate_size}, "
@@ -391,7 +423,7 @@ class _Walk:
 
     def _weights(self, layer: int, kept: FinishedLayer) -> BlockWeights:
         work = self._work
-        prefix, plan = layer_prefix(layer), work.plan.layers[layer]
+        prefix, plan = layer_prefix(layer), self._shapes.plan.layers[layer]
         tensors = {name.removeprefix(prefix): tensor for name, tensor in kept.tensors.items()}
         weights = block_weights(tensors, plan.num_key_value_heads, work.device, work.dtype)
         if plan.qk_head_dim == work.geometry.head_dim:
@@ -400,32 +432,29 @@ class _Walk:
 
     def _compressor(self, layer: int, message: str) -> LayerCompressor:
         work, run, streams = self._work, self._run, self._streams
-        family, layers = work.reader.family, work.geometry.num_hidden_layers
-        prefix = family.layer_prefix(layer)
-        tensors = work.reader.tensors(prefix)
-        for name, tensor in tensors.items():
-            check_finite(prefix + name, tensor)
+        layers = work.geometry.num_hidden_layers
+        dense = ReaderLayers(work.reader, work.device, work.dtype)
 
         def before_batch(done: float) -> None:
             told = f"layer {layer + 1}/{layers}: {message}"
             run.report(Stage.COMPRESS, told, (layer + done) / layers, layer, layers)
 
-        sequence = streams.compressed.shape[1]
+        known = self._shapes.knowledge
         context = LayerContext(
             layer=layer,
-            settings=block_settings(work.canonical, layer),
-            rotary=rotary_tables(work.canonical, layer, sequence, work.device),
+            settings=dense.settings(layer),
+            rotary=dense.rotary(layer, streams.compressed.shape[1]),
             preset=PRESETS[work.config.method],
             batch_size=work.config.batch_size,
             device=work.device,
             stored_dtype=work.stored_dtype,
             before_batch=before_batch,
+            knowledge=known[layer].to(work.device) if known else None,
             dense_states=self._states,
         )
-        canonical = family.canonical_layer(work.reader.config, layer, tensors)
-        groups = work.geometry.num_key_value_heads
-        weights = block_weights(canonical, groups, work.device, work.dtype)
-        return LayerCompressor(weights, work.plan.layers[layer], streams, context)
+        return LayerCompressor(
+            dense.weights(layer), self._shapes.plan.layers[layer], streams, context
+        )
 
     def _require_finite(self, layer: int) -> None:
         if not torch.isfinite(self._streams.compressed[-1]).all():
@@ -523,9 +552,15 @@ def _layer_report(layer: int, plan: LayerPlan, outcome: LayerOutcome) -> LayerRe
 
 
 def _report(
-    model: str, work: _Work, tokens: Tensor, layers: list[FinishedLayer], staged: Path, run: Run
+    model: str,
+    work: _Work,
+    tokens: Tensor,
+    shapes: Shapes,
+    layers: list[FinishedLayer],
+    staged: Path,
+    run: Run,
 ) -> CompressionReport:
-    geometry, plan = work.geometry, work.plan
+    geometry, plan = work.geometry, shapes.plan
     return CompressionReport(
         engine_version=intraslice_core.__version__,
         model=model,
@@ -547,6 +582,7 @@ def _report(
         seconds=time.perf_counter() - run.started,
         peak_memory_bytes=_peak_memory(work.device),
         device=device_class(work.device),
+        allocation=shapes.report,
     )
 
 

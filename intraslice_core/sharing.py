@@ -57,14 +57,18 @@ class SharedFiles:
         self.found += 1
         return tensor
 
+    def has_room(self, needed: int) -> bool:
+        """Whether so many bytes may still be kept."""
+        kept = sum(file.stat().st_size for file in self.directory.glob("*" + _SUFFIX))
+        return kept + needed <= self.max_bytes
+
     def save(self, name: str, tensor: Tensor) -> None:
         """Keep the tensor, if there is room. It appears whole or not at all.
 
         A disk that refuses it costs the others time, and is no reason for this run to end.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        kept = sum(file.stat().st_size for file in self.directory.glob("*" + _SUFFIX))
-        if kept + tensor.nbytes > self.max_bytes:
+        if not self.has_room(tensor.nbytes):
             return
         handle, partial = tempfile.mkstemp(prefix=".partial-", dir=self.directory)
         os.close(handle)
@@ -138,9 +142,9 @@ def content_key(**facts: object) -> str:
 
 def calibration_facts(calibration: CalibrationConfig) -> dict[str, object]:
     """What the tokens depend on, besides the model."""
-    source = Path(calibration.source)
-    text = _digest_file(source) if source.is_file() else None
-    return {"calibration": calibration.model_dump(mode="json"), "text": text}
+    files = [Path(one.source) for one in calibration.mixture]
+    texts = [_digest_file(file) if file.is_file() else None for file in files]
+    return {"calibration": calibration.model_dump(mode="json"), "texts": texts}
 
 
 def fingerprint(directory: Path) -> str:

@@ -215,6 +215,14 @@ def value_projection(basis: Tensor, num_attention_heads: int) -> Tensor:
     return wide
 
 
+def with_bias_row(projection: Tensor, output: Linear) -> Tensor:
+    """Let the constant that stands for the bias pass a projection untouched."""
+    if output.bias is None:
+        return projection
+    padded: Tensor = torch.block_diag(projection, projection.new_ones(1, 1))  # type: ignore[no-untyped-call]
+    return padded
+
+
 def slice_neurons(weights: BlockWeights, kept: Tensor) -> BlockWeights:
     """Keep the MLP neurons `kept` (keep,); the down projection is left to the caller."""
     gate = None if weights.gate is None else _rows(weights.gate, kept)

@@ -56,10 +56,17 @@ class RateLimiter:
         if time.monotonic() < self._paused_until:
             return 0.0
         try:
-            return float(self._take_one(keys=[_KEY + caller], args=list(self._limits)))
+            return self._take(_KEY + caller)
         except redis.RedisError as error:
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
             raise BrokerUnavailableError(f"Valkey does not answer: {error}") from error
+
+    def _take(self, key: str) -> float:
+        try:
+            # By name: redis-py's own way round a missing script is half as dear as the call.
+            return float(self._client.evalsha(self._take_one.sha, 1, key, *self._limits))
+        except redis.exceptions.NoScriptError:
+            return float(self._take_one(keys=[key], args=list(self._limits)))
 
     def close(self) -> None:
         self._client.close()

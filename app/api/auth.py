@@ -1,4 +1,9 @@
-"""Who may ask: nobody, unless they hold a key."""
+"""Who may ask: nobody, unless they hold a key.
+
+Whoever keeps sending wrong ones has to wait, by address. A key made here is looked for even then:
+nobody guesses one, and its holder may share an address with somebody who tries. The operator's own
+key may be short, and is not compared while its sender has to wait.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.adapters.signed_urls import is_signed_path
 from app.api.problems import Problem, problem_response, service_problem
+from app.api.rate_limit import too_often
 from app.domain.errors import ServiceError
 from app.domain.principal import OPERATOR, Principal
 from app.domain.principal import Scope as KeyScope
@@ -54,7 +60,8 @@ class Authentication:
         if _is_open(scope) or (principal is not None and principal.scopes):
             await self._app(scope, receive, send)
             return
-        await problem_response(scope, _refusal(principal))(scope, receive, send)
+        problem = await self._count_wrong_key(scope) or _refusal(principal)
+        await problem_response(scope, problem)(scope, receive, send)
 
     async def _principal(self, scope: Scope) -> Principal | None:
         """Who asks; without scopes if the key is known but dead."""
@@ -62,21 +69,41 @@ class Authentication:
             return OPERATOR
         if self._metrics_open and scope["path"] == _METRICS:
             return _SCRAPER
-        scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
-        secret = token.strip()
-        if scheme.lower() != "bearer" or not secret:
+        secret = _presented(scope)
+        if not secret:
             return None
-        if self._is_operators(secret):
-            return OPERATOR
         resources: Resources = scope["app"].state.resources
-        # The event loop must not wait for the database.
-        key = await run_in_threadpool(keys.identify, resources, secret)
+        if self._is_operators(secret) and not resources.wrong_keys.seconds_to_wait(_address(scope)):
+            return OPERATOR
+        key = keys.recall(resources, secret)
+        if key is None:
+            # The event loop must not wait for the database.
+            key = await run_in_threadpool(keys.identify, resources, secret)
         return key.principal(datetime.now(UTC)) if key is not None else None
+
+    async def _count_wrong_key(self, scope: Scope) -> Problem | None:
+        """A refusal that tells when to come back, if there was a key and it was one too many."""
+        if not _presented(scope):
+            return None
+        resources: Resources = scope["app"].state.resources
+        seconds = await run_in_threadpool(resources.wrong_keys.count, _address(scope))
+        return too_often("Too many wrong keys from this address", seconds) if seconds else None
 
     def _is_operators(self, secret: str) -> bool:
         if self._key is None:
             return False
         return hmac.compare_digest(secret.encode("latin-1", "replace"), self._key)
+
+
+def _presented(scope: Scope) -> str:
+    """The key that came along; empty if none did."""
+    scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return client[0] if client else ""
 
 
 def _refusal(principal: Principal | None) -> Problem:

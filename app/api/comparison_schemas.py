@@ -14,12 +14,16 @@ from app.domain.lifecycle import State
 
 
 class SizeOut(BaseModel):
-    """Parameters and bytes of weights, dense and compressed."""
+    """Parameters and bytes of weights, dense and compressed.
+
+    `achieved_ratio` is the fraction of the compressible parameters that is gone.
+    """
 
     params_before: int
     params_after: int
     bytes_before: int
     bytes_after: int
+    achieved_ratio: float | None
 
 
 class ComparedJobOut(BaseModel):
@@ -48,6 +52,7 @@ class ComparedJobOut(BaseModel):
                 params_after=result.params_after,
                 bytes_before=result.bytes_before,
                 bytes_after=result.bytes_after,
+                achieved_ratio=result.achieved_ratio,
             ),
             quality=None if compared.quality is None else list(compared.quality),
             speed=compared.speed,

@@ -49,7 +49,7 @@ class Representation:
     def of(cls, model: BaseModel, *, weak: bool = False) -> Representation:
         """The answer as JSON; a weak name promises equal meaning only, not equal bytes."""
         body = model.model_dump_json().encode()
-        digest = hashlib.blake2b(body, digest_size=16).hexdigest()
+        digest = hashlib.sha256(body).hexdigest()[:32]
         return cls(body=body, etag=f'W/"{digest}"' if weak else f'"{digest}"')
 
     def is_known(self, if_none_match: str | None) -> bool:

@@ -77,6 +77,7 @@ class CompressedModelOut(BaseModel):
                         "perplexity_before": 21.4,
                         "perplexity_after": 29.9,
                         "speedup": {"prefill": 1.31, "decode": 1.22},
+                        "achieved_ratio": 0.3,
                     },
                     "urls": JobUrls.of(_JOB).model_dump(),
                 }
@@ -89,7 +90,9 @@ class CompressedModelOut(BaseModel):
     source: ModelSource
     method: str
     target: str
-    ratio: float
+    ratio: float | None = Field(
+        description="fraction removed: as asked for, or as achieved where a size was asked for"
+    )
     finished_at: datetime | None
     result: JobResult | None
     urls: JobUrls
@@ -101,7 +104,7 @@ class CompressedModelOut(BaseModel):
             source=job.model,
             method=job.compression.method,
             target=job.compression.target,
-            ratio=job.compression.ratio,
+            ratio=job.ratio,
             finished_at=job.finished_at,
             result=job.result,
             urls=JobUrls.of(job.id),

@@ -23,14 +23,18 @@ class RateLimit:
         principal: Principal | None = scope.get("state", {}).get("principal")
         if scope["type"] == "http" and principal is not None:
             resources: Resources = scope["app"].state.resources
-            seconds = await run_in_threadpool(rate_limits.seconds_to_wait, resources, principal)
+            seconds = await run_in_threadpool(
+                rate_limits.seconds_to_wait, resources.limiter, principal
+            )
             if seconds > 0:
-                await problem_response(scope, _refusal(seconds))(scope, receive, send)
+                problem = too_often("This key asks too often", seconds)
+                await problem_response(scope, problem)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-def _refusal(seconds: float) -> Problem:
+def too_often(what: str, seconds: float) -> Problem:
+    """The refusal of a caller who has to wait."""
     wait = str(math.ceil(seconds))
-    detail = f"This key asks too often; try again in {wait} s"
+    detail = f"{what}; try again in {wait} s"
     return Problem(429, "rate_limited", detail, headers={"Retry-After": wait})

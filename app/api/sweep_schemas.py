@@ -133,7 +133,8 @@ class ParetoPointOut(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     job_id: str
-    ratio: float
+    ratio: float | None
+    achieved_ratio: float | None
     state: State
     params_after: int | None
     bytes_after: int | None

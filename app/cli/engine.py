@@ -12,24 +12,41 @@ import typer
 
 from app.cli.interrupts import cancel_on_interrupt
 from app.cli.progress_display import show_progress
+from app.cli.quantities import quantity
 from app.cli.refusals import explained, refuse_settings
-from app.cli.report_tables import comparison_table, evaluation_table, print_tables
+from app.cli.report_tables import (
+    comparison_table,
+    evaluation_table,
+    print_tables,
+    shapes_table,
+)
 from intraslice_core.config import (
+    DEFAULT_RATIO,
+    Allocation,
     CompressionConfig,
     ComputeDtype,
     EvaluationConfig,
     GateConfig,
     Method,
 )
+from intraslice_core.errors import ConfigurationError
+from intraslice_core.reports.shape_plot import shape_plot
+from intraslice_core.text_sources import FLATTERS, only_own_kind
 
 if TYPE_CHECKING:
-    from intraslice_core.reports.schema import EvaluationReport
+    from intraslice_core.reports.schema import CompressionReport, EvaluationReport
 
 _DEFAULT = CompressionConfig()
 _DEFAULT_EVALUATION = EvaluationConfig()
 
 DtypeOption = Annotated[ComputeDtype, typer.Option(help="Compute dtype.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+TargetParamsOption = Annotated[
+    str | None, typer.Option(metavar="N", help="Parameters of the result: 100M, 1.2G, …")
+]
+TargetBytesOption = Annotated[
+    str | None, typer.Option(metavar="N", help="Bytes of the result's weights: 200M, 1.2G, …")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 BenchmarkOption = Annotated[bool, typer.Option(help="Measure tokens/s of both models.")]
 
@@ -47,12 +64,32 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
     ],
     out: Annotated[Path, typer.Option(help="Directory to make.")],
     ratio: Annotated[
-        float, typer.Option(help="Fraction of the compressible parameters to remove.")
-    ] = _DEFAULT.ratio,
+        float | None,
+        typer.Option(
+            help=f"Fraction of the compressible parameters to remove; {DEFAULT_RATIO} unless a "
+            "target is given."
+        ),
+    ] = None,
+    target_params: TargetParamsOption = None,
+    target_bytes: TargetBytesOption = None,
     method: Annotated[Method, typer.Option(help="How to compress.")] = _DEFAULT.method,
+    allocation: Annotated[
+        Allocation, typer.Option(help="Who decides how much is removed where.")
+    ] = _DEFAULT.allocation,
+    module_cap: Annotated[
+        float, typer.Option(help="Fraction of one module that is removed at most.")
+    ] = _DEFAULT.module_cap,
+    attention_bias: Annotated[
+        float, typer.Option(help="In fisher allocations: above 1 spares attention.")
+    ] = _DEFAULT.attention_bias,
     calibration: Annotated[
-        str, typer.Option(help="pydoc, self, hub:DATASET[:CONFIG][@SPLIT] or a text file.")
-    ] = _DEFAULT.calibration.source,
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE[=WEIGHT]",
+            help="pydoc, pycode, self, chat, hub:DATASET[:CONFIG][@SPLIT] or a text file; "
+            "several are a mixture.  [default: pydoc]",
+        ),
+    ] = None,
     samples: Annotated[
         int, typer.Option(help="Calibration sequences.")
     ] = _DEFAULT.calibration.samples,
@@ -67,7 +104,8 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
         int, typer.Option(help="Dimensions are multiples of this.")
     ] = _DEFAULT.round_to,
     evaluate: Annotated[
-        list[str] | None, typer.Option(help="Text to score both models on; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Text to score both models on, named as for --calibration; repeatable."),
     ] = None,
     evaluation: Annotated[bool, typer.Option(help="Measure quality and speed at all.")] = True,
     benchmark: BenchmarkOption = True,
@@ -78,17 +116,26 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
         Path | None,
         typer.Option(help="Keep finished layers there, and go on from those of a stopped run."),
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw what every layer keeps into this SVG file.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compress a model into a smaller one that transformers loads."""
     with explained():
+        _require_place(plot)
         with refuse_settings():
             config = CompressionConfig.model_validate(
                 {
                     "ratio": ratio,
+                    "target_params": quantity(target_params, "--target-params"),
+                    "target_bytes": quantity(target_bytes, "--target-bytes"),
                     "method": method,
+                    "allocation": allocation,
+                    "module_cap": module_cap,
+                    "attention_bias": attention_bias,
                     "calibration": {
-                        "source": calibration,
+                        "source": _calibration_source(calibration),
                         "samples": samples,
                         "sequence_length": sequence_length,
                         "seed": seed,
@@ -100,7 +147,10 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
                 }
             )
             measured = _evaluation(evaluate, benchmark, max_perplexity_ratio)
-        _compress(model, out, config, measured if evaluation else None, resume_dir, as_json)
+        report = _compress(model, out, config, measured if evaluation else None, resume_dir)
+        if plot is not None:
+            plot.write_text(shape_plot(report), encoding="utf-8")
+        _tell(report, out, as_json)
 
 
 def _compress(
@@ -109,15 +159,14 @@ def _compress(
     config: CompressionConfig,
     evaluation: EvaluationConfig | None,
     resume_dir: Path | None,
-    as_json: bool,
-) -> None:
-    """Run the engine under a progress bar and print what came out."""
+) -> CompressionReport:
+    """Run the engine under a progress bar."""
     with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
         _quiet_transformers()
         from intraslice_core.layer_checkpoints import LayerCheckpoints
         from intraslice_core.pipeline import compress_model
 
-        report = compress_model(
+        return compress_model(
             model,
             out,
             config,
@@ -127,10 +176,14 @@ def _compress(
             on_progress=on_progress,
             should_cancel=should_cancel,
         )
+
+
+def _tell(report: CompressionReport, out: Path, as_json: bool) -> None:
+    """Print what came out."""
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
         return
-    print_tables(comparison_table(report))
+    print_tables(shapes_table(report), comparison_table(report))
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"wrote {out}")
@@ -139,7 +192,8 @@ def _compress(
 def evaluate(  # noqa: PLR0913 (typer reads the options from the signature)
     directory: Annotated[Path, typer.Argument(help="Compressed checkpoint.")],
     text: Annotated[
-        list[str] | None, typer.Option(help="Text to score on; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Text to score on; repeatable. self and chat need --dense."),
     ] = None,
     dense: Annotated[
         str | None, typer.Option(help="Dense model to compare with, named as for compress.")
@@ -165,6 +219,7 @@ def evaluate(  # noqa: PLR0913 (typer reads the options from the signature)
                 benchmark=benchmark,
             )
         _require_checkpoint(directory)
+        _warn_of_flattery(directory, config)
         if dense is None:
             _score_alone(directory, config, (dtype, device), as_json)
             return
@@ -250,6 +305,39 @@ def generate(
         typer.echo(tokenizer.decode(output[0], skip_special_tokens=True))
 
 
+def _calibration_source(options: list[str] | None) -> Any:
+    """One source as it is named; several, or one with a weight, as a mixture."""
+    if not options:
+        return _DEFAULT.calibration.source
+    mixture = [_weighted(option) for option in options]
+    return options[0] if mixture == [{"source": options[0]}] else mixture
+
+
+def _weighted(option: str) -> dict[str, Any]:
+    """`NAME=WEIGHT`; where no number follows the last `=`, all of it is a name."""
+    name, _, weight = option.rpartition("=")
+    try:
+        return {"source": name, "weight": float(weight)} if name else {"source": option}
+    except ValueError:
+        return {"source": option}
+
+
+def _warn_of_flattery(directory: Path, config: EvaluationConfig) -> None:
+    """If the checkpoint's own report says that it knows nothing but such texts."""
+    from pydantic import ValidationError
+
+    from intraslice_core.pipeline import REPORT_FILE
+    from intraslice_core.reports.schema import CompressionReport
+
+    try:
+        report = CompressionReport.model_validate_json((directory / REPORT_FILE).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return  # a dense model, or one that another version has made
+    calibrated = [one.source for one in report.config.calibration.mixture]
+    if only_own_kind(calibrated, config.perplexity):
+        typer.echo(f"warning: {FLATTERS}", err=True)
+
+
 def _evaluation(
     texts: list[str] | None, benchmark: bool, max_perplexity_ratio: float | None
 ) -> EvaluationConfig:
@@ -259,6 +347,16 @@ def _evaluation(
     return EvaluationConfig(
         perplexity=tuple(texts or _DEFAULT_EVALUATION.perplexity), benchmark=benchmark, gate=gate
     )
+
+
+def _require_place(plot: Path | None) -> None:
+    """Refuse before the work what could not be written after it."""
+    if plot is not None and (plot.is_dir() or not plot.absolute().parent.is_dir()):
+        raise ConfigurationError(
+            f"{plot} cannot be written",
+            field="--plot",
+            hint="name a file in a directory that exists",
+        )
 
 
 def _require_checkpoint(directory: Path) -> None:

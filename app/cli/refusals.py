@@ -41,5 +41,6 @@ def refuse_settings() -> Iterator[None]:
     except ValidationError as error:
         first = error.errors()[0]
         # Fields nest (`calibration.samples`), options do not.
-        option = str(first["loc"][-1]).replace("_", "-")
+        nested = "calibration" if "source" in first["loc"] else str(first["loc"][-1])
+        option = nested.replace("_", "-")
         raise ConfigurationError(first["msg"], field=f"--{option}") from error

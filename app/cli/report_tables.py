@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from rich.console import Console
 from rich.table import Table
 
+from intraslice_core.plan import LayerPlan
 from intraslice_core.reports.schema import (
     CompressionReport,
     EvaluationReport,
+    LayerPrediction,
     PhaseComparison,
     SpeedReport,
 )
@@ -26,6 +30,53 @@ def comparison_table(report: CompressionReport) -> Table:
     if report.evaluation is not None:
         _add_evaluation(table, report.evaluation)
     return table
+
+
+def shapes_table(report: CompressionReport) -> Table:
+    """What layers keep, and what that was predicted to cost; equal neighbours share a row."""
+    table = Table(title=_who_chose(report))
+    columns = ("layers", "query heads", "KV heads", "q/k width", "value width", "MLP width")
+    for name in (*columns, "predicted loss, attention", "MLP"):
+        table.add_column(name, justify="right")
+    table.add_row("dense", *_shape(report.geometry.dense_layer()), "", "", end_section=True)
+    priced = report.allocation.layers if report.allocation else ()
+    rows = [
+        (_shape(plan), _prices(priced[layer] if priced else None))
+        for layer, plan in enumerate(report.plan.layers)
+    ]
+    first = 0
+    for row, same in groupby(rows):
+        last = first + len(list(same)) - 1
+        name = f"{first}" if first == last else f"{first}-{last}"
+        table.add_row(name, *row[0], *row[1])
+        first = last + 1
+    return table
+
+
+def _who_chose(report: CompressionReport) -> str:
+    found = report.allocation
+    if found is None:
+        return "shapes"
+    if found.fallback_reason is not None:
+        return f"shapes by {found.allocator}, not {found.requested}: {found.fallback_reason}"
+    return f"shapes by {found.allocator}"
+
+
+def _shape(plan: LayerPlan) -> tuple[str, ...]:
+    sizes = (
+        plan.num_attention_heads,
+        plan.num_key_value_heads,
+        plan.qk_head_dim,
+        plan.v_head_dim,
+        plan.intermediate_size,
+    )
+    return tuple(f"{size:,}" for size in sizes)
+
+
+def _prices(predicted: LayerPrediction | None) -> tuple[str, str]:
+    if predicted is None:
+        return "", ""
+    return f"{predicted.attention:.3g}", f"{predicted.mlp:.3g}"
 
 
 def evaluation_table(report: EvaluationReport) -> Table:

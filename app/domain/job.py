@@ -42,6 +42,8 @@ class JobResult(FrozenModel):
     perplexity_before: float | None = None
     perplexity_after: float | None = None
     speedup: Speedup | None = None
+    achieved_ratio: float | None = None
+    """Fraction of the compressible parameters that is gone."""
 
 
 class JobError(FrozenModel):
@@ -123,6 +125,13 @@ class Job:
     """When its artifacts will be removed."""
     expired_at: datetime | None
     """When they were."""
+
+    @property
+    def ratio(self) -> float | None:
+        """Fraction removed: as asked for, or as achieved where a size was asked for."""
+        if self.compression.ratio is not None:
+            return self.compression.ratio
+        return self.result.achieved_ratio if self.result else None
 
     @property
     def lease(self) -> Lease:

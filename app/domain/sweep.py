@@ -92,8 +92,10 @@ class ParetoPoint:
     """One job of a sweep in the plane of size, quality and speed."""
 
     job_id: str
-    ratio: float
+    ratio: float | None
+    """As asked for; where a size was, as achieved."""
     state: State
+    achieved_ratio: float | None = None
     params_after: int | None = None
     bytes_after: int | None = None
     perplexity: float | None = None
@@ -108,24 +110,25 @@ def pareto_table(jobs: Sequence[Job]) -> list[ParetoPoint]:
     """Every job's point, smallest ratio first."""
     costs = {job.id: _costs(job) for job in jobs}
     known = [cost for cost in costs.values() if cost is not None]
-    return [
-        _point(job, costs[job.id], known)
-        for job in sorted(jobs, key=lambda job: (job.compression.ratio, job.id))
-    ]
+    return [_point(job, costs[job.id], known) for job in sorted(jobs, key=smallest_ratio_first)]
+
+
+def smallest_ratio_first(job: Job) -> tuple[float, str]:
+    """To sort by."""
+    return (job.ratio or 0.0, job.id)
 
 
 def _point(
     job: Job, costs: tuple[float, ...] | None, known: Sequence[tuple[float, ...]]
 ) -> ParetoPoint:
     dominated = None if costs is None else any(_dominates(other, costs) for other in known)
-    point = ParetoPoint(
-        job_id=job.id, ratio=job.compression.ratio, state=job.state, dominated=dominated
-    )
+    point = ParetoPoint(job_id=job.id, ratio=job.ratio, state=job.state, dominated=dominated)
     if job.result is None:
         return point
     speedup = job.result.speedup
     return replace(
         point,
+        achieved_ratio=job.result.achieved_ratio,
         params_after=job.result.params_after,
         bytes_after=job.result.bytes_after,
         perplexity=job.result.perplexity_after,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.estimates import DenseModel, Estimate
 from intraslice_core.progress import Stage
+from intraslice_core.text_sources import FLATTERS, only_own_kind
 
 _EXTREME_RATIO = 0.5
 _TOKENS_A_DIMENSION = 4
@@ -99,7 +101,7 @@ def cautions(
 ) -> list[Caution]:
     """What of the settings is likely to disappoint."""
     found = [*_about_texts(compression, evaluation)]
-    if compression.ratio > _EXTREME_RATIO:
+    if _ratio(dense, compression) > _EXTREME_RATIO:
         found.append(
             Caution(
                 code="ratio_extreme",
@@ -111,21 +113,27 @@ def cautions(
     return found
 
 
+def _ratio(dense: DenseModel | None, compression: CompressionConfig) -> float:
+    """What would be removed; 0 where a size was asked of a model that is not known here."""
+    if compression.ratio is not None:
+        return compression.ratio
+    if dense is None or dense.geometry is None:
+        return 0.0
+    return compression_budget(compression, dense.geometry, dense.item_bytes).ratio
+
+
 def _about_texts(
     compression: CompressionConfig, evaluation: EvaluationConfig | None
 ) -> list[Caution]:
-    source = compression.calibration.source
+    sources = [one.source for one in compression.calibration.mixture]
     if evaluation is None:
         return [Caution(code="no_evaluation", message="the loss of quality will not be measured")]
-    if source not in evaluation.perplexity:
-        return []
-    if source.startswith("/"):
-        message = "the text that is scored is the one that was calibrated on: the result flatters"
+    if any(one.startswith("/") for one in set(sources).intersection(evaluation.perplexity)):
+        message = "a text that is scored is one that was calibrated on: the result flatters"
         return [Caution(code="evaluation_is_calibration", message=message)]
-    if len(set(evaluation.perplexity)) > 1:
+    if not only_own_kind(sources, evaluation.perplexity):
         return []
-    message = "only text of the calibration's own kind is scored: the result flatters"
-    return [Caution(code="evaluation_of_same_kind", message=message)]
+    return [Caution(code="evaluation_of_same_kind", message=FLATTERS)]
 
 
 def _about_lengths(dense: DenseModel, compression: CompressionConfig) -> list[Caution]:

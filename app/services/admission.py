@@ -23,15 +23,12 @@ from app.domain.job import JobRequest
 from app.domain.model_source import ModelSource, is_allowed, is_hub_name, is_revision
 from app.domain.upload import REFERENCE, UploadKind
 from app.settings import Settings
-from intraslice_core.allocation.uniform import uniform_plan
-from intraslice_core.config import CompressionConfig, EvaluationConfig
+from intraslice_core.config import CalibrationConfig, CompressionConfig, EvaluationConfig
 from intraslice_core.errors import ConfigurationError, ModelError, ModelNotFoundError
-from intraslice_core.estimates import DenseModel, read_dense
+from intraslice_core.estimates import DenseModel, estimate, read_dense
 from intraslice_core.inspection import require_within
 from intraslice_core.inspection.packages import find_in_package
-
-_NAMED_SOURCES = frozenset({"pydoc", "self"})
-_HUB = "hub:"
+from intraslice_core.text_sources import HUB, NAMED
 
 Locate = Callable[[str, UploadKind], Path]
 """Where the workers will have an upload; raises a ServiceError if it cannot be used."""
@@ -76,10 +73,8 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
     except _RefusedError as refusal:
         problems.append(_problem("/model", refusal))
     compression, evaluation = request.compression, request.evaluation
-    pointer = "/compression/calibration/source"
-    calibration = compression.calibration.model_copy(
-        update={"source": checked(pointer, compression.calibration.source)}
-    )
+    calibration = _checked_calibration(compression.calibration, checked)
+    problems += _named_twice(calibration)
     if evaluation is not None:
         texts = tuple(
             checked(f"/evaluation/perplexity/{index}", source)
@@ -88,7 +83,7 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
         evaluation = evaluation.model_copy(update={"perplexity": texts})
     problems += _beyond_limits(settings, compression, evaluation)
     problems += _beyond_runtime(settings, request)
-    problems += _beyond_rounding(dense, compression)
+    problems += _beyond_reach(dense, compression)
     if problems:
         raise InvalidRequestError("The job asks for what it may not have", fields=tuple(problems))
     return AdmittedJob(
@@ -97,6 +92,34 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
         evaluation=evaluation,
         dense=dense,
     )
+
+
+def _checked_calibration(
+    calibration: CalibrationConfig, checked: Callable[[str, str], str]
+) -> CalibrationConfig:
+    """Every source resolved: of a mixture each is judged as if it were the only one."""
+    pointer, source = "/compression/calibration/source", calibration.source
+    if isinstance(source, str):
+        return calibration.model_copy(update={"source": checked(pointer, source)})
+    mixture = tuple(
+        one.model_copy(update={"source": checked(f"{pointer}/{index}/source", one.source)})
+        for index, one in enumerate(source)
+    )
+    return calibration.model_copy(update={"source": mixture})
+
+
+def _named_twice(calibration: CalibrationConfig) -> list[FieldProblem]:
+    """Sources of other names that are the same file."""
+    names = [one.source for one in calibration.mixture]
+    return [
+        FieldProblem(
+            pointer=f"/compression/calibration/source/{index}/source",
+            code="duplicate_source",
+            message="is the same text as an earlier source: name it once, with both weights",
+        )
+        for index, name in enumerate(names)
+        if name in names[:index]
+    ]
 
 
 def _model_reference(settings: Settings, model: ModelSource, locate: Locate) -> str:
@@ -145,17 +168,16 @@ def _version(file: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-def _beyond_rounding(
-    dense: DenseModel | None, compression: CompressionConfig
-) -> list[FieldProblem]:
+def _beyond_reach(dense: DenseModel | None, compression: CompressionConfig) -> list[FieldProblem]:
     """Whether the shapes that kernels want can meet the budget."""
     if dense is None or dense.geometry is None:
         return []
     try:
-        uniform_plan(dense.geometry, compression.ratio, compression.round_to)
+        estimate(dense.geometry, dense.item_bytes, compression, None)
     except ConfigurationError as error:
+        pointer = f"/compression/{compression.budget_field}"
         message = f"{error.message}; {error.hint}"
-        return [FieldProblem(pointer="/compression/ratio", code=error.code, message=message)]
+        return [FieldProblem(pointer=pointer, code=error.code, message=message)]
     return []
 
 
@@ -165,19 +187,19 @@ def _hub_reference(model: ModelSource, allowed: tuple[str, ...]) -> str:
     if not is_allowed(model.ref, allowed):
         raise _RefusedError("hub_not_allowed", "not among the allowed hub models", "/ref")
     if model.revision is None:
-        return f"{_HUB}{model.ref}"
+        return f"{HUB}{model.ref}"
     if not is_revision(model.revision):
         raise _RefusedError("malformed", "not a branch, tag or commit", "/revision")
-    return f"{_HUB}{model.ref}@{model.revision}"
+    return f"{HUB}{model.ref}@{model.revision}"
 
 
 def _text_source(settings: Settings, source: str, locate: Locate) -> str:
-    if source in _NAMED_SOURCES:
+    if source in NAMED:
         return source
     if source.startswith(REFERENCE):
         return _uploaded(source.removeprefix(REFERENCE), UploadKind.TEXT, locate, "")
-    if source.startswith(_HUB):
-        name = source.removeprefix(_HUB).partition("@")[0].partition(":")[0]
+    if source.startswith(HUB):
+        name = source.removeprefix(HUB).partition("@")[0].partition(":")[0]
         if not is_hub_name(name) or not is_allowed(name, settings.hub_data_allow):
             raise _RefusedError("hub_not_allowed", "not among the allowed hub data sets")
         return source

@@ -99,8 +99,7 @@ def forget_idempotency_keys(resources: Resources) -> int:
 
 
 def get_job(resources: Resources, principal: Principal, job_id: str) -> Job:
-    with resources.database.transaction() as transaction:
-        return existing_job(transaction, principal, job_id)
+    return resources.database.read(lambda reading: existing_job(reading, principal, job_id))
 
 
 def existing_job(transaction: Transaction, principal: Principal, job_id: str) -> Job:
@@ -111,8 +110,9 @@ def existing_job(transaction: Transaction, principal: Principal, job_id: str) ->
 def list_jobs(
     resources: Resources, principal: Principal, criteria: JobFilter, *, limit: int
 ) -> Page:
-    with resources.database.transaction() as transaction:
-        found = jobs.newest(transaction, principal.project_id, criteria, limit=limit + 1)
+    found = resources.database.read(
+        lambda reading: jobs.newest(reading, principal.project_id, criteria, limit=limit + 1)
+    )
     return Page(jobs=found[:limit], has_more=len(found) > limit)
 
 

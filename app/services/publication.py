@@ -116,7 +116,13 @@ def summarise(report: dict[str, Any]) -> JobResult:
         perplexity_after=perplexity.get("compressed"),
         speedup=whole
         and Speedup(prefill=whole["prefill"]["ratio"], decode=whole["decode"]["ratio"]),
+        achieved_ratio=_achieved_ratio(report),
     )
+
+
+def _achieved_ratio(report: dict[str, Any]) -> float | None:
+    before, after = report.get("compressible_before"), report.get("compressible_after")
+    return 1.0 - after / before if before and after is not None else None
 
 
 def _upload(resources: Resources, source: Path, name: str, prefix: str) -> Artifact:

@@ -15,6 +15,7 @@ from app.adapters.webhook_destinations import DestinationGuard
 from app.adapters.webhook_secrets import WebhookSecrets
 from app.adapters.webhook_sender import WebhookSender
 from app.services.known_keys import KnownKeys
+from app.services.wrong_keys import WrongKeys
 from app.settings import Settings
 
 
@@ -30,11 +31,13 @@ class Resources:
     signer: UrlSigner
     limiter: RateLimiter
     known_keys: KnownKeys
+    wrong_keys: WrongKeys
     webhook_secrets: WebhookSecrets
     webhook_sender: WebhookSender
 
     def close(self) -> None:
         self.limiter.close()
+        self.wrong_keys.close()
         self.queue.close()
         self.database.close()
 
@@ -48,7 +51,7 @@ def open_resources(settings: Settings) -> Resources:
     celery = make_celery(settings.broker_url)
     return Resources(
         settings=settings,
-        database=Database(settings.database_url, pool_size=5 + 2 * settings.worker_concurrency),
+        database=Database(settings.database_url, pool_size=15 + 2 * settings.worker_concurrency),
         store=ArtifactStore(settings.store_url),
         celery=celery,
         queue=WakeQueue(celery),
@@ -58,6 +61,13 @@ def open_resources(settings: Settings) -> Resources:
             burst=settings.requests_burst,
         ),
         known_keys=KnownKeys(settings.key_cache_seconds),
+        wrong_keys=WrongKeys(
+            RateLimiter(
+                settings.broker_url,
+                per_second=settings.wrong_keys_per_minute / 60,
+                burst=settings.wrong_keys_burst,
+            )
+        ),
         signer=UrlSigner(key),
         webhook_secrets=WebhookSecrets(key),
         webhook_sender=WebhookSender(guard, timeout=settings.webhook_timeout_seconds),

@@ -18,7 +18,7 @@ from app.domain.identifiers import SWEEP, is_id, new_id, new_job_id
 from app.domain.job import Job, JobRequest
 from app.domain.lifecycle import TERMINAL
 from app.domain.principal import Principal
-from app.domain.sweep import Sweep, SweepProgress, SweepRequest
+from app.domain.sweep import Sweep, SweepProgress, SweepRequest, smallest_ratio_first
 from app.services.admission import admit
 from app.services.jobs import cancel_job, enqueue_job, fingerprint
 from app.services.resources import Resources
@@ -179,8 +179,6 @@ def _existing(transaction: Transaction, principal: Principal, sweep_id: str) -> 
 
 
 def _details(transaction: Transaction, sweep: Sweep) -> SweepDetails:
-    jobs = sorted(
-        job_rows.of_sweep(transaction, sweep.id), key=lambda job: (job.compression.ratio, job.id)
-    )
+    jobs = sorted(job_rows.of_sweep(transaction, sweep.id), key=smallest_ratio_first)
     told = [(job.state, job.progress.fraction if job.progress else None) for job in jobs]
     return SweepDetails(sweep=sweep, progress=SweepProgress.of(told), jobs=jobs)

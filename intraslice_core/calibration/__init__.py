@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from intraslice_core.calibration.sources import VALID_SOURCES, Part, load_text
+from intraslice_core.calibration.mixture import interleave
+from intraslice_core.calibration.own_text import write_own_tokens
+from intraslice_core.calibration.python_library import Part
+from intraslice_core.calibration.sources import VALID_SOURCES, load_text
 from intraslice_core.calibration.tokens import (
     calibration_hash,
     calibration_tokens,
@@ -14,6 +17,8 @@ __all__ = [
     "Part",
     "calibration_hash",
     "calibration_tokens",
+    "interleave",
     "load_text",
     "tokenise_documents",
+    "write_own_tokens",
 ]

@@ -7,16 +7,19 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from intraslice_core.calibration.python_code import python_code
 from intraslice_core.calibration.python_documentation import python_documentation
+from intraslice_core.calibration.python_library import Part
 from intraslice_core.errors import CalibrationSourceError
-
-Part = Literal["calibration", "evaluation"]
+from intraslice_core.text_sources import HUB, WRITTEN
 
 VALID_SOURCES = (
     "pydoc",
+    "pycode",
     "self",
+    "chat",
     "hub:DATASET[:CONFIG][@SPLIT]",
     "a path of .txt, .jsonl, .txt.gz or .jsonl.gz",
 )
@@ -27,7 +30,7 @@ MAX_HUB_CHARACTERS = 64_000_000
 MAX_FILE_BYTES = 2**28
 """Of a text file, unpacked: about 60 million tokens. A small .gz may unpack to far more."""
 
-_FIELDS: dict[Part, str] = {
+FIELDS: dict[Part, str] = {
     "calibration": "calibration.source",
     "evaluation": "evaluation.perplexity",
 }
@@ -37,8 +40,9 @@ _DEFAULT_SPLITS: dict[Part, str] = {"calibration": "train", "evaluation": "test"
 def load_text(source: str, *, part: Part) -> list[str]:
     """The documents of a source, without empty ones.
 
-    `pydoc` is split by topic, so that its two parts share no paragraph; a hub data set without
-    `@SPLIT` gives `train` or `test`. A file is taken whole for either part: name two files.
+    `pydoc` is split by topic and `pycode` by module, so that no paragraph of a held-out part is in
+    a calibration part of either; a hub data set without `@SPLIT` gives `train` or `test`. A file
+    is taken whole for either part: name two files.
 
     Raises:
         CalibrationSourceError: if the source is unknown, cannot be read or holds no text.
@@ -46,10 +50,10 @@ def load_text(source: str, *, part: Part) -> list[str]:
     try:
         documents = [text for text in _documents(source, part) if text.strip()]
     except CalibrationSourceError as error:
-        error.field = error.field or _FIELDS[part]
+        error.field = error.field or FIELDS[part]
         raise
     if not documents:
-        raise CalibrationSourceError(f"{source} holds no text", field=_FIELDS[part])
+        raise CalibrationSourceError(f"{source} holds no text", field=FIELDS[part])
     return documents
 
 
@@ -57,13 +61,15 @@ def _documents(source: str, part: Part) -> Iterable[str]:
     """Dispatch by the form of the name."""
     if source == "pydoc":
         return python_documentation(part)
-    if source == "self":
+    if source == "pycode":
+        return python_code(part)
+    if source in WRITTEN:
         raise CalibrationSourceError(
-            "`self` is written by the model while it runs, it is not a text to load",
-            hint="use it as a calibration source only",
+            f"`{source}` is written by the dense model, which is not here",
+            hint="name the dense model, or use another text",
         )
-    if source.startswith("hub:"):
-        return _from_hub(source.removeprefix("hub:"), part)
+    if source.startswith(HUB):
+        return _from_hub(source.removeprefix(HUB), part)
     path = Path(source).expanduser()
     if _kind(path) is None:
         raise CalibrationSourceError(
@@ -143,7 +149,7 @@ def _from_hub(reference: str, part: Part) -> list[str]:
     name, _, split = reference.partition("@")
     dataset, _, config = name.partition(":")
     if not dataset:
-        raise CalibrationSourceError("`hub:` names no data set", hint=VALID_SOURCES[2])
+        raise CalibrationSourceError("`hub:` names no data set", hint=VALID_SOURCES[-2])
     split = split or _DEFAULT_SPLITS[part]
     documents: list[str] = []
     characters = 0
@@ -160,6 +166,6 @@ def _from_hub(reference: str, part: Part) -> list[str]:
     except Exception as error:
         raise CalibrationSourceError(
             f"data set {dataset} (split {split}) cannot be read: {type(error).__name__}: {error}",
-            hint="without access to the hub use pydoc, self or a file",
+            hint="without access to the hub use pydoc, pycode, self, chat or a file",
         ) from error
     return documents

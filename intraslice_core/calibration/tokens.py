@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from intraslice_core.calibration.mixture import interleave
 from intraslice_core.calibration.own_text import write_own_tokens
 from intraslice_core.calibration.sources import load_text
-from intraslice_core.config import CalibrationConfig
+from intraslice_core.config import CalibrationConfig, CalibrationPart
 from intraslice_core.errors import CalibrationSourceError, CalibrationTooShortError
 from intraslice_core.progress import CancellationCheck, never_cancelled
+from intraslice_core.text_sources import WRITTEN
 
 ModelSource = PreTrainedModel | Callable[[], PreTrainedModel]
-"""A model, or how to get one where only `self` needs it."""
+"""A model, or how to get one where only `self` and `chat` need it."""
 
 _PIECE_CHARACTERS = 32_768
 _PIECES_AT_ONCE = 64
@@ -32,32 +35,49 @@ def calibration_tokens(
     model: ModelSource | None = None,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> Tensor:
-    """Windows of the source's text, chosen by a seeded permutation.
+    """Sequences of every source: windows chosen by a seeded permutation, or the model's own text.
+
+    Those of a mixture are interleaved, so that any beginning and any end holds all sources in
+    proportion.
 
     Args:
-        config: source, number and length of the sequences, seed.
+        config: sources, number and length of the sequences, seed.
         tokenizer: the model's.
-        model: what writes the text when the source is `self`; a callable is only then called.
+        model: what writes the text of `self` and `chat`; a callable is only then called.
         should_cancel: asked while the model writes.
 
     Returns:
         (samples, sequence_length), int64, on the CPU.
 
     Raises:
-        CalibrationSourceError: if the source cannot be read, or `self` has no model.
-        CalibrationTooShortError: if the source holds too few tokens.
+        CalibrationSourceError: if a source cannot be read, or there is no model to write it.
+        CalibrationTooShortError: if a source holds too few tokens.
     """
-    if config.source == "self":
+
+    @cache
+    def writer() -> PreTrainedModel:
         if model is None:
             raise CalibrationSourceError(
-                "`self` needs the model that writes the text", field="calibration.source"
+                "`self` and `chat` need the model that writes the text", field="calibration.source"
             )
-        writer = model if isinstance(model, PreTrainedModel) else model()
-        return write_own_tokens(writer, tokenizer, config, should_cancel=should_cancel)
-    documents = load_text(config.source, part="calibration")
-    needed = config.samples * config.sequence_length
-    tokens = tokenise_documents(documents, tokenizer, max_tokens=_OVERSAMPLING * needed)
-    return _choose_windows(tokens, config)
+        return model if isinstance(model, PreTrainedModel) else model()
+
+    parts = config.parts()
+    # What can be read is read first: it may be too short, and writing takes its time.
+    read = {part.source: _read(part, tokenizer) for part in parts if part.source not in WRITTEN}
+    written = {
+        part.source: write_own_tokens(writer(), tokenizer, part, should_cancel=should_cancel)
+        for part in parts
+        if part.source in WRITTEN
+    }
+    return interleave([(read | written)[part.source] for part in parts])
+
+
+def _read(part: CalibrationPart, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Windows of a text, (samples, sequence_length)."""
+    documents = load_text(part.source, part="calibration")
+    tokens = tokenise_documents(documents, tokenizer, max_tokens=_OVERSAMPLING * part.tokens)
+    return _choose_windows(tokens, part)
 
 
 def calibration_hash(tokens: Tensor) -> str:
@@ -87,7 +107,7 @@ def tokenise_documents(
     return torch.tensor(collected[:max_tokens], dtype=torch.int64)
 
 
-def _choose_windows(tokens: Tensor, config: CalibrationConfig) -> Tensor:
+def _choose_windows(tokens: Tensor, config: CalibrationPart) -> Tensor:
     """`samples` of the non-overlapping windows of (n,) tokens."""
     length, samples = config.sequence_length, config.samples
     windows = len(tokens) // length
@@ -97,7 +117,7 @@ def _choose_windows(tokens: Tensor, config: CalibrationConfig) -> Tensor:
             f"{samples} sequences of {length} need {samples * length}",
             field="calibration.samples",
             hint=f"at most {windows} sequences of this length fit: ask for fewer or shorter "
-            "sequences, or give more text",
+            "sequences, give more text, or weigh it less in a mixture",
         )
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.randperm(windows, generator=generator)[:samples]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,21 @@ def write_model_card(directory: Path, report: Mapping[str, Any]) -> Path:
         autoescape=False,
     )
     environment.filters["thousands"] = lambda number: f"{number:,}"
+    environment.filters["named"] = _named
     card = directory / CARD
     text = environment.get_template("model_card.md.j2").render(
         report, licences=sorted(file.name for file in directory.glob("LICENSE*"))
     )
     card.write_text(text, encoding="utf-8")
     return card
+
+
+def _named(source: str | Sequence[Mapping[str, Any]]) -> str:
+    """A source, or a mixture with its weights; of paths the last part, the rest is private."""
+    if isinstance(source, str):
+        return f"`{_last_part(source)}`"
+    return ", ".join(f"`{_last_part(one['source'])}` (weight {one['weight']:g})" for one in source)
+
+
+def _last_part(source: str) -> str:
+    return source.split("/")[-1]

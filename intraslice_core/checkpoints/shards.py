@@ -10,11 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-RESERVED_HEADER_BYTES = 64 * 1024
-"""Left free before the data, because the header is known last; unused space is blanks."""
-
-TIGHT_BELOW_BYTES = 64 * 2**20
-"""Files smaller than this are rewritten with a header of just its size."""
+from intraslice_core.inspection.layout import RESERVED_HEADER_BYTES, TIGHT_BELOW_BYTES
 
 DTYPE_NAMES = {
     torch.float64: "F64",

@@ -18,9 +18,12 @@ from transformers import PreTrainedConfig
 
 from intraslice_core.checkpoints.shards import ShardFile
 from intraslice_core.errors import InsufficientDiskError, OutputExistsError
-from intraslice_core.inspection.layout import INDEX_FILE, SINGLE_FILE, read_json
-
-DEFAULT_SHARD_BYTES = 5_000_000_000
+from intraslice_core.inspection.layout import (
+    DEFAULT_SHARD_BYTES,
+    INDEX_FILE,
+    SINGLE_FILE,
+    read_json,
+)
 
 CARRIED_OVER = (
     "tokenizer*.json",

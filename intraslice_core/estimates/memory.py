@@ -1,9 +1,11 @@
 """Peak memory by the engine's own formula.
 
-A job is at its largest either in a layer or in the evaluation. In a layer: its weights, the Gram
-and cross moments of the wider module and what is factorised from them, a batch of activations,
-and the hidden states of all calibration sequences (twice where the method follows the dense
-stream). In the evaluation: both models whole, because only so can they take turns at the clock.
+A job is at its largest in a layer, in the evaluation, or where the model writes its own text. In a
+layer: its weights, the Gram and cross moments of the wider module and what is factorised from
+them, a batch of activations, and the hidden states of all calibration sequences (twice where the
+method follows the dense stream). In the evaluation: both models whole, because only so can they
+take turns at the clock. While it writes: the dense model whole, and the keys and values of what it
+has written.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.plan import ModelGeometry
 from intraslice_core.presets import PRESETS
+from intraslice_core.text_sources import WRITING_CACHE_BYTES, WRITTEN
 
 PROCESS_BYTES = 600 * 2**20
 """Python with torch and transformers loaded, before any tensor; measured on a CPU."""
@@ -55,6 +58,9 @@ def peak_memory(
         models = params_before + params_after if evaluation.benchmark else params_before
         logits = 2 * 4 * _LOGIT_ROWS * geometry.vocab_size
         whole = max(whole, models * item + logits)
+    cache = _writing_cache_bytes(geometry, compression, evaluation, item)
+    if cache:
+        whole = max(whole, params_before * item + cache)
     return PROCESS_BYTES + max(layer, whole)
 
 
@@ -71,3 +77,26 @@ def _layer_bytes(
     moments = _WIDE * width * (_GRAMS * width + _CROSSES * geometry.hidden_size)
     batch = compression.batch_size * calibration.sequence_length
     return weights + streams + moments + batch * width * 4 * _ACTIVATIONS
+
+
+def _writing_cache_bytes(
+    geometry: ModelGeometry,
+    compression: CompressionConfig,
+    evaluation: EvaluationConfig | None,
+    item: int,
+) -> int:
+    """Keys and values of the sequences that are written at once; at least one, however long."""
+    written = [
+        (part.samples, part.sequence_length)
+        for part in compression.calibration.parts()
+        if part.source in WRITTEN
+    ]
+    if evaluation is not None and not WRITTEN.isdisjoint(evaluation.perplexity):
+        length = min(evaluation.context_length, evaluation.max_tokens)
+        written.append((evaluation.max_tokens // length, length))
+    token = 2 * geometry.num_hidden_layers * geometry.num_key_value_heads * geometry.head_dim * item
+    sizes = (
+        min(rows * length * token, max(WRITING_CACHE_BYTES, length * token))
+        for rows, length in written
+    )
+    return max(sizes, default=0)

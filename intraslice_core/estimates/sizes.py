@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.estimates.memory import peak_memory
@@ -14,12 +15,18 @@ from intraslice_core.plan import (
 
 
 class Estimate(FrozenModel):
-    """What a job would make and take; the weights are exact, the memory is a formula's."""
+    """What a job would make and take.
+
+    The weights are those of equal layers. Other allocations differ from it by single rounding
+    steps in size; which shapes they choose, only the calibration tells. Memory is a formula's.
+    """
 
     params_before: int
     params_after: int
     compressible_before: int
     compressible_after: int
+    achieved_ratio: float
+    """Fraction of the compressible parameters that is gone."""
     bytes_before: int
     bytes_after: int
     peak_memory_bytes: int
@@ -41,16 +48,19 @@ def estimate(
         evaluation: what is measured, if anything.
 
     Raises:
+        BudgetOutOfReachError: if no shapes have the size asked for.
         ConfigurationError: if rounding misses the budget.
     """
     dense = geometry.dense_plan()
-    plan = uniform_plan(geometry, compression.ratio, compression.round_to)
+    budget = compression_budget(compression, geometry, item_bytes)
+    plan = uniform_plan(geometry, budget.ratio, compression.round_to)
     before, after = dense_parameters(geometry), total_parameters(geometry, plan)
     return Estimate(
         params_before=before,
         params_after=after,
         compressible_before=dense.parameters(geometry),
         compressible_after=plan.parameters(geometry),
+        achieved_ratio=plan.removed_fraction(geometry),
         bytes_before=before * item_bytes,
         bytes_after=after * item_bytes,
         peak_memory_bytes=peak_memory(

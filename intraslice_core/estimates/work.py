@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.progress import Stage
+from intraslice_core.text_sources import WRITTEN
 
 _BENCHMARK_TOKENS = 2 * 3 * (256 + 32)
 """Both models, three repeats, prompt and answer."""
+
+_READING = 100_000
+"""Parameters that a token could have passed in the time that reading one takes, roughly: so that
+rates of jobs that read and of jobs that let the model write are of one kind."""
 
 
 def stage_work(
@@ -18,16 +23,19 @@ def stage_work(
     """
     calibration = compression.calibration
     tokens = calibration.samples * calibration.sequence_length
+    written = sum(part.tokens for part in calibration.parts() if part.source in WRITTEN)
     work = {
         Stage.LOAD: float(params),
-        Stage.CALIBRATE: float(tokens) * (params if calibration.source == "self" else 1),
+        Stage.CALIBRATE: float(written) * params + float(tokens - written) * _READING,
         Stage.COMPRESS: float(tokens) * params,
         Stage.VERIFY: float(params),
         Stage.EXPORT: float(params),
         Stage.PUBLISH: float(params),
     }
     if evaluation is not None:
-        scored = 2 * len(evaluation.perplexity) * evaluation.max_tokens
+        # Both models score every text; the dense one has to write some of them first.
+        passes = sum(3 if text in WRITTEN else 2 for text in evaluation.perplexity)
+        scored = passes * evaluation.max_tokens
         benchmark = _BENCHMARK_TOKENS if evaluation.benchmark else 0
         work[Stage.EVALUATE] = float(scored + benchmark) * params
     return work

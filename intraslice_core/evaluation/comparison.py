@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from intraslice_core import modeling
 from intraslice_core.config import EvaluationConfig, GateConfig
 from intraslice_core.errors import QualityGateError
-from intraslice_core.evaluation.perplexity import PerplexityResult, evaluation_tokens, perplexity
+from intraslice_core.evaluation.perplexity import (
+    PerplexityResult,
+    evaluation_tokens,
+    perplexity,
+    written_tokens,
+)
 from intraslice_core.evaluation.speed import compare_speed
 from intraslice_core.hardware import resolve_device, resolve_dtype
 from intraslice_core.progress import (
@@ -23,6 +34,7 @@ from intraslice_core.progress import (
     never_cancelled,
 )
 from intraslice_core.reports.schema import EvaluationReport, PerplexityComparison, SpeedReport
+from intraslice_core.text_sources import WRITTEN
 
 _TOKENS_AT_ONCE = 4096
 _PERPLEXITY_SHARE = 0.9
@@ -43,19 +55,22 @@ def evaluate_pair(
 ) -> EvaluationReport:
     """Measure both models on the same tokens and the same machine.
 
+    The dense model writes the texts that are a model's own, once, and both are scored on them.
     Progress fractions are of the evaluation, in [0, 1].
 
     Raises:
         QualityGateError: if the compressed model is worse than the gate allows.
-        CalibrationSourceError: if a text cannot be read.
+        CalibrationSourceError: if a text cannot be read, or only the dense model could write it.
         CompressionCancelledError: if asked to stop.
     """
-    texts = _load_texts(dense_dir, config)
+    texts = _load_texts(dense_dir, [one for one in config.perplexity if one not in WRITTEN], config)
     share = _PERPLEXITY_SHARE if config.benchmark else 1.0
     results: list[dict[str, PerplexityResult]] = []
     for index, directory in enumerate((dense_dir, compressed_dir)):
         report = _announcer(on_progress, index, share / 2)
         model = load_model(directory, dtype=dtype, device=device)
+        if index == 0:
+            texts |= _write_texts(model, dense_dir, config, report, should_cancel)
         results.append(_score(model, texts, config, report, should_cancel))
         del model
     comparisons = tuple(
@@ -66,7 +81,7 @@ def evaluate_pair(
             dense=results[0][source].perplexity,
             compressed=results[1][source].perplexity,
         )
-        for source in texts
+        for source in dict.fromkeys(config.perplexity)
     )
     if config.gate is not None:
         check_gate(comparisons, config.gate)
@@ -89,10 +104,10 @@ def evaluate_one(
     """One model's perplexity, by text.
 
     Raises:
-        CalibrationSourceError: if a text cannot be read.
+        CalibrationSourceError: if a text cannot be read, or only the dense model could write it.
         CompressionCancelledError: if asked to stop.
     """
-    texts = _load_texts(directory, config)
+    texts = _load_texts(directory, config.perplexity, config)
     model = load_model(directory, dtype=dtype, device=device)
 
     def report(source: str, fraction: float) -> None:
@@ -135,15 +150,39 @@ def load_model(directory: Path, *, dtype: str, device: str) -> PreTrainedModel:
     return model
 
 
-def _load_texts(directory: Path, config: EvaluationConfig) -> dict[str, Tensor]:
+def _load_texts(
+    directory: Path, sources: Iterable[str], config: EvaluationConfig
+) -> dict[str, Tensor]:
     """Held-out tokens of every text, by its name."""
-    tokenizer = AutoTokenizer.from_pretrained(
-        directory, local_files_only=True, trust_remote_code=False
-    )
-    return {
-        source: evaluation_tokens(source, tokenizer, config.max_tokens)
-        for source in config.perplexity
-    }
+    tokenizer = _tokenizer(directory)
+    return {source: evaluation_tokens(source, tokenizer, config.max_tokens) for source in sources}
+
+
+def _write_texts(
+    dense: PreTrainedModel,
+    directory: Path,
+    config: EvaluationConfig,
+    report: Callable[[str, float], None],
+    should_cancel: CancellationCheck,
+) -> dict[str, Tensor]:
+    """Tokens of the texts that the dense model writes, by their names."""
+    texts = {}
+    for source in dict.fromkeys(config.perplexity):
+        if source in WRITTEN:
+            report(f"{source}, which it writes first", 0.0)
+            texts[source] = written_tokens(
+                source,
+                dense,
+                _tokenizer(directory),
+                max_tokens=config.max_tokens,
+                context_length=config.context_length,
+                should_cancel=should_cancel,
+            )
+    return texts
+
+
+def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 
 def _score(

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice_core.calibration import load_text, tokenise_documents
+from intraslice_core.calibration import load_text, tokenise_documents, write_own_tokens
+from intraslice_core.config import CalibrationPart
 from intraslice_core.errors import CalibrationTooShortError, NumericalError
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
 
@@ -44,6 +45,35 @@ def evaluation_tokens(source: str, tokenizer: PreTrainedTokenizerBase, max_token
             field="evaluation.perplexity",
         )
     return tokens
+
+
+def written_tokens(
+    source: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int,
+    context_length: int,
+    should_cancel: CancellationCheck = never_cancelled,
+) -> Tensor:
+    """What the dense model writes under a source's name for evaluation; no calibration sees it.
+
+    Written a window at a time, so that a window never begins in the middle of a text.
+
+    Returns:
+        (n,), int64, `n <= max_tokens`.
+
+    Raises:
+        CalibrationSourceError: if the model cannot be made to write.
+        CompressionCancelledError: if asked to stop.
+    """
+    length = min(context_length, max_tokens)
+    order = CalibrationPart(
+        source=source, samples=max_tokens // length, sequence_length=length, seed=0
+    )
+    return write_own_tokens(
+        model, tokenizer, order, part="evaluation", should_cancel=should_cancel
+    ).flatten()
 
 
 @torch.inference_mode()

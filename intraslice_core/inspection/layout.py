@@ -13,6 +13,15 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILE = "config.json"
 
+DEFAULT_SHARD_BYTES = 5_000_000_000
+"""The writer begins another file before this is passed."""
+
+RESERVED_HEADER_BYTES = 64 * 1024
+"""Left free before the data, because the header is known last; unused space is blanks."""
+
+TIGHT_BELOW_BYTES = 64 * 2**20
+"""Files smaller than this are rewritten with a header of just its size."""
+
 MAX_SHARDS = 2_000
 MAX_SETTINGS_BYTES = 64 * 2**20
 """Of a JSON file or vocabulary; the largest tokenizers in use take half of it."""

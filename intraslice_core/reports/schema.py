@@ -2,6 +2,9 @@
 
 CompressionReport
 ├── config, geometry, plan          what was asked, what there was, what was kept
+├── allocation: AllocationReport    who chose the plan, and what it was predicted to cost
+│   ├── layers: LayerPrediction
+│   └── trials: TrialReport         predicted against measured
 ├── layers: LayerReport             what each layer's solve had to say
 │   └── attention, mlp: ModuleReport
 └── evaluation: EvaluationReport    dense against compressed
@@ -12,16 +15,26 @@ CompressionReport
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
-from intraslice_core.config import CompressionConfig, FrozenModel, Method
+from intraslice_core.config import (
+    Allocation,
+    Allocator,
+    CompressionConfig,
+    FrozenModel,
+    Method,
+)
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan
+from intraslice_core.text_sources import FLATTERS, only_own_kind
 
 SCHEMA_VERSION = 1
 
 Module = Literal["attention", "mlp"]
+
+LossWeighting = Literal["fisher", "residual_norm"]
+"""By the gradient's second moment, or without gradients by 1 / E‖x‖² of the residual stream."""
 
 
 class ModuleReport(FrozenModel):
@@ -47,6 +60,50 @@ class LayerReport(FrozenModel):
     attention: ModuleReport
     mlp: ModuleReport
     seconds: float = Field(ge=0.0)
+
+
+class LayerPrediction(FrozenModel):
+    """Loss increase that the allocator predicted for one layer's modules."""
+
+    layer: int = Field(ge=0)
+    attention: float
+    mlp: float
+
+
+class TrialReport(FrozenModel):
+    """A module that was cut for trial, all others left alone."""
+
+    layer: int = Field(ge=0)
+    module: Module
+    cut: float = Field(description="fraction of the module's dimensions")
+    predicted: float = Field(description="loss increase by the Fisher matrices alone, in nats")
+    measured: float = Field(description="loss increase on calibration sequences held out for it")
+
+
+class AllocationReport(FrozenModel):
+    """Who decided how much is removed where."""
+
+    requested: Allocation
+    allocator: Allocator = Field(description="whose shapes the plan has")
+    fell_back: bool = Field(
+        default=False, description="the allocator asked for did no better than equal layers"
+    )
+    fallback_reason: str | None = None
+    weighting: LossWeighting | None = None
+    calibration_loss: float | None = Field(
+        default=None, description="with the shapes of the allocator that was asked for"
+    )
+    uniform_calibration_loss: float | None = Field(
+        default=None, description="with equal layers of the same size"
+    )
+    predicted_loss: float | None = Field(default=None, description="sum over all modules")
+    layers: tuple[LayerPrediction, ...] = ()
+    trials: tuple[TrialReport, ...] = ()
+    rank_correlation: float | None = Field(
+        default=None,
+        description="Spearman's, of trials with what curves predict that were scaled by the other "
+        "trials of the same module; from 12 trials on",
+    )
 
 
 class PerplexityComparison(FrozenModel):
@@ -128,8 +185,16 @@ class CompressionReport(FrozenModel):
     peak_memory_bytes: int | None = None
     device: str | None = Field(default=None, description="class of the machine that did it")
     evaluation: EvaluationReport | None = None
+    allocation: AllocationReport | None = None
 
     @property
     def removed_fraction(self) -> float:
         """Fraction of the compressible parameters that is gone."""
         return 1.0 - self.compressible_after / self.compressible_before
+
+    def with_evaluation(self, evaluation: EvaluationReport) -> Self:
+        """The same with what was measured, and a warning if it cannot but flatter."""
+        calibrated = [one.source for one in self.config.calibration.mixture]
+        flatters = only_own_kind(calibrated, [one.text for one in evaluation.perplexity])
+        warnings = (*self.warnings, FLATTERS) if flatters else self.warnings
+        return self.model_copy(update={"evaluation": evaluation, "warnings": warnings})

@@ -56,12 +56,26 @@ def weighted_basis(moment: Tensor, output: Tensor, keep: int) -> tuple[Tensor, T
     Returns:
         Basis (num_key_value_heads, head_dim, keep) and spectrum (num_key_value_heads, head_dim).
     """
+    directions, spectrum = weighted_directions(moment, output)
+    return leading_basis(directions, keep), spectrum
+
+
+def weighted_directions(moment: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    """`S^{-1/2} U`, whose first r columns span the basis of width r, and the spectrum.
+
+    Arguments and shapes as in `weighted_basis`; the directions are (…, head_dim, head_dim).
+    """
     groups, head_dim, _ = moment.shape
     root, inverse_root = linalg.square_roots(moment, BASIS_DAMPING)
     per_group = output.to(root).view(groups, -1, head_dim, output.shape[-1])
     wide = per_group.transpose(1, 2).flatten(2)
-    vectors, spectrum = linalg.leading_left_singular_vectors(root @ wide, keep)
-    return linalg.orthonormal_columns(inverse_root @ vectors), spectrum
+    vectors, spectrum = linalg.leading_left_singular_vectors(root @ wide, head_dim)
+    return inverse_root @ vectors, spectrum
+
+
+def leading_basis(directions: Tensor, keep: int) -> Tensor:
+    """Orthonormal basis of the first `keep` directions, (num_key_value_heads, head_dim, keep)."""
+    return linalg.orthonormal_columns(directions[..., :keep])
 
 
 def magnitude_basis(value: Tensor, output: Tensor, num_key_value_heads: int, keep: int) -> Tensor:

@@ -24,6 +24,8 @@ BODY: dict[str, Any] = {
 REPORT: dict[str, Any] = {
     "params_before": 1000,
     "params_after": 700,
+    "compressible_before": 800,
+    "compressible_after": 500,
     "bytes_before": 4000,
     "bytes_after": 2800,
     "calibration_hash": "abc",
@@ -70,17 +72,17 @@ def queued(resources: Resources, **changes: Any) -> Job:
     return jobs.create_job(resources, OPERATOR, make_request(**changes)).job
 
 
-def running(resources: Resources, owner: str = "worker-1") -> Job:
-    job = claims.claim_job(resources, queued(resources).id, owner)
+def running(resources: Resources, owner: str = "worker-1", **changes: Any) -> Job:
+    job = claims.claim_job(resources, queued(resources, **changes).id, owner)
     assert job is not None
     return job
 
 
-def in_state(resources: Resources, state: State) -> Job:
+def in_state(resources: Resources, state: State, **changes: Any) -> Job:
     """A job that came to `state` in the ordinary way."""
     if state is State.QUEUED:
-        return queued(resources)
-    job = running(resources)
+        return queued(resources, **changes)
+    job = running(resources, **changes)
     if state is State.RUNNING:
         return job
     if state is State.FAILED:

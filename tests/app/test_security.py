@@ -6,6 +6,7 @@ to webhook URLs when they are delivered to, redirects included, in `adapters/tes
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -26,12 +27,16 @@ from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
 from app.adapters.database.tables import metadata
+from app.domain.errors import UploadNotFoundError
 from app.domain.principal import Scope
+from app.domain.upload import UploadFile, UploadKind, UploadRequest
 from app.main import create_app
+from app.services import upload_contents, uploads
 from app.services.resources import Resources
 from app.settings import Settings
+from intraslice_core.config import CompressionConfig
 from tests.app.api.test_tenants import CHANGES, Operation, call
-from tests.app.builders import BODY, bearer, key_of, weights_on_disk
+from tests.app.builders import BODY, bearer, key_of, make_request, weights_on_disk
 from tests.app.tenants import Tenant
 from tests.conftest import OPERATOR_KEY
 from workers.child_process import ChildProcess
@@ -135,6 +140,64 @@ def test_local_paths_only_below_configured_roots_after_resolving_links(
     assert refused_code(client, "path", tmp_path / "models" / "link") == "path_not_allowed"
     (inside / "tokenizer.json").symlink_to("/etc/passwd")
     assert refused_code(client, "path", inside) == "path_not_allowed"
+
+
+def test_a_mixture_is_no_way_around_the_allow_lists_of_texts(
+    client: TestClient, tmp_path: Path
+) -> None:
+    inside = tmp_path / "texts" / "a.txt"
+    inside.parent.mkdir()
+    inside.write_text("words")
+    (inside.parent / "link.txt").symlink_to("/etc/passwd")
+    (inside.parent / "twin.txt").symlink_to(inside)
+
+    def refused(*sources: object) -> list[tuple[str, str]]:
+        mixture = [{"source": str(source)} for source in sources]
+        compression = {"calibration": {"source": mixture}}
+        answer = client.post("/v1/jobs", json=BODY | {"compression": compression})
+        return [(one["pointer"], one["code"]) for one in answer.json().get("errors", ())]
+
+    def place(index: int) -> str:
+        return f"/compression/calibration/source/{index}/source"
+
+    assert refused("pydoc", "pycode", "self", "chat", inside) == []
+    assert refused("pydoc", "/etc/passwd") == [(place(1), "path_not_allowed")]
+    assert refused(inside.parent / "link.txt", inside) == [(place(0), "path_not_allowed")]
+    assert refused("pydoc", "../etc/passwd", "hub:stranger/data@train") == [
+        (place(1), "path_not_allowed"),
+        (place(2), "hub_not_allowed"),
+    ]
+    # What is one text under two names would be a duplicate only where it is read.
+    assert refused(inside, inside.parent / "twin.txt") == [(place(1), "duplicate_source")]
+
+
+def test_a_mixture_holds_no_upload_of_another_project(closed: TestClient) -> None:
+    resources: Resources = closed.app.state.resources  # type: ignore[attr-defined]
+    owner, stranger = (Tenant(closed, project) for project in ("a", "b"))
+    content = b"words " * 10
+    file = UploadFile(name="a.txt", bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    request = UploadRequest(kind=UploadKind.TEXT, files=(file,))
+    upload = uploads.create_upload(resources, owner.principal, request).upload
+    resources.store.put_new(next(upload.parts(0)).key, content)
+    uploads.complete_upload(resources, owner.principal, upload.id)
+    upload_contents.verify(resources, upload.id)
+    mixture = [{"source": "pydoc"}, {"source": f"upload:{upload.id}"}]
+    body = BODY | {"compression": {"calibration": {"source": mixture}}}
+    refused = closed.post("/v1/jobs", json=body, headers=stranger.headers())
+    (error,) = refused.json()["errors"]
+    assert error["pointer"] == "/compression/calibration/source/1/source"
+    assert error["code"] == "upload_not_found"
+    # The worker asks again, whatever the row says.
+    config = CompressionConfig.model_validate(body["compression"])
+    with pytest.raises(UploadNotFoundError):
+        upload_contents.fetch(resources, "b", make_request(compression=config), lambda: None)
+    accepted = closed.post("/v1/jobs", json=body, headers=owner.headers())
+    assert accepted.status_code == 202, accepted.text
+    upload_contents.fetch(resources, "a", make_request(compression=config), lambda: None)
+    assert (resources.settings.uploads_dir / upload.id / "a.txt").read_bytes() == content
+    # A job that waits keeps what any part of its mixture names.
+    used = closed.delete(f"/v1/uploads/{upload.id}", headers=owner.headers())
+    assert used.json()["code"] == "upload_in_use"
 
 
 def test_parameter_count_is_limited(settings: Settings, tmp_path: Path) -> None:
@@ -250,6 +313,17 @@ def test_rate_limit_per_key(settings: Settings) -> None:
         for headers in (bearer(key_of(resources)), bearer(key_of(resources))):
             statuses = [client.get("/v1/jobs", headers=headers).status_code for _ in range(2)]
             assert statuses == [200, 429]
+
+
+def test_rate_limit_of_wrong_keys_per_address(settings: Settings) -> None:
+    limits = {"wrong_keys_per_minute": 0.06, "wrong_keys_burst": 1, "auth": "on"}
+    app = create_app(Settings(**settings.model_dump() | limits))
+    with TestClient(app, client=("192.0.2.1", 1)) as client:
+        wrong = {"authorization": "Bearer wrong"}
+        statuses = [client.get("/v1/jobs", headers=wrong).status_code for _ in range(2)]
+        assert statuses == [401, 429]
+        resources: Resources = client.app.state.resources  # type: ignore[attr-defined]
+        assert client.get("/v1/jobs", headers=bearer(key_of(resources))).status_code == 200
 
 
 def test_body_size_limit(client: TestClient) -> None:

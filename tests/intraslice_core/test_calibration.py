@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from intraslice_core.calibration import (
+    Part,
     calibration_hash,
     calibration_tokens,
     load_text,
@@ -23,6 +24,8 @@ from intraslice_core.errors import (
     CalibrationTooShortError,
     CompressionCancelledError,
 )
+
+PARTS: tuple[Part, ...] = ("calibration", "evaluation")
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +127,7 @@ def test_json_lines_hold_texts_or_chats(tmp_path, packed):
         ("a.txt", b"a\0b", "NUL"),
         ("a.txt", b" \n ", "holds no text"),
         ("a.txt.gz", b"not gzip", "cannot be read"),
-        ("a.txt.gz", gzip.compress(b"x" * 9999)[:-20], "cannot be read"),
+        ("a.txt.gz", gzip.compress(b"x" * 9999, mtime=0)[:-20], "cannot be read"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 3}', "line 2"),
         ("a.jsonl", b"{", "line 1"),
         ("a.jsonl", b'{"messages": [{"role": "user"}]}', "line 1"),
@@ -139,8 +142,14 @@ def test_broken_file_is_named_and_explained(tmp_path, name, content, message):
 
 @pytest.mark.parametrize("source", ["wikitext", "s3://bucket/key", "notes.pdf", ""])
 def test_unknown_source_lists_the_valid_ones(source):
-    with pytest.raises(CalibrationSourceError, match=r"pydoc; self; hub:DATASET"):
+    with pytest.raises(CalibrationSourceError, match=r"pydoc; pycode; self; chat; hub:DATASET"):
         load_text(source, part="calibration")
+
+
+@pytest.mark.parametrize("source", ["self", "chat"])
+def test_what_a_model_writes_is_no_text_to_load(source):
+    with pytest.raises(CalibrationSourceError, match=f"`{source}` is written by the dense model"):
+        load_text(source, part="evaluation")
 
 
 def test_missing_file_is_an_error(tmp_path):
@@ -148,16 +157,30 @@ def test_missing_file_is_an_error(tmp_path):
         load_text(str(tmp_path / "none.txt"), part="evaluation")
 
 
-def test_python_documentation_keeps_a_part_that_calibration_never_saw():
-    calibration, evaluation = (
-        "\n\n".join(load_text("pydoc", part=part)) for part in ("calibration", "evaluation")
-    )
-    seen = {
-        " ".join(p.split()) for p in calibration.split("\n\n") if len(" ".join(p.split())) >= 40
-    }
-    held = {" ".join(p.split()) for p in evaluation.split("\n\n") if len(" ".join(p.split())) >= 40}
-    assert not seen & held
-    assert len(calibration) > 2 * len(evaluation) > 40_000
+def paragraphs(source: str, part: Part) -> set[str]:
+    """The long ones, however they are indented."""
+    texts = "\n\n".join(load_text(source, part=part)).split("\n\n")
+    return {key for key in (" ".join(text.split()) for text in texts) if len(key) >= 40}
+
+
+def test_no_calibration_on_python_has_seen_a_held_out_part():
+    """Of either kind: both may be in one mixture."""
+    for held_out in ("pydoc", "pycode"):
+        unseen = paragraphs(held_out, "evaluation")
+        assert sum(map(len, unseen)) > 40_000
+        for source in ("pydoc", "pycode"):
+            seen = paragraphs(source, "calibration")
+            assert sum(map(len, seen)) > 1_000_000
+            assert not seen & unseen
+
+
+def test_python_code_is_code_of_many_modules_without_tests():
+    calibration, evaluation = (load_text("pycode", part=part) for part in PARTS)
+    assert len(calibration) > 5 * len(evaluation) > 100
+    assert sum("def " in module for module in calibration) > len(calibration) / 2
+    assert not any("class TestCase" in module for module in evaluation)
+    assert max(map(len, evaluation)) <= 6000
+    assert load_text("pycode", part="evaluation") == evaluation
 
 
 def test_hub_failure_is_explained(monkeypatch):
@@ -167,7 +190,9 @@ def test_hub_failure_is_explained(monkeypatch):
         raise ConnectionError("403")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(CalibrationSourceError, match=r"some/data .*403.*use pydoc, self or a file"):
+    with pytest.raises(
+        CalibrationSourceError, match=r"some/data .*403.*use pydoc, pycode, self, chat or a file"
+    ):
         load_text("hub:some/data:config@train", part="calibration")
 
 
@@ -214,7 +239,7 @@ def test_own_tokens_are_among_the_likeliest_after_their_prefix(model, tokenizer)
 
 
 def test_own_text_needs_a_model(tokenizer):
-    with pytest.raises(CalibrationSourceError, match="needs the model"):
+    with pytest.raises(CalibrationSourceError, match="need the model"):
         calibration_tokens(config("self"), tokenizer)
 
 

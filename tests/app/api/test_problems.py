@@ -43,6 +43,9 @@ def test_unknown_path_wrong_method_and_unknown_job(client: TestClient) -> None:
     [
         ({"compression": {"ratio": 1.5}}, "/compression/ratio"),
         ({"compression": {"ratio": "much"}}, "/compression/ratio"),
+        ({"compression": {"ratio": 0.3, "target_bytes": 9}}, "/compression/target_bytes"),
+        ({"compression": {"allocation": "best"}}, "/compression/allocation"),
+        ({"compression": {"module_cap": 0}}, "/compression/module_cap"),
         ({"compression": {"unknown": 1}}, "/compression/unknown"),
         ({"compression": {"device": "cpu\0"}}, "/compression"),
         ({"model": None}, "/model"),

@@ -1,7 +1,9 @@
-"""Each key may ask so often and no more; Valkey keeps the count for all processes."""
+"""How often a key may ask and an address be wrong; Valkey keeps the count for all processes."""
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,22 +13,33 @@ from fastapi.testclient import TestClient
 
 from app.adapters.rate_limit import RateLimiter, client_url
 from app.domain.lifecycle import State
+from app.domain.principal import OPERATOR as OPERATOR_PRINCIPAL
 from app.domain.principal import Scope
 from app.embedded.valkey import EmbeddedValkey
 from app.main import create_app
+from app.services import keys
 from app.services.resources import Resources
+from app.services.wrong_keys import WrongKeys
 from app.settings import Settings
 from tests.app.builders import bearer, in_state, key_of
 from tests.conftest import OPERATOR_KEY
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 # So slow that no bucket fills while the test runs, however busy the machine.
-LIMITS = {"requests_per_second": 0.001, "requests_burst": 3}
+LIMITS = {
+    "requests_per_second": 0.001,
+    "requests_burst": 3,
+    "wrong_keys_per_minute": 0.06,
+    "wrong_keys_burst": 3,
+}
+OPERATOR = {"authorization": f"Bearer {OPERATOR_KEY}"}
+WRONG = {"authorization": "Bearer wrong"}
 
 
-def limited_app(settings: Settings, **changes: object) -> TestClient:
+def limited_app(settings: Settings, address: str = "192.0.2.1", **changes: object) -> TestClient:
     values = settings.model_dump() | {"auth": "on", "api_key": OPERATOR_KEY} | LIMITS | changes
-    return TestClient(create_app(Settings(**values)), raise_server_exceptions=False)
+    app = create_app(Settings(**values))
+    return TestClient(app, raise_server_exceptions=False, client=(address, 50_000))
 
 
 @pytest.fixture
@@ -57,7 +70,7 @@ def test_every_key_has_its_own_bucket(limited: TestClient) -> None:
     for _ in range(2):
         headers = bearer(key_of(resources_of(limited)))
         assert statuses(limited, headers) == [200, 200, 200, 429]
-    assert statuses(limited, {"authorization": f"Bearer {OPERATOR_KEY}"})[3] == 429
+    assert statuses(limited, OPERATOR)[3] == 429
 
 
 def test_wrong_paths_count_too(limited: TestClient) -> None:
@@ -86,7 +99,78 @@ def test_without_valkey_requests_pass_and_it_is_logged(settings: Settings) -> No
         headers = bearer(key_of(resources_of(client)))
         with structlog.testing.capture_logs() as logs:
             assert statuses(client, headers) == [200] * 4
+            assert statuses(client, WRONG) == [401] * 4
     assert "rate_limit_suspended" in [line["event"] for line in logs]
+
+
+def test_after_some_wrong_keys_an_address_has_to_wait(limited: TestClient) -> None:
+    assert statuses(limited, WRONG) == [401, 401, 401, 429]
+    refused = limited.get("/v1/jobs", headers=WRONG)
+    assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+    assert 990 <= int(refused.headers["retry-after"]) <= 1000
+
+
+def test_dead_keys_are_wrong_keys_and_no_key_is_none(limited: TestClient) -> None:
+    assert statuses(limited, {}) == [401] * 4
+    resources = resources_of(limited)
+    secret = key_of(resources)
+    known = keys.list_keys(resources, OPERATOR_PRINCIPAL, project_id=None, limit=1, before=None)
+    keys.revoke_key(resources, OPERATOR_PRINCIPAL, known.keys[0].id)
+    assert statuses(limited, bearer(secret)) == [401, 401, 401, 429]
+
+
+def test_who_has_to_wait_cannot_guess_on_but_keys_made_here_open(limited: TestClient) -> None:
+    statuses(limited, WRONG)
+    assert limited.get("/v1/jobs", headers=OPERATOR).status_code == 429
+    made = bearer(key_of(resources_of(limited)))
+    assert limited.get("/v1/jobs", headers=made).status_code == 200
+
+
+def test_all_processes_share_the_count_of_wrong_keys(
+    settings: Settings, limited: TestClient
+) -> None:
+    statuses(limited, WRONG)
+    with limited_app(settings) as second:
+        assert second.get("/v1/jobs", headers=WRONG).status_code == 429
+
+
+def test_other_addresses_need_not_wait(settings: Settings, limited: TestClient) -> None:
+    statuses(limited, WRONG)
+    with limited_app(settings, "192.0.2.2") as elsewhere:
+        assert elsewhere.get("/v1/jobs", headers=OPERATOR).status_code == 200
+        assert statuses(elsewhere, WRONG) == [401, 401, 401, 429]
+
+
+@pytest.mark.parametrize(
+    ("address", "neighbour", "same"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("testclient", "other", False),
+    ],
+)
+def test_the_addresses_of_one_holder_wait_together(
+    broker_url: str, address: str, neighbour: str, same: bool
+) -> None:
+    wrong_keys = WrongKeys(RateLimiter(broker_url, per_second=0.001, burst=1))
+    assert wrong_keys.count(address) == 0.0
+    assert wrong_keys.seconds_to_wait(address) == 0.0
+    assert wrong_keys.count(address) > 0.0
+    assert (wrong_keys.seconds_to_wait(neighbour) > 0.0) is same
+    assert (wrong_keys.count(neighbour) > 0.0) is same
+    wrong_keys.close()
+
+
+def test_who_has_waited_may_try_again(broker_url: str) -> None:
+    wrong_keys = WrongKeys(RateLimiter(broker_url, per_second=5.0, burst=1))
+    # However busy the machine: as often as it takes to be too often.
+    seconds = next(filter(None, (wrong_keys.count("192.0.2.1") for _ in itertools.count())))
+    time.sleep(seconds + 0.01)
+    assert wrong_keys.seconds_to_wait("192.0.2.1") == 0.0
+    assert wrong_keys.count("192.0.2.1") == 0.0
+    wrong_keys.close()
 
 
 def test_bucket_fills_by_valkeys_clock(valkey_server: EmbeddedValkey) -> None:
@@ -99,6 +183,9 @@ def test_bucket_fills_by_valkeys_clock(valkey_server: EmbeddedValkey) -> None:
         past = float(client.hget("intraslice:rate:a", "at")) - 0.5
         client.hset("intraslice:rate:a", "at", past)
         assert limiter.seconds_to_wait("a") == 0.0
+        # A server that was started anew has forgotten how it is done.
+        client.script_flush()
+        assert limiter.seconds_to_wait("b") == 0.0
         # A clock that was set back takes nothing away.
         client.hset("intraslice:rate:a", mapping={"tokens": 1, "at": past + 1000})
         assert limiter.seconds_to_wait("a") == 0.0

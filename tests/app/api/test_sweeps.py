@@ -84,6 +84,7 @@ def test_state_and_pareto_table_follow_the_jobs(client: TestClient, resources: R
     assert best == {
         "job_id": first,
         "ratio": 0.2,
+        "achieved_ratio": 0.375,
         "state": "succeeded",
         "params_after": 700,
         "bytes_after": 2800,

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app.domain.validation import cautions
 from app.services import estimates
 from app.services.resources import Resources
 from app.settings import Settings
+from intraslice_core.config import CompressionConfig, EvaluationConfig
+from intraslice_core.estimates import stage_work
 from intraslice_core.progress import Stage
 from tests.app.builders import BODY, running
 
@@ -129,6 +132,45 @@ def test_budget_that_rounding_misses_is_refused_at_its_ratio(
     assert [error["pointer"] for error in errors] == ["/ratios/1"]
 
 
+@pytest.mark.parametrize(
+    ("field", "target"),
+    [("target_params", PARAMETERS - COMPRESSIBLE // 2), ("target_bytes", PARAMETERS + 9_000)],
+)
+def test_sizes_are_estimated_as_ratios_are(
+    client: TestClient, model: dict[str, str], field: str, target: int
+) -> None:
+    compression = {field: target, "round_to": 2, "allocation": "uniform"}
+    answer = validate(client, {"model": model, "compression": compression})
+    assert answer.status_code == 200, answer.text
+    told = answer.json()["estimate"]
+    got = {"target_params": "params_after", "target_bytes": "bytes_after"}[field]
+    assert told[got] == pytest.approx(target, rel=0.03)
+    removed = told["compressible_before"] - told["compressible_after"]
+    assert told["achieved_ratio"] == pytest.approx(removed / told["compressible_before"])
+    assert ("ratio_extreme" in warnings(answer)) == (told["achieved_ratio"] > 0.5)
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs:validate", "/v1/jobs"])
+@pytest.mark.parametrize(
+    "compression",
+    [
+        {"target_params": PARAMETERS + 1},
+        {"target_params": 1000},
+        {"target_bytes": 3 * PARAMETERS},
+        {"target_bytes": 1000},
+    ],
+)
+def test_sizes_out_of_reach_are_refused_where_they_stand(
+    client: TestClient, model: dict[str, str], path: str, compression: dict[str, int]
+) -> None:
+    answer = client.post(path, json={"model": model, "compression": compression})
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == f"/compression/{next(iter(compression))}"
+    assert error["code"] == "budget_out_of_reach"
+    assert "; give " in error["message"]
+
+
 def test_model_that_is_not_here_leaves_the_estimate_open(client: TestClient) -> None:
     answer = validate(client, {"model": {"source": "hub", "ref": "allowed/model"}})
     assert answer.status_code == 200
@@ -161,6 +203,58 @@ def test_settings_that_are_likely_to_disappoint_are_named(
     sound = {"model": model, "evaluation": {"perplexity": ["pydoc", str(text)]}}
     sound["compression"] = {"calibration": {"sequence_length": 512}}
     assert warnings(validate(client, sound)) == {"speed_unknown"}
+
+
+@pytest.mark.parametrize(
+    ("calibration", "evaluation", "expected"),
+    [
+        (["pydoc", "pycode"], ["pydoc"], {"evaluation_of_same_kind"}),
+        (["pydoc", "pycode"], ["pycode", "pydoc"], {"evaluation_of_same_kind"}),
+        (["pydoc", "pycode"], ["pydoc", "chat"], set()),
+        (["self"], ["chat"], set()),
+        (["self"], ["self"], {"evaluation_of_same_kind"}),
+        (["hub:allowed/d@train", "self"], ["hub:allowed/d@test"], {"evaluation_of_same_kind"}),
+    ],
+)
+def test_a_mixture_flatters_where_all_that_is_scored_is_in_it(
+    calibration: list[str], evaluation: list[str], expected: set[str]
+) -> None:
+    mixture = [{"source": source} for source in calibration]
+    config = CompressionConfig.model_validate({"calibration": {"source": mixture}})
+    texts = EvaluationConfig(perplexity=tuple(evaluation))
+    assert {one.code for one in cautions(None, config, texts)} == expected
+
+
+def test_what_is_wrong_with_a_mixture_is_told_at_its_place(client: TestClient) -> None:
+    def pointers(source: object, **more: object) -> set[str]:
+        body = BODY | {"compression": {"calibration": {"source": source, **more}}}
+        answer = validate(client, body)
+        assert answer.status_code == 422
+        return {error["pointer"] for error in answer.json()["errors"]}
+
+    place = "/compression/calibration"
+    assert pointers([{"source": "pydoc", "weight": 0}]) >= {f"{place}/source/0/weight"}
+    assert pointers([{"source": "pydoc"}, {"source": "pydoc"}]) == {f"{place}/source"}
+    assert pointers([{"source": "a\0b"}, {"source": "pydoc"}]) == {"/compression"}
+    few = [{"source": "pydoc"}, {"source": "pycode"}]
+    assert pointers(few, samples=1) == {f"{place}/samples"}
+
+
+def test_written_text_takes_time_and_memory(client: TestClient, model: dict[str, str]) -> None:
+    def told(*sources: str) -> Any:
+        calibration = {"source": [{"source": one} for one in sources], "samples": 8}
+        compression = {"calibration": calibration | {"sequence_length": 512}, "method": "magnitude"}
+        body = {"model": model, "compression": compression, "evaluation": {"perplexity": ["pydoc"]}}
+        config = CompressionConfig.model_validate(compression)
+        memory = validate(client, body).json()["estimate"]["peak_memory_bytes"]
+        return memory, stage_work(10**9, config, None)[Stage.CALIBRATE]
+
+    read, written, mixed = (told(*one) for one in (["pydoc"], ["chat"], ["pydoc", "self"]))
+    assert written[1] == 8 * 512 * 10**9
+    assert mixed[1] == (read[1] + written[1]) / 2
+    cache = 2 * 4 * 2 * 16 * 4 * 8 * 512
+    assert written[0] > mixed[0] >= read[0]
+    assert written[0] - mixed[0] == cache / 2
 
 
 def test_time_is_told_from_what_workers_have_shown(

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from app.cli import engine
 from intraslice_core.errors import QualityGateError, VerificationError
+from intraslice_core.text_sources import FLATTERS
 from tests.intraslice_core.tiny_models import tiny_llama
 
 PROGRAM = (
@@ -51,9 +52,17 @@ def compressed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = run(
         *("compress", model, "--out", folder / "out", "--calibration", folder / "text.txt"),
         *("--evaluate", folder / "text.txt", "--no-benchmark", *SMALL),
+        *("--plot", folder / "shapes.svg"),
     )
     assert result.exit_code == 0, result.output
-    for expected in ("parameters", "bytes of weights", "perplexity", str(folder / "out")):
+    assert (folder / "shapes.svg").read_text().startswith("<svg ")
+    for expected in (
+        "MLP width",
+        "parameters",
+        "bytes of weights",
+        "perplexity",
+        str(folder / "out"),
+    ):
         assert expected in result.stdout
     assert "[compress]" in result.stderr
     return folder / "out"
@@ -77,6 +86,44 @@ def test_json_goes_alone_to_stdout(model, text, tmp_path):
     assert report["config"]["ratio"] == 0.2
     assert report["params_after"] < report["params_before"]
     assert report["evaluation"] is None
+
+
+def test_several_sources_are_a_mixture_and_the_report_says_what_flatters(model, text, tmp_path):
+    sources = ["--calibration", f"{text}=2", "--calibration", "pycode", "--calibration", "chat=1"]
+    options = [*sources, "--evaluate", "pycode", "--no-benchmark", *SMALL]
+    result = run("compress", model, "--out", tmp_path / "out", "--json", *options)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["config"]["calibration"]["source"] == [
+        {"source": str(text), "weight": 2.0},
+        {"source": "pycode", "weight": 1.0},
+        {"source": "chat", "weight": 1.0},
+    ]
+    assert report["warnings"] == [FLATTERS]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "tokens of `text.txt` (weight 2), `pycode` (weight 1), `chat` (weight 1)" in card
+    assert f"Warning: {FLATTERS}" in card
+    assert str(tmp_path) not in card.partition("Calibrated on")[2]
+
+    pair = ["evaluate", tmp_path / "out", "--dense", model, "--no-benchmark", "--max-tokens", "128"]
+    assert FLATTERS in run(*pair, "--text", "chat").stderr
+    other = run(*pair, "--text", "chat", "--text", "self", "--json")
+    assert FLATTERS not in other.stderr
+    assert [one["text"] for one in json.loads(other.stdout)["perplexity"]] == ["chat", "self"]
+    alone = run("evaluate", tmp_path / "out", "--text", "chat")
+    assert alone.exit_code == 2
+    assert "written by the dense model" in alone.stderr
+
+
+def test_a_size_may_be_asked_for_instead_of_a_ratio(model, text, tmp_path):
+    result = run(
+        *("compress", model, "--out", tmp_path / "out", "--calibration", text),
+        *("--no-evaluation", "--json", "--target-params", "60K", *SMALL),
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["config"]["target_params"], report["config"]["ratio"]) == (60_000, None)
+    assert report["params_after"] == pytest.approx(60_000, rel=0.005)
 
 
 def test_a_stopped_run_goes_on_from_its_resume_directory(model, tmp_path):
@@ -115,8 +162,23 @@ def test_generate_continues_the_prompt(compressed):
     ("options", "message"),
     [
         (["--ratio", "1.5"], "--ratio: Input should be less than 1"),
+        (["--ratio", "0.2", "--target-params", "100M"], "--target-params: ratio says already"),
+        (["--target-bytes", "1.2X"], "--target-bytes: '1.2X' is no size"),
+        (["--target-params", "100M"], "compression.target_params: 100,000,000 parameters are more"),
+        (["--allocation", "auto", "--module-cap", "2"], "--module-cap: Input should be less"),
+        (["--plot", "/no/such/place/a.svg"], "--plot: /no/such/place/a.svg cannot be written"),
         (["--samples", "0"], "--samples: Input should be greater than or equal to 1"),
-        (["--calibration", "nonsense"], "valid: pydoc; self; hub:"),
+        (["--calibration", "pydoc=0"], "--calibration: Input should be greater than 0"),
+        (["--calibration", "pydoc=two"], "unknown source 'pydoc=two'"),
+        (
+            ["--calibration", "self", "--calibration", "self=2"],
+            "--calibration: Value error, sources 1 and 2 are the same",
+        ),
+        (
+            ["--calibration", "self=1000", "--calibration", "pydoc"],
+            "--samples: Value error, of 4 sequences source 2 gets none",
+        ),
+        (["--calibration", "nonsense"], "valid: pydoc; pycode; self; chat; hub:"),
         (["--device", "gpu"], "torch knows no device 'gpu'"),
         (["--max-perplexity-ratio", "0.5"], "--max-perplexity-ratio"),
         (["--sequence-length", "4096", "--samples", "60000"], "tokens, 60000 sequences"),

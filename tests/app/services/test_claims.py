@@ -234,7 +234,11 @@ def test_ended_job_refuses_cancellation(resources: Resources) -> None:
 def test_summary_without_evaluation() -> None:
     result = publication.summarise(REPORT | {"evaluation": None})
     assert result == JobResult(
-        params_before=1000, params_after=700, bytes_before=4000, bytes_after=2800
+        params_before=1000,
+        params_after=700,
+        bytes_before=4000,
+        bytes_after=2800,
+        achieved_ratio=0.375,
     )
 
 

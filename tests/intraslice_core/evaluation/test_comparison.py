@@ -8,10 +8,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from intraslice_core.calibration import write_own_tokens
+from intraslice_core.calibration.conversations import prompts
 from intraslice_core.config import EvaluationConfig, GateConfig
 from intraslice_core.errors import CalibrationSourceError, QualityGateError
+from intraslice_core.evaluation import perplexity
 from intraslice_core.evaluation.comparison import evaluate_one, evaluate_pair
-from intraslice_core.evaluation.perplexity import evaluation_tokens
+from intraslice_core.evaluation.perplexity import evaluation_tokens, written_tokens
 from tests.intraslice_core.tiny_models import save_checkpoint, tiny_llama, tiny_model
 
 CONFIG = EvaluationConfig(max_tokens=256, context_length=64, benchmark=False)
@@ -71,6 +74,46 @@ def test_texts_are_read_before_any_model_is_loaded(pair, tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(CalibrationSourceError, match="unknown source"):
         evaluate_pair(pair[0], tmp_path / "none", config)
+
+
+@pytest.mark.parametrize("source", ["self", "chat"])
+def test_the_dense_model_writes_once_and_both_are_scored_on_it(pair, source, monkeypatch):
+    written = []
+
+    def counted(*arguments: object, **named: object) -> torch.Tensor:
+        written.append(write_own_tokens(*arguments, **named))
+        return written[-1]
+
+    monkeypatch.setattr(perplexity, "write_own_tokens", counted)
+    config = CONFIG.model_copy(update={"perplexity": (source, "pydoc")})
+    report = evaluate_pair(*pair, config)
+    assert [entry.text for entry in report.perplexity] == [source, "pydoc"]
+    (tokens,) = written
+    assert tokens.shape == (256 // 64, 64)
+    for directory, found in zip(
+        pair, (report.perplexity[0].dense, report.perplexity[0].compressed), strict=True
+    ):
+        model = LlamaForCausalLM.from_pretrained(directory)
+        with torch.no_grad():
+            losses = [model(row[None], labels=row[None]).loss.double() for row in tokens]
+        assert found == pytest.approx(torch.stack(losses).mean().exp().item(), rel=1e-4)
+
+
+def test_no_calibration_has_seen_what_is_written_for_evaluation(pair):
+    model = LlamaForCausalLM.from_pretrained(pair[0])
+    tokenizer = AutoTokenizer.from_pretrained(pair[0])
+    tokens = written_tokens("chat", model, tokenizer, max_tokens=512, context_length=256)
+    assert tokens.shape == (512,)
+    beginnings = {tokenizer.decode(row)[:12] for row in tokens.view(2, 256)}
+    assert beginnings <= {f"<s>User: {prompt}"[:12] for prompt in prompts("evaluation")}
+    assert torch.equal(
+        tokens, written_tokens("chat", model, tokenizer, max_tokens=512, context_length=256)
+    )
+
+
+def test_a_model_alone_is_not_scored_on_what_the_dense_one_would_write(pair):
+    with pytest.raises(CalibrationSourceError, match=r"chat.*written by the dense model"):
+        evaluate_one(pair[0], CONFIG.model_copy(update={"perplexity": ("chat",)}))
 
 
 def test_benchmark_measures_every_part(pair, monkeypatch):

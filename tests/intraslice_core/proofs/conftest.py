@@ -34,7 +34,7 @@ def compressed_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
             dense = tiny_checkpoint(folder / "dense", variant)
             config = CompressionConfig(
                 ratio=0.3,
-                round_to=2,
+                round_to=1,
                 calibration=CalibrationConfig(source="pydoc", samples=32, sequence_length=32),
             )
             report = compress_unverified(dense, folder / "out", config)

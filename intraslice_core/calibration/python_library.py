@@ -1,0 +1,66 @@
+"""The modules of CPython's standard library, and which of them calibration never sees."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+Part = Literal["calibration", "evaluation"]
+
+_HELD_OUT = 8
+"""One module of so many is for evaluation."""
+
+_SHORT_PARAGRAPH = 40
+"""Characters below which a paragraph is a phrase that any text may use."""
+
+# Tests, data in the form of modules, what is not of CPython, and the topics of `pydoc`.
+_LEFT_OUT = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "lib2to3"}
+    | {"turtledemo", "ensurepip", "encodings", "pydoc_data", "__phello__"}
+)
+
+
+def library_modules(part: Part) -> list[str]:
+    """Source of every module of a part.
+
+    A digest of a module's name decides its part and its place: the order is the same everywhere,
+    and neighbours have nothing to do with each other.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    digests = {
+        hashlib.sha256(file.relative_to(root).as_posix().encode()).digest(): file
+        for file in _files(root)
+    }
+    held_out = part == "evaluation"
+    chosen = [digest for digest in sorted(digests) if (digest[0] % _HELD_OUT == 0) is held_out]
+    return [digests[one].read_text(encoding="utf-8", errors="ignore") for one in chosen]
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Of the library; `site-packages` may be huge, so what is left out is not even entered."""
+    for folder, folders, files in os.walk(root):
+        # A build's own settings (`config-…`, `_sysconfigdata…`) differ between machines.
+        folders[:] = [one for one in folders if one not in _LEFT_OUT and "config-" not in one]
+        for name in files:
+            if name.endswith(".py") and not name.startswith("_sysconfigdata"):
+                yield Path(folder, name)
+
+
+def unique_paragraphs(texts: list[str], seen: set[str]) -> tuple[list[str], set[str]]:
+    """The texts without paragraphs of `seen`, and `seen` with theirs."""
+    seen = set(seen)
+    kept_texts = []
+    for text in texts:
+        kept = []
+        for paragraph in text.split("\n\n"):
+            # Indentation differs where one text quotes another.
+            key = " ".join(paragraph.split())
+            if len(key) < _SHORT_PARAGRAPH or key not in seen:
+                kept.append(paragraph)
+            seen.add(key)
+        kept_texts.append("\n\n".join(kept))
+    return kept_texts, seen

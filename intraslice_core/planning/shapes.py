@@ -1,0 +1,216 @@
+"""From a budget to shapes: who allocates, what is learnt for it, and the last look at `uniform`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from intraslice_core.allocation.budget import Budget
+from intraslice_core.allocation.priced_plan import PricedPlan
+from intraslice_core.allocation.uniform import uniform_plan
+from intraslice_core.calibration import calibration_hash
+from intraslice_core.choices import LayerKnowledge
+from intraslice_core.config import CompressionConfig
+from intraslice_core.dense_layers import DenseLayers
+from intraslice_core.errors import ConfigurationError
+from intraslice_core.estimation.knowledge_file import load_learned, save_learned
+from intraslice_core.estimation.walk import Learned
+from intraslice_core.plan import ModelGeometry, ModelPlan
+from intraslice_core.planning.estimators import (
+    EstimationTokens,
+    fisher_shapes,
+    lagrangian_shapes,
+    learn_model,
+    trial_rank_correlation,
+)
+from intraslice_core.planning.rehearsal import SEQUENCES, Rehearsal
+from intraslice_core.presets import PRESETS, resolve_allocator
+from intraslice_core.reports.allocation import allocation_report
+from intraslice_core.reports.schema import AllocationReport, LossWeighting, TrialReport
+
+LEARNING_SHARE = 0.6
+"""Of the stage's time; the rest compares two plans."""
+
+
+class ContentKey(Protocol):
+    """Names content by everything it depends on."""
+
+    def __call__(self, **facts: object) -> str:
+        """A digest of the work and of `facts`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptKnowledge:
+    """A directory for what was learnt."""
+
+    directory: Path
+    has_room: Callable[[int], bool]
+    """Whether so many bytes may be added."""
+    on_saved: Callable[[str], None]
+    """Hears the file's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeWork:
+    """What the choice of shapes needs."""
+
+    layers: DenseLayers
+    config: CompressionConfig
+    geometry: ModelGeometry
+    budget: Budget
+    device: torch.device
+    stored_dtype: torch.dtype
+    kept: KeptKnowledge | None
+    """Where knowledge is kept for other runs; None keeps none."""
+    key: ContentKey
+    before_batch: Callable[[float, str], None]
+    """Told the fraction of the stage that is done and what is being done; may raise to stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """What every layer keeps, by whom, and what is known of the layers, if anything."""
+
+    plan: ModelPlan
+    knowledge: tuple[LayerKnowledge, ...] | None
+    report: AllocationReport
+
+
+def choose_shapes(work: ShapeWork, tokens: Tensor) -> Shapes:
+    """Learn what the method wants to know, and allocate.
+
+    Raises:
+        ConfigurationError: if rounding cannot meet the budget.
+        NumericalError: naming the layer.
+    """
+    with_knowledge = PRESETS[work.config.method].learns and work.budget.ratio > 0.0
+    split = EstimationTokens.of(tokens)
+    learned = _learned(work, split, tokens) if with_knowledge else None
+    allocator = resolve_allocator(work.config)
+    if work.budget.ratio == 0.0 or allocator == "uniform":
+        return _uniform(work, learned)
+    if allocator == "lagrangian":
+        return _lagrangian(work, learned or _learned(work, split, tokens), split)
+    try:
+        priced = fisher_shapes(
+            work.layers,
+            split,
+            work.geometry,
+            work.budget.parameters,
+            work.config,
+            rotated=allocator == "fisher_pca",
+            before_batch=lambda done: work.before_batch(done, "gradients for the ratio estimator"),
+        )
+    except ConfigurationError as error:
+        return _uniform(work, learned, _fallen_back(work, "fisher", error.message))
+    report = allocation_report(work.config.allocation, allocator, priced, weighting="fisher")
+    return Shapes(plan=priced.plan, knowledge=_layers(work, learned), report=report)
+
+
+def _learned(work: ShapeWork, split: EstimationTokens, tokens: Tensor) -> Learned:
+    """What an earlier run with the same tokens has learnt, or what this one does."""
+    name = ""
+    if work.kept is not None:
+        key = work.key(knowledge=calibration_hash(tokens), batch_size=work.config.batch_size)
+        name = f"knowledge-{key[:32]}.safetensors"
+        known = load_learned(work.kept.directory / name)
+        if known is not None:
+            return known
+    learned = learn_model(
+        work.layers,
+        split,
+        batch_size=work.config.batch_size,
+        before_batch=lambda done: work.before_batch(
+            LEARNING_SHARE * done, "learning what each layer can spare"
+        ),
+    )
+    if work.kept is not None and work.kept.has_room(learned.nbytes):
+        save_learned(work.kept.directory / name, learned)
+        work.kept.on_saved(name)
+    return learned
+
+
+def _layers(work: ShapeWork, learned: Learned | None) -> tuple[LayerKnowledge, ...] | None:
+    """Only a method that learns chooses by what was learnt."""
+    return learned.layers if learned and PRESETS[work.config.method].learns else None
+
+
+def _fallen_back(work: ShapeWork, weighting: LossWeighting, reason: str) -> AllocationReport:
+    """Small models have shapes that only equal layers bring within half a per cent."""
+    return allocation_report(
+        work.config.allocation, "uniform", weighting=weighting, fallback_reason=reason
+    )
+
+
+def _uniform(
+    work: ShapeWork, learned: Learned | None, report: AllocationReport | None = None
+) -> Shapes:
+    plan = uniform_plan(work.geometry, work.budget.ratio, work.config.round_to)
+    told = report or allocation_report(work.config.allocation, "uniform")
+    return Shapes(plan=plan, knowledge=_layers(work, learned), report=told)
+
+
+def _lagrangian(work: ShapeWork, learned: Learned, split: EstimationTokens) -> Shapes:
+    """The allocator's shapes, unless equal layers do better on sequences nobody learnt from."""
+    try:
+        priced = lagrangian_shapes(learned, work.geometry, work.budget.parameters, work.config)
+    except ConfigurationError as error:
+        return _uniform(work, learned, _fallen_back(work, "fisher", error.message))
+    losses = _compared(work, learned, split, priced)
+    worse = losses is not None and losses[0] > losses[1]
+    report = allocation_report(
+        work.config.allocation,
+        "uniform" if worse else "lagrangian",
+        priced,
+        weighting="fisher",
+        calibration_loss=losses[0] if losses else None,
+        uniform_calibration_loss=losses[1] if losses else None,
+        fallback_reason="equal layers did better on held-out calibration text" if worse else None,
+    ).model_copy(
+        update={
+            "trials": tuple(TrialReport(**vars(trial)) for trial in learned.trials),
+            "rank_correlation": trial_rank_correlation(learned.trials),
+        }
+    )
+    if worse:
+        return _uniform(work, learned, report)
+    return Shapes(plan=priced.plan, knowledge=_layers(work, learned), report=report)
+
+
+def _compared(
+    work: ShapeWork, learned: Learned, split: EstimationTokens, priced: PricedPlan
+) -> tuple[float, float] | None:
+    """Rehearsed loss of the priced and of the uniform plan; None where there is no uniform one."""
+    preset = PRESETS[work.config.method]
+    if not preset.learns:
+        return None
+    try:
+        equal = uniform_plan(work.geometry, work.budget.ratio, work.config.round_to)
+    except ConfigurationError:  # rounding misses the budget: no plan to compare with
+        return None
+    rehearsal = Rehearsal(
+        layers=work.layers,
+        fit=split.learning[:SEQUENCES],
+        check=split.check,
+        knowledge=learned.layers,
+        preset=preset,
+        batch_size=work.config.batch_size,
+        device=work.device,
+        stored_dtype=work.stored_dtype,
+    )
+    half = (1 - LEARNING_SHARE) / 2
+    ours, theirs = (
+        rehearsal.loss(
+            plan,
+            lambda done, turn=turn: work.before_batch(  # type: ignore[misc]
+                LEARNING_SHARE + half * (turn + done), "comparing shapes with equal layers"
+            ),
+        )
+        for turn, plan in enumerate((priced.plan, equal))
+    )
+    return ours, theirs

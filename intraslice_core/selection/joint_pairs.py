@@ -1,0 +1,125 @@
+"""Rotary pairs chosen together, by what their loss does to the attention's output.
+
+A score per pair knows nothing of the other pairs, nor of values. Here every pair is a feature of
+the output: to first order, taking pair c away from the scores changes head h's output at a query
+by `-F_c`, the softmax's derivative applied to the pair's part of the scores. What remains may be
+rescaled and turned: `a + ib` on a pair commutes with RoPE and is absorbed by the query projection.
+So the pairs that stay solve a least-squares problem, and those that go are found by the
+elimination that chooses neurons (section 3a of algorithm.md), two features to a pair.
+
+Features are ordered [real parts of all pairs | imaginary parts of all pairs]; the target gives
+every real part the coefficient 1 and every imaginary part 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from intraslice_core import linalg
+
+PAIR_DAMPING = 1e-3
+"""Of the features' Gram matrix: a few sequences fill it, and first order is not the truth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairChoice:
+    """Pairs kept, how the queries make up for the others, and what each removal cost."""
+
+    kept: Tensor
+    """(num_key_value_heads, keep), ascending."""
+    turns: Tensor
+    """Real and imaginary part of each kept pair's factor, (num_key_value_heads, keep, 2)."""
+    removal_cost: Tensor
+    """At its time, cheapest first, (num_key_value_heads, pairs - keep), in squared output error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Standing:
+    """What is left in the middle of an elimination, of every KV head."""
+
+    alive: Tensor
+    """(heads, n)."""
+    coefficients: Tensor
+    """(heads, 2n)."""
+    inverse: Tensor
+    """Of the features' Gram matrix, (heads, 2n, 2n)."""
+
+
+def eliminate_pairs(moment: Tensor, keep: int) -> PairChoice:
+    """Remove pairs until `keep` are left, each time the one whose loss the others mend best.
+
+    All KV heads are worked on at once; there are as many steps as pairs removed.
+
+    Args:
+        moment: Gram matrix of the features, (num_key_value_heads, 2·pairs, 2·pairs).
+        keep: pairs that stay, at least 1.
+
+    Raises:
+        NumericalError: if the matrix is not finite or cannot be factorised.
+    """
+    heads, pairs = moment.shape[0], moment.shape[-1] // 2
+    inverse = linalg.damped_cholesky(moment, PAIR_DAMPING).inverse()
+    ones = inverse.new_ones(heads, pairs)
+    standing = _Standing(
+        alive=torch.arange(pairs, device=moment.device).expand(heads, pairs),
+        coefficients=torch.cat((ones, torch.zeros_like(ones)), dim=-1),
+        inverse=inverse,
+    )
+    costs = []
+    for _ in range(pairs - keep):
+        standing, cost = _without_the_cheapest(standing)
+        costs.append(cost)
+    return PairChoice(
+        kept=standing.alive,
+        turns=torch.unflatten(standing.coefficients, -1, (2, keep)).mT,
+        removal_cost=torch.stack(costs, dim=-1) if costs else inverse.new_empty(heads, 0),
+    )
+
+
+def _without_the_cheapest(standing: _Standing) -> tuple[_Standing, Tensor]:
+    """One removal from every head, and its cost, (heads,)."""
+    inverse, left = standing.inverse, standing.alive.shape[-1]
+    each = torch.arange(left, device=inverse.device)
+    both = torch.stack((each, each + left), dim=-1)
+    blocks = inverse[:, both[:, :, None], both[:, None, :]]
+    parts = standing.coefficients[:, both]
+    cost = (parts * torch.linalg.solve(blocks, parts)).sum(-1)
+    cheapest = cost.argmin(-1, keepdim=True)
+    stay = each.expand_as(standing.alive)[each != cheapest].view(-1, left - 1)
+    gone, kept = (torch.cat((index, index + left), dim=-1) for index in (cheapest, stay))
+    rows = _taken(inverse, kept)
+    columns = rows.gather(-1, gone[:, None, :].expand(-1, rows.shape[1], -1))
+    among = _taken(inverse, gone).gather(-1, gone[:, None, :].expand(-1, 2, -1))
+    take_over = torch.linalg.solve(among, columns, left=False)
+    lost = standing.coefficients.gather(-1, gone)
+    remaining = rows.gather(-1, kept[:, None, :].expand(-1, rows.shape[1], -1))
+    return _Standing(
+        alive=standing.alive.gather(-1, stay),
+        coefficients=standing.coefficients.gather(-1, kept)
+        - (take_over @ lost.unsqueeze(-1)).squeeze(-1),
+        inverse=remaining - take_over @ columns.mT,
+    ), cost.gather(-1, cheapest).squeeze(-1)
+
+
+def _taken(matrix: Tensor, rows: Tensor) -> Tensor:
+    """Rows of every head's matrix: (heads, m, n) of (heads, n, n)."""
+    return matrix.gather(1, rows[:, :, None].expand(-1, -1, matrix.shape[-1]))
+
+
+def turned_queries(rows: Tensor, turns: Tensor) -> Tensor:
+    """Query rows whose pairs are scaled and turned, so that the kept make up for the removed.
+
+    Args:
+        rows: of q_proj (or its bias), (num_attention_heads · 2·keep, …), half-split per head.
+        turns: (num_key_value_heads, keep, 2).
+    """
+    groups, keep, _ = turns.shape
+    heads = rows.view(groups, -1, 2, keep, *rows.shape[1:]).to(turns.dtype)
+    shape = (groups, 1, keep, *[1] * (rows.dim() - 1))
+    real, imaginary = (part.reshape(shape) for part in turns.unbind(-1))
+    first, second = heads.unbind(2)
+    turned = (real * first - imaginary * second, real * second + imaginary * first)
+    return torch.stack(turned, dim=2).view_as(rows).to(rows.dtype)

@@ -1,0 +1,71 @@
+"""Connections: kept, replaced when the server has closed them; what reads cannot write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+from sqlalchemy import func, insert, select, text
+from sqlalchemy.exc import InternalError
+
+from app.adapters.database.engine import Database, Transaction
+from app.adapters.database.tables import turns
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    opened = Database(database_url)
+    yield opened
+    opened.close()
+
+
+def process_of(transaction: Transaction) -> int:
+    """The server's process behind the connection."""
+    number: int = transaction.scalar(select(func.pg_backend_pid()))
+    return number
+
+
+def close_all(database_url: str) -> None:
+    with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
+def test_reads_and_transactions_go_on_when_the_server_has_closed_their_connections(
+    database: Database, database_url: str
+) -> None:
+    before = database.read(process_of)
+    with database.transaction() as transaction:
+        written = process_of(transaction)
+    close_all(database_url)
+    assert database.read(process_of) != before
+    with database.transaction() as transaction:
+        assert process_of(transaction) != written
+
+
+def test_what_reads_cannot_write(database: Database) -> None:
+    change = insert(turns).values(name="one", taken_at=func.now())
+    with pytest.raises(InternalError, match="read-only"):
+        database.read(lambda reading: reading.execute(change))
+    with database.transaction() as transaction:
+        assert transaction.scalar(select(func.count()).select_from(turns)) == 0
+
+
+def test_a_crowd_of_readers_shares_few_connections_and_opens_no_more(database: Database) -> None:
+    def crowd() -> set[int]:
+        with ThreadPoolExecutor(20) as threads:
+            return set(threads.map(lambda _: database.read(_slow_process), range(40)))
+
+    def _slow_process(reading: Transaction) -> int:
+        number: int = reading.scalar(text("SELECT pg_backend_pid() FROM pg_sleep(0.02)"))
+        return number
+
+    first = crowd()
+    assert 1 < len(first) <= 6
+    assert len(first | crowd()) <= 6

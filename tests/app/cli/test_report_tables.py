@@ -1,0 +1,43 @@
+"""What a person is told of the shapes."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from app.cli.report_tables import shapes_table
+from intraslice_core.reports.allocation import allocation_report
+from tests.intraslice_core.reports.samples import PRICED, report
+
+
+def lines(table: Table) -> list[list[str]]:
+    """The cells of every row."""
+    console = Console(width=160, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    rows = [line for line in capture.get().splitlines() if "│" in line]
+    return [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
+
+
+def test_equal_neighbours_share_a_row() -> None:
+    assert lines(shapes_table(report(allocation_report("auto", "lagrangian", PRICED)))) == [
+        ["dense", "4", "2", "16", "16", "256", "", ""],
+        ["0", "4", "2", "16", "16", "256", "0", "0"],
+        ["1-2", "4", "2", "12", "12", "128", "0.25", "0.5"],
+        ["3", "0", "0", "0", "0", "192", "1.5", "0"],
+    ]
+
+
+def test_shapes_without_predictions_are_shown_all_the_same() -> None:
+    rows = lines(shapes_table(report()))
+    assert [row[0] for row in rows] == ["dense", "0", "1-2", "3"]
+    assert all(row[6:] == ["", ""] for row in rows)
+
+
+def test_title_says_who_chose_and_why_not_another() -> None:
+    assert shapes_table(report()).title == "shapes"
+    chosen = allocation_report("auto", "lagrangian", PRICED)
+    assert shapes_table(report(chosen)).title == "shapes by lagrangian"
+    fallen = allocation_report("fisher", "uniform", fallback_reason="it was worse")
+    title = shapes_table(report(fallen)).title
+    assert title == "shapes by uniform, not fisher: it was worse"

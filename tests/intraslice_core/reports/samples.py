@@ -1,0 +1,74 @@
+"""Reports on models whose layers differ, made by hand."""
+
+from __future__ import annotations
+
+from intraslice_core.allocation.priced_plan import LayerPrice, PricedPlan
+from intraslice_core.config import CompressionConfig
+from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan
+from intraslice_core.reports.schema import AllocationReport, CompressionReport
+
+GEOMETRY = ModelGeometry(
+    num_hidden_layers=4,
+    hidden_size=64,
+    intermediate_size=256,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    vocab_size=100,
+    tie_word_embeddings=True,
+)
+
+
+def layer(heads: int, groups: int, pairs: int, value: int, width: int) -> LayerPlan:
+    return LayerPlan(
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        qk_pairs=pairs,
+        v_head_dim=value,
+        intermediate_size=width,
+    )
+
+
+PLAN = ModelPlan(
+    layers=(
+        layer(4, 2, 8, 16, 256),
+        layer(4, 2, 6, 12, 128),
+        layer(4, 2, 6, 12, 128),
+        layer(0, 0, 0, 0, 192),
+    )
+)
+PRICED = PricedPlan(
+    plan=PLAN,
+    prices=(
+        LayerPrice(attention=0.0, mlp=0.0),
+        LayerPrice(attention=0.25, mlp=0.5),
+        LayerPrice(attention=0.25, mlp=0.5),
+        LayerPrice(attention=1.5, mlp=0.0),
+    ),
+)
+
+
+def report(
+    allocation: AllocationReport | None = None, *, model: str = "hub:org/A<b>&c"
+) -> CompressionReport:
+    """Of a run that was never made."""
+    before, after = GEOMETRY.dense_plan().parameters(GEOMETRY), PLAN.parameters(GEOMETRY)
+    return CompressionReport(
+        engine_version="0",
+        model=model,
+        method="intraslice",
+        config=CompressionConfig(),
+        geometry=GEOMETRY,
+        plan=PLAN,
+        params_before=before,
+        params_after=after,
+        compressible_before=before,
+        compressible_after=after,
+        bytes_before=2 * before,
+        bytes_after=2 * after,
+        layers=(),
+        calibration_hash="",
+        calibration_tokens=0,
+        seconds=1.0,
+        allocation=allocation,
+    )

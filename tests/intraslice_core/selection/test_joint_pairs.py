@@ -1,0 +1,103 @@
+"""Rotary pairs chosen together: an elimination, and a turn of the queries that makes up for it."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from intraslice_core import linalg
+from intraslice_core.block import Rotary
+from intraslice_core.selection.joint_pairs import PAIR_DAMPING, eliminate_pairs, turned_queries
+
+
+def moment(heads: int, pairs: int, seed: int = 0) -> Tensor:
+    features = torch.randn(
+        heads, 2 * pairs, 6 * pairs, generator=torch.Generator().manual_seed(seed)
+    ).double()
+    return features @ features.mT
+
+
+def remaining_error(gram: Tensor, kept: Tensor, turns: Tensor) -> Tensor:
+    """`(c - 1)ᵀ J (c - 1)`, written out: coefficients of removed pairs are zero."""
+    pairs = gram.shape[-1] // 2
+    coefficients = torch.zeros(2 * pairs).double()
+    coefficients[kept] = turns[:, 0]
+    coefficients[kept + pairs] = turns[:, 1]
+    wanted = torch.cat((torch.ones(pairs), torch.zeros(pairs))).double()
+    missing = coefficients - wanted
+    damping = PAIR_DAMPING * gram.diagonal().mean()
+    return missing @ (gram + damping * torch.eye(2 * pairs).double()) @ missing
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), pairs=st.integers(2, 7), data=st.data())
+def test_cost_is_the_error_that_remains_when_the_kept_are_refitted(seed, pairs, data):
+    keep = data.draw(st.integers(1, pairs))
+    gram = moment(2, pairs, seed)
+    choice = eliminate_pairs(gram, keep)
+    assert choice.kept.shape == (2, keep)
+    assert choice.turns.shape == (2, keep, 2)
+    for head in range(2):
+        found = remaining_error(gram[head], choice.kept[head], choice.turns[head])
+        torch.testing.assert_close(choice.removal_cost[head].sum(), found, rtol=1e-6, atol=1e-9)
+
+
+def test_the_kept_are_refitted_as_well_as_can_be():
+    gram = moment(1, 5)
+    choice = eliminate_pairs(gram, 3)
+    best = remaining_error(gram[0], choice.kept[0], choice.turns[0])
+    for _ in range(20):
+        other = choice.turns[0] + 0.1 * torch.randn_like(choice.turns[0])
+        assert remaining_error(gram[0], choice.kept[0], other) >= best
+
+
+def test_a_pair_that_repeats_another_goes_for_nothing():
+    features = torch.randn(1, 8, 40, generator=torch.Generator().manual_seed(1)).double()
+    features[:, 2], features[:, 6] = features[:, 1], features[:, 5]  # pair 2 is pair 1 again
+    choice = eliminate_pairs(features @ features.mT, 3)
+    gone = ({0, 1, 2, 3} - set(choice.kept[0].tolist())).pop()
+    assert gone in {1, 2}
+    position = choice.kept[0].tolist().index(3 - gone)
+    torch.testing.assert_close(
+        choice.turns[0, position], torch.tensor([2.0, 0.0]).double(), atol=1e-2, rtol=0
+    )
+
+
+def test_keeping_all_changes_nothing():
+    choice = eliminate_pairs(moment(3, 4), 4)
+    assert choice.kept.tolist() == [[0, 1, 2, 3]] * 3
+    assert choice.turns.tolist() == [[[1.0, 0.0]] * 4] * 3
+    assert choice.removal_cost.shape == (3, 0)
+
+
+def test_turned_queries_give_real_and_imaginary_parts_of_the_scores():
+    groups, group, keep, hidden, length = 2, 3, 2, 5, 4
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.randn(groups * group * 2 * keep, hidden, generator=generator).double()
+    turns = torch.randn(groups, keep, 2, generator=generator).double()
+    inputs = torch.randn(length, hidden, generator=generator).double()
+    keys = torch.randn(1, groups, length, 2 * keep, generator=generator).double()
+    angles = torch.rand(length, keep, generator=generator).double()
+    rotary = Rotary(cos=angles.cos().repeat(1, 2), sin=angles.sin().repeat(1, 2))
+
+    def heads(weight: Tensor) -> Tensor:
+        projected = (inputs @ weight.mT).view(1, length, groups * group, 2 * keep)
+        return rotary.rotate(projected.transpose(1, 2))[0]
+
+    got = heads(turned_queries(rows, turns)) @ rotary.rotate(keys)[0].repeat_interleave(group, 0).mT
+    query, key = heads(rows), rotary.rotate(keys)[0].repeat_interleave(group, 0)
+    (q1, q2), (k1, k2) = query.chunk(2, -1), key.chunk(2, -1)
+    real = torch.einsum("hqp,hkp->hqkp", q1, k1) + torch.einsum("hqp,hkp->hqkp", q2, k2)
+    imaginary = torch.einsum("hqp,hkp->hqkp", q1, k2) - torch.einsum("hqp,hkp->hqkp", q2, k1)
+    per_head = turns.repeat_interleave(group, 0)[:, None, None]
+    wanted = (real * per_head[..., 0] + imaginary * per_head[..., 1]).sum(-1)
+    torch.testing.assert_close(got, wanted)
+
+
+def test_the_gram_matrix_is_damped_before_it_is_inverted():
+    gram = torch.zeros(1, 4, 4).double()
+    gram[0, 0, 0] = 1.0
+    assert eliminate_pairs(gram, 1).kept.tolist() == [[0]]
+    assert linalg.damped_cholesky(gram, PAIR_DAMPING).damping == PAIR_DAMPING

@@ -1,0 +1,74 @@
+"""How much stays is asked for once, in one of three ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from intraslice_core.config import Allocation, CompressionConfig, CompressionSettings, Method
+from intraslice_core.presets import resolve_allocator
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "ratio"),
+    [
+        ({}, "ratio", 0.3),
+        ({"ratio": None}, "ratio", 0.3),
+        ({"ratio": 0.0}, "ratio", 0.0),
+        ({"target_params": 10}, "target_params", None),
+        ({"target_bytes": 10, "ratio": None}, "target_bytes", None),
+    ],
+)
+def test_one_budget_is_kept_and_the_default_stands_in_for_none(
+    given: dict[str, Any], field: str, ratio: float | None
+) -> None:
+    config = CompressionConfig(**given)
+    assert (config.budget_field, config.ratio) == (field, ratio)
+    assert CompressionConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "blamed"),
+    [
+        ({"ratio": 0.3, "target_params": 10}, ["target_params"]),
+        ({"ratio": 0.0, "target_bytes": 10}, ["target_bytes"]),
+        ({"target_params": 10, "target_bytes": 10}, ["target_bytes"]),
+        ({"ratio": 0.3, "target_params": 1, "target_bytes": 1}, ["target_params", "target_bytes"]),
+    ],
+)
+def test_a_second_budget_is_refused_by_name_with_the_fix(
+    given: dict[str, Any], blamed: list[str]
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        CompressionConfig(**given)
+    errors = caught.value.errors()
+    assert [error["loc"] for error in errors] == [(field,) for field in blamed]
+    assert {error["type"] for error in errors} == {"one_budget"}
+    assert all("leave out" in error["msg"] for error in errors)
+
+
+@pytest.mark.parametrize(
+    ("method", "allocation", "expected"),
+    [
+        ("intraslice", "auto", "lagrangian"),
+        ("paper", "auto", "fisher_pca"),
+        ("magnitude", "auto", "uniform"),
+        ("paper", "uniform", "uniform"),
+        ("intraslice", "fisher", "fisher"),
+    ],
+)
+def test_auto_is_the_methods_own_allocator(
+    method: Method, allocation: Allocation, expected: str
+) -> None:
+    settings = CompressionSettings(method=method, allocation=allocation)
+    assert resolve_allocator(settings) == expected
+
+
+@pytest.mark.parametrize(
+    "bad", [{"module_cap": 0.0}, {"module_cap": 1.1}, {"attention_bias": 0.0}, {"target_bytes": 0}]
+)
+def test_settings_out_of_range_are_refused_by_name(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(bad))):
+        CompressionConfig(**bad)

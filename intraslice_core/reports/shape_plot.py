@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from intraslice_core.plan import LayerPlan, ModelPlan
 from intraslice_core.reports.schema import CompressionReport
+from intraslice_core.reports.template import rendered
 
 LEFT, TOP, RIGHT, BOTTOM = 128.0, 58.0, 16.0, 40.0
 ROW, GAP = 84.0, 22.0
@@ -48,26 +49,24 @@ class Row:
     bars: tuple[Bar, ...]
 
 
-def shape_plot(report: CompressionReport) -> str:
+def shape_plot(report: CompressionReport, *, inline: bool = False) -> Markup:
     """Four rows, one a dimension, with a bar a layer: the part of the dense size that is kept.
 
+    Args:
+        report: of the model.
+        inline: for an HTML page, whose stylesheet may give the classes other colours.
+
     Returns:
-        An SVG document.
+        An SVG document; an element of one where `inline`.
     """
     layers = len(report.plan.layers)
     step = max(_NARROWEST_PLOT / layers, 6.0)
     step = min(step, _WIDEST_BAR * 1.25) if layers > 1 else _WIDEST_BAR
     rows = _rows(report, step)
     every = -(-layers // _MOST_LABELS)
-    environment = Environment(
-        loader=PackageLoader("intraslice_core.reports"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=True,
-    )
-    environment.filters["short"] = lambda number: f"{number:.1f}".rstrip("0").rstrip(".")
-    return environment.get_template("shape_plot.svg.j2").render(
+    return rendered(
+        "shape_plot.svg.j2",
+        inline=inline,
         title=f"{report.model.rsplit('/', 1)[-1]}: what every layer keeps",
         subtitle=_subtitle(report),
         rows=rows,

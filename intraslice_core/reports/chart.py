@@ -1,0 +1,187 @@
+"""Charts as inline SVG: lines, bars and dots, told apart by shape as well as by colour.
+
+The stylesheet of the page gives the colours, so that they follow the reader's scheme.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+from markupsafe import Markup
+
+from intraslice_core.reports.axis import Axis
+from intraslice_core.reports.template import rendered, short
+
+Style = Literal["lines", "bars", "dots"]
+
+WIDTH, HEIGHT = 440.0, 270.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 14.0, 26.0, 44.0
+_LEGEND = 22.0
+"""Height of the legend, where there is one."""
+_CHARACTER = 7.2
+"""Width of a letter, about: there is nobody to measure it."""
+_MARKER = 4.0
+_MOST_MARKED = 64
+"""Points of a line; more would hide it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A value, and what it says when it is pointed at."""
+
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """Values of one kind; of a line, those whose x differ by more than 1 are not joined."""
+
+    name: str
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """What is drawn; `diagonal` adds the line on which both axes are equal."""
+
+    title: str
+    description: str
+    x: Axis
+    y: Axis
+    series: tuple[Series, ...]
+    style: Style
+    diagonal: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Frame:
+    """The part of the drawing that values are in."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+    def x(self, axis: Axis, value: float) -> float:
+        return self.left + axis.place(value) * (self.right - self.left)
+
+    def y(self, axis: Axis, value: float) -> float:
+        return self.bottom - axis.place(value) * (self.bottom - self.top)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Mark:
+    """A shape with its tooltip."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """A series in coordinates; `name` is its class in the stylesheet."""
+
+    name: str
+    line: str
+    marks: list[_Mark]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """A name in the legend."""
+
+    x: float
+    y: float
+    name: str
+    mark: str
+
+
+def draw(chart: Chart) -> Markup:
+    """The chart as an SVG element for an HTML page."""
+    named = [one.name for one in chart.series if len(chart.series) > 1]
+    top = _TOP + (_LEGEND if named else 0.0)
+    frame = _Frame(left=_LEFT, right=WIDTH - _RIGHT, top=top, bottom=HEIGHT - _BOTTOM)
+    return rendered(
+        "chart.svg.j2",
+        chart=chart,
+        width=WIDTH,
+        height=HEIGHT,
+        frame=frame,
+        legend=_legend(named),
+        series=[
+            _Drawn(
+                name=f"s{index}",
+                line=_line(chart, one, frame) if chart.style == "lines" else "",
+                marks=_marks(chart, index, frame),
+            )
+            for index, one in enumerate(chart.series)
+        ],
+        diagonal=_diagonal(chart, frame) if chart.diagonal else "",
+        zero=frame.y(chart.y, 0.0) if not chart.y.log and chart.y.low < 0 < chart.y.high else None,
+    )
+
+
+def _legend(names: list[str]) -> list[_Entry]:
+    entries = []
+    x = _LEFT
+    for index, name in enumerate(names):
+        mark = _marker(index, x + _MARKER, _TOP + 6.0)
+        entries.append(_Entry(x=x + 14.0, y=_TOP + 10.0, name=name, mark=mark))
+        x += 14.0 + _CHARACTER * len(name) + 16.0
+    return entries
+
+
+def _line(chart: Chart, series: Series, frame: _Frame) -> str:
+    runs = groupby(enumerate(series.points), key=lambda one: one[1].x - one[0])
+    return " ".join(_path([point for _, point in run], chart, frame) for _, run in runs)
+
+
+def _path(points: Iterable[Point], chart: Chart, frame: _Frame) -> str:
+    return "M" + " L".join(
+        f"{short(frame.x(chart.x, one.x))} {short(frame.y(chart.y, one.y))}" for one in points
+    )
+
+
+def _marks(chart: Chart, index: int, frame: _Frame) -> list[_Mark]:
+    series = chart.series[index]
+    if chart.style == "bars":
+        return [_Mark(path=_bar(chart, index, one, frame), text=one.text) for one in series.points]
+    size = _MARKER if chart.style == "dots" or len(series.points) <= _MOST_MARKED else 1.5
+    return [
+        _Mark(
+            path=_marker(index, frame.x(chart.x, one.x), frame.y(chart.y, one.y), size),
+            text=one.text,
+        )
+        for one in series.points
+    ]
+
+
+def _bar(chart: Chart, index: int, point: Point, frame: _Frame) -> str:
+    """Series stand side by side in the place of their x, from zero up or down."""
+    width = 0.8 * (frame.right - frame.left) / (chart.x.high - chart.x.low) / len(chart.series)
+    left = frame.x(chart.x, point.x) + (index - len(chart.series) / 2) * width
+    zero, end = (frame.y(chart.y, value) for value in (0.0, point.y))
+    return f"M{short(left)} {short(zero)}V{short(end)}H{short(left + width)}V{short(zero)}Z"
+
+
+def _marker(index: int, x: float, y: float, size: float = _MARKER) -> str:
+    """Circle, square, triangle, diamond."""
+    at, r, whole = f"{short(x)} {short(y)}", short(size), short(2 * size)
+    return (
+        f"M{at}m-{r} 0a{r} {r} 0 1 0 {whole} 0a{r} {r} 0 1 0 -{whole} 0z",
+        f"M{at}m-{r} -{r}h{whole}v{whole}h-{whole}z",
+        f"M{at}m0 -{r}l{r} {whole}h-{whole}z",
+        f"M{at}m0 -{short(1.5 * size)}l{short(1.5 * size)} {short(1.5 * size)}"
+        f"l-{short(1.5 * size)} {short(1.5 * size)}l-{short(1.5 * size)} -{short(1.5 * size)}z",
+    )[index % 4]
+
+
+def _diagonal(chart: Chart, frame: _Frame) -> str:
+    low, high = max(chart.x.low, chart.y.low), min(chart.x.high, chart.y.high)
+    ends = (Point(x=value, y=value, text="") for value in (low, high))
+    return _path(ends, chart, frame) if low < high else ""

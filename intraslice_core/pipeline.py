@@ -7,6 +7,7 @@ name before everything about it is known to be good.
 
 from __future__ import annotations
 
+import functools
 import resource
 import sys
 import tempfile
@@ -39,7 +40,7 @@ from intraslice_core.config import (
 )
 from intraslice_core.dense_layers import ReaderLayers
 from intraslice_core.errors import NumericalError
-from intraslice_core.evaluation.comparison import evaluate_pair, load_model
+from intraslice_core.evaluation.comparison import DenseScores, evaluate_pair, load_model
 from intraslice_core.evaluation.verification import verify_checkpoint, write_reference
 from intraslice_core.families.canonical import (
     CanonicalSettings,
@@ -107,6 +108,19 @@ SHARES: dict[Stage, tuple[float, float]] = {
 """Where each stage begins and ends as a fraction of a run; measured on SmolLM2-135M."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenedModel:
+    """A dense model as a directory of safetensors, under the name it was asked for by."""
+
+    reference: str
+    directory: Path
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of everything that decides what it computes; reads all of its files, once."""
+        return fingerprint(self.directory)
+
+
 @dataclass(kw_only=True)
 class Run:
     """What one run talks to: who listens, who may stop it, what the clock says."""
@@ -117,6 +131,7 @@ class Run:
     warnings: list[str] = field(default_factory=list)
     shared: SharedFiles | None = None
     checkpoints: LayerCheckpoints | None = None
+    dense_scores: DenseScores | None = None
     resumed_layers: int = 0
 
     def report(
@@ -184,20 +199,35 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
         on_progress=on_progress, should_cancel=should_cancel, shared=shared, checkpoints=checkpoints
     )
     require_free_output(out)
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix="intraslice-", dir=work_dir) as scratch,
-        tempfile.TemporaryDirectory(
-            prefix=f".{out.name}.staging-", dir=out.absolute().parent
-        ) as staging,
-    ):
+    with tempfile.TemporaryDirectory(prefix="intraslice-", dir=work_dir) as scratch:
         run.report(Stage.LOAD, f"opening {model}")
-        dense = open_model(model, Path(scratch), limits)
+        directory = open_model(model, Path(scratch), limits)
+        opened = OpenedModel(reference=model, directory=directory)
+        return compress_opened(opened, out, config, evaluation, run)
+
+
+def compress_opened(
+    dense: OpenedModel,
+    out: Path,
+    config: CompressionConfig,
+    evaluation: EvaluationConfig | None,
+    run: Run,
+) -> CompressionReport:
+    """`compress_model` of what is open already, for those who open once and compress often.
+
+    Raises:
+        IntraSliceError: one of the tree in `errors.py`; nothing is left behind then.
+    """
+    require_free_output(out)
+    parent = out.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.staging-", dir=parent) as staging:
         staged = Path(staging) / "checkpoint"
-        report = _compress_checkpoint(model, dense, staged, config, run)
+        report = _compress_checkpoint(dense, staged, config, run)
         _verify(staged, run)
         if evaluation is not None:
-            report = report.with_evaluation(_evaluate(dense, staged, config, evaluation, run))
+            measured = _evaluate(dense.directory, staged, config, evaluation, run)
+            report = report.with_evaluation(measured)
         report = report.model_copy(update={"seconds": time.perf_counter() - run.started})
         _publish(staged, out, report, run)
     return report
@@ -236,24 +266,26 @@ class _Work:
 
 
 def _compress_checkpoint(
-    model: str, dense: Path, staged: Path, config: CompressionConfig, run: Run
+    dense: OpenedModel, staged: Path, config: CompressionConfig, run: Run
 ) -> CompressionReport:
-    with CheckpointReader(dense) as reader, torch.inference_mode():
+    with CheckpointReader(dense.directory) as reader, torch.inference_mode():
         work = _plan_work(reader, dense, config, run)
         ensure_disk_space(staged, reader.bytes_total)
-        tokens = _calibrate(work, dense, run)
+        tokens = _calibrate(work, dense.directory, run)
         shapes = choose_shapes(_shape_work(work, run), tokens)
-        layers = _write_compressed(work, dense, staged, tokens, shapes, run)
-        return _report(model, work, tokens, shapes, layers, staged, run)
+        layers = _write_compressed(work, dense.directory, staged, tokens, shapes, run)
+        return _report(dense.reference, work, tokens, shapes, layers, staged, run)
 
 
-def _plan_work(reader: CheckpointReader, dense: Path, config: CompressionConfig, run: Run) -> _Work:
+def _plan_work(
+    reader: CheckpointReader, dense: OpenedModel, config: CompressionConfig, run: Run
+) -> _Work:
     geometry = reader.family.geometry(reader.config)
     device = resolve_device(config.device)
     embedding = reader.tensor(reader.family.embedding)
     budget = compression_budget(config, geometry, embedding.dtype.itemsize)
     dtype = resolve_dtype(config.dtype, device, embedding.dtype)
-    digest = fingerprint(dense) if run.shared or run.checkpoints else ""
+    digest = dense.fingerprint if run.shared or run.checkpoints else ""
     shared = None
     if run.shared is not None:
         place = rounding_class(device)
@@ -510,6 +542,7 @@ def _evaluate(
         evaluation,
         dtype=config.dtype,
         device=config.device,
+        known=run.dense_scores,
         on_progress=relay,
         should_cancel=run.should_cancel,
     )

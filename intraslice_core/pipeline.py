@@ -55,6 +55,7 @@ from intraslice_core.hardware import (
     resolve_dtype,
     rounding_class,
 )
+from intraslice_core.host_memory import HostMemory, return_free_memory
 from intraslice_core.layer import LayerCompressor, LayerContext, LayerOutcome, Streams
 from intraslice_core.layer_checkpoints import FinishedLayer, LayerCheckpoints, tell_nobody
 from intraslice_core.modeling import IntraSliceForCausalLM, intraslice_config
@@ -96,6 +97,8 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "intraslice_report.json"
 
+UNVERIFIED = "the result was not loaded and compared with what was written"
+
 SHARES: dict[Stage, tuple[float, float]] = {
     Stage.LOAD: (0.0, 0.02),
     Stage.CALIBRATE: (0.02, 0.06),
@@ -132,6 +135,9 @@ class Run:
     shared: SharedFiles | None = None
     checkpoints: LayerCheckpoints | None = None
     dense_scores: DenseScores | None = None
+    offload_dir: Path | None = None
+    """Where hidden states lie instead of in memory."""
+    verify: bool = True
     resumed_layers: int = 0
 
     def report(
@@ -170,6 +176,8 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
     work_dir: Path | None = None,
     shared: SharedFiles | None = None,
     checkpoints: LayerCheckpoints | None = None,
+    offload_dir: Path | None = None,
+    verify: bool = True,
     on_progress: ProgressListener = ignore_progress,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> CompressionReport:
@@ -186,6 +194,8 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
         shared: what runs at other ratios have left, and where this one leaves the same.
         checkpoints: what an interrupted run has finished, and where this one keeps the same;
             whoever gave it removes it.
+        offload_dir: where hidden states are kept instead of in memory, in files without a name.
+        verify: load the result in a clean process, which takes memory for all of it in float32.
         on_progress: hears every step.
         should_cancel: asked between batches.
 
@@ -196,7 +206,12 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
         IntraSliceError: one of the tree in `errors.py`; nothing is left behind then.
     """
     run = Run(
-        on_progress=on_progress, should_cancel=should_cancel, shared=shared, checkpoints=checkpoints
+        on_progress=on_progress,
+        should_cancel=should_cancel,
+        shared=shared,
+        checkpoints=checkpoints,
+        offload_dir=offload_dir,
+        verify=verify,
     )
     require_free_output(out)
     with tempfile.TemporaryDirectory(prefix="intraslice-", dir=work_dir) as scratch:
@@ -223,8 +238,11 @@ def compress_opened(
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.staging-", dir=parent) as staging:
         staged = Path(staging) / "checkpoint"
+        if not run.verify:
+            run.warnings.append(UNVERIFIED)
         report = _compress_checkpoint(dense, staged, config, run)
-        _verify(staged, run)
+        if run.verify:
+            _verify(staged, run)
         if evaluation is not None:
             measured = _evaluate(dense.directory, staged, config, evaluation, run)
             report = report.with_evaluation(measured)
@@ -254,6 +272,13 @@ class _Work:
     """Of the dense model; empty where nobody asks for it."""
     shared: SharedStatistics | None
     checkpoints: LayerCheckpoints | None
+    memory: HostMemory
+    """Of both streams, and of what the estimator keeps."""
+
+    @property
+    def layers(self) -> ReaderLayers:
+        """The dense model's."""
+        return ReaderLayers(self.reader, self.device, self.dtype, self.memory)
 
     def key(self, **facts: object) -> str:
         """Names what depends on this work and on `facts`."""
@@ -273,6 +298,7 @@ def _compress_checkpoint(
         ensure_disk_space(staged, reader.bytes_total)
         tokens = _calibrate(work, dense.directory, run)
         shapes = choose_shapes(_shape_work(work, run), tokens)
+        return_free_memory()
         layers = _write_compressed(work, dense.directory, staged, tokens, shapes, run)
         return _report(dense.reference, work, tokens, shapes, layers, staged, run)
 
@@ -304,6 +330,7 @@ def _plan_work(
         fingerprint=digest,
         shared=shared,
         checkpoints=run.checkpoints,
+        memory=HostMemory(run.offload_dir),
     )
 
 
@@ -335,7 +362,7 @@ def _shape_work(work: _Work, run: Run) -> ShapeWork:
         run.report(Stage.ALLOCATE, message, done)
 
     return ShapeWork(
-        layers=ReaderLayers(work.reader, work.device, work.dtype),
+        layers=work.layers,
         config=work.config,
         geometry=work.geometry,
         budget=work.budget,
@@ -374,6 +401,7 @@ def _write_compressed(
             finished = walk.finish(layer)
             writer.add(finished.tensors)
             layers.append(replace(finished, tensors={}))
+            return_free_memory()
         writer.finish(
             intraslice_config(
                 work.canonical,
@@ -465,7 +493,7 @@ class _Walk:
     def _compressor(self, layer: int, message: str) -> LayerCompressor:
         work, run, streams = self._work, self._run, self._streams
         layers = work.geometry.num_hidden_layers
-        dense = ReaderLayers(work.reader, work.device, work.dtype)
+        dense = work.layers
 
         def before_batch(done: float) -> None:
             told = f"layer {layer + 1}/{layers}: {message}"
@@ -496,11 +524,11 @@ class _Walk:
 def _embed(work: _Work, tokens: Tensor) -> Streams:
     """Both streams at the embedding, in host memory and compute dtype."""
     table = work.reader.tensor(work.reader.family.embedding)
-    hidden = torch.empty(*tokens.shape, table.shape[1], dtype=work.dtype)
+    hidden = work.memory.empty((*tokens.shape, table.shape[1]), work.dtype)
     for row, sequence in enumerate(tokens):
         hidden[row] = embedded(work.canonical, table[sequence].to(work.dtype))
     dense_target = PRESETS[work.config.method].dense_target
-    return Streams(compressed=hidden, dense=hidden.clone() if dense_target else None)
+    return Streams(compressed=hidden, dense=work.memory.copy(hidden) if dense_target else None)
 
 
 def _dense_states(work: _Work, tokens: Tensor) -> DenseStates | None:

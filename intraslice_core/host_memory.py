@@ -80,12 +80,30 @@ class HostMemory:
         return Path(name)
 
 
-def return_free_memory() -> None:
-    """Give the allocator's free pages back to the system, where it is glibc's.
+_MMAP_THRESHOLD = -3
+"""glibc's name for the size from which an allocation gets a mapping of its own."""
+_OWN_MAPPING_BYTES = 2**22
+_KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
+"""Kernels that oneDNN, and torch for it, keep compiled: about 1 MiB for each shape of a bfloat16
+product, and every sliced layer has shapes of its own. A layer needs some 25 at a time."""
 
-    Tensors of many sizes leave holes; over the layers of a model these added up to several times
-    what was in use.
+
+def bound_allocator() -> None:
+    """Let large tensors go back to the system when they are freed, and keep few kernels.
+
+    glibc raises its threshold as it sees fit, up to 32 MiB, and then keeps what is freed below:
+    tensors of many sizes leave holes that add up to several times what is in use. What the
+    environment says already about kernels is left as it is.
     """
+    for name, capacity in _KERNEL_CACHES.items():
+        os.environ.setdefault(name, capacity)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _OWN_MAPPING_BYTES)
+
+
+def return_free_memory() -> None:
+    """Give the allocator's free pages back to the system, where it is glibc's."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

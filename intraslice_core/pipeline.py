@@ -55,7 +55,7 @@ from intraslice_core.hardware import (
     resolve_dtype,
     rounding_class,
 )
-from intraslice_core.host_memory import HostMemory, return_free_memory
+from intraslice_core.host_memory import HostMemory, bound_allocator, return_free_memory
 from intraslice_core.layer import LayerCompressor, LayerContext, LayerOutcome, Streams
 from intraslice_core.layer_checkpoints import FinishedLayer, LayerCheckpoints, tell_nobody
 from intraslice_core.modeling import IntraSliceForCausalLM, intraslice_config
@@ -293,6 +293,7 @@ class _Work:
 def _compress_checkpoint(
     dense: OpenedModel, staged: Path, config: CompressionConfig, run: Run
 ) -> CompressionReport:
+    bound_allocator()
     with CheckpointReader(dense.directory) as reader, torch.inference_mode():
         work = _plan_work(reader, dense, config, run)
         ensure_disk_space(staged, reader.bytes_total)

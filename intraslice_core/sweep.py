@@ -24,17 +24,18 @@ from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.checkpoints import CheckpointReader, open_model, require_free_output
 from intraslice_core.config import (
     UNLIMITED,
-    CompressionConfig,
-    CompressionSettings,
-    EvaluationConfig,
-    FrozenModel,
     ModelLimits,
-    Ratio,
 )
 from intraslice_core.errors import OutputExistsError, QualityGateError
 from intraslice_core.evaluation.comparison import DenseScores
 from intraslice_core.layer_checkpoints import LayerCheckpoints
-from intraslice_core.pipeline import REPORT_FILE, OpenedModel, Run, compress_opened
+from intraslice_core.pipeline import (
+    REPORT_FILE,
+    UNVERIFIED,
+    OpenedModel,
+    Run,
+    compress_opened,
+)
 from intraslice_core.plan import dense_parameters
 from intraslice_core.progress import (
     CancellationCheck,
@@ -46,26 +47,13 @@ from intraslice_core.progress import (
     raise_if_cancelled,
 )
 from intraslice_core.reports.schema import CompressionReport
-from intraslice_core.reports.sweep import SweepPoint, SweepReport
+from intraslice_core.reports.sweep import SweepPoint, SweepReport, SweepRequest
 from intraslice_core.sharing import SharedFiles
 
 SWEEP_FILE = "sweep.json"
 WORK_FOLDER = ".sweep"
 FURTHER_SHARE = 0.5
 """Of the first ratio's time that each further one takes, for the progress that is shown."""
-
-
-class SweepRequest(FrozenModel):
-    """The same compression at several ratios."""
-
-    model: str
-    settings: CompressionSettings
-    ratios: tuple[Ratio, ...]
-    evaluation: EvaluationConfig | None
-
-    def config(self, ratio: float) -> CompressionConfig:
-        """Of one ratio."""
-        return CompressionConfig(ratio=ratio, **dict(self.settings))
 
 
 def folder_name(ratio: float) -> str:
@@ -78,6 +66,7 @@ def compress_sweep(
     out: Path,
     *,
     limits: ModelLimits = UNLIMITED,
+    offload_dir: Path | None = None,
     on_progress: ProgressListener = ignore_progress,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> SweepReport:
@@ -87,6 +76,7 @@ def compress_sweep(
         request: what to do.
         out: made if it is not there; a stopped sweep is gone on with.
         limits: how large the model may be.
+        offload_dir: where hidden states are kept instead of in memory.
         on_progress: hears every step; fractions are of the whole sweep.
         should_cancel: asked between batches. What is finished stays, what is not can be gone on
             with.
@@ -118,6 +108,8 @@ def compress_sweep(
                 shared=shared,
                 checkpoints=LayerCheckpoints(directory=work / folder_name(ratio)),
                 dense_scores=scores,
+                offload_dir=offload_dir,
+                verify=request.verify,
             )
             point = _point(request, opened, out, ratio, finished[ratio], run)
             report = report.model_copy(update={"points": (*report.points, point)})
@@ -188,6 +180,7 @@ def _as_asked(report: CompressionReport, request: SweepRequest, ratio: float) ->
         and report.config == request.config(ratio)
         and report.engine_version == intraslice_core.__version__
         and texts == asked
+        and (UNVERIFIED not in report.warnings or not request.verify)
         and timed == (wanted is not None and wanted.benchmark)
     )
 

@@ -28,12 +28,15 @@ from app.cli.options import (
     MethodOption,
     ModelArgument,
     ModuleCapOption,
+    OffloadOption,
     RoundToOption,
     SamplesOption,
     SeedOption,
     SequenceLengthOption,
+    VerifyOption,
     calibration_source,
     evaluation_settings,
+    require_directory,
 )
 from app.cli.progress_display import quiet_transformers, show_progress
 from app.cli.quantities import quantity
@@ -99,6 +102,8 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
         Path | None,
         typer.Option(help="Keep finished layers there, and go on from those of a stopped run."),
     ] = None,
+    offload_dir: OffloadOption = None,
+    verify: VerifyOption = True,
     plot: Annotated[
         Path | None, typer.Option(help="Draw what every layer keeps into this SVG file.")
     ] = None,
@@ -107,6 +112,7 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
     """Compress a model into a smaller one that transformers loads."""
     with explained():
         _require_place(plot)
+        require_directory(offload_dir, "--offload-dir")
         with refuse_settings():
             config = CompressionConfig.model_validate(
                 {
@@ -129,8 +135,10 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
                     "round_to": round_to,
                 }
             )
-            measured = evaluation_settings(evaluate, benchmark, max_perplexity_ratio)
-        report = _compress(model, out, config, measured if evaluation else None, resume_dir)
+            measure = evaluation_settings(evaluate, benchmark, max_perplexity_ratio)
+        measured = measure if evaluation else None
+        places = (resume_dir, offload_dir)
+        report = _compress(model, out, config, measured, places=places, verify=verify)
         if plot is not None:
             plot.write_text(shape_plot(report), encoding="utf-8")
         _tell(report, out, as_json)
@@ -141,9 +149,12 @@ def _compress(
     out: Path,
     config: CompressionConfig,
     evaluation: EvaluationConfig | None,
-    resume_dir: Path | None,
+    *,
+    places: tuple[Path | None, Path | None],
+    verify: bool,
 ) -> CompressionReport:
-    """Run the engine under a progress bar."""
+    """Run the engine under a progress bar; `places` are for resuming and for offloading."""
+    resume_dir, offload_dir = places
     with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
         quiet_transformers()
         from intraslice_core.layer_checkpoints import LayerCheckpoints
@@ -156,6 +167,8 @@ def _compress(
             evaluation=evaluation,
             work_dir=None,
             checkpoints=LayerCheckpoints(directory=resume_dir) if resume_dir else None,
+            offload_dir=offload_dir,
+            verify=verify,
             on_progress=on_progress,
             should_cancel=should_cancel,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from intraslice_core.config import (
     GateConfig,
     Method,
 )
+from intraslice_core.errors import ConfigurationError
 
 DEFAULT = CompressionConfig()
 DEFAULT_EVALUATION = EvaluationConfig()
@@ -55,6 +57,17 @@ BenchmarkOption = Annotated[bool, typer.Option(help="Measure tokens/s of both mo
 GateOption = Annotated[
     float | None, typer.Option(help="Refuse a result whose perplexity grew more than this.")
 ]
+OffloadOption = Annotated[
+    Path | None,
+    typer.Option(help="Keep hidden states in files there instead of in memory; nothing is left."),
+]
+VerifyOption = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify",
+        help="Load the result in a clean process; takes memory for all of it in float32.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 
@@ -84,3 +97,15 @@ def evaluation_settings(
     return EvaluationConfig(
         perplexity=tuple(texts or DEFAULT_EVALUATION.perplexity), benchmark=benchmark, gate=gate
     )
+
+
+def require_directory(place: Path | None, option: str) -> None:
+    """Refuse before the work what could not be written to during it.
+
+    Raises:
+        ConfigurationError: naming the option.
+    """
+    if place is not None and place.exists() and not place.is_dir():
+        raise ConfigurationError(
+            f"{place} is a file", field=option, hint="name a directory, or one to be made"
+        )

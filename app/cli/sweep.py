@@ -24,20 +24,24 @@ from app.cli.options import (
     MethodOption,
     ModelArgument,
     ModuleCapOption,
+    OffloadOption,
     RoundToOption,
     SamplesOption,
     SeedOption,
     SequenceLengthOption,
+    VerifyOption,
     calibration_source,
     evaluation_settings,
+    require_directory,
 )
 from app.cli.progress_display import quiet_transformers, show_progress
 from app.cli.ratios import ratios as read_ratios
 from app.cli.refusals import explained, refuse_settings
 from app.cli.report_tables import print_tables, sweep_table
-from intraslice_core.config import CompressionSettings, EvaluationConfig
-from intraslice_core.errors import CompressionCancelledError, ConfigurationError
+from intraslice_core.config import CompressionSettings
+from intraslice_core.errors import CompressionCancelledError
 from intraslice_core.reports.shape_plot import shape_plot
+from intraslice_core.reports.sweep import SweepRequest
 
 if TYPE_CHECKING:
     from intraslice_core.reports.sweep import SweepReport
@@ -76,6 +80,8 @@ def sweep(  # noqa: PLR0913 (typer reads the options from the signature)
     evaluation: EvaluationOption = True,
     benchmark: BenchmarkOption = True,
     max_perplexity_ratio: GateOption = None,
+    offload_dir: OffloadOption = None,
+    verify: VerifyOption = True,
     plots: Annotated[
         bool, typer.Option("--plots", help="Draw what every layer keeps, an SVG file a ratio.")
     ] = False,
@@ -84,7 +90,8 @@ def sweep(  # noqa: PLR0913 (typer reads the options from the signature)
     """Compress a model at several ratios: it is learnt from once, each ratio is cheap."""
     with explained():
         wanted = read_ratios(ratios, "--ratios")
-        _require_place(out)
+        require_directory(out, "--out")
+        require_directory(offload_dir, "--offload-dir")
         with refuse_settings():
             settings = CompressionSettings.model_validate(
                 {
@@ -105,28 +112,32 @@ def sweep(  # noqa: PLR0913 (typer reads the options from the signature)
                 }
             )
             measured = evaluation_settings(evaluate, benchmark, max_perplexity_ratio)
-        report = _sweep(model, out, wanted, settings, measured if evaluation else None)
+        request = SweepRequest(
+            model=model,
+            settings=settings,
+            ratios=wanted,
+            evaluation=measured if evaluation else None,
+            verify=verify,
+        )
+        report = _sweep(request, out, offload_dir)
         if plots:
             _draw(report, out)
         _tell(report, out, as_json)
 
 
-def _sweep(
-    model: str,
-    out: Path,
-    ratios: tuple[float, ...],
-    settings: CompressionSettings,
-    evaluation: EvaluationConfig | None,
-) -> SweepReport:
+def _sweep(request: SweepRequest, out: Path, offload_dir: Path | None) -> SweepReport:
     """Run the engine under one progress bar."""
     with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
         quiet_transformers()
-        from intraslice_core.sweep import SweepRequest, compress_sweep
+        from intraslice_core.sweep import compress_sweep
 
-        request = SweepRequest(model=model, settings=settings, ratios=ratios, evaluation=evaluation)
         try:
             return compress_sweep(
-                request, out, on_progress=on_progress, should_cancel=should_cancel
+                request,
+                out,
+                offload_dir=offload_dir,
+                on_progress=on_progress,
+                should_cancel=should_cancel,
             )
         except CompressionCancelledError:
             typer.echo(
@@ -159,11 +170,3 @@ def _tell(report: SweepReport, out: Path, as_json: bool) -> None:
         typer.echo(f"error: ratio {point.ratio}: {point.refused}", err=True)
     if refused:
         raise typer.Exit(1)
-
-
-def _require_place(out: Path) -> None:
-    """Refuse before the work what could not be written after it."""
-    if out.exists() and not out.is_dir():
-        raise ConfigurationError(
-            f"{out} is a file", field="--out", hint="name a directory, or one to be made"
-        )

@@ -1,4 +1,4 @@
-"""What several compressions of one model came to, beside each other."""
+"""Several compressions of one model: what is asked for, and what it came to, side by side."""
 
 from __future__ import annotations
 
@@ -6,8 +6,28 @@ from typing import Self
 
 from pydantic import Field
 
-from intraslice_core.config import CompressionSettings, EvaluationConfig, FrozenModel
+from intraslice_core.config import (
+    CompressionConfig,
+    CompressionSettings,
+    EvaluationConfig,
+    FrozenModel,
+    Ratio,
+)
 from intraslice_core.reports.schema import CompressionReport, PerplexityComparison
+
+
+class SweepRequest(FrozenModel):
+    """The same compression at several ratios."""
+
+    model: str
+    settings: CompressionSettings
+    ratios: tuple[Ratio, ...]
+    evaluation: EvaluationConfig | None
+    verify: bool = True
+
+    def config(self, ratio: float) -> CompressionConfig:
+        """Of one ratio."""
+        return CompressionConfig(ratio=ratio, **dict(self.settings))
 
 
 class SweepPoint(FrozenModel):

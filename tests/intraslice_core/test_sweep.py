@@ -24,8 +24,8 @@ from intraslice_core.estimation import walk
 from intraslice_core.evaluation import comparison
 from intraslice_core.planning import estimators
 from intraslice_core.progress import ProgressEvent, Stage
-from intraslice_core.reports.sweep import SweepReport
-from intraslice_core.sweep import SweepRequest, compress_sweep
+from intraslice_core.reports.sweep import SweepReport, SweepRequest
+from intraslice_core.sweep import compress_sweep
 from tests.intraslice_core.tiny_models import tiny_llama
 
 RATIOS = (0.2, 0.4)

@@ -214,6 +214,7 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
         verify=verify,
     )
     require_free_output(out)
+    bound_allocator()
     with tempfile.TemporaryDirectory(prefix="intraslice-", dir=work_dir) as scratch:
         run.report(Stage.LOAD, f"opening {model}")
         directory = open_model(model, Path(scratch), limits)
@@ -293,7 +294,6 @@ class _Work:
 def _compress_checkpoint(
     dense: OpenedModel, staged: Path, config: CompressionConfig, run: Run
 ) -> CompressionReport:
-    bound_allocator()
     with CheckpointReader(dense.directory) as reader, torch.inference_mode():
         work = _plan_work(reader, dense, config, run)
         ensure_disk_space(staged, reader.bytes_total)

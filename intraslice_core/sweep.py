@@ -28,6 +28,7 @@ from intraslice_core.config import (
 )
 from intraslice_core.errors import OutputExistsError, QualityGateError
 from intraslice_core.evaluation.comparison import DenseScores
+from intraslice_core.host_memory import bound_allocator
 from intraslice_core.layer_checkpoints import LayerCheckpoints
 from intraslice_core.pipeline import (
     REPORT_FILE,
@@ -88,6 +89,7 @@ def compress_sweep(
         OutputExistsError: if a ratio's directory holds something else.
         IntraSliceError: one of the tree in `errors.py`.
     """
+    bound_allocator()
     finished = {ratio: _finished(request, ratio, out) for ratio in request.ratios}
     work = out / WORK_FOLDER
     work.mkdir(parents=True, exist_ok=True)

@@ -28,14 +28,16 @@ from tests.intraslice_core.tiny_models import tiny_config, tiny_tokenizer
 
 pytestmark = [pytest.mark.slow]
 
-LAYERS, WIDTH, INNER = 72, 384, 1024
-SPARE = 160 * 2**20
+LAYERS, WIDTH, INNER = 48, 1024, 768
+SPARE = 256 * 2**20
 """What the process may take beyond what importing has taken."""
 
 LIMITED = """
 import resource, sys
 from pathlib import Path
 import torch
+from intraslice_core.host_memory import bound_allocator
+bound_allocator()
 from intraslice_core.pipeline import compress_model
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 
@@ -44,7 +46,9 @@ torch.set_num_threads(1)
 torch.ones(64, 64) @ torch.ones(64, 64)
 status = open("/proc/self/status").read()
 taken = int(status.split("VmData:")[1].split()[0]) * 1024
-resource.setrlimit(resource.RLIMIT_DATA, (taken + int(spare),) * 2)
+limit = taken + int(spare)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+print(limit, flush=True)
 if what == "load":
     from transformers import AutoModelForCausalLM
     AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -53,6 +57,7 @@ else:
         ratio=0.3,
         dtype="float32",
         batch_size=2,
+        allocation="uniform",  # learns, and leaves out the comparison of two plans: seconds
         calibration=CalibrationConfig(source="pydoc", samples=16, sequence_length=64),
     )
     compress_model(model, Path(out), config, verify=False,
@@ -119,12 +124,13 @@ def test_a_model_larger_than_the_limit_is_compressed_where_it_cannot_be_loaded(
     dense: Path, tmp_path: Path
 ) -> None:
     weights = sum(file.stat().st_size for file in dense.glob("*.safetensors"))
-    assert weights > 2.5 * SPARE
     whole = limited(dense, tmp_path, "load")
+    assert weights > int(whole.stdout.split()[0])
     assert whole.returncode != 0
     assert "memory" in whole.stderr.lower(), whole.stderr[-2000:]
     done = limited(dense, tmp_path, "compress")
     assert done.returncode == 0, done.stderr[-2000:]
+    assert weights > int(done.stdout.split()[0])
     files = (tmp_path / "out").glob("*.safetensors")
     written = sum(file.stat().st_size for file in files)
-    assert 1.5 * SPARE < written < 0.75 * weights
+    assert 0.6 * weights < written < 0.75 * weights

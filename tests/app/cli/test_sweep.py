@@ -81,3 +81,14 @@ def test_an_output_that_is_a_file_is_refused(model, tmp_path):
     result = run(model, "--ratios", "0.2", "--out", tmp_path / "file", *SMALL)
     assert result.exit_code == 2
     assert "--out" in result.stderr
+
+
+def test_offloading_into_a_file_is_refused_and_into_a_directory_leaves_it_empty(model, tmp_path):
+    (tmp_path / "file").touch()
+    options = [model, "--ratios", "0.2", "--out", tmp_path / "out", *SMALL, "--no-evaluation"]
+    refused = run(*options, "--offload-dir", tmp_path / "file")
+    assert refused.exit_code == 2
+    assert "--offload-dir" in refused.stderr
+    done = run(*options, "--offload-dir", tmp_path / "states", "--no-verify")
+    assert done.exit_code == 0, done.output
+    assert list((tmp_path / "states").iterdir()) == []

@@ -84,7 +84,7 @@ def learn(
     Raises:
         NumericalError: naming the layer.
     """
-    hidden = torch.cat([layers.embed(batch).cpu() for batch in torch.split(tokens, batch_size)])
+    hidden = layers.memory.copy(layers.embed(tokens).cpu())
     trials = Trials(layers, check, batch_size=batch_size)
     spots = {*range(0, layers.num_layers, SPOT_DISTANCE), layers.num_layers - 1}
     known = []

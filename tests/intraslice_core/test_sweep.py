@@ -160,7 +160,7 @@ def test_a_ratio_out_of_reach_is_refused_before_any_is_begun(dense: Path, tmp_pa
 def test_a_ratio_that_the_gate_refuses_does_not_stop_the_others(
     dense: Path, tmp_path: Path
 ) -> None:
-    gate = GateConfig(max_perplexity_ratio=1.0 + 1e-9)
+    gate = GateConfig(max_perplexity_ratio=1.0 + 1e-6)
     strict = EVALUATION.model_copy(update={"gate": gate, "perplexity": ("pydoc",)})
     report = compress_sweep(
         request(dense, strict).model_copy(update={"ratios": (0.4, 0.0)}), tmp_path

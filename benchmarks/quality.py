@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ from intraslice_core.evaluation.perplexity import evaluation_tokens, perplexity
 from intraslice_core.hardware import resolve_device, resolve_dtype
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent
+from intraslice_core.sharing import SharedFiles
 
 METHODS = (
     "magnitude",
@@ -75,7 +77,12 @@ def score(directory: Path, arguments: argparse.Namespace) -> Scores:
 
 
 def compress_and_score(
-    dense: Path, method: str, ratio: float, arguments: argparse.Namespace, console: Console
+    dense: Path,
+    method: str,
+    ratio: float,
+    arguments: argparse.Namespace,
+    shared: SharedFiles,
+    console: Console,
 ) -> Scores:
     """Perplexity after compressing by `ratio` with `method`."""
     name, _, allocation = method.partition(":")
@@ -101,7 +108,9 @@ def compress_and_score(
         def show(event: ProgressEvent) -> None:
             status.update(f"{method} at {ratio:g}: {event.message}")
 
-        report = compress_model(str(dense), Path(folder) / "out", config, on_progress=show)
+        report = compress_model(
+            str(dense), Path(folder) / "out", config, shared=shared, on_progress=show
+        )
         values = score(Path(folder) / "out", arguments)
     told = ", ".join(f"{value:.2f}" for value in values.values())
     correlation = report.allocation and report.allocation.rank_correlation
@@ -142,12 +151,16 @@ def main() -> None:
     texts = (arguments.evaluation, *arguments.also)
     measured: dict[str, dict[str, Scores]] = {text: {} for text in texts}
     with tempfile.TemporaryDirectory() as folder:
-        directory = open_model(arguments.model, Path(folder))
+        directory = open_model(arguments.model, Path(folder) / "model")
+        room = shutil.disk_usage(folder).free // 2
+        shared = SharedFiles(directory=Path(folder) / "shared", max_bytes=room)
         dense = score(directory, arguments)
         console.print(f"dense: perplexity {', '.join(f'{one:.2f}' for one in dense.values())}")
         for ratio in arguments.ratios.split(","):
             for method in methods:
-                values = compress_and_score(directory, method, float(ratio), arguments, console)
+                values = compress_and_score(
+                    directory, method, float(ratio), arguments, shared, console
+                )
                 for text in texts:
                     measured[text].setdefault(ratio, {})[method] = values[text]
     results = {}

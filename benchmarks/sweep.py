@@ -17,7 +17,7 @@ from pathlib import Path
 from intraslice_core import block, pipeline
 from intraslice_core.checkpoints import open_model
 from intraslice_core.config import CalibrationConfig, CompressionConfig
-from intraslice_core.pipeline import Run
+from intraslice_core.pipeline import OpenedModel, Run
 from intraslice_core.progress import ignore_progress, never_cancelled
 from intraslice_core.sharing import SharedFiles
 
@@ -87,7 +87,9 @@ def _sweep(asked, dense: Path, out: Path, place: SharedFiles, passes: Passes):
             should_cancel=never_cancelled,
             shared=place if out.name == "together" else None,
         )
-        pipeline._compress_checkpoint(asked.model, dense, out / str(ratio), config, run)
+        pipeline._compress_checkpoint(
+            OpenedModel(reference=asked.model, directory=dense), out / str(ratio), config, run
+        )
     return passes.tokens - before, time.perf_counter() - started
 
 

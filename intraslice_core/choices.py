@@ -14,8 +14,25 @@ from torch import Tensor
 from intraslice_core import slicing
 from intraslice_core.block import BlockSettings, BlockWeights, Linear
 from intraslice_core.selection import value_basis
+from intraslice_core.selection.heads import kept_heads
 from intraslice_core.selection.joint_pairs import PairChoice, eliminate_pairs, turned_queries
 from intraslice_core.statistics import HeadEnergies
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptHeads:
+    """A rectangle of heads."""
+
+    groups: Tensor
+    """KV groups, (kept_groups,), ascending."""
+    queries: Tensor
+    """Query heads within each kept group, (kept_groups, kept_queries), ascending."""
+
+    def columns(self, group_size: int, width: int) -> Tensor:
+        """Places of the kept heads in a row of all query heads' `width` dims each."""
+        heads = (self.groups.unsqueeze(-1) * group_size + self.queries).flatten()
+        places = torch.arange(width, device=heads.device)
+        return (heads.unsqueeze(-1) * width + places).flatten()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +56,18 @@ class LayerKnowledge:
     value_losses: Tensor
     """Predicted loss by the value dims kept in every KV head, (head_dim + 1,)."""
     width_losses: Tensor
-    """Predicted loss by the neurons kept, (intermediate_size + 1,)."""
+    """Predicted loss by the neurons kept, (intermediate_size + 1,); none: the module is removed."""
+    group_order: Tensor
+    """KV groups, those that go first first, (num_key_value_heads,), int64."""
+    query_order: Tensor
+    """Each group's query heads in the same order, counted within the group,
+    (num_key_value_heads, group_size), int64."""
+    head_losses: Tensor
+    """Predicted loss by KV groups kept and query heads kept in each of them,
+    (num_key_value_heads + 1, group_size + 1); no heads: the module is removed."""
+    head_shares: Tensor
+    """Share of the output's energy, in units of loss, that the kept heads hold; as `head_losses`.
+    What is cut of heads costs this part of what it costs where all heads stay."""
 
     @property
     def energies(self) -> HeadEnergies:
@@ -57,6 +85,11 @@ class LayerKnowledge:
     def neurons(self, keep: int) -> Tensor:
         """The neurons that stay, ascending, (keep,)."""
         return self.neuron_order[self.neuron_order.shape[0] - keep :].sort().values
+
+    def heads(self, groups: int, queries: int) -> KeptHeads:
+        """The heads that stay: so many KV groups, so many query heads in each of them."""
+        kept, within = kept_heads(self.group_order, self.query_order, groups, queries)
+        return KeptHeads(groups=kept, queries=within)
 
     def to(self, device: torch.device) -> LayerKnowledge:
         """The same on a device."""

@@ -82,12 +82,22 @@ def squared_error(moments: Moments, weight: Tensor) -> float:
     return max(moments.energy + _excess(moments, weight), 0.0)
 
 
-def _own_part(factor: linalg.Factor, moments: Moments, prior: Tensor | None) -> Tensor:
-    """Ridge solution for the module's own output, shrunk towards `prior` or towards zero."""
+def _own_part(
+    factor: linalg.Factor, moments: Moments, prior: Tensor | None, missing: Tensor | None = None
+) -> Tensor:
+    """Ridge solution for the module's own output, shrunk towards `prior` or towards zero.
+
+    `missing` is `_missing` of the same, for those who solve with several dampings.
+    """
+    solved = factor.solve(_missing(moments, prior) if missing is None else missing)
+    return solved if prior is None else solved.add_(prior.to(moments.gram))
+
+
+def _missing(moments: Moments, prior: Tensor | None) -> Tensor:
+    """What the prior leaves to be explained."""
     if prior is None:
-        return factor.solve(moments.cross)
-    wide = prior.to(moments.gram)
-    return wide + factor.solve(moments.cross - moments.gram @ wide)
+        return moments.cross
+    return moments.cross - moments.gram @ prior.to(moments.gram)
 
 
 def choose_dampings(
@@ -112,10 +122,11 @@ def _own_damping(
 ) -> float:
     """The candidate that predicts the module's own output best."""
     target = replace(held_out, correction=torch.zeros_like(held_out.correction))
+    missing = _missing(fit, prior)
 
     def error(damping: float) -> float:
         factor = dampings.factor(fit.gram, damping)
-        return _excess(target, _own_part(factor, fit, prior))
+        return _excess(target, _own_part(factor, fit, prior, missing))
 
     return min(dampings.own, key=error)
 

@@ -191,7 +191,8 @@ class CompressionSettings(FrozenModel):
         default=0.9,
         gt=0.0,
         le=1.0,
-        description="at most this fraction of one module is removed; uniform does not ask",
+        description="at most this fraction of one module is removed, 1: the whole; "
+        "uniform does not ask",
     )
     attention_bias: float = Field(
         default=1.0,

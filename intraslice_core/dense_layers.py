@@ -13,9 +13,10 @@ from intraslice_core import block
 from intraslice_core.block import BlockSettings, BlockWeights, Norm, Rotary
 from intraslice_core.checkpoints import CheckpointReader, check_finite
 from intraslice_core.families import canonical
+from intraslice_core.host_memory import HostMemory
 
-_LOGIT_ROWS = 1024
-"""Rows of logits in memory at once: 1024 rows of 128k words of fp32 are half a GB."""
+LOGITS_AT_ONCE = 2**23
+"""In memory at once: 32 MiB in float32, and as much again for each step of a loss."""
 
 
 class DenseLayers(Protocol):
@@ -24,6 +25,14 @@ class DenseLayers(Protocol):
     @property
     def num_layers(self) -> int:
         """Decoder layers."""
+
+    @property
+    def logit_rows(self) -> int:
+        """Rows that are asked for logits at once."""
+
+    @property
+    def memory(self) -> HostMemory:
+        """Where hidden states of many sequences are kept."""
 
     def weights(self, layer: int) -> BlockWeights:
         """A layer's weights on the device, in the compute dtype."""
@@ -44,7 +53,14 @@ class DenseLayers(Protocol):
 class ReaderLayers:
     """`DenseLayers` of a checkpoint that is read lazily."""
 
-    def __init__(self, reader: CheckpointReader, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        reader: CheckpointReader,
+        device: torch.device,
+        dtype: torch.dtype,
+        memory: HostMemory | None = None,
+    ) -> None:
+        self.memory = memory or HostMemory()
         self._reader = reader
         self._canonical = reader.family.canonical_settings(reader.config)
         self._device = device
@@ -54,6 +70,11 @@ class ReaderLayers:
     def num_layers(self) -> int:
         """Decoder layers."""
         return int(self._canonical["num_hidden_layers"])
+
+    @property
+    def logit_rows(self) -> int:
+        """Rows that are asked for logits at once."""
+        return max(LOGITS_AT_ONCE // int(self._reader.config.vocab_size), 1)
 
     def weights(self, layer: int) -> BlockWeights:
         """A layer's weights, checked, on the device, in the compute dtype."""
@@ -120,8 +141,8 @@ def mean_loss(layers: DenseLayers, hidden: Tensor, tokens: Tensor) -> float:
     """
     rows, targets = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
     total = 0.0
-    for start in range(0, len(targets), _LOGIT_ROWS):
-        part = slice(start, start + _LOGIT_ROWS)
+    for start in range(0, len(targets), layers.logit_rows):
+        part = slice(start, start + layers.logit_rows)
         logits = layers.logits(rows[part])
         total += float(F.cross_entropy(logits, targets[part].to(logits.device), reduction="sum"))
     return total / len(targets)

@@ -19,7 +19,7 @@ from torch import Tensor
 from intraslice_core import block, compensation, linalg, slicing
 from intraslice_core.block import BlockSettings, BlockWeights, Linear, Rotary
 from intraslice_core.block_output import Observation, OutputSpace
-from intraslice_core.choices import LayerKnowledge, with_pairs
+from intraslice_core.choices import KeptHeads, LayerKnowledge, with_pairs
 from intraslice_core.errors import NumericalError
 from intraslice_core.plan import LayerPlan
 from intraslice_core.presets import MethodPreset
@@ -146,7 +146,9 @@ class LayerCompressor:
                 pairs, weights, attention = self._remove_attention()
             else:
                 pairs, pruned = self._prune_pairs()
-                weights, attention = self._compress_attention(pruned)
+                heads = self._chosen_heads()
+                weights, attention = self._compress_attention(pruned, heads)
+                pairs = pairs if heads is None else pairs[heads.groups]
         self._correction_candidates = self._context.preset.damping_correction
         with _locating(self._context.layer, "mlp"):
             if self._plan.intermediate_size == 0:
@@ -384,12 +386,27 @@ class LayerCompressor:
             meeting.add(*block.normed_and_rotated(*heads, self._dense, settings, context.rotary))
         return meeting.statistics(), projected.energies()
 
-    def _compress_attention(self, pruned: BlockWeights) -> tuple[BlockWeights, ModuleOutcome]:
+    def _chosen_heads(self) -> KeptHeads | None:
+        """The heads that stay; None says all.
+
+        Each goes by what was learnt of all, so they may be sliced behind what is chosen for each
+        KV group: the moments are of all heads then, and the refit reads those that stay.
+        """
+        plan, settings = self._plan, self._context.settings
+        known = self._context.knowledge
+        if known is None or plan.num_attention_heads == settings.num_attention_heads:
+            return None
+        groups = plan.num_key_value_heads
+        return known.heads(groups, plan.num_attention_heads // groups)
+
+    def _compress_attention(
+        self, pruned: BlockWeights, heads: KeptHeads | None
+    ) -> tuple[BlockWeights, ModuleOutcome]:
         """Choose the value basis and refit the output projection, q and k being pruned."""
-        context, plan = self._context, self._plan
+        context = self._context
         fit, held_out = self._attention_moments(pruned)
         basis, explained = self._choose_value_basis(fit, held_out)
-        intact = plan.v_head_dim == context.settings.head_dim and pruned is self._dense
+        intact = basis is None and heads is None and pruned is self._dense
         if basis is not None:
             pruned = slicing.project_values(pruned, basis)
             projection = slicing.value_projection(basis, context.settings.num_attention_heads)
@@ -399,6 +416,10 @@ class LayerCompressor:
                 dtype=linalg.WORKING_DTYPE,
                 device=context.device,
             )
+        if heads is not None:
+            group = context.settings.num_attention_heads // context.settings.num_key_value_heads
+            projection = projection[:, heads.columns(group, self._plan.v_head_dim)]
+            pruned = slicing.slice_heads(pruned, heads.groups, heads.queries)
         projection = slicing.with_bias_row(projection, self._dense.attention_output)
         prior = projection.mT @ self._attention_space.rows()
         outcome, output = self._refit(

@@ -43,7 +43,9 @@ def require_finite(tensor: Tensor, what: str) -> Tensor:
     Raises:
         NumericalError: if it holds NaN or infinity.
     """
-    if not torch.isfinite(tensor).all():
+    # A sum is infinite or NaN if an entry is, and builds no mask of the tensor's size. It may also
+    # overflow on its own, so only then is every entry looked at.
+    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
         raise NumericalError(f"{what} holds NaN or infinity")
     return tensor
 
@@ -55,7 +57,7 @@ def symmetrise(matrix: Tensor) -> Tensor:
         NumericalError: if the matrix is not finite.
     """
     wide = require_finite(matrix, "a second moment").to(WORKING_DTYPE)
-    return (wide + wide.mT) / 2
+    return (wide + wide.mT).mul_(0.5)
 
 
 def _mean_diagonal(matrix: Tensor) -> Tensor:
@@ -84,11 +86,11 @@ def damped_cholesky(gram: Tensor, damping: float, *, per_dimension: bool = False
     scale = _mean_diagonal(matrix).expand(matrix.shape[:-1])
     if per_dimension:
         scale = torch.maximum(matrix.diagonal(dim1=-2, dim2=-1), DIAGONAL_FLOOR * scale)
-    rung = damping
+    rung, diagonal = damping, matrix.diagonal(dim1=-2, dim2=-1).clone()
     for _ in range(LADDER_STEPS + 1):
-        damped = matrix + torch.diag_embed(rung * scale)
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if not failed.any() and torch.isfinite(factor).all():
+        matrix.diagonal(dim1=-2, dim2=-1).copy_(diagonal + rung * scale)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if not failed.any() and torch.isfinite(factor.sum()):
             return Factor(cholesky=factor, damping=rung)
         rung *= LADDER_FACTOR
     raise NumericalError(

@@ -7,6 +7,7 @@ name before everything about it is known to be good.
 
 from __future__ import annotations
 
+import functools
 import resource
 import sys
 import tempfile
@@ -39,7 +40,7 @@ from intraslice_core.config import (
 )
 from intraslice_core.dense_layers import ReaderLayers
 from intraslice_core.errors import NumericalError
-from intraslice_core.evaluation.comparison import evaluate_pair, load_model
+from intraslice_core.evaluation.comparison import DenseScores, evaluate_pair, load_model
 from intraslice_core.evaluation.verification import verify_checkpoint, write_reference
 from intraslice_core.families.canonical import (
     CanonicalSettings,
@@ -54,6 +55,7 @@ from intraslice_core.hardware import (
     resolve_dtype,
     rounding_class,
 )
+from intraslice_core.host_memory import HostMemory, bound_allocator, return_free_memory
 from intraslice_core.layer import LayerCompressor, LayerContext, LayerOutcome, Streams
 from intraslice_core.layer_checkpoints import FinishedLayer, LayerCheckpoints, tell_nobody
 from intraslice_core.modeling import IntraSliceForCausalLM, intraslice_config
@@ -95,6 +97,8 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "intraslice_report.json"
 
+UNVERIFIED = "the result was not loaded and compared with what was written"
+
 SHARES: dict[Stage, tuple[float, float]] = {
     Stage.LOAD: (0.0, 0.02),
     Stage.CALIBRATE: (0.02, 0.06),
@@ -107,6 +111,19 @@ SHARES: dict[Stage, tuple[float, float]] = {
 """Where each stage begins and ends as a fraction of a run; measured on SmolLM2-135M."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenedModel:
+    """A dense model as a directory of safetensors, under the name it was asked for by."""
+
+    reference: str
+    directory: Path
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of everything that decides what it computes; reads all of its files, once."""
+        return fingerprint(self.directory)
+
+
 @dataclass(kw_only=True)
 class Run:
     """What one run talks to: who listens, who may stop it, what the clock says."""
@@ -117,6 +134,10 @@ class Run:
     warnings: list[str] = field(default_factory=list)
     shared: SharedFiles | None = None
     checkpoints: LayerCheckpoints | None = None
+    dense_scores: DenseScores | None = None
+    offload_dir: Path | None = None
+    """Where hidden states lie instead of in memory."""
+    verify: bool = True
     resumed_layers: int = 0
 
     def report(
@@ -155,6 +176,8 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
     work_dir: Path | None = None,
     shared: SharedFiles | None = None,
     checkpoints: LayerCheckpoints | None = None,
+    offload_dir: Path | None = None,
+    verify: bool = True,
     on_progress: ProgressListener = ignore_progress,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> CompressionReport:
@@ -171,6 +194,8 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
         shared: what runs at other ratios have left, and where this one leaves the same.
         checkpoints: what an interrupted run has finished, and where this one keeps the same;
             whoever gave it removes it.
+        offload_dir: where hidden states are kept instead of in memory, in files without a name.
+        verify: load the result in a clean process, which takes memory for all of it in float32.
         on_progress: hears every step.
         should_cancel: asked between batches.
 
@@ -181,23 +206,47 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
         IntraSliceError: one of the tree in `errors.py`; nothing is left behind then.
     """
     run = Run(
-        on_progress=on_progress, should_cancel=should_cancel, shared=shared, checkpoints=checkpoints
+        on_progress=on_progress,
+        should_cancel=should_cancel,
+        shared=shared,
+        checkpoints=checkpoints,
+        offload_dir=offload_dir,
+        verify=verify,
     )
     require_free_output(out)
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix="intraslice-", dir=work_dir) as scratch,
-        tempfile.TemporaryDirectory(
-            prefix=f".{out.name}.staging-", dir=out.absolute().parent
-        ) as staging,
-    ):
+    bound_allocator()
+    with tempfile.TemporaryDirectory(prefix="intraslice-", dir=work_dir) as scratch:
         run.report(Stage.LOAD, f"opening {model}")
-        dense = open_model(model, Path(scratch), limits)
+        directory = open_model(model, Path(scratch), limits)
+        opened = OpenedModel(reference=model, directory=directory)
+        return compress_opened(opened, out, config, evaluation, run)
+
+
+def compress_opened(
+    dense: OpenedModel,
+    out: Path,
+    config: CompressionConfig,
+    evaluation: EvaluationConfig | None,
+    run: Run,
+) -> CompressionReport:
+    """`compress_model` of what is open already, for those who open once and compress often.
+
+    Raises:
+        IntraSliceError: one of the tree in `errors.py`; nothing is left behind then.
+    """
+    require_free_output(out)
+    parent = out.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.staging-", dir=parent) as staging:
         staged = Path(staging) / "checkpoint"
-        report = _compress_checkpoint(model, dense, staged, config, run)
-        _verify(staged, run)
+        if not run.verify:
+            run.warnings.append(UNVERIFIED)
+        report = _compress_checkpoint(dense, staged, config, run)
+        if run.verify:
+            _verify(staged, run)
         if evaluation is not None:
-            report = report.with_evaluation(_evaluate(dense, staged, config, evaluation, run))
+            measured = _evaluate(dense.directory, staged, config, evaluation, run)
+            report = report.with_evaluation(measured)
         report = report.model_copy(update={"seconds": time.perf_counter() - run.started})
         _publish(staged, out, report, run)
     return report
@@ -224,6 +273,13 @@ class _Work:
     """Of the dense model; empty where nobody asks for it."""
     shared: SharedStatistics | None
     checkpoints: LayerCheckpoints | None
+    memory: HostMemory
+    """Of both streams, and of what the estimator keeps."""
+
+    @property
+    def layers(self) -> ReaderLayers:
+        """The dense model's."""
+        return ReaderLayers(self.reader, self.device, self.dtype, self.memory)
 
     def key(self, **facts: object) -> str:
         """Names what depends on this work and on `facts`."""
@@ -236,24 +292,27 @@ class _Work:
 
 
 def _compress_checkpoint(
-    model: str, dense: Path, staged: Path, config: CompressionConfig, run: Run
+    dense: OpenedModel, staged: Path, config: CompressionConfig, run: Run
 ) -> CompressionReport:
-    with CheckpointReader(dense) as reader, torch.inference_mode():
+    with CheckpointReader(dense.directory) as reader, torch.inference_mode():
         work = _plan_work(reader, dense, config, run)
         ensure_disk_space(staged, reader.bytes_total)
-        tokens = _calibrate(work, dense, run)
+        tokens = _calibrate(work, dense.directory, run)
         shapes = choose_shapes(_shape_work(work, run), tokens)
-        layers = _write_compressed(work, dense, staged, tokens, shapes, run)
-        return _report(model, work, tokens, shapes, layers, staged, run)
+        return_free_memory()
+        layers = _write_compressed(work, dense.directory, staged, tokens, shapes, run)
+        return _report(dense.reference, work, tokens, shapes, layers, staged, run)
 
 
-def _plan_work(reader: CheckpointReader, dense: Path, config: CompressionConfig, run: Run) -> _Work:
+def _plan_work(
+    reader: CheckpointReader, dense: OpenedModel, config: CompressionConfig, run: Run
+) -> _Work:
     geometry = reader.family.geometry(reader.config)
     device = resolve_device(config.device)
     embedding = reader.tensor(reader.family.embedding)
     budget = compression_budget(config, geometry, embedding.dtype.itemsize)
     dtype = resolve_dtype(config.dtype, device, embedding.dtype)
-    digest = fingerprint(dense) if run.shared or run.checkpoints else ""
+    digest = dense.fingerprint if run.shared or run.checkpoints else ""
     shared = None
     if run.shared is not None:
         place = rounding_class(device)
@@ -272,6 +331,7 @@ def _plan_work(reader: CheckpointReader, dense: Path, config: CompressionConfig,
         fingerprint=digest,
         shared=shared,
         checkpoints=run.checkpoints,
+        memory=HostMemory(run.offload_dir),
     )
 
 
@@ -303,7 +363,7 @@ def _shape_work(work: _Work, run: Run) -> ShapeWork:
         run.report(Stage.ALLOCATE, message, done)
 
     return ShapeWork(
-        layers=ReaderLayers(work.reader, work.device, work.dtype),
+        layers=work.layers,
         config=work.config,
         geometry=work.geometry,
         budget=work.budget,
@@ -342,6 +402,7 @@ def _write_compressed(
             finished = walk.finish(layer)
             writer.add(finished.tensors)
             layers.append(replace(finished, tensors={}))
+            return_free_memory()
         writer.finish(
             intraslice_config(
                 work.canonical,
@@ -433,7 +494,7 @@ class _Walk:
     def _compressor(self, layer: int, message: str) -> LayerCompressor:
         work, run, streams = self._work, self._run, self._streams
         layers = work.geometry.num_hidden_layers
-        dense = ReaderLayers(work.reader, work.device, work.dtype)
+        dense = work.layers
 
         def before_batch(done: float) -> None:
             told = f"layer {layer + 1}/{layers}: {message}"
@@ -464,11 +525,11 @@ class _Walk:
 def _embed(work: _Work, tokens: Tensor) -> Streams:
     """Both streams at the embedding, in host memory and compute dtype."""
     table = work.reader.tensor(work.reader.family.embedding)
-    hidden = torch.empty(*tokens.shape, table.shape[1], dtype=work.dtype)
+    hidden = work.memory.empty((*tokens.shape, table.shape[1]), work.dtype)
     for row, sequence in enumerate(tokens):
         hidden[row] = embedded(work.canonical, table[sequence].to(work.dtype))
     dense_target = PRESETS[work.config.method].dense_target
-    return Streams(compressed=hidden, dense=hidden.clone() if dense_target else None)
+    return Streams(compressed=hidden, dense=work.memory.copy(hidden) if dense_target else None)
 
 
 def _dense_states(work: _Work, tokens: Tensor) -> DenseStates | None:
@@ -510,6 +571,7 @@ def _evaluate(
         evaluation,
         dtype=config.dtype,
         device=config.device,
+        known=run.dense_scores,
         on_progress=relay,
         should_cancel=run.should_cancel,
     )

@@ -19,6 +19,8 @@ class MethodPreset:
     """What `auto` stands for."""
     learns: bool
     """Choices are made by what `estimation` learns of the dense model."""
+    cuts_heads: bool
+    """The `lagrangian` allocator may remove heads, whose order must have been learnt."""
     compensate: bool
     """Refit the next projection by least squares."""
     dense_target: bool
@@ -41,6 +43,7 @@ PRESETS: dict[Method, MethodPreset] = {
         neuron_choice="obs",
         allocator="lagrangian",
         learns=True,
+        cuts_heads=True,
         compensate=True,
         dense_target=True,
         shrink_to_weights=True,
@@ -55,6 +58,7 @@ PRESETS: dict[Method, MethodPreset] = {
         neuron_choice="energy",
         allocator="fisher_pca",
         learns=False,
+        cuts_heads=False,
         compensate=True,
         dense_target=False,
         shrink_to_weights=False,
@@ -69,6 +73,7 @@ PRESETS: dict[Method, MethodPreset] = {
         neuron_choice="magnitude",
         allocator="uniform",
         learns=False,
+        cuts_heads=False,
         compensate=False,
         dense_target=False,
         shrink_to_weights=False,

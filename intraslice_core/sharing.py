@@ -20,7 +20,6 @@ from typing import Literal
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 import intraslice_core
@@ -31,6 +30,15 @@ Half = Literal["attention", "mlp"]
 _SUFFIX = ".safetensors"
 _TENSOR = "shared"
 _MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "token*", "*.model")
+
+
+_DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+}
 
 
 @dataclass(kw_only=True)
@@ -70,15 +78,16 @@ class SharedFiles:
         self.directory.mkdir(parents=True, exist_ok=True)
         if not self.has_room(tensor.nbytes):
             return
-        handle, partial = tempfile.mkstemp(prefix=".partial-", dir=self.directory)
+        handle, path = tempfile.mkstemp(prefix=".partial-", dir=self.directory)
         os.close(handle)
+        partial = Path(path)
         try:
-            save_file({_TENSOR: tensor.contiguous()}, partial)
+            _write(partial, tensor)
             os.replace(partial, self.directory / (name + _SUFFIX))
-        except (OSError, SafetensorError):
+        except OSError:
             return
         finally:
-            Path(partial).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,3 +168,17 @@ def fingerprint(directory: Path) -> str:
 def _digest_file(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write(file: Path, tensor: Tensor) -> None:
+    """As a safetensors file, straight from memory: the library copies all of it first."""
+    entry = {
+        "dtype": _DTYPE_NAMES[tensor.dtype],
+        "shape": list(tensor.shape),
+        "data_offsets": [0, tensor.nbytes],
+    }
+    header = json.dumps({_TENSOR: entry}).encode()
+    header = header.ljust(len(header) + -len(header) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little") + header)
+        stream.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -16,6 +16,11 @@ from torch import Tensor
 from intraslice_core.errors import NumericalError
 from intraslice_core.linalg import WORKING_DTYPE
 
+_PANELS = 6
+"""A Gram matrix's rows are taken in so many parts, each up to the diagonal: 7/12 of the products,
+measured at 0.6 of the time for 1536 columns of bfloat16."""
+_NARROWEST_PANEL = 128
+
 
 def _wide(tensor: Tensor) -> Tensor:
     """The tensor in float32 or, where it is already wider, as it is."""
@@ -43,11 +48,25 @@ def second_moment_sum(left: Tensor, right: Tensor) -> Tensor:
         left: (tokens, n).
         right: (tokens, m).
     """
-    wide_left, wide_right = _wide(left), _wide(right)
     if left.dtype == right.dtype == torch.bfloat16:
         with _bfloat16_products():
-            return wide_left.mT @ wide_right
-    return wide_left.mT @ wide_right
+            return _products(left, right)
+    return _products(left, right)
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """What `second_moment_sum` gives; of a Gram matrix only one triangle is multiplied out."""
+    wide, width = _wide(left), left.shape[1]
+    if left is not right:
+        return wide.mT @ _wide(right)
+    gram = wide.new_empty(width, width)
+    step = max(-(-width // _PANELS), _NARROWEST_PANEL)
+    for start in range(0, width, step):
+        end = min(start + step, width)
+        panel = wide[:, start:end].mT @ wide[:, :end]
+        gram[start:end, :end] = panel
+        gram[:start, start:end] = panel[:, :start].mT
+    return gram
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.interrupts import cancel_on_interrupt
-from app.cli.progress_display import show_progress
+from app.cli.options import (
+    DEFAULT,
+    DEFAULT_EVALUATION,
+    AllocationOption,
+    AttentionBiasOption,
+    BatchSizeOption,
+    BenchmarkOption,
+    CalibrationOption,
+    DeviceOption,
+    DtypeOption,
+    EvaluateOption,
+    EvaluationOption,
+    GateOption,
+    JsonOption,
+    MethodOption,
+    ModelArgument,
+    ModuleCapOption,
+    OffloadOption,
+    RoundToOption,
+    SamplesOption,
+    SeedOption,
+    SequenceLengthOption,
+    VerifyOption,
+    calibration_source,
+    evaluation_settings,
+    require_directory,
+)
+from app.cli.progress_display import quiet_transformers, show_progress
 from app.cli.quantities import quantity
 from app.cli.refusals import explained, refuse_settings
 from app.cli.report_tables import (
@@ -20,15 +47,7 @@ from app.cli.report_tables import (
     print_tables,
     shapes_table,
 )
-from intraslice_core.config import (
-    DEFAULT_RATIO,
-    Allocation,
-    CompressionConfig,
-    ComputeDtype,
-    EvaluationConfig,
-    GateConfig,
-    Method,
-)
+from intraslice_core.config import DEFAULT_RATIO, CompressionConfig, EvaluationConfig
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.reports.shape_plot import shape_plot
 from intraslice_core.text_sources import FLATTERS, only_own_kind
@@ -36,19 +55,12 @@ from intraslice_core.text_sources import FLATTERS, only_own_kind
 if TYPE_CHECKING:
     from intraslice_core.reports.schema import CompressionReport, EvaluationReport
 
-_DEFAULT = CompressionConfig()
-_DEFAULT_EVALUATION = EvaluationConfig()
-
-DtypeOption = Annotated[ComputeDtype, typer.Option(help="Compute dtype.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
-TargetParamsOption = Annotated[
+_TargetParams = Annotated[
     str | None, typer.Option(metavar="N", help="Parameters of the result: 100M, 1.2G, …")
 ]
-TargetBytesOption = Annotated[
+_TargetBytes = Annotated[
     str | None, typer.Option(metavar="N", help="Bytes of the result's weights: 200M, 1.2G, …")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
-BenchmarkOption = Annotated[bool, typer.Option(help="Measure tokens/s of both models.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -59,9 +71,7 @@ def register(app: typer.Typer) -> None:
 
 
 def compress(  # noqa: PLR0913 (typer reads the options from the signature)
-    model: Annotated[
-        str, typer.Argument(help="Directory, .gguf file, hub:ORG/NAME[@REVISION] or package:NAME.")
-    ],
+    model: ModelArgument,
     out: Annotated[Path, typer.Option(help="Directory to make.")],
     ratio: Annotated[
         float | None,
@@ -70,52 +80,30 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
             "target is given."
         ),
     ] = None,
-    target_params: TargetParamsOption = None,
-    target_bytes: TargetBytesOption = None,
-    method: Annotated[Method, typer.Option(help="How to compress.")] = _DEFAULT.method,
-    allocation: Annotated[
-        Allocation, typer.Option(help="Who decides how much is removed where.")
-    ] = _DEFAULT.allocation,
-    module_cap: Annotated[
-        float, typer.Option(help="Fraction of one module that is removed at most.")
-    ] = _DEFAULT.module_cap,
-    attention_bias: Annotated[
-        float, typer.Option(help="In fisher allocations: above 1 spares attention.")
-    ] = _DEFAULT.attention_bias,
-    calibration: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SOURCE[=WEIGHT]",
-            help="pydoc, pycode, self, chat, hub:DATASET[:CONFIG][@SPLIT] or a text file; "
-            "several are a mixture.  [default: pydoc]",
-        ),
-    ] = None,
-    samples: Annotated[
-        int, typer.Option(help="Calibration sequences.")
-    ] = _DEFAULT.calibration.samples,
-    sequence_length: Annotated[
-        int, typer.Option(help="Tokens a sequence.")
-    ] = _DEFAULT.calibration.sequence_length,
-    seed: Annotated[int, typer.Option(help="Of every choice.")] = _DEFAULT.calibration.seed,
-    dtype: DtypeOption = _DEFAULT.dtype,
-    device: DeviceOption = _DEFAULT.device,
-    batch_size: Annotated[int, typer.Option(help="Sequences at once.")] = _DEFAULT.batch_size,
-    round_to: Annotated[
-        int, typer.Option(help="Dimensions are multiples of this.")
-    ] = _DEFAULT.round_to,
-    evaluate: Annotated[
-        list[str] | None,
-        typer.Option(help="Text to score both models on, named as for --calibration; repeatable."),
-    ] = None,
-    evaluation: Annotated[bool, typer.Option(help="Measure quality and speed at all.")] = True,
+    target_params: _TargetParams = None,
+    target_bytes: _TargetBytes = None,
+    method: MethodOption = DEFAULT.method,
+    allocation: AllocationOption = DEFAULT.allocation,
+    module_cap: ModuleCapOption = DEFAULT.module_cap,
+    attention_bias: AttentionBiasOption = DEFAULT.attention_bias,
+    calibration: CalibrationOption = None,
+    samples: SamplesOption = DEFAULT.calibration.samples,
+    sequence_length: SequenceLengthOption = DEFAULT.calibration.sequence_length,
+    seed: SeedOption = DEFAULT.calibration.seed,
+    dtype: DtypeOption = DEFAULT.dtype,
+    device: DeviceOption = DEFAULT.device,
+    batch_size: BatchSizeOption = DEFAULT.batch_size,
+    round_to: RoundToOption = DEFAULT.round_to,
+    evaluate: EvaluateOption = None,
+    evaluation: EvaluationOption = True,
     benchmark: BenchmarkOption = True,
-    max_perplexity_ratio: Annotated[
-        float | None, typer.Option(help="Refuse a result whose perplexity grew more than this.")
-    ] = None,
+    max_perplexity_ratio: GateOption = None,
     resume_dir: Annotated[
         Path | None,
         typer.Option(help="Keep finished layers there, and go on from those of a stopped run."),
     ] = None,
+    offload_dir: OffloadOption = None,
+    verify: VerifyOption = True,
     plot: Annotated[
         Path | None, typer.Option(help="Draw what every layer keeps into this SVG file.")
     ] = None,
@@ -124,6 +112,7 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
     """Compress a model into a smaller one that transformers loads."""
     with explained():
         _require_place(plot)
+        require_directory(offload_dir, "--offload-dir")
         with refuse_settings():
             config = CompressionConfig.model_validate(
                 {
@@ -135,7 +124,7 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
                     "module_cap": module_cap,
                     "attention_bias": attention_bias,
                     "calibration": {
-                        "source": _calibration_source(calibration),
+                        "source": calibration_source(calibration),
                         "samples": samples,
                         "sequence_length": sequence_length,
                         "seed": seed,
@@ -146,8 +135,10 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
                     "round_to": round_to,
                 }
             )
-            measured = _evaluation(evaluate, benchmark, max_perplexity_ratio)
-        report = _compress(model, out, config, measured if evaluation else None, resume_dir)
+            measure = evaluation_settings(evaluate, benchmark, max_perplexity_ratio)
+        measured = measure if evaluation else None
+        places = (resume_dir, offload_dir)
+        report = _compress(model, out, config, measured, places=places, verify=verify)
         if plot is not None:
             plot.write_text(shape_plot(report), encoding="utf-8")
         _tell(report, out, as_json)
@@ -158,11 +149,14 @@ def _compress(
     out: Path,
     config: CompressionConfig,
     evaluation: EvaluationConfig | None,
-    resume_dir: Path | None,
+    *,
+    places: tuple[Path | None, Path | None],
+    verify: bool,
 ) -> CompressionReport:
-    """Run the engine under a progress bar."""
+    """Run the engine under a progress bar; `places` are for resuming and for offloading."""
+    resume_dir, offload_dir = places
     with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
-        _quiet_transformers()
+        quiet_transformers()
         from intraslice_core.layer_checkpoints import LayerCheckpoints
         from intraslice_core.pipeline import compress_model
 
@@ -173,6 +167,8 @@ def _compress(
             evaluation=evaluation,
             work_dir=None,
             checkpoints=LayerCheckpoints(directory=resume_dir) if resume_dir else None,
+            offload_dir=offload_dir,
+            verify=verify,
             on_progress=on_progress,
             should_cancel=should_cancel,
         )
@@ -198,22 +194,20 @@ def evaluate(  # noqa: PLR0913 (typer reads the options from the signature)
     dense: Annotated[
         str | None, typer.Option(help="Dense model to compare with, named as for compress.")
     ] = None,
-    max_tokens: Annotated[
-        int, typer.Option(help="Tokens a text.")
-    ] = _DEFAULT_EVALUATION.max_tokens,
+    max_tokens: Annotated[int, typer.Option(help="Tokens a text.")] = DEFAULT_EVALUATION.max_tokens,
     context_length: Annotated[
         int, typer.Option(help="Window of the perplexity.")
-    ] = _DEFAULT_EVALUATION.context_length,
+    ] = DEFAULT_EVALUATION.context_length,
     benchmark: BenchmarkOption = True,
-    dtype: DtypeOption = _DEFAULT.dtype,
-    device: DeviceOption = _DEFAULT.device,
+    dtype: DtypeOption = DEFAULT.dtype,
+    device: DeviceOption = DEFAULT.device,
     as_json: JsonOption = False,
 ) -> None:
     """Score a checkpoint; with --dense, against the model it was made from."""
     with explained():
         with refuse_settings():
             config = EvaluationConfig(
-                perplexity=tuple(text or _DEFAULT_EVALUATION.perplexity),
+                perplexity=tuple(text or DEFAULT_EVALUATION.perplexity),
                 max_tokens=max_tokens,
                 context_length=context_length,
                 benchmark=benchmark,
@@ -241,7 +235,7 @@ def _score_pair(
         cancel_on_interrupt() as should_cancel,
         tempfile.TemporaryDirectory(prefix="intraslice-") as scratch,
     ):
-        _quiet_transformers()
+        quiet_transformers()
         from intraslice_core.checkpoints import open_model
         from intraslice_core.evaluation.comparison import evaluate_pair
 
@@ -263,7 +257,7 @@ def _score_alone(
     import json
 
     with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
-        _quiet_transformers()
+        quiet_transformers()
         from intraslice_core.evaluation.comparison import evaluate_one
 
         results = evaluate_one(
@@ -285,13 +279,13 @@ def generate(
     directory: Annotated[Path, typer.Argument(help="Checkpoint, dense or compressed.")],
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 64,
-    dtype: DtypeOption = _DEFAULT.dtype,
-    device: DeviceOption = _DEFAULT.device,
+    dtype: DtypeOption = DEFAULT.dtype,
+    device: DeviceOption = DEFAULT.device,
 ) -> None:
     """Continue a prompt greedily."""
     with explained():
         _require_checkpoint(directory)
-        _quiet_transformers()
+        quiet_transformers()
         from transformers import AutoTokenizer
 
         from intraslice_core.evaluation.comparison import load_model
@@ -303,23 +297,6 @@ def generate(
             **encoded.to(model.device), max_new_tokens=max_new_tokens, do_sample=False
         )
         typer.echo(tokenizer.decode(output[0], skip_special_tokens=True))
-
-
-def _calibration_source(options: list[str] | None) -> Any:
-    """One source as it is named; several, or one with a weight, as a mixture."""
-    if not options:
-        return _DEFAULT.calibration.source
-    mixture = [_weighted(option) for option in options]
-    return options[0] if mixture == [{"source": options[0]}] else mixture
-
-
-def _weighted(option: str) -> dict[str, Any]:
-    """`NAME=WEIGHT`; where no number follows the last `=`, all of it is a name."""
-    name, _, weight = option.rpartition("=")
-    try:
-        return {"source": name, "weight": float(weight)} if name else {"source": option}
-    except ValueError:
-        return {"source": option}
 
 
 def _warn_of_flattery(directory: Path, config: EvaluationConfig) -> None:
@@ -336,17 +313,6 @@ def _warn_of_flattery(directory: Path, config: EvaluationConfig) -> None:
     calibrated = [one.source for one in report.config.calibration.mixture]
     if only_own_kind(calibrated, config.perplexity):
         typer.echo(f"warning: {FLATTERS}", err=True)
-
-
-def _evaluation(
-    texts: list[str] | None, benchmark: bool, max_perplexity_ratio: float | None
-) -> EvaluationConfig:
-    gate = None
-    if max_perplexity_ratio is not None:
-        gate = GateConfig(max_perplexity_ratio=max_perplexity_ratio)
-    return EvaluationConfig(
-        perplexity=tuple(texts or _DEFAULT_EVALUATION.perplexity), benchmark=benchmark, gate=gate
-    )
 
 
 def _require_place(plot: Path | None) -> None:
@@ -367,11 +333,3 @@ def _require_checkpoint(directory: Path) -> None:
         raise ModelNotFoundError(
             f"{directory} is no checkpoint: it has no config.json", field="directory"
         )
-
-
-def _quiet_transformers() -> None:
-    """Our progress bar is the only one, and its log is for developers."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]

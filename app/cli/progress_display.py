@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-from intraslice_core.progress import ProgressEvent, ProgressListener
+from intraslice_core.progress import ProgressEvent, ProgressListener, Stage
 
 
 class _Remaining(ProgressColumn):
@@ -53,10 +53,20 @@ def show_progress() -> Iterator[ProgressListener]:
         yield draw
 
 
+def quiet_transformers() -> None:
+    """Our progress bar is the only one, and its log is for developers."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
 def _stage_lines(console: Console) -> ProgressListener:
-    seen: set[str] = set()
+    order, seen = list(Stage), set[Stage]()
 
     def tell(event: ProgressEvent) -> None:
+        if seen and order.index(event.stage) < max(order.index(stage) for stage in seen):
+            seen.clear()  # the next compression of a sweep
         if event.stage not in seen:
             seen.add(event.stage)
             console.print(

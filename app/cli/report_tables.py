@@ -15,6 +15,7 @@ from intraslice_core.reports.schema import (
     PhaseComparison,
     SpeedReport,
 )
+from intraslice_core.reports.sweep import SweepPoint, SweepReport
 
 
 def comparison_table(report: CompressionReport) -> Table:
@@ -84,6 +85,40 @@ def evaluation_table(report: EvaluationReport) -> Table:
     table = _table("dense against compressed")
     _add_evaluation(table, report)
     return table
+
+
+def sweep_table(report: SweepReport) -> Table:
+    """Size, quality and cost of every ratio."""
+    table = Table(title=f"{report.model} by {report.settings.method}")
+    texts = list(dict.fromkeys(one.text for point in report.points for one in point.perplexity))
+    names = ("ratio", "parameters", "bytes", *(f"perplexity, {text}" for text in texts))
+    for name in (*names, "seconds", "relative cost"):
+        table.add_column(name, justify="right")
+    dense = {one.text: one.dense for point in report.points for one in point.perplexity}
+    table.add_row(
+        "dense",
+        f"{report.params_before:,}",
+        f"{report.bytes_before:,}",
+        *(f"{dense[text]:.3f}" for text in texts),
+        *("", ""),
+        end_section=True,
+    )
+    for point in report.points:
+        table.add_row(*_point(point, texts), *_cost(point, report.relative_cost(point)))
+    return table
+
+
+def _point(point: SweepPoint, texts: list[str]) -> tuple[str, ...]:
+    if point.params_after is None or point.bytes_after is None:
+        return (f"{point.ratio}", "refused", "", *[""] * len(texts))
+    scores = {one.text: f"{one.compressed:.3f}" for one in point.perplexity}
+    sizes = (f"{point.params_after:,}", f"{point.bytes_after:,}")
+    return (f"{point.ratio}", *sizes, *(scores.get(text, "") for text in texts))
+
+
+def _cost(point: SweepPoint, relative: float | None) -> tuple[str, str]:
+    seconds = "" if point.seconds is None else f"{point.seconds:.1f}"
+    return seconds, "" if relative is None else f"{relative:.2f}"
 
 
 def print_tables(*tables: Table) -> None:

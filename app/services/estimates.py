@@ -54,7 +54,8 @@ def record_rates(
     device, params = report.get("device"), report.get("compressible_before")
     if device is None or not params or job.attempt > 1 or job.sweep_id is not None:
         return
-    work = stage_work(params, job.compression, job.evaluation)
+    layers = report["geometry"]["num_hidden_layers"]
+    work = stage_work(params, layers, job.compression, job.evaluation)
     shown = {
         stage: amount / seconds[stage]
         for stage, amount in work.items()
@@ -74,7 +75,12 @@ def _estimate(admitted: AdmittedJob) -> Estimate | None:
 def _durations(
     resources: Resources, admitted: AdmittedJob, expected: Estimate
 ) -> tuple[Duration, ...]:
-    work = stage_work(expected.compressible_before, admitted.compression, admitted.evaluation)
+    assert admitted.dense is not None  # without the dense model nothing is expected
+    assert admitted.dense.geometry is not None
+    layers = admitted.dense.geometry.num_hidden_layers
+    work = stage_work(
+        expected.compressible_before, layers, admitted.compression, admitted.evaluation
+    )
     with resources.database.transaction() as transaction:
         return predict(rates.of_method(transaction, admitted.compression.method), work)
 

@@ -1,9 +1,10 @@
 """What the engine has measured: how much loss each size of each module is predicted to cost.
 
-A layer offers an attention module and an MLP. Attention has three independent curves whose losses
-add up and whose sizes multiply: a module with `H` query and `K` key/value heads, `p` rotary pairs
-and `r` value dims has `hidden_size · (H + K) · (2p + r)` parameters. All sizes are rounding steps,
-or the dense size, which need not be one.
+A layer offers an attention module and an MLP. Attention has three curves whose losses add up and
+whose sizes multiply: a module with `H` query and `K` key/value heads, `p` rotary pairs and `r`
+value dims has `hidden_size · (H + K) · (2p + r)` parameters. Heads go first: what is cut of the
+others costs their share of what it costs in all heads. All sizes are rounding steps, or the dense
+size, which need not be one.
 """
 
 from __future__ import annotations
@@ -84,6 +85,9 @@ class HeadOption:
     heads_per_group: int
     groups: int
     loss: float
+    share: float = 1.0
+    """Part of the losses of pairs and value dims that is left, where these heads are: what is gone
+    cannot be cut again."""
 
     def __post_init__(self) -> None:
         if (self.heads_per_group == 0) != (self.groups == 0) or min(
@@ -92,6 +96,8 @@ class HeadOption:
             raise ValueError(f"{self.heads_per_group} heads in {self.groups} groups are no module")
         if not np.isfinite(self.loss):
             raise ValueError("a predicted loss is NaN or infinite")
+        if not 0.0 <= self.share <= 1.0:
+            raise ValueError(f"{self.share} is no share")
 
     @property
     def removed(self) -> bool:
@@ -106,7 +112,10 @@ class HeadOption:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AttentionCurves:
-    """Rotary pairs, value dims and heads of one layer; their losses add up."""
+    """Rotary pairs, value dims and heads of one layer; their losses add up.
+
+    Those of pairs and value dims are multiplied by the heads' share.
+    """
 
     pairs: Curve
     values: Curve

@@ -235,11 +235,9 @@ def _attention_losses(curves: AttentionCurves, index: NDArray[np.intp]) -> Losse
     """Where the index, (3, …), points to; a removed module costs what its heads do, no more."""
     pair, value, head = index
     heads = np.array([option.loss for option in curves.heads])
-    losses: Losses = (
-        np.append(curves.pairs.losses, 0.0)[pair]
-        + np.append(curves.values.losses, 0.0)[value]
-        + heads[head]
-    )
+    shares = np.array([option.share for option in curves.heads])
+    within = np.append(curves.pairs.losses, 0.0)[pair] + np.append(curves.values.losses, 0.0)[value]
+    losses: Losses = shares[head] * within + heads[head]
     return losses
 
 

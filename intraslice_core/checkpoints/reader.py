@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
+from intraslice_core.checkpoints.mapped_file import MappedFile
 from intraslice_core.errors import BrokenCheckpointError, NonFiniteWeightError
 from intraslice_core.families import family_for, require_supported_type
 from intraslice_core.inspection.layout import CONFIG_FILE, locate_tensors, read_json_object
@@ -32,8 +31,8 @@ class CheckpointReader:
     """A directory of safetensors, checked on opening, read tensor by tensor.
 
     Opening reads headers only and raises `UnsupportedArchitectureError` or
-    `BrokenCheckpointError`. Tensors come memory-mapped, on the CPU, in the stored dtype. Use as a
-    context manager; tensors already taken outlive it.
+    `BrokenCheckpointError`. Tensors come memory-mapped, read-only, on the CPU, in the stored dtype.
+    Use as a context manager; tensors already taken outlive it.
 
     Args:
         directory: holds config.json and model.safetensors or its shards with their index.
@@ -47,8 +46,7 @@ class CheckpointReader:
         self.config = _load_config(directory)
         self.family = family_for(self.config)
         self._require_tensors()
-        self._stack = ExitStack()
-        self._open_files: dict[str, Any] = {}
+        self._open_files: dict[str, MappedFile] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -59,7 +57,6 @@ class CheckpointReader:
     def close(self) -> None:
         """Release the files."""
         self._open_files.clear()
-        self._stack.close()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,12 +79,10 @@ class CheckpointReader:
             raise BrokenCheckpointError(f"tensor {name} is missing", field="model")
         try:
             if file not in self._open_files:
-                opened = safe_open(self.directory / file, framework="pt", device="cpu")
-                self._open_files[file] = self._stack.enter_context(opened)
-            tensor: Tensor = self._open_files[file].get_tensor(name)
-        except (SafetensorError, OSError) as error:
+                self._open_files[file] = MappedFile(self.directory / file)
+            return self._open_files[file].tensor(self._entries[name])
+        except OSError as error:
             raise BrokenCheckpointError(f"{file}: {error}", field="model") from error
-        return tensor
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """All tensors whose name starts with `prefix`, by the rest of their name."""

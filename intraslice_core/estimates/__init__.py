@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from intraslice_core.estimates.dense import DenseModel, describe_dense, read_dense
-from intraslice_core.estimates.memory import peak_memory
+from intraslice_core.estimates.flops import StageFlops, stage_flops
+from intraslice_core.estimates.memory import StageBytes, peak_memory, stage_bytes
 from intraslice_core.estimates.sizes import Estimate, estimate
 from intraslice_core.estimates.work import stage_work
 
 __all__ = [
     "DenseModel",
     "Estimate",
+    "StageBytes",
+    "StageFlops",
     "describe_dense",
     "estimate",
     "peak_memory",
     "read_dense",
+    "stage_bytes",
+    "stage_flops",
     "stage_work",
 ]

@@ -3,14 +3,21 @@
 A job is at its largest in a layer, in the evaluation, or where the model writes its own text. In a
 layer: its weights, the Gram and cross moments of the wider module and what is factorised from
 them, a batch of activations, and the hidden states of all calibration sequences (twice where the
-method follows the dense stream). In the evaluation: both models whole, because only so can they
-take turns at the clock. While it writes: the dense model whole, and the keys and values of what it
-has written.
+method follows the dense stream); before that, in the estimator, the states of a group of sequences
+in front of all layers, or those of all trials. In the evaluation: both models whole, because only
+so can they take turns at the clock. While it writes: the dense model whole, and the keys and values
+of what it has written.
 """
 
 from __future__ import annotations
 
-from intraslice_core.config import CompressionConfig, EvaluationConfig
+from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
+from intraslice_core.estimates.sequences import (
+    GROUP_SEQUENCES,
+    TRIALS_A_SPOT,
+    EstimatorSequences,
+    spots,
+)
 from intraslice_core.plan import ModelGeometry
 from intraslice_core.presets import PRESETS
 from intraslice_core.text_sources import WRITING_CACHE_BYTES, WRITTEN
@@ -26,6 +33,11 @@ _CROSSES = 9
 """Cross and correction of the same three, fitted, copied and solved."""
 _ACTIVATIONS = 4
 """Activations of the wider module that a batch holds at once, in float32."""
+_GRAPH_TOKENS = 1024
+"""In the graph of a layer whose gradients are taken; one sequence at least."""
+_GRAPH_ACTIVATIONS = 16
+"""Of the wider module's width, kept of each of these tokens: inputs of every product and norm."""
+LOGITS_AT_ONCE = 2**23
 _LOGIT_ROWS = 1024
 _COMPUTE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -51,7 +63,8 @@ def peak_memory(
     """
     # `auto` is float32 on most CPUs; the larger answer is the safer one.
     item = _COMPUTE_BYTES.get(compression.dtype, 4)
-    layer = _layer_bytes(geometry, compression, item, item_bytes)
+    stages = stage_bytes(geometry, compression, item, item_bytes)
+    layer = max(stage.host + stage.device for stage in stages.values())
     # The result is verified in float32 in any case.
     whole = 4 * params_after
     if evaluation is not None:
@@ -64,19 +77,62 @@ def peak_memory(
     return PROCESS_BYTES + max(layer, whole)
 
 
-def _layer_bytes(
+class StageBytes(FrozenModel):
+    """What one stage holds at its peak, beyond the process itself."""
+
+    host: int
+    """Hidden states of sequences, which `offload_dir` puts into files."""
+    device: int
+    """Weights, sums, factorisations and one batch; on a CPU host memory as well."""
+
+
+def stage_bytes(
     geometry: ModelGeometry, compression: CompressionConfig, item: int, stored: int
-) -> int:
+) -> dict[str, StageBytes]:
+    """By the stages of the engine that hold one layer at a time.
+
+    Args:
+        geometry: of the dense model.
+        compression: what is asked for.
+        item: bytes of a number in the compute dtype.
+        stored: bytes of a stored weight.
+    """
     preset, calibration = PRESETS[compression.method], compression.calibration
     weights = geometry.dense_layer().parameters(geometry) * (2 * item + stored)
-    if not preset.compensate:
-        return weights
-    tokens = calibration.samples * calibration.sequence_length
-    streams = tokens * geometry.hidden_size * item * (2 if preset.dense_target else 1)
+    if not preset.compensate and not EstimatorSequences.of(compression).gradients:
+        return {"compress": StageBytes(host=0, device=weights)}
+    parts, length = EstimatorSequences.of(compression), calibration.sequence_length
+    state = length * geometry.hidden_size * item
     width = max(geometry.intermediate_size, geometry.num_attention_heads * geometry.head_dim)
     moments = _WIDE * width * (_GRAMS * width + _CROSSES * geometry.hidden_size)
-    batch = compression.batch_size * calibration.sequence_length
-    return weights + streams + moments + batch * width * 4 * _ACTIVATIONS
+    batch = compression.batch_size * length * width * 4 * _ACTIVATIONS
+    head = geometry.hidden_size * geometry.vocab_size * item
+    logits = 4 * 4 * max(LOGITS_AT_ONCE, geometry.vocab_size)
+    streams = 2 if preset.dense_target else 1
+    found = {
+        "compress": StageBytes(
+            host=calibration.samples * state * streams, device=weights + moments + batch
+        )
+    }
+    if parts.gradients:
+        graph = max(_GRAPH_TOKENS, length) * width * item * _GRAPH_ACTIVATIONS
+        fishers = 4 * _WIDE * geometry.hidden_size**2
+        held = min(GROUP_SEQUENCES, parts.gradients) * state * (geometry.num_hidden_layers + 2)
+        found["gradients"] = StageBytes(
+            host=held, device=weights + max(graph + fishers, head + logits)
+        )
+    if parts.learning:
+        trials = 1 + TRIALS_A_SPOT * len(spots(geometry.num_hidden_layers))
+        found["learning"] = StageBytes(
+            host=(parts.learning + parts.check * trials) * state,
+            device=weights + max(moments + batch, head + logits),
+        )
+    if parts.rehearsal:
+        found["rehearsal"] = StageBytes(
+            host=(2 * parts.rehearsal + parts.check) * state,
+            device=weights + max(moments + batch, head + logits),
+        )
+    return found
 
 
 def _writing_cache_bytes(

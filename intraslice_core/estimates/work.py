@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from intraslice_core.config import CompressionConfig, EvaluationConfig
+from intraslice_core.estimates.sequences import EstimatorSequences, stream_layers
 from intraslice_core.progress import Stage
 from intraslice_core.text_sources import WRITTEN
 
 _BENCHMARK_TOKENS = 2 * 3 * (256 + 32)
 """Both models, three repeats, prompt and answer."""
+
+_REHEARSED_PASSES = 4
+"""Dense, pruned and sliced, on either stream."""
 
 _READING = 100_000
 """Parameters that a token could have passed in the time that reading one takes, roughly: so that
@@ -15,11 +19,20 @@ rates of jobs that read and of jobs that let the model write are of one kind."""
 
 
 def stage_work(
-    params: int, compression: CompressionConfig, evaluation: EvaluationConfig | None
+    params: int,
+    layers: int,
+    compression: CompressionConfig,
+    evaluation: EvaluationConfig | None,
 ) -> dict[Stage, float]:
     """Tokens times parameters where tokens pass the model; parameters where only weights move.
 
     Stages that are not in it are not worth predicting.
+
+    Args:
+        params: weights of all layers.
+        layers: of the dense model; trials pass those behind them.
+        compression: what is asked for.
+        evaluation: what is measured, if anything.
     """
     calibration = compression.calibration
     tokens = calibration.samples * calibration.sequence_length
@@ -27,6 +40,7 @@ def stage_work(
     work = {
         Stage.LOAD: float(params),
         Stage.CALIBRATE: float(written) * params + float(tokens - written) * _READING,
+        Stage.ALLOCATE: _estimator_tokens(layers, compression) * params,
         Stage.COMPRESS: float(tokens) * params,
         Stage.VERIFY: float(params),
         Stage.EXPORT: float(params),
@@ -39,3 +53,12 @@ def stage_work(
         benchmark = _BENCHMARK_TOKENS if evaluation.benchmark else 0
         work[Stage.EVALUATE] = float(scored + benchmark) * params
     return work
+
+
+def _estimator_tokens(layers: int, compression: CompressionConfig) -> float:
+    """Tokens that pass all layers, or as many of them as come to the same."""
+    parts = EstimatorSequences.of(compression)
+    trials = parts.check * stream_layers(layers) / layers
+    both = 2 * (_REHEARSED_PASSES * parts.rehearsal + parts.check * bool(parts.rehearsal))
+    sequences = 3 * parts.gradients + parts.learning + trials + both
+    return sequences * compression.calibration.sequence_length

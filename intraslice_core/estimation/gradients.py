@@ -30,7 +30,8 @@ from intraslice_core.statistics import second_moment_sum
 GROUP_SEQUENCES = 8
 """Sequences whose gradients are summed before they are squared, as the paper has it."""
 
-_LOGIT_ROWS = 1024
+_TOKENS_AT_ONCE = 1024
+"""In a layer's graph, or one sequence: what it keeps of each is many times the token's state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +137,8 @@ def loss_gradients(
             def told(done: float, number: int = number) -> None:
                 before_batch((number + done) / len(groups))
 
-            _GroupPass(layers, group, min(batch_size, len(group)), told).run(files)
+            at_once = max(min(batch_size, len(group), _TOKENS_AT_ONCE // group.shape[1]), 1)
+            _GroupPass(layers, group, at_once, told).run(files)
 
 
 class _GroupPass:
@@ -163,13 +165,14 @@ class _GroupPass:
 
     def _forward(self) -> Iterator[Tensor]:
         """The stream in front of every layer, and behind the last, in host memory."""
-        hidden = torch.cat([self._layers.embed(self._tokens[rows]).cpu() for rows in self._rows])
+        memory = self._layers.memory
+        hidden = memory.copy(self._layers.embed(self._tokens).cpu())
         yield hidden
         for layer in range(self._layers.num_layers):
             self._told(0.3 * layer / self._layers.num_layers)
             weights, settings = self._layers.weights(layer), self._layers.settings(layer)
             rotary = self._layers.rotary(layer, self._tokens.shape[1])
-            behind = torch.empty_like(hidden)
+            behind = memory.empty(hidden.shape, hidden.dtype)
             for rows in self._rows:
                 moved = hidden[rows].to(weights.up.weight.device)
                 behind[rows] = _checked(layer, moved, weights, settings, rotary).to(hidden.device)
@@ -181,8 +184,8 @@ class _GroupPass:
         gradient = torch.zeros_like(hidden)
         targets = self._tokens[:, 1:]
         for row in range(hidden.shape[0]):
-            for start in range(0, targets.shape[1], _LOGIT_ROWS):
-                part = slice(start, min(start + _LOGIT_ROWS, targets.shape[1]))
+            for start in range(0, targets.shape[1], self._layers.logit_rows):
+                part = slice(start, min(start + self._layers.logit_rows, targets.shape[1]))
                 gradient[row, part] = self._loss_gradient(hidden[row, part], targets[row, part])
         return gradient
 

@@ -35,20 +35,21 @@ class Trials:
         self._layers = layers
         self._tokens = tokens
         self._batch_size = batch_size
-        self._dense = layers.embed(tokens).cpu()
+        self._dense = layers.memory.copy(layers.embed(tokens).cpu())
         self._cut: list[tuple[Trial, Tensor]] = []
 
     def pass_layer(self, layer: int, cuts: Iterable[tuple[Trial, BlockWeights]]) -> None:
         """Move all streams past a dense layer, and begin one for every cut of it."""
         weights = self._layers.weights(layer)
         begun = [
-            (replace(trial, layer=layer), self._behind(layer, self._dense, cut))
+            (replace(trial, layer=layer), self._layers.memory.copy(self._dense), cut)
             for trial, cut in cuts
         ]
-        for _, stream in self._cut:
-            stream.copy_(self._behind(layer, stream, weights))
-        self._cut += begun
-        self._dense = self._behind(layer, self._dense, weights)
+        for _, stream, cut in begun:
+            self._pass(layer, stream, cut)
+        for stream in (*(stream for _, stream in self._cut), self._dense):
+            self._pass(layer, stream, weights)
+        self._cut += [(trial, stream) for trial, stream, _ in begun]
 
     def measured(self) -> tuple[Trial, ...]:
         """All trials with their losses, once the last layer is passed."""
@@ -58,13 +59,10 @@ class Trials:
             for trial, stream in self._cut
         )
 
-    def _behind(self, layer: int, stream: Tensor, weights: BlockWeights) -> Tensor:
+    def _pass(self, layer: int, stream: Tensor, weights: BlockWeights) -> None:
+        """Move a stream past the layer, in place."""
         settings = self._layers.settings(layer)
         rotary = self._layers.rotary(layer, stream.shape[1])
         device = weights.up.weight.device
-        return torch.cat(
-            [
-                block.behind(rows.to(device), weights, settings, rotary).to(stream.device)
-                for rows in torch.split(stream, self._batch_size)
-            ]
-        )
+        for rows in torch.split(stream, self._batch_size):
+            rows.copy_(block.behind(rows.to(device), weights, settings, rotary))

@@ -31,6 +31,7 @@ from intraslice_core.estimation.gradients import GradientFiles
 from intraslice_core.estimation.pair_effects import PairEffectAccumulator
 from intraslice_core.estimation.trials import Module, Trial, Trials
 from intraslice_core.selection import neurons, value_basis
+from intraslice_core.selection.heads import HeadChoice, eliminate_heads, head_energies
 from intraslice_core.selection.joint_pairs import eliminate_pairs
 from intraslice_core.statistics import HeadEnergyAccumulator, second_moment_sum
 
@@ -83,7 +84,7 @@ def learn(
     Raises:
         NumericalError: naming the layer.
     """
-    hidden = torch.cat([layers.embed(batch).cpu() for batch in torch.split(tokens, batch_size)])
+    hidden = layers.memory.copy(layers.embed(tokens).cpu())
     trials = Trials(layers, check, batch_size=batch_size)
     spots = {*range(0, layers.num_layers, SPOT_DISTANCE), layers.num_layers - 1}
     known = []
@@ -161,6 +162,15 @@ class _LayerWalk:
         moment = self._pair_moment(attention)
         directions, spectrum = self._value_directions(attention)
         order, cost = self._eliminate_neurons(mlp)
+        heads, shares = self._eliminate_heads(attention)
+        head_losses = 0.5 * heads.cost
+        head_losses[0] = head_losses[:, 0] = self._whole(
+            self._heads, self._attention_space, attention
+        )
+        widths = _losses(cost)
+        widths[0] = max(
+            float(widths[1]), self._whole(self._neurons, self._mlp_space, mlp)
+        )  # a bias may make the whole cost less than all but one neuron: no curve falls so
         return LayerKnowledge(
             pair_moment=moment,
             query_energy=energies.query,
@@ -170,7 +180,11 @@ class _LayerWalk:
             neuron_order=order,
             pair_losses=_pair_losses(moment),
             value_losses=_losses(spectrum.sum(0).flip(-1)),
-            width_losses=_losses(cost),
+            width_losses=widths,
+            group_order=heads.group_order,
+            query_order=heads.query_order,
+            head_losses=head_losses,
+            head_shares=shares,
         )
 
     def _metrics(self, metrics: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -188,6 +202,23 @@ class _LayerWalk:
         factor = linalg.damped_cholesky(self._neurons.mean()[:width, :width], NEURON_DAMPING)
         choice = neurons.obs_elimination(factor, rows, 0)
         return choice.removal_order, choice.removal_cost
+
+    def _eliminate_heads(self, metric: Tensor) -> tuple[HeadChoice, Tensor]:
+        """The heads' order and cost, and the share of the output that every rectangle holds."""
+        settings = self._settings
+        rows = self._head_rows().flatten(0, 1) @ metric_factor(metric)
+        moment = self._heads.mean()[: rows.shape[0], : rows.shape[0]]
+        factor = linalg.damped_cholesky(moment, NEURON_DAMPING)
+        choice = eliminate_heads(
+            factor, rows, settings.num_attention_heads, settings.num_key_value_heads
+        )
+        return choice, choice.shares(head_energies(moment, rows, settings.num_attention_heads))
+
+    @staticmethod
+    def _whole(inner: _MeanOuter, space: OutputSpace, metric: Tensor) -> float:
+        """Loss of a removed module, bias included, for which nothing makes up."""
+        rows = space.rows() @ metric_factor(metric)
+        return 0.5 * float((rows * (inner.mean() @ rows)).sum())
 
     def _head_rows(self) -> Tensor:
         """The output projection by heads, (num_attention_heads, head_dim, hidden_size)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -43,43 +44,68 @@ _PERPLEXITY_SHARE = 0.9
 _BENCHMARK = {"batch_size": 1, "prompt_tokens": 256, "new_tokens": 32, "repeats": 3}
 
 
-def evaluate_pair(
+@dataclass(kw_only=True)
+class DenseScores:
+    """What a dense model has written and scored, for the next comparison with the same settings.
+
+    Whoever keeps it compares with one dense model only.
+    """
+
+    key: str = ""
+    texts: dict[str, Tensor] = field(default_factory=dict)
+    results: dict[str, PerplexityResult] = field(default_factory=dict)
+
+    def knows(self, key: str) -> bool:
+        """Whether all of it was measured with these settings; else it is empty afterwards."""
+        if self.key != key:
+            self.key, self.texts, self.results = key, {}, {}
+        return bool(self.results)
+
+
+def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
     dense_dir: Path,
     compressed_dir: Path,
     config: EvaluationConfig,
     *,
     dtype: str = "auto",
     device: str = "auto",
+    known: DenseScores | None = None,
     on_progress: ProgressListener = ignore_progress,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> EvaluationReport:
     """Measure both models on the same tokens and the same machine.
 
     The dense model writes the texts that are a model's own, once, and both are scored on them.
-    Progress fractions are of the evaluation, in [0, 1].
+    Progress fractions are of the evaluation, in [0, 1]. What an earlier comparison found out about
+    the dense model is read from `known`, which keeps it for the next.
 
     Raises:
         QualityGateError: if the compressed model is worse than the gate allows.
         CalibrationSourceError: if a text cannot be read, or only the dense model could write it.
         CompressionCancelledError: if asked to stop.
     """
-    texts = _load_texts(dense_dir, [one for one in config.perplexity if one not in WRITTEN], config)
     share = _PERPLEXITY_SHARE if config.benchmark else 1.0
-    results: list[dict[str, PerplexityResult]] = []
-    for index, directory in enumerate((dense_dir, compressed_dir)):
-        report = _announcer(on_progress, index, share / 2)
-        model = load_model(directory, dtype=dtype, device=device)
-        if index == 0:
-            texts |= _write_texts(model, dense_dir, config, report, should_cancel)
-        results.append(_score(model, texts, config, report, should_cancel))
+    dense = known or DenseScores()
+    if not dense.knows(f"{config.perplexity} {config.max_tokens} {config.context_length} {dtype}"):
+        report = _announcer(on_progress, 0, share / 2)
+        texts = _load_texts(
+            dense_dir, [one for one in config.perplexity if one not in WRITTEN], config
+        )
+        model = load_model(dense_dir, dtype=dtype, device=device)
+        dense.texts = texts | _write_texts(model, dense_dir, config, report, should_cancel)
+        dense.results = _score(model, dense.texts, config, report, should_cancel)
         del model
+    report = _announcer(on_progress, 1, share / 2)
+    model = load_model(compressed_dir, dtype=dtype, device=device)
+    results = _score(model, dense.texts, config, report, should_cancel)
+    del model
     comparisons = tuple(
         PerplexityComparison(
             text=source,
             context_length=config.context_length,
-            tokens=results[0][source].tokens_scored,
-            dense=results[0][source].perplexity,
-            compressed=results[1][source].perplexity,
+            tokens=results[source].tokens_scored,
+            dense=dense.results[source].perplexity,
+            compressed=results[source].perplexity,
         )
         for source in dict.fromkeys(config.perplexity)
     )

@@ -8,6 +8,7 @@ follows.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -34,7 +35,7 @@ _ROTATED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.q_norm", "self_at
 _PER_HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 
 
-class Family:
+class Family(ABC):
     """Adapter of one `model_type`; the defaults are Llama's."""
 
     model_type: ClassVar[str]
@@ -46,9 +47,9 @@ class Family:
     rotates_partly: ClassVar[bool] = False
     """Whether the family's classes know heads of which some dimensions do not rotate."""
 
+    @abstractmethod
     def own_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         """Canonical settings in which this family differs from a Llama without biases."""
-        raise NotImplementedError
 
     def faults(self, config: PreTrainedConfig) -> Iterator[str]:
         """Settings of this family that its adapter does not cover, each as a sentence's subject."""

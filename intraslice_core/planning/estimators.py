@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from intraslice_core import linalg
+from intraslice_core.allocation.constraint import ShapeConstraint
 from intraslice_core.allocation.curves import (
     AttentionCurves,
     Curve,
+    HeadOption,
     LayerCurves,
     ModelCurves,
     all_heads,
@@ -30,6 +33,7 @@ from intraslice_core.estimation.gradients import GradientFiles, LayerGradients, 
 from intraslice_core.estimation.trials import Module, Trial
 from intraslice_core.estimation.walk import Learned, learn
 from intraslice_core.plan import ModelGeometry
+from intraslice_core.presets import PRESETS
 
 LEARNING_FRACTION = 4
 """One calibration sequence in so many is learnt from, but at least `LEAST_LEARNING`."""
@@ -100,31 +104,57 @@ def learn_model(
 def lagrangian_shapes(
     learned: Learned, geometry: ModelGeometry, budget: int, settings: CompressionSettings
 ) -> PricedPlan:
-    """Shapes of least predicted loss within `budget` compressible parameters."""
+    """Shapes of least predicted loss within `budget` compressible parameters.
+
+    Heads are offered to methods that know which; whole modules where the cap allows all to go.
+    """
     attention = trial_scales(learned.trials, "attention", len(learned.layers))
     mlp = trial_scales(learned.trials, "mlp", len(learned.layers))
     curves = ModelCurves(
         geometry=geometry,
         layers=tuple(
-            _curves(layer, geometry, settings.round_to, scales)
+            _curves(layer, geometry, settings, scales)
             for layer, scales in zip(learned.layers, zip(attention, mlp, strict=True), strict=True)
         ),
     )
-    return lagrangian_plan(curves, budget, module_cap=settings.module_cap)
+    whole = frozenset[Module](("attention", "mlp") if settings.module_cap == 1.0 else ())
+    constraint = ShapeConstraint(removable=whole)
+    return lagrangian_plan(curves, budget, module_cap=settings.module_cap, constraint=constraint)
 
 
 def _curves(
-    layer: LayerKnowledge, geometry: ModelGeometry, round_to: int, scales: tuple[float, float]
+    layer: LayerKnowledge,
+    geometry: ModelGeometry,
+    settings: CompressionSettings,
+    scales: tuple[float, float],
 ) -> LayerCurves:
-    attention, mlp = scales
+    round_to, (attention, mlp) = settings.round_to, scales
     return LayerCurves(
         attention=AttentionCurves(
             pairs=pair_curve(attention * layer.pair_losses.numpy(), round_to),
             values=Curve.sampled(attention * layer.value_losses.numpy(), round_to),
-            heads=all_heads(geometry),
+            heads=(
+                *_head_options(layer, attention, some=PRESETS[settings.method].cuts_heads),
+                *all_heads(geometry),
+            ),
         ),
-        widths=Curve.sampled(mlp * layer.width_losses.numpy(), round_to),
+        widths=Curve.sampled(mlp * layer.width_losses.numpy(), round_to, removable=True),
     )
+
+
+def _head_options(layer: LayerKnowledge, scale: float, *, some: bool) -> Iterator[HeadOption]:
+    """None of the heads and, if wanted, every rectangle of some of them."""
+    losses, shares = scale * layer.head_losses, layer.head_shares
+    yield HeadOption(heads_per_group=0, groups=0, loss=float(losses[0, 0]))
+    most, each = (size - 1 for size in losses.shape)
+    for groups, heads in product(range(1, most + 1), range(1, each + 1)):
+        if some and (groups, heads) != (most, each):
+            yield HeadOption(
+                heads_per_group=heads,
+                groups=groups,
+                loss=float(losses[groups, heads]),
+                share=float(shares[groups, heads]),
+            )
 
 
 def trial_scales(trials: Sequence[Trial], module: Module, layers: int) -> list[float]:

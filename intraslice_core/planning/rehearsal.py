@@ -37,8 +37,8 @@ class Rehearsal:
 
     def loss(self, plan: ModelPlan, before_batch: Callable[[float], None]) -> float:
         """Mean next-token loss of the compressed model on `check`, in nats."""
-        hidden = self.layers.embed(self.fit)
-        streams = Streams(compressed=hidden, dense=hidden.clone())
+        hidden = self.layers.memory.copy(self.layers.embed(self.fit))
+        streams = Streams(compressed=hidden, dense=self.layers.memory.copy(hidden))
         check = self.layers.embed(self.check)
         quick = replace(self.preset, damping_own=(_OWN,), damping_correction=(_CORRECTION,))
         for layer, shape in enumerate(plan.layers):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -116,7 +116,11 @@ def _learned(work: ShapeWork, split: EstimationTokens, tokens: Tensor) -> Learne
     """What an earlier run with the same tokens has learnt, or what this one does."""
     name = ""
     if work.kept is not None:
-        key = work.key(knowledge=calibration_hash(tokens), batch_size=work.config.batch_size)
+        key = work.key(
+            knowledge=calibration_hash(tokens),
+            parts=[part.name for part in fields(LayerKnowledge)],
+            batch_size=work.config.batch_size,
+        )
         name = f"knowledge-{key[:32]}.safetensors"
         known = load_learned(work.kept.directory / name)
         if known is not None:

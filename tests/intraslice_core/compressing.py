@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from intraslice_core.config import CompressionConfig
-from intraslice_core.pipeline import Run, _compress_checkpoint
+from intraslice_core.pipeline import OpenedModel, Run, _compress_checkpoint
 from intraslice_core.progress import ignore_progress, never_cancelled
 from intraslice_core.reports.schema import CompressionReport
 
@@ -16,4 +16,6 @@ from intraslice_core.reports.schema import CompressionReport
 def compress_unverified(dense: Path, out: Path, config: CompressionConfig) -> CompressionReport:
     """A compressed checkpoint in `out`, complete but for what is done after it is written."""
     run = Run(on_progress=ignore_progress, should_cancel=never_cancelled)
-    return _compress_checkpoint(str(dense), dense, out, config, run)
+    return _compress_checkpoint(
+        OpenedModel(reference=str(dense), directory=dense), out, config, run
+    )

@@ -16,7 +16,7 @@ from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.errors import CompressionCancelledError
 from intraslice_core.layer import LayerCompressor
 from intraslice_core.layer_checkpoints import LayerCheckpoints
-from intraslice_core.pipeline import Run
+from intraslice_core.pipeline import OpenedModel, Run
 from intraslice_core.progress import ignore_progress, never_cancelled
 from intraslice_core.reports.schema import CompressionReport
 from tests.intraslice_core.tiny_models import VARIANTS, tiny_checkpoint, tiny_llama
@@ -52,7 +52,9 @@ def compress(
     should_cancel: Callable[[], bool] = never_cancelled,
 ) -> CompressionReport:
     run = Run(on_progress=ignore_progress, should_cancel=should_cancel, checkpoints=checkpoints)
-    return pipeline._compress_checkpoint(str(dense), dense, out, config, run)
+    return pipeline._compress_checkpoint(
+        OpenedModel(reference=str(dense), directory=dense), out, config, run
+    )
 
 
 def stopped_after(questions: int) -> Callable[[], bool]:

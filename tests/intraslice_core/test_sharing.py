@@ -12,7 +12,7 @@ import torch
 from intraslice_core import block, pipeline
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.errors import CompressionCancelledError
-from intraslice_core.pipeline import Run
+from intraslice_core.pipeline import OpenedModel, Run
 from intraslice_core.progress import (
     CancellationCheck,
     ProgressEvent,
@@ -50,7 +50,9 @@ def compress(
 ) -> CompressionReport:
     """The stages that share something; verification, which takes a process, is not one."""
     run = Run(on_progress=on_progress, should_cancel=should_cancel, shared=shared)
-    return pipeline._compress_checkpoint(str(dense), dense, out, config, run)
+    return pipeline._compress_checkpoint(
+        OpenedModel(reference=str(dense), directory=dense), out, config, run
+    )
 
 
 def files_of(checkpoint: Path) -> dict[str, str]:

@@ -127,22 +127,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_config(**overrides: Any) -> LlamaConfig:
     """Grouped-query attention, four heads of 16, three layers."""
-    settings: dict[str, Any] = {
-        "vocab_size": VOCAB_SIZE,
-        "hidden_size": 48,
-        "intermediate_size": 64,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 256,
-        "tie_word_embeddings": True,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": 2,
-        "initializer_range": 0.2,
-    }
-    return LlamaConfig(**(settings | overrides))
+    return LlamaConfig(**(COMMON | {"head_dim": 16, "tie_word_embeddings": True} | overrides))
 
 
 def tiny_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:

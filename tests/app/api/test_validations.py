@@ -247,7 +247,7 @@ def test_written_text_takes_time_and_memory(client: TestClient, model: dict[str,
         body = {"model": model, "compression": compression, "evaluation": {"perplexity": ["pydoc"]}}
         config = CompressionConfig.model_validate(compression)
         memory = validate(client, body).json()["estimate"]["peak_memory_bytes"]
-        return memory, stage_work(10**9, config, None)[Stage.CALIBRATE]
+        return memory, stage_work(10**9, 16, config, None)[Stage.CALIBRATE]
 
     read, written, mixed = (told(*one) for one in (["pydoc"], ["chat"], ["pydoc", "self"]))
     assert written[1] == 8 * 512 * 10**9

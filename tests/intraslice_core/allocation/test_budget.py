@@ -15,19 +15,10 @@ from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.errors import BudgetOutOfReachError
 from intraslice_core.estimates import estimate
 from intraslice_core.pipeline import compress_model
-from intraslice_core.plan import ModelGeometry, total_parameters
+from intraslice_core.plan import total_parameters
+from tests.intraslice_core.smollm2 import SMOLLM2
 from tests.intraslice_core.tiny_models import tiny_llama
 
-SMOLLM2 = ModelGeometry(
-    num_hidden_layers=30,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    head_dim=64,
-    vocab_size=49152,
-    tie_word_embeddings=True,
-)
 DENSE = SMOLLM2.dense_plan().parameters(SMOLLM2)
 WHOLE = 134_515_008
 FILE_BYTES = 269_095_560

@@ -34,21 +34,12 @@ from tests.intraslice_core.allocation.instances import (
     realistic_geometries,
     small_geometries,
 )
+from tests.intraslice_core.smollm2 import SMOLLM2
 
 SEEDS = st.integers(0, 2**32 - 1)
 ANY_FILL = ShapeConstraint(tolerance=1.0)
 """So small models have few sizes: what is left over may be much."""
 
-SMOLLM2 = ModelGeometry(
-    num_hidden_layers=30,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    head_dim=64,
-    vocab_size=49152,
-    tie_word_embeddings=True,
-)
 GEOMETRY = SMOLLM2.model_copy(update={"num_hidden_layers": 12, "intermediate_size": 768})
 
 

@@ -12,20 +12,9 @@ from safetensors import safe_open
 
 from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.errors import ConfigurationError
-from intraslice_core.plan import ModelGeometry
 from tests.intraslice_core.proofs.conftest import Compressed
+from tests.intraslice_core.smollm2 import SMOLLM2
 from tests.intraslice_core.tiny_models import FAMILY_VARIANTS
-
-SMOLLM2 = ModelGeometry(
-    num_hidden_layers=30,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    head_dim=64,
-    vocab_size=49152,
-    tie_word_embeddings=True,
-)
 
 
 @settings(max_examples=100, deadline=None)

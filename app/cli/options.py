@@ -1,0 +1,111 @@
+"""Options that several engine commands take, spelled once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from intraslice_core.config import (
+    Allocation,
+    CompressionConfig,
+    ComputeDtype,
+    EvaluationConfig,
+    GateConfig,
+    Method,
+)
+from intraslice_core.errors import ConfigurationError
+
+DEFAULT = CompressionConfig()
+DEFAULT_EVALUATION = EvaluationConfig()
+
+ModelArgument = Annotated[
+    str, typer.Argument(help="Directory, .gguf file, hub:ORG/NAME[@REVISION] or package:NAME.")
+]
+MethodOption = Annotated[Method, typer.Option(help="How to compress.")]
+AllocationOption = Annotated[
+    Allocation, typer.Option(help="Who decides how much is removed where.")
+]
+ModuleCapOption = Annotated[
+    float, typer.Option(help="Fraction of one module that is removed at most.")
+]
+AttentionBiasOption = Annotated[
+    float, typer.Option(help="In fisher allocations: above 1 spares attention.")
+]
+CalibrationOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SOURCE[=WEIGHT]",
+        help="pydoc, pycode, self, chat, hub:DATASET[:CONFIG][@SPLIT] or a text file; "
+        "several are a mixture.  [default: pydoc]",
+    ),
+]
+SamplesOption = Annotated[int, typer.Option(help="Calibration sequences.")]
+SequenceLengthOption = Annotated[int, typer.Option(help="Tokens a sequence.")]
+SeedOption = Annotated[int, typer.Option(help="Of every choice.")]
+DtypeOption = Annotated[ComputeDtype, typer.Option(help="Compute dtype.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+BatchSizeOption = Annotated[int, typer.Option(help="Sequences at once.")]
+RoundToOption = Annotated[int, typer.Option(help="Dimensions are multiples of this.")]
+EvaluateOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Text to score both models on, named as for --calibration; repeatable."),
+]
+EvaluationOption = Annotated[bool, typer.Option(help="Measure quality and speed at all.")]
+BenchmarkOption = Annotated[bool, typer.Option(help="Measure tokens/s of both models.")]
+GateOption = Annotated[
+    float | None, typer.Option(help="Refuse a result whose perplexity grew more than this.")
+]
+OffloadOption = Annotated[
+    Path | None,
+    typer.Option(help="Keep hidden states in files there instead of in memory; nothing is left."),
+]
+VerifyOption = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify",
+        help="Load the result in a clean process; takes memory for all of it in float32.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+
+
+def calibration_source(options: list[str] | None) -> Any:
+    """One source as it is named; several, or one with a weight, as a mixture."""
+    if not options:
+        return DEFAULT.calibration.source
+    mixture = [_weighted(option) for option in options]
+    return options[0] if mixture == [{"source": options[0]}] else mixture
+
+
+def _weighted(option: str) -> dict[str, Any]:
+    """`NAME=WEIGHT`; where no number follows the last `=`, all of it is a name."""
+    name, _, weight = option.rpartition("=")
+    try:
+        return {"source": name, "weight": float(weight)} if name else {"source": option}
+    except ValueError:
+        return {"source": option}
+
+
+def evaluation_settings(
+    texts: list[str] | None, benchmark: bool, max_perplexity_ratio: float | None
+) -> EvaluationConfig:
+    gate = None
+    if max_perplexity_ratio is not None:
+        gate = GateConfig(max_perplexity_ratio=max_perplexity_ratio)
+    return EvaluationConfig(
+        perplexity=tuple(texts or DEFAULT_EVALUATION.perplexity), benchmark=benchmark, gate=gate
+    )
+
+
+def require_directory(place: Path | None, option: str) -> None:
+    """Refuse before the work what could not be written to during it.
+
+    Raises:
+        ConfigurationError: naming the option.
+    """
+    if place is not None and place.exists() and not place.is_dir():
+        raise ConfigurationError(
+            f"{place} is a file", field=option, hint="name a directory, or one to be made"
+        )

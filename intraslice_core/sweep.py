@@ -1,0 +1,257 @@
+"""One model at several ratios: learnt from once, compressed as often as asked.
+
+The model is opened once; calibration tokens, what the estimator learns, the dense stream and the
+dense model's scores are made for the first ratio and found by all others. Every ratio ends with
+the bytes that a compression of its own would have written.
+
+    OUT/ratio-0.3/      a checkpoint like any other
+    OUT/sweep.json      all of them beside each other, written after each
+    OUT/.sweep/         what they share and what is unfinished; gone when the last one is done
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+import intraslice_core
+from intraslice_core.allocation.budget import compression_budget
+from intraslice_core.checkpoints import CheckpointReader, open_model, require_free_output
+from intraslice_core.config import (
+    UNLIMITED,
+    ModelLimits,
+)
+from intraslice_core.errors import OutputExistsError, QualityGateError
+from intraslice_core.evaluation.comparison import DenseScores
+from intraslice_core.host_memory import bound_allocator
+from intraslice_core.layer_checkpoints import LayerCheckpoints
+from intraslice_core.pipeline import (
+    REPORT_FILE,
+    UNVERIFIED,
+    OpenedModel,
+    Run,
+    compress_opened,
+)
+from intraslice_core.plan import dense_parameters
+from intraslice_core.progress import (
+    CancellationCheck,
+    ProgressEvent,
+    ProgressListener,
+    Stage,
+    ignore_progress,
+    never_cancelled,
+    raise_if_cancelled,
+)
+from intraslice_core.reports.schema import CompressionReport
+from intraslice_core.reports.sweep import SweepPoint, SweepReport, SweepRequest
+from intraslice_core.sharing import SharedFiles
+
+SWEEP_FILE = "sweep.json"
+WORK_FOLDER = ".sweep"
+FURTHER_SHARE = 0.5
+"""Of the first ratio's time that each further one takes, for the progress that is shown."""
+
+
+def folder_name(ratio: float) -> str:
+    """Of a ratio's checkpoint: `ratio-0.3`."""
+    return f"ratio-{ratio!r}"
+
+
+def compress_sweep(
+    request: SweepRequest,
+    out: Path,
+    *,
+    limits: ModelLimits = UNLIMITED,
+    offload_dir: Path | None = None,
+    on_progress: ProgressListener = ignore_progress,
+    should_cancel: CancellationCheck = never_cancelled,
+) -> SweepReport:
+    """Compress at every ratio that is not finished in `out` already.
+
+    Args:
+        request: what to do.
+        out: made if it is not there; a stopped sweep is gone on with.
+        limits: how large the model may be.
+        offload_dir: where hidden states are kept instead of in memory.
+        on_progress: hears every step; fractions are of the whole sweep.
+        should_cancel: asked between batches. What is finished stays, what is not can be gone on
+            with.
+
+    Returns:
+        What is in `sweep.json` as well.
+
+    Raises:
+        OutputExistsError: if a ratio's directory holds something else.
+        IntraSliceError: one of the tree in `errors.py`.
+    """
+    bound_allocator()
+    finished = {ratio: _finished(request, ratio, out) for ratio in request.ratios}
+    work = out / WORK_FOLDER
+    work.mkdir(parents=True, exist_ok=True)
+    progress = _Progress(request.ratios, on_progress)
+    with tempfile.TemporaryDirectory(prefix="model-", dir=work) as scratch:
+        started = time.perf_counter()
+        raise_if_cancelled(should_cancel)
+        progress.tell(f"opening {request.model}")
+        directory = open_model(request.model, Path(scratch), limits)
+        opened = OpenedModel(reference=request.model, directory=directory)
+        report = _begun(request, opened, time.perf_counter() - started)
+        shared = SharedFiles(directory=work / "shared", max_bytes=shutil.disk_usage(work).free // 2)
+        scores = DenseScores()
+        for ratio in request.ratios:
+            run = Run(
+                on_progress=progress.of(ratio),
+                should_cancel=should_cancel,
+                shared=shared,
+                checkpoints=LayerCheckpoints(directory=work / folder_name(ratio)),
+                dense_scores=scores,
+                offload_dir=offload_dir,
+                verify=request.verify,
+            )
+            point = _point(request, opened, out, ratio, finished[ratio], run)
+            report = report.model_copy(update={"points": (*report.points, point)})
+            _write(report, out / SWEEP_FILE)
+            progress.done(ratio)
+            shutil.rmtree(work / folder_name(ratio), ignore_errors=True)
+    shutil.rmtree(work)
+    return report
+
+
+def _begun(request: SweepRequest, opened: OpenedModel, seconds: float) -> SweepReport:
+    """The report without a point, once every ratio is known to be within reach.
+
+    Raises:
+        BudgetOutOfReachError: naming what of it is not.
+    """
+    with CheckpointReader(opened.directory) as reader:
+        geometry = reader.family.geometry(reader.config)
+        item_bytes = reader.tensor(reader.family.embedding).dtype.itemsize
+        for ratio in request.ratios:
+            compression_budget(request.config(ratio), geometry, item_bytes)
+    files = opened.directory.glob("*.safetensors")
+    return SweepReport(
+        engine_version=intraslice_core.__version__,
+        model=request.model,
+        settings=request.settings,
+        evaluation=request.evaluation,
+        params_before=dense_parameters(geometry),
+        bytes_before=sum(file.stat().st_size for file in files),
+        opening_seconds=seconds,
+    )
+
+
+def _finished(request: SweepRequest, ratio: float, out: Path) -> CompressionReport | None:
+    """The report of a checkpoint that an earlier sweep has made as this one would.
+
+    Raises:
+        OutputExistsError: if there is something else in its place.
+    """
+    place = out / folder_name(ratio)
+    try:
+        report = CompressionReport.model_validate_json((place / REPORT_FILE).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        require_free_output(place)
+        return None
+    except ValidationError:
+        report = None
+    if report is None or not _as_asked(report, request, ratio):
+        raise OutputExistsError(
+            f"{place} holds a compression with other settings",
+            field="out",
+            hint="give another directory or remove it",
+        )
+    return report
+
+
+def _as_asked(report: CompressionReport, request: SweepRequest, ratio: float) -> bool:
+    """Whether it was made, and measured, as the request says."""
+    texts, wanted = [], request.evaluation
+    if report.evaluation is not None:
+        texts = [(one.text, one.context_length) for one in report.evaluation.perplexity]
+    asked = []
+    if wanted is not None:
+        asked = [(text, wanted.context_length) for text in dict.fromkeys(wanted.perplexity)]
+    timed = report.evaluation is not None and report.evaluation.speed is not None
+    return (
+        report.model == request.model
+        and report.config == request.config(ratio)
+        and report.engine_version == intraslice_core.__version__
+        and texts == asked
+        and (UNVERIFIED not in report.warnings or not request.verify)
+        and timed == (wanted is not None and wanted.benchmark)
+    )
+
+
+def _point(
+    request: SweepRequest,
+    opened: OpenedModel,
+    out: Path,
+    ratio: float,
+    finished: CompressionReport | None,
+    run: Run,
+) -> SweepPoint:
+    """One ratio's result: found, or made now."""
+    name = folder_name(ratio)
+    if finished is not None:
+        return SweepPoint.of(ratio, name, finished)
+    try:
+        made = compress_opened(opened, out / name, request.config(ratio), request.evaluation, run)
+    except QualityGateError as error:  # of this ratio; a smaller one may well pass
+        return SweepPoint(ratio=ratio, directory=name, refused=str(error))
+    return SweepPoint.of(ratio, name, made)
+
+
+def _write(report: SweepReport, file: Path) -> None:
+    """It appears whole or not at all."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
+@dataclass
+class _Progress:
+    """Of the whole sweep, from that of each ratio."""
+
+    ratios: tuple[float, ...]
+    listener: ProgressListener
+    started: float = field(default_factory=time.perf_counter)
+    past: float = 0.0
+
+    def _weight(self, ratio: float) -> float:
+        return 1.0 if ratio == self.ratios[0] else FURTHER_SHARE
+
+    @property
+    def _total(self) -> float:
+        return sum(self._weight(ratio) for ratio in self.ratios)
+
+    def tell(self, message: str) -> None:
+        """That something happens before the first ratio."""
+        self.listener(ProgressEvent(stage=Stage.LOAD, message=message, fraction=0.0))
+
+    def of(self, ratio: float) -> ProgressListener:
+        """What one ratio's run speaks to."""
+
+        def relay(event: ProgressEvent) -> None:
+            fraction = (self.past + event.fraction * self._weight(ratio)) / self._total
+            elapsed = time.perf_counter() - self.started
+            eta = elapsed * (1.0 - fraction) / fraction if fraction > 0.02 else None
+            self.listener(
+                event.model_copy(
+                    update={
+                        "message": f"ratio {ratio!r}: {event.message}",
+                        "fraction": fraction,
+                        "eta_seconds": eta,
+                    }
+                )
+            )
+
+        return relay
+
+    def done(self, ratio: float) -> None:
+        """A ratio is finished."""
+        self.past += self._weight(ratio)

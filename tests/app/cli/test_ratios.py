@@ -1,0 +1,59 @@
+"""Ratios are counted in decimals, and what is none is refused with the way out."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.cli.ratios import ratios
+from intraslice_core.errors import ConfigurationError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.1:0.5:0.1", (0.1, 0.2, 0.3, 0.4, 0.5)),
+        ("0.1:0.3:0.1", (0.1, 0.2, 0.3)),
+        ("0:0.9:0.45", (0.0, 0.45, 0.9)),
+        ("0.3:0.3:0.1", (0.3,)),
+        ("0.4, 0.1,.25", (0.4, 0.1, 0.25)),
+        ("0.3", (0.3,)),
+    ],
+)
+def test_ranges_and_lists(text: str, expected: tuple[float, ...]) -> None:
+    assert ratios(text, "--ratios") == expected
+
+
+@given(st.integers(0, 40), st.integers(1, 9), st.integers(0, 20))
+def test_a_range_ends_with_its_stop(start: int, step: int, count: int) -> None:
+    stop = start + count * step
+    found = ratios(f"{start / 1000}:{stop / 1000}:{step / 1000}", "--ratios")
+    assert found == tuple((start + number * step) / 1000 for number in range(count + 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0.1:0.5", "is no range of ratios"),
+        ("0.1:0.5:0.1:2", "is no range of ratios"),
+        ("", "is no number"),
+        ("0.1,,0.2", "is no number"),
+        ("0.1,nan", "is no number"),
+        ("0.1:inf:0.1", "is no number"),
+        ("a:b:c", "is no number"),
+        ("0.5:0.1:0.1", "goes nowhere"),
+        ("0.1:0.5:0", "goes nowhere"),
+        ("0.1:0.45:0.1", r"do not meet 0.45 \(stop at 0.4 or at 0.5\)"),
+        ("0.5:1.5:0.5", "a ratio of 1.0 is impossible"),
+        ("-0.1", "a ratio of -0.1 is impossible"),
+        ("0.1,0.10", "names a ratio twice"),
+        ("0:0.9:0.00000001", "more than 50"),
+        (",".join(f"0.{number}1" for number in range(1, 53)), "more than 50"),
+    ],
+)
+def test_what_is_none_is_refused_by_the_options_name(text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        ratios(text, "--ratios")
+    assert caught.value.field == "--ratios"
+    assert caught.value.hint

@@ -1,0 +1,110 @@
+"""Hidden states in files change where they lie, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from intraslice_core import host_memory
+from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.errors import CompressionCancelledError, InsufficientDiskError
+from intraslice_core.host_memory import HostMemory
+from intraslice_core.pipeline import UNVERIFIED, compress_model
+from intraslice_core.progress import ProgressEvent, Stage
+from tests.intraslice_core.tiny_models import tiny_llama
+
+CONFIG = CompressionConfig(
+    ratio=0.3,
+    round_to=2,
+    calibration=CalibrationConfig(source="pydoc", samples=16, sequence_length=32),
+)
+
+
+@pytest.fixture
+def dense(tmp_path: Path) -> Path:
+    return tiny_llama(tmp_path / "dense")
+
+
+def mapped_from(directory: Path) -> int:
+    """Bytes of this process that are mapped from files in the directory, named or not."""
+    total = 0
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if f"{directory}/" in line:
+            first, last = (int(end, 16) for end in line.split()[0].split("-"))
+            total += last - first
+    return total
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (0, 4)])
+def test_room_is_as_asked_for_and_has_no_name(tmp_path: Path, shape: tuple[int, int]) -> None:
+    values = torch.arange(15, dtype=torch.bfloat16)[: shape[0] * shape[1]].view(shape)
+    kept = HostMemory(tmp_path / "made").copy(values)
+    assert torch.equal(kept, values)
+    assert (kept.dtype, kept.shape) == (values.dtype, values.shape)
+    assert list(tmp_path.rglob("states*")) == []
+    assert (mapped_from(tmp_path) > 0) == (kept.numel() > 0)
+    del kept
+    assert mapped_from(tmp_path) == 0
+
+
+def test_the_result_is_the_same_bytes_and_states_are_in_files(dense: Path, tmp_path: Path) -> None:
+    seen: dict[Stage, int] = {}
+
+    def look(event: ProgressEvent) -> None:
+        seen[event.stage] = max(seen.get(event.stage, 0), mapped_from(tmp_path / "states"))
+
+    compress_model(str(dense), tmp_path / "plain", CONFIG, verify=False)
+    compress_model(
+        *(str(dense), tmp_path / "offloaded", CONFIG),
+        offload_dir=tmp_path / "states",
+        verify=False,
+        on_progress=look,
+    )
+    for name in ("model.safetensors", "config.json"):
+        plain, offloaded = (tmp_path / out / name for out in ("plain", "offloaded"))
+        assert plain.read_bytes() == offloaded.read_bytes()
+    stream = 16 * 32 * 48 * 4
+    assert seen[Stage.COMPRESS] >= 2 * stream
+    assert seen[Stage.ALLOCATE] > 0
+    assert mapped_from(tmp_path / "states") == 0
+    assert list((tmp_path / "states").iterdir()) == []
+
+
+def test_nothing_is_left_of_a_run_that_was_stopped(dense: Path, tmp_path: Path) -> None:
+    reached: list[Stage] = []
+    with pytest.raises(CompressionCancelledError):
+        compress_model(
+            *(str(dense), tmp_path / "out", CONFIG),
+            offload_dir=tmp_path / "states",
+            on_progress=lambda event: reached.append(event.stage),
+            should_cancel=lambda: Stage.COMPRESS in reached,
+        )
+    assert list((tmp_path / "states").iterdir()) == []
+
+
+def test_a_disk_without_room_is_named_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(host_memory.os, "posix_fallocate", full)
+    with pytest.raises(InsufficientDiskError, match=r"no room for 8\.00 GB") as caught:
+        HostMemory(tmp_path).empty((10**9,), torch.float64)
+    assert caught.value.field == "offload_dir"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InsufficientDiskError, match="cannot be written to"):
+        HostMemory(tmp_path / "file").empty((1,), torch.float32)
+
+
+def test_an_unverified_result_says_so(dense: Path, tmp_path: Path) -> None:
+    report = compress_model(str(dense), tmp_path / "out", CONFIG, verify=False)
+    assert report.warnings == (UNVERIFIED,)
+    assert not (tmp_path / "out" / "verification.json").exists()

@@ -1,0 +1,182 @@
+"""A sweep's checkpoints are those of single compressions, made with less work and never twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from intraslice_core import pipeline, sweep
+from intraslice_core.checkpoints import sources
+from intraslice_core.config import (
+    CalibrationConfig,
+    CompressionSettings,
+    EvaluationConfig,
+    GateConfig,
+)
+from intraslice_core.errors import (
+    BudgetOutOfReachError,
+    CompressionCancelledError,
+    OutputExistsError,
+)
+from intraslice_core.estimation import walk
+from intraslice_core.evaluation import comparison
+from intraslice_core.planning import estimators
+from intraslice_core.progress import ProgressEvent, Stage
+from intraslice_core.reports.sweep import SweepReport, SweepRequest
+from intraslice_core.sweep import compress_sweep
+from tests.intraslice_core.tiny_models import tiny_llama
+
+RATIOS = (0.2, 0.4)
+SETTINGS = CompressionSettings(
+    calibration=CalibrationConfig(source="pydoc", samples=16, sequence_length=32),
+    round_to=2,
+    dtype="float32",
+    device="cpu",
+)
+EVALUATION = EvaluationConfig(
+    perplexity=("pydoc", "self"), max_tokens=128, context_length=32, benchmark=False
+)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("sweeps") / "dense")
+
+
+def request(dense: Path, evaluation: EvaluationConfig | None = None) -> SweepRequest:
+    return SweepRequest(model=str(dense), settings=SETTINGS, ratios=RATIOS, evaluation=evaluation)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done, by name, and done all the same."""
+    done: list[str] = []
+
+    def counting(room: object, name: str) -> None:
+        original = getattr(room, name)
+
+        def count(*arguments: object, **named: object) -> object:
+            done.append(name)
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(room, name, count)
+
+    counting(estimators, "learn")
+    counting(sweep, "open_model")
+    counting(pipeline, "calibration_tokens")
+    counting(pipeline, "verify_checkpoint")
+    counting(comparison, "load_model")
+    assert walk.learn is not estimators.learn
+    assert sources.open_model is not sweep.open_model
+    return done
+
+
+def test_checkpoints_are_those_of_single_compressions(
+    dense: Path, tmp_path: Path, counted: list[str]
+) -> None:
+    report = compress_sweep(request(dense, EVALUATION), tmp_path / "out")
+    # The dense model is loaded once to write and be scored, each result once to be scored.
+    assert {name: counted.count(name) for name in set(counted)} == {
+        "open_model": 1,
+        "calibration_tokens": 1,
+        "learn": 1,
+        "verify_checkpoint": 2,
+        "load_model": 3,
+    }
+    for point in report.points:
+        alone = tmp_path / f"alone-{point.ratio}"
+        expected = pipeline.compress_model(
+            str(dense), alone, request(dense).config(point.ratio), evaluation=EVALUATION
+        )
+        made = tmp_path / "out" / point.directory
+        for name in ("model.safetensors", "config.json"):
+            assert (made / name).read_bytes() == (alone / name).read_bytes()
+        assert expected.evaluation is not None
+        assert point.perplexity == expected.evaluation.perplexity
+        assert point.params_after == expected.params_after
+        assert point.achieved_ratio == expected.removed_fraction
+    stored = (tmp_path / "out" / "sweep.json").read_text()
+    assert SweepReport.model_validate_json(stored) == report
+    names = ["ratio-0.2", "ratio-0.4", "sweep.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert report.relative_cost(report.points[0]) == 1.0
+
+
+def test_a_stopped_sweep_goes_on_where_it_was(
+    dense: Path, tmp_path: Path, counted: list[str]
+) -> None:
+    events: list[ProgressEvent] = []
+
+    def in_the_second() -> bool:
+        return any("0.4" in event.message and event.layer == 2 for event in events)
+
+    with pytest.raises(CompressionCancelledError):
+        compress_sweep(
+            request(dense), tmp_path, on_progress=events.append, should_cancel=in_the_second
+        )
+    points = json.loads((tmp_path / "sweep.json").read_text())["points"]
+    assert [point["ratio"] for point in points] == [0.2]
+    assert not (tmp_path / "ratio-0.4").exists()
+    counted.clear()
+    report = compress_sweep(request(dense), tmp_path)
+    assert [point.ratio for point in report.points] == list(RATIOS)
+    assert report.points[1].resumed_layers == 2
+    assert counted == ["open_model", "verify_checkpoint"]
+    assert not (tmp_path / ".sweep").exists()
+    counted.clear()
+    assert compress_sweep(request(dense), tmp_path).points == report.points
+    assert counted == ["open_model"]
+
+
+def test_results_of_other_settings_are_refused_and_kept(dense: Path, tmp_path: Path) -> None:
+    once = SweepRequest(model=str(dense), settings=SETTINGS, ratios=(0.2,), evaluation=None)
+    compress_sweep(once, tmp_path)
+    weights = (tmp_path / "ratio-0.2" / "model.safetensors").read_bytes()
+    others = (
+        once.model_copy(update={"settings": SETTINGS.model_copy(update={"batch_size": 3})}),
+        once.model_copy(update={"evaluation": EVALUATION}),
+        once.model_copy(update={"model": f"{dense}/"}),
+    )
+    for other in others:
+        with pytest.raises(OutputExistsError, match="other settings"):
+            compress_sweep(other, tmp_path)
+    (tmp_path / "ratio-0.4").mkdir()
+    (tmp_path / "ratio-0.4" / "mine").touch()
+    with pytest.raises(OutputExistsError, match="already exists"):
+        compress_sweep(once.model_copy(update={"ratios": (0.4,)}), tmp_path)
+    assert (tmp_path / "ratio-0.2" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_ratio_out_of_reach_is_refused_before_any_is_begun(dense: Path, tmp_path: Path) -> None:
+    asked = SweepRequest(model=str(dense), settings=SETTINGS, ratios=(0.2, 0.99), evaluation=None)
+    stages: list[Stage] = []
+    with pytest.raises(BudgetOutOfReachError, match="cannot be removed"):
+        compress_sweep(asked, tmp_path, on_progress=lambda event: stages.append(event.stage))
+    assert set(stages) == {Stage.LOAD}
+
+
+def test_a_ratio_that_the_gate_refuses_does_not_stop_the_others(
+    dense: Path, tmp_path: Path
+) -> None:
+    gate = GateConfig(max_perplexity_ratio=1.0 + 1e-6)
+    strict = EVALUATION.model_copy(update={"gate": gate, "perplexity": ("pydoc",)})
+    report = compress_sweep(
+        request(dense, strict).model_copy(update={"ratios": (0.4, 0.0)}), tmp_path
+    )
+    refused, passed = report.points
+    assert refused.refused is not None
+    assert "the gate allows" in refused.refused
+    assert refused.params_after is None
+    assert passed.refused is None
+    assert not (tmp_path / "ratio-0.4").exists()
+
+
+def test_progress_is_of_the_whole_sweep(dense: Path, tmp_path: Path) -> None:
+    events: list[ProgressEvent] = []
+    compress_sweep(request(dense), tmp_path, on_progress=events.append)
+    fractions = [event.fraction for event in events if event.stage != Stage.ALLOCATE]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == pytest.approx(1.0)
+    assert events[-1].message.startswith("ratio 0.4: ")

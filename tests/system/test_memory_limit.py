@@ -1,0 +1,136 @@
+"""A model whose weights are larger than the memory a process may have is compressed all the same.
+
+The limit is RLIMIT_DATA. Since Linux 4.7 it counts what is private and writable: the heap and
+anonymous mappings, memory that nobody else can take over. What is mapped from files read-only or
+shared is not counted, and rightly so: it is the page cache's, which drops it when somebody needs
+the room. RLIMIT_AS would count the address space of every library and of every mapped file, and
+so refuse a file for its size however little of it is ever in memory.
+
+Weights are read through such mappings, and with `offload_dir` hidden states are written through
+them. The result is not loaded at the end (`verify=False`): that is transformers' doing, whole and
+in float32.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from intraslice_core.inspection.layout import INDEX_FILE
+from tests.intraslice_core.tiny_models import tiny_config, tiny_tokenizer
+
+pytestmark = [pytest.mark.slow]
+
+LAYERS, WIDTH, INNER = 48, 1024, 768
+SPARE = 256 * 2**20
+"""What the process may take beyond what importing has taken."""
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import torch
+from intraslice_core.host_memory import bound_allocator
+bound_allocator()
+from intraslice_core.pipeline import compress_model
+from intraslice_core.config import CalibrationConfig, CompressionConfig
+
+model, out, states, spare, what = sys.argv[1:]
+torch.set_num_threads(1)
+torch.ones(64, 64) @ torch.ones(64, 64)
+status = open("/proc/self/status").read()
+taken = int(status.split("VmData:")[1].split()[0]) * 1024
+limit = taken + int(spare)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+print(limit, flush=True)
+if what == "load":
+    from transformers import AutoModelForCausalLM
+    AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+else:
+    config = CompressionConfig(
+        ratio=0.3,
+        dtype="float32",
+        batch_size=2,
+        allocation="uniform",  # learns, and leaves out the comparison of two plans: seconds
+        calibration=CalibrationConfig(source="pydoc", samples=16, sequence_length=64),
+    )
+    compress_model(model, Path(out), config, verify=False,
+                   offload_dir=Path(states))
+"""
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Many small layers in float32, written one at a time."""
+    folder = tmp_path_factory.mktemp("large") / "dense"
+    folder.mkdir()
+    sizes = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS}
+    config = tiny_config(**sizes, head_dim=64, num_attention_heads=4, num_key_value_heads=2)
+    config.architectures = ["LlamaForCausalLM"]
+    config.dtype = torch.float32
+    config.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    torch.manual_seed(0)
+    shapes = {
+        "self_attn.q_proj": (256, WIDTH),
+        "self_attn.k_proj": (128, WIDTH),
+        "self_attn.v_proj": (128, WIDTH),
+        "self_attn.o_proj": (WIDTH, 256),
+        "mlp.gate_proj": (INNER, WIDTH),
+        "mlp.up_proj": (INNER, WIDTH),
+        "mlp.down_proj": (WIDTH, INNER),
+    }
+    index = {}
+    for layer in range(LAYERS):
+        prefix = f"model.layers.{layer}."
+        tensors = {
+            f"{prefix}{name}.weight": torch.randn(shape) * 0.02 for name, shape in shapes.items()
+        }
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{prefix}{norm}.weight"] = torch.ones(WIDTH)
+        if layer == 0:
+            tensors["model.embed_tokens.weight"] = torch.randn(config.vocab_size, WIDTH)
+            tensors["model.norm.weight"] = torch.ones(WIDTH)
+        name = f"model-{layer:05d}.safetensors"
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        index |= dict.fromkeys(tensors, name)
+    (folder / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return folder
+
+
+def limited(dense: Path, place: Path, what: str) -> subprocess.CompletedProcess[str]:
+    arguments = (str(dense), str(place / "out"), str(place / "states"), str(SPARE), what)
+    return subprocess.run(
+        [sys.executable, "-c", LIMITED, *arguments],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "OMP_NUM_THREADS": "1",
+            "MALLOC_ARENA_MAX": "1",  # an arena of each thread's own is 64 MiB at once
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_model_larger_than_the_limit_is_compressed_where_it_cannot_be_loaded(
+    dense: Path, tmp_path: Path
+) -> None:
+    weights = sum(file.stat().st_size for file in dense.glob("*.safetensors"))
+    whole = limited(dense, tmp_path, "load")
+    assert weights > int(whole.stdout.split()[0])
+    assert whole.returncode != 0
+    assert "memory" in whole.stderr.lower(), whole.stderr[-2000:]
+    done = limited(dense, tmp_path, "compress")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert weights > int(done.stdout.split()[0])
+    files = (tmp_path / "out").glob("*.safetensors")
+    written = sum(file.stat().st_size for file in files)
+    assert 0.6 * weights < written < 0.75 * weights

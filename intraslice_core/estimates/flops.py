@@ -14,6 +14,7 @@ from intraslice_core.config import CompressionConfig, FrozenModel
 from intraslice_core.estimates.sequences import (
     PAIR_QUERIES,
     PAIR_SEQUENCES,
+    REHEARSED_PLANS,
     TRIALS_A_SPOT,
     EstimatorSequences,
     spots,
@@ -66,7 +67,7 @@ def stage_flops(geometry: ModelGeometry, compression: CompressionConfig) -> Stag
         learning=work.learning(),
         learning_wide=work.learning_wide(),
         rehearsal=work.rehearsal(),
-        rehearsal_wide=2 * work.fits(1, 1) if work.parts.rehearsal else 0.0,
+        rehearsal_wide=REHEARSED_PLANS * work.fits(1, 1) if work.parts.rehearsal else 0.0,
         passes=work.passes(work.samples) if compensates else 0.0,
         statistics=work.statistics(work.samples) if compensates else 0.0,
         factorisations=work.fits(*work.dampings) if compensates else 0.0,
@@ -175,11 +176,11 @@ class _Work:
         return self.layers * (elimination + metrics) + len(spots(self.layers)) * tried
 
     def rehearsal(self) -> float:
-        """Both plans, compressed on few sequences and scored on others."""
+        """All plans, compressed on few sequences and scored on others."""
         fitted, checked = self.parts.rehearsal, self.parts.check
         if not fitted:
             return 0.0
-        return 2 * (
+        return REHEARSED_PLANS * (
             self.passes(fitted) + self.statistics(fitted) + checked * self.sequence(self.kept)
         )
 

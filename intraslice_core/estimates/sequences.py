@@ -12,6 +12,8 @@ from intraslice_core.presets import PRESETS, resolve_allocator
 
 GROUP_SEQUENCES = 8
 REHEARSED = 8
+REHEARSED_PLANS = 4
+"""At most: those of the allocator, and equal layers."""
 SPOT_DISTANCE = 5
 TRIALS_A_SPOT = 4
 PAIR_SEQUENCES, PAIR_QUERIES = 8, 128
@@ -25,7 +27,7 @@ class EstimatorSequences:
     learning: int
     check: int
     rehearsal: int
-    """Of each of two plans."""
+    """Of each of the plans that are compared."""
 
     @classmethod
     def of(cls, compression: CompressionConfig) -> EstimatorSequences:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from intraslice_core.config import CompressionConfig, EvaluationConfig
-from intraslice_core.estimates.sequences import EstimatorSequences, stream_layers
+from intraslice_core.estimates.sequences import (
+    REHEARSED_PLANS,
+    EstimatorSequences,
+    stream_layers,
+)
 from intraslice_core.progress import Stage
 from intraslice_core.text_sources import WRITTEN
 
@@ -59,6 +63,8 @@ def _estimator_tokens(layers: int, compression: CompressionConfig) -> float:
     """Tokens that pass all layers, or as many of them as come to the same."""
     parts = EstimatorSequences.of(compression)
     trials = parts.check * stream_layers(layers) / layers
-    both = 2 * (_REHEARSED_PASSES * parts.rehearsal + parts.check * bool(parts.rehearsal))
-    sequences = 3 * parts.gradients + parts.learning + trials + both
+    plans = REHEARSED_PLANS * (
+        _REHEARSED_PASSES * parts.rehearsal + parts.check * bool(parts.rehearsal)
+    )
+    sequences = 3 * parts.gradients + parts.learning + trials + plans
     return sequences * compression.calibration.sequence_length

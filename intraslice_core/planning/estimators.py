@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -101,8 +101,22 @@ def learn_model(
 # -- the Lagrangian allocator ------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class AttentionOffer:
+    """What of the attention is for sale, and how dear."""
+
+    heads: bool
+    """Whether heads may go, and not only dimensions of all of them."""
+    price: float
+    """What attention's predicted losses are multiplied by."""
+
+
 def lagrangian_shapes(
-    learned: Learned, geometry: ModelGeometry, budget: int, settings: CompressionSettings
+    learned: Learned,
+    geometry: ModelGeometry,
+    budget: int,
+    settings: CompressionSettings,
+    offer: AttentionOffer,
 ) -> PricedPlan:
     """Shapes of least predicted loss within `budget` compressible parameters.
 
@@ -110,31 +124,35 @@ def lagrangian_shapes(
     """
     attention = trial_scales(learned.trials, "attention", len(learned.layers))
     mlp = trial_scales(learned.trials, "mlp", len(learned.layers))
+    some_heads = offer.heads and PRESETS[settings.method].cuts_heads
     curves = ModelCurves(
         geometry=geometry,
         layers=tuple(
-            _curves(layer, geometry, settings, scales)
-            for layer, scales in zip(learned.layers, zip(attention, mlp, strict=True), strict=True)
+            _curves(layer, geometry, settings.round_to, (offer.price * one, other), some_heads)
+            for layer, one, other in zip(learned.layers, attention, mlp, strict=True)
         ),
     )
     whole = frozenset[Module](("attention", "mlp") if settings.module_cap == 1.0 else ())
     constraint = ShapeConstraint(removable=whole)
-    return lagrangian_plan(curves, budget, module_cap=settings.module_cap, constraint=constraint)
+    priced = lagrangian_plan(curves, budget, module_cap=settings.module_cap, constraint=constraint)
+    prices = (replace(one, attention=one.attention / offer.price) for one in priced.prices)
+    return replace(priced, prices=tuple(prices))
 
 
 def _curves(
     layer: LayerKnowledge,
     geometry: ModelGeometry,
-    settings: CompressionSettings,
+    round_to: int,
     scales: tuple[float, float],
+    some_heads: bool,
 ) -> LayerCurves:
-    round_to, (attention, mlp) = settings.round_to, scales
+    attention, mlp = scales
     return LayerCurves(
         attention=AttentionCurves(
             pairs=pair_curve(attention * layer.pair_losses.numpy(), round_to),
             values=Curve.sampled(attention * layer.value_losses.numpy(), round_to),
             heads=(
-                *_head_options(layer, attention, some=PRESETS[settings.method].cuts_heads),
+                *_head_options(layer, attention, some=some_heads),
                 *all_heads(geometry),
             ),
         ),

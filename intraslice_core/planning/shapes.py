@@ -22,6 +22,7 @@ from intraslice_core.estimation.knowledge_file import load_learned, save_learned
 from intraslice_core.estimation.walk import Learned
 from intraslice_core.plan import ModelGeometry, ModelPlan
 from intraslice_core.planning.estimators import (
+    AttentionOffer,
     EstimationTokens,
     fisher_shapes,
     lagrangian_shapes,
@@ -29,12 +30,18 @@ from intraslice_core.planning.estimators import (
     trial_rank_correlation,
 )
 from intraslice_core.planning.rehearsal import SEQUENCES, Rehearsal
+from intraslice_core.planning.search import OFFERS, Candidate, search
 from intraslice_core.presets import PRESETS, resolve_allocator
 from intraslice_core.reports.allocation import allocation_report
-from intraslice_core.reports.schema import AllocationReport, LossWeighting, TrialReport
+from intraslice_core.reports.schema import (
+    AllocationReport,
+    CandidateReport,
+    LossWeighting,
+    TrialReport,
+)
 
 LEARNING_SHARE = 0.6
-"""Of the stage's time; the rest compares two plans."""
+"""Of the stage's time; the rest compares allocations."""
 
 
 class ContentKey(Protocol):
@@ -161,22 +168,41 @@ def _uniform(
 
 def _lagrangian(work: ShapeWork, learned: Learned, split: EstimationTokens) -> Shapes:
     """The allocator's shapes, unless equal layers do better on sequences nobody learnt from."""
+
+    def allocate(offer: AttentionOffer) -> PricedPlan:
+        parameters = work.budget.parameters
+        return lagrangian_shapes(learned, work.geometry, parameters, work.config, offer)
+
+    rehearsals = _rehearsals(work, learned, split)
+    found: tuple[Candidate, ...] = ()
     try:
-        priced = lagrangian_shapes(learned, work.geometry, work.budget.parameters, work.config)
+        if rehearsals is None:
+            priced = allocate(OFFERS[0])
+        else:
+            found = search(allocate, rehearsals.loss)
+            priced = found[0].priced
     except ConfigurationError as error:
         return _uniform(work, learned, _fallen_back(work, "fisher", error.message))
-    losses = _compared(work, learned, split, priced)
-    worse = losses is not None and losses[0] > losses[1]
+    equal = rehearsals.loss_of_equal_layers() if rehearsals is not None else None
+    worse = bool(found) and equal is not None and found[0].loss > equal
     report = allocation_report(
         work.config.allocation,
         "uniform" if worse else "lagrangian",
         priced,
         weighting="fisher",
-        calibration_loss=losses[0] if losses else None,
-        uniform_calibration_loss=losses[1] if losses else None,
+        calibration_loss=found[0].loss if found else None,
+        uniform_calibration_loss=equal,
         fallback_reason="equal layers did better on held-out calibration text" if worse else None,
     ).model_copy(
         update={
+            "candidates": tuple(
+                CandidateReport(
+                    heads=one.offer.heads,
+                    attention_price=one.offer.price,
+                    calibration_loss=one.loss,
+                )
+                for one in found
+            ),
             "trials": tuple(TrialReport(**vars(trial)) for trial in learned.trials),
             "rank_correlation": trial_rank_correlation(learned.trials),
         }
@@ -186,16 +212,38 @@ def _lagrangian(work: ShapeWork, learned: Learned, split: EstimationTokens) -> S
     return Shapes(plan=priced.plan, knowledge=_layers(work, learned), report=report)
 
 
-def _compared(
-    work: ShapeWork, learned: Learned, split: EstimationTokens, priced: PricedPlan
-) -> tuple[float, float] | None:
-    """Rehearsed loss of the priced and of the uniform plan; None where there is no uniform one."""
+@dataclass
+class _Rehearsals:
+    """Plans tried one after the other, and how far along that is."""
+
+    work: ShapeWork
+    rehearsal: Rehearsal
+    turn: int = 0
+
+    def loss(self, plan: ModelPlan) -> float:
+        """Mean loss of the model with these shapes, in nats a token."""
+        share = (1 - LEARNING_SHARE) / (len(OFFERS) + 1)
+        begun = LEARNING_SHARE + share * self.turn
+        self.turn += 1
+        return self.rehearsal.loss(
+            plan,
+            lambda done: self.work.before_batch(begun + share * done, "comparing allocations"),
+        )
+
+    def loss_of_equal_layers(self) -> float | None:
+        """The same of the uniform plan; None where there is none."""
+        work = self.work
+        try:
+            equal = uniform_plan(work.geometry, work.budget.ratio, work.config.round_to)
+        except ConfigurationError:  # rounding misses the budget: no plan to compare with
+            return None
+        return self.loss(equal)
+
+
+def _rehearsals(work: ShapeWork, learned: Learned, split: EstimationTokens) -> _Rehearsals | None:
+    """None for methods whose compression is not by what was learnt."""
     preset = PRESETS[work.config.method]
     if not preset.learns:
-        return None
-    try:
-        equal = uniform_plan(work.geometry, work.budget.ratio, work.config.round_to)
-    except ConfigurationError:  # rounding misses the budget: no plan to compare with
         return None
     rehearsal = Rehearsal(
         layers=work.layers,
@@ -207,14 +255,4 @@ def _compared(
         device=work.device,
         stored_dtype=work.stored_dtype,
     )
-    half = (1 - LEARNING_SHARE) / 2
-    ours, theirs = (
-        rehearsal.loss(
-            plan,
-            lambda done, turn=turn: work.before_batch(  # type: ignore[misc]
-                LEARNING_SHARE + half * (turn + done), "comparing shapes with equal layers"
-            ),
-        )
-        for turn, plan in enumerate((priced.plan, equal))
-    )
-    return ours, theirs
+    return _Rehearsals(work=work, rehearsal=rehearsal)

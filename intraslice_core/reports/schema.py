@@ -80,6 +80,14 @@ class TrialReport(FrozenModel):
     measured: float = Field(description="loss increase on calibration sequences held out for it")
 
 
+class CandidateReport(FrozenModel):
+    """An allocation by the curves, and how the model did with it."""
+
+    heads: bool = Field(description="whether heads were offered, and not only dimensions")
+    attention_price: float = Field(description="what attention's curves were multiplied by")
+    calibration_loss: float = Field(description="in nats a token, on held-out calibration text")
+
+
 class AllocationReport(FrozenModel):
     """Who decided how much is removed where."""
 
@@ -98,6 +106,9 @@ class AllocationReport(FrozenModel):
     )
     predicted_loss: float | None = Field(default=None, description="sum over all modules")
     layers: tuple[LayerPrediction, ...] = ()
+    candidates: tuple[CandidateReport, ...] = Field(
+        default=(), description="the different allocations that were tried, the best first"
+    )
     trials: tuple[TrialReport, ...] = ()
     rank_correlation: float | None = Field(
         default=None,

@@ -15,7 +15,7 @@ from intraslice_core.estimates.sequences import EstimatorSequences, spots, strea
 from intraslice_core.estimation import gradients, walk
 from intraslice_core.pipeline import compress_model
 from intraslice_core.plan import ModelGeometry
-from intraslice_core.planning import rehearsal
+from intraslice_core.planning import rehearsal, search
 from intraslice_core.planning.estimators import EstimationTokens
 from intraslice_core.progress import ProgressEvent, Stage
 from tests.intraslice_core.tiny_models import tiny_llama
@@ -40,6 +40,7 @@ def config(samples: int = 32, length: int = 64, **changes: object) -> Compressio
 def test_sizes_are_the_estimators_own() -> None:
     assert sequences.GROUP_SEQUENCES == gradients.GROUP_SEQUENCES
     assert sequences.REHEARSED == rehearsal.SEQUENCES
+    assert len(search.OFFERS) + 1 == sequences.REHEARSED_PLANS
     assert sequences.SPOT_DISTANCE == walk.SPOT_DISTANCE
     assert 2 * len(walk.TRIAL_CUTS) == sequences.TRIALS_A_SPOT
     assert (sequences.PAIR_SEQUENCES, sequences.PAIR_QUERIES) == (
@@ -100,7 +101,7 @@ def test_flops_agree_with_torchs_count(tmp_path: Path) -> None:
             expected.gradients + expected.learning,
             expected.learning_wide,
         ),
-        "comparing shapes with equal layers": (expected.rehearsal, expected.rehearsal_wide),
+        "comparing allocations": (expected.rehearsal, expected.rehearsal_wide),
         "compress": (expected.passes + expected.statistics, expected.factorisations),
     }
     for stage, (products, wide) in told.items():

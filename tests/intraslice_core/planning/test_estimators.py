@@ -26,6 +26,7 @@ from intraslice_core.planning.estimators import (
     trial_rank_correlation,
     trial_scales,
 )
+from intraslice_core.planning.search import OFFERS
 from tests.intraslice_core.tiny_models import (
     FAMILY_VARIANTS,
     save_checkpoint,
@@ -112,7 +113,7 @@ def test_every_family_is_learnt_and_allocated_within_its_budget(variant, tmp_pat
     with CheckpointReader(directory) as reader:
         geometry = reader.family.geometry(reader.config)
     dense = geometry.dense_plan().parameters(geometry)
-    priced = lagrangian_shapes(learned, geometry, round(0.7 * dense), config)
+    priced = lagrangian_shapes(learned, geometry, round(0.7 * dense), config, OFFERS[-1])
     assert priced.plan.parameters(geometry) == pytest.approx(0.7 * dense, rel=0.005)
     assert priced.predicted_loss > 0
     for layer in learned.layers:

@@ -8,6 +8,7 @@ import pytest
 
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.pipeline import compress_model
+from intraslice_core.planning import shapes
 from intraslice_core.planning.rehearsal import Rehearsal
 from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.sharing import SharedFiles
@@ -49,6 +50,9 @@ def test_the_lagrangian_tells_what_it_knew(tmp_path):
     told = report.allocation
     assert told is not None
     assert told.calibration_loss is not None
+    losses = [one.calibration_loss for one in told.candidates]
+    assert losses == sorted(losses)
+    assert losses[0] == told.calibration_loss
     assert told.uniform_calibration_loss is not None
     assert told.fell_back == (told.calibration_loss > told.uniform_calibration_loss)
     assert told.allocator == ("uniform" if told.fell_back else "lagrangian")
@@ -57,19 +61,19 @@ def test_the_lagrangian_tells_what_it_knew(tmp_path):
     assert {trial.layer for trial in told.trials} == {0, 2}
 
 
-@pytest.mark.parametrize(("losses", "fell_back"), [((2.0, 1.0), True), ((1.0, 2.0), False)])
+@pytest.mark.parametrize(("ours", "equal", "fell_back"), [(2.0, 1.0, True), (1.0, 2.0, False)])
 def test_shapes_that_do_worse_than_equal_layers_are_not_taken(
-    losses, fell_back, tmp_path, monkeypatch
+    ours, equal, fell_back, tmp_path, monkeypatch
 ):
-    told = iter(losses)
-    monkeypatch.setattr(Rehearsal, "loss", lambda *_: next(told))
+    monkeypatch.setattr(Rehearsal, "loss", lambda *_: ours)
+    monkeypatch.setattr(shapes._Rehearsals, "loss_of_equal_layers", lambda _: equal)
     report = compress(tmp_path, allocation="lagrangian")
     assert report.allocation is not None
     assert report.allocation.fell_back is fell_back
-    shapes = {layer.qk_pairs for layer in report.plan.layers}
+    pairs = {layer.qk_pairs for layer in report.plan.layers}
     if fell_back:
         assert "equal layers" in str(report.allocation.fallback_reason)
-        assert len(shapes) == 1
+        assert len(pairs) == 1
 
 
 def test_a_second_ratio_learns_nothing_anew(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -44,6 +45,7 @@ class Representation:
 
     body: bytes
     etag: str
+    media_type: str = "application/json"
 
     @classmethod
     def of(cls, model: BaseModel, *, weak: bool = False) -> Representation:
@@ -52,6 +54,12 @@ class Representation:
         digest = hashlib.sha256(body).hexdigest()[:32]
         return cls(body=body, etag=f'W/"{digest}"' if weak else f'"{digest}"')
 
+    @classmethod
+    def of_bytes(cls, body: bytes, media_type: str) -> Representation:
+        """The answer as it is."""
+        digest = hashlib.sha256(body).hexdigest()[:32]
+        return cls(body=body, etag=f'"{digest}"', media_type=media_type)
+
     def is_known(self, if_none_match: str | None) -> bool:
         """Whether the client has it; weak comparison, as RFC 9110 asks for here."""
         if if_none_match is None:
@@ -59,12 +67,14 @@ class Representation:
         tags = _TAG.findall(if_none_match)
         return if_none_match.strip() == "*" or self.etag.removeprefix("W/") in tags
 
-    def response(self, if_none_match: str | None) -> Response:
-        """The whole, or that there is nothing new."""
-        headers = {"ETag": self.etag, "Cache-Control": "private, no-cache"}
+    def response(
+        self, if_none_match: str | None, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """The whole, or that there is nothing new; either with these headers, too."""
+        headers = {"ETag": self.etag, "Cache-Control": "private, no-cache", **(headers or {})}
         if self.is_known(if_none_match):
             return Response(status_code=304, headers=headers)
-        return Response(self.body, media_type="application/json", headers=headers)
+        return Response(self.body, media_type=self.media_type, headers=headers)
 
 
 async def changed_job(

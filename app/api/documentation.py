@@ -28,6 +28,7 @@ _DETAILS: dict[int, tuple[str, str]] = {
     400: ("bad_request", "There was an error parsing the body"),
     401: ("unauthenticated", "Send an API key as a bearer token in the Authorization header"),
     403: ("scope_missing", "This needs a key with the scope 'write'"),
+    406: ("not_acceptable", "This is there as application/json or text/html only; ask for one"),
     409: ("illegal_state", "The job has succeeded; it cannot be cancelled"),
     413: ("body_too_large", "The body is larger than 1048576 bytes"),
     422: ("invalid_request", "The request does not have the right form"),

@@ -24,6 +24,7 @@ ServiceError
 │   └── IdempotencyKeyReusedError
 ├── ScopeMissingError            the key does not allow this
 ├── LinkRefusedError             a download link is forged or has expired
+├── NotAcceptableError           there is no representation that the client accepts
 ├── ResourceBusyError            somebody else holds what is needed
 ├── LeaseLostError               another worker owns the job now, or nobody does
 ├── PublicationError             the store holds other bytes than were written
@@ -206,6 +207,12 @@ class LinkRefusedError(ServiceError):
     """The link is not valid."""
 
     code = "invalid_link"
+
+
+class NotAcceptableError(ServiceError):
+    """There is no representation that you accept."""
+
+    code = "not_acceptable"
 
 
 class ResourceBusyError(ServiceError):

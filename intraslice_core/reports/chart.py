@@ -19,8 +19,8 @@ Style = Literal["lines", "bars", "dots"]
 
 WIDTH, HEIGHT = 440.0, 270.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 14.0, 26.0, 44.0
-_LEGEND = 22.0
-"""Height of the legend, where there is one."""
+_LEGEND = 18.0
+"""Height of a row of the legend."""
 _CHARACTER = 7.2
 """Width of a letter, about: there is nobody to measure it."""
 _MARKER = 4.0
@@ -104,7 +104,8 @@ class _Entry:
 def draw(chart: Chart) -> Markup:
     """The chart as an SVG element for an HTML page."""
     named = [one.name for one in chart.series if len(chart.series) > 1]
-    top = _TOP + (_LEGEND if named else 0.0)
+    legend = _legend(named)
+    top = max((entry.y for entry in legend), default=_TOP - 10.0) + 12.0
     frame = _Frame(left=_LEFT, right=WIDTH - _RIGHT, top=top, bottom=HEIGHT - _BOTTOM)
     return rendered(
         "chart.svg.j2",
@@ -112,7 +113,7 @@ def draw(chart: Chart) -> Markup:
         width=WIDTH,
         height=HEIGHT,
         frame=frame,
-        legend=_legend(named),
+        legend=legend,
         series=[
             _Drawn(
                 name=f"s{index}",
@@ -127,12 +128,16 @@ def draw(chart: Chart) -> Markup:
 
 
 def _legend(names: list[str]) -> list[_Entry]:
+    """In as many rows as the names take."""
     entries = []
-    x = _LEFT
+    x, y = _LEFT, _TOP
     for index, name in enumerate(names):
-        mark = _marker(index, x + _MARKER, _TOP + 6.0)
-        entries.append(_Entry(x=x + 14.0, y=_TOP + 10.0, name=name, mark=mark))
-        x += 14.0 + _CHARACTER * len(name) + 16.0
+        wide = 14.0 + _CHARACTER * len(name)
+        if x > _LEFT and x + wide > WIDTH - _RIGHT:
+            x, y = _LEFT, y + _LEGEND
+        mark = _marker(index, x + _MARKER, y + 6.0)
+        entries.append(_Entry(x=x + 14.0, y=y + 10.0, name=name, mark=mark))
+        x += wide + 16.0
     return entries
 
 

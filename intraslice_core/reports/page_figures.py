@@ -1,4 +1,4 @@
-"""The charts of a page, each with its numbers in a table; what there is no data for is not drawn."""
+"""The charts of a page, each with its numbers in a table; without data there is no chart."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def shapes(report: CompressionReport) -> Figure:
     plans += [(str(index), plan) for index, plan in enumerate(report.plan.layers)]
     return Figure(
         title="Sizes by layer, against dense",
-        caption="A bar is the part of the dense size that is kept; × is a module that is gone.",
+        caption="A bar is the part of the dense size that is kept; × is a module that is gone.",  # noqa: RUF001
         svg=shape_plot(report, inline=True),
         table=Table(
             columns=("layer", "query heads", "KV heads", "q/k width", "value width", "MLP width"),
@@ -182,16 +182,13 @@ def predictions(report: CompressionReport) -> list[Figure]:
 def _predicted(report: CompressionReport, allocation: AllocationReport) -> Figure | None:
     if not allocation.layers:
         return None
-    whose = allocation.allocator
-    if allocation.fell_back:
-        whose = f"{allocation.requested}, which were not taken"
+    whose: str = f"{allocation.requested}, which were not taken"
+    if not allocation.fell_back:
+        whose = allocation.allocator
     caption = f"Loss increase in nats that was predicted for the shapes of {whose}."
     series = [
-        _series(name, [(one.layer, value(one)) for one in allocation.layers])
-        for name, value in (
-            ("attention", lambda one: one.attention),
-            ("MLP", lambda one: one.mlp),
-        )
+        _series("attention", [(one.layer, one.attention) for one in allocation.layers]),
+        _series("MLP", [(one.layer, one.mlp) for one in allocation.layers]),
     ]
 
     def axis_from_zero(label: str, values: Sequence[float]) -> Axis:
@@ -204,7 +201,9 @@ def _trials(allocation: AllocationReport) -> Figure | None:
     if not allocation.trials:
         return None
     series = tuple(
-        Series(name=shown, points=tuple(_trial(one) for one in allocation.trials if one.module == n))
+        Series(
+            name=shown, points=tuple(_trial(one) for one in allocation.trials if one.module == n)
+        )
         for n, shown in _NAMES.items()
     )
     caption = "One module cut for trial, all others left alone; loss increase in nats."
@@ -259,7 +258,9 @@ def quality_by_size(results: Sequence[ModelResult]) -> Figure | None:
     if this is None or len(scored) < 2:
         return None
     series = (
-        Series(name="earlier jobs", points=tuple(map(_result, (o for o in scored if not o.is_this)))),
+        Series(
+            name="earlier jobs", points=tuple(map(_result, (o for o in scored if not o.is_this)))
+        ),
         Series(name="this job", points=(_result(this),)),
     )
     caption = f"Perplexity on {this.text}, compressed over dense; further down and left is better."

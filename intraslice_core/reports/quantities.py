@@ -1,4 +1,4 @@
-"""Numbers as people read them: 31.4 M, 256 MiB, 1.42×, 6 min 12 s."""
+"""Numbers as people read them: 31.4 M, 256 MiB, 1.42 times, 6 min 12 s."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def size(number: float) -> str:
 
 def times(ratio: float) -> str:
     """A factor; digits enough to tell it from 1."""
-    return f"{ratio:,.{0 if ratio >= 1000 else 1 if ratio >= 100 else 2}f}×"
+    return f"{ratio:,.{0 if ratio >= 1000 else 1 if ratio >= 100 else 2}f}×"  # noqa: RUF001
 
 
 def percent(fraction: float) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from app.api.conditional import (
@@ -25,6 +26,7 @@ from app.api.dependencies import (
     Writer,
 )
 from app.api.documentation import problems
+from app.api.negotiation import HTML, JSON, preferred
 from app.api.schemas import (
     ArtifactList,
     ArtifactOut,
@@ -35,7 +37,8 @@ from app.api.schemas import (
     JobUrls,
 )
 from app.domain.events import LAST_SEQUENCE
-from app.services import jobs, outbox, retention
+from app.services import jobs, outbox, report_pages, retention
+from intraslice_core.reports.page import report_page
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(401, 403, 422, 503))
 
@@ -47,7 +50,18 @@ _REPORT = {
     "layers": [{"layer": 0, "plan": {"intermediate_size": 1072}}],
 }
 _REPORTED: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/json": {"example": _REPORT}}}
+    200: {
+        "content": {
+            JSON: {"schema": {"type": "object"}, "example": _REPORT},
+            HTML: {"schema": {"type": "string"}, "example": "<!doctype html>…"},
+        }
+    }
+}
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
 }
 
 
@@ -166,10 +180,26 @@ def list_events(
     return EventList.of(found, limit)
 
 
-@router.get("/{job_id}/report", responses=problems(404) | _REPORTED)
-def get_report(job_id: str, resources: ResourcesDep, principal: Reader) -> dict[str, Any]:
-    """Show the engine's report of a succeeded job."""
-    return jobs.get_report(resources, principal, job_id)
+@router.get(
+    "/{job_id}/report",
+    response_class=Response,
+    responses=problems(404, 406) | _REPORTED | NOT_MODIFIED,
+)
+def get_report(
+    job_id: str,
+    resources: ResourcesDep,
+    principal: Reader,
+    accept: Annotated[str | None, Header(max_length=4096)] = None,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    """Show the engine's report of a succeeded job: as JSON, or as a page with plots."""
+    varies = {"Vary": "Accept"}
+    if preferred(accept, (JSON, HTML)) == HTML:
+        page = report_page(report_pages.get_page(resources, principal, job_id))
+        shown = Representation.of_bytes(page.encode(), f"{HTML}; charset=utf-8")
+        return shown.response(if_none_match, varies | _PAGE_HEADERS)
+    body = json.dumps(jobs.get_report(resources, principal, job_id), separators=(",", ":"))
+    return Representation.of_bytes(body.encode(), JSON).response(if_none_match, varies)
 
 
 @router.get("/{job_id}/artifacts", responses=problems(404))

@@ -1,0 +1,99 @@
+"""A job's report as a page, beside the other jobs of the same model."""
+
+from __future__ import annotations
+
+from app.adapters.database import artifacts, jobs
+from app.domain.artifact import Artifact
+from app.domain.job import Job, JobFilter
+from app.domain.lifecycle import State
+from app.domain.principal import Principal
+from app.services.jobs import existing_job, get_report
+from app.services.resources import Resources
+from intraslice_core.reports.page_contents import JobFacts, ModelResult, PublishedFile, ReportPage
+from intraslice_core.reports.schema import CompressionReport
+
+_MOST_RESULTS = 200
+"""Newest jobs of the model that are shown."""
+
+
+def get_page(resources: Resources, principal: Principal, job_id: str) -> ReportPage:
+    """What the page is made from.
+
+    Raises:
+        JobNotFoundError: if there is none, or it is not the principal's to see.
+        ReportNotFoundError: if the job has not succeeded.
+    """
+    report = get_report(resources, principal, job_id)
+    with resources.database.transaction() as transaction:
+        job = existing_job(transaction, principal, job_id)
+        files = artifacts.of_job(transaction, job_id) if job.expired_at is None else []
+        wanted = JobFilter(model=job.model.ref, states=frozenset({State.SUCCEEDED}))
+        found = jobs.newest(transaction, job.project_id, wanted, limit=_MOST_RESULTS)
+    others = [one for one in found if one.model == job.model and one.id != job.id]
+    return ReportPage(
+        report=CompressionReport.model_validate(report),
+        job=_facts(job),
+        files=tuple(_published(one) for one in files),
+        results=tuple(
+            result for one in (job, *others) if (result := _result(one, job)) is not None
+        ),
+        json_url=f"/v1/jobs/{job.id}",
+        artifacts_url=f"/v1/jobs/{job.id}/artifacts",
+    )
+
+
+def _facts(job: Job) -> JobFacts:
+    return JobFacts(
+        id=job.id,
+        model=job.model.ref,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        expired_at=job.expired_at,
+        attempt=job.attempt,
+        labels=job.labels,
+        evaluation=job.evaluation,
+    )
+
+
+def _published(file: Artifact) -> PublishedFile:
+    return PublishedFile(name=file.name, bytes=file.bytes, sha256=file.sha256)
+
+
+def _result(job: Job, this: Job) -> ModelResult | None:
+    """A job in a few numbers; None where it has none."""
+    result = job.result
+    if result is None:
+        return None
+    speed = result.speedup
+    scored = result.perplexity_before, result.perplexity_after
+    return ModelResult(
+        job_id=job.id,
+        url=f"/v1/jobs/{job.id}/report",
+        created_at=job.created_at,
+        labels=job.labels,
+        method=job.compression.method,
+        allocation=job.compression.allocation,
+        params_after=result.params_after,
+        bytes_after=result.bytes_after,
+        removed_fraction=result.achieved_ratio,
+        text=_text(job),
+        perplexity_ratio=scored[1] / scored[0] if scored[0] and scored[1] else None,
+        prefill_ratio=speed.prefill if speed else None,
+        decode_ratio=speed.decode if speed else None,
+        is_this=job.id == this.id,
+        is_comparable=_scored_alike(job, this),
+    )
+
+
+def _text(job: Job) -> str | None:
+    """What the perplexity is on: the first text."""
+    texts = job.evaluation.perplexity if job.evaluation else ()
+    return texts[0] if texts else None
+
+
+def _scored_alike(job: Job, this: Job) -> bool:
+    """The same text and, as the dense model did the same on it, the same tokens of it."""
+    if job.result is None or this.result is None or _text(job) != _text(this):
+        return False
+    return job.result.perplexity_before == this.result.perplexity_before

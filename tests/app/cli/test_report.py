@@ -1,0 +1,59 @@
+"""The page is made from a report that lies there, and nothing is overwritten unasked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from app.cli.main import app
+from app.cli.report import REPORT_FILE
+from intraslice_core.pipeline import REPORT_FILE as WRITTEN_BY_THE_ENGINE
+from tests.intraslice_core.reports.samples import report
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    place = tmp_path / "small"
+    place.mkdir()
+    (place / REPORT_FILE).write_text(report().model_dump_json())
+    return place
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["report", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+def test_the_report_is_where_the_engine_leaves_it() -> None:
+    assert REPORT_FILE == WRITTEN_BY_THE_ENGINE
+
+
+@pytest.mark.parametrize("name", ["", REPORT_FILE])
+def test_a_directory_or_its_report_becomes_a_page(directory: Path, name: str) -> None:
+    out = directory.parent / "pages" / "a.html"
+    assert run(directory / name, "--out", out) == (0, f"wrote {out}\n")
+    assert out.read_text("utf-8").startswith("<!doctype html>")
+    assert [file.name for file in out.parent.iterdir()] == ["a.html"]
+
+
+def test_a_file_is_replaced_only_if_asked(directory: Path) -> None:
+    out = directory.parent / "a.html"
+    out.write_text("mine")
+    code, told = run(directory, "--out", out)
+    assert code == 2
+    assert "--force" in told
+    assert out.read_text() == "mine"
+    assert run(directory, "--out", out, "--force")[0] == 0
+    assert out.read_text("utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("content", [None, "{}", "no json"])
+def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / REPORT_FILE).write_text(content)
+    code, told = run(tmp_path, "--out", tmp_path / "a.html")
+    assert code == 2
+    assert "SOURCE" in told
+    assert not (tmp_path / "a.html").exists()

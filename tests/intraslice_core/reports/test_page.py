@@ -1,0 +1,210 @@
+"""The page shows what there is, leaves out what there is not, and needs nothing from outside."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+
+import pytest
+
+from intraslice_core.config import EvaluationConfig
+from intraslice_core.reports.allocation import allocation_report
+from intraslice_core.reports.page import report_page
+from intraslice_core.reports.page_contents import (
+    JobFacts,
+    ModelResult,
+    PublishedFile,
+    ReportPage,
+)
+from intraslice_core.reports.schema import (
+    EvaluationReport,
+    LayerReport,
+    ModuleReport,
+    PartSpeed,
+    PerplexityComparison,
+    PhaseComparison,
+    SpeedReport,
+    TrialReport,
+)
+from tests.intraslice_core.reports.samples import PLAN, PRICED, report
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+HOSTILE = "</style><script>alert('x')</script>&\"'"
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+PHASE = PhaseComparison(
+    dense=10.0, compressed=12.5, dense_spread=0.2, compressed_spread=0.4, ratio=1.25
+)
+SPEED = SpeedReport(
+    batch_size=1,
+    prompt_tokens=16,
+    new_tokens=4,
+    repeats=3,
+    whole=PartSpeed(prefill=PHASE, decode=PHASE),
+)
+
+
+class Outline(HTMLParser):
+    """Elements of a page; every one that opens must close where it ought to."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.charts: list[set[str]] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag == "svg":
+            self.charts.append(set())
+        elif self.open and self.open[-1] == "svg":
+            self.charts[-1].add(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def perplexity(text: str = "pydoc", compressed: float = 15.0) -> PerplexityComparison:
+    return PerplexityComparison(
+        text=text, context_length=64, tokens=630, dense=10.0, compressed=compressed
+    )
+
+
+def module(name: str) -> ModuleReport:
+    return ModuleReport(
+        module=name, relative_error=0.1, explained_energy=0.9, damping={"own": 0.01}
+    )
+
+
+def result(job_id: str, *, is_this: bool, comparable: bool = True) -> ModelResult:
+    return ModelResult(
+        job_id=job_id,
+        url=f"/v1/jobs/{job_id}/report",
+        created_at=NOW,
+        labels={"team": HOSTILE},
+        method="intraslice",
+        allocation="auto",
+        params_after=700 if is_this else 800,
+        bytes_after=1400,
+        removed_fraction=0.3,
+        text="pydoc",
+        perplexity_ratio=1.5,
+        prefill_ratio=None,
+        decode_ratio=None,
+        is_this=is_this,
+        is_comparable=comparable,
+    )
+
+
+def whole_page() -> ReportPage:
+    trials = tuple(
+        TrialReport(layer=index, module=name, cut=0.25, predicted=0.1, measured=0.2)
+        for index in (0, 3)
+        for name in ("attention", "mlp")
+    )
+    allocated = allocation_report("auto", "lagrangian", PRICED)
+    full = report(allocated.model_copy(update={"trials": trials, "rank_correlation": 0.9}))
+    layers = tuple(
+        LayerReport(
+            layer=index, plan=plan, attention=module("attention"), mlp=module("mlp"), seconds=1.0
+        )
+        for index, plan in enumerate(PLAN.layers)
+    )
+    evaluation = EvaluationReport(perplexity=(perplexity(), perplexity("b", 20.0)), speed=SPEED)
+    return ReportPage(
+        report=full.model_copy(update={"layers": layers, "evaluation": evaluation}),
+        job=JobFacts(
+            id="job_1",
+            model=HOSTILE,
+            created_at=NOW,
+            labels={HOSTILE: HOSTILE},
+            evaluation=EvaluationConfig(),
+        ),
+        files=(PublishedFile(name=HOSTILE, bytes=2048, sha256="ab" * 32),),
+        results=(result("job_1", is_this=True), result("job_2", is_this=False)),
+        json_url="/v1/jobs/job_1",
+        artifacts_url="/v1/jobs/job_1/artifacts",
+    )
+
+
+def test_everything_known_has_its_section() -> None:
+    outline = Outline(report_page(whole_page()))
+    sections = ["summary", "quality", "speed", "shapes", "predictions", "layers"]
+    assert outline.ids == [*sections, "jobs", "files", "settings", "provenance"]
+
+
+def test_what_was_not_measured_has_none() -> None:
+    outline = Outline(report_page(ReportPage(report=report())))
+    assert outline.ids == ["summary", "shapes", "settings", "provenance"]
+
+
+def test_quality_that_was_not_measured_is_a_caution() -> None:
+    assert "Quality was not measured" in report_page(ReportPage(report=report()))
+    assert "Quality was not measured" not in report_page(whole_page())
+
+
+def test_figures_are_those_of_the_report() -> None:
+    page = report_page(whole_page())
+    factors = [f"{number}\N{MULTIPLICATION SIGN}" for number in ("1.50", "2.00", "1.25")]
+    for text in (*factors, "10.0 ± 0.1", "0.90", "2.00 KiB", "ab" * 32):
+        assert text in page
+    assert "the worst of 2 texts" in page
+
+
+def test_texts_of_others_stay_text() -> None:
+    page = report_page(whole_page())
+    assert "<script" not in page
+    assert page.count("</style>") == 1
+    assert "&lt;script&gt;" in page
+
+
+def test_nothing_is_loaded_or_run() -> None:
+    page = report_page(whole_page())
+    outline = Outline(page)
+    assert not re.search(r"url\(|@import", page)
+    for tag, name, value in outline.attributes:
+        assert name not in ("src", "srcset", "data", "style", "xlink:href")
+        assert not name.startswith("on")
+        if name == "href":
+            assert tag == "a"
+            assert value.startswith(("#", "/v1/jobs/"))
+
+
+def test_every_drawing_says_what_it_shows_and_has_its_numbers() -> None:
+    page = report_page(whole_page())
+    charts = Outline(page).charts
+    assert len(charts) == 7
+    assert all({"title", "desc"} <= one for one in charts)
+    assert page.count("<summary>The numbers</summary>") == len(charts)
+
+
+def test_a_job_alone_is_compared_with_nothing() -> None:
+    page = whole_page()
+    alone = ReportPage(report=page.report, job=page.job, results=page.results[:1])
+    assert "jobs" not in Outline(report_page(alone)).ids
+
+
+def test_jobs_scored_on_other_texts_are_listed_and_not_drawn() -> None:
+    page = whole_page()
+    other = result("job_3", is_this=False, comparable=False)
+    shown = report_page(ReportPage(report=page.report, results=(page.results[0], other)))
+    assert "job_3" in shown
+    assert "Quality and size" not in shown
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "hub:org/Model"])
+def test_names_of_models_are_shown_without_their_directories(name: str) -> None:
+    shown = report_page(ReportPage(report=report(model=name)))
+    assert f"<h1>{name.rsplit('/', 1)[-1]}</h1>" in shown

@@ -57,6 +57,11 @@ def warnings(answer: Any) -> set[str]:
     return {warning["code"] for warning in answer.json()["warnings"]}
 
 
+def measured_on(device: str, *, compressible: int) -> dict[str, Any]:
+    """What a job's report says about the machine and the model."""
+    return {"device": device, "compressible_before": compressible, "geometry": GEOMETRY}
+
+
 def test_estimate_tells_sizes_and_queues_nothing(client: TestClient, model: dict[str, str]) -> None:
     answer = validate(client, {"model": model, "compression": {"ratio": 0.25}})
     assert answer.status_code == 200, answer.text
@@ -263,7 +268,7 @@ def test_time_is_told_from_what_workers_have_shown(
     job = running(resources)
     tokens = job.compression.calibration.samples * job.compression.calibration.sequence_length
     # One million parameters took so long; the estimate is for another number of them.
-    report = {"device": "cpu x 2", "compressible_before": 1_000_000}
+    report = measured_on("cpu x 2", compressible=1_000_000)
     seconds = {Stage.COMPRESS: 100.0, Stage.LOAD: 2.0, Stage.VERIFY: 0.0001}
     estimates.record_rates(resources, job, report, seconds)
     answer = validate(client, {"model": model}).json()
@@ -283,7 +288,7 @@ def test_time_is_told_from_what_workers_have_shown(
 def test_newest_measurement_replaces_the_older(
     client: TestClient, resources: Resources, model: dict[str, str]
 ) -> None:
-    report = {"device": "cpu x 2", "compressible_before": COMPRESSIBLE}
+    report = measured_on("cpu x 2", compressible=COMPRESSIBLE)
     for seconds in (100.0, 10.0):
         estimates.record_rates(resources, running(resources), report, {Stage.COMPRESS: seconds})
     assert validate(client, {"model": model}).json()["seconds"] == pytest.approx(10.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import subprocess
@@ -50,6 +51,14 @@ class Service:
             if "launch.py" not in " ".join(arguments) and command in arguments:
                 return process
         raise AssertionError(f"no {command} among the members")
+
+    def named(self, name: str) -> psutil.Process:
+        """One of the processes of this name, which come and go."""
+        for process in descendants(self.process.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name() == name:
+                    return process
+        raise AssertionError(f"no {name} among the processes")
 
     def answers(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
@@ -121,8 +130,7 @@ def test_crashed_members_are_started_again(tmp_path: Path) -> None:
             while before.is_running() and time.monotonic() < deadline:
                 time.sleep(0.1)
             assert service.answers(60)
-        postgres = next(p for p in service.family if p.name() == "postgres")
-        top = postgres
+        top = service.named("postgres")
         while (parent := top.parent()) is not None and parent.name() == "postgres":
             top = parent
         top.kill()

@@ -74,6 +74,13 @@ _Mixture = Annotated[tuple[WeightedSource, ...], Field(min_length=1, max_length=
 _MIXTURE: TypeAdapter[tuple[WeightedSource, ...]] = TypeAdapter(_Mixture)
 
 
+DEFAULT_MIXTURE = tuple(
+    WeightedSource(source=name) for name in ("pydoc", "pycode", "chat", "self")
+)
+"""Of what there is on every machine and what every model can write, the best compromise measured
+(`benchmarks/calibration.py`, BENCHMARKS.md)."""
+
+
 def _by_form(value: Any, as_declared: Callable[[Any], Any]) -> Any:
     """Judge a name as a name and a list as a list, so that an error is about what was meant."""
     if isinstance(value, str):
@@ -98,11 +105,15 @@ class CalibrationConfig(FrozenModel):
     A source is `pydoc` or `pycode` (CPython's documentation and the code of its standard library,
     on every machine), `self` or `chat` (the model writes freely, or answers prompts),
     `hub:DATASET[:CONFIG][@SPLIT]`, or the path of a `.txt`, `.jsonl` or gzipped file of either
-    kind. Several of them, with weights, are a mixture.
+    kind. Several of them, with weights, are a mixture; the default is one of all that needs no
+    file. `self` and `chat` hold the whole dense model in memory while it writes; the others never
+    more than a layer of it.
     """
 
     source: Annotated[str | _Mixture, WrapValidator(_by_form)] = Field(
-        default="pydoc", description="a source, or several with weights"
+        default=DEFAULT_MIXTURE,
+        description="a source, or several with weights; of a few sequences the default leaves out "
+        "its last",
     )
     samples: int = Field(
         default=128, ge=1, le=65_536, validate_default=True, description="sequences, of all sources"
@@ -114,7 +125,7 @@ class CalibrationConfig(FrozenModel):
     @classmethod
     def _some_of_each(cls, samples: int, info: ValidationInfo) -> int:
         source = info.data.get("source", "")
-        if isinstance(source, tuple):
+        if isinstance(source, tuple) and source != DEFAULT_MIXTURE:
             for number, share in enumerate(_divided(samples, source), start=1):
                 if share == 0:
                     raise ValueError(
@@ -131,7 +142,7 @@ class CalibrationConfig(FrozenModel):
         return self.source
 
     def parts(self) -> tuple[CalibrationPart, ...]:
-        """A calibration for each source, with its share of the sequences."""
+        """A calibration for each source that has a share of the sequences."""
         shares = _divided(self.samples, self.mixture)
         return tuple(
             CalibrationPart(
@@ -141,6 +152,7 @@ class CalibrationConfig(FrozenModel):
                 seed=self.seed,
             )
             for one, share in zip(self.mixture, shares, strict=True)
+            if share > 0
         )
 
 

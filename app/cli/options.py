@@ -38,7 +38,7 @@ CalibrationOption = Annotated[
     typer.Option(
         metavar="SOURCE[=WEIGHT]",
         help="pydoc, pycode, self, chat, hub:DATASET[:CONFIG][@SPLIT] or a text file; "
-        "several are a mixture.  [default: pydoc]",
+        "several are a mixture.  [default: pydoc, pycode, chat and self in equal parts]",
     ),
 ]
 SamplesOption = Annotated[int, typer.Option(help="Calibration sequences.")]

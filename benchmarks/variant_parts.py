@@ -1,0 +1,287 @@
+"""Parts of the method that lost against what the engine does; `variants.py` measures them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from intraslice_core import block, linalg
+from intraslice_core.block import BlockWeights, Linear, Norm
+from intraslice_core.choices import LayerKnowledge
+from intraslice_core.dense_layers import DenseLayers
+from intraslice_core.selection import neurons
+from intraslice_core.selection.joint_pairs import PairChoice
+
+BATCH = 8
+CHOICE_DAMPING = 1e-4
+NEARLY_EQUAL = 0.25
+"""Radians that a pair may turn over the calibration's context and still be mixed with others."""
+
+
+# -- other choices by the same shapes ----------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredPairs(LayerKnowledge):
+    """Rotary pairs by a score of each, the queries left as they are."""
+
+    score: Tensor
+    """(num_key_value_heads, pairs)."""
+
+    def pairs(self, keep: int) -> PairChoice:
+        """The best by score."""
+        kept = self.score.topk(keep, dim=-1).indices.sort(dim=-1).values
+        return unturned(kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnturnedPairs(LayerKnowledge):
+    """Rotary pairs chosen together, the queries left as they are."""
+
+    def pairs(self, keep: int) -> PairChoice:
+        """The engine's choice."""
+        return unturned(super().pairs(keep).kept)
+
+
+def unturned(kept: Tensor) -> PairChoice:
+    """A choice that turns no query."""
+    ones = torch.ones(kept.shape, dtype=linalg.WORKING_DTYPE, device=kept.device)
+    return PairChoice(
+        kept=kept,
+        turns=torch.stack((ones, torch.zeros_like(ones)), dim=-1),
+        removal_cost=ones[:, :0],
+    )
+
+
+def known_as(kind: type[LayerKnowledge], known: LayerKnowledge, **parts: Tensor) -> LayerKnowledge:
+    """The same knowledge under another rule."""
+    return kind(**{field.name: getattr(known, field.name) for field in fields(known)}, **parts)
+
+
+# -- statistics of the dense model -------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseMoments:
+    """One dense layer's."""
+
+    centred: Tensor
+    """Pair scores by keys less their mean over the sequence, (num_key_value_heads, pairs)."""
+    causal: Tensor
+    """Pair scores by keys less their mean before each query, (num_key_value_heads, pairs)."""
+    query: Tensor
+    """Complex second moments of query pairs before RoPE, (num_key_value_heads, pairs, pairs)."""
+    key: Tensor
+    """The same of centred keys."""
+    neurons: Tensor
+    """(intermediate_size, intermediate_size)."""
+
+
+def dense_moments(layers: DenseLayers, tokens: Tensor) -> Iterator[DenseMoments]:
+    """Of every layer, one after the other."""
+    hidden = layers.embed(tokens)
+    for layer in range(layers.num_layers):
+        sums: dict[str, Tensor] = {}
+        for rows in range(0, len(tokens), BATCH):
+            batch = hidden[rows : rows + BATCH]
+            for name, value in _batch_moments(layers, layer, batch).items():
+                sums[name] = sums.get(name, 0) + value
+            behind = _behind(layers, layer, batch)
+            hidden[rows : rows + BATCH] = behind
+        yield DenseMoments(**sums)
+
+
+def _behind(layers: DenseLayers, layer: int, batch: Tensor) -> Tensor:
+    rotary = layers.rotary(layer, batch.shape[1])
+    return block.behind(batch, layers.weights(layer), layers.settings(layer), rotary)
+
+
+def _batch_moments(layers: DenseLayers, layer: int, batch: Tensor) -> dict[str, Tensor]:
+    weights, settings = layers.weights(layer), layers.settings(layer)
+    rotary = layers.rotary(layer, batch.shape[1])
+    normed = block.attention_inputs(batch, weights, settings)
+    bare = [part.double() for part in block.queries_and_keys(normed, weights)]
+    turned = block.rotated_queries_and_keys(normed, weights, settings, rotary)
+    query, key = (part.double() for part in turned)
+    groups = weights.num_key_value_heads
+    asked = _by_group(query, groups)
+    centred = key - key.mean(2, keepdim=True)
+    between = batch + block.attention(batch, weights, settings, rotary)
+    inner = block.mlp_inner(between, weights, settings).flatten(0, 1).double()
+    return {
+        "centred": _pairs(asked.square().sum((0, 2, 3))) * _pairs(centred.square().sum((0, 2))),
+        "causal": _causal(asked, key),
+        "query": _complex_moment(_by_group(bare[0], groups)),
+        "key": _complex_moment((bare[1] - bare[1].mean(2, keepdim=True)).unsqueeze(2)),
+        "neurons": inner.mT @ inner,
+    }
+
+
+def _by_group(query: Tensor, groups: int) -> Tensor:
+    """(batch, groups, queries of a group, sequence, head_dim)."""
+    return query.unflatten(1, (groups, -1))
+
+
+def _pairs(per_dimension: Tensor) -> Tensor:
+    """(…, head_dim) to (…, pairs)."""
+    return per_dimension.unflatten(-1, (2, -1)).sum(-2)
+
+
+def _causal(query: Tensor, key: Tensor) -> Tensor:
+    """`E‖q_i‖² · E‖k_j - mean(k_0…k_i)‖²` over j ≤ i, by running sums; (groups, pairs)."""
+    seen = torch.arange(1, key.shape[2] + 1, dtype=key.dtype, device=key.device).unsqueeze(-1)
+    mean = key.cumsum(2) / seen
+    spread = _pairs(key.square().cumsum(2) / seen - mean.square())
+    energy = _pairs(query.square().sum(2))
+    return (energy * spread).sum((0, 2))
+
+
+def _complex_moment(heads: Tensor) -> Tensor:
+    """(batch, groups, n, sequence, head_dim) to (groups, pairs, pairs), complex."""
+    pairs = torch.complex(*heads.chunk(2, dim=-1)).transpose(0, 1).flatten(1, 3)
+    return pairs.mT @ pairs.conj()
+
+
+# -- neurons by their bare output --------------------------------------------------------------
+
+
+def bare_neuron_order(moments: DenseMoments, weights: BlockWeights) -> Tensor:
+    """Optimal Brain Surgeon on the squared error of the output itself, first to go first."""
+    factor = linalg.damped_cholesky(moments.neurons, CHOICE_DAMPING)
+    output = weights.mlp_output.weight.mT.double()
+    choice = neurons.obs_elimination(factor, output, 1)
+    return torch.cat((choice.removal_order, choice.kept))
+
+
+# -- pairs of nearly equal frequency -----------------------------------------------------------
+
+
+def mixed_by_complex_pca(
+    weights: BlockWeights, moments: DenseMoments, frequencies: Tensor, context: int
+) -> BlockWeights:
+    """Queries and keys whose slow pairs are balanced: uncorrelated, and each matters alike in both.
+
+    What multiplies q by `Tᴴ` and k by `T⁻¹` leaves scores as they are where pairs do not turn;
+    every mixed pair then turns by its own frequency, which is the error that is made.
+
+    Args:
+        weights: dense, without biases or norms of queries and keys.
+        moments: of the layer.
+        frequencies: radians a position, (pairs,), descending.
+        context: positions.
+    """
+    slow = (frequencies * context < NEARLY_EQUAL).nonzero().flatten()
+    transforms = [
+        _balancing(query[slow][:, slow], key[slow][:, slow])
+        for query, key in zip(moments.query, moments.key, strict=True)
+    ]
+    transform = torch.stack(transforms)
+    group = weights.num_attention_heads // weights.num_key_value_heads
+    return replace(
+        weights,
+        query=_mixed(weights.query, transform.repeat_interleave(group, 0).mH, slow),
+        key=_mixed(weights.key, torch.linalg.inv(transform), slow),
+    )
+
+
+def _balancing(query: Tensor, key: Tensor) -> Tensor:
+    """T with `Tᴴ·query·T = T⁻¹·key·T⁻ᴴ`, diagonal: balanced truncation's."""
+    ridge = torch.eye(len(query), dtype=query.dtype) * 1e-6
+    lower = torch.linalg.cholesky(query + ridge * query.diagonal().real.mean())
+    values, vectors = torch.linalg.eigh(lower.mH @ key @ lower)
+    roots = values.clamp_min(1e-30).pow(0.25).to(vectors.dtype)
+    return torch.linalg.solve(lower.mH, vectors * roots)
+
+
+def _mixed(linear: Linear, transform: Tensor, slow: Tensor) -> Linear:
+    """Rows of the slow pairs multiplied by (heads, slow, slow)."""
+    rows = linear.weight.double().unflatten(0, (len(transform), 2, -1)).clone()
+    values = transform @ torch.complex(rows[:, 0, slow], rows[:, 1, slow])
+    rows[:, 0, slow], rows[:, 1, slow] = values.real, values.imag
+    return Linear(weight=rows.flatten(0, 2).to(linear.weight.dtype))
+
+
+# -- refinement of a whole block ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """Adam on all of a sliced block's weights, in float32, against the dense stream behind it."""
+
+    learning_rate: float = 1e-3
+    """Relative to each tensor's root mean square."""
+    epochs: int = 1
+    batch: int = 4
+
+    def __call__(
+        self, weights: BlockWeights, layers: DenseLayers, layer: int, before: Tensor, target: Tensor
+    ) -> BlockWeights:
+        """Refined weights.
+
+        Args:
+            weights: sliced and refitted.
+            layers: the dense model.
+            layer: which.
+            before: the compressed stream before the block.
+            target: the dense stream behind it.
+        """
+        places = _parameters(weights)
+        masters = [_at(weights, place).float().clone().requires_grad_() for place in places]
+        rates = [self.learning_rate * float(one.detach().square().mean().sqrt()) for one in masters]
+        groups = [{"params": [one], "lr": rate} for one, rate in zip(masters, rates, strict=True)]
+        adam = torch.optim.Adam(groups, betas=(0.9, 0.95))
+        steps = self.epochs * -(-len(before) // self.batch)
+        schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _rate(step, steps))
+        settings, rotary = layers.settings(layer), layers.rotary(layer, before.shape[1])
+        with torch.enable_grad():
+            for rows in (order for _ in range(self.epochs) for order in self._orders(len(before))):
+                trial = _with(weights, places, [one.to(before.dtype) for one in masters])
+                behind = block.behind(before[rows], trial, settings, rotary).float()
+                wanted = target[rows].float()
+                error = (behind - wanted).square().mean(-1) / wanted.square().mean(-1)
+                adam.zero_grad()
+                error.mean().backward()  # type: ignore[no-untyped-call]
+                adam.step()
+                schedule.step()
+        return _with(weights, places, [one.detach().to(before.dtype) for one in masters])
+
+    def _orders(self, samples: int) -> Sequence[Tensor]:
+        return torch.randperm(samples).split(self.batch)
+
+
+def _rate(step: int, steps: int) -> float:
+    """Eight steps of warm-up, then half a cosine."""
+    return min(1.0, (step + 1) / 8) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+
+def _parameters(weights: BlockWeights) -> list[tuple[str, str]]:
+    """Part and tensor of everything that may be trained."""
+    found = []
+    for field in fields(weights):
+        part = getattr(weights, field.name)
+        if isinstance(part, Linear | Norm):
+            found += [(field.name, name) for name in ("weight", "bias") if _has(part, name)]
+    return found
+
+
+def _has(part: Linear | Norm, name: str) -> bool:
+    return getattr(part, name) is not None
+
+
+def _at(weights: BlockWeights, place: tuple[str, str]) -> Tensor:
+    tensor: Tensor = getattr(getattr(weights, place[0]), place[1])
+    return tensor
+
+
+def _with(
+    weights: BlockWeights, places: Sequence[tuple[str, str]], tensors: Sequence[Tensor]
+) -> BlockWeights:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for (part, name), tensor in zip(places, tensors, strict=True):
+        parts.setdefault(part, {})[name] = tensor
+    changed = {part: replace(getattr(weights, part), **new) for part, new in parts.items()}
+    return replace(weights, **changed)

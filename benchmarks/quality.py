@@ -1,9 +1,10 @@
 """Perplexity of every method at the same size: dense, magnitude, paper, intraslice.
 
-    python benchmarks/quality.py --calibration SOURCE --evaluation FILE [--ratios 0.2,0.3,0.4,0.5]
-        [--also FILE] [--methods paper:fisher,intraslice:lagrangian]
+    python benchmarks/quality.py [--calibration SOURCE] --evaluation FILE [--also FILE]
+        [--ratios 0.2,0.3,0.4,0.5] [--methods paper:fisher,intraslice:lagrangian]
 
-A method is `NAME` or `NAME:ALLOCATION`. `--also` adds a text of another kind, and may be repeated.
+Without `--calibration` all methods calibrate on the engine's default mixture. A method is `NAME` or
+`NAME:ALLOCATION`. `--also` adds a text of another kind, and may be repeated.
 The last line is JSON: {"damage_ratio": {"0.3": …}, "perplexity": {"dense": …, "0.3": {…}}, "also":
 {TEXT: {"damage_ratio": …, "perplexity": …}}}, the damage ratio being (best of ours - dense) / (best
 of the paper's - dense).
@@ -25,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import intraslice_core.modeling  # noqa: F401  (registers the sliced classes)
 from intraslice_core.checkpoints import open_model
-from intraslice_core.config import CompressionConfig
+from intraslice_core.config import DEFAULT_MIXTURE, CompressionConfig
 from intraslice_core.evaluation.perplexity import evaluation_tokens, perplexity
 from intraslice_core.hardware import resolve_device, resolve_dtype
 from intraslice_core.pipeline import compress_model
@@ -46,7 +47,7 @@ Scores = dict[str, float]
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calibration", required=True, help="calibration source")
+    parser.add_argument("--calibration", help="calibration source; default: the engine's mixture")
     parser.add_argument("--evaluation", required=True, help="held-out text")
     parser.add_argument("--also", action="append", default=[], help="text of another kind")
     parser.add_argument("--ratios", default="0.2,0.3,0.4,0.5")
@@ -92,7 +93,7 @@ def compress_and_score(
             "method": name,
             "allocation": allocation or "auto",
             "calibration": {
-                "source": arguments.calibration,
+                "source": arguments.calibration or DEFAULT_MIXTURE,
                 "samples": arguments.samples,
                 "sequence_length": arguments.sequence_length,
                 "seed": arguments.seed,

@@ -15,7 +15,12 @@ from intraslice_core import slicing
 from intraslice_core.block import BlockSettings, BlockWeights, Linear
 from intraslice_core.selection import value_basis
 from intraslice_core.selection.heads import kept_heads
-from intraslice_core.selection.joint_pairs import PairChoice, eliminate_pairs, turned_queries
+from intraslice_core.selection.joint_pairs import (
+    PairChoice,
+    eliminate_pairs,
+    keep_these_pairs,
+    turned_queries,
+)
 from intraslice_core.statistics import HeadEnergies
 
 
@@ -94,6 +99,19 @@ class LayerKnowledge:
     def to(self, device: torch.device) -> LayerKnowledge:
         """The same on a device."""
         return replace(self, **{name: part.to(device) for name, part in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlikeKnowledge(LayerKnowledge):
+    """The same of a layer that must keep the rotary pairs that all others keep."""
+
+    pair_order: Tensor
+    """All pairs, those that go first first, (pairs,), int64."""
+
+    def pairs(self, keep: int) -> PairChoice:
+        """The pairs that stay in every head of the model."""
+        kept = self.pair_order[len(self.pair_order) - keep :].sort().values
+        return keep_these_pairs(self.pair_moment, kept)
 
 
 def with_pairs(

@@ -21,8 +21,9 @@ from pydantic_core import PydanticCustomError
 Method = Literal["intraslice", "paper", "magnitude"]
 """`intraslice` is ours, `paper` the published method, `magnitude` the naive baseline."""
 
-Target = Literal["research"]
-"""Which runtimes must load the result; `research` leaves every shape free per layer."""
+Target = Literal["research", "stock"]
+"""Which runtimes must load the result: `research` leaves every shape free per layer, `stock` is a
+model of the dense model's own class."""
 
 Allocator = Literal["uniform", "fisher", "fisher_pca", "lagrangian"]
 """Who decides how much is removed where (section 4 of algorithm.md)."""
@@ -74,9 +75,7 @@ _Mixture = Annotated[tuple[WeightedSource, ...], Field(min_length=1, max_length=
 _MIXTURE: TypeAdapter[tuple[WeightedSource, ...]] = TypeAdapter(_Mixture)
 
 
-DEFAULT_MIXTURE = tuple(
-    WeightedSource(source=name) for name in ("pydoc", "pycode", "chat", "self")
-)
+DEFAULT_MIXTURE = tuple(WeightedSource(source=name) for name in ("pydoc", "pycode", "chat", "self"))
 """Of what there is on every machine and what every model can write, the best compromise measured
 (`benchmarks/calibration.py`, BENCHMARKS.md)."""
 
@@ -185,7 +184,11 @@ class CompressionSettings(FrozenModel):
     """Everything about a compression but how much is removed."""
 
     method: Method = "intraslice"
-    target: Target = "research"
+    target: Target = Field(
+        default="research",
+        description="research: every layer has shapes of its own, loaded by the checkpoint's code; "
+        "stock: one shape for all layers, loaded by whatever loads the dense model",
+    )
     calibration: CalibrationConfig = CalibrationConfig()
     dtype: ComputeDtype = Field(
         default="auto", description="compute dtype; auto: the fastest exact enough on the device"

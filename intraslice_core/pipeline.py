@@ -42,6 +42,11 @@ from intraslice_core.dense_layers import ReaderLayers
 from intraslice_core.errors import NumericalError
 from intraslice_core.evaluation.comparison import DenseScores, evaluate_pair, load_model
 from intraslice_core.evaluation.verification import verify_checkpoint, write_reference
+from intraslice_core.exports.stock import (
+    StockForm,
+    StockReference,
+    require_fixed_frequencies,
+)
 from intraslice_core.families.canonical import (
     CanonicalSettings,
     block_weights,
@@ -58,10 +63,15 @@ from intraslice_core.hardware import (
 from intraslice_core.host_memory import HostMemory, bound_allocator, return_free_memory
 from intraslice_core.layer import LayerCompressor, LayerContext, LayerOutcome, Streams
 from intraslice_core.layer_checkpoints import FinishedLayer, LayerCheckpoints, tell_nobody
-from intraslice_core.modeling import IntraSliceForCausalLM, intraslice_config
+from intraslice_core.modeling import (
+    IntraSliceConfig,
+    IntraSliceForCausalLM,
+    intraslice_config,
+)
 from intraslice_core.plan import (
     LayerPlan,
     ModelGeometry,
+    ModelPlan,
     dense_parameters,
     total_parameters,
 )
@@ -90,8 +100,11 @@ from intraslice_core.sharing import (
     content_key,
     fingerprint,
 )
+from intraslice_core.targets import require_target
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from intraslice_core.block import BlockWeights
     from intraslice_core.layer import ModuleOutcome
 
@@ -139,6 +152,8 @@ class Run:
     """Where hidden states lie instead of in memory."""
     verify: bool = True
     resumed_layers: int = 0
+    stock: StockReference | None = None
+    """What the written files must compute, where they are not of our class."""
 
     def report(
         self,
@@ -308,6 +323,10 @@ def _plan_work(
     reader: CheckpointReader, dense: OpenedModel, config: CompressionConfig, run: Run
 ) -> _Work:
     geometry = reader.family.geometry(reader.config)
+    canonical = reader.family.canonical_settings(reader.config)
+    require_target(config, reader.family.model_type)
+    if config.target == "stock":
+        require_fixed_frequencies(canonical)
     device = resolve_device(config.device)
     embedding = reader.tensor(reader.family.embedding)
     budget = compression_budget(config, geometry, embedding.dtype.itemsize)
@@ -322,7 +341,7 @@ def _plan_work(
     return _Work(
         reader=reader,
         config=config,
-        canonical=reader.family.canonical_settings(reader.config),
+        canonical=canonical,
         geometry=geometry,
         budget=budget,
         device=device,
@@ -400,18 +419,37 @@ def _write_compressed(
         walk = _Walk(work, tokens, shapes, run)
         for layer in range(work.geometry.num_hidden_layers):
             finished = walk.finish(layer)
-            writer.add(finished.tensors)
+            form = _stock_form(work, shapes.plan, finished.kept_pairs)
+            writer.add(finished.tensors if form is None else form.tensors(finished.tensors))
             layers.append(replace(finished, tensors={}))
             return_free_memory()
-        writer.finish(
-            intraslice_config(
-                work.canonical,
-                shapes.plan.layers,
-                [layer.kept_pairs.tolist() for layer in layers],
-            ),
-            dense,
-        )
+        form = _stock_form(work, shapes.plan, layers[0].kept_pairs)
+        sliced = _sliced_config(work, shapes.plan, layers)
+        writer.finish(sliced if form is None else form.configuration(), dense)
+        run.stock = None if form is None else StockReference(form=form, config=sliced)
     return layers
+
+
+def _sliced_config(
+    work: _Work, plan: ModelPlan, layers: Sequence[FinishedLayer]
+) -> IntraSliceConfig:
+    """The compressed model as one of our class."""
+    return intraslice_config(
+        work.canonical, plan.layers, [layer.kept_pairs.tolist() for layer in layers]
+    )
+
+
+def _stock_form(work: _Work, plan: ModelPlan, kept_pairs: Tensor) -> StockForm | None:
+    """The compressed model as one of the dense model's class, if that is wanted."""
+    if work.config.target != "stock":
+        return None
+    return StockForm(
+        family=work.reader.family,
+        config=work.reader.config,
+        canonical=work.canonical,
+        shape=plan.layers[0],
+        pairs=kept_pairs[0],
+    )
 
 
 class _Walk:
@@ -549,8 +587,10 @@ def _dense_states(work: _Work, tokens: Tensor) -> DenseStates | None:
 def _verify(staged: Path, run: Run) -> None:
     """Prove that the written files load in a clean process and act like the model here."""
     run.report(Stage.VERIFY, "loading the result in a clean process")
-    model = IntraSliceForCausalLM.from_pretrained(
-        staged, local_files_only=True, dtype=torch.float32
+    model = (
+        IntraSliceForCausalLM.from_pretrained(staged, local_files_only=True, dtype=torch.float32)
+        if run.stock is None
+        else run.stock.model(staged)
     )
     write_reference(staged, model, _tokenizer(staged))
     del model

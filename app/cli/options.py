@@ -14,6 +14,7 @@ from intraslice_core.config import (
     EvaluationConfig,
     GateConfig,
     Method,
+    Target,
 )
 from intraslice_core.errors import ConfigurationError
 
@@ -22,6 +23,9 @@ DEFAULT_EVALUATION = EvaluationConfig()
 
 ModelArgument = Annotated[
     str, typer.Argument(help="Directory, .gguf file, hub:ORG/NAME[@REVISION] or package:NAME.")
+]
+TargetOption = Annotated[
+    Target, typer.Option(help="research: shapes of each layer's own; stock: the dense class.")
 ]
 MethodOption = Annotated[Method, typer.Option(help="How to compress.")]
 AllocationOption = Annotated[

@@ -29,6 +29,7 @@ from app.cli.options import (
     SamplesOption,
     SeedOption,
     SequenceLengthOption,
+    TargetOption,
     VerifyOption,
     calibration_source,
     evaluation_settings,
@@ -64,6 +65,7 @@ def sweep(  # noqa: PLR0913 (typer reads the options from the signature)
     out: Annotated[
         Path, typer.Option(help="Directory to make, or of a stopped sweep to go on with.")
     ],
+    target: TargetOption = DEFAULT.target,
     method: MethodOption = DEFAULT.method,
     allocation: AllocationOption = DEFAULT.allocation,
     module_cap: ModuleCapOption = DEFAULT.module_cap,
@@ -95,6 +97,7 @@ def sweep(  # noqa: PLR0913 (typer reads the options from the signature)
         with refuse_settings():
             settings = CompressionSettings.model_validate(
                 {
+                    "target": target,
                     "method": method,
                     "allocation": allocation,
                     "module_cap": module_cap,

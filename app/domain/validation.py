@@ -9,6 +9,7 @@ from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.estimates import DenseModel, Estimate
 from intraslice_core.progress import Stage
+from intraslice_core.targets import DEMANDS
 from intraslice_core.text_sources import FLATTERS, only_own_kind
 
 _EXTREME_RATIO = 0.5
@@ -75,11 +76,28 @@ TARGETS = (
     ),
     TargetSupport(
         target="stock",
-        available=False,
-        runtimes=("any that runs the dense model",),
-        detail="uniform shapes without custom code are not built by this version",
+        available=True,
+        runtimes=("any that runs the dense model's class with longrope",),
+        detail="one shape for all layers, no code of its own; llama, mistral and qwen2 models",
     ),
 )
+
+
+def targets_for(dense: DenseModel | None) -> tuple[TargetSupport, ...]:
+    """All targets, as far as is known of the model."""
+    model_type = dense and dense.facts.model_type
+    return tuple(
+        one
+        if model_type is None or not one.available or model_type in _model_types(one.target)
+        else one.model_copy(
+            update={"available": False, "detail": f"not built for {model_type} models"}
+        )
+        for one in TARGETS
+    )
+
+
+def _model_types(target: str) -> tuple[str, ...]:
+    return {str(name): demands.model_types for name, demands in DEMANDS.items()}[target]
 
 
 def predict(rates: list[Rate], work: dict[Stage, float]) -> tuple[Duration, ...]:

@@ -28,6 +28,7 @@ from intraslice_core.errors import ConfigurationError, ModelError, ModelNotFound
 from intraslice_core.estimates import DenseModel, estimate, read_dense
 from intraslice_core.inspection import require_within
 from intraslice_core.inspection.packages import find_in_package
+from intraslice_core.targets import DEMANDS, require_target
 from intraslice_core.text_sources import HUB, NAMED
 
 Locate = Callable[[str, UploadKind], Path]
@@ -83,7 +84,7 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
         evaluation = evaluation.model_copy(update={"perplexity": texts})
     problems += _beyond_limits(settings, compression, evaluation)
     problems += _beyond_runtime(settings, request)
-    problems += _beyond_reach(dense, compression)
+    problems += _beyond_target(dense, compression) or _beyond_reach(dense, compression)
     if problems:
         raise InvalidRequestError("The job asks for what it may not have", fields=tuple(problems))
     return AdmittedJob(
@@ -166,6 +167,19 @@ def _read_once(file: Path, _version: tuple[int, int]) -> DenseModel:
 def _version(file: Path) -> tuple[int, int]:
     status = file.stat()
     return status.st_mtime_ns, status.st_size
+
+
+def _beyond_target(dense: DenseModel | None, compression: CompressionConfig) -> list[FieldProblem]:
+    """Whether the target can have this model by this method."""
+    try:
+        # A method may be refused before the model can be read.
+        any_type = DEMANDS[compression.target].model_types[0]
+        require_target(compression, (dense and dense.facts.model_type) or any_type)
+    except ConfigurationError as error:
+        pointer = f"/{(error.field or 'compression.target').replace('.', '/')}"
+        message = f"{error.message}; {error.hint}"
+        return [FieldProblem(pointer=pointer, code="target_not_available", message=message)]
+    return []
 
 
 def _beyond_reach(dense: DenseModel | None, compression: CompressionConfig) -> list[FieldProblem]:

@@ -9,7 +9,14 @@ from typing import Any
 from app.adapters.database import rates
 from app.domain.job import Job, JobRequest
 from app.domain.principal import Principal
-from app.domain.validation import TARGETS, Caution, Duration, Validation, cautions, predict
+from app.domain.validation import (
+    Caution,
+    Duration,
+    Validation,
+    cautions,
+    predict,
+    targets_for,
+)
 from app.services.admission import AdmittedJob, admit
 from app.services.resources import Resources
 from app.services.uploads import locator
@@ -32,14 +39,19 @@ def validate_job(resources: Resources, principal: Principal, request: JobRequest
     if expected is None:
         message = "the model's settings cannot be read here before a worker opens it"
         found.append(Caution(code="model_not_readable_here", message=message))
-        return Validation(estimate=None, durations=(), targets=TARGETS, cautions=tuple(found))
+        return Validation(
+            estimate=None, durations=(), targets=targets_for(admitted.dense), cautions=tuple(found)
+        )
     found += _about_disk(resources, admitted, expected)
     durations = _durations(resources, admitted, expected)
     if not durations:
         message = "no worker has finished a job of this method yet: its speed is not known"
         found.append(Caution(code="speed_unknown", message=message))
     return Validation(
-        estimate=expected, durations=durations, targets=TARGETS, cautions=tuple(found)
+        estimate=expected,
+        durations=durations,
+        targets=targets_for(admitted.dense),
+        cautions=tuple(found),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from intraslice_core.allocation.constraint import FREE, ShapeConstraint
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan
 
@@ -22,16 +23,20 @@ def round_to_multiple(value: float, step: int, limit: int) -> int:
     return limit if abs(limit - value) <= abs(rounded - value) else rounded
 
 
-def uniform_plan(geometry: ModelGeometry, ratio: float, round_to: int) -> ModelPlan:
+def uniform_plan(
+    geometry: ModelGeometry, ratio: float, round_to: int, constraint: ShapeConstraint = FREE
+) -> ModelPlan:
     """Remove `ratio` of the compressible weights, equally in every layer.
 
     Args:
         geometry: of the dense model.
         ratio: fraction to remove, in [0, 1).
         round_to: value dims, q/k dims and MLP widths become multiples of this.
+        constraint: what the target demands; only that value heads be as wide as query heads, that
+            all widths be the same, and the tolerance are looked at.
 
     Raises:
-        ConfigurationError: if rounding misses the budget by more than 0.5 % of it.
+        ConfigurationError: if rounding misses the budget by more than is tolerated.
     """
     if ratio == 0.0:
         return geometry.dense_plan()
@@ -44,16 +49,21 @@ def uniform_plan(geometry: ModelGeometry, ratio: float, round_to: int) -> ModelP
         num_attention_heads=geometry.num_attention_heads,
         num_key_value_heads=geometry.num_key_value_heads,
         qk_pairs=qk_head_dim // 2,
-        v_head_dim=round_to_multiple(keep * geometry.head_dim, round_to, geometry.head_dim),
+        v_head_dim=qk_head_dim
+        if constraint.qk_equals_value
+        else round_to_multiple(keep * geometry.head_dim, round_to, geometry.head_dim),
         intermediate_size=0,
     )
     budget = keep * geometry.dense_plan().parameters(geometry)
     left = budget - layers * attention.attention_parameters(geometry)
     widths = _distribute(geometry, left, round_to)
+    if "width" in constraint.same_across_layers:
+        one = sum(widths) / layers
+        widths = [round_to_multiple(one, round_to, geometry.intermediate_size)] * layers
     plan = ModelPlan(
         layers=tuple(attention.model_copy(update={"intermediate_size": width}) for width in widths)
     )
-    _require_budget(plan, geometry, budget)
+    _require_budget(plan, geometry, budget, constraint.tolerance)
     return plan
 
 
@@ -67,9 +77,11 @@ def _distribute(geometry: ModelGeometry, parameters: float, round_to: int) -> li
     return [min((after - before) * round_to, most) for before, after in pairwise(bounds)]
 
 
-def _require_budget(plan: ModelPlan, geometry: ModelGeometry, budget: float) -> None:
+def _require_budget(
+    plan: ModelPlan, geometry: ModelGeometry, budget: float, tolerance: float
+) -> None:
     got = plan.parameters(geometry)
-    if abs(got - budget) > 0.005 * budget:
+    if abs(got - budget) > tolerance * budget:
         raise ConfigurationError(
             f"rounding leaves {got:,} compressible parameters where {budget:,.0f} were asked for",
             field="compression.round_to",

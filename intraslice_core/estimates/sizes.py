@@ -12,6 +12,7 @@ from intraslice_core.plan import (
     dense_parameters,
     total_parameters,
 )
+from intraslice_core.targets import DEMANDS
 
 
 class Estimate(FrozenModel):
@@ -53,7 +54,8 @@ def estimate(
     """
     dense = geometry.dense_plan()
     budget = compression_budget(compression, geometry, item_bytes)
-    plan = uniform_plan(geometry, budget.ratio, compression.round_to)
+    shapes = DEMANDS[compression.target].shapes
+    plan = uniform_plan(geometry, budget.ratio, compression.round_to, shapes)
     before, after = dense_parameters(geometry), total_parameters(geometry, plan)
     return Estimate(
         params_before=before,

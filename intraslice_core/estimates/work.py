@@ -63,7 +63,8 @@ def _estimator_tokens(layers: int, compression: CompressionConfig) -> float:
     """Tokens that pass all layers, or as many of them as come to the same."""
     parts = EstimatorSequences.of(compression)
     trials = parts.check * stream_layers(layers) / layers
-    plans = REHEARSED_PLANS * (
+    free_shapes = compression.target != "research"
+    plans = (REHEARSED_PLANS + free_shapes) * (
         _REHEARSED_PASSES * parts.rehearsal + parts.check * bool(parts.rehearsal)
     )
     sequences = 3 * parts.gradients + parts.learning + trials + plans

@@ -205,6 +205,19 @@ def rotary_tables(
     settings: CanonicalSettings, layer: int, length: int, device: torch.device
 ) -> Rotary:
     """Tables for positions 0 … length-1, by transformers' own code; still pairs do not turn."""
+    embedding = rotary_embedding(settings, layer, device)
+    positions = torch.arange(length, device=device).unsqueeze(0)
+    cos, sin = embedding(torch.zeros(1, 1, 1, device=device), positions)
+    return Rotary(
+        cos=_with_still_pairs(cos[0], settings["head_dim"], 1.0),
+        sin=_with_still_pairs(sin[0], settings["head_dim"], 0.0),
+    )
+
+
+def rotary_embedding(
+    settings: CanonicalSettings, layer: int, device: torch.device
+) -> Phi3RotaryEmbedding:
+    """What turns a layer's pairs: `inv_freq`, (rotating pairs,), and `attention_scaling`."""
     layer_type = settings["layer_types"][layer]
     view = PreTrainedConfig()
     view.rope_parameters = copy.deepcopy(rope_of(settings, layer_type))
@@ -213,13 +226,7 @@ def rotary_tables(
     view.max_position_embeddings = settings["max_position_embeddings"]
     if settings["original_max_position_embeddings"] is not None:
         view.original_max_position_embeddings = settings["original_max_position_embeddings"]
-    embedding = Phi3RotaryEmbedding(view).to(device)  # type: ignore[arg-type]
-    positions = torch.arange(length, device=device).unsqueeze(0)
-    cos, sin = embedding(torch.zeros(1, 1, 1, device=device), positions)
-    return Rotary(
-        cos=_with_still_pairs(cos[0], settings["head_dim"], 1.0),
-        sin=_with_still_pairs(sin[0], settings["head_dim"], 0.0),
-    )
+    return Phi3RotaryEmbedding(view).to(device)  # type: ignore[arg-type]
 
 
 def _with_still_pairs(table: Tensor, head_dim: int, value: float) -> Tensor:

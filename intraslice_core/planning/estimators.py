@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from intraslice_core import linalg
-from intraslice_core.allocation.constraint import ShapeConstraint
 from intraslice_core.allocation.curves import (
     AttentionCurves,
     Curve,
@@ -34,6 +33,7 @@ from intraslice_core.estimation.trials import Module, Trial
 from intraslice_core.estimation.walk import Learned, learn
 from intraslice_core.plan import ModelGeometry
 from intraslice_core.presets import PRESETS
+from intraslice_core.targets import DEMANDS
 
 LEARNING_FRACTION = 4
 """One calibration sequence in so many is learnt from, but at least `LEAST_LEARNING`."""
@@ -124,7 +124,9 @@ def lagrangian_shapes(
     """
     attention = trial_scales(learned.trials, "attention", len(learned.layers))
     mlp = trial_scales(learned.trials, "mlp", len(learned.layers))
-    some_heads = offer.heads and PRESETS[settings.method].cuts_heads
+    demands = DEMANDS[settings.target]
+    fixed = "heads" in demands.shapes.same_across_layers
+    some_heads = offer.heads and PRESETS[settings.method].cuts_heads and not fixed
     curves = ModelCurves(
         geometry=geometry,
         layers=tuple(
@@ -133,7 +135,7 @@ def lagrangian_shapes(
         ),
     )
     whole = frozenset[Module](("attention", "mlp") if settings.module_cap == 1.0 else ())
-    constraint = ShapeConstraint(removable=whole)
+    constraint = demands.constraint(whole)
     priced = lagrangian_plan(curves, budget, module_cap=settings.module_cap, constraint=constraint)
     prices = (replace(one, attention=one.attention / offer.price) for one in priced.prices)
     return replace(priced, prices=tuple(prices))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from intraslice_core.errors import ConfigurationError
 from intraslice_core.estimation.knowledge_file import load_learned, save_learned
 from intraslice_core.estimation.walk import Learned
 from intraslice_core.plan import ModelGeometry, ModelPlan
+from intraslice_core.planning.common_pairs import with_common_pairs
 from intraslice_core.planning.estimators import (
     AttentionOffer,
     EstimationTokens,
@@ -39,6 +40,7 @@ from intraslice_core.reports.schema import (
     LossWeighting,
     TrialReport,
 )
+from intraslice_core.targets import DEMANDS
 
 LEARNING_SHARE = 0.6
 """Of the stage's time; the rest compares allocations."""
@@ -98,11 +100,15 @@ def choose_shapes(work: ShapeWork, tokens: Tensor) -> Shapes:
     with_knowledge = PRESETS[work.config.method].learns and work.budget.ratio > 0.0
     split = EstimationTokens.of(tokens)
     learned = _learned(work, split, tokens) if with_knowledge else None
+    free = learned
+    if learned is not None and DEMANDS[work.config.target].alike:
+        learned = replace(learned, layers=with_common_pairs(learned.layers))
     allocator = resolve_allocator(work.config)
     if work.budget.ratio == 0.0 or allocator == "uniform":
         return _uniform(work, learned)
     if allocator == "lagrangian":
-        return _lagrangian(work, learned or _learned(work, split, tokens), split)
+        shapes = _lagrangian(work, learned or _learned(work, split, tokens), split)
+        return shapes if free is None else _with_freedom(work, shapes, free, split)
     try:
         priced = fisher_shapes(
             work.layers,
@@ -158,10 +164,15 @@ def _fallen_back(work: ShapeWork, weighting: LossWeighting, reason: str) -> Allo
     )
 
 
+def _equal_layers(work: ShapeWork) -> ModelPlan:
+    shapes = DEMANDS[work.config.target].shapes
+    return uniform_plan(work.geometry, work.budget.ratio, work.config.round_to, shapes)
+
+
 def _uniform(
     work: ShapeWork, learned: Learned | None, report: AllocationReport | None = None
 ) -> Shapes:
-    plan = uniform_plan(work.geometry, work.budget.ratio, work.config.round_to)
+    plan = _equal_layers(work)
     told = report or allocation_report(work.config.allocation, "uniform")
     return Shapes(plan=plan, knowledge=_layers(work, learned), report=told)
 
@@ -212,6 +223,23 @@ def _lagrangian(work: ShapeWork, learned: Learned, split: EstimationTokens) -> S
     return Shapes(plan=priced.plan, knowledge=_layers(work, learned), report=report)
 
 
+def _with_freedom(
+    work: ShapeWork, shapes: Shapes, free: Learned, split: EstimationTokens
+) -> Shapes:
+    """The report, told what shapes without the target's constraints would cost."""
+    unbound = work.config.model_copy(update={"target": "research"})
+    rehearsals = _rehearsals(work, free, split)
+    if work.config.target == "research" or rehearsals is None:
+        return shapes
+    try:
+        priced = lagrangian_shapes(free, work.geometry, work.budget.parameters, unbound, OFFERS[1])
+    except ConfigurationError:  # rounding misses the budget: nothing to compare with
+        return shapes
+    loss = rehearsals.loss(priced.plan)
+    report = shapes.report.model_copy(update={"unconstrained_calibration_loss": loss})
+    return replace(shapes, report=report)
+
+
 @dataclass
 class _Rehearsals:
     """Plans tried one after the other, and how far along that is."""
@@ -234,7 +262,7 @@ class _Rehearsals:
         """The same of the uniform plan; None where there is none."""
         work = self.work
         try:
-            equal = uniform_plan(work.geometry, work.budget.ratio, work.config.round_to)
+            equal = _equal_layers(work)
         except ConfigurationError:  # rounding misses the budget: no plan to compare with
             return None
         return self.loss(equal)

@@ -104,6 +104,7 @@ def summary(page: ReportPage) -> Facts:
     ]
     if report.allocation is not None:
         facts.append(("Shapes chosen by", _allocator(report.allocation)))
+        facts += _cost_of_target(report.config.target, report.allocation)
     facts += [("Calibrated on", _calibration(report)), ("Took", _took(report))]
     if report.device is not None:
         facts.append(("Machine", report.device))
@@ -227,6 +228,17 @@ def _asked(config: CompressionConfig) -> str:
     if config.target_bytes is not None:
         return f"{config.target_bytes:,} bytes of weights"
     return f"{percent(config.ratio or 0.0)} of the compressible parameters removed"
+
+
+def _cost_of_target(target: str, allocation: AllocationReport) -> list[tuple[str, str]]:
+    """What the target's constraints cost, where that was tried."""
+    free, bound = allocation.unconstrained_calibration_loss, allocation.calibration_loss
+    if allocation.fell_back:
+        bound = allocation.uniform_calibration_loss
+    if free is None or bound is None:
+        return []
+    told = f"{bound - free:+.3f} nats a token against free shapes, as rehearsed"
+    return [(f"Target {target} costs", told)]
 
 
 def _allocator(allocation: AllocationReport) -> str:

@@ -104,6 +104,11 @@ class AllocationReport(FrozenModel):
     uniform_calibration_loss: float | None = Field(
         default=None, description="with equal layers of the same size"
     )
+    unconstrained_calibration_loss: float | None = Field(
+        default=None,
+        description="with shapes as free as target research has them, at the same size: the "
+        "difference is what the target costs",
+    )
     predicted_loss: float | None = Field(default=None, description="sum over all modules")
     layers: tuple[LayerPrediction, ...] = ()
     candidates: tuple[CandidateReport, ...] = Field(

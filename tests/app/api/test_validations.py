@@ -295,9 +295,47 @@ def test_newest_measurement_replaces_the_older(
 
 
 def test_targets_say_what_is_not_built(client: TestClient, model: dict[str, str]) -> None:
+    assert available_targets(client, model) == {"research", "stock"}
+    config = Path(model["ref"]) / "config.json"
+    config.write_text(json.dumps(GEOMETRY | {"model_type": "qwen3"}))
+    assert available_targets(client, model) == {"research"}
+
+
+def available_targets(client: TestClient, model: dict[str, str]) -> set[str]:
     targets = validate(client, {"model": model}).json()["targets"]
-    assert {one["target"]: one["available"] for one in targets} == {
-        "research": True,
-        "adaptive": False,
-        "stock": False,
-    }
+    assert {one["target"] for one in targets} == {"research", "adaptive", "stock"}
+    return {one["target"] for one in targets if one["available"]}
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs:validate", "/v1/jobs"])
+@pytest.mark.parametrize(
+    ("model_type", "method", "pointer"),
+    [
+        ("qwen3", "intraslice", "/compression/target"),
+        ("llama", "paper", "/compression/method"),
+    ],
+)
+def test_target_that_a_model_or_method_cannot_have_is_refused(
+    client: TestClient,
+    model: dict[str, str],
+    path: str,
+    model_type: str,
+    method: str,
+    pointer: str,
+) -> None:
+    config = Path(model["ref"]) / "config.json"
+    config.write_text(json.dumps(GEOMETRY | {"model_type": model_type}))
+    compression = {"target": "stock", "method": method}
+    answer = client.post(path, json={"model": model, "compression": compression})
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert (error["pointer"], error["code"]) == (pointer, "target_not_available")
+    assert "research" in error["message"]
+
+
+def test_stock_shapes_are_estimated_as_the_target_wants_them(
+    client: TestClient, model: dict[str, str]
+) -> None:
+    body = {"model": model, "compression": {"target": "stock", "ratio": 0.3, "round_to": 2}}
+    first = validate(client, body).json()["estimate"]["first_layer"]
+    assert 2 * first["qk_pairs"] == first["v_head_dim"]

@@ -163,6 +163,13 @@ def test_figures_are_those_of_the_report() -> None:
     assert "the worst of 2 texts" in page
 
 
+def test_what_a_target_costs_is_told_where_it_was_tried() -> None:
+    told = allocation_report("auto", "lagrangian", PRICED, calibration_loss=3.25)
+    assert "costs" not in report_page(ReportPage(report=report(told)))
+    tried = told.model_copy(update={"unconstrained_calibration_loss": 3.125})
+    assert "+0.125 nats a token" in report_page(ReportPage(report=report(tried)))
+
+
 def test_texts_of_others_stay_text() -> None:
     page = report_page(whole_page())
     assert "<script" not in page

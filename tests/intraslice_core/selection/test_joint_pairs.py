@@ -9,7 +9,13 @@ from torch import Tensor
 
 from intraslice_core import linalg
 from intraslice_core.block import Rotary
-from intraslice_core.selection.joint_pairs import PAIR_DAMPING, eliminate_pairs, turned_queries
+from intraslice_core.selection.joint_pairs import (
+    PAIR_DAMPING,
+    eliminate_alike,
+    eliminate_pairs,
+    keep_these_pairs,
+    turned_queries,
+)
 
 
 def moment(heads: int, pairs: int, seed: int = 0) -> Tensor:
@@ -101,3 +107,41 @@ def test_the_gram_matrix_is_damped_before_it_is_inverted():
     gram[0, 0, 0] = 1.0
     assert eliminate_pairs(gram, 1).kept.tolist() == [[0]]
     assert linalg.damped_cholesky(gram, PAIR_DAMPING).damping == PAIR_DAMPING
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), pairs=st.integers(2, 7), data=st.data())
+def test_one_head_alone_is_alike_with_itself(seed, pairs, data):
+    keep = data.draw(st.integers(1, pairs))
+    gram = moment(1, pairs, seed)
+    free, common = eliminate_pairs(gram, keep), eliminate_alike(gram)
+    kept = common.order[pairs - keep :].sort().values
+    assert torch.equal(kept, free.kept[0])
+    torch.testing.assert_close(common.removal_cost[:, : pairs - keep], free.removal_cost)
+    these = keep_these_pairs(gram, kept)
+    assert torch.equal(these.kept, free.kept)
+    torch.testing.assert_close(these.turns, free.turns)
+
+
+def test_heads_that_lose_the_same_pairs_lose_those_that_cost_least_in_all():
+    gram = moment(3, 5)
+    common = eliminate_alike(gram)
+    assert sorted(common.order.tolist()) == list(range(5))
+    kept = common.order[2:].sort().values
+    choice = keep_these_pairs(gram, kept)
+    for head in range(3):
+        error = remaining_error(gram[head], kept, choice.turns[head])
+        torch.testing.assert_close(common.removal_cost[head, :2].sum(), error)
+    gone = int(common.order[0])
+    others = [
+        keep_these_pairs(gram, torch.tensor([p for p in range(5) if p != pair]))
+        for pair in range(5)
+    ]
+    costs = [
+        sum(
+            float(remaining_error(gram[head], one.kept[head], one.turns[head])) for head in range(3)
+        )
+        for one in others
+    ]
+    assert costs.index(min(costs)) == gone
+    torch.testing.assert_close(float(common.removal_cost[:, 0].sum()), min(costs))

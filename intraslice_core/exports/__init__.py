@@ -1,0 +1,1 @@
+"""The files that a target's runtimes read, from a compressed model."""

@@ -181,7 +181,7 @@ def test_generate_continues_the_prompt(compressed):
         (["--calibration", "nonsense"], "valid: pydoc; pycode; self; chat; hub:"),
         (["--device", "gpu"], "torch knows no device 'gpu'"),
         (["--max-perplexity-ratio", "0.5"], "--max-perplexity-ratio"),
-        (["--sequence-length", "4096", "--samples", "60000"], "tokens, 60000 sequences"),
+        (["--sequence-length", "4096", "--samples", "60000"], "tokens, 15000 sequences"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(model, tmp_path, options, message):

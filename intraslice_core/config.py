@@ -74,9 +74,7 @@ _Mixture = Annotated[tuple[WeightedSource, ...], Field(min_length=1, max_length=
 _MIXTURE: TypeAdapter[tuple[WeightedSource, ...]] = TypeAdapter(_Mixture)
 
 
-DEFAULT_MIXTURE = tuple(
-    WeightedSource(source=name) for name in ("pydoc", "pycode", "chat", "self")
-)
+DEFAULT_MIXTURE = tuple(WeightedSource(source=name) for name in ("pydoc", "pycode", "chat", "self"))
 """Of what there is on every machine and what every model can write, the best compromise measured
 (`benchmarks/calibration.py`, BENCHMARKS.md)."""
 

@@ -59,7 +59,7 @@ def unturned(kept: Tensor) -> PairChoice:
 
 def known_as(kind: type[LayerKnowledge], known: LayerKnowledge, **parts: Tensor) -> LayerKnowledge:
     """The same knowledge under another rule."""
-    return kind(**{field.name: getattr(known, field.name) for field in fields(known)}, **parts)
+    return kind(**{field.name: getattr(known, field.name) for field in fields(known)} | parts)
 
 
 # -- statistics of the dense model -------------------------------------------------------------
@@ -104,20 +104,20 @@ def _batch_moments(layers: DenseLayers, layer: int, batch: Tensor) -> dict[str, 
     weights, settings = layers.weights(layer), layers.settings(layer)
     rotary = layers.rotary(layer, batch.shape[1])
     normed = block.attention_inputs(batch, weights, settings)
-    bare = [part.double() for part in block.queries_and_keys(normed, weights)]
+    bare = [part.float() for part in block.queries_and_keys(normed, weights)]
     turned = block.rotated_queries_and_keys(normed, weights, settings, rotary)
-    query, key = (part.double() for part in turned)
+    query, key = (part.float() for part in turned)
     groups = weights.num_key_value_heads
     asked = _by_group(query, groups)
     centred = key - key.mean(2, keepdim=True)
     between = batch + block.attention(batch, weights, settings, rotary)
-    inner = block.mlp_inner(between, weights, settings).flatten(0, 1).double()
+    inner = block.mlp_inner(between, weights, settings).flatten(0, 1).float()
     return {
         "centred": _pairs(asked.square().sum((0, 2, 3))) * _pairs(centred.square().sum((0, 2))),
         "causal": _causal(asked, key),
         "query": _complex_moment(_by_group(bare[0], groups)),
         "key": _complex_moment((bare[1] - bare[1].mean(2, keepdim=True)).unsqueeze(2)),
-        "neurons": inner.mT @ inner,
+        "neurons": (inner.mT @ inner).double(),
     }
 
 
@@ -143,7 +143,7 @@ def _causal(query: Tensor, key: Tensor) -> Tensor:
 def _complex_moment(heads: Tensor) -> Tensor:
     """(batch, groups, n, sequence, head_dim) to (groups, pairs, pairs), complex."""
     pairs = torch.complex(*heads.chunk(2, dim=-1)).transpose(0, 1).flatten(1, 3)
-    return pairs.mT @ pairs.conj()
+    return (pairs.mT @ pairs.conj()).to(torch.complex128)
 
 
 # -- neurons by their bare output --------------------------------------------------------------

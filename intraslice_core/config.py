@@ -21,9 +21,15 @@ from pydantic_core import PydanticCustomError
 Method = Literal["intraslice", "paper", "magnitude"]
 """`intraslice` is ours, `paper` the published method, `magnitude` the naive baseline."""
 
-Target = Literal["research", "stock"]
-"""Which runtimes must load the result: `research` leaves every shape free per layer, `stock` is a
-model of the dense model's own class."""
+Target = Literal["research", "adaptive", "stock"]
+"""Which runtimes must load the result: `research` leaves every shape free per layer, `adaptive` is
+a DeciLM, whose layers differ in the MLP's width alone, `stock` a model of the dense model's own
+class."""
+
+GgufFormat = Literal["gguf-f16", "gguf-q8_0"]
+"""A GGUF file beside the checkpoint, by what its matrices are stored as."""
+
+ExportFormat = Literal["safetensors", "gguf-f16", "gguf-q8_0"]
 
 Allocator = Literal["uniform", "fisher", "fisher_pca", "lagrangian"]
 """Who decides how much is removed where (section 4 of algorithm.md)."""
@@ -187,6 +193,7 @@ class CompressionSettings(FrozenModel):
     target: Target = Field(
         default="research",
         description="research: every layer has shapes of its own, loaded by the checkpoint's code; "
+        "adaptive: an MLP width of its own for every layer, loaded by vLLM and llama.cpp; "
         "stock: one shape for all layers, loaded by whatever loads the dense model",
     )
     calibration: CalibrationConfig = CalibrationConfig()
@@ -198,7 +205,13 @@ class CompressionSettings(FrozenModel):
         default=8, ge=1, le=512, description="dimensions are multiples of this; kernels want 8"
     )
     batch_size: int = Field(default=8, ge=1, le=4096, description="sequences per forward pass")
-    exports: tuple[Literal["safetensors"], ...] = ("safetensors",)
+    exports: tuple[ExportFormat, ...] = Field(
+        default=("safetensors",),
+        min_length=1,
+        max_length=3,
+        description="files of the result: safetensors always; gguf-f16 and gguf-q8_0 for llama.cpp "
+        "of targets stock and adaptive",
+    )
     allocation: Allocation = Field(
         default="auto", description="how much is removed where; auto: as the method has it"
     )
@@ -215,6 +228,20 @@ class CompressionSettings(FrozenModel):
         le=1000.0,
         description="what fisher multiplies attention's scores by: the more, the more of it stays",
     )
+
+    @field_validator("exports")
+    @classmethod
+    def _safetensors_and_more(cls, exports: tuple[ExportFormat, ...]) -> tuple[ExportFormat, ...]:
+        if "safetensors" not in exports:
+            raise ValueError("safetensors cannot be left out: the other files are made from them")
+        if len(set(exports)) < len(exports):
+            raise ValueError("a format is named twice")
+        return exports
+
+    @property
+    def gguf_formats(self) -> tuple[GgufFormat, ...]:
+        """The GGUF files asked for."""
+        return tuple(one for one in self.exports if one != "safetensors")
 
 
 class CompressionConfig(CompressionSettings):

@@ -14,6 +14,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,17 +37,23 @@ from intraslice_core.config import (
     UNLIMITED,
     CompressionConfig,
     EvaluationConfig,
+    GgufFormat,
     ModelLimits,
 )
 from intraslice_core.dense_layers import ReaderLayers
 from intraslice_core.errors import NumericalError
 from intraslice_core.evaluation.comparison import DenseScores, evaluate_pair, load_model
-from intraslice_core.evaluation.verification import verify_checkpoint, write_reference
-from intraslice_core.exports.stock import (
-    StockForm,
-    StockReference,
-    require_fixed_frequencies,
+from intraslice_core.evaluation.verification import (
+    has_llama_cpp,
+    verify_checkpoint,
+    verify_gguf,
+    write_reference,
 )
+from intraslice_core.exports.adaptive import AdaptiveForm
+from intraslice_core.exports.form import CheckpointForm, WrittenReference
+from intraslice_core.exports.gguf_file import read_vocabulary, write_gguf
+from intraslice_core.exports.requirements import require_plain_attention
+from intraslice_core.exports.stock import StockForm
 from intraslice_core.families.canonical import (
     CanonicalSettings,
     block_weights,
@@ -91,6 +98,7 @@ from intraslice_core.reports.schema import (
     EvaluationReport,
     LayerReport,
     ModuleReport,
+    VerifiedReport,
 )
 from intraslice_core.sharing import (
     DenseStates,
@@ -103,13 +111,20 @@ from intraslice_core.sharing import (
 from intraslice_core.targets import require_target
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from intraslice_core.block import BlockWeights
     from intraslice_core.layer import ModuleOutcome
 
 REPORT_FILE = "intraslice_report.json"
 
+GGUF_FILES: Mapping[GgufFormat, str] = MappingProxyType(
+    {"gguf-f16": "model-f16.gguf", "gguf-q8_0": "model-q8_0.gguf"}
+)
+NO_LLAMA_CPP = (
+    "{file} was not loaded by llama.cpp, which is not installed here: "
+    'pip install "intraslice[llama-cpp]"'
+)
 UNVERIFIED = "the result was not loaded and compared with what was written"
 
 SHARES: dict[Stage, tuple[float, float]] = {
@@ -152,7 +167,7 @@ class Run:
     """Where hidden states lie instead of in memory."""
     verify: bool = True
     resumed_layers: int = 0
-    stock: StockReference | None = None
+    reference: WrittenReference | None = None
     """What the written files must compute, where they are not of our class."""
 
     def report(
@@ -257,8 +272,9 @@ def compress_opened(
         if not run.verify:
             run.warnings.append(UNVERIFIED)
         report = _compress_checkpoint(dense, staged, config, run)
+        _write_gguf_files(staged, config, run)
         if run.verify:
-            _verify(staged, run)
+            report = report.model_copy(update={"verified": _verify(staged, config, run)})
         if evaluation is not None:
             measured = _evaluate(dense.directory, staged, config, evaluation, run)
             report = report.with_evaluation(measured)
@@ -311,7 +327,7 @@ def _compress_checkpoint(
 ) -> CompressionReport:
     with CheckpointReader(dense.directory) as reader, torch.inference_mode():
         work = _plan_work(reader, dense, config, run)
-        ensure_disk_space(staged, reader.bytes_total)
+        ensure_disk_space(staged, reader.bytes_total * (1 + len(config.gguf_formats)))
         tokens = _calibrate(work, dense.directory, run)
         shapes = choose_shapes(_shape_work(work, run), tokens)
         return_free_memory()
@@ -325,8 +341,10 @@ def _plan_work(
     geometry = reader.family.geometry(reader.config)
     canonical = reader.family.canonical_settings(reader.config)
     require_target(config, reader.family.model_type)
-    if config.target == "stock":
-        require_fixed_frequencies(canonical)
+    if config.target != "research":
+        require_plain_attention(canonical, config)
+    if config.gguf_formats:
+        read_vocabulary(dense.directory, canonical["vocab_size"], adds_bos=False)
     device = resolve_device(config.device)
     embedding = reader.tensor(reader.family.embedding)
     budget = compression_budget(config, geometry, embedding.dtype.itemsize)
@@ -419,14 +437,14 @@ def _write_compressed(
         walk = _Walk(work, tokens, shapes, run)
         for layer in range(work.geometry.num_hidden_layers):
             finished = walk.finish(layer)
-            form = _stock_form(work, shapes.plan, finished.kept_pairs)
+            form = _form(work, shapes.plan, finished.kept_pairs)
             writer.add(finished.tensors if form is None else form.tensors(finished.tensors))
             layers.append(replace(finished, tensors={}))
             return_free_memory()
-        form = _stock_form(work, shapes.plan, layers[0].kept_pairs)
+        form = _form(work, shapes.plan, layers[0].kept_pairs)
         sliced = _sliced_config(work, shapes.plan, layers)
         writer.finish(sliced if form is None else form.configuration(), dense)
-        run.stock = None if form is None else StockReference(form=form, config=sliced)
+        run.reference = None if form is None else WrittenReference(form=form, config=sliced)
     return layers
 
 
@@ -439,17 +457,25 @@ def _sliced_config(
     )
 
 
-def _stock_form(work: _Work, plan: ModelPlan, kept_pairs: Tensor) -> StockForm | None:
-    """The compressed model as one of the dense model's class, if that is wanted."""
-    if work.config.target != "stock":
-        return None
-    return StockForm(
-        family=work.reader.family,
-        config=work.reader.config,
-        canonical=work.canonical,
-        shape=plan.layers[0],
-        pairs=kept_pairs[0],
-    )
+def _form(work: _Work, plan: ModelPlan, kept_pairs: Tensor) -> CheckpointForm | None:
+    """How the model is written, where it is not of our class.
+
+    Args:
+        work: the compression.
+        plan: of all layers.
+        kept_pairs: of a layer's heads, (num_key_value_heads, qk_pairs).
+    """
+    if work.config.target == "adaptive":
+        return AdaptiveForm(canonical=work.canonical, plan=plan)
+    if work.config.target == "stock":
+        return StockForm(
+            family=work.reader.family,
+            config=work.reader.config,
+            canonical=work.canonical,
+            shape=plan.layers[0],
+            pairs=kept_pairs[0],
+        )
+    return None
 
 
 class _Walk:
@@ -584,17 +610,46 @@ def _dense_states(work: _Work, tokens: Tensor) -> DenseStates | None:
 # -- verification, evaluation, publication ------------------------------------------------------
 
 
-def _verify(staged: Path, run: Run) -> None:
-    """Prove that the written files load in a clean process and act like the model here."""
+def _write_gguf_files(staged: Path, config: CompressionConfig, run: Run) -> None:
+    """Beside the checkpoint, from its own files."""
+    if not config.gguf_formats or run.reference is None:
+        return
+    layout = run.reference.form.gguf_layout()
+    tokenizer = _tokenizer(staged)
+    begins = list(tokenizer("a")["input_ids"][:1]) == [tokenizer.bos_token_id]
+    vocabulary = read_vocabulary(staged, layout.vocab_size, adds_bos=begins)
+    for wanted in config.gguf_formats:
+        run.report(Stage.VERIFY, f"writing {GGUF_FILES[wanted]}")
+        write_gguf(staged / GGUF_FILES[wanted], staged, layout, vocabulary, wanted)
+
+
+def _verify(staged: Path, config: CompressionConfig, run: Run) -> tuple[VerifiedReport, ...]:
+    """Prove that the written files load in clean processes and act like the model here."""
     run.report(Stage.VERIFY, "loading the result in a clean process")
     model = (
         IntraSliceForCausalLM.from_pretrained(staged, local_files_only=True, dtype=torch.float32)
-        if run.stock is None
-        else run.stock.model(staged)
+        if run.reference is None
+        else run.reference.model(staged)
     )
     write_reference(staged, model, _tokenizer(staged))
     del model
-    verify_checkpoint(staged, should_cancel=run.should_cancel)
+    found = [("safetensors", verify_checkpoint(staged, should_cancel=run.should_cancel))]
+    for wanted in config.gguf_formats:
+        file = GGUF_FILES[wanted]
+        if not has_llama_cpp():
+            run.warnings.append(NO_LLAMA_CPP.format(file=file))
+            continue
+        run.report(Stage.VERIFY, f"loading {file} in llama.cpp", 0.5)
+        found.append((wanted, verify_gguf(staged, file, wanted, should_cancel=run.should_cancel)))
+    return tuple(
+        VerifiedReport(
+            files=name,
+            loaded_by=one.loaded_by,
+            max_abs_difference=one.max_abs_difference,
+            tolerance=one.tolerance,
+        )
+        for name, one in found
+    )
 
 
 def _evaluate(

@@ -23,6 +23,7 @@ from app.cli.options import (
     DtypeOption,
     EvaluateOption,
     EvaluationOption,
+    ExportOption,
     GateOption,
     JsonOption,
     MethodOption,
@@ -37,6 +38,7 @@ from app.cli.options import (
     VerifyOption,
     calibration_source,
     evaluation_settings,
+    exports,
     require_directory,
 )
 from app.cli.progress_display import quiet_transformers, show_progress
@@ -84,6 +86,7 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
     target_params: _TargetParams = None,
     target_bytes: _TargetBytes = None,
     target: TargetOption = DEFAULT.target,
+    export: ExportOption = None,
     method: MethodOption = DEFAULT.method,
     allocation: AllocationOption = DEFAULT.allocation,
     module_cap: ModuleCapOption = DEFAULT.module_cap,
@@ -122,6 +125,7 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
                     "target_params": quantity(target_params, "--target-params"),
                     "target_bytes": quantity(target_bytes, "--target-bytes"),
                     "target": target,
+                    "exports": exports(export),
                     "method": method,
                     "allocation": allocation,
                     "module_cap": module_cap,

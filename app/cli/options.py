@@ -12,6 +12,7 @@ from intraslice_core.config import (
     CompressionConfig,
     ComputeDtype,
     EvaluationConfig,
+    ExportFormat,
     GateConfig,
     Method,
     Target,
@@ -25,7 +26,15 @@ ModelArgument = Annotated[
     str, typer.Argument(help="Directory, .gguf file, hub:ORG/NAME[@REVISION] or package:NAME.")
 ]
 TargetOption = Annotated[
-    Target, typer.Option(help="research: shapes of each layer's own; stock: the dense class.")
+    Target,
+    typer.Option(
+        help="research: shapes of each layer's own; adaptive: DeciLM, for vLLM and llama.cpp; "
+        "stock: the dense class."
+    ),
+]
+ExportOption = Annotated[
+    list[ExportFormat] | None,
+    typer.Option(help="Files beside safetensors: gguf-f16, gguf-q8_0; repeatable."),
 ]
 MethodOption = Annotated[Method, typer.Option(help="How to compress.")]
 AllocationOption = Annotated[
@@ -81,6 +90,11 @@ def calibration_source(options: list[str] | None) -> Any:
         return DEFAULT.calibration.source
     mixture = [_weighted(option) for option in options]
     return options[0] if mixture == [{"source": options[0]}] else mixture
+
+
+def exports(options: list[ExportFormat] | None) -> tuple[ExportFormat, ...]:
+    """Safetensors, and what is asked for besides."""
+    return ("safetensors", *(one for one in options or () if one != "safetensors"))
 
 
 def _weighted(option: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from app.cli.options import (
     DtypeOption,
     EvaluateOption,
     EvaluationOption,
+    ExportOption,
     GateOption,
     JsonOption,
     MethodOption,
@@ -33,6 +34,7 @@ from app.cli.options import (
     VerifyOption,
     calibration_source,
     evaluation_settings,
+    exports,
     require_directory,
 )
 from app.cli.progress_display import quiet_transformers, show_progress
@@ -66,6 +68,7 @@ def sweep(  # noqa: PLR0913 (typer reads the options from the signature)
         Path, typer.Option(help="Directory to make, or of a stopped sweep to go on with.")
     ],
     target: TargetOption = DEFAULT.target,
+    export: ExportOption = None,
     method: MethodOption = DEFAULT.method,
     allocation: AllocationOption = DEFAULT.allocation,
     module_cap: ModuleCapOption = DEFAULT.module_cap,
@@ -98,6 +101,7 @@ def sweep(  # noqa: PLR0913 (typer reads the options from the signature)
             settings = CompressionSettings.model_validate(
                 {
                     "target": target,
+                    "exports": exports(export),
                     "method": method,
                     "allocation": allocation,
                     "module_cap": module_cap,

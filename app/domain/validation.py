@@ -70,9 +70,10 @@ TARGETS = (
     ),
     TargetSupport(
         target="adaptive",
-        available=False,
+        available=True,
         runtimes=("vLLM", "llama.cpp"),
-        detail="DeciLM and GGUF `deci` files are not built by this version",
+        detail="layers differ in the MLP's width; DeciLM and GGUF `deci` files; llama and mistral "
+        "models",
     ),
     TargetSupport(
         target="stock",

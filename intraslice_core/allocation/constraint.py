@@ -33,12 +33,19 @@ class ShapeConstraint:
     tolerance: float = 0.005
     """Part of the budget that may be left over, because no shape uses it up."""
 
+    def stays_whole(self, dimension: Dimension, dense: int) -> bool:
+        """Whether the dense size is the only one allowed."""
+        return self.multiples.get(dimension, 1) > dense
+
     def allows_removal(self, module: Module) -> bool:
         """A size that all layers share cannot be gone from some of them."""
         shared = self.same_across_layers
         kept = "width" in shared if module == "mlp" else bool(shared & {"heads"})
         return module in self.removable and not kept
 
+
+ONLY_DENSE = 2**30
+"""A multiple that no model has: the dense size is all that is allowed."""
 
 FREE = ShapeConstraint()
 """Every layer has shapes of its own: the `research` target."""

@@ -32,8 +32,8 @@ def uniform_plan(
         geometry: of the dense model.
         ratio: fraction to remove, in [0, 1).
         round_to: value dims, q/k dims and MLP widths become multiples of this.
-        constraint: what the target demands; only that value heads be as wide as query heads, that
-            all widths be the same, and the tolerance are looked at.
+        constraint: what the target demands; only that attention stay whole, that value heads be as
+            wide as query heads, that all widths be the same, and the tolerance are looked at.
 
     Raises:
         ConfigurationError: if rounding misses the budget by more than is tolerated.
@@ -42,18 +42,7 @@ def uniform_plan(
         return geometry.dense_plan()
     layers = geometry.num_hidden_layers
     keep = 1.0 - ratio
-    qk_head_dim = round_to_multiple(
-        keep * geometry.head_dim, round_to if round_to % 2 == 0 else 2 * round_to, geometry.head_dim
-    )
-    attention = LayerPlan(
-        num_attention_heads=geometry.num_attention_heads,
-        num_key_value_heads=geometry.num_key_value_heads,
-        qk_pairs=qk_head_dim // 2,
-        v_head_dim=qk_head_dim
-        if constraint.qk_equals_value
-        else round_to_multiple(keep * geometry.head_dim, round_to, geometry.head_dim),
-        intermediate_size=0,
-    )
+    attention = _attention(geometry, keep, round_to, constraint)
     budget = keep * geometry.dense_plan().parameters(geometry)
     left = budget - layers * attention.attention_parameters(geometry)
     widths = _distribute(geometry, left, round_to)
@@ -65,6 +54,21 @@ def uniform_plan(
     )
     _require_budget(plan, geometry, budget, constraint.tolerance)
     return plan
+
+
+def _attention(
+    geometry: ModelGeometry, keep: float, round_to: int, constraint: ShapeConstraint
+) -> LayerPlan:
+    """Every layer's, yet without an MLP."""
+    dense = geometry.dense_layer().model_copy(update={"intermediate_size": 0})
+    if constraint.stays_whole("pairs", geometry.rotary_pairs):
+        return dense
+    wanted, even = keep * geometry.head_dim, round_to if round_to % 2 == 0 else 2 * round_to
+    qk_head_dim = round_to_multiple(wanted, even, geometry.head_dim)
+    value = qk_head_dim
+    if not constraint.qk_equals_value:
+        value = round_to_multiple(wanted, round_to, geometry.head_dim)
+    return dense.model_copy(update={"qk_pairs": qk_head_dim // 2, "v_head_dim": value})
 
 
 def _distribute(geometry: ModelGeometry, parameters: float, round_to: int) -> list[int]:

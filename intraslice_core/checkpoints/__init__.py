@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
+from intraslice_core.checkpoints.reader import CheckpointReader, StoredTensors, check_finite
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.checkpoints.writer import (
     CheckpointWriter,
@@ -13,6 +13,7 @@ from intraslice_core.checkpoints.writer import (
 __all__ = [
     "CheckpointReader",
     "CheckpointWriter",
+    "StoredTensors",
     "check_finite",
     "ensure_disk_space",
     "open_model",

@@ -27,25 +27,22 @@ def check_finite(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-class CheckpointReader:
-    """A directory of safetensors, checked on opening, read tensor by tensor.
+class StoredTensors:
+    """The tensors of a directory of safetensors, whatever the model; of headers only until asked.
 
-    Opening reads headers only and raises `UnsupportedArchitectureError` or
-    `BrokenCheckpointError`. Tensors come memory-mapped, read-only, on the CPU, in the stored dtype.
-    Use as a context manager; tensors already taken outlive it.
+    Tensors come memory-mapped, read-only, on the CPU, in the stored dtype. Use as a context
+    manager; tensors already taken outlive it.
 
     Args:
-        directory: holds config.json and model.safetensors or its shards with their index.
+        directory: holds model.safetensors or its shards with their index.
+
+    Raises:
+        BrokenCheckpointError: if a header or the index is wrong.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        raw = _raw_config(directory)
         self._file_of, self._entries = locate_tensors(directory)
-        _require_plausible(raw, tensors=len(self._entries))
-        self.config = _load_config(directory)
-        self.family = family_for(self.config)
-        self._require_tensors()
         self._open_files: dict[str, MappedFile] = {}
 
     def __enter__(self) -> Self:
@@ -67,6 +64,16 @@ class CheckpointReader:
     def bytes_total(self) -> int:
         """Bytes of all tensors together."""
         return sum(entry.end - entry.begin for entry in self._entries.values())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one tensor, from its header.
+
+        Raises:
+            BrokenCheckpointError: if there is no such tensor.
+        """
+        if name not in self._entries:
+            raise BrokenCheckpointError(f"tensor {name} is missing", field="model")
+        return self._entries[name].shape
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, on the CPU, in the stored dtype.
@@ -91,6 +98,25 @@ class CheckpointReader:
             for name in self.names
             if name.startswith(prefix)
         }
+
+
+class CheckpointReader(StoredTensors):
+    """A directory of safetensors, checked on opening, read tensor by tensor.
+
+    Opening reads headers only and raises `UnsupportedArchitectureError` or
+    `BrokenCheckpointError`.
+
+    Args:
+        directory: holds config.json and model.safetensors or its shards with their index.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        raw = _raw_config(directory)
+        super().__init__(directory)
+        _require_plausible(raw, tensors=len(self._entries))
+        self.config = _load_config(directory)
+        self.family = family_for(self.config)
+        self._require_tensors()
 
     def _require_tensors(self) -> None:
         """Compare with what the architecture must have."""

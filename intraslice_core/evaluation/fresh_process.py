@@ -104,8 +104,23 @@ def _forget_ours() -> None:
         raise AssertionError(f"{name} can be imported: the process is not clean")
 
 
-def _answer(checkpoint: str, reference: dict[str, Any]) -> list[dict[str, Any]]:
-    """Load as a stranger, answer every prompt; the tokenizer is asked too."""
+def _remember_ours(place: str) -> None:
+    """Let our packages in again, from the directory that holds them, and register our classes."""
+    sys.meta_path[:] = [one for one in sys.meta_path if not isinstance(one, _OursRefused)]
+    sys.path.insert(0, place)
+    importlib.import_module("intraslice_core.modeling")
+
+
+def _brings_code(checkpoint: str) -> bool:
+    """Whether the configuration names model code beside it."""
+    config = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
+    return "auto_map" in config
+
+
+def _answer(
+    checkpoint: str, reference: dict[str, Any], *, trust_remote_code: bool
+) -> list[dict[str, Any]]:
+    """Load, answer every prompt; the tokenizer is asked too."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
@@ -113,7 +128,7 @@ def _answer(checkpoint: str, reference: dict[str, Any]) -> list[dict[str, Any]]:
     )
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         checkpoint,
-        trust_remote_code=True,
+        trust_remote_code=trust_remote_code,
         local_files_only=True,
         dtype=getattr(torch, reference["dtype"]),
         output_loading_info=True,
@@ -132,12 +147,21 @@ def _answer(checkpoint: str, reference: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """`fresh_process.py CHECKPOINT REFERENCE ANSWERS`."""
+    """`fresh_process.py CHECKPOINT REFERENCE ANSWERS PLACE_OF_OURS`.
+
+    First with the checkpoint's own code, if it brings any, and none of ours; then, if it does,
+    with our package and none of the checkpoint's code.
+    """
     _forget_ours()
-    checkpoint, reference, answers = sys.argv[1:]
-    result = _answer(checkpoint, json.loads(Path(reference).read_text()))
+    checkpoint, questions, answers, place = sys.argv[1:]
+    reference = json.loads(Path(questions).read_text())
+    own_code = _brings_code(checkpoint)
+    found = {"stranger": _answer(checkpoint, reference, trust_remote_code=own_code)}
     assert not any(name in sys.modules for name in OUR_PACKAGES), "our code came in after all"
-    Path(answers).write_text(json.dumps(result))
+    if own_code:
+        _remember_ours(place)
+        found["package"] = _answer(checkpoint, reference, trust_remote_code=False)
+    Path(answers).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

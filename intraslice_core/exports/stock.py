@@ -14,43 +14,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from intraslice_core.checkpoints import CheckpointReader
-from intraslice_core.errors import ConfigurationError
+from intraslice_core.exports.form import scaled_queries
+from intraslice_core.exports.gguf_file import GgufLayout, llama_layout
 from intraslice_core.families.canonical import (
     CanonicalSettings,
     rope_of,
     rotary_embedding,
 )
 from intraslice_core.families.family import Family
-from intraslice_core.modeling import IntraSliceConfig, IntraSliceForCausalLM
 from intraslice_core.plan import LayerPlan
-
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-"""Those whose frequencies do not depend on the length of the text."""
-_SCALED = ("self_attn.q_proj.weight", "self_attn.q_proj.bias")
-
-
-def require_fixed_frequencies(canonical: CanonicalSettings) -> None:
-    """Refuse rotary embeddings that no fixed factors can express.
-
-    Raises:
-        ConfigurationError: naming the type.
-    """
-    for layer_type in sorted(set(canonical["layer_types"])):
-        kind = rope_of(canonical, layer_type).get("rope_type", "default")
-        if kind not in ROPE_TYPES:
-            raise ConfigurationError(
-                f"target stock is not built for rope_type {kind}",
-                field="compression.target",
-                hint=f"it is for {', '.join(ROPE_TYPES)}; research is for all",
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +51,7 @@ class StockForm:
 
     def tensors(self, canonical: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors under full canonical names as the class wants them, in their own dtype."""
-        return {
-            name: (tensor.float() * self.query_factor).to(tensor.dtype)
-            if name.endswith(_SCALED)
-            else tensor
-            for name, tensor in canonical.items()
-        }
+        return scaled_queries(canonical, self.query_factor)
 
     def configuration(self) -> PreTrainedConfig:
         """Of the dense model's class."""
@@ -111,30 +84,6 @@ class StockForm:
             "long_factor": factors,
         }
 
-
-@dataclass(frozen=True, kw_only=True)
-class StockReference:
-    """What a written `stock` checkpoint must compute: its own weights in our class."""
-
-    form: StockForm
-    config: IntraSliceConfig
-    """The compressed model as one of our class."""
-
-    def model(self, directory: Path) -> IntraSliceForCausalLM:
-        """Our model with the weights of the files, in float32: the queries' factor taken back."""
-        with CheckpointReader(directory) as reader:
-            state = {
-                canonical: reader.tensor(own).float()
-                for canonical, own in self.form.family.outer_names(reader.config).items()
-            }
-            for layer in range(self.config.num_hidden_layers):
-                prefix = self.form.family.layer_prefix(layer)
-                for name, tensor in reader.tensors(prefix).items():
-                    state[prefix + name] = self._unscaled(name, tensor.float())
-        loaded: IntraSliceForCausalLM = IntraSliceForCausalLM.from_pretrained(
-            None, config=self.config, state_dict=state, dtype=torch.float32
-        )
-        return loaded
-
-    def _unscaled(self, name: str, tensor: Tensor) -> Tensor:
-        return tensor / self.form.query_factor if name.endswith(_SCALED) else tensor
+    def gguf_layout(self) -> GgufLayout:
+        """Architecture `llama`."""
+        return llama_layout(self.canonical, self.shape, self.pairs)

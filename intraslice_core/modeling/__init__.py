@@ -9,29 +9,40 @@ from __future__ import annotations
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from intraslice_core.modeling.building import AUTO_MAP, LayerShape, intraslice_config
+from intraslice_core.modeling.configuration_decilm import DeciLMConfig
 from intraslice_core.modeling.configuration_intraslice import (
     IntraSliceConfig,
     decode_rotary_pairs,
     encode_rotary_pairs,
 )
+from intraslice_core.modeling.modeling_decilm import DeciLMForCausalLM, DeciLMModel
 from intraslice_core.modeling.modeling_intraslice import IntraSliceForCausalLM, IntraSliceModel
+
+_CLASSES = (
+    (IntraSliceConfig, IntraSliceModel, IntraSliceForCausalLM),
+    (DeciLMConfig, DeciLMModel, DeciLMForCausalLM),
+)
 
 
 def register() -> None:
     """Tell transformers' Auto classes about ours; calling it twice does no harm."""
-    AutoConfig.register(IntraSliceConfig.model_type, IntraSliceConfig, exist_ok=True)
-    AutoModel.register(IntraSliceConfig, IntraSliceModel, exist_ok=True)
-    AutoModelForCausalLM.register(IntraSliceConfig, IntraSliceForCausalLM, exist_ok=True)
-    # `save_pretrained` then puts the code files and `auto_map` beside the weights.
-    IntraSliceConfig.register_for_auto_class()  # type: ignore[no-untyped-call]
-    IntraSliceModel.register_for_auto_class("AutoModel")  # type: ignore[no-untyped-call]
-    IntraSliceForCausalLM.register_for_auto_class("AutoModelForCausalLM")  # type: ignore[no-untyped-call]
+    for config, model, language_model in _CLASSES:
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
+        AutoModelForCausalLM.register(config, language_model, exist_ok=True)
+        # `save_pretrained` then puts the code files and `auto_map` beside the weights.
+        config.register_for_auto_class()  # type: ignore[no-untyped-call]
+        model.register_for_auto_class("AutoModel")  # type: ignore[no-untyped-call]
+        language_model.register_for_auto_class("AutoModelForCausalLM")  # type: ignore[no-untyped-call]
 
 
 register()
 
 __all__ = [
     "AUTO_MAP",
+    "DeciLMConfig",
+    "DeciLMForCausalLM",
+    "DeciLMModel",
     "IntraSliceConfig",
     "IntraSliceForCausalLM",
     "IntraSliceModel",

@@ -23,6 +23,7 @@ from intraslice_core.config import (
     Allocation,
     Allocator,
     CompressionConfig,
+    ExportFormat,
     FrozenModel,
     Method,
 )
@@ -176,6 +177,18 @@ class EvaluationReport(FrozenModel):
     speed: SpeedReport | None = None
 
 
+class VerifiedReport(FrozenModel):
+    """How closely files, loaded by somebody else, agreed with the model in memory."""
+
+    files: ExportFormat
+    loaded_by: tuple[str, ...] = Field(
+        description="checkpoint: transformers with the checkpoint's own code or none; package: "
+        "transformers with ours; llama.cpp"
+    )
+    max_abs_difference: float = Field(description="of a log-probability, in nats")
+    tolerance: float
+
+
 class CompressionReport(FrozenModel):
     """One compression, from request to result."""
 
@@ -202,6 +215,9 @@ class CompressionReport(FrozenModel):
     device: str | None = Field(default=None, description="class of the machine that did it")
     evaluation: EvaluationReport | None = None
     allocation: AllocationReport | None = None
+    verified: tuple[VerifiedReport, ...] = Field(
+        default=(), description="files that were loaded and compared before publication"
+    )
 
     @property
     def removed_fraction(self) -> float:

@@ -295,7 +295,7 @@ def test_newest_measurement_replaces_the_older(
 
 
 def test_targets_say_what_is_not_built(client: TestClient, model: dict[str, str]) -> None:
-    assert available_targets(client, model) == {"research", "stock"}
+    assert available_targets(client, model) == {"research", "adaptive", "stock"}
     config = Path(model["ref"]) / "config.json"
     config.write_text(json.dumps(GEOMETRY | {"model_type": "qwen3"}))
     assert available_targets(client, model) == {"research"}

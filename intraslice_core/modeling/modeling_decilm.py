@@ -1,0 +1,87 @@
+"""The `adaptive` target for transformers: Llama's own parts, in layers of different widths.
+
+This file travels inside the checkpoint: it imports nothing but torch, transformers and the
+configuration beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaForCausalLM,
+    LlamaMLP,
+    LlamaModel,
+    LlamaRMSNorm,
+)
+
+from .configuration_decilm import DeciLMConfig
+
+
+class DeciLMDecoderLayer(LlamaDecoderLayer):  # type: ignore[no-untyped-call]
+    """A layer with an MLP width of its own, and attention or none."""
+
+    def __init__(self, config: DeciLMConfig, layer_idx: int) -> None:
+        super(LlamaDecoderLayer, self).__init__()
+        assert config.block_configs is not None  # set on construction
+        block = config.block_configs[layer_idx]
+        self.hidden_size = config.hidden_size
+        if block.attention.no_op:
+            self.self_attn = self.input_layernorm = None  # type: ignore[assignment]
+        else:
+            groups = config.num_attention_heads // block.attention.n_heads_in_group
+            # Attention reads the implementation from the one global configuration.
+            self.self_attn = LlamaAttention(config, layer_idx)
+            if groups != config.num_key_value_heads:
+                raise ValueError(f"layer {layer_idx} has {groups} KV heads of its own")
+            self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        sized = copy.copy(config)
+        sized.intermediate_size = block.ffn.intermediate_size
+        self.mlp = LlamaMLP(sized)  # type: ignore[no-untyped-call]
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        """Both modules, each added to the residual stream (batch, sequence, hidden_size)."""
+        if self.self_attn is not None:
+            update, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+            hidden_states = hidden_states + update
+        update = self.mlp(self.post_attention_layernorm(hidden_states))
+        output: Tensor = hidden_states + update
+        return output
+
+
+class DeciLMModel(LlamaModel):
+    """Llama's trunk over such layers."""
+
+    config_class = DeciLMConfig
+    _no_split_modules = ["DeciLMDecoderLayer"]  # noqa: RUF012 (as transformers has it)
+    _can_record_outputs = {  # noqa: RUF012 (transformers reads a plain class attribute)
+        "hidden_states": DeciLMDecoderLayer,
+        "attentions": LlamaAttention,
+    }
+
+    def __init__(self, config: DeciLMConfig) -> None:
+        super().__init__(config)
+        self.layers = nn.ModuleList(
+            DeciLMDecoderLayer(config, index) for index in range(config.num_hidden_layers)
+        )
+        self.post_init()  # type: ignore[no-untyped-call]
+
+
+class DeciLMForCausalLM(LlamaForCausalLM):
+    """The language model over `DeciLMModel`."""
+
+    config_class = DeciLMConfig
+    _no_split_modules = ["DeciLMDecoderLayer"]  # noqa: RUF012 (as transformers has it)
+
+    def __init__(self, config: DeciLMConfig) -> None:
+        super().__init__(config)
+        self.model = DeciLMModel(config)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+
+__all__ = ["DeciLMForCausalLM", "DeciLMModel"]

@@ -1,0 +1,63 @@
+"""Tiny models of the targets, with what llama.cpp wants of a tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from intraslice_core.config import CalibrationConfig, CompressionConfig
+from tests.intraslice_core.tiny_models import tiny_llama
+
+CALIBRATION = CalibrationConfig(source="pydoc", samples=16, sequence_length=32)
+TOKENS = torch.randint(3, 250, (2, 40), generator=torch.Generator().manual_seed(1))
+MERGES = (("t", "h"), ("th", "e"), ("Ġ", "the"))
+VOCAB_SIZE = 256 + 3 + len(MERGES) + 2
+"""Two rows of the embedding belong to no token."""
+
+
+def merging_tokenizer(splitting: Any = None) -> PreTrainedTokenizerFast:
+    """Bytes and a few merges; special tokens come first."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    texts = ["<s>", "</s>", "<pad>", *alphabet, *("".join(pair) for pair in MERGES)]
+    vocabulary = {text: number for number, text in enumerate(texts)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(MERGES)))
+    tokenizer.pre_tokenizer = splitting or pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        chat_template="{{ messages[0].content }}",
+    )
+
+
+def llama_with_merges(directory: Path, **overrides: Any) -> Path:
+    """A tiny Llama whose rows eight-bit blocks divide."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": VOCAB_SIZE}
+    sizes["max_position_embeddings"] = 1024
+    tiny_llama(directory, **(sizes | overrides))
+    merging_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def config(target: str, **settings: Any) -> CompressionConfig:
+    common = {"target": target, "round_to": 4, "dtype": "float32", "calibration": CALIBRATION}
+    return CompressionConfig.model_validate(common | settings)
+
+
+def logits(model: PreTrainedModel) -> Tensor:
+    with torch.inference_mode():
+        found: Tensor = model(input_ids=TOKENS).logits
+    return found
+
+
+def load(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, trust_remote_code=trust_remote_code
+    ).eval()

@@ -12,7 +12,6 @@ from intraslice_core.config import (
     CompressionConfig,
     ComputeDtype,
     EvaluationConfig,
-    ExportFormat,
     GateConfig,
     Method,
     Target,
@@ -33,8 +32,8 @@ TargetOption = Annotated[
     ),
 ]
 ExportOption = Annotated[
-    list[ExportFormat] | None,
-    typer.Option(help="Files beside safetensors: gguf-f16, gguf-q8_0; repeatable."),
+    list[str] | None,
+    typer.Option("--exports", help="Files beside safetensors: gguf-f16, gguf-q8_0; repeatable."),
 ]
 MethodOption = Annotated[Method, typer.Option(help="How to compress.")]
 AllocationOption = Annotated[
@@ -92,7 +91,7 @@ def calibration_source(options: list[str] | None) -> Any:
     return options[0] if mixture == [{"source": options[0]}] else mixture
 
 
-def exports(options: list[ExportFormat] | None) -> tuple[ExportFormat, ...]:
+def exports(options: list[str] | None) -> tuple[str, ...]:
     """Safetensors, and what is asked for besides."""
     return ("safetensors", *(one for one in options or () if one != "safetensors"))
 

@@ -41,6 +41,7 @@ def refuse_settings() -> Iterator[None]:
     except ValidationError as error:
         first = error.errors()[0]
         # Fields nest (`calibration.samples`), options do not.
-        nested = "calibration" if "source" in first["loc"] else str(first["loc"][-1])
+        names = [part for part in first["loc"] if isinstance(part, str)]
+        nested = "calibration" if "source" in names else names[-1]
         option = nested.replace("_", "-")
         raise ConfigurationError(first["msg"], field=f"--{option}") from error

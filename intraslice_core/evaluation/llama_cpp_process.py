@@ -16,7 +16,8 @@ _CANDIDATES = 512
 """Likeliest tokens asked for; those of the reference must be among them."""
 
 
-def _server(file: str) -> Any:
+def serve(file: str) -> Any:
+    """A server of the file within this process, on the CPU."""
     import xllamacpp  # type: ignore[import-untyped]
 
     settings = xllamacpp.CommonParams()
@@ -53,7 +54,7 @@ def _likeliest(server: Any, prompt: list[int], harmless: int) -> dict[int, float
     return {one["id"]: float(one["logprob"]) for one in token["top_logprobs"]}
 
 
-def _greedy(server: Any, prompt: list[int], tokens: int, harmless: int) -> list[int]:
+def greedy(server: Any, prompt: list[int], tokens: int, harmless: int) -> list[int]:
     """The greedy tokens after a prompt, each decoded on top of the cache."""
     found: list[int] = []
     while len(found) < tokens:
@@ -61,7 +62,7 @@ def _greedy(server: Any, prompt: list[int], tokens: int, harmless: int) -> list[
     return found
 
 
-def _tokens(server: Any, text: str) -> list[int]:
+def tokens_of(server: Any, text: str) -> list[int]:
     """As the file's own tokenizer reads a text; asked over the server's loopback address."""
     request = urllib.request.Request(
         f"{server.listening_address}/tokenize",
@@ -85,9 +86,9 @@ def _answer(server: Any, entry: dict[str, Any], harmless: int) -> dict[str, Any]
         found = _likeliest(server, prompt[:end], harmless)
         log_probs.append([found.get(token, float("-inf")) for token in wanted])
     return {
-        "tokens": _tokens(server, entry["text"]),
+        "tokens": tokens_of(server, entry["text"]),
         "log_probs": log_probs,
-        "greedy": _greedy(server, prompt, len(entry["greedy"]), harmless),
+        "greedy": greedy(server, prompt, len(entry["greedy"]), harmless),
     }
 
 
@@ -95,8 +96,8 @@ def main() -> None:
     """`llama_cpp_process.py FILE REFERENCE ANSWERS`."""
     file, questions, answers = sys.argv[1:]
     reference = json.loads(Path(questions).read_text())
-    server = _server(file)
-    harmless = _tokens(server, "a")[-1]
+    server = serve(file)
+    harmless = tokens_of(server, "a")[-1]
     found = [_answer(server, entry, harmless) for entry in reference["prompts"]]
     Path(answers).write_text(json.dumps(found))
 

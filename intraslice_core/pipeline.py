@@ -33,6 +33,7 @@ from intraslice_core.checkpoints import (
     require_free_output,
 )
 from intraslice_core.checkpoints.model_card import write_model_card
+from intraslice_core.checkpoints.record import WrittenRecord, require_as_written
 from intraslice_core.config import (
     UNLIMITED,
     CompressionConfig,
@@ -167,6 +168,8 @@ class Run:
     """Where hidden states lie instead of in memory."""
     verify: bool = True
     resumed_layers: int = 0
+    written: WrittenRecord | None = None
+    """What the checkpoint's files must hold."""
     reference: WrittenReference | None = None
     """What the written files must compute, where they are not of our class."""
 
@@ -444,6 +447,7 @@ def _write_compressed(
         form = _form(work, shapes.plan, layers[0].kept_pairs)
         sliced = _sliced_config(work, shapes.plan, layers)
         writer.finish(sliced if form is None else form.configuration(), dense)
+        run.written = writer.record
         run.reference = None if form is None else WrittenReference(form=form, config=sliced)
     return layers
 
@@ -626,6 +630,8 @@ def _write_gguf_files(staged: Path, config: CompressionConfig, run: Run) -> None
 def _verify(staged: Path, config: CompressionConfig, run: Run) -> tuple[VerifiedReport, ...]:
     """Prove that the written files load in clean processes and act like the model here."""
     run.report(Stage.VERIFY, "loading the result in a clean process")
+    if run.written is not None:
+        require_as_written(staged, run.written)
     model = (
         IntraSliceForCausalLM.from_pretrained(staged, local_files_only=True, dtype=torch.float32)
         if run.reference is None

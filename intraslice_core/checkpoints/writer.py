@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from intraslice_core.checkpoints.record import WrittenRecord, file_digests, tensor_digest
 from intraslice_core.checkpoints.shards import ShardFile
 from intraslice_core.errors import InsufficientDiskError, OutputExistsError
 from intraslice_core.inspection.layout import (
@@ -101,6 +102,8 @@ class CheckpointWriter:
         self.dtype = dtype
         self.max_shard_bytes = max_shard_bytes
         self._shards: list[ShardFile] = []
+        self._digests: dict[str, str] = {}
+        self._files: dict[str, str] = {}
         out.parent.mkdir(parents=True, exist_ok=True)
         self._work = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
 
@@ -117,6 +120,11 @@ class CheckpointWriter:
         """Bytes of all tensors so far."""
         return sum(shard.data_bytes for shard in self._shards)
 
+    @property
+    def record(self) -> WrittenRecord:
+        """Digests of what was written; of files once `finish` has returned."""
+        return WrittenRecord(tensors=dict(self._digests), files=dict(self._files))
+
     def add(self, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors to disk at once, under their full names; no reference is kept.
 
@@ -127,6 +135,7 @@ class CheckpointWriter:
             if any(name in shard.names for shard in self._shards):
                 raise ValueError(f"tensor {name} was written before")
             stored = tensor.detach().to("cpu", self.dtype or tensor.dtype).contiguous()
+            self._digests[name] = tensor_digest(stored)
             size = stored.numel() * stored.element_size()
             if not (self._shards and self._shards[-1].has_room(name, size, self.max_shard_bytes)):
                 self._begin_shard()
@@ -153,6 +162,7 @@ class CheckpointWriter:
             for file in source.glob(pattern):
                 if file.is_file():
                     _carry_over(file, self._work / file.name)
+        self._files = file_digests(self._work)
         require_free_output(self.out)
         _make_durable(self._work)
         self._work.chmod(0o755)  # mkdtemp's 0700 would hide the result from its readers

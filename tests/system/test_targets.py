@@ -1,0 +1,58 @@
+"""A job for each target, over HTTP: succeeded, with its exports and its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+from tests.intraslice_core.exports.models import llama_with_merges
+from tests.workers.test_worker import state, wait_for, worker
+
+pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+GGUF = ["gguf-f16", "gguf-q8_0"]
+
+
+def job_for(target: str, model: Path, exports: list[str]) -> dict[str, Any]:
+    return {
+        "model": {"source": "path", "ref": str(model)},
+        "compression": {
+            "ratio": 0.3,
+            "target": target,
+            "round_to": 4,
+            "exports": ["safetensors", *exports],
+            "calibration": {"source": "pydoc", "samples": 16, "sequence_length": 32},
+        },
+        "evaluation": {"perplexity": ["pydoc"], "max_tokens": 256, "benchmark": False},
+    }
+
+
+def test_every_target_succeeds_with_its_files_and_a_report(
+    settings: Settings, tmp_path: Path
+) -> None:
+    model, log = llama_with_merges(tmp_path / "models" / "dense"), tmp_path / "worker.log"
+    rooted = settings.model_copy(update={"model_roots": (tmp_path / "models",)})
+    with TestClient(create_app(rooted)) as client, worker(rooted, log) as process:
+        jobs = {
+            target: client.post("/v1/jobs", json=job_for(target, model, exports)).json()
+            for target, exports in (("research", []), ("adaptive", GGUF), ("stock", GGUF))
+        }
+        for target, job in jobs.items():
+            wait_for(lambda job=job: state(client, job) in {"succeeded", "failed"}, log, 400)
+            assert state(client, job) == "succeeded", log.read_text()[-3000:]
+            path = f"/v1/jobs/{job['id']}"
+            files = {one["name"] for one in client.get(f"{path}/artifacts").json()["data"]}
+            assert {"config.json", "model.safetensors", "README.md"} <= files
+            wanted = {"model-f16.gguf", "model-q8_0.gguf"} if target != "research" else set()
+            assert {name for name in files if name.endswith(".gguf")} == wanted
+            report = client.get(f"{path}/report").json()
+            assert len(report["verified"]) == 1 + len(wanted)
+            page = client.get(f"{path}/report", headers={"Accept": "text/html"})
+            assert page.status_code == httpx.codes.OK
+        process.terminate()
+        assert process.wait(60) == 0, log.read_text()[-3000:]

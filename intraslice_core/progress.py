@@ -16,6 +16,7 @@ class Stage(StrEnum):
     CALIBRATE = "calibrate"
     ALLOCATE = "allocate"
     COMPRESS = "compress"
+    RECOVER = "recover"
     VERIFY = "verify"
     EVALUATE = "evaluate"
     EXPORT = "export"

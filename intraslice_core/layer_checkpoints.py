@@ -1,9 +1,10 @@
 """What a run leaves behind layer by layer, so that another can go on where it was stopped.
 
 A file for the calibration tokens, one for each finished layer, and now and then one for both
-streams, or for a training after all layers. Every file names, as a digest, all that its content depends on, and appears whole or not
-at all: a run finds what it would have made itself, bit for bit, or nothing. Layers that are
-finished while the streams on disk are behind them are walked over once, and not solved again.
+streams, or for a training after all layers. Every file names, as a digest, all that its content
+depends on, and appears whole or not at all: a run finds what it would have made itself, bit for
+bit, or nothing. Layers that are finished while the streams on disk are behind them are walked over
+once, and not solved again.
 """
 
 from __future__ import annotations

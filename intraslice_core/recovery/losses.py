@@ -78,7 +78,7 @@ def backward_in_parts(
         The whole loss without a graph and unscaled, float64, on the CPU.
     """
     total = torch.zeros((), dtype=torch.float64)
-    gradients = []
+    gradients: list[Tensor] = []
     for start in range(0, len(hidden), rows):
         place = slice(start, min(start + rows, len(hidden)))
         leaf = hidden[place].detach().requires_grad_(True)

@@ -78,16 +78,20 @@ def recover_checkpoint(work: RecoveryWork) -> tuple[RecoveryReport, list[str]]:
         CompressionCancelledError: if asked to stop; the checkpoint is as it was.
         ConfigurationError: if nothing is left to train.
     """
-    teacher: PreTrainedModel | None = _load(work, work.dense)
-    dense = _score(work, teacher)
-    if work.config.loss != "distill":
-        teacher = None
-    return_free_memory()
-    trained = _train_and_merge(work, teacher)
-    teacher = None
+    trained, dense = _against_dense(work)
     return_free_memory()
     after = _score(work, _load(work, work.compressed))
     return trained.report(work.config, dense, after), trained.troubles
+
+
+def _against_dense(work: RecoveryWork) -> tuple[_Trained, PerplexityResult]:
+    """The training, and the dense model's score; it leaves the memory unless it is the teacher."""
+    dense = _load(work, work.dense)
+    score = _score(work, dense)
+    teacher = dense if work.config.loss == "distill" else None
+    del dense
+    return_free_memory()
+    return _train_and_merge(work, teacher), score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +188,7 @@ def _key(work: RecoveryWork, dtype: torch.dtype) -> str:
 
 def _load(work: RecoveryWork, directory: Path) -> PreTrainedModel:
     model = load_model(directory, dtype=work.dtype, device=work.device)
-    return model.float() if model.dtype == torch.float16 else model
+    return model.to(torch.float32) if model.dtype == torch.float16 else model
 
 
 def _score(work: RecoveryWork, model: PreTrainedModel) -> PerplexityResult:

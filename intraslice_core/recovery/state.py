@@ -103,7 +103,7 @@ class TrainingFile:
     @staticmethod
     @torch.no_grad()
     def _fill(targets: Sequence[Tensor], flat: Tensor) -> None:
-        parts = flat.split([one.numel() for one in targets])
+        parts = torch.split(flat, [one.numel() for one in targets])
         for target, part in zip(targets, parts, strict=True):
             target.copy_(part.view_as(target))
 

@@ -72,7 +72,7 @@ class Training:
         sequences: Tensor,
         config: RecoveryConfig,
     ) -> None:
-        self._model, self._teacher = model.eval(), teacher
+        self._model, self._teacher = model.train(False), teacher
         self._parameters = list(parameters)
         self._sequences = sequences
         self._config = config

@@ -34,12 +34,18 @@ from intraslice_core.checkpoints import (
 from intraslice_core.checkpoints.model_card import write_model_card
 from intraslice_core.config import (
     UNLIMITED,
+    CalibrationConfig,
     CompressionConfig,
     EvaluationConfig,
     ModelLimits,
+    RecoveryConfig,
 )
 from intraslice_core.dense_layers import ReaderLayers
-from intraslice_core.errors import NumericalError
+from intraslice_core.errors import (
+    CalibrationError,
+    CalibrationTooShortError,
+    NumericalError,
+)
 from intraslice_core.evaluation.comparison import DenseScores, evaluate_pair, load_model
 from intraslice_core.evaluation.verification import verify_checkpoint, write_reference
 from intraslice_core.exports.stock import (
@@ -81,11 +87,15 @@ from intraslice_core.progress import (
     CancellationCheck,
     ProgressEvent,
     ProgressListener,
+    Shares,
     Stage,
     ignore_progress,
     never_cancelled,
     raise_if_cancelled,
+    shares_of,
 )
+from intraslice_core.recovery.procedure import RecoveryWork, recover_checkpoint
+from intraslice_core.recovery.training import Moment
 from intraslice_core.reports.schema import (
     CompressionReport,
     EvaluationReport,
@@ -103,7 +113,7 @@ from intraslice_core.sharing import (
 from intraslice_core.targets import require_target
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from intraslice_core.block import BlockWeights
     from intraslice_core.layer import ModuleOutcome
@@ -111,17 +121,6 @@ if TYPE_CHECKING:
 REPORT_FILE = "intraslice_report.json"
 
 UNVERIFIED = "the result was not loaded and compared with what was written"
-
-SHARES: dict[Stage, tuple[float, float]] = {
-    Stage.LOAD: (0.0, 0.02),
-    Stage.CALIBRATE: (0.02, 0.06),
-    Stage.ALLOCATE: (0.06, 0.30),
-    Stage.COMPRESS: (0.30, 0.75),
-    Stage.VERIFY: (0.75, 0.80),
-    Stage.EVALUATE: (0.80, 0.99),
-    Stage.EXPORT: (0.99, 1.0),
-}
-"""Where each stage begins and ends as a fraction of a run; measured on SmolLM2-135M."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +153,9 @@ class Run:
     resumed_layers: int = 0
     stock: StockReference | None = None
     """What the written files must compute, where they are not of our class."""
+    training_text: Tensor | None = None
+    """(n, sequence_length), where the result is to be trained."""
+    shares: Shares = field(default_factory=lambda: shares_of(recover=False))
 
     def report(
         self,
@@ -162,13 +164,19 @@ class Run:
         done: float = 0.0,
         layer: int | None = None,
         layers: int | None = None,
+        seconds_left: float | None = None,
     ) -> None:
-        """Stop if asked to; otherwise tell how far the run is. `done` is of the stage."""
+        """Stop if asked to; otherwise tell how far the run is.
+
+        `done` and `seconds_left`, where a stage knows how long it will take, are of the stage.
+        """
         raise_if_cancelled(self.should_cancel)
-        begin, end = SHARES[stage]
+        begin, end = self.shares[stage]
         fraction = begin + (end - begin) * min(max(done, 0.0), 1.0)
         elapsed = time.perf_counter() - self.started
         eta = elapsed * (1.0 - fraction) / fraction if fraction > 0.02 else None
+        if seconds_left is not None:
+            eta = seconds_left + (elapsed + seconds_left) * (1.0 - end) / end
         self.on_progress(
             ProgressEvent(
                 stage=stage,
@@ -252,11 +260,14 @@ def compress_opened(
     require_free_output(out)
     parent = out.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
+    run.shares = shares_of(recover=config.recover is not None)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.staging-", dir=parent) as staging:
         staged = Path(staging) / "checkpoint"
         if not run.verify:
             run.warnings.append(UNVERIFIED)
         report = _compress_checkpoint(dense, staged, config, run)
+        if config.recover is not None:
+            report = _recover(dense.directory, staged, config.recover, report, run)
         if run.verify:
             _verify(staged, run)
         if evaluation is not None:
@@ -313,6 +324,7 @@ def _compress_checkpoint(
         work = _plan_work(reader, dense, config, run)
         ensure_disk_space(staged, reader.bytes_total)
         tokens = _calibrate(work, dense.directory, run)
+        run.training_text = _training_text(work, dense.directory, run)
         shapes = choose_shapes(_shape_work(work, run), tokens)
         return_free_memory()
         layers = _write_compressed(work, dense.directory, staged, tokens, shapes, run)
@@ -359,6 +371,33 @@ def _calibrate(work: _Work, dense: Path, run: Run) -> Tensor:
     settings = work.config.calibration
     sources = ", ".join(one.source for one in settings.mixture)
     run.report(Stage.CALIBRATE, f"reading calibration text: {sources}")
+    make = _reader(work, settings, dense, run)
+    if work.checkpoints is None:
+        return make()
+    return work.checkpoints.tokens(work.key(**calibration_facts(settings)), make)
+
+
+def _training_text(work: _Work, dense: Path, run: Run) -> Tensor | None:
+    """What is trained on after the compression, read before it: it may be too short."""
+    if work.config.recover is None:
+        return None
+    run.report(Stage.CALIBRATE, "reading the text to train on", 0.5)
+    settings = work.config.recover.text(work.config.calibration)
+    make = _reader(work, settings, dense, run)
+    try:
+        if work.checkpoints is None:
+            return make()
+        return work.checkpoints.recovery_tokens(work.key(**calibration_facts(settings)), make)
+    except CalibrationError as error:
+        too_short = isinstance(error, CalibrationTooShortError)
+        error.field = f"compression.recover.{'max_tokens' if too_short else 'source'}"
+        raise
+
+
+def _reader(
+    work: _Work, settings: CalibrationConfig, dense: Path, run: Run
+) -> Callable[[], Tensor]:
+    """Reads, or lets the dense model write, sequences that no run beside this one has kept."""
     tokenizer = _tokenizer(dense)
 
     def load_dense() -> PreTrainedModel:
@@ -372,9 +411,7 @@ def _calibrate(work: _Work, dense: Path, run: Run) -> Tensor:
     def make() -> Tensor:
         return read() if work.shared is None else work.shared.tokens(settings, read)
 
-    if work.checkpoints is None:
-        return make()
-    return work.checkpoints.tokens(work.key(**calibration_facts(settings)), make)
+    return make
 
 
 def _shape_work(work: _Work, run: Run) -> ShapeWork:
@@ -463,7 +500,7 @@ class _Walk:
         self._states = _dense_states(work, tokens)
         self._checkpoints = work.checkpoints
         self._key = work.key(
-            config=work.config.model_dump(mode="json"),
+            config=work.config.model_dump(mode="json", exclude={"recover"}),
             tokens=calibration_hash(tokens),
             plan=shapes.plan.model_dump(mode="json"),
         )
@@ -578,6 +615,45 @@ def _dense_states(work: _Work, tokens: Tensor) -> DenseStates | None:
         tokens=calibration_hash(tokens),
         batch_size=work.config.batch_size,
         method=work.config.method,
+    )
+
+
+# -- recovery ----------------------------------------------------------------------------------
+
+
+def _recover(
+    dense: Path, staged: Path, config: RecoveryConfig, report: CompressionReport, run: Run
+) -> CompressionReport:
+    """Train the staged checkpoint; what is verified and published is the result of that."""
+    assert run.training_text is not None  # read before the compression
+    run.report(Stage.RECOVER, "measuring before the training")
+
+    def before_step(moment: Moment, steps: int) -> None:
+        told = f"step {moment.step + 1}/{steps}"
+        told += "" if moment.loss is None else f", loss {moment.loss:.3f}"
+        run.report(Stage.RECOVER, told, moment.done, seconds_left=moment.seconds_left)
+
+    found, troubles = recover_checkpoint(
+        RecoveryWork(
+            dense=dense,
+            compressed=staged,
+            config=config,
+            tokens=run.training_text.clone(),  # made in inference mode, which no graph takes
+            dtype=report.config.dtype,
+            device=report.config.device,
+            checkpoints=run.checkpoints,
+            should_cancel=run.should_cancel,
+            before_step=before_step,
+        )
+    )
+    run.training_text = None
+    return report.model_copy(
+        update={
+            "recovery": found,
+            "warnings": (*report.warnings, *troubles),
+            "bytes_after": _weight_bytes(staged),
+            "peak_memory_bytes": _peak_memory(resolve_device(report.config.device)),
+        }
     )
 
 

@@ -188,7 +188,9 @@ def _key(work: RecoveryWork, dtype: torch.dtype) -> str:
 
 def _load(work: RecoveryWork, directory: Path) -> PreTrainedModel:
     model = load_model(directory, dtype=work.dtype, device=work.device)
-    return model.to(torch.float32) if model.dtype == torch.float16 else model
+    if model.dtype == torch.float16:
+        model.to(torch.float32)  # type: ignore[arg-type]
+    return model
 
 
 def _score(work: RecoveryWork, model: PreTrainedModel) -> PerplexityResult:

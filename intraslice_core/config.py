@@ -222,7 +222,7 @@ class RecoveryConfig(FrozenModel):
         default=512, ge=16, le=131_072, validate_default=True, description="tokens a sequence"
     )
     temperature: float = Field(
-        default=1.0, gt=0.0, le=100.0, description="of both models' distributions in distill"
+        default=1.0, ge=0.05, le=100.0, description="of both models' distributions in distill"
     )
     seed: int = Field(default=1, ge=0, lt=2**31, description="of the text and of the adapters")
     source: Annotated[str | _Mixture, WrapValidator(_by_form)] | None = Field(

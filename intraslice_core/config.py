@@ -249,8 +249,14 @@ class RecoveryConfig(FrozenModel):
         """Trained on at most."""
         return self.max_tokens // self.sequence_length
 
+    def mixture(self, calibration: CalibrationConfig) -> tuple[WeightedSource, ...]:
+        """What is trained on: sources of its own, or the calibration's."""
+        if self.source is None:
+            return calibration.mixture
+        return self.text(calibration).mixture
+
     def text(self, calibration: CalibrationConfig) -> CalibrationConfig:
-        """What is trained on and, after it, `HELD_OUT_SEQUENCES` to measure by.
+        """The sequences that are trained on and, after it, `HELD_OUT_SEQUENCES` to measure by.
 
         Raises:
             ValidationError: if one of the sources gets no sequence.
@@ -301,6 +307,14 @@ class CompressionSettings(FrozenModel):
     recover: RecoveryConfig | None = Field(
         default=None, description="training after the compression; null: none"
     )
+
+    @property
+    def seen_sources(self) -> tuple[str, ...]:
+        """Texts that the result will have seen parts of: to calibrate, or to train."""
+        mixture = self.calibration.mixture
+        if self.recover is not None:
+            mixture += self.recover.mixture(self.calibration)
+        return tuple(dict.fromkeys(one.source for one in mixture))
 
     @field_validator("recover")
     @classmethod

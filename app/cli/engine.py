@@ -313,8 +313,7 @@ def _warn_of_flattery(directory: Path, config: EvaluationConfig) -> None:
         report = CompressionReport.model_validate_json((directory / REPORT_FILE).read_bytes())
     except (FileNotFoundError, ValidationError):
         return  # a dense model, or one that another version has made
-    calibrated = [one.source for one in report.config.calibration.mixture]
-    if only_own_kind(calibrated, config.perplexity):
+    if only_own_kind(report.config.seen_sources, config.perplexity):
         typer.echo(f"warning: {FLATTERS}", err=True)
 
 

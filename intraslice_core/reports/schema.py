@@ -249,15 +249,10 @@ class CompressionReport(FrozenModel):
         """Fraction of the compressible parameters that is gone."""
         return 1.0 - self.compressible_after / self.compressible_before
 
-    @property
-    def seen_sources(self) -> list[str]:
-        """Texts that the result has seen parts of: to calibrate, or to train."""
-        calibration, recover = self.config.calibration, self.config.recover
-        seen = [one.source for one in calibration.mixture]
-        return seen + [one.source for one in recover.text(calibration).mixture] if recover else seen
-
     def with_evaluation(self, evaluation: EvaluationReport) -> Self:
         """The same with what was measured, and a warning if it cannot but flatter."""
-        flatters = only_own_kind(self.seen_sources, [one.text for one in evaluation.perplexity])
+        flatters = only_own_kind(
+            self.config.seen_sources, [one.text for one in evaluation.perplexity]
+        )
         warnings = (*self.warnings, FLATTERS) if flatters else self.warnings
         return self.model_copy(update={"evaluation": evaluation, "warnings": warnings})

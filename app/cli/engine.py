@@ -14,6 +14,7 @@ from app.cli.interrupts import cancel_on_interrupt
 from app.cli.options import (
     DEFAULT,
     DEFAULT_EVALUATION,
+    DEFAULT_RECOVERY,
     AllocationOption,
     AttentionBiasOption,
     BatchSizeOption,
@@ -29,6 +30,11 @@ from app.cli.options import (
     ModelArgument,
     ModuleCapOption,
     OffloadOption,
+    RecoverOption,
+    RecoverRankOption,
+    RecoverSecondsOption,
+    RecoverSourceOption,
+    RecoverTokensOption,
     RoundToOption,
     SamplesOption,
     SeedOption,
@@ -37,6 +43,7 @@ from app.cli.options import (
     VerifyOption,
     calibration_source,
     evaluation_settings,
+    recovery_settings,
     require_directory,
 )
 from app.cli.progress_display import quiet_transformers, show_progress
@@ -46,6 +53,7 @@ from app.cli.report_tables import (
     comparison_table,
     evaluation_table,
     print_tables,
+    recovery_table,
     shapes_table,
 )
 from intraslice_core.config import DEFAULT_RATIO, CompressionConfig, EvaluationConfig
@@ -109,6 +117,11 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
     plot: Annotated[
         Path | None, typer.Option(help="Draw what every layer keeps into this SVG file.")
     ] = None,
+    recover: RecoverOption = None,
+    recover_tokens: RecoverTokensOption = str(DEFAULT_RECOVERY.max_tokens),
+    recover_seconds: RecoverSecondsOption = None,
+    recover_rank: RecoverRankOption = DEFAULT_RECOVERY.rank,
+    recover_source: RecoverSourceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compress a model into a smaller one that transformers loads."""
@@ -136,6 +149,9 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
                     "device": device,
                     "batch_size": batch_size,
                     "round_to": round_to,
+                    "recover": recovery_settings(
+                        recover, recover_tokens, recover_seconds, recover_rank, recover_source
+                    ),
                 }
             )
             measure = evaluation_settings(evaluate, benchmark, max_perplexity_ratio)
@@ -182,7 +198,8 @@ def _tell(report: CompressionReport, out: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
         return
-    print_tables(shapes_table(report), comparison_table(report))
+    recovered = [recovery_table(report.recovery)] if report.recovery else []
+    print_tables(shapes_table(report), *recovered, comparison_table(report))
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"wrote {out}")

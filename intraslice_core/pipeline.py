@@ -38,14 +38,9 @@ from intraslice_core.config import (
     CompressionConfig,
     EvaluationConfig,
     ModelLimits,
-    RecoveryConfig,
 )
 from intraslice_core.dense_layers import ReaderLayers
-from intraslice_core.errors import (
-    CalibrationError,
-    CalibrationTooShortError,
-    NumericalError,
-)
+from intraslice_core.errors import NumericalError
 from intraslice_core.evaluation.comparison import DenseScores, evaluate_pair, load_model
 from intraslice_core.evaluation.verification import verify_checkpoint, write_reference
 from intraslice_core.exports.stock import (
@@ -95,6 +90,7 @@ from intraslice_core.progress import (
     shares_of,
 )
 from intraslice_core.recovery.procedure import RecoveryWork, recover_checkpoint
+from intraslice_core.recovery.text import blaming_recover
 from intraslice_core.recovery.training import Moment
 from intraslice_core.reports.schema import (
     CompressionReport,
@@ -267,14 +263,16 @@ def compress_opened(
             run.warnings.append(UNVERIFIED)
         report = _compress_checkpoint(dense, staged, config, run)
         if config.recover is not None:
-            report = _recover(dense.directory, staged, config.recover, report, run)
+            report = recover_staged(
+                dense.directory, staged, report, run, dtype=config.dtype, device=config.device
+            )
         if run.verify:
             _verify(staged, run)
         if evaluation is not None:
             measured = _evaluate(dense.directory, staged, config, evaluation, run)
             report = report.with_evaluation(measured)
         report = report.model_copy(update={"seconds": time.perf_counter() - run.started})
-        _publish(staged, out, report, run)
+        publish_staged(staged, out, report, run)
     return report
 
 
@@ -384,14 +382,10 @@ def _training_text(work: _Work, dense: Path, run: Run) -> Tensor | None:
     run.report(Stage.CALIBRATE, "reading the text to train on", 0.5)
     settings = work.config.recover.text(work.config.calibration)
     make = _reader(work, settings, dense, run)
-    try:
+    with blaming_recover():
         if work.checkpoints is None:
             return make()
         return work.checkpoints.recovery_tokens(work.key(**calibration_facts(settings)), make)
-    except CalibrationError as error:
-        too_short = isinstance(error, CalibrationTooShortError)
-        error.field = f"compression.recover.{'max_tokens' if too_short else 'source'}"
-        raise
 
 
 def _reader(
@@ -621,11 +615,20 @@ def _dense_states(work: _Work, tokens: Tensor) -> DenseStates | None:
 # -- recovery ----------------------------------------------------------------------------------
 
 
-def _recover(
-    dense: Path, staged: Path, config: RecoveryConfig, report: CompressionReport, run: Run
+def recover_staged(
+    dense: Path, staged: Path, report: CompressionReport, run: Run, *, dtype: str, device: str
 ) -> CompressionReport:
-    """Train the staged checkpoint; what is verified and published is the result of that."""
-    assert run.training_text is not None  # read before the compression
+    """Train the staged checkpoint; what is verified and published is the result of that.
+
+    The text to train on is in `run` already: read before the compression, as it may be too short.
+
+    Raises:
+        NumericalError: if the loss is not finite.
+        CompressionCancelledError: if asked to stop.
+    """
+    config = report.config.recover
+    assert config is not None
+    assert run.training_text is not None
     run.report(Stage.RECOVER, "measuring before the training")
 
     def before_step(moment: Moment, steps: int) -> None:
@@ -639,8 +642,8 @@ def _recover(
             compressed=staged,
             config=config,
             tokens=run.training_text.clone(),  # made in inference mode, which no graph takes
-            dtype=report.config.dtype,
-            device=report.config.device,
+            dtype=dtype,
+            device=device,
             checkpoints=run.checkpoints,
             should_cancel=run.should_cancel,
             before_step=before_step,
@@ -652,7 +655,7 @@ def _recover(
             "recovery": found,
             "warnings": (*report.warnings, *troubles),
             "bytes_after": _weight_bytes(staged),
-            "peak_memory_bytes": _peak_memory(resolve_device(report.config.device)),
+            "peak_memory_bytes": _peak_memory(resolve_device(device)),
         }
     )
 
@@ -693,8 +696,12 @@ def _evaluate(
     )
 
 
-def _publish(staged: Path, out: Path, report: CompressionReport, run: Run) -> None:
-    """Add report and model card, then give the checkpoint its name."""
+def publish_staged(staged: Path, out: Path, report: CompressionReport, run: Run) -> None:
+    """Add report and model card, then give the checkpoint its name.
+
+    Raises:
+        OutputExistsError: if `out` appeared meanwhile.
+    """
     run.report(Stage.EXPORT, f"writing {out}")
     (staged / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     write_model_card(staged, report.model_dump(mode="json"))

@@ -56,7 +56,13 @@ from app.cli.report_tables import (
     recovery_table,
     shapes_table,
 )
-from intraslice_core.config import DEFAULT_RATIO, CompressionConfig, EvaluationConfig
+from intraslice_core.config import (
+    DEFAULT_RATIO,
+    CompressionConfig,
+    EvaluationConfig,
+    RecoveryConfig,
+    RecoveryLoss,
+)
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.reports.shape_plot import shape_plot
 from intraslice_core.text_sources import FLATTERS, only_own_kind
@@ -75,6 +81,7 @@ _TargetBytes = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the engine's commands to the command line."""
     app.command()(compress)
+    app.command()(recover)
     app.command()(evaluate)
     app.command()(generate)
 
@@ -150,7 +157,11 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
                     "batch_size": batch_size,
                     "round_to": round_to,
                     "recover": recovery_settings(
-                        recover, recover_tokens, recover_seconds, recover_rank, recover_source
+                        recover,
+                        quantity(recover_tokens, "--recover-tokens"),
+                        recover_seconds,
+                        recover_rank,
+                        recover_source,
                     ),
                 }
             )
@@ -191,6 +202,49 @@ def _compress(
             on_progress=on_progress,
             should_cancel=should_cancel,
         )
+
+
+def recover(  # noqa: PLR0913 (typer reads the options from the signature)
+    directory: Annotated[Path, typer.Argument(help="Compressed checkpoint; it stays as it is.")],
+    teacher: Annotated[str, typer.Option(help="The dense model, named as for compress.")],
+    out: Annotated[Path, typer.Option(help="Directory to make.")],
+    loss: Annotated[
+        RecoveryLoss, typer.Option(help="Be as the dense model, or predict the text.")
+    ] = DEFAULT_RECOVERY.loss,
+    tokens: RecoverTokensOption = str(DEFAULT_RECOVERY.max_tokens),
+    seconds: RecoverSecondsOption = None,
+    rank: RecoverRankOption = DEFAULT_RECOVERY.rank,
+    source: RecoverSourceOption = None,
+    dtype: DtypeOption = DEFAULT.dtype,
+    device: DeviceOption = DEFAULT.device,
+    resume_dir: Annotated[
+        Path | None, typer.Option(help="Keep the training there, and go on from a stopped one.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a compressed checkpoint to win back what was lost, and write it beside it."""
+    with explained():
+        with refuse_settings():
+            config = RecoveryConfig.model_validate(
+                recovery_settings(loss, quantity(tokens, "--tokens"), seconds, rank, source)
+            )
+        with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
+            quiet_transformers()
+            from intraslice_core.layer_checkpoints import LayerCheckpoints
+            from intraslice_core.retraining import recover_model
+
+            report = recover_model(
+                directory,
+                teacher,
+                out,
+                config,
+                dtype=dtype,
+                device=device,
+                checkpoints=LayerCheckpoints(directory=resume_dir) if resume_dir else None,
+                on_progress=on_progress,
+                should_cancel=should_cancel,
+            )
+        _tell(report, out, as_json)
 
 
 def _tell(report: CompressionReport, out: Path, as_json: bool) -> None:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.quantities import quantity
 from intraslice_core.config import (
     Allocation,
     CompressionConfig,
@@ -103,7 +102,7 @@ def calibration_source(options: list[str] | None) -> Any:
 
 def recovery_settings(
     loss: RecoveryLoss | None,
-    tokens: str,
+    tokens: int | None,
     seconds: float | None,
     rank: int,
     sources: list[str] | None,
@@ -116,7 +115,7 @@ def recovery_settings(
         return None
     return {
         "loss": loss,
-        "max_tokens": quantity(tokens, "--recover-tokens"),
+        "max_tokens": tokens,
         "max_seconds": seconds,
         "rank": rank,
         "alpha": DEFAULT_RECOVERY.alpha / DEFAULT_RECOVERY.rank * rank,

@@ -137,7 +137,9 @@ def _train_and_merge(work: RecoveryWork, teacher: PreTrainedModel | None) -> _Tr
         raise_if_cancelled(work.should_cancel)
         work.before_step(moment, work.steps)
 
-    stopped_by, troubles = training.run(before_step, work.checkpoints, _key(work, model.dtype))
+    # Hashing both models is worth it only where somebody will look for the training again.
+    key = "" if work.checkpoints is None else _key(work, model.dtype)
+    stopped_by, troubles = training.run(before_step, work.checkpoints, key)
     merge_into(work.compressed, weight_changes(model))
     length = work.config.sequence_length
     ends = [

@@ -64,7 +64,9 @@ class Settings(BaseSettings):
     max_model_bytes: int = Field(default=256 * 2**30, ge=1, description="of a model's weights")
     max_sequence_length: int = Field(default=32_768, ge=16, description="tokens")
     max_calibration_tokens: int = Field(
-        default=2**25, ge=16, description="of a job; of each text that is scored, too"
+        default=2**25,
+        ge=16,
+        description="of a job; of its training and of each text that is scored, too",
     )
 
     lease_seconds: float = Field(default=30.0, gt=0)

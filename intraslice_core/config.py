@@ -11,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     TypeAdapter,
+    ValidationError,
     ValidationInfo,
     WrapValidator,
     field_validator,
@@ -58,6 +59,13 @@ GGUF_MODEL_TYPES = ("llama",)
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 DEFAULT_RATIO = 0.3
+
+RecoveryLoss = Literal["ce", "distill"]
+"""What a recovery makes small: cross entropy, or the divergence from the dense model."""
+
+MAX_SEQUENCES = 65_536
+HELD_OUT_SEQUENCES = 16
+"""Of a recovery's text, not trained on: what was won back is measured by them."""
 
 _BUDGETS: tuple[BudgetField, ...] = ("ratio", "target_params", "target_bytes")
 
@@ -121,7 +129,11 @@ class CalibrationConfig(FrozenModel):
         "its last",
     )
     samples: int = Field(
-        default=128, ge=1, le=65_536, validate_default=True, description="sequences, of all sources"
+        default=128,
+        ge=1,
+        le=MAX_SEQUENCES,
+        validate_default=True,
+        description="sequences, of all sources",
     )
     sequence_length: int = Field(default=2048, ge=16, le=131_072, description="tokens a sequence")
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -186,6 +198,83 @@ def _divided(samples: int, mixture: Sequence[WeightedSource]) -> tuple[int, ...]
     return tuple(shares)
 
 
+class RecoveryConfig(FrozenModel):
+    """Training that wins back what the compression lost: low-rank adapters, merged at the end.
+
+    It ends at `max_tokens` or after `max_seconds`, whichever comes first. A run bounded by tokens
+    alone repeats bit for bit on one kind of machine; where the clock ends it, that cannot be.
+    """
+
+    loss: RecoveryLoss = Field(
+        default="distill",
+        description="distill: be as the dense model, whose memory it takes, too; ce: predict the "
+        "next token of the text",
+    )
+    max_tokens: int = Field(
+        default=262_144, ge=16, le=10_000_000_000, description="tokens trained on at most"
+    )
+    max_seconds: float | None = Field(
+        default=None, gt=0.0, le=31 * 86_400.0, description="of training; null: as long as it takes"
+    )
+    rank: int = Field(default=32, ge=1, le=1024, description="of each adapter")
+    alpha: float = Field(
+        default=64.0, gt=0.0, le=65_536.0, description="adapters are scaled by alpha / rank"
+    )
+    learning_rate: float = Field(
+        default=1e-3, gt=0.0, le=1.0, description="at its peak: it warms up, and falls as a cosine"
+    )
+    batch_size: int = Field(default=8, ge=1, le=4096, description="sequences a step")
+    sequence_length: int = Field(
+        default=512, ge=16, le=131_072, validate_default=True, description="tokens a sequence"
+    )
+    temperature: float = Field(
+        default=1.0, ge=0.05, le=100.0, description="of both models' distributions in distill"
+    )
+    seed: int = Field(default=1, ge=0, lt=2**31, description="of the text and of the adapters")
+    source: Annotated[str | _Mixture, WrapValidator(_by_form)] | None = Field(
+        default=None,
+        description="what is trained on, named as calibration sources are; null: the calibration's",
+    )
+
+    @field_validator("sequence_length")
+    @classmethod
+    def _within_the_tokens(cls, length: int, info: ValidationInfo) -> int:
+        tokens = info.data.get("max_tokens")
+        if tokens is None:
+            return length
+        sequences = tokens // length
+        if not 1 <= sequences <= MAX_SEQUENCES - HELD_OUT_SEQUENCES:
+            raise ValueError(
+                f"max_tokens makes {sequences} sequences of this length: have between 1 and "
+                f"{MAX_SEQUENCES - HELD_OUT_SEQUENCES} by another of the two"
+            )
+        return length
+
+    @property
+    def sequences(self) -> int:
+        """Trained on at most."""
+        return self.max_tokens // self.sequence_length
+
+    def mixture(self, calibration: CalibrationConfig) -> tuple[WeightedSource, ...]:
+        """What is trained on: sources of its own, or the calibration's."""
+        if self.source is None:
+            return calibration.mixture
+        return self.text(calibration).mixture
+
+    def text(self, calibration: CalibrationConfig) -> CalibrationConfig:
+        """The sequences that are trained on and, after it, `HELD_OUT_SEQUENCES` to measure by.
+
+        Raises:
+            ValidationError: if one of the sources gets no sequence.
+        """
+        return CalibrationConfig(
+            source=calibration.source if self.source is None else self.source,
+            samples=self.sequences + HELD_OUT_SEQUENCES,
+            sequence_length=self.sequence_length,
+            seed=self.seed,
+        )
+
+
 class CompressionSettings(FrozenModel):
     """Everything about a compression but how much is removed."""
 
@@ -228,6 +317,30 @@ class CompressionSettings(FrozenModel):
         le=1000.0,
         description="what fisher multiplies attention's scores by: the more, the more of it stays",
     )
+    recover: RecoveryConfig | None = Field(
+        default=None, description="training after the compression; null: none"
+    )
+
+    @property
+    def seen_sources(self) -> tuple[str, ...]:
+        """Texts that the result will have seen parts of: to calibrate, or to train."""
+        mixture = self.calibration.mixture
+        if self.recover is not None:
+            mixture += self.recover.mixture(self.calibration)
+        return tuple(dict.fromkeys(one.source for one in mixture))
+
+    @field_validator("recover")
+    @classmethod
+    def _text_for_all_sources(
+        cls, recover: RecoveryConfig | None, info: ValidationInfo
+    ) -> RecoveryConfig | None:
+        calibration = info.data.get("calibration")
+        if recover is not None and calibration is not None:
+            try:
+                recover.text(calibration)
+            except ValidationError as error:
+                raise ValueError(f"its text: {error.errors()[0]['msg']}") from None
+        return recover
 
     @field_validator("exports")
     @classmethod

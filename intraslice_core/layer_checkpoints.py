@@ -1,9 +1,10 @@
 """What a run leaves behind layer by layer, so that another can go on where it was stopped.
 
-A file for the calibration tokens, a file for each finished layer, and now and then one for both
-streams. Every file names, as a digest, all that its content depends on, and appears whole or not
-at all: a run finds what it would have made itself, bit for bit, or nothing. Layers that are
-finished while the streams on disk are behind them are walked over once, and not solved again.
+A file for the calibration tokens, one for each finished layer, and now and then one for both
+streams, or for a training after all layers. Every file names, as a digest, all that its content
+depends on, and appears whole or not at all: a run finds what it would have made itself, bit for
+bit, or nothing. Layers that are finished while the streams on disk are behind them are walked over
+once, and not solved again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from intraslice_core.reports.schema import LayerReport
 
 SUFFIX = ".safetensors"
 _TOKENS = "tokens"
+_RECOVERY_TOKENS = "recovery-tokens"
 _STREAMS = "streams"
+_RECOVERY = "recovery"
 _PAIRS = "kept_pairs"
 
 
@@ -50,24 +53,24 @@ class LayerCheckpoints:
 
     Args:
         directory: made when it is first written to.
-        streams_every_seconds: between two files of the streams, which are the only large ones.
-        on_saved: hears the name of every file but those of the streams.
+        streams_every_seconds: between two files of the streams, or of a training: those that are
+            written again and again.
+        on_saved: hears the name of every file but those.
     """
 
     directory: Path
     streams_every_seconds: float = 60.0
     on_saved: Callable[[str], None] = tell_nobody
     _streams_saved: float = field(default_factory=time.monotonic, init=False)
+    _recovery_saved: float = field(default_factory=time.monotonic, init=False)
 
     def tokens(self, key: str, make: Callable[[], Tensor]) -> Tensor:
         """The calibration tokens: those that were kept, or new ones that then are."""
-        kept = self._load(_TOKENS, key)
-        if kept is not None:
-            return kept.tensors[_TOKENS]
-        tokens = make()
-        self._save(_TOKENS, {_TOKENS: tokens}, {"key": key})
-        self.on_saved(_TOKENS + SUFFIX)
-        return tokens
+        return self._made_once(_TOKENS, key, make)
+
+    def recovery_tokens(self, key: str, make: Callable[[], Tensor]) -> Tensor:
+        """The same of what is trained on."""
+        return self._made_once(_RECOVERY_TOKENS, key, make)
 
     def layer(self, key: str, layer: int) -> FinishedLayer | None:
         """The layer if it is finished."""
@@ -126,6 +129,42 @@ class LayerCheckpoints:
         except OSError as error:
             return f"the streams could not be kept: {error.strerror or error}"
         return None
+
+    def recovery(self, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        """What a training has kept: tensors, and facts about them."""
+        kept = self._load(_RECOVERY, key)
+        return None if kept is None else (kept.tensors, kept.facts)
+
+    def save_recovery(
+        self,
+        key: str,
+        tensors: Callable[[], Mapping[str, Tensor]],
+        facts: Mapping[str, str],
+        *,
+        at_once: bool,
+    ) -> str | None:
+        """Keep where a training is, if the last time is long ago or it is to be at once.
+
+        Returns:
+            Why it was not possible, if it was not.
+        """
+        if not at_once and time.monotonic() - self._recovery_saved < self.streams_every_seconds:
+            return None
+        self._recovery_saved = time.monotonic()
+        try:
+            self._save(_RECOVERY, tensors(), {**facts, "key": key})
+        except OSError as error:
+            return f"the training could not be kept: {error.strerror or error}"
+        return None
+
+    def _made_once(self, name: str, key: str, make: Callable[[], Tensor]) -> Tensor:
+        kept = self._load(name, key)
+        if kept is not None:
+            return kept.tensors[_TOKENS]
+        tokens = make()
+        self._save(name, {_TOKENS: tokens}, {"key": key})
+        self.on_saved(name + SUFFIX)
+        return tokens
 
     def _save(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)

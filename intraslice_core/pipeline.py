@@ -36,8 +36,10 @@ from intraslice_core.checkpoints.model_card import write_model_card
 from intraslice_core.checkpoints.record import WrittenRecord, require_as_written
 from intraslice_core.config import (
     UNLIMITED,
+    CalibrationConfig,
     CompressionConfig,
     EvaluationConfig,
+    ExportFormat,
     GgufFormat,
     ModelLimits,
 )
@@ -45,6 +47,7 @@ from intraslice_core.dense_layers import ReaderLayers
 from intraslice_core.errors import NumericalError
 from intraslice_core.evaluation.comparison import DenseScores, evaluate_pair, load_model
 from intraslice_core.evaluation.verification import (
+    VerificationResult,
     has_llama_cpp,
     verify_checkpoint,
     verify_gguf,
@@ -89,11 +92,16 @@ from intraslice_core.progress import (
     CancellationCheck,
     ProgressEvent,
     ProgressListener,
+    Shares,
     Stage,
     ignore_progress,
     never_cancelled,
     raise_if_cancelled,
+    shares_of,
 )
+from intraslice_core.recovery.procedure import RecoveryWork, recover_checkpoint
+from intraslice_core.recovery.text import blaming_recover
+from intraslice_core.recovery.training import Moment
 from intraslice_core.reports.schema import (
     CompressionReport,
     EvaluationReport,
@@ -112,7 +120,7 @@ from intraslice_core.sharing import (
 from intraslice_core.targets import require_target
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from intraslice_core.block import BlockWeights
     from intraslice_core.layer import ModuleOutcome
@@ -127,17 +135,6 @@ NO_LLAMA_CPP = (
     'pip install "intraslice[llama-cpp]"'
 )
 UNVERIFIED = "the result was not loaded and compared with what was written"
-
-SHARES: dict[Stage, tuple[float, float]] = {
-    Stage.LOAD: (0.0, 0.02),
-    Stage.CALIBRATE: (0.02, 0.06),
-    Stage.ALLOCATE: (0.06, 0.30),
-    Stage.COMPRESS: (0.30, 0.75),
-    Stage.VERIFY: (0.75, 0.80),
-    Stage.EVALUATE: (0.80, 0.99),
-    Stage.EXPORT: (0.99, 1.0),
-}
-"""Where each stage begins and ends as a fraction of a run; measured on SmolLM2-135M."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +169,9 @@ class Run:
     """What the checkpoint's files must hold."""
     reference: WrittenReference | None = None
     """What the written files must compute, where they are not of our class."""
+    training_text: Tensor | None = None
+    """(n, sequence_length), where the result is to be trained."""
+    shares: Shares = field(default_factory=lambda: shares_of(recover=False))
 
     def report(
         self,
@@ -180,13 +180,19 @@ class Run:
         done: float = 0.0,
         layer: int | None = None,
         layers: int | None = None,
+        seconds_left: float | None = None,
     ) -> None:
-        """Stop if asked to; otherwise tell how far the run is. `done` is of the stage."""
+        """Stop if asked to; otherwise tell how far the run is.
+
+        `done` and `seconds_left`, where a stage knows how long it will take, are of the stage.
+        """
         raise_if_cancelled(self.should_cancel)
-        begin, end = SHARES[stage]
+        begin, end = self.shares[stage]
         fraction = begin + (end - begin) * min(max(done, 0.0), 1.0)
         elapsed = time.perf_counter() - self.started
         eta = elapsed * (1.0 - fraction) / fraction if fraction > 0.02 else None
+        if seconds_left is not None:
+            eta = seconds_left + (elapsed + seconds_left) * (1.0 - end) / end
         self.on_progress(
             ProgressEvent(
                 stage=stage,
@@ -270,11 +276,16 @@ def compress_opened(
     require_free_output(out)
     parent = out.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
+    run.shares = shares_of(recover=config.recover is not None)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.staging-", dir=parent) as staging:
         staged = Path(staging) / "checkpoint"
         if not run.verify:
             run.warnings.append(UNVERIFIED)
         report = _compress_checkpoint(dense, staged, config, run)
+        if config.recover is not None:
+            report = recover_staged(
+                dense.directory, staged, report, run, dtype=config.dtype, device=config.device
+            )
         _write_gguf_files(staged, config, run)
         if run.verify:
             report = report.model_copy(update={"verified": _verify(staged, config, run)})
@@ -282,7 +293,7 @@ def compress_opened(
             measured = _evaluate(dense.directory, staged, config, evaluation, run)
             report = report.with_evaluation(measured)
         report = report.model_copy(update={"seconds": time.perf_counter() - run.started})
-        _publish(staged, out, report, run)
+        publish_staged(staged, out, report, run)
     return report
 
 
@@ -332,6 +343,7 @@ def _compress_checkpoint(
         work = _plan_work(reader, dense, config, run)
         ensure_disk_space(staged, reader.bytes_total * (1 + len(config.gguf_formats)))
         tokens = _calibrate(work, dense.directory, run)
+        run.training_text = _training_text(work, dense.directory, run)
         shapes = choose_shapes(_shape_work(work, run), tokens)
         return_free_memory()
         layers = _write_compressed(work, dense.directory, staged, tokens, shapes, run)
@@ -380,6 +392,29 @@ def _calibrate(work: _Work, dense: Path, run: Run) -> Tensor:
     settings = work.config.calibration
     sources = ", ".join(one.source for one in settings.mixture)
     run.report(Stage.CALIBRATE, f"reading calibration text: {sources}")
+    make = _reader(work, settings, dense, run)
+    if work.checkpoints is None:
+        return make()
+    return work.checkpoints.tokens(work.key(**calibration_facts(settings)), make)
+
+
+def _training_text(work: _Work, dense: Path, run: Run) -> Tensor | None:
+    """What is trained on after the compression, read before it: it may be too short."""
+    if work.config.recover is None:
+        return None
+    run.report(Stage.CALIBRATE, "reading the text to train on", 0.5)
+    settings = work.config.recover.text(work.config.calibration)
+    make = _reader(work, settings, dense, run)
+    with blaming_recover():
+        if work.checkpoints is None:
+            return make()
+        return work.checkpoints.recovery_tokens(work.key(**calibration_facts(settings)), make)
+
+
+def _reader(
+    work: _Work, settings: CalibrationConfig, dense: Path, run: Run
+) -> Callable[[], Tensor]:
+    """Reads, or lets the dense model write, sequences that no run beside this one has kept."""
     tokenizer = _tokenizer(dense)
 
     def load_dense() -> PreTrainedModel:
@@ -393,9 +428,7 @@ def _calibrate(work: _Work, dense: Path, run: Run) -> Tensor:
     def make() -> Tensor:
         return read() if work.shared is None else work.shared.tokens(settings, read)
 
-    if work.checkpoints is None:
-        return make()
-    return work.checkpoints.tokens(work.key(**calibration_facts(settings)), make)
+    return make
 
 
 def _shape_work(work: _Work, run: Run) -> ShapeWork:
@@ -493,7 +526,7 @@ class _Walk:
         self._states = _dense_states(work, tokens)
         self._checkpoints = work.checkpoints
         self._key = work.key(
-            config=work.config.model_dump(mode="json"),
+            config=work.config.model_dump(mode="json", exclude={"recover"}),
             tokens=calibration_hash(tokens),
             plan=shapes.plan.model_dump(mode="json"),
         )
@@ -611,6 +644,58 @@ def _dense_states(work: _Work, tokens: Tensor) -> DenseStates | None:
     )
 
 
+# -- recovery ----------------------------------------------------------------------------------
+
+
+def recover_staged(
+    dense: Path, staged: Path, report: CompressionReport, run: Run, *, dtype: str, device: str
+) -> CompressionReport:
+    """Train the staged checkpoint; what is verified and published is the result of that.
+
+    The text to train on is in `run` already: read before the compression, as it may be too short.
+
+    Raises:
+        NumericalError: if the loss is not finite.
+        CompressionCancelledError: if asked to stop.
+    """
+    config = report.config.recover
+    assert config is not None
+    assert run.training_text is not None
+    run.report(Stage.RECOVER, "measuring before the training")
+
+    def before_step(moment: Moment, steps: int) -> None:
+        told = f"step {moment.step + 1}/{steps}"
+        told += "" if moment.loss is None else f", loss {moment.loss:.3f}"
+        run.report(Stage.RECOVER, told, moment.done, seconds_left=moment.seconds_left)
+
+    def keep(record: WrittenRecord) -> None:
+        run.written = record
+
+    found, troubles = recover_checkpoint(
+        RecoveryWork(
+            dense=dense,
+            compressed=staged,
+            config=config,
+            tokens=run.training_text.clone(),  # made in inference mode, which no graph takes
+            dtype=dtype,
+            device=device,
+            checkpoints=run.checkpoints,
+            should_cancel=run.should_cancel,
+            before_step=before_step,
+            on_merged=keep,
+        )
+    )
+    run.training_text = None
+    return report.model_copy(
+        update={
+            "recovery": found,
+            "warnings": (*report.warnings, *troubles),
+            "bytes_after": _weight_bytes(staged),
+            "peak_memory_bytes": _peak_memory(resolve_device(device)),
+        }
+    )
+
+
 # -- verification, evaluation, publication ------------------------------------------------------
 
 
@@ -639,6 +724,7 @@ def _verify(staged: Path, config: CompressionConfig, run: Run) -> tuple[Verified
     )
     write_reference(staged, model, _tokenizer(staged))
     del model
+    found: list[tuple[ExportFormat, VerificationResult]]
     found = [("safetensors", verify_checkpoint(staged, should_cancel=run.should_cancel))]
     for wanted in config.gguf_formats:
         file = GGUF_FILES[wanted]
@@ -647,14 +733,16 @@ def _verify(staged: Path, config: CompressionConfig, run: Run) -> tuple[Verified
             continue
         run.report(Stage.VERIFY, f"loading {file} in llama.cpp", 0.5)
         found.append((wanted, verify_gguf(staged, file, wanted, should_cancel=run.should_cancel)))
-    return tuple(
-        VerifiedReport(
-            files=name,
-            loaded_by=one.loaded_by,
-            max_abs_difference=one.max_abs_difference,
-            tolerance=one.tolerance,
-        )
-        for name, one in found
+    return tuple(verified_report(name, one) for name, one in found)
+
+
+def verified_report(files: ExportFormat, result: VerificationResult) -> VerifiedReport:
+    """What a report keeps of a verification."""
+    return VerifiedReport(
+        files=files,
+        loaded_by=result.loaded_by,
+        max_abs_difference=result.max_abs_difference,
+        tolerance=result.tolerance,
     )
 
 
@@ -678,8 +766,12 @@ def _evaluate(
     )
 
 
-def _publish(staged: Path, out: Path, report: CompressionReport, run: Run) -> None:
-    """Add report and model card, then give the checkpoint its name."""
+def publish_staged(staged: Path, out: Path, report: CompressionReport, run: Run) -> None:
+    """Add report and model card, then give the checkpoint its name.
+
+    Raises:
+        OutputExistsError: if `out` appeared meanwhile.
+    """
     run.report(Stage.EXPORT, f"writing {out}")
     (staged / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     write_model_card(staged, report.model_dump(mode="json"))

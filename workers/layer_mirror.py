@@ -36,7 +36,7 @@ class LayerMirror:
         """
         held = layer_files.fetch(self._resources, self._job, self.directory)
         for name in sorted(file.name for file in self.directory.glob("[!.]*")):
-            if name not in held and name != _ONLY_HERE:
+            if name not in held and name not in _ONLY_HERE:
                 self._names.put(name)
         self._thread.start()
 
@@ -84,5 +84,6 @@ class LayerMirror:
         return False
 
 
-_ONLY_HERE = "streams.safetensors"
-"""The engine's hidden states: sending them would take longer than making them again."""
+_ONLY_HERE = frozenset({"streams.safetensors", "recovery.safetensors"})
+"""Written again and again. Sending the engine's hidden states would take longer than making them
+again; a training that goes on elsewhere is made anew, after layers that are not."""

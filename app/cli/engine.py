@@ -14,6 +14,7 @@ from app.cli.interrupts import cancel_on_interrupt
 from app.cli.options import (
     DEFAULT,
     DEFAULT_EVALUATION,
+    DEFAULT_RECOVERY,
     AllocationOption,
     AttentionBiasOption,
     BatchSizeOption,
@@ -30,6 +31,11 @@ from app.cli.options import (
     ModelArgument,
     ModuleCapOption,
     OffloadOption,
+    RecoverOption,
+    RecoverRankOption,
+    RecoverSecondsOption,
+    RecoverSourceOption,
+    RecoverTokensOption,
     RoundToOption,
     SamplesOption,
     SeedOption,
@@ -39,6 +45,7 @@ from app.cli.options import (
     calibration_source,
     evaluation_settings,
     exports,
+    recovery_settings,
     require_directory,
 )
 from app.cli.progress_display import quiet_transformers, show_progress
@@ -48,9 +55,16 @@ from app.cli.report_tables import (
     comparison_table,
     evaluation_table,
     print_tables,
+    recovery_table,
     shapes_table,
 )
-from intraslice_core.config import DEFAULT_RATIO, CompressionConfig, EvaluationConfig
+from intraslice_core.config import (
+    DEFAULT_RATIO,
+    CompressionConfig,
+    EvaluationConfig,
+    RecoveryConfig,
+    RecoveryLoss,
+)
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.reports.shape_plot import shape_plot
 from intraslice_core.text_sources import FLATTERS, only_own_kind
@@ -69,6 +83,7 @@ _TargetBytes = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the engine's commands to the command line."""
     app.command()(compress)
+    app.command()(recover)
     app.command()(evaluate)
     app.command()(generate)
 
@@ -112,6 +127,11 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
     plot: Annotated[
         Path | None, typer.Option(help="Draw what every layer keeps into this SVG file.")
     ] = None,
+    recover: RecoverOption = None,
+    recover_tokens: RecoverTokensOption = str(DEFAULT_RECOVERY.max_tokens),
+    recover_seconds: RecoverSecondsOption = None,
+    recover_rank: RecoverRankOption = DEFAULT_RECOVERY.rank,
+    recover_source: RecoverSourceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compress a model into a smaller one that transformers loads."""
@@ -140,6 +160,13 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
                     "device": device,
                     "batch_size": batch_size,
                     "round_to": round_to,
+                    "recover": recovery_settings(
+                        recover,
+                        quantity(recover_tokens, "--recover-tokens"),
+                        recover_seconds,
+                        recover_rank,
+                        recover_source,
+                    ),
                 }
             )
             measure = evaluation_settings(evaluate, benchmark, max_perplexity_ratio)
@@ -181,12 +208,56 @@ def _compress(
         )
 
 
+def recover(  # noqa: PLR0913 (typer reads the options from the signature)
+    directory: Annotated[Path, typer.Argument(help="Compressed checkpoint; it stays as it is.")],
+    teacher: Annotated[str, typer.Option(help="The dense model, named as for compress.")],
+    out: Annotated[Path, typer.Option(help="Directory to make.")],
+    loss: Annotated[
+        RecoveryLoss, typer.Option(help="Be as the dense model, or predict the text.")
+    ] = DEFAULT_RECOVERY.loss,
+    tokens: RecoverTokensOption = str(DEFAULT_RECOVERY.max_tokens),
+    seconds: RecoverSecondsOption = None,
+    rank: RecoverRankOption = DEFAULT_RECOVERY.rank,
+    source: RecoverSourceOption = None,
+    dtype: DtypeOption = DEFAULT.dtype,
+    device: DeviceOption = DEFAULT.device,
+    resume_dir: Annotated[
+        Path | None, typer.Option(help="Keep the training there, and go on from a stopped one.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a compressed checkpoint to win back what was lost, and write it beside it."""
+    with explained():
+        with refuse_settings():
+            config = RecoveryConfig.model_validate(
+                recovery_settings(loss, quantity(tokens, "--tokens"), seconds, rank, source)
+            )
+        with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
+            quiet_transformers()
+            from intraslice_core.layer_checkpoints import LayerCheckpoints
+            from intraslice_core.retraining import recover_model
+
+            report = recover_model(
+                directory,
+                teacher,
+                out,
+                config,
+                dtype=dtype,
+                device=device,
+                checkpoints=LayerCheckpoints(directory=resume_dir) if resume_dir else None,
+                on_progress=on_progress,
+                should_cancel=should_cancel,
+            )
+        _tell(report, out, as_json)
+
+
 def _tell(report: CompressionReport, out: Path, as_json: bool) -> None:
     """Print what came out."""
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
         return
-    print_tables(shapes_table(report), comparison_table(report))
+    recovered = [recovery_table(report.recovery)] if report.recovery else []
+    print_tables(shapes_table(report), *recovered, comparison_table(report))
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"wrote {out}")
@@ -317,8 +388,7 @@ def _warn_of_flattery(directory: Path, config: EvaluationConfig) -> None:
         report = CompressionReport.model_validate_json((directory / REPORT_FILE).read_bytes())
     except (FileNotFoundError, ValidationError):
         return  # a dense model, or one that another version has made
-    calibrated = [one.source for one in report.config.calibration.mixture]
-    if only_own_kind(calibrated, config.perplexity):
+    if only_own_kind(report.config.seen_sources, config.perplexity):
         typer.echo(f"warning: {FLATTERS}", err=True)
 
 

@@ -14,12 +14,15 @@ from intraslice_core.config import (
     EvaluationConfig,
     GateConfig,
     Method,
+    RecoveryConfig,
+    RecoveryLoss,
     Target,
 )
 from intraslice_core.errors import ConfigurationError
 
 DEFAULT = CompressionConfig()
 DEFAULT_EVALUATION = EvaluationConfig()
+DEFAULT_RECOVERY = RecoveryConfig()
 
 ModelArgument = Annotated[
     str, typer.Argument(help="Directory, .gguf file, hub:ORG/NAME[@REVISION] or package:NAME.")
@@ -80,6 +83,20 @@ VerifyOption = Annotated[
         help="Load the result in a clean process; takes memory for all of it in float32.",
     ),
 ]
+RecoverOption = Annotated[
+    RecoveryLoss | None,
+    typer.Option(help="Train afterwards: to be as the dense model (distill), or on the text (ce)."),
+]
+RecoverTokensOption = Annotated[str, typer.Option(metavar="N", help="Trained on at most: 200K, …")]
+RecoverSecondsOption = Annotated[float | None, typer.Option(help="Trained for at most.")]
+RecoverRankOption = Annotated[int, typer.Option(help="Of the adapters that are trained.")]
+RecoverSourceOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SOURCE[=WEIGHT]",
+        help="Text to train on, named as for --calibration.  [default: the calibration's]",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 
@@ -94,6 +111,29 @@ def calibration_source(options: list[str] | None) -> Any:
 def exports(options: list[str] | None) -> tuple[str, ...]:
     """Safetensors, and what is asked for besides."""
     return ("safetensors", *(one for one in options or () if one != "safetensors"))
+
+
+def recovery_settings(
+    loss: RecoveryLoss | None,
+    tokens: int | None,
+    seconds: float | None,
+    rank: int,
+    sources: list[str] | None,
+) -> dict[str, Any] | None:
+    """What `recover` is to hold; None where nobody asked for it.
+
+    `alpha` grows with the rank, so that adapters of any rank learn at one rate.
+    """
+    if loss is None:
+        return None
+    return {
+        "loss": loss,
+        "max_tokens": tokens,
+        "max_seconds": seconds,
+        "rank": rank,
+        "alpha": DEFAULT_RECOVERY.alpha / DEFAULT_RECOVERY.rank * rank,
+        "source": calibration_source(sources) if sources else None,
+    }
 
 
 def _weighted(option: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from intraslice_core.reports.schema import (
     EvaluationReport,
     LayerPrediction,
     PhaseComparison,
+    RecoveryReport,
     SpeedReport,
 )
 from intraslice_core.reports.sweep import SweepPoint, SweepReport
@@ -30,6 +31,21 @@ def comparison_table(report: CompressionReport) -> Table:
         table.add_row(name, f"{before:,}", f"{after:,}", f"{after / before:.3f}")
     if report.evaluation is not None:
         _add_evaluation(table, report.evaluation)
+    return table
+
+
+def recovery_table(report: RecoveryReport) -> Table:
+    """What training won back, on text that was not trained on."""
+    found = report.held_out
+    table = Table(
+        title=f"recovered by {report.config.loss}: {report.tokens:,} tokens in "
+        f"{report.seconds:.0f} s, ended by its {report.stopped_by}"
+    )
+    for name in ("", "dense", "compressed", "recovered", "won back, of the log"):
+        table.add_column(name, justify="right" if name else "left")
+    part = "" if found.recovered is None else f"{found.recovered:.1%}"
+    values = (f"{value:.3f}" for value in (found.dense, found.before, found.after))
+    table.add_row(f"perplexity, {found.tokens:,} held-back tokens", *values, part)
     return table
 
 

@@ -144,7 +144,7 @@ def _ratio(dense: DenseModel | None, compression: CompressionConfig) -> float:
 def _about_texts(
     compression: CompressionConfig, evaluation: EvaluationConfig | None
 ) -> list[Caution]:
-    sources = [one.source for one in compression.calibration.mixture]
+    sources = compression.seen_sources
     if evaluation is None:
         return [Caution(code="no_evaluation", message="the loss of quality will not be measured")]
     if any(one.startswith("/") for one in set(sources).intersection(evaluation.perplexity)):

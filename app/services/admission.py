@@ -23,7 +23,7 @@ from app.domain.job import JobRequest
 from app.domain.model_source import ModelSource, is_allowed, is_hub_name, is_revision
 from app.domain.upload import REFERENCE, UploadKind
 from app.settings import Settings
-from intraslice_core.config import CalibrationConfig, CompressionConfig, EvaluationConfig
+from intraslice_core.config import CompressionConfig, EvaluationConfig, WeightedSource
 from intraslice_core.errors import ConfigurationError, ModelError, ModelNotFoundError
 from intraslice_core.estimates import DenseModel, estimate, read_dense
 from intraslice_core.inspection import require_within
@@ -31,6 +31,8 @@ from intraslice_core.inspection.packages import find_in_package
 from intraslice_core.targets import DEMANDS, require_target
 from intraslice_core.text_sources import HUB, NAMED
 
+_CALIBRATION, _RECOVER = "/compression/calibration", "/compression/recover"
+Source = str | tuple[WeightedSource, ...]
 Locate = Callable[[str, UploadKind], Path]
 """Where the workers will have an upload; raises a ServiceError if it cannot be used."""
 
@@ -74,8 +76,8 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
     except _RefusedError as refusal:
         problems.append(_problem("/model", refusal))
     compression, evaluation = request.compression, request.evaluation
-    calibration = _checked_calibration(compression.calibration, checked)
-    problems += _named_twice(calibration)
+    compression = _checked_texts(compression, checked)
+    problems += _named_twice(compression)
     if evaluation is not None:
         texts = tuple(
             checked(f"/evaluation/perplexity/{index}", source)
@@ -89,37 +91,50 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
         raise InvalidRequestError("The job asks for what it may not have", fields=tuple(problems))
     return AdmittedJob(
         model=model,
-        compression=compression.model_copy(update={"calibration": calibration}),
+        compression=compression,
         evaluation=evaluation,
         dense=dense,
     )
 
 
-def _checked_calibration(
-    calibration: CalibrationConfig, checked: Callable[[str, str], str]
-) -> CalibrationConfig:
-    """Every source resolved: of a mixture each is judged as if it were the only one."""
-    pointer, source = "/compression/calibration/source", calibration.source
+def _checked_texts(
+    compression: CompressionConfig, checked: Callable[[str, str], str]
+) -> CompressionConfig:
+    """Every source of calibration and training resolved."""
+    calibration, recover = compression.calibration, compression.recover
+    source = _checked_source(f"{_CALIBRATION}/source", calibration.source, checked)
+    resolved = {"calibration": calibration.model_copy(update={"source": source})}
+    if recover is None or recover.source is None:
+        return compression.model_copy(update=resolved)
+    source = _checked_source(f"{_RECOVER}/source", recover.source, checked)
+    trained = {"recover": recover.model_copy(update={"source": source})}
+    return compression.model_copy(update=resolved | trained)
+
+
+def _checked_source(pointer: str, source: Source, checked: Callable[[str, str], str]) -> Source:
+    """Of a mixture each is judged as if it were the only one."""
     if isinstance(source, str):
-        return calibration.model_copy(update={"source": checked(pointer, source)})
-    mixture = tuple(
+        return checked(pointer, source)
+    return tuple(
         one.model_copy(update={"source": checked(f"{pointer}/{index}/source", one.source)})
         for index, one in enumerate(source)
     )
-    return calibration.model_copy(update={"source": mixture})
 
 
-def _named_twice(calibration: CalibrationConfig) -> list[FieldProblem]:
+def _named_twice(compression: CompressionConfig) -> list[FieldProblem]:
     """Sources of other names that are the same file."""
-    names = [one.source for one in calibration.mixture]
+    recover = compression.recover
+    asked = {_CALIBRATION: compression.calibration.source, _RECOVER: recover and recover.source}
     return [
         FieldProblem(
-            pointer=f"/compression/calibration/source/{index}/source",
+            pointer=f"{pointer}/source/{index}/source",
             code="duplicate_source",
             message="is the same text as an earlier source: name it once, with both weights",
         )
-        for index, name in enumerate(names)
-        if name in names[:index]
+        for pointer, source in asked.items()
+        if isinstance(source, tuple)
+        for index, one in enumerate(source)
+        if one.source in [earlier.source for earlier in source[:index]]
     ]
 
 
@@ -241,13 +256,14 @@ def _beyond_limits(
     calibration = compression.calibration
     length, tokens = settings.max_sequence_length, settings.max_calibration_tokens
     asked = [
-        ("/compression/calibration/sequence_length", calibration.sequence_length, length),
-        (
-            "/compression/calibration/samples",
-            calibration.samples * calibration.sequence_length,
-            tokens,
-        ),
+        (f"{_CALIBRATION}/sequence_length", calibration.sequence_length, length),
+        (f"{_CALIBRATION}/samples", calibration.samples * calibration.sequence_length, tokens),
     ]
+    if compression.recover is not None:
+        asked += [
+            (f"{_RECOVER}/sequence_length", compression.recover.sequence_length, length),
+            (f"{_RECOVER}/max_tokens", compression.recover.max_tokens, tokens),
+        ]
     if evaluation is not None:
         asked += [
             ("/evaluation/context_length", evaluation.context_length, length),

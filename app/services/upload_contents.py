@@ -165,7 +165,7 @@ def _chunks(
 
 
 def _named(request: JobRequest) -> set[str]:
-    texts = [one.source for one in request.compression.calibration.mixture]
+    texts = [*request.compression.seen_sources]
     if request.evaluation is not None:
         texts += request.evaluation.perplexity
     named = {text.removeprefix(REFERENCE) for text in texts if text.startswith(REFERENCE)}

@@ -1,17 +1,23 @@
 """Peak memory by the engine's own formula.
 
-A job is at its largest in a layer, in the evaluation, or where the model writes its own text. In a
-layer: its weights, the Gram and cross moments of the wider module and what is factorised from
-them, a batch of activations, and the hidden states of all calibration sequences (twice where the
-method follows the dense stream); before that, in the estimator, the states of a group of sequences
-in front of all layers, or those of all trials. In the evaluation: both models whole, because only
-so can they take turns at the clock. While it writes: the dense model whole, and the keys and values
-of what it has written.
+A job is at its largest in a layer, in the training after all layers, in the evaluation, or where
+the model writes its own text. In a layer: its weights, the Gram and cross moments of the wider
+module and what is factorised from them, a batch of activations, and the hidden states of all
+calibration sequences (twice where the method follows the dense stream); before that, in the
+estimator, the states of a group of sequences in front of all layers, or those of all trials. In the
+training: the compressed model, its teacher where it has one, and a batch's graph. In the
+evaluation: both models whole, because only so can they take turns at the clock. While it writes:
+the dense model whole, and the keys and values of what it has written.
 """
 
 from __future__ import annotations
 
-from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
+from intraslice_core.config import (
+    CompressionConfig,
+    EvaluationConfig,
+    FrozenModel,
+    RecoveryConfig,
+)
 from intraslice_core.estimates.sequences import (
     GROUP_SEQUENCES,
     TRIALS_A_SPOT,
@@ -37,6 +43,8 @@ _GRAPH_TOKENS = 1024
 """In the graph of a layer whose gradients are taken; one sequence at least."""
 _GRAPH_ACTIVATIONS = 16
 """Of the wider module's width, kept of each of these tokens: inputs of every product and norm."""
+_TRAINED_ACTIVATIONS = 8
+"""Of a layer's stream and its inner width each, kept of every token of a training's batch."""
 LOGITS_AT_ONCE = 2**23
 _LOGIT_ROWS = 1024
 _COMPUTE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -71,6 +79,10 @@ def peak_memory(
         models = params_before + params_after if evaluation.benchmark else params_before
         logits = 2 * 4 * _LOGIT_ROWS * geometry.vocab_size
         whole = max(whole, models * item + logits)
+    if compression.recover is not None:
+        training = _recovery_bytes(geometry, compression.recover, item)
+        models = params_after + params_before * (compression.recover.loss == "distill")
+        whole = max(whole, params_before * item, models * item + training)
     cache = _writing_cache_bytes(geometry, compression, evaluation, item)
     if cache:
         whole = max(whole, params_before * item + cache)
@@ -133,6 +145,19 @@ def stage_bytes(
             device=weights + max(moments + batch, head + logits),
         )
     return found
+
+
+def _recovery_bytes(geometry: ModelGeometry, recover: RecoveryConfig, item: int) -> int:
+    """Beside the models: adapters with gradients and moments, the graph of a batch, logits."""
+    hidden, inner = geometry.hidden_size, geometry.intermediate_size
+    queries = geometry.num_attention_heads * geometry.head_dim
+    values = geometry.num_key_value_heads * geometry.head_dim
+    edges = 2 * (hidden + queries) + 2 * (hidden + values)
+    edges += geometry.mlp_projections * (hidden + inner)
+    adapters = geometry.num_hidden_layers * recover.rank * edges
+    tokens = recover.batch_size * recover.sequence_length
+    graph = geometry.num_hidden_layers * tokens * _TRAINED_ACTIVATIONS * (hidden + inner) * item
+    return 16 * adapters + graph + 4 * 4 * max(LOGITS_AT_ONCE, geometry.vocab_size)
 
 
 def _writing_cache_bytes(

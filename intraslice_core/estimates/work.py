@@ -17,6 +17,9 @@ _BENCHMARK_TOKENS = 2 * 3 * (256 + 32)
 _REHEARSED_PASSES = 4
 """Dense, pruned and sliced, on either stream."""
 
+_TRAINING_PASSES = {"ce": 3, "distill": 4}
+"""Forward, backward and what adapters add; the teacher's forward."""
+
 _READING = 100_000
 """Parameters that a token could have passed in the time that reading one takes, roughly: so that
 rates of jobs that read and of jobs that let the model write are of one kind."""
@@ -50,6 +53,9 @@ def stage_work(
         Stage.EXPORT: float(params),
         Stage.PUBLISH: float(params),
     }
+    if compression.recover is not None:
+        passes = _TRAINING_PASSES[compression.recover.loss]
+        work[Stage.RECOVER] = float(passes * compression.recover.max_tokens) * params
     if evaluation is not None:
         # Both models score every text; the dense one has to write some of them first.
         passes = sum(3 if text in WRITTEN else 2 for text in evaluation.perplexity)

@@ -79,6 +79,13 @@ def _sections(page: ReportPage) -> list[Section]:
             note=page_facts.speed_setting(measured) if measured else "",
             table=page_facts.speed(report),
         ),
+        Section(
+            id="recovery",
+            title="Recovery",
+            note=page_facts.recovery_setting(report.recovery) if report.recovery else "",
+            table=page_facts.recovery(report),
+            figures=tuple(page_figures.recovery(report)),
+        ),
         Section(id="shapes", title="Shapes", figures=(page_figures.shapes(report),)),
         Section(
             id="predictions",

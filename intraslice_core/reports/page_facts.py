@@ -23,6 +23,7 @@ from intraslice_core.reports.schema import (
     CompressionReport,
     PerplexityComparison,
     PhaseComparison,
+    RecoveryReport,
     SpeedReport,
 )
 from intraslice_core.reports.table import Table
@@ -179,6 +180,35 @@ def quality(report: CompressionReport) -> Table | None:
             )
             for one in report.evaluation.perplexity
         ),
+    )
+
+
+def recovery(report: CompressionReport) -> Table | None:
+    """Perplexity before and after the training, on sequences held back from it."""
+    if report.recovery is None:
+        return None
+    found = report.recovery.held_out
+    recovered = found.recovered
+    return Table(
+        columns=("dense", "compressed", "recovered", "won back, of the log", "tokens"),
+        rows=(
+            (
+                *(number(value) for value in (found.dense, found.before, found.after)),
+                "" if recovered is None else percent(recovered),
+                f"{found.tokens:,}",
+            ),
+        ),
+    )
+
+
+def recovery_setting(trained: RecoveryReport) -> str:
+    """How it was trained, and what the figures are of."""
+    aim = {"distill": "be as the dense model", "ce": "predict the next token"}[trained.config.loss]
+    return (
+        f"Trained to {aim}: {trained.tokens:,} tokens, {trained.steps:,} steps, "
+        f"{duration(trained.seconds)}, ended by its {trained.stopped_by}; adapters of rank "
+        f"{trained.config.rank}, merged. Perplexity on sequences of the training's text that were "
+        "held back from it."
     )
 
 

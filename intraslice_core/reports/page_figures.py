@@ -248,6 +248,42 @@ def _trial(trial: TrialReport) -> Point:
     return Point(x=trial.predicted, y=trial.measured, text=text)
 
 
+# -- recovery -------------------------------------------------------------------------------------
+
+
+def recovery(report: CompressionReport) -> list[Figure]:
+    """The loss of the training."""
+    trained = report.recovery
+    if trained is None or not trained.losses:
+        return []
+    caption = "Mean training loss in nats a token, of the tokens since the point before."
+    points = tuple(
+        Point(
+            x=one.tokens,
+            y=one.loss,
+            text=f"{one.tokens:,} tokens: {number(one.loss)} nats a token",
+        )
+        for one in trained.losses
+    )
+    chart = Chart(
+        title="Loss of the training",
+        description=f"{caption} {_range([Series(name='loss', points=points)])}",
+        x=count_axis("tokens", [one.x for one in points]),
+        y=linear_axis("nats a token", [one.y for one in points]),
+        series=(Series(name="loss", points=points),),
+        style="dots",
+    )
+    rows = tuple((f"{one.tokens:,}", number(one.loss)) for one in trained.losses)
+    return [
+        Figure(
+            title=chart.title,
+            caption=caption,
+            svg=draw(chart),
+            table=Table(columns=("tokens", "loss"), rows=rows),
+        )
+    ]
+
+
 # -- other jobs ----------------------------------------------------------------------------------
 
 

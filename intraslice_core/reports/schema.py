@@ -7,6 +7,8 @@ CompressionReport
 │   └── trials: TrialReport         predicted against measured
 ├── layers: LayerReport             what each layer's solve had to say
 │   └── attention, mlp: ModuleReport
+├── recovery: RecoveryReport        what training won back
+│   └── held_out: HeldOutPerplexity, losses: LossPoint
 └── evaluation: EvaluationReport    dense against compressed
     ├── perplexity: PerplexityComparison, one a text
     └── speed: SpeedReport
@@ -15,6 +17,7 @@ CompressionReport
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Self
 
 from pydantic import Field
@@ -26,11 +29,13 @@ from intraslice_core.config import (
     ExportFormat,
     FrozenModel,
     Method,
+    RecoveryConfig,
 )
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan
 from intraslice_core.text_sources import FLATTERS, only_own_kind
 
 SCHEMA_VERSION = 1
+MAX_LOSS_POINTS = 50
 
 Module = Literal["attention", "mlp"]
 
@@ -170,6 +175,41 @@ class SpeedReport(FrozenModel):
     )
 
 
+class LossPoint(FrozenModel):
+    """The mean training loss of the tokens since the point before, in nats a token."""
+
+    tokens: int = Field(description="trained on by then")
+    loss: float
+
+
+class HeldOutPerplexity(FrozenModel):
+    """On sequences of the training's text that were not trained on."""
+
+    tokens: int = Field(description="predicted tokens")
+    dense: float
+    before: float = Field(description="as compressed")
+    after: float = Field(description="as stored after training")
+
+    @property
+    def recovered(self) -> float | None:
+        """The part of the damage that was won back, in log perplexity; None without damage."""
+        damage = math.log(self.before / self.dense)
+        return math.log(self.before / self.after) / damage if damage > 0.0 else None
+
+
+class RecoveryReport(FrozenModel):
+    """Training after the compression."""
+
+    config: RecoveryConfig
+    tokens: int = Field(description="trained on")
+    steps: int
+    seconds: float = Field(description="of training, in all attempts")
+    stopped_by: Literal["tokens", "time"]
+    trained_parameters: int = Field(description="of the adapters; none is left in the result")
+    losses: tuple[LossPoint, ...] = Field(description=f"at most {MAX_LOSS_POINTS}")
+    held_out: HeldOutPerplexity
+
+
 class EvaluationReport(FrozenModel):
     """Dense against compressed."""
 
@@ -218,6 +258,7 @@ class CompressionReport(FrozenModel):
     verified: tuple[VerifiedReport, ...] = Field(
         default=(), description="files that were loaded and compared before publication"
     )
+    recovery: RecoveryReport | None = None
 
     @property
     def removed_fraction(self) -> float:
@@ -226,7 +267,8 @@ class CompressionReport(FrozenModel):
 
     def with_evaluation(self, evaluation: EvaluationReport) -> Self:
         """The same with what was measured, and a warning if it cannot but flatter."""
-        calibrated = [one.source for one in self.config.calibration.mixture]
-        flatters = only_own_kind(calibrated, [one.text for one in evaluation.perplexity])
+        flatters = only_own_kind(
+            self.config.seen_sources, [one.text for one in evaluation.perplexity]
+        )
         warnings = (*self.warnings, FLATTERS) if flatters else self.warnings
         return self.model_copy(update={"evaluation": evaluation, "warnings": warnings})

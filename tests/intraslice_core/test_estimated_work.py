@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.config import CalibrationConfig, CompressionConfig, RecoveryConfig
 from intraslice_core.estimates import read_dense, sequences, stage_bytes, stage_flops, stage_work
 from intraslice_core.estimates.sequences import EstimatorSequences, spots, stream_layers
 from intraslice_core.estimation import gradients, walk
@@ -135,3 +136,13 @@ def test_the_estimator_is_predicted_with_the_rest() -> None:
         stage_work(10**6, 4, config(allocation="uniform", method="paper"), None)[Stage.ALLOCATE]
         == 0
     )
+
+
+def test_a_training_is_predicted_by_its_tokens() -> None:
+    def work(**recover: Any) -> float:
+        asked = config().model_copy(update={"recover": RecoveryConfig.model_validate(recover)})
+        return stage_work(10**6, 4, asked, None)[Stage.RECOVER]
+
+    assert Stage.RECOVER not in stage_work(10**6, 4, config(), None)
+    assert work(max_tokens=2**20) == 2 * work(max_tokens=2**19)
+    assert work(loss="ce") < work(loss="distill")

@@ -48,7 +48,7 @@ def test_files_are_kept_as_they_are_told_of(resources: Resources) -> None:
 def test_what_an_attempt_could_not_send_the_next_one_sends(resources: Resources) -> None:
     job = running(resources)
     mirror = mirror_of(resources, job)
-    finish(mirror, "tokens.safetensors", "streams.safetensors", ".partial-x")
+    finish(mirror, "tokens.safetensors", "streams.safetensors", "recovery.safetensors", ".part")
     mirror.start()
     mirror.flush()
     assert objects(resources, job) == {"tokens.safetensors"}

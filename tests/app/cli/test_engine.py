@@ -126,6 +126,35 @@ def test_a_size_may_be_asked_for_instead_of_a_ratio(model, text, tmp_path):
     assert report["params_after"] == pytest.approx(60_000, rel=0.005)
 
 
+def test_a_compression_that_recovers_says_what_it_won_back(model, tmp_path):
+    asked = ["--recover", "ce", "--recover-tokens", "16K", "--recover-rank", "4"]
+    asked += ["--recover-source", "pydoc", "--calibration", "pydoc", "--no-evaluation"]
+    result = run("compress", model, "--out", tmp_path / "out", *asked, *SMALL)
+    assert result.exit_code == 0, result.output
+    assert "recovered by ce: 15,872 tokens" in result.stdout  # 31 sequences of 512
+    report = json.loads((tmp_path / "out" / "intraslice_report.json").read_text())
+    wanted = {"loss": "ce", "max_tokens": 16_000, "rank": 4, "alpha": 8.0, "source": "pydoc"}
+    assert wanted.items() <= report["recovery"]["config"].items()
+    held_out = report["recovery"]["held_out"]
+    assert held_out["after"] < held_out["before"]
+
+
+def test_a_finished_checkpoint_is_recovered_beside_itself(model, compressed, tmp_path):
+    asked = ["--teacher", model, "--out", tmp_path / "out", "--loss", "ce", "--tokens", "8K"]
+    asked += ["--source", "pydoc", "--rank", "2", "--dtype", "float32", "--device", "cpu"]
+    result = run("recover", compressed, *asked, "--resume-dir", tmp_path / "kept")
+    assert result.exit_code == 0, result.output
+    assert "recovered by ce: 7,680 tokens" in result.stdout
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert (tmp_path / "kept" / "recovery.safetensors").is_file()
+    refused = run("recover", model, *asked[:2], "--out", tmp_path / "other")
+    assert refused.exit_code == 2
+    assert "no compressed checkpoint" in refused.stderr
+    refused = run("recover", compressed, *asked[:2], "--out", tmp_path / "x", "--tokens", "many")
+    assert refused.exit_code == 2
+    assert "--tokens" in refused.stderr
+
+
 def test_a_stopped_run_goes_on_from_its_resume_directory(model, tmp_path):
     options = [model, "--no-evaluation", *SMALL, "--json", "--resume-dir", tmp_path / "kept"]
     first = run("compress", *options, "--out", tmp_path / "first")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from app.cli.report_tables import shapes_table
+from app.cli.report_tables import recovery_table, shapes_table
 from intraslice_core.reports.allocation import allocation_report
-from tests.intraslice_core.reports.samples import PRICED, report
+from tests.intraslice_core.reports.samples import PRICED, RECOVERY, report
 
 
 def lines(table: Table) -> list[list[str]]:
@@ -32,6 +32,14 @@ def test_shapes_without_predictions_are_shown_all_the_same() -> None:
     rows = lines(shapes_table(report()))
     assert [row[0] for row in rows] == ["dense", "0", "1-2", "3"]
     assert all(row[6:] == ["", ""] for row in rows)
+
+
+def test_what_was_won_back_is_a_part_of_the_damage() -> None:
+    table = recovery_table(RECOVERY)
+    assert lines(table) == [
+        ["perplexity, 496 held-back tokens", "10.000", "40.000", "20.000", "50.0%"]
+    ]
+    assert "distill: 4,096 tokens in 12 s, ended by its tokens" in str(table.title)
 
 
 def test_title_says_who_chose_and_why_not_another() -> None:

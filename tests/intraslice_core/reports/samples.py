@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from intraslice_core.allocation.priced_plan import LayerPrice, PricedPlan
-from intraslice_core.config import CompressionConfig
+from intraslice_core.config import CompressionConfig, RecoveryConfig
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan
-from intraslice_core.reports.schema import AllocationReport, CompressionReport
+from intraslice_core.reports.schema import (
+    AllocationReport,
+    CompressionReport,
+    HeldOutPerplexity,
+    LossPoint,
+    RecoveryReport,
+)
 
 GEOMETRY = ModelGeometry(
     num_hidden_layers=4,
@@ -45,6 +51,18 @@ PRICED = PricedPlan(
         LayerPrice(attention=0.25, mlp=0.5),
         LayerPrice(attention=1.5, mlp=0.0),
     ),
+)
+
+
+RECOVERY = RecoveryReport(
+    config=RecoveryConfig(loss="distill", max_tokens=4096),
+    tokens=4096,
+    steps=8,
+    seconds=12.0,
+    stopped_by="tokens",
+    trained_parameters=1234,
+    losses=(LossPoint(tokens=2048, loss=0.75), LossPoint(tokens=4096, loss=0.5)),
+    held_out=HeldOutPerplexity(tokens=496, dense=10.0, before=40.0, after=20.0),
 )
 
 

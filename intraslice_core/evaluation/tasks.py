@@ -131,8 +131,8 @@ def score_tasks(
         should_cancel: asked before each forward pass.
 
     Returns:
-        The metrics of each task and of each group that has some of its own; of the latter the
-        members are left out.
+        The finite metrics of each task and of each group that has some of its own; of the latter
+        the members are left out.
 
     Raises:
         TaskError: if the harness cannot put a task to this model.
@@ -271,15 +271,15 @@ def _metrics(
     shots = results["n-shot"].get(name, 0)
     for key, value in values.items():
         metric, comma, kept = key.partition(",")
-        if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+        found = _finite(value)
+        if not comma or metric.endswith("_stderr") or found is None:
             continue
-        error = values.get(f"{metric}_stderr,{kept}")
         yield TaskScore(
             task=name,
             metric=metric if kept == "none" else key,
             higher_is_better=better.get(metric) is not False,
-            value=float(value),
-            stderr=_finite(error),
+            value=found,
+            stderr=_finite(values.get(f"{metric}_stderr,{kept}")),
             examples=values["sample_len"],
             shots=shots if isinstance(shots, int) else 0,
         )

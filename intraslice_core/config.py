@@ -335,8 +335,11 @@ class EvaluationConfig(FrozenModel):
     )
     gate: GateConfig | None = None
 
-    @model_validator(mode="after")
-    def _gate_what_is_measured(self) -> Self:
-        if self.gate is not None and self.gate.min_task_ratio is not None and not self.tasks:
-            raise ValueError("a gate's min_task_ratio needs tasks")
-        return self
+    @field_validator("gate")
+    @classmethod
+    def _gate_what_is_measured(
+        cls, gate: GateConfig | None, info: ValidationInfo
+    ) -> GateConfig | None:
+        if gate is not None and gate.min_task_ratio is not None and not info.data.get("tasks"):
+            raise ValueError("min_task_ratio needs tasks")
+        return gate

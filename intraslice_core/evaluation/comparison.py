@@ -53,6 +53,8 @@ _PERPLEXITY_SHARE = 0.9
 _BENCHMARK = {"batch_size": 1, "prompt_tokens": 256, "new_tokens": 32, "repeats": 3}
 _LOADS = {"new_tokens": 32, "repeats": 5}
 
+_BETTER = "ask for a lower ratio or more calibration text"
+
 
 @dataclass(kw_only=True)
 class DenseScores:
@@ -140,7 +142,8 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
     compared = _compare_tasks(dense.tasks, scored)
     if config.gate is not None:
         check_gate(perplexities, compared, config.gate)
-    speed, loads = None, ()
+    speed: SpeedReport | None = None
+    loads: tuple[LoadReport, ...] = ()
     if config.benchmark or config.speed_grid:
         speed, loads = _compare_speeds(
             dense_dir, compressed_dir, config, (dtype, device), should_cancel
@@ -149,7 +152,7 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
     return EvaluationReport(perplexity=perplexities, tasks=compared, speed=speed, speed_grid=loads)
 
 
-def evaluate_one(  # noqa: PLR0913  # one call is the whole evaluation
+def evaluate_one(
     directory: Path,
     config: EvaluationConfig,
     *,
@@ -198,23 +201,29 @@ def check_gate(
     Raises:
         QualityGateError: naming the text or the task, the ratio and the limit.
     """
-    for text in perplexities if gate.max_perplexity_ratio is not None else ():
-        # Written so that NaN fails too.
-        if not text.ratio <= gate.max_perplexity_ratio:
-            raise QualityGateError(
-                f"perplexity on {text.text} grew {text.ratio:.3f} times "
-                f"({text.dense:.2f} to {text.compressed:.2f}), "
-                f"the gate allows {gate.max_perplexity_ratio:.3f}",
-                hint="ask for a lower ratio or more calibration text",
-            )
-    for task in tasks if gate.min_task_ratio is not None else ():
-        if not task.ratio >= gate.min_task_ratio:
-            raise QualityGateError(
-                f"{task.metric} of {task.task} is {task.ratio:.3f} of the dense model's "
-                f"({task.dense:.3f} to {task.compressed:.3f}), "
-                f"the gate asks for {gate.min_task_ratio:.3f}",
-                hint="ask for a lower ratio or more calibration text",
-            )
+    for text in perplexities:
+        _check_text(text, gate.max_perplexity_ratio)
+    for task in tasks:
+        _check_task(task, gate.min_task_ratio)
+
+
+def _check_text(text: PerplexityComparison, most: float | None) -> None:
+    # Written so that NaN fails too.
+    if most is not None and not text.ratio <= most:
+        raise QualityGateError(
+            f"perplexity on {text.text} grew {text.ratio:.3f} times "
+            f"({text.dense:.2f} to {text.compressed:.2f}), the gate allows {most:.3f}",
+            hint=_BETTER,
+        )
+
+
+def _check_task(task: TaskComparison, least: float | None) -> None:
+    if least is not None and not task.ratio >= least:
+        raise QualityGateError(
+            f"{task.task} keeps {task.ratio:.3f} of its {task.metric} "
+            f"({task.dense:.3f} to {task.compressed:.3f}), the gate asks for {least:.3f}",
+            hint=_BETTER,
+        )
 
 
 def load_model(directory: Path, *, dtype: str, device: str) -> PreTrainedModel:

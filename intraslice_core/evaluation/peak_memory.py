@@ -6,7 +6,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import torch
 
 from intraslice_core.host_memory import return_free_memory

@@ -61,6 +61,8 @@ class OpenedTasks:
     """As the harness holds them: `tasks`, `groups` and `group_map`."""
     limit: int | None
     """Examples of each task; None is all."""
+    batch_size: int
+    """Sequences a forward pass."""
 
 
 def require_harness() -> None:
@@ -83,6 +85,7 @@ def open_tasks(
     include_path: Path | None = None,
     limit: int | None = None,
     shots: int | None = None,
+    batch_size: int = 8,
 ) -> OpenedTasks:
     """Find tasks by name and read their examples.
 
@@ -91,6 +94,7 @@ def open_tasks(
         include_path: a directory of the user's task files, which may run code and take precedence.
         limit: examples of each task; all by default.
         shots: solved examples before each question; each task's own number by default.
+        batch_size: sequences a forward pass.
 
     Raises:
         MissingExtraError: if lm-evaluation-harness is not installed.
@@ -110,7 +114,7 @@ def open_tasks(
             if getattr(task, "UNSAFE_CODE", False):
                 raise TaskError(f"{name} executes what the model writes", field=FIELD)
             _show(task, shots)
-    return OpenedTasks(loaded=loaded, limit=limit)
+    return OpenedTasks(loaded=loaded, limit=limit, batch_size=batch_size)
 
 
 def score_tasks(
@@ -118,7 +122,6 @@ def score_tasks(
     tokenizer: PreTrainedTokenizerBase,
     tasks: OpenedTasks,
     *,
-    batch_size: int = 8,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> tuple[TaskScore, ...]:
     """Put the questions to the model.
@@ -126,8 +129,7 @@ def score_tasks(
     Args:
         model: a causal language model, on its device; left in evaluation mode.
         tokenizer: the model's.
-        tasks: what was opened; unchanged for the next model.
-        batch_size: sequences a forward pass.
+        tasks: what was opened; may be put to the next model.
         should_cancel: asked before each forward pass.
 
     Returns:
@@ -151,7 +153,7 @@ def score_tasks(
             for task in tasks.loaded["tasks"].values():
                 task.set_fewshot_seed(seed=_SEED)  # else the second model sees other shots
             results = evaluate(
-                HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+                HFLM(pretrained=model, tokenizer=tokenizer, batch_size=tasks.batch_size),
                 dict(tasks.loaded),
                 limit=tasks.limit,
                 bootstrap_iters=_BOOTSTRAP,

@@ -298,6 +298,6 @@ class CompressionReport(FrozenModel):
         warnings += tuple(
             seen_before(one.text, one.calibration_overlap)
             for one in evaluation.perplexity
-            if (one.calibration_overlap or 0.0) > TOLERATED_OVERLAP
+            if one.calibration_overlap is not None and one.calibration_overlap > TOLERATED_OVERLAP
         )
         return self.model_copy(update={"evaluation": evaluation, "warnings": warnings})

@@ -1,4 +1,4 @@
-"""`intraslice evaluate --tasks`: local tasks on a real checkpoint, alone and against the dense one."""
+"""`intraslice evaluate --tasks`: local tasks on a real checkpoint, alone and against dense."""
 
 from __future__ import annotations
 

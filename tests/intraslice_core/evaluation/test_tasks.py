@@ -124,7 +124,7 @@ def test_a_path_is_no_name(place):
 
 def test_data_that_is_not_there_is_told_from_a_wrong_name(tmp_path):
     write_choice_task(tmp_path, "letters", tmp_path / "nowhere.jsonl")
-    with pytest.raises(TaskDataError, match="letters cannot be read: .*nowhere"):
+    with pytest.raises(TaskDataError, match=r"letters cannot be read: .*nowhere"):
         open_tasks(["letters"], include_path=tmp_path)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    StringConstraints,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
@@ -412,9 +413,39 @@ UNLIMITED = ModelLimits()
 
 
 class GateConfig(FrozenModel):
-    """Refuse to publish a result worse than this."""
+    """Refuse to publish a result worse than this; give at least one of the limits."""
 
-    max_perplexity_ratio: float = Field(gt=1.0, description="compressed over dense")
+    max_perplexity_ratio: float | None = Field(
+        default=None, gt=1.0, description="compressed over dense, on each text"
+    )
+    min_task_ratio: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=1.0,
+        description="compressed over dense, of each metric of each task; of a metric that is "
+        "better when lower, dense over compressed",
+    )
+
+    @model_validator(mode="after")
+    def _limit_something(self) -> Self:
+        if self.max_perplexity_ratio is None and self.min_task_ratio is None:
+            raise ValueError("a gate needs max_perplexity_ratio or min_task_ratio")
+        return self
+
+
+TaskName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.()-]*$", max_length=128)
+]
+"""As lm-evaluation-harness registers tasks and groups; never a path, which would name code."""
+
+
+class SpeedPoint(FrozenModel):
+    """A load that both models are timed under."""
+
+    batch_size: int = Field(default=1, ge=1, le=256, description="sequences at once")
+    context_length: int = Field(
+        default=256, ge=1, le=131_072, description="tokens of a prompt; decoding begins behind it"
+    )
 
 
 class EvaluationConfig(FrozenModel):
@@ -427,5 +458,28 @@ class EvaluationConfig(FrozenModel):
     )
     max_tokens: int = Field(default=16_384, ge=64, description="tokens scored per text")
     context_length: int = Field(default=512, ge=16, description="window of the perplexity")
+    tasks: tuple[TaskName, ...] = Field(
+        default=(),
+        max_length=32,
+        description="tasks and groups of lm-evaluation-harness; needs the extra `eval` and the "
+        "tasks' data where the work is done",
+    )
+    task_limit: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="examples of each task; null: all of them"
+    )
     benchmark: bool = Field(default=True, description="prefill and decode tokens/s")
+    speed_grid: tuple[SpeedPoint, ...] = Field(
+        default=(),
+        max_length=16,
+        description="loads under which speed, memory and cache are measured, beside the benchmark",
+    )
     gate: GateConfig | None = None
+
+    @field_validator("gate")
+    @classmethod
+    def _gate_what_is_measured(
+        cls, gate: GateConfig | None, info: ValidationInfo
+    ) -> GateConfig | None:
+        if gate is not None and gate.min_task_ratio is not None and not info.data.get("tasks"):
+            raise ValueError("min_task_ratio needs tasks")
+        return gate

@@ -12,6 +12,10 @@ IntraSliceError
 ├── CalibrationError
 │   ├── CalibrationSourceError    the text cannot be read
 │   └── CalibrationTooShortError
+├── TaskError                     a zero-shot task cannot be measured
+│   ├── MissingExtraError         the harness is not installed
+│   ├── TaskNotFoundError
+│   └── TaskDataError             its examples cannot be read
 ├── NumericalError                a factorisation or an activation failed, with layer and module
 ├── InsufficientDiskError
 ├── OutputExistsError
@@ -109,6 +113,30 @@ class CalibrationTooShortError(CalibrationError):
     """The source holds fewer tokens than the settings ask for."""
 
     code = "calibration_too_short"
+
+
+class TaskError(IntraSliceError):
+    """A zero-shot task cannot be measured."""
+
+    code = "bad_task"
+
+
+class MissingExtraError(TaskError):
+    """The evaluation harness is not installed."""
+
+    code = "missing_extra"
+
+
+class TaskNotFoundError(TaskError):
+    """No task has this name."""
+
+    code = "task_not_found"
+
+
+class TaskDataError(TaskError):
+    """A task's examples cannot be read."""
+
+    code = "task_data"
 
 
 class NumericalError(IntraSliceError):

@@ -45,7 +45,13 @@ from intraslice_core.config import (
 )
 from intraslice_core.dense_layers import ReaderLayers
 from intraslice_core.errors import NumericalError
-from intraslice_core.evaluation.comparison import DenseScores, evaluate_pair, load_model
+from intraslice_core.evaluation.comparison import (
+    DenseScores,
+    Materials,
+    evaluate_pair,
+    load_model,
+    open_asked_for,
+)
 from intraslice_core.evaluation.verification import (
     VerificationResult,
     has_llama_cpp,
@@ -123,6 +129,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from intraslice_core.block import BlockWeights
+    from intraslice_core.evaluation.tasks import OpenedTasks
     from intraslice_core.layer import ModuleOutcome
 
 REPORT_FILE = "intraslice_report.json"
@@ -172,6 +179,8 @@ class Run:
     training_text: Tensor | None = None
     """(n, sequence_length), where the result is to be trained."""
     shares: Shares = field(default_factory=lambda: shares_of(recover=False))
+    calibration: Tensor | None = None
+    """The sequences, (samples, sequence_length): an evaluation asks whether it shares text."""
 
     def report(
         self,
@@ -274,6 +283,8 @@ def compress_opened(
         IntraSliceError: one of the tree in `errors.py`; nothing is left behind then.
     """
     require_free_output(out)
+    # A task that cannot be measured is refused before the work, not after it.
+    tasks = open_asked_for(evaluation) if evaluation is not None else None
     parent = out.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     run.shares = shares_of(recover=config.recover is not None)
@@ -290,7 +301,7 @@ def compress_opened(
         if run.verify:
             report = report.model_copy(update={"verified": _verify(staged, config, run)})
         if evaluation is not None:
-            measured = _evaluate(dense.directory, staged, config, evaluation, run)
+            measured = _evaluate((dense.directory, staged), config, evaluation, tasks, run)
             report = report.with_evaluation(measured)
         report = report.model_copy(update={"seconds": time.perf_counter() - run.started})
         publish_staged(staged, out, report, run)
@@ -342,7 +353,7 @@ def _compress_checkpoint(
     with CheckpointReader(dense.directory) as reader, torch.inference_mode():
         work = _plan_work(reader, dense, config, run)
         ensure_disk_space(staged, reader.bytes_total * (1 + len(config.gguf_formats)))
-        tokens = _calibrate(work, dense.directory, run)
+        tokens = run.calibration = _calibrate(work, dense.directory, run)
         run.training_text = _training_text(work, dense.directory, run)
         shapes = choose_shapes(_shape_work(work, run), tokens)
         return_free_memory()
@@ -747,7 +758,11 @@ def verified_report(files: ExportFormat, result: VerificationResult) -> Verified
 
 
 def _evaluate(
-    dense: Path, staged: Path, config: CompressionConfig, evaluation: EvaluationConfig, run: Run
+    pair: tuple[Path, Path],
+    config: CompressionConfig,
+    evaluation: EvaluationConfig,
+    tasks: OpenedTasks | None,
+    run: Run,
 ) -> EvaluationReport:
     run.report(Stage.EVALUATE, "dense against compressed")
 
@@ -755,12 +770,11 @@ def _evaluate(
         run.report(Stage.EVALUATE, event.message, event.fraction)
 
     return evaluate_pair(
-        dense,
-        staged,
+        *pair,
         evaluation,
         dtype=config.dtype,
         device=config.device,
-        known=run.dense_scores,
+        materials=Materials(tasks=tasks, calibration=run.calibration, known=run.dense_scores),
         on_progress=relay,
         should_cancel=run.should_cancel,
     )

@@ -40,20 +40,28 @@ from app.cli.options import (
     SamplesOption,
     SeedOption,
     SequenceLengthOption,
+    SpeedGridOption,
     TargetOption,
+    TaskGateOption,
+    TaskLimitOption,
+    TasksOption,
     VerifyOption,
     calibration_source,
     evaluation_settings,
     exports,
+    gate_settings,
+    listed,
     recovery_settings,
     require_directory,
+    speed_grid,
 )
 from app.cli.progress_display import quiet_transformers, show_progress
 from app.cli.quantities import quantity
 from app.cli.refusals import explained, refuse_settings
 from app.cli.report_tables import (
     comparison_table,
-    evaluation_table,
+    evaluation_tables,
+    load_tables,
     print_tables,
     recovery_table,
     shapes_table,
@@ -70,6 +78,7 @@ from intraslice_core.reports.shape_plot import shape_plot
 from intraslice_core.text_sources import FLATTERS, only_own_kind
 
 if TYPE_CHECKING:
+    from intraslice_core.evaluation.tasks import OpenedTasks
     from intraslice_core.reports.schema import CompressionReport, EvaluationReport
 
 _TargetParams = Annotated[
@@ -118,6 +127,10 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
     evaluation: EvaluationOption = True,
     benchmark: BenchmarkOption = True,
     max_perplexity_ratio: GateOption = None,
+    tasks: TasksOption = None,
+    limit: TaskLimitOption = None,
+    min_task_ratio: TaskGateOption = None,
+    speed_loads: SpeedGridOption = None,
     resume_dir: Annotated[
         Path | None,
         typer.Option(help="Keep finished layers there, and go on from those of a stopped run."),
@@ -169,7 +182,14 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
                     ),
                 }
             )
-            measure = evaluation_settings(evaluate, benchmark, max_perplexity_ratio)
+            measure = evaluation_settings(
+                evaluate,
+                benchmark,
+                gate_settings(max_perplexity_ratio, min_task_ratio),
+                tasks=listed(tasks),
+                task_limit=limit,
+                speed_grid=speed_grid(speed_loads),
+            )
         measured = measure if evaluation else None
         places = (resume_dir, offload_dir)
         report = _compress(model, out, config, measured, places=places, verify=verify)
@@ -257,7 +277,8 @@ def _tell(report: CompressionReport, out: Path, as_json: bool) -> None:
         typer.echo(report.model_dump_json(indent=2))
         return
     recovered = [recovery_table(report.recovery)] if report.recovery else []
-    print_tables(shapes_table(report), *recovered, comparison_table(report))
+    loads = load_tables(report.evaluation.speed_grid) if report.evaluation else ()
+    print_tables(shapes_table(report), *recovered, comparison_table(report), *loads)
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"wrote {out}")
@@ -270,13 +291,32 @@ def evaluate(  # noqa: PLR0913 (typer reads the options from the signature)
         typer.Option(help="Text to score on; repeatable. self and chat need --dense."),
     ] = None,
     dense: Annotated[
-        str | None, typer.Option(help="Dense model to compare with, named as for compress.")
+        str | None,
+        typer.Option(
+            "--dense", "--baseline", help="Dense model to compare with, named as for compress."
+        ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens a text.")] = DEFAULT_EVALUATION.max_tokens,
     context_length: Annotated[
         int, typer.Option(help="Window of the perplexity.")
     ] = DEFAULT_EVALUATION.context_length,
+    tasks: TasksOption = None,
+    include_path: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Task files of your own, with data of your own; code that they name is run.",
+        ),
+    ] = None,
+    limit: TaskLimitOption = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Solved examples before each question of a task.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Sequences of a task at once.")
+    ] = DEFAULT.batch_size,
     benchmark: BenchmarkOption = True,
+    speed_loads: SpeedGridOption = None,
     dtype: DtypeOption = DEFAULT.dtype,
     device: DeviceOption = DEFAULT.device,
     as_json: JsonOption = False,
@@ -284,30 +324,64 @@ def evaluate(  # noqa: PLR0913 (typer reads the options from the signature)
     """Score a checkpoint; with --dense, against the model it was made from."""
     with explained():
         with refuse_settings():
-            config = EvaluationConfig(
-                perplexity=tuple(text or DEFAULT_EVALUATION.perplexity),
+            config = evaluation_settings(
+                text,
+                benchmark,
+                None,
                 max_tokens=max_tokens,
                 context_length=context_length,
-                benchmark=benchmark,
+                tasks=listed(tasks),
+                task_limit=limit,
+                speed_grid=speed_grid(speed_loads),
             )
         _require_checkpoint(directory)
         _warn_of_flattery(directory, config)
+        opened = _open_tasks(config, include_path, num_fewshot, batch_size)
         if dense is None:
-            _score_alone(directory, config, (dtype, device), as_json)
+            _refuse_loads_alone(config)
+            _score_alone(directory, config, opened, (dtype, device), as_json)
             return
-        report = _score_pair(dense, directory, config, (dtype, device))
+        report = _score_pair((dense, directory), config, opened, (dtype, device))
         if as_json:
             typer.echo(report.model_dump_json(indent=2))
         else:
-            print_tables(evaluation_table(report))
+            print_tables(*evaluation_tables(report))
+
+
+def _open_tasks(
+    config: EvaluationConfig, include_path: Path | None, shots: int | None, batch_size: int
+) -> OpenedTasks | None:
+    """Before any model is loaded."""
+    if not config.tasks:
+        return None
+    from intraslice_core.evaluation.tasks import open_tasks
+
+    return open_tasks(
+        config.tasks,
+        include_path=include_path,
+        limit=config.task_limit,
+        shots=shots,
+        batch_size=batch_size,
+    )
+
+
+def _refuse_loads_alone(config: EvaluationConfig) -> None:
+    if config.speed_grid:
+        raise ConfigurationError(
+            "speed is a comparison", field="--speed-grid", hint="give --baseline, too"
+        )
 
 
 def _score_pair(
-    dense: str, directory: Path, config: EvaluationConfig, compute: tuple[str, str]
+    pair: tuple[str, Path],
+    config: EvaluationConfig,
+    tasks: OpenedTasks | None,
+    compute: tuple[str, str],
 ) -> EvaluationReport:
-    """Both models on the same texts."""
+    """Both models on the same texts and tasks."""
     import tempfile
 
+    dense, directory = pair
     with (
         show_progress() as on_progress,
         cancel_on_interrupt() as should_cancel,
@@ -315,7 +389,7 @@ def _score_pair(
     ):
         quiet_transformers()
         from intraslice_core.checkpoints import open_model
-        from intraslice_core.evaluation.comparison import evaluate_pair
+        from intraslice_core.evaluation.comparison import Materials, evaluate_pair
 
         return evaluate_pair(
             open_model(dense, Path(scratch)),
@@ -323,34 +397,45 @@ def _score_pair(
             config,
             dtype=compute[0],
             device=compute[1],
+            materials=Materials(tasks=tasks),
             on_progress=on_progress,
             should_cancel=should_cancel,
         )
 
 
 def _score_alone(
-    directory: Path, config: EvaluationConfig, compute: tuple[str, str], as_json: bool
+    directory: Path,
+    config: EvaluationConfig,
+    tasks: OpenedTasks | None,
+    compute: tuple[str, str],
+    as_json: bool,
 ) -> None:
-    """One model's perplexity on every text."""
+    """One model's perplexity on every text, and its scores in every task."""
     import json
+    from dataclasses import asdict
 
     with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
         quiet_transformers()
         from intraslice_core.evaluation.comparison import evaluate_one
 
-        results = evaluate_one(
+        scores = evaluate_one(
             directory,
             config,
             dtype=compute[0],
             device=compute[1],
+            tasks=tasks,
             on_progress=on_progress,
             should_cancel=should_cancel,
         )
     if as_json:
-        typer.echo(json.dumps({source: vars(result) for source, result in results.items()}))
+        typer.echo(json.dumps(asdict(scores)))
         return
-    for source, result in results.items():
+    for source, result in scores.perplexity.items():
         typer.echo(f"{source}: perplexity {result.perplexity:.3f}, {result.tokens_scored} tokens")
+    for score in scores.tasks:
+        error = "" if score.stderr is None else f" ± {score.stderr:.4f}"
+        told = f"{score.metric} {score.value:.4f}{error}, {score.examples} examples"
+        typer.echo(f"{score.task}: {told}")
 
 
 def generate(

@@ -12,7 +12,6 @@ from intraslice_core.config import (
     CompressionConfig,
     ComputeDtype,
     EvaluationConfig,
-    GateConfig,
     Method,
     RecoveryConfig,
     RecoveryLoss,
@@ -71,6 +70,28 @@ EvaluationOption = Annotated[bool, typer.Option(help="Measure quality and speed 
 BenchmarkOption = Annotated[bool, typer.Option(help="Measure tokens/s of both models.")]
 GateOption = Annotated[
     float | None, typer.Option(help="Refuse a result whose perplexity grew more than this.")
+]
+TasksOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tasks",
+        metavar="NAME,…",
+        help='Zero-shot tasks of lm-evaluation-harness (pip install "intraslice[eval]").',
+    ),
+]
+TaskLimitOption = Annotated[
+    int | None, typer.Option("--limit", help="Examples of each task.  [default: all]")
+]
+TaskGateOption = Annotated[
+    float | None, typer.Option(help="Refuse a result that keeps less than this of a task's score.")
+]
+SpeedGridOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--speed-grid",
+        metavar="BATCHxCONTEXT,…",
+        help="Loads to measure speed, memory and cache under: 1x512,8x2048.",
+    ),
 ]
 OffloadOption = Annotated[
     Path | None,
@@ -145,14 +166,49 @@ def _weighted(option: str) -> dict[str, Any]:
         return {"source": option}
 
 
+def speed_grid(options: list[str] | None) -> list[dict[str, Any]]:
+    """`8x2048` as a batch size and a context length.
+
+    Raises:
+        ConfigurationError: if one is written otherwise.
+    """
+    return [_load(option) for option in listed(options)]
+
+
+def _load(option: str) -> dict[str, Any]:
+    batch, _, context = option.partition("x")
+    if not (batch.isdecimal() and context.isdecimal()):
+        raise ConfigurationError(
+            f"{option!r} is no load", field="--speed-grid", hint="write BATCHxCONTEXT: 8x2048"
+        )
+    return {"batch_size": int(batch), "context_length": int(context)}
+
+
+def listed(options: list[str] | None) -> list[str]:
+    """What is given several times, or with commas between."""
+    parts = (part.strip() for option in options or () for part in option.split(","))
+    return [part for part in parts if part]
+
+
+def gate_settings(
+    max_perplexity_ratio: float | None, min_task_ratio: float | None
+) -> dict[str, Any] | None:
+    """None where nothing is limited."""
+    limits = {"max_perplexity_ratio": max_perplexity_ratio, "min_task_ratio": min_task_ratio}
+    return limits if any(limit is not None for limit in limits.values()) else None
+
+
 def evaluation_settings(
-    texts: list[str] | None, benchmark: bool, max_perplexity_ratio: float | None
+    texts: list[str] | None, benchmark: bool, gate: dict[str, Any] | None, **more: Any
 ) -> EvaluationConfig:
-    gate = None
-    if max_perplexity_ratio is not None:
-        gate = GateConfig(max_perplexity_ratio=max_perplexity_ratio)
-    return EvaluationConfig(
-        perplexity=tuple(texts or DEFAULT_EVALUATION.perplexity), benchmark=benchmark, gate=gate
+    """As the options say; `more` are fields of the settings."""
+    return EvaluationConfig.model_validate(
+        {
+            "perplexity": texts or DEFAULT_EVALUATION.perplexity,
+            "benchmark": benchmark,
+            "gate": gate,
+            **more,
+        }
     )
 
 

@@ -15,9 +15,18 @@ from intraslice_core.errors import (
     IntraSliceError,
     ModelError,
     OutputExistsError,
+    TaskError,
 )
 
-BAD_INPUT = (ConfigurationError, ModelError, CalibrationError, OutputExistsError)
+BAD_INPUT = (ConfigurationError, ModelError, CalibrationError, TaskError, OutputExistsError)
+
+_OPTIONS = {
+    "source": "calibration",
+    "tasks": "tasks",
+    "task_limit": "limit",
+    "speed_grid": "speed-grid",
+}
+"""Of fields that are called otherwise, or whose parts are no options of their own."""
 
 
 @contextmanager
@@ -40,8 +49,11 @@ def refuse_settings() -> Iterator[None]:
         yield
     except ValidationError as error:
         first = error.errors()[0]
-        # Fields nest (`calibration.samples`), options do not.
-        names = [part for part in first["loc"] if isinstance(part, str)]
-        nested = "calibration" if "source" in names else names[-1]
-        option = nested.replace("_", "-")
-        raise ConfigurationError(first["msg"], field=f"--{option}") from error
+        raise ConfigurationError(first["msg"], field=f"--{_option(first['loc'])}") from error
+
+
+def _option(place: tuple[int | str, ...]) -> str:
+    """Fields nest (`calibration.samples`), options do not."""
+    names = [name for name in place if isinstance(name, str)]
+    known = [_OPTIONS[name] for name in names if name in _OPTIONS]
+    return known[0] if known else names[-1].replace("_", "-")

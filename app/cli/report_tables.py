@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from intraslice_core.reports.schema import (
     CompressionReport,
     EvaluationReport,
     LayerPrediction,
+    LoadReport,
     PhaseComparison,
     RecoveryReport,
     SpeedReport,
@@ -96,10 +98,35 @@ def _prices(predicted: LayerPrediction | None) -> tuple[str, str]:
     return f"{predicted.attention:.3g}", f"{predicted.mlp:.3g}"
 
 
-def evaluation_table(report: EvaluationReport) -> Table:
-    """Quality and speed, dense against compressed."""
+def evaluation_tables(report: EvaluationReport) -> list[Table]:
+    """Quality and speed, dense against compressed; the loads in tables of their own."""
     table = _table("dense against compressed")
     _add_evaluation(table, report)
+    return [table, *load_tables(report.speed_grid)]
+
+
+def load_tables(loads: Sequence[LoadReport]) -> list[Table]:
+    """Speed, memory and cache, a table for each load."""
+    return [_load_table(load) for load in loads]
+
+
+def _load_table(load: LoadReport) -> Table:
+    title = f"{load.batch_size} x {load.context_length:,} tokens, {load.new_tokens} new"
+    table = _table(f"{title}: medians ± half the interquartile range of {load.repeats}")
+    table.add_row("prefill tokens/s", *_phase(load.prefill))
+    table.add_row("decode tokens/s", *_phase(load.decode))
+    first = load.first_token
+    table.add_row(
+        "first token, ms",
+        f"{1000 * first.dense:.1f} ± {500 * first.dense_spread:.1f}",
+        f"{1000 * first.compressed:.1f} ± {500 * first.compressed_spread:.1f}",
+        f"{first.ratio:.3f}",
+    )
+    for name, taken in (
+        ("peak memory, bytes", load.peak_memory),
+        ("KV cache, bytes a token", load.cache_per_token),
+    ):
+        table.add_row(name, f"{taken.dense:,.0f}", f"{taken.compressed:,.0f}", f"{taken.ratio:.3f}")
     return table
 
 
@@ -162,8 +189,19 @@ def _add_evaluation(table: Table, report: EvaluationReport) -> None:
             f"{entry.compressed:.3f}",
             f"{entry.ratio:.3f}",
         )
+    for task in report.tasks:
+        table.add_row(
+            f"{task.metric}, {task.task}",
+            _score(task.dense, task.dense_stderr),
+            _score(task.compressed, task.compressed_stderr),
+            f"{task.compressed / task.dense:.3f}" if task.dense else "",
+        )
     if report.speed is not None:
         add_speed(table, report.speed)
+
+
+def _score(value: float, stderr: float | None) -> str:
+    return f"{value:.4f}" if stderr is None else f"{value:.4f} ± {stderr:.4f}"
 
 
 def add_speed(table: Table, speed: SpeedReport) -> None:

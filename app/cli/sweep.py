@@ -35,6 +35,7 @@ from app.cli.options import (
     calibration_source,
     evaluation_settings,
     exports,
+    gate_settings,
     require_directory,
 )
 from app.cli.progress_display import quiet_transformers, show_progress
@@ -118,7 +119,8 @@ def sweep(  # noqa: PLR0913 (typer reads the options from the signature)
                     "round_to": round_to,
                 }
             )
-            measured = evaluation_settings(evaluate, benchmark, max_perplexity_ratio)
+            gate = gate_settings(max_perplexity_ratio, None)
+            measured = evaluation_settings(evaluate, benchmark, gate)
         request = SweepRequest(
             model=model,
             settings=settings,

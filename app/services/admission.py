@@ -269,6 +269,12 @@ def _beyond_limits(
             ("/evaluation/context_length", evaluation.context_length, length),
             ("/evaluation/max_tokens", evaluation.max_tokens, tokens),
         ]
+        for index, load in enumerate(evaluation.speed_grid):
+            pointer = f"/evaluation/speed_grid/{index}"
+            asked += [
+                (f"{pointer}/context_length", load.context_length, length),
+                (pointer, load.batch_size * load.context_length, tokens),
+            ]
     return [
         FieldProblem(
             pointer=pointer,

@@ -76,9 +76,10 @@ def peak_memory(
     # The result is verified in float32 in any case.
     whole = 4 * params_after
     if evaluation is not None:
-        models = params_before + params_after if evaluation.benchmark else params_before
+        both = evaluation.benchmark or evaluation.speed_grid
+        models = params_before + params_after if both else params_before
         logits = 2 * 4 * _LOGIT_ROWS * geometry.vocab_size
-        whole = max(whole, models * item + logits)
+        whole = max(whole, models * item + max(logits, _load_bytes(geometry, evaluation, item)))
     if compression.recover is not None:
         training = _recovery_bytes(geometry, compression.recover, item)
         models = params_after + params_before * (compression.recover.loss == "distill")
@@ -160,6 +161,19 @@ def _recovery_bytes(geometry: ModelGeometry, recover: RecoveryConfig, item: int)
     return 16 * adapters + graph + 4 * 4 * max(LOGITS_AT_ONCE, geometry.vocab_size)
 
 
+def _load_bytes(geometry: ModelGeometry, evaluation: EvaluationConfig, item: int) -> int:
+    """Keys, values and one layer's activations of the largest load that is timed."""
+    token = _cache_bytes_per_token(geometry, item)
+    width = max(geometry.intermediate_size, geometry.num_attention_heads * geometry.head_dim)
+    tokens = (one.batch_size * one.context_length for one in evaluation.speed_grid)
+    return max(tokens, default=0) * (token + width * item * _ACTIVATIONS)
+
+
+def _cache_bytes_per_token(geometry: ModelGeometry, item: int) -> int:
+    """Keys and values of all layers."""
+    return 2 * geometry.num_hidden_layers * geometry.num_key_value_heads * geometry.head_dim * item
+
+
 def _writing_cache_bytes(
     geometry: ModelGeometry,
     compression: CompressionConfig,
@@ -175,7 +189,7 @@ def _writing_cache_bytes(
     if evaluation is not None and not WRITTEN.isdisjoint(evaluation.perplexity):
         length = min(evaluation.context_length, evaluation.max_tokens)
         written.append((evaluation.max_tokens // length, length))
-    token = 2 * geometry.num_hidden_layers * geometry.num_key_value_heads * geometry.head_dim * item
+    token = _cache_bytes_per_token(geometry, item)
     sizes = (
         min(rows * length * token, max(WRITING_CACHE_BYTES, length * token))
         for rows, length in written

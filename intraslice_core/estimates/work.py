@@ -14,6 +14,9 @@ from intraslice_core.text_sources import WRITTEN
 _BENCHMARK_TOKENS = 2 * 3 * (256 + 32)
 """Both models, three repeats, prompt and answer."""
 
+_LOAD_NEW_TOKENS, _LOAD_RUNS = 32, 2 * 7
+"""Of a load of the grid: both models warm up, are timed five times, and once for their memory."""
+
 _REHEARSED_PASSES = 4
 """Dense, pruned and sliced, on either stream."""
 
@@ -61,7 +64,11 @@ def stage_work(
         passes = sum(3 if text in WRITTEN else 2 for text in evaluation.perplexity)
         scored = passes * evaluation.max_tokens
         benchmark = _BENCHMARK_TOKENS if evaluation.benchmark else 0
-        work[Stage.EVALUATE] = float(scored + benchmark) * params
+        loads = sum(
+            one.batch_size * (one.context_length + _LOAD_NEW_TOKENS)
+            for one in evaluation.speed_grid
+        )
+        work[Stage.EVALUATE] = float(scored + benchmark + _LOAD_RUNS * loads) * params
     return work
 
 

@@ -17,7 +17,9 @@ from transformers import (
 
 from intraslice_core import modeling
 from intraslice_core.config import EvaluationConfig, GateConfig
-from intraslice_core.errors import QualityGateError
+from intraslice_core.errors import NumericalError, QualityGateError
+from intraslice_core.evaluation.loads import compare_under_loads
+from intraslice_core.evaluation.overlap import SeenNgrams
 from intraslice_core.evaluation.perplexity import (
     PerplexityResult,
     evaluation_tokens,
@@ -25,6 +27,7 @@ from intraslice_core.evaluation.perplexity import (
     written_tokens,
 )
 from intraslice_core.evaluation.speed import compare_speed
+from intraslice_core.evaluation.tasks import OpenedTasks, TaskScore, open_tasks, score_tasks
 from intraslice_core.hardware import resolve_device, resolve_dtype
 from intraslice_core.progress import (
     CancellationCheck,
@@ -34,7 +37,13 @@ from intraslice_core.progress import (
     ignore_progress,
     never_cancelled,
 )
-from intraslice_core.reports.schema import EvaluationReport, PerplexityComparison, SpeedReport
+from intraslice_core.reports.schema import (
+    EvaluationReport,
+    LoadReport,
+    PerplexityComparison,
+    SpeedReport,
+    TaskComparison,
+)
 from intraslice_core.text_sources import WRITTEN
 
 _TOKENS_AT_ONCE = 4096
@@ -42,6 +51,9 @@ _PERPLEXITY_SHARE = 0.9
 """Part of the evaluation's progress that perplexity takes when speed is measured too."""
 
 _BENCHMARK = {"batch_size": 1, "prompt_tokens": 256, "new_tokens": 32, "repeats": 3}
+_LOADS = {"new_tokens": 32, "repeats": 5}
+
+_BETTER = "ask for a lower ratio or more calibration text"
 
 
 @dataclass(kw_only=True)
@@ -54,12 +66,36 @@ class DenseScores:
     key: str = ""
     texts: dict[str, Tensor] = field(default_factory=dict)
     results: dict[str, PerplexityResult] = field(default_factory=dict)
+    tasks: tuple[TaskScore, ...] = ()
 
     def knows(self, key: str) -> bool:
         """Whether all of it was measured with these settings; else it is empty afterwards."""
         if self.key != key:
-            self.key, self.texts, self.results = key, {}, {}
-        return bool(self.results)
+            self.key, self.texts, self.results, self.tasks = key, {}, {}, ()
+        return bool(self.results or self.tasks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelScores:
+    """What one model has scored: perplexities by text, and tasks."""
+
+    perplexity: dict[str, PerplexityResult]
+    tasks: tuple[TaskScore, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Materials:
+    """What the comparison needs beside its settings, where somebody has it."""
+
+    tasks: OpenedTasks | None = None
+    """The settings' tasks; opened here if they are not given."""
+    calibration: Tensor | None = None
+    """The compression's sequences, (samples, sequence_length): what the texts may share with it."""
+    known: DenseScores | None = None
+    """What an earlier comparison found out about the dense model; kept for the next."""
+
+
+NO_MATERIALS = Materials()
 
 
 def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
@@ -69,24 +105,25 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
     *,
     dtype: str = "auto",
     device: str = "auto",
-    known: DenseScores | None = None,
+    materials: Materials = NO_MATERIALS,
     on_progress: ProgressListener = ignore_progress,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> EvaluationReport:
     """Measure both models on the same tokens and the same machine.
 
     The dense model writes the texts that are a model's own, once, and both are scored on them.
-    Progress fractions are of the evaluation, in [0, 1]. What an earlier comparison found out about
-    the dense model is read from `known`, which keeps it for the next.
+    Progress fractions are of the evaluation, in [0, 1].
 
     Raises:
         QualityGateError: if the compressed model is worse than the gate allows.
         CalibrationSourceError: if a text cannot be read, or only the dense model could write it.
+        TaskError: if a task cannot be measured.
         CompressionCancelledError: if asked to stop.
     """
-    share = _PERPLEXITY_SHARE if config.benchmark else 1.0
-    dense = known or DenseScores()
-    if not dense.knows(f"{config.perplexity} {config.max_tokens} {config.context_length} {dtype}"):
+    share = _PERPLEXITY_SHARE if config.benchmark or config.speed_grid else 1.0
+    tasks = materials.tasks or open_asked_for(config)
+    dense = materials.known or DenseScores()
+    if not dense.knows(_settings_key(config, dtype)):
         report = _announcer(on_progress, 0, share / 2)
         texts = _load_texts(
             dense_dir, [one for one in config.perplexity if one not in WRITTEN], config
@@ -94,28 +131,25 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
         model = load_model(dense_dir, dtype=dtype, device=device)
         dense.texts = texts | _write_texts(model, dense_dir, config, report, should_cancel)
         dense.results = _score(model, dense.texts, config, report, should_cancel)
+        dense.tasks = _score_tasks(model, dense_dir, tasks, report, should_cancel)
         del model
     report = _announcer(on_progress, 1, share / 2)
     model = load_model(compressed_dir, dtype=dtype, device=device)
     results = _score(model, dense.texts, config, report, should_cancel)
+    scored = _score_tasks(model, compressed_dir, tasks, report, should_cancel)
     del model
-    comparisons = tuple(
-        PerplexityComparison(
-            text=source,
-            context_length=config.context_length,
-            tokens=results[source].tokens_scored,
-            dense=dense.results[source].perplexity,
-            compressed=results[source].perplexity,
-        )
-        for source in dict.fromkeys(config.perplexity)
-    )
+    perplexities = _compare_texts(config, dense, results, materials.calibration)
+    compared = _compare_tasks(dense.tasks, scored)
     if config.gate is not None:
-        check_gate(comparisons, config.gate)
-    speed = None
-    if config.benchmark:
-        speed = _compare_speed(dense_dir, compressed_dir, dtype, device, should_cancel)
+        check_gate(perplexities, compared, config.gate)
+    speed: SpeedReport | None = None
+    loads: tuple[LoadReport, ...] = ()
+    if config.benchmark or config.speed_grid:
+        speed, loads = _compare_speeds(
+            dense_dir, compressed_dir, config, (dtype, device), should_cancel
+        )
     on_progress(ProgressEvent(stage=Stage.EVALUATE, message="evaluated", fraction=1.0))
-    return EvaluationReport(perplexity=comparisons, speed=speed)
+    return EvaluationReport(perplexity=perplexities, tasks=compared, speed=speed, speed_grid=loads)
 
 
 def evaluate_one(
@@ -124,40 +158,72 @@ def evaluate_one(
     *,
     dtype: str = "auto",
     device: str = "auto",
+    tasks: OpenedTasks | None = None,
     on_progress: ProgressListener = ignore_progress,
     should_cancel: CancellationCheck = never_cancelled,
-) -> dict[str, PerplexityResult]:
-    """One model's perplexity, by text.
+) -> ModelScores:
+    """One model's perplexity, by text, and its scores in the settings' tasks.
 
     Raises:
         CalibrationSourceError: if a text cannot be read, or only the dense model could write it.
+        TaskError: if a task cannot be measured.
         CompressionCancelledError: if asked to stop.
     """
+    opened = tasks or open_asked_for(config)
     texts = _load_texts(directory, config.perplexity, config)
     model = load_model(directory, dtype=dtype, device=device)
 
-    def report(source: str, fraction: float) -> None:
-        message = f"perplexity on {source}"
-        on_progress(ProgressEvent(stage=Stage.EVALUATE, message=message, fraction=fraction))
+    def report(what: str, fraction: float) -> None:
+        on_progress(ProgressEvent(stage=Stage.EVALUATE, message=what, fraction=fraction))
 
-    return _score(model, texts, config, report, should_cancel)
+    return ModelScores(
+        perplexity=_score(model, texts, config, report, should_cancel),
+        tasks=_score_tasks(model, directory, opened, report, should_cancel),
+    )
 
 
-def check_gate(comparisons: tuple[PerplexityComparison, ...], gate: GateConfig) -> None:
-    """Refuse a result that is worse than allowed on any text.
+def open_asked_for(config: EvaluationConfig) -> OpenedTasks | None:
+    """The settings' tasks with their examples; None where there are none.
 
     Raises:
-        QualityGateError: naming the text, the ratio and the limit.
+        TaskError: if one cannot be measured.
     """
-    for comparison in comparisons:
-        # Written so that NaN fails too.
-        if not comparison.ratio <= gate.max_perplexity_ratio:
-            raise QualityGateError(
-                f"perplexity on {comparison.text} grew {comparison.ratio:.3f} times "
-                f"({comparison.dense:.2f} to {comparison.compressed:.2f}), "
-                f"the gate allows {gate.max_perplexity_ratio:.3f}",
-                hint="ask for a lower ratio or more calibration text",
-            )
+    return open_tasks(config.tasks, limit=config.task_limit) if config.tasks else None
+
+
+def check_gate(
+    perplexities: tuple[PerplexityComparison, ...],
+    tasks: tuple[TaskComparison, ...],
+    gate: GateConfig,
+) -> None:
+    """Refuse a result that is worse than allowed on any text or in any task.
+
+    Raises:
+        QualityGateError: naming the text or the task, the ratio and the limit.
+    """
+    for text in perplexities:
+        _check_text(text, gate.max_perplexity_ratio)
+    for task in tasks:
+        _check_task(task, gate.min_task_ratio)
+
+
+def _check_text(text: PerplexityComparison, most: float | None) -> None:
+    # Written so that NaN fails too.
+    if most is not None and not text.ratio <= most:
+        raise QualityGateError(
+            f"perplexity on {text.text} grew {text.ratio:.3f} times "
+            f"({text.dense:.2f} to {text.compressed:.2f}), the gate allows {most:.3f}",
+            hint=_BETTER,
+        )
+
+
+def _check_task(task: TaskComparison, least: float | None) -> None:
+    if least is not None and not task.ratio >= least:
+        raise QualityGateError(
+            f"{task.task} keeps {task.ratio:.3f} of its {task.metric} "
+            f"({task.dense:.3f} to {task.compressed:.3f}), the gate asks for {least:.3f}",
+            hint=_BETTER,
+        )
 
 
 def load_model(directory: Path, *, dtype: str, device: str) -> PreTrainedModel:
@@ -195,7 +261,7 @@ def _write_texts(
     texts = {}
     for source in dict.fromkeys(config.perplexity):
         if source in WRITTEN:
-            report(f"{source}, which it writes first", 0.0)
+            report(f"{source}: it writes first", 0.0)
             texts[source] = written_tokens(
                 source,
                 dense,
@@ -211,6 +277,75 @@ def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 
+def _settings_key(config: EvaluationConfig, dtype: str) -> str:
+    """Everything that decides what the dense model writes and scores."""
+    asked = config.model_dump(exclude={"benchmark", "speed_grid", "gate"}, mode="json")
+    return f"{asked} {dtype}"
+
+
+def _compare_texts(
+    config: EvaluationConfig,
+    dense: DenseScores,
+    results: dict[str, PerplexityResult],
+    calibration: Tensor | None,
+) -> tuple[PerplexityComparison, ...]:
+    """Both models' perplexities, and how much of each text calibration has seen."""
+    seen = None if calibration is None else SeenNgrams(calibration.cpu().numpy())
+    return tuple(
+        PerplexityComparison(
+            text=source,
+            context_length=config.context_length,
+            tokens=results[source].tokens_scored,
+            dense=dense.results[source].perplexity,
+            compressed=results[source].perplexity,
+            calibration_overlap=seen and seen.fraction_of(dense.texts[source].cpu().numpy()),
+        )
+        for source in dict.fromkeys(config.perplexity)
+    )
+
+
+def _compare_tasks(
+    dense: tuple[TaskScore, ...], compressed: tuple[TaskScore, ...]
+) -> tuple[TaskComparison, ...]:
+    """Both models' scores; what the dense model has no finite score in is left out.
+
+    Raises:
+        NumericalError: if only the compressed model has none.
+    """
+    found = {(one.task, one.metric): one for one in compressed}
+    lost = [one for one in dense if (one.task, one.metric) not in found]
+    if lost:
+        raise NumericalError(f"{lost[0].metric} of {lost[0].task} is not finite")
+    return tuple(
+        TaskComparison(
+            task=one.task,
+            metric=one.metric,
+            higher_is_better=one.higher_is_better,
+            examples=one.examples,
+            shots=one.shots,
+            dense=one.value,
+            compressed=found[one.task, one.metric].value,
+            dense_stderr=one.stderr,
+            compressed_stderr=found[one.task, one.metric].stderr,
+        )
+        for one in dense
+    )
+
+
+def _score_tasks(
+    model: PreTrainedModel,
+    directory: Path,
+    tasks: OpenedTasks | None,
+    report: Callable[[str, float], None],
+    should_cancel: CancellationCheck,
+) -> tuple[TaskScore, ...]:
+    """The model's scores in all tasks, of which nobody knows how long they take."""
+    if tasks is None:
+        return ()
+    report("tasks", 1.0)
+    return score_tasks(model, _tokenizer(directory), tasks, should_cancel=should_cancel)
+
+
 def _score(
     model: PreTrainedModel,
     texts: dict[str, Tensor],
@@ -223,7 +358,7 @@ def _score(
     for index, (source, tokens) in enumerate(texts.items()):
 
         def on_part(fraction: float, index: int = index, source: str = source) -> None:
-            report(source, (index + fraction) / len(texts))
+            report(f"perplexity on {source}", (index + fraction) / len(texts))
 
         results[source] = perplexity(
             model,
@@ -242,11 +377,11 @@ def _announcer(
     """Progress of the dense (0) or the compressed (1) model's scoring."""
     name = ("dense", "compressed")[index]
 
-    def report(source: str, fraction: float) -> None:
+    def report(what: str, fraction: float) -> None:
         on_progress(
             ProgressEvent(
                 stage=Stage.EVALUATE,
-                message=f"perplexity of the {name} model on {source}",
+                message=f"{name} model: {what}",
                 fraction=share * (index + fraction),
             )
         )
@@ -254,12 +389,22 @@ def _announcer(
     return report
 
 
-def _compare_speed(
-    dense_dir: Path, compressed_dir: Path, dtype: str, device: str, should_cancel: CancellationCheck
-) -> SpeedReport:
+def _compare_speeds(
+    dense_dir: Path,
+    compressed_dir: Path,
+    config: EvaluationConfig,
+    compute: tuple[str, str],
+    should_cancel: CancellationCheck,
+) -> tuple[SpeedReport | None, tuple[LoadReport, ...]]:
     """Both models in memory at once: only so can they take turns."""
+    dtype, device = compute
     dense, compressed = (
         load_model(directory, dtype=dtype, device=device)
         for directory in (dense_dir, compressed_dir)
     )
-    return compare_speed(dense, compressed, **_BENCHMARK, should_cancel=should_cancel)
+    speed = None
+    if config.benchmark:
+        speed = compare_speed(dense, compressed, **_BENCHMARK, should_cancel=should_cancel)
+    return speed, compare_under_loads(
+        dense, compressed, config.speed_grid, **_LOADS, should_cancel=should_cancel
+    )

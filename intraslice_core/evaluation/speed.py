@@ -6,7 +6,6 @@ of the repeats' ratios, not a ratio of medians.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -18,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from intraslice_core.evaluation.repeats import compared_rates
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
-from intraslice_core.reports.schema import PartSpeed, PhaseComparison, SpeedReport
+from intraslice_core.reports.schema import PartSpeed, SpeedReport
 
 Part = Literal["whole", "layers", "attention", "mlp"]
 _PARTS: tuple[Part, ...] = ("whole", "layers", "attention", "mlp")
@@ -200,36 +200,14 @@ def _part_speed(
     if not all(part in run.prefill for run in (*dense, *compressed)) or not dense:
         return None
     return PartSpeed(
-        prefill=_phase(
+        prefill=compared_rates(
             [run.prefill[part] for run in dense],
             [run.prefill[part] for run in compressed],
             work.batch_size * work.prompt_tokens,
         ),
-        decode=_phase(
+        decode=compared_rates(
             [run.decode[part] for run in dense],
             [run.decode[part] for run in compressed],
             work.batch_size * work.new_tokens,
         ),
     )
-
-
-def _phase(dense: list[float], compressed: list[float], tokens: int) -> PhaseComparison:
-    """Seconds of the repeats as tokens/s; repeats are paired."""
-    dense_rates = [tokens / seconds for seconds in dense]
-    compressed_rates = [tokens / seconds for seconds in compressed]
-    ratios = [ours / theirs for ours, theirs in zip(compressed_rates, dense_rates, strict=True)]
-    return PhaseComparison(
-        dense=statistics.median(dense_rates),
-        compressed=statistics.median(compressed_rates),
-        dense_spread=_spread(dense_rates),
-        compressed_spread=_spread(compressed_rates),
-        ratio=statistics.median(ratios),
-    )
-
-
-def _spread(values: list[float]) -> float:
-    """Interquartile range; 0 for a single value."""
-    if len(values) < 2:
-        return 0.0
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return high - low

@@ -8,7 +8,7 @@ from importlib import resources
 
 from markupsafe import Markup
 
-from intraslice_core.reports import page_facts, page_figures
+from intraslice_core.reports import page_facts, page_figures, page_measures
 from intraslice_core.reports.page_contents import ReportPage
 from intraslice_core.reports.page_facts import Facts
 from intraslice_core.reports.page_figures import Figure
@@ -74,10 +74,24 @@ def _sections(page: ReportPage) -> list[Section]:
             table=page_facts.quality(report),
         ),
         Section(
+            id="tasks",
+            title="Tasks",
+            note="Scores of lm-evaluation-harness, of both models on the same examples; ± the "
+            "standard error.",
+            table=page_measures.tasks(report),
+        ),
+        Section(
             id="speed",
             title="Speed",
             note=page_facts.speed_setting(measured) if measured else "",
             table=page_facts.speed(report),
+        ),
+        Section(
+            id="loads",
+            title="Speed and memory by load",
+            note=page_measures.loads_setting(report),
+            table=page_measures.loads(report),
+            figures=page_measures.speed_ups(report),
         ),
         Section(
             id="recovery",

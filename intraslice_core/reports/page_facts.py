@@ -85,7 +85,7 @@ def cautions(page: ReportPage) -> list[str]:
             f"The shapes are those of {allocation.allocator}, not of {allocation.requested} as "
             f"asked for: {allocation.fallback_reason}."
         )
-    if evaluation is None or not evaluation.perplexity:
+    if evaluation is None or not (evaluation.perplexity or evaluation.tasks):
         found.append("Quality was not measured: nothing is known of what was lost.")
     if page.job is not None and page.job.expired_at is not None:
         found.append("The files were removed when their time had passed; this report is left.")

@@ -11,8 +11,10 @@ CompressionReport
 │   └── held_out: HeldOutPerplexity, losses: LossPoint
 └── evaluation: EvaluationReport    dense against compressed
     ├── perplexity: PerplexityComparison, one a text
-    └── speed: SpeedReport
-        └── whole, attention, mlp, layers: PhaseComparison a phase
+    ├── tasks: TaskComparison, one a metric
+    ├── speed: SpeedReport
+    │   └── whole, attention, mlp, layers: PhaseComparison a phase
+    └── speed_grid: LoadReport, one a load
 """
 
 from __future__ import annotations
@@ -32,7 +34,12 @@ from intraslice_core.config import (
     RecoveryConfig,
 )
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan
-from intraslice_core.text_sources import FLATTERS, only_own_kind
+from intraslice_core.text_sources import (
+    FLATTERS,
+    TOLERATED_OVERLAP,
+    only_own_kind,
+    seen_before,
+)
 
 SCHEMA_VERSION = 1
 MAX_LOSS_POINTS = 50
@@ -136,11 +143,41 @@ class PerplexityComparison(FrozenModel):
     tokens: int = Field(description="predicted tokens")
     dense: float
     compressed: float
+    calibration_overlap: float | None = Field(
+        default=None, description="part of the text's runs of 13 tokens that calibration has seen"
+    )
 
     @property
     def ratio(self) -> float:
         """Compressed over dense: 1 means nothing was lost."""
         return self.compressed / self.dense
+
+
+class TaskComparison(FrozenModel):
+    """One metric of one task, of both models on the same examples."""
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    examples: int
+    shots: int = Field(description="solved examples that are shown before each question")
+    dense: float
+    compressed: float
+    dense_stderr: float | None = None
+    compressed_stderr: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """Compressed over dense, or dense over compressed where lower is better.
+
+        1 means nothing was lost, as where there was nothing to lose.
+        """
+        best, found = self.dense, self.compressed
+        if not self.higher_is_better:
+            best, found = found, best
+        if best == 0.0:
+            return 1.0 if found == 0.0 else math.inf
+        return found / best
 
 
 class PhaseComparison(FrozenModel):
@@ -210,11 +247,55 @@ class RecoveryReport(FrozenModel):
     held_out: HeldOutPerplexity
 
 
+class SecondsComparison(FrozenModel):
+    """Seconds that both models take, medians over interleaved repeats."""
+
+    dense: float
+    compressed: float
+    dense_spread: float = Field(description="interquartile range of the seconds")
+    compressed_spread: float
+    ratio: float = Field(description="median over repeats of compressed / dense")
+
+
+class BytesComparison(FrozenModel):
+    """Bytes that both models take."""
+
+    dense: float
+    compressed: float
+
+    @property
+    def ratio(self) -> float:
+        """Compressed over dense; 1 where neither takes any."""
+        return self.compressed / self.dense if self.dense else 1.0
+
+
+class LoadReport(FrozenModel):
+    """Both models under one load, in turns."""
+
+    batch_size: int
+    context_length: int = Field(description="tokens of a prompt")
+    new_tokens: int = Field(description="decoded behind it, a sequence")
+    repeats: int
+    prefill: PhaseComparison
+    decode: PhaseComparison
+    first_token: SecondsComparison = Field(
+        description="from the prompts to the first token of each sequence"
+    )
+    peak_memory: BytesComparison = Field(
+        description="the weights and the most that a run took besides"
+    )
+    cache_per_token: BytesComparison = Field(
+        description="keys and values, for each token of a sequence"
+    )
+
+
 class EvaluationReport(FrozenModel):
     """Dense against compressed."""
 
     perplexity: tuple[PerplexityComparison, ...] = ()
+    tasks: tuple[TaskComparison, ...] = ()
     speed: SpeedReport | None = None
+    speed_grid: tuple[LoadReport, ...] = ()
 
 
 class VerifiedReport(FrozenModel):
@@ -266,9 +347,14 @@ class CompressionReport(FrozenModel):
         return 1.0 - self.compressible_after / self.compressible_before
 
     def with_evaluation(self, evaluation: EvaluationReport) -> Self:
-        """The same with what was measured, and a warning if it cannot but flatter."""
+        """The same with what was measured, and warnings of what cannot but flatter."""
         flatters = only_own_kind(
             self.config.seen_sources, [one.text for one in evaluation.perplexity]
         )
         warnings = (*self.warnings, FLATTERS) if flatters else self.warnings
+        warnings += tuple(
+            seen_before(one.text, one.calibration_overlap)
+            for one in evaluation.perplexity
+            if one.calibration_overlap is not None and one.calibration_overlap > TOLERATED_OVERLAP
+        )
         return self.model_copy(update={"evaluation": evaluation, "warnings": warnings})

@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 from transformers import AutoConfig
 
-from intraslice_core.config import SUPPORTED_MODEL_TYPES, CompressionConfig
+from intraslice_core.config import (
+    SUPPORTED_MODEL_TYPES,
+    CompressionConfig,
+    EvaluationConfig,
+    SpeedPoint,
+)
 from intraslice_core.errors import UnsupportedArchitectureError
 from intraslice_core.estimates import estimate, read_dense
 from intraslice_core.families import FAMILIES
@@ -88,6 +93,23 @@ def test_estimate_of_a_real_model_agrees_with_its_own_count() -> None:
     told = estimate(dense.geometry, dense.item_bytes, CompressionConfig(ratio=0.3), None)
     assert told.params_before == dense.facts.parameters == 134_515_008
     assert told.bytes_before == 2 * 134_515_008
+
+
+def test_a_load_takes_the_memory_of_its_cache(tmp_path: Path) -> None:
+    dense = read_dense(tiny_llama(tmp_path))
+    assert dense.geometry is not None
+    peaks = []
+    for batch_size in (64, 128):
+        loads = (SpeedPoint(batch_size=batch_size, context_length=65_536),)
+        told = estimate(
+            dense.geometry,
+            dense.item_bytes,
+            CompressionConfig(dtype="float32", round_to=2),
+            EvaluationConfig(speed_grid=loads),
+        )
+        peaks.append(told.peak_memory_bytes)
+    # Keys and values of 3 layers with 2 heads of 16, for 64 sequences more.
+    assert peaks[1] - peaks[0] > 64 * 65_536 * 3 * 2 * 2 * 16 * 4
 
 
 def test_estimates_need_no_torch() -> None:

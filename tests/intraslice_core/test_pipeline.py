@@ -14,7 +14,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from intraslice_core import errors
-from intraslice_core.config import CalibrationConfig, CompressionConfig, ModelLimits
+from intraslice_core.config import (
+    CalibrationConfig,
+    CompressionConfig,
+    EvaluationConfig,
+    ModelLimits,
+)
 from intraslice_core.pipeline import REPORT_FILE, compress_model
 from intraslice_core.progress import ProgressEvent, Stage
 from intraslice_core.reports.schema import CompressionReport
@@ -161,3 +166,46 @@ def test_model_larger_than_allowed_is_refused_and_nothing_is_left(tmp_path: Path
     with pytest.raises(errors.ModelTooLargeError, match="1000 are allowed"):
         compress_model(str(model), tmp_path / "out", CompressionConfig(), limits=limits)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
+
+
+def measured(dense: Path, calibrated: Path, scored: Path) -> CompressionReport:
+    """A compression that is calibrated on one file and scored on the other."""
+    calibration = CalibrationConfig(source=str(calibrated), samples=4, sequence_length=64)
+    evaluation = EvaluationConfig(
+        perplexity=(str(scored),), max_tokens=256, context_length=64, benchmark=False
+    )
+    config = CONFIG.model_copy(update={"calibration": calibration})
+    out = dense.parent / "out"
+    return compress_model(str(dense), out, config, evaluation=evaluation, verify=False)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_text_that_was_calibrated_on_is_a_warning_in_report_and_card(
+    dense: Path, same: bool
+) -> None:
+    first, other = dense.parent / "first.txt", dense.parent / "other.txt"
+    first.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    other.write_text("Pack my box with five dozen liquor jugs! " * 40)
+    report = measured(dense, first, first if same else other)
+    assert report.evaluation is not None
+    (text,) = report.evaluation.perplexity
+    told = "100.0% of the 13-token runs of first.txt were calibrated on: its score flatters"
+    card = (dense.parent / "out" / "README.md").read_text()
+    assert (text.calibration_overlap, told in report.warnings, told in card) == (
+        (1.0, True, True) if same else (0.0, False, False)
+    )
+
+
+def test_a_task_that_cannot_be_measured_is_refused_before_the_work(dense: Path) -> None:
+    reached: list[Stage] = []
+    before = contents(dense.parent)
+    with pytest.raises(errors.TaskNotFoundError, match="no_such_task"):
+        compress_model(
+            str(dense),
+            dense.parent / "out",
+            CONFIG,
+            evaluation=EvaluationConfig(tasks=("no_such_task",)),
+            on_progress=lambda event: reached.append(event.stage),
+        )
+    assert set(reached) == {Stage.LOAD}
+    assert contents(dense.parent) == before

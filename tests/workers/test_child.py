@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from intraslice_core import pipeline
-from intraslice_core.config import CompressionConfig
+from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.errors import NumericalError
+from tests.intraslice_core.tiny_models import tiny_llama
 from workers.child import Child
 from workers.messages import ChildRequest, FailedMessage, decode
 
@@ -38,6 +39,19 @@ def test_engine_errors_keep_their_code_and_field(tmp_path: Path) -> None:
     Child(out).run(request(tmp_path))
     message = last_message(out)
     assert (message.code, message.field, message.stage) == ("model_not_found", "model", "load")
+
+
+def test_a_task_without_the_extra_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)  # as where it is not installed
+    out = io.BytesIO()
+    evaluation = EvaluationConfig(tasks=("arc_easy",))
+    asked = request(tmp_path, str(tiny_llama(tmp_path / "dense")))
+    Child(out).run(asked.model_copy(update={"evaluation": evaluation}))
+    message = last_message(out)
+    assert (message.code, message.field) == ("missing_extra", "evaluation.tasks")
+    assert message.hint == 'pip install "intraslice[eval]"'
 
 
 def test_stop_before_the_start_is_a_cancellation(tmp_path: Path) -> None:

@@ -65,6 +65,14 @@ def test_ratio_of_a_job_that_asked_for_a_size_is_what_it_achieved(
         ),
         ({"evaluation": {"context_length": 1001}}, "/evaluation/context_length"),
         ({"evaluation": {"max_tokens": 20_001}}, "/evaluation/max_tokens"),
+        (
+            {"evaluation": {"speed_grid": [{}, {"context_length": 1001}]}},
+            "/evaluation/speed_grid/1/context_length",
+        ),
+        (
+            {"evaluation": {"speed_grid": [{"batch_size": 21, "context_length": 1000}]}},
+            "/evaluation/speed_grid/0",
+        ),
     ],
 )
 def test_more_tokens_than_allowed_are_refused_on_arrival(

@@ -54,6 +54,15 @@ def test_unknown_path_wrong_method_and_unknown_job(client: TestClient) -> None:
         ({"labels": {"team": "a\0b"}}, "/labels"),
         ({"labels": {"-": "x"}}, "/labels/-/[key]"),
         ({"evaluation": {"perplexity": ["pydoc"] * 17}}, "/evaluation"),
+        ({"evaluation": {"tasks": ["/etc/task.yaml"]}}, "/evaluation/tasks/0"),
+        ({"evaluation": {"tasks": ["../task"]}}, "/evaluation/tasks/0"),
+        ({"evaluation": {"tasks": ["arc_easy"] * 33}}, "/evaluation/tasks"),
+        (
+            {"evaluation": {"speed_grid": [{"batch_size": 0}]}},
+            "/evaluation/speed_grid/0/batch_size",
+        ),
+        ({"evaluation": {"gate": {}}}, "/evaluation/gate"),
+        ({"evaluation": {"gate": {"min_task_ratio": 0.9}}}, "/evaluation/gate"),
         ({"extra": 1}, "/extra"),
     ],
 )

@@ -171,7 +171,7 @@ def test_a_stopped_run_goes_on_from_its_resume_directory(model, tmp_path):
 def test_evaluate_scores_one_model_or_a_pair(model, compressed, text):
     alone = run("evaluate", compressed, "--text", text, "--json", "--context-length", "64")
     assert alone.exit_code == 0, alone.output
-    scored = json.loads(alone.stdout)[str(text)]
+    scored = json.loads(alone.stdout)["perplexity"][str(text)]
     pair = run(
         *("evaluate", compressed, "--dense", model, "--text", text, "--json"),
         *("--no-benchmark", "--context-length", "64"),

@@ -6,15 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from intraslice_core.calibration import write_own_tokens
 from intraslice_core.calibration.conversations import prompts
-from intraslice_core.config import EvaluationConfig, GateConfig
+from intraslice_core.config import EvaluationConfig, GateConfig, SpeedPoint
 from intraslice_core.errors import CalibrationSourceError, QualityGateError
 from intraslice_core.evaluation import perplexity
-from intraslice_core.evaluation.comparison import evaluate_one, evaluate_pair
+from intraslice_core.evaluation.comparison import (
+    DenseScores,
+    Materials,
+    check_gate,
+    evaluate_one,
+    evaluate_pair,
+)
 from intraslice_core.evaluation.perplexity import evaluation_tokens, written_tokens
+from intraslice_core.evaluation.tasks import OpenedTasks, open_tasks
+from intraslice_core.reports.schema import TaskComparison
+from tests.intraslice_core.evaluation.local_tasks import write_choice_task, write_questions
 from tests.intraslice_core.tiny_models import save_checkpoint, tiny_llama, tiny_model
 
 CONFIG = EvaluationConfig(max_tokens=256, context_length=64, benchmark=False)
@@ -56,7 +66,7 @@ def test_both_perplexities_are_those_of_transformers(pair):
 
 def test_one_model_is_scored_alone(pair):
     results = evaluate_one(pair[0], CONFIG)
-    assert results["pydoc"].perplexity == pytest.approx(reference(pair[0]), rel=1e-4)
+    assert results.perplexity["pydoc"].perplexity == pytest.approx(reference(pair[0]), rel=1e-4)
 
 
 def test_gate_refuses_a_worse_model_and_lets_an_equal_one_pass(pair):
@@ -67,6 +77,72 @@ def test_gate_refuses_a_worse_model_and_lets_an_equal_one_pass(pair):
     best = min(pair, key=reference)
     with pytest.raises(QualityGateError, match=r"perplexity on pydoc grew .* allows 1\.001"):
         evaluate_pair(best, worst, config)
+
+
+def local_tasks(place: Path) -> OpenedTasks:
+    write_choice_task(place / "tasks", "letters", write_questions(place / "tasks", [0, 1, 2, 0]))
+    return open_tasks(["letters"], include_path=place / "tasks")
+
+
+def test_tasks_are_scored_by_both_and_a_dense_model_only_once(pair, tmp_path):
+    tasks, known = local_tasks(tmp_path), DenseScores()
+    first = evaluate_pair(*pair, CONFIG, materials=Materials(tasks=tasks, known=known))
+    assert [(one.task, one.metric, one.examples) for one in first.tasks] == [
+        ("letters", "acc", 4),
+        ("letters", "acc_norm", 4),
+    ]
+    kept = known.tasks
+    again = evaluate_pair(*pair, CONFIG, materials=Materials(tasks=tasks, known=known))
+    assert known.tasks is kept
+    assert again == first
+
+
+def task(metric: str, dense: float, compressed: float, *, higher: bool = True) -> TaskComparison:
+    return TaskComparison(
+        task="letters",
+        metric=metric,
+        higher_is_better=higher,
+        examples=10,
+        shots=0,
+        dense=dense,
+        compressed=compressed,
+    )
+
+
+def test_gate_refuses_lost_accuracy_and_grown_error():
+    gate = GateConfig(min_task_ratio=0.9)
+    passed = (task("acc", 0.5, 0.45), task("bits_per_byte", 9.0, 10.0, higher=False))
+    check_gate((), (*passed, task("exact_match", 0.0, 0.0)), gate)
+    with pytest.raises(QualityGateError, match=r"letters keeps 0\.800 of its acc .* asks for 0\.9"):
+        check_gate((), (*passed, task("acc", 0.5, 0.4)), gate)
+    for worse in (10.1, float("nan")):
+        with pytest.raises(QualityGateError, match="bits_per_byte"):
+            check_gate((), (task("bits_per_byte", 9.0, worse, higher=False),), gate)
+
+
+def test_a_gate_that_limits_nothing_or_what_is_not_measured_is_refused():
+    with pytest.raises(ValidationError, match="needs max_perplexity_ratio or min_task_ratio"):
+        GateConfig()
+    with pytest.raises(ValidationError, match="min_task_ratio needs tasks"):
+        EvaluationConfig(gate=GateConfig(min_task_ratio=0.9))
+
+
+def test_the_part_of_a_text_that_was_calibrated_on_is_told(pair):
+    text = evaluation_tokens("pydoc", AutoTokenizer.from_pretrained(pair[0]), 256)
+    other = torch.arange(256).view(2, 128)
+    for calibration, expected in ((text.view(1, -1), 1.0), (other, 0.0)):
+        report = evaluate_pair(*pair, CONFIG, materials=Materials(calibration=calibration))
+        assert report.perplexity[0].calibration_overlap == expected
+    assert evaluate_pair(*pair, CONFIG).perplexity[0].calibration_overlap is None
+
+
+def test_loads_are_measured_without_the_benchmark(pair):
+    points = (SpeedPoint(batch_size=2, context_length=8),)
+    report = evaluate_pair(*pair, CONFIG.model_copy(update={"speed_grid": points}))
+    assert report.speed is None
+    (one,) = report.speed_grid
+    assert one.cache_per_token.ratio == 1.0
+    assert one.decode.ratio > 0.0
 
 
 def test_texts_are_read_before_any_model_is_loaded(pair, tmp_path):

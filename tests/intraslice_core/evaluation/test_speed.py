@@ -10,6 +10,7 @@ import torch
 
 from intraslice_core.errors import CompressionCancelledError
 from intraslice_core.evaluation import speed
+from intraslice_core.evaluation.repeats import compared_rates
 from intraslice_core.evaluation.speed import Workload, compare_speed, time_model
 from tests.intraslice_core.tiny_models import tiny_model
 
@@ -53,7 +54,7 @@ def test_parts_fit_into_each_other():
 
 def test_ratio_is_the_median_of_paired_ratios():
     dense, compressed = [1.0, 2.0, 4.0], [0.5, 2.0, 1.0]
-    phase = speed._phase(dense, compressed, tokens=10)
+    phase = compared_rates(dense, compressed, tokens=10)
     assert phase.ratio == statistics.median([2.0, 1.0, 4.0])
     assert phase.dense == 5.0
     assert phase.compressed == 10.0

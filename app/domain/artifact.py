@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.sig"
 
 _MEDIA_TYPES = {
     ".json": "application/json",
@@ -14,6 +15,7 @@ _MEDIA_TYPES = {
     ".txt": "text/plain",
     ".jinja": "text/plain",
     ".py": "text/x-python",
+    ".sig": "text/plain",
 }
 
 

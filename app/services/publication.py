@@ -12,6 +12,7 @@ from typing import Any
 from app.adapters.database import artifacts, events, jobs, layer_files
 from app.domain.artifact import (
     MANIFEST,
+    SIGNATURE,
     Artifact,
     attempt_prefix,
     attempt_token,
@@ -48,12 +49,18 @@ def upload(
         StoreUnavailableError: if the store does not answer.
     """
     prefix = attempt_prefix(job.id, job.fencing_token)
-    sources = sorted(path for path in directory.rglob("*") if path.is_file())
+    # The manifest of the job takes the place of the engine's.
+    found = (path for path in directory.rglob("*") if path.is_file())
+    sources = sorted(path for path in found if path != directory / MANIFEST)
     files = []
     for index, source in enumerate(sources):
         before_file(index, len(sources))
         files.append(_upload(resources, source, source.relative_to(directory).as_posix(), prefix))
-    files.append(_write_manifest(resources, job, files, report, prefix))
+    content = _manifest(job, files, report)
+    if resources.artifact_signer is not None:
+        signature = resources.artifact_signer.sign(content).encode()
+        files.append(_put(resources, prefix, SIGNATURE, signature))
+    files.append(_put(resources, prefix, MANIFEST, content))
     return files
 
 
@@ -142,28 +149,30 @@ def _upload(resources: Resources, source: Path, name: str, prefix: str) -> Artif
     )
 
 
-def _write_manifest(
-    resources: Resources, job: Job, files: list[Artifact], report: dict[str, Any], prefix: str
-) -> Artifact:
+def _manifest(job: Job, files: list[Artifact], report: dict[str, Any]) -> bytes:
     manifest = {
         "job_id": job.id,
         "attempt": job.attempt,
         "model": job.model.model_dump(mode="json"),
         "compression": job.compression.model_dump(mode="json"),
         "evaluation": job.evaluation and job.evaluation.model_dump(mode="json"),
+        "licence": report.get("base_licence"),
         "calibration_hash": report.get("calibration_hash"),
         "versions": {program: version(program) for program in _PROGRAMS},
         "files": [
             {"name": file.name, "bytes": file.bytes, "sha256": file.sha256} for file in files
         ],
     }
-    content = (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
-    key = prefix + MANIFEST
-    resources.store.put_new(key, content, media_type(MANIFEST))
+    return (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _put(resources: Resources, prefix: str, name: str, content: bytes) -> Artifact:
+    key = prefix + name
+    resources.store.put_new(key, content, media_type(name))
     return Artifact(
-        name=MANIFEST,
+        name=name,
         key=key,
         bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
-        media_type=media_type(MANIFEST),
+        media_type=media_type(name),
     )

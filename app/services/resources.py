@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from celery import Celery  # type: ignore[import-untyped]
 
+from app.adapters.artifact_signatures import ArtifactSigner
 from app.adapters.database.engine import Database
 from app.adapters.queue import WakeQueue, make_celery
 from app.adapters.rate_limit import RateLimiter
@@ -34,6 +35,8 @@ class Resources:
     wrong_keys: WrongKeys
     webhook_secrets: WebhookSecrets
     webhook_sender: WebhookSender
+    artifact_signer: ArtifactSigner | None = None
+    """Of workers alone: who takes requests has no need of the key."""
 
     def close(self) -> None:
         self.limiter.close()
@@ -42,8 +45,13 @@ class Resources:
         self.database.close()
 
 
-def open_resources(settings: Settings) -> Resources:
-    """Nothing is connected to yet: a server that is down makes requests fail, not the start."""
+def open_resources(settings: Settings, *, signs: bool = False) -> Resources:
+    """Nothing is connected to yet: a server that is down makes requests fail, not the start.
+
+    Raises:
+        ConfigurationError: if this process signs artifacts and its key is none.
+    """
+    key_file = settings.artifact_signing_key_file if signs else None
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     configured = settings.signing_key
     key = configured.get_secret_value() if configured else kept_signing_key(settings.data_dir)
@@ -71,4 +79,5 @@ def open_resources(settings: Settings) -> Resources:
         signer=UrlSigner(key),
         webhook_secrets=WebhookSecrets(key),
         webhook_sender=WebhookSender(guard, timeout=settings.webhook_timeout_seconds),
+        artifact_signer=None if key_file is None else ArtifactSigner(key_file),
     )

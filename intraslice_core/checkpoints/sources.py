@@ -17,7 +17,7 @@ from intraslice_core.errors import ModelNotFoundError, ModelTooLargeError
 from intraslice_core.inspection import inspect_model, require_within
 from intraslice_core.inspection.packages import find_in_package
 
-HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*")
+HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md")
 """Weights, settings and tokenizer: neither pickles nor code are ever fetched."""
 
 

@@ -44,9 +44,18 @@ class DeciLMConfig(LlamaConfig):
     block_configs: list[Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Make `block_configs` readable by attributes."""
-        self.block_configs = [_as_settings(block) for block in self.block_configs or ()]
+        """Make `block_configs` readable by attributes; without any, all layers are alike."""
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+        blocks = self.block_configs or [self._plain_block()] * self.num_hidden_layers
+        self.block_configs = [_as_settings(block) for block in blocks]
+
+    def _plain_block(self) -> dict[str, Any]:
+        """A layer of the global sizes; transformers compares with a configuration of defaults."""
+        groups = self.num_key_value_heads or self.num_attention_heads
+        return {
+            "attention": {"no_op": False, "n_heads_in_group": self.num_attention_heads // groups},
+            "ffn": {"no_op": False, "intermediate_size": self.intermediate_size},
+        }
 
     def validate_architecture(self) -> None:
         """Check the layers (transformers calls this); heads need not divide the hidden size.

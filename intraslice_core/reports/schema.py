@@ -297,6 +297,11 @@ class EvaluationReport(FrozenModel):
     speed: SpeedReport | None = None
     speed_grid: tuple[LoadReport, ...] = ()
 
+    @property
+    def texts(self) -> list[str]:
+        """Those that were scored."""
+        return [one.text for one in self.perplexity]
+
 
 class VerifiedReport(FrozenModel):
     """How closely files, loaded by somebody else, agreed with the model in memory."""
@@ -329,6 +334,9 @@ class CompressionReport(FrozenModel):
     layers: tuple[LayerReport, ...]
     resumed_layers: int = Field(default=0, description="finished by an earlier, interrupted run")
     warnings: tuple[str, ...] = ()
+    base_licence: str | None = Field(
+        default=None, description="of the dense model: as its card names it, or the file it is in"
+    )
     calibration_hash: str
     calibration_tokens: int
     seconds: float

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from typer.testing import CliRunner
 
+from app.cli.main import app
 from app.main import create_app
 from app.settings import Settings
+from tests.app.cli.test_verify import make_key
 from tests.intraslice_core.exports.models import llama_with_merges
 from tests.workers.test_worker import state, wait_for, worker
 
@@ -32,11 +36,26 @@ def job_for(target: str, model: Path, exports: list[str]) -> dict[str, Any]:
     }
 
 
+def require_signed_download(client: TestClient, path: str, place: Path, public_key: Path) -> None:
+    """As `intraslice verify` sees the files that a client gets."""
+    place.mkdir()
+    for one in client.get(f"{path}/artifacts").json()["data"]:
+        (place / one["name"]).write_bytes(client.get(one["url"]).content)
+    done = CliRunner().invoke(app, ["verify", str(place), "--public-key", str(public_key)])
+    assert done.exit_code == 0, done.output
+    licence = json.loads((place / "manifest.json").read_text())["licence"]
+    assert licence == "apache-2.0"
+
+
 def test_every_target_succeeds_with_its_files_and_a_report(
     settings: Settings, tmp_path: Path
 ) -> None:
     model, log = llama_with_merges(tmp_path / "models" / "dense"), tmp_path / "worker.log"
-    rooted = settings.model_copy(update={"model_roots": (tmp_path / "models",)})
+    (model / "README.md").write_text("---\nlicense: apache-2.0\n---\nTiny.\n")
+    private, public = make_key(tmp_path, "ours")
+    rooted = settings.model_copy(
+        update={"model_roots": (tmp_path / "models",), "artifact_signing_key_file": private}
+    )
     with TestClient(create_app(rooted)) as client, worker(rooted, log) as process:
         jobs = {
             target: client.post("/v1/jobs", json=job_for(target, model, exports)).json()
@@ -54,5 +73,6 @@ def test_every_target_succeeds_with_its_files_and_a_report(
             assert len(report["verified"]) == 1 + len(wanted)
             page = client.get(f"{path}/report", headers={"Accept": "text/html"})
             assert page.status_code == httpx.codes.OK
+            require_signed_download(client, path, tmp_path / target, public)
         process.terminate()
         assert process.wait(60) == 0, log.read_text()[-3000:]

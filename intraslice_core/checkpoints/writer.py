@@ -167,7 +167,7 @@ class CheckpointWriter:
         _make_durable(self._work)
         self._work.chmod(0o755)  # mkdtemp's 0700 would hide the result from its readers
         self._work.replace(self.out)
-        _sync(self.out.parent)
+        sync_to_disk(self.out.parent)
         return self.out
 
     def _begin_shard(self) -> None:
@@ -211,7 +211,8 @@ def _carry_over(file: Path, target: Path) -> None:
     target.write_text(json.dumps(harmless, indent=2) + "\n", encoding="utf-8")
 
 
-def _sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
+    """Make a file, or the entries of a directory, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -222,8 +223,8 @@ def _sync(path: Path) -> None:
 def _make_durable(directory: Path) -> None:
     """Force files and directory entries to disk, so that the rename never names a hollow one."""
     for file in directory.iterdir():
-        _sync(file)
-    _sync(directory)
+        sync_to_disk(file)
+    sync_to_disk(directory)
 
 
 __all__ = [

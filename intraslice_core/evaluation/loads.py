@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from intraslice_core.config import SpeedPoint
 from intraslice_core.evaluation.peak_memory import PeakMemory
 from intraslice_core.evaluation.repeats import compared_rates, compared_seconds
+from intraslice_core.evaluation.speed import decode_given
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
 from intraslice_core.reports.schema import BytesComparison, LoadReport
 
@@ -136,14 +137,7 @@ def _run(model: PreTrainedModel, tokens: Tensor, prompt: int) -> LoadRun:
     answered = time.perf_counter()
     cache = output.past_key_values
     began = _now(model)
-    for column in range(prompt, tokens.shape[1]):
-        # The next tokens are given, so that both models do equal work.
-        model(
-            input_ids=tokens[:, column : column + 1],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+    decode_given(model, tokens, prompt, cache)
     ended = _now(model)
     return LoadRun(
         prefill=read - started,

@@ -150,16 +150,23 @@ def _time_phases(
     prefill = watch.take()
     cache = output.past_key_values
     watch.start("whole")
+    decode_given(model, tokens, prompt, cache)
+    watch.stop("whole")
+    return PhaseSeconds(prefill=prefill, decode=watch.take())
+
+
+def decode_given(model: PreTrainedModel, tokens: Tensor, prompt: int, cache: Any) -> None:
+    """Feed the columns after a prompt of (batch, prompt + new) tokens singly.
+
+    The next tokens are given, so sampling costs nothing and all models do equal work.
+    """
     for column in range(prompt, tokens.shape[1]):
-        # The next tokens are given, so sampling costs nothing and both models do equal work.
         model(
             input_ids=tokens[:, column : column + 1],
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-    watch.stop("whole")
-    return PhaseSeconds(prefill=prefill, decode=watch.take())
 
 
 @contextmanager

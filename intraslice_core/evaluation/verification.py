@@ -114,14 +114,8 @@ def verify_checkpoint(
         answers = asked.ask(command, [str(_OUR_PLACE)], should_cancel)
     loaders = {"stranger": "checkpoint", "package": "package"}
     differences = [_largest(reference, one, tolerance, 2 * tolerance) for one in answers.values()]
-    return VerificationResult(
-        loaded_by=tuple(loaders[name] for name in answers),
-        max_abs_difference=max(differences),
-        tolerance=tolerance,
-        prompts=len(reference["prompts"]),
-        greedy_tokens=sum(len(entry["greedy"]) for entry in reference["prompts"]),
-        seconds=time.monotonic() - started,
-    )
+    loaded_by = tuple(loaders[name] for name in answers)
+    return _result(reference, loaded_by, max(differences), tolerance, started)
 
 
 def has_llama_cpp() -> bool:
@@ -153,12 +147,24 @@ def verify_gguf(
     with tempfile.TemporaryDirectory(prefix="intraslice-verify-") as place:
         asked = _Question(Path(place), reference, path)
         answers = asked.ask([llama_cpp_process.__file__, str(path)], [], should_cancel)
+    difference = _largest(reference, answers, tolerance, tolerance)
+    return _result(reference, ("llama.cpp",), difference, tolerance, started)
+
+
+def _result(
+    reference: dict[str, Any],
+    loaded_by: tuple[str, ...],
+    difference: float,
+    tolerance: float,
+    started: float,
+) -> VerificationResult:
+    prompts = reference["prompts"]
     return VerificationResult(
-        loaded_by=("llama.cpp",),
-        max_abs_difference=_largest(reference, answers, tolerance, tolerance),
+        loaded_by=loaded_by,
+        max_abs_difference=difference,
         tolerance=tolerance,
-        prompts=len(reference["prompts"]),
-        greedy_tokens=sum(len(entry["greedy"]) for entry in reference["prompts"]),
+        prompts=len(prompts),
+        greedy_tokens=sum(len(entry["greedy"]) for entry in prompts),
         seconds=time.monotonic() - started,
     )
 

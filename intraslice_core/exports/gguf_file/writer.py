@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from intraslice_core.checkpoints import StoredTensors
 from intraslice_core.checkpoints.gguf_conversion import LAYER_NAMES, OUTER_NAMES, ROPE_FACTORS
+from intraslice_core.checkpoints.writer import sync_to_disk
 from intraslice_core.config import GgufFormat
 from intraslice_core.exports.gguf_file.layout import GgufLayout
 from intraslice_core.exports.gguf_file.vocabulary import GgufVocabulary
@@ -75,7 +75,7 @@ def write_gguf(
             writer.write_tensor_data(np.array(layout.rope_factors, dtype=np.float32))
     writer.flush()
     writer.close()
-    _sync(file)
+    sync_to_disk(file)
 
 
 def _gguf_names(reader: StoredTensors, layout: GgufLayout) -> Iterator[tuple[str, str]]:
@@ -119,11 +119,3 @@ def _as_gguf_has_it(name: str, tensor: Tensor, layout: GgufLayout) -> Tensor:
         halves = values.view(-1, 2, layout.head_dim // 2, *values.shape[1:])
         values = halves.transpose(1, 2).reshape(values.shape)
     return values.contiguous()
-
-
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -473,6 +473,11 @@ class EvaluationConfig(FrozenModel):
         max_length=16,
         description="loads under which speed, memory and cache are measured, beside the benchmark",
     )
+    prompts: tuple[Annotated[str, Field(min_length=1, max_length=2000)], ...] = Field(
+        default=(),
+        max_length=8,
+        description="texts that both models continue, side by side in the report",
+    )
     gate: GateConfig | None = None
 
     @field_validator("gate")

@@ -31,6 +31,7 @@ from app.cli.options import (
     ModelArgument,
     ModuleCapOption,
     OffloadOption,
+    PromptOption,
     RecoverOption,
     RecoverRankOption,
     RecoverSecondsOption,
@@ -131,6 +132,7 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
     limit: TaskLimitOption = None,
     min_task_ratio: TaskGateOption = None,
     speed_loads: SpeedGridOption = None,
+    prompts: PromptOption = None,
     resume_dir: Annotated[
         Path | None,
         typer.Option(help="Keep finished layers there, and go on from those of a stopped run."),
@@ -189,6 +191,7 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
                 tasks=listed(tasks),
                 task_limit=limit,
                 speed_grid=speed_grid(speed_loads),
+                prompts=prompts or (),
             )
         measured = measure if evaluation else None
         places = (resume_dir, offload_dir)

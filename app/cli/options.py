@@ -118,6 +118,12 @@ RecoverSourceOption = Annotated[
         help="Text to train on, named as for --calibration.  [default: the calibration's]",
     ),
 ]
+PromptOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompts", help="Text that both models continue, side by side in the report; repeatable."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 

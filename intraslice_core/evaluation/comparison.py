@@ -18,6 +18,7 @@ from transformers import (
 from intraslice_core import modeling
 from intraslice_core.config import EvaluationConfig, GateConfig
 from intraslice_core.errors import NumericalError, QualityGateError
+from intraslice_core.evaluation.continuations import continuations
 from intraslice_core.evaluation.loads import compare_under_loads
 from intraslice_core.evaluation.overlap import SeenNgrams
 from intraslice_core.evaluation.perplexity import (
@@ -38,6 +39,7 @@ from intraslice_core.progress import (
     never_cancelled,
 )
 from intraslice_core.reports.schema import (
+    ContinuationComparison,
     EvaluationReport,
     LoadReport,
     PerplexityComparison,
@@ -67,12 +69,14 @@ class DenseScores:
     texts: dict[str, Tensor] = field(default_factory=dict)
     results: dict[str, PerplexityResult] = field(default_factory=dict)
     tasks: tuple[TaskScore, ...] = ()
+    continuations: tuple[str, ...] = ()
 
     def knows(self, key: str) -> bool:
         """Whether all of it was measured with these settings; else it is empty afterwards."""
         if self.key != key:
             self.key, self.texts, self.results, self.tasks = key, {}, {}, ()
-        return bool(self.results or self.tasks)
+            self.continuations = ()
+        return bool(self.results or self.tasks or self.continuations)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,11 +136,13 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
         dense.texts = texts | _write_texts(model, dense_dir, config, report, should_cancel)
         dense.results = _score(model, dense.texts, config, report, should_cancel)
         dense.tasks = _score_tasks(model, dense_dir, tasks, report, should_cancel)
+        dense.continuations = _continue(model, dense_dir, config, should_cancel)
         del model
     report = _announcer(on_progress, 1, share / 2)
     model = load_model(compressed_dir, dtype=dtype, device=device)
     results = _score(model, dense.texts, config, report, should_cancel)
     scored = _score_tasks(model, compressed_dir, tasks, report, should_cancel)
+    continued = _continue(model, compressed_dir, config, should_cancel)
     del model
     perplexities = _compare_texts(config, dense, results, materials.calibration)
     compared = _compare_tasks(dense.tasks, scored)
@@ -149,7 +155,18 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
             dense_dir, compressed_dir, config, (dtype, device), should_cancel
         )
     on_progress(ProgressEvent(stage=Stage.EVALUATE, message="evaluated", fraction=1.0))
-    return EvaluationReport(perplexity=perplexities, tasks=compared, speed=speed, speed_grid=loads)
+    return EvaluationReport(
+        perplexity=perplexities,
+        tasks=compared,
+        speed=speed,
+        speed_grid=loads,
+        continuations=tuple(
+            ContinuationComparison(prompt=prompt, dense=before, compressed=after)
+            for prompt, before, after in zip(
+                config.prompts, dense.continuations, continued, strict=True
+            )
+        ),
+    )
 
 
 def evaluate_one(
@@ -330,6 +347,16 @@ def _compare_tasks(
         )
         for one in dense
     )
+
+
+def _continue(
+    model: PreTrainedModel,
+    directory: Path,
+    config: EvaluationConfig,
+    should_cancel: CancellationCheck,
+) -> tuple[str, ...]:
+    tokenizer = _tokenizer(directory)
+    return continuations(model, tokenizer, config.prompts, should_cancel=should_cancel)
 
 
 def _score_tasks(

@@ -81,6 +81,12 @@ def _sections(page: ReportPage) -> list[Section]:
             table=page_measures.tasks(report),
         ),
         Section(
+            id="continuations",
+            title="Side by side",
+            note="Greedy continuations of the same prompts.",
+            table=page_measures.continuations(report),
+        ),
+        Section(
             id="speed",
             title="Speed",
             note=page_facts.speed_setting(measured) if measured else "",
@@ -112,6 +118,14 @@ def _sections(page: ReportPage) -> list[Section]:
             title="Other jobs of this model",
             figures=(by_size,) if by_size else (),
             table=page_figures.results_table(page.results) if others else None,
+        ),
+        Section(
+            id="verified",
+            title="Loaded and compared",
+            note="In clean processes, before publication: the largest difference of a "
+            "log-probability from the model in memory, in nats; greedy tokens were equal but for "
+            "near ties.",
+            table=page_measures.verified(report),
         ),
         Section(id="files", title="Files", table=page_facts.files(page)),
         Section(id="settings", title="Settings", table=page_facts.settings(page), folded=True),

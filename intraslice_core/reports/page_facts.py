@@ -123,6 +123,7 @@ def provenance(page: ReportPage) -> Facts:
     facts = [
         ("IntraSlice", report.engine_version),
         ("Report schema", str(report.schema_version)),
+        ("Licence of the base model", report.base_licence or "not found in its files"),
         ("Calibration hash", report.calibration_hash),
         ("Calibration tokens", f"{report.calibration_tokens:,}"),
     ]

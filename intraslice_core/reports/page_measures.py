@@ -19,6 +19,37 @@ from intraslice_core.reports.schema import (
 from intraslice_core.reports.table import Table
 
 
+def continuations(report: CompressionReport) -> Table | None:
+    """What both models made of the prompts."""
+    if report.evaluation is None or not report.evaluation.continuations:
+        return None
+    return Table(
+        columns=("prompt", "dense", "compressed"),
+        rows=tuple(
+            (one.prompt, one.dense, one.compressed) for one in report.evaluation.continuations
+        ),
+        numeric=False,
+    )
+
+
+def verified(report: CompressionReport) -> Table | None:
+    """Which files were loaded by whom, and how closely they agreed."""
+    if not report.verified:
+        return None
+    return Table(
+        columns=("files", "loaded by", "largest difference", "tolerance"),
+        rows=tuple(
+            (
+                one.files,
+                ", ".join(one.loaded_by),
+                f"{one.max_abs_difference:.2g}",
+                f"{one.tolerance:.2g}",
+            )
+            for one in report.verified
+        ),
+    )
+
+
 def tasks(report: CompressionReport) -> Table | None:
     """Every metric of every task, dense against compressed."""
     if report.evaluation is None or not report.evaluation.tasks:

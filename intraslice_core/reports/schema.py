@@ -14,7 +14,8 @@ CompressionReport
     ├── tasks: TaskComparison, one a metric
     ├── speed: SpeedReport
     │   └── whole, attention, mlp, layers: PhaseComparison a phase
-    └── speed_grid: LoadReport, one a load
+    ├── speed_grid: LoadReport, one a load
+    └── continuations: ContinuationComparison, one a prompt
 """
 
 from __future__ import annotations
@@ -289,6 +290,14 @@ class LoadReport(FrozenModel):
     )
 
 
+class ContinuationComparison(FrozenModel):
+    """How both models go on with a prompt, greedily."""
+
+    prompt: str
+    dense: str
+    compressed: str
+
+
 class EvaluationReport(FrozenModel):
     """Dense against compressed."""
 
@@ -296,6 +305,7 @@ class EvaluationReport(FrozenModel):
     tasks: tuple[TaskComparison, ...] = ()
     speed: SpeedReport | None = None
     speed_grid: tuple[LoadReport, ...] = ()
+    continuations: tuple[ContinuationComparison, ...] = ()
 
     @property
     def texts(self) -> list[str]:

@@ -19,6 +19,7 @@ from intraslice_core.reports.page_contents import (
 )
 from intraslice_core.reports.schema import (
     BytesComparison,
+    ContinuationComparison,
     EvaluationReport,
     LayerReport,
     LoadReport,
@@ -30,10 +31,22 @@ from intraslice_core.reports.schema import (
     SpeedReport,
     TaskComparison,
     TrialReport,
+    VerifiedReport,
 )
 from tests.intraslice_core.reports.samples import PLAN, PRICED, RECOVERY, report
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+VERIFIED = (
+    VerifiedReport(
+        files="safetensors",
+        loaded_by=("checkpoint", "package"),
+        max_abs_difference=1e-5,
+        tolerance=1e-3,
+    ),
+    VerifiedReport(
+        files="gguf-f16", loaded_by=("llama.cpp",), max_abs_difference=0.013, tolerance=0.05
+    ),
+)
 HOSTILE = "</style><script>alert('x')</script>&\"'"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 PHASE = PhaseComparison(
@@ -161,10 +174,19 @@ def whole_page() -> ReportPage:
         tasks=(TASK,),
         speed=SPEED,
         speed_grid=(load(1, 512), load(8, 8192)),
+        continuations=(
+            ContinuationComparison(prompt=HOSTILE, dense=HOSTILE, compressed="the end"),
+        ),
     )
     return ReportPage(
         report=full.model_copy(
-            update={"layers": layers, "evaluation": evaluation, "recovery": RECOVERY}
+            update={
+                "layers": layers,
+                "evaluation": evaluation,
+                "recovery": RECOVERY,
+                "verified": VERIFIED,
+                "base_licence": "apache-2.0",
+            }
         ),
         job=JobFacts(
             id="job_1",
@@ -182,9 +204,15 @@ def whole_page() -> ReportPage:
 
 def test_everything_known_has_its_section() -> None:
     outline = Outline(report_page(whole_page()))
-    measured = ["quality", "tasks", "speed", "loads", "recovery"]
-    engine = ["shapes", "predictions", "layers"]
-    assert outline.ids == ["summary", *measured, *engine, "jobs", "files", "settings", "provenance"]
+    measured = ["quality", "tasks", "continuations", "speed", "loads", "recovery"]
+    engine = ["shapes", "predictions", "layers", "jobs", "verified", "files"]
+    assert outline.ids == ["summary", *measured, *engine, "settings", "provenance"]
+
+
+def test_who_loaded_what_and_how_both_models_go_on_is_told() -> None:
+    page = report_page(whole_page())
+    for text in ("checkpoint, package", "0.013", "the end", "apache-2.0"):
+        assert text in page
 
 
 def test_what_was_not_measured_has_none() -> None:

@@ -1,0 +1,82 @@
+"""Pictures of the report for the documentation.
+
+    python docs/make_screenshots.py REPORT [--out docs/images]
+
+REPORT is a compressed model's directory or its intraslice_report.json. Writes `report-desktop.png`,
+`report-narrow.png` and `report-dark.png`, taken by the Chromium that `CHROMIUM=` names or that is
+found on the PATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+
+from intraslice_core.reports.page import report_page
+from intraslice_core.reports.page_contents import ReportPage
+from intraslice_core.reports.schema import CompressionReport
+
+REPORT_FILE = "intraslice_report.json"
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
+QUIET = (
+    "--no-sandbox",  # as root it does not start with one
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+PICTURES = {
+    "report-desktop": (1280, 1600, "light"),
+    "report-narrow": (390, 1600, "light"),
+    "report-dark": (1280, 1600, "dark"),
+}
+"""Width and height of the window, and the colours asked for."""
+
+
+def find_chromium() -> str | None:
+    """The one that is named, or the first that is found."""
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
+
+
+def take(browser: Browser, page: Path, out: Path) -> None:
+    """All pictures of a page."""
+    for name, (width, height, colours) in PICTURES.items():
+        tab = browser.new_page(
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if colours == "dark" else "light",
+        )
+        tab.goto(page.as_uri())
+        tab.screenshot(path=out / f"{name}.png")
+        tab.close()
+        print(out / f"{name}.png")  # noqa: T201 (a command)
+
+
+def main() -> None:
+    """Render, look, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("report", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images")
+    arguments = parser.parse_args()
+    chromium = find_chromium()
+    if chromium is None:
+        raise SystemExit(f"no Chromium: set CHROMIUM, or install one of {', '.join(CHROMIUMS)}")
+    source = arguments.report
+    file = source / REPORT_FILE if source.is_dir() else source
+    report = CompressionReport.model_validate_json(file.read_bytes())
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        page = Path(folder) / "report.html"
+        page.write_text(report_page(ReportPage(report=report)), encoding="utf-8")
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(QUIET))
+        take(browser, page, arguments.out)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

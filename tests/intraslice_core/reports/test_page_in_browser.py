@@ -1,0 +1,117 @@
+"""The report in a real Chromium: quiet, readable in the dark and on a narrow screen."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from intraslice_core.reports.page import report_page
+from tests.intraslice_core.reports.test_page import whole_page
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+ARGUMENTS = (
+    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+)
+CONTRAST = """() => {
+  const parts = (text) => (text.match(/[0-9.]+/g) || [0, 0, 0, 0]).map(Number);
+  const opaque = (colour) => colour.length < 4 || colour[3] > 0;
+  const channel = (c) => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const ground = (node) => {
+    for (; node; node = node.parentElement) {
+      const colour = parts(getComputedStyle(node).backgroundColor);
+      if (opaque(colour)) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const faults = [];
+  for (const node of document.querySelectorAll('main *, header *, footer *')) {
+    const own = [...node.childNodes].some((one) => one.nodeType === 3 && one.data.trim());
+    if (!own || node.closest('svg') && node.tagName !== 'text') continue;
+    const style = getComputedStyle(node);
+    const ink = parts(node.tagName === 'text' ? style.fill : style.color);
+    const [high, low] = [light(ink), light(ground(node))].sort((a, b) => b - a);
+    const ratio = (high + 0.05) / (low + 0.05);
+    if (ratio < 4.5) faults.push(`${node.tagName} "${node.textContent.slice(0, 30)}" ${ratio}`);
+  }
+  return faults;
+}"""
+UNNAMED = """() => [...document.querySelectorAll('svg')].filter((one) => {
+  const named = (one.getAttribute('aria-labelledby') || '').split(' ').some(
+    (id) => id && (document.getElementById(id) || {}).textContent);
+  const title = one.querySelector(':scope > title');
+  const label = named || one.getAttribute('aria-label') || title && title.textContent;
+  return one.getAttribute('role') !== 'img' || !label;
+}).length"""
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: set CHROMIUM or install one"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("page") / "report.html"
+    place.write_text(report_page(whole_page()), encoding="utf-8")
+    return place
+
+
+def opened(browser: Browser, file: Path, width: int, colours: str) -> tuple[Page, list[str]]:
+    """The page, and all that it asked for or complained of."""
+    page = browser.new_page(
+        viewport={"width": width, "height": 900},
+        color_scheme="dark" if colours == "dark" else "light",
+    )
+    heard: list[str] = []
+    page.on("request", lambda one: heard.append(one.url))
+    page.on("console", lambda one: heard.append(one.text))
+    page.on("pageerror", lambda one: heard.append(str(one)))
+    page.goto(file.as_uri())
+    return page, heard
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_it_asks_for_nothing_fits_the_screen_and_can_be_read(
+    browser: Browser, file: Path, width: int, colours: str
+) -> None:
+    page, heard = opened(browser, file, width, colours)
+    assert heard == [file.as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(CONTRAST) == []
+    assert page.evaluate(UNNAMED) == 0
+    page.close()
+
+
+def test_dark_is_dark(browser: Browser, file: Path) -> None:
+    grounds = []
+    for colours in ("light", "dark"):
+        page, _ = opened(browser, file, 1280, colours)
+        grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        page.close()
+    assert grounds[0] == "rgb(255, 255, 255)"
+    assert grounds[1] != grounds[0]
+
+
+def test_what_is_folded_opens_by_the_keyboard(browser: Browser, file: Path) -> None:
+    page, _ = opened(browser, file, 1280, "light")
+    summary = page.locator("#settings summary")
+    summary.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#settings table").is_visible()
+    page.close()

@@ -22,6 +22,7 @@ from intraslice_core.evaluation.verification import (
     verify_checkpoint,
     write_reference,
 )
+from intraslice_core.inspection.manifest import MANIFEST, SIGNATURE
 from intraslice_core.layer_checkpoints import LayerCheckpoints
 from intraslice_core.pipeline import (
     REPORT_FILE,
@@ -41,7 +42,7 @@ from intraslice_core.progress import (
 from intraslice_core.recovery.text import blaming_recover
 from intraslice_core.reports.schema import CompressionReport, VerifiedReport
 
-MADE_AGAIN = frozenset({REPORT_FILE, REFERENCE_FILE, CARD})
+MADE_AGAIN = frozenset({REPORT_FILE, REFERENCE_FILE, CARD, MANIFEST, SIGNATURE})
 """Of a checkpoint's files, those that tell of the weights."""
 
 

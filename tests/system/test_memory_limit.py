@@ -28,7 +28,7 @@ from tests.intraslice_core.tiny_models import tiny_config, tiny_tokenizer
 
 pytestmark = [pytest.mark.slow]
 
-LAYERS, WIDTH, INNER = 48, 1024, 768
+LAYERS, WIDTH, INNER = 56, 1024, 768
 SPARE = 256 * 2**20
 """What the process may take beyond what importing has taken."""
 

@@ -20,7 +20,7 @@ from intraslice_core.reports.schema import CompressionReport
 from tests.intraslice_core.recovery.training_runs import SETTINGS, compression, files_of
 from tests.intraslice_core.tiny_models import tiny_llama
 
-TIMED = {"verification.json", REPORT_FILE, "README.md"}
+TIMED = {"verification.json", REPORT_FILE, "README.md", "manifest.json"}
 """Files that hold times, or hashes of those that do."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -74,5 +73,5 @@ def require_signature(content: bytes, signature: str, public_key: Path) -> None:
         )
     try:
         key.verify(base64.b64decode(signature, validate=True), content)
-    except (InvalidSignature, binascii.Error):
+    except (InvalidSignature, ValueError):  # what is no base64 is a ValueError
         raise ManifestError("the manifest's signature is not by this key") from None

@@ -48,7 +48,7 @@ def test_differing_settings_are_marked(client: TestClient, resources: Resources)
     assert {name for name, row in rows.items() if row["differs"]} == {
         "compression.ratio",
         *(f"evaluation.{name}" for name in ("perplexity", "max_tokens", "context_length")),
-        *(f"evaluation.{name}" for name in ("benchmark", "tasks", "speed_grid")),
+        *(f"evaluation.{name}" for name in ("benchmark", "tasks", "speed_grid", "prompts")),
     }
 
 

@@ -116,9 +116,9 @@ def test_a_signature_by_another_key_is_refused(checkpoint: Path) -> None:
     assert "not by this key" in verify(checkpoint, "other").stderr
 
 
-@pytest.mark.parametrize("content", ["", "no base64 at all!", "AAAA"])
-def test_rubbish_is_no_signature(checkpoint: Path, content: str) -> None:
-    (checkpoint / SIGNATURE).write_text(content)
+@pytest.mark.parametrize("content", [b"", b"no base64 at all!", b"AAAA", b"\xff\xfe\x00"])
+def test_rubbish_is_no_signature(checkpoint: Path, content: bytes) -> None:
+    (checkpoint / SIGNATURE).write_bytes(content)
     assert "not by this key" in verify(checkpoint, "ours").stderr
 
 

@@ -28,6 +28,7 @@ from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints import open_model
 from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.evaluation.comparison import evaluate_one
+from intraslice_core.layer_checkpoints import LayerCheckpoints
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent
 from intraslice_core.recovery.procedure import RecoveryWork, recover_checkpoint
@@ -55,6 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--evaluation-tokens", type=int, default=24_576)
     parser.add_argument("--keep", type=Path, help="directory for the compressed checkpoint")
+    parser.add_argument("--resume-dir", type=Path, help="directory for an unfinished training")
     return parser.parse_args()
 
 
@@ -134,6 +136,9 @@ def measure(
             compressed=recovered,
             config=config.recover,
             tokens=tokens,
+            checkpoints=LayerCheckpoints(directory=arguments.resume_dir)
+            if arguments.resume_dir
+            else None,
             before_step=tell,
         )
     )

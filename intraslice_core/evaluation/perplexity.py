@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice_core.calibration import load_text, tokenise_documents, write_own_tokens
 from intraslice_core.config import CalibrationPart
 from intraslice_core.errors import CalibrationTooShortError, NumericalError
+from intraslice_core.evaluation.output_head import OutputHead
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
 
 _LOGIT_ROWS = 1024
@@ -144,21 +145,13 @@ def _batches(tokens: Tensor, context_length: int, batch_size: int) -> Iterator[T
 def _summed_nll(model: PreTrainedModel, batch: Tensor) -> Tensor:
     """Summed negative log-likelihood of (batch, window) tokens, fp64, on the CPU."""
     trunk = model.base_model
-    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head = OutputHead.of(model)
     targets = batch[:, 1:].flatten()
     output: Any = trunk(input_ids=batch, use_cache=False)
     hidden = output.last_hidden_state[:, :-1].flatten(0, 1)
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(targets), _LOGIT_ROWS):
         rows = slice(start, start + _LOGIT_ROWS)
-        losses = F.cross_entropy(_logits(head, hidden[rows]), targets[rows], reduction="none")
+        losses = F.cross_entropy(head.logits(hidden[rows]), targets[rows], reduction="none")
         total += losses.double().sum().cpu()
     return total
-
-
-def _logits(head: nn.Module | None, rows: Tensor) -> Tensor:
-    """Logits of (rows, hidden) in fp32: (rows, vocabulary)."""
-    if head is None:
-        raise TypeError("the model has no output head: not a causal language model")
-    logits: Tensor = head(rows)
-    return logits.float()

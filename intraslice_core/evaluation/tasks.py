@@ -140,11 +140,11 @@ def score_tasks(
         TaskError: if the harness cannot put a task to this model.
         CompressionCancelledError: if asked to stop.
     """
-
-    def before_pass(*_: Any) -> None:
-        raise_if_cancelled(should_cancel)
-
-    hook = model.register_forward_pre_hook(before_pass)
+    passes = _Passes(should_cancel)
+    hooks = (
+        model.register_forward_pre_hook(passes.before),
+        model.register_forward_hook(passes.after),
+    )
     try:
         with _apart():
             from lm_eval.evaluator import evaluate
@@ -162,11 +162,31 @@ def score_tasks(
     except IntraSliceError:
         raise
     except (AssertionError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+        if passes.inside:  # the model's own fault, and no task's
+            raise
         # A task file that asks for what its data or this kind of model does not have.
         raise TaskError(f"the tasks cannot be scored: {_reason(error)}", field=FIELD) from error
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     return tuple(_scores(results))
+
+
+@dataclass
+class _Passes:
+    """Forward passes: each may be the last, and an error within one is the model's."""
+
+    should_cancel: CancellationCheck
+    inside: bool = False
+
+    def before(self, *_: Any) -> None:
+        """Hook: a pass begins."""
+        raise_if_cancelled(self.should_cancel)
+        self.inside = True
+
+    def after(self, *_: Any) -> None:
+        """Hook: it has ended."""
+        self.inside = False
 
 
 # -- the harness -----------------------------------------------------------------------------

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from intraslice_core.estimates.memory import LOGITS_AT_ONCE
+from intraslice_core.evaluation.output_head import OutputHead
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -34,29 +32,9 @@ def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * found
 
 
-@dataclass(frozen=True, kw_only=True)
-class OutputHead:
-    """From a trunk's hidden states to logits."""
-
-    head: nn.Linear
-    cap: float | None
-    """Logits are squeezed below it; Gemma 2 has one."""
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> OutputHead:
-        """Of a causal language model."""
-        head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        return cls(head=head, cap=getattr(model.config, "final_logit_softcapping", None))
-
-    def logits(self, rows: Tensor) -> Tensor:
-        """(rows, hidden_size) → (rows, vocabulary), float32."""
-        logits: Tensor = self.head(rows).float()
-        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
-
-    @property
-    def rows_at_once(self) -> int:
-        """As many as make a few dozen megabytes of logits."""
-        return max(1, LOGITS_AT_ONCE // int(self.head.weight.shape[0]))
+def rows_at_once(head: OutputHead) -> int:
+    """As many as make a few dozen megabytes of logits."""
+    return max(1, LOGITS_AT_ONCE // int(head.head.weight.shape[0]))
 
 
 def backward_in_parts(

@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 
 from intraslice_core.config import RecoveryConfig
 from intraslice_core.errors import NumericalError
+from intraslice_core.evaluation.output_head import OutputHead
 from intraslice_core.layer_checkpoints import LayerCheckpoints
 from intraslice_core.recovery.losses import (
-    OutputHead,
     backward_in_parts,
     divergence,
     next_token_loss,
+    rows_at_once,
 )
 from intraslice_core.recovery.schedule import learning_rate_factor
 from intraslice_core.recovery.state import TrainingFile, TrainingState
@@ -164,7 +165,7 @@ class Training:
                 logits = head.logits(leaf)
             return of_logits(logits, rows)
 
-        total = backward_in_parts(hidden, head.rows_at_once, part_loss, scale=1.0 / len(hidden))
+        total = backward_in_parts(hidden, rows_at_once(head), part_loss, scale=1.0 / len(hidden))
         return float(total) / len(hidden)
 
     def _precision(self) -> AbstractContextManager[Any]:

@@ -15,6 +15,7 @@ from intraslice_core.errors import (
 )
 from intraslice_core.evaluation import perplexity as module
 from intraslice_core.evaluation.perplexity import perplexity
+from tests.intraslice_core.tiny_models import tiny_family_model
 
 
 @pytest.fixture
@@ -60,6 +61,16 @@ def test_equals_naive_softmax_of_every_token(model, count, window, batch, monkey
     assert result.tokens_scored == scored
     assert result.mean_nll == pytest.approx(total / scored, rel=1e-5)
     assert result.perplexity == pytest.approx(math.exp(total / scored), rel=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["gemma2", "gemma3", "phi"])
+def test_what_a_family_does_behind_its_trunk_is_done_here_too(variant: str) -> None:
+    # Gemmas cap their logits, Phi's head has a bias.
+    family = tiny_family_model(variant)
+    text = tokens(40)
+    total, scored = by_definition(family, text, 20)
+    found = perplexity(family, text, context_length=20, batch_size=2)
+    assert found.mean_nll == pytest.approx(total / scored, rel=1e-5)
 
 
 def test_uniform_model_has_the_vocabulary_as_perplexity(model):

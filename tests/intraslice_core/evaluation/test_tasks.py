@@ -170,6 +170,22 @@ def test_scoring_stops_between_forward_passes(place):
     assert not model._forward_pre_hooks
 
 
+def test_a_fault_of_the_model_is_not_laid_at_the_tasks_door(place):
+    model, tasks = tiny_model(), open_tasks(["letters"], include_path=place)
+    model.model.layers[1].mlp.down_proj = torch.nn.Linear(3, 3)
+    with pytest.raises(RuntimeError, match="shapes"):
+        score_tasks(model, tiny_tokenizer(), tasks)
+
+    def broken(*_, **__):
+        raise ValueError("ours")
+
+    model.model.forward = broken
+    with pytest.raises(ValueError, match="ours"):
+        score_tasks(model, tiny_tokenizer(), tasks)
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
+
+
 def test_nothing_of_the_harness_reaches_stdout(place, capsys):
     scored(place, "letters", "reading")
     assert capsys.readouterr().out == ""

@@ -12,10 +12,12 @@ from intraslice_core.errors import ConfigurationError
 from intraslice_core.pipeline import compress_model
 from tests.intraslice_core.exports.models import (
     TOKENS,
+    VOCAB_SIZE,
     config,
     llama_with_merges,
     load,
     logits,
+    merging_tokenizer,
 )
 from tests.intraslice_core.tiny_models import (
     save_checkpoint,
@@ -56,6 +58,19 @@ def test_a_model_with_room_for_it_loses_nothing(tmp_path: Path) -> None:
     )
     assert [layer.intermediate_size for layer in report.plan.layers] == [40, 48, 56]
     torch.testing.assert_close(logits(load(tmp_path / "out")), logits(model), atol=1e-3, rtol=0.0)
+
+
+def test_a_mistral_becomes_one_too(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": VOCAB_SIZE}
+    more = {"sliding_window": None, "max_position_embeddings": 1024}
+    dense = tiny_checkpoint(tmp_path / "dense", "mistral", **sizes, **more)
+    merging_tokenizer().save_pretrained(dense)
+    asked = config("adaptive", ratio=0.3, exports=("safetensors", "gguf-f16"))
+    report = compress_model(str(dense), tmp_path / "out", asked)
+    assert [one.files for one in report.verified] == ["safetensors", "gguf-f16"]
+    assert (
+        json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "nemotron-nas"
+    )
 
 
 def test_an_attention_that_is_worth_little_goes_but_never_the_first(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tests.intraslice_core.exports.models import (
     logits,
     merging_tokenizer,
 )
-from tests.intraslice_core.tiny_models import tiny_llama
+from tests.intraslice_core.tiny_models import tiny_checkpoint, tiny_llama
 
 BOTH = ("safetensors", "gguf-f16", "gguf-q8_0")
 LLAMA3 = (
@@ -56,6 +56,20 @@ def test_llama_cpp_answers_as_the_model_does(
     f16, q8 = (tmp_path / "out" / name for name in GGUF_FILES.values())
     assert f16.stat().st_size > q8.stat().st_size
     assert not report.warnings
+
+
+def test_biases_of_queries_keys_and_values_alone_come_along(tmp_path: Path) -> None:
+    # Qwen 2's, in a file of architecture llama: its own has no rotary factors.
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": VOCAB_SIZE, "head_dim": 16}
+    more = {"use_sliding_window": False, "sliding_window": None, "max_position_embeddings": 1024}
+    dense = tiny_checkpoint(tmp_path / "dense", "qwen2", **sizes, **more)
+    merging_tokenizer().save_pretrained(dense)
+    asked = config("stock", ratio=0.3, exports=("safetensors", "gguf-f16"))
+    report = compress_model(str(dense), tmp_path / "out", asked)
+    assert report.verified[1].loaded_by == ("llama.cpp",)
+    names = {one.name for one in GGUFReader(tmp_path / "out" / GGUF_FILES["gguf-f16"]).tensors}
+    assert {"blk.0.attn_q.bias", "blk.0.attn_k.bias", "blk.0.attn_v.bias"} <= names
+    assert "blk.0.attn_output.bias" not in names
 
 
 def test_an_attention_that_is_gone_is_gone_in_llama_cpp_too(tmp_path: Path) -> None:

@@ -93,6 +93,18 @@ def test_an_attention_that_is_worth_little_goes_but_never_the_first(tmp_path: Pa
     assert torch.equal(cached, plain)
 
 
+def test_an_mlp_that_is_worth_nothing_keeps_a_few_neurons(tmp_path: Path) -> None:
+    dense = llama_with_merges(tmp_path / "dense")
+    model = load(dense)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.mul_(1e-6)
+    model.save_pretrained(dense)
+    asked = config("adaptive", ratio=0.3, module_cap=1.0)
+    report = compress_model(str(dense), tmp_path / "out", asked)
+    widths = [layer.intermediate_size for layer in report.plan.layers]
+    assert 0 < widths[1] < min(widths[0], widths[2])
+
+
 def test_equal_widths_are_a_plan_too(tmp_path: Path) -> None:
     dense = llama_with_merges(tmp_path / "dense")
     report = compress_model(

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from intraslice_core.checkpoints import open_model
 from intraslice_core.config import CalibrationConfig, CompressionConfig
-from intraslice_core.evaluation.comparison import load_model
+from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.perplexity import evaluation_tokens, perplexity, written_tokens
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent

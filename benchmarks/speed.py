@@ -26,7 +26,7 @@ from transformers.utils import logging
 from app.cli.report_tables import add_speed
 from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.checkpoints import CheckpointReader, open_model
-from intraslice_core.evaluation.comparison import load_model
+from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.speed import compare_speed
 from intraslice_core.exports.adaptive import AdaptiveForm
 from intraslice_core.exports.stock import StockForm

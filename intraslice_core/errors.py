@@ -198,6 +198,12 @@ class QualityGateError(IntraSliceError):
     code = "quality_gate"
 
 
+class MeasurementError(IntraSliceError):
+    """Something could not be measured."""
+
+    code = "measurement_failed"
+
+
 class CompressionCancelledError(IntraSliceError):
     """Somebody asked the engine to stop; nothing is left behind."""
 

@@ -94,6 +94,20 @@ tensors in huge pages: without, mappings that come and go were measured to cost 
 time."""
 
 
+_ours: set[str] = set()
+"""What of it was put there by us."""
+
+
+def unbound_environment() -> dict[str, str]:
+    """The environment for processes that are to keep as many kernels as they like."""
+    return {name: value for name, value in os.environ.items() if name not in _ours}
+
+
+def keeps_few_kernels() -> bool:
+    """Whether `bound_allocator` was called in this process, and had a say."""
+    return bool(_ours)
+
+
 def bound_allocator() -> None:
     """Let large tensors go back to the system when they are freed, and keep few kernels.
 
@@ -103,7 +117,9 @@ def bound_allocator() -> None:
     torch looks; later it does less.
     """
     for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+        if name not in os.environ:
+            os.environ[name] = value
+            _ours.add(name)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _OWN_MAPPING_BYTES)

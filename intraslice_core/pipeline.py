@@ -51,9 +51,9 @@ from intraslice_core.evaluation.comparison import (
     DenseScores,
     Materials,
     evaluate_pair,
-    load_model,
     open_asked_for,
 )
+from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.verification import (
     VerificationResult,
     has_llama_cpp,

@@ -16,7 +16,7 @@ from intraslice_core.checkpoints.model_card import CARD
 from intraslice_core.checkpoints.record import require_as_written
 from intraslice_core.config import CompressionConfig, RecoveryConfig
 from intraslice_core.errors import ConfigurationError, ModelNotFoundError
-from intraslice_core.evaluation.comparison import load_model
+from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.verification import (
     REFERENCE_FILE,
     verify_checkpoint,

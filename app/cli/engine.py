@@ -454,7 +454,7 @@ def generate(
         quiet_transformers()
         from transformers import AutoTokenizer
 
-        from intraslice_core.evaluation.comparison import load_model
+        from intraslice_core.evaluation.loaded_models import load_model
 
         tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         model: Any = load_model(directory, dtype=dtype, device=device)

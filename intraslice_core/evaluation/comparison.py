@@ -8,18 +8,17 @@ from pathlib import Path
 
 from torch import Tensor
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from intraslice_core import modeling
 from intraslice_core.config import EvaluationConfig, GateConfig
-from intraslice_core.errors import NumericalError, QualityGateError
+from intraslice_core.errors import MeasurementError, NumericalError, QualityGateError
+from intraslice_core.evaluation import speed_process
+from intraslice_core.evaluation.clean_process import OUR_PLACE, CleanProcess
 from intraslice_core.evaluation.continuations import continuations
-from intraslice_core.evaluation.loads import compare_under_loads
+from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.overlap import SeenNgrams
 from intraslice_core.evaluation.perplexity import (
     PerplexityResult,
@@ -27,9 +26,9 @@ from intraslice_core.evaluation.perplexity import (
     perplexity,
     written_tokens,
 )
-from intraslice_core.evaluation.speed import compare_speed
 from intraslice_core.evaluation.tasks import OpenedTasks, TaskScore, open_tasks, score_tasks
-from intraslice_core.hardware import resolve_device, resolve_dtype
+from intraslice_core.evaluation.timing import compare_speeds
+from intraslice_core.host_memory import keeps_few_kernels
 from intraslice_core.progress import (
     CancellationCheck,
     ProgressEvent,
@@ -51,9 +50,6 @@ from intraslice_core.text_sources import WRITTEN
 _TOKENS_AT_ONCE = 4096
 _PERPLEXITY_SHARE = 0.9
 """Part of the evaluation's progress that perplexity takes when speed is measured too."""
-
-_BENCHMARK = {"batch_size": 1, "prompt_tokens": 256, "new_tokens": 32, "repeats": 3}
-_LOADS = {"new_tokens": 32, "repeats": 5}
 
 _BETTER = "ask for a lower ratio or more calibration text"
 
@@ -122,6 +118,7 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
         QualityGateError: if the compressed model is worse than the gate allows.
         CalibrationSourceError: if a text cannot be read, or only the dense model could write it.
         TaskError: if a task cannot be measured.
+        MeasurementError: if the speed cannot be measured.
         CompressionCancelledError: if asked to stop.
     """
     share = _PERPLEXITY_SHARE if config.benchmark or config.speed_grid else 1.0
@@ -241,22 +238,6 @@ def _check_task(task: TaskComparison, least: float | None) -> None:
             f"({task.dense:.3f} to {task.compressed:.3f}), the gate asks for {least:.3f}",
             hint=_BETTER,
         )
-
-
-def load_model(directory: Path, *, dtype: str, device: str) -> PreTrainedModel:
-    """A dense or a compressed checkpoint, by our own registered classes, ready to run."""
-    modeling.register()
-    place = resolve_device(device)
-    settings = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=resolve_dtype(dtype, place, settings.dtype),
-        local_files_only=True,
-        trust_remote_code=False,
-    )
-    model.to(place)  # type: ignore[arg-type]
-    model.train(False)
-    return model
 
 
 def _load_texts(
@@ -423,15 +404,32 @@ def _compare_speeds(
     compute: tuple[str, str],
     should_cancel: CancellationCheck,
 ) -> tuple[SpeedReport | None, tuple[LoadReport, ...]]:
-    """Both models in memory at once: only so can they take turns."""
+    """In a process of its own where this one keeps few kernels."""
     dtype, device = compute
-    dense, compressed = (
-        load_model(directory, dtype=dtype, device=device)
-        for directory in (dense_dir, compressed_dir)
+    if not keeps_few_kernels():
+        return compare_speeds(
+            dense_dir,
+            compressed_dir,
+            config,
+            dtype=dtype,
+            device=device,
+            should_cancel=should_cancel,
+        )
+    process = CleanProcess(
+        program=speed_process.__file__,
+        arguments=[str(OUR_PLACE)],
+        fails=lambda reason: MeasurementError(f"the speed could not be measured: {reason}"),
     )
-    speed = None
-    if config.benchmark:
-        speed = compare_speed(dense, compressed, **_BENCHMARK, should_cancel=should_cancel)
-    return speed, compare_under_loads(
-        dense, compressed, config.speed_grid, **_LOADS, should_cancel=should_cancel
+    question = {
+        "dense": str(dense_dir.resolve()),
+        "compressed": str(compressed_dir.resolve()),
+        "config": config.model_dump(mode="json"),
+        "dtype": dtype,
+        "device": device,
+    }
+    found = process.ask(question, should_cancel)
+    speed = found["speed"]
+    return (
+        speed and SpeedReport.model_validate(speed),
+        tuple(LoadReport.model_validate(one) for one in found["loads"]),
     )

@@ -6,10 +6,6 @@ import hashlib
 import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,19 +17,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import intraslice_core
 from intraslice_core.config import GgufFormat
-from intraslice_core.errors import CompressionCancelledError, VerificationError
+from intraslice_core.errors import VerificationError
 from intraslice_core.evaluation import fresh_process, llama_cpp_process
+from intraslice_core.evaluation.clean_process import OUR_PLACE, CleanProcess
 from intraslice_core.progress import CancellationCheck, never_cancelled
 
 REFERENCE_FILE = "verification.json"
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 """Largest difference of a log-probability, by compute dtype: the same sums in another order."""
 
-_TIMEOUT_SECONDS = 3600.0
-_OUR_PLACE = Path(intraslice_core.__file__).resolve().parents[1]
-"""What holds our packages."""
 _HASHED = ("*.safetensors", "*.py", "*.gguf")
 GGUF_TOLERANCES: Mapping[GgufFormat, float] = MappingProxyType({"gguf-f16": 0.05, "gguf-q8_0": 1.5})
 """The same for llama.cpp, which also rounds activations: to float16, or to eight bits a block.
@@ -108,10 +101,8 @@ def verify_checkpoint(
     reference = _read_reference(directory)
     _compare_files(directory, reference["files"])
     tolerance = TOLERANCES[reference["dtype"]]
-    with tempfile.TemporaryDirectory(prefix="intraslice-verify-") as place:
-        command = [fresh_process.__file__, str(directory.resolve())]
-        asked = _Question(Path(place), reference, directory)
-        answers = asked.ask(command, [str(_OUR_PLACE)], should_cancel)
+    process = _asked(fresh_process.__file__, directory, str(OUR_PLACE))
+    answers = process.ask(reference, should_cancel)
     loaders = {"stranger": "checkpoint", "package": "package"}
     differences = [_largest(reference, one, tolerance, 2 * tolerance) for one in answers.values()]
     loaded_by = tuple(loaders[name] for name in answers)
@@ -143,10 +134,7 @@ def verify_gguf(
     reference = _read_reference(directory)
     _compare_files(directory, reference["files"])
     tolerance = GGUF_TOLERANCES[wanted]
-    path = directory.resolve() / file
-    with tempfile.TemporaryDirectory(prefix="intraslice-verify-") as place:
-        asked = _Question(Path(place), reference, path)
-        answers = asked.ask([llama_cpp_process.__file__, str(path)], [], should_cancel)
+    answers = _asked(llama_cpp_process.__file__, directory / file).ask(reference, should_cancel)
     difference = _largest(reference, answers, tolerance, tolerance)
     return _result(reference, ("llama.cpp",), difference, tolerance, started)
 
@@ -208,50 +196,14 @@ def _compare_files(directory: Path, expected: dict[str, str]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Question:
-    """What a process that starts elsewhere, isolated, offline and with empty caches is asked."""
-
-    place: Path
-    reference: dict[str, Any]
-    subject: Path
-    """What it is to load."""
-
-    def ask(self, command: list[str], more: list[str], should_cancel: CancellationCheck) -> Any:
-        """Its answers, whatever it gives: it is told where to find the questions, and `more`."""
-        questions, answers, log = (self.place / name for name in ("questions", "answers", "log"))
-        questions.write_text(json.dumps(self.reference))
-        with log.open("wb") as stream:
-            process = subprocess.Popen(
-                [sys.executable, "-I", *command, str(questions), str(answers), *more],
-                cwd=self.place,
-                env={**os.environ, "HF_HOME": str(self.place), "HF_HUB_OFFLINE": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-            )
-            _wait(process, should_cancel)
-        if process.returncode != 0:
-            lines = log.read_text(errors="replace").strip().splitlines()
-            reason = lines[-1] if lines else f"exit code {process.returncode}"
-            raise VerificationError(f"a fresh process cannot load {self.subject}: {reason}")
-        return json.loads(answers.read_text())
-
-
-def _wait(process: subprocess.Popen[bytes], should_cancel: CancellationCheck) -> None:
-    """Wait for the process's end, cancellation or the time limit; never leave it running."""
-    deadline = time.monotonic() + _TIMEOUT_SECONDS
-    try:
-        while process.poll() is None:
-            if should_cancel():
-                raise CompressionCancelledError("the verification was cancelled")
-            if time.monotonic() > deadline:
-                raise VerificationError(f"no answer within {_TIMEOUT_SECONDS:.0f} seconds")
-            time.sleep(0.05)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+def _asked(program: str, subject: Path, *more: str) -> CleanProcess:
+    """A process that is to load something and answer the reference's prompts."""
+    return CleanProcess(
+        program=program,
+        arguments=[str(subject.resolve())],
+        more=more,
+        fails=lambda reason: VerificationError(f"a fresh process cannot load {subject}: {reason}"),
+    )
 
 
 def _largest(

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from intraslice_core.calibration import calibration_hash
 from intraslice_core.checkpoints.record import WrittenRecord
 from intraslice_core.config import HELD_OUT_SEQUENCES, RecoveryConfig
-from intraslice_core.evaluation.comparison import load_model
+from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.perplexity import PerplexityResult, perplexity
 from intraslice_core.hardware import resolve_device, rounding_class
 from intraslice_core.host_memory import return_free_memory

@@ -9,11 +9,18 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from intraslice_core import host_memory
 from intraslice_core.calibration import write_own_tokens
 from intraslice_core.calibration.conversations import prompts
 from intraslice_core.config import EvaluationConfig, GateConfig, SpeedPoint
-from intraslice_core.errors import CalibrationSourceError, QualityGateError
-from intraslice_core.evaluation import perplexity
+from intraslice_core.errors import (
+    CalibrationSourceError,
+    CompressionCancelledError,
+    MeasurementError,
+    QualityGateError,
+)
+from intraslice_core.evaluation import comparison, perplexity
+from intraslice_core.evaluation.clean_process import CleanProcess
 from intraslice_core.evaluation.comparison import (
     DenseScores,
     Materials,
@@ -193,10 +200,50 @@ def test_a_model_alone_is_not_scored_on_what_the_dense_one_would_write(pair):
 
 
 def test_benchmark_measures_every_part(pair, monkeypatch):
-    from intraslice_core.evaluation import comparison
+    from intraslice_core.evaluation import timing
 
+    monkeypatch.setattr(host_memory, "_ours", set())
     short = {"batch_size": 1, "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
-    monkeypatch.setattr(comparison, "_BENCHMARK", short)
+    monkeypatch.setattr(timing, "_BENCHMARK", short)
     report = evaluate_pair(*pair, CONFIG.model_copy(update={"benchmark": True}))
     for part in ("whole", "layers", "attention", "mlp"):
         assert getattr(report.speed, part).decode.ratio > 0
+
+
+@pytest.fixture
+def few_kernels(monkeypatch):
+    """As after the beginning of a compression, wherever in the tests' process that was."""
+    for name in host_memory._ENVIRONMENT:
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setattr(host_memory, "_ours", set(host_memory._ENVIRONMENT))
+
+
+def test_after_a_compression_another_process_takes_the_time(pair, few_kernels, monkeypatch):
+    monkeypatch.setattr(comparison, "compare_speeds", None)  # not here
+    points = (SpeedPoint(batch_size=2, context_length=8),)
+    settings = {"speed_grid": points, "benchmark": True}
+    report = evaluate_pair(*pair, CONFIG.model_copy(update=settings))
+    assert report.speed.layers.decode.ratio > 0
+    assert report.speed_grid[0].cache_per_token.ratio == 1.0
+
+
+def test_that_process_keeps_as_many_kernels_as_it_likes(few_kernels, monkeypatch, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import json, os, sys\njson.dump(dict(os.environ), open(sys.argv[2], 'w'))\n"
+    )
+    monkeypatch.setattr(host_memory, "_ours", {"LRU_CACHE_CAPACITY"})
+    process = CleanProcess(program=str(program), arguments=[], fails=MeasurementError)
+    found = process.ask(None, lambda: False)
+    assert "LRU_CACHE_CAPACITY" not in found
+    assert found["THP_MEM_ALLOC_ENABLE"] == "7"  # the user's own stays
+
+
+def test_a_speed_that_cannot_be_measured_is_said_with_the_reason(pair, few_kernels, tmp_path):
+    settings = CONFIG.model_copy(update={"benchmark": True})
+    with pytest.raises(MeasurementError, match="speed could not be measured"):
+        comparison._compare_speeds(
+            pair[0], tmp_path / "none", settings, ("float32", "cpu"), lambda: False
+        )
+    with pytest.raises(CompressionCancelledError):
+        comparison._compare_speeds(*pair, settings, ("float32", "cpu"), lambda: True)

@@ -1,0 +1,41 @@
+"""Both models' speed, in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from intraslice_core.config import EvaluationConfig
+from intraslice_core.evaluation.loaded_models import load_model
+from intraslice_core.evaluation.loads import compare_under_loads
+from intraslice_core.evaluation.speed import compare_speed
+from intraslice_core.progress import CancellationCheck, never_cancelled
+from intraslice_core.reports.schema import LoadReport, SpeedReport
+
+_BENCHMARK = {"batch_size": 1, "prompt_tokens": 256, "new_tokens": 32, "repeats": 3}
+_LOADS = {"new_tokens": 32, "repeats": 5}
+
+
+def compare_speeds(
+    dense_dir: Path,
+    compressed_dir: Path,
+    config: EvaluationConfig,
+    *,
+    dtype: str,
+    device: str,
+    should_cancel: CancellationCheck = never_cancelled,
+) -> tuple[SpeedReport | None, tuple[LoadReport, ...]]:
+    """Time what is asked for; both models are in memory at once: only so can they take turns.
+
+    Raises:
+        CompressionCancelledError: if asked to stop.
+    """
+    dense, compressed = (
+        load_model(directory, dtype=dtype, device=device)
+        for directory in (dense_dir, compressed_dir)
+    )
+    speed = None
+    if config.benchmark:
+        speed = compare_speed(dense, compressed, **_BENCHMARK, should_cancel=should_cancel)
+    return speed, compare_under_loads(
+        dense, compressed, config.speed_grid, **_LOADS, should_cancel=should_cancel
+    )

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -33,6 +32,7 @@ from intraslice_core.checkpoints import (
     open_model,
     require_free_output,
 )
+from intraslice_core.checkpoints.fingerprint import model_fingerprint
 from intraslice_core.checkpoints.licence import base_licence
 from intraslice_core.checkpoints.model_card import write_model_card
 from intraslice_core.checkpoints.record import WrittenRecord, require_as_written
@@ -112,6 +112,7 @@ from intraslice_core.recovery.procedure import RecoveryWork, recover_checkpoint
 from intraslice_core.recovery.text import blaming_recover
 from intraslice_core.recovery.training import Moment
 from intraslice_core.reports.schema import (
+    REPORT_FILE,
     CompressionReport,
     EvaluationReport,
     LayerReport,
@@ -134,9 +135,6 @@ if TYPE_CHECKING:
     from intraslice_core.block import BlockWeights
     from intraslice_core.evaluation.tasks import OpenedTasks
     from intraslice_core.layer import ModuleOutcome
-
-REPORT_FILE = "intraslice_report.json"
-_PROGRAMS = ("intraslice", "torch", "transformers")
 
 GGUF_FILES: Mapping[GgufFormat, str] = MappingProxyType(
     {"gguf-f16": "model-f16.gguf", "gguf-q8_0": "model-q8_0.gguf"}
@@ -797,11 +795,11 @@ def publish_staged(staged: Path, out: Path, report: CompressionReport, run: Run)
         staged,
         {
             "model": report.model,
+            "base_fingerprint": report.base_fingerprint,
             "licence": report.base_licence,
             "compression": report.config.model_dump(mode="json"),
             "calibration_hash": report.calibration_hash,
             "evaluation": [] if report.evaluation is None else report.evaluation.texts,
-            "versions": {program: version(program) for program in _PROGRAMS},
         },
     )
     require_free_output(out)
@@ -862,6 +860,7 @@ def _report(
         resumed_layers=run.resumed_layers,
         warnings=tuple(run.warnings),
         base_licence=base_licence(work.reader.directory),
+        base_fingerprint=model_fingerprint(work.reader.directory),
         calibration_hash=calibration_hash(tokens),
         calibration_tokens=tokens.numel(),
         seconds=time.perf_counter() - run.started,

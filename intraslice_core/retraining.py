@@ -25,7 +25,6 @@ from intraslice_core.evaluation.verification import (
 from intraslice_core.inspection.manifest import MANIFEST, SIGNATURE
 from intraslice_core.layer_checkpoints import LayerCheckpoints
 from intraslice_core.pipeline import (
-    REPORT_FILE,
     Run,
     publish_staged,
     recover_staged,
@@ -40,7 +39,7 @@ from intraslice_core.progress import (
     shares_of,
 )
 from intraslice_core.recovery.text import blaming_recover
-from intraslice_core.reports.schema import CompressionReport, VerifiedReport
+from intraslice_core.reports.schema import REPORT_FILE, CompressionReport, VerifiedReport
 
 MADE_AGAIN = frozenset({REPORT_FILE, REFERENCE_FILE, CARD, MANIFEST, SIGNATURE})
 """Of a checkpoint's files, those that tell of the weights."""

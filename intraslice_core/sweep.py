@@ -31,7 +31,6 @@ from intraslice_core.evaluation.comparison import DenseScores
 from intraslice_core.host_memory import bound_allocator
 from intraslice_core.layer_checkpoints import LayerCheckpoints
 from intraslice_core.pipeline import (
-    REPORT_FILE,
     UNVERIFIED,
     OpenedModel,
     Run,
@@ -47,7 +46,7 @@ from intraslice_core.progress import (
     never_cancelled,
     raise_if_cancelled,
 )
-from intraslice_core.reports.schema import CompressionReport
+from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 from intraslice_core.reports.sweep import SweepPoint, SweepReport, SweepRequest
 from intraslice_core.sharing import SharedFiles
 

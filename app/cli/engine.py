@@ -469,8 +469,7 @@ def _warn_of_flattery(directory: Path, config: EvaluationConfig) -> None:
     """If the checkpoint's own report says that it knows nothing but such texts."""
     from pydantic import ValidationError
 
-    from intraslice_core.pipeline import REPORT_FILE
-    from intraslice_core.reports.schema import CompressionReport
+    from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 
     try:
         report = CompressionReport.model_validate_json((directory / REPORT_FILE).read_bytes())

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from app.cli import engine, keys, report, service, sweep, verify
+from app.cli import engine, hand_off, keys, report, service, sweep, verify
 from intraslice_core import __version__
 
 app = typer.Typer(
@@ -34,7 +34,7 @@ def options(
 ) -> None: ...
 
 
-for commands in (engine, sweep, report, verify, service, keys):
+for commands in (engine, sweep, report, verify, hand_off, service, keys):
     commands.register(app)
 
 

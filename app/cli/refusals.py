@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import typer
 from pydantic import ValidationError
 
+from app.domain.errors import ServiceError
 from intraslice_core.errors import (
     CalibrationError,
     CompressionCancelledError,
@@ -31,7 +32,7 @@ _OPTIONS = {
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Show an engine error as a line and leave with its exit code."""
+    """Show an expected error as a line and leave with its exit code."""
     try:
         yield
     except (CompressionCancelledError, KeyboardInterrupt):
@@ -40,6 +41,9 @@ def explained() -> Iterator[None]:
     except IntraSliceError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, BAD_INPUT) else 1) from None
+    except ServiceError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
 
 
 @contextmanager

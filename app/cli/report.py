@@ -14,9 +14,7 @@ from app.cli.refusals import explained
 from intraslice_core.errors import ConfigurationError, OutputExistsError
 from intraslice_core.reports.page import report_page
 from intraslice_core.reports.page_contents import ReportPage
-from intraslice_core.reports.schema import CompressionReport
-
-REPORT_FILE = "intraslice_report.json"
+from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 
 
 def register(app: typer.Typer) -> None:

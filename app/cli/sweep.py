@@ -157,8 +157,7 @@ def _sweep(request: SweepRequest, out: Path, offload_dir: Path | None) -> SweepR
 
 def _draw(report: SweepReport, out: Path) -> None:
     """Beside each checkpoint, under its name."""
-    from intraslice_core.pipeline import REPORT_FILE
-    from intraslice_core.reports.schema import CompressionReport
+    from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 
     for point in report.points:
         if point.refused is None:

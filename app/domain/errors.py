@@ -28,6 +28,7 @@ ServiceError
 ├── ResourceBusyError            somebody else holds what is needed
 ├── LeaseLostError               another worker owns the job now, or nobody does
 ├── PublicationError             the store holds other bytes than were written
+├── HandOffError                 a registry or a hub did not take a checkpoint
 ├── UploadDamagedError           the store holds other bytes than were announced
 ├── DiskFullError                this machine has no room for what is needed
 └── UnavailableError             a server we need does not answer
@@ -231,6 +232,12 @@ class PublicationError(ServiceError):
     """The artifact store does not hold what was written to it."""
 
     code = "publication_failed"
+
+
+class HandOffError(ServiceError):
+    """The checkpoint could not be handed off."""
+
+    code = "hand_off_failed"
 
 
 class UploadDamagedError(ServiceError):

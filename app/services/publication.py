@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ from app.domain.events import EventType
 from app.domain.job import Job, JobResult, Speedup
 from app.domain.lease import Lease
 from app.services.resources import Resources
-
-_PROGRAMS = ("intraslice", "torch", "transformers")
+from intraslice_core.inspection.manifest import MANIFEST_SCHEMA_VERSION, program_versions
 
 
 def upload(
@@ -151,14 +149,16 @@ def _upload(resources: Resources, source: Path, name: str, prefix: str) -> Artif
 
 def _manifest(job: Job, files: list[Artifact], report: dict[str, Any]) -> bytes:
     manifest = {
+        "schema_version": MANIFEST_SCHEMA_VERSION,
         "job_id": job.id,
         "attempt": job.attempt,
         "model": job.model.model_dump(mode="json"),
         "compression": job.compression.model_dump(mode="json"),
         "evaluation": job.evaluation and job.evaluation.model_dump(mode="json"),
         "licence": report.get("base_licence"),
+        "base_fingerprint": report.get("base_fingerprint"),
         "calibration_hash": report.get("calibration_hash"),
-        "versions": {program: version(program) for program in _PROGRAMS},
+        "versions": program_versions(),
         "files": [
             {"name": file.name, "bytes": file.bytes, "sha256": file.sha256} for file in files
         ],

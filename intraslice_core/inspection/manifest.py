@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,26 @@ MANIFEST = "manifest.json"
 SIGNATURE = "manifest.json.sig"
 """An ed25519 signature of the manifest's bytes, in base64."""
 
+MANIFEST_SCHEMA_VERSION = 1
+"""Raised when a reader of older manifests would misread a newer one."""
+_PROGRAMS = ("intraslice", "torch", "transformers")
+
+
+def program_versions() -> dict[str, str]:
+    """Of the interpreter and of the packages that a result depends on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _PROGRAMS}
+
 
 def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
     """Describe what lies in a directory; the files come from there, the rest is said by the caller.
 
     Args:
         directory: the checkpoint, complete but for its manifest.
-        facts: JSON values, such as settings and versions.
+        facts: JSON values, such as settings.
     """
     files = [_described(directory, file) for file in _files(directory)]
-    text = json.dumps({**facts, "files": files}, indent=2, sort_keys=True)
+    about = {"schema_version": MANIFEST_SCHEMA_VERSION, "versions": program_versions()}
+    text = json.dumps({**about, **facts, "files": files}, indent=2, sort_keys=True)
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 

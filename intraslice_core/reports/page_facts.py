@@ -124,6 +124,7 @@ def provenance(page: ReportPage) -> Facts:
         ("IntraSlice", report.engine_version),
         ("Report schema", str(report.schema_version)),
         ("Licence of the base model", report.base_licence or "not found in its files"),
+        ("Base model, SHA-256", report.base_fingerprint or "not recorded"),
         ("Calibration hash", report.calibration_hash),
         ("Calibration tokens", f"{report.calibration_tokens:,}"),
     ]

@@ -43,6 +43,8 @@ from intraslice_core.text_sources import (
 )
 
 SCHEMA_VERSION = 1
+REPORT_FILE = "intraslice_report.json"
+"""Its name within a checkpoint."""
 MAX_LOSS_POINTS = 50
 
 Module = Literal["attention", "mlp"]
@@ -346,6 +348,10 @@ class CompressionReport(FrozenModel):
     warnings: tuple[str, ...] = ()
     base_licence: str | None = Field(
         default=None, description="of the dense model: as its card names it, or the file it is in"
+    )
+    base_fingerprint: str | None = Field(
+        default=None,
+        description="SHA-256 over the digests of the dense model's config and files of weights",
     )
     calibration_hash: str
     calibration_tokens: int

@@ -20,9 +20,9 @@ from intraslice_core.config import (
     EvaluationConfig,
     ModelLimits,
 )
-from intraslice_core.pipeline import REPORT_FILE, compress_model
+from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent, Stage
-from intraslice_core.reports.schema import CompressionReport
+from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 from tests.intraslice_core.tiny_models import tiny_llama
 
 CONFIG = CompressionConfig(

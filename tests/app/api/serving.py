@@ -17,6 +17,13 @@ from app.settings import Settings
 def serving(settings: Settings, port: int = 0) -> Iterator[tuple[str, FastAPI]]:
     """URL and application; ends with the watches that are still open."""
     app = create_app(settings)
+    with listening(app, port) as url:
+        yield url, app
+
+
+@contextmanager
+def listening(app: FastAPI, port: int = 0) -> Iterator[str]:
+    """URL of any application."""
     started = threading.Event()
     server = _Server(uvicorn.Config(app, port=port, log_config=None), started)
     thread = threading.Thread(target=server.run)
@@ -24,7 +31,7 @@ def serving(settings: Settings, port: int = 0) -> Iterator[tuple[str, FastAPI]]:
     try:
         assert started.wait(30)
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}", app
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         thread.join()
@@ -40,5 +47,7 @@ class _Server(uvicorn.Server):
         self._ready.set()
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:
-        self.config.app.state.watching.close()  # type: ignore[union-attr]
+        watching = getattr(self.config.app.state, "watching", None)  # type: ignore[union-attr]
+        if watching is not None:
+            watching.close()
         await super().shutdown()

@@ -8,8 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli.main import app
-from app.cli.report import REPORT_FILE
-from intraslice_core.pipeline import REPORT_FILE as WRITTEN_BY_THE_ENGINE
+from intraslice_core.reports.schema import REPORT_FILE
 from tests.intraslice_core.reports.samples import report
 
 
@@ -24,10 +23,6 @@ def directory(tmp_path: Path) -> Path:
 def run(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["report", *map(str, arguments)])
     return result.exit_code, result.output
-
-
-def test_the_report_is_where_the_engine_leaves_it() -> None:
-    assert REPORT_FILE == WRITTEN_BY_THE_ENGINE
 
 
 @pytest.mark.parametrize("name", ["", REPORT_FILE])

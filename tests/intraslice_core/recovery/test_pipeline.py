@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 from intraslice_core import errors
 from intraslice_core.config import CalibrationConfig, CompressionConfig, EvaluationConfig
 from intraslice_core.layer_checkpoints import LayerCheckpoints
-from intraslice_core.pipeline import REPORT_FILE, compress_model
+from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent, Stage, shares_of
-from intraslice_core.reports.schema import CompressionReport
+from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 from tests.intraslice_core.recovery.training_runs import SETTINGS, compression, files_of
 from tests.intraslice_core.tiny_models import tiny_llama
 

@@ -1,0 +1,87 @@
+"""Checkpoints become model versions of a real MLflow server, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from mlflow import MlflowClient
+
+from app.adapters import mlflow_registry
+from app.adapters.finished_checkpoints import read_facts
+from app.adapters.mlflow_registry import register_version
+from app.domain.errors import HandOffError
+from app.domain.hand_off import MANIFEST_TAG, HandedOff
+from tests.app.checkpoints import contents, finished_checkpoint
+from tests.app.mlflow_server import mlflow_server
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as url:
+        yield url
+
+
+def hand_over(server: str, checkpoint: Path, name: str) -> HandedOff:
+    facts, _ = read_facts(checkpoint)
+    return register_version(checkpoint, facts, uri=server, name=name)
+
+
+def test_a_version_has_files_settings_and_figures(server: str, tmp_path: Path) -> None:
+    checkpoint = finished_checkpoint(tmp_path / "small")
+    done = hand_over(server, checkpoint, "whole")
+    assert done.reference == "whole version 1"
+    assert httpx.get(done.url).is_success
+
+    client = MlflowClient(tracking_uri=server)
+    version = client.get_model_version("whole", "1")
+    assert version.status == "READY"
+    assert version.tags["intraslice.base_licence"] == "apache-2.0"
+    run = client.get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["calibration.samples"] == "128"
+    assert run.data.metrics["perplexity/upload-upl_1/compressed"] == 15.25
+    got = client.download_artifacts(version.run_id, "checkpoint", str(tmp_path))
+    assert contents(Path(got)) == contents(checkpoint)
+
+
+def test_the_same_checkpoint_has_one_version_and_another_a_second(
+    server: str, tmp_path: Path
+) -> None:
+    first = finished_checkpoint(tmp_path / "first")
+    assert hand_over(server, first, "once").new
+    again = hand_over(server, first, "once")
+    assert not again.new
+    assert again.reference == "once version 1"
+    second = finished_checkpoint(tmp_path / "second", weights=b"others" * 40)
+    assert hand_over(server, second, "once").reference == "once version 2"
+
+
+def test_what_was_broken_off_goes_on_in_its_run(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = finished_checkpoint(tmp_path / "broken")
+
+    def break_off(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow_registry, "_new_version", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            hand_over(server, checkpoint, "resumed")
+    assert hand_over(server, checkpoint, "resumed").new
+    client = MlflowClient(tracking_uri=server)
+    digest = read_facts(checkpoint)[0].manifest_sha256
+    experiment = client.get_experiment_by_name("intraslice")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], f"tags.`{MANIFEST_TAG}` = '{digest}'")
+    assert len(runs) == 1
+
+
+def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(HandOffError, match=r"http://127\.0\.0\.1:9 did not take it"):
+        hand_over("http://127.0.0.1:9", finished_checkpoint(tmp_path / "lost"), "lost")

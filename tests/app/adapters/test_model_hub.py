@@ -1,0 +1,84 @@
+"""Checkpoints reach a Hub whole, through its real client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from app.adapters.finished_checkpoints import read_facts
+from app.adapters.model_hub import push_checkpoint
+from app.domain.errors import HandOffError
+from app.domain.hand_off import HandedOff
+from tests.app.checkpoints import contents, finished_checkpoint
+from tests.app.hub_server import Hub, hub_server
+
+# The client's own.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    # As HF_HUB_DISABLE_XET=1 does: large files go by LFS.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with hub_server() as server:
+        yield server
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return finished_checkpoint(tmp_path / "small")
+
+
+def push(hub: Hub, checkpoint: Path, **changes: str) -> HandedOff:
+    facts, _ = read_facts(checkpoint)
+    to = {"repository": "acme/small", "endpoint": hub.url, "token": hub.token} | changes
+    return push_checkpoint(checkpoint, facts, **to)
+
+
+def test_every_byte_arrives_in_one_commit_that_names_the_manifest(
+    hub: Hub, checkpoint: Path
+) -> None:
+    done = push(hub, checkpoint)
+    repository = hub.repositories["acme/small"]
+    assert repository.files == contents(checkpoint)
+    assert repository.private
+    (commit,) = repository.commits
+    assert read_facts(checkpoint)[0].manifest_sha256 in commit
+    assert done.url == f"{hub.url}/acme/small"
+    assert any(request.startswith("PUT /objects/") for request in hub.requests)
+
+
+def test_a_repository_that_is_there_gets_another_commit(hub: Hub, checkpoint: Path) -> None:
+    push(hub, checkpoint)
+    push(hub, checkpoint)
+    assert len(hub.repositories["acme/small"].commits) == 2
+
+
+def test_a_hub_without_xet_is_told_how_to_be_used(
+    hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    with pytest.raises(HandOffError, match="HF_HUB_DISABLE_XET=1"):
+        push(hub, checkpoint)
+
+
+def test_an_upload_that_is_broken_off_commits_nothing(hub: Hub, checkpoint: Path) -> None:
+    hub.takes_objects = False
+    with pytest.raises(HandOffError, match="did not take it"):
+        push(hub, checkpoint)
+    assert hub.repositories["acme/small"].commits == []
+
+
+def test_a_wrong_token_a_bad_name_and_no_hub_are_one_kind_of_error(
+    hub: Hub, checkpoint: Path
+) -> None:
+    with pytest.raises(HandOffError, match="401"):
+        push(hub, checkpoint, token="hf_wrong")
+    with pytest.raises(HandOffError, match="did not take it"):
+        push(hub, checkpoint, repository="acme/../etc")
+    with pytest.raises(HandOffError, match="did not take it"):
+        push(hub, checkpoint, endpoint="http://127.0.0.1:9")
+    assert hub.repositories == {}

@@ -1,0 +1,52 @@
+"""A finished checkpoint of a few bytes, with manifest, report and card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from intraslice_core.inspection.manifest import write_manifest
+from intraslice_core.reports.schema import (
+    REPORT_FILE,
+    EvaluationReport,
+    PerplexityComparison,
+    TaskComparison,
+)
+from tests.intraslice_core.reports.samples import report
+
+EVALUATION = EvaluationReport(
+    perplexity=(
+        PerplexityComparison(
+            text="upload:upl_1", context_length=64, tokens=640, dense=12.5, compressed=15.25
+        ),
+    ),
+    tasks=(
+        TaskComparison(
+            task="arc_easy",
+            metric="acc,none",
+            higher_is_better=True,
+            examples=8,
+            shots=0,
+            dense=0.75,
+            compressed=0.5,
+        ),
+    ),
+)
+
+
+def finished_checkpoint(directory: Path, *, weights: bytes = bytes(range(256))) -> Path:
+    """Written as the engine leaves one; the weights go by LFS, the card does not."""
+    (directory / "more").mkdir(parents=True)
+    (directory / "model.safetensors").write_bytes(weights)
+    (directory / "more" / "notes.txt").write_text("as they were")
+    (directory / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Small\n")
+    done = report().with_evaluation(EVALUATION)
+    done = done.model_copy(update={"model": "hub:org/Big-1B@main", "base_licence": "apache-2.0"})
+    (directory / REPORT_FILE).write_text(done.model_dump_json())
+    write_manifest(directory, {"model": done.model})
+    return directory
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """All files by name."""
+    found = (path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in found}

@@ -131,6 +131,19 @@ class Settings(BaseSettings):
         default=30.0, gt=0, description="settled webhook deliveries stay in the log for so long"
     )
 
+    handoff_name: str = Field(
+        default="{model}-{ratio}-{target}", description="of registered models and repositories"
+    )
+    handoff_mlflow_uri: str = Field(
+        default="", description="results become model versions of this MLflow server"
+    )
+    handoff_hub_namespace: str = Field(
+        default="", description="results are pushed to repositories of this organisation"
+    )
+    handoff_hub_endpoint: str = Field(default="", description="of the Hub; unset: huggingface.co")
+    handoff_hub_token: SecretStr | None = Field(default=None, description="of the Hub")
+    handoff_hub_private: bool = Field(default=True, description="repositories that are made")
+
     watch_poll_seconds: float = Field(
         default=2.0, gt=0, description="between looks at watched jobs while none can be heard of"
     )
@@ -162,7 +175,7 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("api_key", "signing_key", mode="before")
+    @field_validator("api_key", "signing_key", "handoff_hub_token", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         """`INTRASLICE_API_KEY=` in an env file must not become a key that everybody knows."""
@@ -174,7 +187,13 @@ class Settings(BaseSettings):
             raise ValueError(f"auth=off is refused on {self.host}: listen on 127.0.0.1 or set auth")
         if self.heartbeat_seconds * 3 > self.lease_seconds:
             raise ValueError("lease_seconds must be at least three heartbeats")
-        if self.otel_endpoint and not _can_trace():
+        if self.handoff_hub_endpoint and not self.handoff_hub_namespace:
+            raise ValueError("handoff_hub_endpoint needs handoff_hub_namespace, or nothing is sent")
+        if self.handoff_hub_namespace and self.handoff_hub_token is None:
+            raise ValueError("handoff_hub_namespace needs handoff_hub_token")
+        if self.handoff_mlflow_uri and not _is_installed("mlflow-skinny", "mlflow"):
+            raise ValueError("hand-offs need more packages: pip install 'intraslice[mlflow]'")
+        if self.otel_endpoint and not _is_installed("opentelemetry-exporter-otlp-proto-http"):
             raise ValueError("traces need more packages: pip install 'intraslice[otel]'")
         return self
 
@@ -199,8 +218,9 @@ class Settings(BaseSettings):
     @property
     def secrets(self) -> tuple[str, ...]:
         """What must not appear anywhere, in plain text."""
-        keys = (self.api_key, self.signing_key)
-        passwords = (urlsplit(url).password for url in (self.database_url, self.broker_url))
+        keys = (self.api_key, self.signing_key, self.handoff_hub_token)
+        urls = (self.database_url, self.broker_url, self.handoff_mlflow_uri)
+        passwords = (urlsplit(url).password for url in urls)
         return (
             *(key.get_secret_value() for key in keys if key),
             *(form for one in passwords if one for form in {one, unquote(one)}),
@@ -227,12 +247,15 @@ class Settings(BaseSettings):
         return self.data_dir / "work"
 
 
-def _can_trace() -> bool:
-    try:
-        version("opentelemetry-exporter-otlp-proto-http")
-    except PackageNotFoundError:
-        return False
-    return True
+def _is_installed(*distributions: str) -> bool:
+    """Whether any of them is."""
+    for name in distributions:
+        try:
+            version(name)
+        except PackageNotFoundError:
+            continue
+        return True
+    return False
 
 
 def is_loopback(host: str) -> bool:

@@ -5,17 +5,13 @@ The rows are the truth. Workers ask for due ones every `sweep_seconds`, without 
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from app.domain.errors import ServiceError
 from app.domain.webhook import DueDelivery
 from app.services import deliveries
 from app.services.resources import Resources
-from app.telemetry import get_logger
 
 _AT_ONCE = 8
-_log = get_logger(__name__)
 
 
 def send_due(resources: Resources) -> int:
@@ -31,35 +27,3 @@ def send_due(resources: Resources) -> int:
 
 def deliver(resources: Resources, due: DueDelivery) -> None:
     deliveries.record(resources, due, deliveries.send(resources, due))
-
-
-class DeliveryLoop:
-    """Rounds without a pause while something is due."""
-
-    def __init__(self, resources: Resources) -> None:
-        self._resources = resources
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="deliveries")
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Wait for the tries that are under way; each ends within the webhooks' timeout."""
-        self._done.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._done.is_set():
-            if not self._round():
-                self._done.wait(self._resources.settings.sweep_seconds)
-
-    def _round(self) -> int:
-        try:
-            return send_due(self._resources)
-        except ServiceError as error:
-            _log.warning("deliveries_failed", code=error.code)
-        except Exception:
-            # The thread must outlive a bug; what was not recorded is tried again.
-            _log.exception("deliveries_crashed")
-        return 0

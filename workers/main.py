@@ -9,13 +9,16 @@ import threading
 
 from celery import signals  # type: ignore[import-untyped]
 
+from app.services import hand_offs
 from app.services.resources import open_resources
 from app.settings import Settings
 from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing, stop_tracing
 from workers.child_process import end_all_children
-from workers.deliveries import DeliveryLoop
+from workers.deliveries import send_due
+from workers.hand_offs import hand_off_due
 from workers.metrics_server import metrics_server
+from workers.rounds import RoundLoop
 from workers.schedule import LOCAL_STEPS, SHARED_STEPS, Step, Sweeper
 from workers.tasks import register_tasks
 
@@ -37,6 +40,7 @@ def run_worker(settings: Settings) -> None:
         fixed={"process": "worker", "worker": owner},
     )
     configure_tracing(settings.traces_url, "intraslice-worker")
+    hand_offs.require_usable(settings)
     resources = open_resources(settings, signs=True)
     stopping = threading.Event()
     register_tasks(resources, owner, stopping)
@@ -50,9 +54,11 @@ def run_worker(settings: Settings) -> None:
     # Whoever listens here sets up the logs himself; Celery then leaves them alone.
     signals.setup_logging.connect(_logs_are_set_up, weak=False)
     sweeper = Sweeper(resources, steps_of(settings))
-    sender = DeliveryLoop(resources)
+    sender = RoundLoop(resources, "deliveries", send_due)
+    handing_off = RoundLoop(resources, "hand_offs", hand_off_due)
     sweeper.start()
     sender.start()
+    handing_off.start()
     _log.info("worker_started", concurrency=settings.worker_concurrency)
     try:
         worker = resources.celery.Worker(
@@ -71,6 +77,8 @@ def run_worker(settings: Settings) -> None:
         stopping.set()
         sweeper.stop()
         sender.stop()
+        # What it is broken off in, another worker begins again.
+        handing_off.stop(settings.drain_seconds)
         signals.worker_shutting_down.disconnect(on_shutdown)
         resources.close()
         stop_tracing()

@@ -17,6 +17,7 @@ from app.services import (
     audit,
     claims,
     deliveries,
+    hand_offs,
     jobs,
     outbox,
     publication,
@@ -71,6 +72,7 @@ LOCAL_STEPS: tuple[Step, ...] = (
     remove_stale_work,
     remove_stale_shared,
     upload_contents.remove_stale,
+    hand_offs.remove_stale,
 )
 """Of this machine: every worker does them."""
 

@@ -84,10 +84,18 @@ class HandedOff:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DueHandOff:
+    """Claimed for one try."""
+
+    job_id: str
+    target: HandOffTarget
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class HandOff:
     """One job's way to one target."""
 
-    id: str
     job_id: str
     target: HandOffTarget
     state: HandOffState

@@ -56,6 +56,11 @@ JOBS_EXPIRED = Counter("intraslice_jobs_expired", "Jobs whose artifacts were rem
 ORPHANS_REMOVED = Counter(
     "intraslice_orphans_removed", "Objects removed from the store because no job owns them."
 )
+HAND_OFF_TRIES = Counter(
+    "intraslice_hand_off_tries",
+    "Tries to hand a checkpoint to a registry or a hub, by what came of it.",
+    ["target", "outcome"],
+)
 WEBHOOK_TRIES = Counter(
     "intraslice_webhook_tries", "Tries to deliver a webhook, by what the receiver did.", ["outcome"]
 )

@@ -31,6 +31,7 @@ SPECIAL: dict[tuple[str, str], Any] = {
     ("events", "type"): "queued",
     ("api_keys", "scope"): "read",
     ("webhook_deliveries", "state"): "delivered",
+    ("hand_offs", "state"): "done",
     ("uploads", "kind"): "text",
     ("uploads", "state"): "open",
 }

@@ -14,7 +14,8 @@ from app.domain.principal import OPERATOR
 from app.domain.webhook import ENDINGS, Answer, WebhookRequest
 from app.services import webhooks
 from app.services.resources import Resources
-from workers.deliveries import DeliveryLoop
+from workers.deliveries import send_due
+from workers.rounds import RoundLoop
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
@@ -43,7 +44,7 @@ def test_thread_outlives_a_bug_and_sends_what_it_had_not_recorded(resources: Res
     webhook = webhooks.create_webhook(resources, OPERATOR, request).webhook
     webhooks.send_test(resources, OPERATOR, webhook.id)
     sender = Stumbling(resources)
-    loop = DeliveryLoop(replace(resources, webhook_sender=sender))
+    loop = RoundLoop(replace(resources, webhook_sender=sender), "deliveries", send_due)
     loop.start()
     try:
         assert sender.sent.wait(30)

@@ -32,6 +32,7 @@ def test_every_route_is_described_and_says_what_can_go_wrong() -> None:
         "/v1/jobs",
         "/v1/jobs/{job_id}",
         "/v1/jobs:validate",
+        "/v1/jobs/{job_id}/hand-offs",
         "/v1/jobs/{job_id}/artifacts",
         "/v1/jobs/{job_id}/cancel",
         "/v1/jobs/{job_id}/events",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +59,10 @@ def test_untouched_files_pass_with_and_without_the_key(checkpoint: Path) -> None
     done = verify(checkpoint, "ours")
     assert done.exit_code == 0, done.output
     assert "2 files are as manifest.json says, and the signature is by the key" in done.output
-    assert json.loads((checkpoint / MANIFEST).read_text())["model"] == "package:tiny"
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    assert manifest["model"] == "package:tiny"
+    assert manifest["schema_version"] == 1
+    assert manifest["versions"]["python"] == platform.python_version()
 
 
 def flip_a_bit(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from app.adapters.database.tables.audit import audit
 from app.adapters.database.tables.base import metadata
+from app.adapters.database.tables.hand_offs import hand_offs
 from app.adapters.database.tables.jobs import (
     artifacts,
     events,
@@ -22,6 +23,7 @@ __all__ = [
     "artifacts",
     "audit",
     "events",
+    "hand_offs",
     "idempotency_keys",
     "jobs",
     "layer_files",

@@ -1,0 +1,202 @@
+"""Succeeded jobs' checkpoints go on to where the deployment's settings say.
+
+A job has succeeded before any of it begins, and stays so whatever becomes of it. No transaction is
+open while a registry or a hub is waited for.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from app.adapters.database import artifacts, hand_offs, jobs
+from app.adapters.finished_checkpoints import read_facts
+from app.adapters.mlflow_registry import register_version
+from app.adapters.model_hub import push_checkpoint
+from app.domain.artifact import Artifact
+from app.domain.errors import (
+    ArtifactNotFoundError,
+    HandOffError,
+    JobNotFoundError,
+    ServiceError,
+)
+from app.domain.hand_off import (
+    TRIES,
+    CheckpointFacts,
+    DueHandOff,
+    HandedOff,
+    HandOff,
+    HandOffTarget,
+    pause,
+    registered_name,
+)
+from app.domain.principal import Principal
+from app.services.jobs import existing_job
+from app.services.resources import Resources
+from app.settings import Settings
+from app.telemetry import get_logger, metrics
+from intraslice_core.errors import ConfigurationError, IntraSliceError
+from intraslice_core.reports.schema import CompressionReport
+
+_LEASE = timedelta(minutes=2)
+_DIRECTORY = "hand-off"
+_log = get_logger(__name__)
+
+
+def configured_targets(settings: Settings) -> tuple[HandOffTarget, ...]:
+    """Who gets every checkpoint of this deployment."""
+    chosen = {
+        HandOffTarget.MLFLOW: settings.handoff_mlflow_uri,
+        HandOffTarget.HUB: settings.handoff_hub_namespace,
+    }
+    return tuple(target for target, place in chosen.items() if place)
+
+
+def require_usable(settings: Settings) -> None:
+    """Find out at a worker's start what would make every hand-off fail.
+
+    Raises:
+        ConfigurationError: naming the variable.
+    """
+    try:
+        registered_name(settings.handoff_name, model="m", ratio=0.5, target="research")
+    except ValueError as error:
+        raise ConfigurationError(str(error), field="INTRASLICE_HANDOFF_NAME") from error
+
+
+def list_hand_offs(resources: Resources, principal: Principal, job_id: str) -> list[HandOff]:
+    """Of one job.
+
+    Raises:
+        JobNotFoundError: also if the job is another project's.
+    """
+    with resources.database.transaction() as transaction:
+        return hand_offs.of_job(transaction, existing_job(transaction, principal, job_id).id)
+
+
+def claim_due(resources: Resources) -> DueHandOff | None:
+    """One for this worker to try, while no other does."""
+    with resources.database.transaction() as transaction:
+        return hand_offs.claim(transaction, _LEASE)
+
+
+def perform(resources: Resources, due: DueHandOff) -> None:
+    """One try, and what came of it."""
+    try:
+        with _kept(resources, due), _checkpoint(resources, due) as directory:
+            done = _send(resources.settings, due.target, directory)
+    except (ArtifactNotFoundError, JobNotFoundError) as error:
+        _fail(resources, due, error.message, again=False)
+    except (ServiceError, IntraSliceError) as error:
+        _fail(resources, due, str(error), again=due.attempt < TRIES)
+    else:
+        with resources.database.transaction() as transaction:
+            hand_offs.finish(transaction, due, done)
+        metrics.HAND_OFF_TRIES.labels(due.target, "done").inc()
+        _log.info("handed_off", job_id=due.job_id, target=due.target, reference=done.reference)
+
+
+def _send(settings: Settings, target: HandOffTarget, directory: Path) -> HandedOff:
+    facts, report = read_facts(directory)
+    name = _name(settings, report)
+    if target is HandOffTarget.MLFLOW:
+        return register_version(directory, facts, uri=settings.handoff_mlflow_uri, name=name)
+    return _push(settings, directory, facts, name)
+
+
+def _push(settings: Settings, directory: Path, facts: CheckpointFacts, name: str) -> HandedOff:
+    token = settings.handoff_hub_token
+    return push_checkpoint(
+        directory,
+        facts,
+        repository=f"{settings.handoff_hub_namespace}/{name}",
+        endpoint=settings.handoff_hub_endpoint or None,
+        token=token.get_secret_value() if token else None,
+        private=settings.handoff_hub_private,
+    )
+
+
+def _name(settings: Settings, report: CompressionReport) -> str:
+    config = report.config
+    try:
+        return registered_name(
+            settings.handoff_name, model=report.model, ratio=config.ratio, target=config.target
+        )
+    except ValueError as error:
+        raise HandOffError(str(error)) from error
+
+
+def _fail(resources: Resources, due: DueHandOff, reason: str, *, again: bool) -> None:
+    with resources.database.transaction() as transaction:
+        if again:
+            hand_offs.postpone(transaction, due, reason, pause(due.attempt))
+        else:
+            hand_offs.give_up(transaction, due, reason)
+    metrics.HAND_OFF_TRIES.labels(due.target, "postponed" if again else "failed").inc()
+    _log.warning("not_handed_off", job_id=due.job_id, target=due.target, again=again, error=reason)
+
+
+@contextmanager
+def _checkpoint(resources: Resources, due: DueHandOff) -> Iterator[Path]:
+    """The job's published files, in a directory that goes afterwards."""
+    with resources.database.transaction() as transaction:
+        if jobs.find(transaction, due.job_id) is None:
+            raise JobNotFoundError
+        files = artifacts.of_job(transaction, due.job_id)
+    if not files:
+        raise ArtifactNotFoundError("the job's artifacts are gone")
+    directory = _directory(resources, due.job_id, due.target)
+    shutil.rmtree(directory, ignore_errors=True)
+    try:
+        for file in files:
+            _fetch(resources, file, directory / file.name)
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _fetch(resources: Resources, file: Artifact, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    resources.store.get_file(file.key, target)
+
+
+def _directory(resources: Resources, job_id: str, target: HandOffTarget) -> Path:
+    return resources.settings.work_dir / f"{job_id}.{_DIRECTORY}-{target}"
+
+
+@contextmanager
+def _kept(resources: Resources, due: DueHandOff) -> Iterator[None]:
+    """Say all along that somebody is at it: large checkpoints take hours."""
+    done = threading.Event()
+
+    def keep() -> None:
+        while not done.wait(_LEASE.total_seconds() / 4):
+            try:
+                with resources.database.transaction() as transaction:
+                    hand_offs.keep(transaction, due, _LEASE)
+            except ServiceError as error:
+                _log.warning("hand_off_not_kept", job_id=due.job_id, code=error.code)
+
+    keeper = threading.Thread(target=keep, daemon=True, name=f"hand-off-{due.job_id}")
+    keeper.start()
+    try:
+        yield
+    finally:
+        done.set()
+        keeper.join()
+
+
+def remove_stale(resources: Resources) -> None:
+    """Remove what killed workers of this machine have fetched for hand-offs that are over."""
+    work = resources.settings.work_dir
+    for directory in work.glob(f"*.{_DIRECTORY}-*") if work.is_dir() else ():
+        job_id, _, kind = directory.name.partition(".")
+        with resources.database.transaction() as transaction:
+            found = hand_offs.of_job(transaction, job_id)
+        pending = {f"{_DIRECTORY}-{one.target}" for one in found if one.next_try_at is not None}
+        if kind not in pending:
+            shutil.rmtree(directory, ignore_errors=True)

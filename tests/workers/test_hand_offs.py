@@ -1,0 +1,222 @@
+"""Succeeded jobs' checkpoints reach real registries and hubs, whatever happens in between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from mlflow import MlflowClient
+from sqlalchemy import text
+
+from app.domain.hand_off import TRIES, HandOff, HandOffState
+from app.domain.job import Job
+from app.domain.lifecycle import State
+from app.domain.principal import OPERATOR
+from app.services import hand_offs, jobs, publication
+from app.services.resources import Resources
+from app.settings import Settings
+from intraslice_core.errors import ConfigurationError
+from tests.app.builders import running
+from tests.app.checkpoints import contents, finished_checkpoint
+from tests.app.hub_server import Hub, hub_server
+from tests.app.mlflow_server import mlflow_server
+from workers.hand_offs import hand_off_due
+
+pytestmark = [
+    pytest.mark.postgres,
+    pytest.mark.broker,
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with hub_server() as server:
+        yield server
+
+
+@pytest.fixture
+def pushing(resources: Resources, hub: Hub) -> Resources:
+    """Of a deployment that pushes to the hub."""
+    return with_settings(
+        resources,
+        handoff_hub_endpoint=hub.url,
+        handoff_hub_namespace="acme",
+        handoff_hub_token=hub.token,
+    )
+
+
+def with_settings(resources: Resources, **changes: object) -> Resources:
+    settings = Settings(**{**resources.settings.model_dump(), **changes})
+    return replace(resources, settings=settings)
+
+
+def succeed(resources: Resources, place: Path) -> Job:
+    """As a worker ends a job."""
+    import json
+
+    directory = finished_checkpoint(place)
+    report = json.loads((directory / "intraslice_report.json").read_text())
+    job = running(resources)
+    files = publication.upload(resources, job, directory, report, lambda _index, _files: None)
+    return publication.publish(resources, job.lease, files, report)
+
+
+def found(resources: Resources, job: Job) -> list[HandOff]:
+    return hand_offs.list_hand_offs(resources, OPERATOR, job.id)
+
+
+def make_due(resources: Resources) -> None:
+    with resources.database.transaction() as transaction:
+        due = "UPDATE hand_offs SET next_try_at = now() WHERE next_try_at IS NOT NULL"
+        transaction.execute(text(due))
+
+
+def test_nothing_is_handed_off_unasked(resources: Resources, tmp_path: Path) -> None:
+    job = succeed(resources, tmp_path / "small")
+    assert found(resources, job) == []
+    assert hand_off_due(resources) == 0
+
+
+def test_the_hub_gets_what_was_published(pushing: Resources, hub: Hub, tmp_path: Path) -> None:
+    job = succeed(pushing, tmp_path / "small")
+    assert [one.state for one in found(pushing, job)] == [HandOffState.PENDING]
+    assert hand_off_due(pushing) == 1
+    (done,) = found(pushing, job)
+    assert (done.state, done.attempts, done.error) == (HandOffState.DONE, 1, None)
+    assert done.url == f"{hub.url}/acme/Big-1B-0.3-research"
+    repository = hub.repositories["acme/Big-1B-0.3-research"]
+    assert repository.private
+    sent = contents(tmp_path / "small") | {"manifest.json": repository.files["manifest.json"]}
+    assert repository.files == sent
+    assert job.id in repository.files["manifest.json"].decode()
+    assert hand_off_due(pushing) == 0
+    assert list(pushing.settings.work_dir.glob("*.hand-off-*")) == []
+
+
+def test_a_hub_that_was_away_gets_it_later_and_the_job_stays_succeeded(
+    pushing: Resources, hub: Hub, tmp_path: Path
+) -> None:
+    hub.takes_objects = False
+    job = succeed(pushing, tmp_path / "small")
+    assert hand_off_due(pushing) == 1
+    (waiting,) = found(pushing, job)
+    assert waiting.state is HandOffState.PENDING
+    assert waiting.error is not None
+    assert "did not take it" in waiting.error
+    assert hub.token not in waiting.error
+    assert hand_off_due(pushing) == 0, "it must wait first"
+    assert jobs.get_job(pushing, OPERATOR, job.id).state is State.SUCCEEDED
+
+    hub.takes_objects = True
+    make_due(pushing)
+    assert hand_off_due(pushing) == 1
+    (done,) = found(pushing, job)
+    assert (done.state, done.attempts, done.error) == (HandOffState.DONE, 2, None)
+
+
+def test_after_the_last_try_it_has_failed(pushing: Resources, hub: Hub, tmp_path: Path) -> None:
+    hub.takes_objects = False
+    job = succeed(pushing, tmp_path / "small")
+    with pushing.database.transaction() as transaction:
+        transaction.execute(text(f"UPDATE hand_offs SET attempts = {TRIES - 1}"))
+    hand_off_due(pushing)
+    (failed,) = found(pushing, job)
+    assert (failed.state, failed.attempts) == (HandOffState.FAILED, TRIES)
+    assert failed.finished_at is not None
+    make_due(pushing)
+    assert hand_off_due(pushing) == 0
+
+
+def test_what_a_killed_worker_had_begun_another_does_and_the_late_one_changes_nothing(
+    pushing: Resources, hub: Hub, tmp_path: Path
+) -> None:
+    job = succeed(pushing, tmp_path / "small")
+    killed = hand_offs.claim_due(pushing)
+    assert killed is not None
+    assert hand_offs.claim_due(pushing) is None
+    make_due(pushing)
+    assert hand_off_due(pushing) == 1
+    hub.takes_objects = False
+    hand_offs.perform(pushing, killed)
+    (done,) = found(pushing, job)
+    assert (done.state, done.attempts) == (HandOffState.DONE, 2)
+
+
+def test_a_long_hand_off_is_kept(
+    pushing: Resources, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datetime import timedelta
+
+    monkeypatch.setattr(hand_offs, "_LEASE", timedelta(seconds=0.4))
+    succeed(pushing, tmp_path / "small")
+    due = hand_offs.claim_due(pushing)
+    assert due is not None
+    with hand_offs._kept(pushing, due):
+        for _ in range(10):
+            time.sleep(0.1)
+            assert hand_offs.claim_due(pushing) is None
+
+
+def test_artifacts_that_are_gone_are_not_waited_for(
+    pushing: Resources, hub: Hub, tmp_path: Path
+) -> None:
+    job = succeed(pushing, tmp_path / "small")
+    with pushing.database.transaction() as transaction:
+        transaction.execute(text("DELETE FROM artifacts"))
+    hand_off_due(pushing)
+    (failed,) = found(pushing, job)
+    assert (failed.state, failed.error) == (HandOffState.FAILED, "the job's artifacts are gone")
+    assert hub.requests == []
+
+
+def test_what_a_killed_worker_has_fetched_is_removed_once_it_is_over(
+    pushing: Resources, tmp_path: Path
+) -> None:
+    job = succeed(pushing, tmp_path / "small")
+    left = pushing.settings.work_dir / f"{job.id}.hand-off-hub"
+    left.mkdir(parents=True)
+    hand_offs.remove_stale(pushing)
+    assert left.exists()
+    with pushing.database.transaction() as transaction:
+        transaction.execute(text("DELETE FROM hand_offs"))
+    hand_offs.remove_stale(pushing)
+    assert not left.exists()
+
+
+@pytest.mark.slow
+def test_mlflow_gets_a_version_that_names_the_job(resources: Resources, tmp_path: Path) -> None:
+    place = tmp_path / "mlflow"
+    place.mkdir()
+    with mlflow_server(place) as url:
+        registering = with_settings(resources, handoff_mlflow_uri=url)
+        job = succeed(registering, tmp_path / "small")
+        assert hand_off_due(registering) == 1
+        (done,) = found(registering, job)
+        assert (done.state, done.error) == (HandOffState.DONE, None)
+        version = MlflowClient(tracking_uri=url).get_model_version("Big-1B-0.3-research", "1")
+    assert version.tags["intraslice.job_id"] == job.id
+    assert done.reference == "Big-1B-0.3-research version 1"
+
+
+def test_a_name_that_cannot_be_made_stops_a_worker_at_its_start() -> None:
+    with pytest.raises(ConfigurationError, match="may name") as caught:
+        hand_offs.require_usable(Settings(handoff_name="{secret}"))
+    assert caught.value.field == "INTRASLICE_HANDOFF_NAME"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"handoff_hub_endpoint": "http://127.0.0.1:9"},
+        {"handoff_hub_namespace": "acme"},
+    ],
+)
+def test_half_a_hub_is_refused_with_the_settings(settings: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="needs handoff_hub"):
+        Settings(**settings)

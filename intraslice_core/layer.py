@@ -23,7 +23,8 @@ from intraslice_core.choices import KeptHeads, LayerKnowledge, with_pairs
 from intraslice_core.errors import NumericalError
 from intraslice_core.plan import LayerPlan
 from intraslice_core.presets import MethodPreset
-from intraslice_core.selection import neurons, rotary_pairs, value_basis
+from intraslice_core.selection import neurons, rotary_pairs, spectra, value_basis
+from intraslice_core.selection.spectra import Spectrum
 from intraslice_core.sharing import DenseStates, Half
 from intraslice_core.statistics import (
     HeadEnergies,
@@ -86,6 +87,8 @@ class ModuleOutcome:
     relative_error: float | None = None
     explained_energy: float | None = None
     damping: dict[str, float] = field(default_factory=dict)
+    spectra: tuple[Spectrum, ...] = ()
+    """What was chosen by, a dimension each; of dimensions that nothing was asked of, none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +125,7 @@ class LayerCompressor:
         self._streams = streams
         self._context = context
         self._passes_done = 0
+        self._spectra: list[Spectrum] = []
         self._attention_space = OutputSpace(
             output=weights.attention_output,
             norm=weights.attention_output_norm,
@@ -149,12 +153,14 @@ class LayerCompressor:
                 heads = self._chosen_heads()
                 weights, attention = self._compress_attention(pruned, heads)
                 pairs = pairs if heads is None else pairs[heads.groups]
+                attention = replace(attention, spectra=self._taken_spectra())
         self._correction_candidates = self._context.preset.damping_correction
         with _locating(self._context.layer, "mlp"):
             if self._plan.intermediate_size == 0:
                 weights, mlp = self._remove_mlp(weights)
             else:
                 weights, mlp = self._compress_mlp(weights)
+                mlp = replace(mlp, spectra=self._taken_spectra())
             self._advance_mlp(weights)
         return LayerOutcome(
             weights=weights,
@@ -163,6 +169,11 @@ class LayerCompressor:
             mlp=mlp,
             seconds=time.perf_counter() - started,
         )
+
+    def _taken_spectra(self) -> tuple[Spectrum, ...]:
+        """Those of the module that is done."""
+        taken, self._spectra = tuple(self._spectra), []
+        return taken
 
     def replay(self, weights: BlockWeights) -> None:
         """Move both streams past the layer, whose work an earlier run has done.
@@ -360,12 +371,14 @@ class LayerCompressor:
         if known is not None:
             self._passes_done += 1
             choice = known.pairs(keep)
+            self._spectra.append(spectra.by_losses("rotary pairs", known.pair_losses, keep))
             return choice.kept, with_pairs(self._dense, choice, settings, known.energies)
         statistics, energies = self._pair_statistics()
         if self._context.preset.pair_score == "product":
             score = rotary_pairs.paper_score(statistics)
         else:
             score = rotary_pairs.centered_score(statistics)
+        self._spectra.append(spectra.by_scores("rotary pairs", "score", score, keep))
         pairs = rotary_pairs.keep_best_pairs(score, keep)
         return pairs, slicing.slice_rotary_pairs(self._dense, pairs, settings, energies)
 
@@ -467,7 +480,7 @@ class LayerCompressor:
             return None, 1.0
         if self._context.knowledge is not None:
             known = self._context.knowledge
-            return known.basis(keep), _share(known.value_spectrum, keep)
+            return known.basis(keep), self._value_share(known.value_spectrum)
         moments = fit if held_out is None else fit + held_out
         width = self._dense.attention_output.weight.shape[1]
         moment = value_basis.group_second_moment(
@@ -478,7 +491,13 @@ class LayerCompressor:
         else:
             fitted = self._fitted_output(fit, held_out, self._attention_space)[:width]
             basis, spectrum = value_basis.weighted_basis(moment, fitted, keep)
-        return basis, _share(spectrum, keep)
+        return basis, self._value_share(spectrum)
+
+    def _value_share(self, spectrum: Tensor) -> float:
+        """Share of the spectra's sum that the kept dims of each KV group hold."""
+        keep = self._plan.v_head_dim
+        self._spectra.append(spectra.by_scores("value dims", "eigenvalue", spectrum, keep))
+        return float(spectrum[..., :keep].sum() / spectrum.sum().clamp_min(1e-300))
 
     # -- MLP -------------------------------------------------------------------------------
 
@@ -531,16 +550,21 @@ class LayerCompressor:
         """The neurons that stay, ascending, (intermediate_size,)."""
         preset, keep = self._context.preset, self._plan.intermediate_size
         if self._context.knowledge is not None:
+            losses = self._context.knowledge.width_losses
+            self._spectra.append(spectra.by_losses("MLP neurons", losses, keep))
             return self._context.knowledge.neurons(keep)
         width = self._dense.up.weight.shape[0]
         moments = fit if held_out is None else fit + held_out
         gram = moments.gram[:width, :width]
         if preset.neuron_choice == "energy":
             score = neurons.energy_score(gram, self._mlp_space.rows()[:width])
-            return neurons.keep_best_neurons(score, keep).kept
-        fitted = self._fitted_output(fit, held_out, self._mlp_space)[:width]
-        factor = linalg.damped_cholesky(gram, preset.choice_damping)
-        return neurons.obs_elimination(factor, fitted, keep).kept
+            choice = neurons.keep_best_neurons(score, keep)
+        else:
+            fitted = self._fitted_output(fit, held_out, self._mlp_space)[:width]
+            factor = linalg.damped_cholesky(gram, preset.choice_damping)
+            choice = neurons.obs_elimination(factor, fitted, keep)
+        self._spectra.append(spectra.by_scores("MLP neurons", "score", choice.score, keep))
+        return choice.kept
 
     def _advance_mlp(self, weights: BlockWeights) -> None:
         """Move the compressed stream past the sliced MLP."""
@@ -616,8 +640,3 @@ def _add(sums: MomentAccumulator, seen: Observation, correction: Tensor | None) 
 def _no_pairs(device: torch.device) -> Tensor:
     """The kept pairs of a layer without attention."""
     return torch.empty(0, 0, dtype=torch.long, device=device)
-
-
-def _share(spectrum: Tensor, keep: int) -> float:
-    """Share of the spectra's sum that the first `keep` values of each hold."""
-    return float(spectrum[..., :keep].sum() / spectrum.sum().clamp_min(1e-300))

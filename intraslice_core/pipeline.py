@@ -12,7 +12,7 @@ import resource
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -117,6 +117,7 @@ from intraslice_core.reports.schema import (
     EvaluationReport,
     LayerReport,
     ModuleReport,
+    SpectrumReport,
     VerifiedReport,
 )
 from intraslice_core.sharing import (
@@ -820,6 +821,7 @@ def _module_report(outcome: ModuleOutcome) -> ModuleReport:
         relative_error=outcome.relative_error,
         explained_energy=outcome.explained_energy,
         damping=outcome.damping,
+        spectra=tuple(SpectrumReport(**asdict(one)) for one in outcome.spectra),
     )
 
 

@@ -224,12 +224,18 @@ def speed(report: CompressionReport) -> Table | None:
     )
 
 
+PAIRED_RATIOS = (
+    "Both models ran in turns: compressed / dense is the median of each turn's ratio, and so need "
+    "not be the ratio of the two medians."
+)
+
+
 def speed_setting(measured: SpeedReport) -> str:
     """Under which load the speed was measured."""
     return (
         f"Batches of {measured.batch_size}, prompts of {measured.prompt_tokens:,} tokens, "
         f"{measured.new_tokens:,} new ones, medians over {measured.repeats} repeats; "
-        "± half of the interquartile range."
+        f"± half of the interquartile range. {PAIRED_RATIOS}"
     )
 
 

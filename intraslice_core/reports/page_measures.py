@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from intraslice_core.reports.axis import linear_axis, log_axis
 from intraslice_core.reports.chart import Chart, Point, Series, draw
+from intraslice_core.reports.page_facts import PAIRED_RATIOS
 from intraslice_core.reports.page_figures import Figure
 from intraslice_core.reports.quantities import number, size, times
 from intraslice_core.reports.schema import (
@@ -98,7 +99,7 @@ def loads_setting(report: CompressionReport) -> str:
     return (
         f"Both models in turns, {first.new_tokens} tokens decoded behind each prompt, medians over "
         f"{first.repeats} repeats; ± half of the interquartile range. Memory is the weights and "
-        "the most that a run took besides."
+        f"the most that a run took besides. {PAIRED_RATIOS}"
     )
 
 

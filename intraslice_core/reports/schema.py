@@ -7,6 +7,7 @@ CompressionReport
 │   └── trials: TrialReport         predicted against measured
 ├── layers: LayerReport             what each layer's solve had to say
 │   └── attention, mlp: ModuleReport
+│       └── spectra: SpectrumReport, one a dimension that was cut
 ├── recovery: RecoveryReport        what training won back
 │   └── held_out: HeldOutPerplexity, losses: LossPoint
 └── evaluation: EvaluationReport    dense against compressed
@@ -53,6 +54,21 @@ LossWeighting = Literal["fisher", "residual_norm"]
 """By the gradient's second moment, or without gradients by 1 / E‖x‖² of the residual stream."""
 
 
+class SpectrumReport(FrozenModel):
+    """What a dimension was cut by: shares of its sum by rank, the most valuable first."""
+
+    dimension: Literal["value dims", "rotary pairs", "MLP neurons"]
+    measure: Literal["eigenvalue", "loss", "score"] = Field(
+        description="of the weighted value moment; predicted loss of being the next to go; or what "
+        "the method ranks by where it predicts nothing"
+    )
+    size: int = Field(description="ranks there are")
+    kept: int = Field(description="ranks before the cut")
+    kept_share: float = Field(description="of the sum")
+    ranks: tuple[int, ...] = Field(description="from 0; thinned to some 40")
+    values: tuple[float, ...] = Field(description="of these ranks, as parts of the sum")
+
+
 class ModuleReport(FrozenModel):
     """What the solve of one module found."""
 
@@ -66,6 +82,7 @@ class ModuleReport(FrozenModel):
     damping: dict[str, float] = Field(
         default_factory=dict, description="λ by factorisation, as used after the ladder"
     )
+    spectra: tuple[SpectrumReport, ...] = ()
 
 
 class LayerReport(FrozenModel):

@@ -24,6 +24,8 @@ class NeuronChoice:
     """Removed indices, cheapest first, (width - keep,)."""
     removal_cost: Tensor
     """Cost of each removal at its time, in squared output error, (width - keep,), float64."""
+    score: Tensor
+    """What each neuron was worth while all were there, (width,)."""
 
 
 def energy_score(gram: Tensor, output: Tensor) -> Tensor:
@@ -49,6 +51,7 @@ def keep_best_neurons(score: Tensor, keep: int) -> NeuronChoice:
         kept=order[score.shape[0] - keep :].sort().values,
         removal_order=removed,
         removal_cost=score[removed],
+        score=score,
     )
 
 
@@ -67,6 +70,7 @@ def obs_elimination(factor: Factor, output: Tensor, keep: int) -> NeuronChoice:
     chunk = max(output.shape[0] // OBS_CHUNK_DIVISOR, 1)
     weight = output.to(inverse, copy=True)
     alive = torch.arange(weight.shape[0], device=weight.device)
+    score = weight.square().sum(-1) / inverse.diagonal()
     order, cost = [], []
     while (surplus := alive.shape[0] - keep) > 0:
         saliency = weight.square().sum(-1) / inverse.diagonal()
@@ -85,4 +89,5 @@ def obs_elimination(factor: Factor, output: Tensor, keep: int) -> NeuronChoice:
         kept=alive,
         removal_order=torch.cat(order) if order else empty,
         removal_cost=torch.cat(cost) if cost else inverse.new_empty(0),
+        score=score,
     )

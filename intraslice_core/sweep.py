@@ -169,20 +169,13 @@ def _finished(request: SweepRequest, ratio: float, out: Path) -> CompressionRepo
 
 def _as_asked(report: CompressionReport, request: SweepRequest, ratio: float) -> bool:
     """Whether it was made, and measured, as the request says."""
-    texts, wanted = [], request.evaluation
-    if report.evaluation is not None:
-        texts = [(one.text, one.context_length) for one in report.evaluation.perplexity]
-    asked = []
-    if wanted is not None:
-        asked = [(text, wanted.context_length) for text in dict.fromkeys(wanted.perplexity)]
-    timed = report.evaluation is not None and report.evaluation.speed is not None
+    measured = report.evaluation and report.evaluation.config
     return (
         report.model == request.model
         and report.config == request.config(ratio)
         and report.engine_version == intraslice_core.__version__
-        and texts == asked
+        and measured == request.evaluation
         and (UNVERIFIED not in report.warnings or not request.verify)
-        and timed == (wanted is not None and wanted.benchmark)
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from app.api.schemas import JobUrls
-from app.domain.comparison import ComparedJob, Comparison, TextQuality
+from app.domain.comparison import ComparedJob, Comparison, TaskQuality, TextQuality
 from app.domain.job import Speedup
 from app.domain.lifecycle import State
 
@@ -27,7 +27,7 @@ class SizeOut(BaseModel):
 
 
 class ComparedJobOut(BaseModel):
-    """One job; `size`, `quality` and `speed` are null until it has succeeded."""
+    """One job; `size`, `quality`, `tasks` and `speed` are null until it has succeeded."""
 
     id: str
     state: State
@@ -35,6 +35,7 @@ class ComparedJobOut(BaseModel):
     labels: dict[str, str]
     size: SizeOut | None
     quality: list[TextQuality] | None
+    tasks: list[TaskQuality] | None
     speed: Speedup | None
     urls: JobUrls
 
@@ -55,6 +56,7 @@ class ComparedJobOut(BaseModel):
                 achieved_ratio=result.achieved_ratio,
             ),
             quality=None if compared.quality is None else list(compared.quality),
+            tasks=None if compared.tasks is None else list(compared.tasks),
             speed=compared.speed,
             urls=JobUrls.of(job.id),
         )

@@ -15,42 +15,21 @@ from app.cli.options import (
     DEFAULT,
     DEFAULT_EVALUATION,
     DEFAULT_RECOVERY,
-    AllocationOption,
-    AttentionBiasOption,
-    BatchSizeOption,
     BenchmarkOption,
-    CalibrationOption,
     DeviceOption,
     DtypeOption,
-    EvaluateOption,
-    EvaluationOption,
-    ExportOption,
-    GateOption,
     JsonOption,
-    MethodOption,
     ModelArgument,
-    ModuleCapOption,
     OffloadOption,
-    PromptOption,
-    RecoverOption,
     RecoverRankOption,
     RecoverSecondsOption,
     RecoverSourceOption,
     RecoverTokensOption,
-    RoundToOption,
-    SamplesOption,
-    SeedOption,
-    SequenceLengthOption,
     SpeedGridOption,
-    TargetOption,
-    TaskGateOption,
     TaskLimitOption,
     TasksOption,
     VerifyOption,
-    calibration_source,
     evaluation_settings,
-    exports,
-    gate_settings,
     listed,
     recovery_settings,
     require_directory,
@@ -67,6 +46,7 @@ from app.cli.report_tables import (
     recovery_table,
     shapes_table,
 )
+from app.cli.settings_options import Asked, takes_settings
 from intraslice_core.config import (
     DEFAULT_RATIO,
     CompressionConfig,
@@ -98,7 +78,9 @@ def register(app: typer.Typer) -> None:
     app.command()(generate)
 
 
+@takes_settings
 def compress(  # noqa: PLR0913 (typer reads the options from the signature)
+    *,
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="Directory to make.")],
     ratio: Annotated[
@@ -110,29 +92,6 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
     ] = None,
     target_params: _TargetParams = None,
     target_bytes: _TargetBytes = None,
-    target: TargetOption = DEFAULT.target,
-    export: ExportOption = None,
-    method: MethodOption = DEFAULT.method,
-    allocation: AllocationOption = DEFAULT.allocation,
-    module_cap: ModuleCapOption = DEFAULT.module_cap,
-    attention_bias: AttentionBiasOption = DEFAULT.attention_bias,
-    calibration: CalibrationOption = None,
-    samples: SamplesOption = DEFAULT.calibration.samples,
-    sequence_length: SequenceLengthOption = DEFAULT.calibration.sequence_length,
-    seed: SeedOption = DEFAULT.calibration.seed,
-    dtype: DtypeOption = DEFAULT.dtype,
-    device: DeviceOption = DEFAULT.device,
-    batch_size: BatchSizeOption = DEFAULT.batch_size,
-    round_to: RoundToOption = DEFAULT.round_to,
-    evaluate: EvaluateOption = None,
-    evaluation: EvaluationOption = True,
-    benchmark: BenchmarkOption = True,
-    max_perplexity_ratio: GateOption = None,
-    tasks: TasksOption = None,
-    limit: TaskLimitOption = None,
-    min_task_ratio: TaskGateOption = None,
-    speed_loads: SpeedGridOption = None,
-    prompts: PromptOption = None,
     resume_dir: Annotated[
         Path | None,
         typer.Option(help="Keep finished layers there, and go on from those of a stopped run."),
@@ -142,12 +101,8 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
     plot: Annotated[
         Path | None, typer.Option(help="Draw what every layer keeps into this SVG file.")
     ] = None,
-    recover: RecoverOption = None,
-    recover_tokens: RecoverTokensOption = str(DEFAULT_RECOVERY.max_tokens),
-    recover_seconds: RecoverSecondsOption = None,
-    recover_rank: RecoverRankOption = DEFAULT_RECOVERY.rank,
-    recover_source: RecoverSourceOption = None,
     as_json: JsonOption = False,
+    asked: Asked,
 ) -> None:
     """Compress a model into a smaller one that transformers loads."""
     with explained():
@@ -159,41 +114,10 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
                     "ratio": ratio,
                     "target_params": quantity(target_params, "--target-params"),
                     "target_bytes": quantity(target_bytes, "--target-bytes"),
-                    "target": target,
-                    "exports": exports(export),
-                    "method": method,
-                    "allocation": allocation,
-                    "module_cap": module_cap,
-                    "attention_bias": attention_bias,
-                    "calibration": {
-                        "source": calibration_source(calibration),
-                        "samples": samples,
-                        "sequence_length": sequence_length,
-                        "seed": seed,
-                    },
-                    "dtype": dtype,
-                    "device": device,
-                    "batch_size": batch_size,
-                    "round_to": round_to,
-                    "recover": recovery_settings(
-                        recover,
-                        quantity(recover_tokens, "--recover-tokens"),
-                        recover_seconds,
-                        recover_rank,
-                        recover_source,
-                    ),
+                    **asked.compression(),
                 }
             )
-            measure = evaluation_settings(
-                evaluate,
-                benchmark,
-                gate_settings(max_perplexity_ratio, min_task_ratio),
-                tasks=listed(tasks),
-                task_limit=limit,
-                speed_grid=speed_grid(speed_loads),
-                prompts=prompts or (),
-            )
-        measured = measure if evaluation else None
+            measured = asked.evaluation()
         places = (resume_dir, offload_dir)
         report = _compress(model, out, config, measured, places=places, verify=verify)
         if plot is not None:

@@ -9,39 +9,17 @@ import typer
 
 from app.cli.interrupts import cancel_on_interrupt
 from app.cli.options import (
-    DEFAULT,
-    AllocationOption,
-    AttentionBiasOption,
-    BatchSizeOption,
-    BenchmarkOption,
-    CalibrationOption,
-    DeviceOption,
-    DtypeOption,
-    EvaluateOption,
-    EvaluationOption,
-    ExportOption,
-    GateOption,
     JsonOption,
-    MethodOption,
     ModelArgument,
-    ModuleCapOption,
     OffloadOption,
-    RoundToOption,
-    SamplesOption,
-    SeedOption,
-    SequenceLengthOption,
-    TargetOption,
     VerifyOption,
-    calibration_source,
-    evaluation_settings,
-    exports,
-    gate_settings,
     require_directory,
 )
 from app.cli.progress_display import quiet_transformers, show_progress
 from app.cli.ratios import ratios as read_ratios
 from app.cli.refusals import explained, refuse_settings
 from app.cli.report_tables import print_tables, sweep_table
+from app.cli.settings_options import Asked, takes_settings
 from intraslice_core.config import CompressionSettings
 from intraslice_core.errors import CompressionCancelledError
 from intraslice_core.reports.shape_plot import shape_plot
@@ -56,7 +34,9 @@ def register(app: typer.Typer) -> None:
     app.command()(sweep)
 
 
+@takes_settings
 def sweep(  # noqa: PLR0913 (typer reads the options from the signature)
+    *,
     model: ModelArgument,
     ratios: Annotated[
         str,
@@ -68,30 +48,13 @@ def sweep(  # noqa: PLR0913 (typer reads the options from the signature)
     out: Annotated[
         Path, typer.Option(help="Directory to make, or of a stopped sweep to go on with.")
     ],
-    target: TargetOption = DEFAULT.target,
-    export: ExportOption = None,
-    method: MethodOption = DEFAULT.method,
-    allocation: AllocationOption = DEFAULT.allocation,
-    module_cap: ModuleCapOption = DEFAULT.module_cap,
-    attention_bias: AttentionBiasOption = DEFAULT.attention_bias,
-    calibration: CalibrationOption = None,
-    samples: SamplesOption = DEFAULT.calibration.samples,
-    sequence_length: SequenceLengthOption = DEFAULT.calibration.sequence_length,
-    seed: SeedOption = DEFAULT.calibration.seed,
-    dtype: DtypeOption = DEFAULT.dtype,
-    device: DeviceOption = DEFAULT.device,
-    batch_size: BatchSizeOption = DEFAULT.batch_size,
-    round_to: RoundToOption = DEFAULT.round_to,
-    evaluate: EvaluateOption = None,
-    evaluation: EvaluationOption = True,
-    benchmark: BenchmarkOption = True,
-    max_perplexity_ratio: GateOption = None,
     offload_dir: OffloadOption = None,
     verify: VerifyOption = True,
     plots: Annotated[
         bool, typer.Option("--plots", help="Draw what every layer keeps, an SVG file a ratio.")
     ] = False,
     as_json: JsonOption = False,
+    asked: Asked,
 ) -> None:
     """Compress a model at several ratios: it is learnt from once, each ratio is cheap."""
     with explained():
@@ -99,33 +62,13 @@ def sweep(  # noqa: PLR0913 (typer reads the options from the signature)
         require_directory(out, "--out")
         require_directory(offload_dir, "--offload-dir")
         with refuse_settings():
-            settings = CompressionSettings.model_validate(
-                {
-                    "target": target,
-                    "exports": exports(export),
-                    "method": method,
-                    "allocation": allocation,
-                    "module_cap": module_cap,
-                    "attention_bias": attention_bias,
-                    "calibration": {
-                        "source": calibration_source(calibration),
-                        "samples": samples,
-                        "sequence_length": sequence_length,
-                        "seed": seed,
-                    },
-                    "dtype": dtype,
-                    "device": device,
-                    "batch_size": batch_size,
-                    "round_to": round_to,
-                }
-            )
-            gate = gate_settings(max_perplexity_ratio, None)
-            measured = evaluation_settings(evaluate, benchmark, gate)
+            settings = CompressionSettings.model_validate(asked.compression())
+            measured = asked.evaluation()
         request = SweepRequest(
             model=model,
             settings=settings,
             ratios=wanted,
-            evaluation=measured if evaluation else None,
+            evaluation=measured,
             verify=verify,
         )
         report = _sweep(request, out, offload_dir)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from app.domain.job import Job, Speedup
 from intraslice_core.config import FrozenModel
+from intraslice_core.reports.schema import TaskComparison
 
 
 class TextQuality(FrozenModel):
@@ -19,12 +21,24 @@ class TextQuality(FrozenModel):
     ratio: float
 
 
+class TaskQuality(FrozenModel):
+    """One metric of one task; `ratio` is below 1 where the compressed model does worse."""
+
+    task: str
+    metric: str
+    dense: float
+    compressed: float
+    ratio: float | None
+    """None where the dense model scored nothing, and the compressed one something."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ComparedJob:
     """One column; the results are None until the job has succeeded."""
 
     job: Job
     quality: tuple[TextQuality, ...] | None
+    tasks: tuple[TaskQuality, ...] | None
     speed: Speedup | None
 
 
@@ -50,11 +64,13 @@ class Comparison:
 
 def compared_job(job: Job, report: Mapping[str, Any] | None) -> ComparedJob:
     """A column from a job and the engine's report on it."""
-    quality = None
+    quality = tasks = None
     if report is not None:
         evaluation = report.get("evaluation") or {}
         quality = tuple(_quality(one) for one in evaluation.get("perplexity") or ())
-    return ComparedJob(job=job, quality=quality, speed=job.result.speedup if job.result else None)
+        tasks = tuple(_task(one) for one in evaluation.get("tasks") or ())
+    speed = job.result.speedup if job.result else None
+    return ComparedJob(job=job, quality=quality, tasks=tasks, speed=speed)
 
 
 def setting_rows(jobs: Sequence[Job]) -> tuple[SettingRow, ...]:
@@ -71,6 +87,17 @@ def _quality(entry: Mapping[str, Any]) -> TextQuality:
     dense, compressed = entry["dense"], entry["compressed"]
     return TextQuality(
         text=entry["text"], dense=dense, compressed=compressed, ratio=compressed / dense
+    )
+
+
+def _task(entry: Mapping[str, Any]) -> TaskQuality:
+    found = TaskComparison.model_validate(entry)
+    return TaskQuality(
+        task=found.task,
+        metric=found.metric,
+        dense=found.dense,
+        compressed=found.compressed,
+        ratio=found.ratio if math.isfinite(found.ratio) else None,
     )
 
 

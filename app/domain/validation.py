@@ -120,6 +120,9 @@ def cautions(
 ) -> list[Caution]:
     """What of the settings is likely to disappoint."""
     found = [*_about_texts(compression, evaluation)]
+    if evaluation is not None and evaluation.tasks and evaluation.task_limit is None:
+        message = "the tasks are not in the time: how many examples they have is not known here"
+        found.append(Caution(code="tasks_not_timed", message=message))
     if _ratio(dense, compression) > _EXTREME_RATIO:
         found.append(
             Caution(

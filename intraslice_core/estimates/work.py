@@ -26,6 +26,9 @@ _TRAINING_PASSES = {"ce": 3, "distill": 4}
 _READING = 100_000
 """Parameters that a token could have passed in the time that reading one takes, roughly: so that
 rates of jobs that read and of jobs that let the model write are of one kind."""
+_EXAMPLE_TOKENS = 200
+"""Of a task's example: four answers of some 50 tokens, as ARC and HellaSwag have them. How many
+examples there are is known only where they are limited."""
 
 
 def stage_work(
@@ -68,7 +71,9 @@ def stage_work(
             one.batch_size * (one.context_length + _LOAD_NEW_TOKENS)
             for one in evaluation.speed_grid
         )
-        work[Stage.EVALUATE] = float(scored + benchmark + _LOAD_RUNS * loads) * params
+        examples = len(evaluation.tasks) * (evaluation.task_limit or 0)
+        tokens = scored + benchmark + _LOAD_RUNS * loads + 2 * _EXAMPLE_TOKENS * examples
+        work[Stage.EVALUATE] = float(tokens) * params
     return work
 
 

@@ -153,6 +153,7 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
         )
     on_progress(ProgressEvent(stage=Stage.EVALUATE, message="evaluated", fraction=1.0))
     return EvaluationReport(
+        config=config,
         perplexity=perplexities,
         tasks=compared,
         speed=speed,

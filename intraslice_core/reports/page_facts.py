@@ -147,8 +147,11 @@ def provenance(page: ReportPage) -> Facts:
 def settings(page: ReportPage) -> Table:
     """Every setting by its dotted name, defaults included."""
     rows = list(_flat("compression", page.report.config.model_dump(mode="json")))
-    if page.job is not None and page.job.evaluation is not None:
-        rows += _flat("evaluation", page.job.evaluation.model_dump(mode="json"))
+    measured = page.report.evaluation.config if page.report.evaluation else None
+    if measured is None and page.job is not None:
+        measured = page.job.evaluation
+    if measured is not None:
+        rows += _flat("evaluation", measured.model_dump(mode="json"))
     return Table(columns=("setting", "value"), rows=(("model", page.model), *rows), numeric=False)
 
 

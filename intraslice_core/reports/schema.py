@@ -30,6 +30,7 @@ from intraslice_core.config import (
     Allocation,
     Allocator,
     CompressionConfig,
+    EvaluationConfig,
     ExportFormat,
     FrozenModel,
     Method,
@@ -320,6 +321,7 @@ class ContinuationComparison(FrozenModel):
 class EvaluationReport(FrozenModel):
     """Dense against compressed."""
 
+    config: EvaluationConfig | None = Field(default=None, description="what was asked for")
     perplexity: tuple[PerplexityComparison, ...] = ()
     tasks: tuple[TaskComparison, ...] = ()
     speed: SpeedReport | None = None

@@ -40,6 +40,15 @@ _PERPLEXITY = {
     "dense": 10.0,
     "compressed": 12.0,
 }
+_TASK = {
+    "task": "arc_easy",
+    "metric": "acc",
+    "higher_is_better": True,
+    "examples": 10,
+    "shots": 0,
+    "dense": 0.5,
+    "compressed": 0.4,
+}
 REPORT: dict[str, Any] = samples.report().model_dump(mode="json") | {
     "params_before": 1000,
     "params_after": 700,
@@ -48,7 +57,7 @@ REPORT: dict[str, Any] = samples.report().model_dump(mode="json") | {
     "bytes_before": 4000,
     "bytes_after": 2800,
     "calibration_hash": "abc",
-    "evaluation": {"perplexity": [_PERPLEXITY], "speed": _SPEED},
+    "evaluation": {"perplexity": [_PERPLEXITY], "tasks": [_TASK], "speed": _SPEED},
 }
 
 

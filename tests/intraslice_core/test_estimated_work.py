@@ -10,7 +10,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from intraslice_core.config import CalibrationConfig, CompressionConfig, RecoveryConfig
+from intraslice_core.config import (
+    CalibrationConfig,
+    CompressionConfig,
+    EvaluationConfig,
+    RecoveryConfig,
+)
 from intraslice_core.estimates import read_dense, sequences, stage_bytes, stage_flops, stage_work
 from intraslice_core.estimates.sequences import EstimatorSequences, spots, stream_layers
 from intraslice_core.estimation import gradients, walk
@@ -146,3 +151,12 @@ def test_a_training_is_predicted_by_its_tokens() -> None:
     assert Stage.RECOVER not in stage_work(10**6, 4, config(), None)
     assert work(max_tokens=2**20) == 2 * work(max_tokens=2**19)
     assert work(loss="ce") < work(loss="distill")
+
+
+def test_tasks_are_predicted_by_their_limit() -> None:
+    def work(**asked: Any) -> float:
+        return stage_work(10**6, 4, config(), EvaluationConfig(**asked))[Stage.EVALUATE]
+
+    none, one = work(), work(tasks=("arc_easy",), task_limit=50)
+    assert work(tasks=("arc_easy", "boolq"), task_limit=50) - one == pytest.approx(one - none)
+    assert work(tasks=("arc_easy",)) == none

@@ -69,10 +69,14 @@ def test_results_stand_beside_those_that_are_missing(
     assert columns[0]["quality"] == [
         {"text": "pydoc", "dense": 10.0, "compressed": 12.0, "ratio": 1.2}
     ]
+    assert columns[0]["tasks"] == [
+        {"task": "arc_easy", "metric": "acc", "dense": 0.5, "compressed": 0.4, "ratio": 0.8}
+    ]
     assert columns[0]["speed"] == {"prefill": 1.3, "decode": 1.2}
     assert [column["state"] for column in columns] == ["succeeded", "failed", "running"]
     for column in columns[1:]:
-        assert (column["size"], column["quality"], column["speed"]) == (None, None, None)
+        results = ("size", "quality", "tasks", "speed")
+        assert [column[name] for name in results] == [None, None, None, None]
 
 
 def test_jobs_of_another_project_are_not_there(client: TestClient, resources: Resources) -> None:

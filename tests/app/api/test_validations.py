@@ -230,6 +230,17 @@ def test_a_mixture_flatters_where_all_that_is_scored_is_in_it(
     assert {one.code for one in cautions(None, config, texts)} == expected
 
 
+def test_tasks_of_unknown_size_are_not_in_the_time() -> None:
+    def codes(**asked: object) -> set[str]:
+        config = EvaluationConfig.model_validate({"perplexity": ["pydoc"], **asked})
+        found = cautions(None, CompressionConfig(), config)
+        return {one.code for one in found}
+
+    assert "tasks_not_timed" in codes(tasks=["arc_easy"])
+    assert "tasks_not_timed" not in codes(tasks=["arc_easy"], task_limit=10)
+    assert "tasks_not_timed" not in codes()
+
+
 def test_what_is_wrong_with_a_mixture_is_told_at_its_place(client: TestClient) -> None:
     def pointers(source: object, **more: object) -> set[str]:
         body = BODY | {"compression": {"calibration": {"source": source, **more}}}

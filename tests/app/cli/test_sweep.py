@@ -92,3 +92,19 @@ def test_offloading_into_a_file_is_refused_and_into_a_directory_leaves_it_empty(
     done = run(*options, "--offload-dir", tmp_path / "states", "--no-verify")
     assert done.exit_code == 0, done.output
     assert list((tmp_path / "states").iterdir()) == []
+
+
+def test_what_compress_takes_a_sweep_takes_and_remembers(model, tmp_path):
+    options = [model, "--ratios", "0.3", "--out", tmp_path / "out", *SMALL, "--no-benchmark"]
+    options += ["--recover", "ce", "--recover-tokens", "512", "--evaluate", "pydoc"]
+    first = run(*options, "--prompts", "def main", "--json")
+    assert first.exit_code == 0, first.output
+    report = json.loads((tmp_path / "out" / "ratio-0.3" / "intraslice_report.json").read_text())
+    assert report["recovery"]["tokens"] > 0
+    assert [one["prompt"] for one in report["evaluation"]["continuations"]] == ["def main"]
+    again = run(*options, "--prompts", "def main")
+    assert again.exit_code == 0
+    assert "[compress]" not in again.stderr
+    other = run(*options, "--prompts", "class A")
+    assert other.exit_code == 2
+    assert "other settings" in other.stderr

@@ -19,9 +19,8 @@ from playwright.sync_api import Browser, sync_playwright
 
 from intraslice_core.reports.page import report_page
 from intraslice_core.reports.page_contents import ReportPage
-from intraslice_core.reports.schema import CompressionReport
+from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 
-REPORT_FILE = "intraslice_report.json"
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
     "--no-sandbox",  # as root it does not start with one

@@ -228,7 +228,7 @@ def speed(report: CompressionReport) -> Table | None:
 
 
 PAIRED_RATIOS = (
-    "Both models ran in turns: compressed / dense is the median of each turn's ratio, and so need "
+    "Both models ran in turns: the speed-up is the median of each turn's ratio, and so need "
     "not be the ratio of the two medians."
 )
 

@@ -17,7 +17,7 @@ from intraslice_core.reports.schema import SpectrumReport
 from intraslice_core.reports.template import rendered, short
 
 WIDTH = 440.0
-LEFT, RIGHT, TOP, BOTTOM = 40.0, 10.0, 22.0, 40.0
+LEFT, RIGHT, TOP, BOTTOM = 40.0, 18.0, 22.0, 40.0
 _COLUMNS = 40
 _SHADES = 8
 _DECADES = 3.0

@@ -210,8 +210,8 @@ def _await_ready(url: str) -> None:
 def fill(service: Service, jobs: int) -> list[str]:
     """Clone one job of the service's own making; the ids."""
     with Client(service.url, service.key) as client:
-        template = client.create_job(_MODEL, labels={"team": "search"}).id
-        client.cancel_job(template)
+        template = client.jobs.create(_MODEL, labels={"team": "search"}).id
+        client.jobs.cancel(template)
     ids = [new_job_id() for _ in range(jobs - 1)]
     with psycopg.connect(service.database, autocommit=True) as connection:
         for table, key, changes in (("jobs", "id", _FINISHED), ("events", "job_id", {})):
@@ -260,7 +260,7 @@ def summarise(seconds: list[float], processing: Processing) -> Latency:
 async def watch(service: Service, watchers: int) -> Watchers:
     """Open event streams of one waiting job, weigh the API, then end the job."""
     with Client(service.url, service.key) as client:
-        job_id = client.create_job(_MODEL).id
+        job_id = client.jobs.create(_MODEL).id
     before = service.api.memory_info().rss
     gate = asyncio.Semaphore(_CONNECTIONS_AT_ONCE)
     connected = [asyncio.Event() for _ in range(watchers)]

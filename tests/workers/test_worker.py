@@ -89,7 +89,7 @@ def test_real_job_from_request_to_download(
 ) -> None:
     model, log = tiny_model(tmp_path), tmp_path / "worker.log"
     # Starlette's client speaks httpx's language.
-    upload = Client("http://testserver", http=client).upload_model(model)  # type: ignore[arg-type]
+    upload = Client("http://testserver", http=client).uploads.model(model)  # type: ignore[arg-type]
     shutil.rmtree(model)
     with worker(settings, log) as process:
         asked = body(model) | {"model": {"source": "upload", "ref": upload.id}}

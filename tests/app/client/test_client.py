@@ -20,7 +20,9 @@ from app.client import (
     ClientError,
     DamagedFileError,
     ForgedWebhookError,
-    JobNotDoneError,
+    JobCancelledError,
+    UnavailableError,
+    UnreachableError,
     verify_webhook,
 )
 from app.domain.lifecycle import State
@@ -46,41 +48,41 @@ def service(client: TestClient) -> Client:
 
 
 def test_job_is_created_once_listed_and_cancelled(service: Client) -> None:
-    job = service.create_job(MODEL, labels={"a": "b"}, idempotency_key="k")
-    again = service.create_job(MODEL, labels={"a": "b"}, idempotency_key="k")
+    job = service.jobs.create(MODEL, labels={"a": "b"}, idempotency_key="k")
+    again = service.jobs.create(MODEL, labels={"a": "b"}, idempotency_key="k")
     assert again.id == job.id
-    assert [one.id for one in service.list_jobs()] == [job.id]
-    assert service.cancel_job(job.id).state is State.CANCELLED
-    assert [event.type for event in service.events(job.id)] == ["queued", "cancelled"]
-    with pytest.raises(JobNotDoneError, match="cancelled"):
-        service.wait(job.id)
+    assert [one.id for one in service.jobs.list()] == [job.id]
+    assert service.jobs.cancel(job.id).state is State.CANCELLED
+    assert [event.type for event in service.jobs.events(job.id)] == ["queued", "cancelled"]
+    with pytest.raises(JobCancelledError, match="cancelled"):
+        service.jobs.wait(job.id)
 
 
 def test_list_goes_through_all_pages(service: Client, resources: Resources) -> None:
     made = {queued(resources).id for _ in range(101)}
-    assert {job.id for job in service.list_jobs(state=State.QUEUED)} == made
+    assert {job.id for job in service.jobs.list(state=State.QUEUED)} == made
 
 
 def test_sweep_is_created_once_listed_compared_and_cancelled(service: Client) -> None:
-    sweep = service.create_sweep(MODEL, [0.3, 0.1], labels={"a": "b"}, idempotency_key="k")
-    again = service.create_sweep(MODEL, [0.3, 0.1], labels={"a": "b"}, idempotency_key="k")
-    assert again == sweep == service.get_sweep(sweep.id)
-    assert [one.id for one in service.list_sweeps()] == [sweep.id]
+    sweep = service.sweeps.create(MODEL, [0.3, 0.1], labels={"a": "b"}, idempotency_key="k")
+    again = service.sweeps.create(MODEL, [0.3, 0.1], labels={"a": "b"}, idempotency_key="k")
+    assert again == sweep == service.sweeps.get(sweep.id)
+    assert [one.id for one in service.sweeps.list()] == [sweep.id]
     comparison = service.compare(*(job.id for job in sweep.jobs))
     assert [row.values for row in comparison.settings if row.differs] == [[0.1, 0.3]]
-    assert service.cancel_sweep(sweep.id).state is SweepState.CANCELLED
+    assert service.sweeps.cancel(sweep.id).state is SweepState.CANCELLED
 
 
 def test_refusals_carry_their_code(service: Client) -> None:
     with pytest.raises(ApiError) as caught:
-        service.get_job("nothing")
+        service.jobs.get("nothing")
     assert (caught.value.status, caught.value.code) == (404, "job_not_found")
     assert caught.value.request_id
 
 
 def test_waiting_has_an_end(service: Client, resources: Resources) -> None:
     with pytest.raises(TimeoutError):
-        service.wait(queued(resources).id, timeout=0.1)
+        service.jobs.wait(queued(resources).id, timeout=0.1)
 
 
 def test_watching_outlives_a_restart_of_the_service(
@@ -89,7 +91,7 @@ def test_watching_outlives_a_restart_of_the_service(
     job = queued(resources)
     with serving(settings) as (url, _):
         service = Client(url)
-        watch = service.watch(job.id)
+        watch = service.jobs.watch(job.id)
         assert isinstance(first := next(watch), EventOut)
         assert first.type == "queued"
         assert isinstance(live := next(watch), JobLive)
@@ -102,26 +104,26 @@ def test_watching_outlives_a_restart_of_the_service(
         succeeded(resources, claimed)
         rest = [message for message in watch if isinstance(message, EventOut)]
         assert [(event.sequence, event.type) for event in rest] == [(3, "succeeded")]
-        assert list(service.watch(job.id, after=3)) == []
+        assert list(service.jobs.watch(job.id, after=3)) == []
 
 
 def test_watching_gives_up_on_a_service_that_stays_away(unused_tcp_port: int) -> None:
-    away = Client(f"http://127.0.0.1:{unused_tcp_port}")
-    with away as service, pytest.raises(httpx.ConnectError):
-        next(service.watch("job", patience=0.0))
+    away = Client(f"http://127.0.0.1:{unused_tcp_port}", patience=0.0)
+    with away as service, pytest.raises(UnreachableError):
+        next(service.jobs.watch("job"))
 
 
 def test_watching_a_job_that_is_not_there_is_refused(service: Client) -> None:
     with pytest.raises(ApiError, match="job_not_found"):
-        next(service.watch("job"))
+        next(service.jobs.watch("job"))
 
 
 def test_files_are_downloaded_and_checked(
     service: Client, resources: Resources, tmp_path: Path
 ) -> None:
     job = in_state(resources, State.SUCCEEDED)
-    assert service.wait(job.id).id == job.id
-    paths = service.download(job.id, tmp_path / "out")
+    assert service.jobs.wait(job.id).id == job.id
+    paths = service.jobs.download(job.id, tmp_path / "out")
     assert len(paths) == 4
     assert (tmp_path / "out" / "code" / "mödel é.py").read_text(encoding="utf-8") == "x = 1\n"
     file = next(
@@ -131,7 +133,7 @@ def test_files_are_downloaded_and_checked(
     assert stored is not None
     stored.write_bytes(b"other bytes")
     with pytest.raises(DamagedFileError):
-        service.download(job.id, tmp_path / "again")
+        service.jobs.download(job.id, tmp_path / "again")
     assert not list((tmp_path / "again").glob("model.safetensors*"))
 
 
@@ -140,16 +142,16 @@ def test_an_upload_goes_on_and_leaves_code_at_home(
 ) -> None:
     directory = weights_on_disk(tmp_path / "model")
     (directory / "modeling.py").write_text("raise SystemExit")
-    done = service.upload_model(directory)
+    done = service.uploads.model(directory)
     assert done.state == "ready"
     files = client.get(done.urls.self).json()["files"]
     assert [file["name"] for file in files] == ["config.json", "model.safetensors"]
     text = tmp_path / "corpus.txt"
     text.write_text("words " * 100)
-    begun = service._announce(UploadKind.TEXT, [text])
-    assert service.upload_text(text, upload_id=begun).id == begun
+    begun = service.uploads._announce(UploadKind.TEXT, [text])
+    assert service.uploads.text(text, upload_id=begun).id == begun
     with pytest.raises(ClientError, match="does not take"):
-        service.upload_text(directory / "config.json", upload_id=begun)
+        service.uploads.text(directory / "config.json", upload_id=begun)
 
 
 @pytest.mark.object_store
@@ -160,7 +162,7 @@ def test_files_of_a_bucket_are_downloaded_from_it(
         monkeypatch.setenv(name, value)
     elsewhere = settings.model_copy(update={"artifact_store": f"{s3_server.url}/client"})
     with opened(elsewhere) as resources, serving(elsewhere) as (url, _app), Client(url) as service:
-        paths = service.download(in_state(resources, State.SUCCEEDED).id, tmp_path / "out")
+        paths = service.jobs.download(in_state(resources, State.SUCCEEDED).id, tmp_path / "out")
     assert len(paths) == 4
 
 
@@ -172,12 +174,12 @@ def opened(settings: Settings) -> Iterator[Resources]:
 
 
 def test_webhooks_are_made_listed_and_deleted(service: Client) -> None:
-    made = service.create_webhook("https://93.184.216.34/hook", ["job.failed"], description="CI")
+    made = service.webhooks.create("https://93.184.216.34/hook", ["job.failed"], description="CI")
     assert made.secret.startswith("whsec_")
-    (listed,) = service.list_webhooks()
+    (listed,) = service.webhooks.list()
     assert (listed.id, listed.events, listed.description) == (made.id, ("job.failed",), "CI")
-    service.delete_webhook(made.id)
-    assert list(service.list_webhooks()) == []
+    service.webhooks.delete(made.id)
+    assert list(service.webhooks.list()) == []
 
 
 def test_only_what_the_service_signed_is_believed() -> None:
@@ -211,6 +213,7 @@ def test_key_is_sent() -> None:
         http = real._http
     transport = httpx.MockTransport(answer)
     replaced = httpx.Client(base_url="http://x", headers=http.headers, transport=transport)
-    with Client("http://x", http=replaced) as proxied, pytest.raises(ApiError, match="bad gateway"):
-        proxied.get_job("job")
+    client = Client("http://x", http=replaced, patience=0.0)
+    with client as proxied, pytest.raises(UnavailableError, match="bad gateway"):
+        proxied.jobs.get("job")
     assert seen == ["Bearer the-key"]

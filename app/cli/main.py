@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from app.cli import engine, hand_off, keys, report, service, sweep, verify
+from app.cli.remote import config, jobs, sweeps, webhooks
 from intraslice_core import __version__
 
 app = typer.Typer(
@@ -34,7 +35,8 @@ def options(
 ) -> None: ...
 
 
-for commands in (engine, sweep, report, verify, hand_off, service, keys):
+_REMOTE = (jobs, sweeps, webhooks, config)
+for commands in (engine, sweep, report, verify, hand_off, *_REMOTE, service, keys):
     commands.register(app)
 
 

@@ -6,13 +6,11 @@ argument, `asked`.
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from app.cli import options
+from app.cli.option_groups import with_options
 from app.cli.options import DEFAULT, DEFAULT_RECOVERY
 from app.cli.quantities import quantity
 from intraslice_core.config import EvaluationConfig
@@ -54,7 +52,6 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
     "recover_rank": (options.RecoverRankOption, DEFAULT_RECOVERY.rank),
     "recover_source": (options.RecoverSourceOption, None),
 }
-_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,25 +104,9 @@ class Asked:
         return found if said["evaluation"] else None
 
 
-def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with all options of settings in the place of its argument `asked`."""
+def _collect(said: dict[str, Any]) -> Asked:
+    return Asked(values=said)
 
-    @functools.wraps(command)
-    def called(**values: Any) -> None:
-        asked = Asked(values={name: values.pop(name) for name in _OPTIONS})
-        command(**values, asked=asked)
 
-    own = inspect.signature(command, eval_str=True).parameters.values()
-    parameters = [
-        *(one for one in own if one.name != "asked"),
-        *(
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
-            )
-            for name, (kind, default) in _OPTIONS.items()
-        ),
-    ]
-    ordered = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
-    called.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
-    called.__annotations__ = {one.name: one.annotation for one in ordered}
-    return called
+takes_settings = with_options("asked", _OPTIONS, _collect)
+"""Gives a command all options of settings in the place of its argument `asked`."""

@@ -289,6 +289,9 @@ class AsyncJobs:
                 yield None
             else:
                 async for message in source.aiter_sse():
+                    if not message.data:
+                        # A heartbeat: the library makes a message of it once an id was seen.
+                        continue
                     if message.event == LIVE:
                         yield JobLive.model_validate_json(message.data)
                     else:

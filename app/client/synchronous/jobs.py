@@ -284,6 +284,9 @@ class Jobs:
                 yield None
             else:
                 for message in source.iter_sse():
+                    if not message.data:
+                        # A heartbeat: the library makes a message of it once an id was seen.
+                        continue
                     if message.event == LIVE:
                         yield JobLive.model_validate_json(message.data)
                     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -84,3 +85,10 @@ def test_what_cannot_be_done_is_said(run: Run, arguments: tuple[str, ...], compl
     assert complaint in done.stderr
     assert isinstance(done.exception, SystemExit)
     assert done.stdout == ""
+
+
+def test_scripts_read_json(run: Run) -> None:
+    made = json.loads(run("create", "ci", "--json").stdout)
+    assert is_secret(made["secret"])
+    (listed,) = json.loads(run("list", "--json").stdout)
+    assert (listed["id"], "secret" in listed) == (made["id"], False)

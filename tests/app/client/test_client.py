@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -105,6 +106,20 @@ def test_watching_outlives_a_restart_of_the_service(
         rest = [message for message in watch if isinstance(message, EventOut)]
         assert [(event.sequence, event.type) for event in rest] == [(3, "succeeded")]
         assert list(service.jobs.watch(job.id, after=3)) == []
+
+
+def test_watching_outlives_silence(settings: Settings, resources: Resources) -> None:
+    job = queued(resources)
+    quick = settings.model_copy(update={"stream_heartbeat_seconds": 0.1})
+    with serving(quick) as (url, _), Client(url) as service:
+        watch = service.jobs.watch(job.id)
+        assert isinstance(next(watch), EventOut)
+        assert isinstance(next(watch), JobLive)
+        timer = threading.Timer(0.5, jobs.cancel_job, (resources, OPERATOR, job.id))
+        timer.start()
+        rest = [message.type for message in watch if isinstance(message, EventOut)]
+        timer.join()
+    assert rest == ["cancelled"]
 
 
 def test_watching_gives_up_on_a_service_that_stays_away(unused_tcp_port: int) -> None:

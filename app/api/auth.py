@@ -25,7 +25,9 @@ from app.services import keys
 from app.services.resources import Resources
 from app.settings import Settings
 
-_OPEN = frozenset({"/livez", "/readyz"})
+_OPEN = frozenset({"/", "/livez", "/readyz"})
+_OPEN_BELOW = "/dashboard/"
+"""The page and what it is made of; it asks for a key itself."""
 _METRICS = "/metrics"
 _SCRAPER = Principal(project_id="", scopes=frozenset({KeyScope.READ}))
 """Whoever collects metrics where `metrics_open` is set; owns nothing."""
@@ -115,7 +117,8 @@ def _refusal(principal: Principal | None) -> Problem:
 
 
 def _is_open(scope: Scope) -> bool:
-    return scope["path"] in _OPEN or _carries_signature(scope)
+    path: str = scope["path"]
+    return path in _OPEN or path.startswith(_OPEN_BELOW) or _carries_signature(scope)
 
 
 def _carries_signature(scope: Scope) -> bool:

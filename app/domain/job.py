@@ -9,7 +9,7 @@ from app.domain.lease import Lease
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
-from intraslice_core.progress import Stage
+from intraslice_core.progress import LayerDone, Stage
 
 DEFAULT_PRIORITY = 5
 HIGHEST_PRIORITY = 9
@@ -23,6 +23,7 @@ class Progress(FrozenModel):
     layer: int | None = None
     layers: int | None = None
     eta_seconds: float | None = None
+    finished: LayerDone | None = None
 
 
 class Speedup(FrozenModel):

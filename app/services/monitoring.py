@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from app.adapters.database import backlog
 from app.domain.lifecycle import State
+from app.domain.principal import Principal
 from app.services.resources import Resources
 
 
@@ -17,6 +18,25 @@ class Backlog:
     """In every state that is not an end; ended jobs are counted as they end."""
     messages: int
     oldest_message_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    """What a project's people want to see at a glance."""
+
+    jobs: dict[State, int]
+    """The project's, in every state that is not an end."""
+    busy_workers: int
+    """Of the deployment: those that are at work on a job."""
+
+
+def overview(resources: Resources, principal: Principal) -> Overview:
+    """Cheap whatever the tables hold, as below."""
+    with resources.database.transaction() as transaction:
+        return Overview(
+            jobs=backlog.count_of_project(transaction, principal.project_id),
+            busy_workers=backlog.count_workers(transaction),
+        )
 
 
 def measure_backlog(resources: Resources) -> Backlog:

@@ -18,6 +18,25 @@ def count_live_jobs(transaction: Transaction) -> dict[State, int]:
     return {state: found.get(state, 0) for state in _LIVE}
 
 
+def count_of_project(transaction: Transaction, project_id: str) -> dict[State, int]:
+    """A project's live jobs by state, the zeros too."""
+    query = (
+        select(jobs.c.state, func.count())
+        .where(jobs.c.project_id == project_id, jobs.c.state.in_(_LIVE))
+        .group_by(jobs.c.state)
+    )
+    found = {State(state): number for state, number in transaction.execute(query)}
+    return {state: found.get(state, 0) for state in _LIVE}
+
+
+def count_workers(transaction: Transaction) -> int:
+    """Who holds a lease that is good."""
+    query = select(func.count(func.distinct(jobs.c.lease_owner))).where(
+        jobs.c.lease_expires_at > func.now()
+    )
+    return int(transaction.execute(query).scalar_one())
+
+
 def count_messages(transaction: Transaction) -> tuple[int, float]:
     """Messages not sent yet, and the age of the oldest in seconds."""
     age = extract("epoch", func.now() - func.min(outbox.c.created_at))

@@ -9,6 +9,7 @@ import httpx
 from app.api.audit_schemas import AuditList
 from app.api.comparison_schemas import ComparisonOut
 from app.api.model_schemas import ModelList
+from app.api.service_schemas import ServiceOut
 from app.client.asynchronous.downloads import AsyncDownloads
 from app.client.asynchronous.jobs import AsyncJobs
 from app.client.asynchronous.keys import AsyncKeys
@@ -79,6 +80,10 @@ class AsyncClient:
     async def audit(self, *, limit: int = 100) -> AuditList:
         """The newest of the project's changing calls; needs the scope `admin`."""
         return await self._transport.ask(AuditList, "GET", "/v1/audit", params={"limit": limit})
+
+    async def service(self) -> ServiceOut:
+        """Who asks, and how much there is to do."""
+        return await self._transport.ask(ServiceOut, "GET", "/v1/service")
 
     async def ready(self) -> bool:
         """Whether the service can work just now; it is not asked twice."""

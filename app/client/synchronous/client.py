@@ -9,6 +9,7 @@ import httpx
 from app.api.audit_schemas import AuditList
 from app.api.comparison_schemas import ComparisonOut
 from app.api.model_schemas import ModelList
+from app.api.service_schemas import ServiceOut
 from app.client.synchronous.downloads import Downloads
 from app.client.synchronous.jobs import Jobs
 from app.client.synchronous.keys import Keys
@@ -77,6 +78,10 @@ class Client:
     def audit(self, *, limit: int = 100) -> AuditList:
         """The newest of the project's changing calls; needs the scope `admin`."""
         return self._transport.ask(AuditList, "GET", "/v1/audit", params={"limit": limit})
+
+    def service(self) -> ServiceOut:
+        """Who asks, and how much there is to do."""
+        return self._transport.ask(ServiceOut, "GET", "/v1/service")
 
     def ready(self) -> bool:
         """Whether the service can work just now; it is not asked twice."""

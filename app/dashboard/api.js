@@ -1,0 +1,180 @@
+// @ts-check
+/** The public API, and nothing else: requests, and streams of events. */
+
+const STORED = "intraslice-key";
+const POLL_SECONDS = 20;
+
+/** What the service refused; `fields` are its errors by JSON pointer. */
+export class Refusal extends Error {
+  /** @param {number} status @param {any} problem */
+  constructor(status, problem) {
+    super(problem?.detail || `HTTP ${status}`);
+    this.status = status;
+    this.code = problem?.code;
+    /** @type {Record<string, string>} */
+    this.fields = Object.fromEntries(
+      (problem?.errors || []).map((/** @type {any} */ one) => [one.pointer, one.message]),
+    );
+  }
+}
+
+/** Nobody answered. */
+export class Away extends Error {}
+
+/** @param {string | null} key */
+export function keepKey(key) {
+  if (key === null) sessionStorage.removeItem(STORED);
+  else sessionStorage.setItem(STORED, key);
+}
+
+export const hasKey = () => sessionStorage.getItem(STORED) !== null;
+
+/** @returns {Record<string, string>} */
+function headers() {
+  const key = sessionStorage.getItem(STORED);
+  return key === null ? {} : { Authorization: `Bearer ${key}` };
+}
+
+/**
+ * @param {string} path
+ * @param {RequestInit} [options]
+ * @returns {Promise<Response>}
+ */
+async function send(path, options = {}) {
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
+  } catch (error) {
+    if (/** @type {Error} */ (error).name === "AbortError") throw error;
+    throw new Away("The service does not answer.");
+  }
+  if (response.status >= 502 && response.status <= 504) throw new Away("The service is away.");
+  if (!response.ok && response.status !== 304) {
+    throw new Refusal(response.status, await response.json().catch(() => null));
+  }
+  return response;
+}
+
+/** @param {string} path @param {AbortSignal} [signal] @returns {Promise<any>} */
+export const get = async (path, signal) => (await send(path, { signal })).json();
+
+/** @param {string} path @returns {Promise<string>} */
+export const getPage = async (path) =>
+  (await send(path, { headers: { Accept: "text/html" } })).text();
+
+/**
+ * @param {string} path
+ * @param {any} [body]
+ * @param {Record<string, string>} [more]
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<any>}
+ */
+export async function post(path, body, more = {}, signal) {
+  /** @type {Record<string, string>} */
+  const json = body === undefined ? {} : { "Content-Type": "application/json" };
+  const response = await send(path, {
+    method: "POST",
+    body: body === undefined ? undefined : JSON.stringify(body),
+    headers: { ...json, ...more },
+    signal,
+  });
+  return response.status === 204 ? null : response.json();
+}
+
+/** @param {string} path */
+export const remove = (path) => send(path, { method: "DELETE" });
+
+/**
+ * A job's events and, between them, where it is. Broken streams go on behind the last event; where
+ * streams do not get through, the job is asked for again and again.
+ *
+ * @param {string} id
+ * @param {(kind: "event" | "live" | "away" | "back", data: any) => void} tell
+ * @param {AbortSignal} signal
+ */
+export async function watch(id, tell, signal) {
+  let after = 0;
+  let failures = 0;
+  while (!signal.aborted) {
+    try {
+      const response = await send(`/v1/jobs/${id}/events/stream`, {
+        headers: { "Last-Event-ID": String(after), Accept: "text/event-stream" },
+        signal,
+      });
+      if (response.status === 204 || !response.body) return;
+      tell("back", null);
+      failures = 0;
+      for await (const message of messages(response.body)) {
+        if (message.id) after = Math.max(after, Number(message.id));
+        if (!message.data) continue;
+        tell(message.event === "live" ? "live" : "event", JSON.parse(message.data));
+      }
+    } catch (error) {
+      if (signal.aborted) return;
+      if (error instanceof Refusal) throw error;
+      failures += 1;
+      tell("away", null);
+      if (failures > 2 && (await polled(id, after, tell, signal).catch(() => false))) return;
+    }
+    await pause(Math.min(0.5 * 2 ** failures, 8), signal);
+  }
+}
+
+/**
+ * One look without a stream.
+ * @param {string} id @param {number} after
+ * @param {(kind: "event" | "live" | "away" | "back", data: any) => void} tell
+ * @param {AbortSignal} signal
+ * @returns {Promise<boolean>} whether the job has ended
+ */
+async function polled(id, after, tell, signal) {
+  const [job, log] = await Promise.all([
+    get(`/v1/jobs/${id}?wait=${POLL_SECONDS}`, signal),
+    get(`/v1/jobs/${id}/events?after=${after}`, signal),
+  ]);
+  tell("back", null);
+  tell("live", job);
+  for (const event of log.data) tell("event", event);
+  return ["succeeded", "failed", "cancelled"].includes(job.state);
+}
+
+/** @param {ReadableStream<Uint8Array>} body */
+async function* messages(body) {
+  const decoder = /** @type {any} */ (new TextDecoderStream());
+  /** @type {ReadableStreamDefaultReader<string>} */
+  const reader = body.pipeThrough(decoder).getReader();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    text += value.replaceAll("\r\n", "\n");
+    for (let end = text.indexOf("\n\n"); end >= 0; end = text.indexOf("\n\n")) {
+      yield message(text.slice(0, end));
+      text = text.slice(end + 2);
+    }
+  }
+}
+
+/** @param {string} block */
+function message(block) {
+  const found = { id: "", event: "", data: "" };
+  for (const line of block.split("\n")) {
+    const at = line.indexOf(":");
+    if (at < 1) continue;
+    const name = line.slice(0, at);
+    const value = line.slice(at + 1).replace(/^ /, "");
+    if (name === "data") found.data += found.data ? `\n${value}` : value;
+    else if (name === "id" || name === "event") found[name] = value;
+  }
+  return found;
+}
+
+/** @param {number} seconds @param {AbortSignal} signal */
+const pause = (seconds, signal) =>
+  new Promise((done) => {
+    const timer = setTimeout(done, seconds * 1000);
+    signal.addEventListener("abort", () => {
+      clearTimeout(timer);
+      done(undefined);
+    });
+  });

@@ -1,0 +1,120 @@
+// @ts-check
+/** The shell: who is asked, which view is shown, and what to do when the service is away. */
+
+import { html, render, useEffect, useState } from "./vendor/htm-preact.js";
+import { get, hasKey, keepKey } from "./api.js";
+import { Fault, hearOfFaults, useLoaded } from "./parts.js";
+import { Jobs } from "./views/jobs.js";
+import { Job } from "./views/job.js";
+import { Submit } from "./views/submit.js";
+import { Sweep, Sweeps } from "./views/sweeps.js";
+import { Compare } from "./views/compare.js";
+import { Keys } from "./views/keys.js";
+import { Webhooks } from "./views/webhooks.js";
+
+const THEME = "intraslice-theme";
+/** @type {[RegExp, any][]} */
+const ROUTES = [
+  [/^#\/jobs\/([\w-]+)$/, Job],
+  [/^#\/new$/, Submit],
+  [/^#\/sweeps\/([\w-]+)$/, Sweep],
+  [/^#\/sweeps$/, Sweeps],
+  [/^#\/compare(?:\?jobs=([\w,-]*))?$/, Compare],
+  [/^#\/keys$/, Keys],
+  [/^#\/webhooks$/, Webhooks],
+];
+
+function useHash() {
+  const [hash, setHash] = useState(location.hash);
+  useEffect(() => {
+    const follow = () => {
+      setHash(location.hash);
+      document.getElementById("main")?.focus();
+    };
+    window.addEventListener("hashchange", follow);
+    return () => window.removeEventListener("hashchange", follow);
+  }, []);
+  return hash;
+}
+
+/** @param {{ wrong: boolean, done: () => void }} props */
+function Login({ wrong, done }) {
+  const [key, setKey] = useState("");
+  const [error, setError] = useState(/** @type {any} */ (null));
+  const enter = async (/** @type {Event} */ event) => {
+    event.preventDefault();
+    keepKey(key.trim());
+    try {
+      await get("/v1/service");
+      done();
+    } catch (found) {
+      keepKey(null);
+      const refused = /** @type {any} */ (found).status === 401;
+      setError(refused ? { message: "This key is not one of the service's." } : found);
+    }
+  };
+  return html`<main id="main" tabindex="-1">
+    <h1>IntraSlice</h1>
+    <form onSubmit=${enter} style="max-width: 26rem">
+      <p>${wrong ? "The key is not valid any more." : "This service asks for an API key."}</p>
+      <div class="field">
+        <label for="key">API key</label>
+        <input id="key" type="password" autocomplete="off" value=${key} onInput=${(/** @type {any} */ e) => setKey(e.target.value)} />
+        <p class="hint">Kept in this tab only. <span class="mono">intraslice keys create NAME</span> makes one.</p>
+      </div>
+      <button class="main" disabled=${!key.trim()}>Log in</button>
+      <${Fault} error=${error} />
+    </form>
+  </main>`;
+}
+
+/** @param {{ service: any, hash: string }} props */
+function Top({ service, hash }) {
+  const links = [["#/jobs", "Jobs"], ["#/new", "New job"], ["#/sweeps", "Sweeps"]];
+  if (service?.scopes.includes("admin")) links.push(["#/keys", "Keys"], ["#/webhooks", "Webhooks"]);
+  const here = (/** @type {string} */ link) => (hash || "#/jobs").startsWith(link);
+  return html`<header class="top">
+    <a class="skip" href="#main" onClick=${(/** @type {Event} */ e) => { e.preventDefault(); document.getElementById("main")?.focus(); }}>Skip to the content</a>
+    <a class="name" href="#/jobs">IntraSlice</a>
+    <nav aria-label="Views">
+      ${links.map(([link, name]) => html`<a href=${link} aria-current=${here(link) ? "page" : undefined}>${name}</a>`)}
+    </nav>
+    <a href="/docs">API</a>
+    <button type="button" onClick=${turn} aria-label="Light or dark">◐</button>
+    ${hasKey() ? html`<button type="button" onClick=${() => { keepKey(null); location.reload(); }}>Log out</button>` : null}
+  </header>`;
+}
+
+function turn() {
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const now = document.documentElement.dataset.theme || (dark ? "dark" : "light");
+  const next = now === "dark" ? "light" : "dark";
+  document.documentElement.dataset.theme = next;
+  localStorage.setItem(THEME, next);
+}
+
+function App() {
+  const hash = useHash();
+  const [away, setAway] = useState(false);
+  const [locked, setLocked] = useState(false);
+  hearOfFaults((error) => {
+    setAway(error !== null && error.status !== 401);
+    if (error?.status === 401) setLocked(true);
+  });
+  const service = useLoaded((signal) => get("/v1/service", signal), [locked], 5);
+  if (locked) return html`<${Login} wrong=${hasKey()} done=${() => setLocked(false)} />`;
+  const found = ROUTES.find(([pattern]) => pattern.test(hash));
+  const argument = found ? (found[0].exec(hash) || [])[1] : undefined;
+  const View = found ? found[1] : Jobs;
+  return html`<${Top} service=${service.data} hash=${hash} />
+    ${away ? html`<div class="banner" role="status">The service does not answer. Trying again …</div>` : null}
+    <main id="main" tabindex="-1">
+      <${View} key=${hash} id=${argument} service=${service.data} />
+    </main>`;
+}
+
+const theme = localStorage.getItem(THEME);
+if (theme) document.documentElement.dataset.theme = theme;
+const place = /** @type {HTMLElement} */ (document.getElementById("app"));
+place.textContent = "";
+render(html`<${App} />`, place);

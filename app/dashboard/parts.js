@@ -1,0 +1,130 @@
+// @ts-check
+/** Parts that several views are made of. */
+
+import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { Away, Refusal } from "./api.js";
+
+/** @param {{ state: string }} props */
+export const State = ({ state }) => html`<span class=${`state ${state}`}>${state}</span>`;
+
+/** @param {{ pairs: [string, any][] }} props */
+export const Facts = ({ pairs }) => html`<dl class="facts">
+  ${pairs
+    .filter(([, value]) => value !== null && value !== undefined && value !== "")
+    .map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}
+</dl>`;
+
+/** @param {{ name: string, value: any, note?: any }} props */
+export const Tile = ({ name, value, note }) => html`<div class="tile">
+  ${name}<b>${value}</b>${note ? html`<span class="quiet small">${note}</span>` : null}
+</div>`;
+
+/**
+ * A table that scrolls in its own box; numbers are columns whose name ends with a no-break space.
+ * @param {{ label: string, columns: string[], rows: any[][], empty?: string }} props
+ */
+export function Table({ label, columns, rows, empty }) {
+  if (!rows.length) return html`<p class="quiet">${empty || "Nothing here yet."}</p>`;
+  const isNumber = columns.map((name) => name.endsWith("\u00a0"));
+  return html`<div class="scroll" tabindex="0" role="region" aria-label=${label}>
+    <table>
+      <thead>
+        <tr>
+          ${columns.map((name, at) => html`<th scope="col" class=${isNumber[at] ? "number" : ""}>${name}</th>`)}
+        </tr>
+      </thead>
+      <tbody>
+        ${rows.map(
+          (row) => html`<tr>
+            ${row.map((cell, at) => html`<td class=${isNumber[at] ? "number" : ""}>${cell}</td>`)}
+          </tr>`,
+        )}
+      </tbody>
+    </table>
+  </div>`;
+}
+
+/** @param {{ error: any }} props */
+export function Fault({ error }) {
+  if (!error) return null;
+  const fields = Object.entries(error.fields || {});
+  return html`<div class="fault" role="alert">
+    <p>${error.message}</p>
+    ${fields.length ? html`<ul>${fields.map(([place, text]) => html`<li><span class="mono">${place}</span> ${text}</li>`)}</ul>` : null}
+  </div>`;
+}
+
+/**
+ * What `load` gives, loaded again and again; a service that is away is told to the shell.
+ * @param {(signal: AbortSignal) => Promise<any>} load
+ * @param {any[]} depends
+ * @param {number} seconds between loads; 0: once
+ */
+export function useLoaded(load, depends, seconds = 0) {
+  const [found, setFound] = useState(/** @type {any} */ ({ data: null, error: null }));
+  const again = useRef(() => {});
+  useEffect(() => {
+    const stop = new AbortController();
+    let timer = 0;
+    const step = async () => {
+      clearTimeout(timer);
+      try {
+        const data = await load(stop.signal);
+        if (!stop.signal.aborted) setFound({ data, error: null });
+        tellShell(null);
+      } catch (error) {
+        if (stop.signal.aborted) return;
+        tellShell(error);
+        if (!(error instanceof Away)) setFound((/** @type {any} */ old) => ({ ...old, error }));
+        if (error instanceof Away && !seconds) timer = setTimeout(step, 3000);
+      }
+      if (seconds && !stop.signal.aborted) timer = setTimeout(step, seconds * 1000);
+    };
+    again.current = step;
+    step();
+    return () => {
+      stop.abort();
+      clearTimeout(timer);
+    };
+  }, depends);
+  return { ...found, reload: () => again.current() };
+}
+
+/** @type {(error: any) => void} */
+let listener = () => {};
+
+/** @param {(error: any) => void} hear */
+export function hearOfFaults(hear) {
+  listener = hear;
+}
+
+/** The shell shows that the service is away, or asks for a key. @param {any} error */
+export function tellShell(error) {
+  if (error === null || error instanceof Away) listener(error);
+  else if (error instanceof Refusal && error.status === 401) listener(error);
+}
+
+/**
+ * A button whose work may fail.
+ * @param {{ work: () => Promise<any>, children?: any, kind?: string, confirm?: string }} props
+ */
+export function Action({ work, children, kind = "", confirm }) {
+  const [busy, setBusy] = useState(false);
+  const [error, setError] = useState(/** @type {any} */ (null));
+  const press = async () => {
+    if (confirm && !window.confirm(confirm)) return;
+    setBusy(true);
+    setError(null);
+    try {
+      await work();
+    } catch (found) {
+      setError(found);
+      tellShell(found);
+    }
+    setBusy(false);
+  };
+  return html`<span>
+    <button type="button" class=${kind} disabled=${busy} onClick=${press}>${children}</button>
+    <${Fault} error=${error} />
+  </span>`;
+}

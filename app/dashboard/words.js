@@ -1,0 +1,47 @@
+// @ts-check
+/** Numbers and times as people read them. */
+
+/** @param {number | null | undefined} value */
+export function count(value) {
+  if (value === null || value === undefined) return "–";
+  const [unit, name] =
+    [[1e9, "B"], [1e6, "M"], [1e3, "K"]].find(([size]) => value >= Number(size)) || [1, ""];
+  return `${Number((value / Number(unit)).toPrecision(4))}${name}`;
+}
+
+/** @param {number | null | undefined} value */
+export function bytes(value) {
+  if (value === null || value === undefined) return "–";
+  const [unit, name] =
+    [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]].find(([s]) => value >= Number(s)) ||
+    [1, "B"];
+  return `${Number((value / Number(unit)).toPrecision(3))} ${name}`;
+}
+
+/** @param {number | null | undefined} seconds */
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  return `${(seconds / 3600).toFixed(1)} h`;
+}
+
+/** @param {string} moment */
+export const ago = (moment) => `${duration((Date.now() - Date.parse(moment)) / 1000)} ago`;
+
+/** @param {number | null | undefined} part */
+export const percent = (part) =>
+  part === null || part === undefined ? "–" : `${(100 * part).toFixed(1)} %`;
+
+/** @param {any} job */
+export const modelName = (job) => `${job.model.source}:${job.model.ref}`;
+
+/** @param {any} job */
+export function askedFor(job) {
+  const asked = job.compression;
+  if (asked.ratio !== null && asked.ratio !== undefined) return `${Math.round(100 * asked.ratio)} % off`;
+  if (asked.target_params) return `${count(asked.target_params)} parameters`;
+  return bytes(asked.target_bytes);
+}
+
+export const ENDED = ["succeeded", "failed", "cancelled"];

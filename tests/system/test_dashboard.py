@@ -1,0 +1,223 @@
+"""A person's walk through the dashboard, in a real browser, on the real service and worker."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from app.domain.lifecycle import State
+from app.domain.principal import Scope
+from app.services.resources import Resources
+from app.settings import Settings
+from tests.app.api.serving import serving
+from tests.app.builders import in_state, key_of, queued
+from tests.workers.test_worker import tiny_model, worker
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
+WIDE, NARROW = 1280, 390
+VIEWS = ("#/jobs", "#/new", "#/sweeps", "#/compare", "#/keys", "#/webhooks")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.postgres,
+    pytest.mark.broker,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: set CHROMIUM or install one"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        yield found
+        found.close()
+
+
+class Heard:
+    """What a page asked for and complained of."""
+
+    def __init__(self, page: Page) -> None:
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        page.on("request", lambda one: self.requests.append(one.url))
+        page.on("console", lambda one: self._note(one.type, one.text))
+        page.on("pageerror", lambda one: self.complaints.append(str(one)))
+
+    def _note(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning"):
+            self.complaints.append(text)
+
+
+def opened(browser: Browser, url: str, width: int = WIDE) -> tuple[Page, Heard]:
+    page = browser.new_page(viewport={"width": width, "height": 900}, accept_downloads=True)
+    heard = Heard(page)
+    page.goto(url)
+    return page, heard
+
+
+@pytest.mark.slow
+def test_submit_watch_and_download(browser: Browser, settings: Settings, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path)
+    with serving(settings) as (url, _), worker(settings, tmp_path / "worker.log"):
+        page, heard = opened(browser, url)
+        page.get_by_role("link", name="New job").last.click()
+        page.get_by_label("Where the model is").select_option("path")
+        page.get_by_label("Model", exact=True).fill(str(model))
+        preview = page.get_by_label("What would come of it")
+        expect(preview.get_by_role("alert")).to_contain_text("/compression/ratio")
+        expect(page.get_by_role("button", name="Compress")).to_be_disabled()
+        page.get_by_text("More: calibration").click()
+        page.get_by_label("Sizes in multiples of").fill("2")
+        expect(preview.get_by_text("→").first).to_be_visible()
+        for text in ("chat", "self", "pycode"):
+            page.get_by_role("checkbox", name=text, exact=True).first.uncheck()
+        page.get_by_label("Sequences").fill("8")
+        page.get_by_label("Tokens in each").fill("64")
+        page.get_by_role("checkbox", name=re.compile("^speed")).uncheck()
+        page.get_by_role("button", name="Compress").click()
+        expect(page).to_have_url(re.compile(r"#/jobs/job_\w+$"))
+        expect(page.locator("h1 .state.succeeded")).to_be_visible(timeout=180_000)
+        expect(page.locator("svg.shapes")).to_have_attribute(
+            "aria-label", re.compile("^3 of 3 layers are done")
+        )
+        expect(page.get_by_text("Perplexity", exact=False).first).to_be_visible()
+        with page.expect_download() as download:
+            page.get_by_role("link", name="model.safetensors").click()
+        saved = tmp_path / "model.safetensors"
+        download.value.save_as(saved)
+        assert saved.stat().st_size > 0
+        # The refusal of the validation is a line of Chromium's own.
+        assert [one for one in heard.complaints if "422" not in one] == []
+        assert all(request.startswith(url) for request in heard.requests), heard.requests
+        page.close()
+
+
+def test_a_job_is_cancelled_and_retried(
+    browser: Browser, settings: Settings, resources: Resources
+) -> None:
+    job = queued(resources)
+    with serving(settings) as (url, _):
+        page, heard = opened(browser, f"{url}/#/jobs/{job.id}")
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator("h1 .state.cancelled")).to_be_visible()
+        page.get_by_role("button", name="Retry").click()
+        expect(page.locator("h1 .state.queued")).to_be_visible()
+        assert heard.complaints == []
+        page.close()
+
+
+def test_a_service_that_was_away_is_found_again(
+    browser: Browser, settings: Settings, resources: Resources
+) -> None:
+    with serving(settings) as (url, _):
+        page, _heard = opened(browser, url)
+        expect(page.get_by_text("No jobs yet")).to_be_visible()
+    expect(page.get_by_text("The service does not answer")).to_be_visible()
+    job = queued(resources)
+    with serving(settings, int(url.rpartition(":")[2])):
+        expect(page.get_by_text("The service does not answer")).to_be_hidden(timeout=20_000)
+        expect(page.get_by_role("link", name=job.id)).to_be_visible(timeout=20_000)
+        page.close()
+
+
+def test_a_wrong_key_is_told_and_a_right_one_opens_what_it_may(
+    browser: Browser, settings: Settings, resources: Resources
+) -> None:
+    reader, admin = (key_of(resources, scope).secret for scope in (Scope.READ, Scope.ADMIN))
+    closed = settings.model_copy(update={"auth": "on"})
+    with serving(closed) as (url, _):
+        page, _heard = opened(browser, url)
+        page.get_by_label("API key").fill("isk_wrong")
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_role("alert")).to_contain_text("not one of the service's")
+        page.get_by_label("API key").fill(reader)
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
+        expect(page.get_by_role("link", name="Keys")).to_have_count(0)
+        page.get_by_role("button", name="Log out").click()
+        page.get_by_label("API key").fill(admin)
+        page.get_by_role("button", name="Log in").click()
+        page.get_by_role("link", name="Keys").click()
+        page.get_by_label("Who or what will use it").fill("nightly")
+        page.get_by_role("button", name="Make a key").click()
+        expect(page.get_by_text("it is not shown again")).to_be_visible()
+        expect(page.get_by_role("cell", name="nightly")).to_be_visible()
+        page.close()
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_every_view_fits_the_screen_and_complains_of_nothing(
+    browser: Browser, settings: Settings, resources: Resources, width: int
+) -> None:
+    first, second = (in_state(resources, State.SUCCEEDED).id for _ in range(2))
+    more = (f"#/jobs/{first}", f"#/compare?jobs={first},{second}")
+    with serving(settings) as (url, _):
+        for view in (*VIEWS, *more):
+            page, heard = opened(browser, f"{url}/{view}", width)
+            expect(page.locator("h1")).to_be_visible()
+            page.wait_for_timeout(300)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, view
+            assert heard.complaints == [], view
+            assert all(request.startswith(url) for request in heard.requests), heard.requests
+            page.close()
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_nobody_stumbles(
+    browser: Browser, settings: Settings, resources: Resources, width: int, colours: str
+) -> None:
+    job = in_state(resources, State.SUCCEEDED).id
+    found: dict[str, list[str]] = {}
+    with serving(settings) as (url, _):
+        for view in (*VIEWS, f"#/jobs/{job}", f"#/compare?jobs={job},{queued(resources).id}"):
+            page = browser.new_page(
+                viewport={"width": width, "height": 900},
+                color_scheme="dark" if colours == "dark" else "light",
+            )
+            page.goto(f"{url}/{view}")
+            expect(page.locator("h1")).to_be_visible()
+            page.wait_for_timeout(200)
+            results = Axe().run(page)
+            found[view] = [
+                f"{one['id']}: {one['nodes'][0]['html'][:120]}"
+                for one in results.response["violations"]
+                if one["impact"] in ("serious", "critical")
+            ]
+            page.close()
+    assert {view: faults for view, faults in found.items() if faults} == {}
+
+
+def test_the_first_view_is_small(browser: Browser, settings: Settings) -> None:
+    received: list[int] = []
+    with serving(settings) as (url, _):
+        page = browser.new_page()
+        session = page.context.new_cdp_session(page)
+        session.send("Network.enable")
+        session.on("Network.loadingFinished", lambda one: received.append(one["encodedDataLength"]))
+        page.goto(url)
+        expect(page.get_by_text("No jobs yet")).to_be_visible()
+        page.close()
+    assert 0 < sum(received) < 300_000
+
+
+def test_files_are_served_once_and_with_care(settings: Settings) -> None:
+    import httpx
+
+    with serving(settings) as (url, _):
+        page = httpx.get(url)
+        assert "script-src 'self'" in page.headers["content-security-policy"]
+        script = httpx.get(f"{url}/dashboard/main.js")
+        assert script.headers["content-type"].startswith("text/javascript")
+        known = {"If-None-Match": script.headers["etag"]}
+        assert httpx.get(f"{url}/dashboard/main.js", headers=known).status_code == 304
+        for name in ("../main.py", "%2e%2e/main.py", "__init__.py", "nothing.js"):
+            assert httpx.get(f"{url}/dashboard/{name}").status_code == 404, name

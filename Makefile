@@ -9,10 +9,10 @@ ARGS   ?=
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint types format
+.PHONY: help setup demo up test lint types dashboard-types format
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Create .venv with the exact versions of constraints.txt (once)
 	@echo "$(VENV) is ready"
@@ -37,6 +37,9 @@ lint: $(STAMP) ## Check style, formatting and the import laws
 
 types: $(STAMP) ## Check types, strictly
 	$(BIN)/mypy
+
+dashboard-types: ## Check the types of the dashboard's modules (needs npm)
+	@cd app/dashboard && npm ci --silent --no-audit --no-fund && npm run --silent types
 
 format: $(STAMP) ## Format the code and repair what ruff can
 	$(BIN)/ruff check --fix .

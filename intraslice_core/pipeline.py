@@ -217,8 +217,9 @@ class Run:
             )
         )
 
-    def layer_done(self, report: LayerReport, layers: int) -> None:
+    def layer_done(self, report: LayerReport, geometry: ModelGeometry) -> None:
         """Tell what a layer has become."""
+        layers = geometry.num_hidden_layers
         begin, end = self.shares[Stage.COMPRESS]
         self.on_progress(
             ProgressEvent(
@@ -227,12 +228,12 @@ class Run:
                 fraction=begin + (end - begin) * (report.layer + 1) / layers,
                 layer=report.layer,
                 layers=layers,
-                finished=_layer_done(report),
+                finished=_layer_done(report, geometry.dense_layer()),
             )
         )
 
 
-def _layer_done(report: LayerReport) -> LayerDone:
+def _layer_done(report: LayerReport, dense: LayerPlan) -> LayerDone:
     plan = report.plan
     return LayerDone(
         layer=report.layer,
@@ -241,10 +242,16 @@ def _layer_done(report: LayerReport) -> LayerDone:
         qk_head_dim=plan.qk_head_dim,
         v_head_dim=plan.v_head_dim,
         intermediate_size=plan.intermediate_size,
+        attention_part=_head_widths(plan) / _head_widths(dense),
+        mlp_part=plan.intermediate_size / dense.intermediate_size,
         attention_error=report.attention.relative_error,
         mlp_error=report.mlp.relative_error,
         explained_energy=report.attention.explained_energy,
     )
+
+
+def _head_widths(plan: LayerPlan) -> int:
+    return plan.num_attention_heads * (plan.qk_head_dim + plan.v_head_dim)
 
 
 def compress_model(  # noqa: PLR0913  # one call is the whole engine
@@ -583,7 +590,7 @@ class _Walk:
             if layer >= self._past:
                 self._replay(layer, kept)
             self._run.resumed_layers += 1
-            self._run.layer_done(kept.report, self._work.geometry.num_hidden_layers)
+            self._run.layer_done(kept.report, self._work.geometry)
             return kept
         if layer < self._past:
             raise RuntimeError(f"layer {layer} is no longer where it was a moment ago")
@@ -591,7 +598,7 @@ class _Walk:
         if self._checkpoints is not None:
             self._checkpoints.save_layer(self._key, finished)
             self._save_streams(self._checkpoints, layer + 1)
-        self._run.layer_done(finished.report, self._work.geometry.num_hidden_layers)
+        self._run.layer_done(finished.report, self._work.geometry)
         return finished
 
     def _restore(self) -> int:

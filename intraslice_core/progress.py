@@ -66,6 +66,10 @@ class LayerDone(FrozenModel):
     qk_head_dim: int
     v_head_dim: int
     intermediate_size: int
+    attention_part: float
+    """Of the dense heads' widths, what is kept."""
+    mlp_part: float
+    """Of the dense MLP's width, what is kept."""
     attention_error: float | None = None
     mlp_error: float | None = None
     explained_energy: float | None = None

@@ -112,6 +112,7 @@ def migrate() -> None:
 def _announce(url: str, options: StackOptions) -> None:
     out = Console(highlight=False, soft_wrap=True)
     out.print("[bold]IntraSlice is ready.[/bold]  Ctrl-C stops it.")
+    out.print(f"  dashboard  {url}/")
     out.print(f"  API        {url}/v1")
     out.print(f"  reference  {url}/docs")
     out.print(f"  data       {options.data_dir.resolve()}")

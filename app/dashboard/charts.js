@@ -47,7 +47,7 @@ export function Chart(props) {
 
 /** @param {any} props @param {number} width */
 function settings(props, width) {
-  const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line") }, ticks: { stroke: colour("--line") } };
+  const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } };
   return {
     width,
     height: 240,

@@ -209,3 +209,16 @@ def test_a_task_that_cannot_be_measured_is_refused_before_the_work(dense: Path) 
         )
     assert set(reached) == {Stage.LOAD}
     assert contents(dense.parent) == before
+
+
+def test_every_finished_layer_is_told_with_what_it_keeps(dense: Path, tmp_path: Path) -> None:
+    told: list[ProgressEvent] = []
+    report = compress_model(
+        str(dense), tmp_path / "out", CONFIG, verify=False, on_progress=told.append
+    )
+    finished = [event.finished for event in told if event.finished is not None]
+    assert [one.layer for one in finished] == list(range(len(report.plan.layers)))
+    for one, plan in zip(finished, report.plan.layers, strict=True):
+        assert one.intermediate_size == plan.intermediate_size
+        assert one.mlp_part == plan.intermediate_size / report.geometry.intermediate_size
+        assert one.mlp_error == report.layers[one.layer].mlp.relative_error

@@ -120,7 +120,7 @@ function Layers({ job, events }) {
   const numbers = known.map((one) => one.layer);
   const curve = (/** @type {string} */ name) => known.map((one) => one[name] ?? null);
   return html`<h2>Layers</h2>
-    <${Shapes} layers=${layers} total=${total} dense=${null} />
+    <${Shapes} layers=${layers} total=${total} />
     ${known.length > 1 ? html`<div class="columns">
       <${Chart} title="Relative error by layer" note="‖output − target‖² / ‖target‖²: 0 is exact." x="layer" y="error" log=${true}
         names=${["attention", "MLP"]} columns=${[numbers, curve("attention_error"), curve("mlp_error")]}

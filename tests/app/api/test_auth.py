@@ -16,7 +16,15 @@ from tests.app.builders import BODY, in_state
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 KEY = "a-key-for-tests"
-PATHS = ["/", "/docs", "/openapi.json", "/v1/jobs", "/v1/jobs/x", "/nothing", "/v1/downloads/a/b"]
+PATHS = [
+    "/v1/service",
+    "/docs",
+    "/openapi.json",
+    "/v1/jobs",
+    "/v1/jobs/x",
+    "/nothing",
+    "/v1/downloads/a/b",
+]
 
 
 @pytest.fixture
@@ -83,3 +91,9 @@ def test_home_is_one_page(client: TestClient) -> None:
     response = client.get("/")
     assert response.headers["content-type"].startswith("text/html")
     assert "IntraSlice" in response.text
+
+
+def test_the_page_asks_for_the_key_itself_and_holds_nothing(closed: TestClient) -> None:
+    assert closed.get("/").status_code == 200
+    assert closed.get("/dashboard/main.js").status_code == 200
+    assert closed.get("/dashboard/../v1/jobs").status_code == 401

@@ -51,6 +51,7 @@ def test_every_route_is_described_and_says_what_can_go_wrong() -> None:
         "/v1/uploads/{upload_id}",
         "/v1/uploads/{upload_id}/complete",
         "/v1/uploads/{upload_id}/parts/{file}/{number}",
+        "/v1/service",
         "/v1/sweeps",
         "/v1/sweeps/{sweep_id}",
         "/v1/sweeps/{sweep_id}/cancel",

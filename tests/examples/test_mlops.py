@@ -1,0 +1,193 @@
+"""The examples for pipelines run: their shell steps, their receiver, and the rules for metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from app.adapters.webhook_secrets import WebhookSecrets, signed_headers
+from app.settings import Settings
+from examples.mlops.airflow_steps import STEPS
+from examples.mlops.webhook_receiver import receiver
+from tests.app.api.serving import serving
+from tests.workers.test_worker import tiny_model, worker
+
+PLACE = Path(__file__).parents[2] / "examples" / "mlops"
+TELEMETRY = Path(__file__).parents[2] / "app" / "telemetry" / "metrics.py"
+PROMTOOL = shutil.which("promtool")
+OPTIONS = "--calibration pydoc --samples 8 --sequence-length 64 --round-to 2 --no-evaluation"
+SUFFIXES = re.compile(r"_(total|bucket|count|sum)$")
+needs_promtool = pytest.mark.skipif(
+    PROMTOOL is None, reason="no promtool here: Debian has it in the package prometheus"
+)
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> dict[str, str]:
+    """An environment in which `intraslice` is this checkout's."""
+    program = tmp_path / "bin" / "intraslice"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m app.cli.main "$@"\n')
+    program.chmod(0o755)
+    root = str(PLACE.parents[1])
+    return {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": root}
+
+
+@pytest.fixture
+def service(settings: Settings, tmp_path: Path) -> Iterator[str]:
+    with serving(settings) as (url, _), worker(settings, tmp_path / "worker.log"):
+        yield url
+
+
+def shell(script: str, place: Path, environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", script],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.postgres
+@pytest.mark.broker
+def test_the_steps_of_the_workflow_run(
+    service: str, commands: dict[str, str], tmp_path: Path
+) -> None:
+    workflow = yaml.safe_load((PLACE / "github-actions.yml").read_text())
+    steps = {one["name"]: one["run"] for one in workflow["jobs"]["compress"]["steps"]}
+    assert list(steps) == ["Install", "Check", "Compress", "Download", "Register"]
+    output = tmp_path / "output"
+    environment = commands | {
+        "INTRASLICE_URL": service,
+        "MODEL": f"path:{tiny_model(tmp_path)}",
+        "RATIO": "0.3",
+        "OPTIONS": OPTIONS,
+        "GITHUB_RUN_ID": "7",
+        "GITHUB_OUTPUT": str(output),
+    }
+    for name in ("Check", "Compress"):
+        shell(steps[name], tmp_path, environment)
+    job = output.read_text().strip().removeprefix("job=")
+    shell(steps["Download"], tmp_path, environment | {"JOB": job})
+    assert (tmp_path / "small" / "model.safetensors").is_file()
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    # Started again, the run finds the job that it has begun.
+    shell(steps["Compress"], tmp_path, environment)
+    assert output.read_text().splitlines() == [f"job={job}"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.postgres
+@pytest.mark.broker
+def test_the_steps_of_the_dag_run(service: str, commands: dict[str, str], tmp_path: Path) -> None:
+    environment = commands | {
+        "INTRASLICE_URL": service,
+        "MODEL": f"path:{tiny_model(tmp_path)}",
+        "RATIO": "0.3",
+        "OPTIONS": OPTIONS,
+        "RUN": "scheduled-1",
+        "PLACE": str(tmp_path / "out"),
+    }
+    printed = {}
+    for name, command in STEPS.items():
+        job = printed.get("submit", "").strip()
+        printed[name] = shell(command, tmp_path, environment | {"JOB": job})
+    assert (tmp_path / "out" / "manifest.json").is_file()
+
+
+def test_the_dag_is_sound_and_has_every_step() -> None:
+    text = (PLACE / "airflow_dag.py").read_text()
+    compile(text, "airflow_dag.py", "exec")
+    assert "STEPS.items()" in text
+    wanted = {name for command in STEPS.values() for name in re.findall(r"\$([A-Z]+)", command)}
+    assert wanted <= set(re.findall(r'"([A-Z_]+)":', text))
+
+
+def test_the_receiver_believes_what_is_signed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    secret, _kept = WebhookSecrets("a signing key").create("whk_1")
+    body = json.dumps({"type": "job.failed", "data": {"id": "job_1", "state": "failed"}})
+    good = signed_headers("msg_1", datetime.now(UTC), body, [secret])
+    server = receiver(secret, 0)
+    url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        for _ in range(2):
+            assert httpx.post(url, content=body, headers=good).status_code == 204
+        assert httpx.post(url, content=body + " ", headers=good).status_code == 400
+        assert httpx.post(url, content=body).status_code == 400
+        time.sleep(0.1)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert capsys.readouterr().out == "job.failed: job_1 is failed\n"
+
+
+def expressions() -> list[str]:
+    """Of the dashboard and of the rules."""
+    dashboard: dict[str, Any] = json.loads((PLACE / "grafana-dashboard.json").read_text())
+    rules = yaml.safe_load((PLACE / "alerts.yml").read_text())["groups"][0]["rules"]
+    targets = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    return targets + [rule["expr"] for rule in rules]
+
+
+def test_metrics_that_are_looked_at_are_those_that_are_told() -> None:
+    told = set(re.findall(r'"(intraslice_\w+)"', TELEMETRY.read_text()))
+    looked_at = {name for one in expressions() for name in re.findall(r"intraslice_\w+", one)}
+    assert {name for name in looked_at if SUFFIXES.sub("", name) not in told} == set()
+
+
+def test_panels_are_whole_and_do_not_overlap() -> None:
+    dashboard = json.loads((PLACE / "grafana-dashboard.json").read_text())
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        taken |= cells
+        assert panel["title"]
+        assert panel["type"] in ("timeseries", "stat")
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+@needs_promtool
+def test_rules_are_sound_and_fire_when_they_should() -> None:
+    for command in (("check", "rules", "alerts.yml"), ("test", "rules", "alerts_test.yml")):
+        done = subprocess.run([str(PROMTOOL), *command], cwd=PLACE, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_every_expression_of_the_dashboard_can_be_read(tmp_path: Path) -> None:
+    rules = [{"record": f"panel:{number}", "expr": one} for number, one in enumerate(expressions())]
+    file = tmp_path / "rules.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    done = subprocess.run(
+        [str(PROMTOOL), "check", "rules", str(file)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

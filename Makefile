@@ -9,7 +9,7 @@ ARGS   ?=
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint types dashboard-types format
+.PHONY: help setup demo up test docs lint types dashboard-types format
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ up: $(STAMP) ## Start the whole service on this machine (Ctrl-C stops it)
 test: export OMP_WAIT_POLICY = PASSIVE
 test: $(STAMP) ## Run every test, the slow ones and the real model included
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+docs: $(STAMP) ## Build the documentation into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(STAMP) ## Check style, formatting and the import laws
 	$(BIN)/ruff check .

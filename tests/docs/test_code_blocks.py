@@ -1,0 +1,110 @@
+"""What the documentation shows works: every block is run, or says why it is not.
+
+Shell blocks of a page run one after the other in one directory, against a real service with a
+worker; `MODEL` and `OPTIONS` are a tiny model's. A block behind `<!-- not run: REASON -->` is not
+run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from app.api.schemas import JobCreate
+from app.api.sweep_schemas import SweepCreate
+from app.settings import Settings
+from tests.app.api.serving import serving
+from tests.workers.test_worker import tiny_model, worker
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+OPTIONS = "--calibration pydoc --samples 8 --sequence-length 64 --round-to 2 --no-evaluation"
+_BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)```", re.S
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    kind: str
+    text: str
+    why_not: str | None
+
+
+def blocks(page: Path) -> list[Block]:
+    return [
+        Block(kind=found["kind"], text=found["text"], why_not=found["why"])
+        for found in _BLOCK.finditer(page.read_text("utf-8"))
+    ]
+
+
+def test_every_block_says_what_it_is_and_most_are_run() -> None:
+    found = [block for page in PAGES for block in blocks(page)]
+    assert {block.kind for block in found} <= {"bash", "python", "json", "toml"}
+    skipped = [block for block in found if block.why_not]
+    assert all(len(block.why_not or "") > 10 for block in skipped)
+    assert len(found) - len(skipped) > 3 * len(skipped), [block.text for block in skipped]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_requests_and_settings_are_sound(page: Path) -> None:
+    for block in blocks(page):
+        if block.kind == "json":
+            body = json.loads(block.text)
+            (SweepCreate if "ratios" in body else JobCreate).model_validate(body)
+        elif block.kind == "toml":
+            assert tomllib.loads(block.text)
+
+
+@pytest.fixture
+def environment(settings: Settings, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """With `intraslice` of this checkout, and a service that has a worker."""
+    program = tmp_path / "bin" / "intraslice"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m app.cli.main "$@"\n')
+    program.chmod(0o755)
+    model = tiny_model(tmp_path)
+    with serving(settings) as (url, _), worker(settings, tmp_path / "worker.log"):
+        yield {
+            **os.environ,
+            "PATH": f"{program.parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "INTRASLICE_URL": url,
+            "MODEL": f"path:{model}",
+            "OPTIONS": OPTIONS,
+            "HF_HUB_OFFLINE": "1",
+        }
+
+
+@pytest.mark.slow
+@pytest.mark.postgres
+@pytest.mark.broker
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if any(one.kind in ("bash", "python") for one in blocks(page))],
+    ids=lambda page: page.stem,
+)
+def test_programs_run(page: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    place = tmp_path / "work"
+    place.mkdir()
+    for block in blocks(page):
+        if block.why_not or block.kind not in ("bash", "python"):
+            continue
+        shell = ["bash", "-e", "-o", "pipefail", "-c", block.text]
+        command = shell if block.kind == "bash" else [sys.executable, "-c", block.text]
+        done = subprocess.run(
+            command, cwd=place, env=environment, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, f"{block.text}\n{done.stdout[-1000:]}{done.stderr[-3000:]}"
+    if page.stem == "index":
+        assert (place / "report.html").is_file()
+        assert (place / "again" / "model.safetensors").is_file()

@@ -1,4 +1,4 @@
-"""The documentation's page about the HTTP API, from the committed `openapi.json`; a hook of MkDocs."""
+"""The documentation's page about the HTTP API, from `openapi.json`; a hook of MkDocs."""
 
 from __future__ import annotations
 

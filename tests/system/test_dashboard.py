@@ -13,7 +13,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from app.domain.lifecycle import State
-from app.domain.principal import Scope
+from app.domain.principal import OPERATOR, Scope
+from app.services import jobs
 from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.api.serving import serving
@@ -114,6 +115,21 @@ def test_a_job_is_cancelled_and_retried(
         page.get_by_role("button", name="Retry").click()
         expect(page.locator("h1 .state.queued")).to_be_visible()
         assert heard.complaints == []
+        page.close()
+
+
+def test_where_streams_do_not_get_through_a_job_is_asked_for(
+    browser: Browser, settings: Settings, resources: Resources
+) -> None:
+    job = queued(resources)
+    with serving(settings) as (url, _):
+        page = browser.new_page()
+        page.route("**/events/stream", lambda route: route.abort())
+        page.goto(f"{url}/#/jobs/{job.id}")
+        expect(page.locator("h1 .state.queued")).to_be_visible()
+        jobs.cancel_job(resources, OPERATOR, job.id)
+        expect(page.locator("h1 .state.cancelled")).to_be_visible()
+        expect(page.get_by_text("Events (2)")).to_be_visible()
         page.close()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Scope
@@ -101,6 +101,24 @@ def test_submit_watch_and_download(browser: Browser, settings: Settings, tmp_pat
         # The refusal of the validation is a line of Chromium's own.
         assert [one for one in heard.complaints if "422" not in one] == []
         assert all(request.startswith(url) for request in heard.requests), heard.requests
+        page.close()
+
+
+def test_what_is_offered_late_does_not_take_the_place_of_what_is_typed(
+    browser: Browser, settings: Settings
+) -> None:
+    with serving(settings) as (url, _):
+        page = browser.new_page()
+        held: list[Route] = []
+        page.route("**/v1/models", lambda route: held.append(route))
+        page.goto(f"{url}/#/new")
+        page.get_by_label("Where the model is").select_option("path")
+        page.get_by_label("Model", exact=True).fill("/mine")
+        page.wait_for_timeout(300)
+        for route in held:
+            route.continue_()
+        expect(page.get_by_text("Below: models.")).to_be_visible()
+        expect(page.get_by_label("Model", exact=True)).to_have_value("/mine")
         page.close()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from app.domain.errors import HandOffError
 from app.domain.hand_off import MANIFEST_TAG, CheckpointFacts, HandedOff
@@ -69,7 +70,17 @@ def _explained(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, OSError) as error:
         reason = str(error).strip().splitlines()[0][:500]
-        raise HandOffError(f"the MLflow server at {uri} did not take it: {reason}") from error
+        secret = urlsplit(uri).password
+        reason = reason.replace(secret, "…") if secret else reason
+        raise HandOffError(
+            f"the MLflow server at {_shown(uri)} did not take it: {reason}"
+        ) from error
+
+
+def _shown(uri: str) -> str:
+    """The address without user and password."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
 
 def _version_of(client: MlflowClient, name: str, facts: CheckpointFacts) -> ModelVersion | None:
@@ -122,6 +133,6 @@ def _new_version(client: MlflowClient, name: str, run: Run, facts: CheckpointFac
 def _handed_off(uri: str, version: ModelVersion, *, new: bool) -> HandedOff:
     return HandedOff(
         reference=f"{version.name} version {version.version}",
-        url=f"{uri.rstrip('/')}/#/models/{version.name}/versions/{version.version}",
+        url=f"{_shown(uri)}/#/models/{version.name}/versions/{version.version}",
         new=new,
     )

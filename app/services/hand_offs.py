@@ -91,7 +91,7 @@ def perform(resources: Resources, due: DueHandOff) -> None:
             done = _send(resources.settings, due.target, directory)
     except (ArtifactNotFoundError, JobNotFoundError) as error:
         _fail(resources, due, error.message, again=False)
-    except (ServiceError, IntraSliceError) as error:
+    except (ServiceError, IntraSliceError, OSError) as error:
         _fail(resources, due, str(error), again=due.attempt < TRIES)
     else:
         with resources.database.transaction() as transaction:

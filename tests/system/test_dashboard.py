@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from app.domain.lifecycle import State
-from app.domain.principal import Scope
+from app.domain.principal import OPERATOR, Scope
+from app.services import jobs
 from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.api.serving import serving
@@ -103,6 +104,23 @@ def test_submit_watch_and_download(browser: Browser, settings: Settings, tmp_pat
         page.close()
 
 
+def test_what_is_offered_late_is_not_put_where_something_else_is_asked_for(
+    browser: Browser, settings: Settings
+) -> None:
+    with serving(settings) as (url, _):
+        page = browser.new_page()
+        held: list[Route] = []
+        page.route("**/v1/models", lambda route: held.append(route))
+        page.goto(f"{url}/#/new")
+        page.get_by_label("Where the model is").select_option("path")
+        page.wait_for_timeout(300)
+        for route in held:
+            route.continue_()
+        expect(page.get_by_text("Below: models.")).to_be_visible()
+        expect(page.get_by_label("Model", exact=True)).to_have_value("")
+        page.close()
+
+
 def test_a_job_is_cancelled_and_retried(
     browser: Browser, settings: Settings, resources: Resources
 ) -> None:
@@ -114,6 +132,21 @@ def test_a_job_is_cancelled_and_retried(
         page.get_by_role("button", name="Retry").click()
         expect(page.locator("h1 .state.queued")).to_be_visible()
         assert heard.complaints == []
+        page.close()
+
+
+def test_where_streams_do_not_get_through_a_job_is_asked_for(
+    browser: Browser, settings: Settings, resources: Resources
+) -> None:
+    job = queued(resources)
+    with serving(settings) as (url, _):
+        page = browser.new_page()
+        page.route("**/events/stream", lambda route: route.abort())
+        page.goto(f"{url}/#/jobs/{job.id}")
+        expect(page.locator("h1 .state.queued")).to_be_visible()
+        jobs.cancel_job(resources, OPERATOR, job.id)
+        expect(page.locator("h1 .state.cancelled")).to_be_visible()
+        expect(page.get_by_text("Events (2)")).to_be_visible()
         page.close()
 
 

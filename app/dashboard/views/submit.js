@@ -27,7 +27,8 @@ export function Submit() {
   const set = (/** @type {string} */ name, /** @type {any} */ value) => setForm((old) => ({ ...old, [name]: value }));
   useEffect(() => {
     const [first] = offer.data?.offer.packages || [];
-    if (first && !form.ref) set("ref", first);
+    // The answer may come when the form is being filled in: what is there stays.
+    if (first) setForm((old) => (old.source === "package" && !old.ref ? { ...old, ref: first } : old));
   }, [offer.data]);
   const checked = useChecked(form);
   const submit = async (/** @type {Event} */ event) => {

@@ -82,6 +82,15 @@ def test_what_was_broken_off_goes_on_in_its_run(
     assert len(runs) == 1
 
 
+def test_a_password_of_the_address_is_not_repeated(server: str, tmp_path: Path) -> None:
+    secret = server.replace("http://", "http://robot:hush-hush@")
+    done = hand_over(secret, finished_checkpoint(tmp_path / "quiet"), "quiet")
+    assert done.url.startswith(f"{server}/#/models/quiet")
+    with pytest.raises(HandOffError) as caught:
+        hand_over("http://robot:hush-hush@127.0.0.1:9", tmp_path / "quiet", "quiet")
+    assert "hush-hush" not in str(caught.value)
+
+
 def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(HandOffError, match=r"http://127\.0\.0\.1:9 did not take it"):
         hand_over("http://127.0.0.1:9", finished_checkpoint(tmp_path / "lost"), "lost")

@@ -19,6 +19,7 @@ from app.api.problems import install_problem_handlers
 from app.api.rate_limit import RateLimit
 from app.api.request_context import BodyLimit, RequestContext
 from app.api.routes import (
+    archives,
     audit,
     comparisons,
     downloads,
@@ -56,6 +57,7 @@ _ROUTERS = tuple(
         validations,
         sweeps,
         comparisons,
+        archives,
         downloads,
         uploads,
         models,

@@ -15,6 +15,7 @@ from urllib.parse import quote, urlencode
 from app.domain.errors import LinkRefusedError
 
 DOWNLOADS = "/v1/downloads"
+ARCHIVES = "/v1/archives"
 UPLOADS = "/v1/uploads"
 _KEY_FILE = "signing.key"
 
@@ -24,7 +25,7 @@ _PART = re.compile(rf"{UPLOADS}/[^/]+/parts/[^/]+/[^/]+")
 
 def is_signed_path(path: str) -> bool:
     """Whether a link to the path can carry a signature."""
-    return path.startswith(f"{DOWNLOADS}/") or is_part_path(path)
+    return path.startswith((f"{DOWNLOADS}/", f"{ARCHIVES}/")) or is_part_path(path)
 
 
 def is_part_path(path: str) -> bool:
@@ -56,6 +57,21 @@ class UrlSigner:
         if expires < time.time():
             raise LinkRefusedError("The link has expired; ask for a new one")
 
+    def sign_archive(self, job_id: str, seconds: int) -> str:
+        """The same for all of a job's files as one."""
+        expires = int(time.time()) + seconds
+        signature = self._signature(*_archive_names(job_id), expires)
+        query = urlencode({"expires": expires, "signature": signature})
+        return f"{ARCHIVES}/{job_id}.zip?{query}"
+
+    def verify_archive(self, job_id: str, expires: int, signature: str) -> None:
+        """Check such a link.
+
+        Raises:
+            LinkRefusedError: if it is forged or too old.
+        """
+        self.verify(*_archive_names(job_id), expires, signature)
+
     def sign_part(self, upload_id: str, file: int, number: int, seconds: int) -> str:
         """The same for a part to be sent."""
         expires = int(time.time()) + seconds
@@ -77,6 +93,11 @@ class UrlSigner:
         # No part can hold a newline unescaped, so no two links sign the same text.
         text = "\n".join((quote(job_id, safe=""), quote(name, safe=""), str(expires)))
         return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def _archive_names(job_id: str) -> tuple[str, str]:
+    # The slash keeps them apart from every job's.
+    return f"archives/{job_id}", "zip"
 
 
 def _part_names(upload_id: str, file: int, number: int) -> tuple[str, str]:

@@ -267,10 +267,19 @@ class ArtifactOut(BaseModel):
         )
 
 
+class ArchiveOut(BaseModel):
+    """All files as one ZIP; the URL works without a key until it expires."""
+
+    name: str
+    url: str
+    expires_at: datetime
+
+
 class ArtifactList(BaseModel):
-    """All published files of a job."""
+    """All published files of a job, each by itself and, if there are any, as one."""
 
     data: list[ArtifactOut]
+    archive: ArchiveOut | None = None
 
 
 class ProblemOut(BaseModel):

@@ -256,6 +256,23 @@ def get_artifact(resources: Resources, job_id: str, name: str) -> Artifact:
     return found
 
 
+def get_artifacts(resources: Resources, job_id: str) -> tuple[Job, list[Artifact]]:
+    """A job and all its files, for the bearer of a signed link.
+
+    Raises:
+        ArtifactNotFoundError: if the job has published nothing.
+        ArtifactsExpiredError: if it had.
+    """
+    with resources.database.transaction() as transaction:
+        found = artifacts.of_job(transaction, job_id)
+        job = jobs.find(transaction, job_id) if is_job_id(job_id) else None
+    if job is not None and job.expired_at is not None:
+        raise ArtifactsExpiredError
+    if job is None or not found:
+        raise ArtifactNotFoundError
+    return job, found
+
+
 def _locked(transaction: Transaction, principal: Principal, job_id: str) -> Job:
     """The job, held: it may move between two states at any moment otherwise."""
     return _visible(jobs.lock(transaction, job_id) if is_job_id(job_id) else None, principal)

@@ -28,6 +28,7 @@ from app.api.dependencies import (
 from app.api.documentation import problems
 from app.api.negotiation import HTML, JSON, preferred
 from app.api.schemas import (
+    ArchiveOut,
     ArtifactList,
     ArtifactOut,
     EventList,
@@ -38,6 +39,7 @@ from app.api.schemas import (
 )
 from app.domain.events import LAST_SEQUENCE
 from app.services import jobs, outbox, report_pages, retention
+from app.services.archives import archive_name
 from intraslice_core.reports.page import report_page
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(401, 403, 422, 503))
@@ -206,11 +208,19 @@ def get_report(
 def list_artifacts(job_id: str, resources: ResourcesDep, principal: Reader) -> ArtifactList:
     """List a job's published files with download links."""
     seconds = resources.settings.url_expiry_seconds
+    job = jobs.get_job(resources, principal, job_id)
     files = jobs.list_artifacts(resources, principal, job_id)
     expires_at = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds)
+    signer = resources.signer
+    archive = ArchiveOut(
+        name=f"{archive_name(job)}.zip",
+        url=signer.sign_archive(job_id, seconds),
+        expires_at=expires_at,
+    )
     return ArtifactList(
         data=[
-            ArtifactOut.of(file, resources.signer.sign(job_id, file.name, seconds), expires_at)
+            ArtifactOut.of(file, signer.sign(job_id, file.name, seconds), expires_at)
             for file in files
-        ]
+        ],
+        archive=archive if files else None,
     )

@@ -20,6 +20,20 @@ def parts(url: str) -> tuple[str, str, int, str]:
     return job_id, unquote(name), int(query["expires"][0]), query["signature"][0]
 
 
+def test_a_link_to_a_file_is_none_to_the_archive_nor_the_other_way_round() -> None:
+    signer = UrlSigner("key")
+    query = parse_qs(urlsplit(signer.sign_archive("job_1", 60)).query)
+    expires, signature = int(query["expires"][0]), query["signature"][0]
+    signer.verify_archive("job_1", expires, signature)
+    for job_id, name in (("job_1", "zip"), ("job_1", ".zip"), ("archives", "job_1/zip")):
+        with pytest.raises(LinkRefusedError):
+            signer.verify(job_id, name, expires, signature)
+        with pytest.raises(LinkRefusedError):
+            signer.verify_archive("job_1", *parts(signer.sign(job_id, name, 60))[2:])
+    with pytest.raises(LinkRefusedError):
+        signer.verify_archive("job_2", expires, signature)
+
+
 @pytest.mark.parametrize("name", ["config.json", "a/b.py", "ü ?#%&.bin"])
 def test_signed_link_verifies(name: str) -> None:
     signer = UrlSigner("key")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
+import zipfile
 
 import pytest
 from fastapi.testclient import TestClient
@@ -81,7 +83,7 @@ def test_forged_and_expired_links_are_refused(client: TestClient, resources: Res
 def test_unfinished_job_has_no_artifacts(client: TestClient, resources: Resources) -> None:
     for state in (State.QUEUED, State.RUNNING, State.FAILED, State.CANCELLED):
         job = in_state(resources, state)
-        assert client.get(f"/v1/jobs/{job.id}/artifacts").json() == {"data": []}
+        assert client.get(f"/v1/jobs/{job.id}/artifacts").json() == {"data": [], "archive": None}
 
 
 def test_deleting_a_job_removes_its_objects_and_its_links_lead_nowhere(
@@ -106,3 +108,34 @@ def test_a_link_of_the_store_itself_ends_too(client: TestClient, resources: Reso
     assert answer.status_code == 307
     assert re.search(r"X-Amz-Expires=60\b", location)
     assert fetch(client, url, "HEAD").status_code == 200
+
+
+def test_all_files_come_as_one_archive(client: TestClient, resources: Resources) -> None:
+    job = in_state(resources, State.SUCCEEDED)
+    listing = client.get(f"/v1/jobs/{job.id}/artifacts").json()
+    archive = listing["archive"]
+    response = client.get(archive["url"])
+    assert response.headers["content-type"] == "application/zip"
+    assert archive["name"] in response.headers["content-disposition"]
+    assert int(response.headers["content-length"]) == len(response.content)
+    head = client.head(archive["url"])
+    assert (head.headers["content-length"], head.content) == (
+        response.headers["content-length"],
+        b"",
+    )
+    inside = archive["name"].removesuffix(".zip")
+    with zipfile.ZipFile(io.BytesIO(response.content)) as opened:
+        assert opened.testzip() is None
+        found = {name: hashlib.sha256(opened.read(name)).hexdigest() for name in opened.namelist()}
+    assert found == {f"{inside}/{file['name']}": file["sha256"] for file in listing["data"]}
+
+
+def test_an_archive_is_for_who_has_the_link(client: TestClient, resources: Resources) -> None:
+    first, second = (in_state(resources, State.SUCCEEDED) for _ in range(2))
+    url = client.get(f"/v1/jobs/{first.id}/artifacts").json()["archive"]["url"]
+    for forged in (url.replace(first.id, second.id), re.sub(r"expires=(\d)", r"expires=9\1", url)):
+        response = client.get(forged)
+        assert (response.status_code, response.json()["code"]) == (403, "invalid_link")
+    assert client.get(f"/v1/archives/{first.id}.zip").status_code == 422
+    nothing = client.get(resources.signer.sign_archive(queued(resources).id, 60))
+    assert (nothing.status_code, nothing.json()["code"]) == (404, "artifact_not_found")

@@ -27,6 +27,7 @@ def test_every_route_is_described_and_says_what_can_go_wrong() -> None:
         "/livez",
         "/metrics",
         "/readyz",
+        "/v1/archives/{job_id}.zip",
         "/v1/audit",
         "/v1/compare",
         "/v1/jobs",

@@ -46,7 +46,7 @@ def test_expired_artifacts_are_gone_and_the_job_says_so(
     assert job["result"] is not None
     assert job["expired_at"] is not None
     assert job["expires_at"] is None
-    assert client.get(f"/v1/jobs/{job_id}/artifacts").json() == {"data": []}
+    assert client.get(f"/v1/jobs/{job_id}/artifacts").json() == {"data": [], "archive": None}
     assert client.get(f"/v1/jobs/{job_id}/report").status_code == 200
     gone = client.get(links[0])
     assert (gone.status_code, gone.json()["code"]) == (410, "artifacts_expired")

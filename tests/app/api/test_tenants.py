@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
 OPEN = {"/livez", "/readyz"}
 SIGNED = {
+    "/v1/archives/{job_id}.zip",
     "/v1/downloads/{job_id}/{name}",
     "/v1/uploads/{upload_id}/parts/{file}/{number}",
 }

@@ -13,6 +13,7 @@ SNAPSHOT = Path(__file__).parents[3] / "openapi.json"
 ELSEWHERE = {
     "GET /livez": "for whoever keeps processes alive",
     "GET /metrics": "for Prometheus",
+    "GET /v1/archives/{}.zip": "a link of a job's artifacts, for browsers",
     "GET /v1/downloads/{}/{}": "a link of an artifact",
     "PUT /v1/uploads/{}/parts/{}/{}": "a link of an upload",
 }

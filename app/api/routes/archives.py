@@ -1,0 +1,41 @@
+"""/v1/archives: all files of a job as one, by a signed link."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response, StreamingResponse
+
+from app.adapters.signed_urls import ARCHIVES
+from app.api.dependencies import ResourcesDep
+from app.api.documentation import problems
+from app.services import archives
+
+router = APIRouter(prefix=ARCHIVES, tags=["downloads"])
+_ZIP: dict[int | str, dict[str, Any]] = {200: {"content": {"application/zip": {}}}}
+
+
+@router.get(
+    "/{job_id}.zip", response_class=Response, responses=problems(403, 404, 410, 422, 503) | _ZIP
+)
+@router.head("/{job_id}.zip", include_in_schema=False)
+def archive(
+    job_id: str,
+    request: Request,
+    resources: ResourcesDep,
+    expires: Annotated[int, Query(ge=0, le=2**53)],
+    signature: Annotated[str, Query(min_length=1, max_length=128)],
+) -> Response:
+    """Download all files in one ZIP; it cannot be gone on with when broken off, as files can."""
+    resources.signer.verify_archive(job_id, expires, signature)
+    found = archives.open_archive(resources, job_id)
+    headers = {
+        "Accept-Ranges": "none",
+        "Content-Disposition": f"attachment; filename*=utf-8''{quote(found.name)}",
+        "Content-Length": str(found.size),
+    }
+    if request.method == "HEAD":
+        return Response(headers=headers, media_type="application/zip")
+    return StreamingResponse(found.chunks, headers=headers, media_type="application/zip")

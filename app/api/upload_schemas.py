@@ -44,9 +44,14 @@ class UploadCreate(BaseModel):
         BeforeValidator(storable),
         Field(min_length=1, max_length=MOST_FILES),
     ]
+    name: Annotated[
+        str | None,
+        BeforeValidator(storable),
+        Field(min_length=1, max_length=200, description="For people, to find it by."),
+    ] = None
 
     def to_domain(self) -> UploadRequest:
-        return UploadRequest(kind=self.kind, files=self.files)
+        return UploadRequest(kind=self.kind, files=self.files, name=self.name)
 
 
 class PartOut(BaseModel):
@@ -79,6 +84,7 @@ class UploadOut(BaseModel):
 
     id: str
     object: Literal["upload"] = "upload"
+    name: str | None = None
     kind: UploadKind
     state: UploadState
     bytes: int
@@ -92,6 +98,7 @@ class UploadOut(BaseModel):
         base = f"/v1/uploads/{upload.id}"
         return cls(
             id=upload.id,
+            name=upload.name,
             kind=upload.kind,
             state=upload.state,
             bytes=upload.bytes,

@@ -54,6 +54,8 @@ class UploadRequest(FrozenModel):
 
     kind: UploadKind
     files: tuple[UploadFile, ...] = Field(min_length=1, max_length=MOST_FILES)
+    name: str | None = None
+    """What people call it."""
 
     @property
     def bytes(self) -> int:
@@ -88,6 +90,7 @@ class Upload:
     state: UploadState
     files: tuple[UploadFile, ...]
     part_bytes: int
+    name: str | None
     created_at: datetime
     expires_at: datetime | None
     """None: never."""

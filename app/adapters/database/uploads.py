@@ -61,6 +61,7 @@ def insert_upload(  # a row's worth
             files=[file.model_dump(mode="json") for file in request.files],
             bytes=request.bytes,
             part_bytes=part_bytes,
+            name=request.name,
             expires_at=func.now() + lifetime,
         )
         .returning(uploads)
@@ -187,6 +188,7 @@ def _upload(row: Row[Any]) -> Upload:
         state=UploadState(row.state),
         files=tuple(UploadFile.model_validate(file) for file in row.files),
         part_bytes=row.part_bytes,
+        name=row.name,
         created_at=row.created_at,
         expires_at=row.expires_at,
         error=row.error and UploadError.model_validate(row.error),

@@ -47,13 +47,14 @@ class Uploads:
             UploadRefusedError: if the service finds it is not what was announced, or no model.
         """
         files = [file for file in sorted(directory.iterdir()) if is_model_file(file.name)]
-        return self._send(UploadKind.MODEL, files, upload_id, on_progress)
+        name = directory.resolve().name
+        return self._send(UploadKind.MODEL, name, files, upload_id, on_progress)
 
     def text(
         self, file: Path, *, upload_id: str | None = None, on_progress: Listener | None = None
     ) -> UploadOut:
         """Send a text; `upload:` and its id is a source of calibration or evaluation."""
-        return self._send(UploadKind.TEXT, [file], upload_id, on_progress)
+        return self._send(UploadKind.TEXT, file.name, [file], upload_id, on_progress)
 
     def get(self, upload_id: str) -> UploadDetailsOut:
         """The upload, and where to send which part of it."""
@@ -71,11 +72,12 @@ class Uploads:
     def _send(
         self,
         kind: UploadKind,
+        name: str,
         files: Sequence[Path],
         upload_id: str | None,
         listener: Listener | None,
     ) -> UploadOut:
-        upload_id = upload_id or self._announce(kind, files)
+        upload_id = upload_id or self._announce(kind, name, files)
         self._send_files(upload_id, files, listener)
         path = f"/v1/uploads/{upload_id}"
         self._transport.send("POST", f"{path}/complete", repeatable=True)
@@ -89,13 +91,13 @@ class Uploads:
             time.sleep(_CHECK_POLL_SECONDS)
         raise UploadRefusedError(f"{upload_id} is still being checked")
 
-    def _announce(self, kind: UploadKind, files: Sequence[Path]) -> str:
+    def _announce(self, kind: UploadKind, name: str, files: Sequence[Path]) -> str:
         announced = []
         for file in files:
             with file.open("rb") as stream:
                 sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
             announced.append({"name": file.name, "bytes": file.stat().st_size, "sha256": sha256})
-        body = {"kind": kind, "files": announced}
+        body = {"kind": kind, "files": announced, "name": name[:200] or None}
         return (self._transport.ask(UploadDetailsOut, "POST", "/v1/uploads", json=body)).id
 
     def _send_files(self, upload_id: str, files: Sequence[Path], listener: Listener | None) -> None:

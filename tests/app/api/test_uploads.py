@@ -121,6 +121,21 @@ def test_a_model_is_sent_in_parts_checked_and_put_together(
     assert {file.name: file.read_bytes() for file in place.iterdir()} == files
 
 
+def test_an_upload_is_called_what_people_call_it(client: TestClient) -> None:
+    body = announce("text", {"corpus.txt": TEXT})
+    named = client.post("/v1/uploads", json=body | {"name": "Our tickets, März"}).json()
+    nameless = client.post("/v1/uploads", json=body).json()
+    listed = client.get("/v1/uploads").json()["data"]
+    assert {one["id"]: one["name"] for one in listed} == {
+        named["id"]: "Our tickets, März",
+        nameless["id"]: None,
+    }
+    for wrong in ("", "x" * 201, "a\0b", 7):
+        refused = client.post("/v1/uploads", json=body | {"name": wrong})
+        assert refused.status_code == 422
+        assert refused.json()["errors"][0]["pointer"] == "/name"
+
+
 def test_what_was_broken_off_goes_on_where_it_was(client: TestClient) -> None:
     files = {"corpus.jsonl": TEXT}
     upload = begin(client, "text", files)

@@ -158,12 +158,12 @@ def test_an_upload_goes_on_and_leaves_code_at_home(
     directory = weights_on_disk(tmp_path / "model")
     (directory / "modeling.py").write_text("raise SystemExit")
     done = service.uploads.model(directory)
-    assert done.state == "ready"
+    assert (done.state, done.name) == ("ready", "model")
     files = client.get(done.urls.self).json()["files"]
     assert [file["name"] for file in files] == ["config.json", "model.safetensors"]
     text = tmp_path / "corpus.txt"
     text.write_text("words " * 100)
-    begun = service.uploads._announce(UploadKind.TEXT, [text])
+    begun = service.uploads._announce(UploadKind.TEXT, text.name, [text])
     assert service.uploads.text(text, upload_id=begun).id == begun
     with pytest.raises(ClientError, match="does not take"):
         service.uploads.text(directory / "config.json", upload_id=begun)

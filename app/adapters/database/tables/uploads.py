@@ -22,6 +22,7 @@ uploads = Table(
     Column("files", JSON, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("part_bytes", BigInteger, nullable=False),
+    Column("name", Text),
     Column("error", JSON),
     Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("checked_at", TIMESTAMP),

@@ -1,67 +1,167 @@
-"""Pictures of the dashboard for the documentation, from a service that is running.
+"""A walk through the dashboard with a real model, and pictures of every view.
 
     python docs/make_dashboard_screenshots.py [--url http://127.0.0.1:8000] [--out docs/images]
 
-Writes a picture of every view, of the newest job and of the newest sweep, by the Chromium that
-`CHROMIUM=` names or that is found on the PATH.
+Without `--url` the whole service is started on a temporary directory, as `intraslice up` does it.
+Then a browser does what a person would who has never seen it: press "New job" and "Compress",
+watch, and press "Download the model". A sweep, a text and a key follow, for the other views. The
+Chromium is the one that `CHROMIUM=` names or that is found on the PATH.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 from make_screenshots import QUIET, find_chromium
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from app.embedded.whole_service import whole_service
 
 WIDE, NARROW = (1280, 860), (390, 860)
+JOB_SECONDS = 1800
+ENDED = re.compile(r"succeeded|failed|cancelled")
+TEXT = "Tickets of our own kind: the printer is on fire, and what to do about it.\n" * 400
+Take = Callable[[Page, str], None]
 
 
-def views(url: str) -> dict[str, str]:
-    """Names of pictures and the views they are of."""
-    found = {"jobs": "#/jobs", "new": "#/new", "keys": "#/keys", "webhooks": "#/webhooks"}
-    jobs = httpx.get(f"{url}/v1/jobs", params={"limit": 10}).json()["data"]
-    sweeps = httpx.get(f"{url}/v1/sweeps", params={"limit": 1}).json()["data"]
-    if jobs:
-        found["job"] = f"#/jobs/{jobs[0]['id']}"
-    if len(jobs) > 1:
-        found["compare"] = f"#/compare?jobs={jobs[0]['id']},{jobs[1]['id']}"
-    if sweeps:
-        found["sweep"] = f"#/sweeps/{sweeps[0]['id']}"
-    return found
+def walk(page: Page, url: str, take: Take, directory: Path) -> Path:
+    """From the first view to the downloaded model, with nothing changed in the form; its ZIP."""
+    page.goto(url)
+    page.get_by_text("No jobs yet").wait_for()
+    take(page, "first")
+    page.get_by_role("link", name="New job").last.click()
+    page.get_by_text("→").first.wait_for()
+    take(page, "new")
+    page.get_by_role("button", name="Compress").click()
+    page.get_by_text(re.compile("layer 1[0-9] of ")).wait_for(timeout=1000 * JOB_SECONDS)
+    take(page, "running")
+    page.locator("h1 .state", has_text=ENDED).wait_for(timeout=1000 * JOB_SECONDS)
+    if "succeeded" not in page.locator("h1 .state").inner_text():
+        raise SystemExit(page.locator("main").inner_text())
+    page.get_by_role("heading", name="Quality").wait_for()
+    page.get_by_role("heading", name="Files").wait_for()
+    take(page, "job")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download the model").click()
+    archive = directory / download.value.suggested_filename
+    download.value.save_as(archive)
+    return archive
+
+
+def sweep(page: Page, url: str, take: Take) -> None:
+    """Three jobs on little text, compared."""
+    page.goto(f"{url}/#/new?sweep")
+    page.get_by_text("Jobs of the sweep").or_(page.get_by_text("known once")).first.wait_for()
+    page.get_by_role("checkbox", name="10 %").uncheck()
+    page.get_by_text("More: calibration").click()
+    for text in ("chat", "self"):
+        page.get_by_role("checkbox", name=text, exact=True).uncheck()
+    page.get_by_label("Sequences").fill("16")
+    page.get_by_role("checkbox", name=re.compile("^speed")).uncheck()
+    page.get_by_text("More: calibration").click()
+    page.get_by_role("button", name="Compress 3 times").wait_for()
+    page.wait_for_timeout(1500)
+    take(page, "new-sweep")
+    page.get_by_role("button", name="Compress 3 times").click()
+    page.locator("h1 .state", has_text=ENDED).wait_for(timeout=1000 * JOB_SECONDS)
+    page.get_by_text("Size and quality").wait_for()
+    take(page, "sweep")
+    page.get_by_role("link", name="Compare its jobs").click()
+    page.get_by_text("Settings that differ").wait_for()
+    take(page, "compare")
+
+
+def further(page: Page, url: str, take: Take, directory: Path) -> None:
+    """A text and a key, and the lists."""
+    page.goto(f"{url}/#/uploads")
+    text = directory / "tickets.txt"
+    text.write_text(TEXT)
+    page.get_by_label("File", exact=True).set_input_files(text)
+    page.get_by_role("button", name="Send").last.click()
+    page.get_by_text("It is here.").wait_for()
+    take(page, "uploads")
+    page.goto(f"{url}/#/keys")
+    page.get_by_label("Who or what will use it").fill("nightly")
+    page.get_by_role("button", name="Make a key").click()
+    page.get_by_role("cell", name="nightly").wait_for()
+    page.reload()
+    page.get_by_role("cell", name="nightly").wait_for()
+    take(page, "keys")
+    for view in ("webhooks", "sweeps", "jobs"):
+        page.goto(f"{url}/#/{view}")
+        page.locator("h1").wait_for()
+        page.wait_for_timeout(1000)
+        take(page, view)
+
+
+def camera(out: Path) -> Take:
+    """Takes the window as it is, all of the page in the dark, and on a telephone."""
+
+    def take(page: Page, name: str) -> None:
+        page.wait_for_timeout(700)
+        for kind, (width, height), colours in (
+            ("-narrow", NARROW, "light"),
+            ("-dark", WIDE, "dark"),
+            ("", WIDE, "light"),
+        ):
+            page.set_viewport_size({"width": width, "height": height})
+            page.emulate_media(color_scheme="dark" if colours == "dark" else "light")
+            page.wait_for_timeout(400)
+            page.screenshot(path=out / f"dashboard-{name}{kind}.png", full_page=bool(kind))
+        print(out / f"dashboard-{name}.png", flush=True)  # noqa: T201 (a command)
+
+    return take
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """A Chromium of this machine."""
+    found = find_chromium()
+    if found is None:
+        raise SystemExit("no Chromium: set CHROMIUM, or install one")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=found, args=list(QUIET))
+        yield opened
+        opened.close()
+
+
+@contextmanager
+def service(url: str | None, directory: Path) -> Iterator[str]:
+    """The one that is named, or one of our own."""
+    if url is not None:
+        yield url
+        return
+    with whole_service(directory / "data") as started:
+        yield started
 
 
 def main() -> None:
-    """Open each view and take it."""
+    """Walk, and take what is seen."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--url", help="of a fresh service; without it one is started")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images")
     arguments = parser.parse_args()
-    chromium = find_chromium()
-    if chromium is None:
-        raise SystemExit("no Chromium: set CHROMIUM, or install one")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(QUIET))
-        for name, view in views(arguments.url).items():
-            for kind, (width, height), colours in (
-                ("", WIDE, "light"),
-                ("-dark", WIDE, "dark"),
-                ("-narrow", NARROW, "light"),
-            ):
-                tab = browser.new_page(
-                    viewport={"width": width, "height": height},
-                    color_scheme="dark" if colours == "dark" else "light",
-                )
-                tab.goto(f"{arguments.url}/{view}")
-                tab.wait_for_selector("h1")
-                tab.wait_for_timeout(1500)
-                file = arguments.out / f"dashboard-{name}{kind}.png"
-                tab.screenshot(path=file)
-                tab.close()
-                print(file)  # noqa: T201 (a command)
-        browser.close()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="intraslice-walk-") as place:
+        directory = Path(place)
+        with service(arguments.url, directory) as url, browser() as chromium:
+            page = chromium.new_page(viewport=dict(zip(("width", "height"), WIDE, strict=True)))
+            page.set_default_timeout(60_000)
+            page.on("pageerror", lambda error: print("page:", error))  # noqa: T201
+            archive = walk(page, url, camera(arguments.out), directory)
+            with zipfile.ZipFile(archive) as opened:
+                print(archive.name, *opened.namelist(), sep="\n  ")  # noqa: T201
+            sweep(page, url, camera(arguments.out))
+            further(page, url, camera(arguments.out), directory)
+    print(f"{time.monotonic() - began:.0f} s")  # noqa: T201
 
 
 if __name__ == "__main__":

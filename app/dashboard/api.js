@@ -81,6 +81,20 @@ export async function post(path, body, more = {}, signal) {
   return response.status === 204 ? null : response.json();
 }
 
+/**
+ * The link is the permission: a bucket must not see our key.
+ * @param {string} url @param {Blob} content @param {AbortSignal} signal
+ */
+export async function put(url, content, signal) {
+  if (url.startsWith("/")) return send(url, { method: "PUT", body: content, signal });
+  const response = await fetch(url, { method: "PUT", body: content, signal }).catch((error) => {
+    if (error.name === "AbortError") throw error;
+    throw new Away("The bucket does not answer, or does not let this page send to it (CORS).");
+  });
+  if (!response.ok) throw new Refusal(response.status, { detail: `The bucket answered ${response.status}.` });
+  return response;
+}
+
 /** @param {string} path */
 export const remove = (path) => send(path, { method: "DELETE" });
 

@@ -1,7 +1,7 @@
 // @ts-check
 /** Charts by uPlot, each with a name and the same numbers in a table below. */
 
-import { html, useEffect, useRef } from "./vendor/htm-preact.js";
+import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { Table } from "./parts.js";
 
 /** @param {string} name */
@@ -17,6 +17,7 @@ const SERIES = ["--s0", "--s1", "--s2", "--s3"];
 export function Chart(props) {
   const place = useRef(/** @type {HTMLElement | null} */ (null));
   const key = JSON.stringify(props.columns);
+  const turns = useThemeTurns();
   useEffect(() => {
     let chart = /** @type {any} */ (null);
     let gone = false;
@@ -33,7 +34,7 @@ export function Chart(props) {
       window.removeEventListener("resize", resize);
       chart?.destroy();
     };
-  }, [key]);
+  }, [key, turns]);
   return html`<figure>
     <h3 class="small">${props.title}</h3>
     <div ref=${place} role="img" aria-label=${`${props.title}. ${props.note || ""}`}></div>
@@ -43,6 +44,22 @@ export function Chart(props) {
       <${Table} label=${props.title} columns=${props.head} rows=${props.rows} />
     </details>
   </figure>`;
+}
+
+/** Colours are read when a chart is drawn: it is drawn again when they have changed. */
+function useThemeTurns() {
+  const [turns, setTurns] = useState(0);
+  useEffect(() => {
+    const count = () => setTurns((old) => old + 1);
+    const system = matchMedia("(prefers-color-scheme: dark)");
+    window.addEventListener("theme", count);
+    system.addEventListener("change", count);
+    return () => {
+      window.removeEventListener("theme", count);
+      system.removeEventListener("change", count);
+    };
+  }, []);
+  return turns;
 }
 
 /** @param {any} props @param {number} width */

@@ -3,25 +3,27 @@
 
 import { html, render, useEffect, useState } from "./vendor/htm-preact.js";
 import { get, hasKey, keepKey } from "./api.js";
-import { Fault, hearOfFaults, useLoaded } from "./parts.js";
+import { Fault, hearOfFaults, useLoaded, useTitle } from "./parts.js";
 import { Jobs } from "./views/jobs.js";
 import { Job } from "./views/job.js";
 import { Submit } from "./views/submit.js";
 import { Sweep, Sweeps } from "./views/sweeps.js";
 import { Compare } from "./views/compare.js";
 import { Keys } from "./views/keys.js";
+import { Uploads } from "./views/uploads.js";
 import { Webhooks } from "./views/webhooks.js";
 
 const THEME = "intraslice-theme";
-/** @type {[RegExp, any][]} */
+/** @type {[RegExp, any, string][]} paths after the #, their views and titles */
 const ROUTES = [
-  [/^#\/jobs\/([\w-]+)$/, Job],
-  [/^#\/new$/, Submit],
-  [/^#\/sweeps\/([\w-]+)$/, Sweep],
-  [/^#\/sweeps$/, Sweeps],
-  [/^#\/compare(?:\?jobs=([\w,-]*))?$/, Compare],
-  [/^#\/keys$/, Keys],
-  [/^#\/webhooks$/, Webhooks],
+  [/^\/jobs\/([\w-]+)$/, Job, "Job"],
+  [/^\/new$/, Submit, "New job"],
+  [/^\/sweeps\/([\w-]+)$/, Sweep, "Sweep"],
+  [/^\/sweeps$/, Sweeps, "Sweeps"],
+  [/^\/compare$/, Compare, "Compare"],
+  [/^\/uploads$/, Uploads, "Models and texts"],
+  [/^\/keys$/, Keys, "Keys"],
+  [/^\/webhooks$/, Webhooks, "Webhooks"],
 ];
 
 function useHash() {
@@ -70,7 +72,7 @@ function Login({ wrong, done }) {
 
 /** @param {{ service: any, hash: string }} props */
 function Top({ service, hash }) {
-  const links = [["#/jobs", "Jobs"], ["#/new", "New job"], ["#/sweeps", "Sweeps"]];
+  const links = [["#/jobs", "Jobs"], ["#/new", "New job"], ["#/sweeps", "Sweeps"], ["#/uploads", "Models and texts"]];
   if (service?.scopes.includes("admin")) links.push(["#/keys", "Keys"], ["#/webhooks", "Webhooks"]);
   const here = (/** @type {string} */ link) => (hash || "#/jobs").startsWith(link);
   return html`<header class="top">
@@ -91,6 +93,7 @@ function turn() {
   const next = now === "dark" ? "light" : "dark";
   document.documentElement.dataset.theme = next;
   localStorage.setItem(THEME, next);
+  window.dispatchEvent(new Event("theme"));
 }
 
 function App() {
@@ -102,14 +105,15 @@ function App() {
     if (error?.status === 401) setLocked(true);
   });
   const service = useLoaded((signal) => get("/v1/service", signal), [locked], 5);
+  const [path, query] = hash.slice(1).split("?");
+  const [pattern, View, title] = ROUTES.find(([one]) => one.test(path)) || [/$/, Jobs, "Jobs"];
+  useTitle(locked ? "Log in" : title);
   if (locked) return html`<${Login} wrong=${hasKey()} done=${() => setLocked(false)} />`;
-  const found = ROUTES.find(([pattern]) => pattern.test(hash));
-  const argument = found ? (found[0].exec(hash) || [])[1] : undefined;
-  const View = found ? found[1] : Jobs;
+  const id = (pattern.exec(path) || [])[1];
   return html`<${Top} service=${service.data} hash=${hash} />
     ${away ? html`<div class="banner" role="status">The service does not answer. Trying again …</div>` : null}
     <main id="main" tabindex="-1">
-      <${View} key=${hash} id=${argument} service=${service.data} />
+      <${View} key=${hash} id=${id} query=${new URLSearchParams(query)} service=${service.data} />
     </main>`;
 }
 

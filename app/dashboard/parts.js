@@ -54,6 +54,13 @@ export function Fault({ error }) {
   </div>`;
 }
 
+/** The window's title while the part is there; views may refine what the shell says. @param {string} title */
+export function useTitle(title) {
+  useEffect(() => {
+    document.title = `${title} · IntraSlice`;
+  }, [title]);
+}
+
 /**
  * What `load` gives, loaded again and again; a service that is away is told to the shell.
  * @param {(signal: AbortSignal) => Promise<any>} load

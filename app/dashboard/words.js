@@ -29,12 +29,15 @@ export function duration(seconds) {
 /** @param {string} moment */
 export const ago = (moment) => `${duration((Date.now() - Date.parse(moment)) / 1000)} ago`;
 
-/** @param {number | null | undefined} part */
-export const percent = (part) =>
-  part === null || part === undefined ? "–" : `${(100 * part).toFixed(1)} %`;
+/** @param {number | null | undefined} part @param {number} [digits] */
+export const percent = (part, digits = 1) =>
+  part === null || part === undefined ? "–" : `${(100 * part).toFixed(digits)} %`;
 
 /** @param {any} job */
 export const modelName = (job) => `${job.model.source}:${job.model.ref}`;
+
+/** What people call it: its label, or its model. @param {any} job */
+export const titleOf = (job) => job.labels?.name || job.model.ref.split("/").pop();
 
 /** @param {any} job */
 export function askedFor(job) {

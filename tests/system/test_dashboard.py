@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 
 from app.domain.lifecycle import State
+from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR, Scope
-from app.services import jobs
+from app.services import jobs, sweeps
 from app.services.resources import Resources
 from app.settings import Settings
+from intraslice_core.config import CompressionConfig
 from tests.app.api.serving import serving
-from tests.app.builders import in_state, key_of, queued
+from tests.app.builders import in_state, key_of, queued, weights_on_disk
+from tests.system.browsing import CHROMIUM, Heard, chromium
 from tests.workers.test_worker import tiny_model, worker
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
+browser = chromium
 WIDE, NARROW = 1280, 390
-VIEWS = ("#/jobs", "#/new", "#/sweeps", "#/compare", "#/keys", "#/webhooks")
+VIEWS = ("jobs", "new", "new?sweep", "sweeps", "compare", "uploads", "keys", "webhooks")
 
 # What is waited for comes when it comes: other tests want the cores, too.
 expect.set_options(timeout=60_000)
@@ -35,29 +34,6 @@ pytestmark = [
     pytest.mark.broker,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: set CHROMIUM or install one"),
 ]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        yield found
-        found.close()
-
-
-class Heard:
-    """What a page asked for and complained of."""
-
-    def __init__(self, page: Page) -> None:
-        self.requests: list[str] = []
-        self.complaints: list[str] = []
-        page.on("request", lambda one: self.requests.append(one.url))
-        page.on("console", lambda one: self._note(one.type, one.text))
-        page.on("pageerror", lambda one: self.complaints.append(str(one)))
-
-    def _note(self, kind: str, text: str) -> None:
-        if kind in ("error", "warning"):
-            self.complaints.append(text)
 
 
 def opened(browser: Browser, url: str, width: int = WIDE) -> tuple[Page, Heard]:
@@ -135,6 +111,126 @@ def test_a_job_is_cancelled_and_retried(
         page.close()
 
 
+def test_a_model_and_a_text_are_sent_from_this_computer_and_offered(
+    browser: Browser, settings: Settings, tmp_path: Path
+) -> None:
+    directory = weights_on_disk(tmp_path / "our-model")
+    (directory / "pytorch_model.bin").write_bytes(b"left at home")
+    text = tmp_path / "tickets.txt"
+    text.write_text("words of our own kind " * 5000)
+    small = settings.model_copy(update={"upload_part_bytes": 1024})
+    with serving(small) as (url, _):
+        page, heard = opened(browser, f"{url}/#/uploads")
+        page.get_by_label("Directory").set_input_files(directory)
+        expect(page.get_by_text("Stay here: our-model/pytorch_model.bin")).to_be_visible()
+        page.get_by_role("button", name="Send").first.click()
+        expect(page.get_by_text("It is here.")).to_be_visible()
+        page.get_by_label("File", exact=True).set_input_files(text)
+        page.get_by_role("button", name="Send").last.click()
+        expect(page.get_by_text("Jobs can be calibrated on it")).to_be_visible()
+        page.get_by_role("link", name="Compress it").first.click()
+        model = page.get_by_label("Model", exact=True)
+        expect(model.locator("option:checked")).to_have_text("our-model")
+        page.get_by_text("More: calibration").click()
+        expect(page.get_by_role("checkbox", name="tickets.txt").first).to_be_visible()
+        assert [one for one in heard.complaints if "422" not in one] == []
+        page.close()
+
+
+def test_sending_is_gone_on_with_where_it_was_broken_off(
+    browser: Browser, settings: Settings, tmp_path: Path
+) -> None:
+    text = tmp_path / "tickets.txt"
+    text.write_bytes(bytes(65 + i % 26 for i in range(10 * 1024)))
+    small = settings.model_copy(update={"upload_part_bytes": 1024})
+    with serving(small) as (url, _):
+        page = browser.new_page()
+        sent: list[str] = []
+        page.on("request", lambda one: sent.append(one.url) if one.method == "PUT" else None)
+        page.route("**/parts/0/6?*", lambda route: route.fulfill(status=403, json={}))
+        page.goto(f"{url}/#/uploads")
+        page.get_by_label("File", exact=True).set_input_files(text)
+        page.get_by_role("button", name="Send").last.click()
+        expect(page.get_by_role("alert")).to_be_visible()
+        page.unroute("**/parts/0/6?*")
+        page.reload()
+        sent.clear()
+        page.get_by_label("File", exact=True).set_input_files(text)
+        page.get_by_role("button", name="Send").last.click()
+        expect(page.get_by_text("It is here.")).to_be_visible()
+        parts = [re.sub(r".*/parts/0/(\d+)\?.*", r"\1", one) for one in sent]
+        assert parts == ["6", "7", "8", "9"]
+        page.close()
+
+
+def test_a_sweep_is_made_by_the_form(
+    browser: Browser, settings: Settings, resources: Resources, tmp_path: Path
+) -> None:
+    model = tiny_model(tmp_path)
+    with serving(settings) as (url, _):
+        page, _heard = opened(browser, f"{url}/#/sweeps")
+        page.get_by_role("link", name="New sweep").click()
+        page.get_by_label("Where the model is").select_option("path")
+        page.get_by_label("Model", exact=True).fill(str(model))
+        page.get_by_text("More: calibration").click()
+        page.get_by_label("Sizes in multiples of").fill("2")
+        page.get_by_role("checkbox", name="40 %").uncheck()
+        page.get_by_role("checkbox", name="50 %").check()
+        table = page.get_by_role("region", name="Jobs of the sweep")
+        expect(table.get_by_role("row")).to_have_count(5)
+        page.get_by_role("button", name="Compress 4 times").click()
+        expect(page).to_have_url(re.compile(r"#/sweeps/\w+$"))
+        expect(page.get_by_role("region", name="Jobs of the sweep")).to_be_visible()
+        made = page.url.rpartition("/")[2]
+        page.close()
+    found = sweeps.get_sweep(resources, OPERATOR, made)
+    assert [job.compression.ratio for job in found.jobs] == [0.1, 0.2, 0.3, 0.5]
+
+
+def test_a_job_is_asked_for_again_with_a_change(
+    browser: Browser, settings: Settings, resources: Resources, tmp_path: Path
+) -> None:
+    model = tiny_model(tmp_path)
+    before = queued(
+        resources,
+        model=ModelSource(source="path", ref=str(model)),
+        compression=CompressionConfig(ratio=0.2, round_to=2, module_cap=0.7),
+        labels={"name": "nightly"},
+    )
+    with serving(settings) as (url, _):
+        page, _heard = opened(browser, f"{url}/#/jobs/{before.id}")
+        page.get_by_role("link", name="Again, changed").click()
+        expect(page.get_by_label("Model", exact=True)).to_have_value(str(model))
+        page.get_by_text("reach a number of parameters").click()
+        page.get_by_label("Parameters of the result").fill("0.045")
+        page.get_by_role("button", name="Compress").click()
+        expect(page).to_have_url(re.compile(rf"#/jobs/(?!{before.id})job_\w+$"))
+        made = page.url.rpartition("/")[2]
+        page.close()
+    after = jobs.get_job(resources, OPERATOR, made)
+    assert after.labels == {"name": "nightly"}
+    changed = {"ratio": None, "target_params": 45_000}
+    assert after.compression == before.compression.model_copy(update=changed)
+    assert after.evaluation == before.evaluation
+
+
+def test_older_jobs_are_a_page_away(
+    browser: Browser, settings: Settings, resources: Resources
+) -> None:
+    ids = [queued(resources).id for _ in range(27)]
+    with serving(settings) as (url, _):
+        page, _heard = opened(browser, url)
+        expect(page.get_by_role("link", name=ids[-1])).to_be_visible()
+        page.get_by_role("button", name="Older").click()
+        expect(page.get_by_role("link", name=ids[0])).to_be_visible()
+        expect(page.get_by_role("link", name=ids[-1])).to_have_count(0)
+        page.get_by_role("button", name="Newer").click()
+        expect(page.get_by_role("link", name=ids[-1])).to_be_visible()
+        page.get_by_label("In state").select_option("failed")
+        expect(page.get_by_text("None is like that.")).to_be_visible()
+        page.close()
+
+
 def test_where_streams_do_not_get_through_a_job_is_asked_for(
     browser: Browser, settings: Settings, resources: Resources
 ) -> None:
@@ -194,10 +290,10 @@ def test_every_view_fits_the_screen_and_complains_of_nothing(
     browser: Browser, settings: Settings, resources: Resources, width: int
 ) -> None:
     first, second = (in_state(resources, State.SUCCEEDED).id for _ in range(2))
-    more = (f"#/jobs/{first}", f"#/compare?jobs={first},{second}")
+    more = (f"jobs/{first}", f"compare?jobs={first},{second}")
     with serving(settings) as (url, _):
         for view in (*VIEWS, *more):
-            page, heard = opened(browser, f"{url}/{view}", width)
+            page, heard = opened(browser, f"{url}/#/{view}", width)
             expect(page.locator("h1")).to_be_visible()
             page.wait_for_timeout(300)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, view
@@ -214,12 +310,12 @@ def test_nobody_stumbles(
     job = in_state(resources, State.SUCCEEDED).id
     found: dict[str, list[str]] = {}
     with serving(settings) as (url, _):
-        for view in (*VIEWS, f"#/jobs/{job}", f"#/compare?jobs={job},{queued(resources).id}"):
+        for view in (*VIEWS, f"jobs/{job}", f"compare?jobs={job},{queued(resources).id}"):
             page = browser.new_page(
                 viewport={"width": width, "height": 900},
                 color_scheme="dark" if colours == "dark" else "light",
             )
-            page.goto(f"{url}/{view}")
+            page.goto(f"{url}/#/{view}")
             expect(page.locator("h1")).to_be_visible()
             page.wait_for_timeout(200)
             results = Axe().run(page)

@@ -6,11 +6,12 @@ import { get } from "../api.js";
 import { Fault, State, Table, useLoaded } from "../parts.js";
 import { bytes, count } from "../words.js";
 
-/** @param {{ id: string }} props */
-export function Compare({ id }) {
+/** @param {{ query: URLSearchParams }} props `jobs`: their ids, separated by commas */
+export function Compare({ query }) {
+  const jobs = query.get("jobs");
   const { data, error } = useLoaded(
-    (signal) => (id ? get(`/v1/compare?jobs=${id}`, signal) : Promise.resolve(null)), [id]);
-  if (!id) return html`<h1>Compare</h1><p>Choose two or more jobs in the <a href="#/jobs">list</a>.</p>`;
+    (signal) => (jobs ? get(`/v1/compare?jobs=${jobs}`, signal) : Promise.resolve(null)), [jobs]);
+  if (!jobs) return html`<h1>Compare</h1><p>Choose two or more jobs in the <a href="#/jobs">list</a>.</p>`;
   if (!data) return html`<h1>Compare</h1><${Fault} error=${error} />`;
   const texts = [...new Set(data.jobs.flatMap((/** @type {any} */ job) => (job.quality || []).map((/** @type {any} */ one) => one.text)))];
   const each = (/** @type {string} */ name, /** @type {(job: any) => any} */ value) => [name, ...data.jobs.map((/** @type {any} */ job) => value(job) ?? "–")];

@@ -3,13 +3,36 @@
 
 import { html, useEffect, useState } from "../vendor/htm-preact.js";
 import { get, getPage, post, remove, watch } from "../api.js";
-import { Chart } from "../charts.js";
-import { Action, Facts, Fault, State, Table, Tile, tellShell, useLoaded } from "../parts.js";
-import { Shapes } from "../shapes.js";
-import { ENDED, ago, askedFor, bytes, count, duration, modelName, percent } from "../words.js";
+import { Action, Facts, Fault, State, Table, tellShell, useLoaded, useTitle } from "../parts.js";
+import { ENDED, ago, askedFor, bytes, duration, modelName, percent, titleOf } from "../words.js";
+import { Layers } from "./job/layers.js";
+import { Outcome } from "./job/outcome.js";
+import { Running, Stages } from "./job/running.js";
 
 /** @param {{ id: string }} props */
 export function Job({ id }) {
+  const { job, events, error, again } = useJob(id);
+  useTitle(job ? heading(job) : "Job");
+  if (!job) return html`<h1>Job</h1><${Fault} error=${error} />${error ? null : html`<p class="quiet">Loading …</p>`}`;
+  const took = job.started_at && job.finished_at ? (Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000 : null;
+  return html`<h1>${titleOf(job)} <${State} state=${job.state} /></h1>
+    <p class="quiet">${modelName(job)} · ${askedFor(job)} · target ${job.compression.target} · made ${ago(job.created_at)}${took ? ` · took ${duration(took)}` : ""} · <span class="mono">${job.id}</span></p>
+    <${Buttons} job=${job} again=${again} />
+    ${job.error ? html`<${Failure} error=${job.error} />` : null}
+    ${job.state === "queued" ? html`<p class="quiet">It waits for a worker.</p>` : null}
+    ${job.state === "running" ? html`<${Running} job=${job} events=${events} />` : null}
+    ${job.result ? html`<${Outcome} job=${job} />` : null}
+    ${job.state === "succeeded" ? html`<${Files} id=${id} />` : null}
+    <${Layers} job=${job} events=${events} />
+    ${ENDED.includes(job.state) ? html`<${Stages} job=${job} events=${events} />` : null}
+    <details><summary>Settings</summary>
+      <${Facts} pairs=${flat({ compression: job.compression, evaluation: job.evaluation, labels: job.labels })} />
+    </details>
+    <${Log} events=${events} />`;
+}
+
+/** The job and its log, followed as long as it has not ended. @param {string} id */
+function useJob(id) {
   const loaded = useLoaded((signal) => get(`/v1/jobs/${id}`, signal), [id]);
   const [live, setLive] = useState(/** @type {any} */ (null));
   const [events, setEvents] = useState(/** @type {any[]} */ ([]));
@@ -32,26 +55,17 @@ export function Job({ id }) {
     });
     return () => stop.abort();
   }, [id, round]);
-  const job = loaded.data && { ...loaded.data, ...(ENDED.includes(loaded.data.state) ? {} : live) };
-  if (!job) return html`<${Fault} error=${loaded.error || error} /><p class="quiet">Loading …</p>`;
   const again = () => {
     setLive(null);
     setRound(round + 1);
     loaded.reload();
   };
-  return html`<h1>${modelName(job)} <${State} state=${job.state} /></h1>
-    <p class="quiet"><span class="mono">${job.id}</span> · ${askedFor(job)} · target ${job.compression.target} · made ${ago(job.created_at)}</p>
-    <${Buttons} job=${job} again=${again} />
-    ${job.error ? html`<${Failure} error=${job.error} />` : null}
-    ${job.state === "running" ? html`<${Running} job=${job} />` : null}
-    ${job.result ? html`<${Result} result=${job.result} />` : null}
-    <${Layers} job=${job} events=${events} />
-    ${job.state === "succeeded" ? html`<${Files} id=${id} />` : null}
-    <details><summary>Settings</summary>
-      <${Facts} pairs=${flat({ compression: job.compression, evaluation: job.evaluation, labels: job.labels })} />
-    </details>
-    <${Log} events=${events} />`;
+  const ended = loaded.data && ENDED.includes(loaded.data.state);
+  return { job: loaded.data && { ...loaded.data, ...(ended ? {} : live) }, events, error: loaded.error || error, again };
 }
+
+/** For the window's title, which is seen from other windows. @param {any} job */
+const heading = (job) => `${job.state === "running" && job.progress ? percent(job.progress.fraction, 0) : job.state} · ${titleOf(job)}`;
 
 /** @param {{ job: any, again: () => void }} props */
 function Buttons({ job, again }) {
@@ -65,14 +79,28 @@ function Buttons({ job, again }) {
     window.open(URL.createObjectURL(page), "_blank", "noopener");
   };
   return html`<div class="actions">
+    ${job.state === "succeeded" ? html`<${Download} id=${job.id} /><${Action} work=${openReport}>Open the report<//>` : null}
     ${running ? html`<${Action} work=${verb("pause")}>Pause<//>` : null}
     ${["paused"].includes(job.state) ? html`<${Action} kind="main" work=${verb("resume")}>Resume<//>` : null}
     ${running || job.state === "paused" ? html`<${Action} work=${verb("cancel")}>Cancel<//>` : null}
     ${["failed", "cancelled"].includes(job.state) ? html`<${Action} kind="main" work=${verb("retry")}>Retry<//>` : null}
-    ${job.state === "succeeded" ? html`<${Action} kind="main" work=${openReport}>Open the report<//>` : null}
+    <a class="button" href=${`#/new?like=${job.id}`}>Again, changed</a>
     ${job.sweep_id ? html`<a class="button" href=${`#/sweeps/${job.sweep_id}`}>Its sweep</a>` : null}
     ${ENDED.includes(job.state) ? html`<${Action} confirm="Forget this job and its files?" work=${async () => { await remove(`/v1/jobs/${job.id}`); location.hash = "#/jobs"; }}>Delete<//>` : null}
   </div>`;
+}
+
+/** Asked for when it is pressed: links expire. @param {{ id: string }} props */
+function Download({ id }) {
+  const fetchAll = async () => {
+    const { archive } = await get(`/v1/jobs/${id}/artifacts`);
+    if (!archive) throw new Error("Its files are not kept any more.");
+    const link = document.createElement("a");
+    link.href = archive.url;
+    link.download = archive.name;
+    link.click();
+  };
+  return html`<${Action} kind="main" work=${fetchAll}>Download the model<//>`;
 }
 
 /** @param {{ error: any }} props */
@@ -81,70 +109,18 @@ const Failure = ({ error }) => html`<div role="alert">
   <${Facts} pairs=${[["stage", error.stage], ["layer", error.layer], ["hint", error.hint], ["may be retried", error.retryable ? "yes" : "no"]]} />
 </div>`;
 
-/** @param {{ job: any }} props */
-function Running({ job }) {
-  const progress = job.progress;
-  if (!progress) return html`<p class="quiet">A worker has taken it.</p>`;
-  const layer = progress.layers ? `layer ${progress.layer + 1} of ${progress.layers}` : "";
-  const elapsed = (Date.now() - Date.parse(job.started_at)) / 1000;
-  const pace = progress.layers && job.stage === "compress" && progress.layer > 0 ? `${((60 * progress.layer) / Math.max(elapsed, 1)).toFixed(1)} layers/min since the start` : "";
-  return html`<section aria-label="Progress">
-    <progress max="1" value=${progress.fraction} aria-label="Progress"></progress>
-    <p><b>${job.stage}</b> ${layer} · ${percent(progress.fraction)}${progress.eta_seconds ? ` · ${duration(progress.eta_seconds)} left` : ""}${pace ? ` · ${pace}` : ""}</p>
-    <p class="quiet" role="status">${progress.message}</p>
-  </section>`;
-}
-
-/** @param {{ result: any }} props */
-const Result = ({ result }) => html`<div class="tiles">
-  <${Tile} name="Parameters" value=${count(result.params_after)} note=${`of ${count(result.params_before)}`} />
-  <${Tile} name="Weights" value=${bytes(result.bytes_after)} note=${`of ${bytes(result.bytes_before)}`} />
-  ${result.perplexity_before ? html`<${Tile} name="Perplexity" value=${`× ${(result.perplexity_after / result.perplexity_before).toFixed(2)}`} note=${`${result.perplexity_before.toFixed(1)} → ${result.perplexity_after.toFixed(1)}`} />` : null}
-  ${result.speedup ? html`<${Tile} name="Speed" value=${`${result.speedup.decode.toFixed(2)} ×`} note=${`decode; prefill ${result.speedup.prefill.toFixed(2)} ×`} />` : null}
-</div>`;
-
-/** @param {{ job: any, events: any[] }} props */
-function Layers({ job, events }) {
-  /** @type {any[]} */
-  const layers = [];
-  let total = 0;
-  for (const event of events) {
-    const done = event.data?.finished;
-    if (event.data?.layers) total = event.data.layers;
-    if (done) layers[done.layer] = done;
-  }
-  const now = job.progress?.finished;
-  if (now) layers[now.layer] = now;
-  if (!total) return null;
-  const known = layers.filter(Boolean);
-  const numbers = known.map((one) => one.layer);
-  const curve = (/** @type {string} */ name) => known.map((one) => one[name] ?? null);
-  return html`<h2>Layers</h2>
-    <${Shapes} layers=${layers} total=${total} />
-    ${known.length > 1 ? html`<div class="columns">
-      <${Chart} title="Relative error by layer" note="‖output − target‖² / ‖target‖²: 0 is exact." x="layer" y="error" log=${true}
-        names=${["attention", "MLP"]} columns=${[numbers, curve("attention_error"), curve("mlp_error")]}
-        head=${["layer", "attention", "MLP"]} rows=${known.map((one) => [one.layer, short(one.attention_error), short(one.mlp_error)])} />
-      <${Chart} title="Explained energy by layer" note="The part of the values' energy that is kept." x="layer" y="part"
-        names=${["values"]} columns=${[numbers, curve("explained_energy")]}
-        head=${["layer", "values"]} rows=${known.map((one) => [one.layer, short(one.explained_energy)])} />
-    </div>` : null}`;
-}
-
-/** @param {number | null | undefined} value */
-const short = (value) => (value === null || value === undefined ? "–" : value.toPrecision(3));
-
 /** @param {{ id: string }} props */
 function Files({ id }) {
   const { data, error } = useLoaded((signal) => get(`/v1/jobs/${id}/artifacts`, signal), [id]);
-  const handOffs = useLoaded((signal) => get(`/v1/jobs/${id}/hand-offs`, signal), [id]);
-  return html`<h2>Files</h2>
-    <p class="quiet small">Together they are a checkpoint that transformers loads. <span class="mono">intraslice download ${id} DIR</span> fetches and checks all of them.</p>
+  const handOffs = useLoaded((signal) => get(`/v1/jobs/${id}/hand-offs`, signal), [id]).data?.data;
+  const sum = data?.data.reduce((/** @type {number} */ total, /** @type {any} */ file) => total + file.bytes, 0);
+  return html`<h2>Files${data ? html` <span class="quiet small">${data.data.length}, ${bytes(sum)}</span>` : null}</h2>
+    <p class="quiet small">Together they are a checkpoint that transformers loads. Scripts fetch and check them with <span class="mono">intraslice download ${id} DIR</span>.</p>
     <${Fault} error=${error} />
-    ${data ? html`<${Table} label="Files" columns=${["file", "size\u00a0", "SHA-256"]}
-      rows=${data.data.map((/** @type {any} */ file) => [html`<a href=${file.url} download=${file.name.split("/").pop()}>${file.name}</a>`, bytes(file.bytes), html`<span class="mono">${file.sha256}</span>`])} />` : null}
-    ${handOffs.data?.data.length ? html`<h2>Handed off</h2>
-      <${Table} label="Hand-offs" columns=${["to", "state", "where", "error"]} rows=${handOffs.data.data.map((/** @type {any} */ one) => [one.target, one.state, one.reference || "", one.error || ""])} />` : null}`;
+    ${data ? html`<${Table} label="Files" empty="They are not kept any more." columns=${["file", "size\u00a0", "SHA-256"]}
+      rows=${data.data.map((/** @type {any} */ file) => [html`<a href=${file.url} download=${file.name.split("/").pop()}>${file.name}</a>`, bytes(file.bytes), html`<span class="mono digest" title=${file.sha256}>${file.sha256}</span>`])} />` : null}
+    ${handOffs?.length ? html`<h2>Handed off</h2>
+      <${Table} label="Hand-offs" columns=${["to", "state", "where", "error"]} rows=${handOffs.map((/** @type {any} */ one) => [one.target, one.state, one.reference || "", one.error || ""])} />` : null}`;
 }
 
 /** @param {{ events: any[] }} props */

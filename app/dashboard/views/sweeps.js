@@ -10,9 +10,10 @@ import { ago, bytes, count, modelName, percent } from "../words.js";
 export function Sweeps() {
   const { data, error } = useLoaded((signal) => get("/v1/sweeps?limit=50", signal), [], 5);
   return html`<h1>Sweeps</h1>
-    <p class="quiet">One model at several ratios; what does not depend on the ratio is learnt once. <span class="mono">intraslice sweeps create MODEL --ratios 0.1:0.5:0.1</span> makes one.</p>
+    <p class="quiet">One model at several ratios, for the choice between size and quality; what does not depend on the ratio is learnt once.</p>
+    <div class="actions"><a class="button main" href="#/new?sweep">New sweep</a></div>
     <${Fault} error=${error} />
-    ${data ? html`<${Table} label="Sweeps" columns=${["sweep", "state", "done", "model", "ratios", "made"]}
+    ${data ? html`<${Table} label="Sweeps" empty="No sweeps yet." columns=${["sweep", "state", "done", "model", "ratios", "made"]}
       rows=${data.data.map((/** @type {any} */ one) => [
         html`<a class="mono" href=${`#/sweeps/${one.id}`}>${one.id}</a>`,
         html`<${State} state=${one.state} />`,

@@ -2,7 +2,8 @@
 
     python benchmarks/dashboard.py [--url http://127.0.0.1:8000]
 
-Opens the first view of a running service in a fresh Chromium (`CHROMIUM=`, or from the PATH).
+Opens the first view of a service, without `--url` of one that is started for it, in a fresh
+Chromium (`CHROMIUM=`, or from the PATH).
 The last line is JSON: {"bytes": …, "requests": …, "external_requests": 0, "console_errors": 0,
 "ready_seconds": …}.
 """
@@ -13,13 +14,19 @@ import argparse
 import json
 import os
 import shutil
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from playwright.sync_api import Page, sync_playwright
 from rich.console import Console
 from rich.table import Table
+
+from app.embedded.whole_service import whole_service
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -50,17 +57,30 @@ def first_view(page: Page, url: str) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def service(url: str | None) -> Iterator[str]:
+    """The one that is named, or one of our own."""
+    if url is not None:
+        yield url
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="intraslice-dashboard-") as place,
+        whole_service(Path(place) / "data") as started,
+    ):
+        yield started
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--url", help="of a service that is running")
     arguments = parser.parse_args()
     chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
     if chromium is None:
         raise SystemExit(f"no Chromium: set CHROMIUM, or install one of {', '.join(CHROMIUMS)}")
-    with sync_playwright() as playwright:
+    with service(arguments.url) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        found = first_view(browser.new_page(), arguments.url)
+        found = first_view(browser.new_page(), url)
         browser.close()
     table = Table("first view", "")
     for name, value in found.items():

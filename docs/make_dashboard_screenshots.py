@@ -58,7 +58,7 @@ def walk(page: Page, url: str, take: Take, directory: Path) -> Path:
 def sweep(page: Page, url: str, take: Take) -> None:
     """Three jobs on little text, compared."""
     page.goto(f"{url}/#/new?sweep")
-    page.get_by_text("Jobs of the sweep").or_(page.get_by_text("known once")).first.wait_for()
+    page.get_by_role("region", name="Jobs of the sweep").wait_for()
     page.get_by_role("checkbox", name="10 %").uncheck()
     page.get_by_text("More: calibration").click()
     for text in ("chat", "self"):
@@ -115,7 +115,7 @@ def camera(out: Path) -> Take:
             page.emulate_media(color_scheme="dark" if colours == "dark" else "light")
             page.wait_for_timeout(400)
             page.screenshot(path=out / f"dashboard-{name}{kind}.png", full_page=bool(kind))
-        print(out / f"dashboard-{name}.png", flush=True)  # noqa: T201 (a command)
+        print(out / f"dashboard-{name}.png", flush=True)
 
     return take
 
@@ -155,13 +155,13 @@ def main() -> None:
         with service(arguments.url, directory) as url, browser() as chromium:
             page = chromium.new_page(viewport=dict(zip(("width", "height"), WIDE, strict=True)))
             page.set_default_timeout(60_000)
-            page.on("pageerror", lambda error: print("page:", error))  # noqa: T201
+            page.on("pageerror", lambda error: print("page:", error))
             archive = walk(page, url, camera(arguments.out), directory)
             with zipfile.ZipFile(archive) as opened:
-                print(archive.name, *opened.namelist(), sep="\n  ")  # noqa: T201
+                print(archive.name, *opened.namelist(), sep="\n  ")
             sweep(page, url, camera(arguments.out))
             further(page, url, camera(arguments.out), directory)
-    print(f"{time.monotonic() - began:.0f} s")  # noqa: T201
+    print(f"{time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":

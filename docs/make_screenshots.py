@@ -53,7 +53,7 @@ def take(browser: Browser, page: Path, out: Path) -> None:
         tab.goto(page.as_uri())
         tab.screenshot(path=out / f"{name}.png")
         tab.close()
-        print(out / f"{name}.png")  # noqa: T201 (a command)
+        print(out / f"{name}.png")
 
 
 def main() -> None:

@@ -79,6 +79,14 @@ class ArtifactStore:
         """Whether the store answers HTTP itself."""
         return not isinstance(self._store, LocalStore | MemoryStore | HTTPStore)
 
+    @property
+    def origin(self) -> str | None:
+        """Scheme and host of the store's own links; None where it has none."""
+        if not self.signs_links:
+            return None
+        link = urlsplit(self.presigned_url("origin", 1))
+        return f"{link.scheme}://{link.netloc}"
+
     def _attributes(self, media_type: str | None) -> Attributes | None:
         """A directory has no place for them; the API says the type there."""
         if media_type is None or self._directory is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +16,7 @@ from intraslice_core.errors import ConfigurationError
 
 DEFAULT_NAME = "intraslice-{model}"
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Checkpoint = Annotated[Path, typer.Argument(help="A downloaded or compressed checkpoint.")]
 
 
@@ -29,6 +32,7 @@ def register_checkpoint(
     name: Annotated[
         str, typer.Option(help="Of the registered model; {model}, {ratio}, {target} are filled in.")
     ] = DEFAULT_NAME,
+    as_json: AsJson = False,
 ) -> None:
     """Make an MLflow model version of a checkpoint, with its settings and figures.
 
@@ -49,7 +53,7 @@ def register_checkpoint(
         except ValueError as error:
             raise ConfigurationError(str(error), field="--name") from error
         done = register_version(directory, facts, uri=mlflow, name=called)
-    _tell(done, "registered as" if done.new else "was registered already:")
+    _tell(done, "registered as" if done.new else "was registered already:", as_json=as_json)
 
 
 def push(
@@ -59,6 +63,7 @@ def push(
         str | None, typer.Option(help="Of a Hub of your own; else huggingface.co or HF_ENDPOINT.")
     ] = None,
     private: Annotated[bool, typer.Option(help="Who may see a repository that is made.")] = True,
+    as_json: AsJson = False,
 ) -> None:
     """Send a checkpoint to a Hub, in one commit; the token is HF_TOKEN or that of `hf auth login`.
 
@@ -71,9 +76,12 @@ def push(
         done = push_checkpoint(
             directory, facts, repository=repo, endpoint=endpoint, private=private
         )
-    _tell(done, "pushed to")
+    _tell(done, "pushed to", as_json=as_json)
 
 
-def _tell(done: HandedOff, what: str) -> None:
+def _tell(done: HandedOff, what: str, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(asdict(done)))
+        return
     typer.echo(f"{what} {done.reference}")
     typer.echo(done.url)

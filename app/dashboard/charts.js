@@ -62,6 +62,9 @@ function useThemeTurns() {
   return turns;
 }
 
+/** As many digits as tell one mark from the next: 0.99998 is not 1. @param {any} _ @param {number[]} values */
+const marks = (_, values) => values.map((one) => String(Number(one.toPrecision(7))));
+
 /** @param {any} props @param {number} width */
 function settings(props, width) {
   const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } };
@@ -69,7 +72,7 @@ function settings(props, width) {
     width,
     height: 240,
     scales: { x: { time: false }, y: props.log ? { distr: 3 } : {} },
-    axes: [{ ...axis, label: props.x }, { ...axis, label: props.y, size: 64 }],
+    axes: [{ ...axis, label: props.x }, { ...axis, label: props.y, size: 70, ...(props.log ? {} : { values: marks }) }],
     series: [
       { label: props.x },
       ...props.names.map((/** @type {string} */ name, /** @type {number} */ at) => ({

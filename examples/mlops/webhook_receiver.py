@@ -20,7 +20,7 @@ LARGEST_BODY = 1 << 20
 def handle(event: dict[str, Any]) -> None:
     """What is done with an event: here it is printed."""
     job = event["data"]
-    print(f"{event['type']}: {job['id']} is {job['state']}", flush=True)  # noqa: T201 (an example)
+    print(f"{event['type']}: {job['id']} is {job['state']}", flush=True)
 
 
 def receiver(secret: str, port: int) -> ThreadingHTTPServer:

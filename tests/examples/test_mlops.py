@@ -23,7 +23,10 @@ from app.adapters.webhook_secrets import WebhookSecrets, signed_headers
 from app.settings import Settings
 from examples.mlops.airflow_steps import STEPS
 from examples.mlops.webhook_receiver import receiver
+from intraslice_core.inspection.manifest import write_manifest
 from tests.app.api.serving import serving
+from tests.app.checkpoints import finished_checkpoint
+from tests.app.mlflow_server import mlflow_server
 from tests.workers.test_worker import tiny_model, worker
 
 PLACE = Path(__file__).parents[2] / "examples" / "mlops"
@@ -112,6 +115,38 @@ def test_the_steps_of_the_dag_run(service: str, commands: dict[str, str], tmp_pa
         job = printed.get("submit", "").strip()
         printed[name] = shell(command, tmp_path, environment | {"JOB": job})
     assert (tmp_path / "out" / "manifest.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_good_enough_is_the_one_to_serve(
+    commands: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = finished_checkpoint(tmp_path / "small")  # its perplexity is 1.22 times the dense
+    (tmp_path / "mlflow").mkdir()
+    promote = f"{sys.executable} {PLACE}/promote_in_mlflow.py small --mlflow $MLFLOW"
+    with mlflow_server(tmp_path / "mlflow") as url:
+        environment = commands | {"MLFLOW": url}
+        done = shell(f"{promote} --most 1.2 || echo code $?", tmp_path, environment)
+        assert "stays as it is" in done
+        assert done.endswith("code 1\n")
+        assert "@smaller is version 1" in shell(promote, tmp_path, environment)
+        told = shell("intraslice register small --mlflow $MLFLOW", tmp_path, environment)
+        assert "was registered already: intraslice-Big-1B version 1" in told
+        (tmp_path / "small" / "notes.txt").write_text("another")
+        write_manifest(checkpoint, {"model": "hub:org/Big-1B@main"})
+        told = shell("intraslice register small --mlflow $MLFLOW", tmp_path, environment)
+        assert "registered as intraslice-Big-1B version 2" in told
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        from mlflow.artifacts import download_artifacts
+
+        served = Path(
+            download_artifacts(
+                "models:/intraslice-Big-1B@smaller", dst_path=str(tmp_path / "served")
+            )
+        )
+    assert (served / "model.safetensors").read_bytes() == bytes(range(256))
+    assert not (served / "notes.txt").exists()
 
 
 def test_the_dag_is_sound_and_has_every_step() -> None:

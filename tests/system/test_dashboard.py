@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR, Scope
+from app.embedded.seaweed import EmbeddedS3
 from app.services import jobs, sweeps
 from app.services.resources import Resources
 from app.settings import Settings
@@ -65,7 +66,7 @@ def test_submit_watch_and_download(browser: Browser, settings: Settings, tmp_pat
         page.get_by_role("button", name="Compress").click()
         expect(page).to_have_url(re.compile(r"#/jobs/job_\w+$"))
         expect(page.locator("h1 .state.succeeded")).to_be_visible(timeout=180_000)
-        expect(page.locator("svg.shapes")).to_have_attribute(
+        expect(page.locator("svg.shapes").first).to_have_attribute(
             "aria-label", re.compile("^3 of 3 layers are done")
         )
         expect(page.get_by_text("Perplexity", exact=False).first).to_be_visible()
@@ -134,6 +135,29 @@ def test_a_model_and_a_text_are_sent_from_this_computer_and_offered(
         page.get_by_text("More: calibration").click()
         expect(page.get_by_role("checkbox", name="tickets.txt").first).to_be_visible()
         assert [one for one in heard.complaints if "422" not in one] == []
+        page.close()
+
+
+@pytest.mark.object_store
+def test_a_text_goes_to_a_bucket_past_the_service(
+    browser: Browser,
+    settings: Settings,
+    s3_server: EmbeddedS3,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    text = tmp_path / "tickets.txt"
+    text.write_text("words of our own kind " * 5000)
+    bucket = settings.model_copy(update={"artifact_store": f"{s3_server.url}/browser"})
+    with serving(bucket) as (url, _):
+        page, heard = opened(browser, f"{url}/#/uploads")
+        page.get_by_label("File", exact=True).set_input_files(text)
+        page.get_by_role("button", name="Send").last.click()
+        expect(page.get_by_text("It is here.")).to_be_visible()
+        assert any(not one.startswith(url) for one in heard.requests)
+        assert heard.complaints == []
         page.close()
 
 

@@ -68,7 +68,7 @@ def test_a_person_compresses_a_real_model_and_downloads_it(
         expect(page.get_by_text(re.compile(r"layer \d+ of 30"))).to_be_visible(timeout=JOB_MS)
         expect(page.locator("h1 .state.succeeded")).to_be_visible(timeout=JOB_MS)
         expect(page.get_by_label("Outcome").get_by_text("102.7M")).to_be_visible()
-        expect(page.locator("svg.shapes")).to_have_attribute(
+        expect(page.locator("svg.shapes").first).to_have_attribute(
             "aria-label", re.compile("^30 of 30 layers are done")
         )
         checkpoint = collected(page, tmp_path)

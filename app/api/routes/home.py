@@ -13,17 +13,20 @@ from fastapi import APIRouter, Header
 from fastapi.responses import Response
 
 from app import dashboard
+from app.api.dependencies import ResourcesDep
 from app.domain.errors import NotFoundError
 
 router = APIRouter(include_in_schema=False)
 
 _PAGE = "index.html"
 _KINDS = frozenset({".css", ".html", ".js", ".svg"})
+_POLICY = (
+    "default-src 'none'; script-src 'self'; connect-src 'self'{bucket}; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
 _HEADERS = {
     "Cache-Control": "no-cache",  # kept, but asked for again: an upgrade is seen at once
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; connect-src 'self'; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "Vary": "Accept-Encoding",
     "X-Content-Type-Options": "nosniff",
@@ -40,9 +43,16 @@ class _File:
 
 @router.get("/")
 def home(
-    accept_encoding: str = Header("", max_length=1024), if_none_match: str = Header("")
+    resources: ResourcesDep,
+    accept_encoding: str = Header("", max_length=1024),
+    if_none_match: str = Header(""),
 ) -> Response:
-    return _answer(_PAGE, accept_encoding, if_none_match)
+    answer = _answer(_PAGE, accept_encoding, if_none_match)
+    # Uploads go to a bucket past us; nothing else of it is wanted.
+    origin = resources.store.origin
+    bucket = f" {origin}" if origin is not None else ""
+    answer.headers["Content-Security-Policy"] = _POLICY.format(bucket=bucket)
+    return answer
 
 
 @router.get("/dashboard/{name:path}")

@@ -24,6 +24,7 @@ export function Jobs({ service }) {
   const choose = (/** @type {string} */ id) =>
     setChosen(chosen.includes(id) ? chosen.filter((one) => one !== id) : [...chosen, id]);
   return html`<h1>Jobs</h1>
+    ${data && !data.data.length && !state && !name && !pages.length ? html`<${Welcome} />` : null}
     <div class="tiles">
       <${Tile} name="Queued" value=${service?.jobs.queued ?? "–"} />
       <${Tile} name="Running" value=${service?.jobs.running ?? "–"} />
@@ -47,6 +48,11 @@ export function Jobs({ service }) {
       ${data?.has_more ? html`<button type="button" onClick=${() => setPages([...pages, data.next_cursor])}>Older</button>` : null}
     </div>`;
 }
+
+const Welcome = () => html`<section class="panel" aria-label="What this is">
+  <h2>Make a language model smaller</h2>
+  <p>Choose a model, say how small, and see what would come of it before anything is begun. Whole dimensions are cut inside attention and MLP, and what reads them is fitted again; the result is an ordinary checkpoint, measured beside the original. Watch it here, then download it.</p>
+</section>`;
 
 /** @param {string} state @param {string} name @param {string | undefined} after */
 function listing(state, name, after) {

@@ -12,7 +12,6 @@ from typer.testing import CliRunner, Result
 from app.cli.main import app
 from tests.app.checkpoints import contents, finished_checkpoint
 from tests.app.hub_server import Hub, hub_server
-from tests.app.mlflow_server import mlflow_server
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
@@ -64,15 +63,3 @@ def test_a_name_that_cannot_be_made_is_bad_input(checkpoint: Path) -> None:
     done = run("register", checkpoint, "--mlflow", "http://127.0.0.1:9", "--name", "{secret}")
     assert done.exit_code == 2
     assert "--name" in done.output
-
-
-@pytest.mark.slow
-def test_register_says_which_version_it_is(checkpoint: Path, tmp_path: Path) -> None:
-    place = tmp_path / "mlflow"
-    place.mkdir()
-    with mlflow_server(place) as url:
-        done = run("register", checkpoint, "--mlflow", url)
-        again = run("register", checkpoint, "--mlflow", url)
-    assert done.exit_code == again.exit_code == 0, done.output
-    assert "registered as intraslice-Big-1B version 1" in done.output
-    assert "was registered already: intraslice-Big-1B version 1" in again.output

@@ -39,7 +39,7 @@ function Quality({ evaluation }) {
     `${one.task}, ${one.metric}`, number(one.dense), number(one.compressed), `× ${(one.compressed / one.dense).toFixed(2)}`]);
   const rows = [...texts, ...tasks];
   return html`${rows.length ? html`<h2>Quality</h2>
-      <${Table} label="Quality" columns=${["", "dense\u00a0", "compressed\u00a0", "\u00a0"]} rows=${rows} />` : null}
+      <${Table} label="Quality" columns=${["", "dense\u00a0", "compressed\u00a0", "compressed / dense\u00a0"]} rows=${rows} />` : null}
     ${evaluation.continuations?.length ? html`<details><summary>What both write</summary>
       <${Table} label="What both write" columns=${["begun with", "dense", "compressed"]} rows=${evaluation.continuations.map((/** @type {any} */ one) => [one.prompt, one.dense, one.compressed])} />
     </details>` : null}`;

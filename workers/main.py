@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import socket
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from celery import signals  # type: ignore[import-untyped]
 
+from app.domain.errors import BrokerUnavailableError
 from app.services import hand_offs
-from app.services.resources import open_resources
+from app.services.resources import Resources, open_resources
 from app.settings import Settings
 from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing, stop_tracing
@@ -53,12 +57,6 @@ def run_worker(settings: Settings) -> None:
     signals.worker_shutting_down.connect(on_shutdown, weak=False)
     # Whoever listens here sets up the logs himself; Celery then leaves them alone.
     signals.setup_logging.connect(_logs_are_set_up, weak=False)
-    sweeper = Sweeper(resources, steps_of(settings))
-    sender = RoundLoop(resources, "deliveries", send_due)
-    handing_off = RoundLoop(resources, "hand_offs", hand_off_due)
-    sweeper.start()
-    sender.start()
-    handing_off.start()
     _log.info("worker_started", concurrency=settings.worker_concurrency)
     try:
         worker = resources.celery.Worker(
@@ -71,18 +69,48 @@ def run_worker(settings: Settings) -> None:
             without_heartbeat=True,
             quiet=True,
         )
-        with metrics_server(settings):
+        with metrics_server(settings), _beside_the_jobs(resources, owner, stopping):
             worker.start()
     finally:
-        stopping.set()
-        sweeper.stop()
-        sender.stop()
-        # What it is broken off in, another worker begins again.
-        handing_off.stop(settings.drain_seconds)
         signals.worker_shutting_down.disconnect(on_shutdown)
         resources.close()
         stop_tracing()
     _log.info("worker_stopped")
+
+
+@contextmanager
+def _beside_the_jobs(resources: Resources, owner: str, stopping: threading.Event) -> Iterator[None]:
+    """Threads that look after everything else, until the worker stops."""
+    sweeper = Sweeper(resources, steps_of(resources.settings))
+    sender = RoundLoop(resources, "deliveries", send_due)
+    handing_off = RoundLoop(resources, "hand_offs", hand_off_due)
+    roll = RoundLoop(resources, "roll", functools.partial(_announce, owner=owner))
+    for each in (sweeper, sender, handing_off, roll):
+        each.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        sweeper.stop()
+        sender.stop()
+        roll.stop()
+        _tell(resources.workers.leave, owner)
+        # What it is broken off in, another worker begins again.
+        handing_off.stop(resources.settings.drain_seconds)
+
+
+def _announce(resources: Resources, owner: str) -> int:
+    """Nothing is ever left to do: the loop waits until the next time."""
+    _tell(resources.workers.announce, owner)
+    return 0
+
+
+def _tell(say: Callable[[str], None], owner: str) -> None:
+    try:
+        say(owner)
+    except BrokerUnavailableError:
+        # Celery complains of it already, and without the broker nobody could read it.
+        _log.debug("worker_roll_unreachable")
 
 
 def steps_of(settings: Settings) -> tuple[Step, ...]:

@@ -21,6 +21,9 @@ class ServiceOut(BaseModel):
     scopes: list[Scope] = Field(description="what the asking key allows")
     jobs: dict[State, int] = Field(description="the project's, in every state that is no end")
     busy_workers: int = Field(description="of the deployment, at work on a job")
+    workers: int | None = Field(
+        default=None, description="of the deployment, heard lately; null: the broker is away"
+    )
 
     @classmethod
     def of(cls, found: Overview, principal: Principal) -> ServiceOut:
@@ -30,4 +33,5 @@ class ServiceOut(BaseModel):
             scopes=[scope for scope in Scope if scope in principal.scopes],
             jobs=found.jobs,
             busy_workers=found.busy_workers,
+            workers=found.workers,
         )

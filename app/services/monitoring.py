@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from app.adapters.database import backlog
+from app.domain.errors import BrokerUnavailableError
 from app.domain.lifecycle import State
 from app.domain.principal import Principal
 from app.services.resources import Resources
@@ -28,15 +29,24 @@ class Overview:
     """The project's, in every state that is not an end."""
     busy_workers: int
     """Of the deployment: those that are at work on a job."""
+    workers: int | None
+    """Of the deployment: all that were heard lately; None if Valkey cannot be asked."""
 
 
 def overview(resources: Resources, principal: Principal) -> Overview:
     """Cheap whatever the tables hold, as below."""
     with resources.database.transaction() as transaction:
-        return Overview(
-            jobs=backlog.count_of_project(transaction, principal.project_id),
-            busy_workers=backlog.count_workers(transaction),
-        )
+        jobs = backlog.count_of_project(transaction, principal.project_id)
+        busy = backlog.count_workers(transaction)
+    return Overview(jobs=jobs, busy_workers=busy, workers=_workers_heard(resources, busy))
+
+
+def _workers_heard(resources: Resources, busy: int) -> int | None:
+    """At least those that hold leases."""
+    try:
+        return max(resources.workers.count(), busy)
+    except BrokerUnavailableError:
+        return None
 
 
 def measure_backlog(resources: Resources) -> Backlog:

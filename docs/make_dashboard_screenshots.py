@@ -1,17 +1,19 @@
 """A walk through the dashboard with a real model, and pictures of every view.
 
-    python docs/make_dashboard_screenshots.py [--url http://127.0.0.1:8000] [--out docs/images]
+    python docs/make_dashboard_screenshots.py [--url http://127.0.0.1:8000] [--out screenshots]
 
 Without `--url` the whole service is started on a temporary directory, as `intraslice up` does it.
 Then a browser does what a person would who has never seen it: press "New job" and "Compress",
-watch, and press "Download the model". A sweep, a text and a key follow, for the other views. The
-Chromium is the one that `CHROMIUM=` names or that is found on the PATH.
+watch, and press "Download the model". A sweep, a text and a key follow, for the other views. Those
+of the documentation are copied to docs/images. The Chromium is the one that `CHROMIUM=` names or
+that is found on the PATH.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import tempfile
 import time
 import zipfile
@@ -26,6 +28,7 @@ from app.embedded.whole_service import whole_service
 
 WIDE, NARROW = (1280, 860), (390, 860)
 JOB_SECONDS = 1800
+SHOWN = ("dashboard-new.png", "dashboard-running.png", "dashboard-sweep.png")
 ENDED = re.compile(r"succeeded|failed|cancelled")
 TEXT = "Tickets of our own kind: the printer is on fire, and what to do about it.\n" * 400
 Take = Callable[[Page, str], None]
@@ -146,7 +149,7 @@ def main() -> None:
     """Walk, and take what is seen."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--url", help="of a fresh service; without it one is started")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images")
+    parser.add_argument("--out", type=Path, default=Path("screenshots"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -161,6 +164,8 @@ def main() -> None:
                 print(archive.name, *opened.namelist(), sep="\n  ")
             sweep(page, url, camera(arguments.out))
             further(page, url, camera(arguments.out), directory)
+    for name in SHOWN:
+        shutil.copy(arguments.out / name, Path(__file__).parent / "images" / name)
     print(f"{time.monotonic() - began:.0f} s")
 
 

@@ -24,9 +24,11 @@ up: $(STAMP) ## Start the whole service on this machine (Ctrl-C stops it)
 	@$(BIN)/intraslice up $(ARGS)
 
 # Several test processes share the cores: OpenMP threads that spin while they wait take them from the
-# others. Measured on two cores with two processes: 104 s spinning, 57 s waiting. Files keep the order
+# others. Measured on two cores with two processes: 104 s spinning, 57 s waiting; and one thread each,
+# which is what tiny models want, 110 s where two took 127 s. Files keep the order
 # of tests/conftest.py: those with slow tests first, so that none of them runs alone at the end.
 test: export OMP_WAIT_POLICY = PASSIVE
+test: export OMP_NUM_THREADS = 1
 test: $(STAMP) ## Run every test, the slow ones and the real model included
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 

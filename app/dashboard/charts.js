@@ -65,13 +65,16 @@ function useThemeTurns() {
 /** As many digits as tell one mark from the next: 0.99998 is not 1. @param {any} _ @param {number[]} values */
 const marks = (_, values) => values.map((one) => String(Number(one.toPrecision(7))));
 
+/** Dots at the ends are whole. @param {any} _ @param {number} least @param {number} most */
+const roomy = (_, least, most) => [least - 0.05 * (most - least || 1), most + 0.05 * (most - least || 1)];
+
 /** @param {any} props @param {number} width */
 function settings(props, width) {
   const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } };
   return {
     width,
     height: 240,
-    scales: { x: { time: false }, y: props.log ? { distr: 3 } : {} },
+    scales: { x: { time: false, ...(props.dots ? { range: roomy } : {}) }, y: props.log ? { distr: 3 } : {} },
     axes: [{ ...axis, label: props.x }, { ...axis, label: props.y, size: 70, ...(props.log ? {} : { values: marks }) }],
     series: [
       { label: props.x },

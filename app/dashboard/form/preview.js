@@ -50,7 +50,7 @@ function asked(form, signal) {
 export function Preview({ checked, form }) {
   const { answers, error, waiting } = checked;
   const last = answers[answers.length - 1]?.data;
-  return html`<section class="preview" aria-label="What would come of it" aria-busy=${waiting}>
+  return html`<section aria-label="What would come of it" aria-busy=${waiting}>
     <h2>What would come of it</h2>
     <${Fault} error=${error} />
     ${!last && !error ? html`<p class="quiet">${form.ref ? "Asking the service …" : "Choose a model first."}</p>` : null}

@@ -25,7 +25,7 @@ export function Compare({ query }) {
   ];
   const shown = (/** @type {any} */ value) => (value === null ? "–" : typeof value === "object" ? JSON.stringify(value) : String(value));
   const settings = data.settings.filter((/** @type {any} */ row) => row.differs).map((/** @type {any} */ row) => [row.name, ...row.values.map(shown)]);
-  const columns = ["", ...data.jobs.map((/** @type {any} */ job) => html`<a class="mono" href=${`#/jobs/${job.id}`}>${job.id}</a>`)];
+  const columns = ["", ...data.jobs.map((/** @type {any} */ job) => html`<a href=${`#/jobs/${job.id}`}>${job.labels.name ? html`${job.labels.name}<br />` : null}<span class="mono">${job.id}</span></a>`)];
   return html`<h1>Compare</h1>
     <${Plain} label="Results" columns=${columns} rows=${rows} />
     <h2>Settings that differ</h2>

@@ -49,10 +49,12 @@ export function Submit({ query }) {
         <${Model} form=${form} set=${set} offer=${offer} uploads=${ready} />
         <${Size} form=${form} set=${set} />
         <${More} form=${form} set=${set} uploads=${ready} />
+      </div>
+      <div class="aside">
+        <${Preview} checked=${checked} form=${form} />
         <button class="main" disabled=${busy || !form.ref || Boolean(checked.error)}>${several ? `Compress ${form.ratios.length} times` : "Compress"}</button>
         <${Fault} error=${error} />
       </div>
-      <${Preview} checked=${checked} form=${form} />
     </form>`;
 }
 

@@ -5,7 +5,7 @@ import { html } from "../vendor/htm-preact.js";
 import { get, post } from "../api.js";
 import { Chart } from "../charts.js";
 import { Action, Fault, State, Table, useLoaded } from "../parts.js";
-import { ago, bytes, count, modelName, percent } from "../words.js";
+import { ago, bytes, count, modelName, percent, titleOf } from "../words.js";
 
 export function Sweeps() {
   const { data, error } = useLoaded((signal) => get("/v1/sweeps?limit=50", signal), [], 5);
@@ -33,8 +33,8 @@ export function Sweep({ id }) {
   const open = (/** @type {number} */ at) => (location.hash = `#/jobs/${points[at].job_id}`);
   const pick = (/** @type {boolean} */ dominated) =>
     points.map((/** @type {any} */ one) => (Boolean(one.dominated) === dominated ? one.perplexity : null));
-  return html`<h1>${modelName(data)} <${State} state=${data.state} /></h1>
-    <p class="quiet"><span class="mono">${data.id}</span> · ${percent(data.progress.fraction)} done</p>
+  return html`<h1>${titleOf(data)} <${State} state=${data.state} /></h1>
+    <p class="quiet">${modelName(data)} · ${percent(data.progress.fraction, 0)} done · <span class="mono">${data.id}</span></p>
     <div class="actions">
       ${data.jobs.length > 1 ? html`<a class="button" href=${`#/compare?jobs=${data.jobs.map((/** @type {any} */ one) => one.id).join(",")}`}>Compare its jobs</a>` : null}
       ${data.progress.fraction < 1 ? html`<${Action} work=${async () => { await post(`/v1/sweeps/${id}/cancel`); reload(); }}>Cancel all<//>` : null}

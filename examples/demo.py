@@ -114,14 +114,11 @@ def service(data_dir: Path, *, s3: bool) -> Iterator[str]:
     try:
         with whole_service(data_dir, *(("--s3",) if s3 else ())) as url:
             console.print(f"  {url}")
-            try:
-                yield url
-            finally:
-                # A second Ctrl-C must not leave half of it running.
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except (EmbeddedError, httpx.HTTPError) as error:
-        log = data_dir.with_name("up.log")
-        words = log.read_text(errors="replace").splitlines()[-30:] if log.exists() else []
+            yield url
+    except EmbeddedError as error:
+        raise DemoFailed(str(error)) from error
+    except (DemoFailed, httpx.HTTPError) as error:
+        words = data_dir.with_name("up.log").read_text(errors="replace").splitlines()[-30:]
         raise DemoFailed("\n".join((str(error), *words))) from error
 
 

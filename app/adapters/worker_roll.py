@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from app.adapters.rate_limit import client_url
 from app.domain.errors import BrokerUnavailableError
@@ -40,6 +42,7 @@ class WorkerRoll:
             client_url(broker_url),
             socket_timeout=_ANSWER_SECONDS,
             socket_connect_timeout=_ANSWER_SECONDS,
+            retry=Retry(NoBackoff(), 0),
         )
         self._announce = self._client.register_script(_ANNOUNCE)
         self._count = self._client.register_script(_COUNT)

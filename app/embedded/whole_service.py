@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ _POLL_SECONDS = 0.2
 @contextmanager
 def whole_service(data_dir: Path, *options: str, port: int = 0) -> Iterator[str]:
     """Its URL, once it is ready; stopped at the end. Its words are in `up.log` beside `data_dir`.
+
+    For the main thread, as all of `app.embedded`.
 
     Args:
         data_dir: where it keeps everything.
@@ -46,7 +49,18 @@ def whole_service(data_dir: Path, *options: str, port: int = 0) -> Iterator[str]
     try:
         yield _url_of(process)
     finally:
-        process.stop()
+        with _undisturbed():
+            process.stop()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second Ctrl-C must not leave half of it running."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _url_of(process: ManagedProcess) -> str:

@@ -38,7 +38,7 @@ export function Jobs({ service }) {
       <label class="small">In state <select value=${state} onChange=${filter(setState)}>
         ${STATES.map((one) => html`<option value=${one}>${one || "any"}</option>`)}
       </select></label>
-      <label class="small">Named <input type="search" value=${name} onChange=${filter(setName)} /></label>
+      <label class="small">Named <input type="search" placeholder="its whole name" value=${name} onChange=${filter(setName)} /></label>
     </div>
     <${Fault} error=${error} />
     ${data ? html`<${Table} label="Jobs" empty=${state || name ? "None is like that." : "No jobs yet: begin with “New job”."}

@@ -20,23 +20,24 @@ export const Tile = ({ name, value, note }) => html`<div class="tile">
 </div>`;
 
 /**
- * A table that scrolls in its own box; numbers are columns whose name ends with a no-break space.
+ * A table that scrolls in its own box, and on narrow screens a list: the roles stay a table's, and each cell says its
+ * column. Numbers are columns whose name ends with a no-break space.
  * @param {{ label: string, columns: string[], rows: any[][], empty?: string }} props
  */
 export function Table({ label, columns, rows, empty }) {
   if (!rows.length) return html`<p class="quiet">${empty || "Nothing here yet."}</p>`;
   const isNumber = columns.map((name) => name.endsWith("\u00a0"));
   return html`<div class="scroll" tabindex="0" role="region" aria-label=${label}>
-    <table>
-      <thead>
-        <tr>
-          ${columns.map((name, at) => html`<th scope="col" class=${isNumber[at] ? "number" : ""}>${name}</th>`)}
+    <table class="listed" role="table">
+      <thead role="rowgroup">
+        <tr role="row">
+          ${columns.map((name, at) => html`<th role="columnheader" scope="col" class=${isNumber[at] ? "number" : ""}>${name}</th>`)}
         </tr>
       </thead>
-      <tbody>
+      <tbody role="rowgroup">
         ${rows.map(
-          (row) => html`<tr>
-            ${row.map((cell, at) => html`<td class=${isNumber[at] ? "number" : ""}>${cell}</td>`)}
+          (row) => html`<tr role="row">
+            ${row.map((cell, at) => html`<td role="cell" data-column=${columns[at].trim()} class=${isNumber[at] ? "number" : ""}>${cell}</td>`)}
           </tr>`,
         )}
       </tbody>

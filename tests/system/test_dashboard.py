@@ -19,7 +19,7 @@ from app.settings import Settings
 from intraslice_core.config import CompressionConfig
 from tests.app.api.serving import serving
 from tests.app.builders import in_state, key_of, queued, weights_on_disk
-from tests.system.browsing import CHROMIUM, Heard, chromium
+from tests.browsing import CHROMIUM, Heard, chromium
 from tests.workers.test_worker import tiny_model, worker
 
 browser = chromium

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.app.embedded.processes import REPOSITORY
-from tests.system.browsing import CHROMIUM, Heard, chromium
+from tests.browsing import CHROMIUM, Heard, chromium
 from tests.system.test_up import up
 
 JOB_MS = 900_000

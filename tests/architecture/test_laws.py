@@ -57,6 +57,7 @@ def test_only_settings_read_the_environment() -> None:
         "app/cli/service.py",
         "app/embedded/seaweed.py",
         "app/embedded/stack.py",
+        "app/embedded/whole_service.py",
         "workers/child_process.py",
     }
     for place in ("app", "workers"):

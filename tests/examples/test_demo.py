@@ -46,7 +46,7 @@ def test_a_failed_job_ends_the_demo_with_the_jobs_error() -> None:
 def test_a_refused_job_ends_the_demo_with_the_servers_words() -> None:
     problem = {"title": "Bad ratio", "code": "invalid"}
     with client({"/v1/jobs": (422, problem)}) as http, pytest.raises(DemoFailed, match="Bad ratio"):
-        submit(http)
+        submit(http, 8)
 
 
 def test_an_artifact_that_arrives_damaged_is_noticed(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_checkpoint_that_is_good_enough_is_the_one_to_serve(
     promote = f"{sys.executable} {PLACE}/promote_in_mlflow.py small --mlflow $MLFLOW"
     with mlflow_server(tmp_path / "mlflow") as url:
         environment = commands | {"MLFLOW": url}
-        done = shell(f"{promote} --most 1.2 || echo code $?", tmp_path, environment)
+        done = shell(f"{promote} --most 1.2 2>&1 || echo code $?", tmp_path, environment)
         assert "stays as it is" in done
         assert done.endswith("code 1\n")
         assert "@smaller is version 1" in shell(promote, tmp_path, environment)

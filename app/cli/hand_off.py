@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -52,7 +54,9 @@ def register_checkpoint(
             )
         except ValueError as error:
             raise ConfigurationError(str(error), field="--name") from error
-        done = register_version(directory, facts, uri=mlflow, name=called)
+        # MLflow's client talks of runs where scripts read what we say.
+        with redirect_stdout(sys.stderr):
+            done = register_version(directory, facts, uri=mlflow, name=called)
     _tell(done, "registered as" if done.new else "was registered already:", as_json=as_json)
 
 

@@ -14,11 +14,7 @@ import argparse
 import json
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,7 +22,7 @@ from playwright.sync_api import Page, sync_playwright
 from rich.console import Console
 from rich.table import Table
 
-from app.embedded.whole_service import whole_service
+from app.embedded.whole_service import service_at
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -57,19 +53,6 @@ def first_view(page: Page, url: str) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def service(url: str | None) -> Iterator[str]:
-    """The one that is named, or one of our own."""
-    if url is not None:
-        yield url
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="intraslice-dashboard-") as place,
-        whole_service(Path(place) / "data") as started,
-    ):
-        yield started
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -78,7 +61,7 @@ def main() -> None:
     chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
     if chromium is None:
         raise SystemExit(f"no Chromium: set CHROMIUM, or install one of {', '.join(CHROMIUMS)}")
-    with service(arguments.url) as url, sync_playwright() as playwright:
+    with service_at(arguments.url) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         found = first_view(browser.new_page(), url)
         browser.close()

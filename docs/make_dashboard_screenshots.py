@@ -24,7 +24,7 @@ from pathlib import Path
 from make_screenshots import QUIET, find_chromium
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from app.embedded.whole_service import whole_service
+from app.embedded.whole_service import service_at
 
 WIDE, NARROW = (1280, 860), (390, 860)
 JOB_SECONDS = 1800
@@ -135,16 +135,6 @@ def browser() -> Iterator[Browser]:
         opened.close()
 
 
-@contextmanager
-def service(url: str | None, directory: Path) -> Iterator[str]:
-    """The one that is named, or one of our own."""
-    if url is not None:
-        yield url
-        return
-    with whole_service(directory / "data") as started:
-        yield started
-
-
 def main() -> None:
     """Walk, and take what is seen."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -155,7 +145,7 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="intraslice-walk-") as place:
         directory = Path(place)
-        with service(arguments.url, directory) as url, browser() as chromium:
+        with service_at(arguments.url) as url, browser() as chromium:
             page = chromium.new_page(viewport=dict(zip(("width", "height"), WIDE, strict=True)))
             page.set_default_timeout(60_000)
             page.on("pageerror", lambda error: print("page:", error))

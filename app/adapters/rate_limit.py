@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from urllib.parse import parse_qs, urlsplit
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
+from app.adapters.valkey import open_client
 from app.domain.errors import BrokerUnavailableError
 
 _ANSWER_SECONDS = 0.25
@@ -36,12 +34,7 @@ class RateLimiter:
     """`per_second` requests on average, `burst` at once."""
 
     def __init__(self, broker_url: str, *, per_second: float, burst: int) -> None:
-        self._client = redis.Redis.from_url(
-            client_url(broker_url),
-            socket_timeout=_ANSWER_SECONDS,
-            socket_connect_timeout=_ANSWER_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._client = open_client(broker_url, answer_seconds=_ANSWER_SECONDS)
         self._take_one = self._client.register_script(_TAKE_ONE)
         self._limits = (per_second, burst)
         self._paused_until = 0.0
@@ -70,12 +63,3 @@ class RateLimiter:
 
     def close(self) -> None:
         self._client.close()
-
-
-def client_url(broker_url: str) -> str:
-    """Celery's name for the server in redis-py's language; they differ for unix sockets."""
-    parts = urlsplit(broker_url)
-    if parts.scheme != "redis+socket":
-        return broker_url
-    database = parse_qs(parts.query).get("virtual_host", ["0"])[0]
-    return f"unix://{parts.path}?db={database}"

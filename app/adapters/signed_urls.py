@@ -41,9 +41,7 @@ class UrlSigner:
 
     def sign(self, job_id: str, name: str, seconds: int) -> str:
         """A path with query, good for `seconds`."""
-        expires = int(time.time()) + seconds
-        query = {"expires": expires, "signature": self._signature(job_id, name, expires)}
-        return f"{DOWNLOADS}/{job_id}/{quote(name)}?{urlencode(query)}"
+        return f"{DOWNLOADS}/{job_id}/{quote(name)}?{self._query(job_id, name, seconds)}"
 
     def verify(self, job_id: str, name: str, expires: int, signature: str) -> None:
         """Check a link.
@@ -59,10 +57,7 @@ class UrlSigner:
 
     def sign_archive(self, job_id: str, seconds: int) -> str:
         """The same for all of a job's files as one."""
-        expires = int(time.time()) + seconds
-        signature = self._signature(*_archive_names(job_id), expires)
-        query = urlencode({"expires": expires, "signature": signature})
-        return f"{ARCHIVES}/{job_id}.zip?{query}"
+        return f"{ARCHIVES}/{job_id}.zip?{self._query(*_archive_names(job_id), seconds)}"
 
     def verify_archive(self, job_id: str, expires: int, signature: str) -> None:
         """Check such a link.
@@ -74,9 +69,7 @@ class UrlSigner:
 
     def sign_part(self, upload_id: str, file: int, number: int, seconds: int) -> str:
         """The same for a part to be sent."""
-        expires = int(time.time()) + seconds
-        signature = self._signature(*_part_names(upload_id, file, number), expires)
-        query = urlencode({"expires": expires, "signature": signature})
+        query = self._query(*_part_names(upload_id, file, number), seconds)
         return f"{UPLOADS}/{upload_id}/parts/{file}/{number}?{query}"
 
     def verify_part(
@@ -88,6 +81,11 @@ class UrlSigner:
             LinkRefusedError: if it is forged or too old.
         """
         self.verify(*_part_names(upload_id, file, number), expires, signature)
+
+    def _query(self, job_id: str, name: str, seconds: int) -> str:
+        expires = int(time.time()) + seconds
+        signature = self._signature(job_id, name, expires)
+        return urlencode({"expires": expires, "signature": signature})
 
     def _signature(self, job_id: str, name: str, expires: int) -> str:
         # No part can hold a newline unescaped, so no two links sign the same text.

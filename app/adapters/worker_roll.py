@@ -6,12 +6,12 @@ Nothing depends on it: leases say who works on what. It tells people why a queue
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from app.adapters.rate_limit import client_url
+from app.adapters.valkey import open_client
 from app.domain.errors import BrokerUnavailableError
 
 _ANSWER_SECONDS = 1.0
@@ -38,35 +38,32 @@ class WorkerRoll:
 
     def __init__(self, broker_url: str, *, patience: float) -> None:
         self._patience = math.ceil(patience)
-        self._client = redis.Redis.from_url(
-            client_url(broker_url),
-            socket_timeout=_ANSWER_SECONDS,
-            socket_connect_timeout=_ANSWER_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._client = open_client(broker_url, answer_seconds=_ANSWER_SECONDS)
         self._announce = self._client.register_script(_ANNOUNCE)
         self._count = self._client.register_script(_COUNT)
 
     def announce(self, worker: str) -> None:
         """Say that the worker is there."""
-        try:
+        with _answered():
             self._announce(keys=[_KEY], args=[worker, self._patience])
-        except redis.RedisError as error:
-            raise BrokerUnavailableError(f"Valkey does not answer: {error}") from error
 
     def leave(self, worker: str) -> None:
         """It ends, in order."""
-        try:
+        with _answered():
             self._client.zrem(_KEY, worker)
-        except redis.RedisError as error:
-            raise BrokerUnavailableError(f"Valkey does not answer: {error}") from error
 
     def count(self) -> int:
         """Those that were heard lately."""
-        try:
+        with _answered():
             return int(self._count(keys=[_KEY], args=[self._patience]))
-        except redis.RedisError as error:
-            raise BrokerUnavailableError(f"Valkey does not answer: {error}") from error
 
     def close(self) -> None:
         self._client.close()
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    try:
+        yield
+    except redis.RedisError as error:
+        raise BrokerUnavailableError(f"Valkey does not answer: {error}") from error

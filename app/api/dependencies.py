@@ -52,6 +52,9 @@ LimitQuery = Annotated[int, Query(ge=1, le=100, description="Entries a page.")]
 CursorQuery = Annotated[
     str | None, Query(max_length=128, description="`next_cursor` of the page before.")
 ]
+ExpiresQuery = Annotated[int, Query(ge=0, le=2**53)]
+SignatureQuery = Annotated[str, Query(min_length=1, max_length=128)]
+"""With `ExpiresQuery` what a signed link carries."""
 ProjectQuery = Annotated[
     str | None,
     Query(

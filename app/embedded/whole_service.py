@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,19 @@ def whole_service(data_dir: Path, *options: str, port: int = 0) -> Iterator[str]
     finally:
         with _undisturbed():
             process.stop()
+
+
+@contextmanager
+def service_at(url: str | None) -> Iterator[str]:
+    """The URL that is named or, without one, that of a whole service on a temporary directory."""
+    if url is not None:
+        yield url
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="intraslice-service-") as place,
+        whole_service(Path(place) / "data") as started,
+    ):
+        yield started
 
 
 @contextmanager

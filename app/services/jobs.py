@@ -247,10 +247,8 @@ def get_artifact(resources: Resources, job_id: str, name: str) -> Artifact:
         ArtifactsExpiredError: if it had.
     """
     with resources.database.transaction() as transaction:
+        _published(transaction, job_id)
         found = artifacts.find(transaction, job_id, name)
-        job = jobs.find(transaction, job_id) if is_job_id(job_id) else None
-    if job is not None and job.expired_at is not None:
-        raise ArtifactsExpiredError
     if found is None:
         raise ArtifactNotFoundError
     return found
@@ -264,13 +262,21 @@ def get_artifacts(resources: Resources, job_id: str) -> tuple[Job, list[Artifact
         ArtifactsExpiredError: if it had.
     """
     with resources.database.transaction() as transaction:
+        job = _published(transaction, job_id)
         found = artifacts.of_job(transaction, job_id)
-        job = jobs.find(transaction, job_id) if is_job_id(job_id) else None
-    if job is not None and job.expired_at is not None:
-        raise ArtifactsExpiredError
-    if job is None or not found:
+    if not found:
         raise ArtifactNotFoundError
     return job, found
+
+
+def _published(transaction: Transaction, job_id: str) -> Job:
+    """A job whose files have not expired, whoever asks."""
+    job = jobs.find(transaction, job_id) if is_job_id(job_id) else None
+    if job is None:
+        raise ArtifactNotFoundError
+    if job.expired_at is not None:
+        raise ArtifactsExpiredError
+    return job
 
 
 def _locked(transaction: Transaction, principal: Principal, job_id: str) -> Job:

@@ -183,7 +183,7 @@ def test_a_ratio_that_the_gate_refuses_does_not_stop_the_others(
 
 def test_progress_is_of_the_whole_sweep(dense: Path, tmp_path: Path) -> None:
     events: list[ProgressEvent] = []
-    compress_sweep(request(dense, verify=False), tmp_path, on_progress=events.append)
+    compress_sweep(request(dense), tmp_path, on_progress=events.append)
     fractions = [event.fraction for event in events if event.stage != Stage.ALLOCATE]
     assert fractions == sorted(fractions)
     assert fractions[-1] == pytest.approx(1.0)

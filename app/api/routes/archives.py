@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
 from app.adapters.signed_urls import ARCHIVES
-from app.api.dependencies import ResourcesDep
+from app.api.dependencies import ExpiresQuery, ResourcesDep, SignatureQuery
 from app.api.documentation import problems
 from app.services import archives
 
@@ -25,8 +25,8 @@ def archive(
     job_id: str,
     request: Request,
     resources: ResourcesDep,
-    expires: Annotated[int, Query(ge=0, le=2**53)],
-    signature: Annotated[str, Query(min_length=1, max_length=128)],
+    expires: ExpiresQuery,
+    signature: SignatureQuery,
 ) -> Response:
     """Download all files in one ZIP; it cannot be gone on with when broken off, as files can."""
     resources.signer.verify_archive(job_id, expires, signature)

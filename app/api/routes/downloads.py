@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response
 
 from app.adapters.signed_urls import DOWNLOADS
-from app.api.dependencies import ResourcesDep
+from app.api.dependencies import ExpiresQuery, ResourcesDep, SignatureQuery
 from app.api.documentation import problems
 from app.services import jobs
 
@@ -29,8 +29,8 @@ def download(
     name: str,
     request: Request,
     resources: ResourcesDep,
-    expires: Annotated[int, Query(ge=0, le=2**53)],
-    signature: Annotated[str, Query(min_length=1, max_length=128)],
+    expires: ExpiresQuery,
+    signature: SignatureQuery,
 ) -> Response:
     """Download a file; ranges are honoured."""
     resources.signer.verify(job_id, name, expires, signature)

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Path, Query, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from app.api.dependencies import CursorQuery, LimitQuery, Reader, ResourcesDep, Writer
+from app.api.dependencies import (
+    CursorQuery,
+    ExpiresQuery,
+    LimitQuery,
+    Reader,
+    ResourcesDep,
+    SignatureQuery,
+    Writer,
+)
 from app.api.documentation import problems
 from app.api.pagination import decode_cursor
 from app.api.upload_schemas import UploadCreate, UploadDetailsOut, UploadList, UploadOut
@@ -82,8 +90,8 @@ async def put_part(  # the link's parts
     number: Number,
     request: Request,
     resources: ResourcesDep,
-    expires: Annotated[int, Query(ge=0, le=2**53)],
-    signature: Annotated[str, Query(min_length=1, max_length=128)],
+    expires: ExpiresQuery,
+    signature: SignatureQuery,
 ) -> None:
     """Send a part by its link, where the store has no links of its own."""
     resources.signer.verify_part(upload_id, file, number, expires, signature)

@@ -93,7 +93,7 @@ function Check({ list, one, text, form, set }) {
   const chosen = form[list];
   const toggle = () => {
     const next = chosen.includes(one) ? chosen.filter((x) => x !== one) : [...chosen, one];
-    set(list, list === "ratios" ? next.sort() : next);
+    set(list, list === "ratios" ? next.sort((a, b) => a - b) : next);
   };
   return html`<label class="check"><input type="checkbox" checked=${chosen.includes(one)} onChange=${toggle} />${text || one}</label>`;
 }

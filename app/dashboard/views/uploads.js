@@ -7,8 +7,6 @@ import { Action, Fault, State, Table, tellShell, useLoaded } from "../parts.js";
 import { modelFiles, sendParcel } from "../transfer.js";
 import { ago, bytes, percent } from "../words.js";
 
-const KINDS = { model: "model", text: "text" };
-
 export function Uploads() {
   const { data, error, reload } = useLoaded((signal) => get("/v1/uploads?limit=100", signal), [], 10);
   return html`<h1>Models and texts</h1>
@@ -28,7 +26,7 @@ export function Uploads() {
 /** @param {any} one @param {() => void} reload */
 const row = (one, reload) => [
   html`<b>${one.name || "–"}</b><br /><span class="mono quiet">${one.id}</span>`,
-  /** @type {any} */ (KINDS)[one.kind],
+  one.kind,
   bytes(one.bytes),
   html`<${State} state=${one.state} />${one.error ? html`<p class="fault small">${one.error.message}</p>` : null}`,
   ago(one.created_at),

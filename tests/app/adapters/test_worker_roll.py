@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from app.adapters.rate_limit import client_url
+from app.adapters.valkey import client_url
 from app.adapters.worker_roll import WorkerRoll
 from app.domain.errors import BrokerUnavailableError
 

@@ -11,7 +11,8 @@ import redis
 import structlog
 from fastapi.testclient import TestClient
 
-from app.adapters.rate_limit import RateLimiter, client_url
+from app.adapters.rate_limit import RateLimiter
+from app.adapters.valkey import client_url
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR as OPERATOR_PRINCIPAL
 from app.domain.principal import Scope

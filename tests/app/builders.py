@@ -123,14 +123,19 @@ def in_state(resources: Resources, state: State, **changes: Any) -> Job:
     return job if state is State.CANCELLING else claims.finish_cancel(resources, job.lease)
 
 
-def succeeded(resources: Resources, job: Job) -> Job:
+def succeeded(
+    resources: Resources, job: Job, *, bytes_after: int = 2800, perplexity: float = 12.0
+) -> Job:
     """Publish a small directory as the job's result."""
     from app.services import publication
+
+    scored = REPORT["evaluation"] | {"perplexity": [_PERPLEXITY | {"compressed": perplexity}]}
+    report = REPORT | {"bytes_after": bytes_after, "evaluation": scored}
 
     directory = resources.settings.work_dir / job.id
     (directory / "code").mkdir(parents=True)
     (directory / "config.json").write_text('{"a": 1}')
     (directory / "model.safetensors").write_bytes(bytes(range(256)) * 4)
     (directory / "code" / "mödel é.py").write_text("x = 1\n", encoding="utf-8")
-    files = publication.upload(resources, job, directory, REPORT, lambda _index, _files: None)
-    return publication.publish(resources, job.lease, files, REPORT)
+    files = publication.upload(resources, job, directory, report, lambda _index, _files: None)
+    return publication.publish(resources, job.lease, files, report)

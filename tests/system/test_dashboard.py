@@ -51,6 +51,7 @@ def test_submit_watch_and_download(browser: Browser, settings: Settings, tmp_pat
     model = tiny_model(tmp_path)
     with serving(settings) as (url, _), worker(settings, tmp_path / "worker.log"):
         page, heard = opened(browser, url)
+        expect(page.get_by_text("of 1", exact=True)).to_be_visible()
         page.get_by_role("link", name="New job").last.click()
         page.get_by_label("Where the model is").select_option("path")
         page.get_by_label("Model", exact=True).fill(str(model))
@@ -117,6 +118,19 @@ def test_a_job_is_cancelled_and_retried(
         page.get_by_role("button", name="Retry").click()
         expect(page.locator("h1 .state.queued")).to_be_visible()
         assert heard.complaints == []
+        page.close()
+
+
+def test_a_job_that_has_ended_is_left_alone(
+    browser: Browser, settings: Settings, resources: Resources
+) -> None:
+    job = in_state(resources, State.SUCCEEDED)
+    with serving(settings) as (url, _):
+        page, heard = opened(browser, f"{url}/#/jobs/{job.id}")
+        expect(page.get_by_text(re.compile(r"^Events \([1-9]"))).to_be_visible()
+        page.wait_for_timeout(3000)
+        assert sum("/events/stream" in one for one in heard.requests) <= 2
+        expect(page.get_by_text("The service does not answer")).to_have_count(0)
         page.close()
 
 

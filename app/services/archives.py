@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from zipstream import ZipStream
 
-from app.adapters.storage import ArtifactStore
 from app.domain.hand_off import registered_name
 from app.domain.job import Job
 from app.services import jobs
@@ -43,11 +42,6 @@ def open_archive(resources: Resources, job_id: str) -> Archive:
     name = archive_name(job)
     archive = ZipStream(sized=True)
     for file in files:
-        content = _content(resources.store, file.key)
-        archive.add(content, f"{name}/{file.name}", size=file.bytes)
+        # A generator: the store is asked when it is this file's turn.
+        archive.add(resources.store.chunks(file.key), f"{name}/{file.name}", size=file.bytes)
     return Archive(name=f"{name}.zip", size=len(archive), chunks=iter(archive))
-
-
-def _content(store: ArtifactStore, key: str) -> Iterator[bytes]:
-    """Opened when it is this file's turn."""
-    yield from store.chunks(key)

@@ -37,7 +37,7 @@ export function Table({ label, columns, rows, empty }) {
       <tbody role="rowgroup">
         ${rows.map(
           (row) => html`<tr role="row">
-            ${row.map((cell, at) => html`<td role="cell" data-column=${columns[at].trim()} class=${isNumber[at] ? "number" : ""}>${cell}</td>`)}
+            ${row.map((cell, at) => html`<td role="cell" data-column=${columns[at].trim()} class=${`${isNumber[at] ? "number" : ""} ${cell === "" ? "void" : ""}`}><div>${cell}</div></td>`)}
           </tr>`,
         )}
       </tbody>

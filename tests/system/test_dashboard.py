@@ -379,6 +379,11 @@ def test_a_narrow_screen_shows_all_of_a_job_in_the_list(
             box = text.bounding_box()
             assert box is not None
             assert 0 <= box["x"] < box["x"] + box["width"] <= NARROW
+        first = page.get_by_text("1K → 700").bounding_box()
+        second = page.get_by_text(re.compile("^perplexity . 1.20")).bounding_box()
+        assert first is not None
+        assert second is not None
+        assert second["x"] == first["x"] > 100  # below each other, beside the column's name
         expect(page.get_by_role("table").get_by_role("row")).to_have_count(2)
         page.close()
 

@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
-from intraslice_core.checkpoints import open_model
+from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.perplexity import evaluation_tokens, perplexity, written_tokens

@@ -40,16 +40,16 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from intraslice_core.cache import SharedFiles
 from intraslice_core.calibration import calibration_tokens
-from intraslice_core.checkpoints import CheckpointReader, open_model
+from intraslice_core.checkpoints.reader import CheckpointReader
+from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CalibrationConfig, CompressionConfig
-from intraslice_core.estimates import StageFlops, stage_bytes, stage_flops
-from intraslice_core.hardware import resolve_device, resolve_dtype
-from intraslice_core.host_memory import bound_allocator
+from intraslice_core.cost_model import StageFlops, stage_bytes, stage_flops
+from intraslice_core.device import bound_allocator, resolve_device, resolve_dtype
 from intraslice_core.pipeline import OpenedModel, Run, compress_opened
 from intraslice_core.plan import ModelGeometry
 from intraslice_core.progress import ProgressEvent, Stage, never_cancelled
-from intraslice_core.sharing import SharedFiles
 
 FURTHER_RATIOS = (0.2, 0.4)
 LLAMAS = {

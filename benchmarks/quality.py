@@ -25,13 +25,13 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import intraslice_core.modeling  # noqa: F401  (registers the sliced classes)
-from intraslice_core.checkpoints import open_model
+from intraslice_core.cache import SharedFiles
+from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import DEFAULT_MIXTURE, CompressionConfig
+from intraslice_core.device import resolve_device, resolve_dtype
 from intraslice_core.evaluation.perplexity import evaluation_tokens, perplexity
-from intraslice_core.hardware import resolve_device, resolve_dtype
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent
-from intraslice_core.sharing import SharedFiles
 
 METHODS = (
     "magnitude",

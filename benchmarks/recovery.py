@@ -24,15 +24,15 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
+from intraslice_core.cache import LayerCheckpoints
 from intraslice_core.calibration import calibration_tokens
-from intraslice_core.checkpoints import open_model
+from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.evaluation.comparison import evaluate_one
-from intraslice_core.layer_checkpoints import LayerCheckpoints
+from intraslice_core.finetuning.procedure import RecoveryWork, recover_checkpoint
+from intraslice_core.finetuning.training import Moment
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent
-from intraslice_core.recovery.procedure import RecoveryWork, recover_checkpoint
-from intraslice_core.recovery.training import Moment
 
 STAGES = ("dense", "compressed", "recovered")
 Scores = dict[str, float]

@@ -32,11 +32,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from intraslice_core.checkpoints import CheckpointReader, open_model
+from intraslice_core.checkpoints.reader import CheckpointReader
+from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CalibrationConfig, CompressionConfig, Target
 from intraslice_core.evaluation import fresh_process
 from intraslice_core.evaluation.verification import REFERENCE_FILE, write_reference
-from intraslice_core.exports.gguf_file import llama_layout, read_vocabulary, write_gguf
+from intraslice_core.export.gguf import llama_layout, write_gguf
+from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.pipeline import GGUF_FILES, compress_model
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,15 +26,16 @@ from transformers.utils import logging
 
 from app.cli.report_tables import add_speed
 from intraslice_core.allocation.uniform import uniform_plan
-from intraslice_core.checkpoints import CheckpointReader, open_model
+from intraslice_core.checkpoints.reader import CheckpointReader
+from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.speed import compare_speed
-from intraslice_core.exports.adaptive import AdaptiveForm
-from intraslice_core.exports.stock import StockForm
+from intraslice_core.export.adaptive import AdaptiveForm
+from intraslice_core.export.stock import StockForm
+from intraslice_core.export.targets import DEMANDS
 from intraslice_core.modeling import IntraSliceForCausalLM, intraslice_config
 from intraslice_core.plan import LayerPlan
 from intraslice_core.reports.schema import SpeedReport
-from intraslice_core.targets import DEMANDS
 
 
 def parse() -> argparse.Namespace:

@@ -14,12 +14,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from intraslice_core import block, pipeline
-from intraslice_core.checkpoints import open_model
+from intraslice_core import decoder_layer, pipeline
+from intraslice_core.cache import SharedFiles
+from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.pipeline import OpenedModel, Run
 from intraslice_core.progress import ignore_progress, never_cancelled
-from intraslice_core.sharing import SharedFiles
 
 
 class Passes:
@@ -28,7 +28,7 @@ class Passes:
     def __init__(self) -> None:
         self.tokens = 0
         for name in ("attention_inner", "mlp_inner"):
-            setattr(block, name, self._counting(getattr(block, name)))
+            setattr(decoder_layer, name, self._counting(getattr(decoder_layer, name)))
 
     def _counting(self, function):
         def counted(inputs, *arguments):

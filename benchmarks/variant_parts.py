@@ -9,12 +9,12 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from intraslice_core import block, linalg
-from intraslice_core.block import BlockWeights, Linear, Norm
-from intraslice_core.choices import LayerKnowledge
-from intraslice_core.dense_layers import DenseLayers
+from intraslice_core import decoder_layer, linalg
+from intraslice_core.checkpoints.dense_model import DenseLayers
+from intraslice_core.decoder_layer import BlockWeights, Linear, Norm
 from intraslice_core.selection import neurons
-from intraslice_core.selection.joint_pairs import PairChoice
+from intraslice_core.selection.rotary_pairs import PairChoice
+from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge
 
 BATCH = 8
 CHOICE_DAMPING = 1e-4
@@ -97,21 +97,21 @@ def dense_moments(layers: DenseLayers, tokens: Tensor) -> Iterator[DenseMoments]
 
 def _behind(layers: DenseLayers, layer: int, batch: Tensor) -> Tensor:
     rotary = layers.rotary(layer, batch.shape[1])
-    return block.behind(batch, layers.weights(layer), layers.settings(layer), rotary)
+    return decoder_layer.behind(batch, layers.weights(layer), layers.settings(layer), rotary)
 
 
 def _batch_moments(layers: DenseLayers, layer: int, batch: Tensor) -> dict[str, Tensor]:
     weights, settings = layers.weights(layer), layers.settings(layer)
     rotary = layers.rotary(layer, batch.shape[1])
-    normed = block.attention_inputs(batch, weights, settings)
-    bare = [part.float() for part in block.queries_and_keys(normed, weights)]
-    turned = block.rotated_queries_and_keys(normed, weights, settings, rotary)
+    normed = decoder_layer.attention_inputs(batch, weights, settings)
+    bare = [part.float() for part in decoder_layer.queries_and_keys(normed, weights)]
+    turned = decoder_layer.rotated_queries_and_keys(normed, weights, settings, rotary)
     query, key = (part.float() for part in turned)
     groups = weights.num_key_value_heads
     asked = _by_group(query, groups)
     centred = key - key.mean(2, keepdim=True)
-    between = batch + block.attention(batch, weights, settings, rotary)
-    inner = block.mlp_inner(between, weights, settings).flatten(0, 1).float()
+    between = batch + decoder_layer.attention(batch, weights, settings, rotary)
+    inner = decoder_layer.mlp_inner(between, weights, settings).flatten(0, 1).float()
     return {
         "centred": _pairs(asked.square().sum((0, 2, 3))) * _pairs(centred.square().sum((0, 2))),
         "causal": _causal(asked, key),
@@ -240,7 +240,7 @@ class Refinement:
         with torch.enable_grad():
             for rows in (order for _ in range(self.epochs) for order in self._orders(len(before))):
                 trial = _with(weights, places, [one.to(before.dtype) for one in masters])
-                behind = block.behind(before[rows], trial, settings, rotary).float()
+                behind = decoder_layer.behind(before[rows], trial, settings, rotary).float()
                 wanted = target[rows].float()
                 error = (behind - wanted).square().mean(-1) / wanted.square().mean(-1)
                 adam.zero_grad()

@@ -49,28 +49,28 @@ from variant_parts import (
     mixed_by_complex_pca,
 )
 
-from intraslice_core import block
+from intraslice_core import decoder_layer
 from intraslice_core.allocation.budget import compression_budget
-from intraslice_core.block import BlockWeights
-from intraslice_core.calibration import calibration_tokens
-from intraslice_core.checkpoints import CheckpointReader, open_model
-from intraslice_core.choices import LayerKnowledge
-from intraslice_core.config import CalibrationConfig, CompressionConfig
-from intraslice_core.dense_layers import ReaderLayers, mean_loss
-from intraslice_core.estimation.walk import Learned
-from intraslice_core.evaluation.perplexity import evaluation_tokens
-from intraslice_core.hardware import resolve_device, resolve_dtype
-from intraslice_core.layer import LayerCompressor, LayerContext, Streams
-from intraslice_core.plan import ModelPlan
-from intraslice_core.planning.estimators import (
+from intraslice_core.allocation.estimators import (
     AttentionOffer,
     EstimationTokens,
     lagrangian_shapes,
     learn_model,
 )
-from intraslice_core.planning.rehearsal import SEQUENCES, Rehearsal
-from intraslice_core.planning.search import OFFERS, PricedPlan, search
-from intraslice_core.presets import PRESETS
+from intraslice_core.allocation.search import OFFERS, SEQUENCES, PricedPlan, Rehearsal, search
+from intraslice_core.calibration import calibration_tokens
+from intraslice_core.checkpoints.dense_model import ReaderLayers, mean_loss
+from intraslice_core.checkpoints.reader import CheckpointReader
+from intraslice_core.checkpoints.sources import open_model
+from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.decoder_layer import BlockWeights
+from intraslice_core.device import resolve_device, resolve_dtype
+from intraslice_core.evaluation.perplexity import evaluation_tokens
+from intraslice_core.layer_compressor import LayerCompressor, LayerContext, Streams
+from intraslice_core.methods import PRESETS
+from intraslice_core.plan import ModelPlan
+from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge
+from intraslice_core.sensitivity.measurement import Learned
 
 VARIANTS = ("ours", "centred", "causal", "unturned", "complex", "bare", "refine", "one-price")
 PRESET = PRESETS["intraslice"]
@@ -232,7 +232,9 @@ class Bench:
     def passed(self, hidden: Tensor, weights: BlockWeights, layer: int) -> Tensor:
         """Hidden states behind a layer."""
         settings, rotary = self.layers.settings(layer), self.layers.rotary(layer, hidden.shape[1])
-        batches = (block.behind(rows, weights, settings, rotary) for rows in hidden.split(BATCH))
+        batches = (
+            decoder_layer.behind(rows, weights, settings, rotary) for rows in hidden.split(BATCH)
+        )
         return torch.cat(list(batches))
 
     def perplexity(self, weights: list[BlockWeights]) -> float:

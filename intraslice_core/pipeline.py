@@ -23,19 +23,31 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import intraslice_core
 from intraslice_core.allocation.budget import Budget, compression_budget
+from intraslice_core.allocation.shapes import KeptKnowledge, Shapes, ShapeWork, choose_shapes
+from intraslice_core.cache import (
+    DenseStates,
+    FinishedLayer,
+    LayerCheckpoints,
+    SharedFiles,
+    SharedStatistics,
+    calibration_facts,
+    content_key,
+    fingerprint,
+    tell_nobody,
+)
 from intraslice_core.calibration import calibration_hash, calibration_tokens
-from intraslice_core.checkpoints import (
-    CheckpointReader,
+from intraslice_core.checkpoints.dense_model import ReaderLayers
+from intraslice_core.checkpoints.manifest import model_fingerprint, write_manifest
+from intraslice_core.checkpoints.model_card import base_licence, write_model_card
+from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
+from intraslice_core.checkpoints.sources import open_model
+from intraslice_core.checkpoints.writer import (
     CheckpointWriter,
-    check_finite,
+    WrittenRecord,
     ensure_disk_space,
-    open_model,
+    require_as_written,
     require_free_output,
 )
-from intraslice_core.checkpoints.fingerprint import model_fingerprint
-from intraslice_core.checkpoints.licence import base_licence
-from intraslice_core.checkpoints.model_card import write_model_card
-from intraslice_core.checkpoints.record import WrittenRecord, require_as_written
 from intraslice_core.config import (
     UNLIMITED,
     CalibrationConfig,
@@ -45,7 +57,15 @@ from intraslice_core.config import (
     GgufFormat,
     ModelLimits,
 )
-from intraslice_core.dense_layers import ReaderLayers
+from intraslice_core.device import (
+    HostMemory,
+    bound_allocator,
+    device_class,
+    resolve_device,
+    resolve_dtype,
+    return_free_memory,
+    rounding_class,
+)
 from intraslice_core.errors import NumericalError
 from intraslice_core.evaluation.comparison import (
     DenseScores,
@@ -61,11 +81,12 @@ from intraslice_core.evaluation.verification import (
     verify_gguf,
     write_reference,
 )
-from intraslice_core.exports.adaptive import AdaptiveForm
-from intraslice_core.exports.form import CheckpointForm, WrittenReference
-from intraslice_core.exports.gguf_file import read_vocabulary, write_gguf
-from intraslice_core.exports.requirements import require_plain_attention
-from intraslice_core.exports.stock import StockForm
+from intraslice_core.export.adaptive import AdaptiveForm
+from intraslice_core.export.form import CheckpointForm, WrittenReference, require_plain_attention
+from intraslice_core.export.gguf import write_gguf
+from intraslice_core.export.gguf_vocabulary import read_vocabulary
+from intraslice_core.export.stock import StockForm
+from intraslice_core.export.targets import require_target
 from intraslice_core.families.canonical import (
     CanonicalSettings,
     block_weights,
@@ -73,21 +94,11 @@ from intraslice_core.families.canonical import (
     layer_prefix,
     named_tensors,
 )
-from intraslice_core.hardware import (
-    device_class,
-    resolve_device,
-    resolve_dtype,
-    rounding_class,
-)
-from intraslice_core.host_memory import HostMemory, bound_allocator, return_free_memory
-from intraslice_core.inspection.manifest import write_manifest
-from intraslice_core.layer import LayerCompressor, LayerContext, LayerOutcome, Streams
-from intraslice_core.layer_checkpoints import FinishedLayer, LayerCheckpoints, tell_nobody
-from intraslice_core.modeling import (
-    IntraSliceConfig,
-    IntraSliceForCausalLM,
-    intraslice_config,
-)
+from intraslice_core.finetuning.procedure import RecoveryWork, blaming_recover, recover_checkpoint
+from intraslice_core.finetuning.training import Moment
+from intraslice_core.layer_compressor import LayerCompressor, LayerContext, LayerOutcome, Streams
+from intraslice_core.methods import PRESETS
+from intraslice_core.modeling import IntraSliceConfig, IntraSliceForCausalLM, intraslice_config
 from intraslice_core.plan import (
     LayerPlan,
     ModelGeometry,
@@ -95,8 +106,6 @@ from intraslice_core.plan import (
     dense_parameters,
     total_parameters,
 )
-from intraslice_core.planning.shapes import KeptKnowledge, Shapes, ShapeWork, choose_shapes
-from intraslice_core.presets import PRESETS
 from intraslice_core.progress import (
     CancellationCheck,
     LayerDone,
@@ -109,9 +118,6 @@ from intraslice_core.progress import (
     raise_if_cancelled,
     shares_of,
 )
-from intraslice_core.recovery.procedure import RecoveryWork, recover_checkpoint
-from intraslice_core.recovery.text import blaming_recover
-from intraslice_core.recovery.training import Moment
 from intraslice_core.reports.schema import (
     REPORT_FILE,
     CompressionReport,
@@ -121,22 +127,13 @@ from intraslice_core.reports.schema import (
     SpectrumReport,
     VerifiedReport,
 )
-from intraslice_core.sharing import (
-    DenseStates,
-    SharedFiles,
-    SharedStatistics,
-    calibration_facts,
-    content_key,
-    fingerprint,
-)
-from intraslice_core.targets import require_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from intraslice_core.block import BlockWeights
+    from intraslice_core.decoder_layer import BlockWeights
     from intraslice_core.evaluation.tasks import OpenedTasks
-    from intraslice_core.layer import ModuleOutcome
+    from intraslice_core.layer_compressor import ModuleOutcome
 
 GGUF_FILES: Mapping[GgufFormat, str] = MappingProxyType(
     {"gguf-f16": "model-f16.gguf", "gguf-q8_0": "model-q8_0.gguf"}

@@ -10,10 +10,12 @@ from pydantic import ValidationError
 from transformers import AutoConfig, AutoTokenizer
 
 from intraslice_core import modeling
+from intraslice_core.cache import LayerCheckpoints
 from intraslice_core.calibration import calibration_tokens
-from intraslice_core.checkpoints import open_model, require_free_output
+from intraslice_core.checkpoints.manifest import MANIFEST, SIGNATURE
 from intraslice_core.checkpoints.model_card import CARD
-from intraslice_core.checkpoints.record import require_as_written
+from intraslice_core.checkpoints.sources import open_model
+from intraslice_core.checkpoints.writer import require_as_written, require_free_output
 from intraslice_core.config import CompressionConfig, RecoveryConfig
 from intraslice_core.errors import ConfigurationError, ModelNotFoundError
 from intraslice_core.evaluation.loaded_models import load_model
@@ -22,14 +24,8 @@ from intraslice_core.evaluation.verification import (
     verify_checkpoint,
     write_reference,
 )
-from intraslice_core.inspection.manifest import MANIFEST, SIGNATURE
-from intraslice_core.layer_checkpoints import LayerCheckpoints
-from intraslice_core.pipeline import (
-    Run,
-    publish_staged,
-    recover_staged,
-    verified_report,
-)
+from intraslice_core.finetuning.procedure import blaming_recover
+from intraslice_core.pipeline import Run, publish_staged, recover_staged, verified_report
 from intraslice_core.progress import (
     CancellationCheck,
     ProgressListener,
@@ -38,7 +34,6 @@ from intraslice_core.progress import (
     never_cancelled,
     shares_of,
 )
-from intraslice_core.recovery.text import blaming_recover
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport, VerifiedReport
 
 MADE_AGAIN = frozenset({REPORT_FILE, REFERENCE_FILE, CARD, MANIFEST, SIGNATURE})

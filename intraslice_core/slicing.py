@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from intraslice_core.block import BlockSettings, BlockWeights, Linear, Norm, NormType
+from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Linear, Norm, NormType
 from intraslice_core.statistics import HeadEnergies
 
 

@@ -21,21 +21,15 @@ from pydantic import ValidationError
 
 import intraslice_core
 from intraslice_core.allocation.budget import compression_budget
-from intraslice_core.checkpoints import CheckpointReader, open_model, require_free_output
-from intraslice_core.config import (
-    UNLIMITED,
-    ModelLimits,
-)
+from intraslice_core.cache import LayerCheckpoints, SharedFiles
+from intraslice_core.checkpoints.reader import CheckpointReader
+from intraslice_core.checkpoints.sources import open_model
+from intraslice_core.checkpoints.writer import require_free_output
+from intraslice_core.config import UNLIMITED, ModelLimits
+from intraslice_core.device import bound_allocator
 from intraslice_core.errors import OutputExistsError, QualityGateError
 from intraslice_core.evaluation.comparison import DenseScores
-from intraslice_core.host_memory import bound_allocator
-from intraslice_core.layer_checkpoints import LayerCheckpoints
-from intraslice_core.pipeline import (
-    UNVERIFIED,
-    OpenedModel,
-    Run,
-    compress_opened,
-)
+from intraslice_core.pipeline import UNVERIFIED, OpenedModel, Run, compress_opened
 from intraslice_core.plan import dense_parameters
 from intraslice_core.progress import (
     CancellationCheck,
@@ -48,7 +42,6 @@ from intraslice_core.progress import (
 )
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 from intraslice_core.reports.sweep import SweepPoint, SweepReport, SweepRequest
-from intraslice_core.sharing import SharedFiles
 
 SWEEP_FILE = "sweep.json"
 WORK_FOLDER = ".sweep"

@@ -72,9 +72,8 @@ class Child:
 
     def _compress(self, request: ChildRequest) -> dict[str, object]:
         # torch comes in here: a wrong request or an early stop costs nothing.
-        from intraslice_core.layer_checkpoints import LayerCheckpoints
+        from intraslice_core.cache import LayerCheckpoints, SharedFiles
         from intraslice_core.pipeline import compress_model
-        from intraslice_core.sharing import SharedFiles
 
         place, kept = request.shared, request.checkpoints
         report = compress_model(

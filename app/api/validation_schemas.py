@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from app.domain.validation import Caution, Duration, TargetSupport, Validation
-from intraslice_core.estimates import Estimate
+from intraslice_core.cost_model import Estimate
 
 
 class ValidationOut(BaseModel):

@@ -55,7 +55,7 @@ from intraslice_core.config import (
     RecoveryLoss,
 )
 from intraslice_core.errors import ConfigurationError
-from intraslice_core.reports.shape_plot import shape_plot
+from intraslice_core.reports.plots import shape_plot
 from intraslice_core.text_sources import FLATTERS, only_own_kind
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _compress(
     resume_dir, offload_dir = places
     with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
         quiet_transformers()
-        from intraslice_core.layer_checkpoints import LayerCheckpoints
+        from intraslice_core.cache import LayerCheckpoints
         from intraslice_core.pipeline import compress_model
 
         return compress_model(
@@ -181,7 +181,7 @@ def recover(  # noqa: PLR0913 (typer reads the options from the signature)
             )
         with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
             quiet_transformers()
-            from intraslice_core.layer_checkpoints import LayerCheckpoints
+            from intraslice_core.cache import LayerCheckpoints
             from intraslice_core.retraining import recover_model
 
             report = recover_model(
@@ -315,7 +315,7 @@ def _score_pair(
         tempfile.TemporaryDirectory(prefix="intraslice-") as scratch,
     ):
         quiet_transformers()
-        from intraslice_core.checkpoints import open_model
+        from intraslice_core.checkpoints.sources import open_model
         from intraslice_core.evaluation.comparison import Materials, evaluate_pair
 
         return evaluate_pair(

@@ -22,7 +22,7 @@ from app.cli.report_tables import print_tables, sweep_table
 from app.cli.settings_options import Asked, takes_settings
 from intraslice_core.config import CompressionSettings
 from intraslice_core.errors import CompressionCancelledError
-from intraslice_core.reports.shape_plot import shape_plot
+from intraslice_core.reports.plots import shape_plot
 from intraslice_core.reports.sweep import SweepRequest
 
 if TYPE_CHECKING:

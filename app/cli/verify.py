@@ -9,8 +9,8 @@ import typer
 
 from app.adapters.artifact_signatures import require_signature
 from app.cli.refusals import explained
+from intraslice_core.checkpoints.manifest import MANIFEST, SIGNATURE, require_manifest
 from intraslice_core.errors import ManifestError
-from intraslice_core.inspection.manifest import MANIFEST, SIGNATURE, require_manifest
 
 
 def register(app: typer.Typer) -> None:

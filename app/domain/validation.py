@@ -7,9 +7,9 @@ from datetime import datetime
 
 from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
-from intraslice_core.estimates import DenseModel, Estimate
+from intraslice_core.cost_model import DenseModel, Estimate
+from intraslice_core.export.targets import DEMANDS
 from intraslice_core.progress import Stage
-from intraslice_core.targets import DEMANDS
 from intraslice_core.text_sources import FLATTERS, only_own_kind
 
 _EXTREME_RATIO = 0.5

@@ -23,12 +23,11 @@ from app.domain.job import JobRequest
 from app.domain.model_source import ModelSource, is_allowed, is_hub_name, is_revision
 from app.domain.upload import REFERENCE, UploadKind
 from app.settings import Settings
+from intraslice_core.checkpoints.inspection import find_in_package, require_within
 from intraslice_core.config import CompressionConfig, EvaluationConfig, WeightedSource
+from intraslice_core.cost_model import DenseModel, estimate, read_dense
 from intraslice_core.errors import ConfigurationError, ModelError, ModelNotFoundError
-from intraslice_core.estimates import DenseModel, estimate, read_dense
-from intraslice_core.inspection import require_within
-from intraslice_core.inspection.packages import find_in_package
-from intraslice_core.targets import DEMANDS, require_target
+from intraslice_core.export.targets import DEMANDS, require_target
 from intraslice_core.text_sources import HUB, NAMED
 
 _CALIBRATION, _RECOVER = "/compression/calibration", "/compression/recover"

@@ -20,7 +20,7 @@ from app.domain.validation import (
 from app.services.admission import AdmittedJob, admit
 from app.services.resources import Resources
 from app.services.uploads import locator
-from intraslice_core.estimates import Estimate, estimate, stage_work
+from intraslice_core.cost_model import Estimate, estimate, stage_work
 from intraslice_core.progress import Stage
 
 _SHORTEST_SECONDS = 0.01

@@ -24,7 +24,7 @@ from app.domain.job import Job, JobResult, Speedup
 from app.domain.lease import Lease
 from app.services.hand_offs import configured_targets
 from app.services.resources import Resources
-from intraslice_core.inspection.manifest import MANIFEST_SCHEMA_VERSION, program_versions
+from intraslice_core.checkpoints.manifest import MANIFEST_SCHEMA_VERSION, program_versions
 
 
 def upload(

@@ -22,9 +22,8 @@ from app.domain.upload import REFERENCE, Upload, UploadError, UploadKind, Upload
 from app.services.resources import Resources
 from app.services.uploads import discard
 from app.telemetry import get_logger
+from intraslice_core.checkpoints.inspection import MAX_HEADER_BYTES, inspect_model, require_within
 from intraslice_core.errors import ModelError
-from intraslice_core.inspection import inspect_model, require_within
-from intraslice_core.inspection.safetensors_header import MAX_HEADER_BYTES
 
 _LENGTH_BYTES = 8
 _WEIGHTS = ".safetensors"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from intraslice_core.config import BudgetField, CompressionConfig, CompressionSettings
-from intraslice_core.errors import BudgetOutOfReachError
-from intraslice_core.inspection.layout import (
+from intraslice_core.checkpoints.inspection import (
     DEFAULT_SHARD_BYTES,
     RESERVED_HEADER_BYTES,
     TIGHT_BELOW_BYTES,
 )
+from intraslice_core.config import BudgetField, CompressionConfig, CompressionSettings
+from intraslice_core.errors import BudgetOutOfReachError
+from intraslice_core.methods import resolve_allocator
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan, total_parameters
-from intraslice_core.presets import resolve_allocator
 
 _TENSORS_A_LAYER = 9
 _OUTER_TENSORS = 3

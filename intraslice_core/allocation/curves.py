@@ -15,7 +15,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intraslice_core.allocation.budget import pair_step
-from intraslice_core.plan import ModelGeometry
+from intraslice_core.plan import ModelGeometry, ModelPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPrice:
+    """Predicted loss increase of one layer's modules, in the unit of the curves."""
+
+    attention: float
+    mlp: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PricedPlan:
+    """What every layer keeps, and its price."""
+
+    plan: ModelPlan
+    prices: tuple[LayerPrice, ...]
+
+    @property
+    def predicted_loss(self) -> float:
+        """Of all modules together."""
+        return sum(price.attention + price.mlp for price in self.prices)
+
 
 Sizes = NDArray[np.int64]
 Losses = NDArray[np.float64]

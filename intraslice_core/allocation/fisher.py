@@ -31,19 +31,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from intraslice_core.allocation.budget import pair_step
-from intraslice_core.allocation.constraint import FREE, ShapeConstraint
 from intraslice_core.allocation.curves import (
     AttentionCurves,
     Curve,
     LayerCurves,
     Losses,
     ModelCurves,
+    PricedPlan,
     all_heads,
     rounding_steps,
 )
 from intraslice_core.allocation.lagrangian import lagrangian_plan
-from intraslice_core.allocation.priced_plan import PricedPlan
-from intraslice_core.plan import ModelGeometry
+from intraslice_core.plan import FREE, ModelGeometry, ShapeConstraint
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,20 +14,22 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from intraslice_core.allocation.constraint import (
-    ATTENTION_DIMENSIONS,
-    Dimension,
-    ShapeConstraint,
-)
 from intraslice_core.allocation.curves import (
     AttentionCurves,
     LayerCurves,
+    LayerPrice,
     Losses,
     ModelCurves,
+    PricedPlan,
     Sizes,
 )
-from intraslice_core.allocation.priced_plan import LayerPrice, PricedPlan
-from intraslice_core.plan import LayerPlan, ModelPlan
+from intraslice_core.plan import (
+    ATTENTION_DIMENSIONS,
+    Dimension,
+    LayerPlan,
+    ModelPlan,
+    ShapeConstraint,
+)
 
 Choice = NDArray[np.intp]
 """An option for each module, (modules,)."""

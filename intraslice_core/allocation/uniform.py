@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from intraslice_core.allocation.constraint import FREE, ShapeConstraint
 from intraslice_core.errors import ConfigurationError
-from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan
+from intraslice_core.plan import FREE, LayerPlan, ModelGeometry, ModelPlan, ShapeConstraint
 
 
 def round_to_multiple(value: float, step: int, limit: int) -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from intraslice_core.calibration.mixture import interleave
 from intraslice_core.calibration.own_text import write_own_tokens
-from intraslice_core.calibration.python_library import Part
-from intraslice_core.calibration.sources import VALID_SOURCES, load_text
+from intraslice_core.calibration.python_text import Part
+from intraslice_core.calibration.sources import VALID_SOURCES, interleave, load_text
 from intraslice_core.calibration.tokens import (
     calibration_hash,
     calibration_tokens,

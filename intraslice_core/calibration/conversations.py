@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice_core.calibration.python_library import Part
+from intraslice_core.calibration.python_text import Part
 from intraslice_core.calibration.sources import FIELDS
 from intraslice_core.errors import CalibrationSourceError
 

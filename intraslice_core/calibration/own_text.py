@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from intraslice_core.calibration.conversations import Conversations, conversation_layout
-from intraslice_core.calibration.python_library import Part
+from intraslice_core.calibration.python_text import Part
 from intraslice_core.calibration.sources import FIELDS
 from intraslice_core.config import CalibrationPart
 from intraslice_core.errors import CalibrationSourceError

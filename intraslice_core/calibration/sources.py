@@ -5,15 +5,38 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from intraslice_core.calibration.python_code import python_code
-from intraslice_core.calibration.python_documentation import python_documentation
-from intraslice_core.calibration.python_library import Part
+import torch
+from torch import Tensor
+
+from intraslice_core.calibration.python_text import Part, python_code, python_documentation
 from intraslice_core.errors import CalibrationSourceError
 from intraslice_core.text_sources import HUB, WRITTEN
+
+
+def interleave(parts: Sequence[Tensor]) -> Tensor:
+    """All sequences, those of each part in their order and evenly spread over the whole.
+
+    What chooses the damping is the end, and a look ahead is the beginning: either holds of every
+    part its share, give or take one.
+
+    Args:
+        parts: (samples, sequence_length) each, of one length.
+
+    Returns:
+        (sum of samples, sequence_length).
+    """
+    # The place of a sequence is the middle of its slot; equal places go by the order of the parts.
+    places = sorted(
+        ((2 * row + 1) / (2 * len(part)), index, row)
+        for index, part in enumerate(parts)
+        for row in range(len(part))
+    )
+    return torch.stack([parts[index][row] for _, index, row in places])
+
 
 VALID_SOURCES = (
     "pydoc",

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice_core.calibration.mixture import interleave
 from intraslice_core.calibration.own_text import write_own_tokens
-from intraslice_core.calibration.sources import load_text
+from intraslice_core.calibration.sources import interleave, load_text
 from intraslice_core.config import CalibrationConfig, CalibrationPart
 from intraslice_core.errors import CalibrationSourceError, CalibrationTooShortError
 from intraslice_core.progress import CancellationCheck, never_cancelled

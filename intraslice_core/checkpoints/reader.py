@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+import warnings
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,10 +12,53 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from intraslice_core.checkpoints.mapped_file import MappedFile
+from intraslice_core.checkpoints.inspection import (
+    CONFIG_FILE,
+    TensorEntry,
+    locate_tensors,
+    read_json_object,
+)
 from intraslice_core.errors import BrokenCheckpointError, NonFiniteWeightError
 from intraslice_core.families import family_for, require_supported_type
-from intraslice_core.inspection.layout import CONFIG_FILE, locate_tensors, read_json_object
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+class MappedFile:
+    """Tensors of one file whose header was checked. They must not be written to.
+
+    Raises:
+        OSError: if the file cannot be mapped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as stream:
+            self._begin = 8 + int.from_bytes(stream.read(8), "little")
+            self._bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def tensor(self, entry: TensorEntry) -> Tensor:
+        """One tensor; it outlives this object.
+
+        Raises:
+            OSError: if the file has become too short.
+        """
+        begin, end = self._begin + entry.begin, self._begin + entry.end
+        if end > len(self._bytes):
+            raise OSError("the file has changed")
+        dtype = _DTYPES[entry.dtype]
+        if begin == end:
+            return torch.empty(entry.shape, dtype=dtype)
+        with warnings.catch_warnings():  # torch warns of every buffer that is read-only
+            warnings.simplefilter("ignore", UserWarning)
+            flat = torch.frombuffer(
+                self._bytes, dtype=dtype, count=math.prod(entry.shape), offset=begin
+            )
+        return flat.view(entry.shape)
 
 
 def check_finite(name: str, tensor: Tensor) -> Tensor:

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from intraslice_core.checkpoints.gguf_conversion import convert_gguf
+from intraslice_core.checkpoints.inspection import find_in_package, inspect_model, require_within
 from intraslice_core.config import UNLIMITED, ModelLimits
 from intraslice_core.errors import ModelNotFoundError, ModelTooLargeError
-from intraslice_core.inspection import inspect_model, require_within
-from intraslice_core.inspection.packages import find_in_package
 
 HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md")
 """Weights, settings and tokenizer: neither pickles nor code are ever fetched."""

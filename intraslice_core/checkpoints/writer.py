@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -16,15 +18,161 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from intraslice_core.checkpoints.record import WrittenRecord, file_digests, tensor_digest
-from intraslice_core.checkpoints.shards import ShardFile
-from intraslice_core.errors import InsufficientDiskError, OutputExistsError
-from intraslice_core.inspection.layout import (
+from intraslice_core.checkpoints.inspection import (
     DEFAULT_SHARD_BYTES,
     INDEX_FILE,
+    RESERVED_HEADER_BYTES,
     SINGLE_FILE,
+    TIGHT_BELOW_BYTES,
     read_json,
 )
+from intraslice_core.checkpoints.reader import StoredTensors
+from intraslice_core.errors import (
+    InsufficientDiskError,
+    IntraSliceError,
+    OutputExistsError,
+    VerificationError,
+)
+
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+}
+
+
+class ShardFile:
+    """One safetensors file, appended to until it is closed.
+
+    Args:
+        path: the file; it must not exist.
+        metadata: kept in the header; the format's name is, in any case.
+    """
+
+    def __init__(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+        self.path = path
+        self._metadata = {"format": "pt", **(metadata or {})}
+        self.data_bytes = 0
+        self._entries: dict[str, dict[str, object]] = {}
+        self._stream = path.open("x+b")
+        self._stream.seek(8 + RESERVED_HEADER_BYTES)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Tensors written so far."""
+        return tuple(self._entries)
+
+    def has_room(self, name: str, size: int, max_bytes: int) -> bool:
+        """Whether a tensor of `size` bytes still fits; an empty shard takes any tensor."""
+        if not self._entries:
+            return True
+        header = len(self._header()) + len(name) + 256
+        return header <= RESERVED_HEADER_BYTES and self.data_bytes + size <= max_bytes
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Append a contiguous CPU tensor."""
+        size = tensor.numel() * tensor.element_size()
+        self._entries[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [self.data_bytes, self.data_bytes + size],
+        }
+        self._stream.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        self.data_bytes += size
+
+    def close(self) -> None:
+        """Write the header and make the file durable."""
+        header = self._header()
+        length = RESERVED_HEADER_BYTES
+        if self.data_bytes < TIGHT_BELOW_BYTES:
+            length = len(header) + -len(header) % 8  # safetensors aligns its data to 8 bytes
+            self._move_data(length)
+        self._stream.seek(0)
+        self._stream.write(length.to_bytes(8, "little") + header.ljust(length))
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+
+    def _move_data(self, header_bytes: int) -> None:
+        """Let the data begin right behind a header of that size."""
+        self._stream.seek(8 + RESERVED_HEADER_BYTES)
+        data = self._stream.read()
+        self._stream.seek(8 + header_bytes)
+        self._stream.write(data)
+        self._stream.truncate()
+
+    def abandon(self) -> None:
+        """Close without a header; the file is rubbish afterwards."""
+        self._stream.close()
+
+    def _header(self) -> bytes:
+        entries = {"__metadata__": self._metadata} | self._entries
+        return json.dumps(entries, separators=(",", ":")).encode()
+
+
+WEIGHTS = "*.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenRecord:
+    """SHA-256 of a checkpoint's contents, taken as they were written."""
+
+    tensors: Mapping[str, str]
+    """Of each tensor's bytes, by name."""
+    files: Mapping[str, str]
+    """Of each file that holds no weights, by name."""
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 of a contiguous CPU tensor's bytes."""
+    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+def file_digests(directory: Path) -> dict[str, str]:
+    """SHA-256 of every file that holds no weights."""
+    weights = set(directory.glob(WEIGHTS))
+    digests = {}
+    for file in sorted(set(directory.iterdir()) - weights):
+        with file.open("rb") as stream:
+            digests[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
+
+
+def require_as_written(directory: Path, record: WrittenRecord) -> None:
+    """Compare what lies on disk with what was in memory.
+
+    Raises:
+        VerificationError: naming the tensors and files that differ.
+    """
+    changed = [*_changed_tensors(directory, record), *_changed_files(directory, record)]
+    if changed:
+        raise VerificationError(
+            f"not what was written: {', '.join(changed[:8])}"
+            + (f" and {len(changed) - 8} more" if len(changed) > 8 else ""),
+            hint="look at the disk, and compress again",
+        )
+
+
+def _changed_tensors(directory: Path, record: WrittenRecord) -> Iterator[str]:
+    try:
+        with StoredTensors(directory) as stored:
+            yield from sorted(set(record.tensors) ^ set(stored.names))
+            for name in set(record.tensors) & set(stored.names):
+                if tensor_digest(stored.tensor(name)) != record.tensors[name]:
+                    yield name
+    except IntraSliceError as error:
+        yield error.message
+
+
+def _changed_files(directory: Path, record: WrittenRecord) -> Iterator[str]:
+    found = file_digests(directory)
+    for name, digest in record.files.items():
+        if found.get(name) != digest:
+            yield name
+
 
 CARRIED_OVER = (
     "tokenizer*.json",

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import intraslice_core
+from intraslice_core.device import unbound_environment
 from intraslice_core.errors import CompressionCancelledError, IntraSliceError
-from intraslice_core.host_memory import unbound_environment
 from intraslice_core.progress import CancellationCheck
 
 OUR_PLACE = Path(intraslice_core.__file__).resolve().parents[1]

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from intraslice_core.config import EvaluationConfig, GateConfig
+from intraslice_core.device import keeps_few_kernels
 from intraslice_core.errors import MeasurementError, NumericalError, QualityGateError
 from intraslice_core.evaluation import speed_process
 from intraslice_core.evaluation.clean_process import OUR_PLACE, CleanProcess
@@ -28,7 +29,6 @@ from intraslice_core.evaluation.perplexity import (
 )
 from intraslice_core.evaluation.tasks import OpenedTasks, TaskScore, open_tasks, score_tasks
 from intraslice_core.evaluation.timing import compare_speeds
-from intraslice_core.host_memory import keeps_few_kernels
 from intraslice_core.progress import (
     CancellationCheck,
     ProgressEvent,

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from intraslice_core import modeling
-from intraslice_core.hardware import resolve_device, resolve_dtype
+from intraslice_core.device import resolve_device, resolve_dtype
 
 
 def load_model(directory: Path, *, dtype: str, device: str) -> PreTrainedModel:

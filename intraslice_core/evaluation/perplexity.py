@@ -9,14 +9,40 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice_core.calibration import load_text, tokenise_documents, write_own_tokens
 from intraslice_core.config import CalibrationPart
 from intraslice_core.errors import CalibrationTooShortError, NumericalError
-from intraslice_core.evaluation.output_head import OutputHead
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputHead:
+    """What a causal language model does behind its trunk."""
+
+    head: nn.Linear
+    cap: float | None
+    """Logits are squeezed below it; Gemma 2 has one."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> OutputHead:
+        """Of a causal language model.
+
+        Raises:
+            TypeError: if the model is none.
+        """
+        head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        if head is None:
+            raise TypeError("the model has no output head: not a causal language model")
+        return cls(head=head, cap=getattr(model.config, "final_logit_softcapping", None))
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """(rows, hidden_size) → (rows, vocabulary), float32."""
+        logits: Tensor = self.head(rows).float()
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
 
 _LOGIT_ROWS = 1024
 """Rows of logits in memory at once: 1024 rows of 128k words of fp32 are half a GB."""

@@ -6,6 +6,7 @@ of the repeats' ratios, not a ratio of medians.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,9 +18,51 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice_core.evaluation.repeats import compared_rates
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
-from intraslice_core.reports.schema import PartSpeed, SpeedReport
+from intraslice_core.reports.schema import (
+    PartSpeed,
+    PhaseComparison,
+    SecondsComparison,
+    SpeedReport,
+)
+
+
+def compared_rates(dense: list[float], compressed: list[float], tokens: int) -> PhaseComparison:
+    """Seconds of the repeats, which are paired, as tokens/s."""
+    dense_rates = [tokens / seconds for seconds in dense]
+    compressed_rates = [tokens / seconds for seconds in compressed]
+    return PhaseComparison(
+        dense=statistics.median(dense_rates),
+        compressed=statistics.median(compressed_rates),
+        dense_spread=_spread(dense_rates),
+        compressed_spread=_spread(compressed_rates),
+        ratio=_paired_ratio(dense_rates, compressed_rates),
+    )
+
+
+def compared_seconds(dense: list[float], compressed: list[float]) -> SecondsComparison:
+    """Seconds of the repeats, which are paired."""
+    return SecondsComparison(
+        dense=statistics.median(dense),
+        compressed=statistics.median(compressed),
+        dense_spread=_spread(dense),
+        compressed_spread=_spread(compressed),
+        ratio=_paired_ratio(dense, compressed),
+    )
+
+
+def _paired_ratio(dense: list[float], compressed: list[float]) -> float:
+    """The median of the repeats' ratios: what slows one repeat slows both models in it."""
+    return statistics.median(ours / theirs for ours, theirs in zip(compressed, dense, strict=True))
+
+
+def _spread(values: list[float]) -> float:
+    """Interquartile range; 0 for a single value."""
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return high - low
+
 
 Part = Literal["whole", "layers", "attention", "mlp"]
 _PARTS: tuple[Part, ...] = ("whole", "layers", "attention", "mlp")

@@ -9,8 +9,7 @@ from intraslice_core.families.family import Family
 from intraslice_core.families.gemma import Gemma2Family, Gemma3Family
 from intraslice_core.families.llama import LlamaFamily
 from intraslice_core.families.mistral import MistralFamily
-from intraslice_core.families.phi import PhiFamily
-from intraslice_core.families.phi3 import Phi3Family
+from intraslice_core.families.phi import Phi3Family, PhiFamily
 from intraslice_core.families.qwen import Qwen2Family, Qwen3Family
 
 FAMILIES: dict[str, Family] = {

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
-from intraslice_core.block import BlockSettings, BlockWeights, Linear, Norm, Rotary
+from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Linear, Norm, Rotary
 
 CanonicalSettings = dict[str, Any]
 

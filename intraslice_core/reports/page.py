@@ -8,12 +8,11 @@ from importlib import resources
 
 from markupsafe import Markup
 
-from intraslice_core.reports import page_facts, page_figures, page_measures, page_spectra
+from intraslice_core.reports import page_facts, page_figures, page_measures
+from intraslice_core.reports.formatting import Table, rendered
 from intraslice_core.reports.page_contents import ReportPage
 from intraslice_core.reports.page_facts import Facts
 from intraslice_core.reports.page_figures import Figure
-from intraslice_core.reports.table import Table
-from intraslice_core.reports.template import rendered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +111,7 @@ def _sections(page: ReportPage) -> list[Section]:
             title="What the estimator knew",
             figures=tuple(page_figures.predictions(report)),
         ),
-        Section(id="spectra", title="Spectra", figures=page_spectra.spectra(report)),
+        Section(id="spectra", title="Spectra", figures=page_measures.spectra(report)),
         Section(id="layers", title="Layer by layer", figures=tuple(page_figures.refits(report))),
         Section(
             id="jobs",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from intraslice_core.config import CompressionConfig
-from intraslice_core.reports.page_contents import ReportPage
-from intraslice_core.reports.quantities import (
+from intraslice_core.reports.formatting import (
+    Table,
     change,
     count,
     duration,
@@ -18,6 +18,7 @@ from intraslice_core.reports.quantities import (
     size,
     times,
 )
+from intraslice_core.reports.page_contents import ReportPage
 from intraslice_core.reports.schema import (
     AllocationReport,
     CompressionReport,
@@ -26,7 +27,6 @@ from intraslice_core.reports.schema import (
     RecoveryReport,
     SpeedReport,
 )
-from intraslice_core.reports.table import Table
 from intraslice_core.text_sources import FLATTERS, kind_of
 
 Facts = list[tuple[str, str]]

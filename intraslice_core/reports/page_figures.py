@@ -7,17 +7,22 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from intraslice_core.reports.axis import (
+from intraslice_core.reports.chart import (
     Axis,
     AxisOf,
+    Chart,
+    Point,
+    Series,
+    Style,
     count_axis,
+    draw,
     layer_axis,
     linear_axis,
     log_axis,
 )
-from intraslice_core.reports.chart import Chart, Point, Series, Style, draw
+from intraslice_core.reports.formatting import Table, count, number, percent, size, times
 from intraslice_core.reports.page_contents import ModelResult
-from intraslice_core.reports.quantities import count, number, percent, size, times
+from intraslice_core.reports.plots import shape_plot
 from intraslice_core.reports.schema import (
     AllocationReport,
     CompressionReport,
@@ -25,8 +30,6 @@ from intraslice_core.reports.schema import (
     ModuleReport,
     TrialReport,
 )
-from intraslice_core.reports.shape_plot import shape_plot
-from intraslice_core.reports.table import Table
 
 _ABSENT = "–"  # noqa: RUF001  # what is not there is a dash in every table
 _NAMES = {"attention": "attention", "mlp": "MLP"}

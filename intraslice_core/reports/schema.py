@@ -37,12 +37,7 @@ from intraslice_core.config import (
     RecoveryConfig,
 )
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan
-from intraslice_core.text_sources import (
-    FLATTERS,
-    TOLERATED_OVERLAP,
-    only_own_kind,
-    seen_before,
-)
+from intraslice_core.text_sources import FLATTERS, TOLERATED_OVERLAP, only_own_kind, seen_before
 
 SCHEMA_VERSION = 1
 REPORT_FILE = "intraslice_report.json"

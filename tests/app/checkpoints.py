@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from intraslice_core.inspection.manifest import write_manifest
+from intraslice_core.checkpoints.manifest import write_manifest
 from intraslice_core.reports.schema import (
     REPORT_FILE,
     EvaluationReport,

@@ -101,7 +101,7 @@ def test_models_are_safetensors_and_gguf_only_no_pickle(client: TestClient, tmp_
 
 
 def test_trust_remote_code_never(tmp_path: Path) -> None:
-    from intraslice_core.checkpoints import CheckpointReader
+    from intraslice_core.checkpoints.reader import CheckpointReader
     from intraslice_core.evaluation.loaded_models import load_model
     from intraslice_core.pipeline import _tokenizer
     from tests.intraslice_core.tiny_models import tiny_llama

@@ -23,7 +23,7 @@ from app.adapters.webhook_secrets import WebhookSecrets, signed_headers
 from app.settings import Settings
 from examples.mlops.airflow_steps import STEPS
 from examples.mlops.webhook_receiver import receiver
-from intraslice_core.inspection.manifest import write_manifest
+from intraslice_core.checkpoints.manifest import write_manifest
 from tests.app.api.serving import serving
 from tests.app.checkpoints import finished_checkpoint
 from tests.app.mlflow_server import mlflow_server

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from intraslice_core.config import Allocation, CompressionConfig, CompressionSettings, Method
-from intraslice_core.presets import resolve_allocator
+from intraslice_core.methods import resolve_allocator
 
 
 @pytest.mark.parametrize(

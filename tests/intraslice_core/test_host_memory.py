@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from intraslice_core import host_memory
+from intraslice_core import device
 from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.device import HostMemory
 from intraslice_core.errors import CompressionCancelledError, InsufficientDiskError
-from intraslice_core.host_memory import HostMemory
 from intraslice_core.pipeline import UNVERIFIED, compress_model
 from intraslice_core.progress import ProgressEvent, Stage
 from tests.intraslice_core.tiny_models import tiny_llama
@@ -91,7 +91,7 @@ def test_a_disk_without_room_is_named_before_anything_is_written(
     def full(*arguments: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(host_memory.os, "posix_fallocate", full)
+    monkeypatch.setattr(device.os, "posix_fallocate", full)
     with pytest.raises(InsufficientDiskError, match=r"no room for 8\.00 GB") as caught:
         HostMemory(tmp_path).empty((10**9,), torch.float64)
     assert caught.value.field == "offload_dir"

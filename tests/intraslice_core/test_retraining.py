@@ -12,7 +12,7 @@ from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.pipeline import compress_model
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 from intraslice_core.retraining import MADE_AGAIN, recover_model
-from tests.intraslice_core.recovery.training_runs import compression, files_of, recovery_config
+from tests.intraslice_core.finetuning.training_runs import compression, files_of, recovery_config
 from tests.intraslice_core.tiny_models import tiny_llama
 
 RECOVER = recovery_config(loss="ce")

@@ -6,11 +6,7 @@ import pytest
 import torch
 
 from intraslice_core.errors import NumericalError
-from intraslice_core.statistics import (
-    HeadEnergyAccumulator,
-    MomentAccumulator,
-    RotaryAccumulator,
-)
+from intraslice_core.statistics import HeadEnergyAccumulator, MomentAccumulator, RotaryAccumulator
 
 CPU = torch.device("cpu")
 NO_OUTPUT = torch.empty(0)

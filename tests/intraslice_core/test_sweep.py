@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from intraslice_core import pipeline, sweep
+from intraslice_core.allocation import estimators
 from intraslice_core.checkpoints import sources
 from intraslice_core.config import (
     CalibrationConfig,
@@ -20,11 +21,10 @@ from intraslice_core.errors import (
     CompressionCancelledError,
     OutputExistsError,
 )
-from intraslice_core.estimation import walk
 from intraslice_core.evaluation import comparison
-from intraslice_core.planning import estimators
 from intraslice_core.progress import ProgressEvent, Stage
 from intraslice_core.reports.sweep import SweepReport, SweepRequest
+from intraslice_core.sensitivity import measurement
 from intraslice_core.sweep import compress_sweep
 from tests.intraslice_core.tiny_models import tiny_llama
 
@@ -72,7 +72,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     counting(pipeline, "calibration_tokens")
     counting(pipeline, "verify_checkpoint")
     counting(comparison, "load_model")
-    assert walk.learn is not estimators.learn
+    assert measurement.learn is not estimators.learn
     assert sources.open_model is not sweep.open_model
     return done
 

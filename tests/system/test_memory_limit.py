@@ -23,7 +23,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from intraslice_core.inspection.layout import INDEX_FILE
+from intraslice_core.checkpoints.inspection import INDEX_FILE
 from tests.intraslice_core.tiny_models import tiny_config, tiny_tokenizer
 
 pytestmark = [pytest.mark.slow]
@@ -36,7 +36,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import torch
-from intraslice_core.host_memory import bound_allocator
+from intraslice_core.device import bound_allocator
 bound_allocator()
 from intraslice_core.pipeline import compress_model
 from intraslice_core.config import CalibrationConfig, CompressionConfig

@@ -15,7 +15,7 @@ from app.cli.main import app
 from app.main import create_app
 from app.settings import Settings
 from tests.app.cli.test_verify import make_key
-from tests.intraslice_core.exports.models import llama_with_merges
+from tests.intraslice_core.export.models import llama_with_merges
 from tests.workers.test_worker import state, wait_for, worker
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]

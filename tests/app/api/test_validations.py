@@ -14,7 +14,7 @@ from app.services import estimates
 from app.services.resources import Resources
 from app.settings import Settings
 from intraslice_core.config import CompressionConfig, EvaluationConfig
-from intraslice_core.estimates import stage_work
+from intraslice_core.cost_model import stage_work
 from intraslice_core.progress import Stage
 from tests.app.builders import BODY, running
 

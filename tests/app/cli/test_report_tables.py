@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.cli.report_tables import recovery_table, shapes_table
-from intraslice_core.reports.allocation import allocation_report
+from intraslice_core.allocation.shapes import allocation_report
 from tests.intraslice_core.reports.samples import PRICED, RECOVERY, report
 
 

@@ -20,8 +20,8 @@ from typer.testing import CliRunner, Result
 
 from app.adapters.artifact_signatures import ArtifactSigner
 from app.cli.main import app
+from intraslice_core.checkpoints.manifest import MANIFEST, SIGNATURE, write_manifest
 from intraslice_core.errors import ConfigurationError
-from intraslice_core.inspection.manifest import MANIFEST, SIGNATURE, write_manifest
 
 
 def make_key(place: Path, name: str) -> tuple[Path, Path]:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from intraslice_core.allocation.budget import compression_budget, smallest_plan
 from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.cost_model import estimate
 from intraslice_core.errors import BudgetOutOfReachError
-from intraslice_core.estimates import estimate
 from intraslice_core.pipeline import compress_model
 from intraslice_core.plan import total_parameters
 from tests.intraslice_core.smollm2 import SMOLLM2

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intraslice_core.allocation.constraint import ShapeConstraint
 from intraslice_core.allocation.fisher import LayerScores, column_scores, fisher_plan
-from intraslice_core.plan import ModelGeometry
+from intraslice_core.plan import ModelGeometry, ShapeConstraint
 from tests.intraslice_core.allocation.instances import realistic_geometries
 
 SMALL = ModelGeometry(

@@ -11,19 +11,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intraslice_core.allocation.constraint import ALL_DIMENSIONS, Dimension, ShapeConstraint
 from intraslice_core.allocation.curves import (
     AttentionCurves,
     Curve,
     HeadOption,
     LayerCurves,
     ModelCurves,
+    PricedPlan,
     all_heads,
 )
 from intraslice_core.allocation.lagrangian import lagrangian_plan
-from intraslice_core.allocation.priced_plan import PricedPlan
 from intraslice_core.errors import BudgetOutOfReachError, ConfigurationError
-from intraslice_core.plan import LayerPlan, ModelGeometry
+from intraslice_core.plan import (
+    ALL_DIMENSIONS,
+    Dimension,
+    LayerPlan,
+    ModelGeometry,
+    ShapeConstraint,
+)
 from tests.intraslice_core.allocation.instances import (
     Option,
     best_loss,

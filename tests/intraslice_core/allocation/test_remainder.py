@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intraslice_core.allocation.constraint import FREE
+from intraslice_core.allocation.lagrangian import spend_remainder
 from intraslice_core.allocation.options import Choice, OptionTable, option_tables
-from intraslice_core.allocation.remainder import spend_remainder
-from intraslice_core.plan import ModelGeometry
+from intraslice_core.plan import FREE, ModelGeometry
 from tests.intraslice_core.allocation.instances import (
     Option,
     best_loss,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from intraslice_core.checkpoints.fingerprint import model_fingerprint
+from intraslice_core.checkpoints.manifest import model_fingerprint
 
 
 def model(place: Path, weights: bytes = b"weights", settings: str = "{}") -> Path:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config
 
-from intraslice_core.checkpoints import CheckpointReader, check_finite
+from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
 from intraslice_core.errors import (
     BrokenCheckpointError,
     NonFiniteWeightError,

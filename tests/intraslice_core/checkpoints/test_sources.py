@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from intraslice_core.checkpoints import open_model
+from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import ModelLimits
 from intraslice_core.errors import BrokenCheckpointError, ModelNotFoundError, ModelTooLargeError
 from tests.intraslice_core.tiny_models import tiny_llama

@@ -11,12 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from intraslice_core.checkpoints import (
-    CheckpointReader,
+from intraslice_core.checkpoints import writer
+from intraslice_core.checkpoints.reader import CheckpointReader
+from intraslice_core.checkpoints.writer import (
     CheckpointWriter,
     ensure_disk_space,
     require_free_output,
-    shards,
 )
 from intraslice_core.errors import (
     CompressionCancelledError,
@@ -56,7 +56,7 @@ def test_written_checkpoint_is_the_model(tmp_path: Path, shard_bytes: int) -> No
 def test_header_may_be_tight_or_reserved(
     tmp_path: Path, tight: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "TIGHT_BELOW_BYTES", 10**9 if tight else 0)
+    monkeypatch.setattr(writer, "TIGHT_BELOW_BYTES", 10**9 if tight else 0)
     source = tiny_llama(tmp_path / "dense")
     write(tmp_path / "out", source)
     file = tmp_path / "out" / "model.safetensors"
@@ -68,7 +68,7 @@ def test_header_may_be_tight_or_reserved(
 
 
 def test_full_header_begins_a_new_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "RESERVED_HEADER_BYTES", 2048)
+    monkeypatch.setattr(writer, "RESERVED_HEADER_BYTES", 2048)
     write(tmp_path / "out", tiny_llama(tmp_path / "dense"))
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")

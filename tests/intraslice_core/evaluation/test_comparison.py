@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from intraslice_core import host_memory
+from intraslice_core import device
 from intraslice_core.calibration import write_own_tokens
 from intraslice_core.calibration.conversations import prompts
 from intraslice_core.config import EvaluationConfig, GateConfig, SpeedPoint
@@ -202,7 +202,7 @@ def test_a_model_alone_is_not_scored_on_what_the_dense_one_would_write(pair):
 def test_benchmark_measures_every_part(pair, monkeypatch):
     from intraslice_core.evaluation import timing
 
-    monkeypatch.setattr(host_memory, "_ours", set())
+    monkeypatch.setattr(device, "_ours", set())
     short = {"batch_size": 1, "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
     monkeypatch.setattr(timing, "_BENCHMARK", short)
     report = evaluate_pair(*pair, CONFIG.model_copy(update={"benchmark": True}))
@@ -213,9 +213,9 @@ def test_benchmark_measures_every_part(pair, monkeypatch):
 @pytest.fixture
 def few_kernels(monkeypatch):
     """As after the beginning of a compression, wherever in the tests' process that was."""
-    for name in host_memory._ENVIRONMENT:
+    for name in device._ENVIRONMENT:
         monkeypatch.setenv(name, "7")
-    monkeypatch.setattr(host_memory, "_ours", set(host_memory._ENVIRONMENT))
+    monkeypatch.setattr(device, "_ours", set(device._ENVIRONMENT))
 
 
 def test_after_a_compression_another_process_takes_the_time(pair, few_kernels, monkeypatch):
@@ -232,7 +232,7 @@ def test_that_process_keeps_as_many_kernels_as_it_likes(few_kernels, monkeypatch
     program.write_text(
         "import json, os, sys\njson.dump(dict(os.environ), open(sys.argv[2], 'w'))\n"
     )
-    monkeypatch.setattr(host_memory, "_ours", {"LRU_CACHE_CAPACITY"})
+    monkeypatch.setattr(device, "_ours", {"LRU_CACHE_CAPACITY"})
     process = CleanProcess(program=str(program), arguments=[], fails=MeasurementError)
     found = process.ask(None, lambda: False)
     assert "LRU_CACHE_CAPACITY" not in found

@@ -7,8 +7,7 @@ import torch
 
 from intraslice_core.config import SpeedPoint
 from intraslice_core.errors import CompressionCancelledError
-from intraslice_core.evaluation.loads import compare_under_loads, peak_bytes, run_load
-from intraslice_core.evaluation.peak_memory import PeakMemory
+from intraslice_core.evaluation.loads import PeakMemory, compare_under_loads, peak_bytes, run_load
 from tests.intraslice_core.tiny_models import tiny_family_model, tiny_model
 
 SMALL = SpeedPoint(batch_size=2, context_length=8)

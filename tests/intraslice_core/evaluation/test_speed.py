@@ -10,8 +10,7 @@ import torch
 
 from intraslice_core.errors import CompressionCancelledError
 from intraslice_core.evaluation import speed
-from intraslice_core.evaluation.repeats import compared_rates
-from intraslice_core.evaluation.speed import Workload, compare_speed, time_model
+from intraslice_core.evaluation.speed import Workload, compare_speed, compared_rates, time_model
 from tests.intraslice_core.tiny_models import tiny_model
 
 WORK = {"batch_size": 2, "prompt_tokens": 8, "new_tokens": 4}

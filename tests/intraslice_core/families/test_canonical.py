@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from intraslice_core import block
+from intraslice_core import decoder_layer
 from intraslice_core.families import family_for
 from intraslice_core.families.canonical import (
     EMBEDDING,
@@ -39,10 +39,12 @@ def test_the_walk_through_all_blocks_gives_the_models_hidden_states(variant: str
             canonical = family.canonical_layer(model.config, layer, own)
             weights = block_weights(canonical, settings["num_key_value_heads"], CPU, torch.float32)
             rotary = rotary_tables(settings, layer, LENGTH, CPU)
-            hidden = block.behind(hidden, weights, block_settings(settings, layer), rotary)
+            hidden = decoder_layer.behind(hidden, weights, block_settings(settings, layer), rotary)
         outer = {name: tensors[own] for name, own in family.outer_names(model.config).items()}
-        norm = block.Norm(weight=outer["model.norm.weight"], bias=outer.get("model.norm.bias"))
-        last = block.apply_norm(hidden, norm, block_settings(settings, 0))
+        norm = decoder_layer.Norm(
+            weight=outer["model.norm.weight"], bias=outer.get("model.norm.bias")
+        )
+        last = decoder_layer.apply_norm(hidden, norm, block_settings(settings, 0))
         torch.testing.assert_close(last, expected.hidden_states[-1], rtol=0, atol=1e-4)
         head = outer.get("lm_head.weight", outer[EMBEDDING])
         logits = F.linear(last, head, outer.get("lm_head.bias"))
@@ -59,7 +61,7 @@ def test_capped_scores_do_not_depend_on_how_many_heads_are_taken_at_once(
     settings = block_settings(family.canonical_settings(model.config), 0)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(3, 4, 9, 8, generator=generator) for _ in range(3))
-    whole = block._softcapped_attention(query, key, value, settings, 2.0)
-    monkeypatch.setattr(block, "SCORES_AT_ONCE", 2 * 9**2)
-    parts = block._softcapped_attention(query, key, value, settings, 2.0)
+    whole = decoder_layer._softcapped_attention(query, key, value, settings, 2.0)
+    monkeypatch.setattr(decoder_layer, "SCORES_AT_ONCE", 2 * 9**2)
+    parts = decoder_layer._softcapped_attention(query, key, value, settings, 2.0)
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from intraslice_core.checkpoints import CheckpointWriter
+from intraslice_core.checkpoints.writer import CheckpointWriter
 from intraslice_core.modeling import IntraSliceForCausalLM
 from tests.intraslice_core.modeling.cutting import cut_model, cuts_without_modules
 from tests.intraslice_core.modeling.dense_families import FAMILIES, tokens

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from intraslice_core import block, slicing
-from intraslice_core.block import BlockSettings, BlockWeights, Linear
-from intraslice_core.checkpoints import CheckpointReader
-from intraslice_core.dense_layers import ReaderLayers
+from intraslice_core import decoder_layer, slicing
+from intraslice_core.checkpoints.dense_model import ReaderLayers
+from intraslice_core.checkpoints.reader import CheckpointReader
+from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Linear
 from tests.intraslice_core.tiny_models import FAMILY_VARIANTS, tiny_checkpoint
 
 HIDDEN = 48
@@ -26,7 +26,7 @@ HIDDEN = 48
 class Opened:
     weights: BlockWeights
     settings: BlockSettings
-    rotary: block.Rotary
+    rotary: decoder_layer.Rotary
     hidden: Tensor
 
     @property
@@ -60,8 +60,8 @@ def masked(linear: Linear, rows: torch.Tensor) -> Linear:
 
 def assert_same_attention(opened: Opened, sliced: BlockWeights, full: BlockWeights) -> None:
     torch.testing.assert_close(
-        block.attention(opened.hidden, sliced, opened.settings, opened.rotary),
-        block.attention(opened.hidden, full, opened.settings, opened.rotary),
+        decoder_layer.attention(opened.hidden, sliced, opened.settings, opened.rotary),
+        decoder_layer.attention(opened.hidden, full, opened.settings, opened.rotary),
         rtol=0,
         atol=1e-4,
     )
@@ -148,11 +148,14 @@ def test_neurons(opened: Opened) -> None:
     )
     assert sliced.up.weight.shape == (37, HIDDEN)
     torch.testing.assert_close(
-        block.mlp(hidden, sliced, settings), block.mlp(hidden, full, settings), rtol=0, atol=1e-4
+        decoder_layer.mlp(hidden, sliced, settings),
+        decoder_layer.mlp(hidden, full, settings),
+        rtol=0,
+        atol=1e-4,
     )
 
 
 def test_removed_modules_add_nothing(opened: Opened) -> None:
     hidden, settings = opened.hidden, opened.settings
     without = slicing.remove_mlp(slicing.remove_attention(opened.weights))
-    assert torch.equal(block.behind(hidden, without, settings, opened.rotary), hidden)
+    assert torch.equal(decoder_layer.behind(hidden, without, settings, opened.rotary), hidden)

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from intraslice_core import block
-from intraslice_core.checkpoints import CheckpointReader
+from intraslice_core import decoder_layer
+from intraslice_core.checkpoints.dense_model import ReaderLayers
+from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CalibrationConfig, CompressionConfig
-from intraslice_core.dense_layers import ReaderLayers
 from intraslice_core.evaluation.verification import verify_checkpoint
 from intraslice_core.families import canonical
 from intraslice_core.modeling import decode_rotary_pairs
@@ -70,7 +70,7 @@ def test_engine_stream_is_the_saved_models_stream(variant: str, compressed_famil
     tokens = torch.randint(3, 259, (1, 12), generator=torch.Generator().manual_seed(0))
     with CheckpointReader(made.dense) as reader:
         layers = ReaderLayers(reader, CPU, torch.float32)
-        hidden = block.behind(
+        hidden = decoder_layer.behind(
             layers.embed(tokens), weights, layers.settings(0), layers.rotary(0, 12)
         )
     with torch.no_grad():

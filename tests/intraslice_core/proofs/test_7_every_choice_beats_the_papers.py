@@ -14,19 +14,20 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from intraslice_core import block
-from intraslice_core.block import BlockSettings, BlockWeights, Rotary
+from intraslice_core import decoder_layer
+from intraslice_core.allocation.estimators import EstimationTokens, learn_model
 from intraslice_core.calibration import calibration_tokens
-from intraslice_core.checkpoints import CheckpointReader, open_model
-from intraslice_core.choices import LayerKnowledge
+from intraslice_core.checkpoints.dense_model import ReaderLayers
+from intraslice_core.checkpoints.dense_model import mean_loss as loss_behind
+from intraslice_core.checkpoints.reader import CheckpointReader
+from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CalibrationConfig
-from intraslice_core.dense_layers import ReaderLayers
-from intraslice_core.dense_layers import mean_loss as loss_behind
+from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Rotary
 from intraslice_core.evaluation.perplexity import evaluation_tokens
-from intraslice_core.layer import LayerCompressor, LayerContext, Streams
+from intraslice_core.layer_compressor import LayerCompressor, LayerContext, Streams
+from intraslice_core.methods import PRESETS, MethodPreset
 from intraslice_core.plan import LayerPlan
-from intraslice_core.planning.estimators import EstimationTokens, learn_model
-from intraslice_core.presets import PRESETS, MethodPreset
+from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge
 
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]
 
@@ -99,7 +100,7 @@ def mean_loss(real: RealModel, first: list[BlockWeights]) -> float:
     """Cross-entropy on held-out text with the first layers replaced."""
     hidden = real.layers.embed(real.held_out)
     for weights in [*first, *real.blocks[len(first) :]]:
-        hidden = block.behind(hidden, weights, real.settings, real.rotary)
+        hidden = decoder_layer.behind(hidden, weights, real.settings, real.rotary)
     return loss_behind(real.layers, hidden, real.held_out)
 
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from intraslice_core.block import BlockWeights
 from intraslice_core.calibration import calibration_tokens
-from intraslice_core.checkpoints import CheckpointReader
+from intraslice_core.checkpoints.dense_model import ReaderLayers
+from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CalibrationConfig, CompressionConfig
-from intraslice_core.dense_layers import ReaderLayers
-from intraslice_core.layer import LayerCompressor, LayerContext, LayerOutcome, Streams
+from intraslice_core.decoder_layer import BlockWeights
+from intraslice_core.layer_compressor import LayerCompressor, LayerContext, LayerOutcome, Streams
+from intraslice_core.methods import PRESETS
 from intraslice_core.plan import LayerPlan
-from intraslice_core.presets import PRESETS
 from tests.intraslice_core.compressing import compress_unverified
 from tests.intraslice_core.proofs import paper_oracle as oracle
 from tests.intraslice_core.tiny_models import save_checkpoint, tiny_family_model, tiny_tokenizer

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from intraslice_core.allocation.estimators import _fisher_scores
 from intraslice_core.allocation.fisher import LayerScores, fisher_plan
-from intraslice_core.checkpoints import CheckpointReader
-from intraslice_core.dense_layers import ReaderLayers
-from intraslice_core.estimation.gradients import GradientFiles, loss_gradients
+from intraslice_core.checkpoints.dense_model import ReaderLayers
+from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.plan import ModelGeometry
-from intraslice_core.planning.estimators import _fisher_scores
+from intraslice_core.sensitivity.gradients import GradientFiles, loss_gradients
 from tests.intraslice_core.tiny_models import save_checkpoint, tiny_family_model
 
 GROUP = 8

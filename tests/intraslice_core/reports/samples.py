@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from intraslice_core.allocation.priced_plan import LayerPrice, PricedPlan
+from intraslice_core.allocation.curves import LayerPrice, PricedPlan
 from intraslice_core.config import CompressionConfig, RecoveryConfig
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan
 from intraslice_core.reports.schema import (

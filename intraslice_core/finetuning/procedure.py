@@ -1,0 +1,228 @@
+"""The order of a recovery: measure, train, merge, measure again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from intraslice_core.cache import LayerCheckpoints, content_key, fingerprint
+from intraslice_core.calibration import calibration_hash
+from intraslice_core.checkpoints.writer import WrittenRecord
+from intraslice_core.config import HELD_OUT_SEQUENCES, RecoveryConfig
+from intraslice_core.device import resolve_device, return_free_memory, rounding_class
+from intraslice_core.errors import CalibrationError, CalibrationTooShortError
+from intraslice_core.evaluation.loaded_models import load_model
+from intraslice_core.evaluation.perplexity import PerplexityResult, perplexity
+from intraslice_core.finetuning.adapters import add_adapters, merge_into, weight_changes
+from intraslice_core.finetuning.training import Moment, StoppedBy, Training
+from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
+from intraslice_core.reports.schema import (
+    MAX_LOSS_POINTS,
+    HeldOutPerplexity,
+    LossPoint,
+    RecoveryReport,
+)
+
+
+@contextmanager
+def blaming_recover() -> Iterator[None]:
+    """The text is read as a calibration's is; what is wrong with it is not the calibration.
+
+    Raises:
+        CalibrationError: naming `max_tokens` where there is too little text, else `source`.
+    """
+    try:
+        yield
+    except CalibrationError as error:
+        too_short = isinstance(error, CalibrationTooShortError)
+        error.field = f"compression.recover.{'max_tokens' if too_short else 'source'}"
+        raise
+
+
+BeforeStep = Callable[[Moment, int], None]
+"""Told where the training is, and of how many steps it has at most."""
+
+
+def ignore_step(_moment: Moment, _steps: int) -> None:
+    """Listen to nothing."""
+
+
+def ignore_record(_record: WrittenRecord) -> None:
+    """Keep nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryWork:
+    """What is trained, on what, against whom."""
+
+    dense: Path
+    compressed: Path
+    """A checkpoint, whose weights are replaced."""
+    config: RecoveryConfig
+    tokens: Tensor
+    """(n, sequence_length): what is trained on, then `HELD_OUT_SEQUENCES` to measure by."""
+    dtype: str = "auto"
+    """Compute dtype; float16, in which gradients vanish, is float32 here."""
+    device: str = "auto"
+    checkpoints: LayerCheckpoints | None = None
+    should_cancel: CancellationCheck = never_cancelled
+    before_step: BeforeStep = field(default=ignore_step)
+    on_merged: Callable[[WrittenRecord], None] = field(default=ignore_record)
+    """Told what the checkpoint's files now hold."""
+
+    @property
+    def sequences(self) -> Tensor:
+        """What is trained on."""
+        return self.tokens[:-HELD_OUT_SEQUENCES]
+
+    @property
+    def steps(self) -> int:
+        """At most."""
+        return -(-len(self.sequences) // self.config.batch_size)
+
+
+def recover_checkpoint(work: RecoveryWork) -> tuple[RecoveryReport, list[str]]:
+    """Train a compressed checkpoint and write what was learnt into its weights.
+
+    Returns:
+        What was done, and warnings.
+
+    Raises:
+        NumericalError: if the loss or a perplexity is not finite.
+        CompressionCancelledError: if asked to stop; the checkpoint is as it was.
+        ConfigurationError: if nothing is left to train.
+    """
+    trained, dense = _against_dense(work)
+    return_free_memory()
+    after = _score(work, _load(work, work.compressed))
+    return trained.report(work.config, dense, after), trained.troubles
+
+
+def _against_dense(work: RecoveryWork) -> tuple[_Trained, PerplexityResult]:
+    """The training, and the dense model's score; it leaves the memory unless it is the teacher."""
+    dense = _load(work, work.dense)
+    score = _score(work, dense)
+    teacher = dense if work.config.loss == "distill" else None
+    del dense
+    return_free_memory()
+    return _train_and_merge(work, teacher), score
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """What is left of a training once its model is gone."""
+
+    before: PerplexityResult
+    parameters: int
+    steps: int
+    tokens: int
+    seconds: float
+    stopped_by: StoppedBy
+    losses: tuple[LossPoint, ...]
+    troubles: list[str]
+
+    def report(
+        self, config: RecoveryConfig, dense: PerplexityResult, after: PerplexityResult
+    ) -> RecoveryReport:
+        return RecoveryReport(
+            config=config,
+            tokens=self.tokens,
+            steps=self.steps,
+            seconds=self.seconds,
+            stopped_by=self.stopped_by,
+            trained_parameters=self.parameters,
+            losses=self.losses,
+            held_out=HeldOutPerplexity(
+                tokens=after.tokens_scored,
+                dense=dense.perplexity,
+                before=self.before.perplexity,
+                after=after.perplexity,
+            ),
+        )
+
+
+def _train_and_merge(work: RecoveryWork, teacher: PreTrainedModel | None) -> _Trained:
+    model = _load(work, work.compressed)
+    before = _score(work, model)
+    parameters = list(add_adapters(model, work.config).values())
+    training = Training(model, teacher, parameters, work.sequences, work.config)
+
+    def before_step(moment: Moment) -> None:
+        raise_if_cancelled(work.should_cancel)
+        work.before_step(moment, work.steps)
+
+    # Hashing both models is worth it only where somebody will look for the training again.
+    key = "" if work.checkpoints is None else _key(work, model.dtype)
+    stopped_by, troubles = training.run(before_step, work.checkpoints, key)
+    work.on_merged(merge_into(work.compressed, weight_changes(model)))
+    length = work.config.sequence_length
+    ends = [
+        min(step * work.config.batch_size, len(work.sequences)) * length
+        for step in range(1, training.state.step + 1)
+    ]
+    return _Trained(
+        before=before,
+        parameters=sum(one.numel() for one in parameters),
+        steps=training.state.step,
+        tokens=training.state.sequences * length,
+        seconds=training.state.seconds,
+        stopped_by=stopped_by,
+        losses=loss_curve(training.state.losses, ends),
+        troubles=troubles,
+    )
+
+
+def loss_curve(losses: Sequence[float], ends: Sequence[int]) -> tuple[LossPoint, ...]:
+    """A loss a step as at most `MAX_LOSS_POINTS` means of equally many, but for the last.
+
+    Args:
+        losses: of each step.
+        ends: tokens trained on after each step.
+    """
+    every = -(-len(losses) // MAX_LOSS_POINTS) or 1
+    return tuple(
+        LossPoint(
+            tokens=ends[min(start + every, len(losses)) - 1],
+            loss=fmean(losses[start : start + every]),
+        )
+        for start in range(0, len(losses), every)
+    )
+
+
+def _key(work: RecoveryWork, dtype: torch.dtype) -> str:
+    """Names all that a training depends on."""
+    return content_key(
+        dense=fingerprint(work.dense),
+        compressed=fingerprint(work.compressed),
+        recover=work.config.model_dump(mode="json"),
+        tokens=calibration_hash(work.tokens),
+        dtype=str(dtype),
+        place=rounding_class(resolve_device(work.device)),
+        peft=version("peft"),
+    )
+
+
+def _load(work: RecoveryWork, directory: Path) -> PreTrainedModel:
+    model = load_model(directory, dtype=work.dtype, device=work.device)
+    if model.dtype == torch.float16:
+        model.to(torch.float32)  # type: ignore[arg-type]
+    return model
+
+
+def _score(work: RecoveryWork, model: PreTrainedModel) -> PerplexityResult:
+    """On the sequences that are not trained on, each a window of its own."""
+    return perplexity(
+        model,
+        work.tokens[-HELD_OUT_SEQUENCES:].flatten(),
+        context_length=work.config.sequence_length,
+        batch_size=work.config.batch_size,
+        should_cancel=work.should_cancel,
+    )

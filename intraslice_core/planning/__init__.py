@@ -1,1 +1,0 @@
-"""From a budget to the shapes of every layer."""

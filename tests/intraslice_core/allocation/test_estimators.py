@@ -1,0 +1,202 @@
+"""Budgets become shapes by what was learnt and by what trials have measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from intraslice_core.allocation.estimators import (
+    LEAST_GRADIENTS,
+    LEAST_LEARNING,
+    MOST_CHECKS,
+    EstimationTokens,
+    fisher_shapes,
+    lagrangian_shapes,
+    learn_model,
+    trial_rank_correlation,
+    trial_scales,
+)
+from intraslice_core.allocation.search import OFFERS
+from intraslice_core.checkpoints.dense_model import ReaderLayers
+from intraslice_core.checkpoints.reader import CheckpointReader
+from intraslice_core.config import CompressionConfig
+from intraslice_core.sensitivity.gradients import GradientFiles, loss_gradients
+from intraslice_core.sensitivity.measurement import Learned, learn, load_learned, save_learned
+from intraslice_core.sensitivity.trial_cuts import Trial
+from tests.intraslice_core.tiny_models import (
+    FAMILY_VARIANTS,
+    save_checkpoint,
+    tiny_family_model,
+    tiny_llama,
+)
+
+CPU = torch.device("cpu")
+
+
+def draw(sequences: int = 10, length: int = 16) -> Tensor:
+    return torch.randint(3, 250, (sequences, length), generator=torch.Generator().manual_seed(0))
+
+
+def silent(_done: float) -> None:
+    """Nobody listens."""
+
+
+def learned_of(directory: Path, batch_size: int = 4, sequences: int = 10) -> Learned:
+    with CheckpointReader(directory) as reader, torch.inference_mode():
+        return learn_model(
+            ReaderLayers(reader, CPU, torch.float32),
+            EstimationTokens.of(draw(sequences)),
+            batch_size=batch_size,
+            before_batch=silent,
+        )
+
+
+def trial(layer: int, predicted: float, measured: float, **changes) -> Trial:
+    facts = {"module": "mlp", "cut": 0.25, **changes}
+    return Trial(layer=layer, predicted=predicted, measured=measured, **facts)
+
+
+def test_sequences_that_check_are_learnt_from_by_nobody():
+    tokens = torch.arange(200).unsqueeze(1)
+    split = EstimationTokens.of(tokens)
+    assert split.learning.flatten().tolist() == list(range(50))
+    assert split.gradients.flatten().tolist() == list(range(25))
+    assert split.check.flatten().tolist() == list(range(200 - MOST_CHECKS, 200))
+    few = EstimationTokens.of(tokens[:10])
+    assert (len(few.learning), len(few.gradients)) == (9, LEAST_GRADIENTS)
+    assert len(few.learning) < LEAST_LEARNING
+    assert few.check.flatten().tolist() == [9]
+    assert len(EstimationTokens.of(tokens[:1]).learning) == 1
+
+
+def test_scales_lie_between_those_of_the_trials_layers():
+    trials = [trial(0, 0.1, 0.1), trial(0, 0.3, 0.3), trial(4, 0.1, 0.4), trial(8, 0.1, 0.8)]
+    scales = trial_scales(trials, "mlp", 9)
+    assert scales == sorted(scales)
+    assert scales[0] == pytest.approx(4 ** (1 / 4))
+    assert scales[8] == pytest.approx((4 * 8**3) ** (1 / 4))
+    assert trial_scales(trials, "attention", 3) == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("module", "predicted", "measured", "scale"),
+    [
+        ("mlp", 0.1, -0.5, 0.5),
+        ("attention", 0.1, -0.5, 1.0),
+        ("mlp", 0.1, 90.0, 8.0),
+        ("mlp", 0.0, 0.2, 1.0),
+    ],
+)
+def test_no_trial_is_believed_beyond_reason(module, predicted, measured, scale):
+    one = trial(0, predicted, measured, module=module)
+    assert trial_scales([one], module, 1) == [pytest.approx(scale)]
+
+
+def test_rank_correlation_is_of_predictions_by_other_trials():
+    true = [(layer, cut) for layer in range(7) for cut in (0.25, 0.5)]
+    good = [trial(layer, cut, (layer + 1) * cut, cut=cut) for layer, cut in true]
+    assert trial_rank_correlation(good) == pytest.approx(1.0, abs=0.02)
+    bad = [trial(layer, cut, 1 - (layer + 1) * cut, cut=cut) for layer, cut in true]
+    assert trial_rank_correlation(bad) < 0.5
+    assert trial_rank_correlation(good[:11]) is None
+
+
+@pytest.mark.parametrize("variant", sorted(FAMILY_VARIANTS))
+def test_every_family_is_learnt_and_allocated_within_its_budget(variant, tmp_path):
+    directory = save_checkpoint(tiny_family_model(variant), tmp_path / "dense")
+    config = CompressionConfig(ratio=0.3, round_to=1)
+    learned = learned_of(directory)
+    with CheckpointReader(directory) as reader:
+        geometry = reader.family.geometry(reader.config)
+    dense = geometry.dense_plan().parameters(geometry)
+    priced = lagrangian_shapes(learned, geometry, round(0.7 * dense), config, OFFERS[-1])
+    assert priced.plan.parameters(geometry) == pytest.approx(0.7 * dense, rel=0.005)
+    assert priced.predicted_loss > 0
+    for layer in learned.layers:
+        for losses in (layer.pair_losses, layer.value_losses, layer.width_losses):
+            assert losses[-1] == 0.0
+            assert (losses.diff() <= 1e-12).all()
+        assert sorted(layer.neuron_order.tolist()) == list(range(geometry.intermediate_size))
+        assert layer.neurons(5).tolist() == sorted(layer.neuron_order[-5:].tolist())
+    modules = {(one.module, one.cut) for one in learned.trials}
+    assert modules == {(m, cut) for m in ("attention", "mlp") for cut in (0.25, 0.5)}
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_the_papers_estimator_meets_the_budget(rotated, tmp_path):
+    directory = tiny_llama(tmp_path / "dense")
+    with CheckpointReader(directory) as reader, torch.inference_mode():
+        geometry = reader.family.geometry(reader.config)
+        dense = geometry.dense_plan().parameters(geometry)
+        priced = fisher_shapes(
+            ReaderLayers(reader, CPU, torch.float32),
+            EstimationTokens.of(draw()),
+            geometry,
+            round(0.6 * dense),
+            CompressionConfig(ratio=0.4, round_to=2, method="paper"),
+            rotated=rotated,
+            before_batch=silent,
+        )
+    assert priced.plan.parameters(geometry) == pytest.approx(0.6 * dense, rel=0.005)
+    assert all(layer.v_head_dim == layer.qk_head_dim for layer in priced.plan.layers)
+
+
+def test_dimensions_that_do_nothing_are_predicted_to_cost_nothing(tmp_path):
+    model = tiny_family_model("llama")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight[:, 40:] = 0.0
+            layer.self_attn.v_proj.weight.view(2, 20, -1)[:, 12:] = 0.0
+            layer.self_attn.k_proj.weight.view(2, 2, 10, -1)[:, :, 7:] = 0.0
+    learned = learned_of(save_checkpoint(model, tmp_path / "dense"))
+    for layer in learned.layers:
+        total = float(layer.width_losses[0] + layer.value_losses[0] + layer.pair_losses[0])
+        assert float(layer.width_losses[40]) < 1e-9 * total
+        assert float(layer.value_losses[12]) < 1e-4 * total
+        assert float(layer.pair_losses[7]) < 1e-3 * total  # the damping's
+        assert layer.neurons(40).tolist() == list(range(40))
+        assert layer.pairs(7).kept.tolist() == [list(range(7))] * 2
+
+
+def test_batches_do_not_change_what_is_learnt(tmp_path):
+    directory = tiny_llama(tmp_path / "dense")
+    one, other = learned_of(directory, batch_size=8), learned_of(directory, batch_size=3)
+    for mine, theirs in zip(one.layers, other.layers, strict=True):
+        torch.testing.assert_close(mine.pair_moment, theirs.pair_moment, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(mine.width_losses, theirs.width_losses, rtol=1e-2, atol=1e-5)
+
+
+def test_what_was_learnt_comes_back_from_its_file(tmp_path):
+    learned = learned_of(tiny_llama(tmp_path / "dense"))
+    file = tmp_path / "kept" / "knowledge.safetensors"
+    assert load_learned(file) is None
+    save_learned(file, learned)
+    back = load_learned(file)
+    assert back is not None
+    assert back.trials == learned.trials
+    for mine, theirs in zip(learned.layers, back.layers, strict=True):
+        for name, part in vars(mine).items():
+            assert torch.equal(part, getattr(theirs, name)), name
+    file.write_bytes(file.read_bytes()[:100])
+    assert load_learned(file) is None
+
+
+def test_without_gradients_outputs_are_weighed_by_the_stream(tmp_path):
+    directory = tiny_llama(tmp_path / "dense")
+    split = EstimationTokens.of(draw())
+    with CheckpointReader(directory) as reader, torch.inference_mode():
+        layers = ReaderLayers(reader, CPU, torch.float32)
+        without = learn(
+            layers, split.learning, split.check, None, batch_size=4, before_batch=silent
+        )
+        files = GradientFiles(directory=tmp_path / "gradients")
+        loss_gradients(layers, split.gradients, batch_size=4, files=files, before_batch=silent)
+        with_them = learn(
+            layers, split.learning, split.check, files, batch_size=4, before_batch=silent
+        )
+    for mine, theirs in zip(without.layers, with_them.layers, strict=True):
+        assert (mine.width_losses[:-1] > 0).all()
+        assert not torch.allclose(mine.width_losses, theirs.width_losses)

@@ -1,0 +1,91 @@
+"""Who allocates, what is kept for other runs, and the last look at equal layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from intraslice_core.allocation import shapes
+from intraslice_core.allocation.search import Rehearsal
+from intraslice_core.cache import SharedFiles
+from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.pipeline import compress_model
+from intraslice_core.reports.schema import CompressionReport
+from tests.intraslice_core.compressing import compress_unverified
+from tests.intraslice_core.tiny_models import tiny_llama
+
+CALIBRATION = CalibrationConfig(source="pydoc", samples=16, sequence_length=32)
+
+
+def compress(tmp_path: Path, **changes) -> CompressionReport:
+    dense = tiny_llama(tmp_path / "dense") if not (tmp_path / "dense").exists() else None
+    settings = {"ratio": 0.3, "round_to": 2, "calibration": CALIBRATION, **changes}
+    out = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
+    return compress_unverified(
+        dense or tmp_path / "dense", out, CompressionConfig.model_validate(settings)
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "allocation", "allocator"),
+    [
+        ("paper", "auto", "fisher_pca"),
+        ("paper", "fisher", "fisher"),
+        ("paper", "uniform", "uniform"),
+        ("magnitude", "auto", "uniform"),
+        ("intraslice", "fisher", "fisher"),
+    ],
+)
+def test_the_allocator_asked_for_chooses_the_shapes(method, allocation, allocator, tmp_path):
+    report = compress(tmp_path, method=method, allocation=allocation)
+    assert report.allocation is not None
+    assert report.allocation.allocator == allocator
+    assert report.allocation.requested == allocation
+    assert report.removed_fraction == pytest.approx(0.3, abs=0.0035)
+
+
+def test_the_lagrangian_tells_what_it_knew(tmp_path):
+    report = compress(tmp_path, allocation="lagrangian")
+    told = report.allocation
+    assert told is not None
+    assert told.calibration_loss is not None
+    losses = [one.calibration_loss for one in told.candidates]
+    assert losses == sorted(losses)
+    assert losses[0] == told.calibration_loss
+    assert told.uniform_calibration_loss is not None
+    assert told.fell_back == (told.calibration_loss > told.uniform_calibration_loss)
+    assert told.allocator == ("uniform" if told.fell_back else "lagrangian")
+    assert told.predicted_loss > 0
+    assert len(told.layers) == 3
+    assert {trial.layer for trial in told.trials} == {0, 2}
+
+
+@pytest.mark.parametrize(("ours", "equal", "fell_back"), [(2.0, 1.0, True), (1.0, 2.0, False)])
+def test_shapes_that_do_worse_than_equal_layers_are_not_taken(
+    ours, equal, fell_back, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Rehearsal, "loss", lambda *_: ours)
+    monkeypatch.setattr(shapes._Rehearsals, "loss_of_equal_layers", lambda _: equal)
+    report = compress(tmp_path, allocation="lagrangian")
+    assert report.allocation is not None
+    assert report.allocation.fell_back is fell_back
+    pairs = {layer.qk_pairs for layer in report.plan.layers}
+    if fell_back:
+        assert "equal layers" in str(report.allocation.fallback_reason)
+        assert len(pairs) == 1
+
+
+def test_a_second_ratio_learns_nothing_anew(tmp_path, monkeypatch):
+    dense = tiny_llama(tmp_path / "dense")
+    place = SharedFiles(directory=tmp_path / "shared", max_bytes=2**30)
+
+    def run(ratio: float, name: str, shared: SharedFiles | None) -> dict[str, bytes]:
+        config = CompressionConfig(ratio=ratio, round_to=2, calibration=CALIBRATION)
+        compress_model(str(dense), tmp_path / name, config, shared=shared)
+        return {file.name: file.read_bytes() for file in (tmp_path / name).glob("*.safetensors")}
+
+    alone = run(0.4, "alone", None)
+    run(0.2, "first", place)
+    monkeypatch.setattr("intraslice_core.allocation.shapes.learn_model", None)
+    assert run(0.4, "second", place) == alone

@@ -1,0 +1,210 @@
+"""Laws of a calibration that is made of several sources."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from intraslice_core.cache import calibration_facts
+from intraslice_core.calibration import calibration_hash, calibration_tokens, interleave
+from intraslice_core.config import CalibrationConfig
+from intraslice_core.errors import CalibrationTooShortError
+from intraslice_core.layer_compressor import HELD_OUT_FRACTION
+from tests.intraslice_core.tiny_models import tiny_model, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+FIRST_BYTE = 3
+"""Token of the first of the tokenizer's bytes."""
+
+
+def mixture(*sources: tuple[str, float], **settings: Any) -> CalibrationConfig:
+    listed = [{"source": source, "weight": weight} for source, weight in sources]
+    values = {"samples": 16, "sequence_length": 16, **settings}
+    return CalibrationConfig.model_validate({"source": listed, **values})
+
+
+def letters(directory: Path, letter: str, count: int) -> str:
+    """A file that holds one letter, a token each."""
+    file = directory / f"{letter}.txt"
+    file.write_text(letter * count)
+    return str(file)
+
+
+def shares(config: CalibrationConfig) -> list[int]:
+    return [part.samples for part in config.parts()]
+
+
+@pytest.mark.parametrize(
+    ("weights", "samples", "expected"),
+    [
+        ((1, 1), 16, [8, 8]),
+        ((2, 1), 128, [85, 43]),
+        ((1, 1, 1), 128, [43, 43, 42]),
+        ((0.5, 0.25, 0.25), 10, [5, 3, 2]),
+        ((3,), 7, [7]),
+        ((1e-6, 1e-6), 3, [2, 1]),
+    ],
+)
+def test_sequences_are_divided_by_weight_and_largest_remainder(weights, samples, expected):
+    sources = [(f"s{index}", weight) for index, weight in enumerate(weights)]
+    assert shares(mixture(*sources, samples=samples)) == expected
+
+
+@given(
+    st.lists(st.floats(0.01, 100.0), min_size=1, max_size=6),
+    st.integers(min_value=60_000, max_value=65_536),
+)
+def test_every_share_is_the_exact_one_rounded(weights, samples):
+    found = shares(mixture(*((f"s{i}", w) for i, w in enumerate(weights)), samples=samples))
+    assert sum(found) == samples
+    for share, weight in zip(found, weights, strict=True):
+        assert abs(share - samples * weight / math.fsum(weights)) < 1 + 1e-6
+
+
+def labelled(counts: list[int]) -> list[Tensor]:
+    """Sequences of one token that tell their part and their place in it."""
+    return [
+        torch.tensor([[1000 * part + row] for row in range(count)])
+        for part, count in enumerate(counts)
+    ]
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=6))
+def test_every_beginning_and_every_end_holds_each_part_in_proportion(counts):
+    mixed = interleave(labelled(counts))
+    total = sum(counts)
+    assert sorted(mixed.flatten().tolist()) == sorted(
+        torch.cat(labelled(counts)).flatten().tolist()
+    )
+    for part, count in enumerate(counts):
+        is_its_own = (mixed.flatten() // 1000 == part).long()
+        assert torch.equal(mixed.flatten()[is_its_own.bool()] % 1000, torch.arange(count))
+        so_far = is_its_own.cumsum(0)
+        expected = torch.arange(1, total + 1) * count / total
+        slack = 0.5 + len(counts) / 2 * count / total
+        assert (so_far - expected).abs().max() <= slack + 1e-6
+
+
+def test_the_part_that_chooses_the_damping_holds_every_source(tmp_path):
+    config = mixture(
+        (letters(tmp_path, "a", 16 * 200), 6),
+        (letters(tmp_path, "b", 16 * 200), 1),
+        ("self", 1),
+        samples=64,
+    )
+    tokens = calibration_tokens(config, TOKENIZER, model=tiny_model())
+    assert tokens.shape == (64, 16)
+    a, b = (TOKENIZER(letter)["input_ids"][0] for letter in "ab")
+
+    def kinds(rows: Tensor) -> list[int]:
+        whole = [int((rows == letter).all(dim=1).sum()) for letter in (a, b)]
+        return [*whole, int((rows[:, 0] == TOKENIZER.bos_token_id).sum())]
+
+    assert kinds(tokens) == [48, 8, 8]
+    assert kinds(tokens[-(64 // HELD_OUT_FRACTION) :]) == [6, 1, 1]
+
+
+def test_one_source_in_a_list_is_the_source_alone():
+    alone = CalibrationConfig(source="pydoc", samples=4, sequence_length=16)
+    listed = mixture(("pydoc", 5), samples=4)
+    assert calibration_hash(calibration_tokens(alone, TOKENIZER)) == calibration_hash(
+        calibration_tokens(listed, TOKENIZER)
+    )
+
+
+def test_the_default_is_a_mixture_that_serves_few_sequences_too():
+    whole = [(part.source, part.samples) for part in CalibrationConfig(samples=8).parts()]
+    assert whole == [("pydoc", 2), ("pycode", 2), ("chat", 2), ("self", 2)]
+    assert [part.source for part in CalibrationConfig(samples=2).parts()] == ["pydoc", "pycode"]
+    tokens = calibration_tokens(CalibrationConfig(samples=2, sequence_length=16), TOKENIZER)
+    assert tokens.shape == (2, 16)
+    told = CalibrationConfig.model_validate_json(CalibrationConfig().model_dump_json())
+    assert told == CalibrationConfig()
+
+
+def test_a_mixture_holds_what_its_sources_hold_alone_and_repeats():
+    config = mixture(("pydoc", 1), ("pycode", 1), ("self", 1), samples=12, seed=5)
+    model = tiny_model()
+    tokens = calibration_tokens(config, TOKENIZER, model=lambda: model)
+    assert torch.equal(tokens, calibration_tokens(config, TOKENIZER, model=model))
+    rows = {tuple(row) for row in tokens.tolist()}
+    assert len(rows) == 12
+    for part in config.parts():
+        single = CalibrationConfig(**part.model_dump())
+        alone = calibration_tokens(single, TOKENIZER, model=model)
+        assert {tuple(row) for row in alone.tolist()} <= rows
+
+
+def test_the_model_is_loaded_once_and_only_after_every_text_was_read(tmp_path):
+    loaded = []
+
+    def load() -> Any:
+        loaded.append(1)
+        return tiny_model()
+
+    sources = (("self", 1.0), ("chat", 1.0), (letters(tmp_path, "a", 16), 1.0))
+    with pytest.raises(CalibrationTooShortError):
+        calibration_tokens(mixture(*sources), TOKENIZER, model=load)
+    assert loaded == []
+    calibration_tokens(mixture(*sources[:2]), TOKENIZER, model=load)
+    assert loaded == [1]
+
+
+def test_the_source_that_is_too_short_is_named_with_what_fits(tmp_path):
+    short = letters(tmp_path, "a", 16 * 3 + 5)
+    with pytest.raises(CalibrationTooShortError) as caught:
+        calibration_tokens(mixture(("pydoc", 1), (short, 1)), TOKENIZER)
+    told = str(caught.value)
+    assert f"{short} holds 53 tokens, 8 sequences of 16 need 128" in told
+    assert "at most 3 sequences" in told
+    assert "pydoc" not in told
+
+
+@pytest.mark.parametrize(
+    ("source", "place", "message"),
+    [
+        ([{"source": "pydoc", "weight": 0}], ("source", 0, "weight"), "greater than 0"),
+        ([{"source": "pydoc", "weight": -1}], ("source", 0, "weight"), "greater than 0"),
+        ([{"source": "pydoc", "weight": math.nan}], ("source", 0, "weight"), "less than or equal"),
+        ([{"source": "pydoc", "weight": math.inf}], ("source", 0, "weight"), "less than or equal"),
+        ([{"source": "pydoc", "share": 1}], ("source", 0, "share"), "not permitted"),
+        ([{"source": "a"}, {"source": "a"}], ("source",), "sources 1 and 2 are the same"),
+        (
+            [{"source": "a", "weight": 1e-6}, {"source": "b"}],
+            ("samples",),
+            "of 128 sequences source 1 gets none",
+        ),
+        ([{"source": str(index)} for index in range(17)], ("source",), "at most 16"),
+        ([], ("source",), "at least 1"),
+        (["pydoc"], ("source", 0), "WeightedSource"),
+        (3, ("source",), "a name, or a list"),
+    ],
+)
+def test_what_is_wrong_with_a_mixture_is_told_at_its_place(source, place, message):
+    with pytest.raises(ValidationError) as caught:
+        CalibrationConfig.model_validate({"source": source})
+    first = caught.value.errors()[0]
+    assert first["loc"] == place
+    assert message in first["msg"]
+
+
+def test_a_mixture_survives_the_way_to_a_worker():
+    config = mixture(("pydoc", 2), ("upload:upl_1", 0.1))
+    assert CalibrationConfig.model_validate_json(config.model_dump_json()) == config
+    assert CalibrationConfig(source="pydoc").model_dump()["source"] == "pydoc"
+
+
+def test_a_changed_file_anywhere_in_a_mixture_is_another_calibration(tmp_path):
+    config = mixture(("pydoc", 1), (letters(tmp_path, "a", 100), 1))
+    before = calibration_facts(config)
+    assert calibration_facts(config) == before
+    letters(tmp_path, "a", 101)
+    assert calibration_facts(config) != before

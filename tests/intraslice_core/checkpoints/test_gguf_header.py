@@ -1,0 +1,98 @@
+"""A GGUF header is believed only where the file bears it out."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+from gguf import GGUFWriter
+
+from intraslice_core.checkpoints.inspection import read_gguf_header
+from intraslice_core.errors import BrokenCheckpointError
+
+STRING, ARRAY, U8, U32 = 8, 9, 0, 4
+
+
+def text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
+
+
+def setting(key: bytes, kind: int, value: bytes) -> bytes:
+    return text(key) + struct.pack("<I", kind) + value
+
+
+def tensor(*dimensions: int, offset: int = 0) -> bytes:
+    shape = struct.pack(f"<{len(dimensions)}Q", *dimensions)
+    return text(b"t") + struct.pack("<I", len(dimensions)) + shape + struct.pack("<IQ", 0, offset)
+
+
+def header(*, settings: tuple[bytes, ...] = (), tensors: tuple[bytes, ...] = ()) -> bytes:
+    return counted(len(tensors), len(settings)) + b"".join(settings) + b"".join(tensors)
+
+
+def counted(tensors: int, settings: int) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, settings)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "model.gguf"
+
+
+def test_header_of_the_librarys_own_writer_is_read(file: Path) -> None:
+    import numpy as np
+
+    writer = GGUFWriter(file, "llama")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
+    writer.add_float32("llama.eps", 1e-5)
+    writer.add_tensor("token_embd.weight", np.zeros((3, 32), dtype=np.float32))
+    writer.add_tensor("output_norm.weight", np.zeros(32, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = read_gguf_header(file)
+    assert (found.architecture, found.parameters) == ("llama", 3 * 32 + 32)
+
+
+HUGE = 2**63
+BOMBS = {
+    "a count of tensors": counted(HUGE, 0),
+    "a count of settings": counted(0, HUGE),
+    "an array of nothing": header(settings=(setting(b"k", ARRAY, struct.pack("<IQ", U8, HUGE)),)),
+    "an array of empty strings": header(
+        settings=(setting(b"k", ARRAY, struct.pack("<IQ", STRING, 5_000_000)),)
+    ),
+    "many arrays": header(
+        settings=(setting(b"k", ARRAY, struct.pack("<IQ", U8, 2**21) + bytes(2**21)),) * 3
+    ),
+    "an array of arrays": header(settings=(setting(b"k", ARRAY, struct.pack("<IQ", ARRAY, 1)),)),
+    "a long string": header(settings=(setting(b"k", STRING, struct.pack("<Q", HUGE)),)),
+    "a long key": counted(0, 1) + struct.pack("<Q", HUGE),
+    "an unknown type": header(settings=(setting(b"k", 99, b""),)),
+    "many dimensions": header(tensors=(text(b"t") + struct.pack("<I", 2**31),)),
+    "a huge tensor": header(tensors=(tensor(2**31, 2**31),)),
+    "an offset outside": header(tensors=(tensor(4, offset=HUGE),)),
+    "a missing tensor": counted(1, 0),
+    "another version": b"GGUF" + struct.pack("<IQQ", 1, 0, 0),
+    "another format": b"PK\3\4" + bytes(100),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_what_the_file_does_not_bear_out_is_refused(file: Path, bomb: str) -> None:
+    file.write_bytes(BOMBS[bomb])
+    with pytest.raises(BrokenCheckpointError, match=r"model\.gguf"):
+        read_gguf_header(file)
+
+
+@pytest.mark.parametrize("kept", range(0, 60, 7))
+def test_truncated_header_is_refused(file: Path, kept: int) -> None:
+    whole = header(settings=(setting(b"some.key", U32, bytes(4)),), tensors=(tensor(2, 2),))
+    file.write_bytes(whole)
+    assert read_gguf_header(file).parameters == 4
+    file.write_bytes(whole[:kept])
+    with pytest.raises(BrokenCheckpointError):
+        read_gguf_header(file)

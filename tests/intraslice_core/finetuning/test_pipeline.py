@@ -1,0 +1,230 @@
+"""A compression that recovers: one run, verified, reported, and gone on with after a kill."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import AutoModelForCausalLM
+
+from intraslice_core import errors
+from intraslice_core.cache import LayerCheckpoints
+from intraslice_core.config import CalibrationConfig, CompressionConfig, EvaluationConfig
+from intraslice_core.pipeline import compress_model
+from intraslice_core.progress import ProgressEvent, Stage, shares_of
+from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
+from tests.intraslice_core.finetuning.training_runs import SETTINGS, compression, files_of
+from tests.intraslice_core.tiny_models import tiny_llama
+
+TIMED = {"verification.json", REPORT_FILE, "README.md", "manifest.json"}
+"""Files that hold times, or hashes of those that do."""
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("models") / "dense")
+
+
+def config(**changes: Any) -> CompressionConfig:
+    of_recovery = {name: changes.pop(name) for name in list(changes) if name in ("loss", "source")}
+    return compression(recover=SETTINGS | {"loss": "ce"} | of_recovery, **changes)
+
+
+def weights_of(checkpoint: Path) -> dict[str, str]:
+    return {name: digest for name, digest in files_of(checkpoint).items() if name not in TIMED}
+
+
+@pytest.mark.parametrize("target", ["research", "stock"])
+@pytest.mark.parametrize("loss", ["ce", "distill"])
+def test_a_recovered_checkpoint_is_verified_and_loads_without_our_package(
+    dense: Path, tmp_path: Path, target: str, loss: str
+) -> None:
+    evaluation = EvaluationConfig(max_tokens=512, context_length=32, benchmark=False)
+    report = compress_model(
+        str(dense), tmp_path / "out", config(target=target, loss=loss), evaluation=evaluation
+    )
+    plain = compress_model(
+        str(dense),
+        tmp_path / "plain",
+        compression(target=target),
+        evaluation=evaluation,
+        verify=False,
+    )
+    assert report.recovery is not None
+    assert report.evaluation is not None
+    assert plain.evaluation is not None
+    assert (report.params_after, report.bytes_after) == (plain.params_after, plain.bytes_after)
+    assert report.plan == plain.plan
+    if loss == "ce":
+        scores = [one.evaluation.perplexity[0].compressed for one in (report, plain)]
+        assert scores[0] < 0.5 * scores[1]
+    stored = CompressionReport.model_validate_json((tmp_path / "out" / REPORT_FILE).read_text())
+    assert stored == report
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"perplexity {report.recovery.held_out.before:.2f} → " in card
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", trust_remote_code=target == "research", dtype=torch.float32
+    )
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["out", "plain"]
+
+
+class KilledError(Exception):
+    """As SIGKILL is: nothing is tidied for the next run."""
+
+
+def test_a_run_killed_in_its_training_goes_on_there(dense: Path, tmp_path: Path) -> None:
+    compress_model(str(dense), tmp_path / "whole", config(), verify=False)
+
+    def killed(event: ProgressEvent) -> None:
+        if event.stage is Stage.RECOVER and event.message.startswith("step 20/"):
+            raise KilledError
+
+    kept = LayerCheckpoints(directory=tmp_path / "kept", streams_every_seconds=0.0)
+    with pytest.raises(KilledError):
+        compress_model(str(dense), tmp_path / "out", config(), checkpoints=kept, on_progress=killed)
+    steps: list[str] = []
+
+    def listen(event: ProgressEvent) -> None:
+        if event.stage is Stage.RECOVER and event.message.startswith("step "):
+            steps.append(event.message.partition(",")[0])
+
+    kept = LayerCheckpoints(directory=tmp_path / "kept", streams_every_seconds=0.0)
+    report = compress_model(
+        str(dense), tmp_path / "out", config(), checkpoints=kept, on_progress=listen, verify=False
+    )
+    assert report.resumed_layers == 3
+    assert steps == [f"step {step}/40" for step in range(20, 41)]
+    assert weights_of(tmp_path / "out") == weights_of(tmp_path / "whole")
+
+
+def test_layers_that_are_finished_serve_other_trainings(dense: Path, tmp_path: Path) -> None:
+    for name, settings in (("plain", compression()), ("trained", config())):
+        kept = LayerCheckpoints(directory=tmp_path / "kept")
+        report = compress_model(
+            str(dense), tmp_path / name, settings, checkpoints=kept, verify=False
+        )
+    assert report.resumed_layers == 3
+    assert weights_of(tmp_path / "plain") != weights_of(tmp_path / "trained")
+
+
+def test_files_written_again_and_again_are_told_to_nobody(dense: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    kept = LayerCheckpoints(
+        directory=tmp_path / "kept", streams_every_seconds=0.0, on_saved=told.append
+    )
+    compress_model(str(dense), tmp_path / "out", config(), checkpoints=kept, verify=False)
+    here = {file.name for file in (tmp_path / "kept").iterdir()}
+    assert here - set(told) == {"streams.safetensors", "recovery.safetensors"}
+    assert "recovery-tokens.safetensors" in told
+    assert len(told) == len(set(told))
+
+
+def test_progress_never_falls_and_the_training_says_how_long_it_will_take(
+    dense: Path, tmp_path: Path
+) -> None:
+    events: list[ProgressEvent] = []
+    compress_model(str(dense), tmp_path / "out", config(), on_progress=events.append, verify=False)
+    fractions = [event.fraction for event in events]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    training = [one for one in events if one.stage is Stage.RECOVER]
+    assert len(training) == 41
+    assert all(one.eta_seconds is not None and one.eta_seconds > 0.0 for one in training[2:])
+
+
+@pytest.mark.parametrize("recover", [False, True])
+def test_shares_follow_each_other_without_a_gap(recover: bool) -> None:
+    shares = shares_of(recover=recover)
+    assert (Stage.RECOVER in shares) == recover
+    order = [stage for stage in Stage if stage in shares]
+    places = [place for stage in order for place in shares[stage]]
+    assert places[0] == 0.0
+    assert places[-1] == pytest.approx(1.0)
+    for (_, end), (begin, _) in zip(
+        [shares[one] for one in order], [shares[one] for one in order[1:]], strict=False
+    ):
+        assert math.isclose(end, begin)
+    assert all(low < high for low, high in shares.values())
+
+
+def test_cancelled_in_its_training_leaves_nothing(dense: Path, tmp_path: Path) -> None:
+    reached: list[str] = []
+
+    def listen(event: ProgressEvent) -> None:
+        if event.stage is Stage.RECOVER:
+            reached.append(event.message)
+
+    with pytest.raises(errors.CompressionCancelledError):
+        compress_model(
+            str(dense),
+            tmp_path / "out",
+            config(),
+            on_progress=listen,
+            should_cancel=lambda: len(reached) > 3,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "field"),
+    [
+        ("too short", errors.CalibrationTooShortError, "compression.recover.max_tokens"),
+        (None, errors.CalibrationSourceError, "compression.recover.source"),
+    ],
+)
+def test_text_that_cannot_be_trained_on_is_refused_before_anything_is_compressed(
+    dense: Path,
+    tmp_path: Path,
+    text: str | None,
+    expected: type[errors.IntraSliceError],
+    field: str,
+) -> None:
+    file = tmp_path / "text.txt"
+    if text is not None:
+        file.write_text(text)
+    stages: list[Stage] = []
+    with pytest.raises(expected) as refused:
+        compress_model(
+            str(dense),
+            tmp_path / "out",
+            config(source=str(file)),
+            on_progress=lambda event: stages.append(event.stage),
+        )
+    assert refused.value.field == field
+    assert set(stages) <= {Stage.LOAD, Stage.CALIBRATE}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "mse"},
+        {"max_tokens": 100},
+        {"max_tokens": 10**9, "sequence_length": 16},
+        {"max_seconds": 0.0},
+        {"learning_rate": -1.0},
+        {"rank": 0},
+        {"steps": 5},
+        {"source": [{"source": "pydoc"}, {"source": "pydoc"}]},
+        {"source": [{"source": "pydoc", "weight": 1e6}, {"source": "pycode", "weight": 1e-3}]},
+    ],
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="recover"):
+        CompressionConfig.model_validate({"recover": changes})
+
+
+def test_the_text_of_a_training_is_the_calibrations_unless_it_has_one_of_its_own() -> None:
+    calibration = CalibrationConfig(source="pycode")
+    own = CompressionConfig.model_validate(
+        {"calibration": calibration, "recover": {"source": "pydoc"}}
+    )
+    none = CompressionConfig.model_validate({"calibration": calibration, "recover": {}})
+    assert own.seen_sources == ("pycode", "pydoc")
+    assert none.seen_sources == ("pycode",)
+    assert none.recover is not None
+    assert none.recover.text(calibration).seed != calibration.seed

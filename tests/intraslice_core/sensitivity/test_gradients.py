@@ -1,0 +1,116 @@
+"""One layer at a time gives what a backward pass through the whole model gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from intraslice_core import decoder_layer
+from intraslice_core.checkpoints.dense_model import ReaderLayers, mean_loss
+from intraslice_core.checkpoints.reader import CheckpointReader
+from intraslice_core.sensitivity.gradients import GradientFiles, LayerGradients, loss_gradients
+from tests.intraslice_core.tiny_models import FAMILY_VARIANTS, save_checkpoint, tiny_family_model
+
+CPU = torch.device("cpu")
+
+
+def tokens(sequences: int = 3, length: int = 12) -> Tensor:
+    return torch.randint(3, 250, (sequences, length), generator=torch.Generator().manual_seed(0))
+
+
+def run(directory: Path, work: Path, batch_size: int, given: Tensor) -> list[LayerGradients]:
+    files = GradientFiles(directory=work)
+    with CheckpointReader(directory) as reader, torch.inference_mode():
+        layers = ReaderLayers(reader, CPU, torch.float32)
+        loss_gradients(
+            layers, given, batch_size=batch_size, files=files, before_batch=lambda _: None
+        )
+        return [files.read(layer) for layer in range(layers.num_layers)]
+
+
+def stream_gradients(model: Any, given: Tensor) -> list[Tensor]:
+    """Gradients of the summed loss at every layer's output, by the family's own class."""
+    caught: list[Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda _m, _a, out: caught.append(_tensor(out)))
+        for layer in model.base_model.layers
+    ]
+    logits = model(input_ids=given, use_cache=False).logits.float()
+    for hook in hooks:
+        hook.remove()
+    loss = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), given[:, 1:].flatten(), reduction="sum"
+    )
+    return list(torch.autograd.grad(loss, caught))
+
+
+def _tensor(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+@pytest.mark.parametrize("variant", sorted(FAMILY_VARIANTS))
+def test_fisher_matrices_are_those_of_the_familys_own_class(variant, tmp_path):
+    model = tiny_family_model(variant)
+    directory = save_checkpoint(model, tmp_path / "dense")
+    found = run(directory, tmp_path / "gradients", 2, tokens())
+    for mine, theirs in zip(found, stream_gradients(model, tokens()), strict=True):
+        flat = theirs.flatten(0, 1).double()
+        wanted = flat.mT @ flat / flat.shape[0]
+        torch.testing.assert_close(mine.mlp, wanted, rtol=2e-3, atol=2e-4 * float(wanted.max()))
+
+
+@pytest.mark.parametrize("variant", ["llama", "phi", "gemma2"])
+def test_the_split_into_batches_and_groups_does_not_matter(variant, tmp_path, monkeypatch):
+    directory = save_checkpoint(tiny_family_model(variant), tmp_path / "dense")
+    one = run(directory, tmp_path / "one", 4, tokens(4))
+    monkeypatch.setattr("intraslice_core.sensitivity.gradients.GROUP_SEQUENCES", 2)
+    other = run(directory, tmp_path / "other", 1, tokens(4))
+    for mine, theirs in zip(one, other, strict=True):
+        torch.testing.assert_close(mine.attention, theirs.attention, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(mine.head_moments, theirs.head_moments, rtol=1e-4, atol=1e-6)
+        assert theirs.head_masks.shape[0] == 2
+        torch.testing.assert_close(
+            mine.neuron_masks.sum(0), theirs.neuron_masks.sum(0), rtol=1e-3, atol=1e-4
+        )
+
+
+def test_masks_of_inner_activations_have_the_gradients_that_a_product_rule_gives(tmp_path):
+    """Scaling all neurons of a layer's MLP scales its output: masks sum to `Σ ⟨g, added⟩`."""
+    model = tiny_family_model("llama")
+    directory = save_checkpoint(model, tmp_path / "dense")
+    found = run(directory, tmp_path / "gradients", 2, tokens())
+    scale = torch.ones((), requires_grad=True)
+    model.model.layers[1].mlp.register_forward_hook(lambda _m, _a, out: out * scale)
+    logits = model(input_ids=tokens(), use_cache=False).logits
+    loss = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), tokens()[:, 1:].flatten(), reduction="sum"
+    )
+    (wanted,) = torch.autograd.grad(loss, scale)
+    torch.testing.assert_close(found[1].neuron_masks.sum(), wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", sorted(FAMILY_VARIANTS))
+def test_the_loss_is_the_familys_own(variant, tmp_path):
+    model = tiny_family_model(variant)
+    directory = save_checkpoint(model, tmp_path / "dense")
+    given = tokens()
+    with torch.no_grad():
+        output = model(input_ids=given, use_cache=False, output_hidden_states=True)
+        wanted = torch.nn.functional.cross_entropy(
+            output.logits[:, :-1].flatten(0, 1).float(), given[:, 1:].flatten()
+        )
+    with CheckpointReader(directory) as reader, torch.inference_mode():
+        layers = ReaderLayers(reader, CPU, torch.float32)
+        hidden = layers.embed(given)
+        for layer in range(layers.num_layers):
+            hidden = decoder_layer.behind(
+                hidden,
+                layers.weights(layer),
+                layers.settings(layer),
+                layers.rotary(layer, given.shape[1]),
+            )
+        assert mean_loss(layers, hidden, given) == pytest.approx(float(wanted), abs=1e-4)

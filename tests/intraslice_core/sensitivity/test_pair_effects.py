@@ -1,0 +1,89 @@
+"""Features of rotary pairs are derivatives of the attention's output."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from intraslice_core.decoder_layer import BlockSettings
+from intraslice_core.errors import NumericalError
+from intraslice_core.sensitivity.pair_effects import PairEffectAccumulator
+
+HEADS, GROUPS, WIDTH, LENGTH = 4, 2, 6, 9
+
+
+def block_settings(**changes) -> BlockSettings:
+    return BlockSettings(
+        num_attention_heads=HEADS,
+        num_key_value_heads=GROUPS,
+        head_dim=WIDTH,
+        activation=torch.nn.functional.silu,
+        norm_eps=1e-6,
+        attention_scale=0.4,
+        **changes,
+    )
+
+
+def draw() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((HEADS, LENGTH, WIDTH), (GROUPS, LENGTH, WIDTH), (GROUPS, LENGTH, WIDTH))
+    query, key, value = (torch.randn(*shape, generator=generator) for shape in shapes)
+    return query, key, value, torch.randn(HEADS, WIDTH, 3, generator=generator)
+
+
+def outputs(coefficients: Tensor, head: int, settings: BlockSettings) -> Tensor:
+    """A head's output seen through the metric, its pairs weighted; plain, at every query."""
+    query, key, value, metric = draw()
+    group = head // (HEADS // GROUPS)
+    (q1, q2), (k1, k2) = query[head].chunk(2, -1), key[group].chunk(2, -1)
+    real = torch.einsum("qp,kp->qkp", q1, k1) + torch.einsum("qp,kp->qkp", q2, k2)
+    imaginary = torch.einsum("qp,kp->qkp", q1, k2) - torch.einsum("qp,kp->qkp", q2, k1)
+    scores = torch.cat((real, imaginary), -1) @ coefficients * settings.attention_scale
+    if settings.attn_logit_softcapping is not None:
+        cap = settings.attn_logit_softcapping
+        scores = cap * torch.tanh(scores / cap)
+    places = torch.arange(LENGTH)
+    distance = places.unsqueeze(1) - places
+    seen = distance >= 0
+    if settings.sliding_window is not None:
+        seen &= distance < settings.sliding_window
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value[group] @ metric[head]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"attn_logit_softcapping": 1.5}, {"sliding_window": 3}], ids=str
+)
+def test_moment_is_that_of_the_outputs_derivatives(changes):
+    settings = block_settings(**changes)
+    query, key, value, metric = draw()
+    positions = torch.tensor([0, 2, 5, 8])
+    effects = PairEffectAccumulator(
+        num_key_value_heads=GROUPS, head_dim=WIDTH, settings=settings, device=torch.device("cpu")
+    )
+    effects.add(query, key, value, metric, positions)
+    every = torch.cat((torch.ones(WIDTH // 2), torch.zeros(WIDTH // 2)))
+    wanted = torch.zeros(GROUPS, WIDTH, WIDTH)
+    for head in range(HEADS):
+        derivative = torch.autograd.functional.jacobian(
+            lambda c, head=head: outputs(c, head, settings), every
+        )[positions].flatten(0, 1)
+        wanted[head // (HEADS // GROUPS)] += derivative.mT @ derivative
+    torch.testing.assert_close(
+        effects.moment().float(), wanted / len(positions), rtol=1e-3, atol=1e-5
+    )
+
+
+def test_what_is_not_finite_is_refused():
+    query, key, value, metric = draw()
+    effects = PairEffectAccumulator(
+        num_key_value_heads=GROUPS,
+        head_dim=WIDTH,
+        settings=block_settings(),
+        device=torch.device("cpu"),
+    )
+    with pytest.raises(NumericalError, match="no queries"):
+        effects.moment()
+    query[0, 1, 0] = torch.nan
+    with pytest.raises(NumericalError, match="NaN"):
+        effects.add(query, key, value, metric, torch.tensor([1]))

@@ -1,0 +1,111 @@
+"""A layer's work where a plan removes a whole module."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from intraslice_core import decoder_layer
+from intraslice_core.config import Method
+from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Rotary
+from intraslice_core.families import family_for
+from intraslice_core.families.canonical import block_settings, block_weights, rotary_tables
+from intraslice_core.layer_compressor import LayerCompressor, LayerContext, Streams
+from intraslice_core.methods import PRESETS
+from intraslice_core.plan import LayerPlan
+from tests.intraslice_core.tiny_models import tiny_family_model
+
+CPU = torch.device("cpu")
+SAMPLES, SEQUENCE = 12, 24
+
+
+def opened(variant: str) -> tuple[BlockWeights, BlockSettings, Rotary, LayerPlan]:
+    model = tiny_family_model(variant)
+    family, prefix = family_for(model.config), "model.layers.0."
+    own = {n.removeprefix(prefix): t for n, t in model.state_dict().items() if prefix in n}
+    canonical = family.canonical_settings(model.config)
+    tensors = family.canonical_layer(model.config, 0, own)
+    return (
+        block_weights(tensors, canonical["num_key_value_heads"], CPU, torch.float32),
+        block_settings(canonical, 0),
+        rotary_tables(canonical, 0, SEQUENCE, CPU),
+        family.geometry(model.config).dense_layer(),
+    )
+
+
+def streams(seed: int = 0) -> Streams:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(SAMPLES, SEQUENCE, 48, generator=generator)
+    return Streams(compressed=hidden, dense=hidden.clone())
+
+
+@pytest.mark.parametrize("removed", ["attention", "mlp", "both"])
+@pytest.mark.parametrize("variant", ["qwen3", "phi", "gemma3"])
+@pytest.mark.parametrize("method", ["intraslice", "magnitude"])
+def test_streams_pass_what_is_left_and_the_dense_one_all(
+    variant: str, removed: str, method: Method
+) -> None:
+    weights, settings, rotary, plan = opened(variant)
+    if removed != "mlp":
+        plan = replace_plan(plan, num_attention_heads=0, num_key_value_heads=0)
+    if removed != "attention":
+        plan = replace_plan(plan, intermediate_size=0)
+    run, start = streams(), streams()
+    context = LayerContext(
+        layer=0,
+        settings=settings,
+        rotary=rotary,
+        preset=replace(PRESETS[method], dense_target=method == "intraslice"),
+        batch_size=5,
+        device=CPU,
+        stored_dtype=torch.float32,
+        before_batch=lambda done: None,
+    )
+    with torch.no_grad():
+        outcome = LayerCompressor(weights, plan, run, context).run()
+        assert outcome.weights.has_attention == (removed == "mlp")
+        assert outcome.weights.has_mlp == (removed == "attention")
+        if method == "magnitude":
+            return
+
+        def behind(hidden: Tensor, of: BlockWeights) -> Tensor:
+            return decoder_layer.behind(hidden, of, settings, rotary)
+
+        assert run.dense is not None
+        torch.testing.assert_close(run.compressed, behind(start.compressed, outcome.weights))
+        torch.testing.assert_close(run.dense, behind(start.compressed, weights))
+        again = streams()
+        LayerCompressor(weights, plan, again, context).replay(outcome.weights)
+        assert torch.equal(again.compressed, run.compressed)
+        assert torch.equal(again.dense, run.dense)
+
+
+def replace_plan(plan: LayerPlan, **sizes: int) -> LayerPlan:
+    return plan.model_copy(update=sizes)
+
+
+def test_a_parallel_blocks_mlp_makes_up_for_what_its_attention_lost() -> None:
+    """Its target is what the sliced attention leaves to the dense stream, not its own output."""
+    weights, settings, rotary, plan = opened("phi")
+    cut = replace_plan(plan, v_head_dim=2)
+    context = LayerContext(
+        layer=0,
+        settings=settings,
+        rotary=rotary,
+        preset=replace(PRESETS["intraslice"], damping_correction=(1e-3,)),
+        batch_size=4,
+        device=CPU,
+        stored_dtype=torch.float32,
+        before_batch=lambda done: None,
+    )
+    with torch.no_grad():
+        run, start = streams(), streams()
+        sliced = LayerCompressor(weights, cut, run, context).run().weights
+        assert run.dense is not None
+        helped = (run.compressed - run.dense).square().sum()
+        alone = replace(sliced, up=weights.up, mlp_output=weights.mlp_output)
+        without_help = decoder_layer.behind(start.compressed, alone, settings, rotary)
+        assert helped < 0.9 * (without_help - run.dense).square().sum()

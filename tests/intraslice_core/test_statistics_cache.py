@@ -1,0 +1,202 @@
+"""Runs at several ratios share what does not depend on the ratio, and end as if they did not."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from intraslice_core import decoder_layer, pipeline
+from intraslice_core.cache import SharedFiles, SharedStatistics, fingerprint
+from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.errors import CompressionCancelledError
+from intraslice_core.pipeline import OpenedModel, Run
+from intraslice_core.progress import (
+    CancellationCheck,
+    ProgressEvent,
+    ProgressListener,
+    Stage,
+    ignore_progress,
+    never_cancelled,
+)
+from intraslice_core.reports.schema import CompressionReport
+from tests.intraslice_core.tiny_models import tiny_checkpoint, tiny_llama
+
+LAYERS = 3
+PLENTY = 2**30
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("sharing") / "dense")
+
+
+def config(ratio: float, source: str = "self", **changes: Any) -> CompressionConfig:
+    calibration = CalibrationConfig(source=source, samples=16, sequence_length=32)
+    settings = {"round_to": 2, "dtype": "float32"} | changes
+    return CompressionConfig(ratio=ratio, calibration=calibration, **settings)
+
+
+def compress(
+    dense: Path,
+    out: Path,
+    config: CompressionConfig,
+    shared: SharedFiles | None = None,
+    on_progress: ProgressListener = ignore_progress,
+    should_cancel: CancellationCheck = never_cancelled,
+) -> CompressionReport:
+    """The stages that share something; verification, which takes a process, is not one."""
+    run = Run(on_progress=on_progress, should_cancel=should_cancel, shared=shared)
+    return pipeline._compress_checkpoint(
+        OpenedModel(reference=str(dense), directory=dense), out, config, run
+    )
+
+
+def files_of(checkpoint: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(checkpoint)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in checkpoint.rglob("*")
+        if file.is_file()
+    }
+
+
+@pytest.fixture
+def walks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Counts the work that sharing is to save, and does it all the same."""
+    done: list[str] = []
+    attention, tokens = decoder_layer.attention, pipeline.calibration_tokens
+
+    def counted_attention(*arguments: object) -> torch.Tensor:
+        done.append("attention")
+        return attention(*arguments)  # type: ignore[arg-type]
+
+    def counted_tokens(*arguments: object, **named: object) -> torch.Tensor:
+        done.append("tokens")
+        return tokens(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(decoder_layer, "attention", counted_attention)
+    monkeypatch.setattr(pipeline, "calibration_tokens", counted_tokens)
+    return done
+
+
+def test_a_run_that_shares_publishes_the_same_bytes_for_less_work(
+    dense: Path, tmp_path: Path, walks: list[str]
+) -> None:
+    # Rehearsals of allocations are of the ratio and cost the same: without them the rest is seen.
+    ratios = {ratio: config(ratio, allocation="uniform") for ratio in (0.2, 0.4)}
+    alone = compress(dense, tmp_path / "alone", ratios[0.4])
+    cost_alone = list(walks)
+    walks.clear()
+
+    first = SharedFiles(directory=tmp_path / "shared", max_bytes=PLENTY)
+    compress(dense, tmp_path / "first", ratios[0.2], shared=first)
+    assert (first.found, first.made) == (0, 1 + 2 * LAYERS)
+    assert walks == cost_alone
+    walks.clear()
+
+    second = SharedFiles(directory=tmp_path / "shared", max_bytes=PLENTY)
+    together = compress(dense, tmp_path / "second", ratios[0.4], shared=second)
+    assert (second.found, second.made) == (1 + 2 * LAYERS, 0)
+    assert files_of(tmp_path / "second") == files_of(tmp_path / "alone")
+    assert together.calibration_hash == alone.calibration_hash
+    assert [layer.mlp for layer in together.layers] == [layer.mlp for layer in alone.layers]
+    # Two of a layer's attentions were of the compressed and of the dense stream; one is left, and
+    # nothing is learnt again.
+    assert "tokens" not in walks
+    assert 2 * walks.count("attention") < cost_alone.count("attention")
+
+
+@pytest.mark.parametrize("variant", ["phi", "gemma2"])
+def test_runs_of_every_kind_of_block_share_and_publish_the_same_bytes(
+    tmp_path: Path, variant: str
+) -> None:
+    dense = tiny_checkpoint(tmp_path / "dense", variant)
+    compress(dense, tmp_path / "alone", config(0.4, "pydoc"))
+    for name, ratio in (("first", 0.2), ("second", 0.4)):
+        files = SharedFiles(directory=tmp_path / "shared", max_bytes=PLENTY)
+        compress(dense, tmp_path / name, config(ratio, "pydoc"), shared=files)
+    # A parallel block leaves one state a layer: its halves read the same input.
+    assert files.found == 1 + LAYERS * (1 if variant == "phi" else 2)
+    assert files_of(tmp_path / "second") == files_of(tmp_path / "alone")
+
+
+def test_what_does_not_fit_is_computed_again(dense: Path, tmp_path: Path) -> None:
+    states = 16 * 32 * 48 * 4
+    for name, ratio in (("first", 0.2), ("second", 0.4)):
+        files = SharedFiles(directory=tmp_path / "shared", max_bytes=3 * states)
+        compress(dense, tmp_path / name, config(ratio), shared=files)
+    assert 0 < files.found < 1 + 2 * LAYERS
+    assert sum(file.stat().st_size for file in files.directory.iterdir()) <= 3 * states
+    compress(dense, tmp_path / "alone", config(0.4))
+    assert files_of(tmp_path / "second") == files_of(tmp_path / "alone")
+
+
+def test_a_run_that_was_stopped_leaves_only_what_is_whole(dense: Path, tmp_path: Path) -> None:
+    reached: list[ProgressEvent] = []
+
+    def in_second_layer() -> bool:
+        return any(event.stage is Stage.COMPRESS and event.layer == 1 for event in reached)
+
+    files = SharedFiles(directory=tmp_path / "shared", max_bytes=PLENTY)
+    with pytest.raises(CompressionCancelledError):
+        compress(
+            dense,
+            tmp_path / "stopped",
+            config(0.2),
+            shared=files,
+            on_progress=reached.append,
+            should_cancel=in_second_layer,
+        )
+    kept = [file.name for file in files.directory.iterdir()]
+    assert len(kept) == 4  # tokens, knowledge, the stream after both halves of a layer
+    assert all(name.endswith(".safetensors") for name in kept)
+    again = SharedFiles(directory=files.directory, max_bytes=PLENTY)
+    compress(dense, tmp_path / "second", config(0.4), shared=again)
+    assert again.found == 3
+    compress(dense, tmp_path / "alone", config(0.4))
+    assert files_of(tmp_path / "second") == files_of(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"batch_size": 3}, 1),  # tokens are read the same way, the stream is batched otherwise
+        ({"dtype": "bfloat16"}, 0),
+        ({"source": "pydoc"}, 0),
+    ],
+)
+def test_runs_that_would_compute_something_else_share_nothing_of_it(
+    dense: Path, tmp_path: Path, change: dict[str, Any], found: int
+) -> None:
+    for name, changes in (("first", {}), ("second", change)):
+        files = SharedFiles(directory=tmp_path / "shared", max_bytes=PLENTY)
+        settings = config(0.2, **changes)
+        compress(dense, tmp_path / name, settings, shared=files)
+    assert files.found == found
+
+
+def test_another_model_shares_nothing(dense: Path, tmp_path: Path) -> None:
+    other = tiny_llama(tmp_path / "other", seed=1)
+    assert fingerprint(other) != fingerprint(dense)
+    files = SharedFiles(directory=tmp_path / "shared", max_bytes=PLENTY)
+    calibration = config(0.2).calibration
+    tokens = torch.arange(4)
+    for model, expected in ((dense, 0), (other, 1), (dense, 0)):
+        made = torch.full((4,), expected)
+        statistics = SharedStatistics.of(files, model)
+        shared = statistics.tokens(calibration, lambda made=made: made)  # type: ignore[misc]
+        assert torch.equal(shared, torch.full_like(tokens, expected))
+
+
+def test_damaged_files_are_made_again(tmp_path: Path) -> None:
+    files = SharedFiles(directory=tmp_path, max_bytes=PLENTY)
+    files.save("a", torch.ones(8))
+    (tmp_path / "a.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-3])
+    assert files.load("a") is None
+    files.save("a", torch.ones(8))
+    kept = files.load("a")
+    assert kept is not None
+    assert torch.equal(kept, torch.ones(8))

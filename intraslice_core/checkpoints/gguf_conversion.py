@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from intraslice_core.checkpoints.writer import CheckpointWriter, ensure_disk_space
 from intraslice_core.config import GGUF_MODEL_TYPES
 from intraslice_core.errors import BrokenCheckpointError, UnsupportedArchitectureError
-from intraslice_core.families import family_for
+from intraslice_core.families.adapter import family_for
 
 ROPE_FACTORS = "rope_freqs.weight"
 

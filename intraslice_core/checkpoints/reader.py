@@ -19,7 +19,8 @@ from intraslice_core.checkpoints.inspection import (
     read_json_object,
 )
 from intraslice_core.errors import BrokenCheckpointError, NonFiniteWeightError
-from intraslice_core.families import family_for, require_supported_type
+from intraslice_core.families import require_supported_type
+from intraslice_core.families.adapter import family_for
 
 _DTYPES = {
     "F64": torch.float64,

@@ -18,7 +18,7 @@ from intraslice_core.checkpoints.inspection import (
 )
 from intraslice_core.config import GGUF_MODEL_TYPES, SUPPORTED_MODEL_TYPES
 from intraslice_core.errors import UnsupportedArchitectureError
-from intraslice_core.geometry import FAMILY_FACTS, dense_geometry
+from intraslice_core.families import FAMILIES
 from intraslice_core.plan import ModelGeometry
 
 _GGUF_NAMES = {
@@ -104,12 +104,12 @@ def describe_dense(
 
 def _geometry(model_type: str | None, settings: Mapping[str, Any]) -> ModelGeometry | None:
     """The dimensions, or None where the settings leave one unsaid or say something impossible."""
-    if model_type not in FAMILY_FACTS:
+    if model_type not in FAMILIES:
         return None
     layers = settings.get("num_hidden_layers", 0)
     if type(layers) is not int or layers > _MOST_LAYERS:
         return None
     try:
-        return dense_geometry(model_type, settings)
+        return FAMILIES[model_type].geometry(settings)
     except ValidationError:
         return None

@@ -22,8 +22,8 @@ from transformers import PreTrainedConfig
 
 from intraslice_core.export.form import scaled_queries
 from intraslice_core.export.gguf import GgufLayout, llama_layout
+from intraslice_core.families.adapter import FamilyAdapter
 from intraslice_core.families.canonical import CanonicalSettings, rope_of, rotary_embedding
-from intraslice_core.families.family import Family
 from intraslice_core.plan import LayerPlan
 
 
@@ -31,7 +31,7 @@ from intraslice_core.plan import LayerPlan
 class StockForm:
     """How one compressed model is written."""
 
-    family: Family
+    family: FamilyAdapter
     config: PreTrainedConfig
     """Of the dense model."""
     canonical: CanonicalSettings

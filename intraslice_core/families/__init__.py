@@ -1,8 +1,6 @@
-"""Model families the engine knows: one adapter each, one architecture behind them."""
+"""Model families that the engine supports: one table each, one canonical architecture."""
 
 from __future__ import annotations
-
-from transformers import PreTrainedConfig
 
 from intraslice_core.errors import UnsupportedArchitectureError
 from intraslice_core.families.family import Family
@@ -25,11 +23,11 @@ FAMILIES: dict[str, Family] = {
         Gemma3Family(),
     )
 }
-"""Adapters by transformers' `model_type`."""
+"""Tables by transformers' `model_type`."""
 
 
 def require_supported_type(model_type: str | None) -> Family:
-    """The adapter of a model type.
+    """Return the table of a model type.
 
     Raises:
         UnsupportedArchitectureError: listing what is supported.
@@ -44,15 +42,4 @@ def require_supported_type(model_type: str | None) -> Family:
     return family
 
 
-def family_for(config: PreTrainedConfig) -> Family:
-    """The adapter of a model, by its configuration.
-
-    Raises:
-        UnsupportedArchitectureError: if there is none, or if the variant is not supported.
-    """
-    family = require_supported_type(config.model_type)
-    family.require_supported(config)
-    return family
-
-
-__all__ = ["FAMILIES", "Family", "family_for", "require_supported_type"]
+__all__ = ["FAMILIES", "Family", "require_supported_type"]

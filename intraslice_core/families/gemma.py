@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedConfig
+from intraslice_core.families.family import Family, FamilyFacts, default_sizes
 
-from intraslice_core.families.family import Family
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_GEMMA = {"head_dim": 256, "tie_word_embeddings": True}
 
 
 class Gemma2Family(Family):
@@ -15,6 +18,12 @@ class Gemma2Family(Family):
 
     model_type = "gemma2"
     architecture = "Gemma2ForCausalLM"
+    facts = FamilyFacts(
+        defaults=default_sizes(256_000, 2304, 9216, 26, 8, 4, **_GEMMA),
+        norms_per_layer=4,
+        attention_bias="attention_bias",
+        attention_output_bias="attention_bias",
+    )
     modules = {  # noqa: RUF012  # a constant of the class
         "attention_output_norm": "post_attention_layernorm",
         "post_attention_layernorm": "pre_feedforward_layernorm",
@@ -45,6 +54,13 @@ class Gemma3Family(Gemma2Family):
 
     model_type = "gemma3_text"
     architecture = "Gemma3ForCausalLM"
+    facts = FamilyFacts(
+        defaults=default_sizes(262_208, 2304, 9216, 26, 8, 4, **_GEMMA),
+        norms_per_layer=4,
+        qk_norm=True,
+        attention_bias="attention_bias",
+        attention_output_bias="attention_bias",
+    )
 
     def own_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         """As Gemma 2, but its classes do not cap scores whatever the setting says."""

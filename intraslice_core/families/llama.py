@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedConfig
+from intraslice_core.families.family import Family, FamilyFacts, default_sizes
 
-from intraslice_core.families.family import Family
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 class LlamaFamily(Family):
@@ -15,6 +16,12 @@ class LlamaFamily(Family):
 
     model_type = "llama"
     architecture = "LlamaForCausalLM"
+    facts = FamilyFacts(
+        defaults=default_sizes(32_000, 4096, 11_008, 32, 32, None),
+        attention_bias="attention_bias",
+        attention_output_bias="attention_bias",
+        mlp_bias="mlp_bias",
+    )
 
     def own_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         """Nothing of its own."""

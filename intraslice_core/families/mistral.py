@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedConfig
+from intraslice_core.families.family import Family, FamilyFacts, default_sizes
 
-from intraslice_core.families.family import Family
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def window_everywhere(config: PreTrainedConfig) -> dict[str, Any]:
@@ -22,6 +23,7 @@ class MistralFamily(Family):
 
     model_type = "mistral"
     architecture = "MistralForCausalLM"
+    facts = FamilyFacts(defaults=default_sizes(32_000, 4096, 14_336, 32, 32, 8))
 
     def own_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         """The window."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedConfig
-
-from intraslice_core.families.family import Family
+from intraslice_core.families.family import Family, FamilyFacts, default_sizes
 from intraslice_core.families.mistral import window_everywhere
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 class PhiFamily(Family):
@@ -16,6 +17,16 @@ class PhiFamily(Family):
 
     model_type = "phi"
     architecture = "PhiForCausalLM"
+    facts = FamilyFacts(
+        defaults=default_sizes(51_200, 2048, 8192, 24, 32, None),
+        mlp_projections=2,
+        norms_per_layer=1,
+        norm_bias=True,
+        attention_bias=True,
+        attention_output_bias=True,
+        mlp_bias=True,
+        lm_head_bias=True,
+    )
     modules = {  # noqa: RUF012  # a constant of the class
         "self_attn.o_proj": "self_attn.dense",
         "mlp.up_proj": "mlp.fc1",
@@ -39,6 +50,7 @@ class Phi3Family(Family):
 
     model_type = "phi3"
     architecture = "Phi3ForCausalLM"
+    facts = FamilyFacts(defaults=default_sizes(32_064, 3072, 8192, 32, 32, None))
     fused = {  # noqa: RUF012  # a constant of the class
         "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedConfig
+from intraslice_core.families.family import Family, FamilyFacts, default_sizes
 
-from intraslice_core.families.family import Family
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 class Qwen2Family(Family):
@@ -14,6 +15,10 @@ class Qwen2Family(Family):
 
     model_type = "qwen2"
     architecture = "Qwen2ForCausalLM"
+    facts = FamilyFacts(
+        defaults=default_sizes(151_936, 4096, 22_016, 32, 32, 32),
+        attention_bias=True,
+    )
 
     def own_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         """Layers with and without a window."""
@@ -25,3 +30,9 @@ class Qwen3Family(Qwen2Family):
 
     model_type = "qwen3"
     architecture = "Qwen3ForCausalLM"
+    facts = FamilyFacts(
+        defaults=default_sizes(151_936, 4096, 22_016, 32, 32, 32, head_dim=128),
+        qk_norm=True,
+        attention_bias="attention_bias",
+        attention_output_bias="attention_bias",
+    )

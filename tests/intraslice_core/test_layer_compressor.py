@@ -11,7 +11,7 @@ from torch import Tensor
 from intraslice_core import decoder_layer
 from intraslice_core.config import Method
 from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Rotary
-from intraslice_core.families import family_for
+from intraslice_core.families.adapter import family_for
 from intraslice_core.families.canonical import block_settings, block_weights, rotary_tables
 from intraslice_core.layer_compressor import LayerCompressor, LayerContext, Streams
 from intraslice_core.methods import PRESETS

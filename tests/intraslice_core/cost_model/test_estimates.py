@@ -21,6 +21,7 @@ from intraslice_core.config import (
 from intraslice_core.cost_model import estimate, read_dense
 from intraslice_core.errors import UnsupportedArchitectureError
 from intraslice_core.families import FAMILIES
+from intraslice_core.families.adapter import FamilyAdapter
 from intraslice_core.plan import ModelGeometry
 from tests.intraslice_core.tiny_models import VARIANTS, tiny_llama
 
@@ -29,7 +30,7 @@ from tests.intraslice_core.tiny_models import VARIANTS, tiny_llama
 def test_geometry_of_a_directory_is_the_engines(tmp_path: Path, variant: str) -> None:
     directory = tiny_llama(tmp_path, **VARIANTS[variant])
     dense = read_dense(directory)
-    expected = FAMILIES["llama"].geometry(AutoConfig.from_pretrained(directory))
+    expected = FamilyAdapter(FAMILIES["llama"]).geometry(AutoConfig.from_pretrained(directory))
     assert dense.geometry == expected
     assert (dense.item_bytes, dense.converted, dense.max_positions) == (4, False, 256)
 

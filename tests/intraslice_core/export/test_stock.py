@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.errors import ConfigurationError
-from intraslice_core.families import family_for
+from intraslice_core.families.adapter import family_for
 from intraslice_core.pipeline import compress_model
 from intraslice_core.plan import LayerPlan, ModelPlan, total_parameters
 from intraslice_core.reports.schema import CompressionReport

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from intraslice_core import decoder_layer
-from intraslice_core.families import family_for
+from intraslice_core.families.adapter import family_for
 from intraslice_core.families.canonical import (
     EMBEDDING,
     block_settings,

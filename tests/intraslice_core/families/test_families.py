@@ -10,9 +10,8 @@ from transformers import AutoConfig, GPT2Config
 
 from intraslice_core.config import SUPPORTED_MODEL_TYPES
 from intraslice_core.errors import BrokenCheckpointError, UnsupportedArchitectureError
-from intraslice_core.families import FAMILIES, family_for
-from intraslice_core.families.family import half_split_order
-from intraslice_core.geometry import FAMILY_FACTS, dense_geometry
+from intraslice_core.families import FAMILIES
+from intraslice_core.families.adapter import FamilyAdapter, family_for, half_split_order
 from intraslice_core.plan import dense_parameters
 from tests.intraslice_core.tiny_models import (
     FAMILY_VARIANTS,
@@ -48,7 +47,7 @@ def test_expected_tensors_are_those_of_every_llama(variant: str) -> None:
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_silent_configuration_has_its_classes_defaults(model_type: str) -> None:
     config = AutoConfig.for_model(model_type)
-    assert dense_geometry(model_type, {}) == FAMILIES[model_type].geometry(config)
+    assert FAMILIES[model_type].geometry({}) == FamilyAdapter(FAMILIES[model_type]).geometry(config)
     family_for(config)
 
 
@@ -117,4 +116,4 @@ def test_heads_that_rotate_partly_are_refused_where_the_classes_rotate_all() -> 
 
 
 def test_the_service_names_the_families_there_are() -> None:
-    assert tuple(FAMILIES) == SUPPORTED_MODEL_TYPES == tuple(FAMILY_FACTS)
+    assert tuple(FAMILIES) == SUPPORTED_MODEL_TYPES

@@ -12,9 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.evaluation.perplexity import evaluation_tokens
-from intraslice_core.families import family_for
+from intraslice_core.families.adapter import family_for, half_split_order
 from intraslice_core.families.canonical import rotating_dims
-from intraslice_core.families.family import half_split_order
 from intraslice_core.plan import LayerPlan
 from tests.intraslice_core.compressing import compress_unverified
 from tests.intraslice_core.tiny_models import (

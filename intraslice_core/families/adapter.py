@@ -1,0 +1,283 @@
+"""The work that all families share: settings, names, shapes and tensors in canonical form.
+
+The engine knows one architecture, the canonical one of `canonical.py`. A `Family` says with which
+settings it is an instance of that architecture, what its checkpoints call the modules, and which of
+its variants are not supported. The adapter derives everything else from that table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+from intraslice_core.errors import BrokenCheckpointError, UnsupportedArchitectureError
+from intraslice_core.families import require_supported_type
+from intraslice_core.families.canonical import (
+    CanonicalSettings,
+    layer_shapes,
+    outer_shapes,
+    rope_of,
+    rotating_dims,
+)
+from intraslice_core.families.family import Family
+from intraslice_core.plan import ModelGeometry
+
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+LAYER_TYPES = ("full_attention", "sliding_attention")
+_ROTATED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.q_norm", "self_attn.k_norm")
+_PER_HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+
+
+@dataclass(frozen=True)
+class FamilyAdapter:
+    """Reads dense models of one family as instances of the canonical architecture."""
+
+    family: Family
+
+    @property
+    def model_type(self) -> str:
+        """Return transformers' `model_type`."""
+        return self.family.model_type
+
+    @property
+    def architecture(self) -> str:
+        """Return the name of transformers' causal language model class."""
+        return self.family.architecture
+
+    # -- settings --------------------------------------------------------------------------
+
+    def geometry(self, config: PreTrainedConfig) -> ModelGeometry:
+        """The dense model's dimensions.
+
+        Raises:
+            BrokenCheckpointError: if the configuration names an impossible size.
+        """
+        try:
+            return self.family.geometry(config.to_dict())
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise BrokenCheckpointError(
+                f"config.json: {first['loc'][0]}: {first['msg']}", field="model"
+            ) from error
+
+    def canonical_settings(self, config: PreTrainedConfig) -> CanonicalSettings:
+        """The dense model as an instance of the canonical architecture."""
+        geometry = self.geometry(config)
+        common: CanonicalSettings = {
+            "base_model_type": self.model_type,
+            "vocab_size": geometry.vocab_size,
+            "hidden_size": geometry.hidden_size,
+            "intermediate_size": geometry.intermediate_size,
+            "num_hidden_layers": geometry.num_hidden_layers,
+            "num_attention_heads": geometry.num_attention_heads,
+            "num_key_value_heads": geometry.num_key_value_heads,
+            "head_dim": geometry.head_dim,
+            "hidden_act": getattr(config, "hidden_act", None),
+            "max_position_embeddings": config.max_position_embeddings,
+            "tie_word_embeddings": geometry.tie_word_embeddings,
+            "initializer_range": config.initializer_range,
+            "bos_token_id": config.bos_token_id,
+            "eos_token_id": config.eos_token_id,
+            "pad_token_id": config.pad_token_id,
+            "dtype": config.dtype,
+            "norm_type": "rms",
+            "norm_eps": getattr(config, "rms_norm_eps", None),
+            "gated_mlp": geometry.mlp_projections == 3,
+            "mlp_bias": geometry.mlp_bias,
+            "attention_bias": geometry.attention_bias,
+            "attention_output_bias": geometry.attention_output_bias,
+            "lm_head_bias": geometry.lm_head_bias,
+            "parallel_block": geometry.norms_per_layer == 1,
+            "output_norms": geometry.norms_per_layer == 4,
+            "qk_norm": geometry.qk_norm,
+            "attention_scale": geometry.head_dim**-0.5,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "embedding_scale": 1.0,
+            "rope_parameters": config.rope_parameters,
+            "layer_types": ("full_attention",) * geometry.num_hidden_layers,
+            "sliding_window": None,
+            "original_max_position_embeddings": None,
+        }
+        return common | self.family.own_settings(config)
+
+    def require_supported(self, config: PreTrainedConfig) -> None:
+        """Refuse variants whose mathematics the engine does not do.
+
+        Raises:
+            UnsupportedArchitectureError: saying which setting is at fault.
+        """
+        for fault in (*self._common_faults(config), *self.family.faults(config)):
+            raise UnsupportedArchitectureError(
+                f"{self.model_type} models with {fault} are not supported", field="model"
+            )
+
+    def _common_faults(self, config: PreTrainedConfig) -> Iterator[str]:
+        for setting in ("attention_chunk_size", "quantization_config"):
+            if getattr(config, setting, None) is not None:
+                yield setting
+        geometry = self.geometry(config)
+        heads, groups = geometry.num_attention_heads, geometry.num_key_value_heads
+        if geometry.head_dim % 2 or heads % groups:
+            yield (
+                f"num_attention_heads {heads}, num_key_value_heads {groups} and head_dim "
+                f"{geometry.head_dim}, which make no rotary grouped-query attention,"
+            )
+            return
+        settings = self.canonical_settings(config)
+        if settings["sliding_window"] is not None and settings["sliding_window"] < 1:
+            yield f"sliding_window {settings['sliding_window']}"
+        if settings["hidden_act"] not in ACT2FN:
+            yield f"hidden_act {settings['hidden_act']!r}"
+        for layer_type in sorted(set(settings["layer_types"])):
+            if layer_type not in LAYER_TYPES:
+                yield f"layer_types {layer_type!r}"
+            else:
+                yield from self._rope_faults(settings, layer_type)
+
+    def _rope_faults(self, settings: CanonicalSettings, layer_type: str) -> Iterator[str]:
+        rope = rope_of(settings, layer_type)
+        if not rope or rope.get("rope_type", "default") not in ROPE_TYPES:
+            yield f"rope_parameters {rope}"
+            return
+        rotating = rotating_dims(settings, layer_type)
+        whole = rotating == settings["head_dim"]
+        partly = (
+            self.family.rotates_partly and rotating % 2 == 0 and 0 < rotating < settings["head_dim"]
+        )
+        if not whole and not partly:
+            yield f"partial_rotary_factor {rope['partial_rotary_factor']}"
+
+    # -- names and shapes in the family's checkpoints --------------------------------------
+
+    def layer_prefix(self, layer: int) -> str:
+        """What the names of a layer's tensors begin with, dot included."""
+        return f"model.layers.{layer}."
+
+    def own_name(self, canonical: str) -> str:
+        """This family's name of a canonical tensor outside fused modules."""
+        module, _, kind = canonical.rpartition(".")
+        return f"{self.family.modules.get(module, module)}.{kind}"
+
+    @property
+    def embedding(self) -> str:
+        """Name of the embedding table."""
+        return self.own_name("model.embed_tokens.weight")
+
+    @property
+    def final_norm(self) -> str:
+        """Name of the last norm's weight."""
+        return self.own_name("model.norm.weight")
+
+    def layer_shapes(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor of one dense layer, by its name without the layer's prefix."""
+        canonical = layer_shapes(self.canonical_settings(config))
+        shapes: dict[str, tuple[int, ...]] = {}
+        for module, parts in self.family.fused.items():
+            for kind in ("weight", "bias"):
+                stacked = [canonical.pop(f"{part}.{kind}", None) for part in parts]
+                if stacked[0] is not None:
+                    rows = sum(shape[0] for shape in stacked if shape)
+                    shapes[f"{module}.{kind}"] = (rows, *stacked[0][1:])
+        head_dim = self.geometry(config).head_dim
+        for name, shape in canonical.items():
+            per_head = name.rpartition(".")[0] in _PER_HEAD_NORMS
+            shapes[self.own_name(name)] = (head_dim,) if per_head else shape
+        return shapes
+
+    def outer_shapes(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor outside the layers; a tied head has no weight of its own."""
+        shapes = outer_shapes(self.canonical_settings(config))
+        return {self.own_name(name): shape for name, shape in shapes.items()}
+
+    def expected_shapes(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor the checkpoint must hold, by its full name."""
+        layer = self.layer_shapes(config)
+        return self.outer_shapes(config) | {
+            self.layer_prefix(index) + name: shape
+            for index in range(config.num_hidden_layers)
+            for name, shape in layer.items()
+        }
+
+    # -- tensors ---------------------------------------------------------------------------
+
+    def outer_names(self, config: PreTrainedConfig) -> dict[str, str]:
+        """Canonical name of every tensor outside the layers, and this family's."""
+        shapes = outer_shapes(self.canonical_settings(config))
+        return {name: self.own_name(name) for name in shapes}
+
+    def canonical_layer(
+        self, config: PreTrainedConfig, layer: int, tensors: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """A dense layer's tensors under canonical names, in the canonical order of rows.
+
+        Args:
+            config: of the dense model.
+            layer: its number.
+            tensors: by this family's names, without the layer's prefix.
+        """
+        settings = self.canonical_settings(config)
+        shapes = layer_shapes(settings)
+        named = self._unfused(shapes, tensors)
+        groups = settings["num_key_value_heads"]
+        for module in _PER_HEAD_NORMS:
+            if f"{module}.weight" in named:
+                named[f"{module}.weight"] = named[f"{module}.weight"].repeat(groups)
+        rotating = rotating_dims(settings, settings["layer_types"][layer])
+        if rotating == settings["head_dim"]:
+            return named
+        order = half_split_order(settings["head_dim"], rotating)
+        return {
+            name: _reordered(rows, order) if name.rpartition(".")[0] in _ROTATED else rows
+            for name, rows in named.items()
+        }
+
+    def _unfused(
+        self, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Tensors under canonical names, fused modules cut apart."""
+        named: dict[str, Tensor] = {}
+        for module, parts in self.family.fused.items():
+            for kind in ("weight", "bias"):
+                names = [f"{part}.{kind}" for part in parts]
+                if names[0] in shapes:
+                    rows = [shapes[name][0] for name in names]
+                    pieces = torch.split(tensors[f"{module}.{kind}"], rows)
+                    named |= dict(zip(names, pieces, strict=True))
+        named |= {name: tensors[self.own_name(name)] for name in shapes if name not in named}
+        return named
+
+
+def half_split_order(head_dim: int, rotating: int) -> Tensor:
+    """Rows of a head in canonical order, (head_dim,).
+
+    From [rotating first halves | rotating second halves | still] to [rotating first, still first |
+    rotating second, still second]: still dimensions become pairs of frequency 0, which two of them
+    form is free.
+    """
+    half, middle = rotating // 2, rotating + (head_dim - rotating) // 2
+    places = torch.arange(head_dim)
+    pieces = (places[:half], places[rotating:middle], places[half:rotating], places[middle:])
+    return torch.cat(pieces)
+
+
+def _reordered(rows: Tensor, order: Tensor) -> Tensor:
+    """Reorder the rows (heads · head_dim, …) within every head."""
+    return rows.view(-1, order.shape[0], *rows.shape[1:])[:, order].flatten(0, 1)
+
+
+def family_for(config: PreTrainedConfig) -> FamilyAdapter:
+    """Return the adapter for a model, chosen by its configuration.
+
+    Raises:
+        UnsupportedArchitectureError: if there is no such family, or the variant is not supported.
+    """
+    adapter = FamilyAdapter(require_supported_type(config.model_type))
+    adapter.require_supported(config)
+    return adapter

@@ -47,9 +47,10 @@ from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.cost_model import StageFlops, stage_bytes, stage_flops
 from intraslice_core.device import bound_allocator, resolve_device, resolve_dtype
-from intraslice_core.pipeline import OpenedModel, Run, compress_opened
+from intraslice_core.pipeline import compress_opened
 from intraslice_core.plan import ModelGeometry
 from intraslice_core.progress import ProgressEvent, Stage, never_cancelled
+from intraslice_core.run import OpenedModel, Run
 
 FURTHER_RATIOS = (0.2, 0.4)
 LLAMAS = {

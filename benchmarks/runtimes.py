@@ -39,7 +39,8 @@ from intraslice_core.evaluation import fresh_process
 from intraslice_core.evaluation.verification import REFERENCE_FILE, write_reference
 from intraslice_core.export.gguf import llama_layout, write_gguf
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
-from intraslice_core.pipeline import GGUF_FILES, compress_model
+from intraslice_core.pipeline import compress_model
+from intraslice_core.publication import GGUF_FILES
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS: tuple[Target, ...] = ("research", "adaptive", "stock")

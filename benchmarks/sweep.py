@@ -18,8 +18,8 @@ from intraslice_core import decoder_layer, pipeline
 from intraslice_core.cache import SharedFiles
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CalibrationConfig, CompressionConfig
-from intraslice_core.pipeline import OpenedModel, Run
 from intraslice_core.progress import ignore_progress, never_cancelled
+from intraslice_core.run import OpenedModel, Run
 
 
 class Passes:

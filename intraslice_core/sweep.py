@@ -29,7 +29,7 @@ from intraslice_core.config import UNLIMITED, ModelLimits
 from intraslice_core.device import bound_allocator
 from intraslice_core.errors import OutputExistsError, QualityGateError
 from intraslice_core.evaluation.comparison import DenseScores
-from intraslice_core.pipeline import UNVERIFIED, OpenedModel, Run, compress_opened
+from intraslice_core.pipeline import compress_opened
 from intraslice_core.plan import dense_parameters
 from intraslice_core.progress import (
     CancellationCheck,
@@ -40,8 +40,10 @@ from intraslice_core.progress import (
     never_cancelled,
     raise_if_cancelled,
 )
+from intraslice_core.publication import UNVERIFIED
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 from intraslice_core.reports.sweep import SweepPoint, SweepReport, SweepRequest
+from intraslice_core.run import OpenedModel, Run
 
 SWEEP_FILE = "sweep.json"
 WORK_FOLDER = ".sweep"

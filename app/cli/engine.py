@@ -182,7 +182,7 @@ def recover(  # noqa: PLR0913 (typer reads the options from the signature)
         with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
             quiet_transformers()
             from intraslice_core.cache import LayerCheckpoints
-            from intraslice_core.retraining import recover_model
+            from intraslice_core.finetuning.recover import recover_model
 
             report = recover_model(
                 directory,

@@ -103,7 +103,7 @@ def test_models_are_safetensors_and_gguf_only_no_pickle(client: TestClient, tmp_
 def test_trust_remote_code_never(tmp_path: Path) -> None:
     from intraslice_core.checkpoints.reader import CheckpointReader
     from intraslice_core.evaluation.loaded_models import load_model
-    from intraslice_core.pipeline import _tokenizer
+    from intraslice_core.run import load_tokenizer
     from tests.intraslice_core.tiny_models import tiny_llama
 
     place, marker = tiny_llama(tmp_path / "model"), tmp_path / "it-ran"
@@ -116,7 +116,7 @@ def test_trust_remote_code_never(tmp_path: Path) -> None:
     with CheckpointReader(place) as reader:
         assert reader.config.model_type == "llama"
     load_model(place, dtype="float32", device="cpu")
-    assert _tokenizer(place)("abc")["input_ids"]
+    assert load_tokenizer(place)("abc")["input_ids"]
     assert not marker.exists()
 
 

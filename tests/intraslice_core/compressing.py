@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from intraslice_core.config import CompressionConfig
-from intraslice_core.pipeline import OpenedModel, Run, _compress_checkpoint
+from intraslice_core.pipeline import _compress_checkpoint
 from intraslice_core.progress import ignore_progress, never_cancelled
 from intraslice_core.reports.schema import CompressionReport
+from intraslice_core.run import OpenedModel, Run
 
 
 def compress_unverified(dense: Path, out: Path, config: CompressionConfig) -> CompressionReport:

@@ -12,8 +12,9 @@ from intraslice_core import device
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.device import HostMemory
 from intraslice_core.errors import CompressionCancelledError, InsufficientDiskError
-from intraslice_core.pipeline import UNVERIFIED, compress_model
+from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent, Stage
+from intraslice_core.publication import UNVERIFIED
 from tests.intraslice_core.tiny_models import tiny_llama
 
 CONFIG = CompressionConfig(

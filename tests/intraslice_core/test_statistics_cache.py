@@ -13,7 +13,6 @@ from intraslice_core import decoder_layer, pipeline
 from intraslice_core.cache import SharedFiles, SharedStatistics, fingerprint
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.errors import CompressionCancelledError
-from intraslice_core.pipeline import OpenedModel, Run
 from intraslice_core.progress import (
     CancellationCheck,
     ProgressEvent,
@@ -23,6 +22,7 @@ from intraslice_core.progress import (
     never_cancelled,
 )
 from intraslice_core.reports.schema import CompressionReport
+from intraslice_core.run import OpenedModel, Run
 from tests.intraslice_core.tiny_models import tiny_checkpoint, tiny_llama
 
 LAYERS = 3

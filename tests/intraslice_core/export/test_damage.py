@@ -71,13 +71,13 @@ def test_damage_between_writing_and_verification_is_not_published(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    verify = pipeline._verify
+    verify = pipeline.verify_staged
 
     def damage_and_verify(staged: Path, *rest: Any) -> Any:
         damage(staged)
         return verify(staged, *rest)
 
-    monkeypatch.setattr(pipeline, "_verify", damage_and_verify)
+    monkeypatch.setattr(pipeline, "verify_staged", damage_and_verify)
     dense = llama_with_merges(tmp_path / "dense")
     asked = config(target, ratio=0.3, method="magnitude" if target != "stock" else "intraslice")
     with pytest.raises(VerificationError, match="not what was written"):

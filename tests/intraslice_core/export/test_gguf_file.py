@@ -16,7 +16,8 @@ from intraslice_core.config import CompressionConfig
 from intraslice_core.errors import ConfigurationError, VerificationError
 from intraslice_core.evaluation import verification
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
-from intraslice_core.pipeline import GGUF_FILES, compress_model
+from intraslice_core.pipeline import compress_model
+from intraslice_core.publication import GGUF_FILES
 from tests.intraslice_core.export.models import (
     MERGES,
     VOCAB_SIZE,
@@ -215,7 +216,7 @@ def test_a_damaged_file_is_not_published(tmp_path: Path, monkeypatch: pytest.Mon
         content[-400] ^= 0x40
         file.write_bytes(content)
 
-    monkeypatch.setattr("intraslice_core.pipeline.write_reference", write_and_damage)
+    monkeypatch.setattr("intraslice_core.publication.write_reference", write_and_damage)
     asked = config("stock", ratio=0.3, exports=("safetensors", "gguf-f16"))
     with pytest.raises(VerificationError, match="not what was written"):
         compress_model(str(dense), tmp_path / "out", asked)

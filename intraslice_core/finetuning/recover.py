@@ -15,8 +15,13 @@ from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints.manifest import MANIFEST, SIGNATURE
 from intraslice_core.checkpoints.model_card import CARD
 from intraslice_core.checkpoints.sources import open_model
-from intraslice_core.checkpoints.writer import require_as_written, require_free_output
+from intraslice_core.checkpoints.writer import (
+    WrittenRecord,
+    require_as_written,
+    require_free_output,
+)
 from intraslice_core.config import CompressionConfig, RecoveryConfig
+from intraslice_core.device import resolve_device
 from intraslice_core.errors import ConfigurationError, ModelNotFoundError
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.verification import (
@@ -24,8 +29,8 @@ from intraslice_core.evaluation.verification import (
     verify_checkpoint,
     write_reference,
 )
-from intraslice_core.finetuning.procedure import blaming_recover
-from intraslice_core.pipeline import Run, publish_staged, recover_staged, verified_report
+from intraslice_core.finetuning.procedure import RecoveryWork, blaming_recover, recover_checkpoint
+from intraslice_core.finetuning.training import Moment
 from intraslice_core.progress import (
     CancellationCheck,
     ProgressListener,
@@ -34,7 +39,9 @@ from intraslice_core.progress import (
     never_cancelled,
     shares_of,
 )
+from intraslice_core.publication import peak_memory, publish_staged, verified_report, weight_bytes
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport, VerifiedReport
+from intraslice_core.run import Run
 
 MADE_AGAIN = frozenset({REPORT_FILE, REFERENCE_FILE, CARD, MANIFEST, SIGNATURE})
 """Of a checkpoint's files, those that tell of the weights."""
@@ -96,6 +103,55 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
         report = report.model_copy(update={"verified": (_verify(staged, run),)})
         publish_staged(staged, out, report, run)
     return report
+
+
+def recover_staged(
+    dense: Path, staged: Path, report: CompressionReport, run: Run, *, dtype: str, device: str
+) -> CompressionReport:
+    """Train the staged checkpoint; what is verified and published is the result of that.
+
+    The text to train on is in `run` already: read before the compression, as it may be too short.
+
+    Raises:
+        NumericalError: if the loss is not finite.
+        CompressionCancelledError: if asked to stop.
+    """
+    config = report.config.recover
+    assert config is not None
+    assert run.training_text is not None
+    run.report(Stage.RECOVER, "measuring before the training")
+
+    def before_step(moment: Moment, steps: int) -> None:
+        told = f"step {moment.step + 1}/{steps}"
+        told += "" if moment.loss is None else f", loss {moment.loss:.3f}"
+        run.report(Stage.RECOVER, told, moment.done, seconds_left=moment.seconds_left)
+
+    def keep(record: WrittenRecord) -> None:
+        run.written = record
+
+    found, troubles = recover_checkpoint(
+        RecoveryWork(
+            dense=dense,
+            compressed=staged,
+            config=config,
+            tokens=run.training_text.clone(),  # made in inference mode, which no graph takes
+            dtype=dtype,
+            device=device,
+            checkpoints=run.checkpoints,
+            should_cancel=run.should_cancel,
+            before_step=before_step,
+            on_merged=keep,
+        )
+    )
+    run.training_text = None
+    return report.model_copy(
+        update={
+            "recovery": found,
+            "warnings": (*report.warnings, *troubles),
+            "bytes_after": weight_bytes(staged),
+            "peak_memory_bytes": peak_memory(resolve_device(device)),
+        }
+    )
 
 
 def _read_report(directory: Path) -> CompressionReport:

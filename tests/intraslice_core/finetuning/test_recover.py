@@ -9,9 +9,9 @@ import pytest
 
 from intraslice_core import errors
 from intraslice_core.config import CompressionConfig, EvaluationConfig
+from intraslice_core.finetuning.recover import MADE_AGAIN, recover_model
 from intraslice_core.pipeline import compress_model
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
-from intraslice_core.retraining import MADE_AGAIN, recover_model
 from tests.intraslice_core.finetuning.training_runs import compression, files_of, recovery_config
 from tests.intraslice_core.tiny_models import tiny_llama
 

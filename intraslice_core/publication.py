@@ -1,0 +1,167 @@
+"""From a staged checkpoint to a published one: GGUF files, verification, evaluation, rename.
+
+Nothing is visible under the output's name before everything about it has been checked.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import torch
+
+from intraslice_core.checkpoints.manifest import write_manifest
+from intraslice_core.checkpoints.model_card import write_model_card
+from intraslice_core.checkpoints.writer import require_as_written, require_free_output
+from intraslice_core.config import CompressionConfig, EvaluationConfig, ExportFormat, GgufFormat
+from intraslice_core.evaluation.comparison import Materials, evaluate_pair
+from intraslice_core.evaluation.verification import (
+    VerificationResult,
+    has_llama_cpp,
+    verify_checkpoint,
+    verify_gguf,
+    write_reference,
+)
+from intraslice_core.export.gguf import write_gguf
+from intraslice_core.export.gguf_vocabulary import read_vocabulary
+from intraslice_core.modeling import IntraSliceForCausalLM
+from intraslice_core.progress import ProgressEvent, Stage
+from intraslice_core.reports.schema import (
+    REPORT_FILE,
+    CompressionReport,
+    EvaluationReport,
+    VerifiedReport,
+)
+from intraslice_core.run import Run, load_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from intraslice_core.evaluation.tasks import OpenedTasks
+
+
+GGUF_FILES: Mapping[GgufFormat, str] = MappingProxyType(
+    {"gguf-f16": "model-f16.gguf", "gguf-q8_0": "model-q8_0.gguf"}
+)
+
+
+NO_LLAMA_CPP = (
+    "{file} was not loaded by llama.cpp, which is not installed here: "
+    'pip install "intraslice[llama-cpp]"'
+)
+
+
+UNVERIFIED = "the result was not loaded and compared with what was written"
+
+
+def write_gguf_files(staged: Path, config: CompressionConfig, run: Run) -> None:
+    """Beside the checkpoint, from its own files."""
+    if not config.gguf_formats or run.reference is None:
+        return
+    layout = run.reference.form.gguf_layout()
+    tokenizer = load_tokenizer(staged)
+    begins = list(tokenizer("a")["input_ids"][:1]) == [tokenizer.bos_token_id]
+    vocabulary = read_vocabulary(staged, layout.vocab_size, adds_bos=begins)
+    for wanted in config.gguf_formats:
+        run.report(Stage.VERIFY, f"writing {GGUF_FILES[wanted]}")
+        write_gguf(staged / GGUF_FILES[wanted], staged, layout, vocabulary, wanted)
+
+
+def verify_staged(staged: Path, config: CompressionConfig, run: Run) -> tuple[VerifiedReport, ...]:
+    """Prove that the written files load in clean processes and act like the model here."""
+    run.report(Stage.VERIFY, "loading the result in a clean process")
+    if run.written is not None:
+        require_as_written(staged, run.written)
+    model = (
+        IntraSliceForCausalLM.from_pretrained(staged, local_files_only=True, dtype=torch.float32)
+        if run.reference is None
+        else run.reference.model(staged)
+    )
+    write_reference(staged, model, load_tokenizer(staged))
+    del model
+    found: list[tuple[ExportFormat, VerificationResult]]
+    found = [("safetensors", verify_checkpoint(staged, should_cancel=run.should_cancel))]
+    for wanted in config.gguf_formats:
+        file = GGUF_FILES[wanted]
+        if not has_llama_cpp():
+            run.warnings.append(NO_LLAMA_CPP.format(file=file))
+            continue
+        run.report(Stage.VERIFY, f"loading {file} in llama.cpp", 0.5)
+        found.append((wanted, verify_gguf(staged, file, wanted, should_cancel=run.should_cancel)))
+    return tuple(verified_report(name, one) for name, one in found)
+
+
+def verified_report(files: ExportFormat, result: VerificationResult) -> VerifiedReport:
+    """What a report keeps of a verification."""
+    return VerifiedReport(
+        files=files,
+        loaded_by=result.loaded_by,
+        max_abs_difference=result.max_abs_difference,
+        tolerance=result.tolerance,
+    )
+
+
+def evaluate_staged(
+    pair: tuple[Path, Path],
+    config: CompressionConfig,
+    evaluation: EvaluationConfig,
+    tasks: OpenedTasks | None,
+    run: Run,
+) -> EvaluationReport:
+    """Measure the dense and the compressed checkpoint, in this order in `pair`."""
+    run.report(Stage.EVALUATE, "dense against compressed")
+
+    def relay(event: ProgressEvent) -> None:
+        run.report(Stage.EVALUATE, event.message, event.fraction)
+
+    return evaluate_pair(
+        *pair,
+        evaluation,
+        dtype=config.dtype,
+        device=config.device,
+        materials=Materials(tasks=tasks, calibration=run.calibration, known=run.dense_scores),
+        on_progress=relay,
+        should_cancel=run.should_cancel,
+    )
+
+
+def publish_staged(staged: Path, out: Path, report: CompressionReport, run: Run) -> None:
+    """Add report and model card, then give the checkpoint its name.
+
+    Raises:
+        OutputExistsError: if `out` appeared meanwhile.
+    """
+    run.report(Stage.EXPORT, f"writing {out}")
+    (staged / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_model_card(staged, report.model_dump(mode="json"))
+    write_manifest(
+        staged,
+        {
+            "model": report.model,
+            "base_fingerprint": report.base_fingerprint,
+            "licence": report.base_licence,
+            "compression": report.config.model_dump(mode="json"),
+            "calibration_hash": report.calibration_hash,
+            "evaluation": [] if report.evaluation is None else report.evaluation.texts,
+        },
+    )
+    require_free_output(out)
+    staged.replace(out)
+    run.on_progress(ProgressEvent(stage=Stage.EXPORT, message=f"wrote {out}", fraction=1.0))
+
+
+def weight_bytes(directory: Path) -> int:
+    """Return the size of a checkpoint's safetensors files in bytes."""
+    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes of this process: on the GPU where it works there, else resident in the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts KiB, macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

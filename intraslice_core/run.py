@@ -1,0 +1,139 @@
+"""The state of one run: its listener, its cancellation check, its caches and its progress."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from intraslice_core.cache import LayerCheckpoints, SharedFiles, fingerprint
+from intraslice_core.checkpoints.writer import WrittenRecord
+from intraslice_core.evaluation.comparison import DenseScores
+from intraslice_core.export.form import WrittenReference
+from intraslice_core.plan import LayerPlan, ModelGeometry
+from intraslice_core.progress import (
+    CancellationCheck,
+    LayerDone,
+    ProgressEvent,
+    ProgressListener,
+    Shares,
+    Stage,
+    raise_if_cancelled,
+    shares_of,
+)
+from intraslice_core.reports.schema import LayerReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedModel:
+    """A dense model as a directory of safetensors, under the name it was asked for by."""
+
+    reference: str
+    directory: Path
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of everything that decides what it computes; reads all of its files, once."""
+        return fingerprint(self.directory)
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What one run talks to: who listens, who may stop it, what the clock says."""
+
+    on_progress: ProgressListener
+    should_cancel: CancellationCheck
+    started: float = field(default_factory=time.perf_counter)
+    warnings: list[str] = field(default_factory=list)
+    shared: SharedFiles | None = None
+    checkpoints: LayerCheckpoints | None = None
+    dense_scores: DenseScores | None = None
+    offload_dir: Path | None = None
+    """Where hidden states lie instead of in memory."""
+    verify: bool = True
+    resumed_layers: int = 0
+    written: WrittenRecord | None = None
+    """What the checkpoint's files must hold."""
+    reference: WrittenReference | None = None
+    """What the written files must compute, where they are not of our class."""
+    training_text: Tensor | None = None
+    """(n, sequence_length), where the result is to be trained."""
+    shares: Shares = field(default_factory=lambda: shares_of(recover=False))
+    calibration: Tensor | None = None
+    """The sequences, (samples, sequence_length): an evaluation asks whether it shares text."""
+
+    def report(
+        self,
+        stage: Stage,
+        message: str,
+        done: float = 0.0,
+        layer: int | None = None,
+        layers: int | None = None,
+        seconds_left: float | None = None,
+    ) -> None:
+        """Stop if asked to; otherwise tell how far the run is.
+
+        `done` and `seconds_left`, where a stage knows how long it will take, are of the stage.
+        """
+        raise_if_cancelled(self.should_cancel)
+        begin, end = self.shares[stage]
+        fraction = begin + (end - begin) * min(max(done, 0.0), 1.0)
+        elapsed = time.perf_counter() - self.started
+        eta = elapsed * (1.0 - fraction) / fraction if fraction > 0.02 else None
+        if seconds_left is not None:
+            eta = seconds_left + (elapsed + seconds_left) * (1.0 - end) / end
+        self.on_progress(
+            ProgressEvent(
+                stage=stage,
+                message=message,
+                fraction=fraction,
+                layer=layer,
+                layers=layers,
+                eta_seconds=eta,
+            )
+        )
+
+    def layer_done(self, report: LayerReport, geometry: ModelGeometry) -> None:
+        """Tell what a layer has become."""
+        layers = geometry.num_hidden_layers
+        begin, end = self.shares[Stage.COMPRESS]
+        self.on_progress(
+            ProgressEvent(
+                stage=Stage.COMPRESS,
+                message=f"layer {report.layer + 1}/{layers} is done",
+                fraction=begin + (end - begin) * (report.layer + 1) / layers,
+                layer=report.layer,
+                layers=layers,
+                finished=_layer_done(report, geometry.dense_layer()),
+            )
+        )
+
+
+def _layer_done(report: LayerReport, dense: LayerPlan) -> LayerDone:
+    plan = report.plan
+    return LayerDone(
+        layer=report.layer,
+        num_attention_heads=plan.num_attention_heads,
+        num_key_value_heads=plan.num_key_value_heads,
+        qk_head_dim=plan.qk_head_dim,
+        v_head_dim=plan.v_head_dim,
+        intermediate_size=plan.intermediate_size,
+        attention_part=_head_widths(plan) / _head_widths(dense),
+        mlp_part=plan.intermediate_size / dense.intermediate_size,
+        attention_error=report.attention.relative_error,
+        mlp_error=report.mlp.relative_error,
+        explained_energy=report.attention.explained_energy,
+    )
+
+
+def _head_widths(plan: LayerPlan) -> int:
+    return plan.num_attention_heads * (plan.qk_head_dim + plan.v_head_dim)
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """Load a checkpoint's tokenizer from its files, without running code from them."""
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)

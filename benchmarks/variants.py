@@ -66,7 +66,8 @@ from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.decoder_layer import BlockWeights
 from intraslice_core.device import resolve_device, resolve_dtype
 from intraslice_core.evaluation.perplexity import evaluation_tokens
-from intraslice_core.layer_compressor import LayerCompressor, LayerContext, Streams
+from intraslice_core.hidden_states import HiddenStates, LayerContext
+from intraslice_core.layer_compressor import LayerCompressor
 from intraslice_core.methods import PRESETS
 from intraslice_core.plan import ModelPlan
 from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge
@@ -206,7 +207,7 @@ class Bench:
         """The sliced layers."""
         layers = self.mixed if variant == "complex" else self.layers
         hidden = layers.embed(self.calibration)
-        streams = Streams(compressed=hidden, dense=hidden.clone())
+        streams = HiddenStates(compressed=hidden, dense=hidden.clone())
         found = []
         for layer, known in enumerate(self.knowledge(variant)):
             before = streams.compressed.clone()

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 import transformers
@@ -28,9 +27,8 @@ from torch import Tensor
 import intraslice_core
 from intraslice_core.checkpoints.writer import ShardFile
 from intraslice_core.config import CalibrationConfig
+from intraslice_core.plan import Module
 from intraslice_core.reports.schema import LayerReport
-
-Half = Literal["attention", "mlp"]
 
 _SUFFIX = ".safetensors"
 _TENSOR = "shared"
@@ -102,7 +100,7 @@ class DenseStates:
     files: SharedFiles
     key: str
 
-    def restore(self, layer: int, half: Half, stream: Tensor) -> bool:
+    def restore(self, layer: int, half: Module, stream: Tensor) -> bool:
         """Move the stream past the half layer in place, if somebody has kept it there."""
         kept = self.files.load(self._name(layer, half))
         if kept is None or kept.shape != stream.shape or kept.dtype != stream.dtype:
@@ -110,11 +108,11 @@ class DenseStates:
         stream.copy_(kept)
         return True
 
-    def keep(self, layer: int, half: Half, stream: Tensor) -> None:
+    def keep(self, layer: int, half: Module, stream: Tensor) -> None:
         """Leave the stream, which is past the half layer, to other runs."""
         self.files.save(self._name(layer, half), stream)
 
-    def _name(self, layer: int, half: Half) -> str:
+    def _name(self, layer: int, half: Module) -> str:
         return f"dense-{self.key}-{layer}-{half}"
 
 

@@ -9,7 +9,7 @@ what the saved model computes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -17,15 +17,14 @@ import torch
 from torch import Tensor
 
 from intraslice_core import compensation, decoder_layer, linalg, slicing
-from intraslice_core.cache import DenseStates, Half
 from intraslice_core.compensation import Observation, OutputSpace
-from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Linear, Rotary
+from intraslice_core.decoder_layer import BlockWeights, Linear
 from intraslice_core.errors import NumericalError
-from intraslice_core.methods import MethodPreset
+from intraslice_core.hidden_states import HiddenStates, LayerContext, LayerPass
 from intraslice_core.plan import LayerPlan
 from intraslice_core.selection import neurons, rotary_pairs, spectra, value_basis
 from intraslice_core.selection.spectra import Spectrum
-from intraslice_core.sensitivity.layer_sensitivity import KeptHeads, LayerKnowledge, with_pairs
+from intraslice_core.sensitivity.layer_sensitivity import KeptHeads, with_pairs
 from intraslice_core.statistics import (
     HeadEnergies,
     HeadEnergyAccumulator,
@@ -34,49 +33,6 @@ from intraslice_core.statistics import (
     RotaryAccumulator,
     RotaryStatistics,
 )
-
-HELD_OUT_FRACTION = 8
-"""One calibration sequence in so many chooses the damping."""
-
-PASSES = 4
-"""Walks over the calibration sequences per layer."""
-
-
-@dataclass(kw_only=True)
-class Streams:
-    """Hidden states of all calibration sequences, (samples, sequence, hidden_size), host memory.
-
-    Advanced in place, half a layer at a time.
-    """
-
-    compressed: Tensor
-    dense: Tensor | None
-    """The dense model's stream; None where the method does not look at it."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Those there are, by name; the streams themselves and no copies."""
-        known = {"compressed": self.compressed, "dense": self.dense}
-        return {name: stream for name, stream in known.items() if stream is not None}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerContext:
-    """What a layer's work needs besides its weights and the streams."""
-
-    layer: int
-    settings: BlockSettings
-    rotary: Rotary
-    preset: MethodPreset
-    batch_size: int
-    device: torch.device
-    stored_dtype: torch.dtype
-    """The compressed stream sees weights rounded to this, as the saved model will."""
-    before_batch: Callable[[float], None]
-    """Called before each batch with the fraction of the layer that is done; may raise to stop."""
-    knowledge: LayerKnowledge | None = None
-    """What was learnt of the dense layer; None lets the compressed stream choose."""
-    dense_states: DenseStates | None = None
-    """Where runs at other ratios have left the dense stream, and find ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +74,12 @@ class LayerCompressor:
     """Compresses one layer and moves the streams past it."""
 
     def __init__(
-        self, weights: BlockWeights, plan: LayerPlan, streams: Streams, context: LayerContext
+        self, weights: BlockWeights, plan: LayerPlan, states: HiddenStates, context: LayerContext
     ) -> None:
         self._dense = weights
         self._plan = plan
-        self._streams = streams
         self._context = context
-        self._passes_done = 0
+        self._pass = LayerPass(weights, states, context)
         self._spectra: list[Spectrum] = []
         self._attention_space = OutputSpace(
             output=weights.attention_output,
@@ -161,7 +116,7 @@ class LayerCompressor:
             else:
                 weights, mlp = self._compress_mlp(weights)
                 mlp = replace(mlp, spectra=self._taken_spectra())
-            self._advance_mlp(weights)
+            self._pass.advance_mlp(weights)
         return LayerOutcome(
             weights=weights,
             kept_pairs=pairs,
@@ -170,46 +125,18 @@ class LayerCompressor:
             seconds=time.perf_counter() - started,
         )
 
+    def replay(self, weights: BlockWeights) -> None:
+        """Move both hidden states past the layer, which an interrupted run has compressed.
+
+        Args:
+            weights: the sliced layer as that run saved it.
+        """
+        self._pass.replay(weights)
+
     def _taken_spectra(self) -> tuple[Spectrum, ...]:
         """Those of the module that is done."""
         taken, self._spectra = tuple(self._spectra), []
         return taken
-
-    def replay(self, weights: BlockWeights) -> None:
-        """Move both streams past the layer, whose work an earlier run has done.
-
-        Args:
-            weights: the sliced layer, as that run has saved it.
-        """
-        if not self._context.preset.compensate:
-            return
-        settings = self._context.settings
-        if not settings.parallel_block:
-            self._replay_half("attention", weights, self._behind_attention)
-        self._replay_half("mlp", weights, self._behind_mlp)
-
-    def _replay_half(
-        self, half: Half, weights: BlockWeights, behind: Callable[[Tensor, BlockWeights], Tensor]
-    ) -> None:
-        """The same products over the same batches as in the layer's work."""
-        known = self._restore_dense(half)
-        for rows in self._batches():
-            hidden = behind(self._load(self._streams.compressed, rows), weights)
-            self._streams.compressed[rows] = hidden.to(self._streams.compressed.device)
-            self._pass_dense(rows, known, behind)
-        self._keep_dense(half, known)
-
-    def _behind_attention(self, hidden: Tensor, weights: BlockWeights) -> Tensor:
-        """The stream behind the attention, from the block's input."""
-        settings, rotary = self._context.settings, self._context.rotary
-        return hidden + decoder_layer.attention(hidden, weights, settings, rotary)
-
-    def _behind_mlp(self, hidden: Tensor, weights: BlockWeights) -> Tensor:
-        """The stream behind the block: from the attention's end, or a parallel block's input."""
-        settings = self._context.settings
-        if settings.parallel_block:
-            return decoder_layer.behind(hidden, weights, settings, self._context.rotary)
-        return hidden + decoder_layer.mlp(hidden, weights, settings)
 
     def _cut_without_data(self) -> LayerOutcome:
         """The naive baseline: choose by weights alone, refit nothing, leave the streams alone."""
@@ -251,66 +178,6 @@ class LayerCompressor:
         weights = slicing.slice_neurons(weights, kept)
         return replace(weights, mlp_output=slicing.select_inputs(output, kept))
 
-    # -- walking over the calibration sequences --------------------------------------------
-
-    def _batches(self) -> Iterator[slice]:
-        """Batches of sequences, none of which straddles the fit/held-out border."""
-        size, total = self._context.batch_size, self._streams.compressed.shape[0]
-        border = total - self._held_out(total)
-        starts = [*range(0, border, size), *range(border, total, size)]
-        for start in starts:
-            self._context.before_batch((self._passes_done + start / total) / PASSES)
-            yield slice(start, min(start + size, border if start < border else total))
-        self._passes_done += 1
-
-    def _held_out(self, samples: int) -> int:
-        """Sequences kept for the choice of damping; none where there is nothing to choose."""
-        if len(self._context.preset.damping_own) < 2 or samples < 2:
-            return 0
-        return max(samples // HELD_OUT_FRACTION, 1)
-
-    def _load(self, stream: Tensor, rows: slice) -> Tensor:
-        return stream[rows].to(self._context.device)
-
-    # -- the dense stream ------------------------------------------------------------------
-    #
-    # It rests behind every half of a layer; in a parallel block, whose halves read the same
-    # input, only behind the second.
-
-    def _rests_behind(self, half: Half) -> bool:
-        return half == "mlp" or not self._context.settings.parallel_block
-
-    def _restore_dense(self, half: Half) -> bool:
-        """Whether the dense stream is past the half layer already: another run has kept it."""
-        states, stream = self._context.dense_states, self._streams.dense
-        if states is None or stream is None or not self._rests_behind(half):
-            return False
-        return states.restore(self._context.layer, half, stream)
-
-    def _keep_dense(self, half: Half, known: bool) -> None:
-        states, stream = self._context.dense_states, self._streams.dense
-        if states is None or stream is None or known or not self._rests_behind(half):
-            return
-        states.keep(self._context.layer, half, stream)
-
-    def _pass_dense(
-        self,
-        rows: slice,
-        known: bool,
-        behind: Callable[[Tensor, BlockWeights], Tensor],
-        half: Half = "mlp",
-    ) -> Tensor | None:
-        """The dense stream behind the half; None where the method does not look at it."""
-        stream = self._streams.dense
-        if stream is None:
-            return None
-        star = self._load(stream, rows)
-        if not known:
-            star = behind(star, self._dense)
-            if self._rests_behind(half):
-                stream[rows] = star.to(stream.device)
-        return star
-
     def _accumulators(
         self, output: Linear, own_is_linear: bool
     ) -> tuple[MomentAccumulator, MomentAccumulator | None]:
@@ -325,35 +192,31 @@ class LayerCompressor:
                 own_is_linear=own_is_linear,
             )
 
-        has_held_out = self._held_out(self._streams.compressed.shape[0]) > 0
+        has_held_out = self._pass.has_held_out
         return make(), make() if has_held_out else None
-
-    def _is_held_out(self, rows: slice) -> bool:
-        total = self._streams.compressed.shape[0]
-        return bool(rows.start >= total - self._held_out(total))
 
     # -- removed modules -------------------------------------------------------------------
 
     def _remove_attention(self) -> tuple[Tensor, BlockWeights, ModuleOutcome]:
         """A layer without attention; the dense stream passes its own all the same."""
-        self._passes_done += 1
-        known = self._restore_dense("attention")
-        for rows in self._batches():
-            self._pass_dense(rows, known, self._behind_attention, "attention")
-        self._keep_dense("attention", known)
+        self._pass.skip()
+        known = self._pass.restore_dense("attention")
+        for rows in self._pass.batches():
+            self._pass.advance_dense(rows, known, self._pass.after_attention, "attention")
+        self._pass.keep_dense("attention", known)
         weights = self._as_stored(slicing.remove_attention(self._dense))
         return _no_pairs(self._context.device), weights, ModuleOutcome(module="attention")
 
     def _remove_mlp(self, weights: BlockWeights) -> tuple[BlockWeights, ModuleOutcome]:
         """A layer without MLP; both streams pass what they pass in `_mlp_moments`."""
-        known = self._restore_dense("mlp")
-        for rows in self._batches():
+        known = self._pass.restore_dense("mlp")
+        for rows in self._pass.batches():
             if not self._context.settings.parallel_block:
-                hidden = self._load(self._streams.compressed, rows)
-                between = self._behind_attention(hidden, weights)
-                self._streams.compressed[rows] = between.to(self._streams.compressed.device)
-            self._pass_dense(rows, known, self._behind_mlp)
-        self._keep_dense("mlp", known)
+                hidden = self._pass.compressed(rows)
+                between = self._pass.after_attention(hidden, weights)
+                self._pass.store_compressed(rows, between)
+            self._pass.advance_dense(rows, known, self._pass.after_mlp)
+        self._pass.keep_dense("mlp", known)
         weights = self._as_stored(slicing.remove_mlp(weights))
         return weights, ModuleOutcome(module="mlp")
 
@@ -365,11 +228,11 @@ class LayerCompressor:
         total = settings.head_dim // 2
         if keep == total:
             every = torch.arange(total, device=self._context.device)
-            self._passes_done += 1
+            self._pass.skip()
             return every.expand(settings.num_key_value_heads, total), self._dense
         known = self._context.knowledge
         if known is not None:
-            self._passes_done += 1
+            self._pass.skip()
             choice = known.pairs(keep)
             self._spectra.append(spectra.by_losses("rotary pairs", known.pair_losses, keep))
             return choice.kept, with_pairs(self._dense, choice, settings, known.energies)
@@ -391,8 +254,8 @@ class LayerCompressor:
         }
         meeting = RotaryAccumulator(**shape, device=context.device)
         projected = HeadEnergyAccumulator(**shape, device=context.device)
-        for rows in self._batches():
-            hidden = self._load(self._streams.compressed, rows)
+        for rows in self._pass.batches():
+            hidden = self._pass.compressed(rows)
             normed = decoder_layer.attention_inputs(hidden, self._dense, settings)
             heads = decoder_layer.queries_and_keys(normed, self._dense)
             projected.add(*heads)
@@ -457,19 +320,19 @@ class LayerCompressor:
         settings, rotary = self._context.settings, self._context.rotary
         space = self._attention_space
         fit, held_out = self._accumulators(space.output, own_is_linear=pruned is self._dense)
-        known = self._restore_dense("attention")
-        for rows in self._batches():
-            hidden = self._load(self._streams.compressed, rows)
+        known = self._pass.restore_dense("attention")
+        for rows in self._pass.batches():
+            hidden = self._pass.compressed(rows)
             normed = decoder_layer.attention_inputs(hidden, self._dense, settings)
             inner = full = decoder_layer.attention_inner(normed, self._dense, settings, rotary)
             if pruned is not self._dense:
                 inner = decoder_layer.attention_inner(normed, pruned, settings, rotary)
             seen = space.observe(full, inner)
-            star = self._pass_dense(rows, known, self._behind_attention, "attention")
+            star = self._pass.advance_dense(rows, known, self._pass.after_attention, "attention")
             correction = None if star is None else space.correction(star - hidden, seen)
-            sums = held_out if held_out is not None and self._is_held_out(rows) else fit
+            sums = held_out if held_out is not None and self._pass.is_held_out(rows) else fit
             _add(sums, seen, correction)
-        self._keep_dense("attention", known)
+        self._pass.keep_dense("attention", known)
         return _moments(fit, held_out, space)
 
     def _choose_value_basis(
@@ -532,20 +395,20 @@ class LayerCompressor:
         """
         settings, space = self._context.settings, self._mlp_space
         fit, held_out = self._accumulators(space.output, own_is_linear=True)
-        known = self._restore_dense("mlp")
-        for rows in self._batches():
-            hidden = self._load(self._streams.compressed, rows)
-            between = self._behind_attention(hidden, weights)
+        known = self._pass.restore_dense("mlp")
+        for rows in self._pass.batches():
+            hidden = self._pass.compressed(rows)
+            between = self._pass.after_attention(hidden, weights)
             if not settings.parallel_block:
                 hidden = between
-                self._streams.compressed[rows] = hidden.to(self._streams.compressed.device)
+                self._pass.store_compressed(rows, hidden)
             inner = decoder_layer.mlp_inner(hidden, self._dense, settings)
             seen = space.observe(inner, inner)
-            star = self._pass_dense(rows, known, self._behind_mlp)
+            star = self._pass.advance_dense(rows, known, self._pass.after_mlp)
             correction = None if star is None else space.correction(star - between, seen)
-            sums = held_out if held_out is not None and self._is_held_out(rows) else fit
+            sums = held_out if held_out is not None and self._pass.is_held_out(rows) else fit
             _add(sums, seen, correction)
-        self._keep_dense("mlp", known)
+        self._pass.keep_dense("mlp", known)
         return _moments(fit, held_out, space)
 
     def _choose_neurons(self, fit: Moments, held_out: Moments | None) -> Tensor:
@@ -567,12 +430,6 @@ class LayerCompressor:
             choice = neurons.obs_elimination(factor, fitted, keep)
         self._spectra.append(spectra.by_scores("MLP neurons", "score", choice.score, keep))
         return choice.kept
-
-    def _advance_mlp(self, weights: BlockWeights) -> None:
-        """Move the compressed stream past the sliced MLP."""
-        for rows in self._batches():
-            hidden = self._behind_mlp(self._load(self._streams.compressed, rows), weights)
-            self._streams.compressed[rows] = hidden.to(self._streams.compressed.device)
 
     def _as_stored(self, weights: BlockWeights) -> BlockWeights:
         return slicing.rounded_to(weights, self._context.stored_dtype)

@@ -33,7 +33,8 @@ from intraslice_core.families.canonical import (
     layer_prefix,
     named_tensors,
 )
-from intraslice_core.layer_compressor import LayerCompressor, LayerContext, LayerOutcome, Streams
+from intraslice_core.hidden_states import HiddenStates, LayerContext
+from intraslice_core.layer_compressor import LayerCompressor, LayerOutcome
 from intraslice_core.methods import PRESETS
 from intraslice_core.plan import LayerPlan, ModelGeometry
 from intraslice_core.progress import Stage
@@ -191,14 +192,14 @@ class LayerLoop:
             raise NumericalError("the compressed stream holds NaN or infinity", layer=layer)
 
 
-def _embed(work: CompressionWork, tokens: Tensor) -> Streams:
+def _embed(work: CompressionWork, tokens: Tensor) -> HiddenStates:
     """Both streams at the embedding, in host memory and compute dtype."""
     table = work.reader.tensor(work.reader.family.embedding)
     hidden = work.memory.empty((*tokens.shape, table.shape[1]), work.dtype)
     for row, sequence in enumerate(tokens):
         hidden[row] = embedded(work.canonical, table[sequence].to(work.dtype))
     dense_target = PRESETS[work.config.method].dense_target
-    return Streams(compressed=hidden, dense=work.memory.copy(hidden) if dense_target else None)
+    return HiddenStates(compressed=hidden, dense=work.memory.copy(hidden) if dense_target else None)
 
 
 def _dense_states(work: CompressionWork, tokens: Tensor) -> DenseStates | None:

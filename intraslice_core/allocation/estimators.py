@@ -29,11 +29,11 @@ from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.config import CompressionSettings
 from intraslice_core.export.targets import DEMANDS
 from intraslice_core.methods import PRESETS
-from intraslice_core.plan import ModelGeometry
+from intraslice_core.plan import ModelGeometry, Module
 from intraslice_core.sensitivity.gradients import GradientFiles, LayerGradients, loss_gradients
 from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge
 from intraslice_core.sensitivity.measurement import Learned, learn
-from intraslice_core.sensitivity.trial_cuts import Module, Trial
+from intraslice_core.sensitivity.trial_cuts import Trial
 
 LEARNING_FRACTION = 4
 """One calibration sequence in so many is learnt from, but at least `LEAST_LEARNING`."""

@@ -13,7 +13,8 @@ from intraslice_core.allocation.curves import PricedPlan
 from intraslice_core.allocation.estimators import AttentionOffer
 from intraslice_core.checkpoints.dense_model import DenseLayers, mean_loss
 from intraslice_core.errors import ConfigurationError
-from intraslice_core.layer_compressor import LayerCompressor, LayerContext, Streams
+from intraslice_core.hidden_states import HiddenStates, LayerContext
+from intraslice_core.layer_compressor import LayerCompressor
 from intraslice_core.methods import MethodPreset
 from intraslice_core.plan import ModelPlan
 from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge
@@ -41,7 +42,7 @@ class Rehearsal:
     def loss(self, plan: ModelPlan, before_batch: Callable[[float], None]) -> float:
         """Mean next-token loss of the compressed model on `check`, in nats."""
         hidden = self.layers.memory.copy(self.layers.embed(self.fit))
-        streams = Streams(compressed=hidden, dense=self.layers.memory.copy(hidden))
+        streams = HiddenStates(compressed=hidden, dense=self.layers.memory.copy(hidden))
         check = self.layers.embed(self.check)
         quick = replace(self.preset, damping_own=(_OWN,), damping_correction=(_CORRECTION,))
         for layer, shape in enumerate(plan.layers):

@@ -36,7 +36,7 @@ from intraslice_core.config import (
     Method,
     RecoveryConfig,
 )
-from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan
+from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan, Module
 from intraslice_core.text_sources import FLATTERS, TOLERATED_OVERLAP, only_own_kind, seen_before
 
 SCHEMA_VERSION = 1
@@ -44,7 +44,6 @@ REPORT_FILE = "intraslice_report.json"
 """Its name within a checkpoint."""
 MAX_LOSS_POINTS = 50
 
-Module = Literal["attention", "mlp"]
 
 LossWeighting = Literal["fisher", "residual_norm"]
 """By the gradient's second moment, or without gradients by 1 / E‖x‖² of the residual stream."""

@@ -32,13 +32,14 @@ from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.compensation import OutputSpace
 from intraslice_core.decoder_layer import BlockWeights
 from intraslice_core.errors import NumericalError
+from intraslice_core.plan import Module
 from intraslice_core.selection import neurons, value_basis
 from intraslice_core.selection.heads import HeadChoice, eliminate_heads, head_energies
 from intraslice_core.selection.rotary_pairs import eliminate_pairs
 from intraslice_core.sensitivity.gradients import GradientFiles
 from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge, with_pairs
 from intraslice_core.sensitivity.pair_effects import PairEffectAccumulator
-from intraslice_core.sensitivity.trial_cuts import Module, Trial, Trials
+from intraslice_core.sensitivity.trial_cuts import Trial, Trials
 from intraslice_core.statistics import HeadEnergyAccumulator, second_moment_sum
 
 NEURON_DAMPING = 1e-4

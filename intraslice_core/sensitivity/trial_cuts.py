@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,8 +11,7 @@ from torch import Tensor
 from intraslice_core import decoder_layer
 from intraslice_core.checkpoints.dense_model import DenseLayers, mean_loss
 from intraslice_core.decoder_layer import BlockWeights
-
-Module = Literal["attention", "mlp"]
+from intraslice_core.plan import Module
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from intraslice_core.config import Method
 from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Rotary
 from intraslice_core.families.adapter import family_for
 from intraslice_core.families.canonical import block_settings, block_weights, rotary_tables
-from intraslice_core.layer_compressor import LayerCompressor, LayerContext, Streams
+from intraslice_core.hidden_states import HiddenStates, LayerContext
+from intraslice_core.layer_compressor import LayerCompressor
 from intraslice_core.methods import PRESETS
 from intraslice_core.plan import LayerPlan
 from tests.intraslice_core.tiny_models import tiny_family_model
@@ -36,10 +37,10 @@ def opened(variant: str) -> tuple[BlockWeights, BlockSettings, Rotary, LayerPlan
     )
 
 
-def streams(seed: int = 0) -> Streams:
+def streams(seed: int = 0) -> HiddenStates:
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(SAMPLES, SEQUENCE, 48, generator=generator)
-    return Streams(compressed=hidden, dense=hidden.clone())
+    return HiddenStates(compressed=hidden, dense=hidden.clone())
 
 
 @pytest.mark.parametrize("removed", ["attention", "mlp", "both"])

@@ -24,7 +24,8 @@ from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CalibrationConfig
 from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Rotary
 from intraslice_core.evaluation.perplexity import evaluation_tokens
-from intraslice_core.layer_compressor import LayerCompressor, LayerContext, Streams
+from intraslice_core.hidden_states import HiddenStates, LayerContext
+from intraslice_core.layer_compressor import LayerCompressor
 from intraslice_core.methods import PRESETS, MethodPreset
 from intraslice_core.plan import LayerPlan
 from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge
@@ -78,7 +79,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealModel]:
 
 def compressed_blocks(real: RealModel, preset: MethodPreset) -> list[BlockWeights]:
     hidden = real.layers.embed(real.calibration)
-    streams = Streams(compressed=hidden, dense=hidden.clone() if preset.dense_target else None)
+    streams = HiddenStates(compressed=hidden, dense=hidden.clone() if preset.dense_target else None)
     blocks = []
     for layer in range(LAYERS):
         context = LayerContext(

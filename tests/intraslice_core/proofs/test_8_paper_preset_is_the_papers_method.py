@@ -14,7 +14,8 @@ from intraslice_core.checkpoints.dense_model import ReaderLayers
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.decoder_layer import BlockWeights
-from intraslice_core.layer_compressor import LayerCompressor, LayerContext, LayerOutcome, Streams
+from intraslice_core.hidden_states import HiddenStates, LayerContext
+from intraslice_core.layer_compressor import LayerCompressor, LayerOutcome
 from intraslice_core.methods import PRESETS
 from intraslice_core.plan import LayerPlan
 from tests.intraslice_core.compressing import compress_unverified
@@ -44,7 +45,7 @@ def plan_of(layers: ReaderLayers, layer: int) -> LayerPlan:
     )
 
 
-def compress_one(layers: ReaderLayers, layer: int, streams: Streams, dtype: torch.dtype):
+def compress_one(layers: ReaderLayers, layer: int, streams: HiddenStates, dtype: torch.dtype):
     context = LayerContext(
         layer=layer,
         settings=layers.settings(layer),
@@ -107,7 +108,7 @@ def test_every_module_of_every_layer_is_the_oracles(
     tokens, atol = drawn_tokens(), TOLERANCE[dtype]
     with CheckpointReader(directory) as reader, torch.inference_mode():
         layers = ReaderLayers(reader, CPU, dtype)
-        streams = Streams(compressed=layers.embed(tokens), dense=None)
+        streams = HiddenStates(compressed=layers.embed(tokens), dense=None)
         theirs = [model.get_input_embeddings().weight[one].double() for one in tokens]
         for layer in range(layers.num_layers):
             plan = plan_of(layers, layer)

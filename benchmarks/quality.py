@@ -139,7 +139,7 @@ def damage_ratio(dense: float, values: Scores) -> float | None:
     """Ours over the paper's damage, each at its best, where both were measured."""
     ours, theirs = (
         [value for method, value in values.items() if method.partition(":")[0] == name]
-        for name in ("intraslice", "paper")
+        for name in ("intraslice_plus", "intraslice")
     )
     return (min(ours) - dense) / (min(theirs) - dense) if ours and theirs else None
 

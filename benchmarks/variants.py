@@ -68,13 +68,13 @@ from intraslice_core.device import resolve_device, resolve_dtype
 from intraslice_core.evaluation.perplexity import evaluation_tokens
 from intraslice_core.hidden_states import HiddenStates, LayerContext
 from intraslice_core.layer_compressor import LayerCompressor
-from intraslice_core.methods import PRESETS
+from intraslice_core.methods import METHODS
 from intraslice_core.plan import ModelPlan
 from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge
 from intraslice_core.sensitivity.measurement import Learned
 
 VARIANTS = ("ours", "centred", "causal", "unturned", "complex", "bare", "refine", "one-price")
-PRESET = PRESETS["intraslice"]
+PRESET = METHODS["intraslice_plus"]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -176,7 +176,7 @@ class Bench:
             fit=self.split.learning[:SEQUENCES],
             check=self.split.check,
             knowledge=self.learned.layers,
-            preset=PRESET,
+            method=PRESET,
             batch_size=BATCH,
             device=self.device,
             stored_dtype=self.dtype,
@@ -215,7 +215,7 @@ class Bench:
                 layer=layer,
                 settings=layers.settings(layer),
                 rotary=layers.rotary(layer, hidden.shape[1]),
-                preset=PRESET,
+                method=PRESET,
                 batch_size=BATCH,
                 device=self.device,
                 stored_dtype=self.dtype,

@@ -126,7 +126,7 @@ def submit(client: httpx.Client, samples: int) -> str:
     """POST the job; its path."""
     compression = {
         "ratio": 0.3,
-        "method": "intraslice",
+        "method": "intraslice_plus",
         "calibration": {"source": "pydoc", "samples": samples, "sequence_length": 256},
     }
     console.print(f"[bold]2[/bold] POST /v1/jobs: compress {MODEL} by 30 %")

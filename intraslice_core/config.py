@@ -20,8 +20,14 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-Method = Literal["intraslice", "paper", "magnitude"]
-"""`intraslice` is ours, `paper` the published method, `magnitude` the naive baseline."""
+Method = Literal["intraslice_plus", "intraslice", "magnitude"]
+"""`intraslice_plus` (IntraSlice+) is ours, `intraslice` the method of arXiv 2602.01975, `magnitude`
+the baseline that looks at weights alone."""
+
+RENAMED_METHOD_ERROR = (
+    "method 'paper' is now called 'intraslice'; the method that was called 'intraslice' is now "
+    "'intraslice_plus' and the default"
+)
 
 Target = Literal["research", "adaptive", "stock"]
 """Which runtimes must load the result: `research` leaves every shape free per layer, `adaptive` is
@@ -279,7 +285,7 @@ class RecoveryConfig(FrozenModel):
 class CompressionSettings(FrozenModel):
     """Everything about a compression but how much is removed."""
 
-    method: Method = "intraslice"
+    method: Method = "intraslice_plus"
     target: Target = Field(
         default="research",
         description="research: every layer has shapes of its own, loaded by the checkpoint's code; "
@@ -329,6 +335,13 @@ class CompressionSettings(FrozenModel):
         if self.recover is not None:
             mixture += self.recover.mixture(self.calibration)
         return tuple(dict.fromkeys(one.source for one in mixture))
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _reject_the_old_name(cls, method: Any) -> Any:
+        if method == "paper":
+            raise ValueError(RENAMED_METHOD_ERROR)
+        return method
 
     @field_validator("recover")
     @classmethod

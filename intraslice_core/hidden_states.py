@@ -14,7 +14,7 @@ from torch import Tensor
 from intraslice_core import decoder_layer
 from intraslice_core.cache import DenseStates
 from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Rotary
-from intraslice_core.methods import MethodPreset
+from intraslice_core.methods import CompressionMethod
 from intraslice_core.plan import Module
 from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge
 
@@ -49,7 +49,7 @@ class LayerContext:
     layer: int
     settings: BlockSettings
     rotary: Rotary
-    preset: MethodPreset
+    method: CompressionMethod
     batch_size: int
     device: torch.device
     stored_dtype: torch.dtype
@@ -100,7 +100,7 @@ class LayerPass:
     def _held_out_sequences(self) -> int:
         """Zero if the method has a single damping and so nothing to choose."""
         samples = self._states.compressed.shape[0]
-        if len(self._context.preset.damping_own) < 2 or samples < 2:
+        if len(self._context.method.damping_own) < 2 or samples < 2:
             return 0
         return max(samples // HELD_OUT_FRACTION, 1)
 
@@ -184,7 +184,7 @@ class LayerPass:
         Args:
             weights: the sliced layer as that run saved it.
         """
-        if not self._context.preset.compensate:
+        if not self._context.method.compensate:
             return
         if not self._context.settings.parallel_block:
             self._replay_module("attention", weights, self.after_attention)

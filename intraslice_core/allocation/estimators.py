@@ -28,7 +28,7 @@ from intraslice_core.allocation.lagrangian import lagrangian_plan
 from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.config import CompressionSettings
 from intraslice_core.export.targets import DEMANDS
-from intraslice_core.methods import PRESETS
+from intraslice_core.methods import METHODS
 from intraslice_core.plan import ModelGeometry, Module
 from intraslice_core.sensitivity.gradients import GradientFiles, LayerGradients, loss_gradients
 from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge
@@ -128,7 +128,7 @@ def lagrangian_shapes(
     mlp = trial_scales(learned.trials, "mlp", len(learned.layers))
     demands = DEMANDS[settings.target]
     fixed = "heads" in demands.shapes.same_across_layers
-    some_heads = offer.heads and PRESETS[settings.method].cuts_heads and not fixed
+    some_heads = offer.heads and METHODS[settings.method].cuts_heads and not fixed
     curves = ModelCurves(
         geometry=geometry,
         layers=tuple(

@@ -15,7 +15,7 @@ from intraslice_core.checkpoints.dense_model import DenseLayers, mean_loss
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.hidden_states import HiddenStates, LayerContext
 from intraslice_core.layer_compressor import LayerCompressor
-from intraslice_core.methods import MethodPreset
+from intraslice_core.methods import CompressionMethod
 from intraslice_core.plan import ModelPlan
 from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge
 
@@ -34,7 +34,7 @@ class Rehearsal:
     check: Tensor
     """(sequences, length): held out."""
     knowledge: Sequence[LayerKnowledge]
-    preset: MethodPreset
+    method: CompressionMethod
     batch_size: int
     device: torch.device
     stored_dtype: torch.dtype
@@ -44,13 +44,13 @@ class Rehearsal:
         hidden = self.layers.memory.copy(self.layers.embed(self.fit))
         streams = HiddenStates(compressed=hidden, dense=self.layers.memory.copy(hidden))
         check = self.layers.embed(self.check)
-        quick = replace(self.preset, damping_own=(_OWN,), damping_correction=(_CORRECTION,))
+        quick = replace(self.method, damping_own=(_OWN,), damping_correction=(_CORRECTION,))
         for layer, shape in enumerate(plan.layers):
             context = LayerContext(
                 layer=layer,
                 settings=self.layers.settings(layer),
                 rotary=self.layers.rotary(layer, hidden.shape[1]),
-                preset=quick,
+                method=quick,
                 batch_size=self.batch_size,
                 device=self.device,
                 stored_dtype=self.stored_dtype,

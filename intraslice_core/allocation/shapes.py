@@ -27,7 +27,7 @@ from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.config import Allocation, Allocator, CompressionConfig
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.export.targets import DEMANDS
-from intraslice_core.methods import PRESETS, resolve_allocator
+from intraslice_core.methods import METHODS, resolve_allocator
 from intraslice_core.plan import ModelGeometry, ModelPlan
 from intraslice_core.reports.schema import (
     AllocationReport,
@@ -169,7 +169,7 @@ def choose_shapes(work: ShapeWork, tokens: Tensor) -> Shapes:
         ConfigurationError: if rounding cannot meet the budget.
         NumericalError: naming the layer.
     """
-    with_knowledge = PRESETS[work.config.method].learns and work.budget.ratio > 0.0
+    with_knowledge = METHODS[work.config.method].measures_sensitivity and work.budget.ratio > 0.0
     split = EstimationTokens.of(tokens)
     learned = _learned(work, split, tokens) if with_knowledge else None
     free = learned
@@ -226,7 +226,7 @@ def _learned(work: ShapeWork, split: EstimationTokens, tokens: Tensor) -> Learne
 
 def _layers(work: ShapeWork, learned: Learned | None) -> tuple[LayerKnowledge, ...] | None:
     """Only a method that learns chooses by what was learnt."""
-    return learned.layers if learned and PRESETS[work.config.method].learns else None
+    return learned.layers if learned and METHODS[work.config.method].measures_sensitivity else None
 
 
 def _fallen_back(work: ShapeWork, weighting: LossWeighting, reason: str) -> AllocationReport:
@@ -342,15 +342,15 @@ class _Rehearsals:
 
 def _rehearsals(work: ShapeWork, learned: Learned, split: EstimationTokens) -> _Rehearsals | None:
     """None for methods whose compression is not by what was learnt."""
-    preset = PRESETS[work.config.method]
-    if not preset.learns:
+    method = METHODS[work.config.method]
+    if not method.measures_sensitivity:
         return None
     rehearsal = Rehearsal(
         layers=work.layers,
         fit=split.learning[:SEQUENCES],
         check=split.check,
         knowledge=learned.layers,
-        preset=preset,
+        method=method,
         batch_size=work.config.batch_size,
         device=work.device,
         stored_dtype=work.stored_dtype,

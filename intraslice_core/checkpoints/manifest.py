@@ -16,8 +16,11 @@ MANIFEST = "manifest.json"
 SIGNATURE = "manifest.json.sig"
 """An ed25519 signature of the manifest's bytes, in base64."""
 
-MANIFEST_SCHEMA_VERSION = 1
-"""Raised when a reader of older manifests would misread a newer one."""
+MANIFEST_SCHEMA_VERSION = 2
+"""Raised when a reader of older manifests would misread a newer one.
+
+Version 1 called the method `intraslice_plus` "intraslice" and the method `intraslice` "paper".
+"""
 _PROGRAMS = ("intraslice", "torch", "transformers")
 
 

@@ -20,7 +20,7 @@ from intraslice_core.cost_model.work import (
     spots,
     stream_layers,
 )
-from intraslice_core.methods import PRESETS
+from intraslice_core.methods import METHODS
 from intraslice_core.plan import ModelGeometry
 
 _TRIANGLE = 7 / 12
@@ -60,7 +60,7 @@ class StageFlops(FrozenModel):
 def stage_flops(geometry: ModelGeometry, compression: CompressionConfig) -> StageFlops:
     """All stages of one compression at its ratio, which all modules are taken to lose alike."""
     work = _Work(geometry, compression)
-    compensates = PRESETS[compression.method].compensate
+    compensates = METHODS[compression.method].compensate
     return StageFlops(
         forward=work.samples * work.sequence(1.0),
         gradients=work.gradients(),
@@ -107,8 +107,8 @@ class _Work:
 
     @property
     def dampings(self) -> tuple[int, int]:
-        preset = PRESETS[self.compression.method]
-        return len(preset.damping_own), len(preset.damping_correction)
+        method = METHODS[self.compression.method]
+        return len(method.damping_own), len(method.damping_correction)
 
     # -- passes of one sequence ------------------------------------------------------------
 
@@ -188,14 +188,14 @@ class _Work:
 
     def passes(self, sequences: int) -> float:
         """Dense and pruned on the compressed stream, dense on its own, sliced onwards."""
-        kept, dense = self.kept, PRESETS[self.compression.method].dense_target
+        kept, dense = self.kept, METHODS[self.compression.method].dense_target
         attention = (1 + 2 * kept + dense) * self.attention()
         return sequences * self.layers * (attention + (1 + kept + dense) * self.mlp())
 
     def statistics(self, sequences: int) -> float:
         """Gram and cross moments of both modules."""
         hidden, width = self.geometry.hidden_size, self.geometry.intermediate_size
-        corrects = PRESETS[self.compression.method].dense_target
+        corrects = METHODS[self.compression.method].dense_target
         grams = _TRIANGLE * (self.inner**2 + width**2)
         crosses = self.inner * hidden + corrects * (self.inner + width) * hidden
         return 2.0 * sequences * self.length * self.layers * (grams + crosses)

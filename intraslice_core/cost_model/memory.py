@@ -19,7 +19,7 @@ from intraslice_core.cost_model.work import (
     EstimatorSequences,
     spots,
 )
-from intraslice_core.methods import PRESETS
+from intraslice_core.methods import METHODS
 from intraslice_core.plan import ModelGeometry
 from intraslice_core.text_sources import WRITING_CACHE_BYTES, WRITTEN
 
@@ -105,9 +105,9 @@ def stage_bytes(
         item: bytes of a number in the compute dtype.
         stored: bytes of a stored weight.
     """
-    preset, calibration = PRESETS[compression.method], compression.calibration
+    method, calibration = METHODS[compression.method], compression.calibration
     weights = geometry.dense_layer().parameters(geometry) * (2 * item + stored)
-    if not preset.compensate and not EstimatorSequences.of(compression).gradients:
+    if not method.compensate and not EstimatorSequences.of(compression).gradients:
         return {"compress": StageBytes(host=0, device=weights)}
     parts, length = EstimatorSequences.of(compression), calibration.sequence_length
     state = length * geometry.hidden_size * item
@@ -116,7 +116,7 @@ def stage_bytes(
     batch = compression.batch_size * length * width * 4 * _ACTIVATIONS
     head = geometry.hidden_size * geometry.vocab_size * item
     logits = 4 * 4 * max(LOGITS_AT_ONCE, geometry.vocab_size)
-    streams = 2 if preset.dense_target else 1
+    streams = 2 if method.dense_target else 1
     found = {
         "compress": StageBytes(
             host=calibration.samples * state * streams, device=weights + moments + batch

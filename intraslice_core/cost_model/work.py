@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from intraslice_core.config import CompressionConfig, EvaluationConfig
-from intraslice_core.methods import PRESETS, resolve_allocator
+from intraslice_core.methods import METHODS, resolve_allocator
 from intraslice_core.progress import Stage
 from intraslice_core.text_sources import WRITTEN
 
@@ -38,7 +38,7 @@ class EstimatorSequences:
             min(max(8, samples // 8), rest),
             min(max(32, samples // 4), rest),
         )
-        learns = PRESETS[compression.method].learns and compression.ratio != 0.0
+        learns = METHODS[compression.method].measures_sensitivity and compression.ratio != 0.0
         allocator = resolve_allocator(compression)
         walks = learns or allocator == "lagrangian"
         return cls(

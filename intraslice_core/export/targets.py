@@ -37,7 +37,7 @@ class TargetDemands:
 
     shapes: ShapeConstraint = FREE
     model_types: tuple[str, ...] = SUPPORTED_MODEL_TYPES
-    methods: tuple[Method, ...] = ("intraslice", "paper", "magnitude")
+    methods: tuple[Method, ...] = ("intraslice_plus", "intraslice", "magnitude")
     allocations: tuple[Allocation, ...] = ("auto", "uniform", "fisher", "fisher_pca", "lagrangian")
     alike: bool = False
     """All layers keep the same rotary pairs, in all heads."""
@@ -62,7 +62,7 @@ DEMANDS: Mapping[Target, TargetDemands] = MappingProxyType(
             ),
             # DeciLM is a Llama; of biases its readers know those of all four projections or none.
             model_types=("llama", "mistral"),
-            methods=("intraslice", "magnitude"),
+            methods=("intraslice_plus", "magnitude"),
             allocations=_OF_CURVES,
             removable=frozenset({"attention"}),
             gguf=True,
@@ -75,7 +75,7 @@ DEMANDS: Mapping[Target, TargetDemands] = MappingProxyType(
             # pairs: q/k norms differ by head once pairs are gone, fused or partly rotating heads
             # have no place for the pairs that stay.
             model_types=("llama", "mistral", "qwen2"),
-            methods=("intraslice",),
+            methods=("intraslice_plus",),
             allocations=_OF_CURVES,
             alike=True,
             gguf=True,

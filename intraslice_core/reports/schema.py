@@ -22,9 +22,9 @@ CompressionReport
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from intraslice_core.config import (
     Allocation,
@@ -39,7 +39,9 @@ from intraslice_core.config import (
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan, Module
 from intraslice_core.text_sources import FLATTERS, TOLERATED_OVERLAP, only_own_kind, seen_before
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 wrote `intraslice_plus` as "intraslice" and `intraslice` as "paper"."""
+_METHODS_OF_VERSION_1 = {"intraslice": "intraslice_plus", "paper": "intraslice"}
 REPORT_FILE = "intraslice_report.json"
 """Its name within a checkpoint."""
 MAX_LOSS_POINTS = 50
@@ -340,6 +342,11 @@ class VerifiedReport(FrozenModel):
     tolerance: float
 
 
+def _renamed_method(settings: dict[str, Any]) -> dict[str, Any]:
+    method = settings.get("method")
+    return {**settings, "method": _METHODS_OF_VERSION_1.get(str(method), method)}
+
+
 class CompressionReport(FrozenModel):
     """One compression, from request to result."""
 
@@ -377,6 +384,16 @@ class CompressionReport(FrozenModel):
         default=(), description="files that were loaded and compared before publication"
     )
     recovery: RecoveryReport | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_version_1(cls, data: Any) -> Any:
+        """Translate the method names of reports that were written before the methods' renaming."""
+        if not isinstance(data, dict) or data.get("schema_version", 1) != 1:
+            return data
+        config = data.get("config")
+        renamed = _renamed_method(config) if isinstance(config, dict) else config
+        return _renamed_method(data) | {"config": renamed, "schema_version": SCHEMA_VERSION}
 
     @property
     def removed_fraction(self) -> float:

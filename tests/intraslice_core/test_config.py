@@ -52,11 +52,11 @@ def test_a_second_budget_is_refused_by_name_with_the_fix(
 @pytest.mark.parametrize(
     ("method", "allocation", "expected"),
     [
-        ("intraslice", "auto", "lagrangian"),
-        ("paper", "auto", "fisher_pca"),
+        ("intraslice_plus", "auto", "lagrangian"),
+        ("intraslice", "auto", "fisher_pca"),
         ("magnitude", "auto", "uniform"),
-        ("paper", "uniform", "uniform"),
-        ("intraslice", "fisher", "fisher"),
+        ("intraslice", "uniform", "uniform"),
+        ("intraslice_plus", "fisher", "fisher"),
     ],
 )
 def test_auto_is_the_methods_own_allocator(
@@ -72,3 +72,14 @@ def test_auto_is_the_methods_own_allocator(
 def test_settings_out_of_range_are_refused_by_name(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(bad))):
         CompressionConfig(**bad)
+
+
+def test_the_methods_former_name_is_rejected_with_the_name_to_write() -> None:
+    with pytest.raises(ValidationError, match="method 'paper' is now called 'intraslice'") as error:
+        CompressionConfig.model_validate({"method": "paper"})
+    assert error.value.errors()[0]["loc"] == ("method",)
+    assert "'intraslice_plus'" in str(error.value)
+
+
+def test_the_default_method_is_intraslice_plus() -> None:
+    assert CompressionConfig().method == "intraslice_plus"

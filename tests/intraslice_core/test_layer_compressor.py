@@ -15,7 +15,7 @@ from intraslice_core.families.adapter import family_for
 from intraslice_core.families.canonical import block_settings, block_weights, rotary_tables
 from intraslice_core.hidden_states import HiddenStates, LayerContext
 from intraslice_core.layer_compressor import LayerCompressor
-from intraslice_core.methods import PRESETS
+from intraslice_core.methods import METHODS
 from intraslice_core.plan import LayerPlan
 from tests.intraslice_core.tiny_models import tiny_family_model
 
@@ -45,7 +45,7 @@ def streams(seed: int = 0) -> HiddenStates:
 
 @pytest.mark.parametrize("removed", ["attention", "mlp", "both"])
 @pytest.mark.parametrize("variant", ["qwen3", "phi", "gemma3"])
-@pytest.mark.parametrize("method", ["intraslice", "magnitude"])
+@pytest.mark.parametrize("method", ["intraslice_plus", "magnitude"])
 def test_streams_pass_what_is_left_and_the_dense_one_all(
     variant: str, removed: str, method: Method
 ) -> None:
@@ -59,7 +59,7 @@ def test_streams_pass_what_is_left_and_the_dense_one_all(
         layer=0,
         settings=settings,
         rotary=rotary,
-        preset=replace(PRESETS[method], dense_target=method == "intraslice"),
+        method=replace(METHODS[method], dense_target=method == "intraslice_plus"),
         batch_size=5,
         device=CPU,
         stored_dtype=torch.float32,
@@ -96,7 +96,7 @@ def test_a_parallel_blocks_mlp_makes_up_for_what_its_attention_lost() -> None:
         layer=0,
         settings=settings,
         rotary=rotary,
-        preset=replace(PRESETS["intraslice"], damping_correction=(1e-3,)),
+        method=replace(METHODS["intraslice_plus"], damping_correction=(1e-3,)),
         batch_size=4,
         device=CPU,
         stored_dtype=torch.float32,

@@ -24,7 +24,7 @@ def compressed(place: Path, method: Method, **more: object) -> CompressionReport
 
 @pytest.mark.parametrize(
     ("method", "allocation"),
-    [("intraslice", "lagrangian"), ("intraslice", "uniform"), ("paper", "uniform")],
+    [("intraslice_plus", "lagrangian"), ("intraslice_plus", "uniform"), ("intraslice", "uniform")],
 )
 def test_every_dimension_that_was_cut_has_its_spectrum(
     tmp_path: Path, method: Method, allocation: str

@@ -98,12 +98,12 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     "changes",
     [
         {},
-        {"method": "paper"},
+        {"method": "intraslice"},
         {"method": "magnitude"},
         {"dtype": "bfloat16"},
         {"ratio": 0.0},
     ],
-    ids=["intraslice", "paper", "magnitude", "bfloat16", "nothing removed"],
+    ids=["intraslice_plus", "intraslice", "magnitude", "bfloat16", "nothing removed"],
 )
 def test_every_interruption_ends_with_the_same_bytes(
     dense: Path, tmp_path: Path, solved: list[int], changes: dict[str, Any], streams: float
@@ -183,7 +183,7 @@ def test_a_layer_that_is_damaged_or_gone_is_compressed_again(
 
 
 @pytest.mark.parametrize(
-    "change", [{"ratio": 0.4}, {"batch_size": 3}, {"method": "paper"}, {"dtype": "bfloat16"}]
+    "change", [{"ratio": 0.4}, {"batch_size": 3}, {"method": "intraslice"}, {"dtype": "bfloat16"}]
 )
 def test_what_another_run_would_not_make_is_not_found(
     dense: Path, tmp_path: Path, solved: list[int], change: dict[str, Any]

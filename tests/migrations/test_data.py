@@ -118,3 +118,65 @@ def test_a_migration_gives_up_on_a_table_in_use_and_changes_nothing(used: Settin
     with create_engine(used.database_url, poolclass=NullPool).connect() as connection:
         version = connection.scalar(text("SELECT version_num FROM alembic_version"))
     assert version == head_revision()
+
+
+METHODS = [("intraslice", "intraslice_plus"), ("paper", "intraslice"), ("magnitude", "magnitude")]
+"""Names before and after revision 0012."""
+
+
+def methods(settings: Settings) -> dict[str, list[Any]]:
+    """Every place of the database that names a method, ordered by key."""
+    queries = {
+        "jobs": "SELECT compression ->> 'method' FROM jobs ORDER BY id",
+        "reports": "SELECT report ->> 'method' FROM jobs WHERE report IS NOT NULL ORDER BY id",
+        "report settings": "SELECT report #>> '{config,method}' FROM jobs "
+        "WHERE report IS NOT NULL ORDER BY id",
+        "report versions": "SELECT report -> 'schema_version' FROM jobs "
+        "WHERE report IS NOT NULL ORDER BY id",
+        "sweeps": "SELECT compression ->> 'method' FROM sweeps ORDER BY id",
+        "rates": "SELECT method FROM rates WHERE device = 'cpu' ORDER BY per_second",
+    }
+    with create_engine(settings.database_url, poolclass=NullPool).connect() as connection:
+        return {name: list(connection.scalars(text(query))) for name, query in queries.items()}
+
+
+def named_after(version: int, names: list[str]) -> dict[str, list[Any]]:
+    """The expected answer of `methods` for three jobs, their sweeps, and the filled-in rows."""
+    return {
+        "jobs": [None, *names],
+        "reports": names,
+        "report settings": names,
+        "report versions": [version] * 3,
+        "sweeps": [*names, None],
+        "rates": names,
+    }
+
+
+def test_methods_are_renamed_in_stored_jobs_and_back(used: Settings) -> None:
+    before, after = ([pair[side] for pair in METHODS] for side in (0, 1))
+    downgrade(used, "0011")
+    with create_engine(used.database_url, poolclass=NullPool).begin() as opened:
+        for number, method in enumerate(before):
+            sweep = {"id": f"swp_{number}", "project_id": "default", "ratios": [0.3]}
+            job = {"id": f"job_9{number}", "project_id": "default", "state": "succeeded"}
+            report = {"method": method, "config": {"method": method, "ratio": 0.3}}
+            settings = {"method": method, "ratio": 0.3}
+            common: dict[str, Any] = {"model": {}, "compression": settings, "labels": {}}
+            opened.execute(
+                insert(metadata.tables["sweeps"]).values(**sweep, **common, request_hash="x")
+            )
+            opened.execute(
+                insert(metadata.tables["jobs"]).values(
+                    **job, **common, report=report | {"schema_version": 1}, max_attempts=3
+                )
+            )
+            opened.execute(
+                insert(metadata.tables["rates"]).values(
+                    device="cpu", method=method, stage="compress", per_second=float(number)
+                )
+            )
+    assert methods(used) == named_after(1, before)
+    upgrade(used)
+    assert methods(used) == named_after(2, after)
+    downgrade(used, "0011")
+    assert methods(used) == named_after(1, before)

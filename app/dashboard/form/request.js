@@ -7,7 +7,7 @@ export const TARGETS = [
   ["stock", "the model's own class: runs wherever the dense model runs"],
 ];
 export const TEXTS = ["pydoc", "pycode", "chat", "self"];
-export const METHODS = ["intraslice", "paper", "uniform", "magnitude"];
+export const METHODS = ["intraslice_plus", "intraslice", "magnitude"];
 export const ALLOCATIONS = ["auto", "lagrangian", "fisher_pca", "fisher", "uniform"];
 export const RATIOS = [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5];
 
@@ -15,7 +15,7 @@ export const RATIOS = [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5];
 export const START = {
   source: "package", ref: "", revision: "",
   size: "ratio", ratio: 0.3, params: "", mebibytes: "", ratios: [0.1, 0.2, 0.3, 0.4],
-  target: "research", method: "intraslice", allocation: "auto",
+  target: "research", method: "intraslice_plus", allocation: "auto",
   texts: TEXTS, samples: 64, sequence_length: 256, round_to: 8,
   exports: /** @type {string[]} */ ([]),
   evaluate: ["pydoc", "pycode"], benchmark: true, recover: "", label: "",

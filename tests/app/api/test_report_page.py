@@ -92,7 +92,9 @@ def test_the_page_tells_job_files_and_figures(client, done) -> None:
 
 def test_jobs_of_the_same_model_are_beside_it(client, resources, done) -> None:
     alike = in_state(resources, State.SUCCEEDED, **EVALUATED)
-    unscored = in_state(resources, State.SUCCEEDED, compression=CompressionConfig(method="paper"))
+    unscored = in_state(
+        resources, State.SUCCEEDED, compression=CompressionConfig(method="intraslice")
+    )
     stranger = in_state(resources, State.SUCCEEDED, **EVALUATED)
     with resources.database.transaction() as transaction:
         other = {"source": "package", "ref": "another"}

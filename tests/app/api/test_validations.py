@@ -86,8 +86,8 @@ def test_memory_grows_with_calibration_and_method(
         return told
 
     states = 1024 * 512 * 64 * 4
-    assert peak("intraslice", 2048) - peak("intraslice", 1024) == 2 * states
-    assert peak("paper", 2048) - peak("paper", 1024) == states
+    assert peak("intraslice_plus", 2048) - peak("intraslice_plus", 1024) == 2 * states
+    assert peak("intraslice", 2048) - peak("intraslice", 1024) == states
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_time_is_told_from_what_workers_have_shown(
     assert tokens == 64 * 2 * 2048
     shorter = validate(client, {"model": model, "compression": half}).json()["seconds"]
     assert shorter == pytest.approx(52.0 * COMPRESSIBLE / 1_000_000)
-    other = validate(client, {"model": model, "compression": {"method": "paper"}})
+    other = validate(client, {"model": model, "compression": {"method": "intraslice"}})
     assert other.json()["seconds"] is None
     assert "speed_unknown" in warnings(other)
 
@@ -322,8 +322,8 @@ def available_targets(client: TestClient, model: dict[str, str]) -> set[str]:
 @pytest.mark.parametrize(
     ("model_type", "method", "pointer"),
     [
-        ("qwen3", "intraslice", "/compression/target"),
-        ("llama", "paper", "/compression/method"),
+        ("qwen3", "intraslice_plus", "/compression/target"),
+        ("llama", "intraslice", "/compression/method"),
     ],
 )
 def test_target_that_a_model_or_method_cannot_have_is_refused(

@@ -136,7 +136,7 @@ def test_the_papers_estimator_meets_the_budget(rotated, tmp_path):
             EstimationTokens.of(draw()),
             geometry,
             round(0.6 * dense),
-            CompressionConfig(ratio=0.4, round_to=2, method="paper"),
+            CompressionConfig(ratio=0.4, round_to=2, method="intraslice"),
             rotated=rotated,
             before_batch=silent,
         )

@@ -30,11 +30,11 @@ def compress(tmp_path: Path, **changes) -> CompressionReport:
 @pytest.mark.parametrize(
     ("method", "allocation", "allocator"),
     [
-        ("paper", "auto", "fisher_pca"),
-        ("paper", "fisher", "fisher"),
-        ("paper", "uniform", "uniform"),
-        ("magnitude", "auto", "uniform"),
+        ("intraslice", "auto", "fisher_pca"),
         ("intraslice", "fisher", "fisher"),
+        ("intraslice", "uniform", "uniform"),
+        ("magnitude", "auto", "uniform"),
+        ("intraslice_plus", "fisher", "fisher"),
     ],
 )
 def test_the_allocator_asked_for_chooses_the_shapes(method, allocation, allocator, tmp_path):

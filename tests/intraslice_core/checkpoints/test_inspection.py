@@ -68,7 +68,7 @@ def test_a_terabyte_is_measured_in_a_few_megabytes(tmp_path: Path) -> None:
     place = sparse_model(tmp_path / "m", 2**38)
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from intraslice_core.inspection import inspect_model\n"
+        "from intraslice_core.checkpoints.inspection import inspect_model\n"
         "facts = inspect_model(Path(sys.argv[1]))\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
         "print(facts.parameters)\n"

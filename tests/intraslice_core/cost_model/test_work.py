@@ -71,7 +71,7 @@ def test_parts_that_a_method_leaves_out_are_nothing() -> None:
     assert EstimatorSequences.of(config(method="magnitude")) == EstimatorSequences(
         gradients=0, learning=0, check=0, rehearsal=0
     )
-    paper = EstimatorSequences.of(config(method="paper"))
+    paper = EstimatorSequences.of(config(method="intraslice"))
     assert (paper.gradients, paper.learning, paper.rehearsal) == (8, 0, 0)
     equal = EstimatorSequences.of(config(allocation="uniform"))
     assert (equal.learning, equal.rehearsal) == (30, 0)
@@ -138,7 +138,9 @@ def test_the_estimator_is_predicted_with_the_rest() -> None:
     work = stage_work(10**6, 4, config(), None)
     assert work[Stage.ALLOCATE] > work[Stage.COMPRESS]
     assert (
-        stage_work(10**6, 4, config(allocation="uniform", method="paper"), None)[Stage.ALLOCATE]
+        stage_work(10**6, 4, config(allocation="uniform", method="intraslice"), None)[
+            Stage.ALLOCATE
+        ]
         == 0
     )
 

@@ -79,7 +79,9 @@ def test_damage_between_writing_and_verification_is_not_published(
 
     monkeypatch.setattr(pipeline, "verify_staged", damage_and_verify)
     dense = llama_with_merges(tmp_path / "dense")
-    asked = config(target, ratio=0.3, method="magnitude" if target != "stock" else "intraslice")
+    asked = config(
+        target, ratio=0.3, method="magnitude" if target != "stock" else "intraslice_plus"
+    )
     with pytest.raises(VerificationError, match="not what was written"):
         compress_model(str(dense), tmp_path / "out", asked)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]

@@ -153,6 +153,8 @@ def test_what_no_plain_class_can_say_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="rope_type dynamic"):
         compress_model(str(tmp_path / "dynamic"), tmp_path / "out", config(ratio=0.3))
     tiny_llama(tmp_path / "llama")
-    with pytest.raises(ConfigurationError, match="by method paper"):
-        compress_model(str(tmp_path / "llama"), tmp_path / "out", config(ratio=0.3, method="paper"))
+    with pytest.raises(ConfigurationError, match="by method intraslice "):
+        compress_model(
+            str(tmp_path / "llama"), tmp_path / "out", config(ratio=0.3, method="intraslice")
+        )
     assert not (tmp_path / "out").exists()

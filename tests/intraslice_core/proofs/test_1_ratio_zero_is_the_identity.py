@@ -22,8 +22,12 @@ from tests.intraslice_core.tiny_models import (
 
 # Every variant of every family by our method, the other methods where their code differs.
 RUNS = [
-    *((name, "intraslice") for name in FAMILY_VARIANTS),
-    *((name, method) for name in ("llama", "phi", "gemma3") for method in ("paper", "magnitude")),
+    *((name, "intraslice_plus") for name in FAMILY_VARIANTS),
+    *(
+        (name, method)
+        for name in ("llama", "phi", "gemma3")
+        for method in ("intraslice", "magnitude")
+    ),
 ]
 CALIBRATION = CalibrationConfig(source="pydoc", samples=8, sequence_length=32)
 

@@ -33,9 +33,9 @@ def digest(file: Path) -> str:
 @pytest.mark.parametrize("variant", ["llama", "qwen3", "phi", "gemma2"])
 def test_same_seed_same_bytes_another_seed_others(tmp_path: Path, variant: str) -> None:
     tiny_checkpoint(tmp_path / "dense", variant)
-    first = digest(run(tmp_path, "first", "intraslice"))
-    assert digest(run(tmp_path, "second", "intraslice")) == first
-    assert digest(run(tmp_path, "third", "intraslice", seed=1)) != first
+    first = digest(run(tmp_path, "first", "intraslice_plus"))
+    assert digest(run(tmp_path, "second", "intraslice_plus")) == first
+    assert digest(run(tmp_path, "third", "intraslice_plus", seed=1)) != first
 
 
 @pytest.mark.parametrize("variant", FAMILY_VARIANTS)
@@ -43,8 +43,8 @@ def test_batch_size_does_not_change_the_result_beyond_rounding(
     tmp_path: Path, variant: str
 ) -> None:
     tiny_checkpoint(tmp_path / "dense", variant)
-    whole = load_file(run(tmp_path, "whole", "paper", batch_size=28))
-    cut = load_file(run(tmp_path, "cut", "paper", batch_size=4))
+    whole = load_file(run(tmp_path, "whole", "intraslice", batch_size=28))
+    cut = load_file(run(tmp_path, "cut", "intraslice", batch_size=4))
     for name, tensor in whole.items():
         # Signs of eigenvectors are free; what reads the values has the same ones.
         if "v_proj" in name or "o_proj" in name:

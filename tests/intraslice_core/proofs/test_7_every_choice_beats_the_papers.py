@@ -26,7 +26,7 @@ from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Rotary
 from intraslice_core.evaluation.perplexity import evaluation_tokens
 from intraslice_core.hidden_states import HiddenStates, LayerContext
 from intraslice_core.layer_compressor import LayerCompressor
-from intraslice_core.methods import PRESETS, MethodPreset
+from intraslice_core.methods import METHODS, CompressionMethod
 from intraslice_core.plan import LayerPlan
 from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge
 
@@ -38,7 +38,7 @@ SEQUENCE = 128
 SHAPES = LayerPlan(
     num_attention_heads=9, num_key_value_heads=3, qk_pairs=22, v_head_dim=44, intermediate_size=1072
 )
-PAPER, OURS = PRESETS["paper"], PRESETS["intraslice"]
+PAPER, OURS = METHODS["intraslice"], METHODS["intraslice_plus"]
 
 
 @dataclass(frozen=True)
@@ -77,21 +77,21 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealModel]:
         )
 
 
-def compressed_blocks(real: RealModel, preset: MethodPreset) -> list[BlockWeights]:
+def compressed_blocks(real: RealModel, method: CompressionMethod) -> list[BlockWeights]:
     hidden = real.layers.embed(real.calibration)
-    streams = HiddenStates(compressed=hidden, dense=hidden.clone() if preset.dense_target else None)
+    streams = HiddenStates(compressed=hidden, dense=hidden.clone() if method.dense_target else None)
     blocks = []
     for layer in range(LAYERS):
         context = LayerContext(
             layer=layer,
             settings=real.settings,
             rotary=real.rotary,
-            preset=preset,
+            method=method,
             batch_size=16,
             device=CPU,
             stored_dtype=torch.float32,
             before_batch=lambda done: None,
-            knowledge=real.knowledge[layer] if preset.learns else None,
+            knowledge=real.knowledge[layer] if method.measures_sensitivity else None,
         )
         blocks.append(LayerCompressor(real.blocks[layer], SHAPES, streams, context).run().weights)
     return blocks
@@ -134,7 +134,7 @@ def paper_loss(real: RealModel) -> float:
     ids=["centered_pairs", "weighted_values", "obs_neurons", "damping", "dense_target"],
 )
 def test_each_option_is_no_worse_than_the_papers(
-    real: RealModel, paper_loss: float, ours: MethodPreset
+    real: RealModel, paper_loss: float, ours: CompressionMethod
 ) -> None:
     # Two thousand held-out tokens tell losses apart to about a hundredth of a nat.
     assert mean_loss(real, compressed_blocks(real, ours)) <= paper_loss + 0.01
@@ -145,5 +145,5 @@ def test_ours_beats_the_paper_and_the_paper_beats_magnitude(
 ) -> None:
     dense = mean_loss(real, [])
     ours = mean_loss(real, compressed_blocks(real, OURS))
-    magnitude = mean_loss(real, compressed_blocks(real, PRESETS["magnitude"]))
+    magnitude = mean_loss(real, compressed_blocks(real, METHODS["magnitude"]))
     assert dense < ours < paper_loss < magnitude

@@ -1,4 +1,4 @@
-"""Proof 8: preset `paper` does what algorithm.md says, by an oracle that shares no line with it."""
+"""Proof 8: method `paper` does what algorithm.md says, by an oracle that shares no line with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.decoder_layer import BlockWeights
 from intraslice_core.hidden_states import HiddenStates, LayerContext
 from intraslice_core.layer_compressor import LayerCompressor, LayerOutcome
-from intraslice_core.methods import PRESETS
+from intraslice_core.methods import METHODS
 from intraslice_core.plan import LayerPlan
 from tests.intraslice_core.compressing import compress_unverified
 from tests.intraslice_core.proofs import paper_oracle as oracle
@@ -50,7 +50,7 @@ def compress_one(layers: ReaderLayers, layer: int, streams: HiddenStates, dtype:
         layer=layer,
         settings=layers.settings(layer),
         rotary=layers.rotary(layer, streams.compressed.shape[1]),
-        preset=PRESETS["paper"],
+        method=METHODS["intraslice"],
         batch_size=3,
         device=CPU,
         stored_dtype=dtype,
@@ -131,7 +131,7 @@ def test_checkpoint_predicts_what_the_oracles_full_size_model_predicts(
     calibration = CalibrationConfig(source="pydoc", samples=8, sequence_length=20)
     config = CompressionConfig(
         ratio=0.3,
-        method="paper",
+        method="intraslice",
         allocation="uniform",
         round_to=2,
         dtype="float32",

@@ -74,7 +74,7 @@ def report(
     return CompressionReport(
         engine_version="0",
         model=model,
-        method="intraslice",
+        method="intraslice_plus",
         config=CompressionConfig(),
         geometry=GEOMETRY,
         plan=PLAN,

@@ -1,0 +1,33 @@
+"""Reports that earlier versions wrote are still read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from intraslice_core.reports.schema import SCHEMA_VERSION, CompressionReport
+from tests.intraslice_core.reports.samples import report
+
+
+@pytest.mark.parametrize(
+    ("stored", "method"),
+    [("paper", "intraslice"), ("intraslice", "intraslice_plus"), ("magnitude", "magnitude")],
+)
+@pytest.mark.parametrize("unversioned", [True, False])
+def test_a_report_of_version_1_is_read_with_the_methods_new_names(
+    stored: str, method: str, unversioned: bool
+) -> None:
+    data = json.loads(report().model_dump_json())
+    data |= {"method": stored, "schema_version": 1}
+    data["config"]["method"] = stored
+    if unversioned:
+        del data["schema_version"]
+    read = CompressionReport.model_validate_json(json.dumps(data))
+    assert (read.method, read.config.method) == (method, method)
+    assert read.schema_version == SCHEMA_VERSION
+
+
+def test_a_report_of_today_is_read_as_it_was_written() -> None:
+    written = report()
+    assert CompressionReport.model_validate_json(written.model_dump_json()) == written

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from intraslice_core import decoder_layer, linalg
 from intraslice_core.checkpoints.dense_model import DenseLayers
-from intraslice_core.decoder_layer import BlockWeights, Linear, Norm
+from intraslice_core.decoder_layer import LayerWeights, Linear, Norm
 from intraslice_core.selection import neurons
 from intraslice_core.selection.rotary_pairs import PairChoice
-from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge
+from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 
 BATCH = 8
 CHOICE_DAMPING = 1e-4
@@ -26,7 +26,7 @@ NEARLY_EQUAL = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredPairs(LayerKnowledge):
+class ScoredPairs(LayerSensitivity):
     """Rotary pairs by a score of each, the queries left as they are."""
 
     score: Tensor
@@ -39,7 +39,7 @@ class ScoredPairs(LayerKnowledge):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnturnedPairs(LayerKnowledge):
+class UnturnedPairs(LayerSensitivity):
     """Rotary pairs chosen together, the queries left as they are."""
 
     def pairs(self, keep: int) -> PairChoice:
@@ -57,7 +57,9 @@ def unturned(kept: Tensor) -> PairChoice:
     )
 
 
-def known_as(kind: type[LayerKnowledge], known: LayerKnowledge, **parts: Tensor) -> LayerKnowledge:
+def reinterpret(
+    kind: type[LayerSensitivity], known: LayerSensitivity, **parts: Tensor
+) -> LayerSensitivity:
     """The same knowledge under another rule."""
     return kind(**{field.name: getattr(known, field.name) for field in fields(known)} | parts)
 
@@ -97,7 +99,7 @@ def dense_moments(layers: DenseLayers, tokens: Tensor) -> Iterator[DenseMoments]
 
 def _behind(layers: DenseLayers, layer: int, batch: Tensor) -> Tensor:
     rotary = layers.rotary(layer, batch.shape[1])
-    return decoder_layer.behind(batch, layers.weights(layer), layers.settings(layer), rotary)
+    return decoder_layer.forward(batch, layers.weights(layer), layers.settings(layer), rotary)
 
 
 def _batch_moments(layers: DenseLayers, layer: int, batch: Tensor) -> dict[str, Tensor]:
@@ -149,7 +151,7 @@ def _complex_moment(heads: Tensor) -> Tensor:
 # -- neurons by their bare output --------------------------------------------------------------
 
 
-def bare_neuron_order(moments: DenseMoments, weights: BlockWeights) -> Tensor:
+def bare_neuron_order(moments: DenseMoments, weights: LayerWeights) -> Tensor:
     """Optimal Brain Surgeon on the squared error of the output itself, first to go first."""
     factor = linalg.damped_cholesky(moments.neurons, CHOICE_DAMPING)
     output = weights.mlp_output.weight.mT.double()
@@ -161,8 +163,8 @@ def bare_neuron_order(moments: DenseMoments, weights: BlockWeights) -> Tensor:
 
 
 def mixed_by_complex_pca(
-    weights: BlockWeights, moments: DenseMoments, frequencies: Tensor, context: int
-) -> BlockWeights:
+    weights: LayerWeights, moments: DenseMoments, frequencies: Tensor, context: int
+) -> LayerWeights:
     """Queries and keys whose slow pairs are balanced: uncorrelated, and each matters alike in both.
 
     What multiplies q by `Tᴴ` and k by `T⁻¹` leaves scores as they are where pairs do not turn;
@@ -218,8 +220,8 @@ class Refinement:
     batch: int = 4
 
     def __call__(
-        self, weights: BlockWeights, layers: DenseLayers, layer: int, before: Tensor, target: Tensor
-    ) -> BlockWeights:
+        self, weights: LayerWeights, layers: DenseLayers, layer: int, before: Tensor, target: Tensor
+    ) -> LayerWeights:
         """Refined weights.
 
         Args:
@@ -240,7 +242,7 @@ class Refinement:
         with torch.enable_grad():
             for rows in (order for _ in range(self.epochs) for order in self._orders(len(before))):
                 trial = _with(weights, places, [one.to(before.dtype) for one in masters])
-                behind = decoder_layer.behind(before[rows], trial, settings, rotary).float()
+                behind = decoder_layer.forward(before[rows], trial, settings, rotary).float()
                 wanted = target[rows].float()
                 error = (behind - wanted).square().mean(-1) / wanted.square().mean(-1)
                 adam.zero_grad()
@@ -258,7 +260,7 @@ def _rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 8) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
-def _parameters(weights: BlockWeights) -> list[tuple[str, str]]:
+def _parameters(weights: LayerWeights) -> list[tuple[str, str]]:
     """Part and tensor of everything that may be trained."""
     found = []
     for field in fields(weights):
@@ -272,14 +274,14 @@ def _has(part: Linear | Norm, name: str) -> bool:
     return getattr(part, name) is not None
 
 
-def _at(weights: BlockWeights, place: tuple[str, str]) -> Tensor:
+def _at(weights: LayerWeights, place: tuple[str, str]) -> Tensor:
     tensor: Tensor = getattr(getattr(weights, place[0]), place[1])
     return tensor
 
 
 def _with(
-    weights: BlockWeights, places: Sequence[tuple[str, str]], tensors: Sequence[Tensor]
-) -> BlockWeights:
+    weights: LayerWeights, places: Sequence[tuple[str, str]], tensors: Sequence[Tensor]
+) -> LayerWeights:
     parts: dict[str, dict[str, Tensor]] = {}
     for (part, name), tensor in zip(places, tensors, strict=True):
         parts.setdefault(part, {})[name] = tensor

@@ -45,33 +45,39 @@ from variant_parts import (
     UnturnedPairs,
     bare_neuron_order,
     dense_moments,
-    known_as,
     mixed_by_complex_pca,
+    reinterpret,
 )
 
 from intraslice_core import decoder_layer
 from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.allocation.estimators import (
-    AttentionOffer,
+    AttentionCandidate,
     EstimationTokens,
     lagrangian_shapes,
-    learn_model,
+    measure_sensitivity,
 )
-from intraslice_core.allocation.search import OFFERS, SEQUENCES, PricedPlan, Rehearsal, search
+from intraslice_core.allocation.search import (
+    CANDIDATES,
+    SEQUENCES,
+    ScoredPlan,
+    TrialCompression,
+    search,
+)
 from intraslice_core.calibration import calibration_tokens
-from intraslice_core.checkpoints.dense_model import ReaderLayers, mean_loss
+from intraslice_core.checkpoints.dense_model import DenseLayerReader, mean_loss
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CalibrationConfig, CompressionConfig
-from intraslice_core.decoder_layer import BlockWeights
+from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.device import resolve_device, resolve_dtype
 from intraslice_core.evaluation.perplexity import evaluation_tokens
 from intraslice_core.hidden_states import HiddenStates, LayerContext
 from intraslice_core.layer_compressor import LayerCompressor
 from intraslice_core.methods import METHODS
 from intraslice_core.plan import ModelPlan
-from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge
-from intraslice_core.sensitivity.measurement import Learned
+from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
+from intraslice_core.sensitivity.measurement import ModelSensitivity
 
 VARIANTS = ("ours", "centred", "causal", "unturned", "complex", "bare", "refine", "one-price")
 PRESET = METHODS["intraslice_plus"]
@@ -91,14 +97,14 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class HeldLayers(ReaderLayers):
+class HeldLayers(DenseLayerReader):
     """A small model's weights in memory: many variants read them. Some may be replaced."""
 
     def __init__(self, reader: CheckpointReader, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(reader, device, dtype)
         self.held = [super(HeldLayers, self).weights(layer) for layer in range(self.num_layers)]
 
-    def weights(self, layer: int) -> BlockWeights:
+    def weights(self, layer: int) -> LayerWeights:
         """A layer's weights."""
         return self.held[layer]
 
@@ -124,7 +130,7 @@ class Bench:
         return HeldLayers(self.reader, self.device, self.dtype)
 
     @cached_property
-    def learned(self) -> Learned:
+    def measured(self) -> ModelSensitivity:
         """What the estimator learns of it."""
         return self.learn(self.layers)
 
@@ -147,7 +153,7 @@ class Bench:
         return layers
 
     @cached_property
-    def learned_of_mixed(self) -> Learned:
+    def learned_of_mixed(self) -> ModelSensitivity:
         """What the estimator learns of it."""
         return self.learn(self.mixed)
 
@@ -156,9 +162,11 @@ class Bench:
         """Which calibration sequences do what."""
         return EstimationTokens.of(self.calibration)
 
-    def learn(self, layers: HeldLayers) -> Learned:
+    def learn(self, layers: HeldLayers) -> ModelSensitivity:
         """What the estimator learns of a model."""
-        return learn_model(layers, self.split, batch_size=BATCH, before_batch=lambda _: None)
+        return measure_sensitivity(
+            layers, self.split, batch_size=BATCH, before_batch=lambda _: None
+        )
 
     def shapes(self, ratio: float, *, tried: bool) -> ModelPlan:
         """As the engine chooses them; not `tried`, by the first offer."""
@@ -166,50 +174,50 @@ class Bench:
         config = CompressionConfig(ratio=ratio)
         budget = compression_budget(config, geometry, self.dtype.itemsize).parameters
 
-        def allocate(offer: AttentionOffer) -> PricedPlan:
-            return lagrangian_shapes(self.learned, geometry, budget, config, offer)
+        def allocate(candidate: AttentionCandidate) -> ScoredPlan:
+            return lagrangian_shapes(self.measured, geometry, budget, config, candidate)
 
         if not tried:
-            return allocate(OFFERS[0]).plan
-        rehearsal = Rehearsal(
+            return allocate(CANDIDATES[0]).plan
+        trial_compression = TrialCompression(
             layers=self.layers,
             fit=self.split.learning[:SEQUENCES],
             check=self.split.check,
-            knowledge=self.learned.layers,
+            sensitivity=self.measured.layers,
             method=PRESET,
             batch_size=BATCH,
             device=self.device,
             stored_dtype=self.dtype,
         )
-        best, *_ = search(allocate, lambda plan: rehearsal.loss(plan, lambda _: None))
-        return best.priced.plan
+        best, *_ = search(allocate, lambda plan: trial_compression.loss(plan, lambda _: None))
+        return best.scored.plan
 
-    def knowledge(self, variant: str) -> list[LayerKnowledge]:
+    def sensitivity(self, variant: str) -> list[LayerSensitivity]:
         """What a variant chooses by, layer by layer."""
         if variant == "complex":
             return list(self.learned_of_mixed.layers)
-        known = self.learned.layers
+        known = self.measured.layers
         if variant == "unturned":
-            return [known_as(UnturnedPairs, one) for one in known]
+            return [reinterpret(UnturnedPairs, one) for one in known]
         if variant in ("centred", "causal"):
             return [
-                known_as(ScoredPairs, one, score=getattr(moments, variant))
+                reinterpret(ScoredPairs, one, score=getattr(moments, variant))
                 for one, moments in zip(known, self.moments, strict=True)
             ]
         if variant == "bare":
             return [
-                known_as(LayerKnowledge, one, neuron_order=bare_neuron_order(moments, weights))
+                reinterpret(LayerSensitivity, one, neuron_order=bare_neuron_order(moments, weights))
                 for one, moments, weights in zip(known, self.moments, self.layers.held, strict=True)
             ]
         return list(known)
 
-    def compressed(self, variant: str, plan: ModelPlan) -> list[BlockWeights]:
+    def compressed(self, variant: str, plan: ModelPlan) -> list[LayerWeights]:
         """The sliced layers."""
         layers = self.mixed if variant == "complex" else self.layers
         hidden = layers.embed(self.calibration)
         streams = HiddenStates(compressed=hidden, dense=hidden.clone())
         found = []
-        for layer, known in enumerate(self.knowledge(variant)):
+        for layer, known in enumerate(self.sensitivity(variant)):
             before = streams.compressed.clone()
             context = LayerContext(
                 layer=layer,
@@ -220,7 +228,7 @@ class Bench:
                 device=self.device,
                 stored_dtype=self.dtype,
                 before_batch=lambda _: None,
-                knowledge=known,
+                sensitivity=known,
             )
             weights = layers.weights(layer)
             sliced = LayerCompressor(weights, plan.layers[layer], streams, context).run().weights
@@ -230,15 +238,15 @@ class Bench:
             found.append(sliced)
         return found
 
-    def passed(self, hidden: Tensor, weights: BlockWeights, layer: int) -> Tensor:
+    def passed(self, hidden: Tensor, weights: LayerWeights, layer: int) -> Tensor:
         """Hidden states behind a layer."""
         settings, rotary = self.layers.settings(layer), self.layers.rotary(layer, hidden.shape[1])
         batches = (
-            decoder_layer.behind(rows, weights, settings, rotary) for rows in hidden.split(BATCH)
+            decoder_layer.forward(rows, weights, settings, rotary) for rows in hidden.split(BATCH)
         )
         return torch.cat(list(batches))
 
-    def perplexity(self, weights: list[BlockWeights]) -> float:
+    def perplexity(self, weights: list[LayerWeights]) -> float:
         """Of a model with these layers."""
         hidden = self.layers.embed(self.evaluation)
         for layer, one in enumerate(weights):

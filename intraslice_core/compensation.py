@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from intraslice_core import decoder_layer, linalg
-from intraslice_core.decoder_layer import BlockSettings, Linear, Norm
+from intraslice_core.decoder_layer import LayerSettings, Linear, Norm
 from intraslice_core.linalg import WORKING_DTYPE
 from intraslice_core.statistics import Moments
 
@@ -207,7 +207,7 @@ class OutputSpace:
 
     output: Linear
     norm: Norm | None
-    settings: BlockSettings
+    settings: LayerSettings
 
     def rows(self) -> Tensor:
         """The projection by inner dimension, a bias as a last row: (width [+ 1], hidden_size)."""

@@ -46,7 +46,7 @@ class Norm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockSettings:
+class LayerSettings:
     """What a block needs besides weights."""
 
     num_attention_heads: int
@@ -69,7 +69,7 @@ class BlockSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockWeights:
+class LayerWeights:
     """All weights of one block, dense or sliced."""
 
     num_key_value_heads: int
@@ -161,14 +161,14 @@ def rms_norm(hidden: Tensor, weight: Tensor, eps: float, norm_type: NormType = "
     return _weighted(unit, weight, norm_type, hidden.dtype)
 
 
-def apply_norm(hidden: Tensor, norm: Norm, settings: BlockSettings) -> Tensor:
+def apply_norm(hidden: Tensor, norm: Norm, settings: LayerSettings) -> Tensor:
     """The block's kind of norm on (…, hidden_size)."""
     if settings.norm_type == "layer":
         return F.layer_norm(hidden, norm.weight.shape, norm.weight, norm.bias, settings.norm_eps)
     return rms_norm(hidden, norm.weight, settings.norm_eps, settings.norm_type)
 
 
-def head_norm(heads: Tensor, weight: Tensor, settings: BlockSettings) -> Tensor:
+def head_norm(heads: Tensor, weight: Tensor, settings: LayerSettings) -> Tensor:
     """Norm of query or key heads over the pairs they kept.
 
     The sum of squares is divided by the DENSE head dim: a dimension that was dropped counts as
@@ -191,7 +191,7 @@ def head_norm(heads: Tensor, weight: Tensor, settings: BlockSettings) -> Tensor:
 # -- attention ---------------------------------------------------------------------------------
 
 
-def attention_inputs(hidden: Tensor, weights: BlockWeights, settings: BlockSettings) -> Tensor:
+def attention_inputs(hidden: Tensor, weights: LayerWeights, settings: LayerSettings) -> Tensor:
     """Normed hidden states that q, k and v read."""
     return apply_norm(hidden, weights.input_norm, settings)
 
@@ -201,7 +201,7 @@ def _split_heads(projected: Tensor, heads: int) -> Tensor:
     return projected.view(*projected.shape[:-1], heads, -1).transpose(1, 2)
 
 
-def queries_and_keys(normed: Tensor, weights: BlockWeights) -> tuple[Tensor, Tensor]:
+def queries_and_keys(normed: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor]:
     """Queries and keys as projected, before norm and RoPE; (batch, heads, sequence, 2·pairs)."""
     return (
         _split_heads(weights.query(normed), weights.num_attention_heads),
@@ -210,7 +210,7 @@ def queries_and_keys(normed: Tensor, weights: BlockWeights) -> tuple[Tensor, Ten
 
 
 def normed_and_rotated(
-    query: Tensor, key: Tensor, weights: BlockWeights, settings: BlockSettings, rotary: Rotary
+    query: Tensor, key: Tensor, weights: LayerWeights, settings: LayerSettings, rotary: Rotary
 ) -> tuple[Tensor, Tensor]:
     """What `queries_and_keys` gave after norm, where there is one, and RoPE; shapes stay."""
     if weights.query_norm is not None:
@@ -223,7 +223,7 @@ def normed_and_rotated(
 
 
 def rotated_queries_and_keys(
-    normed: Tensor, weights: BlockWeights, settings: BlockSettings, rotary: Rotary
+    normed: Tensor, weights: LayerWeights, settings: LayerSettings, rotary: Rotary
 ) -> tuple[Tensor, Tensor]:
     """Queries and keys after norm and RoPE, each (batch, heads, sequence, 2·pairs)."""
     query, key = queries_and_keys(normed, weights)
@@ -238,7 +238,7 @@ def _visible(sequence: int, window: int | None, device: torch.device) -> Tensor 
     return every.tril().triu(1 - window)
 
 
-def _fused_attention(query: Tensor, key: Tensor, value: Tensor, settings: BlockSettings) -> Tensor:
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor, settings: LayerSettings) -> Tensor:
     """Attention by torch's kernel. Widths are padded to be equal: kernels refuse anything else."""
     width = max(query.shape[-1], value.shape[-1])
     query, key, padded = (F.pad(part, (0, width - part.shape[-1])) for part in (query, key, value))
@@ -250,7 +250,7 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor, settings: BlockS
 
 
 def _softcapped_attention(
-    query: Tensor, key: Tensor, value: Tensor, settings: BlockSettings, cap: float
+    query: Tensor, key: Tensor, value: Tensor, settings: LayerSettings, cap: float
 ) -> Tensor:
     """Attention with capped scores, which no kernel computes: a few heads at a time."""
     sequence = query.shape[-2]
@@ -268,7 +268,7 @@ def _softcapped_attention(
 
 
 def attention_inner(
-    normed: Tensor, weights: BlockWeights, settings: BlockSettings, rotary: Rotary
+    normed: Tensor, weights: LayerWeights, settings: LayerSettings, rotary: Rotary
 ) -> Tensor:
     """`o`: what the output projection reads, (batch, sequence, num_attention_heads · v_head_dim).
 
@@ -284,12 +284,12 @@ def attention_inner(
     return attend(query, key, values(normed, weights), settings)
 
 
-def values(normed: Tensor, weights: BlockWeights) -> Tensor:
+def values(normed: Tensor, weights: LayerWeights) -> Tensor:
     """Value heads, (batch, num_key_value_heads, sequence, v_head_dim)."""
     return _split_heads(weights.value(normed), weights.num_key_value_heads)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, settings: BlockSettings) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, settings: LayerSettings) -> Tensor:
     """Attention itself, (batch, sequence, num_attention_heads · v_head_dim).
 
     Args:
@@ -311,7 +311,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, settings: BlockSettings) -
 # -- MLP ---------------------------------------------------------------------------------------
 
 
-def mlp_inner(hidden: Tensor, weights: BlockWeights, settings: BlockSettings) -> Tensor:
+def mlp_inner(hidden: Tensor, weights: LayerWeights, settings: LayerSettings) -> Tensor:
     """`u`: what the down projection reads, (batch, sequence, intermediate_size).
 
     Args:
@@ -329,7 +329,7 @@ def mlp_inner(hidden: Tensor, weights: BlockWeights, settings: BlockSettings) ->
 
 
 def added(
-    inner: Tensor, output: Linear, output_norm: Norm | None, settings: BlockSettings
+    inner: Tensor, output: Linear, output_norm: Norm | None, settings: LayerSettings
 ) -> Tensor:
     """What a module adds to the stream, (…, hidden_size), from its inner activation."""
     projected = output(inner)
@@ -337,7 +337,7 @@ def added(
 
 
 def attention(
-    hidden: Tensor, weights: BlockWeights, settings: BlockSettings, rotary: Rotary
+    hidden: Tensor, weights: LayerWeights, settings: LayerSettings, rotary: Rotary
 ) -> Tensor:
     """What the attention module adds to the stream, (batch, sequence, hidden_size)."""
     if not weights.has_attention:
@@ -347,7 +347,7 @@ def attention(
     return added(inner, weights.attention_output, weights.attention_output_norm, settings)
 
 
-def mlp(hidden: Tensor, weights: BlockWeights, settings: BlockSettings) -> Tensor:
+def mlp(hidden: Tensor, weights: LayerWeights, settings: LayerSettings) -> Tensor:
     """What the MLP adds to the stream, (batch, sequence, hidden_size); `hidden` as `mlp_inner`."""
     if not weights.has_mlp:
         return torch.zeros_like(hidden)
@@ -355,8 +355,8 @@ def mlp(hidden: Tensor, weights: BlockWeights, settings: BlockSettings) -> Tenso
     return added(inner, weights.mlp_output, weights.mlp_output_norm, settings)
 
 
-def behind(
-    hidden: Tensor, weights: BlockWeights, settings: BlockSettings, rotary: Rotary
+def forward(
+    hidden: Tensor, weights: LayerWeights, settings: LayerSettings, rotary: Rotary
 ) -> Tensor:
     """The stream behind the whole block, (batch, sequence, hidden_size), from its input."""
     first = attention(hidden, weights, settings, rotary)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from intraslice_core import decoder_layer
 from intraslice_core.cache import DenseStates
-from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Rotary
+from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Rotary
 from intraslice_core.methods import CompressionMethod
 from intraslice_core.plan import Module
-from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge
+from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 
 HELD_OUT_FRACTION = 8
 """One calibration sequence in this many is held out to choose the damping."""
@@ -24,7 +24,7 @@ HELD_OUT_FRACTION = 8
 PASSES = 4
 """Passes over the calibration sequences per layer."""
 
-Advance = Callable[[Tensor, BlockWeights], Tensor]
+Advance = Callable[[Tensor, LayerWeights], Tensor]
 """Hidden states before a module, (batch, sequence, hidden_size), to those after it."""
 
 
@@ -47,7 +47,7 @@ class LayerContext:
     """Everything that a layer's compression needs besides its weights and the hidden states."""
 
     layer: int
-    settings: BlockSettings
+    settings: LayerSettings
     rotary: Rotary
     method: CompressionMethod
     batch_size: int
@@ -56,7 +56,7 @@ class LayerContext:
     """The compressed hidden states see weights rounded to this dtype, as the saved model will."""
     before_batch: Callable[[float], None]
     """Called before each batch with the finished fraction of the layer; may raise to stop."""
-    knowledge: LayerKnowledge | None = None
+    sensitivity: LayerSensitivity | None = None
     """Sensitivity of the dense layer; None lets the compressed hidden states decide."""
     dense_states: DenseStates | None = None
     """Cache that shares the dense hidden states with runs at other ratios."""
@@ -65,7 +65,7 @@ class LayerContext:
 class LayerPass:
     """Moves both hidden states through one layer, batch by batch."""
 
-    def __init__(self, dense: BlockWeights, states: HiddenStates, context: LayerContext) -> None:
+    def __init__(self, dense: LayerWeights, states: HiddenStates, context: LayerContext) -> None:
         self._dense = dense
         self._states = states
         self._context = context
@@ -114,12 +114,12 @@ class LayerPass:
         """Write a batch of the compressed hidden states back to host memory."""
         self._states.compressed[rows] = hidden.to(self._states.compressed.device)
 
-    def after_attention(self, hidden: Tensor, weights: BlockWeights) -> Tensor:
+    def after_attention(self, hidden: Tensor, weights: LayerWeights) -> Tensor:
         """Return the hidden states after the attention, from the layer's input."""
         settings, rotary = self._context.settings, self._context.rotary
         return hidden + decoder_layer.attention(hidden, weights, settings, rotary)
 
-    def after_mlp(self, hidden: Tensor, weights: BlockWeights) -> Tensor:
+    def after_mlp(self, hidden: Tensor, weights: LayerWeights) -> Tensor:
         """Return the hidden states after the layer.
 
         Args:
@@ -128,10 +128,10 @@ class LayerPass:
         """
         settings = self._context.settings
         if settings.parallel_block:
-            return decoder_layer.behind(hidden, weights, settings, self._context.rotary)
+            return decoder_layer.forward(hidden, weights, settings, self._context.rotary)
         return hidden + decoder_layer.mlp(hidden, weights, settings)
 
-    def advance_mlp(self, weights: BlockWeights) -> None:
+    def advance_mlp(self, weights: LayerWeights) -> None:
         """Move the compressed hidden states past the sliced MLP."""
         for rows in self.batches():
             self.store_compressed(rows, self.after_mlp(self.compressed(rows), weights))
@@ -178,7 +178,7 @@ class LayerPass:
 
     # -- replay ----------------------------------------------------------------------------
 
-    def replay(self, weights: BlockWeights) -> None:
+    def replay(self, weights: LayerWeights) -> None:
         """Move both hidden states past a layer that an interrupted run has compressed.
 
         Args:
@@ -190,7 +190,7 @@ class LayerPass:
             self._replay_module("attention", weights, self.after_attention)
         self._replay_module("mlp", weights, self.after_mlp)
 
-    def _replay_module(self, module: Module, weights: BlockWeights, advance: Advance) -> None:
+    def _replay_module(self, module: Module, weights: LayerWeights, advance: Advance) -> None:
         """Repeat the products over the same batches as the compression of the layer."""
         restored = self.restore_dense(module)
         for rows in self.batches():

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from intraslice_core import compensation, decoder_layer, linalg, slicing
 from intraslice_core.compensation import Observation, OutputSpace
-from intraslice_core.decoder_layer import BlockWeights, Linear
+from intraslice_core.decoder_layer import LayerWeights, Linear
 from intraslice_core.errors import NumericalError
 from intraslice_core.hidden_states import HiddenStates, LayerContext, LayerPass
 from intraslice_core.plan import LayerPlan
@@ -51,7 +51,7 @@ class ModuleOutcome:
 class LayerOutcome:
     """A sliced layer."""
 
-    weights: BlockWeights
+    weights: LayerWeights
     kept_pairs: Tensor
     """(num_key_value_heads, pairs), ascending."""
     attention: ModuleOutcome
@@ -74,7 +74,7 @@ class LayerCompressor:
     """Compresses one layer and moves the streams past it."""
 
     def __init__(
-        self, weights: BlockWeights, plan: LayerPlan, states: HiddenStates, context: LayerContext
+        self, weights: LayerWeights, plan: LayerPlan, states: HiddenStates, context: LayerContext
     ) -> None:
         self._dense = weights
         self._plan = plan
@@ -125,7 +125,7 @@ class LayerCompressor:
             seconds=time.perf_counter() - started,
         )
 
-    def replay(self, weights: BlockWeights) -> None:
+    def replay(self, weights: LayerWeights) -> None:
         """Move both hidden states past the layer, which an interrupted run has compressed.
 
         Args:
@@ -152,7 +152,7 @@ class LayerCompressor:
             seconds=time.perf_counter() - started,
         )
 
-    def _cut_attention(self, weights: BlockWeights) -> tuple[Tensor, BlockWeights]:
+    def _cut_attention(self, weights: LayerWeights) -> tuple[Tensor, LayerWeights]:
         settings, plan = self._context.settings, self._plan
         if plan.num_attention_heads == 0:
             return _no_pairs(self._context.device), slicing.remove_attention(weights)
@@ -168,7 +168,7 @@ class LayerCompressor:
         weights = slicing.project_values(weights, basis)
         return pairs, replace(weights, attention_output=slicing.project_inputs(output, heads))
 
-    def _cut_mlp(self, weights: BlockWeights) -> BlockWeights:
+    def _cut_mlp(self, weights: LayerWeights) -> LayerWeights:
         keep, output = self._plan.intermediate_size, weights.mlp_output
         if keep == 0:
             return slicing.remove_mlp(weights)
@@ -197,7 +197,7 @@ class LayerCompressor:
 
     # -- removed modules -------------------------------------------------------------------
 
-    def _remove_attention(self) -> tuple[Tensor, BlockWeights, ModuleOutcome]:
+    def _remove_attention(self) -> tuple[Tensor, LayerWeights, ModuleOutcome]:
         """A layer without attention; the dense stream passes its own all the same."""
         self._pass.skip()
         known = self._pass.restore_dense("attention")
@@ -207,7 +207,7 @@ class LayerCompressor:
         weights = self._as_stored(slicing.remove_attention(self._dense))
         return _no_pairs(self._context.device), weights, ModuleOutcome(module="attention")
 
-    def _remove_mlp(self, weights: BlockWeights) -> tuple[BlockWeights, ModuleOutcome]:
+    def _remove_mlp(self, weights: LayerWeights) -> tuple[LayerWeights, ModuleOutcome]:
         """A layer without MLP; both streams pass what they pass in `_mlp_moments`."""
         known = self._pass.restore_dense("mlp")
         for rows in self._pass.batches():
@@ -222,7 +222,7 @@ class LayerCompressor:
 
     # -- attention -------------------------------------------------------------------------
 
-    def _prune_pairs(self) -> tuple[Tensor, BlockWeights]:
+    def _prune_pairs(self) -> tuple[Tensor, LayerWeights]:
         """The rotary pairs that stay, (num_key_value_heads, pairs), and the block with them."""
         settings, keep = self._context.settings, self._plan.qk_pairs
         total = settings.head_dim // 2
@@ -230,7 +230,7 @@ class LayerCompressor:
             every = torch.arange(total, device=self._context.device)
             self._pass.skip()
             return every.expand(settings.num_key_value_heads, total), self._dense
-        known = self._context.knowledge
+        known = self._context.sensitivity
         if known is not None:
             self._pass.skip()
             choice = known.pairs(keep)
@@ -271,15 +271,15 @@ class LayerCompressor:
         KV group: the moments are of all heads then, and the refit reads those that stay.
         """
         plan, settings = self._plan, self._context.settings
-        known = self._context.knowledge
+        known = self._context.sensitivity
         if known is None or plan.num_attention_heads == settings.num_attention_heads:
             return None
         groups = plan.num_key_value_heads
         return known.heads(groups, plan.num_attention_heads // groups)
 
     def _compress_attention(
-        self, pruned: BlockWeights, heads: KeptHeads | None
-    ) -> tuple[BlockWeights, ModuleOutcome]:
+        self, pruned: LayerWeights, heads: KeptHeads | None
+    ) -> tuple[LayerWeights, ModuleOutcome]:
         """Choose the value basis and refit the output projection, q and k being pruned."""
         context = self._context
         fit, held_out = self._attention_moments(pruned)
@@ -315,7 +315,7 @@ class LayerCompressor:
         )
         return self._as_stored(weights), replace(outcome, explained_energy=explained)
 
-    def _attention_moments(self, pruned: BlockWeights) -> tuple[Moments, Moments | None]:
+    def _attention_moments(self, pruned: LayerWeights) -> tuple[Moments, Moments | None]:
         """Moments of the pruned attention's `o`; moves the dense stream past its attention."""
         settings, rotary = self._context.settings, self._context.rotary
         space = self._attention_space
@@ -343,8 +343,8 @@ class LayerCompressor:
         keep, heads = self._plan.v_head_dim, settings.num_key_value_heads
         if keep == settings.head_dim:
             return None, 1.0
-        if self._context.knowledge is not None:
-            known = self._context.knowledge
+        if self._context.sensitivity is not None:
+            known = self._context.sensitivity
             return known.basis(keep), self._value_share(known.value_spectrum)
         moments = fit if held_out is None else fit + held_out
         width = self._dense.attention_output.weight.shape[1]
@@ -366,7 +366,7 @@ class LayerCompressor:
 
     # -- MLP -------------------------------------------------------------------------------
 
-    def _compress_mlp(self, weights: BlockWeights) -> tuple[BlockWeights, ModuleOutcome]:
+    def _compress_mlp(self, weights: LayerWeights) -> tuple[LayerWeights, ModuleOutcome]:
         """Choose neurons and refit the down projection; moves both streams up to the MLP's end."""
         fit, held_out = self._mlp_moments(weights)
         chosen = self._choose_neurons(fit, held_out)
@@ -387,7 +387,7 @@ class LayerCompressor:
         )
         return self._as_stored(replace(sliced, mlp_output=projection)), outcome
 
-    def _mlp_moments(self, weights: BlockWeights) -> tuple[Moments, Moments | None]:
+    def _mlp_moments(self, weights: LayerWeights) -> tuple[Moments, Moments | None]:
         """Moments of `u`; the dense stream passes its MLP, the compressed one its attention.
 
         In a parallel block the compressed stream stays at the block's input, which is what the MLP
@@ -414,10 +414,10 @@ class LayerCompressor:
     def _choose_neurons(self, fit: Moments, held_out: Moments | None) -> Tensor:
         """The neurons that stay, ascending, (intermediate_size,)."""
         method, keep = self._context.method, self._plan.intermediate_size
-        if self._context.knowledge is not None:
-            losses = self._context.knowledge.width_losses
+        if self._context.sensitivity is not None:
+            losses = self._context.sensitivity.width_losses
             self._spectra.append(spectra.by_losses("MLP neurons", losses, keep))
-            return self._context.knowledge.neurons(keep)
+            return self._context.sensitivity.neurons(keep)
         width = self._dense.up.weight.shape[0]
         moments = fit if held_out is None else fit + held_out
         gram = moments.gram[:width, :width]
@@ -431,7 +431,7 @@ class LayerCompressor:
         self._spectra.append(spectra.by_scores("MLP neurons", "score", choice.score, keep))
         return choice.kept
 
-    def _as_stored(self, weights: BlockWeights) -> BlockWeights:
+    def _as_stored(self, weights: LayerWeights) -> LayerWeights:
         return slicing.rounded_to(weights, self._context.stored_dtype)
 
     # -- least squares ---------------------------------------------------------------------

@@ -21,16 +21,16 @@ from intraslice_core.cache import (
     content_key,
 )
 from intraslice_core.calibration import calibration_hash
-from intraslice_core.checkpoints.dense_model import ReaderLayers
+from intraslice_core.checkpoints.dense_model import DenseLayerReader
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CompressionConfig
 from intraslice_core.device import HostMemory, rounding_class
 from intraslice_core.errors import NumericalError
 from intraslice_core.families.canonical import (
     CanonicalSettings,
-    block_weights,
     embedded,
     layer_prefix,
+    layer_weights,
     named_tensors,
 )
 from intraslice_core.hidden_states import HiddenStates, LayerContext
@@ -42,7 +42,7 @@ from intraslice_core.reports.schema import LayerReport, ModuleReport, SpectrumRe
 from intraslice_core.run import Run
 
 if TYPE_CHECKING:
-    from intraslice_core.decoder_layer import BlockWeights
+    from intraslice_core.decoder_layer import LayerWeights
     from intraslice_core.layer_compressor import ModuleOutcome
 
 
@@ -68,9 +68,9 @@ class CompressionWork:
     """Of both streams, and of what the estimator keeps."""
 
     @property
-    def layers(self) -> ReaderLayers:
+    def layers(self) -> DenseLayerReader:
         """The dense model's."""
-        return ReaderLayers(self.reader, self.device, self.dtype, self.memory)
+        return DenseLayerReader(self.reader, self.device, self.dtype, self.memory)
 
     def key(self, **facts: object) -> str:
         """Names what depends on this work and on `facts`."""
@@ -152,11 +152,11 @@ class LayerLoop:
         self._compressor(layer, "finished before").replay(self._weights(layer, kept))
         self._require_finite(layer)
 
-    def _weights(self, layer: int, kept: FinishedLayer) -> BlockWeights:
+    def _weights(self, layer: int, kept: FinishedLayer) -> LayerWeights:
         work = self._work
         prefix, plan = layer_prefix(layer), self._shapes.plan.layers[layer]
         tensors = {name.removeprefix(prefix): tensor for name, tensor in kept.tensors.items()}
-        weights = block_weights(tensors, plan.num_key_value_heads, work.device, work.dtype)
+        weights = layer_weights(tensors, plan.num_key_value_heads, work.device, work.dtype)
         if plan.qk_head_dim == work.geometry.head_dim:
             return weights
         return replace(weights, rotary_pairs=kept.kept_pairs.to(work.device))
@@ -170,7 +170,7 @@ class LayerLoop:
             told = f"layer {layer + 1}/{layers}: {message}"
             run.report(Stage.COMPRESS, told, (layer + done) / layers, layer, layers)
 
-        known = self._shapes.knowledge
+        known = self._shapes.sensitivity
         context = LayerContext(
             layer=layer,
             settings=dense.settings(layer),
@@ -180,7 +180,7 @@ class LayerLoop:
             device=work.device,
             stored_dtype=work.stored_dtype,
             before_batch=before_batch,
-            knowledge=known[layer].to(work.device) if known else None,
+            sensitivity=known[layer].to(work.device) if known else None,
             dense_states=self._states,
         )
         return LayerCompressor(

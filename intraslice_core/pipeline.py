@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 import intraslice_core
 from intraslice_core.allocation.budget import compression_budget
-from intraslice_core.allocation.shapes import KeptKnowledge, Shapes, ShapeWork, choose_shapes
+from intraslice_core.allocation.shapes import SensitivityCache, Shapes, ShapeWork, choose_shapes
 from intraslice_core.cache import (
     FinishedLayer,
     LayerCheckpoints,
@@ -289,23 +289,25 @@ def _shape_work(work: CompressionWork, run: Run) -> ShapeWork:
         budget=work.budget,
         device=work.device,
         stored_dtype=work.stored_dtype,
-        kept=_kept_knowledge(run),
+        kept=_sensitivity_cache(run),
         key=work.key,
         before_batch=before_batch,
     )
 
 
-def _kept_knowledge(run: Run) -> KeptKnowledge | None:
+def _sensitivity_cache(run: Run) -> SensitivityCache | None:
     """With the other shared files, or among the checkpoints of this job alone."""
     if run.shared is not None:
         shared = run.shared
-        return KeptKnowledge(
+        return SensitivityCache(
             directory=shared.directory, has_room=shared.has_room, on_saved=tell_nobody
         )
     if run.checkpoints is None:
         return None
     kept = run.checkpoints
-    return KeptKnowledge(directory=kept.directory, has_room=lambda _: True, on_saved=kept.on_saved)
+    return SensitivityCache(
+        directory=kept.directory, has_room=lambda _: True, on_saved=kept.on_saved
+    )
 
 
 def _write_compressed(

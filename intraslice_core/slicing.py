@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Linear, Norm, NormType
+from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Linear, Norm, NormType
 from intraslice_core.statistics import HeadEnergies
 
 
@@ -28,11 +28,11 @@ def _head_rows(per_head: Tensor, head_dim: int) -> Tensor:
 
 
 def slice_rotary_pairs(
-    weights: BlockWeights,
+    weights: LayerWeights,
     pairs: Tensor,
-    settings: BlockSettings,
+    settings: LayerSettings,
     energies: HeadEnergies | None = None,
-) -> BlockWeights:
+) -> LayerWeights:
     """Keep the rotary pairs `pairs` of each KV head and of the query heads that read it.
 
     Args:
@@ -93,7 +93,7 @@ def fold_dropped_energy(norm: Tensor, energy: Tensor, pairs: Tensor, norm_type: 
     return ((wide + shift) * factor - shift).to(norm.dtype)
 
 
-def weight_energies(weights: BlockWeights) -> HeadEnergies:
+def weight_energies(weights: LayerWeights) -> HeadEnergies:
     """What `HeadEnergies` would be if the block's normed inputs were white: for the naive baseline.
 
     A dimension's energy is then the squared norm of its row and of its bias.
@@ -110,7 +110,7 @@ def weight_energies(weights: BlockWeights) -> HeadEnergies:
     return HeadEnergies(query=energy(weights.query), key=energy(weights.key))
 
 
-def slice_heads(weights: BlockWeights, groups: Tensor, queries: Tensor) -> BlockWeights:
+def slice_heads(weights: LayerWeights, groups: Tensor, queries: Tensor) -> LayerWeights:
     """Keep whole KV groups, and in each of them equally many query heads.
 
     The output projection loses the columns of what is gone, so that the result equals the block
@@ -148,7 +148,7 @@ def slice_heads(weights: BlockWeights, groups: Tensor, queries: Tensor) -> Block
     )
 
 
-def remove_attention(weights: BlockWeights) -> BlockWeights:
+def remove_attention(weights: LayerWeights) -> LayerWeights:
     """The block without its attention, whose output bias goes, too; the norms stay."""
 
     def head_norm(norm: Tensor | None) -> Tensor | None:
@@ -167,7 +167,7 @@ def remove_attention(weights: BlockWeights) -> BlockWeights:
     )
 
 
-def remove_mlp(weights: BlockWeights) -> BlockWeights:
+def remove_mlp(weights: LayerWeights) -> LayerWeights:
     """The block without its MLP, whose output bias goes, too; the norms stay."""
     return replace(
         weights,
@@ -185,7 +185,7 @@ def _no_inputs(linear: Linear) -> Linear:
     return Linear(weight=linear.weight[:, :0])
 
 
-def project_values(weights: BlockWeights, basis: Tensor) -> BlockWeights:
+def project_values(weights: LayerWeights, basis: Tensor) -> LayerWeights:
     """`Wv ← Wv B` for every KV group; the output projection is left to the caller.
 
     Args:
@@ -223,7 +223,7 @@ def with_bias_row(projection: Tensor, output: Linear) -> Tensor:
     return padded
 
 
-def slice_neurons(weights: BlockWeights, kept: Tensor) -> BlockWeights:
+def slice_neurons(weights: LayerWeights, kept: Tensor) -> LayerWeights:
     """Keep the MLP neurons `kept` (keep,); the down projection is left to the caller."""
     gate = None if weights.gate is None else _rows(weights.gate, kept)
     return replace(weights, gate=gate, up=_rows(weights.up, kept))
@@ -251,7 +251,7 @@ def output_projection(fitted: Tensor, like: Linear) -> Linear:
     return Linear(weight=fitted[:-1].mT.to(dtype).contiguous(), bias=fitted[-1].to(dtype))
 
 
-def rounded_to(weights: BlockWeights, dtype: torch.dtype) -> BlockWeights:
+def rounded_to(weights: LayerWeights, dtype: torch.dtype) -> LayerWeights:
     """The block as it will be read back after being stored in `dtype`; its own dtype stays.
 
     Contiguous, as a file's content is: products of other layouts may round otherwise, and a run
@@ -269,6 +269,6 @@ def rounded_to(weights: BlockWeights, dtype: torch.dtype) -> BlockWeights:
             return read_back(value)
         return value
 
-    return BlockWeights(
+    return LayerWeights(
         **{place.name: stored(getattr(weights, place.name)) for place in fields(weights)}  # type: ignore[arg-type]
     )

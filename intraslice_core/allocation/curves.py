@@ -19,7 +19,7 @@ from intraslice_core.plan import ModelGeometry, ModelPlan
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerPrice:
+class LayerLosses:
     """Predicted loss increase of one layer's modules, in the unit of the curves."""
 
     attention: float
@@ -27,11 +27,11 @@ class LayerPrice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PricedPlan:
+class ScoredPlan:
     """What every layer keeps, and its price."""
 
     plan: ModelPlan
-    prices: tuple[LayerPrice, ...]
+    prices: tuple[LayerLosses, ...]
 
     @property
     def predicted_loss(self) -> float:

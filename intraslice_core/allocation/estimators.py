@@ -19,7 +19,7 @@ from intraslice_core.allocation.curves import (
     HeadOption,
     LayerCurves,
     ModelCurves,
-    PricedPlan,
+    ScoredPlan,
     all_heads,
     pair_curve,
 )
@@ -31,13 +31,13 @@ from intraslice_core.export.targets import DEMANDS
 from intraslice_core.methods import METHODS
 from intraslice_core.plan import ModelGeometry, Module
 from intraslice_core.sensitivity.gradients import GradientFiles, LayerGradients, loss_gradients
-from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge
-from intraslice_core.sensitivity.measurement import Learned, learn
+from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
+from intraslice_core.sensitivity.measurement import ModelSensitivity, learn
 from intraslice_core.sensitivity.trial_cuts import Trial
 
-LEARNING_FRACTION = 4
-"""One calibration sequence in so many is learnt from, but at least `LEAST_LEARNING`."""
-LEAST_LEARNING = 32
+SENSITIVITY_FRACTION = 4
+"""One calibration sequence in so many is learnt from, but at least `MIN_SENSITIVITY_SEQUENCES`."""
+MIN_SENSITIVITY_SEQUENCES = 32
 GRADIENT_FRACTION = 8
 LEAST_GRADIENTS = 8
 CHECK_FRACTION = 16
@@ -66,20 +66,20 @@ class EstimationTokens:
         samples = len(tokens)
         checks = min(MOST_CHECKS, max(samples // CHECK_FRACTION, 1))
         rest = tokens[: samples - checks] if samples > checks else tokens
-        learning = max(LEAST_LEARNING, samples // LEARNING_FRACTION)
+        learning = max(MIN_SENSITIVITY_SEQUENCES, samples // SENSITIVITY_FRACTION)
         gradients = max(LEAST_GRADIENTS, samples // GRADIENT_FRACTION)
         return cls(
             learning=rest[:learning], gradients=rest[:gradients], check=tokens[samples - checks :]
         )
 
 
-def learn_model(
+def measure_sensitivity(
     layers: DenseLayers,
     tokens: EstimationTokens,
     *,
     batch_size: int,
     before_batch: Callable[[float], None],
-) -> Learned:
+) -> ModelSensitivity:
     """Gradients, then the walk; gradients lie on disk in between."""
     with tempfile.TemporaryDirectory(prefix="intraslice-gradients-") as folder:
         files = GradientFiles(directory=Path(folder))
@@ -104,7 +104,7 @@ def learn_model(
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionOffer:
+class AttentionCandidate:
     """What of the attention is for sale, and how dear."""
 
     heads: bool
@@ -114,37 +114,37 @@ class AttentionOffer:
 
 
 def lagrangian_shapes(
-    learned: Learned,
+    measured: ModelSensitivity,
     geometry: ModelGeometry,
     budget: int,
     settings: CompressionSettings,
-    offer: AttentionOffer,
-) -> PricedPlan:
+    candidate: AttentionCandidate,
+) -> ScoredPlan:
     """Shapes of least predicted loss within `budget` compressible parameters.
 
     Heads are offered to methods that know which; whole modules where the cap allows all to go.
     """
-    attention = trial_scales(learned.trials, "attention", len(learned.layers))
-    mlp = trial_scales(learned.trials, "mlp", len(learned.layers))
+    attention = trial_scales(measured.trials, "attention", len(measured.layers))
+    mlp = trial_scales(measured.trials, "mlp", len(measured.layers))
     demands = DEMANDS[settings.target]
     fixed = "heads" in demands.shapes.same_across_layers
-    some_heads = offer.heads and METHODS[settings.method].cuts_heads and not fixed
+    some_heads = candidate.heads and METHODS[settings.method].cuts_heads and not fixed
     curves = ModelCurves(
         geometry=geometry,
         layers=tuple(
-            _curves(layer, geometry, settings.round_to, (offer.price * one, other), some_heads)
-            for layer, one, other in zip(learned.layers, attention, mlp, strict=True)
+            _curves(layer, geometry, settings.round_to, (candidate.price * one, other), some_heads)
+            for layer, one, other in zip(measured.layers, attention, mlp, strict=True)
         ),
     )
     whole = frozenset[Module](("attention", "mlp") if settings.module_cap == 1.0 else ())
     constraint = demands.constraint(whole)
-    priced = lagrangian_plan(curves, budget, module_cap=settings.module_cap, constraint=constraint)
-    prices = (replace(one, attention=one.attention / offer.price) for one in priced.prices)
-    return replace(priced, prices=tuple(prices))
+    scored = lagrangian_plan(curves, budget, module_cap=settings.module_cap, constraint=constraint)
+    prices = (replace(one, attention=one.attention / candidate.price) for one in scored.prices)
+    return replace(scored, prices=tuple(prices))
 
 
 def _curves(
-    layer: LayerKnowledge,
+    layer: LayerSensitivity,
     geometry: ModelGeometry,
     round_to: int,
     scales: tuple[float, float],
@@ -164,7 +164,7 @@ def _curves(
     )
 
 
-def _head_options(layer: LayerKnowledge, scale: float, *, some: bool) -> Iterator[HeadOption]:
+def _head_options(layer: LayerSensitivity, scale: float, *, some: bool) -> Iterator[HeadOption]:
     """None of the heads and, if wanted, every rectangle of some of them."""
     losses, shares = scale * layer.head_losses, layer.head_shares
     yield HeadOption(heads_per_group=0, groups=0, loss=float(losses[0, 0]))
@@ -244,7 +244,7 @@ def fisher_shapes(
     *,
     rotated: bool,
     before_batch: Callable[[float], None],
-) -> PricedPlan:
+) -> ScoredPlan:
     """Shapes by the paper's estimator; `rotated` takes head scores in the PCA basis."""
     with tempfile.TemporaryDirectory(prefix="intraslice-gradients-") as folder:
         files = GradientFiles(directory=Path(folder))

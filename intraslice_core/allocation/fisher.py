@@ -37,7 +37,7 @@ from intraslice_core.allocation.curves import (
     LayerCurves,
     Losses,
     ModelCurves,
-    PricedPlan,
+    ScoredPlan,
     all_heads,
     rounding_steps,
 )
@@ -64,7 +64,7 @@ def fisher_plan(
     module_cap: float = 0.9,
     attention_bias: float = 1.0,
     constraint: ShapeConstraint = FREE,
-) -> PricedPlan:
+) -> ScoredPlan:
     """Choose every layer's shapes by global rank; all heads stay.
 
     Args:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from intraslice_core.allocation.curves import ModelCurves, PricedPlan
+from intraslice_core.allocation.curves import ModelCurves, ScoredPlan
 from intraslice_core.allocation.options import Choice, OptionTable, option_tables
 from intraslice_core.errors import BudgetOutOfReachError, ConfigurationError
 from intraslice_core.plan import FREE, ShapeConstraint
@@ -163,7 +163,7 @@ def lagrangian_plan(
     *,
     module_cap: float = 0.9,
     constraint: ShapeConstraint = FREE,
-) -> PricedPlan:
+) -> ScoredPlan:
     """Choose every layer's shapes.
 
     Args:
@@ -315,7 +315,7 @@ def _out_of_reach(
 
 
 def _require_spent(
-    plan: PricedPlan, curves: ModelCurves, budget: int, constraint: ShapeConstraint
+    plan: ScoredPlan, curves: ModelCurves, budget: int, constraint: ShapeConstraint
 ) -> None:
     dense = curves.geometry.dense_plan().parameters(curves.geometry)
     got, wanted = plan.plan.parameters(curves.geometry), min(budget, dense)

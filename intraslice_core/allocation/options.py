@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from intraslice_core.allocation.curves import (
     AttentionCurves,
     LayerCurves,
-    LayerPrice,
+    LayerLosses,
     Losses,
     ModelCurves,
-    PricedPlan,
+    ScoredPlan,
     Sizes,
 )
 from intraslice_core.plan import (
@@ -93,7 +93,7 @@ class OptionTable:
     mlp: Modules
     curves: ModelCurves
 
-    def plan(self, choice: Choice) -> PricedPlan:
+    def plan(self, choice: Choice) -> ScoredPlan:
         """The shapes that a choice means, with the price of each layer."""
         rows = len(self.attention.losses)
         attention, mlp = choice[:rows].tolist(), choice[rows:].tolist()
@@ -103,12 +103,12 @@ class OptionTable:
             (width,) = self.mlp.index(layer, mlp)
             layers.append(_layer_plan(curves, attention_index, width))
             prices.append(
-                LayerPrice(
+                LayerLosses(
                     attention=float(_attention_losses(curves.attention, attention_index)),
                     mlp=float(curves.widths.losses[width]),
                 )
             )
-        return PricedPlan(plan=ModelPlan(layers=tuple(layers)), prices=tuple(prices))
+        return ScoredPlan(plan=ModelPlan(layers=tuple(layers)), prices=tuple(prices))
 
 
 def option_tables(
@@ -165,15 +165,15 @@ def _attention_points(
     curves: ModelCurves, constraint: ShapeConstraint, module_cap: float
 ) -> Points:
     """The grid of pairs, value dims and heads, as far as the constraint and the cap allow it."""
-    geometry, offer = curves.geometry, curves.layers[0].attention
+    geometry, candidate = curves.geometry, curves.layers[0].attention
     axes = (
-        _allowed(offer.pairs.sizes, "pairs", constraint),
-        _allowed(offer.values.sizes, "value", constraint),
+        _allowed(candidate.pairs.sizes, "pairs", constraint),
+        _allowed(candidate.values.sizes, "value", constraint),
         _allowed_heads(curves, constraint),
     )
     grid = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")])
-    qk, value = 2 * offer.pairs.sizes[grid[0]], offer.values.sizes[grid[1]]
-    heads = np.array([option.query_heads + option.groups for option in offer.heads])
+    qk, value = 2 * candidate.pairs.sizes[grid[0]], candidate.values.sizes[grid[1]]
+    heads = np.array([option.query_heads + option.groups for option in candidate.heads])
     parameters = geometry.hidden_size * heads[grid[2]] * (qk + value)
     dense = geometry.dense_layer().attention_parameters(geometry)
     kept = parameters >= (1.0 - module_cap - _SLACK) * dense
@@ -181,7 +181,7 @@ def _attention_points(
         kept &= qk == value
     if constraint.value_at_most_qk:
         kept &= value <= qk
-    return _sorted(grid[:, kept], parameters[kept], _removals(offer, constraint))
+    return _sorted(grid[:, kept], parameters[kept], _removals(candidate, constraint))
 
 
 def _allowed_heads(curves: ModelCurves, constraint: ShapeConstraint) -> list[int]:
@@ -195,9 +195,9 @@ def _allowed_heads(curves: ModelCurves, constraint: ShapeConstraint) -> list[int
     ]
 
 
-def _removals(offer: AttentionCurves, constraint: ShapeConstraint) -> NDArray[np.intp]:
+def _removals(candidate: AttentionCurves, constraint: ShapeConstraint) -> NDArray[np.intp]:
     """Points that leave nothing of the module, (3, removals)."""
-    found = [index for index, option in enumerate(offer.heads) if option.removed]
+    found = [index for index, option in enumerate(candidate.heads) if option.removed]
     if not constraint.allows_removal("attention"):
         found = []
     return np.array([[-1] * len(found), [-1] * len(found), found], dtype=np.intp)

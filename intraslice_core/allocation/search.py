@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from intraslice_core import decoder_layer
-from intraslice_core.allocation.curves import PricedPlan
-from intraslice_core.allocation.estimators import AttentionOffer
+from intraslice_core.allocation.curves import ScoredPlan
+from intraslice_core.allocation.estimators import AttentionCandidate
 from intraslice_core.checkpoints.dense_model import DenseLayers, mean_loss
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.hidden_states import HiddenStates, LayerContext
 from intraslice_core.layer_compressor import LayerCompressor
 from intraslice_core.methods import CompressionMethod
 from intraslice_core.plan import ModelPlan
-from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge
+from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 
 SEQUENCES = 8
 """That the projections are refitted on; what counts is the difference between two plans."""
@@ -25,7 +25,7 @@ _OWN, _CORRECTION = 0.1, 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rehearsal:
+class TrialCompression:
     """What all plans of a comparison share."""
 
     layers: DenseLayers
@@ -33,7 +33,7 @@ class Rehearsal:
     """(sequences, length)."""
     check: Tensor
     """(sequences, length): held out."""
-    knowledge: Sequence[LayerKnowledge]
+    sensitivity: Sequence[LayerSensitivity]
     method: CompressionMethod
     batch_size: int
     device: torch.device
@@ -57,21 +57,21 @@ class Rehearsal:
                 before_batch=lambda done, layer=layer: before_batch(  # type: ignore[misc]
                     (layer + done) / len(plan.layers)
                 ),
-                knowledge=self.knowledge[layer].to(self.device),
+                sensitivity=self.sensitivity[layer].to(self.device),
             )
             weights = self.layers.weights(layer)
             outcome = LayerCompressor(weights, shape, streams, context).run()
             sliced = outcome.weights
-            check = decoder_layer.behind(
+            check = decoder_layer.forward(
                 check.to(self.device), sliced, context.settings, context.rotary
             ).to(check.device)
         return mean_loss(self.layers, check, self.check)
 
 
-OFFERS = (
-    AttentionOffer(heads=False, price=1.0),
-    AttentionOffer(heads=True, price=2.0),
-    AttentionOffer(heads=True, price=4.0),
+CANDIDATES = (
+    AttentionCandidate(heads=False, price=1.0),
+    AttentionCandidate(heads=True, price=2.0),
+    AttentionCandidate(heads=True, price=4.0),
 )
 """The first is taken where nothing can be rehearsed."""
 
@@ -80,14 +80,14 @@ OFFERS = (
 class Candidate:
     """Shapes, and the mean loss of the model with them."""
 
-    offer: AttentionOffer
-    priced: PricedPlan
+    candidate: AttentionCandidate
+    scored: ScoredPlan
     loss: float
     """In nats a token, as rehearsed."""
 
 
 def search(
-    allocate: Callable[[AttentionOffer], PricedPlan], loss: Callable[[ModelPlan], float]
+    allocate: Callable[[AttentionCandidate], ScoredPlan], loss: Callable[[ModelPlan], float]
 ) -> tuple[Candidate, ...]:
     """Allocations by all offers, each different plan once, the best first.
 
@@ -100,14 +100,14 @@ def search(
     """
     found: list[Candidate] = []
     refusals: list[ConfigurationError] = []
-    for offer in OFFERS:
+    for candidate in CANDIDATES:
         try:
-            priced = allocate(offer)
+            scored = allocate(candidate)
         except ConfigurationError as error:  # rounding misses the budget by these curves
             refusals.append(error)
             continue
-        if all(priced.plan != one.priced.plan for one in found):
-            found.append(Candidate(offer=offer, priced=priced, loss=loss(priced.plan)))
+        if all(scored.plan != one.scored.plan for one in found):
+            found.append(Candidate(candidate=candidate, scored=scored, loss=loss(scored.plan)))
     if not found:
         raise refusals[0]
     return tuple(sorted(found, key=lambda one: one.loss))

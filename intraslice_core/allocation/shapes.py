@@ -11,16 +11,22 @@ import torch
 from torch import Tensor
 
 from intraslice_core.allocation.budget import Budget
-from intraslice_core.allocation.curves import PricedPlan
+from intraslice_core.allocation.curves import ScoredPlan
 from intraslice_core.allocation.estimators import (
-    AttentionOffer,
+    AttentionCandidate,
     EstimationTokens,
     fisher_shapes,
     lagrangian_shapes,
-    learn_model,
+    measure_sensitivity,
     trial_rank_correlation,
 )
-from intraslice_core.allocation.search import OFFERS, SEQUENCES, Candidate, Rehearsal, search
+from intraslice_core.allocation.search import (
+    CANDIDATES,
+    SEQUENCES,
+    Candidate,
+    TrialCompression,
+    search,
+)
 from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.calibration import calibration_hash
 from intraslice_core.checkpoints.dense_model import DenseLayers
@@ -37,14 +43,18 @@ from intraslice_core.reports.schema import (
     TrialReport,
 )
 from intraslice_core.selection.rotary_pairs import eliminate_alike
-from intraslice_core.sensitivity.layer_sensitivity import AlikeKnowledge, LayerKnowledge
-from intraslice_core.sensitivity.measurement import Learned, load_learned, save_learned
+from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity, SharedPairsSensitivity
+from intraslice_core.sensitivity.measurement import (
+    ModelSensitivity,
+    load_sensitivity,
+    save_sensitivity,
+)
 
 if TYPE_CHECKING:
-    from intraslice_core.allocation.curves import PricedPlan
+    from intraslice_core.allocation.curves import ScoredPlan
 
 
-def with_common_pairs(layers: Sequence[LayerKnowledge]) -> tuple[AlikeKnowledge, ...]:
+def with_common_pairs(layers: Sequence[LayerSensitivity]) -> tuple[SharedPairsSensitivity, ...]:
     """What is known of every layer, if all keep the same pairs; predicted losses are of those.
 
     Raises:
@@ -54,7 +64,7 @@ def with_common_pairs(layers: Sequence[LayerKnowledge]) -> tuple[AlikeKnowledge,
     common = eliminate_alike(torch.cat(moments))
     costs = torch.split(common.removal_cost, [len(moment) for moment in moments])
     return tuple(
-        AlikeKnowledge(
+        SharedPairsSensitivity(
             **vars(replace(layer, pair_losses=_losses(layer.pair_losses, cost.sum(0)))),
             pair_order=common.order,
         )
@@ -77,7 +87,7 @@ def _losses(free: Tensor, cost: Tensor) -> Tensor:
 def allocation_report(
     requested: Allocation,
     allocator: Allocator,
-    priced: PricedPlan | None = None,
+    scored: ScoredPlan | None = None,
     *,
     weighting: LossWeighting | None = None,
     calibration_loss: float | None = None,
@@ -89,17 +99,17 @@ def allocation_report(
     Args:
         requested: as the settings have it.
         allocator: whose shapes were taken.
-        priced: its answer; None where it predicts nothing.
+        scored: its answer; None where it predicts nothing.
         weighting: what turned output errors into loss.
         calibration_loss: of the model with the shapes that were found, before any fall back.
         uniform_calibration_loss: of the model with equal layers at the same size.
         fallback_reason: why `allocator` is not the one that was asked for.
     """
     layers: tuple[LayerPrediction, ...] = ()
-    if priced is not None:
+    if scored is not None:
         layers = tuple(
             LayerPrediction(layer=layer, attention=price.attention, mlp=price.mlp)
-            for layer, price in enumerate(priced.prices)
+            for layer, price in enumerate(scored.prices)
         )
     return AllocationReport(
         requested=requested,
@@ -109,12 +119,12 @@ def allocation_report(
         weighting=weighting,
         calibration_loss=calibration_loss,
         uniform_calibration_loss=uniform_calibration_loss,
-        predicted_loss=priced.predicted_loss if priced is not None else None,
+        predicted_loss=scored.predicted_loss if scored is not None else None,
         layers=layers,
     )
 
 
-LEARNING_SHARE = 0.6
+SENSITIVITY_SHARE = 0.6
 """Of the stage's time; the rest compares allocations."""
 
 
@@ -126,7 +136,7 @@ class ContentKey(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeptKnowledge:
+class SensitivityCache:
     """A directory for what was learnt."""
 
     directory: Path
@@ -146,7 +156,7 @@ class ShapeWork:
     budget: Budget
     device: torch.device
     stored_dtype: torch.dtype
-    kept: KeptKnowledge | None
+    kept: SensitivityCache | None
     """Where knowledge is kept for other runs; None keeps none."""
     key: ContentKey
     before_batch: Callable[[float, str], None]
@@ -158,7 +168,7 @@ class Shapes:
     """What every layer keeps, by whom, and what is known of the layers, if anything."""
 
     plan: ModelPlan
-    knowledge: tuple[LayerKnowledge, ...] | None
+    sensitivity: tuple[LayerSensitivity, ...] | None
     report: AllocationReport
 
 
@@ -169,20 +179,20 @@ def choose_shapes(work: ShapeWork, tokens: Tensor) -> Shapes:
         ConfigurationError: if rounding cannot meet the budget.
         NumericalError: naming the layer.
     """
-    with_knowledge = METHODS[work.config.method].measures_sensitivity and work.budget.ratio > 0.0
+    with_sensitivity = METHODS[work.config.method].measures_sensitivity and work.budget.ratio > 0.0
     split = EstimationTokens.of(tokens)
-    learned = _learned(work, split, tokens) if with_knowledge else None
-    free = learned
-    if learned is not None and DEMANDS[work.config.target].alike:
-        learned = replace(learned, layers=with_common_pairs(learned.layers))
+    measured = _measured(work, split, tokens) if with_sensitivity else None
+    free = measured
+    if measured is not None and DEMANDS[work.config.target].alike:
+        measured = replace(measured, layers=with_common_pairs(measured.layers))
     allocator = resolve_allocator(work.config)
     if work.budget.ratio == 0.0 or allocator == "uniform":
-        return _uniform(work, learned)
+        return _uniform(work, measured)
     if allocator == "lagrangian":
-        shapes = _lagrangian(work, learned or _learned(work, split, tokens), split)
+        shapes = _lagrangian(work, measured or _measured(work, split, tokens), split)
         return shapes if free is None else _with_freedom(work, shapes, free, split)
     try:
-        priced = fisher_shapes(
+        scored = fisher_shapes(
             work.layers,
             split,
             work.geometry,
@@ -192,41 +202,45 @@ def choose_shapes(work: ShapeWork, tokens: Tensor) -> Shapes:
             before_batch=lambda done: work.before_batch(done, "gradients for the ratio estimator"),
         )
     except ConfigurationError as error:
-        return _uniform(work, learned, _fallen_back(work, "fisher", error.message))
-    report = allocation_report(work.config.allocation, allocator, priced, weighting="fisher")
-    return Shapes(plan=priced.plan, knowledge=_layers(work, learned), report=report)
+        return _uniform(work, measured, _fallen_back(work, "fisher", error.message))
+    report = allocation_report(work.config.allocation, allocator, scored, weighting="fisher")
+    return Shapes(plan=scored.plan, sensitivity=_layers(work, measured), report=report)
 
 
-def _learned(work: ShapeWork, split: EstimationTokens, tokens: Tensor) -> Learned:
+def _measured(work: ShapeWork, split: EstimationTokens, tokens: Tensor) -> ModelSensitivity:
     """What an earlier run with the same tokens has learnt, or what this one does."""
     name = ""
     if work.kept is not None:
         key = work.key(
-            knowledge=calibration_hash(tokens),
-            parts=[part.name for part in fields(LayerKnowledge)],
+            sensitivity=calibration_hash(tokens),
+            parts=[part.name for part in fields(LayerSensitivity)],
             batch_size=work.config.batch_size,
         )
-        name = f"knowledge-{key[:32]}.safetensors"
-        known = load_learned(work.kept.directory / name)
+        name = f"sensitivity-{key[:32]}.safetensors"
+        known = load_sensitivity(work.kept.directory / name)
         if known is not None:
             return known
-    learned = learn_model(
+    measured = measure_sensitivity(
         work.layers,
         split,
         batch_size=work.config.batch_size,
         before_batch=lambda done: work.before_batch(
-            LEARNING_SHARE * done, "learning what each layer can spare"
+            SENSITIVITY_SHARE * done, "learning what each layer can spare"
         ),
     )
-    if work.kept is not None and work.kept.has_room(learned.nbytes):
-        save_learned(work.kept.directory / name, learned)
+    if work.kept is not None and work.kept.has_room(measured.nbytes):
+        save_sensitivity(work.kept.directory / name, measured)
         work.kept.on_saved(name)
-    return learned
+    return measured
 
 
-def _layers(work: ShapeWork, learned: Learned | None) -> tuple[LayerKnowledge, ...] | None:
+def _layers(
+    work: ShapeWork, measured: ModelSensitivity | None
+) -> tuple[LayerSensitivity, ...] | None:
     """Only a method that learns chooses by what was learnt."""
-    return learned.layers if learned and METHODS[work.config.method].measures_sensitivity else None
+    return (
+        measured.layers if measured and METHODS[work.config.method].measures_sensitivity else None
+    )
 
 
 def _fallen_back(work: ShapeWork, weighting: LossWeighting, reason: str) -> AllocationReport:
@@ -242,36 +256,36 @@ def _equal_layers(work: ShapeWork) -> ModelPlan:
 
 
 def _uniform(
-    work: ShapeWork, learned: Learned | None, report: AllocationReport | None = None
+    work: ShapeWork, measured: ModelSensitivity | None, report: AllocationReport | None = None
 ) -> Shapes:
     plan = _equal_layers(work)
     told = report or allocation_report(work.config.allocation, "uniform")
-    return Shapes(plan=plan, knowledge=_layers(work, learned), report=told)
+    return Shapes(plan=plan, sensitivity=_layers(work, measured), report=told)
 
 
-def _lagrangian(work: ShapeWork, learned: Learned, split: EstimationTokens) -> Shapes:
+def _lagrangian(work: ShapeWork, measured: ModelSensitivity, split: EstimationTokens) -> Shapes:
     """The allocator's shapes, unless equal layers do better on sequences nobody learnt from."""
 
-    def allocate(offer: AttentionOffer) -> PricedPlan:
+    def allocate(candidate: AttentionCandidate) -> ScoredPlan:
         parameters = work.budget.parameters
-        return lagrangian_shapes(learned, work.geometry, parameters, work.config, offer)
+        return lagrangian_shapes(measured, work.geometry, parameters, work.config, candidate)
 
-    rehearsals = _rehearsals(work, learned, split)
+    trial_compressions = _trial_compressions(work, measured, split)
     found: tuple[Candidate, ...] = ()
     try:
-        if rehearsals is None:
-            priced = allocate(OFFERS[0])
+        if trial_compressions is None:
+            scored = allocate(CANDIDATES[0])
         else:
-            found = search(allocate, rehearsals.loss)
-            priced = found[0].priced
+            found = search(allocate, trial_compressions.loss)
+            scored = found[0].scored
     except ConfigurationError as error:
-        return _uniform(work, learned, _fallen_back(work, "fisher", error.message))
-    equal = rehearsals.loss_of_equal_layers() if rehearsals is not None else None
+        return _uniform(work, measured, _fallen_back(work, "fisher", error.message))
+    equal = trial_compressions.loss_of_equal_layers() if trial_compressions is not None else None
     worse = bool(found) and equal is not None and found[0].loss > equal
     report = allocation_report(
         work.config.allocation,
         "uniform" if worse else "lagrangian",
-        priced,
+        scored,
         weighting="fisher",
         calibration_loss=found[0].loss if found else None,
         uniform_calibration_loss=equal,
@@ -280,52 +294,54 @@ def _lagrangian(work: ShapeWork, learned: Learned, split: EstimationTokens) -> S
         update={
             "candidates": tuple(
                 CandidateReport(
-                    heads=one.offer.heads,
-                    attention_price=one.offer.price,
+                    heads=one.candidate.heads,
+                    attention_price=one.candidate.price,
                     calibration_loss=one.loss,
                 )
                 for one in found
             ),
-            "trials": tuple(TrialReport(**vars(trial)) for trial in learned.trials),
-            "rank_correlation": trial_rank_correlation(learned.trials),
+            "trials": tuple(TrialReport(**vars(trial)) for trial in measured.trials),
+            "rank_correlation": trial_rank_correlation(measured.trials),
         }
     )
     if worse:
-        return _uniform(work, learned, report)
-    return Shapes(plan=priced.plan, knowledge=_layers(work, learned), report=report)
+        return _uniform(work, measured, report)
+    return Shapes(plan=scored.plan, sensitivity=_layers(work, measured), report=report)
 
 
 def _with_freedom(
-    work: ShapeWork, shapes: Shapes, free: Learned, split: EstimationTokens
+    work: ShapeWork, shapes: Shapes, free: ModelSensitivity, split: EstimationTokens
 ) -> Shapes:
     """The report, told what shapes without the target's constraints would cost."""
     unbound = work.config.model_copy(update={"target": "research"})
-    rehearsals = _rehearsals(work, free, split)
-    if work.config.target == "research" or rehearsals is None:
+    trial_compressions = _trial_compressions(work, free, split)
+    if work.config.target == "research" or trial_compressions is None:
         return shapes
     try:
-        priced = lagrangian_shapes(free, work.geometry, work.budget.parameters, unbound, OFFERS[1])
+        scored = lagrangian_shapes(
+            free, work.geometry, work.budget.parameters, unbound, CANDIDATES[1]
+        )
     except ConfigurationError:  # rounding misses the budget: nothing to compare with
         return shapes
-    loss = rehearsals.loss(priced.plan)
+    loss = trial_compressions.loss(scored.plan)
     report = shapes.report.model_copy(update={"unconstrained_calibration_loss": loss})
     return replace(shapes, report=report)
 
 
 @dataclass
-class _Rehearsals:
+class _TrialCompressions:
     """Plans tried one after the other, and how far along that is."""
 
     work: ShapeWork
-    rehearsal: Rehearsal
+    trial_compression: TrialCompression
     turn: int = 0
 
     def loss(self, plan: ModelPlan) -> float:
         """Mean loss of the model with these shapes, in nats a token."""
-        share = (1 - LEARNING_SHARE) / (len(OFFERS) + 1)
-        begun = LEARNING_SHARE + share * self.turn
+        share = (1 - SENSITIVITY_SHARE) / (len(CANDIDATES) + 1)
+        begun = SENSITIVITY_SHARE + share * self.turn
         self.turn += 1
-        return self.rehearsal.loss(
+        return self.trial_compression.loss(
             plan,
             lambda done: self.work.before_batch(begun + share * done, "comparing allocations"),
         )
@@ -340,19 +356,21 @@ class _Rehearsals:
         return self.loss(equal)
 
 
-def _rehearsals(work: ShapeWork, learned: Learned, split: EstimationTokens) -> _Rehearsals | None:
+def _trial_compressions(
+    work: ShapeWork, measured: ModelSensitivity, split: EstimationTokens
+) -> _TrialCompressions | None:
     """None for methods whose compression is not by what was learnt."""
     method = METHODS[work.config.method]
     if not method.measures_sensitivity:
         return None
-    rehearsal = Rehearsal(
+    trial_compression = TrialCompression(
         layers=work.layers,
         fit=split.learning[:SEQUENCES],
         check=split.check,
-        knowledge=learned.layers,
+        sensitivity=measured.layers,
         method=method,
         batch_size=work.config.batch_size,
         device=work.device,
         stored_dtype=work.stored_dtype,
     )
-    return _Rehearsals(work=work, rehearsal=rehearsal)
+    return _TrialCompressions(work=work, trial_compression=trial_compression)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from intraslice_core import decoder_layer
 from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
-from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Norm, Rotary
+from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Norm, Rotary
 from intraslice_core.device import HostMemory
 from intraslice_core.families import canonical
 
@@ -34,10 +34,10 @@ class DenseLayers(Protocol):
     def memory(self) -> HostMemory:
         """Where hidden states of many sequences are kept."""
 
-    def weights(self, layer: int) -> BlockWeights:
+    def weights(self, layer: int) -> LayerWeights:
         """A layer's weights on the device, in the compute dtype."""
 
-    def settings(self, layer: int) -> BlockSettings:
+    def settings(self, layer: int) -> LayerSettings:
         """What the layer needs besides weights."""
 
     def rotary(self, layer: int, length: int) -> Rotary:
@@ -50,7 +50,7 @@ class DenseLayers(Protocol):
         """What the model predicts from the last layer's output, (rows, vocabulary), float32."""
 
 
-class ReaderLayers:
+class DenseLayerReader:
     """`DenseLayers` of a checkpoint that is read lazily."""
 
     def __init__(
@@ -76,7 +76,7 @@ class ReaderLayers:
         """Rows that are asked for logits at once."""
         return max(LOGITS_AT_ONCE // int(self._reader.config.vocab_size), 1)
 
-    def weights(self, layer: int) -> BlockWeights:
+    def weights(self, layer: int) -> LayerWeights:
         """A layer's weights, checked, on the device, in the compute dtype."""
         family, reader = self._reader.family, self._reader
         prefix = family.layer_prefix(layer)
@@ -85,11 +85,11 @@ class ReaderLayers:
             check_finite(prefix + name, tensor)
         named = family.canonical_layer(reader.config, layer, tensors)
         groups = self._canonical["num_key_value_heads"]
-        return canonical.block_weights(named, groups, self._device, self._dtype)
+        return canonical.layer_weights(named, groups, self._device, self._dtype)
 
-    def settings(self, layer: int) -> BlockSettings:
+    def settings(self, layer: int) -> LayerSettings:
         """What the layer needs besides weights."""
-        return canonical.block_settings(self._canonical, layer)
+        return canonical.layer_settings(self._canonical, layer)
 
     def rotary(self, layer: int, length: int) -> Rotary:
         """The layer's rotary tables."""

@@ -14,7 +14,7 @@ from intraslice_core.config import CompressionConfig, FrozenModel
 from intraslice_core.cost_model.work import (
     PAIR_QUERIES,
     PAIR_SEQUENCES,
-    REHEARSED_PLANS,
+    TRIAL_PLANS,
     TRIALS_A_SPOT,
     EstimatorSequences,
     spots,
@@ -37,7 +37,7 @@ class StageFlops(FrozenModel):
     learning: float
     learning_wide: float
     """Factorisations of the walk, in float64."""
-    rehearsal: float
+    trial_compression: float
     rehearsal_wide: float
     passes: float
     """Both streams through the layers that are compressed."""
@@ -49,7 +49,7 @@ class StageFlops(FrozenModel):
     def allocate(self) -> float:
         """What precedes the compression."""
         learnt = self.gradients + self.learning + self.learning_wide
-        return learnt + self.rehearsal + self.rehearsal_wide
+        return learnt + self.trial_compression + self.rehearsal_wide
 
     @property
     def compress(self) -> float:
@@ -66,8 +66,8 @@ def stage_flops(geometry: ModelGeometry, compression: CompressionConfig) -> Stag
         gradients=work.gradients(),
         learning=work.learning(),
         learning_wide=work.learning_wide(),
-        rehearsal=work.rehearsal(),
-        rehearsal_wide=REHEARSED_PLANS * work.fits(1, 1) if work.parts.rehearsal else 0.0,
+        trial_compression=work.trial_compression(),
+        rehearsal_wide=TRIAL_PLANS * work.fits(1, 1) if work.parts.trial_compression else 0.0,
         passes=work.passes(work.samples) if compensates else 0.0,
         statistics=work.statistics(work.samples) if compensates else 0.0,
         factorisations=work.fits(*work.dampings) if compensates else 0.0,
@@ -175,12 +175,12 @@ class _Work:
         )
         return self.layers * (elimination + metrics) + len(spots(self.layers)) * tried
 
-    def rehearsal(self) -> float:
+    def trial_compression(self) -> float:
         """All plans, compressed on few sequences and scored on others."""
-        fitted, checked = self.parts.rehearsal, self.parts.check
+        fitted, checked = self.parts.trial_compression, self.parts.check
         if not fitted:
             return 0.0
-        return REHEARSED_PLANS * (
+        return TRIAL_PLANS * (
             self.passes(fitted) + self.statistics(fitted) + checked * self.sequence(self.kept)
         )
 

@@ -135,9 +135,9 @@ def stage_bytes(
             host=(parts.learning + parts.check * trials) * state,
             device=weights + max(moments + batch, head + logits),
         )
-    if parts.rehearsal:
+    if parts.trial_compression:
         found["rehearsal"] = StageBytes(
-            host=(2 * parts.rehearsal + parts.check) * state,
+            host=(2 * parts.trial_compression + parts.check) * state,
             device=weights + max(moments + batch, head + logits),
         )
     return found

@@ -10,8 +10,8 @@ from intraslice_core.progress import Stage
 from intraslice_core.text_sources import WRITTEN
 
 GROUP_SEQUENCES = 8
-REHEARSED = 8
-REHEARSED_PLANS = 4
+TRIAL_CALIBRATION = 8
+TRIAL_PLANS = 4
 """At most: those of the allocator, and equal layers."""
 SPOT_DISTANCE = 5
 TRIALS_A_SPOT = 4
@@ -25,7 +25,7 @@ class EstimatorSequences:
     gradients: int
     learning: int
     check: int
-    rehearsal: int
+    trial_compression: int
     """Of each of the plans that are compared."""
 
     @classmethod
@@ -45,7 +45,9 @@ class EstimatorSequences:
             gradients=gradients if walks or allocator != "uniform" else 0,
             learning=learning if walks else 0,
             check=checks if walks else 0,
-            rehearsal=min(REHEARSED, learning) if learns and allocator == "lagrangian" else 0,
+            trial_compression=min(TRIAL_CALIBRATION, learning)
+            if learns and allocator == "lagrangian"
+            else 0,
         )
 
 
@@ -65,7 +67,7 @@ _BENCHMARK_TOKENS = 2 * 3 * (256 + 32)
 _LOAD_NEW_TOKENS, _LOAD_RUNS = 32, 2 * 7
 """Of a load of the grid: both models warm up, are timed five times, and once for their memory."""
 
-_REHEARSED_PASSES = 4
+_TRIAL_PASSES = 4
 """Dense, pruned and sliced, on either stream."""
 
 _TRAINING_PASSES = {"ce": 3, "distill": 4}
@@ -130,8 +132,8 @@ def _estimator_tokens(layers: int, compression: CompressionConfig) -> float:
     parts = EstimatorSequences.of(compression)
     trials = parts.check * stream_layers(layers) / layers
     free_shapes = compression.target != "research"
-    plans = (REHEARSED_PLANS + free_shapes) * (
-        _REHEARSED_PASSES * parts.rehearsal + parts.check * bool(parts.rehearsal)
+    plans = (TRIAL_PLANS + free_shapes) * (
+        _TRIAL_PASSES * parts.trial_compression + parts.check * bool(parts.trial_compression)
     )
     sequences = 3 * parts.gradients + parts.learning + trials + plans
     return sequences * compression.calibration.sequence_length

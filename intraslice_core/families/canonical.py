@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
-from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Linear, Norm, Rotary
+from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Linear, Norm, Rotary
 
 CanonicalSettings = dict[str, Any]
 
@@ -99,10 +99,10 @@ def outer_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
 # -- blocks ------------------------------------------------------------------------------------
 
 
-def block_settings(settings: CanonicalSettings, layer: int) -> BlockSettings:
+def layer_settings(settings: CanonicalSettings, layer: int) -> LayerSettings:
     """What a layer's block needs besides its weights."""
     slides = settings["layer_types"][layer] == "sliding_attention"
-    return BlockSettings(
+    return LayerSettings(
         num_attention_heads=settings["num_attention_heads"],
         num_key_value_heads=settings["num_key_value_heads"],
         head_dim=settings["head_dim"],
@@ -116,12 +116,12 @@ def block_settings(settings: CanonicalSettings, layer: int) -> BlockSettings:
     )
 
 
-def block_weights(
+def layer_weights(
     tensors: Mapping[str, Tensor],
     num_key_value_heads: int,
     device: torch.device,
     dtype: torch.dtype,
-) -> BlockWeights:
+) -> LayerWeights:
     """A block, dense or sliced, from a layer's canonical tensors without the layer's prefix.
 
     Args:
@@ -152,7 +152,7 @@ def block_weights(
         parts[part] = parts[part] or Linear(weight=nothing.view(0, 1).expand(0, _hidden(parts)))
     for part in ("attention_output", "mlp_output"):
         parts[part] = parts[part] or Linear(weight=nothing.expand(_hidden(parts), 0))
-    return BlockWeights(num_key_value_heads=num_key_value_heads, **parts)
+    return LayerWeights(num_key_value_heads=num_key_value_heads, **parts)
 
 
 def _hidden(parts: Mapping[str, Any]) -> int:
@@ -160,7 +160,7 @@ def _hidden(parts: Mapping[str, Any]) -> int:
     return size
 
 
-def named_tensors(layer: int, weights: BlockWeights) -> dict[str, Tensor]:
+def named_tensors(layer: int, weights: LayerWeights) -> dict[str, Tensor]:
     """A block's tensors under the full names a checkpoint gives them; removed modules have none."""
     named: dict[str, Tensor] = {}
     for part, module in (NORMS | PROJECTIONS).items():

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from intraslice_core import decoder_layer
 from intraslice_core.checkpoints.dense_model import DenseLayers
-from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Rotary
+from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Rotary
 from intraslice_core.errors import NumericalError
 from intraslice_core.linalg import WORKING_DTYPE
 from intraslice_core.statistics import second_moment_sum
@@ -234,10 +234,10 @@ class _GroupPass:
 
 
 def _checked(
-    layer: int, hidden: Tensor, weights: BlockWeights, settings: BlockSettings, rotary: Rotary
+    layer: int, hidden: Tensor, weights: LayerWeights, settings: LayerSettings, rotary: Rotary
 ) -> Tensor:
     """The stream behind a layer; what overflows is named."""
-    behind = decoder_layer.behind(hidden, weights, settings, rotary)
+    behind = decoder_layer.forward(hidden, weights, settings, rotary)
     if torch.isfinite(behind).all():
         return behind
     attends = torch.isfinite(decoder_layer.attention(hidden, weights, settings, rotary)).all()
@@ -250,7 +250,7 @@ class _LayerGraph:
     """A layer computed with gradients on."""
 
     def __init__(
-        self, hidden: Tensor, weights: BlockWeights, settings: BlockSettings, rotary: Rotary
+        self, hidden: Tensor, weights: LayerWeights, settings: LayerSettings, rotary: Rotary
     ) -> None:
         with torch.enable_grad():
             self.inputs = hidden.detach().clone().requires_grad_(True)
@@ -282,7 +282,7 @@ def _outer(gradient: Tensor) -> Tensor:
     return second_moment_sum(flat, flat)
 
 
-def _head_products(inner: Tensor, gradient: Tensor, weights: BlockWeights) -> Tensor:
+def _head_products(inner: Tensor, gradient: Tensor, weights: LayerWeights) -> Tensor:
     """`Σ_t o_i g_j` within each head, (heads, v_head_dim, v_head_dim), float32."""
     heads = weights.num_attention_heads
     tokens = inner.shape[0] * inner.shape[1]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from intraslice_core import slicing
-from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Linear
+from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Linear
 from intraslice_core.selection import value_basis
 from intraslice_core.selection.heads import kept_heads
 from intraslice_core.selection.rotary_pairs import (
@@ -41,7 +41,7 @@ class KeptHeads:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerKnowledge:
+class LayerSensitivity:
     """One layer, as the walk saw it; float64 where nothing else is said."""
 
     pair_moment: Tensor
@@ -96,13 +96,13 @@ class LayerKnowledge:
         kept, within = kept_heads(self.group_order, self.query_order, groups, queries)
         return KeptHeads(groups=kept, queries=within)
 
-    def to(self, device: torch.device) -> LayerKnowledge:
+    def to(self, device: torch.device) -> LayerSensitivity:
         """The same on a device."""
         return replace(self, **{name: part.to(device) for name, part in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlikeKnowledge(LayerKnowledge):
+class SharedPairsSensitivity(LayerSensitivity):
     """The same of a layer that must keep the rotary pairs that all others keep."""
 
     pair_order: Tensor
@@ -115,8 +115,8 @@ class AlikeKnowledge(LayerKnowledge):
 
 
 def with_pairs(
-    weights: BlockWeights, choice: PairChoice, settings: BlockSettings, energies: HeadEnergies
-) -> BlockWeights:
+    weights: LayerWeights, choice: PairChoice, settings: LayerSettings, energies: HeadEnergies
+) -> LayerWeights:
     """The block with the chosen rotary pairs, its queries turned to make up for the others.
 
     Where queries are normed before RoPE the turn would have to pass the norm's weights, which it

@@ -30,14 +30,14 @@ from torch import Tensor
 from intraslice_core import decoder_layer, linalg, slicing
 from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.compensation import OutputSpace
-from intraslice_core.decoder_layer import BlockWeights
+from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.errors import NumericalError
 from intraslice_core.plan import Module
 from intraslice_core.selection import neurons, value_basis
 from intraslice_core.selection.heads import HeadChoice, eliminate_heads, head_energies
 from intraslice_core.selection.rotary_pairs import eliminate_pairs
 from intraslice_core.sensitivity.gradients import GradientFiles
-from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge, with_pairs
+from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity, with_pairs
 from intraslice_core.sensitivity.pair_effects import PairEffectAccumulator
 from intraslice_core.sensitivity.trial_cuts import Trial, Trials
 from intraslice_core.statistics import HeadEnergyAccumulator, second_moment_sum
@@ -57,10 +57,10 @@ PAIR_QUERIES = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learned:
+class ModelSensitivity:
     """Of all layers."""
 
-    layers: tuple[LayerKnowledge, ...]
+    layers: tuple[LayerSensitivity, ...]
     trials: tuple[Trial, ...]
 
     @property
@@ -77,7 +77,7 @@ def learn(
     *,
     batch_size: int,
     before_batch: Callable[[float], None],
-) -> Learned:
+) -> ModelSensitivity:
     """Walk over the dense model.
 
     Args:
@@ -97,23 +97,23 @@ def learn(
     known = []
     for layer in range(layers.num_layers):
         try:
-            walk = _LayerWalk(layers, layer, tokens.shape[1])
+            walk = _LayerPass(layers, layer, tokens.shape[1])
             for number, rows in enumerate(torch.split(hidden, batch_size)):
                 done = number * batch_size / len(tokens)
                 before_batch((layer + done) / layers.num_layers)
                 rows.copy_(walk.pass_through(rows))
             metrics = None if gradients is None else gradients.read(layer)
-            found = walk.knowledge(None if metrics is None else (metrics.attention, metrics.mlp))
+            found = walk.sensitivity(None if metrics is None else (metrics.attention, metrics.mlp))
             trials.pass_layer(layer, walk.cuts(found) if layer in spots else ())
         except NumericalError as error:
             raise NumericalError(
                 error.message, layer=layer, module=error.module, hint=error.hint
             ) from error
         known.append(found.to(torch.device("cpu")))
-    return Learned(layers=tuple(known), trials=trials.measured())
+    return ModelSensitivity(layers=tuple(known), trials=trials.measured())
 
 
-class _LayerWalk:
+class _LayerPass:
     """One layer's sums, and what follows from them."""
 
     def __init__(self, layers: DenseLayers, layer: int, length: int) -> None:
@@ -164,7 +164,7 @@ class _LayerWalk:
         self._neurons.add(seen.inner)
         return (between + seen.added).to(rows.device)
 
-    def knowledge(self, metrics: tuple[Tensor, Tensor] | None) -> LayerKnowledge:
+    def sensitivity(self, metrics: tuple[Tensor, Tensor] | None) -> LayerSensitivity:
         """Everything there is to learn, once all sequences have passed."""
         attention, mlp = self._metrics(metrics)
         energies = self._energies.energies()
@@ -180,7 +180,7 @@ class _LayerWalk:
         widths[0] = max(
             float(widths[1]), self._whole(self._neurons, self._mlp_space, mlp)
         )  # a bias may make the whole cost less than all but one neuron: no curve falls so
-        return LayerKnowledge(
+        return LayerSensitivity(
             pair_moment=moment,
             query_energy=energies.query,
             key_energy=energies.key,
@@ -260,13 +260,13 @@ class _LayerWalk:
 
     # -- trials ----------------------------------------------------------------------------
 
-    def cuts(self, found: LayerKnowledge) -> tuple[tuple[Trial, BlockWeights], ...]:
+    def cuts(self, found: LayerSensitivity) -> tuple[tuple[Trial, LayerWeights], ...]:
         """The layer with one module cut, by as much as `TRIAL_CUTS` says, and the prediction."""
         return tuple(
             cut(found, fraction) for fraction in TRIAL_CUTS for cut in (self._attention, self._mlp)
         )
 
-    def _attention(self, found: LayerKnowledge, fraction: float) -> tuple[Trial, BlockWeights]:
+    def _attention(self, found: LayerSensitivity, fraction: float) -> tuple[Trial, LayerWeights]:
         settings, space = self._settings, self._attention_space
         pairs = max(round((1 - fraction) * settings.head_dim / 2), 1)
         width = max(round((1 - fraction) * settings.head_dim), 1)
@@ -285,7 +285,7 @@ class _LayerWalk:
             weights, attention_output=output
         )
 
-    def _mlp(self, found: LayerKnowledge, fraction: float) -> tuple[Trial, BlockWeights]:
+    def _mlp(self, found: LayerSensitivity, fraction: float) -> tuple[Trial, LayerWeights]:
         dense, space = self._weights.up.weight.shape[0], self._mlp_space
         width = max(round((1 - fraction) * dense), 1)
         kept = found.neurons(width)
@@ -360,24 +360,24 @@ def _spread(length: int, device: torch.device) -> Tensor:
 _TRIALS = "trials"
 
 
-def save_learned(file: Path, learned: Learned) -> None:
+def save_sensitivity(file: Path, measured: ModelSensitivity) -> None:
     """Write the file; it appears whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {
         f"{number}.{name}": part.contiguous()
-        for number, layer in enumerate(learned.layers)
+        for number, layer in enumerate(measured.layers)
         for name, part in vars(layer).items()
     }
     handle, partial = tempfile.mkstemp(prefix=".partial-", dir=file.parent)
     os.close(handle)
     try:
-        save_file(tensors, partial, {_TRIALS: json.dumps([asdict(one) for one in learned.trials])})
+        save_file(tensors, partial, {_TRIALS: json.dumps([asdict(one) for one in measured.trials])})
         os.replace(partial, file)
     finally:
         Path(partial).unlink(missing_ok=True)
 
 
-def load_learned(file: Path) -> Learned | None:
+def load_sensitivity(file: Path) -> ModelSensitivity | None:
     """What the file holds; None if there is none, or it is damaged."""
     try:
         with safe_open(file, framework="pt", device="cpu") as opened:
@@ -390,7 +390,7 @@ def load_learned(file: Path) -> Learned | None:
     for name, part in parts.items():
         number, _, field = name.partition(".")
         layers.setdefault(int(number), {})[field] = part
-    return Learned(
-        layers=tuple(LayerKnowledge(**layers[number]) for number in sorted(layers)),
+    return ModelSensitivity(
+        layers=tuple(LayerSensitivity(**layers[number]) for number in sorted(layers)),
         trials=tuple(Trial(**one) for one in json.loads(facts[_TRIALS])),
     )

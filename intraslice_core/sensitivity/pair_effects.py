@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from intraslice_core.decoder_layer import BlockSettings
+from intraslice_core.decoder_layer import LayerSettings
 from intraslice_core.errors import NumericalError
 from intraslice_core.linalg import WORKING_DTYPE
 
@@ -25,7 +25,7 @@ class PairEffectAccumulator:
 
     num_key_value_heads: int
     head_dim: int
-    settings: BlockSettings
+    settings: LayerSettings
     device: torch.device
     _gram: Tensor = field(init=False)
     _queries: int = field(init=False, default=0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from intraslice_core import decoder_layer
 from intraslice_core.checkpoints.dense_model import DenseLayers, mean_loss
-from intraslice_core.decoder_layer import BlockWeights
+from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.plan import Module
 
 
@@ -36,7 +36,7 @@ class Trials:
         self._dense = layers.memory.copy(layers.embed(tokens).cpu())
         self._cut: list[tuple[Trial, Tensor]] = []
 
-    def pass_layer(self, layer: int, cuts: Iterable[tuple[Trial, BlockWeights]]) -> None:
+    def pass_layer(self, layer: int, cuts: Iterable[tuple[Trial, LayerWeights]]) -> None:
         """Move all streams past a dense layer, and begin one for every cut of it."""
         weights = self._layers.weights(layer)
         begun = [
@@ -57,10 +57,10 @@ class Trials:
             for trial, stream in self._cut
         )
 
-    def _pass(self, layer: int, stream: Tensor, weights: BlockWeights) -> None:
+    def _pass(self, layer: int, stream: Tensor, weights: LayerWeights) -> None:
         """Move a stream past the layer, in place."""
         settings = self._layers.settings(layer)
         rotary = self._layers.rotary(layer, stream.shape[1])
         device = weights.up.weight.device
         for rows in torch.split(stream, self._batch_size):
-            rows.copy_(decoder_layer.behind(rows.to(device), weights, settings, rotary))
+            rows.copy_(decoder_layer.forward(rows.to(device), weights, settings, rotary))

@@ -257,7 +257,7 @@ def test_a_header_bomb_is_refused_before_allocation(tmp_path: Path, name: str) -
     code = (
         "import sys; from pathlib import Path\n"
         "from intraslice_core.errors import BrokenCheckpointError\n"
-        "from intraslice_core.inspection import inspect_model\n"
+        "from intraslice_core.checkpoints.inspection import inspect_model\n"
         "try: inspect_model(Path(sys.argv[1]))\n"
         "except BrokenCheckpointError as error: print(error.code)\n"
     )

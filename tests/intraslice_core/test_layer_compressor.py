@@ -10,9 +10,9 @@ from torch import Tensor
 
 from intraslice_core import decoder_layer
 from intraslice_core.config import Method
-from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Rotary
+from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Rotary
 from intraslice_core.families.adapter import family_for
-from intraslice_core.families.canonical import block_settings, block_weights, rotary_tables
+from intraslice_core.families.canonical import layer_settings, layer_weights, rotary_tables
 from intraslice_core.hidden_states import HiddenStates, LayerContext
 from intraslice_core.layer_compressor import LayerCompressor
 from intraslice_core.methods import METHODS
@@ -23,15 +23,15 @@ CPU = torch.device("cpu")
 SAMPLES, SEQUENCE = 12, 24
 
 
-def opened(variant: str) -> tuple[BlockWeights, BlockSettings, Rotary, LayerPlan]:
+def opened(variant: str) -> tuple[LayerWeights, LayerSettings, Rotary, LayerPlan]:
     model = tiny_family_model(variant)
     family, prefix = family_for(model.config), "model.layers.0."
     own = {n.removeprefix(prefix): t for n, t in model.state_dict().items() if prefix in n}
     canonical = family.canonical_settings(model.config)
     tensors = family.canonical_layer(model.config, 0, own)
     return (
-        block_weights(tensors, canonical["num_key_value_heads"], CPU, torch.float32),
-        block_settings(canonical, 0),
+        layer_weights(tensors, canonical["num_key_value_heads"], CPU, torch.float32),
+        layer_settings(canonical, 0),
         rotary_tables(canonical, 0, SEQUENCE, CPU),
         family.geometry(model.config).dense_layer(),
     )
@@ -72,8 +72,8 @@ def test_streams_pass_what_is_left_and_the_dense_one_all(
         if method == "magnitude":
             return
 
-        def behind(hidden: Tensor, of: BlockWeights) -> Tensor:
-            return decoder_layer.behind(hidden, of, settings, rotary)
+        def behind(hidden: Tensor, of: LayerWeights) -> Tensor:
+            return decoder_layer.forward(hidden, of, settings, rotary)
 
         assert run.dense is not None
         torch.testing.assert_close(run.compressed, behind(start.compressed, outcome.weights))
@@ -108,5 +108,5 @@ def test_a_parallel_blocks_mlp_makes_up_for_what_its_attention_lost() -> None:
         assert run.dense is not None
         helped = (run.compressed - run.dense).square().sum()
         alone = replace(sliced, up=weights.up, mlp_output=weights.mlp_output)
-        without_help = decoder_layer.behind(start.compressed, alone, settings, rotary)
+        without_help = decoder_layer.forward(start.compressed, alone, settings, rotary)
         assert helped < 0.9 * (without_help - run.dense).square().sum()

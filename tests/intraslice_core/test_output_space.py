@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from intraslice_core.compensation import OutputSpace
-from intraslice_core.decoder_layer import BlockSettings, Linear, Norm, NormType
+from intraslice_core.decoder_layer import LayerSettings, Linear, Norm, NormType
 
 TOKENS, WIDTH, HIDDEN = 40, 6, 5
 
@@ -21,7 +21,7 @@ def space(
             bias=torch.randn(HIDDEN, generator=generator) if bias else None,
         ),
         norm=None if weight is None else Norm(weight=weight),
-        settings=BlockSettings(
+        settings=LayerSettings(
             num_attention_heads=1,
             num_key_value_heads=1,
             head_dim=2,

@@ -211,10 +211,10 @@ def test_each_file_is_told_of_once_it_is_whole(dense: Path, tmp_path: Path) -> N
         LayerCheckpoints(directory=place, streams_every_seconds=ALWAYS, on_saved=on_saved),
     )
     layers = [f"layer-{layer:05d}.safetensors" for layer in range(LAYERS)]
-    knowledge = told[1]
-    assert knowledge.startswith("knowledge-")
-    assert told == ["tokens.safetensors", knowledge, *layers]
-    assert kept(place) == [knowledge, *layers, "streams.safetensors", "tokens.safetensors"]
+    sensitivity = told[1]
+    assert sensitivity.startswith("sensitivity-")
+    assert told == ["tokens.safetensors", sensitivity, *layers]
+    assert kept(place) == [sensitivity, *layers, "streams.safetensors", "tokens.safetensors"]
 
 
 def test_no_room_for_the_streams_is_a_warning_and_no_reason_to_end(

@@ -132,15 +132,19 @@ def small_geometries(draw: st.DrawFn) -> ModelGeometry:
 
 def attention_options(curves: ModelCurves, layer: int) -> Iterator[Option]:
     """Everything a layer's attention may be; value heads no wider than query/key heads."""
-    offer = curves.layers[layer].attention
-    for option in offer.heads:
+    candidate = curves.layers[layer].attention
+    for option in candidate.heads:
         if option.removed:
             yield _option(curves, (0, 0, 0, 0, 0), option.loss)
             continue
-        for pair, value in product(range(len(offer.pairs.sizes)), range(len(offer.values.sizes))):
-            pairs, dims = int(offer.pairs.sizes[pair]), int(offer.values.sizes[value])
+        for pair, value in product(
+            range(len(candidate.pairs.sizes)), range(len(candidate.values.sizes))
+        ):
+            pairs, dims = int(candidate.pairs.sizes[pair]), int(candidate.values.sizes[value])
             if 0 < dims <= 2 * pairs:
-                loss = option.loss + float(offer.pairs.losses[pair] + offer.values.losses[value])
+                loss = option.loss + float(
+                    candidate.pairs.losses[pair] + candidate.values.losses[value]
+                )
                 yield _option(curves, (option.query_heads, option.groups, pairs, dims, 0), loss)
 
 

@@ -10,21 +10,26 @@ from torch import Tensor
 
 from intraslice_core.allocation.estimators import (
     LEAST_GRADIENTS,
-    LEAST_LEARNING,
+    MIN_SENSITIVITY_SEQUENCES,
     MOST_CHECKS,
     EstimationTokens,
     fisher_shapes,
     lagrangian_shapes,
-    learn_model,
+    measure_sensitivity,
     trial_rank_correlation,
     trial_scales,
 )
-from intraslice_core.allocation.search import OFFERS
-from intraslice_core.checkpoints.dense_model import ReaderLayers
+from intraslice_core.allocation.search import CANDIDATES
+from intraslice_core.checkpoints.dense_model import DenseLayerReader
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CompressionConfig
 from intraslice_core.sensitivity.gradients import GradientFiles, loss_gradients
-from intraslice_core.sensitivity.measurement import Learned, learn, load_learned, save_learned
+from intraslice_core.sensitivity.measurement import (
+    ModelSensitivity,
+    learn,
+    load_sensitivity,
+    save_sensitivity,
+)
 from intraslice_core.sensitivity.trial_cuts import Trial
 from tests.intraslice_core.tiny_models import (
     FAMILY_VARIANTS,
@@ -44,10 +49,10 @@ def silent(_done: float) -> None:
     """Nobody listens."""
 
 
-def learned_of(directory: Path, batch_size: int = 4, sequences: int = 10) -> Learned:
+def learned_of(directory: Path, batch_size: int = 4, sequences: int = 10) -> ModelSensitivity:
     with CheckpointReader(directory) as reader, torch.inference_mode():
-        return learn_model(
-            ReaderLayers(reader, CPU, torch.float32),
+        return measure_sensitivity(
+            DenseLayerReader(reader, CPU, torch.float32),
             EstimationTokens.of(draw(sequences)),
             batch_size=batch_size,
             before_batch=silent,
@@ -67,7 +72,7 @@ def test_sequences_that_check_are_learnt_from_by_nobody():
     assert split.check.flatten().tolist() == list(range(200 - MOST_CHECKS, 200))
     few = EstimationTokens.of(tokens[:10])
     assert (len(few.learning), len(few.gradients)) == (9, LEAST_GRADIENTS)
-    assert len(few.learning) < LEAST_LEARNING
+    assert len(few.learning) < MIN_SENSITIVITY_SEQUENCES
     assert few.check.flatten().tolist() == [9]
     assert len(EstimationTokens.of(tokens[:1]).learning) == 1
 
@@ -108,20 +113,20 @@ def test_rank_correlation_is_of_predictions_by_other_trials():
 def test_every_family_is_learnt_and_allocated_within_its_budget(variant, tmp_path):
     directory = save_checkpoint(tiny_family_model(variant), tmp_path / "dense")
     config = CompressionConfig(ratio=0.3, round_to=1)
-    learned = learned_of(directory)
+    measured = learned_of(directory)
     with CheckpointReader(directory) as reader:
         geometry = reader.family.geometry(reader.config)
     dense = geometry.dense_plan().parameters(geometry)
-    priced = lagrangian_shapes(learned, geometry, round(0.7 * dense), config, OFFERS[-1])
-    assert priced.plan.parameters(geometry) == pytest.approx(0.7 * dense, rel=0.005)
-    assert priced.predicted_loss > 0
-    for layer in learned.layers:
+    scored = lagrangian_shapes(measured, geometry, round(0.7 * dense), config, CANDIDATES[-1])
+    assert scored.plan.parameters(geometry) == pytest.approx(0.7 * dense, rel=0.005)
+    assert scored.predicted_loss > 0
+    for layer in measured.layers:
         for losses in (layer.pair_losses, layer.value_losses, layer.width_losses):
             assert losses[-1] == 0.0
             assert (losses.diff() <= 1e-12).all()
         assert sorted(layer.neuron_order.tolist()) == list(range(geometry.intermediate_size))
         assert layer.neurons(5).tolist() == sorted(layer.neuron_order[-5:].tolist())
-    modules = {(one.module, one.cut) for one in learned.trials}
+    modules = {(one.module, one.cut) for one in measured.trials}
     assert modules == {(m, cut) for m in ("attention", "mlp") for cut in (0.25, 0.5)}
 
 
@@ -131,8 +136,8 @@ def test_the_papers_estimator_meets_the_budget(rotated, tmp_path):
     with CheckpointReader(directory) as reader, torch.inference_mode():
         geometry = reader.family.geometry(reader.config)
         dense = geometry.dense_plan().parameters(geometry)
-        priced = fisher_shapes(
-            ReaderLayers(reader, CPU, torch.float32),
+        scored = fisher_shapes(
+            DenseLayerReader(reader, CPU, torch.float32),
             EstimationTokens.of(draw()),
             geometry,
             round(0.6 * dense),
@@ -140,8 +145,8 @@ def test_the_papers_estimator_meets_the_budget(rotated, tmp_path):
             rotated=rotated,
             before_batch=silent,
         )
-    assert priced.plan.parameters(geometry) == pytest.approx(0.6 * dense, rel=0.005)
-    assert all(layer.v_head_dim == layer.qk_head_dim for layer in priced.plan.layers)
+    assert scored.plan.parameters(geometry) == pytest.approx(0.6 * dense, rel=0.005)
+    assert all(layer.v_head_dim == layer.qk_head_dim for layer in scored.plan.layers)
 
 
 def test_dimensions_that_do_nothing_are_predicted_to_cost_nothing(tmp_path):
@@ -151,8 +156,8 @@ def test_dimensions_that_do_nothing_are_predicted_to_cost_nothing(tmp_path):
             layer.mlp.down_proj.weight[:, 40:] = 0.0
             layer.self_attn.v_proj.weight.view(2, 20, -1)[:, 12:] = 0.0
             layer.self_attn.k_proj.weight.view(2, 2, 10, -1)[:, :, 7:] = 0.0
-    learned = learned_of(save_checkpoint(model, tmp_path / "dense"))
-    for layer in learned.layers:
+    measured = learned_of(save_checkpoint(model, tmp_path / "dense"))
+    for layer in measured.layers:
         total = float(layer.width_losses[0] + layer.value_losses[0] + layer.pair_losses[0])
         assert float(layer.width_losses[40]) < 1e-9 * total
         assert float(layer.value_losses[12]) < 1e-4 * total
@@ -170,25 +175,25 @@ def test_batches_do_not_change_what_is_learnt(tmp_path):
 
 
 def test_what_was_learnt_comes_back_from_its_file(tmp_path):
-    learned = learned_of(tiny_llama(tmp_path / "dense"))
+    measured = learned_of(tiny_llama(tmp_path / "dense"))
     file = tmp_path / "kept" / "knowledge.safetensors"
-    assert load_learned(file) is None
-    save_learned(file, learned)
-    back = load_learned(file)
+    assert load_sensitivity(file) is None
+    save_sensitivity(file, measured)
+    back = load_sensitivity(file)
     assert back is not None
-    assert back.trials == learned.trials
-    for mine, theirs in zip(learned.layers, back.layers, strict=True):
+    assert back.trials == measured.trials
+    for mine, theirs in zip(measured.layers, back.layers, strict=True):
         for name, part in vars(mine).items():
             assert torch.equal(part, getattr(theirs, name)), name
     file.write_bytes(file.read_bytes()[:100])
-    assert load_learned(file) is None
+    assert load_sensitivity(file) is None
 
 
 def test_without_gradients_outputs_are_weighed_by_the_stream(tmp_path):
     directory = tiny_llama(tmp_path / "dense")
     split = EstimationTokens.of(draw())
     with CheckpointReader(directory) as reader, torch.inference_mode():
-        layers = ReaderLayers(reader, CPU, torch.float32)
+        layers = DenseLayerReader(reader, CPU, torch.float32)
         without = learn(
             layers, split.learning, split.check, None, batch_size=4, before_batch=silent
         )

@@ -17,7 +17,7 @@ from intraslice_core.allocation.curves import (
     HeadOption,
     LayerCurves,
     ModelCurves,
-    PricedPlan,
+    ScoredPlan,
     all_heads,
 )
 from intraslice_core.allocation.lagrangian import lagrangian_plan
@@ -57,24 +57,24 @@ def removable(tolerance: float = 1.0, **more: Any) -> ShapeConstraint:
     return ShapeConstraint(removable=both, tolerance=tolerance, **more)
 
 
-def prices_add_up(priced: PricedPlan, curves: ModelCurves) -> bool:
+def prices_add_up(scored: ScoredPlan, curves: ModelCurves) -> bool:
     """The loss told is that of the shapes told, by the curves."""
     total = 0.0
-    for layer, offer in zip(priced.plan.layers, curves.layers, strict=True):
-        parts = [(offer.widths, layer.intermediate_size)]
+    for layer, candidate in zip(scored.plan.layers, curves.layers, strict=True):
+        parts = [(candidate.widths, layer.intermediate_size)]
         if layer.num_key_value_heads:
             parts += [
-                (offer.attention.pairs, layer.qk_pairs),
-                (offer.attention.values, layer.v_head_dim),
+                (candidate.attention.pairs, layer.qk_pairs),
+                (candidate.attention.values, layer.v_head_dim),
             ]
         total += sum(float(curve.losses[curve.sizes == size][0]) for curve, size in parts)
         total += next(
             option.loss
-            for option in offer.attention.heads
+            for option in candidate.attention.heads
             if option.groups == layer.num_key_value_heads
             and option.query_heads == layer.num_attention_heads
         )
-    return priced.predicted_loss == pytest.approx(total, rel=1e-9, abs=1e-12)
+    return scored.predicted_loss == pytest.approx(total, rel=1e-9, abs=1e-12)
 
 
 @settings(max_examples=60, deadline=None)
@@ -90,12 +90,12 @@ def test_budget_is_met_within_half_a_percent_and_never_exceeded(
 ) -> None:
     curves = model_curves(geometry, round_to, seed)
     budget = int((1 - ratio) * dense_parameters(geometry))
-    priced = lagrangian_plan(curves, budget, module_cap=module_cap)
-    got = priced.plan.parameters(geometry)
+    scored = lagrangian_plan(curves, budget, module_cap=module_cap)
+    got = scored.plan.parameters(geometry)
     assert 0.995 * budget <= got <= budget
-    assert prices_add_up(priced, curves)
+    assert prices_add_up(scored, curves)
     dense = geometry.dense_layer()
-    for layer in priced.plan.layers:
+    for layer in scored.plan.layers:
         least = (1 - module_cap) * dense.attention_parameters(geometry)
         assert layer.attention_parameters(geometry) >= least * (1 - 1e-6)
         assert layer.intermediate_size >= (1 - module_cap) * geometry.intermediate_size * (1 - 1e-6)
@@ -131,15 +131,15 @@ def test_loss_is_above_the_best_by_less_than_one_step(
     least = sum(min(one.parameters for one in options) for options in modules)
     budget = int(least + share * (dense_parameters(geometry) - least))
     constraint = removable() if removal else ANY_FILL
-    priced = lagrangian_plan(curves, budget, module_cap=module_cap, constraint=constraint)
-    assert priced.plan.parameters(geometry) <= budget
-    assert prices_add_up(priced, curves)
+    scored = lagrangian_plan(curves, budget, module_cap=module_cap, constraint=constraint)
+    assert scored.plan.parameters(geometry) <= budget
+    assert prices_add_up(scored, curves)
     best = best_loss(modules, budget)
     step = max(largest_step(options) for options in modules)
-    assert best - 1e-9 <= priced.predicted_loss <= best + step + 1e-9
+    assert best - 1e-9 <= scored.predicted_loss <= best + step + 1e-9
     # Nothing that costs no more loss would still fit.
-    left = budget - priced.plan.parameters(geometry)
-    for layer, (shape, price) in enumerate(zip(priced.plan.layers, priced.prices, strict=True)):
+    left = budget - scored.plan.parameters(geometry)
+    for layer, (shape, price) in enumerate(zip(scored.plan.layers, scored.prices, strict=True)):
         attention, mlp = modules[2 * layer], modules[2 * layer + 1]
         for options, size, loss in (
             (attention, shape.attention_parameters(geometry), price.attention),
@@ -187,9 +187,9 @@ def test_convex_curves_with_equal_steps_are_solved_exactly(
     modules = modules_of(curves, 1.0)
     least = sum(min(one.parameters for one in options) for options in modules)
     budget = int(least + share * (dense_parameters(geometry) - least))
-    priced = lagrangian_plan(curves, budget, module_cap=1.0, constraint=ANY_FILL)
-    assert priced.predicted_loss == pytest.approx(best_loss(modules, budget), rel=1e-9, abs=1e-12)
-    assert budget - priced.plan.parameters(geometry) < 3 * 4 * 2
+    scored = lagrangian_plan(curves, budget, module_cap=1.0, constraint=ANY_FILL)
+    assert scored.predicted_loss == pytest.approx(best_loss(modules, budget), rel=1e-9, abs=1e-12)
+    assert budget - scored.plan.parameters(geometry) < 3 * 4 * 2
 
 
 @settings(max_examples=100, deadline=None)
@@ -221,9 +221,9 @@ def least_parameters(curves: ModelCurves) -> int:
 def test_dense_budget_keeps_everything() -> None:
     curves = model_curves(GEOMETRY, 8, 1)
     for budget in (dense_parameters(GEOMETRY), 2 * dense_parameters(GEOMETRY)):
-        priced = lagrangian_plan(curves, budget)
-        assert priced.plan == GEOMETRY.dense_plan()
-        assert priced.predicted_loss == 0.0
+        scored = lagrangian_plan(curves, budget)
+        assert scored.plan == GEOMETRY.dense_plan()
+        assert scored.predicted_loss == 0.0
 
 
 def test_loss_goes_where_it_costs_least() -> None:
@@ -236,8 +236,8 @@ def test_loss_goes_where_it_costs_least() -> None:
         for index, layer in enumerate(curves.layers)
     ]
     curves = ModelCurves(geometry=GEOMETRY, layers=tuple(layers))
-    priced = lagrangian_plan(curves, int(0.85 * dense_parameters(GEOMETRY)), module_cap=0.75)
-    widths = [layer.intermediate_size for layer in priced.plan.layers]
+    scored = lagrangian_plan(curves, int(0.85 * dense_parameters(GEOMETRY)), module_cap=0.75)
+    widths = [layer.intermediate_size for layer in scored.plan.layers]
     assert widths[5] == GEOMETRY.intermediate_size // 4
     assert min(widths[:5] + widths[6:]) > GEOMETRY.intermediate_size // 2
 
@@ -281,30 +281,30 @@ STOCK = ShapeConstraint(
 )
 
 
-def equal_in(priced: PricedPlan, dimension: Dimension) -> bool:
+def equal_in(scored: ScoredPlan, dimension: Dimension) -> bool:
     names = {
         "pairs": ("qk_pairs",),
         "value": ("v_head_dim",),
         "width": ("intermediate_size",),
         "heads": ("num_attention_heads", "num_key_value_heads"),
     }[dimension]
-    return all(len({getattr(layer, name) for layer in priced.plan.layers}) == 1 for name in names)
+    return all(len({getattr(layer, name) for layer in scored.plan.layers}) == 1 for name in names)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_equal_shapes_in_all_layers_are_the_best_equal_shapes(seed: int) -> None:
     curves = model_curves(GEOMETRY, 8, seed)
     budget = int(0.7 * dense_parameters(GEOMETRY))
-    priced = lagrangian_plan(curves, budget, module_cap=1.0, constraint=STOCK)
-    assert all(equal_in(priced, dimension) for dimension in ALL_DIMENSIONS)
-    (layer,) = set(priced.plan.layers)
+    scored = lagrangian_plan(curves, budget, module_cap=1.0, constraint=STOCK)
+    assert all(equal_in(scored, dimension) for dimension in ALL_DIMENSIONS)
+    (layer,) = set(scored.plan.layers)
     assert layer.qk_head_dim == layer.v_head_dim
     assert layer.intermediate_size % 32 == 0
-    assert prices_add_up(priced, curves)
+    assert prices_add_up(scored, curves)
     summed = summed_modules(curves)
     best = best_loss(summed, budget)
     step = max(largest_step(options) for options in summed)
-    assert best - 1e-9 <= priced.predicted_loss <= best + step
+    assert best - 1e-9 <= scored.predicted_loss <= best + step
 
 
 def summed_modules(curves: ModelCurves) -> list[list[Any]]:
@@ -343,18 +343,18 @@ def test_shared_dimensions_are_equal_and_the_others_free(shared: set[Dimension])
     curves = model_curves(GEOMETRY, 8, 11)
     budget = int(0.6 * dense_parameters(GEOMETRY))
     loose = ShapeConstraint(same_across_layers=frozenset(shared), tolerance=0.02)
-    priced = lagrangian_plan(curves, budget, constraint=loose)
-    equal = {one for one in ALL_DIMENSIONS if equal_in(priced, one)}
+    scored = lagrangian_plan(curves, budget, constraint=loose)
+    equal = {one for one in ALL_DIMENSIONS if equal_in(scored, one)}
     assert shared <= equal
     assert equal < ALL_DIMENSIONS
-    assert prices_add_up(priced, curves)
+    assert prices_add_up(scored, curves)
     free = lagrangian_plan(curves, budget)
     tight = lagrangian_plan(
         curves,
         budget,
         constraint=ShapeConstraint(same_across_layers=ALL_DIMENSIONS, tolerance=0.1),
     )
-    assert free.predicted_loss <= priced.predicted_loss <= tight.predicted_loss
+    assert free.predicted_loss <= scored.predicted_loss <= tight.predicted_loss
 
 
 @settings(max_examples=40, deadline=None)
@@ -366,7 +366,7 @@ def test_a_shared_dimension_is_chosen_among_all_its_values(
     least = least_parameters(curves)
     budget = int(least + share * (dense_parameters(geometry) - least))
     constraint = ShapeConstraint(same_across_layers=frozenset({"pairs"}), tolerance=1.0)
-    priced = lagrangian_plan(curves, budget, module_cap=1.0, constraint=constraint)
+    scored = lagrangian_plan(curves, budget, module_cap=1.0, constraint=constraint)
     modules = modules_of(curves, 1.0)
     by_pairs = [
         [[one for one in options if one.shape.qk_pairs in (0, pairs)] for options in modules]
@@ -374,20 +374,20 @@ def test_a_shared_dimension_is_chosen_among_all_its_values(
     ]
     best = min(best_loss(part, budget) for part in by_pairs)
     step = max(largest_step(options) for part in by_pairs for options in part)
-    assert best - 1e-9 <= priced.predicted_loss <= best + step + 1e-9
+    assert best - 1e-9 <= scored.predicted_loss <= best + step + 1e-9
 
 
 def test_multiples_hold_for_what_is_smaller_than_dense() -> None:
     curves = model_curves(GEOMETRY, 2, 4)
     multiples: dict[Dimension, int] = {"width": 128, "value": 16, "pairs": 8, "heads": 3}
     constraint = ShapeConstraint(multiples=multiples, tolerance=0.02)
-    priced = lagrangian_plan(curves, int(0.6 * dense_parameters(GEOMETRY)), constraint=constraint)
-    for layer in priced.plan.layers:
+    scored = lagrangian_plan(curves, int(0.6 * dense_parameters(GEOMETRY)), constraint=constraint)
+    for layer in scored.plan.layers:
         assert layer.intermediate_size % 128 == 0
         assert layer.v_head_dim % 16 == 0
         assert layer.qk_pairs % 8 == 0
         assert layer.num_attention_heads % 3 == 0
-    assert len(set(priced.plan.layers)) > 1
+    assert len(set(scored.plan.layers)) > 1
 
 
 def test_budget_below_the_cap_and_shapes_too_coarse_are_refused_by_name() -> None:

@@ -2,16 +2,16 @@
 
 import pytest
 
-from intraslice_core.allocation.curves import LayerPrice, PricedPlan
-from intraslice_core.allocation.estimators import AttentionOffer
-from intraslice_core.allocation.search import OFFERS, search
+from intraslice_core.allocation.curves import LayerLosses, ScoredPlan
+from intraslice_core.allocation.estimators import AttentionCandidate
+from intraslice_core.allocation.search import CANDIDATES, search
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.plan import LayerPlan, ModelPlan
 
 MISSED = ConfigurationError("rounding misses the budget", field="round_to", hint="round less")
 
 
-def priced(width: int) -> PricedPlan:
+def scored(width: int) -> ScoredPlan:
     layer = LayerPlan(
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -20,7 +20,7 @@ def priced(width: int) -> PricedPlan:
         intermediate_size=width,
     )
     plan = ModelPlan(layers=(layer,))
-    return PricedPlan(plan=plan, prices=(LayerPrice(attention=0.0, mlp=0.0),))
+    return ScoredPlan(plan=plan, prices=(LayerLosses(attention=0.0, mlp=0.0),))
 
 
 def width(plan: ModelPlan) -> int:
@@ -28,31 +28,31 @@ def width(plan: ModelPlan) -> int:
 
 
 def test_the_best_on_held_out_text_comes_first():
-    widths = dict(zip(OFFERS, (16, 8, 24), strict=True))
+    widths = dict(zip(CANDIDATES, (16, 8, 24), strict=True))
     losses = {16: 3.0, 8: 1.0, 24: 2.0}
-    found = search(lambda offer: priced(widths[offer]), lambda plan: losses[width(plan)])
-    assert [width(one.priced.plan) for one in found] == [8, 24, 16]
+    found = search(lambda candidate: scored(widths[candidate]), lambda plan: losses[width(plan)])
+    assert [width(one.scored.plan) for one in found] == [8, 24, 16]
     assert [one.loss for one in found] == [1.0, 2.0, 3.0]
-    assert found[0].offer == OFFERS[1]
+    assert found[0].candidate == CANDIDATES[1]
 
 
 def test_equal_shapes_are_tried_once():
     tried = []
-    found = search(lambda _: priced(8), lambda plan: float(tried.append(plan) or 1.0))
+    found = search(lambda _: scored(8), lambda plan: float(tried.append(plan) or 1.0))
     assert len(found) == len(tried) == 1
 
 
 def test_an_offer_beyond_the_budget_is_passed_over():
-    def allocate(offer: AttentionOffer) -> PricedPlan:
-        if offer == OFFERS[0]:
+    def allocate(candidate: AttentionCandidate) -> ScoredPlan:
+        if candidate == CANDIDATES[0]:
             raise MISSED
-        return priced(8)
+        return scored(8)
 
-    assert search(allocate, lambda _: 1.0)[0].offer == OFFERS[1]
+    assert search(allocate, lambda _: 1.0)[0].candidate == CANDIDATES[1]
 
 
 def test_no_offer_within_the_budget_is_said():
-    def allocate(_: AttentionOffer) -> PricedPlan:
+    def allocate(_: AttentionCandidate) -> ScoredPlan:
         raise MISSED
 
     with pytest.raises(ConfigurationError, match="rounding misses"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from intraslice_core.allocation import shapes
-from intraslice_core.allocation.search import Rehearsal
+from intraslice_core.allocation.search import TrialCompression
 from intraslice_core.cache import SharedFiles
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.pipeline import compress_model
@@ -65,8 +65,8 @@ def test_the_lagrangian_tells_what_it_knew(tmp_path):
 def test_shapes_that_do_worse_than_equal_layers_are_not_taken(
     ours, equal, fell_back, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(Rehearsal, "loss", lambda *_: ours)
-    monkeypatch.setattr(shapes._Rehearsals, "loss_of_equal_layers", lambda _: equal)
+    monkeypatch.setattr(TrialCompression, "loss", lambda *_: ours)
+    monkeypatch.setattr(shapes._TrialCompressions, "loss_of_equal_layers", lambda _: equal)
     report = compress(tmp_path, allocation="lagrangian")
     assert report.allocation is not None
     assert report.allocation.fell_back is fell_back
@@ -87,5 +87,5 @@ def test_a_second_ratio_learns_nothing_anew(tmp_path, monkeypatch):
 
     alone = run(0.4, "alone", None)
     run(0.2, "first", place)
-    monkeypatch.setattr("intraslice_core.allocation.shapes.learn_model", None)
+    monkeypatch.setattr("intraslice_core.allocation.shapes.measure_sensitivity", None)
     assert run(0.4, "second", place) == alone

@@ -45,8 +45,8 @@ def config(samples: int = 32, length: int = 64, **changes: object) -> Compressio
 
 def test_sizes_are_the_estimators_own() -> None:
     assert work.GROUP_SEQUENCES == gradients.GROUP_SEQUENCES
-    assert work.REHEARSED == search.SEQUENCES
-    assert len(search.OFFERS) + 1 == work.REHEARSED_PLANS
+    assert work.TRIAL_CALIBRATION == search.SEQUENCES
+    assert len(search.CANDIDATES) + 1 == work.TRIAL_PLANS
     assert work.SPOT_DISTANCE == measurement.SPOT_DISTANCE
     assert 2 * len(measurement.TRIAL_CUTS) == work.TRIALS_A_SPOT
     assert (work.PAIR_SEQUENCES, work.PAIR_QUERIES) == (
@@ -64,17 +64,17 @@ def test_sequences_are_the_split_of_the_tokens(samples: int) -> None:
         len(split.learning),
         len(split.check),
     )
-    assert parts.rehearsal == len(split.learning[: search.SEQUENCES])
+    assert parts.trial_compression == len(split.learning[: search.SEQUENCES])
 
 
 def test_parts_that_a_method_leaves_out_are_nothing() -> None:
     assert EstimatorSequences.of(config(method="magnitude")) == EstimatorSequences(
-        gradients=0, learning=0, check=0, rehearsal=0
+        gradients=0, learning=0, check=0, trial_compression=0
     )
     paper = EstimatorSequences.of(config(method="intraslice"))
-    assert (paper.gradients, paper.learning, paper.rehearsal) == (8, 0, 0)
+    assert (paper.gradients, paper.learning, paper.trial_compression) == (8, 0, 0)
     equal = EstimatorSequences.of(config(allocation="uniform"))
-    assert (equal.learning, equal.rehearsal) == (30, 0)
+    assert (equal.learning, equal.trial_compression) == (30, 0)
 
 
 def test_trials_pass_what_is_behind_them() -> None:
@@ -107,7 +107,7 @@ def test_flops_agree_with_torchs_count(tmp_path: Path) -> None:
             expected.gradients + expected.learning,
             expected.learning_wide,
         ),
-        "comparing allocations": (expected.rehearsal, expected.rehearsal_wide),
+        "comparing allocations": (expected.trial_compression, expected.rehearsal_wide),
         "compress": (expected.passes + expected.statistics, expected.factorisations),
     }
     for stage, (products, wide) in told.items():

@@ -10,9 +10,9 @@ from intraslice_core import decoder_layer
 from intraslice_core.families.adapter import family_for
 from intraslice_core.families.canonical import (
     EMBEDDING,
-    block_settings,
-    block_weights,
     embedded,
+    layer_settings,
+    layer_weights,
     rotary_tables,
 )
 from tests.intraslice_core.tiny_models import FAMILY_VARIANTS, tiny_family_model
@@ -37,14 +37,14 @@ def test_the_walk_through_all_blocks_gives_the_models_hidden_states(variant: str
             prefix = family.layer_prefix(layer)
             own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
             canonical = family.canonical_layer(model.config, layer, own)
-            weights = block_weights(canonical, settings["num_key_value_heads"], CPU, torch.float32)
+            weights = layer_weights(canonical, settings["num_key_value_heads"], CPU, torch.float32)
             rotary = rotary_tables(settings, layer, LENGTH, CPU)
-            hidden = decoder_layer.behind(hidden, weights, block_settings(settings, layer), rotary)
+            hidden = decoder_layer.forward(hidden, weights, layer_settings(settings, layer), rotary)
         outer = {name: tensors[own] for name, own in family.outer_names(model.config).items()}
         norm = decoder_layer.Norm(
             weight=outer["model.norm.weight"], bias=outer.get("model.norm.bias")
         )
-        last = decoder_layer.apply_norm(hidden, norm, block_settings(settings, 0))
+        last = decoder_layer.apply_norm(hidden, norm, layer_settings(settings, 0))
         torch.testing.assert_close(last, expected.hidden_states[-1], rtol=0, atol=1e-4)
         head = outer.get("lm_head.weight", outer[EMBEDDING])
         logits = F.linear(last, head, outer.get("lm_head.bias"))
@@ -58,7 +58,7 @@ def test_capped_scores_do_not_depend_on_how_many_heads_are_taken_at_once(
 ) -> None:
     model = tiny_family_model("gemma2")
     family = family_for(model.config)
-    settings = block_settings(family.canonical_settings(model.config), 0)
+    settings = layer_settings(family.canonical_settings(model.config), 0)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(3, 4, 9, 8, generator=generator) for _ in range(3))
     whole = decoder_layer._softcapped_attention(query, key, value, settings, 2.0)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from intraslice_core import decoder_layer, slicing
-from intraslice_core.checkpoints.dense_model import ReaderLayers
+from intraslice_core.checkpoints.dense_model import DenseLayerReader
 from intraslice_core.checkpoints.reader import CheckpointReader
-from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Linear
+from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Linear
 from tests.intraslice_core.tiny_models import FAMILY_VARIANTS, tiny_checkpoint
 
 HIDDEN = 48
@@ -24,8 +24,8 @@ HIDDEN = 48
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    weights: BlockWeights
-    settings: BlockSettings
+    weights: LayerWeights
+    settings: LayerSettings
     rotary: decoder_layer.Rotary
     hidden: Tensor
 
@@ -42,7 +42,7 @@ class Opened:
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
     dense = tiny_checkpoint(tmp_path / "dense", request.param)
     with CheckpointReader(dense) as reader:
-        layers = ReaderLayers(reader, torch.device("cpu"), torch.float32)
+        layers = DenseLayerReader(reader, torch.device("cpu"), torch.float32)
         return Opened(
             weights=layers.weights(1),
             settings=layers.settings(1),
@@ -58,7 +58,7 @@ def masked(linear: Linear, rows: torch.Tensor) -> Linear:
     return Linear(weight=linear.weight * keep, bias=bias)
 
 
-def assert_same_attention(opened: Opened, sliced: BlockWeights, full: BlockWeights) -> None:
+def assert_same_attention(opened: Opened, sliced: LayerWeights, full: LayerWeights) -> None:
     torch.testing.assert_close(
         decoder_layer.attention(opened.hidden, sliced, opened.settings, opened.rotary),
         decoder_layer.attention(opened.hidden, full, opened.settings, opened.rotary),
@@ -158,4 +158,4 @@ def test_neurons(opened: Opened) -> None:
 def test_removed_modules_add_nothing(opened: Opened) -> None:
     hidden, settings = opened.hidden, opened.settings
     without = slicing.remove_mlp(slicing.remove_attention(opened.weights))
-    assert torch.equal(decoder_layer.behind(hidden, without, settings, opened.rotary), hidden)
+    assert torch.equal(decoder_layer.forward(hidden, without, settings, opened.rotary), hidden)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from intraslice_core import decoder_layer
-from intraslice_core.checkpoints.dense_model import ReaderLayers
+from intraslice_core.checkpoints.dense_model import DenseLayerReader
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.evaluation.verification import verify_checkpoint
@@ -63,14 +63,14 @@ def test_engine_stream_is_the_saved_models_stream(variant: str, compressed_famil
     tensors, prefix = load_file(made.out / "model.safetensors"), canonical.layer_prefix(0)
     layer = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     shape = model.config.per_layer_config[0]
-    weights = canonical.block_weights(layer, shape.num_key_value_heads, CPU, torch.float32)
+    weights = canonical.layer_weights(layer, shape.num_key_value_heads, CPU, torch.float32)
     if shape.rotary_pairs:
         pairs = torch.tensor(decode_rotary_pairs(shape.rotary_pairs))
         weights = replace(weights, rotary_pairs=pairs)
     tokens = torch.randint(3, 259, (1, 12), generator=torch.Generator().manual_seed(0))
     with CheckpointReader(made.dense) as reader:
-        layers = ReaderLayers(reader, CPU, torch.float32)
-        hidden = decoder_layer.behind(
+        layers = DenseLayerReader(reader, CPU, torch.float32)
+        hidden = decoder_layer.forward(
             layers.embed(tokens), weights, layers.settings(0), layers.rotary(0, 12)
         )
     with torch.no_grad():

@@ -15,20 +15,20 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from intraslice_core import decoder_layer
-from intraslice_core.allocation.estimators import EstimationTokens, learn_model
+from intraslice_core.allocation.estimators import EstimationTokens, measure_sensitivity
 from intraslice_core.calibration import calibration_tokens
-from intraslice_core.checkpoints.dense_model import ReaderLayers
+from intraslice_core.checkpoints.dense_model import DenseLayerReader
 from intraslice_core.checkpoints.dense_model import mean_loss as loss_behind
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CalibrationConfig
-from intraslice_core.decoder_layer import BlockSettings, BlockWeights, Rotary
+from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Rotary
 from intraslice_core.evaluation.perplexity import evaluation_tokens
 from intraslice_core.hidden_states import HiddenStates, LayerContext
 from intraslice_core.layer_compressor import LayerCompressor
 from intraslice_core.methods import METHODS, CompressionMethod
 from intraslice_core.plan import LayerPlan
-from intraslice_core.sensitivity.layer_sensitivity import LayerKnowledge
+from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]
 
@@ -43,11 +43,11 @@ PAPER, OURS = METHODS["intraslice"], METHODS["intraslice_plus"]
 
 @dataclass(frozen=True)
 class RealModel:
-    layers: ReaderLayers
-    blocks: list[BlockWeights]
-    settings: BlockSettings
+    layers: DenseLayerReader
+    blocks: list[LayerWeights]
+    settings: LayerSettings
     rotary: Rotary
-    knowledge: tuple[LayerKnowledge, ...]
+    sensitivity: tuple[LayerSensitivity, ...]
     calibration: Tensor
     held_out: Tensor
 
@@ -59,8 +59,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealModel]:
     settings = CalibrationConfig(source="pydoc", samples=64, sequence_length=SEQUENCE)
     calibration = calibration_tokens(settings, tokenizer)
     with CheckpointReader(directory) as reader, torch.inference_mode():
-        layers = ReaderLayers(reader, CPU, torch.float32)
-        learned = learn_model(
+        layers = DenseLayerReader(reader, CPU, torch.float32)
+        measured = measure_sensitivity(
             layers,
             EstimationTokens.of(calibration),
             batch_size=16,
@@ -71,13 +71,13 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealModel]:
             blocks=[layers.weights(layer) for layer in range(layers.num_layers)],
             settings=layers.settings(0),
             rotary=layers.rotary(0, SEQUENCE),
-            knowledge=learned.layers,
+            sensitivity=measured.layers,
             calibration=calibration,
             held_out=evaluation_tokens("pydoc", tokenizer, 16 * SEQUENCE).view(-1, SEQUENCE),
         )
 
 
-def compressed_blocks(real: RealModel, method: CompressionMethod) -> list[BlockWeights]:
+def compressed_blocks(real: RealModel, method: CompressionMethod) -> list[LayerWeights]:
     hidden = real.layers.embed(real.calibration)
     streams = HiddenStates(compressed=hidden, dense=hidden.clone() if method.dense_target else None)
     blocks = []
@@ -91,17 +91,17 @@ def compressed_blocks(real: RealModel, method: CompressionMethod) -> list[BlockW
             device=CPU,
             stored_dtype=torch.float32,
             before_batch=lambda done: None,
-            knowledge=real.knowledge[layer] if method.measures_sensitivity else None,
+            sensitivity=real.sensitivity[layer] if method.measures_sensitivity else None,
         )
         blocks.append(LayerCompressor(real.blocks[layer], SHAPES, streams, context).run().weights)
     return blocks
 
 
-def mean_loss(real: RealModel, first: list[BlockWeights]) -> float:
+def mean_loss(real: RealModel, first: list[LayerWeights]) -> float:
     """Cross-entropy on held-out text with the first layers replaced."""
     hidden = real.layers.embed(real.held_out)
     for weights in [*first, *real.blocks[len(first) :]]:
-        hidden = decoder_layer.behind(hidden, weights, real.settings, real.rotary)
+        hidden = decoder_layer.forward(hidden, weights, real.settings, real.rotary)
     return loss_behind(real.layers, hidden, real.held_out)
 
 

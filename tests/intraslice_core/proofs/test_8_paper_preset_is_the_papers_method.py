@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from intraslice_core.calibration import calibration_tokens
-from intraslice_core.checkpoints.dense_model import ReaderLayers
+from intraslice_core.checkpoints.dense_model import DenseLayerReader
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CalibrationConfig, CompressionConfig
-from intraslice_core.decoder_layer import BlockWeights
+from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.hidden_states import HiddenStates, LayerContext
 from intraslice_core.layer_compressor import LayerCompressor, LayerOutcome
 from intraslice_core.methods import METHODS
@@ -33,7 +33,7 @@ def drawn_tokens(sequences: int = 8, length: int = 20) -> Tensor:
     return torch.randint(3, 250, (sequences, length), generator=torch.Generator().manual_seed(1))
 
 
-def plan_of(layers: ReaderLayers, layer: int) -> LayerPlan:
+def plan_of(layers: DenseLayerReader, layer: int) -> LayerPlan:
     """Other sizes in every layer."""
     settings = layers.settings(layer)
     return LayerPlan(
@@ -45,7 +45,7 @@ def plan_of(layers: ReaderLayers, layer: int) -> LayerPlan:
     )
 
 
-def compress_one(layers: ReaderLayers, layer: int, streams: HiddenStates, dtype: torch.dtype):
+def compress_one(layers: DenseLayerReader, layer: int, streams: HiddenStates, dtype: torch.dtype):
     context = LayerContext(
         layer=layer,
         settings=layers.settings(layer),
@@ -59,7 +59,7 @@ def compress_one(layers: ReaderLayers, layer: int, streams: HiddenStates, dtype:
     return LayerCompressor(layers.weights(layer), plan_of(layers, layer), streams, context).run()
 
 
-def full_size_bases(dense: BlockWeights, sliced: BlockWeights) -> Tensor:
+def full_size_bases(dense: LayerWeights, sliced: LayerWeights) -> Tensor:
     """`B` of every KV head, from `Wv B`: (num_key_value_heads, head_dim, v_head_dim)."""
     groups = dense.num_key_value_heads
     wide = dense.value.weight.double().view(groups, -1, dense.value.weight.shape[1])
@@ -68,7 +68,7 @@ def full_size_bases(dense: BlockWeights, sliced: BlockWeights) -> Tensor:
 
 
 def require_same(
-    found: LayerOutcome, dense: BlockWeights, wanted: oracle.Compressed, atol: float
+    found: LayerOutcome, dense: LayerWeights, wanted: oracle.Compressed, atol: float
 ) -> None:
     """Choices and refitted weights, ours brought to full size."""
     sliced = found.weights
@@ -107,7 +107,7 @@ def test_every_module_of_every_layer_is_the_oracles(
     directory = save_checkpoint(model, tmp_path / "dense")
     tokens, atol = drawn_tokens(), TOLERANCE[dtype]
     with CheckpointReader(directory) as reader, torch.inference_mode():
-        layers = ReaderLayers(reader, CPU, dtype)
+        layers = DenseLayerReader(reader, CPU, dtype)
         streams = HiddenStates(compressed=layers.embed(tokens), dense=None)
         theirs = [model.get_input_embeddings().weight[one].double() for one in tokens]
         for layer in range(layers.num_layers):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from intraslice_core.allocation.estimators import _fisher_scores
 from intraslice_core.allocation.fisher import LayerScores, fisher_plan
-from intraslice_core.checkpoints.dense_model import ReaderLayers
+from intraslice_core.checkpoints.dense_model import DenseLayerReader
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.plan import ModelGeometry
 from intraslice_core.sensitivity.gradients import GradientFiles, loss_gradients
@@ -109,7 +109,7 @@ def test_scores_are_squared_gradients_of_masks_of_ones(
     files = GradientFiles(directory=tmp_path / "gradients")
     with CheckpointReader(directory) as reader, torch.inference_mode():
         geometry = reader.family.geometry(reader.config)
-        layers = ReaderLayers(reader, torch.device("cpu"), torch.float32)
+        layers = DenseLayerReader(reader, torch.device("cpu"), torch.float32)
         loss_gradients(layers, tokens, batch_size=3, files=files, before_batch=lambda done: None)
         found = [
             _fisher_scores(files.read(layer), geometry, rotated)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from intraslice_core.allocation.curves import LayerPrice, PricedPlan
+from intraslice_core.allocation.curves import LayerLosses, ScoredPlan
 from intraslice_core.config import CompressionConfig, RecoveryConfig
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan
 from intraslice_core.reports.schema import (
@@ -43,13 +43,13 @@ PLAN = ModelPlan(
         layer(0, 0, 0, 0, 192),
     )
 )
-PRICED = PricedPlan(
+PRICED = ScoredPlan(
     plan=PLAN,
     prices=(
-        LayerPrice(attention=0.0, mlp=0.0),
-        LayerPrice(attention=0.25, mlp=0.5),
-        LayerPrice(attention=0.25, mlp=0.5),
-        LayerPrice(attention=1.5, mlp=0.0),
+        LayerLosses(attention=0.0, mlp=0.0),
+        LayerLosses(attention=0.25, mlp=0.5),
+        LayerLosses(attention=0.25, mlp=0.5),
+        LayerLosses(attention=1.5, mlp=0.0),
     ),
 )
 

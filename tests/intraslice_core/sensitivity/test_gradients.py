@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from intraslice_core import decoder_layer
-from intraslice_core.checkpoints.dense_model import ReaderLayers, mean_loss
+from intraslice_core.checkpoints.dense_model import DenseLayerReader, mean_loss
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.sensitivity.gradients import GradientFiles, LayerGradients, loss_gradients
 from tests.intraslice_core.tiny_models import FAMILY_VARIANTS, save_checkpoint, tiny_family_model
@@ -25,7 +25,7 @@ def tokens(sequences: int = 3, length: int = 12) -> Tensor:
 def run(directory: Path, work: Path, batch_size: int, given: Tensor) -> list[LayerGradients]:
     files = GradientFiles(directory=work)
     with CheckpointReader(directory) as reader, torch.inference_mode():
-        layers = ReaderLayers(reader, CPU, torch.float32)
+        layers = DenseLayerReader(reader, CPU, torch.float32)
         loss_gradients(
             layers, given, batch_size=batch_size, files=files, before_batch=lambda _: None
         )
@@ -104,10 +104,10 @@ def test_the_loss_is_the_familys_own(variant, tmp_path):
             output.logits[:, :-1].flatten(0, 1).float(), given[:, 1:].flatten()
         )
     with CheckpointReader(directory) as reader, torch.inference_mode():
-        layers = ReaderLayers(reader, CPU, torch.float32)
+        layers = DenseLayerReader(reader, CPU, torch.float32)
         hidden = layers.embed(given)
         for layer in range(layers.num_layers):
-            hidden = decoder_layer.behind(
+            hidden = decoder_layer.forward(
                 hidden,
                 layers.weights(layer),
                 layers.settings(layer),

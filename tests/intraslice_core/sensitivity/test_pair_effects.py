@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from intraslice_core.decoder_layer import BlockSettings
+from intraslice_core.decoder_layer import LayerSettings
 from intraslice_core.errors import NumericalError
 from intraslice_core.sensitivity.pair_effects import PairEffectAccumulator
 
 HEADS, GROUPS, WIDTH, LENGTH = 4, 2, 6, 9
 
 
-def block_settings(**changes) -> BlockSettings:
-    return BlockSettings(
+def layer_settings(**changes) -> LayerSettings:
+    return LayerSettings(
         num_attention_heads=HEADS,
         num_key_value_heads=GROUPS,
         head_dim=WIDTH,
@@ -32,7 +32,7 @@ def draw() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return query, key, value, torch.randn(HEADS, WIDTH, 3, generator=generator)
 
 
-def outputs(coefficients: Tensor, head: int, settings: BlockSettings) -> Tensor:
+def outputs(coefficients: Tensor, head: int, settings: LayerSettings) -> Tensor:
     """A head's output seen through the metric, its pairs weighted; plain, at every query."""
     query, key, value, metric = draw()
     group = head // (HEADS // GROUPS)
@@ -55,7 +55,7 @@ def outputs(coefficients: Tensor, head: int, settings: BlockSettings) -> Tensor:
     "changes", [{}, {"attn_logit_softcapping": 1.5}, {"sliding_window": 3}], ids=str
 )
 def test_moment_is_that_of_the_outputs_derivatives(changes):
-    settings = block_settings(**changes)
+    settings = layer_settings(**changes)
     query, key, value, metric = draw()
     positions = torch.tensor([0, 2, 5, 8])
     effects = PairEffectAccumulator(
@@ -79,7 +79,7 @@ def test_what_is_not_finite_is_refused():
     effects = PairEffectAccumulator(
         num_key_value_heads=GROUPS,
         head_dim=WIDTH,
-        settings=block_settings(),
+        settings=layer_settings(),
         device=torch.device("cpu"),
     )
     with pytest.raises(NumericalError, match="no queries"):

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,21 +26,14 @@ from torch import Tensor
 import intraslice_core
 from intraslice_core.checkpoints.writer import ShardFile
 from intraslice_core.config import CalibrationConfig
+from intraslice_core.device import DTYPE_NAMES
+from intraslice_core.files import atomic_file, combined_sha256, file_sha256
 from intraslice_core.plan import Module
 from intraslice_core.reports.schema import LayerReport
 
 _SUFFIX = ".safetensors"
 _TENSOR = "shared"
 _MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "token*", "*.model")
-
-
-_DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-}
 
 
 @dataclass(kw_only=True)
@@ -81,16 +73,8 @@ class SharedFiles:
         self.directory.mkdir(parents=True, exist_ok=True)
         if not self.has_room(tensor.nbytes):
             return
-        handle, path = tempfile.mkstemp(prefix=".partial-", dir=self.directory)
-        os.close(handle)
-        partial = Path(path)
-        try:
+        with suppress(OSError), atomic_file(self.directory / (name + _SUFFIX)) as partial:
             _write(partial, tensor)
-            os.replace(partial, self.directory / (name + _SUFFIX))
-        except OSError:
-            return
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,28 +139,20 @@ def content_key(**facts: object) -> str:
 def calibration_facts(calibration: CalibrationConfig) -> dict[str, object]:
     """What the tokens depend on, besides the model."""
     files = [Path(one.source) for one in calibration.mixture]
-    texts = [_digest_file(file) if file.is_file() else None for file in files]
+    texts = [file_sha256(file) if file.is_file() else None for file in files]
     return {"calibration": calibration.model_dump(mode="json"), "texts": texts}
 
 
 def fingerprint(directory: Path) -> str:
     """SHA-256 over the content of everything that decides what the model computes."""
     files = {file for pattern in _MODEL_FILES for file in directory.glob(pattern)}
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(f"{file.name} {_digest_file(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def _digest_file(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return combined_sha256(files)
 
 
 def _write(file: Path, tensor: Tensor) -> None:
     """As a safetensors file, straight from memory: the library copies all of it first."""
     entry = {
-        "dtype": _DTYPE_NAMES[tensor.dtype],
+        "dtype": DTYPE_NAMES[tensor.dtype],
         "shape": list(tensor.shape),
         "data_offsets": [0, tensor.nbytes],
     }
@@ -330,19 +306,14 @@ class LayerCheckpoints:
         return tokens
 
     def _save(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.directory))
-        try:
-            file = ShardFile(folder / "tensors", metadata=facts)
+        with atomic_file(self.directory / (name + SUFFIX)) as partial:
+            file = ShardFile(partial, metadata=facts)
             try:
                 for tensor_name, tensor in tensors.items():
                     file.write(tensor_name, tensor.detach().to("cpu").contiguous())
                 file.close()
             finally:
                 file.abandon()
-            os.replace(file.path, self.directory / (name + SUFFIX))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _facts(self, name: str, key: str) -> dict[str, str] | None:
         try:

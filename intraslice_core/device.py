@@ -21,11 +21,23 @@ from torch import Tensor
 
 from intraslice_core.errors import ConfigurationError, InsufficientDiskError
 
-_DTYPES = {
+COMPUTE_DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+STORED_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+}
+"""Data types by their names in safetensors headers."""
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+"""Names of the data types that weights may have."""
+DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 _FAST_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _CPU_FACTS = Path("/proc/cpuinfo")
 
@@ -64,12 +76,12 @@ def resolve_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch
     """
     if name != "auto":
         try:
-            return _DTYPES[name]
+            return COMPUTE_DTYPES[name]
         except KeyError:
             raise ConfigurationError(
                 f"unknown compute dtype {name!r}",
                 field="dtype",
-                hint=f"use auto, {', '.join(_DTYPES)}",
+                hint=f"use auto, {', '.join(COMPUTE_DTYPES)}",
             ) from None
     if device.type != "cpu":
         return stored

@@ -29,6 +29,7 @@ from intraslice_core.config import UNLIMITED, ModelLimits
 from intraslice_core.device import bound_allocator
 from intraslice_core.errors import OutputExistsError, QualityGateError
 from intraslice_core.evaluation.comparison import DenseScores
+from intraslice_core.files import atomic_file
 from intraslice_core.pipeline import compress_opened
 from intraslice_core.plan import dense_parameters
 from intraslice_core.progress import (
@@ -194,10 +195,8 @@ def _point(
 
 
 def _write(report: SweepReport, file: Path) -> None:
-    """It appears whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+    with atomic_file(file) as partial:
+        partial.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from intraslice_core.errors import ManifestError
+from intraslice_core.files import combined_sha256, file_sha256
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.json.sig"
@@ -76,13 +76,8 @@ def _described(directory: Path, file: Path) -> dict[str, Any]:
     return {
         "name": file.relative_to(directory).as_posix(),
         "bytes": file.stat().st_size,
-        "sha256": _sha256(file),
+        "sha256": file_sha256(file),
     }
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _read(directory: Path) -> dict[str, str]:
@@ -100,7 +95,7 @@ def _read(directory: Path) -> dict[str, str]:
 
 def _changed(expected: Mapping[str, str], found: Mapping[str, Path]) -> Iterator[str]:
     for name in sorted(expected.keys() & found.keys()):
-        if _sha256(found[name]) != expected[name]:
+        if file_sha256(found[name]) != expected[name]:
             yield f"{name} is changed"
 
 
@@ -113,9 +108,4 @@ def model_fingerprint(directory: Path) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    digest = hashlib.sha256()
-    for file in sorted([directory / "config.json", *directory.glob("*.safetensors")]):
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file.name} {content}\n".encode())
-    return digest.hexdigest()
+    return combined_sha256([directory / "config.json", *directory.glob("*.safetensors")])

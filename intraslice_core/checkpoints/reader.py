@@ -18,16 +18,10 @@ from intraslice_core.checkpoints.inspection import (
     locate_tensors,
     read_json_object,
 )
+from intraslice_core.device import FLOAT_DTYPES, STORED_DTYPES
 from intraslice_core.errors import BrokenCheckpointError, NonFiniteWeightError
 from intraslice_core.families import require_supported_type
 from intraslice_core.families.adapter import family_for
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
 
 
 class MappedFile:
@@ -51,7 +45,7 @@ class MappedFile:
         begin, end = self._begin + entry.begin, self._begin + entry.end
         if end > len(self._bytes):
             raise OSError("the file has changed")
-        dtype = _DTYPES[entry.dtype]
+        dtype = STORED_DTYPES[entry.dtype]
         if begin == end:
             return torch.empty(entry.shape, dtype=dtype)
         with warnings.catch_warnings():  # torch warns of every buffer that is read-only
@@ -177,7 +171,7 @@ class CheckpointReader(StoredTensors):
                     f"config.json says {list(shape)}",
                     field="model",
                 )
-            if entry.dtype not in ("F64", "F32", "F16", "BF16"):
+            if entry.dtype not in FLOAT_DTYPES:
                 raise BrokenCheckpointError(
                     f"tensor {name} is stored as {entry.dtype}",
                     field="model",

@@ -27,21 +27,14 @@ from intraslice_core.checkpoints.inspection import (
     read_json,
 )
 from intraslice_core.checkpoints.reader import StoredTensors
+from intraslice_core.device import DTYPE_NAMES
 from intraslice_core.errors import (
     InsufficientDiskError,
     IntraSliceError,
     OutputExistsError,
     VerificationError,
 )
-
-DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-}
+from intraslice_core.files import file_sha256
 
 
 class ShardFile:
@@ -134,11 +127,7 @@ def tensor_digest(tensor: Tensor) -> str:
 def file_digests(directory: Path) -> dict[str, str]:
     """SHA-256 of every file that holds no weights."""
     weights = set(directory.glob(WEIGHTS))
-    digests = {}
-    for file in sorted(set(directory.iterdir()) - weights):
-        with file.open("rb") as stream:
-            digests[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digests
+    return {file.name: file_sha256(file) for file in sorted(set(directory.iterdir()) - weights)}
 
 
 def require_as_written(directory: Path, record: WrittenRecord) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import math
@@ -21,6 +20,7 @@ from intraslice_core.config import GgufFormat
 from intraslice_core.errors import VerificationError
 from intraslice_core.evaluation import fresh_process, llama_cpp_process
 from intraslice_core.evaluation.clean_process import OUR_PLACE, CleanProcess
+from intraslice_core.files import file_sha256
 from intraslice_core.progress import CancellationCheck, never_cancelled
 
 REFERENCE_FILE = "verification.json"
@@ -167,11 +167,8 @@ def _describe(
 
 def _hashes(directory: Path) -> dict[str, str]:
     """SHA-256 of the files that hold weights and code."""
-    digests = {}
-    for file in sorted(chain.from_iterable(map(directory.glob, _HASHED))):
-        with file.open("rb") as stream:
-            digests[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digests
+    files = sorted(chain.from_iterable(map(directory.glob, _HASHED)))
+    return {file.name: file_sha256(file) for file in files}
 
 
 def _read_reference(directory: Path) -> dict[str, Any]:

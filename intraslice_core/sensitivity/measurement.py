@@ -16,8 +16,6 @@ interpolated over the depth. All trials travel through the layers behind them in
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +30,7 @@ from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.compensation import OutputSpace
 from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.errors import NumericalError
+from intraslice_core.files import atomic_file
 from intraslice_core.plan import Module
 from intraslice_core.selection import neurons, value_basis
 from intraslice_core.selection.heads import HeadChoice, eliminate_heads, head_energies
@@ -362,19 +361,14 @@ _TRIALS = "trials"
 
 def save_sensitivity(file: Path, measured: ModelSensitivity) -> None:
     """Write the file; it appears whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {
         f"{number}.{name}": part.contiguous()
         for number, layer in enumerate(measured.layers)
         for name, part in vars(layer).items()
     }
-    handle, partial = tempfile.mkstemp(prefix=".partial-", dir=file.parent)
-    os.close(handle)
-    try:
-        save_file(tensors, partial, {_TRIALS: json.dumps([asdict(one) for one in measured.trials])})
-        os.replace(partial, file)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    trials = json.dumps([asdict(trial) for trial in measured.trials])
+    with atomic_file(file) as partial:
+        save_file(tensors, partial, {_TRIALS: trials})
 
 
 def load_sensitivity(file: Path) -> ModelSensitivity | None:

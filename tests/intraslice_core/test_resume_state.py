@@ -214,7 +214,7 @@ def test_each_file_is_told_of_once_it_is_whole(dense: Path, tmp_path: Path) -> N
     sensitivity = told[1]
     assert sensitivity.startswith("sensitivity-")
     assert told == ["tokens.safetensors", sensitivity, *layers]
-    assert kept(place) == [sensitivity, *layers, "streams.safetensors", "tokens.safetensors"]
+    assert kept(place) == [*layers, sensitivity, "streams.safetensors", "tokens.safetensors"]
 
 
 def test_no_room_for_the_streams_is_a_warning_and_no_reason_to_end(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from intraslice_core import pipeline, sweep
+from intraslice_core import pipeline, publication, sweep
 from intraslice_core.allocation import estimators
 from intraslice_core.checkpoints import sources
 from intraslice_core.config import (
@@ -70,7 +70,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     counting(estimators, "learn")
     counting(sweep, "open_model")
     counting(pipeline, "calibration_tokens")
-    counting(pipeline, "verify_checkpoint")
+    counting(publication, "verify_checkpoint")
     counting(comparison, "load_model")
     assert measurement.learn is not estimators.learn
     assert sources.open_model is not sweep.open_model

@@ -1,6 +1,6 @@
-"""The loop over layers: each is compressed, or taken from the resume state, and handed on.
+"""The loop over layers: each is compressed, or restored from the resume state.
 
-Hidden states of the calibration sequences pass through the layers as they are compressed.
+The hidden states of the calibration sequences pass through the layers as they are compressed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from intraslice_core.allocation.shapes import Shapes
 from intraslice_core.cache import (
     DenseStates,
     FinishedLayer,
-    LayerCheckpoints,
-    SharedStatistics,
+    ModelStatistics,
+    ResumeState,
     content_key,
 )
 from intraslice_core.calibration import calibration_hash
@@ -48,32 +48,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CompressionWork:
-    """An opened model and everything that was decided about its compression."""
+    """An opened model and every decision about its compression."""
 
     reader: CheckpointReader
     config: CompressionConfig
     canonical: CanonicalSettings
-    """The dense model as an instance of the one architecture."""
+    """Settings of the dense model in the canonical architecture."""
     geometry: ModelGeometry
     budget: Budget
     device: torch.device
     dtype: torch.dtype
     stored_dtype: torch.dtype
-    """Of the dense checkpoint, and so of the compressed one."""
+    """Data type of both the dense and the compressed checkpoint."""
     fingerprint: str
-    """Of the dense model; empty where nobody asks for it."""
-    shared: SharedStatistics | None
-    checkpoints: LayerCheckpoints | None
+    """SHA-256 of the dense model; empty if nothing is cached or resumed."""
+    statistics: ModelStatistics | None
+    resume_state: ResumeState | None
     memory: HostMemory
-    """Of both streams, and of what the estimator keeps."""
+    """Memory for the hidden states and for the sensitivity measurement."""
 
     @property
     def layers(self) -> DenseLayerReader:
-        """The dense model's."""
+        """Return a reader of the dense model's layers."""
         return DenseLayerReader(self.reader, self.device, self.dtype, self.memory)
 
     def key(self, **facts: object) -> str:
-        """Names what depends on this work and on `facts`."""
+        """Return the key of content that depends on this work and on `facts`."""
         return content_key(
             model=self.fingerprint,
             place=rounding_class(self.device),
@@ -83,54 +83,55 @@ class CompressionWork:
 
 
 class LayerLoop:
-    """Both streams on their way through the layers, each of which is compressed or was before."""
+    """Moves the hidden states through the layers, compressing each or restoring its result."""
 
     def __init__(self, work: CompressionWork, tokens: Tensor, shapes: Shapes, run: Run) -> None:
         self._work = work
         self._shapes = shapes
         self._run = run
-        self._streams = _embed(work, tokens)
-        self._states = _dense_states(work, tokens)
-        self._checkpoints = work.checkpoints
+        self._hidden_states = _embed(work, tokens)
+        self._dense_states = _dense_states(work, tokens)
+        self._resume_state = work.resume_state
         self._key = work.key(
             config=work.config.model_dump(mode="json", exclude={"recover"}),
             tokens=calibration_hash(tokens),
             plan=shapes.plan.model_dump(mode="json"),
         )
-        self._past = self._restore()
+        self._passed = self._restore()
 
     def finish(self, layer: int) -> FinishedLayer:
-        """The layer as it will be saved; both streams are past it afterwards."""
-        kept = self._checkpoints and self._checkpoints.layer(self._key, layer)
-        if kept:
-            if layer >= self._past:
-                self._replay(layer, kept)
+        """Return the layer as it will be saved, and move the hidden states past it."""
+        restored = self._resume_state and self._resume_state.layer(self._key, layer)
+        if restored:
+            if layer >= self._passed:
+                self._replay(layer, restored)
             self._run.resumed_layers += 1
-            self._run.layer_done(kept.report, self._work.geometry)
-            return kept
-        if layer < self._past:
-            raise RuntimeError(f"layer {layer} is no longer where it was a moment ago")
+            self._run.layer_done(restored.report, self._work.geometry)
+            return restored
+        if layer < self._passed:
+            raise RuntimeError(f"layer {layer} disappeared from the resume state during the run")
         finished = self._compress(layer)
-        if self._checkpoints is not None:
-            self._checkpoints.save_layer(self._key, finished)
-            self._save_streams(self._checkpoints, layer + 1)
+        if self._resume_state is not None:
+            self._resume_state.save_layer(self._key, finished)
+            self._save_hidden_states(self._resume_state, layer + 1)
         self._run.layer_done(finished.report, self._work.geometry)
         return finished
 
     def _restore(self) -> int:
-        """Past how many layers the streams are already."""
-        kept = self._checkpoints
-        if kept is None:
+        """Return how many layers the restored hidden states have passed."""
+        state = self._resume_state
+        if state is None:
             return 0
         finished = 0
-        while kept.has_layer(self._key, finished):
+        while state.has_layer(self._key, finished):
             finished += 1
-        return kept.restore_streams(self._key, self._streams.tensors(), finished)
+        return state.restore_hidden_states(self._key, self._hidden_states.tensors(), finished)
 
-    def _save_streams(self, checkpoints: LayerCheckpoints, layers: int) -> None:
-        trouble = checkpoints.save_streams_now_and_then(self._key, self._streams.tensors(), layers)
-        if trouble is not None and trouble not in self._run.warnings:
-            self._run.warnings.append(trouble)
+    def _save_hidden_states(self, resume_state: ResumeState, layers: int) -> None:
+        hidden = self._hidden_states.tensors()
+        warning = resume_state.save_hidden_states_if_due(self._key, hidden, layers)
+        if warning is not None and warning not in self._run.warnings:
+            self._run.warnings.append(warning)
 
     def _compress(self, layer: int) -> FinishedLayer:
         plan, geometry = self._shapes.plan.layers[layer], self._work.geometry
@@ -141,59 +142,61 @@ class LayerLoop:
         )
         outcome = compressor.run()
         self._require_finite(layer)
-        tensors = named_tensors(layer, outcome.weights)
+        tensors = named_tensors(layer, outcome.weights).items()
         return FinishedLayer(
-            tensors={name: one.to("cpu", self._work.stored_dtype) for name, one in tensors.items()},
+            tensors={name: tensor.to("cpu", self._work.stored_dtype) for name, tensor in tensors},
             kept_pairs=outcome.kept_pairs,
             report=_layer_report(layer, plan, outcome),
         )
 
-    def _replay(self, layer: int, kept: FinishedLayer) -> None:
-        self._compressor(layer, "finished before").replay(self._weights(layer, kept))
+    def _replay(self, layer: int, finished: FinishedLayer) -> None:
+        self._compressor(layer, "resumed").replay(self._weights(layer, finished))
         self._require_finite(layer)
 
-    def _weights(self, layer: int, kept: FinishedLayer) -> LayerWeights:
+    def _weights(self, layer: int, finished: FinishedLayer) -> LayerWeights:
         work = self._work
         prefix, plan = layer_prefix(layer), self._shapes.plan.layers[layer]
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in kept.tensors.items()}
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in finished.tensors.items()}
         weights = layer_weights(tensors, plan.num_key_value_heads, work.device, work.dtype)
         if plan.qk_head_dim == work.geometry.head_dim:
             return weights
-        return replace(weights, rotary_pairs=kept.kept_pairs.to(work.device))
+        return replace(weights, rotary_pairs=finished.kept_pairs.to(work.device))
 
     def _compressor(self, layer: int, message: str) -> LayerCompressor:
-        work, run, streams = self._work, self._run, self._streams
+        work, run, states = self._work, self._run, self._hidden_states
         layers = work.geometry.num_hidden_layers
         dense = work.layers
 
         def before_batch(done: float) -> None:
-            told = f"layer {layer + 1}/{layers}: {message}"
-            run.report(Stage.COMPRESS, told, (layer + done) / layers, layer, layers)
+            progress = f"layer {layer + 1}/{layers}: {message}"
+            run.report(Stage.COMPRESS, progress, (layer + done) / layers, layer, layers)
 
-        known = self._shapes.sensitivity
+        sensitivity = self._shapes.sensitivity
         context = LayerContext(
             layer=layer,
             settings=dense.settings(layer),
-            rotary=dense.rotary(layer, streams.compressed.shape[1]),
+            rotary=dense.rotary(layer, states.compressed.shape[1]),
             method=METHODS[work.config.method],
             batch_size=work.config.batch_size,
             device=work.device,
             stored_dtype=work.stored_dtype,
             before_batch=before_batch,
-            sensitivity=known[layer].to(work.device) if known else None,
-            dense_states=self._states,
+            sensitivity=sensitivity[layer].to(work.device) if sensitivity else None,
+            dense_states=self._dense_states,
         )
         return LayerCompressor(
-            dense.weights(layer), self._shapes.plan.layers[layer], streams, context
+            dense.weights(layer), self._shapes.plan.layers[layer], states, context
         )
 
     def _require_finite(self, layer: int) -> None:
-        if not torch.isfinite(self._streams.compressed[-1]).all():
-            raise NumericalError("the compressed stream holds NaN or infinity", layer=layer)
+        if not torch.isfinite(self._hidden_states.compressed[-1]).all():
+            raise NumericalError(
+                "the compressed hidden states contain NaN or infinity", layer=layer
+            )
 
 
 def _embed(work: CompressionWork, tokens: Tensor) -> HiddenStates:
-    """Both streams at the embedding, in host memory and compute dtype."""
+    """Return the embedded sequences, in host memory and compute dtype."""
     table = work.reader.tensor(work.reader.family.embedding)
     hidden = work.memory.empty((*tokens.shape, table.shape[1]), work.dtype)
     for row, sequence in enumerate(tokens):
@@ -203,10 +206,10 @@ def _embed(work: CompressionWork, tokens: Tensor) -> HiddenStates:
 
 
 def _dense_states(work: CompressionWork, tokens: Tensor) -> DenseStates | None:
-    """Where runs with the same tokens, walked over alike, share the dense stream."""
-    if work.shared is None:
+    """Return the cache of dense hidden states for runs with the same tokens and batches."""
+    if work.statistics is None:
         return None
-    return work.shared.dense_states(
+    return work.statistics.dense_states(
         tokens=calibration_hash(tokens),
         batch_size=work.config.batch_size,
         method=work.config.method,
@@ -229,5 +232,5 @@ def _module_report(outcome: ModuleOutcome) -> ModuleReport:
         relative_error=outcome.relative_error,
         explained_energy=outcome.explained_energy,
         damping=outcome.damping,
-        spectra=tuple(SpectrumReport(**asdict(one)) for one in outcome.spectra),
+        spectra=tuple(SpectrumReport(**asdict(spectrum)) for spectrum in outcome.spectra),
     )

@@ -21,11 +21,11 @@ from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.allocation.shapes import SensitivityCache, Shapes, ShapeWork, choose_shapes
 from intraslice_core.cache import (
     FinishedLayer,
-    LayerCheckpoints,
-    SharedFiles,
-    SharedStatistics,
+    ModelStatistics,
+    ResumeState,
+    StatisticsCache,
     calibration_facts,
-    tell_nobody,
+    ignore_saved,
 )
 from intraslice_core.calibration import calibration_hash, calibration_tokens
 from intraslice_core.checkpoints.manifest import model_fingerprint
@@ -60,7 +60,7 @@ from intraslice_core.export.form import CheckpointForm, WrittenReference, requir
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.export.stock import StockForm
 from intraslice_core.export.targets import require_target
-from intraslice_core.finetuning.procedure import blaming_recover
+from intraslice_core.finetuning.procedure import attributed_to_recover
 from intraslice_core.finetuning.recover import recover_staged
 from intraslice_core.layer_loop import CompressionWork, LayerLoop
 from intraslice_core.modeling import IntraSliceConfig, intraslice_config
@@ -97,8 +97,8 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
     evaluation: EvaluationConfig | None = None,
     limits: ModelLimits = UNLIMITED,
     work_dir: Path | None = None,
-    shared: SharedFiles | None = None,
-    checkpoints: LayerCheckpoints | None = None,
+    statistics_cache: StatisticsCache | None = None,
+    resume_state: ResumeState | None = None,
     offload_dir: Path | None = None,
     verify: bool = True,
     on_progress: ProgressListener = ignore_progress,
@@ -109,30 +109,30 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
     Args:
         model: a directory of safetensors, a `.gguf` file, `hub:org/name[@revision]` or
             `package:NAME`.
-        out: the directory to make; absent or empty.
-        config: what to do.
-        evaluation: what to measure afterwards, or None to measure nothing.
-        limits: how large the model may be.
-        work_dir: where converted models go; a temporary directory by default.
-        shared: what runs at other ratios have left, and where this one leaves the same.
-        checkpoints: what an interrupted run has finished, and where this one keeps the same;
-            whoever gave it removes it.
-        offload_dir: where hidden states are kept instead of in memory, in files without a name.
-        verify: load the result in a clean process, which takes memory for all of it in float32.
-        on_progress: hears every step.
-        should_cancel: asked between batches.
+        out: directory to create; absent or empty.
+        config: method, target, budget, calibration and everything else about the compression.
+        evaluation: measurements to take afterwards; None takes none.
+        limits: largest model that is accepted.
+        work_dir: directory for converted models; a temporary one by default.
+        statistics_cache: statistics shared with runs of the same model at other ratios.
+        resume_state: files of an interrupted run to resume from, and of this one; the caller
+            removes them.
+        offload_dir: directory for hidden states in unnamed temporary files instead of in memory.
+        verify: load the result in a clean process; needs memory for all of it in float32.
+        on_progress: called with every step.
+        should_cancel: called between batches; returning True stops the run.
 
     Returns:
-        What was done and what it cost; also stored in the checkpoint.
+        The report, which is also stored in the checkpoint.
 
     Raises:
-        IntraSliceError: one of the tree in `errors.py`; nothing is left behind then.
+        IntraSliceError: one of the tree in `errors.py`; nothing is left in `out`.
     """
     run = Run(
         on_progress=on_progress,
         should_cancel=should_cancel,
-        shared=shared,
-        checkpoints=checkpoints,
+        statistics_cache=statistics_cache,
+        resume_state=resume_state,
         offload_dir=offload_dir,
         verify=verify,
     )
@@ -152,13 +152,13 @@ def compress_opened(
     evaluation: EvaluationConfig | None,
     run: Run,
 ) -> CompressionReport:
-    """`compress_model` of what is open already, for those who open once and compress often.
+    """Compress a model that is already open, for callers that compress it several times.
 
     Raises:
-        IntraSliceError: one of the tree in `errors.py`; nothing is left behind then.
+        IntraSliceError: one of the tree in `errors.py`; nothing is left in `out`.
     """
     require_free_output(out)
-    # A task that cannot be measured is refused before the work, not after it.
+    # Tasks that cannot be measured are rejected before the work, not after it.
     tasks = open_asked_for(evaluation) if evaluation is not None else None
     parent = out.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
@@ -211,13 +211,11 @@ def _plan_work(
     embedding = reader.tensor(reader.family.embedding)
     budget = compression_budget(config, geometry, embedding.dtype.itemsize)
     dtype = resolve_dtype(config.dtype, device, embedding.dtype)
-    digest = dense.fingerprint if run.shared or run.checkpoints else ""
-    shared = None
-    if run.shared is not None:
-        place = rounding_class(device)
-        shared = SharedStatistics(
-            files=run.shared, facts={"model": digest, "place": place, "dtype": str(dtype)}
-        )
+    digest = dense.fingerprint if run.statistics_cache or run.resume_state else ""
+    statistics = None
+    if run.statistics_cache is not None:
+        facts = {"model": digest, "place": rounding_class(device), "dtype": str(dtype)}
+        statistics = ModelStatistics(cache=run.statistics_cache, facts=facts)
     return CompressionWork(
         reader=reader,
         config=config,
@@ -228,40 +226,43 @@ def _plan_work(
         dtype=dtype,
         stored_dtype=embedding.dtype,
         fingerprint=digest,
-        shared=shared,
-        checkpoints=run.checkpoints,
+        statistics=statistics,
+        resume_state=run.resume_state,
         memory=HostMemory(run.offload_dir),
     )
 
 
 def _calibrate(work: CompressionWork, dense: Path, run: Run) -> Tensor:
-    """Calibration sequences, (samples, sequence_length)."""
+    """Return the calibration sequences, (samples, sequence_length)."""
     settings = work.config.calibration
-    sources = ", ".join(one.source for one in settings.mixture)
+    sources = ", ".join(source.source for source in settings.mixture)
     run.report(Stage.CALIBRATE, f"reading calibration text: {sources}")
-    make = _reader(work, settings, dense, run)
-    if work.checkpoints is None:
-        return make()
-    return work.checkpoints.tokens(work.key(**calibration_facts(settings)), make)
+    read = _reader(work, settings, dense, run)
+    if work.resume_state is None:
+        return read()
+    return work.resume_state.tokens(work.key(**calibration_facts(settings)), read)
 
 
 def _training_text(work: CompressionWork, dense: Path, run: Run) -> Tensor | None:
-    """What is trained on after the compression, read before it: it may be too short."""
+    """Return the training sequences; read before the compression, as they may be too few."""
     if work.config.recover is None:
         return None
     run.report(Stage.CALIBRATE, "reading the text to train on", 0.5)
     settings = work.config.recover.text(work.config.calibration)
-    make = _reader(work, settings, dense, run)
-    with blaming_recover():
-        if work.checkpoints is None:
-            return make()
-        return work.checkpoints.recovery_tokens(work.key(**calibration_facts(settings)), make)
+    read = _reader(work, settings, dense, run)
+    with attributed_to_recover():
+        if work.resume_state is None:
+            return read()
+        return work.resume_state.recovery_tokens(work.key(**calibration_facts(settings)), read)
 
 
 def _reader(
     work: CompressionWork, settings: CalibrationConfig, dense: Path, run: Run
 ) -> Callable[[], Tensor]:
-    """Reads, or lets the dense model write, sequences that no run beside this one has kept."""
+    """Return a function that loads the sequences from the statistics cache, or reads them.
+
+    Some sources are text that the dense model itself generates.
+    """
     tokenizer = load_tokenizer(dense)
 
     def load_dense() -> PreTrainedModel:
@@ -272,10 +273,10 @@ def _reader(
             settings, tokenizer, model=load_dense, should_cancel=run.should_cancel
         )
 
-    def make() -> Tensor:
-        return read() if work.shared is None else work.shared.tokens(settings, read)
+    def load_or_read() -> Tensor:
+        return read() if work.statistics is None else work.statistics.tokens(settings, read)
 
-    return make
+    return load_or_read
 
 
 def _shape_work(work: CompressionWork, run: Run) -> ShapeWork:
@@ -296,32 +297,32 @@ def _shape_work(work: CompressionWork, run: Run) -> ShapeWork:
 
 
 def _sensitivity_cache(run: Run) -> SensitivityCache | None:
-    """With the other shared files, or among the checkpoints of this job alone."""
-    if run.shared is not None:
-        shared = run.shared
+    """Return the place for the sensitivity: shared between runs, or of this run alone."""
+    if run.statistics_cache is not None:
+        cache = run.statistics_cache
         return SensitivityCache(
-            directory=shared.directory, has_room=shared.has_room, on_saved=tell_nobody
+            directory=cache.directory, has_room=cache.has_room, on_saved=ignore_saved
         )
-    if run.checkpoints is None:
+    if run.resume_state is None:
         return None
-    kept = run.checkpoints
+    state = run.resume_state
     return SensitivityCache(
-        directory=kept.directory, has_room=lambda _: True, on_saved=kept.on_saved
+        directory=state.directory, has_room=lambda _: True, on_saved=state.on_saved
     )
 
 
 def _write_compressed(
     work: CompressionWork, dense: Path, staged: Path, tokens: Tensor, shapes: Shapes, run: Run
 ) -> list[FinishedLayer]:
-    """Compress layer by layer, writing each before the next is read."""
+    """Compress layer by layer and write each before the next is read."""
     family, reader = work.reader.family, work.reader
     layers: list[FinishedLayer] = []
     with CheckpointWriter(staged, dtype=work.stored_dtype) as writer:
         for name, own_name in family.outer_names(reader.config).items():
             writer.add({name: check_finite(own_name, reader.tensor(own_name))})
-        walk = LayerLoop(work, tokens, shapes, run)
+        loop = LayerLoop(work, tokens, shapes, run)
         for layer in range(work.geometry.num_hidden_layers):
-            finished = walk.finish(layer)
+            finished = loop.finish(layer)
             form = _form(work, shapes.plan, finished.kept_pairs)
             writer.add(finished.tensors if form is None else form.tensors(finished.tensors))
             layers.append(replace(finished, tensors={}))
@@ -337,19 +338,19 @@ def _write_compressed(
 def _sliced_config(
     work: CompressionWork, plan: ModelPlan, layers: Sequence[FinishedLayer]
 ) -> IntraSliceConfig:
-    """The compressed model as one of our class."""
+    """Return the configuration of the compressed model in the IntraSlice architecture."""
     return intraslice_config(
         work.canonical, plan.layers, [layer.kept_pairs.tolist() for layer in layers]
     )
 
 
 def _form(work: CompressionWork, plan: ModelPlan, kept_pairs: Tensor) -> CheckpointForm | None:
-    """How the model is written, where it is not of our class.
+    """Return how the model is written for another architecture; None for the IntraSlice one.
 
     Args:
         work: the compression.
-        plan: of all layers.
-        kept_pairs: of a layer's heads, (num_key_value_heads, qk_pairs).
+        plan: shapes of all layers.
+        kept_pairs: rotary pairs of one layer, (num_key_value_heads, qk_pairs).
     """
     if work.config.target == "adaptive":
         return AdaptiveForm(canonical=work.canonical, plan=plan)

@@ -49,29 +49,33 @@ GGUF_FILES: Mapping[GgufFormat, str] = MappingProxyType(
 
 
 NO_LLAMA_CPP = (
-    "{file} was not loaded by llama.cpp, which is not installed here: "
+    "{file} was not verified, because llama.cpp is not installed: "
     'pip install "intraslice[llama-cpp]"'
 )
 
 
-UNVERIFIED = "the result was not loaded and compared with what was written"
+UNVERIFIED = "the result was not verified: it was not loaded and compared"
 
 
 def write_gguf_files(staged: Path, config: CompressionConfig, run: Run) -> None:
-    """Beside the checkpoint, from its own files."""
+    """Write the requested GGUF files beside the checkpoint, from its own files."""
     if not config.gguf_formats or run.reference is None:
         return
     layout = run.reference.form.gguf_layout()
     tokenizer = load_tokenizer(staged)
-    begins = list(tokenizer("a")["input_ids"][:1]) == [tokenizer.bos_token_id]
-    vocabulary = read_vocabulary(staged, layout.vocab_size, adds_bos=begins)
-    for wanted in config.gguf_formats:
-        run.report(Stage.VERIFY, f"writing {GGUF_FILES[wanted]}")
-        write_gguf(staged / GGUF_FILES[wanted], staged, layout, vocabulary, wanted)
+    adds_bos = list(tokenizer("a")["input_ids"][:1]) == [tokenizer.bos_token_id]
+    vocabulary = read_vocabulary(staged, layout.vocab_size, adds_bos=adds_bos)
+    for gguf_format in config.gguf_formats:
+        run.report(Stage.VERIFY, f"writing {GGUF_FILES[gguf_format]}")
+        write_gguf(staged / GGUF_FILES[gguf_format], staged, layout, vocabulary, gguf_format)
 
 
 def verify_staged(staged: Path, config: CompressionConfig, run: Run) -> tuple[VerifiedReport, ...]:
-    """Prove that the written files load in clean processes and act like the model here."""
+    """Prove that the written files load in clean processes and compute what the model here does.
+
+    Raises:
+        VerificationError: if the files changed, do not load, or compute something else.
+    """
     run.report(Stage.VERIFY, "loading the result in a clean process")
     if run.written is not None:
         require_as_written(staged, run.written)
@@ -82,20 +86,21 @@ def verify_staged(staged: Path, config: CompressionConfig, run: Run) -> tuple[Ve
     )
     write_reference(staged, model, load_tokenizer(staged))
     del model
-    found: list[tuple[ExportFormat, VerificationResult]]
-    found = [("safetensors", verify_checkpoint(staged, should_cancel=run.should_cancel))]
-    for wanted in config.gguf_formats:
-        file = GGUF_FILES[wanted]
+    results: list[tuple[ExportFormat, VerificationResult]]
+    results = [("safetensors", verify_checkpoint(staged, should_cancel=run.should_cancel))]
+    for gguf_format in config.gguf_formats:
+        file = GGUF_FILES[gguf_format]
         if not has_llama_cpp():
             run.warnings.append(NO_LLAMA_CPP.format(file=file))
             continue
         run.report(Stage.VERIFY, f"loading {file} in llama.cpp", 0.5)
-        found.append((wanted, verify_gguf(staged, file, wanted, should_cancel=run.should_cancel)))
-    return tuple(verified_report(name, one) for name, one in found)
+        result = verify_gguf(staged, file, gguf_format, should_cancel=run.should_cancel)
+        results.append((gguf_format, result))
+    return tuple(verified_report(files, result) for files, result in results)
 
 
 def verified_report(files: ExportFormat, result: VerificationResult) -> VerifiedReport:
-    """What a report keeps of a verification."""
+    """Return the part of a verification's result that the report keeps."""
     return VerifiedReport(
         files=files,
         loaded_by=result.loaded_by,
@@ -112,7 +117,7 @@ def evaluate_staged(
     run: Run,
 ) -> EvaluationReport:
     """Measure the dense and the compressed checkpoint, in this order in `pair`."""
-    run.report(Stage.EVALUATE, "dense against compressed")
+    run.report(Stage.EVALUATE, "comparing the dense and the compressed model")
 
     def relay(event: ProgressEvent) -> None:
         run.report(Stage.EVALUATE, event.message, event.fraction)
@@ -129,10 +134,10 @@ def evaluate_staged(
 
 
 def publish_staged(staged: Path, out: Path, report: CompressionReport, run: Run) -> None:
-    """Add report and model card, then give the checkpoint its name.
+    """Add report, model card and manifest, then rename the checkpoint to its final name.
 
     Raises:
-        OutputExistsError: if `out` appeared meanwhile.
+        OutputExistsError: if `out` was created meanwhile.
     """
     run.report(Stage.EXPORT, f"writing {out}")
     (staged / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -159,7 +164,7 @@ def weight_bytes(directory: Path) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak bytes of this process: on the GPU where it works there, else resident in the host."""
+    """Return this process's peak memory in bytes: GPU memory on CUDA, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # Linux counts KiB, macOS bytes.

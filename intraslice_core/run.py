@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from intraslice_core.cache import LayerCheckpoints, SharedFiles, fingerprint
+from intraslice_core.cache import ResumeState, StatisticsCache, fingerprint
 from intraslice_core.checkpoints.writer import WrittenRecord
 from intraslice_core.evaluation.comparison import DenseScores
 from intraslice_core.export.form import WrittenReference
@@ -30,41 +30,41 @@ from intraslice_core.reports.schema import LayerReport
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedModel:
-    """A dense model as a directory of safetensors, under the name it was asked for by."""
+    """A dense model as a directory of safetensors, with the reference that named it."""
 
     reference: str
     directory: Path
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of everything that decides what it computes; reads all of its files, once."""
+        """Return the SHA-256 of everything that decides what it computes; reads all files once."""
         return fingerprint(self.directory)
 
 
 @dataclass(kw_only=True)
 class Run:
-    """What one run talks to: who listens, who may stop it, what the clock says."""
+    """The state of one run: listener, cancellation, caches, clock and intermediate results."""
 
     on_progress: ProgressListener
     should_cancel: CancellationCheck
     started: float = field(default_factory=time.perf_counter)
     warnings: list[str] = field(default_factory=list)
-    shared: SharedFiles | None = None
-    checkpoints: LayerCheckpoints | None = None
+    statistics_cache: StatisticsCache | None = None
+    resume_state: ResumeState | None = None
     dense_scores: DenseScores | None = None
     offload_dir: Path | None = None
-    """Where hidden states lie instead of in memory."""
+    """Directory that holds hidden states instead of memory."""
     verify: bool = True
     resumed_layers: int = 0
     written: WrittenRecord | None = None
-    """What the checkpoint's files must hold."""
+    """Digests of what the checkpoint's files must contain."""
     reference: WrittenReference | None = None
-    """What the written files must compute, where they are not of our class."""
+    """Model that the written files must equal, if they are of another architecture."""
     training_text: Tensor | None = None
-    """(n, sequence_length), where the result is to be trained."""
+    """Sequences to train on, (n, sequence_length); None without recovery fine-tuning."""
     shares: Shares = field(default_factory=lambda: shares_of(recover=False))
     calibration: Tensor | None = None
-    """The sequences, (samples, sequence_length): an evaluation asks whether it shares text."""
+    """Calibration sequences, (samples, sequence_length); the evaluation measures its overlap."""
 
     def report(
         self,
@@ -75,9 +75,18 @@ class Run:
         layers: int | None = None,
         seconds_left: float | None = None,
     ) -> None:
-        """Stop if asked to; otherwise tell how far the run is.
+        """Report progress, or stop if the run is cancelled.
 
-        `done` and `seconds_left`, where a stage knows how long it will take, are of the stage.
+        Args:
+            stage: current stage.
+            message: current step.
+            done: finished fraction of the stage, in [0, 1].
+            layer: current layer, from 0.
+            layers: number of layers.
+            seconds_left: remaining time of the stage, if the stage knows it.
+
+        Raises:
+            CompressionCancelledError: if the run is to stop.
         """
         raise_if_cancelled(self.should_cancel)
         begin, end = self.shares[stage]
@@ -98,7 +107,7 @@ class Run:
         )
 
     def layer_done(self, report: LayerReport, geometry: ModelGeometry) -> None:
-        """Tell what a layer has become."""
+        """Report the result of a layer."""
         layers = geometry.num_hidden_layers
         begin, end = self.shares[Stage.COMPRESS]
         self.on_progress(

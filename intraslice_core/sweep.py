@@ -1,12 +1,12 @@
-"""One model at several ratios: learnt from once, compressed as often as asked.
+"""One model compressed at several ratios from one measurement.
 
-The model is opened once; calibration tokens, what the estimator learns, the dense stream and the
-dense model's scores are made for the first ratio and found by all others. Every ratio ends with
-the bytes that a compression of its own would have written.
+The model is opened once. Calibration tokens, sensitivity, dense hidden states and the dense model's
+scores are computed for the first ratio and reused by all others. Every ratio ends with the bytes
+that a separate compression would have written.
 
-    OUT/ratio-0.3/      a checkpoint like any other
-    OUT/sweep.json      all of them beside each other, written after each
-    OUT/.sweep/         what they share and what is unfinished; gone when the last one is done
+    OUT/ratio-0.3/      an ordinary checkpoint
+    OUT/sweep.json      all results side by side, rewritten after each ratio
+    OUT/.sweep/         shared and unfinished files; removed after the last ratio
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 import intraslice_core
 from intraslice_core.allocation.budget import compression_budget
-from intraslice_core.cache import LayerCheckpoints, SharedFiles
+from intraslice_core.cache import ResumeState, StatisticsCache
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.checkpoints.writer import require_free_output
@@ -49,11 +49,11 @@ from intraslice_core.run import OpenedModel, Run
 SWEEP_FILE = "sweep.json"
 WORK_FOLDER = ".sweep"
 FURTHER_SHARE = 0.5
-"""Of the first ratio's time that each further one takes, for the progress that is shown."""
+"""Assumed cost of each further ratio relative to the first, for the progress display."""
 
 
 def folder_name(ratio: float) -> str:
-    """Of a ratio's checkpoint: `ratio-0.3`."""
+    """Return the name of a ratio's checkpoint, such as `ratio-0.3`."""
     return f"ratio-{ratio!r}"
 
 
@@ -66,22 +66,22 @@ def compress_sweep(
     on_progress: ProgressListener = ignore_progress,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> SweepReport:
-    """Compress at every ratio that is not finished in `out` already.
+    """Compress at every ratio that is not already finished in `out`.
 
     Args:
-        request: what to do.
-        out: made if it is not there; a stopped sweep is gone on with.
-        limits: how large the model may be.
-        offload_dir: where hidden states are kept instead of in memory.
-        on_progress: hears every step; fractions are of the whole sweep.
-        should_cancel: asked between batches. What is finished stays, what is not can be gone on
-            with.
+        request: model, settings and ratios.
+        out: created if needed; an interrupted sweep resumes.
+        limits: largest model that is accepted.
+        offload_dir: directory for hidden states instead of memory.
+        on_progress: called with every step; fractions are of the whole sweep.
+        should_cancel: called between batches. Finished ratios stay, unfinished ones can be
+            resumed.
 
     Returns:
-        What is in `sweep.json` as well.
+        The report, which is also written to `sweep.json`.
 
     Raises:
-        OutputExistsError: if a ratio's directory holds something else.
+        OutputExistsError: if a ratio's directory has other content.
         IntraSliceError: one of the tree in `errors.py`.
     """
     bound_allocator()
@@ -92,18 +92,20 @@ def compress_sweep(
     with tempfile.TemporaryDirectory(prefix="model-", dir=work) as scratch:
         started = time.perf_counter()
         raise_if_cancelled(should_cancel)
-        progress.tell(f"opening {request.model}")
+        progress.opening(f"opening {request.model}")
         directory = open_model(request.model, Path(scratch), limits)
         opened = OpenedModel(reference=request.model, directory=directory)
-        report = _begun(request, opened, time.perf_counter() - started)
-        shared = SharedFiles(directory=work / "shared", max_bytes=shutil.disk_usage(work).free // 2)
+        report = _empty_report(request, opened, time.perf_counter() - started)
+        cache = StatisticsCache(
+            directory=work / "shared", max_bytes=shutil.disk_usage(work).free // 2
+        )
         scores = DenseScores()
         for ratio in request.ratios:
             run = Run(
                 on_progress=progress.of(ratio),
                 should_cancel=should_cancel,
-                shared=shared,
-                checkpoints=LayerCheckpoints(directory=work / folder_name(ratio)),
+                statistics_cache=cache,
+                resume_state=ResumeState(directory=work / folder_name(ratio)),
                 dense_scores=scores,
                 offload_dir=offload_dir,
                 verify=request.verify,
@@ -117,11 +119,11 @@ def compress_sweep(
     return report
 
 
-def _begun(request: SweepRequest, opened: OpenedModel, seconds: float) -> SweepReport:
-    """The report without a point, once every ratio is known to be within reach.
+def _empty_report(request: SweepRequest, opened: OpenedModel, seconds: float) -> SweepReport:
+    """Return the report without points, after checking that every ratio can be met.
 
     Raises:
-        BudgetOutOfReachError: naming what of it is not.
+        BudgetOutOfReachError: naming the ratio that cannot.
     """
     with CheckpointReader(opened.directory) as reader:
         geometry = reader.family.geometry(reader.config)
@@ -141,10 +143,10 @@ def _begun(request: SweepRequest, opened: OpenedModel, seconds: float) -> SweepR
 
 
 def _finished(request: SweepRequest, ratio: float, out: Path) -> CompressionReport | None:
-    """The report of a checkpoint that an earlier sweep has made as this one would.
+    """Return the report of a checkpoint that an earlier sweep finished with the same settings.
 
     Raises:
-        OutputExistsError: if there is something else in its place.
+        OutputExistsError: if the directory has other content.
     """
     place = out / folder_name(ratio)
     try:
@@ -154,17 +156,17 @@ def _finished(request: SweepRequest, ratio: float, out: Path) -> CompressionRepo
         return None
     except ValidationError:
         report = None
-    if report is None or not _as_asked(report, request, ratio):
+    if report is None or not _matches(report, request, ratio):
         raise OutputExistsError(
-            f"{place} holds a compression with other settings",
+            f"{place} contains a compression with other settings",
             field="out",
             hint="give another directory or remove it",
         )
     return report
 
 
-def _as_asked(report: CompressionReport, request: SweepRequest, ratio: float) -> bool:
-    """Whether it was made, and measured, as the request says."""
+def _matches(report: CompressionReport, request: SweepRequest, ratio: float) -> bool:
+    """Report whether a checkpoint was compressed and evaluated as requested."""
     measured = report.evaluation and report.evaluation.config
     return (
         report.model == request.model
@@ -183,15 +185,15 @@ def _point(
     finished: CompressionReport | None,
     run: Run,
 ) -> SweepPoint:
-    """One ratio's result: found, or made now."""
+    """Return the result of one ratio: finished earlier, or compressed now."""
     name = folder_name(ratio)
     if finished is not None:
         return SweepPoint.of(ratio, name, finished)
     try:
-        made = compress_opened(opened, out / name, request.config(ratio), request.evaluation, run)
-    except QualityGateError as error:  # of this ratio; a smaller one may well pass
+        report = compress_opened(opened, out / name, request.config(ratio), request.evaluation, run)
+    except QualityGateError as error:  # a smaller ratio may still pass
         return SweepPoint(ratio=ratio, directory=name, refused=str(error))
-    return SweepPoint.of(ratio, name, made)
+    return SweepPoint.of(ratio, name, report)
 
 
 def _write(report: SweepReport, file: Path) -> None:
@@ -201,12 +203,13 @@ def _write(report: SweepReport, file: Path) -> None:
 
 @dataclass
 class _Progress:
-    """Of the whole sweep, from that of each ratio."""
+    """Progress of the whole sweep, combined from that of each ratio."""
 
     ratios: tuple[float, ...]
     listener: ProgressListener
     started: float = field(default_factory=time.perf_counter)
-    past: float = 0.0
+    finished: float = 0.0
+    """Weight of the finished ratios."""
 
     def _weight(self, ratio: float) -> float:
         return 1.0 if ratio == self.ratios[0] else FURTHER_SHARE
@@ -215,15 +218,15 @@ class _Progress:
     def _total(self) -> float:
         return sum(self._weight(ratio) for ratio in self.ratios)
 
-    def tell(self, message: str) -> None:
-        """That something happens before the first ratio."""
+    def opening(self, message: str) -> None:
+        """Report a step before the first ratio."""
         self.listener(ProgressEvent(stage=Stage.LOAD, message=message, fraction=0.0))
 
     def of(self, ratio: float) -> ProgressListener:
-        """What one ratio's run speaks to."""
+        """Return the listener for one ratio's run."""
 
         def relay(event: ProgressEvent) -> None:
-            fraction = (self.past + event.fraction * self._weight(ratio)) / self._total
+            fraction = (self.finished + event.fraction * self._weight(ratio)) / self._total
             elapsed = time.perf_counter() - self.started
             eta = elapsed * (1.0 - fraction) / fraction if fraction > 0.02 else None
             self.listener(
@@ -239,5 +242,5 @@ class _Progress:
         return relay
 
     def done(self, ratio: float) -> None:
-        """A ratio is finished."""
-        self.past += self._weight(ratio)
+        """Count a ratio as finished."""
+        self.finished += self._weight(ratio)

@@ -1,1 +1,1 @@
-"""Training after the compression: adapters learn to make up for what was cut, and are merged."""
+"""Recovery fine-tuning: low-rank adapters are trained after the compression and merged."""

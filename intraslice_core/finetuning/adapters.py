@@ -1,4 +1,4 @@
-"""Low-rank adapters on a model's linear maps, by the library `peft`."""
+"""Low-rank adapters on a model's linear layers (library `peft`), and their merge into weights."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ Parameters = Mapping[str, nn.Parameter]
 
 
 def add_adapters(model: PreTrainedModel, config: RecoveryConfig) -> Parameters:
-    """Put an adapter beside every linear map but the output head, in place.
+    """Add an adapter to every linear layer except the output head, in place.
 
-    The head has none, because it may be the embedding, too. Nothing changes what the model
-    computes before its first step: one of an adapter's two matrices is zero. Nothing but the
-    adapters has a gradient afterwards.
+    The head has none because it may share its weight with the embedding. The model's output does
+    not change before the first step: one of each adapter's two matrices is zero. Only the adapters
+    have gradients afterwards.
 
     Returns:
         The adapters' parameters by name, float32; the same seed gives the same ones.
 
     Raises:
-        ConfigurationError: if the model has no linear map left.
+        ConfigurationError: if the model has no linear layer left.
     """
-    # Here, because it takes as long to import as a small model to load.
+    # Imported here because it takes as long as loading a small model.
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = list(_linear_maps(model))
+    names = list(_linear_layers(model))
     if not names:
         raise ConfigurationError(
-            "no layer has anything left that could be trained",
+            "the compressed model has no linear layer left to train",
             field="compression.recover",
-            hint="remove less, or leave it out",
+            hint="compress with a smaller ratio, or leave recover out",
         )
     settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names)  # type: ignore[arg-type]
     model.requires_grad_(False)
@@ -58,19 +58,19 @@ def add_adapters(model: PreTrainedModel, config: RecoveryConfig) -> Parameters:
 
 
 def weight_changes(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
-    """What the adapters add to each weight, computed when it is asked for.
+    """Return functions that compute what the adapters add to each weight.
 
     Returns:
-        By the name of the weight in the model without adapters.
+        Functions by the name of the weight in the model without adapters.
     """
     from peft.tuners.lora import LoraLayer
 
     def change_of(layer: LoraLayer) -> Callable[[], Tensor]:
         @torch.no_grad()
         def change() -> Tensor:
-            # Adapters of linear maps have it; their common class does not say so.
-            found: Tensor = layer.get_delta_weight(_ADAPTER)  # type: ignore[attr-defined]
-            return found
+            # Adapters of linear layers have this method; their common base class does not.
+            delta: Tensor = layer.get_delta_weight(_ADAPTER)  # type: ignore[attr-defined]
+            return delta
 
         return change
 
@@ -81,7 +81,7 @@ def weight_changes(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
     }
 
 
-def _linear_maps(model: PreTrainedModel) -> Iterator[str]:
+def _linear_layers(model: PreTrainedModel) -> Iterator[str]:
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and module is not head:
@@ -89,19 +89,19 @@ def _linear_maps(model: PreTrainedModel) -> Iterator[str]:
 
 
 def merge_into(directory: Path, changes: Mapping[str, Callable[[], Tensor]]) -> WrittenRecord:
-    """Add changes to a checkpoint's weights, a tensor at a time; it is replaced when all is done.
+    """Add changes to a checkpoint's weights one tensor at a time, then replace the checkpoint.
 
     Args:
-        directory: of the checkpoint, which keeps its names, shapes and dtypes.
-        changes: by the name of the weight, what is added to it in float32.
+        directory: of the checkpoint; names, shapes and dtypes stay.
+        changes: functions that return the change, added in float32, by the name of the weight.
 
     Returns:
-        What was written.
+        The digests of everything written.
 
     Raises:
         NonFiniteWeightError: if a sum is not finite.
         InsufficientDiskError: if there is no room for a second copy of the weights.
-        ValueError: if the checkpoint has no such weight.
+        ValueError: if the checkpoint lacks one of the weights.
     """
     file_of, entries = locate_tensors(directory)
     if missing := changes.keys() - entries.keys():

@@ -1,4 +1,4 @@
-"""The order of a recovery: measure, train, merge, measure again."""
+"""Recovery fine-tuning step by step: measure, train, merge, measure again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice_core.cache import LayerCheckpoints, content_key, fingerprint
+from intraslice_core.cache import ResumeState, content_key, fingerprint
 from intraslice_core.calibration import calibration_hash
 from intraslice_core.checkpoints.writer import WrittenRecord
 from intraslice_core.config import HELD_OUT_SEQUENCES, RecoveryConfig
@@ -33,11 +33,13 @@ from intraslice_core.reports.schema import (
 
 
 @contextmanager
-def blaming_recover() -> Iterator[None]:
-    """The text is read as a calibration's is; what is wrong with it is not the calibration.
+def attributed_to_recover() -> Iterator[None]:
+    """Attribute errors about the training text to the fields of `recover`.
+
+    The text is read by the calibration's code, whose errors name the calibration.
 
     Raises:
-        CalibrationError: naming `max_tokens` where there is too little text, else `source`.
+        CalibrationError: naming `max_tokens` if there is too little text, else `source`.
     """
     try:
         yield
@@ -48,66 +50,66 @@ def blaming_recover() -> Iterator[None]:
 
 
 BeforeStep = Callable[[Moment, int], None]
-"""Told where the training is, and of how many steps it has at most."""
+"""Called with the progress of the training and its largest number of steps."""
 
 
 def ignore_step(_moment: Moment, _steps: int) -> None:
-    """Listen to nothing."""
+    """Do nothing before a step."""
 
 
 def ignore_record(_record: WrittenRecord) -> None:
-    """Keep nothing."""
+    """Do nothing with the record of a merge."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecoveryWork:
-    """What is trained, on what, against whom."""
+    """A compressed checkpoint to train, its text, its teacher and its settings."""
 
     dense: Path
     compressed: Path
-    """A checkpoint, whose weights are replaced."""
+    """Checkpoint whose weights are replaced."""
     config: RecoveryConfig
     tokens: Tensor
-    """(n, sequence_length): what is trained on, then `HELD_OUT_SEQUENCES` to measure by."""
+    """Sequences to train on, then `HELD_OUT_SEQUENCES` to measure with; (n, sequence_length)."""
     dtype: str = "auto"
-    """Compute dtype; float16, in which gradients vanish, is float32 here."""
+    """Compute dtype; float16 becomes float32, because gradients vanish in it."""
     device: str = "auto"
-    checkpoints: LayerCheckpoints | None = None
+    resume_state: ResumeState | None = None
     should_cancel: CancellationCheck = never_cancelled
     before_step: BeforeStep = field(default=ignore_step)
     on_merged: Callable[[WrittenRecord], None] = field(default=ignore_record)
-    """Told what the checkpoint's files now hold."""
+    """Called with the digests of the merged files."""
 
     @property
     def sequences(self) -> Tensor:
-        """What is trained on."""
+        """Return the sequences to train on."""
         return self.tokens[:-HELD_OUT_SEQUENCES]
 
     @property
     def steps(self) -> int:
-        """At most."""
+        """Return the largest number of steps."""
         return -(-len(self.sequences) // self.config.batch_size)
 
 
 def recover_checkpoint(work: RecoveryWork) -> tuple[RecoveryReport, list[str]]:
-    """Train a compressed checkpoint and write what was learnt into its weights.
+    """Train a compressed checkpoint and merge the adapters into its weights.
 
     Returns:
-        What was done, and warnings.
+        The report, and warnings.
 
     Raises:
         NumericalError: if the loss or a perplexity is not finite.
-        CompressionCancelledError: if asked to stop; the checkpoint is as it was.
-        ConfigurationError: if nothing is left to train.
+        CompressionCancelledError: if the run is to stop; the checkpoint is unchanged.
+        ConfigurationError: if the model has no linear layer left.
     """
     trained, dense = _against_dense(work)
     return_free_memory()
     after = _score(work, _load(work, work.compressed))
-    return trained.report(work.config, dense, after), trained.troubles
+    return trained.report(work.config, dense, after), trained.warnings
 
 
 def _against_dense(work: RecoveryWork) -> tuple[_Trained, PerplexityResult]:
-    """The training, and the dense model's score; it leaves the memory unless it is the teacher."""
+    """Score the dense model, then train; it stays in memory only if it is the teacher."""
     dense = _load(work, work.dense)
     score = _score(work, dense)
     teacher = dense if work.config.loss == "distill" else None
@@ -118,7 +120,7 @@ def _against_dense(work: RecoveryWork) -> tuple[_Trained, PerplexityResult]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Trained:
-    """What is left of a training once its model is gone."""
+    """Results of a training that outlive its model."""
 
     before: PerplexityResult
     parameters: int
@@ -127,7 +129,7 @@ class _Trained:
     seconds: float
     stopped_by: StoppedBy
     losses: tuple[LossPoint, ...]
-    troubles: list[str]
+    warnings: list[str]
 
     def report(
         self, config: RecoveryConfig, dense: PerplexityResult, after: PerplexityResult
@@ -159,9 +161,9 @@ def _train_and_merge(work: RecoveryWork, teacher: PreTrainedModel | None) -> _Tr
         raise_if_cancelled(work.should_cancel)
         work.before_step(moment, work.steps)
 
-    # Hashing both models is worth it only where somebody will look for the training again.
-    key = "" if work.checkpoints is None else _key(work, model.dtype)
-    stopped_by, troubles = training.run(before_step, work.checkpoints, key)
+    # Hashing both models is worth its time only if the training can be resumed.
+    key = "" if work.resume_state is None else _key(work, model.dtype)
+    stopped_by, warnings = training.run(before_step, work.resume_state, key)
     work.on_merged(merge_into(work.compressed, weight_changes(model)))
     length = work.config.sequence_length
     ends = [
@@ -170,35 +172,35 @@ def _train_and_merge(work: RecoveryWork, teacher: PreTrainedModel | None) -> _Tr
     ]
     return _Trained(
         before=before,
-        parameters=sum(one.numel() for one in parameters),
+        parameters=sum(parameter.numel() for parameter in parameters),
         steps=training.state.step,
         tokens=training.state.sequences * length,
         seconds=training.state.seconds,
         stopped_by=stopped_by,
         losses=loss_curve(training.state.losses, ends),
-        troubles=troubles,
+        warnings=warnings,
     )
 
 
 def loss_curve(losses: Sequence[float], ends: Sequence[int]) -> tuple[LossPoint, ...]:
-    """A loss a step as at most `MAX_LOSS_POINTS` means of equally many, but for the last.
+    """Reduce the losses to at most `MAX_LOSS_POINTS` means over equally many steps.
 
     Args:
-        losses: of each step.
+        losses: loss of each step.
         ends: tokens trained on after each step.
     """
-    every = -(-len(losses) // MAX_LOSS_POINTS) or 1
+    size = -(-len(losses) // MAX_LOSS_POINTS) or 1
     return tuple(
         LossPoint(
-            tokens=ends[min(start + every, len(losses)) - 1],
-            loss=fmean(losses[start : start + every]),
+            tokens=ends[min(start + size, len(losses)) - 1],
+            loss=fmean(losses[start : start + size]),
         )
-        for start in range(0, len(losses), every)
+        for start in range(0, len(losses), size)
     )
 
 
 def _key(work: RecoveryWork, dtype: torch.dtype) -> str:
-    """Names all that a training depends on."""
+    """Return the digest of everything a training depends on."""
     return content_key(
         dense=fingerprint(work.dense),
         compressed=fingerprint(work.compressed),
@@ -218,7 +220,7 @@ def _load(work: RecoveryWork, directory: Path) -> PreTrainedModel:
 
 
 def _score(work: RecoveryWork, model: PreTrainedModel) -> PerplexityResult:
-    """On the sequences that are not trained on, each a window of its own."""
+    """Return the perplexity on the held-out sequences, each scored as one window."""
     return perplexity(
         model,
         work.tokens[-HELD_OUT_SEQUENCES:].flatten(),

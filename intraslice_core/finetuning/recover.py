@@ -1,4 +1,4 @@
-"""A recovery of a checkpoint that was compressed before: the same training, some other day."""
+"""Recovery fine-tuning within a compression, and of a checkpoint that was compressed earlier."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from transformers import AutoConfig, AutoTokenizer
 
 from intraslice_core import modeling
-from intraslice_core.cache import LayerCheckpoints
+from intraslice_core.cache import ResumeState
 from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints.manifest import MANIFEST, SIGNATURE
 from intraslice_core.checkpoints.model_card import CARD
@@ -29,7 +29,11 @@ from intraslice_core.evaluation.verification import (
     verify_checkpoint,
     write_reference,
 )
-from intraslice_core.finetuning.procedure import RecoveryWork, blaming_recover, recover_checkpoint
+from intraslice_core.finetuning.procedure import (
+    RecoveryWork,
+    attributed_to_recover,
+    recover_checkpoint,
+)
 from intraslice_core.finetuning.training import Moment
 from intraslice_core.progress import (
     CancellationCheck,
@@ -43,8 +47,8 @@ from intraslice_core.publication import peak_memory, publish_staged, verified_re
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport, VerifiedReport
 from intraslice_core.run import Run
 
-MADE_AGAIN = frozenset({REPORT_FILE, REFERENCE_FILE, CARD, MANIFEST, SIGNATURE})
-"""Of a checkpoint's files, those that tell of the weights."""
+REWRITTEN_FILES = frozenset({REPORT_FILE, REFERENCE_FILE, CARD, MANIFEST, SIGNATURE})
+"""Files of a checkpoint that describe its weights and are written again."""
 
 
 def recover_model(  # noqa: PLR0913  # one call is the whole of it
@@ -55,36 +59,36 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
     *,
     dtype: str = "auto",
     device: str = "auto",
-    checkpoints: LayerCheckpoints | None = None,
+    resume_state: ResumeState | None = None,
     on_progress: ProgressListener = ignore_progress,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> CompressionReport:
     """Train a compressed checkpoint and write the result beside it.
 
     Args:
-        compressed: a directory that the engine has made; it stays as it is.
-        teacher: the dense model, named as for a compression.
-        out: the directory to make; absent or empty.
-        config: how to train; without a source, on what the compression was calibrated on.
+        compressed: checkpoint that the engine wrote; it is not changed.
+        teacher: reference of the dense model, as for a compression.
+        out: directory to create; absent or empty.
+        config: training settings; without a source it trains on the calibration's sources.
         dtype: compute dtype.
-        device: where.
-        checkpoints: where an interrupted training is kept.
-        on_progress: hears every step.
-        should_cancel: asked between steps.
+        device: compute device.
+        resume_state: directory for the state of an interrupted training.
+        on_progress: called with every step.
+        should_cancel: called between steps; returning True stops the run.
 
     Returns:
-        The compression's report with the recovery, and without an evaluation: it was of the
-        weights before.
+        The compression's report with the recovery, and without its evaluation, which measured the
+        former weights.
 
     Raises:
-        IntraSliceError: one of the tree in `errors.py`; nothing is left behind then.
+        IntraSliceError: one of the tree in `errors.py`; nothing is left in `out`.
     """
     require_free_output(out)
     report = _with_recovery(_read_report(compressed), config)
     run = Run(
         on_progress=on_progress,
         should_cancel=should_cancel,
-        checkpoints=checkpoints,
+        resume_state=resume_state,
         shares=shares_of(recover=True),
     )
     parent = out.absolute().parent
@@ -95,7 +99,7 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
     ):
         run.report(Stage.LOAD, f"opening {teacher}")
         dense = open_model(teacher, Path(scratch))
-        _require_alike(dense, compressed)
+        _require_same_vocabulary(dense, compressed)
         _read_text(dense, report.config, (dtype, device), run)
         staged = Path(staging) / "checkpoint"
         _copy(compressed, staged)
@@ -108,46 +112,46 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
 def recover_staged(
     dense: Path, staged: Path, report: CompressionReport, run: Run, *, dtype: str, device: str
 ) -> CompressionReport:
-    """Train the staged checkpoint; what is verified and published is the result of that.
+    """Train the staged checkpoint before it is verified and published.
 
-    The text to train on is in `run` already: read before the compression, as it may be too short.
+    `run` holds the training text: it was read before the compression, as it may be too short.
 
     Raises:
         NumericalError: if the loss is not finite.
-        CompressionCancelledError: if asked to stop.
+        CompressionCancelledError: if the run is to stop.
     """
     config = report.config.recover
     assert config is not None
     assert run.training_text is not None
-    run.report(Stage.RECOVER, "measuring before the training")
+    run.report(Stage.RECOVER, "measuring before training")
 
     def before_step(moment: Moment, steps: int) -> None:
-        told = f"step {moment.step + 1}/{steps}"
-        told += "" if moment.loss is None else f", loss {moment.loss:.3f}"
-        run.report(Stage.RECOVER, told, moment.done, seconds_left=moment.seconds_left)
+        message = f"step {moment.step + 1}/{steps}"
+        message += "" if moment.loss is None else f", loss {moment.loss:.3f}"
+        run.report(Stage.RECOVER, message, moment.done, seconds_left=moment.seconds_left)
 
-    def keep(record: WrittenRecord) -> None:
+    def remember(record: WrittenRecord) -> None:
         run.written = record
 
-    found, troubles = recover_checkpoint(
+    recovery, warnings = recover_checkpoint(
         RecoveryWork(
             dense=dense,
             compressed=staged,
             config=config,
-            tokens=run.training_text.clone(),  # made in inference mode, which no graph takes
+            tokens=run.training_text.clone(),  # inference tensors cannot enter a graph
             dtype=dtype,
             device=device,
-            checkpoints=run.checkpoints,
+            resume_state=run.resume_state,
             should_cancel=run.should_cancel,
             before_step=before_step,
-            on_merged=keep,
+            on_merged=remember,
         )
     )
     run.training_text = None
     return report.model_copy(
         update={
-            "recovery": found,
-            "warnings": (*report.warnings, *troubles),
+            "recovery": recovery,
+            "warnings": (*report.warnings, *warnings),
             "bytes_after": weight_bytes(staged),
             "peak_memory_bytes": peak_memory(resolve_device(device)),
         }
@@ -158,55 +162,55 @@ def _read_report(directory: Path) -> CompressionReport:
     try:
         return CompressionReport.model_validate_json((directory / REPORT_FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        message = f"{directory} is no compressed checkpoint: it has no {REPORT_FILE}"
+        message = f"{directory} is not a compressed checkpoint: {REPORT_FILE} is missing"
     except ValidationError:
-        message = f"{directory}: {REPORT_FILE} is not one that this version writes"
+        message = f"{directory}: {REPORT_FILE} cannot be read by this version"
     raise ModelNotFoundError(
-        message, field="directory", hint="name what `intraslice compress --out` has made"
+        message, field="directory", hint="give a directory that `intraslice compress --out` wrote"
     )
 
 
 def _with_recovery(report: CompressionReport, config: RecoveryConfig) -> CompressionReport:
-    """The report as it is before the training; what was measured of the old weights is gone.
+    """Return the report with the new settings, without what describes the former weights.
 
-    And so are GGUF files, which hold them.
+    The evaluation and the GGUF files are dropped.
     """
     if report.recovery is not None:
         raise ConfigurationError(
-            "the checkpoint was recovered before",
+            "the checkpoint has already been recovered",
             field="directory",
-            hint="begin with one that was not, and give it more tokens",
+            hint="start from the compressed checkpoint and train it on more tokens",
         )
     settings = report.config.model_dump() | {
         "recover": config.model_dump(),
         "exports": ("safetensors",),
     }
     try:
-        wanted = CompressionConfig.model_validate(settings)
+        new_config = CompressionConfig.model_validate(settings)
     except ValidationError as error:
         raise ConfigurationError(error.errors()[0]["msg"], field="recover.source") from None
-    return report.model_copy(update={"config": wanted, "evaluation": None})
+    return report.model_copy(update={"config": new_config, "evaluation": None})
 
 
-def _require_alike(dense: Path, compressed: Path) -> None:
-    """Refuse a teacher that speaks another vocabulary, before anything is trained."""
+def _require_same_vocabulary(dense: Path, compressed: Path) -> None:
+    """Raise if the teacher has another vocabulary size than the compressed model."""
     modeling.register()
     sizes = [
-        AutoConfig.from_pretrained(one, local_files_only=True, trust_remote_code=False).vocab_size
-        for one in (dense, compressed)
+        AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False).vocab_size
+        for model in (dense, compressed)
     ]
     if sizes[0] != sizes[1]:
         raise ConfigurationError(
-            f"the teacher knows {sizes[0]} tokens, the compressed model {sizes[1]}",
+            f"the teacher has {sizes[0]} tokens in its vocabulary, the compressed model {sizes[1]}",
             field="teacher",
-            hint="name the model that was compressed",
+            hint="give the dense model that was compressed",
         )
 
 
 def _read_text(dense: Path, config: CompressionConfig, compute: tuple[str, str], run: Run) -> None:
-    assert config.recover is not None  # put there a moment ago
+    assert config.recover is not None  # set by _with_recovery
     run.report(Stage.CALIBRATE, "reading the text to train on")
-    with blaming_recover():
+    with attributed_to_recover():
         run.training_text = calibration_tokens(
             config.recover.text(config.calibration),
             AutoTokenizer.from_pretrained(dense, local_files_only=True, trust_remote_code=False),
@@ -218,14 +222,14 @@ def _read_text(dense: Path, config: CompressionConfig, compute: tuple[str, str],
 def _copy(compressed: Path, staged: Path) -> None:
     staged.mkdir()
     for file in compressed.iterdir():
-        if file.is_file() and file.name not in MADE_AGAIN and file.suffix != ".gguf":
+        if file.is_file() and file.name not in REWRITTEN_FILES and file.suffix != ".gguf":
             shutil.copyfile(file, staged / file.name)
 
 
 def _verify(staged: Path, run: Run) -> VerifiedReport:
-    """Prove that the written files load in a clean process and act like the model here."""
+    """Prove that the written files load in a clean process and compute what the model here does."""
     run.report(Stage.VERIFY, "loading the result in a clean process")
-    assert run.written is not None  # by the training
+    assert run.written is not None  # set by the training
     require_as_written(staged, run.written)
     model = load_model(staged, dtype="float32", device="cpu")
     tokenizer = AutoTokenizer.from_pretrained(

@@ -1,4 +1,7 @@
-"""The steps of a training, until its tokens or its time are used up."""
+"""The training loop: losses, learning rate schedule and steps, bounded by tokens or time.
+
+Logits are never held for a whole batch: gradients are taken a few rows at a time.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice_core.cache import LayerCheckpoints
+from intraslice_core.cache import ResumeState
 from intraslice_core.config import RecoveryConfig
 from intraslice_core.cost_model.memory import LOGITS_AT_ONCE
 from intraslice_core.errors import NumericalError
@@ -23,27 +26,28 @@ from intraslice_core.finetuning.state import TrainingFile, TrainingState
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross entropy of (rows, vocabulary) float32 logits with (rows,) tokens, in nats."""
+    """Return the summed cross-entropy of float32 logits (rows, vocabulary) and tokens (rows,)."""
     return F.cross_entropy(logits, targets, reduction="sum")
 
 
 def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """`T² Σ KL(teacher ‖ student)` over rows, both softened by the temperature T, in nats.
+    """Return `T² Σ KL(teacher ‖ student)` over rows at temperature T, in nats.
 
-    T² keeps the gradient's size when T changes.
+    T² keeps the gradient's magnitude when T changes.
 
     Args:
-        logits: the student's, (rows, vocabulary), float32.
-        teacher: the same of the dense model, without a graph.
-        temperature: 1 compares the models as they are.
+        logits: of the student, (rows, vocabulary), float32.
+        teacher: logits of the dense model, of the same shape, without a graph.
+        temperature: softens both distributions; 1 leaves them as they are.
     """
-    student_log, teacher_log = (F.log_softmax(one / temperature, -1) for one in (logits, teacher))
-    found = F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
-    return temperature**2 * found
+    student_log = F.log_softmax(logits / temperature, -1)
+    teacher_log = F.log_softmax(teacher / temperature, -1)
+    summed = F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
+    return temperature**2 * summed
 
 
 def rows_at_once(head: OutputHead) -> int:
-    """As many as make a few dozen megabytes of logits."""
+    """Return the number of rows whose logits take a few dozen megabytes."""
     return max(1, LOGITS_AT_ONCE // int(head.head.weight.shape[0]))
 
 
@@ -54,16 +58,16 @@ def backward_in_parts(
     *,
     scale: float = 1.0,
 ) -> Tensor:
-    """Take the gradient of a sum over rows, with the graph of a few rows in memory at a time.
+    """Backpropagate a sum over rows with the graph of only a few rows in memory at a time.
 
     Args:
-        hidden: (n, hidden_size) with a graph, which the gradient goes down into.
-        rows: of a part.
-        part_loss: the loss of a part, from its rows of `hidden` and where these are.
-        scale: what the gradient is multiplied by.
+        hidden: (n, hidden_size) with a graph, which receives the gradient.
+        rows: number of rows per part.
+        part_loss: returns the loss of a part from its rows of `hidden` and their slice.
+        scale: factor of the gradient.
 
     Returns:
-        The whole loss without a graph and unscaled, float64, on the CPU.
+        The total loss without a graph and unscaled, float64, on the CPU.
     """
     total = torch.zeros((), dtype=torch.float64)
     gradients: list[Tensor] = []
@@ -78,17 +82,17 @@ def backward_in_parts(
 
 
 WARM_UP = 0.05
-"""Part of the training until the peak."""
+"""Fraction of the training until the peak learning rate."""
 
 
 def learning_rate_factor(done: float) -> float:
-    """Part of the peak rate, rising evenly and then falling as a cosine to nothing.
+    """Return the fraction of the peak rate: linear warm-up, then a cosine down to zero.
 
-    A function of what is done of the nearer bound, tokens or time, and of nothing else: a
-    training that the clock will end cools down as well, and there is no state to keep.
+    It depends only on the finished fraction of the nearer bound, tokens or time. A training that
+    the clock ends therefore cools down as well, and no schedule state has to be saved.
 
     Args:
-        done: part of the training behind the middle of a step, in [0, 1].
+        done: finished fraction of the training at the middle of a step, in [0, 1].
     """
     if done < WARM_UP:
         return done / WARM_UP
@@ -97,43 +101,43 @@ def learning_rate_factor(done: float) -> float:
 
 
 LONGEST_GRADIENT = 1.0
-"""Norm over all adapters; what is longer is cut to it."""
+"""Largest gradient norm over all adapters; longer gradients are clipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """Where a training is."""
+    """Progress of a training before a step."""
 
     step: int
-    """Steps made."""
+    """Number of finished steps."""
     done: float
-    """Part of the nearer bound, tokens or time, in [0, 1]."""
+    """Finished fraction of the nearer bound, tokens or time, in [0, 1]."""
     seconds_left: float | None
-    """Unknown before the first step."""
+    """Estimate of the remaining time; None before the first step."""
     loss: float | None
-    """Of the last step, in nats a token."""
+    """Loss of the last step, in nats per token."""
 
 
 StoppedBy = Literal["tokens", "time"]
 LossOfRows = Callable[[Tensor, slice], Tensor]
-"""Summed, from the logits of some rows of a batch, and which rows these are."""
+"""Returns the summed loss from the logits of some rows of a batch and their slice."""
 
 BeforeStep = Callable[[Moment], None]
-"""Hears of every step before it is made; raises to stop."""
+"""Called before every step; raises to stop."""
 
 
 class Training:
-    """Adapters of one model on their way.
+    """Trains the adapters of one model.
 
-    The model is in evaluation mode: dropout would be the only thing that is random, and a student
-    that drops what its teacher does not has more to make up for.
+    The model stays in evaluation mode. Dropout would be the only source of randomness, and a
+    student with dropout has more to recover than its teacher asks for.
 
     Args:
         model: with adapters.
-        teacher: the dense model, where the loss is `distill`.
+        teacher: the dense model for the loss `distill`; None otherwise.
         parameters: of the adapters.
-        sequences: (n, sequence_length) tokens, taken in order, each once.
-        config: how.
+        sequences: (n, sequence_length) tokens, each used once, in order.
+        config: loss, bounds and optimiser settings.
     """
 
     def __init__(
@@ -160,34 +164,34 @@ class Training:
         return "time" if limit is not None and self.state.seconds >= limit else None
 
     def run(
-        self, before_step: BeforeStep, place: LayerCheckpoints | None, key: str
+        self, before_step: BeforeStep, resume_state: ResumeState | None, key: str
     ) -> tuple[StoppedBy, list[str]]:
-        """Train to the end, from where an earlier run was stopped.
+        """Train to the end, resuming an interrupted training.
 
         Args:
-            before_step: told how far it is before each step.
-            place: where it is kept; None keeps nothing.
-            key: names all that the training depends on.
+            before_step: called with the progress before each step.
+            resume_state: directory for the training's state; None saves nothing.
+            key: digest of everything the training depends on.
 
         Returns:
-            Which bound was reached, and what went wrong without doing harm.
+            The bound that ended the training, and warnings.
 
         Raises:
             NumericalError: if the loss or its gradient is not finite.
         """
-        file = TrainingFile(place, key, self._parameters, self._optimizer)
+        file = TrainingFile(resume_state, key, self._parameters, self._optimizer)
         self.state = file.restore()
-        troubles: list[str] = []
+        warnings: list[str] = []
         while (stopped_by := self._stopped_by()) is None:
             before_step(self.moment())
             self._timed_step()
-            trouble = file.save(self.state, at_once=self._stopped_by() is not None)
-            if trouble is not None and trouble not in troubles:
-                troubles.append(trouble)
-        return stopped_by, troubles
+            warning = file.save(self.state, at_once=self._stopped_by() is not None)
+            if warning is not None and warning not in warnings:
+                warnings.append(warning)
+        return stopped_by, warnings
 
     def moment(self) -> Moment:
-        """Where it is."""
+        """Return the current progress."""
         state = self.state
         done = self._done(state.sequences)
         left = state.seconds * (1.0 - done) / done if state.step and done > 0.0 else None
@@ -211,7 +215,11 @@ class Training:
         state.seconds += time.perf_counter() - began
 
     def _step(self, batch: Tensor) -> float:
-        """One step by (batch, sequence_length) tokens; the loss before it, in nats a token."""
+        """Take one step on tokens (batch, sequence_length).
+
+        Returns:
+            The loss before the step, in nats per token.
+        """
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._backward(batch)
         self._require_finite(loss, "loss")
@@ -240,7 +248,7 @@ class Training:
         return float(total) / len(hidden)
 
     def _precision(self) -> AbstractContextManager[Any]:
-        """Adapters are float32; beside bfloat16 weights their products are bfloat16, too."""
+        """Return the autocast context: float32 adapters multiply in the model's bfloat16."""
         wide = self._model.dtype == torch.float32
         return torch.autocast(self._model.device.type, dtype=torch.bfloat16, enabled=not wide)
 
@@ -266,13 +274,13 @@ def _teacher_loss(teacher: PreTrainedModel, batch: Tensor, temperature: float) -
 
     def loss(logits: Tensor, rows: slice) -> Tensor:
         with torch.no_grad():
-            wanted = head.logits(hidden[rows])
-        return divergence(logits, wanted, temperature)
+            teacher_logits = head.logits(hidden[rows])
+        return divergence(logits, teacher_logits, temperature)
 
     return loss
 
 
 def _hidden(model: PreTrainedModel, batch: Tensor) -> Tensor:
-    """Behind the trunk, (batch, sequence_length, hidden_size)."""
+    """Return the last hidden states, (batch, sequence_length, hidden_size)."""
     hidden: Tensor = model.base_model(input_ids=batch, use_cache=False).last_hidden_state
     return hidden

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from intraslice_core import pipeline
-from intraslice_core.cache import LayerCheckpoints
+from intraslice_core.cache import ResumeState
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.errors import CompressionCancelledError
 from intraslice_core.layer_compressor import LayerCompressor
@@ -28,7 +28,7 @@ NEVER, ALWAYS = math.inf, 0.0
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints")
+    folder = tmp_path_factory.mktemp("resume_state")
     return tiny_llama(folder / "dense", **VARIANTS["biased"])
 
 
@@ -48,10 +48,10 @@ def compress(
     dense: Path,
     out: Path,
     config: CompressionConfig,
-    checkpoints: LayerCheckpoints | None,
+    resume_state: ResumeState | None,
     should_cancel: Callable[[], bool] = never_cancelled,
 ) -> CompressionReport:
-    run = Run(on_progress=ignore_progress, should_cancel=should_cancel, checkpoints=checkpoints)
+    run = Run(on_progress=ignore_progress, should_cancel=should_cancel, resume_state=resume_state)
     return pipeline._compress_checkpoint(
         OpenedModel(reference=str(dense), directory=dense), out, config, run
     )
@@ -129,11 +129,11 @@ def go_on_until_finished(
     place, attempts = tmp_path / "kept", 0
     while not (tmp_path / "out").exists():
         assert attempts < 10, "no attempt gets further than the one before"
-        checkpoints = LayerCheckpoints(directory=place, streams_every_seconds=streams)
+        resume_state = ResumeState(directory=place, hidden_states_every_seconds=streams)
         try:
             # Longer each time: an attempt may walk over what the others have finished.
             stop = stopped_after(3 + 13 * attempts)
-            report = compress(dense, tmp_path / "out", settings, checkpoints, stop)
+            report = compress(dense, tmp_path / "out", settings, resume_state, stop)
         except CompressionCancelledError:
             attempts += 1
     assert attempts > 0
@@ -163,8 +163,8 @@ def test_finished_layers_are_walked_over_once_or_not_at_all(
         place = tmp_path / name
         for out in ("first", "second"):
             walked.clear()
-            checkpoints = LayerCheckpoints(directory=place, streams_every_seconds=streams)
-            compress(dense, tmp_path / f"{name}-{out}", config(), checkpoints)
+            resume_state = ResumeState(directory=place, hidden_states_every_seconds=streams)
+            compress(dense, tmp_path / f"{name}-{out}", config(), resume_state)
         assert walked == expected
     assert solved == [0, 1, 2] * 2
 
@@ -173,8 +173,8 @@ def test_a_layer_that_is_damaged_or_gone_is_compressed_again(
     dense: Path, tmp_path: Path, solved: list[int]
 ) -> None:
     for name in ("first", "again"):
-        checkpoints = LayerCheckpoints(directory=tmp_path / "kept", streams_every_seconds=ALWAYS)
-        compress(dense, tmp_path / name, config(), checkpoints)
+        resume_state = ResumeState(directory=tmp_path / "kept", hidden_states_every_seconds=ALWAYS)
+        compress(dense, tmp_path / name, config(), resume_state)
         (tmp_path / "kept" / "layer-00000.safetensors").unlink(missing_ok=True)
         late = tmp_path / "kept" / "layer-00002.safetensors"
         late.write_bytes(late.read_bytes()[:-1])
@@ -189,8 +189,8 @@ def test_what_another_run_would_not_make_is_not_found(
     dense: Path, tmp_path: Path, solved: list[int], change: dict[str, Any]
 ) -> None:
     for name, changes in (("first", {}), ("second", change)):
-        checkpoints = LayerCheckpoints(directory=tmp_path / "kept", streams_every_seconds=ALWAYS)
-        compress(dense, tmp_path / name, config(**changes), checkpoints)
+        resume_state = ResumeState(directory=tmp_path / "kept", hidden_states_every_seconds=ALWAYS)
+        compress(dense, tmp_path / name, config(**changes), resume_state)
     assert solved == [0, 1, 2] * 2
     compress(dense, tmp_path / "alone", config(**change), None)
     assert files_of(tmp_path / "second") == files_of(tmp_path / "alone")
@@ -208,13 +208,14 @@ def test_each_file_is_told_of_once_it_is_whole(dense: Path, tmp_path: Path) -> N
         dense,
         tmp_path / "out",
         config(),
-        LayerCheckpoints(directory=place, streams_every_seconds=ALWAYS, on_saved=on_saved),
+        ResumeState(directory=place, hidden_states_every_seconds=ALWAYS, on_saved=on_saved),
     )
     layers = [f"layer-{layer:05d}.safetensors" for layer in range(LAYERS)]
     sensitivity = told[1]
     assert sensitivity.startswith("sensitivity-")
     assert told == ["tokens.safetensors", sensitivity, *layers]
-    assert kept(place) == [*layers, sensitivity, "streams.safetensors", "tokens.safetensors"]
+    hidden = "hidden-states.safetensors"
+    assert kept(place) == [hidden, *layers, sensitivity, "tokens.safetensors"]
 
 
 def test_no_room_for_the_streams_is_a_warning_and_no_reason_to_end(
@@ -223,20 +224,20 @@ def test_no_room_for_the_streams_is_a_warning_and_no_reason_to_end(
     def full(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    checkpoints = LayerCheckpoints(directory=tmp_path / "kept", streams_every_seconds=ALWAYS)
-    save = checkpoints._save
+    resume_state = ResumeState(directory=tmp_path / "kept", hidden_states_every_seconds=ALWAYS)
+    save = resume_state._save
 
     def save_all_but_streams(name: str, *others: Any) -> None:
-        full() if name == "streams" else save(name, *others)
+        full() if name == "hidden-states" else save(name, *others)
 
-    monkeypatch.setattr(checkpoints, "_save", save_all_but_streams)
-    report = compress(dense, tmp_path / "out", config(), checkpoints)
-    assert report.warnings == ("the streams could not be kept: No space left on device",)
+    monkeypatch.setattr(resume_state, "_save", save_all_but_streams)
+    report = compress(dense, tmp_path / "out", config(), resume_state)
+    assert report.warnings == ("the hidden states could not be saved: No space left on device",)
 
 
 def test_streams_of_another_shape_are_left_alone(tmp_path: Path) -> None:
-    checkpoints = LayerCheckpoints(directory=tmp_path, streams_every_seconds=ALWAYS)
-    checkpoints.save_streams_now_and_then("key", {"compressed": torch.ones(2, 3)}, 1)
+    resume_state = ResumeState(directory=tmp_path, hidden_states_every_seconds=ALWAYS)
+    resume_state.save_hidden_states_if_due("key", {"compressed": torch.ones(2, 3)}, 1)
     wanted = {"compressed": torch.zeros(2, 4)}
-    assert checkpoints.restore_streams("key", wanted, 1) == 0
+    assert resume_state.restore_hidden_states("key", wanted, 1) == 0
     assert not wanted["compressed"].any()

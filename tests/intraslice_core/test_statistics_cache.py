@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from intraslice_core import decoder_layer, pipeline
-from intraslice_core.cache import SharedFiles, SharedStatistics, fingerprint
+from intraslice_core.cache import ModelStatistics, StatisticsCache, fingerprint
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.errors import CompressionCancelledError
 from intraslice_core.progress import (
@@ -44,12 +44,14 @@ def compress(
     dense: Path,
     out: Path,
     config: CompressionConfig,
-    shared: SharedFiles | None = None,
+    statistics_cache: StatisticsCache | None = None,
     on_progress: ProgressListener = ignore_progress,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> CompressionReport:
     """The stages that share something; verification, which takes a process, is not one."""
-    run = Run(on_progress=on_progress, should_cancel=should_cancel, shared=shared)
+    run = Run(
+        on_progress=on_progress, should_cancel=should_cancel, statistics_cache=statistics_cache
+    )
     return pipeline._compress_checkpoint(
         OpenedModel(reference=str(dense), directory=dense), out, config, run
     )
@@ -91,15 +93,15 @@ def test_a_run_that_shares_publishes_the_same_bytes_for_less_work(
     cost_alone = list(walks)
     walks.clear()
 
-    first = SharedFiles(directory=tmp_path / "shared", max_bytes=PLENTY)
-    compress(dense, tmp_path / "first", ratios[0.2], shared=first)
-    assert (first.found, first.made) == (0, 1 + 2 * LAYERS)
+    first = StatisticsCache(directory=tmp_path / "shared", max_bytes=PLENTY)
+    compress(dense, tmp_path / "first", ratios[0.2], statistics_cache=first)
+    assert (first.hits, first.misses) == (0, 1 + 2 * LAYERS)
     assert walks == cost_alone
     walks.clear()
 
-    second = SharedFiles(directory=tmp_path / "shared", max_bytes=PLENTY)
-    together = compress(dense, tmp_path / "second", ratios[0.4], shared=second)
-    assert (second.found, second.made) == (1 + 2 * LAYERS, 0)
+    second = StatisticsCache(directory=tmp_path / "shared", max_bytes=PLENTY)
+    together = compress(dense, tmp_path / "second", ratios[0.4], statistics_cache=second)
+    assert (second.hits, second.misses) == (1 + 2 * LAYERS, 0)
     assert files_of(tmp_path / "second") == files_of(tmp_path / "alone")
     assert together.calibration_hash == alone.calibration_hash
     assert [layer.mlp for layer in together.layers] == [layer.mlp for layer in alone.layers]
@@ -116,19 +118,19 @@ def test_runs_of_every_kind_of_block_share_and_publish_the_same_bytes(
     dense = tiny_checkpoint(tmp_path / "dense", variant)
     compress(dense, tmp_path / "alone", config(0.4, "pydoc"))
     for name, ratio in (("first", 0.2), ("second", 0.4)):
-        files = SharedFiles(directory=tmp_path / "shared", max_bytes=PLENTY)
-        compress(dense, tmp_path / name, config(ratio, "pydoc"), shared=files)
+        files = StatisticsCache(directory=tmp_path / "shared", max_bytes=PLENTY)
+        compress(dense, tmp_path / name, config(ratio, "pydoc"), statistics_cache=files)
     # A parallel block leaves one state a layer: its halves read the same input.
-    assert files.found == 1 + LAYERS * (1 if variant == "phi" else 2)
+    assert files.hits == 1 + LAYERS * (1 if variant == "phi" else 2)
     assert files_of(tmp_path / "second") == files_of(tmp_path / "alone")
 
 
 def test_what_does_not_fit_is_computed_again(dense: Path, tmp_path: Path) -> None:
     states = 16 * 32 * 48 * 4
     for name, ratio in (("first", 0.2), ("second", 0.4)):
-        files = SharedFiles(directory=tmp_path / "shared", max_bytes=3 * states)
-        compress(dense, tmp_path / name, config(ratio), shared=files)
-    assert 0 < files.found < 1 + 2 * LAYERS
+        files = StatisticsCache(directory=tmp_path / "shared", max_bytes=3 * states)
+        compress(dense, tmp_path / name, config(ratio), statistics_cache=files)
+    assert 0 < files.hits < 1 + 2 * LAYERS
     assert sum(file.stat().st_size for file in files.directory.iterdir()) <= 3 * states
     compress(dense, tmp_path / "alone", config(0.4))
     assert files_of(tmp_path / "second") == files_of(tmp_path / "alone")
@@ -140,22 +142,22 @@ def test_a_run_that_was_stopped_leaves_only_what_is_whole(dense: Path, tmp_path:
     def in_second_layer() -> bool:
         return any(event.stage is Stage.COMPRESS and event.layer == 1 for event in reached)
 
-    files = SharedFiles(directory=tmp_path / "shared", max_bytes=PLENTY)
+    files = StatisticsCache(directory=tmp_path / "shared", max_bytes=PLENTY)
     with pytest.raises(CompressionCancelledError):
         compress(
             dense,
             tmp_path / "stopped",
             config(0.2),
-            shared=files,
+            statistics_cache=files,
             on_progress=reached.append,
             should_cancel=in_second_layer,
         )
     kept = [file.name for file in files.directory.iterdir()]
     assert len(kept) == 4  # tokens, knowledge, the stream after both halves of a layer
     assert all(name.endswith(".safetensors") for name in kept)
-    again = SharedFiles(directory=files.directory, max_bytes=PLENTY)
-    compress(dense, tmp_path / "second", config(0.4), shared=again)
-    assert again.found == 3
+    again = StatisticsCache(directory=files.directory, max_bytes=PLENTY)
+    compress(dense, tmp_path / "second", config(0.4), statistics_cache=again)
+    assert again.hits == 3
     compress(dense, tmp_path / "alone", config(0.4))
     assert files_of(tmp_path / "second") == files_of(tmp_path / "alone")
 
@@ -172,27 +174,27 @@ def test_runs_that_would_compute_something_else_share_nothing_of_it(
     dense: Path, tmp_path: Path, change: dict[str, Any], found: int
 ) -> None:
     for name, changes in (("first", {}), ("second", change)):
-        files = SharedFiles(directory=tmp_path / "shared", max_bytes=PLENTY)
+        files = StatisticsCache(directory=tmp_path / "shared", max_bytes=PLENTY)
         settings = config(0.2, **changes)
-        compress(dense, tmp_path / name, settings, shared=files)
-    assert files.found == found
+        compress(dense, tmp_path / name, settings, statistics_cache=files)
+    assert files.hits == found
 
 
 def test_another_model_shares_nothing(dense: Path, tmp_path: Path) -> None:
     other = tiny_llama(tmp_path / "other", seed=1)
     assert fingerprint(other) != fingerprint(dense)
-    files = SharedFiles(directory=tmp_path / "shared", max_bytes=PLENTY)
+    files = StatisticsCache(directory=tmp_path / "shared", max_bytes=PLENTY)
     calibration = config(0.2).calibration
     tokens = torch.arange(4)
     for model, expected in ((dense, 0), (other, 1), (dense, 0)):
         made = torch.full((4,), expected)
-        statistics = SharedStatistics.of(files, model)
+        statistics = ModelStatistics.of(files, model)
         shared = statistics.tokens(calibration, lambda made=made: made)  # type: ignore[misc]
         assert torch.equal(shared, torch.full_like(tokens, expected))
 
 
 def test_damaged_files_are_made_again(tmp_path: Path) -> None:
-    files = SharedFiles(directory=tmp_path, max_bytes=PLENTY)
+    files = StatisticsCache(directory=tmp_path, max_bytes=PLENTY)
     files.save("a", torch.ones(8))
     (tmp_path / "a.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-3])
     assert files.load("a") is None

@@ -8,7 +8,7 @@ import pytest
 
 from intraslice_core.allocation import shapes
 from intraslice_core.allocation.search import TrialCompression
-from intraslice_core.cache import SharedFiles
+from intraslice_core.cache import StatisticsCache
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.pipeline import compress_model
 from intraslice_core.reports.schema import CompressionReport
@@ -78,11 +78,11 @@ def test_shapes_that_do_worse_than_equal_layers_are_not_taken(
 
 def test_a_second_ratio_learns_nothing_anew(tmp_path, monkeypatch):
     dense = tiny_llama(tmp_path / "dense")
-    place = SharedFiles(directory=tmp_path / "shared", max_bytes=2**30)
+    place = StatisticsCache(directory=tmp_path / "shared", max_bytes=2**30)
 
-    def run(ratio: float, name: str, shared: SharedFiles | None) -> dict[str, bytes]:
+    def run(ratio: float, name: str, statistics_cache: StatisticsCache | None) -> dict[str, bytes]:
         config = CompressionConfig(ratio=ratio, round_to=2, calibration=CALIBRATION)
-        compress_model(str(dense), tmp_path / name, config, shared=shared)
+        compress_model(str(dense), tmp_path / name, config, statistics_cache=statistics_cache)
         return {file.name: file.read_bytes() for file in (tmp_path / name).glob("*.safetensors")}
 
     alone = run(0.4, "alone", None)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from intraslice_core import errors
-from intraslice_core.cache import LayerCheckpoints
+from intraslice_core.cache import ResumeState
 from intraslice_core.config import CalibrationConfig, CompressionConfig, EvaluationConfig
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent, Stage, shares_of
@@ -84,18 +84,20 @@ def test_a_run_killed_in_its_training_goes_on_there(dense: Path, tmp_path: Path)
         if event.stage is Stage.RECOVER and event.message.startswith("step 20/"):
             raise KilledError
 
-    kept = LayerCheckpoints(directory=tmp_path / "kept", streams_every_seconds=0.0)
+    kept = ResumeState(directory=tmp_path / "kept", hidden_states_every_seconds=0.0)
     with pytest.raises(KilledError):
-        compress_model(str(dense), tmp_path / "out", config(), checkpoints=kept, on_progress=killed)
+        compress_model(
+            str(dense), tmp_path / "out", config(), resume_state=kept, on_progress=killed
+        )
     steps: list[str] = []
 
     def listen(event: ProgressEvent) -> None:
         if event.stage is Stage.RECOVER and event.message.startswith("step "):
             steps.append(event.message.partition(",")[0])
 
-    kept = LayerCheckpoints(directory=tmp_path / "kept", streams_every_seconds=0.0)
+    kept = ResumeState(directory=tmp_path / "kept", hidden_states_every_seconds=0.0)
     report = compress_model(
-        str(dense), tmp_path / "out", config(), checkpoints=kept, on_progress=listen, verify=False
+        str(dense), tmp_path / "out", config(), resume_state=kept, on_progress=listen, verify=False
     )
     assert report.resumed_layers == 3
     assert steps == [f"step {step}/40" for step in range(20, 41)]
@@ -104,9 +106,9 @@ def test_a_run_killed_in_its_training_goes_on_there(dense: Path, tmp_path: Path)
 
 def test_layers_that_are_finished_serve_other_trainings(dense: Path, tmp_path: Path) -> None:
     for name, settings in (("plain", compression()), ("trained", config())):
-        kept = LayerCheckpoints(directory=tmp_path / "kept")
+        kept = ResumeState(directory=tmp_path / "kept")
         report = compress_model(
-            str(dense), tmp_path / name, settings, checkpoints=kept, verify=False
+            str(dense), tmp_path / name, settings, resume_state=kept, verify=False
         )
     assert report.resumed_layers == 3
     assert weights_of(tmp_path / "plain") != weights_of(tmp_path / "trained")
@@ -114,12 +116,12 @@ def test_layers_that_are_finished_serve_other_trainings(dense: Path, tmp_path: P
 
 def test_files_written_again_and_again_are_told_to_nobody(dense: Path, tmp_path: Path) -> None:
     told: list[str] = []
-    kept = LayerCheckpoints(
-        directory=tmp_path / "kept", streams_every_seconds=0.0, on_saved=told.append
+    kept = ResumeState(
+        directory=tmp_path / "kept", hidden_states_every_seconds=0.0, on_saved=told.append
     )
-    compress_model(str(dense), tmp_path / "out", config(), checkpoints=kept, verify=False)
+    compress_model(str(dense), tmp_path / "out", config(), resume_state=kept, verify=False)
     here = {file.name for file in (tmp_path / "kept").iterdir()}
-    assert here - set(told) == {"streams.safetensors", "recovery.safetensors"}
+    assert here - set(told) == {"hidden-states.safetensors", "recovery.safetensors"}
     assert "recovery-tokens.safetensors" in told
     assert len(told) == len(set(told))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from intraslice_core import modeling
-from intraslice_core.cache import LayerCheckpoints
+from intraslice_core.cache import ResumeState
 from intraslice_core.config import HELD_OUT_SEQUENCES
 from intraslice_core.errors import CompressionCancelledError, NumericalError
 from intraslice_core.finetuning.adapters import add_adapters, weight_changes
@@ -70,10 +70,10 @@ def test_distilling_brings_the_model_nearer_to_the_dense_one_on_text_it_has_not_
     work = work_on((dense, compressed), tmp_path / "out", loss="distill")
     held_out = work.tokens[-HELD_OUT_SEQUENCES:]
     before = divergence_from(dense, compressed, held_out)
-    report, troubles = recover_checkpoint(work)
+    report, warnings = recover_checkpoint(work)
     after = divergence_from(dense, tmp_path / "out", held_out)
     assert after < 0.85 * before
-    assert troubles == []
+    assert warnings == []
     assert report.stopped_by == "tokens"
     assert report.losses[0].loss == pytest.approx(before, rel=0.2)
     assert report.losses[-1].loss < report.losses[0].loss
@@ -249,11 +249,11 @@ def test_a_killed_run_that_is_gone_on_with_ends_with_the_same_bytes(
     settings = {"max_tokens": 30 * LENGTH} | changes
     whole, _ = recover_checkpoint(work_on(pair, tmp_path / "whole", **settings))
     for step in (3, 5):
-        kept = LayerCheckpoints(directory=tmp_path / "kept", streams_every_seconds=0.0)
+        kept = ResumeState(directory=tmp_path / "kept", hidden_states_every_seconds=0.0)
         work = work_on(
             pair,
             tmp_path / f"killed-{step}",
-            checkpoints=kept,
+            resume_state=kept,
             before_step=killed_before(step),
             **settings,
         )
@@ -261,12 +261,12 @@ def test_a_killed_run_that_is_gone_on_with_ends_with_the_same_bytes(
             recover_checkpoint(work)
         assert files_of(tmp_path / f"killed-{step}") == files_of(pair[1])
     made: list[int] = []
-    kept = LayerCheckpoints(directory=tmp_path / "kept", streams_every_seconds=0.0)
+    kept = ResumeState(directory=tmp_path / "kept", hidden_states_every_seconds=0.0)
     report, _ = recover_checkpoint(
         work_on(
             pair,
             tmp_path / "out",
-            checkpoints=kept,
+            resume_state=kept,
             before_step=lambda moment, _: made.append(moment.step),
             **settings,
         )
@@ -280,9 +280,9 @@ def test_a_killed_run_that_is_gone_on_with_ends_with_the_same_bytes(
 def test_a_training_that_is_finished_is_not_made_again(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    kept = LayerCheckpoints(directory=tmp_path / "kept")  # an hour between two files, but the last
-    kept.streams_every_seconds = 3600.0
-    settings = {"max_tokens": 12 * LENGTH, "checkpoints": kept}
+    kept = ResumeState(directory=tmp_path / "kept")  # an hour between two files, but the last
+    kept.hidden_states_every_seconds = 3600.0
+    settings = {"max_tokens": 12 * LENGTH, "resume_state": kept}
     recover_checkpoint(work_on(pair, tmp_path / "first", **settings))
     again = work_on(pair, tmp_path / "again", before_step=killed_before(0), **settings)
     recover_checkpoint(again)
@@ -293,8 +293,8 @@ def test_a_training_that_is_finished_is_not_made_again(
 def test_what_another_training_would_not_make_is_not_found(
     pair: tuple[Path, Path], tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    kept = LayerCheckpoints(directory=tmp_path / "kept", streams_every_seconds=0.0)
-    settings = {"max_tokens": 12 * LENGTH, "checkpoints": kept}
+    kept = ResumeState(directory=tmp_path / "kept", hidden_states_every_seconds=0.0)
+    settings = {"max_tokens": 12 * LENGTH, "resume_state": kept}
     recover_checkpoint(work_on(pair, tmp_path / "first", **settings))
     work = work_on(pair, tmp_path / "again", before_step=killed_before(0), **settings, **change)
     with pytest.raises(KilledError):
@@ -302,8 +302,8 @@ def test_what_another_training_would_not_make_is_not_found(
 
 
 def test_a_damaged_file_is_nothing_to_go_on_from(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    kept = LayerCheckpoints(directory=tmp_path / "kept", streams_every_seconds=0.0)
-    settings = {"max_tokens": 12 * LENGTH, "checkpoints": kept}
+    kept = ResumeState(directory=tmp_path / "kept", hidden_states_every_seconds=0.0)
+    settings = {"max_tokens": 12 * LENGTH, "resume_state": kept}
     recover_checkpoint(work_on(pair, tmp_path / "first", **settings))
     (file,) = (tmp_path / "kept").iterdir()
     file.write_bytes(file.read_bytes()[:-1])

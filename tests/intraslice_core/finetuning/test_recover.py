@@ -9,7 +9,7 @@ import pytest
 
 from intraslice_core import errors
 from intraslice_core.config import CompressionConfig, EvaluationConfig
-from intraslice_core.finetuning.recover import MADE_AGAIN, recover_model
+from intraslice_core.finetuning.recover import REWRITTEN_FILES, recover_model
 from intraslice_core.pipeline import compress_model
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 from tests.intraslice_core.finetuning.training_runs import compression, files_of, recovery_config
@@ -39,8 +39,8 @@ def test_it_ends_with_the_bytes_of_a_compression_that_recovers(
     assert files_of(plain) == before
     whole = compressed(dense, tmp_path / "whole", compression(target=target, recover=RECOVER))
     found, expected = files_of(tmp_path / "out"), files_of(whole)
-    assert found.keys() - MADE_AGAIN == expected.keys() - MADE_AGAIN
-    assert all(found[name] == expected[name] for name in found.keys() - MADE_AGAIN)
+    assert found.keys() - REWRITTEN_FILES == expected.keys() - REWRITTEN_FILES
+    assert all(found[name] == expected[name] for name in found.keys() - REWRITTEN_FILES)
     assert report.recovery is not None
     assert report.recovery.held_out.after < report.recovery.held_out.before
     assert report.evaluation is None
@@ -74,5 +74,5 @@ def test_what_cannot_be_trained_is_refused_and_nothing_is_left(dense: Path, tmp_
 def test_a_second_training_is_refused(dense: Path, tmp_path: Path) -> None:
     short = recovery_config(loss="ce", max_tokens=4 * 32)
     whole = compressed(dense, tmp_path / "whole", compression(recover=short))
-    with pytest.raises(errors.ConfigurationError, match="recovered before"):
+    with pytest.raises(errors.ConfigurationError, match="already been recovered"):
         recover_model(whole, str(dense), tmp_path / "out", short)

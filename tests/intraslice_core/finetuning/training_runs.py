@@ -65,7 +65,7 @@ def work_on(pair: tuple[Path, Path], copy: Path, **changes: Any) -> RecoveryWork
     shutil.copytree(pair[1], copy)
     of_work = {
         name: changes.pop(name)
-        for name in ("checkpoints", "should_cancel", "before_step", "dtype", "tokens")
+        for name in ("resume_state", "should_cancel", "before_step", "dtype", "tokens")
         if name in changes
     }
     config = recovery_config(**changes)

@@ -37,10 +37,10 @@ from intraslice_core.progress import ProgressEvent
 
 METHODS = (
     "magnitude",
-    "paper:fisher",
-    "paper:fisher_pca",
-    "intraslice:uniform",
-    "intraslice:lagrangian",
+    "intraslice:fisher",
+    "intraslice:fisher_pca",
+    "intraslice_plus:uniform",
+    "intraslice_plus:lagrangian",
 )
 Scores = dict[str, float]
 """Perplexity by text."""

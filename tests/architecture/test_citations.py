@@ -24,7 +24,10 @@ OUTSIDE = {"config.toml"}
 
 _CITED = re.compile(r"(?<![\w*/~.<{$:…-])((?:[\w.-]+/)*[\w-]+\.(?:md|py|toml))\b(?![\w*/(])")
 _NUMBERS = r"\d+[a-z]?(?:(?:,| and| to| or)\s*\d+[a-z]?)*"
-_SECTIONS = re.compile(rf"[Ss]ections?\s+({_NUMBERS})\s+of\s+`?docs/method\.md")
+_SECTIONS = (
+    re.compile(rf"[Ss]ections?\s+({_NUMBERS})\s+of\s+`?docs/method\.md"),
+    re.compile(rf"docs/method\.md`?,\s+sections?\s+({_NUMBERS})"),
+)
 _HEADING = re.compile(r"^#{2,3} (\d+[a-z]?)\. ", re.M)
 
 
@@ -90,7 +93,8 @@ def missing_sections(text: str) -> list[str]:
     """Return the cited sections of docs/method.md that do not exist."""
     numbers = {
         number
-        for citation in _SECTIONS.findall(" ".join(text.split()))
+        for pattern in _SECTIONS
+        for citation in pattern.findall(" ".join(text.split()))
         for number in re.findall(r"\d+[a-z]?", citation)
     }
     return sorted(numbers - sections())
@@ -144,6 +148,7 @@ def test_a_missing_file_is_noticed(text: str, missing: list[str]) -> None:
         ("Least squares (section 5 of docs/method.md).", []),
         ("sections 3a and\n    3z of docs/method.md", ["3z"]),
         ("section 99 of `docs/method.md`", ["99"]),
+        ("options of docs/method.md, sections 3 to 98", ["98"]),
         ("section 99 of another page", []),
     ],
 )

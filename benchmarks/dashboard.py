@@ -1,9 +1,9 @@
-"""What the dashboard's first view takes: bytes, requests, requests elsewhere, complaints.
+"""Cost of the dashboard's first view: bytes, requests, external requests, console errors.
 
     python benchmarks/dashboard.py [--url http://127.0.0.1:8000]
 
-Opens the first view of a service, without `--url` of one that is started for it, in a fresh
-Chromium (`CHROMIUM=`, or from the PATH).
+Opens the first view of a service in a fresh Chromium (`CHROMIUM=`, or from the PATH). Without
+`--url` a service is started for it.
 The last line is JSON: {"bytes": …, "requests": …, "external_requests": 0, "console_errors": 0,
 "ready_seconds": …}.
 """
@@ -28,16 +28,19 @@ CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def first_view(page: Page, url: str) -> dict[str, Any]:
-    """Open it with an empty cache, and listen."""
+    """Open the view with an empty cache and record its requests and errors."""
     sizes: list[float] = []
-    asked: list[str] = []
-    complaints: list[str] = []
+    urls: list[str] = []
+    errors: list[str] = []
     session = page.context.new_cdp_session(page)
     session.send("Network.enable")
-    session.on("Network.loadingFinished", lambda one: sizes.append(one["encodedDataLength"]))
-    page.on("request", lambda one: asked.append(one.url))
-    page.on("console", lambda one: complaints.append(one.text) if one.type == "error" else None)
-    page.on("pageerror", lambda one: complaints.append(str(one)))
+    session.on("Network.loadingFinished", lambda event: sizes.append(event["encodedDataLength"]))
+    page.on("request", lambda request: urls.append(request.url))
+    page.on(
+        "console",
+        lambda message: errors.append(message.text) if message.type == "error" else None,
+    )
+    page.on("pageerror", lambda error: errors.append(str(error)))
     started = time.perf_counter()
     page.goto(url)
     page.wait_for_selector("main h1")
@@ -46,30 +49,30 @@ def first_view(page: Page, url: str) -> dict[str, Any]:
     here = urlsplit(url).netloc
     return {
         "bytes": int(sum(sizes)),
-        "requests": len(asked),
-        "external_requests": sum(urlsplit(one).netloc != here for one in asked),
-        "console_errors": len(complaints),
+        "requests": len(urls),
+        "external_requests": sum(urlsplit(requested).netloc != here for requested in urls),
+        "console_errors": len(errors),
         "ready_seconds": round(ready, 3),
     }
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure the first view and print a table and a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--url", help="of a service that is running")
+    parser.add_argument("--url", help="URL of a running service; default: one is started.")
     arguments = parser.parse_args()
     chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
     if chromium is None:
         raise SystemExit(f"no Chromium: set CHROMIUM, or install one of {', '.join(CHROMIUMS)}")
     with service_at(arguments.url) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        found = first_view(browser.new_page(), url)
+        results = first_view(browser.new_page(), url)
         browser.close()
     table = Table("first view", "")
-    for name, value in found.items():
+    for name, value in results.items():
         table.add_row(name.replace("_", " "), f"{value:,}")
     Console().print(table)
-    print(json.dumps(found))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

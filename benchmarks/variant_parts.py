@@ -1,4 +1,4 @@
-"""Parts of the method that lost against what the engine does; `variants.py` measures them."""
+"""Parts of the method that were tried and not kept; `variants.py` measures them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 BATCH = 8
 CHOICE_DAMPING = 1e-4
 NEARLY_EQUAL = 0.25
-"""Radians that a pair may turn over the calibration's context and still be mixed with others."""
+"""Largest rotation over the calibration context, in radians, of a pair that is mixed."""
 
 
 # -- other choices by the same shapes ----------------------------------------------------------
@@ -27,41 +27,43 @@ NEARLY_EQUAL = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredPairs(LayerSensitivity):
-    """Rotary pairs by a score of each, the queries left as they are."""
+    """Rotary pairs by individual scores, without the query turn."""
 
     score: Tensor
     """(num_key_value_heads, pairs)."""
 
     def pairs(self, keep: int) -> PairChoice:
-        """The best by score."""
-        kept = self.score.topk(keep, dim=-1).indices.sort(dim=-1).values
-        return unturned(kept)
+        """Return the pairs of highest score."""
+        indices = self.score.topk(keep, dim=-1).indices.sort(dim=-1).values
+        return unturned(indices)
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnturnedPairs(LayerSensitivity):
-    """Rotary pairs chosen together, the queries left as they are."""
+    """Rotary pairs chosen together, without the query turn."""
 
     def pairs(self, keep: int) -> PairChoice:
-        """The engine's choice."""
+        """Return the engine's choice."""
         return unturned(super().pairs(keep).kept)
 
 
-def unturned(kept: Tensor) -> PairChoice:
-    """A choice that turns no query."""
-    ones = torch.ones(kept.shape, dtype=linalg.WORKING_DTYPE, device=kept.device)
+def unturned(pairs: Tensor) -> PairChoice:
+    """Return a choice without query turn."""
+    ones = torch.ones(pairs.shape, dtype=linalg.WORKING_DTYPE, device=pairs.device)
     return PairChoice(
-        kept=kept,
+        kept=pairs,
         turns=torch.stack((ones, torch.zeros_like(ones)), dim=-1),
         removal_cost=ones[:, :0],
     )
 
 
 def reinterpret(
-    kind: type[LayerSensitivity], known: LayerSensitivity, **parts: Tensor
+    kind: type[LayerSensitivity], sensitivity: LayerSensitivity, **parts: Tensor
 ) -> LayerSensitivity:
-    """The same knowledge under another rule."""
-    return kind(**{field.name: getattr(known, field.name) for field in fields(known)} | parts)
+    """Return the same sensitivity under another rule of choice."""
+    return kind(
+        **{field.name: getattr(sensitivity, field.name) for field in fields(sensitivity)} | parts
+    )
 
 
 # -- statistics of the dense model -------------------------------------------------------------
@@ -69,22 +71,22 @@ def reinterpret(
 
 @dataclass(frozen=True, kw_only=True)
 class DenseMoments:
-    """One dense layer's."""
+    """Statistics of one dense layer."""
 
     centred: Tensor
-    """Pair scores by keys less their mean over the sequence, (num_key_value_heads, pairs)."""
+    """Pair scores by keys minus their mean over the sequence, (num_key_value_heads, pairs)."""
     causal: Tensor
-    """Pair scores by keys less their mean before each query, (num_key_value_heads, pairs)."""
+    """Pair scores by keys minus their mean up to each query, (num_key_value_heads, pairs)."""
     query: Tensor
     """Complex second moments of query pairs before RoPE, (num_key_value_heads, pairs, pairs)."""
     key: Tensor
-    """The same of centred keys."""
+    """Complex second moments of centred key pairs, (num_key_value_heads, pairs, pairs)."""
     neurons: Tensor
     """(intermediate_size, intermediate_size)."""
 
 
 def dense_moments(layers: DenseLayers, tokens: Tensor) -> Iterator[DenseMoments]:
-    """Of every layer, one after the other."""
+    """Yield the statistics of every layer in order."""
     hidden = layers.embed(tokens)
     for layer in range(layers.num_layers):
         sums: dict[str, Tensor] = {}
@@ -110,13 +112,13 @@ def _batch_moments(layers: DenseLayers, layer: int, batch: Tensor) -> dict[str, 
     turned = decoder_layer.rotated_queries_and_keys(normed, weights, settings, rotary)
     query, key = (part.float() for part in turned)
     groups = weights.num_key_value_heads
-    asked = _by_group(query, groups)
+    queries = _by_group(query, groups)
     centred = key - key.mean(2, keepdim=True)
     between = batch + decoder_layer.attention(batch, weights, settings, rotary)
     inner = decoder_layer.mlp_inner(between, weights, settings).flatten(0, 1).float()
     return {
-        "centred": _pairs(asked.square().sum((0, 2, 3))) * _pairs(centred.square().sum((0, 2))),
-        "causal": _causal(asked, key),
+        "centred": _pairs(queries.square().sum((0, 2, 3))) * _pairs(centred.square().sum((0, 2))),
+        "causal": _causal(queries, key),
         "query": _complex_moment(_by_group(bare[0], groups)),
         "key": _complex_moment((bare[1] - bare[1].mean(2, keepdim=True)).unsqueeze(2)),
         "neurons": (inner.mT @ inner).double(),
@@ -152,7 +154,7 @@ def _complex_moment(heads: Tensor) -> Tensor:
 
 
 def bare_neuron_order(moments: DenseMoments, weights: LayerWeights) -> Tensor:
-    """Optimal Brain Surgeon on the squared error of the output itself, first to go first."""
+    """Order neurons by Optimal Brain Surgeon on the squared output error, first removed first."""
     factor = linalg.damped_cholesky(moments.neurons, CHOICE_DAMPING)
     output = weights.mlp_output.weight.mT.double()
     choice = neurons.obs_elimination(factor, output, 1)
@@ -165,10 +167,10 @@ def bare_neuron_order(moments: DenseMoments, weights: LayerWeights) -> Tensor:
 def mixed_by_complex_pca(
     weights: LayerWeights, moments: DenseMoments, frequencies: Tensor, context: int
 ) -> LayerWeights:
-    """Queries and keys whose slow pairs are balanced: uncorrelated, and each matters alike in both.
+    """Balance the slow pairs of queries and keys: uncorrelated, with equal energy in both.
 
-    What multiplies q by `Tᴴ` and k by `T⁻¹` leaves scores as they are where pairs do not turn;
-    every mixed pair then turns by its own frequency, which is the error that is made.
+    Multiplying q by `Tᴴ` and k by `T⁻¹` leaves scores unchanged where pairs do not rotate. Every
+    mixed pair then rotates by its own frequency, which is the error of the approximation.
 
     Args:
         weights: dense, without biases or norms of queries and keys.
@@ -191,7 +193,7 @@ def mixed_by_complex_pca(
 
 
 def _balancing(query: Tensor, key: Tensor) -> Tensor:
-    """T with `Tᴴ·query·T = T⁻¹·key·T⁻ᴴ`, diagonal: balanced truncation's."""
+    """Return T with `Tᴴ·query·T = T⁻¹·key·T⁻ᴴ`, diagonal: balanced truncation's."""
     ridge = torch.eye(len(query), dtype=query.dtype) * 1e-6
     lower = torch.linalg.cholesky(query + ridge * query.diagonal().real.mean())
     values, vectors = torch.linalg.eigh(lower.mH @ key @ lower)
@@ -200,19 +202,19 @@ def _balancing(query: Tensor, key: Tensor) -> Tensor:
 
 
 def _mixed(linear: Linear, transform: Tensor, slow: Tensor) -> Linear:
-    """Rows of the slow pairs multiplied by (heads, slow, slow)."""
+    """Return the projection with rows of slow pairs multiplied by (heads, slow, slow)."""
     rows = linear.weight.double().unflatten(0, (len(transform), 2, -1)).clone()
     values = transform @ torch.complex(rows[:, 0, slow], rows[:, 1, slow])
     rows[:, 0, slow], rows[:, 1, slow] = values.real, values.imag
     return Linear(weight=rows.flatten(0, 2).to(linear.weight.dtype))
 
 
-# -- refinement of a whole block ---------------------------------------------------------------
+# -- refinement of a whole layer ---------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
-    """Adam on all of a sliced block's weights, in float32, against the dense stream behind it."""
+    """Adam on all weights of a sliced layer, in float32, against the dense hidden states."""
 
     learning_rate: float = 1e-3
     """Relative to each tensor's root mean square."""
@@ -222,26 +224,30 @@ class Refinement:
     def __call__(
         self, weights: LayerWeights, layers: DenseLayers, layer: int, before: Tensor, target: Tensor
     ) -> LayerWeights:
-        """Refined weights.
+        """Return refined weights.
 
         Args:
             weights: sliced and refitted.
             layers: the dense model.
-            layer: which.
-            before: the compressed stream before the block.
-            target: the dense stream behind it.
+            layer: its index.
+            before: the compressed hidden states before the layer.
+            target: the dense hidden states after the layer.
         """
         places = _parameters(weights)
         masters = [_at(weights, place).float().clone().requires_grad_() for place in places]
-        rates = [self.learning_rate * float(one.detach().square().mean().sqrt()) for one in masters]
-        groups = [{"params": [one], "lr": rate} for one, rate in zip(masters, rates, strict=True)]
+        rates = [
+            self.learning_rate * float(master.detach().square().mean().sqrt()) for master in masters
+        ]
+        groups = [
+            {"params": [master], "lr": rate} for master, rate in zip(masters, rates, strict=True)
+        ]
         adam = torch.optim.Adam(groups, betas=(0.9, 0.95))
         steps = self.epochs * -(-len(before) // self.batch)
         schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _rate(step, steps))
         settings, rotary = layers.settings(layer), layers.rotary(layer, before.shape[1])
         with torch.enable_grad():
             for rows in (order for _ in range(self.epochs) for order in self._orders(len(before))):
-                trial = _with(weights, places, [one.to(before.dtype) for one in masters])
+                trial = _with(weights, places, [master.to(before.dtype) for master in masters])
                 behind = decoder_layer.forward(before[rows], trial, settings, rotary).float()
                 wanted = target[rows].float()
                 error = (behind - wanted).square().mean(-1) / wanted.square().mean(-1)
@@ -249,25 +255,25 @@ class Refinement:
                 error.mean().backward()  # type: ignore[no-untyped-call]
                 adam.step()
                 schedule.step()
-        return _with(weights, places, [one.detach().to(before.dtype) for one in masters])
+        return _with(weights, places, [master.detach().to(before.dtype) for master in masters])
 
     def _orders(self, samples: int) -> Sequence[Tensor]:
         return torch.randperm(samples).split(self.batch)
 
 
 def _rate(step: int, steps: int) -> float:
-    """Eight steps of warm-up, then half a cosine."""
+    """Return the learning rate factor: eight steps of warm-up, then half a cosine."""
     return min(1.0, (step + 1) / 8) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
 def _parameters(weights: LayerWeights) -> list[tuple[str, str]]:
-    """Part and tensor of everything that may be trained."""
-    found = []
+    """Return part and name of every trainable tensor."""
+    places = []
     for field in fields(weights):
         part = getattr(weights, field.name)
         if isinstance(part, Linear | Norm):
-            found += [(field.name, name) for name in ("weight", "bias") if _has(part, name)]
-    return found
+            places += [(field.name, name) for name in ("weight", "bias") if _has(part, name)]
+    return places
 
 
 def _has(part: Linear | Norm, name: str) -> bool:

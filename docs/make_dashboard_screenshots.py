@@ -1,12 +1,11 @@
-"""A walk through the dashboard with a real model, and pictures of every view.
+"""Use the dashboard with a real model and take screenshots of every view.
 
     python docs/make_dashboard_screenshots.py [--url http://127.0.0.1:8000] [--out screenshots]
 
-Without `--url` the whole service is started on a temporary directory, as `intraslice up` does it.
-Then a browser does what a person would who has never seen it: press "New job" and "Compress",
-watch, and press "Download the model". A sweep, a text and a key follow, for the other views. Those
-of the documentation are copied to docs/images. The Chromium is the one that `CHROMIUM=` names or
-that is found on the PATH.
+Without `--url` the whole service is started on a temporary directory, like `intraslice up`. The
+browser then acts like a new user: press "New job" and "Compress", watch, and press "Download the
+model". A sweep, a text and a key follow, for the other views. The screenshots of the documentation
+are copied to docs/images. The Chromium is the one that `CHROMIUM=` names, or the first on the PATH.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ Take = Callable[[Page, str], None]
 
 
 def walk(page: Page, url: str, take: Take, directory: Path) -> Path:
-    """From the first view to the downloaded model, with nothing changed in the form; its ZIP."""
+    """Create a job with the form's defaults and download its model; return the ZIP."""
     page.goto(url)
     page.get_by_text("No jobs yet").wait_for()
     take(page, "first")
@@ -59,7 +58,7 @@ def walk(page: Page, url: str, take: Take, directory: Path) -> Path:
 
 
 def sweep(page: Page, url: str, take: Take) -> None:
-    """Three jobs on little text, compared."""
+    """Create a sweep of three jobs on little text and compare them."""
     page.goto(f"{url}/#/new?sweep")
     page.get_by_role("region", name="Jobs of the sweep").wait_for()
     page.get_by_role("checkbox", name="10 %").uncheck()
@@ -82,7 +81,7 @@ def sweep(page: Page, url: str, take: Take) -> None:
 
 
 def further(page: Page, url: str, take: Take, directory: Path) -> None:
-    """A text and a key, and the lists."""
+    """Upload a text, create a key, and show the lists."""
     page.goto(f"{url}/#/uploads")
     text = directory / "tickets.txt"
     text.write_text(TEXT)
@@ -105,7 +104,7 @@ def further(page: Page, url: str, take: Take, directory: Path) -> None:
 
 
 def camera(out: Path) -> Take:
-    """Takes the window as it is, all of the page in the dark, and on a telephone."""
+    """Return a function that takes screenshots of a view: narrow, dark, and the window as it is."""
 
     def take(page: Page, name: str) -> None:
         page.wait_for_timeout(700)
@@ -125,20 +124,20 @@ def camera(out: Path) -> Take:
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """A Chromium of this machine."""
-    found = find_chromium()
-    if found is None:
+    """Run this machine's Chromium."""
+    executable = find_chromium()
+    if executable is None:
         raise SystemExit("no Chromium: set CHROMIUM, or install one")
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found, args=list(QUIET))
+        opened = playwright.chromium.launch(executable_path=executable, args=list(QUIET))
         yield opened
         opened.close()
 
 
 def main() -> None:
-    """Walk, and take what is seen."""
+    """Use the dashboard and take all screenshots."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--url", help="of a fresh service; without it one is started")
+    parser.add_argument("--url", help="URL of a new service; default: one is started.")
     parser.add_argument("--out", type=Path, default=Path("screenshots"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

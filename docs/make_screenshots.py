@@ -1,4 +1,4 @@
-"""Pictures of the report for the documentation.
+"""Take screenshots of a report for the documentation.
 
     python docs/make_screenshots.py REPORT [--out docs/images]
 
@@ -35,16 +35,16 @@ PICTURES = {
     "report-narrow": (390, 1600, "light"),
     "report-dark": (1280, 1600, "dark"),
 }
-"""Width and height of the window, and the colours asked for."""
+"""Width and height of the window, and the colour scheme."""
 
 
 def find_chromium() -> str | None:
-    """The one that is named, or the first that is found."""
+    """Return the Chromium that CHROMIUM names, or the first on the PATH."""
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
 
 
 def take(browser: Browser, page: Path, out: Path) -> None:
-    """All pictures of a page."""
+    """Take all screenshots of a page."""
     for name, (width, height, colours) in PICTURES.items():
         tab = browser.new_page(
             viewport={"width": width, "height": height},
@@ -57,7 +57,7 @@ def take(browser: Browser, page: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Render, look, write."""
+    """Render the report and take its screenshots."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("report", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images")

@@ -1,4 +1,4 @@
-"""The service's errors, one tree. HTTP statuses are in `api/problems.py` only.
+"""The service's errors, one tree. HTTP statuses are in `app/api/problems.py` only.
 
 ServiceError
 ├── NotFoundError

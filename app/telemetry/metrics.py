@@ -1,7 +1,7 @@
 """Every metric's name, labels and buckets. Who counts imports the metric; nobody names it again.
 
 Each process has its own; Prometheus adds them up. What the database knows better than any process
-(how many jobs wait) is asked when somebody looks: `services/monitoring.py`.
+(how many jobs wait) is asked when somebody looks: `app/services/monitoring.py`.
 """
 
 from __future__ import annotations

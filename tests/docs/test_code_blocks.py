@@ -1,7 +1,7 @@
-"""What the documentation shows works: every block is run, or says why it is not.
+"""Blocks of the documentation work: each is run, or says why it is not.
 
 Shell blocks of a page run one after the other in one directory, against a real service with a
-worker; `MODEL` and `OPTIONS` are a tiny model's. A block behind `<!-- not run: REASON -->` is not
+worker; `MODEL` and `OPTIONS` are a tiny model's. A block after `<!-- not run: REASON -->` is not
 run.
 """
 
@@ -26,10 +26,10 @@ from tests.app.api.serving import serving
 from tests.workers.test_worker import tiny_model, worker
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 OPTIONS = "--calibration pydoc --samples 8 --sequence-length 64 --round-to 2 --no-evaluation"
 _BLOCK = re.compile(
-    r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)```", re.S
+    r"(?:<!-- not run: (?P<reason>[^>]+) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)```", re.S
 )
 
 
@@ -37,26 +37,26 @@ _BLOCK = re.compile(
 class Block:
     kind: str
     text: str
-    why_not: str | None
+    skip_reason: str | None
 
 
 def blocks(page: Path) -> list[Block]:
     return [
-        Block(kind=found["kind"], text=found["text"], why_not=found["why"])
-        for found in _BLOCK.finditer(page.read_text("utf-8"))
+        Block(kind=match["kind"], text=match["text"], skip_reason=match["reason"])
+        for match in _BLOCK.finditer(page.read_text("utf-8"))
     ]
 
 
-def test_every_block_says_what_it_is_and_most_are_run() -> None:
-    found = [block for page in PAGES for block in blocks(page)]
-    assert {block.kind for block in found} <= {"bash", "python", "json", "toml"}
-    skipped = [block for block in found if block.why_not]
-    assert all(len(block.why_not or "") > 10 for block in skipped)
-    assert len(found) - len(skipped) > 3 * len(skipped), [block.text for block in skipped]
+def test_every_block_has_a_language_and_most_are_run() -> None:
+    shown = [block for page in PAGES for block in blocks(page)]
+    assert {block.kind for block in shown} <= {"bash", "python", "json", "toml"}
+    skipped = [block for block in shown if block.skip_reason]
+    assert all(len(block.skip_reason or "") > 10 for block in skipped)
+    assert len(shown) - len(skipped) > 3 * len(skipped), [block.text for block in skipped]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_requests_and_settings_are_sound(page: Path) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT / "docs")))
+def test_requests_and_settings_are_valid(page: Path) -> None:
     for block in blocks(page):
         if block.kind == "json":
             body = json.loads(block.text)
@@ -67,7 +67,7 @@ def test_requests_and_settings_are_sound(page: Path) -> None:
 
 @pytest.fixture
 def environment(settings: Settings, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """With `intraslice` of this checkout, and a service that has a worker."""
+    """Environment with this checkout's `intraslice` and a service with a worker."""
     program = tmp_path / "bin" / "intraslice"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m app.cli.main "$@"\n')
@@ -90,14 +90,14 @@ def environment(settings: Settings, tmp_path: Path) -> Iterator[dict[str, str]]:
 @pytest.mark.broker
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if any(one.kind in ("bash", "python") for one in blocks(page))],
-    ids=lambda page: page.stem,
+    [page for page in PAGES if any(block.kind in ("bash", "python") for block in blocks(page))],
+    ids=lambda page: str(page.relative_to(ROOT / "docs")),
 )
 def test_programs_run(page: Path, environment: dict[str, str], tmp_path: Path) -> None:
     place = tmp_path / "work"
     place.mkdir()
     for block in blocks(page):
-        if block.why_not or block.kind not in ("bash", "python"):
+        if block.skip_reason or block.kind not in ("bash", "python"):
             continue
         shell = ["bash", "-e", "-o", "pipefail", "-c", block.text]
         command = shell if block.kind == "bash" else [sys.executable, "-c", block.text]

@@ -111,7 +111,7 @@ def settings(tmp_path: Path, database_url: str, broker_url: str, artifact_store:
         hub_allow=("allowed/*",),
         heartbeat_seconds=0.1,
         lease_seconds=5.0,
-        sweep_seconds=0.2,
+        maintenance_seconds=0.2,
         child_grace_seconds=2.0,
     )
 

@@ -1,6 +1,6 @@
 """Sends webhooks, in threads of the worker's own: a slow receiver must not hold up the sweep.
 
-The rows are the truth. Workers ask for due ones every `sweep_seconds`, without any message.
+The rows are the truth. Workers ask for due ones every `maintenance_seconds`, without any message.
 """
 
 from __future__ import annotations

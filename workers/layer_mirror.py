@@ -79,7 +79,7 @@ class LayerMirror:
                 # The job does not depend on it, and the lease is not this thread's to judge.
                 _log.exception("layer_mirror_crashed", job_id=self._job.id, file=name)
                 return False
-            if self._closing.wait(self._resources.settings.sweep_seconds):
+            if self._closing.wait(self._resources.settings.maintenance_seconds):
                 return False
         return False
 

@@ -115,7 +115,7 @@ def _tell(say: Callable[[str], None], owner: str) -> None:
 
 def steps_of(settings: Settings) -> tuple[Step, ...]:
     """A worker's share of the periodic work."""
-    return SHARED_STEPS + LOCAL_STEPS if settings.sweep_in_worker else LOCAL_STEPS
+    return SHARED_STEPS + LOCAL_STEPS if settings.maintenance_in_worker else LOCAL_STEPS
 
 
 def _logs_are_set_up(**_details: object) -> None:

@@ -18,7 +18,7 @@ class RoundLoop:
     Args:
         resources: of this process.
         name: of the thread.
-        work: one round; how much was done. After nothing, it is asked again in `sweep_seconds`.
+        work: one round; returns how much was done. After 0, the next is `maintenance_seconds` later.
     """
 
     def __init__(self, resources: Resources, name: str, work: Callable[[Resources], int]) -> None:
@@ -39,7 +39,7 @@ class RoundLoop:
     def _run(self) -> None:
         while not self._done.is_set():
             if not self._round():
-                self._done.wait(self._resources.settings.sweep_seconds)
+                self._done.wait(self._resources.settings.maintenance_seconds)
 
     def _round(self) -> int:
         try:

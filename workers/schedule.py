@@ -78,7 +78,7 @@ LOCAL_STEPS: tuple[Step, ...] = (
 
 
 class Sweeper:
-    """Runs every step at once and then every `sweep_seconds`."""
+    """Runs every step at once and then every `maintenance_seconds`."""
 
     def __init__(
         self, resources: Resources, steps: tuple[Step, ...] = SHARED_STEPS + LOCAL_STEPS
@@ -109,4 +109,4 @@ class Sweeper:
     def _run(self) -> None:
         while not self._done.is_set():
             self.sweep()
-            self._done.wait(self._resources.settings.sweep_seconds)
+            self._done.wait(self._resources.settings.maintenance_seconds)

@@ -71,7 +71,7 @@ def open_resources(settings: Settings, *, signs: bool = False) -> Resources:
             per_second=settings.requests_per_second,
             burst=settings.requests_burst,
         ),
-        workers=WorkerRoll(settings.broker_url, patience=6 * settings.sweep_seconds),
+        workers=WorkerRoll(settings.broker_url, patience=6 * settings.maintenance_seconds),
         known_keys=KnownKeys(settings.key_cache_seconds),
         wrong_keys=WrongKeys(
             RateLimiter(

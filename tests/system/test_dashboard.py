@@ -358,7 +358,7 @@ def test_an_answer_that_was_lost_makes_no_second_job_unless_something_else_is_as
 
 def test_that_no_worker_is_there_is_told(browser: Browser, settings: Settings) -> None:
     calm = settings.model_copy(
-        update={"sweep_seconds": 20.0}
+        update={"maintenance_seconds": 20.0}
     )  # and so is the patience with workers
     with serving(calm) as (url, app):
         page, _heard = opened(browser, url)

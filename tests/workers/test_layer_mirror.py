@@ -67,7 +67,7 @@ def test_a_store_that_is_away_is_asked_again_and_holds_nothing_up(
         put(key, source)
 
     monkeypatch.setattr(resources.store, "put_file", away_at_first)
-    settings = resources.settings.model_copy(update={"sweep_seconds": 0.01})
+    settings = resources.settings.model_copy(update={"maintenance_seconds": 0.01})
     mirror = mirror_of(replace(resources, settings=settings), job)
     mirror.start()
     finish(mirror, "tokens.safetensors")

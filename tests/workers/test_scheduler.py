@@ -95,4 +95,4 @@ def test_a_worker_beside_a_scheduler_does_only_what_concerns_its_machine(
     settings: Settings,
 ) -> None:
     assert steps_of(settings) == SHARED_STEPS + LOCAL_STEPS
-    assert steps_of(settings.model_copy(update={"sweep_in_worker": False})) == LOCAL_STEPS
+    assert steps_of(settings.model_copy(update={"maintenance_in_worker": False})) == LOCAL_STEPS

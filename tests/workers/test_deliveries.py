@@ -14,8 +14,7 @@ from app.domain.principal import OPERATOR
 from app.domain.webhook import ENDINGS, Answer, WebhookRequest
 from app.services import webhooks
 from app.services.resources import Resources
-from workers.deliveries import send_due
-from workers.rounds import RoundLoop
+from workers.periodic_tasks import PollingThread, send_due_deliveries
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
@@ -44,7 +43,9 @@ def test_thread_outlives_a_bug_and_sends_what_it_had_not_recorded(resources: Res
     webhook = webhooks.create_webhook(resources, OPERATOR, request).webhook
     webhooks.send_test(resources, OPERATOR, webhook.id)
     sender = Stumbling(resources)
-    loop = RoundLoop(replace(resources, webhook_sender=sender), "deliveries", send_due)
+    loop = PollingThread(
+        replace(resources, webhook_sender=sender), "deliveries", send_due_deliveries
+    )
     loop.start()
     try:
         assert sender.sent.wait(30)

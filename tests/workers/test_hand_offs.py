@@ -24,7 +24,7 @@ from tests.app.builders import running
 from tests.app.checkpoints import contents, finished_checkpoint
 from tests.app.hub_server import Hub, hub_server
 from tests.app.mlflow_server import mlflow_server
-from workers.hand_offs import hand_off_due
+from workers.periodic_tasks import perform_due_hand_off
 
 pytestmark = [
     pytest.mark.postgres,
@@ -80,13 +80,13 @@ def make_due(resources: Resources) -> None:
 def test_nothing_is_handed_off_unasked(resources: Resources, tmp_path: Path) -> None:
     job = succeed(resources, tmp_path / "small")
     assert found(resources, job) == []
-    assert hand_off_due(resources) == 0
+    assert perform_due_hand_off(resources) == 0
 
 
 def test_the_hub_gets_what_was_published(pushing: Resources, hub: Hub, tmp_path: Path) -> None:
     job = succeed(pushing, tmp_path / "small")
     assert [one.state for one in found(pushing, job)] == [HandOffState.PENDING]
-    assert hand_off_due(pushing) == 1
+    assert perform_due_hand_off(pushing) == 1
     (done,) = found(pushing, job)
     assert (done.state, done.attempts, done.error) == (HandOffState.DONE, 1, None)
     assert done.url == f"{hub.url}/acme/Big-1B-0.3-research"
@@ -95,7 +95,7 @@ def test_the_hub_gets_what_was_published(pushing: Resources, hub: Hub, tmp_path:
     sent = contents(tmp_path / "small") | {"manifest.json": repository.files["manifest.json"]}
     assert repository.files == sent
     assert job.id in repository.files["manifest.json"].decode()
-    assert hand_off_due(pushing) == 0
+    assert perform_due_hand_off(pushing) == 0
     assert list(pushing.settings.work_dir.glob("*.hand-off-*")) == []
 
 
@@ -104,18 +104,18 @@ def test_a_hub_that_was_away_gets_it_later_and_the_job_stays_succeeded(
 ) -> None:
     hub.takes_objects = False
     job = succeed(pushing, tmp_path / "small")
-    assert hand_off_due(pushing) == 1
+    assert perform_due_hand_off(pushing) == 1
     (waiting,) = found(pushing, job)
     assert waiting.state is HandOffState.PENDING
     assert waiting.error is not None
     assert "did not take it" in waiting.error
     assert hub.token not in waiting.error
-    assert hand_off_due(pushing) == 0, "it must wait first"
+    assert perform_due_hand_off(pushing) == 0, "it must wait first"
     assert jobs.get_job(pushing, OPERATOR, job.id).state is State.SUCCEEDED
 
     hub.takes_objects = True
     make_due(pushing)
-    assert hand_off_due(pushing) == 1
+    assert perform_due_hand_off(pushing) == 1
     (done,) = found(pushing, job)
     assert (done.state, done.attempts, done.error) == (HandOffState.DONE, 2, None)
 
@@ -125,12 +125,12 @@ def test_after_the_last_try_it_has_failed(pushing: Resources, hub: Hub, tmp_path
     job = succeed(pushing, tmp_path / "small")
     with pushing.database.transaction() as transaction:
         transaction.execute(text(f"UPDATE hand_offs SET attempts = {TRIES - 1}"))
-    hand_off_due(pushing)
+    perform_due_hand_off(pushing)
     (failed,) = found(pushing, job)
     assert (failed.state, failed.attempts) == (HandOffState.FAILED, TRIES)
     assert failed.finished_at is not None
     make_due(pushing)
-    assert hand_off_due(pushing) == 0
+    assert perform_due_hand_off(pushing) == 0
 
 
 def test_what_a_killed_worker_had_begun_another_does_and_the_late_one_changes_nothing(
@@ -141,7 +141,7 @@ def test_what_a_killed_worker_had_begun_another_does_and_the_late_one_changes_no
     assert killed is not None
     assert hand_offs.claim_due(pushing) is None
     make_due(pushing)
-    assert hand_off_due(pushing) == 1
+    assert perform_due_hand_off(pushing) == 1
     hub.takes_objects = False
     hand_offs.perform(pushing, killed)
     (done,) = found(pushing, job)
@@ -169,7 +169,7 @@ def test_artifacts_that_are_gone_are_not_waited_for(
     job = succeed(pushing, tmp_path / "small")
     with pushing.database.transaction() as transaction:
         transaction.execute(text("DELETE FROM artifacts"))
-    hand_off_due(pushing)
+    perform_due_hand_off(pushing)
     (failed,) = found(pushing, job)
     assert (failed.state, failed.error) == (HandOffState.FAILED, "the job's artifacts are gone")
     assert hub.requests == []
@@ -196,7 +196,7 @@ def test_mlflow_gets_a_version_that_names_the_job(resources: Resources, tmp_path
     with mlflow_server(place) as url:
         registering = with_settings(resources, handoff_mlflow_uri=url)
         job = succeed(registering, tmp_path / "small")
-        assert hand_off_due(registering) == 1
+        assert perform_due_hand_off(registering) == 1
         (done,) = found(registering, job)
         assert (done.state, done.error) == (HandOffState.DONE, None)
         version = MlflowClient(tracking_uri=url).get_model_version("Big-1B-0.3-research", "1")

@@ -27,8 +27,8 @@ from app.settings import Settings
 from tests.app.builders import in_state, queued, running, succeeded, weights_on_disk
 from workers.child_process import ChildProcess, end_all_children
 from workers.messages import ChildRequest
+from workers.periodic_tasks import DEPLOYMENT_TASKS, MaintenanceThread
 from workers.runner import StartChild, remove_stale_work, run_next_job
-from workers.schedule import Sweeper
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 REPOSITORY = Path(__file__).parents[2]
@@ -272,12 +272,12 @@ def test_success_removes_what_earlier_attempts_uploaded(resources: Resources) ->
     assert len(jobs.list_artifacts(resources, OPERATOR, job.id)) == 3
 
 
-def test_sweep_revives_the_job_of_a_dead_worker(resources: Resources) -> None:
+def test_maintenance_requeues_the_job_of_a_dead_worker(resources: Resources) -> None:
     job = claims.claim_job(resources, queued(resources).id, "dead")
     assert job is not None
     with resources.database.transaction() as transaction:
         job_rows.renew(transaction, job.lease, -1.0)
-    Sweeper(resources).sweep()
+    MaintenanceThread(resources, DEPLOYMENT_TASKS).run_tasks()
     revived = jobs.get_job(resources, OPERATOR, job.id)
     assert (revived.state, revived.attempt) == (State.QUEUED, 1)
 

@@ -1,4 +1,4 @@
-"""The scheduler as a process, beside a worker that does not sweep."""
+"""The scheduler process, and the maintenance left to workers beside it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.builders import in_state, running
 from tests.app.environment import environment_of
-from workers.main import steps_of
-from workers.schedule import LOCAL_STEPS, SHARED_STEPS
+from workers.periodic_tasks import DEPLOYMENT_TASKS, MACHINE_TASKS, maintenance_of_worker
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
@@ -53,7 +52,7 @@ def free_port() -> int:
 
 
 def metrics_at(port: int, deadline: float) -> str:
-    """What that port serves, once it does: the other scheduler may be done before."""
+    """Return the metrics served at the port, waiting until a scheduler serves them."""
     while True:
         try:
             return httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
@@ -91,8 +90,7 @@ def test_two_schedulers_reap_and_settle_and_end_on_sigterm(
     assert len([entry for entry in entries if entry["event"] == "scheduler_stopped"]) == 2
 
 
-def test_a_worker_beside_a_scheduler_does_only_what_concerns_its_machine(
-    settings: Settings,
-) -> None:
-    assert steps_of(settings) == SHARED_STEPS + LOCAL_STEPS
-    assert steps_of(settings.model_copy(update={"maintenance_in_worker": False})) == LOCAL_STEPS
+def test_a_worker_beside_a_scheduler_maintains_only_its_machine(settings: Settings) -> None:
+    assert maintenance_of_worker(settings) == DEPLOYMENT_TASKS + MACHINE_TASKS
+    without = settings.model_copy(update={"maintenance_in_worker": False})
+    assert maintenance_of_worker(without) == MACHINE_TASKS

@@ -26,7 +26,7 @@ from intraslice_core.progress import ProgressEvent, Stage
 from workers import failures
 from workers.child_process import ChildProcess
 from workers.layer_mirror import LayerMirror
-from workers.lease_keeper import LeaseKeeper
+from workers.lease_renewal import LeaseRenewal
 from workers.messages import (
     CheckpointPlace,
     ChildMessage,
@@ -103,7 +103,7 @@ class JobRun:
         self._stopping = stopping
         self._start_child = start_child
         self._began = time.monotonic()
-        self._keeper = LeaseKeeper(resources, job.lease)
+        self._lease_renewal = LeaseRenewal(resources, job.lease)
         self._directory = work_directory(resources, job.id, job.fencing_token)
         self._journal = ProgressJournal(resources, job)
         self._mirror = LayerMirror(resources, job, layers_directory(resources, job.id))
@@ -114,7 +114,7 @@ class JobRun:
         Raises:
             LeaseLostError: if the job belongs to somebody else by now.
         """
-        with self._keeper:
+        with self._lease_renewal:
             try:
                 return self._work()
             except _StoppedError:
@@ -215,7 +215,7 @@ class JobRun:
             outcome = self._heed(child.next_message(_POLL_SECONDS))
             if outcome is not None:
                 return outcome
-            if self._keeper.lost:
+            if self._lease_renewal.lost:
                 raise _StoppedError
             if self._is_overdue():
                 return claims.timeout_error(self._job)
@@ -253,7 +253,7 @@ class JobRun:
         return JobError(**known, retryable=message.code in failures.RETRYABLE)
 
     def _stop_if_asked(self) -> None:
-        if self._must_stop() or self._keeper.lost:
+        if self._must_stop() or self._lease_renewal.lost:
             raise _StoppedError
 
     def _before_upload(self, index: int, files: int) -> None:
@@ -268,8 +268,8 @@ class JobRun:
         )
 
     def _must_stop(self) -> bool:
-        keeper = self._keeper
-        return keeper.cancel_requested or keeper.pause_requested or self._stopping.is_set()
+        renewal = self._lease_renewal
+        return renewal.cancel_requested or renewal.pause_requested or self._stopping.is_set()
 
     def _is_overdue(self) -> bool:
         limit = self._job.max_runtime_s
@@ -280,9 +280,9 @@ class JobRun:
         self._mirror.flush()
         self.discard()
         lease = self._job.lease
-        if self._keeper.cancel_requested:
+        if self._lease_renewal.cancel_requested:
             return self._persist(lambda: claims.finish_cancel(self._resources, lease))
-        if self._keeper.pause_requested:
+        if self._lease_renewal.pause_requested:
             return self._persist(lambda: claims.finish_pause(self._resources, lease))
         return self._persist(lambda: claims.requeue_job(self._resources, lease, None))
 
@@ -300,7 +300,7 @@ class JobRun:
             try:
                 return write()
             except DatabaseUnavailableError:
-                if self._keeper.lost:
+                if self._lease_renewal.lost:
                     raise LeaseLostError from None
                 time.sleep(self._resources.settings.heartbeat_seconds)
 
@@ -346,7 +346,7 @@ class ProgressJournal:
                 self._resources, self._job.lease, event.stage, progress, log=news
             )
         except DatabaseUnavailableError:
-            # Progress can be missed; the lease keeper decides whether to go on.
+            # Progress can be missed; the lease renewal decides whether to continue.
             _log.warning("progress_not_written", job_id=self._job.id)
             return
         self._logged, self._written = place, time.monotonic()

@@ -19,10 +19,10 @@ from app.settings import Settings
 from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing, stop_tracing
 from workers import periodic_tasks
-from workers.child_process import end_all_children
-from workers.metrics_server import metrics_server
+from workers.child_process import kill_all_children
 from workers.periodic_tasks import MaintenanceThread, PollingThread
 from workers.runner import run_next_job
+from workers.telemetry import metrics_server
 
 _log = get_logger(__name__)
 
@@ -89,7 +89,7 @@ def _shutdown_signals(stopping: threading.Event) -> Iterator[None]:
 
     def on_shutdown(**_details: object) -> None:
         if stopping.is_set():
-            end_all_children()
+            kill_all_children()
         stopping.set()
 
     signals.worker_shutting_down.connect(on_shutdown, weak=False)

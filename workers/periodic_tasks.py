@@ -29,8 +29,8 @@ from app.services import (
 from app.services.resources import Resources
 from app.settings import Settings
 from app.telemetry import get_logger, metrics
-from workers.observation import count_end
-from workers.runner import remove_stale_shared, remove_stale_work
+from workers.runner import remove_stale_statistics, remove_stale_work
+from workers.telemetry import count_end
 
 MaintenanceTask = Callable[[Resources], object]
 
@@ -73,7 +73,7 @@ DEPLOYMENT_TASKS: tuple[MaintenanceTask, ...] = (
 
 MACHINE_TASKS: tuple[MaintenanceTask, ...] = (
     remove_stale_work,
-    remove_stale_shared,
+    remove_stale_statistics,
     upload_contents.remove_stale,
     hand_offs.remove_stale,
 )

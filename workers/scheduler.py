@@ -9,8 +9,8 @@ from app.services.resources import open_resources
 from app.settings import Settings
 from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing, stop_tracing
-from workers.metrics_server import metrics_server
 from workers.periodic_tasks import DEPLOYMENT_TASKS, MaintenanceThread
+from workers.telemetry import metrics_server
 
 _log = get_logger(__name__)
 

@@ -15,7 +15,7 @@ CONTEXT = {"job_id": "job_1", "attempt": "2"}
 def heard(said: bytes, file: Path) -> tuple[list[dict[str, object]], str]:
     with capture_logs() as entries:
         log = ChildLog(io.BytesIO(said), file, CONTEXT)
-        words = log.last_words()
+        words = log.last_line()
         log.close()
     return [dict(entry) for entry in entries], words
 

@@ -25,7 +25,7 @@ from app.services import claims, jobs, publication
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
 from tests.app.builders import in_state, queued, running, succeeded, weights_on_disk
-from workers.child_process import ChildProcess, end_all_children
+from workers.child_process import ChildProcess, kill_all_children
 from workers.messages import ChildRequest
 from workers.periodic_tasks import DEPLOYMENT_TASKS, MaintenanceThread
 from workers.runner import StartChild, remove_stale_work, run_next_job
@@ -323,7 +323,7 @@ def test_a_worker_in_a_hurry_does_not_wait_for_a_deaf_child(settings: Settings) 
         run = pool.submit(run_next_job, resources, "worker-1", stopping, child("ignore_stop"))
         wait_for(lambda: child_pid(resources) is not None)
         stopping.set()
-        end_all_children()
+        kill_all_children()
         left = run.result(60)
     assert left is not None
     assert (left.state, left.attempt, left.error) == (State.QUEUED, 0, None)

@@ -272,7 +272,7 @@ def test_older_jobs_are_on_the_next_page(
         expect(page.get_by_role("link", name=ids[-1])).to_have_count(0)
         page.get_by_role("button", name="Newer").click()
         expect(page.get_by_role("link", name=ids[-1])).to_be_visible()
-        page.get_by_label("State", exact=True).select_option("failed")
+        page.get_by_role("combobox", name="State").select_option("failed")
         expect(page.get_by_text("No jobs match these filters.")).to_be_visible()
         page.close()
 

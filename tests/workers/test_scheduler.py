@@ -61,7 +61,7 @@ def metrics_at(port: int, deadline: float) -> str:
             time.sleep(0.1)
 
 
-def test_two_schedulers_reap_and_settle_and_end_on_sigterm(
+def test_two_schedulers_reap_settle_and_stop_on_sigterm(
     settings: Settings, resources: Resources, tmp_path: Path
 ) -> None:
     lost, ended = running(resources), in_state(resources, State.SUCCEEDED)
@@ -75,8 +75,8 @@ def test_two_schedulers_reap_and_settle_and_end_on_sigterm(
     with scheduler(watched, log) as first, scheduler(settings, log) as second:
         deadline = time.monotonic() + 60
         while True:
-            found = [jobs.get_job(resources, OPERATOR, job.id) for job in (lost, ended)]
-            if found[0].state is State.QUEUED and found[1].expires_at is not None:
+            requeued, settled = (jobs.get_job(resources, OPERATOR, job.id) for job in (lost, ended))
+            if requeued.state is State.QUEUED and settled.expires_at is not None:
                 break
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)

@@ -192,9 +192,10 @@ class Settings(BaseSettings):
         ge=0,
         description="Disk of a sweep's shared statistics (bytes, 0 disables; default 8 GiB)",
     )
-    checkpoint_streams_seconds: float = Field(
+    resume_state_seconds: float = Field(
         default=60.0,
         ge=0,
+        validation_alias=_renamed("RESUME_STATE_SECONDS", "CHECKPOINT_STREAMS_SECONDS"),
         description="Interval of saving hidden states to resume (seconds, >= 0; default 60)",
     )
     max_runtime_s: int | None = Field(

@@ -60,6 +60,7 @@ def test_loopback_addresses_are_recognised(host: str, expected: bool) -> None:
         ("SWEEP_IN_WORKER", "MAINTENANCE_IN_WORKER"),
         ("SWEEP_SECONDS", "MAINTENANCE_SECONDS"),
         ("ORPHAN_SWEEP_SECONDS", "ORPHAN_CHECK_SECONDS"),
+        ("CHECKPOINT_STREAMS_SECONDS", "RESUME_STATE_SECONDS"),
     ],
 )
 def test_earlier_environment_names_are_read_with_a_warning(

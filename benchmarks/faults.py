@@ -44,9 +44,9 @@ TIMED = frozenset({"manifest.json", "manifest.json.sig", "intraslice_report.json
 SETTINGS = {
     "LEASE_SECONDS": "3",
     "HEARTBEAT_SECONDS": "0.5",
-    "SWEEP_SECONDS": "0.5",
+    "MAINTENANCE_SECONDS": "0.5",
     "MAX_ATTEMPTS": "1000",
-    "CHECKPOINT_STREAMS_SECONDS": "0.5",
+    "RESUME_STATE_SECONDS": "0.5",
     "REQUESTS_PER_SECOND": "1000",
     "REQUESTS_BURST": "1000",
 }

@@ -1,10 +1,10 @@
-"""Take screenshots of a report for the documentation.
+"""Take screenshots of the HTML report for the documentation.
 
     python docs/make_screenshots.py REPORT [--out docs/images]
 
 REPORT is a compressed model's directory or its intraslice_report.json. Writes `report-desktop.png`,
-`report-narrow.png` and `report-dark.png`, taken by the Chromium that `CHROMIUM=` names or that is
-found on the PATH.
+`report-narrow.png` and `report-dark.png`, taken by the Chromium that `CHROMIUM` names or that is
+on the PATH.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
-    "--no-sandbox",  # as root it does not start with one
+    "--no-sandbox",  # Chromium refuses to run as root with its sandbox
     "--disable-gpu",
     "--no-first-run",
     "--disable-background-networking",
@@ -35,16 +35,16 @@ PICTURES = {
     "report-narrow": (390, 1600, "light"),
     "report-dark": (1280, 1600, "dark"),
 }
-"""Width and height of the window, and the colour scheme."""
+"""Window width, window height and colour scheme of each picture."""
 
 
 def find_chromium() -> str | None:
-    """Return the Chromium that CHROMIUM names, or the first on the PATH."""
+    """Return the Chromium that `CHROMIUM` names, or the first on the PATH."""
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
 
 
 def take(browser: Browser, page: Path, out: Path) -> None:
-    """Take all screenshots of a page."""
+    """Take all pictures of a page."""
     for name, (width, height, colours) in PICTURES.items():
         tab = browser.new_page(
             viewport={"width": width, "height": height},
@@ -57,14 +57,16 @@ def take(browser: Browser, page: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Render the report and take its screenshots."""
+    """Render the report and write its pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("report", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images")
     arguments = parser.parse_args()
     chromium = find_chromium()
     if chromium is None:
-        raise SystemExit(f"no Chromium: set CHROMIUM, or install one of {', '.join(CHROMIUMS)}")
+        raise SystemExit(
+            f"Chromium not found: set CHROMIUM, or install one of {', '.join(CHROMIUMS)}"
+        )
     source = arguments.report
     file = source / REPORT_FILE if source.is_dir() else source
     report = CompressionReport.model_validate_json(file.read_bytes())

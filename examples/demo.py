@@ -1,13 +1,13 @@
-"""What `make demo` shows: a real model compressed over HTTP, collected and loaded elsewhere.
+"""Demo of the service (`make demo`): compress a real model over HTTP, download and load it.
 
 1. starts the whole service (`intraslice up`) on a temporary directory and a free port;
 2. submits a job: SmolLM2-135M, 30 % smaller;
-3. follows it to its end;
+3. follows it until it ends;
 4. downloads the artifacts and checks their SHA-256;
 5. loads them with stock transformers in a process that cannot import IntraSlice;
 6. compares dense and compressed.
 
-Whatever happens, Ctrl-C included, nothing stays behind.
+It removes everything at the end, also after errors and Ctrl-C.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ console = Console(highlight=False)
 
 
 class DemoFailed(Exception):
-    """One step did not do what it should."""
+    """A step failed."""
 
 
 def main() -> int:
-    """Run the demo; its exit code."""
-    parser = argparse.ArgumentParser(description="The whole service on a real model.")
-    parser.add_argument("--s3", action="store_true", help="artifacts go to an S3 server")
-    parser.add_argument("--samples", type=int, default=32, help="sequences to calibrate on")
+    """Run the demo and return its exit code."""
+    parser = argparse.ArgumentParser(description="Compress a real model with a temporary service.")
+    parser.add_argument("--s3", action="store_true", help="store artifacts on an S3 server")
+    parser.add_argument("--samples", type=int, default=32, help="calibration samples (default: 32)")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
-    began = time.monotonic()
+    started = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix="intraslice-demo-"))
     try:
         run(directory, s3=arguments.s3, samples=arguments.samples)
@@ -80,19 +80,21 @@ def main() -> int:
         return 130
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-    console.print(f"Done in {time.monotonic() - began:.0f} s; everything was stopped and removed.")
+    console.print(
+        f"Done in {time.monotonic() - started:.0f} s; everything was stopped and removed."
+    )
     return 0
 
 
 def run(directory: Path, *, s3: bool, samples: int) -> None:
-    """All six steps, below `directory`."""
+    """Run all six steps in `directory`."""
     with (
         service(directory / "data", s3=s3) as url,
         httpx.Client(base_url=url, timeout=60.0) as client,
     ):
         job = submit(client, samples)
         follow(client, job)
-        report = CompressionReport.model_validate(answer(client.get(f"{job}/report")))
+        report = CompressionReport.model_validate(body_of(client.get(f"{job}/report")))
         checkpoint = download(client, job, directory / "compressed")
     dense = convert_dense(directory / "dense")
     console.print("[bold]5[/bold] Load with stock transformers, IntraSlice not importable")
@@ -108,7 +110,7 @@ def run(directory: Path, *, s3: bool, samples: int) -> None:
 
 @contextmanager
 def service(data_dir: Path, *, s3: bool) -> Iterator[str]:
-    """`intraslice up`, ready; its URL."""
+    """Start `intraslice up` and yield its URL once it is ready."""
     servers = "PostgreSQL, Valkey, SeaweedFS" if s3 else "PostgreSQL, Valkey"
     console.print(f"[bold]1[/bold] Start the service: {servers}, API, worker")
     try:
@@ -118,25 +120,25 @@ def service(data_dir: Path, *, s3: bool) -> Iterator[str]:
     except EmbeddedError as error:
         raise DemoFailed(str(error)) from error
     except (DemoFailed, httpx.HTTPError) as error:
-        words = data_dir.with_name("up.log").read_text(errors="replace").splitlines()[-30:]
-        raise DemoFailed("\n".join((str(error), *words))) from error
+        log = data_dir.with_name("up.log").read_text(errors="replace").splitlines()[-30:]
+        raise DemoFailed("\n".join((str(error), *log))) from error
 
 
 def submit(client: httpx.Client, samples: int) -> str:
-    """POST the job; its path."""
+    """Create the job and return its path."""
     compression = {
         "ratio": 0.3,
         "method": "intraslice_plus",
         "calibration": {"source": "pydoc", "samples": samples, "sequence_length": 256},
     }
     console.print(f"[bold]2[/bold] POST /v1/jobs: compress {MODEL} by 30 %")
-    job = answer(client.post("/v1/jobs", json=JOB | {"compression": compression}))
+    job = body_of(client.post("/v1/jobs", json=JOB | {"compression": compression}))
     console.print(f"  {job['id']} is {job['state']}")
     return f"/v1/jobs/{job['id']}"
 
 
 def follow(client: httpx.Client, path: str) -> None:
-    """Show progress until the job ends; complain unless it succeeded."""
+    """Show progress until the job ends; raise unless it succeeded."""
     console.print("[bold]3[/bold] Follow it")
     columns = (
         TextColumn("  {task.fields[stage]:<9}"),
@@ -147,16 +149,16 @@ def follow(client: httpx.Client, path: str) -> None:
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0, stage="queued", left="")
-        seen = ""
-        while (job := answer(client.get(path)))["state"] not in TERMINAL:
+        last_stage = ""
+        while (job := body_of(client.get(path)))["state"] not in TERMINAL:
             progress = job.get("progress") or {}
             stage = job.get("stage") or job["state"]
             message, left = progress.get("message") or "", remaining(progress.get("eta_seconds"))
             fraction = progress.get("fraction") or 0.0
             bar.update(task, completed=fraction, description=message, stage=stage, left=left)
-            if stage != seen and not console.is_terminal:
+            if stage != last_stage and not console.is_terminal:
                 console.print(f"  {stage:<9} {fraction:4.0%}  {message}")
-            seen = stage
+            last_stage = stage
             time.sleep(0.5)
         bar.update(task, completed=1.0, description="", stage=job["state"], left="")
     if job["state"] != "succeeded":
@@ -164,18 +166,18 @@ def follow(client: httpx.Client, path: str) -> None:
 
 
 def remaining(seconds: float | None) -> str:
-    """The engine's own estimate, for people."""
+    """Format the engine's estimate of the time left."""
     return "" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
 
 
 def download(client: httpx.Client, path: str, directory: Path) -> Path:
-    """Every artifact of the job, each checked against its SHA-256."""
+    """Download every artifact of the job, verify its SHA-256, return the checkpoint directory."""
     console.print("[bold]4[/bold] Download the artifacts, check their SHA-256")
-    listing = answer(client.get(f"{path}/artifacts"))
+    listing = body_of(client.get(f"{path}/artifacts"))
     for artifact in listing["data"]:
         target = (directory / artifact["name"]).resolve()
         if not target.is_relative_to(directory.resolve()):
-            raise DemoFailed(f"{artifact['name']!r} leads out of the download directory")
+            raise DemoFailed(f"{artifact['name']!r} points outside the download directory")
         target.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
         with (
@@ -187,16 +189,16 @@ def download(client: httpx.Client, path: str, directory: Path) -> Path:
                 digest.update(chunk)
                 file.write(chunk)
         if digest.hexdigest() != artifact["sha256"]:
-            raise DemoFailed(f"{artifact['name']} arrived damaged")
+            raise DemoFailed(f"{artifact['name']} is damaged: its SHA-256 does not match")
         console.print(f"  {artifact['name']:<40} {target.stat().st_size:>12,} bytes  ok")
-    found = sorted(directory.rglob("config.json"))
-    if not found:
-        raise DemoFailed("the artifacts hold no checkpoint")
-    return found[0].parent
+    configs = sorted(directory.rglob("config.json"))
+    if not configs:
+        raise DemoFailed("the artifacts contain no checkpoint")
+    return configs[0].parent
 
 
 def convert_dense(directory: Path) -> Path:
-    """The dense model as the engine sees it: the package carries a GGUF file."""
+    """Convert the package's GGUF file to a dense checkpoint, as the engine does."""
     source = (
         "import sys; from pathlib import Path;"
         "from intraslice_core.checkpoints.sources import open_model;"
@@ -207,10 +209,10 @@ def convert_dense(directory: Path) -> Path:
 
 
 def generate(checkpoint: Path, directory: Path) -> dict[str, Any]:
-    """What a stock process makes of the checkpoint.
+    """Generate text from the checkpoint in a process that cannot import IntraSlice.
 
-    `-S` keeps the editable install of this very repository out, the directory is elsewhere, and
-    the script refuses to go on if it finds us nevertheless.
+    `-S` hides the editable install of this repository, the working directory is elsewhere, and the
+    script exits with an error if it can import IntraSlice nevertheless.
     """
     arguments = [sys.executable, "-I", "-S", str(LOADER), str(checkpoint), PROMPT]
     arguments += ["--packages", sysconfig.get_path("purelib")]
@@ -220,7 +222,7 @@ def generate(checkpoint: Path, directory: Path) -> dict[str, Any]:
 
 
 def output_of(arguments: list[str], cwd: Path) -> str:
-    """What a program prints, or its complaint as a failure of the demo."""
+    """Return a program's stdout; raise with its stderr if it fails."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(cwd / ".hf")}
     done = subprocess.run(
         arguments, cwd=cwd, env=environment, capture_output=True, text=True, check=False
@@ -230,8 +232,8 @@ def output_of(arguments: list[str], cwd: Path) -> str:
     return done.stdout
 
 
-def answer(response: httpx.Response) -> Any:
-    """The body of a good answer; a problem ends the demo with the server's own words."""
+def body_of(response: httpx.Response) -> Any:
+    """Return the body of a successful response; raise with the server's message otherwise."""
     if response.is_error:
         raise DemoFailed(f"{response.request.method} {response.url}: {response.text}")
     return response.json()

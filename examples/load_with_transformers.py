@@ -1,9 +1,9 @@
-"""Load a compressed checkpoint as any user of transformers does, and let it write.
+"""Load a compressed checkpoint with stock transformers and generate text.
 
     python examples/load_with_transformers.py DIRECTORY "Some prompt"
 
-Nothing of IntraSlice is needed. To prove it, `make demo` runs this file in an interpreter that sees
-the standard library and one directory of third-party packages only (`python -I -S … --packages`).
+IntraSlice is not needed. To prove it, `make demo` runs this file in an interpreter that can import
+only the standard library and one directory of third-party packages (`python -I -S … --packages`).
 """
 
 from __future__ import annotations
@@ -14,40 +14,42 @@ import json
 import sys
 import time
 
-OURS = ("intraslice_core", "app", "workers")
+INTRASLICE_PACKAGES = ("intraslice_core", "app", "workers")
 
 
 def main() -> None:
-    """Print one line of JSON."""
+    """Print the generated text and facts about the model as one line of JSON."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("directory")
-    parser.add_argument("prompt")
-    parser.add_argument("--tokens", type=int, default=24)
-    parser.add_argument("--packages", help="the only place to import third-party packages from")
+    parser.add_argument("directory", help="checkpoint directory")
+    parser.add_argument("prompt", help="text to continue")
+    parser.add_argument("--tokens", type=int, default=24, help="new tokens (default: 24)")
+    parser.add_argument("--packages", help="only directory to import packages from")
     arguments = parser.parse_args()
     if arguments.packages:
         sys.path.append(arguments.packages)
-        importable = [name for name in OURS if importlib.util.find_spec(name) is not None]
+        importable = [
+            name for name in INTRASLICE_PACKAGES if importlib.util.find_spec(name) is not None
+        ]
         if importable:
-            sys.exit(f"{', '.join(importable)} can be imported: this would prove nothing")
-    answer = generate(arguments.directory, arguments.prompt, arguments.tokens)
-    sys.stdout.write(json.dumps(answer) + "\n")
+            sys.exit(f"{', '.join(importable)} can be imported: this run would prove nothing")
+    result = generate(arguments.directory, arguments.prompt, arguments.tokens)
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 def generate(directory: str, prompt: str, tokens: int) -> dict[str, object]:
-    """Greedy continuation of the prompt, with what was loaded."""
+    """Return a greedy continuation of the prompt and facts about the loaded model."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    began = time.perf_counter()
+    started = time.perf_counter()
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)
-    loaded = time.perf_counter() - began
+    load_seconds = time.perf_counter() - started
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
     output = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
     return {
         "class": type(model).__name__,
         "parameters": model.num_parameters(),
-        "load_seconds": round(loaded, 2),
+        "load_seconds": round(load_seconds, 2),
         "text": tokenizer.decode(output[0], skip_special_tokens=True),
     }
 

@@ -1,4 +1,4 @@
-"""How Alembic reaches the database: one transaction, with limits on waiting."""
+"""Alembic environment: migrations in one transaction, with timeouts."""
 
 from alembic import context
 from sqlalchemy import NullPool, create_engine, text
@@ -13,9 +13,9 @@ def run() -> None:
     url = context.config.attributes.get("database_url") or get_settings().database_url
     engine = create_engine(url, poolclass=NullPool)
     with engine.begin() as connection:
-        # A migration that has to wait gives up, instead of making everybody behind it wait too.
+        # A migration gives up instead of blocking the queries queued after it.
         connection.execute(text("SET LOCAL statement_timeout = '120s'"))
-        # One migrator at a time: the second waits here and then finds nothing to do.
+        # One migration at a time: a second process waits here and then has nothing to do.
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
         connection.execute(text("SET LOCAL lock_timeout = '5s'"))
         context.configure(connection=connection, target_metadata=metadata)
@@ -23,5 +23,5 @@ def run() -> None:
 
 
 if context.is_offline_mode():
-    raise SystemExit("migrations run against a database; offline SQL is not offered")
+    raise SystemExit("offline mode is not supported: migrations need a database connection")
 run()

@@ -1,4 +1,4 @@
-"""The Chromium of this machine, and what a page in it asks for and complains of."""
+"""The machine's Chromium, and a recorder of a page's requests and errors."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ ARGUMENTS = (
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        yield found
-        found.close()
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        yield browser
+        browser.close()
 
 
-class Heard:
-    """What a page asked for and complained of."""
+class PageLog:
+    """Requests, errors and warnings of a page."""
 
     def __init__(self, page: Page) -> None:
         self.requests: list[str] = []
-        self.complaints: list[str] = []
-        page.on("request", lambda one: self.requests.append(one.url))
-        page.on("console", lambda one: self._note(one.type, one.text))
-        page.on("pageerror", lambda one: self.complaints.append(str(one)))
+        self.errors: list[str] = []
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("console", lambda message: self._note(message.type, message.text))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
 
     def _note(self, kind: str, text: str) -> None:
         if kind in ("error", "warning"):
-            self.complaints.append(text)
+            self.errors.append(text)

@@ -1,4 +1,4 @@
-"""Real servers, one of each a session; clean tables and an empty queue for every test."""
+"""Fixtures: real servers per session, empty tables and an empty queue per test."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ OPERATOR_KEY = "the-operators-key"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: several processes take files from the front."""
+    """Run files with slow tests first, since several processes take files from the front."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_logs() -> None:
-    """structlog's default draws tracebacks in colour, which takes seconds."""
+    """Turn off structlog's coloured tracebacks, which take seconds to render."""
     structlog.configure(
         processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()],
         logger_factory=lambda *_: structlog.PrintLogger(),
@@ -60,13 +60,13 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
 
 @pytest.fixture
 def artifact_store() -> str:
-    """As in the settings: none is a directory below `data_dir`. Modules override it."""
+    """URL of the artifact store; empty for a directory in `data_dir`. Modules override it."""
     return ""
 
 
 @pytest.fixture(params=["directory", pytest.param("s3", marks=pytest.mark.object_store)])
 def each_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Stores to override `artifact_store` with: a test runs once on each."""
+    """Run a test once on a directory and once on S3, as an override of `artifact_store`."""
     if request.param == "directory":
         return ""
     server: EmbeddedS3 = request.getfixturevalue("s3_server")
@@ -83,7 +83,7 @@ def migrated_url(postgres_server: EmbeddedPostgres) -> str:
 
 @pytest.fixture
 def database_url(migrated_url: str) -> str:
-    """A migrated database without rows."""
+    """URL of a migrated database without rows."""
     with psycopg.connect(migrated_url.replace("+psycopg", "")) as connection:
         connection.execute(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY CASCADE")
     return migrated_url
@@ -91,7 +91,7 @@ def database_url(migrated_url: str) -> str:
 
 @pytest.fixture
 def broker_url(valkey_server: EmbeddedValkey) -> str:
-    """An empty broker."""
+    """URL of an empty broker."""
     with redis.Redis.from_url(valkey_server.redis_url) as client:
         client.flushall()
     return valkey_server.url
@@ -99,7 +99,7 @@ def broker_url(valkey_server: EmbeddedValkey) -> str:
 
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str, broker_url: str, artifact_store: str) -> Settings:
-    """Short waits; models and texts may lie below `tmp_path`."""
+    """Settings with short intervals that allow models and texts in `tmp_path`."""
     return Settings(
         data_dir=tmp_path / "data",
         database_url=database_url,
@@ -111,7 +111,7 @@ def settings(tmp_path: Path, database_url: str, broker_url: str, artifact_store:
         hub_allow=("allowed/*",),
         heartbeat_seconds=0.1,
         lease_seconds=5.0,
-        sweep_seconds=0.2,
+        maintenance_seconds=0.2,
         child_grace_seconds=2.0,
     )
 
@@ -125,14 +125,14 @@ def resources(settings: Settings) -> Iterator[Resources]:
 
 @pytest.fixture
 def client(settings: Settings) -> Iterator[TestClient]:
-    """The whole application, asked in this process."""
+    """Test client of the whole application in this process."""
     with TestClient(create_app(settings), raise_server_exceptions=False) as opened:
         yield opened
 
 
 @pytest.fixture
 def closed(settings: Settings) -> Iterator[TestClient]:
-    """The same as a deployment has it: nobody enters without a key, the operator holds one."""
+    """Test client of an application that requires keys, as in a deployment."""
     changes = {"auth": "on", "api_key": OPERATOR_KEY, "requests_burst": 1_000_000}
     with TestClient(
         create_app(Settings(**settings.model_dump() | changes)), raise_server_exceptions=False
@@ -142,7 +142,7 @@ def closed(settings: Settings) -> Iterator[TestClient]:
 
 @pytest.fixture
 def unused_tcp_port() -> int:
-    """A port of this machine where nobody listens."""
+    """Port of this machine on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

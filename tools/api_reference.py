@@ -1,4 +1,4 @@
-"""The documentation's page about the HTTP API, from `openapi.json`; a hook of MkDocs."""
+"""MkDocs hook that fills the HTTP API page from `openapi.json`."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 SNAPSHOT = Path(__file__).resolve().parents[1] / "openapi.json"
-_PLACE = "<!-- the operations of openapi.json -->"
+_MARKER = "<!-- the operations of openapi.json -->"
 _METHODS = ("get", "post", "put", "patch", "delete")
 
 
 def on_page_markdown(markdown: str, **_page: Any) -> str:
-    """Called by MkDocs for every page; only one has the place."""
-    if _PLACE not in markdown:
+    """Replace the marker, which only one page has; MkDocs calls this for every page."""
+    if _MARKER not in markdown:
         return markdown
-    described = json.loads(SNAPSHOT.read_text("utf-8"))
-    return markdown.replace(_PLACE, "\n".join(_operations(described)))
+    document = json.loads(SNAPSHOT.read_text("utf-8"))
+    return markdown.replace(_MARKER, "\n".join(_operations(document)))
 
 
-def _operations(described: dict[str, Any]) -> Iterator[str]:
+def _operations(document: dict[str, Any]) -> Iterator[str]:
     by_tag: dict[str, list[str]] = {}
-    for path, methods in described["paths"].items():
+    for path, methods in document["paths"].items():
         for method in _METHODS:
             if method in methods:
                 operation = methods[method]
@@ -39,17 +39,19 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> Iterator[st
     parameters = operation.get("parameters", [])
     if parameters:
         yield "\n| parameter | in | |\n|---|---|---|"
-        for one in parameters:
-            said = (one.get("description") or "").replace("\n", " ")
-            yield f"| `{one['name']}` | {one['in']} | {said} |"
+        for parameter in parameters:
+            description = (parameter.get("description") or "").replace("\n", " ")
+            yield f"| `{parameter['name']}` | {parameter['in']} | {description} |"
     body = operation.get("requestBody", {}).get("content", {}).get("application/json")
     if body:
         yield f"\nBody: {_schema(body['schema'])}."
-    answers = ", ".join(f"{status}{_answer(one)}" for status, one in operation["responses"].items())
-    yield f"\nAnswers: {answers}."
+    responses = ", ".join(
+        f"{status}{_response(response)}" for status, response in operation["responses"].items()
+    )
+    yield f"\nResponses: {responses}."
 
 
-def _answer(response: dict[str, Any]) -> str:
+def _response(response: dict[str, Any]) -> str:
     content = response.get("content", {}).get("application/json", {})
     name = _schema(content.get("schema", {}))
     return f" {name}" if name else ""

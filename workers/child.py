@@ -1,7 +1,8 @@
-"""One job in a process of its own: engine events out, a verified checkpoint on disk.
+"""The child process of one job: runs the engine and reports to the worker.
 
-Started as `python -m workers.child PARENT_PID`; the request comes on stdin, messages go to the
-original stdout. Memory returns with the process, and the system's killer takes only this one.
+Started as `python -m workers.child PARENT_PID`. The request comes on stdin, messages go to the
+original stdout. The process frees all memory at its end, and the kernel's out-of-memory killer ends
+it instead of the worker.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from workers.messages import (
     ProgressMessage,
     encode,
 )
-from workers.observation import StageSpans
+from workers.telemetry import StageSpans
 
 _PR_SET_PDEATHSIG = 1
 _ENGINE_SHARE = 0.95
-"""Of the whole job; the rest is the upload."""
+"""Fraction of a job's progress that is the engine's; the rest is the upload."""
 _log = get_logger(__name__)
 
 
 class Child:
-    """Runs one request and reports on it."""
+    """The engine run of one request."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
@@ -50,32 +51,32 @@ class Child:
         self._stop.set()
 
     def run(self, request: ChildRequest) -> None:
-        """Say what came of it."""
+        """Run the engine and send the outcome."""
         with span("engine", parent=request.telemetry.traceparent):
             outcome = self._outcome(request)
             self._spans.enter(None)
-        # Before the last word, because our parent ends us as soon as it has heard it.
+        # Before the last message, because the worker kills this process once it has received it.
         stop_tracing()
         self._send(outcome)
 
     def _outcome(self, request: ChildRequest) -> FinishedMessage | FailedMessage:
-        """Exceptions end here, as messages."""
+        """Run the engine; turn every exception into a message."""
         try:
             return FinishedMessage(report=self._compress(request))
         except IntraSliceError as error:
-            return self._failure(error)
+            return self._engine_failure(error)
         except MemoryError:
-            return self._plain_failure(OUT_OF_MEMORY, "the process ran out of memory")
+            return self._failure(OUT_OF_MEMORY, "the engine process ran out of memory")
         except Exception as error:
             _log.exception("engine_crashed")
-            return self._plain_failure(INTERNAL, f"{type(error).__name__}: {error}")
+            return self._failure(INTERNAL, f"{type(error).__name__}: {error}")
 
     def _compress(self, request: ChildRequest) -> dict[str, object]:
-        # torch comes in here: a wrong request or an early stop costs nothing.
+        # Imported here: an invalid request or an early stop does not pay for torch.
         from intraslice_core.cache import LayerCheckpoints, SharedFiles
         from intraslice_core.pipeline import compress_model
 
-        place, kept = request.shared, request.checkpoints
+        cache, resume_state = request.statistics_cache, request.resume_state
         report = compress_model(
             request.model,
             request.checkpoint,
@@ -83,10 +84,10 @@ class Child:
             evaluation=request.evaluation,
             limits=request.limits,
             work_dir=request.scratch,
-            shared=None if place is None else SharedFiles(**dict(place)),
+            shared=None if cache is None else SharedFiles(**dict(cache)),
             checkpoints=None
-            if kept is None
-            else LayerCheckpoints(**dict(kept), on_saved=self._on_layer_saved),
+            if resume_state is None
+            else LayerCheckpoints(**dict(resume_state), on_saved=self._on_layer_saved),
             on_progress=self._on_progress,
             should_cancel=self._stop.is_set,
         )
@@ -102,19 +103,19 @@ class Child:
     def _on_layer_saved(self, name: str) -> None:
         self._send(LayerSavedMessage(name=name))
 
-    def _failure(self, error: IntraSliceError) -> FailedMessage:
-        place = error if isinstance(error, NumericalError) else None
+    def _engine_failure(self, error: IntraSliceError) -> FailedMessage:
+        numerical = error if isinstance(error, NumericalError) else None
         return FailedMessage(
             code=error.code,
             message=error.message,
             hint=error.hint,
             field=error.field,
-            layer=place and place.layer,
-            module=place and place.module,
+            layer=numerical and numerical.layer,
+            module=numerical and numerical.module,
             stage=self._stage,
         )
 
-    def _plain_failure(self, code: str, message: str) -> FailedMessage:
+    def _failure(self, code: str, message: str) -> FailedMessage:
         return FailedMessage(code=code, message=message, stage=self._stage)
 
     def _send(self, message: FrozenModel) -> None:
@@ -123,15 +124,15 @@ class Child:
 
 
 def die_with(parent: int) -> None:
-    """Ask the kernel to kill us when the worker dies; it may have died already."""
+    """Ask the kernel to kill this process when the worker dies; exit if it already has."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
 
 
-def _speak(telemetry: ChildTelemetry) -> None:
-    # JSON in any case: the worker reads the lines and writes them in its own form.
+def _configure_telemetry(telemetry: ChildTelemetry) -> None:
+    # Always JSON: the worker parses the lines and writes them in its own format.
     configure_logging(telemetry.log_level, fixed={"process": "child", **telemetry.context})
     configure_tracing(telemetry.traces_url, "intraslice-child")
     _log.info("child_started")
@@ -139,14 +140,14 @@ def _speak(telemetry: ChildTelemetry) -> None:
 
 def main() -> None:
     die_with(int(sys.argv[1]))
-    # Libraries print to stdout; keep the channel for ourselves and send their words to the log.
+    # Libraries print to stdout: reserve the original for messages and send prints to the log.
     channel = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     child = Child(channel)
     signal.signal(signal.SIGTERM, child.request_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     request = ChildRequest.model_validate_json(sys.stdin.buffer.read())
-    _speak(request.telemetry)
+    _configure_telemetry(request.telemetry)
     child.run(request)
 
 

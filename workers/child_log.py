@@ -1,4 +1,4 @@
-"""What a child writes to stderr: its log lines, and the words of libraries and interpreters."""
+"""The child's stderr: its log entries, and plain output of libraries and the interpreter."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from typing import IO, Any
 from app.telemetry import get_logger
 
 _LONGEST_LINE = 8192
-_LAST_WORDS = 500
+_LONGEST_LAST_LINE = 500
 _EOF_SECONDS = 2.0
 _log = get_logger(__name__)
 
 
 class ChildLog:
-    """Writes the child's lines into our own log, and keeps its last words.
+    """A thread that copies the child's stderr into the worker's log and into a file.
 
-    An entry of the child's log becomes one of ours; any other line becomes the text of an entry
-    that says whose words they are. All of it is in `file` too, as long as the attempt lasts.
+    A log entry of the child becomes an entry of the worker. Any other line becomes the text of a
+    `child_output` entry.
     """
 
     def __init__(self, stream: IO[bytes], file: Path, context: Mapping[str, str]) -> None:
         self._stream = stream
         self._file = file
         self._context = context
-        self._last_words = ""
+        self._last_line = ""
         self._thread = threading.Thread(target=self._read, daemon=True, name="child-log")
         self._thread.start()
 
-    def last_words(self) -> str:
-        """The last line that was no log entry."""
+    def last_line(self) -> str:
+        """Return the last line that was not a log entry, waiting briefly for the end."""
         self._thread.join(_EOF_SECONDS)
-        return self._last_words
+        return self._last_line
 
     def close(self) -> None:
-        """After the child's end: hear the rest."""
+        """Read the rest, after the child has ended."""
         self._thread.join(_EOF_SECONDS)
         if not self._thread.is_alive():
             self._stream.close()
@@ -47,9 +47,9 @@ class ChildLog:
         with self._file.open("wb", buffering=0) as file:
             while line := self._stream.readline(_LONGEST_LINE):
                 file.write(line)
-                self._pass_on(line)
+                self._forward(line)
 
-    def _pass_on(self, line: bytes) -> None:
+    def _forward(self, line: bytes) -> None:
         text = line.decode(errors="replace").rstrip()
         entry = _entry(text)
         if entry is not None:
@@ -58,12 +58,12 @@ class ChildLog:
             )
             _log.log(level, entry.pop("event"), **entry)
         elif text:
-            self._last_words = text[-_LAST_WORDS:]
+            self._last_line = text[-_LONGEST_LAST_LINE:]
             _log.info("child_output", text=text, **{**self._context, "process": "child"})
 
 
 def _entry(text: str) -> dict[str, Any] | None:
-    """The line as a log entry, if it is one."""
+    """Return the line as a log entry; None if it is not one."""
     try:
         entry = json.loads(text) if text.startswith("{") else None
     except ValueError:

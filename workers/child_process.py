@@ -1,4 +1,4 @@
-"""The parent's handle on a child: start, listen, stop, bury."""
+"""The worker's handle on a child process: start, receive messages, stop."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _log = get_logger(__name__)
 
 
 class ChildProcess:
-    """One spawned interpreter; never forked, because a fork of a threaded process may hang."""
+    """One spawned interpreter; not a fork, because a fork of a threaded process may hang."""
 
     def __init__(self, request: ChildRequest, log: Path, command: Sequence[str] = COMMAND) -> None:
         self._messages: queue.SimpleQueue[ChildMessage | None] = queue.SimpleQueue()
-        # A session, and so a process group, of its own: its helpers can be ended with it.
+        # A new session is a new process group: its helper processes can be killed with it.
         self._process = subprocess.Popen(
             [*command, str(os.getpid())],
             stdin=subprocess.PIPE,
@@ -39,16 +39,16 @@ class ChildProcess:
         )
         stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
         if stdin is None or stdout is None or stderr is None:
-            raise RuntimeError("the child has pipes")
+            raise RuntimeError("the child process has no pipes")
         self._stdout = stdout
         self._log = ChildLog(stderr, log, request.telemetry.context)
         _RUNNING.add(self)
-        _hand_over(request, stdin)
+        _send_request(request, stdin)
         self._reader = threading.Thread(target=self._read, daemon=True, name="child-reader")
         self._reader.start()
 
     def next_message(self, seconds: float) -> ChildMessage | None:
-        """The next message; None if there is none yet, or never will be: see `ended`."""
+        """Return the next message; None if none arrives in time or the child has ended."""
         try:
             return self._messages.get(timeout=seconds)
         except queue.Empty:
@@ -56,72 +56,72 @@ class ChildProcess:
 
     @property
     def ended(self) -> bool:
-        """Whether the process is gone and everything it said was heard."""
+        """True if the process has exited and all its messages were returned."""
         return not self._reader.is_alive() and self._messages.empty() and self.exit_code is not None
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code, the negative signal number, or None while it runs."""
+        """Exit code, negative signal number, or None while it runs."""
         return self._process.poll()
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it and everything it started."""
-        self.end_at_once()
+        """Kill the process and its helpers, and release its pipes."""
+        self.kill_group()
         self._process.wait()
         self._reader.join()
         self._stdout.close()
         self._log.close()
         _RUNNING.discard(self)
 
-    def end_at_once(self) -> None:
-        """Kill it and go on; whoever listens to it learns of its end."""
+    def kill_group(self) -> None:
+        """Kill the process group without waiting for its end."""
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             _log.debug("child_already_gone", pid=self._process.pid)
 
-    def last_words(self) -> str:
-        """The end of what it, or a library in it, wrote to stderr."""
-        return self._log.last_words()
+    def last_line(self) -> str:
+        """Return the end of the last plain line on stderr."""
+        return self._log.last_line()
 
     def _read(self) -> None:
         for line in self._stdout:
             try:
                 self._messages.put(decode(line))
             except ValidationError:
-                # Half a line of a process that was killed while it wrote.
+                # A partial line: the process was killed while writing it.
                 _log.warning("child_message_unreadable", pid=self._process.pid)
 
 
 _RUNNING: set[ChildProcess] = set()
 
 
-def end_all_children() -> None:
-    """Kill every child of this process at once, for a worker that must not wait."""
+def kill_all_children() -> None:
+    """Kill every child process without waiting."""
     for child in _RUNNING.copy():
-        child.end_at_once()
+        child.kill_group()
 
 
-def _hand_over(request: ChildRequest, stdin: IO[bytes]) -> None:
+def _send_request(request: ChildRequest, stdin: IO[bytes]) -> None:
     try:
         with stdin:
             stdin.write(request.model_dump_json().encode())
     except BrokenPipeError:
-        _log.warning("child_died_at_birth")
+        _log.warning("child_exited_early")
 
 
 def _environment() -> dict[str, str]:
-    """Ours without our secrets: the child needs neither database nor keys."""
+    """Return our environment without the settings: the child needs neither database nor keys."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("INTRASLICE_")
     }
-    # Progress bars are for terminals; the child's words go to a log.
+    # Progress bars are for terminals; the child's output goes to a log.
     return {**environment, "TQDM_DISABLE": "1"}

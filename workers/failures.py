@@ -1,4 +1,4 @@
-"""Which failures are worth another attempt: the only place that decides it."""
+"""Errors of jobs, and which of them are retried."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTERNAL = "internal_error"
 RETRYABLE = frozenset(
     {
         WORKER_LOST,
-        # Memory is often taken by a neighbour that will be gone.
+        # Often another process used the memory and has ended by the next attempt.
         OUT_OF_MEMORY,
         CHILD_CRASHED,
         "insufficient_disk",
@@ -24,23 +24,31 @@ RETRYABLE = frozenset(
         "publication_failed",
     }
 )
-"""Everything else would end the same way again: wrong models, wrong settings, bad numbers."""
+"""Codes worth another attempt; wrong models, settings and numbers would fail again."""
 
 
 def job_error(code: str, message: str, *, stage: Stage | None = None) -> JobError:
     return JobError(code=code, message=message, stage=stage, retryable=code in RETRYABLE)
 
 
-def death_error(exit_code: int, stage: Stage | None, last_words: str) -> JobError:
-    """What a child's silent end means; negative exit codes are signals."""
+def exit_error(exit_code: int, stage: Stage | None, last_line: str) -> JobError:
+    """Return the error of a child that exited without a message.
+
+    Args:
+        exit_code: negative for a signal.
+        stage: the last stage it reported.
+        last_line: the last plain line of its stderr; may be empty.
+    """
     if exit_code == -signal.SIGKILL:
         return job_error(
-            OUT_OF_MEMORY, "the system killed the job, most likely for its memory", stage=stage
+            OUT_OF_MEMORY,
+            "the engine process was killed (SIGKILL), most likely for lack of memory",
+            stage=stage,
         )
-    how = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
-    detail = f": {last_words}" if last_words else ""
-    return job_error(CHILD_CRASHED, f"the job's process ended by {how}{detail}", stage=stage)
+    cause = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
+    detail = f": {last_line}" if last_line else ""
+    return job_error(CHILD_CRASHED, f"the engine process ended with {cause}{detail}", stage=stage)
 
 
-def try_again(job: Job, error: JobError) -> bool:
+def should_retry(job: Job, error: JobError) -> bool:
     return error.retryable and job.attempt < job.max_attempts

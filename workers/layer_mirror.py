@@ -1,4 +1,4 @@
-"""Copies finished layers to the store while the next one is being worked on."""
+"""Copy of a job's finished layers in the artifact store, so that another machine can resume."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = get_logger(__name__)
 
 
 class LayerMirror:
-    """A thread, because a slow store must hold up neither the engine nor its listener."""
+    """A thread that uploads files, so that a slow store delays neither engine nor worker."""
 
     def __init__(self, resources: Resources, job: Job, directory: Path) -> None:
         self.directory = directory
@@ -28,32 +28,32 @@ class LayerMirror:
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"layers-{job.id}")
 
     def start(self) -> None:
-        """Fetch what the store holds, and send what only this machine does.
+        """Fetch the files in the store, and upload those that only this machine has.
 
         Raises:
-            LeaseLostError: if the job belongs to somebody else now.
+            LeaseLostError: if another worker owns the job.
             StoreUnavailableError: if the store does not answer.
         """
-        held = layer_files.fetch(self._resources, self._job, self.directory)
+        stored = layer_files.fetch(self._resources, self._job, self.directory)
         for name in sorted(file.name for file in self.directory.glob("[!.]*")):
-            if name not in held and name not in _ONLY_HERE:
+            if name not in stored and name not in _LOCAL_FILES:
                 self._names.put(name)
         self._thread.start()
 
     def add(self, name: str) -> None:
-        """The engine has finished a file."""
+        """Upload a file that the engine has finished."""
         self._names.put(name)
 
     def flush(self) -> None:
-        """The attempt ends, the job may not: send what is left, once, and end."""
-        self._end()
+        """Try once to upload each remaining file, then end; the job may be resumed."""
+        self._join()
 
     def drop(self) -> None:
-        """Nobody will need the rest."""
+        """End without uploading the rest, which nobody needs."""
         self._dropped.set()
-        self._end()
+        self._join()
 
-    def _end(self) -> None:
+    def _join(self) -> None:
         self._closing.set()
         self._names.put(None)
         if self._thread.is_alive():
@@ -62,11 +62,11 @@ class LayerMirror:
     def _run(self) -> None:
         while not self._dropped.is_set():
             name = self._names.get()
-            if name is None or not self._sent(name):
+            if name is None or not self._upload(name):
                 return
 
-    def _sent(self, name: str) -> bool:
-        """False if there is no use in sending more."""
+    def _upload(self, name: str) -> bool:
+        """Upload one file, with retries; return false if further uploads are pointless."""
         while not self._dropped.is_set():
             try:
                 layer_files.keep(self._resources, self._job.lease, self.directory / name)
@@ -74,16 +74,19 @@ class LayerMirror:
             except LeaseLostError:
                 return False
             except ServiceError as error:
-                _log.warning("layer_not_kept", job_id=self._job.id, file=name, code=error.code)
+                _log.warning("layer_not_uploaded", job_id=self._job.id, file=name, code=error.code)
             except Exception:
-                # The job does not depend on it, and the lease is not this thread's to judge.
+                # The job does not depend on the copy, and other threads judge the lease.
                 _log.exception("layer_mirror_crashed", job_id=self._job.id, file=name)
                 return False
-            if self._closing.wait(self._resources.settings.sweep_seconds):
+            if self._closing.wait(self._resources.settings.maintenance_seconds):
                 return False
         return False
 
 
-_ONLY_HERE = frozenset({"streams.safetensors", "recovery.safetensors"})
-"""Written again and again. Sending the engine's hidden states would take longer than making them
-again; a training that goes on elsewhere is made anew, after layers that are not."""
+_LOCAL_FILES = frozenset({"streams.safetensors", "recovery.safetensors"})
+"""Files that are rewritten often and stay on this machine.
+
+Uploading the hidden states would take longer than computing them again. Fine-tuning restarts on
+another machine, from the layers that were uploaded.
+"""

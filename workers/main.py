@@ -1,4 +1,4 @@
-"""The worker process: Celery listens for hints, a sweeper looks after the rest."""
+"""The worker process: Celery receives wake-up hints, threads run the periodic tasks."""
 
 from __future__ import annotations
 
@@ -7,34 +7,30 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from celery import signals  # type: ignore[import-untyped]
 
-from app.domain.errors import BrokerUnavailableError
+from app.adapters.queue import WAKE_TASK
 from app.services import hand_offs
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
 from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing, stop_tracing
-from workers.child_process import end_all_children
-from workers.deliveries import send_due
-from workers.hand_offs import hand_off_due
-from workers.metrics_server import metrics_server
-from workers.rounds import RoundLoop
-from workers.schedule import LOCAL_STEPS, SHARED_STEPS, Step, Sweeper
-from workers.tasks import register_tasks
+from workers import periodic_tasks
+from workers.child_process import kill_all_children
+from workers.periodic_tasks import MaintenanceThread, PollingThread
+from workers.runner import run_next_job
+from workers.telemetry import metrics_server
 
 _log = get_logger(__name__)
 
 
 def run_worker(settings: Settings) -> None:
-    """Work until SIGTERM or SIGINT; a running job then goes back to the queue.
+    """Run jobs until SIGTERM or SIGINT; a running job then returns to the queue.
 
-    Its child has `drain_seconds` to stop; a second signal does not wait for that.
-    Threads, not processes, take the hints: the work itself is done in a spawned child per job,
-    and a forked pool would hang once torch has computed in its parent.
+    The engine process has `drain_seconds` to stop; a second signal kills it at once.
     """
     owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     configure_logging(
@@ -46,19 +42,25 @@ def run_worker(settings: Settings) -> None:
     configure_tracing(settings.traces_url, "intraslice-worker")
     hand_offs.require_usable(settings)
     resources = open_resources(settings, signs=True)
-    stopping = threading.Event()
-    register_tasks(resources, owner, stopping)
-
-    def on_shutdown(**_details: object) -> None:
-        if stopping.is_set():
-            end_all_children()
-        stopping.set()
-
-    signals.worker_shutting_down.connect(on_shutdown, weak=False)
-    # Whoever listens here sets up the logs himself; Celery then leaves them alone.
-    signals.setup_logging.connect(_logs_are_set_up, weak=False)
-    _log.info("worker_started", concurrency=settings.worker_concurrency)
     try:
+        _run_celery(resources, owner)
+    finally:
+        resources.close()
+        stop_tracing()
+    _log.info("worker_stopped")
+
+
+def _run_celery(resources: Resources, owner: str) -> None:
+    """Receive hints until a signal stops Celery.
+
+    Hints are handled in threads, not processes: every job runs in a spawned child process, and a
+    forked pool would hang once its parent has computed with torch.
+    """
+    settings = resources.settings
+    stopping = threading.Event()
+    _register_wake_task(resources, owner, stopping)
+    with _shutdown_signals(stopping):
+        _log.info("worker_started", concurrency=settings.worker_concurrency)
         worker = resources.celery.Worker(
             hostname=f"intraslice@{owner}",
             pool="threads",
@@ -69,54 +71,58 @@ def run_worker(settings: Settings) -> None:
             without_heartbeat=True,
             quiet=True,
         )
-        with metrics_server(settings), _beside_the_jobs(resources, owner, stopping):
+        with metrics_server(settings), _periodic_tasks(resources, owner, stopping):
             worker.start()
-    finally:
-        signals.worker_shutting_down.disconnect(on_shutdown)
-        resources.close()
-        stop_tracing()
-    _log.info("worker_stopped")
+
+
+def _register_wake_task(resources: Resources, owner: str, stopping: threading.Event) -> None:
+    @resources.celery.task(name=WAKE_TASK)  # type: ignore[untyped-decorator]  # Celery has no types
+    def wake(_job_id: str) -> None:
+        """Run the most urgent jobs while any are queued, whichever job the hint named."""
+        while not stopping.is_set() and run_next_job(resources, owner, stopping):
+            continue
 
 
 @contextmanager
-def _beside_the_jobs(resources: Resources, owner: str, stopping: threading.Event) -> Iterator[None]:
-    """Threads that look after everything else, until the worker stops."""
-    sweeper = Sweeper(resources, steps_of(resources.settings))
-    sender = RoundLoop(resources, "deliveries", send_due)
-    handing_off = RoundLoop(resources, "hand_offs", hand_off_due)
-    roll = RoundLoop(resources, "roll", functools.partial(_announce, owner=owner))
-    for each in (sweeper, sender, handing_off, roll):
-        each.start()
+def _shutdown_signals(stopping: threading.Event) -> Iterator[None]:
+    """Set `stopping` at Celery's first shutdown signal; kill the engine processes at the second."""
+
+    def on_shutdown(**_details: object) -> None:
+        if stopping.is_set():
+            kill_all_children()
+        stopping.set()
+
+    signals.worker_shutting_down.connect(on_shutdown, weak=False)
+    # With a receiver of this signal, Celery leaves the logging set-up alone.
+    signals.setup_logging.connect(_keep_logging, weak=False)
+    try:
+        yield
+    finally:
+        signals.worker_shutting_down.disconnect(on_shutdown)
+
+
+@contextmanager
+def _periodic_tasks(resources: Resources, owner: str, stopping: threading.Event) -> Iterator[None]:
+    """Run the threads of the periodic tasks until the worker stops."""
+    tasks = periodic_tasks.maintenance_of_worker(resources.settings)
+    maintenance = MaintenanceThread(resources, tasks)
+    deliveries = PollingThread(resources, "deliveries", periodic_tasks.send_due_deliveries)
+    hand_offs = PollingThread(resources, "hand_offs", periodic_tasks.perform_due_hand_off)
+    announce = functools.partial(periodic_tasks.announce, owner=owner)
+    registry = PollingThread(resources, "worker_registry", announce)
+    for thread in (maintenance, deliveries, hand_offs, registry):
+        thread.start()
     try:
         yield
     finally:
         stopping.set()
-        sweeper.stop()
-        sender.stop()
-        roll.stop()
-        _tell(resources.workers.leave, owner)
-        # What it is broken off in, another worker begins again.
-        handing_off.stop(resources.settings.drain_seconds)
+        maintenance.stop()
+        deliveries.stop()
+        registry.stop()
+        periodic_tasks.leave(resources, owner)
+        # Another worker repeats an interrupted hand-off.
+        hand_offs.stop(resources.settings.drain_seconds)
 
 
-def _announce(resources: Resources, owner: str) -> int:
-    """Nothing is ever left to do: the loop waits until the next time."""
-    _tell(resources.workers.announce, owner)
-    return 0
-
-
-def _tell(say: Callable[[str], None], owner: str) -> None:
-    try:
-        say(owner)
-    except BrokerUnavailableError:
-        # Celery complains of it already, and without the broker nobody could read it.
-        _log.debug("worker_roll_unreachable")
-
-
-def steps_of(settings: Settings) -> tuple[Step, ...]:
-    """A worker's share of the periodic work."""
-    return SHARED_STEPS + LOCAL_STEPS if settings.sweep_in_worker else LOCAL_STEPS
-
-
-def _logs_are_set_up(**_details: object) -> None:
-    """See `configure_logging`."""
+def _keep_logging(**_details: object) -> None:
+    """Receive Celery's signal; `configure_logging` has set up the logs."""

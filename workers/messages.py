@@ -1,4 +1,4 @@
-"""What parent and child say to each other: one JSON object a line."""
+"""Messages between a worker and its child process: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from intraslice_core.progress import ProgressEvent, Stage
 
 
 class ChildTelemetry(FrozenModel):
-    """How the child logs, and which trace it continues; it does not read the environment."""
+    """Log and trace settings of the child, which does not read the environment."""
 
     log_level: str = "INFO"
     context: dict[str, str] = Field(default_factory=dict)
@@ -26,22 +26,22 @@ class ChildTelemetry(FrozenModel):
     traceparent: str | None = None
 
 
-class SharedPlace(FrozenModel):
-    """Where the jobs of one sweep leave for each other what does not depend on the ratio."""
+class StatisticsCacheSettings(FrozenModel):
+    """Directory in which a sweep's jobs share statistics that do not depend on the ratio."""
 
     directory: Path
     max_bytes: int
 
 
-class CheckpointPlace(FrozenModel):
-    """Where the attempts of one job on this machine keep finished layers."""
+class ResumeStateSettings(FrozenModel):
+    """Directory in which a job's attempts on this machine keep finished layers."""
 
     directory: Path
     streams_every_seconds: float
 
 
 class ChildRequest(FrozenModel):
-    """Parent to child, once, on stdin."""
+    """The one message from worker to child, sent on stdin."""
 
     model: str
     checkpoint: Path
@@ -50,33 +50,33 @@ class ChildRequest(FrozenModel):
     evaluation: EvaluationConfig | None
     telemetry: ChildTelemetry = ChildTelemetry()
     limits: ModelLimits = UNLIMITED
-    shared: SharedPlace | None = None
-    checkpoints: CheckpointPlace | None = None
+    statistics_cache: StatisticsCacheSettings | None = None
+    resume_state: ResumeStateSettings | None = None
 
 
 class ProgressMessage(FrozenModel):
-    """One step forward."""
+    """Progress of the engine."""
 
     kind: Literal["progress"] = "progress"
     event: ProgressEvent
 
 
 class LayerSavedMessage(FrozenModel):
-    """A file that another attempt could go on from is whole."""
+    """A complete file from which another attempt can resume."""
 
     kind: Literal["layer_saved"] = "layer_saved"
     name: str
 
 
 class FinishedMessage(FrozenModel):
-    """The checkpoint is complete and was verified."""
+    """Success: the checkpoint is complete and verified."""
 
     kind: Literal["finished"] = "finished"
     report: dict[str, Any]
 
 
 class FailedMessage(FrozenModel):
-    """The engine gave up, or was told to stop (`code` is `cancelled` then)."""
+    """Failure of the engine, or a requested stop (`code` is `cancelled`)."""
 
     kind: Literal["failed"] = "failed"
     code: str

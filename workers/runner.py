@@ -1,4 +1,4 @@
-"""One claimed job from start to end: the parent's side, without torch."""
+"""One attempt at a claimed job, on the worker's side; never imports torch."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from intraslice_core.progress import ProgressEvent, Stage
 from workers import failures
 from workers.child_process import ChildProcess
 from workers.layer_mirror import LayerMirror
-from workers.lease_keeper import LeaseKeeper
+from workers.lease_renewal import LeaseRenewal
 from workers.messages import (
-    CheckpointPlace,
     ChildMessage,
     ChildRequest,
     FailedMessage,
     FinishedMessage,
     LayerSavedMessage,
     ProgressMessage,
-    SharedPlace,
+    ResumeStateSettings,
+    StatisticsCacheSettings,
 )
-from workers.observation import StageClock, child_telemetry, count_end, observed
+from workers.telemetry import StageClock, child_telemetry, count_end, observe_attempt
 
 _POLL_SECONDS = 0.2
 _PROGRESS_SECONDS = 0.5
-_UPLOAD_BEGINS = 0.97
+_UPLOAD_STARTS_AT = 0.97
 _LAYERS = "layers"
 _log = get_logger(__name__)
 
@@ -49,7 +49,7 @@ StartChild = Callable[[ChildRequest, Path], ChildProcess]
 
 
 class _StoppedError(Exception):
-    """The job is not to be continued here: cancelled, lost, or the worker ends."""
+    """The attempt must end: cancelled, paused, lease lost, or the worker stops."""
 
 
 def run_next_job(
@@ -58,42 +58,42 @@ def run_next_job(
     stopping: threading.Event,
     start_child: StartChild = ChildProcess,
 ) -> Job | None:
-    """Claim the most urgent job and work on it until it ends.
+    """Claim the most urgent job and run it until it ends.
 
     Args:
-        resources: the servers.
+        resources: the process's resources.
         owner: this worker's name, for the lease.
-        stopping: set when the worker is to end; the job then goes back to the queue.
-        start_child: how the engine's process is started.
+        stopping: set when the worker stops; the job then returns to the queue.
+        start_child: starts the engine process.
 
     Returns:
-        The job as it was left; None if there was none to be had, or it was lost to another worker.
+        The job in its new state; None if no job was queued or another worker took it over.
     """
     job = claims.claim_next_job(resources, owner)
     if job is None:
         return None
-    with observed(job):
-        return _run_claimed(JobRun(resources, job, stopping, start_child), job)
+    with observe_attempt(job):
+        return _run_attempt(Attempt(resources, job, stopping, start_child), job)
 
 
-def _run_claimed(run: JobRun, job: Job) -> Job | None:
+def _run_attempt(attempt: Attempt, job: Job) -> Job | None:
     _log.info("job_claimed", job_id=job.id, attempt=job.attempt, token=job.fencing_token)
     try:
-        ended = run.execute()
+        ended = attempt.run()
     except LeaseLostError:
         metrics.LEASES_LOST.inc()
         _log.warning("lease_lost", job_id=job.id, token=job.fencing_token)
-        run.discard()
+        attempt.discard_files()
         return None
     if ended.state in TERMINAL:
         count_end(ended)
-        run.discard_others()
-    _log.info("job_left", job_id=job.id, state=ended.state)
+        attempt.discard_other_files()
+    _log.info("job_released", job_id=job.id, state=ended.state)
     return ended
 
 
-class JobRun:
-    """One attempt."""
+class Attempt:
+    """One attempt at a job."""
 
     def __init__(
         self, resources: Resources, job: Job, stopping: threading.Event, start_child: StartChild
@@ -102,57 +102,58 @@ class JobRun:
         self._job = job
         self._stopping = stopping
         self._start_child = start_child
-        self._began = time.monotonic()
-        self._keeper = LeaseKeeper(resources, job.lease)
+        self._started = time.monotonic()
+        self._lease_renewal = LeaseRenewal(resources, job.lease)
         self._directory = work_directory(resources, job.id, job.fencing_token)
         self._journal = ProgressJournal(resources, job)
         self._mirror = LayerMirror(resources, job, layers_directory(resources, job.id))
 
-    def execute(self) -> Job:
-        """Work and write down how it ended.
+    def run(self) -> Job:
+        """Run the job and record its outcome.
 
         Raises:
-            LeaseLostError: if the job belongs to somebody else by now.
+            LeaseLostError: if another worker owns the job.
         """
-        with self._keeper:
+        with self._lease_renewal:
             try:
-                return self._work()
+                return self._run()
             except _StoppedError:
-                return self._conclude_stop()
+                return self._finish_stopped()
             except LeaseLostError:
-                # Publication was refused: the job may be ours still, but cancelled.
-                return self._conclude_stop()
+                # Publication was rejected: the job may still be ours, but cancelled.
+                return self._finish_stopped()
             except ServiceError as error:
                 stage = self._journal.stage
-                return self._conclude(failures.job_error(error.code, error.message, stage=stage))
+                failure = failures.job_error(error.code, error.message, stage=stage)
+                return self._finish_failed(failure)
             except Exception as error:
                 _log.exception("job_crashed", job_id=self._job.id)
                 message = f"{type(error).__name__} in the worker"
-                return self._conclude(failures.job_error(failures.INTERNAL, message))
+                return self._finish_failed(failures.job_error(failures.INTERNAL, message))
             finally:
                 self._mirror.drop()
                 self._journal.close()
                 shutil.rmtree(self._directory, ignore_errors=True)
 
-    def discard(self) -> None:
-        """Remove what this attempt has uploaded; another attempt's files stay."""
-        self._tidy(lambda: publication.discard_attempt(self._resources, self._job.lease))
+    def discard_files(self) -> None:
+        """Remove the files that this attempt has uploaded; those of other attempts stay."""
+        self._clean_up(lambda: publication.discard_attempt(self._resources, self._job.lease))
 
-    def discard_others(self) -> None:
-        """Remove what no attempt will need, once the job has ended for good."""
-        self._tidy(lambda: publication.discard_other_attempts(self._resources, self._job))
+    def discard_other_files(self) -> None:
+        """Remove the files that only further attempts would need, after the job's end."""
+        self._clean_up(lambda: publication.discard_other_attempts(self._resources, self._job))
         shutil.rmtree(self._mirror.directory, ignore_errors=True)
 
-    def _work(self) -> Job:
+    def _run(self) -> Job:
         self._directory.mkdir(parents=True, exist_ok=True)
         try:
             admitted = self._admit()
         except InvalidRequestError as error:
-            return self._conclude(_refusal(error))
+            return self._finish_failed(_source_error(error))
         self._mirror.start()
         outcome = self._run_child(admitted)
         if isinstance(outcome, JobError):
-            return self._conclude(outcome)
+            return self._finish_failed(outcome)
         return self._publish(outcome.report)
 
     def _publish(self, report: dict[str, Any]) -> Job:
@@ -167,21 +168,21 @@ class JobRun:
         return job
 
     def _record_rates(self, report: dict[str, Any]) -> None:
-        """An estimate can do without them; the job is done."""
+        """Record throughput for estimates; a failure does not matter to the job."""
         if report.get("resumed_layers"):
-            return  # the seconds are of the rest only
+            return  # the durations cover the remaining layers only
         try:
             estimates.record_rates(self._resources, self._job, report, self._journal.close())
         except ServiceError as error:
             _log.warning("rates_not_recorded", job_id=self._job.id, code=error.code)
 
     def _admit(self) -> AdmittedJob:
-        """Asked again: links may have changed since, and settings differ between machines."""
+        """Check the sources again: links may have changed, and settings differ between machines."""
         job = self._job
         request = JobRequest(
             model=job.model, compression=job.compression, evaluation=job.evaluation
         )
-        upload_contents.fetch(self._resources, job.project_id, request, self._stop_if_asked)
+        upload_contents.fetch(self._resources, job.project_id, request, self._raise_if_stopped)
         locate = uploads.locator(self._resources, job.project_id)
         return admit(self._resources.settings, request, locate)
 
@@ -196,42 +197,42 @@ class JobRun:
             evaluation=admitted.evaluation,
             telemetry=child_telemetry(self._resources, self._job),
             limits=self._resources.settings.model_limits,
-            shared=shared_place(self._resources, self._job),
-            checkpoints=CheckpointPlace(
+            statistics_cache=statistics_cache(self._resources, self._job),
+            resume_state=ResumeStateSettings(
                 directory=self._mirror.directory,
-                streams_every_seconds=self._resources.settings.checkpoint_streams_seconds,
+                streams_every_seconds=self._resources.settings.resume_state_seconds,
             ),
         )
         child = self._start_child(request, self._directory / "child.log")
         try:
-            return self._listen(child)
+            return self._relay_messages(child)
         finally:
             child.kill()
 
-    def _listen(self, child: ChildProcess) -> FinishedMessage | JobError:
-        """Relay messages until the child has finished, failed, died or was stopped."""
+    def _relay_messages(self, child: ChildProcess) -> FinishedMessage | JobError:
+        """Handle messages until the child finishes, fails, exits or is stopped."""
         deadline: float | None = None
         while not child.ended:
-            outcome = self._heed(child.next_message(_POLL_SECONDS))
+            outcome = self._handle(child.next_message(_POLL_SECONDS))
             if outcome is not None:
                 return outcome
-            if self._keeper.lost:
+            if self._lease_renewal.lost:
                 raise _StoppedError
             if self._is_overdue():
                 return claims.timeout_error(self._job)
             if deadline is None and self._must_stop():
-                child.ask_to_stop()
+                child.request_stop()
                 deadline = time.monotonic() + self._grace_seconds()
             if deadline is not None and time.monotonic() >= deadline:
                 raise _StoppedError
         if deadline is not None:
             raise _StoppedError
-        death = failures.death_error(child.exit_code or 0, self._journal.stage, child.last_words())
-        metrics.CHILD_DEATHS.labels(death.code).inc()
-        return death
+        error = failures.exit_error(child.exit_code or 0, self._journal.stage, child.last_line())
+        metrics.CHILD_DEATHS.labels(error.code).inc()
+        return error
 
-    def _heed(self, message: ChildMessage | None) -> FinishedMessage | JobError | None:
-        """Pass a message on; what came of the job, if that is what it says."""
+    def _handle(self, message: ChildMessage | None) -> FinishedMessage | JobError | None:
+        """Handle a message; return the outcome if the message is one."""
         if isinstance(message, ProgressMessage):
             self._journal.write(message.event)
         elif isinstance(message, LayerSavedMessage):
@@ -249,16 +250,16 @@ class JobRun:
     def _failure(self, message: FailedMessage) -> JobError:
         if message.code == failures.CANCELLED:
             raise _StoppedError
-        known = message.model_dump(exclude={"kind"})
-        return JobError(**known, retryable=message.code in failures.RETRYABLE)
+        fields = message.model_dump(exclude={"kind"})
+        return JobError(**fields, retryable=message.code in failures.RETRYABLE)
 
-    def _stop_if_asked(self) -> None:
-        if self._must_stop() or self._keeper.lost:
+    def _raise_if_stopped(self) -> None:
+        if self._must_stop() or self._lease_renewal.lost:
             raise _StoppedError
 
     def _before_upload(self, index: int, files: int) -> None:
-        self._stop_if_asked()
-        fraction = _UPLOAD_BEGINS + (1.0 - _UPLOAD_BEGINS) * index / files
+        self._raise_if_stopped()
+        fraction = _UPLOAD_STARTS_AT + (1.0 - _UPLOAD_STARTS_AT) * index / files
         self._journal.write(
             ProgressEvent(
                 stage=Stage.PUBLISH,
@@ -268,52 +269,52 @@ class JobRun:
         )
 
     def _must_stop(self) -> bool:
-        keeper = self._keeper
-        return keeper.cancel_requested or keeper.pause_requested or self._stopping.is_set()
+        renewal = self._lease_renewal
+        return renewal.cancel_requested or renewal.pause_requested or self._stopping.is_set()
 
     def _is_overdue(self) -> bool:
         limit = self._job.max_runtime_s
-        return limit is not None and time.monotonic() - self._began > limit
+        return limit is not None and time.monotonic() - self._started > limit
 
-    def _conclude_stop(self) -> Job:
-        """Cancelled, paused, or given back because the worker ends; as the database has it."""
+    def _finish_stopped(self) -> Job:
+        """Cancel, pause or requeue the job, whichever was requested."""
         self._mirror.flush()
-        self.discard()
+        self.discard_files()
         lease = self._job.lease
-        if self._keeper.cancel_requested:
+        if self._lease_renewal.cancel_requested:
             return self._persist(lambda: claims.finish_cancel(self._resources, lease))
-        if self._keeper.pause_requested:
+        if self._lease_renewal.pause_requested:
             return self._persist(lambda: claims.finish_pause(self._resources, lease))
         return self._persist(lambda: claims.requeue_job(self._resources, lease, None))
 
-    def _conclude(self, error: JobError) -> Job:
+    def _finish_failed(self, error: JobError) -> Job:
         self._mirror.flush()
-        self.discard()
+        self.discard_files()
         lease = self._job.lease
-        if failures.try_again(self._job, error):
+        if failures.should_retry(self._job, error):
             return self._persist(lambda: claims.requeue_job(self._resources, lease, error))
         return self._persist(lambda: claims.fail_job(self._resources, lease, error))
 
     def _persist(self, write: Callable[[], Job]) -> Job:
-        """Write the outcome; wait for the database as long as the lease lasts."""
+        """Write the outcome; retry while the database is unavailable and the lease is valid."""
         while True:
             try:
                 return write()
             except DatabaseUnavailableError:
-                if self._keeper.lost:
+                if self._lease_renewal.lost:
                     raise LeaseLostError from None
                 time.sleep(self._resources.settings.heartbeat_seconds)
 
-    def _tidy(self, action: Callable[[], None]) -> None:
-        """Left-over objects cost space, not correctness; the next attempt removes them too."""
+    def _clean_up(self, action: Callable[[], None]) -> None:
+        """Run the action; log a failure, since left-over objects only cost space."""
         try:
             action()
         except ServiceError as error:
-            _log.warning("store_not_tidied", job_id=self._job.id, code=error.code)
+            _log.warning("store_cleanup_failed", job_id=self._job.id, code=error.code)
 
 
 class ProgressJournal:
-    """Writes progress: every new stage and layer into the log, the rest now and then."""
+    """Progress of an attempt: logs every new stage and layer, throttles the rest."""
 
     def __init__(self, resources: Resources, job: Job) -> None:
         self._resources = resources
@@ -324,57 +325,61 @@ class ProgressJournal:
         self.stage: Stage | None = None
 
     def close(self) -> dict[Stage, float]:
-        """The attempt ends, and so does its last stage; the seconds each has taken."""
+        """End the last stage; return the seconds of each."""
         self._clock.enter(None)
         return self._clock.seconds
 
     def write(self, event: ProgressEvent) -> None:
-        """Show the event to clients.
+        """Publish the event to clients.
 
         Raises:
-            LeaseLostError: if the job belongs to somebody else now.
+            LeaseLostError: if another worker owns the job.
         """
         self.stage = event.stage
         self._clock.enter(event.stage)
-        place = (event.stage, event.layer)
-        news = place != self._logged or event.finished is not None
-        if not news and time.monotonic() - self._written < _PROGRESS_SECONDS:
+        position = (event.stage, event.layer)
+        is_logged = position != self._logged or event.finished is not None
+        if not is_logged and time.monotonic() - self._written < _PROGRESS_SECONDS:
             return
         progress = Progress(**event.model_dump(exclude={"stage"}))
         try:
             claims.record_progress(
-                self._resources, self._job.lease, event.stage, progress, log=news
+                self._resources, self._job.lease, event.stage, progress, log=is_logged
             )
         except DatabaseUnavailableError:
-            # Progress can be missed; the lease keeper decides whether to go on.
+            # Progress may be lost; the lease renewal decides whether to continue.
             _log.warning("progress_not_written", job_id=self._job.id)
             return
-        self._logged, self._written = place, time.monotonic()
+        self._logged, self._written = position, time.monotonic()
 
 
 def work_directory(resources: Resources, job_id: str, token: int) -> Path:
-    """Where one attempt keeps its files; named so that `remove_stale_work` can judge it."""
+    """Return the directory of an attempt's files; `remove_stale_work` parses its name."""
     return resources.settings.work_dir / f"{job_id}.{token}"
 
 
 def layers_directory(resources: Resources, job_id: str) -> Path:
-    """Where the attempts of a job on this machine keep finished layers, until the job has ended."""
+    """Return the directory of finished layers, shared by a job's attempts on this machine."""
     return resources.settings.work_dir / f"{job_id}.{_LAYERS}"
 
 
-def shared_place(resources: Resources, job: Job) -> SharedPlace | None:
-    """On this machine's disk: reading a stream back over a network takes longer than making it."""
+def statistics_cache(resources: Resources, job: Job) -> StatisticsCacheSettings | None:
+    """Return the statistics cache of the job's sweep; None if it has none.
+
+    It is on the machine's own disk: reading hidden states over a network takes longer than
+    computing them.
+    """
     settings = resources.settings
     if job.sweep_id is None or settings.shared_statistics_max_bytes == 0:
         return None
-    return SharedPlace(
+    return StatisticsCacheSettings(
         directory=settings.shared_dir / job.sweep_id,
         max_bytes=settings.shared_statistics_max_bytes,
     )
 
 
-def remove_stale_shared(resources: Resources) -> None:
-    """Remove what the jobs of ended sweeps have left for each other."""
+def remove_stale_statistics(resources: Resources) -> None:
+    """Remove the statistics caches of sweeps that have ended."""
     shared = resources.settings.shared_dir
     for directory in shared.iterdir() if shared.is_dir() else ():
         if not sweeps.is_unfinished(resources, directory.name):
@@ -382,7 +387,7 @@ def remove_stale_shared(resources: Resources) -> None:
 
 
 def remove_stale_work(resources: Resources) -> None:
-    """Remove directories of attempts that nobody works on any more."""
+    """Remove the directories of attempts and jobs that have ended."""
     work = resources.settings.work_dir
     for directory in work.iterdir() if work.is_dir() else ():
         job_id, _, kind = directory.name.partition(".")
@@ -394,11 +399,11 @@ def remove_stale_work(resources: Resources) -> None:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def _refusal(error: InvalidRequestError) -> JobError:
+def _source_error(error: InvalidRequestError) -> JobError:
     first = error.fields[0]
     return JobError(
         code="source_not_allowed",
         message=f"{first.pointer}: {first.message}",
         field=first.pointer,
-        hint="this worker's settings differ from the API's, or the files have moved",
+        hint="compare this worker's allow-lists with the API's, and check that the files exist",
     )

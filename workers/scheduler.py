@@ -1,4 +1,4 @@
-"""The periodic work as a process of its own, beside workers that only work."""
+"""The scheduler process: maintenance without jobs, for deployments whose workers run none."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from app.services.resources import open_resources
 from app.settings import Settings
 from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing, stop_tracing
-from workers.metrics_server import metrics_server
-from workers.schedule import SHARED_STEPS, Sweeper
+from workers.periodic_tasks import DEPLOYMENT_TASKS, MaintenanceThread
+from workers.telemetry import metrics_server
 
 _log = get_logger(__name__)
 
 
 def run_scheduler(settings: Settings) -> None:
-    """Sweep until SIGTERM or SIGINT; every step can be broken off and is then done again."""
+    """Run maintenance until SIGTERM or SIGINT; an interrupted task is repeated later."""
     configure_logging(
         settings.log_level,
         settings.log_style,
@@ -28,14 +28,14 @@ def run_scheduler(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     resources = open_resources(settings)
-    sweeper = Sweeper(resources, SHARED_STEPS)
-    sweeper.start()
+    maintenance = MaintenanceThread(resources, DEPLOYMENT_TASKS)
+    maintenance.start()
     _log.info("scheduler_started")
     try:
         with metrics_server(settings):
             stop.wait()
     finally:
-        sweeper.stop()
+        maintenance.stop()
         resources.close()
         stop_tracing()
     _log.info("scheduler_stopped")

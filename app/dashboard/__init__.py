@@ -1,1 +1,1 @@
-"""The page at `/`: plain modules that browsers load as they are, and what they need from others."""
+"""Static files of the dashboard at `/`: unbundled JavaScript modules and vendored libraries."""

@@ -1,11 +1,11 @@
 // @ts-check
-/** The public API, and nothing else: requests, and streams of events. */
+/** Client of the public API: requests and event streams. */
 
 const STORED = "intraslice-key";
 const POLL_SECONDS = 20;
 
-/** What the service refused; `fields` are its errors by JSON pointer. */
-export class Refusal extends Error {
+/** An error response; `fields` maps JSON pointers to messages. */
+export class ApiError extends Error {
   /** @param {number} status @param {any} problem */
   constructor(status, problem) {
     super(problem?.detail || `HTTP ${status}`);
@@ -13,13 +13,13 @@ export class Refusal extends Error {
     this.code = problem?.code;
     /** @type {Record<string, string>} */
     this.fields = Object.fromEntries(
-      (problem?.errors || []).map((/** @type {any} */ one) => [one.pointer, one.message]),
+      (problem?.errors || []).map((/** @type {any} */ error) => [error.pointer, error.message]),
     );
   }
 }
 
-/** Nobody answered. */
-export class Away extends Error {}
+/** The service, or the bucket, did not answer. */
+export class Unavailable extends Error {}
 
 /** @param {string | null} key */
 export function keepKey(key) {
@@ -46,11 +46,11 @@ async function send(path, options = {}) {
     response = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
   } catch (error) {
     if (/** @type {Error} */ (error).name === "AbortError") throw error;
-    throw new Away("The service does not answer.");
+    throw new Unavailable("The service is not responding.");
   }
-  if (response.status >= 502 && response.status <= 504) throw new Away("The service is away.");
+  if (response.status >= 502 && response.status <= 504) throw new Unavailable("The service is unavailable.");
   if (!response.ok && response.status !== 304) {
-    throw new Refusal(response.status, await response.json().catch(() => null));
+    throw new ApiError(response.status, await response.json().catch(() => null));
   }
   return response;
 }
@@ -82,16 +82,16 @@ export async function post(path, body, more = {}, signal) {
 }
 
 /**
- * The link is the permission: a bucket must not see our key.
+ * Upload without the API key, which a bucket must not see: the signed link is the permission.
  * @param {string} url @param {Blob} content @param {AbortSignal} signal
  */
 export async function put(url, content, signal) {
   if (url.startsWith("/")) return send(url, { method: "PUT", body: content, signal });
   const response = await fetch(url, { method: "PUT", body: content, signal }).catch((error) => {
     if (error.name === "AbortError") throw error;
-    throw new Away("The bucket does not answer, or does not let this page send to it (CORS).");
+    throw new Unavailable("The bucket is unreachable, or its CORS rules reject this page.");
   });
-  if (!response.ok) throw new Refusal(response.status, { detail: `The bucket answered ${response.status}.` });
+  if (!response.ok) throw new ApiError(response.status, { detail: `The bucket returned HTTP ${response.status}.` });
   return response;
 }
 
@@ -99,14 +99,14 @@ export async function put(url, content, signal) {
 export const remove = (path) => send(path, { method: "DELETE" });
 
 /**
- * A job's events and, between them, where it is. Broken streams go on behind the last event; where
- * streams do not get through, the job is asked for again and again.
+ * Report a job's events and, between them, its state. An interrupted stream resumes after the last
+ * event; where streams do not get through, the job is polled.
  *
  * @param {string} id
- * @param {(kind: "event" | "live" | "away" | "back", data: any) => void} tell
+ * @param {(kind: "event" | "live" | "unavailable" | "available", data: any) => void} report
  * @param {AbortSignal} signal
  */
-export async function watch(id, tell, signal) {
+export async function watch(id, report, signal) {
   let after = 0;
   let failures = 0;
   while (!signal.aborted) {
@@ -116,39 +116,39 @@ export async function watch(id, tell, signal) {
         signal,
       });
       if (response.status === 204 || !response.body) return;
-      tell("back", null);
+      report("available", null);
       failures = 0;
       for await (const message of messages(response.body)) {
         if (message.id) after = Math.max(after, Number(message.id));
         if (!message.data) continue;
-        tell(message.event === "live" ? "live" : "event", JSON.parse(message.data));
+        report(message.event === "live" ? "live" : "event", JSON.parse(message.data));
       }
     } catch (error) {
       if (signal.aborted) return;
-      if (error instanceof Refusal) throw error;
+      if (error instanceof ApiError) throw error;
       failures += 1;
-      tell("away", null);
-      if (failures > 2 && (await polled(id, after, tell, signal).catch(() => false))) return;
+      report("unavailable", null);
+      if (failures > 2 && (await poll(id, after, report, signal).catch(() => false))) return;
     }
     await pause(Math.min(0.5 * 2 ** failures, 8), signal);
   }
 }
 
 /**
- * One look without a stream.
+ * Poll once, for when the stream fails.
  * @param {string} id @param {number} after
- * @param {(kind: "event" | "live" | "away" | "back", data: any) => void} tell
+ * @param {(kind: "event" | "live" | "unavailable" | "available", data: any) => void} report
  * @param {AbortSignal} signal
  * @returns {Promise<boolean>} whether the job has ended
  */
-async function polled(id, after, tell, signal) {
+async function poll(id, after, report, signal) {
   const [job, log] = await Promise.all([
     get(`/v1/jobs/${id}?wait=${POLL_SECONDS}`, signal),
     get(`/v1/jobs/${id}/events?after=${after}`, signal),
   ]);
-  tell("back", null);
-  tell("live", job);
-  for (const event of log.data) tell("event", event);
+  report("available", null);
+  report("live", job);
+  for (const event of log.data) report("event", event);
   return ["succeeded", "failed", "cancelled"].includes(job.state);
 }
 
@@ -171,16 +171,16 @@ async function* messages(body) {
 
 /** @param {string} block */
 function message(block) {
-  const found = { id: "", event: "", data: "" };
+  const fields = { id: "", event: "", data: "" };
   for (const line of block.split("\n")) {
     const at = line.indexOf(":");
     if (at < 1) continue;
     const name = line.slice(0, at);
     const value = line.slice(at + 1).replace(/^ /, "");
-    if (name === "data") found.data += found.data ? `\n${value}` : value;
-    else if (name === "id" || name === "event") found[name] = value;
+    if (name === "data") fields.data += fields.data ? `\n${value}` : value;
+    else if (name === "id" || name === "event") fields[name] = value;
   }
-  return found;
+  return fields;
 }
 
 /** @param {number} seconds @param {AbortSignal} signal */

@@ -1,5 +1,5 @@
 // @ts-check
-/** Charts by uPlot, each with a name and the same numbers in a table below. */
+/** Charts by uPlot, each with a title and a table of the same numbers. */
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { Table } from "./parts.js";
@@ -12,61 +12,61 @@ const SERIES = ["--s0", "--s1", "--s2", "--s3"];
  * @param {{ title: string, note?: string, x: string, y: string, names: string[],
  *   columns: (number | null)[][], log?: boolean, dots?: boolean,
  *   choose?: (index: number) => void, head: string[], rows: any[][] }} props
- *   `columns` are uPlot's: x, then each series.
+ *   `columns` in uPlot's order: x, then each series.
  */
 export function Chart(props) {
-  const place = useRef(/** @type {HTMLElement | null} */ (null));
+  const container = useRef(/** @type {HTMLElement | null} */ (null));
   const key = JSON.stringify(props.columns);
-  const turns = useThemeTurns();
+  const themeChanges = useThemeChanges();
   useEffect(() => {
     let chart = /** @type {any} */ (null);
-    let gone = false;
+    let removed = false;
     import("./vendor/uPlot.js").then(({ default: Plot }) => {
-      if (gone || !place.current) return;
-      chart = new Plot(settings(props, place.current.clientWidth), props.columns, place.current);
+      if (removed || !container.current) return;
+      chart = new Plot(settings(props, container.current.clientWidth), props.columns, container.current);
     });
     const resize = () => {
-      if (chart && place.current) chart.setSize({ width: place.current.clientWidth, height: 240 });
+      if (chart && container.current) chart.setSize({ width: container.current.clientWidth, height: 240 });
     };
     window.addEventListener("resize", resize);
     return () => {
-      gone = true;
+      removed = true;
       window.removeEventListener("resize", resize);
       chart?.destroy();
     };
-  }, [key, turns]);
+  }, [key, themeChanges]);
   return html`<figure>
     <h3 class="small">${props.title}</h3>
-    <div ref=${place} role="img" aria-label=${`${props.title}. ${props.note || ""}`}></div>
+    <div ref=${container} role="img" aria-label=${`${props.title}. ${props.note || ""}`}></div>
     <figcaption>${props.note}</figcaption>
     <details>
-      <summary>The numbers</summary>
+      <summary>Data table</summary>
       <${Table} label=${props.title} columns=${props.head} rows=${props.rows} />
     </details>
   </figure>`;
 }
 
-/** Colours are read when a chart is drawn: it is drawn again when they have changed. */
-function useThemeTurns() {
-  const [turns, setTurns] = useState(0);
+/** Count of theme changes. A chart reads its colours when drawn, so each change redraws it. */
+function useThemeChanges() {
+  const [changes, setChanges] = useState(0);
   useEffect(() => {
-    const count = () => setTurns((old) => old + 1);
+    const countChange = () => setChanges((old) => old + 1);
     const system = matchMedia("(prefers-color-scheme: dark)");
-    window.addEventListener("theme", count);
-    system.addEventListener("change", count);
+    window.addEventListener("theme", countChange);
+    system.addEventListener("change", countChange);
     return () => {
-      window.removeEventListener("theme", count);
-      system.removeEventListener("change", count);
+      window.removeEventListener("theme", countChange);
+      system.removeEventListener("change", countChange);
     };
   }, []);
-  return turns;
+  return changes;
 }
 
-/** As many digits as tell one mark from the next: 0.99998 is not 1. @param {any} _ @param {number[]} values */
-const marks = (_, values) => values.map((one) => String(Number(one.toPrecision(7))));
+/** Tick labels with enough digits to differ: 0.99998 is not 1. @param {any} _ @param {number[]} values */
+const tickLabels = (_, values) => values.map((value) => String(Number(value.toPrecision(7))));
 
-/** Dots at the ends are whole. @param {any} _ @param {number} least @param {number} most */
-const roomy = (_, least, most) => [least - 0.05 * (most - least || 1), most + 0.05 * (most - least || 1)];
+/** Axis range with a margin, so that dots at the ends are not clipped. @param {any} _ @param {number} low @param {number} high */
+const paddedRange = (_, low, high) => [low - 0.05 * (high - low || 1), high + 0.05 * (high - low || 1)];
 
 /** @param {any} props @param {number} width */
 function settings(props, width) {
@@ -74,8 +74,8 @@ function settings(props, width) {
   return {
     width,
     height: 240,
-    scales: { x: { time: false, ...(props.dots ? { range: roomy } : {}) }, y: props.log ? { distr: 3 } : {} },
-    axes: [{ ...axis, label: props.x }, { ...axis, label: props.y, size: 70, ...(props.log ? {} : { values: marks }) }],
+    scales: { x: { time: false, ...(props.dots ? { range: paddedRange } : {}) }, y: props.log ? { distr: 3 } : {} },
+    axes: [{ ...axis, label: props.x }, { ...axis, label: props.y, size: 70, ...(props.log ? {} : { values: tickLabels }) }],
     series: [
       { label: props.x },
       ...props.names.map((/** @type {string} */ name, /** @type {number} */ at) => ({

@@ -1,9 +1,9 @@
 // @ts-check
-/** The shell: who is asked, which view is shown, and what to do when the service is away. */
+/** The shell: login, navigation, and the notice of an unavailable service. */
 
 import { html, render, useEffect, useState } from "./vendor/htm-preact.js";
 import { get, hasKey, keepKey } from "./api.js";
-import { Fault, hearOfFaults, useLoaded, useTitle } from "./parts.js";
+import { Fault, onFault, useLoaded, useTitle } from "./parts.js";
 import { Jobs } from "./views/jobs.js";
 import { Job } from "./views/job.js";
 import { Submit } from "./views/submit.js";
@@ -39,8 +39,8 @@ function useHash() {
   return hash;
 }
 
-/** @param {{ wrong: boolean, done: () => void }} props */
-function Login({ wrong, done }) {
+/** @param {{ rejected: boolean, done: () => void }} props */
+function Login({ rejected, done }) {
   const [key, setKey] = useState("");
   const [error, setError] = useState(/** @type {any} */ (null));
   const enter = async (/** @type {Event} */ event) => {
@@ -49,20 +49,20 @@ function Login({ wrong, done }) {
     try {
       await get("/v1/service");
       done();
-    } catch (found) {
+    } catch (failure) {
       keepKey(null);
-      const refused = /** @type {any} */ (found).status === 401;
-      setError(refused ? { message: "This key is not one of the service's." } : found);
+      const invalid = /** @type {any} */ (failure).status === 401;
+      setError(invalid ? { message: "Invalid API key" } : failure);
     }
   };
   return html`<main id="main" tabindex="-1">
     <h1>IntraSlice</h1>
     <form onSubmit=${enter} style="max-width: 26rem">
-      <p>${wrong ? "The key is not valid any more." : "This service asks for an API key."}</p>
+      <p>${rejected ? "The key is no longer valid." : "This service requires an API key."}</p>
       <div class="field">
         <label for="key">API key</label>
         <input id="key" type="password" autocomplete="off" value=${key} onInput=${(/** @type {any} */ e) => setKey(e.target.value)} />
-        <p class="hint">Kept in this tab only. <span class="mono">intraslice keys create NAME</span> makes one.</p>
+        <p class="hint">Stored in this tab only. Create one with <span class="mono">intraslice keys create NAME</span>.</p>
       </div>
       <button class="main" disabled=${!key.trim()}>Log in</button>
       <${Fault} error=${error} />
@@ -82,12 +82,12 @@ function Top({ service, hash }) {
       ${links.map(([link, name]) => html`<a href=${link} aria-current=${here(link) ? "page" : undefined}>${name}</a>`)}
     </nav>
     <a href="/docs">API</a>
-    <button type="button" onClick=${turn} aria-label="Light or dark">◐</button>
+    <button type="button" onClick=${switchTheme} aria-label="Switch between light and dark">◐</button>
     ${hasKey() ? html`<button type="button" onClick=${() => { keepKey(null); location.reload(); }}>Log out</button>` : null}
   </header>`;
 }
 
-function turn() {
+function switchTheme() {
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
   const now = document.documentElement.dataset.theme || (dark ? "dark" : "light");
   const next = now === "dark" ? "light" : "dark";
@@ -98,20 +98,20 @@ function turn() {
 
 function App() {
   const hash = useHash();
-  const [away, setAway] = useState(false);
+  const [unavailable, setUnavailable] = useState(false);
   const [locked, setLocked] = useState(false);
-  hearOfFaults((error) => {
-    setAway(error !== null && error.status !== 401);
+  onFault((error) => {
+    setUnavailable(error !== null && error.status !== 401);
     if (error?.status === 401) setLocked(true);
   });
   const service = useLoaded((signal) => get("/v1/service", signal), [locked], 5);
   const [path, query] = hash.slice(1).split("?");
-  const [pattern, View, title] = ROUTES.find(([one]) => one.test(path)) || [/$/, Jobs, "Jobs"];
+  const [pattern, View, title] = ROUTES.find(([route]) => route.test(path)) || [/$/, Jobs, "Jobs"];
   useTitle(locked ? "Log in" : title);
-  if (locked) return html`<${Login} wrong=${hasKey()} done=${() => setLocked(false)} />`;
+  if (locked) return html`<${Login} rejected=${hasKey()} done=${() => setLocked(false)} />`;
   const id = (pattern.exec(path) || [])[1];
   return html`<${Top} service=${service.data} hash=${hash} />
-    ${away ? html`<div class="banner" role="status">The service does not answer. Trying again …</div>` : null}
+    ${unavailable ? html`<div class="banner" role="status">The service is not responding. Retrying …</div>` : null}
     <main id="main" tabindex="-1">
       <${View} key=${hash} id=${id} query=${new URLSearchParams(query)} service=${service.data} />
     </main>`;

@@ -1,8 +1,8 @@
 // @ts-check
-/** Parts that several views are made of. */
+/** Components shared by several views. */
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
-import { Away, Refusal } from "./api.js";
+import { ApiError, Unavailable } from "./api.js";
 
 /** @param {{ state: string }} props */
 export const State = ({ state }) => html`<span class=${`state ${state}`}>${state}</span>`;
@@ -20,12 +20,12 @@ export const Tile = ({ name, value, note }) => html`<div class="tile">
 </div>`;
 
 /**
- * A table that scrolls in its own box, and on narrow screens a list: the roles stay a table's, and each cell says its
- * column. Numbers are columns whose name ends with a no-break space.
+ * A table that scrolls in its own box. On narrow screens it becomes a list that keeps the roles of a table and names
+ * the column in each cell. Columns whose name ends with a no-break space hold numbers.
  * @param {{ label: string, columns: string[], rows: any[][], empty?: string }} props
  */
 export function Table({ label, columns, rows, empty }) {
-  if (!rows.length) return html`<p class="quiet">${empty || "Nothing here yet."}</p>`;
+  if (!rows.length) return html`<p class="quiet">${empty || "Nothing yet."}</p>`;
   const isNumber = columns.map((name) => name.endsWith("\u00a0"));
   return html`<div class="scroll" tabindex="0" role="region" aria-label=${label}>
     <table class="listed" role="table">
@@ -55,7 +55,7 @@ export function Fault({ error }) {
   </div>`;
 }
 
-/** The window's title while the part is there; views may refine what the shell says. @param {string} title */
+/** Set the window title while the component is mounted; views override the shell. @param {string} title */
 export function useTitle(title) {
   useEffect(() => {
     document.title = `${title} · IntraSlice`;
@@ -63,14 +63,14 @@ export function useTitle(title) {
 }
 
 /**
- * What `load` gives, loaded again and again; a service that is away is told to the shell.
+ * Load data, repeatedly if `seconds` is set; report an unavailable service to the shell.
  * @param {(signal: AbortSignal) => Promise<any>} load
  * @param {any[]} depends
- * @param {number} seconds between loads; 0: once
+ * @param {number} seconds between loads; 0 loads once
  */
 export function useLoaded(load, depends, seconds = 0) {
-  const [found, setFound] = useState(/** @type {any} */ ({ data: null, error: null }));
-  const again = useRef(() => {});
+  const [loaded, setLoaded] = useState(/** @type {any} */ ({ data: null, error: null }));
+  const latest = useRef(() => {});
   useEffect(() => {
     const stop = new AbortController();
     let timer = 0;
@@ -78,42 +78,42 @@ export function useLoaded(load, depends, seconds = 0) {
       clearTimeout(timer);
       try {
         const data = await load(stop.signal);
-        if (!stop.signal.aborted) setFound({ data, error: null });
-        tellShell(null);
+        if (!stop.signal.aborted) setLoaded({ data, error: null });
+        reportToShell(null);
       } catch (error) {
         if (stop.signal.aborted) return;
-        tellShell(error);
-        if (!(error instanceof Away)) setFound((/** @type {any} */ old) => ({ ...old, error }));
-        if (error instanceof Away && !seconds) timer = setTimeout(step, 3000);
+        reportToShell(error);
+        if (!(error instanceof Unavailable)) setLoaded((/** @type {any} */ old) => ({ ...old, error }));
+        if (error instanceof Unavailable && !seconds) timer = setTimeout(step, 3000);
       }
       if (seconds && !stop.signal.aborted) timer = setTimeout(step, seconds * 1000);
     };
-    again.current = step;
+    latest.current = step;
     step();
     return () => {
       stop.abort();
       clearTimeout(timer);
     };
   }, depends);
-  return { ...found, reload: () => again.current() };
+  return { ...loaded, reload: () => latest.current() };
 }
 
 /** @type {(error: any) => void} */
 let listener = () => {};
 
-/** @param {(error: any) => void} hear */
-export function hearOfFaults(hear) {
-  listener = hear;
+/** @param {(error: any) => void} handler */
+export function onFault(handler) {
+  listener = handler;
 }
 
-/** The shell shows that the service is away, or asks for a key. @param {any} error */
-export function tellShell(error) {
-  if (error === null || error instanceof Away) listener(error);
-  else if (error instanceof Refusal && error.status === 401) listener(error);
+/** Let the shell show that the service is unavailable, or ask for a key. @param {any} error */
+export function reportToShell(error) {
+  if (error === null || error instanceof Unavailable) listener(error);
+  else if (error instanceof ApiError && error.status === 401) listener(error);
 }
 
 /**
- * A button whose work may fail.
+ * A button that shows the error of its action.
  * @param {{ work: () => Promise<any>, children?: any, kind?: string, confirm?: string }} props
  */
 export function Action({ work, children, kind = "", confirm }) {
@@ -125,9 +125,9 @@ export function Action({ work, children, kind = "", confirm }) {
     setError(null);
     try {
       await work();
-    } catch (found) {
-      setError(found);
-      tellShell(found);
+    } catch (failure) {
+      setError(failure);
+      reportToShell(failure);
     }
     setBusy(false);
   };

@@ -1,11 +1,11 @@
 // @ts-check
-/** Sending models and texts: hashed here, sent in parts, gone on with where it was broken off. */
+/** Uploads of models and texts: hashed in the browser, sent in parts, resumed after interruptions. */
 
-import { Away, get, post, put } from "./api.js";
+import { Unavailable, get, post, put } from "./api.js";
 
 const CHUNK = 4 * 2 ** 20;
 const TRIES = 8;
-/** What the service takes of a model's directory; code and pickles stay at home. */
+/** File names that the service accepts for a model; code and pickles are not uploaded. */
 const MODEL_FILES = /^[A-Za-z0-9][\w.-]*\.(safetensors|json|model|txt|jinja)$|^LICENSE[\w.-]*$/;
 
 /**
@@ -14,97 +14,97 @@ const MODEL_FILES = /^[A-Za-z0-9][\w.-]*\.(safetensors|json|model|txt|jinja)$|^L
  */
 
 /**
- * The files of a chosen directory that a model is made of, and the names of the others.
- * @param {File[]} chosen
- * @returns {{ taken: File[], left: string[] }}
+ * Split a directory into a model's files and the names of all others.
+ * @param {File[]} selected
+ * @returns {{ accepted: File[], skipped: string[] }}
  */
-export function modelFiles(chosen) {
+export function modelFiles(selected) {
   const inside = (/** @type {File} */ file) => file.webkitRelativePath.split("/").length <= 2;
   const fits = (/** @type {File} */ file) => inside(file) && MODEL_FILES.test(file.name);
   return {
-    taken: chosen.filter(fits),
-    left: chosen.filter((file) => !fits(file)).map((file) => file.webkitRelativePath || file.name),
+    accepted: selected.filter(fits),
+    skipped: selected.filter((file) => !fits(file)).map((file) => file.webkitRelativePath || file.name),
   };
 }
 
 /**
- * Everything from the disk to an upload that jobs can name.
- * @param {Parcel} parcel @param {(progress: Progress) => void} tell @param {AbortSignal} signal
+ * Hash and upload files, and wait until the service has verified them.
+ * @param {Parcel} parcel @param {(progress: Progress) => void} report @param {AbortSignal} signal
  * @returns {Promise<any>} the upload
  */
-export async function sendParcel(parcel, tell, signal) {
+export async function uploadParcel(parcel, report, signal) {
   const total = parcel.files.reduce((sum, file) => sum + file.size, 0);
-  const files = await announced(parcel.files, (done) => tell({ stage: "reading", done, total }), signal);
-  const upload = (await begun(parcel.kind, files)) ||
+  const files = await describe(parcel.files, (done) => report({ stage: "reading", done, total }), signal);
+  const upload = (await findInterrupted(parcel.kind, files)) ||
     (await post("/v1/uploads", { kind: parcel.kind, name: parcel.name, files }, {}, signal));
-  await sendParts(upload.id, parcel.files, (done) => tell({ stage: "sending", done, total }), signal);
-  tell({ stage: "checking", done: 0, total });
+  await sendParts(upload.id, parcel.files, (done) => report({ stage: "sending", done, total }), signal);
+  report({ stage: "checking", done: 0, total });
   await post(upload.urls.complete, undefined, {}, signal);
   for (;;) {
-    const found = await get(upload.urls.self, signal);
-    if (found.state === "ready") return found;
-    if (found.error) throw new Error(found.error.message);
+    const checked = await get(upload.urls.self, signal);
+    if (checked.state === "ready") return checked;
+    if (checked.error) throw new Error(checked.error.message);
     await pause(0.5);
   }
 }
 
-/** @param {File[]} files @param {(done: number) => void} tell @param {AbortSignal} signal */
-async function announced(files, tell, signal) {
+/** Names, sizes and SHA-256 of the files. @param {File[]} files @param {(done: number) => void} report @param {AbortSignal} signal */
+async function describe(files, report, signal) {
   const { sha256 } = await import("./vendor/noble/sha2.js");
   let done = 0;
-  const found = [];
+  const descriptions = [];
   for (const file of files) {
     const hash = sha256.create();
     for (let at = 0; at < file.size; at += CHUNK) {
       signal.throwIfAborted();
       const piece = file.slice(at, at + CHUNK);
       hash.update(new Uint8Array(await piece.arrayBuffer()));
-      tell((done += piece.size));
+      report((done += piece.size));
     }
-    found.push({ name: file.name, bytes: file.size, sha256: hex(hash.digest()) });
+    descriptions.push({ name: file.name, bytes: file.size, sha256: hex(hash.digest()) });
   }
-  return found;
+  return descriptions;
 }
 
 /** @param {Uint8Array} bytes */
-const hex = (bytes) => Array.from(bytes, (one) => one.toString(16).padStart(2, "0")).join("");
+const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 
 /**
- * An upload of just these files that was broken off; null if there is none.
+ * Find an interrupted upload of exactly these files; null if there is none.
  * @param {string} kind @param {{ name: string, sha256: string }[]} files
  */
-async function begun(kind, files) {
-  const wanted = files.map((one) => `${one.name} ${one.sha256}`).join("\n");
+async function findInterrupted(kind, files) {
+  const wanted = files.map((file) => `${file.name} ${file.sha256}`).join("\n");
   const { data } = await get("/v1/uploads?limit=50");
-  for (const one of data.filter((/** @type {any} */ one) => one.kind === kind && one.state === "open")) {
-    const upload = await get(one.urls.self);
-    const there = upload.files.map((/** @type {any} */ file) => `${file.name} ${file.sha256}`);
-    if (there.join("\n") === wanted) return upload;
+  for (const { urls } of data.filter((/** @type {any} */ upload) => upload.kind === kind && upload.state === "open")) {
+    const upload = await get(urls.self);
+    const present = upload.files.map((/** @type {any} */ file) => `${file.name} ${file.sha256}`);
+    if (present.join("\n") === wanted) return upload;
   }
   return null;
 }
 
-/** @param {string} id @param {File[]} files @param {(done: number) => void} tell @param {AbortSignal} signal */
-async function sendParts(id, files, tell, signal) {
+/** @param {string} id @param {File[]} files @param {(done: number) => void} report @param {AbortSignal} signal */
+async function sendParts(id, files, report, signal) {
   let done = 0;
   for (const [index, file] of files.entries()) {
-    // Asked for each file: links to parts expire.
+    // Fetched again for each file, because links to parts expire.
     const upload = await get(`/v1/uploads/${id}`, signal);
     for (const part of upload.files[index].parts) {
       const start = part.number * upload.part_bytes;
-      if (part.url) await patiently(() => put(part.url, file.slice(start, start + part.bytes), signal));
-      tell((done += part.bytes));
+      if (part.url) await withRetries(() => put(part.url, file.slice(start, start + part.bytes), signal));
+      report((done += part.bytes));
     }
   }
 }
 
-/** @param {() => Promise<any>} work again while nobody answers */
-async function patiently(work) {
+/** Retry while nobody answers. @param {() => Promise<any>} work */
+async function withRetries(work) {
   for (let tries = 1; ; tries += 1) {
     try {
       return await work();
     } catch (error) {
-      if (!(error instanceof Away) || tries === TRIES) throw error;
+      if (!(error instanceof Unavailable) || tries === TRIES) throw error;
       await pause(Math.min(0.5 * 2 ** tries, 8));
     }
   }

@@ -1,5 +1,5 @@
 // @ts-check
-/** Numbers and times as people read them. */
+/** Numbers, times and names for display. */
 
 /** @param {number | null | undefined} value */
 export function count(value) {
@@ -36,15 +36,26 @@ export const percent = (part, digits = 1) =>
 /** @param {any} job */
 export const modelName = (job) => `${job.model.source}:${job.model.ref}`;
 
-/** What people call it: its label, or its model. @param {any} job */
+/** A job's name, or else its model's. @param {any} job */
 export const titleOf = (job) => job.labels?.name || job.model.ref.split("/").pop();
 
 /** @param {any} job */
-export function askedFor(job) {
-  const asked = job.compression;
-  if (asked.ratio !== null && asked.ratio !== undefined) return `${Math.round(100 * asked.ratio)} % off`;
-  if (asked.target_params) return `${count(asked.target_params)} parameters`;
-  return bytes(asked.target_bytes);
+export function targetSize(job) {
+  const { ratio, target_params: parameters, target_bytes: size } = job.compression;
+  if (ratio !== null && ratio !== undefined) return `${Math.round(100 * ratio)} % removed`;
+  if (parameters) return `${count(parameters)} parameters`;
+  return bytes(size);
 }
+
+/** @type {Record<string, string>} */
+const TEXT_NAMES = {
+  pydoc: "Python docs",
+  pycode: "Python code",
+  chat: "Chat (generated)",
+  self: "Free text (generated)",
+};
+
+/** A calibration or evaluation text as people call it. @param {string} text */
+export const textName = (text) => TEXT_NAMES[text] || text;
 
 export const ENDED = ["succeeded", "failed", "cancelled"];

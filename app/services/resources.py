@@ -15,7 +15,7 @@ from app.adapters.storage import ArtifactStore
 from app.adapters.webhook_destinations import DestinationGuard
 from app.adapters.webhook_secrets import WebhookSecrets
 from app.adapters.webhook_sender import WebhookSender
-from app.adapters.worker_roll import WorkerRoll
+from app.adapters.worker_registry import WorkerRegistry
 from app.services.known_keys import KnownKeys
 from app.services.wrong_keys import WrongKeys
 from app.settings import Settings
@@ -32,7 +32,7 @@ class Resources:
     queue: WakeQueue
     signer: UrlSigner
     limiter: RateLimiter
-    workers: WorkerRoll
+    workers: WorkerRegistry
     known_keys: KnownKeys
     wrong_keys: WrongKeys
     webhook_secrets: WebhookSecrets
@@ -71,7 +71,9 @@ def open_resources(settings: Settings, *, signs: bool = False) -> Resources:
             per_second=settings.requests_per_second,
             burst=settings.requests_burst,
         ),
-        workers=WorkerRoll(settings.broker_url, patience=6 * settings.sweep_seconds),
+        workers=WorkerRegistry(
+            settings.broker_url, expiry_seconds=6 * settings.maintenance_seconds
+        ),
         known_keys=KnownKeys(settings.key_cache_seconds),
         wrong_keys=WrongKeys(
             RateLimiter(

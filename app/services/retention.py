@@ -76,7 +76,7 @@ def remove_orphans(resources: Resources) -> int:
     A job's row is written before its first object, so what has none has lost it.
     """
     with resources.database.transaction() as transaction:
-        if not turns.take(transaction, _ORPHANS, resources.settings.orphan_sweep_seconds):
+        if not turns.take(transaction, _ORPHANS, resources.settings.orphan_check_seconds):
             return 0
     removed = 0
     for prefixes in _batches(resources.store.directories(JOBS_PREFIX)):

@@ -200,7 +200,7 @@ def expire(resources: Resources) -> int:
 def remove_orphans(resources: Resources) -> int:
     """Now and then: remove the objects of uploads that have no row any more."""
     with resources.database.transaction() as transaction:
-        if not turns.take(transaction, _ORPHANS, resources.settings.orphan_sweep_seconds):
+        if not turns.take(transaction, _ORPHANS, resources.settings.orphan_check_seconds):
             return 0
     places = {upload_of_prefix(one) for one in resources.store.directories(UPLOADS_PREFIX)}
     with resources.database.transaction() as transaction:

@@ -1,4 +1,4 @@
-"""What the service says about itself: logs, metrics, traces; every name written once."""
+"""Logs, metrics and traces of the service."""
 
 from app.telemetry.logs import configure_logging, get_logger
 

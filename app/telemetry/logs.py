@@ -1,7 +1,7 @@
-"""Logs on stderr: JSON lines for machines, colours for a person at a terminal.
+"""Logs on stderr: JSON lines for collectors, coloured text for a terminal.
 
-Our own words and those of libraries take the same way out, so that a collector never meets a line
-of another form. Known secrets are taken out of the finished line, wherever they came from.
+Entries of libraries take the same path as ours, so that a collector receives one format. Secrets
+are removed from the finished line, whatever their origin.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from app.telemetry.traces import current_trace_id
 LogFormat = Literal["json", "console"]
 
 _HIDDEN = "[secret]"
-_OURS_AT_ANY_LEVEL = ("uvicorn",)
-"""Libraries whose ordinary news are worth a line; of the others only warnings are."""
+_VERBOSE_LIBRARIES = ("uvicorn",)
+"""Libraries that log at the configured level; all others only log warnings."""
 
 _Entry = MutableMapping[str, Any]
 _Processor = Callable[[Any, str, _Entry], Any]
@@ -36,20 +36,20 @@ def configure_logging(
     """Set up this process's logs.
 
     Args:
-        level: the least important level to write.
-        log_format: how a line looks.
-        secrets: texts that no line may hold.
+        level: least severe level to write.
+        log_format: form of the lines.
+        secrets: texts to remove from every line.
         fixed: fields of every line; context variables would not reach the process's threads.
     """
     entry = _entry(fixed or {})
-    line = [*_rendering(log_format), _without(secrets)]
+    line = [*_rendering(log_format), _redact(secrets)]
     structlog.configure(
         processors=[*entry, *line],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level)),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=False,
     )
-    _take_over_libraries(level, entry, line)
+    _redirect_libraries(level, entry, line)
 
 
 def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
@@ -58,7 +58,7 @@ def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
 
 
 def _entry(fixed: Mapping[str, str]) -> list[_Processor]:
-    """What every entry is given, whoever wrote it."""
+    """Return the processors that add the common fields to every entry."""
 
     def add_fixed(_logger: Any, _method: str, entry: _Entry) -> _Entry:
         for name, value in fixed.items():
@@ -83,9 +83,9 @@ def _rendering(log_format: LogFormat) -> list[_Processor]:
     return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
 
 
-def _without(secrets: Iterable[str]) -> _Processor:
-    """Takes secrets out of a finished line, in their own form and as JSON writes them."""
-    forms = {form for one in secrets if one for form in (one, json.dumps(one)[1:-1])}
+def _redact(secrets: Iterable[str]) -> _Processor:
+    """Return a processor that removes secrets from a line, in plain and JSON-escaped form."""
+    forms = {form for secret in secrets if secret for form in (secret, json.dumps(secret)[1:-1])}
 
     def hide(_logger: Any, _method: str, line: Any) -> str:
         text = str(line)
@@ -96,8 +96,8 @@ def _without(secrets: Iterable[str]) -> _Processor:
     return hide
 
 
-def _take_over_libraries(level: str, entry: list[_Processor], line: list[_Processor]) -> None:
-    """Send the standard library's records the same way."""
+def _redirect_libraries(level: str, entry: list[_Processor], line: list[_Processor]) -> None:
+    """Send records of the standard library's logging through the same processors."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -106,10 +106,10 @@ def _take_over_libraries(level: str, entry: list[_Processor], line: list[_Proces
         )
     )
     root = logging.getLogger()
-    for old in root.handlers[:]:
-        root.removeHandler(old)
+    for previous in root.handlers[:]:
+        root.removeHandler(previous)
     root.addHandler(handler)
     root.setLevel(max(logging.WARNING, getattr(logging, level)) if level != "DEBUG" else level)
-    for name in _OURS_AT_ANY_LEVEL:
+    for name in _VERBOSE_LIBRARIES:
         logging.getLogger(name).setLevel(level)
     logging.captureWarnings(True)

@@ -1,14 +1,15 @@
-"""Every metric's name, labels and buckets. Who counts imports the metric; nobody names it again.
+"""Names, labels and buckets of all metrics.
 
-Each process has its own; Prometheus adds them up. What the database knows better than any process
-(how many jobs wait) is asked when somebody looks: `app/services/monitoring.py`.
+Each process exports its own values, which Prometheus sums. Values of the whole deployment, such as
+the number of queued jobs, are read from the database at scrape time: see
+`app/services/monitoring.py`.
 """
 
 from __future__ import annotations
 
 from prometheus_client import Counter, Histogram, disable_created_metrics
 
-# A second series for each counter, to tell when it began; nobody here asks that.
+# Omit the second series of each counter, its creation time, which we do not use.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _MINUTE, _HOUR = 60.0, 3600.0
@@ -18,54 +19,58 @@ _LONG_BUCKETS = (
     *(_MINUTE, 2 * _MINUTE, 5 * _MINUTE, 10 * _MINUTE, 30 * _MINUTE),
     *(_HOUR, 2 * _HOUR, 4 * _HOUR, 8 * _HOUR, 16 * _HOUR, 24 * _HOUR),
 )
-"""From a tiny model to a day's work."""
+"""Durations from one second to one day."""
 
 REQUEST_SECONDS = Histogram(
     "intraslice_http_request_seconds",
-    "HTTP requests until their answer began; a stream may last for hours after that.",
+    "Time to the first byte of HTTP responses (seconds); streams may last longer.",
     ["method", "route", "status"],
     buckets=_REQUEST_BUCKETS,
 )
 QUEUE_WAIT_SECONDS = Histogram(
     "intraslice_job_queue_wait_seconds",
-    "From a job's creation to its first claim.",
+    "Time from a job's creation to its first claim (seconds).",
     buckets=_LONG_BUCKETS,
 )
 JOB_SECONDS = Histogram(
     "intraslice_job_seconds",
-    "From a job's first claim to its end, by the state it ended in.",
+    "Time from a job's first claim to its end (seconds), by final state.",
     ["state"],
     buckets=_LONG_BUCKETS,
 )
 STAGE_SECONDS = Histogram(
     "intraslice_job_stage_seconds",
-    "What each stage of an attempt took.",
+    "Duration of the stages of attempts (seconds).",
     ["stage"],
     buckets=_LONG_BUCKETS,
 )
-JOBS_CLAIMED = Counter("intraslice_jobs_claimed", "Attempts begun.")
+JOBS_CLAIMED = Counter("intraslice_jobs_claimed", "Attempts started.")
 JOBS_REAPED = Counter(
-    "intraslice_jobs_reaped", "Jobs taken from silent workers, by what became of them.", ["state"]
+    "intraslice_jobs_reaped", "Jobs taken from silent workers, by new state.", ["state"]
 )
-LEASES_LOST = Counter("intraslice_leases_lost", "Attempts that ended because the lease was gone.")
+LEASES_LOST = Counter("intraslice_leases_lost", "Attempts that ended because they lost the lease.")
 CHILD_DEATHS = Counter(
-    "intraslice_child_deaths", "Engine processes that ended without a word, by kind.", ["kind"]
+    "intraslice_child_deaths",
+    "Engine processes that exited without a message, by error code.",
+    ["kind"],
 )
-STORE_ERRORS = Counter("intraslice_store_errors", "Calls the artifact store did not answer well.")
-JOBS_EXPIRED = Counter("intraslice_jobs_expired", "Jobs whose artifacts were removed for age.")
+STORE_ERRORS = Counter("intraslice_store_errors", "Failed requests to the artifact store.")
+JOBS_EXPIRED = Counter(
+    "intraslice_jobs_expired", "Jobs whose artifacts were removed after their retention."
+)
 ORPHANS_REMOVED = Counter(
-    "intraslice_orphans_removed", "Objects removed from the store because no job owns them."
+    "intraslice_orphans_removed", "Objects without an owner removed from the artifact store."
 )
 HAND_OFF_TRIES = Counter(
     "intraslice_hand_off_tries",
-    "Tries to hand a checkpoint to a registry or a hub, by what came of it.",
+    "Attempts to hand a checkpoint off to a registry or hub, by outcome.",
     ["target", "outcome"],
 )
 WEBHOOK_TRIES = Counter(
-    "intraslice_webhook_tries", "Tries to deliver a webhook, by what the receiver did.", ["outcome"]
+    "intraslice_webhook_tries", "Attempts to deliver a webhook, by outcome.", ["outcome"]
 )
 
-# Gauges of the whole deployment, filled at scrape time.
+# Gauges of the whole deployment, read at scrape time.
 JOBS = "intraslice_jobs"
 OUTBOX_MESSAGES = "intraslice_outbox_messages"
 OUTBOX_OLDEST_SECONDS = "intraslice_outbox_oldest_seconds"

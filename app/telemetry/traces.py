@@ -1,7 +1,7 @@
-"""OpenTelemetry traces, off unless an endpoint is set; nothing of it is imported until then.
+"""OpenTelemetry traces; without an endpoint they are off and OpenTelemetry is not imported.
 
-A trace begins with a request, or with the caller's `traceparent`. The job's row and the child's
-request carry it on, so that one trace tells of HTTP, queue, worker and engine.
+A trace starts with a request, or continues the caller's `traceparent`. The job's row and the
+child's request propagate it, so one trace covers HTTP, queue, worker and engine.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def configure_tracing(url: str, service: str) -> None:
     """Send this process's spans to an OTLP collector; an empty URL sends nothing.
 
     Args:
-        url: where spans are posted, as OTLP over HTTP.
-        service: the name of this process; `OTEL_SERVICE_NAME` wins.
+        url: OTLP/HTTP endpoint that spans are posted to.
+        service: name of this process; `OTEL_SERVICE_NAME` takes precedence.
     """
     if not url:
         return
@@ -39,20 +39,20 @@ def configure_tracing(url: str, service: str) -> None:
 
 
 def install_processor(processor: SpanProcessor, service: str) -> None:
-    """Begin to record spans."""
+    """Start to record spans and pass them to the processor."""
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
 
     global _provider
     stop_tracing()
-    # What OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME say comes last, and so wins.
+    # OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME are merged last and take precedence.
     resource = Resource({"service.name": service}).merge(OTELResourceDetector().detect())
     _provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     _provider.add_span_processor(processor)
 
 
 def stop_tracing() -> None:
-    """Send what is recorded and record no more."""
+    """Send the recorded spans and stop recording."""
     global _provider
     if _provider is not None:
         _provider.shutdown()
@@ -66,23 +66,24 @@ def span(
     parent: str | None = None,
     attributes: Mapping[str, str | int] | None = None,
 ) -> Iterator[Span | None]:
-    """Record what the block does; without tracing, only run it.
+    """Record the block as a span; without tracing, only run it.
 
     Args:
-        name: of the span.
-        parent: a W3C traceparent from elsewhere; else the span around this one.
-        attributes: facts about the span.
+        name: name of the span.
+        parent: W3C traceparent of the parent; by default the enclosing span.
+        attributes: attributes of the span.
     """
     if _provider is None:
         yield None
         return
     tracer = _provider.get_tracer(_INSTRUMENTATION)
-    with tracer.start_as_current_span(name, context=_context(parent), attributes=attributes) as one:
-        yield one
+    context = _context(parent)
+    with tracer.start_as_current_span(name, context=context, attributes=attributes) as current:
+        yield current
 
 
 def current_traceparent() -> str | None:
-    """The running span, as others can continue it; None without tracing."""
+    """Return the current span as a W3C traceparent; None without tracing."""
     if _provider is None:
         return None
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator

@@ -1,4 +1,4 @@
-"""A DAG for Airflow 3 that compresses a model; the commands are in `airflow_steps.py` beside it.
+"""Airflow 3 DAG that compresses a model with the commands of `airflow_steps.py`.
 
 Variables: `intraslice_url`, `intraslice_api_key`, `compressed_models` (a directory).
 """
@@ -16,7 +16,7 @@ ENVIRONMENT = {
     "RATIO": "{{ params.ratio }}",
     "OPTIONS": "{{ params.options }}",  # further options of `intraslice submit`
     "RUN": "{{ run_id }}",
-    "JOB": "{{ ti.xcom_pull(task_ids='submit') }}",  # the last line that `submit` has printed
+    "JOB": "{{ ti.xcom_pull(task_ids='submit') }}",  # last line printed by `submit`
     "PLACE": "{{ var.value.compressed_models }}/{{ run_id }}",
 }
 
@@ -28,11 +28,11 @@ with DAG(
     default_args={"retries": 2, "retry_delay": timedelta(minutes=1)},
     catchup=False,
 ):
-    previous = None
+    upstream = None
     for name, command in STEPS.items():
         task = BashOperator(
             task_id=name, bash_command=command, env=ENVIRONMENT, append_env=True, do_xcom_push=True
         )
-        if previous is not None:
-            previous >> task
-        previous = task
+        if upstream is not None:
+            upstream >> task
+        upstream = task

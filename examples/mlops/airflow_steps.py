@@ -1,9 +1,8 @@
-"""The steps of the DAG as shell commands, which also run by themselves, in their order.
+"""Steps of the DAG as shell commands, which also run without Airflow, in this order.
 
-Each takes what it needs from the environment: `INTRASLICE_URL`, `INTRASLICE_API_KEY`, `MODEL`,
-`RATIO`, `OPTIONS`, `RUN` (a name of this run, so that a task that is tried again finds its job),
-`JOB` (the last line that `submit` has printed; Airflow takes what goes to stderr for lines, too)
-and `PLACE` (a directory).
+They read the environment variables `INTRASLICE_URL`, `INTRASLICE_API_KEY`, `MODEL`, `RATIO`,
+`OPTIONS`, `RUN` (name of the run, so that a retried task finds its job), `JOB` (last line printed
+by `submit`; Airflow counts lines on stderr, too) and `PLACE` (output directory).
 """
 
 STEPS = {

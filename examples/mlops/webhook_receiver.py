@@ -1,8 +1,8 @@
-"""Receives webhooks and believes only those that the service has signed.
+"""Webhook receiver that verifies signatures.
 
     INTRASLICE_WEBHOOK_SECRET=whsec_… python examples/mlops/webhook_receiver.py [PORT]
 
-Prints a line for each event. A delivery may come twice, always with the same `webhook-id`.
+Prints one line per event. A delivery may arrive twice, always with the same `webhook-id`.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ from typing import Any
 
 from app.client import ForgedWebhookError, verify_webhook
 
-LARGEST_BODY = 1 << 20
+MAX_BODY_BYTES = 1 << 20
 
 
 def handle(event: dict[str, Any]) -> None:
-    """What is done with an event: here it is printed."""
+    """Handle an event: print it."""
     job = event["data"]
     print(f"{event['type']}: {job['id']} is {job['state']}", flush=True)
 
 
 def receiver(secret: str, port: int) -> ThreadingHTTPServer:
-    """A server that answers 204 to what is signed and 400 to anything else."""
-    seen: set[str] = set()
+    """Return a server that answers 204 to signed deliveries and 400 to all others."""
+    handled: set[str] = set()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = self.rfile.read(min(int(self.headers.get("content-length", 0)), LARGEST_BODY))
+            body = self.rfile.read(min(int(self.headers.get("content-length", 0)), MAX_BODY_BYTES))
             headers = {name.lower(): value for name, value in self.headers.items()}
             try:
                 event = verify_webhook(secret, headers, body)
             except ForgedWebhookError:
-                self._answer(400)
+                self._respond(400)
                 return
-            # Answer first: who waits for long is taken for broken and is asked again.
-            self._answer(204)
-            if headers["webhook-id"] not in seen:
-                seen.add(headers["webhook-id"])
+            # Respond first: the service retries deliveries that take too long.
+            self._respond(204)
+            if headers["webhook-id"] not in handled:
+                handled.add(headers["webhook-id"])
                 handle(event)
 
-        def _answer(self, status: int) -> None:
+        def _respond(self, status: int) -> None:
             self.send_response(status)
             self.send_header("content-length", "0")
             self.end_headers()
 
         def log_message(self, *_arguments: object) -> None:
-            """Events are printed, requests are not."""
+            """Log nothing: only events are printed."""
 
     return ThreadingHTTPServer(("127.0.0.1", port), Handler)
 

@@ -15,7 +15,7 @@ def upgrade() -> None:
     for table in ("jobs", "idempotency_keys"):
         column = sa.Column("project_id", sa.Text, nullable=False, server_default=_DEFAULT)
         op.add_column(table, column)
-        # Only the rows that were there belong to the default project; new ones say where.
+        # Existing rows belong to the default project; new rows must name theirs.
         op.alter_column(table, "project_id", server_default=None)
     op.create_index("ix_jobs_project_id", "jobs", ["project_id", "id"])
     op.drop_constraint("pk_idempotency_keys", "idempotency_keys")
@@ -23,7 +23,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # Two projects may have used one key; the older request keeps it.
+    # If two projects used the same key, the older request keeps it.
     op.execute(
         "DELETE FROM idempotency_keys AS a USING idempotency_keys AS b"
         " WHERE a.key = b.key AND (a.created_at, a.project_id) > (b.created_at, b.project_id)"

@@ -75,7 +75,7 @@ def downgrade() -> None:
     op.drop_constraint(op.f("ck_jobs_priority_bounded"), "jobs")
     for name in ("claimed_at", "queued_at", "max_pending_s", "max_runtime_s", "priority"):
         op.drop_column("jobs", name)
-    # The older code knows no pause: what was paused waits, what was pausing runs on.
+    # The earlier version has no pause: paused jobs are queued, pausing jobs keep running.
     op.execute("UPDATE jobs SET state = 'queued' WHERE state = 'paused'")
     op.execute("UPDATE jobs SET state = 'running' WHERE state = 'pausing'")
     _set_states(*_BEFORE)

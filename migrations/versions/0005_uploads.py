@@ -1,4 +1,4 @@
-"""Files that clients bring along."""
+"""Uploads of models and texts."""
 
 import sqlalchemy as sa
 from alembic import op

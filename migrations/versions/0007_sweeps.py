@@ -1,4 +1,4 @@
-"""Sweeps, and which jobs belong to one; how fast workers were, for estimates."""
+"""Sweeps and their jobs; throughput of workers, for estimates."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Finished layers of jobs, from which another attempt goes on."""
+"""Finished layers of jobs, from which another attempt resumes."""
 
 import sqlalchemy as sa
 from alembic import op

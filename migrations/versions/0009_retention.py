@@ -1,4 +1,4 @@
-"""How long artifacts stay, whose turn periodic work is, and which trace a job belongs to."""
+"""Retention of artifacts, last runs of periodic tasks, traces of jobs."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Published checkpoints on their way to registries and hubs."""
+"""Registry hand-offs of published checkpoints."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What people call an upload."""
+"""Names of uploads."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,7 +1,8 @@
-"""Settings come from INTRASLICE_* and refuse what is unsafe together."""
+"""Settings: environment, defaults, rejected values and combinations."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_secrets_are_not_shown() -> None:
 @pytest.mark.parametrize(
     "values", [{"api_key": "short"}, {"signing_key": "short"}, {"lease_seconds": 2.0}, {"port": -1}]
 )
-def test_unsafe_values_are_refused(values: dict[str, object]) -> None:
+def test_unsafe_values_are_rejected(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Settings(**values)
 
@@ -49,5 +50,49 @@ def test_unsafe_values_are_refused(values: dict[str, object]) -> None:
     [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True)]
     + [(host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "localhost.example.org", "")],
 )
-def test_loopback_is_told_from_the_rest(host: str, expected: bool) -> None:
+def test_loopback_addresses_are_recognised(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("before", "name"),
+    [
+        ("SWEEP_IN_WORKER", "MAINTENANCE_IN_WORKER"),
+        ("SWEEP_SECONDS", "MAINTENANCE_SECONDS"),
+        ("ORPHAN_SWEEP_SECONDS", "ORPHAN_CHECK_SECONDS"),
+        ("CHECKPOINT_STREAMS_SECONDS", "RESUME_STATE_SECONDS"),
+    ],
+)
+def test_earlier_environment_names_are_read_with_a_warning(
+    before: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default = getattr(Settings(), name.lower())
+    monkeypatch.setenv(f"INTRASLICE_{before}", "0" if default is True else "7")
+    with pytest.warns(FutureWarning, match=f"INTRASLICE_{before} is .* set INTRASLICE_{name}"):
+        settings = Settings()
+    assert getattr(settings, name.lower()) == (False if default is True else 7.0)
+    monkeypatch.setenv(f"INTRASLICE_{name}", str(default))
+    with pytest.warns(FutureWarning):
+        assert getattr(Settings(), name.lower()) == default
+
+
+def test_arguments_win_over_renamed_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTRASLICE_MAINTENANCE_SECONDS", "7")
+    assert Settings(maintenance_seconds=3.0).maintenance_seconds == 3.0
+
+
+UNITS = {"": 1, " GiB": 2**30, " MiB": 2**20, " TiB": 2**40}
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_has_a_description_with_its_default(name: str) -> None:
+    field = Settings.model_fields[name]
+    match = re.fullmatch(r"[A-Z].+ \(.*default:? (.+)\)", field.description or "")
+    assert match, field.description
+    if isinstance(field.default, bool):
+        assert match[1] == str(field.default).lower()
+    elif isinstance(field.default, int | float):
+        number, unit = re.fullmatch(r"(\d+)( [GMT]iB)?", match[1]).groups(default="")
+        assert int(number) * UNITS[unit] == field.default
+    elif isinstance(field.default, str) and field.default:
+        assert match[1] == field.default

@@ -1,4 +1,4 @@
-"""docker-compose.yml as Compose reads it: variables put in, merges resolved."""
+"""Reader of docker-compose.yml that substitutes variables and resolves merges, as Compose does."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 
 
 class MissingVariableError(Exception):
-    """A variable that must be set is not."""
+    """A required variable is not set."""
 
 
 def load(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The file with the environment's values in it.
+    """Return the file with the environment's values substituted.
 
     Raises:
-        MissingVariableError: if one that is demanded is unset or empty.
+        MissingVariableError: if a required variable is unset or empty.
     """
     text = (REPOSITORY / "docker-compose.yml").read_text()
-    # Values are put in after parsing, as Compose does: they cannot change the structure.
+    # Substituted after parsing, as in Compose, so that values cannot change the structure.
     loaded: dict[str, Any] = _interpolated(yaml.safe_load(text), environment)
     return loaded
 
 
 def example_environment() -> dict[str, str]:
-    """`.env.example` as it is: without secrets."""
+    """Return the variables of `.env.example`, whose secrets are empty."""
     lines = (REPOSITORY / ".env.example").read_text().splitlines()
     pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
     return {name: value for name, _, value in pairs}
 
 
 def filled_environment() -> dict[str, str]:
-    """The same with every empty line filled in, the optional one aside."""
+    """Return the same variables with every required one filled in."""
     optional = {"INTRASLICE_OTEL_ENDPOINT"}
     return {
         name: value or ("" if name in optional else f"secret0of0{name.replace('_', '0')}")
@@ -51,12 +51,12 @@ def _interpolated(value: Any, environment: Mapping[str, str]) -> Any:
     if isinstance(value, list):
         return [_interpolated(item, environment) for item in value]
     if isinstance(value, str):
-        return _VARIABLE.sub(lambda found: _value(found, environment), value)
+        return _VARIABLE.sub(lambda match: _value(match, environment), value)
     return value
 
 
-def _value(found: re.Match[str], environment: Mapping[str, str]) -> str:
-    name, kind, rest = found.groups()
+def _value(match: re.Match[str], environment: Mapping[str, str]) -> str:
+    name, kind, rest = match.groups()
     value = environment.get(name, "")
     if kind == "?" and not value:
         raise MissingVariableError(name)

@@ -1,4 +1,4 @@
-"""The deployment's files, as far as they can be judged without Docker."""
+"""Deployment files, as far as they can be tested without Docker."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SECRETS = {
 def test_compose_file_follows_the_specification() -> None:
     schema = json.loads(SCHEMA.read_text())
     document = load(filled_environment())
-    # The schema is of its own time; extension fields are allowed at the top.
+    # Extension fields are allowed at the top level.
     jsonschema.Draft7Validator(schema).validate(document)
     document["services"]["api"]["no_such_field"] = 1
     with pytest.raises(jsonschema.ValidationError):
@@ -47,7 +47,7 @@ def test_compose_does_not_start_without_each_secret(secret: str) -> None:
         load(filled_environment() | {secret: ""})
 
 
-def test_no_secret_is_written_in_the_file() -> None:
+def test_the_file_contains_no_secret() -> None:
     filled = filled_environment()
     empty = {name for name, value in example_environment().items() if not value}
     assert empty == SECRETS | {"INTRASLICE_OTEL_ENDPOINT"}
@@ -57,17 +57,19 @@ def test_no_secret_is_written_in_the_file() -> None:
                 assert name == "AWS_ACCESS_KEY_ID" or value in filled.values(), name
 
 
-def test_every_service_is_bounded_watched_and_waits_for_what_it_needs() -> None:
+def test_every_service_has_limits_a_health_check_and_its_dependencies() -> None:
     services = load(filled_environment())["services"]
     assert set(services) == {*OURS, "postgres", "valkey", "s3"}
     for name, service in services.items():
         assert service["deploy"]["resources"]["limits"].keys() == {"cpus", "memory"}, name
         assert service["healthcheck"], name
-        for needed in service.get("depends_on", {}):
-            assert needed in services
+        for dependency in service.get("depends_on", {}):
+            assert dependency in services
     for name in ("api", "worker", "scheduler"):
-        waits = {key: one["condition"] for key, one in services[name]["depends_on"].items()}
-        assert waits["migrate"] == "service_completed_successfully"
+        conditions = {
+            key: dependency["condition"] for key, dependency in services[name]["depends_on"].items()
+        }
+        assert conditions["migrate"] == "service_completed_successfully"
     for name in OURS:
         assert services[name]["read_only"] is True
         assert services[name]["cap_drop"] == ["ALL"]
@@ -75,15 +77,15 @@ def test_every_service_is_bounded_watched_and_waits_for_what_it_needs() -> None:
     assert published == ["api"]
 
 
-def test_our_environment_names_settings_that_exist() -> None:
-    known = {f"INTRASLICE_{name.upper()}" for name in Settings.model_fields}
+def test_environment_variables_name_existing_settings() -> None:
+    existing = {f"INTRASLICE_{name.upper()}" for name in Settings.model_fields}
     for name in OURS:
         environment = load(filled_environment())["services"][name]["environment"]
         ours = {key for key in environment if key.startswith("INTRASLICE_")}
-        assert ours <= known, ours - known
+        assert ours <= existing, ours - existing
 
 
-def test_dockerfile_passes_the_linter_and_does_not_end_as_root() -> None:
+def test_dockerfile_passes_the_linter_and_drops_root() -> None:
     linter = Path(sys.executable).with_name("hadolint")
     done = subprocess.run(
         [linter, REPOSITORY / "Dockerfile"], capture_output=True, text=True, check=False
@@ -93,7 +95,7 @@ def test_dockerfile_passes_the_linter_and_does_not_end_as_root() -> None:
     assert "\nUSER 10001\n" in text.rpartition("\nFROM ")[2]
 
 
-def test_the_image_gets_every_package_that_is_installed() -> None:
+def test_the_image_contains_every_package() -> None:
     dockerfile = (REPOSITORY / "Dockerfile").read_text()
     allowed = (REPOSITORY / ".dockerignore").read_text().split()
     for package in ("app", "workers", "intraslice_core", "migrations"):

@@ -1,6 +1,6 @@
-"""The services of docker-compose.yml as plain processes: their commands, their environment.
+"""Services of docker-compose.yml as plain processes, with their commands and environments.
 
-Only the names of hosts are replaced, by those of servers on this machine.
+Only the host names are replaced, by servers on this machine.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ JOB_SECONDS = 300
 
 
 class Deployment:
-    """Services of the file, as processes."""
+    """Services of the file, run as processes."""
 
     def __init__(self, directory: Path, hosts: dict[str, str]) -> None:
         self.variables = filled_environment()
@@ -48,10 +48,10 @@ class Deployment:
         self._hosts = hosts
 
     def environment(self, name: str) -> dict[str, str]:
-        """As in the file, with this machine's hosts; nothing of the tests' own settings."""
+        """Return a service's environment with this machine's hosts, without the tests' settings."""
         inherited = {key: value for key, value in os.environ.items() if "INTRASLICE" not in key}
         return inherited | {
-            # What the image sets.
+            # Set by the image.
             "INTRASLICE_DATA_DIR": str(self._directory / name),
             "HF_HOME": str(self._directory / "huggingface"),
             "HF_HUB_OFFLINE": "1",
@@ -84,8 +84,8 @@ class Deployment:
             process.wait()
 
     def _here(self, value: str) -> str:
-        for theirs, ours in self._hosts.items():
-            value = value.replace(theirs, ours)
+        for host, replacement in self._hosts.items():
+            value = value.replace(host, replacement)
         return value
 
 
@@ -102,7 +102,7 @@ def deployment(
     broker_url: str,
     tmp_path: Path,
 ) -> Iterator[Deployment]:
-    """Fresh: migrations are part of the test."""
+    """Deployment with an empty database: the test runs the migrations."""
     plain = postgres_server.url.replace("+psycopg", "")
     with psycopg.connect(plain, autocommit=True) as connection:
         connection.execute("CREATE DATABASE deployment")
@@ -121,7 +121,7 @@ def deployment(
 
 
 def with_free_ports(deployment: Deployment) -> str:
-    """Containers have their ports to themselves, processes do not."""
+    """Give each process a free port, since they share the machine; return the API's URL."""
     port = str(free_port())
     deployment.services["api"]["environment"]["INTRASLICE_PORT"] = port
     for name in ("worker", "scheduler"):
@@ -156,7 +156,9 @@ def finished(client: httpx.Client, path: str, logs: list[Path]) -> dict[str, Any
         time.sleep(0.2)
 
 
-def test_the_services_run_a_job_and_stop_when_told(deployment: Deployment, tmp_path: Path) -> None:
+def test_the_services_run_a_job_and_stop_on_their_signal(
+    deployment: Deployment, tmp_path: Path
+) -> None:
     base = with_free_ports(deployment)
     model = tiny_llama(tmp_path / "tiny")
     with deployment.running("migrate") as migrate:

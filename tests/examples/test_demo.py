@@ -1,4 +1,4 @@
-"""The demo notices what goes wrong, against a server that answers as told."""
+"""Error handling of the demo, against a mock server."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ WEIGHTS = b"weights" * 1000
 
 def client(answers: dict[str, Any]) -> httpx.Client:
     def handle(request: httpx.Request) -> httpx.Response:
-        found = answers[request.url.path]
-        if isinstance(found, bytes):
-            return httpx.Response(200, content=found)
-        status, body = found
+        answer = answers[request.url.path]
+        if isinstance(answer, bytes):
+            return httpx.Response(200, content=answer)
+        status, body = answer
         return httpx.Response(status, json=body)
 
     return httpx.Client(base_url="http://service", transport=httpx.MockTransport(handle))
@@ -43,18 +43,18 @@ def test_a_failed_job_ends_the_demo_with_the_jobs_error() -> None:
         follow(http, "/job")
 
 
-def test_a_refused_job_ends_the_demo_with_the_servers_words() -> None:
+def test_a_rejected_job_ends_the_demo_with_the_servers_message() -> None:
     problem = {"title": "Bad ratio", "code": "invalid"}
     with client({"/v1/jobs": (422, problem)}) as http, pytest.raises(DemoFailed, match="Bad ratio"):
         submit(http, 8)
 
 
-def test_an_artifact_that_arrives_damaged_is_noticed(tmp_path: Path) -> None:
+def test_a_damaged_artifact_is_detected(tmp_path: Path) -> None:
     answers = {
         "/job/artifacts": (200, listing(hashlib.sha256(b"other").hexdigest())),
         "/files/config": WEIGHTS,
     }
-    with client(answers) as http, pytest.raises(DemoFailed, match="damaged"):
+    with client(answers) as http, pytest.raises(DemoFailed, match="is damaged: its SHA-256"):
         download(http, "/job", tmp_path)
 
 
@@ -68,7 +68,7 @@ def test_an_intact_download_is_a_checkpoint_directory(tmp_path: Path) -> None:
     assert (tmp_path / "model" / "config.json").read_bytes() == WEIGHTS
 
 
-def test_the_loader_refuses_to_prove_anything_where_intraslice_can_be_imported(
+def test_the_loader_fails_where_intraslice_can_be_imported(
     tmp_path: Path,
 ) -> None:
     def load(packages: Path) -> subprocess.CompletedProcess[str]:
@@ -84,7 +84,7 @@ def test_the_loader_refuses_to_prove_anything_where_intraslice_can_be_imported(
     with_us = load(Path(__file__).parents[2])
     assert with_us.returncode == 1
     assert "intraslice_core, app, workers can be imported" in with_us.stderr
-    # The environment's own packages do not let it find us: it gets as far as the missing model.
+    # With third-party packages alone it cannot import IntraSlice, and fails at the missing model.
     without_us = load(Path(sysconfig.get_path("purelib")))
     assert "can be imported" not in without_us.stderr
     assert str(tmp_path / "none") in without_us.stderr

@@ -1,4 +1,4 @@
-"""The examples for pipelines run: their shell steps, their receiver, and the rules for metrics."""
+"""Pipeline examples: shell steps, webhook receiver, alert rules and Grafana panels."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ needs_promtool = pytest.mark.skipif(
 
 @pytest.fixture
 def commands(tmp_path: Path) -> dict[str, str]:
-    """An environment in which `intraslice` is this checkout's."""
+    """Environment in which `intraslice` is this checkout."""
     program = tmp_path / "bin" / "intraslice"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m app.cli.main "$@"\n')
@@ -76,7 +76,7 @@ def test_the_steps_of_the_workflow_run(
     service: str, commands: dict[str, str], tmp_path: Path
 ) -> None:
     workflow = yaml.safe_load((PLACE / "github-actions.yml").read_text())
-    steps = {one["name"]: one["run"] for one in workflow["jobs"]["compress"]["steps"]}
+    steps = {step["name"]: step["run"] for step in workflow["jobs"]["compress"]["steps"]}
     assert list(steps) == ["Install", "Check", "Compress", "Download", "Register"]
     output = tmp_path / "output"
     environment = commands | {
@@ -93,7 +93,7 @@ def test_the_steps_of_the_workflow_run(
     shell(steps["Download"], tmp_path, environment | {"JOB": job})
     assert (tmp_path / "small" / "model.safetensors").is_file()
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
-    # Started again, the run finds the job that it has begun.
+    # A re-run finds the job of the first run.
     shell(steps["Compress"], tmp_path, environment)
     assert output.read_text().splitlines() == [f"job={job}"] * 2
 
@@ -112,31 +112,31 @@ def test_the_steps_of_the_dag_run(service: str, commands: dict[str, str], tmp_pa
     }
     printed = {"submit": " "}
     for name, command in STEPS.items():
-        # As Airflow has it: both streams, of which the last line is what a task hands on.
+        # As in Airflow: the last line of both streams is the task's result.
         job = printed["submit"].splitlines()[-1]
         printed[name] = shell(f"exec 2>&1; {command}", tmp_path, environment | {"JOB": job})
     assert (tmp_path / "out" / "manifest.json").is_file()
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_is_good_enough_is_the_one_to_serve(
+def test_a_good_checkpoint_is_promoted(
     commands: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = finished_checkpoint(tmp_path / "small")  # its perplexity is 1.22 times the dense
+    checkpoint = finished_checkpoint(tmp_path / "small")  # its perplexity ratio is 1.22
     (tmp_path / "mlflow").mkdir()
     promote = f"{sys.executable} {PLACE}/promote_in_mlflow.py small --mlflow $MLFLOW"
     with mlflow_server(tmp_path / "mlflow") as url:
         environment = commands | {"MLFLOW": url}
         done = shell(f"{promote} --most 1.2 2>&1 || echo code $?", tmp_path, environment)
-        assert "stays as it is" in done
+        assert "intraslice-Big-1B version 1 is not promoted: perplexity ratio 1.22" in done
         assert done.endswith("code 1\n")
         assert "@smaller is version 1" in shell(promote, tmp_path, environment)
-        told = shell("intraslice register small --mlflow $MLFLOW", tmp_path, environment)
-        assert "was registered already: intraslice-Big-1B version 1" in told
+        output = shell("intraslice register small --mlflow $MLFLOW", tmp_path, environment)
+        assert "was registered already: intraslice-Big-1B version 1" in output
         (tmp_path / "small" / "notes.txt").write_text("another")
         write_manifest(checkpoint, {"model": "hub:org/Big-1B@main"})
-        told = shell("intraslice register small --mlflow $MLFLOW", tmp_path, environment)
-        assert "registered as intraslice-Big-1B version 2" in told
+        output = shell("intraslice register small --mlflow $MLFLOW", tmp_path, environment)
+        assert "registered as intraslice-Big-1B version 2" in output
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow.artifacts import download_artifacts
@@ -150,15 +150,15 @@ def test_a_checkpoint_that_is_good_enough_is_the_one_to_serve(
     assert not (served / "notes.txt").exists()
 
 
-def test_the_dag_is_sound_and_has_every_step() -> None:
+def test_the_dag_compiles_and_has_every_step() -> None:
     text = (PLACE / "airflow_dag.py").read_text()
     compile(text, "airflow_dag.py", "exec")
     assert "STEPS.items()" in text
-    wanted = {name for command in STEPS.values() for name in re.findall(r"\$([A-Z]+)", command)}
-    assert wanted <= set(re.findall(r'"([A-Z_]+)":', text))
+    variables = {name for command in STEPS.values() for name in re.findall(r"\$([A-Z]+)", command)}
+    assert variables <= set(re.findall(r'"([A-Z_]+)":', text))
 
 
-def test_the_receiver_believes_what_is_signed_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_receiver_handles_a_signed_delivery_once(capsys: pytest.CaptureFixture[str]) -> None:
     secret, _kept = WebhookSecrets("a signing key").create("whk_1")
     body = json.dumps({"type": "job.failed", "data": {"id": "job_1", "state": "failed"}})
     good = signed_headers("msg_1", datetime.now(UTC), body, [secret])
@@ -180,20 +180,22 @@ def test_the_receiver_believes_what_is_signed_once(capsys: pytest.CaptureFixture
 
 
 def expressions() -> list[str]:
-    """Of the dashboard and of the rules."""
+    """Return the expressions of the dashboard and of the rules."""
     dashboard: dict[str, Any] = json.loads((PLACE / "grafana-dashboard.json").read_text())
     rules = yaml.safe_load((PLACE / "alerts.yml").read_text())["groups"][0]["rules"]
     targets = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     return targets + [rule["expr"] for rule in rules]
 
 
-def test_metrics_that_are_looked_at_are_those_that_are_told() -> None:
-    told = set(re.findall(r'"(intraslice_\w+)"', TELEMETRY.read_text()))
-    looked_at = {name for one in expressions() for name in re.findall(r"intraslice_\w+", one)}
-    assert {name for name in looked_at if SUFFIXES.sub("", name) not in told} == set()
+def test_queried_metrics_exist() -> None:
+    exported = set(re.findall(r'"(intraslice_\w+)"', TELEMETRY.read_text()))
+    queried = {
+        name for expression in expressions() for name in re.findall(r"intraslice_\w+", expression)
+    }
+    assert {name for name in queried if SUFFIXES.sub("", name) not in exported} == set()
 
 
-def test_panels_are_whole_and_do_not_overlap() -> None:
+def test_panels_are_complete_and_do_not_overlap() -> None:
     dashboard = json.loads((PLACE / "grafana-dashboard.json").read_text())
     taken: set[tuple[int, int]] = set()
     for panel in dashboard["panels"]:
@@ -212,15 +214,18 @@ def test_panels_are_whole_and_do_not_overlap() -> None:
 
 
 @needs_promtool
-def test_rules_are_sound_and_fire_when_they_should() -> None:
+def test_rules_are_valid_and_fire() -> None:
     for command in (("check", "rules", "alerts.yml"), ("test", "rules", "alerts_test.yml")):
         done = subprocess.run([str(PROMTOOL), *command], cwd=PLACE, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
 @needs_promtool
-def test_every_expression_of_the_dashboard_can_be_read(tmp_path: Path) -> None:
-    rules = [{"record": f"panel:{number}", "expr": one} for number, one in enumerate(expressions())]
+def test_every_expression_is_valid(tmp_path: Path) -> None:
+    rules = [
+        {"record": f"panel:{number}", "expr": expression}
+        for number, expression in enumerate(expressions())
+    ]
     file = tmp_path / "rules.yml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A collector of traces: OTLP over HTTP, kept in a list."""
+"""OTLP/HTTP trace collector that keeps spans in a list."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpanSeen:
-    """What arrived, and from which service."""
+class ReceivedSpan:
+    """A span and the service that sent it."""
 
     service: str
     name: str
@@ -28,15 +28,18 @@ class Collector:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.spans: list[SpanSeen] = []
+        self.spans: list[ReceivedSpan] = []
 
     def take(self, body: bytes) -> None:
         request = ExportTraceServiceRequest()
         request.ParseFromString(body)
         for group in request.resource_spans:
-            attributes = {one.key: one.value.string_value for one in group.resource.attributes}
+            attributes = {
+                attribute.key: attribute.value.string_value
+                for attribute in group.resource.attributes
+            }
             self.spans += [
-                SpanSeen(
+                ReceivedSpan(
                     service=attributes["service.name"],
                     name=span.name,
                     trace_id=span.trace_id.hex(),
@@ -53,7 +56,7 @@ def collector() -> Iterator[Collector]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
-            seen.take(gzip.decompress(body) if self.headers["content-encoding"] else body)
+            received.take(gzip.decompress(body) if self.headers["content-encoding"] else body)
             self.send_response(200)
             self.send_header("content-length", "0")
             self.end_headers()
@@ -63,11 +66,11 @@ def collector() -> Iterator[Collector]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    seen = Collector(f"http://127.0.0.1:{server.server_port}")
+    received = Collector(f"http://127.0.0.1:{server.server_port}")
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield seen
+        yield received
     finally:
         server.shutdown()
         thread.join()

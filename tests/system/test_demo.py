@@ -1,4 +1,4 @@
-"""`make demo` as a stranger runs it, on the real model."""
+"""`make demo` on the real model."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def leftovers() -> set[Path]:
 
 def test_the_demo_compresses_loads_and_compares_a_real_model() -> None:
     before = leftovers()
-    few = [*DEMO, "--samples", "8"]  # what more of them are good for is not seen here
-    done = subprocess.run(few, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    command = [*DEMO, "--samples", "8"]  # fewer than the default, for speed
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     for expected in ("parameters", "perplexity", "tokens/s", "IntraSliceForCausalLM"):
         assert expected in done.stdout
     assert leftovers() == before
 
 
-def test_ctrl_c_in_the_middle_of_a_job_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_ctrl_c_during_a_job_leaves_nothing_behind(tmp_path: Path) -> None:
     before = leftovers()
     output = tmp_path / "output"
     with output.open("wb") as file:

@@ -1,4 +1,4 @@
-"""The short form of `benchmarks/faults.py`: kill -9, and nothing is lost."""
+"""Short run of `benchmarks/faults.py`: kill -9 of every process loses nothing."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def test_jobs_survive_kill_9_of_every_process() -> None:
         check=False,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    found = json.loads(finished.stdout.splitlines()[-1])
-    assert found.pop("recovery_p95_s") > 0
-    assert found == {
+    summary = json.loads(finished.stdout.splitlines()[-1])
+    assert summary.pop("recovery_p95_s") > 0
+    assert summary == {
         "rounds": 2,
         "submitted": 2,
         "lost": 0,

@@ -1,14 +1,13 @@
-"""A model whose weights are larger than the memory a process may have is compressed all the same.
+"""Compression of a model whose weights are larger than the memory limit of the process.
 
-The limit is RLIMIT_DATA. Since Linux 4.7 it counts what is private and writable: the heap and
-anonymous mappings, memory that nobody else can take over. What is mapped from files read-only or
-shared is not counted, and rightly so: it is the page cache's, which drops it when somebody needs
-the room. RLIMIT_AS would count the address space of every library and of every mapped file, and
-so refuse a file for its size however little of it is ever in memory.
+The limit is RLIMIT_DATA. Since Linux 4.7 it counts private writable memory: the heap and anonymous
+mappings. It does not count read-only or shared file mappings, which belong to the page cache and
+are dropped when memory is short. RLIMIT_AS would count the address space of every library and
+mapped file, and so reject a large file however little of it is in memory.
 
 Weights are read through such mappings, and with `offload_dir` hidden states are written through
-them. The result is not loaded at the end (`verify=False`): that is transformers' doing, whole and
-in float32.
+them. The result is not loaded at the end (`verify=False`), because transformers would load all of
+it in float32.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ pytestmark = [pytest.mark.slow]
 
 LAYERS, WIDTH, INNER = 56, 1024, 768
 SPARE = 256 * 2**20
-"""What the process may take beyond what importing has taken."""
+"""Memory that the process may use in addition to that of its imports."""
 
 LIMITED = """
 import resource, sys
@@ -57,7 +56,7 @@ else:
         ratio=0.3,
         dtype="float32",
         batch_size=2,
-        allocation="uniform",  # learns, and leaves out the comparison of two plans: seconds
+        allocation="uniform",  # skips the comparison of two plans, which takes seconds
         calibration=CalibrationConfig(source="pydoc", samples=16, sequence_length=64),
     )
     compress_model(model, Path(out), config, verify=False,
@@ -67,7 +66,7 @@ else:
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Many small layers in float32, written one at a time."""
+    """Checkpoint of many small float32 layers, written one at a time."""
     folder = tmp_path_factory.mktemp("large") / "dense"
     folder.mkdir()
     sizes = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS}
@@ -112,7 +111,7 @@ def limited(dense: Path, place: Path, what: str) -> subprocess.CompletedProcess[
             **os.environ,
             "PYTHONPATH": str(Path(__file__).parents[2]),
             "OMP_NUM_THREADS": "1",
-            "MALLOC_ARENA_MAX": "1",  # an arena of each thread's own is 64 MiB at once
+            "MALLOC_ARENA_MAX": "1",  # every further arena reserves 64 MiB
         },
         capture_output=True,
         text=True,
@@ -120,9 +119,7 @@ def limited(dense: Path, place: Path, what: str) -> subprocess.CompletedProcess[
     )
 
 
-def test_a_model_larger_than_the_limit_is_compressed_where_it_cannot_be_loaded(
-    dense: Path, tmp_path: Path
-) -> None:
+def test_a_model_larger_than_the_memory_limit_is_compressed(dense: Path, tmp_path: Path) -> None:
     weights = sum(file.stat().st_size for file in dense.glob("*.safetensors"))
     whole = limited(dense, tmp_path, "load")
     assert weights > int(whole.stdout.split()[0])

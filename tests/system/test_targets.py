@@ -1,4 +1,4 @@
-"""A job for each target, over HTTP: succeeded, with its exports and its report."""
+"""A job for each target over HTTP, with its exports and report."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def job_for(target: str, model: Path, exports: list[str]) -> dict[str, Any]:
     }
 
 
-def require_signed_download(client: TestClient, path: str, place: Path, public_key: Path) -> None:
-    """As `intraslice verify` sees the files that a client gets."""
+def assert_signed_download(client: TestClient, path: str, place: Path, public_key: Path) -> None:
+    """Download the files and check them with `intraslice verify`."""
     place.mkdir()
-    for one in client.get(f"{path}/artifacts").json()["data"]:
-        (place / one["name"]).write_bytes(client.get(one["url"]).content)
+    for file in client.get(f"{path}/artifacts").json()["data"]:
+        (place / file["name"]).write_bytes(client.get(file["url"]).content)
     done = CliRunner().invoke(app, ["verify", str(place), "--public-key", str(public_key)])
     assert done.exit_code == 0, done.output
     licence = json.loads((place / "manifest.json").read_text())["licence"]
@@ -65,14 +65,14 @@ def test_every_target_succeeds_with_its_files_and_a_report(
             wait_for(lambda job=job: state(client, job) in {"succeeded", "failed"}, log, 400)
             assert state(client, job) == "succeeded", log.read_text()[-3000:]
             path = f"/v1/jobs/{job['id']}"
-            files = {one["name"] for one in client.get(f"{path}/artifacts").json()["data"]}
+            files = {file["name"] for file in client.get(f"{path}/artifacts").json()["data"]}
             assert {"config.json", "model.safetensors", "README.md"} <= files
-            wanted = {"model-f16.gguf", "model-q8_0.gguf"} if target != "research" else set()
-            assert {name for name in files if name.endswith(".gguf")} == wanted
+            expected = {"model-f16.gguf", "model-q8_0.gguf"} if target != "research" else set()
+            assert {name for name in files if name.endswith(".gguf")} == expected
             report = client.get(f"{path}/report").json()
-            assert len(report["verified"]) == 1 + len(wanted)
+            assert len(report["verified"]) == 1 + len(expected)
             page = client.get(f"{path}/report", headers={"Accept": "text/html"})
             assert page.status_code == httpx.codes.OK
-            require_signed_download(client, path, tmp_path / target, public)
+            assert_signed_download(client, path, tmp_path / target, public)
         process.terminate()
         assert process.wait(60) == 0, log.read_text()[-3000:]

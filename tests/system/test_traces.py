@@ -1,4 +1,4 @@
-"""One trace from the request through the queue into the engine's process."""
+"""One trace from the request through the queue into the engine process."""
 
 from __future__ import annotations
 

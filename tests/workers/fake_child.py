@@ -1,4 +1,4 @@
-"""Stands where the engine stands: speaks the protocol of `workers.messages`, without torch."""
+"""Fake child process: sends the messages of `workers.messages`, without the engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workers.messages import (
 )
 
 
-def say(message: ProgressMessage | FinishedMessage | FailedMessage) -> None:
+def send(message: ProgressMessage | FinishedMessage | FailedMessage) -> None:
     os.write(1, encode(message))
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     event = ProgressEvent(
         stage=Stage.COMPRESS, message="layer 1/2", fraction=0.4, layer=0, layers=2
     )
-    say(ProgressMessage(event=event))
+    send(ProgressMessage(event=event))
     BEHAVIOURS[behaviour](request)
 
 
@@ -40,17 +40,17 @@ def finish(request: ChildRequest) -> None:
     request.checkpoint.mkdir()
     (request.checkpoint / "config.json").write_text("{}")
     (request.checkpoint / "model.safetensors").write_bytes(b"weights")
-    say(FinishedMessage(report=REPORT))
+    send(FinishedMessage(report=REPORT))
 
 
-def finish_when_told(request: ChildRequest) -> None:
+def finish_on_signal_file(request: ChildRequest) -> None:
     while not request.checkpoint.with_name("go").exists():
         time.sleep(0.02)
     finish(request)
 
 
 def fail(_request: ChildRequest) -> None:
-    say(
+    send(
         FailedMessage(
             code="numerical", message="singular", layer=1, module="mlp", stage=Stage.COMPRESS
         )
@@ -62,7 +62,7 @@ def wait_for_stop(_request: ChildRequest) -> None:
     signal.signal(signal.SIGTERM, lambda number, _frame: stopped.append(number))
     while not stopped:
         time.sleep(0.02)
-    say(FailedMessage(code="cancelled", message="the compression was cancelled"))
+    send(FailedMessage(code="cancelled", message="the compression was cancelled"))
 
 
 def ignore_stop(_request: ChildRequest) -> None:
@@ -75,7 +75,7 @@ def be_killed(_request: ChildRequest) -> None:
 
 
 def crash(_request: ChildRequest) -> None:
-    sys.stderr.write("some words\nSegmentation something\n")
+    sys.stderr.write("some output\nSegmentation something\n")
     sys.stderr.flush()
     os._exit(7)
 
@@ -87,7 +87,7 @@ def babble(request: ChildRequest) -> None:
 
 BEHAVIOURS = {
     "finish": finish,
-    "finish_when_told": finish_when_told,
+    "finish_on_signal_file": finish_on_signal_file,
     "fail": fail,
     "wait_for_stop": wait_for_stop,
     "ignore_stop": ignore_stop,

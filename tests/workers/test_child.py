@@ -1,4 +1,4 @@
-"""The child's own side: whatever happens, it says so in one message."""
+"""The child process: every outcome becomes one message."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def test_engine_errors_keep_their_code_and_field(tmp_path: Path) -> None:
     assert (message.code, message.field, message.stage) == ("model_not_found", "model", "load")
 
 
-def test_a_task_without_the_extra_is_an_error_that_names_it(
+def test_a_task_without_the_extra_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval", None)  # as where it is not installed
+    monkeypatch.setitem(sys.modules, "lm_eval", None)  # as if it were not installed
     out = io.BytesIO()
     evaluation = EvaluationConfig(tasks=("arc_easy",))
-    asked = request(tmp_path, str(tiny_llama(tmp_path / "dense")))
-    Child(out).run(asked.model_copy(update={"evaluation": evaluation}))
+    base = request(tmp_path, str(tiny_llama(tmp_path / "dense")))
+    Child(out).run(base.model_copy(update={"evaluation": evaluation}))
     message = last_message(out)
     assert (message.code, message.field) == ("missing_extra", "evaluation.tasks")
     assert message.hint == 'pip install "intraslice[eval]"'
 
 
-def test_stop_before_the_start_is_a_cancellation(tmp_path: Path) -> None:
+def test_a_stop_before_the_start_is_a_cancellation(tmp_path: Path) -> None:
     out = io.BytesIO()
     child = Child(out)
     child.request_stop(signal.SIGTERM, None)
@@ -88,7 +88,7 @@ def test_any_exception_becomes_a_message(
     assert (message.code, message.layer) == (code, layer)
 
 
-def test_child_of_another_parent_does_not_begin() -> None:
+def test_a_child_of_another_parent_exits() -> None:
     command = [sys.executable, "-P", "-m", "workers.child", "1"]
     done = subprocess.run(command, input=b"{}", capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (1, b"")

@@ -1,4 +1,4 @@
-"""The worker's thread that sends webhooks."""
+"""The worker's thread of webhook deliveries."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from app.domain.principal import OPERATOR
 from app.domain.webhook import ENDINGS, Answer, WebhookRequest
 from app.services import webhooks
 from app.services.resources import Resources
-from workers.deliveries import send_due
-from workers.rounds import RoundLoop
+from workers.periodic_tasks import PollingThread, send_due_deliveries
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
 
-class Stumbling(WebhookSender):
-    """Fails with a bug of ours the first time, and tells when it has sent."""
+class FailingOnce(WebhookSender):
+    """Raises an unexpected error at the first delivery and sets `sent` at the second."""
 
     def __init__(self, resources: Resources) -> None:
         super().__init__(resources.webhook_sender.guard, timeout=1.0)
         self._resources = resources
-        self.tries = 0
+        self.attempts = 0
         self.sent = threading.Event()
 
     def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        self.tries += 1
-        if self.tries == 1:
+        self.attempts += 1
+        if self.attempts == 1:
             with self._resources.database.transaction() as transaction:
                 transaction.execute(text("UPDATE webhook_deliveries SET next_try_at = now()"))
             raise ZeroDivisionError
@@ -39,16 +38,18 @@ class Stumbling(WebhookSender):
         return Answer(status=200)
 
 
-def test_thread_outlives_a_bug_and_sends_what_it_had_not_recorded(resources: Resources) -> None:
+def test_the_thread_survives_a_bug_and_repeats_the_delivery(resources: Resources) -> None:
     request = WebhookRequest(url="https://93.184.216.34/", events=ENDINGS)
     webhook = webhooks.create_webhook(resources, OPERATOR, request).webhook
     webhooks.send_test(resources, OPERATOR, webhook.id)
-    sender = Stumbling(resources)
-    loop = RoundLoop(replace(resources, webhook_sender=sender), "deliveries", send_due)
+    sender = FailingOnce(resources)
+    loop = PollingThread(
+        replace(resources, webhook_sender=sender), "deliveries", send_due_deliveries
+    )
     loop.start()
     try:
         assert sender.sent.wait(30)
     finally:
         loop.stop()
     (delivery,) = webhooks.list_deliveries(resources, OPERATOR, webhook.id, limit=9, before=None)
-    assert (delivery.state, delivery.attempts, sender.tries) == ("delivered", 2, 2)
+    assert (delivery.state, delivery.attempts, sender.attempts) == ("delivered", 2, 2)

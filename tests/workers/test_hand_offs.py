@@ -1,4 +1,4 @@
-"""Succeeded jobs' checkpoints reach real registries and hubs, whatever happens in between."""
+"""Registry hand-offs of succeeded jobs to a real MLflow server and a mock Hub."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.app.builders import running
 from tests.app.checkpoints import contents, finished_checkpoint
 from tests.app.hub_server import Hub, hub_server
 from tests.app.mlflow_server import mlflow_server
-from workers.hand_offs import hand_off_due
+from workers.periodic_tasks import perform_due_hand_off
 
 pytestmark = [
     pytest.mark.postgres,
@@ -42,7 +42,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def pushing(resources: Resources, hub: Hub) -> Resources:
-    """Of a deployment that pushes to the hub."""
+    """Resources of a deployment that pushes to the Hub."""
     return with_settings(
         resources,
         handoff_hub_endpoint=hub.url,
@@ -57,7 +57,7 @@ def with_settings(resources: Resources, **changes: object) -> Resources:
 
 
 def succeed(resources: Resources, place: Path) -> Job:
-    """As a worker ends a job."""
+    """Publish a checkpoint as a worker does."""
     import json
 
     directory = finished_checkpoint(place)
@@ -67,7 +67,7 @@ def succeed(resources: Resources, place: Path) -> Job:
     return publication.publish(resources, job.lease, files, report)
 
 
-def found(resources: Resources, job: Job) -> list[HandOff]:
+def listed(resources: Resources, job: Job) -> list[HandOff]:
     return hand_offs.list_hand_offs(resources, OPERATOR, job.id)
 
 
@@ -77,17 +77,17 @@ def make_due(resources: Resources) -> None:
         transaction.execute(text(due))
 
 
-def test_nothing_is_handed_off_unasked(resources: Resources, tmp_path: Path) -> None:
+def test_nothing_is_handed_off_by_default(resources: Resources, tmp_path: Path) -> None:
     job = succeed(resources, tmp_path / "small")
-    assert found(resources, job) == []
-    assert hand_off_due(resources) == 0
+    assert listed(resources, job) == []
+    assert perform_due_hand_off(resources) == 0
 
 
-def test_the_hub_gets_what_was_published(pushing: Resources, hub: Hub, tmp_path: Path) -> None:
+def test_the_hub_receives_the_published_files(pushing: Resources, hub: Hub, tmp_path: Path) -> None:
     job = succeed(pushing, tmp_path / "small")
-    assert [one.state for one in found(pushing, job)] == [HandOffState.PENDING]
-    assert hand_off_due(pushing) == 1
-    (done,) = found(pushing, job)
+    assert [hand_off.state for hand_off in listed(pushing, job)] == [HandOffState.PENDING]
+    assert perform_due_hand_off(pushing) == 1
+    (done,) = listed(pushing, job)
     assert (done.state, done.attempts, done.error) == (HandOffState.DONE, 1, None)
     assert done.url == f"{hub.url}/acme/Big-1B-0.3-research"
     repository = hub.repositories["acme/Big-1B-0.3-research"]
@@ -95,45 +95,47 @@ def test_the_hub_gets_what_was_published(pushing: Resources, hub: Hub, tmp_path:
     sent = contents(tmp_path / "small") | {"manifest.json": repository.files["manifest.json"]}
     assert repository.files == sent
     assert job.id in repository.files["manifest.json"].decode()
-    assert hand_off_due(pushing) == 0
+    assert perform_due_hand_off(pushing) == 0
     assert list(pushing.settings.work_dir.glob("*.hand-off-*")) == []
 
 
-def test_a_hub_that_was_away_gets_it_later_and_the_job_stays_succeeded(
+def test_an_unavailable_hub_is_retried_and_the_job_stays_succeeded(
     pushing: Resources, hub: Hub, tmp_path: Path
 ) -> None:
     hub.takes_objects = False
     job = succeed(pushing, tmp_path / "small")
-    assert hand_off_due(pushing) == 1
-    (waiting,) = found(pushing, job)
+    assert perform_due_hand_off(pushing) == 1
+    (waiting,) = listed(pushing, job)
     assert waiting.state is HandOffState.PENDING
     assert waiting.error is not None
     assert "did not take it" in waiting.error
     assert hub.token not in waiting.error
-    assert hand_off_due(pushing) == 0, "it must wait first"
+    assert perform_due_hand_off(pushing) == 0, "the retry is not due yet"
     assert jobs.get_job(pushing, OPERATOR, job.id).state is State.SUCCEEDED
 
     hub.takes_objects = True
     make_due(pushing)
-    assert hand_off_due(pushing) == 1
-    (done,) = found(pushing, job)
+    assert perform_due_hand_off(pushing) == 1
+    (done,) = listed(pushing, job)
     assert (done.state, done.attempts, done.error) == (HandOffState.DONE, 2, None)
 
 
-def test_after_the_last_try_it_has_failed(pushing: Resources, hub: Hub, tmp_path: Path) -> None:
+def test_the_hand_off_fails_after_the_last_attempt(
+    pushing: Resources, hub: Hub, tmp_path: Path
+) -> None:
     hub.takes_objects = False
     job = succeed(pushing, tmp_path / "small")
     with pushing.database.transaction() as transaction:
         transaction.execute(text(f"UPDATE hand_offs SET attempts = {TRIES - 1}"))
-    hand_off_due(pushing)
-    (failed,) = found(pushing, job)
+    perform_due_hand_off(pushing)
+    (failed,) = listed(pushing, job)
     assert (failed.state, failed.attempts) == (HandOffState.FAILED, TRIES)
     assert failed.finished_at is not None
     make_due(pushing)
-    assert hand_off_due(pushing) == 0
+    assert perform_due_hand_off(pushing) == 0
 
 
-def test_what_a_killed_worker_had_begun_another_does_and_the_late_one_changes_nothing(
+def test_another_worker_takes_over_and_the_late_one_changes_nothing(
     pushing: Resources, hub: Hub, tmp_path: Path
 ) -> None:
     job = succeed(pushing, tmp_path / "small")
@@ -141,14 +143,14 @@ def test_what_a_killed_worker_had_begun_another_does_and_the_late_one_changes_no
     assert killed is not None
     assert hand_offs.claim_due(pushing) is None
     make_due(pushing)
-    assert hand_off_due(pushing) == 1
+    assert perform_due_hand_off(pushing) == 1
     hub.takes_objects = False
     hand_offs.perform(pushing, killed)
-    (done,) = found(pushing, job)
+    (done,) = listed(pushing, job)
     assert (done.state, done.attempts) == (HandOffState.DONE, 2)
 
 
-def test_a_long_hand_off_is_kept(
+def test_a_long_hand_off_keeps_its_lease(
     pushing: Resources, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from datetime import timedelta
@@ -163,19 +165,19 @@ def test_a_long_hand_off_is_kept(
             assert hand_offs.claim_due(pushing) is None
 
 
-def test_artifacts_that_are_gone_are_not_waited_for(
+def test_missing_artifacts_fail_the_hand_off_at_once(
     pushing: Resources, hub: Hub, tmp_path: Path
 ) -> None:
     job = succeed(pushing, tmp_path / "small")
     with pushing.database.transaction() as transaction:
         transaction.execute(text("DELETE FROM artifacts"))
-    hand_off_due(pushing)
-    (failed,) = found(pushing, job)
+    perform_due_hand_off(pushing)
+    (failed,) = listed(pushing, job)
     assert (failed.state, failed.error) == (HandOffState.FAILED, "the job's artifacts are gone")
     assert hub.requests == []
 
 
-def test_what_a_killed_worker_has_fetched_is_removed_once_it_is_over(
+def test_files_of_a_killed_worker_are_removed_after_the_hand_off(
     pushing: Resources, tmp_path: Path
 ) -> None:
     job = succeed(pushing, tmp_path / "small")
@@ -190,21 +192,21 @@ def test_what_a_killed_worker_has_fetched_is_removed_once_it_is_over(
 
 
 @pytest.mark.slow
-def test_mlflow_gets_a_version_that_names_the_job(resources: Resources, tmp_path: Path) -> None:
+def test_the_mlflow_version_names_the_job(resources: Resources, tmp_path: Path) -> None:
     place = tmp_path / "mlflow"
     place.mkdir()
     with mlflow_server(place) as url:
         registering = with_settings(resources, handoff_mlflow_uri=url)
         job = succeed(registering, tmp_path / "small")
-        assert hand_off_due(registering) == 1
-        (done,) = found(registering, job)
+        assert perform_due_hand_off(registering) == 1
+        (done,) = listed(registering, job)
         assert (done.state, done.error) == (HandOffState.DONE, None)
         version = MlflowClient(tracking_uri=url).get_model_version("Big-1B-0.3-research", "1")
     assert version.tags["intraslice.job_id"] == job.id
     assert done.reference == "Big-1B-0.3-research version 1"
 
 
-def test_a_name_that_cannot_be_made_stops_a_worker_at_its_start() -> None:
+def test_an_invalid_name_template_stops_the_worker_at_its_start() -> None:
     with pytest.raises(ConfigurationError, match="may name") as caught:
         hand_offs.require_usable(Settings(handoff_name="{secret}"))
     assert caught.value.field == "INTRASLICE_HANDOFF_NAME"
@@ -217,6 +219,6 @@ def test_a_name_that_cannot_be_made_stops_a_worker_at_its_start() -> None:
         {"handoff_hub_namespace": "acme"},
     ],
 )
-def test_half_a_hub_is_refused_with_the_settings(settings: dict[str, str]) -> None:
+def test_incomplete_hub_settings_are_rejected(settings: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="needs handoff_hub"):
         Settings(**settings)

@@ -1,4 +1,4 @@
-"""Finished layers reach the store beside the work, and a slow store does not hold it up."""
+"""Uploads of finished layers in the background, also to a slow store."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def mirror_of(resources: Resources, job: Job) -> LayerMirror:
     return LayerMirror(resources, job, layers_directory(resources, job.id))
 
 
-def test_files_are_kept_as_they_are_told_of(resources: Resources) -> None:
+def test_reported_files_are_uploaded(resources: Resources) -> None:
     job = running(resources)
     mirror = mirror_of(resources, job)
     mirror.start()
@@ -45,7 +45,7 @@ def test_files_are_kept_as_they_are_told_of(resources: Resources) -> None:
     assert objects(resources, job) == {"tokens.safetensors", "layer-00000.safetensors"}
 
 
-def test_what_an_attempt_could_not_send_the_next_one_sends(resources: Resources) -> None:
+def test_the_next_attempt_uploads_the_remaining_files(resources: Resources) -> None:
     job = running(resources)
     mirror = mirror_of(resources, job)
     finish(mirror, "tokens.safetensors", "streams.safetensors", "recovery.safetensors", ".part")
@@ -54,20 +54,20 @@ def test_what_an_attempt_could_not_send_the_next_one_sends(resources: Resources)
     assert objects(resources, job) == {"tokens.safetensors"}
 
 
-def test_a_store_that_is_away_is_asked_again_and_holds_nothing_up(
+def test_an_unavailable_store_is_retried_in_the_background(
     resources: Resources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = running(resources)
-    put, asked = resources.store.put_file, []
+    put, attempts = resources.store.put_file, []
 
-    def away_at_first(key: str, source: Path) -> None:
-        asked.append(key)
-        if len(asked) < 3:
+    def fail_twice(key: str, source: Path) -> None:
+        attempts.append(key)
+        if len(attempts) < 3:
             raise StoreUnavailableError
         put(key, source)
 
-    monkeypatch.setattr(resources.store, "put_file", away_at_first)
-    settings = resources.settings.model_copy(update={"sweep_seconds": 0.01})
+    monkeypatch.setattr(resources.store, "put_file", fail_twice)
+    settings = resources.settings.model_copy(update={"maintenance_seconds": 0.01})
     mirror = mirror_of(replace(resources, settings=settings), job)
     mirror.start()
     finish(mirror, "tokens.safetensors")
@@ -77,10 +77,10 @@ def test_a_store_that_is_away_is_asked_again_and_holds_nothing_up(
         assert time.monotonic() < deadline
         time.sleep(0.01)
     mirror.drop()
-    assert len(asked) == 3
+    assert len(attempts) == 3
 
 
-def test_nothing_is_sent_for_a_job_that_is_lost(resources: Resources) -> None:
+def test_uploads_stop_when_the_lease_is_lost(resources: Resources) -> None:
     job = running(resources)
     mirror = mirror_of(resources, job)
     mirror.start()
@@ -89,7 +89,7 @@ def test_nothing_is_sent_for_a_job_that_is_lost(resources: Resources) -> None:
     mirror.add("tokens.safetensors")
     mirror.add("layer-00000.safetensors")
     mirror.flush()
-    # The first is sent before the loss shows; a left-over that goes with the attempt's others.
+    # The first upload reveals the loss; its file is removed with the attempt's others.
     assert objects(resources, job) == {"tokens.safetensors"}
 
 

@@ -1,4 +1,4 @@
-"""What is said on one side is heard on the other."""
+"""Encoding and decoding of messages."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def test_messages_survive_the_pipe(
     assert decode(line) == message
 
 
-def test_unknown_messages_are_refused() -> None:
+def test_unknown_messages_are_rejected() -> None:
     with pytest.raises(ValidationError):
         decode(b'{"kind": "surprise"}')

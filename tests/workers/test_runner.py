@@ -1,4 +1,4 @@
-"""One job from claim to end, with a child that behaves as told; everything else is real."""
+"""One job from claim to end, with a fake child and real servers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from app.services import claims, jobs, publication
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
 from tests.app.builders import in_state, queued, running, succeeded, weights_on_disk
-from workers.child_process import ChildProcess, end_all_children
+from workers.child_process import ChildProcess, kill_all_children
 from workers.messages import ChildRequest
+from workers.periodic_tasks import DEPLOYMENT_TASKS, MaintenanceThread
 from workers.runner import StartChild, remove_stale_work, run_next_job
-from workers.schedule import Sweeper
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 REPOSITORY = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def run(resources: Resources, behaviour: str) -> Job | None:
     return run_next_job(resources, "worker-1", threading.Event(), child(behaviour))
 
 
-def nothing_is_left(resources: Resources, job: Job) -> None:
+def assert_nothing_is_left(resources: Resources, job: Job) -> None:
     assert resources.store.keys(job_prefix(job.id)) == []
     assert jobs.list_artifacts(resources, OPERATOR, job.id) == []
     assert list(resources.settings.work_dir.glob("*")) == []
@@ -57,7 +57,7 @@ def nothing_is_left(resources: Resources, job: Job) -> None:
 def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
 
 
@@ -69,7 +69,7 @@ def child_pid(resources: Resources) -> int | None:
 
 
 @pytest.mark.parametrize("behaviour", ["finish", "babble"])
-def test_finished_child_makes_a_succeeded_job(resources: Resources, behaviour: str) -> None:
+def test_a_finished_child_completes_the_job(resources: Resources, behaviour: str) -> None:
     queued(resources)
     job = run(resources, behaviour)
     assert job is not None
@@ -85,7 +85,7 @@ def test_finished_child_makes_a_succeeded_job(resources: Resources, behaviour: s
     assert stages == ["compress", "publish"]
 
 
-def test_engine_error_fails_the_job_at_once(resources: Resources) -> None:
+def test_an_engine_error_fails_the_job_at_once(resources: Resources) -> None:
     queued(resources)
     job = run(resources, "fail")
     assert job is not None
@@ -93,13 +93,13 @@ def test_engine_error_fails_the_job_at_once(resources: Resources) -> None:
     assert job.error is not None
     assert (job.error.code, job.error.layer, job.error.module) == ("numerical", 1, "mlp")
     assert not job.error.retryable
-    nothing_is_left(resources, job)
+    assert_nothing_is_left(resources, job)
 
 
 @pytest.mark.parametrize(
     ("behaviour", "code"), [("be_killed", "out_of_memory"), ("crash", "child_crashed")]
 )
-def test_dead_child_is_tried_again_until_the_attempts_are_used_up(
+def test_a_crashed_child_is_retried_up_to_the_last_attempt(
     resources: Resources, behaviour: str, code: str
 ) -> None:
     queued(resources)
@@ -113,27 +113,27 @@ def test_dead_child_is_tried_again_until_the_attempts_are_used_up(
     assert job.error.retryable
     if behaviour == "crash":
         assert "exit code 7: Segmentation something" in job.error.message
-    nothing_is_left(resources, job)
+    assert_nothing_is_left(resources, job)
 
 
 @pytest.mark.parametrize("behaviour", ["wait_for_stop", "ignore_stop"])
-def test_cancelled_job_ends_within_the_grace(resources: Resources, behaviour: str) -> None:
+def test_a_cancelled_job_ends_within_the_grace_period(resources: Resources, behaviour: str) -> None:
     job = queued(resources)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(run, resources, behaviour)
         wait_for(lambda: child_pid(resources) is not None)
         process = psutil.Process(child_pid(resources))
-        asked = time.monotonic()
+        requested_at = time.monotonic()
         assert jobs.cancel_job(resources, OPERATOR, job.id).state is State.CANCELLING
         ended = future.result(timeout=20)
     assert ended is not None
     assert ended.state is State.CANCELLED
-    assert time.monotonic() - asked < 5.0
+    assert time.monotonic() - requested_at < 5.0
     assert not process.is_running()
-    nothing_is_left(resources, job)
+    assert_nothing_is_left(resources, job)
 
 
-def test_stopped_worker_gives_the_job_back(resources: Resources) -> None:
+def test_a_stopped_worker_requeues_its_job(resources: Resources) -> None:
     job = queued(resources)
     stopping = threading.Event()
     with ThreadPoolExecutor(1) as pool:
@@ -143,13 +143,13 @@ def test_stopped_worker_gives_the_job_back(resources: Resources) -> None:
         ended = future.result(timeout=20)
     assert ended is not None
     assert (ended.state, ended.attempt) == (State.QUEUED, 0)
-    nothing_is_left(resources, job)
+    assert_nothing_is_left(resources, job)
     again = run(resources, "finish")
     assert again is not None
     assert (again.state, again.attempt) == (State.SUCCEEDED, 1)
 
 
-def test_worker_that_lost_its_lease_stops_and_touches_nothing(resources: Resources) -> None:
+def test_a_worker_without_its_lease_stops_and_changes_nothing(resources: Resources) -> None:
     job = queued(resources)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(run, resources, "ignore_stop")
@@ -167,7 +167,7 @@ def test_worker_that_lost_its_lease_stops_and_touches_nothing(resources: Resourc
     assert jobs.get_job(resources, OPERATOR, job.id).lease == successor.lease
 
 
-def test_duplicate_delivery_is_harmless(resources: Resources) -> None:
+def test_duplicate_hints_are_harmless(resources: Resources) -> None:
     job = queued(resources)
     with ThreadPoolExecutor(3) as pool:
         futures = [pool.submit(run, resources, "finish") for _ in range(3)]
@@ -177,23 +177,21 @@ def test_duplicate_delivery_is_harmless(resources: Resources) -> None:
     assert jobs.get_job(resources, OPERATOR, job.id).attempt == 1
 
 
-def test_hint_at_a_cancelled_job_is_harmless(resources: Resources) -> None:
+def test_a_hint_at_a_cancelled_job_is_harmless(resources: Resources) -> None:
     in_state(resources, State.CANCELLED)
     assert run(resources, "finish") is None
 
 
-def test_urgent_jobs_are_taken_first_and_old_ones_before_new_ones(resources: Resources) -> None:
-    made = [queued(resources, priority=priority) for priority in (5, 9, 0, 9)]
-    taken = [claims.claim_next_job(resources, "worker-1") for _ in made]
-    wanted = [made[index].id for index in (1, 3, 0, 2)]
-    assert [job.id for job in taken if job] == wanted
+def test_jobs_are_claimed_by_priority_then_age(resources: Resources) -> None:
+    created = [queued(resources, priority=priority) for priority in (5, 9, 0, 9)]
+    claimed = [claims.claim_next_job(resources, "worker-1") for _ in created]
+    expected = [created[index].id for index in (1, 3, 0, 2)]
+    assert [job.id for job in claimed if job] == expected
     assert claims.claim_next_job(resources, "worker-1") is None
 
 
 @pytest.mark.parametrize("behaviour", ["wait_for_stop", "ignore_stop"])
-def test_paused_job_is_put_aside_and_goes_on_when_resumed(
-    resources: Resources, behaviour: str
-) -> None:
+def test_a_paused_job_runs_again_when_resumed(resources: Resources, behaviour: str) -> None:
     job = queued(resources)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(run, resources, behaviour)
@@ -211,24 +209,22 @@ def test_paused_job_is_put_aside_and_goes_on_when_resumed(
     assert (done.state, done.attempt) == (State.SUCCEEDED, 1)
 
 
-def test_job_that_runs_too_long_fails_and_is_not_tried_again(resources: Resources) -> None:
+def test_an_overdue_job_fails_without_retry(resources: Resources) -> None:
     queued(resources, max_runtime_s=1)
     job = run(resources, "ignore_stop")
     assert job is not None
     assert job.error is not None
     assert (job.state, job.error.code, job.attempt) == (State.FAILED, "timeout", 1)
-    nothing_is_left(resources, job)
+    assert_nothing_is_left(resources, job)
 
 
-def test_result_that_was_ready_before_the_pause_is_kept(resources: Resources) -> None:
+def test_a_result_ready_before_the_pause_is_published(resources: Resources) -> None:
     job = running(resources)
     jobs.pause_job(resources, OPERATOR, job.id)
     assert succeeded(resources, job).state is State.SUCCEEDED
 
 
-def test_sources_are_checked_again_where_they_are_read(
-    resources: Resources, tmp_path: Path
-) -> None:
+def test_sources_are_checked_again_on_the_worker(resources: Resources, tmp_path: Path) -> None:
     models = tmp_path / "models"
     weights_on_disk(models / "m")
     queued(resources, model=ModelSource(source="path", ref=str(models / "m")))
@@ -240,31 +236,31 @@ def test_sources_are_checked_again_where_they_are_read(
     assert (ended.state, ended.error.code) == (State.FAILED, "source_not_allowed")
 
 
-def test_child_is_told_how_large_a_model_may_be(resources: Resources) -> None:
-    told: list[ChildRequest] = []
+def test_the_child_receives_the_model_limits(resources: Resources) -> None:
+    requests: list[ChildRequest] = []
 
-    def listening(request: ChildRequest, log: Path) -> ChildProcess:
-        told.append(request)
+    def recording_child(request: ChildRequest, log: Path) -> ChildProcess:
+        requests.append(request)
         return child("finish")(request, log)
 
     queued(resources)
-    run_next_job(resources, "worker-1", threading.Event(), listening)
-    assert [request.limits for request in told] == [resources.settings.model_limits]
-    assert told[0].limits.max_parameters is not None
+    run_next_job(resources, "worker-1", threading.Event(), recording_child)
+    assert [request.limits for request in requests] == [resources.settings.model_limits]
+    assert requests[0].limits.max_parameters is not None
 
 
-def test_leftovers_of_dead_workers_are_removed(resources: Resources) -> None:
+def test_files_of_dead_workers_are_removed(resources: Resources) -> None:
     work = resources.settings.work_dir
     alive = claims.claim_job(resources, queued(resources).id, "worker-1")
     assert alive is not None
-    kept = work / f"{alive.id}.{alive.fencing_token}"
-    for directory in (kept, work / f"{alive.id}.0", work / ("job_" + "0" * 26 + ".1")):
+    live_directory = work / f"{alive.id}.{alive.fencing_token}"
+    for directory in (live_directory, work / f"{alive.id}.0", work / ("job_" + "0" * 26 + ".1")):
         directory.mkdir(parents=True)
     remove_stale_work(resources)
-    assert list(work.iterdir()) == [kept]
+    assert list(work.iterdir()) == [live_directory]
 
 
-def test_success_removes_what_earlier_attempts_uploaded(resources: Resources) -> None:
+def test_success_removes_the_uploads_of_earlier_attempts(resources: Resources) -> None:
     job = queued(resources)
     resources.store.put_new(f"{job_prefix(job.id)}attempts/0/files/old.bin", b"old")
     assert run(resources, "finish") is not None
@@ -272,17 +268,17 @@ def test_success_removes_what_earlier_attempts_uploaded(resources: Resources) ->
     assert len(jobs.list_artifacts(resources, OPERATOR, job.id)) == 3
 
 
-def test_sweep_revives_the_job_of_a_dead_worker(resources: Resources) -> None:
+def test_maintenance_requeues_the_job_of_a_dead_worker(resources: Resources) -> None:
     job = claims.claim_job(resources, queued(resources).id, "dead")
     assert job is not None
     with resources.database.transaction() as transaction:
         job_rows.renew(transaction, job.lease, -1.0)
-    Sweeper(resources).sweep()
+    MaintenanceThread(resources, DEPLOYMENT_TASKS).run_tasks()
     revived = jobs.get_job(resources, OPERATOR, job.id)
     assert (revived.state, revived.attempt) == (State.QUEUED, 1)
 
 
-def test_job_outlives_a_short_outage_of_the_database(settings: Settings, tmp_path: Path) -> None:
+def test_a_job_survives_a_short_database_outage(settings: Settings, tmp_path: Path) -> None:
     server = EmbeddedPostgres(tmp_path / "own-postgres", durable=False)
     server.start()
     url = server.url
@@ -292,7 +288,7 @@ def test_job_outlives_a_short_outage_of_the_database(settings: Settings, tmp_pat
     )
     queued(resources)
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(run, resources, "finish_when_told")
+        future = pool.submit(run, resources, "finish_on_signal_file")
         wait_for(lambda: child_pid(resources) is not None)
         server.stop()
         for file in resources.settings.work_dir.glob("*/pid"):
@@ -307,33 +303,33 @@ def test_job_outlives_a_short_outage_of_the_database(settings: Settings, tmp_pat
     assert (ended.state, ended.attempt) == (State.SUCCEEDED, 1)
 
 
-def test_success_that_the_worker_did_not_hear_of_keeps_its_files(resources: Resources) -> None:
-    """The connection broke at the commit: the second try is refused, the files are published."""
+def test_a_success_whose_commit_was_not_confirmed_keeps_its_files(resources: Resources) -> None:
+    """The connection broke at the commit: the retry is rejected, but the files are published."""
     job = running(resources)
     succeeded(resources, job)
     publication.discard_attempt(resources, job.lease)
     assert len(resources.store.keys(job_prefix(job.id))) == 4
 
 
-def test_a_worker_in_a_hurry_does_not_wait_for_a_deaf_child(settings: Settings) -> None:
-    """What the second signal does; the first alone would give it an hour."""
+def test_a_second_signal_kills_an_unresponsive_child(settings: Settings) -> None:
+    """`kill_all_children` ends the drain, which alone would take an hour."""
     resources = open_resources(settings.model_copy(update={"drain_seconds": 3600.0}))
     job, stopping = queued(resources), threading.Event()
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(run_next_job, resources, "worker-1", stopping, child("ignore_stop"))
         wait_for(lambda: child_pid(resources) is not None)
         stopping.set()
-        end_all_children()
+        kill_all_children()
         left = run.result(60)
     assert left is not None
     assert (left.state, left.attempt, left.error) == (State.QUEUED, 0, None)
-    nothing_is_left(resources, job)
+    assert_nothing_is_left(resources, job)
     resources.close()
 
 
 def test_a_draining_worker_gives_its_child_the_drain_time(settings: Settings) -> None:
-    impatient = settings.model_copy(update={"drain_seconds": 0.1, "child_grace_seconds": 3600.0})
-    resources = open_resources(impatient)
+    short_drain = settings.model_copy(update={"drain_seconds": 0.1, "child_grace_seconds": 3600.0})
+    resources = open_resources(short_drain)
     queued(resources)
     stopping = threading.Event()
     with ThreadPoolExecutor(1) as pool:

@@ -1,4 +1,4 @@
-"""The scheduler as a process, beside a worker that does not sweep."""
+"""The scheduler process, and the maintenance left to workers beside it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.builders import in_state, running
 from tests.app.environment import environment_of
-from workers.main import steps_of
-from workers.schedule import LOCAL_STEPS, SHARED_STEPS
+from workers.periodic_tasks import DEPLOYMENT_TASKS, MACHINE_TASKS, maintenance_of_worker
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
@@ -53,7 +52,7 @@ def free_port() -> int:
 
 
 def metrics_at(port: int, deadline: float) -> str:
-    """What that port serves, once it does: the other scheduler may be done before."""
+    """Return the metrics served at the port, waiting until a scheduler serves them."""
     while True:
         try:
             return httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
@@ -62,7 +61,7 @@ def metrics_at(port: int, deadline: float) -> str:
             time.sleep(0.1)
 
 
-def test_two_schedulers_reap_and_settle_and_end_on_sigterm(
+def test_two_schedulers_reap_settle_and_stop_on_sigterm(
     settings: Settings, resources: Resources, tmp_path: Path
 ) -> None:
     lost, ended = running(resources), in_state(resources, State.SUCCEEDED)
@@ -76,8 +75,8 @@ def test_two_schedulers_reap_and_settle_and_end_on_sigterm(
     with scheduler(watched, log) as first, scheduler(settings, log) as second:
         deadline = time.monotonic() + 60
         while True:
-            found = [jobs.get_job(resources, OPERATOR, job.id) for job in (lost, ended)]
-            if found[0].state is State.QUEUED and found[1].expires_at is not None:
+            requeued, settled = (jobs.get_job(resources, OPERATOR, job.id) for job in (lost, ended))
+            if requeued.state is State.QUEUED and settled.expires_at is not None:
                 break
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
@@ -91,8 +90,7 @@ def test_two_schedulers_reap_and_settle_and_end_on_sigterm(
     assert len([entry for entry in entries if entry["event"] == "scheduler_stopped"]) == 2
 
 
-def test_a_worker_beside_a_scheduler_does_only_what_concerns_its_machine(
-    settings: Settings,
-) -> None:
-    assert steps_of(settings) == SHARED_STEPS + LOCAL_STEPS
-    assert steps_of(settings.model_copy(update={"sweep_in_worker": False})) == LOCAL_STEPS
+def test_a_worker_beside_a_scheduler_maintains_only_its_machine(settings: Settings) -> None:
+    assert maintenance_of_worker(settings) == DEPLOYMENT_TASKS + MACHINE_TASKS
+    without = settings.model_copy(update={"maintenance_in_worker": False})
+    assert maintenance_of_worker(without) == MACHINE_TASKS

@@ -1,4 +1,4 @@
-"""The worker as a process: a real broker, a real database, the real engine."""
+"""The worker process with a real broker, database and engine."""
 
 from __future__ import annotations
 
@@ -84,16 +84,16 @@ def state(client: TestClient, job: dict[str, Any]) -> str:
     return str(client.get(job["urls"]["self"]).json()["state"])
 
 
-def test_real_job_from_request_to_download(
+def test_a_real_job_from_request_to_download(
     client: TestClient, settings: Settings, tmp_path: Path
 ) -> None:
     model, log = tiny_model(tmp_path), tmp_path / "worker.log"
-    # Starlette's client speaks httpx's language.
+    # Starlette's test client has the interface of httpx.Client.
     upload = Client("http://testserver", http=client).uploads.model(model)  # type: ignore[arg-type]
     shutil.rmtree(model)
     with worker(settings, log) as process:
-        asked = body(model) | {"model": {"source": "upload", "ref": upload.id}}
-        job = client.post("/v1/jobs", json=asked).json()
+        request = body(model) | {"model": {"source": "upload", "ref": upload.id}}
+        job = client.post("/v1/jobs", json=request).json()
         ended = {"succeeded", "failed", "cancelled"}
         wait_for(lambda: state(client, job) in ended, log)
         done = client.get(job["urls"]["self"]).json()
@@ -118,8 +118,8 @@ def test_real_job_from_request_to_download(
     assert list(settings.work_dir.glob("*")) == []
 
 
-def begin_long_job(client: TestClient, model: Path, log: Path) -> dict[str, Any]:
-    """A job whose compression takes far longer than any test waits."""
+def start_long_job(client: TestClient, model: Path, log: Path) -> dict[str, Any]:
+    """Start a job that runs longer than any test waits."""
     job: dict[str, Any] = client.post(
         "/v1/jobs", json=body(model, samples=20_000, sequence_length=64)
     ).json()
@@ -131,17 +131,17 @@ def begin_long_job(client: TestClient, model: Path, log: Path) -> dict[str, Any]
     return job
 
 
-def test_running_job_is_cancelled(client: TestClient, settings: Settings, tmp_path: Path) -> None:
+def test_a_running_job_is_cancelled(client: TestClient, settings: Settings, tmp_path: Path) -> None:
     model, log = tiny_model(tmp_path), tmp_path / "worker.log"
     with worker(settings, log):
-        job = begin_long_job(client, model, log)
+        job = start_long_job(client, model, log)
         assert client.post(job["urls"]["cancel"]).json()["state"] == "cancelling"
         wait_for(lambda: state(client, job) == "cancelled", log, 20)
     assert client.get(job["urls"]["artifacts"]).json()["data"] == []
     assert list(settings.work_dir.glob("*")) == []
 
 
-def test_terminated_worker_gives_its_job_back_and_another_machine_goes_on(
+def test_a_terminated_workers_job_resumes_on_another_machine(
     client: TestClient, settings: Settings, tmp_path: Path
 ) -> None:
     model, log = tiny_model(tmp_path), tmp_path / "worker.log"
@@ -157,9 +157,9 @@ def test_terminated_worker_gives_its_job_back_and_another_machine_goes_on(
     )
     with worker(elsewhere, log):
         undisturbed = client.post("/v1/jobs", json=body(model, evaluate=False, samples=100)).json()
-        for one in (job, undisturbed):
-            wait_for(lambda one=one: state(client, one) == "succeeded", log)  # type: ignore[misc]
-        # A job has succeeded before its worker has tidied up after it.
+        for each in (job, undisturbed):
+            wait_for(lambda each=each: state(client, each) == "succeeded", log)  # type: ignore[misc]
+        # The worker removes its files after the job has succeeded.
         wait_for(lambda: list(elsewhere.work_dir.glob("*")) == [], log)
     assert report(client, job)["resumed_layers"] >= 1
     assert report(client, undisturbed)["resumed_layers"] == 0
@@ -174,23 +174,23 @@ def progress(client: TestClient, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def report(client: TestClient, job: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = client.get(job["urls"]["report"]).json()
-    return found
+    document: dict[str, Any] = client.get(job["urls"]["report"]).json()
+    return document
 
 
 def digests(client: TestClient, job: dict[str, Any]) -> dict[str, str]:
-    """Of the files that hold no times."""
+    """Return the digests of the files that contain no times."""
     files = client.get(job["urls"]["artifacts"]).json()["data"]
     timed = ("manifest.json", "intraslice_report.json", "README.md")
     return {file["name"]: file["sha256"] for file in files if file["name"] not in timed}
 
 
-def test_killed_worker_loses_its_child_and_its_job_to_another(
+def test_a_killed_workers_child_dies_and_its_job_is_retried(
     client: TestClient, settings: Settings, tmp_path: Path
 ) -> None:
     model, log = tiny_model(tmp_path), tmp_path / "worker.log"
     with worker(settings, log) as process:
-        job = begin_long_job(client, model, log)
+        job = start_long_job(client, model, log)
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
         process.kill()
@@ -206,21 +206,21 @@ def test_killed_worker_loses_its_child_and_its_job_to_another(
     assert lost["data"]["error"]["code"] == "worker_lost"
 
 
-def test_job_waits_for_an_absent_broker(
+def test_a_job_waits_for_an_unavailable_broker(
     client: TestClient, settings: Settings, tmp_path: Path
 ) -> None:
-    """The API's own hint is lost; the worker's sweep sends another."""
+    """The API's wake-up message is lost; the worker's maintenance sends another."""
     model, log = tiny_model(tmp_path), tmp_path / "worker.log"
-    away = settings.model_copy(
+    disconnected = settings.model_copy(
         update={"broker_url": "redis+socket:///nonexistent.sock?virtual_host=0"}
     )
     from app.main import create_app
 
-    with TestClient(create_app(away)) as cut_off:
-        response = cut_off.post("/v1/jobs", json=body(model))
+    with TestClient(create_app(disconnected)) as api:
+        response = api.post("/v1/jobs", json=body(model))
         assert response.status_code == 202
-        assert cut_off.get("/readyz").status_code == 503
-        assert cut_off.get("/livez").status_code == 200
+        assert api.get("/readyz").status_code == 503
+        assert api.get("/livez").status_code == 200
     job = response.json()
     with worker(settings, log):
         wait_for(lambda: state(client, job) == "succeeded", log)

@@ -1,8 +1,8 @@
 // @ts-check
-/** The fields of the form, in three groups: which model, how small, and everything else. */
+/** Form fields in three groups: model, size and runtime, advanced settings. */
 
 import { html } from "../vendor/htm-preact.js";
-import { percent } from "../words.js";
+import { percent, textName } from "../words.js";
 import { ALLOCATIONS, METHODS, RATIOS, TARGETS, TEXTS } from "./request.js";
 
 /**
@@ -15,59 +15,59 @@ const typed = (event) => event.target.value;
 
 /** @param {Props} props */
 export function Model({ form, set, offer, uploads }) {
-  const models = (uploads || []).filter((one) => one.kind === "model");
+  const models = (uploads || []).filter((upload) => upload.kind === "model");
   const choose = (/** @type {string} */ source) => {
     set("source", source);
     set("ref", source === "package" ? offer?.packages[0] || "" : source === "upload" ? models[0]?.id || "" : "");
   };
-  const known = form.source === "package" ? offer?.packages : form.source === "hub" ? offer?.hub : null;
+  const suggestions = form.source === "package" ? offer?.packages : form.source === "hub" ? offer?.hub : null;
   return html`<div class="field">
-      <label for="source">Where the model is</label>
+      <label for="source">Model source</label>
       <select id="source" value=${form.source} onChange=${(/** @type {any} */ e) => choose(typed(e))}>
-        <option value="package">a Python package of the workers</option>
-        <option value="hub">a hub</option>
-        <option value="upload">sent from this computer</option>
-        <option value="path">a directory of the workers</option>
+        <option value="package">Preset</option>
+        <option value="hub">Hugging Face Hub</option>
+        <option value="upload">Uploaded</option>
+        <option value="path">Server path</option>
       </select>
     </div>
     <div class="field">
       <label for="ref">Model</label>
       ${form.source === "upload" ? html`<select id="ref" value=${form.ref} onChange=${(/** @type {any} */ e) => set("ref", typed(e))}>
-        ${form.ref && !models.some((one) => one.id === form.ref) ? html`<option value=${form.ref}>${form.ref}</option>` : null}
-        ${models.map((one) => html`<option value=${one.id}>${one.name || one.id}</option>`)}
-      </select>` : html`<input id="ref" list="known" value=${form.ref} required autocomplete="off" onInput=${(/** @type {any} */ e) => set("ref", typed(e))} />
-      <datalist id="known">${(known || []).map((/** @type {string} */ one) => html`<option value=${one} />`)}</datalist>`}
+        ${form.ref && !models.some((upload) => upload.id === form.ref) ? html`<option value=${form.ref}>${form.ref}</option>` : null}
+        ${models.map((upload) => html`<option value=${upload.id}>${upload.name || upload.id}</option>`)}
+      </select>` : html`<input id="ref" list="suggestions" value=${form.ref} required autocomplete="off" onInput=${(/** @type {any} */ e) => set("ref", typed(e))} />
+      <datalist id="suggestions">${(suggestions || []).map((/** @type {string} */ name) => html`<option value=${name} />`)}</datalist>`}
       <p class="hint">${hint(form.source, offer, models)}</p>
     </div>`;
 }
 
 /** @param {string} source @param {any} offer @param {any[]} models */
 function hint(source, offer, models) {
-  if (source === "upload") return html`${models.length ? "" : "None is here yet. "}<a href="#/uploads">Send one</a>`;
+  if (source === "upload") return html`${models.length ? "" : "No uploads yet. "}<a href="#/uploads">Upload a model</a>`;
   if (!offer) return "";
-  if (source === "package") return `Allowed here: ${offer.packages.join(", ") || "none"}.`;
-  if (source === "hub") return `Allowed here: ${offer.hub.join(", ") || "none"}.`;
-  return `Below: ${offer.roots.join(", ") || "nothing is allowed"}.`;
+  if (source === "package") return offer.packages.length ? `Presets: ${offer.packages.join(", ")}.` : "This server has no presets.";
+  if (source === "hub") return offer.hub.length ? `Allowed: ${offer.hub.join(", ")}.` : "Hub models are disabled on this server.";
+  return offer.roots.length ? `Enter an absolute path under ${offer.roots.join(" or ")}.` : "Server paths are disabled on this server.";
 }
 
 const SIZES = [
-  ["ratio", "remove a part"],
-  ["params", "reach a number of parameters"],
-  ["bytes", "reach a size of the files"],
-  ["sweep", "try several, and compare (a sweep)"],
+  ["ratio", "Percentage"],
+  ["params", "Parameter count"],
+  ["bytes", "File size"],
+  ["sweep", "Sweep: try several sizes"],
 ];
 
 /** @param {Props} props */
 export const Size = ({ form, set }) => html`<fieldset>
-  <legend>How small</legend>
-  ${SIZES.map(([name, what]) => html`<label class="check">
-    <input type="radio" name="size" checked=${form.size === name} onChange=${() => set("size", name)} />${what}</label>`)}
+  <legend>How much to remove</legend>
+  ${SIZES.map(([name, label]) => html`<label class="check">
+    <input type="radio" name="size" checked=${form.size === name} onChange=${() => set("size", name)} />${label}</label>`)}
   <${Amount} form=${form} set=${set} />
 </fieldset>
 <fieldset>
-  <legend>Where it is to run</legend>
-  ${TARGETS.map(([name, what]) => html`<label class="check">
-    <input type="radio" name="target" checked=${form.target === name} onChange=${() => set("target", name)} /><span><b>${name}</b>: ${what}</span></label>`)}
+  <legend>Where will you run it?</legend>
+  ${TARGETS.map(([name, title, detail]) => html`<label class="check">
+    <input type="radio" name="target" checked=${form.target === name} onChange=${() => set("target", name)} /><span><b>${title}</b>${detail ? `: ${detail}` : ""}</span></label>`)}
 </fieldset>`;
 
 /** @param {Props} props */
@@ -79,53 +79,53 @@ function Amount({ form, set }) {
     return html`<label for="mebibytes">Weights of the result, in MiB</label>
       <input id="mebibytes" type="number" min="0.001" step="any" value=${form.mebibytes} onInput=${(/** @type {any} */ e) => set("mebibytes", typed(e))} />`;
   if (form.size === "sweep")
-    return html`<p class="label" id="ratios">Parts to remove</p>
-      <div class="chips" role="group" aria-labelledby="ratios">${RATIOS.map((one) => html`<${Check} list="ratios" one=${one} text=${`${Math.round(100 * one)} %`} form=${form} set=${set} />`)}</div>
-      <p class="hint">One job each; what does not depend on the part is learnt once.</p>`;
-  return html`<label for="ratio">${percent(form.ratio, 0)} of the layers' parameters</label>
+    return html`<p class="label" id="ratios">Percentages to remove</p>
+      <div class="chips" role="group" aria-labelledby="ratios">${RATIOS.map((ratio) => html`<${Check} list="ratios" value=${ratio} label=${`${Math.round(100 * ratio)} %`} form=${form} set=${set} />`)}</div>
+      <p class="hint">One job each; statistics that do not depend on the percentage are computed once.</p>`;
+  return html`<label for="ratio">Remove ${percent(form.ratio, 0)} of layer weights</label>
     <input id="ratio" type="range" min="0.05" max="0.6" step="0.05" value=${form.ratio} onInput=${(/** @type {any} */ e) => set("ratio", Number(typed(e)))} />
     <p class="hint">20 to 30 % is usual; above 40 % quality falls steeply.</p>`;
 }
 
-/** One of a list, in or out. @param {Props & { list: "texts" | "evaluate" | "exports" | "ratios", one: any, text?: string }} props */
-function Check({ list, one, text, form, set }) {
+/** A checkbox for one value of a list. @param {Props & { list: "texts" | "evaluate" | "exports" | "ratios", value: any, label?: string }} props */
+function Check({ list, value, label, form, set }) {
   /** @type {any[]} */
-  const chosen = form[list];
+  const selected = form[list];
   const toggle = () => {
-    const next = chosen.includes(one) ? chosen.filter((x) => x !== one) : [...chosen, one];
+    const next = selected.includes(value) ? selected.filter((other) => other !== value) : [...selected, value];
     set(list, list === "ratios" ? next.sort((a, b) => a - b) : next);
   };
-  return html`<label class="check"><input type="checkbox" checked=${chosen.includes(one)} onChange=${toggle} />${text || one}</label>`;
+  return html`<label class="check"><input type="checkbox" checked=${selected.includes(value)} onChange=${toggle} />${label || value}</label>`;
 }
 
 /** @param {Props} props */
-export function More({ form, set, uploads }) {
-  const sent = (uploads || []).filter((one) => one.kind === "text").map((one) => [`upload:${one.id}`, one.name || one.id]);
-  /** @param {"texts" | "evaluate"} list @param {string[]} own */
-  const texts = (list, own) => {
-    const offered = [...own.map((one) => [one, one]), ...sent];
-    const others = form[list].filter((one) => !offered.some(([name]) => name === one)).map((one) => [one, one]);
-    return [...offered, ...others].map(([one, text]) => html`<${Check} list=${list} one=${one} text=${text} form=${form} set=${set} />`);
+export function Advanced({ form, set, uploads }) {
+  const uploaded = (uploads || []).filter((upload) => upload.kind === "text").map((upload) => [`upload:${upload.id}`, upload.name || upload.id]);
+  /** @param {"texts" | "evaluate"} list @param {string[]} included */
+  const texts = (list, included) => {
+    const available = [...included.map((text) => [text, textName(text)]), ...uploaded];
+    const others = form[list].filter((text) => !available.some(([name]) => name === text)).map((text) => [text, textName(text)]);
+    return [...available, ...others].map(([value, label]) => html`<${Check} list=${list} value=${value} label=${label} form=${form} set=${set} />`);
   };
   return html`<details>
-    <summary>More: calibration, evaluation, files, recovery</summary>
-    <fieldset><legend>Calibrate on</legend>${texts("texts", TEXTS)}
-      <p class="hint">A model keeps best what it was calibrated on: <a href="#/uploads">send a text</a> of the kind it is for. chat and self are written by the model, which takes time.</p>
-      <${Whole} name="samples" label="Sequences" least=${2} form=${form} set=${set} />
-      <${Whole} name="sequence_length" label="Tokens in each" least=${16} form=${form} set=${set} />
+    <summary>Advanced settings</summary>
+    <fieldset><legend>Calibration texts</legend>${texts("texts", TEXTS)}
+      <p class="hint">The model keeps best what it is calibrated on: <a href="#/uploads">upload a text</a> from your domain. The model itself writes generated texts, which takes time.</p>
+      <${Whole} name="samples" label="Samples" least=${2} form=${form} set=${set} />
+      <${Whole} name="sequence_length" label="Tokens per sample" least=${16} form=${form} set=${set} />
     </fieldset>
-    <fieldset><legend>Measure</legend>
+    <fieldset><legend>Evaluation</legend>
       <p class="label">Perplexity on</p>${texts("evaluate", ["pydoc", "pycode"])}
-      <label class="check"><input type="checkbox" checked=${form.benchmark} onChange=${() => set("benchmark", !form.benchmark)} />speed, dense and compressed in turns</label>
+      <label class="check"><input type="checkbox" checked=${form.benchmark} onChange=${() => set("benchmark", !form.benchmark)} />Benchmark speed</label>
     </fieldset>
-    <fieldset><legend>Files beside safetensors</legend>
-      ${form.target === "research" ? html`<p class="hint">None for this target.</p>` : ["gguf-f16", "gguf-q8_0"].map((one) => html`<${Check} list="exports" one=${one} form=${form} set=${set} />`)}
+    <fieldset><legend>Additional file formats</legend>
+      ${form.target === "research" ? html`<p class="hint">None for this target.</p>` : ["gguf-f16", "gguf-q8_0"].map((format) => html`<${Check} list="exports" value=${format} form=${form} set=${set} />`)}
     </fieldset>
-    <${Whole} name="round_to" label="Sizes in multiples of" least=${1} form=${form} set=${set} hint="Small models need small steps; 32 or 64 suit fast matrix units." />
-    <${Choice} name="recover" label="Train afterwards" options=${[["", "no"], ["distill", "to be as the dense model"], ["ce", "on the text"]]} form=${form} set=${set} />
-    <${Choice} name="method" label="Method" options=${METHODS.map((one) => [one, one])} form=${form} set=${set} />
-    <${Choice} name="allocation" label="Who decides what is removed where" options=${ALLOCATIONS.map((one) => [one, one === "auto" ? "the method" : one])} form=${form} set=${set} />
-    <div class="field"><label for="label">Name, to find it by</label>
+    <${Whole} name="round_to" label="Round dimensions to" least=${1} form=${form} set=${set} hint="Multiples of this number. Small models need small ones; 32 or 64 suit GPUs." />
+    <${Choice} name="recover" label="Recovery training" options=${[["", "none"], ["distill", "distill from the original"], ["ce", "cross-entropy on text"]]} form=${form} set=${set} />
+    <${Choice} name="method" label="Method" options=${METHODS.map((name) => [name, name])} form=${form} set=${set} />
+    <${Choice} name="allocation" label="Allocation method" options=${ALLOCATIONS.map((name) => [name, name === "auto" ? "method's default" : name])} form=${form} set=${set} />
+    <div class="field"><label for="label">Name (optional)</label>
       <input id="label" maxlength="63" value=${form.label} onInput=${(/** @type {any} */ e) => set("label", typed(e))} /></div>
   </details>`;
 }

@@ -1,10 +1,10 @@
 // @ts-check
-/** What a form asks for, as the API takes it, and a job's settings as a form. */
+/** Conversion between the form, API requests and the settings of jobs. */
 
 export const TARGETS = [
-  ["research", "each layer gets the shapes that suit it: the best quality; brings its own code"],
-  ["adaptive", "a DeciLM: runs in vLLM, and in llama.cpp as GGUF"],
-  ["stock", "the model's own class: runs wherever the dense model runs"],
+  ["research", "Best quality", "transformers, custom code"],
+  ["adaptive", "vLLM and llama.cpp", ""],
+  ["stock", "Any runtime", "standard architecture"],
 ];
 export const TEXTS = ["pydoc", "pycode", "chat", "self"];
 export const METHODS = ["intraslice_plus", "intraslice", "magnitude"];
@@ -19,17 +19,17 @@ export const START = {
   texts: TEXTS, samples: 64, sequence_length: 256, round_to: 8,
   exports: /** @type {string[]} */ ([]),
   evaluate: ["pydoc", "pycode"], benchmark: true, recover: "", label: "",
-  /** Settings of a job that the form has no field for. @type {any} */
+  /** Settings of the duplicated job that have no field in the form. @type {any} */
   base: { compression: {}, evaluation: { max_tokens: 4096 } },
 };
 
-/** The body for `POST /v1/jobs`, or of one of a sweep's jobs. @param {Form} form @param {number} [ratio] */
+/** Body of `POST /v1/jobs`, also for one job of a sweep. @param {Form} form @param {number} [ratio] */
 export function jobBody(form, ratio) {
   const common = shared(form);
   return { ...common, compression: { ...common.compression, ...sized(form, ratio) } };
 }
 
-/** The body for `POST /v1/sweeps`. @param {Form} form */
+/** Body of `POST /v1/sweeps`. @param {Form} form */
 export const sweepBody = (form) => ({ ...shared(form), ratios: form.ratios });
 
 /** @param {Form} form @param {number} [ratio] */
@@ -65,14 +65,14 @@ function shared(form) {
   };
 }
 
-/** Weights stay as they were while the texts do. @param {string[]} texts @param {any} before */
+/** Keep the weights of the texts unless the texts have changed. @param {string[]} texts @param {any} before */
 function mixture(texts, before) {
   if (before && names(before).join() === texts.join()) return before;
   return texts.length === 1 ? texts[0] : texts.map((source) => ({ source }));
 }
 
-/** @param {any} source a text, or a mixture of some @returns {string[]} */
-const names = (source) => (typeof source === "string" ? [source] : source.map((/** @type {any} */ one) => one.source));
+/** @param {any} source a text, or a mixture of texts @returns {string[]} */
+const names = (source) => (typeof source === "string" ? [source] : source.map((/** @type {any} */ entry) => entry.source));
 
 /** @param {string} loss @param {any} before */
 function recovery(loss, before) {
@@ -80,7 +80,7 @@ function recovery(loss, before) {
   return before?.loss === loss ? before : { loss };
 }
 
-/** The form that would ask for the same again. @param {any} job @returns {Form} */
+/** The form with the settings of a job. @param {any} job @returns {Form} */
 export function formOf(job) {
   const { ratio, target_params, target_bytes, ...compression } = job.compression;
   const evaluation = job.evaluation || { perplexity: [], benchmark: false };
@@ -95,7 +95,7 @@ export function formOf(job) {
     texts: names(compression.calibration.source),
     samples: compression.calibration.samples, sequence_length: compression.calibration.sequence_length,
     round_to: compression.round_to,
-    exports: compression.exports.filter((/** @type {string} */ one) => one !== "safetensors"),
+    exports: compression.exports.filter((/** @type {string} */ format) => format !== "safetensors"),
     evaluate: evaluation.perplexity, benchmark: evaluation.benchmark,
     recover: compression.recover?.loss || "", label: job.labels.name || "",
     base: { compression, evaluation },

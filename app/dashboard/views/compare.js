@@ -1,27 +1,27 @@
 // @ts-check
-/** Jobs side by side. */
+/** Comparison of jobs, side by side. */
 
 import { html } from "../vendor/htm-preact.js";
 import { get } from "../api.js";
 import { Fault, State, Table, useLoaded } from "../parts.js";
-import { bytes, count } from "../words.js";
+import { bytes, count, textName } from "../words.js";
 
 /** @param {{ query: URLSearchParams }} props `jobs`: their ids, separated by commas */
 export function Compare({ query }) {
   const jobs = query.get("jobs");
   const { data, error } = useLoaded(
     (signal) => (jobs ? get(`/v1/compare?jobs=${jobs}`, signal) : Promise.resolve(null)), [jobs]);
-  if (!jobs) return html`<h1>Compare</h1><p>Choose two or more jobs in the <a href="#/jobs">list</a>.</p>`;
+  if (!jobs) return html`<h1>Compare</h1><p>Select two or more jobs in the <a href="#/jobs">list</a>.</p>`;
   if (!data) return html`<h1>Compare</h1><${Fault} error=${error} />`;
-  const texts = [...new Set(data.jobs.flatMap((/** @type {any} */ job) => (job.quality || []).map((/** @type {any} */ one) => one.text)))];
+  const texts = [...new Set(data.jobs.flatMap((/** @type {any} */ job) => (job.quality || []).map((/** @type {any} */ score) => score.text)))];
   const each = (/** @type {string} */ name, /** @type {(job: any) => any} */ value) => [name, ...data.jobs.map((/** @type {any} */ job) => value(job) ?? "–")];
   const rows = [
     each("state", (job) => html`<${State} state=${job.state} />`),
     each("parameters", (job) => job.size && count(job.size.params_after)),
     each("weights", (job) => job.size && bytes(job.size.bytes_after)),
-    ...texts.map((text) => each(`perplexity / dense, ${text}`, (job) => job.quality?.find((/** @type {any} */ one) => one.text === text)?.ratio.toFixed(3))),
-    each("prefill speed-up", (job) => job.speed?.prefill.toFixed(2)),
-    each("decode speed-up", (job) => job.speed?.decode.toFixed(2)),
+    ...texts.map((text) => each(`perplexity ratio, ${textName(text)}`, (job) => job.quality?.find((/** @type {any} */ score) => score.text === text)?.ratio.toFixed(3))),
+    each("prompt processing speed-up", (job) => job.speed?.prefill.toFixed(2)),
+    each("generation speed-up", (job) => job.speed?.decode.toFixed(2)),
   ];
   const shown = (/** @type {any} */ value) => (value === null ? "–" : typeof value === "object" ? JSON.stringify(value) : String(value));
   const settings = data.settings.filter((/** @type {any} */ row) => row.differs).map((/** @type {any} */ row) => [row.name, ...row.values.map(shown)]);
@@ -35,7 +35,7 @@ export function Compare({ query }) {
 /** @param {{ label: string, columns: any[], rows: any[][] }} props */
 const Plain = ({ label, columns, rows }) => html`<div class="scroll" tabindex="0" role="region" aria-label=${label}>
   <table>
-    <thead><tr>${columns.map((one, at) => (at ? html`<th scope="col">${one}</th>` : html`<td></td>`))}</tr></thead>
+    <thead><tr>${columns.map((column, at) => (at ? html`<th scope="col">${column}</th>` : html`<td></td>`))}</tr></thead>
     <tbody>${rows.map(([name, ...cells]) => html`<tr><th scope="row">${name}</th>${cells.map((cell) => html`<td>${cell}</td>`)}</tr>`)}</tbody>
   </table>
 </div>`;

@@ -10,25 +10,25 @@ export function Keys() {
   const { data, error, reload } = useLoaded((signal) => get("/v1/keys?limit=100", signal), []);
   const [name, setName] = useState("");
   const [scope, setScope] = useState("write");
-  const [made, setMade] = useState(/** @type {any} */ (null));
-  const make = async () => {
-    setMade(await post("/v1/keys", { name, scope }));
+  const [created, setCreated] = useState(/** @type {any} */ (null));
+  const create = async () => {
+    setCreated(await post("/v1/keys", { name, scope }));
     setName("");
     reload();
   };
   return html`<h1>API keys</h1>
     <div class="tiles">
-      <div><label for="name">Who or what will use it</label><input id="name" value=${name} onInput=${(/** @type {any} */ e) => setName(e.target.value)} /></div>
-      <div><label for="scope">It may</label><select id="scope" value=${scope} onChange=${(/** @type {any} */ e) => setScope(e.target.value)}>
-        <option value="read">look</option><option value="write">submit and cancel, too</option><option value="admin">rule over keys and webhooks, too</option></select></div>
+      <div><label for="name">Key name</label><input id="name" value=${name} onInput=${(/** @type {any} */ e) => setName(e.target.value)} /></div>
+      <div><label for="scope">Scope</label><select id="scope" value=${scope} onChange=${(/** @type {any} */ e) => setScope(e.target.value)}>
+        <option value="read">Read: view jobs and results</option><option value="write">Write: submit and cancel jobs</option><option value="admin">Admin: manage keys and webhooks</option></select></div>
     </div>
-    <${Action} kind="main" work=${make}>Make a key<//>
-    ${made ? html`<div class="banner" role="status"><p>Keep it now, it is not shown again:</p><p class="mono">${made.secret}</p></div>` : null}
+    <${Action} kind="main" work=${create}>Create key<//>
+    ${created ? html`<div class="banner" role="status"><p>Copy the key now. It is not shown again:</p><p class="mono">${created.secret}</p></div>` : null}
     <${Fault} error=${error} />
-    ${data ? html`<${Table} label="API keys" columns=${["name", "scope", "begins with", "last used", "state", ""]}
+    ${data ? html`<${Table} label="API keys" columns=${["name", "scope", "prefix", "last used", "state", ""]}
       rows=${data.data.map((/** @type {any} */ key) => [
         key.name, key.scope, html`<span class="mono">${key.hint}</span>`, key.last_used_at ? ago(key.last_used_at) : "never",
-        key.revoked_at ? "revoked" : "good",
+        key.revoked_at ? "revoked" : "active",
         key.revoked_at ? "" : html`<${Action} confirm=${`Revoke ${key.name}?`} work=${async () => { await remove(`/v1/keys/${key.id}`); reload(); }}>Revoke<//>`,
       ])} />` : null}`;
 }

@@ -17,7 +17,7 @@ from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.builders import in_state
 from tests.app.receivers import Receiver, receiver
-from workers.deliveries import send_due
+from workers.periodic_tasks import send_due_deliveries
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 PATH = "/v1/webhooks"
@@ -101,7 +101,7 @@ def test_payload_is_the_job_as_get_shows_it(client: TestClient, resources: Resou
     with receiver() as there:
         made = create(client, there.url)
         job_id = in_state(resources, State.SUCCEEDED).id
-        assert send_due(resources) == 1
+        assert send_due_deliveries(resources) == 1
     payload = there.received[0].verified(made["secret"])
     shown = client.get(f"/v1/jobs/{job_id}").json()
     last = client.get(f"/v1/jobs/{job_id}/events").json()["data"][-1]
@@ -122,18 +122,18 @@ def test_deliveries_are_listed_and_sent_again(
     again = f"{PATH}/{made['id']}/deliveries/{waiting['id']}/redeliver"
     assert (waiting["state"], waiting["attempts"], waiting["job_id"]) == ("pending", 0, job_id)
     assert client.post(again).json()["code"] == "delivery_pending"
-    assert send_due(resources) == 1
+    assert send_due_deliveries(resources) == 1
     (tried,) = deliveries(client, made)
     assert (tried["state"], tried["attempts"], tried["last_status"]) == ("pending", 1, 500)
     assert tried["next_try_at"] is not None
     assert client.get(f"{PATH}/{made['id']}").json()["failing_since"] is not None
     with resources.database.transaction() as transaction:
         transaction.execute(text("UPDATE webhook_deliveries SET next_try_at = now()"))
-    assert send_due(resources) == 1
+    assert send_due_deliveries(resources) == 1
     assert deliveries(client, made)[0]["state"] == "delivered"
     repeated = client.post(again)
     assert (repeated.status_code, repeated.json()["state"]) == (202, "pending")
-    assert send_due(resources) == 1
+    assert send_due_deliveries(resources) == 1
     assert [got.id for got in there.received] == [waiting["id"]] * 3
     unknown = again.replace(waiting["id"], "msg_00000000000000000000000000")
     assert client.post(unknown).json()["code"] == "delivery_not_found"
@@ -145,7 +145,7 @@ def test_test_event_is_sent_like_any_other(
     made = create(client, there.url)
     sent = client.post(f"{PATH}/{made['id']}/test")
     assert (sent.status_code, sent.json()["type"]) == (202, "webhook.test")
-    assert send_due(resources) == 1
+    assert send_due_deliveries(resources) == 1
     payload = there.received[0].verified(made["secret"])
     assert (payload["type"], payload["data"]["id"]) == ("webhook.test", made["id"])
 

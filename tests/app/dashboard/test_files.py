@@ -1,4 +1,4 @@
-"""The dashboard's files: all are packaged, and other people's are as they were."""
+"""Files of the dashboard: packaged, and vendored ones unchanged."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ REPOSITORY = Path(__file__).parents[3]
 PLACE = REPOSITORY / "app" / "dashboard"
 
 
-def test_what_comes_from_others_is_as_it_was_and_has_its_licence() -> None:
+def test_vendored_files_are_unchanged_and_licensed() -> None:
     table = (PLACE / "vendor" / "README.md").read_text()
-    known = dict(re.findall(r"\| `([\w./-]+)` \| `[^`]+` \| `([0-9a-f]{64})` \|", table))
+    expected = dict(re.findall(r"\| `([\w./-]+)` \| `[^`]+` \| `([0-9a-f]{64})` \|", table))
     vendor = PLACE / "vendor"
     code = [file for file in vendor.rglob("*") if file.suffix in (".js", ".css")]
     digests = {
         file.relative_to(vendor).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in code
     }
-    assert digests == known
+    assert digests == expected
     for name in ("htm", "preact", "uPlot", "noble-hashes"):
         assert (PLACE / "vendor" / f"LICENSE-{name}").stat().st_size > 500
 
 
-def test_everything_the_page_needs_is_packaged() -> None:
+def test_every_file_of_the_page_is_packaged() -> None:
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     patterns = settings["tool"]["setuptools"]["package-data"]["app.dashboard"]
     packaged = {file for pattern in patterns for file in PLACE.glob(pattern)}
@@ -37,7 +37,7 @@ def test_everything_the_page_needs_is_packaged() -> None:
     assert needed <= packaged
 
 
-def test_nothing_is_put_into_the_page_as_markup() -> None:
+def test_no_module_inserts_markup() -> None:
     for file in PLACE.rglob("*.js"):
         if "vendor" not in file.parts and "node_modules" not in file.parts:
             text = file.read_text()

@@ -27,7 +27,7 @@ from app.services.webhooks import NewSecret
 from app.settings import Settings
 from tests.app.builders import in_state, make_request, queued
 from tests.app.receivers import Receiver, receiver
-from workers.deliveries import send_due
+from workers.periodic_tasks import send_due_deliveries
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 OTHER = Principal(project_id="other", scopes=frozenset(Scope))
@@ -76,7 +76,7 @@ def be_due(resources: Resources) -> None:
 def test_end_of_a_job_arrives_signed(resources: Resources, there: Receiver) -> None:
     made = listen(resources, there.url)
     job = in_state(resources, State.SUCCEEDED)
-    assert send_due(resources) == 1
+    assert send_due_deliveries(resources) == 1
     (got,) = there.received
     payload = got.verified(made.secret)
     assert (payload["type"], payload["data"]["id"]) == ("job.succeeded", job.id)
@@ -85,7 +85,7 @@ def test_end_of_a_job_arrives_signed(resources: Resources, there: Receiver) -> N
     assert (delivery.id, delivery.state, delivery.attempts) == (got.id, "delivered", 1)
     assert (delivery.last_status, delivery.last_error, delivery.next_try_at) == (204, None, None)
     assert delivery.job_id == job.id
-    assert send_due(resources) == 0
+    assert send_due_deliveries(resources) == 0
 
 
 def test_only_wanted_events_of_the_own_project_are_sent(
@@ -135,7 +135,7 @@ def test_failed_try_is_repeated_later_with_the_same_id_and_body(
     made = listen(resources, there.url)
     in_state(resources, State.CANCELLED)
     for status, state in ((500, "pending"), (302, "pending"), (200, "delivered")):
-        assert send_due(resources) == 1
+        assert send_due_deliveries(resources) == 1
         (delivery,) = log_of(resources, made.webhook.id)
         assert (delivery.last_status, delivery.state) == (status, state)
         assert (shown(resources, made).failing_since is None) == (status == 200)
@@ -151,7 +151,7 @@ def test_retry_after_is_heeded(resources: Resources) -> None:
     with receiver(statuses=[429], headers={"retry-after": "7200"}) as there:
         made = listen(resources, there.url)
         in_state(resources, State.CANCELLED)
-        assert send_due(resources) == 1
+        assert send_due_deliveries(resources) == 1
     (delivery,) = log_of(resources, made.webhook.id)
     assert delivery.next_try_at is not None
     assert delivery.last_attempt_at is not None
@@ -166,13 +166,13 @@ def test_tries_are_bounded_and_redelivery_begins_anew(
     made = listen(resources, there.url)
     in_state(resources, State.CANCELLED)
     for _ in range(TRIES):
-        assert send_due(resources) == 1
+        assert send_due_deliveries(resources) == 1
         be_due(resources)
-    assert send_due(resources) == 0
+    assert send_due_deliveries(resources) == 0
     (delivery,) = log_of(resources, made.webhook.id)
     assert (delivery.state, delivery.attempts) == ("failed", TRIES)
     webhooks.redeliver(resources, OPERATOR, made.webhook.id, delivery.id)
-    assert send_due(resources) == 1
+    assert send_due_deliveries(resources) == 1
     (delivery,) = log_of(resources, made.webhook.id)
     assert (delivery.state, delivery.attempts) == ("delivered", TRIES + 1)
     assert len({got.id for got in there.received}) == 1
@@ -183,13 +183,13 @@ def test_gone_disables_the_webhook(resources: Resources, there: Receiver) -> Non
     made = listen(resources, there.url)
     for _ in range(2):
         in_state(resources, State.CANCELLED)
-    assert send_due(resources) == 1
+    assert send_due_deliveries(resources) == 1
     webhook = shown(resources, made)
     assert (webhook.enabled, webhook.disabled_reason) == (False, "gone")
     assert {one.state for one in log_of(resources, webhook.id)} == {"failed"}
     in_state(resources, State.CANCELLED)
     assert len(log_of(resources, webhook.id)) == 2
-    assert send_due(resources) == 0
+    assert send_due_deliveries(resources) == 0
     again = webhooks.change_webhook(resources, OPERATOR, webhook.id, {"enabled": True})
     assert (again.enabled, again.disabled_reason) == (True, None)
 
@@ -201,7 +201,7 @@ def test_receiver_that_fails_for_days_is_given_up(resources: Resources, there: R
     for days, enabled in ((0, True), (4, True), (6, False)):
         sql(resources, f"UPDATE webhooks SET failing_since = now() - interval '{days} days'")
         be_due(resources)
-        assert send_due(resources) == 1
+        assert send_due_deliveries(resources) == 1
         assert shown(resources, made).enabled is enabled
     assert shown(resources, made).disabled_reason == "failing"
 
@@ -213,7 +213,7 @@ def test_disabled_webhook_gets_nothing_any_more(resources: Resources, there: Rec
     in_state(resources, State.CANCELLED)
     webhooks.change_webhook(resources, OPERATOR, made.webhook.id, {"enabled": False})
     in_state(resources, State.CANCELLED)
-    assert send_due(resources) == 0
+    assert send_due_deliveries(resources) == 0
     # What was being sent at that moment ends as it was decided meanwhile.
     deliveries.record(resources, taken[0], deliveries.send(resources, taken[0]))
     assert [one.state for one in log_of(resources, made.webhook.id)] == ["failed", "failed"]
@@ -226,10 +226,10 @@ def test_rotated_secret_signs_beside_the_old_one_for_a_day(
     new = webhooks.rotate_secret(resources, OPERATOR, old.webhook.id)
     assert new.secret != old.secret
     in_state(resources, State.CANCELLED)
-    send_due(resources)
+    send_due_deliveries(resources)
     sql(resources, "UPDATE webhooks SET previous_until = now() - interval '1 second'")
     in_state(resources, State.CANCELLED)
-    send_due(resources)
+    send_due_deliveries(resources)
     during, later = there.received
     for secret in (new.secret, old.secret):
         during.verified(secret)
@@ -250,7 +250,9 @@ def test_changed_signing_key_is_noticed_and_not_signed_with(
 ) -> None:
     made = listen(resources, there.url)
     in_state(resources, State.CANCELLED)
-    assert send_due(replace(resources, webhook_secrets=WebhookSecrets("another key"))) == 1
+    assert (
+        send_due_deliveries(replace(resources, webhook_secrets=WebhookSecrets("another key"))) == 1
+    )
     assert there.received == []
     (delivery,) = log_of(resources, made.webhook.id)
     assert delivery.state == "pending"
@@ -264,7 +266,7 @@ def test_two_workers_do_not_both_send(resources: Resources, there: Receiver) -> 
 
     def work() -> None:
         start.wait()
-        while send_due(resources):
+        while send_due_deliveries(resources):
             pass
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -316,9 +318,9 @@ def test_worker_killed_between_sending_and_recording_sends_again_with_the_same_i
     )
     assert killed.returncode == -9, killed.stderr
     # Its lease keeps others away until it is over.
-    assert send_due(resources) == 0
+    assert send_due_deliveries(resources) == 0
     be_due(resources)
-    assert send_due(resources) == 1
+    assert send_due_deliveries(resources) == 1
     first, second = there.received
     assert first.id == second.id
     assert first.body == second.body
@@ -351,7 +353,7 @@ def test_settled_deliveries_are_forgotten_after_their_time(
 ) -> None:
     made = listen(resources, there.url)
     in_state(resources, State.CANCELLED)
-    send_due(resources)
+    send_due_deliveries(resources)
     in_state(resources, State.CANCELLED)
     assert deliveries.prune(resources) == 0
     sql(resources, "UPDATE webhook_deliveries SET created_at = now() - interval '31 days'")
@@ -368,7 +370,7 @@ def test_deleted_webhook_takes_its_deliveries_along(resources: Resources, there:
     webhooks.delete_webhook(resources, OPERATOR, made.webhook.id)
     deliveries.record(resources, taken, deliveries.send(resources, taken))
     be_due(resources)
-    assert send_due(resources) == 0
+    assert send_due_deliveries(resources) == 0
 
 
 def test_events_of_other_projects_jobs_stay_with_them(

@@ -1,4 +1,4 @@
-"""One line of JSON for each entry, whoever wrote it, and no secrets in it."""
+"""Log lines: one JSON object per entry, without secrets."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ log = get_logger("some.module")
 """
 
 
-def written(code: str, level: str = "INFO", log_format: str = "json") -> list[str]:
-    """What a process that runs the code writes to stderr."""
+def stderr_of(code: str, level: str = "INFO", log_format: str = "json") -> list[str]:
+    """Return the lines that a process with this code writes to stderr."""
     script = SETUP.format(level=level, format=log_format) + code
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -25,14 +25,14 @@ def written(code: str, level: str = "INFO", log_format: str = "json") -> list[st
     return done.stderr.splitlines()
 
 
-def test_our_entries_and_those_of_libraries_are_json_with_the_same_fields() -> None:
+def test_library_entries_have_the_same_form_and_fields() -> None:
     code = """
 with structlog.contextvars.bound_contextvars(request_id="r-1"):
     log.info("ours", number=1)
     logging.getLogger("library").warning("theirs %s", "too")
     warnings.warn("a warning", stacklevel=1)
 """
-    ours, theirs, warning = map(json.loads, written(code))
+    ours, theirs, warning = map(json.loads, stderr_of(code))
     assert (ours["event"], ours["number"], ours["module"]) == ("ours", 1, "some.module")
     assert (theirs["event"], theirs["logger"]) == ("theirs too", "library")
     assert "a warning" in warning["event"]
@@ -42,7 +42,7 @@ with structlog.contextvars.bound_contextvars(request_id="r-1"):
         assert {"level", "timestamp"} <= entry.keys()
 
 
-def test_secrets_are_taken_out_wherever_they_come_from() -> None:
+def test_secrets_are_removed_from_every_source() -> None:
     code = """
 log.info("key hunter-two", url="redis://:hunter-two@host", other='quo"ted')
 try:
@@ -51,7 +51,7 @@ except ValueError:
     log.exception("crashed")
 logging.getLogger("library").error("hunter-two")
 """
-    lines = written(code)
+    lines = stderr_of(code)
     assert len(lines) == 3
     assert all(json.loads(line) for line in lines)
     text = "\n".join(lines)
@@ -60,16 +60,16 @@ logging.getLogger("library").error("hunter-two")
     assert 'quo\\"ted' not in text
 
 
-def test_level_holds_for_us_and_libraries_only_warn() -> None:
+def test_libraries_log_only_warnings() -> None:
     code = """
 log.debug("no"); log.info("yes")
 logging.getLogger("library").info("no")
 logging.getLogger("uvicorn.error").info("yes")
 """
-    assert [json.loads(line)["event"] for line in written(code)] == ["yes", "yes"]
+    assert [json.loads(line)["event"] for line in stderr_of(code)] == ["yes", "yes"]
 
 
-def test_console_is_for_people() -> None:
-    (line,) = written('log.info("an event", number=1)', log_format="console")
+def test_the_console_format_is_plain_text() -> None:
+    (line,) = stderr_of('log.info("an event", number=1)', log_format="console")
     assert "an event" in line
     assert not line.startswith("{")

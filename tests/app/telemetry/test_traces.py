@@ -1,4 +1,4 @@
-"""Spans, here in memory; `tests/system/test_traces.py` follows one through all processes."""
+"""Spans, recorded in memory; `tests/system/test_traces.py` covers all processes."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def exported() -> Iterator[InMemorySpanExporter]:
     stop_tracing()
 
 
-def test_without_an_endpoint_nothing_is_recorded_and_nothing_imported() -> None:
-    """Asked of our module alone: redis imports the SDK by itself wherever it is installed."""
+def test_without_an_endpoint_nothing_is_recorded_or_imported() -> None:
+    """Import our module only: redis imports the SDK itself where it is installed."""
     code = """
 import sys
 from app.telemetry.traces import configure_tracing, current_traceparent, span
 configure_tracing("", "tests")
-with span("x") as one:
-    assert one is None
+with span("x") as current:
+    assert current is None
     assert current_traceparent() is None
 assert "opentelemetry.sdk" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_span_continues_what_was_begun_elsewhere(exported: InMemorySpanExporter) -> None:
+def test_a_span_continues_a_remote_trace(exported: InMemorySpanExporter) -> None:
     with span("outer", attributes={"number": 1}):
         carried = current_traceparent()
         trace_id = current_trace_id()
@@ -57,14 +57,14 @@ def test_a_span_continues_what_was_begun_elsewhere(exported: InMemorySpanExporte
     assert outer.attributes == {"number": 1}
 
 
-def test_a_forged_parent_is_ignored(exported: InMemorySpanExporter) -> None:
-    with span("one", parent="not a traceparent"):
+def test_an_invalid_parent_is_ignored(exported: InMemorySpanExporter) -> None:
+    with span("root", parent="not a traceparent"):
         pass
-    (one,) = exported.get_finished_spans()
-    assert one.parent is None
+    (root,) = exported.get_finished_spans()
+    assert root.parent is None
 
 
-def test_requests_are_spans_named_by_template_and_health_checks_are_not(
+def test_requests_are_spans_named_by_route_except_health_checks(
     client: TestClient, exported: InMemorySpanExporter
 ) -> None:
     client.get("/livez")

@@ -1,4 +1,4 @@
-"""Keeps a lease alive while the work goes on, and listens for "stop"."""
+"""Lease renewal while a job runs, which also reports cancel and pause requests."""
 
 from __future__ import annotations
 
@@ -16,32 +16,35 @@ from app.telemetry import get_logger
 _log = get_logger(__name__)
 
 
-class LeaseKeeper:
-    """A thread, because uploads and engine both keep the worker's own thread busy."""
+class LeaseRenewal:
+    """A thread that renews one lease every `heartbeat_seconds` while the context is open.
+
+    The worker's own thread cannot: engine and uploads keep it busy.
+    """
 
     def __init__(self, resources: Resources, lease: Lease) -> None:
         self._resources = resources
         self._lease = lease
-        self._done = threading.Event()
+        self._closing = threading.Event()
         self._lost = threading.Event()
-        self._cancelled = threading.Event()
-        self._paused = threading.Event()
+        self._cancel_requested = threading.Event()
+        self._pause_requested = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"lease-{lease.job_id}")
 
     @property
     def lost(self) -> bool:
-        """Whether the job must be taken for another worker's."""
+        """True if another worker may own the job by now."""
         return self._lost.is_set()
 
     @property
     def cancel_requested(self) -> bool:
-        return self._cancelled.is_set()
+        return self._cancel_requested.is_set()
 
     @property
     def pause_requested(self) -> bool:
-        return self._paused.is_set()
+        return self._pause_requested.is_set()
 
-    def __enter__(self) -> LeaseKeeper:
+    def __enter__(self) -> LeaseRenewal:
         self._thread.start()
         return self
 
@@ -51,22 +54,18 @@ class LeaseKeeper:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._done.set()
+        self._closing.set()
         self._thread.join()
 
     def _run(self) -> None:
         settings = self._resources.settings
         valid_until = time.monotonic() + settings.lease_seconds
-        while not self._done.wait(settings.heartbeat_seconds):
-            # Measured before the database is asked, so that our idea of the end is the earlier.
-            asked = time.monotonic()
+        while not self._closing.wait(settings.heartbeat_seconds):
+            # Measured before the request, so that we consider the lease lost before others do.
+            renewed_at = time.monotonic()
             try:
-                state = claims.renew_lease(self._resources, self._lease)
-                if state is State.CANCELLING:
-                    self._cancelled.set()
-                elif state is State.PAUSING:
-                    self._paused.set()
-                valid_until = asked + settings.lease_seconds
+                self._note_request(claims.renew_lease(self._resources, self._lease))
+                valid_until = renewed_at + settings.lease_seconds
             except LeaseLostError:
                 self._lost.set()
                 return
@@ -75,3 +74,9 @@ class LeaseKeeper:
                 if time.monotonic() > valid_until:
                     self._lost.set()
                     return
+
+    def _note_request(self, state: State) -> None:
+        if state is State.CANCELLING:
+            self._cancel_requested.set()
+        elif state is State.PAUSING:
+            self._pause_requested.set()

@@ -1,6 +1,6 @@
-"""Which workers are there, in Valkey: each says so now and then, and is forgotten when it does not.
+"""Registry of live workers in Valkey: workers announce themselves periodically, or expire.
 
-Nothing depends on it: leases say who works on what. It tells people why a queue stands still.
+Information for people only, such as why a queue does not move: leases decide who runs a job.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from app.domain.errors import BrokerUnavailableError
 _ANSWER_SECONDS = 1.0
 _KEY = "intraslice:workers"
 
-# Time is Valkey's own: the machines need not agree.
+# Valkey's clock, because the clocks of the machines may differ.
 _ANNOUNCE = """
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZADD', KEYS[1], now, ARGV[1])
@@ -30,39 +30,39 @@ return redis.call('ZCOUNT', KEYS[1], now - tonumber(ARGV[1]), '+inf')
 """
 
 
-class WorkerRoll:
-    """Who has not been heard for `patience` seconds is not there.
+class WorkerRegistry:
+    """Workers that announced themselves within the last `expiry_seconds`.
 
     All methods raise `BrokerUnavailableError` if Valkey does not answer.
     """
 
-    def __init__(self, broker_url: str, *, patience: float) -> None:
-        self._patience = math.ceil(patience)
+    def __init__(self, broker_url: str, *, expiry_seconds: float) -> None:
+        self._expiry_seconds = math.ceil(expiry_seconds)
         self._client = open_client(broker_url, answer_seconds=_ANSWER_SECONDS)
         self._announce = self._client.register_script(_ANNOUNCE)
         self._count = self._client.register_script(_COUNT)
 
     def announce(self, worker: str) -> None:
-        """Say that the worker is there."""
-        with _answered():
-            self._announce(keys=[_KEY], args=[worker, self._patience])
+        """Register the worker, or extend its registration."""
+        with _broker_errors():
+            self._announce(keys=[_KEY], args=[worker, self._expiry_seconds])
 
     def leave(self, worker: str) -> None:
-        """It ends, in order."""
-        with _answered():
+        """Remove the worker, which is shutting down."""
+        with _broker_errors():
             self._client.zrem(_KEY, worker)
 
     def count(self) -> int:
-        """Those that were heard lately."""
-        with _answered():
-            return int(self._count(keys=[_KEY], args=[self._patience]))
+        """Return the number of live workers."""
+        with _broker_errors():
+            return int(self._count(keys=[_KEY], args=[self._expiry_seconds]))
 
     def close(self) -> None:
         self._client.close()
 
 
 @contextmanager
-def _answered() -> Iterator[None]:
+def _broker_errors() -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:

@@ -1,0 +1,113 @@
+"""Metrics, spans and log context of jobs, and the metrics endpoint of workers and schedulers."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import structlog
+from prometheus_client import start_http_server
+
+from app.domain.job import Job
+from app.services.resources import Resources
+from app.settings import Settings
+from app.telemetry import metrics
+from app.telemetry.traces import current_traceparent, span
+from intraslice_core.progress import Stage
+from workers.messages import ChildTelemetry
+
+
+@contextmanager
+def metrics_server(settings: Settings) -> Iterator[None]:
+    """Serve GET /metrics on `worker_metrics_port` while the context is open, unless it is 0."""
+    if settings.worker_metrics_port == 0:
+        yield
+        return
+    server, thread = start_http_server(
+        settings.worker_metrics_port, addr=settings.worker_metrics_host
+    )
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def observe_attempt(job: Job) -> Iterator[None]:
+    """Add the job to every log line of this thread, and continue the trace of its request."""
+    metrics.JOBS_CLAIMED.inc()
+    if job.attempt == 1 and job.started_at is not None:
+        wait = job.started_at - job.created_at
+        metrics.QUEUE_WAIT_SECONDS.observe(wait.total_seconds())
+    context = structlog.contextvars.bound_contextvars(job_id=job.id, attempt=job.attempt)
+    attributes: dict[str, str | int] = {
+        "intraslice.job_id": job.id,
+        "intraslice.attempt": job.attempt,
+    }
+    with context, span("job attempt", parent=job.traceparent, attributes=attributes):
+        yield
+
+
+def count_end(job: Job) -> None:
+    """Record the duration of a job that has ended; to be called once."""
+    if job.started_at is not None and job.finished_at is not None:
+        duration = job.finished_at - job.started_at
+        metrics.JOB_SECONDS.labels(job.state).observe(duration.total_seconds())
+
+
+def child_telemetry(resources: Resources, job: Job) -> ChildTelemetry:
+    """Return the log and trace settings of the job's child process."""
+    settings = resources.settings
+    return ChildTelemetry(
+        log_level=settings.log_level,
+        context={
+            "job_id": job.id,
+            "attempt": str(job.attempt),
+            "worker": job.lease_owner or "",
+            "parent": str(os.getpid()),
+        },
+        traces_url=settings.traces_url,
+        traceparent=current_traceparent(),
+    )
+
+
+class StageClock:
+    """Durations of a job's stages, measured from one stage change to the next."""
+
+    def __init__(self) -> None:
+        self._stage: Stage | None = None
+        self._since = 0.0
+        self.seconds: dict[Stage, float] = {}
+        """Duration of every stage that has ended."""
+
+    def enter(self, stage: Stage | None) -> None:
+        """End the current stage and start the given one; None starts none."""
+        now = time.monotonic()
+        if stage is self._stage:
+            return
+        if self._stage is not None:
+            duration = now - self._since
+            metrics.STAGE_SECONDS.labels(self._stage).observe(duration)
+            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + duration
+        self._stage, self._since = stage, now
+
+
+class StageSpans:
+    """One span per stage, in the process that runs the engine."""
+
+    def __init__(self) -> None:
+        self._stage: Stage | None = None
+        self._open = ExitStack()
+
+    def enter(self, stage: Stage | None) -> None:
+        if stage is self._stage:
+            return
+        self._open.close()
+        self._open = ExitStack()
+        if stage is not None:
+            self._open.enter_context(span(f"stage {stage}"))
+        self._stage = stage

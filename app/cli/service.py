@@ -38,13 +38,13 @@ def up(
     s3: Annotated[bool, typer.Option("--s3", help="Artifacts go to an S3 server of ours.")] = False,
 ) -> None:
     """Start the whole service on this machine; Ctrl-C stops it."""
-    from app.embedded.errors import EmbeddedError
+    from app.embedded.process import EmbeddedError
     from app.embedded.stack import Stack
 
     options = _stack_options(data_dir, host, port, s3=s3)
     stop_requested = _stop_on_signals()
     try:
-        with Stack(options, say=_say) as stack:
+        with Stack(options, report=_say) as stack:
             stack.start(stop_requested)
             if not stop_requested():
                 _announce(stack.url, options)

@@ -136,7 +136,7 @@ def test_crashed_members_are_started_again(tmp_path: Path) -> None:
         top.kill()
         time.sleep(1)
         assert service.answers(60)
-        assert "PostgreSQL ended with exit code -9" in service.output.read_text()
+        assert "PostgreSQL exited with code -9" in service.output.read_text()
 
 
 def test_a_data_directory_in_use_is_refused_by_name(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_untouched_files_pass_with_and_without_the_key(checkpoint: Path) -> None
     assert "2 files match manifest.json; the signature is valid" in done.output
     manifest = json.loads((checkpoint / MANIFEST).read_text())
     assert manifest["model"] == "package:tiny"
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert manifest["versions"]["python"] == platform.python_version()
 
 

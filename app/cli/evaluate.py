@@ -34,6 +34,7 @@ from intraslice_core.text_sources import FLATTERS, only_own_kind
 
 if TYPE_CHECKING:
     from intraslice_core.config import EvaluationConfig
+    from intraslice_core.evaluation.comparison import ModelScores
     from intraslice_core.evaluation.tasks import OpenedTasks
     from intraslice_core.reports.schema import EvaluationReport
 
@@ -224,7 +225,11 @@ def _evaluate_alone(work: _Work, *, as_json: bool) -> None:
         )
     if as_json:
         typer.echo(json.dumps(asdict(scores)))
-        return
+    else:
+        _print_scores(scores)
+
+
+def _print_scores(scores: ModelScores) -> None:
     for source, result in scores.perplexity.items():
         typer.echo(f"{source}: perplexity {result.perplexity:.3f}, {result.tokens_scored} tokens")
     for score in scores.tasks:

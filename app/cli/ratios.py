@@ -26,23 +26,31 @@ def ratios(text: str, option: str) -> tuple[float, ...]:
         numbers = [_number(part, text, option) for part in text.split(",")]
     else:
         raise ConfigurationError(f"{text!r} is not a range of ratios", field=option, hint=_FORM)
+    _require_valid(numbers, text, option)
+    return tuple(map(float, numbers))
+
+
+def _require_valid(numbers: list[Decimal], text: str, option: str) -> None:
+    """Raise if a ratio is out of range or repeated, or if there are too many.
+
+    Raises:
+        ConfigurationError: naming `option`.
+    """
     for ratio in numbers:
         if not 0 <= ratio < 1:
             raise ConfigurationError(
                 f"ratio {ratio} is out of range", field=option, hint="write 0 or more, below 1"
             )
-    values = tuple(map(float, numbers))
-    if len(set(values)) < len(values):
+    if len(set(map(float, numbers))) < len(numbers):
         raise ConfigurationError(
             f"{text!r} contains a ratio twice", field=option, hint="write each ratio once"
         )
-    if len(values) > MAX_RATIOS:
+    if len(numbers) > MAX_RATIOS:
         raise ConfigurationError(
-            f"{len(values)} ratios are too many",
+            f"{len(numbers)} ratios are too many",
             field=option,
             hint=f"write at most {MAX_RATIOS}",
         )
-    return values
 
 
 def _number(text: str, whole: str, option: str) -> Decimal:

@@ -27,6 +27,21 @@ from app.cli.refusals import explained, refuse_settings
 from app.cli.report_tables import print_report
 from intraslice_core.config import RecoveryConfig, RecoveryLoss
 
+_LossOption = Annotated[
+    RecoveryLoss,
+    typer.Option(
+        help="Fine-tuning loss: distill (KL divergence to the dense model) or ce (cross-entropy on "
+        "the text)."
+    ),
+]
+_ResumeOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Keep the training state in this directory, and resume an interrupted run from it.",
+        show_default="none",
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
@@ -39,27 +54,14 @@ def recover(  # noqa: PLR0913 (typer reads the options from the signature)
         str, typer.Option(help="Dense model that it was made from, named as for compress.")
     ],
     out: OutOption,
-    loss: Annotated[
-        RecoveryLoss,
-        typer.Option(
-            help="Fine-tuning loss: distill (KL divergence to the dense model) or ce "
-            "(cross-entropy on the text)."
-        ),
-    ] = DEFAULT_RECOVERY.loss,
+    loss: _LossOption = DEFAULT_RECOVERY.loss,
     tokens: RecoverTokensOption = str(DEFAULT_RECOVERY.max_tokens),
     seconds: RecoverSecondsOption = None,
     rank: RecoverRankOption = DEFAULT_RECOVERY.rank,
     source: RecoverSourceOption = None,
     dtype: DtypeOption = DEFAULT.dtype,
     device: DeviceOption = DEFAULT.device,
-    resume_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Keep the training state in this directory, and resume an interrupted run from "
-            "it.",
-            show_default="none",
-        ),
-    ] = None,
+    resume_dir: _ResumeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune a compressed checkpoint into a new one."""

@@ -22,6 +22,33 @@ if TYPE_CHECKING:
     from app.settings import Settings
 
 _errors = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+_DataDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Directory of the database, the queue and the artifacts.",
+        show_default="INTRASLICE_DATA_DIR, or else ~/.local/share/intraslice",
+    ),
+]
+_HostOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Address to listen on; other than loopback it needs INTRASLICE_API_KEY.",
+        show_default="INTRASLICE_HOST, or else 127.0.0.1",
+    ),
+]
+_PortOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=65535,
+        help="Port to listen on (0 to 65535; 0 selects a free port).",
+        show_default="INTRASLICE_PORT, or else 8000",
+    ),
+]
+_S3Option = Annotated[
+    bool,
+    typer.Option("--s3", help="Store artifacts in an embedded S3 server instead of a directory."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -34,35 +61,10 @@ def register(app: typer.Typer) -> None:
 
 
 def up(
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Directory of the database, the queue and the artifacts.",
-            show_default="INTRASLICE_DATA_DIR, or else ~/.local/share/intraslice",
-        ),
-    ] = None,
-    host: Annotated[
-        str | None,
-        typer.Option(
-            help="Address to listen on; other than loopback it needs INTRASLICE_API_KEY.",
-            show_default="INTRASLICE_HOST, or else 127.0.0.1",
-        ),
-    ] = None,
-    port: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=65535,
-            help="Port to listen on (0 to 65535; 0 selects a free port).",
-            show_default="INTRASLICE_PORT, or else 8000",
-        ),
-    ] = None,
-    s3: Annotated[
-        bool,
-        typer.Option(
-            "--s3", help="Store artifacts in an embedded S3 server instead of a directory."
-        ),
-    ] = False,
+    data_dir: _DataDirOption = None,
+    host: _HostOption = None,
+    port: _PortOption = None,
+    s3: _S3Option = False,
 ) -> None:
     """Start the whole service on this machine; Ctrl-C stops it."""
     from app.embedded.process import EmbeddedError

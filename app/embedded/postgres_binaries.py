@@ -81,18 +81,21 @@ def _private_cache() -> Path:
         directory.mkdir(mode=0o755)
         directory.chmod(0o755)
     except FileExistsError:
-        status = directory.lstat()
-        if (
-            stat.S_ISDIR(status.st_mode)
-            and status.st_uid == os.geteuid()
-            and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        ):
-            return directory
-        # Another user may have planted programs there; never run them.
-        raise EmbeddedError(
-            f"{directory} exists, but another user owns it or can write to it; remove it"
-        ) from None
+        if not _is_private(directory.lstat()):
+            # Another user may have planted programs there; never run them.
+            raise EmbeddedError(
+                f"{directory} exists, but another user owns it or can write to it; remove it"
+            ) from None
     return directory
+
+
+def _is_private(status: os.stat_result) -> bool:
+    """Return True for a directory of the current user that nobody else can write to."""
+    return (
+        stat.S_ISDIR(status.st_mode)
+        and status.st_uid == os.geteuid()
+        and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    )
 
 
 def _copy_of(installed: Path, cache: Path) -> Path:

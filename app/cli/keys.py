@@ -108,13 +108,18 @@ def list_all(*, project: ProjectOption = None, link: Link) -> None:
     if names_a_service(link):
         remote.list_keys(link, project)
         return
-    project = project or DEFAULT_PROJECT
     from app.api.key_schemas import KeyOut
     from app.domain.principal import OPERATOR
     from app.services.keys import list_keys
 
     with _resources() as resources:
-        page = list_keys(resources, OPERATOR, project_id=project, limit=_MAX_SHOWN, before=None)
+        page = list_keys(
+            resources,
+            OPERATOR,
+            project_id=project or DEFAULT_PROJECT,
+            limit=_MAX_SHOWN,
+            before=None,
+        )
     if link.as_json:
         print_json([KeyOut.of(key) for key in page.keys])
         return

@@ -28,11 +28,8 @@ def make_socket_directory(server_directory: Path, owner: Owner | None = None) ->
     key = hashlib.sha256(f"{uid}:{server_directory.resolve()}".encode()).hexdigest()[:16]
     for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp")):
         candidate = Path(parent) / f"intraslice-{key}"
-        if len(os.fsencode(candidate)) + _LONGEST_NAME > _LONGEST_SOCKET_PATH:
-            continue
-        if not is_reachable(Path(parent), uid):
-            continue
-        if _claim(candidate, uid, owner):
+        fits = len(os.fsencode(candidate)) + _LONGEST_NAME <= _LONGEST_SOCKET_PATH
+        if fits and is_reachable(Path(parent), uid) and _claim(candidate, uid, owner):
             return candidate
     raise EmbeddedError(
         f"no temporary directory has a path short enough for a unix socket ({_LONGEST_SOCKET_PATH}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +10,7 @@ from pydantic import ValidationError
 
 from app.cli.refusals import explained
 from intraslice_core.errors import ConfigurationError, OutputExistsError
+from intraslice_core.files import atomic_file
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 
 
@@ -72,12 +71,9 @@ def _write(page: str, out: Path) -> None:
         ConfigurationError: if the file cannot be written.
     """
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-        os.chmod(name, 0o644)
-        os.replace(name, out)
+        with atomic_file(out) as partial:
+            partial.write_text(page, encoding="utf-8")
+            partial.chmod(0o644)
     except OSError as error:
         reason = f"{out} cannot be written: {error.strerror}"
         raise ConfigurationError(reason, field="--out") from error

@@ -71,7 +71,7 @@ _log = get_logger(__name__)
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Build the application; nothing is connected to before it starts."""
+    """Build the application; it opens no connection before it starts."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -97,8 +97,8 @@ def create_app(settings: Settings) -> FastAPI:
     install_end_of_stream(app)
     for router in _ROUTERS:
         app.include_router(router)
-    # Outermost last: a request gets its id first, is then let in, and then read; what came of it
-    # is written down on the way back, the refusals too.
+    # The outermost middleware comes last. A request gets its id first, is then authenticated, and
+    # only then read; its outcome is recorded on the way back, rejections included.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     if settings.auth == "on":
         app.add_middleware(RateLimit)
@@ -110,13 +110,13 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _templates() -> list[tuple[str, re.Pattern[str]]]:
-    """Path and pattern of every route."""
+    """Return the path and the pattern of every route."""
     routes = [route for router in _ROUTERS for route in router.routes]
-    return [(one.path, one.path_regex) for one in routes if isinstance(one, Route)]
+    return [(route.path, route.path_regex) for route in routes if isinstance(route, Route)]
 
 
 def app_factory() -> FastAPI:
-    """For uvicorn: `uvicorn --factory app.main:app_factory`."""
+    """Configure logging and tracing and build the application, for `uvicorn --factory`."""
     settings = get_settings()
     configure_logging(
         settings.log_level,

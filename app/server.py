@@ -1,4 +1,4 @@
-"""The API as a process: uvicorn, ended so that no request is broken off."""
+"""The API as a process: uvicorn with a shutdown that lets running requests finish."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ from app.telemetry.traces import stop_tracing
 
 
 class DrainingServer(uvicorn.Server):
-    """The first signal lets requests end, the second does not.
+    """A server that drains at the first signal and exits at once at the second.
 
-    Between the first signal and the closing of the port lies the notice: `/readyz` says
-    "draining", so that a balancer sends its clients elsewhere before they meet a closed door.
+    The port stays open for `notice_seconds` after the first signal. Meanwhile `/readyz` reports
+    "draining", so that a load balancer removes this server before the port closes.
+
+    Args:
+        config: uvicorn's configuration.
+        draining: set at the first signal.
+        end_watches: ends event streams and long polls.
+        notice_seconds: time between the first signal and the closing of the port.
     """
 
     def __init__(
@@ -39,8 +45,8 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # What is there by now stays: a collection that looks through all of it finds nothing, and
-        # stops every request for some 60 ms.
+        # All objects that exist by now are permanent. A collection that traverses them frees
+        # nothing and stalls every request for some 60 ms.
         gc.collect()
         gc.freeze()
 
@@ -57,7 +63,7 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Streams and long polls would last as long as their jobs; their clients come back.
+        # Streams and long polls would last as long as their jobs; their clients reconnect.
         self._end_watches()
         await super().shutdown(sockets)
 
@@ -66,15 +72,15 @@ def run_server(settings: Settings, descriptor: int | None = None) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
-        settings: of this process.
-        descriptor: an inherited, bound socket to serve on.
+        settings: settings of this process.
+        descriptor: file descriptor of an inherited, bound socket to serve on.
     """
     app = app_factory()
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        log_config=None,  # uvicorn's words go the way of ours
+        log_config=None,  # uvicorn logs through the application's handlers
         access_log=False,
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
     )

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from app.cli.report_tables import comparison_table, print_tables
-from app.embedded.errors import EmbeddedError
+from app.embedded.process import EmbeddedError
 from app.embedded.whole_service import whole_service
 from intraslice_core.reports.schema import CompressionReport
 

@@ -1,4 +1,4 @@
-"""`intraslice register` and `push`: a finished checkpoint to those who keep models."""
+"""`intraslice register` and `push`: registry hand-off of a finished checkpoint."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.adapters.finished_checkpoints import read_facts
 from app.cli.refusals import explained
-from app.domain.hand_off import HandedOff, registered_name
 from intraslice_core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from app.domain.hand_off import HandedOff
 
 DEFAULT_NAME = "intraslice-{model}"
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Checkpoint = Annotated[Path, typer.Argument(help="A downloaded or compressed checkpoint.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+CheckpointArgument = Annotated[Path, typer.Argument(help="Downloaded or compressed checkpoint.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -29,24 +30,31 @@ def register(app: typer.Typer) -> None:
 
 
 def register_checkpoint(
-    directory: Checkpoint,
-    mlflow: Annotated[str, typer.Option(help="MLflow's tracking URI.", metavar="URI")],
+    directory: CheckpointArgument,
+    mlflow: Annotated[str, typer.Option(help="Tracking URI of the MLflow server.", metavar="URI")],
     name: Annotated[
-        str, typer.Option(help="Of the registered model; {model}, {ratio}, {target} are filled in.")
+        str,
+        typer.Option(
+            help="Name of the registered model; {model}, {ratio} and {target} are replaced by the "
+            "checkpoint's values."
+        ),
     ] = DEFAULT_NAME,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Make an MLflow model version of a checkpoint, with its settings and figures.
+    """Register a checkpoint as an MLflow model version.
 
-    The files are compared with their manifest first. A checkpoint that has a version already gets
-    no other one.
+    The version carries the settings and figures of the compression. The checkpoint's files are
+    verified against their manifest first. A checkpoint that is registered already gets no second
+    version.
     """
+    from app.adapters.finished_checkpoints import read_facts
     from app.adapters.mlflow_registry import register_version
+    from app.domain.hand_off import registered_name
 
     with explained():
         facts, report = read_facts(directory)
         try:
-            called = registered_name(
+            registered = registered_name(
                 name,
                 model=report.model,
                 ratio=report.config.ratio,
@@ -54,38 +62,48 @@ def register_checkpoint(
             )
         except ValueError as error:
             raise ConfigurationError(str(error), field="--name") from error
-        # MLflow's client talks of runs where scripts read what we say.
+        # MLflow's client prints messages to stdout, where scripts read our output.
         with redirect_stdout(sys.stderr):
-            done = register_version(directory, facts, uri=mlflow, name=called)
-    _tell(done, "registered as" if done.new else "was registered already:", as_json=as_json)
+            hand_off = register_version(directory, facts, uri=mlflow, name=registered)
+    outcome = "registered as" if hand_off.new else "was registered already:"
+    _print(hand_off, outcome, as_json=as_json)
 
 
 def push(
-    directory: Checkpoint,
-    repo: Annotated[str, typer.Option(help="ORGANISATION/NAME; made where there is none.")],
+    directory: CheckpointArgument,
+    repo: Annotated[
+        str, typer.Option(help="Repository as ORGANISATION/NAME; created if it does not exist.")
+    ],
     endpoint: Annotated[
-        str | None, typer.Option(help="Of a Hub of your own; else huggingface.co or HF_ENDPOINT.")
+        str | None,
+        typer.Option(
+            help="URL of the Hub.", show_default="HF_ENDPOINT, or else https://huggingface.co"
+        ),
     ] = None,
-    private: Annotated[bool, typer.Option(help="Who may see a repository that is made.")] = True,
-    as_json: AsJson = False,
+    private: Annotated[
+        bool, typer.Option(help="Create the repository as private or as public.")
+    ] = True,
+    as_json: JsonOption = False,
 ) -> None:
-    """Send a checkpoint to a Hub, in one commit; the token is HF_TOKEN or that of `hf auth login`.
+    """Push a checkpoint to a Hub in one commit.
 
-    The files are compared with their manifest first.
+    The token is HF_TOKEN or the one of `hf auth login`. The checkpoint's files are verified
+    against their manifest first.
     """
+    from app.adapters.finished_checkpoints import read_facts
     from app.adapters.model_hub import push_checkpoint
 
     with explained():
         facts, _ = read_facts(directory)
-        done = push_checkpoint(
+        hand_off = push_checkpoint(
             directory, facts, repository=repo, endpoint=endpoint, private=private
         )
-    _tell(done, "pushed to", as_json=as_json)
+    _print(hand_off, "pushed to", as_json=as_json)
 
 
-def _tell(done: HandedOff, what: str, *, as_json: bool) -> None:
+def _print(hand_off: HandedOff, outcome: str, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(asdict(done)))
+        typer.echo(json.dumps(asdict(hand_off)))
         return
-    typer.echo(f"{what} {done.reference}")
-    typer.echo(done.url)
+    typer.echo(f"{outcome} {hand_off.reference}")
+    typer.echo(hand_off.url)

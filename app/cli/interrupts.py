@@ -1,4 +1,4 @@
-"""Ctrl-C as a question the engine asks, not as an exception in the middle of its work."""
+"""Ctrl-C as a flag that the engine polls, instead of an exception in the middle of its work."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from intraslice_core.progress import CancellationCheck
 
 @contextmanager
 def cancel_on_interrupt() -> Iterator[CancellationCheck]:
-    """The first Ctrl-C asks the engine to stop and tidy up, the second interrupts at once."""
-    asked = threading.Event()
+    """Yield a cancellation check that the first Ctrl-C sets; the second one interrupts at once."""
+    requested = threading.Event()
 
-    def ask(signum: int, frame: FrameType | None) -> None:
+    def request(signum: int, frame: FrameType | None) -> None:
         del frame
         signal.signal(signum, previous)
-        asked.set()
-        typer.echo("stopping; press Ctrl-C again to stop at once", err=True)
+        requested.set()
+        typer.echo("stopping; press Ctrl-C again to stop immediately", err=True)
 
-    previous = signal.signal(signal.SIGINT, ask)
+    previous = signal.signal(signal.SIGINT, request)
     try:
-        yield asked.is_set
+        yield requested.is_set
     finally:
         signal.signal(signal.SIGINT, previous)

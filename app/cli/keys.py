@@ -1,6 +1,6 @@
-"""`intraslice keys`: API keys, straight from the database, so that the first one can be made.
+"""`intraslice keys`: API keys of a service or, to create the first one, in the database.
 
-Where a service is named (`--url`, `INTRASLICE_URL`, the config file) they are asked of it instead.
+If a service is named (`--url`, `INTRASLICE_URL`, the config file), the commands use its API.
 """
 
 from __future__ import annotations
@@ -11,30 +11,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from app.cli.refusals import explained
 from app.cli.remote import keys as remote
 from app.cli.remote.link import Link, speaks
-from app.cli.remote.tables import print_json
+from app.cli.remote.tables import print_json, print_table
+from app.cli.sections import SectionedGroup
 from app.domain.principal import DEFAULT_PROJECT, PROJECT_PATTERN, Scope
 
 if TYPE_CHECKING:
     from app.domain.api_key import ApiKey
     from app.services.resources import Resources
 
-_out = Console(highlight=False, soft_wrap=True)
-_errors = Console(stderr=True, highlight=False, soft_wrap=True)
-_MOST_SHOWN = 1000
-_WIDEST = 500
+_MAX_SHOWN = 1000
 
 commands = typer.Typer(
-    help="Make, list and revoke API keys: of the service that is named, or else straight in the "
-    "database of INTRASLICE_DATABASE_URL, which needs no running API.",
+    help="Create, list and revoke API keys.\n\nThe keys are those of the service named by --url, "
+    "INTRASLICE_URL or the config file. Without one, the commands use the database of "
+    "INTRASLICE_DATABASE_URL directly and need no running API.",
+    cls=SectionedGroup,
     no_args_is_help=True,
 )
 
@@ -46,15 +44,18 @@ def register(app: typer.Typer) -> None:
 
 def _project(name: str | None) -> str | None:
     if name is not None and re.fullmatch(PROJECT_PATTERN, name) is None:
-        raise typer.BadParameter("small letters, digits, dots, dashes and underscores")
+        raise typer.BadParameter(
+            "use lower-case letters, digits, dots, dashes and underscores only"
+        )
     return name
 
 
-Project = Annotated[
+ProjectOption = Annotated[
     str | None,
     typer.Option(
         callback=_project,
-        help=f"The tenant the key belongs to.  [default: {DEFAULT_PROJECT}, or the asking key's]",
+        help="Project (tenant) that the key belongs to.",
+        show_default=f"{DEFAULT_PROJECT}, or that of the key in use",
     ),
 ]
 
@@ -63,13 +64,23 @@ Project = Annotated[
 @speaks
 def create(
     *,
-    name: Annotated[str, typer.Argument(help="Who or what will use it.")],
-    scope: Annotated[Scope, typer.Option(help="Each includes the one before.")] = Scope.WRITE,
-    project: Project = None,
-    days: Annotated[int | None, typer.Option(min=1, max=36_500, help="Until it expires.")] = None,
+    name: Annotated[str, typer.Argument(help="Name of the key, for example its user.")],
+    scope: Annotated[
+        Scope, typer.Option(help="Permissions of the key; each scope includes the one before it.")
+    ] = Scope.WRITE,
+    project: ProjectOption = None,
+    days: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=36_500,
+            help="Days until the key expires (1 to 36500).",
+            show_default="never",
+        ),
+    ] = None,
     link: Link,
 ) -> None:
-    """Make a key; its secret goes alone to stdout and is shown this once."""
+    """Create a key and print its secret, which is shown only once."""
     from app.api.key_schemas import IssuedKeyOut
     from app.domain.principal import OPERATOR
     from app.services.keys import KeyRequest, create_key
@@ -82,46 +93,52 @@ def create(
     request = KeyRequest(name=name, scope=scope, project_id=project, expires_at=expires_at)
     with _resources() as resources:
         issued = create_key(resources, OPERATOR, request)
-        _write_down(resources, "create", issued.key, HTTPStatus.CREATED)
+        _record(resources, "create", issued.key, HTTPStatus.CREATED)
     if link.as_json:
         print_json(IssuedKeyOut.issued(issued))
         return
-    _errors.print(f"{issued.key.id}: {scope} in project {project}", markup=False)
-    _out.print(issued.secret, markup=False)
+    typer.echo(f"{issued.key.id}: {scope} in project {project}", err=True)
+    typer.echo(issued.secret)
 
 
 @commands.command("list")
 @speaks
-def list_all(*, project: Project = None, link: Link) -> None:
+def list_all(*, project: ProjectOption = None, link: Link) -> None:
     """List a project's keys, newest first."""
     if names_a_service(link):
         remote.list_keys(link, project)
         return
-    project = project or DEFAULT_PROJECT
     from app.api.key_schemas import KeyOut
     from app.domain.principal import OPERATOR
     from app.services.keys import list_keys
 
     with _resources() as resources:
-        page = list_keys(resources, OPERATOR, project_id=project, limit=_MOST_SHOWN, before=None)
+        page = list_keys(
+            resources,
+            OPERATOR,
+            project_id=project or DEFAULT_PROJECT,
+            limit=_MAX_SHOWN,
+            before=None,
+        )
     if link.as_json:
         print_json([KeyOut.of(key) for key in page.keys])
         return
-    table = Table("id", "name", "scope", "begins with", "state", "last used", box=None)
-    for key in page.keys:
-        used = key.last_used_at.isoformat(timespec="minutes") if key.last_used_at else "never"
-        table.add_row(key.id, key.name, key.scope, key.hint, _state(key), used)
-    # Ids are there to be copied, by scripts too: elsewhere than in a terminal nothing is cut.
-    console = Console(highlight=False, width=_WIDEST if not _out.is_terminal else None)
-    console.print(table)
+    rows = (
+        (
+            *(key.id, key.name, key.scope, key.hint, _state(key)),
+            key.last_used_at.isoformat(timespec="minutes") if key.last_used_at else "never",
+        )
+        for key in page.keys
+    )
+    print_table(("id", "name", "scope", "begins with", "state", "last used"), rows)
 
 
 @commands.command()
 @speaks
 def revoke(
-    *, key_id: Annotated[str, typer.Argument(help="As `list` shows it.")], link: Link
+    *, key_id: Annotated[str, typer.Argument(help="Id of the key, as `list` shows it.")], link: Link
 ) -> None:
-    """End a key for good; within seconds no API process accepts it."""
+    """Revoke a key permanently, within seconds in every API process."""
     if names_a_service(link):
         remote.revoke_key(link, key_id)
         return
@@ -130,19 +147,19 @@ def revoke(
 
     with _resources() as resources:
         key = revoke_key(resources, OPERATOR, key_id)
-        _write_down(resources, "revoke", key, HTTPStatus.OK)
-    _errors.print(f"{key.id} is revoked", markup=False)
+        _record(resources, "revoke", key, HTTPStatus.OK)
+    typer.echo(f"{key.id} is revoked", err=True)
 
 
 def names_a_service(link: Link) -> bool:
-    """Whether the keys are those of a service, and not of the database."""
+    """Return True if the command uses the API of a service instead of the database."""
     with explained():
         return link.connection().is_chosen
 
 
 @contextmanager
 def _resources() -> Iterator[Resources]:
-    """The service's resources; what fails is one line."""
+    """Yield the service's resources; print a service error as one line and exit with code 1."""
     from app.cli.service import process_settings
     from app.domain.errors import ServiceError
     from app.services.resources import open_resources
@@ -151,13 +168,14 @@ def _resources() -> Iterator[Resources]:
     try:
         yield resources
     except ServiceError as error:
-        _refuse(error.message)
+        typer.echo(f"error: {error.message}", err=True)
+        raise typer.Exit(1) from None
     finally:
         resources.close()
 
 
-def _write_down(resources: Resources, command: str, key: ApiKey, status: HTTPStatus) -> None:
-    """In the log of the key's project, where its administrators look."""
+def _record(resources: Resources, command: str, key: ApiKey, status: HTTPStatus) -> None:
+    """Add an entry to the audit log of the key's project."""
     from app.domain.audit import Attempt
     from app.services import audit
 
@@ -179,8 +197,3 @@ def _state(key: ApiKey) -> str:
     if not key.is_good(datetime.now(UTC)):
         return "expired"
     return f"until {key.expires_at.date()}" if key.expires_at else "good"
-
-
-def _refuse(message: str) -> NoReturn:
-    _errors.print(f"error: {message}", markup=False)
-    raise typer.Exit(1)

@@ -1,6 +1,6 @@
-"""Options that many commands share, given to a command as one argument.
+"""Groups of options that several commands share and receive as one argument.
 
-A decorator adds a group's options to a command's own, in typer's terms, and collects what was said.
+A decorator adds the group's options to the command's own options and collects their values.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ from typing import Any
 
 Command = Callable[..., None]
 Options = Mapping[str, tuple[Any, Any]]
-"""Annotation and default, by parameter."""
+"""Annotation and default of each option, by parameter name."""
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def with_options(
     argument: str, options: Options, collect: Callable[[dict[str, Any]], Any]
 ) -> Callable[[Command], Command]:
-    """A decorator that puts a group of options in the place of an argument.
+    """Return a decorator that replaces an argument of a command by a group of options.
 
     Args:
-        argument: of the command, by keyword.
-        options: added behind the command's own.
-        collect: makes the argument from what was said, by parameter.
+        argument: name of the command's keyword argument.
+        options: options that follow the command's own.
+        collect: builds the argument from the values of the options, by parameter name.
     """
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
-        def called(**values: Any) -> None:
-            said = {name: values.pop(name) for name in options}
-            command(**values, **{argument: collect(said)})
+        def wrapper(**values: Any) -> None:
+            group = {name: values.pop(name) for name in options}
+            command(**values, **{argument: collect(group)})
 
         own = inspect.signature(command, eval_str=True).parameters.values()
-        parameters = [one for one in own if one.name != argument] + [
-            inspect.Parameter(name, _KEYWORD, default=default, annotation=kind)
-            for name, (kind, default) in options.items()
+        parameters = [parameter for parameter in own if parameter.name != argument] + [
+            inspect.Parameter(name, _KEYWORD, default=default, annotation=annotation)
+            for name, (annotation, default) in options.items()
         ]
-        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        called.__annotations__ = {one.name: one.annotation for one in parameters}
-        return called
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return wrapper
 
     return decorate

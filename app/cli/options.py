@@ -1,4 +1,4 @@
-"""Options that several engine commands take, spelled once."""
+"""Options shared by several commands, and the conversion of their values into settings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from intraslice_core.config import (
+    DEFAULT_RATIO,
     Allocation,
     CompressionConfig,
     ComputeDtype,
@@ -17,118 +18,233 @@ from intraslice_core.config import (
     RecoveryLoss,
     Target,
 )
-from intraslice_core.errors import ConfigurationError
+from intraslice_core.errors import ConfigurationError, ModelNotFoundError
 
 DEFAULT = CompressionConfig()
 DEFAULT_EVALUATION = EvaluationConfig()
 DEFAULT_RECOVERY = RecoveryConfig()
 
 ModelArgument = Annotated[
-    str, typer.Argument(help="Directory, .gguf file, hub:ORG/NAME[@REVISION] or package:NAME.")
+    str,
+    typer.Argument(
+        help="Dense model: a directory, a .gguf file, hub:ORG/NAME[@REVISION] or package:NAME."
+    ),
+]
+RatioOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Fraction of the compressible parameters to remove (0 or more, below 1).",
+        show_default=f"{DEFAULT_RATIO}, unless --target-params or --target-bytes is given",
+    ),
+]
+TargetParamsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Number of parameters of the whole result, instead of a ratio (for example 100M or "
+        "1.2G; 1 or more).",
+    ),
+]
+TargetBytesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Size of the result's weight files in bytes, instead of a ratio (for example 200M or "
+        "1.2G; 1 or more).",
+    ),
 ]
 TargetOption = Annotated[
     Target,
     typer.Option(
-        help="research: shapes of each layer's own; adaptive: DeciLM, for vLLM and llama.cpp; "
-        "stock: the dense class."
+        help="Runtimes that must load the result: research (individual shapes per layer, loaded by "
+        "the checkpoint's own code), adaptive (DeciLM, for vLLM and llama.cpp) or stock (the "
+        "dense model's class)."
     ),
 ]
 ExportOption = Annotated[
     list[str] | None,
-    typer.Option("--exports", help="Files beside safetensors: gguf-f16, gguf-q8_0; repeatable."),
+    typer.Option(
+        "--exports",
+        help="File format to write beside safetensors: gguf-f16 or gguf-q8_0; repeatable.",
+        show_default="safetensors only",
+    ),
 ]
-MethodOption = Annotated[Method, typer.Option(help="How to compress.")]
+MethodOption = Annotated[
+    Method, typer.Option(help="Compression method; magnitude is the naive baseline.")
+]
 AllocationOption = Annotated[
-    Allocation, typer.Option(help="Who decides how much is removed where.")
+    Allocation,
+    typer.Option(
+        help="Budget allocation strategy, which decides how much of each module is removed; auto "
+        "selects the method's own."
+    ),
 ]
 ModuleCapOption = Annotated[
-    float, typer.Option(help="Fraction of one module that is removed at most.")
+    float,
+    typer.Option(
+        help="Largest fraction of one module that may be removed (above 0, at most 1; 1 allows "
+        "removing it entirely). Ignored by the uniform allocation."
+    ),
 ]
 AttentionBiasOption = Annotated[
-    float, typer.Option(help="In fisher allocations: above 1 spares attention.")
+    float,
+    typer.Option(
+        help="Factor on the attention scores of the fisher allocations (above 0, at most 1000); "
+        "larger values keep more of the attention."
+    ),
 ]
 CalibrationOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="SOURCE[=WEIGHT]",
-        help="pydoc, pycode, self, chat, hub:DATASET[:CONFIG][@SPLIT] or a text file; "
-        "several are a mixture.  [default: pydoc, pycode, chat and self in equal parts]",
+        help="Calibration text: pydoc, pycode, self, chat, hub:DATASET[:CONFIG][@SPLIT] or a text "
+        "file. Repeat the option for a mixture.",
+        show_default="pydoc, pycode, chat and self in equal parts",
     ),
 ]
-SamplesOption = Annotated[int, typer.Option(help="Calibration sequences.")]
-SequenceLengthOption = Annotated[int, typer.Option(help="Tokens a sequence.")]
-SeedOption = Annotated[int, typer.Option(help="Of every choice.")]
-DtypeOption = Annotated[ComputeDtype, typer.Option(help="Compute dtype.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
-BatchSizeOption = Annotated[int, typer.Option(help="Sequences at once.")]
-RoundToOption = Annotated[int, typer.Option(help="Dimensions are multiples of this.")]
+SamplesOption = Annotated[
+    int, typer.Option(help="Number of calibration sequences over all sources (1 to 65536).")
+]
+SequenceLengthOption = Annotated[
+    int, typer.Option(help="Length of a calibration sequence in tokens (16 to 131072).")
+]
+SeedOption = Annotated[int, typer.Option(help="Random seed (0 or greater).")]
+DtypeOption = Annotated[
+    ComputeDtype,
+    typer.Option(help="Compute dtype; auto selects the fastest one that is accurate enough."),
+]
+DeviceOption = Annotated[
+    str, typer.Option(help="Compute device: auto, cpu, cuda, cuda:1 or another torch device.")
+]
+BatchSizeOption = Annotated[
+    int, typer.Option(help="Number of sequences per forward pass (1 to 4096).")
+]
+RoundToOption = Annotated[
+    int, typer.Option(help="Number that all layer dimensions are multiples of (1 to 512).")
+]
 EvaluateOption = Annotated[
     list[str] | None,
-    typer.Option(help="Text to score both models on, named as for --calibration; repeatable."),
+    typer.Option(
+        help="Text on which the perplexity of both models is measured, named as for --calibration; "
+        "repeatable.",
+        show_default=", ".join(DEFAULT_EVALUATION.perplexity),
+    ),
 ]
-EvaluationOption = Annotated[bool, typer.Option(help="Measure quality and speed at all.")]
-BenchmarkOption = Annotated[bool, typer.Option(help="Measure tokens/s of both models.")]
+EvaluationOption = Annotated[
+    bool, typer.Option(help="Evaluate the quality and speed of the result.")
+]
+BenchmarkOption = Annotated[
+    bool, typer.Option(help="Measure the prefill and decode speed of both models in tokens/s.")
+]
 GateOption = Annotated[
-    float | None, typer.Option(help="Refuse a result whose perplexity grew more than this.")
+    float | None,
+    typer.Option(
+        help="Reject a result whose perplexity, divided by the dense model's, exceeds this ratio "
+        "on any text (above 1).",
+        show_default="no limit",
+    ),
 ]
 TasksOption = Annotated[
     list[str] | None,
     typer.Option(
         "--tasks",
         metavar="NAME,…",
-        help='Zero-shot tasks of lm-evaluation-harness (pip install "intraslice[eval]").',
+        help="Zero-shot tasks of lm-evaluation-harness, separated by commas; repeatable (needs "
+        'pip install "intraslice[eval]").',
+        show_default="none",
     ),
 ]
 TaskLimitOption = Annotated[
-    int | None, typer.Option("--limit", help="Examples of each task.  [default: all]")
+    int | None,
+    typer.Option(
+        "--limit",
+        help="Largest number of examples per task (1 to 1000000).",
+        show_default="all examples",
+    ),
 ]
 TaskGateOption = Annotated[
-    float | None, typer.Option(help="Refuse a result that keeps less than this of a task's score.")
+    float | None,
+    typer.Option(
+        help="Reject a result that keeps less than this fraction of the dense model's score in any "
+        "task (above 0, at most 1).",
+        show_default="no limit",
+    ),
 ]
 SpeedGridOption = Annotated[
     list[str] | None,
     typer.Option(
         "--speed-grid",
         metavar="BATCHxCONTEXT,…",
-        help="Loads to measure speed, memory and cache under: 1x512,8x2048.",
+        help="Loads under which speed, memory and KV cache are measured, as batch size (1 to 256) "
+        "and context length in tokens (1 to 131072), for example 1x512,8x2048; repeatable.",
+        show_default="none",
     ),
 ]
 OffloadOption = Annotated[
     Path | None,
-    typer.Option(help="Keep hidden states in files there instead of in memory; nothing is left."),
+    typer.Option(
+        help="Offload hidden states to temporary files in this directory.",
+        show_default="keep them in memory",
+    ),
 ]
 VerifyOption = Annotated[
     bool,
     typer.Option(
         "--verify/--no-verify",
-        help="Load the result in a clean process; takes memory for all of it in float32.",
+        help="Load the result in a separate process and verify it; needs memory for the whole "
+        "result in float32.",
     ),
 ]
 RecoverOption = Annotated[
     RecoveryLoss | None,
-    typer.Option(help="Train afterwards: to be as the dense model (distill), or on the text (ce)."),
+    typer.Option(
+        help="Fine-tune the result with this loss: distill (KL divergence to the dense model) or "
+        "ce (cross-entropy on the text).",
+        show_default="no fine-tuning",
+    ),
 ]
-RecoverTokensOption = Annotated[str, typer.Option(metavar="N", help="Trained on at most: 200K, …")]
-RecoverSecondsOption = Annotated[float | None, typer.Option(help="Trained for at most.")]
-RecoverRankOption = Annotated[int, typer.Option(help="Of the adapters that are trained.")]
+RecoverTokensOption = Annotated[
+    str,
+    typer.Option(
+        metavar="N",
+        help="Largest number of tokens to fine-tune on (for example 200K; 16 or more).",
+    ),
+]
+RecoverSecondsOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Longest duration of the fine-tuning in seconds (above 0, at most 31 days).",
+        show_default="no limit",
+    ),
+]
+RecoverRankOption = Annotated[
+    int, typer.Option(help="Rank of the low-rank adapters of the fine-tuning (1 to 1024).")
+]
 RecoverSourceOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="SOURCE[=WEIGHT]",
-        help="Text to train on, named as for --calibration.  [default: the calibration's]",
+        help="Text to fine-tune on, named as for --calibration; repeatable.",
+        show_default="the calibration text",
     ),
 ]
 PromptOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--prompts", help="Text that both models continue, side by side in the report; repeatable."
+        "--prompts",
+        help="Prompt that both models continue, side by side in the report (up to 2000 "
+        "characters); repeatable up to 8 times.",
+        show_default="none",
     ),
+]
+OutOption = Annotated[
+    Path, typer.Option(help="Output directory; it must not exist or must be empty.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 
 def calibration_source(options: list[str] | None) -> Any:
-    """One source as it is named; several, or one with a weight, as a mixture."""
+    """Return the single source by its name, or several or weighted sources as a mixture."""
     if not options:
         return DEFAULT.calibration.source
     mixture = [_weighted(option) for option in options]
@@ -136,8 +252,8 @@ def calibration_source(options: list[str] | None) -> Any:
 
 
 def exports(options: list[str] | None) -> tuple[str, ...]:
-    """Safetensors, and what is asked for besides."""
-    return ("safetensors", *(one for one in options or () if one != "safetensors"))
+    """Return safetensors and the further export formats."""
+    return ("safetensors", *(name for name in options or () if name != "safetensors"))
 
 
 def recovery_settings(
@@ -147,9 +263,10 @@ def recovery_settings(
     rank: int,
     sources: list[str] | None,
 ) -> dict[str, Any] | None:
-    """What `recover` is to hold; None where nobody asked for it.
+    """Return the settings of the recovery fine-tuning, or None without a loss.
 
-    `alpha` grows with the rank, so that adapters of any rank learn at one rate.
+    `alpha` grows with the rank, so that adapters of any rank have the same effective learning
+    rate.
     """
     if loss is None:
         return None
@@ -164,7 +281,7 @@ def recovery_settings(
 
 
 def _weighted(option: str) -> dict[str, Any]:
-    """`NAME=WEIGHT`; where no number follows the last `=`, all of it is a name."""
+    """Split `NAME=WEIGHT`; without a number after the last `=`, the whole option is the name."""
     name, _, weight = option.rpartition("=")
     try:
         return {"source": name, "weight": float(weight)} if name else {"source": option}
@@ -173,10 +290,10 @@ def _weighted(option: str) -> dict[str, Any]:
 
 
 def speed_grid(options: list[str] | None) -> list[dict[str, Any]]:
-    """`8x2048` as a batch size and a context length.
+    """Return loads such as `8x2048` as batch sizes and context lengths.
 
     Raises:
-        ConfigurationError: if one is written otherwise.
+        ConfigurationError: if a load has another form.
     """
     return [_load(option) for option in listed(options)]
 
@@ -185,13 +302,15 @@ def _load(option: str) -> dict[str, Any]:
     batch, _, context = option.partition("x")
     if not (batch.isdecimal() and context.isdecimal()):
         raise ConfigurationError(
-            f"{option!r} is no load", field="--speed-grid", hint="write BATCHxCONTEXT: 8x2048"
+            f"{option!r} is not a load",
+            field="--speed-grid",
+            hint="write BATCHxCONTEXT, for example 8x2048",
         )
     return {"batch_size": int(batch), "context_length": int(context)}
 
 
 def listed(options: list[str] | None) -> list[str]:
-    """What is given several times, or with commas between."""
+    """Return the values of a repeatable option that also accepts comma-separated values."""
     parts = (part.strip() for option in options or () for part in option.split(","))
     return [part for part in parts if part]
 
@@ -199,32 +318,48 @@ def listed(options: list[str] | None) -> list[str]:
 def gate_settings(
     max_perplexity_ratio: float | None, min_task_ratio: float | None
 ) -> dict[str, Any] | None:
-    """None where nothing is limited."""
+    """Return the limits of the quality gate, or None if there are none."""
     limits = {"max_perplexity_ratio": max_perplexity_ratio, "min_task_ratio": min_task_ratio}
     return limits if any(limit is not None for limit in limits.values()) else None
 
 
 def evaluation_settings(
-    texts: list[str] | None, benchmark: bool, gate: dict[str, Any] | None, **more: Any
+    texts: list[str] | None, benchmark: bool, gate: dict[str, Any] | None, **fields: Any
 ) -> EvaluationConfig:
-    """As the options say; `more` are fields of the settings."""
+    """Validate the evaluation settings; `fields` are further fields of `EvaluationConfig`.
+
+    Raises:
+        ValidationError: if a value is invalid.
+    """
     return EvaluationConfig.model_validate(
         {
             "perplexity": texts or DEFAULT_EVALUATION.perplexity,
             "benchmark": benchmark,
             "gate": gate,
-            **more,
+            **fields,
         }
     )
 
 
-def require_directory(place: Path | None, option: str) -> None:
-    """Refuse before the work what could not be written to during it.
+def require_directory(path: Path | None, option: str) -> None:
+    """Raise if the path is a file, before any work starts.
 
     Raises:
         ConfigurationError: naming the option.
     """
-    if place is not None and place.exists() and not place.is_dir():
+    if path is not None and path.exists() and not path.is_dir():
         raise ConfigurationError(
-            f"{place} is a file", field=option, hint="name a directory, or one to be made"
+            f"{path} is a file", field=option, hint="name a directory; it may not exist yet"
+        )
+
+
+def require_checkpoint(directory: Path) -> None:
+    """Raise if the directory holds no checkpoint; transformers' own error has thirty lines.
+
+    Raises:
+        ModelNotFoundError: naming the directory.
+    """
+    if not (directory / "config.json").is_file():
+        raise ModelNotFoundError(
+            f"{directory} is not a checkpoint: it has no config.json", field="directory"
         )

@@ -1,4 +1,4 @@
-"""Engine events as a bar on stderr; stdout stays free for results."""
+"""Engine events as a progress bar on stderr; stdout is reserved for results."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from intraslice_core.progress import ProgressEvent, ProgressListener, Stage
 
 
 class _Remaining(ProgressColumn):
-    """The engine's own estimate: stages differ too much for an extrapolated one."""
+    """Remaining time as the engine estimates it; stages differ too much for an extrapolation."""
 
     def render(self, task: Task) -> Text:
-        """Minutes and seconds, or nothing while unknown."""
+        """Return minutes and seconds, or an empty text while the estimate is unknown."""
         eta: float | None = task.fields["eta"]
         if eta is None:
             return Text("")
@@ -26,17 +26,17 @@ class _Remaining(ProgressColumn):
 
 @contextmanager
 def show_progress() -> Iterator[ProgressListener]:
-    """A listener that draws; where stderr is no terminal, one line whenever the stage changes."""
-    console = Console(stderr=True)
+    """Yield a listener that draws a bar on a terminal, or prints one line per stage elsewhere."""
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         yield _stage_lines(console)
         return
     columns = (
-        TextColumn("{task.fields[stage]}"),
+        TextColumn("{task.fields[stage]}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         _Remaining(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=1.0, stage="", eta=None)
@@ -54,7 +54,7 @@ def show_progress() -> Iterator[ProgressListener]:
 
 
 def quiet_transformers() -> None:
-    """Our progress bar is the only one, and its log is for developers."""
+    """Silence transformers' own progress bars and warnings."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -64,13 +64,11 @@ def quiet_transformers() -> None:
 def _stage_lines(console: Console) -> ProgressListener:
     order, seen = list(Stage), set[Stage]()
 
-    def tell(event: ProgressEvent) -> None:
+    def print_stage(event: ProgressEvent) -> None:
         if seen and order.index(event.stage) < max(order.index(stage) for stage in seen):
             seen.clear()  # the next compression of a sweep
         if event.stage not in seen:
             seen.add(event.stage)
-            console.print(
-                f"[{event.stage}] {event.message}", markup=False, highlight=False, soft_wrap=True
-            )
+            console.print(f"[{event.stage}] {event.message}", soft_wrap=True)
 
-    return tell
+    return print_stage

@@ -1,4 +1,4 @@
-"""Numbers as people write them: 100M, 1.2G."""
+"""Numbers with a decimal unit: 100M, 1.2G."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _FORM = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,12})?)([KMGT]?)", re.IGNORECASE)
 
 
 def quantity(text: str | None, option: str) -> int | None:
-    """The whole number that is meant, if any is; `option` is blamed for what is none.
+    """Parse a number with an optional unit (K, M, G or T, powers of 1000); None stays None.
 
     Raises:
-        ConfigurationError: naming the option and the form.
+        ConfigurationError: naming `option` and the expected form.
     """
     if text is None:
         return None
     match = _FORM.fullmatch(text.strip())
     if match is None:
         raise ConfigurationError(
-            f"{text!r} is no size", field=option, hint="write a number, or 100M, or 1.2G"
+            f"{text!r} is not a number", field=option, hint="write a number such as 100M or 1.2G"
         )
     return int(Decimal(match[1]) * _UNITS[match[2].upper()])

@@ -1,4 +1,4 @@
-"""Ratios as people write them: 0.1:0.5:0.1, or 0.1,0.25,0.4."""
+"""Compression ratios as a range or a list: 0.1:0.5:0.1 or 0.1,0.25,0.4."""
 
 from __future__ import annotations
 
@@ -6,44 +6,51 @@ from decimal import Decimal, InvalidOperation
 
 from intraslice_core.errors import ConfigurationError
 
-MOST_RATIOS = 50
-_FORM = "write START:STOP:STEP, as 0.1:0.5:0.1, or a list, as 0.1,0.25,0.4"
+MAX_RATIOS = 50
+_FORM = "write START:STOP:STEP such as 0.1:0.5:0.1, or a list such as 0.1,0.25,0.4"
 
 
 def ratios(text: str, option: str) -> tuple[float, ...]:
-    """The ratios that are meant, in their order; `option` is blamed for what is none.
+    """Parse the ratios, in the given order.
 
-    Counted in decimals, so that 0.1:0.3:0.1 ends with 0.3 and not a rounding error before or
-    behind it.
+    Ranges are computed in decimals, so that 0.1:0.3:0.1 ends with exactly 0.3.
 
     Raises:
-        ConfigurationError: naming the option and what to write.
+        ConfigurationError: naming `option` and the expected form.
     """
     parts = text.split(":")
     if len(parts) == 3:
         start, stop, step = (_number(part, text, option) for part in parts)
-        found = _range(start, stop, step, option)
+        numbers = _range(start, stop, step, option)
     elif len(parts) == 1:
-        found = [_number(part, text, option) for part in text.split(",")]
+        numbers = [_number(part, text, option) for part in text.split(",")]
     else:
-        raise ConfigurationError(f"{text!r} is no range of ratios", field=option, hint=_FORM)
-    for ratio in found:
+        raise ConfigurationError(f"{text!r} is not a range of ratios", field=option, hint=_FORM)
+    _require_valid(numbers, text, option)
+    return tuple(map(float, numbers))
+
+
+def _require_valid(numbers: list[Decimal], text: str, option: str) -> None:
+    """Raise if a ratio is out of range or repeated, or if there are too many.
+
+    Raises:
+        ConfigurationError: naming `option`.
+    """
+    for ratio in numbers:
         if not 0 <= ratio < 1:
             raise ConfigurationError(
-                f"a ratio of {ratio} is impossible", field=option, hint="give 0 or more, below 1"
+                f"ratio {ratio} is out of range", field=option, hint="write 0 or more, below 1"
             )
-    values = tuple(map(float, found))
-    if len(set(values)) < len(values):
+    if len(set(map(float, numbers))) < len(numbers):
         raise ConfigurationError(
-            f"{text!r} names a ratio twice", field=option, hint="name each once"
+            f"{text!r} contains a ratio twice", field=option, hint="write each ratio once"
         )
-    if len(values) > MOST_RATIOS:
+    if len(numbers) > MAX_RATIOS:
         raise ConfigurationError(
-            f"{len(values)} ratios are more than {MOST_RATIOS}",
+            f"{len(numbers)} ratios are too many",
             field=option,
-            hint="take a larger step",
+            hint=f"write at most {MAX_RATIOS}",
         )
-    return values
 
 
 def _number(text: str, whole: str, option: str) -> Decimal:
@@ -52,30 +59,30 @@ def _number(text: str, whole: str, option: str) -> Decimal:
     except InvalidOperation:
         number = Decimal("nan")
     if not number.is_finite():
-        raise ConfigurationError(f"{text!r} in {whole!r} is no number", field=option, hint=_FORM)
+        raise ConfigurationError(f"{text!r} in {whole!r} is not a number", field=option, hint=_FORM)
     return number
 
 
 def _range(start: Decimal, stop: Decimal, step: Decimal, option: str) -> list[Decimal]:
-    """From `start` to `stop`, which is one of them."""
+    """Return the ratios from `start` to `stop`, both included."""
     if step <= 0 or stop < start:
         raise ConfigurationError(
-            f"{start}:{stop}:{step} goes nowhere",
+            f"{start}:{stop}:{step} contains no ratio",
             field=option,
-            hint="start with the smallest ratio, and step upwards",
+            hint="start with the smallest ratio and use a positive step",
         )
     steps = (stop - start) / step
     if steps != int(steps):
         below = start + int(steps) * step
         raise ConfigurationError(
-            f"steps of {step} from {start} do not meet {stop}",
+            f"steps of {step} from {start} do not reach {stop} exactly",
             field=option,
-            hint=f"stop at {below} or at {below + step}",
+            hint=f"stop at {below} or {below + step}",
         )
-    if steps >= MOST_RATIOS:
+    if steps >= MAX_RATIOS:
         raise ConfigurationError(
-            f"{int(steps) + 1} ratios are more than {MOST_RATIOS}",
+            f"{int(steps) + 1} ratios are too many",
             field=option,
-            hint="take a larger step",
+            hint=f"use a larger step; at most {MAX_RATIOS} are allowed",
         )
     return [start + number * step for number in range(int(steps) + 1)]

@@ -1,9 +1,7 @@
-"""`intraslice report`: the page about a compression, from its report."""
+"""`intraslice report`: an HTML page of a compression, from its report."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +10,7 @@ from pydantic import ValidationError
 
 from app.cli.refusals import explained
 from intraslice_core.errors import ConfigurationError, OutputExistsError
-from intraslice_core.reports.page import report_page
-from intraslice_core.reports.page_contents import ReportPage
+from intraslice_core.files import atomic_file
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 
 
@@ -26,55 +23,57 @@ def report(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SOURCE", help=f"A compressed model's directory, or its {REPORT_FILE}."
+            metavar="SOURCE", help=f"Directory of a compressed model, or its {REPORT_FILE}."
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="The HTML file to write.")
-    ] = Path("report.html"),
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="HTML file to write.")] = Path(
+        "report.html"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write a page with the figures and plots of a compression."""
+    """Write an HTML page with the figures and plots of a compression."""
+    from intraslice_core.reports.page import report_page
+    from intraslice_core.reports.page_contents import ReportPage
+
     with explained():
         page = report_page(ReportPage(report=_read(source)))
         if out.exists() and not force:
             raise OutputExistsError(
-                f"{out} is there already", field="--out", hint="give another file or --force"
+                f"{out} already exists", field="--out", hint="name another file, or add --force"
             )
         _write(page, out)
     typer.echo(f"wrote {out}")
 
 
 def _read(source: Path) -> CompressionReport:
-    """The report in a file, or in a directory.
+    """Read the report from a file or from a checkpoint's directory.
 
     Raises:
-        ConfigurationError: if there is none.
+        ConfigurationError: if the file cannot be read or is not a report.
     """
     file = source / REPORT_FILE if source.is_dir() else source
-    hint = f"give a compressed model's directory or its {REPORT_FILE}"
+    hint = f"name a compressed model's directory or its {REPORT_FILE}"
     try:
         return CompressionReport.model_validate_json(file.read_bytes())
     except OSError as error:
         reason = f"{file} cannot be read: {error.strerror}"
         raise ConfigurationError(reason, field="SOURCE", hint=hint) from error
     except ValidationError as error:
-        raise ConfigurationError(f"{file} is no report", field="SOURCE", hint=hint) from error
+        raise ConfigurationError(
+            f"{file} is not a report of this version", field="SOURCE", hint=hint
+        ) from error
 
 
 def _write(page: str, out: Path) -> None:
-    """It appears whole or not at all.
+    """Write the file atomically.
 
     Raises:
-        ConfigurationError: if it cannot be written there.
+        ConfigurationError: if the file cannot be written.
     """
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-        os.chmod(name, 0o644)
-        os.replace(name, out)
+        with atomic_file(out) as partial:
+            partial.write_text(page, encoding="utf-8")
+            partial.chmod(0o644)
     except OSError as error:
         reason = f"{out} cannot be written: {error.strerror}"
         raise ConfigurationError(reason, field="--out") from error

@@ -1,10 +1,12 @@
-"""Reports as tables for people."""
+"""Reports as tables in the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -21,9 +23,22 @@ from intraslice_core.reports.schema import (
 from intraslice_core.reports.sweep import SweepPoint, SweepReport
 
 
+def print_report(report: CompressionReport, out: Path, *, as_json: bool) -> None:
+    """Print the report of a compression as tables, warnings on stderr, or as JSON."""
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+        return
+    recovery = [recovery_table(report.recovery)] if report.recovery else []
+    loads = load_tables(report.evaluation.speed_grid) if report.evaluation else ()
+    print_tables(shapes_table(report), *recovery, comparison_table(report), *loads)
+    for warning in report.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"wrote {out}")
+
+
 def comparison_table(report: CompressionReport) -> Table:
-    """Size, quality and speed, dense against compressed."""
-    table = _table(f"{report.model}: {report.removed_fraction:.1%} off by {report.method}")
+    """Return a table of size, quality and speed of the dense and the compressed model."""
+    table = _table(f"{report.model}: {report.removed_fraction:.1%} removed by {report.method}")
     rows = (
         ("parameters", report.params_before, report.params_after),
         ("compressible parameters", report.compressible_before, report.compressible_after),
@@ -37,48 +52,49 @@ def comparison_table(report: CompressionReport) -> Table:
 
 
 def recovery_table(report: RecoveryReport) -> Table:
-    """What training won back, on text that was not trained on."""
-    found = report.held_out
+    """Return a table of the perplexity before and after fine-tuning, on held-out text."""
+    held_out = report.held_out
     table = Table(
-        title=f"recovered by {report.config.loss}: {report.tokens:,} tokens in "
-        f"{report.seconds:.0f} s, ended by its {report.stopped_by}"
+        title=f"fine-tuned with {report.config.loss}: {report.tokens:,} tokens in "
+        f"{report.seconds:.0f} s, stopped by the limit on {report.stopped_by}"
     )
-    for name in ("", "dense", "compressed", "recovered", "won back, of the log"):
+    for name in ("", "dense", "compressed", "fine-tuned", "log-perplexity recovered"):
         table.add_column(name, justify="right" if name else "left")
-    part = "" if found.recovered is None else f"{found.recovered:.1%}"
-    values = (f"{value:.3f}" for value in (found.dense, found.before, found.after))
-    table.add_row(f"perplexity, {found.tokens:,} held-back tokens", *values, part)
+    recovered = "" if held_out.recovered is None else f"{held_out.recovered:.1%}"
+    values = (f"{value:.3f}" for value in (held_out.dense, held_out.before, held_out.after))
+    table.add_row(f"perplexity, {held_out.tokens:,} held-out tokens", *values, recovered)
     return table
 
 
 def shapes_table(report: CompressionReport) -> Table:
-    """What layers keep, and what that was predicted to cost; equal neighbours share a row."""
-    table = Table(title=_who_chose(report))
+    """Return a table of layer shapes and predicted losses; equal neighbours share a row."""
+    table = Table(title=_shapes_title(report))
     columns = ("layers", "query heads", "KV heads", "q/k width", "value width", "MLP width")
     for name in (*columns, "predicted loss, attention", "MLP"):
         table.add_column(name, justify="right")
     table.add_row("dense", *_shape(report.geometry.dense_layer()), "", "", end_section=True)
-    priced = report.allocation.layers if report.allocation else ()
+    predictions = report.allocation.layers if report.allocation else ()
     rows = [
-        (_shape(plan), _prices(priced[layer] if priced else None))
+        (_shape(plan), _losses(predictions[layer] if predictions else None))
         for layer, plan in enumerate(report.plan.layers)
     ]
     first = 0
-    for row, same in groupby(rows):
-        last = first + len(list(same)) - 1
+    for row, neighbours in groupby(rows):
+        last = first + len(list(neighbours)) - 1
         name = f"{first}" if first == last else f"{first}-{last}"
         table.add_row(name, *row[0], *row[1])
         first = last + 1
     return table
 
 
-def _who_chose(report: CompressionReport) -> str:
-    found = report.allocation
-    if found is None:
+def _shapes_title(report: CompressionReport) -> str:
+    allocation = report.allocation
+    if allocation is None:
         return "shapes"
-    if found.fallback_reason is not None:
-        return f"shapes by {found.allocator}, not {found.requested}: {found.fallback_reason}"
-    return f"shapes by {found.allocator}"
+    title = f"shapes by {allocation.allocator}"
+    if allocation.fallback_reason is not None:
+        title += f", not {allocation.requested}: {allocation.fallback_reason}"
+    return title
 
 
 def _shape(plan: LayerPlan) -> tuple[str, ...]:
@@ -92,21 +108,21 @@ def _shape(plan: LayerPlan) -> tuple[str, ...]:
     return tuple(f"{size:,}" for size in sizes)
 
 
-def _prices(predicted: LayerPrediction | None) -> tuple[str, str]:
+def _losses(predicted: LayerPrediction | None) -> tuple[str, str]:
     if predicted is None:
         return "", ""
     return f"{predicted.attention:.3g}", f"{predicted.mlp:.3g}"
 
 
 def evaluation_tables(report: EvaluationReport) -> list[Table]:
-    """Quality and speed, dense against compressed; the loads in tables of their own."""
+    """Return a table of quality and speed, and one table for each load."""
     table = _table("dense against compressed")
     _add_evaluation(table, report)
     return [table, *load_tables(report.speed_grid)]
 
 
 def load_tables(loads: Sequence[LoadReport]) -> list[Table]:
-    """Speed, memory and cache, a table for each load."""
+    """Return a table of speed, memory and KV cache for each load."""
     return [_load_table(load) for load in loads]
 
 
@@ -122,22 +138,23 @@ def _load_table(load: LoadReport) -> Table:
         f"{1000 * first.compressed:.1f} ± {500 * first.compressed_spread:.1f}",
         f"{first.ratio:.3f}",
     )
-    for name, taken in (
+    for name, size in (
         ("peak memory, bytes", load.peak_memory),
-        ("KV cache, bytes a token", load.cache_per_token),
+        ("KV cache, bytes per token", load.cache_per_token),
     ):
-        table.add_row(name, f"{taken.dense:,.0f}", f"{taken.compressed:,.0f}", f"{taken.ratio:.3f}")
+        table.add_row(name, f"{size.dense:,.0f}", f"{size.compressed:,.0f}", f"{size.ratio:.3f}")
     return table
 
 
 def sweep_table(report: SweepReport) -> Table:
-    """Size, quality and cost of every ratio."""
+    """Return a table of size, quality and cost of every ratio."""
     table = Table(title=f"{report.model} by {report.settings.method}")
-    texts = list(dict.fromkeys(one.text for point in report.points for one in point.perplexity))
+    scores = [score for point in report.points for score in point.perplexity]
+    texts = list(dict.fromkeys(score.text for score in scores))
     names = ("ratio", "parameters", "bytes", *(f"perplexity, {text}" for text in texts))
     for name in (*names, "seconds", "relative cost"):
         table.add_column(name, justify="right")
-    dense = {one.text: one.dense for point in report.points for one in point.perplexity}
+    dense = {score.text: score.dense for score in scores}
     table.add_row(
         "dense",
         f"{report.params_before:,}",
@@ -153,8 +170,8 @@ def sweep_table(report: SweepReport) -> Table:
 
 def _point(point: SweepPoint, texts: list[str]) -> tuple[str, ...]:
     if point.params_after is None or point.bytes_after is None:
-        return (f"{point.ratio}", "refused", "", *[""] * len(texts))
-    scores = {one.text: f"{one.compressed:.3f}" for one in point.perplexity}
+        return (f"{point.ratio}", "rejected", "", *[""] * len(texts))
+    scores = {score.text: f"{score.compressed:.3f}" for score in point.perplexity}
     sizes = (f"{point.params_after:,}", f"{point.bytes_after:,}")
     return (f"{point.ratio}", *sizes, *(scores.get(text, "") for text in texts))
 
@@ -165,10 +182,10 @@ def _cost(point: SweepPoint, relative: float | None) -> tuple[str, str]:
 
 
 def print_tables(*tables: Table) -> None:
-    """On stdout, wide enough for a file where that is no terminal."""
-    console = Console()
+    """Print tables to stdout, 120 columns wide where stdout is not a terminal."""
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(width=120)
+        console = Console(markup=False, emoji=False, width=120)
     for table in tables:
         console.print(table)
 
@@ -205,7 +222,7 @@ def _score(value: float, stderr: float | None) -> str:
 
 
 def add_speed(table: Table, speed: SpeedReport) -> None:
-    """A row for each part and phase; a part that was removed has none."""
+    """Add a row for each part and phase; a part that was removed entirely has none."""
     parts = {
         "model": speed.whole,
         "layers": speed.layers,

@@ -1,4 +1,7 @@
-"""Service commands of `intraslice`: everything on one machine, or one production process."""
+"""Service commands of `intraslice`: the whole service on one machine, or one of its processes.
+
+The server's packages are imported when a command runs, not when the command line is parsed.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from app.cli.refusals import explained
 
@@ -17,7 +21,34 @@ if TYPE_CHECKING:
     from app.embedded.stack import StackOptions
     from app.settings import Settings
 
-_errors = Console(stderr=True, highlight=False, soft_wrap=True)
+_errors = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+_DataDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Directory of the database, the queue and the artifacts.",
+        show_default="INTRASLICE_DATA_DIR, or else ~/.local/share/intraslice",
+    ),
+]
+_HostOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Address to listen on; other than loopback it needs INTRASLICE_API_KEY.",
+        show_default="INTRASLICE_HOST, or else 127.0.0.1",
+    ),
+]
+_PortOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=65535,
+        help="Port to listen on (0 to 65535; 0 selects a free port).",
+        show_default="INTRASLICE_PORT, or else 8000",
+    ),
+]
+_S3Option = Annotated[
+    bool,
+    typer.Option("--s3", help="Store artifacts in an embedded S3 server instead of a directory."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -30,57 +61,61 @@ def register(app: typer.Typer) -> None:
 
 
 def up(
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Database, queue and artifacts live here.")
-    ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free port.")] = None,
-    s3: Annotated[bool, typer.Option("--s3", help="Artifacts go to an S3 server of ours.")] = False,
+    data_dir: _DataDirOption = None,
+    host: _HostOption = None,
+    port: _PortOption = None,
+    s3: _S3Option = False,
 ) -> None:
     """Start the whole service on this machine; Ctrl-C stops it."""
-    from app.embedded.errors import EmbeddedError
+    from app.embedded.process import EmbeddedError
     from app.embedded.stack import Stack
 
     options = _stack_options(data_dir, host, port, s3=s3)
     stop_requested = _stop_on_signals()
     try:
-        with Stack(options, say=_say) as stack:
+        with Stack(options, report=_errors.print) as stack:
             stack.start(stop_requested)
             if not stop_requested():
                 _announce(stack.url, options)
             stack.run(stop_requested)
-            _say("Stopping …")
+            _errors.print("Stopping …")
     except EmbeddedError as error:
-        _refuse(str(error))
+        _fail(str(error))
 
 
 def _stack_options(
     data_dir: Path | None, host: str | None, port: int | None, *, s3: bool
 ) -> StackOptions:
-    """Options first, environment second; without a key only on loopback, and then openly."""
+    """Combine options and environment; without an API key, allow loopback only, unprotected."""
     from app.embedded.stack import StackOptions
     from app.settings import is_loopback
 
     settings = process_settings()
     host = settings.host if host is None else host
     if settings.api_key is None and not is_loopback(host):
-        _refuse(f"{host} is open to others: set INTRASLICE_API_KEY, or listen on 127.0.0.1")
-    asked_for = settings.auth if "auth" in settings.model_fields_set else None
+        _fail(
+            f"{host} is reachable from other machines: set INTRASLICE_API_KEY, or use"
+            " --host 127.0.0.1"
+        )
+    configured = settings.auth if "auth" in settings.model_fields_set else None
     return StackOptions(
         data_dir=data_dir or settings.data_dir,
         host=host,
         port=settings.port if port is None else port,
-        auth=asked_for or ("off" if settings.api_key is None else "on"),
+        auth=configured or ("off" if settings.api_key is None else "on"),
         s3=s3,
     )
 
 
 def serve(
     descriptor: Annotated[
-        int | None, typer.Option(help="Serve on this inherited, bound socket.", hidden=True)
+        int | None,
+        typer.Option(
+            help="File descriptor of an inherited, bound socket to serve on.", hidden=True
+        ),
     ] = None,
 ) -> None:
-    """Run the HTTP API; settings come from INTRASLICE_* variables."""
+    """Run the HTTP API, configured by INTRASLICE_* variables."""
     settings = process_settings()
     from app.server import run_server
 
@@ -88,7 +123,7 @@ def serve(
 
 
 def worker() -> None:
-    """Run one worker; settings come from INTRASLICE_* variables."""
+    """Run one worker, configured by INTRASLICE_* variables."""
     from workers.main import run_worker
 
     with explained():
@@ -96,32 +131,32 @@ def worker() -> None:
 
 
 def scheduler() -> None:
-    """Run the periodic work as a process of its own; any number may run."""
+    """Run the periodic tasks; several may run at once."""
     from workers.scheduler import run_scheduler
 
     run_scheduler(process_settings())
 
 
 def migrate() -> None:
-    """Bring the database to this version's schema."""
+    """Upgrade the database to this version's schema."""
     from app.adapters.database.migrate import upgrade
 
     upgrade(process_settings())
 
 
 def _announce(url: str, options: StackOptions) -> None:
-    out = Console(highlight=False, soft_wrap=True)
-    out.print("[bold]IntraSlice is ready.[/bold]  Ctrl-C stops it.")
+    out = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+    out.print(Text.assemble(("IntraSlice is ready.", "bold"), "  Ctrl-C stops it."))
     out.print(f"  dashboard  {url}/")
     out.print(f"  API        {url}/v1")
     out.print(f"  reference  {url}/docs")
     out.print(f"  data       {options.data_dir.resolve()}")
     if options.auth == "off":
-        out.print("  access     without a key, from this machine only")
+        out.print("  access     from this machine only, without an API key")
 
 
 def process_settings() -> Settings:
-    """The process's settings; what is wrong with them is told by variable."""
+    """Return the process's settings, or print the invalid variables and exit with code 1."""
     from pydantic import ValidationError
 
     from app.settings import get_settings
@@ -131,16 +166,12 @@ def process_settings() -> Settings:
     except ValidationError as error:
         for problem in error.errors():
             name = "_".join(str(part) for part in problem["loc"]).upper()
-            _say(f"INTRASLICE_{name}: {problem['msg']}" if name else problem["msg"])
-        _refuse("the environment holds settings that cannot be used")
-
-
-def _say(message: str) -> None:
-    _errors.print(message, markup=False)
+            _errors.print(f"INTRASLICE_{name}: {problem['msg']}" if name else problem["msg"])
+        _fail("invalid settings in the environment; correct the variables above")
 
 
 def _stop_on_signals() -> Callable[[], bool]:
-    """Turn Ctrl-C and SIGTERM into a question, so that no step is broken off half-way."""
+    """Return a check for Ctrl-C, SIGTERM and SIGHUP, so that no step is interrupted half-way."""
     received: list[int] = []
 
     def note(signal_number: int, _frame: FrameType | None) -> None:
@@ -151,6 +182,6 @@ def _stop_on_signals() -> Callable[[], bool]:
     return lambda: bool(received)
 
 
-def _refuse(message: str) -> NoReturn:
-    _say(f"error: {message}")
+def _fail(message: str) -> NoReturn:
+    _errors.print(f"error: {message}")
     raise typer.Exit(1)

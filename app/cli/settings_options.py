@@ -1,7 +1,7 @@
-"""The options that say how to compress and what to measure, given to several commands at once.
+"""The options for compression and evaluation settings, shared by several commands.
 
-A command that `takes_settings` has them all, after its own, and gets what was said as one
-argument, `asked`.
+A command decorated with `takes_settings` has all of them after its own options. It receives their
+values as one argument, `options`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from app.cli.quantities import quantity
 from intraslice_core.config import EvaluationConfig
 
 _CALIBRATION = ("samples", "sequence_length", "seed")
-_PLAIN = (
+_SAME_NAME = (
     *("target", "method", "allocation", "module_cap", "attention_bias"),
     *("dtype", "device", "batch_size", "round_to"),
 )
-"""Called as the settings are."""
+"""Options that have the name of their setting."""
 
 _OPTIONS: dict[str, tuple[Any, Any]] = {
     "target": (options.TargetOption, DEFAULT.target),
@@ -55,58 +55,58 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What was said, by option."""
+class SettingsOptions:
+    """Values of the settings options, by parameter name."""
 
     values: dict[str, Any]
 
     def compression(self) -> dict[str, Any]:
-        """The settings of a compression, all but its size; to be validated.
+        """Return the settings of a compression, except for its budget, still to be validated.
 
         Raises:
-            ConfigurationError: if a quantity is none.
+            ConfigurationError: if a quantity is malformed.
         """
-        said = self.values
+        values = self.values
         return {
-            **{name: said[name] for name in _PLAIN},
-            "exports": options.exports(said["export"]),
+            **{name: values[name] for name in _SAME_NAME},
+            "exports": options.exports(values["export"]),
             "calibration": {
-                "source": options.calibration_source(said["calibration"]),
-                **{name: said[name] for name in _CALIBRATION},
+                "source": options.calibration_source(values["calibration"]),
+                **{name: values[name] for name in _CALIBRATION},
             },
             "recover": options.recovery_settings(
-                said["recover"],
-                quantity(said["recover_tokens"], "--recover-tokens"),
-                said["recover_seconds"],
-                said["recover_rank"],
-                said["recover_source"],
+                values["recover"],
+                quantity(values["recover_tokens"], "--recover-tokens"),
+                values["recover_seconds"],
+                values["recover_rank"],
+                values["recover_source"],
             ),
         }
 
     def evaluation(self) -> EvaluationConfig | None:
-        """What is measured, if anything.
+        """Return the evaluation settings, or None with `--no-evaluation`.
 
         Raises:
-            ValidationError: if it contradicts itself; also where nothing is measured.
-            ConfigurationError: if a load is none.
+            ValidationError: if a setting is invalid, also with `--no-evaluation`.
+            ConfigurationError: if a load of the speed grid is malformed.
         """
-        said = self.values
-        gate = options.gate_settings(said["max_perplexity_ratio"], said["min_task_ratio"])
-        found = options.evaluation_settings(
-            said["evaluate"],
-            said["benchmark"],
+        values = self.values
+        gate = options.gate_settings(values["max_perplexity_ratio"], values["min_task_ratio"])
+        config = options.evaluation_settings(
+            values["evaluate"],
+            values["benchmark"],
             gate,
-            tasks=options.listed(said["tasks"]),
-            task_limit=said["limit"],
-            speed_grid=options.speed_grid(said["speed_loads"]),
-            prompts=said["prompts"] or (),
+            tasks=options.listed(values["tasks"]),
+            task_limit=values["limit"],
+            speed_grid=options.speed_grid(values["speed_loads"]),
+            prompts=values["prompts"] or (),
         )
-        return found if said["evaluation"] else None
+        return config if values["evaluation"] else None
 
 
-def _collect(said: dict[str, Any]) -> Asked:
-    return Asked(values=said)
+def _collect(values: dict[str, Any]) -> SettingsOptions:
+    return SettingsOptions(values=values)
 
 
-takes_settings = with_options("asked", _OPTIONS, _collect)
-"""Gives a command all options of settings in the place of its argument `asked`."""
+takes_settings = with_options("options", _OPTIONS, _collect)
+"""Decorator that gives a command all settings options in place of its argument `options`."""

@@ -1,4 +1,4 @@
-"""Several processes as one: a crashed member is started again, and all end together."""
+"""A supervised group of processes: crashed members are restarted, and all are stopped together."""
 
 from __future__ import annotations
 
@@ -6,30 +6,46 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from app.embedded.errors import GroupFailedError
-from app.embedded.process import ManagedProcess
-from app.embedded.restarts import next_delay
+from app.embedded.process import EmbeddedError, ManagedProcess
 
 _POLL_SECONDS = 0.2
+_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)
+_WINDOW_SECONDS = 300.0
 
 RestartPolicy = Callable[[float, Sequence[float]], float | None]
-"""From now and the times of all crashes: seconds until the next start, or None to give up."""
+"""Function of the current time and the times of all crashes. It returns the seconds until the next
+start, or None to give up."""
+
+
+class GroupFailedError(EmbeddedError):
+    """A member of the group crashed too often."""
+
+
+def next_delay(now: float, crashes: Sequence[float]) -> float | None:
+    """Return the seconds to wait before the next start, or None after too many recent crashes.
+
+    `crashes` holds the times of all crashes, the latest included. Crashes older than the window do
+    not count, so a member that fails once a day is restarted without limit.
+    """
+    recent = sum(1 for crash in crashes if now - crash < _WINDOW_SECONDS)
+    return _DELAYS[recent - 1] if recent <= len(_DELAYS) else None
 
 
 @dataclass(kw_only=True)
 class Member:
-    """One process of the group and how it is started, again and again if need be."""
+    """A process of the group, and how to start and stop it."""
 
     name: str
     start: Callable[[], ManagedProcess]
     stop: Callable[[], None] | None = None
-    """Where ending it takes more than ending its process."""
+    """Function that stops the member, if stopping its process is not enough."""
     process: ManagedProcess | None = None
     crashes: list[float] = field(default_factory=list)
     start_at: float | None = None
-    """When it is due again after a crash."""
+    """Time of the next start after a crash."""
 
     def end(self) -> None:
+        """Stop the member."""
         if self.stop is not None:
             self.stop()
         elif self.process is not None:
@@ -38,29 +54,39 @@ class Member:
 
 
 class Group:
-    """Members in the order of their dependence: started first to last, ended last to first."""
+    """Members in the order of their dependencies: started in order, stopped in reverse order.
 
-    def __init__(self, say: Callable[[str], None], restarts: RestartPolicy = next_delay) -> None:
+    Args:
+        report: receives one line for every restart.
+        restarts: decides when a crashed member is started again.
+    """
+
+    def __init__(self, report: Callable[[str], None], restarts: RestartPolicy = next_delay) -> None:
         self._members: list[Member] = []
-        self._say = say
+        self._report = report
         self._restarts = restarts
 
     def add(self, member: Member) -> None:
+        """Start a member and supervise it from now on."""
         member.process = member.start()
         self._members.append(member)
 
     def run(self, until: Callable[[], bool]) -> None:
-        """Keep every member alive until `until` says so.
+        """Supervise the members until `until` returns True.
 
         Raises:
-            GroupFailedError: if a member keeps crashing; holds the end of its log.
+            GroupFailedError: if a member crashes too often; contains the end of its log.
         """
         while not until():
             self.tend()
             time.sleep(_POLL_SECONDS)
 
     def tend(self) -> None:
-        """Look at every member once."""
+        """Check every member once: record crashes and start members that are due.
+
+        Raises:
+            GroupFailedError: if a member crashes too often; contains the end of its log.
+        """
         now = time.monotonic()
         for member in self._members:
             if member.process is not None and member.process.exit_code() is not None:
@@ -70,8 +96,12 @@ class Group:
                 member.process = member.start()
 
     def stop(self) -> None:
-        """End everything, also when ending one member fails."""
-        # The last two, API and worker, wait for nothing of each other: ask first, wait afterwards.
+        """Stop all members, even if stopping one of them fails.
+
+        Raises:
+            ExceptionGroup: of the errors of the members that could not be stopped.
+        """
+        # The last two, API and worker, are independent: signal both before waiting for either.
         for member in self._members[-2:]:
             if member.process is not None and member.stop is None:
                 member.process.request_stop()
@@ -79,10 +109,10 @@ class Group:
         while self._members:
             try:
                 self._members.pop().end()
-            except Exception as error:  # the others must end too
+            except Exception as error:  # the other members must be stopped too
                 failures.append(error)
         if failures:
-            raise ExceptionGroup("some members did not end", failures)
+            raise ExceptionGroup("some members could not be stopped", failures)
 
     def _note_crash(self, member: Member, process: ManagedProcess, now: float) -> None:
         code, tail = process.exit_code(), process.log_tail()
@@ -91,8 +121,8 @@ class Group:
         delay = self._restarts(now, member.crashes)
         if delay is None:
             raise GroupFailedError(
-                f"{member.name} ended {len(member.crashes)} times (exit code {code});"
-                f" the end of {process.command.log}:\n{tail}"
+                f"{member.name} exited {len(member.crashes)} times (last exit code {code});"
+                f" end of {process.command.log}:\n{tail}"
             )
         member.start_at = now + delay
-        self._say(f"{member.name} ended with exit code {code}; starting it again in {delay:g} s")
+        self._report(f"{member.name} exited with code {code}; restarting in {delay:g} s")

@@ -1,13 +1,14 @@
-"""Starts one program so that it never outlives the process that asked for it.
+"""Start one program so that it never outlives the process that started it.
 
-Run by path in an isolated interpreter (`python -I -S launch.py …`), so it uses the standard
-library only and starts in a few milliseconds. Doing this in a program of its own, and not in
-`preexec_fn`, keeps Python code out of the moment between fork and exec of a threaded process.
+Run by path in an isolated interpreter (`python -I -S launch.py …`), this script uses the standard
+library only and starts in a few milliseconds. A separate program, unlike `preexec_fn`, runs no
+Python code between fork and exec of a threaded process.
 
-Two ways:
-* plain: change user, ask the kernel for a signal when the parent dies, become the program;
-* `--guard SECONDS`: stay, as the adoptive parent (subreaper) of everything the program starts,
-  and end all of it when the program ends, when told to stop, or when our own parent dies.
+There are two modes:
+* plain: change the user, request a signal from the kernel for the parent's death, and exec the
+  program;
+* `--guard SECONDS`: stay as the subreaper of everything the program starts, and kill all of it
+  when the program ends, when this process receives a stop signal, or when its parent dies.
 """
 
 from __future__ import annotations
@@ -35,18 +36,20 @@ def main() -> None:
         sys.exit(_guard(command, arguments.parent, arguments.guard))
     if arguments.uid is not None:
         _become(arguments.uid, arguments.gid)
-    # After the change of user, which would have cleared it.
+    # Only after the change of user, which clears the death signal.
     _die_with_parent(arguments.signal, arguments.parent)
     os.execv(command[0], command)
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--parent", type=int, required=True, help="who must stay alive")
-    parser.add_argument("--signal", type=int, default=signal.SIGTERM, help="sent when it dies")
+    parser.add_argument("--parent", type=int, required=True, help="pid that must stay alive")
+    parser.add_argument(
+        "--signal", type=int, default=signal.SIGTERM, help="signal sent when the parent dies"
+    )
     parser.add_argument("--uid", type=int)
     parser.add_argument("--gid", type=int)
-    parser.add_argument("--guard", type=float, help="seconds from SIGTERM to SIGKILL")
+    parser.add_argument("--guard", type=float, help="seconds between SIGTERM and SIGKILL")
     split = argv.index("--")
     return parser.parse_args(argv[:split]), argv[split + 1 :]
 
@@ -63,14 +66,14 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _die_with_parent(signal_number: int, parent: int) -> None:
-    """Ask for `signal_number` at the parent's death; end now if it is already dead."""
+    """Request `signal_number` at the parent's death; exit if the parent is already dead."""
     _prctl(_PR_SET_PDEATHSIG, signal_number)
     if os.getppid() != parent:
         sys.exit(1)
 
 
 def _guard(command: list[str], parent: int, grace: float) -> int:
-    """Run `command`, end everything it left behind, return its exit status."""
+    """Run `command`, kill all remaining descendants, and return the exit status."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     own = os.getpid()
@@ -86,11 +89,11 @@ def _guard(command: list[str], parent: int, grace: float) -> int:
 
 
 def _wait_or_stop(program: int, parent: int, grace: float) -> int:
-    """Wait for the program; after SIGTERM give it `grace` seconds, then kill it."""
+    """Wait for the program and return its status; kill it `grace` seconds after a SIGTERM."""
     deadline: float | None = None
     while True:
-        rest = 3600.0 if deadline is None else max(0.0, deadline - time.monotonic())
-        caught = signal.sigtimedwait(_WATCHED, rest)
+        timeout = 3600.0 if deadline is None else max(0.0, deadline - time.monotonic())
+        caught = signal.sigtimedwait(_WATCHED, timeout)
         if caught is not None and caught.si_signo != signal.SIGCHLD and deadline is None:
             orphaned = os.getppid() != parent
             deadline = time.monotonic() + (_GRACE_AFTER_PARENT_DEATH if orphaned else grace)
@@ -103,7 +106,7 @@ def _wait_or_stop(program: int, parent: int, grace: float) -> int:
 
 
 def _reap(program: int) -> int | None:
-    """Collect every dead child; the program's status if it is among them."""
+    """Reap dead children until none is left or the program is among them; return its status."""
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
@@ -113,7 +116,7 @@ def _reap(program: int) -> int | None:
 
 
 def _kill_descendants(own: int) -> None:
-    """Kill children until none is left; their children become ours, so the loop meets them."""
+    """Kill children until none is left; orphaned grandchildren become children of this process."""
     while True:
         for child in _children(own):
             _send(child, signal.SIGKILL)
@@ -124,15 +127,15 @@ def _kill_descendants(own: int) -> None:
 
 
 def _children(own: int) -> list[int]:
-    found = []
+    children = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                # "pid (name) state ppid …", and a name may hold spaces and brackets.
+                # Format: "pid (name) state ppid …"; the name may contain spaces and brackets.
                 after_name = (entry / "stat").read_text(errors="replace").rpartition(")")[2]
                 if int(after_name.split()[1]) == own:
-                    found.append(int(entry.name))
-    return found
+                    children.append(int(entry.name))
+    return children
 
 
 def _send(pid: int, signal_number: int) -> None:

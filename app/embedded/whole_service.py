@@ -1,4 +1,4 @@
-"""`intraslice up` as a child of ours: for the demo, for pictures, for tests of all of it."""
+"""`intraslice up` as a child process, for the demo, screenshots and benchmarks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.embedded.errors import EmbeddedError
-from app.embedded.process import Command, ManagedProcess
+from app.embedded.process import Command, EmbeddedError, ManagedProcess
 
 _START_SECONDS = 180.0
 _STOP_SECONDS = 60.0
@@ -22,17 +21,18 @@ _POLL_SECONDS = 0.2
 
 @contextmanager
 def whole_service(data_dir: Path, *options: str, port: int = 0) -> Iterator[str]:
-    """Its URL, once it is ready; stopped at the end. Its words are in `up.log` beside `data_dir`.
+    """Run the service and yield its URL once it is ready.
 
-    For the main thread, as all of `app.embedded`.
+    The output of `intraslice up` goes to `up.log` beside `data_dir`. Call this from the main
+    thread, like everything in `app.embedded`.
 
     Args:
-        data_dir: where it keeps everything.
-        options: more of `intraslice up`.
-        port: 0: one that is free.
+        data_dir: data directory of the service.
+        options: more options of `intraslice up`.
+        port: port of the API; 0 selects a free one.
 
     Raises:
-        EmbeddedError: if it does not start, with its last words.
+        EmbeddedError: if the service does not start; contains the end of its output.
     """
     process = ManagedProcess(
         Command(
@@ -50,26 +50,26 @@ def whole_service(data_dir: Path, *options: str, port: int = 0) -> Iterator[str]
     try:
         yield _url_of(process)
     finally:
-        with _undisturbed():
+        with _interrupts_ignored():
             process.stop()
 
 
 @contextmanager
 def service_at(url: str | None) -> Iterator[str]:
-    """The URL that is named or, without one, that of a whole service on a temporary directory."""
+    """Yield `url` or, if it is None, the URL of a service that runs on a temporary directory."""
     if url is not None:
         yield url
         return
     with (
-        tempfile.TemporaryDirectory(prefix="intraslice-service-") as place,
-        whole_service(Path(place) / "data") as started,
+        tempfile.TemporaryDirectory(prefix="intraslice-service-") as directory,
+        whole_service(Path(directory) / "data") as started,
     ):
         yield started
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A second Ctrl-C must not leave half of it running."""
+def _interrupts_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C, so that a second one does not leave some of the processes running."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -78,11 +78,11 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _url_of(process: ManagedProcess) -> str:
-    """The address that it prints once it is ready."""
+    """Return the URL that `intraslice up` prints once the service is ready."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.exit_code() is None:
-        found = re.search(r"API\s+(http://\S+)/v1", process.log_tail(100))
-        if found:
-            return found[1]
+        match = re.search(r"API\s+(http://\S+)/v1", process.log_tail(100))
+        if match:
+            return match[1]
         time.sleep(_POLL_SECONDS)
     raise EmbeddedError(f"the service did not start\n{process.log_tail(30)}")

@@ -1,4 +1,4 @@
-"""The API as a process: what a signal does to it."""
+"""The API as a process: its reaction to signals."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def serve(settings: Settings, log: Path) -> Iterator[Server]:
         process.wait()
 
 
-def answers(url: str) -> bool:
+def is_reachable(url: str) -> bool:
     try:
         httpx.get(f"{url}/livez", timeout=30)
     except httpx.TransportError:
@@ -70,7 +70,7 @@ def answers(url: str) -> bool:
 
 
 def begin_upload(url: str) -> socket.socket:
-    """A request that the server has begun to handle, and whose body is not there yet."""
+    """Start a request that the server handles before its body has arrived."""
     address = httpx.URL(url)
     assert address.port is not None
     connection = socket.create_connection((address.host, address.port), timeout=60)
@@ -78,13 +78,13 @@ def begin_upload(url: str) -> socket.socket:
         b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY)
     )
-    # Sent when the application asks for the body.
+    # Sent when the application starts to read the body.
     assert connection.recv(1024).startswith(b"HTTP/1.1 100 ")
     return connection
 
 
 def finish_upload(connection: socket.socket) -> int:
-    """The status of the answer to it."""
+    """Send the body and return the status of the response."""
     with connection:
         connection.sendall(BODY)
         with http.client.HTTPResponse(connection) as response:
@@ -92,7 +92,7 @@ def finish_upload(connection: socket.socket) -> int:
             return response.status
 
 
-def test_a_request_under_way_ends_and_readiness_says_draining(
+def test_a_running_request_finishes_and_readiness_reports_draining(
     settings: Settings, tmp_path: Path
 ) -> None:
     patient = settings.model_copy(
@@ -111,18 +111,18 @@ def test_a_request_under_way_ends_and_readiness_says_draining(
         # The second signal does not wait for the rest of the notice.
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(30) == 0
-        requests = [one for one in server.entries() if one["event"] == "request"]
-        assert all(one["process"] == "api" and one["request_id"] for one in requests)
+        requests = [entry for entry in server.entries() if entry["event"] == "request"]
+        assert all(entry["process"] == "api" and entry["request_id"] for entry in requests)
 
 
-def test_the_port_closes_at_once_without_a_notice_and_the_request_still_ends(
+def test_the_port_closes_at_once_without_a_notice_and_the_request_still_finishes(
     settings: Settings, tmp_path: Path
 ) -> None:
     patient = settings.model_copy(update={"port": 0, "drain_seconds": 60.0})
     with serve(patient, tmp_path / "log") as server:
         upload = begin_upload(server.url)
         server.process.send_signal(signal.SIGTERM)
-        while answers(server.url):
+        while is_reachable(server.url):
             time.sleep(0.05)
         assert finish_upload(upload) == 202
         assert server.process.wait(30) == 0

@@ -136,7 +136,7 @@ def test_crashed_processes_are_restarted(tmp_path: Path) -> None:
         top.kill()
         time.sleep(1)
         assert service.answers(60)
-        assert "PostgreSQL ended with exit code -9" in service.output.read_text()
+        assert "PostgreSQL exited with code -9" in service.output.read_text()
 
 
 def test_a_data_directory_in_use_is_rejected(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from app.cli.remote.tables import (
     print_json,
     print_table,
 )
-from app.cli.settings_options import Asked, takes_settings
+from app.cli.settings_options import SettingsOptions, takes_settings
 from app.domain.lifecycle import State
 from intraslice_core.config import CompressionConfig
 from intraslice_core.errors import ConfigurationError
@@ -87,13 +87,13 @@ def submit(  # noqa: PLR0913 (typer reads the options from the signature)
         Path | None,
         typer.Option("--download", metavar="DIR", help="Wait, and fetch the files there."),
     ] = None,
-    asked: Asked,
+    options: SettingsOptions,
     link: Link,
 ) -> None:
     """Queue a compression; its id goes to stdout."""
     with link.client() as client:
         size = _size(ratio, target_params, target_bytes)
-        request = _request(client, model, file, size, asked)
+        request = _request(client, model, file, size, options)
         job = client.jobs.create(
             request.model,
             request.compression,
@@ -123,13 +123,13 @@ def validate(
     ratio: _Ratio = None,
     target_params: _TargetParams = None,
     target_bytes: _TargetBytes = None,
-    asked: Asked,
+    options: SettingsOptions,
     link: Link,
 ) -> None:
     """Ask what a job would make and take: size, memory, time, targets. Nothing is queued."""
     with link.client() as client:
         size = _size(ratio, target_params, target_bytes)
-        request = _request(client, model, file, size, asked)
+        request = _request(client, model, file, size, options)
         found = client.jobs.validate(
             request.model, request.compression, evaluation=request.evaluation
         )
@@ -263,7 +263,11 @@ def _size(ratio: float | None, params: str | None, size: str | None) -> dict[str
 
 
 def _request(
-    client: Client, model: str | None, file: Path | None, size: dict[str, Any], asked: Asked
+    client: Client,
+    model: str | None,
+    file: Path | None,
+    size: dict[str, Any],
+    options: SettingsOptions,
 ) -> JobCreate:
     """From a file, or from the options."""
     from app.api.schemas import JobCreate
@@ -274,8 +278,8 @@ def _request(
         return read_body(file, JobCreate)
     assert model is not None
     with refuse_settings():
-        compression = CompressionConfig.model_validate({**size, **asked.compression()})
-        evaluation = asked.evaluation()
+        compression = CompressionConfig.model_validate({**size, **options.compression()})
+        evaluation = options.evaluation()
     return JobCreate(
         model=model_source(client, model), compression=compression, evaluation=evaluation
     )

@@ -44,10 +44,11 @@ def model_source(client: Client, text: str) -> ModelSource:
 
 
 def _send(client: Client, directory: Path) -> str:
+    from rich.markup import escape
     from rich.progress import Progress
 
     with Progress(transient=True) as bar:
-        task = bar.add_task(f"sending {directory.name}")
+        task = bar.add_task(f"sending {escape(directory.name)}")
         done = client.uploads.model(
             directory,
             on_progress=lambda there, total: bar.update(task, completed=there, total=total),

@@ -13,7 +13,7 @@ from app.cli.remote.jobs import PANEL
 from app.cli.remote.link import Link, speaks
 from app.cli.remote.requests import labels, model_source
 from app.cli.remote.tables import age, print_json, print_sweep, print_table
-from app.cli.settings_options import Asked, takes_settings
+from app.cli.settings_options import SettingsOptions, takes_settings
 from intraslice_core.config import CompressionSettings
 
 commands = typer.Typer(
@@ -40,15 +40,15 @@ def create(
     label: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of all its jobs; repeatable.")
     ] = None,
-    asked: Asked,
+    options: SettingsOptions,
     link: Link,
 ) -> None:
     """Queue a job for each ratio."""
     with link.client() as client:
         wanted = read_ratios(ratios, "--ratios")
         with refuse_settings():
-            settings = CompressionSettings.model_validate(asked.compression())
-            evaluation = asked.evaluation()
+            settings = CompressionSettings.model_validate(options.compression())
+            evaluation = options.evaluation()
         made = client.sweeps.create(
             model_source(client, model),
             wanted,

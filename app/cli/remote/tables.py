@@ -31,9 +31,9 @@ def print_json(found: BaseModel | Iterable[BaseModel]) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
     """Elsewhere than in a terminal nothing is cut: ids are there to be copied."""
-    console = Console(highlight=False)
+    console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=_WIDEST)
+        console = Console(markup=False, emoji=False, highlight=False, width=_WIDEST)
     table = Table(*columns, title=title or None, box=None)
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))

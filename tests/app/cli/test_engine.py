@@ -1,4 +1,4 @@
-"""The engine's commands as a user meets them: results, refusals, exit codes."""
+"""The engine's commands on a tiny model: results, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from app.cli import engine
+from app.cli import compress
+from app.cli.main import app
 from intraslice_core.errors import QualityGateError, VerificationError
 from intraslice_core.text_sources import FLATTERS
 from tests.intraslice_core.tiny_models import tiny_llama
 
-PROGRAM = (
-    "import typer; from app.cli import engine; app = typer.Typer(); engine.register(app); app()"
-)
+PROGRAM = "from app.cli.main import app; app()"
+REPOSITORY = Path(compress.__file__).parents[2]
 SMALL = ["--samples", "4", "--sequence-length", "64", "--round-to", "2", "--dtype", "float32"]
 SMALL += ["--device", "cpu"]
 
@@ -39,14 +38,12 @@ def text(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str | Path):
-    app = typer.Typer()
-    engine.register(app)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
 def compressed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A compressed checkpoint, made by the command itself."""
+    """A compressed checkpoint, created by the command itself."""
     folder = tmp_path_factory.mktemp("compressed")
     (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 40)
     result = run(
@@ -68,7 +65,7 @@ def compressed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def test_compress_makes_a_smaller_checkpoint(model, compressed):
+def test_compress_writes_a_smaller_checkpoint(model, compressed):
     sizes = [
         sum(file.stat().st_size for file in directory.glob("*.safetensors"))
         for directory in (model, compressed)
@@ -88,7 +85,7 @@ def test_json_goes_alone_to_stdout(model, text, tmp_path):
     assert report["evaluation"] is None
 
 
-def test_several_sources_are_a_mixture_and_the_report_says_what_flatters(model, text, tmp_path):
+def test_several_sources_are_a_mixture_and_in_domain_evaluation_is_a_warning(model, text, tmp_path):
     sources = ["--calibration", f"{text}=2", "--calibration", "pycode", "--calibration", "chat=1"]
     options = [*sources, "--evaluate", "pycode", "--no-benchmark", *SMALL]
     result = run("compress", model, "--out", tmp_path / "out", "--json", *options)
@@ -109,13 +106,13 @@ def test_several_sources_are_a_mixture_and_the_report_says_what_flatters(model, 
     assert FLATTERS in run(*pair, "--text", "chat").stderr
     other = run(*pair, "--text", "chat", "--text", "self", "--json")
     assert FLATTERS not in other.stderr
-    assert [one["text"] for one in json.loads(other.stdout)["perplexity"]] == ["chat", "self"]
+    assert [entry["text"] for entry in json.loads(other.stdout)["perplexity"]] == ["chat", "self"]
     alone = run("evaluate", tmp_path / "out", "--text", "chat")
     assert alone.exit_code == 2
     assert "written by the dense model" in alone.stderr
 
 
-def test_a_size_may_be_asked_for_instead_of_a_ratio(model, text, tmp_path):
+def test_a_size_may_be_given_instead_of_a_ratio(model, text, tmp_path):
     result = run(
         *("compress", model, "--out", tmp_path / "out", "--calibration", text),
         *("--no-evaluation", "--json", "--target-params", "60K", *SMALL),
@@ -126,36 +123,36 @@ def test_a_size_may_be_asked_for_instead_of_a_ratio(model, text, tmp_path):
     assert report["params_after"] == pytest.approx(60_000, rel=0.005)
 
 
-def test_a_compression_that_recovers_says_what_it_won_back(model, tmp_path):
-    asked = ["--recover", "ce", "--recover-tokens", "16K", "--recover-rank", "4"]
-    asked += ["--recover-source", "pydoc", "--calibration", "pydoc", "--no-evaluation"]
-    result = run("compress", model, "--out", tmp_path / "out", *asked, *SMALL)
+def test_a_compression_with_fine_tuning_reports_the_recovered_perplexity(model, tmp_path):
+    options = ["--recover", "ce", "--recover-tokens", "16K", "--recover-rank", "4"]
+    options += ["--recover-source", "pydoc", "--calibration", "pydoc", "--no-evaluation"]
+    result = run("compress", model, "--out", tmp_path / "out", *options, *SMALL)
     assert result.exit_code == 0, result.output
-    assert "recovered by ce: 15,872 tokens" in result.stdout  # 31 sequences of 512
+    assert "fine-tuned with ce: 15,872 tokens" in result.stdout  # 31 sequences of 512
     report = json.loads((tmp_path / "out" / "intraslice_report.json").read_text())
-    wanted = {"loss": "ce", "max_tokens": 16_000, "rank": 4, "alpha": 8.0, "source": "pydoc"}
-    assert wanted.items() <= report["recovery"]["config"].items()
+    expected = {"loss": "ce", "max_tokens": 16_000, "rank": 4, "alpha": 8.0, "source": "pydoc"}
+    assert expected.items() <= report["recovery"]["config"].items()
     held_out = report["recovery"]["held_out"]
     assert held_out["after"] < held_out["before"]
 
 
-def test_a_finished_checkpoint_is_recovered_beside_itself(model, compressed, tmp_path):
-    asked = ["--teacher", model, "--out", tmp_path / "out", "--loss", "ce", "--tokens", "8K"]
-    asked += ["--source", "pydoc", "--rank", "2", "--dtype", "float32", "--device", "cpu"]
-    result = run("recover", compressed, *asked, "--resume-dir", tmp_path / "kept")
+def test_a_finished_checkpoint_is_fine_tuned_into_a_new_one(model, compressed, tmp_path):
+    options = ["--teacher", model, "--out", tmp_path / "out", "--loss", "ce", "--tokens", "8K"]
+    options += ["--source", "pydoc", "--rank", "2", "--dtype", "float32", "--device", "cpu"]
+    result = run("recover", compressed, *options, "--resume-dir", tmp_path / "kept")
     assert result.exit_code == 0, result.output
-    assert "recovered by ce: 7,680 tokens" in result.stdout
+    assert "fine-tuned with ce: 7,680 tokens" in result.stdout
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert (tmp_path / "kept" / "recovery.safetensors").is_file()
-    refused = run("recover", model, *asked[:2], "--out", tmp_path / "other")
-    assert refused.exit_code == 2
-    assert "no compressed checkpoint" in refused.stderr
-    refused = run("recover", compressed, *asked[:2], "--out", tmp_path / "x", "--tokens", "many")
-    assert refused.exit_code == 2
-    assert "--tokens" in refused.stderr
+    rejected = run("recover", model, *options[:2], "--out", tmp_path / "other")
+    assert rejected.exit_code == 2
+    assert "no compressed checkpoint" in rejected.stderr
+    rejected = run("recover", compressed, *options[:2], "--out", tmp_path / "x", "--tokens", "many")
+    assert rejected.exit_code == 2
+    assert "--tokens" in rejected.stderr
 
 
-def test_a_stopped_run_goes_on_from_its_resume_directory(model, tmp_path):
+def test_an_interrupted_run_resumes_from_its_resume_directory(model, tmp_path):
     options = [model, "--no-evaluation", *SMALL, "--json", "--resume-dir", tmp_path / "kept"]
     first = run("compress", *options, "--out", tmp_path / "first")
     assert json.loads(first.stdout)["resumed_layers"] == 0
@@ -192,7 +189,7 @@ def test_generate_continues_the_prompt(compressed):
     [
         (["--ratio", "1.5"], "--ratio: Input should be less than 1"),
         (["--ratio", "0.2", "--target-params", "100M"], "--target-params: ratio says already"),
-        (["--target-bytes", "1.2X"], "--target-bytes: '1.2X' is no size"),
+        (["--target-bytes", "1.2X"], "--target-bytes: '1.2X' is not a number"),
         (["--target-params", "100M"], "compression.target_params: 100,000,000 parameters are more"),
         (["--allocation", "auto", "--module-cap", "2"], "--module-cap: Input should be less"),
         (["--plot", "/no/such/place/a.svg"], "--plot: /no/such/place/a.svg cannot be written"),
@@ -226,7 +223,7 @@ def test_bad_input_is_one_line_and_code_2(model, tmp_path, options, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_model_and_taken_output_are_bad_input(model, tmp_path):
+def test_a_missing_model_and_an_existing_output_are_bad_input(model, tmp_path):
     assert run("compress", tmp_path / "no", "--out", tmp_path / "out").exit_code == 2
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
@@ -247,13 +244,13 @@ def test_a_failure_is_code_1(model, tmp_path, monkeypatch, error):
     assert result.stderr == f"error: {error.message}\n"
 
 
-def test_interrupt_leaves_nothing_behind(model, tmp_path):
+def test_an_interrupt_leaves_no_files(model, tmp_path):
     command = [sys.executable, "-c", PROGRAM, "compress", str(model), "--out", "out"]
     command += [*SMALL, "--samples", "64", "--sequence-length", "1024", "--no-evaluation"]
     process = subprocess.Popen(
         command,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(engine.__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -274,12 +271,12 @@ def test_interrupt_leaves_nothing_behind(model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_reading_the_command_line_needs_no_torch():
+def test_parsing_the_command_line_imports_no_torch():
     program = f"import sys; sys.argv = ['x', '--help']\ntry:\n    exec({PROGRAM!r})\n"
     program += "finally:\n    assert 'torch' not in sys.modules, 'torch'\n"
     done = subprocess.run(
         [sys.executable, "-c", program],
-        cwd=Path(engine.__file__).parents[2],
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=False,

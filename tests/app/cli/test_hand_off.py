@@ -1,4 +1,4 @@
-"""`intraslice register` and `push`: only what is whole leaves the machine."""
+"""`intraslice register` and `push` of intact and damaged checkpoints."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_push_says_where_the_checkpoint_is(checkpoint: Path, hub: Hub) -> None:
+def test_push_prints_the_url_of_the_checkpoint(checkpoint: Path, hub: Hub) -> None:
     done = run("push", checkpoint, "--repo", "acme/small", "--endpoint", hub.url, "--no-private")
     assert done.exit_code == 0, done.output
     assert f"{hub.url}/acme/small" in done.output
@@ -49,7 +49,7 @@ def test_a_damaged_checkpoint_is_not_pushed(checkpoint: Path, hub: Hub) -> None:
     assert hub.requests == []
 
 
-def test_a_hub_that_refuses_is_an_error_in_one_line(
+def test_a_rejection_by_the_hub_is_an_error_in_one_line(
     checkpoint: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
@@ -59,7 +59,7 @@ def test_a_hub_that_refuses_is_an_error_in_one_line(
     assert "hf_wrong" not in done.output
 
 
-def test_a_name_that_cannot_be_made_is_bad_input(checkpoint: Path) -> None:
+def test_an_invalid_name_is_bad_input(checkpoint: Path) -> None:
     done = run("register", checkpoint, "--mlflow", "http://127.0.0.1:9", "--name", "{secret}")
     assert done.exit_code == 2
     assert "--name" in done.output

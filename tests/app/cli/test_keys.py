@@ -1,4 +1,4 @@
-"""`intraslice keys`: the first key is made with nothing but the database."""
+"""`intraslice keys`: the first key is created with the database alone."""
 
 from __future__ import annotations
 
@@ -39,14 +39,23 @@ def run(settings: Settings) -> Iterator[Run]:
     get_settings.cache_clear()
 
 
-def test_first_key_is_made_listed_used_and_revoked(run: Run, settings: Settings) -> None:
-    created = run("create", "ci pipeline", "--scope", "read", "--project", "search", "--days", "30")
+def test_the_first_key_is_created_listed_used_and_revoked(run: Run, settings: Settings) -> None:
+    created = run(
+        "create",
+        "ci [bold]pipeline[/bold]",
+        "--scope",
+        "read",
+        "--project",
+        "search",
+        "--days",
+        "30",
+    )
     assert created.exit_code == 0, created.stderr
     secret = created.stdout.strip()
     assert is_secret(secret)
     key_id = created.stderr.partition(":")[0]
     listed = run("list", "--project", "search")
-    for shown in (key_id, "ci pipeline", "read", secret[:12], "until", "never"):
+    for shown in (key_id, "ci [bold]pipeline[/bold]", "read", secret[:12], "until", "never"):
         assert shown in listed.stdout
     assert secret not in listed.stdout
     values = settings.model_dump() | {"auth": "on", "key_cache_seconds": 0}
@@ -58,7 +67,7 @@ def test_first_key_is_made_listed_used_and_revoked(run: Run, settings: Settings)
     assert "revoked" in run("list", "--project", "search").stdout
 
 
-def test_what_the_command_changes_is_in_the_audit_log(run: Run, resources: Resources) -> None:
+def test_changes_by_the_command_are_in_the_audit_log(run: Run, resources: Resources) -> None:
     secret = (created := run("create", "ci", "--project", "search")).stdout.strip()
     key_id = created.stderr.partition(":")[0]
     assert run("revoke", key_id).exit_code == 0
@@ -79,7 +88,7 @@ def test_what_the_command_changes_is_in_the_audit_log(run: Run, resources: Resou
         (("create", "x", "--scope", "everything"), "--scope"),
     ],
 )
-def test_what_cannot_be_done_is_said(run: Run, arguments: tuple[str, ...], complaint: str) -> None:
+def test_failures_are_explained(run: Run, arguments: tuple[str, ...], complaint: str) -> None:
     done = run(*arguments)
     assert done.exit_code not in (0, None)
     assert complaint in done.stderr
@@ -87,7 +96,7 @@ def test_what_cannot_be_done_is_said(run: Run, arguments: tuple[str, ...], compl
     assert done.stdout == ""
 
 
-def test_scripts_read_json(run: Run) -> None:
+def test_output_for_scripts_is_json(run: Run) -> None:
     made = json.loads(run("create", "ci", "--json").stdout)
     assert is_secret(made["secret"])
     (listed,) = json.loads(run("list", "--json").stdout)

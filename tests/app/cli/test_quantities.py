@@ -1,4 +1,4 @@
-"""Sizes are read as people write them."""
+"""Sizes are parsed with decimal units."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def test_suffixes_are_powers_of_a_thousand(text: str, meant: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "M", "-1M", "1,5G", "1e9", "1.2.3", "100MB", "٣M"])
-def test_anything_else_is_refused_with_the_option_and_the_form(text: str) -> None:
+def test_other_forms_are_rejected_with_the_option_and_the_form(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"--target-bytes: .* or 1\.2G"):
         quantity(text, "--target-bytes")
 
 
-def test_what_was_not_given_stays_so() -> None:
+def test_none_stays_none() -> None:
     assert quantity(None, "--target-bytes") is None

@@ -1,4 +1,4 @@
-"""The page is made from a report that lies there, and nothing is overwritten unasked."""
+"""The page is written from an existing report and overwrites no file without --force."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def test_a_directory_or_its_report_becomes_a_page(directory: Path, name: str) ->
     assert [file.name for file in out.parent.iterdir()] == ["a.html"]
 
 
-def test_a_file_is_replaced_only_if_asked(directory: Path) -> None:
+def test_a_file_is_replaced_only_with_force(directory: Path) -> None:
     out = directory.parent / "a.html"
     out.write_text("mine")
-    code, told = run(directory, "--out", out)
+    code, output = run(directory, "--out", out)
     assert code == 2
-    assert "--force" in told
+    assert "--force" in output
     assert out.read_text() == "mine"
     assert run(directory, "--out", out, "--force")[0] == 0
     assert out.read_text("utf-8").startswith("<!doctype html>")
 
 
 @pytest.mark.parametrize("content", [None, "{}", "no json"])
-def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None) -> None:
+def test_a_file_that_is_no_report_is_rejected(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / REPORT_FILE).write_text(content)
-    code, told = run(tmp_path, "--out", tmp_path / "a.html")
+    code, output = run(tmp_path, "--out", tmp_path / "a.html")
     assert code == 2
-    assert "SOURCE" in told
+    assert "SOURCE" in output
     assert not (tmp_path / "a.html").exists()

@@ -1,11 +1,12 @@
-"""What a person is told of the shapes."""
+"""Tables of shapes and of recovery fine-tuning."""
 
 from __future__ import annotations
 
+import pytest
 from rich.console import Console
 from rich.table import Table
 
-from app.cli.report_tables import recovery_table, shapes_table
+from app.cli.report_tables import comparison_table, print_tables, recovery_table, shapes_table
 from intraslice_core.allocation.shapes import allocation_report
 from tests.intraslice_core.reports.samples import PRICED, RECOVERY, report
 
@@ -28,24 +29,31 @@ def test_equal_neighbours_share_a_row() -> None:
     ]
 
 
-def test_shapes_without_predictions_are_shown_all_the_same() -> None:
+def test_shapes_are_shown_without_predictions() -> None:
     rows = lines(shapes_table(report()))
     assert [row[0] for row in rows] == ["dense", "0", "1-2", "3"]
     assert all(row[6:] == ["", ""] for row in rows)
 
 
-def test_what_was_won_back_is_a_part_of_the_damage() -> None:
+def test_the_recovered_log_perplexity_is_a_percentage() -> None:
     table = recovery_table(RECOVERY)
     assert lines(table) == [
-        ["perplexity, 496 held-back tokens", "10.000", "40.000", "20.000", "50.0%"]
+        ["perplexity, 496 held-out tokens", "10.000", "40.000", "20.000", "50.0%"]
     ]
-    assert "distill: 4,096 tokens in 12 s, ended by its tokens" in str(table.title)
+    assert "distill: 4,096 tokens in 12 s, stopped by the limit on tokens" in str(table.title)
 
 
-def test_title_says_who_chose_and_why_not_another() -> None:
+def test_the_title_names_the_allocator_and_the_reason_of_a_fallback() -> None:
     assert shapes_table(report()).title == "shapes"
     chosen = allocation_report("auto", "lagrangian", PRICED)
     assert shapes_table(report(chosen)).title == "shapes by lagrangian"
-    fallen = allocation_report("fisher", "uniform", fallback_reason="it was worse")
-    title = shapes_table(report(fallen)).title
+    fallback = allocation_report("fisher", "uniform", fallback_reason="it was worse")
+    title = shapes_table(report(fallback)).title
     assert title == "shapes by uniform, not fisher: it was worse"
+
+
+def test_names_are_printed_literally(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = report()
+    name = "hub:acme/[bold]small[/bold]:car:x"
+    print_tables(comparison_table(plain.model_copy(update={"model": name})))
+    assert name in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The sweep command as a user meets it."""
+"""`intraslice sweep` on a tiny model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(*arguments: str | Path):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_a_table_has_a_row_for_each_ratio_and_a_second_run_finds_them(model, tmp_path):
+def test_the_table_has_a_row_per_ratio_and_a_second_run_resumes(model, tmp_path):
     options = [model, "--ratios", "0.2:0.4:0.2", "--out", tmp_path / "out", *SMALL]
     options += ["--evaluate", "pydoc", "--no-benchmark"]
     first = run(*options, "--plots")
@@ -43,12 +43,12 @@ def test_a_table_has_a_row_for_each_ratio_and_a_second_run_finds_them(model, tmp
     second = run(*options, "--json")
     assert second.exit_code == 0, second.output
     assert "[compress]" not in second.stderr
-    told = json.loads(second.stdout)
-    assert told == json.loads((tmp_path / "out" / "sweep.json").read_text())
-    assert [point["ratio"] for point in told["points"]] == [0.2, 0.4]
+    summary = json.loads(second.stdout)
+    assert summary == json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert [point["ratio"] for point in summary["points"]] == [0.2, 0.4]
 
 
-def test_a_refused_ratio_is_code_1_and_the_others_are_kept(model, tmp_path):
+def test_a_rejected_ratio_is_code_1_and_the_others_are_kept(model, tmp_path):
     result = run(
         *(model, "--ratios", "0.4,0", "--out", tmp_path / "out", *SMALL, "--no-benchmark"),
         *("--samples", "16", "--sequence-length", "32", "--max-perplexity-ratio", "1.0001"),
@@ -61,8 +61,8 @@ def test_a_refused_ratio_is_code_1_and_the_others_are_kept(model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--ratios", "0.1:0.5"], "--ratios: '0.1:0.5' is no range of ratios (write START:"),
-        (["--ratios", "0.1,1.5"], "--ratios: a ratio of 1.5 is impossible"),
+        (["--ratios", "0.1:0.5"], "--ratios: '0.1:0.5' is not a range of ratios (write START:"),
+        (["--ratios", "0.1,1.5"], "--ratios: ratio 1.5 is out of range"),
         (["--ratios", "0.2", "--samples", "0"], "--samples: Input should be greater than"),
         (["--ratios", "0.2", "--max-perplexity-ratio", "0.5"], "--max-perplexity-ratio"),
     ],
@@ -76,32 +76,32 @@ def test_bad_input_is_one_line_and_code_2(model, tmp_path, options, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_that_is_a_file_is_refused(model, tmp_path):
+def test_an_output_that_is_a_file_is_rejected(model, tmp_path):
     (tmp_path / "file").touch()
     result = run(model, "--ratios", "0.2", "--out", tmp_path / "file", *SMALL)
     assert result.exit_code == 2
     assert "--out" in result.stderr
 
 
-def test_offloading_into_a_file_is_refused_and_into_a_directory_leaves_it_empty(model, tmp_path):
+def test_offloading_to_a_file_is_rejected_and_to_a_directory_leaves_it_empty(model, tmp_path):
     (tmp_path / "file").touch()
     options = [model, "--ratios", "0.2", "--out", tmp_path / "out", *SMALL, "--no-evaluation"]
-    refused = run(*options, "--offload-dir", tmp_path / "file")
-    assert refused.exit_code == 2
-    assert "--offload-dir" in refused.stderr
+    rejected = run(*options, "--offload-dir", tmp_path / "file")
+    assert rejected.exit_code == 2
+    assert "--offload-dir" in rejected.stderr
     done = run(*options, "--offload-dir", tmp_path / "states", "--no-verify")
     assert done.exit_code == 0, done.output
     assert list((tmp_path / "states").iterdir()) == []
 
 
-def test_what_compress_takes_a_sweep_takes_and_remembers(model, tmp_path):
+def test_a_sweep_accepts_the_settings_of_compress_and_requires_them_to_resume(model, tmp_path):
     options = [model, "--ratios", "0.3", "--out", tmp_path / "out", *SMALL, "--no-benchmark"]
     options += ["--recover", "ce", "--recover-tokens", "512", "--evaluate", "pydoc"]
     first = run(*options, "--prompts", "def main", "--json")
     assert first.exit_code == 0, first.output
     report = json.loads((tmp_path / "out" / "ratio-0.3" / "intraslice_report.json").read_text())
     assert report["recovery"]["tokens"] > 0
-    assert [one["prompt"] for one in report["evaluation"]["continuations"]] == ["def main"]
+    assert [entry["prompt"] for entry in report["evaluation"]["continuations"]] == ["def main"]
     again = run(*options, "--prompts", "def main")
     assert again.exit_code == 0
     assert "[compress]" not in again.stderr

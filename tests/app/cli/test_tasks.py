@@ -7,10 +7,9 @@ from pathlib import Path
 
 import datasets
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from app.cli import engine
+from app.cli.main import app
 from tests.intraslice_core.evaluation.local_tasks import write_choice_task, write_questions
 from tests.intraslice_core.tiny_models import tiny_llama
 
@@ -29,7 +28,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compressed(dense: Path) -> Path:
-    """By the engine, so that loading it takes our own code."""
+    """A compressed checkpoint, whose loading needs the checkpoint's own code."""
     small = ["--samples", "4", "--sequence-length", "64", "--round-to", "2", "--dtype", "float32"]
     out = dense.parent / "compressed"
     options = ["--calibration", "pydoc", "--no-evaluation", "--no-verify", *small]
@@ -46,8 +45,6 @@ def place(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str | Path):
-    app = typer.Typer()
-    engine.register(app)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -55,17 +52,17 @@ def test_both_models_are_scored_on_the_same_examples(dense, compressed, place):
     options = ["--tasks", "letters", "--include-path", place, "--limit", "6", *SHORT, "--json"]
     pair = run("evaluate", compressed, "--baseline", dense, *options)
     assert pair.exit_code == 0, pair.output
-    found = {one["metric"]: one for one in json.loads(pair.stdout)["tasks"]}
-    assert set(found) == {"acc", "acc_norm"}
+    scores = {score["metric"]: score for score in json.loads(pair.stdout)["tasks"]}
+    assert set(scores) == {"acc", "acc_norm"}
     for directory, side in ((dense, "dense"), (compressed, "compressed")):
         alone = run("evaluate", directory, *options)
         assert alone.exit_code == 0, alone.output
-        for one in json.loads(alone.stdout)["tasks"]:
-            assert (one["task"], one["examples"]) == ("letters", 6)
-            assert one["value"] == found[one["metric"]][side]
+        for score in json.loads(alone.stdout)["tasks"]:
+            assert (score["task"], score["examples"]) == ("letters", 6)
+            assert score["value"] == scores[score["metric"]][side]
 
 
-def test_scores_are_a_row_for_people(dense, compressed, place):
+def test_scores_are_a_row_of_the_table(dense, compressed, place):
     options = ["--tasks", "letters", "--include-path", place, *SHORT]
     pair = run("evaluate", compressed, "--dense", dense, *options)
     assert pair.exit_code == 0, pair.output
@@ -75,10 +72,15 @@ def test_scores_are_a_row_for_people(dense, compressed, place):
     assert "letters: acc " in alone.stdout
 
 
-def test_loads_are_tables_of_their_own(dense, compressed):
+def test_each_load_is_a_table(dense, compressed):
     pair = run("evaluate", compressed, "--dense", dense, *SHORT, "--speed-grid", "1x8,2x16")
     assert pair.exit_code == 0, pair.output
-    for expected in ("1 x 8 tokens", "2 x 16 tokens", "KV cache, bytes a token", "first token, ms"):
+    for expected in (
+        "1 x 8 tokens",
+        "2 x 16 tokens",
+        "KV cache, bytes per token",
+        "first token, ms",
+    ):
         assert expected in pair.stdout
 
 
@@ -88,12 +90,12 @@ def test_loads_are_tables_of_their_own(dense, compressed):
         (["--tasks", "letters", "--include-path", "/no/place"], "include_path: /no/place is no"),
         (["--tasks", "../letters"], "--tasks: String should match pattern"),
         (["--tasks", "a", "--limit", "0"], "--limit: Input should be greater than"),
-        (["--speed-grid", "8"], "--speed-grid: '8' is no load"),
+        (["--speed-grid", "8"], "--speed-grid: '8' is not a load"),
         (["--speed-grid", "0x8"], "--speed-grid: Input should be greater than or equal to 1"),
-        (["--speed-grid", "1x8"], "--speed-grid: speed is a comparison"),
+        (["--speed-grid", "1x8"], "--speed-grid: speed is measured as a comparison of two models"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(dense, options, message):
+def test_an_invalid_measurement_is_an_error_in_one_line(dense, options, message):
     result = run("evaluate", dense, *SHORT, *options)
     assert result.exit_code == 2, result.output
     assert message in result.stderr

@@ -1,4 +1,4 @@
-"""`intraslice verify`, on files that were changed in every way."""
+"""`intraslice verify` on intact, changed, missing and additional files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from intraslice_core.errors import ConfigurationError
 
 
 def make_key(place: Path, name: str) -> tuple[Path, Path]:
-    """PEM files of both halves."""
+    """Write the PEM files of a new key pair."""
     key = Ed25519PrivateKey.generate()
     private, public = place / f"{name}.pem", place / f"{name}.pub"
     private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
@@ -58,10 +58,10 @@ def test_untouched_files_pass_with_and_without_the_key(checkpoint: Path) -> None
     assert verify(checkpoint).exit_code == 0
     done = verify(checkpoint, "ours")
     assert done.exit_code == 0, done.output
-    assert "2 files are as manifest.json says, and the signature is by the key" in done.output
+    assert "2 files match manifest.json; the signature is valid" in done.output
     manifest = json.loads((checkpoint / MANIFEST).read_text())
     assert manifest["model"] == "package:tiny"
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert manifest["versions"]["python"] == platform.python_version()
 
 
@@ -97,7 +97,7 @@ def break_the_manifest(directory: Path) -> None:
         (break_the_manifest, "cannot be read"),
     ],
 )
-def test_what_differs_is_named(
+def test_differences_are_named(
     checkpoint: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     damage(checkpoint)
@@ -115,18 +115,18 @@ def test_a_manifest_made_anew_for_other_files_is_not_signed(checkpoint: Path) ->
     assert "not by this key" in done.stderr
 
 
-def test_a_signature_by_another_key_is_refused(checkpoint: Path) -> None:
+def test_a_signature_by_another_key_is_rejected(checkpoint: Path) -> None:
     make_key(checkpoint.parent, "other")
     assert "not by this key" in verify(checkpoint, "other").stderr
 
 
 @pytest.mark.parametrize("content", [b"", b"no base64 at all!", b"AAAA", b"\xff\xfe\x00"])
-def test_rubbish_is_no_signature(checkpoint: Path, content: bytes) -> None:
+def test_malformed_signatures_are_rejected(checkpoint: Path, content: bytes) -> None:
     (checkpoint / SIGNATURE).write_bytes(content)
     assert "not by this key" in verify(checkpoint, "ours").stderr
 
 
-def test_without_a_signature_there_is_nothing_to_check(checkpoint: Path) -> None:
+def test_a_missing_signature_is_an_error(checkpoint: Path) -> None:
     (checkpoint / SIGNATURE).unlink()
     assert "has no manifest.json.sig" in verify(checkpoint, "ours").stderr
 
@@ -139,13 +139,13 @@ def test_a_file_that_holds_no_key_is_bad_input(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"-----BEGIN PRIVATE KEY-----\nQUJD\n"])
-def test_a_signer_wants_a_key_and_does_not_tell_what_it_got(
+def test_a_signer_needs_a_key_and_does_not_reveal_the_file(
     tmp_path: Path, content: bytes | None
 ) -> None:
     file = tmp_path / "key.pem"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(ConfigurationError) as refused:
+    with pytest.raises(ConfigurationError) as rejected:
         ArtifactSigner(file)
-    assert refused.value.field == "INTRASLICE_ARTIFACT_SIGNING_KEY_FILE"
-    assert "QUJD" not in str(refused.value)
+    assert rejected.value.field == "INTRASLICE_ARTIFACT_SIGNING_KEY_FILE"
+    assert "QUJD" not in str(rejected.value)

@@ -1,4 +1,4 @@
-"""What a worker cannot work with stops it at its start, by the variable's name."""
+"""Settings that a worker cannot use stop it at its start, with the name of the variable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 
 def start(place: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Of a worker whose servers are not there: it must not get as far as to ask for them."""
+    """Run a worker without servers; it must fail before it connects to them."""
     variables = {"INTRASLICE_DATA_DIR": str(place), **environment}
     return subprocess.run(
         [sys.executable, "-m", "app.cli.main", "worker"],
@@ -23,7 +23,7 @@ def start(place: Path, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("content", [None, "no key at all"])
-def test_a_signing_key_that_is_missing_or_none(tmp_path: Path, content: str | None) -> None:
+def test_a_missing_or_invalid_signing_key(tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "key.pem"
     if content is not None:
         file.write_text(content)
@@ -33,7 +33,7 @@ def test_a_signing_key_that_is_missing_or_none(tmp_path: Path, content: str | No
     assert "Traceback" not in ended.stderr
 
 
-def test_a_name_of_hand_offs_that_cannot_be_made(tmp_path: Path) -> None:
+def test_an_invalid_name_for_hand_offs(tmp_path: Path) -> None:
     ended = start(tmp_path, INTRASLICE_HANDOFF_NAME="{secret}")
     assert ended.returncode == 2
     assert "INTRASLICE_HANDOFF_NAME" in ended.stderr

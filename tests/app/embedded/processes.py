@@ -1,4 +1,4 @@
-"""Looks at processes from outside, for tests about who outlives whom."""
+"""Process inspection for tests of process lifetimes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[3]
 
 
 def run_script(source: str, *arguments: str) -> subprocess.Popen[str]:
-    """A Python process that can import the project and talks on stdout."""
+    """Start Python code that can import the project; its stdout is a pipe."""
     return subprocess.Popen(
         [sys.executable, "-c", source, *arguments],
         cwd=REPOSITORY,
@@ -28,28 +28,28 @@ def descendants(pid: int) -> set[psutil.Process]:
 
 
 def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    found = []
+    running = []
     for process in processes:
         try:
             if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                running.append(process)
         except psutil.NoSuchProcess:
             continue
-    return found
+    return running
 
 
 def wait_until_dead(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those still alive after `seconds`."""
+    """Return the processes still alive after `seconds`."""
     deadline = time.monotonic() + seconds
-    left = alive(processes)
-    while left and time.monotonic() < deadline:
+    remaining = alive(processes)
+    while remaining and time.monotonic() < deadline:
         time.sleep(0.05)
-        left = alive(left)
-    return left
+        remaining = alive(remaining)
+    return remaining
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """As the kernel does when memory runs out."""
+    """Kill the process without warning, as the kernel does when memory runs out."""
     process.kill()
     process.wait(10)
     if process.stdout is not None:

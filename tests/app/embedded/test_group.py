@@ -1,4 +1,4 @@
-"""A crashed member is started again, not for ever, and all end together."""
+"""Crashed members are restarted, but not without limit, and all members are stopped together."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from app.embedded import restarts
-from app.embedded.errors import GroupFailedError
-from app.embedded.group import Group, Member
+from app.embedded import group as group_module
+from app.embedded.group import Group, GroupFailedError, Member, next_delay
 from app.embedded.process import Command, ManagedProcess
-from app.embedded.restarts import next_delay
 
 SLEEPER = "import time; time.sleep(300)"
 
@@ -35,8 +33,8 @@ def test_delays_grow_and_end_and_old_crashes_are_forgotten() -> None:
 
 
 def test_a_crashed_member_is_started_again(tmp_path: Path) -> None:
-    said: list[str] = []
-    group = Group(said.append)
+    reports: list[str] = []
+    group = Group(reports.append)
     sleeper = member(tmp_path, "sleeper", SLEEPER)
     group.add(sleeper)
     first = sleeper.process
@@ -47,25 +45,25 @@ def test_a_crashed_member_is_started_again(tmp_path: Path) -> None:
         group.run(lambda: sleeper.process not in (None, first) or time.monotonic() > deadline)
         assert sleeper.process is not None
         assert sleeper.process.exit_code() is None
-        assert said == ["sleeper ended with exit code -15; starting it again in 0.5 s"]
+        assert reports == ["sleeper exited with code -15; restarting in 0.5 s"]
     finally:
         group.stop()
     assert sleeper.process is None
 
 
-def test_a_member_that_keeps_crashing_ends_the_group_with_its_last_words(
+def test_a_member_that_keeps_crashing_ends_the_group_with_the_end_of_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restarts, "_DELAYS", (0.0, 0.0))
+    monkeypatch.setattr(group_module, "_DELAYS", (0.0, 0.0))
     group = Group(lambda _: None)
     group.add(member(tmp_path, "broken", "raise SystemExit('no disk')"))
-    with pytest.raises(GroupFailedError, match=r"broken ended 3 times(.|\n)*no disk"):
+    with pytest.raises(GroupFailedError, match=r"broken exited 3 times(.|\n)*no disk"):
         group.run(lambda: False)
     group.stop()
 
 
-def test_all_members_end_even_when_ending_one_fails(tmp_path: Path) -> None:
-    def refuse() -> None:
+def test_all_members_are_stopped_even_when_stopping_one_fails(tmp_path: Path) -> None:
+    def fail() -> None:
         raise RuntimeError("no")
 
     group = Group(lambda _: None)
@@ -74,10 +72,10 @@ def test_all_members_end_even_when_ending_one_fails(tmp_path: Path) -> None:
     process = first.process
     assert process is not None
     stubborn = member(tmp_path, "stubborn", "pass")
-    stubborn.stop = refuse
+    stubborn.stop = fail
     group.add(stubborn)
     assert stubborn.process is not None
     stubborn.process.wait(20)
-    with pytest.raises(ExceptionGroup, match="did not end"):
+    with pytest.raises(ExceptionGroup, match="could not be stopped"):
         group.stop()
     assert process.exit_code() is not None

@@ -1,4 +1,4 @@
-"""Nothing that we start outlives us."""
+"""No started program outlives its starter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One live user per directory."""
+"""A directory has one running user at a time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from app.embedded.errors import DirectoryInUseError
-from app.embedded.lock import DirectoryLock
+from app.embedded.lock import DirectoryInUseError, DirectoryLock
 
 
-def test_a_second_holder_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
+def test_a_second_holder_is_rejected_with_the_pid_of_the_first(tmp_path: Path) -> None:
     first, second = DirectoryLock(tmp_path), DirectoryLock(tmp_path)
     first.acquire()
     with pytest.raises(DirectoryInUseError, match=rf"in use by .* \(pid {os.getpid()}\)"):
@@ -24,10 +23,10 @@ def test_a_second_holder_is_refused_and_told_who_holds_it(tmp_path: Path) -> Non
     second.release()
 
 
-def test_a_waiting_holder_gets_the_lock_when_it_is_freed(tmp_path: Path) -> None:
+def test_a_waiting_holder_gets_the_lock_when_it_is_released(tmp_path: Path) -> None:
     lock = DirectoryLock(tmp_path)
     lock.acquire()
-    # The child inherits the lock and keeps it for a moment after we have let go.
+    # The child inherits the lock and holds it for a moment after this process has released it.
     child = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(0.5)"], pass_fds=(lock.descriptor,)
     )

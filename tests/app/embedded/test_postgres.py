@@ -1,4 +1,4 @@
-"""PostgreSQL starts, keeps its data, survives kills and dies with us."""
+"""PostgreSQL starts, keeps its data, recovers from kills and ends with its starter."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import psycopg
 import pytest
 
 from app.embedded import postgres_binaries
-from app.embedded.errors import DirectoryInUseError, EmbeddedError, ServerStartError
+from app.embedded.lock import DirectoryInUseError
 from app.embedded.postgres import EmbeddedPostgres
-from app.embedded.process import Owner
+from app.embedded.process import EmbeddedError, Owner
+from app.embedded.server_process import ServerStartError
 from tests.app.embedded.processes import descendants, kill, run_script, wait_until_dead
 
 pytestmark = pytest.mark.postgres
@@ -72,12 +73,12 @@ def test_it_recovers_after_everything_was_killed_at_once(tmp_path: Path) -> None
         connection.execute("CREATE TABLE note AS SELECT generate_series(1, 5000) AS number")
     servers = descendants(keeper.pid)
     for process in servers:
-        # The postmaster's end takes the others along, and one may be quicker than we.
+        # The others end with the postmaster, possibly before they are killed here.
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     kill(keeper)
     assert wait_until_dead(servers, 10) == []
-    # What a dead server leaves, with its pid given to another living process of ours.
+    # The pid file of a dead server, with the pid reused by another process of this user.
     stale = tmp_path / "pg" / "data" / "postmaster.pid"
     lines = stale.read_text().splitlines()
     stale.write_text("\n".join([str(os.getppid()), *lines[1:]]) + "\n")
@@ -85,7 +86,7 @@ def test_it_recovers_after_everything_was_killed_at_once(tmp_path: Path) -> None
         assert connection.execute("SELECT count(*) FROM note").fetchone() == (5000,)
 
 
-def test_a_half_made_cluster_is_made_again(tmp_path: Path) -> None:
+def test_a_partial_cluster_is_created_again(tmp_path: Path) -> None:
     fresh = tmp_path / "pg" / "data.new"
     fresh.mkdir(parents=True)
     (fresh / "PG_VERSION").write_text("18\n")
@@ -94,10 +95,10 @@ def test_a_half_made_cluster_is_made_again(tmp_path: Path) -> None:
     assert not fresh.exists()
 
 
-def test_a_directory_in_use_is_refused_and_its_server_lives_on(
+def test_a_directory_in_use_is_rejected_and_its_server_keeps_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.embedded.postgres._PREDECESSOR_SECONDS", 0.1)
+    monkeypatch.setattr("app.embedded.server_process._PREDECESSOR_SECONDS", 0.1)
     with EmbeddedPostgres(tmp_path / "pg", durable=False) as server:
         with pytest.raises(DirectoryInUseError):
             EmbeddedPostgres(tmp_path / "pg", durable=False).start()
@@ -105,7 +106,7 @@ def test_a_directory_in_use_is_refused_and_its_server_lives_on(
             assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
-def test_a_server_that_cannot_start_says_why_and_frees_the_directory(tmp_path: Path) -> None:
+def test_a_failed_start_reports_the_reason_and_releases_the_directory(tmp_path: Path) -> None:
     server = EmbeddedPostgres(tmp_path / "pg", durable=False)
     with server:
         pass
@@ -152,7 +153,7 @@ class TestAsRoot:
         planted.mkdir()
         os.chown(planted, 65534, 65534)
         monkeypatch.setattr(postgres_binaries, "_CACHE_PARENT", tmp_path)
-        with pytest.raises(EmbeddedError, match="not safely ours"):
+        with pytest.raises(EmbeddedError, match="another user owns it"):
             postgres_binaries._private_cache()
         planted.rmdir()
         made = postgres_binaries._private_cache()

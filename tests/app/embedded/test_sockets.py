@@ -1,4 +1,4 @@
-"""Socket directories are private, short and never somebody else's."""
+"""Socket directories are private, short and never owned by another user."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_directory_is_private_and_the_path_fits(tmp_path: Path) -> None:
         made.rmdir()
 
 
-def test_stale_sockets_are_cleared_and_the_place_is_reused(tmp_path: Path) -> None:
+def test_stale_sockets_are_removed_and_the_directory_is_reused(tmp_path: Path) -> None:
     made = sockets.make_socket_directory(tmp_path)
     (made / ".s.PGSQL.5432").touch()
     again = sockets.make_socket_directory(tmp_path)
@@ -54,7 +54,7 @@ def _plant_and_check(first_choice: Path, tmp_path: Path, monkeypatch: pytest.Mon
     elsewhere.rmdir()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="asks about another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
 def test_a_directory_below_a_private_one_is_not_reachable_for_others(tmp_path: Path) -> None:
     private = tmp_path / "private"
     (private / "open").mkdir(parents=True)

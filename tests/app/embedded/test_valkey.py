@@ -1,4 +1,4 @@
-"""Valkey starts, keeps its data and dies with us."""
+"""Valkey starts, keeps its data and ends with its starter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import redis
 from kombu import Connection
 
-from app.embedded.errors import DirectoryInUseError
+from app.embedded.lock import DirectoryInUseError
 from app.embedded.valkey import EmbeddedValkey
 from tests.app.embedded.processes import descendants, kill, run_script, wait_until_dead
 
@@ -64,7 +64,7 @@ def test_it_dies_with_its_starter_and_recovers_when_killed(tmp_path: Path) -> No
         assert it.get("visits") == b"2"
 
 
-def test_a_directory_in_use_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.embedded.valkey._PREDECESSOR_SECONDS", 0.1)
+def test_a_directory_in_use_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.embedded.server_process._PREDECESSOR_SECONDS", 0.1)
     with EmbeddedValkey(tmp_path / "vk"), pytest.raises(DirectoryInUseError):
         EmbeddedValkey(tmp_path / "vk").start()

@@ -1,0 +1,133 @@
+"""`intraslice compress`: compress a model on this machine, without a service.
+
+torch is imported when the command runs, not when the command line is parsed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli.interrupts import cancel_on_interrupt
+from app.cli.options import (
+    JsonOption,
+    ModelArgument,
+    OffloadOption,
+    OutOption,
+    RatioOption,
+    TargetBytesOption,
+    TargetParamsOption,
+    VerifyOption,
+    require_directory,
+)
+from app.cli.progress_display import quiet_transformers, show_progress
+from app.cli.quantities import quantity
+from app.cli.refusals import explained, refuse_settings
+from app.cli.report_tables import print_report
+from app.cli.settings_options import SettingsOptions, takes_settings
+from intraslice_core.config import CompressionConfig, EvaluationConfig
+from intraslice_core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from intraslice_core.reports.schema import CompressionReport
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(compress)
+
+
+@takes_settings
+def compress(  # noqa: PLR0913 (typer reads the options from the signature)
+    *,
+    model: ModelArgument,
+    out: OutOption,
+    ratio: RatioOption = None,
+    target_params: TargetParamsOption = None,
+    target_bytes: TargetBytesOption = None,
+    resume_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep finished layers in this directory, and resume an interrupted run from it.",
+            show_default="none",
+        ),
+    ] = None,
+    offload_dir: OffloadOption = None,
+    verify: VerifyOption = True,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="Plot the dimensions that each layer keeps into this SVG file.",
+            show_default="none",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    options: SettingsOptions,
+) -> None:
+    """Compress a model into a smaller one that transformers loads."""
+    with explained():
+        _require_writable(plot)
+        require_directory(offload_dir, "--offload-dir")
+        with refuse_settings():
+            config = CompressionConfig.model_validate(
+                {
+                    "ratio": ratio,
+                    "target_params": quantity(target_params, "--target-params"),
+                    "target_bytes": quantity(target_bytes, "--target-bytes"),
+                    **options.compression(),
+                }
+            )
+            evaluation = options.evaluation()
+        directories = (resume_dir, offload_dir)
+        report = _compress(model, out, config, evaluation, directories=directories, verify=verify)
+        if plot is not None:
+            from intraslice_core.reports.plots import shape_plot
+
+            plot.write_text(shape_plot(report), encoding="utf-8")
+        print_report(report, out, as_json=as_json)
+
+
+def _compress(
+    model: str,
+    out: Path,
+    config: CompressionConfig,
+    evaluation: EvaluationConfig | None,
+    *,
+    directories: tuple[Path | None, Path | None],
+    verify: bool,
+) -> CompressionReport:
+    """Run the engine with a progress bar; `directories` are for resuming and for offloading."""
+    resume_dir, offload_dir = directories
+    with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
+        quiet_transformers()
+        from intraslice_core.cache import LayerCheckpoints
+        from intraslice_core.pipeline import compress_model
+
+        return compress_model(
+            model,
+            out,
+            config,
+            evaluation=evaluation,
+            work_dir=None,
+            checkpoints=LayerCheckpoints(directory=resume_dir) if resume_dir else None,
+            offload_dir=offload_dir,
+            verify=verify,
+            on_progress=on_progress,
+            should_cancel=should_cancel,
+        )
+
+
+def _require_writable(plot: Path | None) -> None:
+    """Raise if the plot could not be written, before any work starts.
+
+    Raises:
+        ConfigurationError: naming the option.
+    """
+    if plot is not None and (plot.is_dir() or not plot.absolute().parent.is_dir()):
+        raise ConfigurationError(
+            f"{plot} cannot be written",
+            field="--plot",
+            hint="name a file in an existing directory",
+        )

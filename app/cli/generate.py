@@ -1,0 +1,43 @@
+"""`intraslice generate`: text from a checkpoint, dense or compressed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.cli.options import DEFAULT, DeviceOption, DtypeOption, require_checkpoint
+from app.cli.progress_display import quiet_transformers
+from app.cli.refusals import explained
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(generate)
+
+
+def generate(
+    directory: Annotated[Path, typer.Argument(help="Checkpoint, dense or compressed.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Largest number of tokens to generate (1 or more).")
+    ] = 64,
+    dtype: DtypeOption = DEFAULT.dtype,
+    device: DeviceOption = DEFAULT.device,
+) -> None:
+    """Continue a prompt by greedy decoding."""
+    with explained():
+        require_checkpoint(directory)
+        quiet_transformers()
+        from transformers import AutoTokenizer
+
+        from intraslice_core.evaluation.loaded_models import load_model
+
+        tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        model: Any = load_model(directory, dtype=dtype, device=device)
+        encoded = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        output = model.generate(
+            **encoded.to(model.device), max_new_tokens=max_new_tokens, do_sample=False
+        )
+        typer.echo(tokenizer.decode(output[0], skip_special_tokens=True))

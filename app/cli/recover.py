@@ -1,0 +1,89 @@
+"""`intraslice recover`: recovery fine-tuning of a compressed checkpoint, without a service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.cli.interrupts import cancel_on_interrupt
+from app.cli.options import (
+    DEFAULT,
+    DEFAULT_RECOVERY,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    OutOption,
+    RecoverRankOption,
+    RecoverSecondsOption,
+    RecoverSourceOption,
+    RecoverTokensOption,
+    recovery_settings,
+)
+from app.cli.progress_display import quiet_transformers, show_progress
+from app.cli.quantities import quantity
+from app.cli.refusals import explained, refuse_settings
+from app.cli.report_tables import print_report
+from intraslice_core.config import RecoveryConfig, RecoveryLoss
+
+_LossOption = Annotated[
+    RecoveryLoss,
+    typer.Option(
+        help="Fine-tuning loss: distill (KL divergence to the dense model) or ce (cross-entropy on "
+        "the text)."
+    ),
+]
+_ResumeOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Keep the training state in this directory, and resume an interrupted run from it.",
+        show_default="none",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(recover)
+
+
+def recover(  # noqa: PLR0913 (typer reads the options from the signature)
+    directory: Annotated[Path, typer.Argument(help="Compressed checkpoint; it is not changed.")],
+    teacher: Annotated[
+        str, typer.Option(help="Dense model that it was made from, named as for compress.")
+    ],
+    out: OutOption,
+    loss: _LossOption = DEFAULT_RECOVERY.loss,
+    tokens: RecoverTokensOption = str(DEFAULT_RECOVERY.max_tokens),
+    seconds: RecoverSecondsOption = None,
+    rank: RecoverRankOption = DEFAULT_RECOVERY.rank,
+    source: RecoverSourceOption = None,
+    dtype: DtypeOption = DEFAULT.dtype,
+    device: DeviceOption = DEFAULT.device,
+    resume_dir: _ResumeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fine-tune a compressed checkpoint into a new one."""
+    with explained():
+        with refuse_settings():
+            config = RecoveryConfig.model_validate(
+                recovery_settings(loss, quantity(tokens, "--tokens"), seconds, rank, source)
+            )
+        with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
+            quiet_transformers()
+            from intraslice_core.cache import LayerCheckpoints
+            from intraslice_core.finetuning.recover import recover_model
+
+            report = recover_model(
+                directory,
+                teacher,
+                out,
+                config,
+                dtype=dtype,
+                device=device,
+                checkpoints=LayerCheckpoints(directory=resume_dir) if resume_dir else None,
+                on_progress=on_progress,
+                should_cancel=should_cancel,
+            )
+        print_report(report, out, as_json=as_json)

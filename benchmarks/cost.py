@@ -38,7 +38,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from intraslice_core.cache import SharedFiles
+from intraslice_core.cache import StatisticsCache
 from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_model
@@ -170,9 +170,13 @@ def sweep_seconds(dense: OpenedModel, config: CompressionConfig) -> list[float]:
     """Time each ratio of a sweep that shares its cache."""
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
-        shared = SharedFiles(directory=Path(folder) / "shared", max_bytes=2**40)
+        statistics_cache = StatisticsCache(directory=Path(folder) / "shared", max_bytes=2**40)
         for ratio in (config.ratio, *FURTHER_RATIOS):
-            run = Run(on_progress=lambda _: None, should_cancel=never_cancelled, shared=shared)
+            run = Run(
+                on_progress=lambda _: None,
+                should_cancel=never_cancelled,
+                statistics_cache=statistics_cache,
+            )
             settings = config.model_copy(update={"ratio": ratio})
             seconds.append(
                 compress_opened(dense, Path(folder) / f"{ratio}", settings, None, run).seconds

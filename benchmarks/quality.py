@@ -27,7 +27,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import intraslice_core.modeling  # noqa: F401  (registers the sliced classes)
-from intraslice_core.cache import SharedFiles
+from intraslice_core.cache import StatisticsCache
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import DEFAULT_MIXTURE, CompressionConfig
 from intraslice_core.device import resolve_device, resolve_dtype
@@ -92,7 +92,7 @@ def compress_and_score(
     method: str,
     ratio: float,
     arguments: argparse.Namespace,
-    shared: SharedFiles,
+    statistics_cache: StatisticsCache,
     console: Console,
 ) -> Scores:
     """Return the perplexity after compressing by `ratio` with `method`."""
@@ -120,7 +120,11 @@ def compress_and_score(
             status.update(f"{method} at {ratio:g}: {event.message}")
 
         report = compress_model(
-            str(dense), Path(folder) / "out", config, shared=shared, on_progress=show
+            str(dense),
+            Path(folder) / "out",
+            config,
+            statistics_cache=statistics_cache,
+            on_progress=show,
         )
         values = score(Path(folder) / "out", arguments)
     perplexities = ", ".join(f"{value:.2f}" for value in values.values())
@@ -167,7 +171,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         directory = open_model(arguments.model, Path(folder) / "model")
         room = shutil.disk_usage(folder).free // 2
-        shared = SharedFiles(directory=Path(folder) / "shared", max_bytes=room)
+        statistics_cache = StatisticsCache(directory=Path(folder) / "shared", max_bytes=room)
         dense = score(directory, arguments)
         console.print(f"dense: perplexity {', '.join(f'{value:.2f}' for value in dense.values())}")
         for ratio in arguments.ratios.split(","):

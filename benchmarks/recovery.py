@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
-from intraslice_core.cache import LayerCheckpoints
+from intraslice_core.cache import ResumeState
 from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CompressionConfig, EvaluationConfig
@@ -142,7 +142,7 @@ def measure(
             compressed=recovered,
             config=config.recover,
             tokens=tokens,
-            checkpoints=LayerCheckpoints(directory=arguments.resume_dir)
+            resume_state=ResumeState(directory=arguments.resume_dir)
             if arguments.resume_dir
             else None,
             before_step=show_step,

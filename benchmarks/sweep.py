@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from intraslice_core import decoder_layer, pipeline
-from intraslice_core.cache import SharedFiles
+from intraslice_core.cache import StatisticsCache
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.progress import ignore_progress, never_cancelled
@@ -53,7 +53,7 @@ def main() -> None:
         dense = open_model(arguments.model, folder)
         rows = {}
         for mode in ("alone", "together"):
-            place = SharedFiles(directory=folder / "shared", max_bytes=2**40)
+            place = StatisticsCache(directory=folder / "shared", max_bytes=2**40)
             rows[mode] = _sweep(arguments, dense, folder / mode, place, passes)
         size = sum(file.stat().st_size for file in (folder / "shared").iterdir())
     print(f"{'':10}{'tokens through modules':>30}{'seconds':>10}")
@@ -75,7 +75,7 @@ def main() -> None:
     )
 
 
-def _sweep(arguments, dense: Path, out: Path, place: SharedFiles, passes: Passes):
+def _sweep(arguments, dense: Path, out: Path, place: StatisticsCache, passes: Passes):
     before, started = passes.tokens, time.perf_counter()
     for ratio in arguments.ratios:
         calibration = CalibrationConfig(
@@ -85,7 +85,7 @@ def _sweep(arguments, dense: Path, out: Path, place: SharedFiles, passes: Passes
         run = Run(
             on_progress=ignore_progress,
             should_cancel=never_cancelled,
-            shared=place if out.name == "together" else None,
+            statistics_cache=place if out.name == "together" else None,
         )
         pipeline._compress_checkpoint(
             OpenedModel(reference=arguments.model, directory=dense), out / str(ratio), config, run

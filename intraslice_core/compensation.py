@@ -1,4 +1,4 @@
-"""Least squares into the next projection (section 5 of algorithm.md).
+"""Least squares into the next projection (section 5 of docs/method.md).
 
 After the choice, the kept inner activations `z_S = Pᵀz` must stand in for all of them. The new
 output projection solves a ridge regression, split in two because its parts differ in noise: the

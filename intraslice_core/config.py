@@ -40,7 +40,7 @@ GgufFormat = Literal["gguf-f16", "gguf-q8_0"]
 ExportFormat = Literal["safetensors", "gguf-f16", "gguf-q8_0"]
 
 Allocator = Literal["uniform", "fisher", "fisher_pca", "lagrangian"]
-"""Who decides how much is removed where (section 4 of algorithm.md)."""
+"""Who decides how much is removed where (section 4 of docs/method.md)."""
 
 Allocation = Literal["auto", "uniform", "fisher", "fisher_pca", "lagrangian"]
 """`auto` is the method's own allocator; `presets` says which that is."""

@@ -1,4 +1,4 @@
-"""One layer's order of work (end of section 5 of algorithm.md).
+"""One layer's order of work (end of section 5 of docs/method.md).
 
 q/k choice → attention again with pruned q/k → V/O basis → least squares into W_o → both streams
 past the attention → MLP choice → least squares into W_d → both streams past the layer. The

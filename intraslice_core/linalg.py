@@ -1,4 +1,4 @@
-"""Damped factorisations: the only place that factorises (section 2 of algorithm.md).
+"""Damped factorisations: the only place that factorises (section 2 of docs/method.md).
 
 Everything here symmetrises its input, works in float64 and climbs one ladder of damping. Nothing
 is ever replaced by a finite number: what cannot be factorised raises.

@@ -1,4 +1,4 @@
-"""Shapes, before and after: section 1 of algorithm.md as arithmetic, without torch.
+"""Shapes, before and after: section 1 of docs/method.md as arithmetic, without torch.
 
 A `ModelGeometry` says what a dense model has, a `LayerPlan` what one layer keeps, a `ModelPlan`
 what the whole model keeps. Plans serialise, so a run can be replayed.

@@ -1,4 +1,4 @@
-"""Streamed second moments (section 2 of algorithm.md).
+"""Streamed second moments (section 2 of docs/method.md).
 
 Each accumulator takes one batch at a time and keeps sums only: products of a batch are taken in
 float32 or better, their sum in float64, so that the split into batches does not matter.

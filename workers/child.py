@@ -73,7 +73,7 @@ class Child:
 
     def _compress(self, request: ChildRequest) -> dict[str, object]:
         # Imported here: an invalid request or an early stop does not pay for torch.
-        from intraslice_core.cache import LayerCheckpoints, SharedFiles
+        from intraslice_core.cache import ResumeState, StatisticsCache
         from intraslice_core.pipeline import compress_model
 
         cache, resume_state = request.statistics_cache, request.resume_state
@@ -84,10 +84,10 @@ class Child:
             evaluation=request.evaluation,
             limits=request.limits,
             work_dir=request.scratch,
-            shared=None if cache is None else SharedFiles(**dict(cache)),
-            checkpoints=None
+            statistics_cache=None if cache is None else StatisticsCache(**dict(cache)),
+            resume_state=None
             if resume_state is None
-            else LayerCheckpoints(**dict(resume_state), on_saved=self._on_layer_saved),
+            else ResumeState(**dict(resume_state), on_saved=self._on_layer_saved),
             on_progress=self._on_progress,
             should_cancel=self._stop.is_set,
         )

@@ -84,7 +84,7 @@ class LayerMirror:
         return False
 
 
-_LOCAL_FILES = frozenset({"streams.safetensors", "recovery.safetensors"})
+_LOCAL_FILES = frozenset({"hidden-states.safetensors", "recovery.safetensors"})
 """Files that are rewritten often and stay on this machine.
 
 Uploading the hidden states would take longer than computing them again. Fine-tuning restarts on

@@ -37,7 +37,7 @@ class ResumeStateSettings(FrozenModel):
     """Directory in which a job's attempts on this machine keep finished layers."""
 
     directory: Path
-    streams_every_seconds: float
+    hidden_states_every_seconds: float
 
 
 class ChildRequest(FrozenModel):

@@ -200,7 +200,7 @@ class Attempt:
             statistics_cache=statistics_cache(self._resources, self._job),
             resume_state=ResumeStateSettings(
                 directory=self._mirror.directory,
-                streams_every_seconds=self._resources.settings.resume_state_seconds,
+                hidden_states_every_seconds=self._resources.settings.resume_state_seconds,
             ),
         )
         child = self._start_child(request, self._directory / "child.log")

@@ -1,4 +1,4 @@
-"""The wire format, as in the design's api.md."""
+"""The wire format, as in `docs/design/api.md`."""
 
 from __future__ import annotations
 

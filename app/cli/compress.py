@@ -102,7 +102,7 @@ def _compress(
     resume_dir, offload_dir = directories
     with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
         quiet_transformers()
-        from intraslice_core.cache import LayerCheckpoints
+        from intraslice_core.cache import ResumeState
         from intraslice_core.pipeline import compress_model
 
         return compress_model(
@@ -111,7 +111,7 @@ def _compress(
             config,
             evaluation=evaluation,
             work_dir=None,
-            checkpoints=LayerCheckpoints(directory=resume_dir) if resume_dir else None,
+            resume_state=ResumeState(directory=resume_dir) if resume_dir else None,
             offload_dir=offload_dir,
             verify=verify,
             on_progress=on_progress,

@@ -72,7 +72,7 @@ def recover(  # noqa: PLR0913 (typer reads the options from the signature)
             )
         with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
             quiet_transformers()
-            from intraslice_core.cache import LayerCheckpoints
+            from intraslice_core.cache import ResumeState
             from intraslice_core.finetuning.recover import recover_model
 
             report = recover_model(
@@ -82,7 +82,7 @@ def recover(  # noqa: PLR0913 (typer reads the options from the signature)
                 config,
                 dtype=dtype,
                 device=device,
-                checkpoints=LayerCheckpoints(directory=resume_dir) if resume_dir else None,
+                resume_state=ResumeState(directory=resume_dir) if resume_dir else None,
                 on_progress=on_progress,
                 should_cancel=should_cancel,
             )

@@ -1,1 +1,1 @@
-"""How much is removed where (section 4 of algorithm.md)."""
+"""How much is removed where (section 4 of docs/method.md)."""

@@ -1,4 +1,4 @@
-"""Which shapes a model gets, and what is known of its layers (section 4 of algorithm.md)."""
+"""Which shapes a model gets, and what is known of its layers (section 4 of docs/method.md)."""
 
 from __future__ import annotations
 

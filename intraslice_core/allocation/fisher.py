@@ -1,4 +1,4 @@
-"""The paper's estimator (section 4 of algorithm.md, `fisher` and `fisher_pca`).
+"""The paper's estimator (section 4 of docs/method.md, `fisher` and `fisher_pca`).
 
 Scores are squared gradients of the loss with respect to masks of ones on the inputs of `Wo` and
 `Wd`: what removing one dimension is predicted to cost. For `fisher_pca` the gradients were rotated

@@ -1,4 +1,4 @@
-"""The least predicted loss within a budget (section 4 of algorithm.md, `lagrangian`).
+"""The least predicted loss within a budget (section 4 of docs/method.md, `lagrangian`).
 
 For a price μ of a parameter every module by itself picks the option of least loss + μ · parameters.
 The right μ is where the picks' parameters pass the budget; modules that are undecided there change

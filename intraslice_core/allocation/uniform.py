@@ -1,4 +1,4 @@
-"""The allocator that treats every layer alike (section 4 of algorithm.md, `uniform`).
+"""The allocator that treats every layer alike (section 4 of docs/method.md, `uniform`).
 
 Rotary pairs and value dims are the same in every layer, rounded to what kernels want; the MLP
 widths take up the rest of the budget, one rounding step apart at most, so that the budget is met

@@ -1,1 +1,1 @@
-"""What stays in a module (section 3 of algorithm.md)."""
+"""What stays in a module (section 3 of docs/method.md)."""

@@ -1,4 +1,4 @@
-"""Which MLP neurons stay (section 3a of algorithm.md)."""
+"""Which MLP neurons stay (section 3a of docs/method.md)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from intraslice_core.linalg import Factor
 
 OBS_CHUNK_DIVISOR = 48
-"""Removed between two updates: one neuron of so many. That is 32 of 1536, which algorithm.md
+"""Removed between two updates: one neuron of so many. That is 32 of 1536, which docs/method.md
 measured to be as good as 1; a fixed 32 would be a third of a small MLP in one blind step."""
 
 

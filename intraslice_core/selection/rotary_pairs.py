@@ -1,4 +1,4 @@
-"""Which rotary pairs of each KV head stay (section 3c of algorithm.md).
+"""Which rotary pairs of each KV head stay (section 3c of docs/method.md).
 
 Only whole pairs (j, j + e/2) commute with RoPE, so the choice is a subset of pairs per KV head.
 Scores are (num_key_value_heads, pairs); larger stays.

@@ -1,4 +1,4 @@
-"""The basis each KV group's values are projected on (section 3b of algorithm.md).
+"""The basis each KV group's values are projected on (section 3b of docs/method.md).
 
 The heads of a KV group share one basis `B` (head_dim, keep): `Wv ← Wv B`, and what follows is
 refitted by least squares, so that only the span of `B` matters.

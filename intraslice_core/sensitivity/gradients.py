@@ -4,7 +4,7 @@ Forward, the stream in front of every layer is kept (host memory); backward, eac
 again from it with gradients on, and let go. What is kept of the gradients are second moments:
 
 * `G = E[g gᵀ]` of the gradient at what attention and MLP add to the stream: the empirical Fisher
-  matrix that turns output errors into loss (section 4 of algorithm.md);
+  matrix that turns output errors into loss (section 4 of docs/method.md);
 * for the paper's estimator: per group of sequences, the gradient of a mask on the inner
   activations, `Σ o ∘ ∂L/∂o`, for the heads with all products of two dimensions of a head, so that
   a rotation into the PCA basis can still be made.

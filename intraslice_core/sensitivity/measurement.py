@@ -1,4 +1,4 @@
-"""What one walk over the dense model learns for every ratio (sections 3 and 4 of algorithm.md).
+"""What one walk over the dense model learns for every ratio (sections 3 and 4 of docs/method.md).
 
 A few calibration sequences pass the dense layers. Each layer leaves what all later choices need:
 in which order its neurons go, in which directions its values are cut, what its rotary pairs do

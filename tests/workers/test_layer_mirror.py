@@ -38,7 +38,7 @@ def test_reported_files_are_uploaded(resources: Resources) -> None:
     job = running(resources)
     mirror = mirror_of(resources, job)
     mirror.start()
-    finish(mirror, "tokens.safetensors", "layer-00000.safetensors", "streams.safetensors")
+    finish(mirror, "tokens.safetensors", "layer-00000.safetensors", "hidden-states.safetensors")
     mirror.add("tokens.safetensors")
     mirror.add("layer-00000.safetensors")
     mirror.flush()
@@ -48,7 +48,9 @@ def test_reported_files_are_uploaded(resources: Resources) -> None:
 def test_the_next_attempt_uploads_the_remaining_files(resources: Resources) -> None:
     job = running(resources)
     mirror = mirror_of(resources, job)
-    finish(mirror, "tokens.safetensors", "streams.safetensors", "recovery.safetensors", ".part")
+    finish(
+        mirror, "tokens.safetensors", "hidden-states.safetensors", "recovery.safetensors", ".part"
+    )
     mirror.start()
     mirror.flush()
     assert objects(resources, job) == {"tokens.safetensors"}

@@ -1,4 +1,4 @@
-"""The published method by the letter of algorithm.md: naive, at full size, in float64.
+"""The published method by the letter of docs/method.md: naive, at full size, in float64.
 
 Nothing of the engine is imported. Weights come from the model classes under their own names; heads,
 tokens and neurons are walked one by one; what is removed is masked or projected away at full size

@@ -1,4 +1,4 @@
-"""Proof 8: method `paper` does what algorithm.md says, by an oracle that shares no line with it."""
+"""Proof 8: method `paper` does what docs/method.md says, by an oracle that shares no line with it."""
 
 from __future__ import annotations
 

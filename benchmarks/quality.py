@@ -177,7 +177,7 @@ def main() -> None:
         for ratio in arguments.ratios.split(","):
             for method in methods:
                 values = compress_and_score(
-                    directory, method, float(ratio), arguments, shared, console
+                    directory, method, float(ratio), arguments, statistics_cache, console
                 )
                 for text in texts:
                     measured[text].setdefault(ratio, {})[method] = values[text]

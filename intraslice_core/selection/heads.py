@@ -1,4 +1,4 @@
-"""Which heads stay (section 3d of docs/method.md): whole KV groups, then queries of every group kept.
+"""Which heads stay (docs/method.md, section 3d): whole KV groups, then queries of every kept group.
 
 Heads are blocks of `head_dim` inputs of the output projection, and go as neurons do
 (`selection.neurons`): the block whose loss the others mend best goes first, and they take over its

@@ -1,4 +1,4 @@
-"""Proof 8: method `paper` does what docs/method.md says, by an oracle that shares no line with it."""
+"""Proof 8: method `intraslice` does what docs/method.md says, by an independent oracle."""
 
 from __future__ import annotations
 

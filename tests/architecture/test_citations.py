@@ -131,7 +131,7 @@ def test_nothing_needs_a_file_outside_the_repository() -> None:
 @pytest.mark.parametrize(
     ("text", "missing"),
     [
-        ("as in `docs/method.md`", ["docs/method.md"]),
+        ("as in `algorithm.md`", ["algorithm.md"]),
         ("see docs/no_such_page.md, and docs/method.md", ["docs/no_such_page.md"]),
         ("see https://example.com/README.txt/elsewhere.md", []),
         ("`intraslice_core/config.py` and pyproject.toml", []),

@@ -58,6 +58,7 @@ def test_only_settings_read_the_environment() -> None:
         "app/embedded/seaweed.py",
         "app/embedded/stack.py",
         "app/embedded/whole_service.py",
+        "app/settings.py",
         "workers/child_process.py",
     }
     for place in ("app", "workers"):

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from app.api.examples import example_of
 from app.api.problems import MEDIA_TYPE
@@ -46,6 +47,11 @@ def problems(*statuses: int) -> dict[int | str, Described]:
     """The `responses` of a route that can fail so."""
     content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{_NAME}"}}}
     return {status: {"description": "A problem.", "content": content} for status in statuses}
+
+
+def operation_id(route: APIRoute) -> str:
+    """Return the name of the route's function, which generated clients use for their methods."""
+    return route.name
 
 
 class DescribedApi(FastAPI):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from app.api.pagination import encode_cursor
 from app.api.schemas import storable
@@ -45,9 +45,9 @@ class UploadCreate(BaseModel):
         Field(min_length=1, max_length=MOST_FILES),
     ]
     name: Annotated[
-        str | None,
+        Annotated[str, StringConstraints(min_length=1, max_length=200)] | None,
         BeforeValidator(storable),
-        Field(min_length=1, max_length=200, description="For people, to find it by."),
+        Field(description="For people, to find it by."),
     ] = None
 
     def to_domain(self) -> UploadRequest:

@@ -13,7 +13,6 @@ from fastapi import Header, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
-from app.api.schemas import JobOut
 from app.domain.lifecycle import TERMINAL
 from app.domain.principal import Principal
 from app.services.watching import WatchedJob, Watching
@@ -115,7 +114,7 @@ async def changed_job(
 
 
 def _represent(watched: WatchedJob) -> Representation:
-    return Representation.of(JobOut.of(watched.job))
+    return Representation.of(watched.job)
 
 
 def _is_settled(watched: WatchedJob) -> bool:

@@ -8,11 +8,11 @@ from typing import Annotated
 from fastapi import Depends, Header, Query, Request
 from pydantic import AwareDatetime
 
-from app.api.pagination import decode_cursor
 from app.domain.errors import FieldProblem, InvalidRequestError, ScopeMissingError
 from app.domain.job import JobFilter
 from app.domain.lifecycle import State
 from app.domain.principal import PROJECT_PATTERN, Principal, Scope
+from app.domain.resource import decode_cursor
 from app.services.resources import Resources
 from app.services.watching import Watching
 

@@ -13,8 +13,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from app.api.examples import example_of
-from app.api.problems import MEDIA_TYPE
-from app.api.schemas import ProblemOut
+from app.api.problems import MEDIA_TYPE, ProblemDetails
 
 Described = dict[str, Any]
 
@@ -63,7 +62,7 @@ class DescribedApi(FastAPI):
             schemas = document["components"]["schemas"]
             for name in _FASTAPIS_OWN:
                 schemas.pop(name, None)
-            schemas[_NAME] = ProblemOut.model_json_schema()
+            schemas[_NAME] = ProblemDetails.model_json_schema()
             for path, operation in _operations(document):
                 _complete(path, operation, schemas)
         return super().openapi()

@@ -15,9 +15,7 @@ from fastapi.responses import Response
 from fastapi.sse import ServerSentEvent
 
 from app.api.dependencies import Reader, ResourcesDep, WatchingDep
-from app.api.event_messages import LIVE, JobLive
-from app.api.schemas import EventOut
-from app.domain.events import LAST_SEQUENCE
+from app.domain.events import LAST_SEQUENCE, LIVE, JobLive
 from app.domain.lifecycle import TERMINAL
 from app.services import keys
 from app.services.watching import WatchedJob
@@ -83,9 +81,7 @@ async def follow(position: Position, heartbeat_seconds: float) -> AsyncIterator[
         version, job, news = watched.version, watched.job_or_none, watched.events_after(sent)
         for event in news:
             sent = event.sequence
-            yield ServerSentEvent(
-                id=str(sent), event=event.type, data=EventOut.model_validate(event)
-            )
+            yield ServerSentEvent(id=str(sent), event=event.type, data=event)
         if job is None or job.state in TERMINAL:
             return
         live = JobLive.of(job)

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
@@ -44,6 +45,19 @@ STATUSES: tuple[tuple[type[ServiceError], int], ...] = (
 )
 _RETRY_AFTER_SECONDS = "5"
 _log = get_logger(__name__)
+
+
+class ProblemDetails(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    request_id: str | None
+    errors: list[dict[str, str]] = []
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from enum import StrEnum
 from string import Formatter
 from typing import Any
 
+from pydantic import Field
+
+from app.domain.resource import ApiModel
 from intraslice_core.reports.schema import CompressionReport
 
 MANIFEST_TAG = "intraslice.manifest_sha256"
@@ -92,20 +95,24 @@ class DueHandOff:
     attempt: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class HandOff:
-    """One job's way to one target."""
+class HandOff(ApiModel):
+    """A succeeded job's checkpoint on its way to a registry or a hub."""
 
-    job_id: str
     target: HandOffTarget
     state: HandOffState
     attempts: int
     created_at: datetime
     finished_at: datetime | None
     next_try_at: datetime | None
-    reference: str | None
+    reference: str | None = Field(description="name and version, or repository and commit")
     url: str | None
-    error: str | None
+    error: str | None = Field(description="of the last try, if it failed")
+
+
+class HandOffList(ApiModel):
+    """All of a job's; empty where the deployment hands nothing off."""
+
+    data: tuple[HandOff, ...]
 
 
 def pause(attempts: int) -> timedelta:

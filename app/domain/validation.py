@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
+from app.domain.resource import ApiModel
 from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.cost_model import DenseModel, Estimate
@@ -51,14 +53,20 @@ class Rate:
     measured_at: datetime
 
 
-@dataclass(frozen=True, kw_only=True)
-class Validation:
-    """The answer to "would this work, and what would it take?"."""
+class Validation(ApiModel):
+    """The job would be accepted; what it would make and take, as far as that is known.
 
+    `estimate` is null where the model cannot be read before a worker opens it; `durations` has an
+    entry for each class of machines that has run the method, newest measurement first.
+    """
+
+    object: Literal["validation"] = "validation"
+    valid: Literal[True] = True
     estimate: Estimate | None
+    seconds: float | None
     durations: tuple[Duration, ...]
     targets: tuple[TargetSupport, ...]
-    cautions: tuple[Caution, ...]
+    warnings: tuple[Caution, ...]
 
 
 TARGETS = (

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 
 from app.adapters.database import audit, turns
-from app.domain.audit import AUDIT, Attempt, AuditEntry
+from app.domain.audit import AUDIT, Attempt, AuditList
 from app.domain.errors import ServiceError
 from app.domain.identifiers import new_id
 from app.domain.principal import Principal
@@ -18,14 +18,6 @@ _FORGETTING = "forget_audit"
 _FORGETTING_SECONDS = 60.0
 _FORGOTTEN_AT_ONCE = 5_000
 _log = get_logger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditPage:
-    """Some entries, newest first."""
-
-    entries: list[AuditEntry]
-    has_more: bool
 
 
 def record(resources: Resources, attempt: Attempt) -> None:
@@ -49,11 +41,11 @@ def list_audit(
     project_id: str | None,
     limit: int,
     before: str | None,
-) -> AuditPage:
+) -> AuditList:
     chosen = project_of(principal, project_id)
     with resources.database.transaction() as transaction:
-        found = audit.newest(transaction, chosen, limit=limit + 1, before=before)
-    return AuditPage(entries=found[:limit], has_more=len(found) > limit)
+        page = audit.newest(transaction, chosen, limit=limit + 1, before=before)
+    return AuditList.of(page, limit)
 
 
 def forget_old(resources: Resources) -> int:

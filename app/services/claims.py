@@ -7,8 +7,7 @@ from app.adapters.database.engine import Transaction
 from app.domain.errors import LeaseLostError
 from app.domain.events import EventType
 from app.domain.identifiers import is_job_id
-from app.domain.job import Job, JobError, Progress
-from app.domain.lease import Lease
+from app.domain.job import JobError, JobRecord, Lease, Progress
 from app.domain.lifecycle import State
 from app.services.resources import Resources
 from intraslice_core.progress import Stage
@@ -24,7 +23,7 @@ _EXPIRED = JobError(
 )
 
 
-def claim_job(resources: Resources, job_id: str, owner: str) -> Job | None:
+def claim_job(resources: Resources, job_id: str, owner: str) -> JobRecord | None:
     """Take a queued job; None if it is not there to be taken, which is no error."""
     if not is_job_id(job_id):
         return None
@@ -35,7 +34,7 @@ def claim_job(resources: Resources, job_id: str, owner: str) -> Job | None:
     return job
 
 
-def claim_next_job(resources: Resources, owner: str) -> Job | None:
+def claim_next_job(resources: Resources, owner: str) -> JobRecord | None:
     """Take the most urgent job that waits; None if none does."""
     with resources.database.transaction() as transaction:
         job = jobs.claim_next(transaction, owner, resources.settings.lease_seconds)
@@ -84,37 +83,37 @@ def record_progress(
             events.append(transaction, lease.job_id, EventType.PROGRESS, data)
 
 
-def fail_job(resources: Resources, lease: Lease, error: JobError) -> Job:
+def fail_job(resources: Resources, lease: Lease, error: JobError) -> JobRecord:
     """The end, badly. A job that was to be cancelled is cancelled instead, also by an error."""
     with resources.database.transaction() as transaction:
         return _fail(transaction, lease, error)
 
 
-def requeue_job(resources: Resources, lease: Lease, error: JobError | None) -> Job:
+def requeue_job(resources: Resources, lease: Lease, error: JobError | None) -> JobRecord:
     """Give the job back to be tried again; without an error the attempt does not count."""
     with resources.database.transaction() as transaction:
         return _requeue(transaction, lease, error)
 
 
-def finish_cancel(resources: Resources, lease: Lease) -> Job:
+def finish_cancel(resources: Resources, lease: Lease) -> JobRecord:
     with resources.database.transaction() as transaction:
         return _cancel(transaction, lease)
 
 
-def finish_pause(resources: Resources, lease: Lease) -> Job:
+def finish_pause(resources: Resources, lease: Lease) -> JobRecord:
     """Put the job aside; the attempt does not count. Cancelled meanwhile, it is cancelled."""
     with resources.database.transaction() as transaction:
         return _stop(transaction, lease)
 
 
-def reap_expired(resources: Resources) -> list[Job]:
+def reap_expired(resources: Resources) -> list[JobRecord]:
     """Take jobs from workers that have gone silent; what became of each."""
     with resources.database.transaction() as transaction:
         lost = jobs.expired(transaction, _REAPED_AT_ONCE)
         return [_reap(transaction, job) for job in lost]
 
 
-def end_overdue(resources: Resources) -> list[Job]:
+def end_overdue(resources: Resources) -> list[JobRecord]:
     """End what nobody started in time, and what runs on although its time is over.
 
     A worker ends its own jobs; this is for one that cannot, for longer than a lease lasts.
@@ -126,7 +125,7 @@ def end_overdue(resources: Resources) -> list[Job]:
         return [_fail(transaction, job.lease, timeout_error(job)) for job in stuck]
 
 
-def timeout_error(job: Job) -> JobError:
+def timeout_error(job: JobRecord) -> JobError:
     return JobError(
         code=TIMEOUT,
         message=f"the job ran longer than its max_runtime_s of {job.max_runtime_s}",
@@ -136,7 +135,7 @@ def timeout_error(job: Job) -> JobError:
     )
 
 
-def _reap(transaction: Transaction, job: Job) -> Job:
+def _reap(transaction: Transaction, job: JobRecord) -> JobRecord:
     error = JobError(
         code=WORKER_LOST,
         message=f"the worker of attempt {job.attempt} went silent",
@@ -150,7 +149,7 @@ def _reap(transaction: Transaction, job: Job) -> Job:
     return _fail(transaction, job.lease, error)
 
 
-def _fail(transaction: Transaction, lease: Lease, error: JobError) -> Job:
+def _fail(transaction: Transaction, lease: Lease, error: JobError) -> JobRecord:
     job = jobs.fail(transaction, lease, error)
     if job is None:
         return _cancel(transaction, lease)
@@ -158,7 +157,7 @@ def _fail(transaction: Transaction, lease: Lease, error: JobError) -> Job:
     return job
 
 
-def _requeue(transaction: Transaction, lease: Lease, error: JobError | None) -> Job:
+def _requeue(transaction: Transaction, lease: Lease, error: JobError | None) -> JobRecord:
     job = jobs.requeue(transaction, lease, counts=error is not None, error=error)
     if job is None:
         return _stop(transaction, lease, counts=error is not None)
@@ -168,7 +167,7 @@ def _requeue(transaction: Transaction, lease: Lease, error: JobError | None) -> 
     return job
 
 
-def _stop(transaction: Transaction, lease: Lease, *, counts: bool = False) -> Job:
+def _stop(transaction: Transaction, lease: Lease, *, counts: bool = False) -> JobRecord:
     """What was asked for instead of going on: a pause, or the end."""
     job = jobs.pause(transaction, lease.job_id, lease, counts=counts)
     if job is None:
@@ -177,7 +176,7 @@ def _stop(transaction: Transaction, lease: Lease, *, counts: bool = False) -> Jo
     return job
 
 
-def _cancel(transaction: Transaction, lease: Lease) -> Job:
+def _cancel(transaction: Transaction, lease: Lease) -> JobRecord:
     job = jobs.cancel(transaction, lease.job_id, lease)
     if job is None:
         raise LeaseLostError

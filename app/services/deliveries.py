@@ -19,7 +19,7 @@ from app.domain.webhook import (
     DeliveryState,
     DisabledReason,
     DueDelivery,
-    Webhook,
+    WebhookRecord,
     pause,
 )
 from app.services.resources import Resources
@@ -74,7 +74,7 @@ def prune(resources: Resources) -> int:
 
 
 def _record_failure(
-    transaction: Transaction, webhook: Webhook, due: DueDelivery, answer: Answer
+    transaction: Transaction, webhook: WebhookRecord, due: DueDelivery, answer: Answer
 ) -> None:
     again = webhook.enabled and answer.status != GONE and due.tries_left > 0
     if again:
@@ -100,7 +100,7 @@ def _record_failure(
 
 
 def _why_disable(
-    transaction: Transaction, webhook: Webhook, answer: Answer
+    transaction: Transaction, webhook: WebhookRecord, answer: Answer
 ) -> DisabledReason | None:
     if not webhook.enabled:
         return None

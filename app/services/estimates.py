@@ -34,24 +34,24 @@ def validate_job(resources: Resources, principal: Principal, request: JobRequest
         InvalidRequestError: if the job would be refused.
     """
     admitted = admit(resources.settings, request, locator(resources, principal.project_id))
-    found = cautions(admitted.dense, admitted.compression, admitted.evaluation)
+    warnings = cautions(admitted.dense, admitted.compression, admitted.evaluation)
     expected = _estimate(admitted)
     if expected is None:
         message = "the model's settings cannot be read here before a worker opens it"
-        found.append(Caution(code="model_not_readable_here", message=message))
-        return Validation(
-            estimate=None, durations=(), targets=targets_for(admitted.dense), cautions=tuple(found)
-        )
-    found += _about_disk(resources, admitted, expected)
-    durations = _durations(resources, admitted, expected)
-    if not durations:
-        message = "no worker has finished a job of this method yet: its speed is not known"
-        found.append(Caution(code="speed_unknown", message=message))
+        warnings.append(Caution(code="model_not_readable_here", message=message))
+        durations: tuple[Duration, ...] = ()
+    else:
+        warnings += _about_disk(resources, admitted, expected)
+        durations = _durations(resources, admitted, expected)
+        if not durations:
+            message = "no worker has finished a job of this method yet: its speed is not known"
+            warnings.append(Caution(code="speed_unknown", message=message))
     return Validation(
         estimate=expected,
+        seconds=durations[0].seconds if durations else None,
         durations=durations,
         targets=targets_for(admitted.dense),
-        cautions=tuple(found),
+        warnings=tuple(warnings),
     )
 
 

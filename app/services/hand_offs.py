@@ -17,7 +17,7 @@ from app.adapters.database import artifacts, hand_offs, jobs
 from app.adapters.finished_checkpoints import read_facts
 from app.adapters.mlflow_registry import register_version
 from app.adapters.model_hub import push_checkpoint
-from app.domain.artifact import Artifact
+from app.domain.artifact import ArtifactRecord
 from app.domain.errors import (
     ArtifactNotFoundError,
     HandOffError,
@@ -29,7 +29,7 @@ from app.domain.hand_off import (
     CheckpointFacts,
     DueHandOff,
     HandedOff,
-    HandOff,
+    HandOffList,
     HandOffTarget,
     pause,
     registered_name,
@@ -68,14 +68,15 @@ def require_usable(settings: Settings) -> None:
         raise ConfigurationError(str(error), field="INTRASLICE_HANDOFF_NAME") from error
 
 
-def list_hand_offs(resources: Resources, principal: Principal, job_id: str) -> list[HandOff]:
-    """Of one job.
+def list_hand_offs(resources: Resources, principal: Principal, job_id: str) -> HandOffList:
+    """Return the registry hand-offs of a job.
 
     Raises:
         JobNotFoundError: also if the job is another project's.
     """
     with resources.database.transaction() as transaction:
-        return hand_offs.of_job(transaction, existing_job(transaction, principal, job_id).id)
+        job = existing_job(transaction, principal, job_id)
+        return HandOffList(data=tuple(hand_offs.of_job(transaction, job.id)))
 
 
 def claim_due(resources: Resources) -> DueHandOff | None:
@@ -159,7 +160,7 @@ def _checkpoint(resources: Resources, due: DueHandOff) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _fetch(resources: Resources, file: Artifact, target: Path) -> None:
+def _fetch(resources: Resources, file: ArtifactRecord, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     resources.store.get_file(file.key, target)
 

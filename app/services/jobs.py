@@ -10,7 +10,7 @@ from typing import Any
 from app.adapters.database import artifacts, events, idempotency, jobs, outbox
 from app.adapters.database.engine import Transaction
 from app.adapters.database.notifications import announce
-from app.domain.artifact import Artifact, job_prefix
+from app.domain.artifact import ArtifactRecord, job_prefix
 from app.domain.errors import (
     ArtifactNotFoundError,
     ArtifactsExpiredError,
@@ -19,9 +19,9 @@ from app.domain.errors import (
     JobNotFoundError,
     ReportNotFoundError,
 )
-from app.domain.events import Event, EventType
+from app.domain.events import EventList, EventType
 from app.domain.identifiers import is_job_id, new_job_id
-from app.domain.job import Job, JobFilter, JobRequest
+from app.domain.job import JobFilter, JobList, JobRecord, JobRequest
 from app.domain.lifecycle import State
 from app.domain.principal import Principal
 from app.domain.sweep import SweepRequest
@@ -34,16 +34,8 @@ from app.services.uploads import locator
 class Creation:
     """The job, and whether an earlier request had made it."""
 
-    job: Job
+    job: JobRecord
     replayed: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Page:
-    """Some jobs, newest first."""
-
-    jobs: list[Job]
-    has_more: bool
 
 
 def create_job(
@@ -81,7 +73,7 @@ def enqueue_job(
     principal: Principal,
     job_id: str,
     request: JobRequest,
-) -> Job:
+) -> JobRecord:
     """The job's row, its first event and its wake-up message."""
     settings = resources.settings
     if request.max_runtime_s is None:
@@ -98,25 +90,25 @@ def forget_idempotency_keys(resources: Resources) -> int:
         return idempotency.forget_old(transaction)
 
 
-def get_job(resources: Resources, principal: Principal, job_id: str) -> Job:
+def get_job(resources: Resources, principal: Principal, job_id: str) -> JobRecord:
     return resources.database.read(lambda reading: existing_job(reading, principal, job_id))
 
 
-def existing_job(transaction: Transaction, principal: Principal, job_id: str) -> Job:
+def existing_job(transaction: Transaction, principal: Principal, job_id: str) -> JobRecord:
     """The job, if the principal may see it."""
     return _visible(jobs.find(transaction, job_id) if is_job_id(job_id) else None, principal)
 
 
 def list_jobs(
     resources: Resources, principal: Principal, criteria: JobFilter, *, limit: int
-) -> Page:
-    found = resources.database.read(
+) -> JobList:
+    page = resources.database.read(
         lambda reading: jobs.newest(reading, principal.project_id, criteria, limit=limit + 1)
     )
-    return Page(jobs=found[:limit], has_more=len(found) > limit)
+    return JobList.of(page, limit)
 
 
-def cancel_job(resources: Resources, principal: Principal, job_id: str) -> Job:
+def cancel_job(resources: Resources, principal: Principal, job_id: str) -> JobRecord:
     """End a job that waits, ask the worker of a running one to stop. Asking twice is fine.
 
     Raises:
@@ -135,7 +127,7 @@ def cancel_job(resources: Resources, principal: Principal, job_id: str) -> Job:
     return asked
 
 
-def pause_job(resources: Resources, principal: Principal, job_id: str) -> Job:
+def pause_job(resources: Resources, principal: Principal, job_id: str) -> JobRecord:
     """Put a waiting job aside, ask the worker of a running one to. Asking twice is fine.
 
     Raises:
@@ -154,7 +146,7 @@ def pause_job(resources: Resources, principal: Principal, job_id: str) -> Job:
     return asked
 
 
-def resume_job(resources: Resources, principal: Principal, job_id: str) -> Job:
+def resume_job(resources: Resources, principal: Principal, job_id: str) -> JobRecord:
     """Queue a paused job again; one that waits or runs already is left alone.
 
     Raises:
@@ -172,7 +164,7 @@ def resume_job(resources: Resources, principal: Principal, job_id: str) -> Job:
     return resumed
 
 
-def retry_job(resources: Resources, principal: Principal, job_id: str) -> Job:
+def retry_job(resources: Resources, principal: Principal, job_id: str) -> JobRecord:
     """Queue a failed or cancelled job again, with all its attempts; a live one is left alone.
 
     Raises:
@@ -212,10 +204,11 @@ def delete_job(resources: Resources, principal: Principal, job_id: str) -> None:
 
 def list_events(
     resources: Resources, principal: Principal, job_id: str, *, after: int, limit: int
-) -> list[Event]:
+) -> EventList:
     with resources.database.transaction() as transaction:
         existing_job(transaction, principal, job_id)
-        return events.following(transaction, job_id, after=after, limit=limit)
+        following = events.following(transaction, job_id, after=after, limit=limit + 1)
+    return EventList.of(following, limit)
 
 
 def get_report(resources: Resources, principal: Principal, job_id: str) -> dict[str, Any]:
@@ -232,14 +225,14 @@ def get_report(resources: Resources, principal: Principal, job_id: str) -> dict[
     return report
 
 
-def list_artifacts(resources: Resources, principal: Principal, job_id: str) -> list[Artifact]:
+def list_artifacts(resources: Resources, principal: Principal, job_id: str) -> list[ArtifactRecord]:
     """Published files; none before success, and none after their time."""
     with resources.database.transaction() as transaction:
         job = existing_job(transaction, principal, job_id)
         return artifacts.of_job(transaction, job_id) if job.expired_at is None else []
 
 
-def get_artifact(resources: Resources, job_id: str, name: str) -> Artifact:
+def get_artifact(resources: Resources, job_id: str, name: str) -> ArtifactRecord:
     """A published file, for the bearer of a signed link: the link is the permission.
 
     Raises:
@@ -254,7 +247,7 @@ def get_artifact(resources: Resources, job_id: str, name: str) -> Artifact:
     return found
 
 
-def get_artifacts(resources: Resources, job_id: str) -> tuple[Job, list[Artifact]]:
+def get_artifacts(resources: Resources, job_id: str) -> tuple[JobRecord, list[ArtifactRecord]]:
     """A job and all its files, for the bearer of a signed link.
 
     Raises:
@@ -269,7 +262,7 @@ def get_artifacts(resources: Resources, job_id: str) -> tuple[Job, list[Artifact
     return job, found
 
 
-def _published(transaction: Transaction, job_id: str) -> Job:
+def _published(transaction: Transaction, job_id: str) -> JobRecord:
     """A job whose files have not expired, whoever asks."""
     job = jobs.find(transaction, job_id) if is_job_id(job_id) else None
     if job is None:
@@ -279,12 +272,12 @@ def _published(transaction: Transaction, job_id: str) -> Job:
     return job
 
 
-def _locked(transaction: Transaction, principal: Principal, job_id: str) -> Job:
+def _locked(transaction: Transaction, principal: Principal, job_id: str) -> JobRecord:
     """The job, held: it may move between two states at any moment otherwise."""
     return _visible(jobs.lock(transaction, job_id) if is_job_id(job_id) else None, principal)
 
 
-def _visible(job: Job | None, principal: Principal) -> Job:
+def _visible(job: JobRecord | None, principal: Principal) -> JobRecord:
     """What belongs to another project does not exist for this one."""
     if job is None or job.project_id != principal.project_id:
         raise JobNotFoundError

@@ -11,7 +11,16 @@ from datetime import UTC, datetime
 
 from app.adapters.database import keys
 from app.adapters.database.engine import Transaction
-from app.domain.api_key import KEY, ApiKey, digest, hint, is_secret, new_secret
+from app.domain.api_key import (
+    KEY,
+    ApiKey,
+    IssuedKey,
+    KeyList,
+    digest,
+    hint,
+    is_secret,
+    new_secret,
+)
 from app.domain.errors import (
     DatabaseUnavailableError,
     FieldProblem,
@@ -32,22 +41,6 @@ class KeyRequest:
     scope: Scope
     project_id: str | None = None
     expires_at: datetime | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class IssuedKey:
-    """A new key with its secret, which nobody can find out later."""
-
-    key: ApiKey
-    secret: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeyPage:
-    """Some keys, newest first."""
-
-    keys: list[ApiKey]
-    has_more: bool
 
 
 def create_key(resources: Resources, principal: Principal, request: KeyRequest) -> IssuedKey:
@@ -72,7 +65,8 @@ def create_key(resources: Resources, principal: Principal, request: KeyRequest) 
         expires_at=request.expires_at,
     )
     with resources.database.transaction() as transaction:
-        return IssuedKey(key=keys.insert_key(transaction, new), secret=secret)
+        key = keys.insert_key(transaction, new)
+    return IssuedKey(**dict(key), secret=secret)
 
 
 def list_keys(
@@ -82,11 +76,11 @@ def list_keys(
     project_id: str | None,
     limit: int,
     before: str | None,
-) -> KeyPage:
+) -> KeyList:
     chosen = project_of(principal, project_id)
     with resources.database.transaction() as transaction:
-        found = keys.newest(transaction, chosen, limit=limit + 1, before=before)
-    return KeyPage(keys=found[:limit], has_more=len(found) > limit)
+        page = keys.newest(transaction, chosen, limit=limit + 1, before=before)
+    return KeyList.of(page, limit)
 
 
 def get_key(resources: Resources, principal: Principal, key_id: str) -> ApiKey:
@@ -153,6 +147,6 @@ def project_of(principal: Principal, asked_for: str | None) -> str:
 
 def _existing(transaction: Transaction, principal: Principal, key_id: str) -> ApiKey:
     key = keys.find(transaction, key_id) if is_id(KEY, key_id) else None
-    if key is None or not (principal.is_operator or key.project_id == principal.project_id):
+    if key is None or not (principal.is_operator or key.project == principal.project_id):
         raise KeyNotFoundError
     return key

@@ -11,10 +11,9 @@ import shutil
 from pathlib import Path
 
 from app.adapters.database import jobs, layer_files
+from app.domain.artifact import LayerFile, layer_key
 from app.domain.errors import ArtifactNotFoundError, LeaseLostError
-from app.domain.job import Job
-from app.domain.layer_file import LayerFile, layer_key
-from app.domain.lease import Lease
+from app.domain.job import JobRecord, Lease
 from app.services.resources import Resources
 from app.telemetry import get_logger
 
@@ -37,7 +36,7 @@ def keep(resources: Resources, lease: Lease, file: Path) -> None:
         layer_files.insert_new(transaction, lease.job_id, kept)
 
 
-def fetch(resources: Resources, job: Job, directory: Path) -> frozenset[str]:
+def fetch(resources: Resources, job: JobRecord, directory: Path) -> frozenset[str]:
     """Bring a directory of this machine to the state of the store.
 
     What an earlier attempt has left in the directory stays if the store holds the same, or
@@ -58,7 +57,7 @@ def fetch(resources: Resources, job: Job, directory: Path) -> frozenset[str]:
     return frozenset(row.name for row in rows if _bring(resources, job, row, directory))
 
 
-def _bring(resources: Resources, job: Job, row: LayerFile, directory: Path) -> bool:
+def _bring(resources: Resources, job: JobRecord, row: LayerFile, directory: Path) -> bool:
     """Whether the file is there now; what the store has lost, or holds damaged, is made anew."""
     target = directory / row.name
     if target.is_file():

@@ -12,7 +12,7 @@ from app.adapters.database import artifacts, events, hand_offs, jobs, layer_file
 from app.domain.artifact import (
     MANIFEST,
     SIGNATURE,
-    Artifact,
+    ArtifactRecord,
     attempt_prefix,
     attempt_token,
     job_prefix,
@@ -20,8 +20,7 @@ from app.domain.artifact import (
 )
 from app.domain.errors import LeaseLostError, PublicationError
 from app.domain.events import EventType
-from app.domain.job import Job, JobResult, Speedup
-from app.domain.lease import Lease
+from app.domain.job import JobRecord, JobResult, Lease, Speedup
 from app.services.hand_offs import configured_targets
 from app.services.resources import Resources
 from intraslice_core.checkpoints.manifest import MANIFEST_SCHEMA_VERSION, program_versions
@@ -29,11 +28,11 @@ from intraslice_core.checkpoints.manifest import MANIFEST_SCHEMA_VERSION, progra
 
 def upload(
     resources: Resources,
-    job: Job,
+    job: JobRecord,
     directory: Path,
     report: dict[str, Any],
     before_file: Callable[[int, int], None],
-) -> list[Artifact]:
+) -> list[ArtifactRecord]:
     """Upload, compare what arrived, write the manifest last; nothing is visible yet.
 
     Args:
@@ -64,8 +63,8 @@ def upload(
 
 
 def publish(
-    resources: Resources, lease: Lease, files: list[Artifact], report: dict[str, Any]
-) -> Job:
+    resources: Resources, lease: Lease, files: list[ArtifactRecord], report: dict[str, Any]
+) -> JobRecord:
     """Artifacts, report and success in one transaction.
 
     Raises:
@@ -90,7 +89,7 @@ def discard_attempt(resources: Resources, lease: Lease) -> None:
     _discard(resources, lease.job_id, attempt_prefix(lease.job_id, lease.token), lease.token)
 
 
-def discard_other_attempts(resources: Resources, job: Job) -> None:
+def discard_other_attempts(resources: Resources, job: JobRecord) -> None:
     """Remove what earlier attempts left behind."""
     _discard(resources, job.id, job_prefix(job.id), job.fencing_token)
 
@@ -132,7 +131,7 @@ def _achieved_ratio(report: dict[str, Any]) -> float | None:
     return 1.0 - after / before if before and after is not None else None
 
 
-def _upload(resources: Resources, source: Path, name: str, prefix: str) -> Artifact:
+def _upload(resources: Resources, source: Path, name: str, prefix: str) -> ArtifactRecord:
     with source.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     key = f"{prefix}files/{name}"
@@ -140,7 +139,7 @@ def _upload(resources: Resources, source: Path, name: str, prefix: str) -> Artif
     # The directory was verified to load and answer rightly; equal bytes do so too.
     if resources.store.sha256(key) != sha256:
         raise PublicationError(f"{name} arrived damaged in the store")
-    return Artifact(
+    return ArtifactRecord(
         name=name,
         key=key,
         bytes=source.stat().st_size,
@@ -149,7 +148,7 @@ def _upload(resources: Resources, source: Path, name: str, prefix: str) -> Artif
     )
 
 
-def _manifest(job: Job, files: list[Artifact], report: dict[str, Any]) -> bytes:
+def _manifest(job: JobRecord, files: list[ArtifactRecord], report: dict[str, Any]) -> bytes:
     manifest = {
         "schema_version": MANIFEST_SCHEMA_VERSION,
         "job_id": job.id,
@@ -168,10 +167,10 @@ def _manifest(job: Job, files: list[Artifact], report: dict[str, Any]) -> bytes:
     return (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _put(resources: Resources, prefix: str, name: str, content: bytes) -> Artifact:
+def _put(resources: Resources, prefix: str, name: str, content: bytes) -> ArtifactRecord:
     key = prefix + name
     resources.store.put_new(key, content, media_type(name))
-    return Artifact(
+    return ArtifactRecord(
         name=name,
         key=key,
         bytes=len(content),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.adapters.database import artifacts, jobs
-from app.domain.artifact import Artifact
+from app.domain.artifact import ArtifactRecord
 from app.domain.job import Job, JobFilter
 from app.domain.lifecycle import State
 from app.domain.principal import Principal
@@ -56,7 +56,7 @@ def _facts(job: Job) -> JobFacts:
     )
 
 
-def _published(file: Artifact) -> PublishedFile:
+def _published(file: ArtifactRecord) -> PublishedFile:
     return PublishedFile(name=file.name, bytes=file.bytes, sha256=file.sha256)
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from app.adapters.database import jobs, retention, turns
-from app.domain.artifact import JOBS_PREFIX, job_of_prefix, job_prefix
+from app.domain.artifact import JOBS_PREFIX, job_of_prefix, job_prefix, lifetime
 from app.domain.errors import ArtifactsExpiredError, JobNotFoundError
 from app.domain.identifiers import is_job_id
-from app.domain.job import Job
+from app.domain.job import JobRecord
 from app.domain.lifecycle import TERMINAL
 from app.domain.principal import Principal
-from app.domain.retention import lifetime
 from app.services import publication
 from app.services.resources import Resources
 from app.telemetry import get_logger, metrics
@@ -26,7 +25,7 @@ _ORPHANS = "remove_orphans"
 _log = get_logger(__name__)
 
 
-def pin_job(resources: Resources, principal: Principal, job_id: str, *, pinned: bool) -> Job:
+def pin_job(resources: Resources, principal: Principal, job_id: str, *, pinned: bool) -> JobRecord:
     """Keep a job's artifacts for ever, or no longer; asking twice is fine.
 
     Raises:
@@ -98,7 +97,7 @@ def _batches(prefixes: list[str]) -> Iterator[list[str]]:
         yield prefixes[start : start + _ORPHANS_AT_ONCE]
 
 
-def _locked(job: Job | None, principal: Principal) -> Job:
+def _locked(job: JobRecord | None, principal: Principal) -> JobRecord:
     if job is None or job.project_id != principal.project_id:
         raise JobNotFoundError
     return job

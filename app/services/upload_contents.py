@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from app.adapters.database import uploads
+from app.domain.artifact import lifetime
 from app.domain.errors import (
     ArtifactNotFoundError,
     DiskFullError,
@@ -17,8 +18,7 @@ from app.domain.errors import (
     UploadNotFoundError,
 )
 from app.domain.job import JobRequest
-from app.domain.retention import lifetime
-from app.domain.upload import REFERENCE, Upload, UploadError, UploadKind, UploadState
+from app.domain.upload import REFERENCE, UploadError, UploadKind, UploadRecord, UploadState
 from app.services.resources import Resources
 from app.services.uploads import discard
 from app.telemetry import get_logger
@@ -99,7 +99,7 @@ def remove_stale(resources: Resources) -> None:
         shutil.rmtree(place / name, ignore_errors=True)
 
 
-def _check(resources: Resources, upload: Upload) -> None:
+def _check(resources: Resources, upload: UploadRecord) -> None:
     def go_on() -> None:
         with resources.database.transaction() as transaction:
             if not uploads.touch(transaction, upload.id):
@@ -118,7 +118,7 @@ def _check(resources: Resources, upload: Upload) -> None:
 
 
 def _assemble(
-    resources: Resources, upload: Upload, place: Path, before_part: Callable[[], None]
+    resources: Resources, upload: UploadRecord, place: Path, before_part: Callable[[], None]
 ) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(place.parent).free < upload.bytes:
@@ -136,7 +136,7 @@ def _assemble(
 
 def _copy(  # from where, what, to where, how much of it
     resources: Resources,
-    upload: Upload,
+    upload: UploadRecord,
     index: int,
     target: Path,
     keep: int,
@@ -156,7 +156,7 @@ def _copy(  # from where, what, to where, how much of it
 
 
 def _chunks(
-    resources: Resources, upload: Upload, index: int, before_part: Callable[[], None]
+    resources: Resources, upload: UploadRecord, index: int, before_part: Callable[[], None]
 ) -> Iterator[bytes]:
     for part in upload.parts(index):
         before_part()
@@ -171,6 +171,6 @@ def _named(request: JobRequest) -> set[str]:
     return named | ({request.model.ref} if request.model.source == "upload" else set())
 
 
-def _find(resources: Resources, upload_id: str) -> Upload | None:
+def _find(resources: Resources, upload_id: str) -> UploadRecord | None:
     with resources.database.transaction() as transaction:
         return uploads.find(transaction, upload_id)

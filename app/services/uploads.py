@@ -8,7 +8,6 @@ where it is used, on a worker's disk.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,8 +26,12 @@ from app.domain.principal import Principal, Scope
 from app.domain.upload import (
     UPLOADS_PREFIX,
     Part,
-    Upload,
+    UploadDetails,
+    UploadFileDetails,
     UploadKind,
+    UploadList,
+    UploadPart,
+    UploadRecord,
     UploadRequest,
     UploadState,
     name_problems,
@@ -47,32 +50,9 @@ _PATIENCE = timedelta(minutes=15)
 _log = get_logger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PartView:
-    """A part, and how to send it if it is not there."""
-
-    part: Part
-    received: bool
-    url: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class UploadView:
-    """An upload with its parts by file; without any once it is not open any more."""
-
-    upload: Upload
-    parts: tuple[tuple[PartView, ...], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class UploadPage:
-    """Some uploads, newest first."""
-
-    uploads: list[Upload]
-    has_more: bool
-
-
-def create_upload(resources: Resources, principal: Principal, request: UploadRequest) -> UploadView:
+def create_upload(
+    resources: Resources, principal: Principal, request: UploadRequest
+) -> UploadDetails:
     """Write down what will come, and tell where to.
 
     Raises:
@@ -95,24 +75,24 @@ def create_upload(resources: Resources, principal: Principal, request: UploadReq
             part_bytes=settings.upload_part_bytes,
             lifetime=timedelta(hours=settings.upload_open_hours),
         )
-    return _view(resources, upload, links=True)
+    return _details(resources, upload, links=True)
 
 
-def get_upload(resources: Resources, principal: Principal, upload_id: str) -> UploadView:
+def get_upload(resources: Resources, principal: Principal, upload_id: str) -> UploadDetails:
     """What has arrived, and fresh links for what has not."""
     upload = _existing(resources, principal.project_id, upload_id)
-    return _view(resources, upload, links=Scope.WRITE in principal.scopes)
+    return _details(resources, upload, links=Scope.WRITE in principal.scopes)
 
 
 def list_uploads(
     resources: Resources, principal: Principal, *, limit: int, before: str | None
-) -> UploadPage:
+) -> UploadList:
     with resources.database.transaction() as transaction:
-        found = uploads.newest(transaction, principal.project_id, limit=limit + 1, before=before)
-    return UploadPage(uploads=found[:limit], has_more=len(found) > limit)
+        page = uploads.newest(transaction, principal.project_id, limit=limit + 1, before=before)
+    return UploadList.of(page, limit)
 
 
-def complete_upload(resources: Resources, principal: Principal, upload_id: str) -> Upload:
+def complete_upload(resources: Resources, principal: Principal, upload_id: str) -> UploadRecord:
     """Begin the check of an upload whose parts are all there; asking twice is fine.
 
     Raises:
@@ -211,40 +191,44 @@ def remove_orphans(resources: Resources) -> int:
     return len(orphans)
 
 
-def missing_parts(resources: Resources, upload: Upload) -> Iterator[Part]:
+def missing_parts(resources: Resources, upload: UploadRecord) -> Iterator[Part]:
     """Parts that are not there, or are of another size."""
     there = resources.store.sizes(upload_prefix(upload.id))
     return (part for part in upload.all_parts() if there.get(part.key) != part.bytes)
 
 
-def _require_complete(resources: Resources, upload: Upload) -> None:
+def _require_complete(resources: Resources, upload: UploadRecord) -> None:
     first = next(missing_parts(resources, upload), None)
     if first is not None:
         name = upload.files[first.file].name
         raise UploadIncompleteError(f"Part {first.number} of {name} is not there as announced")
 
 
-def _view(resources: Resources, upload: Upload, *, links: bool) -> UploadView:
-    if upload.state is not UploadState.OPEN:
-        return UploadView(upload=upload, parts=((),) * len(upload.files))
-    missing = {part.key for part in missing_parts(resources, upload)}
-    return UploadView(
-        upload=upload,
-        parts=tuple(
-            tuple(
-                PartView(
-                    part=part,
-                    received=part.key not in missing,
-                    url=_link(resources, upload, part) if links and part.key in missing else None,
-                )
-                for part in upload.parts(index)
-            )
-            for index in range(len(upload.files))
-        ),
+def _details(resources: Resources, upload: UploadRecord, *, links: bool) -> UploadDetails:
+    """Return the upload with its parts, none of which are listed once it is not open any more."""
+    is_open = upload.state is UploadState.OPEN
+    missing = {part.key for part in missing_parts(resources, upload)} if is_open else set()
+
+    def described(part: Part) -> UploadPart:
+        received = part.key not in missing
+        url = None if received or not links else _link(resources, upload, part)
+        return UploadPart(number=part.number, bytes=part.bytes, received=received, url=url)
+
+    files = tuple(
+        UploadFileDetails(
+            name=file.name,
+            bytes=file.bytes,
+            sha256=file.sha256,
+            parts=tuple(described(part) for part in upload.parts(index)) if is_open else (),
+        )
+        for index, file in enumerate(upload.files)
+    )
+    return UploadDetails.model_validate(
+        {**upload.model_dump(), "part_bytes": upload.part_bytes, "files": files}
     )
 
 
-def _link(resources: Resources, upload: Upload, part: Part) -> str:
+def _link(resources: Resources, upload: UploadRecord, part: Part) -> str:
     """To the bucket, or to our own route where the store is a directory."""
     seconds = resources.settings.url_expiry_seconds
     if resources.store.signs_links:
@@ -285,7 +269,7 @@ def _about_files(code: str, message: str) -> FieldProblem:
     return FieldProblem(pointer="/files", code=code, message=message)
 
 
-def _existing(resources: Resources, project_id: str, upload_id: str) -> Upload:
+def _existing(resources: Resources, project_id: str, upload_id: str) -> UploadRecord:
     """What belongs to another project does not exist for this one."""
     with resources.database.transaction() as transaction:
         found = None

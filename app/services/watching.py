@@ -24,7 +24,7 @@ from app.adapters.database.notifications import listen
 from app.domain.errors import DatabaseUnavailableError, JobNotFoundError, ServiceError
 from app.domain.events import Event
 from app.domain.identifiers import is_job_id
-from app.domain.job import Job
+from app.domain.job import JobRecord
 from app.domain.principal import Principal
 from app.services.resources import Resources
 from app.telemetry import get_logger
@@ -41,7 +41,7 @@ _log = get_logger(__name__)
 class Look:
     """What one reading found; no job means that there is none any more."""
 
-    job: Job | None
+    job: JobRecord | None
     events: list[Event]
 
 
@@ -75,14 +75,14 @@ class WatchedJob:
         """Whether the last reading failed, so that there may be news."""
         self._job_id = job_id
         self._read = read
-        self._job: Job | None = None
+        self._job: JobRecord | None = None
         self._log: list[Event] | None = None
         self._changed = asyncio.Event()
         self._wanted: asyncio.Future[Exception | None] | None = None
         self._reading: asyncio.Task[None] | None = None
 
     @property
-    def job(self) -> Job:
+    def job(self) -> JobRecord:
         """As last read.
 
         Raises:
@@ -93,7 +93,7 @@ class WatchedJob:
         return self._job
 
     @property
-    def job_or_none(self) -> Job | None:
+    def job_or_none(self) -> JobRecord | None:
         """As last read; None if it is gone."""
         return self._job
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,8 +22,11 @@ from app.domain.webhook import (
     SECRET_OVERLAP,
     TEST_EVENT,
     Delivery,
-    Webhook,
+    DeliveryList,
+    WebhookList,
+    WebhookRecord,
     WebhookRequest,
+    WebhookWithSecret,
     payload,
 )
 from app.services.resources import Resources
@@ -33,17 +36,9 @@ MAX_WEBHOOKS = 20
 _OWNER_DISABLED = "the webhook was disabled"
 
 
-@dataclass(frozen=True, kw_only=True)
-class NewSecret:
-    """A webhook and its secret, which is shown this once."""
-
-    webhook: Webhook
-    secret: str
-
-
 def create_webhook(
     resources: Resources, principal: Principal, request: WebhookRequest
-) -> NewSecret:
+) -> WebhookWithSecret:
     """Listen to the events of the principal's project from now on.
 
     Raises:
@@ -59,24 +54,25 @@ def create_webhook(
         webhook = webhooks.insert_webhook(
             transaction, webhook_id, principal.project_id, request, kept
         )
-    return NewSecret(webhook=webhook, secret=secret)
+    return _with_secret(webhook, secret)
 
 
-def get_webhook(resources: Resources, principal: Principal, webhook_id: str) -> Webhook:
+def get_webhook(resources: Resources, principal: Principal, webhook_id: str) -> WebhookRecord:
     with resources.database.transaction() as transaction:
         return _existing(transaction, principal, webhook_id)
 
 
 def list_webhooks(
     resources: Resources, principal: Principal, *, limit: int, before: str | None
-) -> list[Webhook]:
+) -> WebhookList:
     with resources.database.transaction() as transaction:
-        return webhooks.newest(transaction, principal.project_id, limit=limit, before=before)
+        page = webhooks.newest(transaction, principal.project_id, limit=limit + 1, before=before)
+    return WebhookList.of(page, limit)
 
 
 def change_webhook(
     resources: Resources, principal: Principal, webhook_id: str, changes: dict[str, Any]
-) -> Webhook:
+) -> WebhookRecord:
     """Replace the given fields. What waits for a webhook that is disabled is given up.
 
     Raises:
@@ -105,7 +101,7 @@ def delete_webhook(resources: Resources, principal: Principal, webhook_id: str) 
             raise WebhookNotFoundError
 
 
-def rotate_secret(resources: Resources, principal: Principal, webhook_id: str) -> NewSecret:
+def rotate_secret(resources: Resources, principal: Principal, webhook_id: str) -> WebhookWithSecret:
     """A new secret; the one before signs beside it for a day, so that nobody must hurry."""
     secret, kept = resources.webhook_secrets.create(webhook_id)
     with resources.database.transaction() as transaction:
@@ -113,7 +109,7 @@ def rotate_secret(resources: Resources, principal: Principal, webhook_id: str) -
         webhook = webhooks.rotate(
             transaction, principal.project_id, webhook_id, kept, SECRET_OVERLAP
         )
-    return NewSecret(webhook=_visible(webhook), secret=secret)
+    return _with_secret(_visible(webhook), secret)
 
 
 def send_test(resources: Resources, principal: Principal, webhook_id: str) -> Delivery:
@@ -131,10 +127,11 @@ def list_deliveries(
     *,
     limit: int,
     before: str | None,
-) -> list[Delivery]:
+) -> DeliveryList:
     with resources.database.transaction() as transaction:
         _existing(transaction, principal, webhook_id)
-        return deliveries.newest(transaction, webhook_id, limit=limit, before=before)
+        page = deliveries.newest(transaction, webhook_id, limit=limit + 1, before=before)
+    return DeliveryList.of(page, limit)
 
 
 def redeliver(
@@ -162,18 +159,22 @@ def _check_url(resources: Resources, url: str) -> None:
     guard.addresses(guard.parse(url))
 
 
-def _existing(transaction: Transaction, principal: Principal, webhook_id: str) -> Webhook:
+def _existing(transaction: Transaction, principal: Principal, webhook_id: str) -> WebhookRecord:
     known = is_id(WEBHOOK, webhook_id)
     return _visible(webhooks.find(transaction, principal.project_id, webhook_id) if known else None)
 
 
-def _visible(webhook: Webhook | None) -> Webhook:
+def _visible(webhook: WebhookRecord | None) -> WebhookRecord:
     if webhook is None:
         raise WebhookNotFoundError
     return webhook
 
 
-def _enabled(webhook: Webhook) -> Webhook:
+def _enabled(webhook: WebhookRecord) -> WebhookRecord:
     if not webhook.enabled:
         raise WebhookDisabledError
     return webhook
+
+
+def _with_secret(webhook: WebhookRecord, secret: str) -> WebhookWithSecret:
+    return WebhookWithSecret.model_validate({**webhook.model_dump(), "secret": secret})

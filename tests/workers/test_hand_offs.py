@@ -68,7 +68,7 @@ def succeed(resources: Resources, place: Path) -> Job:
 
 
 def listed(resources: Resources, job: Job) -> list[HandOff]:
-    return hand_offs.list_hand_offs(resources, OPERATOR, job.id)
+    return list(hand_offs.list_hand_offs(resources, OPERATOR, job.id).data)
 
 
 def make_due(resources: Resources) -> None:

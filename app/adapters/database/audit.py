@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import timedelta
+from typing import Any
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import Row, delete, func, insert, select
 
 from app.adapters.database.engine import Transaction
 from app.adapters.database.tables import audit
@@ -28,7 +29,7 @@ def newest(
     )
     if before is not None:
         query = query.where(audit.c.id < before)
-    return [AuditEntry(**row._mapping) for row in transaction.execute(query)]
+    return [_entry(row) for row in transaction.execute(query)]
 
 
 def remove_older(transaction: Transaction, age: timedelta, limit: int) -> int:
@@ -36,3 +37,17 @@ def remove_older(transaction: Transaction, age: timedelta, limit: int) -> int:
     oldest = select(audit.c.id, audit.c.created_at).order_by(audit.c.id).limit(limit).subquery()
     old = select(oldest.c.id).where(oldest.c.created_at < func.now() - age)
     return transaction.execute(delete(audit).where(audit.c.id.in_(old))).rowcount
+
+
+def _entry(row: Row[Any]) -> AuditEntry:
+    return AuditEntry(
+        id=row.id,
+        created_at=row.created_at,
+        project=row.project_id,
+        key=row.key_id,
+        method=row.method,
+        route=row.route,
+        object_id=row.object_id,
+        status=row.status,
+        request_id=row.request_id,
+    )

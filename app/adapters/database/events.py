@@ -44,13 +44,4 @@ def following(transaction: Transaction, job_id: str, *, after: int, limit: int) 
         .order_by(events.c.sequence)
         .limit(limit)
     )
-    return [
-        Event(
-            sequence=row.sequence,
-            type=EventType(row.type),
-            created_at=row.created_at,
-            attempt=row.attempt,
-            data=row.data,
-        )
-        for row in rows
-    ]
+    return [Event.model_validate(row, from_attributes=True) for row in rows]

@@ -99,5 +99,4 @@ def _this_try(due: DueHandOff) -> ColumnElement[bool]:
 
 
 def _hand_off(row: Row[Any]) -> HandOff:
-    known = {"target": HandOffTarget(row.target), "state": HandOffState(row.state)}
-    return HandOff(**{**row._mapping, **known})
+    return HandOff.model_validate(row, from_attributes=True)

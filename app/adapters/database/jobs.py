@@ -24,12 +24,18 @@ from app.adapters.database.engine import Transaction
 from app.adapters.database.notifications import announcement
 from app.adapters.database.tables import jobs
 from app.adapters.database.tables.base import JSON
-from app.domain.job import Job, JobError, JobFilter, JobRequest, JobResult, Progress
-from app.domain.lease import Lease
+from app.domain.job import (
+    JobError,
+    JobFilter,
+    JobRecord,
+    JobRequest,
+    JobResult,
+    JobUrls,
+    Lease,
+    Progress,
+)
 from app.domain.lifecycle import LEASED, TERMINAL, TRANSITIONS, Action, State
-from app.domain.model_source import ModelSource
 from app.telemetry.traces import current_traceparent
-from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.progress import Stage
 
 # The report is long and rarely wanted; lease and hint times mean nothing outside the database.
@@ -66,7 +72,7 @@ _LONGEST_HINT_SECONDS = 3600
 
 def insert_job(
     transaction: Transaction, job_id: str, project_id: str, request: JobRequest, attempts: int
-) -> Job:
+) -> JobRecord:
     row = transaction.execute(
         insert(jobs)
         .values(
@@ -90,12 +96,12 @@ def insert_job(
     return _job(row)
 
 
-def find(transaction: Transaction, job_id: str) -> Job | None:
+def find(transaction: Transaction, job_id: str) -> JobRecord | None:
     row = transaction.execute(_FIND, {"job_id": job_id}).one_or_none()
     return _job(row) if row is not None else None
 
 
-def lock(transaction: Transaction, job_id: str) -> Job | None:
+def lock(transaction: Transaction, job_id: str) -> JobRecord | None:
     """The job, which nobody else changes before this transaction ends."""
     query = select(*_COLUMNS).where(jobs.c.id == job_id).with_for_update()
     row = transaction.execute(query).one_or_none()
@@ -111,7 +117,7 @@ def find_report(transaction: Transaction, job_id: str) -> dict[str, Any] | None:
 
 def newest(
     transaction: Transaction, project_id: str, criteria: JobFilter, *, limit: int
-) -> list[Job]:
+) -> list[JobRecord]:
     """Jobs of a project that meet all criteria, newest first; ids sort by time."""
     wanted = {name: value for name, value in vars(criteria).items() if value not in _UNRESTRICTED}
     values = wanted | {"project_id": project_id, "limit": limit}
@@ -130,16 +136,18 @@ def _page(wanted: frozenset[str]) -> Select[Any]:
     )
 
 
-def of_sweep(transaction: Transaction, sweep_id: str) -> list[Job]:
+def of_sweep(transaction: Transaction, sweep_id: str) -> list[JobRecord]:
     return _rows(transaction, select(*_COLUMNS).where(jobs.c.sweep_id == sweep_id))
 
 
-def claim(transaction: Transaction, job_id: str, owner: str, lease_seconds: float) -> Job | None:
+def claim(
+    transaction: Transaction, job_id: str, owner: str, lease_seconds: float
+) -> JobRecord | None:
     """Take the lease and raise the fencing token; None if the job is not to be had."""
     return _claim(transaction, _guard(Action.CLAIM, job_id), owner, lease_seconds)
 
 
-def claim_next(transaction: Transaction, owner: str, lease_seconds: float) -> Job | None:
+def claim_next(transaction: Transaction, owner: str, lease_seconds: float) -> JobRecord | None:
     """The same with the queued job of highest priority, the oldest first; None if none waits."""
     following = (
         select(jobs.c.id)
@@ -157,7 +165,7 @@ def claim_next(transaction: Transaction, owner: str, lease_seconds: float) -> Jo
 
 def _claim(
     transaction: Transaction, guard: ColumnElement[bool], owner: str, lease_seconds: float
-) -> Job | None:
+) -> JobRecord | None:
     return _change(
         transaction,
         guard,
@@ -221,19 +229,19 @@ def record_progress(
     return changed.one_or_none() is not None
 
 
-def request_cancel(transaction: Transaction, job_id: str) -> Job | None:
+def request_cancel(transaction: Transaction, job_id: str) -> JobRecord | None:
     """Ask the worker to stop; None if no worker is at it."""
     guard = _guard(Action.REQUEST_CANCEL, job_id)
     return _change(transaction, guard, state=TRANSITIONS[Action.REQUEST_CANCEL].target)
 
 
-def cancel(transaction: Transaction, job_id: str, lease: Lease | None) -> Job | None:
+def cancel(transaction: Transaction, job_id: str, lease: Lease | None) -> JobRecord | None:
     """The end of a job nobody works on, or of a cancelling one for its worker."""
     guard = and_(_guard(Action.CANCEL, job_id), _owned(lease) if lease else _unclaimed())
     return _finish(transaction, guard, Action.CANCEL)
 
 
-def request_pause(transaction: Transaction, job_id: str) -> Job | None:
+def request_pause(transaction: Transaction, job_id: str) -> JobRecord | None:
     """Ask the worker to stop for a while; None if no worker is at it."""
     guard = _guard(Action.REQUEST_PAUSE, job_id)
     return _change(transaction, guard, state=TRANSITIONS[Action.REQUEST_PAUSE].target)
@@ -241,7 +249,7 @@ def request_pause(transaction: Transaction, job_id: str) -> Job | None:
 
 def pause(
     transaction: Transaction, job_id: str, lease: Lease | None, *, counts: bool = False
-) -> Job | None:
+) -> JobRecord | None:
     """Put aside a queued job, or a pausing one for its worker; `counts` an attempt that died."""
     guard = and_(_guard(Action.PAUSE, job_id), _owned(lease) if lease else _unclaimed())
     return _change(
@@ -255,14 +263,14 @@ def pause(
     )
 
 
-def resume(transaction: Transaction, job_id: str) -> Job | None:
+def resume(transaction: Transaction, job_id: str) -> JobRecord | None:
     """Queue a paused job again, with at least one attempt left."""
     attempt = func.least(jobs.c.attempt, jobs.c.max_attempts - 1)
     guard = _guard(Action.RESUME, job_id)
     return _enqueue(transaction, guard, Action.RESUME, attempt=attempt)
 
 
-def retry(transaction: Transaction, job_id: str) -> Job | None:
+def retry(transaction: Transaction, job_id: str) -> JobRecord | None:
     """Queue a job that has ended badly, with all its attempts.
 
     Not once it has expired: whoever removes its files would remove the new ones too.
@@ -306,7 +314,7 @@ def expire_pending(transaction: Transaction, error: JobError, limit: int) -> lis
     return ended
 
 
-def overdue(transaction: Transaction, grace_seconds: float, limit: int) -> list[Job]:
+def overdue(transaction: Transaction, grace_seconds: float, limit: int) -> list[JobRecord]:
     """Jobs that run longer than they may, though their worker should have ended them; locked."""
     spent = func.now() - jobs.c.claimed_at
     allowed = _seconds(jobs.c.max_runtime_s) + timedelta(seconds=grace_seconds)
@@ -321,7 +329,7 @@ def overdue(transaction: Transaction, grace_seconds: float, limit: int) -> list[
 
 def succeed(
     transaction: Transaction, lease: Lease, result: JobResult, report: dict[str, Any]
-) -> Job | None:
+) -> JobRecord | None:
     guard = and_(_guard(Action.SUCCEED, lease.job_id), _owned(lease))
     return _finish(
         transaction,
@@ -332,14 +340,14 @@ def succeed(
     )
 
 
-def fail(transaction: Transaction, lease: Lease, error: JobError) -> Job | None:
+def fail(transaction: Transaction, lease: Lease, error: JobError) -> JobRecord | None:
     guard = and_(_guard(Action.FAIL, lease.job_id), _owned(lease))
     return _finish(transaction, guard, Action.FAIL, error=error.model_dump(mode="json"))
 
 
 def requeue(
     transaction: Transaction, lease: Lease, *, counts: bool, error: JobError | None
-) -> Job | None:
+) -> JobRecord | None:
     """Give the job back; an attempt that was not the job's fault does not count."""
     return _enqueue(
         transaction,
@@ -351,7 +359,7 @@ def requeue(
     )
 
 
-def expired(transaction: Transaction, limit: int) -> list[Job]:
+def expired(transaction: Transaction, limit: int) -> list[JobRecord]:
     """Jobs whose worker has not been heard of, locked; other reapers skip them."""
     query = (
         select(*_COLUMNS)
@@ -408,7 +416,7 @@ def _unclaimed() -> ColumnElement[bool]:
 
 def _enqueue(
     transaction: Transaction, guard: ColumnElement[bool], action: Action, **values: Any
-) -> Job | None:
+) -> JobRecord | None:
     return _change(
         transaction,
         guard,
@@ -424,7 +432,7 @@ def _enqueue(
 
 def _finish(
     transaction: Transaction, guard: ColumnElement[bool], action: Action, **values: Any
-) -> Job | None:
+) -> JobRecord | None:
     return _change(
         transaction,
         guard,
@@ -436,7 +444,9 @@ def _finish(
     )
 
 
-def _change(transaction: Transaction, guard: ColumnElement[bool], **values: Any) -> Job | None:
+def _change(
+    transaction: Transaction, guard: ColumnElement[bool], **values: Any
+) -> JobRecord | None:
     row = transaction.execute(
         update(jobs).where(guard).values(**values).returning(*_COLUMNS)
     ).one_or_none()
@@ -445,7 +455,7 @@ def _change(transaction: Transaction, guard: ColumnElement[bool], **values: Any)
 
 def _rows(
     transaction: Transaction, query: Select[Any], values: dict[str, Any] | None = None
-) -> list[Job]:
+) -> list[JobRecord]:
     return [_job(row) for row in transaction.execute(query, values).all()]
 
 
@@ -458,20 +468,7 @@ def _from_now(seconds: float) -> ColumnElement[Any]:
     return func.now() + timedelta(seconds=seconds)
 
 
-def _job(row: Row[Any]) -> Job:
-    """The only crossing from rows to the domain."""
+def _job(row: Row[Any]) -> JobRecord:
+    """Return the job of a row. One validation makes the enumerations and nested models too."""
     values = dict(zip(_NAMES, row, strict=True))
-    return Job(
-        **{
-            **values,
-            "state": State(values["state"]),
-            "stage": values["stage"] and Stage(values["stage"]),
-            "model": ModelSource.model_validate(values["model"]),
-            "compression": CompressionConfig.model_validate(values["compression"]),
-            "evaluation": values["evaluation"]
-            and EvaluationConfig.model_validate(values["evaluation"]),
-            "progress": values["progress"] and Progress.model_validate(values["progress"]),
-            "result": values["result"] and JobResult.model_validate(values["result"]),
-            "error": values["error"] and JobError.model_validate(values["error"]),
-        }
-    )
+    return JobRecord.model_validate(values | {"urls": JobUrls.of(values["id"])})

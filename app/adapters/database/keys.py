@@ -82,5 +82,4 @@ def note_use(transaction: Transaction, key_id: str) -> None:
 
 
 def _key(row: Row[Any]) -> ApiKey:
-    values = dict(row._mapping)
-    return ApiKey(**{**values, "scope": Scope(values["scope"])})
+    return ApiKey.model_validate({**row._mapping, "project": row.project_id})

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from app.adapters.database.engine import Transaction
 from app.adapters.database.tables import layer_files
-from app.domain.layer_file import LayerFile
+from app.domain.artifact import LayerFile
 
 
 def insert_new(transaction: Transaction, job_id: str, file: LayerFile) -> None:

@@ -13,12 +13,11 @@ from app.adapters.database.tables import jobs, uploads
 from app.domain.lifecycle import TERMINAL
 from app.domain.upload import (
     REFERENCE,
-    Upload,
     UploadError,
-    UploadFile,
-    UploadKind,
+    UploadRecord,
     UploadRequest,
     UploadState,
+    UploadUrls,
 )
 
 _QUOTA_LOCK = 0x75706C64
@@ -50,7 +49,7 @@ def insert_upload(  # a row's worth
     *,
     part_bytes: int,
     lifetime: timedelta,
-) -> Upload:
+) -> UploadRecord:
     row = transaction.execute(
         insert(uploads)
         .values(
@@ -69,7 +68,9 @@ def insert_upload(  # a row's worth
     return _upload(row)
 
 
-def find(transaction: Transaction, upload_id: str, project_id: str | None = None) -> Upload | None:
+def find(
+    transaction: Transaction, upload_id: str, project_id: str | None = None
+) -> UploadRecord | None:
     """Of one project; of any, for those who have been let in already."""
     query = select(uploads).where(uploads.c.id == upload_id)
     if project_id is not None:
@@ -80,7 +81,7 @@ def find(transaction: Transaction, upload_id: str, project_id: str | None = None
 
 def newest(
     transaction: Transaction, project_id: str, *, limit: int, before: str | None
-) -> list[Upload]:
+) -> list[UploadRecord]:
     query = (
         select(uploads)
         .where(uploads.c.project_id == project_id)
@@ -180,16 +181,5 @@ def _change(transaction: Transaction, upload_id: str, source: UploadState, **val
     return bool(transaction.execute(update(uploads).where(guard).values(**values)).rowcount)
 
 
-def _upload(row: Row[Any]) -> Upload:
-    return Upload(
-        id=row.id,
-        project_id=row.project_id,
-        kind=UploadKind(row.kind),
-        state=UploadState(row.state),
-        files=tuple(UploadFile.model_validate(file) for file in row.files),
-        part_bytes=row.part_bytes,
-        name=row.name,
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-        error=row.error and UploadError.model_validate(row.error),
-    )
+def _upload(row: Row[Any]) -> UploadRecord:
+    return UploadRecord.model_validate({**row._mapping, "urls": UploadUrls.of(row.id)})

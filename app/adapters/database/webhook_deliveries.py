@@ -195,4 +195,4 @@ def _of_webhook(webhook_id: str, delivery_id: str) -> ColumnElement[bool]:
 
 
 def _delivery(row: Row[Any]) -> Delivery:
-    return Delivery(**{**row._mapping, "state": DeliveryState(row.state)})
+    return Delivery.model_validate(row, from_attributes=True)

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Row, and_, case, delete, func, insert, sel
 
 from app.adapters.database.engine import Transaction
 from app.adapters.database.tables import webhooks
-from app.domain.webhook import DisabledReason, Secret, Webhook, WebhookRequest
+from app.domain.webhook import DisabledReason, Secret, WebhookRecord, WebhookRequest
 
 _COLUMNS = (
     *(column for column in webhooks.c if column.name not in ("previous_salt", "previous_until")),
@@ -25,7 +25,7 @@ def insert_webhook(
     project_id: str,
     request: WebhookRequest,
     secret: Secret,
-) -> Webhook:
+) -> WebhookRecord:
     row = transaction.execute(
         insert(webhooks)
         .values(id=webhook_id, project_id=project_id, **_requested(request), **_secret(secret))
@@ -41,19 +41,19 @@ def count(transaction: Transaction, project_id: str) -> int:
     return transaction.scalar(query) or 0
 
 
-def find(transaction: Transaction, project_id: str, webhook_id: str) -> Webhook | None:
+def find(transaction: Transaction, project_id: str, webhook_id: str) -> WebhookRecord | None:
     query = select(*_COLUMNS).where(_of_project(project_id, webhook_id))
     row = transaction.execute(query).one_or_none()
     return _webhook(row) if row is not None else None
 
 
-def find_all(transaction: Transaction, webhook_ids: Collection[str]) -> dict[str, Webhook]:
+def find_all(transaction: Transaction, webhook_ids: Collection[str]) -> dict[str, WebhookRecord]:
     """Of any project, for the sender."""
     query = select(*_COLUMNS).where(webhooks.c.id.in_(webhook_ids))
     return {row.id: _webhook(row) for row in transaction.execute(query)}
 
 
-def lock(transaction: Transaction, webhook_id: str) -> Webhook | None:
+def lock(transaction: Transaction, webhook_id: str) -> WebhookRecord | None:
     """The webhook, whose deliveries nobody else settles before this transaction ends.
 
     Events can still be announced to it: that takes a weaker lock.
@@ -65,7 +65,7 @@ def lock(transaction: Transaction, webhook_id: str) -> Webhook | None:
 
 def newest(
     transaction: Transaction, project_id: str, *, limit: int, before: str | None
-) -> list[Webhook]:
+) -> list[WebhookRecord]:
     query = (
         select(*_COLUMNS)
         .where(webhooks.c.project_id == project_id)
@@ -79,7 +79,7 @@ def newest(
 
 def change(
     transaction: Transaction, webhook_id: str, request: WebhookRequest, *, forgive: bool
-) -> Webhook | None:
+) -> WebhookRecord | None:
     """`forgive` forgets why we had disabled it, and since when it fails."""
     forgotten = {"disabled_reason": None, "failing_since": None} if forgive else {}
     return _change(transaction, webhooks.c.id == webhook_id, **_requested(request), **forgotten)
@@ -91,7 +91,7 @@ def rotate(
     webhook_id: str,
     secret: Secret,
     overlap: timedelta,
-) -> Webhook | None:
+) -> WebhookRecord | None:
     return _change(
         transaction,
         _of_project(project_id, webhook_id),
@@ -131,7 +131,9 @@ def disable(transaction: Transaction, webhook_id: str, reason: DisabledReason) -
     )
 
 
-def _change(transaction: Transaction, guard: ColumnElement[bool], **values: Any) -> Webhook | None:
+def _change(
+    transaction: Transaction, guard: ColumnElement[bool], **values: Any
+) -> WebhookRecord | None:
     row = transaction.execute(
         update(webhooks).where(guard).values(**values).returning(*_COLUMNS)
     ).one_or_none()
@@ -155,15 +157,6 @@ def _secret(secret: Secret) -> dict[str, Any]:
     return {"salt": secret.salt, "fingerprint": secret.fingerprint}
 
 
-def _webhook(row: Row[Any]) -> Webhook:
-    values = dict(row._mapping)
-    secret = Secret(salt=values.pop("salt"), fingerprint=values.pop("fingerprint"))
-    reason = values["disabled_reason"]
-    return Webhook(
-        **{
-            **values,
-            "events": tuple(values["events"]),
-            "disabled_reason": reason and DisabledReason(reason),
-            "secret": secret,
-        }
-    )
+def _webhook(row: Row[Any]) -> WebhookRecord:
+    secret = Secret(salt=row.salt, fingerprint=row.fingerprint)
+    return WebhookRecord.model_validate({**row._mapping, "secret": secret})

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from app.api.comparison_schemas import ComparisonOut
 from app.api.dependencies import Reader, ResourcesDep
 from app.api.documentation import problems
+from app.domain.comparison import Comparison
 from app.domain.errors import FieldProblem, InvalidRequestError
 from app.services.comparisons import compare_jobs
 
@@ -26,9 +26,9 @@ JobsQuery = Annotated[
 
 
 @router.get("", responses=problems(404))
-def compare(jobs: JobsQuery, resources: ResourcesDep, principal: Reader) -> ComparisonOut:
+def compare(jobs: JobsQuery, resources: ResourcesDep, principal: Reader) -> Comparison:
     """Show settings, size, quality and speed of jobs side by side."""
-    return ComparisonOut.of(compare_jobs(resources, principal, _ids(jobs)))
+    return compare_jobs(resources, principal, _ids(jobs))
 
 
 def _ids(text: str) -> list[str]:

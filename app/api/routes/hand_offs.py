@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from app.api.dependencies import Reader, ResourcesDep
 from app.api.documentation import problems
-from app.api.hand_off_schemas import HandOffList, HandOffOut
+from app.domain.hand_off import HandOffList
 from app.services import hand_offs
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(401, 403, 422, 503))
@@ -15,5 +15,4 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(401, 403
 @router.get("/{job_id}/hand-offs", responses=problems(404))
 def list_hand_offs(job_id: str, resources: ResourcesDep, principal: Reader) -> HandOffList:
     """List where a job's checkpoint is sent, and how far that has come."""
-    found = hand_offs.list_hand_offs(resources, principal, job_id)
-    return HandOffList(data=[HandOffOut.of(one) for one in found])
+    return hand_offs.list_hand_offs(resources, principal, job_id)

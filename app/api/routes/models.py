@@ -6,8 +6,8 @@ from fastapi import APIRouter
 
 from app.api.dependencies import CursorQuery, LimitQuery, Reader, ResourcesDep
 from app.api.documentation import problems
-from app.api.model_schemas import ModelList
-from app.api.pagination import decode_cursor
+from app.domain.model_catalogue import ModelList
+from app.domain.resource import decode_cursor
 from app.services import models
 
 router = APIRouter(prefix="/v1/models", tags=["models"], responses=problems(401, 403, 422, 503))
@@ -18,5 +18,4 @@ def list_models(
     resources: ResourcesDep, principal: Reader, limit: LimitQuery = 20, after: CursorQuery = None
 ) -> ModelList:
     """Show what jobs may name here, and what this project has compressed."""
-    page = models.list_models(resources, principal, limit=limit, before=decode_cursor(after))
-    return ModelList.of(page)
+    return models.list_models(resources, principal, limit=limit, before=decode_cursor(after))

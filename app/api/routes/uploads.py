@@ -19,11 +19,11 @@ from app.api.dependencies import (
     Writer,
 )
 from app.api.documentation import problems
-from app.api.pagination import decode_cursor
-from app.api.upload_schemas import UploadCreate, UploadDetailsOut, UploadList, UploadOut
+from app.api.upload_schemas import UploadCreate
 from app.domain.errors import PartRefusedError
 from app.domain.identifiers import UPLOAD
-from app.domain.upload import Part
+from app.domain.resource import decode_cursor
+from app.domain.upload import Part, Upload, UploadDetails, UploadList
 from app.services import upload_contents, uploads
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"], responses=problems(401, 403, 422, 503))
@@ -39,12 +39,11 @@ Number = Annotated[int, Path(ge=0, le=2**31)]
 @router.post("", status_code=201)
 def create_upload(
     body: UploadCreate, resources: ResourcesDep, principal: Writer, response: Response
-) -> UploadDetailsOut:
+) -> UploadDetails:
     """Announce files; the answer says where to PUT their parts, in any order."""
-    view = uploads.create_upload(resources, principal, body.to_domain())
-    answer = UploadDetailsOut.of_view(view)
-    response.headers["Location"] = answer.urls.self
-    return answer
+    upload = uploads.create_upload(resources, principal, body.to_domain())
+    response.headers["Location"] = upload.urls.self
+    return upload
 
 
 @router.get("")
@@ -53,23 +52,23 @@ def list_uploads(
 ) -> UploadList:
     """List uploads, newest first."""
     before = decode_cursor(after, UPLOAD)
-    return UploadList.of(uploads.list_uploads(resources, principal, limit=limit, before=before))
+    return uploads.list_uploads(resources, principal, limit=limit, before=before)
 
 
 @router.get("/{upload_id}", responses=problems(404))
-def get_upload(upload_id: str, resources: ResourcesDep, principal: Reader) -> UploadDetailsOut:
+def get_upload(upload_id: str, resources: ResourcesDep, principal: Reader) -> UploadDetails:
     """Show which parts have arrived, with fresh links, for those who may write, to the rest."""
-    return UploadDetailsOut.of_view(uploads.get_upload(resources, principal, upload_id))
+    return uploads.get_upload(resources, principal, upload_id)
 
 
 @router.post("/{upload_id}/complete", status_code=202, responses=problems(404, 409))
 def complete_upload(
     upload_id: str, resources: ResourcesDep, principal: Writer, background: BackgroundTasks
-) -> UploadOut:
+) -> Upload:
     """Check what has arrived; jobs may name it once it is `ready`."""
     upload = uploads.complete_upload(resources, principal, upload_id)
     background.add_task(upload_contents.verify, resources, upload_id)
-    return UploadOut.of(upload)
+    return upload
 
 
 @router.delete("/{upload_id}", status_code=204, responses=problems(404, 409))

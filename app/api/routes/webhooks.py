@@ -9,17 +9,10 @@ from fastapi import APIRouter, Response
 
 from app.api.dependencies import Admin, CursorQuery, LimitQuery, ResourcesDep
 from app.api.documentation import problems
-from app.api.pagination import decode_cursor
-from app.api.webhook_schemas import (
-    DeliveryList,
-    DeliveryOut,
-    WebhookChange,
-    WebhookCreate,
-    WebhookList,
-    WebhookOut,
-    WebhookSecretOut,
-)
+from app.api.webhook_schemas import WebhookChange, WebhookCreate
 from app.domain.identifiers import DELIVERY, WEBHOOK
+from app.domain.resource import decode_cursor
+from app.domain.webhook import Delivery, DeliveryList, Webhook, WebhookList, WebhookWithSecret
 from app.services import webhooks
 
 _PATH = "/v1/webhooks"
@@ -29,11 +22,11 @@ router = APIRouter(prefix=_PATH, tags=["webhooks"], responses=problems(401, 403,
 @router.post("", status_code=201)
 def create_webhook(
     body: WebhookCreate, resources: ResourcesDep, principal: Admin, response: Response
-) -> WebhookSecretOut:
+) -> WebhookWithSecret:
     """Have events posted to a URL, signed with the secret that only this answer shows."""
-    made = webhooks.create_webhook(resources, principal, body.to_domain())
-    response.headers["Location"] = f"{_PATH}/{made.webhook.id}"
-    return WebhookSecretOut.of_new(made)
+    webhook = webhooks.create_webhook(resources, principal, body.to_domain())
+    response.headers["Location"] = f"{_PATH}/{webhook.id}"
+    return webhook
 
 
 @router.get("")
@@ -45,23 +38,21 @@ def list_webhooks(
 ) -> WebhookList:
     """List webhooks, newest first."""
     before = decode_cursor(after, WEBHOOK)
-    found = webhooks.list_webhooks(resources, principal, limit=limit + 1, before=before)
-    return WebhookList.of(found, limit)
+    return webhooks.list_webhooks(resources, principal, limit=limit, before=before)
 
 
 @router.get("/{webhook_id}", responses=problems(404))
-def get_webhook(webhook_id: str, resources: ResourcesDep, principal: Admin) -> WebhookOut:
+def get_webhook(webhook_id: str, resources: ResourcesDep, principal: Admin) -> Webhook:
     """Show a webhook."""
-    return WebhookOut.of(webhooks.get_webhook(resources, principal, webhook_id))
+    return webhooks.get_webhook(resources, principal, webhook_id)
 
 
 @router.patch("/{webhook_id}", responses=problems(404))
 def change_webhook(
     webhook_id: str, body: WebhookChange, resources: ResourcesDep, principal: Admin
-) -> WebhookOut:
+) -> Webhook:
     """Change the given fields; `enabled: true` takes up one that was disabled for its failures."""
-    changed = webhooks.change_webhook(resources, principal, webhook_id, body.given())
-    return WebhookOut.of(changed)
+    return webhooks.change_webhook(resources, principal, webhook_id, body.given())
 
 
 @router.delete("/{webhook_id}", status_code=204, responses=problems(404))
@@ -71,15 +62,15 @@ def delete_webhook(webhook_id: str, resources: ResourcesDep, principal: Admin) -
 
 
 @router.post("/{webhook_id}/rotate", responses=problems(404))
-def rotate_secret(webhook_id: str, resources: ResourcesDep, principal: Admin) -> WebhookSecretOut:
+def rotate_secret(webhook_id: str, resources: ResourcesDep, principal: Admin) -> WebhookWithSecret:
     """Make a new secret; for 24 hours requests carry a second signature by the old one."""
-    return WebhookSecretOut.of_new(webhooks.rotate_secret(resources, principal, webhook_id))
+    return webhooks.rotate_secret(resources, principal, webhook_id)
 
 
 @router.post("/{webhook_id}/test", status_code=202, responses=problems(404, 409))
-def send_test(webhook_id: str, resources: ResourcesDep, principal: Admin) -> DeliveryOut:
+def send_test(webhook_id: str, resources: ResourcesDep, principal: Admin) -> Delivery:
     """Send an event of the type `webhook.test`."""
-    return DeliveryOut.of(webhooks.send_test(resources, principal, webhook_id))
+    return webhooks.send_test(resources, principal, webhook_id)
 
 
 @router.get("/{webhook_id}/deliveries", responses=problems(404))
@@ -92,10 +83,7 @@ def list_deliveries(
 ) -> DeliveryList:
     """List what was sent and what waits, newest first."""
     before = decode_cursor(after, DELIVERY)
-    found = webhooks.list_deliveries(
-        resources, principal, webhook_id, limit=limit + 1, before=before
-    )
-    return DeliveryList.of(found, limit)
+    return webhooks.list_deliveries(resources, principal, webhook_id, limit=limit, before=before)
 
 
 @router.post(
@@ -105,6 +93,6 @@ def list_deliveries(
 )
 def redeliver(
     webhook_id: str, delivery_id: str, resources: ResourcesDep, principal: Admin
-) -> DeliveryOut:
+) -> Delivery:
     """Send a settled delivery again, with the same `webhook-id`."""
-    return DeliveryOut.of(webhooks.redeliver(resources, principal, webhook_id, delivery_id))
+    return webhooks.redeliver(resources, principal, webhook_id, delivery_id)

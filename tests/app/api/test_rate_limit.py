@@ -115,8 +115,8 @@ def test_dead_keys_are_wrong_keys_and_no_key_is_none(limited: TestClient) -> Non
     assert statuses(limited, {}) == [401] * 4
     resources = resources_of(limited)
     secret = key_of(resources)
-    known = keys.list_keys(resources, OPERATOR_PRINCIPAL, project_id=None, limit=1, before=None)
-    keys.revoke_key(resources, OPERATOR_PRINCIPAL, known.keys[0].id)
+    page = keys.list_keys(resources, OPERATOR_PRINCIPAL, project_id=None, limit=1, before=None)
+    keys.revoke_key(resources, OPERATOR_PRINCIPAL, page.data[0].id)
     assert statuses(limited, bearer(secret)) == [401, 401, 401, 429]
 
 

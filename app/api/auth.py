@@ -75,7 +75,8 @@ class Authentication:
         if not secret:
             return None
         resources: Resources = scope["app"].state.resources
-        if self._is_operators(secret) and not resources.wrong_keys.seconds_to_wait(_address(scope)):
+        seconds = resources.failed_authentications.seconds_to_wait(_address(scope))
+        if not seconds and self._is_operators(secret):
             return OPERATOR
         key = keys.recall(resources, secret)
         if key is None:
@@ -88,7 +89,7 @@ class Authentication:
         if not _presented(scope):
             return None
         resources: Resources = scope["app"].state.resources
-        seconds = await run_in_threadpool(resources.wrong_keys.count, _address(scope))
+        seconds = await run_in_threadpool(resources.failed_authentications.count, _address(scope))
         return too_often("Too many wrong keys from this address", seconds) if seconds else None
 
     def _is_operators(self, secret: str) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import timedelta
 
-from app.adapters.database import audit, turns
+from app.adapters.database import audit
+from app.adapters.database.engine import take_turn
 from app.domain.audit import AUDIT, Attempt, AuditList
 from app.domain.errors import ServiceError
 from app.domain.identifiers import new_id
@@ -54,6 +55,6 @@ def forget_old(resources: Resources) -> int:
     if days == 0:
         return 0
     with resources.database.transaction() as transaction:
-        if not turns.take(transaction, _FORGETTING, _FORGETTING_SECONDS):
+        if not take_turn(transaction, _FORGETTING, _FORGETTING_SECONDS):
             return 0
         return audit.remove_older(transaction, timedelta(days=days), _FORGOTTEN_AT_ONCE)

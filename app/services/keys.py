@@ -94,13 +94,13 @@ def revoke_key(resources: Resources, principal: Principal, key_id: str) -> ApiKe
         _existing(transaction, principal, key_id)
         keys.revoke(transaction, key_id)
         revoked = _existing(transaction, principal, key_id)
-    resources.known_keys.forget(key_id)
+    resources.key_cache.forget(key_id)
     return revoked
 
 
 def recall(resources: Resources, secret: str) -> ApiKey | None:
     """Whose secret this is, if it was seen a moment ago; waits for nobody."""
-    return resources.known_keys.get(digest(secret))
+    return resources.key_cache.get(digest(secret))
 
 
 def identify(resources: Resources, secret: str) -> ApiKey | None:
@@ -113,7 +113,7 @@ def identify(resources: Resources, secret: str) -> ApiKey | None:
         if key is not None and key.is_good(datetime.now(UTC)):
             keys.note_use(transaction, key.id)
     if key is not None:
-        resources.known_keys.put(secret_digest, key)
+        resources.key_cache.put(secret_digest, key)
     return key
 
 

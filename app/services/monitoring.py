@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.adapters.database import backlog
+from app.adapters.database import jobs, outbox
 from app.domain.errors import BrokerUnavailableError
 from app.domain.lifecycle import State
 from app.domain.principal import Principal, Scope
@@ -29,13 +29,13 @@ def service_status(resources: Resources, principal: Principal) -> Service:
     Like `measure_backlog`, it counts live jobs only and stays cheap as the tables grow.
     """
     with resources.database.transaction() as transaction:
-        jobs = backlog.count_of_project(transaction, principal.project_id)
-        busy = backlog.count_workers(transaction)
+        live = jobs.count_live(transaction, principal.project_id)
+        busy = jobs.count_busy_workers(transaction)
     return Service(
         version=__version__,
         project=principal.project_id,
         scopes=tuple(scope for scope in Scope if scope in principal.scopes),
-        jobs=jobs,
+        jobs=live,
         busy_workers=busy,
         workers=_count_workers(resources, busy),
     )
@@ -52,9 +52,9 @@ def _count_workers(resources: Resources, busy: int) -> int | None:
 def measure_backlog(resources: Resources) -> Backlog:
     """Count live jobs and unsent messages; cheap, because no other rows are read."""
     with resources.database.transaction() as transaction:
-        messages, oldest = backlog.count_messages(transaction)
+        messages, oldest = outbox.count(transaction)
         return Backlog(
-            jobs=backlog.count_live_jobs(transaction),
+            jobs=jobs.count_live(transaction),
             messages=messages,
             oldest_message_seconds=oldest,
         )

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from app.adapters.database import turns, uploads
+from app.adapters.database import uploads
+from app.adapters.database.engine import take_turn
 from app.domain.errors import (
     FieldProblem,
     InvalidRequestError,
@@ -180,7 +181,7 @@ def expire(resources: Resources) -> int:
 def remove_orphans(resources: Resources) -> int:
     """Now and then: remove the objects of uploads that have no row any more."""
     with resources.database.transaction() as transaction:
-        if not turns.take(transaction, _ORPHANS, resources.settings.orphan_check_seconds):
+        if not take_turn(transaction, _ORPHANS, resources.settings.orphan_check_seconds):
             return 0
     places = {upload_of_prefix(one) for one in resources.store.directories(UPLOADS_PREFIX)}
     with resources.database.transaction() as transaction:

@@ -178,7 +178,8 @@ def test_a_mixture_holds_no_upload_of_another_project(closed: TestClient) -> Non
     file = UploadFile(name="a.txt", bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
     request = UploadRequest(kind=UploadKind.TEXT, files=(file,))
     upload = uploads.create_upload(resources, owner.principal, request)
-    resources.store.put_new(next(upload.parts(0)).key, content)
+    part = uploads.expect_part(resources, upload.id, 0, 0)
+    resources.store.put_new(part.key, content)
     uploads.complete_upload(resources, owner.principal, upload.id)
     upload_contents.verify(resources, upload.id)
     mixture = [{"source": "pydoc"}, {"source": f"upload:{upload.id}"}]

@@ -1,16 +1,19 @@
-"""Connections to PostgreSQL, and the only place that commits."""
+"""Connections to PostgreSQL, the only place that commits, and turns at periodic tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from pydantic_core import from_json
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, func, text
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from app.adapters.database.tables import turns
 from app.domain.errors import DatabaseUnavailableError, ResourceBusyError
 
 Transaction = Connection
@@ -97,6 +100,19 @@ class Database:
     def close(self) -> None:
         self._engine.dispose()
         self._readers.dispose()
+
+
+def take_turn(transaction: Transaction, task: str, seconds: float) -> bool:
+    """Return True for one caller in every `seconds`, in whichever process it runs."""
+    row = insert(turns).values(name=task, taken_at=func.now())
+    taken = transaction.scalar(
+        row.on_conflict_do_update(
+            index_elements=[turns.c.name],
+            set_={"taken_at": func.now()},
+            where=turns.c.taken_at < func.now() - timedelta(seconds=seconds),
+        ).returning(turns.c.name)
+    )
+    return taken is not None
 
 
 def _engine(url: str, session: dict[str, str], **pool: Any) -> Engine:

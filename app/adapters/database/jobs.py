@@ -66,6 +66,7 @@ _CONDITIONS: dict[str, ColumnElement[bool]] = {
 """Of a list, by the field of `JobFilter` that asks for it."""
 _UNRESTRICTED: tuple[Any, ...] = (None, frozenset(), {})
 
+_LIVE = tuple(state for state in State if state not in TERMINAL)
 _FIRST_HINT_SECONDS = 60
 _LONGEST_HINT_SECONDS = 3600
 
@@ -390,6 +391,23 @@ def due_for_hint(transaction: Transaction, limit: int) -> list[str]:
         .returning(jobs.c.id)
     )
     return list(changed)
+
+
+def count_live(transaction: Transaction, project_id: str | None = None) -> dict[State, int]:
+    """Return the number of jobs in each state that is not terminal, of one project or of all."""
+    query = select(jobs.c.state, func.count()).where(jobs.c.state.in_(_LIVE)).group_by(jobs.c.state)
+    if project_id is not None:
+        query = query.where(jobs.c.project_id == project_id)
+    counts = {State(state): number for state, number in transaction.execute(query)}
+    return {state: counts.get(state, 0) for state in _LIVE}
+
+
+def count_busy_workers(transaction: Transaction) -> int:
+    """Return the number of workers that hold a lease."""
+    query = select(func.count(func.distinct(jobs.c.lease_owner))).where(
+        jobs.c.lease_expires_at > func.now()
+    )
+    return int(transaction.execute(query).scalar_one())
 
 
 _NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_expires_at": None}

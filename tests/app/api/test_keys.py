@@ -116,7 +116,7 @@ def test_key_revoked_in_another_process_dies_with_the_cache(
 ) -> None:
     made = make(closed, OPERATOR_HEADERS)
     headers = authorised(made["secret"])
-    closed_cache = closed.app.state.resources.known_keys  # type: ignore[attr-defined]
+    closed_cache = closed.app.state.resources.key_cache  # type: ignore[attr-defined]
     assert closed.get("/v1/jobs", headers=headers).status_code == 200
     sql(settings, "UPDATE api_keys SET revoked_at = now()")
     assert closed.get("/v1/jobs", headers=headers).status_code == 200
@@ -165,7 +165,7 @@ def test_secrets_that_nobody_made_are_refused_without_a_database() -> None:
 def test_use_is_noted_at_most_once_a_minute(closed: TestClient, settings: Settings) -> None:
     made = make(closed, OPERATOR_HEADERS)
     headers = authorised(made["secret"])
-    cache = closed.app.state.resources.known_keys  # type: ignore[attr-defined]
+    cache = closed.app.state.resources.key_cache  # type: ignore[attr-defined]
 
     def used_at() -> datetime:
         cache.forget(made["id"])

@@ -17,7 +17,7 @@ from app.services.resources import Resources
 from app.services.watching import Watching
 
 
-# Dependencies are asynchronous although they wait for nothing: others go through a thread.
+# These dependencies are asynchronous because FastAPI runs others in a thread.
 async def _resources(request: Request) -> Resources:
     resources: Resources = request.app.state.resources
     return resources
@@ -29,9 +29,9 @@ async def _watching(request: Request) -> Watching:
 
 
 def requires(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
-    """A dependency that lets pass whoever's key has the scope.
+    """Return a dependency that requires the scope of the caller's key.
 
-    A route states here what it needs; the authentication in front has found out who asks.
+    The authentication middleware has identified the caller by then.
     """
 
     async def principal(request: Request) -> Principal:
@@ -54,7 +54,7 @@ CursorQuery = Annotated[
 ]
 ExpiresQuery = Annotated[int, Query(ge=0, le=2**53)]
 SignatureQuery = Annotated[str, Query(min_length=1, max_length=128)]
-"""With `ExpiresQuery` what a signed link carries."""
+"""Query of a signed link, together with `ExpiresQuery`."""
 ProjectQuery = Annotated[
     str | None,
     Query(
@@ -80,7 +80,7 @@ def _criteria(
     created_after: Annotated[AwareDatetime | None, Query()] = None,
     created_before: Annotated[AwareDatetime | None, Query()] = None,
 ) -> JobFilter:
-    """The query of a list; `label.KEY=VALUE` may come any number of times."""
+    """Return the criteria of a list; `label.KEY=VALUE` may be repeated."""
     labels = {
         name.removeprefix(_LABEL): value
         for name, value in request.query_params.items()

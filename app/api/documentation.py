@@ -1,6 +1,6 @@
-"""How the API describes itself: one schema for all errors, an example for every answer.
+"""The OpenAPI document: one schema for all errors, an example for every response.
 
-What the middlewares answer is added to every operation here, so that no route has to know of it.
+The responses of middlewares are added to every operation here, so that no route declares them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _FIELD_ERROR = {
 
 
 def problems(*statuses: int) -> dict[int | str, Described]:
-    """The `responses` of a route that can fail so."""
+    """Return the `responses` of a route that can fail with these statuses."""
     content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{_NAME}"}}}
     return {status: {"description": "A problem.", "content": content} for status in statuses}
 
@@ -83,7 +83,7 @@ def _complete(path: str, operation: Described, schemas: Described) -> None:
     for status, response in problems(*expected).items():
         responses.setdefault(str(status), response)
     for status in responses:
-        # FastAPI hands out one object to many routes.
+        # Copied, because FastAPI shares one object between routes.
         response = responses[status] = dict(responses[status])
         if "content" in response:
             response["content"] = {

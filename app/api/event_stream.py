@@ -1,4 +1,4 @@
-"""A job's log as server-sent events: what has been, then what happens, each once."""
+"""A job's log as server-sent events: past events, then new ones, each once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Position:
     watched: WatchedJob
     after: int
     still_allowed: Callable[[], bool]
-    """Asks the database; a key may be revoked while its stream is open."""
+    """Check of the key in the database; it may be revoked while its stream is open."""
 
 
 async def _position(
@@ -55,7 +55,7 @@ async def _position(
         ),
     ] = None,
 ) -> AsyncIterator[Position]:
-    """Watch the job until the answer has been sent; what is wrong is said before it begins."""
+    """Watch the job until the stream ends; errors are raised before it begins."""
     async with watching.watch(principal, job_id, log=True) as watched:
         place = after if last_event_id is None else last_event_id
         if watched.job.state in TERMINAL and not watched.events_after(place):
@@ -68,7 +68,7 @@ PositionDep = Annotated[Position, Depends(_position)]
 
 
 async def follow(position: Position, heartbeat_seconds: float) -> AsyncIterator[ServerSentEvent]:
-    """The log from a position on, and between its events where the job is; ends with the job."""
+    """Yield the log from a position on, and live progress between events, until the job ends."""
     watched, sent = position.watched, position.after
     shown: JobLive | None = None
     allowed_until = time.monotonic() + heartbeat_seconds
@@ -77,7 +77,7 @@ async def follow(position: Position, heartbeat_seconds: float) -> AsyncIterator[
             if not await run_in_threadpool(position.still_allowed):
                 return
             allowed_until = time.monotonic() + heartbeat_seconds
-        # All at one moment: while events are being sent, the job may go on.
+        # Read together, because the job may change while events are being sent.
         version, job, news = watched.version, watched.job_or_none, watched.events_after(sent)
         for event in news:
             sent = event.sequence
@@ -89,7 +89,7 @@ async def follow(position: Position, heartbeat_seconds: float) -> AsyncIterator[
             shown = live
             yield ServerSentEvent(event=LIVE, data=live)
         try:
-            # No longer than until the key is looked at again.
+            # At most until the key is checked again.
             async with asyncio.timeout(max(allowed_until - time.monotonic(), 0.0)):
                 await watched.changed_since(version)
         except TimeoutError:
@@ -97,7 +97,7 @@ async def follow(position: Position, heartbeat_seconds: float) -> AsyncIterator[
 
 
 def install_end_of_stream(app: FastAPI) -> None:
-    """204 tells a browser's EventSource not to connect again; the end of a stream does not."""
+    """Answer 204 if nothing follows: only that stops a browser's EventSource from reconnecting."""
 
     async def nothing_follows(request: Request, error: Exception) -> Response:  # noqa: ARG001
         return Response(status_code=204)

@@ -25,7 +25,7 @@ LabelValue = Annotated[str, StringConstraints(max_length=256)]
 
 
 def storable(value: Any) -> Any:
-    """Refuse what JSON readers take but a database cannot keep: NUL, infinity, NaN."""
+    """Raise for values that JSON parsers accept and a database cannot store: NUL, infinity, NaN."""
     if isinstance(value, str) and "\0" in value:
         raise ValueError("a text must not hold NUL")
     if isinstance(value, float) and not math.isfinite(value):

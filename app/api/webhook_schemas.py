@@ -20,7 +20,7 @@ _MAX_URL = 2048
 
 
 def _changes(schema: dict[str, Any]) -> None:
-    """What is left out stays as it was: that is no default."""
+    """Remove the defaults from the schema: an omitted field keeps its value."""
     for field in schema["properties"].values():
         field.pop("default", None)
     schema["examples"] = [{"enabled": True}]

@@ -1,4 +1,4 @@
-"""The audit log: written after the answer is known, read by administrators."""
+"""The audit log, written once a response is determined and read by administrators."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _log = get_logger(__name__)
 
 
 def record(resources: Resources, attempt: Attempt) -> None:
-    """Write the attempt down; what cannot be written goes to the log, loudly and whole.
+    """Insert the attempt into the audit log; if that fails, log all of it as an error.
 
-    The answer is decided by now: a database that fails here must not change it.
+    The response is determined by now: a database that fails here must not change it.
     """
     try:
         with resources.database.transaction() as transaction:
@@ -50,7 +50,7 @@ def list_audit(
 
 
 def forget_old(resources: Resources) -> int:
-    """Now and then: remove lines whose time has passed; the number removed."""
+    """Remove expired entries and return how many; a periodic task."""
     days = resources.settings.audit_days
     if days == 0:
         return 0

@@ -1,4 +1,4 @@
-"""What a worker does with jobs: every write carries the lease that allows it."""
+"""Use cases of workers: claim jobs, renew leases, end jobs. Every write requires the lease."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _EXPIRED = JobError(
 
 
 def claim_job(resources: Resources, job_id: str, owner: str) -> JobRecord | None:
-    """Take a queued job; None if it is not there to be taken, which is no error."""
+    """Claim a queued job; None if it cannot be claimed, which is no error."""
     if not is_job_id(job_id):
         return None
     with resources.database.transaction() as transaction:
@@ -35,7 +35,7 @@ def claim_job(resources: Resources, job_id: str, owner: str) -> JobRecord | None
 
 
 def claim_next_job(resources: Resources, owner: str) -> JobRecord | None:
-    """Take the most urgent job that waits; None if none does."""
+    """Claim the queued job of highest priority; None if no job is queued."""
     with resources.database.transaction() as transaction:
         job = jobs.claim_next(transaction, owner, resources.settings.lease_seconds)
         if job is not None:
@@ -44,7 +44,7 @@ def claim_next_job(resources: Resources, owner: str) -> JobRecord | None:
 
 
 def renew_lease(resources: Resources, lease: Lease) -> State:
-    """Prolong the lease and learn whether somebody wants the job to stop.
+    """Renew the lease and return whether the job is to stop.
 
     Raises:
         LeaseLostError: if the job belongs to somebody else now.
@@ -62,7 +62,7 @@ def holds_lease(resources: Resources, job_id: str, token: int) -> bool:
 
 
 def is_over(resources: Resources, job_id: str) -> bool:
-    """Whether nobody will work on the job unless it is retried."""
+    """Return whether the job has ended or was deleted."""
     with resources.database.transaction() as transaction:
         return jobs.is_over(transaction, job_id)
 
@@ -70,7 +70,7 @@ def is_over(resources: Resources, job_id: str) -> bool:
 def record_progress(
     resources: Resources, lease: Lease, stage: Stage, progress: Progress, *, log: bool
 ) -> None:
-    """Show where the job is; `log` keeps it in the events too.
+    """Record the job's stage and progress; `log` appends an event too.
 
     Raises:
         LeaseLostError: if the job belongs to somebody else now.
@@ -84,13 +84,13 @@ def record_progress(
 
 
 def fail_job(resources: Resources, lease: Lease, error: JobError) -> JobRecord:
-    """The end, badly. A job that was to be cancelled is cancelled instead, also by an error."""
+    """Fail the job; one that was being cancelled is cancelled instead."""
     with resources.database.transaction() as transaction:
         return _fail(transaction, lease, error)
 
 
 def requeue_job(resources: Resources, lease: Lease, error: JobError | None) -> JobRecord:
-    """Give the job back to be tried again; without an error the attempt does not count."""
+    """Queue the job again; without an error the attempt does not count."""
     with resources.database.transaction() as transaction:
         return _requeue(transaction, lease, error)
 
@@ -101,20 +101,20 @@ def finish_cancel(resources: Resources, lease: Lease) -> JobRecord:
 
 
 def finish_pause(resources: Resources, lease: Lease) -> JobRecord:
-    """Put the job aside; the attempt does not count. Cancelled meanwhile, it is cancelled."""
+    """Pause the job without counting the attempt, or cancel it if that was requested since."""
     with resources.database.transaction() as transaction:
         return _stop(transaction, lease)
 
 
 def reap_expired(resources: Resources) -> list[JobRecord]:
-    """Take jobs from workers that have gone silent; what became of each."""
+    """Take jobs from workers with expired leases; return the jobs in their new states."""
     with resources.database.transaction() as transaction:
         lost = jobs.expired(transaction, _REAPED_AT_ONCE)
         return [_reap(transaction, job) for job in lost]
 
 
 def end_overdue(resources: Resources) -> list[JobRecord]:
-    """End what nobody started in time, and what runs on although its time is over.
+    """Fail jobs that were not started in time, and jobs that exceed their run time.
 
     A worker ends its own jobs; this is for one that cannot, for longer than a lease lasts.
     """
@@ -168,7 +168,7 @@ def _requeue(transaction: Transaction, lease: Lease, error: JobError | None) -> 
 
 
 def _stop(transaction: Transaction, lease: Lease, *, counts: bool = False) -> JobRecord:
-    """What was asked for instead of going on: a pause, or the end."""
+    """Pause or cancel the job, whichever was requested."""
     job = jobs.pause(transaction, lease.job_id, lease, counts=counts)
     if job is None:
         return _cancel(transaction, lease)

@@ -1,7 +1,7 @@
-"""What administrators do with API keys, and what a key tells about its holder.
+"""Management of API keys by administrators, and identification of callers by their key.
 
-An administrator's key rules over the keys of its own project. The operator alone, who holds
-`INTRASLICE_API_KEY` or the database, makes keys for other projects and revokes any.
+An administrator's key manages the keys of its own project. Only the operator, who holds
+`INTRASLICE_API_KEY` or the database, creates keys for other projects and revokes any.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from app.services.resources import Resources
 
 @dataclass(frozen=True, kw_only=True)
 class KeyRequest:
-    """What somebody asks for; `project_id` None is the asker's own."""
+    """A key to be created; `project_id` None means the caller's project."""
 
     name: str
     scope: Scope
@@ -44,10 +44,10 @@ class KeyRequest:
 
 
 def create_key(resources: Resources, principal: Principal, request: KeyRequest) -> IssuedKey:
-    """Make a key.
+    """Create a key.
 
     Raises:
-        ScopeMissingError: if it is for another project and the asker is not the operator.
+        ScopeMissingError: if it is for another project and the caller is not the operator.
         InvalidRequestError: if it would have expired already.
     """
     if request.expires_at is not None and request.expires_at <= datetime.now(UTC):
@@ -89,7 +89,7 @@ def get_key(resources: Resources, principal: Principal, key_id: str) -> ApiKey:
 
 
 def revoke_key(resources: Resources, principal: Principal, key_id: str) -> ApiKey:
-    """End a key for good; its row stays, because the audit log names it. Twice is fine."""
+    """Revoke a key; its row stays, because the audit log names it. Repeating it is harmless."""
     with resources.database.transaction() as transaction:
         _existing(transaction, principal, key_id)
         keys.revoke(transaction, key_id)
@@ -99,12 +99,12 @@ def revoke_key(resources: Resources, principal: Principal, key_id: str) -> ApiKe
 
 
 def recall(resources: Resources, secret: str) -> ApiKey | None:
-    """Whose secret this is, if it was seen a moment ago; waits for nobody."""
+    """Return the key of a secret if it is cached; does no I/O."""
     return resources.key_cache.get(digest(secret))
 
 
 def identify(resources: Resources, secret: str) -> ApiKey | None:
-    """Whose secret this is; a revoked or expired key is found too. None if it is nobody's."""
+    """Return the key of a secret, even a revoked or expired one; None if there is none."""
     if not is_secret(secret):
         return None
     secret_digest = digest(secret)
@@ -118,9 +118,9 @@ def identify(resources: Resources, secret: str) -> ApiKey | None:
 
 
 def is_still_good(resources: Resources, principal: Principal) -> bool:
-    """Whether whoever was let in a while ago would be let in now.
+    """Return whether the principal's key is still valid, for long-running requests.
 
-    A database that does not answer sends nobody away.
+    While the database does not answer, the key counts as valid.
     """
     if principal.key_id is None:
         return True
@@ -132,17 +132,17 @@ def is_still_good(resources: Resources, principal: Principal) -> bool:
     return key is not None and key.is_good(datetime.now(UTC))
 
 
-def project_of(principal: Principal, asked_for: str | None) -> str:
-    """The project to administrate.
+def project_of(principal: Principal, requested: str | None) -> str:
+    """Return the project to manage.
 
     Raises:
-        ScopeMissingError: if it is another's and the asker is not the operator.
+        ScopeMissingError: if it is another's and the caller is not the operator.
     """
-    if asked_for is None or asked_for == principal.project_id:
+    if requested is None or requested == principal.project_id:
         return principal.project_id
     if not principal.is_operator:
         raise ScopeMissingError("Only the operator administrates other projects")
-    return asked_for
+    return requested
 
 
 def _existing(transaction: Transaction, principal: Principal, key_id: str) -> ApiKey:

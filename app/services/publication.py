@@ -1,4 +1,4 @@
-"""From files on a worker's disk to artifacts: all of them become visible at once, or none."""
+"""Publication of a worker's files as artifacts: all become visible at once, or none."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def upload(
     report: dict[str, Any],
     before_file: Callable[[int, int], None],
 ) -> list[ArtifactRecord]:
-    """Upload, compare what arrived, write the manifest last; nothing is visible yet.
+    """Upload the files, verify their hashes, write the manifest last; nothing is visible yet.
 
     Args:
         resources: the store.
@@ -47,9 +47,9 @@ def upload(
         StoreUnavailableError: if the store does not answer.
     """
     prefix = attempt_prefix(job.id, job.fencing_token)
-    # The manifest of the job takes the place of the engine's.
-    found = (path for path in directory.rglob("*") if path.is_file())
-    sources = sorted(path for path in found if path != directory / MANIFEST)
+    # The manifest of the job replaces the engine's.
+    files_there = (path for path in directory.rglob("*") if path.is_file())
+    sources = sorted(path for path in files_there if path != directory / MANIFEST)
     files = []
     for index, source in enumerate(sources):
         before_file(index, len(sources))
@@ -65,7 +65,7 @@ def upload(
 def publish(
     resources: Resources, lease: Lease, files: list[ArtifactRecord], report: dict[str, Any]
 ) -> JobRecord:
-    """Artifacts, report and success in one transaction.
+    """Write artifacts, report and success in one transaction.
 
     Raises:
         LeaseLostError: if the job is not this worker's, or is to be cancelled.
@@ -85,31 +85,31 @@ def publish(
 
 
 def discard_attempt(resources: Resources, lease: Lease) -> None:
-    """Remove what an attempt that did not succeed has uploaded."""
+    """Remove the uploaded files of an attempt that did not succeed."""
     _discard(resources, lease.job_id, attempt_prefix(lease.job_id, lease.token), lease.token)
 
 
 def discard_other_attempts(resources: Resources, job: JobRecord) -> None:
-    """Remove what earlier attempts left behind."""
+    """Remove left-overs of earlier attempts."""
     _discard(resources, job.id, job_prefix(job.id), job.fencing_token)
 
 
 def _discard(resources: Resources, job_id: str, prefix: str, token: int) -> None:
-    """Published files stay: an attempt may have succeeded without hearing of its commit.
+    """Remove objects, except published files: the commit may have succeeded without an answer.
 
-    So do finished layers, until the job has succeeded or its time has come: a retry goes on from
-    them. So do files of attempts after `token`: the job may have been taken up again since.
+    Finished layers stay until the job has succeeded or expired: a retry resumes from them. Files of
+    attempts after `token` stay too: the job may have been claimed again since.
     """
     with resources.database.transaction() as transaction:
-        kept = {file.key for file in artifacts.of_job(transaction, job_id)}
-        kept |= {file.key for file in layer_files.of_job(transaction, job_id)}
+        used = {file.key for file in artifacts.of_job(transaction, job_id)}
+        used |= {file.key for file in layer_files.of_job(transaction, job_id)}
     store = resources.store
-    left = [key for key in store.keys(prefix) if key not in kept]
+    left = [key for key in store.keys(prefix) if key not in used]
     store.delete([key for key in left if (attempt_token(key) or 0) <= token])
 
 
 def summarise(report: dict[str, Any]) -> JobResult:
-    """The report in a few numbers; perplexity is of the first text."""
+    """Return the main numbers of a report; perplexity is that of the first text."""
     evaluation = report.get("evaluation") or {}
     perplexity = (evaluation.get("perplexity") or [{}])[0]
     whole = (evaluation.get("speed") or {}).get("whole")

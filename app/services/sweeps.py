@@ -1,4 +1,4 @@
-"""What a client does with sweeps; their jobs are ordinary jobs."""
+"""Use cases of sweeps; their jobs are ordinary jobs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OF_A_JOB = "/compression/ratio"
 
 @dataclass(frozen=True, kw_only=True)
 class SweepCreation:
-    """The sweep, and whether an earlier request had made it."""
+    """A sweep; `replayed` says that an earlier request with the same key created it."""
 
     sweep: SweepDetails
     replayed: bool
@@ -76,7 +76,7 @@ def list_sweeps(
 
 
 def cancel_sweep(resources: Resources, principal: Principal, sweep_id: str) -> SweepDetails:
-    """Cancel every job that has not ended. Asking twice is fine.
+    """Cancel every job that has not ended. Repeating it is harmless.
 
     Each job in a transaction of its own: one whose worker holds its row for long shall not keep
     the others from being cancelled, and asking again does what is left.
@@ -87,13 +87,13 @@ def cancel_sweep(resources: Resources, principal: Principal, sweep_id: str) -> S
         try:
             cancel_job(resources, principal, job.id)
         except IllegalTransitionError:
-            # It has ended since we looked, which is as good.
+            # It has ended in the meantime.
             continue
     return get_sweep(resources, principal, sweep_id)
 
 
 def is_unfinished(resources: Resources, sweep_id: str) -> bool:
-    """Whether a job of the sweep is still to be worked on."""
+    """Return whether a job of the sweep has not ended."""
     with resources.database.transaction() as transaction:
         progress = sweeps.read_progress(transaction, [sweep_id])[sweep_id]
     return bool(progress.jobs.keys() - TERMINAL)
@@ -114,14 +114,14 @@ def _job_requests(sweep_id: str, request: SweepRequest) -> list[JobRequest]:
 
 
 def _admit_all(resources: Resources, principal: Principal, requests: list[JobRequest]) -> None:
-    """Refuse the sweep if any of its jobs would be; a job's ratio is named by its place here."""
+    """Raise if any job would be rejected; problems with its ratio point to `/ratios/{index}`."""
     problems: dict[FieldProblem, None] = {}
     locate = locator(resources, principal.project_id)
     for index, request in enumerate(requests):
         try:
             admit(resources.settings, request, locate)
         except InvalidRequestError as error:
-            problems |= dict.fromkeys(_placed(one, index) for one in error.fields)
+            problems |= dict.fromkeys(_placed(problem, index) for problem in error.fields)
     if problems:
         raise InvalidRequestError("A job of the sweep would be refused", fields=tuple(problems))
 

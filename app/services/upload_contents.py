@@ -1,4 +1,4 @@
-"""What is in an upload: checked once it has arrived, and put together where it is used."""
+"""Contents of uploads: verified once complete, assembled on the worker that uses them."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _log = get_logger(__name__)
 
 
 class _AbandonedError(Exception):
-    """Nobody waits for the check any more."""
+    """The upload was deleted, or its check was started again."""
 
 
 def verify(resources: Resources, upload_id: str) -> None:
-    """Read everything once: ready if it is what was announced, refused otherwise.
+    """Read and verify all parts once; the upload is then ready or refused.
 
     A model is inspected by its headers, with holes where its weights are: what lies about its size
     is found before anything of that size is made.
@@ -61,7 +61,7 @@ def verify(resources: Resources, upload_id: str) -> None:
 def fetch(
     resources: Resources, project_id: str, request: JobRequest, before_part: Callable[[], None]
 ) -> None:
-    """Put the uploads that a job names together on this machine, unless they are there.
+    """Assemble the uploads that a job names on this machine, unless they are there.
 
     Args:
         resources: the store.
@@ -84,7 +84,7 @@ def fetch(
 
 
 def remove_stale(resources: Resources) -> None:
-    """Remove from this machine what is no upload any more."""
+    """Remove assembled uploads from this machine that have been deleted."""
     place = resources.settings.uploads_dir
     here = (
         {entry.name for entry in place.iterdir() if entry.name[0] != "."}
@@ -142,7 +142,7 @@ def _copy(  # from where, what, to where, how much of it
     keep: int,
     before_part: Callable[[], None],
 ) -> None:
-    """Read a whole file, keep its first bytes and a hole of the size of the rest."""
+    """Copy a file's first `keep` bytes, verify all of it, and extend the copy sparsely."""
     announced = upload.files[index]
     digest, size = hashlib.sha256(), 0
     with target.open("wb") as file:

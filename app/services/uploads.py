@@ -1,8 +1,8 @@
-"""Files that clients bring along: announced, sent in parts, checked, used, and gone in time.
+"""Use cases of uploads: announce files, send their parts, complete, delete and expire.
 
-The row says what is to come, the store what has come. A part is an object of its own, so that it
-can be sent again, in any order, past the API where the store is a bucket; a file is put together
-where it is used, on a worker's disk.
+The row lists the announced files, the store holds the parts that have arrived. A part is an object
+of its own, so that it can be sent again, in any order, and directly to a bucket. Files are
+assembled on the disk of the worker that uses them.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _MOST_PARTS = 10_000
 _BATCH = 50
 _ORPHANS = "remove_orphaned_uploads"
 _PATIENCE = timedelta(minutes=15)
-"""A check says every part that it goes on; one that has not for so long has lost its process."""
+"""A check that has reported no part for this long has lost its process."""
 _log = get_logger(__name__)
 
 
 def create_upload(
     resources: Resources, principal: Principal, request: UploadRequest
 ) -> UploadDetails:
-    """Write down what will come, and tell where to.
+    """Record the announced files and return links for sending their parts.
 
     Raises:
         InvalidRequestError: if a file has a name it may not have, or there is too much.
@@ -80,7 +80,7 @@ def create_upload(
 
 
 def get_upload(resources: Resources, principal: Principal, upload_id: str) -> UploadDetails:
-    """What has arrived, and fresh links for what has not."""
+    """Return the upload with the state of its parts, and fresh links for missing ones."""
     upload = _existing(resources, principal.project_id, upload_id)
     return _details(resources, upload, links=Scope.WRITE in principal.scopes)
 
@@ -94,7 +94,7 @@ def list_uploads(
 
 
 def complete_upload(resources: Resources, principal: Principal, upload_id: str) -> UploadRecord:
-    """Begin the check of an upload whose parts are all there; asking twice is fine.
+    """Begin the check of an upload whose parts are all there. Repeating it is harmless.
 
     Raises:
         UploadIncompleteError: naming a part that is missing, or is of another size.
@@ -112,7 +112,7 @@ def complete_upload(resources: Resources, principal: Principal, upload_id: str) 
 
 
 def delete_upload(resources: Resources, principal: Principal, upload_id: str) -> None:
-    """Forget an upload and remove its files.
+    """Delete an upload and its files.
 
     Raises:
         UploadInUseError: if a job that has not ended names it.
@@ -125,7 +125,7 @@ def delete_upload(resources: Resources, principal: Principal, upload_id: str) ->
 
 
 def expect_part(resources: Resources, upload_id: str, file: int, number: int) -> Part:
-    """The part that a signed link is about.
+    """Return the part of a signed link.
 
     Raises:
         UploadNotFoundError: if there is no such part.
@@ -135,7 +135,7 @@ def expect_part(resources: Resources, upload_id: str, file: int, number: int) ->
         upload = uploads.find(transaction, upload_id) if is_id(UPLOAD, upload_id) else None
     if upload is None or not 0 <= file < len(upload.files):
         raise UploadNotFoundError
-    part = next((one for one in upload.parts(file) if one.number == number), None)
+    part = next((part for part in upload.parts(file) if part.number == number), None)
     if part is None:
         raise UploadNotFoundError
     if upload.state is not UploadState.OPEN:
@@ -144,7 +144,7 @@ def expect_part(resources: Resources, upload_id: str, file: int, number: int) ->
 
 
 def locator(resources: Resources, project_id: str) -> Locate:
-    """For `admit`: only what the project has, and what was checked, can be named."""
+    """Return a function for `admit` that locates the project's ready uploads."""
 
     def locate(upload_id: str, kind: UploadKind) -> Path:
         upload = _existing(resources, project_id, upload_id)
@@ -159,12 +159,12 @@ def locator(resources: Resources, project_id: str) -> Locate:
 
 
 def discard(resources: Resources, upload_id: str) -> None:
-    """Remove what the store holds of it."""
+    """Remove an upload's objects from the store."""
     resources.store.delete(resources.store.keys(upload_prefix(upload_id)))
 
 
 def expire(resources: Resources) -> int:
-    """Remove uploads whose time has come; reopen those whose check has ended with its process."""
+    """Remove expired uploads, and reopen those whose check was interrupted."""
     with resources.database.transaction() as transaction:
         for upload_id in uploads.reopen_stuck(transaction, _PATIENCE):
             _log.warning("upload_reopened", upload_id=upload_id)
@@ -179,13 +179,13 @@ def expire(resources: Resources) -> int:
 
 
 def remove_orphans(resources: Resources) -> int:
-    """Now and then: remove the objects of uploads that have no row any more."""
+    """Remove the objects of uploads that have no row any more; a periodic task."""
     with resources.database.transaction() as transaction:
         if not take_turn(transaction, _ORPHANS, resources.settings.orphan_check_seconds):
             return 0
-    places = {upload_of_prefix(one) for one in resources.store.directories(UPLOADS_PREFIX)}
+    stored = {upload_of_prefix(prefix) for prefix in resources.store.directories(UPLOADS_PREFIX)}
     with resources.database.transaction() as transaction:
-        orphans = places - uploads.existing(transaction, places)
+        orphans = stored - uploads.existing(transaction, stored)
     for upload_id in orphans:
         discard(resources, upload_id)
         _log.warning("orphaned_upload_removed", upload_id=upload_id)
@@ -193,7 +193,7 @@ def remove_orphans(resources: Resources) -> int:
 
 
 def missing_parts(resources: Resources, upload: UploadRecord) -> Iterator[Part]:
-    """Parts that are not there, or are of another size."""
+    """Yield the parts that are missing or have another size than announced."""
     there = resources.store.sizes(upload_prefix(upload.id))
     return (part for part in upload.all_parts() if there.get(part.key) != part.bytes)
 
@@ -230,7 +230,7 @@ def _details(resources: Resources, upload: UploadRecord, *, links: bool) -> Uplo
 
 
 def _link(resources: Resources, upload: UploadRecord, part: Part) -> str:
-    """To the bucket, or to our own route where the store is a directory."""
+    """Return a link to the bucket, or to the API where the store is a directory."""
     seconds = resources.settings.url_expiry_seconds
     if resources.store.signs_links:
         return resources.store.presigned_url(part.key, seconds, "PUT")
@@ -256,12 +256,12 @@ def _beyond_quota(
     resources: Resources, usage: tuple[int, int], request: UploadRequest
 ) -> list[FieldProblem]:
     settings = resources.settings
-    unfinished, kept = usage
+    unfinished, used_bytes = usage
     problems = []
     if unfinished >= settings.max_open_uploads:
         problems.append(_about_files("too_many_open", f"{unfinished} uploads are unfinished"))
-    if kept + request.bytes > settings.upload_quota_bytes:
-        left = max(settings.upload_quota_bytes - kept, 0)
+    if used_bytes + request.bytes > settings.upload_quota_bytes:
+        left = max(settings.upload_quota_bytes - used_bytes, 0)
         problems.append(_about_files("quota", f"{left} bytes are left to the project"))
     return problems
 
@@ -271,11 +271,11 @@ def _about_files(code: str, message: str) -> FieldProblem:
 
 
 def _existing(resources: Resources, project_id: str, upload_id: str) -> UploadRecord:
-    """What belongs to another project does not exist for this one."""
-    with resources.database.transaction() as transaction:
-        found = None
-        if is_id(UPLOAD, upload_id):
-            found = uploads.find(transaction, upload_id, project_id)
-    if found is None:
+    """Return the upload; those of other projects do not exist for this one."""
+    upload = None
+    if is_id(UPLOAD, upload_id):
+        with resources.database.transaction() as transaction:
+            upload = uploads.find(transaction, upload_id, project_id)
+    if upload is None:
         raise UploadNotFoundError
-    return found
+    return upload

@@ -1,4 +1,4 @@
-"""What a client does with webhooks and their deliveries."""
+"""Use cases of webhooks and their deliveries."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from app.domain.webhook import (
 from app.services.resources import Resources
 
 MAX_WEBHOOKS = 20
-"""Of one project: every event is written once for each."""
+"""Maximum for one project; every event is written once for each."""
 _OWNER_DISABLED = "the webhook was disabled"
 
 
 def create_webhook(
     resources: Resources, principal: Principal, request: WebhookRequest
 ) -> WebhookWithSecret:
-    """Listen to the events of the principal's project from now on.
+    """Create a webhook for the events of the principal's project.
 
     Raises:
         DestinationRefusedError: if the URL leads where webhooks may not go.
@@ -47,12 +47,12 @@ def create_webhook(
     """
     _check_url(resources, request.url)
     webhook_id = new_id(WEBHOOK)
-    secret, kept = resources.webhook_secrets.create(webhook_id)
+    secret, stored = resources.webhook_secrets.create(webhook_id)
     with resources.database.transaction() as transaction:
         if webhooks.count(transaction, principal.project_id) >= MAX_WEBHOOKS:
             raise InvalidRequestError(f"A project has at most {MAX_WEBHOOKS} webhooks")
         webhook = webhooks.insert_webhook(
-            transaction, webhook_id, principal.project_id, request, kept
+            transaction, webhook_id, principal.project_id, request, stored
         )
     return _with_secret(webhook, secret)
 
@@ -73,7 +73,7 @@ def list_webhooks(
 def change_webhook(
     resources: Resources, principal: Principal, webhook_id: str, changes: dict[str, Any]
 ) -> WebhookRecord:
-    """Replace the given fields. What waits for a webhook that is disabled is given up.
+    """Replace the given fields; disabling a webhook fails its pending deliveries.
 
     Raises:
         DestinationRefusedError: if the new URL leads where webhooks may not go.
@@ -102,18 +102,18 @@ def delete_webhook(resources: Resources, principal: Principal, webhook_id: str) 
 
 
 def rotate_secret(resources: Resources, principal: Principal, webhook_id: str) -> WebhookWithSecret:
-    """A new secret; the one before signs beside it for a day, so that nobody must hurry."""
-    secret, kept = resources.webhook_secrets.create(webhook_id)
+    """Return a new secret; the previous one also signs for a day, so that receivers can switch."""
+    secret, stored = resources.webhook_secrets.create(webhook_id)
     with resources.database.transaction() as transaction:
         _existing(transaction, principal, webhook_id)
         webhook = webhooks.rotate(
-            transaction, principal.project_id, webhook_id, kept, SECRET_OVERLAP
+            transaction, principal.project_id, webhook_id, stored, SECRET_OVERLAP
         )
     return _with_secret(_visible(webhook), secret)
 
 
 def send_test(resources: Resources, principal: Principal, webhook_id: str) -> Delivery:
-    """An event that means nothing, sent like any other."""
+    """Queue a test event, delivered like any other."""
     with resources.database.transaction() as transaction:
         webhook = _enabled(_existing(transaction, principal, webhook_id))
         body = payload(TEST_EVENT, datetime.now(UTC), {"object": "webhook", "id": webhook.id})
@@ -137,15 +137,15 @@ def list_deliveries(
 def redeliver(
     resources: Resources, principal: Principal, webhook_id: str, delivery_id: str
 ) -> Delivery:
-    """Send a delivery again that has arrived or was given up; with the same id and body.
+    """Queue a settled delivery again, with the same id and body.
 
     Raises:
         DeliveryPendingError: if it is on its way anyway.
     """
     with resources.database.transaction() as transaction:
         _enabled(_existing(transaction, principal, webhook_id))
-        known = is_id(DELIVERY, delivery_id)
-        if not known or deliveries.find(transaction, webhook_id, delivery_id) is None:
+        valid = is_id(DELIVERY, delivery_id)
+        if not valid or deliveries.find(transaction, webhook_id, delivery_id) is None:
             raise DeliveryNotFoundError
         again = deliveries.send_again(transaction, webhook_id, delivery_id)
     if again is None:
@@ -154,14 +154,14 @@ def redeliver(
 
 
 def _check_url(resources: Resources, url: str) -> None:
-    """So that a wrong URL is refused to its author; it is checked again at every sending."""
+    """Raise if the URL is not allowed, so that its author learns it; each sending checks again."""
     guard = resources.webhook_sender.guard
     guard.addresses(guard.parse(url))
 
 
 def _existing(transaction: Transaction, principal: Principal, webhook_id: str) -> WebhookRecord:
-    known = is_id(WEBHOOK, webhook_id)
-    return _visible(webhooks.find(transaction, principal.project_id, webhook_id) if known else None)
+    valid = is_id(WEBHOOK, webhook_id)
+    return _visible(webhooks.find(transaction, principal.project_id, webhook_id) if valid else None)
 
 
 def _visible(webhook: WebhookRecord | None) -> WebhookRecord:

@@ -1,4 +1,4 @@
-"""Rows of `artifacts`: written once, with the job's success."""
+"""Rows of `artifacts`, written once, in the transaction of the job's success."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def append(transaction: Transaction, entry_id: str, attempt: Attempt) -> None:
 def newest(
     transaction: Transaction, project_id: str, *, limit: int, before: str | None
 ) -> list[AuditEntry]:
-    """Entries of a project older than `before`, newest first; ids sort by time."""
+    """Return a project's entries older than `before`, newest first; ids sort by time."""
     query = (
         select(audit)
         .where(audit.c.project_id == project_id)
@@ -33,7 +33,7 @@ def newest(
 
 
 def remove_older(transaction: Transaction, age: timedelta, limit: int) -> int:
-    """Remove the oldest entries; the number removed. Ids sort by time, so no table is scanned."""
+    """Remove the oldest entries and return how many; ids sort by time, which avoids a scan."""
     oldest = select(audit.c.id, audit.c.created_at).order_by(audit.c.id).limit(limit).subquery()
     old = select(oldest.c.id).where(oldest.c.created_at < func.now() - age)
     return transaction.execute(delete(audit).where(audit.c.id.in_(old))).rowcount

@@ -16,10 +16,10 @@ from app.domain.events import Event, EventType
 def append(
     transaction: Transaction, job_id: str, kind: EventType, data: dict[str, Any] | None = None
 ) -> None:
-    """Number the event and write it; the job's row is locked, so numbers have no gaps.
+    """Number the event and insert it; the job's row is locked, so numbers have no gaps.
 
-    The project's webhooks learn of it from here: whoever appends an event need not think of them.
-    So do watchers of the job, who hear of whatever else the transaction changes in it.
+    This also queues the deliveries to the project's webhooks and notifies watchers of the job, so
+    callers need to do neither.
     """
     sequence, attempt, project_id, _ = transaction.execute(
         update(jobs)

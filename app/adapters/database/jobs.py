@@ -52,7 +52,7 @@ _HIDDEN = {
 _COLUMNS = tuple(column for column in jobs.c if column.name not in _HIDDEN)
 _NAMES = tuple(column.name for column in _COLUMNS)
 
-# What is asked most is written once: putting a statement together takes longer than running it.
+# The most frequent queries are built once: building a statement takes longer than running it.
 _FIND = select(*_COLUMNS).where(jobs.c.id == bindparam("job_id"))
 _CONDITIONS: dict[str, ColumnElement[bool]] = {
     "before": jobs.c.id < bindparam("before"),
@@ -63,7 +63,7 @@ _CONDITIONS: dict[str, ColumnElement[bool]] = {
     "created_after": jobs.c.created_at > bindparam("created_after"),
     "created_before": jobs.c.created_at < bindparam("created_before"),
 }
-"""Of a list, by the field of `JobFilter` that asks for it."""
+"""Conditions of a list of jobs, by the field of `JobFilter`."""
 _UNRESTRICTED: tuple[Any, ...] = (None, frozenset(), {})
 
 _LIVE = tuple(state for state in State if state not in TERMINAL)
@@ -103,7 +103,7 @@ def find(transaction: Transaction, job_id: str) -> JobRecord | None:
 
 
 def lock(transaction: Transaction, job_id: str) -> JobRecord | None:
-    """The job, which nobody else changes before this transaction ends."""
+    """Return the job, locked until the transaction ends."""
     query = select(*_COLUMNS).where(jobs.c.id == job_id).with_for_update()
     row = transaction.execute(query).one_or_none()
     return _job(row) if row is not None else None
@@ -119,7 +119,7 @@ def find_report(transaction: Transaction, job_id: str) -> dict[str, Any] | None:
 def newest(
     transaction: Transaction, project_id: str, criteria: JobFilter, *, limit: int
 ) -> list[JobRecord]:
-    """Jobs of a project that meet all criteria, newest first; ids sort by time."""
+    """Return a project's jobs that meet all criteria, newest first; ids sort by time."""
     wanted = {name: value for name, value in vars(criteria).items() if value not in _UNRESTRICTED}
     values = wanted | {"project_id": project_id, "limit": limit}
     return _rows(transaction, _page(frozenset(wanted)), values)
@@ -127,7 +127,7 @@ def newest(
 
 @cache
 def _page(wanted: frozenset[str]) -> Select[Any]:
-    """The query of a list with these criteria; there are a hundred at most."""
+    """Return the query of a list with these criteria; there are a hundred at most."""
     conditions = [_CONDITIONS[name] for name in sorted(wanted)]
     return (
         select(*_COLUMNS)
@@ -144,12 +144,12 @@ def of_sweep(transaction: Transaction, sweep_id: str) -> list[JobRecord]:
 def claim(
     transaction: Transaction, job_id: str, owner: str, lease_seconds: float
 ) -> JobRecord | None:
-    """Take the lease and raise the fencing token; None if the job is not to be had."""
+    """Take the lease of a queued job and raise its fencing token; None if it is not queued."""
     return _claim(transaction, _guard(Action.CLAIM, job_id), owner, lease_seconds)
 
 
 def claim_next(transaction: Transaction, owner: str, lease_seconds: float) -> JobRecord | None:
-    """The same with the queued job of highest priority, the oldest first; None if none waits."""
+    """Claim the queued job of highest priority, the oldest first; None if no job is queued."""
     following = (
         select(jobs.c.id)
         .where(jobs.c.state == State.QUEUED)
@@ -185,7 +185,7 @@ def _claim(
 
 
 def renew(transaction: Transaction, lease: Lease, lease_seconds: float) -> State | None:
-    """Prolong the lease; the job's state, or None if the lease is another's by now."""
+    """Renew the lease and return the job's state; None if the lease is lost."""
     state = transaction.scalar(
         update(jobs)
         .where(_owned(lease))
@@ -196,23 +196,23 @@ def renew(transaction: Transaction, lease: Lease, lease_seconds: float) -> State
 
 
 def holds(transaction: Transaction, job_id: str, token: int) -> bool:
-    """Whether the claim with this token is the current one."""
-    found = transaction.scalar(
+    """Return whether the claim with this token is the current one."""
+    count = transaction.scalar(
         select(func.count())
         .select_from(jobs)
         .where(jobs.c.id == job_id, jobs.c.fencing_token == token, jobs.c.state.in_(LEASED))
     )
-    return bool(found)
+    return bool(count)
 
 
 def lock_owned(transaction: Transaction, lease: Lease) -> bool:
-    """Whether the job is the lease's; it stays so until the transaction ends."""
+    """Return whether the lease is valid, which it then stays until the transaction ends."""
     query = select(jobs.c.id).where(_owned(lease)).with_for_update()
     return transaction.scalar(query) is not None
 
 
 def is_over(transaction: Transaction, job_id: str) -> bool:
-    """Whether the job has ended, or is gone."""
+    """Return whether the job has ended or was deleted."""
     alive = select(func.count()).where(jobs.c.id == job_id, jobs.c.state.not_in(TERMINAL))
     return not transaction.scalar(alive)
 
@@ -220,7 +220,7 @@ def is_over(transaction: Transaction, job_id: str) -> bool:
 def record_progress(
     transaction: Transaction, lease: Lease, stage: Stage, progress: Progress
 ) -> bool:
-    """False if the lease is another's by now."""
+    """Write stage and progress; return False if the lease is lost."""
     changed = transaction.execute(
         update(jobs)
         .where(_owned(lease))
@@ -231,19 +231,19 @@ def record_progress(
 
 
 def request_cancel(transaction: Transaction, job_id: str) -> JobRecord | None:
-    """Ask the worker to stop; None if no worker is at it."""
+    """Ask the worker to cancel; None if no worker runs the job."""
     guard = _guard(Action.REQUEST_CANCEL, job_id)
     return _change(transaction, guard, state=TRANSITIONS[Action.REQUEST_CANCEL].target)
 
 
 def cancel(transaction: Transaction, job_id: str, lease: Lease | None) -> JobRecord | None:
-    """The end of a job nobody works on, or of a cancelling one for its worker."""
+    """Cancel a job that no worker runs, or a cancelling one for its worker."""
     guard = and_(_guard(Action.CANCEL, job_id), _owned(lease) if lease else _unclaimed())
     return _finish(transaction, guard, Action.CANCEL)
 
 
 def request_pause(transaction: Transaction, job_id: str) -> JobRecord | None:
-    """Ask the worker to stop for a while; None if no worker is at it."""
+    """Ask the worker to pause; None if no worker runs the job."""
     guard = _guard(Action.REQUEST_PAUSE, job_id)
     return _change(transaction, guard, state=TRANSITIONS[Action.REQUEST_PAUSE].target)
 
@@ -251,7 +251,7 @@ def request_pause(transaction: Transaction, job_id: str) -> JobRecord | None:
 def pause(
     transaction: Transaction, job_id: str, lease: Lease | None, *, counts: bool = False
 ) -> JobRecord | None:
-    """Put aside a queued job, or a pausing one for its worker; `counts` an attempt that died."""
+    """Pause a queued job, or a pausing one for its worker; `counts` an attempt that died."""
     guard = and_(_guard(Action.PAUSE, job_id), _owned(lease) if lease else _unclaimed())
     return _change(
         transaction,
@@ -272,9 +272,9 @@ def resume(transaction: Transaction, job_id: str) -> JobRecord | None:
 
 
 def retry(transaction: Transaction, job_id: str) -> JobRecord | None:
-    """Queue a job that has ended badly, with all its attempts.
+    """Queue a failed or cancelled job again, with all its attempts.
 
-    Not once it has expired: whoever removes its files would remove the new ones too.
+    An expired job is not queued: the removal of its files would remove the new ones too.
     """
     return _enqueue(
         transaction,
@@ -289,13 +289,13 @@ def retry(transaction: Transaction, job_id: str) -> JobRecord | None:
 
 
 def remove(transaction: Transaction, job_id: str) -> bool:
-    """Forget a job that has ended, and all that belongs to it; False if it has not."""
+    """Delete a job that has ended, with its dependent rows; return False if it has not."""
     guard = and_(jobs.c.id == job_id, jobs.c.state.in_(TERMINAL))
     return transaction.execute(delete(jobs).where(guard)).rowcount == 1
 
 
 def expire_pending(transaction: Transaction, error: JobError, limit: int) -> list[str]:
-    """End queued jobs that nobody has started within their `max_pending_s`."""
+    """Fail queued jobs that no worker has started within their `max_pending_s`."""
     waited = func.now() - jobs.c.queued_at
     due = (
         select(jobs.c.id)
@@ -316,7 +316,7 @@ def expire_pending(transaction: Transaction, error: JobError, limit: int) -> lis
 
 
 def overdue(transaction: Transaction, grace_seconds: float, limit: int) -> list[JobRecord]:
-    """Jobs that run longer than they may, though their worker should have ended them; locked."""
+    """Return jobs past their `max_runtime_s` that their worker did not end, locked."""
     spent = func.now() - jobs.c.claimed_at
     allowed = _seconds(jobs.c.max_runtime_s) + timedelta(seconds=grace_seconds)
     query = (
@@ -349,7 +349,7 @@ def fail(transaction: Transaction, lease: Lease, error: JobError) -> JobRecord |
 def requeue(
     transaction: Transaction, lease: Lease, *, counts: bool, error: JobError | None
 ) -> JobRecord | None:
-    """Give the job back; an attempt that was not the job's fault does not count."""
+    """Queue the job again; an attempt that did not fail through the job does not count."""
     return _enqueue(
         transaction,
         and_(_guard(Action.REQUEUE, lease.job_id), _owned(lease)),
@@ -361,7 +361,7 @@ def requeue(
 
 
 def expired(transaction: Transaction, limit: int) -> list[JobRecord]:
-    """Jobs whose worker has not been heard of, locked; other reapers skip them."""
+    """Return jobs with an expired lease, locked; other reapers skip them."""
     query = (
         select(*_COLUMNS)
         .where(jobs.c.lease_expires_at < func.now())
@@ -373,7 +373,7 @@ def expired(transaction: Transaction, limit: int) -> list[JobRecord]:
 
 
 def due_for_hint(transaction: Transaction, limit: int) -> list[str]:
-    """Queued jobs nobody took for a while; the next reminder comes after twice the time."""
+    """Return queued jobs to send another message for, and double the pause until the next."""
     due = (
         select(jobs.c.id)
         .where(jobs.c.next_hint_at < func.now(), jobs.c.state == State.QUEUED)
@@ -414,12 +414,12 @@ _NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_expires_at": None}
 
 
 def _guard(action: Action, job_id: str) -> ColumnElement[bool]:
-    """The lifecycle table as SQL: matches only where the action is legal."""
+    """Return the lifecycle table as SQL, a condition that holds where the action is legal."""
     return and_(jobs.c.id == job_id, jobs.c.state.in_(TRANSITIONS[action].sources))
 
 
 def _owned(lease: Lease) -> ColumnElement[bool]:
-    """Matches only while this claim is the current one."""
+    """Return the condition that this claim is the current one."""
     return and_(
         jobs.c.id == lease.job_id,
         jobs.c.state.in_(LEASED),

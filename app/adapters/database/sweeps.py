@@ -1,4 +1,4 @@
-"""Rows of `sweeps`; the jobs of a sweep point at it."""
+"""Rows of `sweeps`, to which the rows of their jobs refer."""
 
 from __future__ import annotations
 

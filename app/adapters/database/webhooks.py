@@ -14,7 +14,7 @@ from app.domain.webhook import DisabledReason, Secret, WebhookRecord, WebhookReq
 
 _COLUMNS = (
     *(column for column in webhooks.c if column.name not in ("previous_salt", "previous_until")),
-    # Past its time the old secret is as good as gone.
+    # An expired previous secret does not sign any more.
     case((webhooks.c.previous_until > func.now(), webhooks.c.previous_salt)).label("previous_salt"),
 )
 
@@ -35,7 +35,7 @@ def insert_webhook(
 
 
 def count(transaction: Transaction, project_id: str) -> int:
-    """How many the project has; its other creations wait until this transaction ends."""
+    """Count a project's webhooks; other creations wait until this transaction ends."""
     transaction.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"webhooks {project_id}"))))
     query = select(func.count()).where(webhooks.c.project_id == project_id)
     return transaction.scalar(query) or 0
@@ -48,13 +48,13 @@ def find(transaction: Transaction, project_id: str, webhook_id: str) -> WebhookR
 
 
 def find_all(transaction: Transaction, webhook_ids: Collection[str]) -> dict[str, WebhookRecord]:
-    """Of any project, for the sender."""
+    """Return webhooks of any project by their ids, for the sender."""
     query = select(*_COLUMNS).where(webhooks.c.id.in_(webhook_ids))
     return {row.id: _webhook(row) for row in transaction.execute(query)}
 
 
 def lock(transaction: Transaction, webhook_id: str) -> WebhookRecord | None:
-    """The webhook, whose deliveries nobody else settles before this transaction ends.
+    """Return the webhook, locked: no other transaction settles its deliveries meanwhile.
 
     Events can still be announced to it: that takes a weaker lock.
     """
@@ -80,9 +80,9 @@ def newest(
 def change(
     transaction: Transaction, webhook_id: str, request: WebhookRequest, *, forgive: bool
 ) -> WebhookRecord | None:
-    """`forgive` forgets why we had disabled it, and since when it fails."""
-    forgotten = {"disabled_reason": None, "failing_since": None} if forgive else {}
-    return _change(transaction, webhooks.c.id == webhook_id, **_requested(request), **forgotten)
+    """Change a webhook; `forgive` clears the reason it was disabled and its time of failure."""
+    cleared = {"disabled_reason": None, "failing_since": None} if forgive else {}
+    return _change(transaction, webhooks.c.id == webhook_id, **_requested(request), **cleared)
 
 
 def rotate(
@@ -102,7 +102,7 @@ def rotate(
 
 
 def remove(transaction: Transaction, project_id: str, webhook_id: str) -> bool:
-    """With its deliveries."""
+    """Delete a webhook and its deliveries."""
     removed = transaction.execute(delete(webhooks).where(_of_project(project_id, webhook_id)))
     return removed.rowcount == 1
 
@@ -113,7 +113,7 @@ def mark_working(transaction: Transaction, webhook_id: str) -> None:
 
 
 def mark_failing(transaction: Transaction, webhook_id: str, patience: timedelta) -> bool:
-    """Remember since when; True if it has been failing for longer than `patience`."""
+    """Record the first failure; return whether it was longer ago than `patience`."""
     too_long = transaction.scalar(
         update(webhooks)
         .where(webhooks.c.id == webhook_id)

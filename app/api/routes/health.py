@@ -35,7 +35,7 @@ def readyz(request: Request) -> Response:
     described = {
         check.name: {"ok": check.problem is None, "problem": check.problem} for check in checks
     }
-    failing = [one.name for one in checks if one.problem is not None]
+    failing = [check.name for check in checks if check.problem is not None]
     if not failing:
         return JSONResponse({"status": "ok", "checks": described})
     detail = f"Not ready: {', '.join(failing)}"

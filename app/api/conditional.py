@@ -22,19 +22,19 @@ _TAG = re.compile(r'(?:W/)?("[^"]*")')
 
 IfNoneMatch = Annotated[
     str | None,
-    Header(max_length=4096, description="The `ETag` you have: 304 if it is still the right one."),
+    Header(max_length=4096, description="`ETag` of the client's copy: 304 if it is current."),
 ]
 WaitQuery = Annotated[
     float,
     Query(
         ge=0,
         le=_LONGEST_WAIT_SECONDS,
-        description="Seconds to wait for another representation than that of `If-None-Match`, "
-        "or without one for any change. A job that has ended is shown at once.",
+        description="Seconds to wait until the job differs from `If-None-Match`, or without one "
+        "until it changes. A job that has ended is returned at once.",
     ),
 ]
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
-    304: {"description": "You have it already; no body."}
+    304: {"description": "The client's copy is current; no body."}
 }
 
 

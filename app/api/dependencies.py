@@ -48,9 +48,9 @@ Writer = Annotated[Principal, Depends(requires(Scope.WRITE))]
 Admin = Annotated[Principal, Depends(requires(Scope.ADMIN))]
 ResourcesDep = Annotated[Resources, Depends(_resources)]
 WatchingDep = Annotated[Watching, Depends(_watching)]
-LimitQuery = Annotated[int, Query(ge=1, le=100, description="Entries a page.")]
+LimitQuery = Annotated[int, Query(ge=1, le=100, description="Entries per page.")]
 CursorQuery = Annotated[
-    str | None, Query(max_length=128, description="`next_cursor` of the page before.")
+    str | None, Query(max_length=128, description="`next_cursor` of the previous page.")
 ]
 ExpiresQuery = Annotated[int, Query(ge=0, le=2**53)]
 SignatureQuery = Annotated[str, Query(min_length=1, max_length=128)]
@@ -59,7 +59,7 @@ ProjectQuery = Annotated[
     str | None,
     Query(
         pattern=PROJECT_PATTERN,
-        description="Another project than the key's own; the operator only.",
+        description="Project other than the caller's; for the operator only.",
     ),
 ]
 _LABEL = "label."
@@ -69,13 +69,14 @@ def _criteria(
     request: Request,
     after: CursorQuery = None,
     state: Annotated[
-        list[State] | None, Query(max_length=len(State), description="In any of these states.")
+        list[State] | None,
+        Query(max_length=len(State), description="Only jobs in one of these states."),
     ] = None,
     model: Annotated[
-        str | None, Query(max_length=512, description="Of this model: its `ref`.")
+        str | None, Query(max_length=512, description="Only jobs of the model with this `ref`.")
     ] = None,
     sweep: Annotated[
-        str | None, Query(max_length=64, description="Only jobs of this sweep, by its id.")
+        str | None, Query(max_length=64, description="Only jobs of the sweep with this id.")
     ] = None,
     created_after: Annotated[AwareDatetime | None, Query()] = None,
     created_before: Annotated[AwareDatetime | None, Query()] = None,
@@ -107,6 +108,6 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
-        description="Makes a repeated request answer with the job of the first.",
+        description="Key of the request; a repetition returns the object of the first one.",
     ),
 ]

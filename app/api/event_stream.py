@@ -43,15 +43,14 @@ async def _position(
     watching: WatchingDep,
     resources: ResourcesDep,
     after: Annotated[
-        int, Query(ge=0, le=LAST_SEQUENCE, description="Begin behind this `sequence`.")
+        int, Query(ge=0, le=LAST_SEQUENCE, description="Begin after this `sequence`.")
     ] = 0,
     last_event_id: Annotated[
         int | None,
         Header(
             ge=0,
             le=LAST_SEQUENCE,
-            description="The last `id` received; clients send it when they connect again. "
-            "Counts more than `after`.",
+            description="The last `id` received, sent on reconnection. Overrides `after`.",
         ),
     ] = None,
 ) -> AsyncIterator[Position]:

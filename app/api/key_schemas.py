@@ -11,7 +11,7 @@ from app.services.keys import KeyRequest
 
 
 class KeyCreate(BaseModel):
-    """A key for somebody; without `project` it is of the asker's own project."""
+    """A key to be created; `project` defaults to the caller's."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -19,7 +19,7 @@ class KeyCreate(BaseModel):
     )
 
     name: Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,100}$")]
-    scope: Scope = Field(description="Each includes the one before: read, write, admin.")
+    scope: Scope = Field(description="read, write or admin; each includes the one before.")
     project: Annotated[str, StringConstraints(pattern=PROJECT_PATTERN)] | None = None
     expires_at: AwareDatetime | None = None
 

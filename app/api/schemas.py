@@ -53,12 +53,12 @@ Labels = Annotated[dict[LabelKey, LabelValue], BeforeValidator(storable), Field(
 
 
 Priority = Annotated[
-    int, Field(ge=0, le=HIGHEST_PRIORITY, description="The highest number is taken first.")
+    int, Field(ge=0, le=HIGHEST_PRIORITY, description="Jobs with the highest number run first.")
 ]
 
 
 class JobCreate(BaseModel):
-    """What to compress, how, and what to measure afterwards."""
+    """A job to be created: the model, the compression, and the evaluation afterwards."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -109,10 +109,16 @@ class JobCreate(BaseModel):
     labels: Labels = {}
     priority: Priority = DEFAULT_PRIORITY
     max_runtime_s: Annotated[
-        int | None, Field(ge=1, le=MONTH_SECONDS, description="Of one attempt; then it fails.")
+        int | None,
+        Field(
+            ge=1, le=MONTH_SECONDS, description="Seconds of one attempt after which the job fails."
+        ),
     ] = None
     max_pending_s: Annotated[
-        int | None, Field(ge=1, le=MONTH_SECONDS, description="In the queue; then it fails.")
+        int | None,
+        Field(
+            ge=1, le=MONTH_SECONDS, description="Seconds in the queue after which the job fails."
+        ),
     ] = None
 
     def to_domain(self) -> JobRequest:

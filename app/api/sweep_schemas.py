@@ -22,7 +22,7 @@ def _different(ratios: tuple[float, ...]) -> tuple[float, ...]:
 
 
 class SweepCreate(BaseModel):
-    """The same compression of one model at several ratios."""
+    """A sweep to be created: the same compression of one model at several ratios."""
 
     model_config = ConfigDict(
         extra="forbid",

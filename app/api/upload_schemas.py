@@ -13,7 +13,7 @@ _SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 
 class UploadCreate(BaseModel):
-    """The files that will come, each with the SHA-256 it will have."""
+    """An upload to be created: its files with their sizes and SHA-256 hashes."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -36,7 +36,7 @@ class UploadCreate(BaseModel):
     name: Annotated[
         Annotated[str, StringConstraints(min_length=1, max_length=200)] | None,
         BeforeValidator(storable),
-        Field(description="For people, to find it by."),
+        Field(description="Name for people to find the upload by."),
     ] = None
 
     def to_domain(self) -> UploadRequest:

@@ -43,7 +43,7 @@ Description = Annotated[str, BeforeValidator(storable), StringConstraints(max_le
 
 
 class WebhookCreate(BaseModel):
-    """Where to post, and which events."""
+    """A webhook to be created: its URL and the events to send."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -72,7 +72,7 @@ class WebhookCreate(BaseModel):
 
 
 class WebhookChange(BaseModel):
-    """What is given replaces what was; the rest stays."""
+    """Changes to a webhook; omitted fields keep their values."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=_changes)
 

@@ -50,10 +50,12 @@ class ApiKey(Resource):
     scope: Scope
     hint: str
     created_at: AwareDatetime
-    created_by: str | None = Field(description="The key that made it; null: the operator.")
+    created_by: str | None = Field(
+        description="Id of the key that created it; null for the operator."
+    )
     expires_at: AwareDatetime | None
     revoked_at: AwareDatetime | None
-    last_used_at: AwareDatetime | None = Field(description="To the minute.")
+    last_used_at: AwareDatetime | None = Field(description="Time of last use, to the minute.")
 
     def is_good(self, now: datetime) -> bool:
         """Return whether the key is neither revoked nor expired."""

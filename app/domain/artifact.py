@@ -45,7 +45,7 @@ class Artifact(_PublishedFile):
 
 
 class Archive(ApiModel):
-    """All files as one ZIP; the URL works without a key until it expires."""
+    """A ZIP of all published files; the URL works without a key until it expires."""
 
     name: str
     url: str
@@ -53,7 +53,7 @@ class Archive(ApiModel):
 
 
 class ArtifactList(ApiModel):
-    """All published files of a job, each by itself and, if there are any, as one."""
+    """The published files of a job and, if there are any, the archive of all."""
 
     data: tuple[Artifact, ...]
     archive: Archive | None = None

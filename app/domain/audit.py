@@ -39,20 +39,20 @@ class Attempt:
 
 
 class AuditEntry(Resource):
-    """One call that changed something, or was refused it."""
+    """A call that changed something, or was rejected."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     object: Literal["audit_entry"] = "audit_entry"
     created_at: AwareDatetime
     project: str
-    key: str | None = Field(description="null: the operator")
+    key: str | None = Field(description="Id of the caller's key; null for the operator.")
     method: str
-    route: str = Field(description="The path's template; the path itself is not kept.")
+    route: str = Field(description="Template of the path; the path itself is not stored.")
     object_id: str | None
     status: int
     request_id: str
 
 
 class AuditList(Page[AuditEntry]):
-    """One page of the log, newest first."""
+    """One page of the audit log, newest first."""

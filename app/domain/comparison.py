@@ -24,7 +24,7 @@ class TextQuality(FrozenModel):
 
 
 class TaskQuality(FrozenModel):
-    """One metric of one task; `ratio` is below 1 where the compressed model does worse."""
+    """A metric of a task; `ratio` is below 1 if the compressed model is worse."""
 
     task: str
     metric: str
@@ -37,7 +37,7 @@ class TaskQuality(FrozenModel):
 class Size(ApiModel):
     """Parameters and bytes of weights, dense and compressed.
 
-    `achieved_ratio` is the fraction of the compressible parameters that is gone.
+    `achieved_ratio` is the removed fraction of the compressible parameters.
     """
 
     params_before: int
@@ -59,7 +59,7 @@ class Size(ApiModel):
 
 
 class ComparedJob(ApiModel):
-    """One job; `size`, `quality`, `tasks` and `speed` are null until it has succeeded."""
+    """A compared job; `size`, `quality`, `tasks` and `speed` are null until it has succeeded."""
 
     id: str
     state: State
@@ -73,7 +73,7 @@ class ComparedJob(ApiModel):
 
 
 class Setting(ApiModel):
-    """One setting, with a value for each job in their order."""
+    """A setting, with a value for each job in their order."""
 
     name: str
     values: tuple[Any, ...]
@@ -81,7 +81,7 @@ class Setting(ApiModel):
 
 
 class Comparison(ApiModel):
-    """Jobs side by side, in the order they were named."""
+    """Settings and results of jobs side by side, in the requested order."""
 
     object: Literal["comparison"] = "comparison"
     jobs: tuple[ComparedJob, ...]

@@ -18,7 +18,7 @@ LIVE = "live"
 
 
 class EventType(StrEnum):
-    """What is worth a line in the log."""
+    """Type of an event."""
 
     QUEUED = "queued"
     STARTED = "started"
@@ -39,7 +39,7 @@ ENDS = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED})
 
 
 class Event(ApiModel):
-    """One line of a job's log."""
+    """An event in a job's log."""
 
     sequence: int
     type: EventType
@@ -49,7 +49,7 @@ class Event(ApiModel):
 
 
 class EventList(ApiModel):
-    """Part of a job's log, oldest first; `after` the last `sequence` comes the rest."""
+    """Part of a job's log, oldest first; the last `sequence` as `after` gives the next part."""
 
     data: tuple[Event, ...]
     has_more: bool
@@ -61,7 +61,7 @@ class EventList(ApiModel):
 
 
 class JobLive(ApiModel):
-    """Where a job is at this moment."""
+    """Current state and progress of a job."""
 
     state: State
     stage: Stage | None

@@ -26,14 +26,14 @@ _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 class HandOffTarget(StrEnum):
-    """Who gets the checkpoint."""
+    """Target of a hand-off."""
 
     MLFLOW = "mlflow"
     HUB = "hub"
 
 
 class HandOffState(StrEnum):
-    """Pending includes waiting for another try."""
+    """State of a hand-off; `pending` includes waiting for another attempt."""
 
     PENDING = "pending"
     DONE = "done"
@@ -96,7 +96,7 @@ class DueHandOff:
 
 
 class HandOff(ApiModel):
-    """A succeeded job's checkpoint on its way to a registry or a hub."""
+    """The hand-off of a succeeded job's checkpoint to a model registry or hub."""
 
     target: HandOffTarget
     state: HandOffState
@@ -104,13 +104,13 @@ class HandOff(ApiModel):
     created_at: datetime
     finished_at: datetime | None
     next_try_at: datetime | None
-    reference: str | None = Field(description="name and version, or repository and commit")
+    reference: str | None = Field(description="Name and version, or repository and commit.")
     url: str | None
-    error: str | None = Field(description="of the last try, if it failed")
+    error: str | None = Field(description="Error of the last attempt, if it failed.")
 
 
 class HandOffList(ApiModel):
-    """All of a job's; empty where the deployment hands nothing off."""
+    """All hand-offs of a job; empty if the deployment has no target."""
 
     data: tuple[HandOff, ...]
 

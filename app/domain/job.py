@@ -19,7 +19,7 @@ HIGHEST_PRIORITY = 9
 
 
 class Progress(FrozenModel):
-    """How far a running job is; `fraction` is of the whole job, in [0, 1]."""
+    """Progress of a running job; `fraction` refers to the whole job, in [0, 1]."""
 
     fraction: float
     message: str
@@ -37,7 +37,7 @@ class Speedup(FrozenModel):
 
 
 class JobResult(FrozenModel):
-    """The outcome in a few numbers; the report has the rest."""
+    """Main numbers of the result; the report has all."""
 
     params_before: int
     params_after: int
@@ -51,7 +51,7 @@ class JobResult(FrozenModel):
 
 
 class JobError(FrozenModel):
-    """Why a job failed."""
+    """Reason why a job failed."""
 
     code: str
     message: str
@@ -106,7 +106,7 @@ class JobFilter:
 
 
 class JobUrls(ApiModel):
-    """Where the rest is."""
+    """Paths of the job's other resources."""
 
     self: str
     events: str

@@ -29,11 +29,13 @@ _OFFER: dict[str, Any] = {
 
 
 class Offer(ApiModel):
-    """What jobs may name: patterns of hub names, packages, names of the directories allowed."""
+    """Sources that jobs may name: patterns of hub names, packages, names of directories."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_OFFER]})
 
-    architectures: tuple[str, ...] = Field(description="`model_type` in transformers")
+    architectures: tuple[str, ...] = Field(
+        description="Supported values of `model_type` in transformers."
+    )
     hub: tuple[str, ...]
     packages: tuple[str, ...]
     roots: tuple[str, ...]
@@ -46,7 +48,7 @@ class Offer(ApiModel):
 
 
 class CompressedModel(ApiModel):
-    """What one succeeded job has made."""
+    """The result of a succeeded job."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -81,7 +83,7 @@ class CompressedModel(ApiModel):
     method: str
     target: str
     ratio: float | None = Field(
-        description="fraction removed: as asked for, or as achieved where a size was asked for"
+        description="Removed fraction: requested, or achieved if a size was requested."
     )
     finished_at: datetime | None
     result: JobResult | None
@@ -103,7 +105,7 @@ class CompressedModel(ApiModel):
 
 
 class ModelList(ApiModel):
-    """What is offered, and one page of what this project has compressed, newest first."""
+    """Sources that jobs may name, and one page of the project's compressed models, newest first."""
 
     offer: Offer
     data: tuple[CompressedModel, ...]

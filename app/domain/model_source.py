@@ -17,7 +17,7 @@ _REVISION = re.compile(r"[\w-][\w./-]*", re.ASCII)
 
 
 class ModelSource(FrozenModel):
-    """`ref` is `org/name` on the hub, a path on the workers' disk, a Python package, an upload."""
+    """A model: `ref` is `org/name` on the hub, a path on workers, a Python package, an upload."""
 
     source: SourceKind
     ref: str = Field(min_length=1, max_length=1024)

@@ -10,7 +10,7 @@ PROJECT_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
 
 class Scope(StrEnum):
-    """What a key allows; each includes the one before."""
+    """Permissions of a key; each scope includes the one before."""
 
     READ = "read"
     WRITE = "write"

@@ -12,14 +12,17 @@ from app.domain.resource import ApiModel
 
 
 class Service(ApiModel):
-    """Who asks, and how much there is to do."""
+    """The caller's project and scopes, and the load of the service."""
 
     object: Literal["service"] = "service"
     version: str
     project: str
-    scopes: tuple[Scope, ...] = Field(description="what the asking key allows")
-    jobs: dict[State, int] = Field(description="the project's, in every state that is no end")
-    busy_workers: int = Field(description="of the deployment, at work on a job")
+    scopes: tuple[Scope, ...] = Field(description="Scopes of the caller's key.")
+    jobs: dict[State, int] = Field(
+        description="Number of the project's jobs in each state that is not terminal."
+    )
+    busy_workers: int = Field(description="Workers of the deployment that run a job.")
     workers: int | None = Field(
-        default=None, description="of the deployment, heard lately; null: the broker is away"
+        default=None,
+        description="Live workers of the deployment; null if the broker is unavailable.",
     )

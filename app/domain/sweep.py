@@ -16,7 +16,7 @@ from intraslice_core.config import CompressionConfig, CompressionSettings, Evalu
 
 
 class SweepState(StrEnum):
-    """Follows from the states of the jobs; nothing of it is stored."""
+    """State of a sweep, computed from those of its jobs."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -43,7 +43,7 @@ class SweepRequest:
 
 
 class SweepProgress(ApiModel):
-    """How far the jobs are together; `fraction` is in [0, 1]."""
+    """Progress of all jobs together; `fraction` is in [0, 1]."""
 
     fraction: float
     jobs: dict[State, int]
@@ -76,7 +76,7 @@ class SweepProgress(ApiModel):
 
 
 class SweepUrls(ApiModel):
-    """Where the rest is."""
+    """Paths of the sweep's other resources."""
 
     self: str
     jobs: str
@@ -96,7 +96,7 @@ class SweepUrls(ApiModel):
 
 
 class Sweep(Resource):
-    """A sweep; its state follows from those of its jobs."""
+    """A sweep; its state is computed from those of its jobs."""
 
     object: Literal["sweep"] = "sweep"
     state: SweepState
@@ -111,10 +111,10 @@ class Sweep(Resource):
 
 
 class ParetoPoint(ApiModel):
-    """One job's size, quality and speed.
+    """Size, quality and speed of one job.
 
-    `dominated`: another point is nowhere worse and somewhere better in bytes, perplexity and,
-    where both have measured it, decoding speed; null until the job's perplexity is known.
+    `dominated`: another job is at least as good in bytes, perplexity and, if measured, decode
+    speed, and better in one of them; null until the job's perplexity is measured.
     """
 
     job_id: str

@@ -28,14 +28,14 @@ MOST_FILES = 2_100
 
 
 class UploadKind(StrEnum):
-    """What an upload can be used as."""
+    """Use of an upload in a job."""
 
     MODEL = "model"
     TEXT = "text"
 
 
 class UploadState(StrEnum):
-    """`open` takes parts; `ready` can be named in jobs; `refused` says why in `error`."""
+    """State of an upload: open for parts, in verification, ready for jobs, or refused."""
 
     OPEN = "open"
     VERIFYING = "verifying"
@@ -44,7 +44,7 @@ class UploadState(StrEnum):
 
 
 class UploadFile(FrozenModel):
-    """A file as it will be when it is complete."""
+    """An announced file."""
 
     name: str = Field(min_length=1, max_length=200)
     bytes: int = Field(ge=1, le=2**50)
@@ -66,7 +66,7 @@ class UploadRequest(FrozenModel):
 
 
 class UploadError(FrozenModel):
-    """Why an upload was refused."""
+    """Reason why an upload was refused."""
 
     code: str
     message: str
@@ -84,7 +84,7 @@ class Part:
 
 
 class UploadUrls(ApiModel):
-    """Where the rest is."""
+    """Paths of the upload."""
 
     self: str
     complete: str
@@ -97,7 +97,7 @@ class UploadUrls(ApiModel):
 
 
 class Upload(Resource):
-    """An upload: `open` takes parts, `ready` can be named in jobs, `refused` says why."""
+    """An upload: `open` accepts parts, `ready` can be named in jobs, `refused` has an `error`."""
 
     object: Literal["upload"] = "upload"
     name: str | None = None
@@ -136,7 +136,7 @@ class UploadRecord(Upload):
 
 
 class UploadPart(ApiModel):
-    """A piece of a file; PUT its bytes to `url` as they are, unless it was received."""
+    """A part of a file; PUT its bytes to `url`, unless it was received."""
 
     number: int
     bytes: int
@@ -145,7 +145,7 @@ class UploadPart(ApiModel):
 
 
 class UploadFileDetails(ApiModel):
-    """A file and its parts; none are listed once the upload is not open any more."""
+    """A file and its parts, which are listed only while the upload is open."""
 
     name: str
     bytes: int

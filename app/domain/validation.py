@@ -20,14 +20,14 @@ _TOKENS_A_DIMENSION = 4
 
 
 class Caution(FrozenModel):
-    """Something the job may be given in spite of; `code` is stable."""
+    """A warning about settings that does not prevent the job; `code` is stable."""
 
     code: str
     message: str
 
 
 class TargetSupport(FrozenModel):
-    """Whether a job can be made for a kind of runtime, and which these are."""
+    """Support of a target for the model, and the runtimes that load its results."""
 
     target: str
     available: bool
@@ -36,7 +36,7 @@ class TargetSupport(FrozenModel):
 
 
 class Duration(FrozenModel):
-    """How long the job would take on one class of machines, from the newest rates there."""
+    """Estimated duration of the job on one class of machines, from the newest measured rates."""
 
     device: str
     seconds: float
@@ -54,10 +54,10 @@ class Rate:
 
 
 class Validation(ApiModel):
-    """The job would be accepted; what it would make and take, as far as that is known.
+    """A job that would be accepted, with estimates of its result, memory and duration.
 
-    `estimate` is null where the model cannot be read before a worker opens it; `durations` has an
-    entry for each class of machines that has run the method, newest measurement first.
+    `estimate` is null if only a worker can read the model; `durations` has an entry for each class
+    of machines that has run the method, newest measurement first.
     """
 
     object: Literal["validation"] = "validation"

@@ -56,7 +56,7 @@ _DELIVERY: dict[str, Any] = {
 
 
 class DeliveryState(StrEnum):
-    """Where a delivery stands."""
+    """State of a delivery."""
 
     PENDING = "pending"
     DELIVERED = "delivered"
@@ -64,7 +64,7 @@ class DeliveryState(StrEnum):
 
 
 class DisabledReason(StrEnum):
-    """Why we stopped sending; a webhook its owner has disabled has no reason."""
+    """Reason why the service disabled a webhook; null if its owner did."""
 
     GONE = "gone"
     FAILING = "failing"
@@ -113,7 +113,7 @@ class WebhookRecord(Webhook):
 
 
 class WebhookWithSecret(Webhook):
-    """A webhook with its secret: shown this once, and kept nowhere."""
+    """A webhook with its secret, which is shown once and not stored."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -129,7 +129,7 @@ class WebhookList(Page[Webhook]):
 
 
 class Delivery(Resource):
-    """One event for one webhook; `id` is the `webhook-id` that the receiver sees."""
+    """An event for a webhook; `id` is the `webhook-id` that the receiver sees."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_DELIVERY]})
 

@@ -1,4 +1,4 @@
-"""/v1/archives: all files of a job as one, by a signed link."""
+"""/v1/archives: a ZIP of all files of a job, by a signed link."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def archive(
     expires: ExpiresQuery,
     signature: SignatureQuery,
 ) -> Response:
-    """Download all files in one ZIP; it cannot be gone on with when broken off, as files can."""
+    """Download all files in one ZIP; unlike single files, it does not support ranges."""
     resources.signer.verify_archive(job_id, expires, signature)
     archive_stream = archives.open_archive(resources, job_id)
     headers = {

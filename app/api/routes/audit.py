@@ -1,4 +1,4 @@
-"""/v1/audit: who tried to change what."""
+"""/v1/audit: the audit log."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def list_audit(
     after: CursorQuery = None,
     project: ProjectQuery = None,
 ) -> AuditList:
-    """List calls that changed something or were refused it, newest first."""
+    """List calls that changed something or were rejected, newest first."""
     before = decode_cursor(after, AUDIT)
     return audit.list_audit(resources, principal, project_id=project, limit=limit, before=before)

@@ -27,7 +27,7 @@ JobsQuery = Annotated[
 
 @router.get("", responses=problems(404))
 def compare(jobs: JobsQuery, resources: ResourcesDep, principal: Reader) -> Comparison:
-    """Show settings, size, quality and speed of jobs side by side."""
+    """Compare settings, size, quality and speed of jobs."""
     return compare_jobs(resources, principal, _ids(jobs))
 
 

@@ -1,4 +1,4 @@
-"""/v1/jobs/{id}/hand-offs: where a job's checkpoint went."""
+"""/v1/jobs/{id}/hand-offs: registry hand-offs of a job's checkpoint."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(401, 403
 
 @router.get("/{job_id}/hand-offs", responses=problems(404))
 def list_hand_offs(job_id: str, resources: ResourcesDep, principal: Reader) -> HandOffList:
-    """List where a job's checkpoint is sent, and how far that has come."""
+    """List the registry hand-offs of a job's checkpoint, with their states."""
     return hand_offs.list_hand_offs(resources, principal, job_id)

@@ -1,4 +1,4 @@
-"""/v1/jobs: create, list, watch, cancel, collect."""
+"""/v1/jobs: create, list, control and delete jobs, and read their results."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def list_jobs(
     if_none_match: IfNoneMatch = None,
     limit: LimitQuery = 20,
 ) -> Response:
-    """List jobs, newest first; `label.KEY=VALUE` filters by labels, as often as given."""
+    """List jobs, newest first; `label.KEY=VALUE` filters by a label and can be repeated."""
     page = jobs.list_jobs(resources, principal, criteria, limit=limit)
     return Representation.of(page, weak=True).response(if_none_match)
 
@@ -101,7 +101,7 @@ async def get_job(
     if_none_match: IfNoneMatch = None,
     wait: WaitQuery = 0.0,
 ) -> Response:
-    """Show a job, at once or when it has changed."""
+    """Return a job, at once or once it has changed."""
     if wait:
         shown = await changed_job(
             watching, principal, job_id, request=request, wait=wait, known=if_none_match
@@ -114,13 +114,13 @@ async def get_job(
 
 @router.post("/{job_id}/cancel", status_code=202, responses=problems(404, 409))
 def cancel_job(job_id: str, resources: ResourcesDep, principal: Writer) -> Job:
-    """Stop a job; a running one takes a few seconds."""
+    """Cancel a job; a running one takes a few seconds to stop."""
     return jobs.cancel_job(resources, principal, job_id)
 
 
 @router.post("/{job_id}/pause", status_code=202, responses=problems(404, 409))
 def pause_job(job_id: str, resources: ResourcesDep, principal: Writer) -> Job:
-    """Put a job aside; a running one takes a few seconds, and goes on from there when resumed."""
+    """Pause a job; a running one takes a few seconds to stop and keeps finished layers."""
     return jobs.pause_job(resources, principal, job_id)
 
 
@@ -146,7 +146,7 @@ def retry_job(
 
 @router.delete("/{job_id}", status_code=204, responses=problems(404, 409))
 def delete_job(job_id: str, resources: ResourcesDep, principal: Writer) -> None:
-    """Forget a job that has ended, and its files."""
+    """Delete a job that has ended, and its files."""
     jobs.delete_job(resources, principal, job_id)
 
 
@@ -158,7 +158,7 @@ def pin_job(job_id: str, resources: ResourcesDep, principal: Writer) -> Job:
 
 @router.post("/{job_id}/unpin", responses=problems(404, 409, 410))
 def unpin_job(job_id: str, resources: ResourcesDep, principal: Writer) -> Job:
-    """Let a job's artifacts expire; they have their whole time again."""
+    """Let a job's artifacts expire; their retention time starts again."""
     return retention.pin_job(resources, principal, job_id, pinned=False)
 
 
@@ -186,7 +186,7 @@ def get_report(
     accept: Annotated[str | None, Header(max_length=4096)] = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """Show the engine's report of a succeeded job: as JSON, or as a page with plots."""
+    """Return the engine's report of a succeeded job, as JSON or as a page with plots."""
     varies = {"Vary": "Accept"}
     if preferred(accept, (JSON, HTML)) == HTML:
         page = report_page(report_pages.get_page(resources, principal, job_id))

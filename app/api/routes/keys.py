@@ -1,4 +1,4 @@
-"""/v1/keys: who may ask."""
+"""/v1/keys: API keys."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1/keys", tags=["keys"], responses=problems(401, 403
 def create_key(
     body: KeyCreate, resources: ResourcesDep, principal: Admin, response: Response
 ) -> IssuedKey:
-    """Make a key; its secret is in this answer and nowhere else."""
+    """Create a key; only this response contains its secret."""
     issued = keys.create_key(resources, principal, body.to_domain())
     response.headers["Location"] = f"{router.prefix}/{issued.id}"
     response.headers["Cache-Control"] = "no-store"
@@ -40,11 +40,11 @@ def list_keys(
 
 @router.get("/{key_id}", responses=problems(404))
 def get_key(key_id: str, resources: ResourcesDep, principal: Admin) -> ApiKey:
-    """Show a key."""
+    """Return a key."""
     return keys.get_key(resources, principal, key_id)
 
 
 @router.delete("/{key_id}", status_code=204, responses=problems(404))
 def revoke_key(key_id: str, resources: ResourcesDep, principal: Admin) -> None:
-    """End a key for good; twice is fine."""
+    """Revoke a key; repeating it is harmless."""
     keys.revoke_key(resources, principal, key_id)

@@ -1,4 +1,4 @@
-"""/v1/models: what can be compressed here, and what has been."""
+"""/v1/models: sources that jobs may name, and compressed models."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ router = APIRouter(prefix="/v1/models", tags=["models"], responses=problems(401,
 def list_models(
     resources: ResourcesDep, principal: Reader, limit: LimitQuery = 20, after: CursorQuery = None
 ) -> ModelList:
-    """Show what jobs may name here, and what this project has compressed."""
+    """List the sources that jobs may name, and the project's compressed models."""
     return models.list_models(resources, principal, limit=limit, before=decode_cursor(after))

@@ -1,4 +1,4 @@
-"""/v1/service: the service at a glance."""
+"""/v1/service: status of the service."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ router = APIRouter(prefix="/v1/service", tags=["service"], responses=problems(40
 
 @router.get("")
 def show_service(resources: ResourcesDep, principal: Reader) -> Service:
-    """Show who asks, and how much there is to do."""
+    """Return the caller's project and scopes, and the load of the service."""
     return service_status(resources, principal)

@@ -51,11 +51,11 @@ def list_sweeps(
 
 @router.get("/{sweep_id}", responses=problems(404))
 def get_sweep(sweep_id: str, resources: ResourcesDep, principal: Reader) -> SweepDetails:
-    """Show a sweep, its jobs and the table of size, quality and speed."""
+    """Return a sweep with its jobs and their Pareto table of size, quality and speed."""
     return sweeps.get_sweep(resources, principal, sweep_id)
 
 
 @router.post("/{sweep_id}/cancel", status_code=202, responses=problems(404))
 def cancel_sweep(sweep_id: str, resources: ResourcesDep, principal: Writer) -> SweepDetails:
-    """Stop every job of a sweep that has not ended."""
+    """Cancel every job of a sweep that has not ended."""
     return sweeps.cancel_sweep(resources, principal, sweep_id)

@@ -1,4 +1,4 @@
-"""/v1/uploads: models and texts that clients bring along."""
+"""/v1/uploads: models and texts from clients."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Number = Annotated[int, Path(ge=0, le=2**31)]
 def create_upload(
     body: UploadCreate, resources: ResourcesDep, principal: Writer, response: Response
 ) -> UploadDetails:
-    """Announce files; the answer says where to PUT their parts, in any order."""
+    """Announce files; the response has a URL to PUT each part to, in any order."""
     upload = uploads.create_upload(resources, principal, body.to_domain())
     response.headers["Location"] = upload.urls.self
     return upload
@@ -57,7 +57,7 @@ def list_uploads(
 
 @router.get("/{upload_id}", responses=problems(404))
 def get_upload(upload_id: str, resources: ResourcesDep, principal: Reader) -> UploadDetails:
-    """Show which parts have arrived, with fresh links, for those who may write, to the rest."""
+    """Return the state of each part, with fresh links to missing ones if the key may write."""
     return uploads.get_upload(resources, principal, upload_id)
 
 
@@ -65,7 +65,7 @@ def get_upload(upload_id: str, resources: ResourcesDep, principal: Reader) -> Up
 def complete_upload(
     upload_id: str, resources: ResourcesDep, principal: Writer, background: BackgroundTasks
 ) -> Upload:
-    """Check what has arrived; jobs may name it once it is `ready`."""
+    """Verify the upload; jobs may name it once it is `ready`."""
     upload = uploads.complete_upload(resources, principal, upload_id)
     background.add_task(upload_contents.verify, resources, upload_id)
     return upload
@@ -73,7 +73,7 @@ def complete_upload(
 
 @router.delete("/{upload_id}", status_code=204, responses=problems(404, 409))
 def delete_upload(upload_id: str, resources: ResourcesDep, principal: Writer) -> None:
-    """Forget an upload and its files, unless a job that has not ended names it."""
+    """Delete an upload and its files, unless a job that has not ended names it."""
     uploads.delete_upload(resources, principal, upload_id)
 
 
@@ -92,7 +92,7 @@ async def put_part(  # the link's parts
     expires: ExpiresQuery,
     signature: SignatureQuery,
 ) -> None:
-    """Send a part by its link, where the store has no links of its own."""
+    """Send a part by its signed link, if the store is a directory."""
     resources.signer.verify_part(upload_id, file, number, expires, signature)
     part = await run_in_threadpool(uploads.expect_part, resources, upload_id, file, number)
     await resources.store.put_stream(part.key, _exactly(part, request))

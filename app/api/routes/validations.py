@@ -1,4 +1,4 @@
-"""/v1/jobs:validate: would it work, and what would it take?"""
+"""/v1/jobs:validate: validation and estimates of a job."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""/v1/webhooks: who is told about jobs, and what became of it.
+"""/v1/webhooks: webhooks and their deliveries.
 
-For admins only, reading too: the URL of a receiver often holds a secret of its own.
+Reading them needs the scope admin too: the URL of a receiver often contains a secret.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ router = APIRouter(prefix=_PATH, tags=["webhooks"], responses=problems(401, 403,
 def create_webhook(
     body: WebhookCreate, resources: ResourcesDep, principal: Admin, response: Response
 ) -> WebhookWithSecret:
-    """Have events posted to a URL, signed with the secret that only this answer shows."""
+    """Create a webhook; events are signed with the secret that only this response contains."""
     webhook = webhooks.create_webhook(resources, principal, body.to_domain())
     response.headers["Location"] = f"{_PATH}/{webhook.id}"
     return webhook
@@ -43,7 +43,7 @@ def list_webhooks(
 
 @router.get("/{webhook_id}", responses=problems(404))
 def get_webhook(webhook_id: str, resources: ResourcesDep, principal: Admin) -> Webhook:
-    """Show a webhook."""
+    """Return a webhook."""
     return webhooks.get_webhook(resources, principal, webhook_id)
 
 
@@ -51,19 +51,19 @@ def get_webhook(webhook_id: str, resources: ResourcesDep, principal: Admin) -> W
 def change_webhook(
     webhook_id: str, body: WebhookChange, resources: ResourcesDep, principal: Admin
 ) -> Webhook:
-    """Change the given fields; `enabled: true` takes up one that was disabled for its failures."""
+    """Change the given fields; `enabled: true` also enables a webhook that the service disabled."""
     return webhooks.change_webhook(resources, principal, webhook_id, body.given())
 
 
 @router.delete("/{webhook_id}", status_code=204, responses=problems(404))
 def delete_webhook(webhook_id: str, resources: ResourcesDep, principal: Admin) -> None:
-    """Forget a webhook and its deliveries."""
+    """Delete a webhook and its deliveries."""
     webhooks.delete_webhook(resources, principal, webhook_id)
 
 
 @router.post("/{webhook_id}/rotate", responses=problems(404))
 def rotate_secret(webhook_id: str, resources: ResourcesDep, principal: Admin) -> WebhookWithSecret:
-    """Make a new secret; for 24 hours requests carry a second signature by the old one."""
+    """Create a new secret; for 24 hours requests also carry a signature by the old one."""
     return webhooks.rotate_secret(resources, principal, webhook_id)
 
 
@@ -81,7 +81,7 @@ def list_deliveries(
     limit: LimitQuery = 20,
     after: CursorQuery = None,
 ) -> DeliveryList:
-    """List what was sent and what waits, newest first."""
+    """List pending and settled deliveries, newest first."""
     before = decode_cursor(after, DELIVERY)
     return webhooks.list_deliveries(resources, principal, webhook_id, limit=limit, before=before)
 

@@ -75,9 +75,9 @@ class DestinationGuard:
         parsed = _parsed(url)
         schemes = ("https", "http") if self._allow_loopback else ("https",)
         if parsed.scheme not in schemes:
-            raise DestinationRefusedError("url_scheme", "Only https URLs can be webhooks")
+            raise DestinationRefusedError("url_scheme", "The URL must begin with https")
         if "#" in url or "@" in _AUTHORITY.sub(r"\1", url):
-            raise DestinationRefusedError("url_parts", "Neither user, password nor fragment")
+            raise DestinationRefusedError("url_parts", "No user, password or fragment is allowed")
         secure = parsed.scheme == "https"
         port = parsed.port if parsed.port is not None else _HTTPS if secure else _HTTP
         if port != _HTTPS and not _FIRST_USER_PORT <= port <= _LAST_PORT:
@@ -99,7 +99,7 @@ class DestinationGuard:
             resolved = self._resolve(destination.host, destination.port)
         except (OSError, UnicodeError) as error:
             raise DestinationRefusedError(
-                "host_unknown", "The host has no address; is it spelt right?"
+                "host_unknown", "The host has no address; check its spelling"
             ) from error
         permitted = (self._permits(address, secure=destination.secure) for address in resolved)
         if not resolved or not all(permitted):

@@ -17,7 +17,7 @@ _MOST_RATIOS = 20
 
 def _different(ratios: tuple[float, ...]) -> tuple[float, ...]:
     if len(set(ratios)) != len(ratios):
-        raise ValueError("every ratio is asked for once")
+        raise ValueError("ratios must be different")
     return ratios
 
 

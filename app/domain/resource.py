@@ -68,7 +68,7 @@ def decode_cursor(cursor: str | None, prefix: str = JOB) -> str | None:
         last_id = ""
     if not is_id(prefix, last_id):
         problem = FieldProblem(
-            pointer="query:after", code="bad_cursor", message="use next_cursor of the last page"
+            pointer="query:after", code="bad_cursor", message="use next_cursor of the previous page"
         )
-        raise InvalidRequestError("The cursor is not one of ours", fields=(problem,))
+        raise InvalidRequestError("The cursor is invalid", fields=(problem,))
     return last_id

@@ -87,7 +87,9 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
     problems += _beyond_runtime(settings, request)
     problems += _beyond_target(dense, compression) or _beyond_reach(dense, compression)
     if problems:
-        raise InvalidRequestError("The job asks for what it may not have", fields=tuple(problems))
+        raise InvalidRequestError(
+            "The job violates deployment limits or allow-lists", fields=tuple(problems)
+        )
     return AdmittedJob(
         model=model,
         compression=compression,

@@ -149,7 +149,7 @@ def _checkpoint(resources: Resources, due: DueHandOff) -> Iterator[Path]:
             raise JobNotFoundError
         files = artifacts.of_job(transaction, due.job_id)
     if not files:
-        raise ArtifactNotFoundError("the job's artifacts are gone")
+        raise ArtifactNotFoundError("the job's artifacts have been removed")
     directory = _directory(resources, due.job_id, due.target)
     shutil.rmtree(directory, ignore_errors=True)
     try:

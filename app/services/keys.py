@@ -52,7 +52,7 @@ def create_key(resources: Resources, principal: Principal, request: KeyRequest) 
     """
     if request.expires_at is not None and request.expires_at <= datetime.now(UTC):
         problem = FieldProblem(pointer="/expires_at", code="past", message="lies in the past")
-        raise InvalidRequestError("The key would never open anything", fields=(problem,))
+        raise InvalidRequestError("The key would have expired already", fields=(problem,))
     secret = new_secret()
     new = keys.NewKey(
         id=new_id(KEY),
@@ -141,7 +141,7 @@ def project_of(principal: Principal, requested: str | None) -> str:
     if requested is None or requested == principal.project_id:
         return principal.project_id
     if not principal.is_operator:
-        raise ScopeMissingError("Only the operator administrates other projects")
+        raise ScopeMissingError("Only the operator manages other projects")
     return requested
 
 

@@ -138,7 +138,7 @@ def _upload(resources: Resources, source: Path, name: str, prefix: str) -> Artif
     resources.store.put_file(key, source, media_type(name))
     # The directory was verified to load and answer rightly; equal bytes do so too.
     if resources.store.sha256(key) != sha256:
-        raise PublicationError(f"{name} arrived damaged in the store")
+        raise PublicationError(f"{name} was damaged during the upload to the store")
     return ArtifactRecord(
         name=name,
         key=key,

@@ -123,7 +123,7 @@ def _admit_all(resources: Resources, principal: Principal, requests: list[JobReq
         except InvalidRequestError as error:
             problems |= dict.fromkeys(_placed(problem, index) for problem in error.fields)
     if problems:
-        raise InvalidRequestError("A job of the sweep would be refused", fields=tuple(problems))
+        raise InvalidRequestError("A job of the sweep would be rejected", fields=tuple(problems))
 
 
 def _placed(problem: FieldProblem, index: int) -> FieldProblem:

@@ -152,7 +152,7 @@ def _copy(  # from where, what, to where, how much of it
             size += len(chunk)
         file.truncate(size)
     if size != announced.bytes or digest.hexdigest() != announced.sha256:
-        raise UploadDamagedError(f"{announced.name} is not what was announced: other SHA-256")
+        raise UploadDamagedError(f"{announced.name} has another size or SHA-256 than announced")
 
 
 def _chunks(

@@ -67,7 +67,7 @@ def create_upload(
             resources, uploads.usage(transaction, principal.project_id), request
         )
         if problems:
-            raise InvalidRequestError("The upload would not be accepted", fields=tuple(problems))
+            raise InvalidRequestError("The upload is not allowed", fields=tuple(problems))
         upload = uploads.insert_upload(
             transaction,
             new_id(UPLOAD),
@@ -104,7 +104,7 @@ def complete_upload(resources: Resources, principal: Principal, upload_id: str) 
     if upload.state in (UploadState.VERIFYING, UploadState.READY):
         return upload
     if upload.state is UploadState.REFUSED:
-        raise UploadNotOpenError("The upload was refused; begin another")
+        raise UploadNotOpenError("The upload was refused; create another")
     _require_complete(resources, upload)
     with resources.database.transaction() as transaction:
         uploads.begin_check(transaction, upload_id)
@@ -149,7 +149,7 @@ def locator(resources: Resources, project_id: str) -> Locate:
     def locate(upload_id: str, kind: UploadKind) -> Path:
         upload = _existing(resources, project_id, upload_id)
         if upload.kind is not kind:
-            raise UploadNotFoundError(f"The upload is a {upload.kind}, a {kind} is wanted")
+            raise UploadNotFoundError(f"The upload is a {upload.kind}, a {kind} is required")
         if upload.state is not UploadState.READY:
             raise UploadNotReadyError(f"The upload is {upload.state}")
         place = resources.settings.uploads_dir / upload.id
@@ -202,7 +202,9 @@ def _require_complete(resources: Resources, upload: UploadRecord) -> None:
     first = next(missing_parts(resources, upload), None)
     if first is not None:
         name = upload.files[first.file].name
-        raise UploadIncompleteError(f"Part {first.number} of {name} is not there as announced")
+        raise UploadIncompleteError(
+            f"Part {first.number} of {name} is missing or has another length than announced"
+        )
 
 
 def _details(resources: Resources, upload: UploadRecord, *, links: bool) -> UploadDetails:

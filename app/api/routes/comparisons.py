@@ -37,7 +37,7 @@ def _ids(text: str) -> list[str]:
         problem = FieldProblem(
             pointer="query:jobs",
             code="bad_job_list",
-            message=f"name {_FEWEST} to {_MOST} different jobs",
+            message=f"give {_FEWEST} to {_MOST} different job ids",
         )
         raise InvalidRequestError("These jobs cannot be compared", fields=(problem,))
     return ids

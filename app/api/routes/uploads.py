@@ -105,10 +105,10 @@ async def _exactly(part: Part, request: Request) -> AsyncIterator[bytes]:
         async for chunk in request.stream():
             received += len(chunk)
             if received > part.bytes:
-                raise PartRefusedError(f"The part has {part.bytes} bytes, and here are more")
+                raise PartRefusedError(f"The part has {part.bytes} bytes, more were sent")
             if chunk:
                 yield chunk
     except ClientDisconnect as error:
-        raise PartRefusedError("The client went away half-way") from error
+        raise PartRefusedError("The client disconnected before the end of the part") from error
     if received < part.bytes:
-        raise PartRefusedError(f"The part has {part.bytes} bytes, and here are {received}")
+        raise PartRefusedError(f"The part has {part.bytes} bytes, {received} were sent")

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from app.api.audit_trail import AuditTrail
 from app.api.auth import Authentication
-from app.api.documentation import DescribedApi
+from app.api.documentation import DescribedApi, operation_id
 from app.api.event_stream import install_end_of_stream
 from app.api.measurement import Measurement
 from app.api.problems import install_problem_handlers
@@ -91,6 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Structured compression of large language models.",
         version=__version__,
         lifespan=lifespan,
+        generate_unique_id_function=operation_id,
     )
     app.state.draining = threading.Event()
     install_problem_handlers(app)

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from app.domain.errors import LeaseLostError, ServiceError
-from app.domain.job import Job
+from app.domain.job import JobRecord
 from app.services import layer_files
 from app.services.resources import Resources
 from app.telemetry import get_logger
@@ -18,7 +18,7 @@ _log = get_logger(__name__)
 class LayerMirror:
     """A thread that uploads files, so that a slow store delays neither engine nor worker."""
 
-    def __init__(self, resources: Resources, job: Job, directory: Path) -> None:
+    def __init__(self, resources: Resources, job: JobRecord, directory: Path) -> None:
         self.directory = directory
         self._resources = resources
         self._job = job

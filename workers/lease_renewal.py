@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 
 from app.domain.errors import LeaseLostError, ServiceError
-from app.domain.lease import Lease
+from app.domain.job import Lease
 from app.domain.lifecycle import State
 from app.services import claims
 from app.services.resources import Resources

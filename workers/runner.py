@@ -15,7 +15,7 @@ from app.domain.errors import (
     LeaseLostError,
     ServiceError,
 )
-from app.domain.job import Job, JobError, JobRequest, Progress
+from app.domain.job import JobError, JobRecord, JobRequest, Progress
 from app.domain.lifecycle import TERMINAL
 from app.services import claims, estimates, publication, sweeps, upload_contents, uploads
 from app.services.admission import AdmittedJob, admit
@@ -57,7 +57,7 @@ def run_next_job(
     owner: str,
     stopping: threading.Event,
     start_child: StartChild = ChildProcess,
-) -> Job | None:
+) -> JobRecord | None:
     """Claim the most urgent job and run it until it ends.
 
     Args:
@@ -76,7 +76,7 @@ def run_next_job(
         return _run_attempt(Attempt(resources, job, stopping, start_child), job)
 
 
-def _run_attempt(attempt: Attempt, job: Job) -> Job | None:
+def _run_attempt(attempt: Attempt, job: JobRecord) -> JobRecord | None:
     _log.info("job_claimed", job_id=job.id, attempt=job.attempt, token=job.fencing_token)
     try:
         ended = attempt.run()
@@ -96,7 +96,11 @@ class Attempt:
     """One attempt at a job."""
 
     def __init__(
-        self, resources: Resources, job: Job, stopping: threading.Event, start_child: StartChild
+        self,
+        resources: Resources,
+        job: JobRecord,
+        stopping: threading.Event,
+        start_child: StartChild,
     ) -> None:
         self._resources = resources
         self._job = job
@@ -108,7 +112,7 @@ class Attempt:
         self._journal = ProgressJournal(resources, job)
         self._mirror = LayerMirror(resources, job, layers_directory(resources, job.id))
 
-    def run(self) -> Job:
+    def run(self) -> JobRecord:
         """Run the job and record its outcome.
 
         Raises:
@@ -144,7 +148,7 @@ class Attempt:
         self._clean_up(lambda: publication.discard_other_attempts(self._resources, self._job))
         shutil.rmtree(self._mirror.directory, ignore_errors=True)
 
-    def _run(self) -> Job:
+    def _run(self) -> JobRecord:
         self._directory.mkdir(parents=True, exist_ok=True)
         try:
             admitted = self._admit()
@@ -156,7 +160,7 @@ class Attempt:
             return self._finish_failed(outcome)
         return self._publish(outcome.report)
 
-    def _publish(self, report: dict[str, Any]) -> Job:
+    def _publish(self, report: dict[str, Any]) -> JobRecord:
         checkpoint = self._directory / "checkpoint"
         with span("upload"):
             files = publication.upload(
@@ -276,7 +280,7 @@ class Attempt:
         limit = self._job.max_runtime_s
         return limit is not None and time.monotonic() - self._started > limit
 
-    def _finish_stopped(self) -> Job:
+    def _finish_stopped(self) -> JobRecord:
         """Cancel, pause or requeue the job, whichever was requested."""
         self._mirror.flush()
         self.discard_files()
@@ -287,7 +291,7 @@ class Attempt:
             return self._persist(lambda: claims.finish_pause(self._resources, lease))
         return self._persist(lambda: claims.requeue_job(self._resources, lease, None))
 
-    def _finish_failed(self, error: JobError) -> Job:
+    def _finish_failed(self, error: JobError) -> JobRecord:
         self._mirror.flush()
         self.discard_files()
         lease = self._job.lease
@@ -295,7 +299,7 @@ class Attempt:
             return self._persist(lambda: claims.requeue_job(self._resources, lease, error))
         return self._persist(lambda: claims.fail_job(self._resources, lease, error))
 
-    def _persist(self, write: Callable[[], Job]) -> Job:
+    def _persist(self, write: Callable[[], JobRecord]) -> JobRecord:
         """Write the outcome; retry while the database is unavailable and the lease is valid."""
         while True:
             try:
@@ -316,7 +320,7 @@ class Attempt:
 class ProgressJournal:
     """Progress of an attempt: logs every new stage and layer, throttles the rest."""
 
-    def __init__(self, resources: Resources, job: Job) -> None:
+    def __init__(self, resources: Resources, job: JobRecord) -> None:
         self._resources = resources
         self._job = job
         self._logged: tuple[Stage, int | None] | None = None
@@ -363,7 +367,7 @@ def layers_directory(resources: Resources, job_id: str) -> Path:
     return resources.settings.work_dir / f"{job_id}.{_LAYERS}"
 
 
-def statistics_cache(resources: Resources, job: Job) -> StatisticsCacheSettings | None:
+def statistics_cache(resources: Resources, job: JobRecord) -> StatisticsCacheSettings | None:
     """Return the statistics cache of the job's sweep; None if it has none.
 
     It is on the machine's own disk: reading hidden states over a network takes longer than

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 import structlog
 from prometheus_client import start_http_server
 
-from app.domain.job import Job
+from app.domain.job import JobRecord
 from app.services.resources import Resources
 from app.settings import Settings
 from app.telemetry import metrics
@@ -37,7 +37,7 @@ def metrics_server(settings: Settings) -> Iterator[None]:
 
 
 @contextmanager
-def observe_attempt(job: Job) -> Iterator[None]:
+def observe_attempt(job: JobRecord) -> Iterator[None]:
     """Add the job to every log line of this thread, and continue the trace of its request."""
     metrics.JOBS_CLAIMED.inc()
     if job.attempt == 1 and job.started_at is not None:
@@ -52,14 +52,14 @@ def observe_attempt(job: Job) -> Iterator[None]:
         yield
 
 
-def count_end(job: Job) -> None:
+def count_end(job: JobRecord) -> None:
     """Record the duration of a job that has ended; to be called once."""
     if job.started_at is not None and job.finished_at is not None:
         duration = job.finished_at - job.started_at
         metrics.JOB_SECONDS.labels(job.state).observe(duration.total_seconds())
 
 
-def child_telemetry(resources: Resources, job: Job) -> ChildTelemetry:
+def child_telemetry(resources: Resources, job: JobRecord) -> ChildTelemetry:
     """Return the log and trace settings of the job's child process."""
     settings = resources.settings
     return ChildTelemetry(

@@ -1,4 +1,4 @@
-"""Signatures of manifests by the deployment's ed25519 key: whose files are these?"""
+"""Signatures of manifests by the deployment's ed25519 key, which prove their origin."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ArtifactSigner:
         self._key = key
 
     def sign(self, content: bytes) -> str:
-        """A signature in base64."""
+        """Return the signature in base64."""
         return base64.b64encode(self._key.sign(content)).decode()
 
 

@@ -1,4 +1,4 @@
-"""A finished checkpoint on this machine's disk, as those are told who get it."""
+"""Facts about a finished checkpoint on this machine's disk, for registries and hubs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 
 
 def read_facts(directory: Path) -> tuple[CheckpointFacts, CompressionReport]:
-    """What a checkpoint is, after all of its files were compared with its manifest.
+    """Return the facts of a checkpoint, after comparing all of its files with its manifest.
 
     Raises:
         ManifestError: if a file is not what the manifest says, or the report cannot be read.

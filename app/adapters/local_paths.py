@@ -1,4 +1,4 @@
-"""Which files of this machine a job may read."""
+"""Access check for files of this machine that a job names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PathRefusedError(ServiceError):
 
 
 def resolve_below(path: str, roots: tuple[Path, ...]) -> Path:
-    """The real place of `path`, links followed; a directory's entries are checked too.
+    """Return the real path of `path`, links followed; a directory's entries are checked too.
 
     Raises:
         PathRefusedError: if the place, or what a link in the directory leads to, is elsewhere.

@@ -13,7 +13,7 @@ _BROKER_SECONDS = 3.0
 
 
 def make_celery(broker_url: str) -> Celery:
-    """A message is a hint, PostgreSQL is the truth: a lost or doubled one does no harm.
+    """Build the application. Messages are hints, PostgreSQL is the truth: losing one is harmless.
 
     So messages are acknowledged when they are received. Acknowledging late would make the broker
     deliver a long job's message again after `visibility_timeout`, in parallel to the job.
@@ -48,13 +48,13 @@ def make_celery(broker_url: str) -> Celery:
 
 
 class WakeQueue:
-    """The producer's side."""
+    """Producer of the messages that wake workers."""
 
     def __init__(self, celery: Celery) -> None:
         self._celery = celery
 
     def wake(self, job_id: str) -> None:
-        """Hint at a job.
+        """Send a message that wakes a worker for a job.
 
         Raises:
             BrokerUnavailableError: if the broker does not take the message now.
@@ -66,7 +66,7 @@ class WakeQueue:
             raise BrokerUnavailableError from error
 
     def check(self) -> None:
-        """Connect once.
+        """Connect to the broker.
 
         Raises:
             BrokerUnavailableError: if the broker does not answer.

@@ -1,4 +1,4 @@
-"""A token bucket for each caller, kept in Valkey so that all API processes share it."""
+"""Token buckets of callers, kept in Valkey so that all API processes share them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ANSWER_SECONDS = 0.25
 _PAUSE_SECONDS = 1.0
 _KEY = "intraslice:rate:"
 
-# Time is Valkey's own: the API's machines need not agree. A clock that steps back gives nothing.
+# The clock is Valkey's: those of the API machines may differ. One that steps back adds no token.
 _TAKE_ONE = """
 local rate, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = redis.call('TIME')
@@ -31,7 +31,7 @@ return string.format('%.6f', wait)
 
 
 class RateLimiter:
-    """`per_second` requests on average, `burst` at once."""
+    """A limit of `per_second` requests on average and `burst` at once for each caller."""
 
     def __init__(self, broker_url: str, *, per_second: float, burst: int) -> None:
         self._client = open_client(broker_url, answer_seconds=_ANSWER_SECONDS)
@@ -40,11 +40,11 @@ class RateLimiter:
         self._paused_until = 0.0
 
     def seconds_to_wait(self, caller: str) -> float:
-        """Take a token; 0 if there was one, else when there will be.
+        """Take a token; return 0 if there was one, else the seconds until there is.
 
         Raises:
-            BrokerUnavailableError: if Valkey does not answer; it is not asked for a moment then,
-                because a server that hangs must not cost every request its time limit.
+            BrokerUnavailableError: if Valkey does not answer; for a second no more requests are
+                sent to it then, so that a hanging server does not delay every request.
         """
         if time.monotonic() < self._paused_until:
             return 0.0
@@ -56,7 +56,7 @@ class RateLimiter:
 
     def _take(self, key: str) -> float:
         try:
-            # By name: redis-py's own way round a missing script is half as dear as the call.
+            # By digest: redis-py's own handling of a missing script costs half as much as the call.
             return float(self._client.evalsha(self._take_one.sha, 1, key, *self._limits))
         except redis.exceptions.NoScriptError:
             return float(self._take_one(keys=[key], args=list(self._limits)))

@@ -1,4 +1,4 @@
-"""Links that carry their own permission, until they expire."""
+"""Signed links, which grant access until they expire."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _PART = re.compile(rf"{UPLOADS}/[^/]+/parts/[^/]+/[^/]+")
 
 
 def is_signed_path(path: str) -> bool:
-    """Whether a link to the path can carry a signature."""
+    """Return whether links to the path can be signed."""
     return path.startswith((f"{DOWNLOADS}/", f"{ARCHIVES}/")) or is_part_path(path)
 
 
 def is_part_path(path: str) -> bool:
-    """Whether a part of an upload goes there."""
+    """Return whether the path is that of an upload's part."""
     return _PART.fullmatch(path) is not None
 
 
 class UrlSigner:
-    """HMAC-SHA256 over job, name and expiry."""
+    """Signer of links by HMAC-SHA256 over job, name and expiry."""
 
     def __init__(self, key: str) -> None:
         self._key = key.encode()
 
     def sign(self, job_id: str, name: str, seconds: int) -> str:
-        """A path with query, good for `seconds`."""
+        """Return a path with query that is valid for `seconds`."""
         return f"{DOWNLOADS}/{job_id}/{quote(name)}?{self._query(job_id, name, seconds)}"
 
     def verify(self, job_id: str, name: str, expires: int, signature: str) -> None:
@@ -56,7 +56,7 @@ class UrlSigner:
             raise LinkRefusedError("The link has expired; ask for a new one")
 
     def sign_archive(self, job_id: str, seconds: int) -> str:
-        """The same for all of a job's files as one."""
+        """Return a link to the archive of a job's files."""
         return f"{ARCHIVES}/{job_id}.zip?{self._query(*_archive_names(job_id), seconds)}"
 
     def verify_archive(self, job_id: str, expires: int, signature: str) -> None:
@@ -68,7 +68,7 @@ class UrlSigner:
         self.verify(*_archive_names(job_id), expires, signature)
 
     def sign_part(self, upload_id: str, file: int, number: int, seconds: int) -> str:
-        """The same for a part to be sent."""
+        """Return a link for sending a part of an upload."""
         query = self._query(*_part_names(upload_id, file, number), seconds)
         return f"{UPLOADS}/{upload_id}/parts/{file}/{number}?{query}"
 
@@ -104,7 +104,7 @@ def _part_names(upload_id: str, file: int, number: int) -> tuple[str, str]:
 
 
 def kept_signing_key(data_dir: Path) -> str:
-    """The key of this data directory; made at the first call, readable by its owner only."""
+    """Return the key of this data directory, created at the first call with mode 0600."""
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = data_dir / _KEY_FILE
     if not path.exists():
@@ -112,7 +112,7 @@ def kept_signing_key(data_dir: Path) -> str:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(secrets.token_urlsafe(48))
-        # A link never overwrites: of processes that start together, the first one's key stays.
+        # A link never overwrites: if processes start together, the first one's key stays.
         with contextlib.suppress(FileExistsError):
             path.hardlink_to(fresh)
         fresh.unlink()

@@ -24,7 +24,7 @@ _CHUNK_BYTES = 8 * 1024 * 1024
 
 
 class ArtifactStore:
-    """Keys are slash-separated paths; an object is written once and never changed."""
+    """A store of objects that are written once, under keys that are slash-separated paths."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -58,25 +58,25 @@ class ArtifactStore:
             obstore.put(self._store, key, content, mode="create", attributes=attributes)
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
-        """Write as the content comes; if that ends with an error there is no object."""
+        """Write the content as it arrives; there is no object if that fails."""
         with _translated(key):
             await obstore.put_async(self._store, key, chunks)
 
     def chunks(self, key: str) -> Iterator[bytes]:
-        """The content, piece by piece."""
+        """Yield the content in chunks."""
         with _translated(key):
             for chunk in obstore.get(self._store, key).stream(min_chunk_size=_CHUNK_BYTES):
                 yield bytes(chunk)
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Bytes of every object, by key."""
+        """Return the size in bytes of every object by its key."""
         with _translated(prefix):
             pages = obstore.list(self._store, prefix=prefix.rstrip("/"))
             return {entry["path"]: entry["size"] for page in pages for entry in page}
 
     @property
     def signs_links(self) -> bool:
-        """Whether the store answers HTTP itself."""
+        """Whether the store serves HTTP itself, by links of its own."""
         return not isinstance(self._store, LocalStore | MemoryStore | HTTPStore)
 
     @property
@@ -88,13 +88,13 @@ class ArtifactStore:
         return f"{link.scheme}://{link.netloc}"
 
     def _attributes(self, media_type: str | None) -> Attributes | None:
-        """A directory has no place for them; the API says the type there."""
+        """Return the attributes of an object; directories have none, the API sends the type."""
         if media_type is None or self._directory is not None:
             return None
         return {"Content-Type": media_type}
 
     def sha256(self, key: str) -> str:
-        """What the store really holds, read back from it."""
+        """Return the hash of the content, read back from the store."""
         digest = hashlib.sha256()
         with _translated(key):
             for chunk in obstore.get(self._store, key).stream(min_chunk_size=_CHUNK_BYTES):
@@ -107,7 +107,7 @@ class ArtifactStore:
             return [entry["path"] for page in pages for entry in page]
 
     def directories(self, prefix: str) -> list[str]:
-        """The parts that keys below `prefix` go on with, up to their next slash."""
+        """Return the prefixes below `prefix`, up to their next slash."""
         with _translated(prefix):
             listed = obstore.list_with_delimiter(self._store, prefix=prefix.rstrip("/"))
             return [f"{place.rstrip('/')}/" for place in listed["common_prefixes"]]
@@ -118,7 +118,7 @@ class ArtifactStore:
                 obstore.delete(self._store, keys)
 
     def local_path(self, key: str) -> Path | None:
-        """The object as a file of this machine; None where the store is no directory."""
+        """Return the object's file on this machine; None if the store is a bucket."""
         if self._directory is None:
             return None
         path = self._directory / key
@@ -129,7 +129,7 @@ class ArtifactStore:
     def presigned_url(
         self, key: str, seconds: int, method: Literal["GET", "HEAD", "PUT"] = "GET"
     ) -> str:
-        """A URL of the store itself, for one method: the signature covers it.
+        """Return a URL of the store itself for one method, which the signature covers.
 
         Raises:
             StoreUnavailableError: if the store is no bucket and cannot sign.
@@ -140,7 +140,7 @@ class ArtifactStore:
             return obstore.sign(self._store, method, key, timedelta(seconds=seconds))
 
     def check(self) -> None:
-        """Ask the store something cheap.
+        """Send the store a cheap request.
 
         Raises:
             StoreUnavailableError: if it does not answer.
@@ -153,7 +153,7 @@ class ArtifactStore:
 
 @contextmanager
 def _translated(key: str) -> Iterator[None]:
-    """Turn the store's errors into ours."""
+    """Translate obstore's errors to those of the service."""
     try:
         yield
     except (NotFoundError, FileNotFoundError) as error:

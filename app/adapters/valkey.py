@@ -1,4 +1,4 @@
-"""Valkey for what is asked beside the queue: at once, or not at all."""
+"""Clients of Valkey for uses other than the queue: one attempt with a short timeout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from redis.retry import Retry
 
 
 def open_client(broker_url: str, *, answer_seconds: float) -> redis.Redis:
-    """A client that tries once; nothing is connected to yet."""
+    """Return a client without retries; it connects at its first request."""
     return redis.Redis.from_url(
         client_url(broker_url),
         socket_timeout=answer_seconds,
@@ -20,7 +20,7 @@ def open_client(broker_url: str, *, answer_seconds: float) -> redis.Redis:
 
 
 def client_url(broker_url: str) -> str:
-    """Celery's name for the server in redis-py's language; they differ for unix sockets."""
+    """Return Celery's broker URL as redis-py takes it; they differ for unix sockets."""
     parts = urlsplit(broker_url)
     if parts.scheme != "redis+socket":
         return broker_url

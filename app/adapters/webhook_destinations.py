@@ -1,4 +1,4 @@
-"""Where webhooks may go: to public addresses, whatever name or notation leads there.
+"""Check of webhook destinations: only public addresses, in whatever notation they are given.
 
 The check is made on addresses and not on names, on every one a name has, at the moment of
 sending, and the connection then goes to an address that was checked.
@@ -17,7 +17,7 @@ import httpx
 from app.domain.errors import DestinationRefusedError
 
 Resolver = Callable[[str, int], Sequence[str]]
-"""From a host and a port to the host's addresses; OSError if it has none."""
+"""Resolver from a host and a port to the host's addresses; OSError if it has none."""
 
 _MAX_URL = 2048
 _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_-]+)*\.?")
@@ -51,7 +51,7 @@ _REFUSED = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
-    """A URL taken apart once: what is checked is what is sent to."""
+    """A parsed URL; it is parsed once, so that requests go where the check allowed."""
 
     secure: bool
     host: str
@@ -60,14 +60,14 @@ class Destination:
 
 
 class DestinationGuard:
-    """Decides which URLs, and which addresses behind them, may be spoken to."""
+    """Check of URLs, and of the addresses that their hosts resolve to."""
 
     def __init__(self, *, allow_loopback: bool, resolve: Resolver | None = None) -> None:
         self._allow_loopback = allow_loopback
         self._resolve = resolve or _system_resolver
 
     def parse(self, url: str) -> Destination:
-        """Take a URL apart.
+        """Parse a URL.
 
         Raises:
             DestinationRefusedError: if no webhook may have it, whatever its host resolves to.
@@ -75,9 +75,9 @@ class DestinationGuard:
         parsed = _parsed(url)
         schemes = ("https", "http") if self._allow_loopback else ("https",)
         if parsed.scheme not in schemes:
-            raise DestinationRefusedError("url_scheme", "Only https URLs can be webhooks")
+            raise DestinationRefusedError("url_scheme", "The URL must begin with https")
         if "#" in url or "@" in _AUTHORITY.sub(r"\1", url):
-            raise DestinationRefusedError("url_parts", "Neither user, password nor fragment")
+            raise DestinationRefusedError("url_parts", "No user, password or fragment is allowed")
         secure = parsed.scheme == "https"
         port = parsed.port if parsed.port is not None else _HTTPS if secure else _HTTP
         if port != _HTTPS and not _FIRST_USER_PORT <= port <= _LAST_PORT:
@@ -90,23 +90,24 @@ class DestinationGuard:
         )
 
     def addresses(self, destination: Destination) -> Sequence[str]:
-        """Resolve the host, once; every address was checked.
+        """Resolve the host once and check every address.
 
         Raises:
             DestinationRefusedError: if it has none, or a single one that is not allowed.
         """
         try:
-            found = self._resolve(destination.host, destination.port)
+            resolved = self._resolve(destination.host, destination.port)
         except (OSError, UnicodeError) as error:
             raise DestinationRefusedError(
-                "host_unknown", "The host has no address; is it spelt right?"
+                "host_unknown", "The host has no address; check its spelling"
             ) from error
-        if not found or not all(self._permits(one, secure=destination.secure) for one in found):
-            # Which address it was is not said: that would be a look into our network's names.
+        permitted = (self._permits(address, secure=destination.secure) for address in resolved)
+        if not resolved or not all(permitted):
+            # The address is not in the message: it would reveal names of the internal network.
             raise DestinationRefusedError(
                 "address_refused", "The host is not on the public internet"
             )
-        return found
+        return resolved
 
     def _permits(self, address: str, *, secure: bool) -> bool:
         meant = _meant(address)
@@ -136,20 +137,20 @@ def _is_address(text: str) -> bool:
 
 
 def _meant(address: str) -> IPv4Address | IPv6Address:
-    """The address a packet really goes to."""
+    """Return the address that a packet goes to."""
     # The zone after "%" chooses an interface; only link-local addresses need one.
-    found = ip_address(address.partition("%")[0])
-    if any(found in network for network in _EMBEDDING if network.version == found.version):
-        return IPv4Address(int(found) & 0xFFFF_FFFF)
-    return found
+    parsed = ip_address(address.partition("%")[0])
+    if any(parsed in network for network in _EMBEDDING if network.version == parsed.version):
+        return IPv4Address(int(parsed) & 0xFFFF_FFFF)
+    return parsed
 
 
 def _is_public(address: IPv4Address | IPv6Address) -> bool:
     refused = (network for network in _REFUSED if network.version == address.version)
     special = address.is_multicast or address.is_reserved or address.is_unspecified
-    return address.is_global and not special and not any(address in one for one in refused)
+    return address.is_global and not special and not any(address in network for network in refused)
 
 
 def _system_resolver(host: str, port: int) -> Sequence[str]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in entries))

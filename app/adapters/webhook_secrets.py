@@ -24,14 +24,14 @@ _FINGERPRINT_DIGITS = 16
 
 
 class WebhookSecrets:
-    """All secrets of a deployment."""
+    """Secrets of the deployment's webhooks, derived from its signing key."""
 
     def __init__(self, signing_key: str) -> None:
         # A key of its own, so that no download link is ever a secret.
         self._key = hmac.digest(signing_key.encode(), _PURPOSE, hashlib.sha256)
 
     def create(self, webhook_id: str) -> tuple[str, Secret]:
-        """A new secret for the receiver, and what we keep of it."""
+        """Return a new secret for the receiver, and the salt and fingerprint to store."""
         salt = secrets.token_hex(_SALT_BYTES)
         derived = self.derive(webhook_id, salt)
         return derived, Secret(salt=salt, fingerprint=_fingerprint(derived))
@@ -41,14 +41,14 @@ class WebhookSecrets:
         return _PREFIX + base64.b64encode(digest).decode()
 
     def recognises(self, webhook_id: str, secret: Secret) -> bool:
-        """False if the secret was made under another signing key than ours."""
+        """Return whether the secret was derived from the current signing key."""
         return _fingerprint(self.derive(webhook_id, secret.salt)) == secret.fingerprint
 
 
 def signed_headers(
     message_id: str, at: datetime, body: str, signing: Sequence[str]
 ) -> dict[str, str]:
-    """The three headers; a signature for each secret. `at` is in UTC."""
+    """Return the three headers, with a signature for each secret; `at` is in UTC."""
     signatures = [Signer(secret).sign(message_id, at, body) for secret in signing]
     return {
         "webhook-id": message_id,

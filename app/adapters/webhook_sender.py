@@ -1,4 +1,4 @@
-"""Posts to other people's servers: no redirects, no proxies, no second look at the DNS."""
+"""HTTP POST to webhook receivers, without redirects, proxies or a second DNS lookup."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HEADERS = {
 
 
 class WebhookSender:
-    """One POST at a time, within `timeout` seconds from the first packet to the status."""
+    """Sender with a limit of `timeout` seconds from the first packet to the status."""
 
     def __init__(
         self, guard: DestinationGuard, *, timeout: float, tls: ssl.SSLContext | None = None
@@ -34,7 +34,7 @@ class WebhookSender:
         self._tls = tls or httpx.create_ssl_context()
 
     def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """What the receiver says; its body is not read, so it cannot be too long."""
+        """Send and return the receiver's answer; its body is not read, so it cannot be too long."""
         try:
             return self._post(self.guard.parse(url), headers, body)
         except DestinationRefusedError as error:
@@ -61,7 +61,7 @@ class WebhookSender:
 
 
 class _CheckedBackend(httpcore.NetworkBackend):
-    """Connects to the addresses that the guard has checked, and to no others.
+    """Network backend that connects only to addresses that the guard has checked.
 
     TLS still verifies the certificate against the name in the URL.
     """
@@ -96,7 +96,7 @@ class _CheckedBackend(httpcore.NetworkBackend):
 
 
 class _HurriedStream(httpcore.NetworkStream):
-    """One deadline for everything: a byte now and then does not keep a connection alive."""
+    """A stream with one deadline, which a receiver cannot extend by sending single bytes."""
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
         self._stream = stream
@@ -132,7 +132,7 @@ def _left(deadline: float) -> float:
 
 
 def _retry_after(response: httpcore.Response) -> float:
-    """In seconds; the form with a date is not worth a parser."""
+    """Return `Retry-After` in seconds; its form with a date is ignored."""
     for name, value in response.headers:
         if name.lower() == b"retry-after" and value.isdigit():
             return float(value[:9])

@@ -1,4 +1,4 @@
-"""Every call that changes something, or tries to, leaves a line in the audit log."""
+"""Middleware that writes every mutating call to the audit log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNKNOWN_ROUTE = "(none)"
 
 
 class AuditTrail:
-    """In front of authentication, so that refusals are seen; what has no key leaves no line.
+    """Audit of calls with a key; in front of authentication, so that rejected ones are included.
 
     The line is written when the status is known and before the client hears it.
 
@@ -72,9 +72,9 @@ class AuditTrail:
         await run_in_threadpool(audit.record, scope["app"].state.resources, attempt)
 
     def _target(self, path: str) -> tuple[str, str | None]:
-        """Template of the path, and the id in it.
+        """Return the template of the path, and the id in it.
 
-        The path itself is never written: somebody may have put a secret there by mistake.
+        The path itself is never written: it may hold a secret by mistake.
         """
         for template, pattern in self._templates:
             match = pattern.fullmatch(path)
@@ -84,6 +84,6 @@ class AuditTrail:
 
 
 def _made(location: str | None) -> str | None:
-    """The id of what a creating call has made, from the address it answers with."""
+    """Return the id of a created object from the response's Location."""
     last = (location or "").rpartition("/")[2]
     return last if looks_like_id(last) else None

@@ -1,8 +1,8 @@
-"""Who may ask: nobody, unless they hold a key.
+"""Authentication middleware: every request needs a key, except those to public paths.
 
-Whoever keeps sending wrong ones has to wait, by address. A key made here is looked for even then:
-nobody guesses one, and its holder may share an address with somebody who tries. The operator's own
-key may be short, and is not compared while its sender has to wait.
+An address that keeps sending wrong keys has to wait. Issued keys are accepted even then: they
+cannot be guessed, and their holder may share the address with an attacker. The operator key may
+be short, so it is rejected until the limit resets.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from app.settings import Settings
 
 _OPEN = frozenset({"/", "/livez", "/readyz"})
 _OPEN_BELOW = "/dashboard/"
-"""The page and what it is made of; it asks for a key itself."""
+"""Files of the dashboard, which asks for a key itself."""
 _METRICS = "/metrics"
 _SCRAPER = Principal(project_id="", scopes=frozenset({KeyScope.READ}))
-"""Whoever collects metrics where `metrics_open` is set; owns nothing."""
+"""Principal of metrics requests where `metrics_open` is set; owns nothing."""
 
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
 class Authentication:
-    """In front of the router, so that a new route is closed before anybody thinks of it."""
+    """Authentication in front of the router, so that every new route requires a key."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -53,7 +53,7 @@ class Authentication:
             raise PermissionError("only HTTP is served")
         state = scope.setdefault("state", {})
         try:
-            # A signed link or a health check needs no look at keys.
+            # Signed links and health checks need no key.
             principal = None if _is_open(scope) else await self._principal(scope)
         except ServiceError as error:
             await problem_response(scope, service_problem(error))(scope, receive, send)
@@ -62,11 +62,11 @@ class Authentication:
         if _is_open(scope) or (principal is not None and principal.scopes):
             await self._app(scope, receive, send)
             return
-        problem = await self._count_wrong_key(scope) or _refusal(principal)
+        problem = await self._count_wrong_key(scope) or _unauthenticated(principal)
         await problem_response(scope, problem)(scope, receive, send)
 
     async def _principal(self, scope: Scope) -> Principal | None:
-        """Who asks; without scopes if the key is known but dead."""
+        """Return the caller; without scopes if its key is revoked or expired."""
         if self._off:
             return OPERATOR
         if self._metrics_open and scope["path"] == _METRICS:
@@ -75,20 +75,21 @@ class Authentication:
         if not secret:
             return None
         resources: Resources = scope["app"].state.resources
-        if self._is_operators(secret) and not resources.wrong_keys.seconds_to_wait(_address(scope)):
+        seconds = resources.failed_authentications.seconds_to_wait(_address(scope))
+        if not seconds and self._is_operators(secret):
             return OPERATOR
         key = keys.recall(resources, secret)
         if key is None:
-            # The event loop must not wait for the database.
+            # In a thread: the event loop must not wait for the database.
             key = await run_in_threadpool(keys.identify, resources, secret)
         return key.principal(datetime.now(UTC)) if key is not None else None
 
     async def _count_wrong_key(self, scope: Scope) -> Problem | None:
-        """A refusal that tells when to come back, if there was a key and it was one too many."""
+        """Count a wrong key; return a 429 problem if the address has sent too many."""
         if not _presented(scope):
             return None
         resources: Resources = scope["app"].state.resources
-        seconds = await run_in_threadpool(resources.wrong_keys.count, _address(scope))
+        seconds = await run_in_threadpool(resources.failed_authentications.count, _address(scope))
         return too_often("Too many wrong keys from this address", seconds) if seconds else None
 
     def _is_operators(self, secret: str) -> bool:
@@ -98,7 +99,7 @@ class Authentication:
 
 
 def _presented(scope: Scope) -> str:
-    """The key that came along; empty if none did."""
+    """Return the bearer token; empty if there is none."""
     scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 
@@ -108,7 +109,7 @@ def _address(scope: Scope) -> str:
     return client[0] if client else ""
 
 
-def _refusal(principal: Principal | None) -> Problem:
+def _unauthenticated(principal: Principal | None) -> Problem:
     if principal is None:
         detail = "Send an API key as a bearer token in the Authorization header"
     else:
@@ -122,6 +123,6 @@ def _is_open(scope: Scope) -> bool:
 
 
 def _carries_signature(scope: Scope) -> bool:
-    """A signed link is its own permission; the route checks it."""
+    """Return whether the request is by a signed link, whose signature the route checks."""
     query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
     return is_signed_path(scope["path"]) and "signature" in query

@@ -1,4 +1,4 @@
-"""Answers that depend on what the client has already: `ETag`, `If-None-Match`, `?wait`."""
+"""Conditional responses: `ETag`, `If-None-Match` and long polling by `?wait`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from fastapi import Header, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
-from app.api.schemas import JobOut
 from app.domain.lifecycle import TERMINAL
 from app.domain.principal import Principal
 from app.services.watching import WatchedJob, Watching
@@ -23,25 +22,25 @@ _TAG = re.compile(r'(?:W/)?("[^"]*")')
 
 IfNoneMatch = Annotated[
     str | None,
-    Header(max_length=4096, description="The `ETag` you have: 304 if it is still the right one."),
+    Header(max_length=4096, description="`ETag` of the client's copy: 304 if it is current."),
 ]
 WaitQuery = Annotated[
     float,
     Query(
         ge=0,
         le=_LONGEST_WAIT_SECONDS,
-        description="Seconds to wait for another representation than that of `If-None-Match`, "
-        "or without one for any change. A job that has ended is shown at once.",
+        description="Seconds to wait until the job differs from `If-None-Match`, or without one "
+        "until it changes. A job that has ended is returned at once.",
     ),
 ]
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
-    304: {"description": "You have it already; no body."}
+    304: {"description": "The client's copy is current; no body."}
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Representation:
-    """The bytes of an answer and their name."""
+    """The body of a response and its entity tag."""
 
     body: bytes
     etag: str
@@ -49,19 +48,19 @@ class Representation:
 
     @classmethod
     def of(cls, model: BaseModel, *, weak: bool = False) -> Representation:
-        """The answer as JSON; a weak name promises equal meaning only, not equal bytes."""
+        """Return a model as JSON; a weak tag promises equal meaning, not equal bytes."""
         body = model.model_dump_json().encode()
         digest = hashlib.sha256(body).hexdigest()[:32]
         return cls(body=body, etag=f'W/"{digest}"' if weak else f'"{digest}"')
 
     @classmethod
     def of_bytes(cls, body: bytes, media_type: str) -> Representation:
-        """The answer as it is."""
+        """Return the representation of bytes."""
         digest = hashlib.sha256(body).hexdigest()[:32]
         return cls(body=body, etag=f'"{digest}"', media_type=media_type)
 
     def is_known(self, if_none_match: str | None) -> bool:
-        """Whether the client has it; weak comparison, as RFC 9110 asks for here."""
+        """Return whether the client has it, by weak comparison (RFC 9110, section 13.1.2)."""
         if if_none_match is None:
             return False
         tags = _TAG.findall(if_none_match)
@@ -70,7 +69,7 @@ class Representation:
     def response(
         self, if_none_match: str | None, headers: Mapping[str, str] | None = None
     ) -> Response:
-        """The whole, or that there is nothing new; either with these headers, too."""
+        """Return the response with these headers, or 304 if the client has it."""
         headers = {"ETag": self.etag, "Cache-Control": "private, no-cache", **(headers or {})}
         if self.is_known(if_none_match):
             return Response(status_code=304, headers=headers)
@@ -86,7 +85,7 @@ async def changed_job(
     wait: float,
     known: str | None,
 ) -> Representation:
-    """The job, at once if the client does not know it so, else after a change or the wait.
+    """Return the job at once if it differs from the client's, else after a change or the wait.
 
     Args:
         watching: this process's watches.
@@ -102,10 +101,10 @@ async def changed_job(
     deadline = asyncio.get_running_loop().time() + wait
     async with watching.watch(principal, job_id, log=False) as watched:
         shown = _represent(watched)
-        known = shown.etag if known is None else known
+        etag = shown.etag if known is None else known
         gone = asyncio.create_task(_client_gone(request))
         try:
-            while shown.is_known(known) and not _is_settled(watched):
+            while shown.is_known(etag) and not _is_settled(watched):
                 if not await _changes(watched, deadline, gone):
                     break
                 shown = _represent(watched)
@@ -115,16 +114,16 @@ async def changed_job(
 
 
 def _represent(watched: WatchedJob) -> Representation:
-    return Representation.of(JobOut.of(watched.job))
+    return Representation.of(watched.job)
 
 
 def _is_settled(watched: WatchedJob) -> bool:
-    """Whether waiting is in vain."""
+    """Return whether the job will not change any more."""
     return watched.closed or watched.job.state in TERMINAL
 
 
 async def _changes(watched: WatchedJob, deadline: float, gone: asyncio.Task[None]) -> bool:
-    """Whether the job changes while there is time and somebody waits for it."""
+    """Wait for a change; return False at the deadline or if the client disconnects."""
     change = asyncio.create_task(watched.changed_since(watched.version))
     rest = deadline - asyncio.get_running_loop().time()
     try:

@@ -8,16 +8,16 @@ from typing import Annotated
 from fastapi import Depends, Header, Query, Request
 from pydantic import AwareDatetime
 
-from app.api.pagination import decode_cursor
 from app.domain.errors import FieldProblem, InvalidRequestError, ScopeMissingError
 from app.domain.job import JobFilter
 from app.domain.lifecycle import State
 from app.domain.principal import PROJECT_PATTERN, Principal, Scope
+from app.domain.resource import decode_cursor
 from app.services.resources import Resources
 from app.services.watching import Watching
 
 
-# Dependencies are asynchronous although they wait for nothing: others go through a thread.
+# These dependencies are asynchronous because FastAPI runs others in a thread.
 async def _resources(request: Request) -> Resources:
     resources: Resources = request.app.state.resources
     return resources
@@ -29,9 +29,9 @@ async def _watching(request: Request) -> Watching:
 
 
 def requires(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
-    """A dependency that lets pass whoever's key has the scope.
+    """Return a dependency that requires the scope of the caller's key.
 
-    A route states here what it needs; the authentication in front has found out who asks.
+    The authentication middleware has identified the caller by then.
     """
 
     async def principal(request: Request) -> Principal:
@@ -48,18 +48,18 @@ Writer = Annotated[Principal, Depends(requires(Scope.WRITE))]
 Admin = Annotated[Principal, Depends(requires(Scope.ADMIN))]
 ResourcesDep = Annotated[Resources, Depends(_resources)]
 WatchingDep = Annotated[Watching, Depends(_watching)]
-LimitQuery = Annotated[int, Query(ge=1, le=100, description="Entries a page.")]
+LimitQuery = Annotated[int, Query(ge=1, le=100, description="Entries per page.")]
 CursorQuery = Annotated[
-    str | None, Query(max_length=128, description="`next_cursor` of the page before.")
+    str | None, Query(max_length=128, description="`next_cursor` of the previous page.")
 ]
 ExpiresQuery = Annotated[int, Query(ge=0, le=2**53)]
 SignatureQuery = Annotated[str, Query(min_length=1, max_length=128)]
-"""With `ExpiresQuery` what a signed link carries."""
+"""Query of a signed link, together with `ExpiresQuery`."""
 ProjectQuery = Annotated[
     str | None,
     Query(
         pattern=PROJECT_PATTERN,
-        description="Another project than the key's own; the operator only.",
+        description="Project other than the caller's; for the operator only.",
     ),
 ]
 _LABEL = "label."
@@ -69,18 +69,19 @@ def _criteria(
     request: Request,
     after: CursorQuery = None,
     state: Annotated[
-        list[State] | None, Query(max_length=len(State), description="In any of these states.")
+        list[State] | None,
+        Query(max_length=len(State), description="Only jobs in one of these states."),
     ] = None,
     model: Annotated[
-        str | None, Query(max_length=512, description="Of this model: its `ref`.")
+        str | None, Query(max_length=512, description="Only jobs of the model with this `ref`.")
     ] = None,
     sweep: Annotated[
-        str | None, Query(max_length=64, description="Only jobs of this sweep, by its id.")
+        str | None, Query(max_length=64, description="Only jobs of the sweep with this id.")
     ] = None,
     created_after: Annotated[AwareDatetime | None, Query()] = None,
     created_before: Annotated[AwareDatetime | None, Query()] = None,
 ) -> JobFilter:
-    """The query of a list; `label.KEY=VALUE` may come any number of times."""
+    """Return the criteria of a list; `label.KEY=VALUE` may be repeated."""
     labels = {
         name.removeprefix(_LABEL): value
         for name, value in request.query_params.items()
@@ -107,6 +108,6 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
-        description="Makes a repeated request answer with the job of the first.",
+        description="Key of the request; a repetition returns the object of the first one.",
     ),
 ]

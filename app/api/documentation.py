@@ -1,6 +1,6 @@
-"""How the API describes itself: one schema for all errors, an example for every answer.
+"""The OpenAPI document: one schema for all errors, an example for every response.
 
-What the middlewares answer is added to every operation here, so that no route has to know of it.
+The responses of middlewares are added to every operation here, so that no route declares them.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from app.api.examples import example_of
-from app.api.problems import MEDIA_TYPE
-from app.api.schemas import ProblemOut
+from app.api.problems import MEDIA_TYPE, ProblemDetails
 
 Described = dict[str, Any]
 
@@ -43,9 +43,14 @@ _FIELD_ERROR = {
 
 
 def problems(*statuses: int) -> dict[int | str, Described]:
-    """The `responses` of a route that can fail so."""
+    """Return the `responses` of a route that can fail with these statuses."""
     content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{_NAME}"}}}
     return {status: {"description": "A problem.", "content": content} for status in statuses}
+
+
+def operation_id(route: APIRoute) -> str:
+    """Return the name of the route's function, which generated clients use for their methods."""
+    return route.name
 
 
 class DescribedApi(FastAPI):
@@ -57,7 +62,7 @@ class DescribedApi(FastAPI):
             schemas = document["components"]["schemas"]
             for name in _FASTAPIS_OWN:
                 schemas.pop(name, None)
-            schemas[_NAME] = ProblemOut.model_json_schema()
+            schemas[_NAME] = ProblemDetails.model_json_schema()
             for path, operation in _operations(document):
                 _complete(path, operation, schemas)
         return super().openapi()
@@ -78,7 +83,7 @@ def _complete(path: str, operation: Described, schemas: Described) -> None:
     for status, response in problems(*expected).items():
         responses.setdefault(str(status), response)
     for status in responses:
-        # FastAPI hands out one object to many routes.
+        # Copied, because FastAPI shares one object between routes.
         response = responses[status] = dict(responses[status])
         if "content" in response:
             response["content"] = {

@@ -1,4 +1,4 @@
-"""A job's log as server-sent events: what has been, then what happens, each once."""
+"""A job's log as server-sent events: past events, then new ones, each once."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from fastapi.responses import Response
 from fastapi.sse import ServerSentEvent
 
 from app.api.dependencies import Reader, ResourcesDep, WatchingDep
-from app.api.event_messages import LIVE, JobLive
-from app.api.schemas import EventOut
-from app.domain.events import LAST_SEQUENCE
+from app.domain.events import LAST_SEQUENCE, LIVE, JobLive
 from app.domain.lifecycle import TERMINAL
 from app.services import keys
 from app.services.watching import WatchedJob
@@ -36,7 +34,7 @@ class Position:
     watched: WatchedJob
     after: int
     still_allowed: Callable[[], bool]
-    """Asks the database; a key may be revoked while its stream is open."""
+    """Check of the key in the database; it may be revoked while its stream is open."""
 
 
 async def _position(
@@ -45,19 +43,18 @@ async def _position(
     watching: WatchingDep,
     resources: ResourcesDep,
     after: Annotated[
-        int, Query(ge=0, le=LAST_SEQUENCE, description="Begin behind this `sequence`.")
+        int, Query(ge=0, le=LAST_SEQUENCE, description="Begin after this `sequence`.")
     ] = 0,
     last_event_id: Annotated[
         int | None,
         Header(
             ge=0,
             le=LAST_SEQUENCE,
-            description="The last `id` received; clients send it when they connect again. "
-            "Counts more than `after`.",
+            description="The last `id` received, sent on reconnection. Overrides `after`.",
         ),
     ] = None,
 ) -> AsyncIterator[Position]:
-    """Watch the job until the answer has been sent; what is wrong is said before it begins."""
+    """Watch the job until the stream ends; errors are raised before it begins."""
     async with watching.watch(principal, job_id, log=True) as watched:
         place = after if last_event_id is None else last_event_id
         if watched.job.state in TERMINAL and not watched.events_after(place):
@@ -70,7 +67,7 @@ PositionDep = Annotated[Position, Depends(_position)]
 
 
 async def follow(position: Position, heartbeat_seconds: float) -> AsyncIterator[ServerSentEvent]:
-    """The log from a position on, and between its events where the job is; ends with the job."""
+    """Yield the log from a position on, and live progress between events, until the job ends."""
     watched, sent = position.watched, position.after
     shown: JobLive | None = None
     allowed_until = time.monotonic() + heartbeat_seconds
@@ -79,13 +76,11 @@ async def follow(position: Position, heartbeat_seconds: float) -> AsyncIterator[
             if not await run_in_threadpool(position.still_allowed):
                 return
             allowed_until = time.monotonic() + heartbeat_seconds
-        # All at one moment: while events are being sent, the job may go on.
+        # Read together, because the job may change while events are being sent.
         version, job, news = watched.version, watched.job_or_none, watched.events_after(sent)
         for event in news:
             sent = event.sequence
-            yield ServerSentEvent(
-                id=str(sent), event=event.type, data=EventOut.model_validate(event)
-            )
+            yield ServerSentEvent(id=str(sent), event=event.type, data=event)
         if job is None or job.state in TERMINAL:
             return
         live = JobLive.of(job)
@@ -93,7 +88,7 @@ async def follow(position: Position, heartbeat_seconds: float) -> AsyncIterator[
             shown = live
             yield ServerSentEvent(event=LIVE, data=live)
         try:
-            # No longer than until the key is looked at again.
+            # At most until the key is checked again.
             async with asyncio.timeout(max(allowed_until - time.monotonic(), 0.0)):
                 await watched.changed_since(version)
         except TimeoutError:
@@ -101,7 +96,7 @@ async def follow(position: Position, heartbeat_seconds: float) -> AsyncIterator[
 
 
 def install_end_of_stream(app: FastAPI) -> None:
-    """204 tells a browser's EventSource not to connect again; the end of a stream does not."""
+    """Answer 204 if nothing follows: only that stops a browser's EventSource from reconnecting."""
 
     async def nothing_follows(request: Request, error: Exception) -> Response:  # noqa: ARG001
         return Response(status_code=204)

@@ -1,4 +1,4 @@
-"""Examples for the OpenAPI description, composed from what the schemas say.
+"""Examples for the OpenAPI document, composed from the schemas.
 
 A schema's own `examples` win; a list shows one of its items, an object each of its fields. So a
 resource gives its example once, in `model_config`, and every envelope around it follows.
@@ -25,14 +25,14 @@ _BY_NAME = {
     "message": "layer 13: MLP 1536→1072",
     "next_cursor": "am9iXzAxS0FTM1pLNUU4SDJOOVBXVDRZN00xUVJW",
 }
-"""Of texts whose schema says no more than that they are texts."""
+"""Examples of strings without further description, by field name."""
 
 _SIMPLE: dict[str, Any] = {"boolean": True, "null": None}
 _DEEPEST = 12
 
 
 def example_of(schema: Schema, components: Schema, name: str = "text", depth: int = 0) -> Any:
-    """Something the schema allows; None where it says nothing."""
+    """Return a value that the schema allows; None if it describes none."""
     if depth > _DEEPEST:
         raise ValueError(f"the schema of {name} refers to itself: give it `examples`")
     if "$ref" in schema:
@@ -42,9 +42,9 @@ def example_of(schema: Schema, components: Schema, name: str = "text", depth: in
         return _complete(schema["examples"][0], schema)
     if "enum" in schema:
         return schema["enum"][0]
-    for told in ("example", "const", "default"):
-        if told in schema:
-            return schema[told]
+    for keyword in ("example", "const", "default"):
+        if keyword in schema:
+            return schema[keyword]
     for choice in ("anyOf", "oneOf", "allOf"):
         if choice in schema:
             return _first(schema[choice], components, name, depth)
@@ -52,16 +52,16 @@ def example_of(schema: Schema, components: Schema, name: str = "text", depth: in
 
 
 def _complete(example: Any, schema: Schema) -> Any:
-    """Put back the nulls, which FastAPI drops from what a schema brings along."""
+    """Add the nulls that FastAPI drops from a schema's own examples."""
     if not isinstance(example, dict):
         return example
     return {name: None for name in schema.get("required", ()) if name not in example} | example
 
 
 def _first(choices: list[Schema], components: Schema, name: str, depth: int) -> Any:
-    """Of the alternatives, one that is something."""
-    something = [one for one in choices if one.get("type") != "null"]
-    return example_of(something[0], components, name, depth + 1) if something else None
+    """Return an example of the first alternative that is not null."""
+    schemas = [choice for choice in choices if choice.get("type") != "null"]
+    return example_of(schemas[0], components, name, depth + 1) if schemas else None
 
 
 def _typed(schema: Schema, components: Schema, name: str, depth: int) -> Any:

@@ -1,4 +1,4 @@
-"""Every request is counted, timed and, where traces are on, traced."""
+"""Middleware that counts, times and, with tracing on, traces every request."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _TRACEPARENT = "traceparent"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _OTHER = "other"
 _UNTRACED = frozenset({"/livez", "/readyz", "/metrics"})
-"""Asked every few seconds, by machines."""
+"""Paths that machines request every few seconds; they are not traced."""
 
 
 class Measurement:
-    """The outermost layer: what the client waits for is what is measured."""
+    """Measurement as the outermost layer, which includes all time that the client waits."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -31,12 +31,12 @@ class Measurement:
             await self._measure(scope, receive, send)
             return
         parent = Headers(scope=scope).get(_TRACEPARENT)
-        with span(f"HTTP {_method(scope)}", parent=parent) as one:
+        with span(f"HTTP {_method(scope)}", parent=parent) as request_span:
             status = await self._measure(scope, receive, send)
-            if one is not None:
-                one.update_name(f"{_method(scope)} {_route(scope)}")
-                one.set_attribute("http.route", _route(scope))
-                one.set_attribute("http.response.status_code", status)
+            if request_span is not None:
+                request_span.update_name(f"{_method(scope)} {_route(scope)}")
+                request_span.set_attribute("http.route", _route(scope))
+                request_span.set_attribute("http.response.status_code", status)
 
     async def _measure(self, scope: Scope, receive: Receive, send: Send) -> int:
         started = time.perf_counter()
@@ -57,11 +57,11 @@ class Measurement:
 
 
 def _method(scope: Scope) -> str:
-    """Only known ones: a client must not be able to fill the memory with labels."""
+    """Return the method if it is known, so that clients cannot create unlimited labels."""
     method: str = scope["method"]
     return method if method in _METHODS else _OTHER
 
 
 def _route(scope: Scope) -> str:
-    """The path's template; paths themselves hold ids, and there is no end of those."""
+    """Return the path's template, because paths with ids would be unlimited labels."""
     return getattr(scope.get("route"), "path", _OTHER)

@@ -1,4 +1,4 @@
-"""Which of its representations a client wants: the `Accept` header (RFC 9110, section 12.5.1)."""
+"""Content negotiation by the `Accept` header (RFC 9110, section 12.5.1)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ JSON, HTML = "application/json", "text/html"
 
 
 def preferred(accept: str | None, offered: Sequence[str]) -> str:
-    """The offered media type of the highest quality; of equal ones, the one offered first.
+    """Return the offered media type of highest quality; of equal ones, the first.
 
     Args:
         accept: the header, or None.
@@ -19,7 +19,7 @@ def preferred(accept: str | None, offered: Sequence[str]) -> str:
     Raises:
         NotAcceptableError: if the client wants none of them.
     """
-    ranges = [_range(one) for one in (accept or "*/*").split(",")]
+    ranges = [_range(item) for item in (accept or "*/*").split(",")]
     qualities = [_quality(media_type, ranges) for media_type in offered]
     best = max(qualities)
     if best <= 0.0:
@@ -30,7 +30,7 @@ def preferred(accept: str | None, offered: Sequence[str]) -> str:
 
 
 def _range(text: str) -> tuple[str, float]:
-    """A media range and its quality; what cannot be read counts as 0."""
+    """Return a media range and its quality, 0 if it is malformed."""
     name, *parameters = (part.strip().lower() for part in text.split(";"))
     quality = 1.0
     for parameter in parameters:
@@ -44,9 +44,9 @@ def _range(text: str) -> tuple[str, float]:
 
 
 def _quality(media_type: str, ranges: Sequence[tuple[str, float]]) -> float:
-    """That of the most specific range that it is in."""
+    """Return the quality of the most specific range that contains the type."""
     for candidate in (media_type, f"{media_type.partition('/')[0]}/*", "*/*"):
-        found = [quality for name, quality in ranges if name == candidate]
-        if found:
-            return max(found)
+        qualities = [quality for name, quality in ranges if name == candidate]
+        if qualities:
+            return max(qualities)
     return 0.0

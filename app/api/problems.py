@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
@@ -46,9 +47,22 @@ _RETRY_AFTER_SECONDS = "5"
 _log = get_logger(__name__)
 
 
+class ProblemDetails(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    request_id: str | None
+    errors: list[dict[str, str]] = []
+
+
 @dataclass(frozen=True)
 class Problem:
-    """One problem document, before it knows its request."""
+    """A problem document without the fields of its request."""
 
     status: int
     code: str
@@ -81,7 +95,7 @@ def problem_response(scope: Scope, problem: Problem) -> JSONResponse:
 
 
 def install_problem_handlers(app: FastAPI) -> None:
-    """Every error that leaves the application is a problem document."""
+    """Answer every error of the application with a problem document."""
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
@@ -95,12 +109,12 @@ def _service_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def service_problem(error: ServiceError) -> Problem:
-    """The problem document of one of our own errors."""
+    """Return the problem document of a service error."""
     status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("service_error", code=error.code, exc_info=error)
     fields = error.fields if isinstance(error, InvalidRequestError) else ()
-    errors = [_field_problem(one) for one in fields]
+    errors = [_field_problem(problem) for problem in fields]
     return Problem(status, error.code, error.message, errors=errors)
 
 
@@ -113,12 +127,12 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
         raise TypeError(f"no validation error: {error!r}")
     errors = [
         {
-            "pointer": _pointer(one["loc"], one["type"]),
-            "code": str(one["type"]),
+            "pointer": _pointer(detail["loc"], detail["type"]),
+            "code": str(detail["type"]),
             # The input is not repeated: it may be long, or a secret in the wrong place.
-            "message": str(one["msg"]),
+            "message": str(detail["msg"]),
         }
-        for one in error.errors()
+        for detail in error.errors()
     ]
     return problem_response(
         request.scope,
@@ -127,7 +141,7 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _pointer(location: Sequence[str | int], kind: str) -> str:
-    """A JSON pointer into the body; `query:limit` and the like for what is not in the body."""
+    """Return a JSON pointer into the body, or for other parts a form like `query:limit`."""
     place, *path = location
     if place != "body":
         return f"{place}:{'.'.join(map(str, path))}"
@@ -150,7 +164,7 @@ def _http_exception(request: Request, error: Exception) -> JSONResponse:
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    """The log has the trace, the client has the request id to find it by."""
+    """Log the traceback; the client gets the request id to find it by."""
     _log.error("unexpected_error", exc_info=error)
     detail = "Something went wrong here; the request id leads to the details in our log"
     return problem_response(request.scope, Problem(500, "internal_error", detail))

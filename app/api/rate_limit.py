@@ -1,4 +1,4 @@
-"""Every key may ask so often, and no more."""
+"""Middleware that answers 429 to callers over their rate limit."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.problems import Problem, problem_response
 from app.domain.principal import Principal
-from app.services import rate_limits
+from app.services.rate_limit import seconds_to_wait
 from app.services.resources import Resources
 
 
 class RateLimit:
-    """Behind authentication: health checks and signed links come without a key and pass."""
+    """Rate limit of authenticated requests; health checks and signed links have no key and pass."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -23,9 +23,7 @@ class RateLimit:
         principal: Principal | None = scope.get("state", {}).get("principal")
         if scope["type"] == "http" and principal is not None:
             resources: Resources = scope["app"].state.resources
-            seconds = await run_in_threadpool(
-                rate_limits.seconds_to_wait, resources.limiter, principal
-            )
+            seconds = await run_in_threadpool(seconds_to_wait, resources.limiter, principal)
             if seconds > 0:
                 problem = too_often("This key asks too often", seconds)
                 await problem_response(scope, problem)(scope, receive, send)
@@ -34,7 +32,7 @@ class RateLimit:
 
 
 def too_often(what: str, seconds: float) -> Problem:
-    """The refusal of a caller who has to wait."""
+    """Return the 429 response for a caller that has to wait."""
     wait = str(math.ceil(seconds))
     detail = f"{what}; try again in {wait} s"
     return Problem(429, "rate_limited", detail, headers={"Retry-After": wait})

@@ -1,4 +1,4 @@
-"""What every request gets: an id, a limit on its body, a line in the log."""
+"""Middlewares for every request: an id, a line in the log, a limit of its body."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = get_logger(__name__)
 
 
 class RequestContext:
-    """Accepts the caller's request id if it is harmless, answers and logs with it."""
+    """Request id in response and log; the caller's id is used if it is well-formed."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -60,7 +60,7 @@ class RequestContext:
 
 
 class BodyLimit:
-    """Refuses bodies beyond the limit, announced or not, before they fill the memory."""
+    """Limit of the body's size, declared or not, enforced before it fills the memory."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app
@@ -68,7 +68,7 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or is_part_path(scope["path"]):
-            # A part's own length is its limit, and it is written as it comes.
+            # Parts of uploads are limited by their announced size, and streamed to the store.
             await self._app(scope, receive, send)
             return
         announced = Headers(scope=scope).get("content-length", "")
@@ -87,7 +87,7 @@ class BodyLimit:
         await self._app(scope, replay, send)
 
     async def _read(self, receive: Receive) -> bytes | None:
-        """The whole body, small by definition; None if it is larger."""
+        """Return the whole body; None if it exceeds the limit."""
         body = bytearray()
         while True:
             message = await receive()

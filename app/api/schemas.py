@@ -1,10 +1,9 @@
-"""The wire format, as in `docs/design/api.md`."""
+"""Request body of `POST /v1/jobs`, and parts of it that other bodies share."""
 
 from __future__ import annotations
 
 import math
-from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -15,23 +14,9 @@ from pydantic import (
     StringConstraints,
 )
 
-from app.api.pagination import encode_cursor
-from app.domain.artifact import Artifact
-from app.domain.events import Event, EventType
-from app.domain.job import (
-    DEFAULT_PRIORITY,
-    HIGHEST_PRIORITY,
-    Job,
-    JobError,
-    JobRequest,
-    JobResult,
-    Progress,
-)
-from app.domain.lifecycle import State
+from app.domain.job import DEFAULT_PRIORITY, HIGHEST_PRIORITY, JobRequest
 from app.domain.model_source import ModelSource
-from app.services.jobs import Page
 from intraslice_core.config import CompressionConfig, EvaluationConfig
-from intraslice_core.progress import Stage
 
 _MAX_TEXTS = 16
 MONTH_SECONDS = 31 * 86_400
@@ -40,7 +25,7 @@ LabelValue = Annotated[str, StringConstraints(max_length=256)]
 
 
 def storable(value: Any) -> Any:
-    """Refuse what JSON readers take but a database cannot keep: NUL, infinity, NaN."""
+    """Raise for values that JSON parsers accept and a database cannot store: NUL, infinity, NaN."""
     if isinstance(value, str) and "\0" in value:
         raise ValueError("a text must not hold NUL")
     if isinstance(value, float) and not math.isfinite(value):
@@ -68,12 +53,12 @@ Labels = Annotated[dict[LabelKey, LabelValue], BeforeValidator(storable), Field(
 
 
 Priority = Annotated[
-    int, Field(ge=0, le=HIGHEST_PRIORITY, description="The highest number is taken first.")
+    int, Field(ge=0, le=HIGHEST_PRIORITY, description="Jobs with the highest number run first.")
 ]
 
 
 class JobCreate(BaseModel):
-    """What to compress, how, and what to measure afterwards."""
+    """A job to be created: the model, the compression, and the evaluation afterwards."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -124,10 +109,16 @@ class JobCreate(BaseModel):
     labels: Labels = {}
     priority: Priority = DEFAULT_PRIORITY
     max_runtime_s: Annotated[
-        int | None, Field(ge=1, le=MONTH_SECONDS, description="Of one attempt; then it fails.")
+        int | None,
+        Field(
+            ge=1, le=MONTH_SECONDS, description="Seconds of one attempt after which the job fails."
+        ),
     ] = None
     max_pending_s: Annotated[
-        int | None, Field(ge=1, le=MONTH_SECONDS, description="In the queue; then it fails.")
+        int | None,
+        Field(
+            ge=1, le=MONTH_SECONDS, description="Seconds in the queue after which the job fails."
+        ),
     ] = None
 
     def to_domain(self) -> JobRequest:
@@ -140,156 +131,3 @@ class JobCreate(BaseModel):
             max_runtime_s=self.max_runtime_s,
             max_pending_s=self.max_pending_s,
         )
-
-
-class JobUrls(BaseModel):
-    """Where the rest is."""
-
-    self: str
-    events: str
-    report: str
-    artifacts: str
-    cancel: str
-    pause: str
-    resume: str
-    retry: str
-
-    @classmethod
-    def of(cls, job_id: str) -> JobUrls:
-        base = f"/v1/jobs/{job_id}"
-        return cls(
-            self=base,
-            events=f"{base}/events",
-            report=f"{base}/report",
-            artifacts=f"{base}/artifacts",
-            cancel=f"{base}/cancel",
-            pause=f"{base}/pause",
-            resume=f"{base}/resume",
-            retry=f"{base}/retry",
-        )
-
-
-class JobOut(BaseModel):
-    """A job."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    id: str
-    object: Literal["job"] = "job"
-    sweep_id: str | None
-    state: State
-    stage: Stage | None
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-    model: ModelSource
-    compression: CompressionConfig
-    evaluation: EvaluationConfig | None
-    progress: Progress | None
-    result: JobResult | None
-    error: JobError | None
-    attempt: int
-    max_attempts: int
-    priority: int
-    max_runtime_s: int | None
-    max_pending_s: int | None
-    labels: dict[str, str]
-    pinned: bool
-    expires_at: datetime | None
-    expired_at: datetime | None
-    urls: JobUrls
-
-    @classmethod
-    def of(cls, job: Job) -> Self:
-        # What a job has and the wire format has not is left out by pydantic.
-        return cls(**vars(job), urls=JobUrls.of(job.id))
-
-
-class JobList(BaseModel):
-    """One page of jobs, newest first."""
-
-    data: list[JobOut]
-    has_more: bool
-    next_cursor: str | None
-
-    @classmethod
-    def of(cls, page: Page) -> JobList:
-        return cls(
-            data=[JobOut.of(job) for job in page.jobs],
-            has_more=page.has_more,
-            next_cursor=encode_cursor(page.jobs[-1].id) if page.has_more else None,
-        )
-
-
-class EventOut(BaseModel):
-    """One line of a job's log."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    sequence: int
-    type: EventType
-    created_at: datetime
-    attempt: int
-    data: dict[str, Any]
-
-
-class EventList(BaseModel):
-    """Part of a job's log, oldest first; `after` the last `sequence` comes the rest."""
-
-    data: list[EventOut]
-    has_more: bool
-
-    @classmethod
-    def of(cls, events: list[Event], limit: int) -> EventList:
-        shown = [EventOut.model_validate(event) for event in events[:limit]]
-        return cls(data=shown, has_more=len(events) > limit)
-
-
-class ArtifactOut(BaseModel):
-    """A published file; the URL works without a key until it expires."""
-
-    name: str
-    bytes: int
-    sha256: str
-    media_type: str
-    url: str
-    expires_at: datetime
-
-    @classmethod
-    def of(cls, artifact: Artifact, url: str, expires_at: datetime) -> ArtifactOut:
-        return cls(
-            name=artifact.name,
-            bytes=artifact.bytes,
-            sha256=artifact.sha256,
-            media_type=artifact.media_type,
-            url=url,
-            expires_at=expires_at,
-        )
-
-
-class ArchiveOut(BaseModel):
-    """All files as one ZIP; the URL works without a key until it expires."""
-
-    name: str
-    url: str
-    expires_at: datetime
-
-
-class ArtifactList(BaseModel):
-    """All published files of a job, each by itself and, if there are any, as one."""
-
-    data: list[ArtifactOut]
-    archive: ArchiveOut | None = None
-
-
-class ProblemOut(BaseModel):
-    """RFC 9457 problem details."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    code: str
-    request_id: str | None
-    errors: list[dict[str, str]] = []

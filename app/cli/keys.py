@@ -81,7 +81,6 @@ def create(
     link: Link,
 ) -> None:
     """Create a key and print its secret, which is shown only once."""
-    from app.api.key_schemas import IssuedKeyOut
     from app.domain.principal import OPERATOR
     from app.services.keys import KeyRequest, create_key
 
@@ -93,11 +92,11 @@ def create(
     request = KeyRequest(name=name, scope=scope, project_id=project, expires_at=expires_at)
     with _resources() as resources:
         issued = create_key(resources, OPERATOR, request)
-        _record(resources, "create", issued.key, HTTPStatus.CREATED)
+        _record(resources, "create", issued, HTTPStatus.CREATED)
     if link.as_json:
-        print_json(IssuedKeyOut.issued(issued))
+        print_json(issued)
         return
-    typer.echo(f"{issued.key.id}: {scope} in project {project}", err=True)
+    typer.echo(f"{issued.id}: {scope} in project {project}", err=True)
     typer.echo(issued.secret)
 
 
@@ -108,7 +107,6 @@ def list_all(*, project: ProjectOption = None, link: Link) -> None:
     if names_a_service(link):
         remote.list_keys(link, project)
         return
-    from app.api.key_schemas import KeyOut
     from app.domain.principal import OPERATOR
     from app.services.keys import list_keys
 
@@ -121,14 +119,14 @@ def list_all(*, project: ProjectOption = None, link: Link) -> None:
             before=None,
         )
     if link.as_json:
-        print_json([KeyOut.of(key) for key in page.keys])
+        print_json(page.data)
         return
     rows = (
         (
             *(key.id, key.name, key.scope, key.hint, _state(key)),
             key.last_used_at.isoformat(timespec="minutes") if key.last_used_at else "never",
         )
-        for key in page.keys
+        for key in page.data
     )
     print_table(("id", "name", "scope", "begins with", "state", "last used"), rows)
 
@@ -180,7 +178,7 @@ def _record(resources: Resources, command: str, key: ApiKey, status: HTTPStatus)
     from app.services import audit
 
     attempt = Attempt(
-        project_id=key.project_id,
+        project_id=key.project,
         key_id=None,
         method="CLI",
         route=f"intraslice keys {command}",

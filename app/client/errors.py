@@ -25,7 +25,7 @@ from typing import Any
 
 import httpx
 
-from app.api.schemas import JobOut
+from app.domain.job import Job
 from app.domain.lifecycle import State
 
 
@@ -86,7 +86,7 @@ class UnreachableError(ClientError):
 class JobNotDoneError(ClientError):
     """The job failed or was cancelled."""
 
-    def __init__(self, job: JobOut) -> None:
+    def __init__(self, job: Job) -> None:
         self.job = job
         reason = f": {job.error.code}: {job.error.message}" if job.error else ""
         super().__init__(f"{job.id} is {job.state}{reason}")
@@ -132,6 +132,6 @@ def api_error(response: httpx.Response) -> ApiError:
     return _BY_STATUS.get(response.status_code, ApiError)(response)
 
 
-def not_done(job: JobOut) -> JobNotDoneError:
+def not_done(job: Job) -> JobNotDoneError:
     """The error that a job's end is."""
     return (JobCancelledError if job.state is State.CANCELLED else JobFailedError)(job)

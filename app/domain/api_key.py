@@ -1,4 +1,4 @@
-"""API keys: what is kept of them, and the secret that is not."""
+"""API keys, and their secrets, of which only a digest is stored."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import hashlib
 import re
 import secrets
 import zlib
-from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
+
+from pydantic import AwareDatetime, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from app.domain.principal import Principal, Scope, included
+from app.domain.resource import Page, Resource
 
 KEY = "key"
 _PREFIX = "isk_"
@@ -20,55 +24,91 @@ _SECRET = re.compile(rf"{_PREFIX}([0-9a-f]{{{2 * _RANDOM_BYTES}}})([0-9a-f]{{8}}
 _ANY_SECRET = re.compile(rf"{_PREFIX}[0-9a-f]+")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ApiKey:
-    """A key without its secret; `hint` is the secret's beginning, to tell keys apart by eye."""
+_EXAMPLE: JsonDict = {
+    "id": "key_01KAS3Z8Q0V5W9TB6F2D7JXN4M",
+    "object": "key",
+    "name": "nightly pipeline",
+    "project": "search",
+    "scope": "write",
+    "hint": "isk_6f1d0c9a",
+    "created_at": "2026-03-01T12:00:00Z",
+    "created_by": None,
+    "expires_at": None,
+    "revoked_at": None,
+    "last_used_at": "2026-03-02T03:00:00Z",
+}
 
-    id: str
-    project_id: str
+
+class ApiKey(Resource):
+    """A key without its secret; `hint` is how the secret begins."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    object: Literal["key"] = "key"
     name: str
+    project: str
     scope: Scope
     hint: str
-    created_at: datetime
-    created_by: str | None
-    expires_at: datetime | None
-    revoked_at: datetime | None
-    last_used_at: datetime | None
+    created_at: AwareDatetime
+    created_by: str | None = Field(
+        description="Id of the key that created it; null for the operator."
+    )
+    expires_at: AwareDatetime | None
+    revoked_at: AwareDatetime | None
+    last_used_at: AwareDatetime | None = Field(description="Time of last use, to the minute.")
 
     def is_good(self, now: datetime) -> bool:
-        """Whether it opens anything."""
+        """Return whether the key is neither revoked nor expired."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
     def principal(self, now: datetime) -> Principal:
-        """Who holds it; a dead key is still somebody's, but allows nothing."""
+        """Return the key's holder; without scopes if the key is revoked or expired."""
         scopes = included(self.scope) if self.is_good(now) else frozenset()
-        return Principal(project_id=self.project_id, scopes=scopes, key_id=self.id)
+        return Principal(project_id=self.project, scopes=scopes, key_id=self.id)
+
+
+class IssuedKey(ApiKey):
+    """A new key; `secret` is shown this once."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                _EXAMPLE | {"last_used_at": None, "secret": "isk_6f1d0c9a" + 56 * "0" + "2f0c6b1e"}
+            ]
+        }
+    )
+
+    secret: str
+
+
+class KeyList(Page[ApiKey]):
+    """One page of keys, newest first, the revoked ones too."""
 
 
 def new_secret() -> str:
-    """`isk_`, 256 bits of chance, and a checksum: scanners recognise it, typing errors show."""
-    chance = secrets.token_hex(_RANDOM_BYTES)
-    return f"{_PREFIX}{chance}{_checksum(chance)}"
+    """Return `isk_`, 256 random bits and a checksum that secret scanners can verify."""
+    random = secrets.token_hex(_RANDOM_BYTES)
+    return f"{_PREFIX}{random}{_checksum(random)}"
 
 
 def is_secret(text: str) -> bool:
-    """Whether `new_secret` may have made the text; spares the database what it cannot know."""
+    """Return whether `new_secret` can have made the text; the database is asked for no others."""
     match = _SECRET.fullmatch(text)
     return match is not None and _checksum(match[1]) == match[2]
 
 
 def digest(secret: str) -> str:
-    """What the database keeps instead of the secret, and finds it by.
+    """Return the SHA-256 by which the database stores and finds a secret.
 
-    Plain SHA-256 is right here: salt and slowness protect what people think up, and nobody
-    guesses 256 random bits. Comparing digests in an index tells an attacker nothing either,
-    because nobody can steer the digest of a guess towards a stored one.
+    Plain SHA-256 is right here: salt and slow hashes protect passwords that people choose, and
+    256 random bits cannot be guessed. An index lookup leaks no timing information either,
+    because an attacker cannot choose a guess with a digest close to a stored one.
     """
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def without_secrets(text: str) -> str:
-    """For logs: somebody may have pasted a key where an id belongs."""
+    """Return the text with secrets cut out, for logs: ids in paths may be keys by mistake."""
     return _ANY_SECRET.sub(f"{_PREFIX}…", text)
 
 
@@ -76,5 +116,5 @@ def hint(secret: str) -> str:
     return secret[:_SHOWN_CHARACTERS]
 
 
-def _checksum(chance: str) -> str:
-    return f"{zlib.crc32(chance.encode()):08x}"
+def _checksum(random: str) -> str:
+    return f"{zlib.crc32(random.encode()):08x}"

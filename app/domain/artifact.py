@@ -1,10 +1,15 @@
-"""A published file of a job."""
+"""Files of a job in the artifact store: published artifacts, and layers finished by an attempt."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import PurePosixPath
+
+from pydantic import Field
+
+from app.domain.resource import ApiModel
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.json.sig"
@@ -19,15 +24,52 @@ _MEDIA_TYPES = {
 }
 
 
+class _PublishedFile(ApiModel):
+    name: str
+    bytes: int
+    sha256: str
+    media_type: str
+
+
+class ArtifactRecord(_PublishedFile):
+    """A published file and its key in the artifact store."""
+
+    key: str = Field(exclude=True)
+
+
+class Artifact(_PublishedFile):
+    """A published file; the URL works without a key until it expires."""
+
+    url: str
+    expires_at: datetime
+
+
+class Archive(ApiModel):
+    """A ZIP of all published files; the URL works without a key until it expires."""
+
+    name: str
+    url: str
+    expires_at: datetime
+
+
+class ArtifactList(ApiModel):
+    """The published files of a job and, if there are any, the archive of all."""
+
+    data: tuple[Artifact, ...]
+    archive: Archive | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
-class Artifact:
-    """`name` is what clients see, `key` where the store keeps it."""
+class LayerFile:
+    """A file that an attempt keeps in the store so that the next attempt can resume from it.
+
+    The engine chooses `name`; `key` is the file's place in the store.
+    """
 
     name: str
     key: str
     bytes: int
     sha256: str
-    media_type: str
 
 
 JOBS_PREFIX = "jobs/"
@@ -39,20 +81,30 @@ def job_prefix(job_id: str) -> str:
 
 
 def job_of_prefix(prefix: str) -> str:
-    """The id in a `job_prefix`."""
+    """Return the job id in a `job_prefix`."""
     return prefix.removeprefix(JOBS_PREFIX).rstrip("/")
 
 
 def attempt_prefix(job_id: str, token: int) -> str:
-    """Scoped by the fencing token, which no two attempts share, whatever happened to them."""
+    """Return the prefix of an attempt's files; no two attempts share a fencing token."""
     return f"{job_prefix(job_id)}attempts/{token}/"
 
 
 def attempt_token(key: str) -> int | None:
-    """The token in a key below an `attempt_prefix`; None for any other key."""
-    found = _ATTEMPT.match(key)
-    return int(found[1]) if found else None
+    """Return the token in a key below an `attempt_prefix`; None for any other key."""
+    match = _ATTEMPT.match(key)
+    return int(match[1]) if match else None
+
+
+def layer_key(job_id: str, token: int, name: str) -> str:
+    """Return the key of a `LayerFile`, below its attempt's prefix."""
+    return f"{attempt_prefix(job_id, token)}layers/{name}"
 
 
 def media_type(name: str) -> str:
     return _MEDIA_TYPES.get(PurePosixPath(name).suffix, "application/octet-stream")
+
+
+def lifetime(days: float) -> timedelta | None:
+    """Return how long files are kept; None, for ever, if `days` is not positive."""
+    return timedelta(days=days) if days > 0 else None

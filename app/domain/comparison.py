@@ -1,13 +1,15 @@
-"""Jobs side by side: what they were asked for, and where they were asked for different things."""
+"""Settings and results of several jobs side by side."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal, Self
 
-from app.domain.job import Job, Speedup
+from app.domain.job import Job, JobResult, JobUrls, Speedup
+from app.domain.lifecycle import State
+from app.domain.resource import ApiModel
 from intraslice_core.config import FrozenModel
 from intraslice_core.reports.schema import TaskComparison
 
@@ -22,65 +24,100 @@ class TextQuality(FrozenModel):
 
 
 class TaskQuality(FrozenModel):
-    """One metric of one task; `ratio` is below 1 where the compressed model does worse."""
+    """A metric of a task; `ratio` is below 1 if the compressed model is worse."""
 
     task: str
     metric: str
     dense: float
     compressed: float
     ratio: float | None
-    """None where the dense model scored nothing, and the compressed one something."""
+    """None where the dense model scored 0 and the compressed model did not."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ComparedJob:
-    """One column; the results are None until the job has succeeded."""
+class Size(ApiModel):
+    """Parameters and bytes of weights, dense and compressed.
 
-    job: Job
+    `achieved_ratio` is the removed fraction of the compressible parameters.
+    """
+
+    params_before: int
+    params_after: int
+    bytes_before: int
+    bytes_after: int
+    achieved_ratio: float | None
+
+    @classmethod
+    def of(cls, result: JobResult) -> Self:
+        """Return the sizes in a job's result."""
+        return cls(
+            params_before=result.params_before,
+            params_after=result.params_after,
+            bytes_before=result.bytes_before,
+            bytes_after=result.bytes_after,
+            achieved_ratio=result.achieved_ratio,
+        )
+
+
+class ComparedJob(ApiModel):
+    """A compared job; `size`, `quality`, `tasks` and `speed` are null until it has succeeded."""
+
+    id: str
+    state: State
+    created_at: datetime
+    labels: dict[str, str]
+    size: Size | None
     quality: tuple[TextQuality, ...] | None
     tasks: tuple[TaskQuality, ...] | None
     speed: Speedup | None
+    urls: JobUrls
 
 
-@dataclass(frozen=True, kw_only=True)
-class SettingRow:
-    """One setting of all jobs, in their order."""
+class Setting(ApiModel):
+    """A setting, with a value for each job in their order."""
 
     name: str
     values: tuple[Any, ...]
-
-    @property
-    def differs(self) -> bool:
-        return any(value != self.values[0] for value in self.values)
+    differs: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Columns and rows."""
+class Comparison(ApiModel):
+    """Settings and results of jobs side by side, in the requested order."""
 
+    object: Literal["comparison"] = "comparison"
     jobs: tuple[ComparedJob, ...]
-    settings: tuple[SettingRow, ...]
+    settings: tuple[Setting, ...]
 
 
 def compared_job(job: Job, report: Mapping[str, Any] | None) -> ComparedJob:
-    """A column from a job and the engine's report on it."""
+    """Return a job's column, from the job and the engine's report on it."""
     quality = tasks = None
     if report is not None:
         evaluation = report.get("evaluation") or {}
-        quality = tuple(_quality(one) for one in evaluation.get("perplexity") or ())
-        tasks = tuple(_task(one) for one in evaluation.get("tasks") or ())
-    speed = job.result.speedup if job.result else None
-    return ComparedJob(job=job, quality=quality, tasks=tasks, speed=speed)
+        quality = tuple(_quality(entry) for entry in evaluation.get("perplexity") or ())
+        tasks = tuple(_task(entry) for entry in evaluation.get("tasks") or ())
+    return ComparedJob(
+        id=job.id,
+        state=job.state,
+        created_at=job.created_at,
+        labels=job.labels,
+        size=Size.of(job.result) if job.result else None,
+        quality=quality,
+        tasks=tasks,
+        speed=job.result.speedup if job.result else None,
+        urls=job.urls,
+    )
 
 
-def setting_rows(jobs: Sequence[Job]) -> tuple[SettingRow, ...]:
-    """Every setting any of the jobs has, by its dotted name; None where a job has it not."""
+def compared_settings(jobs: Sequence[Job]) -> tuple[Setting, ...]:
+    """Return every setting of any of the jobs by its dotted name; None for jobs without it."""
     columns = [dict(_settings(job)) for job in jobs]
     names = dict.fromkeys(name for column in columns for name in column)
-    return tuple(
-        SettingRow(name=name, values=tuple(column.get(name) for column in columns))
-        for name in names
-    )
+    return tuple(_setting(name, [column.get(name) for column in columns]) for name in names)
+
+
+def _setting(name: str, values: list[Any]) -> Setting:
+    differs = any(value != values[0] for value in values)
+    return Setting(name=name, values=tuple(values), differs=differs)
 
 
 def _quality(entry: Mapping[str, Any]) -> TextQuality:
@@ -91,13 +128,13 @@ def _quality(entry: Mapping[str, Any]) -> TextQuality:
 
 
 def _task(entry: Mapping[str, Any]) -> TaskQuality:
-    found = TaskComparison.model_validate(entry)
+    task = TaskComparison.model_validate(entry)
     return TaskQuality(
-        task=found.task,
-        metric=found.metric,
-        dense=found.dense,
-        compressed=found.compressed,
-        ratio=found.ratio if math.isfinite(found.ratio) else None,
+        task=task.task,
+        metric=task.metric,
+        dense=task.dense,
+        compressed=task.compressed,
+        ratio=task.ratio if math.isfinite(task.ratio) else None,
     )
 
 

@@ -10,7 +10,7 @@ ServiceError
 │   ├── UploadNotFoundError
 │   ├── WebhookNotFoundError
 │   └── DeliveryNotFoundError
-├── ArtifactsExpiredError        there were artifacts; their time has passed
+├── ArtifactsExpiredError        the artifacts have expired
 ├── IllegalTransitionError       the job's state does not allow it
 │   ├── UploadNotOpenError
 │   ├── UploadIncompleteError
@@ -18,20 +18,20 @@ ServiceError
 │   ├── UploadInUseError
 │   ├── WebhookDisabledError
 │   └── DeliveryPendingError
-├── InvalidRequestError          well-formed, but not allowed; says which fields
-│   ├── DestinationRefusedError  a webhook may not go there
+├── InvalidRequestError          well-formed, but not allowed; lists the fields
+│   ├── DestinationRefusedError  the URL is not allowed for webhooks
 │   ├── PartRefusedError         a part of an upload has another length
 │   └── IdempotencyKeyReusedError
-├── ScopeMissingError            the key does not allow this
+├── ScopeMissingError            the key lacks the scope
 ├── LinkRefusedError             a download link is forged or has expired
-├── NotAcceptableError           there is no representation that the client accepts
-├── ResourceBusyError            somebody else holds what is needed
-├── LeaseLostError               another worker owns the job now, or nobody does
+├── NotAcceptableError           no available media type is acceptable
+├── ResourceBusyError            another transaction holds a lock
+├── LeaseLostError               another worker has the lease, or none has
 ├── PublicationError             the store holds other bytes than were written
-├── HandOffError                 a registry or a hub did not take a checkpoint
+├── HandOffError                 a registry or hub rejected a checkpoint
 ├── UploadDamagedError           the store holds other bytes than were announced
-├── DiskFullError                this machine has no room for what is needed
-└── UnavailableError             a server we need does not answer
+├── DiskFullError                the disk of this machine is full
+└── UnavailableError             a required server does not answer
     ├── DatabaseUnavailableError
     ├── BrokerUnavailableError
     └── StoreUnavailableError
@@ -44,7 +44,7 @@ from typing import ClassVar
 
 
 class ServiceError(Exception):
-    """Something the service refuses to do or could not do; the docstring is the default text."""
+    """A request that the service rejects or cannot serve; the docstring is the default message."""
 
     code: ClassVar[str] = "service_error"
 
@@ -54,7 +54,7 @@ class ServiceError(Exception):
 
 
 class NotFoundError(ServiceError):
-    """There is nothing here."""
+    """Not found."""
 
     code = "not_found"
 
@@ -78,7 +78,7 @@ class ArtifactNotFoundError(NotFoundError):
 
 
 class ArtifactsExpiredError(ServiceError):
-    """The job's artifacts were removed when their time had passed."""
+    """The job's artifacts have expired and were removed."""
 
     code = "artifacts_expired"
 
@@ -120,19 +120,19 @@ class IllegalTransitionError(ServiceError):
 
 
 class UploadNotOpenError(IllegalTransitionError):
-    """The upload takes no parts any more."""
+    """The upload does not accept parts any more."""
 
     code = "upload_not_open"
 
 
 class UploadIncompleteError(IllegalTransitionError):
-    """Not every part of the upload is there."""
+    """Parts of the upload are missing."""
 
     code = "upload_incomplete"
 
 
 class UploadNotReadyError(IllegalTransitionError):
-    """The upload was not checked yet."""
+    """The upload has not been verified yet."""
 
     code = "upload_not_ready"
 
@@ -150,14 +150,14 @@ class WebhookDisabledError(IllegalTransitionError):
 
 
 class DeliveryPendingError(IllegalTransitionError):
-    """The delivery is still being tried."""
+    """The delivery is still pending."""
 
     code = "delivery_pending"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FieldProblem:
-    """What is wrong with one field of a request; `pointer` is a JSON pointer."""
+    """A problem with one field of a request; `pointer` is a JSON pointer."""
 
     pointer: str
     code: str
@@ -177,7 +177,7 @@ class InvalidRequestError(ServiceError):
 
 
 class DestinationRefusedError(InvalidRequestError):
-    """A webhook may not have this URL."""
+    """The URL is not allowed for webhooks."""
 
     code = "url_refused"
 
@@ -187,7 +187,7 @@ class DestinationRefusedError(InvalidRequestError):
 
 
 class PartRefusedError(InvalidRequestError):
-    """The part is not as long as announced."""
+    """The part does not have its announced length."""
 
     code = "part_refused"
 
@@ -211,25 +211,25 @@ class LinkRefusedError(ServiceError):
 
 
 class NotAcceptableError(ServiceError):
-    """There is no representation that you accept."""
+    """No available media type is acceptable."""
 
     code = "not_acceptable"
 
 
 class ResourceBusyError(ServiceError):
-    """The same is being done right now; try again."""
+    """The resource is locked; retry later."""
 
     code = "busy"
 
 
 class LeaseLostError(ServiceError):
-    """The job does not belong to this worker any more."""
+    """The worker has lost the lease of the job."""
 
     code = "lease_lost"
 
 
 class PublicationError(ServiceError):
-    """The artifact store does not hold what was written to it."""
+    """The artifact store holds other bytes than were written."""
 
     code = "publication_failed"
 
@@ -241,19 +241,19 @@ class HandOffError(ServiceError):
 
 
 class UploadDamagedError(ServiceError):
-    """The upload is not what was announced."""
+    """The upload differs from its announcement."""
 
     code = "upload_damaged"
 
 
 class DiskFullError(ServiceError):
-    """This machine's disk has no room."""
+    """The disk of this machine is full."""
 
     code = "insufficient_disk"
 
 
 class UnavailableError(ServiceError):
-    """A part of the service does not answer."""
+    """A server that the service needs does not answer."""
 
     code = "unavailable"
 

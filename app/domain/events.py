@@ -1,18 +1,24 @@
-"""The append-only log of a job."""
+"""The append-only log of a job, and the messages of its event stream."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
+
+from app.domain.job import Job, Progress
+from app.domain.lifecycle import State
+from app.domain.resource import ApiModel
+from intraslice_core.progress import Stage
 
 LAST_SEQUENCE = 2**31 - 1
-"""The largest number that a line of the log can have."""
+"""The largest sequence number of an event."""
+LIVE = "live"
+"""The `event` of a `JobLive` message in a job's event stream."""
 
 
 class EventType(StrEnum):
-    """What is worth a line in the log."""
+    """Type of an event."""
 
     QUEUED = "queued"
     STARTED = "started"
@@ -29,15 +35,40 @@ class EventType(StrEnum):
 
 
 ENDS = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED})
-"""After one of these a job rests."""
+"""Types after which a job has ended."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """One line; `sequence` counts from 1 within the job."""
+class Event(ApiModel):
+    """An event in a job's log."""
 
     sequence: int
     type: EventType
     created_at: datetime
     attempt: int
     data: dict[str, Any]
+
+
+class EventList(ApiModel):
+    """Part of a job's log, oldest first; the last `sequence` as `after` gives the next part."""
+
+    data: tuple[Event, ...]
+    has_more: bool
+
+    @classmethod
+    def of(cls, events: list[Event], limit: int) -> Self:
+        """Return `limit` events from a query for `limit` + 1."""
+        return cls(data=tuple(events[:limit]), has_more=len(events) > limit)
+
+
+class JobLive(ApiModel):
+    """Current state and progress of a job."""
+
+    state: State
+    stage: Stage | None
+    progress: Progress | None
+    attempt: int
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """Return the fields of a job that change while it runs."""
+        return cls(state=job.state, stage=job.stage, progress=job.progress, attempt=job.attempt)

@@ -1,4 +1,4 @@
-"""What a registry or a hub is told of a finished checkpoint, and how far that has come."""
+"""Registry hand-offs: a checkpoint's facts for a model registry or hub, and the progress."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from enum import StrEnum
 from string import Formatter
 from typing import Any
 
+from pydantic import Field
+
+from app.domain.resource import ApiModel
 from intraslice_core.reports.schema import CompressionReport
 
 MANIFEST_TAG = "intraslice.manifest_sha256"
-"""Says which checkpoint a registered version is: the same one is not registered twice."""
+"""Tag with the checkpoint's manifest hash, so that it is not registered twice."""
 TRIES = 12
 _FIRST_PAUSE = timedelta(seconds=30)
 _LONGEST_PAUSE = timedelta(hours=1)
@@ -23,14 +26,14 @@ _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 class HandOffTarget(StrEnum):
-    """Who gets the checkpoint."""
+    """Target of a hand-off."""
 
     MLFLOW = "mlflow"
     HUB = "hub"
 
 
 class HandOffState(StrEnum):
-    """Pending includes waiting for another try."""
+    """State of a hand-off; `pending` includes waiting for another attempt."""
 
     PENDING = "pending"
     DONE = "done"
@@ -39,21 +42,21 @@ class HandOffState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFacts:
-    """A checkpoint in a registry's words."""
+    """Description of a checkpoint for a model registry."""
 
     manifest_sha256: str
     settings: dict[str, str]
-    """How it was made, by dotted name."""
+    """Compression settings by dotted name."""
     metrics: dict[str, float]
     """Sizes, perplexities, tasks and speeds."""
     tags: dict[str, str]
-    """What it is."""
+    """Identifying tags."""
 
     @classmethod
     def of(cls, manifest: bytes, report: CompressionReport) -> CheckpointFacts:
-        """From the bytes of a manifest and the report beside it."""
+        """Return the facts in a manifest's bytes and the report beside it."""
         digest = hashlib.sha256(manifest).hexdigest()
-        said = json.loads(manifest)
+        fields = json.loads(manifest)
         tags = {
             MANIFEST_TAG: digest,
             "intraslice.model": report.model,
@@ -62,8 +65,8 @@ class CheckpointFacts:
         }
         if report.base_licence is not None:
             tags["intraslice.base_licence"] = report.base_licence
-        if "job_id" in said:
-            tags["intraslice.job_id"] = said["job_id"]
+        if "job_id" in fields:
+            tags["intraslice.job_id"] = fields["job_id"]
         return cls(
             manifest_sha256=digest,
             settings=dict(_flat(report.config.model_dump(mode="json"))),
@@ -74,58 +77,62 @@ class CheckpointFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class HandedOff:
-    """Where a checkpoint went."""
+    """Place of a checkpoint in a registry or hub."""
 
     reference: str
     """Name and version, or repository and commit."""
     url: str
     new: bool = True
-    """False: it was there already."""
+    """False if the checkpoint was there already."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DueHandOff:
-    """Claimed for one try."""
+    """A hand-off that a worker has claimed for one attempt."""
 
     job_id: str
     target: HandOffTarget
     attempt: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class HandOff:
-    """One job's way to one target."""
+class HandOff(ApiModel):
+    """The hand-off of a succeeded job's checkpoint to a model registry or hub."""
 
-    job_id: str
     target: HandOffTarget
     state: HandOffState
     attempts: int
     created_at: datetime
     finished_at: datetime | None
     next_try_at: datetime | None
-    reference: str | None
+    reference: str | None = Field(description="Name and version, or repository and commit.")
     url: str | None
-    error: str | None
+    error: str | None = Field(description="Error of the last attempt, if it failed.")
+
+
+class HandOffList(ApiModel):
+    """All hand-offs of a job; empty if the deployment has no target."""
+
+    data: tuple[HandOff, ...]
 
 
 def pause(attempts: int) -> timedelta:
-    """Until the next try: doubled each time, up to an hour."""
+    """Return the pause before the next attempt: doubled each time, up to an hour."""
     doubled: timedelta = _FIRST_PAUSE * 2 ** max(attempts - 1, 0)
     return min(doubled, _LONGEST_PAUSE)
 
 
 def registered_name(template: str, *, model: str, ratio: float | None, target: str) -> str:
-    """A name made of `{model}`, `{ratio}` and `{target}`, of letters that every registry takes.
+    """Return a name from `{model}`, `{ratio}` and `{target}` that every registry accepts.
 
     Raises:
-        ValueError: if the template names something else, or nothing is left of it.
+        ValueError: if the template has another field, or no valid character is left.
     """
     last = model.rstrip("/").rsplit("/", 1)[-1].rsplit("@", 1)[0].split(":")[-1]
-    known = {"model": last, "ratio": "size" if ratio is None else f"{ratio:g}", "target": target}
+    values = {"model": last, "ratio": "size" if ratio is None else f"{ratio:g}", "target": target}
     named = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
-    if not named <= known.keys():
+    if not named <= values.keys():
         raise ValueError(f"{template!r} may name {{model}}, {{ratio}} and {{target}} only")
-    name = _UNUSUAL.sub("-", template.format_map(known)).strip("-.")
+    name = _UNUSUAL.sub("-", template.format_map(values)).strip("-.")
     if not name:
         raise ValueError(f"nothing is left of the name {template!r}")
     return name
@@ -148,9 +155,9 @@ def _metrics(report: CompressionReport) -> Iterator[tuple[str, float]]:
     evaluation = report.evaluation
     if evaluation is None:
         return
-    for one in evaluation.perplexity:
-        yield f"perplexity/{_metric(one.text)}/dense", one.dense
-        yield f"perplexity/{_metric(one.text)}/compressed", one.compressed
+    for text in evaluation.perplexity:
+        yield f"perplexity/{_metric(text.text)}/dense", text.dense
+        yield f"perplexity/{_metric(text.text)}/compressed", text.compressed
     for task in evaluation.tasks:
         yield f"{_metric(task.task)}/{_metric(task.metric)}/dense", task.dense
         yield f"{_metric(task.task)}/{_metric(task.metric)}/compressed", task.compressed
@@ -160,5 +167,5 @@ def _metrics(report: CompressionReport) -> Iterator[tuple[str, float]]:
 
 
 def _metric(name: str) -> str:
-    """Letters that are allowed in a metric's name."""
+    """Return the name with only those characters that metric names may have."""
     return _UNUSUAL.sub("-", name)

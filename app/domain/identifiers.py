@@ -1,4 +1,4 @@
-"""Ids: a prefix that says of what, and a ULID, so that sorting by id is sorting by time."""
+"""Ids: a prefix for the kind of object, and a ULID, so that ids sort by time."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ UPLOAD = "upl"
 
 
 def new_id(prefix: str) -> str:
-    """`prefix_`, then 48 bits of milliseconds and 80 of chance."""
+    """Return `prefix_` and a ULID: 48 bits of milliseconds and 80 random bits."""
     number = (time.time_ns() // 1_000_000) << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
     digits = (_ALPHABET[(number >> 5 * place) & 31] for place in reversed(range(_LENGTH)))
     return f"{prefix}_{''.join(digits)}"
 
 
 def is_id(prefix: str, text: str) -> bool:
-    """Whether `new_id(prefix)` may have made the text."""
+    """Return whether the text is a well-formed id with this prefix."""
     head, _, ulid = text.partition("_")
     return head == prefix and _ULID.fullmatch(ulid) is not None
 
@@ -39,6 +39,6 @@ def is_job_id(text: str) -> bool:
 
 
 def looks_like_id(text: str) -> bool:
-    """Whether some `new_id` may have made the text."""
+    """Return whether the text is a well-formed id with any prefix."""
     prefix = text.partition("_")[0]
     return prefix.isascii() and prefix.islower() and is_id(prefix, text)

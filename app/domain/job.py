@@ -1,13 +1,16 @@
-"""A job and what is written about it."""
+"""A job, its progress, its result and the lease of the worker that runs it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal, Self
 
-from app.domain.lease import Lease
+from pydantic import Field
+
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
+from app.domain.resource import ApiModel, Page, Resource
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.progress import LayerDone, Stage
 
@@ -16,7 +19,7 @@ HIGHEST_PRIORITY = 9
 
 
 class Progress(FrozenModel):
-    """How far a running job is; `fraction` is of the whole job, in [0, 1]."""
+    """Progress of a running job; `fraction` refers to the whole job, in [0, 1]."""
 
     fraction: float
     message: str
@@ -34,7 +37,7 @@ class Speedup(FrozenModel):
 
 
 class JobResult(FrozenModel):
-    """The outcome in a few numbers; the report has the rest."""
+    """Main numbers of the result; the report has all."""
 
     params_before: int
     params_after: int
@@ -48,7 +51,7 @@ class JobResult(FrozenModel):
 
 
 class JobError(FrozenModel):
-    """Why a job failed."""
+    """Reason why a job failed."""
 
     code: str
     message: str
@@ -61,8 +64,20 @@ class JobError(FrozenModel):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lease:
+    """A worker's exclusive right to run a job, with the fencing token of its attempt.
+
+    Every claim raises `token`, so that writes of an earlier claim can be rejected.
+    """
+
+    job_id: str
+    owner: str
+    token: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobRequest:
-    """What somebody asks for."""
+    """A job to be created."""
 
     model: ModelSource
     compression: CompressionConfig
@@ -76,26 +91,52 @@ class JobRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class JobFilter:
-    """Which jobs of a project are wanted; what is empty does not restrict."""
+    """Criteria of a list of jobs; empty ones do not restrict."""
 
     before: str | None = None
-    """An id: only jobs made before that one."""
+    """Id of a job; only older ones match."""
     states: frozenset[State] = frozenset()
     model: str | None = None
-    """`ref` of the model."""
+    """The model's `ref`."""
     sweep_id: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
-    """All of them."""
+    """Labels that a job must all have."""
     created_after: datetime | None = None
     created_before: datetime | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A job as the database knows it."""
+class JobUrls(ApiModel):
+    """Paths of the job's other resources."""
 
-    id: str
-    project_id: str
+    self: str
+    events: str
+    report: str
+    artifacts: str
+    cancel: str
+    pause: str
+    resume: str
+    retry: str
+
+    @classmethod
+    def of(cls, job_id: str) -> Self:
+        """Return the paths below `/v1/jobs/{job_id}`."""
+        base = f"/v1/jobs/{job_id}"
+        return cls(
+            self=base,
+            events=f"{base}/events",
+            report=f"{base}/report",
+            artifacts=f"{base}/artifacts",
+            cancel=f"{base}/cancel",
+            pause=f"{base}/pause",
+            resume=f"{base}/resume",
+            retry=f"{base}/retry",
+        )
+
+
+class Job(Resource):
+    """A job."""
+
+    object: Literal["job"] = "job"
     sweep_id: str | None
     state: State
     stage: Stage | None
@@ -105,38 +146,53 @@ class Job:
     model: ModelSource
     compression: CompressionConfig
     evaluation: EvaluationConfig | None
-    labels: dict[str, str]
     progress: Progress | None
     result: JobResult | None
     error: JobError | None
-    priority: int
-    """Of queued jobs the highest number is taken first."""
-    max_runtime_s: int | None
-    """Of one attempt."""
-    max_pending_s: int | None
-    """From the moment it is queued to its start."""
     attempt: int
     max_attempts: int
-    fencing_token: int
-    lease_owner: str | None
-    traceparent: str | None
-    """Of the request that made it, for the worker's spans."""
+    priority: int
+    """Queued jobs with the highest number are taken first."""
+    max_runtime_s: int | None
+    """Time limit of one attempt."""
+    max_pending_s: int | None
+    """Time limit from queueing to start."""
+    labels: dict[str, str]
     pinned: bool
     expires_at: datetime | None
-    """When its artifacts will be removed."""
+    """Time when its artifacts will be removed."""
     expired_at: datetime | None
-    """When they were."""
+    """Time when its artifacts were removed."""
+    urls: JobUrls
 
     @property
     def ratio(self) -> float | None:
-        """Fraction removed: as asked for, or as achieved where a size was asked for."""
+        """Removed fraction: the requested one, or the achieved one of a job with a target size."""
         if self.compression.ratio is not None:
             return self.compression.ratio
         return self.result.achieved_ratio if self.result else None
 
+
+class JobRecord(Job):
+    """A job with the fields that only the service sees; they are never serialised."""
+
+    project_id: str = Field(exclude=True)
+    fencing_token: int = Field(exclude=True)
+    lease_owner: str | None = Field(exclude=True)
+    traceparent: str | None = Field(exclude=True)
+    """Trace context of the creating request, parent of the worker's spans."""
+
     @property
     def lease(self) -> Lease:
-        """The claim of whoever works on it."""
+        """The lease of the worker that runs the job.
+
+        Raises:
+            ValueError: if no worker runs it.
+        """
         if self.lease_owner is None:
-            raise ValueError(f"nobody works on {self.id}")
+            raise ValueError(f"{self.id} has no lease: no worker runs it")
         return Lease(job_id=self.id, owner=self.lease_owner, token=self.fencing_token)
+
+
+class JobList(Page[Job]):
+    """One page of jobs, newest first."""

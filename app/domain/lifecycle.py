@@ -1,4 +1,4 @@
-"""The life of a job as one table. The database enforces it: guarded updates, and a trigger.
+"""The lifecycle of a job as one table. The database enforces it: guarded updates, and a trigger.
 
 queued     ──claim──▶ running     ──expire──▶ failed
            ──pause──▶ paused      ──cancel──▶ cancelled
@@ -18,7 +18,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a job stands."""
+    """State of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -31,7 +31,7 @@ class State(StrEnum):
 
 
 class Action(StrEnum):
-    """What can happen to a job."""
+    """Action that changes a job's state."""
 
     CLAIM = "claim"
     SUCCEED = "succeed"
@@ -48,7 +48,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Transition:
-    """From which states an action is legal, and where it leads."""
+    """States from which an action is legal, and the state it leads to."""
 
     sources: frozenset[State]
     target: State
@@ -66,7 +66,7 @@ def _from(*sources: State, to: State) -> Transition:
 
 TRANSITIONS: dict[Action, Transition] = {
     Action.CLAIM: _from(State.QUEUED, to=State.RUNNING),
-    # Whoever asked for a pause gets the result if it was ready before the worker heard of it.
+    # A job whose result was ready before its worker saw the pause request has succeeded.
     Action.SUCCEED: _from(State.RUNNING, State.PAUSING, to=State.SUCCEEDED),
     Action.FAIL: _from(State.RUNNING, State.PAUSING, to=State.FAILED),
     Action.EXPIRE: _from(State.QUEUED, to=State.FAILED),
@@ -81,7 +81,7 @@ TRANSITIONS: dict[Action, Transition] = {
 
 
 def legal_changes() -> frozenset[tuple[State, State]]:
-    """Every pair of states that some action connects."""
+    """Return every pair of states that some action connects."""
     return frozenset(
         (source, transition.target)
         for transition in TRANSITIONS.values()

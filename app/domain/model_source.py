@@ -1,4 +1,4 @@
-"""Which model a job is about."""
+"""Source of the model that a job compresses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REVISION = re.compile(r"[\w-][\w./-]*", re.ASCII)
 
 
 class ModelSource(FrozenModel):
-    """`ref` is `org/name` on the hub, a path on the workers' disk, a Python package, an upload."""
+    """A model: `ref` is `org/name` on the hub, a path on workers, a Python package, an upload."""
 
     source: SourceKind
     ref: str = Field(min_length=1, max_length=1024)
@@ -25,7 +25,7 @@ class ModelSource(FrozenModel):
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether the name is `org/name`, with nothing that could leave the hub's name space."""
+    """Return whether the name is `org/name` and cannot be read as a path outside the hub."""
     return _HUB_NAME.fullmatch(name) is not None and ".." not in name
 
 

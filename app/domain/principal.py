@@ -1,4 +1,4 @@
-"""Who asks: a key's holder, in one project (tenant), with the scopes of that key."""
+"""Principals: the holder of a key, its project (tenant) and its scopes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PROJECT_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
 
 class Scope(StrEnum):
-    """What a key allows; each includes the one before."""
+    """Permissions of a key; each scope includes the one before."""
 
     READ = "read"
     WRITE = "write"
@@ -18,25 +18,25 @@ class Scope(StrEnum):
 
 
 def included(scope: Scope) -> frozenset[Scope]:
-    """The scope and those before it."""
+    """Return the scope and those before it."""
     order = list(Scope)
     return frozenset(order[: order.index(scope) + 1])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Principal:
-    """Sees and changes what belongs to `project_id`, and nothing else."""
+    """A caller with access to the objects of `project_id` and to no others."""
 
     project_id: str
     scopes: frozenset[Scope]
     key_id: str | None = None
-    """None for the deployment's own key and where authentication is off."""
+    """None for the operator's key and where authentication is off."""
 
     @property
     def is_operator(self) -> bool:
-        """Whether this is who runs the deployment: alone may make keys for any project."""
+        """Whether the caller runs the deployment; only the operator makes keys for any project."""
         return self.key_id is None and Scope.ADMIN in self.scopes
 
 
 OPERATOR = Principal(project_id=DEFAULT_PROJECT, scopes=frozenset(Scope))
-"""Whoever runs the deployment: holds `INTRASLICE_API_KEY`, or is alone on this machine."""
+"""The holder of `INTRASLICE_API_KEY`, and every caller where authentication is off."""

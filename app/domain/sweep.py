@@ -1,20 +1,22 @@
-"""One model, one calibration, many ratios: what is known of a sweep from its jobs."""
+"""Sweeps: jobs that compress one model with the same settings at several ratios."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Literal, Self
 
 from app.domain.job import DEFAULT_PRIORITY, Job
 from app.domain.lifecycle import TERMINAL, State
 from app.domain.model_source import ModelSource
+from app.domain.resource import ApiModel, Page, Resource
 from intraslice_core.config import CompressionConfig, CompressionSettings, EvaluationConfig
 
 
 class SweepState(StrEnum):
-    """Follows from the states of the jobs; nothing of it is stored."""
+    """State of a sweep, computed from those of its jobs."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -27,7 +29,7 @@ class SweepState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRequest:
-    """What somebody asks for: the same compression at several ratios."""
+    """A sweep to be created: the same compression at several ratios."""
 
     model: ModelSource
     compression: CompressionSettings
@@ -40,107 +42,143 @@ class SweepRequest:
         return CompressionConfig(ratio=ratio, **dict(self.compression))
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepProgress:
-    """How far all jobs of a sweep are together; `fraction` is in [0, 1]."""
+class SweepProgress(ApiModel):
+    """Progress of all jobs together; `fraction` is in [0, 1]."""
 
-    states: dict[State, int]
     fraction: float
+    jobs: dict[State, int]
+    """Number of jobs by state."""
 
     @property
     def state(self) -> SweepState:
-        """Anything unfinished keeps a sweep going; of the ends, the worst names it."""
-        found = self.states.keys()
-        if not found:
+        """State of the sweep: running until all jobs have ended, then the worst of their ends."""
+        states = self.jobs.keys()
+        if not states:
             return SweepState.EMPTY
-        if found == {State.QUEUED}:
+        if states == {State.QUEUED}:
             return SweepState.QUEUED
-        if found - TERMINAL:
+        if states - TERMINAL:
             return SweepState.RUNNING
         for state in (State.FAILED, State.CANCELLED):
-            if state in found:
+            if state in states:
                 return SweepState(state)
         return SweepState.SUCCEEDED
 
     @classmethod
-    def of(cls, jobs: Iterable[tuple[State, float | None]]) -> SweepProgress:
-        """From each job's state and its fraction, if it has told one."""
+    def of(cls, jobs: Iterable[tuple[State, float | None]]) -> Self:
+        """Return the progress of jobs, given each one's state and fraction, if it has any."""
         states: dict[State, int] = {}
         done = 0.0
         for state, fraction in jobs:
             states[state] = states.get(state, 0) + 1
             done += 1.0 if state in TERMINAL else fraction or 0.0
-        return cls(states=states, fraction=done / (sum(states.values()) or 1))
+        return cls(jobs=states, fraction=done / (sum(states.values()) or 1))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """A sweep as the database knows it."""
+class SweepUrls(ApiModel):
+    """Paths of the sweep's other resources."""
 
-    id: str
-    project_id: str
+    self: str
+    jobs: str
+    compare: str | None
+    cancel: str
+
+    @classmethod
+    def of(cls, sweep_id: str, job_ids: Sequence[str] = ()) -> Self:
+        """Return the paths of a sweep; `compare` needs the ids of two jobs or more."""
+        base = f"/v1/sweeps/{sweep_id}"
+        return cls(
+            self=base,
+            jobs=f"/v1/jobs?sweep={sweep_id}",
+            compare=f"/v1/compare?jobs={','.join(job_ids)}" if len(job_ids) > 1 else None,
+            cancel=f"{base}/cancel",
+        )
+
+
+class Sweep(Resource):
+    """A sweep; its state is computed from those of its jobs."""
+
+    object: Literal["sweep"] = "sweep"
+    state: SweepState
     created_at: datetime
     model: ModelSource
     compression: CompressionSettings
     ratios: tuple[float, ...]
     evaluation: EvaluationConfig | None
     labels: dict[str, str]
+    progress: SweepProgress
+    urls: SweepUrls
 
 
-@dataclass(frozen=True, kw_only=True)
-class ParetoPoint:
-    """One job of a sweep in the plane of size, quality and speed."""
+class ParetoPoint(ApiModel):
+    """Size, quality and speed of one job.
+
+    `dominated`: another job is at least as good in bytes, perplexity and, if measured, decode
+    speed, and better in one of them; null until the job's perplexity is measured.
+    """
 
     job_id: str
     ratio: float | None
-    """As asked for; where a size was, as achieved."""
+    """The requested ratio, or the achieved one of a job with a target size."""
+    achieved_ratio: float | None
     state: State
-    achieved_ratio: float | None = None
-    params_after: int | None = None
-    bytes_after: int | None = None
-    perplexity: float | None = None
-    """Of the first text, as the job's result has it."""
-    decode_speedup: float | None = None
-    prefill_speedup: float | None = None
-    dominated: bool | None = None
-    """Whether another point is nowhere worse and somewhere better; None if that is unknown."""
+    params_after: int | None
+    bytes_after: int | None
+    perplexity: float | None
+    """Perplexity on the first text, as in the job's result."""
+    decode_speedup: float | None
+    prefill_speedup: float | None
+    dominated: bool | None
 
 
-def pareto_table(jobs: Sequence[Job]) -> list[ParetoPoint]:
-    """Every job's point, smallest ratio first."""
+class SweepDetails(Sweep):
+    """A sweep with its jobs and their Pareto table, smallest ratio first."""
+
+    jobs: tuple[Job, ...]
+    pareto: tuple[ParetoPoint, ...]
+
+
+class SweepList(Page[Sweep]):
+    """One page of sweeps, newest first."""
+
+
+def pareto_table(jobs: Sequence[Job]) -> tuple[ParetoPoint, ...]:
+    """Return every job's point, smallest ratio first."""
     costs = {job.id: _costs(job) for job in jobs}
-    known = [cost for cost in costs.values() if cost is not None]
-    return [_point(job, costs[job.id], known) for job in sorted(jobs, key=smallest_ratio_first)]
+    measured = [cost for cost in costs.values() if cost is not None]
+    return tuple(
+        _point(job, costs[job.id], measured) for job in sorted(jobs, key=smallest_ratio_first)
+    )
 
 
 def smallest_ratio_first(job: Job) -> tuple[float, str]:
-    """To sort by."""
+    """Return the key to sort jobs of a sweep by."""
     return (job.ratio or 0.0, job.id)
 
 
 def _point(
-    job: Job, costs: tuple[float, ...] | None, known: Sequence[tuple[float, ...]]
+    job: Job, costs: tuple[float, ...] | None, measured: Sequence[tuple[float, ...]]
 ) -> ParetoPoint:
-    dominated = None if costs is None else any(_dominates(other, costs) for other in known)
-    point = ParetoPoint(job_id=job.id, ratio=job.ratio, state=job.state, dominated=dominated)
-    if job.result is None:
-        return point
-    speedup = job.result.speedup
-    return replace(
-        point,
-        achieved_ratio=job.result.achieved_ratio,
-        params_after=job.result.params_after,
-        bytes_after=job.result.bytes_after,
-        perplexity=job.result.perplexity_after,
+    result = job.result
+    speedup = result.speedup if result else None
+    return ParetoPoint(
+        job_id=job.id,
+        ratio=job.ratio,
+        achieved_ratio=result.achieved_ratio if result else None,
+        state=job.state,
+        params_after=result.params_after if result else None,
+        bytes_after=result.bytes_after if result else None,
+        perplexity=result.perplexity_after if result else None,
         decode_speedup=speedup.decode if speedup else None,
         prefill_speedup=speedup.prefill if speedup else None,
+        dominated=None if costs is None else any(_dominates(other, costs) for other in measured),
     )
 
 
 def _costs(job: Job) -> tuple[float, ...] | None:
-    """What is to be small: bytes, perplexity and, where it was measured, decoding's slowness.
+    """Return what to minimise: bytes, perplexity and, if measured, the negative decode speed.
 
-    None without quality: a smaller file alone is no reason to prefer it.
+    None without a perplexity: a smaller file alone is no reason to prefer a job.
     """
     result = job.result
     if result is None or result.perplexity_after is None:
@@ -149,7 +187,7 @@ def _costs(job: Job) -> tuple[float, ...] | None:
     return (float(result.bytes_after), result.perplexity_after, *slowness)
 
 
-def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    """Nowhere worse and somewhere better, in what both have measured."""
-    pairs = list(zip(one, other, strict=False))
+def _dominates(costs: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Return whether `costs` are nowhere higher and somewhere lower, in what both have measured."""
+    pairs = list(zip(costs, other, strict=False))
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)

@@ -1,4 +1,4 @@
-"""Files that clients bring along: a model's directory, or a text."""
+"""Uploads: the directory of a model, or a text file, sent by a client in parts."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from typing import Literal, Self
 
 from pydantic import Field
 
 from app.domain.errors import FieldProblem
+from app.domain.resource import ApiModel, Page, Resource
 from intraslice_core.config import FrozenModel
 
 UPLOADS_PREFIX = "uploads/"
 REFERENCE = "upload:"
-"""What texts begin with that are uploads: `upload:upl_…`."""
+"""Prefix of text sources that are uploads: `upload:upl_…`."""
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,199}", re.ASCII)
 _MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*")
@@ -26,14 +28,14 @@ MOST_FILES = 2_100
 
 
 class UploadKind(StrEnum):
-    """What an upload can be used as."""
+    """Use of an upload in a job."""
 
     MODEL = "model"
     TEXT = "text"
 
 
 class UploadState(StrEnum):
-    """`open` takes parts; `ready` can be named in jobs; `refused` says why in `error`."""
+    """State of an upload: open for parts, in verification, ready for jobs, or refused."""
 
     OPEN = "open"
     VERIFYING = "verifying"
@@ -42,7 +44,7 @@ class UploadState(StrEnum):
 
 
 class UploadFile(FrozenModel):
-    """A file as it will be when it is complete."""
+    """An announced file."""
 
     name: str = Field(min_length=1, max_length=200)
     bytes: int = Field(ge=1, le=2**50)
@@ -50,20 +52,21 @@ class UploadFile(FrozenModel):
 
 
 class UploadRequest(FrozenModel):
-    """Which files will come."""
+    """Files to be uploaded."""
 
     kind: UploadKind
     files: tuple[UploadFile, ...] = Field(min_length=1, max_length=MOST_FILES)
     name: str | None = None
-    """What people call it."""
+    """Name for people to find the upload by."""
 
     @property
     def bytes(self) -> int:
+        """Size of all files together."""
         return sum(file.bytes for file in self.files)
 
 
 class UploadError(FrozenModel):
-    """Why an upload was refused."""
+    """Reason why an upload was refused."""
 
     code: str
     message: str
@@ -71,37 +74,52 @@ class UploadError(FrozenModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A piece of a file, small enough to be sent again."""
+    """A piece of a file and its place in the store; small enough to be sent again."""
 
     file: int
-    """The file's place in the upload."""
+    """Index of the file in the upload."""
     number: int
     bytes: int
     key: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Upload:
-    """What was announced, and how far it is."""
+class UploadUrls(ApiModel):
+    """Paths of the upload."""
 
-    id: str
-    project_id: str
+    self: str
+    complete: str
+
+    @classmethod
+    def of(cls, upload_id: str) -> Self:
+        """Return the paths of an upload."""
+        base = f"/v1/uploads/{upload_id}"
+        return cls(self=base, complete=f"{base}/complete")
+
+
+class Upload(Resource):
+    """An upload: `open` accepts parts, `ready` can be named in jobs, `refused` has an `error`."""
+
+    object: Literal["upload"] = "upload"
+    name: str | None = None
     kind: UploadKind
     state: UploadState
-    files: tuple[UploadFile, ...]
-    part_bytes: int
-    name: str | None
+    bytes: int
     created_at: datetime
     expires_at: datetime | None
     """None: never."""
     error: UploadError | None
+    urls: UploadUrls
 
-    @property
-    def bytes(self) -> int:
-        return sum(file.bytes for file in self.files)
+
+class UploadRecord(Upload):
+    """An upload with the fields that only the service sees; they are never serialised."""
+
+    project_id: str = Field(exclude=True)
+    files: tuple[UploadFile, ...] = Field(exclude=True)
+    part_bytes: int = Field(exclude=True)
 
     def parts(self, file: int) -> Iterator[Part]:
-        """Of one file, in order; all but the last are of the same size."""
+        """Yield the parts of one file in order; all but the last have `part_bytes` bytes."""
         size = self.files[file].bytes
         for number, start in enumerate(range(0, size, self.part_bytes)):
             yield Part(
@@ -112,8 +130,38 @@ class Upload:
             )
 
     def all_parts(self) -> Iterator[Part]:
+        """Yield the parts of all files in order."""
         for file in range(len(self.files)):
             yield from self.parts(file)
+
+
+class UploadPart(ApiModel):
+    """A part of a file; PUT its bytes to `url`, unless it was received."""
+
+    number: int
+    bytes: int
+    received: bool
+    url: str | None
+
+
+class UploadFileDetails(ApiModel):
+    """A file and its parts, which are listed only while the upload is open."""
+
+    name: str
+    bytes: int
+    sha256: str
+    parts: tuple[UploadPart, ...]
+
+
+class UploadDetails(Upload):
+    """An upload with its files."""
+
+    part_bytes: int
+    files: tuple[UploadFileDetails, ...]
+
+
+class UploadList(Page[Upload]):
+    """One page of uploads, newest first."""
 
 
 def upload_prefix(upload_id: str) -> str:
@@ -121,36 +169,36 @@ def upload_prefix(upload_id: str) -> str:
 
 
 def upload_of_prefix(prefix: str) -> str:
-    """The id in an `upload_prefix`."""
+    """Return the upload id in an `upload_prefix`."""
     return prefix.removeprefix(UPLOADS_PREFIX).rstrip("/")
 
 
 def name_problems(request: UploadRequest) -> list[FieldProblem]:
-    """What is wrong with the announced files, by their names."""
+    """Return the problems with the announced files' names."""
     problems = [
         FieldProblem(pointer=f"/files/{index}/name", code=code, message=message)
         for index, file in enumerate(request.files)
-        for code, message in _wrong_with(file.name, request.kind)
+        for code, message in _file_name_problems(file.name, request.kind)
     ]
     names = [file.name for file in request.files]
     if len(set(names)) != len(names):
-        problems.append(_about_all("twice", "a name is there twice"))
+        problems.append(_files_problem("twice", "a name is there twice"))
     if request.kind is UploadKind.TEXT and len(names) != 1:
-        problems.append(_about_all("one_file", "a text is one file"))
+        problems.append(_files_problem("one_file", "a text is one file"))
     if request.kind is UploadKind.MODEL:
         if _CONFIG not in names:
-            problems.append(_about_all("config_missing", f"a model has a {_CONFIG}"))
+            problems.append(_files_problem("config_missing", f"a model has a {_CONFIG}"))
         if not any(name.endswith(".safetensors") for name in names):
-            problems.append(_about_all("weights_missing", "a model has .safetensors files"))
+            problems.append(_files_problem("weights_missing", "a model has .safetensors files"))
     return problems
 
 
 def is_model_file(name: str) -> bool:
-    """Whether a model's upload takes a file of this name."""
-    return not any(_wrong_with(name, UploadKind.MODEL))
+    """Return whether the upload of a model may have a file of this name."""
+    return not any(_file_name_problems(name, UploadKind.MODEL))
 
 
-def _wrong_with(name: str, kind: UploadKind) -> Iterator[tuple[str, str]]:
+def _file_name_problems(name: str, kind: UploadKind) -> Iterator[tuple[str, str]]:
     if not _NAME.fullmatch(name):
         yield "malformed", "letters, digits, dots, dashes; no directories"
         return
@@ -159,5 +207,5 @@ def _wrong_with(name: str, kind: UploadKind) -> Iterator[tuple[str, str]]:
         yield "not_allowed", f"a {kind} consists of {', '.join(allowed)}; pickles can run code"
 
 
-def _about_all(code: str, message: str) -> FieldProblem:
+def _files_problem(code: str, message: str) -> FieldProblem:
     return FieldProblem(pointer="/files", code=code, message=message)

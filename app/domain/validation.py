@@ -1,10 +1,12 @@
-"""What can be said of a job before it runs."""
+"""Validation of a job before it runs: estimate, durations, targets and warnings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
+from app.domain.resource import ApiModel
 from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.cost_model import DenseModel, Estimate
@@ -14,18 +16,18 @@ from intraslice_core.text_sources import FLATTERS, only_own_kind
 
 _EXTREME_RATIO = 0.5
 _TOKENS_A_DIMENSION = 4
-"""Fewer calibration tokens than this for each inner dimension fit noise."""
+"""Calibration tokens for each inner MLP dimension, below which the fit follows noise."""
 
 
 class Caution(FrozenModel):
-    """Something the job may be given in spite of; `code` is stable."""
+    """A warning about settings that does not prevent the job; `code` is stable."""
 
     code: str
     message: str
 
 
 class TargetSupport(FrozenModel):
-    """Whether a job can be made for a kind of runtime, and which these are."""
+    """Support of a target for the model, and the runtimes that load its results."""
 
     target: str
     available: bool
@@ -34,7 +36,7 @@ class TargetSupport(FrozenModel):
 
 
 class Duration(FrozenModel):
-    """How long the job would take on one class of machines, from the newest rates there."""
+    """Estimated duration of the job on one class of machines, from the newest measured rates."""
 
     device: str
     seconds: float
@@ -43,7 +45,7 @@ class Duration(FrozenModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """Work a second in one stage, as one job has shown it."""
+    """Measured speed of one stage, in work per second."""
 
     device: str
     stage: Stage
@@ -51,14 +53,20 @@ class Rate:
     measured_at: datetime
 
 
-@dataclass(frozen=True, kw_only=True)
-class Validation:
-    """The answer to "would this work, and what would it take?"."""
+class Validation(ApiModel):
+    """A job that would be accepted, with estimates of its result, memory and duration.
 
+    `estimate` is null if only a worker can read the model; `durations` has an entry for each class
+    of machines that has run the method, newest measurement first.
+    """
+
+    object: Literal["validation"] = "validation"
+    valid: Literal[True] = True
     estimate: Estimate | None
+    seconds: float | None
     durations: tuple[Duration, ...]
     targets: tuple[TargetSupport, ...]
-    cautions: tuple[Caution, ...]
+    warnings: tuple[Caution, ...]
 
 
 TARGETS = (
@@ -85,15 +93,15 @@ TARGETS = (
 
 
 def targets_for(dense: DenseModel | None) -> tuple[TargetSupport, ...]:
-    """All targets, as far as is known of the model."""
+    """Return all targets; those that do not support the model's type are not available."""
     model_type = dense and dense.facts.model_type
     return tuple(
-        one
-        if model_type is None or not one.available or model_type in _model_types(one.target)
-        else one.model_copy(
+        support
+        if model_type is None or not support.available or model_type in _model_types(support.target)
+        else support.model_copy(
             update={"available": False, "detail": f"not built for {model_type} models"}
         )
-        for one in TARGETS
+        for support in TARGETS
     )
 
 
@@ -102,41 +110,43 @@ def _model_types(target: str) -> tuple[str, ...]:
 
 
 def predict(rates: list[Rate], work: dict[Stage, float]) -> tuple[Duration, ...]:
-    """Seconds for each device that has shown how fast it compresses, newest first."""
+    """Return the duration on each device with a measured compression speed, newest first."""
     durations = []
     for device in {rate.device for rate in rates}:
-        known = {rate.stage: rate for rate in rates if rate.device == device}
-        if Stage.COMPRESS in known:
+        by_stage = {rate.stage: rate for rate in rates if rate.device == device}
+        if Stage.COMPRESS in by_stage:
             seconds = sum(
-                amount / known[stage].per_second for stage, amount in work.items() if stage in known
+                amount / by_stage[stage].per_second
+                for stage, amount in work.items()
+                if stage in by_stage
             )
-            measured = known[Stage.COMPRESS].measured_at
+            measured = by_stage[Stage.COMPRESS].measured_at
             durations.append(Duration(device=device, seconds=seconds, measured_at=measured))
-    return tuple(sorted(durations, key=lambda one: one.measured_at, reverse=True))
+    return tuple(sorted(durations, key=lambda duration: duration.measured_at, reverse=True))
 
 
 def cautions(
     dense: DenseModel | None, compression: CompressionConfig, evaluation: EvaluationConfig | None
 ) -> list[Caution]:
-    """What of the settings is likely to disappoint."""
-    found = [*_about_texts(compression, evaluation)]
+    """Return warnings about settings that are likely to give poor results."""
+    warnings = [*_about_texts(compression, evaluation)]
     if evaluation is not None and evaluation.tasks and evaluation.task_limit is None:
         message = "the tasks are not in the time: how many examples they have is not known here"
-        found.append(Caution(code="tasks_not_timed", message=message))
+        warnings.append(Caution(code="tasks_not_timed", message=message))
     if _ratio(dense, compression) > _EXTREME_RATIO:
-        found.append(
+        warnings.append(
             Caution(
                 code="ratio_extreme",
                 message=f"quality falls steeply when more than {_EXTREME_RATIO:.0%} is removed",
             )
         )
     if dense is not None:
-        found += _about_lengths(dense, compression)
-    return found
+        warnings += _about_lengths(dense, compression)
+    return warnings
 
 
 def _ratio(dense: DenseModel | None, compression: CompressionConfig) -> float:
-    """What would be removed; 0 where a size was asked of a model that is not known here."""
+    """Return the fraction to remove; 0 for a target size of a model that cannot be read here."""
     if compression.ratio is not None:
         return compression.ratio
     if dense is None or dense.geometry is None:
@@ -150,7 +160,8 @@ def _about_texts(
     sources = compression.seen_sources
     if evaluation is None:
         return [Caution(code="no_evaluation", message="the loss of quality will not be measured")]
-    if any(one.startswith("/") for one in set(sources).intersection(evaluation.perplexity)):
+    shared = set(sources).intersection(evaluation.perplexity)
+    if any(source.startswith("/") for source in shared):
         message = "a text that is scored is one that was calibrated on: the result flatters"
         return [Caution(code="evaluation_is_calibration", message=message)]
     if not only_own_kind(sources, evaluation.perplexity):
@@ -159,12 +170,13 @@ def _about_texts(
 
 
 def _about_lengths(dense: DenseModel, compression: CompressionConfig) -> list[Caution]:
-    calibration, found = compression.calibration, []
+    calibration = compression.calibration
+    warnings: list[Caution] = []
     tokens = calibration.samples * calibration.sequence_length
     if dense.geometry is not None and compression.method != "magnitude":
         wanted = _TOKENS_A_DIMENSION * dense.geometry.intermediate_size
         if tokens < wanted:
-            found.append(
+            warnings.append(
                 Caution(
                     code="calibration_short",
                     message=f"{tokens} calibration tokens for {dense.geometry.intermediate_size} "
@@ -172,10 +184,10 @@ def _about_lengths(dense: DenseModel, compression: CompressionConfig) -> list[Ca
                 )
             )
     if dense.max_positions is not None and calibration.sequence_length > dense.max_positions:
-        found.append(
+        warnings.append(
             Caution(
                 code="sequences_long",
                 message=f"the model was made for sequences of up to {dense.max_positions} tokens",
             )
         )
-    return found
+    return warnings

@@ -1,4 +1,4 @@
-"""May this job have what it names, and so much of it? Asked when it is created and when it is run.
+"""Admission of jobs: allow-lists and limits, checked when a job is created and when it is run.
 
 The size of a model on the hub, or in a package that is not installed here, is known only to the
 worker that opens it: the engine checks the same limits there, before it allocates anything.
@@ -33,18 +33,18 @@ from intraslice_core.text_sources import HUB, NAMED
 _CALIBRATION, _RECOVER = "/compression/calibration", "/compression/recover"
 Source = str | tuple[WeightedSource, ...]
 Locate = Callable[[str, UploadKind], Path]
-"""Where the workers will have an upload; raises a ServiceError if it cannot be used."""
+"""Path of an upload on the workers; raises a ServiceError if it cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdmittedJob:
-    """A job as the engine takes it: links resolved, every source allowed."""
+    """An admitted job in the engine's form: links resolved, every source allowed."""
 
     model: str
     compression: CompressionConfig
     evaluation: EvaluationConfig | None
     dense: DenseModel | None
-    """What the model's headers tell, where they can be read here."""
+    """Description of the model from its headers; None if they cannot be read here."""
 
 
 class _RefusedError(Exception):
@@ -87,7 +87,9 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
     problems += _beyond_runtime(settings, request)
     problems += _beyond_target(dense, compression) or _beyond_reach(dense, compression)
     if problems:
-        raise InvalidRequestError("The job asks for what it may not have", fields=tuple(problems))
+        raise InvalidRequestError(
+            "The job violates deployment limits or allow-lists", fields=tuple(problems)
+        )
     return AdmittedJob(
         model=model,
         compression=compression,
@@ -99,7 +101,7 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
 def _checked_texts(
     compression: CompressionConfig, checked: Callable[[str, str], str]
 ) -> CompressionConfig:
-    """Every source of calibration and training resolved."""
+    """Return the settings with every source of calibration and training resolved."""
     calibration, recover = compression.calibration, compression.recover
     source = _checked_source(f"{_CALIBRATION}/source", calibration.source, checked)
     resolved = {"calibration": calibration.model_copy(update={"source": source})}
@@ -111,34 +113,34 @@ def _checked_texts(
 
 
 def _checked_source(pointer: str, source: Source, checked: Callable[[str, str], str]) -> Source:
-    """Of a mixture each is judged as if it were the only one."""
+    """Resolve the sources of a mixture, each as if it were the only one."""
     if isinstance(source, str):
         return checked(pointer, source)
     return tuple(
-        one.model_copy(update={"source": checked(f"{pointer}/{index}/source", one.source)})
-        for index, one in enumerate(source)
+        part.model_copy(update={"source": checked(f"{pointer}/{index}/source", part.source)})
+        for index, part in enumerate(source)
     )
 
 
 def _named_twice(compression: CompressionConfig) -> list[FieldProblem]:
-    """Sources of other names that are the same file."""
+    """Return problems with sources of different names that are the same file."""
     recover = compression.recover
-    asked = {_CALIBRATION: compression.calibration.source, _RECOVER: recover and recover.source}
+    sources = {_CALIBRATION: compression.calibration.source, _RECOVER: recover and recover.source}
     return [
         FieldProblem(
             pointer=f"{pointer}/source/{index}/source",
             code="duplicate_source",
             message="is the same text as an earlier source: name it once, with both weights",
         )
-        for pointer, source in asked.items()
+        for pointer, source in sources.items()
         if isinstance(source, tuple)
-        for index, one in enumerate(source)
-        if one.source in [earlier.source for earlier in source[:index]]
+        for index, part in enumerate(source)
+        if part.source in [earlier.source for earlier in source[:index]]
     ]
 
 
 def _model_reference(settings: Settings, model: ModelSource, locate: Locate) -> str:
-    """The reference in the engine's language."""
+    """Return the model's reference as the engine takes it."""
     if model.revision is not None and model.source != "hub":
         raise _RefusedError("not_applicable", "only hub models have revisions", "/revision")
     if model.source == "package":
@@ -153,7 +155,7 @@ def _model_reference(settings: Settings, model: ModelSource, locate: Locate) -> 
 
 
 def _inspected(settings: Settings, model: ModelSource, reference: str) -> DenseModel | None:
-    """The model by its headers, if it is on this machine and small and known enough."""
+    """Return the model's description from its headers, if it is readable on this machine."""
     place = Path(reference)
     if model.source == "hub" or (model.source == "upload" and not place.is_dir()):
         return None
@@ -174,7 +176,7 @@ def _inspected(settings: Settings, model: ModelSource, reference: str) -> DenseM
 
 @lru_cache(maxsize=16)
 def _read_once(file: Path, _version: tuple[int, int]) -> DenseModel:
-    """The walk over a GGUF header takes a tenth of a second: its vocabulary comes first."""
+    """Return the description of a GGUF file, cached: its header takes a tenth of a second."""
     return read_dense(file)
 
 
@@ -184,7 +186,7 @@ def _version(file: Path) -> tuple[int, int]:
 
 
 def _beyond_target(dense: DenseModel | None, compression: CompressionConfig) -> list[FieldProblem]:
-    """Whether the target can have this model by this method."""
+    """Return problems of the target with this model and method."""
     try:
         # A method may be refused before the model can be read.
         any_type = DEMANDS[compression.target].model_types[0]
@@ -197,7 +199,7 @@ def _beyond_target(dense: DenseModel | None, compression: CompressionConfig) -> 
 
 
 def _beyond_reach(dense: DenseModel | None, compression: CompressionConfig) -> list[FieldProblem]:
-    """Whether the shapes that kernels want can meet the budget."""
+    """Return a problem if no shapes that kernels support meet the budget."""
     if dense is None or dense.geometry is None:
         return []
     try:
@@ -251,26 +253,26 @@ def _local(path: str, roots: tuple[Path, ...], field: str) -> str:
 def _beyond_limits(
     settings: Settings, compression: CompressionConfig, evaluation: EvaluationConfig | None
 ) -> list[FieldProblem]:
-    """What is longer than this deployment allows."""
+    """Return problems with settings above the deployment's limits."""
     calibration = compression.calibration
     length, tokens = settings.max_sequence_length, settings.max_calibration_tokens
-    asked = [
+    requested = [
         (f"{_CALIBRATION}/sequence_length", calibration.sequence_length, length),
         (f"{_CALIBRATION}/samples", calibration.samples * calibration.sequence_length, tokens),
     ]
     if compression.recover is not None:
-        asked += [
+        requested += [
             (f"{_RECOVER}/sequence_length", compression.recover.sequence_length, length),
             (f"{_RECOVER}/max_tokens", compression.recover.max_tokens, tokens),
         ]
     if evaluation is not None:
-        asked += [
+        requested += [
             ("/evaluation/context_length", evaluation.context_length, length),
             ("/evaluation/max_tokens", evaluation.max_tokens, tokens),
         ]
         for index, load in enumerate(evaluation.speed_grid):
             pointer = f"/evaluation/speed_grid/{index}"
-            asked += [
+            requested += [
                 (f"{pointer}/context_length", load.context_length, length),
                 (pointer, load.batch_size * load.context_length, tokens),
             ]
@@ -280,16 +282,16 @@ def _beyond_limits(
             code="too_many_tokens",
             message=f"makes {found} tokens, {allowed} are allowed",
         )
-        for pointer, found, allowed in asked
+        for pointer, found, allowed in requested
         if found > allowed
     ]
 
 
 def _beyond_runtime(settings: Settings, request: JobRequest) -> list[FieldProblem]:
-    asked, allowed = request.max_runtime_s, settings.max_runtime_s
-    if asked is None or allowed is None or asked <= allowed:
+    requested, allowed = request.max_runtime_s, settings.max_runtime_s
+    if requested is None or allowed is None or requested <= allowed:
         return []
-    message = f"{asked} s, {allowed} are allowed"
+    message = f"{requested} s, {allowed} are allowed"
     return [FieldProblem(pointer="/max_runtime_s", code="too_long", message=message)]
 
 

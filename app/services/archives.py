@@ -1,4 +1,4 @@
-"""All published files of a job as one ZIP, made while it is sent: for people with a browser."""
+"""All published files of a job as one ZIP, written while it is sent."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _NAME = "{model}-{ratio}-{target}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Archive:
-    """`size` in bytes is exactly what `chunks` will add up to."""
+class ArchiveStream:
+    """A ZIP file; `size` in bytes is exactly the sum of its `chunks`."""
 
     name: str
     size: int
@@ -25,23 +25,23 @@ class Archive:
 
 
 def archive_name(job: Job) -> str:
-    """What the directory in the archive, and but for its ending the archive, is called."""
+    """Return the name of the archive, without `.zip`, and of the directory in it."""
     return registered_name(
         _NAME, model=job.model.ref, ratio=job.ratio, target=job.compression.target
     )
 
 
-def open_archive(resources: Resources, job_id: str) -> Archive:
-    """The files as they are, not compressed: weights are noise to a compressor.
+def open_archive(resources: Resources, job_id: str) -> ArchiveStream:
+    """Open a ZIP of the files, not deflated: weights are noise to a compressor.
 
     Raises:
         ArtifactNotFoundError: if the job has published nothing.
-        ArtifactsExpiredError: if it had.
+        ArtifactsExpiredError: if its files have expired.
     """
     job, files = jobs.get_artifacts(resources, job_id)
     name = archive_name(job)
     archive = ZipStream(sized=True)
     for file in files:
-        # A generator: the store is asked when it is this file's turn.
+        # A generator: a file is read from the store only when its turn comes.
         archive.add(resources.store.chunks(file.key), f"{name}/{file.name}", size=file.bytes)
-    return Archive(name=f"{name}.zip", size=len(archive), chunks=iter(archive))
+    return ArchiveStream(name=f"{name}.zip", size=len(archive), chunks=iter(archive))

@@ -1,12 +1,13 @@
-"""The audit log: written after the answer is known, read by administrators."""
+"""The audit log, written once a response is determined and read by administrators."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 
-from app.adapters.database import audit, turns
-from app.domain.audit import AUDIT, Attempt, AuditEntry
+from app.adapters.database import audit
+from app.adapters.database.engine import take_turn
+from app.domain.audit import AUDIT, Attempt, AuditList
 from app.domain.errors import ServiceError
 from app.domain.identifiers import new_id
 from app.domain.principal import Principal
@@ -20,18 +21,10 @@ _FORGOTTEN_AT_ONCE = 5_000
 _log = get_logger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuditPage:
-    """Some entries, newest first."""
-
-    entries: list[AuditEntry]
-    has_more: bool
-
-
 def record(resources: Resources, attempt: Attempt) -> None:
-    """Write the attempt down; what cannot be written goes to the log, loudly and whole.
+    """Insert the attempt into the audit log; if that fails, log all of it as an error.
 
-    The answer is decided by now: a database that fails here must not change it.
+    The response is determined by now: a database that fails here must not change it.
     """
     try:
         with resources.database.transaction() as transaction:
@@ -49,19 +42,19 @@ def list_audit(
     project_id: str | None,
     limit: int,
     before: str | None,
-) -> AuditPage:
+) -> AuditList:
     chosen = project_of(principal, project_id)
     with resources.database.transaction() as transaction:
-        found = audit.newest(transaction, chosen, limit=limit + 1, before=before)
-    return AuditPage(entries=found[:limit], has_more=len(found) > limit)
+        page = audit.newest(transaction, chosen, limit=limit + 1, before=before)
+    return AuditList.of(page, limit)
 
 
 def forget_old(resources: Resources) -> int:
-    """Now and then: remove lines whose time has passed; the number removed."""
+    """Remove expired entries and return how many; a periodic task."""
     days = resources.settings.audit_days
     if days == 0:
         return 0
     with resources.database.transaction() as transaction:
-        if not turns.take(transaction, _FORGETTING, _FORGETTING_SECONDS):
+        if not take_turn(transaction, _FORGETTING, _FORGETTING_SECONDS):
             return 0
         return audit.remove_older(transaction, timedelta(days=days), _FORGOTTEN_AT_ONCE)

@@ -1,4 +1,4 @@
-"""What a worker does with jobs: every write carries the lease that allows it."""
+"""Use cases of workers: claim jobs, renew leases, end jobs. Every write requires the lease."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from app.adapters.database.engine import Transaction
 from app.domain.errors import LeaseLostError
 from app.domain.events import EventType
 from app.domain.identifiers import is_job_id
-from app.domain.job import Job, JobError, Progress
-from app.domain.lease import Lease
+from app.domain.job import JobError, JobRecord, Lease, Progress
 from app.domain.lifecycle import State
 from app.services.resources import Resources
 from intraslice_core.progress import Stage
@@ -24,8 +23,8 @@ _EXPIRED = JobError(
 )
 
 
-def claim_job(resources: Resources, job_id: str, owner: str) -> Job | None:
-    """Take a queued job; None if it is not there to be taken, which is no error."""
+def claim_job(resources: Resources, job_id: str, owner: str) -> JobRecord | None:
+    """Claim a queued job; None if it cannot be claimed, which is no error."""
     if not is_job_id(job_id):
         return None
     with resources.database.transaction() as transaction:
@@ -35,8 +34,8 @@ def claim_job(resources: Resources, job_id: str, owner: str) -> Job | None:
     return job
 
 
-def claim_next_job(resources: Resources, owner: str) -> Job | None:
-    """Take the most urgent job that waits; None if none does."""
+def claim_next_job(resources: Resources, owner: str) -> JobRecord | None:
+    """Claim the queued job of highest priority; None if no job is queued."""
     with resources.database.transaction() as transaction:
         job = jobs.claim_next(transaction, owner, resources.settings.lease_seconds)
         if job is not None:
@@ -45,7 +44,7 @@ def claim_next_job(resources: Resources, owner: str) -> Job | None:
 
 
 def renew_lease(resources: Resources, lease: Lease) -> State:
-    """Prolong the lease and learn whether somebody wants the job to stop.
+    """Renew the lease and return whether the job is to stop.
 
     Raises:
         LeaseLostError: if the job belongs to somebody else now.
@@ -63,7 +62,7 @@ def holds_lease(resources: Resources, job_id: str, token: int) -> bool:
 
 
 def is_over(resources: Resources, job_id: str) -> bool:
-    """Whether nobody will work on the job unless it is retried."""
+    """Return whether the job has ended or was deleted."""
     with resources.database.transaction() as transaction:
         return jobs.is_over(transaction, job_id)
 
@@ -71,7 +70,7 @@ def is_over(resources: Resources, job_id: str) -> bool:
 def record_progress(
     resources: Resources, lease: Lease, stage: Stage, progress: Progress, *, log: bool
 ) -> None:
-    """Show where the job is; `log` keeps it in the events too.
+    """Record the job's stage and progress; `log` appends an event too.
 
     Raises:
         LeaseLostError: if the job belongs to somebody else now.
@@ -84,38 +83,38 @@ def record_progress(
             events.append(transaction, lease.job_id, EventType.PROGRESS, data)
 
 
-def fail_job(resources: Resources, lease: Lease, error: JobError) -> Job:
-    """The end, badly. A job that was to be cancelled is cancelled instead, also by an error."""
+def fail_job(resources: Resources, lease: Lease, error: JobError) -> JobRecord:
+    """Fail the job; one that was being cancelled is cancelled instead."""
     with resources.database.transaction() as transaction:
         return _fail(transaction, lease, error)
 
 
-def requeue_job(resources: Resources, lease: Lease, error: JobError | None) -> Job:
-    """Give the job back to be tried again; without an error the attempt does not count."""
+def requeue_job(resources: Resources, lease: Lease, error: JobError | None) -> JobRecord:
+    """Queue the job again; without an error the attempt does not count."""
     with resources.database.transaction() as transaction:
         return _requeue(transaction, lease, error)
 
 
-def finish_cancel(resources: Resources, lease: Lease) -> Job:
+def finish_cancel(resources: Resources, lease: Lease) -> JobRecord:
     with resources.database.transaction() as transaction:
         return _cancel(transaction, lease)
 
 
-def finish_pause(resources: Resources, lease: Lease) -> Job:
-    """Put the job aside; the attempt does not count. Cancelled meanwhile, it is cancelled."""
+def finish_pause(resources: Resources, lease: Lease) -> JobRecord:
+    """Pause the job without counting the attempt, or cancel it if that was requested since."""
     with resources.database.transaction() as transaction:
         return _stop(transaction, lease)
 
 
-def reap_expired(resources: Resources) -> list[Job]:
-    """Take jobs from workers that have gone silent; what became of each."""
+def reap_expired(resources: Resources) -> list[JobRecord]:
+    """Take jobs from workers with expired leases; return the jobs in their new states."""
     with resources.database.transaction() as transaction:
         lost = jobs.expired(transaction, _REAPED_AT_ONCE)
         return [_reap(transaction, job) for job in lost]
 
 
-def end_overdue(resources: Resources) -> list[Job]:
-    """End what nobody started in time, and what runs on although its time is over.
+def end_overdue(resources: Resources) -> list[JobRecord]:
+    """Fail jobs that were not started in time, and jobs that exceed their run time.
 
     A worker ends its own jobs; this is for one that cannot, for longer than a lease lasts.
     """
@@ -126,7 +125,7 @@ def end_overdue(resources: Resources) -> list[Job]:
         return [_fail(transaction, job.lease, timeout_error(job)) for job in stuck]
 
 
-def timeout_error(job: Job) -> JobError:
+def timeout_error(job: JobRecord) -> JobError:
     return JobError(
         code=TIMEOUT,
         message=f"the job ran longer than its max_runtime_s of {job.max_runtime_s}",
@@ -136,7 +135,7 @@ def timeout_error(job: Job) -> JobError:
     )
 
 
-def _reap(transaction: Transaction, job: Job) -> Job:
+def _reap(transaction: Transaction, job: JobRecord) -> JobRecord:
     error = JobError(
         code=WORKER_LOST,
         message=f"the worker of attempt {job.attempt} went silent",
@@ -150,7 +149,7 @@ def _reap(transaction: Transaction, job: Job) -> Job:
     return _fail(transaction, job.lease, error)
 
 
-def _fail(transaction: Transaction, lease: Lease, error: JobError) -> Job:
+def _fail(transaction: Transaction, lease: Lease, error: JobError) -> JobRecord:
     job = jobs.fail(transaction, lease, error)
     if job is None:
         return _cancel(transaction, lease)
@@ -158,7 +157,7 @@ def _fail(transaction: Transaction, lease: Lease, error: JobError) -> Job:
     return job
 
 
-def _requeue(transaction: Transaction, lease: Lease, error: JobError | None) -> Job:
+def _requeue(transaction: Transaction, lease: Lease, error: JobError | None) -> JobRecord:
     job = jobs.requeue(transaction, lease, counts=error is not None, error=error)
     if job is None:
         return _stop(transaction, lease, counts=error is not None)
@@ -168,8 +167,8 @@ def _requeue(transaction: Transaction, lease: Lease, error: JobError | None) -> 
     return job
 
 
-def _stop(transaction: Transaction, lease: Lease, *, counts: bool = False) -> Job:
-    """What was asked for instead of going on: a pause, or the end."""
+def _stop(transaction: Transaction, lease: Lease, *, counts: bool = False) -> JobRecord:
+    """Pause or cancel the job, whichever was requested."""
     job = jobs.pause(transaction, lease.job_id, lease, counts=counts)
     if job is None:
         return _cancel(transaction, lease)
@@ -177,7 +176,7 @@ def _stop(transaction: Transaction, lease: Lease, *, counts: bool = False) -> Jo
     return job
 
 
-def _cancel(transaction: Transaction, lease: Lease) -> Job:
+def _cancel(transaction: Transaction, lease: Lease) -> JobRecord:
     job = jobs.cancel(transaction, lease.job_id, lease)
     if job is None:
         raise LeaseLostError

@@ -1,6 +1,6 @@
-"""What a worker does with deliveries: take some, send them, write down what came of it.
+"""Delivery of webhooks by workers: claim, send, record the outcome.
 
-No transaction is open while a receiver is waited for.
+No transaction is open while a worker waits for a receiver.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from app.domain.webhook import (
     DeliveryState,
     DisabledReason,
     DueDelivery,
-    Webhook,
+    WebhookRecord,
     pause,
 )
 from app.services.resources import Resources
@@ -31,14 +31,14 @@ _log = get_logger(__name__)
 
 
 def claim_due(resources: Resources, limit: int) -> list[DueDelivery]:
-    """Deliveries for this worker to try, while no other does."""
+    """Claim due deliveries for this worker."""
     lease = timedelta(seconds=resources.settings.webhook_timeout_seconds) + _LEASE_MARGIN
     with resources.database.transaction() as transaction:
         return deliveries.claim(transaction, limit=limit, lease=lease)
 
 
 def send(resources: Resources, due: DueDelivery) -> Answer:
-    """One try. The receiver knows a repetition by `webhook-id`."""
+    """Send a delivery once; the receiver recognises a repetition by `webhook-id`."""
     webhook, keys = due.webhook, resources.webhook_secrets
     if not webhook.enabled:
         return Answer(error="the webhook was disabled")
@@ -51,9 +51,9 @@ def send(resources: Resources, due: DueDelivery) -> Answer:
 
 
 def record(resources: Resources, due: DueDelivery, answer: Answer) -> None:
-    """Success, another try later, or the end; a receiver that wants no more gets no more."""
+    """Record success, another attempt or final failure; answer 410 disables the webhook."""
     with resources.database.transaction() as transaction:
-        # First, so that two records of one webhook come one after the other.
+        # Locked first, so that the outcomes of one webhook are recorded one after the other.
         webhook = webhooks.lock(transaction, due.webhook.id)
         if webhook is None:
             return
@@ -67,18 +67,18 @@ def record(resources: Resources, due: DueDelivery, answer: Answer) -> None:
 
 
 def prune(resources: Resources) -> int:
-    """Forget deliveries that were settled long ago."""
+    """Delete old settled deliveries; return how many."""
     age = timedelta(days=resources.settings.delivery_retention_days)
     with resources.database.transaction() as transaction:
         return deliveries.prune(transaction, age, _PRUNED_AT_ONCE)
 
 
 def _record_failure(
-    transaction: Transaction, webhook: Webhook, due: DueDelivery, answer: Answer
+    transaction: Transaction, webhook: WebhookRecord, due: DueDelivery, answer: Answer
 ) -> None:
     again = webhook.enabled and answer.status != GONE and due.tries_left > 0
     if again:
-        # Jitter, no secret: receivers that were down together are not called together.
+        # Jitter needs no secure randomness: it spreads attempts to receivers that failed together.
         wait = pause(due, answer, random.random())
         deliveries.postpone(transaction, due, answer, wait)
     else:
@@ -100,7 +100,7 @@ def _record_failure(
 
 
 def _why_disable(
-    transaction: Transaction, webhook: Webhook, answer: Answer
+    transaction: Transaction, webhook: WebhookRecord, answer: Answer
 ) -> DisabledReason | None:
     if not webhook.enabled:
         return None

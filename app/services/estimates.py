@@ -1,4 +1,4 @@
-"""Would this job be accepted, what would it make, and how long would it take?"""
+"""Validation and estimates of jobs before they run, and the measured speeds they use."""
 
 from __future__ import annotations
 
@@ -24,44 +24,44 @@ from intraslice_core.cost_model import Estimate, estimate, stage_work
 from intraslice_core.progress import Stage
 
 _SHORTEST_SECONDS = 0.01
-"""A stage that took less says nothing about the speed of a machine."""
+"""Minimum duration of a stage whose speed is recorded; shorter ones are noise."""
 
 
 def validate_job(resources: Resources, principal: Principal, request: JobRequest) -> Validation:
-    """Check what creation checks, then look ahead; nothing is queued or written.
+    """Run the checks of creation, then estimate the job; nothing is queued or written.
 
     Raises:
         InvalidRequestError: if the job would be refused.
     """
     admitted = admit(resources.settings, request, locator(resources, principal.project_id))
-    found = cautions(admitted.dense, admitted.compression, admitted.evaluation)
+    warnings = cautions(admitted.dense, admitted.compression, admitted.evaluation)
     expected = _estimate(admitted)
     if expected is None:
         message = "the model's settings cannot be read here before a worker opens it"
-        found.append(Caution(code="model_not_readable_here", message=message))
-        return Validation(
-            estimate=None, durations=(), targets=targets_for(admitted.dense), cautions=tuple(found)
-        )
-    found += _about_disk(resources, admitted, expected)
-    durations = _durations(resources, admitted, expected)
-    if not durations:
-        message = "no worker has finished a job of this method yet: its speed is not known"
-        found.append(Caution(code="speed_unknown", message=message))
+        warnings.append(Caution(code="model_not_readable_here", message=message))
+        durations: tuple[Duration, ...] = ()
+    else:
+        warnings += _about_disk(resources, admitted, expected)
+        durations = _durations(resources, admitted, expected)
+        if not durations:
+            message = "no worker has finished a job of this method yet: its speed is not known"
+            warnings.append(Caution(code="speed_unknown", message=message))
     return Validation(
         estimate=expected,
+        seconds=durations[0].seconds if durations else None,
         durations=durations,
         targets=targets_for(admitted.dense),
-        cautions=tuple(found),
+        warnings=tuple(warnings),
     )
 
 
 def record_rates(
     resources: Resources, job: Job, report: Mapping[str, Any], seconds: Mapping[Stage, float]
 ) -> None:
-    """Remember how fast this job went, for the estimates of later ones.
+    """Record the speed of a finished job for later estimates.
 
-    Only a job that did all of its work counts: not one that continued another attempt's, nor one
-    whose siblings had done a part of it.
+    Only a job that did all of its work counts: not one that resumed another attempt's, nor one of
+    a sweep, whose jobs share work.
     """
     device, params = report.get("device"), report.get("compressible_before")
     if device is None or not params or job.attempt > 1 or job.sweep_id is not None:
@@ -98,7 +98,7 @@ def _durations(
 
 
 def _about_disk(resources: Resources, admitted: AdmittedJob, expected: Estimate) -> list[Caution]:
-    """A worker keeps the result, and a converted model beside it, until they are uploaded."""
+    """Return a warning if the disk cannot hold the result and, if needed, a converted model."""
     needed = expected.bytes_after
     if admitted.dense is not None and admitted.dense.converted:
         needed += expected.bytes_before

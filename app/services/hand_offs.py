@@ -1,7 +1,7 @@
-"""Succeeded jobs' checkpoints go on to where the deployment's settings say.
+"""Registry hand-off of succeeded jobs' checkpoints to the targets in the deployment's settings.
 
-A job has succeeded before any of it begins, and stays so whatever becomes of it. No transaction is
-open while a registry or a hub is waited for.
+A job has succeeded before its hand-off begins, and stays so if that fails. No transaction is open
+while a worker waits for a registry or a hub.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from app.adapters.database import artifacts, hand_offs, jobs
 from app.adapters.finished_checkpoints import read_facts
 from app.adapters.mlflow_registry import register_version
 from app.adapters.model_hub import push_checkpoint
-from app.domain.artifact import Artifact
+from app.domain.artifact import ArtifactRecord
 from app.domain.errors import (
     ArtifactNotFoundError,
     HandOffError,
@@ -29,7 +29,7 @@ from app.domain.hand_off import (
     CheckpointFacts,
     DueHandOff,
     HandedOff,
-    HandOff,
+    HandOffList,
     HandOffTarget,
     pause,
     registered_name,
@@ -48,7 +48,7 @@ _log = get_logger(__name__)
 
 
 def configured_targets(settings: Settings) -> tuple[HandOffTarget, ...]:
-    """Who gets every checkpoint of this deployment."""
+    """Return the targets that every checkpoint of this deployment is handed off to."""
     chosen = {
         HandOffTarget.MLFLOW: settings.handoff_mlflow_uri,
         HandOffTarget.HUB: settings.handoff_hub_namespace,
@@ -57,7 +57,7 @@ def configured_targets(settings: Settings) -> tuple[HandOffTarget, ...]:
 
 
 def require_usable(settings: Settings) -> None:
-    """Find out at a worker's start what would make every hand-off fail.
+    """Raise at a worker's start if the settings would make every hand-off fail.
 
     Raises:
         ConfigurationError: naming the variable.
@@ -68,24 +68,25 @@ def require_usable(settings: Settings) -> None:
         raise ConfigurationError(str(error), field="INTRASLICE_HANDOFF_NAME") from error
 
 
-def list_hand_offs(resources: Resources, principal: Principal, job_id: str) -> list[HandOff]:
-    """Of one job.
+def list_hand_offs(resources: Resources, principal: Principal, job_id: str) -> HandOffList:
+    """Return the registry hand-offs of a job.
 
     Raises:
         JobNotFoundError: also if the job is another project's.
     """
     with resources.database.transaction() as transaction:
-        return hand_offs.of_job(transaction, existing_job(transaction, principal, job_id).id)
+        job = existing_job(transaction, principal, job_id)
+        return HandOffList(data=tuple(hand_offs.of_job(transaction, job.id)))
 
 
 def claim_due(resources: Resources) -> DueHandOff | None:
-    """One for this worker to try, while no other does."""
+    """Claim a due hand-off for this worker; None if none is due."""
     with resources.database.transaction() as transaction:
         return hand_offs.claim(transaction, _LEASE)
 
 
 def perform(resources: Resources, due: DueHandOff) -> None:
-    """One try, and what came of it."""
+    """Attempt a hand-off and record its outcome."""
     try:
         with _kept(resources, due), _checkpoint(resources, due) as directory:
             done = _send(resources.settings, due.target, directory)
@@ -142,13 +143,13 @@ def _fail(resources: Resources, due: DueHandOff, reason: str, *, again: bool) ->
 
 @contextmanager
 def _checkpoint(resources: Resources, due: DueHandOff) -> Iterator[Path]:
-    """The job's published files, in a directory that goes afterwards."""
+    """Yield a temporary directory with the job's published files."""
     with resources.database.transaction() as transaction:
         if jobs.find(transaction, due.job_id) is None:
             raise JobNotFoundError
         files = artifacts.of_job(transaction, due.job_id)
     if not files:
-        raise ArtifactNotFoundError("the job's artifacts are gone")
+        raise ArtifactNotFoundError("the job's artifacts have been removed")
     directory = _directory(resources, due.job_id, due.target)
     shutil.rmtree(directory, ignore_errors=True)
     try:
@@ -159,7 +160,7 @@ def _checkpoint(resources: Resources, due: DueHandOff) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _fetch(resources: Resources, file: Artifact, target: Path) -> None:
+def _fetch(resources: Resources, file: ArtifactRecord, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     resources.store.get_file(file.key, target)
 
@@ -170,7 +171,7 @@ def _directory(resources: Resources, job_id: str, target: HandOffTarget) -> Path
 
 @contextmanager
 def _kept(resources: Resources, due: DueHandOff) -> Iterator[None]:
-    """Say all along that somebody is at it: large checkpoints take hours."""
+    """Renew the claim in a thread while the block runs: large checkpoints take hours."""
     done = threading.Event()
 
     def keep() -> None:
@@ -191,12 +192,12 @@ def _kept(resources: Resources, due: DueHandOff) -> Iterator[None]:
 
 
 def remove_stale(resources: Resources) -> None:
-    """Remove what killed workers of this machine have fetched for hand-offs that are over."""
+    """Remove files that killed workers of this machine fetched for hand-offs that have ended."""
     work = resources.settings.work_dir
     for directory in work.glob(f"*.{_DIRECTORY}-*") if work.is_dir() else ():
         job_id, _, kind = directory.name.partition(".")
         with resources.database.transaction() as transaction:
-            found = hand_offs.of_job(transaction, job_id)
-        pending = {f"{_DIRECTORY}-{one.target}" for one in found if one.next_try_at is not None}
+            rows = hand_offs.of_job(transaction, job_id)
+        pending = {f"{_DIRECTORY}-{row.target}" for row in rows if row.next_try_at is not None}
         if kind not in pending:
             shutil.rmtree(directory, ignore_errors=True)

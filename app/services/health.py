@@ -1,4 +1,4 @@
-"""Can this process do its work? Asked of each server it needs, in bounded time."""
+"""Readiness checks of the servers that this process needs, in bounded time."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from app.services.resources import Resources
 from app.telemetry import get_logger
 
 ANSWER_SECONDS = 4.0
-"""More than a server in good health ever needs, less than an orchestrator's patience."""
+"""Longer than any healthy server needs, shorter than an orchestrator's probe timeout."""
 _log = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One server's answer."""
+    """Result of one server's check."""
 
     name: str
     problem: str | None = None
 
 
 class HealthProbe:
-    """Asks all servers at once; one that hangs is waited for once, however often it is asked."""
+    """Concurrent checks of all servers; a hanging check is never started a second time."""
 
     def __init__(self, resources: Resources, answer_seconds: float = ANSWER_SECONDS) -> None:
         self._checks: dict[str, Callable[[], None]] = {
@@ -40,11 +40,11 @@ class HealthProbe:
         self._threads = ThreadPoolExecutor(len(self._checks), thread_name_prefix="health")
 
     def check_all(self) -> list[Check]:
-        """Every server's answer, or that there was none in time."""
+        """Return every server's result; a check that takes too long has failed."""
         with self._lock:
-            asked = {name: self._ask(name) for name in self._checks}
-        wait(asked.values(), timeout=self._answer_seconds)
-        return [Check(name=name, problem=self._answer(one)) for name, one in asked.items()]
+            checks = {name: self._ask(name) for name in self._checks}
+        wait(checks.values(), timeout=self._answer_seconds)
+        return [Check(name=name, problem=self._answer(check)) for name, check in checks.items()]
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -56,10 +56,10 @@ class HealthProbe:
             self._pending[name] = pending
         return pending
 
-    def _answer(self, asked: Future[str | None]) -> str | None:
-        if not asked.done():
+    def _answer(self, check: Future[str | None]) -> str | None:
+        if not check.done():
             return f"No answer within {self._answer_seconds:g} s"
-        return asked.result()
+        return check.result()
 
 
 def _problem(check: Callable[[], None]) -> str | None:

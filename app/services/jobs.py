@@ -1,16 +1,17 @@
-"""What a client does with jobs."""
+"""Use cases of jobs: create, list, stop, resume, delete, and read their log, report and files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from app.adapters.database import artifacts, events, idempotency, jobs, outbox
 from app.adapters.database.engine import Transaction
 from app.adapters.database.notifications import announce
-from app.domain.artifact import Artifact, job_prefix
+from app.domain.artifact import ArtifactRecord, job_prefix
 from app.domain.errors import (
     ArtifactNotFoundError,
     ArtifactsExpiredError,
@@ -19,9 +20,9 @@ from app.domain.errors import (
     JobNotFoundError,
     ReportNotFoundError,
 )
-from app.domain.events import Event, EventType
+from app.domain.events import EventList, EventType
 from app.domain.identifiers import is_job_id, new_job_id
-from app.domain.job import Job, JobFilter, JobRequest
+from app.domain.job import JobFilter, JobList, JobRecord, JobRequest, Lease
 from app.domain.lifecycle import State
 from app.domain.principal import Principal
 from app.domain.sweep import SweepRequest
@@ -32,18 +33,42 @@ from app.services.uploads import locator
 
 @dataclass(frozen=True, kw_only=True)
 class Creation:
-    """The job, and whether an earlier request had made it."""
+    """A job; `replayed` says that an earlier request with the same key created it."""
 
-    job: Job
+    job: JobRecord
     replayed: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class Page:
-    """Some jobs, newest first."""
+class _Stop:
+    """A way to stop a job: at once where no worker runs it, else on request to its worker."""
 
-    jobs: list[Job]
-    has_more: bool
+    at_once: Callable[[Transaction, str, Lease | None], JobRecord | None]
+    request: Callable[[Transaction, str], JobRecord | None]
+    states: frozenset[State]
+    """States of a job that is stopped, or asked to stop, already."""
+    stopped: EventType
+    requested: EventType
+    error: str
+
+
+_CANCEL = _Stop(
+    at_once=jobs.cancel,
+    request=jobs.request_cancel,
+    states=frozenset({State.CANCELLING, State.CANCELLED}),
+    stopped=EventType.CANCELLED,
+    requested=EventType.CANCEL_REQUESTED,
+    error="The job has {state}; it cannot be cancelled",
+)
+_PAUSE = _Stop(
+    at_once=jobs.pause,
+    request=jobs.request_pause,
+    states=frozenset({State.PAUSING, State.PAUSED}),
+    stopped=EventType.PAUSED,
+    requested=EventType.PAUSE_REQUESTED,
+    error="The job is {state}; it cannot be paused",
+)
+_QUEUED_OR_RUNNING = frozenset({State.QUEUED, State.RUNNING})
 
 
 def create_job(
@@ -81,106 +106,88 @@ def enqueue_job(
     principal: Principal,
     job_id: str,
     request: JobRequest,
-) -> Job:
-    """The job's row, its first event and its wake-up message."""
+) -> JobRecord:
+    """Write the job's row, its first event and its wake-up message."""
     settings = resources.settings
     if request.max_runtime_s is None:
         request = replace(request, max_runtime_s=settings.max_runtime_s)
     job = jobs.insert_job(transaction, job_id, principal.project_id, request, settings.max_attempts)
-    events.append(transaction, job_id, EventType.QUEUED)
-    outbox.add(transaction, job_id)
+    _announce_queued(transaction, job_id, EventType.QUEUED)
     return job
 
 
 def forget_idempotency_keys(resources: Resources) -> int:
-    """Drop keys past their time; the number dropped."""
+    """Remove expired idempotency keys; return how many."""
     with resources.database.transaction() as transaction:
         return idempotency.forget_old(transaction)
 
 
-def get_job(resources: Resources, principal: Principal, job_id: str) -> Job:
+def get_job(resources: Resources, principal: Principal, job_id: str) -> JobRecord:
     return resources.database.read(lambda reading: existing_job(reading, principal, job_id))
 
 
-def existing_job(transaction: Transaction, principal: Principal, job_id: str) -> Job:
-    """The job, if the principal may see it."""
+def existing_job(transaction: Transaction, principal: Principal, job_id: str) -> JobRecord:
+    """Return the job, if it belongs to the principal's project.
+
+    Raises:
+        JobNotFoundError: otherwise.
+    """
     return _visible(jobs.find(transaction, job_id) if is_job_id(job_id) else None, principal)
 
 
 def list_jobs(
     resources: Resources, principal: Principal, criteria: JobFilter, *, limit: int
-) -> Page:
-    found = resources.database.read(
+) -> JobList:
+    page = resources.database.read(
         lambda reading: jobs.newest(reading, principal.project_id, criteria, limit=limit + 1)
     )
-    return Page(jobs=found[:limit], has_more=len(found) > limit)
+    return JobList.of(page, limit)
 
 
-def cancel_job(resources: Resources, principal: Principal, job_id: str) -> Job:
-    """End a job that waits, ask the worker of a running one to stop. Asking twice is fine.
+def cancel_job(resources: Resources, principal: Principal, job_id: str) -> JobRecord:
+    """End a waiting job, or ask the worker of a running one to stop. Repeating it is harmless.
 
     Raises:
         IllegalTransitionError: if the job has already ended otherwise.
     """
-    with resources.database.transaction() as transaction:
-        job = _locked(transaction, principal, job_id)
-        if job.state in (State.CANCELLING, State.CANCELLED):
-            return job
-        cancelled = jobs.cancel(transaction, job_id, lease=None)
-        asked = cancelled or jobs.request_cancel(transaction, job_id)
-        if asked is None:
-            raise IllegalTransitionError(f"The job has {job.state}; it cannot be cancelled")
-        kind = EventType.CANCELLED if cancelled else EventType.CANCEL_REQUESTED
-        events.append(transaction, job_id, kind)
-    return asked
+    return _stop(resources, principal, job_id, _CANCEL)
 
 
-def pause_job(resources: Resources, principal: Principal, job_id: str) -> Job:
-    """Put a waiting job aside, ask the worker of a running one to. Asking twice is fine.
+def pause_job(resources: Resources, principal: Principal, job_id: str) -> JobRecord:
+    """Pause a waiting job, or ask the worker of a running one to. Repeating it is harmless.
 
     Raises:
-        IllegalTransitionError: if the job has ended or is about to.
+        IllegalTransitionError: if the job has ended or is being cancelled.
     """
-    with resources.database.transaction() as transaction:
-        job = _locked(transaction, principal, job_id)
-        if job.state in (State.PAUSING, State.PAUSED):
-            return job
-        paused = jobs.pause(transaction, job_id, lease=None)
-        asked = paused or jobs.request_pause(transaction, job_id)
-        if asked is None:
-            raise IllegalTransitionError(f"The job is {job.state}; it cannot be paused")
-        kind = EventType.PAUSED if paused else EventType.PAUSE_REQUESTED
-        events.append(transaction, job_id, kind)
-    return asked
+    return _stop(resources, principal, job_id, _PAUSE)
 
 
-def resume_job(resources: Resources, principal: Principal, job_id: str) -> Job:
-    """Queue a paused job again; one that waits or runs already is left alone.
+def resume_job(resources: Resources, principal: Principal, job_id: str) -> JobRecord:
+    """Queue a paused job again; one that is queued or running already is left alone.
 
     Raises:
-        IllegalTransitionError: if the job is not paused: not yet, or not any more.
+        IllegalTransitionError: if the job is in another state.
     """
     with resources.database.transaction() as transaction:
-        job = _locked(transaction, principal, job_id)
-        if job.state in (State.QUEUED, State.RUNNING):
+        job = locked_job(transaction, principal, job_id)
+        if job.state in _QUEUED_OR_RUNNING:
             return job
         resumed = jobs.resume(transaction, job_id)
         if resumed is None:
             raise IllegalTransitionError(f"The job is {job.state}; only a paused one is resumed")
-        events.append(transaction, job_id, EventType.RESUMED)
-        outbox.add(transaction, job_id)
+        _announce_queued(transaction, job_id, EventType.RESUMED)
     return resumed
 
 
-def retry_job(resources: Resources, principal: Principal, job_id: str) -> Job:
+def retry_job(resources: Resources, principal: Principal, job_id: str) -> JobRecord:
     """Queue a failed or cancelled job again, with all its attempts; a live one is left alone.
 
     Raises:
-        IllegalTransitionError: if the job has succeeded or is about to be cancelled.
+        IllegalTransitionError: if the job has succeeded, has expired or is being cancelled.
     """
     with resources.database.transaction() as transaction:
-        job = _locked(transaction, principal, job_id)
-        if job.state in (State.QUEUED, State.RUNNING):
+        job = locked_job(transaction, principal, job_id)
+        if job.state in _QUEUED_OR_RUNNING:
             return job
         if job.expired_at is not None:
             raise IllegalTransitionError("The job has expired; submit it again")
@@ -188,22 +195,21 @@ def retry_job(resources: Resources, principal: Principal, job_id: str) -> Job:
         if retried is None:
             detail = f"The job is {job.state}; only a failed or cancelled one is retried"
             raise IllegalTransitionError(detail)
-        events.append(transaction, job_id, EventType.RETRIED)
-        outbox.add(transaction, job_id)
+        _announce_queued(transaction, job_id, EventType.RETRIED)
     return retried
 
 
 def delete_job(resources: Resources, principal: Principal, job_id: str) -> None:
-    """Forget a job that has ended, and remove its files.
+    """Delete a job that has ended, and its files.
 
-    The row goes first, so that nobody is given half of the files; what an interruption leaves in
-    the store has no owner then, and the sweeper removes it.
+    The row goes first, so that no client gets half of the files. Files that an interruption
+    leaves in the store have no row then, and the sweeper removes them.
 
     Raises:
         IllegalTransitionError: if the job has not ended.
     """
     with resources.database.transaction() as transaction:
-        job = _locked(transaction, principal, job_id)
+        job = locked_job(transaction, principal, job_id)
         if not jobs.remove(transaction, job_id):
             raise IllegalTransitionError(f"The job is {job.state}; cancel it first")
         announce(transaction, job_id)
@@ -212,14 +218,15 @@ def delete_job(resources: Resources, principal: Principal, job_id: str) -> None:
 
 def list_events(
     resources: Resources, principal: Principal, job_id: str, *, after: int, limit: int
-) -> list[Event]:
+) -> EventList:
     with resources.database.transaction() as transaction:
         existing_job(transaction, principal, job_id)
-        return events.following(transaction, job_id, after=after, limit=limit)
+        following = events.following(transaction, job_id, after=after, limit=limit + 1)
+    return EventList.of(following, limit)
 
 
 def get_report(resources: Resources, principal: Principal, job_id: str) -> dict[str, Any]:
-    """The engine's report of a succeeded job.
+    """Return the engine's report of a succeeded job.
 
     Raises:
         ReportNotFoundError: if the job has not succeeded.
@@ -232,45 +239,45 @@ def get_report(resources: Resources, principal: Principal, job_id: str) -> dict[
     return report
 
 
-def list_artifacts(resources: Resources, principal: Principal, job_id: str) -> list[Artifact]:
-    """Published files; none before success, and none after their time."""
+def list_artifacts(resources: Resources, principal: Principal, job_id: str) -> list[ArtifactRecord]:
+    """Return the published files; none before success, and none after they expired."""
     with resources.database.transaction() as transaction:
         job = existing_job(transaction, principal, job_id)
         return artifacts.of_job(transaction, job_id) if job.expired_at is None else []
 
 
-def get_artifact(resources: Resources, job_id: str, name: str) -> Artifact:
-    """A published file, for the bearer of a signed link: the link is the permission.
+def get_artifact(resources: Resources, job_id: str, name: str) -> ArtifactRecord:
+    """Return a published file, for the bearer of a signed link: the link is the permission.
 
     Raises:
         ArtifactNotFoundError: if the job has no such file.
-        ArtifactsExpiredError: if it had.
+        ArtifactsExpiredError: if its files have expired.
     """
     with resources.database.transaction() as transaction:
         _published(transaction, job_id)
-        found = artifacts.find(transaction, job_id, name)
-    if found is None:
+        artifact = artifacts.find(transaction, job_id, name)
+    if artifact is None:
         raise ArtifactNotFoundError
-    return found
+    return artifact
 
 
-def get_artifacts(resources: Resources, job_id: str) -> tuple[Job, list[Artifact]]:
-    """A job and all its files, for the bearer of a signed link.
+def get_artifacts(resources: Resources, job_id: str) -> tuple[JobRecord, list[ArtifactRecord]]:
+    """Return a job and all its files, for the bearer of a signed link.
 
     Raises:
         ArtifactNotFoundError: if the job has published nothing.
-        ArtifactsExpiredError: if it had.
+        ArtifactsExpiredError: if its files have expired.
     """
     with resources.database.transaction() as transaction:
         job = _published(transaction, job_id)
-        found = artifacts.of_job(transaction, job_id)
-    if not found:
+        files = artifacts.of_job(transaction, job_id)
+    if not files:
         raise ArtifactNotFoundError
-    return job, found
+    return job, files
 
 
-def _published(transaction: Transaction, job_id: str) -> Job:
-    """A job whose files have not expired, whoever asks."""
+def _published(transaction: Transaction, job_id: str) -> JobRecord:
+    """Return a job of any project whose files have not expired."""
     job = jobs.find(transaction, job_id) if is_job_id(job_id) else None
     if job is None:
         raise ArtifactNotFoundError
@@ -279,16 +286,35 @@ def _published(transaction: Transaction, job_id: str) -> Job:
     return job
 
 
-def _locked(transaction: Transaction, principal: Principal, job_id: str) -> Job:
-    """The job, held: it may move between two states at any moment otherwise."""
+def locked_job(transaction: Transaction, principal: Principal, job_id: str) -> JobRecord:
+    """Return the job, locked, so that its state cannot change before the transaction ends."""
     return _visible(jobs.lock(transaction, job_id) if is_job_id(job_id) else None, principal)
 
 
-def _visible(job: Job | None, principal: Principal) -> Job:
-    """What belongs to another project does not exist for this one."""
+def _visible(job: JobRecord | None, principal: Principal) -> JobRecord:
+    """Return the job; those of other projects do not exist for this one."""
     if job is None or job.project_id != principal.project_id:
         raise JobNotFoundError
     return job
+
+
+def _stop(resources: Resources, principal: Principal, job_id: str, stop: _Stop) -> JobRecord:
+    with resources.database.transaction() as transaction:
+        job = locked_job(transaction, principal, job_id)
+        if job.state in stop.states:
+            return job
+        stopped = stop.at_once(transaction, job_id, None)
+        changed = stopped or stop.request(transaction, job_id)
+        if changed is None:
+            raise IllegalTransitionError(stop.error.format(state=job.state))
+        events.append(transaction, job_id, stop.stopped if stopped else stop.requested)
+    return changed
+
+
+def _announce_queued(transaction: Transaction, job_id: str, kind: EventType) -> None:
+    """Append the event of a job that was queued, and the message that wakes a worker for it."""
+    events.append(transaction, job_id, kind)
+    outbox.add(transaction, job_id)
 
 
 def _replay(
@@ -303,7 +329,7 @@ def _replay(
 
 
 def fingerprint(request: JobRequest | SweepRequest) -> str:
-    """Equal for requests that ask for the same, however their JSON was written."""
+    """Return a hash that is equal for equal requests, however their JSON was written."""
     values = {
         name: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
         for name, value in asdict(request).items()

@@ -1,7 +1,7 @@
-"""What administrators do with API keys, and what a key tells about its holder.
+"""Management of API keys by administrators, and identification of callers by their key.
 
-An administrator's key rules over the keys of its own project. The operator alone, who holds
-`INTRASLICE_API_KEY` or the database, makes keys for other projects and revokes any.
+An administrator's key manages the keys of its own project. Only the operator, who holds
+`INTRASLICE_API_KEY` or the database, creates keys for other projects and revokes any.
 """
 
 from __future__ import annotations
@@ -11,7 +11,16 @@ from datetime import UTC, datetime
 
 from app.adapters.database import keys
 from app.adapters.database.engine import Transaction
-from app.domain.api_key import KEY, ApiKey, digest, hint, is_secret, new_secret
+from app.domain.api_key import (
+    KEY,
+    ApiKey,
+    IssuedKey,
+    KeyList,
+    digest,
+    hint,
+    is_secret,
+    new_secret,
+)
 from app.domain.errors import (
     DatabaseUnavailableError,
     FieldProblem,
@@ -26,7 +35,7 @@ from app.services.resources import Resources
 
 @dataclass(frozen=True, kw_only=True)
 class KeyRequest:
-    """What somebody asks for; `project_id` None is the asker's own."""
+    """A key to be created; `project_id` None means the caller's project."""
 
     name: str
     scope: Scope
@@ -34,32 +43,16 @@ class KeyRequest:
     expires_at: datetime | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class IssuedKey:
-    """A new key with its secret, which nobody can find out later."""
-
-    key: ApiKey
-    secret: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeyPage:
-    """Some keys, newest first."""
-
-    keys: list[ApiKey]
-    has_more: bool
-
-
 def create_key(resources: Resources, principal: Principal, request: KeyRequest) -> IssuedKey:
-    """Make a key.
+    """Create a key.
 
     Raises:
-        ScopeMissingError: if it is for another project and the asker is not the operator.
+        ScopeMissingError: if it is for another project and the caller is not the operator.
         InvalidRequestError: if it would have expired already.
     """
     if request.expires_at is not None and request.expires_at <= datetime.now(UTC):
         problem = FieldProblem(pointer="/expires_at", code="past", message="lies in the past")
-        raise InvalidRequestError("The key would never open anything", fields=(problem,))
+        raise InvalidRequestError("The key would have expired already", fields=(problem,))
     secret = new_secret()
     new = keys.NewKey(
         id=new_id(KEY),
@@ -72,7 +65,8 @@ def create_key(resources: Resources, principal: Principal, request: KeyRequest) 
         expires_at=request.expires_at,
     )
     with resources.database.transaction() as transaction:
-        return IssuedKey(key=keys.insert_key(transaction, new), secret=secret)
+        key = keys.insert_key(transaction, new)
+    return IssuedKey(**dict(key), secret=secret)
 
 
 def list_keys(
@@ -82,11 +76,11 @@ def list_keys(
     project_id: str | None,
     limit: int,
     before: str | None,
-) -> KeyPage:
+) -> KeyList:
     chosen = project_of(principal, project_id)
     with resources.database.transaction() as transaction:
-        found = keys.newest(transaction, chosen, limit=limit + 1, before=before)
-    return KeyPage(keys=found[:limit], has_more=len(found) > limit)
+        page = keys.newest(transaction, chosen, limit=limit + 1, before=before)
+    return KeyList.of(page, limit)
 
 
 def get_key(resources: Resources, principal: Principal, key_id: str) -> ApiKey:
@@ -95,22 +89,22 @@ def get_key(resources: Resources, principal: Principal, key_id: str) -> ApiKey:
 
 
 def revoke_key(resources: Resources, principal: Principal, key_id: str) -> ApiKey:
-    """End a key for good; its row stays, because the audit log names it. Twice is fine."""
+    """Revoke a key; its row stays, because the audit log names it. Repeating it is harmless."""
     with resources.database.transaction() as transaction:
         _existing(transaction, principal, key_id)
         keys.revoke(transaction, key_id)
         revoked = _existing(transaction, principal, key_id)
-    resources.known_keys.forget(key_id)
+    resources.key_cache.forget(key_id)
     return revoked
 
 
 def recall(resources: Resources, secret: str) -> ApiKey | None:
-    """Whose secret this is, if it was seen a moment ago; waits for nobody."""
-    return resources.known_keys.get(digest(secret))
+    """Return the key of a secret if it is cached; does no I/O."""
+    return resources.key_cache.get(digest(secret))
 
 
 def identify(resources: Resources, secret: str) -> ApiKey | None:
-    """Whose secret this is; a revoked or expired key is found too. None if it is nobody's."""
+    """Return the key of a secret, even a revoked or expired one; None if there is none."""
     if not is_secret(secret):
         return None
     secret_digest = digest(secret)
@@ -119,14 +113,14 @@ def identify(resources: Resources, secret: str) -> ApiKey | None:
         if key is not None and key.is_good(datetime.now(UTC)):
             keys.note_use(transaction, key.id)
     if key is not None:
-        resources.known_keys.put(secret_digest, key)
+        resources.key_cache.put(secret_digest, key)
     return key
 
 
 def is_still_good(resources: Resources, principal: Principal) -> bool:
-    """Whether whoever was let in a while ago would be let in now.
+    """Return whether the principal's key is still valid, for long-running requests.
 
-    A database that does not answer sends nobody away.
+    While the database does not answer, the key counts as valid.
     """
     if principal.key_id is None:
         return True
@@ -138,21 +132,21 @@ def is_still_good(resources: Resources, principal: Principal) -> bool:
     return key is not None and key.is_good(datetime.now(UTC))
 
 
-def project_of(principal: Principal, asked_for: str | None) -> str:
-    """The project to administrate.
+def project_of(principal: Principal, requested: str | None) -> str:
+    """Return the project to manage.
 
     Raises:
-        ScopeMissingError: if it is another's and the asker is not the operator.
+        ScopeMissingError: if it is another's and the caller is not the operator.
     """
-    if asked_for is None or asked_for == principal.project_id:
+    if requested is None or requested == principal.project_id:
         return principal.project_id
     if not principal.is_operator:
-        raise ScopeMissingError("Only the operator administrates other projects")
-    return asked_for
+        raise ScopeMissingError("Only the operator manages other projects")
+    return requested
 
 
 def _existing(transaction: Transaction, principal: Principal, key_id: str) -> ApiKey:
     key = keys.find(transaction, key_id) if is_id(KEY, key_id) else None
-    if key is None or not (principal.is_operator or key.project_id == principal.project_id):
+    if key is None or not (principal.is_operator or key.project == principal.project_id):
         raise KeyNotFoundError
     return key

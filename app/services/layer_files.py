@@ -1,7 +1,7 @@
-"""What an attempt has finished, kept in the store for the next one.
+"""Finished layers of an attempt, kept in the store so that the next attempt resumes.
 
-A file counts once its row is written, under the lease of the attempt that made it; until then, and
-after its row is gone, its object is a left-over like any other of the attempt.
+A file counts once its row is written, under the lease of its attempt. Before that, and after its
+row is deleted, its object is a left-over of the attempt.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import shutil
 from pathlib import Path
 
 from app.adapters.database import jobs, layer_files
+from app.domain.artifact import LayerFile, layer_key
 from app.domain.errors import ArtifactNotFoundError, LeaseLostError
-from app.domain.job import Job
-from app.domain.layer_file import LayerFile, layer_key
-from app.domain.lease import Lease
+from app.domain.job import JobRecord, Lease
 from app.services.resources import Resources
 from app.telemetry import get_logger
 
@@ -29,16 +28,16 @@ def keep(resources: Resources, lease: Lease, file: Path) -> None:
         StoreUnavailableError: if the store does not answer.
     """
     key = layer_key(lease.job_id, lease.token, file.name)
-    kept = LayerFile(name=file.name, key=key, bytes=file.stat().st_size, sha256=_sha256(file))
+    layer_file = LayerFile(name=file.name, key=key, bytes=file.stat().st_size, sha256=_sha256(file))
     resources.store.put_file(key, file)
     with resources.database.transaction() as transaction:
         if not jobs.lock_owned(transaction, lease):
             raise LeaseLostError
-        layer_files.insert_new(transaction, lease.job_id, kept)
+        layer_files.insert_new(transaction, lease.job_id, layer_file)
 
 
-def fetch(resources: Resources, job: Job, directory: Path) -> frozenset[str]:
-    """Bring a directory of this machine to the state of the store.
+def fetch(resources: Resources, job: JobRecord, directory: Path) -> frozenset[str]:
+    """Synchronise a directory of this machine with the store.
 
     What an earlier attempt has left in the directory stays if the store holds the same, or
     nothing of that name. If the two differ the store's is taken, and all else goes: it was made
@@ -58,8 +57,8 @@ def fetch(resources: Resources, job: Job, directory: Path) -> frozenset[str]:
     return frozenset(row.name for row in rows if _bring(resources, job, row, directory))
 
 
-def _bring(resources: Resources, job: Job, row: LayerFile, directory: Path) -> bool:
-    """Whether the file is there now; what the store has lost, or holds damaged, is made anew."""
+def _bring(resources: Resources, job: JobRecord, row: LayerFile, directory: Path) -> bool:
+    """Fetch a file; return False, and forget its row, if the store lost or damaged it."""
     target = directory / row.name
     if target.is_file():
         return True

@@ -1,14 +1,16 @@
-"""What the database knows of the whole deployment, for whoever collects metrics."""
+"""Backlog of the deployment for metrics, and the status of the service for its callers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.adapters.database import backlog
+from app.adapters.database import jobs, outbox
 from app.domain.errors import BrokerUnavailableError
 from app.domain.lifecycle import State
-from app.domain.principal import Principal
+from app.domain.principal import Principal, Scope
+from app.domain.service import Service
 from app.services.resources import Resources
+from intraslice_core import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,33 +18,31 @@ class Backlog:
     """Work that is not done yet."""
 
     jobs: dict[State, int]
-    """In every state that is not an end; ended jobs are counted as they end."""
+    """Number of jobs in each state that is not terminal; ended jobs are counted as they end."""
     messages: int
     oldest_message_seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Overview:
-    """What a project's people want to see at a glance."""
+def service_status(resources: Resources, principal: Principal) -> Service:
+    """Return the caller's rights, its project's live jobs, and the deployment's workers.
 
-    jobs: dict[State, int]
-    """The project's, in every state that is not an end."""
-    busy_workers: int
-    """Of the deployment: those that are at work on a job."""
-    workers: int | None
-    """Of the deployment: all that were heard lately; None if Valkey cannot be asked."""
-
-
-def overview(resources: Resources, principal: Principal) -> Overview:
-    """Cheap whatever the tables hold, as below."""
+    Like `measure_backlog`, it counts live jobs only and stays cheap as the tables grow.
+    """
     with resources.database.transaction() as transaction:
-        jobs = backlog.count_of_project(transaction, principal.project_id)
-        busy = backlog.count_workers(transaction)
-    return Overview(jobs=jobs, busy_workers=busy, workers=_workers_heard(resources, busy))
+        live = jobs.count_live(transaction, principal.project_id)
+        busy = jobs.count_busy_workers(transaction)
+    return Service(
+        version=__version__,
+        project=principal.project_id,
+        scopes=tuple(scope for scope in Scope if scope in principal.scopes),
+        jobs=live,
+        busy_workers=busy,
+        workers=_count_workers(resources, busy),
+    )
 
 
-def _workers_heard(resources: Resources, busy: int) -> int | None:
-    """At least those that hold leases."""
+def _count_workers(resources: Resources, busy: int) -> int | None:
+    """Return the number of registered workers, at least those with a lease; None if unknown."""
     try:
         return max(resources.workers.count(), busy)
     except BrokerUnavailableError:
@@ -50,11 +50,11 @@ def _workers_heard(resources: Resources, busy: int) -> int | None:
 
 
 def measure_backlog(resources: Resources) -> Backlog:
-    """Cheap whatever the tables hold: only rows of live jobs and unsent messages are counted."""
+    """Count live jobs and unsent messages; cheap, because no other rows are read."""
     with resources.database.transaction() as transaction:
-        messages, oldest = backlog.count_messages(transaction)
+        messages, oldest = outbox.count(transaction)
         return Backlog(
-            jobs=backlog.count_live_jobs(transaction),
+            jobs=jobs.count_live(transaction),
             messages=messages,
             oldest_message_seconds=oldest,
         )

@@ -1,4 +1,4 @@
-"""Messages reach the broker after their transaction, however long the broker was away."""
+"""Delivery of messages to the broker after their transaction, also after broker outages."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _log = get_logger(__name__)
 
 
 def dispatch(resources: Resources) -> int:
-    """Send what is pending and forget it; the number sent.
+    """Send pending messages and remove their rows; return how many.
 
-    A crash between sending and forgetting sends a hint twice, which is harmless. What the broker
-    does not take stays for the next call.
+    A crash in between sends a message twice, which is harmless. Messages that the broker does not
+    accept stay for the next call.
     """
     sent: list[int] = []
     with resources.database.transaction() as transaction:
@@ -32,7 +32,7 @@ def dispatch(resources: Resources) -> int:
 
 
 def dispatch_soon(resources: Resources) -> None:
-    """Try once, right after a request; the workers' sweep does what fails here."""
+    """Dispatch once right after a request; the sweeper retries if this fails."""
     try:
         dispatch(resources)
     except ServiceError as error:
@@ -40,7 +40,7 @@ def dispatch_soon(resources: Resources) -> None:
 
 
 def remind(resources: Resources) -> int:
-    """Hint again at jobs that have been waiting long: the broker may have lost the first hint."""
+    """Queue another message for jobs that wait long: the broker may have lost the first."""
     with resources.database.transaction() as transaction:
         waiting = jobs.due_for_hint(transaction, _BATCH)
         for job_id in waiting:

@@ -1,4 +1,4 @@
-"""From files on a worker's disk to artifacts: all of them become visible at once, or none."""
+"""Publication of a worker's files as artifacts: all become visible at once, or none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.adapters.database import artifacts, events, hand_offs, jobs, layer_file
 from app.domain.artifact import (
     MANIFEST,
     SIGNATURE,
-    Artifact,
+    ArtifactRecord,
     attempt_prefix,
     attempt_token,
     job_prefix,
@@ -20,8 +20,7 @@ from app.domain.artifact import (
 )
 from app.domain.errors import LeaseLostError, PublicationError
 from app.domain.events import EventType
-from app.domain.job import Job, JobResult, Speedup
-from app.domain.lease import Lease
+from app.domain.job import JobRecord, JobResult, Lease, Speedup
 from app.services.hand_offs import configured_targets
 from app.services.resources import Resources
 from intraslice_core.checkpoints.manifest import MANIFEST_SCHEMA_VERSION, program_versions
@@ -29,12 +28,12 @@ from intraslice_core.checkpoints.manifest import MANIFEST_SCHEMA_VERSION, progra
 
 def upload(
     resources: Resources,
-    job: Job,
+    job: JobRecord,
     directory: Path,
     report: dict[str, Any],
     before_file: Callable[[int, int], None],
-) -> list[Artifact]:
-    """Upload, compare what arrived, write the manifest last; nothing is visible yet.
+) -> list[ArtifactRecord]:
+    """Upload the files, verify their hashes, write the manifest last; nothing is visible yet.
 
     Args:
         resources: the store.
@@ -48,9 +47,9 @@ def upload(
         StoreUnavailableError: if the store does not answer.
     """
     prefix = attempt_prefix(job.id, job.fencing_token)
-    # The manifest of the job takes the place of the engine's.
-    found = (path for path in directory.rglob("*") if path.is_file())
-    sources = sorted(path for path in found if path != directory / MANIFEST)
+    # The manifest of the job replaces the engine's.
+    files_there = (path for path in directory.rglob("*") if path.is_file())
+    sources = sorted(path for path in files_there if path != directory / MANIFEST)
     files = []
     for index, source in enumerate(sources):
         before_file(index, len(sources))
@@ -64,9 +63,9 @@ def upload(
 
 
 def publish(
-    resources: Resources, lease: Lease, files: list[Artifact], report: dict[str, Any]
-) -> Job:
-    """Artifacts, report and success in one transaction.
+    resources: Resources, lease: Lease, files: list[ArtifactRecord], report: dict[str, Any]
+) -> JobRecord:
+    """Write artifacts, report and success in one transaction.
 
     Raises:
         LeaseLostError: if the job is not this worker's, or is to be cancelled.
@@ -86,31 +85,31 @@ def publish(
 
 
 def discard_attempt(resources: Resources, lease: Lease) -> None:
-    """Remove what an attempt that did not succeed has uploaded."""
+    """Remove the uploaded files of an attempt that did not succeed."""
     _discard(resources, lease.job_id, attempt_prefix(lease.job_id, lease.token), lease.token)
 
 
-def discard_other_attempts(resources: Resources, job: Job) -> None:
-    """Remove what earlier attempts left behind."""
+def discard_other_attempts(resources: Resources, job: JobRecord) -> None:
+    """Remove left-overs of earlier attempts."""
     _discard(resources, job.id, job_prefix(job.id), job.fencing_token)
 
 
 def _discard(resources: Resources, job_id: str, prefix: str, token: int) -> None:
-    """Published files stay: an attempt may have succeeded without hearing of its commit.
+    """Remove objects, except published files: the commit may have succeeded without an answer.
 
-    So do finished layers, until the job has succeeded or its time has come: a retry goes on from
-    them. So do files of attempts after `token`: the job may have been taken up again since.
+    Finished layers stay until the job has succeeded or expired: a retry resumes from them. Files of
+    attempts after `token` stay too: the job may have been claimed again since.
     """
     with resources.database.transaction() as transaction:
-        kept = {file.key for file in artifacts.of_job(transaction, job_id)}
-        kept |= {file.key for file in layer_files.of_job(transaction, job_id)}
+        used = {file.key for file in artifacts.of_job(transaction, job_id)}
+        used |= {file.key for file in layer_files.of_job(transaction, job_id)}
     store = resources.store
-    left = [key for key in store.keys(prefix) if key not in kept]
+    left = [key for key in store.keys(prefix) if key not in used]
     store.delete([key for key in left if (attempt_token(key) or 0) <= token])
 
 
 def summarise(report: dict[str, Any]) -> JobResult:
-    """The report in a few numbers; perplexity is of the first text."""
+    """Return the main numbers of a report; perplexity is that of the first text."""
     evaluation = report.get("evaluation") or {}
     perplexity = (evaluation.get("perplexity") or [{}])[0]
     whole = (evaluation.get("speed") or {}).get("whole")
@@ -132,15 +131,15 @@ def _achieved_ratio(report: dict[str, Any]) -> float | None:
     return 1.0 - after / before if before and after is not None else None
 
 
-def _upload(resources: Resources, source: Path, name: str, prefix: str) -> Artifact:
+def _upload(resources: Resources, source: Path, name: str, prefix: str) -> ArtifactRecord:
     with source.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     key = f"{prefix}files/{name}"
     resources.store.put_file(key, source, media_type(name))
     # The directory was verified to load and answer rightly; equal bytes do so too.
     if resources.store.sha256(key) != sha256:
-        raise PublicationError(f"{name} arrived damaged in the store")
-    return Artifact(
+        raise PublicationError(f"{name} was damaged during the upload to the store")
+    return ArtifactRecord(
         name=name,
         key=key,
         bytes=source.stat().st_size,
@@ -149,7 +148,7 @@ def _upload(resources: Resources, source: Path, name: str, prefix: str) -> Artif
     )
 
 
-def _manifest(job: Job, files: list[Artifact], report: dict[str, Any]) -> bytes:
+def _manifest(job: JobRecord, files: list[ArtifactRecord], report: dict[str, Any]) -> bytes:
     manifest = {
         "schema_version": MANIFEST_SCHEMA_VERSION,
         "job_id": job.id,
@@ -168,10 +167,10 @@ def _manifest(job: Job, files: list[Artifact], report: dict[str, Any]) -> bytes:
     return (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _put(resources: Resources, prefix: str, name: str, content: bytes) -> Artifact:
+def _put(resources: Resources, prefix: str, name: str, content: bytes) -> ArtifactRecord:
     key = prefix + name
     resources.store.put_new(key, content, media_type(name))
-    return Artifact(
+    return ArtifactRecord(
         name=name,
         key=key,
         bytes=len(content),

@@ -1,9 +1,9 @@
-"""A job's report as a page, beside the other jobs of the same model."""
+"""Content of a job's report page, with the other jobs of the same model."""
 
 from __future__ import annotations
 
 from app.adapters.database import artifacts, jobs
-from app.domain.artifact import Artifact
+from app.domain.artifact import ArtifactRecord
 from app.domain.job import Job, JobFilter
 from app.domain.lifecycle import State
 from app.domain.principal import Principal
@@ -13,11 +13,11 @@ from intraslice_core.reports.page_contents import JobFacts, ModelResult, Publish
 from intraslice_core.reports.schema import CompressionReport
 
 _MOST_RESULTS = 200
-"""Newest jobs of the model that are shown."""
+"""Maximum number of the model's newest jobs on the page."""
 
 
 def get_page(resources: Resources, principal: Principal, job_id: str) -> ReportPage:
-    """What the page is made from.
+    """Return the content of the page.
 
     Raises:
         JobNotFoundError: if there is none, or it is not the principal's to see.
@@ -28,14 +28,14 @@ def get_page(resources: Resources, principal: Principal, job_id: str) -> ReportP
         job = existing_job(transaction, principal, job_id)
         files = artifacts.of_job(transaction, job_id) if job.expired_at is None else []
         wanted = JobFilter(model=job.model.ref, states=frozenset({State.SUCCEEDED}))
-        found = jobs.newest(transaction, job.project_id, wanted, limit=_MOST_RESULTS)
-    others = [one for one in found if one.model == job.model and one.id != job.id]
+        succeeded = jobs.newest(transaction, job.project_id, wanted, limit=_MOST_RESULTS)
+    others = [other for other in succeeded if other.model == job.model and other.id != job.id]
     return ReportPage(
         report=CompressionReport.model_validate(report),
         job=_facts(job),
-        files=tuple(_published(one) for one in files),
+        files=tuple(_published(file) for file in files),
         results=tuple(
-            result for one in (job, *others) if (result := _result(one, job)) is not None
+            result for each in (job, *others) if (result := _result(each, job)) is not None
         ),
         json_url=f"/v1/jobs/{job.id}",
         artifacts_url=f"/v1/jobs/{job.id}/artifacts",
@@ -56,12 +56,12 @@ def _facts(job: Job) -> JobFacts:
     )
 
 
-def _published(file: Artifact) -> PublishedFile:
+def _published(file: ArtifactRecord) -> PublishedFile:
     return PublishedFile(name=file.name, bytes=file.bytes, sha256=file.sha256)
 
 
 def _result(job: Job, this: Job) -> ModelResult | None:
-    """A job in a few numbers; None where it has none."""
+    """Return a job's main numbers; None without a result."""
     result = job.result
     if result is None:
         return None
@@ -87,13 +87,13 @@ def _result(job: Job, this: Job) -> ModelResult | None:
 
 
 def _text(job: Job) -> str | None:
-    """What the perplexity is on: the first text."""
+    """Return the text that the perplexity is measured on, the first one."""
     texts = job.evaluation.perplexity if job.evaluation else ()
     return texts[0] if texts else None
 
 
 def _scored_alike(job: Job, this: Job) -> bool:
-    """The same text and, as the dense model did the same on it, the same tokens of it."""
+    """Return whether both scored the same tokens: same text, same dense perplexity."""
     if job.result is None or this.result is None or _text(job) != _text(this):
         return False
     return job.result.perplexity_before == this.result.perplexity_before

@@ -1,4 +1,4 @@
-"""What use cases work with: opened once per process."""
+"""Settings and clients of the servers, opened once per process."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from celery import Celery  # type: ignore[import-untyped]
 
 from app.adapters.artifact_signatures import ArtifactSigner
 from app.adapters.database.engine import Database
+from app.adapters.database.keys import KeyCache
 from app.adapters.queue import WakeQueue, make_celery
 from app.adapters.rate_limit import RateLimiter
 from app.adapters.signed_urls import UrlSigner, kept_signing_key
@@ -16,14 +17,13 @@ from app.adapters.webhook_destinations import DestinationGuard
 from app.adapters.webhook_secrets import WebhookSecrets
 from app.adapters.webhook_sender import WebhookSender
 from app.adapters.worker_registry import WorkerRegistry
-from app.services.known_keys import KnownKeys
-from app.services.wrong_keys import WrongKeys
+from app.services.rate_limit import FailedAuthenticationLimit
 from app.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """Settings and the four servers' clients."""
+    """Settings, and the clients of database, broker, store and webhook receivers."""
 
     settings: Settings
     database: Database
@@ -33,26 +33,26 @@ class Resources:
     signer: UrlSigner
     limiter: RateLimiter
     workers: WorkerRegistry
-    known_keys: KnownKeys
-    wrong_keys: WrongKeys
+    key_cache: KeyCache
+    failed_authentications: FailedAuthenticationLimit
     webhook_secrets: WebhookSecrets
     webhook_sender: WebhookSender
     artifact_signer: ArtifactSigner | None = None
-    """Of workers alone: who takes requests has no need of the key."""
+    """Set in workers only; the API does not need the private key."""
 
     def close(self) -> None:
         self.limiter.close()
         self.workers.close()
-        self.wrong_keys.close()
+        self.failed_authentications.close()
         self.queue.close()
         self.database.close()
 
 
 def open_resources(settings: Settings, *, signs: bool = False) -> Resources:
-    """Nothing is connected to yet: a server that is down makes requests fail, not the start.
+    """Build the clients without connecting: a server that is down fails requests, not the start.
 
     Raises:
-        ConfigurationError: if this process signs artifacts and its key is none.
+        ConfigurationError: if this process signs artifacts and its key file holds no valid key.
     """
     key_file = settings.artifact_signing_key_file if signs else None
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -74,8 +74,8 @@ def open_resources(settings: Settings, *, signs: bool = False) -> Resources:
         workers=WorkerRegistry(
             settings.broker_url, expiry_seconds=6 * settings.maintenance_seconds
         ),
-        known_keys=KnownKeys(settings.key_cache_seconds),
-        wrong_keys=WrongKeys(
+        key_cache=KeyCache(settings.key_cache_seconds),
+        failed_authentications=FailedAuthenticationLimit(
             RateLimiter(
                 settings.broker_url,
                 per_second=settings.wrong_keys_per_minute / 60,

@@ -1,22 +1,22 @@
-"""What may leave the artifact store: files past their time, left-overs, what nobody owns.
+"""Removal from the artifact store: expired files, left-overs of attempts, and orphans.
 
-Every step can end between any two of its instructions; the next run finishes it. No step waits
-for another run: two at once do the same work twice, and removing twice is removing.
+Every step can be interrupted anywhere; the next run finishes it. No step waits for another run:
+two at once do the same work twice, and removing twice is harmless.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from app.adapters.database import jobs, retention, turns
-from app.domain.artifact import JOBS_PREFIX, job_of_prefix, job_prefix
-from app.domain.errors import ArtifactsExpiredError, JobNotFoundError
-from app.domain.identifiers import is_job_id
-from app.domain.job import Job
+from app.adapters.database import jobs, retention
+from app.adapters.database.engine import take_turn
+from app.domain.artifact import JOBS_PREFIX, job_of_prefix, job_prefix, lifetime
+from app.domain.errors import ArtifactsExpiredError
+from app.domain.job import JobRecord
 from app.domain.lifecycle import TERMINAL
 from app.domain.principal import Principal
-from app.domain.retention import lifetime
 from app.services import publication
+from app.services.jobs import existing_job, locked_job
 from app.services.resources import Resources
 from app.telemetry import get_logger, metrics
 
@@ -26,23 +26,23 @@ _ORPHANS = "remove_orphans"
 _log = get_logger(__name__)
 
 
-def pin_job(resources: Resources, principal: Principal, job_id: str, *, pinned: bool) -> Job:
-    """Keep a job's artifacts for ever, or no longer; asking twice is fine.
+def pin_job(resources: Resources, principal: Principal, job_id: str, *, pinned: bool) -> JobRecord:
+    """Keep a job's artifacts for ever, or let them expire again. Repeating it is harmless.
 
     Raises:
-        JobNotFoundError: if there is no such job in the project.
-        ArtifactsExpiredError: if they are gone.
+        JobNotFoundError: if the project has no such job.
+        ArtifactsExpiredError: if they have been removed.
     """
     span = lifetime(resources.settings.retention_days)
     with resources.database.transaction() as transaction:
-        _locked(jobs.lock(transaction, job_id) if is_job_id(job_id) else None, principal)
+        locked_job(transaction, principal, job_id)
         if not retention.set_pinned(transaction, job_id, pinned=pinned, lifetime=span):
             raise ArtifactsExpiredError
-        return _locked(jobs.find(transaction, job_id), principal)
+        return existing_job(transaction, principal, job_id)
 
 
 def settle(resources: Resources) -> int:
-    """Remove what the attempts of ended jobs left behind, and say when the rest will go."""
+    """Remove left-overs of ended jobs' attempts, and set when the published files expire."""
     with resources.database.transaction() as transaction:
         waiting = retention.unsettled(transaction, _BATCH)
     for job_id in waiting:
@@ -57,11 +57,11 @@ def settle(resources: Resources) -> int:
 
 
 def expire(resources: Resources) -> int:
-    """Remove the files of jobs whose time has come; the jobs themselves stay."""
+    """Remove the files of expired jobs; the jobs themselves stay."""
     with resources.database.transaction() as transaction:
         due = retention.expire_due(transaction, _BATCH)
     for job_id in due:
-        # From here on clients are told that the files are gone, so nobody is given half of them.
+        # Clients get 410 from here on, so that none gets half of the files.
         resources.store.delete(resources.store.keys(job_prefix(job_id)))
         with resources.database.transaction() as transaction:
             retention.finish_expiry(transaction, job_id)
@@ -71,12 +71,12 @@ def expire(resources: Resources) -> int:
 
 
 def remove_orphans(resources: Resources) -> int:
-    """Now and then: remove the objects of jobs that have no row any more.
+    """Remove the objects of jobs that have no row any more; a periodic task.
 
-    A job's row is written before its first object, so what has none has lost it.
+    A job's row is written before its first object, so an object without one is an orphan.
     """
     with resources.database.transaction() as transaction:
-        if not turns.take(transaction, _ORPHANS, resources.settings.orphan_check_seconds):
+        if not take_turn(transaction, _ORPHANS, resources.settings.orphan_check_seconds):
             return 0
     removed = 0
     for prefixes in _batches(resources.store.directories(JOBS_PREFIX)):
@@ -96,9 +96,3 @@ def remove_orphans(resources: Resources) -> int:
 def _batches(prefixes: list[str]) -> Iterator[list[str]]:
     for start in range(0, len(prefixes), _ORPHANS_AT_ONCE):
         yield prefixes[start : start + _ORPHANS_AT_ONCE]
-
-
-def _locked(job: Job | None, principal: Principal) -> Job:
-    if job is None or job.project_id != principal.project_id:
-        raise JobNotFoundError
-    return job

@@ -1,10 +1,9 @@
-"""What a client does with sweeps; their jobs are ordinary jobs."""
+"""Use cases of sweeps; their jobs are ordinary jobs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.adapters.database import jobs as job_rows
 from app.adapters.database import sweeps
 from app.adapters.database.engine import Transaction
 from app.domain.errors import (
@@ -15,10 +14,10 @@ from app.domain.errors import (
     SweepNotFoundError,
 )
 from app.domain.identifiers import SWEEP, is_id, new_id, new_job_id
-from app.domain.job import Job, JobRequest
+from app.domain.job import JobRequest
 from app.domain.lifecycle import TERMINAL
 from app.domain.principal import Principal
-from app.domain.sweep import Sweep, SweepProgress, SweepRequest, smallest_ratio_first
+from app.domain.sweep import SweepDetails, SweepList, SweepRequest
 from app.services.admission import admit
 from app.services.jobs import cancel_job, enqueue_job, fingerprint
 from app.services.resources import Resources
@@ -28,34 +27,11 @@ _OF_A_JOB = "/compression/ratio"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepView:
-    """A sweep and how far it is."""
-
-    sweep: Sweep
-    progress: SweepProgress
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepDetails(SweepView):
-    """A sweep with its jobs, smallest ratio first."""
-
-    jobs: list[Job]
-
-
-@dataclass(frozen=True, kw_only=True)
 class SweepCreation:
-    """The sweep, and whether an earlier request had made it."""
+    """A sweep; `replayed` says that an earlier request with the same key created it."""
 
-    details: SweepDetails
+    sweep: SweepDetails
     replayed: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepPage:
-    """Some sweeps, newest first."""
-
-    sweeps: list[SweepView]
-    has_more: bool
 
 
 def create_sweep(
@@ -79,33 +55,28 @@ def create_sweep(
         request_hash=fingerprint(request),
     )
     with resources.database.transaction() as transaction:
-        sweep = sweeps.insert_sweep(transaction, sweep_id, request, claim)
-        if sweep is None:
-            return _replay(transaction, claim)
-        for one in requests:
-            enqueue_job(resources, transaction, principal, new_job_id(), one)
-        return SweepCreation(details=_details(transaction, sweep), replayed=False)
+        if not sweeps.insert_sweep(transaction, sweep_id, request, claim):
+            return _replay(transaction, principal, claim)
+        for job_request in requests:
+            enqueue_job(resources, transaction, principal, new_job_id(), job_request)
+        return SweepCreation(sweep=_existing(transaction, principal, sweep_id), replayed=False)
 
 
 def get_sweep(resources: Resources, principal: Principal, sweep_id: str) -> SweepDetails:
     with resources.database.transaction() as transaction:
-        return _details(transaction, _existing(transaction, principal, sweep_id))
+        return _existing(transaction, principal, sweep_id)
 
 
 def list_sweeps(
     resources: Resources, principal: Principal, *, limit: int, before: str | None
-) -> SweepPage:
+) -> SweepList:
     with resources.database.transaction() as transaction:
-        found = sweeps.newest(transaction, principal.project_id, limit=limit + 1, before=before)
-        progress = sweeps.progress(transaction, [sweep.id for sweep in found[:limit]])
-    return SweepPage(
-        sweeps=[SweepView(sweep=one, progress=progress[one.id]) for one in found[:limit]],
-        has_more=len(found) > limit,
-    )
+        page = sweeps.newest(transaction, principal.project_id, limit=limit + 1, before=before)
+    return SweepList.of(page, limit)
 
 
 def cancel_sweep(resources: Resources, principal: Principal, sweep_id: str) -> SweepDetails:
-    """Cancel every job that has not ended. Asking twice is fine.
+    """Cancel every job that has not ended. Repeating it is harmless.
 
     Each job in a transaction of its own: one whose worker holds its row for long shall not keep
     the others from being cancelled, and asking again does what is left.
@@ -116,16 +87,16 @@ def cancel_sweep(resources: Resources, principal: Principal, sweep_id: str) -> S
         try:
             cancel_job(resources, principal, job.id)
         except IllegalTransitionError:
-            # It has ended since we looked, which is as good.
+            # It has ended in the meantime.
             continue
     return get_sweep(resources, principal, sweep_id)
 
 
 def is_unfinished(resources: Resources, sweep_id: str) -> bool:
-    """Whether a job of the sweep is still to be worked on."""
+    """Return whether a job of the sweep has not ended."""
     with resources.database.transaction() as transaction:
-        states = sweeps.progress(transaction, [sweep_id])[sweep_id].states
-    return bool(states.keys() - TERMINAL)
+        progress = sweeps.read_progress(transaction, [sweep_id])[sweep_id]
+    return bool(progress.jobs.keys() - TERMINAL)
 
 
 def _job_requests(sweep_id: str, request: SweepRequest) -> list[JobRequest]:
@@ -143,16 +114,16 @@ def _job_requests(sweep_id: str, request: SweepRequest) -> list[JobRequest]:
 
 
 def _admit_all(resources: Resources, principal: Principal, requests: list[JobRequest]) -> None:
-    """Refuse the sweep if any of its jobs would be; a job's ratio is named by its place here."""
+    """Raise if any job would be rejected; problems with its ratio point to `/ratios/{index}`."""
     problems: dict[FieldProblem, None] = {}
     locate = locator(resources, principal.project_id)
     for index, request in enumerate(requests):
         try:
             admit(resources.settings, request, locate)
         except InvalidRequestError as error:
-            problems |= dict.fromkeys(_placed(one, index) for one in error.fields)
+            problems |= dict.fromkeys(_placed(problem, index) for problem in error.fields)
     if problems:
-        raise InvalidRequestError("A job of the sweep would be refused", fields=tuple(problems))
+        raise InvalidRequestError("A job of the sweep would be rejected", fields=tuple(problems))
 
 
 def _placed(problem: FieldProblem, index: int) -> FieldProblem:
@@ -161,24 +132,18 @@ def _placed(problem: FieldProblem, index: int) -> FieldProblem:
     return FieldProblem(pointer=f"/ratios/{index}", code=problem.code, message=problem.message)
 
 
-def _replay(transaction: Transaction, claim: sweeps.Claim) -> SweepCreation:
-    sweep, request_hash = sweeps.find_claimed(transaction, claim)
+def _replay(transaction: Transaction, principal: Principal, claim: sweeps.Claim) -> SweepCreation:
+    sweep_id, request_hash = sweeps.find_claimed(transaction, claim)
     if request_hash != claim.request_hash:
         raise IdempotencyKeyReusedError
-    return SweepCreation(details=_details(transaction, sweep), replayed=True)
+    return SweepCreation(sweep=_existing(transaction, principal, sweep_id), replayed=True)
 
 
-def _existing(transaction: Transaction, principal: Principal, sweep_id: str) -> Sweep:
-    """What belongs to another project does not exist for this one."""
-    found = None
+def _existing(transaction: Transaction, principal: Principal, sweep_id: str) -> SweepDetails:
+    """Return the sweep; those of other projects do not exist for this one."""
+    sweep = None
     if is_id(SWEEP, sweep_id):
-        found = sweeps.find(transaction, principal.project_id, sweep_id)
-    if found is None:
+        sweep = sweeps.find(transaction, principal.project_id, sweep_id)
+    if sweep is None:
         raise SweepNotFoundError
-    return found
-
-
-def _details(transaction: Transaction, sweep: Sweep) -> SweepDetails:
-    jobs = sorted(job_rows.of_sweep(transaction, sweep.id), key=smallest_ratio_first)
-    told = [(job.state, job.progress.fraction if job.progress else None) for job in jobs]
-    return SweepDetails(sweep=sweep, progress=SweepProgress.of(told), jobs=jobs)
+    return sweep

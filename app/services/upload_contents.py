@@ -1,4 +1,4 @@
-"""What is in an upload: checked once it has arrived, and put together where it is used."""
+"""Contents of uploads: verified once complete, assembled on the worker that uses them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from app.adapters.database import uploads
+from app.domain.artifact import lifetime
 from app.domain.errors import (
     ArtifactNotFoundError,
     DiskFullError,
@@ -17,8 +18,7 @@ from app.domain.errors import (
     UploadNotFoundError,
 )
 from app.domain.job import JobRequest
-from app.domain.retention import lifetime
-from app.domain.upload import REFERENCE, Upload, UploadError, UploadKind, UploadState
+from app.domain.upload import REFERENCE, UploadError, UploadKind, UploadRecord, UploadState
 from app.services.resources import Resources
 from app.services.uploads import discard
 from app.telemetry import get_logger
@@ -31,11 +31,11 @@ _log = get_logger(__name__)
 
 
 class _AbandonedError(Exception):
-    """Nobody waits for the check any more."""
+    """The upload was deleted, or its check was started again."""
 
 
 def verify(resources: Resources, upload_id: str) -> None:
-    """Read everything once: ready if it is what was announced, refused otherwise.
+    """Read and verify all parts once; the upload is then ready or refused.
 
     A model is inspected by its headers, with holes where its weights are: what lies about its size
     is found before anything of that size is made.
@@ -61,7 +61,7 @@ def verify(resources: Resources, upload_id: str) -> None:
 def fetch(
     resources: Resources, project_id: str, request: JobRequest, before_part: Callable[[], None]
 ) -> None:
-    """Put the uploads that a job names together on this machine, unless they are there.
+    """Assemble the uploads that a job names on this machine, unless they are there.
 
     Args:
         resources: the store.
@@ -84,7 +84,7 @@ def fetch(
 
 
 def remove_stale(resources: Resources) -> None:
-    """Remove from this machine what is no upload any more."""
+    """Remove assembled uploads from this machine that have been deleted."""
     place = resources.settings.uploads_dir
     here = (
         {entry.name for entry in place.iterdir() if entry.name[0] != "."}
@@ -99,7 +99,7 @@ def remove_stale(resources: Resources) -> None:
         shutil.rmtree(place / name, ignore_errors=True)
 
 
-def _check(resources: Resources, upload: Upload) -> None:
+def _check(resources: Resources, upload: UploadRecord) -> None:
     def go_on() -> None:
         with resources.database.transaction() as transaction:
             if not uploads.touch(transaction, upload.id):
@@ -118,7 +118,7 @@ def _check(resources: Resources, upload: Upload) -> None:
 
 
 def _assemble(
-    resources: Resources, upload: Upload, place: Path, before_part: Callable[[], None]
+    resources: Resources, upload: UploadRecord, place: Path, before_part: Callable[[], None]
 ) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(place.parent).free < upload.bytes:
@@ -136,13 +136,13 @@ def _assemble(
 
 def _copy(  # from where, what, to where, how much of it
     resources: Resources,
-    upload: Upload,
+    upload: UploadRecord,
     index: int,
     target: Path,
     keep: int,
     before_part: Callable[[], None],
 ) -> None:
-    """Read a whole file, keep its first bytes and a hole of the size of the rest."""
+    """Copy a file's first `keep` bytes, verify all of it, and extend the copy sparsely."""
     announced = upload.files[index]
     digest, size = hashlib.sha256(), 0
     with target.open("wb") as file:
@@ -152,11 +152,11 @@ def _copy(  # from where, what, to where, how much of it
             size += len(chunk)
         file.truncate(size)
     if size != announced.bytes or digest.hexdigest() != announced.sha256:
-        raise UploadDamagedError(f"{announced.name} is not what was announced: other SHA-256")
+        raise UploadDamagedError(f"{announced.name} has another size or SHA-256 than announced")
 
 
 def _chunks(
-    resources: Resources, upload: Upload, index: int, before_part: Callable[[], None]
+    resources: Resources, upload: UploadRecord, index: int, before_part: Callable[[], None]
 ) -> Iterator[bytes]:
     for part in upload.parts(index):
         before_part()
@@ -171,6 +171,6 @@ def _named(request: JobRequest) -> set[str]:
     return named | ({request.model.ref} if request.model.source == "upload" else set())
 
 
-def _find(resources: Resources, upload_id: str) -> Upload | None:
+def _find(resources: Resources, upload_id: str) -> UploadRecord | None:
     with resources.database.transaction() as transaction:
         return uploads.find(transaction, upload_id)

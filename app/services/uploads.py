@@ -1,18 +1,18 @@
-"""Files that clients bring along: announced, sent in parts, checked, used, and gone in time.
+"""Use cases of uploads: announce files, send their parts, complete, delete and expire.
 
-The row says what is to come, the store what has come. A part is an object of its own, so that it
-can be sent again, in any order, past the API where the store is a bucket; a file is put together
-where it is used, on a worker's disk.
+The row lists the announced files, the store holds the parts that have arrived. A part is an object
+of its own, so that it can be sent again, in any order, and directly to a bucket. Files are
+assembled on the disk of the worker that uses them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from app.adapters.database import turns, uploads
+from app.adapters.database import uploads
+from app.adapters.database.engine import take_turn
 from app.domain.errors import (
     FieldProblem,
     InvalidRequestError,
@@ -27,8 +27,12 @@ from app.domain.principal import Principal, Scope
 from app.domain.upload import (
     UPLOADS_PREFIX,
     Part,
-    Upload,
+    UploadDetails,
+    UploadFileDetails,
     UploadKind,
+    UploadList,
+    UploadPart,
+    UploadRecord,
     UploadRequest,
     UploadState,
     name_problems,
@@ -43,37 +47,14 @@ _MOST_PARTS = 10_000
 _BATCH = 50
 _ORPHANS = "remove_orphaned_uploads"
 _PATIENCE = timedelta(minutes=15)
-"""A check says every part that it goes on; one that has not for so long has lost its process."""
+"""A check that has reported no part for this long has lost its process."""
 _log = get_logger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PartView:
-    """A part, and how to send it if it is not there."""
-
-    part: Part
-    received: bool
-    url: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class UploadView:
-    """An upload with its parts by file; without any once it is not open any more."""
-
-    upload: Upload
-    parts: tuple[tuple[PartView, ...], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class UploadPage:
-    """Some uploads, newest first."""
-
-    uploads: list[Upload]
-    has_more: bool
-
-
-def create_upload(resources: Resources, principal: Principal, request: UploadRequest) -> UploadView:
-    """Write down what will come, and tell where to.
+def create_upload(
+    resources: Resources, principal: Principal, request: UploadRequest
+) -> UploadDetails:
+    """Record the announced files and return links for sending their parts.
 
     Raises:
         InvalidRequestError: if a file has a name it may not have, or there is too much.
@@ -86,7 +67,7 @@ def create_upload(resources: Resources, principal: Principal, request: UploadReq
             resources, uploads.usage(transaction, principal.project_id), request
         )
         if problems:
-            raise InvalidRequestError("The upload would not be accepted", fields=tuple(problems))
+            raise InvalidRequestError("The upload is not allowed", fields=tuple(problems))
         upload = uploads.insert_upload(
             transaction,
             new_id(UPLOAD),
@@ -95,25 +76,25 @@ def create_upload(resources: Resources, principal: Principal, request: UploadReq
             part_bytes=settings.upload_part_bytes,
             lifetime=timedelta(hours=settings.upload_open_hours),
         )
-    return _view(resources, upload, links=True)
+    return _details(resources, upload, links=True)
 
 
-def get_upload(resources: Resources, principal: Principal, upload_id: str) -> UploadView:
-    """What has arrived, and fresh links for what has not."""
+def get_upload(resources: Resources, principal: Principal, upload_id: str) -> UploadDetails:
+    """Return the upload with the state of its parts, and fresh links for missing ones."""
     upload = _existing(resources, principal.project_id, upload_id)
-    return _view(resources, upload, links=Scope.WRITE in principal.scopes)
+    return _details(resources, upload, links=Scope.WRITE in principal.scopes)
 
 
 def list_uploads(
     resources: Resources, principal: Principal, *, limit: int, before: str | None
-) -> UploadPage:
+) -> UploadList:
     with resources.database.transaction() as transaction:
-        found = uploads.newest(transaction, principal.project_id, limit=limit + 1, before=before)
-    return UploadPage(uploads=found[:limit], has_more=len(found) > limit)
+        page = uploads.newest(transaction, principal.project_id, limit=limit + 1, before=before)
+    return UploadList.of(page, limit)
 
 
-def complete_upload(resources: Resources, principal: Principal, upload_id: str) -> Upload:
-    """Begin the check of an upload whose parts are all there; asking twice is fine.
+def complete_upload(resources: Resources, principal: Principal, upload_id: str) -> UploadRecord:
+    """Begin the check of an upload whose parts are all there. Repeating it is harmless.
 
     Raises:
         UploadIncompleteError: naming a part that is missing, or is of another size.
@@ -123,7 +104,7 @@ def complete_upload(resources: Resources, principal: Principal, upload_id: str) 
     if upload.state in (UploadState.VERIFYING, UploadState.READY):
         return upload
     if upload.state is UploadState.REFUSED:
-        raise UploadNotOpenError("The upload was refused; begin another")
+        raise UploadNotOpenError("The upload was refused; create another")
     _require_complete(resources, upload)
     with resources.database.transaction() as transaction:
         uploads.begin_check(transaction, upload_id)
@@ -131,7 +112,7 @@ def complete_upload(resources: Resources, principal: Principal, upload_id: str) 
 
 
 def delete_upload(resources: Resources, principal: Principal, upload_id: str) -> None:
-    """Forget an upload and remove its files.
+    """Delete an upload and its files.
 
     Raises:
         UploadInUseError: if a job that has not ended names it.
@@ -144,7 +125,7 @@ def delete_upload(resources: Resources, principal: Principal, upload_id: str) ->
 
 
 def expect_part(resources: Resources, upload_id: str, file: int, number: int) -> Part:
-    """The part that a signed link is about.
+    """Return the part of a signed link.
 
     Raises:
         UploadNotFoundError: if there is no such part.
@@ -154,7 +135,7 @@ def expect_part(resources: Resources, upload_id: str, file: int, number: int) ->
         upload = uploads.find(transaction, upload_id) if is_id(UPLOAD, upload_id) else None
     if upload is None or not 0 <= file < len(upload.files):
         raise UploadNotFoundError
-    part = next((one for one in upload.parts(file) if one.number == number), None)
+    part = next((part for part in upload.parts(file) if part.number == number), None)
     if part is None:
         raise UploadNotFoundError
     if upload.state is not UploadState.OPEN:
@@ -163,12 +144,12 @@ def expect_part(resources: Resources, upload_id: str, file: int, number: int) ->
 
 
 def locator(resources: Resources, project_id: str) -> Locate:
-    """For `admit`: only what the project has, and what was checked, can be named."""
+    """Return a function for `admit` that locates the project's ready uploads."""
 
     def locate(upload_id: str, kind: UploadKind) -> Path:
         upload = _existing(resources, project_id, upload_id)
         if upload.kind is not kind:
-            raise UploadNotFoundError(f"The upload is a {upload.kind}, a {kind} is wanted")
+            raise UploadNotFoundError(f"The upload is a {upload.kind}, a {kind} is required")
         if upload.state is not UploadState.READY:
             raise UploadNotReadyError(f"The upload is {upload.state}")
         place = resources.settings.uploads_dir / upload.id
@@ -178,12 +159,12 @@ def locator(resources: Resources, project_id: str) -> Locate:
 
 
 def discard(resources: Resources, upload_id: str) -> None:
-    """Remove what the store holds of it."""
+    """Remove an upload's objects from the store."""
     resources.store.delete(resources.store.keys(upload_prefix(upload_id)))
 
 
 def expire(resources: Resources) -> int:
-    """Remove uploads whose time has come; reopen those whose check has ended with its process."""
+    """Remove expired uploads, and reopen those whose check was interrupted."""
     with resources.database.transaction() as transaction:
         for upload_id in uploads.reopen_stuck(transaction, _PATIENCE):
             _log.warning("upload_reopened", upload_id=upload_id)
@@ -198,54 +179,60 @@ def expire(resources: Resources) -> int:
 
 
 def remove_orphans(resources: Resources) -> int:
-    """Now and then: remove the objects of uploads that have no row any more."""
+    """Remove the objects of uploads that have no row any more; a periodic task."""
     with resources.database.transaction() as transaction:
-        if not turns.take(transaction, _ORPHANS, resources.settings.orphan_check_seconds):
+        if not take_turn(transaction, _ORPHANS, resources.settings.orphan_check_seconds):
             return 0
-    places = {upload_of_prefix(one) for one in resources.store.directories(UPLOADS_PREFIX)}
+    stored = {upload_of_prefix(prefix) for prefix in resources.store.directories(UPLOADS_PREFIX)}
     with resources.database.transaction() as transaction:
-        orphans = places - uploads.existing(transaction, places)
+        orphans = stored - uploads.existing(transaction, stored)
     for upload_id in orphans:
         discard(resources, upload_id)
         _log.warning("orphaned_upload_removed", upload_id=upload_id)
     return len(orphans)
 
 
-def missing_parts(resources: Resources, upload: Upload) -> Iterator[Part]:
-    """Parts that are not there, or are of another size."""
+def missing_parts(resources: Resources, upload: UploadRecord) -> Iterator[Part]:
+    """Yield the parts that are missing or have another size than announced."""
     there = resources.store.sizes(upload_prefix(upload.id))
     return (part for part in upload.all_parts() if there.get(part.key) != part.bytes)
 
 
-def _require_complete(resources: Resources, upload: Upload) -> None:
+def _require_complete(resources: Resources, upload: UploadRecord) -> None:
     first = next(missing_parts(resources, upload), None)
     if first is not None:
         name = upload.files[first.file].name
-        raise UploadIncompleteError(f"Part {first.number} of {name} is not there as announced")
+        raise UploadIncompleteError(
+            f"Part {first.number} of {name} is missing or has another length than announced"
+        )
 
 
-def _view(resources: Resources, upload: Upload, *, links: bool) -> UploadView:
-    if upload.state is not UploadState.OPEN:
-        return UploadView(upload=upload, parts=((),) * len(upload.files))
-    missing = {part.key for part in missing_parts(resources, upload)}
-    return UploadView(
-        upload=upload,
-        parts=tuple(
-            tuple(
-                PartView(
-                    part=part,
-                    received=part.key not in missing,
-                    url=_link(resources, upload, part) if links and part.key in missing else None,
-                )
-                for part in upload.parts(index)
-            )
-            for index in range(len(upload.files))
-        ),
+def _details(resources: Resources, upload: UploadRecord, *, links: bool) -> UploadDetails:
+    """Return the upload with its parts, none of which are listed once it is not open any more."""
+    is_open = upload.state is UploadState.OPEN
+    missing = {part.key for part in missing_parts(resources, upload)} if is_open else set()
+
+    def described(part: Part) -> UploadPart:
+        received = part.key not in missing
+        url = None if received or not links else _link(resources, upload, part)
+        return UploadPart(number=part.number, bytes=part.bytes, received=received, url=url)
+
+    files = tuple(
+        UploadFileDetails(
+            name=file.name,
+            bytes=file.bytes,
+            sha256=file.sha256,
+            parts=tuple(described(part) for part in upload.parts(index)) if is_open else (),
+        )
+        for index, file in enumerate(upload.files)
+    )
+    return UploadDetails.model_validate(
+        {**upload.model_dump(), "part_bytes": upload.part_bytes, "files": files}
     )
 
 
-def _link(resources: Resources, upload: Upload, part: Part) -> str:
-    """To the bucket, or to our own route where the store is a directory."""
+def _link(resources: Resources, upload: UploadRecord, part: Part) -> str:
+    """Return a link to the bucket, or to the API where the store is a directory."""
     seconds = resources.settings.url_expiry_seconds
     if resources.store.signs_links:
         return resources.store.presigned_url(part.key, seconds, "PUT")
@@ -271,12 +258,12 @@ def _beyond_quota(
     resources: Resources, usage: tuple[int, int], request: UploadRequest
 ) -> list[FieldProblem]:
     settings = resources.settings
-    unfinished, kept = usage
+    unfinished, used_bytes = usage
     problems = []
     if unfinished >= settings.max_open_uploads:
         problems.append(_about_files("too_many_open", f"{unfinished} uploads are unfinished"))
-    if kept + request.bytes > settings.upload_quota_bytes:
-        left = max(settings.upload_quota_bytes - kept, 0)
+    if used_bytes + request.bytes > settings.upload_quota_bytes:
+        left = max(settings.upload_quota_bytes - used_bytes, 0)
         problems.append(_about_files("quota", f"{left} bytes are left to the project"))
     return problems
 
@@ -285,12 +272,12 @@ def _about_files(code: str, message: str) -> FieldProblem:
     return FieldProblem(pointer="/files", code=code, message=message)
 
 
-def _existing(resources: Resources, project_id: str, upload_id: str) -> Upload:
-    """What belongs to another project does not exist for this one."""
-    with resources.database.transaction() as transaction:
-        found = None
-        if is_id(UPLOAD, upload_id):
-            found = uploads.find(transaction, upload_id, project_id)
-    if found is None:
+def _existing(resources: Resources, project_id: str, upload_id: str) -> UploadRecord:
+    """Return the upload; those of other projects do not exist for this one."""
+    upload = None
+    if is_id(UPLOAD, upload_id):
+        with resources.database.transaction() as transaction:
+            upload = uploads.find(transaction, upload_id, project_id)
+    if upload is None:
         raise UploadNotFoundError
-    return found
+    return upload

@@ -1,4 +1,4 @@
-"""Watching jobs: however many watch, a process listens once and reads each change once.
+"""Watched jobs: for any number of watchers, a process listens once and reads each change once.
 
     NOTIFY ──▶ the listener ──▶ WatchedJob, one a job ──▶ its watchers, in this process
                                     │ reads what is new, in a thread of our own
@@ -24,13 +24,13 @@ from app.adapters.database.notifications import listen
 from app.domain.errors import DatabaseUnavailableError, JobNotFoundError, ServiceError
 from app.domain.events import Event
 from app.domain.identifiers import is_job_id
-from app.domain.job import Job
+from app.domain.job import JobRecord
 from app.domain.principal import Principal
 from app.services.resources import Resources
 from app.telemetry import get_logger
 
 _READERS = 2
-"""Threads, and so connections: readings wait for each other, never for requests or the reverse."""
+"""Threads, and so connections, for readings; they are separate from those of requests."""
 _PAGE = 1000
 _FIRST_PAUSE_SECONDS = 0.25
 _LONGEST_PAUSE_SECONDS = 10.0
@@ -39,9 +39,9 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What one reading found; no job means that there is none any more."""
+    """Result of one reading; without a job if it was deleted."""
 
-    job: Job | None
+    job: JobRecord | None
     events: list[Event]
 
 
@@ -50,40 +50,40 @@ def look(resources: Resources, job_id: str, after: int | None) -> Look:
 
     The job comes first: an end that it shows is in the log that is read after it.
     """
-    found: list[Event] = []
+    log: list[Event] = []
     with resources.database.transaction() as transaction:
         job = jobs.find(transaction, job_id)
         more = job is not None and after is not None
         while more:
-            since = found[-1].sequence if found else after or 0
+            since = log[-1].sequence if log else after or 0
             page = events.following(transaction, job_id, after=since, limit=_PAGE)
-            found += page
+            log += page
             more = len(page) == _PAGE
-    return Look(job=job, events=found)
+    return Look(job=job, events=log)
 
 
 class WatchedJob:
-    """What is known of one job while somebody watches it: its log grows, the rest is replaced."""
+    """The state of one job while it is watched: its log grows, the rest is replaced."""
 
     def __init__(self, job_id: str, read: Callable[[str, int | None], Awaitable[Look]]) -> None:
         self.version = 0
-        """Rises with every change that was seen."""
+        """Number that rises with every change."""
         self.closed = False
-        """Set when this process ends and its watchers should go elsewhere."""
+        """Set when this process ends and its watchers should connect to another."""
         self.watchers = 0
         self.missed = False
-        """Whether the last reading failed, so that there may be news."""
+        """Set when the last reading failed, so that changes may be missing."""
         self._job_id = job_id
         self._read = read
-        self._job: Job | None = None
+        self._job: JobRecord | None = None
         self._log: list[Event] | None = None
         self._changed = asyncio.Event()
         self._wanted: asyncio.Future[Exception | None] | None = None
         self._reading: asyncio.Task[None] | None = None
 
     @property
-    def job(self) -> Job:
-        """As last read.
+    def job(self) -> JobRecord:
+        """The job as last read.
 
         Raises:
             JobNotFoundError: if it is gone.
@@ -93,27 +93,27 @@ class WatchedJob:
         return self._job
 
     @property
-    def job_or_none(self) -> Job | None:
-        """As last read; None if it is gone."""
+    def job_or_none(self) -> JobRecord | None:
+        """The job as last read; None if it was deleted."""
         return self._job
 
     def follow_log(self) -> None:
-        """Let the log be read too, from now on."""
+        """Read the log too from now on."""
         if self._log is None:
             self._log = []
 
     def events_after(self, sequence: int) -> list[Event]:
-        """What is known of the log beyond a number."""
+        """Return the events that were read with a higher sequence number."""
         log = self._log or []
         return log[bisect_right(log, sequence, key=lambda event: event.sequence) :]
 
     async def changed_since(self, version: int) -> None:
-        """Return when there is another version than this, or there will be none."""
+        """Return once there is another version, or none will follow."""
         while self.version == version and not self.closed:
             await self._changed.wait()
 
     async def refresh(self) -> None:
-        """Return when a reading that began after this call has been taken in.
+        """Return once the result of a reading that began after this call is available.
 
         Raises:
             ServiceError: if it could not be made.
@@ -123,7 +123,7 @@ class WatchedJob:
             raise error
 
     def want_reading(self) -> asyncio.Future[Exception | None]:
-        """Read as soon as the reading in progress ends; all who ask until then share one."""
+        """Start a reading once the current one ends; calls until then share it."""
         if self._wanted is None:
             self._wanted = asyncio.get_running_loop().create_future()
         if self._reading is None:
@@ -131,7 +131,7 @@ class WatchedJob:
         return self._wanted
 
     def close(self) -> None:
-        """Send the watchers away."""
+        """End all watches of the job."""
         self.closed = True
         self._wake()
 
@@ -152,7 +152,7 @@ class WatchedJob:
         try:
             seen = await self._read(self._job_id, after)
         except Exception as error:
-            # Whoever waits for this reading raises it; the others are served by the next one.
+            # Callers that wait for this reading raise the error; others get the next reading.
             _log.warning("watching_failed", job_id=self._job_id, error=type(error).__name__)
             self.missed = True
             return error
@@ -171,20 +171,20 @@ class WatchedJob:
 
 
 class Watching:
-    """All watched jobs of this process. Also an asynchronous context manager."""
+    """All watched jobs of this process, as an asynchronous context manager."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
         self._jobs: dict[str, WatchedJob] = {}
         self.hearing = False
-        """Whether notifications arrive."""
+        """Set while notifications arrive."""
         self._closed = False
         self._tasks: list[asyncio.Task[None]] = []
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="watching")
 
     @property
     def job_count(self) -> int:
-        """How many jobs are watched."""
+        """Number of watched jobs."""
         return len(self._jobs)
 
     async def __aenter__(self) -> Watching:
@@ -208,7 +208,7 @@ class Watching:
         self._threads.shutdown()
 
     def close(self) -> None:
-        """End every watch soon: the server wants to stop, and watches would keep it."""
+        """End every watch, so that the server can stop."""
         self._closed = True
         for watched in self._jobs.values():
             watched.close()
@@ -217,7 +217,7 @@ class Watching:
     async def watch(
         self, principal: Principal, job_id: str, *, log: bool
     ) -> AsyncIterator[WatchedJob]:
-        """The job as it is now, kept up to date until the block ends.
+        """Yield the job, kept up to date until the block ends.
 
         Raises:
             JobNotFoundError: if there is none in the principal's project.
@@ -257,7 +257,7 @@ class Watching:
                 self.hearing = False
                 _log.warning("watching_deaf", effect="watched jobs are polled")
             pause = min(pause, _LONGEST_PAUSE_SECONDS)
-            # By chance, so that the processes do not all come back at once.
+            # Jitter, so that the processes do not all reconnect at once.
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
 
     def _hear(self) -> None:
@@ -271,11 +271,11 @@ class Watching:
             watched.want_reading()
 
     async def _poll(self) -> None:
-        """Make up for notifications that were not heard, and for readings that failed."""
+        """Read jobs again after missed notifications and failed readings."""
         while True:
             await asyncio.sleep(self._resources.settings.watch_poll_seconds)
             for watched in list(self._jobs.values()):
                 if watched.missed or not self.hearing:
-                    # One after the other: polling must not be what keeps a poor database down.
+                    # One after the other, so that polling does not overload a slow database.
                     with suppress(ServiceError):
                         await watched.refresh()

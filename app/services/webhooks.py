@@ -1,8 +1,8 @@
-"""What a client does with webhooks and their deliveries."""
+"""Use cases of webhooks and their deliveries."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,29 +22,24 @@ from app.domain.webhook import (
     SECRET_OVERLAP,
     TEST_EVENT,
     Delivery,
-    Webhook,
+    DeliveryList,
+    WebhookList,
+    WebhookRecord,
     WebhookRequest,
+    WebhookWithSecret,
     payload,
 )
 from app.services.resources import Resources
 
 MAX_WEBHOOKS = 20
-"""Of one project: every event is written once for each."""
+"""Maximum for one project; every event is written once for each."""
 _OWNER_DISABLED = "the webhook was disabled"
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewSecret:
-    """A webhook and its secret, which is shown this once."""
-
-    webhook: Webhook
-    secret: str
 
 
 def create_webhook(
     resources: Resources, principal: Principal, request: WebhookRequest
-) -> NewSecret:
-    """Listen to the events of the principal's project from now on.
+) -> WebhookWithSecret:
+    """Create a webhook for the events of the principal's project.
 
     Raises:
         DestinationRefusedError: if the URL leads where webhooks may not go.
@@ -52,32 +47,33 @@ def create_webhook(
     """
     _check_url(resources, request.url)
     webhook_id = new_id(WEBHOOK)
-    secret, kept = resources.webhook_secrets.create(webhook_id)
+    secret, stored = resources.webhook_secrets.create(webhook_id)
     with resources.database.transaction() as transaction:
         if webhooks.count(transaction, principal.project_id) >= MAX_WEBHOOKS:
             raise InvalidRequestError(f"A project has at most {MAX_WEBHOOKS} webhooks")
         webhook = webhooks.insert_webhook(
-            transaction, webhook_id, principal.project_id, request, kept
+            transaction, webhook_id, principal.project_id, request, stored
         )
-    return NewSecret(webhook=webhook, secret=secret)
+    return _with_secret(webhook, secret)
 
 
-def get_webhook(resources: Resources, principal: Principal, webhook_id: str) -> Webhook:
+def get_webhook(resources: Resources, principal: Principal, webhook_id: str) -> WebhookRecord:
     with resources.database.transaction() as transaction:
         return _existing(transaction, principal, webhook_id)
 
 
 def list_webhooks(
     resources: Resources, principal: Principal, *, limit: int, before: str | None
-) -> list[Webhook]:
+) -> WebhookList:
     with resources.database.transaction() as transaction:
-        return webhooks.newest(transaction, principal.project_id, limit=limit, before=before)
+        page = webhooks.newest(transaction, principal.project_id, limit=limit + 1, before=before)
+    return WebhookList.of(page, limit)
 
 
 def change_webhook(
     resources: Resources, principal: Principal, webhook_id: str, changes: dict[str, Any]
-) -> Webhook:
-    """Replace the given fields. What waits for a webhook that is disabled is given up.
+) -> WebhookRecord:
+    """Replace the given fields; disabling a webhook fails its pending deliveries.
 
     Raises:
         DestinationRefusedError: if the new URL leads where webhooks may not go.
@@ -105,19 +101,19 @@ def delete_webhook(resources: Resources, principal: Principal, webhook_id: str) 
             raise WebhookNotFoundError
 
 
-def rotate_secret(resources: Resources, principal: Principal, webhook_id: str) -> NewSecret:
-    """A new secret; the one before signs beside it for a day, so that nobody must hurry."""
-    secret, kept = resources.webhook_secrets.create(webhook_id)
+def rotate_secret(resources: Resources, principal: Principal, webhook_id: str) -> WebhookWithSecret:
+    """Return a new secret; the previous one also signs for a day, so that receivers can switch."""
+    secret, stored = resources.webhook_secrets.create(webhook_id)
     with resources.database.transaction() as transaction:
         _existing(transaction, principal, webhook_id)
         webhook = webhooks.rotate(
-            transaction, principal.project_id, webhook_id, kept, SECRET_OVERLAP
+            transaction, principal.project_id, webhook_id, stored, SECRET_OVERLAP
         )
-    return NewSecret(webhook=_visible(webhook), secret=secret)
+    return _with_secret(_visible(webhook), secret)
 
 
 def send_test(resources: Resources, principal: Principal, webhook_id: str) -> Delivery:
-    """An event that means nothing, sent like any other."""
+    """Queue a test event, delivered like any other."""
     with resources.database.transaction() as transaction:
         webhook = _enabled(_existing(transaction, principal, webhook_id))
         body = payload(TEST_EVENT, datetime.now(UTC), {"object": "webhook", "id": webhook.id})
@@ -131,24 +127,25 @@ def list_deliveries(
     *,
     limit: int,
     before: str | None,
-) -> list[Delivery]:
+) -> DeliveryList:
     with resources.database.transaction() as transaction:
         _existing(transaction, principal, webhook_id)
-        return deliveries.newest(transaction, webhook_id, limit=limit, before=before)
+        page = deliveries.newest(transaction, webhook_id, limit=limit + 1, before=before)
+    return DeliveryList.of(page, limit)
 
 
 def redeliver(
     resources: Resources, principal: Principal, webhook_id: str, delivery_id: str
 ) -> Delivery:
-    """Send a delivery again that has arrived or was given up; with the same id and body.
+    """Queue a settled delivery again, with the same id and body.
 
     Raises:
         DeliveryPendingError: if it is on its way anyway.
     """
     with resources.database.transaction() as transaction:
         _enabled(_existing(transaction, principal, webhook_id))
-        known = is_id(DELIVERY, delivery_id)
-        if not known or deliveries.find(transaction, webhook_id, delivery_id) is None:
+        valid = is_id(DELIVERY, delivery_id)
+        if not valid or deliveries.find(transaction, webhook_id, delivery_id) is None:
             raise DeliveryNotFoundError
         again = deliveries.send_again(transaction, webhook_id, delivery_id)
     if again is None:
@@ -157,23 +154,27 @@ def redeliver(
 
 
 def _check_url(resources: Resources, url: str) -> None:
-    """So that a wrong URL is refused to its author; it is checked again at every sending."""
+    """Raise if the URL is not allowed, so that its author learns it; each sending checks again."""
     guard = resources.webhook_sender.guard
     guard.addresses(guard.parse(url))
 
 
-def _existing(transaction: Transaction, principal: Principal, webhook_id: str) -> Webhook:
-    known = is_id(WEBHOOK, webhook_id)
-    return _visible(webhooks.find(transaction, principal.project_id, webhook_id) if known else None)
+def _existing(transaction: Transaction, principal: Principal, webhook_id: str) -> WebhookRecord:
+    valid = is_id(WEBHOOK, webhook_id)
+    return _visible(webhooks.find(transaction, principal.project_id, webhook_id) if valid else None)
 
 
-def _visible(webhook: Webhook | None) -> Webhook:
+def _visible(webhook: WebhookRecord | None) -> WebhookRecord:
     if webhook is None:
         raise WebhookNotFoundError
     return webhook
 
 
-def _enabled(webhook: Webhook) -> Webhook:
+def _enabled(webhook: WebhookRecord) -> WebhookRecord:
     if not webhook.enabled:
         raise WebhookDisabledError
     return webhook
+
+
+def _with_secret(webhook: WebhookRecord, secret: str) -> WebhookWithSecret:
+    return WebhookWithSecret.model_validate({**webhook.model_dump(), "secret": secret})

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from app.domain.api_key import IssuedKey
 from app.domain.job import Job, JobError, JobRequest
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR, Scope
 from app.services import claims, jobs, keys
-from app.services.keys import IssuedKey, KeyRequest
+from app.services.keys import KeyRequest
 from app.services.resources import Resources
 from intraslice_core.config import CompressionConfig
 from tests.intraslice_core.reports import samples

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from fastapi.testclient import TestClient
 
+from app.domain.api_key import IssuedKey
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import Principal, Scope, included
@@ -18,7 +19,6 @@ from app.domain.sweep import SweepRequest
 from app.domain.upload import UploadFile, UploadKind, UploadRequest
 from app.domain.webhook import ENDINGS, WebhookRequest
 from app.services import claims, jobs, sweeps, uploads, webhooks
-from app.services.keys import IssuedKey
 from app.services.resources import Resources
 from intraslice_core.config import CompressionSettings
 from tests.app.builders import bearer, key_of, make_request, succeeded
@@ -43,7 +43,7 @@ class Tenant:
         return Principal(
             project_id=self.project,
             scopes=included(Scope.ADMIN),
-            key_id=self.key(Scope.ADMIN).key.id,
+            key_id=self.key(Scope.ADMIN).id,
         )
 
     def key(self, scope: Scope) -> IssuedKey:
@@ -65,7 +65,7 @@ def _succeeded_job(tenant: Tenant) -> str:
 
 
 def _key(tenant: Tenant) -> str:
-    return key_of(tenant.resources, Scope.READ, tenant.project).key.id
+    return key_of(tenant.resources, Scope.READ, tenant.project).id
 
 
 def _sweep(tenant: Tenant) -> str:
@@ -74,7 +74,7 @@ def _sweep(tenant: Tenant) -> str:
         compression=CompressionSettings(),
         ratios=(0.2, 0.4),
     )
-    return sweeps.create_sweep(tenant.resources, tenant.principal, request).details.sweep.id
+    return sweeps.create_sweep(tenant.resources, tenant.principal, request).sweep.id
 
 
 def _two_jobs(tenant: Tenant) -> str:
@@ -84,7 +84,7 @@ def _two_jobs(tenant: Tenant) -> str:
 def _webhook(tenant: Tenant) -> str:
     # An address needs no resolver.
     request = WebhookRequest(url="https://93.184.216.34/hook", events=ENDINGS)
-    return webhooks.create_webhook(tenant.resources, tenant.principal, request).webhook.id
+    return webhooks.create_webhook(tenant.resources, tenant.principal, request).id
 
 
 def _delivery(tenant: Tenant) -> str:
@@ -95,7 +95,7 @@ def _delivery(tenant: Tenant) -> str:
 def _upload(tenant: Tenant) -> str:
     file = UploadFile(name="corpus.txt", bytes=10, sha256="0" * 64)
     request = UploadRequest(kind=UploadKind.TEXT, files=(file,))
-    return uploads.create_upload(tenant.resources, tenant.principal, request).upload.id
+    return uploads.create_upload(tenant.resources, tenant.principal, request).id
 
 
 MAKERS: dict[str, Callable[[Tenant], str]] = {

@@ -177,8 +177,9 @@ def test_a_mixture_holds_no_upload_of_another_project(closed: TestClient) -> Non
     content = b"words " * 10
     file = UploadFile(name="a.txt", bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
     request = UploadRequest(kind=UploadKind.TEXT, files=(file,))
-    upload = uploads.create_upload(resources, owner.principal, request).upload
-    resources.store.put_new(next(upload.parts(0)).key, content)
+    upload = uploads.create_upload(resources, owner.principal, request)
+    part = uploads.expect_part(resources, upload.id, 0, 0)
+    resources.store.put_new(part.key, content)
     uploads.complete_upload(resources, owner.principal, upload.id)
     upload_contents.verify(resources, upload.id)
     mixture = [{"source": "pydoc"}, {"source": f"upload:{upload.id}"}]
@@ -414,7 +415,7 @@ def test_audit_log_of_every_mutating_call(closed: TestClient) -> None:
         (line,) = [line for line in _lines(tenant) if line not in before]
         assert (line["method"], line["route"]) == (operation.method.upper(), _template(operation))
         assert line["status"] == answer.status_code
-        assert line["key"] == tenant.key(Scope.ADMIN).key.id
+        assert line["key"] == tenant.key(Scope.ADMIN).id
         assert line["request_id"] == answer.headers["x-request-id"]
 
 

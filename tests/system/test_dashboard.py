@@ -285,7 +285,7 @@ def test_a_click_on_the_sweep_chart_opens_the_job(
         compression=CompressionSettings(),
         ratios=(0.2, 0.3, 0.4),
     )
-    sweep = sweeps.create_sweep(resources, OPERATOR, request).details
+    sweep = sweeps.create_sweep(resources, OPERATOR, request).sweep
     for job, weights, perplexity in zip(
         sweep.jobs, (3200, 2800, 2400), (11.0, 20.0, 15.0), strict=True
     ):
@@ -293,7 +293,7 @@ def test_a_click_on_the_sweep_chart_opens_the_job(
         assert claimed is not None
         succeeded(resources, claimed, bytes_after=weights, perplexity=perplexity)
     with serving(settings) as (url, _):
-        page, log = opened(browser, f"{url}/#/sweeps/{sweep.sweep.id}")
+        page, log = opened(browser, f"{url}/#/sweeps/{sweep.id}")
         chart = page.locator(".u-over")
         chart.hover()
         expect(

@@ -40,7 +40,7 @@ class FailingOnce(WebhookSender):
 
 def test_the_thread_survives_a_bug_and_repeats_the_delivery(resources: Resources) -> None:
     request = WebhookRequest(url="https://93.184.216.34/", events=ENDINGS)
-    webhook = webhooks.create_webhook(resources, OPERATOR, request).webhook
+    webhook = webhooks.create_webhook(resources, OPERATOR, request)
     webhooks.send_test(resources, OPERATOR, webhook.id)
     sender = FailingOnce(resources)
     loop = PollingThread(
@@ -51,5 +51,6 @@ def test_the_thread_survives_a_bug_and_repeats_the_delivery(resources: Resources
         assert sender.sent.wait(30)
     finally:
         loop.stop()
-    (delivery,) = webhooks.list_deliveries(resources, OPERATOR, webhook.id, limit=9, before=None)
+    page = webhooks.list_deliveries(resources, OPERATOR, webhook.id, limit=9, before=None)
+    (delivery,) = page.data
     assert (delivery.state, delivery.attempts, sender.attempts) == ("delivered", 2, 2)

@@ -68,7 +68,7 @@ def succeed(resources: Resources, place: Path) -> Job:
 
 
 def listed(resources: Resources, job: Job) -> list[HandOff]:
-    return hand_offs.list_hand_offs(resources, OPERATOR, job.id)
+    return list(hand_offs.list_hand_offs(resources, OPERATOR, job.id).data)
 
 
 def make_due(resources: Resources) -> None:
@@ -173,7 +173,10 @@ def test_missing_artifacts_fail_the_hand_off_at_once(
         transaction.execute(text("DELETE FROM artifacts"))
     perform_due_hand_off(pushing)
     (failed,) = listed(pushing, job)
-    assert (failed.state, failed.error) == (HandOffState.FAILED, "the job's artifacts are gone")
+    assert (failed.state, failed.error) == (
+        HandOffState.FAILED,
+        "the job's artifacts have been removed",
+    )
     assert hub.requests == []
 
 

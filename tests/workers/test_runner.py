@@ -80,7 +80,7 @@ def test_a_finished_child_completes_the_job(resources: Resources, behaviour: str
     assert names == ["config.json", "manifest.json", "model.safetensors"]
     assert len(resources.store.keys(job_prefix(job.id))) == 3
     assert list(resources.settings.work_dir.glob("*")) == []
-    events = jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100)
+    events = jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100).data
     stages = [event.data["stage"] for event in events if event.type == "progress"]
     assert stages == ["compress", "publish"]
 

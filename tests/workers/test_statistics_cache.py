@@ -19,7 +19,7 @@ def test_jobs_of_one_sweep_share_a_cache_until_the_sweep_has_ended(resources: Re
     request = SweepRequest(
         model=make_request().model, compression=CompressionSettings(), ratios=(0.2, 0.4)
     )
-    first, second = (sweeps.create_sweep(resources, OPERATOR, request).details for _ in range(2))
+    first, second = (sweeps.create_sweep(resources, OPERATOR, request).sweep for _ in range(2))
     assert statistics_cache(resources, queued(resources)) is None
     caches = [statistics_cache(resources, job) for sweep in (first, second) for job in sweep.jobs]
     directories = [cache.directory for cache in caches if cache is not None]
@@ -28,6 +28,6 @@ def test_jobs_of_one_sweep_share_a_cache_until_the_sweep_has_ended(resources: Re
         directory.mkdir(parents=True, exist_ok=True)
     remove_stale_statistics(resources)
     assert all(directory.is_dir() for directory in directories)
-    sweeps.cancel_sweep(resources, OPERATOR, first.sweep.id)
+    sweeps.cancel_sweep(resources, OPERATOR, first.id)
     remove_stale_statistics(resources)
     assert [directory.is_dir() for directory in directories] == [False, False, True, True]

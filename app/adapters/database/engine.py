@@ -1,26 +1,29 @@
-"""Connections to PostgreSQL, and the only place that commits."""
+"""Connections to PostgreSQL, the only place that commits, and turns at periodic tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from pydantic_core import from_json
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, func, text
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from app.adapters.database.tables import turns
 from app.domain.errors import DatabaseUnavailableError, ResourceBusyError
 
 Transaction = Connection
-"""What services pass from repository to repository; they never commit it themselves."""
+"""Connection that services pass to repositories; only `Database` commits it."""
 
 _LOCK_NOT_AVAILABLE = "55P03"
 _CONNECT_SECONDS = 5
 _POOL_WAIT_SECONDS = 10.0
 _READERS = 6
-"""Connections for single reads. They are short: more would only compete for the server's cores."""
+"""Connections for single reads; more would only compete for the server's cores."""
 _SESSION = {
     "statement_timeout": "15s",
     "lock_timeout": "5s",
@@ -35,9 +38,9 @@ _Answer = TypeVar("_Answer")
 class Database:
     """Two pools of connections; every statement and every wait for a lock has a limit.
 
-    Reading one thing is most of what the API does, and there it pays to leave out what a
-    transaction costs: one exchange with the server instead of four (is it there, begin, ask,
-    commit), after each of which the thread has to wait for its turn again.
+    Most requests to the API are single reads. They skip the cost of a transaction: one exchange
+    with the server instead of four (ping, begin, query, commit), after each of which the thread
+    has to wait for the interpreter lock again.
     """
 
     def __init__(self, url: str, *, pool_size: int = 15) -> None:
@@ -62,10 +65,10 @@ class Database:
             yield connection
 
     def read(self, question: Callable[[Transaction], _Answer]) -> _Answer:
-        """Ask for one thing: the question's one statement is a transaction of its own.
+        """Run a read of one statement, which is a transaction of its own.
 
-        A question that meets a dead connection is put again on a fresh one; it changes nothing,
-        the server sees to that.
+        A read that fails on a dead connection is repeated on a new one, which is safe because the
+        server lets these connections read only.
 
         Raises:
             DatabaseUnavailableError: if the server does not answer.
@@ -76,7 +79,7 @@ class Database:
             except DBAPIError as error:
                 if not error.connection_invalidated:
                     raise
-                # All that were as old have been given up with it.
+                # The pool has discarded all connections of the same age with it.
                 return self._ask(question)
 
     def _ask(self, question: Callable[[Transaction], _Answer]) -> _Answer:
@@ -84,7 +87,7 @@ class Database:
             return question(connection)
 
     def schema_version(self) -> str | None:
-        """The migration the database is at; None if it was never migrated."""
+        """Return the database's migration; None if it was never migrated."""
         with self.transaction() as transaction:
             exists = transaction.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL"))
             if not exists:
@@ -99,10 +102,23 @@ class Database:
         self._readers.dispose()
 
 
-def _engine(url: str, session: dict[str, str], **pool: Any) -> Engine:
-    """A pool that keeps what it opens: a process to serve a connection is dear to start.
+def take_turn(transaction: Transaction, task: str, seconds: float) -> bool:
+    """Return True for one caller in every `seconds`, in whichever process it runs."""
+    row = insert(turns).values(name=task, taken_at=func.now())
+    taken = transaction.scalar(
+        row.on_conflict_do_update(
+            index_elements=[turns.c.name],
+            set_={"taken_at": func.now()},
+            where=turns.c.taken_at < func.now() - timedelta(seconds=seconds),
+        ).returning(turns.c.name)
+    )
+    return taken is not None
 
-    The connection used last is used first, so that the busy ones are few and warm.
+
+def _engine(url: str, session: dict[str, str], **pool: Any) -> Engine:
+    """Return a pool that keeps its connections open, because opening one starts a process.
+
+    The connection used last is used first, so that a few warm ones do most of the work.
     """
     options = " ".join(f"-c {name}={value}" for name, value in session.items())
     return create_engine(

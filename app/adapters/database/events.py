@@ -16,10 +16,10 @@ from app.domain.events import Event, EventType
 def append(
     transaction: Transaction, job_id: str, kind: EventType, data: dict[str, Any] | None = None
 ) -> None:
-    """Number the event and write it; the job's row is locked, so numbers have no gaps.
+    """Number the event and insert it; the job's row is locked, so numbers have no gaps.
 
-    The project's webhooks learn of it from here: whoever appends an event need not think of them.
-    So do watchers of the job, who hear of whatever else the transaction changes in it.
+    This also queues the deliveries to the project's webhooks and notifies watchers of the job, so
+    callers need to do neither.
     """
     sequence, attempt, project_id, _ = transaction.execute(
         update(jobs)
@@ -44,13 +44,4 @@ def following(transaction: Transaction, job_id: str, *, after: int, limit: int) 
         .order_by(events.c.sequence)
         .limit(limit)
     )
-    return [
-        Event(
-            sequence=row.sequence,
-            type=EventType(row.type),
-            created_at=row.created_at,
-            attempt=row.attempt,
-            data=row.data,
-        )
-        for row in rows
-    ]
+    return [Event.model_validate(row, from_attributes=True) for row in rows]

@@ -1,7 +1,7 @@
-"""Rows of `hand_offs`: a job's way to each target.
+"""Rows of `hand_offs`: the hand-off of a job to each target.
 
-As with deliveries, a row is taken for one try by moving `next_try_at` ahead, here for as long as
-the worker does not say that it is still at it; what a try records carries its number.
+As with deliveries, a row is claimed for one attempt by moving `next_try_at` ahead; the worker
+renews the claim while it works. An attempt records its outcome under its number.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PENDING = hand_offs.c.state == HandOffState.PENDING
 
 
 def add(transaction: Transaction, job_id: str, targets: Sequence[HandOffTarget]) -> None:
-    """Becomes true together with the job's success."""
+    """Insert a pending hand-off to each target, in the transaction of the job's success."""
     for target in targets:
         transaction.execute(
             insert(hand_offs).values(
@@ -44,7 +44,7 @@ def of_job(transaction: Transaction, job_id: str) -> list[HandOff]:
 
 
 def claim(transaction: Transaction, lease: timedelta) -> DueHandOff | None:
-    """The one that has been due for longest, for one try."""
+    """Claim the hand-off that has been due for longest, for one attempt."""
     first = (
         select(hand_offs.c.job_id, hand_offs.c.target)
         .where(hand_offs.c.next_try_at <= func.now())
@@ -65,7 +65,7 @@ def claim(transaction: Transaction, lease: timedelta) -> DueHandOff | None:
 
 
 def keep(transaction: Transaction, due: DueHandOff, lease: timedelta) -> None:
-    """Whoever tries it is still at it."""
+    """Renew the claim of an attempt that is still running."""
     _write(transaction, due, next_try_at=func.now() + lease)
 
 
@@ -99,5 +99,4 @@ def _this_try(due: DueHandOff) -> ColumnElement[bool]:
 
 
 def _hand_off(row: Row[Any]) -> HandOff:
-    known = {"target": HandOffTarget(row.target), "state": HandOffState(row.state)}
-    return HandOff(**{**row._mapping, **known})
+    return HandOff.model_validate(row, from_attributes=True)

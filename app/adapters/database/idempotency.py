@@ -1,4 +1,4 @@
-"""Rows of `idempotency_keys`: which request a client has already made."""
+"""Rows of `idempotency_keys`: requests that a client has already made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.adapters.database.tables import idempotency_keys
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A key of one project, and what it is used for."""
+    """A project's idempotency key, the hash of its request and the job it created."""
 
     project_id: str
     key: str
@@ -26,13 +26,13 @@ KEPT = timedelta(hours=24)
 
 
 def forget_old(transaction: Transaction) -> int:
-    """Keys are kept for a day; whoever repeats a request later makes a new job."""
+    """Remove keys older than a day; a request repeated later creates a new job."""
     old = idempotency_keys.c.created_at < func.now() - KEPT
     return transaction.execute(delete(idempotency_keys).where(old)).rowcount
 
 
 def reserve(transaction: Transaction, claim: Claim) -> Claim | None:
-    """Take the key, or say what it was taken for before.
+    """Insert the claim and return None, or return the earlier claim of the key.
 
     A request with the same key that is being served right now makes this one wait for its end,
     up to the lock timeout.

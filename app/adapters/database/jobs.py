@@ -24,12 +24,18 @@ from app.adapters.database.engine import Transaction
 from app.adapters.database.notifications import announcement
 from app.adapters.database.tables import jobs
 from app.adapters.database.tables.base import JSON
-from app.domain.job import Job, JobError, JobFilter, JobRequest, JobResult, Progress
-from app.domain.lease import Lease
+from app.domain.job import (
+    JobError,
+    JobFilter,
+    JobRecord,
+    JobRequest,
+    JobResult,
+    JobUrls,
+    Lease,
+    Progress,
+)
 from app.domain.lifecycle import LEASED, TERMINAL, TRANSITIONS, Action, State
-from app.domain.model_source import ModelSource
 from app.telemetry.traces import current_traceparent
-from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.progress import Stage
 
 # The report is long and rarely wanted; lease and hint times mean nothing outside the database.
@@ -46,7 +52,7 @@ _HIDDEN = {
 _COLUMNS = tuple(column for column in jobs.c if column.name not in _HIDDEN)
 _NAMES = tuple(column.name for column in _COLUMNS)
 
-# What is asked most is written once: putting a statement together takes longer than running it.
+# The most frequent queries are built once: building a statement takes longer than running it.
 _FIND = select(*_COLUMNS).where(jobs.c.id == bindparam("job_id"))
 _CONDITIONS: dict[str, ColumnElement[bool]] = {
     "before": jobs.c.id < bindparam("before"),
@@ -57,16 +63,17 @@ _CONDITIONS: dict[str, ColumnElement[bool]] = {
     "created_after": jobs.c.created_at > bindparam("created_after"),
     "created_before": jobs.c.created_at < bindparam("created_before"),
 }
-"""Of a list, by the field of `JobFilter` that asks for it."""
+"""Conditions of a list of jobs, by the field of `JobFilter`."""
 _UNRESTRICTED: tuple[Any, ...] = (None, frozenset(), {})
 
+_LIVE = tuple(state for state in State if state not in TERMINAL)
 _FIRST_HINT_SECONDS = 60
 _LONGEST_HINT_SECONDS = 3600
 
 
 def insert_job(
     transaction: Transaction, job_id: str, project_id: str, request: JobRequest, attempts: int
-) -> Job:
+) -> JobRecord:
     row = transaction.execute(
         insert(jobs)
         .values(
@@ -90,13 +97,13 @@ def insert_job(
     return _job(row)
 
 
-def find(transaction: Transaction, job_id: str) -> Job | None:
+def find(transaction: Transaction, job_id: str) -> JobRecord | None:
     row = transaction.execute(_FIND, {"job_id": job_id}).one_or_none()
     return _job(row) if row is not None else None
 
 
-def lock(transaction: Transaction, job_id: str) -> Job | None:
-    """The job, which nobody else changes before this transaction ends."""
+def lock(transaction: Transaction, job_id: str) -> JobRecord | None:
+    """Return the job, locked until the transaction ends."""
     query = select(*_COLUMNS).where(jobs.c.id == job_id).with_for_update()
     row = transaction.execute(query).one_or_none()
     return _job(row) if row is not None else None
@@ -111,8 +118,8 @@ def find_report(transaction: Transaction, job_id: str) -> dict[str, Any] | None:
 
 def newest(
     transaction: Transaction, project_id: str, criteria: JobFilter, *, limit: int
-) -> list[Job]:
-    """Jobs of a project that meet all criteria, newest first; ids sort by time."""
+) -> list[JobRecord]:
+    """Return a project's jobs that meet all criteria, newest first; ids sort by time."""
     wanted = {name: value for name, value in vars(criteria).items() if value not in _UNRESTRICTED}
     values = wanted | {"project_id": project_id, "limit": limit}
     return _rows(transaction, _page(frozenset(wanted)), values)
@@ -120,7 +127,7 @@ def newest(
 
 @cache
 def _page(wanted: frozenset[str]) -> Select[Any]:
-    """The query of a list with these criteria; there are a hundred at most."""
+    """Return the query of a list with these criteria; there are a hundred at most."""
     conditions = [_CONDITIONS[name] for name in sorted(wanted)]
     return (
         select(*_COLUMNS)
@@ -130,17 +137,19 @@ def _page(wanted: frozenset[str]) -> Select[Any]:
     )
 
 
-def of_sweep(transaction: Transaction, sweep_id: str) -> list[Job]:
+def of_sweep(transaction: Transaction, sweep_id: str) -> list[JobRecord]:
     return _rows(transaction, select(*_COLUMNS).where(jobs.c.sweep_id == sweep_id))
 
 
-def claim(transaction: Transaction, job_id: str, owner: str, lease_seconds: float) -> Job | None:
-    """Take the lease and raise the fencing token; None if the job is not to be had."""
+def claim(
+    transaction: Transaction, job_id: str, owner: str, lease_seconds: float
+) -> JobRecord | None:
+    """Take the lease of a queued job and raise its fencing token; None if it is not queued."""
     return _claim(transaction, _guard(Action.CLAIM, job_id), owner, lease_seconds)
 
 
-def claim_next(transaction: Transaction, owner: str, lease_seconds: float) -> Job | None:
-    """The same with the queued job of highest priority, the oldest first; None if none waits."""
+def claim_next(transaction: Transaction, owner: str, lease_seconds: float) -> JobRecord | None:
+    """Claim the queued job of highest priority, the oldest first; None if no job is queued."""
     following = (
         select(jobs.c.id)
         .where(jobs.c.state == State.QUEUED)
@@ -157,7 +166,7 @@ def claim_next(transaction: Transaction, owner: str, lease_seconds: float) -> Jo
 
 def _claim(
     transaction: Transaction, guard: ColumnElement[bool], owner: str, lease_seconds: float
-) -> Job | None:
+) -> JobRecord | None:
     return _change(
         transaction,
         guard,
@@ -176,7 +185,7 @@ def _claim(
 
 
 def renew(transaction: Transaction, lease: Lease, lease_seconds: float) -> State | None:
-    """Prolong the lease; the job's state, or None if the lease is another's by now."""
+    """Renew the lease and return the job's state; None if the lease is lost."""
     state = transaction.scalar(
         update(jobs)
         .where(_owned(lease))
@@ -187,23 +196,23 @@ def renew(transaction: Transaction, lease: Lease, lease_seconds: float) -> State
 
 
 def holds(transaction: Transaction, job_id: str, token: int) -> bool:
-    """Whether the claim with this token is the current one."""
-    found = transaction.scalar(
+    """Return whether the claim with this token is the current one."""
+    count = transaction.scalar(
         select(func.count())
         .select_from(jobs)
         .where(jobs.c.id == job_id, jobs.c.fencing_token == token, jobs.c.state.in_(LEASED))
     )
-    return bool(found)
+    return bool(count)
 
 
 def lock_owned(transaction: Transaction, lease: Lease) -> bool:
-    """Whether the job is the lease's; it stays so until the transaction ends."""
+    """Return whether the lease is valid, which it then stays until the transaction ends."""
     query = select(jobs.c.id).where(_owned(lease)).with_for_update()
     return transaction.scalar(query) is not None
 
 
 def is_over(transaction: Transaction, job_id: str) -> bool:
-    """Whether the job has ended, or is gone."""
+    """Return whether the job has ended or was deleted."""
     alive = select(func.count()).where(jobs.c.id == job_id, jobs.c.state.not_in(TERMINAL))
     return not transaction.scalar(alive)
 
@@ -211,7 +220,7 @@ def is_over(transaction: Transaction, job_id: str) -> bool:
 def record_progress(
     transaction: Transaction, lease: Lease, stage: Stage, progress: Progress
 ) -> bool:
-    """False if the lease is another's by now."""
+    """Write stage and progress; return False if the lease is lost."""
     changed = transaction.execute(
         update(jobs)
         .where(_owned(lease))
@@ -221,28 +230,28 @@ def record_progress(
     return changed.one_or_none() is not None
 
 
-def request_cancel(transaction: Transaction, job_id: str) -> Job | None:
-    """Ask the worker to stop; None if no worker is at it."""
+def request_cancel(transaction: Transaction, job_id: str) -> JobRecord | None:
+    """Ask the worker to cancel; None if no worker runs the job."""
     guard = _guard(Action.REQUEST_CANCEL, job_id)
     return _change(transaction, guard, state=TRANSITIONS[Action.REQUEST_CANCEL].target)
 
 
-def cancel(transaction: Transaction, job_id: str, lease: Lease | None) -> Job | None:
-    """The end of a job nobody works on, or of a cancelling one for its worker."""
+def cancel(transaction: Transaction, job_id: str, lease: Lease | None) -> JobRecord | None:
+    """Cancel a job that no worker runs, or a cancelling one for its worker."""
     guard = and_(_guard(Action.CANCEL, job_id), _owned(lease) if lease else _unclaimed())
     return _finish(transaction, guard, Action.CANCEL)
 
 
-def request_pause(transaction: Transaction, job_id: str) -> Job | None:
-    """Ask the worker to stop for a while; None if no worker is at it."""
+def request_pause(transaction: Transaction, job_id: str) -> JobRecord | None:
+    """Ask the worker to pause; None if no worker runs the job."""
     guard = _guard(Action.REQUEST_PAUSE, job_id)
     return _change(transaction, guard, state=TRANSITIONS[Action.REQUEST_PAUSE].target)
 
 
 def pause(
     transaction: Transaction, job_id: str, lease: Lease | None, *, counts: bool = False
-) -> Job | None:
-    """Put aside a queued job, or a pausing one for its worker; `counts` an attempt that died."""
+) -> JobRecord | None:
+    """Pause a queued job, or a pausing one for its worker; `counts` an attempt that died."""
     guard = and_(_guard(Action.PAUSE, job_id), _owned(lease) if lease else _unclaimed())
     return _change(
         transaction,
@@ -255,17 +264,17 @@ def pause(
     )
 
 
-def resume(transaction: Transaction, job_id: str) -> Job | None:
+def resume(transaction: Transaction, job_id: str) -> JobRecord | None:
     """Queue a paused job again, with at least one attempt left."""
     attempt = func.least(jobs.c.attempt, jobs.c.max_attempts - 1)
     guard = _guard(Action.RESUME, job_id)
     return _enqueue(transaction, guard, Action.RESUME, attempt=attempt)
 
 
-def retry(transaction: Transaction, job_id: str) -> Job | None:
-    """Queue a job that has ended badly, with all its attempts.
+def retry(transaction: Transaction, job_id: str) -> JobRecord | None:
+    """Queue a failed or cancelled job again, with all its attempts.
 
-    Not once it has expired: whoever removes its files would remove the new ones too.
+    An expired job is not queued: the removal of its files would remove the new ones too.
     """
     return _enqueue(
         transaction,
@@ -280,13 +289,13 @@ def retry(transaction: Transaction, job_id: str) -> Job | None:
 
 
 def remove(transaction: Transaction, job_id: str) -> bool:
-    """Forget a job that has ended, and all that belongs to it; False if it has not."""
+    """Delete a job that has ended, with its dependent rows; return False if it has not."""
     guard = and_(jobs.c.id == job_id, jobs.c.state.in_(TERMINAL))
     return transaction.execute(delete(jobs).where(guard)).rowcount == 1
 
 
 def expire_pending(transaction: Transaction, error: JobError, limit: int) -> list[str]:
-    """End queued jobs that nobody has started within their `max_pending_s`."""
+    """Fail queued jobs that no worker has started within their `max_pending_s`."""
     waited = func.now() - jobs.c.queued_at
     due = (
         select(jobs.c.id)
@@ -306,8 +315,8 @@ def expire_pending(transaction: Transaction, error: JobError, limit: int) -> lis
     return ended
 
 
-def overdue(transaction: Transaction, grace_seconds: float, limit: int) -> list[Job]:
-    """Jobs that run longer than they may, though their worker should have ended them; locked."""
+def overdue(transaction: Transaction, grace_seconds: float, limit: int) -> list[JobRecord]:
+    """Return jobs past their `max_runtime_s` that their worker did not end, locked."""
     spent = func.now() - jobs.c.claimed_at
     allowed = _seconds(jobs.c.max_runtime_s) + timedelta(seconds=grace_seconds)
     query = (
@@ -321,7 +330,7 @@ def overdue(transaction: Transaction, grace_seconds: float, limit: int) -> list[
 
 def succeed(
     transaction: Transaction, lease: Lease, result: JobResult, report: dict[str, Any]
-) -> Job | None:
+) -> JobRecord | None:
     guard = and_(_guard(Action.SUCCEED, lease.job_id), _owned(lease))
     return _finish(
         transaction,
@@ -332,15 +341,15 @@ def succeed(
     )
 
 
-def fail(transaction: Transaction, lease: Lease, error: JobError) -> Job | None:
+def fail(transaction: Transaction, lease: Lease, error: JobError) -> JobRecord | None:
     guard = and_(_guard(Action.FAIL, lease.job_id), _owned(lease))
     return _finish(transaction, guard, Action.FAIL, error=error.model_dump(mode="json"))
 
 
 def requeue(
     transaction: Transaction, lease: Lease, *, counts: bool, error: JobError | None
-) -> Job | None:
-    """Give the job back; an attempt that was not the job's fault does not count."""
+) -> JobRecord | None:
+    """Queue the job again; an attempt that did not fail through the job does not count."""
     return _enqueue(
         transaction,
         and_(_guard(Action.REQUEUE, lease.job_id), _owned(lease)),
@@ -351,8 +360,8 @@ def requeue(
     )
 
 
-def expired(transaction: Transaction, limit: int) -> list[Job]:
-    """Jobs whose worker has not been heard of, locked; other reapers skip them."""
+def expired(transaction: Transaction, limit: int) -> list[JobRecord]:
+    """Return jobs with an expired lease, locked; other reapers skip them."""
     query = (
         select(*_COLUMNS)
         .where(jobs.c.lease_expires_at < func.now())
@@ -364,7 +373,7 @@ def expired(transaction: Transaction, limit: int) -> list[Job]:
 
 
 def due_for_hint(transaction: Transaction, limit: int) -> list[str]:
-    """Queued jobs nobody took for a while; the next reminder comes after twice the time."""
+    """Return queued jobs to send another message for, and double the pause until the next."""
     due = (
         select(jobs.c.id)
         .where(jobs.c.next_hint_at < func.now(), jobs.c.state == State.QUEUED)
@@ -384,16 +393,33 @@ def due_for_hint(transaction: Transaction, limit: int) -> list[str]:
     return list(changed)
 
 
+def count_live(transaction: Transaction, project_id: str | None = None) -> dict[State, int]:
+    """Return the number of jobs in each state that is not terminal, of one project or of all."""
+    query = select(jobs.c.state, func.count()).where(jobs.c.state.in_(_LIVE)).group_by(jobs.c.state)
+    if project_id is not None:
+        query = query.where(jobs.c.project_id == project_id)
+    counts = {State(state): number for state, number in transaction.execute(query)}
+    return {state: counts.get(state, 0) for state in _LIVE}
+
+
+def count_busy_workers(transaction: Transaction) -> int:
+    """Return the number of workers that hold a lease."""
+    query = select(func.count(func.distinct(jobs.c.lease_owner))).where(
+        jobs.c.lease_expires_at > func.now()
+    )
+    return int(transaction.execute(query).scalar_one())
+
+
 _NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_expires_at": None}
 
 
 def _guard(action: Action, job_id: str) -> ColumnElement[bool]:
-    """The lifecycle table as SQL: matches only where the action is legal."""
+    """Return the lifecycle table as SQL, a condition that holds where the action is legal."""
     return and_(jobs.c.id == job_id, jobs.c.state.in_(TRANSITIONS[action].sources))
 
 
 def _owned(lease: Lease) -> ColumnElement[bool]:
-    """Matches only while this claim is the current one."""
+    """Return the condition that this claim is the current one."""
     return and_(
         jobs.c.id == lease.job_id,
         jobs.c.state.in_(LEASED),
@@ -408,7 +434,7 @@ def _unclaimed() -> ColumnElement[bool]:
 
 def _enqueue(
     transaction: Transaction, guard: ColumnElement[bool], action: Action, **values: Any
-) -> Job | None:
+) -> JobRecord | None:
     return _change(
         transaction,
         guard,
@@ -424,7 +450,7 @@ def _enqueue(
 
 def _finish(
     transaction: Transaction, guard: ColumnElement[bool], action: Action, **values: Any
-) -> Job | None:
+) -> JobRecord | None:
     return _change(
         transaction,
         guard,
@@ -436,7 +462,9 @@ def _finish(
     )
 
 
-def _change(transaction: Transaction, guard: ColumnElement[bool], **values: Any) -> Job | None:
+def _change(
+    transaction: Transaction, guard: ColumnElement[bool], **values: Any
+) -> JobRecord | None:
     row = transaction.execute(
         update(jobs).where(guard).values(**values).returning(*_COLUMNS)
     ).one_or_none()
@@ -445,7 +473,7 @@ def _change(transaction: Transaction, guard: ColumnElement[bool], **values: Any)
 
 def _rows(
     transaction: Transaction, query: Select[Any], values: dict[str, Any] | None = None
-) -> list[Job]:
+) -> list[JobRecord]:
     return [_job(row) for row in transaction.execute(query, values).all()]
 
 
@@ -458,20 +486,7 @@ def _from_now(seconds: float) -> ColumnElement[Any]:
     return func.now() + timedelta(seconds=seconds)
 
 
-def _job(row: Row[Any]) -> Job:
-    """The only crossing from rows to the domain."""
+def _job(row: Row[Any]) -> JobRecord:
+    """Return the job of a row. One validation makes the enumerations and nested models too."""
     values = dict(zip(_NAMES, row, strict=True))
-    return Job(
-        **{
-            **values,
-            "state": State(values["state"]),
-            "stage": values["stage"] and Stage(values["stage"]),
-            "model": ModelSource.model_validate(values["model"]),
-            "compression": CompressionConfig.model_validate(values["compression"]),
-            "evaluation": values["evaluation"]
-            and EvaluationConfig.model_validate(values["evaluation"]),
-            "progress": values["progress"] and Progress.model_validate(values["progress"]),
-            "result": values["result"] and JobResult.model_validate(values["result"]),
-            "error": values["error"] and JobError.model_validate(values["error"]),
-        }
-    )
+    return JobRecord.model_validate(values | {"urls": JobUrls.of(values["id"])})

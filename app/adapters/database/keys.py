@@ -1,7 +1,10 @@
-"""Rows of `api_keys`."""
+"""Rows of `api_keys`, and a cache of those that were just read."""
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,11 +18,12 @@ from app.domain.principal import Scope
 
 _COLUMNS = tuple(column for column in api_keys.c if column.name != "secret_digest")
 _USE_NOTED_EVERY = timedelta(minutes=1)
+_CACHE_SIZE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewKey:
-    """A key before the database has dated it."""
+    """A key to be inserted; the database sets its time of creation."""
 
     id: str
     project_id: str
@@ -29,6 +33,38 @@ class NewKey:
     hint: str
     created_by: str | None
     expires_at: datetime | None
+
+
+class KeyCache:
+    """Keys by the digest of their secret, so that a busy client costs one read in a few seconds.
+
+    A revocation in another process takes effect here after `seconds` at the latest.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._keys: OrderedDict[str, tuple[float, ApiKey]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, digest: str) -> ApiKey | None:
+        """Return the key, unless it is not cached or was read too long ago."""
+        with self._lock:
+            until, key = self._keys.get(digest, (0.0, None))
+        return key if time.monotonic() < until else None
+
+    def put(self, digest: str, key: ApiKey) -> None:
+        """Add a key that was just read; the oldest entry makes room for it."""
+        with self._lock:
+            self._keys[digest] = (time.monotonic() + self._seconds, key)
+            self._keys.move_to_end(digest)
+            while len(self._keys) > _CACHE_SIZE:
+                self._keys.popitem(last=False)
+
+    def forget(self, key_id: str) -> None:
+        """Remove a key, so that its revocation in this process takes effect at once."""
+        with self._lock:
+            for digest in [d for d, (_, key) in self._keys.items() if key.id == key_id]:
+                del self._keys[digest]
 
 
 def insert_key(transaction: Transaction, key: NewKey) -> ApiKey:
@@ -50,7 +86,7 @@ def find_by_digest(transaction: Transaction, secret_digest: str) -> ApiKey | Non
 def newest(
     transaction: Transaction, project_id: str, *, limit: int, before: str | None
 ) -> list[ApiKey]:
-    """Keys of a project older than `before`, newest first, the revoked ones too."""
+    """Return a project's keys older than `before`, newest first, including revoked ones."""
     query = (
         select(*_COLUMNS)
         .where(api_keys.c.project_id == project_id)
@@ -63,7 +99,7 @@ def newest(
 
 
 def revoke(transaction: Transaction, key_id: str) -> None:
-    """The first revocation's time stays."""
+    """Revoke a key; the time of the first revocation stays."""
     transaction.execute(
         update(api_keys)
         .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
@@ -72,7 +108,7 @@ def revoke(transaction: Transaction, key_id: str) -> None:
 
 
 def note_use(transaction: Transaction, key_id: str) -> None:
-    """At most once a minute: who reads a lot must not write a lot."""
+    """Record the use of a key, at most once a minute so that reads do not cause many writes."""
     last = api_keys.c.last_used_at
     transaction.execute(
         update(api_keys)
@@ -82,5 +118,4 @@ def note_use(transaction: Transaction, key_id: str) -> None:
 
 
 def _key(row: Row[Any]) -> ApiKey:
-    values = dict(row._mapping)
-    return ApiKey(**{**values, "scope": Scope(values["scope"])})
+    return ApiKey.model_validate({**row._mapping, "project": row.project_id})

@@ -1,4 +1,4 @@
-"""Rows of `layer_files`: written while a job runs, removed when nobody can go on from them."""
+"""Rows of `layer_files`, written while a job runs and removed once no attempt can resume."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sqlalchemy.dialects.postgresql import insert
 
 from app.adapters.database.engine import Transaction
 from app.adapters.database.tables import layer_files
-from app.domain.layer_file import LayerFile
+from app.domain.artifact import LayerFile
 
 
 def insert_new(transaction: Transaction, job_id: str, file: LayerFile) -> None:
-    """Keep the row, unless there is one of its name: what it names is the same."""
+    """Insert the row, unless there is one of its name, which then has the same content."""
     row = {"job_id": job_id, **asdict(file)}
     transaction.execute(insert(layer_files).values(row).on_conflict_do_nothing())
 
@@ -25,7 +25,7 @@ def of_job(transaction: Transaction, job_id: str) -> list[LayerFile]:
 
 
 def forget(transaction: Transaction, job_id: str, name: str | None = None) -> None:
-    """All of a job, or one that turned out to be of no use."""
+    """Delete the rows of all files of a job, or of one that is lost or damaged."""
     statement = delete(layer_files).where(layer_files.c.job_id == job_id)
     if name is not None:
         statement = statement.where(layer_files.c.name == name)

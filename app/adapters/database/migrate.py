@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def upgrade(settings: Settings, revision: str = "head") -> None:
-    """Bring the database to a revision; safe to run from several processes at once."""
+    """Migrate the database to a revision; safe to run from several processes at once."""
     from alembic import command
 
     command.upgrade(alembic_config(settings.database_url), revision)
@@ -30,7 +30,7 @@ def downgrade(settings: Settings, revision: str) -> None:
 
 @lru_cache(maxsize=1)
 def head_revision() -> str | None:
-    """The schema this code expects."""
+    """Return the revision of the schema that this code expects."""
     from alembic.script import ScriptDirectory
 
     return ScriptDirectory.from_config(alembic_config("")).get_current_head()

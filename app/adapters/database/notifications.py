@@ -1,4 +1,4 @@
-"""PostgreSQL's NOTIFY and LISTEN: which job has changed, said when the change is committed.
+"""PostgreSQL's NOTIFY and LISTEN: ids of changed jobs, sent when the change is committed.
 
 A notification is sent by the statement that makes the change, so it costs no round trip, never
 comes before the change can be read, and is not sent if the change is rolled back. It is a hint:
@@ -24,19 +24,19 @@ _PROBE_ANSWER_SECONDS = 5.0
 
 
 def announcement(job_id: ColumnElement[str]) -> ColumnElement[Any]:
-    """For the RETURNING clause of a statement that changes the job; its value means nothing."""
+    """Return a NOTIFY for the RETURNING clause of a statement that changes the job."""
     return func.pg_notify(_CHANNEL, job_id)
 
 
 def announce(transaction: Transaction, job_id: str) -> None:
-    """The same as a statement of its own, for changes that write no event."""
+    """Send a NOTIFY as a statement of its own, for changes that write no event."""
     transaction.execute(select(func.pg_notify(_CHANNEL, job_id)))
 
 
 async def listen(
     database_url: str, *, ready: Callable[[], None], changed: Callable[[str], None]
 ) -> NoReturn:
-    """Hear of changes on one connection until it breaks.
+    """Listen for changes on one connection until it breaks.
 
     Args:
         database_url: as SQLAlchemy takes it.
@@ -58,7 +58,7 @@ async def listen(
             while True:
                 async for notice in connection.notifies(timeout=_PROBE_SECONDS):
                     changed(notice.payload)
-                # A server that vanished without a word is noticed here and nowhere else.
+                # Only this detects a server that vanished without closing the connection.
                 async with asyncio.timeout(_PROBE_ANSWER_SECONDS):
                     await connection.execute("SELECT 1")
     except (psycopg.Error, TimeoutError) as error:

@@ -1,4 +1,4 @@
-"""Rows of `rates`: how fast each class of machines was the last time."""
+"""Rows of `rates`: the last measured speed of each class of machines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from intraslice_core.progress import Stage
 def record(
     transaction: Transaction, device: str, method: str, per_second: Mapping[Stage, float]
 ) -> None:
-    """The newest replaces the older; stages in one order, so that two writers cannot deadlock."""
+    """Replace the rates of a device; stages in one order, so that two writers cannot deadlock."""
     if not per_second:
         return
     new = insert(rates).values(

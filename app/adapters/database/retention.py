@@ -1,4 +1,4 @@
-"""Rows of `jobs` as the store's keeper sees them: what may go, and what has gone.
+"""Rows of `jobs` for retention: files to remove, and files removed.
 
 A job that has ended is *settled* once what its attempts left behind is removed; it then gets its
 `expires_at`. When that has come, `expired_at` is set first and `expires_at` cleared last, after
@@ -21,7 +21,7 @@ from app.domain.lifecycle import TERMINAL
 
 
 def unsettled(transaction: Transaction, limit: int) -> list[str]:
-    """Ended jobs whose left-overs may still be in the store."""
+    """Return ended jobs whose left-overs may still be in the store."""
     query = (
         select(jobs.c.id)
         .where(
@@ -36,7 +36,7 @@ def unsettled(transaction: Transaction, limit: int) -> list[str]:
 
 
 def settle(transaction: Transaction, job: Job, lifetime: timedelta | None) -> None:
-    """Unless the job lives again, or has ended once more since it was read."""
+    """Mark as settled, unless the job was queued again, or ended again, since it was read."""
     transaction.execute(
         update(jobs)
         .where(jobs.c.id == job.id, jobs.c.finished_at == job.finished_at, _ended())
@@ -52,7 +52,7 @@ def settle(transaction: Transaction, job: Job, lifetime: timedelta | None) -> No
 def set_pinned(
     transaction: Transaction, job_id: str, *, pinned: bool, lifetime: timedelta | None
 ) -> bool:
-    """False if there is nothing left to keep; what is unpinned gets a whole lifetime again."""
+    """Pin or unpin a job, which restarts its lifetime; return False if it has expired."""
     values: dict[str, Any] = {"pinned": pinned}
     if pinned:
         values["expires_at"] = None
@@ -70,7 +70,7 @@ def set_pinned(
 
 
 def expire_due(transaction: Transaction, limit: int) -> list[str]:
-    """Jobs to remove the files of: those whose time has come, and those begun before."""
+    """Mark due jobs as expired; return them, with those whose removal was interrupted."""
     due = (
         select(jobs.c.id)
         .where(jobs.c.expires_at < func.now(), ~jobs.c.pinned, _ended())
@@ -89,7 +89,7 @@ def expire_due(transaction: Transaction, limit: int) -> list[str]:
 
 
 def finish_expiry(transaction: Transaction, job_id: str) -> None:
-    """The objects are gone: so are their rows, and the steps of the log; its turns stay."""
+    """Delete the rows of removed objects and the progress events; other events stay."""
     for table in (artifacts, layer_files):
         transaction.execute(delete(table).where(table.c.job_id == job_id))
     transaction.execute(
@@ -103,7 +103,7 @@ def finish_expiry(transaction: Transaction, job_id: str) -> None:
 
 
 def existing(transaction: Transaction, job_ids: Collection[str]) -> set[str]:
-    """Those that have a row."""
+    """Return those of the ids that have a row."""
     return set(transaction.scalars(select(jobs.c.id).where(jobs.c.id.in_(job_ids))))
 
 

@@ -1,4 +1,4 @@
-"""Rows of `sweeps`; the jobs of a sweep point at it."""
+"""Rows of `sweeps`, to which the rows of their jobs refer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from typing import Any
 from sqlalchemy import Float, Row, select
 from sqlalchemy.dialects.postgresql import insert
 
+from app.adapters.database import jobs as job_rows
 from app.adapters.database.engine import Transaction
 from app.adapters.database.tables import jobs, sweeps
 from app.domain.lifecycle import State
-from app.domain.model_source import ModelSource
-from app.domain.sweep import Sweep, SweepProgress, SweepRequest
-from intraslice_core.config import CompressionSettings, EvaluationConfig
+from app.domain.sweep import (
+    Sweep,
+    SweepDetails,
+    SweepProgress,
+    SweepRequest,
+    SweepUrls,
+    pareto_table,
+    smallest_ratio_first,
+)
 
 _HIDDEN = {"idempotency_key", "request_hash"}
 _COLUMNS = tuple(column for column in sweeps.c if column.name not in _HIDDEN)
@@ -22,7 +29,7 @@ _COLUMNS = tuple(column for column in sweeps.c if column.name not in _HIDDEN)
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """Whose sweep it is, and which request of theirs made it."""
+    """The project and the creating request of a sweep."""
 
     project_id: str
     idempotency_key: str | None
@@ -31,13 +38,13 @@ class Claim:
 
 def insert_sweep(
     transaction: Transaction, sweep_id: str, request: SweepRequest, claim: Claim
-) -> Sweep | None:
-    """The new sweep; None if the key was used before.
+) -> bool:
+    """Insert a sweep and return True, or False if its idempotency key was used before.
 
     A request with the same key that is being served right now makes this one wait for its end,
     up to the lock timeout.
     """
-    row = transaction.execute(
+    inserted = transaction.scalar(
         insert(sweeps)
         .values(
             id=sweep_id,
@@ -51,32 +58,46 @@ def insert_sweep(
             request_hash=claim.request_hash,
         )
         .on_conflict_do_nothing(constraint="uq_sweeps_idempotency_key")
-        .returning(*_COLUMNS)
-    ).one_or_none()
-    return _sweep(row) if row is not None else None
+        .returning(sweeps.c.id)
+    )
+    return inserted is not None
 
 
-def find_claimed(transaction: Transaction, claim: Claim) -> tuple[Sweep, str]:
-    """The sweep that has taken the key, and the hash of the request that made it."""
+def find_claimed(transaction: Transaction, claim: Claim) -> tuple[str, str]:
+    """Return the id of the sweep with this idempotency key and the hash of its request."""
     row = transaction.execute(
-        select(sweeps).where(
+        select(sweeps.c.id, sweeps.c.request_hash).where(
             sweeps.c.project_id == claim.project_id,
             sweeps.c.idempotency_key == claim.idempotency_key,
         )
     ).one()
-    return _sweep(row), row.request_hash
+    return row.id, row.request_hash
 
 
-def find(transaction: Transaction, project_id: str, sweep_id: str) -> Sweep | None:
+def find(transaction: Transaction, project_id: str, sweep_id: str) -> SweepDetails | None:
+    """Return a sweep with its jobs, smallest ratio first."""
     query = select(*_COLUMNS).where(sweeps.c.id == sweep_id, sweeps.c.project_id == project_id)
     row = transaction.execute(query).one_or_none()
-    return _sweep(row) if row is not None else None
+    if row is None:
+        return None
+    members = sorted(job_rows.of_sweep(transaction, sweep_id), key=smallest_ratio_first)
+    progress = SweepProgress.of(
+        (job.state, job.progress.fraction if job.progress else None) for job in members
+    )
+    return SweepDetails.model_validate(
+        {
+            **_values(row, progress),
+            "urls": SweepUrls.of(sweep_id, [job.id for job in members]),
+            "jobs": members,
+            "pareto": pareto_table(members),
+        }
+    )
 
 
 def newest(
     transaction: Transaction, project_id: str, *, limit: int, before: str | None
 ) -> list[Sweep]:
-    """Sweeps of a project older than `before`, newest first; ids sort by time."""
+    """Return a project's sweeps older than `before`, newest first; ids sort by time."""
     query = (
         select(*_COLUMNS)
         .where(sweeps.c.project_id == project_id)
@@ -85,29 +106,25 @@ def newest(
     )
     if before is not None:
         query = query.where(sweeps.c.id < before)
-    return [_sweep(row) for row in transaction.execute(query)]
+    rows = transaction.execute(query).all()
+    progress = read_progress(transaction, [row.id for row in rows])
+    return [
+        Sweep.model_validate({**_values(row, progress[row.id]), "urls": SweepUrls.of(row.id)})
+        for row in rows
+    ]
 
 
-def progress(transaction: Transaction, sweep_ids: Sequence[str]) -> dict[str, SweepProgress]:
-    """How far each sweep is, by its id."""
+def read_progress(transaction: Transaction, sweep_ids: Sequence[str]) -> dict[str, SweepProgress]:
+    """Return the progress of each sweep by its id."""
     fraction = jobs.c.progress["fraction"].astext.cast(Float)
     query = select(jobs.c.sweep_id, jobs.c.state, fraction.label("fraction")).where(
         jobs.c.sweep_id.in_(sweep_ids)
     )
-    told: dict[str, list[tuple[State, float | None]]] = {one: [] for one in sweep_ids}
+    members: dict[str, list[tuple[State, float | None]]] = {sweep_id: [] for sweep_id in sweep_ids}
     for row in transaction.execute(query):
-        told[row.sweep_id].append((State(row.state), row.fraction))
-    return {sweep_id: SweepProgress.of(jobs) for sweep_id, jobs in told.items()}
+        members[row.sweep_id].append((State(row.state), row.fraction))
+    return {sweep_id: SweepProgress.of(states) for sweep_id, states in members.items()}
 
 
-def _sweep(row: Row[Any]) -> Sweep:
-    return Sweep(
-        id=row.id,
-        project_id=row.project_id,
-        created_at=row.created_at,
-        model=ModelSource.model_validate(row.model),
-        compression=CompressionSettings.model_validate(row.compression),
-        ratios=tuple(row.ratios),
-        evaluation=row.evaluation and EvaluationConfig.model_validate(row.evaluation),
-        labels=row.labels,
-    )
+def _values(row: Row[Any], progress: SweepProgress) -> dict[str, Any]:
+    return {**row._mapping, "state": progress.state, "progress": progress}

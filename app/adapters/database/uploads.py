@@ -1,4 +1,4 @@
-"""Rows of `uploads`; what has arrived of them, only the store knows."""
+"""Rows of `uploads`; only the store knows which parts have arrived."""
 
 from __future__ import annotations
 
@@ -13,30 +13,29 @@ from app.adapters.database.tables import jobs, uploads
 from app.domain.lifecycle import TERMINAL
 from app.domain.upload import (
     REFERENCE,
-    Upload,
     UploadError,
-    UploadFile,
-    UploadKind,
+    UploadRecord,
     UploadRequest,
     UploadState,
+    UploadUrls,
 )
 
 _QUOTA_LOCK = 0x75706C64
-"""Of the advisory locks; the second number is the project's hash."""
+"""Number of the advisory lock; the second number is the project's hash."""
 
 
 def lock_quota(transaction: Transaction, project_id: str) -> None:
-    """One creation at a time in each project, or two would fit where there is room for one."""
+    """Let one creation at a time in, so that two cannot share the rest of a project's quota."""
     transaction.execute(select(func.pg_advisory_xact_lock(_QUOTA_LOCK, func.hashtext(project_id))))
 
 
 def usage(transaction: Transaction, project_id: str) -> tuple[int, int]:
-    """Unfinished uploads of a project, and the bytes of all that were not refused."""
-    kept = uploads.c.state != UploadState.REFUSED
+    """Return a project's number of open uploads, and the bytes of all that were not refused."""
+    accepted = uploads.c.state != UploadState.REFUSED
     row = transaction.execute(
         select(
             func.count().filter(uploads.c.state == UploadState.OPEN),
-            func.coalesce(func.sum(uploads.c.bytes).filter(kept), 0),
+            func.coalesce(func.sum(uploads.c.bytes).filter(accepted), 0),
         ).where(uploads.c.project_id == project_id)
     ).one()
     return int(row[0]), int(row[1])
@@ -50,7 +49,7 @@ def insert_upload(  # a row's worth
     *,
     part_bytes: int,
     lifetime: timedelta,
-) -> Upload:
+) -> UploadRecord:
     row = transaction.execute(
         insert(uploads)
         .values(
@@ -69,8 +68,10 @@ def insert_upload(  # a row's worth
     return _upload(row)
 
 
-def find(transaction: Transaction, upload_id: str, project_id: str | None = None) -> Upload | None:
-    """Of one project; of any, for those who have been let in already."""
+def find(
+    transaction: Transaction, upload_id: str, project_id: str | None = None
+) -> UploadRecord | None:
+    """Return an upload of the project; of any project for callers that checked access already."""
     query = select(uploads).where(uploads.c.id == upload_id)
     if project_id is not None:
         query = query.where(uploads.c.project_id == project_id)
@@ -80,7 +81,7 @@ def find(transaction: Transaction, upload_id: str, project_id: str | None = None
 
 def newest(
     transaction: Transaction, project_id: str, *, limit: int, before: str | None
-) -> list[Upload]:
+) -> list[UploadRecord]:
     query = (
         select(uploads)
         .where(uploads.c.project_id == project_id)
@@ -93,7 +94,7 @@ def newest(
 
 
 def begin_check(transaction: Transaction, upload_id: str) -> bool:
-    """False if it is not open any more."""
+    """Begin the check; return False if the upload is not open any more."""
     return _change(
         transaction,
         upload_id,
@@ -104,14 +105,14 @@ def begin_check(transaction: Transaction, upload_id: str) -> bool:
 
 
 def touch(transaction: Transaction, upload_id: str) -> bool:
-    """The check goes on; False if nobody waits for it any more."""
+    """Record that the check is running; return False if the upload is not checked any more."""
     return _change(transaction, upload_id, UploadState.VERIFYING, checked_at=func.now())
 
 
 def end_check(
     transaction: Transaction, upload_id: str, error: UploadError | None, lifetime: timedelta | None
 ) -> bool:
-    """Ready, or refused; `lifetime` is from now on, None for ever."""
+    """Mark as ready, or as refused with an error; `lifetime` counts from now, None for ever."""
     state = UploadState.READY if error is None else UploadState.REFUSED
     return _change(
         transaction,
@@ -124,7 +125,7 @@ def end_check(
 
 
 def reopen_stuck(transaction: Transaction, patience: timedelta) -> list[str]:
-    """Checks whose process has ended: their uploads can be completed again."""
+    """Reopen uploads whose check was interrupted, so that they can be completed again."""
     return list(
         transaction.scalars(
             update(uploads)
@@ -139,13 +140,13 @@ def reopen_stuck(transaction: Transaction, patience: timedelta) -> list[str]:
 
 
 def remove(transaction: Transaction, upload_id: str) -> bool:
-    """Unless a job that has not ended names it."""
+    """Delete an upload; return False if a job that has not ended names it."""
     unused = and_(uploads.c.id == upload_id, ~_named_by_a_live_job())
     return bool(transaction.execute(delete(uploads).where(unused)).rowcount)
 
 
 def due(transaction: Transaction, limit: int) -> list[str]:
-    """Those whose time has come and that no unfinished job names."""
+    """Return expired uploads that no unfinished job names."""
     query = (
         select(uploads.c.id)
         .where(uploads.c.expires_at < func.now(), ~_named_by_a_live_job())
@@ -156,7 +157,7 @@ def due(transaction: Transaction, limit: int) -> list[str]:
 
 
 def existing(transaction: Transaction, upload_ids: Collection[str]) -> set[str]:
-    """Those that have a row."""
+    """Return those of the ids that have a row."""
     return set(transaction.scalars(select(uploads.c.id).where(uploads.c.id.in_(upload_ids))))
 
 
@@ -180,16 +181,5 @@ def _change(transaction: Transaction, upload_id: str, source: UploadState, **val
     return bool(transaction.execute(update(uploads).where(guard).values(**values)).rowcount)
 
 
-def _upload(row: Row[Any]) -> Upload:
-    return Upload(
-        id=row.id,
-        project_id=row.project_id,
-        kind=UploadKind(row.kind),
-        state=UploadState(row.state),
-        files=tuple(UploadFile.model_validate(file) for file in row.files),
-        part_bytes=row.part_bytes,
-        name=row.name,
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-        error=row.error and UploadError.model_validate(row.error),
-    )
+def _upload(row: Row[Any]) -> UploadRecord:
+    return UploadRecord.model_validate({**row._mapping, "urls": UploadUrls.of(row.id)})

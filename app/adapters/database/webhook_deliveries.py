@@ -1,8 +1,8 @@
-"""Rows of `webhook_deliveries`: what is to be sent, what was.
+"""Rows of `webhook_deliveries`, pending and settled.
 
-A row is taken for one try by moving its `next_try_at` behind the try's end. Whoever dies between
-sending and recording is thereby followed by another try, with the same id; what a try records
-carries its number, so that one which comes back late changes nothing.
+A row is claimed for one attempt by moving its `next_try_at` past the attempt's time limit. If the
+worker dies between sending and recording, another attempt with the same id follows. An attempt
+records its outcome under its number, so that a late one changes nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PENDING = deliveries.c.state == DeliveryState.PENDING
 def announce(
     transaction: Transaction, project_id: str, job_id: str, kind: EventType, at: datetime
 ) -> None:
-    """A delivery for every webhook that wants to hear of the event."""
+    """Insert a delivery for every webhook that is subscribed to the event."""
     if not is_announced(kind):
         return
     listening = transaction.scalars(
@@ -96,7 +96,7 @@ def find(transaction: Transaction, webhook_id: str, delivery_id: str) -> Deliver
 
 
 def send_again(transaction: Transaction, webhook_id: str, delivery_id: str) -> Delivery | None:
-    """From the first try on, under the same id; None if it is still being tried."""
+    """Restart a settled delivery under the same id; None if it is still pending."""
     row = transaction.execute(
         update(deliveries)
         .where(_of_webhook(webhook_id, delivery_id), ~_PENDING)
@@ -107,12 +107,12 @@ def send_again(transaction: Transaction, webhook_id: str, delivery_id: str) -> D
 
 
 def claim(transaction: Transaction, *, limit: int, lease: timedelta) -> list[DueDelivery]:
-    """Due deliveries, each for one try, at most one of each webhook.
+    """Claim due deliveries for one attempt each, at most one of each webhook.
 
-    So a receiver that answers slowly costs the others one place and not all of them.
+    So a receiver that answers slowly takes one place from the others and not all.
     """
     due = deliveries.c.next_try_at <= func.now()
-    # Ids sort by time: each webhook hears of the oldest first.
+    # Ids sort by time: each webhook gets its oldest delivery first.
     first = select(func.min(deliveries.c.id)).where(due).group_by(deliveries.c.webhook_id)
     taken = (
         select(deliveries.c.id)
@@ -132,14 +132,14 @@ def claim(transaction: Transaction, *, limit: int, lease: timedelta) -> list[Due
         )
         .returning(deliveries)
     ).all()
-    known = webhooks.find_all(transaction, {row.webhook_id for row in rows})
+    receiving = webhooks.find_all(transaction, {row.webhook_id for row in rows})
     return [
         DueDelivery(
             id=row.id,
             attempt=row.attempts,
             tries_left=row.tries_left,
             body=row.body,
-            webhook=known[row.webhook_id],
+            webhook=receiving[row.webhook_id],
         )
         for row in rows
     ]
@@ -156,7 +156,7 @@ def finish(
 
 
 def give_up_all(transaction: Transaction, webhook_id: str, reason: str) -> None:
-    """Nothing more is sent to this webhook."""
+    """Fail all pending deliveries of a webhook."""
     transaction.execute(
         update(deliveries)
         .where(deliveries.c.webhook_id == webhook_id, _PENDING)
@@ -165,7 +165,7 @@ def give_up_all(transaction: Transaction, webhook_id: str, reason: str) -> None:
 
 
 def prune(transaction: Transaction, age: timedelta, limit: int) -> int:
-    """Forget what was settled long ago; the number of rows."""
+    """Delete old settled deliveries; return how many."""
     old = (
         select(deliveries.c.id)
         .where(deliveries.c.created_at < func.now() - age, ~_PENDING)
@@ -195,4 +195,4 @@ def _of_webhook(webhook_id: str, delivery_id: str) -> ColumnElement[bool]:
 
 
 def _delivery(row: Row[Any]) -> Delivery:
-    return Delivery(**{**row._mapping, "state": DeliveryState(row.state)})
+    return Delivery.model_validate(row, from_attributes=True)

@@ -10,11 +10,11 @@ from sqlalchemy import ColumnElement, Row, and_, case, delete, func, insert, sel
 
 from app.adapters.database.engine import Transaction
 from app.adapters.database.tables import webhooks
-from app.domain.webhook import DisabledReason, Secret, Webhook, WebhookRequest
+from app.domain.webhook import DisabledReason, Secret, WebhookRecord, WebhookRequest
 
 _COLUMNS = (
     *(column for column in webhooks.c if column.name not in ("previous_salt", "previous_until")),
-    # Past its time the old secret is as good as gone.
+    # An expired previous secret does not sign any more.
     case((webhooks.c.previous_until > func.now(), webhooks.c.previous_salt)).label("previous_salt"),
 )
 
@@ -25,7 +25,7 @@ def insert_webhook(
     project_id: str,
     request: WebhookRequest,
     secret: Secret,
-) -> Webhook:
+) -> WebhookRecord:
     row = transaction.execute(
         insert(webhooks)
         .values(id=webhook_id, project_id=project_id, **_requested(request), **_secret(secret))
@@ -35,26 +35,26 @@ def insert_webhook(
 
 
 def count(transaction: Transaction, project_id: str) -> int:
-    """How many the project has; its other creations wait until this transaction ends."""
+    """Count a project's webhooks; other creations wait until this transaction ends."""
     transaction.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"webhooks {project_id}"))))
     query = select(func.count()).where(webhooks.c.project_id == project_id)
     return transaction.scalar(query) or 0
 
 
-def find(transaction: Transaction, project_id: str, webhook_id: str) -> Webhook | None:
+def find(transaction: Transaction, project_id: str, webhook_id: str) -> WebhookRecord | None:
     query = select(*_COLUMNS).where(_of_project(project_id, webhook_id))
     row = transaction.execute(query).one_or_none()
     return _webhook(row) if row is not None else None
 
 
-def find_all(transaction: Transaction, webhook_ids: Collection[str]) -> dict[str, Webhook]:
-    """Of any project, for the sender."""
+def find_all(transaction: Transaction, webhook_ids: Collection[str]) -> dict[str, WebhookRecord]:
+    """Return webhooks of any project by their ids, for the sender."""
     query = select(*_COLUMNS).where(webhooks.c.id.in_(webhook_ids))
     return {row.id: _webhook(row) for row in transaction.execute(query)}
 
 
-def lock(transaction: Transaction, webhook_id: str) -> Webhook | None:
-    """The webhook, whose deliveries nobody else settles before this transaction ends.
+def lock(transaction: Transaction, webhook_id: str) -> WebhookRecord | None:
+    """Return the webhook, locked: no other transaction settles its deliveries meanwhile.
 
     Events can still be announced to it: that takes a weaker lock.
     """
@@ -65,7 +65,7 @@ def lock(transaction: Transaction, webhook_id: str) -> Webhook | None:
 
 def newest(
     transaction: Transaction, project_id: str, *, limit: int, before: str | None
-) -> list[Webhook]:
+) -> list[WebhookRecord]:
     query = (
         select(*_COLUMNS)
         .where(webhooks.c.project_id == project_id)
@@ -79,10 +79,10 @@ def newest(
 
 def change(
     transaction: Transaction, webhook_id: str, request: WebhookRequest, *, forgive: bool
-) -> Webhook | None:
-    """`forgive` forgets why we had disabled it, and since when it fails."""
-    forgotten = {"disabled_reason": None, "failing_since": None} if forgive else {}
-    return _change(transaction, webhooks.c.id == webhook_id, **_requested(request), **forgotten)
+) -> WebhookRecord | None:
+    """Change a webhook; `forgive` clears the reason it was disabled and its time of failure."""
+    cleared = {"disabled_reason": None, "failing_since": None} if forgive else {}
+    return _change(transaction, webhooks.c.id == webhook_id, **_requested(request), **cleared)
 
 
 def rotate(
@@ -91,7 +91,7 @@ def rotate(
     webhook_id: str,
     secret: Secret,
     overlap: timedelta,
-) -> Webhook | None:
+) -> WebhookRecord | None:
     return _change(
         transaction,
         _of_project(project_id, webhook_id),
@@ -102,7 +102,7 @@ def rotate(
 
 
 def remove(transaction: Transaction, project_id: str, webhook_id: str) -> bool:
-    """With its deliveries."""
+    """Delete a webhook and its deliveries."""
     removed = transaction.execute(delete(webhooks).where(_of_project(project_id, webhook_id)))
     return removed.rowcount == 1
 
@@ -113,7 +113,7 @@ def mark_working(transaction: Transaction, webhook_id: str) -> None:
 
 
 def mark_failing(transaction: Transaction, webhook_id: str, patience: timedelta) -> bool:
-    """Remember since when; True if it has been failing for longer than `patience`."""
+    """Record the first failure; return whether it was longer ago than `patience`."""
     too_long = transaction.scalar(
         update(webhooks)
         .where(webhooks.c.id == webhook_id)
@@ -131,7 +131,9 @@ def disable(transaction: Transaction, webhook_id: str, reason: DisabledReason) -
     )
 
 
-def _change(transaction: Transaction, guard: ColumnElement[bool], **values: Any) -> Webhook | None:
+def _change(
+    transaction: Transaction, guard: ColumnElement[bool], **values: Any
+) -> WebhookRecord | None:
     row = transaction.execute(
         update(webhooks).where(guard).values(**values).returning(*_COLUMNS)
     ).one_or_none()
@@ -155,15 +157,6 @@ def _secret(secret: Secret) -> dict[str, Any]:
     return {"salt": secret.salt, "fingerprint": secret.fingerprint}
 
 
-def _webhook(row: Row[Any]) -> Webhook:
-    values = dict(row._mapping)
-    secret = Secret(salt=values.pop("salt"), fingerprint=values.pop("fingerprint"))
-    reason = values["disabled_reason"]
-    return Webhook(
-        **{
-            **values,
-            "events": tuple(values["events"]),
-            "disabled_reason": reason and DisabledReason(reason),
-            "secret": secret,
-        }
-    )
+def _webhook(row: Row[Any]) -> WebhookRecord:
+    secret = Secret(salt=row.salt, fingerprint=row.fingerprint)
+    return WebhookRecord.model_validate({**row._mapping, "secret": secret})

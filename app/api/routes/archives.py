@@ -1,4 +1,4 @@
-"""/v1/archives: all files of a job as one, by a signed link."""
+"""/v1/archives: a ZIP of all files of a job, by a signed link."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def archive(
     expires: ExpiresQuery,
     signature: SignatureQuery,
 ) -> Response:
-    """Download all files in one ZIP; it cannot be gone on with when broken off, as files can."""
+    """Download all files in one ZIP; unlike single files, it does not support ranges."""
     resources.signer.verify_archive(job_id, expires, signature)
-    found = archives.open_archive(resources, job_id)
+    archive_stream = archives.open_archive(resources, job_id)
     headers = {
         "Accept-Ranges": "none",
-        "Content-Disposition": f"attachment; filename*=utf-8''{quote(found.name)}",
-        "Content-Length": str(found.size),
+        "Content-Disposition": f"attachment; filename*=utf-8''{quote(archive_stream.name)}",
+        "Content-Length": str(archive_stream.size),
     }
     if request.method == "HEAD":
         return Response(headers=headers, media_type="application/zip")
-    return StreamingResponse(found.chunks, headers=headers, media_type="application/zip")
+    return StreamingResponse(archive_stream.chunks, headers=headers, media_type="application/zip")

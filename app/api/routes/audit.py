@@ -1,14 +1,13 @@
-"""/v1/audit: who tried to change what."""
+"""/v1/audit: the audit log."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
 
-from app.api.audit_schemas import AuditList
 from app.api.dependencies import Admin, CursorQuery, LimitQuery, ProjectQuery, ResourcesDep
 from app.api.documentation import problems
-from app.api.pagination import decode_cursor
-from app.domain.audit import AUDIT
+from app.domain.audit import AUDIT, AuditList
+from app.domain.resource import decode_cursor
 from app.services import audit
 
 router = APIRouter(prefix="/v1/audit", tags=["audit"], responses=problems(401, 403, 422, 503))
@@ -22,7 +21,6 @@ def list_audit(
     after: CursorQuery = None,
     project: ProjectQuery = None,
 ) -> AuditList:
-    """List calls that changed something or were refused it, newest first."""
+    """List calls that changed something or were rejected, newest first."""
     before = decode_cursor(after, AUDIT)
-    page = audit.list_audit(resources, principal, project_id=project, limit=limit, before=before)
-    return AuditList.of(page)
+    return audit.list_audit(resources, principal, project_id=project, limit=limit, before=before)

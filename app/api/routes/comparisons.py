@@ -6,9 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from app.api.comparison_schemas import ComparisonOut
 from app.api.dependencies import Reader, ResourcesDep
 from app.api.documentation import problems
+from app.domain.comparison import Comparison
 from app.domain.errors import FieldProblem, InvalidRequestError
 from app.services.comparisons import compare_jobs
 
@@ -26,9 +26,9 @@ JobsQuery = Annotated[
 
 
 @router.get("", responses=problems(404))
-def compare(jobs: JobsQuery, resources: ResourcesDep, principal: Reader) -> ComparisonOut:
-    """Show settings, size, quality and speed of jobs side by side."""
-    return ComparisonOut.of(compare_jobs(resources, principal, _ids(jobs)))
+def compare(jobs: JobsQuery, resources: ResourcesDep, principal: Reader) -> Comparison:
+    """Compare settings, size, quality and speed of jobs."""
+    return compare_jobs(resources, principal, _ids(jobs))
 
 
 def _ids(text: str) -> list[str]:
@@ -37,7 +37,7 @@ def _ids(text: str) -> list[str]:
         problem = FieldProblem(
             pointer="query:jobs",
             code="bad_job_list",
-            message=f"name {_FEWEST} to {_MOST} different jobs",
+            message=f"give {_FEWEST} to {_MOST} different job ids",
         )
         raise InvalidRequestError("These jobs cannot be compared", fields=(problem,))
     return ids

@@ -1,4 +1,4 @@
-"""/v1/downloads: what signed links lead to."""
+"""/v1/downloads: files by signed links."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def download(
     expires: ExpiresQuery,
     signature: SignatureQuery,
 ) -> Response:
-    """Download a file; ranges are honoured."""
+    """Download a file; ranges are supported."""
     resources.signer.verify(job_id, name, expires, signature)
     artifact = jobs.get_artifact(resources, job_id, name)
     path = resources.store.local_path(artifact.key)

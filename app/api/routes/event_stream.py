@@ -23,7 +23,7 @@ data: {"state":"running","stage":"compress","progress":{"fraction":0.4,"message"
 """
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {EventSourceResponse.media_type: {"example": _EXAMPLE}}},
-    204: {"description": "The job has ended and you have its whole log: do not connect again."},
+    204: {"description": "The job has ended and the client has its whole log: do not reconnect."},
 }
 
 
@@ -35,15 +35,15 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 async def stream_events(
     position: PositionDep, resources: ResourcesDep
 ) -> AsyncIterator[ServerSentEvent]:
-    """Read a job's log as it is written, until the job has ended.
+    """Stream a job's log until the job has ended.
 
-    Every event of the log is one message: `id` is its `sequence`, `event` its `type`, `data` the
-    JSON that the list of events holds. A client that was cut off sends the last `id` as
-    `Last-Event-ID` and misses nothing.
+    Every event of the log is one message: `id` is its `sequence`, `event` its `type`, `data` its
+    JSON as in the list of events. A client that reconnects sends the last `id` as `Last-Event-ID`
+    and misses nothing.
 
-    Progress that is too frequent for the log comes as `event: live`, with `state`, `stage`,
-    `progress` and `attempt` of the job at that moment. These messages have no `id` and are not
-    repeated: only the latest counts, and the first comes right after what the log holds already.
+    Progress that is too frequent for the log is sent as `event: live`, with the job's current
+    `state`, `stage`, `progress` and `attempt`. These messages have no `id` and are not repeated:
+    each replaces the one before, and the first follows the events that the log already has.
     """
     async for message in follow(position, resources.settings.stream_heartbeat_seconds):
         yield message

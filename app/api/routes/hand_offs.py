@@ -1,4 +1,4 @@
-"""/v1/jobs/{id}/hand-offs: where a job's checkpoint went."""
+"""/v1/jobs/{id}/hand-offs: registry hand-offs of a job's checkpoint."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from app.api.dependencies import Reader, ResourcesDep
 from app.api.documentation import problems
-from app.api.hand_off_schemas import HandOffList, HandOffOut
+from app.domain.hand_off import HandOffList
 from app.services import hand_offs
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(401, 403, 422, 503))
@@ -14,6 +14,5 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(401, 403
 
 @router.get("/{job_id}/hand-offs", responses=problems(404))
 def list_hand_offs(job_id: str, resources: ResourcesDep, principal: Reader) -> HandOffList:
-    """List where a job's checkpoint is sent, and how far that has come."""
-    found = hand_offs.list_hand_offs(resources, principal, job_id)
-    return HandOffList(data=[HandOffOut.of(one) for one in found])
+    """List the registry hand-offs of a job's checkpoint, with their states."""
+    return hand_offs.list_hand_offs(resources, principal, job_id)

@@ -21,13 +21,13 @@ _READY: dict[int | str, dict[str, Any]] = {
 
 @router.get("/livez", responses={200: {"content": {"application/json": {"example": _ALIVE}}}})
 async def livez() -> dict[str, str]:
-    """Say that the process answers."""
+    """Return 200 while the process is alive."""
     return _ALIVE
 
 
 @router.get("/readyz", responses=problems(503) | _READY)
 def readyz(request: Request) -> Response:
-    """Check database, broker and store; a process that is about to end is not ready."""
+    """Check database, broker and store; a process that is shutting down is not ready."""
     if request.app.state.draining.is_set():
         return problem_response(request.scope, Problem(503, "draining", "This process is ending"))
     probe: HealthProbe = request.app.state.health
@@ -35,7 +35,7 @@ def readyz(request: Request) -> Response:
     described = {
         check.name: {"ok": check.problem is None, "problem": check.problem} for check in checks
     }
-    failing = [one.name for one in checks if one.problem is not None]
+    failing = [check.name for check in checks if check.problem is not None]
     if not failing:
         return JSONResponse({"status": "ok", "checks": described})
     detail = f"Not ready: {', '.join(failing)}"

@@ -68,8 +68,8 @@ def asset(
 def _files() -> dict[str, _File]:
     """By path below the package: only what is there can be asked for."""
     place = Path(dashboard.__file__).parent
-    found = (path for path in place.rglob("*") if path.suffix in _KINDS)
-    return {path.relative_to(place).as_posix(): _read(path) for path in found}
+    files = (path for path in place.rglob("*") if path.suffix in _KINDS)
+    return {path.relative_to(place).as_posix(): _read(path) for path in files}
 
 
 def _read(path: Path) -> _File:

@@ -1,4 +1,4 @@
-"""/v1/jobs: create, list, watch, cancel, collect."""
+"""/v1/jobs: create, list, control and delete jobs, and read their results."""
 
 from __future__ import annotations
 
@@ -27,17 +27,10 @@ from app.api.dependencies import (
 )
 from app.api.documentation import problems
 from app.api.negotiation import HTML, JSON, preferred
-from app.api.schemas import (
-    ArchiveOut,
-    ArtifactList,
-    ArtifactOut,
-    EventList,
-    JobCreate,
-    JobList,
-    JobOut,
-    JobUrls,
-)
-from app.domain.events import LAST_SEQUENCE
+from app.api.schemas import JobCreate
+from app.domain.artifact import Archive, Artifact, ArtifactList
+from app.domain.events import LAST_SEQUENCE, EventList
+from app.domain.job import Job, JobList
 from app.services import jobs, outbox, report_pages, retention
 from app.services.archives import archive_name
 from intraslice_core.reports.page import report_page
@@ -75,14 +68,14 @@ def create_job(
     background: BackgroundTasks,
     response: Response,
     idempotency_key: IdempotencyKey = None,
-) -> JobOut:
+) -> Job:
     """Queue a compression."""
     creation = jobs.create_job(resources, principal, body.to_domain(), idempotency_key)
     background.add_task(outbox.dispatch_soon, resources)
-    response.headers["Location"] = JobUrls.of(creation.job.id).self
+    response.headers["Location"] = creation.job.urls.self
     if creation.replayed:
         response.headers["Idempotent-Replayed"] = "true"
-    return JobOut.of(creation.job)
+    return creation.job
 
 
 @router.get("", response_model=JobList, responses=NOT_MODIFIED)
@@ -93,12 +86,12 @@ def list_jobs(
     if_none_match: IfNoneMatch = None,
     limit: LimitQuery = 20,
 ) -> Response:
-    """List jobs, newest first; `label.KEY=VALUE` filters by labels, as often as given."""
+    """List jobs, newest first; `label.KEY=VALUE` filters by a label and can be repeated."""
     page = jobs.list_jobs(resources, principal, criteria, limit=limit)
-    return Representation.of(JobList.of(page), weak=True).response(if_none_match)
+    return Representation.of(page, weak=True).response(if_none_match)
 
 
-@router.get("/{job_id}", response_model=JobOut, responses=problems(404) | NOT_MODIFIED)
+@router.get("/{job_id}", response_model=Job, responses=problems(404) | NOT_MODIFIED)
 async def get_job(
     job_id: str,
     request: Request,
@@ -108,65 +101,65 @@ async def get_job(
     if_none_match: IfNoneMatch = None,
     wait: WaitQuery = 0.0,
 ) -> Response:
-    """Show a job, at once or when it has changed."""
+    """Return a job, at once or once it has changed."""
     if wait:
         shown = await changed_job(
             watching, principal, job_id, request=request, wait=wait, known=if_none_match
         )
     else:
         job = await run_in_threadpool(jobs.get_job, resources, principal, job_id)
-        shown = Representation.of(JobOut.of(job))
+        shown = Representation.of(job)
     return shown.response(if_none_match)
 
 
 @router.post("/{job_id}/cancel", status_code=202, responses=problems(404, 409))
-def cancel_job(job_id: str, resources: ResourcesDep, principal: Writer) -> JobOut:
-    """Stop a job; a running one takes a few seconds."""
-    return JobOut.of(jobs.cancel_job(resources, principal, job_id))
+def cancel_job(job_id: str, resources: ResourcesDep, principal: Writer) -> Job:
+    """Cancel a job; a running one takes a few seconds to stop."""
+    return jobs.cancel_job(resources, principal, job_id)
 
 
 @router.post("/{job_id}/pause", status_code=202, responses=problems(404, 409))
-def pause_job(job_id: str, resources: ResourcesDep, principal: Writer) -> JobOut:
-    """Put a job aside; a running one takes a few seconds, and goes on from there when resumed."""
-    return JobOut.of(jobs.pause_job(resources, principal, job_id))
+def pause_job(job_id: str, resources: ResourcesDep, principal: Writer) -> Job:
+    """Pause a job; a running one takes a few seconds to stop and keeps finished layers."""
+    return jobs.pause_job(resources, principal, job_id)
 
 
 @router.post("/{job_id}/resume", status_code=202, responses=problems(404, 409))
 def resume_job(
     job_id: str, resources: ResourcesDep, principal: Writer, background: BackgroundTasks
-) -> JobOut:
+) -> Job:
     """Queue a paused job again."""
     resumed = jobs.resume_job(resources, principal, job_id)
     background.add_task(outbox.dispatch_soon, resources)
-    return JobOut.of(resumed)
+    return resumed
 
 
 @router.post("/{job_id}/retry", status_code=202, responses=problems(404, 409))
 def retry_job(
     job_id: str, resources: ResourcesDep, principal: Writer, background: BackgroundTasks
-) -> JobOut:
+) -> Job:
     """Queue a failed or cancelled job again, with all its attempts; it keeps finished layers."""
     retried = jobs.retry_job(resources, principal, job_id)
     background.add_task(outbox.dispatch_soon, resources)
-    return JobOut.of(retried)
+    return retried
 
 
 @router.delete("/{job_id}", status_code=204, responses=problems(404, 409))
 def delete_job(job_id: str, resources: ResourcesDep, principal: Writer) -> None:
-    """Forget a job that has ended, and its files."""
+    """Delete a job that has ended, and its files."""
     jobs.delete_job(resources, principal, job_id)
 
 
 @router.post("/{job_id}/pin", responses=problems(404, 409, 410))
-def pin_job(job_id: str, resources: ResourcesDep, principal: Writer) -> JobOut:
+def pin_job(job_id: str, resources: ResourcesDep, principal: Writer) -> Job:
     """Keep a job's artifacts for ever."""
-    return JobOut.of(retention.pin_job(resources, principal, job_id, pinned=True))
+    return retention.pin_job(resources, principal, job_id, pinned=True)
 
 
 @router.post("/{job_id}/unpin", responses=problems(404, 409, 410))
-def unpin_job(job_id: str, resources: ResourcesDep, principal: Writer) -> JobOut:
-    """Let a job's artifacts expire; they have their whole time again."""
-    return JobOut.of(retention.pin_job(resources, principal, job_id, pinned=False))
+def unpin_job(job_id: str, resources: ResourcesDep, principal: Writer) -> Job:
+    """Let a job's artifacts expire; their retention time starts again."""
+    return retention.pin_job(resources, principal, job_id, pinned=False)
 
 
 @router.get("/{job_id}/events", responses=problems(404))
@@ -178,8 +171,7 @@ def list_events(
     limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
 ) -> EventList:
     """Read a job's log from a sequence number on."""
-    found = jobs.list_events(resources, principal, job_id, after=after, limit=limit + 1)
-    return EventList.of(found, limit)
+    return jobs.list_events(resources, principal, job_id, after=after, limit=limit)
 
 
 @router.get(
@@ -194,7 +186,7 @@ def get_report(
     accept: Annotated[str | None, Header(max_length=4096)] = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """Show the engine's report of a succeeded job: as JSON, or as a page with plots."""
+    """Return the engine's report of a succeeded job, as JSON or as a page with plots."""
     varies = {"Vary": "Accept"}
     if preferred(accept, (JSON, HTML)) == HTML:
         page = report_page(report_pages.get_page(resources, principal, job_id))
@@ -212,15 +204,19 @@ def list_artifacts(job_id: str, resources: ResourcesDep, principal: Reader) -> A
     files = jobs.list_artifacts(resources, principal, job_id)
     expires_at = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds)
     signer = resources.signer
-    archive = ArchiveOut(
+    archive = Archive(
         name=f"{archive_name(job)}.zip",
         url=signer.sign_archive(job_id, seconds),
         expires_at=expires_at,
     )
     return ArtifactList(
-        data=[
-            ArtifactOut.of(file, signer.sign(job_id, file.name, seconds), expires_at)
+        data=tuple(
+            Artifact(
+                **file.model_dump(),
+                url=signer.sign(job_id, file.name, seconds),
+                expires_at=expires_at,
+            )
             for file in files
-        ],
+        ),
         archive=archive if files else None,
     )

@@ -1,4 +1,4 @@
-"""/v1/keys: who may ask."""
+"""/v1/keys: API keys."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from fastapi import APIRouter, Response
 
 from app.api.dependencies import Admin, CursorQuery, LimitQuery, ProjectQuery, ResourcesDep
 from app.api.documentation import problems
-from app.api.key_schemas import IssuedKeyOut, KeyCreate, KeyList, KeyOut
-from app.api.pagination import decode_cursor
-from app.domain.api_key import KEY
+from app.api.key_schemas import KeyCreate
+from app.domain.api_key import KEY, ApiKey, IssuedKey, KeyList
+from app.domain.resource import decode_cursor
 from app.services import keys
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"], responses=problems(401, 403, 422, 503))
@@ -17,12 +17,12 @@ router = APIRouter(prefix="/v1/keys", tags=["keys"], responses=problems(401, 403
 @router.post("", status_code=201)
 def create_key(
     body: KeyCreate, resources: ResourcesDep, principal: Admin, response: Response
-) -> IssuedKeyOut:
-    """Make a key; its secret is in this answer and nowhere else."""
+) -> IssuedKey:
+    """Create a key; only this response contains its secret."""
     issued = keys.create_key(resources, principal, body.to_domain())
-    response.headers["Location"] = f"{router.prefix}/{issued.key.id}"
+    response.headers["Location"] = f"{router.prefix}/{issued.id}"
     response.headers["Cache-Control"] = "no-store"
-    return IssuedKeyOut.issued(issued)
+    return issued
 
 
 @router.get("")
@@ -35,17 +35,16 @@ def list_keys(
 ) -> KeyList:
     """List keys, newest first, without their secrets."""
     before = decode_cursor(after, KEY)
-    page = keys.list_keys(resources, principal, project_id=project, limit=limit, before=before)
-    return KeyList.of(page)
+    return keys.list_keys(resources, principal, project_id=project, limit=limit, before=before)
 
 
 @router.get("/{key_id}", responses=problems(404))
-def get_key(key_id: str, resources: ResourcesDep, principal: Admin) -> KeyOut:
-    """Show a key."""
-    return KeyOut.of(keys.get_key(resources, principal, key_id))
+def get_key(key_id: str, resources: ResourcesDep, principal: Admin) -> ApiKey:
+    """Return a key."""
+    return keys.get_key(resources, principal, key_id)
 
 
 @router.delete("/{key_id}", status_code=204, responses=problems(404))
 def revoke_key(key_id: str, resources: ResourcesDep, principal: Admin) -> None:
-    """End a key for good; twice is fine."""
+    """Revoke a key; repeating it is harmless."""
     keys.revoke_key(resources, principal, key_id)

@@ -1,4 +1,4 @@
-"""/v1/models: what can be compressed here, and what has been."""
+"""/v1/models: sources that jobs may name, and compressed models."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from fastapi import APIRouter
 
 from app.api.dependencies import CursorQuery, LimitQuery, Reader, ResourcesDep
 from app.api.documentation import problems
-from app.api.model_schemas import ModelList
-from app.api.pagination import decode_cursor
+from app.domain.model_catalogue import ModelList
+from app.domain.resource import decode_cursor
 from app.services import models
 
 router = APIRouter(prefix="/v1/models", tags=["models"], responses=problems(401, 403, 422, 503))
@@ -17,6 +17,5 @@ router = APIRouter(prefix="/v1/models", tags=["models"], responses=problems(401,
 def list_models(
     resources: ResourcesDep, principal: Reader, limit: LimitQuery = 20, after: CursorQuery = None
 ) -> ModelList:
-    """Show what jobs may name here, and what this project has compressed."""
-    page = models.list_models(resources, principal, limit=limit, before=decode_cursor(after))
-    return ModelList.of(page)
+    """List the sources that jobs may name, and the project's compressed models."""
+    return models.list_models(resources, principal, limit=limit, before=decode_cursor(after))

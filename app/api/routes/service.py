@@ -1,4 +1,4 @@
-"""/v1/service: the service at a glance."""
+"""/v1/service: status of the service."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from fastapi import APIRouter
 
 from app.api.dependencies import Reader, ResourcesDep
 from app.api.documentation import problems
-from app.api.service_schemas import ServiceOut
-from app.services.monitoring import overview
+from app.domain.service import Service
+from app.services.monitoring import service_status
 
 router = APIRouter(prefix="/v1/service", tags=["service"], responses=problems(401, 403, 503))
 
 
 @router.get("")
-def show_service(resources: ResourcesDep, principal: Reader) -> ServiceOut:
-    """Show who asks, and how much there is to do."""
-    return ServiceOut.of(overview(resources, principal), principal)
+def show_service(resources: ResourcesDep, principal: Reader) -> Service:
+    """Return the caller's project and scopes, and the load of the service."""
+    return service_status(resources, principal)

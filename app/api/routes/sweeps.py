@@ -13,9 +13,10 @@ from app.api.dependencies import (
     Writer,
 )
 from app.api.documentation import problems
-from app.api.pagination import decode_cursor
-from app.api.sweep_schemas import SweepCreate, SweepDetailsOut, SweepList
+from app.api.sweep_schemas import SweepCreate
 from app.domain.identifiers import SWEEP
+from app.domain.resource import decode_cursor
+from app.domain.sweep import SweepDetails, SweepList
 from app.services import outbox, sweeps
 
 router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], responses=problems(401, 403, 422, 503))
@@ -29,15 +30,14 @@ def create_sweep(
     background: BackgroundTasks,
     response: Response,
     idempotency_key: IdempotencyKey = None,
-) -> SweepDetailsOut:
+) -> SweepDetails:
     """Queue a job for each ratio."""
     creation = sweeps.create_sweep(resources, principal, body.to_domain(), idempotency_key)
     background.add_task(outbox.dispatch_soon, resources)
-    answer = SweepDetailsOut.of_details(creation.details)
-    response.headers["Location"] = answer.urls.self
+    response.headers["Location"] = creation.sweep.urls.self
     if creation.replayed:
         response.headers["Idempotent-Replayed"] = "true"
-    return answer
+    return creation.sweep
 
 
 @router.get("")
@@ -46,16 +46,16 @@ def list_sweeps(
 ) -> SweepList:
     """List sweeps, newest first."""
     before = decode_cursor(after, SWEEP)
-    return SweepList.of(sweeps.list_sweeps(resources, principal, limit=limit, before=before))
+    return sweeps.list_sweeps(resources, principal, limit=limit, before=before)
 
 
 @router.get("/{sweep_id}", responses=problems(404))
-def get_sweep(sweep_id: str, resources: ResourcesDep, principal: Reader) -> SweepDetailsOut:
-    """Show a sweep, its jobs and the table of size, quality and speed."""
-    return SweepDetailsOut.of_details(sweeps.get_sweep(resources, principal, sweep_id))
+def get_sweep(sweep_id: str, resources: ResourcesDep, principal: Reader) -> SweepDetails:
+    """Return a sweep with its jobs and their Pareto table of size, quality and speed."""
+    return sweeps.get_sweep(resources, principal, sweep_id)
 
 
 @router.post("/{sweep_id}/cancel", status_code=202, responses=problems(404))
-def cancel_sweep(sweep_id: str, resources: ResourcesDep, principal: Writer) -> SweepDetailsOut:
-    """Stop every job of a sweep that has not ended."""
-    return SweepDetailsOut.of_details(sweeps.cancel_sweep(resources, principal, sweep_id))
+def cancel_sweep(sweep_id: str, resources: ResourcesDep, principal: Writer) -> SweepDetails:
+    """Cancel every job of a sweep that has not ended."""
+    return sweeps.cancel_sweep(resources, principal, sweep_id)

@@ -1,4 +1,4 @@
-"""/v1/uploads: models and texts that clients bring along."""
+"""/v1/uploads: models and texts from clients."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from app.api.dependencies import (
     Writer,
 )
 from app.api.documentation import problems
-from app.api.pagination import decode_cursor
-from app.api.upload_schemas import UploadCreate, UploadDetailsOut, UploadList, UploadOut
+from app.api.upload_schemas import UploadCreate
 from app.domain.errors import PartRefusedError
 from app.domain.identifiers import UPLOAD
-from app.domain.upload import Part
+from app.domain.resource import decode_cursor
+from app.domain.upload import Part, Upload, UploadDetails, UploadList
 from app.services import upload_contents, uploads
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"], responses=problems(401, 403, 422, 503))
@@ -39,12 +39,11 @@ Number = Annotated[int, Path(ge=0, le=2**31)]
 @router.post("", status_code=201)
 def create_upload(
     body: UploadCreate, resources: ResourcesDep, principal: Writer, response: Response
-) -> UploadDetailsOut:
-    """Announce files; the answer says where to PUT their parts, in any order."""
-    view = uploads.create_upload(resources, principal, body.to_domain())
-    answer = UploadDetailsOut.of_view(view)
-    response.headers["Location"] = answer.urls.self
-    return answer
+) -> UploadDetails:
+    """Announce files; the response has a URL to PUT each part to, in any order."""
+    upload = uploads.create_upload(resources, principal, body.to_domain())
+    response.headers["Location"] = upload.urls.self
+    return upload
 
 
 @router.get("")
@@ -53,28 +52,28 @@ def list_uploads(
 ) -> UploadList:
     """List uploads, newest first."""
     before = decode_cursor(after, UPLOAD)
-    return UploadList.of(uploads.list_uploads(resources, principal, limit=limit, before=before))
+    return uploads.list_uploads(resources, principal, limit=limit, before=before)
 
 
 @router.get("/{upload_id}", responses=problems(404))
-def get_upload(upload_id: str, resources: ResourcesDep, principal: Reader) -> UploadDetailsOut:
-    """Show which parts have arrived, with fresh links, for those who may write, to the rest."""
-    return UploadDetailsOut.of_view(uploads.get_upload(resources, principal, upload_id))
+def get_upload(upload_id: str, resources: ResourcesDep, principal: Reader) -> UploadDetails:
+    """Return the state of each part, with fresh links to missing ones if the key may write."""
+    return uploads.get_upload(resources, principal, upload_id)
 
 
 @router.post("/{upload_id}/complete", status_code=202, responses=problems(404, 409))
 def complete_upload(
     upload_id: str, resources: ResourcesDep, principal: Writer, background: BackgroundTasks
-) -> UploadOut:
-    """Check what has arrived; jobs may name it once it is `ready`."""
+) -> Upload:
+    """Verify the upload; jobs may name it once it is `ready`."""
     upload = uploads.complete_upload(resources, principal, upload_id)
     background.add_task(upload_contents.verify, resources, upload_id)
-    return UploadOut.of(upload)
+    return upload
 
 
 @router.delete("/{upload_id}", status_code=204, responses=problems(404, 409))
 def delete_upload(upload_id: str, resources: ResourcesDep, principal: Writer) -> None:
-    """Forget an upload and its files, unless a job that has not ended names it."""
+    """Delete an upload and its files, unless a job that has not ended names it."""
     uploads.delete_upload(resources, principal, upload_id)
 
 
@@ -93,7 +92,7 @@ async def put_part(  # the link's parts
     expires: ExpiresQuery,
     signature: SignatureQuery,
 ) -> None:
-    """Send a part by its link, where the store has no links of its own."""
+    """Send a part by its signed link, if the store is a directory."""
     resources.signer.verify_part(upload_id, file, number, expires, signature)
     part = await run_in_threadpool(uploads.expect_part, resources, upload_id, file, number)
     await resources.store.put_stream(part.key, _exactly(part, request))
@@ -106,10 +105,10 @@ async def _exactly(part: Part, request: Request) -> AsyncIterator[bytes]:
         async for chunk in request.stream():
             received += len(chunk)
             if received > part.bytes:
-                raise PartRefusedError(f"The part has {part.bytes} bytes, and here are more")
+                raise PartRefusedError(f"The part has {part.bytes} bytes, more were sent")
             if chunk:
                 yield chunk
     except ClientDisconnect as error:
-        raise PartRefusedError("The client went away half-way") from error
+        raise PartRefusedError("The client disconnected before the end of the part") from error
     if received < part.bytes:
-        raise PartRefusedError(f"The part has {part.bytes} bytes, and here are {received}")
+        raise PartRefusedError(f"The part has {part.bytes} bytes, {received} were sent")

@@ -1,6 +1,6 @@
-"""/v1/webhooks: who is told about jobs, and what became of it.
+"""/v1/webhooks: webhooks and their deliveries.
 
-For admins only, reading too: the URL of a receiver often holds a secret of its own.
+Reading them needs the scope admin too: the URL of a receiver often contains a secret.
 """
 
 from __future__ import annotations
@@ -9,17 +9,10 @@ from fastapi import APIRouter, Response
 
 from app.api.dependencies import Admin, CursorQuery, LimitQuery, ResourcesDep
 from app.api.documentation import problems
-from app.api.pagination import decode_cursor
-from app.api.webhook_schemas import (
-    DeliveryList,
-    DeliveryOut,
-    WebhookChange,
-    WebhookCreate,
-    WebhookList,
-    WebhookOut,
-    WebhookSecretOut,
-)
+from app.api.webhook_schemas import WebhookChange, WebhookCreate
 from app.domain.identifiers import DELIVERY, WEBHOOK
+from app.domain.resource import decode_cursor
+from app.domain.webhook import Delivery, DeliveryList, Webhook, WebhookList, WebhookWithSecret
 from app.services import webhooks
 
 _PATH = "/v1/webhooks"
@@ -29,11 +22,11 @@ router = APIRouter(prefix=_PATH, tags=["webhooks"], responses=problems(401, 403,
 @router.post("", status_code=201)
 def create_webhook(
     body: WebhookCreate, resources: ResourcesDep, principal: Admin, response: Response
-) -> WebhookSecretOut:
-    """Have events posted to a URL, signed with the secret that only this answer shows."""
-    made = webhooks.create_webhook(resources, principal, body.to_domain())
-    response.headers["Location"] = f"{_PATH}/{made.webhook.id}"
-    return WebhookSecretOut.of_new(made)
+) -> WebhookWithSecret:
+    """Create a webhook; events are signed with the secret that only this response contains."""
+    webhook = webhooks.create_webhook(resources, principal, body.to_domain())
+    response.headers["Location"] = f"{_PATH}/{webhook.id}"
+    return webhook
 
 
 @router.get("")
@@ -45,41 +38,39 @@ def list_webhooks(
 ) -> WebhookList:
     """List webhooks, newest first."""
     before = decode_cursor(after, WEBHOOK)
-    found = webhooks.list_webhooks(resources, principal, limit=limit + 1, before=before)
-    return WebhookList.of(found, limit)
+    return webhooks.list_webhooks(resources, principal, limit=limit, before=before)
 
 
 @router.get("/{webhook_id}", responses=problems(404))
-def get_webhook(webhook_id: str, resources: ResourcesDep, principal: Admin) -> WebhookOut:
-    """Show a webhook."""
-    return WebhookOut.of(webhooks.get_webhook(resources, principal, webhook_id))
+def get_webhook(webhook_id: str, resources: ResourcesDep, principal: Admin) -> Webhook:
+    """Return a webhook."""
+    return webhooks.get_webhook(resources, principal, webhook_id)
 
 
 @router.patch("/{webhook_id}", responses=problems(404))
 def change_webhook(
     webhook_id: str, body: WebhookChange, resources: ResourcesDep, principal: Admin
-) -> WebhookOut:
-    """Change the given fields; `enabled: true` takes up one that was disabled for its failures."""
-    changed = webhooks.change_webhook(resources, principal, webhook_id, body.given())
-    return WebhookOut.of(changed)
+) -> Webhook:
+    """Change the given fields; `enabled: true` also enables a webhook that the service disabled."""
+    return webhooks.change_webhook(resources, principal, webhook_id, body.given())
 
 
 @router.delete("/{webhook_id}", status_code=204, responses=problems(404))
 def delete_webhook(webhook_id: str, resources: ResourcesDep, principal: Admin) -> None:
-    """Forget a webhook and its deliveries."""
+    """Delete a webhook and its deliveries."""
     webhooks.delete_webhook(resources, principal, webhook_id)
 
 
 @router.post("/{webhook_id}/rotate", responses=problems(404))
-def rotate_secret(webhook_id: str, resources: ResourcesDep, principal: Admin) -> WebhookSecretOut:
-    """Make a new secret; for 24 hours requests carry a second signature by the old one."""
-    return WebhookSecretOut.of_new(webhooks.rotate_secret(resources, principal, webhook_id))
+def rotate_secret(webhook_id: str, resources: ResourcesDep, principal: Admin) -> WebhookWithSecret:
+    """Create a new secret; for 24 hours requests also carry a signature by the old one."""
+    return webhooks.rotate_secret(resources, principal, webhook_id)
 
 
 @router.post("/{webhook_id}/test", status_code=202, responses=problems(404, 409))
-def send_test(webhook_id: str, resources: ResourcesDep, principal: Admin) -> DeliveryOut:
+def send_test(webhook_id: str, resources: ResourcesDep, principal: Admin) -> Delivery:
     """Send an event of the type `webhook.test`."""
-    return DeliveryOut.of(webhooks.send_test(resources, principal, webhook_id))
+    return webhooks.send_test(resources, principal, webhook_id)
 
 
 @router.get("/{webhook_id}/deliveries", responses=problems(404))
@@ -90,12 +81,9 @@ def list_deliveries(
     limit: LimitQuery = 20,
     after: CursorQuery = None,
 ) -> DeliveryList:
-    """List what was sent and what waits, newest first."""
+    """List pending and settled deliveries, newest first."""
     before = decode_cursor(after, DELIVERY)
-    found = webhooks.list_deliveries(
-        resources, principal, webhook_id, limit=limit + 1, before=before
-    )
-    return DeliveryList.of(found, limit)
+    return webhooks.list_deliveries(resources, principal, webhook_id, limit=limit, before=before)
 
 
 @router.post(
@@ -105,6 +93,6 @@ def list_deliveries(
 )
 def redeliver(
     webhook_id: str, delivery_id: str, resources: ResourcesDep, principal: Admin
-) -> DeliveryOut:
+) -> Delivery:
     """Send a settled delivery again, with the same `webhook-id`."""
-    return DeliveryOut.of(webhooks.redeliver(resources, principal, webhook_id, delivery_id))
+    return webhooks.redeliver(resources, principal, webhook_id, delivery_id)

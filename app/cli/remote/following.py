@@ -12,14 +12,14 @@ from app.cli.remote.tables import print_job, print_json
 from intraslice_core.progress import ProgressEvent
 
 if TYPE_CHECKING:
-    from app.api.event_messages import JobLive
-    from app.api.schemas import JobOut
     from app.client import Client
+    from app.domain.events import JobLive
+    from app.domain.job import Job
 
 
-def follow(client: Client, job_id: str) -> JobOut:
+def follow(client: Client, job_id: str) -> Job:
     """Show a bar until the job has ended; Ctrl-C leaves it to itself."""
-    from app.api.event_messages import JobLive
+    from app.domain.events import JobLive
 
     try:
         with show_progress() as tell:
@@ -34,7 +34,7 @@ def follow(client: Client, job_id: str) -> JobOut:
     return client.jobs.get(job_id)
 
 
-def finish(job: JobOut, *, as_json: bool) -> None:
+def finish(job: Job, *, as_json: bool) -> None:
     """Print how a job ended; that it did not succeed is the exit code."""
     if as_json:
         print_json(job)

@@ -27,8 +27,9 @@ from intraslice_core.config import CompressionConfig
 from intraslice_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from app.api.schemas import JobCreate, JobOut
+    from app.api.schemas import JobCreate
     from app.client import Client
+    from app.domain.job import Job
 
 PANEL = "On a service"
 
@@ -157,7 +158,7 @@ def list_jobs(
 ) -> None:
     """List jobs, newest first."""
     with link.client() as client:
-        found: list[JobOut] = []
+        found: list[Job] = []
         for job in client.jobs.list(state=state, model=model, sweep=sweep, labels=labels(label)):
             found.append(job)
             if len(found) == limit:
@@ -299,7 +300,7 @@ def _download(client: Client, job_id: str, directory: Path) -> tuple[Path, ...]:
         )
 
 
-def _tell(job: JobOut, link: Link) -> None:
+def _tell(job: Job, link: Link) -> None:
     if link.as_json:
         print_json(job)
         return

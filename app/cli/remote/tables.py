@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from app.api.comparison_schemas import ComparisonOut
-    from app.api.schemas import JobOut
-    from app.api.sweep_schemas import SweepDetailsOut
+    from app.domain.comparison import Comparison
+    from app.domain.job import Job
+    from app.domain.sweep import SweepDetails
 
 _WIDEST = 500
 _UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "K"))
@@ -40,7 +40,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
     console.print(table)
 
 
-def job_rows(jobs: Iterable[JobOut]) -> Iterable[tuple[Any, ...]]:
+def job_rows(jobs: Iterable[Job]) -> Iterable[tuple[Any, ...]]:
     """Newest first, as they come."""
     for job in jobs:
         yield (
@@ -58,7 +58,7 @@ def job_rows(jobs: Iterable[JobOut]) -> Iterable[tuple[Any, ...]]:
 JOB_COLUMNS = ("id", "state", "stage", "done", "model", "asked for", "result", "age")
 
 
-def print_job(job: JobOut) -> None:
+def print_job(job: Job) -> None:
     """One job, a fact a line."""
     facts: list[tuple[str, Any]] = [
         ("job", job.id),
@@ -79,7 +79,7 @@ def print_job(job: JobOut) -> None:
     print_result(job)
 
 
-def print_result(job: JobOut) -> None:
+def print_result(job: Job) -> None:
     """Size, quality and speed of a job that has succeeded."""
     result = job.result
     if result is None:
@@ -107,7 +107,7 @@ def print_result(job: JobOut) -> None:
     print_table(("", "dense", "compressed", "compressed / dense"), rows)
 
 
-def print_comparison(found: ComparisonOut) -> None:
+def print_comparison(found: Comparison) -> None:
     """A column for each job; of the settings only those that differ."""
     rows: list[tuple[Any, ...]] = [("state", *(job.state for job in found.jobs))]
     rows += [(row.name, *row.values) for row in found.settings if row.differs]
@@ -128,7 +128,7 @@ def print_comparison(found: ComparisonOut) -> None:
     print_table(("", *(job.id for job in found.jobs)), rows)
 
 
-def print_sweep(sweep: SweepDetailsOut) -> None:
+def print_sweep(sweep: SweepDetails) -> None:
     """A row for each job; what another point beats is said."""
     rows = (
         (
@@ -163,7 +163,7 @@ def count(number: float | None) -> str | None:
     return f"{number / unit[0]:.4g}{unit[1]}"
 
 
-def _asked(job: JobOut) -> str:
+def _asked(job: Job) -> str:
     config = job.compression
     if config.ratio is not None:
         return f"{config.ratio:.0%} off"
@@ -172,7 +172,7 @@ def _asked(job: JobOut) -> str:
     return f"{count(config.target_bytes)} bytes"
 
 
-def _result(job: JobOut) -> str | None:
+def _result(job: Job) -> str | None:
     if job.error is not None:
         return job.error.code
     if job.result is None:

@@ -6,10 +6,6 @@ from types import TracebackType
 
 import httpx
 
-from app.api.audit_schemas import AuditList
-from app.api.comparison_schemas import ComparisonOut
-from app.api.model_schemas import ModelList
-from app.api.service_schemas import ServiceOut
 from app.client.asynchronous.downloads import AsyncDownloads
 from app.client.asynchronous.jobs import AsyncJobs
 from app.client.asynchronous.keys import AsyncKeys
@@ -17,6 +13,10 @@ from app.client.asynchronous.sweeps import AsyncSweeps
 from app.client.asynchronous.transport import AsyncTransport
 from app.client.asynchronous.uploads import AsyncUploads
 from app.client.asynchronous.webhooks import AsyncWebhooks
+from app.domain.audit import AuditList
+from app.domain.comparison import Comparison
+from app.domain.model_catalogue import ModelList
+from app.domain.service import Service
 
 TIMEOUT_SECONDS = 60.0
 """Longer than a long poll lasts, and than an event stream is silent."""
@@ -72,18 +72,18 @@ class AsyncClient:
         """What can be compressed here, and the newest of what has been."""
         return await self._transport.ask(ModelList, "GET", "/v1/models")
 
-    async def compare(self, *job_ids: str) -> ComparisonOut:
+    async def compare(self, *job_ids: str) -> Comparison:
         """Settings and results of two to twenty jobs, side by side."""
         query = {"jobs": ",".join(job_ids)}
-        return await self._transport.ask(ComparisonOut, "GET", "/v1/compare", params=query)
+        return await self._transport.ask(Comparison, "GET", "/v1/compare", params=query)
 
     async def audit(self, *, limit: int = 100) -> AuditList:
         """The newest of the project's changing calls; needs the scope `admin`."""
         return await self._transport.ask(AuditList, "GET", "/v1/audit", params={"limit": limit})
 
-    async def service(self) -> ServiceOut:
+    async def service(self) -> Service:
         """Who asks, and how much there is to do."""
-        return await self._transport.ask(ServiceOut, "GET", "/v1/service")
+        return await self._transport.ask(Service, "GET", "/v1/service")
 
     async def ready(self) -> bool:
         """Whether the service can work just now; it is not asked twice."""

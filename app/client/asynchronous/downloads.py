@@ -10,13 +10,13 @@ from pathlib import Path
 
 import httpx
 
-from app.api.schemas import ArtifactOut
 from app.client.asynchronous.transport import AsyncTransport, failure
 from app.client.errors import DamagedFileError
 from app.client.retries import Pauses, may_repeat
+from app.domain.artifact import Artifact
 
 _EXPIRED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
-Announce = Callable[[], Awaitable[tuple[ArtifactOut, ...]]]
+Announce = Callable[[], Awaitable[tuple[Artifact, ...]]]
 Listener = Callable[[int, int], None]
 
 
@@ -60,9 +60,7 @@ class AsyncDownloads:
             paths.append(target)
         return tuple(paths)
 
-    async def _fetch(
-        self, file: ArtifactOut, target: Path, announce: Announce, tally: _Tally
-    ) -> None:
+    async def _fetch(self, file: Artifact, target: Path, announce: Announce, tally: _Tally) -> None:
         """One file, under another name until it is complete."""
         partial = target.with_name(target.name + ".part")
         tally.add(_size(partial))
@@ -115,7 +113,7 @@ class AsyncDownloads:
         return None
 
 
-def _is_there(target: Path, file: ArtifactOut) -> bool:
+def _is_there(target: Path, file: Artifact) -> bool:
     return target.is_file() and _size(target) == file.bytes and _digest(target) == file.sha256
 
 

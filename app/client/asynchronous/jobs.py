@@ -11,18 +11,18 @@ from pathlib import Path
 import httpx
 from httpx_sse import aconnect_sse
 
-from app.api.event_messages import LIVE, JobLive
-from app.api.hand_off_schemas import HandOffList, HandOffOut
-from app.api.schemas import ArtifactList, ArtifactOut, EventList, EventOut, JobList, JobOut
-from app.api.validation_schemas import ValidationOut
 from app.client.asynchronous.downloads import AsyncDownloads
 from app.client.asynchronous.transport import AsyncTransport, failure
 from app.client.bodies import job_body, once, present
 from app.client.errors import not_done
 from app.client.retries import MAYBE_DONE, NOT_DONE, Pauses
-from app.domain.events import ENDS
+from app.domain.artifact import Artifact, ArtifactList
+from app.domain.events import ENDS, LIVE, Event, EventList, JobLive
+from app.domain.hand_off import HandOff, HandOffList
+from app.domain.job import Job, JobList
 from app.domain.lifecycle import TERMINAL, State
 from app.domain.model_source import ModelSource
+from app.domain.validation import Validation
 from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.reports.schema import CompressionReport
 
@@ -48,7 +48,7 @@ class AsyncJobs:
         max_runtime_s: int | None = None,
         max_pending_s: int | None = None,
         idempotency_key: str | None = None,
-    ) -> JobOut:
+    ) -> Job:
         """Queue a compression. It is made once, however often the request has to be sent."""
         more = {
             "priority": priority,
@@ -57,7 +57,7 @@ class AsyncJobs:
         }
         body = job_body(model, compression or CompressionConfig(), evaluation, labels, more)
         return await self._transport.ask(
-            JobOut,
+            Job,
             "POST",
             "/v1/jobs",
             json=body,
@@ -71,16 +71,16 @@ class AsyncJobs:
         compression: CompressionConfig | None = None,
         *,
         evaluation: EvaluationConfig | None = None,
-    ) -> ValidationOut:
+    ) -> Validation:
         """What a job would make and take; nothing is queued."""
         body = job_body(model, compression or CompressionConfig(), evaluation, None, {})
         return await self._transport.ask(
-            ValidationOut, "POST", "/v1/jobs:validate", json=body, repeatable=True
+            Validation, "POST", "/v1/jobs:validate", json=body, repeatable=True
         )
 
-    async def get(self, job_id: str) -> JobOut:
+    async def get(self, job_id: str) -> Job:
         """The job as it is now."""
-        return await self._transport.ask(JobOut, "GET", f"/v1/jobs/{job_id}")
+        return await self._transport.ask(Job, "GET", f"/v1/jobs/{job_id}")
 
     async def list(
         self,
@@ -89,7 +89,7 @@ class AsyncJobs:
         model: str | None = None,
         sweep: str | None = None,
         labels: Mapping[str, str] | None = None,
-    ) -> AsyncIterator[JobOut]:
+    ) -> AsyncIterator[Job]:
         """All jobs that meet the criteria, newest first, page by page."""
         query = present(state=state and state.value, model=model, sweep=sweep)
         query |= {f"label.{key}": value for key, value in (labels or {}).items()}
@@ -97,39 +97,39 @@ class AsyncJobs:
             for job in page.data:
                 yield job
 
-    async def cancel(self, job_id: str) -> JobOut:
+    async def cancel(self, job_id: str) -> Job:
         """Stop it; a running one takes a few seconds."""
         return await self._verb(job_id, "cancel", repeatable=True)
 
-    async def pause(self, job_id: str) -> JobOut:
+    async def pause(self, job_id: str) -> Job:
         """Put it aside; a running one takes a few seconds."""
         return await self._verb(job_id, "pause", repeatable=True)
 
-    async def resume(self, job_id: str) -> JobOut:
+    async def resume(self, job_id: str) -> Job:
         """Queue it again after a pause."""
         return await self._verb(job_id, "resume")
 
-    async def retry(self, job_id: str) -> JobOut:
+    async def retry(self, job_id: str) -> Job:
         """Queue it again after it failed or was cancelled; it keeps finished layers."""
         return await self._verb(job_id, "retry")
 
-    async def pin(self, job_id: str) -> JobOut:
+    async def pin(self, job_id: str) -> Job:
         """Keep its artifacts for ever."""
         return await self._verb(job_id, "pin", repeatable=True)
 
-    async def unpin(self, job_id: str) -> JobOut:
+    async def unpin(self, job_id: str) -> Job:
         """Let its artifacts expire."""
         return await self._verb(job_id, "unpin", repeatable=True)
 
-    async def _verb(self, job_id: str, verb: str, *, repeatable: bool = False) -> JobOut:
+    async def _verb(self, job_id: str, verb: str, *, repeatable: bool = False) -> Job:
         path = f"/v1/jobs/{job_id}/{verb}"
-        return await self._transport.ask(JobOut, "POST", path, repeatable=repeatable)
+        return await self._transport.ask(Job, "POST", path, repeatable=repeatable)
 
     async def delete(self, job_id: str) -> None:
         """Forget a job that has ended, and its files."""
         await self._transport.send("DELETE", f"/v1/jobs/{job_id}", repeatable=False)
 
-    async def events(self, job_id: str, *, after: int = 0) -> AsyncIterator[EventOut]:
+    async def events(self, job_id: str, *, after: int = 0) -> AsyncIterator[Event]:
         """The log as it is now."""
         path = f"/v1/jobs/{job_id}/events"
         while True:
@@ -149,12 +149,12 @@ class AsyncJobs:
         path = f"/v1/jobs/{job_id}/report"
         return (await self._transport.send("GET", path, headers=_HTML)).text
 
-    async def hand_offs(self, job_id: str) -> tuple[HandOffOut, ...]:
+    async def hand_offs(self, job_id: str) -> tuple[HandOff, ...]:
         """Where its checkpoint is sent, and how far that has come."""
         path = f"/v1/jobs/{job_id}/hand-offs"
         return tuple((await self._transport.ask(HandOffList, "GET", path)).data)
 
-    async def artifacts(self, job_id: str) -> tuple[ArtifactOut, ...]:
+    async def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
         """Its published files, with links that need no key until they expire."""
         path = f"/v1/jobs/{job_id}/artifacts"
         return tuple((await self._transport.ask(ArtifactList, "GET", path)).data)
@@ -180,7 +180,7 @@ class AsyncJobs:
             DamagedFileError: if a file arrives otherwise than it was announced.
         """
 
-        async def announced() -> tuple[ArtifactOut, ...]:
+        async def announced() -> tuple[Artifact, ...]:
             return await self.artifacts(job_id)
 
         return await self._downloads.fetch_all(announced, directory, on_progress)
@@ -190,8 +190,8 @@ class AsyncJobs:
         job_id: str,
         *,
         timeout: float | None = None,
-        on_progress: Callable[[JobOut], None] | None = None,
-    ) -> JobOut:
+        on_progress: Callable[[Job], None] | None = None,
+    ) -> Job:
         """The job, once it has succeeded; the service is asked again only when there is news.
 
         Args:
@@ -215,7 +215,7 @@ class AsyncJobs:
                 headers={"If-None-Match": etag},
             )
             if response.status_code == httpx.codes.OK:
-                job = JobOut.model_validate_json(response.content)
+                job = Job.model_validate_json(response.content)
                 etag = response.headers["etag"]
                 if on_progress is not None:
                     on_progress(job)
@@ -227,7 +227,7 @@ class AsyncJobs:
             raise not_done(job)
         return job
 
-    async def watch(self, job_id: str, *, after: int = 0) -> AsyncIterator[EventOut | JobLive]:
+    async def watch(self, job_id: str, *, after: int = 0) -> AsyncIterator[Event | JobLive]:
         """The log as it is written and, between its events, where the job is; to its end.
 
         The service may be away for as long as the client's patience lasts: no event is missed.
@@ -248,11 +248,11 @@ class AsyncJobs:
                     pauses.well()
                     if message is None:
                         return
-                    if not isinstance(message, EventOut | JobLive):
+                    if not isinstance(message, Event | JobLive):
                         outcome = message
                         break
                     yield message
-                    if isinstance(message, EventOut):
+                    if isinstance(message, Event):
                         after = message.sequence
                         if message.type in ENDS:
                             return
@@ -277,7 +277,7 @@ class AsyncJobs:
 
     async def _stream(
         self, job_id: str, after: int
-    ) -> AsyncIterator[EventOut | JobLive | httpx.Response | None]:
+    ) -> AsyncIterator[Event | JobLive | httpx.Response | None]:
         """The messages of one connection: None says that there will be no more; or a refusal."""
         path, headers = f"/v1/jobs/{job_id}/events/stream", {"Last-Event-ID": str(after)}
         async with aconnect_sse(self._transport.http, "GET", path, headers=headers) as source:
@@ -295,4 +295,4 @@ class AsyncJobs:
                     if message.event == LIVE:
                         yield JobLive.model_validate_json(message.data)
                     else:
-                        yield EventOut.model_validate_json(message.data)
+                        yield Event.model_validate_json(message.data)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from app.api.sweep_schemas import SweepDetailsOut, SweepList, SweepOut
 from app.client.asynchronous.transport import AsyncTransport
 from app.client.bodies import job_body, once
 from app.domain.model_source import ModelSource
+from app.domain.sweep import Sweep, SweepDetails, SweepList
 from intraslice_core.config import CompressionSettings, EvaluationConfig
 
 
@@ -27,12 +27,12 @@ class AsyncSweeps:
         labels: Mapping[str, str] | None = None,
         priority: int | None = None,
         idempotency_key: str | None = None,
-    ) -> SweepDetailsOut:
+    ) -> SweepDetails:
         """A job for each ratio; those on one machine share what does not depend on it."""
         more = {"ratios": [*ratios], "priority": priority}
         body = job_body(model, compression or CompressionSettings(), evaluation, labels, more)
         return await self._transport.ask(
-            SweepDetailsOut,
+            SweepDetails,
             "POST",
             "/v1/sweeps",
             json=body,
@@ -40,17 +40,17 @@ class AsyncSweeps:
             repeatable=True,
         )
 
-    async def get(self, sweep_id: str) -> SweepDetailsOut:
+    async def get(self, sweep_id: str) -> SweepDetails:
         """The sweep with its jobs, and which of its points are dominated."""
-        return await self._transport.ask(SweepDetailsOut, "GET", f"/v1/sweeps/{sweep_id}")
+        return await self._transport.ask(SweepDetails, "GET", f"/v1/sweeps/{sweep_id}")
 
-    async def list(self) -> AsyncIterator[SweepOut]:
+    async def list(self) -> AsyncIterator[Sweep]:
         """All of them, newest first, page by page."""
         async for page in self._transport.pages(SweepList, "/v1/sweeps"):
             for sweep in page.data:
                 yield sweep
 
-    async def cancel(self, sweep_id: str) -> SweepDetailsOut:
+    async def cancel(self, sweep_id: str) -> SweepDetails:
         """Cancel all of its jobs that have not ended."""
         path = f"/v1/sweeps/{sweep_id}/cancel"
-        return await self._transport.ask(SweepDetailsOut, "POST", path, repeatable=True)
+        return await self._transport.ask(SweepDetails, "POST", path, repeatable=True)

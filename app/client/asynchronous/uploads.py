@@ -10,10 +10,16 @@ from pathlib import Path
 
 import httpx
 
-from app.api.upload_schemas import UploadDetailsOut, UploadList, UploadOut
 from app.client.asynchronous.transport import AsyncTransport
 from app.client.errors import UploadRefusedError, api_error
-from app.domain.upload import UploadKind, UploadState, is_model_file
+from app.domain.upload import (
+    Upload,
+    UploadDetails,
+    UploadKind,
+    UploadList,
+    UploadState,
+    is_model_file,
+)
 
 _CHECK_SECONDS = 3600.0
 """For the service to read all of an upload once."""
@@ -34,7 +40,7 @@ class AsyncUploads:
         *,
         upload_id: str | None = None,
         on_progress: Listener | None = None,
-    ) -> UploadOut:
+    ) -> Upload:
         """Send a directory of safetensors; its id is a job's `ModelSource(source="upload")`.
 
         Code and pickles stay at home.
@@ -53,15 +59,15 @@ class AsyncUploads:
 
     async def text(
         self, file: Path, *, upload_id: str | None = None, on_progress: Listener | None = None
-    ) -> UploadOut:
+    ) -> Upload:
         """Send a text; `upload:` and its id is a source of calibration or evaluation."""
         return await self._send(UploadKind.TEXT, file.name, [file], upload_id, on_progress)
 
-    async def get(self, upload_id: str) -> UploadDetailsOut:
+    async def get(self, upload_id: str) -> UploadDetails:
         """The upload, and where to send which part of it."""
-        return await self._transport.ask(UploadDetailsOut, "GET", f"/v1/uploads/{upload_id}")
+        return await self._transport.ask(UploadDetails, "GET", f"/v1/uploads/{upload_id}")
 
-    async def list(self) -> AsyncIterator[UploadOut]:
+    async def list(self) -> AsyncIterator[Upload]:
         """All of the project's, newest first, page by page."""
         async for page in self._transport.pages(UploadList, "/v1/uploads"):
             for upload in page.data:
@@ -78,14 +84,14 @@ class AsyncUploads:
         files: Sequence[Path],
         upload_id: str | None,
         listener: Listener | None,
-    ) -> UploadOut:
+    ) -> Upload:
         upload_id = upload_id or await self._announce(kind, name, files)
         await self._send_files(upload_id, files, listener)
         path = f"/v1/uploads/{upload_id}"
         await self._transport.send("POST", f"{path}/complete", repeatable=True)
         deadline = time.monotonic() + _CHECK_SECONDS
         while time.monotonic() < deadline:
-            upload = await self._transport.ask(UploadOut, "GET", path)
+            upload = await self._transport.ask(Upload, "GET", path)
             if upload.state is UploadState.READY:
                 return upload
             if upload.error is not None:
@@ -100,7 +106,7 @@ class AsyncUploads:
                 sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
             announced.append({"name": file.name, "bytes": file.stat().st_size, "sha256": sha256})
         body = {"kind": kind, "files": announced, "name": name[:200] or None}
-        return (await self._transport.ask(UploadDetailsOut, "POST", "/v1/uploads", json=body)).id
+        return (await self._transport.ask(UploadDetails, "POST", "/v1/uploads", json=body)).id
 
     async def _send_files(
         self, upload_id: str, files: Sequence[Path], listener: Listener | None

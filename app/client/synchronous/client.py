@@ -6,10 +6,6 @@ from types import TracebackType
 
 import httpx
 
-from app.api.audit_schemas import AuditList
-from app.api.comparison_schemas import ComparisonOut
-from app.api.model_schemas import ModelList
-from app.api.service_schemas import ServiceOut
 from app.client.synchronous.downloads import Downloads
 from app.client.synchronous.jobs import Jobs
 from app.client.synchronous.keys import Keys
@@ -17,6 +13,10 @@ from app.client.synchronous.sweeps import Sweeps
 from app.client.synchronous.transport import Transport
 from app.client.synchronous.uploads import Uploads
 from app.client.synchronous.webhooks import Webhooks
+from app.domain.audit import AuditList
+from app.domain.comparison import Comparison
+from app.domain.model_catalogue import ModelList
+from app.domain.service import Service
 
 TIMEOUT_SECONDS = 60.0
 """Longer than a long poll lasts, and than an event stream is silent."""
@@ -70,18 +70,18 @@ class Client:
         """What can be compressed here, and the newest of what has been."""
         return self._transport.ask(ModelList, "GET", "/v1/models")
 
-    def compare(self, *job_ids: str) -> ComparisonOut:
+    def compare(self, *job_ids: str) -> Comparison:
         """Settings and results of two to twenty jobs, side by side."""
         query = {"jobs": ",".join(job_ids)}
-        return self._transport.ask(ComparisonOut, "GET", "/v1/compare", params=query)
+        return self._transport.ask(Comparison, "GET", "/v1/compare", params=query)
 
     def audit(self, *, limit: int = 100) -> AuditList:
         """The newest of the project's changing calls; needs the scope `admin`."""
         return self._transport.ask(AuditList, "GET", "/v1/audit", params={"limit": limit})
 
-    def service(self) -> ServiceOut:
+    def service(self) -> Service:
         """Who asks, and how much there is to do."""
-        return self._transport.ask(ServiceOut, "GET", "/v1/service")
+        return self._transport.ask(Service, "GET", "/v1/service")
 
     def ready(self) -> bool:
         """Whether the service can work just now; it is not asked twice."""

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import httpx
 
-from app.api.schemas import ArtifactOut
 from app.client.errors import DamagedFileError
 from app.client.retries import Pauses, may_repeat
 from app.client.synchronous.transport import Transport, failure
+from app.domain.artifact import Artifact
 
 _EXPIRED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
-Announce = Callable[[], tuple[ArtifactOut, ...]]
+Announce = Callable[[], tuple[Artifact, ...]]
 Listener = Callable[[int, int], None]
 
 
@@ -60,7 +60,7 @@ class Downloads:
             paths.append(target)
         return tuple(paths)
 
-    def _fetch(self, file: ArtifactOut, target: Path, announce: Announce, tally: _Tally) -> None:
+    def _fetch(self, file: Artifact, target: Path, announce: Announce, tally: _Tally) -> None:
         """One file, under another name until it is complete."""
         partial = target.with_name(target.name + ".part")
         tally.add(_size(partial))
@@ -113,7 +113,7 @@ class Downloads:
         return None
 
 
-def _is_there(target: Path, file: ArtifactOut) -> bool:
+def _is_there(target: Path, file: Artifact) -> bool:
     return target.is_file() and _size(target) == file.bytes and _digest(target) == file.sha256
 
 

@@ -10,18 +10,18 @@ from pathlib import Path
 import httpx
 from httpx_sse import connect_sse
 
-from app.api.event_messages import LIVE, JobLive
-from app.api.hand_off_schemas import HandOffList, HandOffOut
-from app.api.schemas import ArtifactList, ArtifactOut, EventList, EventOut, JobList, JobOut
-from app.api.validation_schemas import ValidationOut
 from app.client.bodies import job_body, once, present
 from app.client.errors import not_done
 from app.client.retries import MAYBE_DONE, NOT_DONE, Pauses
 from app.client.synchronous.downloads import Downloads
 from app.client.synchronous.transport import Transport, failure
-from app.domain.events import ENDS
+from app.domain.artifact import Artifact, ArtifactList
+from app.domain.events import ENDS, LIVE, Event, EventList, JobLive
+from app.domain.hand_off import HandOff, HandOffList
+from app.domain.job import Job, JobList
 from app.domain.lifecycle import TERMINAL, State
 from app.domain.model_source import ModelSource
+from app.domain.validation import Validation
 from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.reports.schema import CompressionReport
 
@@ -47,7 +47,7 @@ class Jobs:
         max_runtime_s: int | None = None,
         max_pending_s: int | None = None,
         idempotency_key: str | None = None,
-    ) -> JobOut:
+    ) -> Job:
         """Queue a compression. It is made once, however often the request has to be sent."""
         more = {
             "priority": priority,
@@ -56,7 +56,7 @@ class Jobs:
         }
         body = job_body(model, compression or CompressionConfig(), evaluation, labels, more)
         return self._transport.ask(
-            JobOut,
+            Job,
             "POST",
             "/v1/jobs",
             json=body,
@@ -70,16 +70,16 @@ class Jobs:
         compression: CompressionConfig | None = None,
         *,
         evaluation: EvaluationConfig | None = None,
-    ) -> ValidationOut:
+    ) -> Validation:
         """What a job would make and take; nothing is queued."""
         body = job_body(model, compression or CompressionConfig(), evaluation, None, {})
         return self._transport.ask(
-            ValidationOut, "POST", "/v1/jobs:validate", json=body, repeatable=True
+            Validation, "POST", "/v1/jobs:validate", json=body, repeatable=True
         )
 
-    def get(self, job_id: str) -> JobOut:
+    def get(self, job_id: str) -> Job:
         """The job as it is now."""
-        return self._transport.ask(JobOut, "GET", f"/v1/jobs/{job_id}")
+        return self._transport.ask(Job, "GET", f"/v1/jobs/{job_id}")
 
     def list(
         self,
@@ -88,46 +88,46 @@ class Jobs:
         model: str | None = None,
         sweep: str | None = None,
         labels: Mapping[str, str] | None = None,
-    ) -> Iterator[JobOut]:
+    ) -> Iterator[Job]:
         """All jobs that meet the criteria, newest first, page by page."""
         query = present(state=state and state.value, model=model, sweep=sweep)
         query |= {f"label.{key}": value for key, value in (labels or {}).items()}
         for page in self._transport.pages(JobList, "/v1/jobs", query):
             yield from page.data
 
-    def cancel(self, job_id: str) -> JobOut:
+    def cancel(self, job_id: str) -> Job:
         """Stop it; a running one takes a few seconds."""
         return self._verb(job_id, "cancel", repeatable=True)
 
-    def pause(self, job_id: str) -> JobOut:
+    def pause(self, job_id: str) -> Job:
         """Put it aside; a running one takes a few seconds."""
         return self._verb(job_id, "pause", repeatable=True)
 
-    def resume(self, job_id: str) -> JobOut:
+    def resume(self, job_id: str) -> Job:
         """Queue it again after a pause."""
         return self._verb(job_id, "resume")
 
-    def retry(self, job_id: str) -> JobOut:
+    def retry(self, job_id: str) -> Job:
         """Queue it again after it failed or was cancelled; it keeps finished layers."""
         return self._verb(job_id, "retry")
 
-    def pin(self, job_id: str) -> JobOut:
+    def pin(self, job_id: str) -> Job:
         """Keep its artifacts for ever."""
         return self._verb(job_id, "pin", repeatable=True)
 
-    def unpin(self, job_id: str) -> JobOut:
+    def unpin(self, job_id: str) -> Job:
         """Let its artifacts expire."""
         return self._verb(job_id, "unpin", repeatable=True)
 
-    def _verb(self, job_id: str, verb: str, *, repeatable: bool = False) -> JobOut:
+    def _verb(self, job_id: str, verb: str, *, repeatable: bool = False) -> Job:
         path = f"/v1/jobs/{job_id}/{verb}"
-        return self._transport.ask(JobOut, "POST", path, repeatable=repeatable)
+        return self._transport.ask(Job, "POST", path, repeatable=repeatable)
 
     def delete(self, job_id: str) -> None:
         """Forget a job that has ended, and its files."""
         self._transport.send("DELETE", f"/v1/jobs/{job_id}", repeatable=False)
 
-    def events(self, job_id: str, *, after: int = 0) -> Iterator[EventOut]:
+    def events(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
         """The log as it is now."""
         path = f"/v1/jobs/{job_id}/events"
         while True:
@@ -146,12 +146,12 @@ class Jobs:
         path = f"/v1/jobs/{job_id}/report"
         return (self._transport.send("GET", path, headers=_HTML)).text
 
-    def hand_offs(self, job_id: str) -> tuple[HandOffOut, ...]:
+    def hand_offs(self, job_id: str) -> tuple[HandOff, ...]:
         """Where its checkpoint is sent, and how far that has come."""
         path = f"/v1/jobs/{job_id}/hand-offs"
         return tuple((self._transport.ask(HandOffList, "GET", path)).data)
 
-    def artifacts(self, job_id: str) -> tuple[ArtifactOut, ...]:
+    def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
         """Its published files, with links that need no key until they expire."""
         path = f"/v1/jobs/{job_id}/artifacts"
         return tuple((self._transport.ask(ArtifactList, "GET", path)).data)
@@ -177,7 +177,7 @@ class Jobs:
             DamagedFileError: if a file arrives otherwise than it was announced.
         """
 
-        def announced() -> tuple[ArtifactOut, ...]:
+        def announced() -> tuple[Artifact, ...]:
             return self.artifacts(job_id)
 
         return self._downloads.fetch_all(announced, directory, on_progress)
@@ -187,8 +187,8 @@ class Jobs:
         job_id: str,
         *,
         timeout: float | None = None,
-        on_progress: Callable[[JobOut], None] | None = None,
-    ) -> JobOut:
+        on_progress: Callable[[Job], None] | None = None,
+    ) -> Job:
         """The job, once it has succeeded; the service is asked again only when there is news.
 
         Args:
@@ -212,7 +212,7 @@ class Jobs:
                 headers={"If-None-Match": etag},
             )
             if response.status_code == httpx.codes.OK:
-                job = JobOut.model_validate_json(response.content)
+                job = Job.model_validate_json(response.content)
                 etag = response.headers["etag"]
                 if on_progress is not None:
                     on_progress(job)
@@ -224,7 +224,7 @@ class Jobs:
             raise not_done(job)
         return job
 
-    def watch(self, job_id: str, *, after: int = 0) -> Iterator[EventOut | JobLive]:
+    def watch(self, job_id: str, *, after: int = 0) -> Iterator[Event | JobLive]:
         """The log as it is written and, between its events, where the job is; to its end.
 
         The service may be away for as long as the client's patience lasts: no event is missed.
@@ -245,11 +245,11 @@ class Jobs:
                     pauses.well()
                     if message is None:
                         return
-                    if not isinstance(message, EventOut | JobLive):
+                    if not isinstance(message, Event | JobLive):
                         outcome = message
                         break
                     yield message
-                    if isinstance(message, EventOut):
+                    if isinstance(message, Event):
                         after = message.sequence
                         if message.type in ENDS:
                             return
@@ -270,9 +270,7 @@ class Jobs:
             raise failure(outcome)
         time.sleep(pause)
 
-    def _stream(
-        self, job_id: str, after: int
-    ) -> Iterator[EventOut | JobLive | httpx.Response | None]:
+    def _stream(self, job_id: str, after: int) -> Iterator[Event | JobLive | httpx.Response | None]:
         """The messages of one connection: None says that there will be no more; or a refusal."""
         path, headers = f"/v1/jobs/{job_id}/events/stream", {"Last-Event-ID": str(after)}
         with connect_sse(self._transport.http, "GET", path, headers=headers) as source:
@@ -290,4 +288,4 @@ class Jobs:
                     if message.event == LIVE:
                         yield JobLive.model_validate_json(message.data)
                     else:
-                        yield EventOut.model_validate_json(message.data)
+                        yield Event.model_validate_json(message.data)

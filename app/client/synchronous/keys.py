@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-from app.api.key_schemas import IssuedKeyOut, KeyList, KeyOut
 from app.client.bodies import present
 from app.client.synchronous.transport import Transport
+from app.domain.api_key import ApiKey, IssuedKey, KeyList
 from app.domain.principal import Scope
 
 
@@ -24,18 +24,18 @@ class Keys:
         *,
         project: str | None = None,
         expires_at: datetime | None = None,
-    ) -> IssuedKeyOut:
+    ) -> IssuedKey:
         """Keep its secret: it is not shown again."""
         until = expires_at.isoformat() if expires_at else None
         body = {"name": name, "scope": scope.value}
         body |= present(project=project, expires_at=until)
-        return self._transport.ask(IssuedKeyOut, "POST", "/v1/keys", json=body)
+        return self._transport.ask(IssuedKey, "POST", "/v1/keys", json=body)
 
-    def get(self, key_id: str) -> KeyOut:
+    def get(self, key_id: str) -> ApiKey:
         """One of them, without its secret."""
-        return self._transport.ask(KeyOut, "GET", f"/v1/keys/{key_id}")
+        return self._transport.ask(ApiKey, "GET", f"/v1/keys/{key_id}")
 
-    def list(self, *, project: str | None = None) -> Iterator[KeyOut]:
+    def list(self, *, project: str | None = None) -> Iterator[ApiKey]:
         """All of the project's, newest first."""
         for page in self._transport.pages(KeyList, "/v1/keys", present(project=project)):
             yield from page.data

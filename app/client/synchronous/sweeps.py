@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from app.api.sweep_schemas import SweepDetailsOut, SweepList, SweepOut
 from app.client.bodies import job_body, once
 from app.client.synchronous.transport import Transport
 from app.domain.model_source import ModelSource
+from app.domain.sweep import Sweep, SweepDetails, SweepList
 from intraslice_core.config import CompressionSettings, EvaluationConfig
 
 
@@ -27,12 +27,12 @@ class Sweeps:
         labels: Mapping[str, str] | None = None,
         priority: int | None = None,
         idempotency_key: str | None = None,
-    ) -> SweepDetailsOut:
+    ) -> SweepDetails:
         """A job for each ratio; those on one machine share what does not depend on it."""
         more = {"ratios": [*ratios], "priority": priority}
         body = job_body(model, compression or CompressionSettings(), evaluation, labels, more)
         return self._transport.ask(
-            SweepDetailsOut,
+            SweepDetails,
             "POST",
             "/v1/sweeps",
             json=body,
@@ -40,16 +40,16 @@ class Sweeps:
             repeatable=True,
         )
 
-    def get(self, sweep_id: str) -> SweepDetailsOut:
+    def get(self, sweep_id: str) -> SweepDetails:
         """The sweep with its jobs, and which of its points are dominated."""
-        return self._transport.ask(SweepDetailsOut, "GET", f"/v1/sweeps/{sweep_id}")
+        return self._transport.ask(SweepDetails, "GET", f"/v1/sweeps/{sweep_id}")
 
-    def list(self) -> Iterator[SweepOut]:
+    def list(self) -> Iterator[Sweep]:
         """All of them, newest first, page by page."""
         for page in self._transport.pages(SweepList, "/v1/sweeps"):
             yield from page.data
 
-    def cancel(self, sweep_id: str) -> SweepDetailsOut:
+    def cancel(self, sweep_id: str) -> SweepDetails:
         """Cancel all of its jobs that have not ended."""
         path = f"/v1/sweeps/{sweep_id}/cancel"
-        return self._transport.ask(SweepDetailsOut, "POST", path, repeatable=True)
+        return self._transport.ask(SweepDetails, "POST", path, repeatable=True)

@@ -9,10 +9,16 @@ from pathlib import Path
 
 import httpx
 
-from app.api.upload_schemas import UploadDetailsOut, UploadList, UploadOut
 from app.client.errors import UploadRefusedError, api_error
 from app.client.synchronous.transport import Transport
-from app.domain.upload import UploadKind, UploadState, is_model_file
+from app.domain.upload import (
+    Upload,
+    UploadDetails,
+    UploadKind,
+    UploadList,
+    UploadState,
+    is_model_file,
+)
 
 _CHECK_SECONDS = 3600.0
 """For the service to read all of an upload once."""
@@ -33,7 +39,7 @@ class Uploads:
         *,
         upload_id: str | None = None,
         on_progress: Listener | None = None,
-    ) -> UploadOut:
+    ) -> Upload:
         """Send a directory of safetensors; its id is a job's `ModelSource(source="upload")`.
 
         Code and pickles stay at home.
@@ -52,15 +58,15 @@ class Uploads:
 
     def text(
         self, file: Path, *, upload_id: str | None = None, on_progress: Listener | None = None
-    ) -> UploadOut:
+    ) -> Upload:
         """Send a text; `upload:` and its id is a source of calibration or evaluation."""
         return self._send(UploadKind.TEXT, file.name, [file], upload_id, on_progress)
 
-    def get(self, upload_id: str) -> UploadDetailsOut:
+    def get(self, upload_id: str) -> UploadDetails:
         """The upload, and where to send which part of it."""
-        return self._transport.ask(UploadDetailsOut, "GET", f"/v1/uploads/{upload_id}")
+        return self._transport.ask(UploadDetails, "GET", f"/v1/uploads/{upload_id}")
 
-    def list(self) -> Iterator[UploadOut]:
+    def list(self) -> Iterator[Upload]:
         """All of the project's, newest first, page by page."""
         for page in self._transport.pages(UploadList, "/v1/uploads"):
             yield from page.data
@@ -76,14 +82,14 @@ class Uploads:
         files: Sequence[Path],
         upload_id: str | None,
         listener: Listener | None,
-    ) -> UploadOut:
+    ) -> Upload:
         upload_id = upload_id or self._announce(kind, name, files)
         self._send_files(upload_id, files, listener)
         path = f"/v1/uploads/{upload_id}"
         self._transport.send("POST", f"{path}/complete", repeatable=True)
         deadline = time.monotonic() + _CHECK_SECONDS
         while time.monotonic() < deadline:
-            upload = self._transport.ask(UploadOut, "GET", path)
+            upload = self._transport.ask(Upload, "GET", path)
             if upload.state is UploadState.READY:
                 return upload
             if upload.error is not None:
@@ -98,7 +104,7 @@ class Uploads:
                 sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
             announced.append({"name": file.name, "bytes": file.stat().st_size, "sha256": sha256})
         body = {"kind": kind, "files": announced, "name": name[:200] or None}
-        return (self._transport.ask(UploadDetailsOut, "POST", "/v1/uploads", json=body)).id
+        return (self._transport.ask(UploadDetails, "POST", "/v1/uploads", json=body)).id
 
     def _send_files(self, upload_id: str, files: Sequence[Path], listener: Listener | None) -> None:
         total, there = sum(file.stat().st_size for file in files), 0

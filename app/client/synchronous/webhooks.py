@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from app.api.webhook_schemas import (
-    DeliveryList,
-    DeliveryOut,
-    WebhookList,
-    WebhookOut,
-    WebhookSecretOut,
-)
 from app.client.bodies import present
 from app.client.synchronous.transport import Transport
+from app.domain.webhook import (
+    Delivery,
+    DeliveryList,
+    Webhook,
+    WebhookList,
+    WebhookWithSecret,
+)
 
 
 class Webhooks:
@@ -23,17 +23,17 @@ class Webhooks:
 
     def create(
         self, url: str, events: Sequence[str] | None = None, *, description: str = ""
-    ) -> WebhookSecretOut:
+    ) -> WebhookWithSecret:
         """Keep the secret: it is not shown again. Without `events`, the ends of jobs are sent."""
         chosen = {} if events is None else {"events": [*events]}
         body = {"url": url, "description": description, **chosen}
-        return self._transport.ask(WebhookSecretOut, "POST", "/v1/webhooks", json=body)
+        return self._transport.ask(WebhookWithSecret, "POST", "/v1/webhooks", json=body)
 
-    def get(self, webhook_id: str) -> WebhookOut:
+    def get(self, webhook_id: str) -> Webhook:
         """One of them, without its secret."""
-        return self._transport.ask(WebhookOut, "GET", f"/v1/webhooks/{webhook_id}")
+        return self._transport.ask(Webhook, "GET", f"/v1/webhooks/{webhook_id}")
 
-    def list(self) -> Iterator[WebhookOut]:
+    def list(self) -> Iterator[Webhook]:
         """All of the project's, newest first, page by page."""
         for page in self._transport.pages(WebhookList, "/v1/webhooks"):
             yield from page.data
@@ -46,34 +46,34 @@ class Webhooks:
         events: Sequence[str] | None = None,
         description: str | None = None,
         enabled: bool | None = None,
-    ) -> WebhookOut:
+    ) -> Webhook:
         """Change what is given."""
         body = present(url=url, description=description, enabled=enabled)
         body |= {} if events is None else {"events": [*events]}
         path = f"/v1/webhooks/{webhook_id}"
-        return self._transport.ask(WebhookOut, "PATCH", path, json=body, repeatable=True)
+        return self._transport.ask(Webhook, "PATCH", path, json=body, repeatable=True)
 
     def delete(self, webhook_id: str) -> None:
         """Nothing is sent to it any more."""
         self._transport.send("DELETE", f"/v1/webhooks/{webhook_id}", repeatable=False)
 
-    def rotate(self, webhook_id: str) -> WebhookSecretOut:
+    def rotate(self, webhook_id: str) -> WebhookWithSecret:
         """A new secret; the one before signs beside it for a day."""
         path = f"/v1/webhooks/{webhook_id}/rotate"
-        return self._transport.ask(WebhookSecretOut, "POST", path)
+        return self._transport.ask(WebhookWithSecret, "POST", path)
 
-    def test(self, webhook_id: str) -> DeliveryOut:
+    def test(self, webhook_id: str) -> Delivery:
         """Send a trial."""
         path = f"/v1/webhooks/{webhook_id}/test"
-        return self._transport.ask(DeliveryOut, "POST", path)
+        return self._transport.ask(Delivery, "POST", path)
 
-    def deliveries(self, webhook_id: str) -> Iterator[DeliveryOut]:
+    def deliveries(self, webhook_id: str) -> Iterator[Delivery]:
         """What was sent and how it was answered, newest first, page by page."""
         path = f"/v1/webhooks/{webhook_id}/deliveries"
         for page in self._transport.pages(DeliveryList, path):
             yield from page.data
 
-    def redeliver(self, webhook_id: str, delivery_id: str) -> DeliveryOut:
+    def redeliver(self, webhook_id: str, delivery_id: str) -> Delivery:
         """Send one again, under its id."""
         path = f"/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver"
-        return self._transport.ask(DeliveryOut, "POST", path)
+        return self._transport.ask(Delivery, "POST", path)

@@ -44,7 +44,7 @@ def test_a_change_is_written_down_with_who_what_and_how_it_ended(tenant: Tenant)
     second, first = lines(tenant)
     for line, route in ((first, "/v1/jobs"), (second, "/v1/jobs/{job_id}/cancel")):
         assert line["object_id"] == job["id"]
-        assert line["key"] == tenant.key(Scope.WRITE).key.id
+        assert line["key"] == tenant.key(Scope.WRITE).id
         assert (line["method"], line["route"], line["status"]) == ("POST", route, 202)
         assert (line["project"], line["request_id"]) == ("search", "mine-1")
     assert first["created_at"] <= second["created_at"]
@@ -60,7 +60,7 @@ def test_refused_attempts_are_written_down_where_a_key_is_known(tenant: Tenant) 
     client.post("/v1/jobs", json=BODY, headers=tenant.headers(Scope.READ))
     client.post(f"/v1/jobs/{absent}/cancel", headers=tenant.headers(Scope.WRITE))
     dead = key_of(tenant.resources, Scope.WRITE, "search")
-    revoke_key(tenant.resources, tenant.principal, dead.key.id)
+    revoke_key(tenant.resources, tenant.principal, dead.id)
     client.post("/v1/jobs", json=BODY, headers=bearer(dead))
     client.post("/v1/jobs", content=b"x" * 2_000_000, headers=tenant.headers(Scope.WRITE))
     client.post("/v1/jobs", json={}, headers=tenant.headers(Scope.WRITE))
@@ -68,7 +68,7 @@ def test_refused_attempts_are_written_down_where_a_key_is_known(tenant: Tenant) 
     client.post("/v1/jobs", json=BODY, headers={"authorization": "Bearer wrong"})
     found = [(line["status"], line["object_id"]) for line in reversed(lines(tenant))]
     assert found == [(403, None), (404, absent), (401, None), (413, None), (422, None)]
-    assert lines(tenant)[2]["key"] == dead.key.id
+    assert lines(tenant)[2]["key"] == dead.id
 
 
 def test_an_unforeseen_error_is_written_down(

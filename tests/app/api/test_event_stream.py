@@ -164,7 +164,7 @@ def test_a_revoked_keys_open_stream_ends(settings: Settings, resources: Resource
     ):
         lines = response.iter_lines()
         assert next(line for line in lines if line == ": heartbeat")
-        keys.revoke_key(resources, OPERATOR, issued.key.id)
+        keys.revoke_key(resources, OPERATOR, issued.id)
         for _line in lines:
             continue
     assert jobs.get_job(resources, OPERATOR, job.id).state is State.RUNNING

@@ -116,7 +116,7 @@ def test_key_revoked_in_another_process_dies_with_the_cache(
 ) -> None:
     made = make(closed, OPERATOR_HEADERS)
     headers = authorised(made["secret"])
-    closed_cache = closed.app.state.resources.known_keys  # type: ignore[attr-defined]
+    closed_cache = closed.app.state.resources.key_cache  # type: ignore[attr-defined]
     assert closed.get("/v1/jobs", headers=headers).status_code == 200
     sql(settings, "UPDATE api_keys SET revoked_at = now()")
     assert closed.get("/v1/jobs", headers=headers).status_code == 200
@@ -165,7 +165,7 @@ def test_secrets_that_nobody_made_are_refused_without_a_database() -> None:
 def test_use_is_noted_at_most_once_a_minute(closed: TestClient, settings: Settings) -> None:
     made = make(closed, OPERATOR_HEADERS)
     headers = authorised(made["secret"])
-    cache = closed.app.state.resources.known_keys  # type: ignore[attr-defined]
+    cache = closed.app.state.resources.key_cache  # type: ignore[attr-defined]
 
     def used_at() -> datetime:
         cache.forget(made["id"])
@@ -228,7 +228,7 @@ def test_many_requests_at_once_are_told_apart(closed: TestClient) -> None:
 
     def own_id(number: int) -> bool:
         listed = closed.get("/v1/keys", headers=bearer(keys[number % 8])).json()["data"]
-        return [key["id"] for key in listed] == [keys[number % 8].key.id]
+        return [key["id"] for key in listed] == [keys[number % 8].id]
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(own_id, range(48)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from app.main import create_app
@@ -70,3 +71,16 @@ def test_every_route_is_described_and_says_what_can_go_wrong() -> None:
             for status, response in operation["responses"].items():
                 if int(status) >= 400:
                     assert set(response["content"]) == {"application/problem+json"}, (path, status)
+
+
+def test_operation_ids_are_the_unique_names_of_route_functions() -> None:
+    described = json.loads(SNAPSHOT.read_text())["paths"]
+    operations = {
+        (method, path): operation["operationId"]
+        for path, methods in described.items()
+        for method, operation in methods.items()
+    }
+    assert len(set(operations.values())) == len(operations)
+    assert operations["post", "/v1/jobs"] == "create_job"
+    assert operations["get", "/v1/jobs/{job_id}"] == "get_job"
+    assert all(re.fullmatch("[a-z]+(_[a-z]+)*", name) for name in operations.values())

@@ -19,8 +19,8 @@ from app.domain.principal import Scope
 from app.embedded.valkey import EmbeddedValkey
 from app.main import create_app
 from app.services import keys
+from app.services.rate_limit import FailedAuthenticationLimit
 from app.services.resources import Resources
-from app.services.wrong_keys import WrongKeys
 from app.settings import Settings
 from tests.app.builders import bearer, in_state, key_of
 from tests.conftest import OPERATOR_KEY
@@ -115,8 +115,8 @@ def test_dead_keys_are_wrong_keys_and_no_key_is_none(limited: TestClient) -> Non
     assert statuses(limited, {}) == [401] * 4
     resources = resources_of(limited)
     secret = key_of(resources)
-    known = keys.list_keys(resources, OPERATOR_PRINCIPAL, project_id=None, limit=1, before=None)
-    keys.revoke_key(resources, OPERATOR_PRINCIPAL, known.keys[0].id)
+    page = keys.list_keys(resources, OPERATOR_PRINCIPAL, project_id=None, limit=1, before=None)
+    keys.revoke_key(resources, OPERATOR_PRINCIPAL, page.data[0].id)
     assert statuses(limited, bearer(secret)) == [401, 401, 401, 429]
 
 
@@ -155,23 +155,23 @@ def test_other_addresses_need_not_wait(settings: Settings, limited: TestClient) 
 def test_the_addresses_of_one_holder_wait_together(
     broker_url: str, address: str, neighbour: str, same: bool
 ) -> None:
-    wrong_keys = WrongKeys(RateLimiter(broker_url, per_second=0.001, burst=1))
-    assert wrong_keys.count(address) == 0.0
-    assert wrong_keys.seconds_to_wait(address) == 0.0
-    assert wrong_keys.count(address) > 0.0
-    assert (wrong_keys.seconds_to_wait(neighbour) > 0.0) is same
-    assert (wrong_keys.count(neighbour) > 0.0) is same
-    wrong_keys.close()
+    limit = FailedAuthenticationLimit(RateLimiter(broker_url, per_second=0.001, burst=1))
+    assert limit.count(address) == 0.0
+    assert limit.seconds_to_wait(address) == 0.0
+    assert limit.count(address) > 0.0
+    assert (limit.seconds_to_wait(neighbour) > 0.0) is same
+    assert (limit.count(neighbour) > 0.0) is same
+    limit.close()
 
 
 def test_who_has_waited_may_try_again(broker_url: str) -> None:
-    wrong_keys = WrongKeys(RateLimiter(broker_url, per_second=5.0, burst=1))
+    limit = FailedAuthenticationLimit(RateLimiter(broker_url, per_second=5.0, burst=1))
     # However busy the machine: as often as it takes to be too often.
-    seconds = next(filter(None, (wrong_keys.count("192.0.2.1") for _ in itertools.count())))
+    seconds = next(filter(None, (limit.count("192.0.2.1") for _ in itertools.count())))
     time.sleep(seconds + 0.01)
-    assert wrong_keys.seconds_to_wait("192.0.2.1") == 0.0
-    assert wrong_keys.count("192.0.2.1") == 0.0
-    wrong_keys.close()
+    assert limit.seconds_to_wait("192.0.2.1") == 0.0
+    assert limit.count("192.0.2.1") == 0.0
+    limit.close()
 
 
 def test_bucket_fills_by_valkeys_clock(valkey_server: EmbeddedValkey) -> None:

@@ -164,7 +164,7 @@ def test_sweeps_of_another_project_are_not_there(client: TestClient, resources: 
     from app.api.sweep_schemas import SweepCreate
 
     request = SweepCreate.model_validate(BODY).to_domain()
-    theirs = sweeps.create_sweep(resources, STRANGER, request, "k").details.sweep
+    theirs = sweeps.create_sweep(resources, STRANGER, request, "k").sweep
     for method, path in (("GET", theirs.id), ("POST", f"{theirs.id}/cancel"), ("GET", "nothing")):
         answer = client.request(method, f"/v1/sweeps/{path}")
         assert (answer.status_code, answer.json()["code"]) == (404, "sweep_not_found")

@@ -136,6 +136,14 @@ def test_an_upload_is_called_what_people_call_it(client: TestClient) -> None:
         assert refused.json()["errors"][0]["pointer"] == "/name"
 
 
+def test_a_null_name_is_no_name(client: TestClient) -> None:
+    body = {**announce("text", {"corpus.txt": b"words"}), "name": None}
+    created = client.post("/v1/uploads", json=body)
+    assert created.status_code == 201
+    assert created.json()["name"] is None
+    assert client.post("/v1/uploads", json={**body, "name": ""}).status_code == 422
+
+
 def test_what_was_broken_off_goes_on_where_it_was(client: TestClient) -> None:
     files = {"corpus.jsonl": TEXT}
     upload = begin(client, "text", files)

@@ -73,7 +73,7 @@ def test_changes_by_the_command_are_in_the_audit_log(run: Run, resources: Resour
     assert run("revoke", key_id).exit_code == 0
     run("list", "--project", "search")
     page = list_audit(resources, OPERATOR, project_id="search", limit=10, before=None)
-    assert [(line.method, line.route, line.object_id, line.status) for line in page.entries] == [
+    assert [(line.method, line.route, line.object_id, line.status) for line in page.data] == [
         ("CLI", "intraslice keys revoke", key_id, 200),
         ("CLI", "intraslice keys create", key_id, 201),
     ]

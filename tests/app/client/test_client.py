@@ -13,8 +13,6 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.adapters.webhook_secrets import WebhookSecrets, signed_headers
-from app.api.event_messages import JobLive
-from app.api.schemas import EventOut
 from app.client import (
     ApiError,
     Client,
@@ -26,6 +24,7 @@ from app.client import (
     UnreachableError,
     verify_webhook,
 )
+from app.domain.events import Event, JobLive
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
@@ -70,7 +69,7 @@ def test_sweep_is_created_once_listed_compared_and_cancelled(service: Client) ->
     assert again == sweep == service.sweeps.get(sweep.id)
     assert [one.id for one in service.sweeps.list()] == [sweep.id]
     comparison = service.compare(*(job.id for job in sweep.jobs))
-    assert [row.values for row in comparison.settings if row.differs] == [[0.1, 0.3]]
+    assert [row.values for row in comparison.settings if row.differs] == [(0.1, 0.3)]
     assert service.sweeps.cancel(sweep.id).state is SweepState.CANCELLED
 
 
@@ -93,17 +92,17 @@ def test_watching_outlives_a_restart_of_the_service(
     with serving(settings) as (url, _):
         service = Client(url)
         watch = service.jobs.watch(job.id)
-        assert isinstance(first := next(watch), EventOut)
+        assert isinstance(first := next(watch), Event)
         assert first.type == "queued"
         assert isinstance(live := next(watch), JobLive)
         assert live.state is State.QUEUED
     claimed = claims.claim_job(resources, job.id, "worker-1")
     assert claimed is not None
     with service, serving(settings, int(url.rpartition(":")[2])):
-        assert isinstance(second := next(watch), EventOut)
+        assert isinstance(second := next(watch), Event)
         assert (second.sequence, second.type) == (2, "started")
         succeeded(resources, claimed)
-        rest = [message for message in watch if isinstance(message, EventOut)]
+        rest = [message for message in watch if isinstance(message, Event)]
         assert [(event.sequence, event.type) for event in rest] == [(3, "succeeded")]
         assert list(service.jobs.watch(job.id, after=3)) == []
 
@@ -113,11 +112,11 @@ def test_watching_outlives_silence(settings: Settings, resources: Resources) -> 
     quick = settings.model_copy(update={"stream_heartbeat_seconds": 0.1})
     with serving(quick) as (url, _), Client(url) as service:
         watch = service.jobs.watch(job.id)
-        assert isinstance(next(watch), EventOut)
+        assert isinstance(next(watch), Event)
         assert isinstance(next(watch), JobLive)
         timer = threading.Timer(0.5, jobs.cancel_job, (resources, OPERATOR, job.id))
         timer.start()
-        rest = [message.type for message in watch if isinstance(message, EventOut)]
+        rest = [message.type for message in watch if isinstance(message, Event)]
         timer.join()
     assert rest == ["cancelled"]
 

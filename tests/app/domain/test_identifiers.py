@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.pagination import decode_cursor, encode_cursor
 from app.domain.errors import InvalidRequestError
 from app.domain.identifiers import is_job_id, new_job_id
+from app.domain.resource import decode_cursor, encode_cursor
 
 
 def test_ids_are_unique_and_sort_by_time() -> None:

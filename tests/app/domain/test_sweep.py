@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 
 from app.domain.job import Job, JobResult, Speedup
@@ -40,13 +38,13 @@ def test_progress_is_the_mean_over_jobs() -> None:
 
 def job(name: str, ratio: float, result: JobResult | None) -> Job:
     """Only what the table looks at."""
-    known = {
+    values = {
         "id": name,
         "compression": CompressionConfig(ratio=ratio),
         "state": State.SUCCEEDED if result else State.RUNNING,
         "result": result,
     }
-    return Job(**dict.fromkeys((field.name for field in fields(Job)), None) | known)  # type: ignore[arg-type]
+    return Job.model_construct(**dict.fromkeys(Job.model_fields) | values)
 
 
 def result(size: int, perplexity: float | None, decode: float | None) -> JobResult:

@@ -11,11 +11,11 @@ from app.domain.webhook import (
     Answer,
     DueDelivery,
     Secret,
-    Webhook,
+    WebhookRecord,
     pause,
 )
 
-WEBHOOK = Webhook(
+WEBHOOK = WebhookRecord(
     id="whk_1",
     project_id="default",
     url="https://example.com/",

@@ -12,8 +12,7 @@ from sqlalchemy import text
 from app.adapters.database import jobs as job_rows
 from app.adapters.database.engine import Transaction
 from app.domain.errors import IllegalTransitionError, LeaseLostError
-from app.domain.job import Job, JobError, JobResult, Progress
-from app.domain.lease import Lease
+from app.domain.job import Job, JobError, JobResult, Lease, Progress
 from app.domain.lifecycle import LEASED, TRANSITIONS, Action, State
 from app.domain.principal import OPERATOR
 from app.services import claims, jobs, publication
@@ -116,11 +115,11 @@ def test_stale_token_cannot_write(resources: Resources, name: str) -> None:
     # The same worker, even: only the token tells its two claims apart.
     new = claims.claim_job(resources, old.id, "worker-1")
     assert new is not None
-    events = jobs.list_events(resources, OPERATOR, old.id, after=0, limit=100)
+    events = jobs.list_events(resources, OPERATOR, old.id, after=0, limit=100).data
     with pytest.raises(LeaseLostError):
         STALE_WRITES[name](resources, old.lease)
     assert jobs.get_job(resources, OPERATOR, old.id) == new
-    assert jobs.list_events(resources, OPERATOR, old.id, after=0, limit=100) == events
+    assert jobs.list_events(resources, OPERATOR, old.id, after=0, limit=100).data == events
 
 
 def test_stale_token_cannot_publish(resources: Resources) -> None:
@@ -178,7 +177,8 @@ def test_reaper_requeues_until_the_attempts_are_used_up(resources: Resources) ->
     assert (reaped.error.code, reaped.error.retryable) == ("worker_lost", True)
     assert claims.claim_job(resources, job.id, "late") is None
     types = [
-        event.type for event in jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100)
+        event.type
+        for event in jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100).data
     ]
     assert types == ["queued", "started", "requeued", "started", "requeued", "started", "failed"]
 
@@ -211,7 +211,7 @@ def test_events_of_concurrent_writers_have_no_gaps(resources: Resources) -> None
         thread.start()
     for thread in threads:
         thread.join()
-    events = jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100)
+    events = jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100).data
     assert [event.sequence for event in events] == list(range(1, 33))
 
 
@@ -220,7 +220,8 @@ def test_cancelling_twice_leaves_one_event(resources: Resources) -> None:
     jobs.cancel_job(resources, OPERATOR, job.id)
     jobs.cancel_job(resources, OPERATOR, job.id)
     types = [
-        event.type for event in jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100)
+        event.type
+        for event in jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100).data
     ]
     assert types.count("cancel_requested") == 1
 

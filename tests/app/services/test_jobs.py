@@ -26,7 +26,7 @@ def test_equal_requests_at_once_make_one_job(resources: Resources) -> None:
         creations = [future.result() for future in futures]
     assert len({creation.job.id for creation in creations}) == 1
     assert sorted(creation.replayed for creation in creations) == [False, True, True, True, True]
-    assert len(jobs.list_jobs(resources, OPERATOR, JobFilter(), limit=10).jobs) == 1
+    assert len(jobs.list_jobs(resources, OPERATOR, JobFilter(), limit=10).data) == 1
 
 
 def test_refused_request_leaves_its_key_free(resources: Resources) -> None:

@@ -122,7 +122,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.state = job.state
         assert (job.finished_at is not None) == (job.state in TERMINAL)
         assert 0 <= job.attempt <= job.max_attempts
-        events = jobs.list_events(self.resources, OPERATOR, self.job_id, after=0, limit=1000)
+        events = jobs.list_events(self.resources, OPERATOR, self.job_id, after=0, limit=1000).data
         assert [event.sequence for event in events] == list(range(1, len(events) + 1))
         files = jobs.list_artifacts(self.resources, OPERATOR, self.job_id)
         assert self.successes <= 1

@@ -144,7 +144,8 @@ def test_the_log_of_an_expired_job_keeps_its_turns(resources: Resources) -> None
     jobs.cancel_job(resources, OPERATOR, job.id)
     expire_everything(resources)
     kinds = [
-        event.type for event in jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100)
+        event.type
+        for event in jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100).data
     ]
     assert kinds == ["queued", "started", "requeued", "cancelled"]
 

@@ -1,4 +1,4 @@
-"""What all tables share."""
+"""Metadata and column types that all tables share."""
 
 from __future__ import annotations
 

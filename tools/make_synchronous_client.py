@@ -1,9 +1,9 @@
-"""Writes `app/client/synchronous` from `app/client/asynchronous`.
+"""Generate `intraslice_client/_sync` from `intraslice_client/_async`.
 
     python tools/make_synchronous_client.py
 
-The two are one program: `async` and `await` go, and names lose their mark. A test makes it again
-and compares.
+`async` and `await` are removed and names lose their `Async` prefix. A test generates the package
+again and compares.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-CLIENT = Path(__file__).resolve().parents[1] / "app" / "client"
+CLIENT = Path(__file__).resolve().parents[1] / "intraslice_client"
 _NAMES = {
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
@@ -22,7 +22,7 @@ _NAMES = {
     "aiter_bytes": "iter_bytes",
     "aiter_sse": "iter_sse",
     "aread": "read",
-    "asynchronous": "synchronous",
+    "_async": "_sync",
     "asyncio": "time",
 }
 _RULES = (
@@ -31,33 +31,33 @@ _RULES = (
     (r"\bAwaitable\[(.*)\]\]", r"\1]"),
     (r"Awaitable, ", ""),
     (r"\bAsync([A-Z]\w*)", r"\1"),
-    *((rf"\b{name}\b", other) for name, other in _NAMES.items()),
+    *((rf"\b{name}\b", replacement) for name, replacement in _NAMES.items()),
 )
-_ABOUT = '"""Made of `asynchronous` by tools/make_synchronous_client.py; not edited."""\n'
+_DOCSTRING = '"""Generated from `_async` by tools/make_synchronous_client.py; do not edit."""\n'
 _FUTURE = "from __future__ import annotations\n"
 _FIXES = "I,F401,UP028"
 
 
 def synchronous(text: str) -> str:
-    """A module's text without asynchrony."""
+    """Return the source of a module in its synchronous form."""
     for pattern, replacement in _RULES:
         text = re.sub(pattern, replacement, text)
     text = re.sub(r"(?m)^import time\n", "", text)
     return text.replace(_FUTURE, f"{_FUTURE}\nimport time\n") if "time." in text else text
 
 
-def made(place: Path) -> None:
-    """All modules, formatted, into a directory."""
-    place.mkdir(exist_ok=True)
-    for file in sorted((CLIENT / "asynchronous").glob("*.py")):
+def generate(directory: Path) -> None:
+    """Write all modules, formatted, into a directory."""
+    directory.mkdir(exist_ok=True)
+    for file in sorted((CLIENT / "_async").glob("*.py")):
         text = file.read_text("utf-8")
-        text = _ABOUT if file.name == "__init__.py" else synchronous(text)
-        (place / file.name).write_text(text, encoding="utf-8")
+        text = _DOCSTRING if file.name == "__init__.py" else synchronous(text)
+        (directory / file.name).write_text(text, encoding="utf-8")
     ruff = [sys.executable, "-m", "ruff"]
-    fix = ["check", "--quiet", "--fix", "--unsafe-fixes", "--select", _FIXES]
-    for command in (fix, ["format", "--quiet"]):
-        subprocess.run([*ruff, *command, str(place)], check=True)
+    check = ["check", "--quiet", "--fix", "--unsafe-fixes", "--select", _FIXES]
+    for command in (check, ["format", "--quiet"]):
+        subprocess.run([*ruff, *command, str(directory)], check=True)
 
 
 if __name__ == "__main__":
-    made(CLIENT / "synchronous")
+    generate(CLIENT / "_sync")

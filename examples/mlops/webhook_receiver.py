@@ -12,7 +12,7 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from app.client import ForgedWebhookError, verify_webhook
+from intraslice_client import ForgedWebhookError, verify_webhook
 
 MAX_BODY_BYTES = 1 << 20
 

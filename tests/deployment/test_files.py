@@ -98,7 +98,7 @@ def test_dockerfile_passes_the_linter_and_drops_root() -> None:
 def test_the_image_contains_every_package() -> None:
     dockerfile = (REPOSITORY / "Dockerfile").read_text()
     allowed = (REPOSITORY / ".dockerignore").read_text().split()
-    for package in ("app", "workers", "intraslice_core", "migrations"):
+    for package in ("app", "workers", "intraslice_client", "intraslice_core", "migrations"):
         assert f"COPY {package} {package}\n" in dockerfile
         assert f"!{package}" in allowed
     for file in ("constraints.txt", "pyproject.toml", "README.md", "LICENSE"):

@@ -18,8 +18,8 @@ import psutil
 import pytest
 from fastapi.testclient import TestClient
 
-from app.client import Client
 from app.settings import Settings
+from intraslice_client import Client
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 SCRIPT = """

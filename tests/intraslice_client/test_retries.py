@@ -1,4 +1,4 @@
-"""What is lost on the way is sent again, once is done once, and a download goes on."""
+"""Retries, idempotency keys and resumed downloads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from app.client import (
+from app.domain.lifecycle import State
+from app.services.resources import Resources
+from app.settings import Settings
+from intraslice_client import (
     AsyncClient,
     Client,
     ConflictError,
@@ -28,10 +31,7 @@ from app.client import (
     UnauthorizedError,
     UnreachableError,
 )
-from app.client.retries import Pauses, may_repeat
-from app.domain.lifecycle import State
-from app.services.resources import Resources
-from app.settings import Settings
+from intraslice_client._retries import Backoff, may_retry
 from tests.app.api.serving import serving
 from tests.app.builders import in_state, queued
 
@@ -41,7 +41,7 @@ CONTENT = bytes(range(256)) * 4096
 
 @dataclass
 class Flaky:
-    """A server that answers as its script says, one entry a request, and for ever as its last."""
+    """A server that answers with one entry of `script` per request and repeats the last one."""
 
     url: str = ""
     script: list[Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=list)
@@ -65,7 +65,7 @@ def flaky(*script: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[Flaky]:
         do_GET = do_POST = do_DELETE = answer
 
         def log_message(self, *_arguments: object) -> None:
-            """Tests look at what was seen."""
+            """Log nothing: tests read `seen`."""
 
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.url = f"http://127.0.0.1:{listening.server_port}"
@@ -81,7 +81,7 @@ def flaky(*script: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[Flaky]:
 
 def status(code: int, **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
     def answer(handler: BaseHTTPRequestHandler) -> None:
-        body = json.dumps({"code": "told", "detail": "as the script says"}).encode()
+        body = json.dumps({"code": "scripted", "detail": "from the script"}).encode()
         handler.send_response(code)
         for name, value in headers.items():
             handler.send_header(name.replace("_", "-"), value)
@@ -93,7 +93,7 @@ def status(code: int, **headers: str) -> Callable[[BaseHTTPRequestHandler], None
 
 
 def hang_up(handler: BaseHTTPRequestHandler) -> None:
-    """Do nothing that the client hears of."""
+    """Close the connection without a response."""
     handler.close_connection = True
     handler.connection.close()
 
@@ -118,12 +118,12 @@ def artifacts(content: bytes = CONTENT) -> Callable[[BaseHTTPRequestHandler], No
 
 
 def part(content: bytes, upto: int | None = None) -> Callable[[BaseHTTPRequestHandler], None]:
-    """The file from where it is asked for; `upto`: the connection breaks there."""
+    """Answer with the requested range of the file; close the connection at byte `upto`."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
-        asked = handler.headers.get("range")
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-        handler.send_response(206 if asked else 200)
+        requested = handler.headers.get("range")
+        start = int(requested.removeprefix("bytes=").rstrip("-")) if requested else 0
+        handler.send_response(206 if requested else 200)
         handler.send_header("content-length", str(len(content) - start))
         handler.end_headers()
         handler.wfile.write(content[start:upto])
@@ -135,7 +135,7 @@ def part(content: bytes, upto: int | None = None) -> Callable[[BaseHTTPRequestHa
 
 
 @pytest.mark.parametrize(
-    ("outcome", "once", "always"),
+    ("outcome", "retried", "retried_if_idempotent"),
     [
         (httpx.Response(429), True, True),
         (httpx.Response(503), True, True),
@@ -146,22 +146,22 @@ def part(content: bytes, upto: int | None = None) -> Callable[[BaseHTTPRequestHa
         (httpx.ReadError("broken"), False, True),
     ],
 )
-def test_what_may_have_been_done_is_not_asked_for_twice(
-    outcome: httpx.Response | httpx.TransportError, once: bool, always: bool
+def test_possibly_processed_requests_are_retried_only_if_idempotent(
+    outcome: httpx.Response | httpx.TransportError, retried: bool, retried_if_idempotent: bool
 ) -> None:
-    assert may_repeat(outcome, repeatable=False) is once
-    assert may_repeat(outcome, repeatable=True) is always
+    assert may_retry(outcome, idempotent=False) is retried
+    assert may_retry(outcome, idempotent=True) is retried_if_idempotent
 
 
-def test_pauses_grow_heed_the_service_and_end_with_patience() -> None:
-    pauses = Pauses(patience=60.0)
-    first, second = (pauses.after(httpx.Response(503)) for _ in range(2))
+def test_delays_grow_respect_retry_after_and_end_with_patience() -> None:
+    backoff = Backoff(patience=60.0)
+    first, second = (backoff.next_delay(httpx.Response(503)) for _ in range(2))
     assert first is not None
     assert second is not None
     assert first <= 0.25 < 0.51 >= second
-    assert pauses.after(httpx.Response(429, headers={"retry-after": "7"})) == 7.0
-    assert pauses.after(httpx.Response(429, headers={"retry-after": "70"})) is None
-    assert Pauses(patience=0.0).after(httpx.ConnectError("refused")) is None
+    assert backoff.next_delay(httpx.Response(429, headers={"retry-after": "7"})) == 7.0
+    assert backoff.next_delay(httpx.Response(429, headers={"retry-after": "70"})) is None
+    assert Backoff(patience=0.0).next_delay(httpx.ConnectError("refused")) is None
 
 
 @pytest.mark.parametrize(
@@ -174,14 +174,14 @@ def test_pauses_grow_heed_the_service_and_end_with_patience() -> None:
         (422, InvalidRequestError),
     ],
 )
-def test_refusals_have_types_and_are_not_asked_again(code: int, kind: type[Exception]) -> None:
+def test_errors_have_types_and_are_not_retried(code: int, kind: type[Exception]) -> None:
     with flaky(status(code)) as server, Client(server.url) as client:
-        with pytest.raises(kind, match="told: as the script says"):
+        with pytest.raises(kind, match="scripted: from the script"):
             client.jobs.get("job_1")
         assert len(server.seen) == 1
 
 
-def test_a_rate_limit_is_waited_for_and_in_the_end_told() -> None:
+def test_rate_limited_requests_are_retried_until_patience_runs_out() -> None:
     with flaky(status(429, retry_after="0"), status(404)) as server, Client(server.url) as client:
         with pytest.raises(NotFoundError):
             client.jobs.get("job_1")
@@ -194,15 +194,15 @@ def test_a_rate_limit_is_waited_for_and_in_the_end_told() -> None:
         client.jobs.get("job_1")
 
 
-def test_nobody_there_is_an_error_of_its_own(unused_tcp_port: int) -> None:
+def test_an_unreachable_service_raises_its_own_error(unused_tcp_port: int) -> None:
     with (
         Client(f"http://127.0.0.1:{unused_tcp_port}", patience=0.3) as client,
-        pytest.raises(UnreachableError, match="no answer"),
+        pytest.raises(UnreachableError, match="no response from the service"),
     ):
         client.jobs.get("job_1")
 
 
-def test_a_create_carries_one_key_over_all_its_tries() -> None:
+def test_a_create_keeps_its_idempotency_key_over_all_retries() -> None:
     with flaky(hang_up, status(502), status(422)) as server, Client(server.url) as client:
         with pytest.raises(InvalidRequestError):
             client.jobs.create(MODEL)
@@ -214,28 +214,30 @@ def test_a_create_carries_one_key_over_all_its_tries() -> None:
         assert server.seen[-1][2]["idempotency-key"] != keys[0]
 
 
-def test_what_cannot_be_repeated_is_sent_once_when_its_answer_is_lost() -> None:
+def test_a_request_that_is_not_idempotent_is_not_retried_after_a_lost_response() -> None:
     with flaky(hang_up) as server, Client(server.url) as client:
         with pytest.raises(UnreachableError):
             client.jobs.retry("job_1")
         assert [method for method, _, _ in server.seen] == ["POST"]
 
 
-def test_a_broken_download_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_an_interrupted_download_is_resumed(tmp_path: Path) -> None:
     script = (artifacts(), part(CONTENT, upto=300_000), part(CONTENT))
-    heard: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     with flaky(*script) as server, Client(server.url) as client:
         (path,) = client.jobs.download(
-            "job_1", tmp_path, on_progress=lambda there, total: heard.append((there, total))
+            "job_1",
+            tmp_path,
+            on_progress=lambda received, total: progress.append((received, total)),
         )
         assert path.read_bytes() == CONTENT
-        asked = server.seen[-1][2]["range"]
-    assert 0 < int(asked.removeprefix("bytes=").rstrip("-")) <= 300_000
-    assert heard[-1] == (len(CONTENT), len(CONTENT))
+        requested = server.seen[-1][2]["range"]
+    assert 0 < int(requested.removeprefix("bytes=").rstrip("-")) <= 300_000
+    assert progress[-1] == (len(CONTENT), len(CONTENT))
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
-def test_a_part_of_an_earlier_run_is_used_and_a_whole_file_not_fetched(tmp_path: Path) -> None:
+def test_a_partial_file_is_resumed_and_a_complete_one_skipped(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.part").write_bytes(CONTENT[:1000])
     with flaky(artifacts(), part(CONTENT), artifacts()) as server, Client(server.url) as client:
         client.jobs.download("job_1", tmp_path)
@@ -245,12 +247,12 @@ def test_a_part_of_an_earlier_run_is_used_and_a_whole_file_not_fetched(tmp_path:
         assert len(server.seen) == requests + 1
 
 
-def test_a_damaged_part_is_found_out_and_removed(tmp_path: Path) -> None:
+def test_a_damaged_partial_file_is_reported_and_removed(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.part").write_bytes(b"x" * 1000)
     with (
         flaky(artifacts(), part(CONTENT)) as server,
         Client(server.url) as client,
-        pytest.raises(DamagedFileError, match=r"model\.safetensors arrived damaged"),
+        pytest.raises(DamagedFileError, match=r"SHA-256 of model\.safetensors does not match"),
     ):
         client.jobs.download("job_1", tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -258,7 +260,7 @@ def test_a_damaged_part_is_found_out_and_removed(tmp_path: Path) -> None:
 
 @pytest.mark.postgres
 @pytest.mark.broker
-def test_the_asynchronous_client_does_the_same(
+def test_the_asynchronous_client_works(
     settings: Settings, resources: Resources, tmp_path: Path
 ) -> None:
     done, waiting = in_state(resources, State.SUCCEEDED), queued(resources)
@@ -266,12 +268,12 @@ def test_the_asynchronous_client_does_the_same(
     async def work(url: str) -> None:
         async with AsyncClient(url) as client:
             assert await client.ready()
-            job = await client.jobs.create(MODEL, labels={"by": "async"})
-            listed = [one.id async for one in client.jobs.list(labels={"by": "async"})]
-            assert listed == [job.id]
+            created = await client.jobs.create(MODEL, labels={"by": "async"})
+            listed = [job.id async for job in client.jobs.list(labels={"by": "async"})]
+            assert listed == [created.id]
             watched = asyncio.create_task(anext(client.jobs.watch(waiting.id)))
             seen: list[str] = []
-            ended = await client.jobs.wait(done.id, on_progress=lambda one: seen.append(one.id))
+            ended = await client.jobs.wait(done.id, on_progress=lambda job: seen.append(job.id))
             assert (ended.id, seen) == (done.id, [done.id])
             assert len(await client.jobs.download(done.id, tmp_path)) == 4
             assert getattr(await watched, "type", None) == "queued"
@@ -284,11 +286,11 @@ def test_the_asynchronous_client_does_the_same(
 
 @pytest.mark.postgres
 @pytest.mark.broker
-def test_keys_and_models_are_at_hand(client: TestClient) -> None:
+def test_keys_and_models(client: TestClient) -> None:
     service = Client("http://testserver", http=client)  # type: ignore[arg-type]
-    made = service.keys.create("nightly")
-    assert made.id in [key.id for key in service.keys.list()]
-    service.keys.revoke(made.id)
-    assert service.keys.get(made.id).revoked_at is not None
+    issued = service.keys.create("nightly")
+    assert issued.id in [key.id for key in service.keys.list()]
+    service.keys.revoke(issued.id)
+    assert service.keys.get(issued.id).revoked_at is not None
     assert "llama" in service.models().offer.architectures
     assert service.ready()

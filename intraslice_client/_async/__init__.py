@@ -1,0 +1,1 @@
+"""Asynchronous client, the source of the generated `_sync`."""

@@ -1,0 +1,94 @@
+"""Asynchronous client of a service."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import httpx
+
+from app.domain.audit import AuditList
+from app.domain.comparison import Comparison
+from app.domain.model_catalogue import ModelList
+from app.domain.service import Service
+from intraslice_client._async.downloads import AsyncDownloads
+from intraslice_client._async.jobs import AsyncJobs
+from intraslice_client._async.keys import AsyncKeys
+from intraslice_client._async.sweeps import AsyncSweeps
+from intraslice_client._async.transport import AsyncTransport
+from intraslice_client._async.uploads import AsyncUploads
+from intraslice_client._async.webhooks import AsyncWebhooks
+
+TIMEOUT_SECONDS = 60.0
+"""Longer than a long poll, and than the pause between heartbeats of an event stream."""
+PATIENCE_SECONDS = 30.0
+"""Default time for which requests are retried."""
+
+
+class AsyncClient:
+    """Client of one service, and a context manager that closes its connections.
+
+    Create requests carry an idempotency key and are retried while the service is unreachable.
+
+    Args:
+        url: base URL of the service, such as `http://127.0.0.1:8000`.
+        api_key: API key; not needed if the service runs without authentication.
+        patience: seconds for which a request is retried while the service is unreachable,
+            unavailable or rate-limiting.
+        http: httpx client to use; replaces `url` and `api_key`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        *,
+        patience: float = PATIENCE_SECONDS,
+        http: httpx.AsyncClient | None = None,
+    ) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = http or httpx.AsyncClient(
+            base_url=url, headers=headers, timeout=TIMEOUT_SECONDS
+        )
+        self._transport = AsyncTransport(self._http, patience)
+        self.jobs = AsyncJobs(self._transport, AsyncDownloads(self._transport))
+        self.sweeps = AsyncSweeps(self._transport)
+        self.uploads = AsyncUploads(self._transport)
+        self.webhooks = AsyncWebhooks(self._transport)
+        self.keys = AsyncKeys(self._transport)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def models(self) -> ModelList:
+        """List the models that the service can compress, and recently compressed ones."""
+        return await self._transport.fetch(ModelList, "GET", "/v1/models")
+
+    async def compare(self, *job_ids: str) -> Comparison:
+        """Compare the settings and results of 2 to 20 jobs."""
+        query = {"jobs": ",".join(job_ids)}
+        return await self._transport.fetch(Comparison, "GET", "/v1/compare", params=query)
+
+    async def audit(self, *, limit: int = 100) -> AuditList:
+        """List the latest changing calls of the project; requires scope `admin`."""
+        return await self._transport.fetch(AuditList, "GET", "/v1/audit", params={"limit": limit})
+
+    async def service(self) -> Service:
+        """Return the caller's identity and the load of the service."""
+        return await self._transport.fetch(Service, "GET", "/v1/service")
+
+    async def ready(self) -> bool:
+        """Return True if the service is ready; the request is not retried."""
+        response = await self._http.get("/readyz")
+        return response.is_success

@@ -1,0 +1,310 @@
+"""Jobs: creation, progress, results and downloads."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+
+import httpx
+from httpx_sse import aconnect_sse
+
+from app.domain.artifact import Artifact, ArtifactList
+from app.domain.events import ENDS, LIVE, Event, EventList, JobLive
+from app.domain.hand_off import HandOff, HandOffList
+from app.domain.job import Job, JobList
+from app.domain.lifecycle import TERMINAL, State
+from app.domain.model_source import ModelSource
+from app.domain.validation import Validation
+from intraslice_client._async.downloads import AsyncDownloads
+from intraslice_client._async.transport import AsyncTransport, request_error
+from intraslice_client._requests import idempotency_header, job_body, without_none
+from intraslice_client._retries import Backoff, may_retry
+from intraslice_client.errors import job_not_done
+from intraslice_core.config import CompressionConfig, EvaluationConfig
+from intraslice_core.reports.schema import CompressionReport
+
+_LONG_POLL_SECONDS = 30.0
+_ACCEPT_HTML = {"Accept": "text/html"}
+
+
+class AsyncJobs:
+    """Methods of `/v1/jobs`."""
+
+    def __init__(self, transport: AsyncTransport, downloads: AsyncDownloads) -> None:
+        self._transport = transport
+        self._downloads = downloads
+
+    async def create(  # noqa: PLR0913 (one parameter per field of the request)
+        self,
+        model: ModelSource,
+        compression: CompressionConfig | None = None,
+        *,
+        evaluation: EvaluationConfig | None = None,
+        labels: Mapping[str, str] | None = None,
+        priority: int | None = None,
+        max_runtime_s: int | None = None,
+        max_pending_s: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Queue a compression job.
+
+        The request carries an idempotency key, so retries do not create a second job.
+
+        Args:
+            model: the model to compress.
+            compression: settings of the compression; None: the defaults.
+            evaluation: settings of the evaluation; None skips it.
+            labels: labels of the job.
+            priority: 0 to 9; higher runs first.
+            max_runtime_s: seconds after which a running attempt is stopped.
+            max_pending_s: seconds after which a job that has not started fails.
+            idempotency_key: a later call with the same key returns the same job; None generates
+                one.
+        """
+        optional = {
+            "priority": priority,
+            "max_runtime_s": max_runtime_s,
+            "max_pending_s": max_pending_s,
+        }
+        body = job_body(model, compression or CompressionConfig(), evaluation, labels, optional)
+        return await self._transport.fetch(
+            Job,
+            "POST",
+            "/v1/jobs",
+            json=body,
+            headers=idempotency_header(idempotency_key),
+            idempotent=True,
+        )
+
+    async def validate(
+        self,
+        model: ModelSource,
+        compression: CompressionConfig | None = None,
+        *,
+        evaluation: EvaluationConfig | None = None,
+    ) -> Validation:
+        """Estimate size, memory and time of a job without queueing it."""
+        body = job_body(model, compression or CompressionConfig(), evaluation, None, {})
+        return await self._transport.fetch(
+            Validation, "POST", "/v1/jobs:validate", json=body, idempotent=True
+        )
+
+    async def get(self, job_id: str) -> Job:
+        """Return a job."""
+        return await self._transport.fetch(Job, "GET", f"/v1/jobs/{job_id}")
+
+    async def list(
+        self,
+        *,
+        state: State | None = None,
+        model: str | None = None,
+        sweep: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[Job]:
+        """Yield the jobs that match all given filters, newest first."""
+        query = without_none(state=state and state.value, model=model, sweep=sweep)
+        query |= {f"label.{key}": value for key, value in (labels or {}).items()}
+        async for page in self._transport.pages(JobList, "/v1/jobs", query):
+            for job in page.data:
+                yield job
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a job; a running job stops within a few seconds."""
+        return await self._act(job_id, "cancel", idempotent=True)
+
+    async def pause(self, job_id: str) -> Job:
+        """Pause a job; a running job stops within a few seconds."""
+        return await self._act(job_id, "pause", idempotent=True)
+
+    async def resume(self, job_id: str) -> Job:
+        """Queue a paused job again."""
+        return await self._act(job_id, "resume")
+
+    async def retry(self, job_id: str) -> Job:
+        """Queue a failed or cancelled job again; finished layers are kept."""
+        return await self._act(job_id, "retry")
+
+    async def pin(self, job_id: str) -> Job:
+        """Keep the artifacts of a job until it is unpinned."""
+        return await self._act(job_id, "pin", idempotent=True)
+
+    async def unpin(self, job_id: str) -> Job:
+        """Let the artifacts of a job expire."""
+        return await self._act(job_id, "unpin", idempotent=True)
+
+    async def _act(self, job_id: str, action: str, *, idempotent: bool = False) -> Job:
+        path = f"/v1/jobs/{job_id}/{action}"
+        return await self._transport.fetch(Job, "POST", path, idempotent=idempotent)
+
+    async def delete(self, job_id: str) -> None:
+        """Delete a finished job and its files."""
+        await self._transport.send("DELETE", f"/v1/jobs/{job_id}", idempotent=False)
+
+    async def events(self, job_id: str, *, after: int = 0) -> AsyncIterator[Event]:
+        """Yield the events of a job so far, those after the sequence number `after`."""
+        path = f"/v1/jobs/{job_id}/events"
+        while True:
+            page = await self._transport.fetch(EventList, "GET", path, params={"after": after})
+            for event in page.data:
+                yield event
+            if not page.has_more:
+                return
+            after = page.data[-1].sequence
+
+    async def report(self, job_id: str) -> CompressionReport:
+        """Return the compression report of a succeeded job."""
+        return await self._transport.fetch(CompressionReport, "GET", f"/v1/jobs/{job_id}/report")
+
+    async def report_page(self, job_id: str) -> str:
+        """Return the compression report as a self-contained HTML page."""
+        path = f"/v1/jobs/{job_id}/report"
+        return (await self._transport.send("GET", path, headers=_ACCEPT_HTML)).text
+
+    async def hand_offs(self, job_id: str) -> tuple[HandOff, ...]:
+        """List the registry hand-offs of a job's checkpoint with their states."""
+        path = f"/v1/jobs/{job_id}/hand-offs"
+        return tuple((await self._transport.fetch(HandOffList, "GET", path)).data)
+
+    async def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
+        """List the published files of a job, with URLs that need no API key until they expire."""
+        path = f"/v1/jobs/{job_id}/artifacts"
+        return tuple((await self._transport.fetch(ArtifactList, "GET", path)).data)
+
+    async def download(
+        self,
+        job_id: str,
+        directory: Path,
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[Path, ...]:
+        """Download all artifacts of a job and verify their SHA-256.
+
+        Complete files are skipped; interrupted downloads are resumed.
+
+        Args:
+            job_id: id of the job.
+            directory: target directory; created if missing.
+            on_progress: called with the bytes received so far and the total.
+
+        Raises:
+            DamagedFileError: if the SHA-256 of a file does not match.
+        """
+
+        async def list_artifacts() -> tuple[Artifact, ...]:
+            return await self.artifacts(job_id)
+
+        return await self._downloads.download_all(list_artifacts, directory, on_progress)
+
+    async def wait(
+        self,
+        job_id: str,
+        *,
+        timeout: float | None = None,
+        on_progress: Callable[[Job], None] | None = None,
+    ) -> Job:
+        """Wait until a job has succeeded, by long polling, and return it.
+
+        Args:
+            job_id: id of the job.
+            timeout: limit in seconds; None waits without limit.
+            on_progress: called with the job whenever it has changed.
+
+        Raises:
+            JobFailedError: if the job failed.
+            JobCancelledError: if the job was cancelled.
+            TimeoutError: if the job is not finished after `timeout` seconds.
+        """
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        etag = '""'
+        while True:
+            remaining = deadline - time.monotonic()
+            response = await self._transport.send(
+                "GET",
+                f"/v1/jobs/{job_id}",
+                params={"wait": max(0.0, min(remaining, _LONG_POLL_SECONDS))},
+                headers={"If-None-Match": etag},
+            )
+            if response.status_code == httpx.codes.OK:
+                job = Job.model_validate_json(response.content)
+                etag = response.headers["etag"]
+                if on_progress is not None:
+                    on_progress(job)
+                if job.state in TERMINAL:
+                    break
+            if remaining <= 0:
+                raise TimeoutError(f"job {job_id} is still {job.state} after {timeout} s")
+        if job.state is not State.SUCCEEDED:
+            raise job_not_done(job)
+        return job
+
+    async def watch(self, job_id: str, *, after: int = 0) -> AsyncIterator[Event | JobLive]:
+        """Yield the events of a job, and its live progress between them, until the job ends.
+
+        After a lost connection the stream resumes without missing an event, if the service is
+        reachable again within `patience` seconds.
+
+        Args:
+            job_id: id of the job.
+            after: sequence number of the last known event.
+
+        Raises:
+            ApiError: if the service responds with an error.
+            UnreachableError: if the service is unreachable for longer than `patience`.
+        """
+        backoff = Backoff(self._transport.patience)
+        while True:
+            outcome: httpx.Response | httpx.TransportError | None = None
+            try:
+                async for message in self._stream(job_id, after):
+                    backoff.reset()
+                    if message is None:
+                        return
+                    if not isinstance(message, Event | JobLive):
+                        outcome = message
+                        break
+                    yield message
+                    if isinstance(message, Event):
+                        after = message.sequence
+                        if message.type in ENDS:
+                            return
+            except httpx.TransportError as error:
+                outcome = error
+            await self._delay_reconnect(outcome, backoff)
+
+    async def _delay_reconnect(
+        self, outcome: httpx.Response | httpx.TransportError | None, backoff: Backoff
+    ) -> None:
+        """Wait before the next connection; `outcome` is None if the stream ended normally."""
+        if outcome is None:
+            await asyncio.sleep(0.5)
+            return
+        retryable = may_retry(outcome, idempotent=True)
+        delay = backoff.next_delay(outcome) if retryable else None
+        if delay is None:
+            raise request_error(outcome)
+        await asyncio.sleep(delay)
+
+    async def _stream(
+        self, job_id: str, after: int
+    ) -> AsyncIterator[Event | JobLive | httpx.Response | None]:
+        """Yield the messages of one connection; None ends the log, a response is an error."""
+        path, headers = f"/v1/jobs/{job_id}/events/stream", {"Last-Event-ID": str(after)}
+        async with aconnect_sse(self._transport.http, "GET", path, headers=headers) as source:
+            response = source.response
+            if response.is_error:
+                await response.aread()
+                yield response
+            elif response.status_code == httpx.codes.NO_CONTENT:
+                yield None
+            else:
+                async for message in source.aiter_sse():
+                    if not message.data:
+                        # A heartbeat: httpx-sse turns it into an empty message once an id was seen.
+                        continue
+                    if message.event == LIVE:
+                        yield JobLive.model_validate_json(message.data)
+                    else:
+                        yield Event.model_validate_json(message.data)

@@ -1,0 +1,70 @@
+"""Sweeps: one model compressed at several ratios."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from app.domain.model_source import ModelSource
+from app.domain.sweep import Sweep, SweepDetails, SweepList
+from intraslice_client._async.transport import AsyncTransport
+from intraslice_client._requests import idempotency_header, job_body
+from intraslice_core.config import CompressionSettings, EvaluationConfig
+
+
+class AsyncSweeps:
+    """Methods of `/v1/sweeps`."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def create(
+        self,
+        model: ModelSource,
+        ratios: Sequence[float],
+        compression: CompressionSettings | None = None,
+        *,
+        evaluation: EvaluationConfig | None = None,
+        labels: Mapping[str, str] | None = None,
+        priority: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> SweepDetails:
+        """Queue one job per ratio.
+
+        Jobs on the same machine share calibration statistics. The request carries an idempotency
+        key, so retries do not create a second sweep.
+
+        Args:
+            model: the model to compress.
+            ratios: fractions of the parameters to remove, each in [0, 1).
+            compression: settings of all jobs; None: the defaults.
+            evaluation: settings of the evaluation; None skips it.
+            labels: labels of the jobs.
+            priority: 0 to 9; higher runs first.
+            idempotency_key: a later call with the same key returns the same sweep; None generates
+                one.
+        """
+        optional = {"ratios": [*ratios], "priority": priority}
+        body = job_body(model, compression or CompressionSettings(), evaluation, labels, optional)
+        return await self._transport.fetch(
+            SweepDetails,
+            "POST",
+            "/v1/sweeps",
+            json=body,
+            headers=idempotency_header(idempotency_key),
+            idempotent=True,
+        )
+
+    async def get(self, sweep_id: str) -> SweepDetails:
+        """Return a sweep with its jobs and its Pareto front."""
+        return await self._transport.fetch(SweepDetails, "GET", f"/v1/sweeps/{sweep_id}")
+
+    async def list(self) -> AsyncIterator[Sweep]:
+        """Yield the sweeps of the project, newest first."""
+        async for page in self._transport.pages(SweepList, "/v1/sweeps"):
+            for sweep in page.data:
+                yield sweep
+
+    async def cancel(self, sweep_id: str) -> SweepDetails:
+        """Cancel all unfinished jobs of a sweep."""
+        path = f"/v1/sweeps/{sweep_id}/cancel"
+        return await self._transport.fetch(SweepDetails, "POST", path, idempotent=True)

@@ -1,0 +1,94 @@
+"""HTTP requests with retries, parsed responses and pages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel
+
+from intraslice_client._retries import Backoff, may_retry
+from intraslice_client.errors import UnreachableError, api_error
+
+Body = TypeVar("Body", bound=BaseModel)
+
+_IDEMPOTENT_METHODS = frozenset({"GET", "PUT", "DELETE"})
+
+
+class AsyncTransport:
+    """Connection to one service.
+
+    Args:
+        http: httpx client with the base URL and the API key of the service.
+        patience: seconds for which a request is retried.
+    """
+
+    def __init__(self, http: httpx.AsyncClient, patience: float) -> None:
+        self.http = http
+        self.patience = patience
+
+    async def send(
+        self, method: str, path: str, *, idempotent: bool | None = None, **arguments: Any
+    ) -> httpx.Response:
+        """Send a request, with retries, and return the successful response.
+
+        Args:
+            method: HTTP method.
+            path: path relative to the base URL.
+            idempotent: True if repeating the request has no further effect; None: the method
+                decides.
+            **arguments: further arguments of `httpx.AsyncClient.request`.
+
+        Raises:
+            ApiError: if the service responds with an error.
+            UnreachableError: if the service does not respond within `patience` seconds.
+        """
+        if idempotent is None:
+            idempotent = method in _IDEMPOTENT_METHODS
+        backoff = Backoff(self.patience)
+        while True:
+            outcome = await self._try(method, path, arguments)
+            if not isinstance(outcome, httpx.TransportError) and not outcome.is_error:
+                return outcome
+            retryable = may_retry(outcome, idempotent=idempotent)
+            delay = backoff.next_delay(outcome) if retryable else None
+            if delay is None:
+                raise request_error(outcome)
+            await asyncio.sleep(delay)
+
+    async def _try(
+        self, method: str, path: str, arguments: dict[str, Any]
+    ) -> httpx.Response | httpx.TransportError:
+        try:
+            return await self.http.request(method, path, **arguments)
+        except httpx.TransportError as error:
+            return error
+
+    async def fetch(self, body_type: type[Body], method: str, path: str, **arguments: Any) -> Body:
+        """Send a request and return the parsed body of the response."""
+        response = await self.send(method, path, **arguments)
+        return body_type.model_validate_json(response.content)
+
+    async def pages(
+        self, body_type: type[Body], path: str, query: dict[str, Any] | None = None
+    ) -> AsyncIterator[Body]:
+        """Yield every page of a list."""
+        parameters = {"limit": 100, **(query or {})}
+        while True:
+            page = await self.fetch(body_type, "GET", path, params=parameters)
+            yield page
+            cursor = getattr(page, "next_cursor", None)
+            if cursor is None:
+                return
+            parameters["after"] = cursor
+
+
+def request_error(outcome: httpx.Response | httpx.TransportError) -> Exception:
+    """Return the client's error for an error response or a request without a response."""
+    if not isinstance(outcome, httpx.TransportError):
+        return api_error(outcome)
+    error = UnreachableError(f"no response from the service: {outcome or type(outcome).__name__}")
+    error.__cause__ = outcome
+    return error

@@ -1,0 +1,1 @@
+"""Generated from `_async` by tools/make_synchronous_client.py; do not edit."""

@@ -1,0 +1,92 @@
+"""Asynchronous client of a service."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import httpx
+
+from app.domain.audit import AuditList
+from app.domain.comparison import Comparison
+from app.domain.model_catalogue import ModelList
+from app.domain.service import Service
+from intraslice_client._sync.downloads import Downloads
+from intraslice_client._sync.jobs import Jobs
+from intraslice_client._sync.keys import Keys
+from intraslice_client._sync.sweeps import Sweeps
+from intraslice_client._sync.transport import Transport
+from intraslice_client._sync.uploads import Uploads
+from intraslice_client._sync.webhooks import Webhooks
+
+TIMEOUT_SECONDS = 60.0
+"""Longer than a long poll, and than the pause between heartbeats of an event stream."""
+PATIENCE_SECONDS = 30.0
+"""Default time for which requests are retried."""
+
+
+class Client:
+    """Client of one service, and a context manager that closes its connections.
+
+    Create requests carry an idempotency key and are retried while the service is unreachable.
+
+    Args:
+        url: base URL of the service, such as `http://127.0.0.1:8000`.
+        api_key: API key; not needed if the service runs without authentication.
+        patience: seconds for which a request is retried while the service is unreachable,
+            unavailable or rate-limiting.
+        http: httpx client to use; replaces `url` and `api_key`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        *,
+        patience: float = PATIENCE_SECONDS,
+        http: httpx.Client | None = None,
+    ) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = http or httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_SECONDS)
+        self._transport = Transport(self._http, patience)
+        self.jobs = Jobs(self._transport, Downloads(self._transport))
+        self.sweeps = Sweeps(self._transport)
+        self.uploads = Uploads(self._transport)
+        self.webhooks = Webhooks(self._transport)
+        self.keys = Keys(self._transport)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    def models(self) -> ModelList:
+        """List the models that the service can compress, and recently compressed ones."""
+        return self._transport.fetch(ModelList, "GET", "/v1/models")
+
+    def compare(self, *job_ids: str) -> Comparison:
+        """Compare the settings and results of 2 to 20 jobs."""
+        query = {"jobs": ",".join(job_ids)}
+        return self._transport.fetch(Comparison, "GET", "/v1/compare", params=query)
+
+    def audit(self, *, limit: int = 100) -> AuditList:
+        """List the latest changing calls of the project; requires scope `admin`."""
+        return self._transport.fetch(AuditList, "GET", "/v1/audit", params={"limit": limit})
+
+    def service(self) -> Service:
+        """Return the caller's identity and the load of the service."""
+        return self._transport.fetch(Service, "GET", "/v1/service")
+
+    def ready(self) -> bool:
+        """Return True if the service is ready; the request is not retried."""
+        response = self._http.get("/readyz")
+        return response.is_success

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.cli.errors import invalid_settings, reported_errors
 from app.cli.interrupts import cancel_on_interrupt
 from app.cli.options import (
     JsonOption,
@@ -24,7 +25,6 @@ from app.cli.options import (
 )
 from app.cli.progress_display import quiet_transformers, show_progress
 from app.cli.quantities import quantity
-from app.cli.refusals import explained, refuse_settings
 from app.cli.report_tables import print_report
 from app.cli.settings_options import SettingsOptions, takes_settings
 from intraslice_core.config import CompressionConfig, EvaluationConfig
@@ -67,10 +67,10 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
     options: SettingsOptions,
 ) -> None:
     """Compress a model into a smaller one that transformers loads."""
-    with explained():
+    with reported_errors():
         _require_writable(plot)
         require_directory(offload_dir, "--offload-dir")
-        with refuse_settings():
+        with invalid_settings():
             config = CompressionConfig.model_validate(
                 {
                     "ratio": ratio,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.cli.errors import invalid_settings, reported_errors
 from app.cli.interrupts import cancel_on_interrupt
 from app.cli.options import (
     DEFAULT,
@@ -27,7 +28,6 @@ from app.cli.options import (
     speed_grid,
 )
 from app.cli.progress_display import quiet_transformers, show_progress
-from app.cli.refusals import explained, refuse_settings
 from app.cli.report_tables import evaluation_tables, print_tables
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.text_sources import FLATTERS, only_own_kind
@@ -114,8 +114,8 @@ def evaluate(  # noqa: PLR0913 (typer reads the options from the signature)
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a checkpoint, with --dense against its dense model."""
-    with explained():
-        with refuse_settings():
+    with reported_errors():
+        with invalid_settings():
             config = evaluation_settings(
                 text,
                 benchmark,

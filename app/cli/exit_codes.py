@@ -1,4 +1,4 @@
-"""Exit codes of all commands, for scripts to tell what happened."""
+"""Exit codes of all commands, for use in scripts."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a command's end means."""
+    """Meaning of a command's exit code."""
 
     DONE = 0
     FAILED = 1
-    """The work itself: a job that failed or was cancelled, a damaged file, a gate not passed."""
+    """The work failed: a failed or cancelled job, a damaged file, a quality gate."""
     BAD_INPUT = 2
-    """An option, a file or a setting; nothing was done."""
+    """An option, a file, a setting or a missing extra; nothing was changed."""
     NOT_ALLOWED = 3
-    """No key, a wrong one, or one without the scope."""
+    """The API key is missing, unknown, or lacks the scope."""
     NOT_POSSIBLE = 4
-    """There is no such thing, or its state does not allow this."""
+    """The resource does not exist, or its state does not allow the request."""
     UNAVAILABLE = 5
-    """The service does not answer, or asks to come back later."""
+    """The service does not respond or is rate-limiting."""
     INTERRUPTED = 130
     """Ctrl-C."""
 
 
 TABLE = (
-    "Exit codes: 0 done; 1 the work failed; 2 bad input; 3 not allowed; 4 no such thing, or not in "
-    "this state; 5 the service is away; 130 interrupted."
+    "Exit codes: 0 success; 1 the work failed; 2 invalid input; 3 API key missing or not "
+    "sufficient; 4 resource not found or in the wrong state; 5 service unavailable; "
+    "130 interrupted."
 )

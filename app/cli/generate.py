@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from app.cli.errors import reported_errors
 from app.cli.options import DEFAULT, DeviceOption, DtypeOption, require_checkpoint
 from app.cli.progress_display import quiet_transformers
-from app.cli.refusals import explained
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +27,7 @@ def generate(
     device: DeviceOption = DEFAULT.device,
 ) -> None:
     """Continue a prompt by greedy decoding."""
-    with explained():
+    with reported_errors():
         require_checkpoint(directory)
         quiet_transformers()
         from transformers import AutoTokenizer

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.refusals import explained
+from app.cli.errors import reported_errors
 from intraslice_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def register_checkpoint(
     from app.adapters.mlflow_registry import register_version
     from app.domain.hand_off import registered_name
 
-    with explained():
+    with reported_errors():
         facts, report = read_facts(directory)
         try:
             registered = registered_name(
@@ -93,7 +93,7 @@ def push(
     from app.adapters.finished_checkpoints import read_facts
     from app.adapters.model_hub import push_checkpoint
 
-    with explained():
+    with reported_errors():
         facts, _ = read_facts(directory)
         hand_off = push_checkpoint(
             directory, facts, repository=repo, endpoint=endpoint, private=private

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.refusals import explained
+from app.cli.errors import reported_errors
 from app.cli.remote import keys as remote
-from app.cli.remote.link import Link, speaks
+from app.cli.remote.link import Link, takes_service_options
 from app.cli.remote.tables import print_json, print_table
 from app.cli.sections import SectionedGroup
 from app.domain.principal import DEFAULT_PROJECT, PROJECT_PATTERN, Scope
@@ -61,7 +61,7 @@ ProjectOption = Annotated[
 
 
 @commands.command()
-@speaks
+@takes_service_options
 def create(
     *,
     name: Annotated[str, typer.Argument(help="Name of the key, for example its user.")],
@@ -81,13 +81,13 @@ def create(
     link: Link,
 ) -> None:
     """Create a key and print its secret, which is shown only once."""
-    from app.domain.principal import OPERATOR
-    from app.services.keys import KeyRequest, create_key
-
     expires_at = datetime.now(UTC) + timedelta(days=days) if days else None
     if names_a_service(link):
         remote.create_key(link, name, scope, project, expires_at)
         return
+    from app.domain.principal import OPERATOR
+    from app.services.keys import KeyRequest, create_key
+
     project = project or DEFAULT_PROJECT
     request = KeyRequest(name=name, scope=scope, project_id=project, expires_at=expires_at)
     with _resources() as resources:
@@ -101,7 +101,7 @@ def create(
 
 
 @commands.command("list")
-@speaks
+@takes_service_options
 def list_all(*, project: ProjectOption = None, link: Link) -> None:
     """List a project's keys, newest first."""
     if names_a_service(link):
@@ -132,7 +132,7 @@ def list_all(*, project: ProjectOption = None, link: Link) -> None:
 
 
 @commands.command()
-@speaks
+@takes_service_options
 def revoke(
     *, key_id: Annotated[str, typer.Argument(help="Id of the key, as `list` shows it.")], link: Link
 ) -> None:
@@ -151,7 +151,7 @@ def revoke(
 
 def names_a_service(link: Link) -> bool:
     """Return True if the command uses the API of a service instead of the database."""
-    with explained():
+    with reported_errors():
         return link.connection().is_chosen
 
 

@@ -5,36 +5,68 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from app.cli import (
-    compress,
-    evaluate,
-    generate,
-    hand_off,
-    keys,
-    recover,
-    report,
-    service,
-    sweep,
-    verify,
-)
-from app.cli.remote import config, jobs, sweeps, webhooks
-from app.cli.sections import SectionedGroup
-from intraslice_core import __version__
+from app.cli.lazy_group import LazyCommand, LazyGroup
+
+_ENGINE = ("torch", "transformers", "safetensors", "datasets")
+_SERVER = ("fastapi", "sqlalchemy", "celery", "obstore")
+
+_hand_off = LazyCommand("app.cli.hand_off", "engine")
+_jobs = LazyCommand("app.cli.remote.jobs")
+_service = LazyCommand("app.cli.service", "server", _SERVER)
+_service_with_engine = LazyCommand("app.cli.service", "all", _SERVER + _ENGINE)
+
+
+class _Commands(LazyGroup):
+    table = {  # noqa: RUF012 (declared as ClassVar in the base class)
+        "compress": LazyCommand("app.cli.compress", "engine", _ENGINE),
+        "recover": LazyCommand("app.cli.recover", "engine", _ENGINE),
+        "evaluate": LazyCommand("app.cli.evaluate", "engine", _ENGINE),
+        "generate": LazyCommand("app.cli.generate", "engine", _ENGINE),
+        "sweep": LazyCommand("app.cli.sweep", "engine", _ENGINE),
+        "report": LazyCommand("app.cli.report", "engine", ("jinja2", "markupsafe")),
+        "verify": LazyCommand("app.cli.verify"),
+        "register": _hand_off,
+        "push": LazyCommand("app.cli.hand_off", "engine", ("huggingface_hub",)),
+        "submit": _jobs,
+        "validate": _jobs,
+        "show": _jobs,
+        "watch": _jobs,
+        "cancel": _jobs,
+        "pause": _jobs,
+        "resume": _jobs,
+        "retry": _jobs,
+        "delete": _jobs,
+        "download": _jobs,
+        "list": _jobs,
+        "compare": _jobs,
+        "sweeps": LazyCommand("app.cli.remote.sweeps"),
+        "webhooks": LazyCommand("app.cli.remote.webhooks"),
+        "config": LazyCommand("app.cli.remote.config"),
+        "up": _service_with_engine,
+        "serve": _service,
+        "worker": _service_with_engine,
+        "scheduler": _service,
+        "migrate": _service,
+        # Needs the server only where it talks to the database instead of a service.
+        "keys": LazyCommand("app.cli.keys", "server"),
+    }
+
 
 app = typer.Typer(
-    help="Structured compression of large language models, as a command and as a service.",
-    cls=SectionedGroup,
+    cls=_Commands,
+    help="Compress large language models, on this machine or on a service.",
     no_args_is_help=True,
-    rich_markup_mode=None,  # brackets in help texts are literal
-    pretty_exceptions_enable=False,  # a traceback goes to a log file, not to a wide terminal
+    rich_markup_mode=None,  # markup would hide [eval], [@REVISION] and [default: …] in help texts
+    pretty_exceptions_enable=False,  # tracebacks go to log files, not to a wide terminal
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        Console().print(f"intraslice {__version__}", highlight=False)
+def _print_version(requested: bool) -> None:
+    from intraslice_core import __version__
+
+    if requested:
+        typer.echo(f"intraslice {__version__}")
         raise typer.Exit
 
 
@@ -43,16 +75,13 @@ def options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version and exit.",
         ),
     ] = False,
 ) -> None: ...
-
-
-_REMOTE = (jobs, sweeps, webhooks, config)
-_ENGINE = (compress, recover, evaluate, generate, sweep)
-for commands in (*_ENGINE, report, verify, hand_off, *_REMOTE, service, keys):
-    commands.register(app)
 
 
 def main() -> None:

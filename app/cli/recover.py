@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from app.cli.errors import invalid_settings, reported_errors
 from app.cli.interrupts import cancel_on_interrupt
 from app.cli.options import (
     DEFAULT,
@@ -23,7 +24,6 @@ from app.cli.options import (
 )
 from app.cli.progress_display import quiet_transformers, show_progress
 from app.cli.quantities import quantity
-from app.cli.refusals import explained, refuse_settings
 from app.cli.report_tables import print_report
 from intraslice_core.config import RecoveryConfig, RecoveryLoss
 
@@ -65,8 +65,8 @@ def recover(  # noqa: PLR0913 (typer reads the options from the signature)
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune a compressed checkpoint into a new one."""
-    with explained():
-        with refuse_settings():
+    with reported_errors():
+        with invalid_settings():
             config = RecoveryConfig.model_validate(
                 recovery_settings(loss, quantity(tokens, "--tokens"), seconds, rank, source)
             )

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from app.cli.refusals import explained
+from app.cli.errors import reported_errors
 from intraslice_core.errors import ConfigurationError, OutputExistsError
 from intraslice_core.files import atomic_file
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
@@ -35,7 +35,7 @@ def report(
     from intraslice_core.reports.page import report_page
     from intraslice_core.reports.page_contents import ReportPage
 
-    with explained():
+    with reported_errors():
         page = report_page(ReportPage(report=_read(source)))
         if out.exists() and not force:
             raise OutputExistsError(

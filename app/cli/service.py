@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from app.cli.refusals import explained
+from app.cli.errors import reported_errors
 
 if TYPE_CHECKING:
     from app.embedded.stack import StackOptions
@@ -126,7 +126,7 @@ def worker() -> None:
     """Run one worker, configured by INTRASLICE_* variables."""
     from workers.main import run_worker
 
-    with explained():
+    with reported_errors():
         run_worker(process_settings())
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.cli.errors import invalid_settings, reported_errors
 from app.cli.interrupts import cancel_on_interrupt
 from app.cli.options import (
     JsonOption,
@@ -17,7 +18,6 @@ from app.cli.options import (
 )
 from app.cli.progress_display import quiet_transformers, show_progress
 from app.cli.ratios import ratios as read_ratios
-from app.cli.refusals import explained, refuse_settings
 from app.cli.report_tables import print_tables, sweep_table
 from app.cli.settings_options import SettingsOptions, takes_settings
 from intraslice_core.config import CompressionSettings
@@ -62,11 +62,11 @@ def sweep(  # noqa: PLR0913 (typer reads the options from the signature)
     options: SettingsOptions,
 ) -> None:
     """Compress a model at several ratios, sharing most of the work."""
-    with explained():
+    with reported_errors():
         ratio_values = read_ratios(ratios, "--ratios")
         require_directory(out, "--out")
         require_directory(offload_dir, "--offload-dir")
-        with refuse_settings():
+        with invalid_settings():
             settings = CompressionSettings.model_validate(options.compression())
             evaluation = options.evaluation()
         request = SweepRequest(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.refusals import explained
+from app.cli.errors import reported_errors
 from intraslice_core.checkpoints.manifest import MANIFEST, SIGNATURE, require_manifest
 from intraslice_core.errors import ManifestError
 
@@ -29,7 +29,7 @@ def verify(
     ] = None,
 ) -> None:
     """Verify a checkpoint's checksums and, with --public-key, its signature."""
-    with explained():
+    with reported_errors():
         files = require_manifest(directory)
         if public_key is not None:
             _require_signed(directory, public_key)

@@ -1,1 +1,1 @@
-"""Commands that speak to a service over HTTP; they know nothing but its public API."""
+"""Commands that talk to a service over its public HTTP API."""

@@ -1,4 +1,4 @@
-"""`intraslice config`: which service the commands speak to, and why."""
+"""`intraslice config`: the service and API key in effect, and their origin."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import json
 
 import typer
 
-from app.cli.refusals import explained
+from app.cli.errors import reported_errors
 from app.cli.remote.jobs import PANEL
-from app.cli.remote.link import Link, speaks
+from app.cli.remote.link import Link, takes_service_options
 from app.cli.remote.tables import print_table
 
-commands = typer.Typer(help="Which service is meant, and with which key.", no_args_is_help=True)
-_SHOWN = 4
+commands = typer.Typer(
+    help="Show which service and API key the commands use.", no_args_is_help=True
+)
+_SHOWN_KEY_CHARACTERS = 4
 
 
 def register(app: typer.Typer) -> None:
@@ -21,14 +23,18 @@ def register(app: typer.Typer) -> None:
 
 
 @commands.command()
-@speaks
+@takes_service_options
 def show(*, link: Link) -> None:
-    """Show the service and the key, and where each comes from; of the key its first letters."""
-    with explained():
-        found = link.connection()
-    key = f"{found.api_key[:_SHOWN]}…" if found.api_key else "none"
-    rows = (("url", found.url, found.url_from), ("api key", key, found.api_key_from))
+    """Show the service URL and the first characters of the API key, and where they come from."""
+    with reported_errors():
+        connection = link.connection()
+    key = f"{connection.api_key[:_SHOWN_KEY_CHARACTERS]}…" if connection.api_key else "none"
+    rows = (("url", connection.url, connection.url_from), ("api key", key, connection.api_key_from))
     if link.as_json:
-        typer.echo(json.dumps({name: {"value": v, "from": f} for name, v, f in rows}, indent=2))
+        typer.echo(
+            json.dumps(
+                {name: {"value": value, "from": origin} for name, value, origin in rows}, indent=2
+            )
+        )
     else:
         print_table(("", "value", "from"), rows)

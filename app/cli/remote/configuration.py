@@ -1,7 +1,7 @@
-"""Which service is meant, and with which key: options before environment before file.
+"""Service URL and API key: options override the environment, which overrides the config file.
 
-The file is `config.toml` in the user's directory of settings (`~/.config/intraslice`), or what
-`INTRASLICE_CONFIG` names:
+The config file is `config.toml` in the user's settings directory (`~/.config/intraslice`), or the
+file named by `INTRASLICE_CONFIG`:
 
     url = "http://127.0.0.1:8000"
 
@@ -25,12 +25,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from intraslice_core.errors import ConfigurationError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-_KNOWN = {"url", "api_key"}
-_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_FILE_KEYS = {"url", "api_key"}
+_GROUP_AND_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class Environment(BaseSettings):
-    """`INTRASLICE_*` of a client; the service's own settings are in `app.settings`."""
+    """`INTRASLICE_*` variables of a client; those of the service are in `app.settings`."""
 
     model_config = SettingsConfigDict(env_prefix="INTRASLICE_", extra="ignore", frozen=True)
 
@@ -42,7 +42,7 @@ class Environment(BaseSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """A service and a key, and where each of them was found."""
+    """URL and API key of a service, and the origin of each."""
 
     url: str
     api_key: str | None
@@ -51,35 +51,36 @@ class Connection:
 
     @property
     def is_chosen(self) -> bool:
-        """Whether somebody has named a service, or it is the default."""
+        """True if the URL was configured, False if it is the default."""
         return self.url_from != "default"
 
 
 def resolve(url: str | None, api_key_file: Path | None, profile: str | None) -> Connection:
-    """What options, environment and file say together.
+    """Return the connection that options, environment and config file define.
 
     Args:
-        url: of an option.
-        api_key_file: of an option; its first line is the key.
-        profile: of an option: the part of the file that counts.
+        url: value of `--url`.
+        api_key_file: value of `--api-key-file`; the first line of the file is the key.
+        profile: value of `--profile`: the section of the config file to use.
 
     Raises:
-        ConfigurationError: if a file cannot be used.
+        ConfigurationError: if a file is missing or invalid.
     """
     environment = Environment()
-    place = environment.config or Path(typer.get_app_dir("intraslice")) / "config.toml"
-    named = profile or environment.profile
-    found = _profile(place, named, must_exist=environment.config is not None or bool(named))
-    source = f"{place}, profile {named}" if named else str(place)
+    file = environment.config or Path(typer.get_app_dir("intraslice")) / "config.toml"
+    profile = profile or environment.profile
+    must_exist = environment.config is not None or bool(profile)
+    values = _read_profile(file, profile, must_exist=must_exist)
+    source = f"{file}, profile {profile}" if profile else str(file)
     secret = environment.api_key.get_secret_value() if environment.api_key else None
     key = _read_key(api_key_file) if api_key_file else None
     chosen_url, url_from = _first(
-        (url, "--url"), (environment.url, "INTRASLICE_URL"), (found.get("url"), source)
+        (url, "--url"), (environment.url, "INTRASLICE_URL"), (values.get("url"), source)
     )
     chosen_key, key_from = _first(
         (key, f"--api-key-file {api_key_file}"),
         (secret or None, "INTRASLICE_API_KEY"),
-        (found.get("api_key"), source),
+        (values.get("api_key"), source),
     )
     return Connection(
         url=(chosen_url or DEFAULT_URL).rstrip("/"),
@@ -90,7 +91,7 @@ def resolve(url: str | None, api_key_file: Path | None, profile: str | None) -> 
 
 
 def _first(*candidates: tuple[str | None, str]) -> tuple[str | None, str]:
-    return next((one for one in candidates if one[0] is not None), (None, ""))
+    return next((candidate for candidate in candidates if candidate[0] is not None), (None, ""))
 
 
 def _read_key(file: Path) -> str:
@@ -98,39 +99,48 @@ def _read_key(file: Path) -> str:
         return file.read_text("utf-8").splitlines()[0].strip()
     except (OSError, UnicodeDecodeError, IndexError) as error:
         raise ConfigurationError(
-            f"{file} holds no key", field="--api-key-file", hint="its first line is the key"
+            f"{file} contains no API key",
+            field="--api-key-file",
+            hint="write the key into the first line of the file",
         ) from error
 
 
-def _profile(place: Path, name: str | None, *, must_exist: bool) -> dict[str, str]:
-    """The settings of a profile, or those outside of all."""
+def _read_profile(file: Path, name: str | None, *, must_exist: bool) -> dict[str, str]:
+    """Return the values of a profile, or the top-level values if `name` is None."""
     try:
-        content = tomllib.loads(place.read_text("utf-8"))
+        content = tomllib.loads(file.read_text("utf-8"))
     except FileNotFoundError as error:
         if must_exist:
-            raise ConfigurationError(f"there is no {place}", field="INTRASLICE_CONFIG") from error
+            raise ConfigurationError(
+                f"config file {file} does not exist", field="INTRASLICE_CONFIG"
+            ) from error
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(f"{place} cannot be read: {error}") from error
+        raise ConfigurationError(f"config file {file} cannot be read: {error}") from error
     profiles = content.pop("profiles", {})
     if name is not None and name not in profiles:
-        known = ", ".join(profiles) or "none"
+        names = ", ".join(profiles) or "none"
         raise ConfigurationError(
-            f"{place} has no profile {name}", field="--profile", hint=f"there are: {known}"
+            f"config file {file} has no profile {name}",
+            field="--profile",
+            hint=f"profiles in the file: {names}",
         )
-    found = content if name is None else profiles[name]
-    _require_sound(place, found)
-    return found
+    values: dict[str, str] = content if name is None else profiles[name]
+    _validate(file, values)
+    return values
 
 
-def _require_sound(place: Path, found: dict[str, Any]) -> None:
-    unknown = found.keys() - _KNOWN
-    if unknown or not all(isinstance(value, str) for value in found.values()):
+def _validate(file: Path, values: dict[str, Any]) -> None:
+    unknown = values.keys() - _FILE_KEYS
+    if unknown or not all(isinstance(value, str) for value in values.values()):
         raise ConfigurationError(
-            f"{place}: {', '.join(sorted(unknown)) or 'a value'} is not understood",
-            hint="url and api_key are, as texts, and [profiles.NAME] with the same",
+            f"config file {file}: unknown setting {', '.join(sorted(unknown))}"
+            if unknown
+            else f"config file {file}: url and api_key must be strings",
+            hint="allowed are url and api_key, at the top level and in [profiles.NAME]",
         )
-    if "api_key" in found and place.stat().st_mode & _OTHERS:
+    if "api_key" in values and file.stat().st_mode & _GROUP_AND_OTHERS:
         raise ConfigurationError(
-            f"{place} holds a key and can be read by others", hint=f"chmod 600 {place}"
+            f"config file {file} contains an API key and is readable by other users",
+            hint=f"chmod 600 {file}",
         )

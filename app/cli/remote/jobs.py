@@ -1,17 +1,18 @@
-"""`intraslice submit`, `watch`, `list` and the other commands about jobs of a service."""
+"""`intraslice submit`, `watch`, `list` and the other job commands of a service."""
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.errors import invalid_settings
 from app.cli.exit_codes import TABLE
 from app.cli.quantities import quantity
-from app.cli.refusals import refuse_settings
 from app.cli.remote.following import finish, follow
-from app.cli.remote.link import Link, speaks
+from app.cli.remote.link import Link, takes_service_options
 from app.cli.remote.requests import labels, model_source, read_body
 from app.cli.remote.tables import (
     JOB_COLUMNS,
@@ -22,36 +23,53 @@ from app.cli.remote.tables import (
     print_table,
 )
 from app.cli.settings_options import SettingsOptions, takes_settings
+from app.domain.job import DEFAULT_PRIORITY
 from app.domain.lifecycle import State
-from intraslice_core.config import CompressionConfig
+from intraslice_core.config import DEFAULT_RATIO, CompressionConfig
 from intraslice_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from app.api.schemas import JobCreate
-    from app.client import Client
     from app.domain.job import Job
+    from intraslice_client import Client
 
-PANEL = "On a service"
+PANEL = "Commands on a service"
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Its id.")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
 _Model = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="hub:ORG/NAME[@REVISION], package:NAME, upload:ID, path:PLACE as the workers see it, "
-        "or a directory here, which is sent.",
+        help="Model to compress: hub:ORG/NAME[@REVISION], package:NAME, upload:ID, path:DIR on the "
+        "workers' file system, or a local directory, which is uploaded.",
     ),
 ]
 _File = Annotated[
     Path | None,
-    typer.Option("--file", help="The whole request as JSON, as POST /v1/jobs takes it."),
+    typer.Option(
+        "--file",
+        help="JSON file with the request body of POST /v1/jobs, instead of MODEL and settings.",
+    ),
 ]
-_Ratio = Annotated[float | None, typer.Option(help="Fraction of the parameters to remove.")]
+_Ratio = Annotated[
+    float | None,
+    typer.Option(
+        help=f"Fraction of the compressible parameters to remove, in [0, 1).  [default: "
+        f"{DEFAULT_RATIO}, unless a target is given]"
+    ),
+]
 _TargetParams = Annotated[
-    str | None, typer.Option(metavar="N", help="Parameters of the result: 100M, 1.2G, …")
+    str | None,
+    typer.Option(
+        metavar="N", help="Target number of parameters, such as 100M or 1.2G; instead of --ratio."
+    ),
 ]
 _TargetBytes = Annotated[
-    str | None, typer.Option(metavar="N", help="Bytes of the result's weights: 200M, 1.2G, …")
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Target size of the weights in bytes, such as 200M or 1.2G; instead of --ratio.",
+    ),
 ]
 
 
@@ -63,7 +81,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=PANEL, epilog=TABLE)(compare)
 
 
-@speaks
+@takes_service_options
 @takes_settings
 def submit(  # noqa: PLR0913 (typer reads the options from the signature)
     *,
@@ -73,25 +91,36 @@ def submit(  # noqa: PLR0913 (typer reads the options from the signature)
     target_params: _TargetParams = None,
     target_bytes: _TargetBytes = None,
     label: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="To find it by; repeatable.")
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Label of the job; repeatable.")
     ] = None,
     priority: Annotated[
-        int | None, typer.Option(min=0, max=9, help="Of queued jobs the highest goes first.")
+        int | None,
+        typer.Option(
+            min=0,
+            max=9,
+            help="Priority, 0 to 9; queued jobs with a higher one start first.  "
+            f"[default: {DEFAULT_PRIORITY}]",
+        ),
     ] = None,
     idempotency_key: Annotated[
-        str | None, typer.Option(help="A second submit with it finds the first one's job.")
+        str | None,
+        typer.Option(
+            help="Submitting again with the same key returns the same job.  [default: a new key]"
+        ),
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait", "--watch", help="Show its progress to its end.")
+        bool, typer.Option("--wait", "--watch", help="Show the progress until the job ends.")
     ] = False,
     download_to: Annotated[
         Path | None,
-        typer.Option("--download", metavar="DIR", help="Wait, and fetch the files there."),
+        typer.Option(
+            "--download", metavar="DIR", help="Wait for the job, then download its files into DIR."
+        ),
     ] = None,
     options: SettingsOptions,
     link: Link,
 ) -> None:
-    """Queue a compression; its id goes to stdout."""
+    """Queue a compression job; its id is printed to stdout."""
     with link.client() as client:
         size = _size(ratio, target_params, target_bytes)
         request = _request(client, model, file, size, options)
@@ -106,16 +135,16 @@ def submit(  # noqa: PLR0913 (typer reads the options from the signature)
             idempotency_key=idempotency_key,
         )
         if not (wait or download_to):
-            _tell(job, link)
+            _print_state(job, link)
             return
         typer.echo(job.id, err=True)
-        ended = follow(client, job.id)
-        if ended.state is State.SUCCEEDED and download_to is not None:
+        finished = follow(client, job.id)
+        if finished.state is State.SUCCEEDED and download_to is not None:
             _download(client, job.id, download_to)
-        finish(ended, as_json=link.as_json)
+        finish(finished, as_json=link.as_json)
 
 
-@speaks
+@takes_service_options
 @takes_settings
 def validate(
     *,
@@ -127,140 +156,146 @@ def validate(
     options: SettingsOptions,
     link: Link,
 ) -> None:
-    """Ask what a job would make and take: size, memory, time, targets. Nothing is queued."""
+    """Estimate size, memory, time and targets of a job without queueing it."""
     with link.client() as client:
         size = _size(ratio, target_params, target_bytes)
         request = _request(client, model, file, size, options)
-        found = client.jobs.validate(
+        validation = client.jobs.validate(
             request.model, request.compression, evaluation=request.evaluation
         )
         if link.as_json:
-            print_json(found)
+            print_json(validation)
             return
-        shown = found.model_dump(mode="json")
-        warnings = shown.pop("warnings", [])
-        print_table(("", ""), _facts(shown))
+        fields = validation.model_dump(mode="json")
+        warnings = fields.pop("warnings", [])
+        print_table(("", ""), _flattened(fields))
         for warning in warnings:
             typer.echo(f"warning: {warning['message']}", err=True)
 
 
-@speaks
+@takes_service_options
 def list_jobs(
     *,
-    state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only those of this model's name.")] = None,
-    sweep: Annotated[str | None, typer.Option(help="Only those of this sweep.")] = None,
-    label: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only those with it; repeatable.")
+    state: Annotated[
+        State | None, typer.Option(help="Show only jobs in this state.  [default: all]")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    model: Annotated[
+        str | None, typer.Option(help="Show only jobs of this model name.  [default: all]")
+    ] = None,
+    sweep: Annotated[
+        str | None, typer.Option(help="Show only jobs of this sweep.  [default: all]")
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Show only jobs with this label; repeatable."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of jobs to show.")] = 20,
     link: Link,
 ) -> None:
     """List jobs, newest first."""
     with link.client() as client:
-        found: list[Job] = []
-        for job in client.jobs.list(state=state, model=model, sweep=sweep, labels=labels(label)):
-            found.append(job)
-            if len(found) == limit:
-                break
+        jobs = client.jobs.list(state=state, model=model, sweep=sweep, labels=labels(label))
+        newest = list(islice(jobs, limit))
     if link.as_json:
-        print_json(found)
+        print_json(newest)
     else:
-        print_table(JOB_COLUMNS, job_rows(found))
+        print_table(JOB_COLUMNS, job_rows(newest))
 
 
-@speaks
+@takes_service_options
 def show(*, job: JobArgument, link: Link) -> None:
     """Show a job."""
     with link.client() as client:
-        found = client.jobs.get(job)
+        details = client.jobs.get(job)
     if link.as_json:
-        print_json(found)
+        print_json(details)
     else:
-        print_job(found)
+        print_job(details)
 
 
-@speaks
+@takes_service_options
 def watch(*, job: JobArgument, link: Link) -> None:
-    """Show a job's progress to its end; the exit code says how it ended."""
+    """Show the progress of a job until it ends; exit with code 1 if it does not succeed."""
     with link.client() as client:
         finish(follow(client, job), as_json=link.as_json)
 
 
-@speaks
+@takes_service_options
 def cancel(*, job: JobArgument, link: Link) -> None:
-    """Stop a job; a running one takes a few seconds."""
+    """Cancel a job; a running job stops within a few seconds."""
     with link.client() as client:
-        _tell(client.jobs.cancel(job), link)
+        _print_state(client.jobs.cancel(job), link)
 
 
-@speaks
+@takes_service_options
 def pause(*, job: JobArgument, link: Link) -> None:
-    """Put a job aside; it goes on from there when it is resumed."""
+    """Pause a job; `resume` continues from the last finished layer."""
     with link.client() as client:
-        _tell(client.jobs.pause(job), link)
+        _print_state(client.jobs.pause(job), link)
 
 
-@speaks
+@takes_service_options
 def resume(*, job: JobArgument, link: Link) -> None:
     """Queue a paused job again."""
     with link.client() as client:
-        _tell(client.jobs.resume(job), link)
+        _print_state(client.jobs.resume(job), link)
 
 
-@speaks
+@takes_service_options
 def retry(*, job: JobArgument, link: Link) -> None:
-    """Queue a failed or cancelled job again; it keeps finished layers."""
+    """Queue a failed or cancelled job again; finished layers are kept."""
     with link.client() as client:
-        _tell(client.jobs.retry(job), link)
+        _print_state(client.jobs.retry(job), link)
 
 
-@speaks
+@takes_service_options
 def delete(*, job: JobArgument, link: Link) -> None:
-    """Forget a job that has ended, and its files."""
+    """Delete a finished job and its files."""
     with link.client() as client:
         client.jobs.delete(job)
-    typer.echo(f"{job} is deleted", err=True)
+    typer.echo(f"{job} was deleted", err=True)
 
 
-@speaks
+@takes_service_options
 def download(
     *,
     job: JobArgument,
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Made if it is not there.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Target directory; created if missing.")
+    ],
     link: Link,
 ) -> None:
-    """Fetch a job's files, each checked; what was broken off goes on."""
+    """Download the files of a job; verify checksums and resume interrupted downloads."""
     with link.client() as client:
         paths = _download(client, job, directory)
     if link.as_json:
         typer.echo("\n".join(str(path) for path in paths))
     else:
-        typer.echo(f"{len(paths)} files are in {directory}, as they were published")
+        typer.echo(f"downloaded and verified {len(paths)} files in {directory}")
 
 
-@speaks
+@takes_service_options
 def compare(
     *,
-    jobs: Annotated[list[str], typer.Argument(metavar="JOB…", help="Two to twenty ids.")],
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB…", help="Ids of 2 to 20 jobs.")],
     link: Link,
 ) -> None:
-    """Show jobs side by side: what they were asked for and what came of it."""
+    """Compare the settings and results of jobs."""
     with link.client() as client:
-        found = client.compare(*jobs)
+        comparison = client.compare(*jobs)
     if link.as_json:
-        print_json(found)
+        print_json(comparison)
     else:
-        print_comparison(found)
+        print_comparison(comparison)
 
 
 def _size(ratio: float | None, params: str | None, size: str | None) -> dict[str, Any]:
-    found = {
+    sizes = {
         "ratio": ratio,
         "target_params": quantity(params, "--target-params"),
         "target_bytes": quantity(size, "--target-bytes"),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in sizes.items() if value is not None}
 
 
 def _request(
@@ -270,15 +305,15 @@ def _request(
     size: dict[str, Any],
     options: SettingsOptions,
 ) -> JobCreate:
-    """From a file, or from the options."""
+    """Build the request from a file or from the options."""
     from app.api.schemas import JobCreate
 
     if (model is None) == (file is None):
-        raise ConfigurationError("name a model or give --file, one of them", field="model")
+        raise ConfigurationError("give either MODEL or --file", field="model")
     if file is not None:
         return read_body(file, JobCreate)
     assert model is not None
-    with refuse_settings():
+    with invalid_settings():
         compression = CompressionConfig.model_validate({**size, **options.compression()})
         evaluation = options.evaluation()
     return JobCreate(
@@ -296,11 +331,11 @@ def _download(client: Client, job_id: str, directory: Path) -> tuple[Path, ...]:
         return client.jobs.download(
             job_id,
             directory,
-            on_progress=lambda there, total: bar.update(task, completed=there, total=total),
+            on_progress=lambda received, total: bar.update(task, completed=received, total=total),
         )
 
 
-def _tell(job: Job, link: Link) -> None:
+def _print_state(job: Job, link: Link) -> None:
     if link.as_json:
         print_json(job)
         return
@@ -308,15 +343,16 @@ def _tell(job: Job, link: Link) -> None:
     typer.echo(f"{job.state}", err=True)
 
 
-def _facts(found: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _flattened(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return nested fields as rows with dotted names."""
     rows: list[tuple[str, Any]] = []
-    for name, value in found.items():
-        shown = f"{prefix}{name}"
+    for name, value in fields.items():
+        path = f"{prefix}{name}"
         if isinstance(value, dict):
-            rows += _facts(value, f"{shown}.")
+            rows += _flattened(value, f"{path}.")
         elif isinstance(value, list) and value and isinstance(value[0], dict):
-            for number, one in enumerate(value):
-                rows += _facts(one, f"{shown}[{number}].")
+            for index, item in enumerate(value):
+                rows += _flattened(item, f"{path}[{index}].")
         elif value not in (None, [], "validation"):
-            rows.append((shown, f"{value:,}" if isinstance(value, int) else value))
+            rows.append((path, f"{value:,}" if isinstance(value, int) else value))
     return rows

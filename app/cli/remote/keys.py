@@ -1,4 +1,4 @@
-"""`intraslice keys` where a service is named: through its API, with a key of scope admin."""
+"""`intraslice keys` through the API of a service; requires an API key of scope admin."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ if TYPE_CHECKING:
 def create_key(
     link: Link, name: str, scope: Scope, project: str | None, expires_at: datetime | None
 ) -> None:
-    """Its secret goes alone to stdout."""
+    """Create an API key; only its secret is printed to stdout."""
     with link.client() as client:
-        made = client.keys.create(name, scope, project=project, expires_at=expires_at)
+        issued = client.keys.create(name, scope, project=project, expires_at=expires_at)
     if link.as_json:
-        print_json(made)
+        print_json(issued)
         return
-    typer.echo(f"{made.id}: {made.scope} in project {made.project}", err=True)
-    typer.echo(made.secret)
+    typer.echo(f"{issued.id}: {issued.scope} in project {issued.project}", err=True)
+    typer.echo(issued.secret)
 
 
 def list_keys(link: Link, project: str | None) -> None:
-    """Newest first."""
+    """Print the API keys, newest first."""
     with link.client() as client:
-        found = list(client.keys.list(project=project))
+        keys = list(client.keys.list(project=project))
     if link.as_json:
-        print_json(found)
+        print_json(keys)
         return
     rows = (
         (
             *(key.id, key.name, key.scope, key.hint),
-            "revoked" if key.revoked_at else key.expires_at or "good",
+            "revoked" if key.revoked_at else key.expires_at or "valid",
             key.last_used_at or "never",
         )
-        for key in found
+        for key in keys
     )
     print_table(("id", "name", "scope", "begins with", "state", "last used"), rows)
 
 
 def revoke_key(link: Link, key_id: str) -> None:
-    """It opens nothing any more."""
+    """Revoke an API key."""
     with link.client() as client:
         client.keys.revoke(key_id)
-    typer.echo(f"{key_id} is revoked", err=True)
+    typer.echo(f"{key_id} was revoked", err=True)

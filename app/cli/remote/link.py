@@ -1,4 +1,4 @@
-"""The options of commands that speak to a service, and what becomes of its refusals."""
+"""Options that name the service, and the exit codes of its errors."""
 
 from __future__ import annotations
 
@@ -6,68 +6,68 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from app.cli.errors import reported_errors
 from app.cli.exit_codes import ExitCode
 from app.cli.option_groups import with_options
-from app.cli.refusals import explained
-from app.cli.remote.configuration import Connection, resolve
+from app.cli.remote.configuration import DEFAULT_URL, Connection, resolve
 
 if TYPE_CHECKING:
-    from app.client import Client, ClientError
+    from intraslice_client import Client, ClientError
 
 _PANEL = "Service"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """What a command was told about the service."""
+    """The service options of a command."""
 
     values: dict[str, Any]
 
     @property
     def as_json(self) -> bool:
-        """Whether a script reads what is printed."""
+        """True if the output must be JSON."""
         return bool(self.values["as_json"])
 
     def connection(self) -> Connection:
-        """Which service is meant.
+        """Return the URL and the API key in effect.
 
         Raises:
-            ConfigurationError: if a file cannot be used.
+            ConfigurationError: if a file is missing or invalid.
         """
-        said = self.values
-        return resolve(said["url"], said["api_key_file"], said["profile"])
+        values = self.values
+        return resolve(values["url"], values["api_key_file"], values["profile"])
 
     @contextmanager
     def client(self) -> Iterator[Client]:
-        """The service; what it refuses is a line and an exit code."""
-        from app.client import Client, ClientError
+        """Open a client; print its errors as one line and exit with their code."""
+        from intraslice_client import Client, ClientError
 
-        with explained():
+        with reported_errors():
             connection = self.connection()
             try:
                 with Client(connection.url, connection.api_key) as client:
                     yield client
             except ClientError as error:
-                _refuse(error, connection)
+                _exit_with(error, connection)
 
 
-def _refuse(error: ClientError, connection: Connection) -> None:
-    from app.client import UnauthorizedError, UnreachableError
+def _exit_with(error: ClientError, connection: Connection) -> NoReturn:
+    from intraslice_client import UnauthorizedError, UnreachableError
 
     typer.echo(f"error: {error}", err=True)
     if isinstance(error, UnauthorizedError):
-        typer.echo(f"the key is from: {connection.api_key_from}", err=True)
+        typer.echo(f"origin of the API key: {connection.api_key_from}", err=True)
     if isinstance(error, UnreachableError):
-        typer.echo(f"{connection.url} is from: {connection.url_from}", err=True)
-    raise typer.Exit(_code(error)) from error
+        typer.echo(f"origin of the URL {connection.url}: {connection.url_from}", err=True)
+    raise typer.Exit(_exit_code(error)) from error
 
 
-def _code(error: ClientError) -> ExitCode:
-    from app import client
+def _exit_code(error: ClientError) -> ExitCode:
+    import intraslice_client as client
 
     codes: tuple[tuple[type[Exception], ExitCode], ...] = (
         (client.InvalidRequestError, ExitCode.BAD_INPUT),
@@ -79,21 +79,24 @@ def _code(error: ClientError) -> ExitCode:
         (client.UnavailableError, ExitCode.UNAVAILABLE),
         (client.UnreachableError, ExitCode.UNAVAILABLE),
     )
-    return next((code for kind, code in codes if isinstance(error, kind)), ExitCode.FAILED)
+    return next(
+        (code for error_type, code in codes if isinstance(error, error_type)), ExitCode.FAILED
+    )
 
 
-def _collect(said: dict[str, Any]) -> Link:
-    return Link(values=said)
+def _collect(values: dict[str, Any]) -> Link:
+    return Link(values=values)
 
 
-speaks = with_options(
+takes_service_options = with_options(
     "link",
     {
         "url": (
             Annotated[
                 str | None,
                 typer.Option(
-                    help="Of the service; else INTRASLICE_URL or the config file.",
+                    help="URL of the service.  [default: INTRASLICE_URL, else the config file, "
+                    f"else {DEFAULT_URL}]",
                     rich_help_panel=_PANEL,
                 ),
             ],
@@ -103,7 +106,8 @@ speaks = with_options(
             Annotated[
                 Path | None,
                 typer.Option(
-                    help="Holds the key; else INTRASLICE_API_KEY or the config file.",
+                    help="File with the API key in its first line.  [default: "
+                    "INTRASLICE_API_KEY, else the config file]",
                     rich_help_panel=_PANEL,
                 ),
             ],
@@ -113,16 +117,17 @@ speaks = with_options(
             Annotated[
                 str | None,
                 typer.Option(
-                    help="Of the config file; else INTRASLICE_PROFILE.", rich_help_panel=_PANEL
+                    help="Profile of the config file.  [default: INTRASLICE_PROFILE, else none]",
+                    rich_help_panel=_PANEL,
                 ),
             ],
             None,
         ),
         "as_json": (
-            Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")],
+            Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")],
             False,
         ),
     },
     _collect,
 )
-"""Gives a command the options of the service in the place of its argument `link`."""
+"""Decorator that replaces the argument `link` of a command by the service options."""

@@ -1,4 +1,4 @@
-"""What is asked of the service, from a command's words: models, labels, whole files."""
+"""Request fields parsed from command arguments: models, labels, whole files."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from app.domain.model_source import ModelSource
 from intraslice_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from app.client import Client
+    from intraslice_client import Client
 
 Body = TypeVar("Body", bound=BaseModel)
 _SOURCES = ("hub", "package", "upload", "path")
 
 
 def model_source(client: Client, text: str) -> ModelSource:
-    """The model that is meant; a directory of this machine is sent to the service.
+    """Parse a model argument; a local directory is uploaded first.
 
     Args:
-        client: for sending.
-        text: `hub:ORG/NAME[@REVISION]`, `package:NAME`, `upload:ID`, `path:PLACE` as the workers
-            see it, or a directory here.
+        client: client for the upload.
+        text: `hub:ORG/NAME[@REVISION]`, `package:NAME`, `upload:ID`, `path:DIR` on the workers'
+            file system, or a local directory.
 
     Raises:
         ConfigurationError: if it is none of these.
@@ -32,31 +32,32 @@ def model_source(client: Client, text: str) -> ModelSource:
     kind, colon, rest = text.partition(":")
     if colon and kind in _SOURCES:
         name, at, revision = rest.partition("@") if kind == "hub" else (rest, "", "")
-        return _valid(source=kind, ref=name, revision=revision if at else None)
-    place = Path(text).expanduser()
-    if not place.is_dir():
+        return _validated(source=kind, ref=name, revision=revision if at else None)
+    directory = Path(text).expanduser()
+    if not directory.is_dir():
         raise ConfigurationError(
-            f"{text} is no directory here",
+            f"{text!r} is not a model source and not a local directory",
             field="model",
-            hint="hub:ORG/NAME, package:NAME, upload:ID, or path:PLACE as the workers see it",
+            hint="write hub:ORG/NAME, package:NAME, upload:ID, path:DIR (on the workers) or a "
+            "local directory",
         )
-    return _valid(source="upload", ref=_send(client, place))
+    return _validated(source="upload", ref=_upload(client, directory))
 
 
-def _send(client: Client, directory: Path) -> str:
+def _upload(client: Client, directory: Path) -> str:
     from rich.markup import escape
     from rich.progress import Progress
 
     with Progress(transient=True) as bar:
-        task = bar.add_task(f"sending {escape(directory.name)}")
-        done = client.uploads.model(
+        task = bar.add_task(f"uploading {escape(directory.name)}")
+        upload = client.uploads.model(
             directory,
-            on_progress=lambda there, total: bar.update(task, completed=there, total=total),
+            on_progress=lambda stored, total: bar.update(task, completed=stored, total=total),
         )
-    return done.id
+    return upload.id
 
 
-def _valid(**fields: Any) -> ModelSource:
+def _validated(**fields: Any) -> ModelSource:
     try:
         return ModelSource.model_validate(fields)
     except ValidationError as error:
@@ -64,31 +65,33 @@ def _valid(**fields: Any) -> ModelSource:
 
 
 def labels(options: list[str] | None) -> dict[str, str]:
-    """`KEY=VALUE`, as often as given.
+    """Parse `--label KEY=VALUE` options.
 
     Raises:
-        ConfigurationError: if one is written otherwise.
+        ConfigurationError: if an option has another form.
     """
-    found = {}
+    parsed = {}
     for option in options or ():
         key, equals, value = option.partition("=")
         if not (key and equals):
-            raise ConfigurationError(f"{option!r} is no label", field="--label", hint="KEY=VALUE")
-        found[key] = value
-    return found
+            raise ConfigurationError(
+                f"{option!r} is not a label", field="--label", hint="write KEY=VALUE"
+            )
+        parsed[key] = value
+    return parsed
 
 
-def read_body(file: Path, kind: type[Body]) -> Body:
-    """A request in a file, checked here before it is sent.
+def read_body(file: Path, body_type: type[Body]) -> Body:
+    """Read and validate a request body from a JSON file.
 
     Raises:
-        ConfigurationError: naming the field at fault.
+        ConfigurationError: if the file is not JSON or a field is invalid.
     """
     try:
-        return kind.model_validate(json.loads(file.read_text("utf-8")))
+        return body_type.model_validate(json.loads(file.read_text("utf-8")))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigurationError(f"{file} holds no JSON: {error}", field="--file") from error
+        raise ConfigurationError(f"{file} is not a JSON file: {error}", field="--file") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ConfigurationError(f"{file}: {place}: {first['msg']}", field="--file") from error
+        problem = error.errors()[0]
+        location = ".".join(str(part) for part in problem["loc"])
+        raise ConfigurationError(f"{file}: {location}: {problem['msg']}", field="--file") from error

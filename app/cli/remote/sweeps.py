@@ -1,4 +1,4 @@
-"""`intraslice sweeps`: sweeps of a service; `intraslice sweep` needs none."""
+"""`intraslice sweeps`: sweeps on a service; `intraslice sweep` runs on this machine."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import Annotated
 
 import typer
 
+from app.cli.errors import invalid_settings
 from app.cli.exit_codes import TABLE
 from app.cli.ratios import ratios as read_ratios
-from app.cli.refusals import refuse_settings
 from app.cli.remote.jobs import PANEL
-from app.cli.remote.link import Link, speaks
+from app.cli.remote.link import Link, takes_service_options
 from app.cli.remote.requests import labels, model_source
 from app.cli.remote.tables import age, print_json, print_sweep, print_table
 from app.cli.settings_options import SettingsOptions, takes_settings
 from intraslice_core.config import CompressionSettings
 
 commands = typer.Typer(
-    help="Sweeps of a service: one model at several ratios.", no_args_is_help=True
+    help="Sweeps on a service: one model compressed at several ratios.", no_args_is_help=True
 )
-SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Its id.")]
+SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Id of the sweep.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -28,75 +28,91 @@ def register(app: typer.Typer) -> None:
 
 
 @commands.command()
-@speaks
+@takes_service_options
 @takes_settings
 def create(
     *,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Named as for submit.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Model to compress, in the form of `intraslice submit`."
+        ),
+    ],
     ratios: Annotated[
         str,
-        typer.Option(metavar="RATIOS", help="START:STOP:STEP, as 0.1:0.5:0.1, or 0.1,0.25,0.4."),
+        typer.Option(
+            metavar="RATIOS",
+            help="Fractions of the parameters to remove, each in [0, 1): a list such as "
+            "0.1,0.25,0.4, or START:STOP:STEP such as 0.1:0.5:0.1.",
+        ),
     ],
     label: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of all its jobs; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Label of every job of the sweep; repeatable."),
     ] = None,
     options: SettingsOptions,
     link: Link,
 ) -> None:
-    """Queue a job for each ratio."""
+    """Queue one job per ratio; the id of the sweep is printed to stdout."""
     with link.client() as client:
-        wanted = read_ratios(ratios, "--ratios")
-        with refuse_settings():
+        ratio_list = read_ratios(ratios, "--ratios")
+        with invalid_settings():
             settings = CompressionSettings.model_validate(options.compression())
             evaluation = options.evaluation()
-        made = client.sweeps.create(
+        sweep = client.sweeps.create(
             model_source(client, model),
-            wanted,
+            ratio_list,
             settings,
             evaluation=evaluation,
             labels=labels(label),
         )
     if link.as_json:
-        print_json(made)
+        print_json(sweep)
     else:
-        typer.echo(made.id)
+        typer.echo(sweep.id)
 
 
 @commands.command("list")
-@speaks
+@takes_service_options
 def list_sweeps(*, link: Link) -> None:
     """List sweeps, newest first."""
     with link.client() as client:
-        found = list(client.sweeps.list())
+        sweeps = list(client.sweeps.list())
     if link.as_json:
-        print_json(found)
+        print_json(sweeps)
         return
     rows = (
-        (one.id, one.state, f"{one.progress.fraction:.0%}", one.model.ref, age(one.created_at))
-        for one in found
+        (
+            sweep.id,
+            sweep.state,
+            f"{sweep.progress.fraction:.0%}",
+            sweep.model.ref,
+            age(sweep.created_at),
+        )
+        for sweep in sweeps
     )
     print_table(("id", "state", "done", "model", "age"), rows)
 
 
 @commands.command()
-@speaks
+@takes_service_options
 def show(*, sweep: SweepArgument, link: Link) -> None:
-    """Show a sweep's jobs, and which of their results no other one beats."""
+    """Show the jobs of a sweep and its Pareto front."""
     with link.client() as client:
-        found = client.sweeps.get(sweep)
+        details = client.sweeps.get(sweep)
     if link.as_json:
-        print_json(found)
+        print_json(details)
     else:
-        print_sweep(found)
+        print_sweep(details)
 
 
 @commands.command()
-@speaks
+@takes_service_options
 def cancel(*, sweep: SweepArgument, link: Link) -> None:
-    """Cancel all of its jobs that have not ended."""
+    """Cancel all unfinished jobs of a sweep."""
     with link.client() as client:
-        found = client.sweeps.cancel(sweep)
+        details = client.sweeps.cancel(sweep)
     if link.as_json:
-        print_json(found)
+        print_json(details)
     else:
-        typer.echo(f"{found.id} is {found.state}", err=True)
+        typer.echo(f"{details.id} is {details.state}", err=True)

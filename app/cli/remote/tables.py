@@ -1,4 +1,4 @@
-"""What the service says, as tables for people and as JSON for scripts."""
+"""Responses of the service as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
-from rich.table import Table
 
 if TYPE_CHECKING:
     from app.domain.comparison import Comparison
     from app.domain.job import Job
     from app.domain.sweep import SweepDetails
 
-_WIDEST = 500
+_WIDTH_WITHOUT_TERMINAL = 500
 _UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "K"))
 
 
-def print_json(found: BaseModel | Iterable[BaseModel]) -> None:
-    """One object, or a list of them."""
-    if isinstance(found, BaseModel):
-        typer.echo(found.model_dump_json(indent=2))
+def print_json(value: BaseModel | Iterable[BaseModel]) -> None:
+    """Print a model or a list of models as JSON."""
+    if isinstance(value, BaseModel):
+        typer.echo(value.model_dump_json(indent=2))
         return
-    typer.echo(json.dumps([one.model_dump(mode="json") for one in found], indent=2))
+    typer.echo(json.dumps([item.model_dump(mode="json") for item in value], indent=2))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
-    """Elsewhere than in a terminal nothing is cut: ids are there to be copied."""
+    """Print a table; outside of a terminal no cell is truncated, so that ids can be copied."""
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
-        console = Console(markup=False, emoji=False, highlight=False, width=_WIDEST)
+        console = Console(markup=False, emoji=False, highlight=False, width=_WIDTH_WITHOUT_TERMINAL)
     table = Table(*columns, title=title or None, box=None)
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
@@ -41,7 +42,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
 
 
 def job_rows(jobs: Iterable[Job]) -> Iterable[tuple[Any, ...]]:
-    """Newest first, as they come."""
+    """Yield one row of `JOB_COLUMNS` per job."""
     for job in jobs:
         yield (
             job.id,
@@ -49,38 +50,43 @@ def job_rows(jobs: Iterable[Job]) -> Iterable[tuple[Any, ...]]:
             job.stage if job.state == "running" else None,
             f"{job.progress.fraction:.0%}" if job.progress and job.state == "running" else None,
             f"{job.model.source}:{job.model.ref}",
-            _asked(job),
+            _requested_size(job),
             _result(job),
             age(job.created_at),
         )
 
 
-JOB_COLUMNS = ("id", "state", "stage", "done", "model", "asked for", "result", "age")
+JOB_COLUMNS = ("id", "state", "stage", "done", "model", "requested", "result", "age")
 
 
 def print_job(job: Job) -> None:
-    """One job, a fact a line."""
-    facts: list[tuple[str, Any]] = [
+    """Print the fields of a job, one per line."""
+    fields: list[tuple[str, Any]] = [
         ("job", job.id),
         ("state", job.state),
         ("model", f"{job.model.source}:{job.model.ref}"),
-        ("asked for", f"{_asked(job)}, {job.compression.method}, target {job.compression.target}"),
+        (
+            "requested",
+            f"{_requested_size(job)}, {job.compression.method}, target {job.compression.target}",
+        ),
         ("attempt", f"{job.attempt} of {job.max_attempts}"),
-        ("made", job.created_at.isoformat(timespec="seconds")),
+        ("created", job.created_at.isoformat(timespec="seconds")),
     ]
     if job.progress is not None and job.state == "running":
-        facts.append(("now", f"{job.stage}: {job.progress.message} ({job.progress.fraction:.0%})"))
+        fields.append(
+            ("progress", f"{job.stage}: {job.progress.message} ({job.progress.fraction:.0%})")
+        )
     if job.error is not None:
-        facts.append(("error", f"{job.error.code}: {job.error.message}"))
-        facts.append(("hint", job.error.hint))
+        fields.append(("error", f"{job.error.code}: {job.error.message}"))
+        fields.append(("hint", job.error.hint))
     if job.labels:
-        facts.append(("labels", ", ".join(f"{key}={value}" for key, value in job.labels.items())))
-    print_table(("", ""), [fact for fact in facts if fact[1]])
+        fields.append(("labels", ", ".join(f"{key}={value}" for key, value in job.labels.items())))
+    print_table(("", ""), [field for field in fields if field[1]])
     print_result(job)
 
 
 def print_result(job: Job) -> None:
-    """Size, quality and speed of a job that has succeeded."""
+    """Print size, quality and speed of a succeeded job."""
     result = job.result
     if result is None:
         return
@@ -92,7 +98,7 @@ def print_result(job: Job) -> None:
             f"{result.params_after / result.params_before:.3f}",
         ),
         (
-            "bytes of weights",
+            "weights, bytes",
             f"{result.bytes_before:,}",
             f"{result.bytes_after:,}",
             f"{result.bytes_after / result.bytes_before:.3f}",
@@ -102,34 +108,43 @@ def print_result(job: Job) -> None:
         before, after = result.perplexity_before, result.perplexity_after
         rows.append(("perplexity", f"{before:.3f}", f"{after:.3f}", f"{after / before:.3f}"))
     if result.speedup is not None:
-        rows.append(("prefill speed-up", "", "", f"{result.speedup.prefill:.2f}"))
-        rows.append(("decode speed-up", "", "", f"{result.speedup.decode:.2f}"))
+        rows.append(("prefill speedup", "", "", f"{result.speedup.prefill:.2f}"))
+        rows.append(("decode speedup", "", "", f"{result.speedup.decode:.2f}"))
     print_table(("", "dense", "compressed", "compressed / dense"), rows)
 
 
-def print_comparison(found: Comparison) -> None:
-    """A column for each job; of the settings only those that differ."""
-    rows: list[tuple[Any, ...]] = [("state", *(job.state for job in found.jobs))]
-    rows += [(row.name, *row.values) for row in found.settings if row.differs]
-    rows.append(("parameters", *(job.size and f"{job.size.params_after:,}" for job in found.jobs)))
-    rows.append(("bytes", *(job.size and f"{job.size.bytes_after:,}" for job in found.jobs)))
-    texts = {one.text: None for job in found.jobs for one in job.quality or ()}
+def print_comparison(comparison: Comparison) -> None:
+    """Print one column per job, with the settings that differ and all results."""
+    rows: list[tuple[Any, ...]] = [("state", *(job.state for job in comparison.jobs))]
+    rows += [(row.name, *row.values) for row in comparison.settings if row.differs]
+    rows.append(
+        ("parameters", *(job.size and f"{job.size.params_after:,}" for job in comparison.jobs))
+    )
+    rows.append(("bytes", *(job.size and f"{job.size.bytes_after:,}" for job in comparison.jobs)))
+    texts = {score.text: None for job in comparison.jobs for score in job.quality or ()}
     for text in texts:
-        scores = ({one.text: one.ratio for one in job.quality or ()} for job in found.jobs)
-        ratios = (score.get(text) for score in scores)
-        rows.append((f"perplexity / dense, {text}", *(r and f"{r:.3f}" for r in ratios)))
-    tasks = {(one.task, one.metric): None for job in found.jobs for one in job.tasks or ()}
+        ratios_by_text = (
+            {score.text: score.ratio for score in job.quality or ()} for job in comparison.jobs
+        )
+        ratios = (ratio.get(text) for ratio in ratios_by_text)
+        rows.append(
+            (f"perplexity / dense, {text}", *(ratio and f"{ratio:.3f}" for ratio in ratios))
+        )
+    tasks = {(task.task, task.metric): None for job in comparison.jobs for task in job.tasks or ()}
     for name in tasks:
-        known = ({(t.task, t.metric): t.compressed for t in j.tasks or ()} for j in found.jobs)
-        rows.append((", ".join(name), *(one.get(name) for one in known)))
+        scores = (
+            {(task.task, task.metric): task.compressed for task in job.tasks or ()}
+            for job in comparison.jobs
+        )
+        rows.append((", ".join(name), *(score.get(name) for score in scores)))
     for phase in ("prefill", "decode"):
-        speeds = (job.speed and f"{getattr(job.speed, phase):.2f}" for job in found.jobs)
-        rows.append((f"{phase} speed-up", *speeds))
-    print_table(("", *(job.id for job in found.jobs)), rows)
+        speeds = (job.speed and f"{getattr(job.speed, phase):.2f}" for job in comparison.jobs)
+        rows.append((f"{phase} speedup", *speeds))
+    print_table(("", *(job.id for job in comparison.jobs)), rows)
 
 
 def print_sweep(sweep: SweepDetails) -> None:
-    """A row for each job; what another point beats is said."""
+    """Print one row per job of a sweep, with its place on the Pareto front."""
     rows = (
         (
             point.job_id,
@@ -138,16 +153,16 @@ def print_sweep(sweep: SweepDetails) -> None:
             count(point.params_after),
             point.perplexity and f"{point.perplexity:.3f}",
             point.decode_speedup and f"{point.decode_speedup:.2f}",
-            {None: "", True: "dominated", False: "best of its size"}[point.dominated],
+            {None: "", True: "dominated", False: "Pareto-optimal"}[point.dominated],
         )
         for point in sweep.pareto
     )
-    columns = ("job", "ratio", "state", "parameters", "perplexity", "decode speed-up", "")
+    columns = ("job", "ratio", "state", "parameters", "perplexity", "decode speedup", "")
     print_table(columns, rows, f"{sweep.id}: {sweep.state}, {sweep.progress.fraction:.0%}")
 
 
 def age(moment: datetime) -> str:
-    """How long ago, roughly."""
+    """Return the time since `moment`, rounded to one unit."""
     seconds = max((datetime.now(UTC) - moment).total_seconds(), 0.0)
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
@@ -156,17 +171,17 @@ def age(moment: datetime) -> str:
 
 
 def count(number: float | None) -> str | None:
-    """`102.7M`."""
+    """Return a number with a unit prefix, such as `102.7M`."""
     if number is None:
         return None
-    unit = next((one for one in _UNITS if number >= one[0]), (1.0, ""))
+    unit = next((scale for scale in _UNITS if number >= scale[0]), (1.0, ""))
     return f"{number / unit[0]:.4g}{unit[1]}"
 
 
-def _asked(job: Job) -> str:
+def _requested_size(job: Job) -> str:
     config = job.compression
     if config.ratio is not None:
-        return f"{config.ratio:.0%} off"
+        return f"{config.ratio:.0%} removed"
     if config.target_params is not None:
         return f"{count(config.target_params)} parameters"
     return f"{count(config.target_bytes)} bytes"
@@ -177,6 +192,6 @@ def _result(job: Job) -> str | None:
         return job.error.code
     if job.result is None:
         return None
-    found = f"{count(job.result.params_after)}"
+    size = f"{count(job.result.params_after)} parameters"
     before, after = job.result.perplexity_before, job.result.perplexity_after
-    return f"{found}, perplexity {after / before:.2f} x" if before and after else found
+    return f"{size}, perplexity ratio {after / before:.2f}" if before and after else size

@@ -1,4 +1,4 @@
-"""`intraslice webhooks`: who is told of jobs, and what was delivered."""
+"""`intraslice webhooks`: webhooks of a service and their deliveries."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import typer
 
 from app.cli.exit_codes import TABLE
 from app.cli.remote.jobs import PANEL
-from app.cli.remote.link import Link, speaks
+from app.cli.remote.link import Link, takes_service_options
 from app.cli.remote.tables import age, print_json, print_table
 
 commands = typer.Typer(
-    help="Webhooks of a service; needs a key of scope admin.", no_args_is_help=True
+    help="Webhooks of a service and their deliveries; requires an API key of scope admin.",
+    no_args_is_help=True,
 )
-WebhookArgument = Annotated[str, typer.Argument(metavar="WEBHOOK", help="Its id.")]
+WebhookArgument = Annotated[str, typer.Argument(metavar="WEBHOOK", help="Id of the webhook.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -23,111 +24,121 @@ def register(app: typer.Typer) -> None:
 
 
 @commands.command()
-@speaks
+@takes_service_options
 def create(
     *,
-    address: Annotated[str, typer.Argument(metavar="URL", help="That is posted to.")],
+    address: Annotated[
+        str, typer.Argument(metavar="URL", help="Public HTTPS address that receives the events.")
+    ],
     event: Annotated[
         list[str] | None,
-        typer.Option(help="job.queued, job.started, …; repeatable.  [default: the ends of jobs]"),
+        typer.Option(
+            help="Event type to send, such as job.queued or job.started; repeatable.  "
+            "[default: job.succeeded, job.failed and job.cancelled]"
+        ),
     ] = None,
-    description: Annotated[str, typer.Option(help="For people.")] = "",
+    description: Annotated[str, typer.Option(help="Description of the webhook.")] = "",
     link: Link,
 ) -> None:
-    """Make a webhook; its secret goes alone to stdout and is shown this once."""
+    """Create a webhook; its secret is printed to stdout and is not shown again."""
     with link.client() as client:
-        made = client.webhooks.create(address, event, description=description)
+        webhook = client.webhooks.create(address, event, description=description)
     if link.as_json:
-        print_json(made)
+        print_json(webhook)
         return
-    typer.echo(made.id, err=True)
-    typer.echo(made.secret)
+    typer.echo(webhook.id, err=True)
+    typer.echo(webhook.secret)
 
 
 @commands.command("list")
-@speaks
+@takes_service_options
 def list_webhooks(*, link: Link) -> None:
     """List webhooks, newest first."""
     with link.client() as client:
-        found = list(client.webhooks.list())
+        webhooks = list(client.webhooks.list())
     if link.as_json:
-        print_json(found)
+        print_json(webhooks)
         return
     rows = (
-        (one.id, one.url, ", ".join(one.events), "on" if one.enabled else one.disabled_reason)
-        for one in found
+        (
+            webhook.id,
+            webhook.url,
+            ", ".join(webhook.events),
+            "on" if webhook.enabled else webhook.disabled_reason,
+        )
+        for webhook in webhooks
     )
     print_table(("id", "url", "events", "state"), rows)
 
 
 @commands.command()
-@speaks
+@takes_service_options
 def delete(*, webhook: WebhookArgument, link: Link) -> None:
-    """Send nothing more there."""
+    """Delete a webhook."""
     with link.client() as client:
         client.webhooks.delete(webhook)
-    typer.echo(f"{webhook} is deleted", err=True)
+    typer.echo(f"{webhook} was deleted", err=True)
 
 
 @commands.command()
-@speaks
+@takes_service_options
 def rotate(*, webhook: WebhookArgument, link: Link) -> None:
-    """Change the secret; the one before signs beside it for a day."""
+    """Replace the secret; the previous one stays valid for 24 hours."""
     with link.client() as client:
-        made = client.webhooks.rotate(webhook)
+        rotated = client.webhooks.rotate(webhook)
     if link.as_json:
-        print_json(made)
+        print_json(rotated)
     else:
-        typer.echo(made.secret)
+        typer.echo(rotated.secret)
 
 
 @commands.command()
-@speaks
+@takes_service_options
 def test(*, webhook: WebhookArgument, link: Link) -> None:
-    """Send a trial."""
+    """Send a test event; the id of the delivery is printed to stdout."""
     with link.client() as client:
-        sent = client.webhooks.test(webhook)
+        delivery = client.webhooks.test(webhook)
+    if link.as_json:
+        print_json(delivery)
+    else:
+        typer.echo(delivery.id)
+
+
+@commands.command()
+@takes_service_options
+def deliveries(*, webhook: WebhookArgument, link: Link) -> None:
+    """List the deliveries of a webhook and their responses, newest first."""
+    with link.client() as client:
+        sent = list(client.webhooks.deliveries(webhook))
     if link.as_json:
         print_json(sent)
-    else:
-        typer.echo(sent.id)
-
-
-@commands.command()
-@speaks
-def deliveries(*, webhook: WebhookArgument, link: Link) -> None:
-    """List what was sent, newest first, and how it was answered."""
-    with link.client() as client:
-        found = list(client.webhooks.deliveries(webhook))
-    if link.as_json:
-        print_json(found)
         return
     rows = (
         (
-            one.id,
-            one.type,
-            one.state,
-            one.attempts,
-            one.last_status or one.last_error,
-            age(one.created_at),
+            delivery.id,
+            delivery.type,
+            delivery.state,
+            delivery.attempts,
+            delivery.last_status or delivery.last_error,
+            age(delivery.created_at),
         )
-        for one in found
+        for delivery in sent
     )
-    print_table(("id", "event", "state", "tries", "answer", "age"), rows)
+    print_table(("id", "event", "state", "attempts", "response", "age"), rows)
 
 
 @commands.command()
-@speaks
+@takes_service_options
 def redeliver(
     *,
     webhook: WebhookArgument,
-    delivery: Annotated[str, typer.Argument(metavar="DELIVERY", help="Its id.")],
+    delivery: Annotated[str, typer.Argument(metavar="DELIVERY", help="Id of the delivery.")],
     link: Link,
 ) -> None:
-    """Send a delivery again, under its id."""
+    """Send a delivery again under the same id."""
     with link.client() as client:
-        sent = client.webhooks.redeliver(webhook, delivery)
+        repeated = client.webhooks.redeliver(webhook, delivery)
     if link.as_json:
-        print_json(sent)
+        print_json(repeated)
     else:
-        typer.echo(f"{sent.id} is {sent.state}", err=True)
+        typer.echo(f"{repeated.id} is {repeated.state}", err=True)

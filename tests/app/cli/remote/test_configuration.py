@@ -1,4 +1,4 @@
-"""Which service a command speaks to: option before environment before file."""
+"""Service of a command: options override the environment, which overrides the config file."""
 
 from __future__ import annotations
 
@@ -37,30 +37,36 @@ def config(tmp_path: Path) -> Path:
     return write(tmp_path / "home" / "intraslice" / "config.toml")
 
 
-def test_without_anything_it_is_this_machine() -> None:
-    found = resolve(None, None, None)
-    assert (found.url, found.api_key, found.is_chosen) == (DEFAULT_URL, None, False)
+def test_default_is_this_machine() -> None:
+    connection = resolve(None, None, None)
+    assert (connection.url, connection.api_key, connection.is_chosen) == (DEFAULT_URL, None, False)
 
 
-def test_option_goes_before_environment_and_environment_before_file(
+def test_options_override_the_environment_which_overrides_the_file(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = resolve(None, None, None)
-    assert (found.url, found.api_key) == ("http://file:1", "of-the-file")
-    assert found.api_key_from == str(config)
+    connection = resolve(None, None, None)
+    assert (connection.url, connection.api_key) == ("http://file:1", "of-the-file")
+    assert connection.api_key_from == str(config)
     monkeypatch.setenv("INTRASLICE_URL", "http://env")
     monkeypatch.setenv("INTRASLICE_API_KEY", "of-the-env")
-    found = resolve(None, None, None)
-    assert (found.url, found.api_key) == ("http://env", "of-the-env")
+    connection = resolve(None, None, None)
+    assert (connection.url, connection.api_key) == ("http://env", "of-the-env")
     key = write(tmp_path / "key", "of-the-option\n")
-    found = resolve("http://option", key, None)
-    assert (found.url, found.api_key, found.url_from) == ("http://option", "of-the-option", "--url")
+    connection = resolve("http://option", key, None)
+    assert (connection.url, connection.api_key, connection.url_from) == (
+        "http://option",
+        "of-the-option",
+        "--url",
+    )
 
 
-def test_a_profile_counts_whole(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_replaces_all_top_level_values(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert config.exists()
-    found = resolve(None, None, "prod")
-    assert (found.url, found.api_key) == ("https://prod", None)
+    connection = resolve(None, None, "prod")
+    assert (connection.url, connection.api_key) == ("https://prod", None)
     monkeypatch.setenv("INTRASLICE_PROFILE", "prod")
     assert resolve(None, None, None).url == "https://prod"
 
@@ -68,13 +74,13 @@ def test_a_profile_counts_whole(config: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("text", "mode", "reason"),
     [
-        (CONFIG, 0o644, "can be read by others"),
+        (CONFIG, 0o644, "readable by other users"),
         ("url = [", 0o600, "cannot be read"),
-        ('uri = "http://x"', 0o600, "uri is not understood"),
-        ("url = 3", 0o600, "not understood"),
+        ('uri = "http://x"', 0o600, "unknown setting uri"),
+        ("url = 3", 0o600, "must be strings"),
     ],
 )
-def test_a_file_that_cannot_be_trusted_is_refused(
+def test_an_invalid_or_readable_file_is_an_error(
     config: Path, text: str, mode: int, reason: str
 ) -> None:
     write(config, text, mode)
@@ -82,20 +88,20 @@ def test_a_file_that_cannot_be_trusted_is_refused(
         resolve(None, None, None)
 
 
-def test_a_file_without_a_key_may_be_read_by_all(config: Path) -> None:
+def test_a_file_without_a_key_may_be_readable_by_all(config: Path) -> None:
     write(config, 'url = "http://x"', 0o644)
     assert resolve(None, None, None).url == "http://x"
 
 
-def test_what_is_named_must_be_there(
+def test_named_files_and_profiles_must_exist(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert config.exists()
     with pytest.raises(ConfigurationError, match="no profile other") as caught:
         resolve(None, None, "other")
     assert "prod" in (caught.value.hint or "")
-    with pytest.raises(ConfigurationError, match="holds no key"):
+    with pytest.raises(ConfigurationError, match="contains no API key"):
         resolve(None, tmp_path / "nowhere", None)
     monkeypatch.setenv("INTRASLICE_CONFIG", str(tmp_path / "nowhere.toml"))
-    with pytest.raises(ConfigurationError, match=r"no .*nowhere\.toml"):
+    with pytest.raises(ConfigurationError, match=r"nowhere\.toml does not exist"):
         resolve(None, None, None)

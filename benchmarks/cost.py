@@ -38,7 +38,6 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from intraslice_core.cache import StatisticsCache
 from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_model
@@ -49,6 +48,7 @@ from intraslice_core.pipeline import compress_opened
 from intraslice_core.plan import ModelGeometry
 from intraslice_core.progress import ProgressEvent, Stage, never_cancelled
 from intraslice_core.run import OpenedModel, Run
+from intraslice_core.statistics_cache import StatisticsCache
 
 FURTHER_RATIOS = (0.2, 0.4)
 LLAMAS = {

@@ -27,13 +27,13 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import intraslice_core.modeling  # noqa: F401  (registers the sliced classes)
-from intraslice_core.cache import StatisticsCache
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import DEFAULT_MIXTURE, CompressionConfig
 from intraslice_core.device import resolve_device, resolve_dtype
 from intraslice_core.evaluation.perplexity import evaluation_tokens, perplexity
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent
+from intraslice_core.statistics_cache import StatisticsCache
 
 METHODS = (
     "magnitude",

@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
-from intraslice_core.cache import ResumeState
 from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CompressionConfig, EvaluationConfig
@@ -35,6 +34,7 @@ from intraslice_core.finetuning.procedure import RecoveryWork, recover_checkpoin
 from intraslice_core.finetuning.training import Moment
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent
+from intraslice_core.resume_state import ResumeState
 
 STAGES = ("dense", "compressed", "recovered")
 Scores = dict[str, float]

@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 
 from intraslice_core import decoder_layer, pipeline
-from intraslice_core.cache import StatisticsCache
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.progress import ignore_progress, never_cancelled
 from intraslice_core.run import OpenedModel, Run
+from intraslice_core.statistics_cache import StatisticsCache
 
 
 class Passes:

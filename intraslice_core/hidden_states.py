@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from intraslice_core import decoder_layer
-from intraslice_core.cache import DenseStates
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Rotary
 from intraslice_core.methods import CompressionMethod
 from intraslice_core.plan import Module
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
+from intraslice_core.statistics_cache import DenseStates
 
 HELD_OUT_FRACTION = 8
 """One calibration sequence in this many is held out to choose the damping."""

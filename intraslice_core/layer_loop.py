@@ -13,17 +13,11 @@ from torch import Tensor
 
 from intraslice_core.allocation.budget import Budget
 from intraslice_core.allocation.shapes import Shapes
-from intraslice_core.cache import (
-    DenseStates,
-    FinishedLayer,
-    ModelStatistics,
-    ResumeState,
-    content_key,
-)
 from intraslice_core.calibration import calibration_hash
 from intraslice_core.checkpoints.dense_model import DenseLayerReader
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CompressionConfig
+from intraslice_core.content_key import content_key
 from intraslice_core.device import HostMemory, rounding_class
 from intraslice_core.errors import NumericalError
 from intraslice_core.families.canonical import (
@@ -39,7 +33,9 @@ from intraslice_core.methods import METHODS
 from intraslice_core.plan import LayerPlan, ModelGeometry
 from intraslice_core.progress import Stage
 from intraslice_core.reports.schema import LayerReport, ModuleReport, SpectrumReport
+from intraslice_core.resume_state import FinishedLayer, ResumeState
 from intraslice_core.run import Run
+from intraslice_core.statistics_cache import DenseStates, ModelStatistics
 
 if TYPE_CHECKING:
     from intraslice_core.decoder_layer import LayerWeights

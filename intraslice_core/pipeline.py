@@ -19,14 +19,6 @@ from transformers import PreTrainedModel
 import intraslice_core
 from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.allocation.shapes import SensitivityCache, Shapes, ShapeWork, choose_shapes
-from intraslice_core.cache import (
-    FinishedLayer,
-    ModelStatistics,
-    ResumeState,
-    StatisticsCache,
-    calibration_facts,
-    ignore_saved,
-)
 from intraslice_core.calibration import calibration_hash, calibration_tokens
 from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
@@ -44,6 +36,7 @@ from intraslice_core.config import (
     EvaluationConfig,
     ModelLimits,
 )
+from intraslice_core.content_key import calibration_facts
 from intraslice_core.device import (
     HostMemory,
     bound_allocator,
@@ -83,7 +76,9 @@ from intraslice_core.publication import (
     write_gguf_files,
 )
 from intraslice_core.reports.schema import CompressionReport
+from intraslice_core.resume_state import FinishedLayer, ResumeState, ignore_saved
 from intraslice_core.run import OpenedModel, Run, load_tokenizer
+from intraslice_core.statistics_cache import ModelStatistics, StatisticsCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from intraslice_core.cache import ResumeState, StatisticsCache, fingerprint
 from intraslice_core.checkpoints.writer import WrittenRecord
+from intraslice_core.content_key import fingerprint
 from intraslice_core.evaluation.comparison import DenseScores
 from intraslice_core.export.form import WrittenReference
 from intraslice_core.plan import LayerPlan, ModelGeometry
@@ -26,6 +26,8 @@ from intraslice_core.progress import (
     shares_of,
 )
 from intraslice_core.reports.schema import LayerReport
+from intraslice_core.resume_state import ResumeState
+from intraslice_core.statistics_cache import StatisticsCache
 
 
 @dataclass(frozen=True, kw_only=True)

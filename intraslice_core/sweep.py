@@ -21,7 +21,6 @@ from pydantic import ValidationError
 
 import intraslice_core
 from intraslice_core.allocation.budget import compression_budget
-from intraslice_core.cache import ResumeState, StatisticsCache
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.checkpoints.writer import require_free_output
@@ -44,7 +43,9 @@ from intraslice_core.progress import (
 from intraslice_core.publication import UNVERIFIED
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 from intraslice_core.reports.sweep import SweepPoint, SweepReport, SweepRequest
+from intraslice_core.resume_state import ResumeState
 from intraslice_core.run import OpenedModel, Run
+from intraslice_core.statistics_cache import StatisticsCache
 
 SWEEP_FILE = "sweep.json"
 WORK_FOLDER = ".sweep"

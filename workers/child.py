@@ -73,8 +73,9 @@ class Child:
 
     def _compress(self, request: ChildRequest) -> dict[str, object]:
         # Imported here: an invalid request or an early stop does not pay for torch.
-        from intraslice_core.cache import ResumeState, StatisticsCache
         from intraslice_core.pipeline import compress_model
+        from intraslice_core.resume_state import ResumeState
+        from intraslice_core.statistics_cache import StatisticsCache
 
         cache, resume_state = request.statistics_cache, request.resume_state
         report = compress_model(

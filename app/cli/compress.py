@@ -102,8 +102,8 @@ def _compress(
     resume_dir, offload_dir = directories
     with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
         quiet_transformers()
-        from intraslice_core.cache import ResumeState
         from intraslice_core.pipeline import compress_model
+        from intraslice_core.resume_state import ResumeState
 
         return compress_model(
             model,

@@ -72,8 +72,8 @@ def recover(  # noqa: PLR0913 (typer reads the options from the signature)
             )
         with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
             quiet_transformers()
-            from intraslice_core.cache import ResumeState
             from intraslice_core.finetuning.recover import recover_model
+            from intraslice_core.resume_state import ResumeState
 
             report = recover_model(
                 directory,

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice_core.cache import ResumeState, content_key, fingerprint
 from intraslice_core.calibration import calibration_hash
 from intraslice_core.checkpoints.writer import WrittenRecord
 from intraslice_core.config import HELD_OUT_SEQUENCES, RecoveryConfig
+from intraslice_core.content_key import content_key, fingerprint
 from intraslice_core.device import resolve_device, return_free_memory, rounding_class
 from intraslice_core.errors import CalibrationError, CalibrationTooShortError
 from intraslice_core.evaluation.loaded_models import load_model
@@ -30,6 +30,7 @@ from intraslice_core.reports.schema import (
     LossPoint,
     RecoveryReport,
 )
+from intraslice_core.resume_state import ResumeState
 
 
 @contextmanager

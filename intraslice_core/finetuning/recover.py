@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from transformers import AutoConfig, AutoTokenizer
 
 from intraslice_core import modeling
-from intraslice_core.cache import ResumeState
 from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints.manifest import MANIFEST, SIGNATURE
 from intraslice_core.checkpoints.model_card import CARD
@@ -45,6 +44,7 @@ from intraslice_core.progress import (
 )
 from intraslice_core.publication import peak_memory, publish_staged, verified_report, weight_bytes
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport, VerifiedReport
+from intraslice_core.resume_state import ResumeState
 from intraslice_core.run import Run
 
 REWRITTEN_FILES = frozenset({REPORT_FILE, REFERENCE_FILE, CARD, MANIFEST, SIGNATURE})

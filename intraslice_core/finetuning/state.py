@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from intraslice_core.cache import ResumeState
+from intraslice_core.resume_state import ResumeState
 
 _ADAPTERS, _FIRST, _SECOND, _LOSSES = "adapters", "first_moments", "second_moments", "losses"
 

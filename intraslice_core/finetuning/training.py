@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice_core.cache import ResumeState
 from intraslice_core.config import RecoveryConfig
 from intraslice_core.cost_model.memory import LOGITS_AT_ONCE
 from intraslice_core.errors import NumericalError
 from intraslice_core.evaluation.perplexity import OutputHead
 from intraslice_core.finetuning.state import TrainingFile, TrainingState
+from intraslice_core.resume_state import ResumeState
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:

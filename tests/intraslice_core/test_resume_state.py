@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from intraslice_core import pipeline
-from intraslice_core.cache import ResumeState
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.errors import CompressionCancelledError
 from intraslice_core.layer_compressor import LayerCompressor
 from intraslice_core.progress import ignore_progress, never_cancelled
 from intraslice_core.reports.schema import CompressionReport
+from intraslice_core.resume_state import ResumeState
 from intraslice_core.run import OpenedModel, Run
 from tests.intraslice_core.tiny_models import VARIANTS, tiny_checkpoint, tiny_llama
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from intraslice_core import decoder_layer, pipeline
-from intraslice_core.cache import ModelStatistics, StatisticsCache, fingerprint
 from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.content_key import fingerprint
 from intraslice_core.errors import CompressionCancelledError
 from intraslice_core.progress import (
     CancellationCheck,
@@ -23,6 +23,7 @@ from intraslice_core.progress import (
 )
 from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.run import OpenedModel, Run
+from intraslice_core.statistics_cache import ModelStatistics, StatisticsCache
 from tests.intraslice_core.tiny_models import tiny_checkpoint, tiny_llama
 
 LAYERS = 3

@@ -8,10 +8,10 @@ import pytest
 
 from intraslice_core.allocation import shapes
 from intraslice_core.allocation.search import TrialCompression
-from intraslice_core.cache import StatisticsCache
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.pipeline import compress_model
 from intraslice_core.reports.schema import CompressionReport
+from intraslice_core.statistics_cache import StatisticsCache
 from tests.intraslice_core.compressing import compress_unverified
 from tests.intraslice_core.tiny_models import tiny_llama
 

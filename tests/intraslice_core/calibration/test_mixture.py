@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from intraslice_core.cache import calibration_facts
 from intraslice_core.calibration import calibration_hash, calibration_tokens, interleave
 from intraslice_core.config import CalibrationConfig
+from intraslice_core.content_key import calibration_facts
 from intraslice_core.errors import CalibrationTooShortError
 from intraslice_core.hidden_states import HELD_OUT_FRACTION
 from tests.intraslice_core.tiny_models import tiny_model, tiny_tokenizer

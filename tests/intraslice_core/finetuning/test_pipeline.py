@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from intraslice_core import errors
-from intraslice_core.cache import ResumeState
 from intraslice_core.config import CalibrationConfig, CompressionConfig, EvaluationConfig
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent, Stage, shares_of
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
+from intraslice_core.resume_state import ResumeState
 from tests.intraslice_core.finetuning.training_runs import SETTINGS, compression, files_of
 from tests.intraslice_core.tiny_models import tiny_llama
 

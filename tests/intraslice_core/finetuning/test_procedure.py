@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from intraslice_core import modeling
-from intraslice_core.cache import ResumeState
 from intraslice_core.config import HELD_OUT_SEQUENCES
 from intraslice_core.errors import CompressionCancelledError, NumericalError
 from intraslice_core.finetuning.adapters import add_adapters, weight_changes
 from intraslice_core.finetuning.procedure import loss_curve, recover_checkpoint
 from intraslice_core.finetuning.training import Moment
+from intraslice_core.resume_state import ResumeState
 from tests.intraslice_core.finetuning.training_runs import (
     LENGTH,
     files_of,

@@ -1,179 +1,29 @@
-"""Files that runs leave for each other: the statistics cache and the resume state.
+"""The resume state: files from which an interrupted run resumes.
 
-The statistics cache holds what runs of one model at different ratios have in common. The resume
-state holds what one run has finished: the calibration tokens, each compressed layer, and from time
-to time the hidden states or the state of a training.
-
-Every file records, as a digest, everything that its content depends on, and appears whole or not at
-all. A run therefore finds exactly what it would have computed itself, bit for bit, or nothing. If
+They hold the calibration tokens, each compressed layer, and from time to time the hidden states or
+the state of a training. Every file records a digest of everything that its content depends on and
+appears whole or not at all. A resumed run therefore ends with the bytes of an undisturbed one. If
 the saved hidden states lag behind the finished layers, they pass through those layers once more;
 nothing is solved again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import transformers
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-import intraslice_core
 from intraslice_core.checkpoints.writer import ShardFile
-from intraslice_core.config import CalibrationConfig
-from intraslice_core.device import DTYPE_NAMES
-from intraslice_core.files import atomic_file, combined_sha256, file_sha256
-from intraslice_core.plan import Module
+from intraslice_core.files import atomic_file
 from intraslice_core.reports.schema import LayerReport
 
 SUFFIX = ".safetensors"
-_MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "token*", "*.model")
-
-
-# -- keys --------------------------------------------------------------------------------------
-
-
-def content_key(**facts: object) -> str:
-    """Return the SHA-256 of everything some content depends on, program versions included."""
-    versions = (intraslice_core.__version__, torch.__version__, transformers.__version__)
-    text = json.dumps({"versions": versions, **facts}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def calibration_facts(calibration: CalibrationConfig) -> dict[str, object]:
-    """Return everything the calibration tokens depend on besides the model."""
-    files = [Path(source.source) for source in calibration.mixture]
-    texts = [file_sha256(file) if file.is_file() else None for file in files]
-    return {"calibration": calibration.model_dump(mode="json"), "texts": texts}
-
-
-def fingerprint(directory: Path) -> str:
-    """Return the SHA-256 of all files that decide what a model computes."""
-    return combined_sha256({file for pattern in _MODEL_FILES for file in directory.glob(pattern)})
-
-
-# -- statistics cache --------------------------------------------------------------------------
-
-_TENSOR = "shared"
-
-
-@dataclass(kw_only=True)
-class StatisticsCache:
-    """Tensors by name in a directory that several runs may use at the same time.
-
-    Tensors that do not fit into `max_bytes` are not saved; that costs time and nothing else.
-    """
-
-    directory: Path
-    max_bytes: int
-    hits: int = field(default=0, init=False)
-    misses: int = field(default=0, init=False)
-
-    def load(self, name: str) -> Tensor | None:
-        """Return the memory-mapped tensor; None if it is missing or damaged."""
-        file = self.directory / (name + SUFFIX)
-        try:
-            with safe_open(file, framework="pt", device="cpu") as opened:
-                tensor: Tensor = opened.get_tensor(_TENSOR)
-        except (FileNotFoundError, SafetensorError):
-            self.misses += 1
-            return None
-        self.hits += 1
-        return tensor
-
-    def has_room(self, needed: int) -> bool:
-        """Report whether this many more bytes may be saved."""
-        used = sum(file.stat().st_size for file in self.directory.glob("*" + SUFFIX))
-        return used + needed <= self.max_bytes
-
-    def save(self, name: str, tensor: Tensor) -> None:
-        """Save the tensor if there is room.
-
-        A disk error costs other runs time and is no reason for this run to fail.
-        """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        if not self.has_room(tensor.nbytes):
-            return
-        with suppress(OSError), atomic_file(self.directory / (name + SUFFIX)) as partial:
-            _write(partial, tensor)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenseStates:
-    """The dense hidden states after each module of each layer."""
-
-    cache: StatisticsCache
-    key: str
-
-    def restore(self, layer: int, module: Module, hidden: Tensor) -> bool:
-        """Overwrite `hidden` with the saved states after the module; False if there are none."""
-        saved = self.cache.load(self._name(layer, module))
-        if saved is None or saved.shape != hidden.shape or saved.dtype != hidden.dtype:
-            return False
-        hidden.copy_(saved)
-        return True
-
-    def keep(self, layer: int, module: Module, hidden: Tensor) -> None:
-        """Save the hidden states after the module for other runs."""
-        self.cache.save(self._name(layer, module), hidden)
-
-    def _name(self, layer: int, module: Module) -> str:
-        return f"dense-{self.key}-{layer}-{module}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelStatistics:
-    """The part of the statistics cache that belongs to one model on one class of machine."""
-
-    cache: StatisticsCache
-    facts: Mapping[str, object]
-
-    @classmethod
-    def of(cls, cache: StatisticsCache, model: Path, **facts: object) -> ModelStatistics:
-        """Return the part of a model; `facts` are device, dtype and whatever else matters."""
-        return cls(cache=cache, facts={"model": fingerprint(model), **facts})
-
-    def tokens(self, calibration: CalibrationConfig, read: Callable[[], Tensor]) -> Tensor:
-        """Return the saved calibration tokens, or read and save them."""
-        name = "tokens-" + self._key(**calibration_facts(calibration))
-        tokens = self.cache.load(name)
-        if tokens is None:
-            tokens = read()
-            self.cache.save(name, tokens)
-        return tokens
-
-    def dense_states(self, **facts: object) -> DenseStates:
-        """Return the dense hidden states of one pass; `facts` are its tokens and batching."""
-        return DenseStates(cache=self.cache, key=self._key(**facts))
-
-    def _key(self, **facts: object) -> str:
-        return content_key(**self.facts, **facts)
-
-
-def _write(file: Path, tensor: Tensor) -> None:
-    """Write a safetensors file straight from memory; the library would copy all of it first."""
-    entry = {
-        "dtype": DTYPE_NAMES[tensor.dtype],
-        "shape": list(tensor.shape),
-        "data_offsets": [0, tensor.nbytes],
-    }
-    header = json.dumps({_TENSOR: entry}).encode()
-    header = header.ljust(len(header) + -len(header) % 8)
-    with file.open("wb") as stream:
-        stream.write(len(header).to_bytes(8, "little") + header)
-        stream.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
-
-
-# -- resume state ------------------------------------------------------------------------------
-
 _TOKENS = "tokens"
 _RECOVERY_TOKENS = "recovery-tokens"
 _HIDDEN_STATES = "hidden-states"

@@ -1,0 +1,35 @@
+"""Keys of cached content: digests of everything that the content depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+import transformers
+
+import intraslice_core
+from intraslice_core.config import CalibrationConfig
+from intraslice_core.files import combined_sha256, file_sha256
+
+_MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "token*", "*.model")
+
+
+def content_key(**facts: object) -> str:
+    """Return the SHA-256 of everything some content depends on, program versions included."""
+    versions = (intraslice_core.__version__, torch.__version__, transformers.__version__)
+    text = json.dumps({"versions": versions, **facts}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def calibration_facts(calibration: CalibrationConfig) -> dict[str, object]:
+    """Return everything the calibration tokens depend on besides the model."""
+    files = [Path(source.source) for source in calibration.mixture]
+    texts = [file_sha256(file) if file.is_file() else None for file in files]
+    return {"calibration": calibration.model_dump(mode="json"), "texts": texts}
+
+
+def fingerprint(directory: Path) -> str:
+    """Return the SHA-256 of all files that decide what a model computes."""
+    return combined_sha256({file for pattern in _MODEL_FILES for file in directory.glob(pattern)})

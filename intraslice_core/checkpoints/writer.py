@@ -21,6 +21,7 @@ from typing import Self
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from intraslice_core.checkpoints.inspection import (
     DEFAULT_SHARD_BYTES,
@@ -352,7 +353,9 @@ class CheckpointWriter:
         stored.to_json_file(self._work / "config.json")
         code = Path(inspect.getfile(type(config))).parent
         for module in {entry.split(".")[0] for entry in getattr(config, "auto_map", {}).values()}:
-            shutil.copyfile(code / f"{module}.py", self._work / f"{module}.py")
+            file = code / f"{module}.py"
+            for source in (file, *map(Path, get_relative_import_files(file))):
+                shutil.copyfile(source, self._work / source.name)
 
 
 def _copy_without_code(file: Path, target: Path) -> None:

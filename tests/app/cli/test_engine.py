@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from app.cli import compress
 from app.cli.main import app
 from intraslice_core.errors import QualityGateError, VerificationError
-from intraslice_core.text_sources import FLATTERS
+from intraslice_core.text_sources import IN_DOMAIN_ONLY_WARNING
 from tests.intraslice_core.tiny_models import tiny_llama
 
 PROGRAM = "from app.cli.main import app; app()"
@@ -96,16 +96,16 @@ def test_several_sources_are_a_mixture_and_in_domain_evaluation_is_a_warning(mod
         {"source": "pycode", "weight": 1.0},
         {"source": "chat", "weight": 1.0},
     ]
-    assert report["warnings"] == [FLATTERS]
+    assert report["warnings"] == [IN_DOMAIN_ONLY_WARNING]
     card = (tmp_path / "out" / "README.md").read_text()
     assert "tokens of `text.txt` (weight 2), `pycode` (weight 1), `chat` (weight 1)" in card
-    assert f"Warning: {FLATTERS}" in card
+    assert f"Warning: {IN_DOMAIN_ONLY_WARNING}" in card
     assert str(tmp_path) not in card.partition("Calibrated on")[2]
 
     pair = ["evaluate", tmp_path / "out", "--dense", model, "--no-benchmark", "--max-tokens", "128"]
-    assert FLATTERS in run(*pair, "--text", "chat").stderr
+    assert IN_DOMAIN_ONLY_WARNING in run(*pair, "--text", "chat").stderr
     other = run(*pair, "--text", "chat", "--text", "self", "--json")
-    assert FLATTERS not in other.stderr
+    assert IN_DOMAIN_ONLY_WARNING not in other.stderr
     assert [entry["text"] for entry in json.loads(other.stdout)["perplexity"]] == ["chat", "self"]
     alone = run("evaluate", tmp_path / "out", "--text", "chat")
     assert alone.exit_code == 2

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from intraslice_core import device
-from intraslice_core.calibration import write_own_tokens
+from intraslice_core.calibration import generate_tokens
 from intraslice_core.calibration.conversations import prompts
 from intraslice_core.config import EvaluationConfig, GateConfig, SpeedPoint
 from intraslice_core.errors import (
@@ -164,10 +164,10 @@ def test_the_dense_model_writes_once_and_both_are_scored_on_it(pair, source, mon
     written = []
 
     def counted(*arguments: object, **named: object) -> torch.Tensor:
-        written.append(write_own_tokens(*arguments, **named))
+        written.append(generate_tokens(*arguments, **named))
         return written[-1]
 
-    monkeypatch.setattr(perplexity, "write_own_tokens", counted)
+    monkeypatch.setattr(perplexity, "generate_tokens", counted)
     config = CONFIG.model_copy(update={"perplexity": (source, "pydoc")})
     report = evaluate_pair(*pair, config)
     assert [entry.text for entry in report.perplexity] == [source, "pydoc"]

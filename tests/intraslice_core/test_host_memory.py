@@ -95,7 +95,7 @@ def test_full_disk_is_reported_before_anything_is_written(
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(device.os, "posix_fallocate", full)
-    with pytest.raises(InsufficientDiskError, match=r"no room for 8\.00 GB") as caught:
+    with pytest.raises(InsufficientDiskError, match=r"no space for 8\.00 GB") as caught:
         HostMemory(tmp_path).empty((10**9,), torch.float64)
     assert caught.value.field == "offload_dir"
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice_core.calibration import load_text, tokenise_documents, write_own_tokens
+from intraslice_core.calibration import generate_tokens, load_text, tokenise_documents
 from intraslice_core.config import CalibrationPart
 from intraslice_core.errors import CalibrationTooShortError, NumericalError
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
@@ -98,7 +98,7 @@ def written_tokens(
     order = CalibrationPart(
         source=source, samples=max_tokens // length, sequence_length=length, seed=0
     )
-    return write_own_tokens(
+    return generate_tokens(
         model, tokenizer, order, part="evaluation", should_cancel=should_cancel
     ).flatten()
 

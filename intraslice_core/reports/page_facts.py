@@ -27,7 +27,7 @@ from intraslice_core.reports.schema import (
     RecoveryReport,
     SpeedReport,
 )
-from intraslice_core.text_sources import FLATTERS, kind_of
+from intraslice_core.text_sources import IN_DOMAIN_ONLY_WARNING, domain_of
 
 Facts = list[tuple[str, str]]
 
@@ -77,9 +77,9 @@ def cautions(page: ReportPage) -> list[str]:
     report = page.report
     evaluation, allocation = report.evaluation, report.allocation
     found = [_sentence(warning) for warning in report.warnings]
-    if FLATTERS in report.warnings:
-        at = report.warnings.index(FLATTERS)
-        found[at] += " Score it on a kind of text that it was not calibrated on, too."
+    if IN_DOMAIN_ONLY_WARNING in report.warnings:
+        at = report.warnings.index(IN_DOMAIN_ONLY_WARNING)
+        found[at] += " Evaluate it on out-of-domain text, too."
     if allocation is not None and allocation.fallback_reason is not None:
         found.append(
             f"The shapes are those of {allocation.allocator}, not of {allocation.requested} as "
@@ -164,10 +164,10 @@ def files(page: ReportPage) -> Table | None:
 
 
 def quality(report: CompressionReport) -> Table | None:
-    """Perplexity on each text; a text of a calibration's kind flatters."""
+    """Return the perplexity on each text; in-domain texts give optimistic values."""
     if report.evaluation is None or not report.evaluation.perplexity:
         return None
-    calibrated = {kind_of(one.source) for one in report.config.calibration.mixture}
+    calibrated = {domain_of(one.source) for one in report.config.calibration.mixture}
     return Table(
         columns=(
             *("text", "dense", "compressed", "compressed / dense"),
@@ -181,7 +181,7 @@ def quality(report: CompressionReport) -> Table | None:
                 times(one.ratio),
                 f"{one.tokens:,}",
                 f"{one.context_length:,}",
-                "yes" if kind_of(one.text) in calibrated else "no",
+                "yes" if domain_of(one.text) in calibrated else "no",
             )
             for one in report.evaluation.perplexity
         ),

@@ -37,7 +37,12 @@ from intraslice_core.config import (
     RecoveryConfig,
 )
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan, Module
-from intraslice_core.text_sources import FLATTERS, TOLERATED_OVERLAP, only_own_kind, seen_before
+from intraslice_core.text_sources import (
+    IN_DOMAIN_ONLY_WARNING,
+    TOLERATED_OVERLAP,
+    in_domain_only,
+    overlap_warning,
+)
 
 SCHEMA_VERSION = 2
 """Version 1 wrote `intraslice_plus` as "intraslice" and `intraslice` as "paper"."""
@@ -401,13 +406,13 @@ class CompressionReport(FrozenModel):
         return 1.0 - self.compressible_after / self.compressible_before
 
     def with_evaluation(self, evaluation: EvaluationReport) -> Self:
-        """The same with what was measured, and warnings of what cannot but flatter."""
-        flatters = only_own_kind(
+        """Return the report with an evaluation and with warnings about optimistic results."""
+        in_domain = in_domain_only(
             self.config.seen_sources, [one.text for one in evaluation.perplexity]
         )
-        warnings = (*self.warnings, FLATTERS) if flatters else self.warnings
+        warnings = (*self.warnings, IN_DOMAIN_ONLY_WARNING) if in_domain else self.warnings
         warnings += tuple(
-            seen_before(one.text, one.calibration_overlap)
+            overlap_warning(one.text, one.calibration_overlap)
             for one in evaluation.perplexity
             if one.calibration_overlap is not None and one.calibration_overlap > TOLERATED_OVERLAP
         )

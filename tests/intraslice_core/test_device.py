@@ -1,4 +1,4 @@
-"""What `auto` stands for."""
+"""Resolution of the device and dtype settings."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from intraslice_core.errors import ConfigurationError
 
 @pytest.fixture
 def cpu_flags(monkeypatch, tmp_path):
-    """Let the CPU have these flags."""
+    """Return a function that sets the flags that the CPU reports."""
 
-    def give(flags: str) -> None:
+    def set_flags(flags: str) -> None:
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\nbugs\t: x\n")
         monkeypatch.setattr(device, "_CPU_FACTS", tmp_path / "cpuinfo")
         device.cpu_computes_bfloat16.cache_clear()
 
-    yield give
+    yield set_flags
     device.cpu_computes_bfloat16.cache_clear()
 
 
@@ -31,12 +31,12 @@ def test_auto_device_is_cuda_where_there_is_one(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:x"])
-def test_unknown_device_is_refused(name):
+def test_unknown_device_is_rejected(name):
     with pytest.raises(ConfigurationError, match="device"):
         resolve_device(name)
 
 
-def test_absent_gpu_is_refused(monkeypatch):
+def test_absent_gpu_is_rejected(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert resolve_device("cuda:0").index == 0
     with pytest.raises(ConfigurationError, match="1 CUDA devices"):
@@ -59,7 +59,7 @@ def test_auto_keeps_the_stored_dtype_on_a_gpu():
     assert resolve_dtype("auto", torch.device("cuda"), torch.float16) == torch.float16
 
 
-def test_a_named_dtype_is_obeyed():
+def test_explicit_dtype_is_used():
     assert resolve_dtype("bfloat16", torch.device("cpu"), torch.float32) == torch.bfloat16
     with pytest.raises(ConfigurationError, match="int8"):
         resolve_dtype("int8", torch.device("cpu"), torch.float32)

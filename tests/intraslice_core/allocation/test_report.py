@@ -53,7 +53,11 @@ def test_model_card_names_the_allocator(tmp_path: Path) -> None:
     def card(told: CompressionReport) -> str:
         return write_model_card(tmp_path, told.model_dump(mode="json")).read_text()
 
-    assert "was decided by" not in card(report())
-    assert "was decided by `lagrangian`." in card(report(allocation_report("auto", "lagrangian")))
+    assert "were chosen by" not in card(report())
+    assert "were chosen by allocator `lagrangian`." in card(
+        report(allocation_report("auto", "lagrangian"))
+    )
     fallen = allocation_report("fisher", "uniform", fallback_reason=REASON)
-    assert f"was decided by `uniform`, not by `fisher`: {REASON}." in card(report(fallen))
+    assert f"by allocator `uniform` instead of the requested `fisher`: {REASON}." in card(
+        report(fallen)
+    )

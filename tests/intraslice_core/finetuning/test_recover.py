@@ -47,7 +47,7 @@ def test_it_ends_with_the_bytes_of_a_compression_that_recovers(
     assert report.config.recover == RECOVER
     stored = CompressionReport.model_validate_json((tmp_path / "out" / REPORT_FILE).read_text())
     assert stored == report
-    assert "Trained afterwards" in (tmp_path / "out" / "README.md").read_text()
+    assert "Fine-tuned after compression" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_what_cannot_be_trained_is_refused_and_nothing_is_left(dense: Path, tmp_path: Path) -> None:

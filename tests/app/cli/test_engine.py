@@ -146,7 +146,7 @@ def test_a_finished_checkpoint_is_fine_tuned_into_a_new_one(model, compressed, t
     assert (tmp_path / "kept" / "recovery.safetensors").is_file()
     rejected = run("recover", model, *options[:2], "--out", tmp_path / "other")
     assert rejected.exit_code == 2
-    assert "no compressed checkpoint" in rejected.stderr
+    assert "is not a compressed checkpoint" in rejected.stderr
     rejected = run("recover", compressed, *options[:2], "--out", tmp_path / "x", "--tokens", "many")
     assert rejected.exit_code == 2
     assert "--tokens" in rejected.stderr

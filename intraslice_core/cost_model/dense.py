@@ -50,7 +50,7 @@ class DenseModel:
     """Bytes per stored weight, after a conversion to safetensors."""
     max_positions: int | None
     converted: bool
-    """Whether the file is converted to safetensors before it is compressed."""
+    """True if the file is converted to safetensors before it is compressed."""
 
 
 def read_dense(path: Path) -> DenseModel:
@@ -75,6 +75,10 @@ def read_dense(path: Path) -> DenseModel:
             field="model",
             hint=f"give the model as safetensors; GGUF: {', '.join(GGUF_MODEL_TYPES)}",
         )
+    return _read_gguf(path, facts)
+
+
+def _read_gguf(path: Path, facts: ModelFacts) -> DenseModel:
     header = read_gguf_header(path)
     prefix = f"{header.architecture}."
     settings: dict[str, Any] = {

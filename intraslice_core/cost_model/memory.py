@@ -77,10 +77,8 @@ def peak_memory(
     # The result is always verified in float32.
     whole = 4 * params_after
     if evaluation is not None:
-        both = evaluation.benchmark or evaluation.speed_grid
-        models = params_before + params_after if both else params_before
-        logits = 2 * 4 * _LOGIT_ROWS * geometry.vocab_size
-        whole = max(whole, models * item + max(logits, _load_bytes(geometry, evaluation, item)))
+        params = (params_before, params_after)
+        whole = max(whole, _evaluation_bytes(geometry, params, evaluation, item))
     if compression.recover is not None:
         training = _recovery_bytes(geometry, compression.recover, item)
         models = params_after + params_before * (compression.recover.loss == "distill")
@@ -157,6 +155,16 @@ def _recovery_bytes(geometry: ModelGeometry, recover: RecoveryConfig, item: int)
     tokens = recover.batch_size * recover.sequence_length
     graph = geometry.num_hidden_layers * tokens * _TRAINED_ACTIVATIONS * (hidden + inner) * item
     return 16 * adapters + graph + 4 * 4 * max(LOGITS_AT_ONCE, geometry.vocab_size)
+
+
+def _evaluation_bytes(
+    geometry: ModelGeometry, params: tuple[int, int], evaluation: EvaluationConfig, item: int
+) -> int:
+    """Estimate the evaluation's memory, with both models if they are timed."""
+    is_timed = evaluation.benchmark or evaluation.speed_grid
+    models = sum(params) if is_timed else params[0]
+    logits = 2 * 4 * _LOGIT_ROWS * geometry.vocab_size
+    return models * item + max(logits, _load_bytes(geometry, evaluation, item))
 
 
 def _load_bytes(geometry: ModelGeometry, evaluation: EvaluationConfig, item: int) -> int:

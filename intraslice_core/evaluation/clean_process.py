@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import intraslice_core
 from intraslice_core.device import unbound_environment
@@ -50,22 +50,27 @@ class CleanProcess:
                 directory / name for name in ("request", "reply", "log")
             )
             request_file.write_text(json.dumps(request))
-            files = [str(request_file), str(reply_file)]
-            command = [self.program, *self.arguments, *files, *self.extra_arguments]
             with log.open("wb") as stream:
-                process = subprocess.Popen(
-                    [sys.executable, "-I", *command],
-                    cwd=directory,
-                    env={**unbound_environment(), "HF_HOME": folder, "HF_HUB_OFFLINE": "1"},
-                    stdin=subprocess.DEVNULL,
-                    stdout=stream,
-                    stderr=stream,
-                )
+                process = self._start(directory, [str(request_file), str(reply_file)], stream)
                 self._wait(process, should_cancel)
             if process.returncode != 0:
                 lines = log.read_text(errors="replace").strip().splitlines()
                 raise self.make_error(lines[-1] if lines else f"exit code {process.returncode}")
             return json.loads(reply_file.read_text())
+
+    def _start(
+        self, directory: Path, files: Sequence[str], log: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
+        """Start the program in the directory, which also serves as its empty cache."""
+        command = [self.program, *self.arguments, *files, *self.extra_arguments]
+        return subprocess.Popen(
+            [sys.executable, "-I", *command],
+            cwd=directory,
+            env={**unbound_environment(), "HF_HOME": str(directory), "HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
 
     def _wait(self, process: subprocess.Popen[bytes], should_cancel: CancellationCheck) -> None:
         """Wait for the end, a cancellation or the time limit; never leave the process running."""

@@ -383,19 +383,20 @@ def _compare_tasks(
         raise NumericalError(
             f"the compressed model's {missing[0].metric} in task {missing[0].task} is not finite"
         )
-    return tuple(
-        TaskComparison(
-            task=score.task,
-            metric=score.metric,
-            higher_is_better=score.higher_is_better,
-            examples=score.examples,
-            shots=score.shots,
-            dense=score.value,
-            compressed=by_metric[score.task, score.metric].value,
-            dense_stderr=score.stderr,
-            compressed_stderr=by_metric[score.task, score.metric].stderr,
-        )
-        for score in dense
+    return tuple(_pair_scores(score, by_metric[score.task, score.metric]) for score in dense)
+
+
+def _pair_scores(dense: TaskScore, compressed: TaskScore) -> TaskComparison:
+    return TaskComparison(
+        task=dense.task,
+        metric=dense.metric,
+        higher_is_better=dense.higher_is_better,
+        examples=dense.examples,
+        shots=dense.shots,
+        dense=dense.value,
+        compressed=compressed.value,
+        dense_stderr=dense.stderr,
+        compressed_stderr=compressed.stderr,
     )
 
 

@@ -122,26 +122,34 @@ def _has_own_code(checkpoint: str) -> bool:
     return "auto_map" in config
 
 
-def _answer(
-    checkpoint: str, reference: dict[str, Any], *, trust_remote_code: bool
-) -> list[dict[str, Any]]:
-    """Load model and tokenizer from the checkpoint and answer every prompt."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _load_model(checkpoint: str, dtype: str, *, trust_remote_code: bool) -> Any:
+    """Load the model and check that every weight was found and used."""
+    from transformers import AutoModelForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        checkpoint, local_files_only=True, trust_remote_code=False
-    )
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         checkpoint,
         trust_remote_code=trust_remote_code,
         local_files_only=True,
-        dtype=getattr(torch, reference["dtype"]),
+        dtype=getattr(torch, dtype),
         output_loading_info=True,
     )
     model, loading = loaded
     mismatches = {kind: sorted(names) for kind, names in loading.items() if names}
     if mismatches:
         raise ValueError(f"the weight files do not match the model: {mismatches}")
+    return model
+
+
+def _answer(
+    checkpoint: str, reference: dict[str, Any], *, trust_remote_code: bool
+) -> list[dict[str, Any]]:
+    """Load model and tokenizer from the checkpoint and answer every prompt."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        checkpoint, local_files_only=True, trust_remote_code=False
+    )
+    model = _load_model(checkpoint, reference["dtype"], trust_remote_code=trust_remote_code)
     model.to(reference["device"]).train(False)
     answers = []
     for entry in reference["prompts"]:

@@ -156,19 +156,7 @@ def score_tasks(
         model.register_forward_hook(passes.after),
     )
     try:
-        with _isolated_harness():
-            from lm_eval.evaluator import evaluate
-            from lm_eval.models.huggingface import HFLM
-
-            for task in tasks.loaded["tasks"].values():
-                task.set_fewshot_seed(seed=_SEED)  # otherwise the next model sees other shots
-            results = evaluate(
-                HFLM(pretrained=model, tokenizer=tokenizer, batch_size=tasks.batch_size),
-                dict(tasks.loaded),
-                limit=tasks.limit,
-                bootstrap_iters=_BOOTSTRAP,
-                log_samples=False,
-            )
+        results = _evaluate(model, tokenizer, tasks)
     except IntraSliceError:
         raise
     except (AssertionError, KeyError, NotImplementedError, TypeError, ValueError) as error:
@@ -184,6 +172,26 @@ def score_tasks(
         for hook in hooks:
             hook.remove()
     return tuple(_scores(results))
+
+
+def _evaluate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: OpenedTasks
+) -> Mapping[str, Any]:
+    """Run the harness and return its results."""
+    with _isolated_harness():
+        from lm_eval.evaluator import evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        for task in tasks.loaded["tasks"].values():
+            task.set_fewshot_seed(seed=_SEED)  # otherwise the next model sees other shots
+        results: Mapping[str, Any] = evaluate(
+            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=tasks.batch_size),
+            dict(tasks.loaded),
+            limit=tasks.limit,
+            bootstrap_iters=_BOOTSTRAP,
+            log_samples=False,
+        )
+    return results
 
 
 @dataclass

@@ -78,7 +78,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     links: tuple[str, ...] = ()
     numeric: bool = True
-    """Whether the other columns contain numbers."""
+    """True if the other columns contain numbers."""
 
 
 def rendered(name: str, **values: object) -> Markup:

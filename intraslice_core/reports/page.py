@@ -27,11 +27,11 @@ class Section:
     table: Table | None = None
     figures: tuple[Figure, ...] = ()
     collapsed: bool = False
-    """Whether the table is hidden until the reader opens it."""
+    """Hide the table until the reader opens it."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether the section has no content."""
+        """True if the section has no content."""
         return not (self.facts or self.table or self.figures)
 
 
@@ -77,22 +77,21 @@ def _sections(page: ReportPage) -> list[Section]:
     return [section for section in sections if not section.is_empty]
 
 
+_QUALITY_NOTE = (
+    "Perplexity on held-out text; a ratio compressed / dense of 1 means no loss. In-domain texts "
+    "are also calibration sources."
+)
+_TASKS_NOTE = (
+    "Scores of lm-evaluation-harness ± standard error, of both models on the same examples."
+)
+
+
 def _quality_sections(report: CompressionReport) -> tuple[Section, ...]:
     return (
         Section(
-            id="quality",
-            title="Quality",
-            note="Perplexity on held-out text; a ratio compressed / dense of 1 means no loss. "
-            "In-domain texts are also calibration sources.",
-            table=page_facts.quality(report),
+            id="quality", title="Quality", note=_QUALITY_NOTE, table=page_facts.quality(report)
         ),
-        Section(
-            id="tasks",
-            title="Tasks",
-            note="Scores of lm-evaluation-harness ± standard error, of both models on the same "
-            "examples.",
-            table=page_measures.tasks(report),
-        ),
+        Section(id="tasks", title="Tasks", note=_TASKS_NOTE, table=page_measures.tasks(report)),
         Section(
             id="continuations",
             title="Sample outputs",

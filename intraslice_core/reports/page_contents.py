@@ -62,9 +62,9 @@ class ModelResult:
     prefill_ratio: float | None
     decode_ratio: float | None
     is_this: bool
-    """Whether this is the job of the page."""
+    """True for the job of the page."""
     is_comparable: bool
-    """Whether the job was scored on the same tokens as the job of the page."""
+    """True if the job was scored on the same tokens as the job of the page."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from intraslice_core.reports.formatting import (
     size,
     times,
 )
-from intraslice_core.reports.page_contents import ReportPage
+from intraslice_core.reports.page_contents import JobFacts, ReportPage
 from intraslice_core.reports.schema import (
     AllocationReport,
     CompressionReport,
@@ -130,18 +130,24 @@ def provenance(page: ReportPage) -> Facts:
     ]
     if report.device is not None:
         facts.append(("Device", report.device))
-    if job is not None:
-        facts += [("Job", job.id), ("Attempt", str(job.attempt))]
-        facts += [
+    return facts if job is None else facts + _job_facts(job)
+
+
+def _job_facts(job: JobFacts) -> Facts:
+    moments = (
+        ("Created", job.created_at),
+        ("Started", job.started_at),
+        ("Finished", job.finished_at),
+    )
+    return [
+        ("Job", job.id),
+        ("Attempt", str(job.attempt)),
+        *(
             (name, moment.isoformat(timespec="seconds"))
-            for name, moment in (
-                ("Created", job.created_at),
-                ("Started", job.started_at),
-                ("Finished", job.finished_at),
-            )
+            for name, moment in moments
             if moment is not None
-        ]
-    return facts
+        ),
+    ]
 
 
 def settings(page: ReportPage) -> Table:
@@ -174,17 +180,21 @@ def quality(report: CompressionReport) -> Table | None:
             *("tokens", "context length", "domain"),
         ),
         rows=tuple(
-            (
-                text.text,
-                number(text.dense),
-                number(text.compressed),
-                times(text.ratio),
-                f"{text.tokens:,}",
-                f"{text.context_length:,}",
-                "in-domain" if kind_of(text.text) in calibrated else "out-of-domain",
-            )
+            _quality_row(text, in_domain=kind_of(text.text) in calibrated)
             for text in report.evaluation.perplexity
         ),
+    )
+
+
+def _quality_row(text: PerplexityComparison, *, in_domain: bool) -> tuple[str, ...]:
+    return (
+        text.text,
+        number(text.dense),
+        number(text.compressed),
+        times(text.ratio),
+        f"{text.tokens:,}",
+        f"{text.context_length:,}",
+        "in-domain" if in_domain else "out-of-domain",
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from intraslice_core.plan import LayerPlan
 from intraslice_core.reports.chart import (
     Axis,
     AxisOf,
@@ -27,6 +28,7 @@ from intraslice_core.reports.schema import (
     AllocationReport,
     CompressionReport,
     LayerReport,
+    LossPoint,
     ModuleReport,
     TrialReport,
 )
@@ -56,43 +58,47 @@ def shapes(report: CompressionReport) -> Figure:
         svg=shape_plot(report, inline=True),
         table=Table(
             columns=("layer", "query heads", "KV heads", "q/k width", "value width", "MLP width"),
-            rows=tuple(
-                (
-                    name,
-                    f"{plan.num_attention_heads:,}",
-                    f"{plan.num_key_value_heads:,}",
-                    f"{plan.qk_head_dim:,}",
-                    f"{plan.v_head_dim:,}",
-                    f"{plan.intermediate_size:,}",
-                )
-                for name, plan in plans
-            ),
+            rows=tuple(_shape_row(name, plan) for name, plan in plans),
         ),
         wide=True,
+    )
+
+
+def _shape_row(name: str, plan: LayerPlan) -> tuple[str, ...]:
+    return (
+        name,
+        f"{plan.num_attention_heads:,}",
+        f"{plan.num_key_value_heads:,}",
+        f"{plan.qk_head_dim:,}",
+        f"{plan.v_head_dim:,}",
+        f"{plan.intermediate_size:,}",
     )
 
 
 # -- by layer ------------------------------------------------------------------------------------
 
 
+_REFIT_MEASURES: tuple[tuple[str, str, AxisOf, Callable[[ModuleReport], float | None]], ...] = (
+    (
+        "Explained energy",
+        "Retained fraction of the inner activations' energy; 1 means that nothing was lost.",
+        linear_axis,
+        lambda module: module.explained_energy,
+    ),
+    (
+        "Relative error",
+        "‖output − target‖² / ‖target‖² on the calibration tokens; 0 is exact.",  # noqa: RUF001
+        log_axis,
+        lambda module: module.relative_error,
+    ),
+)
+"""Title, caption, axis and value of each measure of the compensation."""
+
+
 def refits(report: CompressionReport) -> list[Figure]:
     """Return the charts of explained energy, relative error and damping by layer."""
-    measures: list[tuple[str, str, AxisOf, Callable[[ModuleReport], float | None]]] = [
-        (
-            "Explained energy",
-            "Retained fraction of the inner activations' energy; 1 means that nothing was lost.",
-            linear_axis,
-            lambda module: module.explained_energy,
-        ),
-        (
-            "Relative error",
-            "‖output − target‖² / ‖target‖² on the calibration tokens; 0 is exact.",  # noqa: RUF001
-            log_axis,
-            lambda module: module.relative_error,
-        ),
-    ]
     figures = []
-    for title, caption, axis_of, value in measures:
+    for title, caption, axis_of, value in _REFIT_MEASURES:
         series = [_module_series(report.layers, name, value) for name in _NAMES]
         figures.append(_by_layer(report, title, caption, axis_of, series))
     caption = "Damping λ of each factorisation, relative to the scale of its matrix."
@@ -223,15 +229,7 @@ def _trials(allocation: AllocationReport) -> Figure | None:
         svg=draw(chart),
         table=Table(
             columns=("layer and module", "removed", "predicted", "measured"),
-            rows=tuple(
-                (
-                    f"{trial.layer}, {_NAMES[trial.module]}",
-                    percent(trial.cut),
-                    number(trial.predicted),
-                    number(trial.measured),
-                )
-                for trial in allocation.trials
-            ),
+            rows=tuple(_trial_row(trial) for trial in allocation.trials),
         ),
     )
 
@@ -253,6 +251,15 @@ def _trial_points(trials: Sequence[TrialReport]) -> Iterator[tuple[str, tuple[Po
         yield name, tuple(_trial_point(trial) for trial in trials if trial.module == module)
 
 
+def _trial_row(trial: TrialReport) -> tuple[str, ...]:
+    return (
+        f"{trial.layer}, {_NAMES[trial.module]}",
+        percent(trial.cut),
+        number(trial.predicted),
+        number(trial.measured),
+    )
+
+
 def _trial_point(trial: TrialReport) -> Point:
     text = (
         f"layer {trial.layer}, {_NAMES[trial.module]}, {percent(trial.cut)} removed: "
@@ -270,32 +277,23 @@ def recovery(report: CompressionReport) -> list[Figure]:
         return []
     losses = report.recovery.losses
     caption = "Fine-tuning loss in nats per token, as a mean since the previous point."
-    points = tuple(
-        Point(
-            x=point.tokens,
-            y=point.loss,
-            text=f"{point.tokens:,} tokens: {number(point.loss)} nats per token",
-        )
-        for point in losses
-    )
-    series = Series(name="loss", points=points)
+    series = Series(name="loss", points=tuple(map(_loss_point, losses)))
     chart = Chart(
         title="Fine-tuning loss",
         description=f"{caption} {_ranges([series])}",
-        x=count_axis("tokens", [point.x for point in points]),
-        y=linear_axis("nats per token", [point.y for point in points]),
+        x=count_axis("tokens", [point.x for point in series.points]),
+        y=linear_axis("nats per token", [point.y for point in series.points]),
         series=(series,),
         style="dots",
     )
     rows = tuple((f"{point.tokens:,}", number(point.loss)) for point in losses)
-    return [
-        Figure(
-            title=chart.title,
-            caption=caption,
-            svg=draw(chart),
-            table=Table(columns=("tokens", "loss"), rows=rows),
-        )
-    ]
+    table = Table(columns=("tokens", "loss"), rows=rows)
+    return [Figure(title=chart.title, caption=caption, svg=draw(chart), table=table)]
+
+
+def _loss_point(point: LossPoint) -> Point:
+    text = f"{point.tokens:,} tokens: {number(point.loss)} nats per token"
+    return Point(x=point.tokens, y=point.loss, text=text)
 
 
 # -- other jobs ----------------------------------------------------------------------------------

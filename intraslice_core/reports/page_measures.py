@@ -138,19 +138,12 @@ def _speed_up(
     phase: str, grid: tuple[LoadReport, ...], ratio: Callable[[LoadReport], float]
 ) -> Figure:
     caption = f"{phase} speed, compressed / dense; the compressed model is faster above 1."
-    series = tuple(
-        Series(
-            name=f"batch size {batch}",
-            points=tuple(_point(load, ratio(load)) for load in grid if load.batch_size == batch),
-        )
-        for batch in sorted({load.batch_size for load in grid})
-    )
     chart = Chart(
         title=f"{phase} speed-up by context length",
         description=caption,
         x=log_axis("context length, tokens", [float(load.context_length) for load in grid]),
         y=linear_axis("compressed / dense", [ratio(load) for load in grid], include=(1.0,)),
-        series=series,
+        series=_series_by_batch_size(grid, ratio),
         style="dots",
     )
     table = Table(
@@ -160,6 +153,18 @@ def _speed_up(
         ),
     )
     return Figure(title=chart.title, caption=caption, svg=draw(chart), table=table)
+
+
+def _series_by_batch_size(
+    grid: tuple[LoadReport, ...], ratio: Callable[[LoadReport], float]
+) -> tuple[Series, ...]:
+    return tuple(
+        Series(
+            name=f"batch size {batch}",
+            points=tuple(_point(load, ratio(load)) for load in grid if load.batch_size == batch),
+        )
+        for batch in sorted({load.batch_size for load in grid})
+    )
 
 
 def _point(load: LoadReport, ratio: float) -> Point:
@@ -214,14 +219,16 @@ def _spectrum_figure(title: str, layers: list[LayerSpectrum]) -> Figure:
         svg=spectrum_plot(f"{title}: spectrum and cut by layer", description, layers),
         table=Table(
             columns=("layer", "retained", "of", "share of the sum"),
-            rows=tuple(
-                (
-                    str(layer.layer),
-                    f"{layer.spectrum.kept:,}",
-                    f"{layer.spectrum.size:,}",
-                    percent(layer.spectrum.kept_share),
-                )
-                for layer in layers
-            ),
+            rows=tuple(_spectrum_row(layer) for layer in layers),
         ),
+    )
+
+
+def _spectrum_row(layer: LayerSpectrum) -> tuple[str, ...]:
+    spectrum = layer.spectrum
+    return (
+        str(layer.layer),
+        f"{spectrum.kept:,}",
+        f"{spectrum.size:,}",
+        percent(spectrum.kept_share),
     )

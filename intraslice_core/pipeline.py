@@ -46,7 +46,7 @@ from intraslice_core.device import (
     return_free_memory,
     rounding_class,
 )
-from intraslice_core.evaluation.comparison import open_asked_for
+from intraslice_core.evaluation.comparison import open_requested_tasks
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.export.adaptive import AdaptiveForm
 from intraslice_core.export.form import CheckpointForm, WrittenReference, require_plain_attention
@@ -154,7 +154,7 @@ def compress_opened(
     """
     require_free_output(out)
     # Tasks that cannot be measured are rejected before the work, not after it.
-    tasks = open_asked_for(evaluation) if evaluation is not None else None
+    tasks = open_requested_tasks(evaluation) if evaluation is not None else None
     parent = out.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     run.shares = shares_of(recover=config.recover is not None)

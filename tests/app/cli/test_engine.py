@@ -188,7 +188,7 @@ def test_generate_continues_the_prompt(compressed):
     ("options", "message"),
     [
         (["--ratio", "1.5"], "--ratio: Input should be less than 1"),
-        (["--ratio", "0.2", "--target-params", "100M"], "--target-params: ratio says already"),
+        (["--ratio", "0.2", "--target-params", "100M"], "--target-params: ratio already sets"),
         (["--target-bytes", "1.2X"], "--target-bytes: '1.2X' is not a number"),
         (["--target-params", "100M"], "compression.target_params: 100,000,000 parameters are more"),
         (["--allocation", "auto", "--module-cap", "2"], "--module-cap: Input should be less"),

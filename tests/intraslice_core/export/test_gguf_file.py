@@ -222,7 +222,7 @@ def test_damaged_file_is_not_published(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("intraslice_core.publication.write_reference", write_and_damage)
     settings = config("stock", ratio=0.3, exports=("safetensors", "gguf-f16"))
-    with pytest.raises(VerificationError, match="what was written"):
+    with pytest.raises(VerificationError, match=r"files changed .*: model-f16\.gguf"):
         compress_model(str(dense), tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
 

@@ -1,7 +1,7 @@
 """Model cards: write that of a compressed checkpoint, read the licence from that of a dense one.
 
 The card is the checkpoint's README.md: the settings, the sizes and the measured quality, rendered
-from the compression report by `templates/model_card.md.j2`.
+from the compression report by a Jinja template.
 """
 
 from __future__ import annotations

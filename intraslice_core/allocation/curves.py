@@ -36,7 +36,7 @@ class ScoredPlan:
     @property
     def predicted_loss(self) -> float:
         """Of all modules together."""
-        return sum(price.attention + price.mlp for price in self.prices)
+        return sum(price.attention + price.mlp for price in self.layer_losses)
 
 
 Sizes = NDArray[np.int64]
@@ -83,18 +83,18 @@ class Curve:
         return int(self.sizes[-1])
 
     @classmethod
-    def sampled(cls, losses: Losses, step: int, *, removable: bool = False) -> Curve:
+    def from_losses(cls, losses: Losses, step: int, *, removable: bool = False) -> Curve:
         """From the loss of every size, (dense + 1,), by the number kept; only steps are taken."""
         every = np.asarray(losses, dtype=np.float64)
         sizes = rounding_steps(len(every) - 1, step, removable=removable)
         return cls(sizes=sizes, losses=every[sizes])
 
     @classmethod
-    def of_scores(cls, scores: Losses, step: int, *, removable: bool = False) -> Curve:
+    def from_scores(cls, scores: Losses, step: int, *, removable: bool = False) -> Curve:
         """From what each item is worth, (dense,): the weakest go first and cost their sum."""
         weakest_first = np.sort(np.asarray(scores, dtype=np.float64))
         removed = np.concatenate([[0.0], np.cumsum(weakest_first)])
-        return cls.sampled(removed[::-1], step, removable=removable)
+        return cls.from_losses(removed[::-1], step, removable=removable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ def all_heads(geometry: ModelGeometry) -> tuple[HeadOption, ...]:
 
 def pair_curve(losses: Losses, round_to: int) -> Curve:
     """From the loss of every number of rotary pairs kept, (pairs + 1,)."""
-    return Curve.sampled(losses, pair_step(round_to))
+    return Curve.from_losses(losses, pair_step(round_to))
 
 
 def _head_shapes(layer: LayerCurves) -> list[tuple[int, int]]:

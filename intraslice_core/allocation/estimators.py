@@ -32,28 +32,31 @@ from intraslice_core.methods import METHODS
 from intraslice_core.plan import ModelGeometry, Module
 from intraslice_core.sensitivity.gradients import GradientFiles, LayerGradients, loss_gradients
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
-from intraslice_core.sensitivity.measurement import ModelSensitivity, learn
-from intraslice_core.sensitivity.trial_cuts import Trial
+from intraslice_core.sensitivity.measurement import ModelSensitivity, measure_layers
+from intraslice_core.sensitivity.trial_cuts import TrialCut
 
 SENSITIVITY_FRACTION = 4
 """One calibration sequence in so many is learnt from, but at least `MIN_SENSITIVITY_SEQUENCES`."""
 MIN_SENSITIVITY_SEQUENCES = 32
 GRADIENT_FRACTION = 8
-LEAST_GRADIENTS = 8
+MIN_GRADIENT_SEQUENCES = 8
 CHECK_FRACTION = 16
-MOST_CHECKS = 8
+MAX_CHECK_SEQUENCES = 8
 """Sequences that trials and the comparison of plans are measured on; all trials pass them."""
 GRADIENT_SHARE = 0.4
 """Of the estimator's time."""
-_SCALES: dict[Module, tuple[float, float]] = {"attention": (1.0, 8.0), "mlp": (0.5, 8.0)}
+_SCALE_BOUNDS: dict[Module, tuple[float, float]] = {"attention": (1.0, 8.0), "mlp": (0.5, 8.0)}
 """A trial is measured on few tokens of one kind of text. Where attention's scale could fall to 0.5,
 much of it was cut: on SmolLM2-135M no loss on the calibration's own kind of text, but on others."""
-_BELIEVED: dict[Module, tuple[float, float]] = {"attention": (0.25, 16.0), "mlp": (0.25, 16.0)}
+_RANKING_BOUNDS: dict[Module, tuple[float, float]] = {
+    "attention": (0.25, 16.0),
+    "mlp": (0.25, 16.0),
+}
 """Where nothing is decided by a scale, only predicted."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimationTokens:
+class CalibrationSplit:
     """Which calibration sequences do what; those that check are learnt from by nobody."""
 
     learning: Tensor
@@ -61,13 +64,13 @@ class EstimationTokens:
     check: Tensor
 
     @classmethod
-    def of(cls, tokens: Tensor) -> EstimationTokens:
+    def of(cls, tokens: Tensor) -> CalibrationSplit:
         """Split (samples, length). A calibration of one sequence checks on what it learns from."""
         samples = len(tokens)
-        checks = min(MOST_CHECKS, max(samples // CHECK_FRACTION, 1))
+        checks = min(MAX_CHECK_SEQUENCES, max(samples // CHECK_FRACTION, 1))
         rest = tokens[: samples - checks] if samples > checks else tokens
         learning = max(MIN_SENSITIVITY_SEQUENCES, samples // SENSITIVITY_FRACTION)
-        gradients = max(LEAST_GRADIENTS, samples // GRADIENT_FRACTION)
+        gradients = max(MIN_GRADIENT_SEQUENCES, samples // GRADIENT_FRACTION)
         return cls(
             learning=rest[:learning], gradients=rest[:gradients], check=tokens[samples - checks :]
         )
@@ -75,7 +78,7 @@ class EstimationTokens:
 
 def measure_sensitivity(
     layers: DenseLayers,
-    tokens: EstimationTokens,
+    tokens: CalibrationSplit,
     *,
     batch_size: int,
     before_batch: Callable[[float], None],
@@ -90,9 +93,9 @@ def measure_sensitivity(
             files=files,
             before_batch=lambda done: before_batch(GRADIENT_SHARE * done),
         )
-        return learn(
+        return measure_layers(
             layers,
-            tokens.learning,
+            tokens.sensitivity,
             tokens.check,
             files,
             batch_size=batch_size,
@@ -139,8 +142,10 @@ def lagrangian_shapes(
     whole = frozenset[Module](("attention", "mlp") if settings.module_cap == 1.0 else ())
     constraint = demands.constraint(whole)
     scored = lagrangian_plan(curves, budget, module_cap=settings.module_cap, constraint=constraint)
-    prices = (replace(one, attention=one.attention / candidate.price) for one in scored.prices)
-    return replace(scored, prices=tuple(prices))
+    prices = (
+        replace(one, attention=one.attention / candidate.price) for one in scored.layer_losses
+    )
+    return replace(scored, layer_losses=tuple(prices))
 
 
 def _curves(
@@ -154,13 +159,13 @@ def _curves(
     return LayerCurves(
         attention=AttentionCurves(
             pairs=pair_curve(attention * layer.pair_losses.numpy(), round_to),
-            values=Curve.sampled(attention * layer.value_losses.numpy(), round_to),
+            values=Curve.from_losses(attention * layer.value_losses.numpy(), round_to),
             heads=(
                 *_head_options(layer, attention, some=some_heads),
                 *all_heads(geometry),
             ),
         ),
-        widths=Curve.sampled(mlp * layer.width_losses.numpy(), round_to, removable=True),
+        widths=Curve.from_losses(mlp * layer.width_losses.numpy(), round_to, removable=True),
     )
 
 
@@ -180,10 +185,10 @@ def _head_options(layer: LayerSensitivity, scale: float, *, some: bool) -> Itera
 
 
 def trial_scales(
-    trials: Sequence[Trial],
+    trials: Sequence[TrialCut],
     module: Module,
     layers: int,
-    bounds: Mapping[Module, tuple[float, float]] = _SCALES,
+    bounds: Mapping[Module, tuple[float, float]] = _SCALE_BOUNDS,
 ) -> list[float]:
     """Measured over predicted loss of a module by layer, interpolated between the trials' layers.
 
@@ -214,7 +219,7 @@ def _scale(predicted: float, measured: float, bounds: tuple[float, float]) -> fl
     return float(np.clip(measured / predicted, *bounds))
 
 
-def trial_rank_correlation(trials: Sequence[Trial]) -> float | None:
+def trial_rank_correlation(trials: Sequence[TrialCut]) -> float | None:
     """How well curves rank cuts that they were not scaled by (Spearman).
 
     Every trial is predicted by its layer's curve, scaled by the layer's other trials of the same
@@ -223,7 +228,7 @@ def trial_rank_correlation(trials: Sequence[Trial]) -> float | None:
     predicted, measured = [], []
     for trial in trials:
         others = [one for one in trials if one is not trial and one.layer == trial.layer]
-        scales = trial_scales(others, trial.module, trial.layer + 1, _BELIEVED)
+        scales = trial_scales(others, trial.module, trial.layer + 1, _RANKING_BOUNDS)
         predicted.append(scales[trial.layer] * trial.predicted)
         measured.append(trial.measured)
     if len(measured) < 12 or np.ptp(measured) == 0.0:
@@ -237,7 +242,7 @@ def trial_rank_correlation(trials: Sequence[Trial]) -> float | None:
 
 def fisher_shapes(
     layers: DenseLayers,
-    tokens: EstimationTokens,
+    tokens: CalibrationSplit,
     geometry: ModelGeometry,
     budget: int,
     settings: CompressionSettings,

@@ -128,8 +128,8 @@ def _layer_curves(
     return LayerCurves(
         attention=AttentionCurves(
             pairs=Curve(sizes=pairs, losses=np.zeros(len(pairs))),
-            values=Curve.of_scores(columns, 2 * step),
+            values=Curve.from_scores(columns, 2 * step),
             heads=all_heads(geometry),
         ),
-        widths=Curve.of_scores(neurons, round_to),
+        widths=Curve.from_scores(neurons, round_to),
     )

@@ -108,7 +108,7 @@ class OptionTable:
                     mlp=float(curves.widths.losses[width]),
                 )
             )
-        return ScoredPlan(plan=ModelPlan(layers=tuple(layers)), prices=tuple(prices))
+        return ScoredPlan(plan=ModelPlan(layers=tuple(layers)), layer_losses=tuple(prices))
 
 
 def option_tables(

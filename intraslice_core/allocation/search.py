@@ -19,7 +19,7 @@ from intraslice_core.methods import CompressionMethod
 from intraslice_core.plan import ModelPlan
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 
-SEQUENCES = 8
+TRIAL_SEQUENCES = 8
 """That the projections are refitted on; what counts is the difference between two plans."""
 _OWN, _CORRECTION = 0.1, 1.0
 

@@ -14,7 +14,7 @@ from intraslice_core.allocation.budget import Budget
 from intraslice_core.allocation.curves import ScoredPlan
 from intraslice_core.allocation.estimators import (
     AttentionCandidate,
-    EstimationTokens,
+    CalibrationSplit,
     fisher_shapes,
     lagrangian_shapes,
     measure_sensitivity,
@@ -22,7 +22,7 @@ from intraslice_core.allocation.estimators import (
 )
 from intraslice_core.allocation.search import (
     CANDIDATES,
-    SEQUENCES,
+    TRIAL_SEQUENCES,
     Candidate,
     TrialCompression,
     search,
@@ -42,7 +42,7 @@ from intraslice_core.reports.schema import (
     LossWeighting,
     TrialReport,
 )
-from intraslice_core.selection.rotary_pairs import eliminate_alike
+from intraslice_core.selection.rotary_pairs import eliminate_shared_pairs
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity, SharedPairsSensitivity
 from intraslice_core.sensitivity.measurement import (
     ModelSensitivity,
@@ -54,14 +54,14 @@ if TYPE_CHECKING:
     from intraslice_core.allocation.curves import ScoredPlan
 
 
-def with_common_pairs(layers: Sequence[LayerSensitivity]) -> tuple[SharedPairsSensitivity, ...]:
+def with_shared_pairs(layers: Sequence[LayerSensitivity]) -> tuple[SharedPairsSensitivity, ...]:
     """What is known of every layer, if all keep the same pairs; predicted losses are of those.
 
     Raises:
         NumericalError: if a layer's pairs cannot be judged.
     """
     moments = [layer.pair_moment for layer in layers]
-    common = eliminate_alike(torch.cat(moments))
+    common = eliminate_shared_pairs(torch.cat(moments))
     costs = torch.split(common.removal_cost, [len(moment) for moment in moments])
     return tuple(
         SharedPairsSensitivity(
@@ -109,7 +109,7 @@ def allocation_report(
     if scored is not None:
         layers = tuple(
             LayerPrediction(layer=layer, attention=price.attention, mlp=price.mlp)
-            for layer, price in enumerate(scored.prices)
+            for layer, price in enumerate(scored.layer_losses)
         )
     return AllocationReport(
         requested=requested,
@@ -147,7 +147,7 @@ class SensitivityCache:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapeWork:
+class AllocationContext:
     """What the choice of shapes needs."""
 
     layers: DenseLayers
@@ -172,7 +172,7 @@ class Shapes:
     report: AllocationReport
 
 
-def choose_shapes(work: ShapeWork, tokens: Tensor) -> Shapes:
+def choose_shapes(work: AllocationContext, tokens: Tensor) -> Shapes:
     """Learn what the method wants to know, and allocate.
 
     Raises:
@@ -180,11 +180,11 @@ def choose_shapes(work: ShapeWork, tokens: Tensor) -> Shapes:
         NumericalError: naming the layer.
     """
     with_sensitivity = METHODS[work.config.method].measures_sensitivity and work.budget.ratio > 0.0
-    split = EstimationTokens.of(tokens)
+    split = CalibrationSplit.of(tokens)
     measured = _measured(work, split, tokens) if with_sensitivity else None
     free = measured
     if measured is not None and DEMANDS[work.config.target].alike:
-        measured = replace(measured, layers=with_common_pairs(measured.layers))
+        measured = replace(measured, layers=with_shared_pairs(measured.layers))
     allocator = resolve_allocator(work.config)
     if work.budget.ratio == 0.0 or allocator == "uniform":
         return _uniform(work, measured)
@@ -207,7 +207,7 @@ def choose_shapes(work: ShapeWork, tokens: Tensor) -> Shapes:
     return Shapes(plan=scored.plan, sensitivity=_layers(work, measured), report=report)
 
 
-def _measured(work: ShapeWork, split: EstimationTokens, tokens: Tensor) -> ModelSensitivity:
+def _measured(work: AllocationContext, split: CalibrationSplit, tokens: Tensor) -> ModelSensitivity:
     """What an earlier run with the same tokens has learnt, or what this one does."""
     name = ""
     if work.kept is not None:
@@ -235,7 +235,7 @@ def _measured(work: ShapeWork, split: EstimationTokens, tokens: Tensor) -> Model
 
 
 def _layers(
-    work: ShapeWork, measured: ModelSensitivity | None
+    work: AllocationContext, measured: ModelSensitivity | None
 ) -> tuple[LayerSensitivity, ...] | None:
     """Only a method that learns chooses by what was learnt."""
     return (
@@ -243,27 +243,33 @@ def _layers(
     )
 
 
-def _fallen_back(work: ShapeWork, weighting: LossWeighting, reason: str) -> AllocationReport:
+def _fallen_back(
+    work: AllocationContext, weighting: LossWeighting, reason: str
+) -> AllocationReport:
     """Small models have shapes that only equal layers bring within half a per cent."""
     return allocation_report(
         work.config.allocation, "uniform", weighting=weighting, fallback_reason=reason
     )
 
 
-def _equal_layers(work: ShapeWork) -> ModelPlan:
+def _equal_layers(work: AllocationContext) -> ModelPlan:
     shapes = DEMANDS[work.config.target].shapes
     return uniform_plan(work.geometry, work.budget.ratio, work.config.round_to, shapes)
 
 
 def _uniform(
-    work: ShapeWork, measured: ModelSensitivity | None, report: AllocationReport | None = None
+    work: AllocationContext,
+    measured: ModelSensitivity | None,
+    report: AllocationReport | None = None,
 ) -> Shapes:
     plan = _equal_layers(work)
     told = report or allocation_report(work.config.allocation, "uniform")
     return Shapes(plan=plan, sensitivity=_layers(work, measured), report=told)
 
 
-def _lagrangian(work: ShapeWork, measured: ModelSensitivity, split: EstimationTokens) -> Shapes:
+def _lagrangian(
+    work: AllocationContext, measured: ModelSensitivity, split: CalibrationSplit
+) -> Shapes:
     """The allocator's shapes, unless equal layers do better on sequences nobody learnt from."""
 
     def allocate(candidate: AttentionCandidate) -> ScoredPlan:
@@ -280,7 +286,7 @@ def _lagrangian(work: ShapeWork, measured: ModelSensitivity, split: EstimationTo
             scored = found[0].scored
     except ConfigurationError as error:
         return _uniform(work, measured, _fallen_back(work, "fisher", error.message))
-    equal = trial_compressions.loss_of_equal_layers() if trial_compressions is not None else None
+    equal = trial_compressions.uniform_loss() if trial_compressions is not None else None
     worse = bool(found) and equal is not None and found[0].loss > equal
     report = allocation_report(
         work.config.allocation,
@@ -310,7 +316,7 @@ def _lagrangian(work: ShapeWork, measured: ModelSensitivity, split: EstimationTo
 
 
 def _with_freedom(
-    work: ShapeWork, shapes: Shapes, free: ModelSensitivity, split: EstimationTokens
+    work: AllocationContext, shapes: Shapes, free: ModelSensitivity, split: CalibrationSplit
 ) -> Shapes:
     """The report, told what shapes without the target's constraints would cost."""
     unbound = work.config.model_copy(update={"target": "research"})
@@ -332,7 +338,7 @@ def _with_freedom(
 class _TrialCompressions:
     """Plans tried one after the other, and how far along that is."""
 
-    work: ShapeWork
+    work: AllocationContext
     trial_compression: TrialCompression
     turn: int = 0
 
@@ -346,7 +352,7 @@ class _TrialCompressions:
             lambda done: self.work.before_batch(begun + share * done, "comparing allocations"),
         )
 
-    def loss_of_equal_layers(self) -> float | None:
+    def uniform_loss(self) -> float | None:
         """The same of the uniform plan; None where there is none."""
         work = self.work
         try:
@@ -357,7 +363,7 @@ class _TrialCompressions:
 
 
 def _trial_compressions(
-    work: ShapeWork, measured: ModelSensitivity, split: EstimationTokens
+    work: AllocationContext, measured: ModelSensitivity, split: CalibrationSplit
 ) -> _TrialCompressions | None:
     """None for methods whose compression is not by what was learnt."""
     method = METHODS[work.config.method]
@@ -365,7 +371,7 @@ def _trial_compressions(
         return None
     trial_compression = TrialCompression(
         layers=work.layers,
-        fit=split.learning[:SEQUENCES],
+        fit=split.sensitivity[:TRIAL_SEQUENCES],
         check=split.check,
         sensitivity=measured.layers,
         method=method,

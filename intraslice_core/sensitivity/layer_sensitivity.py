@@ -18,7 +18,7 @@ from intraslice_core.selection.heads import kept_heads
 from intraslice_core.selection.rotary_pairs import (
     PairChoice,
     eliminate_pairs,
-    keep_these_pairs,
+    keep_shared_pairs,
     turned_queries,
 )
 from intraslice_core.statistics import HeadEnergies
@@ -111,7 +111,7 @@ class SharedPairsSensitivity(LayerSensitivity):
     def pairs(self, keep: int) -> PairChoice:
         """The pairs that stay in every head of the model."""
         kept = self.pair_order[len(self.pair_order) - keep :].sort().values
-        return keep_these_pairs(self.pair_moment, kept)
+        return keep_shared_pairs(self.pair_moment, kept)
 
 
 def with_pairs(

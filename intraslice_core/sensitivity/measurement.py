@@ -38,7 +38,7 @@ from intraslice_core.selection.rotary_pairs import eliminate_pairs
 from intraslice_core.sensitivity.gradients import GradientFiles
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity, with_pairs
 from intraslice_core.sensitivity.pair_effects import PairEffectAccumulator
-from intraslice_core.sensitivity.trial_cuts import Trial, Trials
+from intraslice_core.sensitivity.trial_cuts import TrialCut, TrialCuts
 from intraslice_core.statistics import HeadEnergyAccumulator, second_moment_sum
 
 NEURON_DAMPING = 1e-4
@@ -60,7 +60,7 @@ class ModelSensitivity:
     """Of all layers."""
 
     layers: tuple[LayerSensitivity, ...]
-    trials: tuple[Trial, ...]
+    trials: tuple[TrialCut, ...]
 
     @property
     def nbytes(self) -> int:
@@ -68,7 +68,7 @@ class ModelSensitivity:
         return sum(part.nbytes for layer in self.layers for part in vars(layer).values())
 
 
-def learn(
+def measure_layers(
     layers: DenseLayers,
     tokens: Tensor,
     check: Tensor,
@@ -91,7 +91,7 @@ def learn(
         NumericalError: naming the layer.
     """
     hidden = layers.memory.copy(layers.embed(tokens).cpu())
-    trials = Trials(layers, check, batch_size=batch_size)
+    trials = TrialCuts(layers, check, batch_size=batch_size)
     spots = {*range(0, layers.num_layers, SPOT_DISTANCE), layers.num_layers - 1}
     known = []
     for layer in range(layers.num_layers):
@@ -206,15 +206,15 @@ class _LayerPass:
 
     def _eliminate_neurons(self, metric: Tensor) -> tuple[Tensor, Tensor]:
         width = self._weights.up.weight.shape[0]
-        rows = self._mlp_space.rows()[:width] @ metric_factor(metric)
+        rows = self._mlp_space.rows()[:width] @ fisher_factor(metric)
         factor = linalg.damped_cholesky(self._neurons.mean()[:width, :width], NEURON_DAMPING)
-        choice = neurons.obs_elimination(factor, rows, 0)
+        choice = neurons.eliminate_neurons(factor, rows, 0)
         return choice.removal_order, choice.removal_cost
 
     def _eliminate_heads(self, metric: Tensor) -> tuple[HeadChoice, Tensor]:
         """The heads' order and cost, and the share of the output that every rectangle holds."""
         settings = self._settings
-        rows = self._head_rows().flatten(0, 1) @ metric_factor(metric)
+        rows = self._head_rows().flatten(0, 1) @ fisher_factor(metric)
         moment = self._heads.mean()[: rows.shape[0], : rows.shape[0]]
         factor = linalg.damped_cholesky(moment, NEURON_DAMPING)
         choice = eliminate_heads(
@@ -225,7 +225,7 @@ class _LayerPass:
     @staticmethod
     def _whole(inner: _MeanOuter, space: OutputSpace, metric: Tensor) -> float:
         """Loss of a removed module, bias included, for which nothing makes up."""
-        rows = space.rows() @ metric_factor(metric)
+        rows = space.rows() @ fisher_factor(metric)
         return 0.5 * float((rows * (inner.mean() @ rows)).sum())
 
     def _head_rows(self) -> Tensor:
@@ -237,7 +237,7 @@ class _LayerPass:
     def _pair_moment(self, metric: Tensor) -> Tensor:
         """In units of loss: each head's output is seen through its rows of `W_o` and the metric."""
         rows, settings = self._head_rows(), self._settings
-        seen = metric_factor(rows @ metric @ rows.mT)
+        seen = fisher_factor(rows @ metric @ rows.mT)
         effects = PairEffectAccumulator(
             num_key_value_heads=settings.num_key_value_heads,
             head_dim=settings.head_dim,
@@ -254,18 +254,18 @@ class _LayerPass:
         moment = value_basis.group_second_moment(
             self._heads.mean()[:width, :width], settings.num_key_value_heads, settings.head_dim
         )
-        rows = self._head_rows().flatten(0, 1) @ metric_factor(metric)
+        rows = self._head_rows().flatten(0, 1) @ fisher_factor(metric)
         return value_basis.weighted_directions(moment, rows)
 
     # -- trials ----------------------------------------------------------------------------
 
-    def cuts(self, found: LayerSensitivity) -> tuple[tuple[Trial, LayerWeights], ...]:
+    def cuts(self, found: LayerSensitivity) -> tuple[tuple[TrialCut, LayerWeights], ...]:
         """The layer with one module cut, by as much as `TRIAL_CUTS` says, and the prediction."""
         return tuple(
             cut(found, fraction) for fraction in TRIAL_CUTS for cut in (self._attention, self._mlp)
         )
 
-    def _attention(self, found: LayerSensitivity, fraction: float) -> tuple[Trial, LayerWeights]:
+    def _attention(self, found: LayerSensitivity, fraction: float) -> tuple[TrialCut, LayerWeights]:
         settings, space = self._settings, self._attention_space
         pairs = max(round((1 - fraction) * settings.head_dim / 2), 1)
         width = max(round((1 - fraction) * settings.head_dim), 1)
@@ -278,13 +278,13 @@ class _LayerPass:
         fitted = _refitted(
             projection.mT @ moment @ projection, projection.mT @ moment @ rows, projection.mT @ rows
         )
-        output = slicing.output_projection(space.solved(fitted), self._weights.attention_output)
+        output = slicing.output_projection(space.unscaled(fitted), self._weights.attention_output)
         predicted = float(found.pair_losses[pairs] + found.value_losses[width])
         return self._trial("attention", fraction, predicted), replace(
             weights, attention_output=output
         )
 
-    def _mlp(self, found: LayerSensitivity, fraction: float) -> tuple[Trial, LayerWeights]:
+    def _mlp(self, found: LayerSensitivity, fraction: float) -> tuple[TrialCut, LayerWeights]:
         dense, space = self._weights.up.weight.shape[0], self._mlp_space
         width = max(round((1 - fraction) * dense), 1)
         kept = found.neurons(width)
@@ -292,13 +292,13 @@ class _LayerPass:
         chosen = torch.cat((kept, torch.arange(dense, rows.shape[0], device=kept.device)))
         fitted = _refitted(moment[chosen][:, chosen], moment[chosen] @ rows, rows[chosen])
         weights = slicing.slice_neurons(self._weights, kept)
-        output = slicing.output_projection(space.solved(fitted), self._weights.mlp_output)
+        output = slicing.output_projection(space.unscaled(fitted), self._weights.mlp_output)
         predicted = float(found.width_losses[width])
         return self._trial("mlp", fraction, predicted), replace(weights, mlp_output=output)
 
     @staticmethod
-    def _trial(module: Module, fraction: float, predicted: float) -> Trial:
-        return Trial(layer=0, module=module, cut=fraction, predicted=predicted, measured=0.0)
+    def _trial(module: Module, fraction: float, predicted: float) -> TrialCut:
+        return TrialCut(layer=0, module=module, cut=fraction, predicted=predicted, measured=0.0)
 
 
 class _MeanOuter:
@@ -326,7 +326,7 @@ class _MeanOuter:
         return linalg.require_finite(self._sum / self._tokens, "a second moment")
 
 
-def metric_factor(metric: Tensor) -> Tensor:
+def fisher_factor(metric: Tensor) -> Tensor:
     """`F` with `F Fᵀ = G`, slightly damped: squared lengths of `W F` are losses. (…, n, n)."""
     return linalg.damped_cholesky(metric, METRIC_DAMPING).cholesky
 
@@ -386,5 +386,5 @@ def load_sensitivity(file: Path) -> ModelSensitivity | None:
         layers.setdefault(int(number), {})[field] = part
     return ModelSensitivity(
         layers=tuple(LayerSensitivity(**layers[number]) for number in sorted(layers)),
-        trials=tuple(Trial(**one) for one in json.loads(facts[_TRIALS])),
+        trials=tuple(TrialCut(**one) for one in json.loads(facts[_TRIALS])),
     )

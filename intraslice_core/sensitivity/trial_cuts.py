@@ -15,7 +15,7 @@ from intraslice_core.plan import Module
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class TrialCut:
     """Loss increase per token that was predicted for a cut, and that was measured."""
 
     layer: int
@@ -26,7 +26,7 @@ class Trial:
     measured: float
 
 
-class Trials:
+class TrialCuts:
     """Streams of models that are dense but for one module, all on their way through the layers."""
 
     def __init__(self, layers: DenseLayers, tokens: Tensor, *, batch_size: int) -> None:
@@ -34,9 +34,9 @@ class Trials:
         self._tokens = tokens
         self._batch_size = batch_size
         self._dense = layers.memory.copy(layers.embed(tokens).cpu())
-        self._cut: list[tuple[Trial, Tensor]] = []
+        self._cut: list[tuple[TrialCut, Tensor]] = []
 
-    def pass_layer(self, layer: int, cuts: Iterable[tuple[Trial, LayerWeights]]) -> None:
+    def pass_layer(self, layer: int, cuts: Iterable[tuple[TrialCut, LayerWeights]]) -> None:
         """Move all streams past a dense layer, and begin one for every cut of it."""
         weights = self._layers.weights(layer)
         begun = [
@@ -49,7 +49,7 @@ class Trials:
             self._pass(layer, stream, weights)
         self._cut += [(trial, stream) for trial, stream, _ in begun]
 
-    def measured(self) -> tuple[Trial, ...]:
+    def measured(self) -> tuple[TrialCut, ...]:
         """All trials with their losses, once the last layer is passed."""
         dense = mean_loss(self._layers, self._dense, self._tokens)
         return tuple(

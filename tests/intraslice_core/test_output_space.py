@@ -59,7 +59,7 @@ def test_what_is_added_is_linear_in_what_the_fit_reads(norm_type: NormType, bias
 @pytest.mark.parametrize("weight", [None, some_weight()])
 def test_rows_come_back_as_the_projections_own(weight: torch.Tensor | None) -> None:
     fitted = space(weight, bias=True)
-    rows = fitted.solved(fitted.rows())
+    rows = fitted.unscaled(fitted.rows())
     torch.testing.assert_close(rows[:-1].mT.float(), fitted.output.weight)
     torch.testing.assert_close(rows[-1].float(), fitted.output.bias)
 
@@ -82,5 +82,5 @@ def test_columns_that_add_nothing_stay_fitted_and_correct_nothing() -> None:
     assert torch.equal(correction[:, 2], torch.zeros(TOKENS))
     assert (correction[:, [0, 1, 3, 4]] != 0).all()
     solution = torch.linalg.lstsq(seen.inner.double(), seen.own.double()).solution
-    got = fitted.solved(solution).mT.float()
+    got = fitted.unscaled(solution).mT.float()
     torch.testing.assert_close(got, fitted.output.weight, rtol=1e-3, atol=1e-3)

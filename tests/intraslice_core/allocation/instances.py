@@ -80,7 +80,7 @@ def model_curves(
         return LayerCurves(
             attention=AttentionCurves(
                 pairs=pair_curve(drawn(geometry.rotary_pairs), round_to),
-                values=Curve.sampled(drawn(geometry.head_dim), round_to),
+                values=Curve.from_losses(drawn(geometry.head_dim), round_to),
                 heads=tuple(
                     HeadOption(heads_per_group=one, groups=kept, loss=loss)
                     for one, kept, loss in options
@@ -88,7 +88,9 @@ def model_curves(
                 if heads
                 else all_heads(geometry),
             ),
-            widths=Curve.sampled(drawn(geometry.intermediate_size), round_to, removable=removable),
+            widths=Curve.from_losses(
+                drawn(geometry.intermediate_size), round_to, removable=removable
+            ),
         )
 
     layers = tuple(layer() for _ in range(geometry.num_hidden_layers))

@@ -36,12 +36,12 @@ def test_steps_are_multiples_and_the_dense_size() -> None:
 
 
 def test_loss_of_a_step_is_that_of_the_number_kept() -> None:
-    curve = Curve.sampled(np.array([9.0, 7.0, 4.0, 2.0, 1.0, 0.0]), 2)
+    curve = Curve.from_losses(np.array([9.0, 7.0, 4.0, 2.0, 1.0, 0.0]), 2)
     assert (curve.sizes.tolist(), curve.losses.tolist()) == ([2, 4, 5], [4.0, 1.0, 0.0])
 
 
 def test_weakest_scores_are_lost_first() -> None:
-    curve = Curve.of_scores(np.array([4.0, 1.0, 3.0, 2.0]), 1, removable=True)
+    curve = Curve.from_scores(np.array([4.0, 1.0, 3.0, 2.0]), 1, removable=True)
     assert curve.losses.tolist() == [10.0, 6.0, 3.0, 1.0, 0.0]
 
 
@@ -84,7 +84,7 @@ def test_what_are_no_heads_is_refused(shape: tuple[int, int, float]) -> None:
 def test_layers_must_offer_the_same_and_the_dense_sizes() -> None:
     curves = model_curves(GEOMETRY, 2, 0)
     first, second = curves.layers
-    other = Curve.sampled(np.zeros(21), 4)
+    other = Curve.from_losses(np.zeros(21), 4)
     with pytest.raises(ValueError, match="same sizes"):
         ModelCurves(
             geometry=GEOMETRY,

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from intraslice_core.allocation.estimators import (
-    LEAST_GRADIENTS,
+    MAX_CHECK_SEQUENCES,
+    MIN_GRADIENT_SEQUENCES,
     MIN_SENSITIVITY_SEQUENCES,
-    MOST_CHECKS,
-    EstimationTokens,
+    CalibrationSplit,
     fisher_shapes,
     lagrangian_shapes,
     measure_sensitivity,
@@ -26,11 +26,11 @@ from intraslice_core.config import CompressionConfig
 from intraslice_core.sensitivity.gradients import GradientFiles, loss_gradients
 from intraslice_core.sensitivity.measurement import (
     ModelSensitivity,
-    learn,
     load_sensitivity,
+    measure_layers,
     save_sensitivity,
 )
-from intraslice_core.sensitivity.trial_cuts import Trial
+from intraslice_core.sensitivity.trial_cuts import TrialCut
 from tests.intraslice_core.tiny_models import (
     FAMILY_VARIANTS,
     save_checkpoint,
@@ -53,28 +53,28 @@ def learned_of(directory: Path, batch_size: int = 4, sequences: int = 10) -> Mod
     with CheckpointReader(directory) as reader, torch.inference_mode():
         return measure_sensitivity(
             DenseLayerReader(reader, CPU, torch.float32),
-            EstimationTokens.of(draw(sequences)),
+            CalibrationSplit.of(draw(sequences)),
             batch_size=batch_size,
             before_batch=silent,
         )
 
 
-def trial(layer: int, predicted: float, measured: float, **changes) -> Trial:
+def trial(layer: int, predicted: float, measured: float, **changes) -> TrialCut:
     facts = {"module": "mlp", "cut": 0.25, **changes}
-    return Trial(layer=layer, predicted=predicted, measured=measured, **facts)
+    return TrialCut(layer=layer, predicted=predicted, measured=measured, **facts)
 
 
 def test_sequences_that_check_are_learnt_from_by_nobody():
     tokens = torch.arange(200).unsqueeze(1)
-    split = EstimationTokens.of(tokens)
-    assert split.learning.flatten().tolist() == list(range(50))
+    split = CalibrationSplit.of(tokens)
+    assert split.sensitivity.flatten().tolist() == list(range(50))
     assert split.gradients.flatten().tolist() == list(range(25))
-    assert split.check.flatten().tolist() == list(range(200 - MOST_CHECKS, 200))
-    few = EstimationTokens.of(tokens[:10])
-    assert (len(few.learning), len(few.gradients)) == (9, LEAST_GRADIENTS)
-    assert len(few.learning) < MIN_SENSITIVITY_SEQUENCES
+    assert split.check.flatten().tolist() == list(range(200 - MAX_CHECK_SEQUENCES, 200))
+    few = CalibrationSplit.of(tokens[:10])
+    assert (len(few.sensitivity), len(few.gradients)) == (9, MIN_GRADIENT_SEQUENCES)
+    assert len(few.sensitivity) < MIN_SENSITIVITY_SEQUENCES
     assert few.check.flatten().tolist() == [9]
-    assert len(EstimationTokens.of(tokens[:1]).learning) == 1
+    assert len(CalibrationSplit.of(tokens[:1]).learning) == 1
 
 
 def test_scales_lie_between_those_of_the_trials_layers():
@@ -138,7 +138,7 @@ def test_the_papers_estimator_meets_the_budget(rotated, tmp_path):
         dense = geometry.dense_plan().parameters(geometry)
         scored = fisher_shapes(
             DenseLayerReader(reader, CPU, torch.float32),
-            EstimationTokens.of(draw()),
+            CalibrationSplit.of(draw()),
             geometry,
             round(0.6 * dense),
             CompressionConfig(ratio=0.4, round_to=2, method="intraslice"),
@@ -191,16 +191,16 @@ def test_what_was_learnt_comes_back_from_its_file(tmp_path):
 
 def test_without_gradients_outputs_are_weighed_by_the_stream(tmp_path):
     directory = tiny_llama(tmp_path / "dense")
-    split = EstimationTokens.of(draw())
+    split = CalibrationSplit.of(draw())
     with CheckpointReader(directory) as reader, torch.inference_mode():
         layers = DenseLayerReader(reader, CPU, torch.float32)
-        without = learn(
-            layers, split.learning, split.check, None, batch_size=4, before_batch=silent
+        without = measure_layers(
+            layers, split.sensitivity, split.check, None, batch_size=4, before_batch=silent
         )
         files = GradientFiles(directory=tmp_path / "gradients")
         loss_gradients(layers, split.gradients, batch_size=4, files=files, before_batch=silent)
-        with_them = learn(
-            layers, split.learning, split.check, files, batch_size=4, before_batch=silent
+        with_them = measure_layers(
+            layers, split.sensitivity, split.check, files, batch_size=4, before_batch=silent
         )
     for mine, theirs in zip(without.layers, with_them.layers, strict=True):
         assert (mine.width_losses[:-1] > 0).all()

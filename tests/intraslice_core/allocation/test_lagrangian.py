@@ -139,7 +139,9 @@ def test_loss_is_above_the_best_by_less_than_one_step(
     assert best - 1e-9 <= scored.predicted_loss <= best + step + 1e-9
     # Nothing that costs no more loss would still fit.
     left = budget - scored.plan.parameters(geometry)
-    for layer, (shape, price) in enumerate(zip(scored.plan.layers, scored.prices, strict=True)):
+    for layer, (shape, price) in enumerate(
+        zip(scored.plan.layers, scored.layer_losses, strict=True)
+    ):
         attention, mlp = modules[2 * layer], modules[2 * layer + 1]
         for options, size, loss in (
             (attention, shape.attention_parameters(geometry), price.attention),
@@ -176,10 +178,10 @@ def test_convex_curves_with_equal_steps_are_solved_exactly(
             LayerCurves(
                 attention=AttentionCurves(
                     pairs=Curve(sizes=np.array([4]), losses=np.zeros(1)),
-                    values=Curve.sampled(loss_curve(rng, 8, "convex"), 2),
+                    values=Curve.from_losses(loss_curve(rng, 8, "convex"), 2),
                     heads=all_heads(geometry),
                 ),
-                widths=Curve.sampled(loss_curve(rng, 12, "convex"), 2),
+                widths=Curve.from_losses(loss_curve(rng, 12, "convex"), 2),
             )
             for _ in range(layers)
         ),
@@ -229,8 +231,8 @@ def test_dense_budget_keeps_everything() -> None:
 def test_loss_goes_where_it_costs_least() -> None:
     """One layer's MLP is worth nothing: it goes first, as far as the cap lets it."""
     curves = model_curves(GEOMETRY, 8, 2, heads=False)
-    free = Curve.sampled(np.zeros(GEOMETRY.intermediate_size + 1), 8)
-    steep = Curve.sampled(np.arange(GEOMETRY.intermediate_size, -1, -1) * 1.0, 8)
+    free = Curve.from_losses(np.zeros(GEOMETRY.intermediate_size + 1), 8)
+    steep = Curve.from_losses(np.arange(GEOMETRY.intermediate_size, -1, -1) * 1.0, 8)
     layers = [
         LayerCurves(attention=layer.attention, widths=free if index == 5 else steep)
         for index, layer in enumerate(curves.layers)
@@ -253,7 +255,7 @@ def test_modules_are_removed_only_where_it_is_allowed() -> None:
                 for one in curves.layers[0].attention.heads
             ),
         ),
-        widths=Curve.sampled(np.zeros(GEOMETRY.intermediate_size + 1), 8, removable=True),
+        widths=Curve.from_losses(np.zeros(GEOMETRY.intermediate_size + 1), 8, removable=True),
     )
     layers = (worthless, worthless, *curves.layers[2:])
     curves = ModelCurves(geometry=GEOMETRY, layers=layers)

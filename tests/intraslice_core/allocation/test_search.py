@@ -20,7 +20,7 @@ def scored(width: int) -> ScoredPlan:
         intermediate_size=width,
     )
     plan = ModelPlan(layers=(layer,))
-    return ScoredPlan(plan=plan, prices=(LayerLosses(attention=0.0, mlp=0.0),))
+    return ScoredPlan(plan=plan, layer_losses=(LayerLosses(attention=0.0, mlp=0.0),))
 
 
 def width(plan: ModelPlan) -> int:

@@ -66,7 +66,7 @@ def test_shapes_that_do_worse_than_equal_layers_are_not_taken(
     ours, equal, fell_back, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(TrialCompression, "loss", lambda *_: ours)
-    monkeypatch.setattr(shapes._TrialCompressions, "loss_of_equal_layers", lambda _: equal)
+    monkeypatch.setattr(shapes._TrialCompressions, "uniform_loss", lambda _: equal)
     report = compress(tmp_path, allocation="lagrangian")
     assert report.allocation is not None
     assert report.allocation.fell_back is fell_back

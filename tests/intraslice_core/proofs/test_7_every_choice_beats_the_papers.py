@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from intraslice_core import decoder_layer
-from intraslice_core.allocation.estimators import EstimationTokens, measure_sensitivity
+from intraslice_core.allocation.estimators import CalibrationSplit, measure_sensitivity
 from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints.dense_model import DenseLayerReader
 from intraslice_core.checkpoints.dense_model import mean_loss as loss_behind
@@ -62,7 +62,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealModel]:
         layers = DenseLayerReader(reader, CPU, torch.float32)
         measured = measure_sensitivity(
             layers,
-            EstimationTokens.of(calibration),
+            CalibrationSplit.of(calibration),
             batch_size=16,
             before_batch=lambda done: None,
         )

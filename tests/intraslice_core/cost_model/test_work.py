@@ -103,7 +103,7 @@ def test_flops_agree_with_torchs_count(tmp_path: Path) -> None:
     with counter:
         compress_model(str(dense), tmp_path / "out", asked, verify=False, on_progress=listen)
     told = {
-        "learning what each layer can spare": (
+        "measuring the sensitivity of layers": (
             expected.gradients + expected.learning,
             expected.learning_wide,
         ),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from intraslice_core import decoder_layer, linalg
-from intraslice_core.decoder_layer import LayerSettings, Linear, Norm
+from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Linear, Norm
 from intraslice_core.linalg import WORKING_DTYPE
 from intraslice_core.statistics import MomentAccumulator, Moments
 
@@ -283,6 +283,18 @@ class OutputSpace:
         floor = NEGLIGIBLE * weight.square().mean().sqrt()
         usable = weight.abs() > floor
         return torch.where(usable, weight, floor.clamp_min(1e-30)), usable
+
+
+def attention_space(weights: LayerWeights, settings: LayerSettings) -> OutputSpace:
+    """Return the output space of a layer's attention."""
+    return OutputSpace(
+        output=weights.attention_output, norm=weights.attention_output_norm, settings=settings
+    )
+
+
+def mlp_space(weights: LayerWeights, settings: LayerSettings) -> OutputSpace:
+    """Return the output space of a layer's MLP."""
+    return OutputSpace(output=weights.mlp_output, norm=weights.mlp_output_norm, settings=settings)
 
 
 class SplitAccumulator:

@@ -66,7 +66,7 @@ class LayerSettings:
     sliding_window: int | None = None
     """Number of positions a query attends to, its own included; None for all before it."""
     parallel_block: bool = False
-    """Whether attention and MLP read the same input (parallel layer)."""
+    """Flag of parallel layers, whose attention and MLP read the same input."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,12 @@ import torch
 from torch import Tensor
 
 from intraslice_core import compensation, decoder_layer, linalg, slicing
-from intraslice_core.compensation import OutputSpace, SplitAccumulator
+from intraslice_core.compensation import (
+    OutputSpace,
+    SplitAccumulator,
+    attention_space,
+    mlp_space,
+)
 from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.errors import NumericalError
 from intraslice_core.hidden_states import HiddenStates, LayerContext, LayerPass
@@ -85,14 +90,8 @@ class LayerCompressor:
         self._context = context
         self._pass = LayerPass(weights, states, context)
         self._spectra: list[Spectrum] = []
-        self._attention_space = OutputSpace(
-            output=weights.attention_output,
-            norm=weights.attention_output_norm,
-            settings=context.settings,
-        )
-        self._mlp_space = OutputSpace(
-            output=weights.mlp_output, norm=weights.mlp_output_norm, settings=context.settings
-        )
+        self._attention_space = attention_space(weights, context.settings)
+        self._mlp_space = mlp_space(weights, context.settings)
         self._correction_candidates = context.method.damping_correction
 
     def run(self) -> LayerOutcome:
@@ -108,11 +107,7 @@ class LayerCompressor:
             pairs, weights, attention = self._run_attention()
         self._correction_candidates = self._context.method.damping_correction
         with _errors_located_at(self._context.layer, "mlp"):
-            if self._plan.intermediate_size == 0:
-                weights, mlp = self._remove_mlp(weights)
-            else:
-                weights, mlp = self._compress_mlp(weights)
-                mlp = replace(mlp, spectra=self._pop_spectra())
+            weights, mlp = self._run_mlp(weights)
             self._pass.advance_mlp(weights)
         return LayerOutcome(
             weights=weights,
@@ -201,6 +196,11 @@ class LayerCompressor:
             spectrum = spectra.loss_spectrum("rotary pairs", sensitivity.pair_losses, keep)
             self._spectra.append(spectrum)
             return choice.kept, with_pairs(self._dense, choice, settings, sensitivity.energies)
+        return self._prune_pairs_by_score()
+
+    def _prune_pairs_by_score(self) -> tuple[Tensor, LayerWeights]:
+        """Prune pairs by their score on the compressed hidden states; return as `_prune_pairs`."""
+        settings, keep = self._context.settings, self._plan.qk_pairs
         statistics, energies = self._pair_statistics()
         if self._context.method.pair_score == "product":
             score = rotary_pairs.product_score(statistics)
@@ -337,6 +337,13 @@ class LayerCompressor:
         return float(spectrum[..., :keep].sum() / spectrum.sum().clamp_min(1e-300))
 
     # -- MLP -------------------------------------------------------------------------------
+
+    def _run_mlp(self, weights: LayerWeights) -> tuple[LayerWeights, ModuleOutcome]:
+        """Compress or remove the MLP; return weights and measurements."""
+        if self._plan.intermediate_size == 0:
+            return self._remove_mlp(weights)
+        weights, outcome = self._compress_mlp(weights)
+        return weights, replace(outcome, spectra=self._pop_spectra())
 
     def _compress_mlp(self, weights: LayerWeights) -> tuple[LayerWeights, ModuleOutcome]:
         """Select neurons and refit the down projection.

@@ -110,7 +110,7 @@ class MomentAccumulator:
     """Width of the module's output."""
     device: torch.device
     own_is_linear: bool = False
-    """Whether the module's own output is a projection of `z` itself.
+    """Flag for a module whose own output is a projection of `z` itself.
 
     Its cross moment then follows exactly from the Gram matrix and is not accumulated.
     """

@@ -140,9 +140,8 @@ def _require_reachable(
     """
     dense = geometry.dense_plan().parameters(geometry)
     rounded = smallest_plan(geometry, settings.round_to).parameters(geometry)
-    capped = 0
-    if resolve_allocator(settings) != "uniform":
-        capped = round((1.0 - settings.module_cap) * dense)
+    uniform = resolve_allocator(settings) == "uniform"
+    capped = 0 if uniform else round((1.0 - settings.module_cap) * dense)
     minimum = max(rounded, capped)
     if budget.parameters >= minimum:
         return

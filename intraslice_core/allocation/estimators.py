@@ -131,7 +131,7 @@ class AttentionCandidate:
     """Prunable dimensions of attention and their loss penalty."""
 
     heads: bool
-    """Whether heads may be removed, not only dimensions within all heads."""
+    """Flag that allows removing heads, not only dimensions within all heads."""
     penalty: float
     """Factor on attention's predicted losses (report field `attention_price`)."""
 

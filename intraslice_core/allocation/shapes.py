@@ -378,11 +378,7 @@ def _with_unconstrained_loss(
 ) -> Shapes:
     """Add to the report the loss of shapes without the target's constraints.
 
-    Args:
-        context: inputs of the choice.
-        shapes: chosen shapes.
-        free: sensitivity with pairs chosen by each layer itself.
-        split: calibration sequences by use.
+    `free` is the sensitivity with pairs chosen by each layer itself.
     """
     trials = _trial_compressions(context, free, split)
     if context.config.target == "research" or trials is None:

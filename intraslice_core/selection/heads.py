@@ -185,7 +185,8 @@ def _group_order(
 ) -> tuple[list[int], Tensor]:
     """Return the KV groups in removal order and the cost of every rectangle, float64."""
     cost = torch.full((len(groups) + 1, len(groups[0]) + 1), torch.inf, dtype=torch.float64)
-    remaining, order = list(range(len(groups))), []
+    remaining = list(range(len(groups)))
+    order: list[int] = []
     while True:
         cost[len(remaining), 1:] = _query_costs(state, remaining, groups, query_order)
         if len(remaining) == 1:

@@ -213,7 +213,8 @@ def _removal_costs(state: _Elimination, features: Tensor) -> Tensor:
     """
     blocks = state.inverse[:, features[:, :, None], features[:, None, :]]
     parts = state.coefficients[:, features]
-    return (parts * torch.linalg.solve(blocks, parts)).sum(-1)
+    costs: Tensor = (parts * torch.linalg.solve(blocks, parts)).sum(-1)
+    return costs
 
 
 def _without(state: _Elimination, removed: Tensor, remaining: Tensor) -> _Elimination:

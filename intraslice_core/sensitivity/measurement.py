@@ -27,7 +27,7 @@ from torch import Tensor
 
 from intraslice_core import decoder_layer, linalg, slicing
 from intraslice_core.checkpoints.dense_model import DenseLayers
-from intraslice_core.compensation import OutputSpace
+from intraslice_core.compensation import OutputSpace, attention_space, mlp_space
 from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.errors import NumericalError
 from intraslice_core.files import atomic_file
@@ -124,12 +124,8 @@ class _LayerPass:
         self._settings = layers.settings(layer)
         self._rotary = layers.rotary(layer, length)
         weights, settings = self._weights, self._settings
-        self._attention_space = OutputSpace(
-            output=weights.attention_output, norm=weights.attention_output_norm, settings=settings
-        )
-        self._mlp_space = OutputSpace(
-            output=weights.mlp_output, norm=weights.mlp_output_norm, settings=settings
-        )
+        self._attention_space = attention_space(weights, settings)
+        self._mlp_space = mlp_space(weights, settings)
         self._device = weights.up.weight.device
         self._heads = _MeanOuter()
         self._neurons = _MeanOuter()

@@ -73,7 +73,7 @@ def test_budget_is_met_with_rounded_rectangular_capped_shapes(
 def ranked(
     geometry: ModelGeometry, scores: list[LayerScores], budget: int
 ) -> list[tuple[int, int]]:
-    """Return value dimensions and neurons kept by each layer, removing one dimension at a time."""
+    """Return value dimensions and neurons sizes by each layer, removing one dimension at a time."""
     heads = geometry.num_attention_heads + geometry.num_key_value_heads
     costs = {
         "column": 2 * geometry.hidden_size * heads,
@@ -84,14 +84,14 @@ def ranked(
         columns = column_scores(geometry, layer_scores.heads)
         items += [(score / costs["column"], layer, "column") for score in columns]
         items += [(score / costs["neuron"], layer, "neuron") for score in layer_scores.neurons]
-    kept = [[geometry.head_dim, geometry.intermediate_size] for _ in scores]
+    sizes = [[geometry.head_dim, geometry.intermediate_size] for _ in scores]
     left = dense_parameters(geometry)
     for _, layer, kind in sorted(items):
         if left <= budget:
             break
-        kept[layer][kind == "neuron"] -= 1
+        sizes[layer][kind == "neuron"] -= 1
         left -= costs[kind]
-    return [(dims, width) for dims, width in kept]
+    return [(dims, width) for dims, width in sizes]
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -162,7 +162,7 @@ class Bench:
 
     @property
     def split(self) -> CalibrationSplit:
-        """Which calibration sequences do what."""
+        """Split of the calibration sequences by use."""
         return CalibrationSplit.of(self.calibration)
 
     def learn(self, layers: HeldLayers) -> ModelSensitivity:

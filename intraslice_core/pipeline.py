@@ -24,14 +24,6 @@ from intraslice_core.allocation.shapes import (
     Shapes,
     choose_shapes,
 )
-from intraslice_core.cache import (
-    FinishedLayer,
-    LayerCheckpoints,
-    SharedFiles,
-    SharedStatistics,
-    calibration_facts,
-    tell_nobody,
-)
 from intraslice_core.calibration import calibration_hash, calibration_tokens
 from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence

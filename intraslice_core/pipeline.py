@@ -18,7 +18,12 @@ from transformers import PreTrainedModel
 
 import intraslice_core
 from intraslice_core.allocation.budget import compression_budget
-from intraslice_core.allocation.shapes import SensitivityCache, Shapes, ShapeWork, choose_shapes
+from intraslice_core.allocation.shapes import (
+    AllocationContext,
+    SensitivityCache,
+    Shapes,
+    choose_shapes,
+)
 from intraslice_core.calibration import calibration_hash, calibration_tokens
 from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
@@ -278,18 +283,18 @@ def _reader(
     return load_or_read
 
 
-def _shape_work(work: CompressionWork, run: Run) -> ShapeWork:
+def _shape_work(work: CompressionWork, run: Run) -> AllocationContext:
     def before_batch(done: float, message: str) -> None:
         run.report(Stage.ALLOCATE, message, done)
 
-    return ShapeWork(
+    return AllocationContext(
         layers=work.layers,
         config=work.config,
         geometry=work.geometry,
         budget=work.budget,
         device=work.device,
         stored_dtype=work.stored_dtype,
-        kept=_sensitivity_cache(run),
+        cache=_sensitivity_cache(run),
         key=work.key,
         before_batch=before_batch,
     )

@@ -1,4 +1,4 @@
-"""Damped factorisations: right where they can be, typed errors where they cannot."""
+"""Damped factorisations: correct results, and typed errors for matrices that fail."""
 
 from __future__ import annotations
 

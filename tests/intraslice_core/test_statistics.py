@@ -1,4 +1,4 @@
-"""Streamed moments do not depend on how the stream was cut (proof 6 of the design)."""
+"""Streamed moments do not depend on the split into batches (docs/method.md, section 7)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from intraslice_core.statistics import HeadEnergyAccumulator, MomentAccumulator,
 
 CPU = torch.device("cpu")
 NO_OUTPUT = torch.empty(0)
-"""Read only where the own output is linear."""
+"""Output projection for accumulators that do not use it (`own_is_linear` is false)."""
 
 
 def accumulate(pieces: int, dtype: torch.dtype = torch.float32) -> MomentAccumulator:
@@ -26,11 +26,11 @@ def accumulate(pieces: int, dtype: torch.dtype = torch.float32) -> MomentAccumul
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_batch_and_seven_give_the_same_moments(dtype: torch.dtype) -> None:
-    whole, cut = accumulate(1, dtype).moments(NO_OUTPUT), accumulate(7, dtype).moments(NO_OUTPUT)
+    whole, split = accumulate(1, dtype).moments(NO_OUTPUT), accumulate(7, dtype).moments(NO_OUTPUT)
     for name in ("gram", "cross", "correction"):
-        torch.testing.assert_close(getattr(whole, name), getattr(cut, name), rtol=1e-5, atol=1e-6)
-    assert whole.energy == pytest.approx(cut.energy)
-    assert whole.tokens == cut.tokens == 210
+        torch.testing.assert_close(getattr(whole, name), getattr(split, name), rtol=1e-5, atol=1e-6)
+    assert whole.energy == pytest.approx(split.energy)
+    assert whole.tokens == split.tokens == 210
 
 
 def test_moments_equal_their_definition() -> None:
@@ -58,7 +58,7 @@ def test_moments_of_two_parts_add_up_to_the_whole() -> None:
     assert merged.energy == pytest.approx(whole.energy)
 
 
-def test_a_linear_own_output_needs_no_cross_stream() -> None:
+def test_cross_moment_of_a_linear_own_output_follows_from_the_gram_matrix() -> None:
     generator = torch.Generator().manual_seed(0)
     inner = torch.randn(50, 6, generator=generator, dtype=torch.float64)
     output = torch.randn(6, 3, generator=generator, dtype=torch.float64)
@@ -84,19 +84,19 @@ def test_rotary_statistics_equal_a_naive_loop() -> None:
     key = torch.randn(2, 2, 7, 6, generator=generator)
     sums = RotaryAccumulator(num_key_value_heads=2, pairs=3, device=CPU)
     sums.add(query, key)
-    got = sums.statistics()
+    statistics = sums.statistics()
     for group in range(2):
         for pair in range(3):
             dims = [pair, pair + 3]
             q = query[:, 2 * group : 2 * group + 2][..., dims]
             k = key[:, group][..., dims]
             centred = k - k.mean(dim=1, keepdim=True)
-            assert got.query_energy[group, pair] == pytest.approx(q.square().sum().item() / 14)
-            assert got.centered_key_energy[group, pair] == pytest.approx(
-                centred.square().sum().item() / 14
-            )
+            query_energy = q.square().sum().item() / 14
+            assert statistics.query_energy[group, pair] == pytest.approx(query_energy)
+            key_energy = centred.square().sum().item() / 14
+            assert statistics.centered_key_energy[group, pair] == pytest.approx(key_energy)
             product = sum((q[:, h] * k).abs().sum().item() for h in range(2))
-            assert got.product[group, pair] == pytest.approx(product / 14)
+            assert statistics.product[group, pair] == pytest.approx(product / 14)
 
 
 def test_a_key_that_is_constant_over_the_sequence_has_no_centred_energy() -> None:
@@ -107,7 +107,7 @@ def test_a_key_that_is_constant_over_the_sequence_has_no_centred_energy() -> Non
 
 
 @pytest.mark.parametrize("pieces", [1, 7])
-def test_head_energies_equal_their_definition_however_they_are_cut(pieces: int) -> None:
+def test_head_energies_equal_their_definition_for_any_split(pieces: int) -> None:
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(14, 4, 6, 10, generator=generator)
     key = torch.randn(14, 2, 6, 10, generator=generator)

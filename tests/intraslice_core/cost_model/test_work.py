@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from intraslice_core.allocation import search
-from intraslice_core.allocation.estimators import EstimationTokens
+from intraslice_core.allocation.estimators import CalibrationSplit
 from intraslice_core.config import (
     CalibrationConfig,
     CompressionConfig,
@@ -45,7 +45,7 @@ def config(samples: int = 32, length: int = 64, **changes: object) -> Compressio
 
 def test_constants_equal_the_engines() -> None:
     assert work.GROUP_SEQUENCES == gradients.GROUP_SEQUENCES
-    assert work.TRIAL_CALIBRATION == search.SEQUENCES
+    assert work.TRIAL_CALIBRATION == search.TRIAL_SEQUENCES
     assert len(search.CANDIDATES) + 1 == work.TRIAL_PLANS
     assert work.TRIAL_LAYER_DISTANCE == measurement.SPOT_DISTANCE
     assert 2 * len(measurement.TRIAL_CUTS) == work.TRIALS_PER_LAYER
@@ -57,14 +57,14 @@ def test_constants_equal_the_engines() -> None:
 
 @pytest.mark.parametrize("samples", [1, 2, 9, 16, 40, 128, 1000])
 def test_sequences_equal_the_engines_split(samples: int) -> None:
-    split = EstimationTokens.of(torch.zeros(samples, 16, dtype=torch.long))
+    split = CalibrationSplit.of(torch.zeros(samples, 16, dtype=torch.long))
     parts = EstimatorSequences.of(config(samples, 16))
     assert (parts.gradients, parts.sensitivity, parts.check) == (
         len(split.gradients),
-        len(split.learning),
+        len(split.sensitivity),
         len(split.check),
     )
-    assert parts.trial_compression == len(split.learning[: search.SEQUENCES])
+    assert parts.trial_compression == len(split.sensitivity[: search.TRIAL_SEQUENCES])
 
 
 def test_parts_that_a_method_skips_have_no_sequences() -> None:
@@ -106,7 +106,7 @@ def test_flops_agree_with_torchs_count(tmp_path: Path) -> None:
             str(dense), tmp_path / "out", settings, verify=False, on_progress=count_by_stage
         )
     estimated = {
-        "learning what each layer can spare": (
+        "measuring the sensitivity of layers": (
             expected.gradients + expected.sensitivity,
             expected.sensitivity_factorisations,
         ),

@@ -45,7 +45,7 @@ PLAN = ModelPlan(
 )
 PRICED = ScoredPlan(
     plan=PLAN,
-    prices=(
+    layer_losses=(
         LayerLosses(attention=0.0, mlp=0.0),
         LayerLosses(attention=0.25, mlp=0.5),
         LayerLosses(attention=0.25, mlp=0.5),

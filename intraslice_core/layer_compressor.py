@@ -352,11 +352,11 @@ class LayerCompressor:
             weights: layer with its attention compressed.
         """
         fit, held_out = self._mlp_moments(weights)
-        kept = self._select_neurons(fit, held_out)
+        kept_neurons = self._select_neurons(fit, held_out)
         intact = self._plan.intermediate_size == self._dense.up.weight.shape[0]
-        inputs = kept
+        inputs = kept_neurons
         if self._dense.mlp_output.bias is not None:
-            inputs = torch.cat((kept, kept.new_tensor([fit.gram.shape[0] - 1])))
+            inputs = torch.cat((kept_neurons, kept_neurons.new_tensor([fit.gram.shape[0] - 1])))
         outcome, fitted = self._refit(
             "mlp",
             compensation.select(fit, inputs),
@@ -364,7 +364,7 @@ class LayerCompressor:
             self._mlp_space.rows()[inputs],
             intact,
         )
-        sliced = slicing.slice_neurons(weights, kept)
+        sliced = slicing.slice_neurons(weights, kept_neurons)
         output = slicing.output_projection(self._mlp_space.unscaled(fitted), self._dense.mlp_output)
         return self._as_stored(replace(sliced, mlp_output=output)), outcome
 

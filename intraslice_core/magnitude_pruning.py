@@ -56,6 +56,6 @@ def _prune_mlp(weights: LayerWeights, keep: int) -> LayerWeights:
     output = weights.mlp_output
     gate = None if weights.gate is None else weights.gate.weight
     score = neurons.magnitude_score(gate, weights.up.weight, output.weight.mT)
-    kept = neurons.keep_best_neurons(score, keep).kept
-    weights = slicing.slice_neurons(weights, kept)
-    return replace(weights, mlp_output=slicing.select_inputs(output, kept))
+    kept_neurons = neurons.keep_best_neurons(score, keep).kept
+    weights = slicing.slice_neurons(weights, kept_neurons)
+    return replace(weights, mlp_output=slicing.select_inputs(output, kept_neurons))

@@ -88,10 +88,10 @@ def fold_dropped_energy(norm: Tensor, energy: Tensor, pairs: Tensor, norm_type: 
     Returns:
         Shape and dtype of `norm`.
     """
-    kept = energy.gather(1, pairs).sum(1, keepdim=True)
+    remaining = energy.gather(1, pairs).sum(1, keepdim=True)
     total = energy.sum(1, keepdim=True)
     # A head without any energy needs no compensation.
-    factor = torch.where(kept > 0, (kept / total).sqrt(), torch.ones_like(kept))
+    factor = torch.where(remaining > 0, (remaining / total).sqrt(), torch.ones_like(remaining))
     wide, shift = norm.to(factor), float(norm_type == "rms_plus_one")
     return ((wide + shift) * factor - shift).to(norm.dtype)
 

@@ -226,16 +226,16 @@ def _without(state: _Elimination, removed: Tensor, remaining: Tensor) -> _Elimin
         remaining: positions of the others, (heads, n - 1).
     """
     left = state.alive.shape[-1]
-    out, kept = (torch.cat((index, index + left), dim=-1) for index in (removed, remaining))
-    rows = _rows(state.inverse, kept)
+    out, others = (torch.cat((index, index + left), dim=-1) for index in (removed, remaining))
+    rows = _rows(state.inverse, others)
     columns = rows.gather(-1, out[:, None, :].expand(-1, rows.shape[1], -1))
     block = _rows(state.inverse, out).gather(-1, out[:, None, :].expand(-1, 2, -1))
     compensation = torch.linalg.solve(block, columns, left=False)
     coefficients = state.coefficients.gather(-1, out)
-    inverse = rows.gather(-1, kept[:, None, :].expand(-1, rows.shape[1], -1))
+    inverse = rows.gather(-1, others[:, None, :].expand(-1, rows.shape[1], -1))
     return _Elimination(
         alive=state.alive.gather(-1, remaining),
-        coefficients=state.coefficients.gather(-1, kept)
+        coefficients=state.coefficients.gather(-1, others)
         - (compensation @ coefficients.unsqueeze(-1)).squeeze(-1),
         inverse=inverse - compensation @ columns.mT,
     )

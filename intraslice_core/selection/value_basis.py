@@ -109,6 +109,6 @@ def magnitude_basis(value: Tensor, output: Tensor, num_key_value_heads: int, kee
     rows = value.double().square().sum(-1).view(num_key_value_heads, -1)
     head_dim = rows.shape[-1]
     columns = output.double().square().sum(-1).view(num_key_value_heads, -1, head_dim).sum(1)
-    kept = (rows * columns).topk(keep, dim=-1).indices.sort(dim=-1).values
+    kept_dims = (rows * columns).topk(keep, dim=-1).indices.sort(dim=-1).values
     identity = torch.eye(head_dim, dtype=torch.float64, device=value.device)
-    return identity[kept].mT
+    return identity[kept_dims].mT

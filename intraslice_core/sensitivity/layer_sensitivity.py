@@ -133,8 +133,8 @@ class SharedPairsSensitivity(LayerSensitivity):
         Raises:
             NumericalError: if the pairs' moment is not finite or cannot be factorised.
         """
-        kept = self.pair_order[len(self.pair_order) - keep :].sort().values
-        return keep_shared_pairs(self.pair_moment, kept)
+        kept_pairs = self.pair_order[len(self.pair_order) - keep :].sort().values
+        return keep_shared_pairs(self.pair_moment, kept_pairs)
 
 
 def with_pairs(

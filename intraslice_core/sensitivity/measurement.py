@@ -316,11 +316,12 @@ class _LayerPass:
         """Cut and refit the MLP's neurons by a fraction."""
         dense, space = self._weights.up.weight.shape[0], self._mlp_space
         width = max(round((1 - fraction) * dense), 1)
-        kept = sensitivity.neurons(width)
+        kept_neurons = sensitivity.neurons(width)
         moment, rows = self._neurons.mean(), space.rows()
-        inputs = torch.cat((kept, torch.arange(dense, rows.shape[0], device=kept.device)))
+        bias = torch.arange(dense, rows.shape[0], device=kept_neurons.device)
+        inputs = torch.cat((kept_neurons, bias))
         fitted = _refitted(moment[inputs][:, inputs], moment[inputs] @ rows, rows[inputs])
-        weights = slicing.slice_neurons(self._weights, kept)
+        weights = slicing.slice_neurons(self._weights, kept_neurons)
         output = slicing.output_projection(space.unscaled(fitted), self._weights.mlp_output)
         predicted = float(sensitivity.width_losses[width])
         return self._trial("mlp", fraction, predicted), replace(weights, mlp_output=output)

@@ -67,7 +67,7 @@ def test_a_hub_without_xet_is_told_how_to_be_used(
 
 def test_an_upload_that_is_broken_off_commits_nothing(hub: Hub, checkpoint: Path) -> None:
     hub.takes_objects = False
-    with pytest.raises(HandOffError, match="did not take it"):
+    with pytest.raises(HandOffError, match="rejected the checkpoint"):
         push(hub, checkpoint)
     assert hub.repositories["acme/small"].commits == []
 
@@ -77,8 +77,8 @@ def test_a_wrong_token_a_bad_name_and_no_hub_are_one_kind_of_error(
 ) -> None:
     with pytest.raises(HandOffError, match="401"):
         push(hub, checkpoint, token="hf_wrong")
-    with pytest.raises(HandOffError, match="did not take it"):
+    with pytest.raises(HandOffError, match="rejected the checkpoint"):
         push(hub, checkpoint, repository="acme/../etc")
-    with pytest.raises(HandOffError, match="did not take it"):
+    with pytest.raises(HandOffError, match="rejected the checkpoint"):
         push(hub, checkpoint, endpoint="http://127.0.0.1:9")
     assert hub.repositories == {}

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from app.adapters.webhook_secrets import WebhookSecrets, signed_headers
+from app.adapters.webhook_signing import WebhookSecrets, signed_headers
 from app.domain.events import Event, JobLive
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource

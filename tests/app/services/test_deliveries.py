@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import text
 
 from app.adapters.database import events
-from app.adapters.webhook_secrets import WebhookSecrets
+from app.adapters.webhook_signing import WebhookSecrets
 from app.domain.errors import WebhookNotFoundError
 from app.domain.events import EventType
 from app.domain.lifecycle import State

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from app.adapters.webhook_secrets import WebhookSecrets, signed_headers
+from app.adapters.webhook_signing import WebhookSecrets, signed_headers
 
 # The vector that the specification's own libraries are tested with.
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

@@ -18,10 +18,10 @@ from app.domain.principal import Principal, Scope, included
 from app.domain.sweep import SweepRequest
 from app.domain.upload import UploadFile, UploadKind, UploadRequest
 from app.domain.webhook import ENDINGS, WebhookRequest
-from app.services import claims, jobs, sweeps, uploads, webhooks
+from app.services import jobs, sweeps, uploads, webhooks
 from app.services.resources import Resources
 from intraslice_core.config import CompressionSettings
-from tests.app.builders import bearer, key_of, make_request, succeeded
+from tests.app.builders import bearer, claim_job, key_of, make_request, succeeded
 
 
 @dataclass
@@ -58,8 +58,7 @@ class Tenant:
 def _succeeded_job(tenant: Tenant) -> str:
     """With report and artifacts, so that every route below it has something to show."""
     job = jobs.create_job(tenant.resources, tenant.principal, make_request()).job
-    claimed = claims.claim_job(tenant.resources, job.id, "worker-1")
-    assert claimed is not None
+    claimed = claim_job(tenant.resources, job.id)
     assert succeeded(tenant.resources, claimed).state is State.SUCCEEDED
     return job.id
 

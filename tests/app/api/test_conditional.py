@@ -81,7 +81,7 @@ def test_long_poll_ends_with_the_change(client: TestClient, resources: Resources
         polls = [
             threads.submit(client.get, url, params={"wait": 60}, headers=known) for _ in range(3)
         ]
-        claims.claim_job(resources, job.id, "worker-1")
+        claims.claim_next_job(resources, "worker-1")
         answers = [poll.result() for poll in polls]
     assert {(answer.status_code, answer.json()["state"]) for answer in answers} == {
         (200, "running")

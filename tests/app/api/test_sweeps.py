@@ -11,7 +11,7 @@ from app.domain.job import JobError
 from app.domain.principal import Principal, Scope
 from app.services import claims, sweeps
 from app.services.resources import Resources
-from tests.app.builders import queued, succeeded
+from tests.app.builders import claim_job, queued, succeeded
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 STRANGER = Principal(project_id="another", scopes=frozenset(Scope))
@@ -66,12 +66,10 @@ def test_job_list_can_be_narrowed_to_a_sweep(client: TestClient, resources: Reso
 def test_state_and_pareto_table_follow_the_jobs(client: TestClient, resources: Resources) -> None:
     sweep = created(client)
     first, second, third = (job["id"] for job in sweep["jobs"])
-    claimed = claims.claim_job(resources, first, "worker")
-    assert claimed is not None
+    claimed = claim_job(resources, first)
     assert client.get(sweep["urls"]["self"]).json()["state"] == "running"
     succeeded(resources, claimed)
-    claimed = claims.claim_job(resources, second, "worker")
-    assert claimed is not None
+    claimed = claim_job(resources, second)
     claims.fail_job(resources, claimed.lease, JobError(code="numerical", message="NaN"))
     client.post(f"/v1/jobs/{third}/cancel")
     now = client.get(sweep["urls"]["self"]).json()
@@ -104,9 +102,7 @@ def test_cancelling_a_sweep_cancels_what_has_not_ended(
 ) -> None:
     sweep = created(client)
     first, second, _third = (job["id"] for job in sweep["jobs"])
-    done, running = (claims.claim_job(resources, one, "worker") for one in (first, second))
-    assert done is not None
-    assert running is not None
+    done, running = (claim_job(resources, job_id) for job_id in (first, second))
     succeeded(resources, done)
     answer = client.post(sweep["urls"]["cancel"])
     assert answer.status_code == 202

@@ -338,7 +338,7 @@ def test_a_job_whose_upload_is_damaged_in_the_store_says_so(
     key = resources.store.keys(upload_prefix(upload["id"]))[0]
     resources.store.delete([key])
     resources.store.put_new(key, b"y")
-    assert claims.claim_job(resources, job.id, "worker-1") is not None
+    assert claims.claim_next_job(resources, "worker-1") is not None
     request = JobRequest(model=job.model, compression=job.compression)
     with pytest.raises(upload_contents.UploadDamagedError):
         upload_contents.fetch(resources, "default", request, lambda: None)

@@ -30,7 +30,7 @@ def perform(resources: Resources, job: Job, action: Action, lease: Lease) -> Job
     result = publication.summarise(REPORT)
     owner = lease if job.state in LEASED else None
     writes: dict[Action, Callable[[Transaction], Job | None]] = {
-        Action.CLAIM: lambda t: job_rows.claim(t, job.id, "other", 5.0),
+        Action.CLAIM: lambda t: job_rows.claim_next(t, "other", 5.0),
         Action.SUCCEED: lambda t: job_rows.succeed(t, lease, result, REPORT),
         Action.FAIL: lambda t: job_rows.fail(t, lease, ERROR),
         Action.EXPIRE: lambda t: expire_in_queue(t, job),
@@ -75,7 +75,7 @@ def test_claim_is_given_to_one_of_many(resources: Resources) -> None:
     winners: list[Job] = []
 
     def try_it(owner: str) -> None:
-        claimed = claims.claim_job(resources, job.id, owner)
+        claimed = claims.claim_next_job(resources, owner)
         if claimed is not None:
             winners.append(claimed)
 
@@ -91,7 +91,7 @@ def test_claim_is_given_to_one_of_many(resources: Resources) -> None:
 def test_every_claim_raises_the_token(resources: Resources) -> None:
     job = running(resources)
     claims.requeue_job(resources, job.lease, ERROR)
-    again = claims.claim_job(resources, job.id, "worker-2")
+    again = claims.claim_next_job(resources, "worker-2")
     assert again is not None
     assert again.fencing_token > job.fencing_token
     assert again.attempt == 2
@@ -113,7 +113,7 @@ def test_stale_token_cannot_write(resources: Resources, name: str) -> None:
     old = running(resources, "worker-1")
     claims.requeue_job(resources, old.lease, ERROR)
     # The same worker, even: only the token tells its two claims apart.
-    new = claims.claim_job(resources, old.id, "worker-1")
+    new = claims.claim_next_job(resources, "worker-1")
     assert new is not None
     events = jobs.list_events(resources, OPERATOR, old.id, after=0, limit=100).data
     with pytest.raises(LeaseLostError):
@@ -166,7 +166,7 @@ def test_living_lease_is_left_alone(resources: Resources) -> None:
 def test_reaper_requeues_until_the_attempts_are_used_up(resources: Resources) -> None:
     job = queued(resources)
     for attempt in range(1, 4):
-        claimed = claims.claim_job(resources, job.id, "silent")
+        claimed = claims.claim_next_job(resources, "silent")
         assert claimed is not None
         assert claimed.attempt == attempt
         expire(resources, claimed.lease)
@@ -175,7 +175,7 @@ def test_reaper_requeues_until_the_attempts_are_used_up(resources: Resources) ->
         assert claims.reap_expired(resources) == []
     assert reaped.error is not None
     assert (reaped.error.code, reaped.error.retryable) == ("worker_lost", True)
-    assert claims.claim_job(resources, job.id, "late") is None
+    assert claims.claim_next_job(resources, "late") is None
     types = [
         event.type
         for event in jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100).data

@@ -41,7 +41,7 @@ def test_cancel_while_the_job_changes_hands_is_never_refused(resources: Resource
 
     def change_hands() -> None:
         for _ in range(20):
-            claimed = claims.claim_job(resources, job.id, "worker")
+            claimed = claims.claim_next_job(resources, "worker")
             if claimed is None:
                 return
             claims.requeue_job(resources, claimed.lease, None)

@@ -52,7 +52,7 @@ def held(resources: Resources, job: Job) -> set[str]:
 
 def next_attempt(resources: Resources, job: Job) -> Job:
     claims.requeue_job(resources, job.lease, None)
-    again = claims.claim_job(resources, job.id, "worker-2")
+    again = claims.claim_next_job(resources, "worker-2")
     assert again is not None
     return again
 
@@ -142,7 +142,7 @@ def test_a_retry_goes_on_from_them_until_their_time_has_come(
     retention.settle(resources)
     assert held(resources, job) == NAMES
     jobs.retry_job(resources, OPERATOR, job.id)
-    again = claims.claim_job(resources, job.id, "worker-2")
+    again = claims.claim_next_job(resources, "worker-2")
     assert again is not None
     assert layer_files.fetch(resources, again, tmp_path / "elsewhere") == NAMES
     claims.fail_job(resources, again.lease, LOST)

@@ -74,7 +74,7 @@ def test_a_change_is_read_once_for_all_who_watch(resources: Resources) -> None:
             all_watched = await asyncio.gather(*map(stack.enter_async_context, contexts))
             assert watching.readings <= 2
             before = watching.readings
-            await asyncio.to_thread(claims.claim_job, resources, job.id, "worker-1")
+            await asyncio.to_thread(claims.claim_next_job, resources, "worker-1")
             await asyncio.gather(*(seen(one, State.RUNNING) for one in all_watched))
             assert watching.readings == before + 1
             assert [event.type for event in all_watched[-1].events_after(1)] == ["started"]
@@ -124,7 +124,7 @@ def cut_and_claim(resources: Resources, job: Job) -> None:
             " WHERE datname = current_database() AND query ILIKE 'LISTEN%'"
         ).fetchall()
     assert cut == [(True,)]
-    claims.claim_job(resources, job.id, "worker-1")
+    claims.claim_next_job(resources, "worker-1")
 
 
 def test_jobs_are_polled_while_nothing_can_be_heard(resources: Resources) -> None:
@@ -132,7 +132,7 @@ def test_jobs_are_polled_while_nothing_can_be_heard(resources: Resources) -> Non
 
     async def test(watching: CountedWatching) -> None:
         async with watching.watch(OPERATOR, job.id, log=False) as watched:
-            await asyncio.to_thread(claims.claim_job, resources, job.id, "worker-1")
+            await asyncio.to_thread(claims.claim_next_job, resources, "worker-1")
             await seen(watched, State.RUNNING)
             assert not watching.hearing
 
@@ -148,7 +148,7 @@ def test_a_reading_that_failed_is_made_up_for(resources: Resources) -> None:
         await heard(watching)
         async with watching.watch(OPERATOR, job.id, log=False) as watched:
             watching.failures = 1
-            await asyncio.to_thread(claims.claim_job, resources, job.id, "worker-1")
+            await asyncio.to_thread(claims.claim_next_job, resources, "worker-1")
             await seen(watched, State.RUNNING)
             assert watching.failures == 0
 

@@ -1,6 +1,6 @@
-"""The engine without the process that verifies its result: seconds a model that proofs can spare.
+"""Compression without the process that verifies its result, which takes seconds per model.
 
-Those that are about the saved files verify many of them in one process.
+Proofs about saved files verify many checkpoints in one process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from intraslice_core.run import OpenedModel, Run
 
 
 def compress_unverified(dense: Path, out: Path, config: CompressionConfig) -> CompressionReport:
-    """A compressed checkpoint in `out`, complete but for what is done after it is written."""
+    """Write a compressed checkpoint into `out`, without the steps that follow the write."""
     run = Run(on_progress=ignore_progress, should_cancel=never_cancelled)
     return _compress_checkpoint(
         OpenedModel(reference=str(dense), directory=dense), out, config, run

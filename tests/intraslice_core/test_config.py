@@ -1,4 +1,4 @@
-"""How much stays is asked for once, in one of three ways."""
+"""Validation of compression settings: one budget, allocators, ranges and method names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from intraslice_core.methods import resolve_allocator
         ({"target_bytes": 10, "ratio": None}, "target_bytes", None),
     ],
 )
-def test_one_budget_is_kept_and_the_default_stands_in_for_none(
+def test_one_budget_is_accepted_and_the_default_is_the_ratio(
     given: dict[str, Any], field: str, ratio: float | None
 ) -> None:
     config = CompressionConfig(**given)
@@ -30,7 +30,7 @@ def test_one_budget_is_kept_and_the_default_stands_in_for_none(
 
 
 @pytest.mark.parametrize(
-    ("given", "blamed"),
+    ("given", "rejected"),
     [
         ({"ratio": 0.3, "target_params": 10}, ["target_params"]),
         ({"ratio": 0.0, "target_bytes": 10}, ["target_bytes"]),
@@ -38,13 +38,13 @@ def test_one_budget_is_kept_and_the_default_stands_in_for_none(
         ({"ratio": 0.3, "target_params": 1, "target_bytes": 1}, ["target_params", "target_bytes"]),
     ],
 )
-def test_a_second_budget_is_refused_by_name_with_the_fix(
-    given: dict[str, Any], blamed: list[str]
+def test_a_second_budget_is_rejected_by_name_with_the_fix(
+    given: dict[str, Any], rejected: list[str]
 ) -> None:
     with pytest.raises(ValidationError) as caught:
         CompressionConfig(**given)
     errors = caught.value.errors()
-    assert [error["loc"] for error in errors] == [(field,) for field in blamed]
+    assert [error["loc"] for error in errors] == [(field,) for field in rejected]
     assert {error["type"] for error in errors} == {"one_budget"}
     assert all("leave out" in error["msg"] for error in errors)
 
@@ -59,7 +59,7 @@ def test_a_second_budget_is_refused_by_name_with_the_fix(
         ("intraslice_plus", "fisher", "fisher"),
     ],
 )
-def test_auto_is_the_methods_own_allocator(
+def test_auto_is_the_allocator_of_the_method(
     method: Method, allocation: Allocation, expected: str
 ) -> None:
     settings = CompressionSettings(method=method, allocation=allocation)
@@ -69,7 +69,7 @@ def test_auto_is_the_methods_own_allocator(
 @pytest.mark.parametrize(
     "bad", [{"module_cap": 0.0}, {"module_cap": 1.1}, {"attention_bias": 0.0}, {"target_bytes": 0}]
 )
-def test_settings_out_of_range_are_refused_by_name(bad: dict[str, Any]) -> None:
+def test_settings_out_of_range_are_rejected_by_name(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(bad))):
         CompressionConfig(**bad)
 

@@ -1,4 +1,4 @@
-"""What `auto` stands for."""
+"""Devices and dtypes that `auto` selects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from intraslice_core.errors import ConfigurationError
 
 @pytest.fixture
 def cpu_flags(monkeypatch, tmp_path):
-    """Let the CPU have these flags."""
+    """Return a function that sets the flags of the CPU."""
 
     def give(flags: str) -> None:
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\nbugs\t: x\n")
@@ -23,7 +23,7 @@ def cpu_flags(monkeypatch, tmp_path):
     device.cpu_computes_bfloat16.cache_clear()
 
 
-def test_auto_device_is_cuda_where_there_is_one(monkeypatch):
+def test_the_auto_device_is_cuda_if_available(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve_device("auto").type == "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -31,12 +31,12 @@ def test_auto_device_is_cuda_where_there_is_one(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:x"])
-def test_unknown_device_is_refused(name):
+def test_an_unknown_device_is_rejected(name):
     with pytest.raises(ConfigurationError, match="device"):
         resolve_device(name)
 
 
-def test_absent_gpu_is_refused(monkeypatch):
+def test_a_missing_gpu_is_rejected(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert resolve_device("cuda:0").index == 0
     with pytest.raises(ConfigurationError, match="1 CUDA devices"):
@@ -44,7 +44,7 @@ def test_absent_gpu_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("flags", ["avx512_bf16", "avx2 amx_bf16"])
-def test_bfloat16_is_kept_on_a_cpu_that_computes_it(cpu_flags, flags):
+def test_bfloat16_is_kept_on_a_cpu_that_supports_it(cpu_flags, flags):
     cpu_flags(flags)
     assert resolve_dtype("auto", torch.device("cpu"), torch.bfloat16) == torch.bfloat16
     assert resolve_dtype("auto", torch.device("cpu"), torch.float16) == torch.float32
@@ -59,7 +59,7 @@ def test_auto_keeps_the_stored_dtype_on_a_gpu():
     assert resolve_dtype("auto", torch.device("cuda"), torch.float16) == torch.float16
 
 
-def test_a_named_dtype_is_obeyed():
+def test_an_explicit_dtype_is_used():
     assert resolve_dtype("bfloat16", torch.device("cpu"), torch.float32) == torch.bfloat16
     with pytest.raises(ConfigurationError, match="int8"):
         resolve_dtype("int8", torch.device("cpu"), torch.float32)

@@ -1,4 +1,4 @@
-"""Hidden states in files change where they lie, and nothing else."""
+"""Hidden states in files instead of memory do not change the result."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def dense(tmp_path: Path) -> Path:
 
 
 def mapped_from(directory: Path) -> int:
-    """Bytes of this process that are mapped from files in the directory, named or not."""
+    """Return the bytes that this process maps from files in the directory, named or unlinked."""
     total = 0
     for line in Path("/proc/self/maps").read_text().splitlines():
         if f"{directory}/" in line:
@@ -40,18 +40,22 @@ def mapped_from(directory: Path) -> int:
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (0, 4)])
-def test_room_is_as_asked_for_and_has_no_name(tmp_path: Path, shape: tuple[int, int]) -> None:
+def test_a_mapped_tensor_has_the_requested_shape_and_no_named_file(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
     values = torch.arange(15, dtype=torch.bfloat16)[: shape[0] * shape[1]].view(shape)
-    kept = HostMemory(tmp_path / "made").copy(values)
-    assert torch.equal(kept, values)
-    assert (kept.dtype, kept.shape) == (values.dtype, values.shape)
+    mapped = HostMemory(tmp_path / "made").copy(values)
+    assert torch.equal(mapped, values)
+    assert (mapped.dtype, mapped.shape) == (values.dtype, values.shape)
     assert list(tmp_path.rglob("states*")) == []
-    assert (mapped_from(tmp_path) > 0) == (kept.numel() > 0)
-    del kept
+    assert (mapped_from(tmp_path) > 0) == (mapped.numel() > 0)
+    del mapped
     assert mapped_from(tmp_path) == 0
 
 
-def test_the_result_is_the_same_bytes_and_states_are_in_files(dense: Path, tmp_path: Path) -> None:
+def test_offloading_gives_the_same_bytes_and_maps_the_hidden_states_from_files(
+    dense: Path, tmp_path: Path
+) -> None:
     seen: dict[Stage, int] = {}
 
     def look(event: ProgressEvent) -> None:
@@ -67,14 +71,14 @@ def test_the_result_is_the_same_bytes_and_states_are_in_files(dense: Path, tmp_p
     for name in ("model.safetensors", "config.json"):
         plain, offloaded = (tmp_path / out / name for out in ("plain", "offloaded"))
         assert plain.read_bytes() == offloaded.read_bytes()
-    stream = 16 * 32 * 48 * 4
-    assert seen[Stage.COMPRESS] >= 2 * stream
+    hidden_states = 16 * 32 * 48 * 4
+    assert seen[Stage.COMPRESS] >= 2 * hidden_states
     assert seen[Stage.ALLOCATE] > 0
     assert mapped_from(tmp_path / "states") == 0
     assert list((tmp_path / "states").iterdir()) == []
 
 
-def test_nothing_is_left_of_a_run_that_was_stopped(dense: Path, tmp_path: Path) -> None:
+def test_a_cancelled_run_leaves_no_files(dense: Path, tmp_path: Path) -> None:
     reached: list[Stage] = []
     with pytest.raises(CompressionCancelledError):
         compress_model(
@@ -86,7 +90,7 @@ def test_nothing_is_left_of_a_run_that_was_stopped(dense: Path, tmp_path: Path) 
     assert list((tmp_path / "states").iterdir()) == []
 
 
-def test_a_disk_without_room_is_named_before_anything_is_written(
+def test_a_full_disk_is_reported_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object) -> None:
@@ -99,13 +103,13 @@ def test_a_disk_without_room_is_named_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_writable_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InsufficientDiskError, match="cannot be written to"):
         HostMemory(tmp_path / "file").empty((1,), torch.float32)
 
 
-def test_an_unverified_result_says_so(dense: Path, tmp_path: Path) -> None:
+def test_an_unverified_result_has_a_warning(dense: Path, tmp_path: Path) -> None:
     report = compress_model(str(dense), tmp_path / "out", CONFIG, verify=False)
     assert report.warnings == (UNVERIFIED,)
     assert not (tmp_path / "out" / "verification.json").exists()

@@ -1,4 +1,4 @@
-"""A layer's work where a plan removes a whole module."""
+"""Compression of a decoder layer from which the plan removes whole modules."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def opened(variant: str) -> tuple[LayerWeights, LayerSettings, Rotary, LayerPlan
     )
 
 
-def streams(seed: int = 0) -> HiddenStates:
+def hidden_states(seed: int = 0) -> HiddenStates:
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(SAMPLES, SEQUENCE, 48, generator=generator)
     return HiddenStates(compressed=hidden, dense=hidden.clone())
@@ -46,7 +46,7 @@ def streams(seed: int = 0) -> HiddenStates:
 @pytest.mark.parametrize("removed", ["attention", "mlp", "both"])
 @pytest.mark.parametrize("variant", ["qwen3", "phi", "gemma3"])
 @pytest.mark.parametrize("method", ["intraslice_plus", "magnitude"])
-def test_streams_pass_what_is_left_and_the_dense_one_all(
+def test_compressed_states_skip_removed_modules_and_dense_states_do_not(
     variant: str, removed: str, method: Method
 ) -> None:
     weights, settings, rotary, plan = opened(variant)
@@ -54,7 +54,7 @@ def test_streams_pass_what_is_left_and_the_dense_one_all(
         plan = replace_plan(plan, num_attention_heads=0, num_key_value_heads=0)
     if removed != "attention":
         plan = replace_plan(plan, intermediate_size=0)
-    run, start = streams(), streams()
+    run, start = hidden_states(), hidden_states()
     context = LayerContext(
         layer=0,
         settings=settings,
@@ -72,13 +72,13 @@ def test_streams_pass_what_is_left_and_the_dense_one_all(
         if method == "magnitude":
             return
 
-        def behind(hidden: Tensor, of: LayerWeights) -> Tensor:
-            return decoder_layer.forward(hidden, of, settings, rotary)
+        def forward(hidden: Tensor, layer: LayerWeights) -> Tensor:
+            return decoder_layer.forward(hidden, layer, settings, rotary)
 
         assert run.dense is not None
-        torch.testing.assert_close(run.compressed, behind(start.compressed, outcome.weights))
-        torch.testing.assert_close(run.dense, behind(start.compressed, weights))
-        again = streams()
+        torch.testing.assert_close(run.compressed, forward(start.compressed, outcome.weights))
+        torch.testing.assert_close(run.dense, forward(start.compressed, weights))
+        again = hidden_states()
         LayerCompressor(weights, plan, again, context).replay(outcome.weights)
         assert torch.equal(again.compressed, run.compressed)
         assert torch.equal(again.dense, run.dense)
@@ -88,8 +88,8 @@ def replace_plan(plan: LayerPlan, **sizes: int) -> LayerPlan:
     return plan.model_copy(update=sizes)
 
 
-def test_a_parallel_blocks_mlp_makes_up_for_what_its_attention_lost() -> None:
-    """Its target is what the sliced attention leaves to the dense stream, not its own output."""
+def test_the_mlp_of_a_parallel_layer_compensates_its_sliced_attention() -> None:
+    """The MLP fits the dense output minus that of the sliced attention, not its own output."""
     weights, settings, rotary, plan = opened("phi")
     cut = replace_plan(plan, v_head_dim=2)
     context = LayerContext(
@@ -103,10 +103,10 @@ def test_a_parallel_blocks_mlp_makes_up_for_what_its_attention_lost() -> None:
         before_batch=lambda done: None,
     )
     with torch.no_grad():
-        run, start = streams(), streams()
+        run, start = hidden_states(), hidden_states()
         sliced = LayerCompressor(weights, cut, run, context).run().weights
         assert run.dense is not None
-        helped = (run.compressed - run.dense).square().sum()
-        alone = replace(sliced, up=weights.up, mlp_output=weights.mlp_output)
-        without_help = decoder_layer.forward(start.compressed, alone, settings, rotary)
-        assert helped < 0.9 * (without_help - run.dense).square().sum()
+        compensated = (run.compressed - run.dense).square().sum()
+        attention_only = replace(sliced, up=weights.up, mlp_output=weights.mlp_output)
+        uncompensated = decoder_layer.forward(start.compressed, attention_only, settings, rotary)
+        assert compensated < 0.9 * (uncompensated - run.dense).square().sum()

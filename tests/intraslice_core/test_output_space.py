@@ -1,4 +1,4 @@
-"""Where a norm follows a projection, the fit happens in the stream's space and comes back."""
+"""The fit of a projection that a norm follows, in the space of the hidden states."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def some_weight() -> torch.Tensor:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("norm_type", ["rms", "rms_plus_one"])
-def test_what_is_added_is_linear_in_what_the_fit_reads(norm_type: NormType, bias: bool) -> None:
+def test_the_added_output_is_linear_in_the_fitted_input(norm_type: NormType, bias: bool) -> None:
     weight = torch.tensor([0.5, -1.4, 0.2, 2.0, -0.3])
     fitted = space(weight, norm_type, bias)
     seen = fitted.observe(some_inner(), some_inner())
@@ -57,14 +57,14 @@ def test_what_is_added_is_linear_in_what_the_fit_reads(norm_type: NormType, bias
 
 
 @pytest.mark.parametrize("weight", [None, some_weight()])
-def test_rows_come_back_as_the_projections_own(weight: torch.Tensor | None) -> None:
+def test_solved_rows_are_the_weights_of_the_projection(weight: torch.Tensor | None) -> None:
     fitted = space(weight, bias=True)
     rows = fitted.solved(fitted.rows())
     torch.testing.assert_close(rows[:-1].mT.float(), fitted.output.weight)
     torch.testing.assert_close(rows[-1].float(), fitted.output.bias)
 
 
-def test_without_a_norm_nothing_is_changed() -> None:
+def test_without_a_norm_the_space_is_unchanged() -> None:
     fitted, inner = space(None), some_inner()
     seen = fitted.observe(inner, inner)
     assert torch.equal(seen.inner, inner)
@@ -73,8 +73,8 @@ def test_without_a_norm_nothing_is_changed() -> None:
     assert torch.equal(fitted.correction(target, seen), target - seen.added)
 
 
-def test_columns_that_add_nothing_stay_fitted_and_correct_nothing() -> None:
-    """A zero weight hides a column from the stream, but the norm's divisor still sees it."""
+def test_columns_of_zero_norm_weight_are_fitted_but_not_corrected() -> None:
+    """A zero weight of the norm removes a column's output but not its part in the divisor."""
     weight = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0])
     fitted = space(weight, "rms")
     seen = fitted.observe(some_inner(), some_inner())
@@ -82,5 +82,5 @@ def test_columns_that_add_nothing_stay_fitted_and_correct_nothing() -> None:
     assert torch.equal(correction[:, 2], torch.zeros(TOKENS))
     assert (correction[:, [0, 1, 3, 4]] != 0).all()
     solution = torch.linalg.lstsq(seen.inner.double(), seen.own.double()).solution
-    got = fitted.solved(solution).mT.float()
-    torch.testing.assert_close(got, fitted.output.weight, rtol=1e-3, atol=1e-3)
+    weights = fitted.solved(solution).mT.float()
+    torch.testing.assert_close(weights, fitted.output.weight, rtol=1e-3, atol=1e-3)

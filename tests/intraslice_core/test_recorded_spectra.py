@@ -1,4 +1,4 @@
-"""Reports hold what was chosen by, of every method that looks at data, with the cut as planned."""
+"""Reports contain the spectra by which methods with calibration data chose dimensions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def compressed(place: Path, method: Method, **more: object) -> CompressionReport
     ("method", "allocation"),
     [("intraslice_plus", "lagrangian"), ("intraslice_plus", "uniform"), ("intraslice", "uniform")],
 )
-def test_every_dimension_that_was_cut_has_its_spectrum(
+def test_every_reduced_dimension_has_its_spectrum(
     tmp_path: Path, method: Method, allocation: str
 ) -> None:
     report = compressed(tmp_path, method, allocation=allocation)
@@ -37,15 +37,17 @@ def test_every_dimension_that_was_cut_has_its_spectrum(
             assert spectrum.size == getattr(dense, name)
             assert spectrum.kept == getattr(layer.plan, name)
             assert len(spectrum.values) == len(spectrum.ranks)
-        found = {one.dimension for one in (*layer.attention.spectra, *layer.mlp.spectra)}
-        cut = {
+        recorded = {
+            spectrum.dimension for spectrum in (*layer.attention.spectra, *layer.mlp.spectra)
+        }
+        reduced = {
             name for name, size in SIZES.items() if getattr(layer.plan, size) < getattr(dense, size)
         }
         removed = {"rotary pairs", "value dims"} if layer.plan.num_attention_heads == 0 else set()
         removed |= {"MLP neurons"} if layer.plan.intermediate_size == 0 else set()
-        assert cut - removed <= found
+        assert reduced - removed <= recorded
 
 
-def test_a_method_without_data_has_none(tmp_path: Path) -> None:
+def test_a_method_without_calibration_data_has_no_spectra(tmp_path: Path) -> None:
     report = compressed(tmp_path, "magnitude")
-    assert all(not one.attention.spectra and not one.mlp.spectra for one in report.layers)
+    assert all(not layer.attention.spectra and not layer.mlp.spectra for layer in report.layers)

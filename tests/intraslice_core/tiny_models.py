@@ -1,4 +1,4 @@
-"""Tiny random models with a tiny tokenizer, saved as real checkpoints: nothing is downloaded."""
+"""Tiny random models with a tiny tokenizer, saved as real checkpoints without downloads."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         }
     },
 }
-"""Overrides of the Llama family that change what the engine must do."""
+"""Overrides of the Llama configuration that take different paths through the engine."""
 
 COMMON: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -109,11 +109,11 @@ FAMILY_VARIANTS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-"""Every family, with what its adapter must get right: head dims, windows, caps, scaled ropes."""
+"""Every family, with the features its adapter maps: head dims, windows, caps, scaled RoPE."""
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte."""
+    """Return a tokenizer with one token per byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     specials = ["<s>", "</s>", "<pad>"]
     vocabulary = {token: index for index, token in enumerate([*specials, *alphabet])}
@@ -126,12 +126,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_config(**overrides: Any) -> LlamaConfig:
-    """Grouped-query attention, four heads of 16, three layers."""
+    """Return a Llama configuration with grouped-query attention, four heads of 16, three layers."""
     return LlamaConfig(**(COMMON | {"head_dim": 16, "tie_word_embeddings": True} | overrides))
 
 
 def tiny_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
-    """A random model in float32, biases included."""
+    """Return a random model in float32, with random biases."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(tiny_config(**overrides)).eval()
     with torch.no_grad():
@@ -142,13 +142,13 @@ def tiny_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
 
 
 def tiny_family_config(variant: str, **overrides: Any) -> PreTrainedConfig:
-    """A family's own configuration with tiny sizes."""
+    """Return a family's own configuration with tiny sizes."""
     settings = COMMON | FAMILY_VARIANTS[variant] | overrides
     return AutoConfig.for_model(settings.pop("model_type"), **settings)
 
 
 def tiny_family_model(variant: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """A random model of the family's own class in float32; norms and biases are random, too."""
+    """Return a random model of the family's own class in float32, with random norms and biases."""
     torch.manual_seed(seed)
     config = tiny_family_config(variant, **overrides)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
@@ -162,7 +162,7 @@ def tiny_family_model(variant: str, seed: int = 0, **overrides: Any) -> PreTrain
 
 
 def save_checkpoint(model: PreTrainedModel, directory: Path) -> Path:
-    """Model, tokenizer and generation settings as a user would have them."""
+    """Save model, tokenizer and generation settings as a user would have them."""
     model.save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     GenerationConfig(bos_token_id=0, eos_token_id=1, pad_token_id=2).save_pretrained(directory)
@@ -170,10 +170,10 @@ def save_checkpoint(model: PreTrainedModel, directory: Path) -> Path:
 
 
 def tiny_llama(directory: Path, *, seed: int = 0, **overrides: Any) -> Path:
-    """A tiny random Llama checkpoint in `directory`."""
+    """Write a tiny random Llama checkpoint into `directory`."""
     return save_checkpoint(tiny_model(seed, **overrides), directory)
 
 
 def tiny_checkpoint(directory: Path, variant: str, *, seed: int = 0, **overrides: Any) -> Path:
-    """A tiny random checkpoint of a family in `directory`."""
+    """Write a tiny random checkpoint of a family into `directory`."""
     return save_checkpoint(tiny_family_model(variant, seed, **overrides), directory)

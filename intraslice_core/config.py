@@ -24,6 +24,7 @@ Method = Literal["intraslice_plus", "intraslice", "magnitude"]
 """`intraslice_plus` (IntraSlice+) is ours, `intraslice` the method of arXiv 2602.01975, `magnitude`
 the baseline that looks at weights alone."""
 
+FORMER_METHOD = "paper"
 RENAMED_METHOD_ERROR = (
     "method 'paper' is now called 'intraslice'; the method that was called 'intraslice' is now "
     "'intraslice_plus' and the default"
@@ -339,7 +340,7 @@ class CompressionSettings(FrozenModel):
     @field_validator("method", mode="before")
     @classmethod
     def _reject_the_old_name(cls, method: Any) -> Any:
-        if method == "paper":
+        if method == FORMER_METHOD:
             raise ValueError(RENAMED_METHOD_ERROR)
         return method
 

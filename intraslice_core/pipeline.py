@@ -269,7 +269,11 @@ def _reader(
         )
 
     def load_or_read() -> Tensor:
-        return read() if work.statistics is None else work.statistics.tokens(settings, read)
+        return (
+            read()
+            if work.statistics is None
+            else work.statistics.tokens(calibration_facts(settings), read)
+        )
 
     return load_or_read
 

@@ -16,8 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from intraslice_core.config import CalibrationConfig
-from intraslice_core.content_key import calibration_facts, content_key, fingerprint
+from intraslice_core.content_key import content_key, fingerprint
 from intraslice_core.device import DTYPE_NAMES
 from intraslice_core.files import atomic_file
 from intraslice_core.plan import Module
@@ -102,9 +101,9 @@ class ModelStatistics:
         """Return the part of a model; `facts` are device, dtype and whatever else matters."""
         return cls(cache=cache, facts={"model": fingerprint(model), **facts})
 
-    def tokens(self, calibration: CalibrationConfig, read: Callable[[], Tensor]) -> Tensor:
-        """Return the saved calibration tokens, or read and save them."""
-        name = "tokens-" + self._key(**calibration_facts(calibration))
+    def tokens(self, facts: Mapping[str, object], read: Callable[[], Tensor]) -> Tensor:
+        """Return the saved calibration tokens with these facts, or read and save them."""
+        name = "tokens-" + self._key(**facts)
         tokens = self.cache.load(name)
         if tokens is None:
             tokens = read()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
 from intraslice_core.config import (
     DEFAULT_RATIO,
+    FORMER_METHOD,
+    RENAMED_METHOD_ERROR,
     Allocation,
     CompressionConfig,
     ComputeDtype,
@@ -69,8 +71,25 @@ ExportOption = Annotated[
         show_default="safetensors only",
     ),
 ]
+
+
+def _method(value: str) -> Method:
+    """Return the method of that name; its former name gets an explanation."""
+    if value == FORMER_METHOD:
+        raise typer.BadParameter(RENAMED_METHOD_ERROR)
+    if value not in METHODS:
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(METHODS)}")
+    return cast("Method", value)
+
+
+METHODS: tuple[str, ...] = get_args(Method)
 MethodOption = Annotated[
-    Method, typer.Option(help="Compression method; magnitude is the naive baseline.")
+    Method,
+    typer.Option(
+        parser=_method,
+        metavar=f"<{'|'.join(METHODS)}>",
+        help="Compression method; magnitude is the naive baseline.",
+    ),
 ]
 AllocationOption = Annotated[
     Allocation,

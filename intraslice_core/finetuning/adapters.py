@@ -14,14 +14,13 @@ from intraslice_core import modeling
 from intraslice_core.checkpoints.inspection import locate_tensors
 from intraslice_core.checkpoints.reader import MappedFile, check_finite
 from intraslice_core.checkpoints.writer import CheckpointWriter, WrittenRecord, ensure_disk_space
-from intraslice_core.config import RecoveryConfig
 from intraslice_core.errors import ConfigurationError
 
 _ADAPTER = "default"
 Parameters = Mapping[str, nn.Parameter]
 
 
-def add_adapters(model: PreTrainedModel, config: RecoveryConfig) -> Parameters:
+def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> Parameters:
     """Add an adapter to every linear layer except the output head, in place.
 
     The head has none because it may share its weight with the embedding. The model's output does
@@ -44,10 +43,10 @@ def add_adapters(model: PreTrainedModel, config: RecoveryConfig) -> Parameters:
             field="compression.recover",
             hint="compress with a smaller ratio, or leave recover out",
         )
-    settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names)  # type: ignore[arg-type]
+    settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)  # type: ignore[arg-type]
     model.requires_grad_(False)
     with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
+        torch.manual_seed(seed)
         inject_adapter_in_model(settings, model, _ADAPTER)
     parameters = {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad

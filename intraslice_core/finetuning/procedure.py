@@ -155,8 +155,9 @@ class _Trained:
 def _train_and_merge(work: RecoveryWork, teacher: PreTrainedModel | None) -> _Trained:
     model = _load(work, work.compressed)
     before = _score(work, model)
-    parameters = list(add_adapters(model, work.config).values())
-    training = Training(model, teacher, parameters, work.sequences, work.config)
+    config = work.config
+    parameters = list(add_adapters(model, config.rank, config.alpha, config.seed).values())
+    training = Training(model, teacher, parameters, work.sequences, config)
 
     def before_step(moment: Moment) -> None:
         raise_if_cancelled(work.should_cancel)

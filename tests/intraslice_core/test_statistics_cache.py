@@ -11,7 +11,7 @@ import torch
 
 from intraslice_core import decoder_layer, pipeline
 from intraslice_core.config import CalibrationConfig, CompressionConfig
-from intraslice_core.content_key import fingerprint
+from intraslice_core.content_key import calibration_facts, fingerprint
 from intraslice_core.errors import CompressionCancelledError
 from intraslice_core.progress import (
     CancellationCheck,
@@ -185,7 +185,7 @@ def test_another_model_shares_nothing(dense: Path, tmp_path: Path) -> None:
     other = tiny_llama(tmp_path / "other", seed=1)
     assert fingerprint(other) != fingerprint(dense)
     files = StatisticsCache(directory=tmp_path / "shared", max_bytes=PLENTY)
-    calibration = config(0.2).calibration
+    calibration = calibration_facts(config(0.2).calibration)
     tokens = torch.arange(4)
     for model, expected in ((dense, 0), (other, 1), (dense, 0)):
         made = torch.full((4,), expected)

@@ -95,3 +95,17 @@ def test_parsing_the_command_line_imports_neither_engine_nor_server() -> None:
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("paper", "method 'paper' is now called 'intraslice'"),
+        ("papers", "'papers' is not one of intraslice_plus, intraslice, magnitude"),
+    ],
+)
+def test_an_unknown_method_is_rejected_with_the_names_to_write(method: str, message: str) -> None:
+    for command in (["compress", "m", "--out", "o"], ["submit", "m"]):
+        result = CliRunner().invoke(app, [*command, "--method", method])
+        assert result.exit_code == 2
+        assert message in " ".join(result.output.split())

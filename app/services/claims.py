@@ -6,7 +6,6 @@ from app.adapters.database import events, jobs, outbox
 from app.adapters.database.engine import Transaction
 from app.domain.errors import LeaseLostError
 from app.domain.events import EventType
-from app.domain.identifiers import is_job_id
 from app.domain.job import JobError, JobRecord, Lease, Progress
 from app.domain.lifecycle import State
 from app.services.resources import Resources
@@ -21,17 +20,6 @@ _EXPIRED = JobError(
     field="max_pending_s",
     hint="retry it, or start more workers",
 )
-
-
-def claim_job(resources: Resources, job_id: str, owner: str) -> JobRecord | None:
-    """Claim a queued job; None if it cannot be claimed, which is no error."""
-    if not is_job_id(job_id):
-        return None
-    with resources.database.transaction() as transaction:
-        job = jobs.claim(transaction, job_id, owner, resources.settings.lease_seconds)
-        if job is not None:
-            events.append(transaction, job_id, EventType.STARTED, {"worker": owner})
-    return job
 
 
 def claim_next_job(resources: Resources, owner: str) -> JobRecord | None:

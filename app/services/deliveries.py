@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from app.adapters.database import webhook_deliveries as deliveries
 from app.adapters.database import webhooks
 from app.adapters.database.engine import Transaction
-from app.adapters.webhook_secrets import signed_headers
+from app.adapters.webhook_signing import signed_headers
 from app.domain.webhook import (
     FAILING_PATIENCE,
     GONE,

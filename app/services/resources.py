@@ -14,8 +14,8 @@ from app.adapters.rate_limit import RateLimiter
 from app.adapters.signed_urls import UrlSigner, kept_signing_key
 from app.adapters.storage import ArtifactStore
 from app.adapters.webhook_destinations import DestinationGuard
-from app.adapters.webhook_secrets import WebhookSecrets
 from app.adapters.webhook_sender import WebhookSender
+from app.adapters.webhook_signing import WebhookSecrets
 from app.adapters.worker_registry import WorkerRegistry
 from app.services.rate_limit import FailedAuthenticationLimit
 from app.settings import Settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from app.domain.artifact import Artifact
-from intraslice_client._async.transport import AsyncTransport, request_error
+from intraslice_client._async.transport import AsyncTransport, delay_retry
 from intraslice_client._retries import Backoff, may_retry
 from intraslice_client.errors import DamagedFileError
 
@@ -76,14 +75,9 @@ class AsyncDownloads:
                 break
             expired = _is_expired(outcome)
             if expired:
-                file = next(
-                    renewed for renewed in await list_artifacts() if renewed.name == file.name
-                )
+                file = await _renewed(file, list_artifacts)
             retryable = expired or may_retry(outcome, idempotent=True)
-            delay = backoff.next_delay(outcome) if retryable else None
-            if delay is None:
-                raise request_error(outcome)
-            await asyncio.sleep(delay)
+            await delay_retry(outcome, backoff, retryable)
         if _sha256(partial) != file.sha256:
             partial.unlink()
             raise DamagedFileError(f"SHA-256 of {file.name} does not match; download it again")
@@ -106,13 +100,23 @@ class AsyncDownloads:
                 if response.status_code != httpx.codes.PARTIAL_CONTENT and offset:
                     counter.add(-offset)
                     partial.unlink()
-                with partial.open("ab") as stream:
-                    async for chunk in response.aiter_bytes():
-                        stream.write(chunk)
-                        counter.add(len(chunk))
+                await _append(response, partial, counter)
         except httpx.TransportError as error:
             return error
         return None
+
+
+async def _append(response: httpx.Response, file: Path, counter: _ByteCounter) -> None:
+    """Append the body of a response to a file while it arrives."""
+    with file.open("ab") as stream:
+        async for chunk in response.aiter_bytes():
+            stream.write(chunk)
+            counter.add(len(chunk))
+
+
+async def _renewed(file: Artifact, list_artifacts: ListArtifacts) -> Artifact:
+    """Return the artifact with a new link."""
+    return next(artifact for artifact in await list_artifacts() if artifact.name == file.name)
 
 
 def _is_expired(outcome: httpx.Response | httpx.TransportError) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -19,7 +20,7 @@ from app.domain.lifecycle import TERMINAL, State
 from app.domain.model_source import ModelSource
 from app.domain.validation import Validation
 from intraslice_client._async.downloads import AsyncDownloads
-from intraslice_client._async.transport import AsyncTransport, request_error
+from intraslice_client._async.transport import AsyncTransport, delay_retry
 from intraslice_client._requests import idempotency_header, job_body, without_none
 from intraslice_client._retries import Backoff, may_retry
 from intraslice_client.errors import job_not_done
@@ -192,10 +193,7 @@ class AsyncJobs:
         Raises:
             DamagedFileError: if the SHA-256 of a file does not match.
         """
-
-        async def list_artifacts() -> tuple[Artifact, ...]:
-            return await self.artifacts(job_id)
-
+        list_artifacts = partial(self.artifacts, job_id)
         return await self._downloads.download_all(list_artifacts, directory, on_progress)
 
     async def wait(
@@ -217,9 +215,20 @@ class AsyncJobs:
             JobCancelledError: if the job was cancelled.
             TimeoutError: if the job is not finished after `timeout` seconds.
         """
+        async for job in self._changes(job_id, timeout):
+            if on_progress is not None:
+                on_progress(job)
+            if job.state is State.SUCCEEDED:
+                return job
+            if job.state in TERMINAL:
+                raise job_not_done(job)
+        raise TimeoutError(f"job {job_id} is still {job.state} after {timeout} s")
+
+    async def _changes(self, job_id: str, timeout: float | None) -> AsyncIterator[Job]:
+        """Yield the job now and after each change, until `timeout` seconds have passed."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        etag = '""'
-        while True:
+        remaining, etag = math.inf, '""'
+        while remaining > 0:
             remaining = deadline - time.monotonic()
             response = await self._transport.send(
                 "GET",
@@ -228,17 +237,8 @@ class AsyncJobs:
                 headers={"If-None-Match": etag},
             )
             if response.status_code == httpx.codes.OK:
-                job = Job.model_validate_json(response.content)
                 etag = response.headers["etag"]
-                if on_progress is not None:
-                    on_progress(job)
-                if job.state in TERMINAL:
-                    break
-            if remaining <= 0:
-                raise TimeoutError(f"job {job_id} is still {job.state} after {timeout} s")
-        if job.state is not State.SUCCEEDED:
-            raise job_not_done(job)
-        return job
+                yield Job.model_validate_json(response.content)
 
     async def watch(self, job_id: str, *, after: int = 0) -> AsyncIterator[Event | JobLive]:
         """Yield the events of a job, and its live progress between them, until the job ends.
@@ -281,11 +281,7 @@ class AsyncJobs:
         if outcome is None:
             await asyncio.sleep(0.5)
             return
-        retryable = may_retry(outcome, idempotent=True)
-        delay = backoff.next_delay(outcome) if retryable else None
-        if delay is None:
-            raise request_error(outcome)
-        await asyncio.sleep(delay)
+        await delay_retry(outcome, backoff, may_retry(outcome, idempotent=True))
 
     async def _stream(
         self, job_id: str, after: int

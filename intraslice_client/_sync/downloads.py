@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import httpx
 
 from app.domain.artifact import Artifact
 from intraslice_client._retries import Backoff, may_retry
-from intraslice_client._sync.transport import Transport, request_error
+from intraslice_client._sync.transport import Transport, delay_retry
 from intraslice_client.errors import DamagedFileError
 
 ListArtifacts = Callable[[], tuple[Artifact, ...]]
@@ -76,12 +75,9 @@ class Downloads:
                 break
             expired = _is_expired(outcome)
             if expired:
-                file = next(renewed for renewed in list_artifacts() if renewed.name == file.name)
+                file = _renewed(file, list_artifacts)
             retryable = expired or may_retry(outcome, idempotent=True)
-            delay = backoff.next_delay(outcome) if retryable else None
-            if delay is None:
-                raise request_error(outcome)
-            time.sleep(delay)
+            delay_retry(outcome, backoff, retryable)
         if _sha256(partial) != file.sha256:
             partial.unlink()
             raise DamagedFileError(f"SHA-256 of {file.name} does not match; download it again")
@@ -104,13 +100,23 @@ class Downloads:
                 if response.status_code != httpx.codes.PARTIAL_CONTENT and offset:
                     counter.add(-offset)
                     partial.unlink()
-                with partial.open("ab") as stream:
-                    for chunk in response.iter_bytes():
-                        stream.write(chunk)
-                        counter.add(len(chunk))
+                _append(response, partial, counter)
         except httpx.TransportError as error:
             return error
         return None
+
+
+def _append(response: httpx.Response, file: Path, counter: _ByteCounter) -> None:
+    """Append the body of a response to a file while it arrives."""
+    with file.open("ab") as stream:
+        for chunk in response.iter_bytes():
+            stream.write(chunk)
+            counter.add(len(chunk))
+
+
+def _renewed(file: Artifact, list_artifacts: ListArtifacts) -> Artifact:
+    """Return the artifact with a new link."""
+    return next(artifact for artifact in list_artifacts() if artifact.name == file.name)
 
 
 def _is_expired(outcome: httpx.Response | httpx.TransportError) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -20,7 +21,7 @@ from app.domain.validation import Validation
 from intraslice_client._requests import idempotency_header, job_body, without_none
 from intraslice_client._retries import Backoff, may_retry
 from intraslice_client._sync.downloads import Downloads
-from intraslice_client._sync.transport import Transport, request_error
+from intraslice_client._sync.transport import Transport, delay_retry
 from intraslice_client.errors import job_not_done
 from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.reports.schema import CompressionReport
@@ -189,10 +190,7 @@ class Jobs:
         Raises:
             DamagedFileError: if the SHA-256 of a file does not match.
         """
-
-        def list_artifacts() -> tuple[Artifact, ...]:
-            return self.artifacts(job_id)
-
+        list_artifacts = partial(self.artifacts, job_id)
         return self._downloads.download_all(list_artifacts, directory, on_progress)
 
     def wait(
@@ -214,9 +212,20 @@ class Jobs:
             JobCancelledError: if the job was cancelled.
             TimeoutError: if the job is not finished after `timeout` seconds.
         """
+        for job in self._changes(job_id, timeout):
+            if on_progress is not None:
+                on_progress(job)
+            if job.state is State.SUCCEEDED:
+                return job
+            if job.state in TERMINAL:
+                raise job_not_done(job)
+        raise TimeoutError(f"job {job_id} is still {job.state} after {timeout} s")
+
+    def _changes(self, job_id: str, timeout: float | None) -> Iterator[Job]:
+        """Yield the job now and after each change, until `timeout` seconds have passed."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        etag = '""'
-        while True:
+        remaining, etag = math.inf, '""'
+        while remaining > 0:
             remaining = deadline - time.monotonic()
             response = self._transport.send(
                 "GET",
@@ -225,17 +234,8 @@ class Jobs:
                 headers={"If-None-Match": etag},
             )
             if response.status_code == httpx.codes.OK:
-                job = Job.model_validate_json(response.content)
                 etag = response.headers["etag"]
-                if on_progress is not None:
-                    on_progress(job)
-                if job.state in TERMINAL:
-                    break
-            if remaining <= 0:
-                raise TimeoutError(f"job {job_id} is still {job.state} after {timeout} s")
-        if job.state is not State.SUCCEEDED:
-            raise job_not_done(job)
-        return job
+                yield Job.model_validate_json(response.content)
 
     def watch(self, job_id: str, *, after: int = 0) -> Iterator[Event | JobLive]:
         """Yield the events of a job, and its live progress between them, until the job ends.
@@ -278,11 +278,7 @@ class Jobs:
         if outcome is None:
             time.sleep(0.5)
             return
-        retryable = may_retry(outcome, idempotent=True)
-        delay = backoff.next_delay(outcome) if retryable else None
-        if delay is None:
-            raise request_error(outcome)
-        time.sleep(delay)
+        delay_retry(outcome, backoff, may_retry(outcome, idempotent=True))
 
     def _stream(self, job_id: str, after: int) -> Iterator[Event | JobLive | httpx.Response | None]:
         """Yield the messages of one connection; None ends the log, a response is an error."""

@@ -52,11 +52,7 @@ class Transport:
             outcome = self._try(method, path, arguments)
             if not isinstance(outcome, httpx.TransportError) and not outcome.is_error:
                 return outcome
-            retryable = may_retry(outcome, idempotent=idempotent)
-            delay = backoff.next_delay(outcome) if retryable else None
-            if delay is None:
-                raise request_error(outcome)
-            time.sleep(delay)
+            delay_retry(outcome, backoff, may_retry(outcome, idempotent=idempotent))
 
     def _try(
         self, method: str, path: str, arguments: dict[str, Any]
@@ -85,7 +81,21 @@ class Transport:
             parameters["after"] = cursor
 
 
-def request_error(outcome: httpx.Response | httpx.TransportError) -> Exception:
+def delay_retry(
+    outcome: httpx.Response | httpx.TransportError, backoff: Backoff, retryable: bool
+) -> None:
+    """Wait before a request is sent again.
+
+    Raises:
+        ClientError: if the request may not be retried or the patience of `backoff` has run out.
+    """
+    delay = backoff.next_delay(outcome) if retryable else None
+    if delay is None:
+        raise _request_error(outcome)
+    time.sleep(delay)
+
+
+def _request_error(outcome: httpx.Response | httpx.TransportError) -> Exception:
     """Return the client's error for an error response or a request without a response."""
     if not isinstance(outcome, httpx.TransportError):
         return api_error(outcome)

@@ -1,10 +1,12 @@
-"""Jobs in any state, made the way the service makes them."""
+"""Jobs in any state, created by the service's own functions."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy import text
 
 from app.domain.api_key import IssuedKey
 from app.domain.job import Job, JobError, JobRequest
@@ -71,7 +73,7 @@ def make_request(**changes: Any) -> JobRequest:
 
 
 def weights_on_disk(directory: Path, parameters: int = 4) -> Path:
-    """A directory whose headers say it is a Llama with so many parameters."""
+    """Write a directory whose headers claim to be a Llama with this many parameters."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text('{"model_type": "llama"}')
     entry = {"dtype": "F32", "shape": [parameters], "data_offsets": [0, 4 * parameters]}
@@ -84,13 +86,13 @@ def weights_on_disk(directory: Path, parameters: int = 4) -> Path:
 def key_of(
     resources: Resources, scope: Scope = Scope.WRITE, project: str = "default", **more: Any
 ) -> IssuedKey:
-    """A key the operator has made."""
+    """Create a key as the operator."""
     request = KeyRequest(name="a test", scope=scope, project_id=project, **more)
     return keys.create_key(resources, OPERATOR, request)
 
 
 def bearer(issued: IssuedKey) -> dict[str, str]:
-    """The headers of whoever holds the key."""
+    """Return the request headers of the holder of a key."""
     return {"authorization": f"Bearer {issued.secret}"}
 
 
@@ -98,14 +100,23 @@ def queued(resources: Resources, **changes: Any) -> Job:
     return jobs.create_job(resources, OPERATOR, make_request(**changes)).job
 
 
-def running(resources: Resources, owner: str = "worker-1", **changes: Any) -> Job:
-    job = claims.claim_job(resources, queued(resources, **changes).id, owner)
+def claim_job(resources: Resources, job_id: str, owner: str = "worker-1") -> Job:
+    """Claim this job, whatever else is queued: locks on the other jobs make a claim skip them."""
+    others = text("SELECT id FROM jobs WHERE id <> :job_id FOR UPDATE")
+    with resources.database.transaction() as transaction:
+        transaction.execute(others, {"job_id": job_id})
+        job = claims.claim_next_job(resources, owner)
     assert job is not None
+    assert job.id == job_id
     return job
 
 
+def running(resources: Resources, owner: str = "worker-1", **changes: Any) -> Job:
+    return claim_job(resources, queued(resources, **changes).id, owner)
+
+
 def in_state(resources: Resources, state: State, **changes: Any) -> Job:
-    """A job that came to `state` in the ordinary way."""
+    """Bring a new job to `state` by the ordinary transitions."""
     if state is State.QUEUED:
         return queued(resources, **changes)
     job = running(resources, **changes)

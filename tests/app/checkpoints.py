@@ -34,19 +34,21 @@ EVALUATION = EvaluationReport(
 
 
 def finished_checkpoint(directory: Path, *, weights: bytes = bytes(range(256))) -> Path:
-    """Written as the engine leaves one; the weights go by LFS, the card does not."""
+    """Write a checkpoint like the engine's, with weights that are large enough for LFS."""
     (directory / "more").mkdir(parents=True)
     (directory / "model.safetensors").write_bytes(weights)
-    (directory / "more" / "notes.txt").write_text("as they were")
+    (directory / "more" / "notes.txt").write_text("unchanged")
     (directory / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Small\n")
-    done = report().with_evaluation(EVALUATION)
-    done = done.model_copy(update={"model": "hub:org/Big-1B@main", "base_licence": "apache-2.0"})
-    (directory / REPORT_FILE).write_text(done.model_dump_json())
-    write_manifest(directory, {"model": done.model})
+    evaluated = report().with_evaluation(EVALUATION)
+    evaluated = evaluated.model_copy(
+        update={"model": "hub:org/Big-1B@main", "base_licence": "apache-2.0"}
+    )
+    (directory / REPORT_FILE).write_text(evaluated.model_dump_json())
+    write_manifest(directory, {"model": evaluated.model})
     return directory
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """All files by name."""
-    found = (path for path in directory.rglob("*") if path.is_file())
-    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in found}
+    """Return the content of all files by name."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}

@@ -11,7 +11,7 @@ from app.settings import Settings
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """`INTRASLICE_*` that make a process read these settings again."""
+    """Return the `INTRASLICE_*` variables from which a process reads these settings."""
     values = settings.model_dump(exclude_none=True)
     plain = {
         name: value.get_secret_value() if isinstance(value, SecretStr) else value

@@ -1,4 +1,4 @@
-"""As much of a Hub as its client needs to make a repository and commit to it, over real HTTP."""
+"""A minimal Hub over real HTTP: creation of repositories and commits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from tests.app.api.serving import listening
 
 _SMALL = 64
-"""Larger files go by LFS, so that tiny checkpoints go both ways."""
+"""Size in bytes above which files are sent by LFS, so that tiny checkpoints use both ways."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ def hub_server(token: str = "hf_of_the_tests") -> Iterator[Hub]:
 
 
 class _Routes:
-    """What the client asks for, in its order."""
+    """Routes that the client uses, in the order of its requests."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
@@ -88,8 +88,9 @@ class _Routes:
         return {
             "transfer": "basic",
             "objects": [
-                one | {"actions": {"upload": {"href": f"{self._hub.url}/objects/{one['oid']}"}}}
-                for one in (await request.json())["objects"]
+                described
+                | {"actions": {"upload": {"href": f"{self._hub.url}/objects/{described['oid']}"}}}
+                for described in (await request.json())["objects"]
             ],
         }
 

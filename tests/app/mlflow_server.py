@@ -1,4 +1,4 @@
-"""A real MLflow server on a free port, in an environment of its own: ours has only the client."""
+"""A real MLflow server on a free port, in its own environment: this one has only the client."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _START_SECONDS = 120.0
 
 
 def _environment_with_server() -> Path:
-    """Made once on a machine; a second process waits for the first."""
+    """Create the environment once per machine; a second process waits for the first."""
     import fcntl
 
     place = Path(tempfile.gettempdir()) / f"intraslice-tests-{os.getuid()}-{_SERVER}"
@@ -31,8 +31,8 @@ def _environment_with_server() -> Path:
         if not done.exists():
             subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
             pip = [str(place / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
-            asked = [*pip, "install", "--quiet", _SERVER]
-            installed = subprocess.run(asked, capture_output=True, text=True)
+            command = [*pip, "install", "--quiet", _SERVER]
+            installed = subprocess.run(command, capture_output=True, text=True)
             if installed.returncode != 0:
                 pytest.skip(f"{_SERVER} could not be installed: {installed.stderr[-300:]}")
             done.touch()
@@ -41,7 +41,7 @@ def _environment_with_server() -> Path:
 
 @contextmanager
 def mlflow_server(directory: Path) -> Iterator[str]:
-    """Its URL; rows in SQLite and files below `directory`, which only the server writes to."""
+    """Run a server and yield its URL; only the server writes to `directory`."""
     program = _environment_with_server() / "bin" / "mlflow"
     port = _free_port()
     url = f"http://127.0.0.1:{port}"

@@ -1,4 +1,4 @@
-"""A real HTTP server that webhooks are posted to, in a thread of the test."""
+"""A real HTTP server that receives webhooks, in a thread of the test."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Received:
         return self.headers["webhook-id"]
 
     def verified(self, secret: str) -> dict[str, Any]:
-        """The payload, if the signature is right by the library."""
+        """Return the payload; the library raises an error if the signature is wrong."""
         payload: dict[str, Any] = Webhook(secret).verify(self.body, self.headers)
         return payload
 
 
 @dataclass
 class Receiver:
-    """Answers with `statuses`, one after the other, and for ever with the last."""
+    """A receiver that answers with `statuses` in turn, and repeats the last."""
 
     url: str
     statuses: list[int] = field(default_factory=lambda: [204])
@@ -54,7 +54,7 @@ def receiver(tls: ssl.SSLContext | None = None, **answer: Any) -> Iterator[Recei
             self.end_headers()
 
         def log_message(self, *_arguments: object) -> None:
-            """Tests look at what was received."""
+            """Log nothing: tests inspect the received requests."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     if tls is not None:

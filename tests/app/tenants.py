@@ -1,7 +1,7 @@
-"""Objects of a tenant, made by the name of the path parameter that leads to them.
+"""Objects of a tenant, created by the name of the path parameter that identifies them.
 
-Whoever adds a route with a new path parameter adds its maker here; `test_tenants.py` fails and
-says so until then.
+A route with a new path parameter needs a maker here; without one `test_tenants.py` fails with an
+explanation.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from app.domain.principal import Principal, Scope, included
 from app.domain.sweep import SweepRequest
 from app.domain.upload import UploadFile, UploadKind, UploadRequest
 from app.domain.webhook import ENDINGS, WebhookRequest
-from app.services import claims, jobs, sweeps, uploads, webhooks
+from app.services import jobs, sweeps, uploads, webhooks
 from app.services.resources import Resources
 from intraslice_core.config import CompressionSettings
-from tests.app.builders import bearer, key_of, make_request, succeeded
+from tests.app.builders import bearer, claim_job, key_of, make_request, succeeded
 
 
 @dataclass
 class Tenant:
-    """A project with keys of every scope, and what has been made for it so far."""
+    """A project with keys of every scope and the objects created for it so far."""
 
     client: TestClient
     project: str
@@ -56,10 +56,9 @@ class Tenant:
 
 
 def _succeeded_job(tenant: Tenant) -> str:
-    """With report and artifacts, so that every route below it has something to show."""
+    """Create a job with report and artifacts, so that every route of a job returns content."""
     job = jobs.create_job(tenant.resources, tenant.principal, make_request()).job
-    claimed = claims.claim_job(tenant.resources, job.id, "worker-1")
-    assert claimed is not None
+    claimed = claim_job(tenant.resources, job.id)
     assert succeeded(tenant.resources, claimed).state is State.SUCCEEDED
     return job.id
 
@@ -99,7 +98,7 @@ def _upload(tenant: Tenant) -> str:
 
 
 MAKERS: dict[str, Callable[[Tenant], str]] = {
-    # A maker may look at `tenant.made` for the objects of the parameters before it in the path.
+    # A maker may use the objects of preceding path parameters in `tenant.made`.
     "job_id": _succeeded_job,
     "key_id": _key,
     "sweep_id": _sweep,
@@ -109,6 +108,6 @@ MAKERS: dict[str, Callable[[Tenant], str]] = {
 }
 
 QUERIES: dict[str, Callable[[Tenant], str]] = {
-    # Required query parameters that name objects, in the same way.
+    # Makers for required query parameters that name objects.
     "jobs": _two_jobs,
 }

@@ -1,7 +1,7 @@
-"""The Security section of the design, one test a sentence and in its order.
+"""The promises of docs/security.md, one test each.
 
-What becomes of a job whose time is over is proved in `tests/workers/test_runner.py`; what happens
-to webhook URLs when they are delivered to, redirects included, in `adapters/test_webhook_*.py`.
+Jobs that exceed their runtime are tested in `tests/workers/test_runner.py`; webhook URLs at
+delivery, including redirects, in `adapters/test_webhook_*.py`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ OPERATOR_HEADERS = {"authorization": f"Bearer {OPERATOR_KEY}"}
 MIB = 2**20
 
 
-def refused_code(client: TestClient, source: str, ref: object) -> str | None:
-    """Why a job on this model is refused; None if it is not."""
+def rejection_code(client: TestClient, source: str, ref: object) -> str | None:
+    """Return the code of the error for a job on this model; None if it is accepted."""
     answer = client.post("/v1/jobs", json={"model": {"source": source, "ref": str(ref)}})
     if answer.status_code == 202:
         return None
@@ -59,7 +59,7 @@ def refused_code(client: TestClient, source: str, ref: object) -> str | None:
     return code
 
 
-# -- Deny by default ---------------------------------------------------------------------------
+# -- Deny by default -----------------------------------------------------------------------------
 
 
 def test_api_keys_are_required(closed: TestClient) -> None:
@@ -69,14 +69,14 @@ def test_api_keys_are_required(closed: TestClient) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])
-def test_unless_auth_is_off_and_the_server_listens_on_loopback(host: str) -> None:
+def test_authentication_can_be_turned_off_only_on_loopback(host: str) -> None:
     assert Settings(auth="off", host="127.0.0.1").auth == "off"
     with pytest.raises(ValidationError, match="auth=off"):
         Settings(auth="off", host=host)
 
 
 def test_tenants_never_see_each_others_rows(closed: TestClient) -> None:
-    """In small; `api/test_tenants.py` asks every route."""
+    """Compare two tenants on one route; `api/test_tenants.py` covers every route."""
     ours, theirs = Tenant(closed, "ours"), Tenant(closed, "theirs")
     job = closed.post("/v1/jobs", json=BODY, headers=ours.headers()).json()
     assert closed.get(job["urls"]["self"], headers=ours.headers()).status_code == 200
@@ -87,20 +87,20 @@ def test_tenants_never_see_each_others_rows(closed: TestClient) -> None:
 # -- Models ------------------------------------------------------------------------------------
 
 
-def test_models_are_safetensors_and_gguf_only_no_pickle(client: TestClient, tmp_path: Path) -> None:
+def test_pickled_models_are_rejected(client: TestClient, tmp_path: Path) -> None:
     models = tmp_path / "models"
-    assert refused_code(client, "path", weights_on_disk(models / "safe")) is None
+    assert rejection_code(client, "path", weights_on_disk(models / "safe")) is None
     pickled = models / "pickled"
     pickled.mkdir()
     (pickled / "config.json").write_text('{"model_type": "llama"}')
     (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    assert refused_code(client, "path", pickled) == "broken_checkpoint"
+    assert rejection_code(client, "path", pickled) == "broken_checkpoint"
     for name in ("model.pt", "model.pkl", "model.gguf"):
         (models / name).write_bytes(b"\x80\x04.")
-        assert refused_code(client, "path", models / name) == "broken_checkpoint"
+        assert rejection_code(client, "path", models / name) == "broken_checkpoint"
 
 
-def test_trust_remote_code_never(tmp_path: Path) -> None:
+def test_remote_code_is_never_run(tmp_path: Path) -> None:
     from intraslice_core.checkpoints.reader import CheckpointReader
     from intraslice_core.evaluation.loaded_models import load_model
     from intraslice_core.run import load_tokenizer
@@ -122,10 +122,10 @@ def test_trust_remote_code_never(tmp_path: Path) -> None:
 
 def test_hub_ids_are_checked_against_an_allow_list_pattern(client: TestClient) -> None:
     assert Settings.model_fields["hub_allow"].default == ()
-    assert refused_code(client, "hub", "allowed/model") is None
-    assert refused_code(client, "hub", "stranger/model") == "hub_not_allowed"
+    assert rejection_code(client, "hub", "allowed/model") is None
+    assert rejection_code(client, "hub", "stranger/model") == "hub_not_allowed"
     for name in ("allowed/../stranger/model", "allowed/a/b", "https://x/allowed/model", "allowed"):
-        assert refused_code(client, "hub", name) == "malformed"
+        assert rejection_code(client, "hub", name) == "malformed"
 
 
 def test_local_paths_only_below_configured_roots_after_resolving_links(
@@ -133,16 +133,16 @@ def test_local_paths_only_below_configured_roots_after_resolving_links(
 ) -> None:
     inside, outside = tmp_path / "models" / "m", weights_on_disk(tmp_path / "outside")
     weights_on_disk(inside)
-    assert refused_code(client, "path", inside) is None
-    assert refused_code(client, "path", outside) == "path_not_allowed"
-    assert refused_code(client, "path", inside / ".." / ".." / "outside") == "path_not_allowed"
+    assert rejection_code(client, "path", inside) is None
+    assert rejection_code(client, "path", outside) == "path_not_allowed"
+    assert rejection_code(client, "path", inside / ".." / ".." / "outside") == "path_not_allowed"
     (tmp_path / "models" / "link").symlink_to(outside)
-    assert refused_code(client, "path", tmp_path / "models" / "link") == "path_not_allowed"
+    assert rejection_code(client, "path", tmp_path / "models" / "link") == "path_not_allowed"
     (inside / "tokenizer.json").symlink_to("/etc/passwd")
-    assert refused_code(client, "path", inside) == "path_not_allowed"
+    assert rejection_code(client, "path", inside) == "path_not_allowed"
 
 
-def test_a_mixture_is_no_way_around_the_allow_lists_of_texts(
+def test_the_allow_lists_apply_to_every_source_of_a_mixture(
     client: TestClient, tmp_path: Path
 ) -> None:
     inside = tmp_path / "texts" / "a.txt"
@@ -151,27 +151,28 @@ def test_a_mixture_is_no_way_around_the_allow_lists_of_texts(
     (inside.parent / "link.txt").symlink_to("/etc/passwd")
     (inside.parent / "twin.txt").symlink_to(inside)
 
-    def refused(*sources: object) -> list[tuple[str, str]]:
+    def rejected(*sources: object) -> list[tuple[str, str]]:
         mixture = [{"source": str(source)} for source in sources]
         compression = {"calibration": {"source": mixture}}
         answer = client.post("/v1/jobs", json=BODY | {"compression": compression})
-        return [(one["pointer"], one["code"]) for one in answer.json().get("errors", ())]
+        errors = answer.json().get("errors", ())
+        return [(error["pointer"], error["code"]) for error in errors]
 
     def place(index: int) -> str:
         return f"/compression/calibration/source/{index}/source"
 
-    assert refused("pydoc", "pycode", "self", "chat", inside) == []
-    assert refused("pydoc", "/etc/passwd") == [(place(1), "path_not_allowed")]
-    assert refused(inside.parent / "link.txt", inside) == [(place(0), "path_not_allowed")]
-    assert refused("pydoc", "../etc/passwd", "hub:stranger/data@train") == [
+    assert rejected("pydoc", "pycode", "self", "chat", inside) == []
+    assert rejected("pydoc", "/etc/passwd") == [(place(1), "path_not_allowed")]
+    assert rejected(inside.parent / "link.txt", inside) == [(place(0), "path_not_allowed")]
+    assert rejected("pydoc", "../etc/passwd", "hub:stranger/data@train") == [
         (place(1), "path_not_allowed"),
         (place(2), "hub_not_allowed"),
     ]
-    # What is one text under two names would be a duplicate only where it is read.
-    assert refused(inside, inside.parent / "twin.txt") == [(place(1), "duplicate_source")]
+    # Two names of the same text are duplicates once links are resolved.
+    assert rejected(inside, inside.parent / "twin.txt") == [(place(1), "duplicate_source")]
 
 
-def test_a_mixture_holds_no_upload_of_another_project(closed: TestClient) -> None:
+def test_a_mixture_cannot_contain_an_upload_of_another_project(closed: TestClient) -> None:
     resources: Resources = closed.app.state.resources  # type: ignore[attr-defined]
     owner, stranger = (Tenant(closed, project) for project in ("a", "b"))
     content = b"words " * 10
@@ -184,11 +185,11 @@ def test_a_mixture_holds_no_upload_of_another_project(closed: TestClient) -> Non
     upload_contents.verify(resources, upload.id)
     mixture = [{"source": "pydoc"}, {"source": f"upload:{upload.id}"}]
     body = BODY | {"compression": {"calibration": {"source": mixture}}}
-    refused = closed.post("/v1/jobs", json=body, headers=stranger.headers())
-    (error,) = refused.json()["errors"]
+    rejected = closed.post("/v1/jobs", json=body, headers=stranger.headers())
+    (error,) = rejected.json()["errors"]
     assert error["pointer"] == "/compression/calibration/source/1/source"
     assert error["code"] == "upload_not_found"
-    # The worker asks again, whatever the row says.
+    # The worker checks again, whatever the row contains.
     config = CompressionConfig.model_validate(body["compression"])
     with pytest.raises(UploadNotFoundError):
         upload_contents.fetch(resources, "b", make_request(compression=config), lambda: None)
@@ -196,7 +197,7 @@ def test_a_mixture_holds_no_upload_of_another_project(closed: TestClient) -> Non
     assert accepted.status_code == 202, accepted.text
     upload_contents.fetch(resources, "a", make_request(compression=config), lambda: None)
     assert (resources.settings.uploads_dir / upload.id / "a.txt").read_bytes() == content
-    # A job that waits keeps what any part of its mixture names.
+    # A queued job keeps the uploads of its mixture.
     used = closed.delete(f"/v1/uploads/{upload.id}", headers=owner.headers())
     assert used.json()["code"] == "upload_in_use"
 
@@ -205,8 +206,8 @@ def test_parameter_count_is_limited(settings: Settings, tmp_path: Path) -> None:
     small, large = (weights_on_disk(tmp_path / "models" / str(n), n) for n in (10, 11))
     limited = settings.model_copy(update={"max_parameters": 10})
     with TestClient(create_app(limited)) as client:
-        assert refused_code(client, "path", small) is None
-        assert refused_code(client, "path", large) == "model_too_large"
+        assert rejection_code(client, "path", small) is None
+        assert rejection_code(client, "path", large) == "model_too_large"
 
 
 def test_sequence_length_is_limited(settings: Settings) -> None:
@@ -234,22 +235,22 @@ def test_upload_size_is_limited(settings: Settings) -> None:
 def test_runtime_is_limited(settings: Settings) -> None:
     limited = settings.model_copy(update={"max_runtime_s": 60})
     with TestClient(create_app(limited)) as client:
-        refused = client.post("/v1/jobs", json=BODY | {"max_runtime_s": 61})
-        assert refused.json()["errors"][0]["pointer"] == "/max_runtime_s"
-        asked = [client.post("/v1/jobs", json=BODY | more) for more in ({}, {"max_runtime_s": 5})]
-        assert [one.json()["max_runtime_s"] for one in asked] == [60, 5]
+        rejected = client.post("/v1/jobs", json=BODY | {"max_runtime_s": 61})
+        assert rejected.json()["errors"][0]["pointer"] == "/max_runtime_s"
+        created = [client.post("/v1/jobs", json=BODY | more) for more in ({}, {"max_runtime_s": 5})]
+        assert [job.json()["max_runtime_s"] for job in created] == [60, 5]
 
 
 BOMBS: dict[str, bytes] = {
-    # A length of 2 GiB, a file as long, and not a byte of it on the disk.
+    # A header of 2 GiB in a sparse file of that size.
     "model.safetensors": (2**31).to_bytes(8, "little"),
-    # 2**62 settings, each of which a trusting reader would collect.
+    # A count of 2**62 settings, for which a naive reader would allocate memory.
     "model.gguf": b"GGUF\3\0\0\0" + bytes(8) + (2**62).to_bytes(8, "little"),
 }
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_header_bomb_is_refused_before_allocation(tmp_path: Path, name: str) -> None:
+def test_a_header_bomb_is_rejected_before_allocation(tmp_path: Path, name: str) -> None:
     place = weights_on_disk(tmp_path / "m")
     with (place / name).open("wb") as stream:
         stream.write(BOMBS[name])
@@ -264,7 +265,7 @@ def test_a_header_bomb_is_refused_before_allocation(tmp_path: Path, name: str) -
     )
 
     def bounded() -> None:
-        # Address space: the file's own mapping fits, a copy of what it promises does not.
+        # Address space for the mapping of the file, but not for a copy of its claimed header.
         resource.setrlimit(resource.RLIMIT_AS, (2**31 + 512 * MIB, 2**31 + 512 * MIB))
         resource.setrlimit(resource.RLIMIT_DATA, (256 * MIB, 256 * MIB))
 
@@ -293,21 +294,21 @@ def test_a_header_bomb_is_refused_before_allocation(tmp_path: Path, name: str) -
         "https://[::1]/",
     ],
 )
-def test_webhook_urls_are_https_and_lead_to_no_private_or_link_local_address(
+def test_webhook_urls_must_be_https_and_resolve_to_public_addresses(
     client: TestClient, url: str
 ) -> None:
     assert Settings.model_fields["webhook_allow_loopback"].default is False
     good = client.post("/v1/webhooks", json={"url": "https://93.184.216.34/hook"})
     assert good.status_code == 201, good.text
-    refused = client.post("/v1/webhooks", json={"url": url})
-    assert refused.status_code == 422
-    assert refused.json()["errors"][0]["pointer"] == "/url"
+    rejected = client.post("/v1/webhooks", json={"url": url})
+    assert rejected.status_code == 422
+    assert rejected.json()["errors"][0]["pointer"] == "/url"
 
 
 # -- Limits and traces -------------------------------------------------------------------------
 
 
-def test_rate_limit_per_key(settings: Settings) -> None:
+def test_requests_are_limited_per_key(settings: Settings) -> None:
     limits = {"requests_per_second": 0.001, "requests_burst": 1, "auth": "on"}
     with TestClient(create_app(Settings(**settings.model_dump() | limits))) as client:
         resources: Resources = client.app.state.resources  # type: ignore[attr-defined]
@@ -316,7 +317,7 @@ def test_rate_limit_per_key(settings: Settings) -> None:
             assert statuses == [200, 429]
 
 
-def test_rate_limit_of_wrong_keys_per_address(settings: Settings) -> None:
+def test_wrong_keys_are_limited_per_address(settings: Settings) -> None:
     limits = {"wrong_keys_per_minute": 0.06, "wrong_keys_burst": 1, "auth": "on"}
     app = create_app(Settings(**settings.model_dump() | limits))
     with TestClient(app, client=("192.0.2.1", 1)) as client:
@@ -327,7 +328,7 @@ def test_rate_limit_of_wrong_keys_per_address(settings: Settings) -> None:
         assert client.get("/v1/jobs", headers=bearer(key_of(resources))).status_code == 200
 
 
-def test_body_size_limit(client: TestClient) -> None:
+def test_body_size_is_limited(client: TestClient) -> None:
     answer = client.post("/v1/jobs", content=b"x" * 1_048_577)
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
 
@@ -339,7 +340,7 @@ SECRETS = {
 
 
 def spying_child(request: ChildRequest, log: Path) -> ChildProcess:
-    """An engine that tells all it knows: its last words become the job's error."""
+    """Start an engine that prints its input and environment, which become the job's error."""
     code = (
         "import os, sys; words = sys.stdin.read() + repr(dict(os.environ));"
         "sys.stderr.write(words.replace(chr(10), ' ')[-480:] + '\\n'); sys.exit(3)"
@@ -348,7 +349,7 @@ def spying_child(request: ChildRequest, log: Path) -> ChildProcess:
 
 
 def everything_in(database_url: str) -> str:
-    """All rows of all tables."""
+    """Return all rows of all tables as text."""
     with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
         return "\n".join(
             str(connection.execute(f"SELECT row_to_json(t)::text FROM {table} AS t").fetchall())
@@ -356,7 +357,7 @@ def everything_in(database_url: str) -> str:
         )
 
 
-def test_secrets_never_in_rows_logs_or_events(
+def test_secrets_are_never_in_rows_logs_or_events(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name, secret in SECRETS.items():
@@ -389,7 +390,7 @@ def test_secrets_never_in_rows_logs_or_events(
 def _use_everything(
     client: TestClient, resources: Resources, headers: dict[str, str], secret: str
 ) -> str:
-    """Good and bad requests and a failing run, with the secret in every wrong place too."""
+    """Send valid and invalid requests, with the secret in wrong places, and run a failing job."""
     body = BODY | {"labels": {"a": "marked-label"}}
     job = client.post("/v1/jobs", json=body, headers=headers | {"idempotency-key": "k"}).json()
     run_next_job(resources, "worker-1", threading.Event(), spying_child)
@@ -407,7 +408,7 @@ def _use_everything(
     return link
 
 
-def test_audit_log_of_every_mutating_call(closed: TestClient) -> None:
+def test_every_mutating_call_is_in_the_audit_log(closed: TestClient) -> None:
     tenant = Tenant(closed, "audited")
     for operation in CHANGES:
         before = _lines(tenant)
@@ -430,10 +431,10 @@ def _template(operation: Operation) -> str:
     return re.sub(r":path}", "}", operation.path)
 
 
-# -- The same of a server as a deployment starts it ----------------------------------------------
+# -- A server as started by a deployment ----------------------------------------------------------
 
 
-def test_the_servers_own_log_holds_no_secret(settings: Settings, resources: Resources) -> None:
+def test_the_log_of_the_server_contains_no_secret(settings: Settings, resources: Resources) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

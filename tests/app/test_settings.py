@@ -22,7 +22,7 @@ def test_everything_is_closed_by_default(monkeypatch: pytest.MonkeyPatch) -> Non
     assert settings.store_url == (settings.data_dir / "artifacts").as_uri()
 
 
-def test_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTRASLICE_MODEL_ROOTS", '["/models", "/more"]')
     monkeypatch.setenv("INTRASLICE_DATA_DIR", "~/x")
     monkeypatch.setenv("INTRASLICE_AUTH", "off")

@@ -19,7 +19,7 @@ import httpx
 import pytest
 import yaml
 
-from app.adapters.webhook_secrets import WebhookSecrets, signed_headers
+from app.adapters.webhook_signing import WebhookSecrets, signed_headers
 from app.settings import Settings
 from examples.mlops.airflow_steps import STEPS
 from examples.mlops.webhook_receiver import receiver

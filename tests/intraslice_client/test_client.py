@@ -12,7 +12,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from app.adapters.webhook_secrets import WebhookSecrets, signed_headers
+from app.adapters.webhook_signing import WebhookSecrets, signed_headers
 from app.domain.events import Event, JobLive
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
@@ -96,7 +96,7 @@ def test_watch_resumes_after_a_restart_of_the_service(
         assert first.type == "queued"
         assert isinstance(live := next(watch), JobLive)
         assert live.state is State.QUEUED
-    claimed = claims.claim_job(resources, job.id, "worker-1")
+    claimed = claims.claim_next_job(resources, "worker-1")
     assert claimed is not None
     with service, serving(settings, int(url.rpartition(":")[2])):
         assert isinstance(second := next(watch), Event)

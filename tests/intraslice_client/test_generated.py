@@ -11,7 +11,7 @@ from tools.make_synchronous_client import CLIENT, generate
 
 SNAPSHOT = Path(__file__).parents[2] / "openapi.json"
 ELSEWHERE = {
-    "GET /livez": "for whoever keeps processes alive",
+    "GET /livez": "for process supervisors",
     "GET /metrics": "for Prometheus",
     "GET /v1/archives/{}.zip": "a link of a job's artifacts, for browsers",
     "GET /v1/downloads/{}/{}": "a link of an artifact",

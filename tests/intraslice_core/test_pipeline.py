@@ -1,4 +1,4 @@
-"""What cannot be compressed is refused by name, and nothing is left behind."""
+"""Compression runs: typed errors that leave no files, progress, report and model card."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def contents(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
-def refuses(
+def rejection(
     dense: Path, expected: type[errors.IntraSliceError], config: CompressionConfig = CONFIG
 ) -> errors.IntraSliceError:
-    """Compress, expect the error, and require that the folder is as it was."""
+    """Return the error of a compression that is expected to fail and to leave no files."""
     folder, scratch = dense.parent, dense.parent / "scratch"
     scratch.mkdir()
     before = contents(folder)
@@ -60,69 +60,69 @@ def edit_weights(dense: Path, change: Callable[[dict[str, torch.Tensor]], object
     save_file(tensors, dense / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_unknown_architecture(dense: Path) -> None:
+def test_an_unknown_architecture_is_rejected(dense: Path) -> None:
     settings = json.loads((dense / "config.json").read_text())
     (dense / "config.json").write_text(json.dumps(settings | {"model_type": "gpt2"}))
-    error = refuses(dense, errors.UnsupportedArchitectureError)
+    error = rejection(dense, errors.UnsupportedArchitectureError)
     assert "gpt2" in error.message
     assert "llama" in (error.hint or "")
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, float("nan")])
-def test_ratio_out_of_range(ratio: float) -> None:
+def test_a_ratio_out_of_range_is_rejected(ratio: float) -> None:
     with pytest.raises(ValidationError, match="ratio"):
         CompressionConfig(ratio=ratio)
 
 
-def test_missing_safetensors(dense: Path) -> None:
+def test_missing_weights_are_rejected(dense: Path) -> None:
     (dense / "model.safetensors").unlink()
-    assert "model.safetensors" in refuses(dense, errors.BrokenCheckpointError).message
+    assert "model.safetensors" in rejection(dense, errors.BrokenCheckpointError).message
 
 
-def test_truncated_safetensors(dense: Path) -> None:
+def test_truncated_weights_are_rejected(dense: Path) -> None:
     file = dense / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    assert "model.safetensors" in refuses(dense, errors.BrokenCheckpointError).message
+    assert "model.safetensors" in rejection(dense, errors.BrokenCheckpointError).message
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
-def test_non_finite_weight_in_a_late_layer(dense: Path, value: float) -> None:
+def test_a_non_finite_weight_in_a_late_layer_is_rejected(dense: Path, value: float) -> None:
     name = "model.layers.2.mlp.up_proj.weight"
     edit_weights(dense, lambda tensors: tensors[name].view(-1)[7].fill_(value))
-    assert name in refuses(dense, errors.NonFiniteWeightError).message
+    assert name in rejection(dense, errors.NonFiniteWeightError).message
 
 
-def test_overflowing_activation_names_layer_and_module(dense: Path) -> None:
+def test_an_overflowing_activation_names_layer_and_module(dense: Path) -> None:
     name = "model.layers.1.self_attn.v_proj.weight"
     edit_weights(dense, lambda tensors: tensors[name].fill_(3e38))
-    error = refuses(dense, errors.NumericalError)
+    error = rejection(dense, errors.NumericalError)
     assert isinstance(error, errors.NumericalError)
     assert (error.layer, error.module) == (1, "attention")
 
 
-def test_calibration_text_too_short(dense: Path) -> None:
+def test_a_calibration_text_that_is_too_short_is_rejected(dense: Path) -> None:
     text = dense.parent / "short.txt"
     text.write_text("too short")
     calibration = CalibrationConfig(source=str(text), samples=16, sequence_length=32)
     config = CONFIG.model_copy(update={"calibration": calibration})
-    refuses(dense, errors.CalibrationTooShortError, config)
+    rejection(dense, errors.CalibrationTooShortError, config)
 
 
-def test_not_enough_disk(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_insufficient_disk_space_is_an_error(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=10_000))
-    refuses(dense, errors.InsufficientDiskError)
+    rejection(dense, errors.InsufficientDiskError)
 
 
-def test_output_that_exists_is_kept_as_it_is(dense: Path) -> None:
+def test_an_existing_output_is_not_overwritten(dense: Path) -> None:
     out = dense.parent / "out"
     out.mkdir()
     (out / "precious").write_text("mine")
-    refuses(dense, errors.OutputExistsError)
+    rejection(dense, errors.OutputExistsError)
     assert (out / "precious").read_text() == "mine"
 
 
 @pytest.mark.parametrize("stage", [Stage.CALIBRATE, Stage.COMPRESS, Stage.VERIFY])
-def test_cancelled_half_way(dense: Path, stage: Stage) -> None:
+def test_a_cancelled_run_leaves_no_files(dense: Path, stage: Stage) -> None:
     reached: list[Stage] = []
     before = contents(dense.parent)
 
@@ -160,7 +160,7 @@ def test_report_and_card_travel_with_the_checkpoint(dense: Path) -> None:
     assert "trust_remote_code=True" in card
 
 
-def test_model_larger_than_allowed_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_model_larger_than_allowed_is_rejected_and_leaves_no_files(tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "dense")
     limits = ModelLimits(max_parameters=1000)
     with pytest.raises(errors.ModelTooLargeError, match="1000 are allowed"):
@@ -169,7 +169,7 @@ def test_model_larger_than_allowed_is_refused_and_nothing_is_left(tmp_path: Path
 
 
 def measured(dense: Path, calibrated: Path, scored: Path) -> CompressionReport:
-    """A compression that is calibrated on one file and scored on the other."""
+    """Compress with calibration on one file and evaluation on another; return the report."""
     calibration = CalibrationConfig(source=str(calibrated), samples=4, sequence_length=64)
     evaluation = EvaluationConfig(
         perplexity=(str(scored),), max_tokens=256, context_length=64, benchmark=False
@@ -180,7 +180,7 @@ def measured(dense: Path, calibrated: Path, scored: Path) -> CompressionReport:
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_a_text_that_was_calibrated_on_is_a_warning_in_report_and_card(
+def test_evaluation_on_the_calibration_text_is_a_warning_in_report_and_card(
     dense: Path, same: bool
 ) -> None:
     first, other = dense.parent / "first.txt", dense.parent / "other.txt"
@@ -196,7 +196,7 @@ def test_a_text_that_was_calibrated_on_is_a_warning_in_report_and_card(
     )
 
 
-def test_a_task_that_cannot_be_measured_is_refused_before_the_work(dense: Path) -> None:
+def test_an_unknown_task_is_rejected_before_compression(dense: Path) -> None:
     reached: list[Stage] = []
     before = contents(dense.parent)
     with pytest.raises(errors.TaskNotFoundError, match="no_such_task"):
@@ -211,14 +211,14 @@ def test_a_task_that_cannot_be_measured_is_refused_before_the_work(dense: Path) 
     assert contents(dense.parent) == before
 
 
-def test_every_finished_layer_is_told_with_what_it_keeps(dense: Path, tmp_path: Path) -> None:
-    told: list[ProgressEvent] = []
+def test_every_finished_layer_is_reported_with_its_sizes(dense: Path, tmp_path: Path) -> None:
+    events: list[ProgressEvent] = []
     report = compress_model(
-        str(dense), tmp_path / "out", CONFIG, verify=False, on_progress=told.append
+        str(dense), tmp_path / "out", CONFIG, verify=False, on_progress=events.append
     )
-    finished = [event.finished for event in told if event.finished is not None]
-    assert [one.layer for one in finished] == list(range(len(report.plan.layers)))
-    for one, plan in zip(finished, report.plan.layers, strict=True):
-        assert one.intermediate_size == plan.intermediate_size
-        assert one.mlp_part == plan.intermediate_size / report.geometry.intermediate_size
-        assert one.mlp_error == report.layers[one.layer].mlp.relative_error
+    finished = [event.finished for event in events if event.finished is not None]
+    assert [layer.layer for layer in finished] == list(range(len(report.plan.layers)))
+    for layer, plan in zip(finished, report.plan.layers, strict=True):
+        assert layer.intermediate_size == plan.intermediate_size
+        assert layer.mlp_part == plan.intermediate_size / report.geometry.intermediate_size
+        assert layer.mlp_error == report.layers[layer.layer].mlp.relative_error

@@ -1,4 +1,4 @@
-"""A run that goes on where another was stopped ends with the bytes of an undisturbed one."""
+"""An interrupted run resumes and ends with the bytes of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.intraslice_core.tiny_models import VARIANTS, tiny_checkpoint, tiny_ll
 
 LAYERS = 3
 NEVER, ALWAYS = math.inf, 0.0
-"""How often the streams are kept."""
+"""Seconds between two saves of the hidden states."""
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +57,14 @@ def compress(
     )
 
 
-def stopped_after(questions: int) -> Callable[[], bool]:
-    """Cancels at that many-th look, which is somewhere between two batches."""
-    asked = 0
+def cancelled_after(checks: int) -> Callable[[], bool]:
+    """Return a check that cancels the run after this number of checks, between two batches."""
+    count = 0
 
     def should_cancel() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked > questions
+        nonlocal count
+        count += 1
+        return count > checks
 
     return should_cancel
 
@@ -75,13 +75,13 @@ def files_of(checkpoint: Path) -> dict[str, str]:
     }
 
 
-def kept(directory: Path) -> list[str]:
+def saved(directory: Path) -> list[str]:
     return sorted(file.name for file in directory.iterdir())
 
 
 @pytest.fixture
 def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The layers that were compressed, which is the work to be saved."""
+    """Indices of the layers that were compressed, which is the work that a resume state saves."""
     done: list[int] = []
     run = LayerCompressor.run
 
@@ -93,7 +93,7 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return done
 
 
-@pytest.mark.parametrize("streams", [NEVER, ALWAYS])
+@pytest.mark.parametrize("interval", [NEVER, ALWAYS])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -105,34 +105,34 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ],
     ids=["intraslice_plus", "intraslice", "magnitude", "bfloat16", "nothing removed"],
 )
-def test_every_interruption_ends_with_the_same_bytes(
-    dense: Path, tmp_path: Path, solved: list[int], changes: dict[str, Any], streams: float
+def test_interrupted_runs_resume_to_the_same_bytes(
+    dense: Path, tmp_path: Path, solved: list[int], changes: dict[str, Any], interval: float
 ) -> None:
-    go_on_until_finished(dense, tmp_path, solved, config(**changes), streams)
+    resume_until_finished(dense, tmp_path, solved, config(**changes), interval)
 
 
-@pytest.mark.parametrize("streams", [NEVER, ALWAYS])
+@pytest.mark.parametrize("interval", [NEVER, ALWAYS])
 @pytest.mark.parametrize("variant", ["qwen3", "phi", "gemma2"])
-def test_every_interruption_of_every_kind_of_block_ends_with_the_same_bytes(
-    tmp_path: Path, solved: list[int], variant: str, streams: float
+def test_interrupted_runs_of_every_layer_structure_resume_to_the_same_bytes(
+    tmp_path: Path, solved: list[int], variant: str, interval: float
 ) -> None:
     dense = tiny_checkpoint(tmp_path / "dense", variant)
-    go_on_until_finished(dense, tmp_path, solved, config(dtype="bfloat16"), streams)
+    resume_until_finished(dense, tmp_path, solved, config(dtype="bfloat16"), interval)
 
 
-def go_on_until_finished(
-    dense: Path, tmp_path: Path, solved: list[int], settings: CompressionConfig, streams: float
+def resume_until_finished(
+    dense: Path, tmp_path: Path, solved: list[int], settings: CompressionConfig, interval: float
 ) -> None:
-    """Stop and go on, later each time, and compare with a run that nobody stopped."""
+    """Interrupt and resume, later each time, and compare with an uninterrupted run."""
     whole = compress(dense, tmp_path / "whole", settings, None)
     solved.clear()
-    place, attempts = tmp_path / "kept", 0
+    place, attempts = tmp_path / "state", 0
     while not (tmp_path / "out").exists():
         assert attempts < 10, "no attempt gets further than the one before"
-        resume_state = ResumeState(directory=place, hidden_states_every_seconds=streams)
+        resume_state = ResumeState(directory=place, hidden_states_every_seconds=interval)
         try:
-            # Longer each time: an attempt may walk over what the others have finished.
-            stop = stopped_after(3 + 13 * attempts)
+            # Longer each time, since an attempt may replay the layers that others finished.
+            stop = cancelled_after(3 + 13 * attempts)
             report = compress(dense, tmp_path / "out", settings, resume_state, stop)
         except CompressionCancelledError:
             attempts += 1
@@ -141,42 +141,42 @@ def go_on_until_finished(
     timeless = {"seconds", "peak_memory_bytes", "layers", "resumed_layers"}
     assert 0 <= report.resumed_layers <= LAYERS
     assert report.model_dump(exclude=timeless) == whole.model_dump(exclude=timeless)
-    for ours, theirs in zip(report.layers, whole.layers, strict=True):
-        assert ours.model_copy(update={"seconds": theirs.seconds}) == theirs
-    # Begun again is the layer in which an attempt was stopped, and no layer that was finished.
+    for layer, expected in zip(report.layers, whole.layers, strict=True):
+        assert layer.model_copy(update={"seconds": expected.seconds}) == expected
+    # Only layers during which an attempt was cancelled are compressed again.
     assert len(set(solved)) == LAYERS
     assert len(solved) <= LAYERS + attempts
 
 
-def test_finished_layers_are_walked_over_once_or_not_at_all(
+def test_finished_layers_are_replayed_once_or_not_at_all(
     dense: Path, tmp_path: Path, solved: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    walked: list[int] = []
+    replayed: list[int] = []
     replay = LayerCompressor.replay
 
     def counted(self: LayerCompressor, weights: Any) -> None:
-        walked.append(self._context.layer)
+        replayed.append(self._context.layer)
         replay(self, weights)
 
     monkeypatch.setattr(LayerCompressor, "replay", counted)
-    for name, streams, expected in (("never", NEVER, [0, 1, 2]), ("always", ALWAYS, [])):
+    for name, interval, expected in (("never", NEVER, [0, 1, 2]), ("always", ALWAYS, [])):
         place = tmp_path / name
         for out in ("first", "second"):
-            walked.clear()
-            resume_state = ResumeState(directory=place, hidden_states_every_seconds=streams)
+            replayed.clear()
+            resume_state = ResumeState(directory=place, hidden_states_every_seconds=interval)
             compress(dense, tmp_path / f"{name}-{out}", config(), resume_state)
-        assert walked == expected
+        assert replayed == expected
     assert solved == [0, 1, 2] * 2
 
 
-def test_a_layer_that_is_damaged_or_gone_is_compressed_again(
+def test_a_damaged_or_missing_layer_is_compressed_again(
     dense: Path, tmp_path: Path, solved: list[int]
 ) -> None:
     for name in ("first", "again"):
-        resume_state = ResumeState(directory=tmp_path / "kept", hidden_states_every_seconds=ALWAYS)
+        resume_state = ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=ALWAYS)
         compress(dense, tmp_path / name, config(), resume_state)
-        (tmp_path / "kept" / "layer-00000.safetensors").unlink(missing_ok=True)
-        late = tmp_path / "kept" / "layer-00002.safetensors"
+        (tmp_path / "state" / "layer-00000.safetensors").unlink(missing_ok=True)
+        late = tmp_path / "state" / "layer-00002.safetensors"
         late.write_bytes(late.read_bytes()[:-1])
     assert solved == [0, 1, 2, 0, 2]
     assert files_of(tmp_path / "first") == files_of(tmp_path / "again")
@@ -185,24 +185,24 @@ def test_a_layer_that_is_damaged_or_gone_is_compressed_again(
 @pytest.mark.parametrize(
     "change", [{"ratio": 0.4}, {"batch_size": 3}, {"method": "intraslice"}, {"dtype": "bfloat16"}]
 )
-def test_what_another_run_would_not_make_is_not_found(
+def test_the_state_of_a_different_run_is_not_resumed(
     dense: Path, tmp_path: Path, solved: list[int], change: dict[str, Any]
 ) -> None:
     for name, changes in (("first", {}), ("second", change)):
-        resume_state = ResumeState(directory=tmp_path / "kept", hidden_states_every_seconds=ALWAYS)
+        resume_state = ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=ALWAYS)
         compress(dense, tmp_path / name, config(**changes), resume_state)
     assert solved == [0, 1, 2] * 2
     compress(dense, tmp_path / "alone", config(**change), None)
     assert files_of(tmp_path / "second") == files_of(tmp_path / "alone")
 
 
-def test_each_file_is_told_of_once_it_is_whole(dense: Path, tmp_path: Path) -> None:
-    place = tmp_path / "kept"
-    told: list[str] = []
+def test_each_file_is_reported_once_it_is_complete(dense: Path, tmp_path: Path) -> None:
+    place = tmp_path / "state"
+    reported: list[str] = []
 
     def on_saved(name: str) -> None:
-        assert name in kept(place)
-        told.append(name)
+        assert name in saved(place)
+        reported.append(name)
 
     compress(
         dense,
@@ -211,31 +211,31 @@ def test_each_file_is_told_of_once_it_is_whole(dense: Path, tmp_path: Path) -> N
         ResumeState(directory=place, hidden_states_every_seconds=ALWAYS, on_saved=on_saved),
     )
     layers = [f"layer-{layer:05d}.safetensors" for layer in range(LAYERS)]
-    sensitivity = told[1]
+    sensitivity = reported[1]
     assert sensitivity.startswith("sensitivity-")
-    assert told == ["tokens.safetensors", sensitivity, *layers]
+    assert reported == ["tokens.safetensors", sensitivity, *layers]
     hidden = "hidden-states.safetensors"
-    assert kept(place) == [hidden, *layers, sensitivity, "tokens.safetensors"]
+    assert saved(place) == [hidden, *layers, sensitivity, "tokens.safetensors"]
 
 
-def test_no_room_for_the_streams_is_a_warning_and_no_reason_to_end(
+def test_a_full_disk_while_saving_hidden_states_is_a_warning(
     dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    resume_state = ResumeState(directory=tmp_path / "kept", hidden_states_every_seconds=ALWAYS)
+    resume_state = ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=ALWAYS)
     save = resume_state._save
 
-    def save_all_but_streams(name: str, *others: Any) -> None:
+    def save_all_but_hidden_states(name: str, *others: Any) -> None:
         full() if name == "hidden-states" else save(name, *others)
 
-    monkeypatch.setattr(resume_state, "_save", save_all_but_streams)
+    monkeypatch.setattr(resume_state, "_save", save_all_but_hidden_states)
     report = compress(dense, tmp_path / "out", config(), resume_state)
     assert report.warnings == ("the hidden states could not be saved: No space left on device",)
 
 
-def test_streams_of_another_shape_are_left_alone(tmp_path: Path) -> None:
+def test_hidden_states_of_another_shape_are_not_restored(tmp_path: Path) -> None:
     resume_state = ResumeState(directory=tmp_path, hidden_states_every_seconds=ALWAYS)
     resume_state.save_hidden_states_if_due("key", {"compressed": torch.ones(2, 3)}, 1)
     wanted = {"compressed": torch.zeros(2, 4)}

@@ -1,4 +1,4 @@
-"""Runs at several ratios share what does not depend on the ratio, and end as if they did not."""
+"""Runs at several ratios share statistics that do not depend on the ratio, with equal results."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def compress(
     on_progress: ProgressListener = ignore_progress,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> CompressionReport:
-    """The stages that share something; verification, which takes a process, is not one."""
+    """Run the stages that use the cache, without verification, which takes another process."""
     run = Run(
         on_progress=on_progress, should_cancel=should_cancel, statistics_cache=statistics_cache
     )
@@ -67,8 +67,8 @@ def files_of(checkpoint: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def walks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Counts the work that sharing is to save, and does it all the same."""
+def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Record of the calls that the cache is meant to save."""
     done: list[str] = []
     attention, tokens = decoder_layer.attention, pipeline.calibration_tokens
 
@@ -85,20 +85,20 @@ def walks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-def test_a_run_that_shares_publishes_the_same_bytes_for_less_work(
-    dense: Path, tmp_path: Path, walks: list[str]
+def test_a_run_with_the_cache_gives_the_same_bytes_with_less_work(
+    dense: Path, tmp_path: Path, work: list[str]
 ) -> None:
-    # Rehearsals of allocations are of the ratio and cost the same: without them the rest is seen.
+    # Trial compressions depend on the ratio and cannot be shared: a uniform allocation needs none.
     ratios = {ratio: config(ratio, allocation="uniform") for ratio in (0.2, 0.4)}
     alone = compress(dense, tmp_path / "alone", ratios[0.4])
-    cost_alone = list(walks)
-    walks.clear()
+    work_alone = list(work)
+    work.clear()
 
     first = StatisticsCache(directory=tmp_path / "shared", max_bytes=PLENTY)
     compress(dense, tmp_path / "first", ratios[0.2], statistics_cache=first)
     assert (first.hits, first.misses) == (0, 1 + 2 * LAYERS)
-    assert walks == cost_alone
-    walks.clear()
+    assert work == work_alone
+    work.clear()
 
     second = StatisticsCache(directory=tmp_path / "shared", max_bytes=PLENTY)
     together = compress(dense, tmp_path / "second", ratios[0.4], statistics_cache=second)
@@ -106,14 +106,14 @@ def test_a_run_that_shares_publishes_the_same_bytes_for_less_work(
     assert files_of(tmp_path / "second") == files_of(tmp_path / "alone")
     assert together.calibration_hash == alone.calibration_hash
     assert [layer.mlp for layer in together.layers] == [layer.mlp for layer in alone.layers]
-    # Two of a layer's attentions were of the compressed and of the dense stream; one is left, and
-    # nothing is learnt again.
-    assert "tokens" not in walks
-    assert 2 * walks.count("attention") < cost_alone.count("attention")
+    # Alone, each layer computes attention on the compressed and on the dense hidden states. Shared,
+    # only the former is left, and the sensitivity is not measured again.
+    assert "tokens" not in work
+    assert 2 * work.count("attention") < work_alone.count("attention")
 
 
 @pytest.mark.parametrize("variant", ["phi", "gemma2"])
-def test_runs_of_every_kind_of_block_share_and_publish_the_same_bytes(
+def test_runs_of_every_layer_structure_share_and_give_the_same_bytes(
     tmp_path: Path, variant: str
 ) -> None:
     dense = tiny_checkpoint(tmp_path / "dense", variant)
@@ -121,12 +121,12 @@ def test_runs_of_every_kind_of_block_share_and_publish_the_same_bytes(
     for name, ratio in (("first", 0.2), ("second", 0.4)):
         files = StatisticsCache(directory=tmp_path / "shared", max_bytes=PLENTY)
         compress(dense, tmp_path / name, config(ratio, "pydoc"), statistics_cache=files)
-    # A parallel block leaves one state a layer: its halves read the same input.
+    # Both modules of a parallel layer read the same input, so it saves one state instead of two.
     assert files.hits == 1 + LAYERS * (1 if variant == "phi" else 2)
     assert files_of(tmp_path / "second") == files_of(tmp_path / "alone")
 
 
-def test_what_does_not_fit_is_computed_again(dense: Path, tmp_path: Path) -> None:
+def test_statistics_beyond_the_size_limit_are_computed_again(dense: Path, tmp_path: Path) -> None:
     states = 16 * 32 * 48 * 4
     for name, ratio in (("first", 0.2), ("second", 0.4)):
         files = StatisticsCache(directory=tmp_path / "shared", max_bytes=3 * states)
@@ -137,7 +137,7 @@ def test_what_does_not_fit_is_computed_again(dense: Path, tmp_path: Path) -> Non
     assert files_of(tmp_path / "second") == files_of(tmp_path / "alone")
 
 
-def test_a_run_that_was_stopped_leaves_only_what_is_whole(dense: Path, tmp_path: Path) -> None:
+def test_a_cancelled_run_leaves_only_complete_files(dense: Path, tmp_path: Path) -> None:
     reached: list[ProgressEvent] = []
 
     def in_second_layer() -> bool:
@@ -153,9 +153,9 @@ def test_a_run_that_was_stopped_leaves_only_what_is_whole(dense: Path, tmp_path:
             on_progress=reached.append,
             should_cancel=in_second_layer,
         )
-    kept = [file.name for file in files.directory.iterdir()]
-    assert len(kept) == 4  # tokens, knowledge, the stream after both halves of a layer
-    assert all(name.endswith(".safetensors") for name in kept)
+    saved = [file.name for file in files.directory.iterdir()]
+    assert len(saved) == 4  # tokens, sensitivity, the hidden states after both modules of a layer
+    assert all(name.endswith(".safetensors") for name in saved)
     again = StatisticsCache(directory=files.directory, max_bytes=PLENTY)
     compress(dense, tmp_path / "second", config(0.4), statistics_cache=again)
     assert again.hits == 3
@@ -164,21 +164,21 @@ def test_a_run_that_was_stopped_leaves_only_what_is_whole(dense: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("change", "found"),
+    ("change", "hits"),
     [
-        ({"batch_size": 3}, 1),  # tokens are read the same way, the stream is batched otherwise
+        ({"batch_size": 3}, 1),  # equal tokens, but hidden states of other batches
         ({"dtype": "bfloat16"}, 0),
         ({"source": "pydoc"}, 0),
     ],
 )
-def test_runs_that_would_compute_something_else_share_nothing_of_it(
-    dense: Path, tmp_path: Path, change: dict[str, Any], found: int
+def test_runs_with_other_settings_share_only_equal_statistics(
+    dense: Path, tmp_path: Path, change: dict[str, Any], hits: int
 ) -> None:
     for name, changes in (("first", {}), ("second", change)):
         files = StatisticsCache(directory=tmp_path / "shared", max_bytes=PLENTY)
         settings = config(0.2, **changes)
         compress(dense, tmp_path / name, settings, statistics_cache=files)
-    assert files.hits == found
+    assert files.hits == hits
 
 
 def test_another_model_shares_nothing(dense: Path, tmp_path: Path) -> None:
@@ -194,12 +194,12 @@ def test_another_model_shares_nothing(dense: Path, tmp_path: Path) -> None:
         assert torch.equal(shared, torch.full_like(tokens, expected))
 
 
-def test_damaged_files_are_made_again(tmp_path: Path) -> None:
+def test_damaged_files_are_replaced(tmp_path: Path) -> None:
     files = StatisticsCache(directory=tmp_path, max_bytes=PLENTY)
     files.save("a", torch.ones(8))
     (tmp_path / "a.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-3])
     assert files.load("a") is None
     files.save("a", torch.ones(8))
-    kept = files.load("a")
-    assert kept is not None
-    assert torch.equal(kept, torch.ones(8))
+    restored = files.load("a")
+    assert restored is not None
+    assert torch.equal(restored, torch.ones(8))

@@ -1,4 +1,4 @@
-"""A sweep's checkpoints are those of single compressions, made with less work and never twice."""
+"""A sweep gives the checkpoints of single compressions with less work, and resumes."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ def request(
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is done, by name, and done all the same."""
+    """Names of the counted functions in the order of their calls."""
     done: list[str] = []
 
-    def counting(room: object, name: str) -> None:
-        original = getattr(room, name)
+    def counting(module: object, name: str) -> None:
+        original = getattr(module, name)
 
         def count(*arguments: object, **named: object) -> object:
             done.append(name)
             return original(*arguments, **named)
 
-        monkeypatch.setattr(room, name, count)
+        monkeypatch.setattr(module, name, count)
 
     counting(estimators, "learn")
     counting(sweep, "open_model")
@@ -77,11 +77,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-def test_checkpoints_are_those_of_single_compressions(
+def test_checkpoints_equal_those_of_single_compressions(
     dense: Path, tmp_path: Path, counted: list[str]
 ) -> None:
     report = compress_sweep(request(dense, EVALUATION), tmp_path / "out")
-    # The dense model is loaded once to write and be scored, each result once to be scored.
+    # The dense model is loaded once, for generated text and scores; each result once, for scores.
     assert {name: counted.count(name) for name in set(counted)} == {
         "open_model": 1,
         "calibration_tokens": 1,
@@ -112,9 +112,7 @@ def test_checkpoints_are_those_of_single_compressions(
     assert report.relative_cost(report.points[0]) == 1.0
 
 
-def test_a_stopped_sweep_goes_on_where_it_was(
-    dense: Path, tmp_path: Path, counted: list[str]
-) -> None:
+def test_an_interrupted_sweep_resumes(dense: Path, tmp_path: Path, counted: list[str]) -> None:
     events: list[ProgressEvent] = []
 
     def in_the_second() -> bool:
@@ -138,7 +136,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(
     assert counted == ["open_model"]
 
 
-def test_results_of_other_settings_are_refused_and_kept(dense: Path, tmp_path: Path) -> None:
+def test_results_of_other_settings_are_rejected_and_kept(dense: Path, tmp_path: Path) -> None:
     once = request(dense, verify=False).model_copy(update={"ratios": (0.2,)})
     compress_sweep(once, tmp_path)
     weights = (tmp_path / "ratio-0.2" / "model.safetensors").read_bytes()
@@ -157,31 +155,33 @@ def test_results_of_other_settings_are_refused_and_kept(dense: Path, tmp_path: P
     assert (tmp_path / "ratio-0.2" / "model.safetensors").read_bytes() == weights
 
 
-def test_a_ratio_out_of_reach_is_refused_before_any_is_begun(dense: Path, tmp_path: Path) -> None:
-    asked = SweepRequest(model=str(dense), settings=SETTINGS, ratios=(0.2, 0.99), evaluation=None)
+def test_a_ratio_out_of_reach_is_rejected_before_any_compression(
+    dense: Path, tmp_path: Path
+) -> None:
+    too_much = SweepRequest(
+        model=str(dense), settings=SETTINGS, ratios=(0.2, 0.99), evaluation=None
+    )
     stages: list[Stage] = []
     with pytest.raises(BudgetOutOfReachError, match="cannot be removed"):
-        compress_sweep(asked, tmp_path, on_progress=lambda event: stages.append(event.stage))
+        compress_sweep(too_much, tmp_path, on_progress=lambda event: stages.append(event.stage))
     assert set(stages) == {Stage.LOAD}
 
 
-def test_a_ratio_that_the_gate_refuses_does_not_stop_the_others(
-    dense: Path, tmp_path: Path
-) -> None:
+def test_a_ratio_that_fails_the_gate_does_not_stop_the_others(dense: Path, tmp_path: Path) -> None:
     gate = GateConfig(max_perplexity_ratio=1.0 + 1e-6)
     strict = EVALUATION.model_copy(update={"gate": gate, "perplexity": ("pydoc",)})
     report = compress_sweep(
         request(dense, strict, verify=False).model_copy(update={"ratios": (0.4, 0.0)}), tmp_path
     )
-    refused, passed = report.points
-    assert refused.refused is not None
-    assert "the gate allows" in refused.refused
-    assert refused.params_after is None
+    rejected, passed = report.points
+    assert rejected.refused is not None
+    assert "the gate allows" in rejected.refused
+    assert rejected.params_after is None
     assert passed.refused is None
     assert not (tmp_path / "ratio-0.4").exists()
 
 
-def test_progress_is_of_the_whole_sweep(dense: Path, tmp_path: Path) -> None:
+def test_progress_covers_the_whole_sweep(dense: Path, tmp_path: Path) -> None:
     events: list[ProgressEvent] = []
     compress_sweep(request(dense), tmp_path, on_progress=events.append)
     fractions = [event.fraction for event in events if event.stage != Stage.ALLOCATE]

@@ -1,4 +1,4 @@
-"""Migrations of a database that is in use: rows in every table, and others at work."""
+"""Migrations of a database with rows in every table and concurrent queries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from app.settings import Settings
 pytestmark = pytest.mark.postgres
 
 KEPT = ("jobs", "events", "artifacts", "outbox")
-"""Tables whose rows outlive every migration down to the first and back."""
+"""Tables whose rows are kept by every migration down to the first and back."""
 
 SPECIAL: dict[tuple[str, str], Any] = {
     ("jobs", "state"): "succeeded",
@@ -35,7 +35,7 @@ SPECIAL: dict[tuple[str, str], Any] = {
     ("uploads", "kind"): "text",
     ("uploads", "state"): "open",
 }
-"""Where a value of the right type is not enough; a new table with a check needs a line here."""
+"""Values of columns with check constraints; a new table with a check needs an entry here."""
 BY_TYPE: dict[type, Any] = {
     str: "x",
     int: 1,
@@ -50,7 +50,7 @@ BY_TYPE: dict[type, Any] = {
 
 @pytest.fixture
 def used(postgres_server: EmbeddedPostgres) -> Iterator[Settings]:
-    """A migrated database of its own with a row in every table."""
+    """Settings of a new migrated database with a row in every table."""
     name = f"used_{uuid.uuid4().hex}"
     admin = postgres_server.url.replace("+psycopg", "")
     with psycopg.connect(admin, autocommit=True) as connection:
@@ -90,7 +90,7 @@ def contents(settings: Settings, table: Table) -> list[dict[str, Any]]:
 
 
 def revisions() -> list[str]:
-    """From the newest down to the first."""
+    """Return the revisions from the newest to the first."""
     script = ScriptDirectory.from_config(alembic_config(""))
     return [revision.revision for revision in script.walk_revisions()]
 
@@ -106,12 +106,12 @@ def test_rows_survive_every_step_down_and_up_again(used: Settings) -> None:
         assert contents(used, metadata.tables[name]) == before[name], name
 
 
-def test_a_migration_gives_up_on_a_table_in_use_and_changes_nothing(used: Settings) -> None:
-    """Waiting for its lock it would make every later query wait behind it."""
+def test_a_migration_fails_on_a_locked_table_and_changes_nothing(used: Settings) -> None:
+    """A migration that waits for its lock would block every later query."""
     first = revisions()[1]
     plain = used.database_url.replace("+psycopg", "")
     with psycopg.connect(plain) as reader:
-        for name in metadata.tables:  # whichever it is that the newest migration changes
+        for name in metadata.tables:  # the newest migration may change any of them
             reader.execute(f"SELECT * FROM {name}").fetchall()
         with pytest.raises(OperationalError, match="lock timeout"):
             downgrade(used, first)
@@ -125,7 +125,7 @@ METHODS = [("intraslice", "intraslice_plus"), ("paper", "intraslice"), ("magnitu
 
 
 def methods(settings: Settings) -> dict[str, list[Any]]:
-    """Every place of the database that names a method, ordered by key."""
+    """Return the values of every column that names a method, ordered by key."""
     queries = {
         "jobs": "SELECT compression ->> 'method' FROM jobs ORDER BY id",
         "reports": "SELECT report ->> 'method' FROM jobs WHERE report IS NOT NULL ORDER BY id",
@@ -141,7 +141,7 @@ def methods(settings: Settings) -> dict[str, list[Any]]:
 
 
 def named_after(version: int, names: list[str]) -> dict[str, list[Any]]:
-    """The expected answer of `methods` for three jobs, their sweeps, and the filled-in rows."""
+    """Return the expected result of `methods` for three jobs, their sweeps and the first rows."""
     return {
         "jobs": [None, *names],
         "reports": names,

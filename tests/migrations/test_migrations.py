@@ -1,4 +1,4 @@
-"""The migrations run, can be taken back, and give the tables the code expects."""
+"""Migrations run, can be reverted, and create the tables that the code expects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.postgres
 
 @pytest.fixture
 def empty(postgres_server: EmbeddedPostgres) -> Iterator[Settings]:
-    """A database of its own, without tables."""
+    """Settings of a new database without tables."""
     name = f"migrations_{uuid.uuid4().hex}"
     admin = postgres_server.url.replace("+psycopg", "")
     with psycopg.connect(admin, autocommit=True) as connection:
@@ -43,7 +43,7 @@ def tables(settings: Settings) -> set[str]:
         return {row[0] for row in connection.execute(query)}
 
 
-def test_up_down_up(empty: Settings) -> None:
+def test_tables_can_be_created_removed_and_created_again(empty: Settings) -> None:
     upgrade(empty)
     assert tables(empty) == {*metadata.tables, "alembic_version"}
     downgrade(empty, "base")
@@ -55,7 +55,7 @@ def test_up_down_up(empty: Settings) -> None:
     database.close()
 
 
-def test_migrated_tables_are_the_tables_of_the_code(empty: Settings) -> None:
+def test_migrated_tables_equal_those_of_the_code(empty: Settings) -> None:
     upgrade(empty)
     engine = create_engine(empty.database_url, poolclass=NullPool)
     with engine.connect() as connection:
@@ -65,27 +65,27 @@ def test_migrated_tables_are_the_tables_of_the_code(empty: Settings) -> None:
         assert compare_metadata(context, metadata) == []
 
 
-def test_check_constraints_are_those_of_the_code(empty: Settings) -> None:
-    """`compare_metadata` does not look at them."""
+def test_check_constraints_equal_those_of_the_code(empty: Settings) -> None:
+    """Compare check constraints, which `compare_metadata` ignores."""
     query = (
         "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint"
         " WHERE contype = 'c' AND connamespace = 'public'::regnamespace"
     )
-    found = []
+    constraints = []
     for create in (upgrade, _create_from_code):
         create(empty)
         with psycopg.connect(empty.database_url.replace("+psycopg", "")) as connection:
-            found.append(dict(connection.execute(query).fetchall()))
+            constraints.append(dict(connection.execute(query).fetchall()))
         downgrade(empty, "base")
-    assert found[0] == found[1]
-    assert len(found[0]) == sum(
+    assert constraints[0] == constraints[1]
+    assert len(constraints[0]) == sum(
         isinstance(constraint, CheckConstraint)
         for table in metadata.tables.values()
         for constraint in table.constraints
     )
 
 
-def test_the_trigger_allows_what_the_lifecycle_allows(empty: Settings) -> None:
+def test_the_trigger_allows_the_transitions_of_the_lifecycle(empty: Settings) -> None:
     upgrade(empty)
     insert = (
         "INSERT INTO jobs (id, project_id, state, model, compression, labels, max_attempts,"
@@ -98,7 +98,7 @@ def test_the_trigger_allows_what_the_lifecycle_allows(empty: Settings) -> None:
             lease = ("w", "2030-01-01") if source in LEASED else (None, None)
             connection.execute(insert, (source, *lease))
             lease = ("w", "2030-01-01") if target in LEASED else (None, None)
-            refused: list[str | None] = []
+            rejected: list[str | None] = []
             try:
                 with connection.transaction():
                     connection.execute(
@@ -106,9 +106,9 @@ def test_the_trigger_allows_what_the_lifecycle_allows(empty: Settings) -> None:
                         (target, *lease),
                     )
             except psycopg.errors.CheckViolation as error:
-                refused.append(error.diag.constraint_name)
-            assert refused in ([], ["job_transition"])
-            if not refused:
+                rejected.append(error.diag.constraint_name)
+            assert rejected in ([], ["job_transition"])
+            if not rejected:
                 allowed.add((source, target))
             connection.execute("DELETE FROM jobs")
     assert allowed == legal_changes()
@@ -121,7 +121,7 @@ def _create_from_code(settings: Settings) -> None:
         connection.exec_driver_sql(f"INSERT INTO alembic_version VALUES ('{head_revision()}')")
 
 
-def test_two_migrators_at_once_do_not_collide(empty: Settings) -> None:
+def test_concurrent_migrations_do_not_collide(empty: Settings) -> None:
     script = (
         "import sys; from app.adapters.database.migrate import upgrade;"
         "from app.settings import Settings; upgrade(Settings(database_url=sys.argv[1]))"

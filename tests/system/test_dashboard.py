@@ -15,12 +15,12 @@ from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR, Scope
 from app.domain.sweep import SweepRequest
 from app.embedded.seaweed import EmbeddedS3
-from app.services import claims, jobs, sweeps
+from app.services import jobs, sweeps
 from app.services.resources import Resources
 from app.settings import Settings
 from intraslice_core.config import CompressionConfig, CompressionSettings
 from tests.app.api.serving import serving
-from tests.app.builders import in_state, key_of, queued, succeeded, weights_on_disk
+from tests.app.builders import claim_job, in_state, key_of, queued, succeeded, weights_on_disk
 from tests.browsing import CHROMIUM, PageLog, chromium
 from tests.workers.test_worker import tiny_model, worker
 
@@ -289,9 +289,9 @@ def test_a_click_on_the_sweep_chart_opens_the_job(
     for job, weights, perplexity in zip(
         sweep.jobs, (3200, 2800, 2400), (11.0, 20.0, 15.0), strict=True
     ):
-        claimed = claims.claim_job(resources, job.id, "worker")
-        assert claimed is not None
-        succeeded(resources, claimed, bytes_after=weights, perplexity=perplexity)
+        succeeded(
+            resources, claim_job(resources, job.id), bytes_after=weights, perplexity=perplexity
+        )
     with serving(settings) as (url, _):
         page, log = opened(browser, f"{url}/#/sweeps/{sweep.id}")
         chart = page.locator(".u-over")

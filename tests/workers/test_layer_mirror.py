@@ -103,7 +103,7 @@ def test_the_directory_stays_until_the_job_has_ended(resources: Resources) -> No
     claims.requeue_job(resources, job.lease, None)
     remove_stale_work(resources)
     assert mirror.directory.is_dir()
-    again = claims.claim_job(resources, job.id, "worker-2")
+    again = claims.claim_next_job(resources, "worker-2")
     assert again is not None
     claims.fail_job(resources, again.lease, claims.timeout_error(again))
     remove_stale_work(resources)

@@ -160,7 +160,7 @@ def test_a_worker_without_its_lease_stops_and_changes_nothing(resources: Resourc
             job_rows.renew(transaction, lease, -60.0)
             (lost,) = job_rows.expired(transaction, 10)
             assert job_rows.requeue(transaction, lost.lease, counts=True, error=None)
-        successor = claims.claim_job(resources, job.id, "worker-2")
+        successor = claims.claim_next_job(resources, "worker-2")
         assert successor is not None
         assert future.result(timeout=20) is None
     assert not process.is_running()
@@ -251,8 +251,7 @@ def test_the_child_receives_the_model_limits(resources: Resources) -> None:
 
 def test_files_of_dead_workers_are_removed(resources: Resources) -> None:
     work = resources.settings.work_dir
-    alive = claims.claim_job(resources, queued(resources).id, "worker-1")
-    assert alive is not None
+    alive = running(resources, "worker-1")
     live_directory = work / f"{alive.id}.{alive.fencing_token}"
     for directory in (live_directory, work / f"{alive.id}.0", work / ("job_" + "0" * 26 + ".1")):
         directory.mkdir(parents=True)
@@ -269,8 +268,7 @@ def test_success_removes_the_uploads_of_earlier_attempts(resources: Resources) -
 
 
 def test_maintenance_requeues_the_job_of_a_dead_worker(resources: Resources) -> None:
-    job = claims.claim_job(resources, queued(resources).id, "dead")
-    assert job is not None
+    job = running(resources, "dead")
     with resources.database.transaction() as transaction:
         job_rows.renew(transaction, job.lease, -1.0)
     MaintenanceThread(resources, DEPLOYMENT_TASKS).run_tasks()

@@ -141,15 +141,11 @@ def of_sweep(transaction: Transaction, sweep_id: str) -> list[JobRecord]:
     return _rows(transaction, select(*_COLUMNS).where(jobs.c.sweep_id == sweep_id))
 
 
-def claim(
-    transaction: Transaction, job_id: str, owner: str, lease_seconds: float
-) -> JobRecord | None:
-    """Take the lease of a queued job and raise its fencing token; None if it is not queued."""
-    return _claim(transaction, _guard(Action.CLAIM, job_id), owner, lease_seconds)
-
-
 def claim_next(transaction: Transaction, owner: str, lease_seconds: float) -> JobRecord | None:
-    """Claim the queued job of highest priority, the oldest first; None if no job is queued."""
+    """Take the lease of a queued job and raise its fencing token; None if no job is queued.
+
+    The job of highest priority comes first, among equals the oldest.
+    """
     following = (
         select(jobs.c.id)
         .where(jobs.c.state == State.QUEUED)

@@ -1,4 +1,4 @@
-"""Connections: kept, replaced when the server has closed them; what reads cannot write."""
+"""Database connections: pooled, replaced after a disconnect, and read-only for reads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 def process_of(transaction: Transaction) -> int:
-    """The server's process behind the connection."""
+    """Return the id of the server process of the connection."""
     number: int = transaction.scalar(select(func.pg_backend_pid()))
     return number
 
@@ -37,7 +37,7 @@ def close_all(database_url: str) -> None:
         )
 
 
-def test_reads_and_transactions_go_on_when_the_server_has_closed_their_connections(
+def test_reads_and_transactions_reconnect_after_the_server_closed_their_connections(
     database: Database, database_url: str
 ) -> None:
     before = database.read(process_of)
@@ -49,7 +49,7 @@ def test_reads_and_transactions_go_on_when_the_server_has_closed_their_connectio
         assert process_of(transaction) != written
 
 
-def test_what_reads_cannot_write(database: Database) -> None:
+def test_a_read_cannot_write(database: Database) -> None:
     change = insert(turns).values(name="one", taken_at=func.now())
     with pytest.raises(InternalError, match="read-only"):
         database.read(lambda reading: reading.execute(change))
@@ -57,7 +57,7 @@ def test_what_reads_cannot_write(database: Database) -> None:
         assert transaction.scalar(select(func.count()).select_from(turns)) == 0
 
 
-def test_a_crowd_of_readers_shares_few_connections_and_opens_no_more(database: Database) -> None:
+def test_many_readers_share_the_same_few_connections(database: Database) -> None:
     def crowd() -> set[int]:
         with ThreadPoolExecutor(20) as threads:
             return set(threads.map(lambda _: database.read(_slow_process), range(40)))

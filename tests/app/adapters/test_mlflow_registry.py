@@ -31,11 +31,11 @@ def hand_over(server: str, checkpoint: Path, name: str) -> HandedOff:
     return register_version(checkpoint, facts, uri=server, name=name)
 
 
-def test_a_version_has_files_settings_and_figures(server: str, tmp_path: Path) -> None:
+def test_a_version_has_the_files_settings_and_metrics(server: str, tmp_path: Path) -> None:
     checkpoint = finished_checkpoint(tmp_path / "small")
-    done = hand_over(server, checkpoint, "whole")
-    assert done.reference == "whole version 1"
-    assert httpx.get(done.url).is_success
+    registered = hand_over(server, checkpoint, "whole")
+    assert registered.reference == "whole version 1"
+    assert httpx.get(registered.url).is_success
 
     client = MlflowClient(tracking_uri=server)
     version = client.get_model_version("whole", "1")
@@ -45,11 +45,11 @@ def test_a_version_has_files_settings_and_figures(server: str, tmp_path: Path) -
     assert run.info.status == "FINISHED"
     assert run.data.params["calibration.samples"] == "128"
     assert run.data.metrics["perplexity/upload-upl_1/compressed"] == 15.25
-    got = client.download_artifacts(version.run_id, "checkpoint", str(tmp_path))
-    assert contents(Path(got)) == contents(checkpoint)
+    downloaded = client.download_artifacts(version.run_id, "checkpoint", str(tmp_path))
+    assert contents(Path(downloaded)) == contents(checkpoint)
 
 
-def test_the_same_checkpoint_has_one_version_and_another_a_second(
+def test_a_checkpoint_gets_one_version_and_another_checkpoint_the_next(
     server: str, tmp_path: Path
 ) -> None:
     first = finished_checkpoint(tmp_path / "first")
@@ -61,16 +61,16 @@ def test_the_same_checkpoint_has_one_version_and_another_a_second(
     assert hand_over(server, second, "once").reference == "once version 2"
 
 
-def test_what_was_broken_off_goes_on_in_its_run(
+def test_an_interrupted_registration_resumes_in_its_run(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = finished_checkpoint(tmp_path / "broken")
+    checkpoint = finished_checkpoint(tmp_path / "interrupted")
 
-    def break_off(*_arguments: object) -> None:
+    def interrupt(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(mlflow_registry, "_new_version", break_off)
+        patch.setattr(mlflow_registry, "_new_version", interrupt)
         with pytest.raises(KeyboardInterrupt):
             hand_over(server, checkpoint, "resumed")
     assert hand_over(server, checkpoint, "resumed").new
@@ -82,7 +82,7 @@ def test_what_was_broken_off_goes_on_in_its_run(
     assert len(runs) == 1
 
 
-def test_a_password_of_the_address_is_not_repeated(server: str, tmp_path: Path) -> None:
+def test_a_password_in_the_address_is_never_shown(server: str, tmp_path: Path) -> None:
     secret = server.replace("http://", "http://robot:hush-hush@")
     done = hand_over(secret, finished_checkpoint(tmp_path / "quiet"), "quiet")
     assert done.url.startswith(f"{server}/#/models/quiet")
@@ -91,6 +91,6 @@ def test_a_password_of_the_address_is_not_repeated(server: str, tmp_path: Path) 
     assert "hush-hush" not in str(caught.value)
 
 
-def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(HandOffError, match=r"http://127\.0\.0\.1:9 rejected the checkpoint"):
         hand_over("http://127.0.0.1:9", finished_checkpoint(tmp_path / "lost"), "lost")

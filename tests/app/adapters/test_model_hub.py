@@ -1,4 +1,4 @@
-"""Checkpoints reach a Hub whole, through its real client."""
+"""Checkpoints are pushed completely to a Hub by its real client."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ def push(hub: Hub, checkpoint: Path, **changes: str) -> HandedOff:
     return push_checkpoint(checkpoint, facts, **to)
 
 
-def test_every_byte_arrives_in_one_commit_that_names_the_manifest(
-    hub: Hub, checkpoint: Path
-) -> None:
+def test_all_files_arrive_in_one_commit_that_names_the_manifest(hub: Hub, checkpoint: Path) -> None:
     done = push(hub, checkpoint)
     repository = hub.repositories["acme/small"]
     assert repository.files == contents(checkpoint)
@@ -51,13 +49,13 @@ def test_every_byte_arrives_in_one_commit_that_names_the_manifest(
     assert any(request.startswith("PUT /objects/") for request in hub.requests)
 
 
-def test_a_repository_that_is_there_gets_another_commit(hub: Hub, checkpoint: Path) -> None:
+def test_an_existing_repository_gets_another_commit(hub: Hub, checkpoint: Path) -> None:
     push(hub, checkpoint)
     push(hub, checkpoint)
     assert len(hub.repositories["acme/small"].commits) == 2
 
 
-def test_a_hub_without_xet_is_told_how_to_be_used(
+def test_the_error_for_a_hub_without_xet_names_the_environment_variable(
     hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
@@ -65,14 +63,14 @@ def test_a_hub_without_xet_is_told_how_to_be_used(
         push(hub, checkpoint)
 
 
-def test_an_upload_that_is_broken_off_commits_nothing(hub: Hub, checkpoint: Path) -> None:
+def test_an_interrupted_upload_commits_nothing(hub: Hub, checkpoint: Path) -> None:
     hub.takes_objects = False
     with pytest.raises(HandOffError, match="rejected the checkpoint"):
         push(hub, checkpoint)
     assert hub.repositories["acme/small"].commits == []
 
 
-def test_a_wrong_token_a_bad_name_and_no_hub_are_one_kind_of_error(
+def test_a_wrong_token_an_invalid_name_and_an_unreachable_hub_raise_the_same_error(
     hub: Hub, checkpoint: Path
 ) -> None:
     with pytest.raises(HandOffError, match="401"):

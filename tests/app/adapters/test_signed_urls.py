@@ -1,4 +1,4 @@
-"""Links carry permission for one file, and for a while."""
+"""A signed link gives access to one file for a limited time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def parts(url: str) -> tuple[str, str, int, str]:
     return job_id, unquote(name), int(query["expires"][0]), query["signature"][0]
 
 
-def test_a_link_to_a_file_is_none_to_the_archive_nor_the_other_way_round() -> None:
+def test_links_to_files_and_to_archives_are_not_interchangeable() -> None:
     signer = UrlSigner("key")
     query = parse_qs(urlsplit(signer.sign_archive("job_1", 60)).query)
     expires, signature = int(query["expires"][0]), query["signature"][0]
@@ -48,7 +48,7 @@ def test_signed_link_verifies(name: str) -> None:
         signer.verify("job_2", read, expires, signature)
 
 
-def test_no_two_links_sign_the_same_text() -> None:
+def test_names_with_line_breaks_sign_different_texts() -> None:
     signer = UrlSigner("key")
     assert signer.sign("a\nb", "c", 60) != signer.sign("a", "b\nc", 60)
 

@@ -1,4 +1,4 @@
-"""Directory and bucket keep, list and forget objects alike."""
+"""Directories and buckets store, list and delete objects in the same way."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def store(each_store: str, directory: ArtifactStore) -> ArtifactStore:
     return ArtifactStore(each_store) if each_store else directory
 
 
-def test_objects_are_what_was_written(store: ArtifactStore, tmp_path: Path) -> None:
+def test_objects_have_the_content_that_was_written(store: ArtifactStore, tmp_path: Path) -> None:
     content = bytes(range(256)) * 100_000  # several parts
     (tmp_path / "file").write_bytes(content)
     store.put_file("a/b c/é.bin", tmp_path / "file")
@@ -47,7 +47,9 @@ def test_prefixes_end_at_slashes(store: ArtifactStore) -> None:
     store.delete([])
 
 
-def test_what_is_not_there_is_said_so(store: ArtifactStore, tmp_path: Path) -> None:
+def test_a_missing_object_raises_not_found_and_leaves_no_file(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
     with pytest.raises(ArtifactNotFoundError):
         store.sha256("nothing")
     with pytest.raises(ArtifactNotFoundError):
@@ -56,7 +58,7 @@ def test_what_is_not_there_is_said_so(store: ArtifactStore, tmp_path: Path) -> N
     assert store.keys("nothing/") == []
 
 
-def test_a_file_that_a_directory_lacks_is_said_so(directory: ArtifactStore) -> None:
+def test_a_missing_local_file_raises_not_found(directory: ArtifactStore) -> None:
     with pytest.raises(ArtifactNotFoundError):
         directory.local_path("nothing")
 
@@ -69,6 +71,6 @@ def test_vanished_store_is_not_ready(tmp_path: Path) -> None:
         store.check()
 
 
-def test_directory_has_no_urls_of_its_own(directory: ArtifactStore) -> None:
+def test_a_directory_cannot_presign_urls(directory: ArtifactStore) -> None:
     with pytest.raises(StoreUnavailableError):
         directory.presigned_url("a", 60)

@@ -1,4 +1,4 @@
-"""Webhooks leave for the public internet only, however the way elsewhere is written."""
+"""Webhooks are sent to public addresses only, in whatever notation the URL is written."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ PUBLIC = "93.184.216.34"
 
 
 def guard(*addresses: str, allow_loopback: bool = False) -> DestinationGuard:
-    """One for whom every host has these addresses."""
+    """Return a guard that resolves every host to these addresses."""
     return DestinationGuard(
         allow_loopback=allow_loopback, resolve=lambda _host, _port: list(addresses)
     )
 
 
-def refusal(url: str, *addresses: str, allow_loopback: bool = False) -> str | None:
-    """The code of the refusal; None if the URL may be used."""
-    one = guard(*(addresses or (PUBLIC,)), allow_loopback=allow_loopback)
+def rejection_code(url: str, *addresses: str, allow_loopback: bool = False) -> str | None:
+    """Return the code of the error; None if the URL is accepted."""
+    destinations = guard(*(addresses or (PUBLIC,)), allow_loopback=allow_loopback)
     try:
-        one.addresses(one.parse(url))
+        destinations.addresses(destinations.parse(url))
     except DestinationRefusedError as error:
         (problem,) = error.fields
         assert problem.pointer == "/url"
@@ -43,7 +43,7 @@ def refusal(url: str, *addresses: str, allow_loopback: bool = False) -> str | No
     ],
 )
 def test_ordinary_urls_are_accepted(url: str) -> None:
-    assert refusal(url) is None
+    assert rejection_code(url) is None
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ def test_ordinary_urls_are_accepted(url: str) -> None:
         ("https://[::1/", "url_form"),
     ],
 )
-def test_strange_urls_are_refused(url: str, code: str) -> None:
-    assert refusal(url) == code
+def test_malformed_and_unsafe_urls_are_rejected(url: str, code: str) -> None:
+    assert rejection_code(url) == code
 
 
-EVIL = [
+NON_PUBLIC = [
     "0.0.0.0",
     "0.1.2.3",
     "10.0.0.1",
@@ -131,45 +131,51 @@ EVIL = [
 ]
 
 
-@pytest.mark.parametrize("address", EVIL)
-def test_addresses_that_are_not_public_are_refused(address: str) -> None:
-    assert refusal("https://example.com/", address) == "address_refused"
-    # One good address beside it does not help.
-    assert refusal("https://example.com/", PUBLIC, address) == "address_refused"
+@pytest.mark.parametrize("address", NON_PUBLIC)
+def test_addresses_that_are_not_public_are_rejected(address: str) -> None:
+    assert rejection_code("https://example.com/", address) == "address_refused"
+    # A public address next to it makes no difference.
+    assert rejection_code("https://example.com/", PUBLIC, address) == "address_refused"
 
 
-@pytest.mark.parametrize("address", [one for one in EVIL if one.startswith(("10.", "169.", "fd"))])
+@pytest.mark.parametrize(
+    "address", [address for address in NON_PUBLIC if address.startswith(("10.", "169.", "fd"))]
+)
 def test_allowing_loopback_allows_nothing_else(address: str) -> None:
     for scheme in ("http", "https"):
         url = f"{scheme}://example.com:8080/"
-        assert refusal(url, address, allow_loopback=True) == "address_refused"
+        assert rejection_code(url, address, allow_loopback=True) == "address_refused"
 
 
-def test_loopback_is_allowed_by_setting_and_plain_http_there_only() -> None:
-    assert refusal("http://dev.example:8080/", "127.0.0.1", allow_loopback=True) is None
-    assert refusal("http://dev.example:8080/", "::1", allow_loopback=True) is None
-    assert refusal("https://dev.example:8080/", "::ffff:127.0.0.1", allow_loopback=True) is None
-    assert refusal("http://dev.example:8080/", PUBLIC, allow_loopback=True) == "address_refused"
-    assert refusal("https://dev.example:8080/", PUBLIC, allow_loopback=True) is None
+def test_loopback_is_allowed_by_setting_and_is_the_only_target_of_plain_http() -> None:
+    assert rejection_code("http://dev.example:8080/", "127.0.0.1", allow_loopback=True) is None
+    assert rejection_code("http://dev.example:8080/", "::1", allow_loopback=True) is None
+    assert (
+        rejection_code("https://dev.example:8080/", "::ffff:127.0.0.1", allow_loopback=True) is None
+    )
+    assert (
+        rejection_code("http://dev.example:8080/", PUBLIC, allow_loopback=True) == "address_refused"
+    )
+    assert rejection_code("https://dev.example:8080/", PUBLIC, allow_loopback=True) is None
 
 
 def test_public_addresses_in_other_notations_are_accepted() -> None:
-    assert refusal("https://example.com/", f"::ffff:{PUBLIC}") is None
-    # What a network without IPv4 of its own makes of a public IPv4 address.
-    assert refusal("https://example.com/", "64:ff9b::5db8:d822") is None
+    assert rejection_code("https://example.com/", f"::ffff:{PUBLIC}") is None
+    # A public IPv4 address as translated by a network that has only IPv6.
+    assert rejection_code("https://example.com/", "64:ff9b::5db8:d822") is None
 
 
 @pytest.mark.parametrize(
     "host", ["localhost", "localhost.", "127.1", "2130706433", "0x7f.0.0.1", "0177.0.0.1", "[::1]"]
 )
-def test_every_notation_of_this_machine_is_refused(host: str) -> None:
-    """By the system's own resolver."""
-    real = DestinationGuard(allow_loopback=False)
+def test_every_notation_of_this_machine_is_rejected(host: str) -> None:
+    """Resolve with the system's own resolver."""
+    destinations = DestinationGuard(allow_loopback=False)
     with pytest.raises(DestinationRefusedError):
-        real.addresses(real.parse(f"https://{host}/"))
+        destinations.addresses(destinations.parse(f"https://{host}/"))
 
 
-def test_host_without_address_is_refused() -> None:
+def test_a_host_without_an_address_is_rejected() -> None:
     def resolve(_host: str, _port: int) -> list[str]:
         raise OSError("no such host")
 

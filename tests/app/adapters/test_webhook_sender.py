@@ -1,4 +1,4 @@
-"""What is sent, to whom, and what a hostile receiver can do to us: nothing."""
+"""Webhook requests, the addresses they are sent to, and hostile receivers."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def sender(
     return WebhookSender(guard, timeout=timeout, tls=tls)
 
 
-def test_request_arrives_as_it_was_given() -> None:
+def test_a_request_arrives_with_its_headers_and_body() -> None:
     with receiver() as there:
         answer = sender().send(there.url, {"webhook-id": "msg_1"}, b'{"a":1}')
     assert (answer.status, answer.error, answer.accepted) == (204, None, True)
-    (got,) = there.received
-    assert (got.path, got.body, got.id) == ("/hook?a=b", b'{"a":1}', "msg_1")
-    assert got.headers["content-type"] == "application/json"
-    assert got.headers["host"] == there.url.split("/")[2]
+    (request,) = there.received
+    assert (request.path, request.body, request.id) == ("/hook?a=b", b'{"a":1}', "msg_1")
+    assert request.headers["content-type"] == "application/json"
+    assert request.headers["host"] == there.url.split("/")[2]
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
@@ -45,7 +45,7 @@ def test_redirects_are_not_followed(status: int) -> None:
     assert target.received == []
 
 
-def test_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     with receiver() as proxy, receiver() as there:
         for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.url)
@@ -53,26 +53,26 @@ def test_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -
     assert proxy.received == []
 
 
-def test_host_is_resolved_once_and_the_checked_address_is_connected_to() -> None:
-    """DNS rebinding: the name means something else the second time."""
-    asked = []
+def test_a_host_is_resolved_once_and_the_checked_address_is_used() -> None:
+    """Simulate DNS rebinding: the second resolution returns another address."""
+    resolved_hosts = []
 
     def rebinding(host: str, _port: int) -> list[str]:
-        asked.append(host)
-        return ["127.0.0.1"] if len(asked) == 1 else ["10.0.0.1"]
+        resolved_hosts.append(host)
+        return ["127.0.0.1"] if len(resolved_hosts) == 1 else ["10.0.0.1"]
 
     with receiver() as there:
         url = there.url.replace("127.0.0.1", "rebinding.example")
-        one = sender(rebinding)
-        assert one.send(url, {}, b"{}").status == 204
-        assert asked == ["rebinding.example"]
-        refused = one.send(url, {}, b"{}")
-    assert refused.error == "The host is not on the public internet"
+        rebound = sender(rebinding)
+        assert rebound.send(url, {}, b"{}").status == 204
+        assert resolved_hosts == ["rebinding.example"]
+        rejected = rebound.send(url, {}, b"{}")
+    assert rejected.error == "The host is not on the public internet"
     assert len(there.received) == 1
     assert there.received[0].headers["host"].startswith("rebinding.example:")
 
 
-def test_name_that_moves_inside_after_creation_is_refused_when_sending() -> None:
+def test_a_name_that_resolves_to_a_private_address_later_is_rejected_when_sending() -> None:
     answers = iter([["93.184.216.34"], ["127.0.0.1"]])
     guard = DestinationGuard(allow_loopback=False, resolve=lambda _host, _port: next(answers))
     with receiver() as there:
@@ -100,18 +100,18 @@ def test_certificate_is_verified_against_the_name_in_the_url() -> None:
     with receiver(serving) as there:
         assert sender(local, tls=trusting(CERTIFICATE)).send(there.url, {}, b"{}").accepted
         other_name = there.url.replace("localhost", "other.example")
-        for refused in (
+        for rejected in (
             sender(local).send(there.url, {}, b"{}"),
             sender(local, tls=trusting(CERTIFICATE)).send(other_name, {}, b"{}"),
         ):
-            assert refused.status is None
-            assert "CERTIFICATE_VERIFY_FAILED" in (refused.error or "")
+            assert rejected.status is None
+            assert "CERTIFICATE_VERIFY_FAILED" in (rejected.error or "")
     assert len(there.received) == 1
 
 
 @contextmanager
 def raw_server(serve: Callable[[socket.socket], None]) -> Iterator[str]:
-    """One connection, answered by hand."""
+    """Serve one connection with a given function."""
 
     def run() -> None:
         connection, _address = listening.accept()
@@ -127,12 +127,12 @@ def raw_server(serve: Callable[[socket.socket], None]) -> Iterator[str]:
         thread = threading.Thread(target=run)
         thread.start()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        # The server notices that nobody listens any more.
+        # The server notices that the client has closed the connection.
         thread.join(20)
         assert ended.is_set()
 
 
-def test_endless_body_is_not_read() -> None:
+def test_an_endless_body_is_not_read() -> None:
     def endless(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
         while True:
@@ -142,7 +142,7 @@ def test_endless_body_is_not_read() -> None:
         assert sender().send(url, {}, b"{}").status == 200
 
 
-def test_receiver_that_drips_is_left_at_the_deadline() -> None:
+def test_a_slow_response_ends_at_the_timeout() -> None:
     def drip(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\n")
         while True:
@@ -153,15 +153,15 @@ def test_receiver_that_drips_is_left_at_the_deadline() -> None:
         assert sender(timeout=0.3).send(url, {}, b"{}").error == "no answer within 0.3 s"
 
 
-def test_nobody_there_and_nonsense_are_answers_too() -> None:
+def test_an_unreachable_host_and_an_invalid_response_are_reported_as_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/"
     assert "ConnectError" in (sender().send(url, {}, b"{}").error or "")
 
-    def nonsense(connection: socket.socket) -> None:
+    def speak_ssh(connection: socket.socket) -> None:
         connection.sendall(b"SSH-2.0-OpenSSH_9\r\n\r\n")
         while True:
             connection.sendall(b"x" * 65_536)
 
-    with raw_server(nonsense) as url:
+    with raw_server(speak_ssh) as url:
         assert "RemoteProtocolError" in (sender().send(url, {}, b"{}").error or "")

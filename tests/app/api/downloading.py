@@ -1,4 +1,4 @@
-"""Following a link out of the application, which its test client cannot."""
+"""Downloads through links that leave the application, which its test client cannot follow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 def fetch(
     client: TestClient, url: str, method: str = "GET", headers: dict[str, str] | None = None
 ) -> httpx.Response:
-    """What the link leads to, here or in the store."""
+    """Return the response behind a link, from the application or from the store."""
     answer = client.request(method, url, headers=headers, follow_redirects=False)
     if not answer.is_redirect:
         return answer

@@ -15,7 +15,7 @@ from app.settings import Settings
 
 @contextmanager
 def serving(settings: Settings, port: int = 0) -> Iterator[tuple[str, FastAPI]]:
-    """URL and application; ends with the watches that are still open."""
+    """Serve the application and yield its URL and itself; close open watches at the end."""
     app = create_app(settings)
     with listening(app, port) as url:
         yield url, app
@@ -23,7 +23,7 @@ def serving(settings: Settings, port: int = 0) -> Iterator[tuple[str, FastAPI]]:
 
 @contextmanager
 def listening(app: FastAPI, port: int = 0) -> Iterator[str]:
-    """URL of any application."""
+    """Serve any application and yield its URL."""
     started = threading.Event()
     server = _Server(uvicorn.Config(app, port=port, log_config=None), started)
     thread = threading.Thread(target=server.run)

@@ -1,4 +1,4 @@
-"""What a job has made, collected from a directory and from a bucket alike."""
+"""Artifacts of a job, downloaded from a directory and from a bucket."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_downloads_honour_ranges(client: TestClient, resources: Resources) -> No
     assert (head.status_code, head.headers["content-length"]) == (200, "1024")
 
 
-def test_forged_and_expired_links_are_refused(client: TestClient, resources: Resources) -> None:
+def test_forged_and_expired_links_are_rejected(client: TestClient, resources: Resources) -> None:
     job = in_state(resources, State.SUCCEEDED)
     url = client.get(f"/v1/jobs/{job.id}/artifacts").json()["data"][1]["url"]
     for forged in (
@@ -86,7 +86,7 @@ def test_unfinished_job_has_no_artifacts(client: TestClient, resources: Resource
         assert client.get(f"/v1/jobs/{job.id}/artifacts").json() == {"data": [], "archive": None}
 
 
-def test_deleting_a_job_removes_its_objects_and_its_links_lead_nowhere(
+def test_deleting_a_job_removes_its_objects_and_its_links_return_404(
     client: TestClient, resources: Resources
 ) -> None:
     job, other = (in_state(resources, State.SUCCEEDED) for _ in range(2))
@@ -97,8 +97,8 @@ def test_deleting_a_job_removes_its_objects_and_its_links_lead_nowhere(
     assert client.get(url).status_code == 404
 
 
-def test_a_link_of_the_store_itself_ends_too(client: TestClient, resources: Resources) -> None:
-    """Where there are such links; the API's own are signed by the API."""
+def test_links_of_the_store_itself_expire(client: TestClient, resources: Resources) -> None:
+    """Skip the directory, whose links are signed by the API."""
     job = in_state(resources, State.SUCCEEDED)
     url = client.get(f"/v1/jobs/{job.id}/artifacts").json()["data"][0]["url"]
     answer = client.get(url, follow_redirects=False)
@@ -110,7 +110,7 @@ def test_a_link_of_the_store_itself_ends_too(client: TestClient, resources: Reso
     assert fetch(client, url, "HEAD").status_code == 200
 
 
-def test_all_files_come_as_one_archive(client: TestClient, resources: Resources) -> None:
+def test_all_files_are_downloaded_as_one_archive(client: TestClient, resources: Resources) -> None:
     job = in_state(resources, State.SUCCEEDED)
     listing = client.get(f"/v1/jobs/{job.id}/artifacts").json()
     archive = listing["archive"]
@@ -126,11 +126,13 @@ def test_all_files_come_as_one_archive(client: TestClient, resources: Resources)
     inside = archive["name"].removesuffix(".zip")
     with zipfile.ZipFile(io.BytesIO(response.content)) as opened:
         assert opened.testzip() is None
-        found = {name: hashlib.sha256(opened.read(name)).hexdigest() for name in opened.namelist()}
-    assert found == {f"{inside}/{file['name']}": file["sha256"] for file in listing["data"]}
+        digests = {
+            name: hashlib.sha256(opened.read(name)).hexdigest() for name in opened.namelist()
+        }
+    assert digests == {f"{inside}/{file['name']}": file["sha256"] for file in listing["data"]}
 
 
-def test_an_archive_is_for_who_has_the_link(client: TestClient, resources: Resources) -> None:
+def test_an_archive_requires_its_own_signed_link(client: TestClient, resources: Resources) -> None:
     first, second = (in_state(resources, State.SUCCEEDED) for _ in range(2))
     url = client.get(f"/v1/jobs/{first.id}/artifacts").json()["archive"]["url"]
     for forged in (url.replace(first.id, second.id), re.sub(r"expires=(\d)", r"expires=9\1", url)):

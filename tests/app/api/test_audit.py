@@ -1,4 +1,4 @@
-"""The audit log: every call that changes something leaves one line, and no secret."""
+"""The audit log has one line per call that changes something, and no secrets."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def tenant(closed: TestClient) -> Tenant:
 
 
 def lines(tenant: Tenant) -> list[dict[str, Any]]:
-    """Newest first."""
+    """Return the lines of the log, newest first."""
     data: list[dict[str, Any]] = tenant.client.get("/v1/audit", headers=tenant.headers()).json()[
         "data"
     ]
     return data
 
 
-def test_a_change_is_written_down_with_who_what_and_how_it_ended(tenant: Tenant) -> None:
+def test_a_change_is_logged_with_key_object_and_status(tenant: Tenant) -> None:
     headers = tenant.headers(Scope.WRITE) | {"x-request-id": "mine-1"}
     job = tenant.client.post("/v1/jobs", json=BODY, headers=headers).json()
     cancelled = tenant.client.post(f"{job['urls']['self']}/cancel", headers=headers)
@@ -50,12 +50,12 @@ def test_a_change_is_written_down_with_who_what_and_how_it_ended(tenant: Tenant)
     assert first["created_at"] <= second["created_at"]
 
 
-def test_reading_leaves_no_line(tenant: Tenant) -> None:
+def test_reads_are_not_logged(tenant: Tenant) -> None:
     assert tenant.client.get("/v1/jobs", headers=tenant.headers()).status_code == 200
     assert lines(tenant) == []
 
 
-def test_refused_attempts_are_written_down_where_a_key_is_known(tenant: Tenant) -> None:
+def test_rejected_requests_are_logged_if_their_key_is_identified(tenant: Tenant) -> None:
     client, absent = tenant.client, "job_" + "0" * 26
     client.post("/v1/jobs", json=BODY, headers=tenant.headers(Scope.READ))
     client.post(f"/v1/jobs/{absent}/cancel", headers=tenant.headers(Scope.WRITE))
@@ -66,14 +66,12 @@ def test_refused_attempts_are_written_down_where_a_key_is_known(tenant: Tenant) 
     client.post("/v1/jobs", json={}, headers=tenant.headers(Scope.WRITE))
     client.post("/v1/jobs", json=BODY)
     client.post("/v1/jobs", json=BODY, headers={"authorization": "Bearer wrong"})
-    found = [(line["status"], line["object_id"]) for line in reversed(lines(tenant))]
-    assert found == [(403, None), (404, absent), (401, None), (413, None), (422, None)]
+    logged = [(line["status"], line["object_id"]) for line in reversed(lines(tenant))]
+    assert logged == [(403, None), (404, absent), (401, None), (413, None), (422, None)]
     assert lines(tenant)[2]["key"] == dead.id
 
 
-def test_an_unforeseen_error_is_written_down(
-    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unexpected_error_is_logged(tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_arguments: object, **_named: object) -> None:
         raise RuntimeError("no")
 
@@ -83,7 +81,7 @@ def test_an_unforeseen_error_is_written_down(
     assert [line["status"] for line in lines(tenant)] == [500]
 
 
-def test_paths_and_bodies_are_never_kept(tenant: Tenant, settings: Settings) -> None:
+def test_paths_and_bodies_are_never_stored(tenant: Tenant, settings: Settings) -> None:
     secret = tenant.key(Scope.ADMIN).secret
     client, headers = tenant.client, tenant.headers()
     client.delete(f"/v1/keys/{secret}", headers=headers)
@@ -99,11 +97,11 @@ def test_paths_and_bodies_are_never_kept(tenant: Tenant, settings: Settings) -> 
     assert secret not in str(rows)
 
 
-def test_the_log_is_for_administrators_of_the_project(tenant: Tenant) -> None:
+def test_only_administrators_of_the_project_read_its_log(tenant: Tenant) -> None:
     tenant.client.post("/v1/jobs", json=BODY, headers=tenant.headers(Scope.WRITE))
     for scope in (Scope.READ, Scope.WRITE):
-        refused = tenant.client.get("/v1/audit", headers=tenant.headers(scope))
-        assert refused.status_code == 403
+        rejected = tenant.client.get("/v1/audit", headers=tenant.headers(scope))
+        assert rejected.status_code == 403
     assert tenant.client.get("/v1/audit", headers=OPERATOR_HEADERS).json()["data"] == []
     chosen = {"project": "search"}
     seen = tenant.client.get("/v1/audit", params=chosen, headers=OPERATOR_HEADERS).json()["data"]
@@ -123,7 +121,7 @@ def test_pages_of_the_log_hold_every_line_once(tenant: Tenant) -> None:
     assert (first["has_more"], second["has_more"]) == (True, False)
 
 
-def test_a_log_that_cannot_be_written_is_loud_and_changes_no_answer(
+def test_a_failed_write_of_the_log_is_an_error_entry_and_changes_no_response(
     tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_arguments: object) -> None:
@@ -139,22 +137,22 @@ def test_a_log_that_cannot_be_written_is_loud_and_changes_no_answer(
     assert lost["object_id"] == response.json()["id"]
 
 
-def test_without_authentication_the_operator_is_written_down(settings: Settings) -> None:
+def test_without_authentication_the_operator_is_logged(settings: Settings) -> None:
     with TestClient(create_app(settings)) as client:
         client.post("/v1/jobs", json=BODY)
         (line,) = client.get("/v1/audit").json()["data"]
     assert (line["key"], line["project"], line["status"]) == (None, "default", 202)
 
 
-def test_old_lines_are_removed_and_young_ones_stay(tenant: Tenant, settings: Settings) -> None:
+def test_old_lines_are_removed_and_recent_ones_kept(tenant: Tenant, settings: Settings) -> None:
     for _ in range(3):
         tenant.client.post("/v1/nothing", headers=tenant.headers())
-    kept = lines(tenant)[0]
+    newest = lines(tenant)[0]
     with psycopg.connect(settings.database_url.replace("+psycopg", "")) as connection:
         connection.execute(
             "UPDATE audit SET created_at = now() - interval '366 days' WHERE id <> %s",
-            (kept["id"],),
+            (newest["id"],),
         )
     assert forget_old(tenant.resources) == 2
     assert forget_old(tenant.resources) == 0
-    assert [line["id"] for line in lines(tenant)] == [kept["id"]]
+    assert [line["id"] for line in lines(tenant)] == [newest["id"]]

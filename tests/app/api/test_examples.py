@@ -1,4 +1,4 @@
-"""Every answer in the OpenAPI document has an example, and every example is a possible answer."""
+"""Every response in the OpenAPI document has an example that its schema accepts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BODIES = [
 
 
 def shown(content: dict[str, Any]) -> list[Any]:
-    named = [one["value"] for one in content.get("examples", {}).values()]
+    named = [example["value"] for example in content.get("examples", {}).values()]
     return [content["example"], *named] if "example" in content else named
 
 
@@ -41,30 +41,30 @@ def complaints(schema: dict[str, Any], example: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(("media", "content"), ANSWERS)
-def test_answer_has_an_example_of_its_schema(media: str, content: dict[str, Any]) -> None:
+def test_every_response_has_a_valid_example(media: str, content: dict[str, Any]) -> None:
     assert shown(content), (
         "no example: give the response model `model_config = ConfigDict(json_schema_extra="
         "{'examples': [...]})`, or the route `responses={200: {'content': {…: {'example': …}}}}`"
     )
     if media == "text/event-stream":
-        return  # its schema is of one event's data, its example the text of the stream
+        return  # the schema describes the data of one event, the example is a stream
     for example in shown(content):
         assert complaints(content.get("schema", {}), example) == []
 
 
 @pytest.mark.parametrize("content", BODIES)
-def test_request_body_has_an_example_of_its_schema(content: dict[str, Any]) -> None:
+def test_every_request_body_has_a_valid_example(content: dict[str, Any]) -> None:
     for example in shown(content):
         assert complaints(content["schema"], example) == []
 
 
-def test_every_example_of_a_request_is_taken() -> None:
+def test_every_example_of_a_job_request_is_accepted() -> None:
     shown_bodies = JobCreate.model_json_schema()["examples"]
-    asked = [JobCreate.model_validate(body).compression.budget_field for body in shown_bodies]
-    assert asked == ["ratio", "ratio", "target_params", "ratio", "target_bytes"]
+    budgets = [JobCreate.model_validate(body).compression.budget_field for body in shown_bodies]
+    assert budgets == ["ratio", "ratio", "target_params", "ratio", "target_bytes"]
 
 
-def test_problems_show_the_code_and_status_of_their_answer() -> None:
+def test_examples_of_problems_have_the_code_and_status_of_their_response() -> None:
     responses = DOCUMENT["paths"]["/v1/jobs/{job_id}"]["get"]["responses"]
     for status, code in (("401", "unauthenticated"), ("404", "job_not_found")):
         example = responses[status]["content"]["application/problem+json"]["example"]

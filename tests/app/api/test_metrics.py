@@ -1,4 +1,4 @@
-"""GET /metrics: who may see them, and that they tell what happened."""
+"""GET /metrics: access and values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEY = "a-key-for-tests"
 
 
 def values(client: TestClient, name: str) -> dict[tuple[str, ...], float]:
-    """Samples of one name, by the values of their labels."""
+    """Return the samples of a name by the values of their labels."""
     response = client.get("/metrics")
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -27,7 +27,7 @@ def values(client: TestClient, name: str) -> dict[tuple[str, ...], float]:
     }
 
 
-def test_metrics_need_a_key_unless_they_are_open(settings: Settings) -> None:
+def test_metrics_require_a_key_unless_they_are_open(settings: Settings) -> None:
     closed = settings.model_copy(update={"auth": "on", "api_key": None})
     with TestClient(create_app(closed)) as client:
         assert client.get("/metrics").status_code == 401
@@ -37,7 +37,7 @@ def test_metrics_need_a_key_unless_they_are_open(settings: Settings) -> None:
         assert client.get("/v1/jobs").status_code == 401
 
 
-def test_requests_are_counted_by_template_and_not_by_path(client: TestClient) -> None:
+def test_requests_are_counted_by_route_template_and_not_by_path(client: TestClient) -> None:
     name = "intraslice_http_request_seconds_count"
     labels = ("GET", "/v1/jobs/{job_id}", "404")
     before = values(client, name).get(labels, 0)
@@ -47,11 +47,11 @@ def test_requests_are_counted_by_template_and_not_by_path(client: TestClient) ->
     after = values(client, name)
     assert after[labels] == before + 2
     assert {route for _method, route, _status in after} >= {"/metrics", "other"}
-    assert not any("nowhere" in part for found in after for part in found)
+    assert not any("nowhere" in part for sample_labels in after for part in sample_labels)
     assert ("other", "other", "404") in after or ("other", "other", "405") in after
 
 
-def test_backlog_is_that_of_the_database(client: TestClient, resources: Resources) -> None:
+def test_the_backlog_is_read_from_the_database(client: TestClient, resources: Resources) -> None:
     queued(resources)
     for state in State:
         in_state(resources, state)
@@ -64,7 +64,7 @@ def test_backlog_is_that_of_the_database(client: TestClient, resources: Resource
     assert values(client, "intraslice_database_up") == {(): 1.0}
 
 
-def test_without_a_database_the_rest_is_still_told(settings: Settings) -> None:
+def test_without_a_database_the_other_metrics_are_reported(settings: Settings) -> None:
     away = settings.model_copy(update={"database_url": "postgresql+psycopg://u@localhost:1/none"})
     with TestClient(create_app(away)) as client:
         assert values(client, "intraslice_database_up") == {(): 0.0}

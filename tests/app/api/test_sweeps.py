@@ -11,7 +11,7 @@ from app.domain.job import JobError
 from app.domain.principal import Principal, Scope
 from app.services import claims, sweeps
 from app.services.resources import Resources
-from tests.app.builders import queued, succeeded
+from tests.app.builders import claim_job, queued, succeeded
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 STRANGER = Principal(project_id="another", scopes=frozenset(Scope))
@@ -55,7 +55,7 @@ def test_a_sweep_queues_an_ordinary_job_for_each_ratio(client: TestClient) -> No
     assert client.get(sweep["urls"]["compare"]).status_code == 200
 
 
-def test_job_list_can_be_narrowed_to_a_sweep(client: TestClient, resources: Resources) -> None:
+def test_a_list_of_jobs_is_filtered_by_sweep(client: TestClient, resources: Resources) -> None:
     queued(resources)
     sweep = created(client)
     created(client)
@@ -66,12 +66,10 @@ def test_job_list_can_be_narrowed_to_a_sweep(client: TestClient, resources: Reso
 def test_state_and_pareto_table_follow_the_jobs(client: TestClient, resources: Resources) -> None:
     sweep = created(client)
     first, second, third = (job["id"] for job in sweep["jobs"])
-    claimed = claims.claim_job(resources, first, "worker")
-    assert claimed is not None
+    claimed = claim_job(resources, first)
     assert client.get(sweep["urls"]["self"]).json()["state"] == "running"
     succeeded(resources, claimed)
-    claimed = claims.claim_job(resources, second, "worker")
-    assert claimed is not None
+    claimed = claim_job(resources, second)
     claims.fail_job(resources, claimed.lease, JobError(code="numerical", message="NaN"))
     client.post(f"/v1/jobs/{third}/cancel")
     now = client.get(sweep["urls"]["self"]).json()
@@ -99,14 +97,12 @@ def test_state_and_pareto_table_follow_the_jobs(client: TestClient, resources: R
     ]
 
 
-def test_cancelling_a_sweep_cancels_what_has_not_ended(
+def test_cancelling_a_sweep_cancels_its_unfinished_jobs(
     client: TestClient, resources: Resources
 ) -> None:
     sweep = created(client)
     first, second, _third = (job["id"] for job in sweep["jobs"])
-    done, running = (claims.claim_job(resources, one, "worker") for one in (first, second))
-    assert done is not None
-    assert running is not None
+    done, running = (claim_job(resources, job_id) for job_id in (first, second))
     succeeded(resources, done)
     answer = client.post(sweep["urls"]["cancel"])
     assert answer.status_code == 202
@@ -117,7 +113,7 @@ def test_cancelling_a_sweep_cancels_what_has_not_ended(
     assert client.post(sweep["urls"]["cancel"]).json()["state"] == "cancelled"
 
 
-def test_same_key_answers_with_the_first_sweep(client: TestClient) -> None:
+def test_the_same_idempotency_key_returns_the_first_sweep(client: TestClient) -> None:
     headers = {"Idempotency-Key": "k"}
     first = client.post("/v1/sweeps", json=BODY, headers=headers)
     again = client.post("/v1/sweeps", json=BODY, headers=headers)
@@ -128,7 +124,7 @@ def test_same_key_answers_with_the_first_sweep(client: TestClient) -> None:
     assert len(client.get("/v1/jobs").json()["data"]) == 3
 
 
-def test_pages_hold_every_sweep_once_newest_first(client: TestClient) -> None:
+def test_pages_contain_every_sweep_once_newest_first(client: TestClient) -> None:
     made = [created(client, ratios=[0.5])["id"] for _ in range(3)]
     first = client.get("/v1/sweeps", params={"limit": 2}).json()
     rest = client.get("/v1/sweeps", params={"limit": 2, "after": first["next_cursor"]}).json()
@@ -150,7 +146,7 @@ def test_pages_hold_every_sweep_once_newest_first(client: TestClient) -> None:
         ({"evaluation": {"perplexity": ["/etc/passwd"]}}, "/evaluation/perplexity/0"),
     ],
 )
-def test_a_refused_sweep_says_why_once_and_queues_nothing(
+def test_a_rejected_sweep_has_one_error_and_queues_nothing(
     client: TestClient, changes: dict[str, Any], pointer: str
 ) -> None:
     answer = client.post("/v1/sweeps", json=BODY | changes)
@@ -160,7 +156,7 @@ def test_a_refused_sweep_says_why_once_and_queues_nothing(
     assert client.get("/v1/sweeps").json()["data"] == []
 
 
-def test_sweeps_of_another_project_are_not_there(client: TestClient, resources: Resources) -> None:
+def test_sweeps_of_another_project_are_not_found(client: TestClient, resources: Resources) -> None:
     from app.api.sweep_schemas import SweepCreate
 
     request = SweepCreate.model_validate(BODY).to_domain()

@@ -1,4 +1,4 @@
-"""No tenant sees or changes what is another's: asked of every route in the OpenAPI document."""
+"""No tenant sees or changes objects of another: tested on every route of the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ SIGNED = {
     "/v1/downloads/{job_id}/{name}",
     "/v1/uploads/{upload_id}/parts/{file}/{number}",
 }
-"""A signed link is its own permission, whoever holds it: test_artifacts.py, test_uploads.py."""
+"""Signed links need no key: see test_artifacts.py and test_uploads.py."""
 
 READS_WITH_POST = {"/v1/jobs:validate"}
-"""POST because of its body, but it changes nothing: a read key may."""
+"""Operations that are POST for their body but change nothing, so read keys may use them."""
 
 METHODS = ("get", "put", "post", "patch", "delete")
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One method of one path, with what the document says of it."""
+    """One method of one path with its description in the document."""
 
     method: str
     path: str
@@ -49,7 +49,11 @@ class Operation:
     @property
     def queries(self) -> list[str]:
         declared = self.described.get("parameters", [])
-        return [one["name"] for one in declared if one["in"] == "query" and one["required"]]
+        return [
+            parameter["name"]
+            for parameter in declared
+            if parameter["in"] == "query" and parameter["required"]
+        ]
 
     @property
     def is_list(self) -> bool:
@@ -64,24 +68,32 @@ OPERATIONS = [
     if method in described
 ]
 OF_OBJECTS = [
-    one for one in OPERATIONS if (one.parameters or one.queries) and one.path not in SIGNED
+    operation
+    for operation in OPERATIONS
+    if (operation.parameters or operation.queries) and operation.path not in SIGNED
 ]
 OVERVIEWS = {"/v1/service"}
-"""Numbers of the asking project, no objects; `test_service.py` looks at them."""
-LISTS = [one for one in OPERATIONS if one.is_list and not one.queries and one.path not in OVERVIEWS]
+"""Paths that return counts and no objects: see `test_service.py`."""
+LISTS = [
+    operation
+    for operation in OPERATIONS
+    if operation.is_list and not operation.queries and operation.path not in OVERVIEWS
+]
 CHANGES = [
-    one for one in OPERATIONS if one.method != "get" and one.path not in READS_WITH_POST | SIGNED
+    operation
+    for operation in OPERATIONS
+    if operation.method != "get" and operation.path not in READS_WITH_POST | SIGNED
 ]
 
 
 def call(
     operation: Operation, owner: Tenant, headers: dict[str, str] | None = None
 ) -> httpx.Response:
-    """Ask for the owner's objects, with the document's own example as the body."""
+    """Request the owner's objects, with the document's own example as the body."""
     for name in operation.parameters:
         assert name in MAKERS, (
-            f"{operation} has the path parameter {name!r}, of which tests/app/tenants.py has no "
-            f"maker: add one to MAKERS that makes such an object for a tenant and returns its id"
+            f"{operation} has the path parameter {name!r}, for which tests/app/tenants.py has no "
+            f"maker: add one to MAKERS that creates such an object for a tenant and returns its id"
         )
         owner.made[name] = MAKERS[name](owner)
     for name in operation.queries:
@@ -107,44 +119,47 @@ def theirs(closed: TestClient) -> Tenant:
 
 
 @pytest.mark.parametrize("operation", OF_OBJECTS, ids=str)
-def test_objects_of_another_tenant_do_not_exist(
+def test_objects_of_another_tenant_are_not_found(
     operation: Operation, ours: Tenant, theirs: Tenant
 ) -> None:
     foreign = call(operation, ours, theirs.headers())
     assert foreign.status_code == 404, foreign.text
     assert foreign.headers["content-type"] == "application/problem+json"
     own = call(operation, ours, ours.headers())
-    assert own.status_code != 404, f"the object was there for nobody: {own.text}"
+    assert own.status_code != 404, f"its owner does not get the object either: {own.text}"
 
 
 @pytest.mark.parametrize("operation", LISTS, ids=str)
-def test_lists_hold_nothing_of_another_tenant(
+def test_lists_contain_no_objects_of_another_tenant(
     operation: Operation, ours: Tenant, theirs: Tenant
 ) -> None:
     ids = [make(ours) for make in MAKERS.values()] + [ours.principal.key_id or ""]
-    # What our own keys do is in our own audit log.
+    # Requests with our keys are in our audit log.
     assert ours.client.post("/v1/nothing", headers=ours.headers()).status_code == 404
     foreign = call(operation, ours, theirs.headers())
     assert foreign.status_code == 200, foreign.text
-    assert not [one for one in ids if one in foreign.text]
+    assert not [object_id for object_id in ids if object_id in foreign.text]
     assert not any("ours" in str(entry.get("project")) for entry in foreign.json()["data"])
     own = call(operation, ours, ours.headers())
-    assert [one for one in ids if one in own.text], "the list shows nothing even to its owner"
+    listed = [object_id for object_id in ids if object_id in own.text]
+    assert listed, "the list shows nothing even to its owner"
 
 
 @pytest.mark.parametrize("operation", CHANGES, ids=str)
-def test_a_key_that_may_read_cannot_write(operation: Operation, ours: Tenant) -> None:
-    refused = call(operation, ours, ours.headers(Scope.READ))
-    assert (refused.status_code, refused.json()["code"]) == (403, "scope_missing"), refused.text
+def test_a_read_key_cannot_write(operation: Operation, ours: Tenant) -> None:
+    rejected = call(operation, ours, ours.headers(Scope.READ))
+    assert (rejected.status_code, rejected.json()["code"]) == (403, "scope_missing"), rejected.text
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=str)
-def test_without_a_key_only_health_answers(operation: Operation, closed: TestClient) -> None:
+def test_every_operation_but_health_requires_a_key(
+    operation: Operation, closed: TestClient
+) -> None:
     path = re.sub(r"{\w+}", "x", operation.path)
     status = closed.request(operation.method, path).status_code
     assert status == (200 if operation.path in OPEN else 401)
 
 
-def test_pages_outside_the_document_are_closed_too(closed: TestClient) -> None:
+def test_paths_outside_the_document_require_a_key(closed: TestClient) -> None:
     for path in ("/docs", "/redoc", "/openapi.json", "/metrics", "/v1", "/static/x"):
         assert closed.get(path).status_code == 401, path

@@ -1,4 +1,4 @@
-"""Models and texts that clients bring along, to a directory and to a bucket alike."""
+"""Uploads of models and texts, into a directory and into a bucket."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def artifact_store(each_store: str) -> str:
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """Small parts, and little room."""
+    """Settings with small parts and small limits."""
     return settings.model_copy(
         update={
             "upload_part_bytes": PART,
@@ -67,7 +67,7 @@ def put(client: TestClient, url: str, content: bytes) -> httpx.Response:
 
 
 def parts_of(upload: dict[str, Any], files: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
-    """Link and content of each part that is still to come."""
+    """Yield the link and the content of each missing part."""
     for file in upload["files"]:
         for part in file["parts"]:
             if part["url"] is not None:
@@ -84,13 +84,13 @@ def begin(client: TestClient, kind: str, files: dict[str, bytes]) -> dict[str, A
 
 
 def send(client: TestClient, kind: str, files: dict[str, bytes]) -> dict[str, Any]:
-    """All of it; checked, as the test client waits for what a request leaves behind."""
+    """Send all parts; they are verified, as the test client waits for background tasks."""
     upload = begin(client, kind, files)
     for url, content in parts_of(upload, files):
         assert put(client, url, content).is_success
     assert client.post(upload["urls"]["complete"]).status_code == 202
-    found: dict[str, Any] = client.get(upload["urls"]["self"]).json()
-    return found
+    complete: dict[str, Any] = client.get(upload["urls"]["self"]).json()
+    return complete
 
 
 def model_files(tmp_path: Path, name: str = "dense", **changes: bytes) -> dict[str, bytes]:
@@ -104,7 +104,7 @@ def codes(response: httpx.Response) -> set[str]:
     return {error["code"] for error in response.json()["errors"]}
 
 
-def test_a_model_is_sent_in_parts_checked_and_put_together(
+def test_a_model_is_uploaded_in_parts_verified_and_assembled(
     client: TestClient, resources: Resources, tmp_path: Path
 ) -> None:
     files = model_files(tmp_path)
@@ -112,31 +112,31 @@ def test_a_model_is_sent_in_parts_checked_and_put_together(
     assert (upload["state"], upload["error"]) == ("ready", None)
     job = queue_job(resources, model=ModelSource(source="upload", ref=upload["id"]))
     request = JobRequest(model=job.model, compression=job.compression)
-    asked: list[None] = []
+    fetched: list[None] = []
     for _ in range(2):
-        upload_contents.fetch(resources, "default", request, lambda: asked.append(None))
-    # Once: the second time it is there.
-    assert len(asked) == sum(-(-len(content) // PART) for content in files.values())
+        upload_contents.fetch(resources, "default", request, lambda: fetched.append(None))
+    # Only the first call fetches the parts.
+    assert len(fetched) == sum(-(-len(content) // PART) for content in files.values())
     place = resources.settings.uploads_dir / upload["id"]
     assert {file.name: file.read_bytes() for file in place.iterdir()} == files
 
 
-def test_an_upload_is_called_what_people_call_it(client: TestClient) -> None:
+def test_an_upload_has_the_name_it_was_given(client: TestClient) -> None:
     body = announce("text", {"corpus.txt": TEXT})
     named = client.post("/v1/uploads", json=body | {"name": "Our tickets, März"}).json()
     nameless = client.post("/v1/uploads", json=body).json()
     listed = client.get("/v1/uploads").json()["data"]
-    assert {one["id"]: one["name"] for one in listed} == {
+    assert {upload["id"]: upload["name"] for upload in listed} == {
         named["id"]: "Our tickets, März",
         nameless["id"]: None,
     }
     for wrong in ("", "x" * 201, "a\0b", 7):
-        refused = client.post("/v1/uploads", json=body | {"name": wrong})
-        assert refused.status_code == 422
-        assert refused.json()["errors"][0]["pointer"] == "/name"
+        rejected = client.post("/v1/uploads", json=body | {"name": wrong})
+        assert rejected.status_code == 422
+        assert rejected.json()["errors"][0]["pointer"] == "/name"
 
 
-def test_a_null_name_is_no_name(client: TestClient) -> None:
+def test_the_name_may_be_null(client: TestClient) -> None:
     body = {**announce("text", {"corpus.txt": b"words"}), "name": None}
     created = client.post("/v1/uploads", json=body)
     assert created.status_code == 201
@@ -144,16 +144,16 @@ def test_a_null_name_is_no_name(client: TestClient) -> None:
     assert client.post("/v1/uploads", json={**body, "name": ""}).status_code == 422
 
 
-def test_what_was_broken_off_goes_on_where_it_was(client: TestClient) -> None:
+def test_an_interrupted_upload_resumes_with_the_missing_parts(client: TestClient) -> None:
     files = {"corpus.jsonl": TEXT}
     upload = begin(client, "text", files)
     waiting = list(parts_of(upload, files))
     assert [len(content) for _, content in waiting] == [PART, PART, len(TEXT) - 2 * PART]
     url, content = waiting[1]
-    for _ in range(2):  # twice does no harm
+    for _ in range(2):  # sending a part twice is harmless
         assert put(client, url, content).is_success
-    refused = client.post(upload["urls"]["complete"])
-    assert (refused.status_code, refused.json()["code"]) == (409, "upload_incomplete")
+    rejected = client.post(upload["urls"]["complete"])
+    assert (rejected.status_code, rejected.json()["code"]) == (409, "upload_incomplete")
     again = client.get(upload["urls"]["self"]).json()
     assert [part["received"] for part in again["files"][0]["parts"]] == [False, True, False]
     for url, content in parts_of(again, files):
@@ -164,20 +164,20 @@ def test_what_was_broken_off_goes_on_where_it_was(client: TestClient) -> None:
     assert client.post(upload["urls"]["complete"]).json()["state"] == "ready"
 
 
-def test_other_bytes_than_announced_are_refused_and_removed(
+def test_content_that_differs_from_the_announced_digest_is_rejected_and_removed(
     client: TestClient, resources: Resources
 ) -> None:
     upload = begin(client, "text", {"corpus.txt": TEXT})
     for url, content in parts_of(upload, {"corpus.txt": TEXT}):
         assert put(client, url, content.replace(b"words", b"lines")).is_success
     client.post(upload["urls"]["complete"])
-    refused = client.get(upload["urls"]["self"]).json()
-    assert (refused["state"], refused["error"]["code"]) == ("refused", "upload_damaged")
+    rejected = client.get(upload["urls"]["self"]).json()
+    assert (rejected["state"], rejected["error"]["code"]) == ("refused", "upload_damaged")
     assert resources.store.keys(upload_prefix(upload["id"])) == []
     assert client.post(upload["urls"]["complete"]).json()["code"] == "upload_not_open"
 
 
-def test_a_model_that_lies_about_its_size_is_refused(client: TestClient, tmp_path: Path) -> None:
+def test_a_model_with_a_false_header_size_is_rejected(client: TestClient, tmp_path: Path) -> None:
     bomb = (2**60).to_bytes(8, "little") + b"{}"
     upload = send(client, "model", model_files(tmp_path, **{"model.safetensors": bomb}))
     assert (upload["state"], upload["error"]["code"]) == ("refused", "broken_checkpoint")
@@ -196,7 +196,7 @@ def test_a_model_that_lies_about_its_size_is_refused(client: TestClient, tmp_pat
         ("text", ["a.pdf"], {"not_allowed"}),
     ],
 )
-def test_names_that_may_not_be_are_refused_at_once(
+def test_invalid_file_names_are_rejected_at_creation(
     client: TestClient, kind: str, names: list[str], expected: set[str]
 ) -> None:
     body = announce(kind, {})
@@ -204,7 +204,7 @@ def test_names_that_may_not_be_are_refused_at_once(
     assert codes(client.post("/v1/uploads", json=body)) == expected
 
 
-def test_there_is_room_for_so_much(client: TestClient) -> None:
+def test_size_quota_and_number_of_open_uploads_are_limited(client: TestClient) -> None:
     assert codes(client.post("/v1/uploads", json=announce("text", {"a.txt": b"x" * 100_001}))) == {
         "too_large"
     }
@@ -219,7 +219,7 @@ def test_there_is_room_for_so_much(client: TestClient) -> None:
     begin(client, "text", {"a.txt": b"x" * 90_000})
 
 
-def test_only_what_is_ready_and_of_its_kind_can_be_named(
+def test_jobs_can_use_only_ready_uploads_of_the_right_kind(
     client: TestClient, tmp_path: Path
 ) -> None:
     waiting = begin(client, "text", {"a.txt": TEXT})["id"]
@@ -243,7 +243,7 @@ def test_only_what_is_ready_and_of_its_kind_can_be_named(
     assert client.delete(f"/v1/uploads/{ready}").status_code == 204
 
 
-def test_links_carry_their_own_permission_until_the_upload_is_closed(
+def test_signed_links_accept_the_announced_part_until_the_upload_is_complete(
     settings: Settings, tmp_path: Path
 ) -> None:
     closed = settings.model_copy(update={"auth": "on"})
@@ -268,11 +268,11 @@ def test_links_carry_their_own_permission_until_the_upload_is_closed(
         assert (late.status_code, late.json()["code"]) == (409, "upload_not_open")
 
 
-def test_pages_hold_every_upload_once_newest_first(client: TestClient) -> None:
+def test_pages_contain_every_upload_once_newest_first(client: TestClient) -> None:
     made = [begin(client, "text", {"a.txt": b"x"})["id"] for _ in range(3)]
     first = client.get("/v1/uploads", params={"limit": 2}).json()
     rest = client.get("/v1/uploads", params={"limit": 2, "after": first["next_cursor"]}).json()
-    assert [one["id"] for one in first["data"] + rest["data"]] == made[::-1]
+    assert [upload["id"] for upload in first["data"] + rest["data"]] == made[::-1]
     assert not rest["has_more"]
 
 
@@ -281,7 +281,7 @@ def age(resources: Resources, column: str) -> None:
         transaction.execute(text(f"UPDATE uploads SET {column} = now() - interval '1 hour'"))
 
 
-def test_uploads_go_when_their_time_has_come_and_no_job_waits_for_them(
+def test_expired_uploads_are_removed_once_no_job_needs_them(
     client: TestClient, resources: Resources
 ) -> None:
     unfinished = begin(client, "text", {"a.txt": TEXT})
@@ -294,7 +294,7 @@ def test_uploads_go_when_their_time_has_come_and_no_job_waits_for_them(
     age(resources, "expires_at")
     assert uploads.expire(resources) == 1
     assert client.get(unfinished["urls"]["self"]).status_code == 404
-    assert [one["id"] for one in client.get("/v1/uploads").json()["data"]] == [used]
+    assert [upload["id"] for upload in client.get("/v1/uploads").json()["data"]] == [used]
     assert {key.split("/")[1] for key in resources.store.keys(UPLOADS_PREFIX)} == {used}
     (resources.settings.uploads_dir / used).mkdir(parents=True)
     upload_contents.remove_stale(resources)
@@ -306,7 +306,7 @@ def test_uploads_go_when_their_time_has_come_and_no_job_waits_for_them(
     assert resources.store.keys(UPLOADS_PREFIX) == []
 
 
-def test_a_check_whose_process_has_ended_can_be_asked_for_again(
+def test_a_verification_whose_process_died_can_be_requested_again(
     client: TestClient, resources: Resources
 ) -> None:
     upload = begin(client, "text", {"a.txt": TEXT})
@@ -324,13 +324,13 @@ def test_a_check_whose_process_has_ended_can_be_asked_for_again(
 
 
 def test_objects_without_a_row_are_removed(client: TestClient, resources: Resources) -> None:
-    kept = send(client, "text", {"a.txt": TEXT})["id"]
+    owned = send(client, "text", {"a.txt": TEXT})["id"]
     resources.store.put_new(upload_prefix("upl_gone") + "0/000000", b"x")
     assert uploads.remove_orphans(resources) == 1
-    assert {key.split("/")[1] for key in resources.store.keys(UPLOADS_PREFIX)} == {kept}
+    assert {key.split("/")[1] for key in resources.store.keys(UPLOADS_PREFIX)} == {owned}
 
 
-def test_a_job_whose_upload_is_damaged_in_the_store_says_so(
+def test_an_upload_that_is_damaged_in_the_store_raises_an_error(
     client: TestClient, resources: Resources, tmp_path: Path
 ) -> None:
     upload = send(client, "model", model_files(tmp_path))
@@ -338,7 +338,7 @@ def test_a_job_whose_upload_is_damaged_in_the_store_says_so(
     key = resources.store.keys(upload_prefix(upload["id"]))[0]
     resources.store.delete([key])
     resources.store.put_new(key, b"y")
-    assert claims.claim_job(resources, job.id, "worker-1") is not None
+    assert claims.claim_next_job(resources, "worker-1") is not None
     request = JobRequest(model=job.model, compression=job.compression)
     with pytest.raises(upload_contents.UploadDamagedError):
         upload_contents.fetch(resources, "default", request, lambda: None)

@@ -1,4 +1,4 @@
-"""The HTTP surface of validation: the answers of creation, and a look ahead."""
+"""The HTTP surface of validation: the errors of creation, estimates and warnings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PARAMETERS = COMPRESSIBLE + 100 * 64 + (2 * 4 + 1) * 64
 
 @pytest.fixture
 def model(tmp_path: Path) -> dict[str, str]:
-    """A model of which only the headers are real."""
+    """Create a model of which only the headers are real."""
     directory = tmp_path / "models" / "small"
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(GEOMETRY))
@@ -58,20 +58,23 @@ def warnings(answer: Any) -> set[str]:
 
 
 def measured_on(device: str, *, compressible: int) -> dict[str, Any]:
-    """What a job's report says about the machine and the model."""
+    """Return the fields of a job's report that describe the machine and the model."""
     return {"device": device, "compressible_before": compressible, "geometry": GEOMETRY}
 
 
-def test_estimate_tells_sizes_and_queues_nothing(client: TestClient, model: dict[str, str]) -> None:
+def test_an_estimate_has_the_sizes_and_queues_nothing(
+    client: TestClient, model: dict[str, str]
+) -> None:
     answer = validate(client, {"model": model, "compression": {"ratio": 0.25}})
     assert answer.status_code == 200, answer.text
-    told = answer.json()["estimate"]
-    assert (told["params_before"], told["compressible_before"]) == (PARAMETERS, COMPRESSIBLE)
-    assert told["compressible_after"] == pytest.approx(0.75 * COMPRESSIBLE, rel=0.005)
-    removed = told["compressible_before"] - told["compressible_after"]
-    assert told["params_after"] == PARAMETERS - removed
-    assert told["bytes_before"] == 2 * PARAMETERS
-    assert told["bytes_after"] == 2 * told["params_after"]
+    estimate = answer.json()["estimate"]
+    sizes_before = (estimate["params_before"], estimate["compressible_before"])
+    assert sizes_before == (PARAMETERS, COMPRESSIBLE)
+    assert estimate["compressible_after"] == pytest.approx(0.75 * COMPRESSIBLE, rel=0.005)
+    removed = estimate["compressible_before"] - estimate["compressible_after"]
+    assert estimate["params_after"] == PARAMETERS - removed
+    assert estimate["bytes_before"] == 2 * PARAMETERS
+    assert estimate["bytes_after"] == 2 * estimate["params_after"]
     assert client.get("/v1/jobs").json()["data"] == []
 
 
@@ -82,8 +85,8 @@ def test_memory_grows_with_calibration_and_method(
         calibration = {"samples": samples, "sequence_length": 512}
         compression = {"method": method, "calibration": calibration}
         answer = validate(client, {"model": model, "compression": compression})
-        told: int = answer.json()["estimate"]["peak_memory_bytes"]
-        return told
+        estimate: int = answer.json()["estimate"]["peak_memory_bytes"]
+        return estimate
 
     states = 1024 * 512 * 64 * 4
     assert peak("intraslice_plus", 2048) - peak("intraslice_plus", 1024) == 2 * states
@@ -102,17 +105,17 @@ def test_memory_grows_with_calibration_and_method(
         {"surprise": 1},
     ],
 )
-def test_what_creation_refuses_is_refused_in_the_same_words(
+def test_validation_returns_the_errors_of_creation(
     client: TestClient, changes: dict[str, Any]
 ) -> None:
     answers = [client.post(path, json=BODY | changes) for path in ("/v1/jobs:validate", "/v1/jobs")]
-    validated, created = ({**one.json(), "instance": "", "request_id": ""} for one in answers)
+    validated, created = ({**answer.json(), "instance": "", "request_id": ""} for answer in answers)
     assert answers[0].status_code == 422
     assert validated == created
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs:validate", "/v1/jobs"])
-def test_unknown_architecture_is_refused_with_the_known_ones(
+def test_an_unknown_architecture_is_rejected_with_the_supported_ones(
     client: TestClient, model: dict[str, str], path: str
 ) -> None:
     config = Path(model["ref"]) / "config.json"
@@ -125,7 +128,7 @@ def test_unknown_architecture_is_refused_with_the_known_ones(
     assert "llama" in error["message"]
 
 
-def test_budget_that_rounding_misses_is_refused_at_its_ratio(
+def test_a_budget_that_rounding_misses_is_rejected_at_its_ratio(
     client: TestClient, model: dict[str, str]
 ) -> None:
     coarse = {"round_to": 512}
@@ -141,18 +144,18 @@ def test_budget_that_rounding_misses_is_refused_at_its_ratio(
     ("field", "target"),
     [("target_params", PARAMETERS - COMPRESSIBLE // 2), ("target_bytes", PARAMETERS + 9_000)],
 )
-def test_sizes_are_estimated_as_ratios_are(
+def test_target_sizes_are_estimated_like_ratios(
     client: TestClient, model: dict[str, str], field: str, target: int
 ) -> None:
     compression = {field: target, "round_to": 2, "allocation": "uniform"}
     answer = validate(client, {"model": model, "compression": compression})
     assert answer.status_code == 200, answer.text
-    told = answer.json()["estimate"]
-    got = {"target_params": "params_after", "target_bytes": "bytes_after"}[field]
-    assert told[got] == pytest.approx(target, rel=0.03)
-    removed = told["compressible_before"] - told["compressible_after"]
-    assert told["achieved_ratio"] == pytest.approx(removed / told["compressible_before"])
-    assert ("ratio_extreme" in warnings(answer)) == (told["achieved_ratio"] > 0.5)
+    estimate = answer.json()["estimate"]
+    size_after = {"target_params": "params_after", "target_bytes": "bytes_after"}[field]
+    assert estimate[size_after] == pytest.approx(target, rel=0.03)
+    removed = estimate["compressible_before"] - estimate["compressible_after"]
+    assert estimate["achieved_ratio"] == pytest.approx(removed / estimate["compressible_before"])
+    assert ("ratio_extreme" in warnings(answer)) == (estimate["achieved_ratio"] > 0.5)
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs:validate", "/v1/jobs"])
@@ -165,7 +168,7 @@ def test_sizes_are_estimated_as_ratios_are(
         {"target_bytes": 1000},
     ],
 )
-def test_sizes_out_of_reach_are_refused_where_they_stand(
+def test_target_sizes_out_of_reach_are_rejected_at_their_field(
     client: TestClient, model: dict[str, str], path: str, compression: dict[str, int]
 ) -> None:
     answer = client.post(path, json={"model": model, "compression": compression})
@@ -176,14 +179,14 @@ def test_sizes_out_of_reach_are_refused_where_they_stand(
     assert "; give " in error["message"]
 
 
-def test_model_that_is_not_here_leaves_the_estimate_open(client: TestClient) -> None:
+def test_a_model_that_is_not_local_has_no_estimate(client: TestClient) -> None:
     answer = validate(client, {"model": {"source": "hub", "ref": "allowed/model"}})
     assert answer.status_code == 200
     assert (answer.json()["estimate"], answer.json()["seconds"]) == (None, None)
     assert "model_not_readable_here" in warnings(answer)
 
 
-def test_settings_that_are_likely_to_disappoint_are_named(
+def test_settings_of_likely_poor_quality_are_warnings(
     client: TestClient, model: dict[str, str], settings: Settings
 ) -> None:
     text = settings.data_roots[0] / "a.txt"
@@ -221,27 +224,26 @@ def test_settings_that_are_likely_to_disappoint_are_named(
         (["hub:allowed/d@train", "self"], ["hub:allowed/d@test"], {"evaluation_of_same_kind"}),
     ],
 )
-def test_a_mixture_flatters_where_all_that_is_scored_is_in_it(
+def test_in_domain_evaluation_is_a_warning(
     calibration: list[str], evaluation: list[str], expected: set[str]
 ) -> None:
     mixture = [{"source": source} for source in calibration]
     config = CompressionConfig.model_validate({"calibration": {"source": mixture}})
     texts = EvaluationConfig(perplexity=tuple(evaluation))
-    assert {one.code for one in cautions(None, config, texts)} == expected
+    assert {caution.code for caution in cautions(None, config, texts)} == expected
 
 
-def test_tasks_of_unknown_size_are_not_in_the_time() -> None:
-    def codes(**asked: object) -> set[str]:
-        config = EvaluationConfig.model_validate({"perplexity": ["pydoc"], **asked})
-        found = cautions(None, CompressionConfig(), config)
-        return {one.code for one in found}
+def test_tasks_of_unknown_size_are_a_warning() -> None:
+    def codes(**settings: object) -> set[str]:
+        config = EvaluationConfig.model_validate({"perplexity": ["pydoc"], **settings})
+        return {caution.code for caution in cautions(None, CompressionConfig(), config)}
 
     assert "tasks_not_timed" in codes(tasks=["arc_easy"])
     assert "tasks_not_timed" not in codes(tasks=["arc_easy"], task_limit=10)
     assert "tasks_not_timed" not in codes()
 
 
-def test_what_is_wrong_with_a_mixture_is_told_at_its_place(client: TestClient) -> None:
+def test_errors_of_a_mixture_point_to_the_source(client: TestClient) -> None:
     def pointers(source: object, **more: object) -> set[str]:
         body = BODY | {"compression": {"calibration": {"source": source, **more}}}
         answer = validate(client, body)
@@ -256,16 +258,18 @@ def test_what_is_wrong_with_a_mixture_is_told_at_its_place(client: TestClient) -
     assert pointers(few, samples=1) == {f"{place}/samples"}
 
 
-def test_written_text_takes_time_and_memory(client: TestClient, model: dict[str, str]) -> None:
-    def told(*sources: str) -> Any:
-        calibration = {"source": [{"source": one} for one in sources], "samples": 8}
+def test_text_that_the_model_generates_costs_time_and_memory(
+    client: TestClient, model: dict[str, str]
+) -> None:
+    def costs(*sources: str) -> Any:
+        calibration = {"source": [{"source": source} for source in sources], "samples": 8}
         compression = {"calibration": calibration | {"sequence_length": 512}, "method": "magnitude"}
         body = {"model": model, "compression": compression, "evaluation": {"perplexity": ["pydoc"]}}
         config = CompressionConfig.model_validate(compression)
         memory = validate(client, body).json()["estimate"]["peak_memory_bytes"]
         return memory, stage_work(10**9, 16, config, None)[Stage.CALIBRATE]
 
-    read, written, mixed = (told(*one) for one in (["pydoc"], ["chat"], ["pydoc", "self"]))
+    read, written, mixed = (costs(*sources) for sources in (["pydoc"], ["chat"], ["pydoc", "self"]))
     assert written[1] == 8 * 512 * 10**9
     assert mixed[1] == (read[1] + written[1]) / 2
     cache = 2 * 4 * 2 * 16 * 4 * 8 * 512
@@ -273,12 +277,12 @@ def test_written_text_takes_time_and_memory(client: TestClient, model: dict[str,
     assert written[0] - mixed[0] == cache / 2
 
 
-def test_time_is_told_from_what_workers_have_shown(
+def test_the_time_is_estimated_from_measured_rates(
     client: TestClient, resources: Resources, model: dict[str, str]
 ) -> None:
     job = running(resources)
     tokens = job.compression.calibration.samples * job.compression.calibration.sequence_length
-    # One million parameters took so long; the estimate is for another number of them.
+    # The rates were measured on one million parameters; the estimated model has fewer.
     report = measured_on("cpu x 2", compressible=1_000_000)
     seconds = {Stage.COMPRESS: 100.0, Stage.LOAD: 2.0, Stage.VERIFY: 0.0001}
     estimates.record_rates(resources, job, report, seconds)
@@ -296,7 +300,7 @@ def test_time_is_told_from_what_workers_have_shown(
     assert "speed_unknown" in warnings(other)
 
 
-def test_newest_measurement_replaces_the_older(
+def test_the_newest_measurement_replaces_the_older(
     client: TestClient, resources: Resources, model: dict[str, str]
 ) -> None:
     report = measured_on("cpu x 2", compressible=COMPRESSIBLE)
@@ -305,7 +309,7 @@ def test_newest_measurement_replaces_the_older(
     assert validate(client, {"model": model}).json()["seconds"] == pytest.approx(10.0)
 
 
-def test_targets_say_what_is_not_built(client: TestClient, model: dict[str, str]) -> None:
+def test_unavailable_targets_are_marked(client: TestClient, model: dict[str, str]) -> None:
     assert available_targets(client, model) == {"research", "adaptive", "stock"}
     config = Path(model["ref"]) / "config.json"
     config.write_text(json.dumps(GEOMETRY | {"model_type": "qwen3"}))
@@ -314,8 +318,8 @@ def test_targets_say_what_is_not_built(client: TestClient, model: dict[str, str]
 
 def available_targets(client: TestClient, model: dict[str, str]) -> set[str]:
     targets = validate(client, {"model": model}).json()["targets"]
-    assert {one["target"] for one in targets} == {"research", "adaptive", "stock"}
-    return {one["target"] for one in targets if one["available"]}
+    assert {target["target"] for target in targets} == {"research", "adaptive", "stock"}
+    return {target["target"] for target in targets if target["available"]}
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs:validate", "/v1/jobs"])
@@ -326,7 +330,7 @@ def available_targets(client: TestClient, model: dict[str, str]) -> set[str]:
         ("llama", "intraslice", "/compression/method"),
     ],
 )
-def test_target_that_a_model_or_method_cannot_have_is_refused(
+def test_a_target_that_a_model_or_method_does_not_support_is_rejected(
     client: TestClient,
     model: dict[str, str],
     path: str,
@@ -344,7 +348,7 @@ def test_target_that_a_model_or_method_cannot_have_is_refused(
     assert "research" in error["message"]
 
 
-def test_stock_shapes_are_estimated_as_the_target_wants_them(
+def test_the_estimate_has_the_shapes_of_the_stock_target(
     client: TestClient, model: dict[str, str]
 ) -> None:
     body = {"model": model, "compression": {"target": "stock", "ratio": 0.3, "round_to": 2}}

@@ -1,4 +1,4 @@
-"""Webhooks as clients see them."""
+"""The HTTP surface of webhooks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workers.periodic_tasks import send_due_deliveries
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 PATH = "/v1/webhooks"
-# Nobody needs a resolver to find that this one is public.
+# An address needs no resolver.
 PUBLIC = "https://93.184.216.34/hook"
 
 
@@ -45,11 +45,12 @@ def create(client: TestClient, url: str = PUBLIC, **fields: Any) -> dict[str, An
 
 
 def deliveries(client: TestClient, webhook: dict[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = client.get(f"{PATH}/{webhook['id']}/deliveries").json()["data"]
-    return found
+    path = f"{PATH}/{webhook['id']}/deliveries"
+    listed: list[dict[str, Any]] = client.get(path).json()["data"]
+    return listed
 
 
-def test_secret_is_shown_once(client: TestClient) -> None:
+def test_the_secret_is_shown_once(client: TestClient) -> None:
     made = create(client, description="CI")
     secret = made.pop("secret")
     assert secret.startswith("whsec_")
@@ -64,7 +65,7 @@ def test_secret_is_shown_once(client: TestClient) -> None:
     assert rotated == changed
 
 
-def test_webhook_is_deleted(client: TestClient) -> None:
+def test_a_webhook_is_deleted(client: TestClient) -> None:
     made = create(client)
     for status in (204, 404):
         assert client.delete(f"{PATH}/{made['id']}").status_code == status
@@ -88,16 +89,18 @@ def test_webhook_is_deleted(client: TestClient) -> None:
         ({"url": PUBLIC, "secret": "whsec_mine"}, "/secret"),
     ],
 )
-def test_refusal_names_the_field(client: TestClient, body: dict[str, Any], pointer: str) -> None:
-    refused = client.post(PATH, json=body)
-    assert refused.status_code == 422
-    assert refused.json()["errors"][0]["pointer"] == pointer
+def test_invalid_fields_are_named(client: TestClient, body: dict[str, Any], pointer: str) -> None:
+    rejected = client.post(PATH, json=body)
+    assert rejected.status_code == 422
+    assert rejected.json()["errors"][0]["pointer"] == pointer
     if body.keys() <= {"url"} and body:
         made = create(client)
         assert client.patch(f"{PATH}/{made['id']}", json=body).status_code == 422
 
 
-def test_payload_is_the_job_as_get_shows_it(client: TestClient, resources: Resources) -> None:
+def test_the_payload_is_the_job_as_returned_by_get(
+    client: TestClient, resources: Resources
+) -> None:
     with receiver() as there:
         made = create(client, there.url)
         job_id = in_state(resources, State.SUCCEEDED).id
@@ -107,7 +110,7 @@ def test_payload_is_the_job_as_get_shows_it(client: TestClient, resources: Resou
     last = client.get(f"/v1/jobs/{job_id}/events").json()["data"][-1]
     assert payload["type"] == "job.succeeded"
     assert payload["timestamp"].removesuffix("+00:00") == last["created_at"].removesuffix("Z")
-    # The links are relative to a service that the receiver knows by another way.
+    # The payload has no links, since they are relative to the URL of the service.
     assert {"id", "state", "result", "labels"} <= payload["data"].keys() <= shown.keys()
     assert payload["data"] == {name: shown[name] for name in payload["data"]}
 
@@ -134,12 +137,12 @@ def test_deliveries_are_listed_and_sent_again(
     repeated = client.post(again)
     assert (repeated.status_code, repeated.json()["state"]) == (202, "pending")
     assert send_due_deliveries(resources) == 1
-    assert [got.id for got in there.received] == [waiting["id"]] * 3
+    assert [request.id for request in there.received] == [waiting["id"]] * 3
     unknown = again.replace(waiting["id"], "msg_00000000000000000000000000")
     assert client.post(unknown).json()["code"] == "delivery_not_found"
 
 
-def test_test_event_is_sent_like_any_other(
+def test_a_test_event_is_sent_like_any_other(
     client: TestClient, resources: Resources, there: Receiver
 ) -> None:
     made = create(client, there.url)
@@ -150,34 +153,41 @@ def test_test_event_is_sent_like_any_other(
     assert (payload["type"], payload["data"]["id"]) == ("webhook.test", made["id"])
 
 
-def test_disabled_webhook_is_not_tested(client: TestClient) -> None:
+def test_a_disabled_webhook_is_not_tested(client: TestClient) -> None:
     made = create(client, enabled=False)
-    refused = client.post(f"{PATH}/{made['id']}/test")
-    assert (refused.status_code, refused.json()["code"]) == (409, "webhook_disabled")
+    rejected = client.post(f"{PATH}/{made['id']}/test")
+    assert (rejected.status_code, rejected.json()["code"]) == (409, "webhook_disabled")
 
 
-def test_pages_follow_each_other(client: TestClient, resources: Resources) -> None:
+def test_pages_contain_every_webhook_and_delivery_once_newest_first(
+    client: TestClient, resources: Resources
+) -> None:
     made = [create(client) for _ in range(3)]
     for _ in range(3):
         client.post(f"{PATH}/{made[0]['id']}/test")
     for path, expected in (
-        (PATH, [one["id"] for one in reversed(made)]),
-        (f"{PATH}/{made[0]['id']}/deliveries", [one["id"] for one in deliveries(client, made[0])]),
+        (PATH, [webhook["id"] for webhook in reversed(made)]),
+        (
+            f"{PATH}/{made[0]['id']}/deliveries",
+            [delivery["id"] for delivery in deliveries(client, made[0])],
+        ),
     ):
         first = client.get(path, params={"limit": 2}).json()
         rest = client.get(path, params={"limit": 2, "after": first["next_cursor"]}).json()
         assert (first["has_more"], rest["has_more"]) == (True, False)
-        assert [one["id"] for one in first["data"] + rest["data"]] == expected
+        assert [entry["id"] for entry in first["data"] + rest["data"]] == expected
         assert client.get(path, params={"after": "bm8"}).status_code == 422
 
 
-def test_project_has_a_limited_number(client: TestClient) -> None:
+def test_the_number_of_webhooks_of_a_project_is_limited(client: TestClient) -> None:
     for _ in range(webhooks.MAX_WEBHOOKS):
         create(client)
     assert client.post(PATH, json={"url": PUBLIC}).status_code == 422
 
 
-def test_other_projects_webhooks_do_not_exist(client: TestClient, resources: Resources) -> None:
+def test_webhooks_of_another_project_are_not_found(
+    client: TestClient, resources: Resources
+) -> None:
     other = Principal(project_id="other", scopes=frozenset(Scope))
     request = WebhookRequest(url=PUBLIC, events=("job.failed",))
     theirs = webhooks.create_webhook(resources, other, request)
@@ -195,5 +205,5 @@ def test_other_projects_webhooks_do_not_exist(client: TestClient, resources: Res
         answer = client.request(method, path, json={} if method == "PATCH" else None)
         assert (answer.status_code, answer.json()["code"]) == (404, "webhook_not_found")
     assert client.get(PATH).json()["data"] == []
-    kept = webhooks.get_webhook(resources, other, theirs.id)
-    assert kept.model_dump() == theirs.model_dump(exclude={"secret"})
+    unchanged = webhooks.get_webhook(resources, other, theirs.id)
+    assert unchanged.model_dump() == theirs.model_dump(exclude={"secret"})

@@ -1,4 +1,4 @@
-"""What registries are told of a checkpoint, and how long a worker waits to tell them."""
+"""Facts of a checkpoint for registries, and pauses between attempts to register it."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def test_a_changed_checkpoint_and_one_without_report_have_no_facts(tmp_path: Pat
         ("it's a model", "it-s-a-model-0.3-stock"),
     ],
 )
-def test_names_are_of_letters_that_registries_take(model: str, name: str) -> None:
+def test_names_contain_only_characters_that_registries_accept(model: str, name: str) -> None:
     assert registered_name("{model}-{ratio}-{target}", model=model, ratio=0.3, target="stock") == (
         name
     )
 
 
 @pytest.mark.parametrize("template", ["{secret}", "{0}", "{model.__class__}", "{", "''"])
-def test_a_name_that_cannot_be_made_is_refused(template: str) -> None:
+def test_an_invalid_name_template_is_rejected(template: str) -> None:
     with pytest.raises(ValueError, match=r"may name|nothing is left|Single"):
         registered_name(template, model="m", ratio=None, target="stock")
 

@@ -1,4 +1,4 @@
-"""Job ids sort by time and are told from anything else."""
+"""Job ids sort by time and are distinguished from other texts."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def test_ids_are_unique_and_sort_by_time() -> None:
 
 
 @given(st.text())
-def test_cursors_are_ours_or_refused(text: str) -> None:
+def test_a_decoded_cursor_is_a_job_id_or_an_error(text: str) -> None:
     try:
-        found = decode_cursor(text)
+        job_id = decode_cursor(text)
     except InvalidRequestError:
         return
-    assert found is not None
-    assert is_job_id(found)
+    assert job_id is not None
+    assert is_job_id(job_id)
 
 
-def test_cursor_leads_back_to_its_job() -> None:
+def test_a_cursor_decodes_to_its_job() -> None:
     job_id = new_job_id()
     assert decode_cursor(encode_cursor(job_id)) == job_id
     assert decode_cursor(None) is None
 
 
 @pytest.mark.parametrize("text", ["", "job_", "job_" + "U" * 26, "job_8" + "0" * 25, "x" * 30])
-def test_other_texts_are_no_ids(text: str) -> None:
+def test_other_texts_are_not_job_ids(text: str) -> None:
     assert not is_job_id(text)

@@ -1,4 +1,4 @@
-"""Fields that only the service sees never leave it, however a record is serialised."""
+"""Internal fields of records are left out, however a record is serialised."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from intraslice_core.config import CompressionConfig
         ([State.SUCCEEDED, State.CANCELLED, State.FAILED], SweepState.FAILED),
     ],
 )
-def test_worst_end_names_the_sweep_once_nothing_is_left_to_do(
+def test_the_state_of_a_finished_sweep_is_the_worst_of_its_jobs(
     states: list[State], expected: SweepState
 ) -> None:
     assert SweepProgress.of((state, None) for state in states).state is expected
@@ -37,7 +37,7 @@ def test_progress_is_the_mean_over_jobs() -> None:
 
 
 def job(name: str, ratio: float, result: JobResult | None) -> Job:
-    """Only what the table looks at."""
+    """Build a job with only the fields that the table reads."""
     values = {
         "id": name,
         "compression": CompressionConfig(ratio=ratio),
@@ -81,14 +81,14 @@ def test_equal_points_dominate_neither() -> None:
     assert [point.dominated for point in table] == [False, False]
 
 
-def test_points_without_speed_are_compared_in_what_both_have() -> None:
+def test_points_without_speed_are_compared_by_the_measures_that_both_have() -> None:
     table = pareto_table(
         [job("a", 0.1, result(100, 20.0, None)), job("b", 0.2, result(110, 21.0, 1.5))]
     )
     assert [point.dominated for point in table] == [False, True]
 
 
-def test_nothing_is_said_of_points_without_quality() -> None:
+def test_points_without_quality_are_not_compared() -> None:
     table = pareto_table(
         [job("a", 0.1, None), job("b", 0.2, result(1, None, 9.0)), job("c", 0.3, result(9, 9, 1.0))]
     )

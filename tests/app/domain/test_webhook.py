@@ -1,4 +1,4 @@
-"""How often, and how late, a delivery is tried."""
+"""Attempts of a delivery and the pauses between them."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def after(tries: int) -> DueDelivery:
     )
 
 
-def test_pauses_grow_and_all_tries_take_about_a_day() -> None:
+def test_pauses_grow_and_all_attempts_take_about_a_day() -> None:
     longest = [pause(after(tries), DOWN, 1.0) for tries in range(1, TRIES)]
-    assert longest[:3] == [timedelta(seconds=one) for one in (20, 40, 80)]
+    assert longest[:3] == [timedelta(seconds=seconds) for seconds in (20, 40, 80)]
     assert longest == sorted(longest)
     assert longest[-1] == timedelta(hours=8)
     whole = sum(longest, timedelta())
@@ -53,9 +53,9 @@ def test_jitter_is_full() -> None:
     assert pause(after(10), DOWN, 0.25) * 4 == pause(after(10), DOWN, 1.0)
 
 
-def test_receiver_may_ask_for_a_longer_pause_but_not_for_ever() -> None:
-    asked = Answer(status=503, retry_after=600.0)
-    assert pause(after(1), asked, 0.5) == timedelta(minutes=10)
+def test_a_receiver_may_request_a_longer_pause_up_to_a_limit() -> None:
+    ten_minutes = Answer(status=503, retry_after=600.0)
+    assert pause(after(1), ten_minutes, 0.5) == timedelta(minutes=10)
     assert pause(after(1), Answer(status=503, retry_after=1e8), 0.5) == timedelta(hours=8)
 
 

@@ -1,4 +1,4 @@
-"""Leases and fencing: who may write, decided by the database."""
+"""Leases and fencing tokens, enforced by the database."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ PROGRESS = Progress(fraction=0.5, message="half")
 
 
 def perform(resources: Resources, job: Job, action: Action, lease: Lease) -> Job | None:
-    """The guarded UPDATE of one action, and nothing around it."""
+    """Run only the guarded UPDATE of one action."""
     result = publication.summarise(REPORT)
     owner = lease if job.state in LEASED else None
     writes: dict[Action, Callable[[Transaction], Job | None]] = {
-        Action.CLAIM: lambda t: job_rows.claim(t, job.id, "other", 5.0),
+        Action.CLAIM: lambda t: job_rows.claim_next(t, "other", 5.0),
         Action.SUCCEED: lambda t: job_rows.succeed(t, lease, result, REPORT),
         Action.FAIL: lambda t: job_rows.fail(t, lease, ERROR),
         Action.EXPIRE: lambda t: expire_in_queue(t, job),
@@ -55,7 +55,7 @@ def expire_in_queue(transaction: Transaction, job: Job) -> Job | None:
 
 @pytest.mark.parametrize("state", list(State))
 @pytest.mark.parametrize("action", list(Action))
-def test_database_allows_exactly_the_drawn_transitions(
+def test_the_database_allows_exactly_the_declared_transitions(
     resources: Resources, state: State, action: Action
 ) -> None:
     job = in_state(resources, state)
@@ -70,28 +70,29 @@ def test_database_allows_exactly_the_drawn_transitions(
     assert jobs.get_job(resources, OPERATOR, job.id).state is expected
 
 
-def test_claim_is_given_to_one_of_many(resources: Resources) -> None:
+def test_only_one_of_several_workers_claims_a_job(resources: Resources) -> None:
     job = queued(resources)
     winners: list[Job] = []
 
-    def try_it(owner: str) -> None:
-        claimed = claims.claim_job(resources, job.id, owner)
+    def try_to_claim(owner: str) -> None:
+        claimed = claims.claim_next_job(resources, owner)
         if claimed is not None:
             winners.append(claimed)
 
-    threads = [threading.Thread(target=try_it, args=(f"w{number}",)) for number in range(6)]
+    threads = [threading.Thread(target=try_to_claim, args=(f"w{number}",)) for number in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     (winner,) = winners
+    assert winner.id == job.id
     assert (winner.state, winner.attempt, winner.fencing_token) == (State.RUNNING, 1, 1)
 
 
-def test_every_claim_raises_the_token(resources: Resources) -> None:
+def test_every_claim_raises_the_fencing_token(resources: Resources) -> None:
     job = running(resources)
     claims.requeue_job(resources, job.lease, ERROR)
-    again = claims.claim_job(resources, job.id, "worker-2")
+    again = claims.claim_next_job(resources, "worker-2")
     assert again is not None
     assert again.fencing_token > job.fencing_token
     assert again.attempt == 2
@@ -109,11 +110,11 @@ STALE_WRITES: dict[str, Callable[[Resources, Lease], object]] = {
 
 
 @pytest.mark.parametrize("name", STALE_WRITES)
-def test_stale_token_cannot_write(resources: Resources, name: str) -> None:
+def test_a_stale_token_cannot_write(resources: Resources, name: str) -> None:
     old = running(resources, "worker-1")
     claims.requeue_job(resources, old.lease, ERROR)
-    # The same worker, even: only the token tells its two claims apart.
-    new = claims.claim_job(resources, old.id, "worker-1")
+    # The same worker claims it again, so only the token distinguishes the two claims.
+    new = claims.claim_next_job(resources, "worker-1")
     assert new is not None
     events = jobs.list_events(resources, OPERATOR, old.id, after=0, limit=100).data
     with pytest.raises(LeaseLostError):
@@ -122,7 +123,7 @@ def test_stale_token_cannot_write(resources: Resources, name: str) -> None:
     assert jobs.list_events(resources, OPERATOR, old.id, after=0, limit=100).data == events
 
 
-def test_stale_token_cannot_publish(resources: Resources) -> None:
+def test_a_stale_token_cannot_publish(resources: Resources) -> None:
     old = running(resources)
     claims.requeue_job(resources, old.lease, ERROR)
     with pytest.raises(LeaseLostError):
@@ -131,7 +132,7 @@ def test_stale_token_cannot_publish(resources: Resources) -> None:
     assert jobs.get_job(resources, OPERATOR, old.id).state is State.QUEUED
 
 
-def test_cancelling_beats_success(resources: Resources) -> None:
+def test_a_cancelling_job_cannot_succeed(resources: Resources) -> None:
     job = running(resources)
     jobs.cancel_job(resources, OPERATOR, job.id)
     with pytest.raises(LeaseLostError):
@@ -139,13 +140,13 @@ def test_cancelling_beats_success(resources: Resources) -> None:
     assert claims.finish_cancel(resources, job.lease).state is State.CANCELLED
 
 
-def test_failure_of_a_cancelling_job_cancels_it(resources: Resources) -> None:
+def test_the_failure_of_a_cancelling_job_cancels_it(resources: Resources) -> None:
     job = running(resources)
     jobs.cancel_job(resources, OPERATOR, job.id)
     assert claims.fail_job(resources, job.lease, ERROR).state is State.CANCELLED
 
 
-def test_giving_back_costs_no_attempt(resources: Resources) -> None:
+def test_requeueing_without_an_error_costs_no_attempt(resources: Resources) -> None:
     job = running(resources)
     given_back = claims.requeue_job(resources, job.lease, None)
     assert (given_back.state, given_back.attempt) == (State.QUEUED, 0)
@@ -157,16 +158,16 @@ def expire(resources: Resources, lease: Lease) -> None:
         job_rows.renew(transaction, lease, -1.0)
 
 
-def test_living_lease_is_left_alone(resources: Resources) -> None:
+def test_a_valid_lease_is_not_reaped(resources: Resources) -> None:
     job = running(resources)
     assert claims.reap_expired(resources) == []
     assert claims.renew_lease(resources, job.lease) is State.RUNNING
 
 
-def test_reaper_requeues_until_the_attempts_are_used_up(resources: Resources) -> None:
+def test_the_reaper_requeues_until_the_attempts_are_used_up(resources: Resources) -> None:
     job = queued(resources)
     for attempt in range(1, 4):
-        claimed = claims.claim_job(resources, job.id, "silent")
+        claimed = claims.claim_next_job(resources, "silent")
         assert claimed is not None
         assert claimed.attempt == attempt
         expire(resources, claimed.lease)
@@ -175,7 +176,7 @@ def test_reaper_requeues_until_the_attempts_are_used_up(resources: Resources) ->
         assert claims.reap_expired(resources) == []
     assert reaped.error is not None
     assert (reaped.error.code, reaped.error.retryable) == ("worker_lost", True)
-    assert claims.claim_job(resources, job.id, "late") is None
+    assert claims.claim_next_job(resources, "late") is None
     types = [
         event.type
         for event in jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100).data
@@ -183,7 +184,7 @@ def test_reaper_requeues_until_the_attempts_are_used_up(resources: Resources) ->
     assert types == ["queued", "started", "requeued", "started", "requeued", "started", "failed"]
 
 
-def test_reaper_ends_the_cancelling_job_of_a_dead_worker(resources: Resources) -> None:
+def test_the_reaper_cancels_the_cancelling_job_of_a_dead_worker(resources: Resources) -> None:
     job = running(resources)
     jobs.cancel_job(resources, OPERATOR, job.id)
     expire(resources, job.lease)
@@ -191,8 +192,8 @@ def test_reaper_ends_the_cancelling_job_of_a_dead_worker(resources: Resources) -
     assert reaped.state is State.CANCELLED
 
 
-def test_expired_lease_that_nobody_reaped_can_be_renewed(resources: Resources) -> None:
-    """The worker was slow, but nobody else has begun: nothing is lost by going on."""
+def test_an_expired_lease_that_was_not_reaped_can_be_renewed(resources: Resources) -> None:
+    """A slow worker may continue as long as no other worker has claimed the job."""
     job = running(resources)
     expire(resources, job.lease)
     assert claims.renew_lease(resources, job.lease) is State.RUNNING
@@ -226,13 +227,13 @@ def test_cancelling_twice_leaves_one_event(resources: Resources) -> None:
     assert types.count("cancel_requested") == 1
 
 
-def test_ended_job_refuses_cancellation(resources: Resources) -> None:
+def test_an_ended_job_cannot_be_cancelled(resources: Resources) -> None:
     job = in_state(resources, State.FAILED)
     with pytest.raises(IllegalTransitionError):
         jobs.cancel_job(resources, OPERATOR, job.id)
 
 
-def test_summary_without_evaluation() -> None:
+def test_a_report_without_evaluation_is_summarised() -> None:
     result = publication.summarise(REPORT | {"evaluation": None})
     assert result == JobResult(
         params_before=1000,
@@ -243,7 +244,7 @@ def test_summary_without_evaluation() -> None:
     )
 
 
-def test_a_held_row_makes_others_fail_in_time_not_hang(resources: Resources) -> None:
+def test_a_locked_row_raises_an_error_instead_of_blocking(resources: Resources) -> None:
     from app.domain.errors import ResourceBusyError
 
     job = running(resources)

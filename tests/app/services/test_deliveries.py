@@ -1,4 +1,4 @@
-"""Deliveries: written with their event, sent at least once, tried again, given up."""
+"""Deliveries: written with their event, sent at least once, retried, and disabled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import text
 
 from app.adapters.database import events
-from app.adapters.webhook_secrets import WebhookSecrets
+from app.adapters.webhook_signing import WebhookSecrets
 from app.domain.errors import WebhookNotFoundError
 from app.domain.events import EventType
 from app.domain.lifecycle import State
@@ -73,7 +73,7 @@ def sql(resources: Resources, statement: str) -> None:
 
 
 def be_due(resources: Resources) -> None:
-    """Let every pause, and every lease, be over."""
+    """End every pause and every lease."""
     sql(
         resources,
         "UPDATE webhook_deliveries SET next_try_at = now() - interval '1 second'"
@@ -81,28 +81,30 @@ def be_due(resources: Resources) -> None:
     )
 
 
-def test_end_of_a_job_arrives_signed(resources: Resources, there: Receiver) -> None:
+def test_the_end_of_a_job_is_delivered_with_a_signature(
+    resources: Resources, there: Receiver
+) -> None:
     made = listen(resources, there.url)
     job = in_state(resources, State.SUCCEEDED)
     assert send_due_deliveries(resources) == 1
-    (got,) = there.received
-    payload = got.verified(made.secret)
+    (request,) = there.received
+    payload = request.verified(made.secret)
     assert (payload["type"], payload["data"]["id"]) == ("job.succeeded", job.id)
     assert payload["data"]["state"] == "succeeded"
     (delivery,) = log_of(resources, made.id)
-    assert (delivery.id, delivery.state, delivery.attempts) == (got.id, "delivered", 1)
+    assert (delivery.id, delivery.state, delivery.attempts) == (request.id, "delivered", 1)
     assert (delivery.last_status, delivery.last_error, delivery.next_try_at) == (204, None, None)
     assert delivery.job_id == job.id
     assert send_due_deliveries(resources) == 0
 
 
-def test_only_wanted_events_of_the_own_project_are_sent(
+def test_only_subscribed_events_of_the_own_project_are_sent(
     resources: Resources, there: Receiver
 ) -> None:
     made = listen(resources, there.url, "job.started", "job.failed")
     foreign = listen(resources, there.url, *EVENT_NAMES, principal=OTHER)
     in_state(resources, State.FAILED)
-    types = [one.type for one in log_of(resources, made.id)]
+    types = [delivery.type for delivery in log_of(resources, made.id)]
     assert sorted(types) == ["job.failed", "job.started"]
     theirs = webhooks.list_deliveries(resources, OTHER, foreign.id, limit=10, before=None)
     assert theirs.data == ()
@@ -125,7 +127,7 @@ def append_without_commit(resources: Resources) -> None:
         raise RuntimeError("power cut")
 
 
-def test_delivery_is_written_with_its_event_or_not_at_all(
+def test_a_delivery_is_written_in_the_transaction_of_its_event(
     resources: Resources, there: Receiver
 ) -> None:
     made = listen(resources, there.url, "job.queued")
@@ -136,7 +138,7 @@ def test_delivery_is_written_with_its_event_or_not_at_all(
     assert len(log_of(resources, made.id)) == 1
 
 
-def test_failed_try_is_repeated_later_with_the_same_id_and_body(
+def test_a_failed_delivery_is_retried_with_the_same_id_and_body(
     resources: Resources, there: Receiver
 ) -> None:
     there.statuses = [500, 302, 200]
@@ -149,13 +151,13 @@ def test_failed_try_is_repeated_later_with_the_same_id_and_body(
         assert (shown(resources, made).failing_since is None) == (status == 200)
         be_due(resources)
     assert delivery.attempts == 3
-    assert len({got.id for got in there.received}) == 1
-    assert len({got.body for got in there.received}) == 1
-    for got in there.received:
-        got.verified(made.secret)
+    assert len({request.id for request in there.received}) == 1
+    assert len({request.body for request in there.received}) == 1
+    for request in there.received:
+        request.verified(made.secret)
 
 
-def test_retry_after_is_heeded(resources: Resources) -> None:
+def test_retry_after_is_respected(resources: Resources) -> None:
     with receiver(statuses=[429], headers={"retry-after": "7200"}) as there:
         made = listen(resources, there.url)
         in_state(resources, State.CANCELLED)
@@ -167,7 +169,7 @@ def test_retry_after_is_heeded(resources: Resources) -> None:
     assert timedelta(minutes=119) < waiting < timedelta(minutes=122)
 
 
-def test_tries_are_bounded_and_redelivery_begins_anew(
+def test_attempts_are_limited_and_redelivery_starts_again(
     resources: Resources, there: Receiver
 ) -> None:
     there.statuses = [*[500] * TRIES, 200]
@@ -183,10 +185,10 @@ def test_tries_are_bounded_and_redelivery_begins_anew(
     assert send_due_deliveries(resources) == 1
     (delivery,) = log_of(resources, made.id)
     assert (delivery.state, delivery.attempts) == ("delivered", TRIES + 1)
-    assert len({got.id for got in there.received}) == 1
+    assert len({request.id for request in there.received}) == 1
 
 
-def test_gone_disables_the_webhook(resources: Resources, there: Receiver) -> None:
+def test_status_410_disables_the_webhook(resources: Resources, there: Receiver) -> None:
     there.statuses = [410]
     made = listen(resources, there.url)
     for _ in range(2):
@@ -194,7 +196,7 @@ def test_gone_disables_the_webhook(resources: Resources, there: Receiver) -> Non
     assert send_due_deliveries(resources) == 1
     webhook = shown(resources, made)
     assert (webhook.enabled, webhook.disabled_reason) == (False, "gone")
-    assert {one.state for one in log_of(resources, webhook.id)} == {"failed"}
+    assert {delivery.state for delivery in log_of(resources, webhook.id)} == {"failed"}
     in_state(resources, State.CANCELLED)
     assert len(log_of(resources, webhook.id)) == 2
     assert send_due_deliveries(resources) == 0
@@ -202,7 +204,7 @@ def test_gone_disables_the_webhook(resources: Resources, there: Receiver) -> Non
     assert (again.enabled, again.disabled_reason) == (True, None)
 
 
-def test_receiver_that_fails_for_days_is_given_up(resources: Resources, there: Receiver) -> None:
+def test_a_webhook_that_fails_for_days_is_disabled(resources: Resources, there: Receiver) -> None:
     there.statuses = [500]
     made = listen(resources, there.url)
     in_state(resources, State.CANCELLED)
@@ -214,7 +216,7 @@ def test_receiver_that_fails_for_days_is_given_up(resources: Resources, there: R
     assert shown(resources, made).disabled_reason == "failing"
 
 
-def test_disabled_webhook_gets_nothing_any_more(resources: Resources, there: Receiver) -> None:
+def test_a_disabled_webhook_receives_nothing(resources: Resources, there: Receiver) -> None:
     made = listen(resources, there.url)
     in_state(resources, State.CANCELLED)
     taken = deliveries.claim_due(resources, 10)
@@ -222,12 +224,12 @@ def test_disabled_webhook_gets_nothing_any_more(resources: Resources, there: Rec
     webhooks.change_webhook(resources, OPERATOR, made.id, {"enabled": False})
     in_state(resources, State.CANCELLED)
     assert send_due_deliveries(resources) == 0
-    # What was being sent at that moment ends as it was decided meanwhile.
+    # The delivery that was being sent meanwhile keeps the state that disabling gave it.
     deliveries.record(resources, taken[0], deliveries.send(resources, taken[0]))
-    assert [one.state for one in log_of(resources, made.id)] == ["failed", "failed"]
+    assert [delivery.state for delivery in log_of(resources, made.id)] == ["failed", "failed"]
 
 
-def test_rotated_secret_signs_beside_the_old_one_for_a_day(
+def test_after_rotation_both_secrets_sign_until_the_old_one_expires(
     resources: Resources, there: Receiver
 ) -> None:
     old = listen(resources, there.url)
@@ -245,7 +247,7 @@ def test_rotated_secret_signs_beside_the_old_one_for_a_day(
     assert len(later.headers["webhook-signature"].split()) == 1
 
 
-def test_no_row_holds_a_secret(resources: Resources, there: Receiver) -> None:
+def test_no_row_contains_a_secret(resources: Resources, there: Receiver) -> None:
     made = listen(resources, there.url)
     webhooks.rotate_secret(resources, OPERATOR, made.id)
     with resources.database.transaction() as transaction:
@@ -253,7 +255,7 @@ def test_no_row_holds_a_secret(resources: Resources, there: Receiver) -> None:
     assert made.secret.removeprefix("whsec_").rstrip("=") not in str(row)
 
 
-def test_changed_signing_key_is_noticed_and_not_signed_with(
+def test_a_changed_signing_key_is_detected_and_not_used(
     settings: Settings, resources: Resources, there: Receiver
 ) -> None:
     made = listen(resources, there.url)
@@ -267,7 +269,7 @@ def test_changed_signing_key_is_noticed_and_not_signed_with(
     assert "signing key has changed" in (delivery.last_error or "")
 
 
-def test_two_workers_do_not_both_send(resources: Resources, there: Receiver) -> None:
+def test_concurrent_workers_send_each_delivery_once(resources: Resources, there: Receiver) -> None:
     webhook_ids = [listen(resources, there.url).id for _ in range(10)]
     in_state(resources, State.CANCELLED)
     start = threading.Barrier(4)
@@ -283,19 +285,19 @@ def test_two_workers_do_not_both_send(resources: Resources, there: Receiver) -> 
     for thread in threads:
         thread.join()
     assert len(there.received) == 10
-    assert len({got.id for got in there.received}) == 10
+    assert len({request.id for request in there.received}) == 10
     for webhook_id in webhook_ids:
         (delivery,) = log_of(resources, webhook_id)
         assert (delivery.state, delivery.attempts) == ("delivered", 1)
 
 
-def test_one_round_gives_each_webhook_one_turn(resources: Resources, there: Receiver) -> None:
+def test_a_batch_claims_one_delivery_per_webhook(resources: Resources, there: Receiver) -> None:
     for _ in range(2):
         listen(resources, there.url)
     for _ in range(3):
         in_state(resources, State.CANCELLED)
     taken = deliveries.claim_due(resources, 100)
-    assert len({one.webhook.id for one in taken}) == len(taken) == 2
+    assert len({delivery.webhook.id for delivery in taken}) == len(taken) == 2
 
 
 KILLED_WHILE_SENDING = """
@@ -310,7 +312,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_worker_killed_between_sending_and_recording_sends_again_with_the_same_id(
+def test_a_delivery_whose_worker_is_killed_after_sending_is_sent_again_with_the_same_id(
     settings: Settings, resources: Resources, there: Receiver
 ) -> None:
     made = listen(resources, there.url)
@@ -325,7 +327,7 @@ def test_worker_killed_between_sending_and_recording_sends_again_with_the_same_i
         command, env=_with_path(environment), check=False, capture_output=True, text=True
     )
     assert killed.returncode == -9, killed.stderr
-    # Its lease keeps others away until it is over.
+    # The lease of the killed worker prevents other attempts until it expires.
     assert send_due_deliveries(resources) == 0
     be_due(resources)
     assert send_due_deliveries(resources) == 1
@@ -340,7 +342,7 @@ def _with_path(changes: dict[str, str]) -> dict[str, Any]:
     return {**os.environ, **changes}
 
 
-def test_late_record_of_an_earlier_try_changes_nothing(
+def test_the_late_result_of_an_earlier_attempt_changes_nothing(
     resources: Resources, there: Receiver
 ) -> None:
     there.statuses = [500, 200]
@@ -356,7 +358,7 @@ def test_late_record_of_an_earlier_try_changes_nothing(
     assert (delivery.state, delivery.last_status) == ("delivered", 200)
 
 
-def test_settled_deliveries_are_forgotten_after_their_time(
+def test_finished_deliveries_are_deleted_after_the_retention_period(
     resources: Resources, there: Receiver
 ) -> None:
     made = listen(resources, there.url)
@@ -366,10 +368,10 @@ def test_settled_deliveries_are_forgotten_after_their_time(
     assert deliveries.prune(resources) == 0
     sql(resources, "UPDATE webhook_deliveries SET created_at = now() - interval '31 days'")
     assert deliveries.prune(resources) == 1
-    assert [one.state for one in log_of(resources, made.id)] == ["pending"]
+    assert [delivery.state for delivery in log_of(resources, made.id)] == ["pending"]
 
 
-def test_deleted_webhook_takes_its_deliveries_along(resources: Resources, there: Receiver) -> None:
+def test_deleting_a_webhook_deletes_its_deliveries(resources: Resources, there: Receiver) -> None:
     made = listen(resources, there.url)
     in_state(resources, State.CANCELLED)
     (taken,) = deliveries.claim_due(resources, 10)
@@ -381,7 +383,7 @@ def test_deleted_webhook_takes_its_deliveries_along(resources: Resources, there:
     assert send_due_deliveries(resources) == 0
 
 
-def test_events_of_other_projects_jobs_stay_with_them(
+def test_events_of_jobs_of_another_project_are_not_delivered(
     resources: Resources, there: Receiver
 ) -> None:
     made = listen(resources, there.url, "job.queued")

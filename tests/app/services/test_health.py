@@ -1,4 +1,4 @@
-"""Readiness answers in time, whatever hangs."""
+"""Readiness responds in time even if a server hangs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from app.services.health import HealthProbe
 from app.services.resources import Resources
 
 
-def test_a_server_that_hangs_is_named_and_asked_once(resources: Resources) -> None:
+def test_a_server_that_hangs_is_named_and_checked_once(resources: Resources) -> None:
     answer, calls = threading.Event(), []
 
     class HangingStore:
@@ -26,7 +26,7 @@ def test_a_server_that_hangs_is_named_and_asked_once(resources: Resources) -> No
     probe.close()
 
 
-def test_a_check_that_breaks_is_a_problem_and_no_crash(resources: Resources) -> None:
+def test_a_check_that_raises_is_reported_as_a_problem(resources: Resources) -> None:
     class BrokenStore:
         def check(self) -> None:
             raise ZeroDivisionError

@@ -1,4 +1,4 @@
-"""What a client does with jobs, when several do it at once."""
+"""Concurrent requests of clients for jobs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.app.builders import make_request, queued
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
 
-def test_equal_requests_at_once_make_one_job(resources: Resources) -> None:
+def test_equal_concurrent_requests_create_one_job(resources: Resources) -> None:
     with ThreadPoolExecutor(5) as pool:
         futures = [
             pool.submit(jobs.create_job, resources, OPERATOR, make_request(), "k") for _ in range(5)
@@ -29,19 +29,19 @@ def test_equal_requests_at_once_make_one_job(resources: Resources) -> None:
     assert len(jobs.list_jobs(resources, OPERATOR, JobFilter(), limit=10).data) == 1
 
 
-def test_refused_request_leaves_its_key_free(resources: Resources) -> None:
-    refused = make_request(model=ModelSource(source="package", ref="os"))
+def test_a_rejected_request_leaves_its_idempotency_key_free(resources: Resources) -> None:
+    rejected = make_request(model=ModelSource(source="package", ref="os"))
     with pytest.raises(InvalidRequestError):
-        jobs.create_job(resources, OPERATOR, refused, "k")
+        jobs.create_job(resources, OPERATOR, rejected, "k")
     assert not jobs.create_job(resources, OPERATOR, make_request(), "k").replayed
 
 
-def test_cancel_while_the_job_changes_hands_is_never_refused(resources: Resources) -> None:
+def test_a_job_can_be_cancelled_while_it_is_claimed_and_requeued(resources: Resources) -> None:
     job = queued(resources)
 
     def change_hands() -> None:
         for _ in range(20):
-            claimed = claims.claim_job(resources, job.id, "worker")
+            claimed = claims.claim_next_job(resources, "worker")
             if claimed is None:
                 return
             claims.requeue_job(resources, claimed.lease, None)

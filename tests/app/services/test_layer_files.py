@@ -1,4 +1,4 @@
-"""What an attempt has finished is there for the next, whole, and for nobody else's."""
+"""Files of finished layers are complete and available to the next attempt of the same job only."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def held(resources: Resources, job: Job) -> set[str]:
 
 def next_attempt(resources: Resources, job: Job) -> Job:
     claims.requeue_job(resources, job.lease, None)
-    again = claims.claim_job(resources, job.id, "worker-2")
+    again = claims.claim_next_job(resources, "worker-2")
     assert again is not None
     return again
 
@@ -61,7 +61,7 @@ def content(directory: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in directory.iterdir()}
 
 
-def test_the_next_attempt_finds_them_on_another_machine(
+def test_the_next_attempt_fetches_the_files_on_another_machine(
     resources: Resources, here: Path, tmp_path: Path
 ) -> None:
     job = running(resources)
@@ -72,7 +72,7 @@ def test_the_next_attempt_finds_them_on_another_machine(
     assert content(tmp_path / "elsewhere") == content(here)
 
 
-def test_a_worker_that_lost_the_job_adds_nothing(resources: Resources, here: Path) -> None:
+def test_a_worker_without_the_lease_cannot_add_files(resources: Resources, here: Path) -> None:
     job = running(resources)
     next_attempt(resources, job)
     with pytest.raises(LeaseLostError):
@@ -82,7 +82,7 @@ def test_a_worker_that_lost_the_job_adds_nothing(resources: Resources, here: Pat
     assert resources.store.keys(job_prefix(job.id)) == []
 
 
-def test_the_first_file_of_a_name_stays(resources: Resources, here: Path) -> None:
+def test_the_first_file_of_a_name_is_not_replaced(resources: Resources, here: Path) -> None:
     job = running(resources)
     keep_all(resources, job, here)
     again = next_attempt(resources, job)
@@ -93,7 +93,7 @@ def test_the_first_file_of_a_name_stays(resources: Resources, here: Path) -> Non
 
 
 @pytest.mark.parametrize("harm", ["gone", "damaged"])
-def test_what_the_store_has_lost_is_made_again(
+def test_files_that_the_store_has_lost_are_dropped(
     resources: Resources, here: Path, tmp_path: Path, harm: str
 ) -> None:
     job = running(resources)
@@ -109,7 +109,7 @@ def test_what_the_store_has_lost_is_made_again(
     assert held(resources, job) == left
 
 
-def test_files_of_this_machine_stay_unless_the_store_knows_better(
+def test_local_files_are_kept_unless_they_differ_from_the_store(
     resources: Resources, here: Path
 ) -> None:
     job = running(resources)
@@ -122,7 +122,7 @@ def test_files_of_this_machine_stay_unless_the_store_knows_better(
     assert set(content(here)) == {"tokens.safetensors"}
 
 
-def test_success_forgets_them(resources: Resources, here: Path) -> None:
+def test_success_removes_the_files(resources: Resources, here: Path) -> None:
     job = running(resources)
     keep_all(resources, job, here)
     done = succeeded(resources, job)
@@ -132,7 +132,7 @@ def test_success_forgets_them(resources: Resources, here: Path) -> None:
     assert set(resources.store.keys(job_prefix(job.id))) == published
 
 
-def test_a_retry_goes_on_from_them_until_their_time_has_come(
+def test_a_retry_resumes_from_the_files_until_they_expire(
     resources: Resources, here: Path, tmp_path: Path
 ) -> None:
     job = running(resources)
@@ -142,7 +142,7 @@ def test_a_retry_goes_on_from_them_until_their_time_has_come(
     retention.settle(resources)
     assert held(resources, job) == NAMES
     jobs.retry_job(resources, OPERATOR, job.id)
-    again = claims.claim_job(resources, job.id, "worker-2")
+    again = claims.claim_next_job(resources, "worker-2")
     assert again is not None
     assert layer_files.fetch(resources, again, tmp_path / "elsewhere") == NAMES
     claims.fail_job(resources, again.lease, LOST)
@@ -153,7 +153,7 @@ def test_a_retry_goes_on_from_them_until_their_time_has_come(
     assert resources.store.keys(job_prefix(job.id)) == []
 
 
-def test_deleting_the_job_removes_them(resources: Resources, here: Path) -> None:
+def test_deleting_the_job_removes_the_files(resources: Resources, here: Path) -> None:
     job = running(resources)
     keep_all(resources, job, here)
     assert claims.fail_job(resources, job.lease, LOST).state is State.FAILED
@@ -162,7 +162,7 @@ def test_deleting_the_job_removes_them(resources: Resources, here: Path) -> None
     assert resources.store.keys(job_prefix(job.id)) == []
 
 
-def test_a_lease_of_another_owner_is_no_lease(resources: Resources, here: Path) -> None:
+def test_the_lease_of_another_owner_is_rejected(resources: Resources, here: Path) -> None:
     job = running(resources)
     with pytest.raises(LeaseLostError):
         layer_files.keep(

@@ -1,7 +1,7 @@
-"""Whatever clients, workers, deaths and clocks do: no illegal state, nothing published twice.
+"""Random sequences of requests, worker writes and expiries never break the lifecycle of a job.
 
-A model of one job is kept beside the real one in PostgreSQL. Workers live only as the leases they
-were given; a dead one is a lease that nobody renews, and its late writes are tried as well.
+The test compares a model of one job with the real job in PostgreSQL. A worker is represented by the
+leases it received; a dead worker is a lease that is not renewed, and its late writes are tried too.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Lifecycle(RuleBasedStateMachine):
         return jobs.get_job(self.resources, OPERATOR, self.job_id)
 
     @rule(verb=st.sampled_from(["cancel_job", "pause_job", "resume_job", "retry_job"]))
-    def ask(self, verb: str) -> None:
+    def request(self, verb: str) -> None:
         try:
             getattr(jobs, verb)(self.resources, OPERATOR, self.job_id)
         except IllegalTransitionError:
@@ -94,7 +94,7 @@ class Lifecycle(RuleBasedStateMachine):
         before = self.job()
         stored = self.resources.store.keys(f"jobs/{job.id}/attempts/{job.fencing_token}/")
         if stored:
-            return  # an attempt uploads once; the store refuses to write a key again
+            return  # an attempt uploads once; the store rejects existing keys
         try:
             succeeded(self.resources, job)
         except LeaseLostError:
@@ -105,18 +105,18 @@ class Lifecycle(RuleBasedStateMachine):
 
     @precondition(lambda self: self.state in LEASED)
     @rule()
-    def lease_expires_and_the_reaper_comes(self) -> None:
+    def lease_expires_and_is_reaped(self) -> None:
         with self.resources.database.transaction() as transaction:
             transaction.execute(text("UPDATE jobs SET lease_expires_at = now() - interval '1 s'"))
         (reaped,) = claims.reap_expired(self.resources)
         assert reaped.state not in LEASED
 
     @rule()
-    def reaper_finds_nothing_while_leases_live(self) -> None:
+    def valid_leases_are_not_reaped(self) -> None:
         assert claims.reap_expired(self.resources) == []
 
     @invariant()
-    def the_job_is_sound(self) -> None:
+    def the_job_is_consistent(self) -> None:
         job = self.job()
         assert job.state is self.state or (self.state, job.state) in legal_changes()
         self.state = job.state

@@ -1,4 +1,4 @@
-"""A wake-up message is sent some time after its job was written, whatever the broker does."""
+"""The message that wakes a worker is sent eventually, even after a broker outage."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pending(settings: Settings) -> int:
     return int(row[0])
 
 
-def test_message_is_written_with_the_job_and_sent_once(
+def test_a_message_is_written_with_the_job_and_sent_once(
     resources: Resources, settings: Settings
 ) -> None:
     queued(resources)
@@ -50,7 +50,7 @@ def own_broker(tmp_path: Path) -> Iterator[EmbeddedValkey]:
     server.stop()
 
 
-def test_broker_outage_loses_nothing(settings: Settings, own_broker: EmbeddedValkey) -> None:
+def test_a_broker_outage_loses_no_message(settings: Settings, own_broker: EmbeddedValkey) -> None:
     url = own_broker.url
     resources = open_resources(settings.model_copy(update={"broker_url": url}))
     queued(resources)
@@ -68,7 +68,7 @@ def test_broker_outage_loses_nothing(settings: Settings, own_broker: EmbeddedVal
     resources.close()
 
 
-def test_waiting_job_is_hinted_at_again_but_ever_more_rarely(
+def test_messages_of_a_waiting_job_are_repeated_with_growing_pauses(
     resources: Resources, settings: Settings
 ) -> None:
     job = queued(resources)
@@ -88,7 +88,7 @@ def test_waiting_job_is_hinted_at_again_but_ever_more_rarely(
     assert outbox.dispatch(resources) == 3
 
 
-def test_failing_dispatch_is_left_to_the_sweep(settings: Settings) -> None:
+def test_a_failed_dispatch_raises_no_error(settings: Settings) -> None:
     url = "postgresql+psycopg://nobody@/none?host=/nonexistent"
     resources = open_resources(settings.model_copy(update={"database_url": url}))
     outbox.dispatch_soon(resources)

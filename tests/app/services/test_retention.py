@@ -1,4 +1,4 @@
-"""What the store holds is what somebody owns, wherever the sweeper was interrupted."""
+"""The store holds only owned objects, wherever maintenance was interrupted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def put(resources: Resources, key: str) -> str:
 
 
 def age(resources: Resources, days: int) -> None:
-    """Let time pass for every job."""
+    """Let this many days pass for every job."""
     with resources.database.transaction() as transaction:
         transaction.execute(
             text("UPDATE jobs SET expires_at = expires_at - make_interval(days => :days)"),
@@ -50,7 +50,7 @@ def find(resources: Resources, job: Job) -> Job:
     return jobs.get_job(resources, OPERATOR, job.id)
 
 
-def test_settling_removes_old_attempts_and_keeps_what_is_published(resources: Resources) -> None:
+def test_settling_removes_old_attempts_and_keeps_published_files(resources: Resources) -> None:
     job = in_state(resources, State.SUCCEEDED)
     published = set(resources.store.keys(job_prefix(job.id)))
     put(resources, attempt_prefix(job.id, 0) + "files/model.safetensors")
@@ -59,7 +59,7 @@ def test_settling_removes_old_attempts_and_keeps_what_is_published(resources: Re
     assert retention.settle(resources) == 0
 
 
-def test_settling_leaves_running_jobs_and_later_attempts_alone(resources: Resources) -> None:
+def test_settling_keeps_files_of_running_jobs_and_later_attempts(resources: Resources) -> None:
     busy = running(resources)
     mine = put(resources, attempt_prefix(busy.id, busy.fencing_token) + "files/a")
     ended = in_state(resources, State.FAILED)
@@ -69,7 +69,7 @@ def test_settling_leaves_running_jobs_and_later_attempts_alone(resources: Resour
     assert resources.store.keys(job_prefix(ended.id)) == [later]
 
 
-def test_artifacts_stay_until_their_time_and_not_longer(resources: Resources) -> None:
+def test_artifacts_are_removed_when_they_expire(resources: Resources) -> None:
     job = in_state(resources, State.SUCCEEDED)
     retention.settle(resources)
     age(resources, 29)
@@ -82,7 +82,7 @@ def test_artifacts_stay_until_their_time_and_not_longer(resources: Resources) ->
     assert retention.expire(resources) == 0
 
 
-def test_zero_days_keep_for_ever(resources: Resources) -> None:
+def test_zero_retention_days_keep_artifacts_for_ever(resources: Resources) -> None:
     unlimited = resources.settings.model_copy(update={"retention_days": 0})
     resources = replace(resources, settings=unlimited)
     job = in_state(resources, State.SUCCEEDED)
@@ -92,7 +92,7 @@ def test_zero_days_keep_for_ever(resources: Resources) -> None:
 
 
 class BrokenStore(ArtifactStore):
-    """Fails at a chosen call."""
+    """A store that fails at a chosen call."""
 
     def __init__(self, url: str, fails: str) -> None:
         super().__init__(url)
@@ -111,7 +111,7 @@ class BrokenStore(ArtifactStore):
 
 
 @pytest.mark.parametrize("fails", ["keys", "delete"])
-def test_an_interrupted_expiry_is_finished_by_the_next(resources: Resources, fails: str) -> None:
+def test_an_interrupted_expiry_is_completed_by_the_next(resources: Resources, fails: str) -> None:
     job = in_state(resources, State.SUCCEEDED)
     retention.settle(resources)
     age(resources, 31)
@@ -124,7 +124,9 @@ def test_an_interrupted_expiry_is_finished_by_the_next(resources: Resources, fai
     assert find(resources, job).expires_at is None
 
 
-def test_expiry_after_the_objects_were_removed_is_finished_too(resources: Resources) -> None:
+def test_an_expiry_interrupted_after_the_objects_were_removed_is_completed(
+    resources: Resources,
+) -> None:
     job = in_state(resources, State.SUCCEEDED)
     retention.settle(resources)
     age(resources, 31)
@@ -136,7 +138,7 @@ def test_expiry_after_the_objects_were_removed_is_finished_too(resources: Resour
     assert find(resources, job).expired_at == first
 
 
-def test_the_log_of_an_expired_job_keeps_its_turns(resources: Resources) -> None:
+def test_the_log_of_an_expired_job_keeps_its_state_changes(resources: Resources) -> None:
     job = running(resources)
     progress = Progress(fraction=0.5, message="half")
     claims.record_progress(resources, job.lease, Stage.COMPRESS, progress, log=True)
@@ -150,19 +152,19 @@ def test_the_log_of_an_expired_job_keeps_its_turns(resources: Resources) -> None
     assert kinds == ["queued", "started", "requeued", "cancelled"]
 
 
-def test_orphans_go_and_owned_objects_stay(resources: Resources) -> None:
+def test_orphans_are_removed_and_owned_objects_kept(resources: Resources) -> None:
     job = in_state(resources, State.SUCCEEDED)
     waiting = queued(resources)
-    kept = {*resources.store.keys(job_prefix(job.id))}
-    kept.add(put(resources, f"{job_prefix(waiting.id)}checkpoints/1"))
-    kept.add(put(resources, "statistics/abc"))
+    owned = {*resources.store.keys(job_prefix(job.id))}
+    owned.add(put(resources, f"{job_prefix(waiting.id)}checkpoints/1"))
+    owned.add(put(resources, "statistics/abc"))
     put(resources, attempt_prefix("job_01J00000000000000000000000", 3) + "files/deep/x")
     put(resources, "jobs/nonsense/y")
     assert retention.remove_orphans(resources) == 2
-    assert {*resources.store.keys("jobs/"), *resources.store.keys("statistics/")} == kept
+    assert {*resources.store.keys("jobs/"), *resources.store.keys("statistics/")} == owned
 
 
-def test_orphans_are_looked_for_by_one_process_in_each_period(resources: Resources) -> None:
+def test_one_process_in_each_period_searches_for_orphans(resources: Resources) -> None:
     put(resources, "jobs/one/x")
     assert retention.remove_orphans(resources) == 1
     put(resources, "jobs/two/x")

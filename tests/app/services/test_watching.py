@@ -1,4 +1,4 @@
-"""One listener and one reader for any number of watchers, against the real database."""
+"""Any number of watchers share one listener and one reader of the real database."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEVER = 3600.0
 
 
 class CountedWatching(Watching):
-    """Counts its readings; some of them fail."""
+    """Watching that counts its readings and lets some of them fail."""
 
     readings = 0
     failures = 0
@@ -53,7 +53,7 @@ def watch(
     asyncio.run(run())
 
 
-async def heard(watching: Watching) -> None:
+async def listening(watching: Watching) -> None:
     """Wait until notifications arrive."""
     while not watching.hearing:
         await asyncio.sleep(0.01)
@@ -64,18 +64,18 @@ async def seen(watched: WatchedJob, state: State) -> None:
         await watched.changed_since(watched.version)
 
 
-def test_a_change_is_read_once_for_all_who_watch(resources: Resources) -> None:
+def test_a_change_is_read_once_for_all_watchers(resources: Resources) -> None:
     job = queued(resources)
 
     async def test(watching: CountedWatching) -> None:
-        await heard(watching)
+        await listening(watching)
         async with AsyncExitStack() as stack:
             contexts = [watching.watch(OPERATOR, job.id, log=True) for _ in range(200)]
             all_watched = await asyncio.gather(*map(stack.enter_async_context, contexts))
             assert watching.readings <= 2
             before = watching.readings
-            await asyncio.to_thread(claims.claim_job, resources, job.id, "worker-1")
-            await asyncio.gather(*(seen(one, State.RUNNING) for one in all_watched))
+            await asyncio.to_thread(claims.claim_next_job, resources, "worker-1")
+            await asyncio.gather(*(seen(watched, State.RUNNING) for watched in all_watched))
             assert watching.readings == before + 1
             assert [event.type for event in all_watched[-1].events_after(1)] == ["started"]
         assert watching.job_count == 0
@@ -83,11 +83,11 @@ def test_a_change_is_read_once_for_all_who_watch(resources: Resources) -> None:
     watch(resources, test)
 
 
-def test_progress_that_is_not_logged_is_seen(resources: Resources) -> None:
+def test_unlogged_progress_is_reported(resources: Resources) -> None:
     job = running(resources)
 
     async def test(watching: CountedWatching) -> None:
-        await heard(watching)
+        await listening(watching)
         async with watching.watch(OPERATOR, job.id, log=True) as watched:
             version, logged = watched.version, len(watched.events_after(0))
             await asyncio.to_thread(advance, resources, job)
@@ -104,11 +104,11 @@ def advance(resources: Resources, job: Job) -> None:
     claims.record_progress(resources, job.lease, Stage.COMPRESS, progress, log=False)
 
 
-def test_what_happened_while_the_connection_was_cut_is_seen_after_it(resources: Resources) -> None:
+def test_changes_during_a_lost_connection_are_reported_after_it(resources: Resources) -> None:
     job = queued(resources)
 
     async def test(watching: CountedWatching) -> None:
-        await heard(watching)
+        await listening(watching)
         async with watching.watch(OPERATOR, job.id, log=True) as watched:
             await asyncio.to_thread(cut_and_claim, resources, job)
             await seen(watched, State.RUNNING)
@@ -124,38 +124,38 @@ def cut_and_claim(resources: Resources, job: Job) -> None:
             " WHERE datname = current_database() AND query ILIKE 'LISTEN%'"
         ).fetchall()
     assert cut == [(True,)]
-    claims.claim_job(resources, job.id, "worker-1")
+    claims.claim_next_job(resources, "worker-1")
 
 
-def test_jobs_are_polled_while_nothing_can_be_heard(resources: Resources) -> None:
+def test_jobs_are_polled_while_notifications_are_unavailable(resources: Resources) -> None:
     job = queued(resources)
 
     async def test(watching: CountedWatching) -> None:
         async with watching.watch(OPERATOR, job.id, log=False) as watched:
-            await asyncio.to_thread(claims.claim_job, resources, job.id, "worker-1")
+            await asyncio.to_thread(claims.claim_next_job, resources, "worker-1")
             await seen(watched, State.RUNNING)
             assert not watching.hearing
 
-    # Readings go the usual way; the listener looks for its server where none is.
+    # Readings use the real database; the listener cannot reach its server.
     nowhere = "postgresql+psycopg://nobody@/nothing?host=/nonexistent"
     watch(resources, test, database_url=nowhere, watch_poll_seconds=0.02)
 
 
-def test_a_reading_that_failed_is_made_up_for(resources: Resources) -> None:
+def test_a_failed_reading_is_repeated(resources: Resources) -> None:
     job = queued(resources)
 
     async def test(watching: CountedWatching) -> None:
-        await heard(watching)
+        await listening(watching)
         async with watching.watch(OPERATOR, job.id, log=False) as watched:
             watching.failures = 1
-            await asyncio.to_thread(claims.claim_job, resources, job.id, "worker-1")
+            await asyncio.to_thread(claims.claim_next_job, resources, "worker-1")
             await seen(watched, State.RUNNING)
             assert watching.failures == 0
 
     watch(resources, test, watch_poll_seconds=0.02)
 
 
-def test_whoever_comes_while_the_database_is_away_is_told_so(resources: Resources) -> None:
+def test_a_watch_that_starts_during_a_database_outage_raises_an_error(resources: Resources) -> None:
     job = queued(resources)
 
     async def test(watching: CountedWatching) -> None:
@@ -168,20 +168,20 @@ def test_whoever_comes_while_the_database_is_away_is_told_so(resources: Resource
     watch(resources, test)
 
 
-def test_a_newcomer_sees_what_was_done_before_it_came(resources: Resources) -> None:
-    """Even if others watch already and the notification is still on its way."""
+def test_a_new_watcher_sees_earlier_changes(resources: Resources) -> None:
+    """Watch the job while another watcher has not yet received the notification."""
     job = queued(resources)
 
     async def test(watching: CountedWatching) -> None:
         async with watching.watch(OPERATOR, job.id, log=False):
-            jobs.cancel_job(resources, OPERATOR, job.id)  # no turn for the event loop meanwhile
+            jobs.cancel_job(resources, OPERATOR, job.id)  # blocks the event loop meanwhile
             async with watching.watch(OPERATOR, job.id, log=False) as newcomer:
                 assert newcomer.job.state is State.CANCELLED
 
     watch(resources, test)
 
 
-def test_jobs_of_other_projects_are_not_there(resources: Resources) -> None:
+def test_jobs_of_other_projects_are_not_found(resources: Resources) -> None:
     job = queued(resources)
     stranger = Principal(project_id="other", scopes=OPERATOR.scopes)
 
@@ -193,11 +193,11 @@ def test_jobs_of_other_projects_are_not_there(resources: Resources) -> None:
     watch(resources, test)
 
 
-def test_a_deletion_is_seen(resources: Resources) -> None:
+def test_a_deletion_is_reported(resources: Resources) -> None:
     job = in_state(resources, State.CANCELLED)
 
     async def test(watching: CountedWatching) -> None:
-        await heard(watching)
+        await listening(watching)
         async with watching.watch(OPERATOR, job.id, log=True) as watched:
             version = watched.version
             await asyncio.to_thread(jobs.delete_job, resources, OPERATOR, job.id)

@@ -1,4 +1,4 @@
-"""The losses are their formulas, and a gradient in parts is the whole one."""
+"""Losses equal their formulas, and the gradient in parts equals that of the whole."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_divergence_is_the_kullback_leibler_sum_of_softened_distributions(
             [math.exp(float(value) / temperature) for value in logits[row]]
             for logits in (teacher, student)
         ]
-        p, q = ([one / sum(part) for one in part] for part in weights)
+        p, q = ([weight / sum(row_weights) for weight in row_weights] for row_weights in weights)
         expected += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-    found = float(divergence(student, teacher, temperature))
-    assert found == pytest.approx(temperature**2 * expected, rel=1e-5)
+    loss = float(divergence(student, teacher, temperature))
+    assert loss == pytest.approx(temperature**2 * expected, rel=1e-5)
     assert float(divergence(teacher, teacher, temperature)) == pytest.approx(0.0, abs=1e-5)
 
 
-def test_next_token_loss_is_the_summed_surprise() -> None:
+def test_next_token_loss_is_the_sum_of_negative_log_probabilities() -> None:
     logits, targets = random_logits(2), torch.tensor([0, 6, 3, 3, 1])
     expected = -sum(
         math.log(float(torch.softmax(logits[row].double(), -1)[target]))
@@ -61,7 +61,7 @@ def test_a_gradient_in_parts_is_the_gradient_of_the_whole(rows: int) -> None:
     assert float(total) == pytest.approx(float((inputs @ weight).detach().exp().sum()), rel=1e-6)
 
 
-def test_parts_know_their_rows() -> None:
+def test_each_part_receives_its_rows() -> None:
     hidden = torch.zeros(5, 2, requires_grad=True)
     seen = []
 
@@ -73,7 +73,7 @@ def test_parts_know_their_rows() -> None:
     assert seen == [0, 1, 2, 3, 4]
 
 
-def test_the_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero() -> None:
     places = [index / 200 for index in range(201)]
     rates = [learning_rate_factor(place) for place in places]
     peak = places.index(WARM_UP)

@@ -1,4 +1,4 @@
-"""A compression that recovers: one run, verified, reported, and gone on with after a kill."""
+"""Compression with recovery fine-tuning in one run: verified, reported and resumed when killed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.intraslice_core.finetuning.training_runs import SETTINGS, compression
 from tests.intraslice_core.tiny_models import tiny_llama
 
 TIMED = {"verification.json", REPORT_FILE, "README.md", "manifest.json"}
-"""Files that hold times, or hashes of those that do."""
+"""Files that contain times, or hashes of files that do."""
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,8 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(**changes: Any) -> CompressionConfig:
-    of_recovery = {name: changes.pop(name) for name in list(changes) if name in ("loss", "source")}
-    return compression(recover=SETTINGS | {"loss": "ce"} | of_recovery, **changes)
+    recover = {name: changes.pop(name) for name in list(changes) if name in ("loss", "source")}
+    return compression(recover=SETTINGS | {"loss": "ce"} | recover, **changes)
 
 
 def weights_of(checkpoint: Path) -> dict[str, str]:
@@ -40,7 +40,7 @@ def weights_of(checkpoint: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("target", ["research", "stock"])
 @pytest.mark.parametrize("loss", ["ce", "distill"])
-def test_a_recovered_checkpoint_is_verified_and_loads_without_our_package(
+def test_a_fine_tuned_checkpoint_is_verified_and_loads_without_intraslice(
     dense: Path, tmp_path: Path, target: str, loss: str
 ) -> None:
     evaluation = EvaluationConfig(max_tokens=512, context_length=32, benchmark=False)
@@ -60,8 +60,8 @@ def test_a_recovered_checkpoint_is_verified_and_loads_without_our_package(
     assert (report.params_after, report.bytes_after) == (plain.params_after, plain.bytes_after)
     assert report.plan == plain.plan
     if loss == "ce":
-        scores = [one.evaluation.perplexity[0].compressed for one in (report, plain)]
-        assert scores[0] < 0.5 * scores[1]
+        recovered = report.evaluation.perplexity[0].compressed
+        assert recovered < 0.5 * plain.evaluation.perplexity[0].compressed
     stored = CompressionReport.model_validate_json((tmp_path / "out" / REPORT_FILE).read_text())
     assert stored == report
     card = (tmp_path / "out" / "README.md").read_text()
@@ -70,24 +70,24 @@ def test_a_recovered_checkpoint_is_verified_and_loads_without_our_package(
         tmp_path / "out", trust_remote_code=target == "research", dtype=torch.float32
     )
     assert not any("lora" in name for name, _ in model.named_parameters())
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["out", "plain"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "plain"]
 
 
 class KilledError(Exception):
-    """As SIGKILL is: nothing is tidied for the next run."""
+    """A substitute for SIGKILL: nothing is cleaned up before the next run."""
 
 
-def test_a_run_killed_in_its_training_goes_on_there(dense: Path, tmp_path: Path) -> None:
+def test_a_run_killed_during_training_resumes_there(dense: Path, tmp_path: Path) -> None:
     compress_model(str(dense), tmp_path / "whole", config(), verify=False)
 
     def killed(event: ProgressEvent) -> None:
         if event.stage is Stage.RECOVER and event.message.startswith("step 20/"):
             raise KilledError
 
-    kept = ResumeState(directory=tmp_path / "kept", hidden_states_every_seconds=0.0)
+    state = ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=0.0)
     with pytest.raises(KilledError):
         compress_model(
-            str(dense), tmp_path / "out", config(), resume_state=kept, on_progress=killed
+            str(dense), tmp_path / "out", config(), resume_state=state, on_progress=killed
         )
     steps: list[str] = []
 
@@ -95,38 +95,40 @@ def test_a_run_killed_in_its_training_goes_on_there(dense: Path, tmp_path: Path)
         if event.stage is Stage.RECOVER and event.message.startswith("step "):
             steps.append(event.message.partition(",")[0])
 
-    kept = ResumeState(directory=tmp_path / "kept", hidden_states_every_seconds=0.0)
+    state = ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=0.0)
     report = compress_model(
-        str(dense), tmp_path / "out", config(), resume_state=kept, on_progress=listen, verify=False
+        str(dense), tmp_path / "out", config(), resume_state=state, on_progress=listen, verify=False
     )
     assert report.resumed_layers == 3
     assert steps == [f"step {step}/40" for step in range(20, 41)]
     assert weights_of(tmp_path / "out") == weights_of(tmp_path / "whole")
 
 
-def test_layers_that_are_finished_serve_other_trainings(dense: Path, tmp_path: Path) -> None:
+def test_finished_layers_are_reused_with_other_training_settings(
+    dense: Path, tmp_path: Path
+) -> None:
     for name, settings in (("plain", compression()), ("trained", config())):
-        kept = ResumeState(directory=tmp_path / "kept")
+        state = ResumeState(directory=tmp_path / "state")
         report = compress_model(
-            str(dense), tmp_path / name, settings, resume_state=kept, verify=False
+            str(dense), tmp_path / name, settings, resume_state=state, verify=False
         )
     assert report.resumed_layers == 3
     assert weights_of(tmp_path / "plain") != weights_of(tmp_path / "trained")
 
 
-def test_files_written_again_and_again_are_told_to_nobody(dense: Path, tmp_path: Path) -> None:
-    told: list[str] = []
-    kept = ResumeState(
-        directory=tmp_path / "kept", hidden_states_every_seconds=0.0, on_saved=told.append
+def test_repeatedly_written_files_are_not_reported(dense: Path, tmp_path: Path) -> None:
+    reported: list[str] = []
+    state = ResumeState(
+        directory=tmp_path / "state", hidden_states_every_seconds=0.0, on_saved=reported.append
     )
-    compress_model(str(dense), tmp_path / "out", config(), resume_state=kept, verify=False)
-    here = {file.name for file in (tmp_path / "kept").iterdir()}
-    assert here - set(told) == {"hidden-states.safetensors", "recovery.safetensors"}
-    assert "recovery-tokens.safetensors" in told
-    assert len(told) == len(set(told))
+    compress_model(str(dense), tmp_path / "out", config(), resume_state=state, verify=False)
+    saved = {file.name for file in (tmp_path / "state").iterdir()}
+    assert saved - set(reported) == {"hidden-states.safetensors", "recovery.safetensors"}
+    assert "recovery-tokens.safetensors" in reported
+    assert len(reported) == len(set(reported))
 
 
-def test_progress_never_falls_and_the_training_says_how_long_it_will_take(
+def test_progress_never_falls_and_training_estimates_its_remaining_time(
     dense: Path, tmp_path: Path
 ) -> None:
     events: list[ProgressEvent] = []
@@ -134,13 +136,13 @@ def test_progress_never_falls_and_the_training_says_how_long_it_will_take(
     fractions = [event.fraction for event in events]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
-    training = [one for one in events if one.stage is Stage.RECOVER]
+    training = [event for event in events if event.stage is Stage.RECOVER]
     assert len(training) == 41
-    assert all(one.eta_seconds is not None and one.eta_seconds > 0.0 for one in training[2:])
+    assert all(event.eta_seconds is not None and event.eta_seconds > 0.0 for event in training[2:])
 
 
 @pytest.mark.parametrize("recover", [False, True])
-def test_shares_follow_each_other_without_a_gap(recover: bool) -> None:
+def test_shares_of_the_stages_have_no_gaps(recover: bool) -> None:
     shares = shares_of(recover=recover)
     assert (Stage.RECOVER in shares) == recover
     order = [stage for stage in Stage if stage in shares]
@@ -148,13 +150,13 @@ def test_shares_follow_each_other_without_a_gap(recover: bool) -> None:
     assert places[0] == 0.0
     assert places[-1] == pytest.approx(1.0)
     for (_, end), (begin, _) in zip(
-        [shares[one] for one in order], [shares[one] for one in order[1:]], strict=False
+        [shares[stage] for stage in order], [shares[stage] for stage in order[1:]], strict=False
     ):
         assert math.isclose(end, begin)
     assert all(low < high for low, high in shares.values())
 
 
-def test_cancelled_in_its_training_leaves_nothing(dense: Path, tmp_path: Path) -> None:
+def test_a_run_cancelled_during_training_leaves_no_files(dense: Path, tmp_path: Path) -> None:
     reached: list[str] = []
 
     def listen(event: ProgressEvent) -> None:
@@ -179,7 +181,7 @@ def test_cancelled_in_its_training_leaves_nothing(dense: Path, tmp_path: Path) -
         (None, errors.CalibrationSourceError, "compression.recover.source"),
     ],
 )
-def test_text_that_cannot_be_trained_on_is_refused_before_anything_is_compressed(
+def test_unusable_training_text_is_rejected_before_compression(
     dense: Path,
     tmp_path: Path,
     text: str | None,
@@ -190,14 +192,14 @@ def test_text_that_cannot_be_trained_on_is_refused_before_anything_is_compressed
     if text is not None:
         file.write_text(text)
     stages: list[Stage] = []
-    with pytest.raises(expected) as refused:
+    with pytest.raises(expected) as rejected:
         compress_model(
             str(dense),
             tmp_path / "out",
             config(source=str(file)),
             on_progress=lambda event: stages.append(event.stage),
         )
-    assert refused.value.field == field
+    assert rejected.value.field == field
     assert set(stages) <= {Stage.LOAD, Stage.CALIBRATE}
 
 
@@ -215,12 +217,12 @@ def test_text_that_cannot_be_trained_on_is_refused_before_anything_is_compressed
         {"source": [{"source": "pydoc", "weight": 1e6}, {"source": "pycode", "weight": 1e-3}]},
     ],
 )
-def test_settings_out_of_range_are_refused(changes: dict[str, Any]) -> None:
+def test_settings_out_of_range_are_rejected(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="recover"):
         CompressionConfig.model_validate({"recover": changes})
 
 
-def test_the_text_of_a_training_is_the_calibrations_unless_it_has_one_of_its_own() -> None:
+def test_training_uses_the_calibration_text_unless_it_has_its_own() -> None:
     calibration = CalibrationConfig(source="pycode")
     own = CompressionConfig.model_validate(
         {"calibration": calibration, "recover": {"source": "pydoc"}}

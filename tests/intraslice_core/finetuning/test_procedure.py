@@ -1,4 +1,4 @@
-"""Training wins back what a compression lost, and leaves a checkpoint of the same form."""
+"""Recovery fine-tuning reduces the loss of a compressed model and keeps the checkpoint's form."""
 
 from __future__ import annotations
 
@@ -52,18 +52,19 @@ def log_probs(directory: Path, sequences: Tensor) -> Tensor:
 
 
 def divergence_from(dense: Path, directory: Path, sequences: Tensor) -> float:
-    """Mean KL(dense ‖ other) a token, by its definition."""
+    """Return the mean KL(dense ‖ other) per token, by its definition."""
     p, q = log_probs(dense, sequences), log_probs(directory, sequences)
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def surprise(directory: Path, sequences: Tensor) -> float:
-    found = log_probs(directory, sequences)[:, :-1].gather(-1, sequences[:, 1:, None])
-    return -float(found.mean())
+def next_token_loss(directory: Path, sequences: Tensor) -> float:
+    """Return the mean negative log-probability of the next token."""
+    predicted = log_probs(directory, sequences)[:, :-1].gather(-1, sequences[:, 1:, None])
+    return -float(predicted.mean())
 
 
 @pytest.mark.parametrize("kind", ["pair", "stock_pair"])
-def test_distilling_brings_the_model_nearer_to_the_dense_one_on_text_it_has_not_seen(
+def test_distillation_reduces_the_divergence_on_held_out_text(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     dense, compressed = request.getfixturevalue(kind)
@@ -80,27 +81,27 @@ def test_distilling_brings_the_model_nearer_to_the_dense_one_on_text_it_has_not_
 
 
 @pytest.mark.parametrize("kind", ["pair", "stock_pair"])
-def test_cross_entropy_falls_on_text_it_has_not_seen(
+def test_cross_entropy_falls_on_held_out_text(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     dense, compressed = request.getfixturevalue(kind)
     work = work_on((dense, compressed), tmp_path / "out", loss="ce")
     held_out = work.tokens[-HELD_OUT_SEQUENCES:]
     report, _ = recover_checkpoint(work)
-    found = report.held_out
-    for value, place in (
-        (found.dense, dense),
-        (found.before, compressed),
-        (found.after, tmp_path / "out"),
+    perplexity = report.held_out
+    for value, checkpoint in (
+        (perplexity.dense, dense),
+        (perplexity.before, compressed),
+        (perplexity.after, tmp_path / "out"),
     ):
-        expected = torch.tensor(surprise(place, held_out)).exp()
+        expected = torch.tensor(next_token_loss(checkpoint, held_out)).exp()
         assert value == pytest.approx(float(expected), rel=1e-3)
-    assert found.after < 0.5 * found.before
-    assert found.tokens == HELD_OUT_SEQUENCES * (LENGTH - 1)
+    assert perplexity.after < 0.5 * perplexity.before
+    assert perplexity.tokens == HELD_OUT_SEQUENCES * (LENGTH - 1)
 
 
 @pytest.mark.parametrize("kind", ["pair", "stock_pair"])
-def test_only_the_weights_of_the_linear_maps_change(
+def test_only_the_weights_of_linear_layers_change(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     dense, compressed = request.getfixturevalue(kind)
@@ -108,7 +109,9 @@ def test_only_the_weights_of_the_linear_maps_change(
     before, after = files_of(compressed), files_of(tmp_path / "out")
     assert before.keys() == after.keys()
     assert {name for name in before if before[name] != after[name]} == {"model.safetensors"}
-    old, new = (load_file(one / "model.safetensors") for one in (compressed, tmp_path / "out"))
+    old, new = (
+        load_file(checkpoint / "model.safetensors") for checkpoint in (compressed, tmp_path / "out")
+    )
     assert old.keys() == new.keys()
     for name, tensor in old.items():
         trained = name.endswith("proj.weight")
@@ -117,7 +120,7 @@ def test_only_the_weights_of_the_linear_maps_change(
         assert tensor.shape == new[name].shape
 
 
-def test_adapters_change_nothing_before_their_first_step_and_merged_are_what_they_were(
+def test_new_adapters_change_nothing_and_merging_trained_ones_is_exact(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     work = work_on(pair, tmp_path / "out")
@@ -136,23 +139,25 @@ def test_adapters_change_nothing_before_their_first_step_and_merged_are_what_the
         torch.testing.assert_close(plain(sequences).logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_seed_decides_the_adapters_and_leaves_the_global_generator_alone(
+def test_the_seed_determines_the_adapters_and_leaves_the_global_generator_unchanged(
     pair: tuple[Path, Path],
 ) -> None:
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    one, same, other = (
+    first, same, other = (
         add_adapters(load(pair[1]), rank=4, alpha=8.0, seed=seed) for seed in (3, 3, 4)
     )
     assert torch.equal(torch.rand(1), expected)
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not all(torch.equal(one[name], other[name]) for name in one)
-    assert all("lora_" in name for name in one)
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+    assert all("lora_" in name for name in first)
 
 
 @pytest.mark.parametrize("steps", [1, 7])
-def test_it_ends_with_the_tokens(pair: tuple[Path, Path], tmp_path: Path, steps: int) -> None:
+def test_training_ends_when_the_tokens_are_used_up(
+    pair: tuple[Path, Path], tmp_path: Path, steps: int
+) -> None:
     # The last batch is a single sequence.
     sequences = 4 * (steps - 1) + 1
     seen: list[Moment] = []
@@ -166,13 +171,13 @@ def test_it_ends_with_the_tokens(pair: tuple[Path, Path], tmp_path: Path, steps:
     )
     assert (report.tokens, report.steps) == (sequences * LENGTH, steps)
     assert report.stopped_by == "tokens"
-    assert [one.step for one in seen] == list(range(steps))
-    assert [one.done for one in seen] == [4 * step / sequences for step in range(steps)]
+    assert [moment.step for moment in seen] == list(range(steps))
+    assert [moment.done for moment in seen] == [4 * step / sequences for step in range(steps)]
     assert (seen[0].seconds_left, seen[0].loss) == (None, None)
-    assert all((one.seconds_left or 0.0) > 0.0 for one in seen[1:])
+    assert all((moment.seconds_left or 0.0) > 0.0 for moment in seen[1:])
 
 
-def test_it_ends_with_the_time(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_training_ends_when_the_time_is_used_up(pair: tuple[Path, Path], tmp_path: Path) -> None:
     report, _ = recover_checkpoint(
         work_on(pair, tmp_path / "out", max_seconds=1e-6, max_tokens=10**5)
     )
@@ -182,26 +187,28 @@ def test_it_ends_with_the_time(pair: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", ["ce", "distill"])
-def test_a_loss_that_is_no_number_ends_it_with_the_checkpoint_as_it_was(
+def test_a_non_finite_loss_ends_training_and_leaves_the_checkpoint_unchanged(
     tmp_path: Path, loss: str
 ) -> None:
     pair = make_pair(tmp_path, model={"tie_word_embeddings": False})
-    poison, harmless = 200, 5
+    non_finite, finite = 200, 5  # tokens by their embeddings
     sequences = tokens(recovery_config())
-    sequences[sequences == poison] = harmless
-    sequences[9, 3] = poison  # in the third batch of four
+    sequences[sequences == non_finite] = finite
+    sequences[9, 3] = non_finite  # in the third batch of four
     weights = load_file(pair[1] / "model.safetensors")
-    weights["model.embed_tokens.weight"][poison] = torch.nan
+    weights["model.embed_tokens.weight"][non_finite] = torch.nan
     save_file(weights, pair[1] / "model.safetensors", metadata={"format": "pt"})
     work = work_on(pair, tmp_path / "out", loss=loss, tokens=sequences)
     with pytest.raises(NumericalError, match="training step 3") as raised:
         recover_checkpoint(work)
     assert "learning_rate" in (raised.value.hint or "")
     assert files_of(tmp_path / "out") == files_of(pair[1])
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["compressed", "dense", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compressed", "dense", "out"]
 
 
-def test_a_broken_teacher_is_not_learnt_from(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_teacher_with_non_finite_weights_is_an_error(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
     work = work_on(pair, tmp_path / "out")
     broken = tmp_path / "dense"
     broken.mkdir()
@@ -214,20 +221,20 @@ def test_a_broken_teacher_is_not_learnt_from(pair: tuple[Path, Path], tmp_path: 
         recover_checkpoint(type(work)(**(vars(work) | {"dense": broken})))
 
 
-def test_bfloat16_trains_and_keeps_the_stored_dtype(
+def test_training_in_bfloat16_keeps_the_stored_dtype(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     report, _ = recover_checkpoint(work_on(pair, tmp_path / "out", loss="ce", dtype="bfloat16"))
     assert report.held_out.after < 0.5 * report.held_out.before
     stored = load_file(tmp_path / "out" / "model.safetensors")
-    assert {one.dtype for one in stored.values()} == {torch.float32}
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
 
 
-# -- going on ------------------------------------------------------------------------------------
+# -- resuming ------------------------------------------------------------------------------------
 
 
 class KilledError(Exception):
-    """Nobody catches it, as nobody catches a SIGKILL."""
+    """A substitute for SIGKILL: no code catches it."""
 
 
 def killed_before(step: int) -> Any:
@@ -243,17 +250,17 @@ def killed_before(step: int) -> Any:
     [{"loss": "ce"}, {"loss": "distill"}, {"loss": "distill", "dtype": "bfloat16"}],
     ids=["ce", "distill", "bfloat16"],
 )
-def test_a_killed_run_that_is_gone_on_with_ends_with_the_same_bytes(
+def test_an_interrupted_training_resumes_to_the_same_bytes(
     pair: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     settings = {"max_tokens": 30 * LENGTH} | changes
     whole, _ = recover_checkpoint(work_on(pair, tmp_path / "whole", **settings))
     for step in (3, 5):
-        kept = ResumeState(directory=tmp_path / "kept", hidden_states_every_seconds=0.0)
+        state = ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=0.0)
         work = work_on(
             pair,
             tmp_path / f"killed-{step}",
-            resume_state=kept,
+            resume_state=state,
             before_step=killed_before(step),
             **settings,
         )
@@ -261,12 +268,12 @@ def test_a_killed_run_that_is_gone_on_with_ends_with_the_same_bytes(
             recover_checkpoint(work)
         assert files_of(tmp_path / f"killed-{step}") == files_of(pair[1])
     made: list[int] = []
-    kept = ResumeState(directory=tmp_path / "kept", hidden_states_every_seconds=0.0)
+    state = ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=0.0)
     report, _ = recover_checkpoint(
         work_on(
             pair,
             tmp_path / "out",
-            resume_state=kept,
+            resume_state=state,
             before_step=lambda moment, _: made.append(moment.step),
             **settings,
         )
@@ -277,12 +284,10 @@ def test_a_killed_run_that_is_gone_on_with_ends_with_the_same_bytes(
     assert report.model_dump(exclude=timeless) == whole.model_dump(exclude=timeless)
 
 
-def test_a_training_that_is_finished_is_not_made_again(
-    pair: tuple[Path, Path], tmp_path: Path
-) -> None:
-    kept = ResumeState(directory=tmp_path / "kept")  # an hour between two files, but the last
-    kept.hidden_states_every_seconds = 3600.0
-    settings = {"max_tokens": 12 * LENGTH, "resume_state": kept}
+def test_a_finished_training_is_not_repeated(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    state = ResumeState(directory=tmp_path / "state")
+    state.hidden_states_every_seconds = 3600.0  # only the state after the last step is saved
+    settings = {"max_tokens": 12 * LENGTH, "resume_state": state}
     recover_checkpoint(work_on(pair, tmp_path / "first", **settings))
     again = work_on(pair, tmp_path / "again", before_step=killed_before(0), **settings)
     recover_checkpoint(again)
@@ -290,28 +295,28 @@ def test_a_training_that_is_finished_is_not_made_again(
 
 
 @pytest.mark.parametrize("change", [{"learning_rate": 1e-3}, {"loss": "ce"}, {"seed": 9}])
-def test_what_another_training_would_not_make_is_not_found(
+def test_the_state_of_a_different_training_is_not_resumed(
     pair: tuple[Path, Path], tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    kept = ResumeState(directory=tmp_path / "kept", hidden_states_every_seconds=0.0)
-    settings = {"max_tokens": 12 * LENGTH, "resume_state": kept}
+    state = ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=0.0)
+    settings = {"max_tokens": 12 * LENGTH, "resume_state": state}
     recover_checkpoint(work_on(pair, tmp_path / "first", **settings))
     work = work_on(pair, tmp_path / "again", before_step=killed_before(0), **settings, **change)
     with pytest.raises(KilledError):
         recover_checkpoint(work)
 
 
-def test_a_damaged_file_is_nothing_to_go_on_from(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    kept = ResumeState(directory=tmp_path / "kept", hidden_states_every_seconds=0.0)
-    settings = {"max_tokens": 12 * LENGTH, "resume_state": kept}
+def test_a_damaged_file_is_not_resumed(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    state = ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=0.0)
+    settings = {"max_tokens": 12 * LENGTH, "resume_state": state}
     recover_checkpoint(work_on(pair, tmp_path / "first", **settings))
-    (file,) = (tmp_path / "kept").iterdir()
+    (file,) = (tmp_path / "state").iterdir()
     file.write_bytes(file.read_bytes()[:-1])
     recover_checkpoint(work_on(pair, tmp_path / "again", **settings))
     assert files_of(tmp_path / "first") == files_of(tmp_path / "again")
 
 
-def test_cancelled_between_two_steps(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_training_is_cancelled_between_two_steps(pair: tuple[Path, Path], tmp_path: Path) -> None:
     reached: list[int] = []
     work = work_on(
         pair,
@@ -325,23 +330,23 @@ def test_cancelled_between_two_steps(pair: tuple[Path, Path], tmp_path: Path) ->
     assert files_of(tmp_path / "out") == files_of(pair[1])
 
 
-# -- telling -------------------------------------------------------------------------------------
+# -- reporting -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [1, 49, 50, 51, 100, 1003])
-def test_the_curve_has_few_points_and_ends_with_the_last_token(steps: int) -> None:
+def test_the_loss_curve_has_few_points_and_ends_with_the_last_token(steps: int) -> None:
     losses = [1.0 / step for step in range(1, steps + 1)]
     ends = [10 * step for step in range(1, steps + 1)]
     curve = loss_curve(losses, ends)
     assert 0 < len(curve) <= 50
     assert curve[-1].tokens == ends[-1]
-    places = [0, *(one.tokens for one in curve)]
+    places = [0, *(point.tokens for point in curve)]
     weights = [after - before for before, after in pairwise(places)]
-    mean = sum(one.loss * weight for one, weight in zip(curve, weights, strict=True)) / ends[-1]
-    assert mean == pytest.approx(sum(losses) / steps)
+    total = sum(point.loss * weight for point, weight in zip(curve, weights, strict=True))
+    assert total / ends[-1] == pytest.approx(sum(losses) / steps)
 
 
-def test_the_configuration_survives(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_configuration_survives_serialisation(pair: tuple[Path, Path], tmp_path: Path) -> None:
     report, _ = recover_checkpoint(work_on(pair, tmp_path / "out", max_tokens=8 * LENGTH))
     assert json.loads(report.model_dump_json())["config"]["max_tokens"] == 8 * LENGTH
     assert type(report).model_validate_json(report.model_dump_json()) == report

@@ -1,4 +1,4 @@
-"""A finished checkpoint may be trained some other day, with the bytes of a run that did it all."""
+"""Fine-tuning a finished checkpoint later gives the bytes of a compression with fine-tuning."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def compressed(dense: Path, out: Path, settings: CompressionConfig) -> Path:
 
 
 @pytest.mark.parametrize("target", ["research", "stock"])
-def test_it_ends_with_the_bytes_of_a_compression_that_recovers(
+def test_the_result_equals_a_compression_with_fine_tuning(
     dense: Path, tmp_path: Path, target: str
 ) -> None:
     plain = compressed(dense, tmp_path / "plain", compression(target=target))
@@ -38,9 +38,9 @@ def test_it_ends_with_the_bytes_of_a_compression_that_recovers(
     report = recover_model(plain, str(dense), tmp_path / "out", RECOVER, dtype="float32")
     assert files_of(plain) == before
     whole = compressed(dense, tmp_path / "whole", compression(target=target, recover=RECOVER))
-    found, expected = files_of(tmp_path / "out"), files_of(whole)
-    assert found.keys() - REWRITTEN_FILES == expected.keys() - REWRITTEN_FILES
-    assert all(found[name] == expected[name] for name in found.keys() - REWRITTEN_FILES)
+    result, expected = files_of(tmp_path / "out"), files_of(whole)
+    assert result.keys() - REWRITTEN_FILES == expected.keys() - REWRITTEN_FILES
+    assert all(result[name] == expected[name] for name in result.keys() - REWRITTEN_FILES)
     assert report.recovery is not None
     assert report.recovery.held_out.after < report.recovery.held_out.before
     assert report.evaluation is None
@@ -50,7 +50,7 @@ def test_it_ends_with_the_bytes_of_a_compression_that_recovers(
     assert "Fine-tuned after compression" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_what_cannot_be_trained_is_refused_and_nothing_is_left(dense: Path, tmp_path: Path) -> None:
+def test_invalid_inputs_are_rejected_and_leave_no_files(dense: Path, tmp_path: Path) -> None:
     plain = compressed(dense, tmp_path / "plain", compression())
     other = tiny_llama(tmp_path / "other", vocab_size=300)
     (tmp_path / "taken").mkdir()
@@ -65,13 +65,13 @@ def test_what_cannot_be_trained_is_refused_and_nothing_is_left(dense: Path, tmp_
         (plain, tmp_path / "none", "out", errors.ModelNotFoundError, "model"),
         (plain, dense, "taken", errors.OutputExistsError, "out"),
     ):
-        with pytest.raises(expected) as refused:
+        with pytest.raises(expected) as rejected:
             recover_model(directory, str(teacher), tmp_path / out, RECOVER)
-        assert refused.value.field == field
+        assert rejected.value.field == field
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_a_second_training_is_refused(dense: Path, tmp_path: Path) -> None:
+def test_a_second_training_is_rejected(dense: Path, tmp_path: Path) -> None:
     short = recovery_config(loss="ce", max_tokens=4 * 32)
     whole = compressed(dense, tmp_path / "whole", compression(recover=short))
     with pytest.raises(errors.ConfigurationError, match="already been recovered"):

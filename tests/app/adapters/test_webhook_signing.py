@@ -1,4 +1,4 @@
-"""Signatures are those of the Standard Webhooks specification; secrets are in no row."""
+"""Signatures follow the Standard Webhooks specification; secrets are derived, not stored."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from app.adapters.webhook_secrets import WebhookSecrets, signed_headers
+from app.adapters.webhook_signing import WebhookSecrets, signed_headers
 
 # The vector that the specification's own libraries are tested with.
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -18,7 +18,7 @@ BODY = '{"test": 2432232314}'
 SIGNATURE = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-def test_published_vector() -> None:
+def test_the_published_test_vector_is_reproduced() -> None:
     assert signed_headers(MESSAGE, AT, BODY, [SECRET]) == {
         "webhook-id": MESSAGE,
         "webhook-timestamp": "1614265330",
@@ -28,8 +28,8 @@ def test_published_vector() -> None:
 
 def test_two_secrets_give_two_signatures_and_either_verifies() -> None:
     keys = WebhookSecrets("k" * 20)
-    old, _kept = keys.create("whk_1")
-    new, _kept = keys.create("whk_1")
+    old, _ = keys.create("whk_1")
+    new, _ = keys.create("whk_1")
     headers = signed_headers(MESSAGE, datetime.now(UTC), BODY, [new, old])
     assert len(headers["webhook-signature"].split(" ")) == 2
     for secret in (old, new):
@@ -38,7 +38,7 @@ def test_two_secrets_give_two_signatures_and_either_verifies() -> None:
         Webhook(SECRET).verify(BODY, headers)
 
 
-def test_secret_has_256_bits_and_another_one_every_time() -> None:
+def test_secrets_have_256_bits_and_are_unique() -> None:
     keys = WebhookSecrets("k" * 20)
     made = [keys.create("whk_1")[0] for _ in range(10)]
     assert len(set(made)) == 10
@@ -47,11 +47,11 @@ def test_secret_has_256_bits_and_another_one_every_time() -> None:
         assert len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) == 32
 
 
-def test_what_is_kept_gives_the_secret_with_the_signing_key_only() -> None:
-    secret, kept = WebhookSecrets("k" * 20).create("whk_1")
+def test_the_stored_salt_yields_the_secret_only_with_the_signing_key() -> None:
+    secret, stored = WebhookSecrets("k" * 20).create("whk_1")
     same, other = WebhookSecrets("k" * 20), WebhookSecrets("K" * 20)
-    assert same.derive("whk_1", kept.salt) == secret
-    assert same.recognises("whk_1", kept)
-    assert other.derive("whk_1", kept.salt) != secret
-    assert not other.recognises("whk_1", kept)
-    assert same.derive("whk_2", kept.salt) != secret
+    assert same.derive("whk_1", stored.salt) == secret
+    assert same.recognises("whk_1", stored)
+    assert other.derive("whk_1", stored.salt) != secret
+    assert not other.recognises("whk_1", stored)
+    assert same.derive("whk_2", stored.salt) != secret

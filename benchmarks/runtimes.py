@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CalibrationConfig, CompressionConfig, Target
-from intraslice_core.evaluation import fresh_process
+from intraslice_core.evaluation import transformers_process
 from intraslice_core.evaluation.verification import REFERENCE_FILE, write_reference
 from intraslice_core.export.gguf import llama_layout, write_gguf
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
@@ -89,7 +89,7 @@ def in_transformers(checkpoint: Path, prompts: list[dict[str, Any]], place: Path
     """Run the checkpoint by its own code in transformers."""
     answers = place / "answers"
     files = [str(checkpoint), str(checkpoint / REFERENCE_FILE), str(answers), str(ROOT)]
-    results = run_program([sys.executable, "-I", fresh_process.__file__, *files], answers)
+    results = run_program([sys.executable, "-I", transformers_process.__file__, *files], answers)
     greedy = [prompt["greedy"] for prompt in results["checkpoint"]]
     return Answer(greedy_agreement(prompts, greedy))
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from celery import signals  # type: ignore[import-untyped]
 
 from app.adapters.queue import WAKE_TASK
-from app.services import hand_offs
+from app.services import registry_hand_offs
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
 from app.telemetry import configure_logging, get_logger
@@ -40,7 +40,7 @@ def run_worker(settings: Settings) -> None:
         fixed={"process": "worker", "worker": owner},
     )
     configure_tracing(settings.traces_url, "intraslice-worker")
-    hand_offs.require_usable(settings)
+    registry_hand_offs.require_usable(settings)
     resources = open_resources(settings, signs=True)
     try:
         _run_celery(resources, owner)

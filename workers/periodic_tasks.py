@@ -18,10 +18,10 @@ from app.services import (
     audit,
     claims,
     deliveries,
-    hand_offs,
     jobs,
     outbox,
     publication,
+    registry_hand_offs,
     retention,
     upload_contents,
     uploads,
@@ -75,7 +75,7 @@ MACHINE_TASKS: tuple[MaintenanceTask, ...] = (
     remove_stale_work,
     remove_stale_statistics,
     upload_contents.remove_stale,
-    hand_offs.remove_stale,
+    registry_hand_offs.remove_stale,
 )
 """Maintenance of one machine's files, done by every worker."""
 
@@ -102,10 +102,10 @@ def _deliver(resources: Resources, due: DueDelivery) -> None:
 
 def perform_due_hand_off(resources: Resources) -> int:
     """Perform at most one hand-off, which may be large; return the number of attempts."""
-    due = hand_offs.claim_due(resources)
+    due = registry_hand_offs.claim_due(resources)
     if due is None:
         return 0
-    hand_offs.perform(resources, due)
+    registry_hand_offs.perform(resources, due)
     return 1
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from app.domain.hand_off import CheckpointFacts
+from app.domain.registry_hand_off import CheckpointFacts
 from intraslice_core.checkpoints.manifest import MANIFEST, require_manifest
 from intraslice_core.errors import ManifestError
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from app.domain.errors import HandOffError
-from app.domain.hand_off import MANIFEST_TAG, CheckpointFacts, HandedOff
+from app.domain.registry_hand_off import MANIFEST_TAG, CheckpointFacts, HandedOff
 from intraslice_core.errors import ConfigurationError
 
 if TYPE_CHECKING:

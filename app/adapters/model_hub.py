@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.domain.errors import HandOffError
-from app.domain.hand_off import CheckpointFacts, HandedOff
+from app.domain.registry_hand_off import CheckpointFacts, HandedOff
 
 
 def push_checkpoint(

@@ -11,7 +11,7 @@ from app.cli.lazy_group import LazyCommand, LazyGroup
 _ENGINE = ("torch", "transformers", "safetensors", "datasets")
 _SERVER = ("fastapi", "sqlalchemy", "celery", "obstore")
 
-_hand_off = LazyCommand("app.cli.hand_off", "engine")
+_hand_off = LazyCommand("app.cli.registry_hand_off", "engine")
 _jobs = LazyCommand("app.cli.remote.jobs")
 _service = LazyCommand("app.cli.service", "server", _SERVER)
 _service_with_engine = LazyCommand("app.cli.service", "all", _SERVER + _ENGINE)
@@ -27,7 +27,7 @@ class _Commands(LazyGroup):
         "report": LazyCommand("app.cli.report", "engine", ("jinja2", "markupsafe")),
         "verify": LazyCommand("app.cli.verify"),
         "register": _hand_off,
-        "push": LazyCommand("app.cli.hand_off", "engine", ("huggingface_hub",)),
+        "push": LazyCommand("app.cli.registry_hand_off", "engine", ("huggingface_hub",)),
         "submit": _jobs,
         "validate": _jobs,
         "show": _jobs,

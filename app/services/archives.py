@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from zipstream import ZipStream
 
-from app.domain.hand_off import registered_name
 from app.domain.job import Job
+from app.domain.registry_hand_off import registered_name
 from app.services import jobs
 from app.services.resources import Resources
 

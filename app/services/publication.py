@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from app.adapters.database import artifacts, events, hand_offs, jobs, layer_files
+from app.adapters.database import artifacts, events, jobs, layer_files, registry_hand_offs
 from app.domain.artifact import (
     MANIFEST,
     SIGNATURE,
@@ -21,7 +21,7 @@ from app.domain.artifact import (
 from app.domain.errors import LeaseLostError, PublicationError
 from app.domain.events import EventType
 from app.domain.job import JobRecord, JobResult, Lease, Speedup
-from app.services.hand_offs import configured_targets
+from app.services.registry_hand_offs import configured_targets
 from app.services.resources import Resources
 from intraslice_core.checkpoints.manifest import MANIFEST_SCHEMA_VERSION, program_versions
 
@@ -77,7 +77,7 @@ def publish(
             raise LeaseLostError
         artifacts.insert_all(transaction, lease.job_id, files)
         layer_files.forget(transaction, lease.job_id)
-        hand_offs.add(transaction, lease.job_id, configured_targets(resources.settings))
+        registry_hand_offs.add(transaction, lease.job_id, configured_targets(resources.settings))
         events.append(
             transaction, lease.job_id, EventType.SUCCEEDED, result.model_dump(mode="json")
         )

@@ -14,10 +14,10 @@ from httpx_sse import aconnect_sse
 
 from app.domain.artifact import Artifact, ArtifactList
 from app.domain.events import ENDS, LIVE, Event, EventList, JobLive
-from app.domain.hand_off import HandOff, HandOffList
 from app.domain.job import Job, JobList
 from app.domain.lifecycle import TERMINAL, State
 from app.domain.model_source import ModelSource
+from app.domain.registry_hand_off import HandOff, HandOffList
 from app.domain.validation import Validation
 from intraslice_client._async.downloads import AsyncDownloads
 from intraslice_client._async.transport import AsyncTransport, delay_retry

@@ -13,10 +13,10 @@ from httpx_sse import connect_sse
 
 from app.domain.artifact import Artifact, ArtifactList
 from app.domain.events import ENDS, LIVE, Event, EventList, JobLive
-from app.domain.hand_off import HandOff, HandOffList
 from app.domain.job import Job, JobList
 from app.domain.lifecycle import TERMINAL, State
 from app.domain.model_source import ModelSource
+from app.domain.registry_hand_off import HandOff, HandOffList
 from app.domain.validation import Validation
 from intraslice_client._requests import idempotency_header, job_body, without_none
 from intraslice_client._retries import Backoff, may_retry

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from intraslice_core.checkpoints.gguf_conversion import convert_gguf
+from intraslice_core.checkpoints.gguf_reader import convert_gguf
 from intraslice_core.checkpoints.inspection import find_in_package, inspect_model, require_within
 from intraslice_core.config import UNLIMITED, ModelLimits
 from intraslice_core.errors import ModelNotFoundError, ModelTooLargeError

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice_core.config import GgufFormat
 from intraslice_core.errors import VerificationError
-from intraslice_core.evaluation import fresh_process, llama_cpp_process
+from intraslice_core.evaluation import llama_cpp_process, transformers_process
 from intraslice_core.evaluation.clean_process import PACKAGES_DIRECTORY, CleanProcess
 from intraslice_core.files import file_sha256
 from intraslice_core.progress import CancellationCheck, never_cancelled
@@ -113,7 +113,7 @@ def verify_checkpoint(
     reference = _read_reference(directory)
     _check_files(directory, reference["files"])
     tolerance = TOLERANCES[reference["dtype"]]
-    process = _loading_process(fresh_process.__file__, directory, str(PACKAGES_DIRECTORY))
+    process = _loading_process(transformers_process.__file__, directory, str(PACKAGES_DIRECTORY))
     by_loader = process.run(reference, should_cancel)
     difference = max(
         _largest_difference(directory, reference, answers, tolerance, 2 * tolerance)
@@ -177,7 +177,7 @@ def _describe(
 ) -> dict[str, Any]:
     """Return one prompt with the model's answer."""
     tokens: list[int] = tokenizer(text)["input_ids"]
-    return {"text": text, "tokens": tokens, **fresh_process.observe(model, tokens, None)}
+    return {"text": text, "tokens": tokens, **transformers_process.observe(model, tokens, None)}
 
 
 def _hashes(directory: Path) -> dict[str, str]:

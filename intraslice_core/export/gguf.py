@@ -19,7 +19,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import quant_shape_to_byte_shape, quantize
 from torch import Tensor
 
-from intraslice_core.checkpoints.gguf_conversion import LAYER_NAMES, OUTER_NAMES, ROPE_FACTORS
+from intraslice_core.checkpoints.gguf_reader import LAYER_NAMES, OUTER_NAMES, ROPE_FACTORS
 from intraslice_core.checkpoints.reader import StoredTensors
 from intraslice_core.checkpoints.writer import sync_to_disk
 from intraslice_core.config import GgufFormat

@@ -13,7 +13,7 @@ from app.adapters import mlflow_registry
 from app.adapters.finished_checkpoints import read_facts
 from app.adapters.mlflow_registry import register_version
 from app.domain.errors import HandOffError
-from app.domain.hand_off import MANIFEST_TAG, HandedOff
+from app.domain.registry_hand_off import MANIFEST_TAG, HandedOff
 from tests.app.checkpoints import contents, finished_checkpoint
 from tests.app.mlflow_server import mlflow_server
 

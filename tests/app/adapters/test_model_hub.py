@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from app.adapters.finished_checkpoints import read_facts
 from app.adapters.model_hub import push_checkpoint
 from app.domain.errors import HandOffError
-from app.domain.hand_off import HandedOff
+from app.domain.registry_hand_off import HandedOff
 from tests.app.checkpoints import contents, finished_checkpoint
 from tests.app.hub_server import Hub, hub_server
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from intraslice_core.errors import CompressionCancelledError, VerificationError
-from intraslice_core.evaluation import fresh_process, verification
+from intraslice_core.evaluation import transformers_process, verification
 from intraslice_core.evaluation.verification import (
     REFERENCE_FILE,
     verify_checkpoint,
@@ -59,7 +59,7 @@ def test_an_unchanged_checkpoint_passes_in_a_process_without_our_code(written):
     assert result.max_abs_difference <= 1e-4
     assert result.loaded_by == ("checkpoint",)
     assert result.prompts == 4
-    assert result.greedy_tokens == 4 * fresh_process.GREEDY_TOKENS
+    assert result.greedy_tokens == 4 * transformers_process.GREEDY_TOKENS
 
 
 def test_the_reference_holds_log_probabilities_of_a_plain_forward_pass(written):
@@ -72,7 +72,7 @@ def test_the_reference_holds_log_probabilities_of_a_plain_forward_pass(written):
             best = model(torch.tensor([text])).logits[0, -1].argmax().item()
             assert best == expected
             text = [*text, best]
-    expected = torch.softmax(logits, -1).log().topk(fresh_process.TOP)
+    expected = torch.softmax(logits, -1).log().topk(transformers_process.TOP)
     torch.testing.assert_close(
         torch.tensor(entry["log_probs"][-1]), expected.values.float(), atol=1e-4, rtol=0
     )
@@ -138,7 +138,7 @@ def test_a_checkpoint_that_imports_our_package_fails(checkpoint):
 
 def test_our_packages_are_blocked_however_they_are_installed():
     program = (
-        f"import runpy\nspace = runpy.run_path({fresh_process.__file__!r})\n"
+        f"import runpy\nspace = runpy.run_path({transformers_process.__file__!r})\n"
         "import sys\nbefore = len(sys.meta_path)\nspace['_block_our_packages']()\n"
         "for name in ('intraslice_core', 'app', 'workers', 'intraslice_core.plan'):\n"
         "    try:\n        __import__(name)\n"
@@ -146,7 +146,7 @@ def test_our_packages_are_blocked_however_they_are_installed():
         "    raise SystemExit(name)\n"
     )
     # With the repository as working directory and without -I, all of them would be importable.
-    root = Path(fresh_process.__file__).parents[2]
+    root = Path(transformers_process.__file__).parents[2]
     process = subprocess.run(
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False
     )

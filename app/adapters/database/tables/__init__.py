@@ -2,7 +2,6 @@
 
 from app.adapters.database.tables.audit import audit
 from app.adapters.database.tables.base import metadata
-from app.adapters.database.tables.hand_offs import hand_offs
 from app.adapters.database.tables.jobs import (
     artifacts,
     events,
@@ -14,6 +13,7 @@ from app.adapters.database.tables.jobs import (
 )
 from app.adapters.database.tables.keys import api_keys
 from app.adapters.database.tables.rates import rates
+from app.adapters.database.tables.registry_hand_offs import hand_offs
 from app.adapters.database.tables.sweeps import sweeps
 from app.adapters.database.tables.uploads import uploads
 from app.adapters.database.tables.webhooks import webhook_deliveries, webhooks

@@ -16,7 +16,7 @@ from sqlalchemy import (
 )
 
 from app.adapters.database.tables.base import TIMESTAMP, metadata
-from app.domain.hand_off import HandOffState
+from app.domain.registry_hand_off import HandOffState
 
 _STATES = ", ".join(sorted(f"'{state}'" for state in HandOffState))
 

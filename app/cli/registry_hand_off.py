@@ -15,7 +15,7 @@ from app.cli.errors import reported_errors
 from intraslice_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from app.domain.hand_off import HandedOff
+    from app.domain.registry_hand_off import HandedOff
 
 DEFAULT_NAME = "intraslice-{model}"
 
@@ -49,7 +49,7 @@ def register_checkpoint(
     """
     from app.adapters.finished_checkpoints import read_facts
     from app.adapters.mlflow_registry import register_version
-    from app.domain.hand_off import registered_name
+    from app.domain.registry_hand_off import registered_name
 
     with reported_errors():
         facts, report = read_facts(directory)

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Row, and_, func, insert, select, update
 
 from app.adapters.database.engine import Transaction
 from app.adapters.database.tables import hand_offs
-from app.domain.hand_off import (
+from app.domain.registry_hand_off import (
     DueHandOff,
     HandedOff,
     HandOff,
@@ -55,7 +55,10 @@ def claim(transaction: Transaction, lease: timedelta) -> DueHandOff | None:
     )
     row = transaction.execute(
         update(hand_offs)
-        .where(hand_offs.c.job_id == first.c.job_id, hand_offs.c.target == first.c.target)
+        .where(
+            hand_offs.c.job_id == first.c.job_id,
+            hand_offs.c.target == first.c.target,
+        )
         .values(attempts=hand_offs.c.attempts + 1, next_try_at=func.now() + lease)
         .returning(hand_offs.c.job_id, hand_offs.c.target, hand_offs.c.attempts)
     ).one_or_none()

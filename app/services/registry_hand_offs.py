@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from app.adapters.database import artifacts, hand_offs, jobs
+from app.adapters.database import artifacts, jobs, registry_hand_offs
 from app.adapters.finished_checkpoints import read_facts
 from app.adapters.mlflow_registry import register_version
 from app.adapters.model_hub import push_checkpoint
@@ -24,7 +24,8 @@ from app.domain.errors import (
     JobNotFoundError,
     ServiceError,
 )
-from app.domain.hand_off import (
+from app.domain.principal import Principal
+from app.domain.registry_hand_off import (
     TRIES,
     CheckpointFacts,
     DueHandOff,
@@ -34,7 +35,6 @@ from app.domain.hand_off import (
     pause,
     registered_name,
 )
-from app.domain.principal import Principal
 from app.services.jobs import existing_job
 from app.services.resources import Resources
 from app.settings import Settings
@@ -76,19 +76,19 @@ def list_hand_offs(resources: Resources, principal: Principal, job_id: str) -> H
     """
     with resources.database.transaction() as transaction:
         job = existing_job(transaction, principal, job_id)
-        return HandOffList(data=tuple(hand_offs.of_job(transaction, job.id)))
+        return HandOffList(data=tuple(registry_hand_offs.of_job(transaction, job.id)))
 
 
 def claim_due(resources: Resources) -> DueHandOff | None:
     """Claim a due hand-off for this worker; None if none is due."""
     with resources.database.transaction() as transaction:
-        return hand_offs.claim(transaction, _LEASE)
+        return registry_hand_offs.claim(transaction, _LEASE)
 
 
 def perform(resources: Resources, due: DueHandOff) -> None:
     """Attempt a hand-off and record its outcome."""
     try:
-        with _kept(resources, due), _checkpoint(resources, due) as directory:
+        with _renewed(resources, due), _checkpoint(resources, due) as directory:
             done = _send(resources.settings, due.target, directory)
     except (ArtifactNotFoundError, JobNotFoundError) as error:
         _fail(resources, due, error.message, again=False)
@@ -96,7 +96,7 @@ def perform(resources: Resources, due: DueHandOff) -> None:
         _fail(resources, due, str(error), again=due.attempt < TRIES)
     else:
         with resources.database.transaction() as transaction:
-            hand_offs.finish(transaction, due, done)
+            registry_hand_offs.finish(transaction, due, done)
         metrics.HAND_OFF_TRIES.labels(due.target, "done").inc()
         _log.info("handed_off", job_id=due.job_id, target=due.target, reference=done.reference)
 
@@ -134,9 +134,9 @@ def _name(settings: Settings, report: CompressionReport) -> str:
 def _fail(resources: Resources, due: DueHandOff, reason: str, *, again: bool) -> None:
     with resources.database.transaction() as transaction:
         if again:
-            hand_offs.postpone(transaction, due, reason, pause(due.attempt))
+            registry_hand_offs.postpone(transaction, due, reason, pause(due.attempt))
         else:
-            hand_offs.give_up(transaction, due, reason)
+            registry_hand_offs.give_up(transaction, due, reason)
     metrics.HAND_OFF_TRIES.labels(due.target, "postponed" if again else "failed").inc()
     _log.warning("not_handed_off", job_id=due.job_id, target=due.target, again=again, error=reason)
 
@@ -170,7 +170,7 @@ def _directory(resources: Resources, job_id: str, target: HandOffTarget) -> Path
 
 
 @contextmanager
-def _kept(resources: Resources, due: DueHandOff) -> Iterator[None]:
+def _renewed(resources: Resources, due: DueHandOff) -> Iterator[None]:
     """Renew the claim in a thread while the block runs: large checkpoints take hours."""
     done = threading.Event()
 
@@ -178,7 +178,7 @@ def _kept(resources: Resources, due: DueHandOff) -> Iterator[None]:
         while not done.wait(_LEASE.total_seconds() / 4):
             try:
                 with resources.database.transaction() as transaction:
-                    hand_offs.keep(transaction, due, _LEASE)
+                    registry_hand_offs.keep(transaction, due, _LEASE)
             except ServiceError as error:
                 _log.warning("hand_off_not_kept", job_id=due.job_id, code=error.code)
 
@@ -197,7 +197,7 @@ def remove_stale(resources: Resources) -> None:
     for directory in work.glob(f"*.{_DIRECTORY}-*") if work.is_dir() else ():
         job_id, _, kind = directory.name.partition(".")
         with resources.database.transaction() as transaction:
-            rows = hand_offs.of_job(transaction, job_id)
+            rows = registry_hand_offs.of_job(transaction, job_id)
         pending = {f"{_DIRECTORY}-{row.target}" for row in rows if row.next_try_at is not None}
         if kind not in pending:
             shutil.rmtree(directory, ignore_errors=True)

@@ -12,11 +12,11 @@ from huggingface_hub import constants
 from mlflow import MlflowClient
 from sqlalchemy import text
 
-from app.domain.hand_off import TRIES, HandOff, HandOffState
 from app.domain.job import Job
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR
-from app.services import hand_offs, jobs, publication
+from app.domain.registry_hand_off import TRIES, HandOff, HandOffState
+from app.services import jobs, publication, registry_hand_offs
 from app.services.resources import Resources
 from app.settings import Settings
 from intraslice_core.errors import ConfigurationError
@@ -68,7 +68,7 @@ def succeed(resources: Resources, place: Path) -> Job:
 
 
 def listed(resources: Resources, job: Job) -> list[HandOff]:
-    return list(hand_offs.list_hand_offs(resources, OPERATOR, job.id).data)
+    return list(registry_hand_offs.list_hand_offs(resources, OPERATOR, job.id).data)
 
 
 def make_due(resources: Resources) -> None:
@@ -139,13 +139,13 @@ def test_another_worker_takes_over_and_the_late_one_changes_nothing(
     pushing: Resources, hub: Hub, tmp_path: Path
 ) -> None:
     job = succeed(pushing, tmp_path / "small")
-    killed = hand_offs.claim_due(pushing)
+    killed = registry_hand_offs.claim_due(pushing)
     assert killed is not None
-    assert hand_offs.claim_due(pushing) is None
+    assert registry_hand_offs.claim_due(pushing) is None
     make_due(pushing)
     assert perform_due_hand_off(pushing) == 1
     hub.takes_objects = False
-    hand_offs.perform(pushing, killed)
+    registry_hand_offs.perform(pushing, killed)
     (done,) = listed(pushing, job)
     assert (done.state, done.attempts) == (HandOffState.DONE, 2)
 
@@ -155,14 +155,14 @@ def test_a_long_hand_off_keeps_its_lease(
 ) -> None:
     from datetime import timedelta
 
-    monkeypatch.setattr(hand_offs, "_LEASE", timedelta(seconds=0.4))
+    monkeypatch.setattr(registry_hand_offs, "_LEASE", timedelta(seconds=0.4))
     succeed(pushing, tmp_path / "small")
-    due = hand_offs.claim_due(pushing)
+    due = registry_hand_offs.claim_due(pushing)
     assert due is not None
-    with hand_offs._kept(pushing, due):
+    with registry_hand_offs._renewed(pushing, due):
         for _ in range(10):
             time.sleep(0.1)
-            assert hand_offs.claim_due(pushing) is None
+            assert registry_hand_offs.claim_due(pushing) is None
 
 
 def test_missing_artifacts_fail_the_hand_off_at_once(
@@ -186,11 +186,11 @@ def test_files_of_a_killed_worker_are_removed_after_the_hand_off(
     job = succeed(pushing, tmp_path / "small")
     left = pushing.settings.work_dir / f"{job.id}.hand-off-hub"
     left.mkdir(parents=True)
-    hand_offs.remove_stale(pushing)
+    registry_hand_offs.remove_stale(pushing)
     assert left.exists()
     with pushing.database.transaction() as transaction:
         transaction.execute(text("DELETE FROM hand_offs"))
-    hand_offs.remove_stale(pushing)
+    registry_hand_offs.remove_stale(pushing)
     assert not left.exists()
 
 
@@ -211,7 +211,7 @@ def test_the_mlflow_version_names_the_job(resources: Resources, tmp_path: Path) 
 
 def test_an_invalid_name_template_stops_the_worker_at_its_start() -> None:
     with pytest.raises(ConfigurationError, match="may name") as caught:
-        hand_offs.require_usable(Settings(handoff_name="{secret}"))
+        registry_hand_offs.require_usable(Settings(handoff_name="{secret}"))
     assert caught.value.field == "INTRASLICE_HANDOFF_NAME"
 
 

@@ -160,7 +160,7 @@ def _answer(
 
 
 def main() -> None:
-    """Run `fresh_process.py CHECKPOINT REFERENCE ANSWERS PACKAGES_DIRECTORY`.
+    """Run `transformers_process.py CHECKPOINT REFERENCE ANSWERS PACKAGES_DIRECTORY`.
 
     The checkpoint is loaded without our packages, with its own code if it has any. A checkpoint
     with its own code is then loaded again with our package and without that code.

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.adapters.finished_checkpoints import read_facts
-from app.domain.hand_off import TRIES, CheckpointFacts, pause, registered_name
+from app.domain.registry_hand_off import TRIES, CheckpointFacts, pause, registered_name
 from intraslice_core.checkpoints.manifest import write_manifest
 from intraslice_core.errors import ManifestError
 from intraslice_core.reports.schema import REPORT_FILE

@@ -37,3 +37,11 @@ class PageLog:
     def _note(self, kind: str, text: str) -> None:
         if kind in ("error", "warning"):
             self.errors.append(text)
+
+
+def opened(browser: Browser, url: str, width: int = 1280) -> tuple[Page, PageLog]:
+    """Open a page of this width in pixels, with the log of its errors."""
+    page = browser.new_page(viewport={"width": width, "height": 900}, accept_downloads=True)
+    log = PageLog(page)
+    page.goto(url)
+    return page, log

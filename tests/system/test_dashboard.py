@@ -1,4 +1,4 @@
-"""The dashboard in a real browser, with the real service and worker."""
+"""Work done with the dashboard in a real browser: submit, watch, upload, sweep, cancel."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Route, expect
 
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
-from app.domain.principal import OPERATOR, Scope
+from app.domain.principal import OPERATOR
 from app.domain.sweep import SweepRequest
 from app.embedded.seaweed import EmbeddedS3
 from app.services import jobs, sweeps
@@ -20,13 +19,11 @@ from app.services.resources import Resources
 from app.settings import Settings
 from intraslice_core.config import CompressionConfig, CompressionSettings
 from tests.app.api.serving import serving
-from tests.app.builders import claim_job, in_state, key_of, queued, succeeded, weights_on_disk
-from tests.browsing import CHROMIUM, PageLog, chromium
+from tests.app.builders import claim_job, in_state, queued, succeeded, weights_on_disk
+from tests.browsing import CHROMIUM, chromium, opened
 from tests.workers.test_worker import tiny_model, worker
 
 browser = chromium
-WIDE, NARROW = 1280, 390
-VIEWS = ("jobs", "new", "new?sweep", "sweeps", "compare", "uploads", "keys", "webhooks")
 
 # Generous: other tests compete for the cores.
 expect.set_options(timeout=60_000)
@@ -37,13 +34,6 @@ pytestmark = [
     pytest.mark.broker,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: set CHROMIUM or install one"),
 ]
-
-
-def opened(browser: Browser, url: str, width: int = WIDE) -> tuple[Page, PageLog]:
-    page = browser.new_page(viewport={"width": width, "height": 900}, accept_downloads=True)
-    log = PageLog(page)
-    page.goto(url)
-    return page, log
 
 
 @pytest.mark.slow
@@ -356,203 +346,3 @@ def test_a_lost_response_creates_no_second_job_unless_the_form_changed(
         assert page.url.endswith(lost) is (then == "again")
         assert len(client.get("/v1/jobs").json()["data"]) == (1 if then == "again" else 2)
         page.close()
-
-
-def test_missing_workers_are_reported(browser: Browser, settings: Settings) -> None:
-    # The registry expires workers after six times this.
-    slow = settings.model_copy(update={"maintenance_seconds": 20.0})
-    with serving(slow) as (url, app):
-        page, _log = opened(browser, url)
-        expect(page.get_by_text("No workers are running")).to_be_visible()
-        app.state.resources.workers.announce("somebody")
-        expect(page.get_by_text("No workers are running")).to_be_hidden()
-        expect(page.get_by_text("of 1", exact=True)).to_be_visible()
-        page.close()
-
-
-def test_a_narrow_screen_shows_every_cell_of_a_job(
-    browser: Browser, settings: Settings, resources: Resources
-) -> None:
-    in_state(resources, State.SUCCEEDED)
-    with serving(settings) as (url, _):
-        page, _log = opened(browser, url, NARROW)
-        for text in (page.locator("td .state"), page.get_by_text("1K → 700"), page.locator("time")):
-            box = text.bounding_box()
-            assert box is not None
-            assert 0 <= box["x"] < box["x"] + box["width"] <= NARROW
-        first = page.get_by_text("1K → 700").bounding_box()
-        second = page.get_by_text(re.compile("^perplexity . 1.20")).bounding_box()
-        assert first is not None
-        assert second is not None
-        assert second["x"] == first["x"] > 100  # one below the other, right of the column's name
-        expect(page.get_by_role("table").get_by_role("row")).to_have_count(2)
-        page.close()
-
-
-def test_a_webhook_is_created_tested_and_deleted(
-    browser: Browser, settings: Settings, unused_tcp_port: int
-) -> None:
-    local = settings.model_copy(update={"webhook_allow_loopback": True})
-    with serving(local) as (url, _):
-        page, log = opened(browser, f"{url}/#/webhooks")
-        page.on("dialog", lambda dialog: dialog.accept())
-        page.get_by_label("URL to notify when a job ends").fill(
-            f"http://127.0.0.1:{unused_tcp_port}/"
-        )
-        page.get_by_role("button", name="Create webhook").click()
-        expect(page.get_by_text(re.compile("^whsec_"))).to_be_visible()
-        page.get_by_role("button", name="Send test").click()
-        expect(page.get_by_role("region", name="Deliveries").get_by_role("row")).to_have_count(2)
-        page.get_by_role("button", name="Delete").click()
-        expect(page.get_by_role("region", name="Webhooks")).to_have_count(0)
-        assert log.errors == []
-        page.close()
-
-
-def test_the_keyboard_suffices(browser: Browser, settings: Settings, resources: Resources) -> None:
-    job = queued(resources)
-    with serving(settings) as (url, _):
-        page, _log = opened(browser, url)
-        expect(page.get_by_role("link", name=job.id)).to_be_visible()
-        page.keyboard.press("Tab")
-        expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
-        page.keyboard.press("Enter")
-        expect(page.locator("main")).to_be_focused()
-        for _ in range(12):
-            page.keyboard.press("Tab")
-            if page.evaluate("document.activeElement.textContent").endswith(job.id):
-                break
-        page.keyboard.press("Enter")
-        expect(page.locator("h1 .state.queued")).to_be_visible()
-        expect(page.locator("main")).to_be_focused()
-        for _ in range(3):
-            page.keyboard.press("Tab")
-            if page.evaluate("document.activeElement.textContent") == "Cancel":
-                break
-        page.keyboard.press("Space")
-        expect(page.locator("h1 .state.cancelled")).to_be_visible()
-        page.close()
-
-
-def test_a_job_is_polled_where_streams_are_blocked(
-    browser: Browser, settings: Settings, resources: Resources
-) -> None:
-    job = queued(resources)
-    with serving(settings) as (url, _):
-        page = browser.new_page()
-        page.route("**/events/stream", lambda route: route.abort())
-        page.goto(f"{url}/#/jobs/{job.id}")
-        expect(page.locator("h1 .state.queued")).to_be_visible()
-        jobs.cancel_job(resources, OPERATOR, job.id)
-        expect(page.locator("h1 .state.cancelled")).to_be_visible()
-        expect(page.get_by_text("Events (2)")).to_be_visible()
-        page.close()
-
-
-def test_the_page_recovers_from_an_outage(
-    browser: Browser, settings: Settings, resources: Resources
-) -> None:
-    with serving(settings) as (url, _):
-        page, _log = opened(browser, url)
-        expect(page.get_by_text("No jobs yet")).to_be_visible()
-    expect(page.get_by_text("The service is not responding")).to_be_visible()
-    job = queued(resources)
-    with serving(settings, int(url.rpartition(":")[2])):
-        expect(page.get_by_text("The service is not responding")).to_be_hidden()
-        expect(page.get_by_role("link", name=job.id)).to_be_visible()
-        page.close()
-
-
-def test_login_rejects_an_invalid_key_and_respects_scopes(
-    browser: Browser, settings: Settings, resources: Resources
-) -> None:
-    reader, admin = (key_of(resources, scope).secret for scope in (Scope.READ, Scope.ADMIN))
-    closed = settings.model_copy(update={"auth": "on"})
-    with serving(closed) as (url, _):
-        page, _log = opened(browser, url)
-        page.get_by_label("API key").fill("isk_wrong")
-        page.get_by_role("button", name="Log in").click()
-        expect(page.get_by_role("alert")).to_contain_text("Invalid API key")
-        page.get_by_label("API key").fill(reader)
-        page.get_by_role("button", name="Log in").click()
-        expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
-        expect(page.get_by_role("link", name="Keys")).to_have_count(0)
-        page.get_by_role("button", name="Log out").click()
-        page.get_by_label("API key").fill(admin)
-        page.get_by_role("button", name="Log in").click()
-        page.get_by_role("link", name="Keys").click()
-        page.get_by_label("Key name").fill("nightly")
-        page.get_by_role("button", name="Create key").click()
-        expect(page.get_by_text("It is not shown again")).to_be_visible()
-        expect(page.get_by_role("cell", name="nightly")).to_be_visible()
-        page.close()
-
-
-@pytest.mark.parametrize("width", [WIDE, NARROW])
-def test_every_view_fits_the_screen_without_errors(
-    browser: Browser, settings: Settings, resources: Resources, width: int
-) -> None:
-    first, second = (in_state(resources, State.SUCCEEDED).id for _ in range(2))
-    more = (f"jobs/{first}", f"compare?jobs={first},{second}")
-    with serving(settings) as (url, _):
-        for view in (*VIEWS, *more):
-            page, log = opened(browser, f"{url}/#/{view}", width)
-            expect(page.locator("h1")).to_be_visible()
-            page.wait_for_timeout(300)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width, view
-            assert log.errors == [], view
-            assert all(request.startswith(url) for request in log.requests), log.requests
-            page.close()
-
-
-@pytest.mark.parametrize("colours", ["light", "dark"])
-@pytest.mark.parametrize("width", [WIDE, NARROW])
-def test_views_have_no_accessibility_violations(
-    browser: Browser, settings: Settings, resources: Resources, width: int, colours: str
-) -> None:
-    job = in_state(resources, State.SUCCEEDED).id
-    violations: dict[str, list[str]] = {}
-    with serving(settings) as (url, _):
-        for view in (*VIEWS, f"jobs/{job}", f"compare?jobs={job},{queued(resources).id}"):
-            page = browser.new_page(
-                viewport={"width": width, "height": 900},
-                color_scheme="dark" if colours == "dark" else "light",
-            )
-            page.goto(f"{url}/#/{view}")
-            expect(page.locator("h1")).to_be_visible()
-            page.wait_for_timeout(200)
-            results = Axe().run(page)
-            violations[view] = [
-                f"{violation['id']}: {violation['nodes'][0]['html'][:120]}"
-                for violation in results.response["violations"]
-                if violation["impact"] in ("serious", "critical")
-            ]
-            page.close()
-    assert {view: faults for view, faults in violations.items() if faults} == {}
-
-
-def test_the_first_view_is_small(browser: Browser, settings: Settings) -> None:
-    received: list[int] = []
-    with serving(settings) as (url, _):
-        page = browser.new_page()
-        session = page.context.new_cdp_session(page)
-        session.send("Network.enable")
-        session.on(
-            "Network.loadingFinished", lambda event: received.append(event["encodedDataLength"])
-        )
-        page.goto(url)
-        expect(page.get_by_text("No jobs yet")).to_be_visible()
-        page.close()
-    assert 0 < sum(received) < 300_000
-
-
-def test_files_are_served_with_etags_and_a_content_policy(settings: Settings) -> None:
-    with serving(settings) as (url, _):
-        page = httpx.get(url)
-        assert "script-src 'self'" in page.headers["content-security-policy"]
-        script = httpx.get(f"{url}/dashboard/main.js")
-        assert script.headers["content-type"].startswith("text/javascript")
-        cached = {"If-None-Match": script.headers["etag"]}
-        assert httpx.get(f"{url}/dashboard/main.js", headers=cached).status_code == 304
-        for name in ("../main.py", "%2e%2e/main.py", "__init__.py", "nothing.js"):
-            assert httpx.get(f"{url}/dashboard/{name}").status_code == 404, name

@@ -90,7 +90,7 @@ def in_transformers(checkpoint: Path, prompts: list[dict[str, Any]], place: Path
     answers = place / "answers"
     files = [str(checkpoint), str(checkpoint / REFERENCE_FILE), str(answers), str(ROOT)]
     results = run_program([sys.executable, "-I", fresh_process.__file__, *files], answers)
-    greedy = [prompt["greedy"] for prompt in results["stranger"]]
+    greedy = [prompt["greedy"] for prompt in results["checkpoint"]]
     return Answer(greedy_agreement(prompts, greedy))
 
 

@@ -157,7 +157,7 @@ def bare_neuron_order(moments: DenseMoments, weights: LayerWeights) -> Tensor:
     """Order neurons by Optimal Brain Surgeon on the squared output error, first removed first."""
     factor = linalg.damped_cholesky(moments.neurons, CHOICE_DAMPING)
     output = weights.mlp_output.weight.mT.double()
-    choice = neurons.obs_elimination(factor, output, 1)
+    choice = neurons.eliminate_neurons(factor, output, 1)
     return torch.cat((choice.removal_order, choice.kept))
 
 

@@ -54,13 +54,13 @@ from intraslice_core import decoder_layer
 from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.allocation.estimators import (
     AttentionCandidate,
-    EstimationTokens,
+    CalibrationSplit,
     lagrangian_shapes,
     measure_sensitivity,
 )
 from intraslice_core.allocation.search import (
     CANDIDATES,
-    SEQUENCES,
+    TRIAL_SEQUENCES,
     ScoredPlan,
     TrialCompression,
     search,
@@ -161,9 +161,9 @@ class Bench:
         return self.learn(self.mixed)
 
     @property
-    def split(self) -> EstimationTokens:
+    def split(self) -> CalibrationSplit:
         """Split of the calibration sequences by use."""
-        return EstimationTokens.of(self.calibration)
+        return CalibrationSplit.of(self.calibration)
 
     def learn(self, layers: HeldLayers) -> ModelSensitivity:
         """Measure the sensitivity of a model."""
@@ -184,7 +184,7 @@ class Bench:
             return allocate(CANDIDATES[0]).plan
         trial_compression = TrialCompression(
             layers=self.layers,
-            fit=self.split.learning[:SEQUENCES],
+            fit=self.split.sensitivity[:TRIAL_SEQUENCES],
             check=self.split.check,
             sensitivity=self.measured.layers,
             method=PRESET,

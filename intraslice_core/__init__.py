@@ -1,7 +1,7 @@
-"""IntraSlice engine: block-wise, module-intra PCA compression of decoder language models.
+"""IntraSlice engine: layer-wise, intra-module PCA compression of decoder language models.
 
-Importing the package loads neither torch nor transformers, so that the service can share its
-settings and its plan arithmetic; heavy modules are imported by name where they are used.
+Importing the package loads neither torch nor transformers, so that the service can use its settings
+and shape arithmetic. Modules that need them are imported where they are used.
 """
 
 __version__ = "0.1.0"

@@ -1,12 +1,12 @@
-"""Least squares into the next projection (section 5 of docs/method.md).
+"""Compensation: ridge regression of a module's output projection (docs/method.md, section 5).
 
-After the choice, the kept inner activations `z_S = Pᵀz` must stand in for all of them. The new
-output projection solves a ridge regression, split in two because its parts differ in noise: the
-module's own output is nearly exact and wants almost no damping, the correction towards the dense
-stream is noisy and wants much, how much being decided on held-out calibration sequences.
+After selection, the kept inner activations `z_S = Pᵀz` replace all inner activations, and the
+output projection is refitted to them. The regression is split in two parts that differ in noise:
+the module's own output is nearly exact and needs little damping; the correction towards the dense
+hidden states is noisy and needs more. Held-out calibration sequences choose both dampings.
 
-We shrink the first part towards the projected weights `PᵀW` instead of towards zero: with nothing
-removed the solution is then the original weight exactly, whatever the damping.
+IntraSlice+ shrinks the first part to the projected weights `PᵀW` instead of zero: with nothing
+removed the solution is then exactly the original weight, whatever the damping.
 """
 
 from __future__ import annotations
@@ -18,23 +18,28 @@ import torch
 from torch import Tensor
 
 from intraslice_core import decoder_layer, linalg
-from intraslice_core.decoder_layer import LayerSettings, Linear, Norm
+from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Linear, Norm
 from intraslice_core.linalg import WORKING_DTYPE
-from intraslice_core.statistics import Moments
+from intraslice_core.statistics import MomentAccumulator, Moments
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dampings:
-    """Relative damping of both parts of the regression."""
+    """Candidates for the relative dampings of both parts of the regression."""
 
     own: Sequence[float]
+    """Candidates for λ₁, at least one."""
     correction: Sequence[float]
-    """Candidates, of which the one of least held-out error is taken, one part after the other."""
+    """Candidates for λ₂; none disables the correction. Held-out error decides, λ₁ first."""
     per_dimension: bool = False
-    """Each dimension is damped in proportion to its own energy."""
+    """Damp each dimension in proportion to its own energy."""
 
     def factor(self, gram: Tensor, damping: float) -> linalg.Factor:
-        """The damped factor of a Gram matrix."""
+        """Return the damped factor of a Gram matrix, (n, n).
+
+        Raises:
+            NumericalError: if the matrix is not finite or the damping ladder ends.
+        """
         return linalg.damped_cholesky(gram, damping, per_dimension=self.per_dimension)
 
 
@@ -45,13 +50,15 @@ class Fit:
     weight: Tensor
     """(kept, hidden_size), float64."""
     damping_own: float
+    """λ₁ used."""
     damping_correction: float | None
+    """λ₂ used; None without correction."""
     relative_error: float
     """`E‖target - ẑ‖² / E‖target‖²` over the calibration tokens."""
 
 
 def project(moments: Moments, basis: Tensor) -> Moments:
-    """Moments of `Pᵀz` from those of `z`; `basis` P is (width, kept)."""
+    """Return the moments of `Pᵀz` from those of `z`; `basis` is `P`, (width, kept)."""
     wide = basis.to(moments.gram)
     return Moments(
         gram=wide.mT @ moments.gram @ wide,
@@ -63,7 +70,7 @@ def project(moments: Moments, basis: Tensor) -> Moments:
 
 
 def select(moments: Moments, kept: Tensor) -> Moments:
-    """Moments of the kept coordinates of `z`; `kept` is (kept,)."""
+    """Return the moments of the coordinates `kept` of `z`, (kept,)."""
     return Moments(
         gram=moments.gram[kept][:, kept],
         cross=moments.cross[kept],
@@ -74,29 +81,29 @@ def select(moments: Moments, kept: Tensor) -> Moments:
 
 
 def _excess(moments: Moments, weight: Tensor) -> float:
-    """`E‖target - Wᵀz‖² - E‖target‖²`: what weights are compared by."""
+    """Return `E‖target - Wᵀz‖² - E‖target‖²`, which suffices to compare weights."""
     target = moments.cross + moments.correction
     return float((weight * (moments.gram @ weight - 2 * target)).sum())
 
 
 def squared_error(moments: Moments, weight: Tensor) -> float:
-    """`E‖target - Wᵀz‖²` of any weight (width, hidden_size), from moments alone."""
+    """Return `E‖target - Wᵀz‖²` of any weight, (width, hidden_size), from the moments."""
     return max(moments.energy + _excess(moments, weight), 0.0)
 
 
 def _own_part(
-    factor: linalg.Factor, moments: Moments, prior: Tensor | None, missing: Tensor | None = None
+    factor: linalg.Factor, moments: Moments, prior: Tensor | None, residual: Tensor | None = None
 ) -> Tensor:
-    """Ridge solution for the module's own output, shrunk towards `prior` or towards zero.
+    """Return the ridge solution for the module's own output, shrunk to `prior` or to zero.
 
-    `missing` is `_missing` of the same, for those who solve with several dampings.
+    `residual` is the result of `_residual`, if the caller solves with several dampings.
     """
-    solved = factor.solve(_missing(moments, prior) if missing is None else missing)
-    return solved if prior is None else solved.add_(prior.to(moments.gram))
+    solution = factor.solve(_residual(moments, prior) if residual is None else residual)
+    return solution if prior is None else solution.add_(prior.to(moments.gram))
 
 
-def _missing(moments: Moments, prior: Tensor | None) -> Tensor:
-    """What the prior leaves to be explained."""
+def _residual(moments: Moments, prior: Tensor | None) -> Tensor:
+    """Return the cross moment that the prior does not explain, `R - H prior`."""
     if prior is None:
         return moments.cross
     return moments.cross - moments.gram @ prior.to(moments.gram)
@@ -105,16 +112,19 @@ def _missing(moments: Moments, prior: Tensor | None) -> Tensor:
 def choose_dampings(
     fit: Moments, held_out: Moments | None, prior: Tensor | None, dampings: Dampings
 ) -> tuple[float, float | None]:
-    """The candidates whose solutions on `fit` have the least error on `held_out`.
+    """Return the dampings whose solutions on `fit` have the least error on `held_out`.
 
-    The own part is chosen against the module's own output, then the correction on top of it. The
-    correction's is None where there is none to make.
+    λ₁ is chosen by the error of the module's own output, then λ₂ by the error of the full target.
+    Without held-out moments the first candidates are taken. λ₂ is None without correction.
+
+    Raises:
+        NumericalError: if the damping ladder ends.
     """
-    corrects = bool(fit.correction.any()) and len(dampings.correction) > 0
-    own, correction = dampings.own[0], dampings.correction[0] if corrects else None
+    has_correction = bool(fit.correction.any()) and len(dampings.correction) > 0
+    own, correction = dampings.own[0], dampings.correction[0] if has_correction else None
     if held_out is not None and len(dampings.own) > 1:
         own = _own_damping(fit, held_out, prior, dampings)
-    if held_out is not None and corrects and len(dampings.correction) > 1:
+    if held_out is not None and has_correction and len(dampings.correction) > 1:
         correction = _correction_damping(fit, held_out, prior, own, dampings)
     return own, correction
 
@@ -122,13 +132,13 @@ def choose_dampings(
 def _own_damping(
     fit: Moments, held_out: Moments, prior: Tensor | None, dampings: Dampings
 ) -> float:
-    """The candidate that predicts the module's own output best."""
+    """Return the candidate for λ₁ that predicts the module's own output best."""
     target = replace(held_out, correction=torch.zeros_like(held_out.correction))
-    missing = _missing(fit, prior)
+    residual = _residual(fit, prior)
 
     def error(damping: float) -> float:
         factor = dampings.factor(fit.gram, damping)
-        return _excess(target, _own_part(factor, fit, prior, missing))
+        return _excess(target, _own_part(factor, fit, prior, residual))
 
     return min(dampings.own, key=error)
 
@@ -140,7 +150,7 @@ def _correction_damping(
     own: float,
     dampings: Dampings,
 ) -> float:
-    """The candidate that, on top of the own part, predicts the target best."""
+    """Return the candidate for λ₂ that, added to the own part, predicts the target best."""
     part = _own_part(dampings.factor(fit.gram, own), fit, prior)
 
     def error(damping: float) -> float:
@@ -157,77 +167,86 @@ def fit_output(
 
     Args:
         fit: moments of the kept activations over most calibration sequences.
-        held_out: the same over the other sequences, or None where there is nothing to choose.
-        prior: projected original weight `PᵀW` (kept, hidden_size), or None to shrink to zero.
-        dampings: of both parts.
+        held_out: moments over the other sequences; None if no damping has to be chosen.
+        prior: projected original weight `PᵀW`, (kept, hidden_size); None to shrink to zero.
+        dampings: candidates for both parts.
 
     Raises:
         NumericalError: if the damping ladder ends.
     """
     everything = fit if held_out is None else fit + held_out
-    own, chosen = choose_dampings(fit, held_out, prior, dampings)
+    own, correction = choose_dampings(fit, held_out, prior, dampings)
     factor = dampings.factor(everything.gram, own)
     weight = _own_part(factor, everything, prior)
-    if chosen is not None:
-        noisy = dampings.factor(everything.gram, chosen)
-        weight = weight + noisy.solve(everything.correction)
-        chosen = noisy.damping
+    if correction is not None:
+        correction_factor = dampings.factor(everything.gram, correction)
+        weight = weight + correction_factor.solve(everything.correction)
+        correction = correction_factor.damping
     return Fit(
         weight=weight,
         damping_own=factor.damping,
-        damping_correction=chosen,
+        damping_correction=correction,
         relative_error=relative_error(everything, weight),
     )
 
 
 def relative_error(moments: Moments, weight: Tensor) -> float:
-    """`squared_error` over the target's energy; 0 for a target that is zero."""
+    """Return `squared_error` divided by the target's energy, or 0 for a zero target."""
     return squared_error(moments, weight) / moments.energy if moments.energy > 0 else 0.0
 
 
+# -- output norms (docs/method.md, section 9) --------------------------------------------------
+
 NEGLIGIBLE = 1e-3
-"""Of an output norm's weight, in units of its root mean square."""
+"""Threshold below which an output norm's weight is negligible, relative to its rms."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """One batch of a module's activations."""
+    """One batch of a module's activations, in the space of the regression."""
 
     inner: Tensor
-    """(…, width [+ 1]): what a fit reads, the constant of a bias at the end."""
+    """Regressors, (…, width [+ 1]); a last entry of constant 1 stands for a bias."""
     own: Tensor
-    """(…, hidden_size): the un-pruned module's output as the fit sees it, linear in its `inner`."""
+    """Output of the unpruned module, linear in its inner activations, (…, hidden_size)."""
     added: Tensor
-    """(…, hidden_size): what the un-pruned module adds to the stream."""
+    """Contribution of the unpruned module to the residual stream, (…, hidden_size)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputSpace:
-    """A dense output projection together with the norm behind it, if there is one."""
+    """A dense output projection with the norm that follows it, if any (docs/method.md, section 9).
+
+    With an output norm, the module's contribution is linear in the inner activations divided by
+    the rms of the projection. Fits take place in that space and are converted back.
+    """
 
     output: Linear
     norm: Norm | None
     settings: LayerSettings
 
     def rows(self) -> Tensor:
-        """The projection by inner dimension, a bias as a last row: (width [+ 1], hidden_size)."""
+        """Return the projection by rows of inner dimensions, (width [+ 1], hidden_size), float64.
+
+        A bias is the last row. With a norm, columns are multiplied by its weight.
+        """
         rows = self.output.weight.mT.to(WORKING_DTYPE)
         if self.output.bias is not None:
             rows = torch.cat((rows, self.output.bias.to(rows).unsqueeze(0)))
         scale, _ = self._column_scale()
         return rows if scale is None else rows * scale
 
-    def solved(self, fitted: Tensor) -> Tensor:
-        """A fitted (kept [+ 1], hidden_size) solution as rows of the projection itself."""
+    def unscaled(self, fitted: Tensor) -> Tensor:
+        """Return a fitted solution, (kept [+ 1], hidden_size), as rows of the projection itself."""
         scale, _ = self._column_scale()
         return fitted if scale is None else fitted / scale
 
     def observe(self, dense_inner: Tensor, inner: Tensor) -> Observation:
-        """What a fit reads of one batch.
+        """Return the regression's view of one batch.
 
         Args:
-            dense_inner: (…, width), from the un-pruned module.
-            inner: (…, width), from the pruned one.
+            dense_inner: inner activations of the unpruned module, (…, width).
+            inner: inner activations of the pruned module, (…, width).
         """
         projected = self.output(dense_inner)
         if self.output.bias is not None:
@@ -243,14 +262,19 @@ class OutputSpace:
             added=decoder_layer.apply_norm(projected, self.norm, self.settings),
         )
 
-    def correction(self, target: Tensor, seen: Observation) -> Tensor:
-        """What is missing to the target in the columns that can give it, (…, hidden_size)."""
-        missing = target - seen.added
+    def correction(self, target: Tensor, observation: Observation) -> Tensor:
+        """Return target minus contribution, zero in columns of negligible norm weight.
+
+        Args:
+            target: wanted contribution to the residual stream, (…, hidden_size).
+            observation: of the same batch.
+        """
+        difference = target - observation.added
         _, usable = self._column_scale()
-        return missing if usable is None else missing * usable
+        return difference if usable is None else difference * usable
 
     def _column_scale(self) -> tuple[Tensor | None, Tensor | None]:
-        """The norm's effective weight with its floor, float64, and where it is above the floor."""
+        """Return the norm's effective weight, floored, float64, and a mask of usable columns."""
         if self.norm is None:
             return None, None
         weight = self.norm.weight.to(WORKING_DTYPE)
@@ -259,3 +283,69 @@ class OutputSpace:
         floor = NEGLIGIBLE * weight.square().mean().sqrt()
         usable = weight.abs() > floor
         return torch.where(usable, weight, floor.clamp_min(1e-30)), usable
+
+
+def attention_space(weights: LayerWeights, settings: LayerSettings) -> OutputSpace:
+    """Return the output space of a layer's attention."""
+    return OutputSpace(
+        output=weights.attention_output, norm=weights.attention_output_norm, settings=settings
+    )
+
+
+def mlp_space(weights: LayerWeights, settings: LayerSettings) -> OutputSpace:
+    """Return the output space of a layer's MLP."""
+    return OutputSpace(output=weights.mlp_output, norm=weights.mlp_output_norm, settings=settings)
+
+
+class SplitAccumulator:
+    """Accumulates a module's moments, those of held-out sequences apart from the others."""
+
+    def __init__(
+        self,
+        space: OutputSpace,
+        device: torch.device,
+        *,
+        own_is_linear: bool,
+        has_held_out: bool,
+    ) -> None:
+        self._space = space
+
+        def make() -> MomentAccumulator:
+            return MomentAccumulator(
+                width=space.output.weight.shape[1] + (space.output.bias is not None),
+                hidden_size=space.output.weight.shape[0],
+                device=device,
+                own_is_linear=own_is_linear,
+            )
+
+        self._fit = make()
+        self._held_out = make() if has_held_out else None
+
+    def add(self, observation: Observation, target: Tensor | None, *, is_held_out: bool) -> None:
+        """Add one batch, flattened to tokens.
+
+        Args:
+            observation: (batch, sequence, …), from the output space.
+            target: wanted contribution to the residual stream, (batch, sequence, hidden_size);
+                None if it is the module's own.
+            is_held_out: whether the batch belongs to the held-out sequences.
+
+        Raises:
+            NumericalError: if an activation is not finite.
+        """
+        correction = None if target is None else self._space.correction(target, observation)
+        sums = self._held_out if self._held_out is not None and is_held_out else self._fit
+        sums.add(
+            observation.inner.flatten(0, 1),
+            observation.own.flatten(0, 1),
+            None if correction is None else correction.flatten(0, 1),
+        )
+
+    def moments(self) -> tuple[Moments, Moments | None]:
+        """Return the moments for the fit and, if there are any, those of held-out sequences.
+
+        Raises:
+            NumericalError: if no tokens were added.
+        """
+        rows, held_out = self._space.rows(), self._held_out
+        return self._fit.moments(rows), None if held_out is None else held_out.moments(rows)

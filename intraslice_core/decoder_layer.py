@@ -1,11 +1,12 @@
-"""One decoder block as weights and pure functions, dense or sliced.
+"""One decoder layer, dense or sliced: its weights and its forward pass as pure functions.
 
-The engine runs blocks through these functions and not through model classes, because it needs the
-inner activations that classes hide. Families differ in what parts a block has and in settings,
-never in code: an absent part is None, a module that was removed has projections of width 0.
+The engine uses these functions instead of model classes because it needs inner activations, which
+the classes do not expose. Families differ in the parts of a layer and in settings, never in code:
+an absent part is None, a removed module has projections of width 0.
 
-Linear weights keep torch's layout, (out_features, in_features). A q or k head stores the first
-halves of its pairs, then the second, the pairs that do not rotate behind those that do.
+Linear weights have torch's layout, (out_features, in_features). A query or key head stores the
+first dimensions of all its pairs, then the second ones (half-split layout). Pairs that do not
+rotate come after those that do.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Activation = Callable[[Tensor], Tensor]
 NormType = Literal["rms", "rms_plus_one", "layer"]
 
 SCORES_AT_ONCE = 2**24
-"""Attention scores held at once where no fused kernel computes them: 64 MiB in float32."""
+"""Attention scores in memory at once where no fused kernel exists: 64 MiB in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """Weight and, of a LayerNorm, bias, each (hidden_size,)."""
+    """Weight and, for a LayerNorm, bias of a norm, each (hidden_size,)."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -47,30 +48,30 @@ class Norm:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSettings:
-    """What a block needs besides weights."""
+    """Settings of a layer's forward pass."""
 
     num_attention_heads: int
-    """Of the dense model; a sliced block's own number follows from its weights."""
+    """Query heads of the dense model; the number in a sliced layer follows from its weights."""
     num_key_value_heads: int
-    """Of the dense model."""
+    """KV heads of the dense model."""
     head_dim: int
-    """Of the dense model."""
+    """Head dimension of the dense model."""
     activation: Activation
     norm_eps: float
     attention_scale: float
     norm_type: NormType = "rms"
     """`rms_plus_one` multiplies by 1 + weight, in float32."""
     attn_logit_softcapping: float | None = None
-    """c of c·tanh(score/c)."""
+    """Constant c of the cap c·tanh(score/c); None for uncapped scores."""
     sliding_window: int | None = None
-    """How many positions a query sees, its own included; None for all before it."""
+    """Number of positions a query attends to, its own included; None for all before it."""
     parallel_block: bool = False
-    """Attention and MLP read the same input and are added together."""
+    """Flag of parallel layers, whose attention and MLP read the same input."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerWeights:
-    """All weights of one block, dense or sliced."""
+    """All weights of one decoder layer, dense or sliced."""
 
     num_key_value_heads: int
     input_norm: Norm
@@ -79,34 +80,35 @@ class LayerWeights:
     value: Linear
     attention_output: Linear
     mlp_norm: Norm | None
-    """What the MLP reads through; None where it reads the attention's input."""
+    """Norm of the MLP's input; None where the MLP shares the attention's normed input."""
     gate: Linear | None
-    """None in a plain MLP: `act(up x)`."""
+    """Gate projection; None in a plain MLP, `act(up x)`."""
     up: Linear
     mlp_output: Linear
     query_norm: Tensor | None = None
-    """(num_key_value_heads, 2·pairs), before RoPE; the queries of a group share it."""
+    """Query norm before RoPE, shared by a group's queries, (num_key_value_heads, 2·pairs)."""
     key_norm: Tensor | None = None
-    """(num_key_value_heads, 2·pairs)."""
+    """Key norm before RoPE, (num_key_value_heads, 2·pairs)."""
     attention_output_norm: Norm | None = None
-    """On what the attention adds to the stream."""
+    """Norm of the attention's contribution to the residual stream."""
     mlp_output_norm: Norm | None = None
+    """Norm of the MLP's contribution to the residual stream."""
     rotary_pairs: Tensor | None = None
     """Kept pairs of each KV head, (num_key_value_heads, pairs), ascending; None keeps all."""
 
     @property
     def has_attention(self) -> bool:
-        """Whether the attention was not removed."""
+        """Return whether the layer still has its attention."""
         return self.num_key_value_heads > 0
 
     @property
     def has_mlp(self) -> bool:
-        """Whether the MLP was not removed."""
+        """Return whether the layer still has its MLP."""
         return self.up.weight.shape[0] > 0
 
     @property
     def num_attention_heads(self) -> int:
-        """Query heads: as many to each KV head as fit its width."""
+        """Return the number of query heads, derived from the widths of queries and keys."""
         if not self.has_attention:
             return 0
         group = self.query.weight.shape[0] // self.key.weight.shape[0]
@@ -115,13 +117,20 @@ class LayerWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class Rotary:
-    """Cosines and sines of positions 0…n-1, each (sequence, head_dim), half-split layout."""
+    """Cosines and sines of positions 0…n-1, each (sequence, head_dim), half-split layout.
+
+    After `for_pairs` they may be (heads, sequence, 2·pairs).
+    """
 
     cos: Tensor
     sin: Tensor
 
-    def of(self, pairs: Tensor | None) -> Rotary:
-        """The kept pairs' tables, (num_key_value_heads, sequence, 2·pairs), or all of them."""
+    def for_pairs(self, pairs: Tensor | None) -> Rotary:
+        """Return the tables of the kept pairs of each KV head; None keeps all.
+
+        Args:
+            pairs: (num_key_value_heads, pairs).
+        """
         if pairs is None:
             return self
         index = torch.cat((pairs, pairs + self.cos.shape[-1] // 2), dim=-1)
@@ -130,7 +139,7 @@ class Rotary:
         )
 
     def for_queries(self, group: int) -> Rotary:
-        """Each KV head's tables repeated for its query heads."""
+        """Return each KV head's tables repeated for the `group` query heads that share it."""
         if self.cos.dim() == 2:
             return self
         return Rotary(
@@ -148,36 +157,36 @@ class Rotary:
 
 
 def _weighted(unit: Tensor, weight: Tensor, norm_type: NormType, dtype: torch.dtype) -> Tensor:
-    """Apply an RMSNorm's weight to what has unit rms in float32, rounding where the family does."""
+    """Multiply values of unit rms, float32, by an RMSNorm's weight, rounding as the family does."""
     if norm_type == "rms_plus_one":
         return (unit * (1.0 + weight.float())).to(dtype)
     return weight * unit.to(dtype)
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float, norm_type: NormType = "rms") -> Tensor:
-    """RMSNorm of (…, hidden_size), taken in float32."""
+    """Apply RMSNorm to (…, hidden_size); statistics are in float32."""
     wide = hidden.float()
     unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return _weighted(unit, weight, norm_type, hidden.dtype)
 
 
 def apply_norm(hidden: Tensor, norm: Norm, settings: LayerSettings) -> Tensor:
-    """The block's kind of norm on (…, hidden_size)."""
+    """Apply the layer's type of norm to (…, hidden_size)."""
     if settings.norm_type == "layer":
         return F.layer_norm(hidden, norm.weight.shape, norm.weight, norm.bias, settings.norm_eps)
     return rms_norm(hidden, norm.weight, settings.norm_eps, settings.norm_type)
 
 
 def head_norm(heads: Tensor, weight: Tensor, settings: LayerSettings) -> Tensor:
-    """Norm of query or key heads over the pairs they kept.
+    """Apply the norm of query or key heads over their kept pairs.
 
-    The sum of squares is divided by the DENSE head dim: a dimension that was dropped counts as
-    zero, so dropping one that is zero changes nothing.
+    The sum of squares is divided by the DENSE head dimension: a removed dimension counts as zero,
+    so removing one that is zero changes nothing.
 
     Args:
         heads: (batch, heads, sequence, 2·pairs).
         weight: (num_key_value_heads, 2·pairs), shared by the heads of a group.
-        settings: of the block.
+        settings: of the layer.
     """
     batch, _, sequence, width = heads.shape
     grouped = heads.reshape(batch, weight.shape[0], -1, sequence, width)
@@ -192,17 +201,17 @@ def head_norm(heads: Tensor, weight: Tensor, settings: LayerSettings) -> Tensor:
 
 
 def attention_inputs(hidden: Tensor, weights: LayerWeights, settings: LayerSettings) -> Tensor:
-    """Normed hidden states that q, k and v read."""
+    """Return the normed hidden states that q, k and v read, (batch, sequence, hidden_size)."""
     return apply_norm(hidden, weights.input_norm, settings)
 
 
 def _split_heads(projected: Tensor, heads: int) -> Tensor:
-    """(batch, sequence, heads · width) → (batch, heads, sequence, width)."""
+    """Split heads: (batch, sequence, heads · width) → (batch, heads, sequence, width)."""
     return projected.view(*projected.shape[:-1], heads, -1).transpose(1, 2)
 
 
 def queries_and_keys(normed: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor]:
-    """Queries and keys as projected, before norm and RoPE; (batch, heads, sequence, 2·pairs)."""
+    """Return queries and keys before norm and RoPE, each (batch, heads, sequence, 2·pairs)."""
     return (
         _split_heads(weights.query(normed), weights.num_attention_heads),
         _split_heads(weights.key(normed), weights.num_key_value_heads),
@@ -212,12 +221,12 @@ def queries_and_keys(normed: Tensor, weights: LayerWeights) -> tuple[Tensor, Ten
 def normed_and_rotated(
     query: Tensor, key: Tensor, weights: LayerWeights, settings: LayerSettings, rotary: Rotary
 ) -> tuple[Tensor, Tensor]:
-    """What `queries_and_keys` gave after norm, where there is one, and RoPE; shapes stay."""
+    """Apply the head norms, if any, and RoPE to the result of `queries_and_keys`."""
     if weights.query_norm is not None:
         query = head_norm(query, weights.query_norm, settings)
     if weights.key_norm is not None:
         key = head_norm(key, weights.key_norm, settings)
-    tables = rotary.of(weights.rotary_pairs)
+    tables = rotary.for_pairs(weights.rotary_pairs)
     group = query.shape[1] // key.shape[1]
     return tables.for_queries(group).rotate(query), tables.rotate(key)
 
@@ -225,21 +234,21 @@ def normed_and_rotated(
 def rotated_queries_and_keys(
     normed: Tensor, weights: LayerWeights, settings: LayerSettings, rotary: Rotary
 ) -> tuple[Tensor, Tensor]:
-    """Queries and keys after norm and RoPE, each (batch, heads, sequence, 2·pairs)."""
+    """Return queries and keys after norm and RoPE, each (batch, heads, sequence, 2·pairs)."""
     query, key = queries_and_keys(normed, weights)
     return normed_and_rotated(query, key, weights, settings, rotary)
 
 
 def _visible(sequence: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Which keys (columns) a query (row) sees; None where plain causality says it all."""
+    """Return the mask of keys (columns) visible to queries (rows); None if it is plain causal."""
     if window is None or window >= sequence:
         return None
-    every = torch.ones(sequence, sequence, dtype=torch.bool, device=device)
-    return every.tril().triu(1 - window)
+    ones = torch.ones(sequence, sequence, dtype=torch.bool, device=device)
+    return ones.tril().triu(1 - window)
 
 
 def _fused_attention(query: Tensor, key: Tensor, value: Tensor, settings: LayerSettings) -> Tensor:
-    """Attention by torch's kernel. Widths are padded to be equal: kernels refuse anything else."""
+    """Compute attention by torch's kernel; it requires equal widths, so the narrower is padded."""
     width = max(query.shape[-1], value.shape[-1])
     query, key, padded = (F.pad(part, (0, width - part.shape[-1])) for part in (query, key, value))
     mask = _visible(query.shape[-2], settings.sliding_window, query.device)
@@ -252,7 +261,7 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor, settings: LayerS
 def _softcapped_attention(
     query: Tensor, key: Tensor, value: Tensor, settings: LayerSettings, cap: float
 ) -> Tensor:
-    """Attention with capped scores, which no kernel computes: a few heads at a time."""
+    """Compute attention with capped scores, which no kernel supports, a few heads at a time."""
     sequence = query.shape[-2]
     mask = _visible(sequence, settings.sliding_window, query.device)
     if mask is None:
@@ -270,13 +279,16 @@ def _softcapped_attention(
 def attention_inner(
     normed: Tensor, weights: LayerWeights, settings: LayerSettings, rotary: Rotary
 ) -> Tensor:
-    """`o`: what the output projection reads, (batch, sequence, num_attention_heads · v_head_dim).
+    """Return `o`, the input of the attention's output projection.
 
     Args:
         normed: (batch, sequence, hidden_size), from `attention_inputs`.
-        weights: of the block.
-        settings: of the block.
-        rotary: tables of at least `sequence` positions.
+        weights: of the layer.
+        settings: of the layer.
+        rotary: tables of exactly `sequence` positions.
+
+    Returns:
+        (batch, sequence, num_attention_heads · v_head_dim), width 0 if the attention is removed.
     """
     if not weights.has_attention:
         return normed.new_zeros(*normed.shape[:-1], 0)
@@ -285,18 +297,18 @@ def attention_inner(
 
 
 def values(normed: Tensor, weights: LayerWeights) -> Tensor:
-    """Value heads, (batch, num_key_value_heads, sequence, v_head_dim)."""
+    """Return the value heads, (batch, num_key_value_heads, sequence, v_head_dim)."""
     return _split_heads(weights.value(normed), weights.num_key_value_heads)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, settings: LayerSettings) -> Tensor:
-    """Attention itself, (batch, sequence, num_attention_heads · v_head_dim).
+    """Compute attention, (batch, sequence, num_attention_heads · v_head_dim).
 
     Args:
-        query: (batch, num_attention_heads, sequence, 2·pairs), ready to meet the keys.
-        key: (batch, num_key_value_heads, sequence, 2·pairs).
+        query: after norm and RoPE, (batch, num_attention_heads, sequence, 2·pairs).
+        key: after norm and RoPE, (batch, num_key_value_heads, sequence, 2·pairs).
         value: (batch, num_key_value_heads, sequence, v_head_dim).
-        settings: of the block.
+        settings: of the layer.
     """
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
@@ -312,26 +324,33 @@ def attend(query: Tensor, key: Tensor, value: Tensor, settings: LayerSettings) -
 
 
 def mlp_inner(hidden: Tensor, weights: LayerWeights, settings: LayerSettings) -> Tensor:
-    """`u`: what the down projection reads, (batch, sequence, intermediate_size).
+    """Return `u`, the input of the down projection, (batch, sequence, intermediate_size).
 
     Args:
-        hidden: the stream behind the attention; in a parallel block the block's input.
-        weights: of the block.
-        settings: of the block.
+        hidden: hidden states after the attention; the layer's input in a parallel layer.
+        weights: of the layer.
+        settings: of the layer.
     """
-    read = apply_norm(hidden, weights.mlp_norm or weights.input_norm, settings)
+    normed = apply_norm(hidden, weights.mlp_norm or weights.input_norm, settings)
     if weights.gate is None:
-        return settings.activation(weights.up(read))
-    return settings.activation(weights.gate(read)) * weights.up(read)
+        return settings.activation(weights.up(normed))
+    return settings.activation(weights.gate(normed)) * weights.up(normed)
 
 
-# -- what is added to the stream ---------------------------------------------------------------
+# -- contributions to the residual stream ------------------------------------------------------
 
 
 def added(
     inner: Tensor, output: Linear, output_norm: Norm | None, settings: LayerSettings
 ) -> Tensor:
-    """What a module adds to the stream, (…, hidden_size), from its inner activation."""
+    """Return a module's contribution to the residual stream, (…, hidden_size).
+
+    Args:
+        inner: inner activations, (…, width).
+        output: output projection.
+        output_norm: norm of the contribution, if any.
+        settings: of the layer.
+    """
     projected = output(inner)
     return projected if output_norm is None else apply_norm(projected, output_norm, settings)
 
@@ -339,16 +358,19 @@ def added(
 def attention(
     hidden: Tensor, weights: LayerWeights, settings: LayerSettings, rotary: Rotary
 ) -> Tensor:
-    """What the attention module adds to the stream, (batch, sequence, hidden_size)."""
+    """Return the attention's contribution to the residual stream, shape of `hidden`.
+
+    `hidden` is the layer's input, (batch, sequence, hidden_size).
+    """
     if not weights.has_attention:
         return torch.zeros_like(hidden)
-    read = attention_inputs(hidden, weights, settings)
-    inner = attention_inner(read, weights, settings, rotary)
+    normed = attention_inputs(hidden, weights, settings)
+    inner = attention_inner(normed, weights, settings, rotary)
     return added(inner, weights.attention_output, weights.attention_output_norm, settings)
 
 
 def mlp(hidden: Tensor, weights: LayerWeights, settings: LayerSettings) -> Tensor:
-    """What the MLP adds to the stream, (batch, sequence, hidden_size); `hidden` as `mlp_inner`."""
+    """Return the MLP's contribution to the residual stream; `hidden` as in `mlp_inner`."""
     if not weights.has_mlp:
         return torch.zeros_like(hidden)
     inner = mlp_inner(hidden, weights, settings)
@@ -358,9 +380,9 @@ def mlp(hidden: Tensor, weights: LayerWeights, settings: LayerSettings) -> Tenso
 def forward(
     hidden: Tensor, weights: LayerWeights, settings: LayerSettings, rotary: Rotary
 ) -> Tensor:
-    """The stream behind the whole block, (batch, sequence, hidden_size), from its input."""
-    first = attention(hidden, weights, settings, rotary)
-    if settings.parallel_block:  # added in the order in which the model classes round
-        return first + mlp(hidden, weights, settings) + hidden
-    between = hidden + first
+    """Return the layer's output from its input, both (batch, sequence, hidden_size)."""
+    attended = attention(hidden, weights, settings, rotary)
+    if settings.parallel_block:  # added in the same order as in the model classes, which round
+        return attended + mlp(hidden, weights, settings) + hidden
+    between = hidden + attended
     return between + mlp(between, weights, settings)

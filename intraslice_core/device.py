@@ -1,8 +1,7 @@
-"""Where hidden states of many sequences are kept: in memory, or in files that are mapped into it.
+"""Compute device and dtype, host memory for hidden states, and settings of the allocator.
 
-A mapped file's pages are the kernel's to write out and drop, so what is kept there may be larger
-than memory. Files have no name from the moment they are mapped: nothing is left of them when the
-process ends, however it ends.
+Sections: dtypes by name, resolution of the device and dtype settings, storage of hidden states in
+memory or in mapped files, and bounds on the memory that glibc and oneDNN keep.
 """
 
 from __future__ import annotations
@@ -21,11 +20,14 @@ from torch import Tensor
 
 from intraslice_core.errors import ConfigurationError, InsufficientDiskError
 
+# -- dtypes by name ------------------------------------------------------------------------------
+
 COMPUTE_DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+"""Compute dtypes by their names in settings."""
 STORED_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -38,15 +40,19 @@ STORED_DTYPES = {
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 """Names of the data types that weights may have."""
 DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
+"""Names in safetensors headers by data type."""
+
+# -- device and dtype settings -------------------------------------------------------------------
+
 _FAST_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _CPU_FACTS = Path("/proc/cpuinfo")
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device a setting means; `auto` is CUDA where there is one.
+    """Return the device of a setting; `auto` is CUDA if available, else the CPU.
 
     Raises:
-        ConfigurationError: if torch does not know the name or the machine lacks the device.
+        ConfigurationError: if torch does not support the name or the machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -54,11 +60,14 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigurationError(
-            f"torch knows no device {name!r}", field="device", hint="use auto, cpu, cuda or cuda:N"
+            f"torch does not support device {name!r}",
+            field="device",
+            hint="use auto, cpu, cuda or cuda:N",
         ) from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigurationError(
-            f"this machine has {torch.cuda.device_count()} CUDA devices, {name!r} is not one",
+            f"device {name!r} does not exist: "
+            f"this machine has {torch.cuda.device_count()} CUDA devices",
             field="device",
             hint="use auto or cpu",
         )
@@ -66,13 +75,13 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch.dtype:
-    """The compute dtype a setting means on `device` for weights stored as `stored`.
+    """Return the compute dtype of a setting on `device` for weights stored as `stored`.
 
     `auto` keeps the stored dtype on accelerators. On a CPU it is float32, unless the CPU computes
-    in bfloat16: emulated, bfloat16 was measured five times slower than float32.
+    in bfloat16 natively: emulated bfloat16 was measured five times slower than float32.
 
     Raises:
-        ConfigurationError: if `name` is no compute dtype.
+        ConfigurationError: if `name` is not a compute dtype.
     """
     if name != "auto":
         try:
@@ -91,21 +100,21 @@ def resolve_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch
 
 
 def device_class(device: torch.device) -> str:
-    """Which machines are about as fast as this one: the GPU's model, or the CPU's threads."""
+    """Return the class of machines of about the same speed: GPU model or number of CPU threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} x {torch.get_num_threads()}"
 
 
 def rounding_class(device: torch.device) -> str:
-    """Which machines round alike: those that choose the same kernels."""
+    """Return the class of machines with equal rounding, which select the same kernels."""
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{device_class(device)}, host {capability} x {torch.get_num_threads()}"
 
 
 @cache
 def cpu_computes_bfloat16() -> bool:
-    """Whether the CPU has bfloat16 products; where that cannot be read, no."""
+    """Return True if the CPU has bfloat16 products, False if its flags cannot be read."""
     try:
         facts = _CPU_FACTS.read_text()
     except OSError:
@@ -115,26 +124,33 @@ def cpu_computes_bfloat16() -> bool:
     return not words.isdisjoint(_FAST_BFLOAT16_FLAGS)
 
 
+# -- storage of hidden states ---------------------------------------------------------------------
+
+
 class HostMemory:
-    """Gives room for tensors.
+    """Allocator of large CPU tensors, in memory or in mapped files.
+
+    The kernel can write out and drop the pages of a mapped file, so tensors in files may be larger
+    than memory. The files are deleted as soon as they are mapped, so none is left when the process
+    ends, even by a kill.
 
     Args:
-        directory: where the files are made; None keeps everything in memory.
+        directory: directory of the files; None allocates in memory.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
         self._directory = directory
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A contiguous tensor on the CPU, of any content.
+        """Return a contiguous, uninitialised tensor on the CPU.
 
         Raises:
-            InsufficientDiskError: if the directory cannot hold it.
+            InsufficientDiskError: if the directory has no space for it.
         """
         elements = math.prod(shape)
         if self._directory is None or elements == 0:
             return torch.empty(*shape, dtype=dtype)
-        file = self._reserved(elements * dtype.itemsize)
+        file = self._reserve_file(elements * dtype.itemsize)
         try:
             flat = torch.from_file(str(file), shared=True, size=elements, dtype=dtype)
         finally:
@@ -142,12 +158,14 @@ class HostMemory:
         return flat.view(*shape)
 
     def copy(self, tensor: Tensor) -> Tensor:
-        """The same values in room of their own."""
-        room = self.empty(tensor.shape, tensor.dtype)
-        return room.copy_(tensor)
+        """Return a copy of a tensor in newly allocated storage."""
+        return self.empty(tensor.shape, tensor.dtype).copy_(tensor)
 
-    def _reserved(self, size: int) -> Path:
-        """A file whose blocks exist: writing to a mapping that finds none kills the process."""
+    def _reserve_file(self, size: int) -> Path:
+        """Create a file with allocated blocks.
+
+        Writing to a mapping without blocks on a full disk would kill the process.
+        """
         assert self._directory is not None
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -156,7 +174,7 @@ class HostMemory:
             raise InsufficientDiskError(
                 f"{self._directory} cannot be written to: {error.strerror}",
                 field="offload_dir",
-                hint="name a directory on a disk with room",
+                hint="give a writable directory on a disk with free space",
             ) from error
         try:
             os.posix_fallocate(handle, 0, size)
@@ -165,62 +183,65 @@ class HostMemory:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise InsufficientDiskError(
-                f"{self._directory} has no room for {size / 1e9:.2f} GB of hidden states",
+                f"{self._directory} has no space for {size / 1e9:.2f} GB of hidden states",
                 field="offload_dir",
-                hint="name a directory on a disk with room, or calibrate on fewer tokens",
+                hint="give a directory on a larger disk, or calibrate on fewer tokens",
             ) from error
         finally:
             os.close(handle)
         return Path(name)
 
 
+# -- bounds on kept memory -----------------------------------------------------------------------
+
 _MMAP_THRESHOLD = -3
-"""glibc's name for the size from which an allocation gets a mapping of its own."""
-_OWN_MAPPING_BYTES = 2**22
+"""glibc's `M_MMAP_THRESHOLD`: the size from which an allocation gets a separate mapping."""
+_SEPARATE_MAPPING_BYTES = 2**22
 _ENVIRONMENT = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
     "LRU_CACHE_CAPACITY": "32",
     "THP_MEM_ALLOC_ENABLE": "1",
 }
-"""Kernels that oneDNN, and torch for it, keep compiled: about 1 MiB for each shape of a bfloat16
-product, and every sliced layer has shapes of its own; a layer needs some 25 at a time. And large
-tensors in huge pages: without, mappings that come and go were measured to cost a quarter of the
-time."""
+"""Limits of the compiled kernels that oneDNN and torch cache, and huge pages for large tensors.
 
+A kernel takes about 1 MiB for each shape of a bfloat16 product. Sliced layers differ in shape, and
+one layer needs about 25 kernels at a time. Without huge pages, creating and removing mappings was
+measured to take a quarter of the time.
+"""
 
-_ours: set[str] = set()
-"""What of it was put there by us."""
+_variables_set: set[str] = set()
+"""Variables of `_ENVIRONMENT` that this process has set."""
 
 
 def unbound_environment() -> dict[str, str]:
-    """The environment for processes that are to keep as many kernels as they like."""
-    return {name: value for name, value in os.environ.items() if name not in _ours}
+    """Return the environment without the variables set here, for processes without limits."""
+    return {name: value for name, value in os.environ.items() if name not in _variables_set}
 
 
 def keeps_few_kernels() -> bool:
-    """Whether `bound_allocator` was called in this process, and had a say."""
-    return bool(_ours)
+    """Return True if `bound_allocator` has set a limit in this process."""
+    return bool(_variables_set)
 
 
 def bound_allocator() -> None:
-    """Let large tensors go back to the system when they are freed, and keep few kernels.
+    """Return freed large tensors to the system, and limit the number of cached kernels.
 
-    glibc raises its threshold as it sees fit, up to 32 MiB, and then keeps what is freed below:
-    tensors of many sizes leave holes that add up to several times what is in use. What the
-    environment says already is left as it is. To be called before the first tensor is made, when
-    torch looks; later it does less.
+    glibc raises its threshold dynamically up to 32 MiB and keeps freed memory below it: tensors of
+    many sizes leave holes that add up to several times the memory in use. Variables that are
+    already set in the environment are not changed. Call this before the first tensor is created,
+    when torch reads the variables; later it has less effect.
     """
     for name, value in _ENVIRONMENT.items():
         if name not in os.environ:
             os.environ[name] = value
-            _ours.add(name)
+            _variables_set.add(name)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, _OWN_MAPPING_BYTES)
+        mallopt(_MMAP_THRESHOLD, _SEPARATE_MAPPING_BYTES)
 
 
 def return_free_memory() -> None:
-    """Give the allocator's free pages back to the system, where it is glibc's."""
+    """Return free pages of the allocator to the system, if it is glibc's."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

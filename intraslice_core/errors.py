@@ -1,14 +1,14 @@
-"""The engine's errors, one tree.
+"""Exceptions of the engine, in one hierarchy.
 
 IntraSliceError
 ├── ConfigurationError            a setting is out of range or contradicts another
-│   └── BudgetOutOfReachError     no shapes of this model have the size asked for
+│   └── BudgetOutOfReachError     no shapes of the model have the requested size
 ├── ModelError                    the model cannot be used
 │   ├── ModelNotFoundError
 │   ├── UnsupportedArchitectureError
-│   ├── BrokenCheckpointError     a file is missing, truncated or not what it says
+│   ├── BrokenCheckpointError     a file is missing, truncated or invalid
 │   ├── NonFiniteWeightError
-│   └── ModelTooLargeError        larger than this deployment allows
+│   └── ModelTooLargeError        larger than the deployment allows
 ├── CalibrationError
 │   ├── CalibrationSourceError    the text cannot be read
 │   └── CalibrationTooShortError
@@ -20,11 +20,13 @@ IntraSliceError
 ├── InsufficientDiskError
 ├── OutputExistsError
 ├── VerificationError             the written files do not behave like the model in memory
-├── QualityGateError
-└── CompressionCancelledError     somebody asked to stop
+├── QualityGateError              the compressed model is worse than allowed
+├── ManifestError                 files do not match their manifest
+├── MeasurementError              a speed or size could not be measured
+└── CompressionCancelledError     the run was cancelled on request
 
-`code` is the stable name that reaches API clients; `field` names the input at fault and `hint`
-says what to do about it.
+`code` is the stable name for API clients, `field` is the name of the invalid input, and `hint` says
+what to do about it.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from typing import ClassVar
 
 
 class IntraSliceError(Exception):
-    """Something the engine refuses to do or could not do."""
+    """Base class of the errors that the engine reports."""
 
     code: ClassVar[str] = "engine_error"
 
@@ -56,7 +58,7 @@ class ConfigurationError(IntraSliceError):
 
 
 class BudgetOutOfReachError(ConfigurationError):
-    """No shapes of this model have the size asked for."""
+    """No shapes of the model have the requested size."""
 
     code = "budget_out_of_reach"
 
@@ -68,7 +70,7 @@ class ModelError(IntraSliceError):
 
 
 class ModelNotFoundError(ModelError):
-    """The model reference leads nowhere."""
+    """The model reference names no model."""
 
     code = "model_not_found"
 
@@ -80,19 +82,19 @@ class UnsupportedArchitectureError(ModelError):
 
 
 class BrokenCheckpointError(ModelError):
-    """A checkpoint file is missing, truncated or not what it says it is."""
+    """A checkpoint file is missing, truncated or invalid."""
 
     code = "broken_checkpoint"
 
 
 class NonFiniteWeightError(ModelError):
-    """A weight holds NaN or infinity."""
+    """A weight contains NaN or infinity."""
 
     code = "non_finite_weight"
 
 
 class ModelTooLargeError(ModelError):
-    """The model is larger than allowed."""
+    """The model is larger than the deployment allows."""
 
     code = "model_too_large"
 
@@ -110,13 +112,13 @@ class CalibrationSourceError(CalibrationError):
 
 
 class CalibrationTooShortError(CalibrationError):
-    """The source holds fewer tokens than the settings ask for."""
+    """The source contains fewer tokens than the settings require."""
 
     code = "calibration_too_short"
 
 
 class ManifestError(IntraSliceError):
-    """Files are not those that a manifest names, or a manifest is not by whom it should be."""
+    """Files do not match their manifest, or the manifest's signature is not the expected one."""
 
     code = "manifest_mismatch"
 
@@ -146,7 +148,7 @@ class TaskDataError(TaskError):
 
 
 class NumericalError(IntraSliceError):
-    """A factorisation or an activation failed; names the layer and the module."""
+    """A factorisation or an activation failed; `layer` and `module` say where."""
 
     code = "numerical"
 
@@ -181,7 +183,7 @@ class InsufficientDiskError(IntraSliceError):
 
 
 class OutputExistsError(IntraSliceError):
-    """The output directory is already there."""
+    """The output directory already exists."""
 
     code = "output_exists"
 
@@ -199,12 +201,12 @@ class QualityGateError(IntraSliceError):
 
 
 class MeasurementError(IntraSliceError):
-    """Something could not be measured."""
+    """A speed or size could not be measured."""
 
     code = "measurement_failed"
 
 
 class CompressionCancelledError(IntraSliceError):
-    """Somebody asked the engine to stop; nothing is left behind."""
+    """The run was cancelled on request; its files were removed."""
 
     code = "cancelled"

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their digests; imports no torch."""
+"""Atomic writes and SHA-256 digests of files; imports no torch."""
 
 from __future__ import annotations
 

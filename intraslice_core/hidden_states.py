@@ -19,13 +19,13 @@ from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.statistics_cache import DenseStates
 
 HELD_OUT_FRACTION = 8
-"""One calibration sequence in this many is held out to choose the damping."""
+"""Fraction of the calibration sequences, 1 in this many, held out to choose the damping."""
 
 PASSES = 4
 """Passes over the calibration sequences per layer."""
 
 Advance = Callable[[Tensor, LayerWeights], Tensor]
-"""Hidden states before a module, (batch, sequence, hidden_size), to those after it."""
+"""Function from hidden states before a module, (batch, sequence, hidden_size), to those after."""
 
 
 @dataclass(kw_only=True)
@@ -33,8 +33,9 @@ class HiddenStates:
     """Hidden states of all calibration sequences, (samples, sequence, hidden_size), host memory."""
 
     compressed: Tensor
+    """Hidden states of the model compressed so far."""
     dense: Tensor | None
-    """The dense model's hidden states; None for methods that do not use them."""
+    """Hidden states of the dense model; None for methods that do not use them."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that exist, by name; views, not copies."""
@@ -44,7 +45,7 @@ class HiddenStates:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerContext:
-    """Everything that a layer's compression needs besides its weights and the hidden states."""
+    """Inputs of a layer's compression besides its weights and the hidden states."""
 
     layer: int
     settings: LayerSettings
@@ -53,11 +54,11 @@ class LayerContext:
     batch_size: int
     device: torch.device
     stored_dtype: torch.dtype
-    """The compressed hidden states see weights rounded to this dtype, as the saved model will."""
+    """Dtype of the saved model; the compressed hidden states use weights rounded to it."""
     before_batch: Callable[[float], None]
-    """Called before each batch with the finished fraction of the layer; may raise to stop."""
+    """Callback before each batch with the finished fraction of the layer; may raise to stop."""
     sensitivity: LayerSensitivity | None = None
-    """Sensitivity of the dense layer; None lets the compressed hidden states decide."""
+    """Measured sensitivity of the dense layer; None to select by the compressed hidden states."""
     dense_states: DenseStates | None = None
     """Cache that shares the dense hidden states with runs at other ratios."""
 
@@ -74,7 +75,7 @@ class LayerPass:
     # -- batches ---------------------------------------------------------------------------
 
     def batches(self) -> Iterator[slice]:
-        """Yield batches of sequences, none of which crosses the border to the held-out ones."""
+        """Yield batches of sequences; no batch mixes held-out sequences with others."""
         size, total = self._context.batch_size, self._states.compressed.shape[0]
         border = total - self._held_out_sequences
         starts = [*range(0, border, size), *range(border, total, size)]
@@ -98,7 +99,7 @@ class LayerPass:
 
     @property
     def _held_out_sequences(self) -> int:
-        """Zero if the method has a single damping and so nothing to choose."""
+        """Return the number of held-out sequences, 0 if the method has a single damping."""
         samples = self._states.compressed.shape[0]
         if len(self._context.method.damping_own) < 2 or samples < 2:
             return 0
@@ -142,6 +143,7 @@ class LayerPass:
     # same input, they are stored after the MLP only.
 
     def _is_stored_after(self, module: Module) -> bool:
+        """Return whether dense hidden states are stored after this module."""
         return module == "mlp" or not self._context.settings.parallel_block
 
     def restore_dense(self, module: Module) -> bool:

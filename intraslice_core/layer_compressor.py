@@ -1,9 +1,10 @@
-"""One layer's order of work (end of section 5 of docs/method.md).
+"""Compression of one decoder layer (docs/method.md, end of section 5).
 
-q/k choice → attention again with pruned q/k → V/O basis → least squares into W_o → both streams
-past the attention → MLP choice → least squares into W_d → both streams past the layer. The
-compressed stream is advanced with the sliced weights as they will be saved, so later layers see
-what the saved model computes.
+Order: select rotary pairs → recompute attention with them → select value basis and heads → refit
+the output projection → advance the hidden states past the attention → select neurons → refit the
+down projection → advance the hidden states past the layer. The compressed hidden states advance
+with the sliced weights as they will be saved, so that later layers see what the saved model
+computes.
 """
 
 from __future__ import annotations
@@ -17,18 +18,23 @@ import torch
 from torch import Tensor
 
 from intraslice_core import compensation, decoder_layer, linalg, slicing
-from intraslice_core.compensation import Observation, OutputSpace
-from intraslice_core.decoder_layer import LayerWeights, Linear
+from intraslice_core.compensation import (
+    OutputSpace,
+    SplitAccumulator,
+    attention_space,
+    mlp_space,
+)
+from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.errors import NumericalError
 from intraslice_core.hidden_states import HiddenStates, LayerContext, LayerPass
-from intraslice_core.plan import LayerPlan
+from intraslice_core.magnitude_pruning import prune_by_magnitude
+from intraslice_core.plan import LayerPlan, Module
 from intraslice_core.selection import neurons, rotary_pairs, spectra, value_basis
 from intraslice_core.selection.spectra import Spectrum
 from intraslice_core.sensitivity.layer_sensitivity import KeptHeads, with_pairs
 from intraslice_core.statistics import (
     HeadEnergies,
     HeadEnergyAccumulator,
-    MomentAccumulator,
     Moments,
     RotaryAccumulator,
     RotaryStatistics,
@@ -37,31 +43,34 @@ from intraslice_core.statistics import (
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleOutcome:
-    """What happened to one module."""
+    """Measurements of one compressed module."""
 
-    module: str
+    module: Module
     relative_error: float | None = None
+    """Error of the refit relative to its target's energy; None without refit."""
     explained_energy: float | None = None
+    """Share of the value spectrum that the basis keeps; None for the MLP."""
     damping: dict[str, float] = field(default_factory=dict)
+    """Dampings used, by the regression's part (`own`, `correction`)."""
     spectra: tuple[Spectrum, ...] = ()
-    """What was chosen by, a dimension each; of dimensions that nothing was asked of, none."""
+    """Spectra of the selections, one per dimension that was cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerOutcome:
-    """A sliced layer."""
+    """A sliced layer and its measurements."""
 
     weights: LayerWeights
     kept_pairs: Tensor
-    """(num_key_value_heads, pairs), ascending."""
+    """(num_key_value_heads, pairs), ascending, int64."""
     attention: ModuleOutcome
     mlp: ModuleOutcome
     seconds: float
 
 
 @contextmanager
-def _locating(layer: int, module: str) -> Iterator[None]:
-    """Name the layer and the module of numerical trouble that passes through."""
+def _errors_located_at(layer: int, module: Module) -> Iterator[None]:
+    """Add layer and module to a `NumericalError` raised inside the context."""
     try:
         yield
     except NumericalError as error:
@@ -71,7 +80,7 @@ def _locating(layer: int, module: str) -> Iterator[None]:
 
 
 class LayerCompressor:
-    """Compresses one layer and moves the streams past it."""
+    """Compresses one layer and advances both hidden states past it."""
 
     def __init__(
         self, weights: LayerWeights, plan: LayerPlan, states: HiddenStates, context: LayerContext
@@ -81,41 +90,24 @@ class LayerCompressor:
         self._context = context
         self._pass = LayerPass(weights, states, context)
         self._spectra: list[Spectrum] = []
-        self._attention_space = OutputSpace(
-            output=weights.attention_output,
-            norm=weights.attention_output_norm,
-            settings=context.settings,
-        )
-        self._mlp_space = OutputSpace(
-            output=weights.mlp_output, norm=weights.mlp_output_norm, settings=context.settings
-        )
+        self._attention_space = attention_space(weights, context.settings)
+        self._mlp_space = mlp_space(weights, context.settings)
         self._correction_candidates = context.method.damping_correction
 
     def run(self) -> LayerOutcome:
-        """Do the layer's work in its order.
+        """Compress the layer.
 
         Raises:
             NumericalError: naming the layer and the module.
         """
         started = time.perf_counter()
         if not self._context.method.compensate:
-            return self._cut_without_data()
-        with _locating(self._context.layer, "attention"):
-            if self._plan.num_attention_heads == 0:
-                pairs, weights, attention = self._remove_attention()
-            else:
-                pairs, pruned = self._prune_pairs()
-                heads = self._chosen_heads()
-                weights, attention = self._compress_attention(pruned, heads)
-                pairs = pairs if heads is None else pairs[heads.groups]
-                attention = replace(attention, spectra=self._taken_spectra())
+            return self._prune_by_magnitude()
+        with _errors_located_at(self._context.layer, "attention"):
+            pairs, weights, attention = self._run_attention()
         self._correction_candidates = self._context.method.damping_correction
-        with _locating(self._context.layer, "mlp"):
-            if self._plan.intermediate_size == 0:
-                weights, mlp = self._remove_mlp(weights)
-            else:
-                weights, mlp = self._compress_mlp(weights)
-                mlp = replace(mlp, spectra=self._taken_spectra())
+        with _errors_located_at(self._context.layer, "mlp"):
+            weights, mlp = self._run_mlp(weights)
             self._pass.advance_mlp(weights)
         return LayerOutcome(
             weights=weights,
@@ -126,24 +118,23 @@ class LayerCompressor:
         )
 
     def replay(self, weights: LayerWeights) -> None:
-        """Move both hidden states past the layer, which an interrupted run has compressed.
+        """Advance both hidden states past a layer that an interrupted run has compressed.
 
         Args:
             weights: the sliced layer as that run saved it.
         """
         self._pass.replay(weights)
 
-    def _taken_spectra(self) -> tuple[Spectrum, ...]:
-        """Those of the module that is done."""
-        taken, self._spectra = tuple(self._spectra), []
-        return taken
+    def _pop_spectra(self) -> tuple[Spectrum, ...]:
+        """Return and clear the spectra of the module just compressed."""
+        collected, self._spectra = tuple(self._spectra), []
+        return collected
 
-    def _cut_without_data(self) -> LayerOutcome:
-        """The naive baseline: choose by weights alone, refit nothing, leave the streams alone."""
+    def _prune_by_magnitude(self) -> LayerOutcome:
+        """Cut the layer without data; the hidden states are not used and do not advance."""
         started = time.perf_counter()
         self._context.before_batch(0.0)
-        pairs, weights = self._cut_attention(self._dense)
-        weights = self._cut_mlp(weights)
+        weights, pairs = prune_by_magnitude(self._dense, self._plan, self._context.settings)
         return LayerOutcome(
             weights=self._as_stored(weights),
             kept_pairs=pairs,
@@ -152,206 +143,187 @@ class LayerCompressor:
             seconds=time.perf_counter() - started,
         )
 
-    def _cut_attention(self, weights: LayerWeights) -> tuple[Tensor, LayerWeights]:
-        settings, plan = self._context.settings, self._plan
-        if plan.num_attention_heads == 0:
-            return _no_pairs(self._context.device), slicing.remove_attention(weights)
-        groups, output = settings.num_key_value_heads, weights.attention_output
-        score = rotary_pairs.magnitude_score(weights.query.weight, weights.key.weight, groups)
-        pairs = rotary_pairs.keep_best_pairs(score, plan.qk_pairs)
-        basis = value_basis.magnitude_basis(
-            weights.value.weight, output.weight.mT, groups, plan.v_head_dim
-        )
-        heads = slicing.value_projection(basis, settings.num_attention_heads)
-        energies = slicing.weight_energies(weights)
-        weights = slicing.slice_rotary_pairs(weights, pairs, settings, energies)
-        weights = slicing.project_values(weights, basis)
-        return pairs, replace(weights, attention_output=slicing.project_inputs(output, heads))
-
-    def _cut_mlp(self, weights: LayerWeights) -> LayerWeights:
-        keep, output = self._plan.intermediate_size, weights.mlp_output
-        if keep == 0:
-            return slicing.remove_mlp(weights)
-        gate = None if weights.gate is None else weights.gate.weight
-        score = neurons.magnitude_score(gate, weights.up.weight, output.weight.mT)
-        kept = neurons.keep_best_neurons(score, keep).kept
-        weights = slicing.slice_neurons(weights, kept)
-        return replace(weights, mlp_output=slicing.select_inputs(output, kept))
-
-    def _accumulators(
-        self, output: Linear, own_is_linear: bool
-    ) -> tuple[MomentAccumulator, MomentAccumulator | None]:
-        """Sums for the fit and, where damping is chosen, for the held-out sequences."""
-        width = output.weight.shape[1] + (output.bias is not None)
-
-        def make() -> MomentAccumulator:
-            return MomentAccumulator(
-                width=width,
-                hidden_size=output.weight.shape[0],
-                device=self._context.device,
-                own_is_linear=own_is_linear,
-            )
-
-        has_held_out = self._pass.has_held_out
-        return make(), make() if has_held_out else None
-
     # -- removed modules -------------------------------------------------------------------
 
     def _remove_attention(self) -> tuple[Tensor, LayerWeights, ModuleOutcome]:
-        """A layer without attention; the dense stream passes its own all the same."""
+        """Remove the attention; the dense hidden states still pass the dense attention."""
         self._pass.skip()
-        known = self._pass.restore_dense("attention")
+        restored = self._pass.restore_dense("attention")
         for rows in self._pass.batches():
-            self._pass.advance_dense(rows, known, self._pass.after_attention, "attention")
-        self._pass.keep_dense("attention", known)
+            self._pass.advance_dense(rows, restored, self._pass.after_attention, "attention")
+        self._pass.keep_dense("attention", restored)
         weights = self._as_stored(slicing.remove_attention(self._dense))
-        return _no_pairs(self._context.device), weights, ModuleOutcome(module="attention")
+        pairs = slicing.no_pairs(self._context.device)
+        return pairs, weights, ModuleOutcome(module="attention")
 
     def _remove_mlp(self, weights: LayerWeights) -> tuple[LayerWeights, ModuleOutcome]:
-        """A layer without MLP; both streams pass what they pass in `_mlp_moments`."""
-        known = self._pass.restore_dense("mlp")
+        """Remove the MLP; both hidden states advance as in `_mlp_moments`."""
+        restored = self._pass.restore_dense("mlp")
         for rows in self._pass.batches():
             if not self._context.settings.parallel_block:
                 hidden = self._pass.compressed(rows)
                 between = self._pass.after_attention(hidden, weights)
                 self._pass.store_compressed(rows, between)
-            self._pass.advance_dense(rows, known, self._pass.after_mlp)
-        self._pass.keep_dense("mlp", known)
+            self._pass.advance_dense(rows, restored, self._pass.after_mlp)
+        self._pass.keep_dense("mlp", restored)
         weights = self._as_stored(slicing.remove_mlp(weights))
         return weights, ModuleOutcome(module="mlp")
 
     # -- attention -------------------------------------------------------------------------
 
+    def _run_attention(self) -> tuple[Tensor, LayerWeights, ModuleOutcome]:
+        """Compress or remove the attention; return kept pairs, weights and measurements."""
+        if self._plan.num_attention_heads == 0:
+            return self._remove_attention()
+        pairs, pruned = self._prune_pairs()
+        heads = self._select_heads()
+        weights, outcome = self._compress_attention(pruned, heads)
+        pairs = pairs if heads is None else pairs[heads.groups]
+        return pairs, weights, replace(outcome, spectra=self._pop_spectra())
+
     def _prune_pairs(self) -> tuple[Tensor, LayerWeights]:
-        """The rotary pairs that stay, (num_key_value_heads, pairs), and the block with them."""
+        """Return the kept rotary pairs, (num_key_value_heads, pairs), and the layer with them."""
         settings, keep = self._context.settings, self._plan.qk_pairs
         total = settings.head_dim // 2
         if keep == total:
-            every = torch.arange(total, device=self._context.device)
             self._pass.skip()
-            return every.expand(settings.num_key_value_heads, total), self._dense
-        known = self._context.sensitivity
-        if known is not None:
+            pairs = torch.arange(total, device=self._context.device)
+            return pairs.expand(settings.num_key_value_heads, total), self._dense
+        sensitivity = self._context.sensitivity
+        if sensitivity is not None:
             self._pass.skip()
-            choice = known.pairs(keep)
-            self._spectra.append(spectra.by_losses("rotary pairs", known.pair_losses, keep))
-            return choice.kept, with_pairs(self._dense, choice, settings, known.energies)
+            choice = sensitivity.pairs(keep)
+            spectrum = spectra.loss_spectrum("rotary pairs", sensitivity.pair_losses, keep)
+            self._spectra.append(spectrum)
+            return choice.kept, with_pairs(self._dense, choice, settings, sensitivity.energies)
+        return self._prune_pairs_by_score()
+
+    def _prune_pairs_by_score(self) -> tuple[Tensor, LayerWeights]:
+        """Prune pairs by their score on the compressed hidden states; return as `_prune_pairs`."""
+        settings, keep = self._context.settings, self._plan.qk_pairs
         statistics, energies = self._pair_statistics()
         if self._context.method.pair_score == "product":
-            score = rotary_pairs.paper_score(statistics)
+            score = rotary_pairs.product_score(statistics)
         else:
             score = rotary_pairs.centered_score(statistics)
-        self._spectra.append(spectra.by_scores("rotary pairs", "score", score, keep))
+        self._spectra.append(spectra.score_spectrum("rotary pairs", "score", score, keep))
         pairs = rotary_pairs.keep_best_pairs(score, keep)
         return pairs, slicing.slice_rotary_pairs(self._dense, pairs, settings, energies)
 
     def _pair_statistics(self) -> tuple[RotaryStatistics, HeadEnergies]:
-        """Of queries and keys as they meet, and as they are before norm and RoPE."""
+        """Return statistics of queries and keys after RoPE, and energies before norm and RoPE."""
         context, settings = self._context, self._context.settings
         shape = {
             "num_key_value_heads": settings.num_key_value_heads,
             "pairs": settings.head_dim // 2,
         }
-        meeting = RotaryAccumulator(**shape, device=context.device)
+        rotated = RotaryAccumulator(**shape, device=context.device)
         projected = HeadEnergyAccumulator(**shape, device=context.device)
         for rows in self._pass.batches():
             hidden = self._pass.compressed(rows)
             normed = decoder_layer.attention_inputs(hidden, self._dense, settings)
             heads = decoder_layer.queries_and_keys(normed, self._dense)
             projected.add(*heads)
-            meeting.add(
+            rotated.add(
                 *decoder_layer.normed_and_rotated(*heads, self._dense, settings, context.rotary)
             )
-        return meeting.statistics(), projected.energies()
+        return rotated.statistics(), projected.energies()
 
-    def _chosen_heads(self) -> KeptHeads | None:
-        """The heads that stay; None says all.
+    def _select_heads(self) -> KeptHeads | None:
+        """Return the heads to keep; None keeps all.
 
-        Each goes by what was learnt of all, so they may be sliced behind what is chosen for each
-        KV group: the moments are of all heads then, and the refit reads those that stay.
+        Heads are selected by sensitivities measured with all heads in place. They are sliced after
+        the value basis is chosen: moments are of all heads, and the refit reads the kept ones.
         """
         plan, settings = self._plan, self._context.settings
-        known = self._context.sensitivity
-        if known is None or plan.num_attention_heads == settings.num_attention_heads:
+        sensitivity = self._context.sensitivity
+        if sensitivity is None or plan.num_attention_heads == settings.num_attention_heads:
             return None
         groups = plan.num_key_value_heads
-        return known.heads(groups, plan.num_attention_heads // groups)
+        return sensitivity.heads(groups, plan.num_attention_heads // groups)
 
     def _compress_attention(
         self, pruned: LayerWeights, heads: KeptHeads | None
     ) -> tuple[LayerWeights, ModuleOutcome]:
-        """Choose the value basis and refit the output projection, q and k being pruned."""
-        context = self._context
+        """Select the value basis and refit the output projection.
+
+        Args:
+            pruned: layer with sliced queries and keys.
+            heads: heads to keep; None keeps all.
+        """
+        dense_output = self._dense.attention_output
         fit, held_out = self._attention_moments(pruned)
-        basis, explained = self._choose_value_basis(fit, held_out)
+        basis, explained = self._select_value_basis(fit, held_out)
         intact = basis is None and heads is None and pruned is self._dense
+        projection = self._attention_projection(basis, heads)
         if basis is not None:
             pruned = slicing.project_values(pruned, basis)
-            projection = slicing.value_projection(basis, context.settings.num_attention_heads)
-        else:
-            projection = torch.eye(
-                self._dense.attention_output.weight.shape[1],
-                dtype=linalg.WORKING_DTYPE,
-                device=context.device,
-            )
         if heads is not None:
-            group = context.settings.num_attention_heads // context.settings.num_key_value_heads
-            projection = projection[:, heads.columns(group, self._plan.v_head_dim)]
             pruned = slicing.slice_heads(pruned, heads.groups, heads.queries)
-        projection = slicing.with_bias_row(projection, self._dense.attention_output)
-        prior = projection.mT @ self._attention_space.rows()
-        outcome, output = self._refit(
+        outcome, fitted = self._refit(
             "attention",
             compensation.project(fit, projection),
             held_out and compensation.project(held_out, projection),
-            prior,
+            projection.mT @ self._attention_space.rows(),
             intact,
         )
-        weights = replace(
-            pruned,
-            attention_output=slicing.output_projection(
-                self._attention_space.solved(output), self._dense.attention_output
-            ),
-        )
-        return self._as_stored(weights), replace(outcome, explained_energy=explained)
+        output = slicing.output_projection(self._attention_space.unscaled(fitted), dense_output)
+        weights = self._as_stored(replace(pruned, attention_output=output))
+        return weights, replace(outcome, explained_energy=explained)
+
+    def _attention_projection(self, basis: Tensor | None, heads: KeptHeads | None) -> Tensor:
+        """Return `P` from the dense inner activations (and bias) to the kept ones, float64."""
+        settings, output = self._context.settings, self._dense.attention_output
+        if basis is not None:
+            projection = slicing.value_projection(basis, settings.num_attention_heads)
+        else:
+            projection = torch.eye(
+                output.weight.shape[1], dtype=linalg.WORKING_DTYPE, device=self._context.device
+            )
+        if heads is not None:
+            group = settings.num_attention_heads // settings.num_key_value_heads
+            projection = projection[:, heads.columns(group, self._plan.v_head_dim)]
+        return slicing.with_bias_row(projection, output)
 
     def _attention_moments(self, pruned: LayerWeights) -> tuple[Moments, Moments | None]:
-        """Moments of the pruned attention's `o`; moves the dense stream past its attention."""
+        """Return moments of the pruned attention's `o`; advance the dense hidden states past it."""
         settings, rotary = self._context.settings, self._context.rotary
         space = self._attention_space
-        fit, held_out = self._accumulators(space.output, own_is_linear=pruned is self._dense)
-        known = self._pass.restore_dense("attention")
+        moments = self._accumulator(space, own_is_linear=pruned is self._dense)
+        restored = self._pass.restore_dense("attention")
         for rows in self._pass.batches():
             hidden = self._pass.compressed(rows)
             normed = decoder_layer.attention_inputs(hidden, self._dense, settings)
             inner = full = decoder_layer.attention_inner(normed, self._dense, settings, rotary)
             if pruned is not self._dense:
                 inner = decoder_layer.attention_inner(normed, pruned, settings, rotary)
-            seen = space.observe(full, inner)
-            star = self._pass.advance_dense(rows, known, self._pass.after_attention, "attention")
-            correction = None if star is None else space.correction(star - hidden, seen)
-            sums = held_out if held_out is not None and self._pass.is_held_out(rows) else fit
-            _add(sums, seen, correction)
-        self._pass.keep_dense("attention", known)
-        return _moments(fit, held_out, space)
+            observation = space.observe(full, inner)
+            after_attention = self._pass.after_attention
+            dense = self._pass.advance_dense(rows, restored, after_attention, "attention")
+            target = None if dense is None else dense - hidden
+            moments.add(observation, target, is_held_out=self._pass.is_held_out(rows))
+        self._pass.keep_dense("attention", restored)
+        return moments.moments()
 
-    def _choose_value_basis(
+    def _select_value_basis(
         self, fit: Moments, held_out: Moments | None
     ) -> tuple[Tensor | None, float | None]:
-        """The basis of each KV group and the share of its spectrum that it keeps."""
-        settings, method = self._context.settings, self._context.method
-        keep, heads = self._plan.v_head_dim, settings.num_key_value_heads
+        """Return each KV group's basis (None keeps all dimensions) and its share of the spectrum.
+
+        The basis is (num_key_value_heads, head_dim, v_head_dim), float64.
+        """
+        settings, keep = self._context.settings, self._plan.v_head_dim
         if keep == settings.head_dim:
             return None, 1.0
-        if self._context.sensitivity is not None:
-            known = self._context.sensitivity
-            return known.basis(keep), self._value_share(known.value_spectrum)
+        sensitivity = self._context.sensitivity
+        if sensitivity is not None:
+            return sensitivity.basis(keep), self._value_share(sensitivity.value_spectrum)
         moments = fit if held_out is None else fit + held_out
         width = self._dense.attention_output.weight.shape[1]
         moment = value_basis.group_second_moment(
-            moments.gram[:width, :width], heads, settings.head_dim
+            moments.gram[:width, :width], settings.num_key_value_heads, settings.head_dim
         )
-        if method.value_basis == "pca":
+        if self._context.method.value_basis == "pca":
             basis, spectrum = value_basis.pca_basis(moment, keep)
         else:
             fitted = self._fitted_output(fit, held_out, self._attention_space)[:width]
@@ -359,43 +331,53 @@ class LayerCompressor:
         return basis, self._value_share(spectrum)
 
     def _value_share(self, spectrum: Tensor) -> float:
-        """Share of the spectra's sum that the kept dims of each KV group hold."""
+        """Return the share of the spectra's sum that the kept dimensions of the groups hold."""
         keep = self._plan.v_head_dim
-        self._spectra.append(spectra.by_scores("value dims", "eigenvalue", spectrum, keep))
+        self._spectra.append(spectra.score_spectrum("value dims", "eigenvalue", spectrum, keep))
         return float(spectrum[..., :keep].sum() / spectrum.sum().clamp_min(1e-300))
 
     # -- MLP -------------------------------------------------------------------------------
 
+    def _run_mlp(self, weights: LayerWeights) -> tuple[LayerWeights, ModuleOutcome]:
+        """Compress or remove the MLP; return weights and measurements."""
+        if self._plan.intermediate_size == 0:
+            return self._remove_mlp(weights)
+        weights, outcome = self._compress_mlp(weights)
+        return weights, replace(outcome, spectra=self._pop_spectra())
+
     def _compress_mlp(self, weights: LayerWeights) -> tuple[LayerWeights, ModuleOutcome]:
-        """Choose neurons and refit the down projection; moves both streams up to the MLP's end."""
+        """Select neurons and refit the down projection.
+
+        Args:
+            weights: layer with its attention compressed.
+        """
         fit, held_out = self._mlp_moments(weights)
-        chosen = self._choose_neurons(fit, held_out)
+        kept_neurons = self._select_neurons(fit, held_out)
         intact = self._plan.intermediate_size == self._dense.up.weight.shape[0]
-        kept = chosen
+        inputs = kept_neurons
         if self._dense.mlp_output.bias is not None:
-            kept = torch.cat((kept, kept.new_tensor([fit.gram.shape[0] - 1])))
-        outcome, output = self._refit(
+            inputs = torch.cat((kept_neurons, kept_neurons.new_tensor([fit.gram.shape[0] - 1])))
+        outcome, fitted = self._refit(
             "mlp",
-            compensation.select(fit, kept),
-            held_out and compensation.select(held_out, kept),
-            self._mlp_space.rows()[kept],
+            compensation.select(fit, inputs),
+            held_out and compensation.select(held_out, inputs),
+            self._mlp_space.rows()[inputs],
             intact,
         )
-        sliced = slicing.slice_neurons(weights, chosen)
-        projection = slicing.output_projection(
-            self._mlp_space.solved(output), self._dense.mlp_output
-        )
-        return self._as_stored(replace(sliced, mlp_output=projection)), outcome
+        sliced = slicing.slice_neurons(weights, kept_neurons)
+        output = slicing.output_projection(self._mlp_space.unscaled(fitted), self._dense.mlp_output)
+        return self._as_stored(replace(sliced, mlp_output=output)), outcome
 
     def _mlp_moments(self, weights: LayerWeights) -> tuple[Moments, Moments | None]:
-        """Moments of `u`; the dense stream passes its MLP, the compressed one its attention.
+        """Return moments of `u`; advance the dense hidden states past the MLP.
 
-        In a parallel block the compressed stream stays at the block's input, which is what the MLP
-        reads; what it adds to is behind the sliced attention all the same.
+        The compressed hidden states advance past the attention. In a parallel layer they stay at
+        the layer's input, which the MLP reads; its contribution is still added after the sliced
+        attention.
         """
         settings, space = self._context.settings, self._mlp_space
-        fit, held_out = self._accumulators(space.output, own_is_linear=True)
-        known = self._pass.restore_dense("mlp")
+        moments = self._accumulator(space, own_is_linear=True)
+        restored = self._pass.restore_dense("mlp")
         for rows in self._pass.batches():
             hidden = self._pass.compressed(rows)
             between = self._pass.after_attention(hidden, weights)
@@ -403,21 +385,21 @@ class LayerCompressor:
                 hidden = between
                 self._pass.store_compressed(rows, hidden)
             inner = decoder_layer.mlp_inner(hidden, self._dense, settings)
-            seen = space.observe(inner, inner)
-            star = self._pass.advance_dense(rows, known, self._pass.after_mlp)
-            correction = None if star is None else space.correction(star - between, seen)
-            sums = held_out if held_out is not None and self._pass.is_held_out(rows) else fit
-            _add(sums, seen, correction)
-        self._pass.keep_dense("mlp", known)
-        return _moments(fit, held_out, space)
+            observation = space.observe(inner, inner)
+            dense = self._pass.advance_dense(rows, restored, self._pass.after_mlp)
+            target = None if dense is None else dense - between
+            moments.add(observation, target, is_held_out=self._pass.is_held_out(rows))
+        self._pass.keep_dense("mlp", restored)
+        return moments.moments()
 
-    def _choose_neurons(self, fit: Moments, held_out: Moments | None) -> Tensor:
-        """The neurons that stay, ascending, (intermediate_size,)."""
+    def _select_neurons(self, fit: Moments, held_out: Moments | None) -> Tensor:
+        """Return the neurons to keep, ascending, (intermediate_size,), int64."""
         method, keep = self._context.method, self._plan.intermediate_size
-        if self._context.sensitivity is not None:
-            losses = self._context.sensitivity.width_losses
-            self._spectra.append(spectra.by_losses("MLP neurons", losses, keep))
-            return self._context.sensitivity.neurons(keep)
+        sensitivity = self._context.sensitivity
+        if sensitivity is not None:
+            spectrum = spectra.loss_spectrum("MLP neurons", sensitivity.width_losses, keep)
+            self._spectra.append(spectrum)
+            return sensitivity.neurons(keep)
         width = self._dense.up.weight.shape[0]
         moments = fit if held_out is None else fit + held_out
         gram = moments.gram[:width, :width]
@@ -427,20 +409,30 @@ class LayerCompressor:
         else:
             fitted = self._fitted_output(fit, held_out, self._mlp_space)[:width]
             factor = linalg.damped_cholesky(gram, method.choice_damping)
-            choice = neurons.obs_elimination(factor, fitted, keep)
-        self._spectra.append(spectra.by_scores("MLP neurons", "score", choice.score, keep))
+            choice = neurons.eliminate_neurons(factor, fitted, keep)
+        self._spectra.append(spectra.score_spectrum("MLP neurons", "score", choice.score, keep))
         return choice.kept
 
     def _as_stored(self, weights: LayerWeights) -> LayerWeights:
+        """Round the layer to the dtype of the saved model."""
         return slicing.rounded_to(weights, self._context.stored_dtype)
 
     # -- least squares ---------------------------------------------------------------------
 
-    def _fitted_output(self, fit: Moments, held_out: Moments | None, space: OutputSpace) -> Tensor:
-        """The un-pruned output projection fitted to the target, (inner [+ 1], hidden_size).
+    def _accumulator(self, space: OutputSpace, *, own_is_linear: bool) -> SplitAccumulator:
+        """Return an accumulator for one module; held-out sequences are kept apart."""
+        return SplitAccumulator(
+            space,
+            self._context.device,
+            own_is_linear=own_is_linear,
+            has_held_out=self._pass.has_held_out,
+        )
 
-        Chooses the correction's damping for the module: the refit after the choice sees the same
-        tokens and the same target, so it takes that damping over.
+    def _fitted_output(self, fit: Moments, held_out: Moments | None, space: OutputSpace) -> Tensor:
+        """Fit the dense output projection to the target, (inner [+ 1], hidden_size), float64.
+
+        This also chooses the correction's damping for the module: the refit after selection has
+        the same tokens and the same target, so it reuses that damping.
         """
         method = self._context.method
         prior = space.rows() if method.shrink_to_weights else None
@@ -455,12 +447,20 @@ class LayerCompressor:
         return fitted.weight
 
     def _refit(
-        self, module: str, fit: Moments, held_out: Moments | None, prior: Tensor, intact: bool
+        self, module: Module, fit: Moments, held_out: Moments | None, prior: Tensor, intact: bool
     ) -> tuple[ModuleOutcome, Tensor]:
-        """The output projection of a pruned module, fitted where the method fits."""
+        """Refit the output projection of a pruned module, (kept [+ 1], hidden_size), float64.
+
+        Args:
+            module: for the outcome.
+            fit: moments of the kept inner activations.
+            held_out: the same of held-out sequences, or None.
+            prior: projected dense weight `PᵀW`.
+            intact: whether nothing is removed; the weight then stays unless the target is dense.
+        """
         method = self._context.method
-        everything = fit if held_out is None else fit + held_out
         if intact and not method.dense_target:
+            everything = fit if held_out is None else fit + held_out
             error = compensation.relative_error(everything, prior)
             return ModuleOutcome(module=module, relative_error=error), prior
         dampings = compensation.Dampings(
@@ -477,25 +477,3 @@ class LayerCompressor:
             module=module, relative_error=fitted.relative_error, damping=damping
         )
         return outcome, fitted.weight
-
-
-def _moments(
-    fit: MomentAccumulator, held_out: MomentAccumulator | None, space: OutputSpace
-) -> tuple[Moments, Moments | None]:
-    """What both accumulators have seen."""
-    rows = space.rows()
-    return fit.moments(rows), None if held_out is None else held_out.moments(rows)
-
-
-def _add(sums: MomentAccumulator, seen: Observation, correction: Tensor | None) -> None:
-    """Flatten a batch to tokens and accumulate."""
-    sums.add(
-        seen.inner.flatten(0, 1),
-        seen.own.flatten(0, 1),
-        None if correction is None else correction.flatten(0, 1),
-    )
-
-
-def _no_pairs(device: torch.device) -> Tensor:
-    """The kept pairs of a layer without attention."""
-    return torch.empty(0, 0, dtype=torch.long, device=device)

@@ -1,7 +1,7 @@
-"""Damped factorisations: the only place that factorises (section 2 of docs/method.md).
+"""Damped factorisations; the only module that factorises (docs/method.md, section 2).
 
-Everything here symmetrises its input, works in float64 and climbs one ladder of damping. Nothing
-is ever replaced by a finite number: what cannot be factorised raises.
+Every function symmetrises its input, works in float64 and uses the same ladder of dampings. NaN
+and infinity are never replaced: a matrix that cannot be factorised raises a `NumericalError`.
 """
 
 from __future__ import annotations
@@ -20,38 +20,49 @@ LADDER_STEPS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Factor:
-    """A damped Cholesky factor and the damping that made it possible."""
+    """A damped Cholesky factor and its damping."""
 
     cholesky: Tensor
-    """Lower factor of `gram + damping * mean(diag) * I`, (…, n, n), float64."""
+    """Lower factor of `gram + damping * D`, (…, n, n), float64; see `damped_cholesky` for `D`."""
     damping: float
-    """Relative damping, in units of the mean of the diagonal."""
+    """Relative damping of the rung that succeeded."""
 
     def solve(self, right: Tensor) -> Tensor:
-        """Solve against `right` (…, n, m); returns float64 (…, n, m)."""
+        """Solve the damped system for the right-hand sides `right`, (…, n, m).
+
+        Returns:
+            (…, n, m), float64.
+
+        Raises:
+            NumericalError: if the solution is not finite.
+        """
         solution = torch.cholesky_solve(right.to(WORKING_DTYPE), self.cholesky)
         return require_finite(solution, "the solution of a linear system")
 
     def inverse(self) -> Tensor:
-        """The damped inverse, (…, n, n), float64."""
+        """Return the inverse of the damped matrix, (…, n, n), float64.
+
+        Raises:
+            NumericalError: if it is not finite.
+        """
         return require_finite(torch.cholesky_inverse(self.cholesky), "an inverse")
 
 
 def require_finite(tensor: Tensor, what: str) -> Tensor:
-    """Return `tensor`, or raise.
+    """Return `tensor` if all entries are finite; `what` names it in the error.
 
     Raises:
-        NumericalError: if it holds NaN or infinity.
+        NumericalError: if it contains NaN or infinity.
     """
-    # A sum is infinite or NaN if an entry is, and builds no mask of the tensor's size. It may also
-    # overflow on its own, so only then is every entry looked at.
+    # The sum is NaN or infinite if an entry is, and needs no mask of the tensor's size. A sum of
+    # finite entries may also overflow, so entries are checked only if the sum is not finite.
     if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
-        raise NumericalError(f"{what} holds NaN or infinity")
+        raise NumericalError(f"{what} contains NaN or infinity")
     return tensor
 
 
 def symmetrise(matrix: Tensor) -> Tensor:
-    """The symmetric part in float64, (…, n, n); the input is left alone.
+    """Return the symmetric part, (…, n, n), float64; the input is not modified.
 
     Raises:
         NumericalError: if the matrix is not finite.
@@ -61,26 +72,28 @@ def symmetrise(matrix: Tensor) -> Tensor:
 
 
 def _mean_diagonal(matrix: Tensor) -> Tensor:
-    """Mean of the diagonal, (…, 1); 1 where the matrix is zero, so that damping still acts."""
+    """Return the mean of the diagonal, (…, 1), or 1 where it is zero, so that damping acts."""
     mean = matrix.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
     return torch.where(mean > 0, mean, torch.ones_like(mean))
 
 
 DIAGONAL_FLOOR = 1e-6
-"""Of a diagonal, relative to its mean, where each dimension is damped by its own entry."""
+"""Floor of the diagonal in damping per dimension, relative to the mean of the diagonal."""
 
 
 def damped_cholesky(gram: Tensor, damping: float, *, per_dimension: bool = False) -> Factor:
-    """Factorise a positive semi-definite matrix, damping it as little as the ladder allows.
+    """Factorise a positive semi-definite matrix with the least damping of the ladder that works.
+
+    The factorised matrix is `gram + damping * D`. `D` is the mean of the diagonal times `I`.
 
     Args:
         gram: (…, n, n), any float dtype.
-        damping: first rung, relative to the mean of the diagonal.
-        per_dimension: relative to each entry of the diagonal instead: a few dimensions of huge
-            energy then do not decide how much the others are damped.
+        damping: first rung of the ladder; each next rung is `LADDER_FACTOR` times larger.
+        per_dimension: use the diagonal itself as `D`, floored at `DIAGONAL_FLOOR` of its mean. A
+            few dimensions of huge energy then do not decide how much the others are damped.
 
     Raises:
-        NumericalError: if the matrix is not finite or the ladder ends.
+        NumericalError: if the matrix is not finite or no rung of the ladder succeeds.
     """
     matrix = symmetrise(gram)
     scale = _mean_diagonal(matrix).expand(matrix.shape[:-1])
@@ -101,7 +114,11 @@ def damped_cholesky(gram: Tensor, damping: float, *, per_dimension: bool = False
 
 
 def eigenbasis(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (…, n) in descending order, at least 0, and eigenvectors (…, n, n) as columns.
+    """Return eigenvalues and eigenvectors of a positive semi-definite matrix (…, n, n).
+
+    Returns:
+        Eigenvalues (…, n), descending, clamped to at least 0, and eigenvectors as columns,
+        (…, n, n), both float64.
 
     Raises:
         NumericalError: if the matrix is not finite or the decomposition fails.
@@ -114,7 +131,15 @@ def eigenbasis(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def square_roots(gram: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """`S^{1/2}` and `S^{-1/2}` of a damped second moment, each (…, n, n), float64."""
+    """Return `S^{1/2}` and `S^{-1/2}` of a damped second moment, each (…, n, n), float64.
+
+    Args:
+        gram: (…, n, n).
+        damping: relative to the mean eigenvalue.
+
+    Raises:
+        NumericalError: if the matrix is not finite or the decomposition fails.
+    """
     values, vectors = eigenbasis(gram)
     scale = values.mean(-1, keepdim=True)
     floor = damping * torch.where(scale > 0, scale, torch.ones_like(scale))
@@ -125,13 +150,20 @@ def square_roots(gram: Tensor, damping: float) -> tuple[Tensor, Tensor]:
 
 
 def leading_left_singular_vectors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Top left singular vectors (…, n, rank) and all squared singular values (…, n)."""
+    """Return the top left singular vectors and all squared singular values of (…, n, m).
+
+    Returns:
+        (…, n, rank) and (…, n), descending, both float64.
+
+    Raises:
+        NumericalError: if the matrix is not finite or the decomposition fails.
+    """
     squares, vectors = eigenbasis(matrix @ matrix.mT)
     return vectors[..., :rank], squares
 
 
 def orthonormal_columns(matrix: Tensor) -> Tensor:
-    """An orthonormal basis of the column space, (…, n, r), float64.
+    """Return an orthonormal basis of the column space, (…, n, r), float64.
 
     Raises:
         NumericalError: if the result is not finite.

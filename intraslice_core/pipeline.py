@@ -18,7 +18,12 @@ from transformers import PreTrainedModel
 
 import intraslice_core
 from intraslice_core.allocation.budget import compression_budget
-from intraslice_core.allocation.shapes import SensitivityCache, Shapes, ShapeWork, choose_shapes
+from intraslice_core.allocation.shapes import (
+    AllocationContext,
+    SensitivityCache,
+    Shapes,
+    choose_shapes,
+)
 from intraslice_core.calibration import calibration_hash, calibration_tokens
 from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
@@ -46,7 +51,7 @@ from intraslice_core.device import (
     return_free_memory,
     rounding_class,
 )
-from intraslice_core.evaluation.comparison import open_asked_for
+from intraslice_core.evaluation.comparison import open_requested_tasks
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.export.adaptive import AdaptiveForm
 from intraslice_core.export.form import CheckpointForm, WrittenReference, require_plain_attention
@@ -154,7 +159,7 @@ def compress_opened(
     """
     require_free_output(out)
     # Tasks that cannot be measured are rejected before the work, not after it.
-    tasks = open_asked_for(evaluation) if evaluation is not None else None
+    tasks = open_requested_tasks(evaluation) if evaluation is not None else None
     parent = out.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     run.shares = shares_of(recover=config.recover is not None)
@@ -278,18 +283,18 @@ def _reader(
     return load_or_read
 
 
-def _shape_work(work: CompressionWork, run: Run) -> ShapeWork:
+def _shape_work(work: CompressionWork, run: Run) -> AllocationContext:
     def before_batch(done: float, message: str) -> None:
         run.report(Stage.ALLOCATE, message, done)
 
-    return ShapeWork(
+    return AllocationContext(
         layers=work.layers,
         config=work.config,
         geometry=work.geometry,
         budget=work.budget,
         device=work.device,
         stored_dtype=work.stored_dtype,
-        kept=_sensitivity_cache(run),
+        cache=_sensitivity_cache(run),
         key=work.key,
         before_batch=before_batch,
     )

@@ -1,7 +1,7 @@
-"""Shapes, before and after: section 1 of docs/method.md as arithmetic, without torch.
+"""Shapes and parameter counts of dense and sliced models (docs/method.md, section 1).
 
-A `ModelGeometry` says what a dense model has, a `LayerPlan` what one layer keeps, a `ModelPlan`
-what the whole model keeps. Plans serialise, so a run can be replayed.
+A `ModelGeometry` has the dense model's dimensions, a `LayerPlan` the sizes that one layer keeps, a
+`ModelPlan` those of all layers. Plans are serialised in reports. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from intraslice_core.config import FrozenModel
 
 
 class ModelGeometry(FrozenModel):
-    """The dense model's dimensions. All layers of the supported families are alike."""
+    """Dimensions of the dense model; all layers of a supported family have the same."""
 
     num_hidden_layers: int = Field(ge=1)
     hidden_size: int = Field(ge=1)
@@ -30,24 +30,24 @@ class ModelGeometry(FrozenModel):
     mlp_projections: int = Field(default=3, description="matrices of the MLP: 3 gated, 2 plain")
     norms_per_layer: int = Field(default=2, description="1 parallel, 2 usual, 4 with output norms")
     norm_bias: bool = Field(default=False, description="norms are LayerNorms")
-    qk_norm: bool = Field(default=False, description="queries and keys are normed")
-    attention_bias: bool = Field(default=False, description="of the q, k and v projections")
+    qk_norm: bool = Field(default=False, description="queries and keys are normed before RoPE")
+    attention_bias: bool = Field(default=False, description="q, k and v projections have biases")
     attention_output_bias: bool = False
     mlp_bias: bool = False
     lm_head_bias: bool = False
 
     @property
     def rotary_pairs(self) -> int:
-        """Rotary pairs of a head: `head_dim / 2`."""
+        """Number of rotary pairs of a head, `head_dim / 2`."""
         return self.head_dim // 2
 
     @property
     def num_key_value_groups(self) -> int:
-        """Query heads that share one key/value head."""
+        """Number of query heads that share one key/value head."""
         return self.num_attention_heads // self.num_key_value_heads
 
     def dense_layer(self) -> LayerPlan:
-        """The plan that removes nothing."""
+        """Return the layer plan that removes nothing."""
         return LayerPlan(
             num_attention_heads=self.num_attention_heads,
             num_key_value_heads=self.num_key_value_heads,
@@ -57,12 +57,12 @@ class ModelGeometry(FrozenModel):
         )
 
     def dense_plan(self) -> ModelPlan:
-        """The plan that removes nothing from any layer."""
+        """Return the model plan that removes nothing."""
         return ModelPlan(layers=(self.dense_layer(),) * self.num_hidden_layers)
 
 
 class LayerPlan(FrozenModel):
-    """What one layer keeps. Rectangular within the layer, free across layers."""
+    """Sizes that one layer keeps: the same for all its KV groups, free across layers."""
 
     num_attention_heads: int = Field(ge=0)
     num_key_value_heads: int = Field(ge=0)
@@ -72,41 +72,42 @@ class LayerPlan(FrozenModel):
 
     @property
     def qk_head_dim(self) -> int:
-        """Width of a query or key head: two dimensions a rotary pair."""
+        """Width of a query or key head, two dimensions per rotary pair."""
         return 2 * self.qk_pairs
 
     def attention_parameters(self, geometry: ModelGeometry) -> int:
-        """Weights of q, k, v and o projections (biases are not counted)."""
+        """Return the number of weights of the q, k, v and o projections, without biases."""
         heads = self.num_attention_heads + self.num_key_value_heads
         return geometry.hidden_size * heads * (self.qk_head_dim + self.v_head_dim)
 
     def mlp_parameters(self, geometry: ModelGeometry) -> int:
-        """Weights of the MLP projections (biases are not counted)."""
+        """Return the number of weights of the MLP projections, without biases."""
         return geometry.mlp_projections * geometry.hidden_size * self.intermediate_size
 
     def parameters(self, geometry: ModelGeometry) -> int:
-        """Compressible weights of the layer."""
+        """Return the number of compressible weights of the layer."""
         return self.attention_parameters(geometry) + self.mlp_parameters(geometry)
 
 
 class ModelPlan(FrozenModel):
-    """What every layer keeps."""
+    """Sizes that every layer keeps."""
 
     layers: tuple[LayerPlan, ...]
 
     def parameters(self, geometry: ModelGeometry) -> int:
-        """Compressible weights of all layers."""
+        """Return the number of compressible weights of all layers."""
         return sum(layer.parameters(geometry) for layer in self.layers)
 
     def removed_fraction(self, geometry: ModelGeometry) -> float:
-        """Fraction of the dense model's compressible weights that the plan removes."""
+        """Return the fraction of the dense model's compressible weights that is removed."""
         return 1.0 - self.parameters(geometry) / geometry.dense_plan().parameters(geometry)
 
 
 def total_parameters(geometry: ModelGeometry, plan: ModelPlan) -> int:
-    """All weights of the compressed model: layers, biases, norms, embeddings, the untied head.
+    """Return the number of all weights of the compressed model.
 
-    Equal to the tensors of its checkpoint, whose q/k norms have a weight for every KV head.
+    It counts layers, biases, norms, embeddings and an untied output head, as stored in the
+    checkpoint, where q/k norms have separate weights for every KV head.
     """
     embeddings = geometry.vocab_size * geometry.hidden_size
     heads = 1 if geometry.tie_word_embeddings else 2
@@ -117,14 +118,14 @@ def total_parameters(geometry: ModelGeometry, plan: ModelPlan) -> int:
 
 
 def dense_parameters(geometry: ModelGeometry) -> int:
-    """All weights of the dense model, whose KV heads share one norm each for queries and keys."""
+    """Return the number of all weights of the dense model, whose heads share their q/k norms."""
     total = total_parameters(geometry, geometry.dense_plan())
     copies = (geometry.num_key_value_heads - 1) * 2 * geometry.head_dim
     return total - copies * geometry.num_hidden_layers * geometry.qk_norm
 
 
 def _vector_parameters(geometry: ModelGeometry, layer: LayerPlan) -> int:
-    """Norms and biases of one layer; a removed module leaves its norms behind."""
+    """Return the number of norm weights and biases of one layer; removed modules keep norms."""
     hidden, groups = geometry.hidden_size, layer.num_key_value_heads
     norms = geometry.norms_per_layer * hidden * (1 + geometry.norm_bias)
     biases = 0
@@ -148,36 +149,38 @@ ALL_DIMENSIONS: frozenset[Dimension] = ATTENTION_DIMENSIONS | {"width"}
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeConstraint:
-    """Which shapes are allowed; the default leaves every layer free."""
+    """Constraints of a target on shapes; the default leaves every layer free."""
 
     same_across_layers: frozenset[Dimension] = frozenset()
-    """Dimensions that have one size in the whole model. `heads` are query and KV heads."""
+    """Dimensions that have the same size in all layers; `heads` are query and KV heads."""
     multiples: Mapping[Dimension, int] = field(default_factory=lambda: MappingProxyType({}))
-    """A kept size is a multiple of this, or the dense size; of `heads` the query heads are."""
+    """Required multiple of a kept size, unless it is dense; `heads` counts query heads."""
     qk_equals_value: bool = False
-    """Query/key heads are as wide as value heads."""
+    """Require query/key heads as wide as value heads."""
     value_at_most_qk: bool = True
-    """Value heads are no wider than query/key heads: fast kernels crop them, or refuse."""
+    """Require value heads no wider than query/key heads: fast kernels crop or reject others."""
     removable: frozenset[Module] = frozenset()
-    """Modules that may be removed whole, where their curves offer it; the cap allows it then."""
+    """Modules that may be removed entirely, regardless of the module cap, if curves offer it."""
     attention_stays_in: frozenset[int] = frozenset()
-    """Layers whose attention is not removed in any case."""
+    """Layers whose attention is never removed."""
     tolerance: float = 0.005
-    """Part of the budget that may be left over, because no shape uses it up."""
+    """Fraction of the budget that may remain unused because no shape fits."""
 
     def stays_whole(self, dimension: Dimension, dense: int) -> bool:
-        """Whether the dense size is the only one allowed."""
+        """Return whether the dense size is the only one allowed."""
         return self.multiples.get(dimension, 1) > dense
 
     def allows_removal(self, module: Module) -> bool:
-        """A size that all layers share cannot be gone from some of them."""
-        shared = self.same_across_layers
-        kept = "width" in shared if module == "mlp" else bool(shared & {"heads"})
-        return module in self.removable and not kept
+        """Return whether single layers may lose the module.
+
+        They may not where all layers must have the same size of it.
+        """
+        dimension: Dimension = "width" if module == "mlp" else "heads"
+        return module in self.removable and dimension not in self.same_across_layers
 
 
 ONLY_DENSE = 2**30
-"""A multiple that no model has: the dense size is all that is allowed."""
+"""Multiple that exceeds every size, so that only the dense size is allowed."""
 
 FREE = ShapeConstraint()
-"""Every layer has shapes of its own: the `research` target."""
+"""No constraints: every layer has its own shapes (target `research`)."""

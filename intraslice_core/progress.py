@@ -1,4 +1,4 @@
-"""Typed progress of a run, and the question "shall I stop?"."""
+"""Progress events of a run, and cancellation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from intraslice_core.errors import CompressionCancelledError
 
 
 class Stage(StrEnum):
-    """What a job is doing, in order."""
+    """Stages of a job, in order."""
 
     LOAD = "load"
     CALIBRATE = "calibrate"
@@ -24,7 +24,7 @@ class Stage(StrEnum):
 
 
 Shares = Mapping[Stage, tuple[float, float]]
-"""Where each stage begins and ends as a fraction of a run."""
+"""Begin and end of each stage, as fractions of a run."""
 
 _SHARES: Shares = {
     Stage.LOAD: (0.0, 0.02),
@@ -35,30 +35,32 @@ _SHARES: Shares = {
     Stage.EVALUATE: (0.80, 0.99),
     Stage.EXPORT: (0.99, 1.0),
 }
-"""Measured on SmolLM2-135M."""
+"""Shares of a run without fine-tuning, measured on SmolLM2-135M."""
 
-_RECOVERED = 0.65
-"""Part of a run that its training takes; on SmolLM2-135M with 32 calibration sequences and 204,800
-tokens it was about that."""
+_FINETUNING_SHARE = 0.65
+"""Approximate fraction of a run that recovery fine-tuning takes.
+
+Measured on SmolLM2-135M with 32 calibration sequences and 204,800 training tokens.
+"""
 
 
 def shares_of(*, recover: bool) -> Shares:
-    """Of a run that trains what it has compressed, or does not."""
+    """Return the stage shares of a run, with or without recovery fine-tuning."""
     if not recover:
         return _SHARES
-    begin = _SHARES[Stage.COMPRESS][1] * (1.0 - _RECOVERED)
+    begin = _SHARES[Stage.COMPRESS][1] * (1.0 - _FINETUNING_SHARE)
 
-    def moved(place: float) -> float:
-        squeezed = place * (1.0 - _RECOVERED)
-        return squeezed if squeezed <= begin else squeezed + _RECOVERED
+    def rescaled(fraction: float) -> float:
+        scaled = fraction * (1.0 - _FINETUNING_SHARE)
+        return scaled if scaled <= begin else scaled + _FINETUNING_SHARE
 
-    shares = {stage: (moved(low), moved(high)) for stage, (low, high) in _SHARES.items()}
-    shares[Stage.VERIFY] = (begin + _RECOVERED, shares[Stage.VERIFY][1])
-    return shares | {Stage.RECOVER: (begin, begin + _RECOVERED)}
+    shares = {stage: (rescaled(low), rescaled(high)) for stage, (low, high) in _SHARES.items()}
+    shares[Stage.VERIFY] = (begin + _FINETUNING_SHARE, shares[Stage.VERIFY][1])
+    return shares | {Stage.RECOVER: (begin, begin + _FINETUNING_SHARE)}
 
 
 class LayerDone(FrozenModel):
-    """A layer that is finished: what it keeps, and what its refits have left over."""
+    """Shape of a finished layer and the relative errors of its compensation."""
 
     layer: int
     num_attention_heads: int
@@ -67,16 +69,16 @@ class LayerDone(FrozenModel):
     v_head_dim: int
     intermediate_size: int
     attention_part: float
-    """Of the dense heads' widths, what is kept."""
+    """Kept fraction of the dense heads' widths."""
     mlp_part: float
-    """Of the dense MLP's width, what is kept."""
+    """Kept fraction of the dense MLP's width."""
     attention_error: float | None = None
     mlp_error: float | None = None
     explained_energy: float | None = None
 
 
 class ProgressEvent(FrozenModel):
-    """One step forward. `fraction` is of the whole run, in [0, 1]; `layer` counts from 0."""
+    """Progress of a run; `fraction` of the whole run is in [0, 1], `layer` counts from 0."""
 
     stage: Stage
     message: str
@@ -92,19 +94,19 @@ CancellationCheck = Callable[[], bool]
 
 
 def ignore_progress(event: ProgressEvent) -> None:
-    """Listen to nothing."""
+    """Ignore a progress event (default listener)."""
 
 
 def never_cancelled() -> bool:
-    """Run to the end."""
+    """Return False: the run is never cancelled (default check)."""
     return False
 
 
 def raise_if_cancelled(should_cancel: CancellationCheck) -> None:
-    """Stop here when asked.
+    """Raise if cancellation was requested.
 
     Raises:
-        CompressionCancelledError: if `should_cancel` says so.
+        CompressionCancelledError: if `should_cancel` returns True.
     """
     if should_cancel():
         raise CompressionCancelledError("the compression was cancelled")

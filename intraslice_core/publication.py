@@ -127,7 +127,9 @@ def evaluate_staged(
         evaluation,
         dtype=config.dtype,
         device=config.device,
-        materials=Materials(tasks=tasks, calibration=run.calibration, known=run.dense_scores),
+        materials=Materials(
+            tasks=tasks, calibration=run.calibration, dense_scores=run.dense_scores
+        ),
         on_progress=relay,
         should_cancel=run.should_cancel,
     )

@@ -1,7 +1,7 @@
-"""Applies choices to weights: the only place where a tensor shrinks.
+"""Slicing: application of a selection to weights; the only module where tensors shrink.
 
-Each function takes block weights and returns new ones; shapes change, never function: the sliced
-module equals the full-size one with the same projection or mask.
+Each function takes layer weights and returns new ones. Slicing changes shapes, never the function:
+the sliced module equals the full-size module with the same projection or mask.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from intraslice_core.statistics import HeadEnergies
 
 
 def _rows(linear: Linear, index: Tensor) -> Linear:
-    """The output features `index` of a projection."""
+    """Return a projection to the output features `index` only."""
     bias = None if linear.bias is None else linear.bias[index]
     return Linear(weight=linear.weight[index], bias=bias)
 
 
 def _head_rows(per_head: Tensor, head_dim: int) -> Tensor:
-    """Row numbers of a projection from each head's own: (heads, rows) → (heads · rows,)."""
+    """Return rows of a projection from rows within heads: (heads, rows) → (heads · rows,)."""
     offsets = torch.arange(per_head.shape[0], device=per_head.device) * head_dim
     return (per_head + offsets.unsqueeze(-1)).flatten()
 
@@ -33,70 +33,73 @@ def slice_rotary_pairs(
     settings: LayerSettings,
     energies: HeadEnergies | None = None,
 ) -> LayerWeights:
-    """Keep the rotary pairs `pairs` of each KV head and of the query heads that read it.
+    """Keep the rotary pairs `pairs` of each KV head and of the query heads in its group.
 
     Args:
-        weights: with all pairs in place.
-        pairs: (num_key_value_heads, keep), ascending.
-        settings: of the block.
-        energies: of queries and keys before their norm, where there is one; None says that what
-            goes has none.
+        weights: layer with all pairs in place.
+        pairs: (num_key_value_heads, keep), ascending, int64.
+        settings: of the layer.
+        energies: of queries and keys before their norm; None leaves the weights of a head norm
+            unscaled, which is exact if the removed pairs are zero.
     """
     dimensions = torch.cat((pairs, pairs + settings.head_dim // 2), dim=-1)
     group = weights.num_attention_heads // weights.num_key_value_heads
     per_query_head = dimensions.repeat_interleave(group, 0)
 
-    def kept_norm(norm: Tensor | None, energy: Tensor | None) -> Tensor | None:
-        kept = None if norm is None else norm.gather(1, dimensions)
-        if kept is None or energy is None:
-            return kept
-        return fold_dropped_energy(kept, energy, pairs, settings.norm_type)
+    def sliced_norm(norm: Tensor | None, energy: Tensor | None) -> Tensor | None:
+        sliced = None if norm is None else norm.gather(1, dimensions)
+        if sliced is None or energy is None:
+            return sliced
+        return fold_dropped_energy(sliced, energy, pairs, settings.norm_type)
 
     return replace(
         weights,
         query=_rows(weights.query, _head_rows(per_query_head, settings.head_dim)),
         key=_rows(weights.key, _head_rows(dimensions, settings.head_dim)),
-        query_norm=kept_norm(weights.query_norm, None if energies is None else energies.query),
-        key_norm=kept_norm(weights.key_norm, None if energies is None else energies.key),
+        query_norm=sliced_norm(weights.query_norm, None if energies is None else energies.query),
+        key_norm=sliced_norm(weights.key_norm, None if energies is None else energies.key),
         rotary_pairs=pairs,
     )
 
 
 def fold_dropped_energy(norm: Tensor, energy: Tensor, pairs: Tensor, norm_type: NormType) -> Tensor:
-    """Weights of a query or key norm that makes up for the pairs its heads lost.
+    """Return the weights of a query or key norm that compensate for the removed pairs.
 
-    A head `q` of width e is normed to `w ∘ q / √(‖q‖²/e + ε)`. The sliced head holds the part `q_K`
-    of kept pairs only, and its norm divides by `√(‖q_K‖²/e + ε)`, with the same, dense e: where the
-    dropped pairs are exactly zero, `‖q_K‖ = ‖q‖` and every kept entry comes out as before. A norm
-    over the kept width would divide by another e and change all scores.
+    A head `q` of width e is normed to `w ∘ q / √(‖q‖²/e + ε)`. The sliced head has only the part
+    `q_K` of kept pairs, and its norm divides by `√(‖q_K‖²/e + ε)` with the same dense e. Where the
+    removed pairs are exactly zero, `‖q_K‖ = ‖q‖` and the kept entries do not change. A norm over
+    the kept width would divide by another e and change all scores.
 
-    Where they are not zero the sliced divisor is too small, by `√(‖q_K‖²/‖q‖²)` if ε is neglected.
-    That share varies with the token; its place is taken by the calibrated
-    `E‖q_K‖² / E‖q‖² = 1 / (1 + dropped/kept)`, one number a KV head, folded into the weights:
+    Where the removed pairs are not zero, the divisor is too small by the factor `√(‖q_K‖²/‖q‖²)`
+    (neglecting ε). This share varies with the token. It is replaced by the calibrated mean
+    `E‖q_K‖² / E‖q‖² = 1 / (1 + removed/kept)`, one number per KV head, folded into the weights:
 
-        w' = w / √(1 + dropped/kept)
+        w' = w / √(1 + removed/kept)
 
-    Only this replacement of a token's share by the mean one is an approximation (and ε, which now
-    counts for more by the same share).
+    The replacement of the token's share by the mean is the only approximation, besides ε, which
+    now counts for more by the same factor. See docs/method.md, section 3c.
 
     Args:
         norm: weights of the kept dimensions, (num_key_value_heads, 2·keep).
         energy: mean `‖q_pair‖²` before the norm, (num_key_value_heads, pairs of a dense head).
-        pairs: kept ones, (num_key_value_heads, keep).
+        pairs: kept pairs, (num_key_value_heads, keep), int64.
         norm_type: `rms_plus_one` stores `w - 1`.
+
+    Returns:
+        Shape and dtype of `norm`.
     """
-    kept = energy.gather(1, pairs).sum(1, keepdim=True)
+    remaining = energy.gather(1, pairs).sum(1, keepdim=True)
     total = energy.sum(1, keepdim=True)
-    # A head without any energy has nothing to make up for.
-    factor = torch.where(kept > 0, (kept / total).sqrt(), torch.ones_like(kept))
+    # A head without any energy needs no compensation.
+    factor = torch.where(remaining > 0, (remaining / total).sqrt(), torch.ones_like(remaining))
     wide, shift = norm.to(factor), float(norm_type == "rms_plus_one")
     return ((wide + shift) * factor - shift).to(norm.dtype)
 
 
 def weight_energies(weights: LayerWeights) -> HeadEnergies:
-    """What `HeadEnergies` would be if the block's normed inputs were white: for the naive baseline.
+    """Return `HeadEnergies` under the assumption of white normed inputs (magnitude pruning).
 
-    A dimension's energy is then the squared norm of its row and of its bias.
+    A dimension's energy is then the squared norm of its row plus its squared bias.
     """
     groups = weights.num_key_value_heads
 
@@ -111,15 +114,16 @@ def weight_energies(weights: LayerWeights) -> HeadEnergies:
 
 
 def slice_heads(weights: LayerWeights, groups: Tensor, queries: Tensor) -> LayerWeights:
-    """Keep whole KV groups, and in each of them equally many query heads.
+    """Keep whole KV groups and equally many query heads in each of them.
 
-    The output projection loses the columns of what is gone, so that the result equals the block
-    with those heads' outputs set to zero; a refit may follow.
+    The output projection loses the columns of the removed heads, so that the result equals the
+    layer with those heads' outputs set to zero. A refit may follow.
 
     Args:
-        weights: dense or sliced.
-        groups: kept KV heads, (kept_groups,), ascending; none removes the attention.
-        queries: kept query heads within each kept group, (kept_groups, kept_queries), ascending.
+        weights: dense or sliced layer.
+        groups: KV heads to keep, (kept_groups,), ascending; an empty tensor removes the attention.
+        queries: query heads to keep, numbered within each kept group,
+            (kept_groups, kept_queries), ascending.
     """
     if groups.numel() == 0 or queries.numel() == 0:
         return remove_attention(weights)
@@ -128,31 +132,36 @@ def slice_heads(weights: LayerWeights, groups: Tensor, queries: Tensor) -> Layer
     qk_width = weights.key.weight.shape[0] // weights.num_key_value_heads
     v_width = weights.value.weight.shape[0] // weights.num_key_value_heads
 
-    def of(chosen: Tensor, width: int) -> Tensor:
-        every = torch.arange(width, device=chosen.device).expand(chosen.shape[0], width)
-        return (every + chosen.unsqueeze(-1) * width).flatten()
+    def rows_of(heads: Tensor, width: int) -> Tensor:
+        offsets = torch.arange(width, device=heads.device).expand(heads.shape[0], width)
+        return (offsets + heads.unsqueeze(-1) * width).flatten()
 
-    def kept(per_group: Tensor | None) -> Tensor | None:
+    def of_groups(per_group: Tensor | None) -> Tensor | None:
         return None if per_group is None else per_group[groups]
 
     return replace(
         weights,
         num_key_value_heads=groups.shape[0],
-        query=_rows(weights.query, of(heads, qk_width)),
-        key=_rows(weights.key, of(groups, qk_width)),
-        value=_rows(weights.value, of(groups, v_width)),
-        attention_output=select_inputs(weights.attention_output, of(heads, v_width)),
-        query_norm=kept(weights.query_norm),
-        key_norm=kept(weights.key_norm),
-        rotary_pairs=kept(weights.rotary_pairs),
+        query=_rows(weights.query, rows_of(heads, qk_width)),
+        key=_rows(weights.key, rows_of(groups, qk_width)),
+        value=_rows(weights.value, rows_of(groups, v_width)),
+        attention_output=select_inputs(weights.attention_output, rows_of(heads, v_width)),
+        query_norm=of_groups(weights.query_norm),
+        key_norm=of_groups(weights.key_norm),
+        rotary_pairs=of_groups(weights.rotary_pairs),
     )
 
 
-def remove_attention(weights: LayerWeights) -> LayerWeights:
-    """The block without its attention, whose output bias goes, too; the norms stay."""
+def no_pairs(device: torch.device) -> Tensor:
+    """Return the kept pairs of a layer without attention, (0, 0), int64."""
+    return torch.empty(0, 0, dtype=torch.long, device=device)
 
-    def head_norm(norm: Tensor | None) -> Tensor | None:
-        return None if norm is None else norm[:0]
+
+def remove_attention(weights: LayerWeights) -> LayerWeights:
+    """Return the layer without its attention and the attention's output bias; norms remain."""
+
+    def emptied(per_group: Tensor | None) -> Tensor | None:
+        return None if per_group is None else per_group[:0]
 
     return replace(
         weights,
@@ -161,14 +170,14 @@ def remove_attention(weights: LayerWeights) -> LayerWeights:
         key=_no_rows(weights.key),
         value=_no_rows(weights.value),
         attention_output=_no_inputs(weights.attention_output),
-        query_norm=head_norm(weights.query_norm),
-        key_norm=head_norm(weights.key_norm),
-        rotary_pairs=head_norm(weights.rotary_pairs),
+        query_norm=emptied(weights.query_norm),
+        key_norm=emptied(weights.key_norm),
+        rotary_pairs=emptied(weights.rotary_pairs),
     )
 
 
 def remove_mlp(weights: LayerWeights) -> LayerWeights:
-    """The block without its MLP, whose output bias goes, too; the norms stay."""
+    """Return the layer without its MLP and the MLP's output bias; norms remain."""
     return replace(
         weights,
         gate=None if weights.gate is None else _no_rows(weights.gate),
@@ -186,10 +195,10 @@ def _no_inputs(linear: Linear) -> Linear:
 
 
 def project_values(weights: LayerWeights, basis: Tensor) -> LayerWeights:
-    """`Wv ← Wv B` for every KV group; the output projection is left to the caller.
+    """Apply `Wv ← Wv B` to every KV group; the caller replaces the output projection.
 
     Args:
-        weights: with the full value width.
+        weights: layer with the dense value width.
         basis: (num_key_value_heads, head_dim, keep).
     """
     groups, head_dim, _ = basis.shape
@@ -209,14 +218,22 @@ def project_values(weights: LayerWeights, basis: Tensor) -> LayerWeights:
 
 
 def value_projection(basis: Tensor, num_attention_heads: int) -> Tensor:
-    """The block-diagonal P of all heads, (heads · head_dim, heads · keep), from a group's basis."""
+    """Return the block-diagonal `P` of all query heads from the bases of their KV groups.
+
+    Args:
+        basis: (num_key_value_heads, head_dim, keep).
+        num_attention_heads: query heads.
+
+    Returns:
+        (num_attention_heads · head_dim, num_attention_heads · keep), dtype of `basis`.
+    """
     group = num_attention_heads // basis.shape[0]
     wide: Tensor = torch.block_diag(*basis.repeat_interleave(group, 0))  # type: ignore[no-untyped-call]
     return wide
 
 
 def with_bias_row(projection: Tensor, output: Linear) -> Tensor:
-    """Let the constant that stands for the bias pass a projection untouched."""
+    """Extend a projection by the identity on the constant that stands for a bias of `output`."""
     if output.bias is None:
         return projection
     padded: Tensor = torch.block_diag(projection, projection.new_ones(1, 1))  # type: ignore[no-untyped-call]
@@ -224,26 +241,29 @@ def with_bias_row(projection: Tensor, output: Linear) -> Tensor:
 
 
 def slice_neurons(weights: LayerWeights, kept: Tensor) -> LayerWeights:
-    """Keep the MLP neurons `kept` (keep,); the down projection is left to the caller."""
+    """Keep the MLP neurons `kept`, (keep,); the caller replaces the down projection."""
     gate = None if weights.gate is None else _rows(weights.gate, kept)
     return replace(weights, gate=gate, up=_rows(weights.up, kept))
 
 
 def project_inputs(linear: Linear, projection: Tensor) -> Linear:
-    """A projection that reads `Pᵀz` and not `z`; P is (in_features, kept)."""
+    """Return a projection that reads `Pᵀz` instead of `z`; P is (in_features, kept)."""
     weight = linear.weight.to(projection.dtype) @ projection
     return Linear(weight=weight.to(linear.weight.dtype), bias=linear.bias)
 
 
 def select_inputs(linear: Linear, kept: Tensor) -> Linear:
-    """A projection that reads the input features `kept` only."""
+    """Return a projection that reads the input features `kept` only, (kept,)."""
     return Linear(weight=linear.weight[:, kept].contiguous(), bias=linear.bias)
 
 
 def output_projection(fitted: Tensor, like: Linear) -> Linear:
-    """A fitted (inner [+ 1], hidden_size) solution as a projection in the dtype of `like`.
+    """Convert a fitted solution to a projection in the dtype of `like`.
 
-    The appended row, present where `like` has a bias, becomes the bias.
+    Args:
+        fitted: (inner [+ 1], hidden_size); the last row, present if `like` has a bias, becomes the
+            bias.
+        like: projection that is replaced.
     """
     dtype = like.weight.dtype
     if like.bias is None:
@@ -252,23 +272,23 @@ def output_projection(fitted: Tensor, like: Linear) -> Linear:
 
 
 def rounded_to(weights: LayerWeights, dtype: torch.dtype) -> LayerWeights:
-    """The block as it will be read back after being stored in `dtype`; its own dtype stays.
+    """Round the layer's weights to `dtype`, as if they were stored and read back in their dtype.
 
-    Contiguous, as a file's content is: products of other layouts may round otherwise, and a run
-    that goes on from the file must see what this one sees.
+    The tensors are contiguous, like those read from a file: products of other layouts may round
+    differently, and a run resumed from the file must compute the same as this one.
     """
 
-    def read_back(value: Tensor) -> Tensor:
-        return value.to(dtype).to(value).contiguous()
+    def round_tensor(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype).to(tensor).contiguous()
 
-    def stored(value: object) -> object:
-        if isinstance(value, Linear | Norm):
-            bias = None if value.bias is None else read_back(value.bias)
-            return replace(value, weight=read_back(value.weight), bias=bias)
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return read_back(value)
-        return value
+    def round_part(part: object) -> object:
+        if isinstance(part, Linear | Norm):
+            bias = None if part.bias is None else round_tensor(part.bias)
+            return replace(part, weight=round_tensor(part.weight), bias=bias)
+        if isinstance(part, Tensor) and part.is_floating_point():
+            return round_tensor(part)
+        return part
 
     return LayerWeights(
-        **{place.name: stored(getattr(weights, place.name)) for place in fields(weights)}  # type: ignore[arg-type]
+        **{part.name: round_part(getattr(weights, part.name)) for part in fields(weights)}  # type: ignore[arg-type]
     )

@@ -1,7 +1,7 @@
-"""Streamed second moments (section 2 of docs/method.md).
+"""Streamed second moments of activations (docs/method.md, section 2).
 
-Each accumulator takes one batch at a time and keeps sums only: products of a batch are taken in
-float32 or better, their sum in float64, so that the split into batches does not matter.
+An accumulator takes one batch at a time and keeps only sums. Products within a batch are computed
+in float32 or float64 and added up in float64, so that the split into batches does not matter.
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ from intraslice_core.errors import NumericalError
 from intraslice_core.linalg import WORKING_DTYPE
 
 _PANELS = 6
-"""A Gram matrix's rows are taken in so many parts, each up to the diagonal: 7/12 of the products,
-measured at 0.6 of the time for 1536 columns of bfloat16."""
-_NARROWEST_PANEL = 128
+"""Number of row panels of a Gram matrix, each computed up to the diagonal.
+
+With 6 panels, 7/12 of the products remain; measured at 0.6 of the time for 1,536 columns of
+bfloat16.
+"""
+_MIN_PANEL_WIDTH = 128
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """The tensor in float32 or, where it is already wider, as it is."""
+    """Return the tensor in float32, or unchanged if it is float64."""
     return tensor if tensor.dtype == WORKING_DTYPE else tensor.to(torch.float32)
 
 
 @contextmanager
 def _bfloat16_products() -> Iterator[None]:
-    """Let float32 products be taken of bfloat16 factors, summed in float32."""
+    """Allow float32 matrix products to use bfloat16 factors with float32 sums."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
@@ -39,14 +42,14 @@ def _bfloat16_products() -> Iterator[None]:
 
 
 def second_moment_sum(left: Tensor, right: Tensor) -> Tensor:
-    """`Σ_t l_t r_tᵀ` over tokens: products exact, sums in float32 or, of float64, in float64.
+    """Return `Σ_t l_t r_tᵀ` over tokens, (n, m), float32, or float64 of float64 inputs.
 
-    Factors that are bfloat16 are multiplied as such, which loses nothing and is where bfloat16
-    units exist several times faster (1,260 against 360 GFLOPS on two cores with AMX).
+    bfloat16 inputs are multiplied as bfloat16: the products are exact, and with bfloat16 units
+    several times faster (1,260 against 360 GFLOPS on two cores with AMX).
 
     Args:
         left: (tokens, n).
-        right: (tokens, m).
+        right: (tokens, m). If it is the same object as `left`, only one triangle is computed.
     """
     if left.dtype == right.dtype == torch.bfloat16:
         with _bfloat16_products():
@@ -55,12 +58,12 @@ def second_moment_sum(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _products(left: Tensor, right: Tensor) -> Tensor:
-    """What `second_moment_sum` gives; of a Gram matrix only one triangle is multiplied out."""
+    """Compute `second_moment_sum`; of a Gram matrix compute one triangle and mirror it."""
     wide, width = _wide(left), left.shape[1]
     if left is not right:
         return wide.mT @ _wide(right)
     gram = wide.new_empty(width, width)
-    step = max(-(-width // _PANELS), _NARROWEST_PANEL)
+    step = max(-(-width // _PANELS), _MIN_PANEL_WIDTH)
     for start in range(0, width, step):
         end = min(start + step, width)
         panel = wide[:, start:end].mT @ wide[:, :end]
@@ -82,30 +85,35 @@ class Moments:
     energy: float
     """`E‖target‖²`."""
     tokens: int
+    """Number of tokens averaged over."""
 
     def __add__(self, other: Moments) -> Moments:
-        """The moments over the tokens of both."""
+        """Return the moments over the tokens of both."""
         total = self.tokens + other.tokens
-        mine, theirs = self.tokens / total, other.tokens / total
+        share, other_share = self.tokens / total, other.tokens / total
         return Moments(
-            gram=mine * self.gram + theirs * other.gram,
-            cross=mine * self.cross + theirs * other.cross,
-            correction=mine * self.correction + theirs * other.correction,
-            energy=mine * self.energy + theirs * other.energy,
+            gram=share * self.gram + other_share * other.gram,
+            cross=share * self.cross + other_share * other.cross,
+            correction=share * self.correction + other_share * other.correction,
+            energy=share * self.energy + other_share * other.energy,
             tokens=total,
         )
 
 
 @dataclass(kw_only=True)
 class MomentAccumulator:
-    """Sums for `Moments`. `width` is of the inner activation, `hidden_size` of the outputs."""
+    """Accumulator of `Moments`."""
 
     width: int
+    """Width of the inner activation `z`."""
     hidden_size: int
+    """Width of the module's output."""
     device: torch.device
     own_is_linear: bool = False
-    """The own output is a projection of `z` itself: its cross moment follows from the Gram matrix
-    (`moments`), exactly and for free, and is not streamed."""
+    """Flag for a module whose own output is a projection of `z` itself.
+
+    Its cross moment then follows exactly from the Gram matrix and is not accumulated.
+    """
     _gram: Tensor = field(init=False)
     _cross: Tensor = field(init=False)
     _correction: Tensor = field(init=False)
@@ -118,12 +126,12 @@ class MomentAccumulator:
         self._correction = torch.zeros_like(self._cross)
 
     def add(self, inner: Tensor, own: Tensor, correction: Tensor | None) -> None:
-        """Take one batch.
+        """Add one batch.
 
         Args:
-            inner: (tokens, width), the inner activation `z`.
-            own: (tokens, hidden_size), the un-pruned module's output `y`.
-            correction: (tokens, hidden_size), what the target adds to `own`, or None for nothing.
+            inner: inner activation `z`, (tokens, width).
+            own: output `y` of the unpruned module, (tokens, hidden_size).
+            correction: target minus `own`, (tokens, hidden_size), or None if they are equal.
 
         Raises:
             NumericalError: if an activation is not finite.
@@ -136,18 +144,21 @@ class MomentAccumulator:
             self._correction += second_moment_sum(inner, correction)
             target = target + _wide(correction)
         energy = float(target.square().sum(dtype=WORKING_DTYPE))
-        # One non-finite activation reaches the trace; checking sums keeps the check off the stream.
+        # One non-finite activation makes the trace non-finite, so checking the sums is enough.
         if not torch.isfinite(self._gram.diagonal()).all() or energy != energy:
             raise NumericalError("an activation is NaN or infinite")
         self._energy += energy
         self._tokens += inner.shape[0]
 
     def moments(self, output: Tensor) -> Moments:
-        """Averages over all tokens so far.
+        """Return averages over all tokens so far.
 
         Args:
-            output: the un-pruned output projection, (width, hidden_size), float64; read only where
+            output: dense output projection, (width, hidden_size), float64; used only with
                 `own_is_linear`.
+
+        Raises:
+            NumericalError: if no tokens were added.
         """
         if self._tokens == 0:
             raise NumericalError("no tokens were seen")
@@ -163,7 +174,7 @@ class MomentAccumulator:
 
 @dataclass(frozen=True, kw_only=True)
 class RotaryStatistics:
-    """What the choice of rotary pairs needs, averaged over tokens, summed over a group's queries.
+    """Statistics for scores of rotary pairs: means over tokens, summed over a group's queries.
 
     Each is (num_key_value_heads, pairs), float64.
     """
@@ -173,14 +184,14 @@ class RotaryStatistics:
     centered_key_energy: Tensor
     """`E‖k_pair - mean over the sequence's keys‖²`, after RoPE."""
     product: Tensor
-    """`Σ_h mean|q_j k_j| + mean|q_{j+e/2} k_{j+e/2}|` after RoPE: the paper's score."""
+    """`Σ_h mean|q_j k_j| + mean|q_{j+e/2} k_{j+e/2}|` after RoPE (arXiv 2602.01975)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadEnergies:
-    """`E‖pair‖²` of queries and keys as projected, before their norm and RoPE.
+    """`E‖pair‖²` of queries and keys before norm and RoPE.
 
-    Each is (num_key_value_heads, pairs), float64, summed over a group's queries.
+    Each is (num_key_value_heads, pairs), float64; queries are summed over their KV group.
     """
 
     query: Tensor
@@ -189,7 +200,7 @@ class HeadEnergies:
 
 @dataclass(kw_only=True)
 class HeadEnergyAccumulator:
-    """Sums for `HeadEnergies`."""
+    """Accumulator of `HeadEnergies`."""
 
     num_key_value_heads: int
     pairs: int
@@ -204,25 +215,25 @@ class HeadEnergyAccumulator:
         self._key = torch.zeros_like(self._query)
 
     def add(self, query: Tensor, key: Tensor) -> None:
-        """Take one batch, (batch, heads, sequence, 2·pairs) each, before norm and RoPE."""
+        """Add one batch before norm and RoPE, (batch, heads, sequence, 2·pairs) each."""
         self._query += self._energy(query)
         self._key += self._energy(key)
         self._tokens += query.shape[0] * query.shape[2]
 
     def _energy(self, heads: Tensor) -> Tensor:
-        """Sum of squares, (num_key_value_heads, pairs)."""
+        """Return the sum of squares, (num_key_value_heads, pairs), float64."""
         squares = _wide(heads).square().sum(dim=(0, 2))
         grouped = squares.view(self.num_key_value_heads, -1, 2, self.pairs)
         return grouped.sum(dim=(1, 2)).to(WORKING_DTYPE)
 
     def energies(self) -> HeadEnergies:
-        """Averages over all tokens so far."""
+        """Return averages over all tokens so far."""
         return HeadEnergies(query=self._query / self._tokens, key=self._key / self._tokens)
 
 
 @dataclass(kw_only=True)
 class RotaryAccumulator:
-    """Sums for `RotaryStatistics`."""
+    """Accumulator of `RotaryStatistics`."""
 
     num_key_value_heads: int
     pairs: int
@@ -240,11 +251,11 @@ class RotaryAccumulator:
 
     def _per_pair(self, per_dimension: Tensor) -> Tensor:
         """Sum the two dimensions of every pair: (heads, 2·pairs) → (heads, pairs)."""
-        per_half = per_dimension.view(*per_dimension.shape[:-1], 2, self.pairs)
-        return per_half.sum(-2).to(WORKING_DTYPE)
+        halves = per_dimension.view(*per_dimension.shape[:-1], 2, self.pairs)
+        return halves.sum(-2).to(WORKING_DTYPE)
 
     def add(self, query: Tensor, key: Tensor) -> None:
-        """Take one batch of rotated queries and keys.
+        """Add one batch of rotated queries and keys.
 
         Args:
             query: (batch, num_attention_heads, sequence, head_dim) after RoPE.
@@ -264,7 +275,7 @@ class RotaryAccumulator:
         self._tokens += q.shape[0] * q.shape[2]
 
     def statistics(self) -> RotaryStatistics:
-        """Averages over all tokens so far."""
+        """Return averages over all tokens so far."""
         return RotaryStatistics(
             query_energy=self._query / self._tokens,
             centered_key_energy=self._key / self._tokens,

@@ -1,18 +1,18 @@
-"""Entry point of vLLM's plugins: our checkpoints run there without remote code.
+"""vLLM plugin: IntraSlice checkpoints run in vLLM without `trust_remote_code`.
 
-Imported by vLLM in each of its processes, and by nobody else.
+vLLM imports this module, an entry point of the package, in each of its processes.
 """
 
 from __future__ import annotations
 
 BACKEND = "vllm.model_executor.models.transformers:TransformersForCausalLM"
-"""Runs whatever model of transformers calls its attention by the registry, as ours do."""
+"""vLLM's backend for transformers models that call their attention through the registry."""
 
 
 def register() -> None:
-    """Tell transformers our classes, and vLLM what runs those it does not know.
+    """Register the model classes with transformers, and vLLM's backend for the IntraSlice decoder.
 
-    `DeciLMForCausalLM` vLLM has itself; only its configuration is ours.
+    vLLM has its own `DeciLMForCausalLM` and needs only the configuration class for it.
     """
     from vllm import ModelRegistry  # type: ignore[import-not-found]
 

@@ -1,4 +1,4 @@
-"""A checkpoint as a model version of an MLflow server."""
+"""Registers a checkpoint as a model version on an MLflow server."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ if TYPE_CHECKING:
 
 _EXPERIMENT = "intraslice"
 _ARTIFACTS = "checkpoint"
-_LONGEST_PARAMETER = 6000
-"""Characters, of MLflow's own."""
+_MAX_PARAMETER_LENGTH = 6000
+"""MLflow's limit, in characters."""
 _CLIENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
-"""What MLflow's client reads, where it is not set: it would tell its makers of its use, and keep a
-person waiting for seven tries; a worker tries again by itself."""
+"""Defaults for the environment of MLflow's client: no telemetry, and two tries instead of seven,
+because a worker retries by itself."""
 
 
 def register_version(directory: Path, facts: CheckpointFacts, *, uri: str, name: str) -> HandedOff:
-    """Send the files to a run of their own and make a version of the model `name` of them.
+    """Upload the files to their own run and register them as a version of the model `name`.
 
-    What is there already, by the digest of its manifest, is neither sent nor registered again; a
-    run that was broken off is gone on with.
+    A checkpoint that is registered already, by the digest of its manifest, is not sent again. An
+    interrupted run resumes.
 
     Raises:
         ConfigurationError: if MLflow's client is not installed.
-        HandOffError: if the server refuses or does not answer.
+        HandOffError: if the server rejects the files or does not answer.
     """
     client = _client(uri)
     with _explained(uri):
-        known = _version_of(client, name, facts)
-        if known is None:
+        version = _version_of(client, name, facts)
+        if version is None:
             run = _run_of(client, facts, name)
             client.log_artifacts(run.info.run_id, str(directory), _ARTIFACTS)
-            known = _new_version(client, name, run, facts)
+            version = _new_version(client, name, run, facts)
             client.set_terminated(run.info.run_id, "FINISHED")
-            return _handed_off(uri, known, new=True)
-        return _handed_off(uri, known, new=False)
+            return _handed_off(uri, version, new=True)
+        return _handed_off(uri, version, new=False)
 
 
 def _client(uri: str) -> MlflowClient:
@@ -73,31 +73,34 @@ def _explained(uri: str) -> Iterator[None]:
         secret = urlsplit(uri).password
         reason = reason.replace(secret, "…") if secret else reason
         raise HandOffError(
-            f"the MLflow server at {_shown(uri)} did not take it: {reason}"
+            f"the MLflow server at {_shown(uri)} rejected the checkpoint: {reason}"
         ) from error
 
 
 def _shown(uri: str) -> str:
-    """The address without user and password."""
+    """Return the address without user and password."""
     parts = urlsplit(uri)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
 
 def _version_of(client: MlflowClient, name: str, facts: CheckpointFacts) -> ModelVersion | None:
-    found = client.search_model_versions(f"name = '{name}'")
-    same = (one for one in found if one.tags.get(MANIFEST_TAG) == facts.manifest_sha256)
-    return next(same, None)
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.tags.get(MANIFEST_TAG) == facts.manifest_sha256:
+            return version
+    return None
 
 
 def _run_of(client: MlflowClient, facts: CheckpointFacts, name: str) -> Run:
-    """The run for this checkpoint, made at the first try."""
+    """Return the run of this checkpoint; the first try creates it."""
     experiment = client.get_experiment_by_name(_EXPERIMENT)
-    place = experiment.experiment_id if experiment else client.create_experiment(_EXPERIMENT)
-    same = f"tags.`{MANIFEST_TAG}` = '{facts.manifest_sha256}'"
-    found: list[Run] = client.search_runs([place], same, max_results=1)
-    if found:
-        return found[0]
-    run = client.create_run(place, tags=dict(facts.tags), run_name=name)
+    experiment_id = (
+        experiment.experiment_id if experiment else client.create_experiment(_EXPERIMENT)
+    )
+    same_manifest = f"tags.`{MANIFEST_TAG}` = '{facts.manifest_sha256}'"
+    runs: list[Run] = client.search_runs([experiment_id], same_manifest, max_results=1)
+    if runs:
+        return runs[0]
+    run = client.create_run(experiment_id, tags=dict(facts.tags), run_name=name)
     _describe(client, run.info.run_id, facts)
     return run
 
@@ -109,7 +112,7 @@ def _describe(client: MlflowClient, run_id: str, facts: CheckpointFacts) -> None
     client.log_batch(
         run_id,
         metrics=[Metric(key, value, now, 0) for key, value in facts.metrics.items()],
-        params=[Param(key, value[:_LONGEST_PARAMETER]) for key, value in facts.settings.items()],
+        params=[Param(key, value[:_MAX_PARAMETER_LENGTH]) for key, value in facts.settings.items()],
     )
 
 

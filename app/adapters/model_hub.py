@@ -1,4 +1,4 @@
-"""A checkpoint as a repository of a Hub: Hugging Face's, or one that speaks as it does."""
+"""Uploads a checkpoint to a repository of the Hugging Face Hub or a compatible one."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def push_checkpoint(
     token: str | None = None,
     private: bool = True,
 ) -> HandedOff:
-    """Send all files in one commit; the repository is made where there is none.
+    """Upload all files in one commit; the repository is created if needed.
 
     Args:
-        directory: the checkpoint, its model card included.
-        facts: say in the commit what it is.
+        directory: the checkpoint with its model card.
+        facts: model and manifest for the commit message.
         repository: `organisation/name`.
-        endpoint: base URL; None is huggingface.co, or what the client's environment says.
-        token: None: the one the client is logged in with.
-        private: of a repository that is made.
+        endpoint: base URL; None means huggingface.co or the client's environment.
+        token: access token; None means that of the client's login.
+        private: visibility of a new repository.
 
     Raises:
-        HandOffError: if the Hub refuses or does not answer.
+        HandOffError: if the Hub rejects the files or does not answer.
     """
     from huggingface_hub import HfApi
 
@@ -50,12 +50,14 @@ def push_checkpoint(
 def _explained(endpoint: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    # The base of whichever HTTP library the client is built on: it has changed before.
+    # Base exception of the client's HTTP library, which has changed before.
     transport: type[Exception] = HfHubHTTPError.__bases__[0]
     try:
         yield
-    # It calls a part that did not get through a RuntimeError.
+    # The client raises RuntimeError for a failed part of an upload.
     except (HFValidationError, transport, OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:500] or type(error).__name__
-        hint = "; HF_HUB_DISABLE_XET=1 is for Hubs without Xet" if "xet" in reason else ""
-        raise HandOffError(f"the Hub at {endpoint} did not take it: {reason}{hint}") from error
+        hint = "; HF_HUB_DISABLE_XET=1 is needed for Hubs without Xet" if "xet" in reason else ""
+        raise HandOffError(
+            f"the Hub at {endpoint} rejected the checkpoint: {reason}{hint}"
+        ) from error

@@ -1,4 +1,4 @@
-"""Token buckets of callers, kept in Valkey so that all API processes share them."""
+"""Token buckets of callers in Valkey, so that all API processes share them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _TAKE_ONE = """
 local rate, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
-local kept = redis.call('HMGET', KEYS[1], 'tokens', 'at')
-local gained = math.max(0, now - (tonumber(kept[2]) or now)) * rate
-local tokens = math.min(burst, (tonumber(kept[1]) or burst) + gained)
+local bucket = redis.call('HMGET', KEYS[1], 'tokens', 'at')
+local gained = math.max(0, now - (tonumber(bucket[2]) or now)) * rate
+local tokens = math.min(burst, (tonumber(bucket[1]) or burst) + gained)
 local wait = 0
 if tokens >= 1 then tokens = tokens - 1 else wait = (1 - tokens) / rate end
 redis.call('HSET', KEYS[1], 'tokens', string.format('%.6f', tokens),
@@ -40,11 +40,11 @@ class RateLimiter:
         self._paused_until = 0.0
 
     def seconds_to_wait(self, caller: str) -> float:
-        """Take a token; return 0 if there was one, else the seconds until there is.
+        """Take a token; return 0 on success, else the seconds until one is available.
 
         Raises:
-            BrokerUnavailableError: if Valkey does not answer; for a second no more requests are
-                sent to it then, so that a hanging server does not delay every request.
+            BrokerUnavailableError: if Valkey does not answer. It is then not asked for a second, so
+                that a hanging server does not delay every request.
         """
         if time.monotonic() < self._paused_until:
             return 0.0

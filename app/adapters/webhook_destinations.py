@@ -27,7 +27,7 @@ _HTTP, _HTTPS, _FIRST_USER_PORT, _LAST_PORT = 80, 443, 1024, 65_535
 # Mapped IPv4, and what a NAT64 gateway makes of the last 32 bits: judged as that IPv4 address.
 _EMBEDDING = tuple(map(ip_network, ("::ffff:0:0/96", "64:ff9b::/96")))
 # Not global in the registries, or leading elsewhere; older Pythons take some for global.
-_REFUSED = tuple(
+_BLOCKED = tuple(
     map(
         ip_network,
         (
@@ -146,9 +146,9 @@ def _meant(address: str) -> IPv4Address | IPv6Address:
 
 
 def _is_public(address: IPv4Address | IPv6Address) -> bool:
-    refused = (network for network in _REFUSED if network.version == address.version)
+    blocked = (network for network in _BLOCKED if network.version == address.version)
     special = address.is_multicast or address.is_reserved or address.is_unspecified
-    return address.is_global and not special and not any(address in network for network in refused)
+    return address.is_global and not special and not any(address in network for network in blocked)
 
 
 def _system_resolver(host: str, port: int) -> Sequence[str]:

@@ -27,7 +27,7 @@ class AuditTrail:
     Args:
         app: what answers.
         templates: every route's path with the pattern it matches. Looked up here and not taken
-            from the router, because refusals come before the router has seen the path.
+            from the router, because rejections come before the router has seen the path.
     """
 
     def __init__(self, app: ASGIApp, templates: Sequence[tuple[str, re.Pattern[str]]]) -> None:

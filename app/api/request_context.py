@@ -73,11 +73,11 @@ class BodyLimit:
             return
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > self._limit:
-            await self._refuse(scope, receive, send)
+            await self._reject(scope, receive, send)
             return
         body = await self._read(receive)
         if body is None:
-            await self._refuse(scope, receive, send)
+            await self._reject(scope, receive, send)
             return
         messages = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -97,7 +97,7 @@ class BodyLimit:
             if not message.get("more_body", False):
                 return bytes(body)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _reject(self, scope: Scope, receive: Receive, send: Send) -> None:
         detail = f"The body is larger than {self._limit} bytes"
         response = problem_response(scope, Problem(413, "body_too_large", detail))
         await response(scope, receive, send)

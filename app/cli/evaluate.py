@@ -30,7 +30,7 @@ from app.cli.options import (
 from app.cli.progress_display import quiet_transformers, show_progress
 from app.cli.report_tables import evaluation_tables, print_tables
 from intraslice_core.errors import ConfigurationError
-from intraslice_core.text_sources import FLATTERS, only_own_kind
+from intraslice_core.text_sources import IN_DOMAIN_ONLY_WARNING, in_domain_only
 
 if TYPE_CHECKING:
     from intraslice_core.config import EvaluationConfig
@@ -163,8 +163,8 @@ def _warn_if_in_domain_only(directory: Path, config: EvaluationConfig) -> None:
         report = CompressionReport.model_validate_json((directory / REPORT_FILE).read_bytes())
     except (FileNotFoundError, ValidationError):
         return  # a dense model, or a checkpoint of another version
-    if only_own_kind(report.config.seen_sources, config.perplexity):
-        typer.echo(f"warning: {FLATTERS}", err=True)
+    if in_domain_only(report.config.seen_sources, config.perplexity):
+        typer.echo(f"warning: {IN_DOMAIN_ONLY_WARNING}", err=True)
 
 
 def _compare(work: _Work, dense: str, *, as_json: bool) -> None:

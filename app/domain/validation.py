@@ -12,7 +12,7 @@ from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenMo
 from intraslice_core.cost_model import DenseModel, Estimate
 from intraslice_core.export.targets import DEMANDS
 from intraslice_core.progress import Stage
-from intraslice_core.text_sources import FLATTERS, only_own_kind
+from intraslice_core.text_sources import IN_DOMAIN_ONLY_WARNING, in_domain_only
 
 _EXTREME_RATIO = 0.5
 _TOKENS_A_DIMENSION = 4
@@ -162,11 +162,11 @@ def _about_texts(
         return [Caution(code="no_evaluation", message="the loss of quality will not be measured")]
     shared = set(sources).intersection(evaluation.perplexity)
     if any(source.startswith("/") for source in shared):
-        message = "a text that is scored is one that was calibrated on: the result flatters"
+        message = "an evaluation text was also calibrated on; the result is likely optimistic"
         return [Caution(code="evaluation_is_calibration", message=message)]
-    if not only_own_kind(sources, evaluation.perplexity):
+    if not in_domain_only(sources, evaluation.perplexity):
         return []
-    return [Caution(code="evaluation_of_same_kind", message=FLATTERS)]
+    return [Caution(code="evaluation_of_same_kind", message=IN_DOMAIN_ONLY_WARNING)]
 
 
 def _about_lengths(dense: DenseModel, compression: CompressionConfig) -> list[Caution]:

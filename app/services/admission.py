@@ -47,7 +47,7 @@ class AdmittedJob:
     """Description of the model from its headers; None if they cannot be read here."""
 
 
-class _RefusedError(Exception):
+class _RejectedError(Exception):
     def __init__(self, code: str, message: str, field: str = "") -> None:
         super().__init__(message)
         self.problem = (code, message, field)
@@ -57,23 +57,23 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
     """Resolve and check every source of the request.
 
     Raises:
-        InvalidRequestError: names each field that is refused.
+        InvalidRequestError: names each field that is rejected.
     """
     problems: list[FieldProblem] = []
 
     def checked(pointer: str, source: str) -> str:
         try:
             return _text_source(settings, source, locate)
-        except _RefusedError as refusal:
-            problems.append(_problem(pointer, refusal))
+        except _RejectedError as error:
+            problems.append(_problem(pointer, error))
             return source
 
     model, dense = "", None
     try:
         model = _model_reference(settings, request.model, locate)
         dense = _inspected(settings, request.model, model)
-    except _RefusedError as refusal:
-        problems.append(_problem("/model", refusal))
+    except _RejectedError as error:
+        problems.append(_problem("/model", error))
     compression, evaluation = request.compression, request.evaluation
     compression = _checked_texts(compression, checked)
     problems += _named_twice(compression)
@@ -142,10 +142,10 @@ def _named_twice(compression: CompressionConfig) -> list[FieldProblem]:
 def _model_reference(settings: Settings, model: ModelSource, locate: Locate) -> str:
     """Return the model's reference as the engine takes it."""
     if model.revision is not None and model.source != "hub":
-        raise _RefusedError("not_applicable", "only hub models have revisions", "/revision")
+        raise _RejectedError("not_applicable", "only hub models have revisions", "/revision")
     if model.source == "package":
         if model.ref not in settings.package_allow:
-            raise _RefusedError("package_not_allowed", "not among the allowed packages", "/ref")
+            raise _RejectedError("package_not_allowed", "not among the allowed packages", "/ref")
         return f"package:{model.ref}"
     if model.source == "hub":
         return _hub_reference(model, settings.hub_allow)
@@ -170,7 +170,7 @@ def _inspected(settings: Settings, model: ModelSource, reference: str) -> DenseM
         require_within(dense.facts, settings.model_limits)
     except ModelError as error:
         hint = f"; {error.hint}" if error.hint else ""
-        raise _RefusedError(error.code, error.message + hint, "/ref") from error
+        raise _RejectedError(error.code, error.message + hint, "/ref") from error
     return dense
 
 
@@ -188,7 +188,7 @@ def _version(file: Path) -> tuple[int, int]:
 def _beyond_target(dense: DenseModel | None, compression: CompressionConfig) -> list[FieldProblem]:
     """Return problems of the target with this model and method."""
     try:
-        # A method may be refused before the model can be read.
+        # A method may be rejected before the model can be read.
         any_type = DEMANDS[compression.target].model_types[0]
         require_target(compression, (dense and dense.facts.model_type) or any_type)
     except ConfigurationError as error:
@@ -213,13 +213,13 @@ def _beyond_reach(dense: DenseModel | None, compression: CompressionConfig) -> l
 
 def _hub_reference(model: ModelSource, allowed: tuple[str, ...]) -> str:
     if not is_hub_name(model.ref):
-        raise _RefusedError("malformed", "a hub model is named org/name", "/ref")
+        raise _RejectedError("malformed", "a hub model is named org/name", "/ref")
     if not is_allowed(model.ref, allowed):
-        raise _RefusedError("hub_not_allowed", "not among the allowed hub models", "/ref")
+        raise _RejectedError("hub_not_allowed", "not among the allowed hub models", "/ref")
     if model.revision is None:
         return f"{HUB}{model.ref}"
     if not is_revision(model.revision):
-        raise _RefusedError("malformed", "not a branch, tag or commit", "/revision")
+        raise _RejectedError("malformed", "not a branch, tag or commit", "/revision")
     return f"{HUB}{model.ref}@{model.revision}"
 
 
@@ -231,7 +231,7 @@ def _text_source(settings: Settings, source: str, locate: Locate) -> str:
     if source.startswith(HUB):
         name = source.removeprefix(HUB).partition("@")[0].partition(":")[0]
         if not is_hub_name(name) or not is_allowed(name, settings.hub_data_allow):
-            raise _RefusedError("hub_not_allowed", "not among the allowed hub data sets")
+            raise _RejectedError("hub_not_allowed", "not among the allowed hub data sets")
         return source
     return _local(source, settings.data_roots, "")
 
@@ -240,14 +240,14 @@ def _uploaded(upload_id: str, kind: UploadKind, locate: Locate, field: str) -> s
     try:
         return str(locate(upload_id, kind))
     except (NotFoundError, IllegalTransitionError) as error:
-        raise _RefusedError(error.code, error.message, field) from error
+        raise _RejectedError(error.code, error.message, field) from error
 
 
 def _local(path: str, roots: tuple[Path, ...], field: str) -> str:
     try:
         return str(resolve_below(path, roots))
     except ServiceError as error:
-        raise _RefusedError(error.code, error.message, field) from error
+        raise _RejectedError(error.code, error.message, field) from error
 
 
 def _beyond_limits(
@@ -295,6 +295,6 @@ def _beyond_runtime(settings: Settings, request: JobRequest) -> list[FieldProble
     return [FieldProblem(pointer="/max_runtime_s", code="too_long", message=message)]
 
 
-def _problem(pointer: str, refusal: _RefusedError) -> FieldProblem:
-    code, message, field = refusal.problem
+def _problem(pointer: str, error: _RejectedError) -> FieldProblem:
+    code, message, field = error.problem
     return FieldProblem(pointer=pointer + field, code=code, message=message)

@@ -31,7 +31,7 @@ def validate_job(resources: Resources, principal: Principal, request: JobRequest
     """Run the checks of creation, then estimate the job; nothing is queued or written.
 
     Raises:
-        InvalidRequestError: if the job would be refused.
+        InvalidRequestError: if the job would be rejected.
     """
     admitted = admit(resources.settings, request, locator(resources, principal.project_id))
     warnings = cautions(admitted.dense, admitted.compression, admitted.evaluation)

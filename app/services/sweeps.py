@@ -43,7 +43,7 @@ def create_sweep(
     """Write the sweep and all of its jobs in one transaction.
 
     Raises:
-        InvalidRequestError: if a job of the sweep would be refused.
+        InvalidRequestError: if a job of the sweep would be rejected.
         IdempotencyKeyReusedError: if the key belongs to another request.
     """
     sweep_id = new_id(SWEEP)

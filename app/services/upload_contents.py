@@ -48,8 +48,8 @@ def verify(resources: Resources, upload_id: str) -> None:
         _check(resources, upload)
     except _AbandonedError:
         return
-    except (UploadDamagedError, ArtifactNotFoundError, ModelError) as refusal:
-        error = UploadError(code=refusal.code, message=refusal.message)
+    except (UploadDamagedError, ArtifactNotFoundError, ModelError) as cause:
+        error = UploadError(code=cause.code, message=cause.message)
     days = resources.settings.upload_days
     with resources.database.transaction() as transaction:
         ended = uploads.end_check(transaction, upload_id, error, lifetime(days))

@@ -1,1 +1,1 @@
-"""How much is removed where (section 4 of docs/method.md)."""
+"""Allocation of the parameter budget to layers and modules (docs/method.md, section 4)."""

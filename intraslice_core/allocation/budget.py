@@ -1,4 +1,4 @@
-"""How many compressible parameters stay, however it was asked for; torch-free arithmetic."""
+"""Budget of compressible parameters from a ratio, a parameter count or bytes; without torch."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from intraslice_core.errors import BudgetOutOfReachError
 from intraslice_core.methods import resolve_allocator
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan, total_parameters
 
-_TENSORS_A_LAYER = 9
+_TENSORS_PER_LAYER = 9
 _OUTER_TENSORS = 3
-_HEADER_BYTES_A_TENSOR = 128
-"""Name, dtype, shape and offsets in a safetensors header, generously."""
+_HEADER_BYTES_PER_TENSOR = 128
+"""Upper bound for a tensor's name, dtype, shape and offsets in a safetensors header."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Compressible parameters that stay, of all layers together."""
+    """Compressible parameters of all layers to keep."""
 
     parameters: int
     ratio: float
-    """Fraction of the compressible parameters removed; as given, where it was given so."""
+    """Fraction of the compressible parameters to remove; exactly the requested one, if any."""
     field: BudgetField
-    """What it was asked by."""
+    """Setting that the budget was given by."""
 
 
 def pair_step(round_to: int) -> int:
-    """Rotary pairs come and go by so many: q/k dims are two a pair and multiples of `round_to`."""
+    """Return the rounding step of rotary pairs: two dimensions per pair, rounded to `round_to`."""
     return round_to // 2 if round_to % 2 == 0 else round_to
 
 
 def smallest_plan(geometry: ModelGeometry, round_to: int) -> ModelPlan:
-    """All heads, and one rounding step of every other dimension, in every layer."""
+    """Return the smallest plan with all heads: one rounding step of every other dimension."""
     layer = LayerPlan(
         num_attention_heads=geometry.num_attention_heads,
         num_key_value_heads=geometry.num_key_value_heads,
@@ -51,19 +51,19 @@ def smallest_plan(geometry: ModelGeometry, round_to: int) -> ModelPlan:
 def compression_budget(
     config: CompressionConfig, geometry: ModelGeometry, item_bytes: int
 ) -> Budget:
-    """Turn ratio, total parameters or bytes into compressible parameters to keep.
+    """Convert ratio, total parameters or bytes to compressible parameters to keep.
 
-    Bytes are those of the weights and of the header before them; the header is reckoned
-    generously, so that the file does not outgrow the target by it.
+    Bytes are those of the weights and of the file header. The header's size is an upper bound, so
+    that the file does not exceed the target because of it.
 
     Args:
-        config: with exactly one budget.
+        config: settings with exactly one budget.
         geometry: of the dense model.
-        item_bytes: of a stored weight.
+        item_bytes: size of a stored weight in bytes.
 
     Raises:
-        BudgetOutOfReachError: if it is more than the dense model has, or less than what cannot
-            be removed.
+        BudgetOutOfReachError: if the budget exceeds the dense model or is below the parameters
+            that cannot be removed.
     """
     if config.ratio is not None:
         budget = _by_ratio(config.ratio, geometry)
@@ -76,16 +76,22 @@ def compression_budget(
 
 
 def _by_ratio(ratio: float, geometry: ModelGeometry) -> Budget:
+    """Return the budget of a ratio."""
     dense = geometry.dense_plan().parameters(geometry)
     return Budget(parameters=round((1.0 - ratio) * dense), ratio=ratio, field="ratio")
 
 
 def _by_total(total: int, geometry: ModelGeometry, field: BudgetField) -> Budget:
+    """Return the budget of a total parameter count.
+
+    Raises:
+        BudgetOutOfReachError: if it exceeds the dense model's.
+    """
     plan = geometry.dense_plan()
     dense, whole = plan.parameters(geometry), total_parameters(geometry, plan)
     if total > whole:
         raise BudgetOutOfReachError(
-            f"{total:,} parameters are more than the dense model's {whole:,}",
+            f"{total:,} parameters exceed the dense model's {whole:,}",
             field=f"compression.{field}",
             hint=f"give at most {whole:,}",
         )
@@ -94,11 +100,16 @@ def _by_total(total: int, geometry: ModelGeometry, field: BudgetField) -> Budget
 
 
 def _by_bytes(size: int, geometry: ModelGeometry, item_bytes: int) -> Budget:
+    """Return the budget of a file size.
+
+    Raises:
+        BudgetOutOfReachError: if it exceeds the dense model's.
+    """
     whole = total_parameters(geometry, geometry.dense_plan())
     largest = _file_bytes(whole, geometry, item_bytes)
     if size > largest:
         raise BudgetOutOfReachError(
-            f"{size:,} bytes are more than the dense model's {largest:,}",
+            f"{size:,} bytes exceed the dense model's {largest:,}",
             field="compression.target_bytes",
             hint=f"give at most {largest:,}",
         )
@@ -107,45 +118,49 @@ def _by_bytes(size: int, geometry: ModelGeometry, item_bytes: int) -> Budget:
 
 
 def _file_bytes(total: int, geometry: ModelGeometry, item_bytes: int) -> int:
+    """Return an upper bound of the file size for a total parameter count."""
     return total * item_bytes + _header_bytes(total * item_bytes, geometry)
 
 
 def _header_bytes(size: int, geometry: ModelGeometry) -> int:
-    """As the writer makes them: just large enough in a small file, one size in large ones."""
+    """Return the size of the headers: minimal in a small file, reserved in large ones."""
     if size >= TIGHT_BELOW_BYTES:
         return (1 + size // DEFAULT_SHARD_BYTES) * (8 + RESERVED_HEADER_BYTES)
-    tensors = _TENSORS_A_LAYER * geometry.num_hidden_layers + _OUTER_TENSORS
-    return tensors * _HEADER_BYTES_A_TENSOR
+    tensors = _TENSORS_PER_LAYER * geometry.num_hidden_layers + _OUTER_TENSORS
+    return tensors * _HEADER_BYTES_PER_TENSOR
 
 
 def _require_reachable(
     budget: Budget, settings: CompressionSettings, geometry: ModelGeometry, item_bytes: int
 ) -> None:
-    """Rounding leaves a step of everything, and the cap a part of every module."""
+    """Raise if the budget is below what rounding and the module cap always keep.
+
+    Raises:
+        BudgetOutOfReachError: naming the bound in the unit of the request.
+    """
     dense = geometry.dense_plan().parameters(geometry)
     rounded = smallest_plan(geometry, settings.round_to).parameters(geometry)
-    capped = 0
-    if resolve_allocator(settings) != "uniform":
-        capped = round((1.0 - settings.module_cap) * dense)
-    least = max(rounded, capped)
-    if budget.parameters >= least:
+    uniform = resolve_allocator(settings) == "uniform"
+    capped = 0 if uniform else round((1.0 - settings.module_cap) * dense)
+    minimum = max(rounded, capped)
+    if budget.parameters >= minimum:
         return
     advice = "a smaller round_to" if rounded >= capped else "a larger module_cap"
     raise BudgetOutOfReachError(
-        f"{max(budget.parameters, 0):,} of {dense:,} compressible parameters would stay, and "
-        f"{least:,} cannot be removed",
+        f"the budget keeps {max(budget.parameters, 0):,} of {dense:,} compressible parameters, but "
+        f"{minimum:,} cannot be removed",
         field=f"compression.{budget.field}",
-        hint=f"give {_limit(budget.field, least, geometry, item_bytes)}, or {advice}",
+        hint=f"give {_limit(budget.field, minimum, geometry, item_bytes)}, or {advice}",
     )
 
 
-def _limit(field: BudgetField, least: int, geometry: ModelGeometry, item_bytes: int) -> str:
-    """The bound, in the words of the request."""
+def _limit(field: BudgetField, minimum: int, geometry: ModelGeometry, item_bytes: int) -> str:
+    """Return the bound in the unit of the request."""
     plan = geometry.dense_plan()
     dense, whole = plan.parameters(geometry), total_parameters(geometry, plan)
     if field == "ratio":
-        return f"a ratio of at most {1.0 - least / dense:.4f}"
-    total = whole - dense + least
+        return f"a ratio of at most {1.0 - minimum / dense:.4f}"
+    total = whole - dense + minimum
     if field == "target_params":
         return f"at least {total:,} parameters"
     return f"at least {_file_bytes(total, geometry, item_bytes):,} bytes"

@@ -1,10 +1,10 @@
-"""What the engine has measured: how much loss each size of each module is predicted to cost.
+"""Curves of predicted loss by the size that is kept (docs/method.md, sections 3 and 4).
 
-A layer offers an attention module and an MLP. Attention has three curves whose losses add up and
-whose sizes multiply: a module with `H` query and `K` key/value heads, `p` rotary pairs and `r`
-value dims has `hidden_size · (H + K) · (2p + r)` parameters. Heads go first: what is cut of the
-others costs their share of what it costs in all heads. All sizes are rounding steps, or the dense
-size, which need not be one.
+Attention has three curves (pairs, value dimensions, heads) whose losses add up and whose sizes
+multiply: with `H` query heads, `K` key/value heads, `p` rotary pairs and `r` value dimensions there
+are `hidden_size · (H + K) · (2p + r)` parameters. Removed heads cannot be cut again, so losses of
+pairs and value dimensions are multiplied by the share of the kept heads. All sizes are multiples of
+the rounding step or the dense size, which need not be one.
 """
 
 from __future__ import annotations
@@ -28,23 +28,26 @@ class LayerLosses:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredPlan:
-    """What every layer keeps, and its price."""
+    """A plan and its predicted losses."""
 
     plan: ModelPlan
-    prices: tuple[LayerLosses, ...]
+    layer_losses: tuple[LayerLosses, ...]
+    """Predicted losses of every layer, in order."""
 
     @property
     def predicted_loss(self) -> float:
-        """Of all modules together."""
-        return sum(price.attention + price.mlp for price in self.prices)
+        """Return the predicted loss of all modules together."""
+        return sum(losses.attention + losses.mlp for losses in self.layer_losses)
 
 
 Sizes = NDArray[np.int64]
+"""Sizes or numbers of parameters."""
 Losses = NDArray[np.float64]
+"""Predicted losses or scores."""
 
 
 def rounding_steps(dense: int, step: int, *, removable: bool = False) -> Sizes:
-    """Sizes that may be kept, ascending: multiples of `step`, the dense size, and 0 if allowed."""
+    """Return the allowed sizes, ascending: multiples of `step`, dense, and 0 if `removable`."""
     multiples = np.arange(0 if removable else step, dense, step, dtype=np.int64)
     return np.append(multiples, np.int64(dense))
 
@@ -54,12 +57,12 @@ class Curve:
     """Predicted loss increase by the size that one dimension keeps.
 
     Args:
-        sizes: strictly ascending, the dense size last.
-        losses: finite, one a size. A larger size never costs more: where a measurement says so,
-            it is noise, and the smaller size's loss counts for both.
+        sizes: strictly ascending, the dense size last, (n,).
+        losses: finite, (n,). If a larger size has more loss than a smaller one, that is noise, and
+            the smaller size's loss is used for both.
 
     Raises:
-        ValueError: if the arrays do not fit together, or a loss is not finite.
+        ValueError: if the arrays do not match or a loss is not finite.
     """
 
     sizes: Sizes
@@ -69,9 +72,11 @@ class Curve:
         sizes = np.asarray(self.sizes, dtype=np.int64)
         losses = np.asarray(self.losses, dtype=np.float64)
         if sizes.ndim != 1 or sizes.shape != losses.shape or not sizes.size:
-            raise ValueError(f"{sizes.shape} sizes and {losses.shape} losses are no curve")
+            raise ValueError(
+                f"sizes of shape {sizes.shape} and losses of shape {losses.shape} are no curve"
+            )
         if sizes[0] < 0 or not (np.diff(sizes) > 0).all():
-            raise ValueError("sizes must ascend from 0 or more")
+            raise ValueError("sizes must be strictly ascending and not negative")
         if not np.isfinite(losses).all():
             raise ValueError("a predicted loss is NaN or infinite")
         object.__setattr__(self, "sizes", sizes)
@@ -79,64 +84,70 @@ class Curve:
 
     @property
     def dense(self) -> int:
-        """The size that removes nothing."""
+        """Return the dense size."""
         return int(self.sizes[-1])
 
     @classmethod
-    def sampled(cls, losses: Losses, step: int, *, removable: bool = False) -> Curve:
-        """From the loss of every size, (dense + 1,), by the number kept; only steps are taken."""
-        every = np.asarray(losses, dtype=np.float64)
-        sizes = rounding_steps(len(every) - 1, step, removable=removable)
-        return cls(sizes=sizes, losses=every[sizes])
+    def from_losses(cls, losses: Losses, step: int, *, removable: bool = False) -> Curve:
+        """Make a curve of rounding steps from the losses of all sizes, (dense + 1,)."""
+        by_size = np.asarray(losses, dtype=np.float64)
+        sizes = rounding_steps(len(by_size) - 1, step, removable=removable)
+        return cls(sizes=sizes, losses=by_size[sizes])
 
     @classmethod
-    def of_scores(cls, scores: Losses, step: int, *, removable: bool = False) -> Curve:
-        """From what each item is worth, (dense,): the weakest go first and cost their sum."""
+    def from_scores(cls, scores: Losses, step: int, *, removable: bool = False) -> Curve:
+        """Make a curve from item scores, (dense,): the lowest are removed first at their sum."""
         weakest_first = np.sort(np.asarray(scores, dtype=np.float64))
         removed = np.concatenate([[0.0], np.cumsum(weakest_first)])
-        return cls.sampled(removed[::-1], step, removable=removable)
+        return cls.from_losses(removed[::-1], step, removable=removable)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadOption:
-    """So many query heads in each of so many KV groups; no groups: the module is removed.
+    """A rectangle of heads: query heads in each KV group, and KV groups.
 
-    The loss of a removal is that of the whole module: no other curve adds to it.
+    0 groups mean that the module is removed; `loss` is then that of the whole module, and no other
+    curve adds to it.
+
+    Raises:
+        ValueError: if only one of the numbers is 0, one is negative, or a value is out of range.
     """
 
     heads_per_group: int
     groups: int
     loss: float
     share: float = 1.0
-    """Part of the losses of pairs and value dims that is left, where these heads are: what is gone
-    cannot be cut again."""
+    """Factor on the losses of pairs and value dimensions, from 0 to 1."""
 
     def __post_init__(self) -> None:
         if (self.heads_per_group == 0) != (self.groups == 0) or min(
             self.heads_per_group, self.groups
         ) < 0:
-            raise ValueError(f"{self.heads_per_group} heads in {self.groups} groups are no module")
+            raise ValueError(
+                f"{self.heads_per_group} heads in each of {self.groups} groups is not allowed: "
+                "both must be positive, or both 0"
+            )
         if not np.isfinite(self.loss):
             raise ValueError("a predicted loss is NaN or infinite")
         if not 0.0 <= self.share <= 1.0:
-            raise ValueError(f"{self.share} is no share")
+            raise ValueError(f"the share {self.share} is not in [0, 1]")
 
     @property
     def removed(self) -> bool:
-        """Whether nothing is left of the module."""
+        """Return whether the module is removed."""
         return self.groups == 0
 
     @property
     def query_heads(self) -> int:
-        """Of all groups."""
+        """Return the number of query heads of all groups."""
         return self.heads_per_group * self.groups
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AttentionCurves:
-    """Rotary pairs, value dims and heads of one layer; their losses add up.
+    """Curves of a layer's rotary pairs, value dimensions and heads.
 
-    Those of pairs and value dims are multiplied by the heads' share.
+    The losses add up; those of pairs and value dimensions are multiplied by the heads' share.
     """
 
     pairs: Curve
@@ -146,18 +157,19 @@ class AttentionCurves:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerCurves:
-    """What one layer offers; `widths` are those of its MLP, 0 removes it."""
+    """Curves of one layer."""
 
     attention: AttentionCurves
     widths: Curve
+    """Curve of the MLP width; size 0 removes the MLP."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelCurves:
-    """What all layers offer, in their order. All have the same sizes, with losses of their own.
+    """Curves of all layers, in order; all layers have the same sizes.
 
     Raises:
-        ValueError: if layers differ in what they offer, or lack the dense size.
+        ValueError: if layers have different sizes or lack the dense size.
     """
 
     geometry: ModelGeometry
@@ -166,20 +178,22 @@ class ModelCurves:
     def __post_init__(self) -> None:
         geometry = self.geometry
         if len(self.layers) != geometry.num_hidden_layers:
-            raise ValueError(f"{len(self.layers)} layers of {geometry.num_hidden_layers} measured")
+            raise ValueError(
+                f"curves of {len(self.layers)} layers, the model has {geometry.num_hidden_layers}"
+            )
         first = self.layers[0]
         dense = (first.attention.pairs.dense, first.attention.values.dense, first.widths.dense)
         if dense != (geometry.rotary_pairs, geometry.head_dim, geometry.intermediate_size):
             raise ValueError(f"the largest sizes {dense} are not the dense model's")
         whole = (geometry.num_key_value_groups, geometry.num_key_value_heads)
         if whole not in _head_shapes(first):
-            raise ValueError("keeping all heads is not among the options")
-        if any(not _alike(first, layer) for layer in self.layers):
-            raise ValueError("layers must offer the same sizes")
+            raise ValueError("no option keeps all heads")
+        if any(not _have_same_sizes(first, layer) for layer in self.layers):
+            raise ValueError("all layers must have the same sizes")
 
 
 def all_heads(geometry: ModelGeometry) -> tuple[HeadOption, ...]:
-    """The one option of an allocator that leaves heads alone."""
+    """Return the single option of an allocator that removes no heads."""
     return (
         HeadOption(
             heads_per_group=geometry.num_key_value_groups,
@@ -190,20 +204,22 @@ def all_heads(geometry: ModelGeometry) -> tuple[HeadOption, ...]:
 
 
 def pair_curve(losses: Losses, round_to: int) -> Curve:
-    """From the loss of every number of rotary pairs kept, (pairs + 1,)."""
-    return Curve.sampled(losses, pair_step(round_to))
+    """Make the curve of rotary pairs from the losses by the number kept, (pairs + 1,)."""
+    return Curve.from_losses(losses, pair_step(round_to))
 
 
 def _head_shapes(layer: LayerCurves) -> list[tuple[int, int]]:
+    """Return the head options as (query heads per group, groups)."""
     return [(option.heads_per_group, option.groups) for option in layer.attention.heads]
 
 
-def _alike(one: LayerCurves, other: LayerCurves) -> bool:
-    return _head_shapes(one) == _head_shapes(other) and all(
-        np.array_equal(mine.sizes, yours.sizes)
-        for mine, yours in (
-            (one.attention.pairs, other.attention.pairs),
-            (one.attention.values, other.attention.values),
-            (one.widths, other.widths),
+def _have_same_sizes(first: LayerCurves, second: LayerCurves) -> bool:
+    """Return whether two layers have the same sizes in all curves."""
+    return _head_shapes(first) == _head_shapes(second) and all(
+        np.array_equal(curve.sizes, other.sizes)
+        for curve, other in (
+            (first.attention.pairs, second.attention.pairs),
+            (first.attention.values, second.attention.values),
+            (first.widths, second.widths),
         )
     )

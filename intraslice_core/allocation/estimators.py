@@ -1,4 +1,4 @@
-"""Which shapes a model gets, and what is known of its layers (section 4 of docs/method.md)."""
+"""Shapes from measured sensitivity or from Fisher scores (docs/method.md, section 4)."""
 
 from __future__ import annotations
 
@@ -32,55 +32,78 @@ from intraslice_core.methods import METHODS
 from intraslice_core.plan import ModelGeometry, Module
 from intraslice_core.sensitivity.gradients import GradientFiles, LayerGradients, loss_gradients
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
-from intraslice_core.sensitivity.measurement import ModelSensitivity, learn
-from intraslice_core.sensitivity.trial_cuts import Trial
+from intraslice_core.sensitivity.measurement import ModelSensitivity, measure_layers
+from intraslice_core.sensitivity.trial_cuts import TrialCut
 
 SENSITIVITY_FRACTION = 4
-"""One calibration sequence in so many is learnt from, but at least `MIN_SENSITIVITY_SEQUENCES`."""
+"""Fraction of the calibration, 1 sequence in this many, for the pass over the dense model."""
 MIN_SENSITIVITY_SEQUENCES = 32
 GRADIENT_FRACTION = 8
-LEAST_GRADIENTS = 8
+"""Fraction of the calibration, 1 sequence in this many, for gradients."""
+MIN_GRADIENT_SEQUENCES = 8
 CHECK_FRACTION = 16
-MOST_CHECKS = 8
-"""Sequences that trials and the comparison of plans are measured on; all trials pass them."""
+"""Fraction of the calibration, 1 sequence in this many, for the check set."""
+MAX_CHECK_SEQUENCES = 8
+"""Maximum size of the check set, on which all trial cuts and trial compressions are measured."""
 GRADIENT_SHARE = 0.4
-"""Of the estimator's time."""
-_SCALES: dict[Module, tuple[float, float]] = {"attention": (1.0, 8.0), "mlp": (0.5, 8.0)}
-"""A trial is measured on few tokens of one kind of text. Where attention's scale could fall to 0.5,
-much of it was cut: on SmolLM2-135M no loss on the calibration's own kind of text, but on others."""
-_BELIEVED: dict[Module, tuple[float, float]] = {"attention": (0.25, 16.0), "mlp": (0.25, 16.0)}
-"""Where nothing is decided by a scale, only predicted."""
+"""Share of the measurement's time that gradients take."""
+_SCALE_BOUNDS: dict[Module, tuple[float, float]] = {"attention": (1.0, 8.0), "mlp": (0.5, 8.0)}
+"""Bounds of the factor by which trial cuts scale a module's curve.
+
+Trials are measured on few tokens of in-domain text. With a lower bound of 0.5 for attention, much
+of it was cut on SmolLM2-135M, without loss on in-domain text but with loss on out-of-domain text.
+"""
+_RANKING_BOUNDS: dict[Module, tuple[float, float]] = {
+    "attention": (0.25, 16.0),
+    "mlp": (0.25, 16.0),
+}
+"""Wider bounds for the rank correlation, where the scale only predicts."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimationTokens:
-    """Which calibration sequences do what; those that check are learnt from by nobody."""
+class CalibrationSplit:
+    """Calibration sequences by use, each (sequences, length), int64."""
 
-    learning: Tensor
+    sensitivity: Tensor
+    """Sequences of the pass over the dense model."""
     gradients: Tensor
+    """Sequences for gradients, a part of those of `sensitivity`."""
     check: Tensor
+    """Check set for trial cuts and trial compressions; disjoint from the others."""
 
     @classmethod
-    def of(cls, tokens: Tensor) -> EstimationTokens:
-        """Split (samples, length). A calibration of one sequence checks on what it learns from."""
+    def of(cls, tokens: Tensor) -> CalibrationSplit:
+        """Split the calibration, (samples, length); a single sequence is used for everything."""
         samples = len(tokens)
-        checks = min(MOST_CHECKS, max(samples // CHECK_FRACTION, 1))
+        checks = min(MAX_CHECK_SEQUENCES, max(samples // CHECK_FRACTION, 1))
         rest = tokens[: samples - checks] if samples > checks else tokens
-        learning = max(MIN_SENSITIVITY_SEQUENCES, samples // SENSITIVITY_FRACTION)
-        gradients = max(LEAST_GRADIENTS, samples // GRADIENT_FRACTION)
+        sensitivity = max(MIN_SENSITIVITY_SEQUENCES, samples // SENSITIVITY_FRACTION)
+        gradients = max(MIN_GRADIENT_SEQUENCES, samples // GRADIENT_FRACTION)
         return cls(
-            learning=rest[:learning], gradients=rest[:gradients], check=tokens[samples - checks :]
+            sensitivity=rest[:sensitivity],
+            gradients=rest[:gradients],
+            check=tokens[samples - checks :],
         )
 
 
 def measure_sensitivity(
     layers: DenseLayers,
-    tokens: EstimationTokens,
+    tokens: CalibrationSplit,
     *,
     batch_size: int,
     before_batch: Callable[[float], None],
 ) -> ModelSensitivity:
-    """Gradients, then the walk; gradients lie on disk in between."""
+    """Compute gradients, then measure all layers; gradients are on disk in between.
+
+    Args:
+        layers: the dense model.
+        tokens: calibration sequences by use.
+        batch_size: sequences in one batch.
+        before_batch: callback with the finished fraction; may raise to stop.
+
+    Raises:
+        NumericalError: naming the layer.
+    """
     with tempfile.TemporaryDirectory(prefix="intraslice-gradients-") as folder:
         files = GradientFiles(directory=Path(folder))
         loss_gradients(
@@ -90,9 +113,9 @@ def measure_sensitivity(
             files=files,
             before_batch=lambda done: before_batch(GRADIENT_SHARE * done),
         )
-        return learn(
+        return measure_layers(
             layers,
-            tokens.learning,
+            tokens.sensitivity,
             tokens.check,
             files,
             batch_size=batch_size,
@@ -105,12 +128,12 @@ def measure_sensitivity(
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionCandidate:
-    """What of the attention is for sale, and how dear."""
+    """Prunable dimensions of attention and their loss penalty."""
 
     heads: bool
-    """Whether heads may go, and not only dimensions of all of them."""
-    price: float
-    """What attention's predicted losses are multiplied by."""
+    """Flag that allows removing heads, not only dimensions within all heads."""
+    penalty: float
+    """Factor on attention's predicted losses (report field `attention_price`)."""
 
 
 def lagrangian_shapes(
@@ -120,27 +143,50 @@ def lagrangian_shapes(
     settings: CompressionSettings,
     candidate: AttentionCandidate,
 ) -> ScoredPlan:
-    """Shapes of least predicted loss within `budget` compressible parameters.
+    """Choose the shapes of least predicted loss within `budget` compressible parameters.
 
-    Heads are offered to methods that know which; whole modules where the cap allows all to go.
+    Heads may be removed if the candidate, the method and the target allow it; whole modules if
+    the module cap is 1. Predicted losses of the result do not include the penalty.
+
+    Args:
+        measured: sensitivity of all layers.
+        geometry: of the dense model.
+        budget: maximum compressible parameters of all layers.
+        settings: of the compression.
+        candidate: prunable attention dimensions and penalty.
+
+    Raises:
+        BudgetOutOfReachError: if the smallest allowed shapes exceed the budget.
+        ConfigurationError: if rounding misses the budget by more than the tolerance.
     """
     attention = trial_scales(measured.trials, "attention", len(measured.layers))
     mlp = trial_scales(measured.trials, "mlp", len(measured.layers))
     demands = DEMANDS[settings.target]
-    fixed = "heads" in demands.shapes.same_across_layers
-    some_heads = candidate.heads and METHODS[settings.method].cuts_heads and not fixed
+    shared = "heads" in demands.shapes.same_across_layers
+    cut_heads = candidate.heads and METHODS[settings.method].cuts_heads and not shared
     curves = ModelCurves(
         geometry=geometry,
         layers=tuple(
-            _curves(layer, geometry, settings.round_to, (candidate.price * one, other), some_heads)
-            for layer, one, other in zip(measured.layers, attention, mlp, strict=True)
+            _curves(
+                layer,
+                geometry,
+                settings.round_to,
+                (candidate.penalty * attention_scale, mlp_scale),
+                cut_heads=cut_heads,
+            )
+            for layer, attention_scale, mlp_scale in zip(
+                measured.layers, attention, mlp, strict=True
+            )
         ),
     )
     whole = frozenset[Module](("attention", "mlp") if settings.module_cap == 1.0 else ())
     constraint = demands.constraint(whole)
     scored = lagrangian_plan(curves, budget, module_cap=settings.module_cap, constraint=constraint)
-    prices = (replace(one, attention=one.attention / candidate.price) for one in scored.prices)
-    return replace(scored, prices=tuple(prices))
+    layer_losses = (
+        replace(losses, attention=losses.attention / candidate.penalty)
+        for losses in scored.layer_losses
+    )
+    return replace(scored, layer_losses=tuple(layer_losses))
 
 
 def _curves(
@@ -148,29 +194,33 @@ def _curves(
     geometry: ModelGeometry,
     round_to: int,
     scales: tuple[float, float],
-    some_heads: bool,
+    *,
+    cut_heads: bool,
 ) -> LayerCurves:
+    """Return a layer's curves, scaled by factors for attention and MLP."""
     attention, mlp = scales
     return LayerCurves(
         attention=AttentionCurves(
             pairs=pair_curve(attention * layer.pair_losses.numpy(), round_to),
-            values=Curve.sampled(attention * layer.value_losses.numpy(), round_to),
+            values=Curve.from_losses(attention * layer.value_losses.numpy(), round_to),
             heads=(
-                *_head_options(layer, attention, some=some_heads),
+                *_head_options(layer, attention, cut_heads=cut_heads),
                 *all_heads(geometry),
             ),
         ),
-        widths=Curve.sampled(mlp * layer.width_losses.numpy(), round_to, removable=True),
+        widths=Curve.from_losses(mlp * layer.width_losses.numpy(), round_to, removable=True),
     )
 
 
-def _head_options(layer: LayerSensitivity, scale: float, *, some: bool) -> Iterator[HeadOption]:
-    """None of the heads and, if wanted, every rectangle of some of them."""
+def _head_options(
+    layer: LayerSensitivity, scale: float, *, cut_heads: bool
+) -> Iterator[HeadOption]:
+    """Yield the option without heads and, with `cut_heads`, every rectangle of some heads."""
     losses, shares = scale * layer.head_losses, layer.head_shares
     yield HeadOption(heads_per_group=0, groups=0, loss=float(losses[0, 0]))
-    most, each = (size - 1 for size in losses.shape)
-    for groups, heads in product(range(1, most + 1), range(1, each + 1)):
-        if some and (groups, heads) != (most, each):
+    all_groups, group_size = (size - 1 for size in losses.shape)
+    for groups, heads in product(range(1, all_groups + 1), range(1, group_size + 1)):
+        if cut_heads and (groups, heads) != (all_groups, group_size):
             yield HeadOption(
                 heads_per_group=heads,
                 groups=groups,
@@ -180,50 +230,59 @@ def _head_options(layer: LayerSensitivity, scale: float, *, some: bool) -> Itera
 
 
 def trial_scales(
-    trials: Sequence[Trial],
+    trials: Sequence[TrialCut],
     module: Module,
     layers: int,
-    bounds: Mapping[Module, tuple[float, float]] = _SCALES,
+    bounds: Mapping[Module, tuple[float, float]] = _SCALE_BOUNDS,
 ) -> list[float]:
-    """Measured over predicted loss of a module by layer, interpolated between the trials' layers.
+    """Return measured over predicted loss of a module for every layer.
 
-    A layer's trials are added up first: the larger cut, which is measured better, counts more.
+    Scales are bounded, smoothed over neighbouring layers with trials, and interpolated between
+    them in the logarithm. A layer's trials are added up first, so that the larger cut, whose
+    measurement is less noisy, counts more. Without trials all scales are 1.
+
+    Args:
+        trials: trial cuts of any modules.
+        module: module to scale.
+        layers: number of layers.
+        bounds: smallest and largest scale of each module.
     """
-    found: dict[int, tuple[float, float]] = {}
+    losses: dict[int, tuple[float, float]] = {}
     for trial in trials:
         if trial.module == module:
-            predicted, measured = found.get(trial.layer, (0.0, 0.0))
-            found[trial.layer] = (predicted + trial.predicted, measured + trial.measured)
-    if not found:
+            predicted, measured = losses.get(trial.layer, (0.0, 0.0))
+            losses[trial.layer] = (predicted + trial.predicted, measured + trial.measured)
+    if not losses:
         return [1.0] * layers
-    spots = sorted(found)
-    logarithms = _smoothed(np.log([_scale(*found[spot], bounds[module]) for spot in spots]))
-    return [float(one) for one in np.exp(np.interp(np.arange(layers), spots, logarithms))]
+    trial_layers = sorted(losses)
+    scales = [_scale(*losses[layer], bounds[module]) for layer in trial_layers]
+    logarithms = np.interp(np.arange(layers), trial_layers, _smoothed(np.log(scales)))
+    return [float(scale) for scale in np.exp(logarithms)]
 
 
 def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Each value half itself, half its neighbours: neighbouring layers are much alike."""
+    """Smooth with weights ¼, ½, ¼: neighbouring layers behave similarly."""
     padded = np.pad(values, 1, mode="edge")
     return 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
 
 
 def _scale(predicted: float, measured: float, bounds: tuple[float, float]) -> float:
-    """1 where there is nothing to scale."""
+    """Return measured over predicted loss within bounds, or 1 if nothing is predicted."""
     if predicted <= 1e-9:
         return 1.0
     return float(np.clip(measured / predicted, *bounds))
 
 
-def trial_rank_correlation(trials: Sequence[Trial]) -> float | None:
-    """How well curves rank cuts that they were not scaled by (Spearman).
+def trial_rank_correlation(trials: Sequence[TrialCut]) -> float | None:
+    """Return the Spearman rank correlation of predicted and measured losses of trial cuts.
 
-    Every trial is predicted by its layer's curve, scaled by the layer's other trials of the same
-    module, within wider bounds than the allocator's. None where there are fewer than 12.
+    Each trial is predicted by its layer's curve, scaled by the layer's other trials of the same
+    module within wider bounds than the allocator's. None for fewer than 12 trials.
     """
     predicted, measured = [], []
     for trial in trials:
-        others = [one for one in trials if one is not trial and one.layer == trial.layer]
-        scales = trial_scales(others, trial.module, trial.layer + 1, _BELIEVED)
+        others = [other for other in trials if other is not trial and other.layer == trial.layer]
+        scales = trial_scales(others, trial.module, trial.layer + 1, _RANKING_BOUNDS)
         predicted.append(scales[trial.layer] * trial.predicted)
         measured.append(trial.measured)
     if len(measured) < 12 or np.ptp(measured) == 0.0:
@@ -232,12 +291,12 @@ def trial_rank_correlation(trials: Sequence[Trial]) -> float | None:
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
-# -- the paper's allocator ---------------------------------------------------------------------
+# -- the Fisher allocator ----------------------------------------------------------------------
 
 
 def fisher_shapes(
     layers: DenseLayers,
-    tokens: EstimationTokens,
+    tokens: CalibrationSplit,
     geometry: ModelGeometry,
     budget: int,
     settings: CompressionSettings,
@@ -245,7 +304,22 @@ def fisher_shapes(
     rotated: bool,
     before_batch: Callable[[float], None],
 ) -> ScoredPlan:
-    """Shapes by the paper's estimator; `rotated` takes head scores in the PCA basis."""
+    """Compute Fisher scores and allocate by them (arXiv 2602.01975).
+
+    Args:
+        layers: the dense model.
+        tokens: calibration sequences by use; only those for gradients are used.
+        geometry: of the dense model.
+        budget: maximum compressible parameters of all layers.
+        settings: of the compression.
+        rotated: score heads in their PCA bases (`fisher_pca`).
+        before_batch: callback with the finished fraction; may raise to stop.
+
+    Raises:
+        BudgetOutOfReachError: if the smallest allowed shapes exceed the budget.
+        ConfigurationError: if rounding misses the budget by more than the tolerance.
+        NumericalError: naming the layer.
+    """
     with tempfile.TemporaryDirectory(prefix="intraslice-gradients-") as folder:
         files = GradientFiles(directory=Path(folder))
         loss_gradients(
@@ -269,17 +343,18 @@ def fisher_shapes(
     )
 
 
-def _fisher_scores(found: LayerGradients, geometry: ModelGeometry, rotated: bool) -> LayerScores:
-    """Squared mask gradients, summed over groups of sequences."""
-    masks = found.head_masks.double()
+def _fisher_scores(
+    gradients: LayerGradients, geometry: ModelGeometry, rotated: bool
+) -> LayerScores:
+    """Return squared mask gradients, summed over groups of sequences."""
+    masks = gradients.head_masks.double()
     if rotated:
         groups = geometry.num_key_value_heads
-        heads = found.head_moments.double()
+        heads = gradients.head_moments.double()
         moment = heads.view(groups, -1, *heads.shape[1:]).sum(1)
         _, vectors = linalg.eigenbasis(moment)
         basis = vectors.repeat_interleave(heads.shape[0] // groups, 0)
         masks = basis.mT @ masks @ basis
     head_scores = masks.diagonal(dim1=-2, dim2=-1).square().sum(0)
-    return LayerScores(
-        heads=head_scores.numpy(), neurons=found.neuron_masks.double().square().sum(0).numpy()
-    )
+    neuron_scores = gradients.neuron_masks.double().square().sum(0)
+    return LayerScores(heads=head_scores.numpy(), neurons=neuron_scores.numpy())

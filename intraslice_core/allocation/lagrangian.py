@@ -1,15 +1,16 @@
-"""The least predicted loss within a budget (section 4 of docs/method.md, `lagrangian`).
+"""The Lagrangian allocator: least predicted loss within a budget (docs/method.md, section 4).
 
-For a price μ of a parameter every module by itself picks the option of least loss + μ · parameters.
-The right μ is where the picks' parameters pass the budget; modules that are undecided there change
-one by one as long as they fit. So far nothing with as few parameters has less loss. What then is
-left over is less than the next module's change, and is spent on single rounding steps of whichever
-modules gain most by it (`remainder`). Hence
+At a multiplier μ, a loss per parameter, every module takes the option of least
+`loss + μ · parameters`. Bisection finds the μ at which the sum of parameters passes the budget.
+Modules with two equally good options there change to the larger one, one by one, while they fit. Up
+to this point no choice with as few parameters has less loss. The remaining budget is smaller than
+the next module's change and is spent on single rounding steps of the modules that gain most
+(`spend_remainder`). Hence
 
-* the loss is above the best possible by less than that one change of one module, and is the best
-  possible where all modules have convex curves with equally large steps;
-* a larger budget never costs more loss, except where the next change is so large that `remainder`
-  looks at a part of the steps only.
+* the loss exceeds the optimum by less than that single change of one module, and is optimal if all
+  modules have convex curves with equally large steps;
+* a larger budget never costs more loss, except where the next change is so large that
+  `spend_remainder` considers only a part of the steps.
 """
 
 from __future__ import annotations
@@ -24,42 +25,48 @@ from intraslice_core.allocation.options import Choice, OptionTable, option_table
 from intraslice_core.errors import BudgetOutOfReachError, ConfigurationError
 from intraslice_core.plan import FREE, ShapeConstraint
 
-_MOST_CELLS = 30_000_000
-"""Sizes times parameters spent; about a second of work."""
+_MAX_CELLS = 30_000_000
+"""Maximum size of the dynamic program, options times parameters; about a second of work."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Growths:
-    """Larger sizes of one module that cost less loss."""
+    """Larger options of one module that have less loss."""
 
     module: int
     options: NDArray[np.intp]
+    """Indices, (n,)."""
     parameters: NDArray[np.int64]
+    """Additional parameters, (n,)."""
     gains: NDArray[np.float64]
+    """Decrease of the loss, (n,)."""
 
     def within(self, span: int) -> _Growths:
-        """Those of at most `span` parameters."""
-        kept = self.parameters <= span
+        """Return the growths of at most `span` parameters."""
+        mask = self.parameters <= span
         return _Growths(
             module=self.module,
-            options=self.options[kept],
-            parameters=self.parameters[kept],
-            gains=self.gains[kept],
+            options=self.options[mask],
+            parameters=self.parameters[mask],
+            gains=self.gains[mask],
         )
 
 
 def spend_remainder(
     table: OptionTable, choice: Choice, left: int, *, module: int = -1, span: int = 0
 ) -> Choice:
-    """Let modules grow by at most `left` parameters together.
+    """Let modules grow by at most `left` parameters in total.
 
     Args:
         table: all options.
-        choice: where modules stand; it is not changed.
+        choice: current options; it is not modified.
         left: parameters that may be spent.
-        module: the one whose next change is the best of all, but does not fit; -1 if there is none.
-        span: that change's parameters, more than `left`. Which sizes are looked at depends on it
-            and not on `left`, so that more to spend never gains less.
+        module: module whose next change is the best of all but does not fit; -1 for none.
+        span: parameters of that change, more than `left`. The options considered depend on it and
+            not on `left`, so that a larger remainder never gains less.
+
+    Returns:
+        The new choice.
     """
     choice = choice.copy()
     if module >= 0 and left > 0:
@@ -69,22 +76,25 @@ def spend_remainder(
 
 
 def _candidates(table: OptionTable, choice: Choice, module: int, span: int) -> list[_Growths]:
-    """All sizes within the span; if they are too many, all of `module` and the next of others."""
-    everything = [_growths(table, choice, row).within(span - 1) for row in range(len(choice))]
-    unit = _unit(everything)
+    """Return all growths within the span; if too many, all of `module` and the next of others."""
+    growths = [_growths(table, choice, row).within(span - 1) for row in range(len(choice))]
+    unit = _unit(growths)
     reach = span
     while True:
-        found = [one if one.module == module else one.within(reach) for one in everything]
-        found = [one for one in found if one.options.size]
-        if reach <= 1 or sum(one.options.size for one in found) * (span // unit) <= _MOST_CELLS:
-            return found
+        limited = [
+            growth if growth.module == module else growth.within(reach) for growth in growths
+        ]
+        limited = [growth for growth in limited if growth.options.size]
+        options = sum(growth.options.size for growth in limited)
+        if reach <= 1 or options * (span // unit) <= _MAX_CELLS:
+            return limited
         reach //= 2
 
 
 def _growths(table: OptionTable, choice: Choice, row: int) -> _Growths:
+    """Return the larger options of a module that have less loss than every smaller one."""
     here = choice[row]
     losses = table.losses[row, here:]
-    # Only what undercuts every smaller size.
     before = np.minimum.accumulate(losses)
     better = np.flatnonzero(losses[1:] < before[:-1]) + 1
     return _Growths(
@@ -96,49 +106,61 @@ def _growths(table: OptionTable, choice: Choice, row: int) -> _Growths:
 
 
 def _unit(growths: list[_Growths]) -> int:
-    """What all parameters are multiples of."""
-    sizes = np.concatenate([one.parameters for one in growths])
+    """Return the greatest common divisor of all numbers of parameters."""
+    sizes = np.concatenate([growth.parameters for growth in growths])
     return int(np.gcd.reduce(sizes)) if sizes.size else 1
 
 
 def _grow_best(choice: Choice, left: int, growths: list[_Growths]) -> int:
-    """Change `choice` to what gains most, and return the parameters that takes."""
-    growths = [one for one in (each.within(left) for each in growths) if one.options.size]
+    """Apply the growths of largest total gain to `choice` and return the parameters they take.
+
+    This is a knapsack with at most one growth per module, solved by dynamic programming.
+    """
+    growths = [growth for growth in (each.within(left) for each in growths) if growth.options.size]
     if not growths:
         return 0
     unit = _unit(growths)
-    room = left // unit
-    gained = np.zeros(room + 1)
+    capacity = left // unit
+    gained = np.zeros(capacity + 1)
     decisions = []
-    for one in growths:
-        gained, decision = _with_module(gained, one, unit)
+    for growth in growths:
+        gained, decision = _with_module(gained, growth, unit)
         decisions.append(decision)
-    spent = room
-    for one, decision in zip(reversed(growths), reversed(decisions), strict=True):
-        taken = int(decision[spent])
-        if taken >= 0:
-            choice[one.module] = one.options[taken]
-            spent -= int(one.parameters[taken]) // unit
-    # What was never spent stays at the bottom.
-    return (room - spent) * unit
+    position = capacity
+    for growth, decision in zip(reversed(growths), reversed(decisions), strict=True):
+        option = int(decision[position])
+        if option >= 0:
+            choice[growth.module] = growth.options[option]
+            position -= int(growth.parameters[option]) // unit
+    # The final position is the part of the capacity that was not used.
+    return (capacity - position) * unit
 
 
 def _with_module(
-    gained: NDArray[np.float64], one: _Growths, unit: int
+    gained: NDArray[np.float64], growth: _Growths, unit: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-    """The most that is gained for every number of units spent, with one module more."""
+    """Add a module to the dynamic program.
+
+    Args:
+        gained: largest gain by units spent, without the module, (units + 1,).
+        growth: the module's options.
+        unit: parameters of a unit.
+
+    Returns:
+        Largest gain with the module, and its option (-1 for none), by units spent.
+    """
     best = gained.copy()
     decision = np.full(gained.shape, -1, dtype=np.int32)
-    for index, (cost, gain) in enumerate(zip(one.parameters // unit, one.gains, strict=True)):
-        with_it = gained[: len(gained) - cost] + gain
-        better = with_it > best[cost:]
-        best[cost:][better] = with_it[better]
+    for index, (cost, gain) in enumerate(zip(growth.parameters // unit, growth.gains, strict=True)):
+        with_option = gained[: len(gained) - cost] + gain
+        better = with_option > best[cost:]
+        best[cost:][better] = with_option[better]
         decision[cost:][better] = index
     return best, decision
 
 
 def _fill_up(table: OptionTable, choice: Choice, left: int) -> None:
-    """Take what still fits, the best first, and of what gains nothing the largest."""
+    """Apply options that still fit, the best gain per parameter first, the largest among ties."""
     rows = np.arange(len(choice))
     while left > 0:
         extra = table.parameters - table.parameters[rows, choice][:, None]
@@ -154,7 +176,7 @@ def _fill_up(table: OptionTable, choice: Choice, left: int) -> None:
 
 
 _FALL = 2.0**-20
-"""From a price at which too little is picked to one that may be low enough."""
+"""Factor from a multiplier that is too high to a possible lower bound."""
 
 
 def lagrangian_plan(
@@ -167,25 +189,25 @@ def lagrangian_plan(
     """Choose every layer's shapes.
 
     Args:
-        curves: what the modules offer, in one unit of loss.
-        budget: compressible parameters of all layers that may stay.
-        module_cap: no module loses more than this fraction of its parameters, unless the
-            constraint allows that it is removed whole.
-        constraint: what the target demands of the shapes.
+        curves: of all layers, in the same unit of loss.
+        budget: maximum compressible parameters of all layers.
+        module_cap: largest fraction of a module's parameters that may be removed, unless the
+            constraint allows removing it whole.
+        constraint: of the target.
 
     Returns:
         A plan of at most `budget` parameters.
 
     Raises:
-        BudgetOutOfReachError: if the smallest allowed shapes have more.
-        ConfigurationError: if the allowed shapes leave more of it unused than is tolerated.
+        BudgetOutOfReachError: if the smallest allowed shapes exceed the budget.
+        ConfigurationError: if the allowed shapes leave more of it unused than the tolerance.
     """
     best: _Solution | None = None
     for table in option_tables(curves, constraint, module_cap):
         if best is None or best.may_be_beaten(table, budget):
-            found = _solve(table, budget)
-            if found is not None and (best is None or found.loss < best.loss):
-                best = found
+            solution = _solve(table, budget)
+            if solution is not None and (best is None or solution.loss < best.loss):
+                best = solution
     if best is None:
         raise _out_of_reach(curves, budget, module_cap, constraint)
     plan = best.table.plan(best.choice)
@@ -200,26 +222,31 @@ class _Solution:
     table: OptionTable
     choice: Choice
     loss: float
-    price: float
+    multiplier: float
 
     def may_be_beaten(self, table: OptionTable, budget: int) -> bool:
-        """No choice within the budget has less loss + price · parameters than all picks have."""
-        picked = _picked(table, self.price)
-        return picked.loss + self.price * (picked.parameters - budget) < self.loss
+        """Return whether another table may have a better choice within the budget.
+
+        The dual bound `loss + μ · (parameters - budget)` of its best options at this multiplier is
+        a lower bound of the loss of every such choice.
+        """
+        vertex = _best_options(table, self.multiplier)
+        return vertex.loss + self.multiplier * (vertex.parameters - budget) < self.loss
 
 
 def _solve(table: OptionTable, budget: int) -> _Solution | None:
+    """Return the best choice from a table; None if its smallest options exceed the budget."""
     bracket = _bracket(table, budget)
     if bracket is None:
         return None
     choice = _within(table, bracket, budget)
     loss = _vertex(table, choice).loss
-    return _Solution(table=table, choice=choice, loss=loss, price=bracket.price)
+    return _Solution(table=table, choice=choice, loss=loss, multiplier=bracket.multiplier)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Vertex:
-    """What all modules pick at one price."""
+    """A choice with its sums over all modules."""
 
     choice: Choice
     parameters: int
@@ -228,55 +255,55 @@ class _Vertex:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Bracket:
-    """Neighbouring picks, of which one fits into the budget; the other does not, or is the same."""
+    """Neighbouring vertices, one within the budget, the other beyond it or the same."""
 
     fitting: _Vertex
     exceeding: _Vertex
 
     @property
-    def price(self) -> float:
-        """Loss a parameter, at which both are equally good."""
+    def multiplier(self) -> float:
+        """Return the loss per parameter at which both vertices are equally good."""
         extra = self.exceeding.parameters - self.fitting.parameters
         return (self.fitting.loss - self.exceeding.loss) / extra if extra else 0.0
 
 
 def _bracket(table: OptionTable, budget: int) -> _Bracket | None:
-    """Find the price; None if even the smallest sizes do not fit."""
+    """Find the bracket of the budget; None if even the smallest options exceed it."""
     smallest = _vertex(table, np.argmax(np.isfinite(table.losses), axis=1))
     if smallest.parameters > budget:
         return None
-    cheapest = _picked(table, 0.0)
-    if cheapest.parameters <= budget:
-        return _Bracket(fitting=cheapest, exceeding=cheapest)
-    bracket = _Bracket(fitting=smallest, exceeding=cheapest)
-    low, high, halve = 0.0, np.inf, False
+    unconstrained = _best_options(table, 0.0)
+    if unconstrained.parameters <= budget:
+        return _Bracket(fitting=unconstrained, exceeding=unconstrained)
+    bracket = _Bracket(fitting=smallest, exceeding=unconstrained)
+    low, high, bisect = 0.0, np.inf, False
     while True:
-        # The tangents' price is exact in the end, the middle of the known prices is fast before.
-        tangent = bracket.price
-        price = tangent
-        if halve and np.isfinite(high):
-            price = float(np.sqrt(max(low, high * _FALL) * high))
-        vertex = _picked(table, price)
+        # The tangent's multiplier ends exactly; bisection in between converges faster.
+        tangent = multiplier = bracket.multiplier
+        if bisect and np.isfinite(high):
+            multiplier = float(np.sqrt(max(low, high * _FALL) * high))
+        vertex = _best_options(table, multiplier)
         inside = bracket.fitting.parameters < vertex.parameters < bracket.exceeding.parameters
-        if not inside and price == tangent:
+        if not inside and multiplier == tangent:
             return bracket
         if vertex.parameters <= budget:
-            high = min(high, price)
+            high = min(high, multiplier)
             fitting = vertex if inside else bracket.fitting
             bracket = _Bracket(fitting=fitting, exceeding=bracket.exceeding)
         else:
-            low = max(low, price)
+            low = max(low, multiplier)
             exceeding = vertex if inside else bracket.exceeding
             bracket = _Bracket(fitting=bracket.fitting, exceeding=exceeding)
-        halve = not halve
+        bisect = not bisect
 
 
-def _picked(table: OptionTable, price: float) -> _Vertex:
-    """Every module's best option; of equally good ones the smallest."""
-    return _vertex(table, np.argmin(table.losses + price * table.parameters, axis=1))
+def _best_options(table: OptionTable, multiplier: float) -> _Vertex:
+    """Return every module's best option at a multiplier, the smallest among ties."""
+    return _vertex(table, np.argmin(table.losses + multiplier * table.parameters, axis=1))
 
 
 def _vertex(table: OptionTable, choice: Choice) -> _Vertex:
+    """Return a choice with its parameters and loss."""
     rows = np.arange(len(choice))
     return _Vertex(
         choice=choice,
@@ -286,12 +313,12 @@ def _vertex(table: OptionTable, choice: Choice) -> _Vertex:
 
 
 def _within(table: OptionTable, bracket: _Bracket, budget: int) -> Choice:
-    """From the fitting picks towards the exceeding ones, module by module, then in small steps."""
+    """Move from the fitting towards the exceeding vertex module by module, then in small steps."""
     choice = bracket.fitting.choice.copy()
     left = budget - bracket.fitting.parameters
     rows, target = np.arange(len(choice)), bracket.exceeding.choice
     extra = (table.parameters[rows, target] - table.parameters[rows, choice]).tolist()
-    # All undecided modules gain equally much by a parameter: it is the price.
+    # All undecided modules gain the same loss per parameter, the multiplier.
     for module, parameters in enumerate(extra):
         if parameters > left:
             return spend_remainder(table, choice, left, module=module, span=parameters)
@@ -303,12 +330,13 @@ def _within(table: OptionTable, bracket: _Bracket, budget: int) -> Choice:
 def _out_of_reach(
     curves: ModelCurves, budget: int, module_cap: float, constraint: ShapeConstraint
 ) -> BudgetOutOfReachError:
-    least = min(
+    """Return the error for a budget below the smallest allowed shapes."""
+    minimum = min(
         _vertex(table, np.argmax(np.isfinite(table.losses), axis=1)).parameters
         for table in option_tables(curves, constraint, module_cap)
     )
     return BudgetOutOfReachError(
-        f"{budget:,} compressible parameters would stay, and {least:,} cannot be removed",
+        f"the budget keeps {budget:,} compressible parameters, but {minimum:,} cannot be removed",
         field="compression.module_cap",
         hint="remove less, or allow a larger module_cap or a smaller round_to",
     )
@@ -317,11 +345,16 @@ def _out_of_reach(
 def _require_spent(
     plan: ScoredPlan, curves: ModelCurves, budget: int, constraint: ShapeConstraint
 ) -> None:
+    """Raise if the plan leaves more of the budget unused than the tolerance.
+
+    Raises:
+        ConfigurationError: naming the parameters of both.
+    """
     dense = curves.geometry.dense_plan().parameters(curves.geometry)
-    got, wanted = plan.plan.parameters(curves.geometry), min(budget, dense)
-    if wanted - got > constraint.tolerance * wanted:
+    parameters, maximum = plan.plan.parameters(curves.geometry), min(budget, dense)
+    if maximum - parameters > constraint.tolerance * maximum:
         raise ConfigurationError(
-            f"rounding leaves {got:,} compressible parameters where {wanted:,} were asked for",
+            f"rounding leaves {parameters:,} compressible parameters, the budget is {maximum:,}",
             field="compression.round_to",
             hint="choose a smaller round_to or another budget",
         )

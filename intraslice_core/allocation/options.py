@@ -1,8 +1,8 @@
-"""From curves to a table: for each module every size it may have, with parameters and loss.
+"""Option tables: for each module every allowed size, with parameters and predicted loss.
 
-Three curves of an attention module make a grid. Of all its points with equally many parameters
-only the cheapest can be chosen, and of those only the ones that no smaller point undercuts; this
-keeps the table small. Layers that must have equal shapes are one module whose losses are summed.
+The three curves of an attention module span a grid. Of its points with equally many parameters only
+the one of least loss is an option, and only if no smaller point has less loss; this keeps the table
+small. Layers that must have equal shapes form one module whose losses are summed.
 """
 
 from __future__ import annotations
@@ -32,97 +32,100 @@ from intraslice_core.plan import (
 )
 
 Choice = NDArray[np.intp]
-"""An option for each module, (modules,)."""
+"""Index of the chosen option of each module, (modules,)."""
 
 _SLACK = 1e-9
-"""Of the cap: a size that meets it exactly is not refused for the last bit of a float."""
+"""Tolerance of the module cap, so that rounding does not exclude a size that meets it exactly."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Points:
-    """Sizes that one kind of module may have, by ascending parameters; -1 indexes no curve."""
+    """Sizes allowed for attention or MLP modules, by ascending number of parameters."""
 
     parameters: Sizes
-    """Of one module, (points,)."""
+    """Parameters of one module, (points,)."""
     curves: NDArray[np.intp]
-    """Index into each of its curves, (curves, points): pairs, values and heads, or widths."""
+    """Index into each curve, (curves, points): pairs, values and heads, or widths; -1 for none."""
 
-    def where(self, kept: NDArray[np.bool_]) -> Points:
-        """A part of the points."""
-        return replace(self, parameters=self.parameters[kept], curves=self.curves[:, kept])
+    def where(self, mask: NDArray[np.bool_]) -> Points:
+        """Return the points where `mask` is true, (points,)."""
+        return replace(self, parameters=self.parameters[mask], curves=self.curves[:, mask])
 
     @cached_property
     def starts(self) -> NDArray[np.intp]:
-        """Where the points with the next number of parameters begin."""
+        """Return the first point of each distinct number of parameters, (options,)."""
         return np.unique(self.parameters, return_index=True)[1]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Modules:
-    """All modules of one kind: a row for each, or one for all where they must be alike."""
+    """All attention or all MLP modules: a row each, or a single row if all have equal shapes."""
 
     points: Points
     losses: Losses
-    """(rows, points); infinite where a layer must not have the point."""
-    layers_a_row: int
+    """Predicted losses, (rows, points); infinite where a layer must not have the point."""
+    layers_per_row: int
 
     @cached_property
     def table(self) -> tuple[Sizes, Losses]:
-        """Parameters, (options,), and losses, (rows, options), infinite where undercut."""
+        """Return parameters, (options,), and losses, (rows, options).
+
+        A loss is infinite where a smaller option has less.
+        """
         starts = self.points.starts
         losses = np.minimum.reduceat(self.losses, starts, axis=1)
         losses[losses > np.minimum.accumulate(losses, axis=1)] = np.inf
-        return self.points.parameters[starts] * self.layers_a_row, losses
+        return self.points.parameters[starts] * self.layers_per_row, losses
 
-    def index(self, layer: int, chosen: list[int]) -> NDArray[np.intp]:
-        """Where a layer's curves have the cheapest point of the option chosen, (curves,)."""
+    def index(self, layer: int, choice: list[int]) -> NDArray[np.intp]:
+        """Return the index into a layer's curves of the chosen option's best point, (curves,)."""
         row = layer if len(self.losses) > 1 else 0
-        begin, end = (*self.points.starts, self.points.parameters.size)[chosen[row] :][:2]
+        begin, end = (*self.points.starts, self.points.parameters.size)[choice[row] :][:2]
         return self.points.curves[:, begin + np.argmin(self.losses[row, begin:end])]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OptionTable:
-    """Every module with its options; rows are padded with infinite losses."""
+    """Options of every module; rows are padded with infinite losses."""
 
     parameters: Sizes
-    """(modules, options)."""
+    """Numbers of parameters, (modules, options)."""
     losses: Losses
-    """(modules, options)."""
+    """Predicted losses, (modules, options)."""
     attention: Modules
     mlp: Modules
     curves: ModelCurves
 
     def plan(self, choice: Choice) -> ScoredPlan:
-        """The shapes that a choice means, with the price of each layer."""
+        """Return the plan of a choice with the predicted losses of each layer."""
         rows = len(self.attention.losses)
         attention, mlp = choice[:rows].tolist(), choice[rows:].tolist()
-        layers, prices = [], []
+        layers, layer_losses = [], []
         for layer, curves in enumerate(self.curves.layers):
             attention_index = self.attention.index(layer, attention)
             (width,) = self.mlp.index(layer, mlp)
             layers.append(_layer_plan(curves, attention_index, width))
-            prices.append(
+            layer_losses.append(
                 LayerLosses(
                     attention=float(_attention_losses(curves.attention, attention_index)),
                     mlp=float(curves.widths.losses[width]),
                 )
             )
-        return ScoredPlan(plan=ModelPlan(layers=tuple(layers)), prices=tuple(prices))
+        return ScoredPlan(plan=ModelPlan(layers=tuple(layers)), layer_losses=tuple(layer_losses))
 
 
 def option_tables(
     curves: ModelCurves, constraint: ShapeConstraint, module_cap: float
 ) -> Iterator[OptionTable]:
-    """All tables that one choice may be made from.
+    """Yield all tables that a choice may be made from.
 
-    There is one, unless layers must be alike in some dimensions of attention and may differ in
-    others: then there is one for each value of the shared dimensions.
+    There is a single table, unless layers share some but not all dimensions of attention: then
+    there is one for each value of the shared dimensions.
 
     Args:
         curves: of all layers.
-        constraint: what the target demands.
-        module_cap: fraction of one module that is removed at most, unless it is removed whole.
+        constraint: of the target.
+        module_cap: largest fraction of a module that may be removed, unless it is removed whole.
     """
     points = _attention_points(curves, constraint, module_cap)
     mlp = _mlp_modules(curves, constraint, module_cap)
@@ -133,14 +136,15 @@ def option_tables(
 
 
 def _table(curves: ModelCurves, attention: Modules, mlp: Modules) -> OptionTable:
+    """Return the table of both kinds of modules, padded to equal numbers of options."""
     tables = [attention.table, mlp.table]
-    most = max(losses.shape[1] for _, losses in tables)
+    columns = max(losses.shape[1] for _, losses in tables)
     parameters, losses = [], []
-    for sizes, prices in tables:
-        padding = most - len(sizes)
+    for sizes, option_losses in tables:
+        padding = columns - len(sizes)
         row = np.pad(sizes, (0, padding))
-        parameters.append(np.broadcast_to(row, (len(prices), most)))
-        losses.append(np.pad(prices, ((0, 0), (0, padding)), constant_values=np.inf))
+        parameters.append(np.broadcast_to(row, (len(option_losses), columns)))
+        losses.append(np.pad(option_losses, ((0, 0), (0, padding)), constant_values=np.inf))
     return OptionTable(
         parameters=np.concatenate(parameters),
         losses=np.concatenate(losses),
@@ -151,7 +155,7 @@ def _table(curves: ModelCurves, attention: Modules, mlp: Modules) -> OptionTable
 
 
 def _allowed(sizes: Sizes, dimension: Dimension, constraint: ShapeConstraint) -> list[int]:
-    """Indices of sizes that are something, and a multiple or the dense size."""
+    """Return indices of positive sizes that are a required multiple or the dense size."""
     multiple = constraint.multiples.get(dimension, 1)
     last = len(sizes) - 1
     return [
@@ -164,27 +168,28 @@ def _allowed(sizes: Sizes, dimension: Dimension, constraint: ShapeConstraint) ->
 def _attention_points(
     curves: ModelCurves, constraint: ShapeConstraint, module_cap: float
 ) -> Points:
-    """The grid of pairs, value dims and heads, as far as the constraint and the cap allow it."""
-    geometry, candidate = curves.geometry, curves.layers[0].attention
+    """Return the grid of pairs, value dimensions and heads that constraint and cap allow."""
+    geometry, attention = curves.geometry, curves.layers[0].attention
     axes = (
-        _allowed(candidate.pairs.sizes, "pairs", constraint),
-        _allowed(candidate.values.sizes, "value", constraint),
+        _allowed(attention.pairs.sizes, "pairs", constraint),
+        _allowed(attention.values.sizes, "value", constraint),
         _allowed_heads(curves, constraint),
     )
     grid = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")])
-    qk, value = 2 * candidate.pairs.sizes[grid[0]], candidate.values.sizes[grid[1]]
-    heads = np.array([option.query_heads + option.groups for option in candidate.heads])
+    qk, value = 2 * attention.pairs.sizes[grid[0]], attention.values.sizes[grid[1]]
+    heads = np.array([option.query_heads + option.groups for option in attention.heads])
     parameters = geometry.hidden_size * heads[grid[2]] * (qk + value)
     dense = geometry.dense_layer().attention_parameters(geometry)
-    kept = parameters >= (1.0 - module_cap - _SLACK) * dense
+    allowed = parameters >= (1.0 - module_cap - _SLACK) * dense
     if constraint.qk_equals_value:
-        kept &= qk == value
+        allowed &= qk == value
     if constraint.value_at_most_qk:
-        kept &= value <= qk
-    return _sorted(grid[:, kept], parameters[kept], _removals(candidate, constraint))
+        allowed &= value <= qk
+    return _sorted(grid[:, allowed], parameters[allowed], _removals(attention, constraint))
 
 
 def _allowed_heads(curves: ModelCurves, constraint: ShapeConstraint) -> list[int]:
+    """Return indices of head options that keep heads in an allowed number."""
     multiple = constraint.multiples.get("heads", 1)
     dense = curves.geometry.num_attention_heads
     return [
@@ -195,33 +200,35 @@ def _allowed_heads(curves: ModelCurves, constraint: ShapeConstraint) -> list[int
     ]
 
 
-def _removals(candidate: AttentionCurves, constraint: ShapeConstraint) -> NDArray[np.intp]:
-    """Points that leave nothing of the module, (3, removals)."""
-    found = [index for index, option in enumerate(candidate.heads) if option.removed]
+def _removals(attention: AttentionCurves, constraint: ShapeConstraint) -> NDArray[np.intp]:
+    """Return the points that remove the module, (3, removals)."""
+    indices = [index for index, option in enumerate(attention.heads) if option.removed]
     if not constraint.allows_removal("attention"):
-        found = []
-    return np.array([[-1] * len(found), [-1] * len(found), found], dtype=np.intp)
+        indices = []
+    return np.array([[-1] * len(indices), [-1] * len(indices), indices], dtype=np.intp)
 
 
 def _sorted(grid: NDArray[np.intp], parameters: Sizes, removals: NDArray[np.intp]) -> Points:
-    everything = np.concatenate([removals, grid], axis=1)
+    """Return removals and grid points by ascending number of parameters."""
+    indices = np.concatenate([removals, grid], axis=1)
     sizes = np.concatenate([np.zeros(removals.shape[1], dtype=np.int64), parameters])
     order = np.argsort(sizes, kind="stable")
-    return Points(parameters=sizes[order], curves=everything[:, order])
+    return Points(parameters=sizes[order], curves=indices[:, order])
 
 
 def _with_equal(points: Points, shared: frozenset[Dimension]) -> Iterator[Points]:
-    """The points by the value of the shared dimensions; a removed module has every value."""
-    places = ("pairs", "value", "heads")
-    rows = [points.curves[place] for place, name in enumerate(places) if name in shared]
+    """Yield the points of each value of the shared dimensions; removals belong to every value."""
+    dimensions = ("pairs", "value", "heads")
+    rows = [points.curves[row] for row, name in enumerate(dimensions) if name in shared]
     removed = points.parameters == 0
-    values = np.unique(np.stack(rows)[:, ~removed], axis=1)
-    for value in values.T:
-        same = np.all([row == one for row, one in zip(rows, value, strict=True)], axis=0)
-        yield points.where(same | removed)
+    combinations = np.unique(np.stack(rows)[:, ~removed], axis=1)
+    for combination in combinations.T:
+        equal = np.all([row == index for row, index in zip(rows, combination, strict=True)], axis=0)
+        yield points.where(equal | removed)
 
 
 def _layer_plan(curves: LayerCurves, attention: NDArray[np.intp], width: int) -> LayerPlan:
+    """Return the layer's plan from the indices into its curves."""
     pair, value, head = attention.tolist()
     heads, sizes = curves.attention.heads[head], curves.attention
     return LayerPlan(
@@ -234,7 +241,10 @@ def _layer_plan(curves: LayerCurves, attention: NDArray[np.intp], width: int) ->
 
 
 def _attention_losses(curves: AttentionCurves, index: NDArray[np.intp]) -> Losses:
-    """Where the index, (3, …), points to; a removed module costs what its heads do, no more."""
+    """Return the attention's losses at indices (3, …) into its curves, (…).
+
+    A removed module has the loss of its head option only.
+    """
     pair, value, head = index
     heads = np.array([option.loss for option in curves.heads])
     shares = np.array([option.share for option in curves.heads])
@@ -246,6 +256,7 @@ def _attention_losses(curves: AttentionCurves, index: NDArray[np.intp]) -> Losse
 def _attention_modules(
     curves: ModelCurves, constraint: ShapeConstraint, points: Points, summed: bool
 ) -> Modules:
+    """Return the attention modules; `summed` makes them one."""
     losses = np.stack(
         [_attention_losses(layer.attention, points.curves) for layer in curves.layers]
     )
@@ -255,10 +266,11 @@ def _attention_modules(
 
 
 def _mlp_modules(curves: ModelCurves, constraint: ShapeConstraint, module_cap: float) -> Modules:
+    """Return the MLP modules with the widths that constraint and cap allow."""
     geometry, sizes = curves.geometry, curves.layers[0].widths.sizes
     allowed = _allowed(sizes, "width", constraint)
-    least = (1.0 - module_cap - _SLACK) * geometry.intermediate_size
-    allowed = [index for index in allowed if sizes[index] >= least]
+    minimum = (1.0 - module_cap - _SLACK) * geometry.intermediate_size
+    allowed = [index for index in allowed if sizes[index] >= minimum]
     if sizes[0] == 0 and constraint.allows_removal("mlp"):
         allowed = [0, *allowed]
     index = np.array(allowed, dtype=np.intp)
@@ -271,7 +283,8 @@ def _mlp_modules(curves: ModelCurves, constraint: ShapeConstraint, module_cap: f
 
 
 def _modules(points: Points, losses: Losses, summed: bool) -> Modules:
+    """Return modules with the losses of each layer, or with `summed` their sum."""
     layers = 1
     if summed:
         layers, losses = len(losses), losses.sum(axis=0, keepdims=True)
-    return Modules(points=points, losses=losses, layers_a_row=layers)
+    return Modules(points=points, losses=losses, layers_per_row=layers)

@@ -1,4 +1,4 @@
-"""A plan tried on few sequences: what the whole compression would cost in loss, roughly."""
+"""Trial compressions: the loss of a plan, measured on few sequences (docs/method.md, section 4)."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ from intraslice_core.methods import CompressionMethod
 from intraslice_core.plan import ModelPlan
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 
-SEQUENCES = 8
-"""That the projections are refitted on; what counts is the difference between two plans."""
-_OWN, _CORRECTION = 0.1, 1.0
+TRIAL_SEQUENCES = 8
+"""Number of sequences that a trial refits projections on.
+
+Few are enough, because only differences between plans matter.
+"""
+_DAMPING_OWN, _DAMPING_CORRECTION = 0.1, 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialCompression:
-    """What all plans of a comparison share."""
+    """Trial compression of a model, with everything that compared plans share."""
 
     layers: DenseLayers
     fit: Tensor
-    """(sequences, length)."""
+    """Sequences to refit projections on, (sequences, length), int64."""
     check: Tensor
-    """(sequences, length): held out."""
+    """Held-out sequences to measure the loss on, (sequences, length), int64."""
     sensitivity: Sequence[LayerSensitivity]
     method: CompressionMethod
     batch_size: int
@@ -40,74 +43,96 @@ class TrialCompression:
     stored_dtype: torch.dtype
 
     def loss(self, plan: ModelPlan, before_batch: Callable[[float], None]) -> float:
-        """Mean next-token loss of the compressed model on `check`, in nats."""
+        """Compress with a plan and return the mean next-token loss on `check`, in nats.
+
+        Args:
+            plan: sizes to keep.
+            before_batch: callback with the finished fraction; may raise to stop.
+
+        Raises:
+            NumericalError: if a refit fails, naming the layer and the module.
+        """
         hidden = self.layers.memory.copy(self.layers.embed(self.fit))
-        streams = HiddenStates(compressed=hidden, dense=self.layers.memory.copy(hidden))
+        states = HiddenStates(compressed=hidden, dense=self.layers.memory.copy(hidden))
         check = self.layers.embed(self.check)
-        quick = replace(self.method, damping_own=(_OWN,), damping_correction=(_CORRECTION,))
-        for layer, shape in enumerate(plan.layers):
-            context = LayerContext(
-                layer=layer,
-                settings=self.layers.settings(layer),
-                rotary=self.layers.rotary(layer, hidden.shape[1]),
-                method=quick,
-                batch_size=self.batch_size,
-                device=self.device,
-                stored_dtype=self.stored_dtype,
-                before_batch=lambda done, layer=layer: before_batch(  # type: ignore[misc]
-                    (layer + done) / len(plan.layers)
-                ),
-                sensitivity=self.sensitivity[layer].to(self.device),
-            )
-            weights = self.layers.weights(layer)
-            outcome = LayerCompressor(weights, shape, streams, context).run()
-            sliced = outcome.weights
+        for layer, layer_plan in enumerate(plan.layers):
+
+            def on_progress(done: float, layer: int = layer) -> None:
+                before_batch((layer + done) / len(plan.layers))
+
+            context = self._context(layer, hidden.shape[1], on_progress)
+            compressor = LayerCompressor(self.layers.weights(layer), layer_plan, states, context)
+            sliced = compressor.run().weights
             check = decoder_layer.forward(
                 check.to(self.device), sliced, context.settings, context.rotary
             ).to(check.device)
         return mean_loss(self.layers, check, self.check)
 
+    def _context(
+        self, layer: int, length: int, before_batch: Callable[[float], None]
+    ) -> LayerContext:
+        """Return the context of a layer's compression with fixed dampings."""
+        return LayerContext(
+            layer=layer,
+            settings=self.layers.settings(layer),
+            rotary=self.layers.rotary(layer, length),
+            method=replace(
+                self.method,
+                damping_own=(_DAMPING_OWN,),
+                damping_correction=(_DAMPING_CORRECTION,),
+            ),
+            batch_size=self.batch_size,
+            device=self.device,
+            stored_dtype=self.stored_dtype,
+            before_batch=before_batch,
+            sensitivity=self.sensitivity[layer].to(self.device),
+        )
+
 
 CANDIDATES = (
-    AttentionCandidate(heads=False, price=1.0),
-    AttentionCandidate(heads=True, price=2.0),
-    AttentionCandidate(heads=True, price=4.0),
+    AttentionCandidate(heads=False, penalty=1.0),
+    AttentionCandidate(heads=True, penalty=2.0),
+    AttentionCandidate(heads=True, penalty=4.0),
 )
-"""The first is taken where nothing can be rehearsed."""
+"""Candidates that are compared; the first is used where no trial compression is possible."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """Shapes, and the mean loss of the model with them."""
+class CandidateResult:
+    """Shapes of a candidate and the measured loss of the model with them."""
 
     candidate: AttentionCandidate
     scored: ScoredPlan
     loss: float
-    """In nats a token, as rehearsed."""
+    """Loss of the trial compression, in nats per token."""
 
 
 def search(
     allocate: Callable[[AttentionCandidate], ScoredPlan], loss: Callable[[ModelPlan], float]
-) -> tuple[Candidate, ...]:
-    """Allocations by all offers, each different plan once, the best first.
+) -> tuple[CandidateResult, ...]:
+    """Allocate for all candidates and measure each distinct plan once.
 
     Args:
-        allocate: shapes by an offer.
-        loss: of a model with such shapes.
+        allocate: returns the shapes for a candidate.
+        loss: returns the loss of a model with the plan's shapes.
+
+    Returns:
+        Results in ascending order of loss.
 
     Raises:
-        ConfigurationError: if no offer has shapes within the budget.
+        ConfigurationError: if no candidate has shapes within the budget.
     """
-    found: list[Candidate] = []
-    refusals: list[ConfigurationError] = []
+    results: list[CandidateResult] = []
+    errors: list[ConfigurationError] = []
     for candidate in CANDIDATES:
         try:
             scored = allocate(candidate)
-        except ConfigurationError as error:  # rounding misses the budget by these curves
-            refusals.append(error)
+        except ConfigurationError as error:  # rounding misses the budget with these curves
+            errors.append(error)
             continue
-        if all(scored.plan != one.scored.plan for one in found):
-            found.append(Candidate(candidate=candidate, scored=scored, loss=loss(scored.plan)))
-    if not found:
-        raise refusals[0]
-    return tuple(sorted(found, key=lambda one: one.loss))
+        if all(scored.plan != result.scored.plan for result in results):
+            measured = loss(scored.plan)
+            results.append(CandidateResult(candidate=candidate, scored=scored, loss=measured))
+    if not results:
+        raise errors[0]
+    return tuple(sorted(results, key=lambda result: result.loss))

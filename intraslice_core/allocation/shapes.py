@@ -1,4 +1,8 @@
-"""From a budget to shapes: who allocates, what is learnt for it, and the last look at `uniform`."""
+"""Choice of shapes within a budget (docs/method.md, section 4).
+
+This module measures the sensitivity or loads it from the cache, calls the allocator, and falls back
+to `uniform` if that has less loss in a trial compression.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from intraslice_core.allocation.budget import Budget
 from intraslice_core.allocation.curves import ScoredPlan
 from intraslice_core.allocation.estimators import (
     AttentionCandidate,
-    EstimationTokens,
+    CalibrationSplit,
     fisher_shapes,
     lagrangian_shapes,
     measure_sensitivity,
@@ -22,8 +26,8 @@ from intraslice_core.allocation.estimators import (
 )
 from intraslice_core.allocation.search import (
     CANDIDATES,
-    SEQUENCES,
-    Candidate,
+    TRIAL_SEQUENCES,
+    CandidateResult,
     TrialCompression,
     search,
 )
@@ -42,7 +46,7 @@ from intraslice_core.reports.schema import (
     LossWeighting,
     TrialReport,
 )
-from intraslice_core.selection.rotary_pairs import eliminate_alike
+from intraslice_core.selection.rotary_pairs import eliminate_shared_pairs
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity, SharedPairsSensitivity
 from intraslice_core.sensitivity.measurement import (
     ModelSensitivity,
@@ -54,34 +58,36 @@ if TYPE_CHECKING:
     from intraslice_core.allocation.curves import ScoredPlan
 
 
-def with_common_pairs(layers: Sequence[LayerSensitivity]) -> tuple[SharedPairsSensitivity, ...]:
-    """What is known of every layer, if all keep the same pairs; predicted losses are of those.
+def with_shared_pairs(layers: Sequence[LayerSensitivity]) -> tuple[SharedPairsSensitivity, ...]:
+    """Return the sensitivity of layers that all keep the same rotary pairs.
+
+    Predicted losses of pairs are those of the shared order.
 
     Raises:
-        NumericalError: if a layer's pairs cannot be judged.
+        NumericalError: if a pairs' moment is not finite or cannot be factorised.
     """
     moments = [layer.pair_moment for layer in layers]
-    common = eliminate_alike(torch.cat(moments))
-    costs = torch.split(common.removal_cost, [len(moment) for moment in moments])
+    shared = eliminate_shared_pairs(torch.cat(moments))
+    costs = torch.split(shared.removal_cost, [len(moment) for moment in moments])
     return tuple(
         SharedPairsSensitivity(
-            **vars(replace(layer, pair_losses=_losses(layer.pair_losses, cost.sum(0)))),
-            pair_order=common.order,
+            **vars(replace(layer, pair_losses=_shared_losses(layer.pair_losses, cost.sum(0)))),
+            pair_order=shared.order,
         )
         for layer, cost in zip(layers, costs, strict=True)
     )
 
 
-def _losses(free: Tensor, cost: Tensor) -> Tensor:
-    """Loss by the number kept, (pairs + 1,), from the removals' costs; no pairs cost what they did.
+def _shared_losses(free: Tensor, cost: Tensor) -> Tensor:
+    """Return losses by the number of pairs kept, (pairs + 1,), from the costs of a shared order.
 
     Args:
-        free: the same where the layer chooses for itself, (pairs + 1,).
-        cost: of the removals in their order, (pairs - 1,).
+        free: losses where the layer chooses its own pairs, (pairs + 1,); used for 0 pairs.
+        cost: removal costs in order, (pairs - 1,).
     """
     removed = torch.cat((cost.new_zeros(1), cost.cumsum(0)))
-    kept = 0.5 * removed.flip(0)
-    return torch.cat((torch.maximum(free[:1].to(kept), kept[:1]), kept))
+    losses = 0.5 * removed.flip(0)
+    return torch.cat((torch.maximum(free[:1].to(losses), losses[:1]), losses))
 
 
 def allocation_report(
@@ -94,22 +100,23 @@ def allocation_report(
     uniform_calibration_loss: float | None = None,
     fallback_reason: str | None = None,
 ) -> AllocationReport:
-    """What is told of the choice of shapes.
+    """Return the report's section on the choice of shapes.
 
     Args:
-        requested: as the settings have it.
-        allocator: whose shapes were taken.
-        scored: its answer; None where it predicts nothing.
-        weighting: what turned output errors into loss.
-        calibration_loss: of the model with the shapes that were found, before any fall back.
-        uniform_calibration_loss: of the model with equal layers at the same size.
-        fallback_reason: why `allocator` is not the one that was asked for.
+        requested: allocation of the settings.
+        allocator: allocator whose shapes are used.
+        scored: the allocator's plan with predicted losses; None if it predicts none.
+        weighting: conversion of output errors into loss.
+        calibration_loss: loss of a trial compression with the allocator's shapes, before any
+            fallback.
+        uniform_calibration_loss: loss of a trial compression with uniform shapes.
+        fallback_reason: reason why `allocator` is not the requested one.
     """
     layers: tuple[LayerPrediction, ...] = ()
     if scored is not None:
         layers = tuple(
-            LayerPrediction(layer=layer, attention=price.attention, mlp=price.mlp)
-            for layer, price in enumerate(scored.prices)
+            LayerPrediction(layer=layer, attention=losses.attention, mlp=losses.mlp)
+            for layer, losses in enumerate(scored.layer_losses)
         )
     return AllocationReport(
         requested=requested,
@@ -125,30 +132,34 @@ def allocation_report(
 
 
 SENSITIVITY_SHARE = 0.6
-"""Of the stage's time; the rest compares allocations."""
+"""Share of the stage's time that the measurement takes; the rest compares allocations."""
+
+
+UNIFORM_IS_BETTER = "uniform shapes had less loss on held-out calibration text"
+"""Reason of the fallback to `uniform` after trial compressions."""
 
 
 class ContentKey(Protocol):
-    """Names content by everything it depends on."""
+    """Key of cached content, derived from everything the content depends on."""
 
     def __call__(self, **facts: object) -> str:
-        """A digest of the work and of `facts`."""
+        """Return a digest of the run's inputs and `facts`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityCache:
-    """A directory for what was learnt."""
+    """Directory that caches measured sensitivities."""
 
     directory: Path
     has_room: Callable[[int], bool]
-    """Whether so many bytes may be added."""
+    """Callback that returns whether a number of bytes may be added."""
     on_saved: Callable[[str], None]
-    """Hears the file's name."""
+    """Callback with the name of a saved file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapeWork:
-    """What the choice of shapes needs."""
+class AllocationContext:
+    """Inputs of the choice of shapes."""
 
     layers: DenseLayers
     config: CompressionConfig
@@ -156,221 +167,279 @@ class ShapeWork:
     budget: Budget
     device: torch.device
     stored_dtype: torch.dtype
-    kept: SensitivityCache | None
-    """Where knowledge is kept for other runs; None keeps none."""
+    cache: SensitivityCache | None
+    """Cache of sensitivities for other runs; None disables it."""
     key: ContentKey
     before_batch: Callable[[float, str], None]
-    """Told the fraction of the stage that is done and what is being done; may raise to stop."""
+    """Callback with the stage's finished fraction and current activity; may raise to stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """What every layer keeps, by whom, and what is known of the layers, if anything."""
+    """Chosen shapes, measured sensitivity and the report on the choice."""
 
     plan: ModelPlan
     sensitivity: tuple[LayerSensitivity, ...] | None
+    """Sensitivity to select by; None for methods that select by compressed hidden states."""
     report: AllocationReport
 
 
-def choose_shapes(work: ShapeWork, tokens: Tensor) -> Shapes:
-    """Learn what the method wants to know, and allocate.
+def choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
+    """Measure what the method and the allocator need, and allocate.
+
+    Args:
+        context: inputs of the choice.
+        tokens: calibration, (samples, length), int64.
 
     Raises:
         ConfigurationError: if rounding cannot meet the budget.
         NumericalError: naming the layer.
     """
-    with_sensitivity = METHODS[work.config.method].measures_sensitivity and work.budget.ratio > 0.0
-    split = EstimationTokens.of(tokens)
-    measured = _measured(work, split, tokens) if with_sensitivity else None
-    free = measured
-    if measured is not None and DEMANDS[work.config.target].alike:
-        measured = replace(measured, layers=with_common_pairs(measured.layers))
-    allocator = resolve_allocator(work.config)
-    if work.budget.ratio == 0.0 or allocator == "uniform":
-        return _uniform(work, measured)
+    split = CalibrationSplit.of(tokens)
+    free = measured = None
+    if METHODS[context.config.method].measures_sensitivity and context.budget.ratio > 0.0:
+        free = measured = _measured(context, split, tokens)
+        if DEMANDS[context.config.target].alike:
+            measured = replace(measured, layers=with_shared_pairs(measured.layers))
+    allocator = resolve_allocator(context.config)
+    if context.budget.ratio == 0.0 or allocator == "uniform":
+        return _uniform(context, measured)
     if allocator == "lagrangian":
-        shapes = _lagrangian(work, measured or _measured(work, split, tokens), split)
-        return shapes if free is None else _with_freedom(work, shapes, free, split)
+        shapes = _lagrangian(context, measured or _measured(context, split, tokens), split)
+        return shapes if free is None else _with_unconstrained_loss(context, shapes, free, split)
+    return _fisher(context, measured, split, allocator)
+
+
+def _fisher(
+    context: AllocationContext,
+    measured: ModelSensitivity | None,
+    split: CalibrationSplit,
+    allocator: Allocator,
+) -> Shapes:
+    """Return the shapes of the Fisher allocator, or uniform ones if rounding misses the budget."""
     try:
         scored = fisher_shapes(
-            work.layers,
+            context.layers,
             split,
-            work.geometry,
-            work.budget.parameters,
-            work.config,
+            context.geometry,
+            context.budget.parameters,
+            context.config,
             rotated=allocator == "fisher_pca",
-            before_batch=lambda done: work.before_batch(done, "gradients for the ratio estimator"),
+            before_batch=lambda done: context.before_batch(done, "computing gradients"),
         )
     except ConfigurationError as error:
-        return _uniform(work, measured, _fallen_back(work, "fisher", error.message))
-    report = allocation_report(work.config.allocation, allocator, scored, weighting="fisher")
-    return Shapes(plan=scored.plan, sensitivity=_layers(work, measured), report=report)
+        return _uniform(context, measured, _fallback_report(context, error.message))
+    report = allocation_report(context.config.allocation, allocator, scored, weighting="fisher")
+    return Shapes(plan=scored.plan, sensitivity=_layers(context, measured), report=report)
 
 
-def _measured(work: ShapeWork, split: EstimationTokens, tokens: Tensor) -> ModelSensitivity:
-    """What an earlier run with the same tokens has learnt, or what this one does."""
-    name = ""
-    if work.kept is not None:
-        key = work.key(
+def _measured(
+    context: AllocationContext, split: CalibrationSplit, tokens: Tensor
+) -> ModelSensitivity:
+    """Load the sensitivity from the cache, or measure and cache it."""
+    cache, name = context.cache, ""
+    if cache is not None:
+        key = context.key(
             sensitivity=calibration_hash(tokens),
             parts=[part.name for part in fields(LayerSensitivity)],
-            batch_size=work.config.batch_size,
+            batch_size=context.config.batch_size,
         )
         name = f"sensitivity-{key[:32]}.safetensors"
-        known = load_sensitivity(work.kept.directory / name)
-        if known is not None:
-            return known
+        cached = load_sensitivity(cache.directory / name)
+        if cached is not None:
+            return cached
     measured = measure_sensitivity(
-        work.layers,
+        context.layers,
         split,
-        batch_size=work.config.batch_size,
-        before_batch=lambda done: work.before_batch(
-            SENSITIVITY_SHARE * done, "learning what each layer can spare"
+        batch_size=context.config.batch_size,
+        before_batch=lambda done: context.before_batch(
+            SENSITIVITY_SHARE * done, "measuring the sensitivity of layers"
         ),
     )
-    if work.kept is not None and work.kept.has_room(measured.nbytes):
-        save_sensitivity(work.kept.directory / name, measured)
-        work.kept.on_saved(name)
+    if cache is not None and cache.has_room(measured.nbytes):
+        save_sensitivity(cache.directory / name, measured)
+        cache.on_saved(name)
     return measured
 
 
 def _layers(
-    work: ShapeWork, measured: ModelSensitivity | None
+    context: AllocationContext, measured: ModelSensitivity | None
 ) -> tuple[LayerSensitivity, ...] | None:
-    """Only a method that learns chooses by what was learnt."""
-    return (
-        measured.layers if measured and METHODS[work.config.method].measures_sensitivity else None
-    )
+    """Return the layers' sensitivity if the method selects by it."""
+    selects_by_it = METHODS[context.config.method].measures_sensitivity
+    return measured.layers if measured is not None and selects_by_it else None
 
 
-def _fallen_back(work: ShapeWork, weighting: LossWeighting, reason: str) -> AllocationReport:
-    """Small models have shapes that only equal layers bring within half a per cent."""
+def _fallback_report(context: AllocationContext, reason: str) -> AllocationReport:
+    """Return the report of a fallback to `uniform` because rounding misses the budget.
+
+    Small models have few sizes, and only uniform shapes may be within half a percent.
+    """
     return allocation_report(
-        work.config.allocation, "uniform", weighting=weighting, fallback_reason=reason
+        context.config.allocation, "uniform", weighting="fisher", fallback_reason=reason
     )
 
 
-def _equal_layers(work: ShapeWork) -> ModelPlan:
-    shapes = DEMANDS[work.config.target].shapes
-    return uniform_plan(work.geometry, work.budget.ratio, work.config.round_to, shapes)
+def _uniform_plan(context: AllocationContext) -> ModelPlan:
+    """Return the uniform plan of the target.
+
+    Raises:
+        ConfigurationError: if rounding misses the budget by more than the tolerance.
+    """
+    constraint = DEMANDS[context.config.target].shapes
+    return uniform_plan(context.geometry, context.budget.ratio, context.config.round_to, constraint)
 
 
 def _uniform(
-    work: ShapeWork, measured: ModelSensitivity | None, report: AllocationReport | None = None
+    context: AllocationContext,
+    measured: ModelSensitivity | None,
+    report: AllocationReport | None = None,
 ) -> Shapes:
-    plan = _equal_layers(work)
-    told = report or allocation_report(work.config.allocation, "uniform")
-    return Shapes(plan=plan, sensitivity=_layers(work, measured), report=told)
+    """Return uniform shapes, with the report of a fallback if given."""
+    return Shapes(
+        plan=_uniform_plan(context),
+        sensitivity=_layers(context, measured),
+        report=report or allocation_report(context.config.allocation, "uniform"),
+    )
 
 
-def _lagrangian(work: ShapeWork, measured: ModelSensitivity, split: EstimationTokens) -> Shapes:
-    """The allocator's shapes, unless equal layers do better on sequences nobody learnt from."""
+def _lagrangian(
+    context: AllocationContext, measured: ModelSensitivity, split: CalibrationSplit
+) -> Shapes:
+    """Return the Lagrangian's shapes, or uniform ones if they have less loss on the check set."""
 
     def allocate(candidate: AttentionCandidate) -> ScoredPlan:
-        parameters = work.budget.parameters
-        return lagrangian_shapes(measured, work.geometry, parameters, work.config, candidate)
+        parameters = context.budget.parameters
+        return lagrangian_shapes(measured, context.geometry, parameters, context.config, candidate)
 
-    trial_compressions = _trial_compressions(work, measured, split)
-    found: tuple[Candidate, ...] = ()
+    trials = _trial_compressions(context, measured, split)
+    results: tuple[CandidateResult, ...] = ()
     try:
-        if trial_compressions is None:
+        if trials is None:
             scored = allocate(CANDIDATES[0])
         else:
-            found = search(allocate, trial_compressions.loss)
-            scored = found[0].scored
+            results = search(allocate, trials.loss)
+            scored = results[0].scored
     except ConfigurationError as error:
-        return _uniform(work, measured, _fallen_back(work, "fisher", error.message))
-    equal = trial_compressions.loss_of_equal_layers() if trial_compressions is not None else None
-    worse = bool(found) and equal is not None and found[0].loss > equal
+        return _uniform(context, measured, _fallback_report(context, error.message))
+    uniform_loss = None if trials is None else trials.uniform_loss()
+    report = _lagrangian_report(context, measured, scored, results, uniform_loss)
+    if report.fell_back:
+        return _uniform(context, measured, report)
+    return Shapes(plan=scored.plan, sensitivity=_layers(context, measured), report=report)
+
+
+def _lagrangian_report(
+    context: AllocationContext,
+    measured: ModelSensitivity,
+    scored: ScoredPlan,
+    results: Sequence[CandidateResult],
+    uniform_loss: float | None,
+) -> AllocationReport:
+    """Return the report on the Lagrangian, falling back to `uniform` if that has less loss.
+
+    Args:
+        context: inputs of the choice.
+        measured: sensitivity of all layers.
+        scored: best plan.
+        results: trial compressions of all candidates, the best first; empty without trials.
+        uniform_loss: loss of the trial compression with uniform shapes; None without.
+    """
+    best_loss = results[0].loss if results else None
+    worse = best_loss is not None and uniform_loss is not None and best_loss > uniform_loss
     report = allocation_report(
-        work.config.allocation,
+        context.config.allocation,
         "uniform" if worse else "lagrangian",
         scored,
         weighting="fisher",
-        calibration_loss=found[0].loss if found else None,
-        uniform_calibration_loss=equal,
-        fallback_reason="equal layers did better on held-out calibration text" if worse else None,
-    ).model_copy(
+        calibration_loss=best_loss,
+        uniform_calibration_loss=uniform_loss,
+        fallback_reason=UNIFORM_IS_BETTER if worse else None,
+    )
+    candidates = tuple(
+        CandidateReport(
+            heads=result.candidate.heads,
+            attention_price=result.candidate.penalty,
+            calibration_loss=result.loss,
+        )
+        for result in results
+    )
+    return report.model_copy(
         update={
-            "candidates": tuple(
-                CandidateReport(
-                    heads=one.candidate.heads,
-                    attention_price=one.candidate.price,
-                    calibration_loss=one.loss,
-                )
-                for one in found
-            ),
+            "candidates": candidates,
             "trials": tuple(TrialReport(**vars(trial)) for trial in measured.trials),
             "rank_correlation": trial_rank_correlation(measured.trials),
         }
     )
-    if worse:
-        return _uniform(work, measured, report)
-    return Shapes(plan=scored.plan, sensitivity=_layers(work, measured), report=report)
 
 
-def _with_freedom(
-    work: ShapeWork, shapes: Shapes, free: ModelSensitivity, split: EstimationTokens
+def _with_unconstrained_loss(
+    context: AllocationContext, shapes: Shapes, free: ModelSensitivity, split: CalibrationSplit
 ) -> Shapes:
-    """The report, told what shapes without the target's constraints would cost."""
-    unbound = work.config.model_copy(update={"target": "research"})
-    trial_compressions = _trial_compressions(work, free, split)
-    if work.config.target == "research" or trial_compressions is None:
+    """Add to the report the loss of shapes without the target's constraints.
+
+    `free` is the sensitivity with pairs chosen by each layer itself.
+    """
+    trials = _trial_compressions(context, free, split)
+    if context.config.target == "research" or trials is None:
         return shapes
+    config = context.config.model_copy(update={"target": "research"})
+    parameters = context.budget.parameters
     try:
-        scored = lagrangian_shapes(
-            free, work.geometry, work.budget.parameters, unbound, CANDIDATES[1]
-        )
+        scored = lagrangian_shapes(free, context.geometry, parameters, config, CANDIDATES[1])
     except ConfigurationError:  # rounding misses the budget: nothing to compare with
         return shapes
-    loss = trial_compressions.loss(scored.plan)
+    loss = trials.loss(scored.plan)
     report = shapes.report.model_copy(update={"unconstrained_calibration_loss": loss})
     return replace(shapes, report=report)
 
 
+# -- trial compressions ------------------------------------------------------------------------
+
+
 @dataclass
 class _TrialCompressions:
-    """Plans tried one after the other, and how far along that is."""
+    """Trial compressions of several plans, with progress over all of them."""
 
-    work: ShapeWork
+    context: AllocationContext
     trial_compression: TrialCompression
-    turn: int = 0
+    finished: int = 0
+    """Number of plans tried."""
 
     def loss(self, plan: ModelPlan) -> float:
-        """Mean loss of the model with these shapes, in nats a token."""
+        """Return the loss of a trial compression, in nats per token."""
         share = (1 - SENSITIVITY_SHARE) / (len(CANDIDATES) + 1)
-        begun = SENSITIVITY_SHARE + share * self.turn
-        self.turn += 1
+        start = SENSITIVITY_SHARE + share * self.finished
+        self.finished += 1
         return self.trial_compression.loss(
             plan,
-            lambda done: self.work.before_batch(begun + share * done, "comparing allocations"),
+            lambda done: self.context.before_batch(start + share * done, "comparing allocations"),
         )
 
-    def loss_of_equal_layers(self) -> float | None:
-        """The same of the uniform plan; None where there is none."""
-        work = self.work
+    def uniform_loss(self) -> float | None:
+        """Return the loss with uniform shapes; None if rounding misses the budget."""
         try:
-            equal = _equal_layers(work)
-        except ConfigurationError:  # rounding misses the budget: no plan to compare with
+            plan = _uniform_plan(self.context)
+        except ConfigurationError:
             return None
-        return self.loss(equal)
+        return self.loss(plan)
 
 
 def _trial_compressions(
-    work: ShapeWork, measured: ModelSensitivity, split: EstimationTokens
+    context: AllocationContext, measured: ModelSensitivity, split: CalibrationSplit
 ) -> _TrialCompressions | None:
-    """None for methods whose compression is not by what was learnt."""
-    method = METHODS[work.config.method]
+    """Return the trial compressions; None for methods that do not select by sensitivity."""
+    method = METHODS[context.config.method]
     if not method.measures_sensitivity:
         return None
     trial_compression = TrialCompression(
-        layers=work.layers,
-        fit=split.learning[:SEQUENCES],
+        layers=context.layers,
+        fit=split.sensitivity[:TRIAL_SEQUENCES],
         check=split.check,
         sensitivity=measured.layers,
         method=method,
-        batch_size=work.config.batch_size,
-        device=work.device,
-        stored_dtype=work.stored_dtype,
+        batch_size=context.config.batch_size,
+        device=context.device,
+        stored_dtype=context.stored_dtype,
     )
-    return _TrialCompressions(work=work, trial_compression=trial_compression)
+    return _TrialCompressions(context=context, trial_compression=trial_compression)

@@ -1,8 +1,8 @@
-"""The allocator that treats every layer alike (section 4 of docs/method.md, `uniform`).
+"""The `uniform` allocator (docs/method.md, section 4): equal sizes in all layers.
 
-Rotary pairs and value dims are the same in every layer, rounded to what kernels want; the MLP
-widths take up the rest of the budget, one rounding step apart at most, so that the budget is met
-as closely as one step of one layer.
+Rotary pairs and value dimensions are the same in every layer, at the ratio, rounded. MLP widths use
+the rest of the budget and differ by one rounding step at most, so that the budget is met to within
+one step of one layer.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from intraslice_core.plan import FREE, LayerPlan, ModelGeometry, ModelPlan, Shap
 
 
 def round_to_multiple(value: float, step: int, limit: int) -> int:
-    """The multiple of `step` nearest to `value`, at least one step, or `limit` if that is near.
+    """Return the multiple of `step` nearest to `value`, at least one step, or `limit` if nearer.
 
-    `limit`, the dense size, is allowed although it need not be a multiple.
+    `limit`, the dense size, is allowed even if it is not a multiple.
     """
     rounded = min(max(round(value / step), 1) * step, limit)
     return limit if abs(limit - value) <= abs(rounded - value) else rounded
@@ -30,12 +30,12 @@ def uniform_plan(
     Args:
         geometry: of the dense model.
         ratio: fraction to remove, in [0, 1).
-        round_to: value dims, q/k dims and MLP widths become multiples of this.
-        constraint: what the target demands; only that attention stay whole, that value heads be as
-            wide as query heads, that all widths be the same, and the tolerance are looked at.
+        round_to: value, query/key and MLP dimensions become multiples of this.
+        constraint: of the target. Only four of its fields are used: whole attention, equal
+            query/key and value widths, equal MLP widths, and the tolerance.
 
     Raises:
-        ConfigurationError: if rounding misses the budget by more than is tolerated.
+        ConfigurationError: if rounding misses the budget by more than the tolerance.
     """
     if ratio == 0.0:
         return geometry.dense_plan()
@@ -46,8 +46,8 @@ def uniform_plan(
     left = budget - layers * attention.attention_parameters(geometry)
     widths = _distribute(geometry, left, round_to)
     if "width" in constraint.same_across_layers:
-        one = sum(widths) / layers
-        widths = [round_to_multiple(one, round_to, geometry.intermediate_size)] * layers
+        mean = sum(widths) / layers
+        widths = [round_to_multiple(mean, round_to, geometry.intermediate_size)] * layers
     plan = ModelPlan(
         layers=tuple(attention.model_copy(update={"intermediate_size": width}) for width in widths)
     )
@@ -58,20 +58,20 @@ def uniform_plan(
 def _attention(
     geometry: ModelGeometry, keep: float, round_to: int, constraint: ShapeConstraint
 ) -> LayerPlan:
-    """Every layer's, yet without an MLP."""
+    """Return the plan of every layer's attention, with an MLP width of 0."""
     dense = geometry.dense_layer().model_copy(update={"intermediate_size": 0})
     if constraint.stays_whole("pairs", geometry.rotary_pairs):
         return dense
-    wanted, even = keep * geometry.head_dim, round_to if round_to % 2 == 0 else 2 * round_to
-    qk_head_dim = round_to_multiple(wanted, even, geometry.head_dim)
+    exact, even = keep * geometry.head_dim, round_to if round_to % 2 == 0 else 2 * round_to
+    qk_head_dim = round_to_multiple(exact, even, geometry.head_dim)
     value = qk_head_dim
     if not constraint.qk_equals_value:
-        value = round_to_multiple(wanted, round_to, geometry.head_dim)
+        value = round_to_multiple(exact, round_to, geometry.head_dim)
     return dense.model_copy(update={"qk_pairs": qk_head_dim // 2, "v_head_dim": value})
 
 
 def _distribute(geometry: ModelGeometry, parameters: float, round_to: int) -> list[int]:
-    """MLP widths that use up `parameters`, wider ones spread evenly over the depth."""
+    """Return MLP widths that use `parameters`, the wider ones spread evenly over depth."""
     layers = geometry.num_hidden_layers
     per_step = geometry.mlp_projections * geometry.hidden_size * round_to
     steps = max(round(parameters / per_step), layers)
@@ -83,10 +83,15 @@ def _distribute(geometry: ModelGeometry, parameters: float, round_to: int) -> li
 def _require_budget(
     plan: ModelPlan, geometry: ModelGeometry, budget: float, tolerance: float
 ) -> None:
-    got = plan.parameters(geometry)
-    if abs(got - budget) > tolerance * budget:
+    """Raise if the plan misses the budget by more than the tolerance.
+
+    Raises:
+        ConfigurationError: naming the parameters of both.
+    """
+    parameters = plan.parameters(geometry)
+    if abs(parameters - budget) > tolerance * budget:
         raise ConfigurationError(
-            f"rounding leaves {got:,} compressible parameters where {budget:,.0f} were asked for",
+            f"rounding leaves {parameters:,} compressible parameters, the budget is {budget:,.0f}",
             field="compression.round_to",
             hint="choose a smaller round_to or another ratio",
         )

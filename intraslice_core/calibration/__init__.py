@@ -1,8 +1,8 @@
-"""Calibration data: from the name of a source to windows of tokens."""
+"""Calibration data: text sources, generated text and windows of tokens."""
 
 from __future__ import annotations
 
-from intraslice_core.calibration.own_text import write_own_tokens
+from intraslice_core.calibration.generated_text import generate_tokens
 from intraslice_core.calibration.python_text import Part
 from intraslice_core.calibration.sources import VALID_SOURCES, interleave, load_text
 from intraslice_core.calibration.tokens import (
@@ -16,8 +16,8 @@ __all__ = [
     "Part",
     "calibration_hash",
     "calibration_tokens",
+    "generate_tokens",
     "interleave",
     "load_text",
     "tokenise_documents",
-    "write_own_tokens",
 ]

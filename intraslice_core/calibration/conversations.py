@@ -1,4 +1,4 @@
-"""How a conversation with a model is laid out, and what it is asked."""
+"""Conversations with the model for source `chat`: prompts and the chat template's token layout."""
 
 from __future__ import annotations
 
@@ -17,61 +17,64 @@ from intraslice_core.errors import CalibrationSourceError
 
 _PROMPTS = Path(__file__).with_name("prompts.jsonl")
 _HELD_OUT = 4
-"""One prompt of so many is for evaluation."""
+"""Number of prompts per held-out one, which is for evaluation only."""
 
 _PLAIN = "User: {prompt}\nAssistant:"
-"""For models without a chat template."""
+"""Layout of a conversation for models without a chat template."""
 
 _ANSWER = "answer-goes-here"
 
-# Templates that print today's date would make other text tomorrow.
+# Templates that print the current date would give another text on another day.
 _NO_TODAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Token ids around what is said."""
+    """Token ids before and after the answers of a conversation."""
 
     openings: tuple[tuple[int, ...], ...]
-    """One a prompt: all that comes before the model's answer."""
+    """Tokens before the model's answer, one sequence per prompt."""
     ends: frozenset[int]
-    """Any of them ends an answer."""
+    """Tokens that end an answer."""
     closing: tuple[int, ...]
-    """What the template puts after an answer; begins with one of `ends`, or is empty."""
+    """Tokens that the template adds after an answer; empty, or begins with one of `ends`."""
 
 
 class Conversations:
-    """Prompts for a model that writes one conversation after the other."""
+    """Prompts for a model that generates conversations in sequence."""
 
     def __init__(self, layout: Layout, seed: int) -> None:
         self._layout = layout
         self._order = _shuffled(len(layout.openings), seed)
 
     def opening(self) -> Sequence[int]:
-        """What a text begins with."""
+        """Return the first tokens of a sequence."""
         return self._layout.openings[next(self._order)]
 
     def after(self, token: int) -> Sequence[int]:
-        """What must follow a token of the model's choice: the next prompt after an answer."""
+        """Return the tokens that follow a generated one: after an answer, the next prompt."""
         if token not in self._layout.ends:
             return ()
-        ending = self._layout.closing
-        rest = ending[1:] if ending and ending[0] == token else ()
+        closing = self._layout.closing
+        rest = closing[1:] if closing and closing[0] == token else ()
         return (*rest, *self.opening())
 
 
 def prompts(part: Part) -> list[str]:
-    """What a part asks; a digest of the prompt decides, so new prompts move no old one."""
+    """Return the prompts of a part.
+
+    A digest of each prompt determines its part, so new prompts do not move old ones.
+    """
     lines = _PROMPTS.read_text(encoding="utf-8").splitlines()
-    known: list[str] = [json.loads(line)["prompt"] for line in lines]
-    wanted = part == "evaluation"
-    return [prompt for prompt in known if _is_held_out(prompt) is wanted]
+    all_prompts: list[str] = [json.loads(line)["prompt"] for line in lines]
+    held_out = part == "evaluation"
+    return [prompt for prompt in all_prompts if _is_held_out(prompt) is held_out]
 
 
 def conversation_layout(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: Part
 ) -> Layout:
-    """By the model's chat template, or plain where it has none.
+    """Return the layout of the model's chat template, or a plain one if it has none.
 
     Raises:
         CalibrationSourceError: if the template cannot be rendered.
@@ -85,14 +88,14 @@ def conversation_layout(
         )
         turns = [("user", prompts(part)[0]), ("assistant", _ANSWER)]
         closing = _ids(tokenizer, _rendered(tokenizer, turns).rpartition(_ANSWER)[2])
-    # A template is a program of the model's: it may fail in any way.
+    # A template is a program that comes with the model: it may raise anything.
     except Exception as error:
         raise CalibrationSourceError(
-            f"the model's chat template cannot be used: {type(error).__name__}: {error}",
+            f"the model's chat template cannot be rendered: {type(error).__name__}: {error}",
             field=FIELDS[part],
             hint="use `self` or another source",
         ) from error
-    # A closing that begins like any other text could not be told from an answer.
+    # A closing that begins with an ordinary token could not be distinguished from an answer.
     if not closing or closing[0] not in ends | set(tokenizer.added_tokens_decoder):
         return Layout(openings=openings, ends=ends, closing=())
     return Layout(openings=openings, ends=ends | {closing[0]}, closing=closing)
@@ -103,7 +106,7 @@ def _is_held_out(prompt: str) -> bool:
 
 
 def _shuffled(count: int, seed: int) -> Iterator[int]:
-    """Numbers below `count`, all of them before any comes again."""
+    """Yield the numbers below `count` in random order, all of them before any is repeated."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.randperm(count, generator=generator).tolist()
@@ -117,13 +120,13 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]]) 
         add_generation_prompt=turns[-1][0] == "user",
     )
     if not isinstance(text, str):
-        raise TypeError("the template gives no text")
+        raise TypeError("the template does not return text")
     return text
 
 
 def _plain_openings(tokenizer: PreTrainedTokenizerBase, part: Part) -> tuple[tuple[int, ...], ...]:
-    first = tokenizer.bos_token_id
-    before = (first,) if isinstance(first, int) else ()
+    bos = tokenizer.bos_token_id
+    before = (bos,) if isinstance(bos, int) else ()
     texts = (_PLAIN.format(prompt=prompt) for prompt in prompts(part))
     return tuple(before + _ids(tokenizer, text) for text in texts)
 
@@ -133,12 +136,12 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every token that tokenizer, model or generation settings call an end."""
-    found: set[int] = set()
+    """Return the end tokens of the tokenizer, the model and the generation settings."""
+    end_tokens: set[int] = set()
     generation = getattr(model.generation_config, "eos_token_id", None)
-    for named in (tokenizer.eos_token_id, model.config.eos_token_id, generation):
-        if isinstance(named, int):
-            found.add(named)
-        elif isinstance(named, list):
-            found.update(named)
-    return frozenset(found)
+    for eos in (tokenizer.eos_token_id, model.config.eos_token_id, generation):
+        if isinstance(eos, int):
+            end_tokens.add(eos)
+        elif isinstance(eos, list):
+            end_tokens.update(eos)
+    return frozenset(end_tokens)

@@ -1,4 +1,8 @@
-"""The modules of CPython's standard library, and which of them calibration never sees."""
+"""Text of the installed Python: modules of the standard library and its documentation.
+
+Both sources, `pycode` and `pydoc`, are divided into a calibration and a held-out evaluation part
+without common paragraphs. Sections: the division of the library's modules, documentation, code.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +17,28 @@ from typing import Literal
 
 Part = Literal["calibration", "evaluation"]
 
+"""Part of a source: for calibration, or held out for evaluation."""
+
+# -- division of the library's modules ----------------------------------------------------------
+
 _HELD_OUT = 8
-"""One module of so many is for evaluation."""
+"""Number of modules per held-out one, which is for evaluation only."""
 
 _SHORT_PARAGRAPH = 40
-"""Characters below which a paragraph is a phrase that any text may use."""
+"""Length in characters below which a paragraph is a phrase that any text may contain."""
 
-# Tests, data in the form of modules, what is not of CPython, and the topics of `pydoc`.
-_LEFT_OUT = frozenset(
+# Tests, data in the form of modules, packages that are not part of CPython, and pydoc's topics.
+_EXCLUDED = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "lib2to3"}
     | {"turtledemo", "ensurepip", "encodings", "pydoc_data", "__phello__"}
 )
 
 
 def library_modules(part: Part) -> list[str]:
-    """Source of every module of a part.
+    """Return the source code of every module of a part.
 
-    A digest of a module's name decides its part and its place: the order is the same everywhere,
-    and neighbours have nothing to do with each other.
+    A digest of the module's name determines its part and its position, so the order is the same on
+    every machine and neighbours are unrelated.
     """
     root = Path(sysconfig.get_path("stdlib"))
     digests = {
@@ -38,50 +46,53 @@ def library_modules(part: Part) -> list[str]:
         for file in _files(root)
     }
     held_out = part == "evaluation"
-    chosen = [digest for digest in sorted(digests) if (digest[0] % _HELD_OUT == 0) is held_out]
-    return [digests[one].read_text(encoding="utf-8", errors="ignore") for one in chosen]
+    selected = [digest for digest in sorted(digests) if (digest[0] % _HELD_OUT == 0) is held_out]
+    return [digests[digest].read_text(encoding="utf-8", errors="ignore") for digest in selected]
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Of the library; `site-packages` may be huge, so what is left out is not even entered."""
+    """Yield the library's modules; excluded folders, which may be huge, are not entered."""
     for folder, folders, files in os.walk(root):
-        # A build's own settings (`config-…`, `_sysconfigdata…`) differ between machines.
-        folders[:] = [one for one in folders if one not in _LEFT_OUT and "config-" not in one]
+        # Build settings (`config-…`, `_sysconfigdata…`) differ between machines.
+        folders[:] = [name for name in folders if name not in _EXCLUDED and "config-" not in name]
         for name in files:
             if name.endswith(".py") and not name.startswith("_sysconfigdata"):
                 yield Path(folder, name)
 
 
 def unique_paragraphs(texts: list[str], seen: set[str]) -> tuple[list[str], set[str]]:
-    """The texts without paragraphs of `seen`, and `seen` with theirs."""
+    """Return the texts without the paragraphs in `seen`, and `seen` with their paragraphs added."""
     seen = set(seen)
-    kept_texts = []
+    unique_texts = []
     for text in texts:
-        kept = []
+        paragraphs = []
         for paragraph in text.split("\n\n"):
-            # Indentation differs where one text quotes another.
+            # Indentation may differ where one text quotes another.
             key = " ".join(paragraph.split())
             if len(key) < _SHORT_PARAGRAPH or key not in seen:
-                kept.append(paragraph)
+                paragraphs.append(paragraph)
             seen.add(key)
-        kept_texts.append("\n\n".join(kept))
-    return kept_texts, seen
+        unique_texts.append("\n\n".join(paragraphs))
+    return unique_texts, seen
 
 
-_HELD_OUT_PAGES = 4
-"""One topic of so many is for evaluation."""
+# -- documentation -------------------------------------------------------------------------------
 
-# A parser would tell docstrings from other long strings, but takes five times as long.
+_HELD_OUT_TOPICS = 4
+"""Number of topics per held-out one, which is for evaluation only."""
+
+# A parser would distinguish docstrings from other long strings, but takes five times as long.
 _STRING = re.compile(r'"""(.*?)"""', re.DOTALL)
 _LONG_STRING = 200
+"""Shortest docstring, in characters, that counts as documentation."""
 
 
 def python_documentation(part: Part) -> list[str]:
-    """The documents of one part.
+    """Return the documents of a part.
 
-    Documents quote each other, so a paragraph that the held-out part holds is cut from the
-    calibration part, and a paragraph counts once within a part. What is held out as code counts
-    too: the two may be mixed.
+    Documents quote each other, so paragraphs of the held-out part are removed from the calibration
+    part, and repeated paragraphs are removed within a part. Paragraphs of the held-out code are
+    removed too, because the two sources may be mixed.
     """
     held_out, seen = unique_paragraphs(_part_topics("evaluation"), set())
     if part == "evaluation":
@@ -91,30 +102,36 @@ def python_documentation(part: Part) -> list[str]:
 
 
 def _part_topics(part: Part) -> list[str]:
-    """Texts of a part's topics; a digest of the name decides, so new topics move no old one."""
-    wanted = part == "evaluation"
-    return [topics[name] for name in sorted(topics) if _is_held_out(name) is wanted]
+    """Return the topics of a part.
+
+    A digest of each name determines its part, so new topics do not move old ones.
+    """
+    held_out = part == "evaluation"
+    return [topics[name] for name in sorted(topics) if _is_held_out(name) is held_out]
 
 
 def _is_held_out(name: str) -> bool:
-    return hashlib.sha256(name.encode()).digest()[0] % _HELD_OUT_PAGES == 0
+    return hashlib.sha256(name.encode()).digest()[0] % _HELD_OUT_TOPICS == 0
 
 
 def _docstrings() -> Iterator[str]:
-    """The long docstrings of each module that is not held out as code, one document a module."""
+    """Yield the long docstrings of each calibration module, one document per module."""
     for source in library_modules("calibration"):
         strings = _STRING.findall(source)
         yield "\n\n".join(string for string in strings if len(string) >= _LONG_STRING)
 
 
+# -- code ----------------------------------------------------------------------------------------
+
 _HELD_OUT_CHARACTERS = 6_000
-"""Of a held-out module: evaluation reads from the front, and is to see more than the first one."""
+"""Length of a held-out module: evaluation reads from the front and should cover several modules."""
 
 
 def python_code(part: Part) -> list[str]:
-    """The modules of one part, without paragraphs that a held-out part holds.
+    """Return the modules of a part, without paragraphs of the held-out part.
 
-    The held-out documentation counts too: docstrings repeat it, and the two may be mixed.
+    Paragraphs of the held-out documentation are removed too: docstrings repeat it, and the two
+    sources may be mixed.
     """
     held_out, seen = unique_paragraphs(library_modules("evaluation"), set())
     if part == "evaluation":
@@ -124,5 +141,5 @@ def python_code(part: Part) -> list[str]:
 
 
 def _front(module: str) -> str:
-    """The first lines of a module."""
+    """Return the first lines of a module."""
     return module[:_HELD_OUT_CHARACTERS].rpartition("\n")[0]

@@ -1,4 +1,4 @@
-"""From documents to windows of tokens."""
+"""Tokenisation of documents and selection of the calibration windows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice_core.calibration.own_text import write_own_tokens
+from intraslice_core.calibration.generated_text import generate_tokens
 from intraslice_core.calibration.sources import interleave, load_text
 from intraslice_core.config import CalibrationConfig, CalibrationPart
 from intraslice_core.errors import CalibrationSourceError, CalibrationTooShortError
@@ -19,12 +19,12 @@ from intraslice_core.progress import CancellationCheck, never_cancelled
 from intraslice_core.text_sources import WRITTEN
 
 ModelSource = PreTrainedModel | Callable[[], PreTrainedModel]
-"""A model, or how to get one where only `self` and `chat` need it."""
+"""Model, or a function that loads it, called only for `self` and `chat`."""
 
 _PIECE_CHARACTERS = 32_768
 _PIECES_AT_ONCE = 64
 _OVERSAMPLING = 8
-"""Tokens read before reading stops, as a multiple of those asked for."""
+"""Tokens read before reading stops, as a multiple of the requested number."""
 
 
 def calibration_tokens(
@@ -34,53 +34,54 @@ def calibration_tokens(
     model: ModelSource | None = None,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> Tensor:
-    """Sequences of every source: windows chosen by a seeded permutation, or the model's own text.
+    """Return the calibration sequences: windows of texts chosen at random, or generated text.
 
-    Those of a mixture are interleaved, so that any beginning and any end holds all sources in
-    proportion.
+    The sources of a mixture are interleaved, so that any first and any last sequences contain all
+    of them in proportion.
 
     Args:
-        config: sources, number and length of the sequences, seed.
-        tokenizer: the model's.
-        model: what writes the text of `self` and `chat`; a callable is only then called.
-        should_cancel: asked while the model writes.
+        config: sources, number and length of the sequences, and seed.
+        tokenizer: tokenizer of the model.
+        model: generates the text of `self` and `chat`; a function is called only for these.
+        should_cancel: checked while the model generates.
 
     Returns:
         (samples, sequence_length), int64, on the CPU.
 
     Raises:
-        CalibrationSourceError: if a source cannot be read, or there is no model to write it.
-        CalibrationTooShortError: if a source holds too few tokens.
+        CalibrationSourceError: if a source cannot be read, or no model is given to generate it.
+        CalibrationTooShortError: if a source contains too few tokens.
     """
 
     @cache
-    def writer() -> PreTrainedModel:
+    def generator() -> PreTrainedModel:
         if model is None:
             raise CalibrationSourceError(
-                "`self` and `chat` need the model that writes the text", field="calibration.source"
+                "`self` and `chat` need the model that generates the text",
+                field="calibration.source",
             )
         return model if isinstance(model, PreTrainedModel) else model()
 
     parts = config.parts()
-    # What can be read is read first: it may be too short, and writing takes its time.
+    # Texts are read first: they may be too short, and generation takes long.
     read = {part.source: _read(part, tokenizer) for part in parts if part.source not in WRITTEN}
-    written = {
-        part.source: write_own_tokens(writer(), tokenizer, part, should_cancel=should_cancel)
+    generated = {
+        part.source: generate_tokens(generator(), tokenizer, part, should_cancel=should_cancel)
         for part in parts
         if part.source in WRITTEN
     }
-    return interleave([(read | written)[part.source] for part in parts])
+    return interleave([(read | generated)[part.source] for part in parts])
 
 
 def _read(part: CalibrationPart, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Windows of a text, (samples, sequence_length)."""
+    """Return windows of a text, (samples, sequence_length)."""
     documents = load_text(part.source, part="calibration")
     tokens = tokenise_documents(documents, tokenizer, max_tokens=_OVERSAMPLING * part.tokens)
     return _choose_windows(tokens, part)
 
 
 def calibration_hash(tokens: Tensor) -> str:
-    """SHA-256 of shape and content; equal for equal int64 tokens on any device."""
+    """Return the SHA-256 of shape and content; equal for equal int64 tokens on any device."""
     digest = hashlib.sha256(repr(tuple(tokens.shape)).encode())
     digest.update(tokens.detach().cpu().to(torch.int64).contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -89,7 +90,7 @@ def calibration_hash(tokens: Tensor) -> str:
 def tokenise_documents(
     documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
 ) -> Tensor:
-    """The documents one after the other, each between the tokenizer's own special tokens.
+    """Tokenise documents in sequence, each with the tokenizer's special tokens.
 
     Returns:
         (n,), int64, with `n <= max_tokens`.
@@ -107,16 +108,16 @@ def tokenise_documents(
 
 
 def _choose_windows(tokens: Tensor, config: CalibrationPart) -> Tensor:
-    """`samples` of the non-overlapping windows of (n,) tokens."""
+    """Return `samples` random non-overlapping windows of (n,) tokens."""
     length, samples = config.sequence_length, config.samples
     windows = len(tokens) // length
     if windows < samples:
         raise CalibrationTooShortError(
-            f"{config.source} holds {len(tokens)} tokens, "
-            f"{samples} sequences of {length} need {samples * length}",
+            f"{config.source} contains {len(tokens)} tokens, "
+            f"but {samples} sequences of {length} need {samples * length}",
             field="calibration.samples",
-            hint=f"at most {windows} sequences of this length fit: ask for fewer or shorter "
-            "sequences, give more text, or weigh it less in a mixture",
+            hint=f"at most {windows} sequences of this length fit: request fewer or shorter "
+            "sequences, give more text, or lower its weight in a mixture",
         )
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.randperm(windows, generator=generator)[:samples]
@@ -126,7 +127,7 @@ def _choose_windows(tokens: Tensor, config: CalibrationPart) -> Tensor:
 def _tokenised(
     documents: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[Iterator[list[int]]]:
-    """Per document its pieces' token ids; pieces keep a batch call fast and memory flat."""
+    """Yield the token ids of each document in pieces, which keep batches fast and small."""
     short: list[str] = []
     for document in documents:
         if len(document) > _PIECE_CHARACTERS:
@@ -142,14 +143,14 @@ def _tokenised(
 
 
 def _long_document(document: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Token ids of one long document, piece by piece."""
+    """Yield the token ids of one long document, piece by piece."""
     pieces = list(_pieces(document))
     for start in range(0, len(pieces), _PIECES_AT_ONCE):
         yield from _ids(pieces[start : start + _PIECES_AT_ONCE], tokenizer)
 
 
 def _pieces(document: str) -> Iterator[str]:
-    """The document in pieces that end where a line ends, so no word is cut."""
+    """Yield the document in pieces that end at line ends, so that no word is split."""
     piece: list[str] = []
     size = 0
     for line in document.splitlines(keepends=True):
@@ -163,7 +164,7 @@ def _pieces(document: str) -> Iterator[str]:
 
 
 def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids without special tokens."""
+    """Return token ids without special tokens."""
     if not texts:
         return []
     encoded: Any = tokenizer(
@@ -173,7 +174,7 @@ def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after a text."""
+    """Return the special tokens that the tokenizer adds before and after a text."""
     probe = "a"
     bare: list[int] = tokenizer(probe, add_special_tokens=False)["input_ids"]
     full: list[int] = tokenizer(probe, add_special_tokens=True)["input_ids"]

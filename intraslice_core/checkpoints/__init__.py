@@ -1,1 +1,1 @@
-"""Checkpoints on disk: sources, readers, the writer, the manifest and the model card."""
+"""Checkpoints on disk: model sources, readers, the writer, the manifest and the model card."""

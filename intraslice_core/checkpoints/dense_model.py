@@ -1,4 +1,4 @@
-"""The dense model, a layer at a time, from the files that hold it."""
+"""Reader of the dense model for forward passes, one decoder layer in memory at a time."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from intraslice_core.device import HostMemory
 from intraslice_core.families import canonical
 
 LOGITS_AT_ONCE = 2**23
-"""In memory at once: 32 MiB in float32, and as much again for each step of a loss."""
+"""Logits in memory at once: 32 MiB in float32, and as much again for each step of a loss."""
 
 
 class DenseLayers(Protocol):
-    """Where a dense model's parts come from."""
+    """Source of a dense model's layers, embedding and output head."""
 
     @property
     def num_layers(self) -> int:
-        """Decoder layers."""
+        """Return the number of decoder layers."""
 
     @property
     def logit_rows(self) -> int:
-        """Rows that are asked for logits at once."""
+        """Return the number of rows whose logits are computed at once."""
 
     @property
     def memory(self) -> HostMemory:
-        """Where hidden states of many sequences are kept."""
+        """Return the storage for hidden states of many sequences."""
 
     def weights(self, layer: int) -> LayerWeights:
-        """A layer's weights on the device, in the compute dtype."""
+        """Return a layer's weights on the device, in the compute dtype."""
 
     def settings(self, layer: int) -> LayerSettings:
-        """What the layer needs besides weights."""
+        """Return a layer's settings: everything that its forward pass needs besides weights."""
 
     def rotary(self, layer: int, length: int) -> Rotary:
-        """The layer's rotary tables."""
+        """Return the rotary tables of a layer for `length` positions."""
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """What enters the first layer, (…, hidden_size)."""
+        """Return the input of the first layer, (…, hidden_size)."""
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """What the model predicts from the last layer's output, (rows, vocabulary), float32."""
+        """Return the logits for rows of the last layer's output, (rows, vocabulary), float32."""
 
 
 class DenseLayerReader:
-    """`DenseLayers` of a checkpoint that is read lazily."""
+    """`DenseLayers` of a checkpoint, read lazily."""
 
     def __init__(
         self,
@@ -68,16 +68,16 @@ class DenseLayerReader:
 
     @property
     def num_layers(self) -> int:
-        """Decoder layers."""
+        """Return the number of decoder layers."""
         return int(self._canonical["num_hidden_layers"])
 
     @property
     def logit_rows(self) -> int:
-        """Rows that are asked for logits at once."""
+        """Return the number of rows whose logits are computed at once."""
         return max(LOGITS_AT_ONCE // int(self._reader.config.vocab_size), 1)
 
     def weights(self, layer: int) -> LayerWeights:
-        """A layer's weights, checked, on the device, in the compute dtype."""
+        """Return a layer's weights, checked to be finite, on the device, in the compute dtype."""
         family, reader = self._reader.family, self._reader
         prefix = family.layer_prefix(layer)
         tensors = reader.tensors(prefix)
@@ -88,20 +88,20 @@ class DenseLayerReader:
         return canonical.layer_weights(named, groups, self._device, self._dtype)
 
     def settings(self, layer: int) -> LayerSettings:
-        """What the layer needs besides weights."""
+        """Return a layer's settings: everything that its forward pass needs besides weights."""
         return canonical.layer_settings(self._canonical, layer)
 
     def rotary(self, layer: int, length: int) -> Rotary:
-        """The layer's rotary tables."""
+        """Return the rotary tables of a layer for `length` positions."""
         return canonical.rotary_tables(self._canonical, layer, length, self._device)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """What enters the first layer, (…, hidden_size), on the CPU."""
+        """Return the input of the first layer, (…, hidden_size), on the CPU."""
         table = self._reader.tensor(self._reader.family.embedding)
         return canonical.embedded(self._canonical, table[tokens.cpu()]).to(self._dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """What the model predicts, (rows, vocabulary), float32."""
+        """Return the logits for rows of the last layer's output, (rows, vocabulary), float32."""
         norm, weight, bias = self._head
         normed = decoder_layer.apply_norm(hidden.to(self._device), norm, self.settings(0))
         logits = F.linear(normed, weight, bias).float()
@@ -110,9 +110,9 @@ class DenseLayerReader:
 
     @functools.cached_property
     def _head(self) -> tuple[Norm, Tensor, Tensor | None]:
-        """Final norm and output head."""
-        # Gradients pass through it, whoever asks for it first: nothing of it may be an inference
-        # tensor.
+        """Return the final norm and the weight and bias of the output head."""
+        # Gradients flow through the cached head even if it is first used in inference mode, so it
+        # must not be made of inference tensors.
         with torch.inference_mode(False):
             return self._read_head()
 
@@ -126,18 +126,18 @@ class DenseLayerReader:
 
         weight, norm = at("lm_head.weight"), at("model.norm.weight")
         weight = at(canonical.EMBEDDING) if weight is None else weight
-        assert norm is not None  # every checkpoint has both: the reader has checked
+        assert norm is not None  # the reader has checked that every checkpoint has both
         assert weight is not None
         return Norm(weight=norm, bias=at("model.norm.bias")), weight, at("lm_head.bias")
 
 
 def mean_loss(layers: DenseLayers, hidden: Tensor, tokens: Tensor) -> float:
-    """Mean next-token loss in nats, from the last layer's output.
+    """Return the mean next-token loss in nats from the last layer's output.
 
     Args:
-        layers: of the model, for its head.
-        hidden: (sequences, length, hidden_size).
-        tokens: (sequences, length).
+        layers: the model whose output head is used.
+        hidden: output of the last layer, (sequences, length, hidden_size).
+        tokens: token ids, (sequences, length).
     """
     rows, targets = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
     total = 0.0

@@ -1,10 +1,10 @@
-"""GGUF to safetensors, once, one tensor at a time.
+"""Conversion of GGUF files to safetensors checkpoints, one tensor at a time.
 
-transformers reads configuration and tokenizer; the weights are dequantised here, because
-transformers may keep them packed and holds all of them at once. Quantised files become bfloat16:
-its rounding error is, by estimate (not measured), about 1 % of the rms error that four-bit
-rounding has made already, and unlike float16 it cannot overflow in the residual stream. Files of
-float32, float16 or bfloat16 keep their type.
+transformers reads configuration and tokenizer. The weights are dequantised here, because
+transformers may keep them packed and loads all of them at once. Quantised files become bfloat16:
+its rounding error is, by estimate (not measured), about 1 % of the rms error of four-bit
+quantisation, and unlike float16 it cannot overflow in the residual stream. Files of float32,
+float16 or bfloat16 keep their type.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ def convert_gguf(file: Path, out: Path) -> Path:
 
     Args:
         file: the GGUF file, of architecture `llama`.
-        out: the directory to make; an earlier conversion found there is used again.
+        out: the output directory; an earlier conversion in it is reused.
 
     Raises:
         BrokenCheckpointError: if the file cannot be read.
-        UnsupportedArchitectureError: if the engine does not know the architecture.
+        UnsupportedArchitectureError: if the engine does not support the architecture.
     """
-    if (out / "config.json").is_file():  # the writer renames last: what is there is complete
+    if (out / "config.json").is_file():  # the writer renames last, so an existing one is complete
         return out
     try:
         reader = GGUFReader(file)
         config = AutoConfig.from_pretrained(
             file.parent, gguf_file=file.name, trust_remote_code=False
         )
-    except Exception as error:  # parsers of a hostile file raise whatever they like
+    except Exception as error:  # parsers of a hostile file share no exception class
         raise BrokenCheckpointError(f"{file.name}: {error}", field="model") from error
     _require_convertible(config)
     dtype = _stored_dtype(reader)
@@ -89,10 +89,10 @@ def convert_gguf(file: Path, out: Path) -> Path:
 
 
 def _require_convertible(config: PreTrainedConfig) -> None:
-    """Refuse architectures whose names and layouts are not known here.
+    """Raise if the names and layouts of an architecture are not supported here.
 
     Raises:
-        UnsupportedArchitectureError: saying what to give instead.
+        UnsupportedArchitectureError: with a hint to give the model as safetensors.
     """
     if config.model_type not in GGUF_MODEL_TYPES:
         raise UnsupportedArchitectureError(
@@ -104,7 +104,7 @@ def _require_convertible(config: PreTrainedConfig) -> None:
 
 
 def _stored_dtype(reader: GGUFReader) -> torch.dtype:
-    """The type most weights have, if it is a float type; bfloat16 for quantised files."""
+    """Return the most common type of the weights if it is a float type, else bfloat16."""
     weights: Counter[GGMLQuantizationType] = Counter()
     for tensor in reader.tensors:
         weights[tensor.tensor_type] += int(tensor.n_elements)
@@ -112,35 +112,37 @@ def _stored_dtype(reader: GGUFReader) -> torch.dtype:
 
 
 def _llama_name(file: Path, name: str) -> str:
-    """The name in transformers of a GGUF tensor."""
+    """Return the name of a GGUF tensor in transformers."""
     if name in OUTER_NAMES:
         return OUTER_NAMES[name]
-    block, _, rest = name.removeprefix("blk.").partition(".")
-    place, _, kind = rest.partition(".")
-    if not name.startswith("blk.") or place not in LAYER_NAMES:
-        raise BrokenCheckpointError(f"{file.name}: no place for tensor {name}", field="model")
-    return f"model.layers.{block}.{LAYER_NAMES[place]}.{kind}"
+    layer, _, rest = name.removeprefix("blk.").partition(".")
+    module, _, kind = rest.partition(".")
+    if not name.startswith("blk.") or module not in LAYER_NAMES:
+        raise BrokenCheckpointError(
+            f"{file.name}: tensor {name} is not part of a Llama model", field="model"
+        )
+    return f"model.layers.{layer}.{LAYER_NAMES[module]}.{kind}"
 
 
 def _dequantised(tensor: ReaderTensor) -> Tensor:
-    """The values in float32, in torch's (out_features, in_features) layout."""
+    """Return the values in float32, in torch's (out_features, in_features) layout."""
     values = dequantize(tensor.data, tensor.tensor_type)
     return torch.from_numpy(values.copy()).reshape(*reversed([int(n) for n in tensor.shape]))
 
 
 def _half_split(tensor: ReaderTensor, config: PreTrainedConfig) -> Tensor:
-    """The values; rows of q and k go from GGUF's interleaved pairs to half-split heads."""
+    """Return the values; rows of q and k go from interleaved rotary pairs to half-split heads."""
     values = _dequantised(tensor)
-    place = tensor.name.split(".")[-2]
-    if place not in ("attn_q", "attn_k"):
+    module = tensor.name.split(".")[-2]
+    if module not in ("attn_q", "attn_k"):
         return values
-    heads = config.num_attention_heads if place == "attn_q" else config.num_key_value_heads
+    heads = config.num_attention_heads if module == "attn_q" else config.num_key_value_heads
     pairs = values.view(heads, -1, 2, *values.shape[1:])
     return pairs.transpose(1, 2).reshape(values.shape)
 
 
 def _set_rope_factors(config: Any, factors: Tensor) -> None:
-    """Express the file's frequency divisors exactly: `longrope` with both tables alike."""
+    """Express the file's frequency divisors exactly, as `longrope` with two equal tables."""
     config.rope_parameters = {
         "rope_type": "longrope",
         "rope_theta": config.rope_parameters["rope_theta"],
@@ -153,7 +155,7 @@ def _set_rope_factors(config: Any, factors: Tensor) -> None:
 
 
 def _save_tokenizer(file: Path, directory: Path) -> None:
-    """Tokenizer, chat template, generation settings and a licence beside the file, if any."""
+    """Save tokenizer, chat template, generation settings and the licences beside the file."""
     tokenizer = AutoTokenizer.from_pretrained(
         file.parent, gguf_file=file.name, trust_remote_code=False
     )

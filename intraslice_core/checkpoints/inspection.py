@@ -1,7 +1,11 @@
-"""GGUF headers, walked and distrusted before a library reads the file.
+"""Inspection of untrusted model files from their headers, before a library opens them.
 
-The library believes every count in the file; a few bytes can make it loop and collect until the
-memory is gone. What this walk lets pass is bounded by the file's own size.
+Sections: safetensors headers, GGUF headers, settings and shards of a checkpoint directory, model
+facts and limits, and models inside installed packages.
+
+Libraries trust every count in a file, so a few bytes can make them loop or allocate until the
+memory is exhausted. The checks here bound all counts, lengths and offsets by the size of the file.
+The module imports no torch.
 """
 
 from __future__ import annotations
@@ -20,11 +24,13 @@ from typing import Any
 from intraslice_core.config import ModelLimits
 from intraslice_core.errors import BrokenCheckpointError, ModelNotFoundError, ModelTooLargeError
 
-MAX_HEADER_BYTES = 16 * 2**20
-"""A shard of ten thousand tensors needs about one MiB; more is an attack or an accident."""
-
 MAX_TENSORS = 100_000
-"""In a whole model; the largest published ones have fewer."""
+"""Largest number of tensors in a model; the largest published models have fewer."""
+
+# -- safetensors headers -----------------------------------------------------------------------
+
+MAX_HEADER_BYTES = 16 * 2**20
+"""Largest header of one file; a shard of ten thousand tensors needs about 1 MiB."""
 
 MAX_DIMENSIONS = 8
 
@@ -34,7 +40,7 @@ ITEM_BYTES |= {"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
-    """Where a tensor lies; offsets count from the end of the header."""
+    """Data type, shape and byte range of a tensor; offsets count from the end of the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -43,11 +49,11 @@ class TensorEntry:
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
-    """The tensors of a safetensors file, after checking that the file can hold them.
+    """Return the tensors of a safetensors file after checking that the file can hold them.
 
     Raises:
-        BrokenCheckpointError: naming the file, if it is truncated, lies about its header, or has
-            tensors that overlap, leave holes or end outside the file.
+        BrokenCheckpointError: naming the file, if it is truncated, if its header is invalid, or if
+            tensors overlap, leave holes or end outside the file.
     """
     raw, data_bytes = _raw_header(file)
     if len(raw) > MAX_TENSORS:
@@ -58,21 +64,23 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     position = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != position:
-            raise _broken(file, f"tensor {name} overlaps another or leaves a hole")
+            raise _broken(file, f"tensor {name} overlaps another tensor or leaves a hole")
         position = entry.end
     if position != data_bytes:
-        raise _broken(file, f"the header promises {position} bytes of data, there are {data_bytes}")
+        raise _broken(
+            file, f"the header describes {position} bytes of data, the file has {data_bytes}"
+        )
     return entries
 
 
 def _raw_header(file: Path) -> tuple[dict[str, Any], int]:
-    """The header's JSON object and the number of data bytes behind it."""
+    """Return the header's JSON object and the number of data bytes after it."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         prefix = stream.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > size - 8:
-            raise _broken(file, "the file is truncated, or no safetensors file")
+            raise _broken(file, "the file is truncated or not a safetensors file")
         if length > MAX_HEADER_BYTES:
             raise _broken(file, f"a header of {length} bytes is not plausible")
         text = stream.read(length)
@@ -86,20 +94,24 @@ def _raw_header(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def _entry(file: Path, name: str, value: Any) -> TensorEntry:
-    """One tensor's entry, checked against its own shape."""
+    """Return one tensor's entry after checking its byte range against its shape."""
     try:
         shape = tuple(value["shape"])
         begin, end = value["data_offsets"]
         item_bytes = ITEM_BYTES[value["dtype"]]
         numbers = (*shape, begin, end)
     except (KeyError, TypeError, ValueError) as error:
-        raise _broken(file, f"the entry of tensor {name} cannot be understood") from error
+        raise _broken(file, f"the entry of tensor {name} is malformed") from error
     if len(shape) > MAX_DIMENSIONS:
-        raise _broken(file, f"tensor {name} has {len(shape)} dimensions")
+        raise _broken(
+            file, f"tensor {name} has {len(shape)} dimensions, at most {MAX_DIMENSIONS} are allowed"
+        )
     if any(type(number) is not int or number < 0 for number in numbers):
-        raise _broken(file, f"tensor {name} has a size or offset that is no natural number")
+        raise _broken(file, f"tensor {name} has a size or offset that is not a natural number")
     if end - begin != math.prod(shape) * item_bytes:
-        raise _broken(file, f"tensor {name}: offsets and shape {list(shape)} disagree")
+        raise _broken(
+            file, f"tensor {name}: offsets {begin} to {end} contradict shape {list(shape)}"
+        )
     return TensorEntry(dtype=value["dtype"], shape=shape, begin=begin, end=end)
 
 
@@ -107,9 +119,11 @@ def _broken(file: Path, what: str) -> BrokenCheckpointError:
     return BrokenCheckpointError(f"{file.name}: {what}", field="model")
 
 
+# -- GGUF headers ------------------------------------------------------------------------------
+
 MAX_SETTINGS = 4_096
 MAX_ARRAY_ITEMS = 4_000_000
-"""In all arrays together; the largest vocabularies with merges hold about one million."""
+"""Largest number of items in all arrays of a file; vocabularies with merges have a million."""
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -124,24 +138,24 @@ _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 1
 
 @dataclass(frozen=True, kw_only=True)
 class GgufHeader:
-    """What the header tells, after it was found to fit the file."""
+    """Contents of a GGUF header whose counts and offsets fit the file."""
 
     architecture: str | None
     parameters: int
     settings: Mapping[str, int]
-    """The settings that are whole numbers."""
+    """Integer settings by name."""
     tied: bool
-    """The output head is the embedding."""
+    """True if the output head shares the embedding matrix."""
     item_bytes: int
-    """Of a weight once it is unpacked: float types keep theirs, the others become bfloat16."""
+    """Bytes of an unpacked weight: float types keep their size, quantised ones become bfloat16."""
 
 
 def read_gguf_header(file: Path) -> GgufHeader:
-    """Walk the header once.
+    """Return the header of a GGUF file after checking that it fits the file.
 
     Raises:
-        BrokenCheckpointError: naming the file, if a count, length or offset in it is not
-            plausible or leads outside.
+        BrokenCheckpointError: naming the file, if a count or length is not plausible or an offset
+            lies outside the file.
     """
     if file.stat().st_size == 0:
         raise BrokenCheckpointError(f"{file.name}: the file is empty", field="model")
@@ -149,19 +163,21 @@ def read_gguf_header(file: Path) -> GgufHeader:
         file.open("rb") as stream,
         mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
-        return _Walk(file.name, content).header()
+        return _GgufParser(file.name, content).header()
 
 
-class _Walk:
+class _GgufParser:
+    """Sequential parser of a mapped GGUF file's header."""
+
     def __init__(self, name: str, content: mmap.mmap) -> None:
         self._name = name
         self._content = content
-        self._at = 0
-        self._items = 0
+        self._position = 0
+        self._array_items = 0
 
     def header(self) -> GgufHeader:
         if self._take(4) != _MAGIC or self._number("<I", 4) not in _VERSIONS:
-            raise self._broken("no GGUF file of version 2 or 3")
+            raise self._broken("the file is not GGUF version 2 or 3")
         tensors, settings = self._number("<Q", 8), self._number("<Q", 8)
         if tensors > MAX_TENSORS or settings > MAX_SETTINGS:
             raise self._broken(f"{tensors} tensors and {settings} settings are not plausible")
@@ -173,33 +189,35 @@ class _Walk:
                 numbers[key.decode("utf-8", "replace")] = value
             elif key == b"general.architecture" and value is not None:
                 architecture = value.decode("utf-8", "replace")[:64]
-        found = [self._tensor() for _ in range(tensors)]
+        entries = [self._tensor() for _ in range(tensors)]
         elements: Counter[int] = Counter()
-        for _, kind, size in found:
+        for _, kind, size in entries:
             elements[kind] += size
-        commonest = elements.most_common(1)
+        most_common = elements.most_common(1)
         return GgufHeader(
             architecture=architecture,
             parameters=elements.total(),
             settings=numbers,
-            tied=all(name != _HEAD for name, _, _ in found),
-            item_bytes=_FLOAT_BYTES.get(commonest[0][0], 2) if commonest else 2,
+            tied=all(name != _HEAD for name, _, _ in entries),
+            item_bytes=_FLOAT_BYTES.get(most_common[0][0], 2) if most_common else 2,
         )
 
     def _tensor(self) -> tuple[bytes, int, int]:
-        """Name, type and elements of the next tensor."""
+        """Return name, type and number of elements of the next tensor."""
         name = self._string()
         dimensions = self._number("<I", 4)
         if dimensions > _MAX_DIMENSIONS:
-            raise self._broken(f"a tensor of {dimensions} dimensions")
+            raise self._broken(f"a tensor has {dimensions} dimensions")
         elements = math.prod(self._number("<Q", 8) for _ in range(dimensions))
         kind = self._number("<I", 4)
         if elements > _MAX_ELEMENTS or self._number("<Q", 8) > len(self._content):
-            raise self._broken("a tensor lies outside the file")
+            raise self._broken(
+                f"tensor {name[:64].decode('utf-8', 'replace')} lies outside the file"
+            )
         return name, kind, elements
 
     def _value(self, kind: int) -> bytes | int | None:
-        """Step over a value; the text of a string, the number of an integer."""
+        """Consume a value; return a string's bytes, an integer's value, or None for other types."""
         if kind == _STRING:
             return self._string()
         if kind in _INTEGERS:
@@ -212,9 +230,9 @@ class _Walk:
 
     def _array(self) -> None:
         kind, items = self._number("<I", 4), self._number("<Q", 8)
-        self._items += items
-        if self._items > MAX_ARRAY_ITEMS:
-            raise self._broken(f"arrays of {self._items} items are not plausible")
+        self._array_items += items
+        if self._array_items > MAX_ARRAY_ITEMS:
+            raise self._broken(f"arrays of {self._array_items} items are not plausible")
         if kind == _STRING:
             for _ in range(items):
                 self._string()
@@ -224,7 +242,7 @@ class _Walk:
     def _scalar_bytes(self, kind: int) -> int:
         size = _SCALAR_BYTES.get(kind)
         if size is None:
-            raise self._broken(f"a value of unknown type {kind}")
+            raise self._broken(f"a value has the unknown type {kind}")
         return size
 
     def _string(self) -> bytes:
@@ -235,42 +253,44 @@ class _Walk:
         return number
 
     def _take(self, size: int) -> bytes:
-        end = self._at + size
+        end = self._position + size
         if end > len(self._content):
-            raise self._broken("the header leads outside the file")
-        taken = self._content[self._at : end]
-        self._at = end
-        return taken
+            raise self._broken("the header extends beyond the end of the file")
+        content = self._content[self._position : end]
+        self._position = end
+        return content
 
     def _broken(self, what: str) -> BrokenCheckpointError:
         return BrokenCheckpointError(f"{self._name}: {what}", field="model")
 
+
+# -- settings and shards of a checkpoint directory ----------------------------------------------
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILE = "config.json"
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
-"""The writer begins another file before this is passed."""
+"""Default size limit of a shard; the writer starts a new file before it is exceeded."""
 
 RESERVED_HEADER_BYTES = 64 * 1024
-"""Left free before the data, because the header is known last; unused space is blanks."""
+"""Space reserved before the data, because the header is known last; the rest is blanks."""
 
 TIGHT_BELOW_BYTES = 64 * 2**20
-"""Files smaller than this are rewritten with a header of just its size."""
+"""Size below which a file is rewritten with a header of exactly the needed length."""
 
 MAX_SHARDS = 2_000
 MAX_SETTINGS_BYTES = 64 * 2**20
-"""Of a JSON file or vocabulary; the largest tokenizers in use take half of it."""
+"""Largest JSON or vocabulary file; the largest tokenizers in use take half of it."""
 
 _SETTINGS_PATTERNS = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file of the checkpoint holds.
+    """Return the value in a JSON file of the checkpoint.
 
     Raises:
-        BrokenCheckpointError: if it is missing, too large or no JSON.
+        BrokenCheckpointError: if the file is missing, too large or not JSON.
     """
     try:
         _require_small(file)
@@ -282,10 +302,10 @@ def read_json(file: Path) -> Any:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """The same, where it must be an object.
+    """Return the object in a JSON file of the checkpoint.
 
     Raises:
-        BrokenCheckpointError: if it is missing, too large or no object.
+        BrokenCheckpointError: if the file is missing, too large or not a JSON object.
     """
     value = read_json(file)
     if not isinstance(value, dict):
@@ -294,7 +314,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
 
 def require_small_settings(directory: Path) -> None:
-    """Refuse settings and vocabularies that a library would read whole.
+    """Raise if a settings or vocabulary file is too large for a library to read whole.
 
     Raises:
         BrokenCheckpointError: naming the file.
@@ -305,10 +325,10 @@ def require_small_settings(directory: Path) -> None:
 
 
 def shard_names(directory: Path) -> list[str]:
-    """The safetensors files that make the checkpoint.
+    """Return the names of the safetensors files of a checkpoint.
 
     Raises:
-        BrokenCheckpointError: if there are none, or one that the index names is missing.
+        BrokenCheckpointError: if there are none, or if a file named by the index is missing.
     """
     if (directory / INDEX_FILE).is_file():
         weight_map = read_json_object(directory / INDEX_FILE).get("weight_map")
@@ -318,17 +338,22 @@ def shard_names(directory: Path) -> list[str]:
     else:
         shards = [SINGLE_FILE]
     if len(shards) > MAX_SHARDS:
-        raise BrokenCheckpointError(f"{INDEX_FILE} names {len(shards)} files", field="model")
+        raise BrokenCheckpointError(
+            f"{INDEX_FILE} names {len(shards)} files, at most {MAX_SHARDS} are allowed",
+            field="model",
+        )
     for shard in shards:
         if Path(shard).name != shard or "\0" in shard:
-            raise BrokenCheckpointError(f"{INDEX_FILE} points outside: {shard!r}", field="model")
+            raise BrokenCheckpointError(
+                f"{INDEX_FILE} points outside the checkpoint: {shard!r}", field="model"
+            )
         if not (directory / shard).is_file():
-            _refuse_missing(directory, shard, alone=len(shards) == 1)
+            raise _missing_weights(directory, shard, single=len(shards) == 1)
     return shards
 
 
 def locate_tensors(directory: Path) -> tuple[dict[str, str], dict[str, TensorEntry]]:
-    """File and header entry of every tensor.
+    """Return the file name and the header entry of every tensor.
 
     Raises:
         BrokenCheckpointError: naming the file at fault.
@@ -337,38 +362,44 @@ def locate_tensors(directory: Path) -> tuple[dict[str, str], dict[str, TensorEnt
     entries: dict[str, TensorEntry] = {}
     for shard in shard_names(directory):
         header = read_header(directory / shard)
-        twice = entries.keys() & header.keys()
-        if twice:
-            raise BrokenCheckpointError(f"{shard}: tensor {min(twice)} is there twice")
+        duplicates = entries.keys() & header.keys()
+        if duplicates:
+            raise BrokenCheckpointError(f"{shard}: tensor {min(duplicates)} is stored twice")
         file_of |= dict.fromkeys(header, shard)
         entries |= header
         if len(entries) > MAX_TENSORS:
-            raise BrokenCheckpointError(f"more than {MAX_TENSORS} tensors", field="model")
+            raise BrokenCheckpointError(
+                f"{shard}: the checkpoint has more than {MAX_TENSORS} tensors", field="model"
+            )
     return file_of, entries
 
 
-def _refuse_missing(directory: Path, shard: str, *, alone: bool) -> None:
-    pickles = sorted(p.name for p in directory.glob("*.bin")) if alone else []
+def _missing_weights(directory: Path, shard: str, *, single: bool) -> BrokenCheckpointError:
+    pickles = sorted(file.name for file in directory.glob("*.bin")) if single else []
     if pickles:
-        raise BrokenCheckpointError(
-            f"only pickle weights here ({pickles[0]}); pickles can run code",
+        return BrokenCheckpointError(
+            f"the checkpoint has only pickle weights ({pickles[0]}), and pickles can run code",
             field="model",
             hint="convert the checkpoint to safetensors",
         )
-    raise BrokenCheckpointError(f"{shard} is missing", field="model")
+    return BrokenCheckpointError(f"{shard} is missing", field="model")
 
 
 def _require_small(file: Path) -> None:
     size = file.stat().st_size
     if size > MAX_SETTINGS_BYTES:
         raise BrokenCheckpointError(
-            f"{file.name}: {size} bytes of settings are not plausible", field="model"
+            f"{file.name}: {size} bytes of settings, at most {MAX_SETTINGS_BYTES} are allowed",
+            field="model",
         )
+
+
+# -- model facts and limits --------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What the headers say; `bytes` is of the files that hold weights."""
+    """Type and size of a model, read from headers; `bytes` counts the weight files."""
 
     model_type: str | None
     parameters: int
@@ -376,10 +407,10 @@ class ModelFacts:
 
 
 def inspect_model(place: Path) -> ModelFacts:
-    """Read the headers of a directory of safetensors, or of a `.gguf` file.
+    """Return type and size of a model in a directory of safetensors or a `.gguf` file.
 
     Raises:
-        BrokenCheckpointError: if a header is not what it says it is.
+        BrokenCheckpointError: if a header is invalid.
     """
     if not place.is_dir():
         header = read_gguf_header(place)
@@ -399,26 +430,29 @@ def inspect_model(place: Path) -> ModelFacts:
 
 
 def require_within(facts: ModelFacts, limits: ModelLimits) -> None:
-    """Refuse a model that is larger than allowed.
+    """Raise if a model is larger than allowed.
 
     Raises:
-        ModelTooLargeError: saying what was found and what is allowed.
+        ModelTooLargeError: naming the size and the limit.
     """
-    for what, found, allowed in (
+    for unit, size, allowed in (
         ("parameters", facts.parameters, limits.max_parameters),
         ("bytes of weights", facts.bytes, limits.max_bytes),
     ):
-        if allowed is not None and found > allowed:
+        if allowed is not None and size > allowed:
             raise ModelTooLargeError(
-                f"the model has {found} {what}, {allowed} are allowed", field="model"
+                f"the model has {size} {unit}, {allowed} are allowed", field="model"
             )
 
 
+# -- models inside installed packages ----------------------------------------------------------
+
+
 def find_in_package(name: str) -> Path:
-    """The one model inside an installed package: a .gguf file or a directory of safetensors.
+    """Return the model inside an installed package: a .gguf file or a directory of safetensors.
 
     Raises:
-        ModelNotFoundError: if the package is not installed or carries another number of models.
+        ModelNotFoundError: if the package is not installed or does not contain exactly one model.
     """
     spec = importlib.util.find_spec(name.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
@@ -426,12 +460,12 @@ def find_in_package(name: str) -> Path:
             f"package {name} is not installed", field="model", hint=f"pip install {name}"
         )
     roots = [Path(place) for place in spec.submodule_search_locations]
-    found = [file for root in roots for file in root.rglob("*.gguf")]
-    found += sorted({file.parent for root in roots for file in root.rglob("*.safetensors")})
-    if len(found) != 1:
+    models = [file for root in roots for file in root.rglob("*.gguf")]
+    models += sorted({file.parent for root in roots for file in root.rglob("*.safetensors")})
+    if len(models) != 1:
         raise ModelNotFoundError(
-            f"package {name} carries {len(found)} models, not one",
+            f"package {name} contains {len(models)} models, expected one",
             field="model",
-            hint="give the path of one: " + ", ".join(map(str, found)) if found else None,
+            hint="give the path of one: " + ", ".join(map(str, models)) if models else None,
         )
-    return found[0]
+    return models[0]

@@ -1,4 +1,8 @@
-"""The README.md of a compressed checkpoint: what was done, and what it cost."""
+"""Model cards: write that of a compressed checkpoint, read the licence from that of a dense one.
+
+The card is the checkpoint's README.md: the settings, the sizes and the measured quality, rendered
+from the compression report by a Jinja template.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,15 @@ from typing import Any
 from huggingface_hub import metadata_load
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-CARD = "README.md"
+MODEL_CARD = "README.md"
 
 
 def write_model_card(directory: Path, report: Mapping[str, Any]) -> Path:
-    """Write the card.
+    """Write the model card of a compressed checkpoint and return its path.
 
     Args:
         directory: the compressed checkpoint.
-        report: a `CompressionReport` as JSON values.
+        report: the `CompressionReport` as JSON values.
     """
     environment = Environment(
         loader=PackageLoader("intraslice_core.checkpoints"),
@@ -28,8 +32,8 @@ def write_model_card(directory: Path, report: Mapping[str, Any]) -> Path:
         autoescape=False,
     )
     environment.filters["thousands"] = lambda number: f"{number:,}"
-    environment.filters["named"] = _named
-    card = directory / CARD
+    environment.filters["source_names"] = _source_names
+    card = directory / MODEL_CARD
     text = environment.get_template("model_card.md.j2").render(
         report, licences=sorted(file.name for file in directory.glob("LICENSE*"))
     )
@@ -37,31 +41,33 @@ def write_model_card(directory: Path, report: Mapping[str, Any]) -> Path:
     return card
 
 
-def _named(source: str | Sequence[Mapping[str, Any]]) -> str:
-    """A source, or a mixture with its weights; of paths the last part, the rest is private."""
+def _source_names(source: str | Sequence[Mapping[str, Any]]) -> str:
+    """Return the names of the calibration sources, those of a mixture with their weights.
+
+    Only the last part of a path is named: the rest of it is private.
+    """
     if isinstance(source, str):
         return f"`{_last_part(source)}`"
-    return ", ".join(f"`{_last_part(one['source'])}` (weight {one['weight']:g})" for one in source)
+    return ", ".join(
+        f"`{_last_part(part['source'])}` (weight {part['weight']:g})" for part in source
+    )
 
 
 def _last_part(source: str) -> str:
     return source.split("/")[-1]
 
 
-MODEL_CARD = "README.md"
-
-
 def base_licence(directory: Path) -> str | None:
-    """What the model card names, or else the file with the licence's text; None where neither is.
+    """Return the licence named by the model card, else the name of the licence file, else None.
 
     Args:
         directory: the dense checkpoint.
     """
     card = directory / MODEL_CARD
-    named = (metadata_load(card) or {}).get("license") if card.is_file() else None
-    if isinstance(named, str):
-        return named
-    if isinstance(named, list) and named:
-        return ", ".join(map(str, named))
+    licence = (metadata_load(card) or {}).get("license") if card.is_file() else None
+    if isinstance(licence, str):
+        return licence
+    if isinstance(licence, list) and licence:
+        return ", ".join(map(str, licence))
     files = sorted(file.name for file in directory.glob("LICENSE*"))
     return f"see {files[0]}" if files else None

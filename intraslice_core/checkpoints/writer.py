@@ -1,4 +1,8 @@
-"""Writing a checkpoint: streamed, sharded, all or nothing."""
+"""Streaming, atomic writer of sharded safetensors checkpoints, with digests of what it wrote.
+
+Sections: one shard file, the record of written tensors and files and its comparison with the disk,
+checks before writing, and the writer of a whole checkpoint directory.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ from typing import Self
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from intraslice_core.checkpoints.inspection import (
     DEFAULT_SHARD_BYTES,
@@ -36,13 +41,15 @@ from intraslice_core.errors import (
 )
 from intraslice_core.files import file_sha256
 
+# -- one shard file ----------------------------------------------------------------------------
+
 
 class ShardFile:
-    """One safetensors file, appended to until it is closed.
+    """Safetensors file that tensors are appended to until it is closed.
 
     Args:
         path: the file; it must not exist.
-        metadata: kept in the header; the format's name is, in any case.
+        metadata: additional entries of the header's metadata, beside the format's name.
     """
 
     def __init__(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -55,11 +62,11 @@ class ShardFile:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Tensors written so far."""
+        """Return the names of the tensors written so far."""
         return tuple(self._entries)
 
     def has_room(self, name: str, size: int, max_bytes: int) -> bool:
-        """Whether a tensor of `size` bytes still fits; an empty shard takes any tensor."""
+        """Return True if a tensor of `size` bytes still fits; an empty shard takes any tensor."""
         if not self._entries:
             return True
         header = len(self._header()) + len(name) + 256
@@ -77,11 +84,11 @@ class ShardFile:
         self.data_bytes += size
 
     def close(self) -> None:
-        """Write the header and make the file durable."""
+        """Write the header and flush the file to disk."""
         header = self._header()
         length = RESERVED_HEADER_BYTES
         if self.data_bytes < TIGHT_BELOW_BYTES:
-            length = len(header) + -len(header) % 8  # safetensors aligns its data to 8 bytes
+            length = len(header) + -len(header) % 8  # safetensors aligns the data to 8 bytes
             self._move_data(length)
         self._stream.seek(0)
         self._stream.write(length.to_bytes(8, "little") + header.ljust(length))
@@ -90,7 +97,7 @@ class ShardFile:
         self._stream.close()
 
     def _move_data(self, header_bytes: int) -> None:
-        """Let the data begin right behind a header of that size."""
+        """Move the data to directly after a header of `header_bytes` bytes."""
         self._stream.seek(8 + RESERVED_HEADER_BYTES)
         data = self._stream.read()
         self._stream.seek(8 + header_bytes)
@@ -98,7 +105,7 @@ class ShardFile:
         self._stream.truncate()
 
     def abandon(self) -> None:
-        """Close without a header; the file is rubbish afterwards."""
+        """Close without a header; the file is unusable afterwards."""
         self._stream.close()
 
     def _header(self) -> bytes:
@@ -106,32 +113,34 @@ class ShardFile:
         return json.dumps(entries, separators=(",", ":")).encode()
 
 
+# -- record of what was written, and its comparison with the disk -------------------------------
+
 WEIGHTS = "*.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenRecord:
-    """SHA-256 of a checkpoint's contents, taken as they were written."""
+    """SHA-256 digests of a checkpoint's contents, computed while they were written."""
 
     tensors: Mapping[str, str]
-    """Of each tensor's bytes, by name."""
+    """Digest of each tensor's bytes, by name."""
     files: Mapping[str, str]
-    """Of each file that holds no weights, by name."""
+    """Digest of each file that holds no weights, by name."""
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """SHA-256 of a contiguous CPU tensor's bytes."""
+    """Return the SHA-256 of a contiguous CPU tensor's bytes."""
     return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def file_digests(directory: Path) -> dict[str, str]:
-    """SHA-256 of every file that holds no weights."""
+    """Return the SHA-256 of every file in `directory` that holds no weights, by name."""
     weights = set(directory.glob(WEIGHTS))
     return {file.name: file_sha256(file) for file in sorted(set(directory.iterdir()) - weights)}
 
 
 def require_as_written(directory: Path, record: WrittenRecord) -> None:
-    """Compare what lies on disk with what was in memory.
+    """Raise if the files on disk differ from the tensors that were in memory.
 
     Raises:
         VerificationError: naming the tensors and files that differ.
@@ -139,9 +148,9 @@ def require_as_written(directory: Path, record: WrittenRecord) -> None:
     changed = [*_changed_tensors(directory, record), *_changed_files(directory, record)]
     if changed:
         raise VerificationError(
-            f"not what was written: {', '.join(changed[:8])}"
+            f"the files in {directory} differ from what was written: {', '.join(changed[:8])}"
             + (f" and {len(changed) - 8} more" if len(changed) > 8 else ""),
-            hint="look at the disk, and compress again",
+            hint="check the disk and compress again",
         )
 
 
@@ -157,11 +166,46 @@ def _changed_tensors(directory: Path, record: WrittenRecord) -> Iterator[str]:
 
 
 def _changed_files(directory: Path, record: WrittenRecord) -> Iterator[str]:
-    found = file_digests(directory)
+    stored = file_digests(directory)
     for name, digest in record.files.items():
-        if found.get(name) != digest:
+        if stored.get(name) != digest:
             yield name
 
+
+# -- checks before writing ---------------------------------------------------------------------
+
+
+def require_free_output(out: Path) -> None:
+    """Raise if the output exists already; an empty directory is allowed.
+
+    Raises:
+        OutputExistsError: if `out` is a file or a directory that is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputExistsError(
+            f"{out} already exists", field="out", hint="give another directory or remove it"
+        )
+
+
+def ensure_disk_space(out: Path, bytes_needed: int) -> None:
+    """Raise before any work if the file system of `out` cannot hold the result.
+
+    Raises:
+        InsufficientDiskError: naming the needed and the free space.
+    """
+    parent = out.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if free < bytes_needed:
+        raise InsufficientDiskError(
+            f"{parent} has {free / 1e9:.2f} GB free, the result needs {bytes_needed / 1e9:.2f} GB",
+            field="out",
+            hint="free some space or give a directory on another disk",
+        )
+
+
+# -- the writer of a checkpoint directory --------------------------------------------------------
 
 CARRIED_OVER = (
     "tokenizer*.json",
@@ -175,56 +219,29 @@ CARRIED_OVER = (
     "generation_config.json",
     "LICENSE*",
 )
-"""What goes from the dense checkpoint into the sliced one; never code, and nothing that names any.
+"""Files copied from the dense checkpoint into the sliced one; never code or references to code.
 
-Whoever loads the result allows *our* code to run, and must not run somebody else's by it.
+Users who load the result with `trust_remote_code` agree to run IntraSlice's modeling code, and
+must not run code of the dense checkpoint by it.
 """
 
-_NAMES_CODE = ("auto_map", "custom_generate")
-
-
-def require_free_output(out: Path) -> None:
-    """Refuse an output that is already there (an empty directory is not).
-
-    Raises:
-        OutputExistsError: if `out` is a file or a directory with something in it.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputExistsError(
-            f"{out} already exists", field="out", hint="give another directory or remove it"
-        )
-
-
-def ensure_disk_space(out: Path, bytes_needed: int) -> None:
-    """Check, before any work, that the file system of `out` can hold the result.
-
-    Raises:
-        InsufficientDiskError: saying how much is needed and how much is free.
-    """
-    place = out.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < bytes_needed:
-        raise InsufficientDiskError(
-            f"{place} has {free / 1e9:.2f} GB free, the result needs {bytes_needed / 1e9:.2f} GB",
-            field="out",
-        )
+_CODE_SETTINGS = ("auto_map", "custom_generate")
+"""Settings in JSON files that make a loader fetch or run code."""
 
 
 class CheckpointWriter:
-    """Writes into a sibling of `out` and renames it at the end.
+    """Writer of a checkpoint into a sibling of `out`, which is renamed to `out` at the end.
 
-    A context manager: leaving it without `finish`, by an exception or a cancellation, leaves
-    nothing behind.
+    Use as a context manager: leaving it without `finish`, by an exception or a cancellation,
+    removes everything that was written.
 
     Args:
-        out: the directory to become; absent or empty.
-        dtype: of the stored tensors; None keeps each tensor's own.
-        max_shard_bytes: a new file is begun before this is passed (a larger tensor gets its own).
+        out: the output directory; absent or empty.
+        dtype: dtype of the stored tensors; None keeps each tensor's own.
+        max_shard_bytes: size limit of a file; a larger tensor gets a file of its own.
 
     Raises:
-        OutputExistsError: if `out` holds something already.
+        OutputExistsError: if `out` is a file or not empty.
     """
 
     def __init__(
@@ -250,23 +267,23 @@ class CheckpointWriter:
     def __exit__(self, *exception: object) -> None:
         for shard in self._shards:
             shard.abandon()
-        shutil.rmtree(self._work, ignore_errors=True)  # gone already after `finish`
+        shutil.rmtree(self._work, ignore_errors=True)  # already renamed after `finish`
 
     @property
     def bytes_written(self) -> int:
-        """Bytes of all tensors so far."""
+        """Return the total size in bytes of the tensors written so far."""
         return sum(shard.data_bytes for shard in self._shards)
 
     @property
     def record(self) -> WrittenRecord:
-        """Digests of what was written; of files once `finish` has returned."""
+        """Return the digests of the tensors and, after `finish`, of the other files."""
         return WrittenRecord(tensors=dict(self._digests), files=dict(self._files))
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
-        """Write tensors to disk at once, under their full names; no reference is kept.
+        """Write tensors to disk immediately, under their full names; no reference is kept.
 
         Raises:
-            ValueError: if a name comes twice.
+            ValueError: if a tensor of that name was written before.
         """
         for name, tensor in tensors.items():
             if any(name in shard.names for shard in self._shards):
@@ -275,21 +292,22 @@ class CheckpointWriter:
             self._digests[name] = tensor_digest(stored)
             size = stored.numel() * stored.element_size()
             if not (self._shards and self._shards[-1].has_room(name, size, self.max_shard_bytes)):
-                self._begin_shard()
+                self._start_shard()
             self._shards[-1].write(name, stored)
 
     def finish(self, config: PreTrainedConfig, source: Path) -> Path:
-        """Add everything but the weights, make it durable and give it its name.
+        """Write everything but the weights, flush it to disk and rename the directory to `out`.
 
         Args:
-            config: of the sliced model; the code files its `auto_map` names are copied along.
-            source: the dense checkpoint, whose tokenizer and generation settings are carried over.
+            config: configuration of the sliced model; the code files that its `auto_map` names are
+                copied, with the modules that these import relatively.
+            source: the dense checkpoint, whose tokenizer and generation settings are copied.
 
         Returns:
             `out`.
 
         Raises:
-            OutputExistsError: if `out` appeared meanwhile.
+            OutputExistsError: if `out` was created in the meantime.
         """
         if self._shards:
             self._shards[-1].close()
@@ -298,23 +316,23 @@ class CheckpointWriter:
         for pattern in CARRIED_OVER:
             for file in source.glob(pattern):
                 if file.is_file():
-                    _carry_over(file, self._work / file.name)
+                    _copy_without_code(file, self._work / file.name)
         self._files = file_digests(self._work)
         require_free_output(self.out)
-        _make_durable(self._work)
-        self._work.chmod(0o755)  # mkdtemp's 0700 would hide the result from its readers
+        _sync_directory(self._work)
+        self._work.chmod(0o755)  # mkdtemp's 0700 would make the result unreadable for other users
         self._work.replace(self.out)
         sync_to_disk(self.out.parent)
         return self.out
 
-    def _begin_shard(self) -> None:
+    def _start_shard(self) -> None:
         if self._shards:
             self._shards[-1].close()
         number = len(self._shards) + 1
         self._shards.append(ShardFile(self._work / f"model-{number:05d}.safetensors"))
 
     def _name_shards(self) -> None:
-        """Final names, which count the shards, and the index if there is more than one."""
+        """Rename the shards to their final names and write the index if there are several."""
         if len(self._shards) == 1:
             self._shards[0].path.rename(self._work / SINGLE_FILE)
             return
@@ -328,28 +346,30 @@ class CheckpointWriter:
         (self._work / INDEX_FILE).write_text(text + "\n", encoding="utf-8")
 
     def _write_config(self, config: PreTrainedConfig) -> None:
-        """config.json and the code that reads it."""
+        """Write config.json and copy the modeling code."""
         stored = copy.deepcopy(config)
         if self.dtype is not None:
             stored.dtype = self.dtype
         stored.to_json_file(self._work / "config.json")
         code = Path(inspect.getfile(type(config))).parent
         for module in {entry.split(".")[0] for entry in getattr(config, "auto_map", {}).values()}:
-            shutil.copyfile(code / f"{module}.py", self._work / f"{module}.py")
+            file = code / f"{module}.py"
+            for source in (file, *map(Path, get_relative_import_files(file))):
+                shutil.copyfile(source, self._work / source.name)
 
 
-def _carry_over(file: Path, target: Path) -> None:
-    """Copy; a JSON object loses what would make a loader fetch or run code."""
+def _copy_without_code(file: Path, target: Path) -> None:
+    """Copy a file, a JSON object without the settings that make a loader fetch or run code."""
     settings = read_json(file) if file.suffix == ".json" else None
-    if not isinstance(settings, dict) or not any(name in settings for name in _NAMES_CODE):
+    if not isinstance(settings, dict) or not any(name in settings for name in _CODE_SETTINGS):
         shutil.copyfile(file, target)
         return
-    harmless = {name: value for name, value in settings.items() if name not in _NAMES_CODE}
+    harmless = {name: value for name, value in settings.items() if name not in _CODE_SETTINGS}
     target.write_text(json.dumps(harmless, indent=2) + "\n", encoding="utf-8")
 
 
 def sync_to_disk(path: Path) -> None:
-    """Make a file, or the entries of a directory, durable."""
+    """Flush a file, or the entries of a directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -357,16 +377,8 @@ def sync_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _make_durable(directory: Path) -> None:
-    """Force files and directory entries to disk, so that the rename never names a hollow one."""
+def _sync_directory(directory: Path) -> None:
+    """Flush a directory and its files to disk, so that a crash after the rename loses nothing."""
     for file in directory.iterdir():
         sync_to_disk(file)
     sync_to_disk(directory)
-
-
-__all__ = [
-    "DEFAULT_SHARD_BYTES",
-    "CheckpointWriter",
-    "ensure_disk_space",
-    "require_free_output",
-]

@@ -1,4 +1,4 @@
-"""What a compression will make and take, told before it runs: torch-free arithmetic."""
+"""Size, memory and work of a compression, estimated before it runs without importing torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dense model, from its settings and headers alone."""
+"""Description of the dense model, read from its settings and file headers alone."""
 
 from __future__ import annotations
 
@@ -32,47 +32,54 @@ _GGUF_NAMES = {
     "max_position_embeddings": "context_length",
 }
 
+_MAX_LAYERS = 10_000
+"""Largest accepted number of layers.
 
-_MOST_LAYERS = 10_000
-"""A plan has an entry for each; a larger number is a slip or an attack."""
+A plan has one entry per layer, so a larger number is a mistake or an attack.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseModel:
-    """What the headers tell; `geometry` is None where the settings leave something unsaid."""
+    """Facts about a dense model from its settings and file headers."""
 
     facts: ModelFacts
     geometry: ModelGeometry | None
+    """Dimensions of the model; None where the settings are incomplete or impossible."""
     item_bytes: int
-    """Of a stored weight, once the model is safetensors."""
+    """Bytes per stored weight, after a conversion to safetensors."""
     max_positions: int | None
     converted: bool
-    """The file is unpacked into safetensors before it is compressed."""
+    """True if the file is converted to safetensors before it is compressed."""
 
 
-def read_dense(place: Path) -> DenseModel:
-    """A directory of safetensors or a `.gguf` file.
+def read_dense(path: Path) -> DenseModel:
+    """Describe a model from a directory of safetensors or a `.gguf` file.
 
     Raises:
-        BrokenCheckpointError: if a header is not what it says it is.
-        UnsupportedArchitectureError: listing what is supported.
+        BrokenCheckpointError: if a file header is malformed.
+        UnsupportedArchitectureError: if the architecture is not supported; lists those that are.
     """
-    facts = inspect_model(place)
+    facts = inspect_model(path)
     if facts.model_type not in SUPPORTED_MODEL_TYPES:
         raise UnsupportedArchitectureError(
             f"model type {facts.model_type!r} is not supported",
             field="model",
             hint=f"supported: {', '.join(SUPPORTED_MODEL_TYPES)}",
         )
-    if place.is_dir():
-        return describe_dense(facts, read_json_object(place / CONFIG_FILE))
+    if path.is_dir():
+        return describe_dense(facts, read_json_object(path / CONFIG_FILE))
     if facts.model_type not in GGUF_MODEL_TYPES:
         raise UnsupportedArchitectureError(
             f"GGUF files of architecture {facts.model_type!r} are not supported",
             field="model",
-            hint="give the model as safetensors",
+            hint=f"give the model as safetensors; GGUF: {', '.join(GGUF_MODEL_TYPES)}",
         )
-    header = read_gguf_header(place)
+    return _read_gguf(path, facts)
+
+
+def _read_gguf(path: Path, facts: ModelFacts) -> DenseModel:
+    header = read_gguf_header(path)
     prefix = f"{header.architecture}."
     settings: dict[str, Any] = {
         name: header.settings.get(prefix + key) for name, key in _GGUF_NAMES.items()
@@ -84,12 +91,12 @@ def read_dense(place: Path) -> DenseModel:
 def describe_dense(
     facts: ModelFacts, settings: Mapping[str, Any], *, unpacked_item_bytes: int | None = None
 ) -> DenseModel:
-    """Put together what headers and settings say.
+    """Combine file headers and settings into one description.
 
     Args:
-        facts: from the headers.
-        settings: named as in config.json.
-        unpacked_item_bytes: where the file is converted first: of a weight, afterwards.
+        facts: facts from the file headers.
+        settings: model settings, named as in config.json.
+        unpacked_item_bytes: bytes per weight after the conversion; None without a conversion.
     """
     positions = settings.get("max_position_embeddings")
     stored = round(facts.bytes / facts.parameters) if facts.parameters else 0
@@ -103,11 +110,11 @@ def describe_dense(
 
 
 def _geometry(model_type: str | None, settings: Mapping[str, Any]) -> ModelGeometry | None:
-    """The dimensions, or None where the settings leave one unsaid or say something impossible."""
+    """Return the dimensions, or None where the settings are incomplete or impossible."""
     if model_type not in FAMILIES:
         return None
     layers = settings.get("num_hidden_layers", 0)
-    if type(layers) is not int or layers > _MOST_LAYERS:
+    if type(layers) is not int or layers > _MAX_LAYERS:
         return None
     try:
         return FAMILIES[model_type].geometry(settings)

@@ -1,4 +1,4 @@
-"""Parameters, bytes and memory of a compression, before and after."""
+"""Estimated parameters, bytes and peak memory of a compression."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from intraslice_core.plan import LayerPlan, ModelGeometry, dense_parameters, tot
 
 
 class Estimate(FrozenModel):
-    """What a job would make and take.
+    """Estimated result and memory of a job.
 
-    The weights are those of equal layers. Other allocations differ from it by single rounding
-    steps in size; which shapes they choose, only the calibration tells. Memory is a formula's.
+    Sizes are computed for the allocation `uniform`. Other allocations differ in size by single
+    rounding steps; their shapes depend on the calibration. Memory is computed by a formula.
     """
 
     params_before: int
@@ -22,7 +22,7 @@ class Estimate(FrozenModel):
     compressible_before: int
     compressible_after: int
     achieved_ratio: float
-    """Fraction of the compressible parameters that is gone."""
+    """Removed fraction of the compressible parameters."""
     bytes_before: int
     bytes_after: int
     peak_memory_bytes: int
@@ -35,16 +35,16 @@ def estimate(
     compression: CompressionConfig,
     evaluation: EvaluationConfig | None,
 ) -> Estimate:
-    """Plan the compression without running it.
+    """Estimate a compression without running it.
 
     Args:
-        geometry: of the dense model.
-        item_bytes: of a stored weight.
-        compression: what is asked for.
-        evaluation: what is measured, if anything.
+        geometry: dimensions of the dense model.
+        item_bytes: bytes per stored weight.
+        compression: settings of the compression.
+        evaluation: settings of the evaluation; None without one.
 
     Raises:
-        BudgetOutOfReachError: if no shapes have the size asked for.
+        BudgetOutOfReachError: if no shapes have the requested size.
         ConfigurationError: if rounding misses the budget.
     """
     dense = geometry.dense_plan()

@@ -1,4 +1,4 @@
-"""How much each stage has to do, in a unit that its duration grows with."""
+"""Work of each stage, in a unit proportional to the stage's duration."""
 
 from __future__ import annotations
 
@@ -9,76 +9,80 @@ from intraslice_core.methods import METHODS, resolve_allocator
 from intraslice_core.progress import Stage
 from intraslice_core.text_sources import WRITTEN
 
+# The engine's own values, repeated here because its modules import torch; a test compares them.
 GROUP_SEQUENCES = 8
 TRIAL_CALIBRATION = 8
 TRIAL_PLANS = 4
-"""At most: those of the allocator, and equal layers."""
-SPOT_DISTANCE = 5
-TRIALS_A_SPOT = 4
+"""Largest number of plans compared by trial compression: the allocator's candidates and uniform."""
+TRIAL_LAYER_DISTANCE = 5
+TRIALS_PER_LAYER = 4
 PAIR_SEQUENCES, PAIR_QUERIES = 8, 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class EstimatorSequences:
-    """Sequences that pass the dense model before anything is compressed; 0 leaves a part out."""
+    """Sequences that pass the dense model before the compression, by purpose; 0 skips a part."""
 
     gradients: int
-    learning: int
+    sensitivity: int
     check: int
     trial_compression: int
-    """Of each of the plans that are compared."""
+    """Sequences for each of the compared plans."""
 
     @classmethod
     def of(cls, compression: CompressionConfig) -> EstimatorSequences:
-        """As the method and the allocation have it."""
+        """Divide the calibration sequences as the method and the allocation require."""
         samples = compression.calibration.samples
-        checks = min(8, max(samples // 16, 1))
-        rest = max(samples - checks, 1)
-        gradients, learning = (
-            min(max(8, samples // 8), rest),
-            min(max(32, samples // 4), rest),
-        )
-        learns = METHODS[compression.method].measures_sensitivity and compression.ratio != 0.0
+        check = min(8, max(samples // 16, 1))
+        rest = max(samples - check, 1)
+        gradients = min(max(8, samples // 8), rest)
+        sensitivity = min(max(32, samples // 4), rest)
         allocator = resolve_allocator(compression)
-        walks = learns or allocator == "lagrangian"
+        method_measures = (
+            METHODS[compression.method].measures_sensitivity and compression.ratio != 0.0
+        )
+        measures = method_measures or allocator == "lagrangian"
+        compares_plans = method_measures and allocator == "lagrangian"
         return cls(
-            gradients=gradients if walks or allocator != "uniform" else 0,
-            learning=learning if walks else 0,
-            check=checks if walks else 0,
-            trial_compression=min(TRIAL_CALIBRATION, learning)
-            if learns and allocator == "lagrangian"
-            else 0,
+            gradients=gradients if measures or allocator != "uniform" else 0,
+            sensitivity=sensitivity if measures else 0,
+            check=check if measures else 0,
+            trial_compression=min(TRIAL_CALIBRATION, sensitivity) if compares_plans else 0,
         )
 
 
-def spots(layers: int) -> tuple[int, ...]:
-    """Layers whose modules are cut for trial."""
-    return tuple(sorted({*range(0, layers, SPOT_DISTANCE), layers - 1}))
+def trial_layers(layers: int) -> tuple[int, ...]:
+    """Return the indices of the layers whose modules are cut for trial."""
+    return tuple(sorted({*range(0, layers, TRIAL_LAYER_DISTANCE), layers - 1}))
 
 
-def stream_layers(layers: int) -> int:
-    """Layers that the dense check stream and all trials pass, added up."""
-    return layers + sum(TRIALS_A_SPOT * (layers - spot) for spot in spots(layers))
+def check_layer_passes(layers: int) -> int:
+    """Count the layers that a check sequence passes, densely and in all trial cuts."""
+    return layers + sum(TRIALS_PER_LAYER * (layers - layer) for layer in trial_layers(layers))
 
 
 _BENCHMARK_TOKENS = 2 * 3 * (256 + 32)
-"""Both models, three repeats, prompt and answer."""
+"""Tokens of the speed benchmark: two models, three repeats, prompt and decoded tokens."""
 
 _LOAD_NEW_TOKENS, _LOAD_RUNS = 32, 2 * 7
-"""Of a load of the grid: both models warm up, are timed five times, and once for their memory."""
+"""Decoded tokens and runs of one load: each model warms up, is timed five times, and runs once
+more for its memory."""
 
 _TRIAL_PASSES = 4
-"""Dense, pruned and sliced, on either stream."""
+"""Passes of a trial compression through a layer: dense (on both hidden states), pruned, sliced."""
 
 _TRAINING_PASSES = {"ce": 3, "distill": 4}
-"""Forward, backward and what adapters add; the teacher's forward."""
+"""Passes of a training step: forward, backward and the adapters' share; distill adds the teacher's
+forward pass."""
 
-_READING = 100_000
-"""Parameters that a token could have passed in the time that reading one takes, roughly: so that
-rates of jobs that read and of jobs that let the model write are of one kind."""
+_READ_PARAMETERS = 100_000
+"""Parameters that one token could have passed in the time it takes to read a token, roughly.
+
+Makes the rates of jobs that read text comparable to those of jobs whose model writes it.
+"""
 _EXAMPLE_TOKENS = 200
-"""Of a task's example: four answers of some 50 tokens, as ARC and HellaSwag have them. How many
-examples there are is known only where they are limited."""
+"""Tokens of a task example: four answers of some 50 tokens, as in ARC and HellaSwag. The number of
+examples is known only where it is limited."""
 
 
 def stage_work(
@@ -87,22 +91,23 @@ def stage_work(
     compression: CompressionConfig,
     evaluation: EvaluationConfig | None,
 ) -> dict[Stage, float]:
-    """Tokens times parameters where tokens pass the model; parameters where only weights move.
+    """Estimate the work of each stage.
 
-    Stages that are not in it are not worth predicting.
+    The unit is tokens times parameters where tokens pass the model, and parameters where only
+    weights are copied. Stages too short to be worth predicting are left out.
 
     Args:
-        params: weights of all layers.
-        layers: of the dense model; trials pass those behind them.
-        compression: what is asked for.
-        evaluation: what is measured, if anything.
+        params: number of weights in all layers.
+        layers: number of decoder layers of the dense model.
+        compression: settings of the compression.
+        evaluation: settings of the evaluation; None without one.
     """
     calibration = compression.calibration
     tokens = calibration.samples * calibration.sequence_length
     written = sum(part.tokens for part in calibration.parts() if part.source in WRITTEN)
     work = {
         Stage.LOAD: float(params),
-        Stage.CALIBRATE: float(written) * params + float(tokens - written) * _READING,
+        Stage.CALIBRATE: float(written) * params + float(tokens - written) * _READ_PARAMETERS,
         Stage.ALLOCATE: _estimator_tokens(layers, compression) * params,
         Stage.COMPRESS: float(tokens) * params,
         Stage.VERIFY: float(params),
@@ -113,27 +118,31 @@ def stage_work(
         passes = _TRAINING_PASSES[compression.recover.loss]
         work[Stage.RECOVER] = float(passes * compression.recover.max_tokens) * params
     if evaluation is not None:
-        # Both models score every text; the dense one has to write some of them first.
-        passes = sum(3 if text in WRITTEN else 2 for text in evaluation.perplexity)
-        scored = passes * evaluation.max_tokens
-        benchmark = _BENCHMARK_TOKENS if evaluation.benchmark else 0
-        loads = sum(
-            one.batch_size * (one.context_length + _LOAD_NEW_TOKENS)
-            for one in evaluation.speed_grid
-        )
-        examples = len(evaluation.tasks) * (evaluation.task_limit or 0)
-        tokens = scored + benchmark + _LOAD_RUNS * loads + 2 * _EXAMPLE_TOKENS * examples
-        work[Stage.EVALUATE] = float(tokens) * params
+        work[Stage.EVALUATE] = float(_evaluation_tokens(evaluation)) * params
     return work
 
 
+def _evaluation_tokens(evaluation: EvaluationConfig) -> int:
+    """Count the tokens that pass a model in the evaluation."""
+    # Both models score every text; the dense one has to write some of them first.
+    passes = sum(3 if text in WRITTEN else 2 for text in evaluation.perplexity)
+    scored = passes * evaluation.max_tokens
+    benchmark = _BENCHMARK_TOKENS if evaluation.benchmark else 0
+    loads = sum(
+        point.batch_size * (point.context_length + _LOAD_NEW_TOKENS)
+        for point in evaluation.speed_grid
+    )
+    examples = len(evaluation.tasks) * (evaluation.task_limit or 0)
+    return scored + benchmark + _LOAD_RUNS * loads + 2 * _EXAMPLE_TOKENS * examples
+
+
 def _estimator_tokens(layers: int, compression: CompressionConfig) -> float:
-    """Tokens that pass all layers, or as many of them as come to the same."""
+    """Count the tokens that pass all layers before the compression, in equivalent full passes."""
     parts = EstimatorSequences.of(compression)
-    trials = parts.check * stream_layers(layers) / layers
+    trials = parts.check * check_layer_passes(layers) / layers
     free_shapes = compression.target != "research"
     plans = (TRIAL_PLANS + free_shapes) * (
         _TRIAL_PASSES * parts.trial_compression + parts.check * bool(parts.trial_compression)
     )
-    sequences = 3 * parts.gradients + parts.learning + trials + plans
+    sequences = 3 * parts.gradients + parts.sensitivity + trials + plans
     return sequences * compression.calibration.sequence_length

@@ -1,1 +1,1 @@
-"""What a compression did to quality and speed, and whether the files on disk tell the truth."""
+"""Quality and speed of both models, and verification of the files on disk."""

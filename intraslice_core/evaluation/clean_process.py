@@ -1,4 +1,4 @@
-"""A program in a process that starts elsewhere: isolated, offline and with empty caches."""
+"""Subprocess for one program: isolated, offline and with empty caches."""
 
 from __future__ import annotations
 
@@ -10,69 +10,79 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import intraslice_core
 from intraslice_core.device import unbound_environment
 from intraslice_core.errors import CompressionCancelledError, IntraSliceError
 from intraslice_core.progress import CancellationCheck
 
-OUR_PLACE = Path(intraslice_core.__file__).resolve().parents[1]
-"""What holds our packages, for programs that are to find them."""
+PACKAGES_DIRECTORY = Path(intraslice_core.__file__).resolve().parents[1]
+"""Directory that holds our packages, for programs that import them."""
 
 _TIMEOUT_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class CleanProcess:
-    """A program, to be asked once.
+    """Program to run once, with JSON input and output.
 
-    It is called with `arguments`, then the paths of a file with the question and of one for the
-    answer, both JSON, then with `more`.
+    Its command line is `arguments`, the path of the request file, the path of the reply file, and
+    `extra_arguments`.
     """
 
     program: str
     arguments: Sequence[str]
-    fails: Callable[[str], IntraSliceError]
-    """The error to raise, from the reason in one line."""
-    more: Sequence[str] = ()
+    make_error: Callable[[str], IntraSliceError]
+    """Function that makes the error to raise from a reason of one line."""
+    extra_arguments: Sequence[str] = ()
 
-    def ask(self, question: Any, should_cancel: CancellationCheck) -> Any:
-        """Its answer.
+    def run(self, request: Any, should_cancel: CancellationCheck) -> Any:
+        """Run the program and return its reply.
 
         Raises:
-            IntraSliceError: `fails`, if there is none.
-            CompressionCancelledError: if asked to stop; the process is ended.
+            IntraSliceError: made by `make_error`, if the program fails or exceeds the time limit.
+            CompressionCancelledError: if the run is cancelled; the process is ended.
         """
         with tempfile.TemporaryDirectory(prefix="intraslice-process-") as folder:
-            place = Path(folder)
-            questions, answers, log = (place / name for name in ("question", "answer", "log"))
-            questions.write_text(json.dumps(question))
-            command = [self.program, *self.arguments, str(questions), str(answers), *self.more]
+            directory = Path(folder)
+            request_file, reply_file, log = (
+                directory / name for name in ("request", "reply", "log")
+            )
+            request_file.write_text(json.dumps(request))
             with log.open("wb") as stream:
-                process = subprocess.Popen(
-                    [sys.executable, "-I", *command],
-                    cwd=place,
-                    env={**unbound_environment(), "HF_HOME": folder, "HF_HUB_OFFLINE": "1"},
-                    stdin=subprocess.DEVNULL,
-                    stdout=stream,
-                    stderr=stream,
-                )
+                process = self._start(directory, [str(request_file), str(reply_file)], stream)
                 self._wait(process, should_cancel)
             if process.returncode != 0:
                 lines = log.read_text(errors="replace").strip().splitlines()
-                raise self.fails(lines[-1] if lines else f"exit code {process.returncode}")
-            return json.loads(answers.read_text())
+                raise self.make_error(lines[-1] if lines else f"exit code {process.returncode}")
+            return json.loads(reply_file.read_text())
+
+    def _start(
+        self, directory: Path, files: Sequence[str], log: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
+        """Start the program in the directory, which also serves as its empty cache."""
+        command = [self.program, *self.arguments, *files, *self.extra_arguments]
+        return subprocess.Popen(
+            [sys.executable, "-I", *command],
+            cwd=directory,
+            env={**unbound_environment(), "HF_HOME": str(directory), "HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
 
     def _wait(self, process: subprocess.Popen[bytes], should_cancel: CancellationCheck) -> None:
-        """Wait for its end, cancellation or the time limit; never leave it running."""
+        """Wait for the end, a cancellation or the time limit; never leave the process running."""
         deadline = time.monotonic() + _TIMEOUT_SECONDS
         try:
             while process.poll() is None:
                 if should_cancel():
                     raise CompressionCancelledError("cancelled")
                 if time.monotonic() > deadline:
-                    raise self.fails(f"no answer within {_TIMEOUT_SECONDS:.0f} seconds")
+                    raise self.make_error(
+                        f"the process did not finish within {_TIMEOUT_SECONDS:.0f} seconds"
+                    )
                 time.sleep(0.05)
         finally:
             if process.poll() is None:

@@ -1,4 +1,7 @@
-"""Dense against compressed: quality first, one model in memory at a time, then speed."""
+"""Comparison of the dense and the compressed model: quality, then speed.
+
+Quality needs one model in memory at a time, speed needs both.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from intraslice_core.config import EvaluationConfig, GateConfig
 from intraslice_core.device import keeps_few_kernels
 from intraslice_core.errors import MeasurementError, NumericalError, QualityGateError
 from intraslice_core.evaluation import speed_process
-from intraslice_core.evaluation.clean_process import OUR_PLACE, CleanProcess
+from intraslice_core.evaluation.clean_process import PACKAGES_DIRECTORY, CleanProcess
 from intraslice_core.evaluation.continuations import continuations
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.overlap import SeenNgrams
@@ -49,50 +52,48 @@ from intraslice_core.text_sources import WRITTEN
 
 _TOKENS_AT_ONCE = 4096
 _PERPLEXITY_SHARE = 0.9
-"""Part of the evaluation's progress that perplexity takes when speed is measured too."""
+"""Share of the evaluation's progress that scoring takes when speed is measured too."""
 
-_BETTER = "ask for a lower ratio or more calibration text"
+_GATE_HINT = "request a lower ratio or more calibration text"
 
-
-@dataclass(kw_only=True)
-class DenseScores:
-    """What a dense model has written and scored, for the next comparison with the same settings.
-
-    Whoever keeps it compares with one dense model only.
-    """
-
-    key: str = ""
-    texts: dict[str, Tensor] = field(default_factory=dict)
-    results: dict[str, PerplexityResult] = field(default_factory=dict)
-    tasks: tuple[TaskScore, ...] = ()
-    continuations: tuple[str, ...] = ()
-
-    def knows(self, key: str) -> bool:
-        """Whether all of it was measured with these settings; else it is empty afterwards."""
-        if self.key != key:
-            self.key, self.texts, self.results, self.tasks = key, {}, {}, ()
-            self.continuations = ()
-        return bool(self.results or self.tasks or self.continuations)
+_Report = Callable[[str, float], None]
+"""Callback for progress: a message and a fraction in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelScores:
-    """What one model has scored: perplexities by text, and tasks."""
+    """Scores of one model: perplexities by text, tasks, and continuations of the prompts."""
 
     perplexity: dict[str, PerplexityResult]
     tasks: tuple[TaskScore, ...]
+    continuations: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True)
+class DenseScores:
+    """Cache of one dense model's texts and scores, for comparisons with the same settings."""
+
+    key: str = ""
+    texts: dict[str, Tensor] = field(default_factory=dict)
+    scores: ModelScores | None = None
+
+    def get(self, key: str) -> ModelScores | None:
+        """Return the scores measured with these settings; clear the cache if there are none."""
+        if self.key != key:
+            self.key, self.texts, self.scores = key, {}, None
+        return self.scores
 
 
 @dataclass(frozen=True, kw_only=True)
 class Materials:
-    """What the comparison needs beside its settings, where somebody has it."""
+    """Optional inputs of a comparison, for callers that already have them."""
 
     tasks: OpenedTasks | None = None
-    """The settings' tasks; opened here if they are not given."""
+    """Opened tasks of the settings; opened here if not given."""
     calibration: Tensor | None = None
-    """The compression's sequences, (samples, sequence_length): what the texts may share with it."""
-    known: DenseScores | None = None
-    """What an earlier comparison found out about the dense model; kept for the next."""
+    """Calibration sequences, (samples, sequence_length); texts are checked for overlap with it."""
+    dense_scores: DenseScores | None = None
+    """Cache of the dense model's scores, read and filled."""
 
 
 NO_MATERIALS = Materials()
@@ -111,59 +112,48 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
 ) -> EvaluationReport:
     """Measure both models on the same tokens and the same machine.
 
-    The dense model writes the texts that are a model's own, once, and both are scored on them.
+    The dense model writes the texts `self` and `chat` once, and both models are scored on them.
     Progress fractions are of the evaluation, in [0, 1].
 
     Raises:
         QualityGateError: if the compressed model is worse than the gate allows.
-        CalibrationSourceError: if a text cannot be read, or only the dense model could write it.
+        CalibrationSourceError: if a text cannot be read or written.
         TaskError: if a task cannot be measured.
         MeasurementError: if the speed cannot be measured.
-        CompressionCancelledError: if asked to stop.
+        CompressionCancelledError: if the run is cancelled.
     """
-    share = _PERPLEXITY_SHARE if config.benchmark or config.speed_grid else 1.0
-    tasks = materials.tasks or open_asked_for(config)
-    dense = materials.known or DenseScores()
-    if not dense.knows(_settings_key(config, dtype)):
-        report = _announcer(on_progress, 0, share / 2)
-        texts = _load_texts(
-            dense_dir, [one for one in config.perplexity if one not in WRITTEN], config
-        )
-        model = load_model(dense_dir, dtype=dtype, device=device)
-        dense.texts = texts | _write_texts(model, dense_dir, config, report, should_cancel)
-        dense.results = _score(model, dense.texts, config, report, should_cancel)
-        dense.tasks = _score_tasks(model, dense_dir, tasks, report, should_cancel)
-        dense.continuations = _continue(model, dense_dir, config, should_cancel)
-        del model
-    report = _announcer(on_progress, 1, share / 2)
-    model = load_model(compressed_dir, dtype=dtype, device=device)
-    results = _score(model, dense.texts, config, report, should_cancel)
-    scored = _score_tasks(model, compressed_dir, tasks, report, should_cancel)
-    continued = _continue(model, compressed_dir, config, should_cancel)
-    del model
-    perplexities = _compare_texts(config, dense, results, materials.calibration)
-    compared = _compare_tasks(dense.tasks, scored)
+    measures_speed = config.benchmark or bool(config.speed_grid)
+    share = (_PERPLEXITY_SHARE if measures_speed else 1.0) / 2
+    scorer = _Scorer(
+        config=config,
+        tasks=materials.tasks or open_requested_tasks(config),
+        dtype=dtype,
+        device=device,
+        should_cancel=should_cancel,
+    )
+    cache = materials.dense_scores or DenseScores()
+    dense = cache.get(_settings_key(config, dtype))
+    if dense is None:
+        dense = scorer.score_dense(dense_dir, cache, _progress_of(on_progress, 0, share))
+    report = _progress_of(on_progress, 1, share)
+    compressed = scorer.score_compressed(compressed_dir, cache.texts, report)
+    perplexities = _compare_texts(config, cache.texts, (dense, compressed), materials.calibration)
+    tasks = _compare_tasks(dense.tasks, compressed.tasks)
     if config.gate is not None:
-        check_gate(perplexities, compared, config.gate)
+        check_gate(perplexities, tasks, config.gate)
     speed: SpeedReport | None = None
     loads: tuple[LoadReport, ...] = ()
-    if config.benchmark or config.speed_grid:
-        speed, loads = _compare_speeds(
-            dense_dir, compressed_dir, config, (dtype, device), should_cancel
-        )
-    on_progress(ProgressEvent(stage=Stage.EVALUATE, message="evaluated", fraction=1.0))
+    if measures_speed:
+        directories = (dense_dir, compressed_dir)
+        speed, loads = _compare_speeds(*directories, config, (dtype, device), should_cancel)
+    on_progress(ProgressEvent(stage=Stage.EVALUATE, message="evaluation finished", fraction=1.0))
     return EvaluationReport(
         config=config,
         perplexity=perplexities,
-        tasks=compared,
+        tasks=tasks,
         speed=speed,
         speed_grid=loads,
-        continuations=tuple(
-            ContinuationComparison(prompt=prompt, dense=before, compressed=after)
-            for prompt, before, after in zip(
-                config.prompts, dense.continuations, continued, strict=True
-            )
-        ),
+        continuations=_pair_continuations(config, dense, compressed),
     )
 
 
@@ -177,31 +167,37 @@ def evaluate_one(
     on_progress: ProgressListener = ignore_progress,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> ModelScores:
-    """One model's perplexity, by text, and its scores in the settings' tasks.
+    """Measure one model's perplexity on every text and its scores in the requested tasks.
 
     Raises:
         CalibrationSourceError: if a text cannot be read, or only the dense model could write it.
         TaskError: if a task cannot be measured.
-        CompressionCancelledError: if asked to stop.
+        CompressionCancelledError: if the run is cancelled.
     """
-    opened = tasks or open_asked_for(config)
+    scorer = _Scorer(
+        config=config,
+        tasks=tasks or open_requested_tasks(config),
+        dtype=dtype,
+        device=device,
+        should_cancel=should_cancel,
+    )
     texts = _load_texts(directory, config.perplexity, config)
-    model = load_model(directory, dtype=dtype, device=device)
+    model = scorer.load(directory)
 
-    def report(what: str, fraction: float) -> None:
-        on_progress(ProgressEvent(stage=Stage.EVALUATE, message=what, fraction=fraction))
+    def report(message: str, fraction: float) -> None:
+        on_progress(ProgressEvent(stage=Stage.EVALUATE, message=message, fraction=fraction))
 
     return ModelScores(
-        perplexity=_score(model, texts, config, report, should_cancel),
-        tasks=_score_tasks(model, directory, opened, report, should_cancel),
+        perplexity=scorer.score_texts(model, texts, report),
+        tasks=scorer.score_tasks(model, directory, report),
     )
 
 
-def open_asked_for(config: EvaluationConfig) -> OpenedTasks | None:
-    """The settings' tasks with their examples; None where there are none.
+def open_requested_tasks(config: EvaluationConfig) -> OpenedTasks | None:
+    """Open the settings' tasks and read their examples; return None without tasks.
 
     Raises:
-        TaskError: if one cannot be measured.
+        TaskError: if a task cannot be measured.
     """
     return open_tasks(config.tasks, limit=config.task_limit) if config.tasks else None
 
@@ -211,10 +207,10 @@ def check_gate(
     tasks: tuple[TaskComparison, ...],
     gate: GateConfig,
 ) -> None:
-    """Refuse a result that is worse than allowed on any text or in any task.
+    """Raise if the result is worse than the gate allows on any text or in any task.
 
     Raises:
-        QualityGateError: naming the text or the task, the ratio and the limit.
+        QualityGateError: with the text or the task, the ratio and the limit.
     """
     for text in perplexities:
         _check_text(text, gate.max_perplexity_ratio)
@@ -222,54 +218,123 @@ def check_gate(
         _check_task(task, gate.min_task_ratio)
 
 
-def _check_text(text: PerplexityComparison, most: float | None) -> None:
+def _check_text(text: PerplexityComparison, limit: float | None) -> None:
     # Written so that NaN fails too.
-    if most is not None and not text.ratio <= most:
+    if limit is not None and not text.ratio <= limit:
         raise QualityGateError(
-            f"perplexity on {text.text} grew {text.ratio:.3f} times "
-            f"({text.dense:.2f} to {text.compressed:.2f}), the gate allows {most:.3f}",
-            hint=_BETTER,
+            f"perplexity on {text.text} is {text.ratio:.3f} times the dense model's "
+            f"({text.dense:.2f} to {text.compressed:.2f}); the gate allows at most {limit:.3f}",
+            hint=_GATE_HINT,
         )
 
 
-def _check_task(task: TaskComparison, least: float | None) -> None:
-    if least is not None and not task.ratio >= least:
+def _check_task(task: TaskComparison, limit: float | None) -> None:
+    if limit is not None and not task.ratio >= limit:
         raise QualityGateError(
-            f"{task.task} keeps {task.ratio:.3f} of its {task.metric} "
-            f"({task.dense:.3f} to {task.compressed:.3f}), the gate asks for {least:.3f}",
-            hint=_BETTER,
+            f"{task.task} retains {task.ratio:.3f} of its {task.metric} "
+            f"({task.dense:.3f} to {task.compressed:.3f}); the gate requires at least {limit:.3f}",
+            hint=_GATE_HINT,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scorer:
+    """Scoring of models with the same settings."""
+
+    config: EvaluationConfig
+    tasks: OpenedTasks | None
+    dtype: str
+    device: str
+    should_cancel: CancellationCheck
+
+    def load(self, directory: Path) -> PreTrainedModel:
+        return load_model(directory, dtype=self.dtype, device=self.device)
+
+    def score_dense(self, directory: Path, cache: DenseScores, report: _Report) -> ModelScores:
+        """Load and write the texts, score the dense model on them, and fill the cache."""
+        sources = [source for source in self.config.perplexity if source not in WRITTEN]
+        texts = _load_texts(directory, sources, self.config)
+        model = self.load(directory)
+        cache.texts = texts | self._write_texts(model, directory, report)
+        cache.scores = self._score(model, directory, cache.texts, report)
+        return cache.scores
+
+    def score_compressed(
+        self, directory: Path, texts: dict[str, Tensor], report: _Report
+    ) -> ModelScores:
+        """Load the compressed model and score it on the dense model's texts."""
+        return self._score(self.load(directory), directory, texts, report)
+
+    def _score(
+        self, model: PreTrainedModel, directory: Path, texts: dict[str, Tensor], report: _Report
+    ) -> ModelScores:
+        return ModelScores(
+            perplexity=self.score_texts(model, texts, report),
+            tasks=self.score_tasks(model, directory, report),
+            continuations=continuations(
+                model,
+                _tokenizer(directory),
+                self.config.prompts,
+                should_cancel=self.should_cancel,
+            ),
+        )
+
+    def _write_texts(
+        self, dense: PreTrainedModel, directory: Path, report: _Report
+    ) -> dict[str, Tensor]:
+        """Let the dense model write its texts; return their tokens by source."""
+        texts = {}
+        for source in dict.fromkeys(self.config.perplexity):
+            if source in WRITTEN:
+                report(f"writing {source}", 0.0)
+                texts[source] = written_tokens(
+                    source,
+                    dense,
+                    _tokenizer(directory),
+                    max_tokens=self.config.max_tokens,
+                    context_length=self.config.context_length,
+                    should_cancel=self.should_cancel,
+                )
+        return texts
+
+    def score_texts(
+        self, model: PreTrainedModel, texts: dict[str, Tensor], report: _Report
+    ) -> dict[str, PerplexityResult]:
+        """Compute the model's perplexity on every text."""
+        results = {}
+        for index, (source, tokens) in enumerate(texts.items()):
+
+            def on_part(fraction: float, index: int = index, source: str = source) -> None:
+                report(f"perplexity on {source}", (index + fraction) / len(texts))
+
+            results[source] = perplexity(
+                model,
+                tokens,
+                context_length=self.config.context_length,
+                batch_size=max(1, _TOKENS_AT_ONCE // self.config.context_length),
+                on_progress=on_part,
+                should_cancel=self.should_cancel,
+            )
+        return results
+
+    def score_tasks(
+        self, model: PreTrainedModel, directory: Path, report: _Report
+    ) -> tuple[TaskScore, ...]:
+        """Compute the model's scores in all tasks; their progress is not known."""
+        if self.tasks is None:
+            return ()
+        report("tasks", 1.0)
+        return score_tasks(
+            model, _tokenizer(directory), self.tasks, should_cancel=self.should_cancel
         )
 
 
 def _load_texts(
     directory: Path, sources: Iterable[str], config: EvaluationConfig
 ) -> dict[str, Tensor]:
-    """Held-out tokens of every text, by its name."""
+    """Return the held-out tokens of every text by its source."""
     tokenizer = _tokenizer(directory)
     return {source: evaluation_tokens(source, tokenizer, config.max_tokens) for source in sources}
-
-
-def _write_texts(
-    dense: PreTrainedModel,
-    directory: Path,
-    config: EvaluationConfig,
-    report: Callable[[str, float], None],
-    should_cancel: CancellationCheck,
-) -> dict[str, Tensor]:
-    """Tokens of the texts that the dense model writes, by their names."""
-    texts = {}
-    for source in dict.fromkeys(config.perplexity):
-        if source in WRITTEN:
-            report(f"{source}: it writes first", 0.0)
-            texts[source] = written_tokens(
-                source,
-                dense,
-                _tokenizer(directory),
-                max_tokens=config.max_tokens,
-                context_length=config.context_length,
-                should_cancel=should_cancel,
-            )
-    return texts
 
 
 def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -277,27 +342,28 @@ def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def _settings_key(config: EvaluationConfig, dtype: str) -> str:
-    """Everything that decides what the dense model writes and scores."""
-    asked = config.model_dump(exclude={"benchmark", "speed_grid", "gate"}, mode="json")
-    return f"{asked} {dtype}"
+    """Return all settings on which the dense model's texts and scores depend."""
+    settings = config.model_dump(exclude={"benchmark", "speed_grid", "gate"}, mode="json")
+    return f"{settings} {dtype}"
 
 
 def _compare_texts(
     config: EvaluationConfig,
-    dense: DenseScores,
-    results: dict[str, PerplexityResult],
+    texts: dict[str, Tensor],
+    scores: tuple[ModelScores, ModelScores],
     calibration: Tensor | None,
 ) -> tuple[PerplexityComparison, ...]:
-    """Both models' perplexities, and how much of each text calibration has seen."""
+    """Compare both models' perplexities and compute each text's overlap with the calibration."""
+    dense, compressed = (model.perplexity for model in scores)
     seen = None if calibration is None else SeenNgrams(calibration.cpu().numpy())
     return tuple(
         PerplexityComparison(
             text=source,
             context_length=config.context_length,
-            tokens=results[source].tokens_scored,
-            dense=dense.results[source].perplexity,
-            compressed=results[source].perplexity,
-            calibration_overlap=seen and seen.fraction_of(dense.texts[source].cpu().numpy()),
+            tokens=compressed[source].tokens_scored,
+            dense=dense[source].perplexity,
+            compressed=compressed[source].perplexity,
+            calibration_overlap=seen and seen.fraction_of(texts[source].cpu().numpy()),
         )
         for source in dict.fromkeys(config.perplexity)
     )
@@ -306,91 +372,53 @@ def _compare_texts(
 def _compare_tasks(
     dense: tuple[TaskScore, ...], compressed: tuple[TaskScore, ...]
 ) -> tuple[TaskComparison, ...]:
-    """Both models' scores; what the dense model has no finite score in is left out.
+    """Compare both models' scores; skip metrics that are not finite for the dense model.
 
     Raises:
-        NumericalError: if only the compressed model has none.
+        NumericalError: if a metric is not finite for the compressed model only.
     """
-    found = {(one.task, one.metric): one for one in compressed}
-    lost = [one for one in dense if (one.task, one.metric) not in found]
-    if lost:
-        raise NumericalError(f"{lost[0].metric} of {lost[0].task} is not finite")
-    return tuple(
-        TaskComparison(
-            task=one.task,
-            metric=one.metric,
-            higher_is_better=one.higher_is_better,
-            examples=one.examples,
-            shots=one.shots,
-            dense=one.value,
-            compressed=found[one.task, one.metric].value,
-            dense_stderr=one.stderr,
-            compressed_stderr=found[one.task, one.metric].stderr,
+    by_metric = {(score.task, score.metric): score for score in compressed}
+    missing = [score for score in dense if (score.task, score.metric) not in by_metric]
+    if missing:
+        raise NumericalError(
+            f"the compressed model's {missing[0].metric} in task {missing[0].task} is not finite"
         )
-        for one in dense
+    return tuple(_pair_scores(score, by_metric[score.task, score.metric]) for score in dense)
+
+
+def _pair_scores(dense: TaskScore, compressed: TaskScore) -> TaskComparison:
+    return TaskComparison(
+        task=dense.task,
+        metric=dense.metric,
+        higher_is_better=dense.higher_is_better,
+        examples=dense.examples,
+        shots=dense.shots,
+        dense=dense.value,
+        compressed=compressed.value,
+        dense_stderr=dense.stderr,
+        compressed_stderr=compressed.stderr,
     )
 
 
-def _continue(
-    model: PreTrainedModel,
-    directory: Path,
-    config: EvaluationConfig,
-    should_cancel: CancellationCheck,
-) -> tuple[str, ...]:
-    tokenizer = _tokenizer(directory)
-    return continuations(model, tokenizer, config.prompts, should_cancel=should_cancel)
+def _pair_continuations(
+    config: EvaluationConfig, dense: ModelScores, compressed: ModelScores
+) -> tuple[ContinuationComparison, ...]:
+    outputs = zip(config.prompts, dense.continuations, compressed.continuations, strict=True)
+    return tuple(
+        ContinuationComparison(prompt=prompt, dense=before, compressed=after)
+        for prompt, before, after in outputs
+    )
 
 
-def _score_tasks(
-    model: PreTrainedModel,
-    directory: Path,
-    tasks: OpenedTasks | None,
-    report: Callable[[str, float], None],
-    should_cancel: CancellationCheck,
-) -> tuple[TaskScore, ...]:
-    """The model's scores in all tasks, of which nobody knows how long they take."""
-    if tasks is None:
-        return ()
-    report("tasks", 1.0)
-    return score_tasks(model, _tokenizer(directory), tasks, should_cancel=should_cancel)
-
-
-def _score(
-    model: PreTrainedModel,
-    texts: dict[str, Tensor],
-    config: EvaluationConfig,
-    report: Callable[[str, float], None],
-    should_cancel: CancellationCheck,
-) -> dict[str, PerplexityResult]:
-    """The model's perplexity on every text."""
-    results = {}
-    for index, (source, tokens) in enumerate(texts.items()):
-
-        def on_part(fraction: float, index: int = index, source: str = source) -> None:
-            report(f"perplexity on {source}", (index + fraction) / len(texts))
-
-        results[source] = perplexity(
-            model,
-            tokens,
-            context_length=config.context_length,
-            batch_size=max(1, _TOKENS_AT_ONCE // config.context_length),
-            on_progress=on_part,
-            should_cancel=should_cancel,
-        )
-    return results
-
-
-def _announcer(
-    on_progress: ProgressListener, index: int, share: float
-) -> Callable[[str, float], None]:
-    """Progress of the dense (0) or the compressed (1) model's scoring."""
+def _progress_of(on_progress: ProgressListener, index: int, share: float) -> _Report:
+    """Return a callback for the scoring progress of the dense (0) or the compressed (1) model."""
     name = ("dense", "compressed")[index]
 
-    def report(what: str, fraction: float) -> None:
+    def report(message: str, fraction: float) -> None:
         on_progress(
             ProgressEvent(
                 stage=Stage.EVALUATE,
-                message=f"{name} model: {what}",
+                message=f"{name} model: {message}",
                 fraction=share * (index + fraction),
             )
         )
@@ -405,7 +433,7 @@ def _compare_speeds(
     compute: tuple[str, str],
     should_cancel: CancellationCheck,
 ) -> tuple[SpeedReport | None, tuple[LoadReport, ...]]:
-    """In a process of its own where this one keeps few kernels."""
+    """Time both models, in a clean process where this process caches few compiled kernels."""
     dtype, device = compute
     if not keeps_few_kernels():
         return compare_speeds(
@@ -418,19 +446,19 @@ def _compare_speeds(
         )
     process = CleanProcess(
         program=speed_process.__file__,
-        arguments=[str(OUR_PLACE)],
-        fails=lambda reason: MeasurementError(f"the speed could not be measured: {reason}"),
+        arguments=[str(PACKAGES_DIRECTORY)],
+        make_error=lambda reason: MeasurementError(f"speed could not be measured: {reason}"),
     )
-    question = {
+    request = {
         "dense": str(dense_dir.resolve()),
         "compressed": str(compressed_dir.resolve()),
         "config": config.model_dump(mode="json"),
         "dtype": dtype,
         "device": device,
     }
-    found = process.ask(question, should_cancel)
-    speed = found["speed"]
+    reply = process.run(request, should_cancel)
+    speed = reply["speed"]
     return (
         speed and SpeedReport.model_validate(speed),
-        tuple(LoadReport.model_validate(one) for one in found["loads"]),
+        tuple(LoadReport.model_validate(load) for load in reply["loads"]),
     )

@@ -1,4 +1,4 @@
-"""How a model goes on with a prompt: for people who would rather read than count."""
+"""Greedy continuations of prompts, for readers who compare outputs by eye."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def continuations(
     *,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> tuple[str, ...]:
-    """The greedy continuation of each prompt, at most `NEW_TOKENS` tokens.
+    """Return the greedy continuation of each prompt, at most `NEW_TOKENS` tokens long.
 
     Raises:
-        CompressionCancelledError: if asked to stop, between prompts.
+        CompressionCancelledError: if the run is cancelled; checked before each prompt.
     """
-    found = []
+    texts = []
     for prompt in prompts:
         raise_if_cancelled(should_cancel)
-        given = tokenizer(prompt, return_tensors="pt").to(model.device)
+        inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
         generate: Any = model.generate
         with torch.inference_mode():
-            answer = generate(**given, max_new_tokens=NEW_TOKENS, do_sample=False)
-        text = tokenizer.decode(answer[0, given["input_ids"].shape[1] :], skip_special_tokens=True)
-        found.append(str(text))
-    return tuple(found)
+            output = generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        new_tokens = output[0, inputs["input_ids"].shape[1] :]
+        texts.append(str(tokenizer.decode(new_tokens, skip_special_tokens=True)))
+    return tuple(texts)

@@ -1,7 +1,7 @@
-"""What a model says to fixed prompts; also the program of a process that has none of our code.
+"""A model's answers to fixed prompts, and the program of a process without our packages.
 
-Run as a script this file must load a checkpoint as a stranger would: it imports nothing of ours,
-and makes sure that nothing else can.
+Run as a script, this file loads a checkpoint as third-party code would. It imports none of our
+packages and makes them unimportable for everything else in the process.
 """
 
 from __future__ import annotations
@@ -18,50 +18,53 @@ from torch import Tensor
 
 OUR_PACKAGES = ("intraslice_core", "app", "workers")
 POSITIONS = 4
-"""Last positions of a prompt whose log-probabilities are kept."""
+"""Number of last prompt positions whose log-probabilities are compared."""
 TOP = 16
-"""Likeliest tokens kept of each position."""
+"""Number of most likely tokens compared at each position."""
 GREEDY_TOKENS = 16
+"""Number of greedily decoded tokens compared per prompt."""
 
 
-class _OursRefused(MetaPathFinder):
-    """Comes first on the import path and refuses our packages, however they are installed."""
+class _BlockOurPackages(MetaPathFinder):
+    """First import finder, which blocks our packages however they are installed."""
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
-        """Refuse ours, leave the rest to others."""
+        """Raise for our packages and leave all others to the next finder."""
         del path, target
         if fullname.partition(".")[0] in OUR_PACKAGES:
-            raise ModuleNotFoundError(f"{fullname} is not for a stranger", name=fullname)
+            raise ModuleNotFoundError(
+                f"{fullname} is blocked: a checkpoint must load without our packages", name=fullname
+            )
 
 
 def observe(model: Any, prompt: list[int], candidates: list[list[int]] | None) -> dict[str, Any]:
-    """Log-probabilities after the last positions of a prompt, and the greedy continuation.
+    """Compute log-probabilities at the last positions of a prompt, and a greedy continuation.
 
     Args:
         model: a causal language model in evaluation mode.
         prompt: token ids.
-        candidates: per position the tokens to report; None takes the likeliest.
+        candidates: tokens to report at each position; None takes the most likely ones.
 
     Returns:
-        `candidates` and `log_probs` (positions, tokens), `greedy` tokens, and their `margins`:
-        by how much each beat the second best.
+        `candidates` and `log_probs` (positions, tokens), `greedy` tokens, and their `margins`: the
+        difference in log-probability to the second most likely token.
     """
     with torch.inference_mode():
         output = model(input_ids=_batch(model, prompt), use_cache=True)
         log_probs = _log_probs(output.logits[0, -POSITIONS:])
         top = min(TOP, log_probs.shape[-1])
-        wanted = log_probs.topk(top).indices if candidates is None else torch.tensor(candidates)
+        tokens = log_probs.topk(top).indices if candidates is None else torch.tensor(candidates)
         greedy, margins = _continue(model, output)
     return {
-        "candidates": wanted.tolist(),
-        "log_probs": log_probs.gather(-1, wanted).tolist(),
+        "candidates": tokens.tolist(),
+        "log_probs": log_probs.gather(-1, tokens).tolist(),
         "greedy": greedy,
         "margins": margins,
     }
 
 
 def _continue(model: Any, output: Any) -> tuple[list[int], list[float]]:
-    """Greedy tokens through the KV cache, and their lead over the second best."""
+    """Decode greedily with the KV cache; return the tokens and their margins."""
     greedy: list[int] = []
     margins: list[float] = []
     while True:
@@ -78,25 +81,25 @@ def _continue(model: Any, output: Any) -> tuple[list[int], list[float]]:
 
 
 def _batch(model: Any, tokens: list[int]) -> Tensor:
-    """(1, sequence) on the model's device."""
+    """Return the tokens as (1, sequence) on the model's device."""
     return torch.tensor([tokens], device=model.device)
 
 
 def _log_probs(logits: Tensor) -> Tensor:
-    """Log-softmax of (rows, vocabulary) in fp32 on the CPU."""
+    """Return the log-softmax of (rows, vocabulary) in fp32 on the CPU."""
     return torch.log_softmax(logits.float(), dim=-1).cpu()
 
 
-def _forget_ours() -> None:
-    """Make our packages unimportable, and prove it."""
+def _block_our_packages() -> None:
+    """Make our packages unimportable and check that they are."""
     sys.meta_path[:] = [
         finder
         for finder in sys.meta_path
         if not getattr(finder, "__module__", "").startswith("__editable__")
     ]
-    sys.meta_path.insert(0, _OursRefused())
+    sys.meta_path.insert(0, _BlockOurPackages())
     for name in OUR_PACKAGES:
-        assert name not in sys.modules, f"{name} was imported before the check began"
+        assert name not in sys.modules, f"{name} was imported before it was blocked"
         try:
             importlib.import_module(name)
         except ModuleNotFoundError:
@@ -104,39 +107,49 @@ def _forget_ours() -> None:
         raise AssertionError(f"{name} can be imported: the process is not clean")
 
 
-def _remember_ours(place: str) -> None:
-    """Let our packages in again, from the directory that holds them, and register our classes."""
-    sys.meta_path[:] = [one for one in sys.meta_path if not isinstance(one, _OursRefused)]
-    sys.path.insert(0, place)
+def _register_our_classes(packages_directory: str) -> None:
+    """Unblock our packages and register our model classes."""
+    sys.meta_path[:] = [
+        finder for finder in sys.meta_path if not isinstance(finder, _BlockOurPackages)
+    ]
+    sys.path.insert(0, packages_directory)
     importlib.import_module("intraslice_core.modeling")
 
 
-def _brings_code(checkpoint: str) -> bool:
-    """Whether the configuration names model code beside it."""
+def _has_own_code(checkpoint: str) -> bool:
+    """Return whether the checkpoint's configuration names model code of its own."""
     config = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
     return "auto_map" in config
+
+
+def _load_model(checkpoint: str, dtype: str, *, trust_remote_code: bool) -> Any:
+    """Load the model and check that every weight was found and used."""
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        checkpoint,
+        trust_remote_code=trust_remote_code,
+        local_files_only=True,
+        dtype=getattr(torch, dtype),
+        output_loading_info=True,
+    )
+    model, loading = loaded
+    mismatches = {kind: sorted(names) for kind, names in loading.items() if names}
+    if mismatches:
+        raise ValueError(f"the weight files do not match the model: {mismatches}")
+    return model
 
 
 def _answer(
     checkpoint: str, reference: dict[str, Any], *, trust_remote_code: bool
 ) -> list[dict[str, Any]]:
-    """Load, answer every prompt; the tokenizer is asked too."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """Load model and tokenizer from the checkpoint and answer every prompt."""
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
         checkpoint, local_files_only=True, trust_remote_code=False
     )
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        checkpoint,
-        trust_remote_code=trust_remote_code,
-        local_files_only=True,
-        dtype=getattr(torch, reference["dtype"]),
-        output_loading_info=True,
-    )
-    model, loading = loaded
-    wrong = {kind: sorted(names) for kind, names in loading.items() if names}
-    if wrong:
-        raise ValueError(f"weights and model do not fit: {wrong}")
+    model = _load_model(checkpoint, reference["dtype"], trust_remote_code=trust_remote_code)
     model.to(reference["device"]).train(False)
     answers = []
     for entry in reference["prompts"]:
@@ -147,21 +160,22 @@ def _answer(
 
 
 def main() -> None:
-    """`fresh_process.py CHECKPOINT REFERENCE ANSWERS PLACE_OF_OURS`.
+    """Run `fresh_process.py CHECKPOINT REFERENCE ANSWERS PACKAGES_DIRECTORY`.
 
-    First with the checkpoint's own code, if it brings any, and none of ours; then, if it does,
-    with our package and none of the checkpoint's code.
+    The checkpoint is loaded without our packages, with its own code if it has any. A checkpoint
+    with its own code is then loaded again with our package and without that code.
     """
-    _forget_ours()
-    checkpoint, questions, answers, place = sys.argv[1:]
-    reference = json.loads(Path(questions).read_text())
-    own_code = _brings_code(checkpoint)
-    found = {"stranger": _answer(checkpoint, reference, trust_remote_code=own_code)}
-    assert not any(name in sys.modules for name in OUR_PACKAGES), "our code came in after all"
+    _block_our_packages()
+    checkpoint, reference_file, answers_file, packages_directory = sys.argv[1:]
+    reference = json.loads(Path(reference_file).read_text())
+    own_code = _has_own_code(checkpoint)
+    answers = {"checkpoint": _answer(checkpoint, reference, trust_remote_code=own_code)}
+    imported = [name for name in OUR_PACKAGES if name in sys.modules]
+    assert not imported, f"loading the checkpoint imported {imported}"
     if own_code:
-        _remember_ours(place)
-        found["package"] = _answer(checkpoint, reference, trust_remote_code=False)
-    Path(answers).write_text(json.dumps(found))
+        _register_our_classes(packages_directory)
+        answers["package"] = _answer(checkpoint, reference, trust_remote_code=False)
+    Path(answers_file).write_text(json.dumps(answers))
 
 
 if __name__ == "__main__":

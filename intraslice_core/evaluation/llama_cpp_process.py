@@ -1,6 +1,6 @@
-"""What a GGUF file says to fixed prompts; the program of a process that has none of our code.
+"""A GGUF file's answers to fixed prompts; the program of a process that imports none of our code.
 
-The keys and values it caches are float32: float16 ones flip greedy tokens that are nearly tied.
+The KV cache is float32, because a float16 cache flips greedy tokens that are nearly tied.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 _CONTEXT = 1024
 _CANDIDATES = 512
-"""Likeliest tokens asked for; those of the reference must be among them."""
+"""Number of most likely tokens requested; the reference's tokens must be among them."""
 
 
 def serve(file: str) -> Any:
-    """A server of the file within this process, on the CPU."""
+    """Start a llama.cpp server for the file within this process, on the CPU."""
     import xllamacpp  # type: ignore[import-untyped]
 
     settings = xllamacpp.CommonParams()
@@ -32,74 +32,78 @@ def serve(file: str) -> Any:
     return xllamacpp.Server(settings)
 
 
-def _likeliest(server: Any, prompt: list[int], harmless: int) -> dict[int, float]:
-    """Log-probabilities of the likeliest next tokens, the likeliest first.
+def _top_log_probs(server: Any, prompt: list[int], safe_token: int) -> dict[int, float]:
+    """Return the log-probabilities of the most likely next tokens, in descending order.
 
-    The server is made to choose `harmless`, which its reported probabilities do not show: of a
-    token that ends within a character it would report nothing.
+    A bias makes the server choose `safe_token`, without changing the probabilities it reports. The
+    server reports nothing for a chosen token that ends within a character.
+
+    Raises:
+        ValueError: if the server reports an error.
     """
-    answer = server.handle_completions(
+    response = server.handle_completions(
         {
             "prompt": prompt,
             "n_predict": 1,
             "temperature": 0.0,
             "n_probs": _CANDIDATES,
-            "logit_bias": [[harmless, 1e6]],
+            "logit_bias": [[safe_token, 1e6]],
             "cache_prompt": True,
         }
     )
-    if "error" in answer:
-        raise ValueError(str(answer["error"]))
-    (token,) = answer["choices"][0]["logprobs"]["content"]
-    return {one["id"]: float(one["logprob"]) for one in token["top_logprobs"]}
+    if "error" in response:
+        raise ValueError(f"llama.cpp reports an error: {response['error']}")
+    (position,) = response["choices"][0]["logprobs"]["content"]
+    return {token["id"]: float(token["logprob"]) for token in position["top_logprobs"]}
 
 
-def greedy(server: Any, prompt: list[int], tokens: int, harmless: int) -> list[int]:
-    """The greedy tokens after a prompt, each decoded on top of the cache."""
-    found: list[int] = []
-    while len(found) < tokens:
-        found.append(next(iter(_likeliest(server, [*prompt, *found], harmless))))
-    return found
+def greedy(server: Any, prompt: list[int], tokens: int, safe_token: int) -> list[int]:
+    """Decode greedily after a prompt, using the KV cache."""
+    decoded: list[int] = []
+    while len(decoded) < tokens:
+        decoded.append(next(iter(_top_log_probs(server, [*prompt, *decoded], safe_token))))
+    return decoded
 
 
 def tokens_of(server: Any, text: str) -> list[int]:
-    """As the file's own tokenizer reads a text; asked over the server's loopback address."""
+    """Tokenize a text with the file's own tokenizer, over the server's loopback address."""
     request = urllib.request.Request(
         f"{server.listening_address}/tokenize",
         data=json.dumps({"content": text, "add_special": True}).encode(),
         headers={"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=60) as response:
-        found: list[int] = json.load(response)["tokens"]
-    return found
+        tokens: list[int] = json.load(response)["tokens"]
+    return tokens
 
 
-def _answer(server: Any, entry: dict[str, Any], harmless: int) -> dict[str, Any]:
-    """Log-probabilities after the last positions, and the greedy tokens, of one prompt.
+def _answer(server: Any, entry: dict[str, Any], safe_token: int) -> dict[str, Any]:
+    """Compute log-probabilities at the last positions of one prompt, and its greedy tokens.
 
-    A token wanted that is not among the likeliest has minus infinity.
+    A candidate that is not among the most likely tokens gets minus infinity.
     """
     prompt: list[int] = entry["tokens"]
     rows = entry["candidates"]
+    ends = range(len(prompt) - len(rows) + 1, len(prompt) + 1)
     log_probs = []
-    for end, wanted in zip(range(len(prompt) - len(rows) + 1, len(prompt) + 1), rows, strict=True):
-        found = _likeliest(server, prompt[:end], harmless)
-        log_probs.append([found.get(token, float("-inf")) for token in wanted])
+    for end, candidates in zip(ends, rows, strict=True):
+        top = _top_log_probs(server, prompt[:end], safe_token)
+        log_probs.append([top.get(token, float("-inf")) for token in candidates])
     return {
         "tokens": tokens_of(server, entry["text"]),
         "log_probs": log_probs,
-        "greedy": greedy(server, prompt, len(entry["greedy"]), harmless),
+        "greedy": greedy(server, prompt, len(entry["greedy"]), safe_token),
     }
 
 
 def main() -> None:
-    """`llama_cpp_process.py FILE REFERENCE ANSWERS`."""
-    file, questions, answers = sys.argv[1:]
-    reference = json.loads(Path(questions).read_text())
+    """Run `llama_cpp_process.py FILE REFERENCE ANSWERS`."""
+    file, reference_file, answers_file = sys.argv[1:]
+    reference = json.loads(Path(reference_file).read_text())
     server = serve(file)
-    harmless = tokens_of(server, "a")[-1]
-    found = [_answer(server, entry, harmless) for entry in reference["prompts"]]
-    Path(answers).write_text(json.dumps(found))
+    safe_token = tokens_of(server, "a")[-1]
+    answers = [_answer(server, entry, safe_token) for entry in reference["prompts"]]
+    Path(answers_file).write_text(json.dumps(answers))
 
 
 if __name__ == "__main__":

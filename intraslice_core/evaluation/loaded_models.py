@@ -1,4 +1,4 @@
-"""A checkpoint as a model that is ready to run."""
+"""Loading of a checkpoint for inference."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from intraslice_core.device import resolve_device, resolve_dtype
 
 
 def load_model(directory: Path, *, dtype: str, device: str) -> PreTrainedModel:
-    """A dense or a compressed checkpoint, by our own registered classes, ready to run."""
+    """Load a dense or compressed checkpoint in evaluation mode, with our registered classes."""
     modeling.register()
-    place = resolve_device(device)
+    compute_device = resolve_device(device)
     settings = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         directory,
-        dtype=resolve_dtype(dtype, place, settings.dtype),
+        dtype=resolve_dtype(dtype, compute_device, settings.dtype),
         local_files_only=True,
         trust_remote_code=False,
     )
-    model.to(place)  # type: ignore[arg-type]
+    model.to(compute_device)  # type: ignore[arg-type]
     model.train(False)
     return model

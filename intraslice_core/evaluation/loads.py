@@ -1,7 +1,7 @@
-"""Speed, memory and cache of both models under several loads, in turns.
+"""Speed, peak memory and KV cache of both models under several loads.
 
-Under every load each model runs once to warm up, then both take turns, and last one run of each is
-watched for its memory, which would disturb a clock.
+Under every load each model runs once to warm up, then both alternate while they are timed. Peak
+memory is measured in a last run of each, because measuring it would disturb the timing.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from intraslice_core.evaluation.speed import compared_rates, compared_seconds, d
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
 from intraslice_core.reports.schema import BytesComparison, LoadReport
 
-_EVERY_SECONDS = 0.001
+_SAMPLING_SECONDS = 0.001
 
 
 class PeakMemory:
-    """Watches the block below a `with`.
+    """Context manager that measures the peak memory growth within its block.
 
-    On a GPU the allocator keeps count. On the CPU a thread reads the process's resident memory
-    every millisecond: counts that the kernel keeps cannot be set back without losing the peak that
-    the whole run reports.
+    On a GPU the allocator's statistics are read. On a CPU a thread samples the process's resident
+    memory every millisecond, because resetting the kernel's own peak would lose the peak that the
+    whole run reports.
 
     Args:
-        device: where the work is done.
+        device: compute device of the measured work.
     """
 
     growth: int
-    """Bytes, once the block has ended."""
+    """Peak growth in bytes; set when the block has ended."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._process = psutil.Process()
         self._ended = threading.Event()
-        self._watch = threading.Thread(target=self._sample, daemon=True)
-        self._before = self._most = 0
+        self._sampler = threading.Thread(target=self._sample_until_ended, daemon=True)
+        self._before = self._peak = 0
 
     def __enter__(self) -> Self:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before = torch.cuda.memory_allocated(self._device)
             return self
-        # Pages that earlier work has left behind would be taken again without being seen.
+        # Reused free pages of earlier work would not show as growth.
         return_free_memory()
-        self._before = self._most = self._process.memory_info().rss
-        self._watch.start()
+        self._before = self._peak = self._process.memory_info().rss
+        self._sampler.start()
         return self
 
     def __exit__(
@@ -66,24 +66,24 @@ class PeakMemory:
         _trace: TracebackType | None,
     ) -> None:
         if self._device.type == "cuda":
-            self._most = torch.cuda.max_memory_allocated(self._device)
+            self._peak = torch.cuda.max_memory_allocated(self._device)
         else:
             self._ended.set()
-            self._watch.join()
-            self._look()
-        self.growth = self._most - self._before
+            self._sampler.join()
+            self._sample()
+        self.growth = self._peak - self._before
+
+    def _sample_until_ended(self) -> None:
+        while not self._ended.wait(_SAMPLING_SECONDS):
+            self._sample()
 
     def _sample(self) -> None:
-        while not self._ended.wait(_EVERY_SECONDS):
-            self._look()
-
-    def _look(self) -> None:
-        self._most = max(self._most, self._process.memory_info().rss)
+        self._peak = max(self._peak, self._process.memory_info().rss)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadRun:
-    """One run: seconds of its phases, and bytes of keys and values for a token of a sequence."""
+    """Measurements of one run: seconds by phase, and KV cache bytes per token of a sequence."""
 
     prefill: float
     first_token: float
@@ -103,25 +103,25 @@ def compare_under_loads(
     """Measure both models under each load.
 
     Args:
-        dense: the model before.
-        compressed: the model after, on the same device.
-        points: the loads.
-        new_tokens: decoded behind the prompt, a sequence.
-        repeats: timed runs of each model under a load, at least 1.
-        should_cancel: asked before each run.
+        dense: the dense model.
+        compressed: the compressed model, on the same device.
+        points: loads to measure.
+        new_tokens: tokens decoded after the prompt, per sequence.
+        repeats: timed runs of each model per load, at least 1.
+        should_cancel: called before each run.
 
     Raises:
-        CompressionCancelledError: if asked to stop.
+        CompressionCancelledError: if the run is cancelled.
     """
     return tuple(
-        _compare_under(
+        _compare_under_load(
             (dense, compressed), point, new_tokens, repeats=repeats, should_cancel=should_cancel
         )
         for point in points
     )
 
 
-def _compare_under(
+def _compare_under_load(
     models: tuple[PreTrainedModel, PreTrainedModel],
     point: SpeedPoint,
     new_tokens: int,
@@ -129,34 +129,25 @@ def _compare_under(
     repeats: int,
     should_cancel: CancellationCheck,
 ) -> LoadReport:
-    runs: tuple[list[LoadRun], list[LoadRun]] = ([], [])
-    for repeat in range(-1, repeats):
-        # Who goes first alternates, so neither always finds the warmer cache.
-        for index in (0, 1) if repeat % 2 else (1, 0):
-            raise_if_cancelled(should_cancel)
-            run = run_load(models[index], point, new_tokens)
-            if repeat >= 0:
-                runs[index].append(run)
+    dense, compressed = _alternating_runs(models, point, new_tokens, repeats, should_cancel)
     peaks = []
     for model in models:
         raise_if_cancelled(should_cancel)
         peaks.append(peak_bytes(model, point, new_tokens))
-    dense, compressed = runs
-    sequences = point.batch_size
     return LoadReport(
-        batch_size=sequences,
+        batch_size=point.batch_size,
         context_length=point.context_length,
         new_tokens=new_tokens,
         repeats=repeats,
         prefill=compared_rates(
             [run.prefill for run in dense],
             [run.prefill for run in compressed],
-            sequences * point.context_length,
+            point.batch_size * point.context_length,
         ),
         decode=compared_rates(
             [run.decode for run in dense],
             [run.decode for run in compressed],
-            sequences * new_tokens,
+            point.batch_size * new_tokens,
         ),
         first_token=compared_seconds(
             [run.first_token for run in dense], [run.first_token for run in compressed]
@@ -168,14 +159,33 @@ def _compare_under(
     )
 
 
+def _alternating_runs(
+    models: tuple[PreTrainedModel, PreTrainedModel],
+    point: SpeedPoint,
+    new_tokens: int,
+    repeats: int,
+    should_cancel: CancellationCheck,
+) -> tuple[list[LoadRun], list[LoadRun]]:
+    """Run both models alternately; return the timed runs of each, without the warm-up."""
+    runs: tuple[list[LoadRun], list[LoadRun]] = ([], [])
+    for repeat in range(-1, repeats):
+        # The first model alternates, so that neither always profits from the warmer cache.
+        for index in (0, 1) if repeat % 2 else (1, 0):
+            raise_if_cancelled(should_cancel)
+            run = run_load(models[index], point, new_tokens)
+            if repeat >= 0:
+                runs[index].append(run)
+    return runs
+
+
 @torch.inference_mode()
 def run_load(model: PreTrainedModel, point: SpeedPoint, new_tokens: int) -> LoadRun:
-    """Read prompts, choose each sequence's first token, then decode given tokens one by one.
+    """Time the prefill, the first token of each sequence, and the decoding of given tokens.
 
     Args:
         model: a causal language model; its mode is restored.
-        point: how many prompts, and how long.
-        new_tokens: decoded behind each, at least 1.
+        point: number of prompts and their length.
+        new_tokens: tokens decoded after each prompt, at least 1.
     """
     tokens = _tokens(model, point, new_tokens)
     was_training = model.training
@@ -187,52 +197,56 @@ def run_load(model: PreTrainedModel, point: SpeedPoint, new_tokens: int) -> Load
 
 
 def _run(model: PreTrainedModel, tokens: Tensor, prompt: int) -> LoadRun:
-    """Both phases with (batch, prompt + new) tokens."""
-    started = _now(model)
+    """Time both phases with (batch, prompt + new) tokens."""
+    prefill_start = _now(model)
     output: Any = model(input_ids=tokens[:, :prompt], use_cache=True, logits_to_keep=1)
-    read = _now(model)
+    prefill_end = _now(model)
     output.logits[:, -1].argmax(-1).tolist()
-    answered = time.perf_counter()
+    first_token_end = time.perf_counter()
     cache = output.past_key_values
-    began = _now(model)
+    decode_start = _now(model)
     decode_given(model, tokens, prompt, cache)
-    ended = _now(model)
+    decode_end = _now(model)
     return LoadRun(
-        prefill=read - started,
-        first_token=answered - started,
-        decode=ended - began,
+        prefill=prefill_end - prefill_start,
+        first_token=first_token_end - prefill_start,
+        decode=decode_end - decode_start,
         cache_per_token=_cache_bytes(cache) / tokens.numel(),
     )
 
 
 def peak_bytes(model: PreTrainedModel, point: SpeedPoint, new_tokens: int) -> int:
-    """The weights, and the most that a run takes besides: activations, cache, logits."""
+    """Measure a run's peak memory in bytes: weights, activations, KV cache and logits."""
     with PeakMemory(model.device) as peak:
         run_load(model, point, new_tokens)
-    weights = {one.data_ptr(): one.nbytes for one in (*model.parameters(), *model.buffers())}
+    tensors = (*model.parameters(), *model.buffers())
+    weights = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
     return sum(weights.values()) + peak.growth
 
 
 def _cache_bytes(cache: Any) -> int:
-    """Of the tensors as they are: a window keeps fewer tokens, a removed attention none."""
-    kept = (
+    """Return the size of the cached tensors.
+
+    A sliding window caches fewer tokens, a removed attention none.
+    """
+    tensors = (
         tensor
         for layer in cache.layers
         for tensor in (layer.keys, layer.values)
         if tensor is not None
     )
-    return sum(tensor.nbytes for tensor in kept)
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _tokens(model: PreTrainedModel, point: SpeedPoint, new_tokens: int) -> Tensor:
-    """Any tokens, the same for every model of a vocabulary: (batch, context + new)."""
+    """Draw tokens, the same for every model with the same vocabulary: (batch, context + new)."""
     generator = torch.Generator().manual_seed(0)
     shape = (point.batch_size, point.context_length + new_tokens)
     return torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
 
 
 def _now(model: PreTrainedModel) -> float:
-    """Seconds, after all queued work is done."""
+    """Return the time in seconds after all queued work is done."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()

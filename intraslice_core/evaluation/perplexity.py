@@ -1,4 +1,4 @@
-"""Token-weighted perplexity over windows."""
+"""Token-weighted perplexity over non-overlapping windows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice_core.calibration import load_text, tokenise_documents, write_own_tokens
+from intraslice_core.calibration import generate_tokens, load_text, tokenise_documents
 from intraslice_core.config import CalibrationPart
 from intraslice_core.errors import CalibrationTooShortError, NumericalError
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
@@ -20,56 +20,62 @@ from intraslice_core.progress import CancellationCheck, never_cancelled, raise_i
 
 @dataclass(frozen=True, kw_only=True)
 class OutputHead:
-    """What a causal language model does behind its trunk."""
+    """Output head of a causal language model, with its logit soft cap."""
 
     head: nn.Linear
     cap: float | None
-    """Logits are squeezed below it; Gemma 2 has one."""
+    """Bound of the logits' soft cap, as in Gemma 2; None without one."""
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> OutputHead:
-        """Of a causal language model.
+        """Return the output head of a causal language model.
 
         Raises:
-            TypeError: if the model is none.
+            TypeError: if the model is not a causal language model.
         """
         head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         if head is None:
-            raise TypeError("the model has no output head: not a causal language model")
+            raise TypeError(
+                f"{type(model).__name__} has no output head: give a causal language model"
+            )
         return cls(head=head, cap=getattr(model.config, "final_logit_softcapping", None))
 
     def logits(self, rows: Tensor) -> Tensor:
-        """(rows, hidden_size) → (rows, vocabulary), float32."""
+        """Map (rows, hidden_size) to float32 logits (rows, vocabulary)."""
         logits: Tensor = self.head(rows).float()
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
 
 _LOGIT_ROWS = 1024
-"""Rows of logits in memory at once: 1024 rows of 128k words of fp32 are half a GB."""
+"""Rows of logits in memory at once: 1024 rows of 128k fp32 logits are half a GB."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityResult:
-    """`perplexity` is e to the `mean_nll` of the `tokens_scored` predicted tokens."""
+    """Perplexity of one text."""
 
     perplexity: float
+    """Exponential of `mean_nll`."""
     mean_nll: float
+    """Mean negative log-likelihood in nats per predicted token."""
     tokens_scored: int
+    """Number of predicted tokens."""
 
 
 def evaluation_tokens(source: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Tensor:
-    """The first tokens of the source's held-out part: (n,), int64, `n <= max_tokens`.
+    """Return the first tokens of a source's held-out part: (n,), int64, `n <= max_tokens`.
 
     Raises:
         CalibrationSourceError: if the source cannot be read.
-        CalibrationTooShortError: if there is no token to predict.
+        CalibrationTooShortError: if the text has fewer than two tokens.
     """
     documents = load_text(source, part="evaluation")
     tokens = tokenise_documents(documents, tokenizer, max_tokens=max_tokens)
     if len(tokens) < 2:
         raise CalibrationTooShortError(
-            f"{source} holds {len(tokens)} tokens, a perplexity needs 2",
+            f"the held-out part of {source} has {len(tokens)} tokens, perplexity needs at least 2",
             field="evaluation.perplexity",
+            hint="name a longer text",
         )
     return tokens
 
@@ -83,22 +89,23 @@ def written_tokens(
     context_length: int,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> Tensor:
-    """What the dense model writes under a source's name for evaluation; no calibration sees it.
+    """Let the dense model write the evaluation text of `self` or `chat`.
 
-    Written a window at a time, so that a window never begins in the middle of a text.
+    Calibration never uses this text. It is written window by window, so that no window begins in
+    the middle of a text.
 
     Returns:
         (n,), int64, `n <= max_tokens`.
 
     Raises:
-        CalibrationSourceError: if the model cannot be made to write.
-        CompressionCancelledError: if asked to stop.
+        CalibrationSourceError: if the model cannot write the source.
+        CompressionCancelledError: if the run is cancelled.
     """
     length = min(context_length, max_tokens)
     order = CalibrationPart(
         source=source, samples=max_tokens // length, sequence_length=length, seed=0
     )
-    return write_own_tokens(
+    return generate_tokens(
         model, tokenizer, order, part="evaluation", should_cancel=should_cancel
     ).flatten()
 
@@ -113,53 +120,62 @@ def perplexity(
     on_progress: Callable[[float], None] | None = None,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> PerplexityResult:
-    """Score every token but the first of each non-overlapping window.
+    """Score every token except the first of each non-overlapping window.
 
-    Log-softmax and sum are computed in fp32 and fp64, whatever the model's dtype.
+    The log-softmax is computed in fp32 and the sum in fp64, whatever the model's dtype.
 
     Args:
         model: a causal language model; its mode is restored.
         tokens: (n,), int64.
-        context_length: tokens a window; the last window may be shorter.
-        batch_size: windows a forward pass.
-        on_progress: told the fraction that is done, in [0, 1].
-        should_cancel: asked before each forward pass.
+        context_length: tokens per window; the last window may be shorter.
+        batch_size: windows per forward pass.
+        on_progress: called with the finished fraction, in [0, 1].
+        should_cancel: called before each forward pass.
 
     Raises:
         NumericalError: if the model's logits are not finite.
-        CompressionCancelledError: if asked to stop.
+        CompressionCancelledError: if the run is cancelled.
     """
     was_training = model.training
     model.train(False)
     total = torch.zeros((), dtype=torch.float64)
-    seen = scored = 0
+    processed = scored = 0
     try:
         for batch in _batches(tokens, context_length, batch_size):
             raise_if_cancelled(should_cancel)
             total += _summed_nll(model, batch.to(model.device))
             scored += batch.shape[0] * (batch.shape[1] - 1)
-            seen += batch.numel()
+            processed += batch.numel()
             if on_progress is not None:
-                on_progress(min(seen / len(tokens), 1.0))
+                on_progress(min(processed / len(tokens), 1.0))
     finally:
         model.train(was_training)
     return _result(total.item(), scored)
 
 
 def _result(total: float, scored: int) -> PerplexityResult:
-    """Mean and exponential, checked."""
+    """Compute mean and exponential.
+
+    Raises:
+        CalibrationTooShortError: if no token was predicted.
+        NumericalError: if the sum is not finite.
+    """
     if scored == 0:
-        raise CalibrationTooShortError("no window holds two tokens", field="evaluation.perplexity")
+        raise CalibrationTooShortError(
+            "no window of the text has two tokens, perplexity needs at least 2",
+            field="evaluation.perplexity",
+            hint="name a longer text",
+        )
     mean = total / scored
     if not math.isfinite(mean):
         raise NumericalError("the model's logits are not finite", module="output head")
-    # exp of a mean above 709 is no float; such a model is broken, not worth an OverflowError.
+    # exp(mean) overflows above 709; a model this bad is reported as infinity, not as an error.
     value = math.exp(mean) if mean < 700.0 else math.inf
     return PerplexityResult(perplexity=value, mean_nll=mean, tokens_scored=scored)
 
 
 def _batches(tokens: Tensor, context_length: int, batch_size: int) -> Iterator[Tensor]:
-    """Batches (batch, window) of whole windows, then the shorter rest if it predicts anything."""
+    """Yield batches (batch, window) of whole windows, then the shorter rest if it has 2 tokens."""
     whole = len(tokens) // context_length * context_length
     windows = tokens[:whole].view(-1, context_length)
     for start in range(0, len(windows), batch_size):
@@ -169,7 +185,7 @@ def _batches(tokens: Tensor, context_length: int, batch_size: int) -> Iterator[T
 
 
 def _summed_nll(model: PreTrainedModel, batch: Tensor) -> Tensor:
-    """Summed negative log-likelihood of (batch, window) tokens, fp64, on the CPU."""
+    """Sum the negative log-likelihood of (batch, window) tokens, in fp64 on the CPU."""
     trunk = model.base_model
     head = OutputHead.of(model)
     targets = batch[:, 1:].flatten()

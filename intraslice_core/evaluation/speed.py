@@ -1,7 +1,7 @@
-"""Tokens a second, dense and compressed side by side, whole and by part.
+"""Decode and prefill speed in tokens/s of both models, for the whole model and by part.
 
-Both models take turns inside each repeat, so a busy machine slows both; a ratio is the median
-of the repeats' ratios, not a ratio of medians.
+The models alternate within each repeat, so that a busy machine slows both. A ratio is the median of
+the repeats' ratios, not a ratio of medians.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from intraslice_core.reports.schema import (
 
 
 def compared_rates(dense: list[float], compressed: list[float], tokens: int) -> PhaseComparison:
-    """Seconds of the repeats, which are paired, as tokens/s."""
+    """Compare the tokens/s of paired repeats, given their seconds."""
     dense_rates = [tokens / seconds for seconds in dense]
     compressed_rates = [tokens / seconds for seconds in compressed]
     return PhaseComparison(
@@ -41,7 +41,7 @@ def compared_rates(dense: list[float], compressed: list[float], tokens: int) -> 
 
 
 def compared_seconds(dense: list[float], compressed: list[float]) -> SecondsComparison:
-    """Seconds of the repeats, which are paired."""
+    """Compare the seconds of paired repeats."""
     return SecondsComparison(
         dense=statistics.median(dense),
         compressed=statistics.median(compressed),
@@ -52,12 +52,13 @@ def compared_seconds(dense: list[float], compressed: list[float]) -> SecondsComp
 
 
 def _paired_ratio(dense: list[float], compressed: list[float]) -> float:
-    """The median of the repeats' ratios: what slows one repeat slows both models in it."""
-    return statistics.median(ours / theirs for ours, theirs in zip(compressed, dense, strict=True))
+    """Return the median of the repeats' ratios, as a disturbed repeat slows both models."""
+    pairs = zip(compressed, dense, strict=True)
+    return statistics.median(after / before for after, before in pairs)
 
 
 def _spread(values: list[float]) -> float:
-    """Interquartile range; 0 for a single value."""
+    """Return the interquartile range; 0 for a single value."""
     if len(values) < 2:
         return 0.0
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -70,7 +71,7 @@ _PARTS: tuple[Part, ...] = ("whole", "layers", "attention", "mlp")
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is timed: a prompt is read, then tokens are decoded one by one."""
+    """Timed workload: prefill of a prompt, then decoding token by token."""
 
     batch_size: int
     prompt_tokens: int
@@ -79,7 +80,7 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseSeconds:
-    """Seconds of one run, by part."""
+    """Seconds of one run, by phase and part."""
 
     prefill: dict[Part, float]
     decode: dict[Part, float]
@@ -87,14 +88,14 @@ class PhaseSeconds:
 
 @dataclass
 class _Stopwatch:
-    """Adds up the seconds spent inside modules; a part's modules do not nest."""
+    """Sum of the seconds spent inside modules, by part; modules of one part do not nest."""
 
     device: torch.device
     seconds: dict[Part, float] = field(default_factory=lambda: defaultdict(float))
     _started: dict[Part, float] = field(default_factory=dict)
 
     def now(self) -> float:
-        """Seconds, after all queued work is done."""
+        """Return the time in seconds after all queued work is done."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
@@ -106,9 +107,9 @@ class _Stopwatch:
         self.seconds[part] += self.now() - self._started.pop(part)
 
     def take(self) -> dict[Part, float]:
-        """What was added up so far; starts again at zero."""
-        taken, self.seconds = dict(self.seconds), defaultdict(float)
-        return taken
+        """Return the sums so far and reset them to zero."""
+        sums, self.seconds = dict(self.seconds), defaultdict(float)
+        return sums
 
 
 def compare_speed(
@@ -121,26 +122,29 @@ def compare_speed(
     repeats: int,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> SpeedReport:
-    """Time both models in turns, after one run each to warm up.
+    """Time both models alternately, after one warm-up run each.
 
     Args:
-        dense: the model before.
-        compressed: the model after, on the same device.
-        batch_size: sequences at once.
-        prompt_tokens: tokens of the prefill, a sequence.
-        new_tokens: tokens decoded, a sequence.
-        repeats: timed runs of each model.
-        should_cancel: asked before each run.
+        dense: the dense model.
+        compressed: the compressed model, on the same device.
+        batch_size: number of sequences processed at once.
+        prompt_tokens: prefill tokens per sequence.
+        new_tokens: decoded tokens per sequence.
+        repeats: timed runs of each model, at least 1.
+        should_cancel: called before each run.
 
     Returns:
         Tokens/s of the whole model, and of the attention modules, the MLP modules and the decoder
-        layers as if nothing else ran; a part that one model lacks is None.
+        layers as if nothing else ran. A part that one model lacks is None.
+
+    Raises:
+        CompressionCancelledError: if the run is cancelled.
     """
     work = Workload(batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
     models = (dense, compressed)
     runs: tuple[list[PhaseSeconds], list[PhaseSeconds]] = ([], [])
     for repeat in range(-1, repeats):
-        # Who goes first alternates, so neither always finds the warmer cache.
+        # The first model alternates, so that neither always profits from the warmer cache.
         for index in (0, 1) if repeat % 2 else (1, 0):
             raise_if_cancelled(should_cancel)
             seconds = time_model(models[index], work)
@@ -148,7 +152,7 @@ def compare_speed(
                 runs[index].append(seconds)
     whole, layers, attention, mlp = (_part_speed(part, *runs, work) for part in _PARTS)
     if whole is None:
-        raise ValueError("repeats must be at least 1")
+        raise ValueError(f"repeats must be at least 1, not {repeats}")
     return SpeedReport(
         batch_size=batch_size,
         prompt_tokens=prompt_tokens,
@@ -163,7 +167,7 @@ def compare_speed(
 
 @torch.inference_mode()
 def time_model(model: PreTrainedModel, work: Workload) -> PhaseSeconds:
-    """One run: `whole` undisturbed, then the parts with a stopwatch at every module."""
+    """Time the whole model undisturbed, then once more with a stopwatch at every module."""
     generator = torch.Generator().manual_seed(0)
     shape = (work.batch_size, work.prompt_tokens + work.new_tokens)
     tokens = torch.randint(model.config.vocab_size, shape, generator=generator)
@@ -173,7 +177,7 @@ def time_model(model: PreTrainedModel, work: Workload) -> PhaseSeconds:
     try:
         whole = _time_phases(model, tokens, work.prompt_tokens, _Stopwatch(model.device))
         watch = _Stopwatch(model.device)
-        with _watched(model, watch):
+        with _timing_hooks(model, watch):
             parts = _time_phases(model, tokens, work.prompt_tokens, watch)
     finally:
         model.train(was_training)
@@ -186,7 +190,7 @@ def time_model(model: PreTrainedModel, work: Workload) -> PhaseSeconds:
 def _time_phases(
     model: PreTrainedModel, tokens: Tensor, prompt: int, watch: _Stopwatch
 ) -> PhaseSeconds:
-    """Prefill (batch, prompt), then feed the other columns of (batch, prompt + new) singly."""
+    """Time the prefill of (batch, prompt) and the decoding of the rest of (batch, prompt + new)."""
     watch.start("whole")
     output: Any = model(input_ids=tokens[:, :prompt], use_cache=True, logits_to_keep=1)
     watch.stop("whole")
@@ -199,9 +203,9 @@ def _time_phases(
 
 
 def decode_given(model: PreTrainedModel, tokens: Tensor, prompt: int, cache: Any) -> None:
-    """Feed the columns after a prompt of (batch, prompt + new) tokens singly.
+    """Decode the columns after the prompt of (batch, prompt + new) tokens one by one.
 
-    The next tokens are given, so sampling costs nothing and all models do equal work.
+    The tokens are given, so that sampling costs nothing and all models do equal work.
     """
     for column in range(prompt, tokens.shape[1]):
         model(
@@ -213,8 +217,8 @@ def decode_given(model: PreTrainedModel, tokens: Tensor, prompt: int, cache: Any
 
 
 @contextmanager
-def _watched(model: PreTrainedModel, watch: _Stopwatch) -> Iterator[None]:
-    """Hooks that time the decoder layers and their modules."""
+def _timing_hooks(model: PreTrainedModel, watch: _Stopwatch) -> Iterator[None]:
+    """Time the decoder layers and their modules with hooks inside a `with` block."""
     handles = []
     for part, module in _timed_modules(model):
 
@@ -233,7 +237,7 @@ def _watched(model: PreTrainedModel, watch: _Stopwatch) -> Iterator[None]:
 
 
 def _timed_modules(model: PreTrainedModel) -> Iterator[tuple[Part, nn.Module]]:
-    """Layers and their modules; a module that was removed is None and has no time."""
+    """Yield the decoder layers and their modules; removed modules are None and are skipped."""
     trunk: Any = model.base_model
     for layer in trunk.layers:
         yield "layers", layer
@@ -246,7 +250,7 @@ def _timed_modules(model: PreTrainedModel) -> Iterator[tuple[Part, nn.Module]]:
 def _part_speed(
     part: Part, dense: Sequence[PhaseSeconds], compressed: Sequence[PhaseSeconds], work: Workload
 ) -> PartSpeed | None:
-    """Both phases of one part, or None where one model lacks it."""
+    """Compare both phases of one part; return None where a model lacks it."""
     if not all(part in run.prefill for run in (*dense, *compressed)) or not dense:
         return None
     return PartSpeed(

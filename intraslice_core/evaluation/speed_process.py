@@ -1,8 +1,8 @@
-"""Both models' speed in a process that has done nothing else; the program of that process.
+"""Program of a clean process that times both models.
 
-A compression keeps few of oneDNN's compiled kernels, for memory's sake (`host_memory`), and that
-holds for all of its process's life. A model whose layers differ has more shapes than are kept, so
-there it would be timed with its kernels compiled over and over.
+A compression limits oneDNN's cache of compiled kernels to save memory (`device`), and the limit
+holds for the life of its process. A model whose layers differ has more shapes than that cache
+holds, so its kernels would be recompiled again and again while it is timed there.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from pathlib import Path
 
 
 def main() -> None:
-    """`speed_process.py PLACE_OF_OURS QUESTION ANSWER`."""
-    place, questions, answers = sys.argv[1:]
-    sys.path.insert(0, place)
+    """Run `speed_process.py PACKAGES_DIRECTORY REQUEST REPLY`."""
+    packages_directory, request_file, reply_file = sys.argv[1:]
+    sys.path.insert(0, packages_directory)
     from intraslice_core.config import EvaluationConfig
     from intraslice_core.evaluation.timing import compare_speeds
 
-    asked = json.loads(Path(questions).read_text())
+    request = json.loads(Path(request_file).read_text())
     speed, loads = compare_speeds(
-        Path(asked["dense"]),
-        Path(asked["compressed"]),
-        EvaluationConfig.model_validate(asked["config"]),
-        dtype=asked["dtype"],
-        device=asked["device"],
+        Path(request["dense"]),
+        Path(request["compressed"]),
+        EvaluationConfig.model_validate(request["config"]),
+        dtype=request["dtype"],
+        device=request["device"],
     )
-    found = {
+    reply = {
         "speed": speed and speed.model_dump(mode="json"),
-        "loads": [one.model_dump(mode="json") for one in loads],
+        "loads": [load.model_dump(mode="json") for load in loads],
     }
-    Path(answers).write_text(json.dumps(found))
+    Path(reply_file).write_text(json.dumps(reply))
 
 
 if __name__ == "__main__":

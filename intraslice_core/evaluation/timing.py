@@ -1,4 +1,4 @@
-"""Both models' speed, in this process."""
+"""Speed comparison of two checkpoints in this process."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ def compare_speeds(
     device: str,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> tuple[SpeedReport | None, tuple[LoadReport, ...]]:
-    """Time what is asked for; both models are in memory at once: only so can they take turns.
+    """Run the requested speed measurements.
+
+    Both models are in memory at once, because they alternate while they are timed.
 
     Raises:
-        CompressionCancelledError: if asked to stop.
+        CompressionCancelledError: if the run is cancelled.
     """
     dense, compressed = (
         load_model(directory, dtype=dtype, device=device)

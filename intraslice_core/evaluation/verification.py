@@ -1,4 +1,4 @@
-"""Do the files on disk behave like the model in memory, for others, with and without our code?"""
+"""Verification that files on disk behave like the model in memory, with and without our code."""
 
 from __future__ import annotations
 
@@ -19,20 +19,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from intraslice_core.config import GgufFormat
 from intraslice_core.errors import VerificationError
 from intraslice_core.evaluation import fresh_process, llama_cpp_process
-from intraslice_core.evaluation.clean_process import OUR_PLACE, CleanProcess
+from intraslice_core.evaluation.clean_process import PACKAGES_DIRECTORY, CleanProcess
 from intraslice_core.files import file_sha256
 from intraslice_core.progress import CancellationCheck, never_cancelled
 
 REFERENCE_FILE = "verification.json"
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
-"""Largest difference of a log-probability, by compute dtype: the same sums in another order."""
+"""Largest allowed difference of a log-probability in nats, by compute dtype.
+
+It allows for the same sums computed in another order.
+"""
 
 _HASHED = ("*.safetensors", "*.py", "*.gguf")
 GGUF_TOLERANCES: Mapping[GgufFormat, float] = MappingProxyType({"gguf-f16": 0.05, "gguf-q8_0": 1.5})
-"""The same for llama.cpp, which also rounds activations: to float16, or to eight bits a block.
+"""Largest allowed difference of a log-probability in nats for llama.cpp, by file format.
 
-Measured on SmolLM2-135M: 0.013 and 0.56.
+llama.cpp also rounds activations: to float16, or to eight bits per block. Measured on SmolLM2-135M:
+0.013 and 0.56.
 """
+
+_COMPRESS_AGAIN = "the checkpoint cannot be used: compress again"
 
 _PROMPTS = (
     "The capital of France is",
@@ -44,12 +50,14 @@ _PROMPTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class VerificationResult:
-    """How closely the fresh process agreed."""
+    """Agreement between the loaded files and the model in memory."""
 
     loaded_by: tuple[str, ...]
-    """Who did: `checkpoint` (its own code or none), `package` (ours), `llama.cpp`."""
+    """Loaders: `checkpoint` (its own code or none), `package` (our package), `llama.cpp`."""
     max_abs_difference: float
+    """Largest absolute difference of a log-probability, in nats."""
     tolerance: float
+    """Largest allowed difference, in nats."""
     prompts: int
     greedy_tokens: int
     seconds: float
@@ -58,15 +66,15 @@ class VerificationResult:
 def write_reference(
     directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Store what the model answers to fixed prompts, and what the weight files hash to.
+    """Write the model's answers to fixed prompts and the hashes of the weight files.
 
     Args:
-        directory: the checkpoint, all its files written; gains `verification.json`.
+        directory: the complete checkpoint; `verification.json` is added to it.
         model: the model in memory, on the device and in the dtype to verify with.
-        tokenizer: the checkpoint's.
+        tokenizer: the checkpoint's tokenizer.
 
     Raises:
-        VerificationError: if the model's answers are not finite.
+        VerificationError: if the model's log-probabilities are not finite.
     """
     was_training = model.training
     model.train(False)
@@ -75,7 +83,10 @@ def write_reference(
     finally:
         model.train(was_training)
     if not all(math.isfinite(value) for entry in prompts for value in chain(*entry["log_probs"])):
-        raise VerificationError("the model in memory answers with NaN or infinity")
+        raise VerificationError(
+            "the compressed model in memory gives NaN or infinite log-probabilities",
+            hint="compress with dtype float32 or with a lower ratio",
+        )
     reference = {
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
@@ -90,52 +101,56 @@ def verify_checkpoint(
 ) -> VerificationResult:
     """Load the checkpoint in a process without our packages and compare its answers.
 
-    Tolerances are `TOLERANCES`, by dtype. A greedy token may differ only where the two best
-    tokens are closer to each other than twice the tolerance.
+    The tolerance is `TOLERANCES` of the compute dtype. A greedy token may differ only where the
+    margin between the two most likely tokens is below twice the tolerance.
 
     Raises:
-        VerificationError: if a file changed, the checkpoint does not load or answers differently.
-        CompressionCancelledError: if asked to stop; the process is ended.
+        VerificationError: if a file changed, or the checkpoint does not load or answers
+            differently.
+        CompressionCancelledError: if the run is cancelled; the process is ended.
     """
     started = time.monotonic()
     reference = _read_reference(directory)
-    _compare_files(directory, reference["files"])
+    _check_files(directory, reference["files"])
     tolerance = TOLERANCES[reference["dtype"]]
-    process = _asked(fresh_process.__file__, directory, str(OUR_PLACE))
-    answers = process.ask(reference, should_cancel)
-    loaders = {"stranger": "checkpoint", "package": "package"}
-    differences = [_largest(reference, one, tolerance, 2 * tolerance) for one in answers.values()]
-    loaded_by = tuple(loaders[name] for name in answers)
-    return _result(reference, loaded_by, max(differences), tolerance, started)
+    process = _loading_process(fresh_process.__file__, directory, str(PACKAGES_DIRECTORY))
+    by_loader = process.run(reference, should_cancel)
+    difference = max(
+        _largest_difference(directory, reference, answers, tolerance, 2 * tolerance)
+        for answers in by_loader.values()
+    )
+    return _result(reference, tuple(by_loader), difference, tolerance, started)
 
 
 def has_llama_cpp() -> bool:
-    """Whether there is a llama.cpp to verify GGUF files with."""
+    """Return whether llama.cpp is installed, with which GGUF files are verified."""
     return importlib.util.find_spec("xllamacpp") is not None
 
 
 def verify_gguf(
     directory: Path,
     file: str,
-    wanted: GgufFormat,
+    gguf_format: GgufFormat,
     *,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> VerificationResult:
     """Load a GGUF file of the checkpoint in llama.cpp and compare its answers.
 
-    Tolerances are `GGUF_TOLERANCES`. A greedy token may differ only where the two best tokens are
-    closer to each other than the tolerance.
+    The tolerance is `GGUF_TOLERANCES` of the format. A greedy token may differ only where the
+    margin between the two most likely tokens is below the tolerance.
 
     Raises:
-        VerificationError: if a file changed, the file does not load or answers differently.
-        CompressionCancelledError: if asked to stop; the process is ended.
+        VerificationError: if a file changed, or the GGUF file does not load or answers
+            differently.
+        CompressionCancelledError: if the run is cancelled; the process is ended.
     """
     started = time.monotonic()
     reference = _read_reference(directory)
-    _compare_files(directory, reference["files"])
-    tolerance = GGUF_TOLERANCES[wanted]
-    answers = _asked(llama_cpp_process.__file__, directory / file).ask(reference, should_cancel)
-    difference = _largest(reference, answers, tolerance, tolerance)
+    _check_files(directory, reference["files"])
+    tolerance = GGUF_TOLERANCES[gguf_format]
+    process = _loading_process(llama_cpp_process.__file__, directory / file)
+    answers = process.run(reference, should_cancel)
+    difference = _largest_difference(directory / file, reference, answers, tolerance, tolerance)
     return _result(reference, ("llama.cpp",), difference, tolerance, started)
 
 
@@ -160,13 +175,13 @@ def _result(
 def _describe(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str
 ) -> dict[str, Any]:
-    """One prompt with the model's answer."""
+    """Return one prompt with the model's answer."""
     tokens: list[int] = tokenizer(text)["input_ids"]
     return {"text": text, "tokens": tokens, **fresh_process.observe(model, tokens, None)}
 
 
 def _hashes(directory: Path) -> dict[str, str]:
-    """SHA-256 of the files that hold weights and code."""
+    """Return the SHA-256 of the files that hold weights and code, by name."""
     files = sorted(chain.from_iterable(map(directory.glob, _HASHED)))
     return {file.name: file_sha256(file) for file in files}
 
@@ -177,60 +192,86 @@ def _read_reference(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise VerificationError(
             f"{directory} has no readable {REFERENCE_FILE}: {error}",
-            hint="only checkpoints this engine wrote can be verified",
+            hint="only checkpoints written by this engine can be verified",
         ) from error
     if reference.get("device") == "cuda" and not torch.cuda.is_available():
         reference["device"] = "cpu"
     return reference
 
 
-def _compare_files(directory: Path, expected: dict[str, str]) -> None:
-    found = _hashes(directory)
-    changed = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+def _check_files(directory: Path, expected: dict[str, str]) -> None:
+    hashes = _hashes(directory)
+    changed = sorted(name for name in expected | hashes if expected.get(name) != hashes.get(name))
     if changed:
         raise VerificationError(
-            f"files are not what was written: {', '.join(changed)}", hint="compress again"
+            f"files changed after they were written: {', '.join(changed)}",
+            hint=_COMPRESS_AGAIN,
         )
 
 
-def _asked(program: str, subject: Path, *more: str) -> CleanProcess:
-    """A process that is to load something and answer the reference's prompts."""
+def _loading_process(program: str, path: Path, *extra_arguments: str) -> CleanProcess:
+    """Return a process that loads a model from the path and answers the reference's prompts."""
     return CleanProcess(
         program=program,
-        arguments=[str(subject.resolve())],
-        more=more,
-        fails=lambda reason: VerificationError(f"a fresh process cannot load {subject}: {reason}"),
+        arguments=[str(path.resolve())],
+        extra_arguments=extra_arguments,
+        make_error=lambda reason: VerificationError(
+            f"a fresh process cannot load {path}: {reason}", hint=_COMPRESS_AGAIN
+        ),
     )
 
 
-def _largest(
-    reference: dict[str, Any], answers: list[dict[str, Any]], tolerance: float, tie: float
+def _largest_difference(
+    path: Path,
+    reference: dict[str, Any],
+    answers: list[dict[str, Any]],
+    tolerance: float,
+    tie: float,
 ) -> float:
-    """The largest difference of a log-probability of all prompts."""
+    """Compare the answers to all prompts; return the largest difference of a log-probability.
+
+    Args:
+        path: the loaded file or directory, for errors.
+        reference: answers of the model in memory.
+        answers: answers of the loaded model.
+        tolerance: largest allowed difference of a log-probability, in nats.
+        tie: margin of the two most likely tokens, in nats, below which either may be decoded.
+
+    Raises:
+        VerificationError: if an answer differs by more.
+    """
     pairs = zip(reference["prompts"], answers, strict=True)
-    return max(_compare(entry, answer, tolerance, tie) for entry, answer in pairs)
+    try:
+        return max(_compare(entry, answer, tolerance, tie) for entry, answer in pairs)
+    except _DifferentAnswerError as error:
+        raise VerificationError(f"{path.name}: {error}", hint=_COMPRESS_AGAIN) from None
+
+
+class _DifferentAnswerError(Exception):
+    """Answer to one prompt that differs from the reference."""
 
 
 def _compare(entry: dict[str, Any], answer: dict[str, Any], tolerance: float, tie: float) -> float:
-    """The same of one prompt; where the two best tokens are closer than `tie`, either may win."""
+    """Compare the answer to one prompt; return the largest difference of a log-probability."""
     if answer["tokens"] != entry["tokens"]:
-        raise VerificationError("the tokenizer on disk reads a prompt as other tokens")
-    difference: float = max(
-        abs(ours - theirs)
-        for ours, theirs in zip(
-            chain(*entry["log_probs"]), chain(*answer["log_probs"]), strict=True
+        raise _DifferentAnswerError(
+            f"the tokenizer on disk gives other tokens for the prompt {entry['text'][:40]!r}"
         )
-    )
+    log_probs = zip(chain(*entry["log_probs"]), chain(*answer["log_probs"]), strict=True)
+    difference: float = max(abs(expected - actual) for expected, actual in log_probs)
     # Written so that NaN fails too.
     if not difference <= tolerance:
-        raise VerificationError(
-            f"log-probabilities differ by {difference:.3g}, more than {tolerance:.3g}"
+        raise _DifferentAnswerError(
+            f"log-probabilities differ by {difference:.3g} nats, more than the tolerance "
+            f"{tolerance:.3g}"
         )
     steps = zip(entry["greedy"], answer["greedy"], entry["margins"], strict=True)
-    for ours, theirs, margin in steps:
-        if ours == theirs:
+    for expected, actual, margin in steps:
+        if expected == actual:
             continue
         if margin > tie:
-            raise VerificationError(f"greedy decoding gives token {theirs} instead of {ours}")
-        break  # a tie went the other way; from here on the texts differ by right
+            raise _DifferentAnswerError(
+                f"greedy decoding gives token {actual} instead of {expected}"
+            )
+        break  # a tie was decided differently; the later tokens may differ
     return difference

@@ -1,1 +1,1 @@
-"""The files that a target's runtimes read, from a compressed model."""
+"""Export of compressed models to the formats of the targets' runtimes."""

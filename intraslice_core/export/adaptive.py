@@ -1,7 +1,7 @@
-"""The `adaptive` target: layers of different widths as DeciLM (`nemotron-nas`) and GGUF `deci`.
+"""Target `adaptive`: layers of different widths as DeciLM (`nemotron-nas`) and GGUF `deci`.
 
-Every layer has an MLP width of its own. Attention is the dense model's, with its head dim and
-rotary table, or gone whole: DeciLM's readers know one head dim, and no subset of rotary pairs.
+The MLP width differs between layers. Attention is that of the dense model or removed as a whole,
+because readers of DeciLM support one head dim and no subset of rotary pairs.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ AUTO_MAP: Mapping[str, str] = MappingProxyType(
         "AutoModelForCausalLM": "modeling_decilm.DeciLMForCausalLM",
     }
 )
+"""Classes for transformers' Auto classes, by module in the checkpoint."""
 FFN_MULTIPLE = 256
-"""Runtimes that compute the width from `ffn_mult` round it up to a multiple of this."""
+"""Multiple to which runtimes that compute the MLP width from `ffn_mult` round it up."""
 
-_SAME = (
+_LLAMA_SETTINGS = (
     "vocab_size",
     "hidden_size",
     "num_hidden_layers",
@@ -48,34 +49,37 @@ _SAME = (
     "eos_token_id",
     "pad_token_id",
 )
-"""Settings that Llama's class has under the canonical names."""
+"""Settings with the same names in `LlamaConfig` and the canonical architecture."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveForm:
-    """How one compressed model is written."""
+    """Form of a compressed model as a DeciLM checkpoint."""
 
     canonical: CanonicalSettings
     plan: ModelPlan
 
     @property
     def query_factor(self) -> float:
-        """The head dim is the dense model's."""
+        """Return 1, because the head dim is that of the dense model."""
         return 1.0
 
     def tensors(self, canonical: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All but the norms before an attention that is gone, which readers do not expect."""
-        gone = {
+        """Return the tensors without the input norms of removed attention modules.
+
+        Readers of DeciLM do not expect these norms.
+        """
+        unused = {
             f"{layer_prefix(layer)}input_layernorm.weight"
             for layer, shape in enumerate(self.plan.layers)
             if shape.num_attention_heads == 0
         }
-        return {name: tensor for name, tensor in canonical.items() if name not in gone}
+        return {name: tensor for name, tensor in canonical.items() if name not in unused}
 
     def configuration(self) -> PreTrainedConfig:
-        """DeciLM's, with the code that reads it."""
+        """Return the `DeciLMConfig`, which names the code that travels with it."""
         settings: dict[str, Any] = {
-            name: self.canonical[name] for name in _SAME if name in self.canonical
+            name: self.canonical[name] for name in _LLAMA_SETTINGS if name in self.canonical
         }
         heads, groups = self.canonical["num_attention_heads"], self.canonical["num_key_value_heads"]
         settings |= {
@@ -88,15 +92,18 @@ class AdaptiveForm:
         return DeciLMConfig(**copy.deepcopy(settings))
 
     def _block(self, shape: LayerPlan, heads_in_group: int) -> dict[str, dict[str, Any]]:
-        gone = shape.num_attention_heads == 0
+        no_attention = shape.num_attention_heads == 0
         ffn: dict[str, Any] = {"no_op": False, "intermediate_size": shape.intermediate_size}
-        if all(one.intermediate_size % FFN_MULTIPLE == 0 for one in self.plan.layers):
+        if all(layer.intermediate_size % FFN_MULTIPLE == 0 for layer in self.plan.layers):
             ffn["ffn_mult"] = 1.5 * shape.intermediate_size / self.canonical["hidden_size"]
         return {
-            "attention": {"no_op": gone, "n_heads_in_group": None if gone else heads_in_group},
+            "attention": {
+                "no_op": no_attention,
+                "n_heads_in_group": None if no_attention else heads_in_group,
+            },
             "ffn": ffn,
         }
 
     def gguf_layout(self) -> GgufLayout:
-        """Architecture `deci`."""
+        """Return the layout of a GGUF file of architecture `deci`."""
         return deci_layout(self.canonical, self.plan.layers)

@@ -1,4 +1,9 @@
-"""How a compressed model is written where it is not of our class, and what it must compute."""
+"""Checkpoint forms of targets `adaptive` and `stock`, in architectures of other runtimes.
+
+A `CheckpointForm` converts the compressed model's configuration and tensors. `WrittenReference`
+loads the written files back into the IntraSlice architecture, for verification, and
+`require_plain_attention` raises if a dense model does not fit these targets.
+"""
 
 from __future__ import annotations
 
@@ -22,24 +27,24 @@ QUERY_TENSORS = ("self_attn.q_proj.weight", "self_attn.q_proj.bias")
 
 
 class CheckpointForm(Protocol):
-    """One compressed model as a class that others have; tensors keep their canonical names."""
+    """Compressed model in the form of another architecture; tensors keep their canonical names."""
 
     @property
     def query_factor(self) -> float:
-        """What queries are multiplied by."""
+        """Return the factor that the queries are multiplied by."""
 
     def tensors(self, canonical: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors under full names as the class wants them, in their own dtype."""
+        """Return the tensors of the architecture under full names, in their stored dtype."""
 
     def configuration(self) -> PreTrainedConfig:
-        """Of that class."""
+        """Return the configuration of the architecture."""
 
     def gguf_layout(self) -> GgufLayout:
-        """The same for llama.cpp."""
+        """Return the layout of a GGUF file with the same model."""
 
 
 def scaled_queries(canonical: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """The tensors, those of queries multiplied in float32."""
+    """Return the tensors, with those of the queries multiplied by `factor` in float32."""
     return {
         name: (tensor.float() * factor).to(tensor.dtype)
         if factor != 1.0 and name.endswith(QUERY_TENSORS)
@@ -50,20 +55,23 @@ def scaled_queries(canonical: Mapping[str, Tensor], factor: float) -> dict[str, 
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenReference:
-    """What a written checkpoint must compute: its own weights in our class."""
+    """Reference for a written checkpoint: the same weights in the IntraSlice architecture."""
 
     form: CheckpointForm
     config: IntraSliceConfig
-    """The compressed model as one of our class."""
+    """Configuration of the compressed model in the IntraSlice architecture."""
 
     def model(self, directory: Path) -> IntraSliceForCausalLM:
-        """Our model with the weights of the files, in float32: the queries' factor taken back."""
+        """Return the IntraSlice model with the stored weights in float32.
+
+        The factor on the queries is divided out.
+        """
         with StoredTensors(directory) as stored:
             state = scaled_queries(
                 {name: stored.tensor(name).float() for name in stored.names},
                 1.0 / self.form.query_factor,
             )
-        # Of layers without attention our class keeps the norm, which nothing reads.
+        # The IntraSlice architecture has the unused input norm of layers without attention.
         for layer in range(self.config.num_hidden_layers):
             name = f"model.layers.{layer}.input_layernorm.weight"
             state.setdefault(name, torch.ones(self.config.hidden_size))
@@ -74,36 +82,36 @@ class WrittenReference:
 
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-"""Those whose frequencies do not depend on the length of the text."""
+"""Rotary types whose frequencies do not depend on the length of the text."""
 
 
 def require_plain_attention(canonical: CanonicalSettings, settings: CompressionSettings) -> None:
-    """Refuse what the files of targets `adaptive` and `stock` have no words for.
+    """Raise if the formats of targets `adaptive` and `stock` cannot express the dense attention.
 
     Raises:
-        ConfigurationError: naming the rotary type, or the window.
+        ConfigurationError: naming the rotary type or the sliding window.
     """
     for layer_type in sorted(set(canonical["layer_types"])):
         rope = rope_of(canonical, layer_type)
-        kind = rope.get("rope_type", "default")
-        one_table = kind == "longrope" and rope.get("short_factor") == rope.get("long_factor")
-        if kind not in ROPE_TYPES and not one_table:
+        rope_type = rope.get("rope_type", "default")
+        one_table = rope_type == "longrope" and rope.get("short_factor") == rope.get("long_factor")
+        if rope_type not in ROPE_TYPES and not one_table:
             raise ConfigurationError(
-                f"only target research is built for rope_type {kind}",
+                f"target {settings.target} does not support rope_type {rope_type!r}",
                 field="compression.target",
-                hint=f"the others are for {', '.join(ROPE_TYPES)}",
+                hint=f"use target research; the others support {', '.join(ROPE_TYPES)}",
             )
     if canonical["sliding_window"] is None:
         return
     if settings.target == "adaptive":
         raise ConfigurationError(
-            "target adaptive has no sliding window",
+            "target adaptive does not support sliding-window attention",
             field="compression.target",
             hint="use target stock or research",
         )
     if settings.gguf_formats:
         raise ConfigurationError(
-            "the GGUF files have no sliding window",
+            "the GGUF export does not support sliding-window attention",
             field="compression.exports",
-            hint="leave the gguf exports out",
+            hint="remove the gguf exports",
         )

@@ -1,4 +1,8 @@
-"""Tensors of a checkpoint with Llama's names in a GGUF file, one in memory at a time."""
+"""GGUF export: the layout of architectures `llama` and `deci`, and the writer of the file.
+
+`llama_layout` and `deci_layout` derive shapes and rotary factors from canonical settings.
+`write_gguf` converts the tensors of a checkpoint with Llama's names, one in memory at a time.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +27,16 @@ from intraslice_core.export.gguf_vocabulary import GgufVocabulary
 from intraslice_core.families.canonical import CanonicalSettings, rope_of, rotary_embedding
 from intraslice_core.plan import LayerPlan
 
+# -- layout of the file --------------------------------------------------------------------------
+
 
 @dataclass(frozen=True, kw_only=True)
 class GgufLayout:
-    """Shapes and settings; every sequence has one entry a layer."""
+    """Architecture, shapes and settings of a GGUF file; sequences have one entry per layer."""
 
     architecture: Literal["llama", "deci"]
     query_heads: tuple[int, ...]
-    """0 where the attention is gone."""
+    """Number of query heads, 0 without attention."""
     key_value_heads: tuple[int, ...]
     widths: tuple[int, ...]
     head_dim: int
@@ -40,19 +46,19 @@ class GgufLayout:
     norm_eps: float
     rope_theta: float
     rope_factors: tuple[float, ...] | None
-    """What the frequencies `rope_theta^(-j/m)` are divided by; None: nothing."""
+    """Divisors of the frequencies `rope_theta^(-j/m)`; None if all are 1."""
     query_factor: float
-    """What queries are multiplied by: the square of the rotary table's own factor."""
+    """Factor on the queries: the square of the rotary embedding's attention factor."""
 
     def add_to(self, writer: GGUFWriter) -> None:
-        """Write all of it; arrays only where layers differ."""
+        """Write the settings; per-layer values become arrays only where layers differ."""
         writer.add_vocab_size(self.vocab_size)
         writer.add_context_length(self.context_length)
         writer.add_embedding_length(self.hidden_size)
         writer.add_block_count(len(self.widths))
-        writer.add_feed_forward_length(_shared(self.widths))
-        writer.add_head_count(_shared(self.query_heads))
-        writer.add_head_count_kv(_shared(self.key_value_heads))
+        writer.add_feed_forward_length(_scalar_or_list(self.widths))
+        writer.add_head_count(_scalar_or_list(self.query_heads))
+        writer.add_head_count_kv(_scalar_or_list(self.key_value_heads))
         writer.add_key_length(self.head_dim)
         writer.add_value_length(self.head_dim)
         writer.add_layer_norm_rms_eps(self.norm_eps)
@@ -60,24 +66,24 @@ class GgufLayout:
         writer.add_rope_freq_base(self.rope_theta)
 
 
-def _shared(sizes: tuple[int, ...]) -> int | Sequence[int]:
+def _scalar_or_list(sizes: tuple[int, ...]) -> int | Sequence[int]:
     return sizes[0] if len(set(sizes)) == 1 else list(sizes)
 
 
 def llama_layout(canonical: CanonicalSettings, shape: LayerPlan, pairs: Tensor) -> GgufLayout:
-    """All layers alike.
+    """Return the layout of a `llama` model, whose layers have one shape.
 
     Args:
-        canonical: the dense model's settings.
-        shape: of every layer.
-        pairs: the kept rotary pairs of every head, (qk_pairs,).
+        canonical: settings of the dense model.
+        shape: shape of every layer.
+        pairs: kept rotary pairs of every head, (qk_pairs,).
     """
     layers = canonical["num_hidden_layers"]
     return _layout("llama", canonical, (shape,) * layers, pairs)
 
 
 def deci_layout(canonical: CanonicalSettings, shapes: Sequence[LayerPlan]) -> GgufLayout:
-    """Layers of different widths, with the dense model's attention or none."""
+    """Return the layout of a `deci` model: different MLP widths, dense attention or none."""
     pairs = torch.arange(canonical["head_dim"] // 2)
     return _layout("deci", canonical, shapes, pairs)
 
@@ -91,8 +97,8 @@ def _layout(
     rotary = rotary_embedding(canonical, 0, torch.device("cpu"))
     rope = rope_of(canonical, canonical["layer_types"][0])
     theta = float(rope["rope_theta"])
-    places = torch.arange(len(pairs), dtype=torch.float64) / len(pairs)
-    factors = theta**-places / rotary.inv_freq.double()[pairs.cpu()]
+    exponents = torch.arange(len(pairs), dtype=torch.float64) / len(pairs)
+    factors = theta**-exponents / rotary.inv_freq.double()[pairs.cpu()]
     plain = torch.allclose(factors, torch.ones_like(factors), rtol=1e-6, atol=0.0)
     return GgufLayout(
         architecture=architecture,
@@ -110,6 +116,8 @@ def _layout(
     )
 
 
+# -- writing of the file -------------------------------------------------------------------------
+
 _QUANTIZATIONS: Mapping[GgufFormat, tuple[GGMLQuantizationType, LlamaFileType]] = MappingProxyType(
     {
         "gguf-f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
@@ -119,8 +127,8 @@ _QUANTIZATIONS: Mapping[GgufFormat, tuple[GGMLQuantizationType, LlamaFileType]] 
 _F32, _F16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16
 _QUERY = ("self_attn.q_proj.weight", "self_attn.q_proj.bias")
 _KEY = ("self_attn.k_proj.weight", "self_attn.k_proj.bias")
-_PLACES = {own: place for place, own in LAYER_NAMES.items()}
-_OUTER = {own: place for place, own in OUTER_NAMES.items()}
+_LAYER_MODULES = {module: gguf_module for gguf_module, module in LAYER_NAMES.items()}
+_OUTER_TENSORS = {name: gguf_name for gguf_name, name in OUTER_NAMES.items()}
 
 
 def write_gguf(
@@ -128,19 +136,19 @@ def write_gguf(
     checkpoint: Path,
     layout: GgufLayout,
     vocabulary: GgufVocabulary,
-    wanted: GgufFormat,
+    gguf_format: GgufFormat,
 ) -> None:
-    """Write a model as one GGUF file, durably.
+    """Write a model as one GGUF file and flush it to disk.
 
     Args:
-        file: to make.
-        checkpoint: written, with Llama's names and half-split rotary pairs.
-        layout: its shapes.
-        vocabulary: its tokenizer.
-        wanted: what matrices become; vectors stay float32, and so rows that no block divides
-            become float16.
+        file: the output file.
+        checkpoint: written checkpoint with Llama's names and half-split rotary pairs.
+        layout: architecture, shapes and settings of the model.
+        vocabulary: the model's tokenizer.
+        gguf_format: quantisation of matrices. Vectors are stored as float32, and matrices whose
+            rows are not a multiple of the quantisation's block as float16.
     """
-    quantization, file_type = _QUANTIZATIONS[wanted]
+    quantization, file_type = _QUANTIZATIONS[gguf_format]
     writer = GGUFWriter(file, layout.architecture)
     writer.add_file_type(file_type)
     writer.add_quantization_version(2)
@@ -148,19 +156,19 @@ def write_gguf(
     vocabulary.add_to(writer)
     with StoredTensors(checkpoint) as reader:
         names = list(_gguf_names(reader, layout))
-        for own, place in names:
-            shape = reader.shape(own)
-            kind = _kind(shape, quantization)
+        for name, gguf_name in names:
+            shape = reader.shape(name)
+            kind = _tensor_type(shape, quantization)
             packed = shape if kind is _F32 else quant_shape_to_byte_shape(shape, kind)
-            _announce(writer, place, tuple(packed), kind)
+            _add_tensor_info(writer, gguf_name, tuple(packed), kind)
         if layout.rope_factors is not None:
-            _announce(writer, ROPE_FACTORS, (len(layout.rope_factors),), _F32)
+            _add_tensor_info(writer, ROPE_FACTORS, (len(layout.rope_factors),), _F32)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for own, _ in names:
-            tensor = _as_gguf_has_it(own, reader.tensor(own), layout)
-            kind = _kind(tuple(tensor.shape), quantization)
+        for name, _ in names:
+            tensor = _gguf_tensor(name, reader.tensor(name), layout)
+            kind = _tensor_type(tuple(tensor.shape), quantization)
             writer.write_tensor_data(quantize(tensor.numpy(), kind))
         if layout.rope_factors is not None:
             writer.write_tensor_data(np.array(layout.rope_factors, dtype=np.float32))
@@ -170,39 +178,41 @@ def write_gguf(
 
 
 def _gguf_names(reader: StoredTensors, layout: GgufLayout) -> Iterator[tuple[str, str]]:
-    """Every tensor's own name and GGUF's; a layer without attention has no norm before it."""
-    for own, place in _OUTER.items():
-        if own in reader.names:
-            yield own, place
+    """Yield every tensor's name and its GGUF name, without the norms of removed attention."""
+    for name, gguf_name in _OUTER_TENSORS.items():
+        if name in reader.names:
+            yield name, gguf_name
     for layer, heads in enumerate(layout.query_heads):
         prefix = f"model.layers.{layer}."
-        for own in (name for name in reader.names if name.startswith(prefix)):
-            part, _, kind = own.removeprefix(prefix).rpartition(".")
-            if heads == 0 and part == "input_layernorm":
+        for name in (name for name in reader.names if name.startswith(prefix)):
+            module, _, kind = name.removeprefix(prefix).rpartition(".")
+            if heads == 0 and module == "input_layernorm":
                 continue
-            yield own, f"blk.{layer}.{_PLACES[part]}.{kind}"
+            yield name, f"blk.{layer}.{_LAYER_MODULES[module]}.{kind}"
 
 
-def _announce(
-    writer: GGUFWriter, place: str, shape: tuple[int, ...], kind: GGMLQuantizationType
+def _add_tensor_info(
+    writer: GGUFWriter, name: str, shape: tuple[int, ...], kind: GGMLQuantizationType
 ) -> None:
-    """Tell of a tensor whose data comes later, by the shape of its stored bytes or floats."""
+    """Add a tensor to the header, by the shape of its stored bytes or floats; data comes later."""
     if kind is _F32:
         size, dtype = int(np.prod(shape)) * 4, np.dtype(np.float32)
-        writer.add_tensor_info(place, shape, dtype, size)
+        writer.add_tensor_info(name, shape, dtype, size)
         return
-    writer.add_tensor_info(place, shape, np.dtype(np.uint8), int(np.prod(shape)), raw_dtype=kind)
+    writer.add_tensor_info(name, shape, np.dtype(np.uint8), int(np.prod(shape)), raw_dtype=kind)
 
 
-def _kind(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:
+def _tensor_type(
+    shape: tuple[int, ...], quantization: GGMLQuantizationType
+) -> GGMLQuantizationType:
     if len(shape) < 2:
         return _F32
-    block, _ = GGML_QUANT_SIZES[wanted]
-    return wanted if shape[-1] % block == 0 else _F16
+    block, _ = GGML_QUANT_SIZES[quantization]
+    return quantization if shape[-1] % block == 0 else _F16
 
 
-def _as_gguf_has_it(name: str, tensor: Tensor, layout: GgufLayout) -> Tensor:
-    """In float32; rows of q and k go from half-split heads to interleaved pairs."""
+def _gguf_tensor(name: str, tensor: Tensor, layout: GgufLayout) -> Tensor:
+    """Return a tensor in float32; rows of q and k go from half-split to interleaved pairs."""
     values = tensor.float()
     if name.endswith(_QUERY):
         values = values * layout.query_factor

@@ -1,9 +1,9 @@
-"""A fast tokenizer in llama.cpp's terms: tokens, their kinds, scores, and how text is split.
+"""GGUF vocabulary of a fast tokenizer: tokens, token types, scores and the pre-tokenizer.
 
-llama.cpp knows two kinds of BPE. Byte-level ones come with merges and the name of a splitting
-rule (`tokenizer.ggml.pre`), which is told by the rule itself. Those with byte fallback (Llama 2,
-Mistral) are SentencePiece's, where a score says which pair merges first; merges in order of rank
-have the scores 0, -1, -2, …
+llama.cpp supports two kinds of BPE. Byte-level BPE has merges and the name of a pre-tokenizer
+(`tokenizer.ggml.pre`), which is recognised by its splitting rule. BPE with byte fallback (Llama 2,
+Mistral) is that of SentencePiece, where scores determine the order of merges; merges in order of
+their rank have the scores 0, -1, -2, …
 """
 
 from __future__ import annotations
@@ -27,38 +27,39 @@ _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 _CASES = (
     rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*|"
 )
-_BY_REGEX: Mapping[str, str] = MappingProxyType(
+_PRE_TOKENIZERS: Mapping[str, str] = MappingProxyType(
     {
         rf"{_WORDS}\p{{N}}{{1,3}}{_REST}": "llama-bpe",
         rf"{_WORDS}\p{{N}}{_REST}": "qwen2",
         _CASES + r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+": "tekken",
     }
 )
+"""Names of pre-tokenizers in llama.cpp by their regular expressions."""
 _NO_SCORE = -1000.0
-"""Of tokens that no merge makes; they are found as a whole, or as a byte."""
+"""Score of tokens that no merge produces; they match as a whole or as a byte."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GgufVocabulary:
-    """What a GGUF file says of the tokenizer."""
+    """Tokenizer as stored in a GGUF file."""
 
     model: Literal["gpt2", "llama"]
-    splitting: str
-    """llama.cpp's name of the rule."""
+    pre_tokenizer: str
+    """Name of the pre-tokenizer in llama.cpp."""
     tokens: tuple[str, ...]
-    """As many as the model has embeddings."""
-    kinds: tuple[TokenType, ...]
+    """Text of every token, one per row of the embedding."""
+    token_types: tuple[TokenType, ...]
     scores: tuple[float, ...] | None
     special: SpecialVocab
     """Merges, special tokens and the chat template."""
     space_prefix: bool
 
     def add_to(self, writer: GGUFWriter) -> None:
-        """Write all of it."""
+        """Write the vocabulary to a GGUF file."""
         writer.add_tokenizer_model(self.model)
-        writer.add_tokenizer_pre(self.splitting)
+        writer.add_tokenizer_pre(self.pre_tokenizer)
         writer.add_token_list(list(self.tokens))
-        writer.add_token_types(list(self.kinds))
+        writer.add_token_types(list(self.token_types))
         if self.scores is not None:
             writer.add_token_scores(list(self.scores))
             writer.add_add_space_prefix(self.space_prefix)
@@ -66,30 +67,30 @@ class GgufVocabulary:
 
 
 def read_vocabulary(directory: Path, vocab_size: int, *, adds_bos: bool) -> GgufVocabulary:
-    """The tokenizer of a checkpoint.
+    """Return the vocabulary of a checkpoint's tokenizer.
 
     Args:
-        directory: with `tokenizer.json`, and a chat template where there is one.
-        vocab_size: rows of the embedding; ids beyond the tokenizer's are unused tokens.
-        adds_bos: whether the tokenizer begins every text with its first special token.
+        directory: holds `tokenizer.json` and, if there is one, the chat template.
+        vocab_size: rows of the embedding; ids beyond those of the tokenizer are unused tokens.
+        adds_bos: True if the tokenizer begins every text with the BOS token.
 
     Raises:
-        ConfigurationError: if llama.cpp has no name for such a tokenizer.
+        ConfigurationError: if llama.cpp does not support the tokenizer.
     """
     facts = _read(directory / TOKENIZER_FILE)
     model = facts["model"]
     if model.get("type") != "BPE":
-        raise _unknown(f"{model.get('type')} tokenizers")
-    pieces = bool(model.get("byte_fallback"))
-    tokens, kinds = _tokens(facts, vocab_size)
-    special = SpecialVocab(directory, load_merges=not pieces, n_vocab=vocab_size)
+        raise _unsupported(f"{model.get('type')} tokenizers")
+    sentencepiece = bool(model.get("byte_fallback"))
+    tokens, token_types = _tokens(facts, vocab_size)
+    special = SpecialVocab(directory, load_merges=not sentencepiece, n_vocab=vocab_size)
     special.add_special_token = {**special.add_special_token, "bos": adds_bos}
     return GgufVocabulary(
-        model="llama" if pieces else "gpt2",
-        splitting="default" if pieces else _splitting(facts.get("pre_tokenizer")),
+        model="llama" if sentencepiece else "gpt2",
+        pre_tokenizer="default" if sentencepiece else _pre_tokenizer(facts.get("pre_tokenizer")),
         tokens=tuple(tokens),
-        kinds=tuple(kinds),
-        scores=_scores(model, tokens) if pieces else None,
+        token_types=tuple(token_types),
+        scores=_scores(model, tokens) if sentencepiece else None,
         special=special,
         space_prefix=_has_space_prefix(facts),
     )
@@ -97,21 +98,21 @@ def read_vocabulary(directory: Path, vocab_size: int, *, adds_bos: bool) -> Gguf
 
 def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise _unknown(f"tokenizers without {TOKENIZER_FILE}")
+        raise _unsupported(f"tokenizers without {TOKENIZER_FILE}")
     facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return facts
 
 
-def _unknown(what: str) -> ConfigurationError:
+def _unsupported(tokenizers: str) -> ConfigurationError:
     return ConfigurationError(
-        f"a GGUF file cannot hold this tokenizer: {what} have no name in llama.cpp",
+        f"the tokenizer cannot be exported to GGUF: llama.cpp does not support {tokenizers}",
         field="compression.exports",
-        hint="leave the gguf exports out",
+        hint="remove the gguf exports",
     )
 
 
 def _tokens(facts: Mapping[str, Any], vocab_size: int) -> tuple[list[str], list[TokenType]]:
-    """Text and kind of every id; ids without a token are unused."""
+    """Return text and type of every id; ids without a token are unused."""
     names = [f"[PAD{number}]" for number in range(vocab_size)]
     kinds = [TokenType.UNUSED] * vocab_size
     model = facts["model"]
@@ -134,7 +135,7 @@ def _is_byte(text: str) -> bool:
 
 
 def _scores(model: Mapping[str, Any], tokens: list[str]) -> tuple[float, ...]:
-    """Of each token the rank of the first merge that makes it, negated."""
+    """Return for each token the negated rank of the first merge that produces it."""
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(model["merges"]):
         first, second = merge.split(" ") if isinstance(merge, str) else merge
@@ -142,11 +143,11 @@ def _scores(model: Mapping[str, Any], tokens: list[str]) -> tuple[float, ...]:
     return tuple(-float(ranks[token]) if token in ranks else _NO_SCORE for token in tokens)
 
 
-def _splitting(rule: Mapping[str, Any] | None) -> str:
-    """llama.cpp's name for what a byte-level tokenizer splits text by.
+def _pre_tokenizer(rule: Mapping[str, Any] | None) -> str:
+    """Return the name in llama.cpp of a byte-level tokenizer's splitting rule.
 
     Raises:
-        ConfigurationError: if there is none.
+        ConfigurationError: if llama.cpp does not support the rule.
     """
     steps = rule.get("pretokenizers", [rule]) if rule else []
     before = [step for step in steps if step["type"] != "ByteLevel"]
@@ -158,13 +159,13 @@ def _splitting(rule: Mapping[str, Any] | None) -> str:
             return "smollm"
     elif len(before) == 1 and before[0]["type"] == "Split":
         regex = before[0].get("pattern", {}).get("Regex", "")
-        if regex in _BY_REGEX:
-            return _BY_REGEX[regex]
-    raise _unknown(f"byte-level tokenizers that split by {json.dumps(rule)[:200]}")
+        if regex in _PRE_TOKENIZERS:
+            return _PRE_TOKENIZERS[regex]
+    raise _unsupported(f"byte-level tokenizers that split by {json.dumps(rule)[:200]}")
 
 
 def _has_space_prefix(facts: Mapping[str, Any]) -> bool:
-    """Whether a text gets a space before its first word."""
+    """Return True if the tokenizer adds a space before the first word of a text."""
     steps: list[dict[str, Any]] = []
     for part in ("normalizer", "pre_tokenizer"):
         whole = facts.get(part) or {}

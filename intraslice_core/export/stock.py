@@ -1,12 +1,12 @@
-"""The `stock` target: a compressed model that is one of the dense model's own class.
+"""Target `stock`: a compressed model in the dense model's own architecture.
 
 All layers have one shape, q, k and v heads are equally wide, and all heads keep the same rotary
-pairs. What else a plain class cannot say is put into numbers it has (`targets.md`):
+pairs. Two differences are expressed by existing settings and weights (docs/design/targets.md):
 
-* the kept pairs turn as before by `longrope` factors, which divide the class's own frequencies
-  `rope_theta^(-j/m)`, m pairs a head, into those of the kept ones;
-* scores are divided by the square root of the new head dim instead of the old one's, which the
-  queries are multiplied by.
+* `longrope` factors give the kept pairs their dense frequencies. They divide the frequencies
+  `rope_theta^(-j/m)` that the architecture computes for m pairs per head.
+* The architecture divides scores by the square root of the new head dim instead of the dense one.
+  The queries are multiplied by the quotient of the two.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from intraslice_core.plan import LayerPlan
 
 @dataclass(frozen=True, kw_only=True)
 class StockForm:
-    """How one compressed model is written."""
+    """Form of a compressed model as a checkpoint of the dense architecture."""
 
     family: FamilyAdapter
     config: PreTrainedConfig
-    """Of the dense model."""
+    """Configuration of the dense model."""
     canonical: CanonicalSettings
     shape: LayerPlan
-    """Of every layer."""
+    """Shape of every layer."""
     pairs: Tensor
     """Kept rotary pairs of every head, (qk_pairs,), ascending."""
 
     @property
     def query_factor(self) -> float:
-        """What queries are multiplied by: √(new head dim / old head dim)."""
+        """Return the factor on the queries: √(new head dim / dense head dim)."""
         return float((self.shape.qk_head_dim / self.canonical["head_dim"]) ** 0.5)
 
     def tensors(self, canonical: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors under full canonical names as the class wants them, in their own dtype."""
+        """Return the tensors under full canonical names, in their stored dtype."""
         return scaled_queries(canonical, self.query_factor)
 
     def configuration(self) -> PreTrainedConfig:
-        """Of the dense model's class."""
+        """Return the configuration, of the dense model's class."""
         sizes = {
             "head_dim": self.shape.qk_head_dim,
             "intermediate_size": self.shape.intermediate_size,
@@ -61,15 +61,15 @@ class StockForm:
         return type(self.config)(**settings)
 
     def _rope_parameters(self) -> dict[str, Any]:
-        """As they are, where all pairs stay."""
+        """Return the rotary settings; the dense ones if all pairs are kept."""
         rope = rope_of(self.canonical, self.canonical["layer_types"][0])
         if self.shape.qk_head_dim == self.canonical["head_dim"]:
             return copy.deepcopy(rope)
         embedding = rotary_embedding(self.canonical, 0, torch.device("cpu"))
-        kept = embedding.inv_freq.double()[self.pairs.cpu()]
+        frequencies = embedding.inv_freq.double()[self.pairs.cpu()]
         theta = float(rope["rope_theta"])
-        places = torch.arange(len(kept), dtype=torch.float64) / len(kept)
-        factors = (theta**-places / kept).tolist()
+        exponents = torch.arange(len(frequencies), dtype=torch.float64) / len(frequencies)
+        factors = (theta**-exponents / frequencies).tolist()
         return {
             "rope_type": "longrope",
             "rope_theta": theta,
@@ -81,5 +81,5 @@ class StockForm:
         }
 
     def gguf_layout(self) -> GgufLayout:
-        """Architecture `llama`."""
+        """Return the layout of a GGUF file of architecture `llama`."""
         return llama_layout(self.canonical, self.shape, self.pairs)

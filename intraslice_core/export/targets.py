@@ -1,4 +1,4 @@
-"""What each target demands of shapes, methods and families, for those who must not load torch."""
+"""Requirements of each target on shapes, methods and families; imports no torch."""
 
 from __future__ import annotations
 
@@ -24,30 +24,29 @@ from intraslice_core.plan import (
 )
 
 ONE_STEP = 0.02
-"""Of the budget: where all layers change together, one rounding step is much of a small model."""
+"""Budget tolerance where all layers change together: one rounding step is large in small models."""
 
-
-_OF_CURVES: tuple[Allocation, ...] = ("auto", "uniform", "lagrangian")
-"""Those that keep to constraints; the paper's estimator knows none."""
+_CONSTRAINED_ALLOCATIONS: tuple[Allocation, ...] = ("auto", "uniform", "lagrangian")
+"""Allocations that support constraints; the Fisher allocators of the paper do not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetDemands:
-    """One target's; the defaults are those of `research`."""
+    """Requirements of one target; the defaults are those of `research`."""
 
     shapes: ShapeConstraint = FREE
     model_types: tuple[str, ...] = SUPPORTED_MODEL_TYPES
     methods: tuple[Method, ...] = ("intraslice_plus", "intraslice", "magnitude")
     allocations: tuple[Allocation, ...] = ("auto", "uniform", "fisher", "fisher_pca", "lagrangian")
     alike: bool = False
-    """All layers keep the same rotary pairs, in all heads."""
+    """True if all heads of all layers keep the same rotary pairs."""
     removable: frozenset[Module] = frozenset({"attention", "mlp"})
-    """Modules that a layer need not have."""
+    """Modules that may be removed from a layer."""
     gguf: bool = False
-    """Whether llama.cpp runs such models."""
+    """True if llama.cpp runs models of the target."""
 
     def constraint(self, removable: frozenset[Module]) -> ShapeConstraint:
-        """The same, with what a cap allows to go whole."""
+        """Return the shape constraint with the modules that may be removed as a whole."""
         return replace(self.shapes, removable=removable & self.removable)
 
 
@@ -60,10 +59,10 @@ DEMANDS: Mapping[Target, TargetDemands] = MappingProxyType(
                 attention_stays_in=frozenset({0}),
                 tolerance=ONE_STEP,
             ),
-            # DeciLM is a Llama; of biases its readers know those of all four projections or none.
+            # DeciLM is a Llama, and its readers support biases on all four projections or on none.
             model_types=("llama", "mistral"),
             methods=("intraslice_plus", "magnitude"),
-            allocations=_OF_CURVES,
+            allocations=_CONSTRAINED_ALLOCATIONS,
             removable=frozenset({"attention"}),
             gguf=True,
         ),
@@ -71,12 +70,12 @@ DEMANDS: Mapping[Target, TargetDemands] = MappingProxyType(
             shapes=ShapeConstraint(
                 same_across_layers=ALL_DIMENSIONS, qk_equals_value=True, tolerance=ONE_STEP
             ),
-            # Families whose own classes take any head_dim, one norm a layer and half-split rotary
-            # pairs: q/k norms differ by head once pairs are gone, fused or partly rotating heads
-            # have no place for the pairs that stay.
+            # These families support any head_dim. Others do not fit: norms on q and k differ
+            # between heads once pairs are removed, and fused projections or partial rotary
+            # embedding do not allow a subset of the pairs.
             model_types=("llama", "mistral", "qwen2"),
             methods=("intraslice_plus",),
-            allocations=_OF_CURVES,
+            allocations=_CONSTRAINED_ALLOCATIONS,
             alike=True,
             gguf=True,
         ),
@@ -85,34 +84,34 @@ DEMANDS: Mapping[Target, TargetDemands] = MappingProxyType(
 
 
 def require_target(settings: CompressionSettings, model_type: str) -> TargetDemands:
-    """What the target demands, if it can have this model by this method.
+    """Return the requirements of the target after checking model type and settings against them.
 
     Raises:
-        ConfigurationError: naming the setting at fault and what is possible.
+        ConfigurationError: naming the unsupported setting and the supported values.
     """
     demands = DEMANDS[settings.target]
     if model_type not in demands.model_types:
         raise ConfigurationError(
-            f"target {settings.target} is not built for {model_type} models",
+            f"target {settings.target} does not support {model_type} models",
             field="compression.target",
-            hint=f"it is for {', '.join(demands.model_types)}; research is for all",
+            hint=f"it supports {', '.join(demands.model_types)}; target research supports all",
         )
     if settings.method not in demands.methods:
         raise ConfigurationError(
-            f"target {settings.target} is not built by method {settings.method}",
+            f"target {settings.target} does not support method {settings.method}",
             field="compression.method",
             hint=f"use {' or '.join(demands.methods)}, or target research",
         )
     if settings.allocation not in demands.allocations:
         raise ConfigurationError(
-            f"target {settings.target} has no shapes by allocation {settings.allocation}",
+            f"target {settings.target} does not support allocation {settings.allocation}",
             field="compression.allocation",
             hint=f"use {' or '.join(demands.allocations)}, or target research",
         )
-    if any(one != "safetensors" for one in settings.exports) and not demands.gguf:
+    if any(export != "safetensors" for export in settings.exports) and not demands.gguf:
         raise ConfigurationError(
-            f"llama.cpp runs no models of target {settings.target}",
+            f"target {settings.target} has no GGUF export, because llama.cpp cannot run its models",
             field="compression.exports",
-            hint="use target stock or adaptive, or leave the gguf exports out",
+            hint="use target stock or adaptive, or remove the gguf exports",
         )
     return demands

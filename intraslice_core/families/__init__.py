@@ -1,4 +1,8 @@
-"""Model families that the engine supports: one table each, one canonical architecture."""
+"""Supported model families: one table per family, all mapped to one canonical architecture.
+
+`llama.py` is the example for a new family. Importing this package loads neither torch nor
+transformers.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +27,14 @@ FAMILIES: dict[str, Family] = {
         Gemma3Family(),
     )
 }
-"""Tables by transformers' `model_type`."""
+"""Family tables by transformers' `model_type`."""
 
 
 def require_supported_type(model_type: str | None) -> Family:
     """Return the table of a model type.
 
     Raises:
-        UnsupportedArchitectureError: listing what is supported.
+        UnsupportedArchitectureError: listing the supported model types.
     """
     family = FAMILIES.get(model_type or "")
     if family is None:

@@ -1,8 +1,8 @@
-"""The work that all families share: settings, names, shapes and tensors in canonical form.
+"""Adapter of a family's dense models to the canonical architecture.
 
-The engine knows one architecture, the canonical one of `canonical.py`. A `Family` says with which
-settings it is an instance of that architecture, what its checkpoints call the modules, and which of
-its variants are not supported. The adapter derives everything else from that table.
+The engine computes with one architecture, that of `canonical.py`. A `Family` is a table with the
+canonical settings of its models, the module names in its checkpoints and the settings that are not
+supported. The adapter derives names, shapes and tensors from that table.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PER_HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 
 @dataclass(frozen=True)
 class FamilyAdapter:
-    """Reads dense models of one family as instances of the canonical architecture."""
+    """View of one family's dense models as instances of the canonical architecture."""
 
     family: Family
 
@@ -53,10 +53,10 @@ class FamilyAdapter:
     # -- settings --------------------------------------------------------------------------
 
     def geometry(self, config: PreTrainedConfig) -> ModelGeometry:
-        """The dense model's dimensions.
+        """Return the dense model's dimensions.
 
         Raises:
-            BrokenCheckpointError: if the configuration names an impossible size.
+            BrokenCheckpointError: if the configuration has an impossible size.
         """
         try:
             return self.family.geometry(config.to_dict())
@@ -67,7 +67,7 @@ class FamilyAdapter:
             ) from error
 
     def canonical_settings(self, config: PreTrainedConfig) -> CanonicalSettings:
-        """The dense model as an instance of the canonical architecture."""
+        """Return the canonical settings of the dense model."""
         geometry = self.geometry(config)
         common: CanonicalSettings = {
             "base_model_type": self.model_type,
@@ -105,20 +105,23 @@ class FamilyAdapter:
             "sliding_window": None,
             "original_max_position_embeddings": None,
         }
-        return common | self.family.own_settings(config)
+        return common | self.family.settings(config)
 
     def require_supported(self, config: PreTrainedConfig) -> None:
-        """Refuse variants whose mathematics the engine does not do.
+        """Raise if the model has a setting that the engine does not support.
 
         Raises:
-            UnsupportedArchitectureError: saying which setting is at fault.
+            UnsupportedArchitectureError: naming the setting and its value.
         """
-        for fault in (*self._common_faults(config), *self.family.faults(config)):
+        for setting in (
+            *self._unsupported_settings(config),
+            *self.family.unsupported_settings(config),
+        ):
             raise UnsupportedArchitectureError(
-                f"{self.model_type} models with {fault} are not supported", field="model"
+                f"{self.model_type} models with {setting} are not supported", field="model"
             )
 
-    def _common_faults(self, config: PreTrainedConfig) -> Iterator[str]:
+    def _unsupported_settings(self, config: PreTrainedConfig) -> Iterator[str]:
         for setting in ("attention_chunk_size", "quantization_config"):
             if getattr(config, setting, None) is not None:
                 yield setting
@@ -127,7 +130,7 @@ class FamilyAdapter:
         if geometry.head_dim % 2 or heads % groups:
             yield (
                 f"num_attention_heads {heads}, num_key_value_heads {groups} and head_dim "
-                f"{geometry.head_dim}, which make no rotary grouped-query attention,"
+                f"{geometry.head_dim} (head_dim must be even, the KV heads must divide the heads)"
             )
             return
         settings = self.canonical_settings(config)
@@ -139,9 +142,9 @@ class FamilyAdapter:
             if layer_type not in LAYER_TYPES:
                 yield f"layer_types {layer_type!r}"
             else:
-                yield from self._rope_faults(settings, layer_type)
+                yield from self._unsupported_rope(settings, layer_type)
 
-    def _rope_faults(self, settings: CanonicalSettings, layer_type: str) -> Iterator[str]:
+    def _unsupported_rope(self, settings: CanonicalSettings, layer_type: str) -> Iterator[str]:
         rope = rope_of(settings, layer_type)
         if not rope or rope.get("rope_type", "default") not in ROPE_TYPES:
             yield f"rope_parameters {rope}"
@@ -157,26 +160,26 @@ class FamilyAdapter:
     # -- names and shapes in the family's checkpoints --------------------------------------
 
     def layer_prefix(self, layer: int) -> str:
-        """What the names of a layer's tensors begin with, dot included."""
+        """Return the prefix of the names of a layer's tensors, including the final dot."""
         return f"model.layers.{layer}."
 
-    def own_name(self, canonical: str) -> str:
-        """This family's name of a canonical tensor outside fused modules."""
+    def checkpoint_name(self, canonical: str) -> str:
+        """Return the name in the family's checkpoints of a tensor outside fused modules."""
         module, _, kind = canonical.rpartition(".")
         return f"{self.family.modules.get(module, module)}.{kind}"
 
     @property
     def embedding(self) -> str:
-        """Name of the embedding table."""
-        return self.own_name("model.embed_tokens.weight")
+        """Return the name of the embedding matrix."""
+        return self.checkpoint_name("model.embed_tokens.weight")
 
     @property
     def final_norm(self) -> str:
-        """Name of the last norm's weight."""
-        return self.own_name("model.norm.weight")
+        """Return the name of the final norm's weight."""
+        return self.checkpoint_name("model.norm.weight")
 
     def layer_shapes(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor of one dense layer, by its name without the layer's prefix."""
+        """Return the shape of every tensor of a dense layer, by name without the layer's prefix."""
         canonical = layer_shapes(self.canonical_settings(config))
         shapes: dict[str, tuple[int, ...]] = {}
         for module, parts in self.family.fused.items():
@@ -188,16 +191,16 @@ class FamilyAdapter:
         head_dim = self.geometry(config).head_dim
         for name, shape in canonical.items():
             per_head = name.rpartition(".")[0] in _PER_HEAD_NORMS
-            shapes[self.own_name(name)] = (head_dim,) if per_head else shape
+            shapes[self.checkpoint_name(name)] = (head_dim,) if per_head else shape
         return shapes
 
     def outer_shapes(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor outside the layers; a tied head has no weight of its own."""
+        """Return the shape of every tensor outside the layers; a tied output head has none."""
         shapes = outer_shapes(self.canonical_settings(config))
-        return {self.own_name(name): shape for name, shape in shapes.items()}
+        return {self.checkpoint_name(name): shape for name, shape in shapes.items()}
 
     def expected_shapes(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor the checkpoint must hold, by its full name."""
+        """Return the shape of every tensor that the checkpoint must hold, by full name."""
         layer = self.layer_shapes(config)
         return self.outer_shapes(config) | {
             self.layer_prefix(index) + name: shape
@@ -208,19 +211,19 @@ class FamilyAdapter:
     # -- tensors ---------------------------------------------------------------------------
 
     def outer_names(self, config: PreTrainedConfig) -> dict[str, str]:
-        """Canonical name of every tensor outside the layers, and this family's."""
+        """Return the checkpoint's names of the tensors outside the layers, by canonical name."""
         shapes = outer_shapes(self.canonical_settings(config))
-        return {name: self.own_name(name) for name in shapes}
+        return {name: self.checkpoint_name(name) for name in shapes}
 
     def canonical_layer(
         self, config: PreTrainedConfig, layer: int, tensors: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """A dense layer's tensors under canonical names, in the canonical order of rows.
+        """Return a dense layer's tensors under canonical names, in the canonical order of rows.
 
         Args:
-            config: of the dense model.
-            layer: its number.
-            tensors: by this family's names, without the layer's prefix.
+            config: configuration of the dense model.
+            layer: index of the layer.
+            tensors: tensors by the family's names, without the layer's prefix.
         """
         settings = self.canonical_settings(config)
         shapes = layer_shapes(settings)
@@ -241,7 +244,7 @@ class FamilyAdapter:
     def _unfused(
         self, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Tensors under canonical names, fused modules cut apart."""
+        """Return the tensors under canonical names, with fused modules split."""
         named: dict[str, Tensor] = {}
         for module, parts in self.family.fused.items():
             for kind in ("weight", "bias"):
@@ -250,21 +253,20 @@ class FamilyAdapter:
                     rows = [shapes[name][0] for name in names]
                     pieces = torch.split(tensors[f"{module}.{kind}"], rows)
                     named |= dict(zip(names, pieces, strict=True))
-        named |= {name: tensors[self.own_name(name)] for name in shapes if name not in named}
+        named |= {name: tensors[self.checkpoint_name(name)] for name in shapes if name not in named}
         return named
 
 
 def half_split_order(head_dim: int, rotating: int) -> Tensor:
-    """Rows of a head in canonical order, (head_dim,).
+    """Return the canonical order of a head's rows, (head_dim,).
 
-    From [rotating first halves | rotating second halves | still] to [rotating first, still first |
-    rotating second, still second]: still dimensions become pairs of frequency 0, which two of them
-    form is free.
+    The rows go from [rotating first halves | rotating second halves | still] to [rotating first,
+    still first | rotating second, still second]. Still dimensions (without rotary embedding) become
+    pairs of frequency 0; any two of them may form a pair.
     """
     half, middle = rotating // 2, rotating + (head_dim - rotating) // 2
-    places = torch.arange(head_dim)
-    pieces = (places[:half], places[rotating:middle], places[half:rotating], places[middle:])
-    return torch.cat(pieces)
+    rows = torch.arange(head_dim)
+    return torch.cat((rows[:half], rows[rotating:middle], rows[half:rotating], rows[middle:]))
 
 
 def _reordered(rows: Tensor, order: Tensor) -> Tensor:
@@ -273,10 +275,10 @@ def _reordered(rows: Tensor, order: Tensor) -> Tensor:
 
 
 def family_for(config: PreTrainedConfig) -> FamilyAdapter:
-    """Return the adapter for a model, chosen by its configuration.
+    """Return the adapter for a model's configuration.
 
     Raises:
-        UnsupportedArchitectureError: if there is no such family, or the variant is not supported.
+        UnsupportedArchitectureError: if the family or one of its settings is not supported.
     """
     adapter = FamilyAdapter(require_supported_type(config.model_type))
     adapter.require_supported(config)

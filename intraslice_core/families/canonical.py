@@ -1,7 +1,7 @@
-"""The one architecture the engine knows: names, shapes, blocks and rotary tables.
+"""Canonical architecture of the engine: tensor names, shapes, layer weights and rotary tables.
 
-`CanonicalSettings` holds the fields of `modeling.IntraSliceConfig` for a dense model; adapters
-make it, and nothing behind them asks for a family again.
+`CanonicalSettings` holds the fields of `modeling.IntraSliceConfig` for a dense model. Family
+adapters produce them, and code that uses them does not depend on the family.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ EMBEDDING = "model.embed_tokens.weight"
 
 
 def layer_prefix(layer: int) -> str:
-    """What the names of a layer's tensors begin with, dot included."""
+    """Return the prefix of the names of a layer's tensors, including the final dot."""
     return f"model.layers.{layer}."
 
 
@@ -48,7 +48,7 @@ def layer_prefix(layer: int) -> str:
 
 
 def layer_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of one dense layer, by its name without the layer's prefix."""
+    """Return the shape of every tensor of a dense layer, by name without the layer's prefix."""
     hidden, width = settings["hidden_size"], settings["intermediate_size"]
     queries = settings["num_attention_heads"] * settings["head_dim"]
     groups = settings["num_key_value_heads"] * settings["head_dim"]
@@ -84,7 +84,7 @@ def _norm_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
 
 
 def outer_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor outside the layers; a tied head has no weight of its own."""
+    """Return the shape of every tensor outside the layers; a tied output head has none."""
     table = (settings["vocab_size"], settings["hidden_size"])
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: table, "model.norm.weight": table[1:]}
     if settings["norm_type"] == "layer":
@@ -96,11 +96,11 @@ def outer_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-# -- blocks ------------------------------------------------------------------------------------
+# -- decoder layers -----------------------------------------------------------------------------
 
 
 def layer_settings(settings: CanonicalSettings, layer: int) -> LayerSettings:
-    """What a layer's block needs besides its weights."""
+    """Return a decoder layer's settings: everything its forward pass needs besides weights."""
     slides = settings["layer_types"][layer] == "sliding_attention"
     return LayerSettings(
         num_attention_heads=settings["num_attention_heads"],
@@ -122,13 +122,13 @@ def layer_weights(
     device: torch.device,
     dtype: torch.dtype,
 ) -> LayerWeights:
-    """A block, dense or sliced, from a layer's canonical tensors without the layer's prefix.
+    """Return a decoder layer's weights, dense or sliced, from its canonical tensors.
 
     Args:
-        tensors: a removed module has none but its norms.
-        num_key_value_heads: of this layer, 0 without attention.
-        device: to compute on.
-        dtype: to compute in.
+        tensors: tensors by names without the layer's prefix; of a removed module only the norms.
+        num_key_value_heads: KV heads of this layer, 0 without attention.
+        device: compute device.
+        dtype: compute dtype.
     """
 
     def at(name: str) -> Tensor | None:
@@ -147,11 +147,11 @@ def layer_weights(
     for part, module in HEAD_NORMS.items():
         weight = at(f"{module}.weight")
         parts[part] = None if weight is None else weight.view(num_key_value_heads, -1)
-    nothing = parts["input_norm"].weight.new_empty(0)
+    empty = parts["input_norm"].weight.new_empty(0)
     for part in ("query", "key", "value", "up"):
-        parts[part] = parts[part] or Linear(weight=nothing.view(0, 1).expand(0, _hidden(parts)))
+        parts[part] = parts[part] or Linear(weight=empty.view(0, 1).expand(0, _hidden(parts)))
     for part in ("attention_output", "mlp_output"):
-        parts[part] = parts[part] or Linear(weight=nothing.expand(_hidden(parts), 0))
+        parts[part] = parts[part] or Linear(weight=empty.expand(_hidden(parts), 0))
     return LayerWeights(num_key_value_heads=num_key_value_heads, **parts)
 
 
@@ -161,7 +161,7 @@ def _hidden(parts: Mapping[str, Any]) -> int:
 
 
 def named_tensors(layer: int, weights: LayerWeights) -> dict[str, Tensor]:
-    """A block's tensors under the full names a checkpoint gives them; removed modules have none."""
+    """Return a decoder layer's tensors by full canonical names; removed modules have none."""
     named: dict[str, Tensor] = {}
     for part, module in (NORMS | PROJECTIONS).items():
         value: Norm | Linear | None = getattr(weights, part)
@@ -181,22 +181,22 @@ def named_tensors(layer: int, weights: LayerWeights) -> dict[str, Tensor]:
 
 
 def embedded(settings: CanonicalSettings, rows: Tensor) -> Tensor:
-    """What enters the first block, (…, hidden_size), from the tokens' rows of the table.
+    """Return the input of the first layer, (…, hidden_size), from rows of the embedding matrix.
 
-    The factor is rounded to the rows' dtype first, as the model classes do.
+    The embedding scale is rounded to the rows' dtype first, as the model classes do.
     """
     return rows * torch.tensor(settings["embedding_scale"], dtype=rows.dtype, device=rows.device)
 
 
 def rope_of(settings: CanonicalSettings, layer_type: str) -> dict[str, Any]:
-    """Parameters of the rotary embedding that layers of a type use."""
+    """Return the rotary parameters of layers of a type."""
     rope: dict[str, Any] = settings["rope_parameters"] or {}
     nested = rope.get(layer_type)
     return nested if isinstance(nested, dict) else rope
 
 
 def rotating_dims(settings: CanonicalSettings, layer_type: str) -> int:
-    """Dimensions of a head that rotate."""
+    """Return the number of a head's dimensions with rotary embedding."""
     factor = rope_of(settings, layer_type).get("partial_rotary_factor") or 1.0
     return int(settings["head_dim"] * factor)
 
@@ -204,7 +204,10 @@ def rotating_dims(settings: CanonicalSettings, layer_type: str) -> int:
 def rotary_tables(
     settings: CanonicalSettings, layer: int, length: int, device: torch.device
 ) -> Rotary:
-    """Tables for positions 0 … length-1, by transformers' own code; still pairs do not turn."""
+    """Return the rotary tables for positions 0 … length-1, computed by transformers.
+
+    Pairs without rotary embedding have cosine 1 and sine 0.
+    """
     embedding = rotary_embedding(settings, layer, device)
     positions = torch.arange(length, device=device).unsqueeze(0)
     cos, sin = embedding(torch.zeros(1, 1, 1, device=device), positions)
@@ -217,20 +220,20 @@ def rotary_tables(
 def rotary_embedding(
     settings: CanonicalSettings, layer: int, device: torch.device
 ) -> Phi3RotaryEmbedding:
-    """What turns a layer's pairs: `inv_freq`, (rotating pairs,), and `attention_scaling`."""
+    """Return a layer's rotary embedding: `inv_freq`, (rotating pairs,), and `attention_scaling`."""
     layer_type = settings["layer_types"][layer]
-    view = PreTrainedConfig()
-    view.rope_parameters = copy.deepcopy(rope_of(settings, layer_type))
-    view.head_dim, view.hidden_size = settings["head_dim"], settings["hidden_size"]
-    view.num_attention_heads = settings["num_attention_heads"]
-    view.max_position_embeddings = settings["max_position_embeddings"]
+    config = PreTrainedConfig()
+    config.rope_parameters = copy.deepcopy(rope_of(settings, layer_type))
+    config.head_dim, config.hidden_size = settings["head_dim"], settings["hidden_size"]
+    config.num_attention_heads = settings["num_attention_heads"]
+    config.max_position_embeddings = settings["max_position_embeddings"]
     if settings["original_max_position_embeddings"] is not None:
-        view.original_max_position_embeddings = settings["original_max_position_embeddings"]
-    return Phi3RotaryEmbedding(view).to(device)  # type: ignore[arg-type]
+        config.original_max_position_embeddings = settings["original_max_position_embeddings"]
+    return Phi3RotaryEmbedding(config).to(device)  # type: ignore[arg-type]
 
 
 def _with_still_pairs(table: Tensor, head_dim: int, value: float) -> Tensor:
-    """Extend both halves of (length, rotating) to head_dim / 2 columns each."""
+    """Extend both halves of a table (length, rotating) to head_dim / 2 columns each."""
     still = (head_dim - table.shape[-1]) // 2
     halves = [torch.nn.functional.pad(half, (0, still), value=value) for half in table.chunk(2, -1)]
     return torch.cat(halves, dim=-1)

@@ -1,7 +1,9 @@
-"""One family's table: its dimensions, names, settings and rejected variants; imports no torch.
+"""Interface of a family's table: dimensions, module names, settings and unsupported settings.
 
-The service reads a model's dimensions from config.json through these tables, so nothing here may
-load torch or transformers.
+A new family is a subclass of `Family` in a module of its own, registered in `FAMILIES`; see
+`llama.py`. `FamilyAdapter` derives names, shapes and tensors from the table. The service reads a
+model's dimensions from config.json through these tables, so nothing here may load torch or
+transformers.
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 Flag = bool | str
-"""A fixed fact, or the name of the setting that decides it."""
+"""Fixed value, or the name of the setting in config.json that holds it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyFacts:
-    """Sizes and optional tensors of a family's dense models."""
+    """Default sizes and optional tensors of a family's dense models."""
 
     defaults: Mapping[str, Any]
-    """Settings that its configuration class assumes when config.json does not name them."""
+    """Values that the configuration class assumes for settings missing in config.json."""
     mlp_projections: int = 3
     norms_per_layer: int = 2
     norm_bias: bool = False
@@ -36,7 +38,7 @@ class FamilyFacts:
     lm_head_bias: Flag = False
 
 
-def default_sizes(  # one row of a family's table
+def default_sizes(
     vocab: int, hidden: int, width: int, layers: int, heads: int, groups: int | None, **more: Any
 ) -> dict[str, Any]:
     """Return the default sizes of a configuration class under the names of config.json."""
@@ -53,24 +55,29 @@ def default_sizes(  # one row of a family's table
 
 
 class Family(ABC):
-    """The table of one `model_type`; the defaults are Llama's."""
+    """Table of one `model_type`; the defaults are those of Llama."""
 
     model_type: ClassVar[str]
+    """`model_type` in config.json."""
     architecture: ClassVar[str]
+    """Name of transformers' causal language model class."""
     facts: ClassVar[FamilyFacts]
     modules: ClassVar[Mapping[str, str]] = {}
-    """Canonical module names (outer ones in full) to this family's, where they differ."""
+    """Names in the family's checkpoints by canonical module name, where they differ.
+
+    Names of modules in a layer have no prefix; those outside the layers are full names.
+    """
     fused: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """This family's modules that stack the rows of several canonical modules."""
+    """Canonical modules whose rows a fused module of the family stacks, by its name."""
     rotates_partly: ClassVar[bool] = False
-    """True if some dimensions of a head may carry no rotary embedding."""
+    """True if some dimensions of a head may have no rotary embedding."""
 
     @abstractmethod
-    def own_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
+    def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         """Return the canonical settings that differ from a Llama without biases."""
 
-    def faults(self, config: PreTrainedConfig) -> Iterator[str]:
-        """Yield settings that the adapter does not cover, each as the subject of a sentence."""
+    def unsupported_settings(self, config: PreTrainedConfig) -> Iterator[str]:
+        """Yield the settings of a model that the engine does not support, with their values."""
         del config
         yield from ()
 
@@ -78,7 +85,7 @@ class Family(ABC):
         """Return the dimensions that a configuration describes.
 
         Args:
-            settings: named as in config.json; absent settings take the family's defaults.
+            settings: values by their names in config.json; missing ones take the family's defaults.
 
         Raises:
             ValidationError: from pydantic, if a size is missing or impossible.

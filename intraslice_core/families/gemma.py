@@ -1,4 +1,7 @@
-"""Gemma 2, with capped scores, and Gemma 3, with normed q and k and two rotary embeddings."""
+"""Gemma families.
+
+Gemma 2 has soft-capped attention scores; Gemma 3 has norms on q and k and two rotary embeddings.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ _GEMMA = {"head_dim": 256, "tie_word_embeddings": True}
 
 
 class Gemma2Family(Family):
-    """Adapter of `Gemma2ForCausalLM`."""
+    """Table of `Gemma2ForCausalLM`."""
 
     model_type = "gemma2"
     architecture = "Gemma2ForCausalLM"
@@ -30,8 +33,8 @@ class Gemma2Family(Family):
         "mlp_output_norm": "post_feedforward_layernorm",
     }
 
-    def own_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
-        """Norms around both modules, caps, a scaled embedding, a window in some layers."""
+    def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """Return the norm type, soft caps, embedding scale and the layers with a sliding window."""
         return {
             "hidden_act": config.hidden_activation,
             "norm_type": "rms_plus_one",
@@ -43,14 +46,14 @@ class Gemma2Family(Family):
             "layer_types": tuple(config.layer_types),
         }
 
-    def faults(self, config: PreTrainedConfig) -> Iterator[str]:
-        """Attention to what comes later is another model."""
+    def unsupported_settings(self, config: PreTrainedConfig) -> Iterator[str]:
+        """Yield bidirectional attention: the engine supports causal models only."""
         if config.use_bidirectional_attention:
             yield "use_bidirectional_attention"
 
 
 class Gemma3Family(Gemma2Family):
-    """Adapter of `Gemma3ForCausalLM`: text only."""
+    """Table of `Gemma3ForCausalLM`, the text model."""
 
     model_type = "gemma3_text"
     architecture = "Gemma3ForCausalLM"
@@ -62,6 +65,6 @@ class Gemma3Family(Gemma2Family):
         attention_output_bias="attention_bias",
     )
 
-    def own_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
-        """As Gemma 2, but its classes do not cap scores whatever the setting says."""
-        return super().own_settings(config) | {"attn_logit_softcapping": None}
+    def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """Return Gemma 2's settings without the attention soft cap, which these classes ignore."""
+        return super().settings(config) | {"attn_logit_softcapping": None}

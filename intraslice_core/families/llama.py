@@ -1,4 +1,4 @@
-"""Llama: rotary, grouped-query attention and a gated MLP."""
+"""Llama family: rotary grouped-query attention and a gated MLP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class LlamaFamily(Family):
-    """Adapter of `LlamaForCausalLM`, whose settings are the canonical defaults."""
+    """Table of `LlamaForCausalLM`, whose settings are the canonical defaults."""
 
     model_type = "llama"
     architecture = "LlamaForCausalLM"
@@ -23,12 +23,12 @@ class LlamaFamily(Family):
         mlp_bias="mlp_bias",
     )
 
-    def own_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
-        """Nothing of its own."""
+    def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """Return no settings: all canonical defaults apply."""
         del config
         return {}
 
-    def faults(self, config: PreTrainedConfig) -> Iterator[str]:
-        """Llama's classes ignore a window that a derived model may need."""
+    def unsupported_settings(self, config: PreTrainedConfig) -> Iterator[str]:
+        """Yield a sliding window: Llama's classes ignore it, but a derived model may need it."""
         if getattr(config, "sliding_window", None) is not None:
             yield "sliding_window"

@@ -1,4 +1,4 @@
-"""Mistral: a Llama that may look back through a window in every layer."""
+"""Mistral family: Llama with an optional sliding window in every layer."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-def window_everywhere(config: PreTrainedConfig) -> dict[str, Any]:
-    """A window, where there is one, that holds for all layers."""
+def window_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return the settings of one sliding window for all layers, or of full attention."""
     window = config.sliding_window
-    kind = "full_attention" if window is None else "sliding_attention"
-    return {"sliding_window": window, "layer_types": (kind,) * config.num_hidden_layers}
+    layer_type = "full_attention" if window is None else "sliding_attention"
+    return {"sliding_window": window, "layer_types": (layer_type,) * config.num_hidden_layers}
 
 
 class MistralFamily(Family):
-    """Adapter of `MistralForCausalLM`."""
+    """Table of `MistralForCausalLM`."""
 
     model_type = "mistral"
     architecture = "MistralForCausalLM"
     facts = FamilyFacts(defaults=default_sizes(32_000, 4096, 14_336, 32, 32, 8))
 
-    def own_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
-        """The window."""
-        return window_everywhere(config)
+    def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """Return the sliding window of all layers."""
+        return window_settings(config)
 
-    def faults(self, config: PreTrainedConfig) -> Iterator[str]:
-        """Mistral's classes ignore layer types, which models of later classes name."""
-        types = getattr(config, "layer_types", None)
-        if types is not None and tuple(types) != window_everywhere(config)["layer_types"]:
-            yield f"layer_types {sorted(set(types))}"
+    def unsupported_settings(self, config: PreTrainedConfig) -> Iterator[str]:
+        """Yield differing layer types: Mistral's classes ignore them, but later models set them."""
+        layer_types = getattr(config, "layer_types", None)
+        if layer_types is not None and tuple(layer_types) != window_settings(config)["layer_types"]:
+            yield f"layer_types {sorted(set(layer_types))}"

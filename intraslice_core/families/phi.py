@@ -1,4 +1,9 @@
-"""Phi 1 to 2: LayerNorm, biases, a plain MLP beside the attention, heads that rotate partly."""
+"""Phi families.
+
+Phi 1 to 2 have LayerNorm, biases, an ungated MLP parallel to the attention and partial rotary
+embedding. Phi 3 to 4 are Llama with fused projections and, in some models, partial
+rotary embedding.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +11,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from intraslice_core.families.family import Family, FamilyFacts, default_sizes
-from intraslice_core.families.mistral import window_everywhere
+from intraslice_core.families.mistral import window_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
 class PhiFamily(Family):
-    """Adapter of `PhiForCausalLM`."""
+    """Table of `PhiForCausalLM` (Phi-1, 1.5 and 2)."""
 
     model_type = "phi"
     architecture = "PhiForCausalLM"
@@ -35,18 +40,18 @@ class PhiFamily(Family):
     }
     rotates_partly = True
 
-    def own_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
-        """LayerNorm."""
+    def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """Return LayerNorm and its epsilon."""
         return {"norm_type": "layer", "norm_eps": config.layer_norm_eps}
 
-    def faults(self, config: PreTrainedConfig) -> Iterator[str]:
-        """A LayerNorm on queries and keys subtracts a mean over dimensions that would go."""
+    def unsupported_settings(self, config: PreTrainedConfig) -> Iterator[str]:
+        """Yield LayerNorm on queries and keys: its mean is over dimensions that slicing removes."""
         if config.qk_layernorm:
             yield "qk_layernorm"
 
 
 class Phi3Family(Family):
-    """Adapter of `Phi3ForCausalLM` (Phi-3, 3.5, 4 and 4-mini)."""
+    """Table of `Phi3ForCausalLM` (Phi-3, 3.5, 4 and 4-mini)."""
 
     model_type = "phi3"
     architecture = "Phi3ForCausalLM"
@@ -57,8 +62,8 @@ class Phi3Family(Family):
     }
     rotates_partly = True
 
-    def own_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
-        """The window, and the length that `longrope` was trained at."""
-        return window_everywhere(config) | {
+    def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """Return the sliding window and the context length before `longrope` scaling."""
+        return window_settings(config) | {
             "original_max_position_embeddings": config.original_max_position_embeddings
         }

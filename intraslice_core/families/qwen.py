@@ -1,4 +1,4 @@
-"""Qwen 2, with biased q, k and v, and Qwen 3, with normed q and k."""
+"""Qwen families: Qwen 2 with biases on q, k and v, and Qwen 3 with norms on q and k."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Qwen2Family(Family):
-    """Adapter of `Qwen2ForCausalLM` (2 and 2.5)."""
+    """Table of `Qwen2ForCausalLM` (Qwen 2 and 2.5)."""
 
     model_type = "qwen2"
     architecture = "Qwen2ForCausalLM"
@@ -20,13 +20,13 @@ class Qwen2Family(Family):
         attention_bias=True,
     )
 
-    def own_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
-        """Layers with and without a window."""
+    def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """Return the sliding window and the layers that use it."""
         return {"sliding_window": config.sliding_window, "layer_types": tuple(config.layer_types)}
 
 
 class Qwen3Family(Qwen2Family):
-    """Adapter of `Qwen3ForCausalLM`; the norms of q and k are in its geometry."""
+    """Table of `Qwen3ForCausalLM`; the norms of q and k are part of its facts."""
 
     model_type = "qwen3"
     architecture = "Qwen3ForCausalLM"

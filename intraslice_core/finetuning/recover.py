@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer
 from intraslice_core import modeling
 from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints.manifest import MANIFEST, SIGNATURE
-from intraslice_core.checkpoints.model_card import CARD
+from intraslice_core.checkpoints.model_card import MODEL_CARD
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.checkpoints.writer import (
     WrittenRecord,
@@ -47,7 +47,7 @@ from intraslice_core.reports.schema import REPORT_FILE, CompressionReport, Verif
 from intraslice_core.resume_state import ResumeState
 from intraslice_core.run import Run
 
-REWRITTEN_FILES = frozenset({REPORT_FILE, REFERENCE_FILE, CARD, MANIFEST, SIGNATURE})
+REWRITTEN_FILES = frozenset({REPORT_FILE, REFERENCE_FILE, MODEL_CARD, MANIFEST, SIGNATURE})
 """Files of a checkpoint that describe its weights and are written again."""
 
 

@@ -1,4 +1,4 @@
-"""Model classes that travel inside a checkpoint.
+"""Model classes that travel inside a checkpoint, and the configuration of sliced models.
 
 Importing this package registers them with transformers' Auto classes, so that a compressed
 checkpoint loads without `trust_remote_code`.
@@ -25,12 +25,12 @@ _CLASSES = (
 
 
 def register() -> None:
-    """Tell transformers' Auto classes about ours; calling it twice does no harm."""
+    """Register the model classes with transformers' Auto classes; repeated calls are harmless."""
     for config, model, language_model in _CLASSES:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
         AutoModelForCausalLM.register(config, language_model, exist_ok=True)
-        # `save_pretrained` then puts the code files and `auto_map` beside the weights.
+        # `save_pretrained` then writes the code files and `auto_map` beside the weights.
         config.register_for_auto_class()  # type: ignore[no-untyped-call]
         model.register_for_auto_class("AutoModel")  # type: ignore[no-untyped-call]
         language_model.register_for_auto_class("AutoModelForCausalLM")  # type: ignore[no-untyped-call]

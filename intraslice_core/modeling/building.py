@@ -1,4 +1,4 @@
-"""Configuration of a sliced model from canonical settings and the shape of every layer."""
+"""Builder of a sliced model's configuration from canonical settings and layer shapes."""
 
 from __future__ import annotations
 
@@ -18,42 +18,45 @@ AUTO_MAP = {
     "AutoModel": "modeling_intraslice.IntraSliceModel",
     "AutoModelForCausalLM": "modeling_intraslice.IntraSliceForCausalLM",
 }
-"""Where transformers finds the classes, relative to the checkpoint."""
+"""Classes for transformers' Auto classes, by module in the checkpoint."""
 
 _BESIDE_ROPE = "original_max_position_embeddings"
-"""No field of ours: transformers moves it into `rope_parameters` where it is given (Phi-3)."""
+"""Setting that is not a field: transformers moves it into `rope_parameters` (Phi-3)."""
 
 
 class LayerShape(Protocol):
-    """What is read of a `LayerPlan`; spelled out because this package imports nothing of ours."""
+    """Protocol of the attributes used of a `LayerPlan`.
+
+    It is repeated here because this package imports no other package of IntraSlice.
+    """
 
     @property
     def num_attention_heads(self) -> int:
-        """Query heads; 0 without attention."""
+        """Return the number of query heads, 0 without attention."""
 
     @property
     def num_key_value_heads(self) -> int:
-        """Key/value heads."""
+        """Return the number of key/value heads."""
 
     @property
     def qk_head_dim(self) -> int:
-        """Width of a query or key head."""
+        """Return the width of a query or key head."""
 
     @property
     def v_head_dim(self) -> int:
-        """Width of a value head."""
+        """Return the width of a value head."""
 
     @property
     def intermediate_size(self) -> int:
-        """Neurons; 0 without MLP."""
+        """Return the number of neurons, 0 without MLP."""
 
 
 def _layer_entry(
     shape: LayerShape, pairs: Sequence[Sequence[int]], total_pairs: int
 ) -> dict[str, int | str]:
-    """One layer's `per_layer_config`."""
+    """Return one layer's entry of `per_layer_config`."""
     removed = shape.num_attention_heads == 0
-    whole = all(len(kept) == total_pairs for kept in pairs)
+    whole = all(len(head_pairs) == total_pairs for head_pairs in pairs)
     return {
         "num_attention_heads": shape.num_attention_heads,
         "num_key_value_heads": 0 if removed else shape.num_key_value_heads,
@@ -65,15 +68,15 @@ def _layer_entry(
 
 
 def _settings(canonical: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy that may be changed (transformers completes `rope_parameters` in place).
+    """Return a copy that may be changed (transformers completes `rope_parameters` in place).
 
     Raises:
         ValueError: if a setting is unknown.
     """
-    known = {field.name for field in dataclasses.fields(IntraSliceConfig)} | {_BESIDE_ROPE}
-    unknown = sorted(set(canonical) - known)
+    fields = {field.name for field in dataclasses.fields(IntraSliceConfig)} | {_BESIDE_ROPE}
+    unknown = sorted(set(canonical) - fields)
     if unknown:
-        # transformers would store it and nobody would read it.
+        # transformers would store an unknown setting without any effect.
         raise ValueError(f"IntraSliceConfig has no setting {', '.join(unknown)}")
     values = copy.deepcopy(dict(canonical))
     if values.get(_BESIDE_ROPE) is None:
@@ -88,17 +91,17 @@ def intraslice_config(
     layers: Sequence[LayerShape],
     rotary_pairs: Sequence[Sequence[Sequence[int]]],
 ) -> IntraSliceConfig:
-    """The configuration of the sliced model.
+    """Return the configuration of the sliced model.
 
     Args:
         canonical: settings of the dense model by the names of `IntraSliceConfig`'s fields.
-        layers: one shape per layer (a `LayerPlan` will do).
-        rotary_pairs: per layer and kept KV head the kept pairs, ascending. An empty layer stands
-            for "all pairs", which only fits an uncut `qk_head_dim`.
+        layers: one shape per layer, such as a `LayerPlan`.
+        rotary_pairs: the kept pairs of every layer and kept KV head, ascending. An empty entry of a
+            layer means all pairs and requires the dense `qk_head_dim`.
 
     Raises:
-        ValueError: if a setting is unknown, or if shapes and pairs contradict each other, naming
-            the setting or the layer.
+        ValueError: naming the setting or the layer, if a setting is unknown or if shapes and pairs
+            contradict each other.
     """
     dense = IntraSliceConfig(**_settings(canonical))
     assert dense.head_dim is not None  # set on construction
@@ -109,8 +112,8 @@ def intraslice_config(
     }
     values = _settings(canonical)
     values["layer_types"] = [
-        kind if shape.num_attention_heads else WITHOUT_ATTENTION
-        for kind, shape in zip(dense.layer_types, layers, strict=True)
+        layer_type if shape.num_attention_heads else WITHOUT_ATTENTION
+        for layer_type, shape in zip(dense.layer_types, layers, strict=True)
     ]
     values["architectures"] = ["IntraSliceForCausalLM"]
     values["auto_map"] = dict(AUTO_MAP)

@@ -1,7 +1,7 @@
-"""Configuration of the `adaptive` target: Llama with an MLP width of its own in every layer.
+"""Configuration of the `adaptive` target: Llama with a per-layer MLP width.
 
-The format is DeciLM's (`nemotron-nas`), which vLLM reads natively and llama.cpp as `deci`. This
-file travels inside the checkpoint: it imports nothing but transformers.
+The format is that of DeciLM (`nemotron-nas`), which vLLM reads natively and llama.cpp as `deci`.
+This file travels inside the checkpoint: it imports nothing but transformers.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from transformers import LlamaConfig
 
 
 class Settings(dict[str, Any]):
-    """A dict whose entries are attributes too, as DeciLM's readers want them."""
+    """Dict whose entries are also attributes, as readers of DeciLM expect."""
 
     def __getattr__(self, name: str) -> Any:
-        """The entry of that name."""
+        """Return the entry of that name."""
         try:
             return self[name]
         except KeyError:
@@ -26,17 +26,17 @@ class Settings(dict[str, Any]):
 
 def _as_settings(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return Settings({name: _as_settings(one) for name, one in value.items()})
+        return Settings({name: _as_settings(entry) for name, entry in value.items()})
     return value
 
 
 @strict
 class DeciLMConfig(LlamaConfig):
-    """Llama's settings, and for each layer `attention` and `ffn` in `block_configs`.
+    """Llama's settings and, in `block_configs`, `attention` and `ffn` of each layer.
 
-    `attention` has `no_op` (the layer has none) and `n_heads_in_group` (query heads that share a
-    KV head); `ffn` has `no_op` and `intermediate_size`, and may have `ffn_mult`, which other
-    runtimes compute a width from that is a multiple of 256.
+    `attention` has `no_op` (True if the layer has no attention) and `n_heads_in_group` (query heads
+    per KV head). `ffn` has `no_op` and `intermediate_size`, and may have `ffn_mult`, from which
+    other runtimes compute a width that is a multiple of 256.
     """
 
     model_type = "nemotron-nas"
@@ -44,13 +44,16 @@ class DeciLMConfig(LlamaConfig):
     block_configs: list[Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Make `block_configs` readable by attributes; without any, all layers are alike."""
+        """Make the entries of `block_configs` attributes; by default all layers are equal."""
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
-        blocks = self.block_configs or [self._plain_block()] * self.num_hidden_layers
+        blocks = self.block_configs or [self._default_block()] * self.num_hidden_layers
         self.block_configs = [_as_settings(block) for block in blocks]
 
-    def _plain_block(self) -> dict[str, Any]:
-        """A layer of the global sizes; transformers compares with a configuration of defaults."""
+    def _default_block(self) -> dict[str, Any]:
+        """Return the entry of a layer with the global sizes.
+
+        transformers compares a configuration with one of default values, so these must exist.
+        """
         groups = self.num_key_value_heads or self.num_attention_heads
         return {
             "attention": {"no_op": False, "n_heads_in_group": self.num_attention_heads // groups},
@@ -58,10 +61,10 @@ class DeciLMConfig(LlamaConfig):
         }
 
     def validate_architecture(self) -> None:
-        """Check the layers (transformers calls this); heads need not divide the hidden size.
+        """Raise on invalid layers (called by transformers); heads need not divide the hidden size.
 
         Raises:
-            ValueError: naming the layer at fault.
+            ValueError: naming the layer.
         """
         blocks = self.block_configs or []
         if len(blocks) != self.num_hidden_layers:
@@ -69,18 +72,18 @@ class DeciLMConfig(LlamaConfig):
                 f"block_configs has {len(blocks)} entries for {self.num_hidden_layers} layers"
             )
         for index, block in enumerate(blocks):
-            fault = self._fault(index, block)
-            if fault:
-                raise ValueError(f"block_configs[{index}]: {fault}")
+            problem = self._problem(index, block)
+            if problem:
+                raise ValueError(f"block_configs[{index}]: {problem}")
 
-    def _fault(self, index: int, block: Any) -> str | None:
+    def _problem(self, index: int, block: Any) -> str | None:
         if block.attention.no_op and index == 0:
-            return "layer 0 keeps its attention"
+            return "layer 0 must have attention"
         per_group = block.attention.n_heads_in_group
         if not block.attention.no_op and self.num_attention_heads % per_group:
             return f"n_heads_in_group {per_group} does not divide {self.num_attention_heads} heads"
         if block.ffn.no_op or block.ffn.intermediate_size < 1:
-            return "every layer keeps an MLP"
+            return "every layer must have an MLP"
         return None
 
 

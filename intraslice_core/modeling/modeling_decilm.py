@@ -1,4 +1,4 @@
-"""The `adaptive` target for transformers: Llama's own parts, in layers of different widths.
+"""Transformers model of the `adaptive` target: Llama's modules in layers of different widths.
 
 This file travels inside the checkpoint: it imports nothing but torch, transformers and the
 configuration beside it.
@@ -23,7 +23,7 @@ from .configuration_decilm import DeciLMConfig
 
 
 class DeciLMDecoderLayer(LlamaDecoderLayer):  # type: ignore[no-untyped-call]
-    """A layer with an MLP width of its own, and attention or none."""
+    """Decoder layer with a per-layer MLP width, with or without attention."""
 
     def __init__(self, config: DeciLMConfig, layer_idx: int) -> None:
         super(LlamaDecoderLayer, self).__init__()
@@ -34,18 +34,21 @@ class DeciLMDecoderLayer(LlamaDecoderLayer):  # type: ignore[no-untyped-call]
             self.self_attn = self.input_layernorm = None  # type: ignore[assignment]
         else:
             groups = config.num_attention_heads // block.attention.n_heads_in_group
-            # Attention reads the implementation from the one global configuration.
+            # Attention reads its implementation from the global configuration.
             self.self_attn = LlamaAttention(config, layer_idx)
             if groups != config.num_key_value_heads:
-                raise ValueError(f"layer {layer_idx} has {groups} KV heads of its own")
+                raise ValueError(
+                    f"layer {layer_idx} has {groups} KV heads, "
+                    f"expected {config.num_key_value_heads}"
+                )
             self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        sized = copy.copy(config)
-        sized.intermediate_size = block.ffn.intermediate_size
-        self.mlp = LlamaMLP(sized)  # type: ignore[no-untyped-call]
+        mlp_config = copy.copy(config)
+        mlp_config.intermediate_size = block.ffn.intermediate_size
+        self.mlp = LlamaMLP(mlp_config)  # type: ignore[no-untyped-call]
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
-        """Both modules, each added to the residual stream (batch, sequence, hidden_size)."""
+        """Add the outputs of attention and MLP to hidden states (batch, sequence, hidden_size)."""
         if self.self_attn is not None:
             update, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
             hidden_states = hidden_states + update
@@ -55,7 +58,7 @@ class DeciLMDecoderLayer(LlamaDecoderLayer):  # type: ignore[no-untyped-call]
 
 
 class DeciLMModel(LlamaModel):
-    """Llama's trunk over such layers."""
+    """Llama's decoder over `DeciLMDecoderLayer`s, without output head."""
 
     config_class = DeciLMConfig
     _no_split_modules = ["DeciLMDecoderLayer"]  # noqa: RUF012 (as transformers has it)
@@ -73,7 +76,7 @@ class DeciLMModel(LlamaModel):
 
 
 class DeciLMForCausalLM(LlamaForCausalLM):
-    """The language model over `DeciLMModel`."""
+    """Causal language model: `DeciLMModel` with an output head."""
 
     config_class = DeciLMConfig
     _no_split_modules = ["DeciLMDecoderLayer"]  # noqa: RUF012 (as transformers has it)

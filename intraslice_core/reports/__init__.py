@@ -1,1 +1,1 @@
-"""What a run leaves behind in writing."""
+"""Reports of a run: their JSON schema, the HTML page and its figures."""

@@ -1,6 +1,6 @@
-"""Charts as inline SVG: lines, bars and dots, told apart by shape as well as by colour.
+"""Charts as inline SVG: lines, bars and dots, distinguished by shape as well as by colour.
 
-The stylesheet of the page gives the colours, so that they follow the reader's scheme.
+Colours come from the page's stylesheet, so that they follow the reader's colour scheme.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from markupsafe import Markup
 from intraslice_core.reports.formatting import rendered, short
 
 _INTERVALS = 4
-"""Of ticks, about."""
+"""Approximate number of intervals between ticks."""
 _MOST_DECADES = 6
 _ROUND = 1e-9
-"""Of a step: what counts as a rounding error."""
+"""Rounding error that is ignored, as a fraction of a tick step."""
 _EXPONENT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tick:
-    """A value that is named; `place` in [0, 1]."""
+    """Labelled value of an axis; `place` is its position in [0, 1]."""
 
     place: float
     text: str
@@ -34,7 +34,7 @@ class Tick:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """From `low` to `high`, evenly or by powers of ten."""
+    """Linear or logarithmic axis from `low` to `high`."""
 
     label: str
     low: float
@@ -43,18 +43,18 @@ class Axis:
     log: bool = False
 
     def place(self, value: float) -> float:
-        """Where a value is, 0 at `low` and 1 at `high`."""
+        """Return the position of a value: 0 at `low` and 1 at `high`."""
         if self.log:
-            return _part(math.log10(value), math.log10(self.low), math.log10(self.high))
-        return _part(value, self.low, self.high)
+            return _position(math.log10(value), math.log10(self.low), math.log10(self.high))
+        return _position(value, self.low, self.high)
 
 
 def linear_axis(
     label: str, values: Iterable[float], *, include: Sequence[float] = (), unit: float = 1.0
 ) -> Axis:
-    """Around all values and those to include; ticks are written in `unit`."""
-    among = [*values, *include]
-    low, high = min(among), max(among)
+    """Return a linear axis that contains all values and `include`; ticks are in `unit`."""
+    covered = [*values, *include]
+    low, high = min(covered), max(covered)
     if high - low <= _ROUND * abs(high):
         spread = abs(low) / 10 or 1.0
         low, high = low - spread, high + spread
@@ -68,7 +68,7 @@ def linear_axis(
         high=high,
         ticks=tuple(
             Tick(
-                place=_part(index * step, low, high),
+                place=_position(index * step, low, high),
                 text=_tick_text(index * step / unit, decimals),
             )
             for index in range(first, last + 1)
@@ -77,13 +77,14 @@ def linear_axis(
 
 
 def count_axis(label: str, values: Sequence[float]) -> Axis:
-    """Of large numbers, in the unit that fits; the label says which."""
-    unit, name = next((one for one in _UNITS if max(values) >= one[0]), (1.0, ""))
+    """Return an axis for large numbers, in a unit that the label names."""
+    largest = max(values)
+    unit, name = next(((unit, name) for unit, name in _UNITS if largest >= unit), (1.0, ""))
     return linear_axis(f"{label}, {name}" if name else label, values, unit=unit)
 
 
 def log_axis(label: str, values: Sequence[float]) -> Axis:
-    """By powers of ten where the values span one and allow it, else evenly."""
+    """Return a logarithmic axis for positive values that span a decade, else a linear axis."""
     if min(values) <= 0.0 or max(values) < 10.0 * min(values):
         return linear_axis(label, values, include=(0.0,))
     first = math.floor(math.log10(min(values)) + _ROUND)
@@ -94,7 +95,7 @@ def log_axis(label: str, values: Sequence[float]) -> Axis:
         low=10.0**first,
         high=10.0**last,
         ticks=tuple(
-            Tick(place=_part(power, first, last), text=f"10{str(power).translate(_EXPONENT)}")
+            Tick(place=_position(power, first, last), text=f"10{str(power).translate(_EXPONENT)}")
             for power in range(first, last + 1, every)
         ),
         log=True,
@@ -102,7 +103,7 @@ def log_axis(label: str, values: Sequence[float]) -> Axis:
 
 
 def layer_axis(layers: int) -> Axis:
-    """One place a layer, half of one at both ends."""
+    """Return an axis with one position per layer and half of one at both ends."""
     every = max(1, round(_round_step(layers / 8)))
     low, high = -0.5, layers - 0.5
     return Axis(
@@ -110,7 +111,7 @@ def layer_axis(layers: int) -> Axis:
         low=low,
         high=high,
         ticks=tuple(
-            Tick(place=_part(layer, low, high), text=str(layer))
+            Tick(place=_position(layer, low, high), text=str(layer))
             for layer in range(0, layers, every)
         ),
     )
@@ -119,12 +120,12 @@ def layer_axis(layers: int) -> Axis:
 AxisOf = Callable[[str, Sequence[float]], Axis]
 
 
-def _part(value: float, low: float, high: float) -> float:
+def _position(value: float, low: float, high: float) -> float:
     return (value - low) / (high - low)
 
 
 def _round_step(rough: float) -> float:
-    """The next of 1, 2, 5 times a power of ten."""
+    """Round up to 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(step * power for step in (1, 2, 5, 10) if step * power >= rough * (1 - _ROUND))
 
@@ -140,17 +141,17 @@ Style = Literal["lines", "bars", "dots"]
 WIDTH, HEIGHT = 440.0, 270.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 14.0, 26.0, 44.0
 _LEGEND = 18.0
-"""Height of a row of the legend."""
+"""Height of a row of the legend, in pixels."""
 _CHARACTER = 7.2
-"""Width of a letter, about: there is nobody to measure it."""
+"""Approximate width of a character, in pixels; the text is not measured."""
 _MARKER = 4.0
 _MOST_MARKED = 64
-"""Points of a line; more would hide it."""
+"""Largest number of full-size markers on a line; more would hide it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A value, and what it says when it is pointed at."""
+    """Data point with its tooltip."""
 
     x: float
     y: float
@@ -159,7 +160,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Values of one kind; of a line, those whose x differ by more than 1 are not joined."""
+    """Points of one series; a line has a gap where x increases by more than 1."""
 
     name: str
     points: tuple[Point, ...]
@@ -167,7 +168,7 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """What is drawn; `diagonal` adds the line on which both axes are equal."""
+    """Contents of a chart; `diagonal` adds the line of equal x and y."""
 
     title: str
     description: str
@@ -180,7 +181,7 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class _Frame:
-    """The part of the drawing that values are in."""
+    """Plotting area of the chart, in pixels."""
 
     left: float
     right: float
@@ -196,7 +197,7 @@ class _Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class _Mark:
-    """A shape with its tooltip."""
+    """Marker or bar with its tooltip."""
 
     path: str
     text: str
@@ -204,7 +205,7 @@ class _Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class _Drawn:
-    """A series in coordinates; `name` is its class in the stylesheet."""
+    """Series in pixel coordinates; `name` is its class in the stylesheet."""
 
     name: str
     line: str
@@ -212,8 +213,8 @@ class _Drawn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Entry:
-    """A name in the legend."""
+class _LegendEntry:
+    """Legend entry of a series."""
 
     x: float
     y: float
@@ -222,9 +223,8 @@ class _Entry:
 
 
 def draw(chart: Chart) -> Markup:
-    """The chart as an SVG element for an HTML page."""
-    named = [one.name for one in chart.series if len(chart.series) > 1]
-    legend = _legend(named)
+    """Draw the chart as an SVG element for an HTML page."""
+    legend = _legend([series.name for series in chart.series if len(chart.series) > 1])
     top = max((entry.y for entry in legend), default=_TOP - 10.0) + 12.0
     frame = _Frame(left=_LEFT, right=WIDTH - _RIGHT, top=top, bottom=HEIGHT - _BOTTOM)
     return rendered(
@@ -237,57 +237,59 @@ def draw(chart: Chart) -> Markup:
         series=[
             _Drawn(
                 name=f"s{index}",
-                line=_line(chart, one, frame) if chart.style == "lines" else "",
+                line=_line(chart, series, frame) if chart.style == "lines" else "",
                 marks=_marks(chart, index, frame),
             )
-            for index, one in enumerate(chart.series)
+            for index, series in enumerate(chart.series)
         ],
         diagonal=_diagonal(chart, frame) if chart.diagonal else "",
         zero=frame.y(chart.y, 0.0) if not chart.y.log and chart.y.low < 0 < chart.y.high else None,
     )
 
 
-def _legend(names: list[str]) -> list[_Entry]:
-    """In as many rows as the names take."""
+def _legend(names: list[str]) -> list[_LegendEntry]:
+    """Lay out the legend in as many rows as its names need."""
     entries = []
     x, y = _LEFT, _TOP
     for index, name in enumerate(names):
-        wide = 14.0 + _CHARACTER * len(name)
-        if x > _LEFT and x + wide > WIDTH - _RIGHT:
+        width = 14.0 + _CHARACTER * len(name)
+        if x > _LEFT and x + width > WIDTH - _RIGHT:
             x, y = _LEFT, y + _LEGEND
         mark = _marker(index, x + _MARKER, y + 6.0)
-        entries.append(_Entry(x=x + 14.0, y=y + 10.0, name=name, mark=mark))
-        x += wide + 16.0
+        entries.append(_LegendEntry(x=x + 14.0, y=y + 10.0, name=name, mark=mark))
+        x += width + 16.0
     return entries
 
 
 def _line(chart: Chart, series: Series, frame: _Frame) -> str:
-    runs = groupby(enumerate(series.points), key=lambda one: one[1].x - one[0])
+    runs = groupby(enumerate(series.points), key=lambda indexed: indexed[1].x - indexed[0])
     return " ".join(_path([point for _, point in run], chart, frame) for _, run in runs)
 
 
 def _path(points: Iterable[Point], chart: Chart, frame: _Frame) -> str:
     return "M" + " L".join(
-        f"{short(frame.x(chart.x, one.x))} {short(frame.y(chart.y, one.y))}" for one in points
+        f"{short(frame.x(chart.x, point.x))} {short(frame.y(chart.y, point.y))}" for point in points
     )
 
 
 def _marks(chart: Chart, index: int, frame: _Frame) -> list[_Mark]:
     series = chart.series[index]
     if chart.style == "bars":
-        return [_Mark(path=_bar(chart, index, one, frame), text=one.text) for one in series.points]
+        return [
+            _Mark(path=_bar(chart, index, point, frame), text=point.text) for point in series.points
+        ]
     size = _MARKER if chart.style == "dots" or len(series.points) <= _MOST_MARKED else 1.5
     return [
         _Mark(
-            path=_marker(index, frame.x(chart.x, one.x), frame.y(chart.y, one.y), size),
-            text=one.text,
+            path=_marker(index, frame.x(chart.x, point.x), frame.y(chart.y, point.y), size),
+            text=point.text,
         )
-        for one in series.points
+        for point in series.points
     ]
 
 
 def _bar(chart: Chart, index: int, point: Point, frame: _Frame) -> str:
-    """Series stand side by side in the place of their x, from zero up or down."""
+    """Return a bar from zero; the bars of several series stand side by side at their x."""
     width = 0.8 * (frame.right - frame.left) / (chart.x.high - chart.x.low) / len(chart.series)
     left = frame.x(chart.x, point.x) + (index - len(chart.series) / 2) * width
     zero, end = (frame.y(chart.y, value) for value in (0.0, point.y))
@@ -295,14 +297,18 @@ def _bar(chart: Chart, index: int, point: Point, frame: _Frame) -> str:
 
 
 def _marker(index: int, x: float, y: float, size: float = _MARKER) -> str:
-    """Circle, square, triangle, diamond."""
-    at, r, whole = f"{short(x)} {short(y)}", short(size), short(2 * size)
+    """Return the marker of a series: circle, square, triangle or diamond."""
+    center, r, whole, tip = (
+        f"{short(x)} {short(y)}",
+        short(size),
+        short(2 * size),
+        short(1.5 * size),
+    )
     return (
-        f"M{at}m-{r} 0a{r} {r} 0 1 0 {whole} 0a{r} {r} 0 1 0 -{whole} 0z",
-        f"M{at}m-{r} -{r}h{whole}v{whole}h-{whole}z",
-        f"M{at}m0 -{r}l{r} {whole}h-{whole}z",
-        f"M{at}m0 -{short(1.5 * size)}l{short(1.5 * size)} {short(1.5 * size)}"
-        f"l-{short(1.5 * size)} {short(1.5 * size)}l-{short(1.5 * size)} -{short(1.5 * size)}z",
+        f"M{center}m-{r} 0a{r} {r} 0 1 0 {whole} 0a{r} {r} 0 1 0 -{whole} 0z",
+        f"M{center}m-{r} -{r}h{whole}v{whole}h-{whole}z",
+        f"M{center}m0 -{r}l{r} {whole}h-{whole}z",
+        f"M{center}m0 -{tip}l{tip} {tip}l-{tip} {tip}l-{tip} -{tip}z",
     )[index % 4]
 
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them: 31.4 M, 256 MiB, 1.42 times, 6 min 12 s."""
+"""Formatting of report pages: quantities such as "31.4 M" and "6 min 12 s", tables, templates."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ _SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def count(number: float) -> str:
-    """Three digits and a unit; a thousand millions are a B, as in the names of models."""
+    """Format a count with three digits; 10^9 is a B, as in model names."""
     return _scaled(number, 1000, _COUNTS)
 
 
 def size(number: float) -> str:
-    """Bytes, in units of 1024."""
+    """Format a number of bytes in units of powers of 1024."""
     return _scaled(number, 1024, _SIZES)
 
 
 def times(ratio: float) -> str:
-    """A factor; digits enough to tell it from 1."""
+    """Format a factor, with enough digits to tell it from 1."""
     return f"{ratio:,.{0 if ratio >= 1000 else 1 if ratio >= 100 else 2}f}×"  # noqa: RUF001
 
 
 def percent(fraction: float) -> str:
-    """With one digit after the point."""
+    """Format a fraction as a percentage with one decimal."""
     return f"{100 * fraction:.1f} %"
 
 
 def change(before: float, after: float) -> str:
-    """What was lost or gained, relative to before."""
-    grown = after / before - 1.0
-    return f"{'+' if grown > 0 else '−' if grown < 0 else '±'}{percent(abs(grown))}"  # noqa: RUF001
+    """Format the relative change from `before` to `after`."""
+    growth = after / before - 1.0
+    return f"{'+' if growth > 0 else '−' if growth < 0 else '±'}{percent(abs(growth))}"  # noqa: RUF001
 
 
 def number(value: float) -> str:
-    """Three significant digits."""
+    """Format a number with three significant digits."""
     if value != 0.0 and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.2e}"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def duration(seconds: float) -> str:
-    """In the two largest units."""
+    """Format a duration in its two largest units."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -72,17 +72,17 @@ def _scaled(number: float, base: int, units: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The first column names the row; `links` holds where that name leads, or nothing."""
+    """Table whose first column names the row; `links` holds a URL per row, or an empty string."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     links: tuple[str, ...] = ()
     numeric: bool = True
-    """Whether the other columns are numbers."""
+    """True if the other columns contain numbers."""
 
 
 def rendered(name: str, **values: object) -> Markup:
-    """A template with its values, escaped."""
+    """Render a template; its values are escaped."""
     return Markup(_environment().get_template(name).render(values))  # autoescaped
 
 
@@ -100,5 +100,5 @@ def _environment() -> Environment:
 
 
 def short(number: float) -> str:
-    """A coordinate, to a tenth of a pixel."""
+    """Format a coordinate with a tenth of a pixel."""
     return f"{number:.1f}".rstrip("0").rstrip(".")

@@ -1,4 +1,4 @@
-"""One compression as one page that needs nothing else: no script, no request, any browser."""
+"""HTML report of one compression, self-contained: no scripts and no external resources."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from markupsafe import Markup
 
 from intraslice_core.reports import page_facts, page_figures, page_measures
 from intraslice_core.reports.formatting import Table, rendered
-from intraslice_core.reports.page_contents import ReportPage
+from intraslice_core.reports.page_contents import ModelResult, ReportPage
 from intraslice_core.reports.page_facts import Facts
 from intraslice_core.reports.page_figures import Figure
+from intraslice_core.reports.schema import CompressionReport
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading and what is below it; one with nothing is left out."""
+    """Section of the page; sections without content are left out."""
 
     id: str
     title: str
@@ -25,20 +26,20 @@ class Section:
     facts: Facts | None = None
     table: Table | None = None
     figures: tuple[Figure, ...] = ()
-    folded: bool = False
-    """Opened by whoever wants to know."""
+    collapsed: bool = False
+    """Hide the table until the reader opens it."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to show."""
+        """True if the section has no content."""
         return not (self.facts or self.table or self.figures)
 
 
 def report_page(page: ReportPage) -> str:
-    """The page as an HTML document.
+    """Render the page as an HTML document.
 
     Args:
-        page: what it is made from; every text in it is shown as text, whatever it holds.
+        page: contents of the page; all texts in it are escaped.
     """
     return str(
         rendered(
@@ -47,48 +48,66 @@ def report_page(page: ReportPage) -> str:
             style=_stylesheet(),
             tiles=page_facts.tiles(page.report),
             cautions=page_facts.cautions(page),
-            sections=[one for one in _sections(page) if not one.is_empty],
+            sections=_sections(page),
         )
     )
 
 
 @cache
 def _stylesheet() -> Markup:
-    """Ours, and so no text to be escaped."""
+    """Return the stylesheet, marked as safe because it is our own file."""
     file = resources.files("intraslice_core.reports") / "templates" / "page.css"
     return Markup(file.read_text("utf-8"))
 
 
 def _sections(page: ReportPage) -> list[Section]:
-    report = page.report
-    measured = report.evaluation and report.evaluation.speed
-    by_size = page_figures.quality_by_size(page.results)
-    others = len(page.results) > 1 and by_size is None
-    return [
+    """Return the sections that have content, in their order on the page."""
+    sections = (
         Section(id="summary", title="Summary", facts=page_facts.summary(page)),
+        *_quality_sections(page.report),
+        *_speed_sections(page.report),
+        _recovery_section(page.report),
+        *_layer_sections(page.report),
+        _jobs_section(page.results),
+        _verification_section(page.report),
+        Section(id="files", title="Files", table=page_facts.files(page)),
+        Section(id="settings", title="Settings", table=page_facts.settings(page), collapsed=True),
+        Section(id="provenance", title="Provenance", facts=page_facts.provenance(page)),
+    )
+    return [section for section in sections if not section.is_empty]
+
+
+_QUALITY_NOTE = (
+    "Perplexity on held-out text; a ratio compressed / dense of 1 means no loss. In-domain texts "
+    "are also calibration sources."
+)
+_TASKS_NOTE = (
+    "Scores of lm-evaluation-harness ± standard error, of both models on the same examples."
+)
+
+
+def _quality_sections(report: CompressionReport) -> tuple[Section, ...]:
+    return (
         Section(
-            id="quality",
-            title="Quality",
-            note="Perplexity; compressed / dense is 1 where nothing was lost.",
-            table=page_facts.quality(report),
+            id="quality", title="Quality", note=_QUALITY_NOTE, table=page_facts.quality(report)
         ),
-        Section(
-            id="tasks",
-            title="Tasks",
-            note="Scores of lm-evaluation-harness, of both models on the same examples; ± the "
-            "standard error.",
-            table=page_measures.tasks(report),
-        ),
+        Section(id="tasks", title="Tasks", note=_TASKS_NOTE, table=page_measures.tasks(report)),
         Section(
             id="continuations",
-            title="Side by side",
-            note="Greedy continuations of the same prompts.",
+            title="Sample outputs",
+            note="Greedy continuations of the same prompts by both models.",
             table=page_measures.continuations(report),
         ),
+    )
+
+
+def _speed_sections(report: CompressionReport) -> tuple[Section, ...]:
+    speed = report.evaluation and report.evaluation.speed
+    return (
         Section(
             id="speed",
             title="Speed",
-            note=page_facts.speed_setting(measured) if measured else "",
+            note=page_facts.speed_setting(speed) if speed else "",
             table=page_facts.speed(report),
         ),
         Section(
@@ -98,36 +117,52 @@ def _sections(page: ReportPage) -> list[Section]:
             table=page_measures.loads(report),
             figures=page_measures.speed_ups(report),
         ),
-        Section(
-            id="recovery",
-            title="Recovery",
-            note=page_facts.recovery_setting(report.recovery) if report.recovery else "",
-            table=page_facts.recovery(report),
-            figures=tuple(page_figures.recovery(report)),
-        ),
-        Section(id="shapes", title="Shapes", figures=(page_figures.shapes(report),)),
+    )
+
+
+def _recovery_section(report: CompressionReport) -> Section:
+    return Section(
+        id="recovery",
+        title="Recovery fine-tuning",
+        note=page_facts.recovery_setting(report.recovery) if report.recovery else "",
+        table=page_facts.recovery(report),
+        figures=tuple(page_figures.recovery(report)),
+    )
+
+
+def _layer_sections(report: CompressionReport) -> tuple[Section, ...]:
+    return (
+        Section(id="shapes", title="Layer shapes", figures=(page_figures.shapes(report),)),
         Section(
             id="predictions",
-            title="What the estimator knew",
+            title="Predicted and measured loss",
             figures=tuple(page_figures.predictions(report)),
         ),
         Section(id="spectra", title="Spectra", figures=page_measures.spectra(report)),
-        Section(id="layers", title="Layer by layer", figures=tuple(page_figures.refits(report))),
         Section(
-            id="jobs",
-            title="Other jobs of this model",
-            figures=(by_size,) if by_size else (),
-            table=page_figures.results_table(page.results) if others else None,
+            id="layers", title="Compensation by layer", figures=tuple(page_figures.refits(report))
         ),
-        Section(
-            id="verified",
-            title="Loaded and compared",
-            note="In clean processes, before publication: the largest difference of a "
-            "log-probability from the model in memory, in nats; greedy tokens were equal but for "
-            "near ties.",
-            table=page_measures.verified(report),
-        ),
-        Section(id="files", title="Files", table=page_facts.files(page)),
-        Section(id="settings", title="Settings", table=page_facts.settings(page), folded=True),
-        Section(id="provenance", title="Provenance", facts=page_facts.provenance(page)),
-    ]
+    )
+
+
+def _jobs_section(results: tuple[ModelResult, ...]) -> Section:
+    """Compare jobs in a figure, or list them where none is comparable with this job."""
+    figure = page_figures.quality_by_size(results)
+    is_listed = figure is None and len(results) > 1
+    return Section(
+        id="jobs",
+        title="Other jobs of this model",
+        figures=(figure,) if figure else (),
+        table=page_figures.results_table(results) if is_listed else None,
+    )
+
+
+def _verification_section(report: CompressionReport) -> Section:
+    return Section(
+        id="verified",
+        title="Verification",
+        note="The files were loaded in clean processes before publication. The table shows the "
+        "largest difference of a log-probability from the model in memory, in nats. Greedy tokens "
+        "were equal except at near ties.",
+        table=page_measures.verified(report),
+    )

@@ -1,11 +1,11 @@
-"""What the page about a compression is made from.
+"""Contents of the HTML report of a compression.
 
 ReportPage
-├── report: CompressionReport   the engine's, the same that is published as JSON
-├── job: JobFacts               of the service, where there was one
-├── files: PublishedFile        what it has published
-├── results: ModelResult        this job and earlier ones of the same model
-└── json_url, artifacts_url     where the rest is
+├── report: CompressionReport   the engine's report, also published as JSON
+├── job: JobFacts               the service's job; None for a local run
+├── files: PublishedFile        published files
+├── results: ModelResult        this job and other jobs of the same model
+└── json_url, artifacts_url     links to the JSON report and the files
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from intraslice_core.reports.schema import CompressionReport
 
 @dataclass(frozen=True, kw_only=True)
 class JobFacts:
-    """What the service knows of a run."""
+    """Facts about the service's job."""
 
     id: str
     model: str
-    """As it was named to the service; the report may hold a path of the worker's."""
+    """Model reference as given to the service; the report may hold a path on the worker."""
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
     expired_at: datetime | None = None
-    """When its files were removed."""
+    """Time at which the job's files were deleted."""
     attempt: int = 1
     labels: dict[str, str] = field(default_factory=dict)
     evaluation: EvaluationConfig | None = None
@@ -36,7 +36,7 @@ class JobFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFile:
-    """A file of the result."""
+    """Published file of the result."""
 
     name: str
     bytes: int
@@ -45,7 +45,7 @@ class PublishedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelResult:
-    """One job's outcome in a few numbers; the ratios are compressed over dense."""
+    """Key figures of one job; ratios are compressed / dense."""
 
     job_id: str
     url: str
@@ -57,19 +57,19 @@ class ModelResult:
     bytes_after: int
     removed_fraction: float | None
     text: str | None
-    """On which the perplexity is."""
+    """Text on which the perplexity was measured."""
     perplexity_ratio: float | None
     prefill_ratio: float | None
     decode_ratio: float | None
     is_this: bool
-    """Whether the page is about this job."""
+    """True for the job of the page."""
     is_comparable: bool
-    """Whether it was scored on the same tokens as the page's job."""
+    """True if the job was scored on the same tokens as the job of the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportPage:
-    """One compression, and what is known around it."""
+    """One compression with its job, files and comparable results."""
 
     report: CompressionReport
     job: JobFacts | None = None
@@ -80,10 +80,10 @@ class ReportPage:
 
     @property
     def model(self) -> str:
-        """The dense model, as whoever asked named it."""
+        """Reference of the dense model, as given by the user."""
         return self.job.model if self.job else self.report.model
 
     @property
     def name(self) -> str:
-        """The same without the directories before it."""
+        """Model reference without its directories."""
         return self.model.rstrip("/").rsplit("/", 1)[-1]

@@ -1,4 +1,4 @@
-"""The words and numbers of a page: what was asked, what came out, what to be wary of."""
+"""Facts and tables of the report page: request, results, warnings, settings and provenance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from intraslice_core.reports.formatting import (
     size,
     times,
 )
-from intraslice_core.reports.page_contents import ReportPage
+from intraslice_core.reports.page_contents import JobFacts, ReportPage
 from intraslice_core.reports.schema import (
     AllocationReport,
     CompressionReport,
@@ -27,14 +27,14 @@ from intraslice_core.reports.schema import (
     RecoveryReport,
     SpeedReport,
 )
-from intraslice_core.text_sources import FLATTERS, kind_of
+from intraslice_core.text_sources import IN_DOMAIN_ONLY_WARNING, domain_of
 
 Facts = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """A number to be seen first."""
+    """Key figure at the top of the page."""
 
     name: str
     value: str
@@ -42,7 +42,7 @@ class Tile:
 
 
 def tiles(report: CompressionReport) -> list[Tile]:
-    """Size, quality and speed; what was not measured has none."""
+    """Return the key figures of size, quality and speed, as far as they were measured."""
     shown = [
         Tile(
             name="Parameters",
@@ -50,7 +50,7 @@ def tiles(report: CompressionReport) -> list[Tile]:
             note=f"{count(report.params_before)} → {count(report.params_after)}",
         ),
         Tile(
-            name="Bytes of weights",
+            name="Weight size",
             value=change(report.bytes_before, report.bytes_after),
             note=f"{size(report.bytes_before)} → {size(report.bytes_after)}",
         ),
@@ -60,55 +60,55 @@ def tiles(report: CompressionReport) -> list[Tile]:
         shown.append(_perplexity_tile(evaluation.perplexity))
     if evaluation is not None and evaluation.speed is not None:
         whole = evaluation.speed.whole
-        phases = f"prefill {times(whole.prefill.ratio)}, decode {times(whole.decode.ratio)}"
-        shown.append(Tile(name="Tokens/s", value=times(whole.decode.ratio), note=phases))
+        note = f"compressed / dense, in tokens/s; prefill {times(whole.prefill.ratio)}"
+        shown.append(Tile(name="Decode speed", value=times(whole.decode.ratio), note=note))
     return shown
 
 
-def _perplexity_tile(scored: tuple[PerplexityComparison, ...]) -> Tile:
-    worst = max(scored, key=lambda one: one.ratio)
-    among = f", the worst of {len(scored)} texts" if len(scored) > 1 else ""
-    note = f"{number(worst.dense)} → {number(worst.compressed)} on {_last_part(worst.text)}{among}"
+def _perplexity_tile(texts: tuple[PerplexityComparison, ...]) -> Tile:
+    worst = max(texts, key=lambda text: text.ratio)
+    rank = f", worst of {len(texts)} texts" if len(texts) > 1 else ""
+    note = f"{number(worst.dense)} → {number(worst.compressed)} on {_last_part(worst.text)}{rank}"
     return Tile(name="Perplexity", value=times(worst.ratio), note=note)
 
 
 def cautions(page: ReportPage) -> list[str]:
-    """Whatever speaks against trusting the result, before all figures."""
+    """Return the warnings that are shown before all figures."""
     report = page.report
     evaluation, allocation = report.evaluation, report.allocation
-    found = [_sentence(warning) for warning in report.warnings]
-    if FLATTERS in report.warnings:
-        at = report.warnings.index(FLATTERS)
-        found[at] += " Score it on a kind of text that it was not calibrated on, too."
+    sentences = [_sentence(warning) for warning in report.warnings]
+    if IN_DOMAIN_ONLY_WARNING in report.warnings:
+        index = report.warnings.index(IN_DOMAIN_ONLY_WARNING)
+        sentences[index] += " Evaluate on out-of-domain text, too."
     if allocation is not None and allocation.fallback_reason is not None:
-        found.append(
-            f"The shapes are those of {allocation.allocator}, not of {allocation.requested} as "
-            f"asked for: {allocation.fallback_reason}."
+        sentences.append(
+            f"Allocated by {allocation.allocator} instead of the requested "
+            f"{allocation.requested}: {allocation.fallback_reason}."
         )
     if evaluation is None or not (evaluation.perplexity or evaluation.tasks):
-        found.append("Quality was not measured: nothing is known of what was lost.")
+        sentences.append("Quality was not measured: the loss of quality is unknown.")
     if page.job is not None and page.job.expired_at is not None:
-        found.append("The files were removed when their time had passed; this report is left.")
-    return found
+        sentences.append("The job's files have expired and were deleted; this report remains.")
+    return sentences
 
 
 def summary(page: ReportPage) -> Facts:
-    """What was done, in a dozen lines."""
+    """Return the main facts about the compression."""
     report = page.report
     facts = [
         ("Model", page.model),
-        ("Asked for", _asked(report.config)),
+        ("Requested", _budget(report.config)),
         ("Removed", f"{percent(report.removed_fraction)} of the compressible parameters"),
         ("Parameters", f"{report.params_before:,} → {report.params_after:,}"),
-        ("Bytes of weights", f"{report.bytes_before:,} → {report.bytes_after:,}"),
+        ("Weight size in bytes", f"{report.bytes_before:,} → {report.bytes_after:,}"),
         ("Method", report.method),
     ]
     if report.allocation is not None:
-        facts.append(("Shapes chosen by", _allocator(report.allocation)))
+        facts.append(("Allocation", _allocator(report.allocation)))
         facts += _cost_of_target(report.config.target, report.allocation)
-    facts += [("Calibrated on", _calibration(report)), ("Took", _took(report))]
+    facts += [("Calibration", _calibration(report)), ("Duration", _duration(report))]
     if report.device is not None:
-        facts.append(("Machine", report.device))
+        facts.append(("Device", report.device))
     if report.peak_memory_bytes is not None:
         facts.append(("Peak memory", size(report.peak_memory_bytes)))
     if page.job is not None and page.job.labels:
@@ -118,107 +118,118 @@ def summary(page: ReportPage) -> Facts:
 
 
 def provenance(page: ReportPage) -> Facts:
-    """Which run it was, on what, by which program."""
+    """Return the versions, hashes and job that identify the run."""
     report, job = page.report, page.job
     facts = [
         ("IntraSlice", report.engine_version),
         ("Report schema", str(report.schema_version)),
-        ("Licence of the base model", report.base_licence or "not found in its files"),
+        ("Licence of the base model", report.base_licence or "not stated in its files"),
         ("Base model, SHA-256", report.base_fingerprint or "not recorded"),
         ("Calibration hash", report.calibration_hash),
         ("Calibration tokens", f"{report.calibration_tokens:,}"),
     ]
     if report.device is not None:
-        facts.append(("Machine", report.device))
-    if job is not None:
-        facts += [("Job", job.id), ("Attempt", str(job.attempt))]
-        facts += [
+        facts.append(("Device", report.device))
+    return facts if job is None else facts + _job_facts(job)
+
+
+def _job_facts(job: JobFacts) -> Facts:
+    moments = (
+        ("Created", job.created_at),
+        ("Started", job.started_at),
+        ("Finished", job.finished_at),
+    )
+    return [
+        ("Job", job.id),
+        ("Attempt", str(job.attempt)),
+        *(
             (name, moment.isoformat(timespec="seconds"))
-            for name, moment in (
-                ("Created", job.created_at),
-                ("Started", job.started_at),
-                ("Finished", job.finished_at),
-            )
+            for name, moment in moments
             if moment is not None
-        ]
-    return facts
+        ),
+    ]
 
 
 def settings(page: ReportPage) -> Table:
-    """Every setting by its dotted name, defaults included."""
-    rows = list(_flat("compression", page.report.config.model_dump(mode="json")))
-    measured = page.report.evaluation.config if page.report.evaluation else None
-    if measured is None and page.job is not None:
-        measured = page.job.evaluation
-    if measured is not None:
-        rows += _flat("evaluation", measured.model_dump(mode="json"))
+    """Return every setting by its dotted name, including defaults."""
+    rows = list(_flatten("compression", page.report.config.model_dump(mode="json")))
+    evaluation = page.report.evaluation.config if page.report.evaluation else None
+    if evaluation is None and page.job is not None:
+        evaluation = page.job.evaluation
+    if evaluation is not None:
+        rows += _flatten("evaluation", evaluation.model_dump(mode="json"))
     return Table(columns=("setting", "value"), rows=(("model", page.model), *rows), numeric=False)
 
 
 def files(page: ReportPage) -> Table | None:
-    """What was published, with digests."""
+    """Return the published files with their digests."""
     if not page.files:
         return None
-    rows = tuple((one.name, size(one.bytes), one.sha256) for one in page.files)
+    rows = tuple((file.name, size(file.bytes), file.sha256) for file in page.files)
     return Table(columns=("file", "size", "SHA-256"), rows=rows, numeric=False)
 
 
 def quality(report: CompressionReport) -> Table | None:
-    """Perplexity on each text; a text of a calibration's kind flatters."""
+    """Return the perplexity on each text, with its domain relative to the calibration text."""
     if report.evaluation is None or not report.evaluation.perplexity:
         return None
-    calibrated = {kind_of(one.source) for one in report.config.calibration.mixture}
+    calibrated = {domain_of(weighted.source) for weighted in report.config.calibration.mixture}
     return Table(
         columns=(
             *("text", "dense", "compressed", "compressed / dense"),
-            *("tokens", "context", "calibrated on this kind"),
+            *("tokens", "context length", "domain"),
         ),
         rows=tuple(
-            (
-                one.text,
-                number(one.dense),
-                number(one.compressed),
-                times(one.ratio),
-                f"{one.tokens:,}",
-                f"{one.context_length:,}",
-                "yes" if kind_of(one.text) in calibrated else "no",
-            )
-            for one in report.evaluation.perplexity
+            _quality_row(text, in_domain=domain_of(text.text) in calibrated)
+            for text in report.evaluation.perplexity
         ),
     )
 
 
+def _quality_row(text: PerplexityComparison, *, in_domain: bool) -> tuple[str, ...]:
+    return (
+        text.text,
+        number(text.dense),
+        number(text.compressed),
+        times(text.ratio),
+        f"{text.tokens:,}",
+        f"{text.context_length:,}",
+        "in-domain" if in_domain else "out-of-domain",
+    )
+
+
 def recovery(report: CompressionReport) -> Table | None:
-    """Perplexity before and after the training, on sequences held back from it."""
+    """Return the perplexity before and after fine-tuning, on held-out sequences."""
     if report.recovery is None:
         return None
-    found = report.recovery.held_out
-    recovered = found.recovered
+    held_out = report.recovery.held_out
+    recovered = held_out.recovered
     return Table(
-        columns=("dense", "compressed", "recovered", "won back, of the log", "tokens"),
+        columns=("dense", "compressed", "fine-tuned", "recovered log-perplexity", "tokens"),
         rows=(
             (
-                *(number(value) for value in (found.dense, found.before, found.after)),
+                *(number(value) for value in (held_out.dense, held_out.before, held_out.after)),
                 "" if recovered is None else percent(recovered),
-                f"{found.tokens:,}",
+                f"{held_out.tokens:,}",
             ),
         ),
     )
 
 
-def recovery_setting(trained: RecoveryReport) -> str:
-    """How it was trained, and what the figures are of."""
-    aim = {"distill": "be as the dense model", "ce": "predict the next token"}[trained.config.loss]
+def recovery_setting(recovery: RecoveryReport) -> str:
+    """Describe the fine-tuning and its measurement."""
+    loss = {"distill": "distillation from the dense model", "ce": "cross-entropy of the text"}
+    limit = {"tokens": "token limit", "time": "time limit"}
     return (
-        f"Trained to {aim}: {trained.tokens:,} tokens, {trained.steps:,} steps, "
-        f"{duration(trained.seconds)}, ended by its {trained.stopped_by}; adapters of rank "
-        f"{trained.config.rank}, merged. Perplexity on sequences of the training's text that were "
-        "held back from it."
+        f"Fine-tuned by {loss[recovery.config.loss]}: {recovery.tokens:,} tokens, "
+        f"{recovery.steps:,} steps, {duration(recovery.seconds)}, stopped at the "
+        f"{limit[recovery.stopped_by]}; LoRA adapters of rank {recovery.config.rank}, merged. "
+        "Perplexity is measured on sequences held out from the fine-tuning text."
     )
 
 
 def speed(report: CompressionReport) -> Table | None:
-    """Tokens/s by part and phase; a part that was removed has none."""
+    """Return the speed in tokens/s by part and phase; removed parts are skipped."""
     if report.evaluation is None or report.evaluation.speed is None:
         return None
     return Table(
@@ -228,34 +239,35 @@ def speed(report: CompressionReport) -> Table | None:
 
 
 PAIRED_RATIOS = (
-    "Both models ran in turns: the speed-up is the median of each turn's ratio, and so need "
-    "not be the ratio of the two medians."
+    "Both models alternate, and the speed-up is the median of the repeats' ratios, so it may "
+    "differ from the ratio of the two medians."
 )
 
 
-def speed_setting(measured: SpeedReport) -> str:
-    """Under which load the speed was measured."""
+def speed_setting(speed: SpeedReport) -> str:
+    """Describe the load under which the speed was measured."""
     return (
-        f"Batches of {measured.batch_size}, prompts of {measured.prompt_tokens:,} tokens, "
-        f"{measured.new_tokens:,} new ones, medians over {measured.repeats} repeats; "
-        f"± half of the interquartile range. {PAIRED_RATIOS}"
+        f"Batch size {speed.batch_size}, prompts of {speed.prompt_tokens:,} tokens, "
+        f"{speed.new_tokens:,} decoded tokens; medians over {speed.repeats} repeats ± half of the "
+        f"interquartile range. {PAIRED_RATIOS}"
     )
 
 
-def _speed_rows(measured: SpeedReport) -> Iterator[tuple[str, ...]]:
+def _speed_rows(speed: SpeedReport) -> Iterator[tuple[str, ...]]:
     parts = {
-        "whole model": measured.whole,
-        "decoder layers": measured.layers,
-        "attention": measured.attention,
-        "MLP": measured.mlp,
+        "whole model": speed.whole,
+        "decoder layers": speed.layers,
+        "attention": speed.attention,
+        "MLP": speed.mlp,
     }
     for name, part in parts.items():
         if part is not None:
-            yield (name, "prefill", *_phase(part.prefill))
-            yield (name, "decode", *_phase(part.decode))
+            yield (name, "prefill", *phase_cells(part.prefill))
+            yield (name, "decode", *phase_cells(part.decode))
 
 
-def _phase(phase: PhaseComparison) -> tuple[str, str, str]:
+def phase_cells(phase: PhaseComparison) -> tuple[str, str, str]:
+    """Return the dense and the compressed speed with their spread, and the speed-up."""
     return (
         f"{phase.dense:,.1f} ± {phase.dense_spread / 2:,.1f}",
         f"{phase.compressed:,.1f} ± {phase.compressed_spread / 2:,.1f}",
@@ -263,57 +275,60 @@ def _phase(phase: PhaseComparison) -> tuple[str, str, str]:
     )
 
 
-def _asked(config: CompressionConfig) -> str:
+def _budget(config: CompressionConfig) -> str:
     if config.target_params is not None:
-        return f"{config.target_params:,} parameters in all"
+        return f"{config.target_params:,} parameters in total"
     if config.target_bytes is not None:
         return f"{config.target_bytes:,} bytes of weights"
     return f"{percent(config.ratio or 0.0)} of the compressible parameters removed"
 
 
 def _cost_of_target(target: str, allocation: AllocationReport) -> list[tuple[str, str]]:
-    """What the target's constraints cost, where that was tried."""
-    free, bound = allocation.unconstrained_calibration_loss, allocation.calibration_loss
+    """Return the loss increase due to the target's constraints, if it was measured."""
+    free, constrained = allocation.unconstrained_calibration_loss, allocation.calibration_loss
     if allocation.fell_back:
-        bound = allocation.uniform_calibration_loss
-    if free is None or bound is None:
+        constrained = allocation.uniform_calibration_loss
+    if free is None or constrained is None:
         return []
-    told = f"{bound - free:+.3f} nats a token against free shapes, as rehearsed"
-    return [(f"Target {target} costs", told)]
+    cost = (
+        f"{constrained - free:+.3f} nats per token compared with unconstrained shapes, "
+        "measured by trial compressions"
+    )
+    return [(f"Cost of target {target}", cost)]
 
 
 def _allocator(allocation: AllocationReport) -> str:
     if allocation.requested in (allocation.allocator, "auto") and not allocation.fell_back:
         return allocation.allocator
-    return f"{allocation.allocator} (asked for: {allocation.requested})"
+    return f"{allocation.allocator} (requested: {allocation.requested})"
 
 
 def _calibration(report: CompressionReport) -> str:
     mixture = report.config.calibration.mixture
     names = ", ".join(
-        _last_part(one.source) + (f" (weight {one.weight:g})" if len(mixture) > 1 else "")
-        for one in mixture
+        _last_part(weighted.source) + (f" (weight {weighted.weight:g})" if len(mixture) > 1 else "")
+        for weighted in mixture
     )
     return f"{report.calibration_tokens:,} tokens of {names}"
 
 
-def _took(report: CompressionReport) -> str:
+def _duration(report: CompressionReport) -> str:
     resumed = report.resumed_layers
     if not resumed:
         return duration(report.seconds)
-    return f"{duration(report.seconds)}, {resumed} layers finished by an earlier run not counted"
+    return f"{duration(report.seconds)}, without {resumed} layers finished by an earlier run"
 
 
-def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
+def _flatten(name: str, value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _flat(f"{name}.{key}", item)
+            yield from _flatten(f"{name}.{key}", item)
     elif value is not None:
         yield name, value if isinstance(value, str) else json.dumps(value)
 
 
 def _last_part(source: str) -> str:
-    """Of a path; the rest is long, and private."""
+    """Return the last part of a path; the directories are long and private."""
     return source.rsplit("/", 1)[-1]
 
 

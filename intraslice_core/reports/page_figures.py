@@ -1,12 +1,13 @@
-"""The charts of a page, each with its numbers in a table; without data there is no chart."""
+"""Charts of the report page, each with its data as a table; charts without data are left out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from intraslice_core.plan import LayerPlan
 from intraslice_core.reports.chart import (
     Axis,
     AxisOf,
@@ -27,17 +28,18 @@ from intraslice_core.reports.schema import (
     AllocationReport,
     CompressionReport,
     LayerReport,
+    LossPoint,
     ModuleReport,
     TrialReport,
 )
 
-_ABSENT = "–"  # noqa: RUF001  # what is not there is a dash in every table
+_ABSENT = "–"  # noqa: RUF001  # shown for missing values in all tables
 _NAMES = {"attention": "attention", "mlp": "MLP"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A drawing, what it shows, and the same as a table."""
+    """Chart with a caption and its data as a table."""
 
     title: str
     caption: str
@@ -47,73 +49,77 @@ class Figure:
 
 
 def shapes(report: CompressionReport) -> Figure:
-    """What every layer keeps."""
+    """Return the plot of the retained sizes of every layer."""
     plans = [("dense", report.geometry.dense_layer())]
     plans += [(str(index), plan) for index, plan in enumerate(report.plan.layers)]
     return Figure(
-        title="Sizes by layer, against dense",
-        caption="A bar is the part of the dense size that is kept; × is a module that is gone.",  # noqa: RUF001
+        title="Retained size by layer",
+        caption="Bars show the retained fraction of the dense size; × marks a removed module.",  # noqa: RUF001
         svg=shape_plot(report, inline=True),
         table=Table(
             columns=("layer", "query heads", "KV heads", "q/k width", "value width", "MLP width"),
-            rows=tuple(
-                (
-                    name,
-                    f"{plan.num_attention_heads:,}",
-                    f"{plan.num_key_value_heads:,}",
-                    f"{plan.qk_head_dim:,}",
-                    f"{plan.v_head_dim:,}",
-                    f"{plan.intermediate_size:,}",
-                )
-                for name, plan in plans
-            ),
+            rows=tuple(_shape_row(name, plan) for name, plan in plans),
         ),
         wide=True,
+    )
+
+
+def _shape_row(name: str, plan: LayerPlan) -> tuple[str, ...]:
+    return (
+        name,
+        f"{plan.num_attention_heads:,}",
+        f"{plan.num_key_value_heads:,}",
+        f"{plan.qk_head_dim:,}",
+        f"{plan.v_head_dim:,}",
+        f"{plan.intermediate_size:,}",
     )
 
 
 # -- by layer ------------------------------------------------------------------------------------
 
 
+_REFIT_MEASURES: tuple[tuple[str, str, AxisOf, Callable[[ModuleReport], float | None]], ...] = (
+    (
+        "Explained energy",
+        "Retained fraction of the inner activations' energy; 1 means that nothing was lost.",
+        linear_axis,
+        lambda module: module.explained_energy,
+    ),
+    (
+        "Relative error",
+        "‖output − target‖² / ‖target‖² on the calibration tokens; 0 is exact.",  # noqa: RUF001
+        log_axis,
+        lambda module: module.relative_error,
+    ),
+)
+"""Title, caption, axis and value of each measure of the compensation."""
+
+
 def refits(report: CompressionReport) -> list[Figure]:
-    """What the solves of all layers had to say."""
-    measures: list[tuple[str, str, AxisOf, Callable[[ModuleReport], float | None]]] = [
-        (
-            "Explained energy",
-            "The part of the inner activations' energy that was kept: 1 is all of it.",
-            linear_axis,
-            lambda module: module.explained_energy,
-        ),
-        (
-            "Relative error",
-            "‖output − target‖² / ‖target‖² on the calibration tokens: 0 is exact.",  # noqa: RUF001
-            log_axis,
-            lambda module: module.relative_error,
-        ),
-    ]
-    found = []
-    for title, caption, axis_of, value in measures:
-        series = [_of_module(report.layers, name, value) for name in _NAMES]
-        found.append(_by_layer(report, title, caption, axis_of, series))
-    caption = "λ by factorisation, relative to each one's own scale."
-    found.append(_by_layer(report, "Damping", caption, log_axis, _dampings(report.layers)))
-    return [one for one in found if one is not None]
+    """Return the charts of explained energy, relative error and damping by layer."""
+    figures = []
+    for title, caption, axis_of, value in _REFIT_MEASURES:
+        series = [_module_series(report.layers, name, value) for name in _NAMES]
+        figures.append(_by_layer(report, title, caption, axis_of, series))
+    caption = "Damping λ of each factorisation, relative to the scale of its matrix."
+    figures.append(_by_layer(report, "Damping", caption, log_axis, _dampings(report.layers)))
+    return [figure for figure in figures if figure is not None]
 
 
-def _of_module(
-    layers: Sequence[LayerReport], name: str, value: Callable[[ModuleReport], float | None]
+def _module_series(
+    layers: Sequence[LayerReport], name: str, value_of: Callable[[ModuleReport], float | None]
 ) -> Series:
-    values = [(one.layer, value(getattr(one, name))) for one in layers]
-    return _series(_NAMES[name], [(layer, found) for layer, found in values if found is not None])
+    values = [(layer.layer, value_of(getattr(layer, name))) for layer in layers]
+    return _series(_NAMES[name], [(layer, value) for layer, value in values if value is not None])
 
 
 def _dampings(layers: Sequence[LayerReport]) -> list[Series]:
-    found: dict[str, list[tuple[int, float]]] = {}
+    by_name: dict[str, list[tuple[int, float]]] = {}
     for name in _NAMES:
-        for one in layers:
-            for kind, value in getattr(one, name).damping.items():
-                found.setdefault(f"{_NAMES[name]}, {kind}", []).append((one.layer, value))
-    return [_series(name, values) for name, values in found.items()]
+        for layer in layers:
+            for kind, value in getattr(layer, name).damping.items():
+                by_name.setdefault(f"{_NAMES[name]}, {kind}", []).append((layer.layer, value))
+    return [_series(name, values) for name, values in by_name.items()]
 
 
 def _series(name: str, values: Sequence[tuple[int, float]]) -> Series:
@@ -134,36 +140,36 @@ def _by_layer(
     series: Sequence[Series],
     style: Style = "lines",
 ) -> Figure | None:
-    drawn = tuple(one for one in series if one.points)
-    if not drawn:
+    nonempty = tuple(drawn for drawn in series if drawn.points)
+    if not nonempty:
         return None
-    label = title.lower() if len(drawn) > 1 else f"{title.lower()}, {drawn[0].name}"
+    label = title.lower() if len(nonempty) > 1 else f"{title.lower()}, {nonempty[0].name}"
     chart = Chart(
         title=f"{title} by layer",
-        description=f"{caption} {_range(drawn)}",
+        description=f"{caption} {_ranges(nonempty)}",
         x=layer_axis(report.geometry.num_hidden_layers),
-        y=axis_of(label, [point.y for one in drawn for point in one.points]),
-        series=drawn,
+        y=axis_of(label, [point.y for drawn in nonempty for point in drawn.points]),
+        series=nonempty,
         style=style,
     )
-    return Figure(title=chart.title, caption=caption, svg=draw(chart), table=_layer_table(drawn))
+    return Figure(title=chart.title, caption=caption, svg=draw(chart), table=_layer_table(nonempty))
 
 
-def _range(series: Sequence[Series]) -> str:
-    """A drawing in words, for those who do not see it."""
+def _ranges(series: Sequence[Series]) -> str:
+    """Describe the range of each series, for readers who do not see the chart."""
     ranges = (
-        f"{one.name} from {number(min(p.y for p in one.points))} "
-        f"to {number(max(p.y for p in one.points))}"
-        for one in series
+        f"{drawn.name} from {number(min(point.y for point in drawn.points))} "
+        f"to {number(max(point.y for point in drawn.points))}"
+        for drawn in series
     )
     return f"{'; '.join(ranges)}."
 
 
 def _layer_table(series: Sequence[Series]) -> Table:
-    columns = [{round(point.x): number(point.y) for point in one.points} for one in series]
+    columns = [{round(point.x): number(point.y) for point in drawn.points} for drawn in series]
     layers = sorted({layer for column in columns for layer in column})
     return Table(
-        columns=("layer", *(one.name for one in series)),
+        columns=("layer", *(drawn.name for drawn in series)),
         rows=tuple(
             (str(layer), *(column.get(layer, _ABSENT) for column in columns)) for layer in layers
         ),
@@ -174,24 +180,24 @@ def _layer_table(series: Sequence[Series]) -> Table:
 
 
 def predictions(report: CompressionReport) -> list[Figure]:
-    """What the allocator thought, and what trials showed."""
+    """Return the charts of predicted losses and of trial cuts."""
     allocation = report.allocation
     if allocation is None:
         return []
-    found = [_trials(allocation), _predicted(report, allocation)]
-    return [one for one in found if one is not None]
+    figures = [_trials(allocation), _predicted(report, allocation)]
+    return [figure for figure in figures if figure is not None]
 
 
 def _predicted(report: CompressionReport, allocation: AllocationReport) -> Figure | None:
     if not allocation.layers:
         return None
-    whose: str = f"{allocation.requested}, which were not taken"
+    allocator: str = f"{allocation.requested}, which were not used"
     if not allocation.fell_back:
-        whose = allocation.allocator
-    caption = f"Loss increase in nats that was predicted for the shapes of {whose}."
+        allocator = allocation.allocator
+    caption = f"Predicted loss increase in nats for the shapes allocated by {allocator}."
     series = [
-        _series("attention", [(one.layer, one.attention) for one in allocation.layers]),
-        _series("MLP", [(one.layer, one.mlp) for one in allocation.layers]),
+        _series("attention", [(layer.layer, layer.attention) for layer in allocation.layers]),
+        _series("MLP", [(layer.layer, layer.mlp) for layer in allocation.layers]),
     ]
 
     def axis_from_zero(label: str, values: Sequence[float]) -> Axis:
@@ -203,112 +209,114 @@ def _predicted(report: CompressionReport, allocation: AllocationReport) -> Figur
 def _trials(allocation: AllocationReport) -> Figure | None:
     if not allocation.trials:
         return None
-    series = tuple(
-        Series(
-            name=shown, points=tuple(_trial(one) for one in allocation.trials if one.module == n)
-        )
-        for n, shown in _NAMES.items()
-    )
-    caption = "One module cut for trial, all others left alone; loss increase in nats."
-    if allocation.rank_correlation is not None:
-        caption += (
-            f" Rank correlation {allocation.rank_correlation:.2f}, after each prediction was scaled"
-            " by the module's other trials: 1 orders modules as measuring does, 0 says nothing."
-        )
+    caption = _trials_caption(allocation)
     chart = Chart(
-        title="Predicted against measured loss of the trials",
-        description=f"{caption} On the dashed line both are equal.",
-        x=linear_axis("predicted", [one.predicted for one in allocation.trials], include=(0.0,)),
-        y=linear_axis("measured", [one.measured for one in allocation.trials], include=(0.0,)),
-        series=tuple(one for one in series if one.points),
+        title="Predicted and measured loss of the trial cuts",
+        description=caption,
+        x=linear_axis("predicted", [t.predicted for t in allocation.trials], include=(0.0,)),
+        y=linear_axis("measured", [t.measured for t in allocation.trials], include=(0.0,)),
+        series=tuple(
+            Series(name=name, points=points)
+            for name, points in _trial_points(allocation.trials)
+            if points
+        ),
         style="dots",
         diagonal=True,
     )
     return Figure(
         title=chart.title,
-        caption=f"{caption} On the dashed line both are equal.",
+        caption=caption,
         svg=draw(chart),
         table=Table(
-            columns=("layer and module", "cut", "predicted", "measured"),
-            rows=tuple(
-                (
-                    f"{one.layer}, {_NAMES[one.module]}",
-                    percent(one.cut),
-                    number(one.predicted),
-                    number(one.measured),
-                )
-                for one in allocation.trials
-            ),
+            columns=("layer and module", "removed", "predicted", "measured"),
+            rows=tuple(_trial_row(trial) for trial in allocation.trials),
         ),
     )
 
 
-def _trial(trial: TrialReport) -> Point:
+def _trials_caption(allocation: AllocationReport) -> str:
+    caption = "Loss increase in nats of reducing one module while all others stay dense."
+    if allocation.rank_correlation is not None:
+        caption += (
+            f" Rank correlation {allocation.rank_correlation:.2f}, with each prediction scaled by"
+            " the module's other trials: at 1 the predictions order the modules as the"
+            " measurements do, at 0 they carry no information."
+        )
+    return f"{caption} On the dashed line both are equal."
+
+
+def _trial_points(trials: Sequence[TrialReport]) -> Iterator[tuple[str, tuple[Point, ...]]]:
+    """Yield the points of each kind of module."""
+    for module, name in _NAMES.items():
+        yield name, tuple(_trial_point(trial) for trial in trials if trial.module == module)
+
+
+def _trial_row(trial: TrialReport) -> tuple[str, ...]:
+    return (
+        f"{trial.layer}, {_NAMES[trial.module]}",
+        percent(trial.cut),
+        number(trial.predicted),
+        number(trial.measured),
+    )
+
+
+def _trial_point(trial: TrialReport) -> Point:
     text = (
-        f"layer {trial.layer}, {_NAMES[trial.module]}, {percent(trial.cut)} cut: "
+        f"layer {trial.layer}, {_NAMES[trial.module]}, {percent(trial.cut)} removed: "
         f"predicted {number(trial.predicted)}, measured {number(trial.measured)}"
     )
     return Point(x=trial.predicted, y=trial.measured, text=text)
 
 
-# -- recovery -------------------------------------------------------------------------------------
+# -- recovery fine-tuning -------------------------------------------------------------------------
 
 
 def recovery(report: CompressionReport) -> list[Figure]:
-    """The loss of the training."""
-    trained = report.recovery
-    if trained is None or not trained.losses:
+    """Return the chart of the fine-tuning loss."""
+    if report.recovery is None or not report.recovery.losses:
         return []
-    caption = "Mean training loss in nats a token, of the tokens since the point before."
-    points = tuple(
-        Point(
-            x=one.tokens,
-            y=one.loss,
-            text=f"{one.tokens:,} tokens: {number(one.loss)} nats a token",
-        )
-        for one in trained.losses
-    )
+    losses = report.recovery.losses
+    caption = "Fine-tuning loss in nats per token, as a mean since the previous point."
+    series = Series(name="loss", points=tuple(map(_loss_point, losses)))
     chart = Chart(
-        title="Loss of the training",
-        description=f"{caption} {_range([Series(name='loss', points=points)])}",
-        x=count_axis("tokens", [one.x for one in points]),
-        y=linear_axis("nats a token", [one.y for one in points]),
-        series=(Series(name="loss", points=points),),
+        title="Fine-tuning loss",
+        description=f"{caption} {_ranges([series])}",
+        x=count_axis("tokens", [point.x for point in series.points]),
+        y=linear_axis("nats per token", [point.y for point in series.points]),
+        series=(series,),
         style="dots",
     )
-    rows = tuple((f"{one.tokens:,}", number(one.loss)) for one in trained.losses)
-    return [
-        Figure(
-            title=chart.title,
-            caption=caption,
-            svg=draw(chart),
-            table=Table(columns=("tokens", "loss"), rows=rows),
-        )
-    ]
+    rows = tuple((f"{point.tokens:,}", number(point.loss)) for point in losses)
+    table = Table(columns=("tokens", "loss"), rows=rows)
+    return [Figure(title=chart.title, caption=caption, svg=draw(chart), table=table)]
+
+
+def _loss_point(point: LossPoint) -> Point:
+    text = f"{point.tokens:,} tokens: {number(point.loss)} nats per token"
+    return Point(x=point.tokens, y=point.loss, text=text)
 
 
 # -- other jobs ----------------------------------------------------------------------------------
 
 
 def quality_by_size(results: Sequence[ModelResult]) -> Figure | None:
-    """Jobs that were scored on the same text as this one; None if it stands alone."""
-    scored = [one for one in results if one.is_comparable and one.perplexity_ratio is not None]
-    this = next((one for one in scored if one.is_this), None)
+    """Return the chart of all jobs scored on the same tokens; None without another such job."""
+    scored = [job for job in results if job.is_comparable and job.perplexity_ratio is not None]
+    this = next((job for job in scored if job.is_this), None)
     if this is None or len(scored) < 2:
         return None
+    others = tuple(_result_point(job) for job in scored if not job.is_this)
     series = (
-        Series(
-            name="earlier jobs", points=tuple(map(_result, (o for o in scored if not o.is_this)))
-        ),
-        Series(name="this job", points=(_result(this),)),
+        Series(name="other jobs", points=others),
+        Series(name="this job", points=(_result_point(this),)),
     )
-    caption = f"Perplexity on {this.text}, compressed over dense; further down and left is better."
-    points = [point for one in series for point in one.points]
+    caption = f"Perplexity on {this.text}, compressed / dense; lower and further left is better."
+    points = [point for drawn in series for point in drawn.points]
     chart = Chart(
         title="Quality and size of this model's jobs",
         description=caption,
-        x=count_axis("parameters", [one.x for one in points]),
-        y=linear_axis("perplexity, compressed / dense", [one.y for one in points]),
+        x=count_axis("parameters", [point.x for point in points]),
+        y=linear_axis("perplexity, compressed / dense", [point.y for point in points]),
         series=series,
         style="dots",
     )
@@ -317,21 +325,21 @@ def quality_by_size(results: Sequence[ModelResult]) -> Figure | None:
     )
 
 
-def _result(result: ModelResult) -> Point:
+def _result_point(result: ModelResult) -> Point:
     ratio = result.perplexity_ratio or 0.0
     text = f"{result.job_id}: {count(result.params_after)} parameters, perplexity {times(ratio)}"
     return Point(x=result.params_after, y=ratio, text=text)
 
 
 def results_table(results: Sequence[ModelResult]) -> Table:
-    """All of them, those too that were scored on other texts or on none."""
+    """Return all jobs, including those scored on other texts or on none."""
     return Table(
         columns=(
-            *("job", "made", "labels", "method", "removed", "parameters", "weights"),
+            *("job", "created", "labels", "method", "removed", "parameters", "weights"),
             *("scored on", "perplexity", "prefill", "decode"),
         ),
-        rows=tuple(_result_row(one) for one in results),
-        links=tuple("" if one.is_this else one.url for one in results),
+        rows=tuple(_result_row(result) for result in results),
+        links=tuple("" if result.is_this else result.url for result in results),
     )
 
 

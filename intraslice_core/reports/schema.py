@@ -1,22 +1,22 @@
-"""What a compression leaves behind in writing: frozen, torch-free, serialisable.
+"""Report of a compression: immutable and serialisable, without torch.
 
 CompressionReport
-├── config, geometry, plan          what was asked, what there was, what was kept
-├── allocation: AllocationReport    who chose the plan, and what it was predicted to cost
+├── config, geometry, plan          request, dense dimensions, retained dimensions
+├── allocation: AllocationReport    allocator of the plan, and its predicted loss
 │   ├── layers: LayerPrediction
-│   └── trials: TrialReport         predicted against measured
-├── layers: LayerReport             what each layer's solve had to say
+│   └── trials: TrialReport         predicted and measured loss of trial cuts
+├── layers: LayerReport             compensation of each layer
 │   └── attention, mlp: ModuleReport
-│       └── spectra: SpectrumReport, one a dimension that was cut
-├── recovery: RecoveryReport        what training won back
+│       └── spectra: SpectrumReport, one per reduced dimension
+├── recovery: RecoveryReport        recovery fine-tuning
 │   └── held_out: HeldOutPerplexity, losses: LossPoint
-└── evaluation: EvaluationReport    dense against compressed
-    ├── perplexity: PerplexityComparison, one a text
-    ├── tasks: TaskComparison, one a metric
+└── evaluation: EvaluationReport    comparison of the dense and the compressed model
+    ├── perplexity: PerplexityComparison, one per text
+    ├── tasks: TaskComparison, one per metric
     ├── speed: SpeedReport
-    │   └── whole, attention, mlp, layers: PhaseComparison a phase
-    ├── speed_grid: LoadReport, one a load
-    └── continuations: ContinuationComparison, one a prompt
+    │   └── whole, attention, mlp, layers: one PhaseComparison per phase
+    ├── speed_grid: LoadReport, one per load
+    └── continuations: ContinuationComparison, one per prompt
 """
 
 from __future__ import annotations
@@ -37,63 +37,73 @@ from intraslice_core.config import (
     RecoveryConfig,
 )
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan, Module
-from intraslice_core.text_sources import FLATTERS, TOLERATED_OVERLAP, only_own_kind, seen_before
+from intraslice_core.text_sources import (
+    IN_DOMAIN_ONLY_WARNING,
+    TOLERATED_OVERLAP,
+    in_domain_only,
+    overlap_warning,
+)
 
 SCHEMA_VERSION = 2
 """Version 1 wrote `intraslice_plus` as "intraslice" and `intraslice` as "paper"."""
 _METHODS_OF_VERSION_1 = {"intraslice": "intraslice_plus", "paper": "intraslice"}
 REPORT_FILE = "intraslice_report.json"
-"""Its name within a checkpoint."""
+"""File name of the report within a checkpoint."""
 MAX_LOSS_POINTS = 50
 
 
 LossWeighting = Literal["fisher", "residual_norm"]
-"""By the gradient's second moment, or without gradients by 1 / E‖x‖² of the residual stream."""
+"""Weighting of the predicted loss: by second moments of the gradients, or, without gradients, by
+1 / E‖x‖² of the hidden states."""
 
 
 class SpectrumReport(FrozenModel):
-    """What a dimension was cut by: shares of its sum by rank, the most valuable first."""
+    """Spectrum by which a dimension was reduced, in descending order of value."""
 
     dimension: Literal["value dims", "rotary pairs", "MLP neurons"]
     measure: Literal["eigenvalue", "loss", "score"] = Field(
-        description="of the weighted value moment; predicted loss of being the next to go; or what "
-        "the method ranks by where it predicts nothing"
+        description="Measure of the spectrum. eigenvalue: eigenvalue of the weighted second moment "
+        "of the values. loss: predicted loss increase of removing the dimension next. score: the "
+        "method's ranking score, where it predicts no loss."
     )
-    size: int = Field(description="ranks there are")
-    kept: int = Field(description="ranks before the cut")
-    kept_share: float = Field(description="of the sum")
-    ranks: tuple[int, ...] = Field(description="from 0; thinned to some 40")
-    values: tuple[float, ...] = Field(description="of these ranks, as parts of the sum")
+    size: int = Field(description="Number of ranks.")
+    kept: int = Field(description="Number of retained ranks.")
+    kept_share: float = Field(description="Share of the retained ranks in the sum of all values.")
+    ranks: tuple[int, ...] = Field(description="Reported ranks, from 0; thinned to about 40.")
+    values: tuple[float, ...] = Field(
+        description="Values at these ranks, as fractions of the sum of all values."
+    )
 
 
 class ModuleReport(FrozenModel):
-    """What the solve of one module found."""
+    """Compensation of one module."""
 
     module: Module
     explained_energy: float | None = Field(
-        default=None, description="part of the inner activations' energy that was kept, in [0, 1]"
+        default=None,
+        description="Retained fraction of the inner activations' energy, in [0, 1].",
     )
     relative_error: float | None = Field(
-        default=None, description="‖output - target‖² / ‖target‖² on the calibration tokens"
+        default=None, description="‖output - target‖² / ‖target‖² on the calibration tokens."
     )
     damping: dict[str, float] = Field(
-        default_factory=dict, description="λ by factorisation, as used after the ladder"
+        default_factory=dict, description="Damping λ used in the end, by factorisation."
     )
     spectra: tuple[SpectrumReport, ...] = ()
 
 
 class LayerReport(FrozenModel):
-    """What one layer kept, and at what price."""
+    """Retained dimensions and compensation of one decoder layer."""
 
     layer: int = Field(ge=0)
     plan: LayerPlan
     attention: ModuleReport
     mlp: ModuleReport
-    seconds: float = Field(ge=0.0)
+    seconds: float = Field(ge=0.0, description="Duration of the layer's compression in seconds.")
 
 
 class LayerPrediction(FrozenModel):
-    """Loss increase that the allocator predicted for one layer's modules."""
+    """Loss increase predicted by the allocator for one layer's modules, in nats."""
 
     layer: int = Field(ge=0)
     attention: float
@@ -101,83 +111,100 @@ class LayerPrediction(FrozenModel):
 
 
 class TrialReport(FrozenModel):
-    """A module that was cut for trial, all others left alone."""
+    """Trial cut of one module, with all other modules dense."""
 
     layer: int = Field(ge=0)
     module: Module
-    cut: float = Field(description="fraction of the module's dimensions")
-    predicted: float = Field(description="loss increase by the Fisher matrices alone, in nats")
-    measured: float = Field(description="loss increase on calibration sequences held out for it")
+    cut: float = Field(description="Removed fraction of the module's dimensions.")
+    predicted: float = Field(
+        description="Loss increase predicted by the Fisher matrices alone, in nats."
+    )
+    measured: float = Field(
+        description="Loss increase measured on calibration sequences held out for it, in nats."
+    )
 
 
 class CandidateReport(FrozenModel):
-    """An allocation by the curves, and how the model did with it."""
+    """Candidate allocation with the loss of its trial compression."""
 
-    heads: bool = Field(description="whether heads were offered, and not only dimensions")
-    attention_price: float = Field(description="what attention's curves were multiplied by")
-    calibration_loss: float = Field(description="in nats a token, on held-out calibration text")
+    heads: bool = Field(description="Whether whole heads may be removed, not only dimensions.")
+    attention_price: float = Field(
+        description="Attention penalty: factor on the predicted losses of attention."
+    )
+    calibration_loss: float = Field(
+        description="Loss on held-out calibration text, in nats per token."
+    )
 
 
 class AllocationReport(FrozenModel):
-    """Who decided how much is removed where."""
+    """Allocation of the budget: how much is removed from which module."""
 
     requested: Allocation
-    allocator: Allocator = Field(description="whose shapes the plan has")
+    allocator: Allocator = Field(description="Allocator of the plan's shapes.")
     fell_back: bool = Field(
-        default=False, description="the allocator asked for did no better than equal layers"
+        default=False,
+        description="Whether the requested allocator was no better than equal layers and the plan "
+        "is uniform.",
     )
     fallback_reason: str | None = None
     weighting: LossWeighting | None = None
     calibration_loss: float | None = Field(
-        default=None, description="with the shapes of the allocator that was asked for"
+        default=None,
+        description="Loss of a trial compression with the requested allocator's shapes, in nats "
+        "per token.",
     )
     uniform_calibration_loss: float | None = Field(
-        default=None, description="with equal layers of the same size"
+        default=None,
+        description="Loss of a trial compression with equal layers of the same size, in nats per "
+        "token.",
     )
     unconstrained_calibration_loss: float | None = Field(
         default=None,
-        description="with shapes as free as target research has them, at the same size: the "
-        "difference is what the target costs",
+        description="Loss of a trial compression with the free shapes of target research at the "
+        "same size, in nats per token. The difference is the cost of the target.",
     )
-    predicted_loss: float | None = Field(default=None, description="sum over all modules")
+    predicted_loss: float | None = Field(
+        default=None, description="Sum of the predicted loss increases of all modules, in nats."
+    )
     layers: tuple[LayerPrediction, ...] = ()
     candidates: tuple[CandidateReport, ...] = Field(
-        default=(), description="the different allocations that were tried, the best first"
+        default=(), description="Distinct candidate allocations, the best first."
     )
     trials: tuple[TrialReport, ...] = ()
     rank_correlation: float | None = Field(
         default=None,
-        description="Spearman's, of trials with what curves predict that were scaled by the other "
-        "trials of the same module; from 12 trials on",
+        description="Spearman rank correlation of predicted and measured loss over the trial cuts, "
+        "with each prediction scaled by the other trials of its module; from 12 trials on.",
     )
 
 
 class PerplexityComparison(FrozenModel):
-    """One text, scored by both models."""
+    """Perplexity of both models on one text."""
 
     text: str
-    context_length: int
-    tokens: int = Field(description="predicted tokens")
+    context_length: int = Field(description="Window length in tokens.")
+    tokens: int = Field(description="Number of predicted tokens.")
     dense: float
     compressed: float
     calibration_overlap: float | None = Field(
-        default=None, description="part of the text's runs of 13 tokens that calibration has seen"
+        default=None,
+        description="Fraction of the text's 13-grams of tokens that occur in the calibration.",
     )
 
     @property
     def ratio(self) -> float:
-        """Compressed over dense: 1 means nothing was lost."""
+        """Perplexity ratio, compressed / dense; 1 means no loss."""
         return self.compressed / self.dense
 
 
 class TaskComparison(FrozenModel):
-    """One metric of one task, of both models on the same examples."""
+    """Scores of both models in one metric of one task, on the same examples."""
 
     task: str
     metric: str
     higher_is_better: bool
     examples: int
-    shots: int = Field(description="solved examples that are shown before each question")
+    shots: int = Field(description="Number of solved examples shown before each question.")
     dense: float
     compressed: float
     dense_stderr: float | None = None
@@ -185,37 +212,37 @@ class TaskComparison(FrozenModel):
 
     @property
     def ratio(self) -> float:
-        """Compressed over dense, or dense over compressed where lower is better.
+        """Score ratio: compressed / dense, or dense / compressed where lower is better.
 
-        1 means nothing was lost, as where there was nothing to lose.
+        1 means no loss; it is also the ratio of two zeros.
         """
-        best, found = self.dense, self.compressed
+        reference, score = self.dense, self.compressed
         if not self.higher_is_better:
-            best, found = found, best
-        if best == 0.0:
-            return 1.0 if found == 0.0 else math.inf
-        return found / best
+            reference, score = score, reference
+        if reference == 0.0:
+            return 1.0 if score == 0.0 else math.inf
+        return score / reference
 
 
 class PhaseComparison(FrozenModel):
-    """Tokens/s of both models in one phase, medians over interleaved repeats."""
+    """Speed of both models in one phase, in tokens/s; medians over interleaved repeats."""
 
     dense: float
     compressed: float
-    dense_spread: float = Field(description="interquartile range of tokens/s")
-    compressed_spread: float
-    ratio: float = Field(description="median over repeats of compressed / dense")
+    dense_spread: float = Field(description="Interquartile range in tokens/s.")
+    compressed_spread: float = Field(description="Interquartile range in tokens/s.")
+    ratio: float = Field(description="Speed-up: median over the repeats of compressed / dense.")
 
 
 class PartSpeed(FrozenModel):
-    """Prefill and decode of one part of the model."""
+    """Prefill and decode speed of one part of the model."""
 
     prefill: PhaseComparison
     decode: PhaseComparison
 
 
 class SpeedReport(FrozenModel):
-    """How fast both models are, whole and by part."""
+    """Speed of both models, for the whole model and by part."""
 
     batch_size: int
     prompt_tokens: int
@@ -225,89 +252,91 @@ class SpeedReport(FrozenModel):
     attention: PartSpeed | None = None
     mlp: PartSpeed | None = None
     layers: PartSpeed | None = Field(
-        default=None, description="decoder layers, without embedding and output head"
+        default=None, description="Decoder layers, without embedding and output head."
     )
 
 
 class LossPoint(FrozenModel):
-    """The mean training loss of the tokens since the point before, in nats a token."""
+    """Mean fine-tuning loss since the previous point, in nats per token."""
 
-    tokens: int = Field(description="trained on by then")
+    tokens: int = Field(description="Number of tokens trained on so far.")
     loss: float
 
 
 class HeldOutPerplexity(FrozenModel):
-    """On sequences of the training's text that were not trained on."""
+    """Perplexity on sequences held out from the fine-tuning text."""
 
-    tokens: int = Field(description="predicted tokens")
+    tokens: int = Field(description="Number of predicted tokens.")
     dense: float
-    before: float = Field(description="as compressed")
-    after: float = Field(description="as stored after training")
+    before: float = Field(description="Perplexity of the compressed model before fine-tuning.")
+    after: float = Field(description="Perplexity of the compressed model as stored afterwards.")
 
     @property
     def recovered(self) -> float | None:
-        """The part of the damage that was won back, in log perplexity; None without damage."""
-        damage = math.log(self.before / self.dense)
-        return math.log(self.before / self.after) / damage if damage > 0.0 else None
+        """Recovered fraction of the increase in log-perplexity; None without an increase."""
+        increase = math.log(self.before / self.dense)
+        return math.log(self.before / self.after) / increase if increase > 0.0 else None
 
 
 class RecoveryReport(FrozenModel):
-    """Training after the compression."""
+    """Recovery fine-tuning after the compression."""
 
     config: RecoveryConfig
-    tokens: int = Field(description="trained on")
+    tokens: int = Field(description="Number of tokens trained on.")
     steps: int
-    seconds: float = Field(description="of training, in all attempts")
+    seconds: float = Field(description="Training time in seconds, over all attempts.")
     stopped_by: Literal["tokens", "time"]
-    trained_parameters: int = Field(description="of the adapters; none is left in the result")
-    losses: tuple[LossPoint, ...] = Field(description=f"at most {MAX_LOSS_POINTS}")
+    trained_parameters: int = Field(
+        description="Number of adapter parameters; they are merged and do not remain in the result."
+    )
+    losses: tuple[LossPoint, ...] = Field(
+        description=f"Loss curve of at most {MAX_LOSS_POINTS} points."
+    )
     held_out: HeldOutPerplexity
 
 
 class SecondsComparison(FrozenModel):
-    """Seconds that both models take, medians over interleaved repeats."""
+    """Durations of both models in seconds; medians over interleaved repeats."""
 
     dense: float
     compressed: float
-    dense_spread: float = Field(description="interquartile range of the seconds")
-    compressed_spread: float
-    ratio: float = Field(description="median over repeats of compressed / dense")
+    dense_spread: float = Field(description="Interquartile range in seconds.")
+    compressed_spread: float = Field(description="Interquartile range in seconds.")
+    ratio: float = Field(description="Median over the repeats of compressed / dense.")
 
 
 class BytesComparison(FrozenModel):
-    """Bytes that both models take."""
+    """Sizes of both models in bytes."""
 
     dense: float
     compressed: float
 
     @property
     def ratio(self) -> float:
-        """Compressed over dense; 1 where neither takes any."""
+        """Size ratio, compressed / dense; 1 where both are zero."""
         return self.compressed / self.dense if self.dense else 1.0
 
 
 class LoadReport(FrozenModel):
-    """Both models under one load, in turns."""
+    """Speed and memory of both models under one load, measured alternately."""
 
     batch_size: int
-    context_length: int = Field(description="tokens of a prompt")
-    new_tokens: int = Field(description="decoded behind it, a sequence")
+    context_length: int = Field(description="Prompt length in tokens.")
+    new_tokens: int = Field(description="Tokens decoded after the prompt, per sequence.")
     repeats: int
     prefill: PhaseComparison
     decode: PhaseComparison
     first_token: SecondsComparison = Field(
-        description="from the prompts to the first token of each sequence"
+        description="Time from the prompts to the first token of each sequence."
     )
     peak_memory: BytesComparison = Field(
-        description="the weights and the most that a run took besides"
+        description="Peak memory: weights, activations, KV cache and logits."
     )
-    cache_per_token: BytesComparison = Field(
-        description="keys and values, for each token of a sequence"
-    )
+    cache_per_token: BytesComparison = Field(description="KV cache size per token of a sequence.")
 
 
 class ContinuationComparison(FrozenModel):
-    """How both models go on with a prompt, greedily."""
+    """Greedy continuations of one prompt by both models."""
 
     prompt: str
     dense: str
@@ -315,9 +344,9 @@ class ContinuationComparison(FrozenModel):
 
 
 class EvaluationReport(FrozenModel):
-    """Dense against compressed."""
+    """Comparison of the dense and the compressed model."""
 
-    config: EvaluationConfig | None = Field(default=None, description="what was asked for")
+    config: EvaluationConfig | None = Field(default=None, description="Settings of the evaluation.")
     perplexity: tuple[PerplexityComparison, ...] = ()
     tasks: tuple[TaskComparison, ...] = ()
     speed: SpeedReport | None = None
@@ -326,20 +355,22 @@ class EvaluationReport(FrozenModel):
 
     @property
     def texts(self) -> list[str]:
-        """Those that were scored."""
-        return [one.text for one in self.perplexity]
+        """Names of the scored texts."""
+        return [comparison.text for comparison in self.perplexity]
 
 
 class VerifiedReport(FrozenModel):
-    """How closely files, loaded by somebody else, agreed with the model in memory."""
+    """Agreement between files loaded in a clean process and the model in memory."""
 
     files: ExportFormat
     loaded_by: tuple[str, ...] = Field(
-        description="checkpoint: transformers with the checkpoint's own code or none; package: "
-        "transformers with ours; llama.cpp"
+        description="Loaders of the files. checkpoint: transformers with the checkpoint's own "
+        "code, if any. package: transformers with the intraslice package. llama.cpp: llama.cpp."
     )
-    max_abs_difference: float = Field(description="of a log-probability, in nats")
-    tolerance: float
+    max_abs_difference: float = Field(
+        description="Largest absolute difference of a log-probability, in nats."
+    )
+    tolerance: float = Field(description="Largest allowed difference, in nats.")
 
 
 def _renamed_method(settings: dict[str, Any]) -> dict[str, Any]:
@@ -348,11 +379,11 @@ def _renamed_method(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class CompressionReport(FrozenModel):
-    """One compression, from request to result."""
+    """Report of one compression, from request to result."""
 
     schema_version: int = SCHEMA_VERSION
     engine_version: str
-    model: str = Field(description="reference of the dense model, as given")
+    model: str = Field(description="Reference of the dense model, as given.")
     method: Method
     config: CompressionConfig
     geometry: ModelGeometry
@@ -361,34 +392,40 @@ class CompressionReport(FrozenModel):
     params_after: int
     compressible_before: int
     compressible_after: int
-    bytes_before: int = Field(description="weight files of the dense model")
-    bytes_after: int = Field(description="weight files of the compressed model")
+    bytes_before: int = Field(description="Size of the dense model's weight files in bytes.")
+    bytes_after: int = Field(description="Size of the compressed model's weight files in bytes.")
     layers: tuple[LayerReport, ...]
-    resumed_layers: int = Field(default=0, description="finished by an earlier, interrupted run")
+    resumed_layers: int = Field(
+        default=0, description="Number of layers finished by an earlier, interrupted run."
+    )
     warnings: tuple[str, ...] = ()
     base_licence: str | None = Field(
-        default=None, description="of the dense model: as its card names it, or the file it is in"
+        default=None,
+        description="Licence of the dense model: as named in its model card, or the file that "
+        "contains it.",
     )
     base_fingerprint: str | None = Field(
         default=None,
-        description="SHA-256 over the digests of the dense model's config and files of weights",
+        description="SHA-256 over the digests of the dense model's config and weight files.",
     )
     calibration_hash: str
     calibration_tokens: int
-    seconds: float
+    seconds: float = Field(description="Duration of the run in seconds.")
     peak_memory_bytes: int | None = None
-    device: str | None = Field(default=None, description="class of the machine that did it")
+    device: str | None = Field(
+        default=None, description="Class of the device on which the compression ran."
+    )
     evaluation: EvaluationReport | None = None
     allocation: AllocationReport | None = None
     verified: tuple[VerifiedReport, ...] = Field(
-        default=(), description="files that were loaded and compared before publication"
+        default=(), description="Files that were loaded and compared before publication."
     )
     recovery: RecoveryReport | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _read_version_1(cls, data: Any) -> Any:
-        """Translate the method names of reports that were written before the methods' renaming."""
+        """Translate the method names of reports of schema version 1."""
         if not isinstance(data, dict) or data.get("schema_version", 1) != 1:
             return data
         config = data.get("config")
@@ -397,18 +434,16 @@ class CompressionReport(FrozenModel):
 
     @property
     def removed_fraction(self) -> float:
-        """Fraction of the compressible parameters that is gone."""
+        """Removed fraction of the compressible parameters."""
         return 1.0 - self.compressible_after / self.compressible_before
 
     def with_evaluation(self, evaluation: EvaluationReport) -> Self:
-        """The same with what was measured, and warnings of what cannot but flatter."""
-        flatters = only_own_kind(
-            self.config.seen_sources, [one.text for one in evaluation.perplexity]
-        )
-        warnings = (*self.warnings, FLATTERS) if flatters else self.warnings
+        """Return the report with an evaluation, and warnings about optimistic measurements."""
+        optimistic = in_domain_only(self.config.seen_sources, evaluation.texts)
+        warnings = (*self.warnings, IN_DOMAIN_ONLY_WARNING) if optimistic else self.warnings
         warnings += tuple(
-            seen_before(one.text, one.calibration_overlap)
-            for one in evaluation.perplexity
-            if one.calibration_overlap is not None and one.calibration_overlap > TOLERATED_OVERLAP
+            overlap_warning(text.text, text.calibration_overlap)
+            for text in evaluation.perplexity
+            if text.calibration_overlap is not None and text.calibration_overlap > TOLERATED_OVERLAP
         )
         return self.model_copy(update={"evaluation": evaluation, "warnings": warnings})

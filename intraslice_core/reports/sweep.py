@@ -1,4 +1,4 @@
-"""Several compressions of one model: what is asked for, and what it came to, side by side."""
+"""Request and report of a sweep: compressions of one model at several ratios."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from intraslice_core.reports.schema import CompressionReport, PerplexityComparis
 
 
 class SweepRequest(FrozenModel):
-    """The same compression at several ratios."""
+    """Compression of one model at several ratios with the same settings."""
 
     model: str
     settings: CompressionSettings
@@ -26,30 +26,36 @@ class SweepRequest(FrozenModel):
     verify: bool = True
 
     def config(self, ratio: float) -> CompressionConfig:
-        """Of one ratio."""
+        """Return the settings for one ratio."""
         return CompressionConfig(ratio=ratio, **dict(self.settings))
 
 
 class SweepPoint(FrozenModel):
-    """One ratio."""
+    """Result of one ratio."""
 
-    ratio: float
-    directory: str = Field(description="of the checkpoint, below that of the sweep")
+    ratio: float = Field(description="Requested fraction of the compressible parameters to remove.")
+    directory: str = Field(
+        description="Directory of the checkpoint, relative to the sweep's directory."
+    )
     achieved_ratio: float | None = None
     params_after: int | None = None
     bytes_after: int | None = None
     perplexity: tuple[PerplexityComparison, ...] = ()
     seconds: float | None = Field(
-        default=None, description="of the run that finished it, without opening the model"
+        default=None,
+        description="Duration of the finishing run in seconds, without opening the model.",
     )
     resumed_layers: int = Field(
-        default=0, description="finished by an earlier run, whose seconds are not counted"
+        default=0,
+        description="Number of layers finished by an earlier run, whose seconds are not counted.",
     )
-    refused: str | None = Field(default=None, description="why there is no checkpoint")
+    refused: str | None = Field(
+        default=None, description="Reason why there is no checkpoint; null where there is one."
+    )
 
     @classmethod
     def of(cls, ratio: float, directory: str, report: CompressionReport) -> Self:
-        """From the report of the finished compression."""
+        """Return the result from the report of a finished compression."""
         return cls(
             ratio=ratio,
             directory=directory,
@@ -63,10 +69,10 @@ class SweepPoint(FrozenModel):
 
 
 class SweepReport(FrozenModel):
-    """One model at several ratios, in the order in which they were compressed."""
+    """Results of one model at several ratios, in the order of compression."""
 
     engine_version: str
-    model: str = Field(description="reference of the dense model, as given")
+    model: str = Field(description="Reference of the dense model, as given.")
     settings: CompressionSettings
     evaluation: EvaluationConfig | None
     params_before: int
@@ -75,6 +81,6 @@ class SweepReport(FrozenModel):
     points: tuple[SweepPoint, ...] = ()
 
     def relative_cost(self, point: SweepPoint) -> float | None:
-        """Seconds of a ratio over those of the first, which learns for all."""
+        """Return a ratio's duration over that of the first, which measures the sensitivity."""
         first = self.points[0].seconds if self.points else None
         return point.seconds / first if first and point.seconds is not None else None

@@ -1,1 +1,1 @@
-"""What stays in a module (section 3 of docs/method.md)."""
+"""Selection within a module (docs/method.md, section 3): neurons, pairs, value basis, heads."""

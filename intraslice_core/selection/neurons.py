@@ -1,4 +1,4 @@
-"""Which MLP neurons stay (section 3a of docs/method.md)."""
+"""Selection of MLP neurons (docs/method.md, section 3a)."""
 
 from __future__ import annotations
 
@@ -10,33 +10,44 @@ from torch import Tensor
 from intraslice_core.linalg import Factor
 
 OBS_CHUNK_DIVISOR = 48
-"""Removed between two updates: one neuron of so many. That is 32 of 1536, which docs/method.md
-measured to be as good as 1; a fixed 32 would be a third of a small MLP in one blind step."""
+"""Fraction of the neurons, 1 in this many, removed between two updates: 32 of 1,536.
+
+On SmolLM2-135M that was as good as removing one at a time. A fixed 32 would remove a third of a
+small MLP in a single step without updates.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronChoice:
-    """Neurons kept, and what the removed ones cost."""
+    """The neurons to keep and the cost of removing the others."""
 
     kept: Tensor
-    """Indices, ascending, (keep,)."""
+    """Indices, ascending, (keep,), int64."""
     removal_order: Tensor
-    """Removed indices, cheapest first, (width - keep,)."""
+    """Removed indices, first removed first, (width - keep,), int64."""
     removal_cost: Tensor
-    """Cost of each removal at its time, in squared output error, (width - keep,), float64."""
+    """Increase of the squared output error at each removal, (width - keep,), float64."""
     score: Tensor
-    """What each neuron was worth while all were there, (width,)."""
+    """Score of each neuron before any removal, (width,)."""
 
 
 def energy_score(gram: Tensor, output: Tensor) -> Tensor:
-    """The paper's: `H_jj · ‖Wd[j, :]‖²`, (width,). `output` is (width, hidden_size)."""
+    """Return the neurons' energy scores `H_jj · ‖Wd[j, :]‖²` of arXiv 2602.01975, (width,).
+
+    Args:
+        gram: `H = E[u uᵀ]`, (width, width).
+        output: down projection by rows of neurons, (width, hidden_size).
+    """
     return gram.diagonal() * output.to(gram).square().sum(-1)
 
 
 def magnitude_score(gate: Tensor | None, up: Tensor, output: Tensor) -> Tensor:
-    """The naive baseline: product of a neuron's weight norms, (width,).
+    """Return the product of each neuron's squared weight norms, (width,), float64.
 
-    `gate`, None in a plain MLP, and `up` are (width, hidden_size), as is `output`.
+    Args:
+        gate: (width, hidden_size); None in a plain MLP.
+        up: (width, hidden_size).
+        output: down projection by rows of neurons, (width, hidden_size).
     """
     matrices = (up, output) if gate is None else (gate, up, output)
     norms = [matrix.double().square().sum(-1) for matrix in matrices]
@@ -44,7 +55,7 @@ def magnitude_score(gate: Tensor | None, up: Tensor, output: Tensor) -> Tensor:
 
 
 def keep_best_neurons(score: Tensor, keep: int) -> NeuronChoice:
-    """Keep the `keep` neurons of highest score."""
+    """Keep the `keep` neurons of highest score; `score` is (width,)."""
     order = score.argsort(stable=True)
     removed = order[: score.shape[0] - keep]
     return NeuronChoice(
@@ -55,16 +66,20 @@ def keep_best_neurons(score: Tensor, keep: int) -> NeuronChoice:
     )
 
 
-def obs_elimination(factor: Factor, output: Tensor, keep: int) -> NeuronChoice:
-    """Ours: Optimal-Brain-Surgeon elimination.
+def eliminate_neurons(factor: Factor, output: Tensor, keep: int) -> NeuronChoice:
+    """Remove neurons by Optimal Brain Surgeon (OBS) until `keep` remain.
 
-    Repeatedly removes the neurons of smallest `‖W[j, :]‖² / (H⁻¹)_jj`, a chunk at a time, and
-    lets the others take over their part by the Schur complement.
+    Each step removes a chunk of the neurons of least saliency `‖W[j, :]‖² / (H⁻¹)_jj` and updates
+    `W` and `H⁻¹` of the others, which compensate for the removed ones (Schur complement).
 
     Args:
-        factor: damped Cholesky factor of `E[u uᵀ]`, (width, width).
-        output: down projection fitted to the target, (width, hidden_size).
-        keep: neurons to keep.
+        factor: damped Cholesky factor of `H = E[u uᵀ]`, (width, width).
+        output: down projection `W` by rows of neurons, (width, m); its squared lengths are the
+            error that saliencies predict.
+        keep: neurons to keep, 0 or more.
+
+    Raises:
+        NumericalError: if the inverse is not finite.
     """
     inverse = factor.inverse()
     chunk = max(output.shape[0] // OBS_CHUNK_DIVISOR, 1)
@@ -76,18 +91,27 @@ def obs_elimination(factor: Factor, output: Tensor, keep: int) -> NeuronChoice:
         saliency = weight.square().sum(-1) / inverse.diagonal()
         ranked = saliency.argsort(stable=True)
         step = min(chunk, surplus)
-        gone, stay = ranked[:step], ranked[step:].sort().values
-        order.append(alive[gone])
-        cost.append(saliency[gone])
-        columns = inverse[stay][:, gone]
-        take_over = torch.linalg.solve(inverse[gone][:, gone], columns, left=False)
-        weight = weight[stay] - take_over @ weight[gone]
-        inverse = inverse[stay][:, stay] - take_over @ columns.mT
-        alive = alive[stay]
+        removed, remaining = ranked[:step], ranked[step:].sort().values
+        order.append(alive[removed])
+        cost.append(saliency[removed])
+        weight, inverse = _without(weight, inverse, removed, remaining)
+        alive = alive[remaining]
     empty = alive.new_empty(0)
     return NeuronChoice(
         kept=alive,
         removal_order=torch.cat(order) if order else empty,
         removal_cost=torch.cat(cost) if cost else inverse.new_empty(0),
         score=score,
+    )
+
+
+def _without(
+    weight: Tensor, inverse: Tensor, removed: Tensor, remaining: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return `W` and `H⁻¹` of the remaining neurons after they compensate for the removed ones."""
+    columns = inverse[remaining][:, removed]
+    compensation = torch.linalg.solve(inverse[removed][:, removed], columns, left=False)
+    return (
+        weight[remaining] - compensation @ weight[removed],
+        inverse[remaining][:, remaining] - compensation @ columns.mT,
     )

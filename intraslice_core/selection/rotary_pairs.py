@@ -1,7 +1,8 @@
-"""Which rotary pairs of each KV head stay (section 3c of docs/method.md).
+"""Selection of rotary (RoPE) pairs of queries and keys (docs/method.md, section 3c).
 
-Only whole pairs (j, j + e/2) commute with RoPE, so the choice is a subset of pairs per KV head.
-Scores are (num_key_value_heads, pairs); larger stays.
+Only whole pairs (j, j + e/2) commute with RoPE, so each KV head keeps a subset of its pairs. Pairs
+are either ranked by a score of each, (num_key_value_heads, pairs), larger is better, or eliminated
+jointly by the effect of their removal on the attention's output.
 """
 
 from __future__ import annotations
@@ -14,19 +15,24 @@ from torch import Tensor
 from intraslice_core import linalg
 from intraslice_core.statistics import RotaryStatistics
 
-
-def centered_score(statistics: RotaryStatistics) -> Tensor:
-    """Ours: energy of the logits that a pair contributes, less what is constant over keys."""
-    return statistics.query_energy * statistics.centered_key_energy
+# -- scores ------------------------------------------------------------------------------------
 
 
-def paper_score(statistics: RotaryStatistics) -> Tensor:
-    """The paper's: mean absolute elementwise product of rotated queries and keys."""
+def product_score(statistics: RotaryStatistics) -> Tensor:
+    """Return the pair score of arXiv 2602.01975: mean |query · key| per dimension after RoPE."""
     return statistics.product
 
 
+def centered_score(statistics: RotaryStatistics) -> Tensor:
+    """Return query energy times key energy, without what is constant over a sequence's keys.
+
+    Softmax does not depend on a constant added to all scores of a query.
+    """
+    return statistics.query_energy * statistics.centered_key_energy
+
+
 def magnitude_score(query: Tensor, key: Tensor, num_key_value_heads: int) -> Tensor:
-    """The naive baseline: squared weight norms of a pair's rows.
+    """Return the product of the squared norms of each pair's query and key rows, float64.
 
     Args:
         query: q_proj weight, (num_attention_heads · head_dim, hidden_size).
@@ -40,100 +46,120 @@ def magnitude_score(query: Tensor, key: Tensor, num_key_value_heads: int) -> Ten
 
 
 def keep_best_pairs(score: Tensor, keep: int) -> Tensor:
-    """Indices of the `keep` best pairs of each KV head, ascending: (num_key_value_heads, keep)."""
+    """Return the `keep` best pairs of each KV head, ascending, (num_key_value_heads, keep)."""
     return score.topk(keep, dim=-1).indices.sort(dim=-1).values
 
 
+# -- joint elimination -------------------------------------------------------------------------
+
 PAIR_DAMPING = 1e-3
-"""Of the features' Gram matrix: a few sequences fill it, and first order is not the truth."""
+"""Relative damping of the features' Gram matrix.
+
+It is estimated from a few sequences, and the features are only a first-order approximation.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairChoice:
-    """Pairs kept, how the queries make up for the others, and what each removal cost."""
+    """The pairs to keep, the query turn that compensates for the others, and the removal costs."""
 
     kept: Tensor
-    """(num_key_value_heads, keep), ascending."""
+    """(num_key_value_heads, keep), ascending, int64."""
     turns: Tensor
     """Real and imaginary part of each kept pair's factor, (num_key_value_heads, keep, 2)."""
     removal_cost: Tensor
-    """At its time, cheapest first, (num_key_value_heads, pairs - keep), in squared output error."""
+    """Squared output error at each removal, first removed first,
+    (num_key_value_heads, pairs - keep)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Standing:
-    """What is left in the middle of an elimination, of every KV head."""
+class SharedPairOrder:
+    """Order in which all heads lose the same pairs."""
+
+    order: Tensor
+    """All pairs, first removed first, (pairs,), int64."""
+    removal_cost: Tensor
+    """Each head's cost at each removal, (num_key_value_heads, pairs - 1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Elimination:
+    """State of an elimination, of all KV heads at once; `n` pairs of each head remain."""
 
     alive: Tensor
-    """(heads, n)."""
+    """Remaining pairs, (heads, n), int64."""
     coefficients: Tensor
-    """(heads, 2n)."""
+    """Factors of the remaining features, real parts then imaginary parts, (heads, 2n)."""
     inverse: Tensor
-    """Of the features' Gram matrix, (heads, 2n, 2n)."""
+    """Inverse of the features' damped Gram matrix, (heads, 2n, 2n), float64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Removal:
+    """One pair removed from every head."""
+
+    state: _Elimination
+    """State after the removal."""
+    cost: Tensor
+    """(heads,)."""
+    pair: Tensor
+    """(heads,), int64."""
 
 
 def eliminate_pairs(moment: Tensor, keep: int) -> PairChoice:
-    """Remove pairs until `keep` are left, each time the one whose loss the others mend best.
+    """Remove pairs until `keep` remain, each time the cheapest after compensation by the others.
 
-    All KV heads are worked on at once; there are as many steps as pairs removed.
+    All KV heads are processed at once; the number of steps is the number of pairs removed.
 
     Args:
         moment: Gram matrix of the features, (num_key_value_heads, 2·pairs, 2·pairs).
-        keep: pairs that stay, at least 1.
+        keep: pairs to keep, at least 1.
 
     Raises:
         NumericalError: if the matrix is not finite or cannot be factorised.
     """
     heads, pairs = moment.shape[0], moment.shape[-1] // 2
-    standing = _whole(moment)
+    state = _all_pairs(moment)
     costs = []
     for _ in range(pairs - keep):
-        standing, cost, _ = _without_the_cheapest(standing)
-        costs.append(cost)
+        removal = _remove_cheapest(state)
+        state = removal.state
+        costs.append(removal.cost)
     return PairChoice(
-        kept=standing.alive,
-        turns=torch.unflatten(standing.coefficients, -1, (2, keep)).mT,
+        kept=state.alive,
+        turns=torch.unflatten(state.coefficients, -1, (2, keep)).mT,
         removal_cost=torch.stack(costs, dim=-1) if costs else moment.new_empty(heads, 0),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class CommonOrder:
-    """In which order all heads lose the same pairs."""
-
-    order: Tensor
-    """All pairs, those that go first first, (pairs,)."""
-    removal_cost: Tensor
-    """What each head's loss of each costs at its time, (num_key_value_heads, pairs - 1)."""
-
-
-def eliminate_alike(moment: Tensor) -> CommonOrder:
-    """Remove one pair after the other from all heads at once: the one that costs least in all.
+def eliminate_shared_pairs(moment: Tensor) -> SharedPairOrder:
+    """Remove one pair after the other from all heads: the one of least cost summed over heads.
 
     Args:
-        moment: as in `eliminate_pairs`, the heads of all layers one behind the other.
+        moment: as in `eliminate_pairs`, the heads of all layers concatenated.
 
     Raises:
         NumericalError: if the matrix is not finite or cannot be factorised.
     """
-    standing = _whole(moment)
-    gone, costs = [], []
+    state = _all_pairs(moment)
+    removed, costs = [], []
     for _ in range(moment.shape[-1] // 2 - 1):
-        standing, cost, removed = _without_the_cheapest(standing, alike=True)
-        costs.append(cost)
-        gone.append(removed[0])
-    return CommonOrder(
-        order=torch.stack([*gone, standing.alive[0, 0]]),
+        removal = _remove_cheapest(state, shared=True)
+        state = removal.state
+        costs.append(removal.cost)
+        removed.append(removal.pair[0])
+    return SharedPairOrder(
+        order=torch.stack([*removed, state.alive[0, 0]]),
         removal_cost=torch.stack(costs, dim=-1) if costs else moment.new_empty(len(moment), 0),
     )
 
 
-def keep_these_pairs(moment: Tensor, kept: Tensor) -> PairChoice:
-    """The same pairs in every KV head, and how the queries make up for the others.
+def keep_shared_pairs(moment: Tensor, kept: Tensor) -> PairChoice:
+    """Keep the given pairs in every KV head and solve for the query turns of each head.
 
     Args:
         moment: as in `eliminate_pairs`.
-        kept: (keep,), ascending.
+        kept: (keep,), ascending, int64.
 
     Raises:
         NumericalError: if the matrix is not finite or cannot be factorised.
@@ -151,59 +177,84 @@ def keep_these_pairs(moment: Tensor, kept: Tensor) -> PairChoice:
     )
 
 
-def _whole(moment: Tensor) -> _Standing:
-    """Before anything is removed."""
+def _all_pairs(moment: Tensor) -> _Elimination:
+    """Return the state before any removal."""
     heads, pairs = moment.shape[0], moment.shape[-1] // 2
     inverse = linalg.damped_cholesky(moment, PAIR_DAMPING).inverse()
     ones = inverse.new_ones(heads, pairs)
-    return _Standing(
+    return _Elimination(
         alive=torch.arange(pairs, device=moment.device).expand(heads, pairs),
         coefficients=torch.cat((ones, torch.zeros_like(ones)), dim=-1),
         inverse=inverse,
     )
 
 
-def _without_the_cheapest(
-    standing: _Standing, *, alike: bool = False
-) -> tuple[_Standing, Tensor, Tensor]:
-    """One removal from every head, its cost and its pair, (heads,) each; `alike`: one pair."""
-    inverse, left = standing.inverse, standing.alive.shape[-1]
-    each = torch.arange(left, device=inverse.device)
-    both = torch.stack((each, each + left), dim=-1)
-    blocks = inverse[:, both[:, :, None], both[:, None, :]]
-    parts = standing.coefficients[:, both]
-    cost = (parts * torch.linalg.solve(blocks, parts)).sum(-1)
-    judged = cost.sum(0, keepdim=True).expand_as(cost) if alike else cost
-    cheapest = judged.argmin(-1, keepdim=True)
-    stay = each.expand_as(standing.alive)[each != cheapest].view(-1, left - 1)
-    gone, kept = (torch.cat((index, index + left), dim=-1) for index in (cheapest, stay))
-    rows = _taken(inverse, kept)
-    columns = rows.gather(-1, gone[:, None, :].expand(-1, rows.shape[1], -1))
-    among = _taken(inverse, gone).gather(-1, gone[:, None, :].expand(-1, 2, -1))
-    take_over = torch.linalg.solve(among, columns, left=False)
-    lost = standing.coefficients.gather(-1, gone)
-    remaining = rows.gather(-1, kept[:, None, :].expand(-1, rows.shape[1], -1))
-    removed = standing.alive.gather(-1, cheapest).squeeze(-1)
-    left_over = _Standing(
-        alive=standing.alive.gather(-1, stay),
-        coefficients=standing.coefficients.gather(-1, kept)
-        - (take_over @ lost.unsqueeze(-1)).squeeze(-1),
-        inverse=remaining - take_over @ columns.mT,
+def _remove_cheapest(state: _Elimination, *, shared: bool = False) -> _Removal:
+    """Remove the cheapest pair of every head, or with `shared` the pair cheapest in total."""
+    left = state.alive.shape[-1]
+    index = torch.arange(left, device=state.inverse.device)
+    cost = _removal_costs(state, torch.stack((index, index + left), dim=-1))
+    ranked = cost.sum(0, keepdim=True).expand_as(cost) if shared else cost
+    cheapest = ranked.argmin(-1, keepdim=True)
+    remaining = index.expand_as(state.alive)[index != cheapest].view(-1, left - 1)
+    return _Removal(
+        state=_without(state, cheapest, remaining),
+        cost=cost.gather(-1, cheapest).squeeze(-1),
+        pair=state.alive.gather(-1, cheapest).squeeze(-1),
     )
-    return left_over, cost.gather(-1, cheapest).squeeze(-1), removed
 
 
-def _taken(matrix: Tensor, rows: Tensor) -> Tensor:
-    """Rows of every head's matrix: (heads, m, n) of (heads, n, n)."""
-    return matrix.gather(1, rows[:, :, None].expand(-1, -1, matrix.shape[-1]))
+def _removal_costs(state: _Elimination, features: Tensor) -> Tensor:
+    """Return the cost of removing each pair, (heads, n).
+
+    Args:
+        state: before the removal.
+        features: positions of each pair's real and imaginary feature, (n, 2).
+    """
+    blocks = state.inverse[:, features[:, :, None], features[:, None, :]]
+    parts = state.coefficients[:, features]
+    costs: Tensor = (parts * torch.linalg.solve(blocks, parts)).sum(-1)
+    return costs
+
+
+def _without(state: _Elimination, removed: Tensor, remaining: Tensor) -> _Elimination:
+    """Return the state after a removal, the remaining features compensating for the removed ones.
+
+    Args:
+        state: before the removal.
+        removed: position of the pair, (heads, 1).
+        remaining: positions of the others, (heads, n - 1).
+    """
+    left = state.alive.shape[-1]
+    out, others = (torch.cat((index, index + left), dim=-1) for index in (removed, remaining))
+    rows = _rows(state.inverse, others)
+    columns = rows.gather(-1, out[:, None, :].expand(-1, rows.shape[1], -1))
+    block = _rows(state.inverse, out).gather(-1, out[:, None, :].expand(-1, 2, -1))
+    compensation = torch.linalg.solve(block, columns, left=False)
+    coefficients = state.coefficients.gather(-1, out)
+    inverse = rows.gather(-1, others[:, None, :].expand(-1, rows.shape[1], -1))
+    return _Elimination(
+        alive=state.alive.gather(-1, remaining),
+        coefficients=state.coefficients.gather(-1, others)
+        - (compensation @ coefficients.unsqueeze(-1)).squeeze(-1),
+        inverse=inverse - compensation @ columns.mT,
+    )
+
+
+def _rows(matrix: Tensor, index: Tensor) -> Tensor:
+    """Return rows of every head's matrix: (heads, m, n) from (heads, n, n) and (heads, m)."""
+    return matrix.gather(1, index[:, :, None].expand(-1, -1, matrix.shape[-1]))
 
 
 def turned_queries(rows: Tensor, turns: Tensor) -> Tensor:
-    """Query rows whose pairs are scaled and turned, so that the kept make up for the removed.
+    """Return query rows with every kept pair multiplied by its factor (the query turn).
 
     Args:
         rows: of q_proj (or its bias), (num_attention_heads · 2·keep, …), half-split per head.
-        turns: (num_key_value_heads, keep, 2).
+        turns: (num_key_value_heads, keep, 2), real and imaginary parts.
+
+    Returns:
+        Shape and dtype of `rows`.
     """
     groups, keep, _ = turns.shape
     heads = rows.view(groups, -1, 2, keep, *rows.shape[1:]).to(turns.dtype)

@@ -1,7 +1,8 @@
-"""What a choice was made by, thinned to what a report can draw: eigenvalues, losses, scores.
+"""Spectra for the report: eigenvalues, losses or scores that a selection was made by (section 10).
 
-A spectrum is over the ranks of a dimension, the most valuable first, so that a cut is a place in
-it. Values are shares: what follows from the scale of a layer is not of interest.
+A spectrum lists one dimension's values by rank, the most valuable first, so that a cut is a
+position in it. Values are shares of their sum, because a layer's absolute scale does not matter.
+They are thinned to the number of points that a plot can show.
 """
 
 from __future__ import annotations
@@ -13,44 +14,47 @@ import torch
 from torch import Tensor
 
 POINTS = 40
-"""Ranks that are kept of a spectrum, about."""
+"""Approximate number of ranks stored of a spectrum."""
 _DIGITS = 4
 
 Dimension = Literal["value dims", "rotary pairs", "MLP neurons"]
 Measure = Literal["eigenvalue", "loss", "score"]
-"""Of the weighted value moment; predicted loss of being the next to go (section 3); or what the
-method ranks by where it predicts nothing."""
+"""Unit of the values.
+
+`eigenvalue` of the weighted value moment; predicted `loss` of the next removal (docs/method.md,
+section 3); or the method's ranking `score` where it predicts no loss.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spectrum:
-    """Shares of all that a dimension has, by rank."""
+    """Shares of a dimension's total by rank."""
 
     dimension: Dimension
     measure: Measure
     size: int
-    """Ranks there are."""
+    """Number of ranks in the dense layer."""
     kept: int
-    """Those before the cut."""
+    """Number of ranks before the cut."""
     kept_share: float
-    """Of the sum."""
+    """Share of the sum that the kept ranks hold."""
     ranks: tuple[int, ...]
-    """From 0, ascending; both sides of the cut are among them."""
+    """Stored ranks from 0, ascending; both sides of the cut are among them."""
     values: tuple[float, ...]
-    """Of these ranks, as parts of the sum."""
+    """Shares of the sum at `ranks`."""
 
 
-def by_scores(dimension: Dimension, measure: Measure, scores: Tensor, kept: int) -> Spectrum:
-    """Of scores (…, ranks), which every head orders for itself; heads are added up rank by rank."""
+def score_spectrum(dimension: Dimension, measure: Measure, scores: Tensor, kept: int) -> Spectrum:
+    """Return the spectrum of scores (…, ranks); each head is sorted by itself, then summed."""
     ordered = scores.double().clamp_min(0.0).sort(dim=-1, descending=True).values
     return _thinned(dimension, measure, ordered.reshape(-1, ordered.shape[-1]).sum(0), kept)
 
 
-def by_losses(dimension: Dimension, losses: Tensor, kept: int) -> Spectrum:
-    """Of predicted losses by the number that is kept, (ranks + 1,).
+def loss_spectrum(dimension: Dimension, losses: Tensor, kept: int) -> Spectrum:
+    """Return the spectrum of predicted losses by the number kept, (ranks + 1,).
 
-    A rank's value is the loss of going down to it from one more. Where keeping none has no price
-    the first rank has the second's.
+    A rank's value is the loss of removing it after all later ranks. Where keeping none has no
+    finite loss, the first rank takes the second's value.
     """
     marginal = (losses[:-1] - losses[1:]).double().clamp_min(0.0)
     if not bool(marginal[0].isfinite()) and marginal.shape[0] > 1:
@@ -59,6 +63,7 @@ def by_losses(dimension: Dimension, losses: Tensor, kept: int) -> Spectrum:
 
 
 def _thinned(dimension: Dimension, measure: Measure, values: Tensor, kept: int) -> Spectrum:
+    """Return the spectrum of values in rank order, (ranks,), float64, at about `POINTS` ranks."""
     size = values.shape[0]
     shares = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny)
     ends = {0, size - 1, max(kept - 1, 0), min(kept, size - 1)}
@@ -71,5 +76,5 @@ def _thinned(dimension: Dimension, measure: Measure, values: Tensor, kept: int) 
         kept=kept,
         kept_share=float(shares[:kept].sum()),
         ranks=ranks,
-        values=tuple(float(f"{one:.{_DIGITS}g}") for one in shares[list(ranks)].tolist()),
+        values=tuple(float(f"{share:.{_DIGITS}g}") for share in shares[list(ranks)].tolist()),
     )

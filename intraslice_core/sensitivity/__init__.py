@@ -1,1 +1,1 @@
-"""What a compression can know before it begins: gradients, and one walk over the dense model."""
+"""Sensitivity of the dense model's layers: gradients, a pass over the layers, trial cuts."""

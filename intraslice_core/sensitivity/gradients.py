@@ -1,13 +1,14 @@
-"""Gradients of the language-model loss at every module's output, one layer in memory at a time.
+"""Gradients of the language-model loss at every module's output (docs/method.md, section 4).
 
-Forward, the stream in front of every layer is kept (host memory); backward, each layer is computed
-again from it with gradients on, and let go. What is kept of the gradients are second moments:
+One layer's graph is in memory at a time. The forward pass stores the hidden states before every
+layer in host memory; the backward pass recomputes each layer from them with gradients enabled.
+Only second moments of the gradients are kept:
 
-* `G = E[g gᵀ]` of the gradient at what attention and MLP add to the stream: the empirical Fisher
-  matrix that turns output errors into loss (section 4 of docs/method.md);
-* for the paper's estimator: per group of sequences, the gradient of a mask on the inner
-  activations, `Σ o ∘ ∂L/∂o`, for the heads with all products of two dimensions of a head, so that
-  a rotation into the PCA basis can still be made.
+* `G = E[g gᵀ]` of the gradient at the contributions of attention and MLP to the residual stream:
+  the empirical Fisher matrix, which converts output errors into loss;
+* for the estimator of arXiv 2602.01975, the gradient of a mask on the inner activations,
+  `Σ o ∘ ∂L/∂o`, by group of sequences. For heads, all products of two dimensions of a head are
+  kept, so that the gradients can be rotated into the PCA basis later.
 """
 
 from __future__ import annotations
@@ -28,20 +29,23 @@ from intraslice_core.linalg import WORKING_DTYPE
 from intraslice_core.statistics import second_moment_sum
 
 GROUP_SEQUENCES = 8
-"""Sequences whose gradients are summed before they are squared, as the paper has it."""
+"""Number of sequences whose gradients are summed before squaring, as in arXiv 2602.01975."""
 
 _TOKENS_AT_ONCE = 1024
-"""In a layer's graph, or one sequence: what it keeps of each is many times the token's state."""
+"""Tokens in a layer's graph at once, at least one sequence.
+
+The graph stores many times a token's hidden state.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGradients:
-    """What the loss says of one layer."""
+    """Second moments of one layer's gradients."""
 
     attention: Tensor
-    """`G` at what the attention adds, (hidden_size, hidden_size), float64, per token."""
+    """`G` at the attention's contribution, mean per token, (hidden_size, hidden_size), float64."""
     mlp: Tensor
-    """`G` at what the MLP adds, (hidden_size, hidden_size), float64, per token."""
+    """`G` at the MLP's contribution, mean per token, (hidden_size, hidden_size), float64."""
     head_masks: Tensor
     """`Σ_t o_i ∂L/∂o_j` of each head by group of sequences, (groups, heads, v_head_dim, same)."""
     neuron_masks: Tensor
@@ -49,31 +53,32 @@ class LayerGradients:
     head_moments: Tensor
     """`E[o oᵀ]` of each head, (heads, v_head_dim, same)."""
     tokens: int
+    """Number of tokens averaged over."""
 
     def joined(self, other: LayerGradients) -> LayerGradients:
-        """Of the tokens of both."""
+        """Return the gradients over the tokens of both."""
         total = self.tokens + other.tokens
-        mine, theirs = self.tokens / total, other.tokens / total
+        share, other_share = self.tokens / total, other.tokens / total
         return LayerGradients(
-            attention=mine * self.attention + theirs * other.attention,
-            mlp=mine * self.mlp + theirs * other.mlp,
+            attention=share * self.attention + other_share * other.attention,
+            mlp=share * self.mlp + other_share * other.mlp,
             head_masks=torch.cat((self.head_masks, other.head_masks)),
             neuron_masks=torch.cat((self.neuron_masks, other.neuron_masks)),
-            head_moments=mine * self.head_moments + theirs * other.head_moments,
+            head_moments=share * self.head_moments + other_share * other.head_moments,
             tokens=total,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientFiles:
-    """All layers' gradients, each in a file: in memory they would outgrow the model."""
+    """Gradients of all layers, one file per layer: in memory they would exceed the model's size."""
 
     directory: Path
 
-    def add(self, layer: int, found: LayerGradients) -> None:
-        """Join with what the layer's file holds."""
+    def add(self, layer: int, gradients: LayerGradients) -> None:
+        """Add gradients of further tokens to the layer's file."""
         file = self._file(layer)
-        joined = self.read(layer).joined(found) if file.exists() else found
+        joined = self.read(layer).joined(gradients) if file.exists() else gradients
         tensors = {
             "attention": joined.attention,
             "mlp": joined.mlp,
@@ -86,7 +91,11 @@ class GradientFiles:
         save_file(tensors, file)
 
     def read(self, layer: int) -> LayerGradients:
-        """One layer's, on the CPU."""
+        """Return one layer's gradients, on the CPU.
+
+        Raises:
+            FileNotFoundError: if the layer has no file.
+        """
         tensors = load_file(self._file(layer))
         tokens = int(tensors.pop("tokens"))
         return LayerGradients(**tensors, tokens=tokens)
@@ -96,14 +105,17 @@ class GradientFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Taken:
-    """Gradients of one batch in one layer."""
+class _BatchGradients:
+    """Gradients of the loss for one batch in one layer."""
 
     inputs: Tensor
+    """At the layer's input."""
     between: Tensor
-    """At the stream behind the attention: the gradient of what it adds."""
+    """At the hidden states after the attention, which is the gradient of its contribution."""
     inner_attention: Tensor
+    """At the input of `Wo`."""
     inner_mlp: Tensor
+    """At the input of `Wd`."""
 
 
 def loss_gradients(
@@ -114,38 +126,42 @@ def loss_gradients(
     files: GradientFiles,
     before_batch: Callable[[float], None],
 ) -> None:
-    """Run forward and backward over the tokens, summed next-token losses as they are.
+    """Compute gradients of the summed next-token loss, forward and backward over the tokens.
 
-    Sequences are taken in groups of `GROUP_SEQUENCES`; a group's streams in front of all layers
-    are in host memory at once.
+    Sequences are processed in groups of `GROUP_SEQUENCES`; a group's hidden states before all
+    layers are in host memory at once.
 
     Args:
         layers: the dense model.
-        tokens: (sequences, length).
+        tokens: (sequences, length), int64.
         batch_size: sequences in one pass of a layer.
-        files: where the layers' gradients are added.
-        before_batch: told the fraction that is done; may raise to stop.
+        files: files to which the layers' gradients are added.
+        before_batch: callback with the finished fraction; may raise to stop.
 
     Raises:
-        NumericalError: if a gradient is not finite, naming the layer.
+        NumericalError: if an activation or a gradient is not finite, naming the layer.
     """
-    # What was made in inference mode can be no part of a graph: everything is read anew here.
+    # Tensors created in inference mode cannot be part of a graph, so everything is read again here.
     with torch.inference_mode(False), torch.no_grad():
         groups = torch.split(tokens.clone(), GROUP_SEQUENCES)
         for number, group in enumerate(groups):
 
-            def told(done: float, number: int = number) -> None:
+            def on_progress(done: float, number: int = number) -> None:
                 before_batch((number + done) / len(groups))
 
             at_once = max(min(batch_size, len(group), _TOKENS_AT_ONCE // group.shape[1]), 1)
-            _GroupPass(layers, group, at_once, told).run(files)
+            _GroupPass(layers, group, at_once, on_progress).run(files)
 
 
 class _GroupPass:
-    """One group of sequences, forward and backward."""
+    """Forward and backward pass of one group of sequences."""
 
     def __init__(
-        self, layers: DenseLayers, tokens: Tensor, batch_size: int, told: Callable[[float], None]
+        self,
+        layers: DenseLayers,
+        tokens: Tensor,
+        batch_size: int,
+        on_progress: Callable[[float], None],
     ) -> None:
         self._layers = layers
         self._tokens = tokens
@@ -153,34 +169,35 @@ class _GroupPass:
             slice(start, min(start + batch_size, len(tokens)))
             for start in range(0, len(tokens), batch_size)
         ]
-        self._told = told
+        self._on_progress = on_progress
 
     def run(self, files: GradientFiles) -> None:
-        """Add the group's share to every layer's file."""
+        """Add the group's gradients to every layer's file."""
         states = list(self._forward())
-        gradient = self._behind_the_last(states.pop())
+        gradient = self._output_gradient(states.pop())
         for layer in reversed(range(self._layers.num_layers)):
-            self._told(1.0 - 0.7 * (layer + 1) / self._layers.num_layers)
+            self._on_progress(1.0 - 0.7 * (layer + 1) / self._layers.num_layers)
             files.add(layer, self._backward(layer, states.pop(), gradient))
 
     def _forward(self) -> Iterator[Tensor]:
-        """The stream in front of every layer, and behind the last, in host memory."""
+        """Yield the hidden states before every layer and after the last, in host memory."""
         memory = self._layers.memory
         hidden = memory.copy(self._layers.embed(self._tokens).cpu())
         yield hidden
         for layer in range(self._layers.num_layers):
-            self._told(0.3 * layer / self._layers.num_layers)
+            self._on_progress(0.3 * layer / self._layers.num_layers)
             weights, settings = self._layers.weights(layer), self._layers.settings(layer)
             rotary = self._layers.rotary(layer, self._tokens.shape[1])
-            behind = memory.empty(hidden.shape, hidden.dtype)
+            after = memory.empty(hidden.shape, hidden.dtype)
             for rows in self._rows:
-                moved = hidden[rows].to(weights.up.weight.device)
-                behind[rows] = _checked(layer, moved, weights, settings, rotary).to(hidden.device)
-            hidden = behind
+                batch = hidden[rows].to(weights.up.weight.device)
+                output = _finite_forward(layer, batch, weights, settings, rotary)
+                after[rows] = output.to(hidden.device)
+            hidden = after
             yield hidden
 
-    def _behind_the_last(self, hidden: Tensor) -> Tensor:
-        """Gradient of the summed loss at the last layer's output, as `hidden`."""
+    def _output_gradient(self, hidden: Tensor) -> Tensor:
+        """Return the gradient of the summed loss at the last layer's output, shape of `hidden`."""
         gradient = torch.zeros_like(hidden)
         targets = self._tokens[:, 1:]
         for row in range(hidden.shape[0]):
@@ -190,16 +207,26 @@ class _GroupPass:
         return gradient
 
     def _loss_gradient(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the gradient at `hidden`, (positions, hidden_size), for targets (positions,)."""
         with torch.enable_grad():
             leaf = hidden.clone().requires_grad_(True)
             logits = self._layers.logits(leaf)
-            wanted = targets.to(logits.device)
-            loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+            labels = targets.to(logits.device)
+            loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, leaf)
         return gradient
 
     def _backward(self, layer: int, hidden: Tensor, gradient: Tensor) -> LayerGradients:
-        """Move `gradient`, in place, from behind the layer to in front of it."""
+        """Propagate `gradient`, in place, from the layer's output to its input.
+
+        Args:
+            layer: number of the layer.
+            hidden: hidden states before the layer, (sequences, length, hidden_size).
+            gradient: of the loss at the layer's output, shape of `hidden`.
+
+        Raises:
+            NumericalError: if the gradient is not finite.
+        """
         weights, settings = self._layers.weights(layer), self._layers.settings(layer)
         rotary = self._layers.rotary(layer, self._tokens.shape[1])
         device = weights.up.weight.device
@@ -210,16 +237,16 @@ class _GroupPass:
         moments = torch.zeros((), device=device)
         neurons = torch.zeros((), device=device)
         for rows in self._rows:
-            arriving = gradient[rows].to(device)
-            forward = _LayerGraph(hidden[rows].to(device), weights, settings, rotary)
-            taken = forward.gradients(arriving)
-            mlp += _outer(arriving)
-            attention += _outer(taken.between)
-            inner = forward.attention_inner
-            heads = heads + _head_products(inner, taken.inner_attention, weights)
+            at_output = gradient[rows].to(device)
+            graph = _LayerGraph(hidden[rows].to(device), weights, settings, rotary)
+            batch = graph.gradients(at_output)
+            mlp += _outer(at_output)
+            attention += _outer(batch.between)
+            inner = graph.attention_inner
+            heads = heads + _head_products(inner, batch.inner_attention, weights)
             moments = moments + _head_products(inner, inner, weights)
-            neurons = neurons + (forward.mlp_inner.float() * taken.inner_mlp.float()).sum((0, 1))
-            gradient[rows] = taken.inputs.to(gradient.device)
+            neurons = neurons + (graph.mlp_inner.float() * batch.inner_mlp.float()).sum((0, 1))
+            gradient[rows] = batch.inputs.to(gradient.device)
         if not (torch.isfinite(mlp).all() and torch.isfinite(attention).all()):
             raise NumericalError("a gradient is NaN or infinite", layer=layer)
         tokens = gradient.shape[0] * gradient.shape[1]
@@ -233,29 +260,35 @@ class _GroupPass:
         )
 
 
-def _checked(
+def _finite_forward(
     layer: int, hidden: Tensor, weights: LayerWeights, settings: LayerSettings, rotary: Rotary
 ) -> Tensor:
-    """The stream behind a layer; what overflows is named."""
-    behind = decoder_layer.forward(hidden, weights, settings, rotary)
-    if torch.isfinite(behind).all():
-        return behind
-    attends = torch.isfinite(decoder_layer.attention(hidden, weights, settings, rotary)).all()
+    """Return the hidden states after a layer.
+
+    Raises:
+        NumericalError: if they are not finite, naming the layer and the module.
+    """
+    output = decoder_layer.forward(hidden, weights, settings, rotary)
+    if torch.isfinite(output).all():
+        return output
+    attended = decoder_layer.attention(hidden, weights, settings, rotary)
     raise NumericalError(
-        "an activation is NaN or infinite", layer=layer, module="mlp" if attends else "attention"
+        "an activation is NaN or infinite",
+        layer=layer,
+        module="mlp" if torch.isfinite(attended).all() else "attention",
     )
 
 
 class _LayerGraph:
-    """A layer computed with gradients on."""
+    """Forward pass of a layer with gradients enabled."""
 
     def __init__(
         self, hidden: Tensor, weights: LayerWeights, settings: LayerSettings, rotary: Rotary
     ) -> None:
         with torch.enable_grad():
             self.inputs = hidden.detach().clone().requires_grad_(True)
-            read = decoder_layer.attention_inputs(self.inputs, weights, settings)
-            self.attention_inner = decoder_layer.attention_inner(read, weights, settings, rotary)
+            normed = decoder_layer.attention_inputs(self.inputs, weights, settings)
+            self.attention_inner = decoder_layer.attention_inner(normed, weights, settings, rotary)
             added = decoder_layer.added(
                 self.attention_inner,
                 weights.attention_output,
@@ -269,22 +302,24 @@ class _LayerGraph:
                 self.mlp_inner, weights.mlp_output, weights.mlp_output_norm, settings
             )
 
-    def gradients(self, arriving: Tensor) -> _Taken:
-        """Of the loss, whose gradient at the layer's output is `arriving`."""
-        wanted = (self.inputs, self.between, self.attention_inner, self.mlp_inner)
-        inputs, between, attention, mlp = torch.autograd.grad(self.output, wanted, arriving)
-        return _Taken(inputs=inputs, between=between, inner_attention=attention, inner_mlp=mlp)
+    def gradients(self, at_output: Tensor) -> _BatchGradients:
+        """Return the loss gradients, given the gradient at the layer's output."""
+        tensors = (self.inputs, self.between, self.attention_inner, self.mlp_inner)
+        inputs, between, attention, mlp = torch.autograd.grad(self.output, tensors, at_output)
+        return _BatchGradients(
+            inputs=inputs, between=between, inner_attention=attention, inner_mlp=mlp
+        )
 
 
 def _outer(gradient: Tensor) -> Tensor:
-    """`Σ g gᵀ` over tokens, (hidden_size, hidden_size), float32."""
+    """Return `Σ g gᵀ` over tokens, (hidden_size, hidden_size), float32."""
     flat = gradient.flatten(0, -2)
     return second_moment_sum(flat, flat)
 
 
 def _head_products(inner: Tensor, gradient: Tensor, weights: LayerWeights) -> Tensor:
-    """`Σ_t o_i g_j` within each head, (heads, v_head_dim, v_head_dim), float32."""
+    """Return `Σ_t o_i g_j` within each head, (heads, v_head_dim, v_head_dim), float32."""
     heads = weights.num_attention_heads
     tokens = inner.shape[0] * inner.shape[1]
-    one, other = (part.detach().float().reshape(tokens, heads, -1) for part in (inner, gradient))
-    return torch.einsum("thi,thj->hij", one, other)
+    left, right = (part.detach().float().reshape(tokens, heads, -1) for part in (inner, gradient))
+    return torch.einsum("thi,thj->hij", left, right)

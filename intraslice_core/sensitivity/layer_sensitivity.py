@@ -1,7 +1,7 @@
-"""What the estimator's walk has decided for a layer, and how a decision is applied to weights.
+"""Sensitivity of one layer and the selections that follow from it (docs/method.md, section 3).
 
-Nothing here depends on the ratio but the sizes asked for: orders and directions are those of the
-dense model, learnt once (`estimation`).
+Orders and bases are measured once on the dense model and do not depend on the ratio
+(`sensitivity.measurement`). Only the sizes to keep do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from intraslice_core.selection.heads import kept_heads
 from intraslice_core.selection.rotary_pairs import (
     PairChoice,
     eliminate_pairs,
-    keep_these_pairs,
+    keep_shared_pairs,
     turned_queries,
 )
 from intraslice_core.statistics import HeadEnergies
@@ -26,101 +26,130 @@ from intraslice_core.statistics import HeadEnergies
 
 @dataclass(frozen=True, kw_only=True)
 class KeptHeads:
-    """A rectangle of heads."""
+    """A rectangle of kept heads."""
 
     groups: Tensor
-    """KV groups, (kept_groups,), ascending."""
+    """KV groups, (kept_groups,), ascending, int64."""
     queries: Tensor
-    """Query heads within each kept group, (kept_groups, kept_queries), ascending."""
+    """Query heads within each kept group, (kept_groups, kept_queries), ascending, int64."""
 
     def columns(self, group_size: int, width: int) -> Tensor:
-        """Places of the kept heads in a row of all query heads' `width` dims each."""
+        """Return the kept heads' columns where every query head has `width` columns.
+
+        Args:
+            group_size: query heads of a dense KV group.
+            width: columns of a head.
+        """
         heads = (self.groups.unsqueeze(-1) * group_size + self.queries).flatten()
-        places = torch.arange(width, device=heads.device)
-        return (heads.unsqueeze(-1) * width + places).flatten()
+        offsets = torch.arange(width, device=heads.device)
+        return (heads.unsqueeze(-1) * width + offsets).flatten()
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSensitivity:
-    """One layer, as the walk saw it; float64 where nothing else is said."""
+    """Measured sensitivity of one dense layer; tensors are float64 unless stated otherwise."""
 
     pair_moment: Tensor
-    """Of `selection.joint_pairs`, (num_key_value_heads, head_dim, head_dim), in units of loss."""
+    """Gram matrix of the pairs' features, in units of loss,
+    (num_key_value_heads, head_dim, head_dim)."""
     query_energy: Tensor
-    """(num_key_value_heads, pairs), before norm and RoPE."""
+    """Energies of query pairs before norm and RoPE, (num_key_value_heads, pairs)."""
     key_energy: Tensor
-    """(num_key_value_heads, pairs), before norm and RoPE."""
+    """Energies of key pairs before norm and RoPE, (num_key_value_heads, pairs)."""
     value_directions: Tensor
-    """(num_key_value_heads, head_dim, head_dim), of `selection.value_basis`."""
+    """Directions from `value_basis.weighted_directions`,
+    (num_key_value_heads, head_dim, head_dim)."""
     value_spectrum: Tensor
-    """(num_key_value_heads, head_dim), descending."""
+    """Squared singular values, descending, (num_key_value_heads, head_dim)."""
     neuron_order: Tensor
-    """All neurons, those that go first first, (intermediate_size,), int64."""
+    """All neurons, first removed first, (intermediate_size,), int64."""
     pair_losses: Tensor
     """Predicted loss by the number of pairs kept in every KV head, (pairs + 1,)."""
     value_losses: Tensor
-    """Predicted loss by the value dims kept in every KV head, (head_dim + 1,)."""
+    """Predicted loss by the number of value dimensions kept in every KV head, (head_dim + 1,)."""
     width_losses: Tensor
-    """Predicted loss by the neurons kept, (intermediate_size + 1,); none: the module is removed."""
+    """Predicted loss by the number of neurons kept, (intermediate_size + 1,).
+
+    Entry 0 is the loss of removing the whole MLP.
+    """
     group_order: Tensor
-    """KV groups, those that go first first, (num_key_value_heads,), int64."""
+    """KV groups, first removed first, (num_key_value_heads,), int64."""
     query_order: Tensor
-    """Each group's query heads in the same order, counted within the group,
+    """Query heads of each group, numbered within it, first removed first,
     (num_key_value_heads, group_size), int64."""
     head_losses: Tensor
     """Predicted loss by KV groups kept and query heads kept in each of them,
-    (num_key_value_heads + 1, group_size + 1); no heads: the module is removed."""
+    (num_key_value_heads + 1, group_size + 1).
+
+    Row and column 0 are the loss of removing the whole attention.
+    """
     head_shares: Tensor
-    """Share of the output's energy, in units of loss, that the kept heads hold; as `head_losses`.
-    What is cut of heads costs this part of what it costs where all heads stay."""
+    """Share of the output energy, in units of loss, held by the kept heads; as `head_losses`.
+
+    Losses of pairs and value dimensions are multiplied by it: removed heads cannot be cut again.
+    """
 
     @property
     def energies(self) -> HeadEnergies:
-        """As the slicing of normed queries and keys wants them."""
+        """Return the energies that slicing of normed queries and keys needs."""
         return HeadEnergies(query=self.query_energy, key=self.key_energy)
 
     def pairs(self, keep: int) -> PairChoice:
-        """The rotary pairs that stay, and what the queries do to make up for the others."""
+        """Select `keep` rotary pairs of each KV head and the query turns.
+
+        Raises:
+            NumericalError: if the pairs' moment is not finite or cannot be factorised.
+        """
         return eliminate_pairs(self.pair_moment, keep)
 
     def basis(self, keep: int) -> Tensor:
-        """The value basis of each KV group, (num_key_value_heads, head_dim, keep)."""
+        """Return the value basis of each KV group, (num_key_value_heads, head_dim, keep)."""
         return value_basis.leading_basis(self.value_directions, keep)
 
     def neurons(self, keep: int) -> Tensor:
-        """The neurons that stay, ascending, (keep,)."""
+        """Select `keep` neurons; return their indices, ascending, (keep,)."""
         return self.neuron_order[self.neuron_order.shape[0] - keep :].sort().values
 
     def heads(self, groups: int, queries: int) -> KeptHeads:
-        """The heads that stay: so many KV groups, so many query heads in each of them."""
-        kept, within = kept_heads(self.group_order, self.query_order, groups, queries)
-        return KeptHeads(groups=kept, queries=within)
+        """Select `groups` KV groups and `queries` query heads in each of them."""
+        kept_groups, within = kept_heads(self.group_order, self.query_order, groups, queries)
+        return KeptHeads(groups=kept_groups, queries=within)
 
     def to(self, device: torch.device) -> LayerSensitivity:
-        """The same on a device."""
+        """Return the sensitivity with all tensors on `device`."""
         return replace(self, **{name: part.to(device) for name, part in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedPairsSensitivity(LayerSensitivity):
-    """The same of a layer that must keep the rotary pairs that all others keep."""
+    """Sensitivity of a layer whose rotary pairs are shared by all layers (target `stock`)."""
 
     pair_order: Tensor
-    """All pairs, those that go first first, (pairs,), int64."""
+    """All pairs, first removed first, (pairs,), int64."""
 
     def pairs(self, keep: int) -> PairChoice:
-        """The pairs that stay in every head of the model."""
-        kept = self.pair_order[len(self.pair_order) - keep :].sort().values
-        return keep_these_pairs(self.pair_moment, kept)
+        """Return the `keep` pairs shared by all heads of the model and this layer's query turns.
+
+        Raises:
+            NumericalError: if the pairs' moment is not finite or cannot be factorised.
+        """
+        kept_pairs = self.pair_order[len(self.pair_order) - keep :].sort().values
+        return keep_shared_pairs(self.pair_moment, kept_pairs)
 
 
 def with_pairs(
     weights: LayerWeights, choice: PairChoice, settings: LayerSettings, energies: HeadEnergies
 ) -> LayerWeights:
-    """The block with the chosen rotary pairs, its queries turned to make up for the others.
+    """Return the layer with the selected rotary pairs, its queries turned to compensate.
 
-    Where queries are normed before RoPE the turn would have to pass the norm's weights, which it
-    does not commute with: there the choice counts and the turn is left out.
+    Where queries are normed before RoPE, the turn would have to pass the norm, with which it does
+    not commute. There the selection is used without the turn.
+
+    Args:
+        weights: dense layer.
+        choice: selected pairs and turns.
+        settings: of the layer.
+        energies: of queries and keys before their norms.
     """
     sliced = slicing.slice_rotary_pairs(weights, choice.kept, settings, energies)
     if weights.query_norm is not None:

@@ -1,16 +1,16 @@
-"""What one walk over the dense model learns for every ratio (sections 3 and 4 of docs/method.md).
+"""Sensitivity of all layers from one pass over the dense model (docs/method.md, sections 3 and 4).
 
-A few calibration sequences pass the dense layers. Each layer leaves what all later choices need:
-in which order its neurons go, in which directions its values are cut, what its rotary pairs do
-together, and what each costs in loss by the Fisher matrices of `gradients`. From these come the
-allocator's curves and, at any ratio, the choices themselves. Measured on SmolLM2-135M at 30 %,
-choices made on the dense stream were no worse than choices made anew on the compressed stream.
+Some calibration sequences pass the dense layers. For each layer the pass measures the removal order
+of neurons and heads, the value directions, the joint effect of rotary pairs, and the predicted loss
+of each by the Fisher matrices from `sensitivity.gradients`. The allocator's curves and, at any
+ratio, the selections follow from these. On SmolLM2-135M at 30 %, selections on the dense hidden
+states were no worse than new selections on the compressed hidden states.
 
-The Fisher matrices take errors and gradients for independent, which they are not: near the output
-they underestimate the damage several times, in the middle they overestimate it. So in some layers
-(`spots`) modules are cut for trial, the cut model's loss is measured on sequences that nothing was
-learnt from, and each module's curve is scaled by what was measured over what was predicted,
-interpolated over the depth. All trials travel through the layers behind them in the same walk.
+The Fisher matrices treat errors and gradients as independent, which they are not: near the output
+they underestimate the loss several times, in the middle layers they overestimate it. Therefore
+modules of some layers are cut on trial and the loss of the cut model is measured on sequences of
+the check set, which are used for nothing else here. Each module's curve is scaled by measured over
+predicted loss, interpolated over depth. All trials pass the following layers in the same pass.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from intraslice_core import decoder_layer, linalg, slicing
 from intraslice_core.checkpoints.dense_model import DenseLayers
-from intraslice_core.compensation import OutputSpace
+from intraslice_core.compensation import OutputSpace, attention_space, mlp_space
 from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.errors import NumericalError
 from intraslice_core.files import atomic_file
@@ -38,37 +38,39 @@ from intraslice_core.selection.rotary_pairs import eliminate_pairs
 from intraslice_core.sensitivity.gradients import GradientFiles
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity, with_pairs
 from intraslice_core.sensitivity.pair_effects import PairEffectAccumulator
-from intraslice_core.sensitivity.trial_cuts import Trial, Trials
+from intraslice_core.sensitivity.trial_cuts import TrialCut, TrialCuts
 from intraslice_core.statistics import HeadEnergyAccumulator, second_moment_sum
 
 NEURON_DAMPING = 1e-4
+"""Relative damping of the Gram matrices in the elimination of neurons and heads."""
 METRIC_DAMPING = 1e-3
-"""Of the Fisher matrices, relative to the mean of their diagonal: a few sequences fill them."""
+"""Relative damping of the Fisher matrices, which are estimated from a few sequences."""
 TRIAL_DAMPING = 1e-3
+"""Relative damping of the refit in trial cuts."""
 TRIAL_CUTS = (0.25, 0.5)
-"""Fractions of a module's dimensions that are cut for trial."""
+"""Fractions of a module's dimensions that trial cuts remove."""
 SPOT_DISTANCE = 5
-"""Layers from one spot to the next; the last layer is one, too."""
+"""Distance between layers with trial cuts; the last layer has them, too."""
 PAIR_SEQUENCES = 8
-"""Sequences whose queries show what rotary pairs do."""
+"""Number of sequences used to measure the effect of rotary pairs."""
 PAIR_QUERIES = 128
-"""Of each of these sequences."""
+"""Maximum number of queries used of each of these sequences."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSensitivity:
-    """Of all layers."""
+    """Measured sensitivity of all layers and the trial cuts."""
 
     layers: tuple[LayerSensitivity, ...]
-    trials: tuple[Trial, ...]
+    trials: tuple[TrialCut, ...]
 
     @property
     def nbytes(self) -> int:
-        """Of all tensors."""
+        """Return the size of all tensors in bytes."""
         return sum(part.nbytes for layer in self.layers for part in vars(layer).values())
 
 
-def learn(
+def measure_layers(
     layers: DenseLayers,
     tokens: Tensor,
     check: Tensor,
@@ -77,94 +79,108 @@ def learn(
     batch_size: int,
     before_batch: Callable[[float], None],
 ) -> ModelSensitivity:
-    """Walk over the dense model.
+    """Measure the sensitivity of all layers in one pass over the dense model.
 
     Args:
         layers: the dense model.
-        tokens: (sequences, length), what is learnt from.
-        check: (sequences, length), on which trials are measured.
-        gradients: of the loss; None weighs every module's output by 1/E‖x‖² of the stream.
-        batch_size: sequences in one pass.
-        before_batch: told the fraction that is done; may raise to stop.
+        tokens: sequences to measure on, (sequences, length), int64.
+        check: sequences on which trial cuts are measured, (sequences, length), int64.
+        gradients: of the loss; None weighs every module's output by 1/E‖x‖² of the hidden states.
+        batch_size: sequences in one batch.
+        before_batch: callback with the finished fraction; may raise to stop.
 
     Raises:
-        NumericalError: naming the layer.
+        NumericalError: if an activation is not finite or a factorisation fails, naming the layer.
     """
     hidden = layers.memory.copy(layers.embed(tokens).cpu())
-    trials = Trials(layers, check, batch_size=batch_size)
+    trials = TrialCuts(layers, check, batch_size=batch_size)
     spots = {*range(0, layers.num_layers, SPOT_DISTANCE), layers.num_layers - 1}
-    known = []
+    sensitivities = []
     for layer in range(layers.num_layers):
         try:
-            walk = _LayerPass(layers, layer, tokens.shape[1])
+            layer_pass = _LayerPass(layers, layer, tokens.shape[1])
             for number, rows in enumerate(torch.split(hidden, batch_size)):
                 done = number * batch_size / len(tokens)
                 before_batch((layer + done) / layers.num_layers)
-                rows.copy_(walk.pass_through(rows))
-            metrics = None if gradients is None else gradients.read(layer)
-            found = walk.sensitivity(None if metrics is None else (metrics.attention, metrics.mlp))
-            trials.pass_layer(layer, walk.cuts(found) if layer in spots else ())
+                rows.copy_(layer_pass.advance(rows))
+            fisher = None if gradients is None else gradients.read(layer)
+            sensitivity = layer_pass.sensitivity(
+                None if fisher is None else (fisher.attention, fisher.mlp)
+            )
+            trials.pass_layer(layer, layer_pass.trials(sensitivity) if layer in spots else ())
         except NumericalError as error:
             raise NumericalError(
                 error.message, layer=layer, module=error.module, hint=error.hint
             ) from error
-        known.append(found.to(torch.device("cpu")))
-    return ModelSensitivity(layers=tuple(known), trials=trials.measured())
+        sensitivities.append(sensitivity.to(torch.device("cpu")))
+    return ModelSensitivity(layers=tuple(sensitivities), trials=trials.measured())
 
 
 class _LayerPass:
-    """One layer's sums, and what follows from them."""
+    """Pass of the hidden states through one dense layer, with its accumulated statistics."""
 
     def __init__(self, layers: DenseLayers, layer: int, length: int) -> None:
         self._weights = layers.weights(layer)
         self._settings = layers.settings(layer)
         self._rotary = layers.rotary(layer, length)
         weights, settings = self._weights, self._settings
-        self._attention_space = OutputSpace(
-            output=weights.attention_output, norm=weights.attention_output_norm, settings=settings
-        )
-        self._mlp_space = OutputSpace(
-            output=weights.mlp_output, norm=weights.mlp_output_norm, settings=settings
-        )
+        self._attention_space = attention_space(weights, settings)
+        self._mlp_space = mlp_space(weights, settings)
         self._device = weights.up.weight.device
         self._heads = _MeanOuter()
         self._neurons = _MeanOuter()
-        self._stream_energy = 0.0
+        self._hidden_energy = 0.0
         self._tokens = 0
         self._energies = HeadEnergyAccumulator(
             num_key_value_heads=settings.num_key_value_heads,
             pairs=settings.head_dim // 2,
             device=self._device,
         )
-        self._asked: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._pair_inputs: list[tuple[Tensor, Tensor, Tensor]] = []
+        """Queries, keys and values of the first `PAIR_SEQUENCES` sequences."""
 
-    def pass_through(self, rows: Tensor) -> Tensor:
-        """The stream behind the layer, (batch, sequence, hidden_size)."""
+    def advance(self, rows: Tensor) -> Tensor:
+        """Add one batch to the statistics and return the hidden states after the layer.
+
+        Args:
+            rows: hidden states before the layer, (batch, sequence, hidden_size).
+        """
         weights, settings = self._weights, self._settings
         hidden = rows.to(self._device)
-        self._stream_energy += float(hidden.float().square().sum())
+        self._hidden_energy += float(hidden.float().square().sum())
         self._tokens += hidden.shape[0] * hidden.shape[1]
-        read = decoder_layer.attention_inputs(hidden, weights, settings)
-        projected = decoder_layer.queries_and_keys(read, weights)
-        self._energies.add(*projected)
-        query, key = decoder_layer.normed_and_rotated(*projected, weights, settings, self._rotary)
-        value = decoder_layer.values(read, weights)
-        for one in zip(query, key, value, strict=True):
-            if len(self._asked) < PAIR_SEQUENCES:
-                self._asked.append(one)
-        inner = decoder_layer.attend(query, key, value, settings)
-        seen = self._attention_space.observe(inner, inner)
-        self._heads.add(seen.inner)
-        between = hidden + seen.added
+        inner = self._attend(decoder_layer.attention_inputs(hidden, weights, settings))
+        observation = self._attention_space.observe(inner, inner)
+        self._heads.add(observation.inner)
+        between = hidden + observation.added
         inner = decoder_layer.mlp_inner(
             hidden if settings.parallel_block else between, weights, settings
         )
-        seen = self._mlp_space.observe(inner, inner)
-        self._neurons.add(seen.inner)
-        return (between + seen.added).to(rows.device)
+        observation = self._mlp_space.observe(inner, inner)
+        self._neurons.add(observation.inner)
+        return (between + observation.added).to(rows.device)
+
+    def _attend(self, normed: Tensor) -> Tensor:
+        """Return the attention's `o`; record energies, and inputs of the pairs' effects."""
+        weights, settings = self._weights, self._settings
+        projected = decoder_layer.queries_and_keys(normed, weights)
+        self._energies.add(*projected)
+        query, key = decoder_layer.normed_and_rotated(*projected, weights, settings, self._rotary)
+        value = decoder_layer.values(normed, weights)
+        for sequence in zip(query, key, value, strict=True):
+            if len(self._pair_inputs) < PAIR_SEQUENCES:
+                self._pair_inputs.append(sequence)
+        return decoder_layer.attend(query, key, value, settings)
 
     def sensitivity(self, metrics: tuple[Tensor, Tensor] | None) -> LayerSensitivity:
-        """Everything there is to learn, once all sequences have passed."""
+        """Return the layer's sensitivity, after all sequences have passed.
+
+        Args:
+            metrics: Fisher matrices of attention and MLP outputs, or None.
+
+        Raises:
+            NumericalError: if a moment is not finite or a factorisation fails.
+        """
         attention, mlp = self._metrics(metrics)
         energies = self._energies.energies()
         moment = self._pair_moment(attention)
@@ -172,13 +188,14 @@ class _LayerPass:
         order, cost = self._eliminate_neurons(mlp)
         heads, shares = self._eliminate_heads(attention)
         head_losses = 0.5 * heads.cost
-        head_losses[0] = head_losses[:, 0] = self._whole(
+        head_losses[0] = head_losses[:, 0] = self._removal_loss(
             self._heads, self._attention_space, attention
         )
         widths = _losses(cost)
-        widths[0] = max(
-            float(widths[1]), self._whole(self._neurons, self._mlp_space, mlp)
-        )  # a bias may make the whole cost less than all but one neuron: no curve falls so
+        # Because of a bias, removing the whole MLP may cost less than removing all neurons but
+        # one, but curves never fall towards smaller sizes.
+        removal = self._removal_loss(self._neurons, self._mlp_space, mlp)
+        widths[0] = max(float(widths[1]), removal)
         return LayerSensitivity(
             pair_moment=moment,
             query_energy=energies.query,
@@ -196,25 +213,26 @@ class _LayerPass:
         )
 
     def _metrics(self, metrics: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """The Fisher matrices; without gradients the identity over the stream's mean energy."""
+        """Return the Fisher matrices, or without them the identity over the mean energy."""
         if metrics is not None:
             return metrics[0].to(self._device), metrics[1].to(self._device)
         width = self._weights.attention_output.weight.shape[0]
-        plain = torch.eye(width, dtype=linalg.WORKING_DTYPE, device=self._device)
-        plain = plain * (self._tokens / self._stream_energy)
-        return plain, plain
+        identity = torch.eye(width, dtype=linalg.WORKING_DTYPE, device=self._device)
+        scaled = identity * (self._tokens / self._hidden_energy)
+        return scaled, scaled
 
     def _eliminate_neurons(self, metric: Tensor) -> tuple[Tensor, Tensor]:
+        """Return removal order and costs of all neurons, (intermediate_size,) each."""
         width = self._weights.up.weight.shape[0]
-        rows = self._mlp_space.rows()[:width] @ metric_factor(metric)
+        rows = self._mlp_space.rows()[:width] @ fisher_factor(metric)
         factor = linalg.damped_cholesky(self._neurons.mean()[:width, :width], NEURON_DAMPING)
-        choice = neurons.obs_elimination(factor, rows, 0)
+        choice = neurons.eliminate_neurons(factor, rows, 0)
         return choice.removal_order, choice.removal_cost
 
     def _eliminate_heads(self, metric: Tensor) -> tuple[HeadChoice, Tensor]:
-        """The heads' order and cost, and the share of the output that every rectangle holds."""
+        """Return order and cost of heads, and the share of the output of every rectangle."""
         settings = self._settings
-        rows = self._head_rows().flatten(0, 1) @ metric_factor(metric)
+        rows = self._head_rows().flatten(0, 1) @ fisher_factor(metric)
         moment = self._heads.mean()[: rows.shape[0], : rows.shape[0]]
         factor = linalg.damped_cholesky(moment, NEURON_DAMPING)
         choice = eliminate_heads(
@@ -223,54 +241,62 @@ class _LayerPass:
         return choice, choice.shares(head_energies(moment, rows, settings.num_attention_heads))
 
     @staticmethod
-    def _whole(inner: _MeanOuter, space: OutputSpace, metric: Tensor) -> float:
-        """Loss of a removed module, bias included, for which nothing makes up."""
-        rows = space.rows() @ metric_factor(metric)
+    def _removal_loss(inner: _MeanOuter, space: OutputSpace, metric: Tensor) -> float:
+        """Return the predicted loss of removing a whole module, its bias included."""
+        rows = space.rows() @ fisher_factor(metric)
         return 0.5 * float((rows * (inner.mean() @ rows)).sum())
 
     def _head_rows(self) -> Tensor:
-        """The output projection by heads, (num_attention_heads, head_dim, hidden_size)."""
+        """Return the output projection by heads, (num_attention_heads, head_dim, hidden_size)."""
         settings = self._settings
         heads, head_dim = settings.num_attention_heads, settings.head_dim
         return self._attention_space.rows()[: heads * head_dim].view(heads, head_dim, -1)
 
     def _pair_moment(self, metric: Tensor) -> Tensor:
-        """In units of loss: each head's output is seen through its rows of `W_o` and the metric."""
+        """Return the Gram matrix of the pairs' features, weighed by each head's output metric."""
         rows, settings = self._head_rows(), self._settings
-        seen = metric_factor(rows @ metric @ rows.mT)
+        head_metric = fisher_factor(rows @ metric @ rows.mT)
         effects = PairEffectAccumulator(
             num_key_value_heads=settings.num_key_value_heads,
             head_dim=settings.head_dim,
             settings=settings,
             device=self._device,
         )
-        for query, key, value in self._asked:
-            effects.add(query, key, value, seen, _spread(query.shape[1], self._device))
+        for query, key, value in self._pair_inputs:
+            positions = _query_positions(query.shape[1], self._device)
+            effects.add(query, key, value, head_metric, positions)
         return effects.moment()
 
     def _value_directions(self, metric: Tensor) -> tuple[Tensor, Tensor]:
+        """Return value directions and spectrum, weighed by the metric."""
         settings = self._settings
         width = settings.num_attention_heads * settings.head_dim
         moment = value_basis.group_second_moment(
             self._heads.mean()[:width, :width], settings.num_key_value_heads, settings.head_dim
         )
-        rows = self._head_rows().flatten(0, 1) @ metric_factor(metric)
+        rows = self._head_rows().flatten(0, 1) @ fisher_factor(metric)
         return value_basis.weighted_directions(moment, rows)
 
-    # -- trials ----------------------------------------------------------------------------
+    # -- trial cuts ------------------------------------------------------------------------
 
-    def cuts(self, found: LayerSensitivity) -> tuple[tuple[Trial, LayerWeights], ...]:
-        """The layer with one module cut, by as much as `TRIAL_CUTS` says, and the prediction."""
+    def trials(self, sensitivity: LayerSensitivity) -> tuple[tuple[TrialCut, LayerWeights], ...]:
+        """Return the layer with one module cut by each of `TRIAL_CUTS`, and the predictions."""
         return tuple(
-            cut(found, fraction) for fraction in TRIAL_CUTS for cut in (self._attention, self._mlp)
+            cut(sensitivity, fraction)
+            for fraction in TRIAL_CUTS
+            for cut in (self._cut_attention, self._cut_mlp)
         )
 
-    def _attention(self, found: LayerSensitivity, fraction: float) -> tuple[Trial, LayerWeights]:
+    def _cut_attention(
+        self, sensitivity: LayerSensitivity, fraction: float
+    ) -> tuple[TrialCut, LayerWeights]:
+        """Cut and refit the attention's pairs and value dimensions by a fraction."""
         settings, space = self._settings, self._attention_space
         pairs = max(round((1 - fraction) * settings.head_dim / 2), 1)
         width = max(round((1 - fraction) * settings.head_dim), 1)
-        weights = with_pairs(self._weights, found.pairs(pairs), settings, found.energies)
-        basis = found.basis(width)
+        choice = sensitivity.pairs(pairs)
+        weights = with_pairs(self._weights, choice, settings, sensitivity.energies)
+        basis = sensitivity.basis(width)
         weights = slicing.project_values(weights, basis)
         projection = slicing.value_projection(basis, settings.num_attention_heads)
         projection = slicing.with_bias_row(projection, self._weights.attention_output)
@@ -278,89 +304,104 @@ class _LayerPass:
         fitted = _refitted(
             projection.mT @ moment @ projection, projection.mT @ moment @ rows, projection.mT @ rows
         )
-        output = slicing.output_projection(space.solved(fitted), self._weights.attention_output)
-        predicted = float(found.pair_losses[pairs] + found.value_losses[width])
+        output = slicing.output_projection(space.unscaled(fitted), self._weights.attention_output)
+        predicted = float(sensitivity.pair_losses[pairs] + sensitivity.value_losses[width])
         return self._trial("attention", fraction, predicted), replace(
             weights, attention_output=output
         )
 
-    def _mlp(self, found: LayerSensitivity, fraction: float) -> tuple[Trial, LayerWeights]:
+    def _cut_mlp(
+        self, sensitivity: LayerSensitivity, fraction: float
+    ) -> tuple[TrialCut, LayerWeights]:
+        """Cut and refit the MLP's neurons by a fraction."""
         dense, space = self._weights.up.weight.shape[0], self._mlp_space
         width = max(round((1 - fraction) * dense), 1)
-        kept = found.neurons(width)
+        kept_neurons = sensitivity.neurons(width)
         moment, rows = self._neurons.mean(), space.rows()
-        chosen = torch.cat((kept, torch.arange(dense, rows.shape[0], device=kept.device)))
-        fitted = _refitted(moment[chosen][:, chosen], moment[chosen] @ rows, rows[chosen])
-        weights = slicing.slice_neurons(self._weights, kept)
-        output = slicing.output_projection(space.solved(fitted), self._weights.mlp_output)
-        predicted = float(found.width_losses[width])
+        bias = torch.arange(dense, rows.shape[0], device=kept_neurons.device)
+        inputs = torch.cat((kept_neurons, bias))
+        fitted = _refitted(moment[inputs][:, inputs], moment[inputs] @ rows, rows[inputs])
+        weights = slicing.slice_neurons(self._weights, kept_neurons)
+        output = slicing.output_projection(space.unscaled(fitted), self._weights.mlp_output)
+        predicted = float(sensitivity.width_losses[width])
         return self._trial("mlp", fraction, predicted), replace(weights, mlp_output=output)
 
     @staticmethod
-    def _trial(module: Module, fraction: float, predicted: float) -> Trial:
-        return Trial(layer=0, module=module, cut=fraction, predicted=predicted, measured=0.0)
+    def _trial(module: Module, fraction: float, predicted: float) -> TrialCut:
+        """Return a trial not yet measured; `TrialCuts` fills in layer and loss."""
+        return TrialCut(layer=0, module=module, cut=fraction, predicted=predicted, measured=0.0)
 
 
 class _MeanOuter:
-    """`E[z zᵀ]` over tokens."""
+    """Accumulator of `E[z zᵀ]` over tokens."""
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
         self._tokens = 0
 
     def add(self, inner: Tensor) -> None:
-        """Take (…, width)."""
+        """Add inner activations, (…, width)."""
         flat = inner.flatten(0, -2)
         products = second_moment_sum(flat, flat).to(linalg.WORKING_DTYPE)
         self._sum = products if self._sum is None else self._sum.add_(products)
         self._tokens += flat.shape[0]
 
     def mean(self) -> Tensor:
-        """(width, width), float64.
+        """Return the mean, (width, width), float64.
 
         Raises:
-            NumericalError: if an activation was not finite.
+            NumericalError: if no tokens were added or an activation was not finite.
         """
         if self._sum is None:
             raise NumericalError("no tokens were seen")
         return linalg.require_finite(self._sum / self._tokens, "a second moment")
 
 
-def metric_factor(metric: Tensor) -> Tensor:
-    """`F` with `F Fᵀ = G`, slightly damped: squared lengths of `W F` are losses. (…, n, n)."""
+def fisher_factor(metric: Tensor) -> Tensor:
+    """Return `F` with `F Fᵀ = G + damping`, (…, n, n), float64; rows of `W F` are in loss units.
+
+    Raises:
+        NumericalError: if the matrix is not finite or the damping ladder ends.
+    """
     return linalg.damped_cholesky(metric, METRIC_DAMPING).cholesky
 
 
 def _refitted(gram: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
-    """Least squares for the un-pruned module's own output, near `prior`."""
+    """Return the ridge solution for the unpruned module's own output, shrunk to `prior`."""
     factor = linalg.damped_cholesky(gram, TRIAL_DAMPING)
     return prior + factor.solve(cross - gram @ prior)
 
 
 def _losses(cost: Tensor) -> Tensor:
-    """Loss by the number kept, (n + 1,), from the cost of removals in their order, (n,)."""
+    """Return losses by the number kept, (n + 1,), from removal costs in order, (n,)."""
     removed = torch.cat((cost.new_zeros(1), cost.cumsum(0)))
     return 0.5 * removed.flip(0)
 
 
 def _pair_losses(moment: Tensor) -> Tensor:
-    """Every KV head loses its own cheapest pairs; the last costs as if nothing made up for it."""
+    """Return losses by the number of pairs kept; each KV head loses its own cheapest pairs.
+
+    The last pair costs its own energy, since nothing can compensate for it.
+    """
     cost = eliminate_pairs(moment, 1).removal_cost.sum(0)
     last = moment.diagonal(dim1=-2, dim2=-1).sum()
     return _losses(torch.cat((cost, last.unsqueeze(0).to(cost))))
 
 
-def _spread(length: int, device: torch.device) -> Tensor:
-    """Positions of queries, evenly over a sequence."""
+def _query_positions(length: int, device: torch.device) -> Tensor:
+    """Return at most `PAIR_QUERIES` query positions, evenly spaced over a sequence."""
     count = min(PAIR_QUERIES, length)
     return torch.linspace(0, length - 1, count, device=device).round().long()
 
 
+# -- files -------------------------------------------------------------------------------------
+
 _TRIALS = "trials"
+"""Metadata key of the trial cuts."""
 
 
 def save_sensitivity(file: Path, measured: ModelSensitivity) -> None:
-    """Write the file; it appears whole or not at all."""
+    """Write the sensitivity to a safetensors file, atomically."""
     tensors: dict[str, Tensor] = {
         f"{number}.{name}": part.contiguous()
         for number, layer in enumerate(measured.layers)
@@ -372,11 +413,11 @@ def save_sensitivity(file: Path, measured: ModelSensitivity) -> None:
 
 
 def load_sensitivity(file: Path) -> ModelSensitivity | None:
-    """What the file holds; None if there is none, or it is damaged."""
+    """Return the file's content; None if it does not exist or is damaged."""
     try:
         with safe_open(file, framework="pt", device="cpu") as opened:
             names = list(opened.keys())
-            facts = opened.metadata() or {}
+            metadata = opened.metadata() or {}
             parts = {name: opened.get_tensor(name).clone() for name in names}
     except (FileNotFoundError, SafetensorError):
         return None
@@ -386,5 +427,5 @@ def load_sensitivity(file: Path) -> ModelSensitivity | None:
         layers.setdefault(int(number), {})[field] = part
     return ModelSensitivity(
         layers=tuple(LayerSensitivity(**layers[number]) for number in sorted(layers)),
-        trials=tuple(Trial(**one) for one in json.loads(facts[_TRIALS])),
+        trials=tuple(TrialCut(**trial) for trial in json.loads(metadata[_TRIALS])),
     )

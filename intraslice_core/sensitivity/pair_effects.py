@@ -1,10 +1,11 @@
-"""What each rotary pair does to the attention's output: the features of `selection.joint_pairs`.
+"""First-order effect of each rotary pair on the attention's output (docs/method.md, section 3c).
 
-At a query i, scores `s_ij`, probabilities `a_ij`, output `o_i = Σ_j a_ij v_j`. A change `δs_ij` of
-the scores changes the output by `Σ_j a_ij δs_ij (v_j - o_i)`. Pair c's part of the scores is
-`q_c · k_c` (real part) and, turned by 90°, `q_c ∧ k_c` (imaginary part); both are bilinear, so the
-sums over keys are taken once per key dimension. A metric on the output (`W_o` and the Fisher
-matrix of the loss behind it) makes squared lengths of features losses.
+These are the features that `selection.rotary_pairs` eliminates jointly. At query i with scores
+`s_ij`, probabilities `a_ij` and output `o_i = Σ_j a_ij v_j`, a change `δs_ij` of the scores changes
+the output by `Σ_j a_ij δs_ij (v_j - o_i)`. Pair c contributes `q_c · k_c` to a score (real part)
+and, turned by 90°, `q_c ∧ k_c` (imaginary part). Both are bilinear, so the sums over keys are
+computed once per key dimension. A metric on the output (`W_o` and the Fisher matrix of the loss)
+makes the squared lengths of features losses.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from intraslice_core.linalg import WORKING_DTYPE
 
 @dataclass(kw_only=True)
 class PairEffectAccumulator:
-    """Sums for the Gram matrix of features, one sequence and some of its queries at a time."""
+    """Accumulator of the features' Gram matrix `Φ`, one sequence at a time."""
 
     num_key_value_heads: int
     head_dim: int
@@ -37,15 +38,15 @@ class PairEffectAccumulator:
     def add(
         self, query: Tensor, key: Tensor, value: Tensor, metric: Tensor, positions: Tensor
     ) -> None:
-        """Take one sequence.
+        """Add one sequence.
 
         Args:
             query: (num_attention_heads, sequence, head_dim) after norm and RoPE.
             key: (num_key_value_heads, sequence, head_dim) after norm and RoPE.
             value: (num_key_value_heads, sequence, v_head_dim).
-            metric: of each query head's output, (num_attention_heads, v_head_dim, m): features
-                are multiplied by it, so that their squared lengths are losses.
-            positions: of the queries that are looked at, (n,).
+            metric: metric of each query head's output, (num_attention_heads, v_head_dim, m).
+                Features are multiplied by it, so that their squared lengths are losses.
+            positions: positions of the queries to use, (n,), int64.
 
         Raises:
             NumericalError: if an activation is not finite.
@@ -53,10 +54,10 @@ class PairEffectAccumulator:
         group = query.shape[0] // key.shape[0]
         for head, (keys, values) in enumerate(zip(key, value, strict=True)):
             products = (keys.unsqueeze(-1) * values.unsqueeze(-2)).flatten(1)
-            for number in range(head * group, (head + 1) * group):
-                asked = query[number, positions]
-                effects = self._effects(asked, keys, values, products, positions)
-                features = _features(asked.float(), effects @ metric[number].float())
+            for query_head in range(head * group, (head + 1) * group):
+                queries = query[query_head, positions]
+                effects = self._effects(queries, keys, values, products, positions)
+                features = _features(queries.float(), effects @ metric[query_head].float())
                 self._gram[head] += features @ features.mT
         if not torch.isfinite(self._gram).all():
             raise NumericalError("a query, a key or a value is NaN or infinite")
@@ -65,39 +66,57 @@ class PairEffectAccumulator:
     def _effects(
         self, query: Tensor, key: Tensor, value: Tensor, products: Tensor, positions: Tensor
     ) -> Tensor:
-        """`Σ_j a_ij k_jc (v_j - o_i)` by key dimension c, (n, head_dim, v_head_dim), float32."""
+        """Return `Σ_j a_ij k_jc (v_j - o_i)` by key dimension c, (n, head_dim, v_head_dim).
+
+        The result is float32 and includes the attention scale and the derivative of the soft cap.
+
+        Args:
+            query: (n, head_dim).
+            key: (sequence, head_dim).
+            value: (sequence, v_head_dim).
+            products: `k_jc v_jd` of every key, (sequence, head_dim · v_head_dim).
+            positions: of the queries, (n,).
+        """
         settings = self.settings
         scores = (query @ key.mT).float() * settings.attention_scale
         slope = torch.ones_like(scores)
         if settings.attn_logit_softcapping is not None:
             capped = torch.tanh(scores / settings.attn_logit_softcapping)
             scores, slope = capped * settings.attn_logit_softcapping, 1.0 - capped.square()
-        places = torch.arange(key.shape[0], device=key.device)
-        hidden = places > positions.unsqueeze(-1)
+        key_positions = torch.arange(key.shape[0], device=key.device)
+        masked = key_positions > positions.unsqueeze(-1)
         if settings.sliding_window is not None:
-            hidden |= places <= positions.unsqueeze(-1) - settings.sliding_window
-        probabilities = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+            masked |= key_positions <= positions.unsqueeze(-1) - settings.sliding_window
+        probabilities = scores.masked_fill(masked, -torch.inf).softmax(-1)
         output = probabilities @ value.float()
-        sloped = (probabilities * slope * settings.attention_scale).to(key.dtype)
-        moved = (sloped @ products).float().view(len(positions), key.shape[-1], -1)
-        weighed = (sloped @ key).float()
-        return moved - weighed.unsqueeze(-1) * output.unsqueeze(-2)
+        derivatives = (probabilities * slope * settings.attention_scale).to(key.dtype)
+        key_values = (derivatives @ products).float().view(len(positions), key.shape[-1], -1)
+        mean_keys = (derivatives @ key).float()
+        return key_values - mean_keys.unsqueeze(-1) * output.unsqueeze(-2)
 
     def moment(self) -> Tensor:
-        """Average over all queries so far, (num_key_value_heads, head_dim, head_dim), float64."""
+        """Return the average over all queries so far.
+
+        Returns:
+            (num_key_value_heads, head_dim, head_dim), float64.
+
+        Raises:
+            NumericalError: if no queries were added.
+        """
         if self._queries == 0:
             raise NumericalError("no queries were seen")
         return self._gram / self._queries
 
 
 def _features(query: Tensor, effects: Tensor) -> Tensor:
-    """Real parts of all pairs, then imaginary parts: (head_dim, n · m).
+    """Return the features, real parts of all pairs, then imaginary parts, (head_dim, n · m).
 
     Args:
         query: (n, head_dim).
         effects: (n, head_dim, m).
     """
-    first, second = query.unsqueeze(-1).chunk(2, dim=1)
-    one, other = effects.chunk(2, dim=1)
-    real, imaginary = first * one + second * other, first * other - second * one
+    query_1, query_2 = query.unsqueeze(-1).chunk(2, dim=1)
+    effect_1, effect_2 = effects.chunk(2, dim=1)
+    real = query_1 * effect_1 + query_2 * effect_2
+    imaginary = query_1 * effect_2 - query_2 * effect_1
     return torch.cat((real, imaginary), dim=1).transpose(0, 1).flatten(1)

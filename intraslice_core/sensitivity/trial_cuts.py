@@ -1,4 +1,4 @@
-"""Cut one module of one layer, leave all others alone, and measure the loss."""
+"""Trial cuts (docs/method.md, section 4): cut one module of one layer and measure the loss."""
 
 from __future__ import annotations
 
@@ -15,52 +15,57 @@ from intraslice_core.plan import Module
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
-    """Loss increase per token that was predicted for a cut, and that was measured."""
+class TrialCut:
+    """Predicted and measured loss increase of a cut, in nats per token."""
 
     layer: int
     module: Module
     cut: float
-    """Fraction of the module's dimensions."""
+    """Fraction of the module's dimensions that is removed."""
     predicted: float
     measured: float
 
 
-class Trials:
-    """Streams of models that are dense but for one module, all on their way through the layers."""
+class TrialCuts:
+    """Hidden states of models that are dense except for one cut module, advanced layer by layer."""
 
     def __init__(self, layers: DenseLayers, tokens: Tensor, *, batch_size: int) -> None:
         self._layers = layers
         self._tokens = tokens
         self._batch_size = batch_size
         self._dense = layers.memory.copy(layers.embed(tokens).cpu())
-        self._cut: list[tuple[Trial, Tensor]] = []
+        self._trials: list[tuple[TrialCut, Tensor]] = []
 
-    def pass_layer(self, layer: int, cuts: Iterable[tuple[Trial, LayerWeights]]) -> None:
-        """Move all streams past a dense layer, and begin one for every cut of it."""
+    def pass_layer(self, layer: int, cuts: Iterable[tuple[TrialCut, LayerWeights]]) -> None:
+        """Advance all hidden states past a dense layer and start a new trial for each of its cuts.
+
+        Args:
+            layer: number of the layer.
+            cuts: trials with the layer's cut weights; their `layer` is filled in here.
+        """
         weights = self._layers.weights(layer)
-        begun = [
+        started = [
             (replace(trial, layer=layer), self._layers.memory.copy(self._dense), cut)
             for trial, cut in cuts
         ]
-        for _, stream, cut in begun:
-            self._pass(layer, stream, cut)
-        for stream in (*(stream for _, stream in self._cut), self._dense):
-            self._pass(layer, stream, weights)
-        self._cut += [(trial, stream) for trial, stream, _ in begun]
+        for _, hidden, cut in started:
+            self._advance(layer, hidden, cut)
+        for hidden in (*(hidden for _, hidden in self._trials), self._dense):
+            self._advance(layer, hidden, weights)
+        self._trials += [(trial, hidden) for trial, hidden, _ in started]
 
-    def measured(self) -> tuple[Trial, ...]:
-        """All trials with their losses, once the last layer is passed."""
+    def measured(self) -> tuple[TrialCut, ...]:
+        """Return all trials with their measured losses, after the last layer was passed."""
         dense = mean_loss(self._layers, self._dense, self._tokens)
         return tuple(
-            replace(trial, measured=mean_loss(self._layers, stream, self._tokens) - dense)
-            for trial, stream in self._cut
+            replace(trial, measured=mean_loss(self._layers, hidden, self._tokens) - dense)
+            for trial, hidden in self._trials
         )
 
-    def _pass(self, layer: int, stream: Tensor, weights: LayerWeights) -> None:
-        """Move a stream past the layer, in place."""
+    def _advance(self, layer: int, hidden: Tensor, weights: LayerWeights) -> None:
+        """Advance hidden states, (sequences, length, hidden_size), past the layer, in place."""
         settings = self._layers.settings(layer)
-        rotary = self._layers.rotary(layer, stream.shape[1])
+        rotary = self._layers.rotary(layer, hidden.shape[1])
         device = weights.up.weight.device
-        for rows in torch.split(stream, self._batch_size):
+        for rows in torch.split(hidden, self._batch_size):
             rows.copy_(decoder_layer.forward(rows.to(device), weights, settings, rotary))

@@ -134,7 +134,7 @@ def test_nothing_needs_a_file_outside_the_repository() -> None:
         ("as in `algorithm.md`", ["algorithm.md"]),
         ("see docs/no_such_page.md, and docs/method.md", ["docs/no_such_page.md"]),
         ("see https://example.com/README.txt/elsewhere.md", []),
-        ("`intraslice_core/config.py` and pyproject.toml", []),
+        ("`intraslice_core/plan.py` and pyproject.toml", []),
         ("any `*.md`, `DIR/*.py`, `~/.config/intraslice/config.toml`", []),
     ],
 )

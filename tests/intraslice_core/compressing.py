@@ -1,6 +1,6 @@
-"""Compression without the process that verifies its result, which takes seconds per model.
+"""Compression without the verification process, which takes seconds per model.
 
-Proofs about saved files verify many checkpoints in one process.
+Proofs about saved files verify many of them in one process instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from intraslice_core.run import OpenedModel, Run
 
 
 def compress_unverified(dense: Path, out: Path, config: CompressionConfig) -> CompressionReport:
-    """Write a compressed checkpoint into `out`, without the steps that follow the write."""
+    """Write a compressed checkpoint to `out`, without the steps that follow the writing."""
     run = Run(on_progress=ignore_progress, should_cancel=never_cancelled)
     return _compress_checkpoint(
         OpenedModel(reference=str(dense), directory=dense), out, config, run

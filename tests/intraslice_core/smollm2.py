@@ -1,4 +1,4 @@
-"""The dimensions of a real model, for tests that need no weights."""
+"""Dimensions of SmolLM2-135M, for tests that need a real model's shapes but no weights."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ SMOLLM2 = ModelGeometry(
     vocab_size=49152,
     tie_word_embeddings=True,
 )
-"""SmolLM2-135M."""
+"""Geometry of SmolLM2-135M."""

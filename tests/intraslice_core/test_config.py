@@ -1,4 +1,4 @@
-"""Validation of compression settings: one budget, allocators, ranges and method names."""
+"""Settings accept exactly one budget, and errors name the field and the fix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from intraslice_core.methods import resolve_allocator
 
 
 @pytest.mark.parametrize(
-    ("given", "field", "ratio"),
+    ("settings", "field", "ratio"),
     [
         ({}, "ratio", 0.3),
         ({"ratio": None}, "ratio", 0.3),
@@ -21,16 +21,16 @@ from intraslice_core.methods import resolve_allocator
         ({"target_bytes": 10, "ratio": None}, "target_bytes", None),
     ],
 )
-def test_one_budget_is_accepted_and_the_default_is_the_ratio(
-    given: dict[str, Any], field: str, ratio: float | None
+def test_one_budget_is_accepted_and_ratio_is_the_default(
+    settings: dict[str, Any], field: str, ratio: float | None
 ) -> None:
-    config = CompressionConfig(**given)
+    config = CompressionConfig(**settings)
     assert (config.budget_field, config.ratio) == (field, ratio)
     assert CompressionConfig.model_validate_json(config.model_dump_json()) == config
 
 
 @pytest.mark.parametrize(
-    ("given", "rejected"),
+    ("settings", "rejected_fields"),
     [
         ({"ratio": 0.3, "target_params": 10}, ["target_params"]),
         ({"ratio": 0.0, "target_bytes": 10}, ["target_bytes"]),
@@ -38,13 +38,13 @@ def test_one_budget_is_accepted_and_the_default_is_the_ratio(
         ({"ratio": 0.3, "target_params": 1, "target_bytes": 1}, ["target_params", "target_bytes"]),
     ],
 )
-def test_a_second_budget_is_rejected_by_name_with_the_fix(
-    given: dict[str, Any], rejected: list[str]
+def test_a_second_budget_is_rejected_by_field_with_the_fix(
+    settings: dict[str, Any], rejected_fields: list[str]
 ) -> None:
     with pytest.raises(ValidationError) as caught:
-        CompressionConfig(**given)
+        CompressionConfig(**settings)
     errors = caught.value.errors()
-    assert [error["loc"] for error in errors] == [(field,) for field in rejected]
+    assert [error["loc"] for error in errors] == [(field,) for field in rejected_fields]
     assert {error["type"] for error in errors} == {"one_budget"}
     assert all("leave out" in error["msg"] for error in errors)
 
@@ -59,7 +59,7 @@ def test_a_second_budget_is_rejected_by_name_with_the_fix(
         ("intraslice_plus", "fisher", "fisher"),
     ],
 )
-def test_auto_is_the_allocator_of_the_method(
+def test_auto_resolves_to_the_methods_own_allocator(
     method: Method, allocation: Allocation, expected: str
 ) -> None:
     settings = CompressionSettings(method=method, allocation=allocation)
@@ -67,14 +67,15 @@ def test_auto_is_the_allocator_of_the_method(
 
 
 @pytest.mark.parametrize(
-    "bad", [{"module_cap": 0.0}, {"module_cap": 1.1}, {"attention_bias": 0.0}, {"target_bytes": 0}]
+    "settings",
+    [{"module_cap": 0.0}, {"module_cap": 1.1}, {"attention_bias": 0.0}, {"target_bytes": 0}],
 )
-def test_settings_out_of_range_are_rejected_by_name(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=next(iter(bad))):
-        CompressionConfig(**bad)
+def test_settings_out_of_range_are_rejected_by_field(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(settings))):
+        CompressionConfig(**settings)
 
 
-def test_the_methods_former_name_is_rejected_with_the_name_to_write() -> None:
+def test_the_old_method_name_is_rejected_with_the_new_name() -> None:
     with pytest.raises(ValidationError, match="method 'paper' is now called 'intraslice'") as error:
         CompressionConfig.model_validate({"method": "paper"})
     assert error.value.errors()[0]["loc"] == ("method",)

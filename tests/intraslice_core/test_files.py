@@ -1,4 +1,4 @@
-"""Files appear complete or not at all."""
+"""Files are written atomically and identified by digests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from intraslice_core.files import atomic_file, combined_sha256, file_sha256
 
 
-def test_a_file_has_its_name_only_once_it_is_complete(tmp_path: Path) -> None:
+def test_file_gets_its_name_only_when_complete(tmp_path: Path) -> None:
     destination = tmp_path / "new" / "file"
     with atomic_file(destination) as partial:
         partial.write_text("content")
@@ -19,7 +19,7 @@ def test_a_file_has_its_name_only_once_it_is_complete(tmp_path: Path) -> None:
     assert list(destination.parent.iterdir()) == [destination]
 
 
-def test_a_failure_leaves_the_previous_content_and_no_other_file(tmp_path: Path) -> None:
+def test_failure_keeps_the_former_content_and_no_partial_file(tmp_path: Path) -> None:
     destination = tmp_path / "file"
     destination.write_text("before")
 

@@ -1,4 +1,4 @@
-"""Hidden states in files instead of memory do not change the result."""
+"""Hidden states offloaded to files give the same result and leave no files behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def dense(tmp_path: Path) -> Path:
 
 
 def mapped_from(directory: Path) -> int:
-    """Return the bytes that this process maps from files in the directory, named or unlinked."""
+    """Return the bytes mapped by this process from files in the directory, also deleted files."""
     total = 0
     for line in Path("/proc/self/maps").read_text().splitlines():
         if f"{directory}/" in line:
@@ -40,45 +40,43 @@ def mapped_from(directory: Path) -> int:
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (0, 4)])
-def test_a_mapped_tensor_has_the_requested_shape_and_no_named_file(
+def test_copy_has_the_requested_shape_and_no_file_name(
     tmp_path: Path, shape: tuple[int, int]
 ) -> None:
     values = torch.arange(15, dtype=torch.bfloat16)[: shape[0] * shape[1]].view(shape)
-    mapped = HostMemory(tmp_path / "made").copy(values)
-    assert torch.equal(mapped, values)
-    assert (mapped.dtype, mapped.shape) == (values.dtype, values.shape)
+    copy = HostMemory(tmp_path / "created").copy(values)
+    assert torch.equal(copy, values)
+    assert (copy.dtype, copy.shape) == (values.dtype, values.shape)
     assert list(tmp_path.rglob("states*")) == []
-    assert (mapped_from(tmp_path) > 0) == (mapped.numel() > 0)
-    del mapped
+    assert (mapped_from(tmp_path) > 0) == (copy.numel() > 0)
+    del copy
     assert mapped_from(tmp_path) == 0
 
 
-def test_offloading_gives_the_same_bytes_and_maps_the_hidden_states_from_files(
-    dense: Path, tmp_path: Path
-) -> None:
-    seen: dict[Stage, int] = {}
+def test_offloading_gives_the_same_bytes_and_uses_files(dense: Path, tmp_path: Path) -> None:
+    peaks: dict[Stage, int] = {}
 
-    def look(event: ProgressEvent) -> None:
-        seen[event.stage] = max(seen.get(event.stage, 0), mapped_from(tmp_path / "states"))
+    def record(event: ProgressEvent) -> None:
+        peaks[event.stage] = max(peaks.get(event.stage, 0), mapped_from(tmp_path / "states"))
 
     compress_model(str(dense), tmp_path / "plain", CONFIG, verify=False)
     compress_model(
         *(str(dense), tmp_path / "offloaded", CONFIG),
         offload_dir=tmp_path / "states",
         verify=False,
-        on_progress=look,
+        on_progress=record,
     )
     for name in ("model.safetensors", "config.json"):
         plain, offloaded = (tmp_path / out / name for out in ("plain", "offloaded"))
         assert plain.read_bytes() == offloaded.read_bytes()
     hidden_states = 16 * 32 * 48 * 4
-    assert seen[Stage.COMPRESS] >= 2 * hidden_states
-    assert seen[Stage.ALLOCATE] > 0
+    assert peaks[Stage.COMPRESS] >= 2 * hidden_states
+    assert peaks[Stage.ALLOCATE] > 0
     assert mapped_from(tmp_path / "states") == 0
     assert list((tmp_path / "states").iterdir()) == []
 
 
-def test_a_cancelled_run_leaves_no_files(dense: Path, tmp_path: Path) -> None:
+def test_cancelled_run_leaves_no_files(dense: Path, tmp_path: Path) -> None:
     reached: list[Stage] = []
     with pytest.raises(CompressionCancelledError):
         compress_model(
@@ -90,26 +88,26 @@ def test_a_cancelled_run_leaves_no_files(dense: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "states").iterdir()) == []
 
 
-def test_a_full_disk_is_reported_before_anything_is_written(
+def test_full_disk_is_reported_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object) -> None:
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(device.os, "posix_fallocate", full)
-    with pytest.raises(InsufficientDiskError, match=r"no room for 8\.00 GB") as caught:
+    with pytest.raises(InsufficientDiskError, match=r"no space for 8\.00 GB") as caught:
         HostMemory(tmp_path).empty((10**9,), torch.float64)
     assert caught.value.field == "offload_dir"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_is_not_writable_is_reported(tmp_path: Path) -> None:
+def test_directory_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InsufficientDiskError, match="cannot be written to"):
         HostMemory(tmp_path / "file").empty((1,), torch.float32)
 
 
-def test_an_unverified_result_has_a_warning(dense: Path, tmp_path: Path) -> None:
+def test_unverified_result_has_a_warning(dense: Path, tmp_path: Path) -> None:
     report = compress_model(str(dense), tmp_path / "out", CONFIG, verify=False)
     assert report.warnings == (UNVERIFIED,)
     assert not (tmp_path / "out" / "verification.json").exists()

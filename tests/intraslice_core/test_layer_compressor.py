@@ -1,4 +1,4 @@
-"""Compression of a decoder layer from which the plan removes whole modules."""
+"""Compression of a layer whose plan removes whole modules, and of parallel layers."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ SAMPLES, SEQUENCE = 12, 24
 def opened(variant: str) -> tuple[LayerWeights, LayerSettings, Rotary, LayerPlan]:
     model = tiny_family_model(variant)
     family, prefix = family_for(model.config), "model.layers.0."
-    own = {n.removeprefix(prefix): t for n, t in model.state_dict().items() if prefix in n}
+    stored = {n.removeprefix(prefix): t for n, t in model.state_dict().items() if prefix in n}
     canonical = family.canonical_settings(model.config)
-    tensors = family.canonical_layer(model.config, 0, own)
+    tensors = family.canonical_layer(model.config, 0, stored)
     return (
         layer_weights(tensors, canonical["num_key_value_heads"], CPU, torch.float32),
         layer_settings(canonical, 0),
@@ -46,7 +46,7 @@ def hidden_states(seed: int = 0) -> HiddenStates:
 @pytest.mark.parametrize("removed", ["attention", "mlp", "both"])
 @pytest.mark.parametrize("variant", ["qwen3", "phi", "gemma3"])
 @pytest.mark.parametrize("method", ["intraslice_plus", "magnitude"])
-def test_compressed_states_skip_removed_modules_and_dense_states_do_not(
+def test_compressed_states_pass_the_sliced_layer_and_dense_states_the_dense_one(
     variant: str, removed: str, method: Method
 ) -> None:
     weights, settings, rotary, plan = opened(variant)
@@ -54,7 +54,7 @@ def test_compressed_states_skip_removed_modules_and_dense_states_do_not(
         plan = replace_plan(plan, num_attention_heads=0, num_key_value_heads=0)
     if removed != "attention":
         plan = replace_plan(plan, intermediate_size=0)
-    run, start = hidden_states(), hidden_states()
+    states, start = hidden_states(), hidden_states()
     context = LayerContext(
         layer=0,
         settings=settings,
@@ -66,7 +66,7 @@ def test_compressed_states_skip_removed_modules_and_dense_states_do_not(
         before_batch=lambda done: None,
     )
     with torch.no_grad():
-        outcome = LayerCompressor(weights, plan, run, context).run()
+        outcome = LayerCompressor(weights, plan, states, context).run()
         assert outcome.weights.has_attention == (removed == "mlp")
         assert outcome.weights.has_mlp == (removed == "attention")
         if method == "magnitude":
@@ -75,21 +75,21 @@ def test_compressed_states_skip_removed_modules_and_dense_states_do_not(
         def forward(hidden: Tensor, layer: LayerWeights) -> Tensor:
             return decoder_layer.forward(hidden, layer, settings, rotary)
 
-        assert run.dense is not None
-        torch.testing.assert_close(run.compressed, forward(start.compressed, outcome.weights))
-        torch.testing.assert_close(run.dense, forward(start.compressed, weights))
-        again = hidden_states()
-        LayerCompressor(weights, plan, again, context).replay(outcome.weights)
-        assert torch.equal(again.compressed, run.compressed)
-        assert torch.equal(again.dense, run.dense)
+        assert states.dense is not None
+        torch.testing.assert_close(states.compressed, forward(start.compressed, outcome.weights))
+        torch.testing.assert_close(states.dense, forward(start.compressed, weights))
+        replayed = hidden_states()
+        LayerCompressor(weights, plan, replayed, context).replay(outcome.weights)
+        assert torch.equal(replayed.compressed, states.compressed)
+        assert torch.equal(replayed.dense, states.dense)
 
 
 def replace_plan(plan: LayerPlan, **sizes: int) -> LayerPlan:
     return plan.model_copy(update=sizes)
 
 
-def test_the_mlp_of_a_parallel_layer_compensates_its_sliced_attention() -> None:
-    """The MLP fits the dense output minus that of the sliced attention, not its own output."""
+def test_the_mlp_of_a_parallel_layer_compensates_for_its_attention() -> None:
+    """Its target is the difference of the dense states and the sliced attention, not its output."""
     weights, settings, rotary, plan = opened("phi")
     cut = replace_plan(plan, v_head_dim=2)
     context = LayerContext(
@@ -103,10 +103,10 @@ def test_the_mlp_of_a_parallel_layer_compensates_its_sliced_attention() -> None:
         before_batch=lambda done: None,
     )
     with torch.no_grad():
-        run, start = hidden_states(), hidden_states()
-        sliced = LayerCompressor(weights, cut, run, context).run().weights
-        assert run.dense is not None
-        compensated = (run.compressed - run.dense).square().sum()
-        attention_only = replace(sliced, up=weights.up, mlp_output=weights.mlp_output)
-        uncompensated = decoder_layer.forward(start.compressed, attention_only, settings, rotary)
-        assert compensated < 0.9 * (uncompensated - run.dense).square().sum()
+        states, start = hidden_states(), hidden_states()
+        sliced = LayerCompressor(weights, cut, states, context).run().weights
+        assert states.dense is not None
+        error = (states.compressed - states.dense).square().sum()
+        dense_mlp = replace(sliced, up=weights.up, mlp_output=weights.mlp_output)
+        uncompensated = decoder_layer.forward(start.compressed, dense_mlp, settings, rotary)
+        assert error < 0.9 * (uncompensated - states.dense).square().sum()

@@ -1,4 +1,4 @@
-"""Damped factorisations: correct results, or typed errors if a matrix has none."""
+"""Damped factorisations: correct results, and typed errors for matrices that fail."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def test_solution_satisfies_the_damped_system(width: int, rank: int, seed: int) 
     torch.testing.assert_close(damped @ factor.solve(right), right, rtol=1e-8, atol=1e-8)
 
 
-def test_damping_increases_until_an_indefinite_matrix_factorises() -> None:
+def test_ladder_climbs_until_an_indefinite_matrix_factorises() -> None:
     matrix = torch.diag(torch.tensor([1.0, 1.0, -0.05], dtype=torch.float64))
     factor = linalg.damped_cholesky(matrix, 1e-3)
     assert factor.damping == pytest.approx(0.1)
 
 
-def test_the_last_damping_ends_in_a_typed_error() -> None:
+def test_ladder_ends_in_a_typed_error() -> None:
     matrix = torch.diag(torch.tensor([1.0, -100.0, 1.0], dtype=torch.float64))
     with pytest.raises(NumericalError, match="not positive definite"):
         linalg.damped_cholesky(matrix, 1e-4)

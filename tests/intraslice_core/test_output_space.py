@@ -1,4 +1,4 @@
-"""The fit of a projection that a norm follows, in the space of the hidden states."""
+"""Output norms: fits in the space of the residual stream are converted back to the projection."""
 
 from __future__ import annotations
 
@@ -43,44 +43,44 @@ def some_weight() -> torch.Tensor:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("norm_type", ["rms", "rms_plus_one"])
-def test_the_added_output_is_linear_in_the_fitted_input(norm_type: NormType, bias: bool) -> None:
+def test_contribution_is_linear_in_the_regressors(norm_type: NormType, bias: bool) -> None:
     weight = torch.tensor([0.5, -1.4, 0.2, 2.0, -0.3])
-    fitted = space(weight, norm_type, bias)
-    seen = fitted.observe(some_inner(), some_inner())
-    projected = fitted.output(some_inner())
+    output_space = space(weight, norm_type, bias)
+    observation = output_space.observe(some_inner(), some_inner())
+    projected = output_space.output(some_inner())
     unit = projected / (projected.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     expected = unit * (weight + 1 if norm_type == "rms_plus_one" else weight)
-    torch.testing.assert_close(seen.added, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(seen.own, expected, rtol=1e-5, atol=1e-5)
-    linear = seen.inner.double() @ fitted.rows()
+    torch.testing.assert_close(observation.added, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(observation.own, expected, rtol=1e-5, atol=1e-5)
+    linear = observation.inner.double() @ output_space.rows()
     torch.testing.assert_close(linear, expected.double(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("weight", [None, some_weight()])
-def test_solved_rows_are_the_weights_of_the_projection(weight: torch.Tensor | None) -> None:
-    fitted = space(weight, bias=True)
-    rows = fitted.solved(fitted.rows())
-    torch.testing.assert_close(rows[:-1].mT.float(), fitted.output.weight)
-    torch.testing.assert_close(rows[-1].float(), fitted.output.bias)
+def test_unscaled_rows_are_those_of_the_projection(weight: torch.Tensor | None) -> None:
+    output_space = space(weight, bias=True)
+    rows = output_space.unscaled(output_space.rows())
+    torch.testing.assert_close(rows[:-1].mT.float(), output_space.output.weight)
+    torch.testing.assert_close(rows[-1].float(), output_space.output.bias)
 
 
-def test_without_a_norm_the_space_is_unchanged() -> None:
-    fitted, inner = space(None), some_inner()
-    seen = fitted.observe(inner, inner)
-    assert torch.equal(seen.inner, inner)
-    assert torch.equal(seen.own, fitted.output(inner))
+def test_without_a_norm_nothing_is_changed() -> None:
+    output_space, inner = space(None), some_inner()
+    observation = output_space.observe(inner, inner)
+    assert torch.equal(observation.inner, inner)
+    assert torch.equal(observation.own, output_space.output(inner))
     target = torch.ones(TOKENS, HIDDEN)
-    assert torch.equal(fitted.correction(target, seen), target - seen.added)
+    assert torch.equal(output_space.correction(target, observation), target - observation.added)
 
 
-def test_columns_of_zero_norm_weight_are_fitted_but_not_corrected() -> None:
-    """A zero weight of the norm removes a column's output but not its part in the divisor."""
+def test_columns_of_negligible_weight_are_fitted_but_not_corrected() -> None:
+    """A zero weight removes a column from the output, but the column counts in the norm's rms."""
     weight = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0])
-    fitted = space(weight, "rms")
-    seen = fitted.observe(some_inner(), some_inner())
-    correction = fitted.correction(torch.ones(TOKENS, HIDDEN), seen)
+    output_space = space(weight, "rms")
+    observation = output_space.observe(some_inner(), some_inner())
+    correction = output_space.correction(torch.ones(TOKENS, HIDDEN), observation)
     assert torch.equal(correction[:, 2], torch.zeros(TOKENS))
     assert (correction[:, [0, 1, 3, 4]] != 0).all()
-    solution = torch.linalg.lstsq(seen.inner.double(), seen.own.double()).solution
-    weights = fitted.solved(solution).mT.float()
-    torch.testing.assert_close(weights, fitted.output.weight, rtol=1e-3, atol=1e-3)
+    solution = torch.linalg.lstsq(observation.inner.double(), observation.own.double()).solution
+    fitted = output_space.unscaled(solution).mT.float()
+    torch.testing.assert_close(fitted, output_space.output.weight, rtol=1e-3, atol=1e-3)

@@ -189,7 +189,7 @@ def test_evaluation_on_the_calibration_text_is_a_warning_in_report_and_card(
     report = measured(dense, first, first if same else other)
     assert report.evaluation is not None
     (text,) = report.evaluation.perplexity
-    warning = "100.0% of the 13-token runs of first.txt were calibrated on: its score flatters"
+    warning = "100.0% of the 13-token runs of first.txt were calibrated on: its score is optimistic"
     card = (dense.parent / "out" / "README.md").read_text()
     assert (text.calibration_overlap, warning in report.warnings, warning in card) == (
         (1.0, True, True) if same else (0.0, False, False)

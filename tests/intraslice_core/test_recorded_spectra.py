@@ -1,4 +1,4 @@
-"""Reports contain the spectra by which methods with calibration data chose dimensions."""
+"""Reports have the spectra of every method that uses data, with the cuts of the plan."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def compressed(place: Path, method: Method, **more: object) -> CompressionReport
     ("method", "allocation"),
     [("intraslice_plus", "lagrangian"), ("intraslice_plus", "uniform"), ("intraslice", "uniform")],
 )
-def test_every_reduced_dimension_has_its_spectrum(
+def test_every_cut_dimension_has_a_spectrum(
     tmp_path: Path, method: Method, allocation: str
 ) -> None:
     report = compressed(tmp_path, method, allocation=allocation)
@@ -40,14 +40,14 @@ def test_every_reduced_dimension_has_its_spectrum(
         recorded = {
             spectrum.dimension for spectrum in (*layer.attention.spectra, *layer.mlp.spectra)
         }
-        reduced = {
+        cut = {
             name for name, size in SIZES.items() if getattr(layer.plan, size) < getattr(dense, size)
         }
         removed = {"rotary pairs", "value dims"} if layer.plan.num_attention_heads == 0 else set()
         removed |= {"MLP neurons"} if layer.plan.intermediate_size == 0 else set()
-        assert reduced - removed <= recorded
+        assert cut - removed <= recorded
 
 
-def test_a_method_without_calibration_data_has_no_spectra(tmp_path: Path) -> None:
+def test_a_method_without_data_has_no_spectra(tmp_path: Path) -> None:
     report = compressed(tmp_path, "magnitude")
     assert all(not layer.attention.spectra and not layer.mlp.spectra for layer in report.layers)

@@ -1,4 +1,4 @@
-"""Accumulated moments do not depend on the batches (proof 6 of the design)."""
+"""Streamed moments do not depend on the split into batches (docs/method.md, section 7)."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from intraslice_core.statistics import HeadEnergyAccumulator, MomentAccumulator,
 
 CPU = torch.device("cpu")
 NO_OUTPUT = torch.empty(0)
-"""Weight that is read only if the module's own output is linear."""
+"""Output projection for accumulators that do not use it (`own_is_linear` is false)."""
 
 
-def accumulate(batches: int, dtype: torch.dtype = torch.float32) -> MomentAccumulator:
+def accumulate(pieces: int, dtype: torch.dtype = torch.float32) -> MomentAccumulator:
     generator = torch.Generator().manual_seed(0)
     inner = torch.randn(210, 12, generator=generator).to(dtype)
     own = torch.randn(210, 5, generator=generator).to(dtype)
     correction = torch.randn(210, 5, generator=generator).to(dtype)
     sums = MomentAccumulator(width=12, hidden_size=5, device=CPU)
-    for part in zip(*(t.tensor_split(batches) for t in (inner, own, correction)), strict=True):
+    for part in zip(*(t.tensor_split(pieces) for t in (inner, own, correction)), strict=True):
         sums.add(*part)
     return sums
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_and_seven_batches_give_the_same_moments(dtype: torch.dtype) -> None:
-    whole, cut = accumulate(1, dtype).moments(NO_OUTPUT), accumulate(7, dtype).moments(NO_OUTPUT)
+def test_one_batch_and_seven_give_the_same_moments(dtype: torch.dtype) -> None:
+    whole, split = accumulate(1, dtype).moments(NO_OUTPUT), accumulate(7, dtype).moments(NO_OUTPUT)
     for name in ("gram", "cross", "correction"):
-        torch.testing.assert_close(getattr(whole, name), getattr(cut, name), rtol=1e-5, atol=1e-6)
-    assert whole.energy == pytest.approx(cut.energy)
-    assert whole.tokens == cut.tokens == 210
+        torch.testing.assert_close(getattr(whole, name), getattr(split, name), rtol=1e-5, atol=1e-6)
+    assert whole.energy == pytest.approx(split.energy)
+    assert whole.tokens == split.tokens == 210
 
 
 def test_moments_equal_their_definition() -> None:
@@ -44,7 +44,7 @@ def test_moments_equal_their_definition() -> None:
     assert moments.energy == pytest.approx((own + correction).square().sum().item() / 210)
 
 
-def test_moments_of_two_parts_add_up_to_those_of_the_whole() -> None:
+def test_moments_of_two_parts_add_up_to_the_whole() -> None:
     first = MomentAccumulator(width=3, hidden_size=2, device=CPU)
     second = MomentAccumulator(width=3, hidden_size=2, device=CPU)
     both = MomentAccumulator(width=3, hidden_size=2, device=CPU)
@@ -58,7 +58,7 @@ def test_moments_of_two_parts_add_up_to_those_of_the_whole() -> None:
     assert merged.energy == pytest.approx(whole.energy)
 
 
-def test_the_cross_moments_of_a_linear_output_are_derived() -> None:
+def test_cross_moment_of_a_linear_own_output_follows_from_the_gram_matrix() -> None:
     generator = torch.Generator().manual_seed(0)
     inner = torch.randn(50, 6, generator=generator, dtype=torch.float64)
     output = torch.randn(6, 3, generator=generator, dtype=torch.float64)
@@ -93,35 +93,32 @@ def test_rotary_statistics_equal_a_naive_loop() -> None:
             centred = k - k.mean(dim=1, keepdim=True)
             query_energy = q.square().sum().item() / 14
             assert statistics.query_energy[group, pair] == pytest.approx(query_energy)
-            assert statistics.centered_key_energy[group, pair] == pytest.approx(
-                centred.square().sum().item() / 14
-            )
+            key_energy = centred.square().sum().item() / 14
+            assert statistics.centered_key_energy[group, pair] == pytest.approx(key_energy)
             product = sum((q[:, h] * k).abs().sum().item() for h in range(2))
             assert statistics.product[group, pair] == pytest.approx(product / 14)
 
 
-def test_a_key_that_is_constant_over_the_sequence_has_no_centered_energy() -> None:
+def test_a_key_that_is_constant_over_the_sequence_has_no_centred_energy() -> None:
     key = torch.ones(1, 1, 9, 4) * 5
     sums = RotaryAccumulator(num_key_value_heads=1, pairs=2, device=CPU)
     sums.add(torch.randn(1, 2, 9, 4), key)
     assert sums.statistics().centered_key_energy.abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("batches", [1, 7])
-def test_head_energies_equal_their_definition_for_any_number_of_batches(batches: int) -> None:
+@pytest.mark.parametrize("pieces", [1, 7])
+def test_head_energies_equal_their_definition_for_any_split(pieces: int) -> None:
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(14, 4, 6, 10, generator=generator)
     key = torch.randn(14, 2, 6, 10, generator=generator)
     sums = HeadEnergyAccumulator(num_key_value_heads=2, pairs=5, device=CPU)
-    for part in zip(query.tensor_split(batches), key.tensor_split(batches), strict=True):
+    for part in zip(query.tensor_split(pieces), key.tensor_split(pieces), strict=True):
         sums.add(*part)
     energies = sums.energies()
     for group in range(2):
         for pair in range(5):
-            key_energy = key[:, group, :, [pair, pair + 5]].square().sum() / (14 * 6)
+            of_key = key[:, group, :, [pair, pair + 5]].square().sum() / (14 * 6)
             heads = query[:, 2 * group : 2 * group + 2, :, :]
-            query_energy = heads[..., [pair, pair + 5]].square().sum() / (14 * 6)
-            assert energies.key[group, pair].item() == pytest.approx(key_energy.item(), rel=1e-5)
-            assert energies.query[group, pair].item() == pytest.approx(
-                query_energy.item(), rel=1e-5
-            )
+            of_query = heads[..., [pair, pair + 5]].square().sum() / (14 * 6)
+            assert energies.key[group, pair].item() == pytest.approx(of_key.item(), rel=1e-5)
+            assert energies.query[group, pair].item() == pytest.approx(of_query.item(), rel=1e-5)

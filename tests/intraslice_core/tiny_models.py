@@ -1,4 +1,4 @@
-"""Tiny random models with a tiny tokenizer, saved as real checkpoints without downloads."""
+"""Tiny random models with a tiny tokenizer, saved as real checkpoints without any download."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         }
     },
 }
-"""Overrides of the Llama configuration that take different paths through the engine."""
+"""Overrides of the Llama family that use different parts of the engine."""
 
 COMMON: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -109,7 +109,7 @@ FAMILY_VARIANTS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-"""Every family, with the features its adapter maps: head dims, windows, caps, scaled RoPE."""
+"""Variants of every family with the features of its adapter: head dims, windows, caps, RoPE."""
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -126,12 +126,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_config(**overrides: Any) -> LlamaConfig:
-    """Return a Llama configuration with grouped-query attention, four heads of 16, three layers."""
+    """Return a Llama configuration: grouped-query attention, 4 heads of 16, 3 layers."""
     return LlamaConfig(**(COMMON | {"head_dim": 16, "tie_word_embeddings": True} | overrides))
 
 
 def tiny_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
-    """Return a random model in float32, with random biases."""
+    """Return a random Llama in float32, biases included."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(tiny_config(**overrides)).eval()
     with torch.no_grad():
@@ -148,7 +148,7 @@ def tiny_family_config(variant: str, **overrides: Any) -> PreTrainedConfig:
 
 
 def tiny_family_model(variant: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """Return a random model of the family's own class in float32, with random norms and biases."""
+    """Return a random model of the family's own class in float32, norms and biases included."""
     torch.manual_seed(seed)
     config = tiny_family_config(variant, **overrides)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
@@ -162,7 +162,7 @@ def tiny_family_model(variant: str, seed: int = 0, **overrides: Any) -> PreTrain
 
 
 def save_checkpoint(model: PreTrainedModel, directory: Path) -> Path:
-    """Save model, tokenizer and generation settings as a user would have them."""
+    """Save model, tokenizer and generation settings like a user's checkpoint."""
     model.save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     GenerationConfig(bos_token_id=0, eos_token_id=1, pad_token_id=2).save_pretrained(directory)
@@ -170,10 +170,10 @@ def save_checkpoint(model: PreTrainedModel, directory: Path) -> Path:
 
 
 def tiny_llama(directory: Path, *, seed: int = 0, **overrides: Any) -> Path:
-    """Write a tiny random Llama checkpoint into `directory`."""
+    """Save a tiny random Llama checkpoint in `directory`."""
     return save_checkpoint(tiny_model(seed, **overrides), directory)
 
 
 def tiny_checkpoint(directory: Path, variant: str, *, seed: int = 0, **overrides: Any) -> Path:
-    """Write a tiny random checkpoint of a family into `directory`."""
+    """Save a tiny random checkpoint of a family in `directory`."""
     return save_checkpoint(tiny_family_model(variant, seed, **overrides), directory)

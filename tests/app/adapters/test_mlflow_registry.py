@@ -92,5 +92,5 @@ def test_a_password_in_the_address_is_never_shown(server: str, tmp_path: Path) -
 
 
 def test_an_unreachable_server_is_named_in_the_error(tmp_path: Path) -> None:
-    with pytest.raises(HandOffError, match=r"http://127\.0\.0\.1:9 did not take it"):
+    with pytest.raises(HandOffError, match=r"http://127\.0\.0\.1:9 rejected the checkpoint"):
         hand_over("http://127.0.0.1:9", finished_checkpoint(tmp_path / "lost"), "lost")

@@ -65,7 +65,7 @@ def test_the_error_for_a_hub_without_xet_names_the_environment_variable(
 
 def test_an_interrupted_upload_commits_nothing(hub: Hub, checkpoint: Path) -> None:
     hub.takes_objects = False
-    with pytest.raises(HandOffError, match="did not take it"):
+    with pytest.raises(HandOffError, match="rejected the checkpoint"):
         push(hub, checkpoint)
     assert hub.repositories["acme/small"].commits == []
 
@@ -75,8 +75,8 @@ def test_a_wrong_token_an_invalid_name_and_an_unreachable_hub_raise_the_same_err
 ) -> None:
     with pytest.raises(HandOffError, match="401"):
         push(hub, checkpoint, token="hf_wrong")
-    with pytest.raises(HandOffError, match="did not take it"):
+    with pytest.raises(HandOffError, match="rejected the checkpoint"):
         push(hub, checkpoint, repository="acme/../etc")
-    with pytest.raises(HandOffError, match="did not take it"):
+    with pytest.raises(HandOffError, match="rejected the checkpoint"):
         push(hub, checkpoint, endpoint="http://127.0.0.1:9")
     assert hub.repositories == {}

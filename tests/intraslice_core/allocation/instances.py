@@ -1,4 +1,4 @@
-"""Random allocation problems, and their answers by trying everything."""
+"""Random allocation problems and their solutions by exhaustive search."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHAPES = ("convex", "concave", "noisy", "steps", "free")
 
 @dataclass(frozen=True)
 class Option:
-    """One size of one module, counted by the plan's own arithmetic."""
+    """One size of one module, with parameters counted by the plan."""
 
     parameters: int
     loss: float
@@ -34,7 +34,7 @@ class Option:
 
 
 def loss_curve(rng: np.random.Generator, dense: int, shape: str) -> Losses:
-    """Loss by the number kept, (dense + 1,), falling to 0."""
+    """Return random losses by the number kept, (dense + 1,), falling to 0."""
     scores = rng.gamma(0.5, 1.0, dense) * np.exp(rng.normal())
     if shape == "convex":
         scores = np.sort(scores)[::-1]
@@ -50,15 +50,15 @@ def loss_curve(rng: np.random.Generator, dense: int, shape: str) -> Losses:
 def head_options(
     rng: np.random.Generator, geometry: ModelGeometry, *, removable: bool
 ) -> list[tuple[int, int, float]]:
-    """Every rectangular choice of heads with a loss that grows as heads go."""
-    groups, each = geometry.num_key_value_heads, geometry.num_key_value_groups
+    """Return every rectangle (heads per group, groups) with a loss that grows as heads go."""
+    all_groups, group_size = geometry.num_key_value_heads, geometry.num_key_value_groups
     scale = float(rng.gamma(1.0, 3.0))
-    found = [
-        (heads, kept, scale * (1.0 - heads * kept / (each * groups)) ** 1.5)
-        for kept in range(1, groups + 1)
-        for heads in range(1, each + 1)
+    rectangles = [
+        (heads, groups, scale * (1.0 - heads * groups / (group_size * all_groups)) ** 1.5)
+        for groups in range(1, all_groups + 1)
+        for heads in range(1, group_size + 1)
     ]
-    return [*found, (0, 0, 1.5 * scale)] if removable else found
+    return [*rectangles, (0, 0, 1.5 * scale)] if removable else rectangles
 
 
 def model_curves(
@@ -69,7 +69,7 @@ def model_curves(
     heads: bool = True,
     removable: bool = False,
 ) -> ModelCurves:
-    """Curves of all kinds of shapes."""
+    """Return random curves of all `SHAPES`."""
     rng = np.random.default_rng(seed)
 
     def drawn(dense: int) -> Losses:
@@ -80,15 +80,17 @@ def model_curves(
         return LayerCurves(
             attention=AttentionCurves(
                 pairs=pair_curve(drawn(geometry.rotary_pairs), round_to),
-                values=Curve.sampled(drawn(geometry.head_dim), round_to),
+                values=Curve.from_losses(drawn(geometry.head_dim), round_to),
                 heads=tuple(
-                    HeadOption(heads_per_group=one, groups=kept, loss=loss)
-                    for one, kept, loss in options
+                    HeadOption(heads_per_group=size, groups=groups, loss=loss)
+                    for size, groups, loss in options
                 )
                 if heads
                 else all_heads(geometry),
             ),
-            widths=Curve.sampled(drawn(geometry.intermediate_size), round_to, removable=removable),
+            widths=Curve.from_losses(
+                drawn(geometry.intermediate_size), round_to, removable=removable
+            ),
         )
 
     layers = tuple(layer() for _ in range(geometry.num_hidden_layers))
@@ -97,7 +99,7 @@ def model_curves(
 
 @st.composite
 def realistic_geometries(draw: st.DrawFn) -> ModelGeometry:
-    """Proportions of models in use, scaled down: fine enough for 0.5 % of any budget."""
+    """Draw proportions of real models, scaled down: fine enough for 0.5 % of any budget."""
     groups = draw(st.sampled_from([1, 2, 3, 4]))
     heads = groups * draw(st.sampled_from([1, 2, 3, 4]))
     head_dim = draw(st.sampled_from([32, 64, 80, 128]))
@@ -116,7 +118,7 @@ def realistic_geometries(draw: st.DrawFn) -> ModelGeometry:
 
 @st.composite
 def small_geometries(draw: st.DrawFn) -> ModelGeometry:
-    """So small that every combination of shapes can be tried."""
+    """Draw geometries so small that every combination of shapes can be tried."""
     groups = draw(st.sampled_from([1, 2]))
     return ModelGeometry(
         num_hidden_layers=draw(st.integers(1, 2)),
@@ -131,25 +133,25 @@ def small_geometries(draw: st.DrawFn) -> ModelGeometry:
 
 
 def attention_options(curves: ModelCurves, layer: int) -> Iterator[Option]:
-    """Everything a layer's attention may be; value heads no wider than query/key heads."""
-    candidate = curves.layers[layer].attention
-    for option in candidate.heads:
+    """Yield all options of a layer's attention; value heads no wider than query/key heads."""
+    attention = curves.layers[layer].attention
+    for option in attention.heads:
         if option.removed:
             yield _option(curves, (0, 0, 0, 0, 0), option.loss)
             continue
         for pair, value in product(
-            range(len(candidate.pairs.sizes)), range(len(candidate.values.sizes))
+            range(len(attention.pairs.sizes)), range(len(attention.values.sizes))
         ):
-            pairs, dims = int(candidate.pairs.sizes[pair]), int(candidate.values.sizes[value])
+            pairs, dims = int(attention.pairs.sizes[pair]), int(attention.values.sizes[value])
             if 0 < dims <= 2 * pairs:
                 loss = option.loss + float(
-                    candidate.pairs.losses[pair] + candidate.values.losses[value]
+                    attention.pairs.losses[pair] + attention.values.losses[value]
                 )
                 yield _option(curves, (option.query_heads, option.groups, pairs, dims, 0), loss)
 
 
 def mlp_options(curves: ModelCurves, layer: int) -> Iterator[Option]:
-    """Every width."""
+    """Yield all options of a layer's MLP."""
     widths = curves.layers[layer].widths
     for size, loss in zip(widths.sizes.tolist(), widths.losses.tolist(), strict=True):
         yield _option(curves, (0, 0, 0, 0, size), loss)
@@ -161,14 +163,16 @@ def _option(curves: ModelCurves, sizes: tuple[int, ...], loss: float) -> Option:
 
 
 def within_cap(options: Iterator[Option], module_cap: float) -> list[Option]:
-    """Without those that lose more than the cap, but with the removed module if it is offered."""
-    found = list(options)
-    least = (1.0 - module_cap) * max(one.parameters for one in found) - 1e-6
-    return [one for one in found if one.parameters >= least or one.parameters == 0]
+    """Return the options within the cap, and the removed module if it is an option."""
+    candidates = list(options)
+    minimum = (1.0 - module_cap) * max(option.parameters for option in candidates) - 1e-6
+    return [
+        option for option in candidates if option.parameters >= minimum or option.parameters == 0
+    ]
 
 
 def modules_of(curves: ModelCurves, module_cap: float) -> list[list[Option]]:
-    """The options of every module."""
+    """Return the options of every module."""
     return [
         within_cap(options(curves, layer), module_cap)
         for layer in range(len(curves.layers))
@@ -177,27 +181,27 @@ def modules_of(curves: ModelCurves, module_cap: float) -> list[list[Option]]:
 
 
 def best_loss(modules: list[list[Option]], budget: int) -> float:
-    """The least loss within the budget, by trying all combinations."""
+    """Return the least loss within the budget, by trying all combinations."""
     parameters, losses = np.zeros(1, dtype=np.int64), np.zeros(1)
     for options in modules:
-        sizes = np.array([one.parameters for one in options])
-        prices = np.array([one.loss for one in options])
-        parameters = (parameters[:, None] + sizes).ravel()
-        losses = (losses[:, None] + prices).ravel()
+        option_sizes = np.array([option.parameters for option in options])
+        option_losses = np.array([option.loss for option in options])
+        parameters = (parameters[:, None] + option_sizes).ravel()
+        losses = (losses[:, None] + option_losses).ravel()
         fits = parameters <= budget
         parameters, losses = parameters[fits], losses[fits]
     return float(losses.min()) if losses.size else float("inf")
 
 
 def largest_step(options: list[Option]) -> float:
-    """The largest loss between neighbouring corners of the options' lower convex hull."""
-    corners = sorted({(one.parameters, one.loss) for one in options})
-    hull = [min(one for one in corners if one[0] == corners[0][0])]
+    """Return the largest loss between neighbouring corners of the options' lower convex hull."""
+    points = sorted({(option.parameters, option.loss) for option in options})
+    hull = [min(point for point in points if point[0] == points[0][0])]
     while True:
         here = hull[-1]
-        later = [one for one in corners if one[0] > here[0] and one[1] < here[1]]
+        later = [point for point in points if point[0] > here[0] and point[1] < here[1]]
         if not later:
             break
-        slopes = {one: (one[1] - here[1]) / (one[0] - here[0]) for one in later}
-        hull.append(min(later, key=lambda one: (slopes[one], one[0])))
+        slopes = {point: (point[1] - here[1]) / (point[0] - here[0]) for point in later}
+        hull.append(min(later, key=lambda point: (slopes[point], point[0])))
     return max((before[1] - after[1] for before, after in pairwise(hull)), default=0.0)

@@ -1,4 +1,4 @@
-"""A budget means the same parameters, however it is asked for, or is refused with its bounds."""
+"""Budgets by ratio, parameters and bytes agree, and unreachable ones are rejected with bounds."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ from tests.intraslice_core.tiny_models import tiny_llama
 DENSE = SMOLLM2.dense_plan().parameters(SMOLLM2)
 WHOLE = 134_515_008
 FILE_BYTES = 269_095_560
-"""Of the dense model as our writer stores it in bfloat16: 64 KiB of header."""
+"""Size of the dense model as the engine writes it in bfloat16, with 64 KiB of header."""
 
 
-def asked(**settings: Any) -> CompressionConfig:
+def config_of(**settings: Any) -> CompressionConfig:
     return CompressionConfig(**settings)
 
 
-def test_dense_sizes_ask_for_nothing_to_be_removed() -> None:
-    for config in (asked(ratio=0), asked(target_params=WHOLE), asked(target_bytes=FILE_BYTES)):
+def test_dense_budgets_remove_nothing() -> None:
+    for config in (
+        config_of(ratio=0),
+        config_of(target_params=WHOLE),
+        config_of(target_bytes=FILE_BYTES),
+    ):
         budget = compression_budget(config, SMOLLM2, 2)
         assert (budget.parameters, budget.ratio) == (DENSE, 0.0)
         plan = uniform_plan(SMOLLM2, budget.ratio, config.round_to)
@@ -38,14 +42,14 @@ def test_dense_sizes_ask_for_nothing_to_be_removed() -> None:
 
 
 @given(ratio=st.floats(0.0, 0.85))
-def test_three_ways_to_ask_for_the_same_size_agree(ratio: float) -> None:
-    by_ratio = compression_budget(asked(ratio=ratio), SMOLLM2, 2)
+def test_ratio_parameters_and_bytes_of_the_same_size_agree(ratio: float) -> None:
+    by_ratio = compression_budget(config_of(ratio=ratio), SMOLLM2, 2)
     assert by_ratio.ratio == ratio
     total = WHOLE - DENSE + by_ratio.parameters
-    by_total = compression_budget(asked(target_params=total), SMOLLM2, 2)
+    by_total = compression_budget(config_of(target_params=total), SMOLLM2, 2)
     assert by_total.parameters == by_ratio.parameters
     assert by_total.ratio == pytest.approx(ratio, abs=1e-8)
-    by_bytes = compression_budget(asked(target_bytes=2 * total), SMOLLM2, 2)
+    by_bytes = compression_budget(config_of(target_bytes=2 * total), SMOLLM2, 2)
     assert 0 <= by_ratio.parameters - by_bytes.parameters <= 0.001 * DENSE
 
 
@@ -62,44 +66,44 @@ def test_three_ways_to_ask_for_the_same_size_agree(ratio: float) -> None:
         ({"ratio": 0.999, "method": "magnitude"}, "ratio", "round_to"),
     ],
 )
-def test_what_is_out_of_reach_is_refused_with_its_bound(
+def test_unreachable_budgets_are_rejected_with_their_bound(
     settings: dict[str, Any], field: str, hint: str
 ) -> None:
     with pytest.raises(BudgetOutOfReachError) as caught:
-        compression_budget(asked(**settings), SMOLLM2, 2)
+        compression_budget(config_of(**settings), SMOLLM2, 2)
     assert caught.value.field == f"compression.{field}"
     assert hint in (caught.value.hint or "")
 
 
-def test_bounds_that_a_refusal_names_are_within_reach() -> None:
+def test_bounds_in_error_hints_are_reachable() -> None:
     for field in ("target_params", "target_bytes"):
         with pytest.raises(BudgetOutOfReachError) as caught:
-            compression_budget(asked(**{field: 100}), SMOLLM2, 2)
-        named = int("".join(filter(str.isdigit, (caught.value.hint or "").partition(" or ")[0])))
-        assert compression_budget(asked(**{field: named}), SMOLLM2, 2).parameters > 0
+            compression_budget(config_of(**{field: 100}), SMOLLM2, 2)
+        bound = int("".join(filter(str.isdigit, (caught.value.hint or "").partition(" or ")[0])))
+        assert compression_budget(config_of(**{field: bound}), SMOLLM2, 2).parameters > 0
         with pytest.raises(BudgetOutOfReachError):
-            compression_budget(asked(**{field: named - 2}), SMOLLM2, 2)
+            compression_budget(config_of(**{field: bound - 2}), SMOLLM2, 2)
 
 
 def test_uniform_may_remove_more_of_a_module_than_the_cap() -> None:
-    config = asked(ratio=0.95, allocation="uniform")
+    config = config_of(ratio=0.95, allocation="uniform")
     assert compression_budget(config, SMOLLM2, 2).parameters == round(0.05 * DENSE)
     assert smallest_plan(SMOLLM2, 8).layers[0].qk_head_dim == 8
 
 
 @pytest.mark.parametrize("settings", [{"target_params": 110_000_000}, {"target_bytes": 22 * 10**7}])
-def test_estimate_has_the_size_asked_for(settings: dict[str, Any]) -> None:
-    told = estimate(SMOLLM2, 2, asked(**settings), None)
-    assert told.params_after == pytest.approx(110_000_000, rel=0.001)
-    assert told.achieved_ratio == pytest.approx(1 - told.compressible_after / DENSE)
+def test_estimate_has_the_requested_size(settings: dict[str, Any]) -> None:
+    estimated = estimate(SMOLLM2, 2, config_of(**settings), None)
+    assert estimated.params_after == pytest.approx(110_000_000, rel=0.001)
+    assert estimated.achieved_ratio == pytest.approx(1 - estimated.compressible_after / DENSE)
 
 
 @pytest.mark.parametrize("field", ["target_params", "target_bytes"])
-def test_result_has_the_size_asked_for(tmp_path: Path, field: str) -> None:
+def test_result_has_the_requested_size(tmp_path: Path, field: str) -> None:
     dense = tiny_llama(tmp_path / "dense")
     calibration = CalibrationConfig(source="pydoc", samples=4, sequence_length=32)
     target = {"target_params": 60_000, "target_bytes": 240_000}[field]
-    config = asked(
+    config = config_of(
         **{field: target},
         allocation="uniform",
         round_to=2,
@@ -107,6 +111,6 @@ def test_result_has_the_size_asked_for(tmp_path: Path, field: str) -> None:
         calibration=calibration,
     )
     report = compress_model(str(dense), tmp_path / "out", config)
-    got = {"target_params": report.params_after, "target_bytes": report.bytes_after}[field]
-    assert got == pytest.approx(target, rel=0.005)
+    size = {"target_params": report.params_after, "target_bytes": report.bytes_after}[field]
+    assert size == pytest.approx(target, rel=0.005)
     assert report.params_before == total_parameters(report.geometry, report.geometry.dense_plan())

@@ -1,4 +1,4 @@
-"""Curves are rounding steps of what was measured, and refuse what is no measurement."""
+"""Curves have rounding steps of measured losses and reject invalid ones."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_steps_are_multiples_and_the_dense_size() -> None:
     assert rounding_steps(20, 8, removable=True).tolist() == [0, 8, 16, 20]
 
 
-def test_loss_of_a_step_is_that_of_the_number_kept() -> None:
-    curve = Curve.sampled(np.array([9.0, 7.0, 4.0, 2.0, 1.0, 0.0]), 2)
+def test_loss_of_a_step_is_the_loss_of_the_number_kept() -> None:
+    curve = Curve.from_losses(np.array([9.0, 7.0, 4.0, 2.0, 1.0, 0.0]), 2)
     assert (curve.sizes.tolist(), curve.losses.tolist()) == ([2, 4, 5], [4.0, 1.0, 0.0])
 
 
-def test_weakest_scores_are_lost_first() -> None:
-    curve = Curve.of_scores(np.array([4.0, 1.0, 3.0, 2.0]), 1, removable=True)
+def test_lowest_scores_are_removed_first() -> None:
+    curve = Curve.from_scores(np.array([4.0, 1.0, 3.0, 2.0]), 1, removable=True)
     assert curve.losses.tolist() == [10.0, 6.0, 3.0, 1.0, 0.0]
 
 
@@ -69,28 +69,28 @@ def test_larger_sizes_never_cost_more() -> None:
         ([1, 2], [float("inf"), 0.0]),
     ],
 )
-def test_what_is_no_curve_is_refused(sizes: list[int], losses: list[float]) -> None:
+def test_invalid_curves_are_rejected(sizes: list[int], losses: list[float]) -> None:
     with pytest.raises(ValueError, match=r"sizes|loss"):
         Curve(sizes=np.array(sizes, dtype=np.int64), losses=np.array(losses))
 
 
 @pytest.mark.parametrize("shape", [(0, 1, 0.0), (1, 0, 0.0), (-1, -1, 0.0), (1, 1, float("nan"))])
-def test_what_are_no_heads_is_refused(shape: tuple[int, int, float]) -> None:
+def test_invalid_head_options_are_rejected(shape: tuple[int, int, float]) -> None:
     heads, groups, loss = shape
     with pytest.raises(ValueError, match=r"heads|loss"):
         HeadOption(heads_per_group=heads, groups=groups, loss=loss)
 
 
-def test_layers_must_offer_the_same_and_the_dense_sizes() -> None:
+def test_layers_must_have_the_same_sizes_and_the_dense_ones() -> None:
     curves = model_curves(GEOMETRY, 2, 0)
     first, second = curves.layers
-    other = Curve.sampled(np.zeros(21), 4)
+    other = Curve.from_losses(np.zeros(21), 4)
     with pytest.raises(ValueError, match="same sizes"):
         ModelCurves(
             geometry=GEOMETRY,
             layers=(first, LayerCurves(attention=second.attention, widths=other)),
         )
-    with pytest.raises(ValueError, match="1 layers of 2"):
+    with pytest.raises(ValueError, match="curves of 1 layers, the model has 2"):
         ModelCurves(geometry=GEOMETRY, layers=(first,))
     larger = GEOMETRY.model_copy(update={"intermediate_size": 24})
     with pytest.raises(ValueError, match="not the dense model's"):

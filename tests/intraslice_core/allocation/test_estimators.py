@@ -1,4 +1,4 @@
-"""Budgets become shapes by what was learnt and by what trials have measured."""
+"""Shapes from measured sensitivity, trial cuts and Fisher scores."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from intraslice_core.allocation.estimators import (
-    LEAST_GRADIENTS,
+    MAX_CHECK_SEQUENCES,
+    MIN_GRADIENT_SEQUENCES,
     MIN_SENSITIVITY_SEQUENCES,
-    MOST_CHECKS,
-    EstimationTokens,
+    CalibrationSplit,
     fisher_shapes,
     lagrangian_shapes,
     measure_sensitivity,
@@ -26,11 +26,11 @@ from intraslice_core.config import CompressionConfig
 from intraslice_core.sensitivity.gradients import GradientFiles, loss_gradients
 from intraslice_core.sensitivity.measurement import (
     ModelSensitivity,
-    learn,
     load_sensitivity,
+    measure_layers,
     save_sensitivity,
 )
-from intraslice_core.sensitivity.trial_cuts import Trial
+from intraslice_core.sensitivity.trial_cuts import TrialCut
 from tests.intraslice_core.tiny_models import (
     FAMILY_VARIANTS,
     save_checkpoint,
@@ -46,38 +46,38 @@ def draw(sequences: int = 10, length: int = 16) -> Tensor:
 
 
 def silent(_done: float) -> None:
-    """Nobody listens."""
+    """Ignore progress."""
 
 
-def learned_of(directory: Path, batch_size: int = 4, sequences: int = 10) -> ModelSensitivity:
+def sensitivity_of(directory: Path, batch_size: int = 4, sequences: int = 10) -> ModelSensitivity:
     with CheckpointReader(directory) as reader, torch.inference_mode():
         return measure_sensitivity(
             DenseLayerReader(reader, CPU, torch.float32),
-            EstimationTokens.of(draw(sequences)),
+            CalibrationSplit.of(draw(sequences)),
             batch_size=batch_size,
             before_batch=silent,
         )
 
 
-def trial(layer: int, predicted: float, measured: float, **changes) -> Trial:
+def trial(layer: int, predicted: float, measured: float, **changes) -> TrialCut:
     facts = {"module": "mlp", "cut": 0.25, **changes}
-    return Trial(layer=layer, predicted=predicted, measured=measured, **facts)
+    return TrialCut(layer=layer, predicted=predicted, measured=measured, **facts)
 
 
-def test_sequences_that_check_are_learnt_from_by_nobody():
+def test_check_set_is_disjoint_from_the_other_sequences():
     tokens = torch.arange(200).unsqueeze(1)
-    split = EstimationTokens.of(tokens)
-    assert split.learning.flatten().tolist() == list(range(50))
+    split = CalibrationSplit.of(tokens)
+    assert split.sensitivity.flatten().tolist() == list(range(50))
     assert split.gradients.flatten().tolist() == list(range(25))
-    assert split.check.flatten().tolist() == list(range(200 - MOST_CHECKS, 200))
-    few = EstimationTokens.of(tokens[:10])
-    assert (len(few.learning), len(few.gradients)) == (9, LEAST_GRADIENTS)
-    assert len(few.learning) < MIN_SENSITIVITY_SEQUENCES
+    assert split.check.flatten().tolist() == list(range(200 - MAX_CHECK_SEQUENCES, 200))
+    few = CalibrationSplit.of(tokens[:10])
+    assert (len(few.sensitivity), len(few.gradients)) == (9, MIN_GRADIENT_SEQUENCES)
+    assert len(few.sensitivity) < MIN_SENSITIVITY_SEQUENCES
     assert few.check.flatten().tolist() == [9]
-    assert len(EstimationTokens.of(tokens[:1]).learning) == 1
+    assert len(CalibrationSplit.of(tokens[:1]).sensitivity) == 1
 
 
-def test_scales_lie_between_those_of_the_trials_layers():
+def test_scales_are_interpolated_between_layers_with_trials():
     trials = [trial(0, 0.1, 0.1), trial(0, 0.3, 0.3), trial(4, 0.1, 0.4), trial(8, 0.1, 0.8)]
     scales = trial_scales(trials, "mlp", 9)
     assert scales == sorted(scales)
@@ -95,25 +95,25 @@ def test_scales_lie_between_those_of_the_trials_layers():
         ("mlp", 0.0, 0.2, 1.0),
     ],
 )
-def test_no_trial_is_believed_beyond_reason(module, predicted, measured, scale):
-    one = trial(0, predicted, measured, module=module)
-    assert trial_scales([one], module, 1) == [pytest.approx(scale)]
+def test_scales_are_bounded(module, predicted, measured, scale):
+    trials = [trial(0, predicted, measured, module=module)]
+    assert trial_scales(trials, module, 1) == [pytest.approx(scale)]
 
 
 def test_rank_correlation_is_of_predictions_by_other_trials():
-    true = [(layer, cut) for layer in range(7) for cut in (0.25, 0.5)]
-    good = [trial(layer, cut, (layer + 1) * cut, cut=cut) for layer, cut in true]
+    cuts = [(layer, cut) for layer in range(7) for cut in (0.25, 0.5)]
+    good = [trial(layer, cut, (layer + 1) * cut, cut=cut) for layer, cut in cuts]
     assert trial_rank_correlation(good) == pytest.approx(1.0, abs=0.02)
-    bad = [trial(layer, cut, 1 - (layer + 1) * cut, cut=cut) for layer, cut in true]
+    bad = [trial(layer, cut, 1 - (layer + 1) * cut, cut=cut) for layer, cut in cuts]
     assert trial_rank_correlation(bad) < 0.5
     assert trial_rank_correlation(good[:11]) is None
 
 
 @pytest.mark.parametrize("variant", sorted(FAMILY_VARIANTS))
-def test_every_family_is_learnt_and_allocated_within_its_budget(variant, tmp_path):
+def test_every_family_is_measured_and_allocated_within_its_budget(variant, tmp_path):
     directory = save_checkpoint(tiny_family_model(variant), tmp_path / "dense")
     config = CompressionConfig(ratio=0.3, round_to=1)
-    measured = learned_of(directory)
+    measured = sensitivity_of(directory)
     with CheckpointReader(directory) as reader:
         geometry = reader.family.geometry(reader.config)
     dense = geometry.dense_plan().parameters(geometry)
@@ -126,19 +126,19 @@ def test_every_family_is_learnt_and_allocated_within_its_budget(variant, tmp_pat
             assert (losses.diff() <= 1e-12).all()
         assert sorted(layer.neuron_order.tolist()) == list(range(geometry.intermediate_size))
         assert layer.neurons(5).tolist() == sorted(layer.neuron_order[-5:].tolist())
-    modules = {(one.module, one.cut) for one in measured.trials}
+    modules = {(trial_cut.module, trial_cut.cut) for trial_cut in measured.trials}
     assert modules == {(m, cut) for m in ("attention", "mlp") for cut in (0.25, 0.5)}
 
 
 @pytest.mark.parametrize("rotated", [False, True])
-def test_the_papers_estimator_meets_the_budget(rotated, tmp_path):
+def test_fisher_allocator_meets_the_budget(rotated, tmp_path):
     directory = tiny_llama(tmp_path / "dense")
     with CheckpointReader(directory) as reader, torch.inference_mode():
         geometry = reader.family.geometry(reader.config)
         dense = geometry.dense_plan().parameters(geometry)
         scored = fisher_shapes(
             DenseLayerReader(reader, CPU, torch.float32),
-            EstimationTokens.of(draw()),
+            CalibrationSplit.of(draw()),
             geometry,
             round(0.6 * dense),
             CompressionConfig(ratio=0.4, round_to=2, method="intraslice"),
@@ -156,52 +156,53 @@ def test_dimensions_that_do_nothing_are_predicted_to_cost_nothing(tmp_path):
             layer.mlp.down_proj.weight[:, 40:] = 0.0
             layer.self_attn.v_proj.weight.view(2, 20, -1)[:, 12:] = 0.0
             layer.self_attn.k_proj.weight.view(2, 2, 10, -1)[:, :, 7:] = 0.0
-    measured = learned_of(save_checkpoint(model, tmp_path / "dense"))
+    measured = sensitivity_of(save_checkpoint(model, tmp_path / "dense"))
     for layer in measured.layers:
         total = float(layer.width_losses[0] + layer.value_losses[0] + layer.pair_losses[0])
         assert float(layer.width_losses[40]) < 1e-9 * total
         assert float(layer.value_losses[12]) < 1e-4 * total
-        assert float(layer.pair_losses[7]) < 1e-3 * total  # the damping's
+        assert float(layer.pair_losses[7]) < 1e-3 * total  # not zero because of the damping
         assert layer.neurons(40).tolist() == list(range(40))
         assert layer.pairs(7).kept.tolist() == [list(range(7))] * 2
 
 
-def test_batches_do_not_change_what_is_learnt(tmp_path):
+def test_batch_size_does_not_change_the_sensitivity(tmp_path):
     directory = tiny_llama(tmp_path / "dense")
-    one, other = learned_of(directory, batch_size=8), learned_of(directory, batch_size=3)
-    for mine, theirs in zip(one.layers, other.layers, strict=True):
-        torch.testing.assert_close(mine.pair_moment, theirs.pair_moment, rtol=1e-3, atol=1e-6)
-        torch.testing.assert_close(mine.width_losses, theirs.width_losses, rtol=1e-2, atol=1e-5)
+    large = sensitivity_of(directory, batch_size=8)
+    small = sensitivity_of(directory, batch_size=3)
+    for layer, other in zip(large.layers, small.layers, strict=True):
+        torch.testing.assert_close(layer.pair_moment, other.pair_moment, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(layer.width_losses, other.width_losses, rtol=1e-2, atol=1e-5)
 
 
-def test_what_was_learnt_comes_back_from_its_file(tmp_path):
-    measured = learned_of(tiny_llama(tmp_path / "dense"))
-    file = tmp_path / "kept" / "knowledge.safetensors"
+def test_saved_sensitivity_is_loaded_unchanged(tmp_path):
+    measured = sensitivity_of(tiny_llama(tmp_path / "dense"))
+    file = tmp_path / "cache" / "sensitivity.safetensors"
     assert load_sensitivity(file) is None
     save_sensitivity(file, measured)
-    back = load_sensitivity(file)
-    assert back is not None
-    assert back.trials == measured.trials
-    for mine, theirs in zip(measured.layers, back.layers, strict=True):
-        for name, part in vars(mine).items():
-            assert torch.equal(part, getattr(theirs, name)), name
+    loaded = load_sensitivity(file)
+    assert loaded is not None
+    assert loaded.trials == measured.trials
+    for layer, other in zip(measured.layers, loaded.layers, strict=True):
+        for name, part in vars(layer).items():
+            assert torch.equal(part, getattr(other, name)), name
     file.write_bytes(file.read_bytes()[:100])
     assert load_sensitivity(file) is None
 
 
-def test_without_gradients_outputs_are_weighed_by_the_stream(tmp_path):
+def test_without_gradients_outputs_are_weighed_by_the_mean_energy(tmp_path):
     directory = tiny_llama(tmp_path / "dense")
-    split = EstimationTokens.of(draw())
+    split = CalibrationSplit.of(draw())
     with CheckpointReader(directory) as reader, torch.inference_mode():
         layers = DenseLayerReader(reader, CPU, torch.float32)
-        without = learn(
-            layers, split.learning, split.check, None, batch_size=4, before_batch=silent
+        without = measure_layers(
+            layers, split.sensitivity, split.check, None, batch_size=4, before_batch=silent
         )
         files = GradientFiles(directory=tmp_path / "gradients")
         loss_gradients(layers, split.gradients, batch_size=4, files=files, before_batch=silent)
-        with_them = learn(
-            layers, split.learning, split.check, files, batch_size=4, before_batch=silent
+        with_them = measure_layers(
+            layers, split.sensitivity, split.check, files, batch_size=4, before_batch=silent
         )
-    for mine, theirs in zip(without.layers, with_them.layers, strict=True):
-        assert (mine.width_losses[:-1] > 0).all()
-        assert not torch.allclose(mine.width_losses, theirs.width_losses)
+    for layer, other in zip(without.layers, with_them.layers, strict=True):
+        assert (layer.width_losses[:-1] > 0).all()
+        assert not torch.allclose(layer.width_losses, other.width_losses)

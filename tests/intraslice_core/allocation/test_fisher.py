@@ -1,4 +1,4 @@
-"""The paper's estimator ranks all dimensions globally and stays rectangular within each layer."""
+"""The Fisher allocator ranks all dimensions globally and keeps each layer rectangular."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL = ModelGeometry(
     tie_word_embeddings=True,
 )
 LOOSE = ShapeConstraint(tolerance=0.05)
-"""Such a small model has few sizes."""
+"""Constraint for small models, which have few sizes."""
 
 
 def random_scores(geometry: ModelGeometry, seed: int) -> list[LayerScores]:
@@ -73,37 +73,37 @@ def test_budget_is_met_with_rounded_rectangular_capped_shapes(
 def ranked(
     geometry: ModelGeometry, scores: list[LayerScores], budget: int
 ) -> list[tuple[int, int]]:
-    """The docstring's rule, one dimension after the other: value dims and neurons kept a layer."""
+    """Return value dimensions and neurons sizes by each layer, removing one dimension at a time."""
     heads = geometry.num_attention_heads + geometry.num_key_value_heads
     costs = {
         "column": 2 * geometry.hidden_size * heads,
         "neuron": geometry.mlp_projections * geometry.hidden_size,
     }
     items = []
-    for layer, one in enumerate(scores):
-        columns = column_scores(geometry, one.heads)
+    for layer, layer_scores in enumerate(scores):
+        columns = column_scores(geometry, layer_scores.heads)
         items += [(score / costs["column"], layer, "column") for score in columns]
-        items += [(score / costs["neuron"], layer, "neuron") for score in one.neurons]
-    kept = [[geometry.head_dim, geometry.intermediate_size] for _ in scores]
+        items += [(score / costs["neuron"], layer, "neuron") for score in layer_scores.neurons]
+    sizes = [[geometry.head_dim, geometry.intermediate_size] for _ in scores]
     left = dense_parameters(geometry)
     for _, layer, kind in sorted(items):
         if left <= budget:
             break
-        kept[layer][kind == "neuron"] -= 1
+        sizes[layer][kind == "neuron"] -= 1
         left -= costs[kind]
-    return [(dims, width) for dims, width in kept]
+    return [(dims, width) for dims, width in sizes]
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_shapes_are_those_of_the_global_rank(seed: int) -> None:
-    """Without rounding or cap the two differ by what one column more or less leaves over."""
-    # Two dims of a column are a pair: an even number of them goes in ours.
+    """Without rounding or cap the two differ by what one column more or less leaves unused."""
+    # The allocator removes columns in twos, because two dimensions are a pair.
     scores = random_scores(SMALL, seed)
     budget = int(0.7 * dense_parameters(SMALL))
     plan = fisher_plan(SMALL, scores, budget, round_to=1, module_cap=1.0, constraint=LOOSE).plan
     expected = ranked(SMALL, scores, budget)
-    found = [(layer.v_head_dim, layer.intermediate_size) for layer in plan.layers]
-    for (dims, width), (ranked_dims, ranked_width) in zip(found, expected, strict=True):
+    sizes = [(layer.v_head_dim, layer.intermediate_size) for layer in plan.layers]
+    for (dims, width), (ranked_dims, ranked_width) in zip(sizes, expected, strict=True):
         assert abs(dims - ranked_dims) <= 2
         assert abs(width - ranked_width) <= 8
 
@@ -115,9 +115,11 @@ def test_columns_are_summed_in_groups_by_dim_and_over_groups_by_rank() -> None:
     assert column_scores(SMALL, heads).tolist() == [8.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 
 
-def test_worthless_layer_goes_first_up_to_the_cap() -> None:
-    scores = random_scores(SMALL, 0)
-    scores = [LayerScores(heads=1.0 + one.heads, neurons=1.0 + one.neurons) for one in scores]
+def test_layer_with_zero_scores_is_cut_first_up_to_the_cap() -> None:
+    scores = [
+        LayerScores(heads=1.0 + layer.heads, neurons=1.0 + layer.neurons)
+        for layer in random_scores(SMALL, 0)
+    ]
     scores[1] = LayerScores(heads=np.zeros((4, 8)), neurons=np.zeros(40))
     budget = int(0.74 * dense_parameters(SMALL))
     layers = fisher_plan(
@@ -129,7 +131,7 @@ def test_worthless_layer_goes_first_up_to_the_cap() -> None:
 def test_attention_bias_moves_the_cut_from_attention_to_the_mlp() -> None:
     scores = random_scores(SMALL, 1)
     budget = int(0.6 * dense_parameters(SMALL))
-    kept = [
+    parameters = [
         sum(
             layer.attention_parameters(SMALL)
             for layer in fisher_plan(
@@ -138,7 +140,7 @@ def test_attention_bias_moves_the_cut_from_attention_to_the_mlp() -> None:
         )
         for bias in (0.05, 1.0, 20.0)
     ]
-    assert kept[0] < kept[1] < kept[2]
+    assert parameters[0] < parameters[1] < parameters[2]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ def test_attention_bias_moves_the_cut_from_attention_to_the_mlp() -> None:
         {"heads": np.full((4, 8), -1.0)},
     ],
 )
-def test_scores_that_are_none_are_refused(change: dict[str, Any]) -> None:
+def test_invalid_scores_are_rejected(change: dict[str, Any]) -> None:
     good = {"heads": np.ones((4, 8)), "neurons": np.ones(40)}
     scores = [LayerScores(**good), LayerScores(**good), LayerScores(**(good | change))]
     with pytest.raises(ValueError, match="score"):

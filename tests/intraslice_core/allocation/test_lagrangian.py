@@ -1,4 +1,4 @@
-"""The least predicted loss within a budget: met, capped, constrained, and as good as the best."""
+"""The Lagrangian allocator: budget, cap, constraints, and loss compared with exhaustive search."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from tests.intraslice_core.smollm2 import SMOLLM2
 
 SEEDS = st.integers(0, 2**32 - 1)
 ANY_FILL = ShapeConstraint(tolerance=1.0)
-"""So small models have few sizes: what is left over may be much."""
+"""Constraint for small models: they have few sizes, so much of the budget may remain unused."""
 
 GEOMETRY = SMOLLM2.model_copy(update={"num_hidden_layers": 12, "intermediate_size": 768})
 
@@ -57,20 +57,20 @@ def removable(tolerance: float = 1.0, **more: Any) -> ShapeConstraint:
     return ShapeConstraint(removable=both, tolerance=tolerance, **more)
 
 
-def prices_add_up(scored: ScoredPlan, curves: ModelCurves) -> bool:
-    """The loss told is that of the shapes told, by the curves."""
+def losses_add_up(scored: ScoredPlan, curves: ModelCurves) -> bool:
+    """Return whether the predicted loss is that of the plan's shapes by the curves."""
     total = 0.0
-    for layer, candidate in zip(scored.plan.layers, curves.layers, strict=True):
-        parts = [(candidate.widths, layer.intermediate_size)]
+    for layer, layer_curves in zip(scored.plan.layers, curves.layers, strict=True):
+        parts = [(layer_curves.widths, layer.intermediate_size)]
         if layer.num_key_value_heads:
             parts += [
-                (candidate.attention.pairs, layer.qk_pairs),
-                (candidate.attention.values, layer.v_head_dim),
+                (layer_curves.attention.pairs, layer.qk_pairs),
+                (layer_curves.attention.values, layer.v_head_dim),
             ]
         total += sum(float(curve.losses[curve.sizes == size][0]) for curve, size in parts)
         total += next(
             option.loss
-            for option in candidate.attention.heads
+            for option in layer_curves.attention.heads
             if option.groups == layer.num_key_value_heads
             and option.query_heads == layer.num_attention_heads
         )
@@ -91,9 +91,8 @@ def test_budget_is_met_within_half_a_percent_and_never_exceeded(
     curves = model_curves(geometry, round_to, seed)
     budget = int((1 - ratio) * dense_parameters(geometry))
     scored = lagrangian_plan(curves, budget, module_cap=module_cap)
-    got = scored.plan.parameters(geometry)
-    assert 0.995 * budget <= got <= budget
-    assert prices_add_up(scored, curves)
+    assert 0.995 * budget <= scored.plan.parameters(geometry) <= budget
+    assert losses_add_up(scored, curves)
     dense = geometry.dense_layer()
     for layer in scored.plan.layers:
         least = (1 - module_cap) * dense.attention_parameters(geometry)
@@ -118,7 +117,7 @@ def test_budget_is_met_within_half_a_percent_and_never_exceeded(
     module_cap=st.sampled_from([0.6, 0.9, 1.0]),
     removal=st.booleans(),
 )
-def test_loss_is_above_the_best_by_less_than_one_step(
+def test_loss_exceeds_the_optimum_by_less_than_one_step(
     geometry: ModelGeometry,
     round_to: int,
     share: float,
@@ -128,27 +127,29 @@ def test_loss_is_above_the_best_by_less_than_one_step(
 ) -> None:
     curves = model_curves(geometry, round_to, seed, removable=removal)
     modules = modules_of(curves, module_cap)
-    least = sum(min(one.parameters for one in options) for options in modules)
+    least = sum(min(option.parameters for option in options) for options in modules)
     budget = int(least + share * (dense_parameters(geometry) - least))
     constraint = removable() if removal else ANY_FILL
     scored = lagrangian_plan(curves, budget, module_cap=module_cap, constraint=constraint)
     assert scored.plan.parameters(geometry) <= budget
-    assert prices_add_up(scored, curves)
+    assert losses_add_up(scored, curves)
     best = best_loss(modules, budget)
     step = max(largest_step(options) for options in modules)
     assert best - 1e-9 <= scored.predicted_loss <= best + step + 1e-9
-    # Nothing that costs no more loss would still fit.
+    # No option of less loss would still fit.
     left = budget - scored.plan.parameters(geometry)
-    for layer, (shape, price) in enumerate(zip(scored.plan.layers, scored.prices, strict=True)):
+    for layer, (shape, losses) in enumerate(
+        zip(scored.plan.layers, scored.layer_losses, strict=True)
+    ):
         attention, mlp = modules[2 * layer], modules[2 * layer + 1]
         for options, size, loss in (
-            (attention, shape.attention_parameters(geometry), price.attention),
-            (mlp, shape.mlp_parameters(geometry), price.mlp),
+            (attention, shape.attention_parameters(geometry), losses.attention),
+            (mlp, shape.mlp_parameters(geometry), losses.mlp),
         ):
             better = [
-                one
-                for one in options
-                if 0 < one.parameters - size <= left and one.loss < loss - 1e-9
+                option
+                for option in options
+                if 0 < option.parameters - size <= left and option.loss < loss - 1e-9
             ]
             assert better == []
 
@@ -176,16 +177,16 @@ def test_convex_curves_with_equal_steps_are_solved_exactly(
             LayerCurves(
                 attention=AttentionCurves(
                     pairs=Curve(sizes=np.array([4]), losses=np.zeros(1)),
-                    values=Curve.sampled(loss_curve(rng, 8, "convex"), 2),
+                    values=Curve.from_losses(loss_curve(rng, 8, "convex"), 2),
                     heads=all_heads(geometry),
                 ),
-                widths=Curve.sampled(loss_curve(rng, 12, "convex"), 2),
+                widths=Curve.from_losses(loss_curve(rng, 12, "convex"), 2),
             )
             for _ in range(layers)
         ),
     )
     modules = modules_of(curves, 1.0)
-    least = sum(min(one.parameters for one in options) for options in modules)
+    least = sum(min(option.parameters for option in options) for options in modules)
     budget = int(least + share * (dense_parameters(geometry) - least))
     scored = lagrangian_plan(curves, budget, module_cap=1.0, constraint=ANY_FILL)
     assert scored.predicted_loss == pytest.approx(best_loss(modules, budget), rel=1e-9, abs=1e-12)
@@ -215,7 +216,7 @@ def test_more_budget_never_costs_more_loss(
 
 
 def least_parameters(curves: ModelCurves) -> int:
-    return sum(min(one.parameters for one in options) for options in modules_of(curves, 1.0))
+    return sum(min(option.parameters for option in options) for options in modules_of(curves, 1.0))
 
 
 def test_dense_budget_keeps_everything() -> None:
@@ -227,10 +228,10 @@ def test_dense_budget_keeps_everything() -> None:
 
 
 def test_loss_goes_where_it_costs_least() -> None:
-    """One layer's MLP is worth nothing: it goes first, as far as the cap lets it."""
+    """The MLP of one layer costs nothing: it is cut first, as far as the cap allows."""
     curves = model_curves(GEOMETRY, 8, 2, heads=False)
-    free = Curve.sampled(np.zeros(GEOMETRY.intermediate_size + 1), 8)
-    steep = Curve.sampled(np.arange(GEOMETRY.intermediate_size, -1, -1) * 1.0, 8)
+    free = Curve.from_losses(np.zeros(GEOMETRY.intermediate_size + 1), 8)
+    steep = Curve.from_losses(np.arange(GEOMETRY.intermediate_size, -1, -1) * 1.0, 8)
     layers = [
         LayerCurves(attention=layer.attention, widths=free if index == 5 else steep)
         for index, layer in enumerate(curves.layers)
@@ -249,18 +250,18 @@ def test_modules_are_removed_only_where_it_is_allowed() -> None:
             pairs=curves.layers[0].attention.pairs,
             values=curves.layers[0].attention.values,
             heads=tuple(
-                HeadOption(heads_per_group=one.heads_per_group, groups=one.groups, loss=0.0)
-                for one in curves.layers[0].attention.heads
+                HeadOption(heads_per_group=option.heads_per_group, groups=option.groups, loss=0.0)
+                for option in curves.layers[0].attention.heads
             ),
         ),
-        widths=Curve.sampled(np.zeros(GEOMETRY.intermediate_size + 1), 8, removable=True),
+        widths=Curve.from_losses(np.zeros(GEOMETRY.intermediate_size + 1), 8, removable=True),
     )
     layers = (worthless, worthless, *curves.layers[2:])
     curves = ModelCurves(geometry=GEOMETRY, layers=layers)
     budget = int(0.6 * dense_parameters(GEOMETRY))
-    kept = lagrangian_plan(curves, budget).plan.layers[0]
-    assert kept.num_attention_heads > 0
-    assert kept.intermediate_size >= 0.1 * GEOMETRY.intermediate_size
+    capped = lagrangian_plan(curves, budget).plan.layers[0]
+    assert capped.num_attention_heads > 0
+    assert capped.intermediate_size >= 0.1 * GEOMETRY.intermediate_size
     first, second, *_ = lagrangian_plan(
         curves, budget, constraint=removable(attention_stays_in=frozenset({0}))
     ).plan.layers
@@ -300,7 +301,7 @@ def test_equal_shapes_in_all_layers_are_the_best_equal_shapes(seed: int) -> None
     (layer,) = set(scored.plan.layers)
     assert layer.qk_head_dim == layer.v_head_dim
     assert layer.intermediate_size % 32 == 0
-    assert prices_add_up(scored, curves)
+    assert losses_add_up(scored, curves)
     summed = summed_modules(curves)
     best = best_loss(summed, budget)
     step = max(largest_step(options) for options in summed)
@@ -308,7 +309,7 @@ def test_equal_shapes_in_all_layers_are_the_best_equal_shapes(seed: int) -> None
 
 
 def summed_modules(curves: ModelCurves) -> list[list[Any]]:
-    """Equal shapes, counted and priced over all layers."""
+    """Return options of equal shapes with parameters and losses summed over all layers."""
     layers = [
         modules_of(ModelCurves(geometry=one_layer(), layers=(layer,)), 1.0)
         for layer in curves.layers
@@ -318,12 +319,12 @@ def summed_modules(curves: ModelCurves) -> list[list[Any]]:
         options = []
         for same in zip(*(layer[module] for layer in layers), strict=True):
             shape = same[0].shape
-            assert all(one.shape == shape for one in same)
+            assert all(option.shape == shape for option in same)
             if shape.qk_head_dim == shape.v_head_dim and shape.intermediate_size % 32 == 0:
                 options.append(
                     Option(
-                        parameters=sum(one.parameters for one in same),
-                        loss=sum(one.loss for one in same),
+                        parameters=sum(option.parameters for option in same),
+                        loss=sum(option.loss for option in same),
                         shape=shape,
                     )
                 )
@@ -344,10 +345,10 @@ def test_shared_dimensions_are_equal_and_the_others_free(shared: set[Dimension])
     budget = int(0.6 * dense_parameters(GEOMETRY))
     loose = ShapeConstraint(same_across_layers=frozenset(shared), tolerance=0.02)
     scored = lagrangian_plan(curves, budget, constraint=loose)
-    equal = {one for one in ALL_DIMENSIONS if equal_in(scored, one)}
+    equal = {dimension for dimension in ALL_DIMENSIONS if equal_in(scored, dimension)}
     assert shared <= equal
     assert equal < ALL_DIMENSIONS
-    assert prices_add_up(scored, curves)
+    assert losses_add_up(scored, curves)
     free = lagrangian_plan(curves, budget)
     tight = lagrangian_plan(
         curves,
@@ -369,7 +370,10 @@ def test_a_shared_dimension_is_chosen_among_all_its_values(
     scored = lagrangian_plan(curves, budget, module_cap=1.0, constraint=constraint)
     modules = modules_of(curves, 1.0)
     by_pairs = [
-        [[one for one in options if one.shape.qk_pairs in (0, pairs)] for options in modules]
+        [
+            [option for option in options if option.shape.qk_pairs in (0, pairs)]
+            for options in modules
+        ]
         for pairs in curves.layers[0].attention.pairs.sizes.tolist()
     ]
     best = min(best_loss(part, budget) for part in by_pairs)
@@ -377,7 +381,7 @@ def test_a_shared_dimension_is_chosen_among_all_its_values(
     assert best - 1e-9 <= scored.predicted_loss <= best + step + 1e-9
 
 
-def test_multiples_hold_for_what_is_smaller_than_dense() -> None:
+def test_multiples_hold_for_sizes_below_dense() -> None:
     curves = model_curves(GEOMETRY, 2, 4)
     multiples: dict[Dimension, int] = {"width": 128, "value": 16, "pairs": 8, "heads": 3}
     constraint = ShapeConstraint(multiples=multiples, tolerance=0.02)
@@ -390,7 +394,7 @@ def test_multiples_hold_for_what_is_smaller_than_dense() -> None:
     assert len(set(scored.plan.layers)) > 1
 
 
-def test_budget_below_the_cap_and_shapes_too_coarse_are_refused_by_name() -> None:
+def test_budget_below_the_cap_and_shapes_too_coarse_are_rejected_by_name() -> None:
     curves = model_curves(GEOMETRY, 8, 5)
     with pytest.raises(BudgetOutOfReachError) as caught:
         lagrangian_plan(curves, int(0.4 * dense_parameters(GEOMETRY)), module_cap=0.5)

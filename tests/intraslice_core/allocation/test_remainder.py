@@ -1,4 +1,4 @@
-"""What is left of a budget is spent where it gains most."""
+"""The remainder of a budget is spent where it gains most."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def parameters_of(table: OptionTable, choice: Choice) -> int:
 
 
 def larger_sizes(table: OptionTable, choice: Choice) -> list[list[Option]]:
-    """For each module what it is and what it may grow to."""
+    """Return each module's current option and all larger ones."""
     shape = table.curves.geometry.dense_layer()
     return [
         [

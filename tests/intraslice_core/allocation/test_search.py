@@ -1,4 +1,4 @@
-"""Several allocations, of which the best on held-out text is taken."""
+"""Candidates of the allocation are ordered by their loss in a trial compression."""
 
 import pytest
 
@@ -20,29 +20,29 @@ def scored(width: int) -> ScoredPlan:
         intermediate_size=width,
     )
     plan = ModelPlan(layers=(layer,))
-    return ScoredPlan(plan=plan, prices=(LayerLosses(attention=0.0, mlp=0.0),))
+    return ScoredPlan(plan=plan, layer_losses=(LayerLosses(attention=0.0, mlp=0.0),))
 
 
 def width(plan: ModelPlan) -> int:
     return plan.layers[0].intermediate_size
 
 
-def test_the_best_on_held_out_text_comes_first():
+def test_the_candidate_of_least_loss_comes_first():
     widths = dict(zip(CANDIDATES, (16, 8, 24), strict=True))
     losses = {16: 3.0, 8: 1.0, 24: 2.0}
-    found = search(lambda candidate: scored(widths[candidate]), lambda plan: losses[width(plan)])
-    assert [width(one.scored.plan) for one in found] == [8, 24, 16]
-    assert [one.loss for one in found] == [1.0, 2.0, 3.0]
-    assert found[0].candidate == CANDIDATES[1]
+    results = search(lambda candidate: scored(widths[candidate]), lambda plan: losses[width(plan)])
+    assert [width(result.scored.plan) for result in results] == [8, 24, 16]
+    assert [result.loss for result in results] == [1.0, 2.0, 3.0]
+    assert results[0].candidate == CANDIDATES[1]
 
 
 def test_equal_shapes_are_tried_once():
     tried = []
-    found = search(lambda _: scored(8), lambda plan: float(tried.append(plan) or 1.0))
-    assert len(found) == len(tried) == 1
+    results = search(lambda _: scored(8), lambda plan: float(tried.append(plan) or 1.0))
+    assert len(results) == len(tried) == 1
 
 
-def test_an_offer_beyond_the_budget_is_passed_over():
+def test_a_candidate_that_misses_the_budget_is_skipped():
     def allocate(candidate: AttentionCandidate) -> ScoredPlan:
         if candidate == CANDIDATES[0]:
             raise MISSED
@@ -51,7 +51,7 @@ def test_an_offer_beyond_the_budget_is_passed_over():
     assert search(allocate, lambda _: 1.0)[0].candidate == CANDIDATES[1]
 
 
-def test_no_offer_within_the_budget_is_said():
+def test_an_error_is_raised_if_no_candidate_meets_the_budget():
     def allocate(_: AttentionCandidate) -> ScoredPlan:
         raise MISSED
 

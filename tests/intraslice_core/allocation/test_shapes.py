@@ -1,4 +1,4 @@
-"""Who allocates, what is kept for other runs, and the last look at equal layers."""
+"""Choice of the allocator, cached sensitivity, and the fallback to uniform shapes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def compress(tmp_path: Path, **changes) -> CompressionReport:
         ("intraslice_plus", "fisher", "fisher"),
     ],
 )
-def test_the_allocator_asked_for_chooses_the_shapes(method, allocation, allocator, tmp_path):
+def test_the_requested_allocator_chooses_the_shapes(method, allocation, allocator, tmp_path):
     report = compress(tmp_path, method=method, allocation=allocation)
     assert report.allocation is not None
     assert report.allocation.allocator == allocator
@@ -45,38 +45,38 @@ def test_the_allocator_asked_for_chooses_the_shapes(method, allocation, allocato
     assert report.removed_fraction == pytest.approx(0.3, abs=0.0035)
 
 
-def test_the_lagrangian_tells_what_it_knew(tmp_path):
+def test_the_lagrangian_reports_its_measurements(tmp_path):
     report = compress(tmp_path, allocation="lagrangian")
-    told = report.allocation
-    assert told is not None
-    assert told.calibration_loss is not None
-    losses = [one.calibration_loss for one in told.candidates]
+    section = report.allocation
+    assert section is not None
+    assert section.calibration_loss is not None
+    losses = [candidate.calibration_loss for candidate in section.candidates]
     assert losses == sorted(losses)
-    assert losses[0] == told.calibration_loss
-    assert told.uniform_calibration_loss is not None
-    assert told.fell_back == (told.calibration_loss > told.uniform_calibration_loss)
-    assert told.allocator == ("uniform" if told.fell_back else "lagrangian")
-    assert told.predicted_loss > 0
-    assert len(told.layers) == 3
-    assert {trial.layer for trial in told.trials} == {0, 2}
+    assert losses[0] == section.calibration_loss
+    assert section.uniform_calibration_loss is not None
+    assert section.fell_back == (section.calibration_loss > section.uniform_calibration_loss)
+    assert section.allocator == ("uniform" if section.fell_back else "lagrangian")
+    assert section.predicted_loss > 0
+    assert len(section.layers) == 3
+    assert {trial.layer for trial in section.trials} == {0, 2}
 
 
-@pytest.mark.parametrize(("ours", "equal", "fell_back"), [(2.0, 1.0, True), (1.0, 2.0, False)])
-def test_shapes_that_do_worse_than_equal_layers_are_not_taken(
-    ours, equal, fell_back, tmp_path, monkeypatch
+@pytest.mark.parametrize(("best", "uniform", "fell_back"), [(2.0, 1.0, True), (1.0, 2.0, False)])
+def test_shapes_with_more_loss_than_uniform_ones_are_not_used(
+    best, uniform, fell_back, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(TrialCompression, "loss", lambda *_: ours)
-    monkeypatch.setattr(shapes._TrialCompressions, "loss_of_equal_layers", lambda _: equal)
+    monkeypatch.setattr(TrialCompression, "loss", lambda *_: best)
+    monkeypatch.setattr(shapes._TrialCompressions, "uniform_loss", lambda _: uniform)
     report = compress(tmp_path, allocation="lagrangian")
     assert report.allocation is not None
     assert report.allocation.fell_back is fell_back
     pairs = {layer.qk_pairs for layer in report.plan.layers}
     if fell_back:
-        assert "equal layers" in str(report.allocation.fallback_reason)
+        assert "uniform shapes had less loss" in str(report.allocation.fallback_reason)
         assert len(pairs) == 1
 
 
-def test_a_second_ratio_learns_nothing_anew(tmp_path, monkeypatch):
+def test_a_second_ratio_uses_the_cached_sensitivity(tmp_path, monkeypatch):
     dense = tiny_llama(tmp_path / "dense")
     place = StatisticsCache(directory=tmp_path / "shared", max_bytes=2**30)
 

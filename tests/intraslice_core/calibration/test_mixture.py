@@ -1,4 +1,4 @@
-"""Laws of a calibration that is made of several sources."""
+"""Calibration on a mixture of several sources."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from tests.intraslice_core.tiny_models import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 FIRST_BYTE = 3
-"""Token of the first of the tokenizer's bytes."""
+"""Token of the tokenizer's first byte."""
 
 
 def mixture(*sources: tuple[str, float], **settings: Any) -> CalibrationConfig:
-    listed = [{"source": source, "weight": weight} for source, weight in sources]
+    parts = [{"source": source, "weight": weight} for source, weight in sources]
     values = {"samples": 16, "sequence_length": 16, **settings}
-    return CalibrationConfig.model_validate({"source": listed, **values})
+    return CalibrationConfig.model_validate({"source": parts, **values})
 
 
 def letters(directory: Path, letter: str, count: int) -> str:
-    """A file that holds one letter, a token each."""
+    """Write a file of one repeated letter, one token each, and return its path."""
     file = directory / f"{letter}.txt"
     file.write_text(letter * count)
     return str(file)
@@ -62,15 +62,15 @@ def test_sequences_are_divided_by_weight_and_largest_remainder(weights, samples,
     st.lists(st.floats(0.01, 100.0), min_size=1, max_size=6),
     st.integers(min_value=60_000, max_value=65_536),
 )
-def test_every_share_is_the_exact_one_rounded(weights, samples):
-    found = shares(mixture(*((f"s{i}", w) for i, w in enumerate(weights)), samples=samples))
-    assert sum(found) == samples
-    for share, weight in zip(found, weights, strict=True):
+def test_every_share_is_the_exact_share_rounded(weights, samples):
+    counts = shares(mixture(*((f"s{i}", w) for i, w in enumerate(weights)), samples=samples))
+    assert sum(counts) == samples
+    for share, weight in zip(counts, weights, strict=True):
         assert abs(share - samples * weight / math.fsum(weights)) < 1 + 1e-6
 
 
 def labelled(counts: list[int]) -> list[Tensor]:
-    """Sequences of one token that tell their part and their place in it."""
+    """Return sequences of one token that encodes their part and their position in it."""
     return [
         torch.tensor([[1000 * part + row] for row in range(count)])
         for part, count in enumerate(counts)
@@ -78,22 +78,22 @@ def labelled(counts: list[int]) -> list[Tensor]:
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=6))
-def test_every_beginning_and_every_end_holds_each_part_in_proportion(counts):
+def test_every_beginning_and_every_end_contains_each_part_in_proportion(counts):
     mixed = interleave(labelled(counts))
     total = sum(counts)
     assert sorted(mixed.flatten().tolist()) == sorted(
         torch.cat(labelled(counts)).flatten().tolist()
     )
     for part, count in enumerate(counts):
-        is_its_own = (mixed.flatten() // 1000 == part).long()
-        assert torch.equal(mixed.flatten()[is_its_own.bool()] % 1000, torch.arange(count))
-        so_far = is_its_own.cumsum(0)
+        is_of_part = (mixed.flatten() // 1000 == part).long()
+        assert torch.equal(mixed.flatten()[is_of_part.bool()] % 1000, torch.arange(count))
+        cumulative = is_of_part.cumsum(0)
         expected = torch.arange(1, total + 1) * count / total
         slack = 0.5 + len(counts) / 2 * count / total
-        assert (so_far - expected).abs().max() <= slack + 1e-6
+        assert (cumulative - expected).abs().max() <= slack + 1e-6
 
 
-def test_the_part_that_chooses_the_damping_holds_every_source(tmp_path):
+def test_sequences_that_choose_the_damping_contain_every_source(tmp_path):
     config = mixture(
         (letters(tmp_path, "a", 16 * 200), 6),
         (letters(tmp_path, "b", 16 * 200), 1),
@@ -104,15 +104,15 @@ def test_the_part_that_chooses_the_damping_holds_every_source(tmp_path):
     assert tokens.shape == (64, 16)
     a, b = (TOKENIZER(letter)["input_ids"][0] for letter in "ab")
 
-    def kinds(rows: Tensor) -> list[int]:
+    def counts(rows: Tensor) -> list[int]:
         whole = [int((rows == letter).all(dim=1).sum()) for letter in (a, b)]
         return [*whole, int((rows[:, 0] == TOKENIZER.bos_token_id).sum())]
 
-    assert kinds(tokens) == [48, 8, 8]
-    assert kinds(tokens[-(64 // HELD_OUT_FRACTION) :]) == [6, 1, 1]
+    assert counts(tokens) == [48, 8, 8]
+    assert counts(tokens[-(64 // HELD_OUT_FRACTION) :]) == [6, 1, 1]
 
 
-def test_one_source_in_a_list_is_the_source_alone():
+def test_list_of_one_source_equals_the_source():
     alone = CalibrationConfig(source="pydoc", samples=4, sequence_length=16)
     listed = mixture(("pydoc", 5), samples=4)
     assert calibration_hash(calibration_tokens(alone, TOKENIZER)) == calibration_hash(
@@ -120,17 +120,17 @@ def test_one_source_in_a_list_is_the_source_alone():
     )
 
 
-def test_the_default_is_a_mixture_that_serves_few_sequences_too():
+def test_default_mixture_supports_few_sequences():
     whole = [(part.source, part.samples) for part in CalibrationConfig(samples=8).parts()]
     assert whole == [("pydoc", 2), ("pycode", 2), ("chat", 2), ("self", 2)]
     assert [part.source for part in CalibrationConfig(samples=2).parts()] == ["pydoc", "pycode"]
     tokens = calibration_tokens(CalibrationConfig(samples=2, sequence_length=16), TOKENIZER)
     assert tokens.shape == (2, 16)
-    told = CalibrationConfig.model_validate_json(CalibrationConfig().model_dump_json())
-    assert told == CalibrationConfig()
+    restored = CalibrationConfig.model_validate_json(CalibrationConfig().model_dump_json())
+    assert restored == CalibrationConfig()
 
 
-def test_a_mixture_holds_what_its_sources_hold_alone_and_repeats():
+def test_mixture_contains_the_sequences_of_its_sources_and_is_repeatable():
     config = mixture(("pydoc", 1), ("pycode", 1), ("self", 1), samples=12, seed=5)
     model = tiny_model()
     tokens = calibration_tokens(config, TOKENIZER, model=lambda: model)
@@ -143,7 +143,7 @@ def test_a_mixture_holds_what_its_sources_hold_alone_and_repeats():
         assert {tuple(row) for row in alone.tolist()} <= rows
 
 
-def test_the_model_is_loaded_once_and_only_after_every_text_was_read(tmp_path):
+def test_model_is_loaded_once_and_only_after_all_texts_were_read(tmp_path):
     loaded = []
 
     def load() -> Any:
@@ -158,18 +158,18 @@ def test_the_model_is_loaded_once_and_only_after_every_text_was_read(tmp_path):
     assert loaded == [1]
 
 
-def test_the_source_that_is_too_short_is_named_with_what_fits(tmp_path):
+def test_too_short_source_is_named_with_the_possible_number_of_sequences(tmp_path):
     short = letters(tmp_path, "a", 16 * 3 + 5)
     with pytest.raises(CalibrationTooShortError) as caught:
         calibration_tokens(mixture(("pydoc", 1), (short, 1)), TOKENIZER)
-    told = str(caught.value)
-    assert f"{short} holds 53 tokens, 8 sequences of 16 need 128" in told
-    assert "at most 3 sequences" in told
-    assert "pydoc" not in told
+    message = str(caught.value)
+    assert f"{short} contains 53 tokens, but 8 sequences of 16 need 128" in message
+    assert "at most 3 sequences" in message
+    assert "pydoc" not in message
 
 
 @pytest.mark.parametrize(
-    ("source", "place", "message"),
+    ("source", "location", "message"),
     [
         ([{"source": "pydoc", "weight": 0}], ("source", 0, "weight"), "greater than 0"),
         ([{"source": "pydoc", "weight": -1}], ("source", 0, "weight"), "greater than 0"),
@@ -188,21 +188,21 @@ def test_the_source_that_is_too_short_is_named_with_what_fits(tmp_path):
         (3, ("source",), "a name, or a list"),
     ],
 )
-def test_what_is_wrong_with_a_mixture_is_told_at_its_place(source, place, message):
+def test_invalid_mixture_is_reported_at_its_location(source, location, message):
     with pytest.raises(ValidationError) as caught:
         CalibrationConfig.model_validate({"source": source})
     first = caught.value.errors()[0]
-    assert first["loc"] == place
+    assert first["loc"] == location
     assert message in first["msg"]
 
 
-def test_a_mixture_survives_the_way_to_a_worker():
+def test_mixture_is_restored_from_json():
     config = mixture(("pydoc", 2), ("upload:upl_1", 0.1))
     assert CalibrationConfig.model_validate_json(config.model_dump_json()) == config
     assert CalibrationConfig(source="pydoc").model_dump()["source"] == "pydoc"
 
 
-def test_a_changed_file_anywhere_in_a_mixture_is_another_calibration(tmp_path):
+def test_changed_file_in_a_mixture_changes_the_calibration(tmp_path):
     config = mixture(("pydoc", 1), (letters(tmp_path, "a", 100), 1))
     before = calibration_facts(config)
     assert calibration_facts(config) == before

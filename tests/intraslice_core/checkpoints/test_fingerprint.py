@@ -1,4 +1,4 @@
-"""A dense model's digest: of what it is, not of where it lies."""
+"""The fingerprint of a dense model depends on its files' contents, not on their location."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def model(place: Path, weights: bytes = b"weights", settings: str = "{}") -> Pat
     return place
 
 
-def test_copies_share_it_whatever_lies_beside_them(tmp_path: Path) -> None:
-    here, there = model(tmp_path / "here"), model(tmp_path / "there")
-    (there / "README.md").write_text("a card")
-    assert model_fingerprint(here) == model_fingerprint(there)
-    assert len(model_fingerprint(here)) == 64
+def test_copies_have_one_fingerprint_whatever_other_files_they_hold(tmp_path: Path) -> None:
+    first, second = model(tmp_path / "first"), model(tmp_path / "second")
+    (second / "README.md").write_text("a card")
+    assert model_fingerprint(first) == model_fingerprint(second)
+    assert len(model_fingerprint(first)) == 64
 
 
 @pytest.mark.parametrize("change", [{"weights": b"weightz"}, {"settings": "{ }"}])
-def test_a_byte_changes_it(tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_changed_byte_changes_the_fingerprint(tmp_path: Path, change: dict[str, object]) -> None:
     assert model_fingerprint(model(tmp_path / "a")) != model_fingerprint(
         model(tmp_path / "b", **change)  # type: ignore[arg-type]
     )

@@ -1,4 +1,4 @@
-"""A GGUF header is believed only where the file bears it out."""
+"""GGUF headers are read only if their counts, lengths and offsets fit the file."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def test_header_of_the_librarys_own_writer_is_read(file: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    found = read_gguf_header(file)
-    assert (found.architecture, found.parameters) == ("llama", 3 * 32 + 32)
+    parsed = read_gguf_header(file)
+    assert (parsed.architecture, parsed.parameters) == ("llama", 3 * 32 + 32)
 
 
 HUGE = 2**63
@@ -82,17 +82,17 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_what_the_file_does_not_bear_out_is_refused(file: Path, bomb: str) -> None:
+def test_header_that_does_not_fit_the_file_is_rejected(file: Path, bomb: str) -> None:
     file.write_bytes(BOMBS[bomb])
     with pytest.raises(BrokenCheckpointError, match=r"model\.gguf"):
         read_gguf_header(file)
 
 
-@pytest.mark.parametrize("kept", range(0, 60, 7))
-def test_truncated_header_is_refused(file: Path, kept: int) -> None:
+@pytest.mark.parametrize("length", range(0, 60, 7))
+def test_truncated_header_is_rejected(file: Path, length: int) -> None:
     whole = header(settings=(setting(b"some.key", U32, bytes(4)),), tensors=(tensor(2, 2),))
     file.write_bytes(whole)
     assert read_gguf_header(file).parameters == 4
-    file.write_bytes(whole[:kept])
+    file.write_bytes(whole[:length])
     with pytest.raises(BrokenCheckpointError):
         read_gguf_header(file)

@@ -1,4 +1,4 @@
-"""A model's size is told, and refused, from headers alone."""
+"""A model's size is read, and limited, from its headers alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIB = 2**20
 
 
 def sparse_model(directory: Path, parameters: int) -> Path:
-    """As large as it says, without a block on the disk."""
+    """Write a checkpoint of the given size as a sparse file, which takes no disk space."""
     directory.mkdir()
     (directory / "config.json").write_text('{"model_type": "llama"}')
     entry = {"dtype": "F32", "shape": [parameters], "data_offsets": [0, 4 * parameters]}
@@ -46,7 +46,7 @@ def test_shards_count_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "refused"),
+    ("limits", "rejected"),
     [
         (ModelLimits(max_parameters=99), True),
         (ModelLimits(max_parameters=100), False),
@@ -55,9 +55,9 @@ def test_shards_count_together(tmp_path: Path) -> None:
         (ModelLimits(), False),
     ],
 )
-def test_limits_are_inclusive(tmp_path: Path, limits: ModelLimits, refused: bool) -> None:
+def test_limits_are_inclusive(tmp_path: Path, limits: ModelLimits, rejected: bool) -> None:
     facts = inspect_model(sparse_model(tmp_path / "m", 100))
-    if refused:
+    if rejected:
         with pytest.raises(ModelTooLargeError, match="are allowed"):
             require_within(facts, limits)
     else:
@@ -88,7 +88,7 @@ def test_a_terabyte_is_measured_in_a_few_megabytes(tmp_path: Path) -> None:
     assert done.stdout.strip() == str(2**38), done.stderr
 
 
-def test_settings_of_implausible_size_are_refused_unread(tmp_path: Path) -> None:
+def test_settings_of_implausible_size_are_rejected_without_being_read(tmp_path: Path) -> None:
     place = sparse_model(tmp_path / "m", 1)
     for name in ("config.json", "tokenizer.json", "merges.txt"):
         with (place / name).open("r+b" if (place / name).exists() else "wb") as stream:
@@ -110,7 +110,7 @@ def test_settings_of_implausible_size_are_refused_unread(tmp_path: Path) -> None
         ([], "no weight_map"),
     ],
 )
-def test_index_is_distrusted(tmp_path: Path, weight_map: object, complaint: str) -> None:
+def test_invalid_index_is_rejected(tmp_path: Path, weight_map: object, complaint: str) -> None:
     place = sparse_model(tmp_path / "m", 1)
     index = place / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
@@ -118,7 +118,7 @@ def test_index_is_distrusted(tmp_path: Path, weight_map: object, complaint: str)
         inspect_model(place)
 
 
-def test_tensor_of_a_hundred_thousand_dimensions_is_refused(tmp_path: Path) -> None:
+def test_tensor_of_a_hundred_thousand_dimensions_is_rejected(tmp_path: Path) -> None:
     place = sparse_model(tmp_path / "m", 1)
     entry = {"dtype": "F32", "shape": [1] * 100_000, "data_offsets": [0, 4]}
     text = json.dumps({"w": entry}).encode()
@@ -127,7 +127,7 @@ def test_tensor_of_a_hundred_thousand_dimensions_is_refused(tmp_path: Path) -> N
         inspect_model(place)
 
 
-def test_only_pickles_are_refused(tmp_path: Path) -> None:
+def test_only_pickles_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(BrokenCheckpointError, match="pickle"):

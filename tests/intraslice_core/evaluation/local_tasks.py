@@ -1,4 +1,4 @@
-"""Task files of lm-evaluation-harness with data beside them: nothing is downloaded."""
+"""Task files of lm-evaluation-harness with local data, so that nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CHOICES = ("alpha", "bet", "gamma ray")
-"""Of different lengths, so that accuracy by likelihood and by its mean may differ."""
+"""Answer choices of different lengths, so that acc and acc_norm may differ."""
 
 _CHOICE = """\
 task: {name}
@@ -59,7 +59,7 @@ aggregate_metric_list:
 
 
 def write_questions(directory: Path, answers: Sequence[int]) -> Path:
-    """One question for each answer."""
+    """Write one question for each answer and return the file."""
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "questions.jsonl"
     lines = (

@@ -1,4 +1,4 @@
-"""Both models are scored on the same held-out tokens, and a bad result is refused."""
+"""Both models are scored on the same held-out tokens, and the gate rejects a bad result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from intraslice_core import device
-from intraslice_core.calibration import write_own_tokens
+from intraslice_core.calibration import generate_tokens
 from intraslice_core.calibration.conversations import prompts
 from intraslice_core.config import EvaluationConfig, GateConfig, SpeedPoint
 from intraslice_core.errors import (
@@ -24,6 +24,7 @@ from intraslice_core.evaluation.clean_process import CleanProcess
 from intraslice_core.evaluation.comparison import (
     DenseScores,
     Materials,
+    ModelScores,
     check_gate,
     evaluate_one,
     evaluate_pair,
@@ -39,16 +40,16 @@ CONFIG = EvaluationConfig(max_tokens=256, context_length=64, benchmark=False)
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A model and a damaged twin."""
+    """Save a model, and the same model with all MLPs zeroed."""
     root = tmp_path_factory.mktemp("pair")
     model = tiny_model()
     for layer in model.model.layers:
         torch.nn.init.zeros_(layer.mlp.down_proj.weight)
-    return tiny_llama(root / "dense"), save_checkpoint(model, root / "damaged")
+    return tiny_llama(root / "dense"), save_checkpoint(model, root / "zeroed")
 
 
 def reference(directory: Path) -> float:
-    """Perplexity by transformers' own loss, window by window."""
+    """Compute the perplexity with transformers' own loss, window by window."""
     model = LlamaForCausalLM.from_pretrained(directory)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     tokens = evaluation_tokens("pydoc", tokenizer, 256).view(4, 64)
@@ -57,7 +58,7 @@ def reference(directory: Path) -> float:
     return torch.stack(losses).mean().exp().item()
 
 
-def test_both_perplexities_are_those_of_transformers(pair):
+def test_both_perplexities_equal_transformers(pair):
     events = []
     report = evaluate_pair(*pair, CONFIG, on_progress=events.append)
     (entry,) = report.perplexity
@@ -76,32 +77,44 @@ def test_one_model_is_scored_alone(pair):
     assert results.perplexity["pydoc"].perplexity == pytest.approx(reference(pair[0]), rel=1e-4)
 
 
-def test_gate_refuses_a_worse_model_and_lets_an_equal_one_pass(pair):
+def test_the_gate_rejects_a_worse_model_and_accepts_an_equal_one(pair):
     gate = GateConfig(max_perplexity_ratio=1.001)
     config = CONFIG.model_copy(update={"gate": gate})
     evaluate_pair(pair[0], pair[0], config)
     worst = max(pair, key=reference)
     best = min(pair, key=reference)
-    with pytest.raises(QualityGateError, match=r"perplexity on pydoc grew .* allows 1\.001"):
+    with pytest.raises(
+        QualityGateError,
+        match=r"perplexity on pydoc is .* times the dense model's .* allows at most 1\.001",
+    ):
         evaluate_pair(best, worst, config)
 
 
-def local_tasks(place: Path) -> OpenedTasks:
-    write_choice_task(place / "tasks", "letters", write_questions(place / "tasks", [0, 1, 2, 0]))
-    return open_tasks(["letters"], include_path=place / "tasks")
+def local_tasks(folder: Path) -> OpenedTasks:
+    directory = folder / "tasks"
+    write_choice_task(directory, "letters", write_questions(directory, [0, 1, 2, 0]))
+    return open_tasks(["letters"], include_path=directory)
 
 
 def test_tasks_are_scored_by_both_and_a_dense_model_only_once(pair, tmp_path):
-    tasks, known = local_tasks(tmp_path), DenseScores()
-    first = evaluate_pair(*pair, CONFIG, materials=Materials(tasks=tasks, known=known))
-    assert [(one.task, one.metric, one.examples) for one in first.tasks] == [
+    cache = DenseScores()
+    materials = Materials(tasks=local_tasks(tmp_path), dense_scores=cache)
+    first = evaluate_pair(*pair, CONFIG, materials=materials)
+    assert [(score.task, score.metric, score.examples) for score in first.tasks] == [
         ("letters", "acc", 4),
         ("letters", "acc_norm", 4),
     ]
-    kept = known.tasks
-    again = evaluate_pair(*pair, CONFIG, materials=Materials(tasks=tasks, known=known))
-    assert known.tasks is kept
-    assert again == first
+    dense_tasks = cache.scores.tasks
+    second = evaluate_pair(*pair, CONFIG, materials=materials)
+    assert cache.scores.tasks is dense_tasks
+    assert second == first
+
+
+def test_dense_scores_are_dropped_with_other_settings():
+    cache = DenseScores(key="a", scores=ModelScores(perplexity={}, tasks=()))
+    assert cache.get("a") is cache.scores is not None
+    assert cache.get("b") is None
+    assert (cache.key, cache.texts, cache.scores) == ("b", {}, None)
 
 
 def task(metric: str, dense: float, compressed: float, *, higher: bool = True) -> TaskComparison:
@@ -116,28 +129,30 @@ def task(metric: str, dense: float, compressed: float, *, higher: bool = True) -
     )
 
 
-def test_gate_refuses_lost_accuracy_and_grown_error():
+def test_the_gate_rejects_lower_accuracy_and_higher_error():
     gate = GateConfig(min_task_ratio=0.9)
     passed = (task("acc", 0.5, 0.45), task("bits_per_byte", 9.0, 10.0, higher=False))
     check_gate((), (*passed, task("exact_match", 0.0, 0.0)), gate)
-    with pytest.raises(QualityGateError, match=r"letters keeps 0\.800 of its acc .* asks for 0\.9"):
+    with pytest.raises(
+        QualityGateError, match=r"letters retains 0\.800 of its acc .* requires at least 0\.900"
+    ):
         check_gate((), (*passed, task("acc", 0.5, 0.4)), gate)
     for worse in (10.1, float("nan")):
         with pytest.raises(QualityGateError, match="bits_per_byte"):
             check_gate((), (task("bits_per_byte", 9.0, worse, higher=False),), gate)
 
 
-def test_a_gate_that_limits_nothing_or_what_is_not_measured_is_refused():
+def test_a_gate_without_a_limit_or_without_its_measurement_is_rejected():
     with pytest.raises(ValidationError, match="needs max_perplexity_ratio or min_task_ratio"):
         GateConfig()
     with pytest.raises(ValidationError, match="min_task_ratio needs tasks"):
         EvaluationConfig(gate=GateConfig(min_task_ratio=0.9))
 
 
-def test_the_part_of_a_text_that_was_calibrated_on_is_told(pair):
+def test_the_overlap_of_a_text_with_the_calibration_is_reported(pair):
     text = evaluation_tokens("pydoc", AutoTokenizer.from_pretrained(pair[0]), 256)
-    other = torch.arange(256).view(2, 128)
-    for calibration, expected in ((text.view(1, -1), 1.0), (other, 0.0)):
+    unrelated = torch.arange(256).view(2, 128)
+    for calibration, expected in ((text.view(1, -1), 1.0), (unrelated, 0.0)):
         report = evaluate_pair(*pair, CONFIG, materials=Materials(calibration=calibration))
         assert report.perplexity[0].calibration_overlap == expected
     assert evaluate_pair(*pair, CONFIG).perplexity[0].calibration_overlap is None
@@ -147,9 +162,9 @@ def test_loads_are_measured_without_the_benchmark(pair):
     points = (SpeedPoint(batch_size=2, context_length=8),)
     report = evaluate_pair(*pair, CONFIG.model_copy(update={"speed_grid": points}))
     assert report.speed is None
-    (one,) = report.speed_grid
-    assert one.cache_per_token.ratio == 1.0
-    assert one.decode.ratio > 0.0
+    (load,) = report.speed_grid
+    assert load.cache_per_token.ratio == 1.0
+    assert load.decode.ratio > 0.0
 
 
 def test_texts_are_read_before_any_model_is_loaded(pair, tmp_path):
@@ -163,26 +178,25 @@ def test_texts_are_read_before_any_model_is_loaded(pair, tmp_path):
 def test_the_dense_model_writes_once_and_both_are_scored_on_it(pair, source, monkeypatch):
     written = []
 
-    def counted(*arguments: object, **named: object) -> torch.Tensor:
-        written.append(write_own_tokens(*arguments, **named))
+    def record(*arguments: object, **named: object) -> torch.Tensor:
+        written.append(generate_tokens(*arguments, **named))
         return written[-1]
 
-    monkeypatch.setattr(perplexity, "write_own_tokens", counted)
+    monkeypatch.setattr(perplexity, "generate_tokens", record)
     config = CONFIG.model_copy(update={"perplexity": (source, "pydoc")})
     report = evaluate_pair(*pair, config)
     assert [entry.text for entry in report.perplexity] == [source, "pydoc"]
     (tokens,) = written
     assert tokens.shape == (256 // 64, 64)
-    for directory, found in zip(
-        pair, (report.perplexity[0].dense, report.perplexity[0].compressed), strict=True
-    ):
+    scores = (report.perplexity[0].dense, report.perplexity[0].compressed)
+    for directory, score in zip(pair, scores, strict=True):
         model = LlamaForCausalLM.from_pretrained(directory)
         with torch.no_grad():
             losses = [model(row[None], labels=row[None]).loss.double() for row in tokens]
-        assert found == pytest.approx(torch.stack(losses).mean().exp().item(), rel=1e-4)
+        assert score == pytest.approx(torch.stack(losses).mean().exp().item(), rel=1e-4)
 
 
-def test_no_calibration_has_seen_what_is_written_for_evaluation(pair):
+def test_evaluation_text_is_written_from_prompts_that_calibration_never_uses(pair):
     model = LlamaForCausalLM.from_pretrained(pair[0])
     tokenizer = AutoTokenizer.from_pretrained(pair[0])
     tokens = written_tokens("chat", model, tokenizer, max_tokens=512, context_length=256)
@@ -194,15 +208,15 @@ def test_no_calibration_has_seen_what_is_written_for_evaluation(pair):
     )
 
 
-def test_a_model_alone_is_not_scored_on_what_the_dense_one_would_write(pair):
-    with pytest.raises(CalibrationSourceError, match=r"chat.*written by the dense model"):
+def test_a_single_model_is_not_scored_on_text_of_the_dense_model(pair):
+    with pytest.raises(CalibrationSourceError, match=r"chat.*generated by the dense model"):
         evaluate_one(pair[0], CONFIG.model_copy(update={"perplexity": ("chat",)}))
 
 
 def test_benchmark_measures_every_part(pair, monkeypatch):
     from intraslice_core.evaluation import timing
 
-    monkeypatch.setattr(device, "_ours", set())
+    monkeypatch.setattr(device, "_variables_set", set())
     short = {"batch_size": 1, "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
     monkeypatch.setattr(timing, "_BENCHMARK", short)
     report = evaluate_pair(*pair, CONFIG.model_copy(update={"benchmark": True}))
@@ -212,14 +226,14 @@ def test_benchmark_measures_every_part(pair, monkeypatch):
 
 @pytest.fixture
 def few_kernels(monkeypatch):
-    """As after the beginning of a compression, wherever in the tests' process that was."""
+    """Set the environment as a compression in this process sets it."""
     for name in device._ENVIRONMENT:
         monkeypatch.setenv(name, "7")
-    monkeypatch.setattr(device, "_ours", set(device._ENVIRONMENT))
+    monkeypatch.setattr(device, "_variables_set", set(device._ENVIRONMENT))
 
 
-def test_after_a_compression_another_process_takes_the_time(pair, few_kernels, monkeypatch):
-    monkeypatch.setattr(comparison, "compare_speeds", None)  # not here
+def test_after_a_compression_a_clean_process_measures_the_speed(pair, few_kernels, monkeypatch):
+    monkeypatch.setattr(comparison, "compare_speeds", None)  # fails if called in this process
     points = (SpeedPoint(batch_size=2, context_length=8),)
     settings = {"speed_grid": points, "benchmark": True}
     report = evaluate_pair(*pair, CONFIG.model_copy(update=settings))
@@ -227,19 +241,19 @@ def test_after_a_compression_another_process_takes_the_time(pair, few_kernels, m
     assert report.speed_grid[0].cache_per_token.ratio == 1.0
 
 
-def test_that_process_keeps_as_many_kernels_as_it_likes(few_kernels, monkeypatch, tmp_path):
+def test_the_clean_process_has_no_limit_on_cached_kernels(few_kernels, monkeypatch, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "import json, os, sys\njson.dump(dict(os.environ), open(sys.argv[2], 'w'))\n"
     )
-    monkeypatch.setattr(device, "_ours", {"LRU_CACHE_CAPACITY"})
-    process = CleanProcess(program=str(program), arguments=[], fails=MeasurementError)
-    found = process.ask(None, lambda: False)
-    assert "LRU_CACHE_CAPACITY" not in found
-    assert found["THP_MEM_ALLOC_ENABLE"] == "7"  # the user's own stays
+    monkeypatch.setattr(device, "_variables_set", {"LRU_CACHE_CAPACITY"})
+    process = CleanProcess(program=str(program), arguments=[], make_error=MeasurementError)
+    environment = process.run(None, lambda: False)
+    assert "LRU_CACHE_CAPACITY" not in environment
+    assert environment["THP_MEM_ALLOC_ENABLE"] == "7"  # the user's own setting stays
 
 
-def test_a_speed_that_cannot_be_measured_is_said_with_the_reason(pair, few_kernels, tmp_path):
+def test_a_failed_speed_measurement_is_an_error_with_the_reason(pair, few_kernels, tmp_path):
     settings = CONFIG.model_copy(update={"benchmark": True})
     with pytest.raises(MeasurementError, match="speed could not be measured"):
         comparison._compare_speeds(

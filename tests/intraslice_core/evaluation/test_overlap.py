@@ -1,4 +1,4 @@
-"""Runs of 13 tokens that calibration and evaluation share are counted, and counted right."""
+"""Overlap of calibration and evaluation, counted in n-grams of 13 tokens."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hypothesis.extra.numpy import arrays
 from intraslice_core.evaluation.overlap import NGRAM, SeenNgrams
 
 FEW_TOKENS = st.integers(0, 1)
-"""So few that runs are shared by chance."""
+"""Vocabulary so small that n-grams are shared by chance."""
 
 
-def runs(row: np.ndarray) -> list[tuple[int, ...]]:
+def ngrams(row: np.ndarray) -> list[tuple[int, ...]]:
     return [tuple(row[at : at + NGRAM].tolist()) for at in range(len(row) - NGRAM + 1)]
 
 
@@ -22,14 +22,14 @@ def runs(row: np.ndarray) -> list[tuple[int, ...]]:
     arrays(np.int64, st.tuples(st.integers(1, 4), st.integers(1, 60)), elements=FEW_TOKENS),
     arrays(np.int64, st.integers(0, 60), elements=FEW_TOKENS),
 )
-def test_the_fraction_is_that_of_sets_of_tuples(calibration, evaluation):
-    seen = {run for row in calibration for run in runs(row)}
-    asked = runs(evaluation)
-    expected = sum(run in seen for run in asked) / len(asked) if asked else 0.0
+def test_the_fraction_equals_that_of_sets_of_tuples(calibration, evaluation):
+    seen = {ngram for row in calibration for ngram in ngrams(row)}
+    evaluated = ngrams(evaluation)
+    expected = sum(ngram in seen for ngram in evaluated) / len(evaluated) if evaluated else 0.0
     assert SeenNgrams(calibration).fraction_of(evaluation) == pytest.approx(expected)
 
 
-def test_a_text_that_was_calibrated_on_is_seen_whole_and_another_not_at_all():
+def test_calibration_text_overlaps_completely_and_other_text_not_at_all():
     generator = np.random.default_rng(0)
     text = generator.integers(0, 50_000, 2048)
     other = generator.integers(0, 50_000, 2048)
@@ -38,15 +38,15 @@ def test_a_text_that_was_calibrated_on_is_seen_whole_and_another_not_at_all():
     assert seen.fraction_of(other) == 0.0
 
 
-def test_no_run_crosses_from_one_sequence_into_the_next():
+def test_no_ngram_crosses_two_sequences():
     text = np.arange(64)
     seen = SeenNgrams(text.reshape(2, 32))
     assert seen.fraction_of(text[32 - NGRAM + 1 : 32 + NGRAM - 1]) == 0.0
     assert seen.fraction_of(text[:32]) == 1.0
 
 
-def test_neighbouring_ids_are_not_taken_for_each_other():
-    # An unmixed sum of ids is the same for both.
+def test_neighbouring_ids_have_different_hashes():
+    # A sum of ids without mixing is the same for both.
     first, second = np.full(NGRAM, 5), np.full(NGRAM, 5)
     second[3], second[4] = 4, 6
     assert SeenNgrams(first).fraction_of(second) == 0.0

@@ -1,4 +1,4 @@
-"""Perplexity against its definition, token by token."""
+"""Perplexity compared with its definition, token by token."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tokens(count: int) -> torch.Tensor:
 
 
 def by_definition(model: LlamaForCausalLM, text: torch.Tensor, window: int) -> tuple[float, int]:
-    """Sum of -log p(token | its window's prefix): one forward pass and softmax a token."""
+    """Sum -log p(token | prefix in its window), with one forward pass and softmax per token."""
     total, scored = 0.0, 0
     for start in range(0, len(text), window):
         part = text[start : start + window]
@@ -64,16 +64,16 @@ def test_equals_naive_softmax_of_every_token(model, count, window, batch, monkey
 
 
 @pytest.mark.parametrize("variant", ["gemma2", "gemma3", "phi"])
-def test_what_a_family_does_behind_its_trunk_is_done_here_too(variant: str) -> None:
-    # Gemmas cap their logits, Phi's head has a bias.
+def test_output_heads_with_soft_cap_or_bias_are_applied(variant: str) -> None:
+    # Gemma models cap their logits, Phi's head has a bias.
     family = tiny_family_model(variant)
     text = tokens(40)
     total, scored = by_definition(family, text, 20)
-    found = perplexity(family, text, context_length=20, batch_size=2)
-    assert found.mean_nll == pytest.approx(total / scored, rel=1e-5)
+    result = perplexity(family, text, context_length=20, batch_size=2)
+    assert result.mean_nll == pytest.approx(total / scored, rel=1e-5)
 
 
-def test_uniform_model_has_the_vocabulary_as_perplexity(model):
+def test_the_perplexity_of_a_uniform_model_is_the_vocabulary_size(model):
     torch.nn.init.zeros_(model.lm_head.weight)
     result = perplexity(model, tokens(100), context_length=32, batch_size=2)
     assert result.perplexity == pytest.approx(61.0, rel=1e-6)

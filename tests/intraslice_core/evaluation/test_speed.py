@@ -1,4 +1,4 @@
-"""Speed is measured fairly, by part, and reported as paired ratios."""
+"""Speed measurement by part, with alternating models and paired ratios."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def slow_down(module: torch.nn.Module, seconds: float) -> None:
     module.register_forward_pre_hook(lambda *_: time.sleep(seconds))
 
 
-def test_a_slow_module_is_found_in_its_own_part():
+def test_a_slow_module_slows_only_its_own_part():
     model, slow = tiny_model(), tiny_model()
     for layer in slow.model.layers:
         layer.mlp.act_fn = torch.nn.Sequential(layer.mlp.act_fn)
@@ -37,14 +37,14 @@ def test_rates_count_all_tokens_of_the_batch():
     model = tiny_model()
     slow_down(model.model.norm, 0.05)
     report = compare_speed(model, model, **WORK, repeats=2)
-    # Each forward pass takes at least 50 ms: 2 x 8 tokens once, then 2 tokens four times.
+    # Each forward pass takes at least 50 ms: 2 x 8 tokens once, and then 2 tokens four times.
     assert report.whole.prefill.dense < 16 / 0.05
     assert report.whole.prefill.dense > 16 / 1.0
     assert report.whole.decode.dense < 8 / 0.2
     assert report.whole.decode.dense > 8 / 4.0
 
 
-def test_parts_fit_into_each_other():
+def test_the_parts_of_a_layer_take_less_time_than_the_layer():
     seconds = time_model(tiny_model(), Workload(**WORK))
     for phase in (seconds.prefill, seconds.decode):
         assert phase["attention"] + phase["mlp"] < phase["layers"]
@@ -61,7 +61,7 @@ def test_ratio_is_the_median_of_paired_ratios():
     assert phase.dense_spread == pytest.approx(3.75)
 
 
-def test_models_take_turns(monkeypatch):
+def test_models_alternate(monkeypatch):
     order: list[int] = []
     first, second = tiny_model(), tiny_model()
     original = speed.time_model
@@ -86,7 +86,7 @@ def test_a_removed_module_has_no_speed():
     assert speed._part_speed("attention", [whole], [seconds], Workload(**WORK)) is not None
 
 
-def test_no_hook_stays_behind():
+def test_hooks_are_removed():
     model = tiny_model().train()
     time_model(model, Workload(**WORK))
     assert not any(module._forward_hooks for module in model.modules())

@@ -1,4 +1,4 @@
-"""Zero-shot tasks are scored as a reader of their definition would, and refused in clear words."""
+"""Zero-shot tasks: scores equal an independent computation, and errors are clear."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ANSWERS = [0, 1, 2, 1, 1, 0, 2, 2, 0, 1, 2, 0]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three local tasks and a group."""
+    """Write three local tasks and a group."""
     directory = tmp_path_factory.mktemp("tasks")
     data = write_questions(directory, ANSWERS)
     write_choice_task(directory, "letters", data)
@@ -43,12 +43,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def scored(place: Path, *names: str, **settings: object) -> dict[tuple[str, str], TaskScore]:
     tasks = open_tasks(names, include_path=place, **settings)
-    found = score_tasks(tiny_model(), tiny_tokenizer(), tasks)
-    return {(one.task, one.metric): one for one in found}
+    scores = score_tasks(tiny_model(), tiny_tokenizer(), tasks)
+    return {(score.task, score.metric): score for score in scores}
 
 
 def likeliest(question: str, *, by_byte: bool) -> int:
-    """The choice of the highest log-likelihood behind the question, a choice at a time."""
+    """Return the index of the choice with the highest log-likelihood after the question."""
     model, tokenizer = tiny_model(), tiny_tokenizer()
     scores = []
     for choice in CHOICES:
@@ -56,80 +56,82 @@ def likeliest(question: str, *, by_byte: bool) -> int:
         answer = tokenizer(f" {choice}", add_special_tokens=False)["input_ids"]
         with torch.no_grad():
             logits = model(torch.tensor([context + answer])).logits[0].double()
-        told = logits[len(context) - 1 : -1].log_softmax(-1)
-        score = told.gather(1, torch.tensor(answer)[:, None]).sum().item()
+        log_probs = logits[len(context) - 1 : -1].log_softmax(-1)
+        score = log_probs.gather(1, torch.tensor(answer)[:, None]).sum().item()
         scores.append(score / len(choice) if by_byte else score)
     return scores.index(max(scores))
 
 
-def test_accuracy_counts_the_likeliest_choices(place):
-    found = scored(place, "letters")
+def test_accuracy_counts_the_most_likely_choices(place):
+    scores = scored(place, "letters")
     for metric, by_byte in (("acc", False), ("acc_norm", True)):
-        right = sum(
+        correct = sum(
             likeliest(f"What is the {index}th letter?", by_byte=by_byte) == answer
             for index, answer in enumerate(ANSWERS)
         )
-        one = found["letters", metric]
-        accuracy = right / len(ANSWERS)
-        assert one.value == pytest.approx(accuracy)
-        assert (one.examples, one.shots, one.higher_is_better) == (len(ANSWERS), 0, True)
-        # Of a mean of zeros and ones, with Bessel's correction.
-        assert one.stderr == pytest.approx((accuracy * (1 - accuracy) / (len(ANSWERS) - 1)) ** 0.5)
+        score = scores["letters", metric]
+        accuracy = correct / len(ANSWERS)
+        assert score.value == pytest.approx(accuracy)
+        assert (score.examples, score.shots, score.higher_is_better) == (len(ANSWERS), 0, True)
+        # The standard error of a mean of zeros and ones, with Bessel's correction.
+        stderr = (accuracy * (1 - accuracy) / (len(ANSWERS) - 1)) ** 0.5
+        assert score.stderr == pytest.approx(stderr)
 
 
-def test_a_limit_takes_the_first_examples_and_shots_are_shown(place):
-    plain, shown = scored(place, "letters", limit=5), scored(place, "letters", limit=5, shots=2)
-    right = sum(
+def test_a_limit_takes_the_first_examples_and_shots_are_reported(place):
+    zero_shot = scored(place, "letters", limit=5)
+    two_shot = scored(place, "letters", limit=5, shots=2)
+    correct = sum(
         likeliest(f"What is the {index}th letter?", by_byte=False) == answer
         for index, answer in enumerate(ANSWERS[:5])
     )
-    assert plain["letters", "acc"].value == pytest.approx(right / 5)
-    assert plain["letters", "acc"].examples == 5
-    assert shown["letters", "acc"].shots == 2
+    assert zero_shot["letters", "acc"].value == pytest.approx(correct / 5)
+    assert zero_shot["letters", "acc"].examples == 5
+    assert two_shot["letters", "acc"].shots == 2
 
 
-def test_the_same_model_scores_the_same_on_tasks_opened_once(place):
+def test_opened_tasks_give_the_same_model_the_same_scores_again(place):
     tasks = open_tasks(["letters", "reading"], include_path=place, shots=3)
     first, second = (score_tasks(tiny_model(), tiny_tokenizer(), tasks) for _ in range(2))
     assert first == second
 
 
-def test_a_metric_that_is_better_when_lower_says_so(place):
-    one = scored(place, "reading")["reading", "bits_per_byte"]
-    assert not one.higher_is_better
-    assert one.value > 0.0
+def test_a_metric_where_lower_is_better_is_marked(place):
+    score = scored(place, "reading")["reading", "bits_per_byte"]
+    assert not score.higher_is_better
+    assert score.value > 0.0
 
 
-def test_of_a_group_its_own_metric_is_reported_alone(place):
-    found = scored(place, "alphabet")
-    assert set(found) == {("alphabet", "acc")}
-    parts = scored(place, "letters", "more_letters")
-    weighted = 12 * parts["letters", "acc"].value + 4 * parts["more_letters", "acc"].value
-    assert found["alphabet", "acc"].value == pytest.approx(weighted / 16)
-    assert found["alphabet", "acc"].examples == 16
+def test_a_groups_own_metric_replaces_its_members(place):
+    scores = scored(place, "alphabet")
+    assert set(scores) == {("alphabet", "acc")}
+    members = scored(place, "letters", "more_letters")
+    weighted = 12 * members["letters", "acc"].value + 4 * members["more_letters", "acc"].value
+    assert scores["alphabet", "acc"].value == pytest.approx(weighted / 16)
+    assert scores["alphabet", "acc"].examples == 16
 
 
-def test_a_name_that_is_unknown_is_refused_with_the_way_to_list_names(place):
+def test_an_unknown_name_is_rejected_with_the_way_to_list_names(place):
     with pytest.raises(
         TaskNotFoundError, match=r"evaluation.tasks: no such task: lettres.*ls task"
     ):
         open_tasks(["letters", "lettres"], include_path=place)
 
 
-def test_a_path_is_no_name(place):
-    # The harness would read the file, and run the code that it names.
+def test_a_path_is_not_a_name(place):
+    # The harness would read the file and run the code that it names.
     with pytest.raises(TaskNotFoundError):
         open_tasks([str(place / "letters.yaml")], include_path=place)
 
 
-def test_data_that_is_not_there_is_told_from_a_wrong_name(tmp_path):
+def test_missing_data_is_distinguished_from_an_unknown_name(tmp_path):
     write_choice_task(tmp_path, "letters", tmp_path / "nowhere.jsonl")
     with pytest.raises(TaskDataError, match=r"letters cannot be read: .*nowhere"):
         open_tasks(["letters"], include_path=tmp_path)
 
 
-def test_a_data_set_brings_no_code(tmp_path):
-    """Not even where the task file trusts it."""
+def test_code_of_a_data_set_never_runs(tmp_path):
+    """Never run code, even if the task file trusts the data set."""
     scripts = tmp_path / "letters_data"
     scripts.mkdir()
     (scripts / "letters_data.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
@@ -142,50 +144,52 @@ def test_a_data_set_brings_no_code(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_task_that_executes_what_a_model_writes_is_refused(tmp_path):
+def test_a_task_that_executes_model_output_is_rejected(tmp_path):
     write_choice_task(tmp_path, "letters", write_questions(tmp_path, ANSWERS))
     with (tmp_path / "letters.yaml").open("a") as file:
         file.write("unsafe_code: true\n")
-    with pytest.raises(TaskError, match="letters executes what the model writes"):
+    with pytest.raises(TaskError, match="task letters executes model output"):
         open_tasks(["letters"], include_path=tmp_path)
 
 
-def test_a_directory_that_is_none_is_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match="is no directory"):
+def test_a_missing_directory_is_rejected(tmp_path):
+    with pytest.raises(ConfigurationError, match="none is not a directory"):
         open_tasks(["letters"], include_path=tmp_path / "none")
 
 
-def test_without_the_extra_the_error_names_it(place, monkeypatch):
-    # What an interpreter without the package finds.
+def test_without_the_harness_the_error_names_the_extra(place, monkeypatch):
+    # None makes the package look uninstalled.
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(MissingExtraError, match=r'pip install "intraslice\[eval\]"'):
+    with pytest.raises(
+        MissingExtraError, match=r'lm_eval cannot be imported.*pip install "intraslice\[eval\]"'
+    ):
         open_tasks(["letters"], include_path=place)
 
 
 def test_scoring_stops_between_forward_passes(place):
     model, tasks = tiny_model(), open_tasks(["letters"], include_path=place)
-    asked = iter([False, False, True])
+    answers = iter([False, False, True])
     with pytest.raises(CompressionCancelledError):
-        score_tasks(model, tiny_tokenizer(), tasks, should_cancel=lambda: next(asked))
+        score_tasks(model, tiny_tokenizer(), tasks, should_cancel=lambda: next(answers))
     assert not model._forward_pre_hooks
 
 
-def test_a_fault_of_the_model_is_not_laid_at_the_tasks_door(place):
+def test_an_error_of_the_model_is_not_reported_as_a_task_error(place):
     model, tasks = tiny_model(), open_tasks(["letters"], include_path=place)
     model.model.layers[1].mlp.down_proj = torch.nn.Linear(3, 3)
     with pytest.raises(RuntimeError, match="shapes"):
         score_tasks(model, tiny_tokenizer(), tasks)
 
     def broken(*_, **__):
-        raise ValueError("ours")
+        raise ValueError("the model failed")
 
     model.model.forward = broken
-    with pytest.raises(ValueError, match="ours"):
+    with pytest.raises(ValueError, match="the model failed"):
         score_tasks(model, tiny_tokenizer(), tasks)
     assert not model._forward_pre_hooks
     assert not model._forward_hooks
 
 
-def test_nothing_of_the_harness_reaches_stdout(place, capsys):
+def test_the_harness_prints_nothing_to_stdout(place, capsys):
     scored(place, "letters", "reading")
     assert capsys.readouterr().out == ""

@@ -1,4 +1,4 @@
-"""A stranger loads the files; whatever was changed on disk is noticed."""
+"""Verification in a process without our packages detects every change on disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.intraslice_core.tiny_models import save_checkpoint, tiny_model, tiny_
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny dense checkpoint with its reference."""
+    """Save a tiny dense checkpoint with its reference."""
     directory = tmp_path_factory.mktemp("checkpoint")
     model = tiny_model()
     save_checkpoint(model, directory)
@@ -35,7 +35,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def checkpoint(written: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """Copy the checkpoint, to be changed."""
     return Path(shutil.copytree(written, tmp_path / "copy"))
 
 
@@ -47,21 +47,22 @@ def change_weight(directory: Path, name: str, amount: float) -> None:
 
 
 def accept_changed_files(directory: Path) -> None:
-    """Bring the hashes up to date, so that only the behaviour can betray the change."""
+    """Update the hashes, so that only the model's answers can reveal the change."""
     file = directory / REFERENCE_FILE
     reference = json.loads(file.read_text())
     reference["files"] = verification._hashes(directory)
     file.write_text(json.dumps(reference))
 
 
-def test_untouched_checkpoint_passes_in_a_process_without_our_code(written):
+def test_an_unchanged_checkpoint_passes_in_a_process_without_our_code(written):
     result = verify_checkpoint(written)
     assert result.max_abs_difference <= 1e-4
+    assert result.loaded_by == ("checkpoint",)
     assert result.prompts == 4
     assert result.greedy_tokens == 4 * fresh_process.GREEDY_TOKENS
 
 
-def test_reference_holds_log_probabilities_of_the_plain_forward_pass(written):
+def test_the_reference_holds_log_probabilities_of_a_plain_forward_pass(written):
     model = LlamaForCausalLM.from_pretrained(written).eval()
     entry = json.loads((written / REFERENCE_FILE).read_text())["prompts"][1]
     with torch.no_grad():
@@ -71,32 +72,32 @@ def test_reference_holds_log_probabilities_of_the_plain_forward_pass(written):
             best = model(torch.tensor([text])).logits[0, -1].argmax().item()
             assert best == expected
             text = [*text, best]
-    wanted = torch.softmax(logits, -1).log().topk(fresh_process.TOP)
+    expected = torch.softmax(logits, -1).log().topk(fresh_process.TOP)
     torch.testing.assert_close(
-        torch.tensor(entry["log_probs"][-1]), wanted.values.float(), atol=1e-4, rtol=0
+        torch.tensor(entry["log_probs"][-1]), expected.values.float(), atol=1e-4, rtol=0
     )
 
 
-def test_changed_bytes_are_named(checkpoint):
+def test_a_changed_file_is_named(checkpoint):
     change_weight(checkpoint, "model.norm.weight", 1e-6)
-    with pytest.raises(VerificationError, match=r"model\.safetensors"):
+    with pytest.raises(VerificationError, match=r"files changed .*: model\.safetensors"):
         verify_checkpoint(checkpoint)
 
 
 def test_added_code_is_named(checkpoint):
     (checkpoint / "modeling_evil.py").write_text("")
-    with pytest.raises(VerificationError, match=r"modeling_evil\.py"):
+    with pytest.raises(VerificationError, match=r"files changed .*: modeling_evil\.py"):
         verify_checkpoint(checkpoint)
 
 
-def test_changed_weight_changes_log_probabilities(checkpoint):
+def test_a_changed_weight_changes_log_probabilities(checkpoint):
     change_weight(checkpoint, "model.layers.1.mlp.down_proj.weight", 0.05)
     accept_changed_files(checkpoint)
-    with pytest.raises(VerificationError, match="log-probabilities differ"):
+    with pytest.raises(VerificationError, match=r"copy: log-probabilities differ by .* nats"):
         verify_checkpoint(checkpoint)
 
 
-def test_truncated_file_does_not_load(checkpoint):
+def test_a_truncated_file_does_not_load(checkpoint):
     file = checkpoint / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     accept_changed_files(checkpoint)
@@ -104,7 +105,7 @@ def test_truncated_file_does_not_load(checkpoint):
         verify_checkpoint(checkpoint)
 
 
-def test_missing_weight_is_not_made_up(checkpoint):
+def test_a_missing_weight_is_an_error(checkpoint):
     file = checkpoint / "model.safetensors"
     weights = load_file(file)
     del weights["model.layers.0.self_attn.k_proj.weight"]
@@ -114,17 +115,17 @@ def test_missing_weight_is_not_made_up(checkpoint):
         verify_checkpoint(checkpoint)
 
 
-def test_other_tokenizer_is_noticed(checkpoint):
+def test_a_changed_tokenizer_is_detected(checkpoint):
     file = checkpoint / "tokenizer.json"
     settings = json.loads(file.read_text())
     words = settings["model"]["vocab"]
     words["a"], words["b"] = words["b"], words["a"]
     file.write_text(json.dumps(settings))
-    with pytest.raises(VerificationError, match="tokenizer"):
+    with pytest.raises(VerificationError, match="tokenizer on disk gives other tokens for"):
         verify_checkpoint(checkpoint)
 
 
-def test_checkpoint_that_needs_our_code_fails(checkpoint):
+def test_a_checkpoint_that_imports_our_package_fails(checkpoint):
     settings = json.loads((checkpoint / "config.json").read_text())
     settings["auto_map"] = {"AutoModelForCausalLM": "modeling_ours.Ours"}
     settings["model_type"] = "intraslice"
@@ -135,21 +136,21 @@ def test_checkpoint_that_needs_our_code_fails(checkpoint):
         verify_checkpoint(checkpoint)
 
 
-def test_our_packages_are_refused_however_they_are_installed():
+def test_our_packages_are_blocked_however_they_are_installed():
     program = (
         f"import runpy\nspace = runpy.run_path({fresh_process.__file__!r})\n"
-        "import sys\nbefore = len(sys.meta_path)\nspace['_forget_ours']()\n"
+        "import sys\nbefore = len(sys.meta_path)\nspace['_block_our_packages']()\n"
         "for name in ('intraslice_core', 'app', 'workers', 'intraslice_core.plan'):\n"
         "    try:\n        __import__(name)\n"
         "    except ModuleNotFoundError:\n        continue\n"
         "    raise SystemExit(name)\n"
     )
-    # With the repository as working directory and without -I, all three would be importable.
+    # With the repository as working directory and without -I, all of them would be importable.
     root = Path(fresh_process.__file__).parents[2]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
 def test_verification_can_be_cancelled(written):
@@ -157,6 +158,6 @@ def test_verification_can_be_cancelled(written):
         verify_checkpoint(written, should_cancel=lambda: True)
 
 
-def test_without_reference_there_is_nothing_to_verify(tmp_path):
-    with pytest.raises(VerificationError, match="no readable"):
+def test_a_missing_reference_is_an_error(tmp_path):
+    with pytest.raises(VerificationError, match=r"no readable verification\.json"):
         verify_checkpoint(tmp_path)

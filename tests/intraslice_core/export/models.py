@@ -1,4 +1,4 @@
-"""Tiny models of the targets, with what llama.cpp wants of a tokenizer."""
+"""Tiny models for the export tests, with tokenizers that llama.cpp supports."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ CALIBRATION = CalibrationConfig(source="pydoc", samples=16, sequence_length=32)
 TOKENS = torch.randint(3, 250, (2, 40), generator=torch.Generator().manual_seed(1))
 MERGES = (("t", "h"), ("th", "e"), ("Ġ", "the"))
 VOCAB_SIZE = 256 + 3 + len(MERGES) + 2
-"""Two rows of the embedding belong to no token."""
+"""Rows of the embedding, two of which belong to no token."""
 
 
-def merging_tokenizer(splitting: Any = None) -> PreTrainedTokenizerFast:
-    """Bytes and a few merges; special tokens come first."""
+def merging_tokenizer(pre_tokenizer: Any = None) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer with a few merges; special tokens come first."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     texts = ["<s>", "</s>", "<pad>", *alphabet, *("".join(pair) for pair in MERGES)]
     vocabulary = {text: number for number, text in enumerate(texts)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(MERGES)))
-    tokenizer.pre_tokenizer = splitting or pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -38,7 +38,7 @@ def merging_tokenizer(splitting: Any = None) -> PreTrainedTokenizerFast:
 
 
 def llama_with_merges(directory: Path, **overrides: Any) -> Path:
-    """A tiny Llama whose rows eight-bit blocks divide."""
+    """Write a tiny Llama whose rows are multiples of the 8-bit quantisation's block."""
     sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": VOCAB_SIZE}
     sizes["max_position_embeddings"] = 1024
     tiny_llama(directory, **(sizes | overrides))
@@ -53,8 +53,8 @@ def config(target: str, **settings: Any) -> CompressionConfig:
 
 def logits(model: PreTrainedModel) -> Tensor:
     with torch.inference_mode():
-        found: Tensor = model(input_ids=TOKENS).logits
-    return found
+        output: Tensor = model(input_ids=TOKENS).logits
+    return output
 
 
 def load(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:

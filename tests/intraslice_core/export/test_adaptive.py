@@ -1,4 +1,4 @@
-"""The `adaptive` target: DeciLM files, whose layers differ in width."""
+"""Target `adaptive` writes DeciLM checkpoints with a different MLP width in each layer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.intraslice_core.tiny_models import (
 )
 
 
-def test_layers_differ_in_width_alone_and_the_files_say_so(tmp_path: Path) -> None:
+def test_layers_differ_only_in_mlp_width(tmp_path: Path) -> None:
     dense = llama_with_merges(tmp_path / "dense")
     report = compress_model(str(dense), tmp_path / "out", config("adaptive", ratio=0.3))
     whole = report.geometry.dense_layer()
@@ -36,7 +36,7 @@ def test_layers_differ_in_width_alone_and_the_files_say_so(tmp_path: Path) -> No
     assert report.plan.removed_fraction(report.geometry) == pytest.approx(0.3, abs=0.02)
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["model_type"] == "nemotron-nas"
-    assert [one["ffn"]["intermediate_size"] for one in written["block_configs"]] == [
+    assert [block["ffn"]["intermediate_size"] for block in written["block_configs"]] == [
         layer.intermediate_size for layer in report.plan.layers
     ]
     (verified,) = report.verified
@@ -44,15 +44,15 @@ def test_layers_differ_in_width_alone_and_the_files_say_so(tmp_path: Path) -> No
     assert verified.max_abs_difference <= verified.tolerance
 
 
-def test_a_model_with_room_for_it_loses_nothing(tmp_path: Path) -> None:
+def test_removing_unused_neurons_is_lossless(tmp_path: Path) -> None:
     model = tiny_model()
     with torch.no_grad():
         for index, layer in enumerate(model.model.layers):
             layer.mlp.down_proj.weight[:, 40 + 8 * index :] = 0.0
     save_checkpoint(model, tmp_path / "dense")
-    kept = sum(40 + 8 * index for index in range(3)) / (3 * 64)
+    kept_fraction = sum(40 + 8 * index for index in range(3)) / (3 * 64)
     mlp, attention = 3 * 64 * 48, 48 * 16 * (4 + 2) * 2
-    ratio = (1.0 - kept) * mlp / (mlp + attention)
+    ratio = (1.0 - kept_fraction) * mlp / (mlp + attention)
     report = compress_model(
         str(tmp_path / "dense"), tmp_path / "out", config("adaptive", ratio=ratio)
     )
@@ -60,24 +60,24 @@ def test_a_model_with_room_for_it_loses_nothing(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(load(tmp_path / "out")), logits(model), atol=1e-3, rtol=0.0)
 
 
-def test_a_mistral_becomes_one_too(tmp_path: Path) -> None:
+def test_mistral_is_written_as_decilm(tmp_path: Path) -> None:
     sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": VOCAB_SIZE}
     more = {"sliding_window": None, "max_position_embeddings": 1024}
     dense = tiny_checkpoint(tmp_path / "dense", "mistral", **sizes, **more)
     merging_tokenizer().save_pretrained(dense)
-    asked = config("adaptive", ratio=0.3, exports=("safetensors", "gguf-f16"))
-    report = compress_model(str(dense), tmp_path / "out", asked)
-    assert [one.files for one in report.verified] == ["safetensors", "gguf-f16"]
+    settings = config("adaptive", ratio=0.3, exports=("safetensors", "gguf-f16"))
+    report = compress_model(str(dense), tmp_path / "out", settings)
+    assert [check.files for check in report.verified] == ["safetensors", "gguf-f16"]
     assert (
         json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "nemotron-nas"
     )
 
 
-def test_an_attention_that_is_worth_little_goes_but_never_the_first(tmp_path: Path) -> None:
+def test_attention_of_little_effect_is_removed_except_in_the_first_layer(tmp_path: Path) -> None:
     model = tiny_model()
     with torch.no_grad():
         for index, layer in enumerate(model.model.layers):
-            # The first is worth least, and stays for the caches' sake.
+            # The first has the least effect, but caches need it.
             layer.self_attn.o_proj.weight.mul_(1e-3 if index else 1e-6)
     save_checkpoint(model, tmp_path / "dense")
     report = compress_model(
@@ -93,19 +93,19 @@ def test_an_attention_that_is_worth_little_goes_but_never_the_first(tmp_path: Pa
     assert torch.equal(cached, plain)
 
 
-def test_an_mlp_that_is_worth_nothing_keeps_a_few_neurons(tmp_path: Path) -> None:
+def test_mlp_of_no_effect_keeps_a_few_neurons(tmp_path: Path) -> None:
     dense = llama_with_merges(tmp_path / "dense")
     model = load(dense)
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.mul_(1e-6)
     model.save_pretrained(dense)
-    asked = config("adaptive", ratio=0.3, module_cap=1.0)
-    report = compress_model(str(dense), tmp_path / "out", asked)
+    settings = config("adaptive", ratio=0.3, module_cap=1.0)
+    report = compress_model(str(dense), tmp_path / "out", settings)
     widths = [layer.intermediate_size for layer in report.plan.layers]
     assert 0 < widths[1] < min(widths[0], widths[2])
 
 
-def test_equal_widths_are_a_plan_too(tmp_path: Path) -> None:
+def test_uniform_allocation_gives_equal_widths(tmp_path: Path) -> None:
     dense = llama_with_merges(tmp_path / "dense")
     report = compress_model(
         str(dense), tmp_path / "out", config("adaptive", ratio=0.3, allocation="uniform")
@@ -115,16 +115,16 @@ def test_equal_widths_are_a_plan_too(tmp_path: Path) -> None:
     assert max(widths) - min(widths) <= 4
 
 
-def test_what_the_format_has_no_words_for_is_refused(tmp_path: Path) -> None:
+def test_models_and_settings_that_the_format_cannot_express_are_rejected(tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path / "qwen2", "qwen2")
-    with pytest.raises(ConfigurationError, match=r"not built for qwen2 models.*llama, mistral"):
+    with pytest.raises(ConfigurationError, match=r"does not support qwen2 models.*llama, mistral"):
         compress_model(str(tmp_path / "qwen2"), tmp_path / "out", config("adaptive", ratio=0.3))
     tiny_checkpoint(tmp_path / "window", "mistral")
-    with pytest.raises(ConfigurationError, match="no sliding window"):
+    with pytest.raises(ConfigurationError, match="target adaptive does not support sliding-window"):
         compress_model(str(tmp_path / "window"), tmp_path / "out", config("adaptive", ratio=0.3))
     tiny_llama(tmp_path / "llama")
-    asked = config("adaptive", ratio=0.3, allocation="fisher")
-    with pytest.raises(ConfigurationError, match="no shapes by allocation fisher") as refused:
-        compress_model(str(tmp_path / "llama"), tmp_path / "out", asked)
-    assert refused.value.field == "compression.allocation"
+    settings = config("adaptive", ratio=0.3, allocation="fisher")
+    with pytest.raises(ConfigurationError, match="does not support allocation fisher") as rejected:
+        compress_model(str(tmp_path / "llama"), tmp_path / "out", settings)
+    assert rejected.value.field == "compression.allocation"
     assert not (tmp_path / "out").exists()

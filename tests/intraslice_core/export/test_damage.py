@@ -1,4 +1,4 @@
-"""What happens to files between writing and verification is noticed, and nothing is published."""
+"""Files damaged between writing and verification are detected and not published."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def flip_a_bit(directory: Path) -> None:
     file.write_bytes(content)
 
 
-def cut_short(directory: Path) -> None:
+def truncate(directory: Path) -> None:
     file = directory / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-64])
 
 
-def lose_a_tensor(directory: Path) -> None:
+def remove_a_tensor(directory: Path) -> None:
     file = directory / "model.safetensors"
     weights = load_file(file)
     del weights[NAME]
@@ -57,8 +57,8 @@ def remove_the_weights(directory: Path) -> None:
     "damage",
     [
         flip_a_bit,
-        cut_short,
-        lose_a_tensor,
+        truncate,
+        remove_a_tensor,
         change_the_configuration,
         change_the_tokenizer,
         remove_the_weights,
@@ -79,9 +79,9 @@ def test_damage_between_writing_and_verification_is_not_published(
 
     monkeypatch.setattr(pipeline, "verify_staged", damage_and_verify)
     dense = llama_with_merges(tmp_path / "dense")
-    asked = config(
+    settings = config(
         target, ratio=0.3, method="magnitude" if target != "stock" else "intraslice_plus"
     )
-    with pytest.raises(VerificationError, match="not what was written"):
-        compress_model(str(dense), tmp_path / "out", asked)
+    with pytest.raises(VerificationError, match="what was written"):
+        compress_model(str(dense), tmp_path / "out", settings)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]

@@ -1,4 +1,4 @@
-"""GGUF files: what llama.cpp reads of them, and that a wrong one is noticed before publication."""
+"""GGUF files agree with the model in llama.cpp, and wrong ones are detected before publication."""
 
 from __future__ import annotations
 
@@ -44,72 +44,74 @@ LLAMA3 = (
         ("adaptive", {}),
     ],
 )
-def test_llama_cpp_answers_as_the_model_does(
+def test_llama_cpp_computes_the_same_as_the_model(
     target: str, overrides: dict[str, Any], tmp_path: Path
 ) -> None:
     dense = llama_with_merges(tmp_path / "dense", **overrides)
-    asked = config(target, ratio=0.3, exports=BOTH)
-    report = compress_model(str(dense), tmp_path / "out", asked)
-    assert [one.files for one in report.verified] == list(BOTH)
-    assert [one.loaded_by for one in report.verified][1:] == [("llama.cpp",), ("llama.cpp",)]
-    for one in report.verified:
-        assert 0.0 < one.max_abs_difference <= one.tolerance
+    settings = config(target, ratio=0.3, exports=BOTH)
+    report = compress_model(str(dense), tmp_path / "out", settings)
+    assert [check.files for check in report.verified] == list(BOTH)
+    assert [check.loaded_by for check in report.verified][1:] == [("llama.cpp",), ("llama.cpp",)]
+    for check in report.verified:
+        assert 0.0 < check.max_abs_difference <= check.tolerance
     f16, q8 = (tmp_path / "out" / name for name in GGUF_FILES.values())
     assert f16.stat().st_size > q8.stat().st_size
     assert not report.warnings
 
 
-def test_biases_of_queries_keys_and_values_alone_come_along(tmp_path: Path) -> None:
-    # Qwen 2's, in a file of architecture llama: its own has no rotary factors.
+def test_biases_of_only_q_k_and_v_are_written(tmp_path: Path) -> None:
+    # Qwen 2 has these biases; its file has architecture llama, because qwen2 has no rotary factors.
     sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": VOCAB_SIZE, "head_dim": 16}
     more = {"use_sliding_window": False, "sliding_window": None, "max_position_embeddings": 1024}
     dense = tiny_checkpoint(tmp_path / "dense", "qwen2", **sizes, **more)
     merging_tokenizer().save_pretrained(dense)
-    asked = config("stock", ratio=0.3, exports=("safetensors", "gguf-f16"))
-    report = compress_model(str(dense), tmp_path / "out", asked)
+    settings = config("stock", ratio=0.3, exports=("safetensors", "gguf-f16"))
+    report = compress_model(str(dense), tmp_path / "out", settings)
     assert report.verified[1].loaded_by == ("llama.cpp",)
-    names = {one.name for one in GGUFReader(tmp_path / "out" / GGUF_FILES["gguf-f16"]).tensors}
+    names = {
+        tensor.name for tensor in GGUFReader(tmp_path / "out" / GGUF_FILES["gguf-f16"]).tensors
+    }
     assert {"blk.0.attn_q.bias", "blk.0.attn_k.bias", "blk.0.attn_v.bias"} <= names
     assert "blk.0.attn_output.bias" not in names
 
 
-def test_an_attention_that_is_gone_is_gone_in_llama_cpp_too(tmp_path: Path) -> None:
+def test_llama_cpp_supports_layers_without_attention(tmp_path: Path) -> None:
     dense = llama_with_merges(tmp_path / "dense")
     model = load(dense)
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.mul_(1e-4)
     model.save_pretrained(dense)
-    asked = config("adaptive", ratio=0.3, module_cap=1.0, exports=("safetensors", "gguf-f16"))
-    report = compress_model(str(dense), tmp_path / "out", asked)
+    settings = config("adaptive", ratio=0.3, module_cap=1.0, exports=("safetensors", "gguf-f16"))
+    report = compress_model(str(dense), tmp_path / "out", settings)
     assert [layer.num_attention_heads for layer in report.plan.layers][1:] == [0, 0]
     assert report.verified[1].loaded_by == ("llama.cpp",)
 
 
-def test_a_file_read_back_is_the_checkpoint_it_was_made_from(tmp_path: Path) -> None:
+def test_file_converted_back_equals_the_checkpoint(tmp_path: Path) -> None:
     dense = llama_with_merges(tmp_path / "dense")
-    asked = config("stock", ratio=0.3, exports=("safetensors", "gguf-f16"))
-    compress_model(str(dense), tmp_path / "out", asked)
+    settings = config("stock", ratio=0.3, exports=("safetensors", "gguf-f16"))
+    compress_model(str(dense), tmp_path / "out", settings)
     back = convert_gguf(tmp_path / "out" / GGUF_FILES["gguf-f16"], tmp_path / "back")
     torch.testing.assert_close(
         logits(load(back)), logits(load(tmp_path / "out")), atol=0.05, rtol=0.0
     )
 
 
-def test_tokens_kinds_and_the_chat_template_come_along(tmp_path: Path) -> None:
+def test_vocabulary_and_chat_template_are_written(tmp_path: Path) -> None:
     dense = llama_with_merges(tmp_path / "dense")
-    asked = config("stock", ratio=0.3, exports=("safetensors", "gguf-q8_0"))
-    compress_model(str(dense), tmp_path / "out", asked)
+    settings = config("stock", ratio=0.3, exports=("safetensors", "gguf-q8_0"))
+    compress_model(str(dense), tmp_path / "out", settings)
     fields = GGUFReader(tmp_path / "out" / GGUF_FILES["gguf-q8_0"]).fields
 
     def at(name: str) -> Any:
         return fields[f"tokenizer.{name}"].contents()
 
-    tokens, kinds = at("ggml.tokens"), at("ggml.token_type")
+    tokens, token_types = at("ggml.tokens"), at("ggml.token_type")
     assert len(tokens) == VOCAB_SIZE
     assert tokens[-2:] == [f"[PAD{VOCAB_SIZE - 2}]", f"[PAD{VOCAB_SIZE - 1}]"]
-    assert kinds[:4] == [TokenType.CONTROL] * 3 + [TokenType.NORMAL]
-    assert kinds[-1] == TokenType.UNUSED
+    assert token_types[:4] == [TokenType.CONTROL] * 3 + [TokenType.NORMAL]
+    assert token_types[-1] == TokenType.UNUSED
     assert at("ggml.merges") == [" ".join(pair) for pair in MERGES]
     assert at("ggml.pre") == "gpt-2"
     assert at("chat_template") == "{{ messages[0].content }}"
@@ -117,7 +119,7 @@ def test_tokens_kinds_and_the_chat_template_come_along(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("splitting", "name"),
+    ("pre_tokenizer", "name"),
     [
         (pre_tokenizers.ByteLevel(add_prefix_space=False), "gpt-2"),
         (
@@ -137,25 +139,27 @@ def test_tokens_kinds_and_the_chat_template_come_along(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_the_splitting_rule_has_llama_cpps_name(splitting: Any, name: str, tmp_path: Path) -> None:
-    merging_tokenizer(splitting).save_pretrained(tmp_path)
-    assert read_vocabulary(tmp_path, VOCAB_SIZE, adds_bos=False).splitting == name
+def test_pre_tokenizer_is_recognised(pre_tokenizer: Any, name: str, tmp_path: Path) -> None:
+    merging_tokenizer(pre_tokenizer).save_pretrained(tmp_path)
+    assert read_vocabulary(tmp_path, VOCAB_SIZE, adds_bos=False).pre_tokenizer == name
 
 
-def test_a_tokenizer_with_no_name_in_llama_cpp_is_refused_before_anything_starts(
+def test_unsupported_tokenizer_is_rejected_before_compression(
     tmp_path: Path,
 ) -> None:
     dense = llama_with_merges(tmp_path / "dense")
     merging_tokenizer(pre_tokenizers.Whitespace()).save_pretrained(dense)
-    asked = config("stock", ratio=0.3, exports=("safetensors", "gguf-f16"))
-    with pytest.raises(ConfigurationError, match=r"no name in llama\.cpp") as refused:
-        compress_model(str(dense), tmp_path / "out", asked)
-    assert refused.value.field == "compression.exports"
+    settings = config("stock", ratio=0.3, exports=("safetensors", "gguf-f16"))
+    with pytest.raises(
+        ConfigurationError, match=r"llama\.cpp does not support byte-level tokenizers"
+    ) as rejected:
+        compress_model(str(dense), tmp_path / "out", settings)
+    assert rejected.value.field == "compression.exports"
     assert not (tmp_path / "out").exists()
 
 
 def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
-    """As Llama 2's: pieces with spaces in them, and bytes to fall back on."""
+    """Return a tokenizer like that of Llama 2: pieces with spaces, and byte fallback."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces += ["▁", "t", "h", "e", "a", "th", "the", "▁the", "▁a"]
     merges = [("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "a")]
@@ -177,59 +181,59 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def test_a_sentencepiece_tokenizer_is_read_alike(tmp_path: Path) -> None:
-    # llama.cpp itself compares: verification asks it for the tokens of every prompt.
+def test_sentencepiece_tokenizer_gives_the_same_tokens(tmp_path: Path) -> None:
+    # Verification compares the tokens of every prompt with those of llama.cpp.
     tokenizer = sentencepiece_tokenizer()
     dense = tiny_llama(
         tmp_path / "dense", hidden_size=64, vocab_size=len(tokenizer), max_position_embeddings=1024
     )
-    for old in dense.glob("tokenizer*"):
-        old.unlink()
+    for file in dense.glob("tokenizer*"):
+        file.unlink()
     tokenizer.save_pretrained(dense)
-    asked = config("stock", ratio=0.3, exports=("safetensors", "gguf-f16"))
-    report = compress_model(str(dense), tmp_path / "out", asked)
+    settings = config("stock", ratio=0.3, exports=("safetensors", "gguf-f16"))
+    report = compress_model(str(dense), tmp_path / "out", settings)
     assert report.verified[1].loaded_by == ("llama.cpp",)
 
 
-def test_research_models_have_no_gguf(tmp_path: Path) -> None:
+def test_gguf_export_of_research_models_is_rejected(tmp_path: Path) -> None:
     dense = llama_with_merges(tmp_path / "dense")
-    asked = config("research", ratio=0.3, exports=("safetensors", "gguf-f16"))
-    with pytest.raises(ConfigurationError, match="runs no models of target research") as refused:
-        compress_model(str(dense), tmp_path / "out", asked)
-    assert refused.value.field == "compression.exports"
+    settings = config("research", ratio=0.3, exports=("safetensors", "gguf-f16"))
+    with pytest.raises(ConfigurationError, match="target research has no GGUF export") as rejected:
+        compress_model(str(dense), tmp_path / "out", settings)
+    assert rejected.value.field == "compression.exports"
 
 
 @pytest.mark.parametrize("exports", [(), ("gguf-f16",), ("safetensors", "safetensors")])
-def test_exports_name_safetensors_and_nothing_twice(exports: tuple[str, ...]) -> None:
+def test_exports_contain_safetensors_and_no_duplicates(exports: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="exports"):
         CompressionConfig.model_validate({"target": "stock", "exports": exports})
 
 
-def test_a_damaged_file_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_file_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dense = llama_with_merges(tmp_path / "dense")
-    written = verification.write_reference
+    write_reference = verification.write_reference
 
     def write_and_damage(directory: Path, *rest: Any) -> None:
-        written(directory, *rest)
+        write_reference(directory, *rest)
         file = directory / GGUF_FILES["gguf-f16"]
         content = bytearray(file.read_bytes())
         content[-400] ^= 0x40
         file.write_bytes(content)
 
     monkeypatch.setattr("intraslice_core.publication.write_reference", write_and_damage)
-    asked = config("stock", ratio=0.3, exports=("safetensors", "gguf-f16"))
-    with pytest.raises(VerificationError, match="not what was written"):
-        compress_model(str(dense), tmp_path / "out", asked)
+    settings = config("stock", ratio=0.3, exports=("safetensors", "gguf-f16"))
+    with pytest.raises(VerificationError, match=r"files changed .*: model-f16\.gguf"):
+        compress_model(str(dense), tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_computes_something_else_is_not_published(
+def test_file_that_computes_other_logits_is_not_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Rows of q and k left as transformers has them: the classic mistake, which loads and talks.
+    # A common mistake: rows of k in the order of transformers load without an error.
     monkeypatch.setattr("intraslice_core.export.gguf._KEY", ())
     dense = llama_with_merges(tmp_path / "dense")
-    asked = config("stock", ratio=0.3, exports=("safetensors", "gguf-f16"))
+    settings = config("stock", ratio=0.3, exports=("safetensors", "gguf-f16"))
     with pytest.raises(VerificationError, match="log-probabilities differ"):
-        compress_model(str(dense), tmp_path / "out", asked)
+        compress_model(str(dense), tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The `stock` target: files of the dense model's own class, which nobody needs our code for."""
+"""Target `stock` writes checkpoints of the dense architecture that load without custom code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.intraslice_core.tiny_models import (
 
 CALIBRATION = CalibrationConfig(source="pydoc", samples=16, sequence_length=32)
 TOKENS = torch.randint(3, 250, (2, 40), generator=torch.Generator().manual_seed(1))
-GONE = (1, 4)
+UNUSED_PAIRS = (1, 4)
 """Rotary pairs that no head of a planted model uses."""
 WIDTH = 44
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0}
@@ -46,27 +46,27 @@ def config(**settings: Any) -> CompressionConfig:
 
 def logits(model: PreTrainedModel) -> Tensor:
     with torch.inference_mode():
-        found: Tensor = model(input_ids=TOKENS).logits
-    return found
+        output: Tensor = model(input_ids=TOKENS).logits
+    return output
 
 
 def load(directory: Path) -> PreTrainedModel:
-    """As anybody would: no code of the checkpoint's is allowed to run."""
+    """Load the checkpoint without allowing code from it."""
     return AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, trust_remote_code=False
     ).eval()
 
 
 def plant(model: PreTrainedModel) -> None:
-    """Take away what the shapes of `planted_plan` have no room for; nothing else."""
+    """Set exactly the weights to zero that the shapes of `planted_plan` cannot hold."""
     head_dim, half = 16, 8
-    dead = torch.tensor([*GONE, *(pair + half for pair in GONE)])
+    unused = torch.tensor([*UNUSED_PAIRS, *(pair + half for pair in UNUSED_PAIRS)])
     with torch.no_grad():
         for layer in model.model.layers:
             attention, mlp = layer.self_attn, layer.mlp
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
                 for tensor in projection.parameters():
-                    tensor.view(-1, head_dim, *tensor.shape[1:])[:, dead] = 0.0
+                    tensor.view(-1, head_dim, *tensor.shape[1:])[:, unused] = 0.0
             mlp.down_proj.weight[:, WIDTH:] = 0.0
 
 
@@ -74,8 +74,8 @@ def planted_plan(report_geometry: Any) -> ModelPlan:
     layer = LayerPlan(
         num_attention_heads=report_geometry.num_attention_heads,
         num_key_value_heads=report_geometry.num_key_value_heads,
-        qk_pairs=8 - len(GONE),
-        v_head_dim=16 - 2 * len(GONE),
+        qk_pairs=8 - len(UNUSED_PAIRS),
+        v_head_dim=16 - 2 * len(UNUSED_PAIRS),
         intermediate_size=WIDTH,
     )
     return ModelPlan(layers=(layer,) * report_geometry.num_hidden_layers)
@@ -92,9 +92,7 @@ def compress_planted(model: PreTrainedModel, folder: Path) -> CompressionReport:
 
 
 @pytest.mark.parametrize("variant", PLANTED)
-def test_a_model_with_room_for_it_loses_nothing_in_its_own_class(
-    variant: str, tmp_path: Path
-) -> None:
+def test_removing_unused_dimensions_is_lossless(variant: str, tmp_path: Path) -> None:
     model = tiny_model(**PLANTED[variant])
     compress_planted(model, tmp_path)
     stock = load(tmp_path / "out")
@@ -103,7 +101,9 @@ def test_a_model_with_room_for_it_loses_nothing_in_its_own_class(
 
 
 @pytest.mark.parametrize("variant", ["mistral", "qwen2"])
-def test_other_families_lose_nothing_either(variant: str, tmp_path: Path) -> None:
+def test_removing_unused_dimensions_of_other_families_is_lossless(
+    variant: str, tmp_path: Path
+) -> None:
     model = tiny_family_model(variant, head_dim=16)
     compress_planted(model, tmp_path)
     stock = load(tmp_path / "out")
@@ -111,7 +111,7 @@ def test_other_families_lose_nothing_either(variant: str, tmp_path: Path) -> Non
     torch.testing.assert_close(logits(stock), logits(model), atol=1e-3, rtol=0.0)
 
 
-def test_nothing_removed_is_the_dense_model(tmp_path: Path) -> None:
+def test_ratio_zero_gives_the_dense_model(tmp_path: Path) -> None:
     tiny_llama(tmp_path / "dense")
     compress_model(str(tmp_path / "dense"), tmp_path / "out", config(ratio=0.0))
     torch.testing.assert_close(
@@ -119,7 +119,7 @@ def test_nothing_removed_is_the_dense_model(tmp_path: Path) -> None:
     )
 
 
-def test_files_are_a_plain_checkpoint_of_one_shape_that_generates(tmp_path: Path) -> None:
+def test_checkpoint_has_one_shape_and_generates(tmp_path: Path) -> None:
     tiny_llama(tmp_path / "dense")
     report = compress_model(str(tmp_path / "dense"), tmp_path / "out", config(ratio=0.3))
     assert len(set(report.plan.layers)) == 1
@@ -144,16 +144,16 @@ def test_files_are_a_plain_checkpoint_of_one_shape_that_generates(tmp_path: Path
     assert torch.equal(cached, plain)
 
 
-def test_what_no_plain_class_can_say_is_refused(tmp_path: Path) -> None:
+def test_models_and_methods_that_the_target_does_not_support_are_rejected(tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path / "phi", "phi")
-    with pytest.raises(ConfigurationError, match=r"not built for phi models.*llama") as refused:
+    with pytest.raises(ConfigurationError, match=r"does not support phi models.*llama") as rejected:
         compress_model(str(tmp_path / "phi"), tmp_path / "out", config(ratio=0.3))
-    assert refused.value.field == "compression.target"
+    assert rejected.value.field == "compression.target"
     tiny_checkpoint(tmp_path / "dynamic", "llama_dynamic")
-    with pytest.raises(ConfigurationError, match="rope_type dynamic"):
+    with pytest.raises(ConfigurationError, match="does not support rope_type 'dynamic'"):
         compress_model(str(tmp_path / "dynamic"), tmp_path / "out", config(ratio=0.3))
     tiny_llama(tmp_path / "llama")
-    with pytest.raises(ConfigurationError, match="by method intraslice "):
+    with pytest.raises(ConfigurationError, match="does not support method intraslice "):
         compress_model(
             str(tmp_path / "llama"), tmp_path / "out", config(ratio=0.3, method="intraslice")
         )

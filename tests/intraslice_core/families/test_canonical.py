@@ -1,4 +1,4 @@
-"""Every family's own model and the canonical block functions compute the same."""
+"""The canonical decoder layer computes the same as transformers' model of every family."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.intraslice_core.tiny_models import FAMILY_VARIANTS, tiny_family_model
 
 CPU = torch.device("cpu")
 LENGTH = 23
-"""Longer than every window and every length that a rope switches at."""
+"""Sequence length above every window and every length at which rotary frequencies change."""
 
 
 @pytest.mark.parametrize("variant", FAMILY_VARIANTS)
-def test_the_walk_through_all_blocks_gives_the_models_hidden_states(variant: str) -> None:
+def test_canonical_forward_pass_gives_the_models_hidden_states(variant: str) -> None:
     model = tiny_family_model(variant)
     family = family_for(model.config)
     settings = family.canonical_settings(model.config)
@@ -31,16 +31,16 @@ def test_the_walk_through_all_blocks_gives_the_models_hidden_states(variant: str
     tokens = torch.randint(3, 259, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = model(tokens, output_hidden_states=True)
-        hidden = embedded(settings, tensors[family.own_name(EMBEDDING)][tokens])
+        hidden = embedded(settings, tensors[family.checkpoint_name(EMBEDDING)][tokens])
         for layer in range(settings["num_hidden_layers"]):
             torch.testing.assert_close(hidden, expected.hidden_states[layer], rtol=0, atol=1e-4)
             prefix = family.layer_prefix(layer)
-            own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-            canonical = family.canonical_layer(model.config, layer, own)
+            dense = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            canonical = family.canonical_layer(model.config, layer, dense)
             weights = layer_weights(canonical, settings["num_key_value_heads"], CPU, torch.float32)
             rotary = rotary_tables(settings, layer, LENGTH, CPU)
             hidden = decoder_layer.forward(hidden, weights, layer_settings(settings, layer), rotary)
-        outer = {name: tensors[own] for name, own in family.outer_names(model.config).items()}
+        outer = {name: tensors[dense] for name, dense in family.outer_names(model.config).items()}
         norm = decoder_layer.Norm(
             weight=outer["model.norm.weight"], bias=outer.get("model.norm.bias")
         )

@@ -1,4 +1,4 @@
-"""Adapters against transformers' own models: names, shapes, counts, refusals."""
+"""Adapters agree with transformers' models in names, shapes and counts, and reject variants."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_expected_tensors_and_parameters_are_those_of_the_model(variant: str) ->
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_expected_tensors_are_those_of_every_llama(variant: str) -> None:
+def test_expected_tensors_match_every_llama_variant(variant: str) -> None:
     model = tiny_model(**VARIANTS[variant])
     family = family_for(model.config)
     assert family.expected_shapes(model.config) == named_shapes(model)
@@ -45,30 +45,30 @@ def test_expected_tensors_are_those_of_every_llama(variant: str) -> None:
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_a_silent_configuration_has_its_classes_defaults(model_type: str) -> None:
+def test_missing_settings_take_the_configuration_class_defaults(model_type: str) -> None:
     config = AutoConfig.for_model(model_type)
     assert FAMILIES[model_type].geometry({}) == FamilyAdapter(FAMILIES[model_type]).geometry(config)
     family_for(config)
 
 
-def test_canonical_tensors_are_the_models_in_another_order() -> None:
-    """Splitting fused projections and moving still dimensions loses and doubles nothing."""
+def test_canonical_tensors_are_a_permutation_of_the_models() -> None:
+    """Splitting fused projections and moving still dimensions keeps every row once."""
     model = tiny_family_model("phi3_longrope")
     family, prefix = family_for(model.config), "model.layers.0."
-    own = {n.removeprefix(prefix): t for n, t in model.state_dict().items() if prefix in n}
-    canonical = family.canonical_layer(model.config, 0, own)
-    fused = own["self_attn.qkv_proj.weight"]
+    dense = {n.removeprefix(prefix): t for n, t in model.state_dict().items() if prefix in n}
+    canonical = family.canonical_layer(model.config, 0, dense)
+    fused = dense["self_attn.qkv_proj.weight"]
     parts = [canonical[f"self_attn.{name}_proj.weight"] for name in "qkv"]
     assert sorted(torch.cat(parts)[:, 0].tolist()) == sorted(fused[:, 0].tolist())
     assert torch.equal(parts[2], fused[-parts[2].shape[0] :])
 
 
-def test_pairs_that_stand_still_come_behind_those_that_turn() -> None:
+def test_still_pairs_come_after_rotating_pairs() -> None:
     order = half_split_order(head_dim=12, rotating=8)
     assert order.tolist() == [0, 1, 2, 3, 8, 9, 4, 5, 6, 7, 10, 11]
 
 
-def test_other_architectures_are_refused_with_a_list() -> None:
+def test_other_architectures_are_rejected_with_a_list_of_the_supported() -> None:
     with pytest.raises(UnsupportedArchitectureError, match=r"gpt2.*supported: llama, mistral"):
         family_for(GPT2Config())
 
@@ -76,13 +76,13 @@ def test_other_architectures_are_refused_with_a_list() -> None:
 @pytest.mark.parametrize(
     "setting", [{"sliding_window": 64}, {"attention_chunk_size": 32}, {"quantization_config": {}}]
 )
-def test_variants_with_other_mathematics_are_refused(setting: dict[str, Any]) -> None:
+def test_unsupported_common_settings_are_rejected_by_name(setting: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedArchitectureError, match=next(iter(setting))):
         family_for(tiny_config(**setting))
 
 
 @pytest.mark.parametrize(
-    ("variant", "setting", "named"),
+    ("variant", "setting", "complaint"),
     [
         ("phi", {"qk_layernorm": True}, "qk_layernorm"),
         ("phi", {"partial_rotary_factor": 0.25}, "partial_rotary_factor"),
@@ -94,10 +94,10 @@ def test_variants_with_other_mathematics_are_refused(setting: dict[str, Any]) ->
         ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types"),
     ],
 )
-def test_a_familys_other_variants_are_refused_by_name(
-    variant: str, setting: dict[str, Any], named: str
+def test_unsupported_settings_of_a_family_are_rejected_by_name(
+    variant: str, setting: dict[str, Any], complaint: str
 ) -> None:
-    with pytest.raises(UnsupportedArchitectureError, match=named):
+    with pytest.raises(UnsupportedArchitectureError, match=complaint):
         family_for(tiny_family_config(variant, **setting))
 
 
@@ -109,11 +109,11 @@ def test_impossible_sizes_are_named(size: dict[str, int]) -> None:
         family_for(tiny_config(**size))
 
 
-def test_heads_that_rotate_partly_are_refused_where_the_classes_rotate_all() -> None:
+def test_partial_rotary_is_rejected_where_the_family_rotates_whole_heads() -> None:
     rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
     with pytest.raises(UnsupportedArchitectureError, match="partial_rotary_factor"):
         family_for(tiny_config(rope_parameters=rope))
 
 
-def test_the_service_names_the_families_there_are() -> None:
+def test_the_service_lists_all_families() -> None:
     assert tuple(FAMILIES) == SUPPORTED_MODEL_TYPES

@@ -47,7 +47,7 @@ def test_the_result_equals_a_compression_with_fine_tuning(
     assert report.config.recover == RECOVER
     stored = CompressionReport.model_validate_json((tmp_path / "out" / REPORT_FILE).read_text())
     assert stored == report
-    assert "Trained afterwards" in (tmp_path / "out" / "README.md").read_text()
+    assert "Fine-tuned after compression" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_invalid_inputs_are_rejected_and_leave_no_files(dense: Path, tmp_path: Path) -> None:

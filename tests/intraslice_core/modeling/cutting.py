@@ -1,4 +1,4 @@
-"""Models cut by index, and the same models whole, with zeros where something was cut."""
+"""Models sliced by explicit indices, and full-size models with zeros in place of the removed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GROUP = HEADS // GROUPS
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """What a layer keeps; heads count within their KV head, pairs are of each kept KV head."""
+    """Kept indices of a layer; heads count within their KV head, pairs are per kept KV head."""
 
     groups: tuple[int, ...] = tuple(range(GROUPS))
     heads: tuple[int, ...] = tuple(range(GROUP))
@@ -44,7 +44,7 @@ class Cut:
         )
 
     def rows(self, head_dim: int) -> dict[str, tuple[Tensor, int]]:
-        """Kept indices of every projection and the axis they are of (1 is inputs)."""
+        """Return the kept indices of every projection and their axis (1 for inputs)."""
         half = head_dim // 2
         query, key, value, output = [], [], [], []
         for group, pairs in zip(self.groups, self.pairs, strict=True):
@@ -55,7 +55,7 @@ class Cut:
             key += [group * head_dim + column for column in columns]
             value += [group * head_dim + column for column in self.values]
         # The norm of the queries is by KV head.
-        places = {
+        indices = {
             "self_attn.q_proj": (query, 0),
             "self_attn.k_proj": (key, 0),
             "self_attn.v_proj": (value, 0),
@@ -66,11 +66,15 @@ class Cut:
             "mlp.up_proj": (self.neurons, 0),
             "mlp.down_proj": (self.neurons, 1),
         }
-        return {place: (torch.tensor(kept), axis) for place, (kept, axis) in places.items()}
+        return {module: (torch.tensor(kept), axis) for module, (kept, axis) in indices.items()}
 
 
 def cuts(head_dim: int) -> list[Cut]:
-    """Three layers, three shapes: other pairs by KV head, one query head each, one KV head."""
+    """Return three layers of different shapes.
+
+    The first has other pairs in each KV head, the second one query head per KV head, and the third
+    one KV head.
+    """
     even, odd = tuple(range(0, head_dim // 2, 2)), tuple(range(1, head_dim // 2, 2))
     odd = (0, *odd)[: len(even)]
     narrow, wide = tuple(range(0, head_dim, 3)), tuple(range(1, head_dim))
@@ -87,14 +91,14 @@ def whole_layer(head_dim: int) -> Cut:
 
 
 def cuts_without_modules(head_dim: int) -> list[Cut]:
-    """The first layer has no attention, the second no MLP."""
+    """Return layers of which the first has no attention and the second no MLP."""
     whole, last = whole_layer(head_dim), cuts(head_dim)[0]
     no_attention = Cut(groups=(), pairs=(), values=whole.values)
     return [no_attention, Cut(pairs=whole.pairs, values=whole.values, neurons=()), last]
 
 
 def sliced_model(family: Family, layers: list[Cut]) -> IntraSliceForCausalLM:
-    """An empty model of these shapes."""
+    """Return a model of these shapes with initial weights."""
     config = intraslice_config(
         canonical_settings(family), [cut.shape for cut in layers], [cut.pairs for cut in layers]
     )
@@ -104,14 +108,14 @@ def sliced_model(family: Family, layers: list[Cut]) -> IntraSliceForCausalLM:
 def cut_and_masked(
     family: Family, layers: list[Cut]
 ) -> tuple[IntraSliceForCausalLM, IntraSliceForCausalLM]:
-    """The sliced model and the full-size one that computes the same."""
+    """Return the sliced model and the full-size model that computes the same."""
     masked_model = whole_model(family, dense_model(family))
     sliced: Tensors = dict(masked_model.state_dict())
     masked = dict(sliced)
     for layer, cut in enumerate(layers):
-        for place, (kept, axis) in cut.rows(family.head_dim).items():
+        for module, (kept, axis) in cut.rows(family.head_dim).items():
             for kind in ("weight", "bias"):
-                name = f"model.layers.{layer}.{place}.{kind}"
+                name = f"model.layers.{layer}.{module}.{kind}"
                 if name not in sliced:
                     continue
                 removed = len(kept) == 0
@@ -130,5 +134,5 @@ def cut_and_masked(
 
 
 def cut_model(family: Family, layers: list[Cut] | None = None) -> IntraSliceForCausalLM:
-    """A model of three shapes, or of `layers`, that was cut from the family's dense one."""
+    """Return the family's dense model sliced to three shapes, or to `layers`."""
     return cut_and_masked(family, layers or cuts(family.head_dim))[0]

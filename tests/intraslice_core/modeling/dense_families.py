@@ -1,7 +1,7 @@
-"""A tiny random dense model of every family, and its weights by canonical names.
+"""Tiny random dense models of every family, and their weights by canonical names.
 
-The mapping is written from transformers' modelling code alone: it shares nothing with the
-engine's adapters, which it is there to check.
+The mapping is written from transformers' modeling code alone. It shares nothing with the engine's
+family adapters, which it serves to check.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from intraslice_core.modeling import IntraSliceForCausalLM, intraslice_config
 LAYERS, HEADS, GROUPS, WIDTH = 3, 4, 2, 24
 VOCAB_SIZE = 61
 WINDOW = 5
-"""Shorter than every sequence of the tests."""
+"""Sliding window, shorter than every sequence of the tests."""
 ORIGINAL_LENGTH = 16
-"""Of scaled rotary: the tests' sequences are shorter and longer."""
+"""Original length of scaled rotary embeddings; the tests use shorter and longer sequences."""
 
 Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What `intraslice_config` wants to know of a layer."""
+    """Shape of a layer as expected by `intraslice_config`."""
 
     num_attention_heads: int = HEADS
     num_key_value_heads: int = GROUPS
@@ -51,18 +51,18 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A dense configuration and what it is in canonical terms."""
+    """Dense configuration and its canonical form."""
 
     config: PreTrainedConfig
     head_dim: int
     settings: dict[str, Any] = field(default_factory=dict)
     canonical: Callable[[Tensors, Family], Tensors]
     rotating: int | None = None
-    """Dimensions of a head that turn; None are all."""
+    """Dimensions of a head with rotary embedding; None means all."""
 
     @property
     def sdpa(self) -> bool:
-        """Whether the family's mathematics is possible with SDPA."""
+        """Return True if SDPA supports the family."""
         return "attn_logit_softcapping" not in self.settings
 
     @property
@@ -88,7 +88,7 @@ def _dimensions(head_dim: int, *, hidden: int = 32, **more: Any) -> dict[str, An
 
 
 def _per_group(tensors: Tensors, family: Family) -> Tensors:
-    """Names are canonical already; query and key norms get a row for every KV head."""
+    """Repeat query and key norms for every KV head; the names are canonical already."""
     return {
         name: tensor.repeat(GROUPS) if name.endswith(("q_norm.weight", "k_norm.weight")) else tensor
         for name, tensor in tensors.items()
@@ -109,7 +109,7 @@ def _gemma(tensors: Tensors, family: Family) -> Tensors:
 
 
 def _half_split(rows: Tensor, family: Family) -> Tensor:
-    """Rows of query or key heads from [first | second | still] to the canonical order."""
+    """Reorder rows of query or key heads from [first | second | still] to the canonical order."""
     rotating = family.head_dim if family.rotating is None else family.rotating
     first, second, still = rows.unflatten(0, (-1, family.head_dim)).split(
         [rotating // 2, rotating // 2, family.head_dim - rotating], dim=1
@@ -123,8 +123,8 @@ def _phi(tensors: Tensors, family: Family) -> Tensors:
     result = {}
     for name, tensor in tensors.items():
         parts = [renamed.get(part, part) for part in name.split(".")]
-        turned = "q_proj" in parts or "k_proj" in parts
-        result[".".join(parts)] = _half_split(tensor, family) if turned else tensor
+        rotated = "q_proj" in parts or "k_proj" in parts
+        result[".".join(parts)] = _half_split(tensor, family) if rotated else tensor
     return result
 
 
@@ -349,9 +349,9 @@ FAMILIES: dict[str, Callable[[], Family]] = {
 
 
 def dense_model(family: Family, seed: int = 0) -> PreTrainedModel:
-    """The family's own class with random weights, none of them trivial."""
+    """Return transformers' model of the family with random, non-trivial weights."""
     torch.manual_seed(seed)
-    # Not every release of transformers keeps Gemma 2 from running SDPA without its cap.
+    # Some releases of transformers run Gemma 2 by SDPA without its soft cap.
     attention = "sdpa" if family.sdpa else "eager"
     model = AutoModelForCausalLM.from_config(family.config, attn_implementation=attention).eval()
     with torch.no_grad():
@@ -364,7 +364,7 @@ def dense_model(family: Family, seed: int = 0) -> PreTrainedModel:
 
 
 def canonical_settings(family: Family) -> dict[str, Any]:
-    """Fields of `IntraSliceConfig`."""
+    """Return the fields of `IntraSliceConfig` for the dense model."""
     config = family.config
     common = [
         "vocab_size",
@@ -392,7 +392,7 @@ def canonical_settings(family: Family) -> dict[str, Any]:
 
 
 def whole_model(family: Family, dense: PreTrainedModel) -> IntraSliceForCausalLM:
-    """The dense model through our classes, nothing cut."""
+    """Return the dense model in the IntraSlice architecture, with nothing removed."""
     shape = Shape(qk_head_dim=family.head_dim, v_head_dim=family.head_dim)
     config = intraslice_config(canonical_settings(family), [shape] * LAYERS, [[]] * LAYERS)
     model = IntraSliceForCausalLM(config).eval()

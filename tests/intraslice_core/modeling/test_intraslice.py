@@ -1,4 +1,4 @@
-"""What a sliced model does as any model of transformers does, and what it refuses."""
+"""Sliced models support the interface of transformers and reject contradicting settings."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from tests.intraslice_core.modeling.dense_families import (
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_left_padding_changes_no_continuation(name: str) -> None:
+def test_left_padding_does_not_change_continuations(name: str) -> None:
     model = cut_model(FAMILIES[name]())
     short = tokens(1, 7)
     padded = torch.cat((torch.full((1, 4), 2), short), dim=1)
     batch = torch.cat((padded, tokens(1, 11)))
-    asked = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
-    alone = model.generate(short, attention_mask=torch.ones_like(short), **asked)
-    together = model.generate(batch, attention_mask=(batch != 2).long(), **asked)
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    alone = model.generate(short, attention_mask=torch.ones_like(short), **options)
+    together = model.generate(batch, attention_mask=(batch != 2).long(), **options)
     assert torch.equal(together[0, 11:], alone[0, 7:])
 
 
@@ -48,24 +48,24 @@ def test_left_padding_changes_no_continuation(name: str) -> None:
 def test_sampling_and_beams_run_on_irregular_layers(name: str) -> None:
     torch.manual_seed(0)
     model = cut_model(FAMILIES[name]())
-    given = tokens(length=11)
-    mask = torch.ones_like(given)
-    for asked in ({"do_sample": True}, {"num_beams": 3, "do_sample": False}):
+    inputs = tokens(length=11)
+    mask = torch.ones_like(inputs)
+    for options in ({"do_sample": True}, {"num_beams": 3, "do_sample": False}):
         out = model.generate(
-            given, attention_mask=mask, max_new_tokens=5, min_new_tokens=5, **asked
+            inputs, attention_mask=mask, max_new_tokens=5, min_new_tokens=5, **options
         )
         assert out.shape == (2, 16)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
-def test_uncut_model_searches_beams_as_the_dense_model(name: str) -> None:
+def test_unsliced_model_searches_beams_as_the_dense_model(name: str) -> None:
     family = FAMILIES[name]()
     dense = dense_model(family)
-    given = tokens(length=11)
-    asked = {"max_new_tokens": 8, "num_beams": 3, "attention_mask": torch.ones_like(given)}
+    inputs = tokens(length=11)
+    options = {"max_new_tokens": 8, "num_beams": 3, "attention_mask": torch.ones_like(inputs)}
     assert torch.equal(
-        whole_model(family, dense).generate(given, do_sample=False, **asked),
-        dense.generate(given, do_sample=False, **asked),
+        whole_model(family, dense).generate(inputs, do_sample=False, **options),
+        dense.generate(inputs, do_sample=False, **options),
     )
 
 
@@ -83,7 +83,7 @@ def test_saved_model_loads_unchanged(tmp_path: Path, name: str, shards: int) -> 
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_new_model_starts_with_norms_that_change_nothing(name: str) -> None:
+def test_new_model_starts_with_identity_norms(name: str) -> None:
     family = FAMILIES[name]()
     config = cut_model(family).config
     model = IntraSliceForCausalLM(config)
@@ -95,18 +95,18 @@ def test_new_model_starts_with_norms_that_change_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_bfloat16_costs_no_more_than_it_costs_the_whole_model(name: str) -> None:
+def test_bfloat16_error_is_that_of_the_full_size_model(name: str) -> None:
     family = FAMILIES[name]()
     model, masked = cut_and_masked(family, cuts(family.head_dim))
     errors = []
     with torch.no_grad():
         exact = masked(tokens()).logits
-        for one in (model, masked):
-            logits = one.to(torch.bfloat16)(tokens()).logits
+        for candidate in (model, masked):
+            logits = candidate.to(torch.bfloat16)(tokens()).logits
             assert logits.dtype == torch.bfloat16
             errors.append((logits.float() - exact).square().mean().sqrt())
     assert model.model.layers[0].self_attn.rotary_index.dtype == torch.int64
-    # The same roundings in another order: the errors differ, their size does not.
+    # The same roundings in another order: the errors differ, but not in size.
     assert errors[0] < 1.5 * errors[1]
 
 
@@ -124,16 +124,16 @@ def test_gradients_reach_every_weight_with_and_without_checkpointing(name: str) 
         torch.testing.assert_close(gradients[1][parameter], gradient)
 
 
-def test_loss_is_that_of_the_familys_own_class() -> None:
+def test_loss_matches_transformers() -> None:
     family = FAMILIES["gemma2"]()
     dense = dense_model(family)
     with torch.no_grad():
         expected = dense(tokens(), labels=tokens()).loss
-        got = whole_model(family, dense)(tokens(), labels=tokens()).loss
-    torch.testing.assert_close(got, expected)
+        actual = whole_model(family, dense)(tokens(), labels=tokens()).loss
+    torch.testing.assert_close(actual, expected)
 
 
-def test_hidden_states_and_attentions_can_be_asked_for() -> None:
+def test_hidden_states_and_attentions_are_returned_on_request() -> None:
     model = cut_model(FAMILIES["llama"]())
     model.set_attn_implementation("eager")
     with torch.no_grad():
@@ -142,16 +142,16 @@ def test_hidden_states_and_attentions_can_be_asked_for() -> None:
     assert [a.shape[1] for a in out.attentions] == [4, 2, 2]
 
 
-def test_logits_can_be_asked_for_the_last_positions_only() -> None:
+def test_logits_can_be_limited_to_the_last_positions() -> None:
     model = cut_model(FAMILIES["phi"]())
     with torch.no_grad():
         whole = model(tokens()).logits
         torch.testing.assert_close(model(tokens(), logits_to_keep=3).logits, whole[:, -3:])
-        picked = model(tokens(), logits_to_keep=torch.tensor([0, 5])).logits
-        torch.testing.assert_close(picked, whole[:, [0, 5]])
+        selected = model(tokens(), logits_to_keep=torch.tensor([0, 5])).logits
+        torch.testing.assert_close(selected, whole[:, [0, 5]])
 
 
-def test_embeddings_may_be_given_instead_of_tokens() -> None:
+def test_embeddings_can_replace_tokens() -> None:
     model = cut_model(FAMILIES["gemma3"]())
     with torch.no_grad():
         embedded = model.get_input_embeddings()(tokens())
@@ -166,7 +166,7 @@ def test_tied_head_shares_the_embedding(name: str, tied: bool) -> None:
     assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
 
 
-def test_softcapped_scores_take_eager_attention_and_refuse_sdpa(tmp_path: Path) -> None:
+def test_softcapped_scores_use_eager_attention_and_reject_sdpa(tmp_path: Path) -> None:
     model = cut_model(FAMILIES["gemma2"]())
     assert model.config._attn_implementation == "eager"
     model.save_pretrained(tmp_path)
@@ -183,7 +183,7 @@ def test_one_rotary_setting_makes_one_table() -> None:
 def test_a_layer_type_without_attention_keeps_its_rotary_settings(tmp_path: Path) -> None:
     family = FAMILIES["gemma3"]()
     layers = [*cuts(family.head_dim)[:2], cuts_without_modules(family.head_dim)[0]]
-    model = cut_model(family, layers)  # the only full attention is gone
+    model = cut_model(family, layers)  # the only layer with full attention lost it
     model.save_pretrained(tmp_path)
     again = IntraSliceForCausalLM.from_pretrained(tmp_path)
     assert again.config.rope_parameters == family.config.rope_parameters
@@ -192,12 +192,12 @@ def test_a_layer_type_without_attention_keeps_its_rotary_settings(tmp_path: Path
 
 
 @pytest.mark.parametrize("pairs", [[[0]], [[0, 3, 31], [1, 2, 63]], [list(range(64))] * 3])
-def test_rotary_pairs_survive_their_text(pairs: list[list[int]]) -> None:
+def test_rotary_pairs_are_decoded_as_encoded(pairs: list[list[int]]) -> None:
     assert decode_rotary_pairs(encode_rotary_pairs(pairs, 64)) == pairs
 
 
 @pytest.mark.parametrize("pairs", [[[1, 0]], [[0, 0]], [[64]], [[-1]]])
-def test_impossible_rotary_pairs_are_refused(pairs: list[list[int]]) -> None:
+def test_impossible_rotary_pairs_are_rejected(pairs: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="ascend"):
         encode_rotary_pairs(pairs, 64)
 
@@ -212,7 +212,7 @@ def test_impossible_rotary_pairs_are_refused(pairs: list[list[int]]) -> None:
         ({}, ()),
     ],
 )
-def test_contradicting_shapes_are_refused(change: dict[str, int], pairs: Any) -> None:
+def test_contradicting_shapes_are_rejected(change: dict[str, int], pairs: Any) -> None:
     family = FAMILIES["llama"]()
     good: Cut = cuts(family.head_dim)[0]
     shapes = [good.shape, replace(good.shape, **change), good.shape]
@@ -221,7 +221,7 @@ def test_contradicting_shapes_are_refused(change: dict[str, int], pairs: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "complaint"),
     [
         ({"rms_norm_eps": 1e-6}, "rms_norm_eps"),
         ({"norm_type": "batch"}, "norm_type"),
@@ -231,19 +231,19 @@ def test_contradicting_shapes_are_refused(change: dict[str, int], pairs: Any) ->
         ({"head_dim": 13}, "head_dim"),
     ],
 )
-def test_impossible_settings_are_refused_by_name(change: dict[str, Any], named: str) -> None:
+def test_impossible_settings_are_rejected_by_name(change: dict[str, Any], complaint: str) -> None:
     family = FAMILIES["llama"]()
     good = cuts(family.head_dim)[0]
-    with pytest.raises(Exception, match=named):
+    with pytest.raises(Exception, match=complaint):
         intraslice_config(canonical_settings(family) | change, [good.shape] * 3, [good.pairs] * 3)
 
 
-def test_building_changes_nothing_it_was_given() -> None:
+def test_building_does_not_modify_its_arguments() -> None:
     family = FAMILIES["gemma3"]()
-    given = canonical_settings(family) | {"layer_types": tuple(family.settings["layer_types"])}
-    given["rope_parameters"] = {"rope_theta": 5.0}
+    settings = canonical_settings(family) | {"layer_types": tuple(family.settings["layer_types"])}
+    settings["rope_parameters"] = {"rope_theta": 5.0}
     good = cuts(family.head_dim)[0]
-    config = intraslice_config(given, [good.shape] * 3, [good.pairs] * 3)
-    assert given["rope_parameters"] == {"rope_theta": 5.0}
+    config = intraslice_config(settings, [good.shape] * 3, [good.pairs] * 3)
+    assert settings["rope_parameters"] == {"rope_theta": 5.0}
     assert config.rope_parameters == {"rope_theta": 5.0, "rope_type": "default"}
     assert isinstance(config, IntraSliceConfig)

@@ -1,4 +1,4 @@
-"""Slicing changes shape, never function: cut models against full-size ones with zeros."""
+"""Sliced models compute the same as full-size models with zeros in place of the removed."""
 
 from __future__ import annotations
 
@@ -23,24 +23,28 @@ SHAPES = {"irregular": cuts, "without_modules": cuts_without_modules}
 
 @pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize(("name", "attention"), WITH_ATTENTION)
-def test_sliced_model_is_the_whole_one_with_zeros(name: str, attention: str, shapes: str) -> None:
+def test_sliced_model_equals_the_full_size_model_with_zeros(
+    name: str, attention: str, shapes: str
+) -> None:
     family = FAMILIES[name]()
     model, masked = cut_and_masked(family, SHAPES[shapes](family.head_dim))
     padded = torch.ones_like(tokens())
     padded[0, :4] = 0
-    for one in (model, masked):
-        one.set_attn_implementation(attention)
+    model.set_attn_implementation(attention)
+    masked.set_attn_implementation(attention)
     for mask in (None, padded):
         with torch.no_grad():
             expected = masked(tokens(), attention_mask=mask).logits
-            got = model(tokens(), attention_mask=mask).logits
-        torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
+            actual = model(tokens(), attention_mask=mask).logits
+        torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "dynamic_rope"])
-def test_sliced_model_generates_with_a_cache_as_without(name: str, cache: str, shapes: str) -> None:
+def test_generation_with_a_cache_equals_generation_without(
+    name: str, cache: str, shapes: str
+) -> None:
     family = FAMILIES[name]()
     model = cut_model(family, SHAPES[shapes](family.head_dim))
     without = generate(model, use_cache=False)
@@ -49,7 +53,7 @@ def test_sliced_model_generates_with_a_cache_as_without(name: str, cache: str, s
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_caches_hold_the_layers_own_widths(attention: str) -> None:
+def test_caches_hold_the_widths_of_each_layer(attention: str) -> None:
     model = cut_model(FAMILIES["llama"]())
     model.set_attn_implementation(attention)
     with torch.no_grad():
@@ -65,14 +69,14 @@ def test_caches_hold_the_layers_own_widths(attention: str) -> None:
     assert [layer.values.shape[-1] for layer in cache.layers] == [4, 11, 4]
 
 
-def test_a_window_bounds_what_a_layers_cache_holds() -> None:
+def test_sliding_window_bounds_the_length_of_a_cache() -> None:
     model = cut_model(FAMILIES["gemma2"]())
     with torch.no_grad():
         cache = model(tokens(), use_cache=True).past_key_values
     assert [layer.keys.shape[2] for layer in cache.layers] == [4, 21, 4]
 
 
-def test_removed_modules_leave_no_tensors_but_norms() -> None:
+def test_removed_modules_keep_only_their_norms() -> None:
     family = FAMILIES["gemma3"]()
     state = cut_model(family, cuts_without_modules(family.head_dim)).state_dict()
     assert not any(name.startswith("model.layers.0.self_attn") for name in state)
@@ -92,7 +96,7 @@ def test_removed_modules_leave_no_tensors_but_norms() -> None:
         } <= names
 
 
-def test_query_norm_of_kept_pairs_counts_the_dense_width() -> None:
+def test_query_norm_divides_by_the_dense_width() -> None:
     model, masked = cut_and_masked(FAMILIES["qwen3"](), cuts(20))
     norm = model.model.layers[0].self_attn.q_norm
     assert norm.weight.shape == (2 * 10,)

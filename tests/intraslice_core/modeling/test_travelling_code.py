@@ -1,4 +1,4 @@
-"""A checkpoint loads where our package does not exist."""
+"""Checkpoints load without the IntraSlice package, by the code files that travel with them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ from tests.intraslice_core.modeling.cutting import cut_model, cuts_without_modul
 from tests.intraslice_core.modeling.dense_families import FAMILIES, tokens
 from tests.intraslice_core.tiny_models import tiny_llama
 
+CODE_FILES = {
+    "components_intraslice.py",
+    "configuration_intraslice.py",
+    "modeling_intraslice.py",
+}
+
 # -S keeps the editable install's .pth file from running; the packages themselves are put back.
 LOADER = """
 import sys
@@ -27,13 +33,13 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 tokens = torch.load(sys.argv[3], weights_only=True)
 mask = torch.ones_like(tokens)
-asked = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "use_cache": True}
+options = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "use_cache": True}
 for checkpoint in sorted(Path(sys.argv[2]).iterdir()):
     model = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True)
     with torch.no_grad():
         logits = model(tokens).logits
-    cached = model.generate(tokens, **asked)
-    bare = model.generate(tokens, **(asked | {"use_cache": False}))
+    cached = model.generate(tokens, **options)
+    bare = model.generate(tokens, **(options | {"use_cache": False}))
     assert torch.equal(cached, bare), checkpoint
     torch.save((logits, cached), checkpoint / "result.pt")
 trunk = AutoModel.from_pretrained(Path(sys.argv[2]) / "writer", trust_remote_code=True)
@@ -43,21 +49,23 @@ assert "intraslice_core" not in sys.modules
 """
 
 
-def models() -> dict[str, IntraSliceForCausalLM]:
-    """Every feature at least once, and one whose first layers lost a module."""
-    made = {name: cut_model(FAMILIES[name]()) for name in ("phi", "phi4_mini", "gemma2", "gemma3")}
-    made["removed"] = cut_model(FAMILIES["llama"](), cuts_without_modules(12))
-    return made
+def sliced_models() -> dict[str, IntraSliceForCausalLM]:
+    """Return models with every feature at least once, and one with removed modules."""
+    models = {
+        name: cut_model(FAMILIES[name]()) for name in ("phi", "phi4_mini", "gemma2", "gemma3")
+    }
+    models["removed"] = cut_model(FAMILIES["llama"](), cuts_without_modules(12))
+    return models
 
 
-def test_checkpoints_load_without_our_package(tmp_path: Path) -> None:
-    made, out = models(), tmp_path / "out"
-    for name, model in made.items():
+def test_checkpoints_load_without_the_package(tmp_path: Path) -> None:
+    models, out = sliced_models(), tmp_path / "out"
+    for name, model in models.items():
         model.save_pretrained(out / name)
-    made["writer"] = cut_model(FAMILIES["qwen3"]())
+    models["writer"] = cut_model(FAMILIES["qwen3"]())
     with CheckpointWriter(out / "writer", max_shard_bytes=10_000) as writer:
-        writer.add(made["writer"].state_dict())
-        writer.finish(made["writer"].config, tiny_llama(tmp_path / "dense"))
+        writer.add(models["writer"].state_dict())
+        writer.finish(models["writer"].config, tiny_llama(tmp_path / "dense"))
     torch.save(tokens(), tmp_path / "tokens.pt")
     command = [sys.executable, "-I", "-S", "-c", LOADER, sysconfig.get_path("purelib")]
     command += [str(out), str(tmp_path / "tokens.pt")]
@@ -66,7 +74,8 @@ def test_checkpoints_load_without_our_package(tmp_path: Path) -> None:
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    for name, model in made.items():
+    for name, model in models.items():
+        assert {file.name for file in (out / name).glob("*.py")} == CODE_FILES
         auto_map = json.loads((out / name / "config.json").read_text())["auto_map"]
         assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
         logits, generated = torch.load(out / name / "result.pt", weights_only=True)

@@ -1,4 +1,4 @@
-"""Compressed models of every family, made once for all proofs that look at them."""
+"""Compressed models of every family, made once for all proofs that use them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.intraslice_core.tiny_models import tiny_checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class Compressed:
-    """A dense checkpoint, the one made of it, and what was told of that."""
+    """A dense checkpoint, the compressed one, and its report."""
 
     dense: Path
     out: Path
@@ -25,11 +25,11 @@ class Compressed:
 
 @pytest.fixture(scope="session")
 def compressed_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Compressed]:
-    """By variant: 30 % off, not yet verified."""
-    made: dict[str, Compressed] = {}
+    """Return a function that compresses a family's variant by 30 %, without verification."""
+    cache: dict[str, Compressed] = {}
 
     def compressed(variant: str) -> Compressed:
-        if variant not in made:
+        if variant not in cache:
             folder = tmp_path_factory.mktemp(variant)
             dense = tiny_checkpoint(folder / "dense", variant)
             config = CompressionConfig(
@@ -38,7 +38,7 @@ def compressed_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
                 calibration=CalibrationConfig(source="pydoc", samples=32, sequence_length=32),
             )
             report = compress_unverified(dense, folder / "out", config)
-            made[variant] = Compressed(dense=dense, out=folder / "out", report=report)
-        return made[variant]
+            cache[variant] = Compressed(dense=dense, out=folder / "out", report=report)
+        return cache[variant]
 
     return compressed

@@ -20,7 +20,7 @@ from tests.intraslice_core.tiny_models import (
     tiny_llama,
 )
 
-# Every variant of every family by our method, the other methods where their code differs.
+# Every variant of every family by IntraSlice+, the other methods where their code differs.
 RUNS = [
     *((name, "intraslice_plus") for name in FAMILY_VARIANTS),
     *(
@@ -33,11 +33,11 @@ CALIBRATION = CalibrationConfig(source="pydoc", samples=8, sequence_length=32)
 
 
 def largest_difference(dense: Path, out: Path) -> float:
-    """Of any logit, both models in float32 whatever they are stored in."""
+    """Return the largest difference of any logit, both models loaded in float32."""
     tokens = torch.randint(3, 259, (2, 40), generator=torch.Generator().manual_seed(1))
     expected, sliced = (
-        AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
-        for place in (dense, out)
+        AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        for directory in (dense, out)
     )
     assert isinstance(sliced, IntraSliceForCausalLM)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_logits_of_every_family_are_unchanged(tmp_path: Path, variant: str, meth
 
 
 @pytest.mark.parametrize("variant", ["qwen3", "phi", "phi3_longrope", "gemma2"])
-def test_what_is_stored_in_bfloat16_is_unchanged(tmp_path: Path, variant: str) -> None:
+def test_logits_of_bfloat16_checkpoints_are_unchanged(tmp_path: Path, variant: str) -> None:
     model = tiny_family_model(variant).to(torch.bfloat16)
     dense = save_checkpoint(model, tmp_path / "dense")
     config = CompressionConfig(ratio=0.0, dtype="float32", calibration=CALIBRATION)

@@ -1,4 +1,4 @@
-"""Proof 2: a model with planted low-rank structure shrinks to it without loss."""
+"""Proof 2: a planted low-rank model is compressed to its planted sizes without loss."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RATIO, ROUND_TO = 0.25, 2
 
 
 def parts(layer: torch.nn.Module, rows: tuple[int, int, int, int]) -> dict[str, list[Tensor]]:
-    """Weight and, where there is one, bias of q, k, v, gate and up: views, rows first."""
+    """Return views of weights and biases of q, k, v, gate and up, rows first."""
     attention, mlp = layer.self_attn, layer.mlp
 
     def of(*modules: torch.nn.Module) -> list[list[Tensor]]:
@@ -46,7 +46,7 @@ def parts(layer: torch.nn.Module, rows: tuple[int, int, int, int]) -> dict[str, 
 
 
 def plant(model: PreTrainedModel, plans: tuple[LayerPlan, ...]) -> PreTrainedModel:
-    """Confine values to a subspace, zero rotary pairs, double neurons: another one per layer."""
+    """Confine values to a subspace, zero rotary pairs and duplicate neurons of every layer."""
     generator = torch.Generator().manual_seed(5)
     family = family_for(model.config)
     geometry, settings = (
@@ -58,31 +58,37 @@ def plant(model: PreTrainedModel, plans: tuple[LayerPlan, ...]) -> PreTrainedMod
     order = half_split_order(width, rotating_dims(settings, settings["layer_types"][0]))
     with torch.no_grad():
         for layer, plan in zip(model.model.layers, plans, strict=True):
-            own = parts(layer, sizes)
+            projections = parts(layer, sizes)
             basis = torch.randn(groups, width, plan.v_head_dim, generator=generator)
             basis = torch.linalg.qr(basis).Q
-            for values in own["v"]:
+            for values in projections["v"]:
                 heads = values.view(groups, width, -1)
                 heads.copy_(basis @ basis.mT @ heads)
-            # A query norm sees its pairs whether or not the key has them.
-            for rows in own["k"] + own["q"] * geometry.qk_norm:
+            # A query norm depends on all its pairs, whether or not the key has them.
+            for rows in projections["k"] + projections["q"] * geometry.qk_norm:
                 heads = rows.view(
                     -1, groups, rows.shape[0] // groups // width, width, rows.shape[1]
                 )
                 zero_pairs(heads.squeeze(0), order, plan.qk_pairs)
             shuffled = torch.randperm(geometry.intermediate_size, generator=generator)
             copies = shuffled[plan.intermediate_size :]
-            for rows in own["neurons"]:
+            for rows in projections["neurons"]:
                 rows[copies] = rows[shuffled[: copies.shape[0]]]
     return model
 
 
 def zero_pairs(heads: Tensor, order: Tensor, keep: int) -> None:
-    """Zero the last pairs, others in every group, of (groups, heads, head_dim, columns)."""
+    """Zero all but `keep` pairs, different ones in every group.
+
+    Args:
+        heads: (groups, heads, head_dim, columns), modified in place.
+        order: dimensions in half-split order.
+        keep: pairs to keep.
+    """
     pairs = order.shape[0] // 2
     for group in range(heads.shape[0]):
-        gone = [(pair + group) % pairs for pair in range(keep, pairs)]
-        heads[group][:, order[gone + [pair + pairs for pair in gone]]] = 0
+        removed = [(pair + group) % pairs for pair in range(keep, pairs)]
+        heads[group][:, order[removed + [pair + pairs for pair in removed]]] = 0
 
 
 @pytest.mark.parametrize("variant", FAMILY_VARIANTS)

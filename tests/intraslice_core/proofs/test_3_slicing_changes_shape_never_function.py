@@ -1,7 +1,7 @@
 """Proof 3: the sliced module equals the full-size one with the same mask or projection.
 
-For normed queries and keys the definition has the same masked projections in front of the norm,
-whose mean counts the whole dense head: what is masked counts as zero.
+For normed queries and keys the full-size module has the masked projections before the norm, whose
+mean is over the whole dense head: masked dimensions count as zero.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ HIDDEN = 48
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
+    """A dense layer and inputs for it."""
+
     weights: LayerWeights
     settings: LayerSettings
     rotary: decoder_layer.Rotary
@@ -117,7 +119,7 @@ def test_value_basis(opened: Opened) -> None:
 
 
 def test_query_heads_and_groups(opened: Opened) -> None:
-    """One KV group goes whole, or every group loses a query head: their outputs are zero."""
+    """Slicing a KV group and a query head of each other group equals zeroing their outputs."""
     weights, groups = opened.weights, opened.settings.num_key_value_heads
     group = opened.settings.num_attention_heads // groups
     kept_groups = torch.arange(1, groups)

@@ -1,4 +1,4 @@
-"""Proof 4: what was saved is what loads, in a fresh process, with and without a cache."""
+"""Proof 4: the saved model is the one that loads, in a fresh process, with and without a cache."""
 
 from __future__ import annotations
 
@@ -25,14 +25,17 @@ from tests.intraslice_core.tiny_models import FAMILY_VARIANTS, tiny_checkpoint
 CALIBRATION = CalibrationConfig(source="pydoc", samples=32, sequence_length=32)
 CPU = torch.device("cpu")
 CACHED = sorted(set(FAMILY_VARIANTS) - {"llama_dynamic"})
-"""A cache keeps keys at the frequencies of their time; dynamic NTK changes them with the length,
-in transformers' own classes as in ours."""
+"""Variants for which generation with and without cache agree.
+
+With dynamic NTK, frequencies change with the length but cached keys do not, in transformers' own
+classes as well.
+"""
 
 Make = Callable[[str], Compressed]
 
 
 @pytest.mark.parametrize("variant", ["llama", "phi", "gemma2", "gemma3", "qwen3", "phi3_longrope"])
-def test_a_clean_process_without_our_package_gives_the_same_logits(
+def test_a_clean_process_without_the_package_gives_the_same_logits(
     variant: str, tmp_path: Path
 ) -> None:
     dense = tiny_checkpoint(tmp_path / "dense", variant)
@@ -56,11 +59,13 @@ def test_greedy_generation_with_cache_equals_generation_without(
 
 
 @pytest.mark.parametrize("variant", sorted(FAMILY_VARIANTS))
-def test_engine_stream_is_the_saved_models_stream(variant: str, compressed_family: Make) -> None:
-    """The block functions the engine computes with and the classes that travel agree."""
-    made = compressed_family(variant)
-    model = AutoModelForCausalLM.from_pretrained(made.out, dtype=torch.float32).eval()
-    tensors, prefix = load_file(made.out / "model.safetensors"), canonical.layer_prefix(0)
+def test_engine_and_saved_model_have_the_same_hidden_states(
+    variant: str, compressed_family: Make
+) -> None:
+    """The engine's layer functions and the model classes in the checkpoint agree."""
+    compressed = compressed_family(variant)
+    model = AutoModelForCausalLM.from_pretrained(compressed.out, dtype=torch.float32).eval()
+    tensors, prefix = load_file(compressed.out / "model.safetensors"), canonical.layer_prefix(0)
     layer = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     shape = model.config.per_layer_config[0]
     weights = canonical.layer_weights(layer, shape.num_key_value_heads, CPU, torch.float32)
@@ -68,7 +73,7 @@ def test_engine_stream_is_the_saved_models_stream(variant: str, compressed_famil
         pairs = torch.tensor(decode_rotary_pairs(shape.rotary_pairs))
         weights = replace(weights, rotary_pairs=pairs)
     tokens = torch.randint(3, 259, (1, 12), generator=torch.Generator().manual_seed(0))
-    with CheckpointReader(made.dense) as reader:
+    with CheckpointReader(compressed.dense) as reader:
         layers = DenseLayerReader(reader, CPU, torch.float32)
         hidden = decoder_layer.forward(
             layers.embed(tokens), weights, layers.settings(0), layers.rotary(0, 12)

@@ -1,4 +1,4 @@
-"""Proof 5: parameters asked for are parameters got, and the file on disk shrinks with them."""
+"""Proof 5: the parameter count is the requested one and the file shrinks accordingly."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from tests.intraslice_core.tiny_models import FAMILY_VARIANTS
 @given(ratio=st.floats(0.02, 0.8), round_to=st.sampled_from([2, 4, 8, 16, 32]))
 def test_uniform_plan_meets_the_budget_on_a_real_geometry(ratio: float, round_to: int) -> None:
     plan = uniform_plan(SMOLLM2, ratio, round_to)
-    asked = (1 - ratio) * SMOLLM2.dense_plan().parameters(SMOLLM2)
-    assert abs(plan.parameters(SMOLLM2) - asked) <= 0.005 * asked
+    budget = (1 - ratio) * SMOLLM2.dense_plan().parameters(SMOLLM2)
+    assert abs(plan.parameters(SMOLLM2) - budget) <= 0.005 * budget
     for layer in plan.layers:
         for size, dense in ((layer.qk_head_dim, 64), (layer.v_head_dim, 64)):
             assert size == dense or size % round_to == 0
         assert layer.intermediate_size == 1536 or layer.intermediate_size % round_to == 0
 
 
-def test_a_budget_that_rounding_cannot_meet_is_refused_by_name() -> None:
+def test_a_budget_that_rounding_cannot_meet_is_rejected_by_name() -> None:
     tiny = SMOLLM2.model_copy(
         update={"num_hidden_layers": 1, "intermediate_size": 64, "hidden_size": 48}
     )
@@ -46,12 +46,12 @@ def stored_parameters(file: Path) -> int:
 def test_stored_parameters_and_bytes_follow_the_plan(
     compressed_family: Callable[[str], Compressed], variant: str
 ) -> None:
-    made = compressed_family(variant)
-    report = made.report
+    compressed = compressed_family(variant)
+    report = compressed.report
     assert abs(report.removed_fraction - 0.3) <= 0.005 * 0.7
-    assert stored_parameters(made.dense / "model.safetensors") == report.params_before
-    assert stored_parameters(made.out / "model.safetensors") == report.params_after
+    assert stored_parameters(compressed.dense / "model.safetensors") == report.params_before
+    assert stored_parameters(compressed.out / "model.safetensors") == report.params_after
     removed = 4 * (report.params_before - report.params_after)
     assert report.bytes_before - report.bytes_after == pytest.approx(removed, rel=0.02)
-    on_disk = sum(f.stat().st_size for f in made.out.glob("*.safetensors"))
+    on_disk = sum(f.stat().st_size for f in compressed.out.glob("*.safetensors"))
     assert on_disk == report.bytes_after

@@ -1,4 +1,4 @@
-"""Proof 6: a seed makes a run repeat bit by bit; batches do not change what is chosen."""
+"""Proof 6: a seed makes a run repeat bit for bit; batch sizes do not change the selection."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def digest(file: Path) -> str:
 
 
 @pytest.mark.parametrize("variant", ["llama", "qwen3", "phi", "gemma2"])
-def test_same_seed_same_bytes_another_seed_others(tmp_path: Path, variant: str) -> None:
+def test_equal_seeds_give_equal_bytes_and_other_seeds_others(tmp_path: Path, variant: str) -> None:
     tiny_checkpoint(tmp_path / "dense", variant)
     first = digest(run(tmp_path, "first", "intraslice_plus"))
     assert digest(run(tmp_path, "second", "intraslice_plus")) == first
@@ -44,10 +44,10 @@ def test_batch_size_does_not_change_the_result_beyond_rounding(
 ) -> None:
     tiny_checkpoint(tmp_path / "dense", variant)
     whole = load_file(run(tmp_path, "whole", "intraslice", batch_size=28))
-    cut = load_file(run(tmp_path, "cut", "intraslice", batch_size=4))
+    split = load_file(run(tmp_path, "split", "intraslice", batch_size=4))
     for name, tensor in whole.items():
-        # Signs of eigenvectors are free; what reads the values has the same ones.
+        # Signs of eigenvectors are arbitrary; v_proj and o_proj have the same ones.
         if "v_proj" in name or "o_proj" in name:
-            torch.testing.assert_close(cut[name].abs(), tensor.abs(), rtol=1e-2, atol=1e-3)
+            torch.testing.assert_close(split[name].abs(), tensor.abs(), rtol=1e-2, atol=1e-3)
         else:
-            torch.testing.assert_close(cut[name], tensor, rtol=1e-2, atol=1e-3)
+            torch.testing.assert_close(split[name], tensor, rtol=1e-2, atol=1e-3)

@@ -1,4 +1,4 @@
-"""Reports on models whose layers differ, made by hand."""
+"""Hand-made reports on models whose layers differ."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PLAN = ModelPlan(
 )
 PRICED = ScoredPlan(
     plan=PLAN,
-    prices=(
+    layer_losses=(
         LayerLosses(attention=0.0, mlp=0.0),
         LayerLosses(attention=0.25, mlp=0.5),
         LayerLosses(attention=0.25, mlp=0.5),
@@ -69,7 +69,7 @@ RECOVERY = RecoveryReport(
 def report(
     allocation: AllocationReport | None = None, *, model: str = "hub:org/A<b>&c"
 ) -> CompressionReport:
-    """Of a run that was never made."""
+    """Return the report of an invented run."""
     before, after = GEOMETRY.dense_plan().parameters(GEOMETRY), PLAN.parameters(GEOMETRY)
     return CompressionReport(
         engine_version="0",

@@ -1,4 +1,4 @@
-"""The page shows what there is, leaves out what there is not, and needs nothing from outside."""
+"""The page shows all reported sections, leaves out empty ones, and is self-contained."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ SPEED = SpeedReport(
 
 
 class Outline(HTMLParser):
-    """Elements of a page; every one that opens must close where it ought to."""
+    """Parser of a page's elements, which checks that they are closed in order."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -197,25 +197,25 @@ def whole_page() -> ReportPage:
     )
 
 
-def test_everything_known_has_its_section() -> None:
+def test_all_reported_contents_have_their_section() -> None:
     outline = Outline(report_page(whole_page()))
     measured = ["quality", "tasks", "continuations", "speed", "loads", "recovery"]
     engine = ["shapes", "predictions", "layers", "jobs", "verified", "files"]
     assert outline.ids == ["summary", *measured, *engine, "settings", "provenance"]
 
 
-def test_who_loaded_what_and_how_both_models_go_on_is_told() -> None:
+def test_verification_and_sample_outputs_are_shown() -> None:
     page = report_page(whole_page())
     for text in ("checkpoint, package", "0.013", "the end", "apache-2.0"):
         assert text in page
 
 
-def test_what_was_not_measured_has_none() -> None:
+def test_contents_that_are_missing_have_no_section() -> None:
     outline = Outline(report_page(ReportPage(report=report())))
     assert outline.ids == ["summary", "shapes", "settings", "provenance"]
 
 
-def test_quality_that_was_not_measured_is_a_caution() -> None:
+def test_a_missing_quality_measurement_is_a_warning() -> None:
     assert "Quality was not measured" in report_page(ReportPage(report=report()))
     assert "Quality was not measured" not in report_page(whole_page())
 
@@ -225,42 +225,52 @@ def test_figures_are_those_of_the_report() -> None:
     factors = [f"{number}\N{MULTIPLICATION SIGN}" for number in ("1.50", "2.00", "1.25")]
     for text in (*factors, "10.0 ± 0.1", "0.90", "2.00 KiB", "ab" * 32):
         assert text in page
-    assert "the worst of 2 texts" in page
+    assert ", worst of 2 texts" in page
 
 
-def test_what_a_training_won_back_is_shown_with_its_loss() -> None:
+def test_texts_are_marked_as_in_domain_or_out_of_domain() -> None:
+    # The default calibration contains pydoc but not the text b.
     page = report_page(whole_page())
-    for text in ("Trained to be as the dense model", "ended by its tokens", "50.0 %", "0.75"):
+    for text, domain in (("pydoc", "in-domain"), ("b", "out-of-domain")):
+        assert re.search(f'<th scope="row">{text}</th>.*<td>{domain}</td></tr>', page)
+
+
+def test_recovery_fine_tuning_is_shown_with_its_loss() -> None:
+    page = report_page(whole_page())
+    method = "Fine-tuned by distillation from the dense model"
+    for text in (method, "stopped at the token limit", "50.0 %", "0.75"):
         assert text in page
 
 
-def test_tasks_and_loads_are_told_with_their_spread() -> None:
+def test_tasks_and_loads_are_shown_with_their_spread() -> None:
     page = report_page(whole_page())
     for text in ("0.5 ± 0.05", "0.75×", "8 × 8,192 tokens", "40.0 ± 5.0", "1.50 KiB"):  # noqa: RUF001
         assert text in page
     assert HOSTILE not in page
 
 
-def test_a_task_that_was_scored_is_quality_that_was_measured() -> None:
+def test_a_scored_task_counts_as_a_quality_measurement() -> None:
     scored = report().model_copy(update={"evaluation": EvaluationReport(tasks=(TASK,))})
     assert "Quality was not measured" not in report_page(ReportPage(report=scored))
 
 
-def test_what_a_target_costs_is_told_where_it_was_tried() -> None:
-    told = allocation_report("auto", "lagrangian", PRICED, calibration_loss=3.25)
-    assert "costs" not in report_page(ReportPage(report=report(told)))
-    tried = told.model_copy(update={"unconstrained_calibration_loss": 3.125})
-    assert "+0.125 nats a token" in report_page(ReportPage(report=report(tried)))
+def test_the_cost_of_a_target_is_shown_where_it_was_measured() -> None:
+    allocation = allocation_report("auto", "lagrangian", PRICED, calibration_loss=3.25)
+    assert "Cost of target" not in report_page(ReportPage(report=report(allocation)))
+    measured = allocation.model_copy(update={"unconstrained_calibration_loss": 3.125})
+    page = report_page(ReportPage(report=report(measured)))
+    assert "Cost of target research" in page
+    assert "+0.125 nats per token" in page
 
 
-def test_texts_of_others_stay_text() -> None:
+def test_user_texts_are_escaped() -> None:
     page = report_page(whole_page())
     assert "<script" not in page
     assert page.count("</style>") == 1
     assert "&lt;script&gt;" in page
 
 
-def test_nothing_is_loaded_or_run() -> None:
+def test_the_page_is_self_contained() -> None:
     page = report_page(whole_page())
     outline = Outline(page)
     assert not re.search(r"url\(|@import", page)
@@ -272,21 +282,21 @@ def test_nothing_is_loaded_or_run() -> None:
             assert value.startswith(("#", "/v1/jobs/"))
 
 
-def test_every_drawing_says_what_it_shows_and_has_its_numbers() -> None:
+def test_every_chart_has_a_description_and_its_data() -> None:
     page = report_page(whole_page())
     charts = Outline(page).charts
     assert len(charts) == 10
-    assert all({"title", "desc"} <= one for one in charts)
-    assert page.count("<summary>The numbers</summary>") == len(charts)
+    assert all({"title", "desc"} <= elements for elements in charts)
+    assert page.count("<summary>Data</summary>") == len(charts)
 
 
-def test_a_job_alone_is_compared_with_nothing() -> None:
+def test_without_other_jobs_there_is_no_comparison() -> None:
     page = whole_page()
     alone = ReportPage(report=page.report, job=page.job, results=page.results[:1])
     assert "jobs" not in Outline(report_page(alone)).ids
 
 
-def test_jobs_scored_on_other_texts_are_listed_and_not_drawn() -> None:
+def test_jobs_scored_on_other_texts_are_listed_but_not_plotted() -> None:
     page = whole_page()
     other = result("job_3", is_this=False, comparable=False)
     shown = report_page(ReportPage(report=page.report, results=(page.results[0], other)))
@@ -295,6 +305,6 @@ def test_jobs_scored_on_other_texts_are_listed_and_not_drawn() -> None:
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "hub:org/Model"])
-def test_names_of_models_are_shown_without_their_directories(name: str) -> None:
+def test_model_names_are_shown_without_directories(name: str) -> None:
     shown = report_page(ReportPage(report=report(model=name)))
     assert f"<h1>{name.rsplit('/', 1)[-1]}</h1>" in shown

@@ -1,4 +1,4 @@
-"""The report in a real Chromium: quiet, readable in the dark and on a narrow screen."""
+"""The report in Chromium: no requests, and readable in dark mode and on a narrow screen."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONTRAST = """() => {
   };
   const faults = [];
   for (const node of document.querySelectorAll('main *, header *, footer *')) {
-    const own = [...node.childNodes].some((one) => one.nodeType === 3 && one.data.trim());
+    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
     if (!own || node.closest('svg') && node.tagName !== 'text') continue;
     const style = getComputedStyle(node);
     const ink = parts(node.tagName === 'text' ? style.fill : style.color);
@@ -36,12 +36,12 @@ CONTRAST = """() => {
   }
   return faults;
 }"""
-UNNAMED = """() => [...document.querySelectorAll('svg')].filter((one) => {
-  const named = (one.getAttribute('aria-labelledby') || '').split(' ').some(
+UNNAMED = """() => [...document.querySelectorAll('svg')].filter((svg) => {
+  const named = (svg.getAttribute('aria-labelledby') || '').split(' ').some(
     (id) => id && (document.getElementById(id) || {}).textContent);
-  const title = one.querySelector(':scope > title');
-  const label = named || one.getAttribute('aria-label') || title && title.textContent;
-  return one.getAttribute('role') !== 'img' || !label;
+  const title = svg.querySelector(':scope > title');
+  const label = named || svg.getAttribute('aria-label') || title && title.textContent;
+  return svg.getAttribute('role') !== 'img' || !label;
 }).length"""
 
 pytestmark = [
@@ -58,33 +58,33 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(browser: Browser, file: Path, width: int, colours: str) -> tuple[Page, list[str]]:
-    """The page, and all that it asked for or complained of."""
+    """Open the page; return it with its requests, console messages and errors."""
     page = browser.new_page(
         viewport={"width": width, "height": 900},
         color_scheme="dark" if colours == "dark" else "light",
     )
-    heard: list[str] = []
-    page.on("request", lambda one: heard.append(one.url))
-    page.on("console", lambda one: heard.append(one.text))
-    page.on("pageerror", lambda one: heard.append(str(one)))
+    events: list[str] = []
+    page.on("request", lambda request: events.append(request.url))
+    page.on("console", lambda message: events.append(message.text))
+    page.on("pageerror", lambda error: events.append(str(error)))
     page.goto(file.as_uri())
-    return page, heard
+    return page, events
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_it_asks_for_nothing_fits_the_screen_and_can_be_read(
+def test_the_page_requests_nothing_fits_the_screen_and_is_readable(
     browser: Browser, file: Path, width: int, colours: str
 ) -> None:
-    page, heard = opened(browser, file, width, colours)
-    assert heard == [file.as_uri()]
+    page, events = opened(browser, file, width, colours)
+    assert events == [file.as_uri()]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(CONTRAST) == []
     assert page.evaluate(UNNAMED) == 0
     page.close()
 
 
-def test_dark_is_dark(browser: Browser, file: Path) -> None:
+def test_dark_mode_has_another_background(browser: Browser, file: Path) -> None:
     grounds = []
     for colours in ("light", "dark"):
         page, _ = opened(browser, file, 1280, colours)
@@ -94,7 +94,7 @@ def test_dark_is_dark(browser: Browser, file: Path) -> None:
     assert grounds[1] != grounds[0]
 
 
-def test_what_is_folded_opens_by_the_keyboard(browser: Browser, file: Path) -> None:
+def test_collapsed_settings_open_by_keyboard(browser: Browser, file: Path) -> None:
     page, _ = opened(browser, file, 1280, "light")
     summary = page.locator("#settings summary")
     summary.focus()

@@ -1,4 +1,4 @@
-"""Reports that earlier versions wrote are still read."""
+"""Reports of earlier schema versions are still read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.intraslice_core.reports.samples import report
     [("paper", "intraslice"), ("intraslice", "intraslice_plus"), ("magnitude", "magnitude")],
 )
 @pytest.mark.parametrize("unversioned", [True, False])
-def test_a_report_of_version_1_is_read_with_the_methods_new_names(
+def test_version_1_is_read_with_the_new_method_names(
     stored: str, method: str, unversioned: bool
 ) -> None:
     data = json.loads(report().model_dump_json())
@@ -28,6 +28,6 @@ def test_a_report_of_version_1_is_read_with_the_methods_new_names(
     assert read.schema_version == SCHEMA_VERSION
 
 
-def test_a_report_of_today_is_read_as_it_was_written() -> None:
+def test_the_current_version_is_read_as_written() -> None:
     written = report()
     assert CompressionReport.model_validate_json(written.model_dump_json()) == written

@@ -1,4 +1,4 @@
-"""The drawing shows each size of each layer to scale, and needs nothing from outside."""
+"""Plot of the retained sizes: to scale, within its bounds, escaped and self-contained."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 
 from intraslice_core.allocation.shapes import allocation_report
 from intraslice_core.plan import ModelPlan
-from intraslice_core.reports.plots import ROW, shape_plot
+from intraslice_core.reports.plots import SHAPE_ROW, shape_plot
 from tests.intraslice_core.reports.samples import GEOMETRY, PRICED, layer, report
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def drawn(document: str) -> dict[str, ElementTree.Element]:
-    """Bars and crosses by what their tooltip says."""
+def elements_by_tooltip(document: str) -> dict[str, ElementTree.Element]:
+    """Return the bars and crosses by the text of their tooltip."""
     root = ElementTree.fromstring(document)
     return {
         title.text or "": element
@@ -25,10 +25,10 @@ def drawn(document: str) -> dict[str, ElementTree.Element]:
     }
 
 
-def test_bars_are_as_high_as_the_part_that_is_kept() -> None:
-    bars = drawn(shape_plot(report()))
+def test_the_height_of_a_bar_is_the_retained_fraction() -> None:
+    bars = elements_by_tooltip(shape_plot(report()))
     assert len(bars) == 4 * GEOMETRY.num_hidden_layers
-    for text, part in {
+    for text, fraction in {
         "layer 0: 4 of 4 query heads": 1.0,
         "layer 1: 6 of 8 rotary pairs": 0.75,
         "layer 2: 12 of 16 value dims": 0.75,
@@ -36,14 +36,26 @@ def test_bars_are_as_high_as_the_part_that_is_kept() -> None:
         "layer 1: 128 of 256 MLP width": 0.5,
     }.items():
         assert bars[text].tag == f"{SVG}rect"
-        assert float(bars[text].attrib["height"]) == pytest.approx(ROW * part, abs=0.1)
+        assert float(bars[text].attrib["height"]) == pytest.approx(SHAPE_ROW * fraction, abs=0.1)
+
+
+def test_the_names_of_the_rows_have_room_on_the_left() -> None:
+    root = ElementTree.fromstring(shape_plot(report()))
+    names = {
+        text.text: float(text.attrib["x"])
+        for text in root.iter(f"{SVG}text")
+        if text.attrib.get("text-anchor") == "end" and text.attrib.get("font-weight") == "bold"
+    }
+    assert set(names) == {"query heads", "rotary pairs", "value dims", "MLP width"}
+    # About 7 pixels per character of bold text, which ends at x.
+    assert all(x >= 7 * len(name or "") for name, x in names.items())
 
 
 def test_removed_modules_are_crossed_out() -> None:
     crosses = [
         text
-        for text, one in drawn(shape_plot(report())).items()
-        if one.text == "\N{MULTIPLICATION SIGN}"
+        for text, element in elements_by_tooltip(shape_plot(report())).items()
+        if element.text == "\N{MULTIPLICATION SIGN}"
     ]
     assert crosses == [
         "layer 3: 0 of 4 query heads",
@@ -52,26 +64,29 @@ def test_removed_modules_are_crossed_out() -> None:
     ]
 
 
-def test_names_are_escaped_and_nothing_is_loaded_or_run() -> None:
+def test_names_are_escaped_and_the_plot_is_self_contained() -> None:
     document = shape_plot(report(allocation_report("auto", "lagrangian", PRICED)))
     root = ElementTree.fromstring(document)
-    assert root.findtext(f"{SVG}title") == "A<b>&c: what every layer keeps"
+    assert root.findtext(f"{SVG}title") == "A<b>&c: retained size by layer"
     assert "allocated by lagrangian" in (root.findtext(f"{SVG}desc") or "")
-    assert not [one for one in root.iter() if one.tag in (f"{SVG}script", f"{SVG}image")]
+    assert not [
+        element for element in root.iter() if element.tag in (f"{SVG}script", f"{SVG}image")
+    ]
     assert "href" not in document
     assert document.count("http") == 1
 
 
 @pytest.mark.parametrize("layers", [1, 2, 30, 126])
-def test_bars_stay_within_the_drawing_at_any_depth(layers: int) -> None:
-    made = report().model_copy(
+def test_bars_stay_within_the_plot_at_any_depth(layers: int) -> None:
+    deep = report().model_copy(
         update={
             "geometry": GEOMETRY.model_copy(update={"num_hidden_layers": layers}),
             "plan": ModelPlan(layers=(layer(2, 2, 4, 8, 64),) * layers),
         }
     )
-    document = shape_plot(made)
+    document = shape_plot(deep)
     width = float(ElementTree.fromstring(document).attrib["width"])
-    ends = [float(bar.attrib["x"]) + float(bar.attrib["width"]) for bar in drawn(document).values()]
+    bars = elements_by_tooltip(document).values()
+    ends = [float(bar.attrib["x"]) + float(bar.attrib["width"]) for bar in bars]
     assert len(ends) == 4 * layers
     assert max(ends) <= width

@@ -1,4 +1,4 @@
-"""Which heads go, against least squares without them."""
+"""Costs and order of removed heads, compared with least squares without them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDTH = 3
 
 
 def problem(heads: int, seed: int) -> tuple[Tensor, Tensor]:
-    """A second moment of correlated heads and the rows that read them."""
+    """Return a second moment of correlated heads and an output projection by rows of heads."""
     generator = torch.Generator().manual_seed(seed)
     width = heads * WIDTH
     samples = torch.randn(300, width, generator=generator, dtype=torch.float64)
@@ -31,11 +31,11 @@ def chosen(gram: Tensor, output: Tensor, heads: int, groups: int) -> HeadChoice:
 
 
 def error_without(gram: Tensor, output: Tensor, kept: list[int]) -> float:
-    """Of the best output projection that reads the kept heads only."""
+    """Return the error of the best output projection that reads the kept heads only."""
     rows = torch.tensor([head * WIDTH + dim for head in kept for dim in range(WIDTH)])
     cross = gram[rows] @ output
-    mended = torch.linalg.solve(gram[rows][:, rows], cross)
-    return float((output * (gram @ output)).sum() - (cross * mended).sum())
+    refitted = torch.linalg.solve(gram[rows][:, rows], cross)
+    return float((output * (gram @ output)).sum() - (cross * refitted).sum())
 
 
 @settings(max_examples=25, deadline=None)
@@ -44,35 +44,35 @@ def test_every_rectangle_costs_what_least_squares_leaves(
     groups: int, size: int, seed: int, data: st.DataObject
 ) -> None:
     gram, output = problem(groups * size, seed)
-    found = chosen(gram, output, groups * size, groups)
-    assert sorted(found.group_order.tolist()) == list(range(groups))
-    assert found.query_order.sort(dim=-1).values.tolist() == [list(range(size))] * groups
-    kept, queries = data.draw(st.integers(1, groups)), data.draw(st.integers(1, size))
-    stay, within = kept_heads(found.group_order, found.query_order, kept, queries)
-    assert (stay.diff() > 0).all()
+    choice = chosen(gram, output, groups * size, groups)
+    assert sorted(choice.group_order.tolist()) == list(range(groups))
+    assert choice.query_order.sort(dim=-1).values.tolist() == [list(range(size))] * groups
+    keep, queries = data.draw(st.integers(1, groups)), data.draw(st.integers(1, size))
+    kept_groups, within = kept_heads(choice.group_order, choice.query_order, keep, queries)
+    assert (kept_groups.diff() > 0).all()
     assert (within.diff(dim=-1) > 0).all()
-    heads = (stay.unsqueeze(-1) * size + within).flatten().tolist()
-    assert len(heads) == kept * queries
-    wanted = error_without(gram, output, heads)
-    assert float(found.cost[kept, queries]) == pytest.approx(
-        wanted, rel=1e-5, abs=1e-6 * float((output * (gram @ output)).sum())
+    heads = (kept_groups.unsqueeze(-1) * size + within).flatten().tolist()
+    assert len(heads) == keep * queries
+    expected = error_without(gram, output, heads)
+    assert float(choice.cost[keep, queries]) == pytest.approx(
+        expected, rel=1e-5, abs=1e-6 * float((output * (gram @ output)).sum())
     )
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_first_group_and_first_query_head_are_those_that_are_missed_least(seed: int) -> None:
+def test_first_removed_group_and_query_head_are_those_of_least_error(seed: int) -> None:
     gram, output = problem(6, seed)
-    found = chosen(gram, output, 6, 3)
+    choice = chosen(gram, output, 6, 3)
     groups = [[0, 1], [2, 3], [4, 5]]
     errors = [
         error_without(gram, output, [head for head in range(6) if head not in group])
         for group in groups
     ]
-    assert int(found.group_order[0]) == errors.index(min(errors))
+    assert int(choice.group_order[0]) == errors.index(min(errors))
     single = chosen(gram, output, 6, 1)
     errors = [
-        error_without(gram, output, [head for head in range(6) if head != gone])
-        for gone in range(6)
+        error_without(gram, output, [head for head in range(6) if head != removed])
+        for removed in range(6)
     ]
     assert int(single.query_order[0, 0]) == errors.index(min(errors))
 
@@ -85,20 +85,20 @@ def test_more_heads_never_cost_more() -> None:
     assert float(cost[-1, -1]) == 0.0
 
 
-def test_shares_are_of_the_output_that_heads_explain_alone() -> None:
+def test_shares_are_of_the_heads_own_output_energies() -> None:
     gram, output = problem(6, 1)
-    found = chosen(gram, output, 6, 3)
-    each = []
+    choice = chosen(gram, output, 6, 3)
+    naive = []
     for head in range(6):
         rows = slice(head * WIDTH, (head + 1) * WIDTH)
-        each.append(float((output[rows].mT @ gram[rows, rows] @ output[rows]).trace()))
+        naive.append(float((output[rows].mT @ gram[rows, rows] @ output[rows]).trace()))
     energies = head_energies(gram, output, 6)
-    torch.testing.assert_close(energies, torch.tensor(each, dtype=torch.float64))
-    shares = found.shares(energies)
+    torch.testing.assert_close(energies, torch.tensor(naive, dtype=torch.float64))
+    shares = choice.shares(energies)
     assert float(shares[-1, -1]) == 1.0
-    for kept, queries in product((1, 2, 3), (1, 2)):
-        stay, within = kept_heads(found.group_order, found.query_order, kept, queries)
-        heads = (stay.unsqueeze(-1) * 2 + within).flatten().tolist()
-        wanted = sum(each[head] for head in heads) / sum(each)
-        assert float(shares[kept, queries]) == pytest.approx(wanted)
-    assert (found.shares(torch.zeros(6, dtype=torch.float64)) == 1.0).all()
+    for keep, queries in product((1, 2, 3), (1, 2)):
+        kept_groups, within = kept_heads(choice.group_order, choice.query_order, keep, queries)
+        heads = (kept_groups.unsqueeze(-1) * 2 + within).flatten().tolist()
+        expected = sum(naive[head] for head in heads) / sum(naive)
+        assert float(shares[keep, queries]) == pytest.approx(expected)
+    assert (choice.shares(torch.zeros(6, dtype=torch.float64)) == 1.0).all()

@@ -1,4 +1,4 @@
-"""The value basis against independent formulas."""
+"""Value bases compared with independent formulas."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ def test_group_moment_sums_the_groups_own_heads() -> None:
 
 
 def output_error(samples: torch.Tensor, output: torch.Tensor, basis: torch.Tensor) -> float:
-    """Error of one head's output after the best refit behind the basis."""
-    wanted = samples @ output
-    seen = samples @ basis
-    return float((wanted - seen @ torch.linalg.lstsq(seen, wanted).solution).square().sum())
+    """Return the error of one head's output after the best refit on the projected values."""
+    target = samples @ output
+    projected = samples @ basis
+    refit = torch.linalg.lstsq(projected, target).solution
+    return float((target - projected @ refit).square().sum())
 
 
 def test_weighted_basis_is_never_worse_for_the_output_than_pca() -> None:
@@ -35,9 +36,9 @@ def test_weighted_basis_is_never_worse_for_the_output_than_pca() -> None:
     moment = value_basis.group_second_moment(samples.mT @ samples, 1, 10)
     for keep in range(1, 10):
         pca, _ = value_basis.pca_basis(moment, keep)
-        ours, _ = value_basis.weighted_basis(moment, output, keep)
+        weighted, _ = value_basis.weighted_basis(moment, output, keep)
         pca_error = output_error(samples, output, pca[0])
-        assert output_error(samples, output, ours[0]) <= pca_error * (1 + 1e-6) + 1e-3
+        assert output_error(samples, output, weighted[0]) <= pca_error * (1 + 1e-6) + 1e-3
 
 
 def test_weighted_basis_reaches_the_best_rank_k_error() -> None:

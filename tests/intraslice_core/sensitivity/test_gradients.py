@@ -1,4 +1,4 @@
-"""One layer at a time gives what a backward pass through the whole model gives."""
+"""Layer-wise gradients equal those of a backward pass through the whole model."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def run(directory: Path, work: Path, batch_size: int, given: Tensor) -> list[Lay
         return [files.read(layer) for layer in range(layers.num_layers)]
 
 
-def stream_gradients(model: Any, given: Tensor) -> list[Tensor]:
-    """Gradients of the summed loss at every layer's output, by the family's own class."""
-    caught: list[Tensor] = []
+def output_gradients(model: Any, given: Tensor) -> list[Tensor]:
+    """Return gradients of the summed loss at every layer's output, by the family's own class."""
+    outputs: list[Tensor] = []
     hooks = [
-        layer.register_forward_hook(lambda _m, _a, out: caught.append(_tensor(out)))
+        layer.register_forward_hook(lambda _m, _a, out: outputs.append(_tensor(out)))
         for layer in model.base_model.layers
     ]
     logits = model(input_ids=given, use_cache=False).logits.float()
@@ -45,7 +45,7 @@ def stream_gradients(model: Any, given: Tensor) -> list[Tensor]:
     loss = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), given[:, 1:].flatten(), reduction="sum"
     )
-    return list(torch.autograd.grad(loss, caught))
+    return list(torch.autograd.grad(loss, outputs))
 
 
 def _tensor(output: Any) -> Tensor:
@@ -56,41 +56,42 @@ def _tensor(output: Any) -> Tensor:
 def test_fisher_matrices_are_those_of_the_familys_own_class(variant, tmp_path):
     model = tiny_family_model(variant)
     directory = save_checkpoint(model, tmp_path / "dense")
-    found = run(directory, tmp_path / "gradients", 2, tokens())
-    for mine, theirs in zip(found, stream_gradients(model, tokens()), strict=True):
-        flat = theirs.flatten(0, 1).double()
-        wanted = flat.mT @ flat / flat.shape[0]
-        torch.testing.assert_close(mine.mlp, wanted, rtol=2e-3, atol=2e-4 * float(wanted.max()))
+    layers = run(directory, tmp_path / "gradients", 2, tokens())
+    for layer, gradient in zip(layers, output_gradients(model, tokens()), strict=True):
+        flat = gradient.flatten(0, 1).double()
+        expected = flat.mT @ flat / flat.shape[0]
+        atol = 2e-4 * float(expected.max())
+        torch.testing.assert_close(layer.mlp, expected, rtol=2e-3, atol=atol)
 
 
 @pytest.mark.parametrize("variant", ["llama", "phi", "gemma2"])
 def test_the_split_into_batches_and_groups_does_not_matter(variant, tmp_path, monkeypatch):
     directory = save_checkpoint(tiny_family_model(variant), tmp_path / "dense")
-    one = run(directory, tmp_path / "one", 4, tokens(4))
+    whole = run(directory, tmp_path / "whole", 4, tokens(4))
     monkeypatch.setattr("intraslice_core.sensitivity.gradients.GROUP_SEQUENCES", 2)
-    other = run(directory, tmp_path / "other", 1, tokens(4))
-    for mine, theirs in zip(one, other, strict=True):
-        torch.testing.assert_close(mine.attention, theirs.attention, rtol=1e-3, atol=1e-6)
-        torch.testing.assert_close(mine.head_moments, theirs.head_moments, rtol=1e-4, atol=1e-6)
-        assert theirs.head_masks.shape[0] == 2
+    split = run(directory, tmp_path / "split", 1, tokens(4))
+    for layer, other in zip(whole, split, strict=True):
+        torch.testing.assert_close(layer.attention, other.attention, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(layer.head_moments, other.head_moments, rtol=1e-4, atol=1e-6)
+        assert other.head_masks.shape[0] == 2
         torch.testing.assert_close(
-            mine.neuron_masks.sum(0), theirs.neuron_masks.sum(0), rtol=1e-3, atol=1e-4
+            layer.neuron_masks.sum(0), other.neuron_masks.sum(0), rtol=1e-3, atol=1e-4
         )
 
 
-def test_masks_of_inner_activations_have_the_gradients_that_a_product_rule_gives(tmp_path):
-    """Scaling all neurons of a layer's MLP scales its output: masks sum to `Σ ⟨g, added⟩`."""
+def test_masks_of_all_neurons_sum_to_the_gradient_of_their_common_scale(tmp_path):
+    """Scaling all neurons of a layer's MLP scales its output: masks sum to `Σ ⟨g, Δx⟩`."""
     model = tiny_family_model("llama")
     directory = save_checkpoint(model, tmp_path / "dense")
-    found = run(directory, tmp_path / "gradients", 2, tokens())
+    layers = run(directory, tmp_path / "gradients", 2, tokens())
     scale = torch.ones((), requires_grad=True)
     model.model.layers[1].mlp.register_forward_hook(lambda _m, _a, out: out * scale)
     logits = model(input_ids=tokens(), use_cache=False).logits
     loss = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), tokens()[:, 1:].flatten(), reduction="sum"
     )
-    (wanted,) = torch.autograd.grad(loss, scale)
-    torch.testing.assert_close(found[1].neuron_masks.sum(), wanted, rtol=1e-3, atol=1e-4)
+    (expected,) = torch.autograd.grad(loss, scale)
+    torch.testing.assert_close(layers[1].neuron_masks.sum(), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", sorted(FAMILY_VARIANTS))
@@ -100,7 +101,7 @@ def test_the_loss_is_the_familys_own(variant, tmp_path):
     given = tokens()
     with torch.no_grad():
         output = model(input_ids=given, use_cache=False, output_hidden_states=True)
-        wanted = torch.nn.functional.cross_entropy(
+        expected = torch.nn.functional.cross_entropy(
             output.logits[:, :-1].flatten(0, 1).float(), given[:, 1:].flatten()
         )
     with CheckpointReader(directory) as reader, torch.inference_mode():
@@ -113,4 +114,4 @@ def test_the_loss_is_the_familys_own(variant, tmp_path):
                 layers.settings(layer),
                 layers.rotary(layer, given.shape[1]),
             )
-        assert mean_loss(layers, hidden, given) == pytest.approx(float(wanted), abs=1e-4)
+        assert mean_loss(layers, hidden, given) == pytest.approx(float(expected), abs=1e-4)

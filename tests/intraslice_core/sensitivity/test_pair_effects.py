@@ -33,7 +33,7 @@ def draw() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def outputs(coefficients: Tensor, head: int, settings: LayerSettings) -> Tensor:
-    """A head's output seen through the metric, its pairs weighted; plain, at every query."""
+    """Return a head's output times the metric, with weighted pairs, at every query."""
     query, key, value, metric = draw()
     group = head // (HEADS // GROUPS)
     (q1, q2), (k1, k2) = query[head].chunk(2, -1), key[group].chunk(2, -1)
@@ -43,12 +43,12 @@ def outputs(coefficients: Tensor, head: int, settings: LayerSettings) -> Tensor:
     if settings.attn_logit_softcapping is not None:
         cap = settings.attn_logit_softcapping
         scores = cap * torch.tanh(scores / cap)
-    places = torch.arange(LENGTH)
-    distance = places.unsqueeze(1) - places
-    seen = distance >= 0
+    positions = torch.arange(LENGTH)
+    distance = positions.unsqueeze(1) - positions
+    visible = distance >= 0
     if settings.sliding_window is not None:
-        seen &= distance < settings.sliding_window
-    return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value[group] @ metric[head]
+        visible &= distance < settings.sliding_window
+    return scores.masked_fill(~visible, -torch.inf).softmax(-1) @ value[group] @ metric[head]
 
 
 @pytest.mark.parametrize(
@@ -62,19 +62,19 @@ def test_moment_is_that_of_the_outputs_derivatives(changes):
         num_key_value_heads=GROUPS, head_dim=WIDTH, settings=settings, device=torch.device("cpu")
     )
     effects.add(query, key, value, metric, positions)
-    every = torch.cat((torch.ones(WIDTH // 2), torch.zeros(WIDTH // 2)))
-    wanted = torch.zeros(GROUPS, WIDTH, WIDTH)
+    dense = torch.cat((torch.ones(WIDTH // 2), torch.zeros(WIDTH // 2)))
+    expected = torch.zeros(GROUPS, WIDTH, WIDTH)
     for head in range(HEADS):
         derivative = torch.autograd.functional.jacobian(
-            lambda c, head=head: outputs(c, head, settings), every
+            lambda c, head=head: outputs(c, head, settings), dense
         )[positions].flatten(0, 1)
-        wanted[head // (HEADS // GROUPS)] += derivative.mT @ derivative
+        expected[head // (HEADS // GROUPS)] += derivative.mT @ derivative
     torch.testing.assert_close(
-        effects.moment().float(), wanted / len(positions), rtol=1e-3, atol=1e-5
+        effects.moment().float(), expected / len(positions), rtol=1e-3, atol=1e-5
     )
 
 
-def test_what_is_not_finite_is_refused():
+def test_non_finite_activations_are_rejected():
     query, key, value, metric = draw()
     effects = PairEffectAccumulator(
         num_key_value_heads=GROUPS,

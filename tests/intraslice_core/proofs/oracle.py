@@ -1,8 +1,8 @@
-"""The published method by the letter of docs/method.md: naive, at full size, in float64.
+"""Naive implementation of the method of arXiv 2602.01975 by docs/method.md, in float64.
 
-Nothing of the engine is imported. Weights come from the model classes under their own names; heads,
-tokens and neurons are walked one by one; what is removed is masked or projected away at full size
-and no tensor ever shrinks.
+It imports nothing of the engine. Weights come from the model classes under their own names. Heads,
+tokens and neurons are processed one by one. Removed dimensions are masked or projected away at full
+size; no tensor ever shrinks.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ Sequences = list[Tensor]
 
 @dataclass(frozen=True)
 class Projection:
+    """A projection of row vectors."""
+
     weight: Tensor
-    """(in, out): what stands to the right of a row vector."""
+    """Right factor of a row vector, (in, out)."""
     bias: Tensor | None
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -32,7 +34,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a layer keeps."""
+    """Sizes that a layer keeps."""
 
     pairs: int
     value: int
@@ -41,10 +43,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Compressed:
-    """A layer at full size after compression, and how it was chosen."""
+    """A compressed layer at full size, and its selections."""
 
     kept_pairs: list[list[int]]
-    """By KV head, numbers into `Layer.pairs`."""
+    """Indices into `Layer.pairs` by KV head."""
     projectors: list[Tensor]
     """`B Bᵀ` of each KV head, (head_dim, head_dim)."""
     kept_neurons: list[int]
@@ -53,7 +55,7 @@ class Compressed:
 
 
 class Layer:
-    """One dense layer's weights under the names of its own class."""
+    """Weights of one dense layer under the names of its own class, and its mathematics."""
 
     def __init__(self, model: Any, number: int) -> None:
         config = model.config
@@ -83,7 +85,7 @@ class Layer:
             both = self._own["mlp.gate_up_proj.weight"]
             self.gate, self.up = Projection(both[:width].T, None), Projection(both[width:].T, None)
         else:
-            self.q, self.k, self.v = (self._linear(f"self_attn.{one}_proj") for one in "qkv")
+            self.q, self.k, self.v = (self._linear(f"self_attn.{name}_proj") for name in "qkv")
             if kind == "phi":
                 self.up = self._linear("mlp.fc1")
             else:
@@ -96,70 +98,73 @@ class Layer:
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """Dimensions that rotate together, then those that do not rotate, two by two."""
+        """Return pairs of dimensions that rotate together, then those that do not rotate."""
         half, still = self.rotating // 2, (self.head_dim - self.rotating) // 2
-        rotate = [(one, one + half) for one in range(half)]
-        return rotate + [(self.rotating + one, self.rotating + still + one) for one in range(still)]
+        rotating = [(dim, dim + half) for dim in range(half)]
+        first = self.rotating
+        return rotating + [(first + dim, first + still + dim) for dim in range(still)]
 
     # -- the dense mathematics, a row at a time ------------------------------------------------
 
     def norm(self, rows: Tensor, name: str) -> Tensor:
-        """LayerNorm where there is a bias, RMSNorm elsewhere."""
+        """Apply LayerNorm where there is a bias, RMSNorm elsewhere."""
         out = torch.zeros_like(rows)
         bias = self._own.get(f"{name}.bias")
-        for place, row in enumerate(rows):
+        for position, row in enumerate(rows):
             centred = row if bias is None else row - row.sum() / len(row)
             unit = centred / ((centred * centred).sum() / len(row) + self.eps).sqrt()
-            out[place] = self._own[f"{name}.weight"] * unit + (0 if bias is None else bias)
+            out[position] = self._own[f"{name}.weight"] * unit + (0 if bias is None else bias)
         return out
 
     def rotated(self, rows: Tensor) -> Tensor:
-        """RoPE of one head, (tokens, head_dim)."""
+        """Apply RoPE to one head, (tokens, head_dim)."""
         out = rows.clone()
         for position, row in enumerate(rows):
-            for number, (one, other) in enumerate(self.pairs):
-                if one >= self.rotating:
+            for pair, (first, second) in enumerate(self.pairs):
+                if first >= self.rotating:
                     continue
-                angle = position * self.theta ** (-2 * number / self.rotating)
+                angle = position * self.theta ** (-2 * pair / self.rotating)
                 cos, sin = math.cos(angle), math.sin(angle)
-                out[position, one] = row[one] * cos - row[other] * sin
-                out[position, other] = row[other] * cos + row[one] * sin
+                out[position, first] = row[first] * cos - row[second] * sin
+                out[position, second] = row[second] * cos + row[first] * sin
         return out
 
     def head(self, rows: Tensor, number: int) -> Tensor:
-        """Columns of one head."""
+        """Return the columns of one head, a view."""
         return rows[:, number * self.head_dim : (number + 1) * self.head_dim]
 
     def group_of(self, head: int) -> int:
-        """The KV head that a query head reads."""
+        """Return the KV head of a query head."""
         return head // (self.heads // self.groups)
 
-    def queries_and_keys(self, read: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Of every head, after RoPE."""
-        queries, keys = self.q(read), self.k(read)
+    def queries_and_keys(self, normed: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return queries and keys of every head after RoPE."""
+        queries, keys = self.q(normed), self.k(normed)
         return (
-            [self.rotated(self.head(queries, one)) for one in range(self.heads)],
-            [self.rotated(self.head(keys, one)) for one in range(self.groups)],
+            [self.rotated(self.head(queries, head)) for head in range(self.heads)],
+            [self.rotated(self.head(keys, group)) for group in range(self.groups)],
         )
 
     def attended(self, hidden: Tensor, kept: list[list[int]] | None) -> Tensor:
-        """`o` of one sequence, (tokens, heads · head_dim); pairs that are not kept are masked."""
-        read = self.norm(hidden, "input_layernorm")
-        queries, keys = self.queries_and_keys(read)
-        values = self.v(read)
+        """Return `o` of one sequence, (tokens, heads · head_dim), with other pairs masked."""
+        normed = self.norm(hidden, "input_layernorm")
+        queries, keys = self.queries_and_keys(normed)
+        values = self.v(normed)
         out = torch.zeros(len(hidden), self.heads * self.head_dim, dtype=torch.float64)
-        for number in range(self.heads):
-            group = self.group_of(number)
+        for head in range(self.heads):
+            group = self.group_of(head)
             mask = torch.ones(self.head_dim, dtype=torch.float64)
             if kept is not None:
                 mask = self._pair_mask(kept[group])
-            query, key, value = queries[number] * mask, keys[group], self.head(values, group)
+            query, key, value = queries[head] * mask, keys[group], self.head(values, group)
             for token in range(len(hidden)):
-                seen = [one for one in range(token + 1) if token - one < self.window]
-                scores = [float(query[token] @ key[one]) / math.sqrt(self.head_dim) for one in seen]
+                visible = [other for other in range(token + 1) if token - other < self.window]
+                scores = [
+                    float(query[token] @ key[at]) / math.sqrt(self.head_dim) for at in visible
+                ]
                 weights = [math.exp(score - max(scores)) for score in scores]
-                mixed = sum(weight * value[one] for weight, one in zip(weights, seen, strict=True))
-                self.head(out, number)[token] = mixed / sum(weights)
+                mixed = sum(w * value[at] for w, at in zip(weights, visible, strict=True))
+                self.head(out, head)[token] = mixed / sum(weights)
         return out
 
     def _pair_mask(self, kept: list[int]) -> Tensor:
@@ -169,64 +174,65 @@ class Layer:
         return mask
 
     def activated(self, hidden: Tensor) -> Tensor:
-        """`u` of one sequence, (tokens, intermediate_size)."""
-        read = self.norm(hidden, "input_layernorm" if self.parallel else "post_attention_layernorm")
-        up = self.up(read)
+        """Return `u` of one sequence, (tokens, intermediate_size)."""
+        norm = "input_layernorm" if self.parallel else "post_attention_layernorm"
+        normed = self.norm(hidden, norm)
+        up = self.up(normed)
         if self.parallel:  # gelu_new
             inner = math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)
             return 0.5 * up * (1 + torch.tanh(inner))
-        gate = self.gate(read)
+        gate = self.gate(normed)
         return gate / (1 + torch.exp(-gate)) * up
 
 
-# -- section 3 and 5 ---------------------------------------------------------------------------
+# -- docs/method.md, sections 3 and 5 ----------------------------------------------------------
 
 
-def compress(layer: Layer, sizes: Sizes, streams: Sequences) -> tuple[Compressed, Sequences]:
-    """The compressed layer, and the streams behind it."""
-    kept = chosen_pairs(layer, sizes.pairs, streams)
-    full = [layer.attended(one, None) for one in streams]
-    pruned = [layer.attended(one, kept) for one in streams]
+def compress(layer: Layer, sizes: Sizes, states: Sequences) -> tuple[Compressed, Sequences]:
+    """Return the compressed layer and the hidden states after it."""
+    kept = select_pairs(layer, sizes.pairs, states)
+    full = [layer.attended(hidden, None) for hidden in states]
+    pruned = [layer.attended(hidden, kept) for hidden in states]
     projectors = value_projectors(layer, sizes.value, pruned)
     wide = torch.zeros(layer.heads * layer.head_dim, layer.heads * layer.head_dim).double()
     for head in range(layer.heads):
-        here = slice(head * layer.head_dim, (head + 1) * layer.head_dim)
-        wide[here, here] = projectors[layer.group_of(head)]
+        block = slice(head * layer.head_dim, (head + 1) * layer.head_dim)
+        wide[block, block] = projectors[layer.group_of(head)]
     output = refitted(pruned, wide, layer.heads * sizes.value, layer.o, full)
-    behind = [one + output(inner @ wide) for one, inner in zip(streams, pruned, strict=True)]
+    after = [hidden + output(inner @ wide) for hidden, inner in zip(states, pruned, strict=True)]
 
-    read = streams if layer.parallel else behind
-    inner = [layer.activated(one) for one in read]
-    neurons = chosen_neurons(layer, sizes.width, inner)
+    mlp_inputs = states if layer.parallel else after
+    inner = [layer.activated(hidden) for hidden in mlp_inputs]
+    neurons = select_neurons(layer, sizes.width, inner)
     mask = torch.zeros(inner[0].shape[1]).double()
     mask[neurons] = 1.0
     down = refitted(inner, torch.diag(mask), sizes.width, layer.down, inner)
-    behind = [one + down(u * mask) for one, u in zip(behind, inner, strict=True)]
-    return Compressed(kept, projectors, neurons, output, down), behind
+    after = [hidden + down(u * mask) for hidden, u in zip(after, inner, strict=True)]
+    return Compressed(kept, projectors, neurons, output, down), after
 
 
-def chosen_pairs(layer: Layer, keep: int, streams: Sequences) -> list[list[int]]:
-    """3c: `mean|q_j k_j| + mean|q_{j+e/2} k_{j+e/2}|` after RoPE, summed over a group's queries."""
+def select_pairs(layer: Layer, keep: int, states: Sequences) -> list[list[int]]:
+    """Select pairs by `mean|q_j k_j| + mean|q_{j+e/2} k_{j+e/2}|` after RoPE (section 3c)."""
     scores = [[0.0] * len(layer.pairs) for _ in range(layer.groups)]
-    for hidden in streams:
+    for hidden in states:
         queries, keys = layer.queries_and_keys(layer.norm(hidden, "input_layernorm"))
         for head in range(layer.heads):
             group = layer.group_of(head)
-            for number, both in enumerate(layer.pairs):
-                for dim in both:
+            for number, pair in enumerate(layer.pairs):
+                for dim in pair:
                     product = (queries[head][:, dim] * keys[group][:, dim]).abs()
-                    scores[group][number] += float(product.mean()) / len(streams)
-    return [best(one, keep) for one in scores]
+                    scores[group][number] += float(product.mean()) / len(states)
+    return [best(group_scores, keep) for group_scores in scores]
 
 
 def best(scores: list[float], keep: int) -> list[int]:
-    """Numbers of the largest scores, ascending."""
-    ranked = sorted((score, number) for number, score in enumerate(scores))
-    return sorted(number for _, number in ranked[len(scores) - keep :])
+    """Return the indices of the largest scores, ascending."""
+    ranked = sorted((score, index) for index, score in enumerate(scores))
+    return sorted(index for _, index in ranked[len(scores) - keep :])
 
 
 def value_projectors(layer: Layer, keep: int, inner: Sequences) -> list[Tensor]:
-    """3b: onto the top eigenvectors of `S = Σ_h E[o_h o_hᵀ]` over a group's query heads."""
+    """Return projectors on the top eigenvectors of a group's `S = Σ_h E[o_h o_hᵀ]` (3b)."""
     projectors = []
     for group in range(layer.groups):
         moment = torch.zeros(layer.head_dim, layer.head_dim).double()
@@ -240,8 +246,8 @@ def value_projectors(layer: Layer, keep: int, inner: Sequences) -> list[Tensor]:
     return projectors
 
 
-def chosen_neurons(layer: Layer, keep: int, inner: Sequences) -> list[int]:
-    """3a: `H_jj · ‖Wd[j, :]‖²`."""
+def select_neurons(layer: Layer, keep: int, inner: Sequences) -> list[int]:
+    """Select neurons by `H_jj · ‖Wd[j, :]‖²` (section 3a)."""
     rows = torch.cat(inner)
     scores = []
     for neuron in range(rows.shape[1]):
@@ -253,16 +259,16 @@ def chosen_neurons(layer: Layer, keep: int, inner: Sequences) -> list[int]:
 def refitted(
     inner: Sequences, projector: Tensor, rank: int, output: Projection, whole: Sequences
 ) -> Projection:
-    """5: ridge regression of the un-pruned module's output on the projected activations.
+    """Fit the unpruned module's output to the projected activations by ridge regression (5).
 
-    At full size `P (PᵀHP + λI)⁻¹ PᵀC = (P PᵀHP Pᵀ + λI)⁻¹ P PᵀC`, λ being the damping times the
-    mean of the diagonal in the `rank` dimensions that stay. Where the output has a bias a 1 is
-    appended, which stays, too.
+    At full size `P (PᵀHP + λI)⁻¹ PᵀC = (P PᵀHP Pᵀ + λI)⁻¹ P PᵀC`. λ is the damping times the mean
+    of the diagonal over the `rank` kept dimensions. Where the output has a bias, a constant 1 is
+    appended, which is kept, too.
     """
-    rows, wanted = torch.cat(inner) @ projector, output(torch.cat(whole))
+    rows, target = torch.cat(inner) @ projector, output(torch.cat(whole))
     if output.bias is not None:
         rows, rank = torch.cat((rows, torch.ones(len(rows), 1).double()), dim=1), rank + 1
-    gram, cross = rows.T @ rows / len(rows), rows.T @ wanted / len(rows)
+    gram, cross = rows.T @ rows / len(rows), rows.T @ target / len(rows)
     damping = DAMPING * gram.trace() / rank
-    found = torch.linalg.solve(gram + damping * torch.eye(len(gram)).double(), cross)
-    return Projection(found, None) if output.bias is None else Projection(found[:-1], found[-1])
+    fitted = torch.linalg.solve(gram + damping * torch.eye(len(gram)).double(), cross)
+    return Projection(fitted, None) if output.bias is None else Projection(fitted[:-1], fitted[-1])

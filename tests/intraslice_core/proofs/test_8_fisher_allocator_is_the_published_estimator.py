@@ -1,4 +1,4 @@
-"""Proof 8, the ratio estimator: scores by autograd over explicit masks, shapes by a naive rank."""
+"""Proof 8, Fisher allocator: scores equal autograd over explicit masks, shapes a naive ranking."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from intraslice_core.sensitivity.gradients import GradientFiles, loss_gradients
 from tests.intraslice_core.tiny_models import save_checkpoint, tiny_family_model
 
 GROUP = 8
-"""Sequences whose gradients are summed before they are squared."""
+"""Number of sequences whose gradients are summed before squaring."""
 VARIANTS = ["llama", "phi", "phi_grouped", "phi3", "gemma2"]
 
 
 def drawn_tokens(sequences: int = 19, length: int = 12) -> Tensor:
-    """Two whole groups and a part of a third."""
+    """Return random tokens: two full groups and a part of a third."""
     return torch.randint(3, 250, (sequences, length), generator=torch.Generator().manual_seed(2))
 
 
@@ -38,15 +38,15 @@ class MaskedModel:
         self._model = model
         layers = model.model.layers
         self.outputs = [
-            getattr(one.self_attn, "o_proj", None) or one.self_attn.dense for one in layers
+            getattr(layer.self_attn, "o_proj", None) or layer.self_attn.dense for layer in layers
         ]
-        downs = [getattr(one.mlp, "down_proj", None) or one.mlp.fc2 for one in layers]
-        self.seen: list[list[Tensor]] = [[] for _ in layers]
-        """Inputs of `Wo` by layer, (sequence, heads · head_dim)."""
-        self.bases = [torch.eye(one.in_features) for one in self.outputs]
-        """In which the masks of the heads act: columns."""
-        self.heads = [torch.ones(one.in_features, requires_grad=True) for one in self.outputs]
-        self.neurons = [torch.ones(one.in_features, requires_grad=True) for one in downs]
+        downs = [getattr(layer.mlp, "down_proj", None) or layer.mlp.fc2 for layer in layers]
+        self.inputs: list[list[Tensor]] = [[] for _ in layers]
+        """Recorded inputs of `Wo` by layer, (sequence, heads · head_dim) each."""
+        self.bases = [torch.eye(output.in_features) for output in self.outputs]
+        """Bases, by columns, in which the masks of the heads act."""
+        self.heads = [torch.ones(output.in_features, requires_grad=True) for output in self.outputs]
+        self.neurons = [torch.ones(down.in_features, requires_grad=True) for down in downs]
         for number, module in enumerate(self.outputs):
             module.register_forward_pre_hook(
                 lambda _m, given, number=number: self._mask_heads(number, given[0])
@@ -55,38 +55,38 @@ class MaskedModel:
             module.register_forward_pre_hook(lambda _m, given, mask=mask: (given[0] * mask,))
 
     def _mask_heads(self, number: int, inner: Tensor) -> tuple[Tensor]:
-        self.seen[number].append(inner.detach().squeeze(0))
+        self.inputs[number].append(inner.detach().squeeze(0))
         basis = self.bases[number]
         return (((inner @ basis) * self.heads[number]) @ basis.mT,)
 
     def gradients(self, sequence: Tensor) -> list[Tensor]:
-        """Of the sequence's summed next-token loss by every mask: heads, then neurons."""
+        """Return gradients of a sequence's summed loss by every mask: heads, then neurons."""
         logits = self._model(input_ids=sequence.unsqueeze(0), use_cache=False).logits[0].float()
         loss = torch.zeros(())
-        for place in range(len(sequence) - 1):
-            loss = loss - logits[place].log_softmax(-1)[sequence[place + 1]]
+        for position in range(len(sequence) - 1):
+            loss = loss - logits[position].log_softmax(-1)[sequence[position + 1]]
         return list(torch.autograd.grad(loss, [*self.heads, *self.neurons]))
 
 
 def scores_by_autograd(masked: MaskedModel, tokens: Tensor) -> list[NDArray[np.float64]]:
-    """Squares of the groups' sums, summed: heads of every layer, then neurons."""
+    """Return squared gradient sums of groups, added up: heads of every layer, then neurons."""
     totals = [np.zeros(mask.numel()) for mask in (*masked.heads, *masked.neurons)]
     for start in range(0, len(tokens), GROUP):
         summed = [np.zeros_like(total) for total in totals]
         for sequence in tokens[start : start + GROUP]:
-            for into, gradient in zip(summed, masked.gradients(sequence), strict=True):
-                into += gradient.double().numpy()
+            for total, gradient in zip(summed, masked.gradients(sequence), strict=True):
+                total += gradient.double().numpy()
         for total, group in zip(totals, summed, strict=True):
             total += group**2
     return totals
 
 
 def rotate_into_pca_bases(masked: MaskedModel, tokens: Tensor, heads: int, groups: int) -> None:
-    """Section 3b's basis at full rank: eigenvectors of a KV group's summed second moment."""
+    """Use the PCA basis of docs/method.md, section 3b, at full rank for every KV group."""
     for sequence in tokens:
         masked.gradients(sequence)
-    for number, seen in enumerate(masked.seen):
-        rows = torch.cat(seen).double()
+    for number, inputs in enumerate(masked.inputs):
+        rows = torch.cat(inputs).double()
         width = rows.shape[1] // heads
         bases = []
         for group in range(groups):
@@ -111,7 +111,7 @@ def test_scores_are_squared_gradients_of_masks_of_ones(
         geometry = reader.family.geometry(reader.config)
         layers = DenseLayerReader(reader, torch.device("cpu"), torch.float32)
         loss_gradients(layers, tokens, batch_size=3, files=files, before_batch=lambda done: None)
-        found = [
+        scores = [
             _fisher_scores(files.read(layer), geometry, rotated)
             for layer in range(layers.num_layers)
         ]
@@ -120,10 +120,10 @@ def test_scores_are_squared_gradients_of_masks_of_ones(
         rotate_into_pca_bases(
             masked, tokens, geometry.num_attention_heads, geometry.num_key_value_heads
         )
-    wanted = scores_by_autograd(masked, tokens)
-    mine = [one.heads.ravel() for one in found] + [one.neurons for one in found]
-    for ours, theirs in zip(mine, wanted, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=1e-5 * theirs.max())
+    expected = scores_by_autograd(masked, tokens)
+    flat = [layer.heads.ravel() for layer in scores] + [layer.neurons for layer in scores]
+    for actual, reference in zip(flat, expected, strict=True):
+        np.testing.assert_allclose(actual, reference, rtol=2e-3, atol=1e-5 * reference.max())
 
 
 # -- shapes ------------------------------------------------------------------------------------
@@ -142,63 +142,63 @@ GEOMETRY = ModelGeometry(
 
 @dataclass(frozen=True)
 class Step:
-    """The next rounding step that a module may lose."""
+    """A rounding step that a module may lose."""
 
-    price: float
-    """Score that goes with it, a parameter."""
+    score: float
+    """Score per parameter."""
     layer: int
     module: str
     parameters: int
 
 
 def column_values(heads: NDArray[np.float64]) -> list[float]:
-    """What the i-th best value dims of all KV groups are worth together."""
-    worth = []
-    each = GEOMETRY.num_attention_heads // GEOMETRY.num_key_value_heads
+    """Return the summed scores of the i-th best value dimensions of all KV groups."""
+    group_scores = []
+    size = GEOMETRY.num_attention_heads // GEOMETRY.num_key_value_heads
     for group in range(GEOMETRY.num_key_value_heads):
         dims = [
-            sum(heads[group * each + head, dim] for head in range(each))
+            sum(heads[group * size + head, dim] for head in range(size))
             for dim in range(GEOMETRY.head_dim)
         ]
-        worth.append(sorted(dims, reverse=True))
-    return [sum(group[place] for group in worth) for place in range(GEOMETRY.head_dim)]
+        group_scores.append(sorted(dims, reverse=True))
+    return [sum(scores[rank] for scores in group_scores) for rank in range(GEOMETRY.head_dim)]
 
 
 def steps(
     values: list[float], size: int, parameters: int, layer: int, module: str, cap: float
 ) -> list[Step]:
-    """Cheapest first, `size` items together, as many as the cap lets go and never all."""
+    """Return steps of `size` items, lowest score first, within the cap and never all items."""
     weakest = sorted(values)
-    found = []
+    module_steps = []
     for start in range(0, len(values) - size, size):
         if start + size > cap * len(values) + 1e-9:
             break
-        price = sum(weakest[start : start + size]) / (size * parameters)
-        found.append(Step(price, layer, module, size * parameters))
-    return found
+        score = sum(weakest[start : start + size]) / (size * parameters)
+        module_steps.append(Step(score, layer, module, size * parameters))
+    return module_steps
 
 
 def ranked_steps(
     scores: Sequence[LayerScores], round_to: int, cap: float, bias: float
 ) -> list[Step]:
-    """Of all layers and both modules, the cheapest first."""
-    both = GEOMETRY.num_attention_heads + GEOMETRY.num_key_value_heads
-    column, neuron = 2 * GEOMETRY.hidden_size * both, 3 * GEOMETRY.hidden_size
-    found = []
-    for layer, one in enumerate(scores):
-        columns = [bias * value for value in column_values(one.heads)]
-        found += steps(columns, max(round_to, 2), column, layer, "attention", cap)
-        found += steps(list(one.neurons), round_to, neuron, layer, "mlp", cap)
-    return sorted(found, key=lambda step: step.price)
+    """Return the steps of all layers and both modules, lowest score per parameter first."""
+    heads = GEOMETRY.num_attention_heads + GEOMETRY.num_key_value_heads
+    column, neuron = 2 * GEOMETRY.hidden_size * heads, 3 * GEOMETRY.hidden_size
+    all_steps = []
+    for layer, layer_scores in enumerate(scores):
+        columns = [bias * value for value in column_values(layer_scores.heads)]
+        all_steps += steps(columns, max(round_to, 2), column, layer, "attention", cap)
+        all_steps += steps(list(layer_scores.neurons), round_to, neuron, layer, "mlp", cap)
+    return sorted(all_steps, key=lambda step: step.score)
 
 
 @pytest.mark.parametrize("bias", [1.0, 0.2, 5.0])
 @pytest.mark.parametrize(("round_to", "cap"), [(1, 0.9), (2, 0.9), (4, 0.75), (8, 1.0)])
 @pytest.mark.parametrize("seed", range(3))
-def test_shapes_are_what_a_global_rank_leaves(
+def test_shapes_are_those_of_a_global_ranking(
     seed: int, round_to: int, cap: float, bias: float
 ) -> None:
-    """At budgets that the rank meets exactly there is one answer."""
+    """At budgets that the ranking meets exactly there is a single solution."""
     rng = np.random.default_rng(seed)
     heads = (GEOMETRY.num_attention_heads, GEOMETRY.head_dim)
     scores = [
@@ -208,12 +208,12 @@ def test_shapes_are_what_a_global_rank_leaves(
         )
         for _ in range(GEOMETRY.num_hidden_layers)
     ]
-    kept = [[GEOMETRY.head_dim, GEOMETRY.intermediate_size] for _ in scores]
+    sizes = [[GEOMETRY.head_dim, GEOMETRY.intermediate_size] for _ in scores]
     budget = GEOMETRY.dense_plan().parameters(GEOMETRY)
     ranked = ranked_steps(scores, round_to, cap, bias)
     for number, step in enumerate(ranked):
         size = max(round_to, 2) if step.module == "attention" else round_to
-        kept[step.layer][step.module == "mlp"] -= size
+        sizes[step.layer][step.module == "mlp"] -= size
         budget -= step.parameters
         if number % 5 and number != len(ranked) - 1:
             continue
@@ -225,6 +225,6 @@ def test_shapes_are_what_a_global_rank_leaves(
             module_cap=cap,
             attention_bias=bias,
         ).plan
-        assert [[one.v_head_dim, one.intermediate_size] for one in plan.layers] == kept
-        assert all(one.qk_head_dim == one.v_head_dim for one in plan.layers)
+        assert [[layer.v_head_dim, layer.intermediate_size] for layer in plan.layers] == sizes
+        assert all(layer.qk_head_dim == layer.v_head_dim for layer in plan.layers)
         assert plan.parameters(GEOMETRY) == budget

@@ -1,4 +1,4 @@
-"""Proof 8: method `intraslice` does what docs/method.md says, by an independent oracle."""
+"""Proof 8: method `intraslice` equals an independent implementation of arXiv 2602.01975."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from intraslice_core.layer_compressor import LayerCompressor, LayerOutcome
 from intraslice_core.methods import METHODS
 from intraslice_core.plan import LayerPlan
 from tests.intraslice_core.compressing import compress_unverified
-from tests.intraslice_core.proofs import paper_oracle as oracle
+from tests.intraslice_core.proofs import oracle
 from tests.intraslice_core.tiny_models import save_checkpoint, tiny_family_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
 VARIANTS = ["llama", "phi", "phi_grouped", "phi3"]
-"""Grouped queries; biases, parallel blocks and heads that rotate partly; fused projections."""
+"""Grouped queries; biases, parallel layers and partly rotating heads; fused projections."""
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 2e-5}
-"""RMSNorm and rotary tables are taken in float32 in any case, as the model classes do."""
+"""Tolerance by compute dtype; RMSNorm and RoPE tables are always float32, as in model classes."""
 
 
 def drawn_tokens(sequences: int = 8, length: int = 20) -> Tensor:
@@ -34,7 +34,7 @@ def drawn_tokens(sequences: int = 8, length: int = 20) -> Tensor:
 
 
 def plan_of(layers: DenseLayerReader, layer: int) -> LayerPlan:
-    """Other sizes in every layer."""
+    """Return a plan with different sizes in every layer."""
     settings = layers.settings(layer)
     return LayerPlan(
         num_attention_heads=settings.num_attention_heads,
@@ -45,22 +45,22 @@ def plan_of(layers: DenseLayerReader, layer: int) -> LayerPlan:
     )
 
 
-def compress_one(layers: DenseLayerReader, layer: int, streams: HiddenStates, dtype: torch.dtype):
+def compress_one(layers: DenseLayerReader, layer: int, states: HiddenStates, dtype: torch.dtype):
     context = LayerContext(
         layer=layer,
         settings=layers.settings(layer),
-        rotary=layers.rotary(layer, streams.compressed.shape[1]),
+        rotary=layers.rotary(layer, states.compressed.shape[1]),
         method=METHODS["intraslice"],
         batch_size=3,
         device=CPU,
         stored_dtype=dtype,
         before_batch=lambda done: None,
     )
-    return LayerCompressor(layers.weights(layer), plan_of(layers, layer), streams, context).run()
+    return LayerCompressor(layers.weights(layer), plan_of(layers, layer), states, context).run()
 
 
 def full_size_bases(dense: LayerWeights, sliced: LayerWeights) -> Tensor:
-    """`B` of every KV head, from `Wv B`: (num_key_value_heads, head_dim, v_head_dim)."""
+    """Return `B` of every KV head from `Wv B`, (num_key_value_heads, head_dim, v_head_dim)."""
     groups = dense.num_key_value_heads
     wide = dense.value.weight.double().view(groups, -1, dense.value.weight.shape[1])
     thin = sliced.value.weight.double().view(groups, -1, wide.shape[-1])
@@ -68,34 +68,34 @@ def full_size_bases(dense: LayerWeights, sliced: LayerWeights) -> Tensor:
 
 
 def require_same(
-    found: LayerOutcome, dense: LayerWeights, wanted: oracle.Compressed, atol: float
+    outcome: LayerOutcome, dense: LayerWeights, expected: oracle.Compressed, atol: float
 ) -> None:
-    """Choices and refitted weights, ours brought to full size."""
-    sliced = found.weights
+    """Compare selections and refitted weights, the engine's expanded to full size."""
+    sliced = outcome.weights
 
-    def close(mine: Tensor, theirs: Tensor) -> None:
-        torch.testing.assert_close(mine.double(), theirs, rtol=atol, atol=atol)
+    def close(weight: Tensor, reference: Tensor) -> None:
+        torch.testing.assert_close(weight.double(), reference, rtol=atol, atol=atol)
 
-    assert found.kept_pairs.tolist() == wanted.kept_pairs
+    assert outcome.kept_pairs.tolist() == expected.kept_pairs
     bases = full_size_bases(dense, sliced)
-    close(bases @ bases.mT, torch.stack(wanted.projectors))
+    close(bases @ bases.mT, torch.stack(expected.projectors))
     group = dense.num_attention_heads // dense.num_key_value_heads
     wide = torch.block_diag(*bases.repeat_interleave(group, 0))
-    close(wide @ sliced.attention_output.weight.double().mT, wanted.attention_output.weight)
-    kept = wanted.kept_neurons
-    assert torch.equal(sliced.up.weight, dense.up.weight[kept])
+    close(wide @ sliced.attention_output.weight.double().mT, expected.attention_output.weight)
+    neurons = expected.kept_neurons
+    assert torch.equal(sliced.up.weight, dense.up.weight[neurons])
     if dense.gate is not None:
-        assert torch.equal(sliced.gate.weight, dense.gate.weight[kept])
-    rows = torch.zeros_like(wanted.mlp_output.weight)
-    rows[kept] = sliced.mlp_output.weight.double().mT
-    close(rows, wanted.mlp_output.weight)
-    for mine, theirs in (
-        (sliced.attention_output, wanted.attention_output),
-        (sliced.mlp_output, wanted.mlp_output),
+        assert torch.equal(sliced.gate.weight, dense.gate.weight[neurons])
+    rows = torch.zeros_like(expected.mlp_output.weight)
+    rows[neurons] = sliced.mlp_output.weight.double().mT
+    close(rows, expected.mlp_output.weight)
+    for projection, reference in (
+        (sliced.attention_output, expected.attention_output),
+        (sliced.mlp_output, expected.mlp_output),
     ):
-        assert (mine.bias is None) == (theirs.bias is None)
-        if mine.bias is not None:
-            close(mine.bias, theirs.bias)
+        assert (projection.bias is None) == (reference.bias is None)
+        if projection.bias is not None:
+            close(projection.bias, reference.bias)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -108,24 +108,27 @@ def test_every_module_of_every_layer_is_the_oracles(
     tokens, atol = drawn_tokens(), TOLERANCE[dtype]
     with CheckpointReader(directory) as reader, torch.inference_mode():
         layers = DenseLayerReader(reader, CPU, dtype)
-        streams = HiddenStates(compressed=layers.embed(tokens), dense=None)
-        theirs = [model.get_input_embeddings().weight[one].double() for one in tokens]
+        states = HiddenStates(compressed=layers.embed(tokens), dense=None)
+        embeddings = model.get_input_embeddings().weight
+        expected_states = [embeddings[sequence].double() for sequence in tokens]
         for layer in range(layers.num_layers):
             plan = plan_of(layers, layer)
-            found = compress_one(layers, layer, streams, dtype)
+            outcome = compress_one(layers, layer, states, dtype)
             sizes = oracle.Sizes(plan.qk_pairs, plan.v_head_dim, plan.intermediate_size)
-            wanted, theirs = oracle.compress(oracle.Layer(model, layer), sizes, theirs)
-            require_same(found, layers.weights(layer), wanted, atol)
+            expected, expected_states = oracle.compress(
+                oracle.Layer(model, layer), sizes, expected_states
+            )
+            require_same(outcome, layers.weights(layer), expected, atol)
             torch.testing.assert_close(
-                streams.compressed.double(), torch.stack(theirs), rtol=0, atol=atol
+                states.compressed.double(), torch.stack(expected_states), rtol=0, atol=atol
             )
 
 
 @pytest.mark.parametrize("variant", ["llama", "phi_grouped", "phi3"])
-def test_checkpoint_predicts_what_the_oracles_full_size_model_predicts(
+def test_checkpoint_has_the_logits_of_the_oracles_full_size_model(
     tmp_path: Path, variant: str
 ) -> None:
-    """The whole engine, from calibration text to the classes that load the result."""
+    """This runs the whole engine, from calibration text to the classes that load the result."""
     model = tiny_family_model(variant)
     dense = save_checkpoint(model, tmp_path / "dense")
     calibration = CalibrationConfig(source="pydoc", samples=8, sequence_length=20)
@@ -140,16 +143,17 @@ def test_checkpoint_predicts_what_the_oracles_full_size_model_predicts(
     report = compress_unverified(dense, tmp_path / "out", config)
     tokens = calibration_tokens(calibration, tiny_tokenizer())
     with torch.no_grad():
-        streams = [model.get_input_embeddings().weight[one].double() for one in tokens]
+        embeddings = model.get_input_embeddings().weight
+        states = [embeddings[sequence].double() for sequence in tokens]
         for number, plan in enumerate(report.plan.layers):
             sizes = oracle.Sizes(plan.qk_pairs, plan.v_head_dim, plan.intermediate_size)
-            _, streams = oracle.compress(oracle.Layer(model, number), sizes, streams)
+            _, states = oracle.compress(oracle.Layer(model, number), sizes, states)
         sliced = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-        found = sliced.eval()(tokens, use_cache=False).logits
-        torch.testing.assert_close(found, predicted(model, streams), rtol=0, atol=1e-4)
+        logits = sliced.eval()(tokens, use_cache=False).logits
+        torch.testing.assert_close(logits, expected_logits(model, states), rtol=0, atol=1e-4)
 
 
-def predicted(model: PreTrainedModel, streams: oracle.Sequences) -> Tensor:
-    """Final norm and head, by the dense model's own classes."""
+def expected_logits(model: PreTrainedModel, states: oracle.Sequences) -> Tensor:
+    """Apply the final norm and head of the dense model's own classes."""
     norm = getattr(model.model, "norm", None) or model.model.final_layernorm
-    return model.lm_head(norm(torch.stack(streams).float()))
+    return model.lm_head(norm(torch.stack(states).float()))

@@ -1,4 +1,4 @@
-"""Rotary pairs chosen together: an elimination, and a turn of the queries that makes up for it."""
+"""Joint elimination of rotary pairs and the query turn that compensates for it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from intraslice_core import linalg
 from intraslice_core.decoder_layer import Rotary
 from intraslice_core.selection.rotary_pairs import (
     PAIR_DAMPING,
-    eliminate_alike,
     eliminate_pairs,
-    keep_these_pairs,
+    eliminate_shared_pairs,
+    keep_shared_pairs,
     turned_queries,
 )
 
@@ -26,15 +26,15 @@ def moment(heads: int, pairs: int, seed: int = 0) -> Tensor:
 
 
 def remaining_error(gram: Tensor, kept: Tensor, turns: Tensor) -> Tensor:
-    """`(c - 1)ᵀ J (c - 1)`, written out: coefficients of removed pairs are zero."""
+    """Return `(c - 1)ᵀ Φ (c - 1)`, written out: coefficients of removed pairs are zero."""
     pairs = gram.shape[-1] // 2
     coefficients = torch.zeros(2 * pairs).double()
     coefficients[kept] = turns[:, 0]
     coefficients[kept + pairs] = turns[:, 1]
-    wanted = torch.cat((torch.ones(pairs), torch.zeros(pairs))).double()
-    missing = coefficients - wanted
+    dense = torch.cat((torch.ones(pairs), torch.zeros(pairs))).double()
+    error = coefficients - dense
     damping = PAIR_DAMPING * gram.diagonal().mean()
-    return missing @ (gram + damping * torch.eye(2 * pairs).double()) @ missing
+    return error @ (gram + damping * torch.eye(2 * pairs).double()) @ error
 
 
 @settings(max_examples=20, deadline=None)
@@ -46,11 +46,11 @@ def test_cost_is_the_error_that_remains_when_the_kept_are_refitted(seed, pairs, 
     assert choice.kept.shape == (2, keep)
     assert choice.turns.shape == (2, keep, 2)
     for head in range(2):
-        found = remaining_error(gram[head], choice.kept[head], choice.turns[head])
-        torch.testing.assert_close(choice.removal_cost[head].sum(), found, rtol=1e-6, atol=1e-9)
+        error = remaining_error(gram[head], choice.kept[head], choice.turns[head])
+        torch.testing.assert_close(choice.removal_cost[head].sum(), error, rtol=1e-6, atol=1e-9)
 
 
-def test_the_kept_are_refitted_as_well_as_can_be():
+def test_turns_of_the_kept_pairs_have_the_least_error():
     gram = moment(1, 5)
     choice = eliminate_pairs(gram, 3)
     best = remaining_error(gram[0], choice.kept[0], choice.turns[0])
@@ -59,13 +59,13 @@ def test_the_kept_are_refitted_as_well_as_can_be():
         assert remaining_error(gram[0], choice.kept[0], other) >= best
 
 
-def test_a_pair_that_repeats_another_goes_for_nothing():
+def test_a_duplicate_pair_is_removed_at_no_cost():
     features = torch.randn(1, 8, 40, generator=torch.Generator().manual_seed(1)).double()
     features[:, 2], features[:, 6] = features[:, 1], features[:, 5]  # pair 2 is pair 1 again
     choice = eliminate_pairs(features @ features.mT, 3)
-    gone = ({0, 1, 2, 3} - set(choice.kept[0].tolist())).pop()
-    assert gone in {1, 2}
-    position = choice.kept[0].tolist().index(3 - gone)
+    removed = ({0, 1, 2, 3} - set(choice.kept[0].tolist())).pop()
+    assert removed in {1, 2}
+    position = choice.kept[0].tolist().index(3 - removed)
     torch.testing.assert_close(
         choice.turns[0, position], torch.tensor([2.0, 0.0]).double(), atol=1e-2, rtol=0
     )
@@ -92,14 +92,14 @@ def test_turned_queries_give_real_and_imaginary_parts_of_the_scores():
         projected = (inputs @ weight.mT).view(1, length, groups * group, 2 * keep)
         return rotary.rotate(projected.transpose(1, 2))[0]
 
-    got = heads(turned_queries(rows, turns)) @ rotary.rotate(keys)[0].repeat_interleave(group, 0).mT
     query, key = heads(rows), rotary.rotate(keys)[0].repeat_interleave(group, 0)
+    scores = heads(turned_queries(rows, turns)) @ key.mT
     (q1, q2), (k1, k2) = query.chunk(2, -1), key.chunk(2, -1)
     real = torch.einsum("hqp,hkp->hqkp", q1, k1) + torch.einsum("hqp,hkp->hqkp", q2, k2)
     imaginary = torch.einsum("hqp,hkp->hqkp", q1, k2) - torch.einsum("hqp,hkp->hqkp", q2, k1)
     per_head = turns.repeat_interleave(group, 0)[:, None, None]
-    wanted = (real * per_head[..., 0] + imaginary * per_head[..., 1]).sum(-1)
-    torch.testing.assert_close(got, wanted)
+    expected = (real * per_head[..., 0] + imaginary * per_head[..., 1]).sum(-1)
+    torch.testing.assert_close(scores, expected)
 
 
 def test_the_gram_matrix_is_damped_before_it_is_inverted():
@@ -111,37 +111,37 @@ def test_the_gram_matrix_is_damped_before_it_is_inverted():
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), pairs=st.integers(2, 7), data=st.data())
-def test_one_head_alone_is_alike_with_itself(seed, pairs, data):
+def test_shared_elimination_of_a_single_head_is_the_free_one(seed, pairs, data):
     keep = data.draw(st.integers(1, pairs))
     gram = moment(1, pairs, seed)
-    free, common = eliminate_pairs(gram, keep), eliminate_alike(gram)
-    kept = common.order[pairs - keep :].sort().values
+    free, shared = eliminate_pairs(gram, keep), eliminate_shared_pairs(gram)
+    kept = shared.order[pairs - keep :].sort().values
     assert torch.equal(kept, free.kept[0])
-    torch.testing.assert_close(common.removal_cost[:, : pairs - keep], free.removal_cost)
-    these = keep_these_pairs(gram, kept)
-    assert torch.equal(these.kept, free.kept)
-    torch.testing.assert_close(these.turns, free.turns)
+    torch.testing.assert_close(shared.removal_cost[:, : pairs - keep], free.removal_cost)
+    choice = keep_shared_pairs(gram, kept)
+    assert torch.equal(choice.kept, free.kept)
+    torch.testing.assert_close(choice.turns, free.turns)
 
 
-def test_heads_that_lose_the_same_pairs_lose_those_that_cost_least_in_all():
+def test_shared_elimination_removes_the_pairs_of_least_total_cost():
     gram = moment(3, 5)
-    common = eliminate_alike(gram)
-    assert sorted(common.order.tolist()) == list(range(5))
-    kept = common.order[2:].sort().values
-    choice = keep_these_pairs(gram, kept)
+    shared = eliminate_shared_pairs(gram)
+    assert sorted(shared.order.tolist()) == list(range(5))
+    kept = shared.order[2:].sort().values
+    choice = keep_shared_pairs(gram, kept)
     for head in range(3):
         error = remaining_error(gram[head], kept, choice.turns[head])
-        torch.testing.assert_close(common.removal_cost[head, :2].sum(), error)
-    gone = int(common.order[0])
-    others = [
-        keep_these_pairs(gram, torch.tensor([p for p in range(5) if p != pair]))
+        torch.testing.assert_close(shared.removal_cost[head, :2].sum(), error)
+    choices = [
+        keep_shared_pairs(gram, torch.tensor([p for p in range(5) if p != pair]))
         for pair in range(5)
     ]
     costs = [
         sum(
-            float(remaining_error(gram[head], one.kept[head], one.turns[head])) for head in range(3)
+            float(remaining_error(gram[head], choice.kept[head], choice.turns[head]))
+            for head in range(3)
         )
-        for one in others
+        for choice in choices
     ]
-    assert costs.index(min(costs)) == gone
-    torch.testing.assert_close(float(common.removal_cost[:, 0].sum()), min(costs))
+    assert costs.index(min(costs)) == int(shared.order[0])
+    torch.testing.assert_close(float(shared.removal_cost[:, 0].sum()), min(costs))

@@ -1,6 +1,6 @@
-"""Proof 7, bounded: on a real checkpoint each of our choices is no worse than the paper's.
+"""Proof 7: on a real checkpoint each option of IntraSlice+ is no worse than the published one.
 
-Four layers of SmolLM2-135M are compressed by 30 % on a few thousand tokens, the rest stays dense,
+Four layers of SmolLM2-135M are compressed by 30 % on a few thousand tokens, the others stay dense,
 and the whole model scores held-out text. `benchmarks/quality.py` does it for all layers.
 """
 
@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from intraslice_core import decoder_layer
-from intraslice_core.allocation.estimators import EstimationTokens, measure_sensitivity
+from intraslice_core.allocation.estimators import CalibrationSplit, measure_sensitivity
 from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints.dense_model import DenseLayerReader
-from intraslice_core.checkpoints.dense_model import mean_loss as loss_behind
+from intraslice_core.checkpoints.dense_model import mean_loss as mean_loss_after_layers
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CalibrationConfig
@@ -38,13 +38,15 @@ SEQUENCE = 128
 SHAPES = LayerPlan(
     num_attention_heads=9, num_key_value_heads=3, qk_pairs=22, v_head_dim=44, intermediate_size=1072
 )
-PAPER, OURS = METHODS["intraslice"], METHODS["intraslice_plus"]
+INTRASLICE, INTRASLICE_PLUS = METHODS["intraslice"], METHODS["intraslice_plus"]
 
 
 @dataclass(frozen=True)
 class RealModel:
+    """The dense model, its sensitivity and tokens."""
+
     layers: DenseLayerReader
-    blocks: list[LayerWeights]
+    weights: list[LayerWeights]
     settings: LayerSettings
     rotary: Rotary
     sensitivity: tuple[LayerSensitivity, ...]
@@ -62,13 +64,13 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealModel]:
         layers = DenseLayerReader(reader, CPU, torch.float32)
         measured = measure_sensitivity(
             layers,
-            EstimationTokens.of(calibration),
+            CalibrationSplit.of(calibration),
             batch_size=16,
             before_batch=lambda done: None,
         )
         yield RealModel(
             layers=layers,
-            blocks=[layers.weights(layer) for layer in range(layers.num_layers)],
+            weights=[layers.weights(layer) for layer in range(layers.num_layers)],
             settings=layers.settings(0),
             rotary=layers.rotary(0, SEQUENCE),
             sensitivity=measured.layers,
@@ -77,10 +79,10 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealModel]:
         )
 
 
-def compressed_blocks(real: RealModel, method: CompressionMethod) -> list[LayerWeights]:
+def compressed_layers(real: RealModel, method: CompressionMethod) -> list[LayerWeights]:
     hidden = real.layers.embed(real.calibration)
-    streams = HiddenStates(compressed=hidden, dense=hidden.clone() if method.dense_target else None)
-    blocks = []
+    states = HiddenStates(compressed=hidden, dense=hidden.clone() if method.dense_target else None)
+    layers = []
     for layer in range(LAYERS):
         context = LayerContext(
             layer=layer,
@@ -93,57 +95,57 @@ def compressed_blocks(real: RealModel, method: CompressionMethod) -> list[LayerW
             before_batch=lambda done: None,
             sensitivity=real.sensitivity[layer] if method.measures_sensitivity else None,
         )
-        blocks.append(LayerCompressor(real.blocks[layer], SHAPES, streams, context).run().weights)
-    return blocks
+        layers.append(LayerCompressor(real.weights[layer], SHAPES, states, context).run().weights)
+    return layers
 
 
 def mean_loss(real: RealModel, first: list[LayerWeights]) -> float:
-    """Cross-entropy on held-out text with the first layers replaced."""
+    """Return the cross-entropy on held-out text with the first layers replaced."""
     hidden = real.layers.embed(real.held_out)
-    for weights in [*first, *real.blocks[len(first) :]]:
+    for weights in [*first, *real.weights[len(first) :]]:
         hidden = decoder_layer.forward(hidden, weights, real.settings, real.rotary)
-    return loss_behind(real.layers, hidden, real.held_out)
+    return mean_loss_after_layers(real.layers, hidden, real.held_out)
 
 
 @pytest.fixture(scope="module")
-def paper_loss(real: RealModel) -> float:
-    return mean_loss(real, compressed_blocks(real, PAPER))
+def intraslice_loss(real: RealModel) -> float:
+    return mean_loss(real, compressed_layers(real, INTRASLICE))
 
 
 @pytest.mark.parametrize(
-    "ours",
+    "method",
     [
-        replace(PAPER, pair_score="centered"),
-        replace(PAPER, value_basis="weighted"),
-        replace(PAPER, neuron_choice="obs"),
+        replace(INTRASLICE, pair_score="centered"),
+        replace(INTRASLICE, value_basis="weighted"),
+        replace(INTRASLICE, neuron_choice="obs"),
         replace(
-            PAPER,
-            choice_damping=OURS.choice_damping,
-            damping_own=OURS.damping_own,
+            INTRASLICE,
+            choice_damping=INTRASLICE_PLUS.choice_damping,
+            damping_own=INTRASLICE_PLUS.damping_own,
             shrink_to_weights=True,
         ),
         replace(
-            PAPER,
-            choice_damping=OURS.choice_damping,
-            damping_own=OURS.damping_own,
+            INTRASLICE,
+            choice_damping=INTRASLICE_PLUS.choice_damping,
+            damping_own=INTRASLICE_PLUS.damping_own,
             shrink_to_weights=True,
             dense_target=True,
-            damping_correction=OURS.damping_correction,
+            damping_correction=INTRASLICE_PLUS.damping_correction,
         ),
     ],
     ids=["centered_pairs", "weighted_values", "obs_neurons", "damping", "dense_target"],
 )
-def test_each_option_is_no_worse_than_the_papers(
-    real: RealModel, paper_loss: float, ours: CompressionMethod
+def test_each_option_is_no_worse_than_the_published_one(
+    real: RealModel, intraslice_loss: float, method: CompressionMethod
 ) -> None:
-    # Two thousand held-out tokens tell losses apart to about a hundredth of a nat.
-    assert mean_loss(real, compressed_blocks(real, ours)) <= paper_loss + 0.01
+    # Two thousand held-out tokens resolve losses to about a hundredth of a nat.
+    assert mean_loss(real, compressed_layers(real, method)) <= intraslice_loss + 0.01
 
 
-def test_ours_beats_the_paper_and_the_paper_beats_magnitude(
-    real: RealModel, paper_loss: float
+def test_intraslice_plus_beats_intraslice_which_beats_magnitude(
+    real: RealModel, intraslice_loss: float
 ) -> None:
     dense = mean_loss(real, [])
-    ours = mean_loss(real, compressed_blocks(real, OURS))
-    magnitude = mean_loss(real, compressed_blocks(real, METHODS["magnitude"]))
-    assert dense < ours < paper_loss < magnitude
+    plus = mean_loss(real, compressed_layers(real, INTRASLICE_PLUS))
+    magnitude = mean_loss(real, compressed_layers(real, METHODS["magnitude"]))
+    assert dense < plus < intraslice_loss < magnitude

@@ -1,0 +1,151 @@
+"""Calibration text: its sources, their mixture, and the sequences taken from each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationInfo, WrapValidator, field_validator
+
+from intraslice_core.config.base import FrozenModel
+
+MAX_SEQUENCES = 65_536
+"""Largest number of sequences of one calibration or fine-tuning text."""
+
+
+class WeightedSource(FrozenModel):
+    """One text source of a mixture."""
+
+    source: str = Field(description="Text source, named as in `calibration.source`.")
+    weight: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1_000_000.0,
+        description="Relative weight: the source's share of the sequences is its weight over the "
+        "sum of all weights.",
+    )
+
+
+_Mixture = Annotated[tuple[WeightedSource, ...], Field(min_length=1, max_length=16)]
+_MIXTURE: TypeAdapter[tuple[WeightedSource, ...]] = TypeAdapter(_Mixture)
+
+
+DEFAULT_MIXTURE = tuple(WeightedSource(source=name) for name in ("pydoc", "pycode", "chat", "self"))
+"""Best compromise measured among mixtures that need no file (`benchmarks/calibration.py`,
+BENCHMARKS.md)."""
+
+
+def _validate_source(value: Any, validate_name: Callable[[Any], Any]) -> Any:
+    """Validate a string as a name and a list as a mixture, so that errors fit the given form."""
+    if isinstance(value, str):
+        return validate_name(value)
+    if not isinstance(value, list | tuple):
+        raise ValueError(
+            'a source must be a name, or a list of {"source": name, "weight": number}, not '
+            f"{type(value).__name__}"
+        )
+    mixture = _MIXTURE.validate_python(value)
+    # Errors are shown to clients. They give positions, because names may hold anything.
+    names = [weighted.source for weighted in mixture]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise ValueError(
+                f"sources {names.index(name) + 1} and {index + 1} are the same: name it once, with "
+                "the sum of the weights"
+            )
+    return mixture
+
+
+SourceOrMixture = Annotated[str | _Mixture, WrapValidator(_validate_source)]
+"""Name of a source, or several weighted sources."""
+
+
+class CalibrationConfig(FrozenModel):
+    """Text from which the statistics are taken.
+
+    A source is `pydoc` or `pycode` (CPython's documentation and the code of its standard library,
+    available on every machine), `self` or `chat` (written by the dense model: freely, or as answers
+    to prompts), `hub:DATASET[:CONFIG][@SPLIT]`, or the path of a `.txt` or `.jsonl` file, which may
+    be gzipped. Several weighted sources form a mixture. The default mixture needs no file. `self`
+    and `chat` keep the whole dense model in memory while it writes; the other sources never need
+    more than one layer of it.
+    """
+
+    source: SourceOrMixture = Field(
+        default=DEFAULT_MIXTURE,
+        description="Text source, or a list of up to 16 weighted sources. The default mixture "
+        "drops its last sources where there are too few sequences for all of them.",
+    )
+    samples: int = Field(
+        default=128,
+        ge=1,
+        le=MAX_SEQUENCES,
+        validate_default=True,
+        description="Number of calibration sequences, over all sources.",
+    )
+    sequence_length: int = Field(
+        default=2048, ge=16, le=131_072, description="Tokens per calibration sequence."
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**31, description="Random seed for selecting or writing sequences."
+    )
+
+    @field_validator("samples")
+    @classmethod
+    def _require_a_sequence_per_source(cls, samples: int, info: ValidationInfo) -> int:
+        source = info.data.get("source", "")
+        if isinstance(source, tuple) and source != DEFAULT_MIXTURE:
+            for number, share in enumerate(_divide(samples, source), start=1):
+                if share == 0:
+                    raise ValueError(
+                        f"of {samples} sequences source {number} gets none: increase samples or "
+                        "its weight"
+                    )
+        return samples
+
+    @property
+    def mixture(self) -> tuple[WeightedSource, ...]:
+        """All sources; a single source has the weight 1."""
+        if isinstance(self.source, str):
+            return (WeightedSource(source=self.source),)
+        return self.source
+
+    def parts(self) -> tuple[CalibrationPart, ...]:
+        """Return one part for each source that gets at least one sequence."""
+        shares = _divide(self.samples, self.mixture)
+        return tuple(
+            CalibrationPart(
+                source=weighted.source,
+                samples=share,
+                sequence_length=self.sequence_length,
+                seed=self.seed,
+            )
+            for weighted, share in zip(self.mixture, shares, strict=True)
+            if share > 0
+        )
+
+
+class CalibrationPart(FrozenModel):
+    """Sequences to take from one source."""
+
+    source: str
+    samples: int
+    sequence_length: int
+    seed: int
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens in all sequences of this part."""
+        return self.samples * self.sequence_length
+
+
+def _divide(samples: int, mixture: Sequence[WeightedSource]) -> tuple[int, ...]:
+    """Divide sequences by weight; leftovers go to the largest remainders, earlier sources first."""
+    weights = [Fraction(weighted.weight) for weighted in mixture]
+    exact = [samples * weight / sum(weights) for weight in weights]
+    shares = [int(quota) for quota in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda index: shares[index] - exact[index])
+    for index in by_remainder[: samples - sum(shares)]:
+        shares[index] += 1
+    return tuple(shares)

@@ -1,0 +1,230 @@
+"""Compression settings: method, target, budget and output files."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from intraslice_core.config.base import FrozenModel
+from intraslice_core.config.calibration import CalibrationConfig
+from intraslice_core.config.recovery import RecoveryConfig
+
+Method = Literal["intraslice_plus", "intraslice", "magnitude"]
+"""Compression method: `intraslice_plus` (IntraSlice+) is ours, `intraslice` is the method of arXiv
+2602.01975, `magnitude` is the baseline that looks at weights alone (docs/method.md, section 8)."""
+
+FORMER_METHOD = "paper"
+RENAMED_METHOD_ERROR = (
+    "method 'paper' is now called 'intraslice'; the method that was called 'intraslice' is now "
+    "'intraslice_plus' and the default"
+)
+
+Target = Literal["research", "adaptive", "stock"]
+"""Runtimes that must load the result. `research` leaves every shape free per layer, `adaptive` is a
+DeciLM, whose layers differ only in the MLP width, `stock` uses the dense model's own class."""
+
+GgufFormat = Literal["gguf-f16", "gguf-q8_0"]
+"""Format of an additional GGUF file, named for the type in which matrices are stored."""
+
+ExportFormat = Literal["safetensors", "gguf-f16", "gguf-q8_0"]
+
+Allocator = Literal["uniform", "fisher", "fisher_pca", "lagrangian"]
+"""Budget allocation strategy (docs/method.md, section 4)."""
+
+Allocation = Literal["auto", "uniform", "fisher", "fisher_pca", "lagrangian"]
+"""Requested allocation strategy; `auto` selects the method's own (`methods.resolve_allocator`)."""
+
+BudgetField = Literal["ratio", "target_params", "target_bytes"]
+"""Alternative fields that set the budget."""
+
+SUPPORTED_MODEL_TYPES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "phi",
+    "phi3",
+    "gemma2",
+    "gemma3_text",
+)
+"""Model types with an adapter in `families`, listed here for callers that must not import torch."""
+
+GGUF_MODEL_TYPES = ("llama",)
+"""Model types that may be read from GGUF files; all others are read from safetensors."""
+
+ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
+Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
+DEFAULT_RATIO = 0.3
+
+_BUDGETS: tuple[BudgetField, ...] = ("ratio", "target_params", "target_bytes")
+
+
+class CompressionSettings(FrozenModel):
+    """All settings of a compression except its budget."""
+
+    method: Method = Field(
+        default="intraslice_plus",
+        description="Compression method. intraslice_plus: IntraSlice+, this project's method. "
+        "intraslice: the method of arXiv 2602.01975. magnitude: the naive baseline.",
+    )
+    target: Target = Field(
+        default="research",
+        description="Runtimes that must load the result. research: individual shapes per layer, "
+        "loaded by the checkpoint's own code. adaptive: individual MLP widths per layer, loaded by "
+        "vLLM and llama.cpp. stock: one shape for all layers, loaded by every runtime that loads "
+        "the dense model.",
+    )
+    calibration: CalibrationConfig = Field(
+        default=CalibrationConfig(), description="Text from which the statistics are taken."
+    )
+    dtype: ComputeDtype = Field(
+        default="auto",
+        description="Compute dtype; auto selects the fastest sufficiently exact dtype of the "
+        "device.",
+    )
+    device: str = Field(
+        default="auto", description="Compute device: auto, cpu, cuda, cuda:1 and so on."
+    )
+    round_to: int = Field(
+        default=8,
+        ge=1,
+        le=512,
+        description="Dimensions are rounded to multiples of this number; GPU kernels prefer 8.",
+    )
+    batch_size: int = Field(default=8, ge=1, le=4096, description="Sequences per forward pass.")
+    exports: tuple[ExportFormat, ...] = Field(
+        default=("safetensors",),
+        min_length=1,
+        max_length=3,
+        description="File formats of the result: safetensors always; gguf-f16 and gguf-q8_0 add "
+        "files for llama.cpp, for the targets stock and adaptive.",
+    )
+    allocation: Allocation = Field(
+        default="auto",
+        description="Budget allocation strategy, which decides how much of each module is removed; "
+        "auto selects the method's own.",
+    )
+    module_cap: float = Field(
+        default=0.9,
+        gt=0.0,
+        le=1.0,
+        description="Largest fraction of one module that may be removed; 1 allows removing whole "
+        "modules. The allocation uniform ignores it.",
+    )
+    attention_bias: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1000.0,
+        description="Factor on attention scores in the allocations fisher and fisher_pca; larger "
+        "values retain more of the attention.",
+    )
+    recover: RecoveryConfig | None = Field(
+        default=None, description="Recovery fine-tuning after the compression; null skips it."
+    )
+
+    @property
+    def seen_sources(self) -> tuple[str, ...]:
+        """Text sources used for calibration or fine-tuning."""
+        mixture = self.calibration.mixture
+        if self.recover is not None:
+            mixture += self.recover.mixture(self.calibration)
+        return tuple(dict.fromkeys(weighted.source for weighted in mixture))
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _reject_the_old_name(cls, method: Any) -> Any:
+        if method == FORMER_METHOD:
+            raise ValueError(RENAMED_METHOD_ERROR)
+        return method
+
+    @field_validator("recover")
+    @classmethod
+    def _require_text_from_every_source(
+        cls, recover: RecoveryConfig | None, info: ValidationInfo
+    ) -> RecoveryConfig | None:
+        calibration = info.data.get("calibration")
+        if recover is not None and calibration is not None:
+            try:
+                recover.text(calibration)
+            except ValidationError as error:
+                raise ValueError(f"fine-tuning text: {error.errors()[0]['msg']}") from None
+        return recover
+
+    @field_validator("exports")
+    @classmethod
+    def _require_safetensors_once(
+        cls, exports: tuple[ExportFormat, ...]
+    ) -> tuple[ExportFormat, ...]:
+        if "safetensors" not in exports:
+            raise ValueError(
+                "exports must contain safetensors, because the other files are made from it: add it"
+            )
+        if len(set(exports)) < len(exports):
+            raise ValueError("a format occurs twice: name each format once")
+        return exports
+
+    @property
+    def gguf_formats(self) -> tuple[GgufFormat, ...]:
+        """Requested GGUF formats."""
+        return tuple(name for name in self.exports if name != "safetensors")
+
+
+class CompressionConfig(CompressionSettings):
+    """One compression of one model: settings and exactly one budget.
+
+    The default budget is `ratio` 0.3.
+    """
+
+    ratio: Ratio | None = Field(
+        default=None,
+        examples=[DEFAULT_RATIO],
+        description="Fraction of the compressible parameters to remove; 0.3 where no budget is "
+        "given.",
+    )
+    target_params: int | None = Field(
+        default=None, ge=1, lt=2**63, description="Number of parameters of the whole result."
+    )
+    target_bytes: int | None = Field(
+        default=None, ge=1, lt=2**63, description="Size of the result's weight files in bytes."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_the_default_ratio(cls, data: Any) -> Any:
+        if isinstance(data, dict) and all(data.get(name) is None for name in _BUDGETS):
+            return data | {"ratio": DEFAULT_RATIO}
+        return data
+
+    @field_validator("target_params", "target_bytes")
+    @classmethod
+    def _reject_a_second_budget(cls, value: int | None, info: ValidationInfo) -> int | None:
+        earlier = next((name for name in _BUDGETS if info.data.get(name) is not None), None)
+        if value is not None and earlier is not None:
+            raise PydanticCustomError(
+                "one_budget",
+                "{earlier} already sets the budget: give one of ratio, target_params and "
+                "target_bytes, and leave out the others",
+                {"earlier": earlier},
+            )
+        return value
+
+    @property
+    def budget_field(self) -> BudgetField:
+        """Name of the field that sets the budget."""
+        return next(name for name in _BUDGETS if getattr(self, name) is not None)
+
+
+class ModelLimits(FrozenModel):
+    """Largest allowed size of a dense model; None sets no limit."""
+
+    max_parameters: int | None = Field(
+        default=None, ge=1, description="Largest number of parameters."
+    )
+    max_bytes: int | None = Field(
+        default=None, ge=1, description="Largest total size of the weight files in bytes."
+    )
+
+
+UNLIMITED = ModelLimits()

@@ -1,0 +1,168 @@
+"""Components of the IntraSlice decoder: rotary embedding, token embedding and norms.
+
+This file travels inside the checkpoint: it imports nothing but torch, transformers and the
+configuration beside it. Norms and rotary frequencies are transformers' own classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+
+from .configuration_intraslice import IntraSliceConfig, decode_rotary_pairs
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
+"""Layer types with attention."""
+
+SHARED = "shared"
+"""Key of the rotary table that layers of all types share."""
+
+# -- rotary embedding ----------------------------------------------------------------------------
+
+
+def _rope_view(config: IntraSliceConfig, layer_type: str) -> Any:
+    """Return the configuration of one layer type's rotary table.
+
+    It has no per-layer values, so that the global ones can be read, and one flat `rope_parameters`
+    dict, which transformers' frequency functions expect.
+    """
+    view = config.dense_view()
+    view.rope_parameters = copy.deepcopy(config.rope_parameters_of(layer_type))
+    return view
+
+
+class IntraSliceRotaryEmbedding(Phi3RotaryEmbedding):
+    """Rotary table of the dense head dim, computed once per forward pass; layers gather columns."""
+
+    def __init__(self, config: IntraSliceConfig, layer_type: str) -> None:
+        super().__init__(config=_rope_view(config, layer_type))
+        assert config.head_dim is not None  # set on construction
+        self.total_pairs = config.head_dim // 2
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
+        """Return cosines, then sines with the first half negated.
+
+        The sign of `rotate_half` is part of the table, so a layer rotates with one product and one
+        fused multiply-add. Pairs without rotary embedding have cosine 1 and sine 0.
+
+        Args:
+            x: hidden states, which determine device and dtype.
+            position_ids: positions, (batch, sequence).
+
+        Returns:
+            (batch, sequence, 2 · head_dim).
+        """
+        cos, sin = super().forward(x, position_ids)
+        rotating = cos.shape[-1] // 2
+        still = (0, self.total_pairs - rotating)
+        cos = F.pad(cos[..., :rotating], still, value=1.0)
+        sin = F.pad(sin[..., :rotating], still)
+        return torch.cat((cos, cos, -sin, sin), dim=-1)
+
+
+def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate half-split states (batch, groups, heads, sequence, 2 · pairs) by a signed sine."""
+    first, second = states.chunk(2, dim=-1)
+    return torch.addcmul(states * cos, torch.cat((second, first), dim=-1), sin)
+
+
+def distinct_pairs(text: str, total: int) -> list[list[int]] | None:
+    """Return the kept pairs per KV head, one row if all heads agree, None if none was removed."""
+    pairs = decode_rotary_pairs(text)
+    if all(len(kept) == total for kept in pairs):
+        return None
+    return pairs[:1] if all(kept == pairs[0] for kept in pairs) else pairs
+
+
+def rotary_layer_types(config: IntraSliceConfig) -> list[str]:
+    """Return the keys of the rotary tables: layer types with separate settings, else `SHARED`."""
+    separate = [name for name in LAYER_TYPES if name in (config.rope_parameters or {})]
+    if not separate:
+        return [SHARED]
+    return [name for name in separate if name in (config.layer_types or ())]
+
+
+# -- token embedding and norms ------------------------------------------------------------------
+
+
+class IntraSliceScaledEmbedding(nn.Embedding):
+    """Embeddings multiplied by a factor that is first rounded to their dtype, as in Gemma."""
+
+    embed_scale: Tensor
+
+    def __init__(self, config: IntraSliceConfig) -> None:
+        super().__init__(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.scale = config.embedding_scale
+        self.register_buffer("embed_scale", torch.tensor(self.scale), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the scaled embeddings of tokens, (batch, sequence, hidden_size)."""
+        return super().forward(input) * self.embed_scale.to(self.weight.dtype)
+
+
+def build_embedding(config: IntraSliceConfig) -> nn.Embedding:
+    """Return the token embedding, scaled if the configuration has a scale."""
+    if config.embedding_scale != 1.0:
+        return IntraSliceScaledEmbedding(config)
+    return nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+
+
+def build_norm(config: IntraSliceConfig) -> nn.Module:
+    """Return a norm of the hidden states, of the configured type."""
+    if config.norm_type == "layer":
+        return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+    rms_norm = Gemma2RMSNorm if config.norm_type == "rms_plus_one" else LlamaRMSNorm
+    return rms_norm(config.hidden_size, eps=config.norm_eps)
+
+
+class IntraSliceHeadNorm(nn.Module):
+    """RMS norm of every query or key head, with separate weights for each KV head.
+
+    The mean is over the dense head's width, so removing dimensions that are zero changes nothing.
+    """
+
+    def __init__(self, config: IntraSliceConfig, groups: int, width: int) -> None:
+        super().__init__()
+        assert config.head_dim is not None  # set on construction
+        self.dense_width = config.head_dim
+        self.eps = config.norm_eps
+        self.plus_one = config.norm_type == "rms_plus_one"
+        self.shape = (groups, 1, 1, width)
+        self.weight = nn.Parameter(torch.empty(groups * width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Reset the weights to the identity."""
+        init.constant_(self.weight, 0.0 if self.plus_one else 1.0)
+
+    def forward(self, heads: Tensor) -> Tensor:
+        """Normalise heads (batch, groups, heads, sequence, width) in float32."""
+        wide = heads.float()
+        mean = wide.square().sum(-1, keepdim=True) / self.dense_width
+        normed = wide * torch.rsqrt(mean + self.eps)
+        weight = self.weight.view(self.shape)
+        if self.plus_one:
+            return (normed * (1.0 + weight.float())).type_as(heads)
+        return weight * normed.to(heads.dtype)
+
+
+__all__ = [
+    "LAYER_TYPES",
+    "SHARED",
+    "IntraSliceHeadNorm",
+    "IntraSliceRotaryEmbedding",
+    "IntraSliceScaledEmbedding",
+    "build_embedding",
+    "build_norm",
+    "distinct_pairs",
+    "rotary_layer_types",
+    "rotate",
+]

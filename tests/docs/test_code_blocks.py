@@ -1,4 +1,4 @@
-"""Blocks of the documentation work: each is run, or says why it is not.
+"""Code blocks of the documentation are run or name the reason why they are not.
 
 Shell blocks of a page run one after the other in one directory, against a real service with a
 worker; `MODEL` and `OPTIONS` are a tiny model's. A block after `<!-- not run: REASON -->` is not

@@ -67,12 +67,12 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(module, name, count)
 
-    counting(estimators, "learn")
+    counting(estimators, "measure_layers")
     counting(sweep, "open_model")
     counting(pipeline, "calibration_tokens")
     counting(publication, "verify_checkpoint")
     counting(comparison, "load_model")
-    assert measurement.learn is not estimators.learn
+    assert measurement.measure_layers is not estimators.measure_layers
     assert sources.open_model is not sweep.open_model
     return done
 
@@ -85,7 +85,7 @@ def test_checkpoints_equal_those_of_single_compressions(
     assert {name: counted.count(name) for name in set(counted)} == {
         "open_model": 1,
         "calibration_tokens": 1,
-        "learn": 1,
+        "measure_layers": 1,
         "verify_checkpoint": 2,
         "load_model": 3,
     }

@@ -65,7 +65,7 @@ def test_help_shows_all_declared_texts(path: tuple[str, ...]) -> None:
 
 
 def test_the_help_texts_contain_brackets() -> None:
-    """Otherwise the test above would prove nothing about markup."""
+    """Require brackets, without which the test above would prove nothing about markup."""
     texts = [text for command in COMMANDS.values() for text in declared_texts(command)]
     bracketed = {match for text in texts for match in _BRACKETS.findall(text)}
     assert {"[eval]", "[@REVISION]", "[:CONFIG]", "[@SPLIT]", "[=WEIGHT]"} <= bracketed

@@ -1,4 +1,4 @@
-"""No started program outlives its starter."""
+"""Started programs end with their starter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import time
 print("ready", flush=True)
 time.sleep(300)
 """
-DEAF = """
+IGNORES_STOP = """
 import signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("ready", flush=True)
@@ -64,7 +64,7 @@ def start(tmp_path: Path, source: str, *arguments: str, guarded: bool) -> Manage
     return process
 
 
-def test_a_guarded_programs_whole_family_ends_with_it(tmp_path: Path) -> None:
+def test_all_descendants_of_a_guarded_program_end_with_it(tmp_path: Path) -> None:
     process = start(tmp_path, FAMILY, "0.3", guarded=True)
     family = descendants(process.pid)
     assert len(family) == 2
@@ -72,7 +72,7 @@ def test_a_guarded_programs_whole_family_ends_with_it(tmp_path: Path) -> None:
     assert wait_until_dead(family, 5) == []
 
 
-def test_a_guard_passes_on_how_its_program_ended(tmp_path: Path) -> None:
+def test_a_guard_returns_the_exit_status_of_its_program(tmp_path: Path) -> None:
     failed = start(tmp_path, "print('ready', flush=True); raise SystemExit(7)", guarded=True)
     assert failed.wait(20) == 7
     killed = start(
@@ -83,8 +83,8 @@ def test_a_guard_passes_on_how_its_program_ended(tmp_path: Path) -> None:
     assert killed.wait(20) == 128 + signal.SIGKILL
 
 
-def test_stopping_a_guarded_program_ends_grandchildren_and_the_deaf(tmp_path: Path) -> None:
-    for name, source in (("family", FAMILY), ("deaf", DEAF)):
+def test_stopping_a_guarded_program_ends_descendants_that_ignore_signals(tmp_path: Path) -> None:
+    for name, source in (("family", FAMILY), ("ignores-stop", IGNORES_STOP)):
         directory = tmp_path / name
         directory.mkdir()
         process = start(directory, source, "300", guarded=True)
@@ -93,7 +93,9 @@ def test_stopping_a_guarded_program_ends_grandchildren_and_the_deaf(tmp_path: Pa
         assert wait_until_dead(family, 2) == []
 
 
-def test_a_guarded_family_dies_when_its_starter_is_killed(tmp_path: Path) -> None:
+def test_a_guarded_program_and_its_descendants_end_when_the_starter_is_killed(
+    tmp_path: Path,
+) -> None:
     starter = run_script(STARTER, FAMILY, str(tmp_path), "guarded")
     assert starter.stdout is not None
     assert starter.stdout.readline() == "started\n"
@@ -103,15 +105,17 @@ def test_a_guarded_family_dies_when_its_starter_is_killed(tmp_path: Path) -> Non
     assert wait_until_dead(family, 5) == []
 
 
-def test_a_guarded_family_dies_when_its_guard_is_killed_first(tmp_path: Path) -> None:
-    process = start(tmp_path, DEAF, guarded=True)
+def test_a_guarded_program_and_its_descendants_end_when_the_guard_is_killed_first(
+    tmp_path: Path,
+) -> None:
+    process = start(tmp_path, IGNORES_STOP, guarded=True)
     family = descendants(process.pid)
     psutil.Process(process.pid).kill()
     assert process.wait(5) == -signal.SIGKILL
     assert wait_until_dead(family, 5) == []
 
 
-def test_an_unguarded_program_dies_when_its_starter_is_killed(tmp_path: Path) -> None:
+def test_an_unguarded_program_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
     starter = run_script(STARTER, ALONE, str(tmp_path), "unguarded")
     assert starter.stdout is not None
     assert starter.stdout.readline() == "started\n"
@@ -122,12 +126,12 @@ def test_an_unguarded_program_dies_when_its_starter_is_killed(tmp_path: Path) ->
 
 
 def test_a_program_that_ignores_the_stop_signal_is_killed(tmp_path: Path) -> None:
-    process = start(tmp_path, DEAF, guarded=False)
+    process = start(tmp_path, IGNORES_STOP, guarded=False)
     process.stop()
     assert process.exit_code() == -signal.SIGKILL
 
 
-def test_the_log_tail_is_of_this_run_only(tmp_path: Path) -> None:
+def test_the_log_tail_contains_only_this_run(tmp_path: Path) -> None:
     start(tmp_path, "print('ready first', flush=True)", guarded=False).wait(20)
     second = start(tmp_path, "print('ready second', flush=True)", guarded=False)
     second.wait(20)

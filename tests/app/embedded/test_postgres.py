@@ -35,7 +35,7 @@ def connect(url: str) -> psycopg.Connection[tuple[object, ...]]:
     return psycopg.connect(url.replace("postgresql+psycopg://", "postgresql://"), autocommit=True)
 
 
-def test_data_outlive_a_restart_and_nothing_is_left_running(tmp_path: Path) -> None:
+def test_data_survive_a_restart_and_no_process_is_left_running(tmp_path: Path) -> None:
     with EmbeddedPostgres(tmp_path / "pg", durable=False) as server:
         with connect(server.url) as connection:
             connection.execute("CREATE TABLE note (text text)")
@@ -51,7 +51,7 @@ def test_data_outlive_a_restart_and_nothing_is_left_running(tmp_path: Path) -> N
         assert again.execute("SHOW listen_addresses").fetchone() == ("",)
 
 
-def test_a_killed_starter_takes_the_server_along_and_committed_rows_stay(tmp_path: Path) -> None:
+def test_the_server_ends_with_a_killed_starter_and_keeps_committed_rows(tmp_path: Path) -> None:
     keeper = run_script(KEEPER, str(tmp_path / "pg"))
     assert keeper.stdout is not None
     url = keeper.stdout.readline().strip()
@@ -65,7 +65,7 @@ def test_a_killed_starter_takes_the_server_along_and_committed_rows_stay(tmp_pat
         assert connection.execute("SELECT number FROM note").fetchall() == [(7,)]
 
 
-def test_it_recovers_after_everything_was_killed_at_once(tmp_path: Path) -> None:
+def test_the_server_recovers_after_all_processes_were_killed_at_once(tmp_path: Path) -> None:
     keeper = run_script(KEEPER, str(tmp_path / "pg"))
     assert keeper.stdout is not None
     url = keeper.stdout.readline().strip()

@@ -26,7 +26,7 @@ time.sleep(300)
 """
 
 
-def test_celerys_url_and_redis_url_lead_to_the_same_server(tmp_path: Path) -> None:
+def test_the_urls_for_celery_and_redis_reach_the_same_server(tmp_path: Path) -> None:
     with EmbeddedValkey(tmp_path / "vk") as server:
         with Connection(server.url) as broker, broker.SimpleQueue("letters") as queue:
             queue.put({"number": 1})
@@ -34,7 +34,7 @@ def test_celerys_url_and_redis_url_lead_to_the_same_server(tmp_path: Path) -> No
             assert client.llen("letters") == 1
 
 
-def test_data_outlive_a_restart(tmp_path: Path) -> None:
+def test_data_survive_a_restart(tmp_path: Path) -> None:
     for expected in (1, 2):
         with (
             EmbeddedValkey(tmp_path / "vk") as server,
@@ -46,7 +46,7 @@ def test_data_outlive_a_restart(tmp_path: Path) -> None:
         assert wait_until_dead([process], 5) == []
 
 
-def test_it_dies_with_its_starter_and_recovers_when_killed(tmp_path: Path) -> None:
+def test_the_server_ends_with_its_starter_and_recovers_after_a_kill(tmp_path: Path) -> None:
     for sudden in (False, True):
         keeper = run_script(KEEPER, str(tmp_path / "vk"))
         assert keeper.stdout is not None

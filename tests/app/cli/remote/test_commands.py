@@ -1,4 +1,4 @@
-"""Commands that speak to a service, against the real one."""
+"""Commands that use a service, against a real one."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class Bench:
     @cached_property
     def measured(self) -> ModelSensitivity:
         """Measured sensitivity of that model."""
-        return self.learn(self.layers)
+        return self.measure(self.layers)
 
     @cached_property
     def moments(self) -> list[DenseMoments]:
@@ -156,16 +156,16 @@ class Bench:
         return layers
 
     @cached_property
-    def learned_of_mixed(self) -> ModelSensitivity:
+    def mixed_sensitivity(self) -> ModelSensitivity:
         """Measured sensitivity of that model."""
-        return self.learn(self.mixed)
+        return self.measure(self.mixed)
 
     @property
     def split(self) -> CalibrationSplit:
         """Split of the calibration sequences by use."""
         return CalibrationSplit.of(self.calibration)
 
-    def learn(self, layers: HeldLayers) -> ModelSensitivity:
+    def measure(self, layers: HeldLayers) -> ModelSensitivity:
         """Measure the sensitivity of a model."""
         return measure_sensitivity(
             layers, self.split, batch_size=BATCH, before_batch=lambda _: None
@@ -198,7 +198,7 @@ class Bench:
     def sensitivity(self, variant: str) -> list[LayerSensitivity]:
         """Return the sensitivities that a variant chooses by, layer by layer."""
         if variant == "complex":
-            return list(self.learned_of_mixed.layers)
+            return list(self.mixed_sensitivity.layers)
         measured = self.measured.layers
         if variant == "unturned":
             return [reinterpret(UnturnedPairs, layer) for layer in measured]

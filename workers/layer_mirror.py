@@ -49,7 +49,7 @@ class LayerMirror:
         self._join()
 
     def drop(self) -> None:
-        """End without uploading the rest, which nobody needs."""
+        """Stop without uploading the rest, which is no longer needed."""
         self._dropped.set()
         self._join()
 

@@ -22,7 +22,7 @@ UNKNOWN_ROUTE = "(none)"
 class AuditTrail:
     """Audit of calls with a key; in front of authentication, so that rejected ones are included.
 
-    The line is written when the status is known and before the client hears it.
+    The line is written when the status is known and before the client receives it.
 
     Args:
         app: what answers.

@@ -35,7 +35,7 @@ def renew_lease(resources: Resources, lease: Lease) -> State:
     """Renew the lease and return whether the job is to stop.
 
     Raises:
-        LeaseLostError: if the job belongs to somebody else now.
+        LeaseLostError: if another worker claimed the job.
     """
     with resources.database.transaction() as transaction:
         state = jobs.renew(transaction, lease, resources.settings.lease_seconds)
@@ -61,7 +61,7 @@ def record_progress(
     """Record the job's stage and progress; `log` appends an event too.
 
     Raises:
-        LeaseLostError: if the job belongs to somebody else now.
+        LeaseLostError: if another worker claimed the job.
     """
     with resources.database.transaction() as transaction:
         if not jobs.record_progress(transaction, lease, stage, progress):

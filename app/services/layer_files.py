@@ -24,7 +24,7 @@ def keep(resources: Resources, lease: Lease, file: Path) -> None:
     """Copy a file of this machine to the store and write its row.
 
     Raises:
-        LeaseLostError: if the job belongs to somebody else now.
+        LeaseLostError: if another worker claimed the job.
         StoreUnavailableError: if the store does not answer.
     """
     key = layer_key(lease.job_id, lease.token, file.name)

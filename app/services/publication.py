@@ -40,7 +40,7 @@ def upload(
         job: as claimed; its token scopes the keys.
         directory: the finished checkpoint.
         report: the engine's.
-        before_file: hears index and number of files; may raise to stop.
+        before_file: called with the index and number of files; may raise to stop.
 
     Raises:
         PublicationError: if the store holds other bytes than the directory.

@@ -140,7 +140,7 @@ def redeliver(
     """Queue a settled delivery again, with the same id and body.
 
     Raises:
-        DeliveryPendingError: if it is on its way anyway.
+        DeliveryPendingError: if it is already pending.
     """
     with resources.database.transaction() as transaction:
         _enabled(_existing(transaction, principal, webhook_id))

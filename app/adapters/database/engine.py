@@ -58,7 +58,7 @@ class Database:
         """Commit at the end of the block, roll back if it raises.
 
         Raises:
-            ResourceBusyError: if a row stayed locked by somebody else.
+            ResourceBusyError: if a row stayed locked by another transaction.
             DatabaseUnavailableError: if the server does not answer.
         """
         with _translated_errors(), self._engine.begin() as connection:

@@ -190,7 +190,10 @@ def test_generate_continues_the_prompt(compressed):
         (["--ratio", "1.5"], "--ratio: Input should be less than 1"),
         (["--ratio", "0.2", "--target-params", "100M"], "--target-params: ratio already sets"),
         (["--target-bytes", "1.2X"], "--target-bytes: '1.2X' is not a number"),
-        (["--target-params", "100M"], "compression.target_params: 100,000,000 parameters are more"),
+        (
+            ["--target-params", "100M"],
+            "compression.target_params: 100,000,000 parameters exceed the dense model",
+        ),
         (["--allocation", "auto", "--module-cap", "2"], "--module-cap: Input should be less"),
         (["--plot", "/no/such/place/a.svg"], "--plot: /no/such/place/a.svg cannot be written"),
         (["--samples", "0"], "--samples: Input should be greater than or equal to 1"),

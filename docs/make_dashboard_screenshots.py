@@ -73,7 +73,7 @@ def sweep(page: Page, url: str, take: Take) -> None:
     take(page, "new-sweep")
     page.get_by_role("button", name="Start sweep (3 jobs)").click()
     page.locator("h1 .state", has_text=ENDED).wait_for(timeout=1000 * JOB_SECONDS)
-    page.get_by_text("Size and quality").wait_for()
+    page.get_by_text("Size and quality", exact=True).wait_for()
     take(page, "sweep")
     page.get_by_role("link", name="Compare jobs").click()
     page.get_by_text("Settings that differ").wait_for()

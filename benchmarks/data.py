@@ -43,7 +43,7 @@ class TextFile:
     """Split and form of the text."""
     source: str
     licence: str
-    """As commonly stated for the data set."""
+    """Licence commonly stated for the data set."""
 
 
 _DETOKENISED = (

@@ -1,4 +1,4 @@
-"""From a model's name to a smaller checkpoint that loads.
+"""The pipeline of a compression: open, calibrate, allocate, compress, verify, evaluate, publish.
 
 Weights are read one layer at a time, compressed, and written before the next is read; the hidden
 states of the calibration sequences stay in host memory.

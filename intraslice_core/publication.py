@@ -1,4 +1,4 @@
-"""From a staged checkpoint to a published one: GGUF files, verification, evaluation, rename.
+"""Publication of a staged checkpoint: GGUF files, verification, evaluation, manifest, rename.
 
 Nothing is visible under the output's name before everything about it has been checked.
 """

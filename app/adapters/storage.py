@@ -76,7 +76,7 @@ class ArtifactStore:
 
     @property
     def signs_links(self) -> bool:
-        """Whether the store serves HTTP itself, by links of its own."""
+        """Return True if the store itself serves HTTP by presigned links."""
         return not isinstance(self._store, LocalStore | MemoryStore | HTTPStore)
 
     @property

@@ -34,7 +34,7 @@ class Principal:
 
     @property
     def is_operator(self) -> bool:
-        """Whether the caller runs the deployment; only the operator makes keys for any project."""
+        """Return True for the operator, who alone creates keys for any project."""
         return self.key_id is None and Scope.ADMIN in self.scopes
 
 

@@ -190,9 +190,9 @@ class Layer:
 
 def compress(layer: Layer, sizes: Sizes, states: Sequences) -> tuple[Compressed, Sequences]:
     """Return the compressed layer and the hidden states after it."""
-    kept = select_pairs(layer, sizes.pairs, states)
+    kept_pairs = select_pairs(layer, sizes.pairs, states)
     full = [layer.attended(hidden, None) for hidden in states]
-    pruned = [layer.attended(hidden, kept) for hidden in states]
+    pruned = [layer.attended(hidden, kept_pairs) for hidden in states]
     projectors = value_projectors(layer, sizes.value, pruned)
     wide = torch.zeros(layer.heads * layer.head_dim, layer.heads * layer.head_dim).double()
     for head in range(layer.heads):
@@ -208,7 +208,7 @@ def compress(layer: Layer, sizes: Sizes, states: Sequences) -> tuple[Compressed,
     mask[neurons] = 1.0
     down = refitted(inner, torch.diag(mask), sizes.width, layer.down, inner)
     after = [hidden + down(u * mask) for hidden, u in zip(after, inner, strict=True)]
-    return Compressed(kept, projectors, neurons, output, down), after
+    return Compressed(kept_pairs, projectors, neurons, output, down), after
 
 
 def select_pairs(layer: Layer, keep: int, states: Sequences) -> list[list[int]]:

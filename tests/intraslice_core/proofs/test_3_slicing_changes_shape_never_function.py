@@ -139,14 +139,14 @@ def test_query_heads_and_groups(opened: Opened) -> None:
 
 def test_neurons(opened: Opened) -> None:
     weights, settings, hidden = opened.weights, opened.settings, opened.hidden
-    kept = torch.randperm(64, generator=torch.Generator().manual_seed(4))[:37].sort().values
+    kept_neurons = torch.randperm(64, generator=torch.Generator().manual_seed(4))[:37].sort().values
     columns = torch.zeros(64)
-    columns[kept] = 1.0
+    columns[kept_neurons] = 1.0
     output = weights.mlp_output
     full = replace(weights, mlp_output=Linear(weight=output.weight * columns, bias=output.bias))
     sliced = replace(
-        slicing.slice_neurons(weights, kept),
-        mlp_output=Linear(weight=output.weight[:, kept], bias=output.bias),
+        slicing.slice_neurons(weights, kept_neurons),
+        mlp_output=Linear(weight=output.weight[:, kept_neurons], bias=output.bias),
     )
     assert sliced.up.weight.shape == (37, HIDDEN)
     torch.testing.assert_close(

@@ -115,10 +115,10 @@ def test_shared_elimination_of_a_single_head_is_the_free_one(seed, pairs, data):
     keep = data.draw(st.integers(1, pairs))
     gram = moment(1, pairs, seed)
     free, shared = eliminate_pairs(gram, keep), eliminate_shared_pairs(gram)
-    kept = shared.order[pairs - keep :].sort().values
-    assert torch.equal(kept, free.kept[0])
+    kept_pairs = shared.order[pairs - keep :].sort().values
+    assert torch.equal(kept_pairs, free.kept[0])
     torch.testing.assert_close(shared.removal_cost[:, : pairs - keep], free.removal_cost)
-    choice = keep_shared_pairs(gram, kept)
+    choice = keep_shared_pairs(gram, kept_pairs)
     assert torch.equal(choice.kept, free.kept)
     torch.testing.assert_close(choice.turns, free.turns)
 
@@ -127,10 +127,10 @@ def test_shared_elimination_removes_the_pairs_of_least_total_cost():
     gram = moment(3, 5)
     shared = eliminate_shared_pairs(gram)
     assert sorted(shared.order.tolist()) == list(range(5))
-    kept = shared.order[2:].sort().values
-    choice = keep_shared_pairs(gram, kept)
+    kept_pairs = shared.order[2:].sort().values
+    choice = keep_shared_pairs(gram, kept_pairs)
     for head in range(3):
-        error = remaining_error(gram[head], kept, choice.turns[head])
+        error = remaining_error(gram[head], kept_pairs, choice.turns[head])
         torch.testing.assert_close(shared.removal_cost[head, :2].sum(), error)
     choices = [
         keep_shared_pairs(gram, torch.tensor([p for p in range(5) if p != pair]))

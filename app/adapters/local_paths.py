@@ -10,7 +10,7 @@ from app.domain.errors import NotFoundError, ServiceError
 _MOST_FILES = 10_000
 
 
-class PathRefusedError(ServiceError):
+class PathRejectedError(ServiceError):
     """The path is not below an allowed directory."""
 
     code = "path_not_allowed"
@@ -20,12 +20,12 @@ def resolve_below(path: str, roots: tuple[Path, ...]) -> Path:
     """Return the real path of `path`, links followed; a directory's entries are checked too.
 
     Raises:
-        PathRefusedError: if the place, or what a link in the directory leads to, is elsewhere.
+        PathRejectedError: if the place, or what a link in the directory leads to, is elsewhere.
         NotFoundError: if nothing is there.
     """
     real_roots = [root.expanduser().resolve() for root in roots]
     if not Path(path).is_absolute():
-        raise PathRefusedError("The path is not absolute")
+        raise PathRejectedError("The path is not absolute")
     try:
         real = _resolved_below(Path(path), real_roots)
         if not real.exists():
@@ -33,14 +33,14 @@ def resolve_below(path: str, roots: tuple[Path, ...]) -> Path:
         if real.is_dir():
             _check_entries(real, real_roots)
     except (OSError, RuntimeError, ValueError) as error:  # link loops, names too long
-        raise PathRefusedError("The path cannot be resolved") from error
+        raise PathRejectedError("The path cannot be resolved") from error
     return real
 
 
 def _check_entries(directory: Path, real_roots: list[Path]) -> None:
     entries = list(islice(directory.rglob("*"), _MOST_FILES + 1))
     if len(entries) > _MOST_FILES:
-        raise PathRefusedError(f"The directory holds more than {_MOST_FILES} files")
+        raise PathRejectedError(f"The directory holds more than {_MOST_FILES} files")
     for entry in entries:
         if entry.is_symlink():
             _resolved_below(entry, real_roots)
@@ -49,5 +49,5 @@ def _check_entries(directory: Path, real_roots: list[Path]) -> None:
 def _resolved_below(path: Path, real_roots: list[Path]) -> Path:
     real = path.resolve()
     if not any(real.is_relative_to(root) for root in real_roots):
-        raise PathRefusedError
+        raise PathRejectedError
     return real

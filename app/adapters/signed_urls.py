@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
-from app.domain.errors import LinkRefusedError
+from app.domain.errors import LinkRejectedError
 
 DOWNLOADS = "/v1/downloads"
 ARCHIVES = "/v1/archives"
@@ -47,13 +47,13 @@ class UrlSigner:
         """Check a link.
 
         Raises:
-            LinkRefusedError: if it is forged or too old.
+            LinkRejectedError: if it is forged or too old.
         """
         expected = self._signature(job_id, name, expires)
         if not hmac.compare_digest(expected.encode(), signature.encode()):
-            raise LinkRefusedError
+            raise LinkRejectedError
         if expires < time.time():
-            raise LinkRefusedError("The link has expired; ask for a new one")
+            raise LinkRejectedError("The link has expired; ask for a new one")
 
     def sign_archive(self, job_id: str, seconds: int) -> str:
         """Return a link to the archive of a job's files."""
@@ -63,7 +63,7 @@ class UrlSigner:
         """Check such a link.
 
         Raises:
-            LinkRefusedError: if it is forged or too old.
+            LinkRejectedError: if it is forged or too old.
         """
         self.verify(*_archive_names(job_id), expires, signature)
 
@@ -78,7 +78,7 @@ class UrlSigner:
         """Check such a link.
 
         Raises:
-            LinkRefusedError: if it is forged or too old.
+            LinkRejectedError: if it is forged or too old.
         """
         self.verify(*_part_names(upload_id, file, number), expires, signature)
 

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import httpx
 
-from app.domain.errors import DestinationRefusedError
+from app.domain.errors import DestinationRejectedError
 
 Resolver = Callable[[str, int], Sequence[str]]
 """Resolver from a host and a port to the host's addresses; OSError if it has none."""
@@ -70,18 +70,18 @@ class DestinationGuard:
         """Parse a URL.
 
         Raises:
-            DestinationRefusedError: if no webhook may have it, whatever its host resolves to.
+            DestinationRejectedError: if no webhook may have it, whatever its host resolves to.
         """
         parsed = _parsed(url)
         schemes = ("https", "http") if self._allow_loopback else ("https",)
         if parsed.scheme not in schemes:
-            raise DestinationRefusedError("url_scheme", "The URL must begin with https")
+            raise DestinationRejectedError("url_scheme", "The URL must begin with https")
         if "#" in url or "@" in _AUTHORITY.sub(r"\1", url):
-            raise DestinationRefusedError("url_parts", "No user, password or fragment is allowed")
+            raise DestinationRejectedError("url_parts", "No user, password or fragment is allowed")
         secure = parsed.scheme == "https"
         port = parsed.port if parsed.port is not None else _HTTPS if secure else _HTTP
         if port != _HTTPS and not _FIRST_USER_PORT <= port <= _LAST_PORT:
-            raise DestinationRefusedError("url_port", "The port must be 443 or above 1023")
+            raise DestinationRejectedError("url_port", "The port must be 443 or above 1023")
         return Destination(
             secure=secure,
             host=parsed.raw_host.decode("ascii"),
@@ -93,18 +93,18 @@ class DestinationGuard:
         """Resolve the host once and check every address.
 
         Raises:
-            DestinationRefusedError: if it has none, or a single one that is not allowed.
+            DestinationRejectedError: if it has none, or a single one that is not allowed.
         """
         try:
             resolved = self._resolve(destination.host, destination.port)
         except (OSError, UnicodeError) as error:
-            raise DestinationRefusedError(
+            raise DestinationRejectedError(
                 "host_unknown", "The host has no address; check its spelling"
             ) from error
         permitted = (self._permits(address, secure=destination.secure) for address in resolved)
         if not resolved or not all(permitted):
             # The address is not in the message: it would reveal names of the internal network.
-            raise DestinationRefusedError(
+            raise DestinationRejectedError(
                 "address_refused", "The host is not on the public internet"
             )
         return resolved
@@ -121,10 +121,10 @@ def _parsed(url: str) -> httpx.URL:
         parsed = httpx.URL(url)
         host = parsed.raw_host.decode("ascii")
     except (httpx.InvalidURL, UnicodeError) as error:
-        raise DestinationRefusedError("url_form", "This is not a URL") from error
+        raise DestinationRejectedError("url_form", "This is not a URL") from error
     strange = "\\" in url or any(ord(letter) <= 32 or ord(letter) == 127 for letter in url)
     if strange or len(url) > _MAX_URL or not (_HOST.fullmatch(host) or _is_address(host)):
-        raise DestinationRefusedError("url_form", "This is not a URL with a host")
+        raise DestinationRejectedError("url_form", "This is not a URL with a host")
     return parsed
 
 

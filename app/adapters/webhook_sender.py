@@ -11,7 +11,7 @@ import httpcore
 import httpx
 
 from app.adapters.webhook_destinations import Destination, DestinationGuard
-from app.domain.errors import DestinationRefusedError
+from app.domain.errors import DestinationRejectedError
 from app.domain.webhook import Answer
 from intraslice_core import __version__
 
@@ -37,7 +37,7 @@ class WebhookSender:
         """Send and return the receiver's answer; its body is not read, so it cannot be too long."""
         try:
             return self._post(self.guard.parse(url), headers, body)
-        except DestinationRefusedError as error:
+        except DestinationRejectedError as error:
             return Answer(error=error.message)
         except httpcore.TimeoutException:
             return Answer(error=f"no answer within {self._timeout:g} s")

@@ -19,11 +19,11 @@ ServiceError
 │   ├── WebhookDisabledError
 │   └── DeliveryPendingError
 ├── InvalidRequestError          well-formed, but not allowed; lists the fields
-│   ├── DestinationRefusedError  the URL is not allowed for webhooks
-│   ├── PartRefusedError         a part of an upload has another length
+│   ├── DestinationRejectedError  the URL is not allowed for webhooks
+│   ├── PartRejectedError         a part of an upload has another length
 │   └── IdempotencyKeyReusedError
 ├── ScopeMissingError            the key lacks the scope
-├── LinkRefusedError             a download link is forged or has expired
+├── LinkRejectedError             a download link is forged or has expired
 ├── NotAcceptableError           no available media type is acceptable
 ├── ResourceBusyError            another transaction holds a lock
 ├── LeaseLostError               another worker has the lease, or none has
@@ -176,7 +176,7 @@ class InvalidRequestError(ServiceError):
         self.fields = fields
 
 
-class DestinationRefusedError(InvalidRequestError):
+class DestinationRejectedError(InvalidRequestError):
     """The URL is not allowed for webhooks."""
 
     code = "url_refused"
@@ -186,7 +186,7 @@ class DestinationRefusedError(InvalidRequestError):
         super().__init__(message, fields=(problem,))
 
 
-class PartRefusedError(InvalidRequestError):
+class PartRejectedError(InvalidRequestError):
     """The part does not have its announced length."""
 
     code = "part_refused"
@@ -204,7 +204,7 @@ class ScopeMissingError(ServiceError):
     code = "scope_missing"
 
 
-class LinkRefusedError(ServiceError):
+class LinkRejectedError(ServiceError):
     """The link is not valid."""
 
     code = "invalid_link"

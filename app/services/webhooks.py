@@ -42,7 +42,7 @@ def create_webhook(
     """Create a webhook for the events of the principal's project.
 
     Raises:
-        DestinationRefusedError: if the URL leads where webhooks may not go.
+        DestinationRejectedError: if the URL leads where webhooks may not go.
         InvalidRequestError: if the project has too many.
     """
     _check_url(resources, request.url)
@@ -76,7 +76,7 @@ def change_webhook(
     """Replace the given fields; disabling a webhook fails its pending deliveries.
 
     Raises:
-        DestinationRefusedError: if the new URL leads where webhooks may not go.
+        DestinationRejectedError: if the new URL leads where webhooks may not go.
     """
     if "url" in changes:
         _check_url(resources, changes["url"])

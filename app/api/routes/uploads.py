@@ -20,7 +20,7 @@ from app.api.dependencies import (
 )
 from app.api.documentation import problems
 from app.api.upload_schemas import UploadCreate
-from app.domain.errors import PartRefusedError
+from app.domain.errors import PartRejectedError
 from app.domain.identifiers import UPLOAD
 from app.domain.resource import decode_cursor
 from app.domain.upload import Part, Upload, UploadDetails, UploadList
@@ -105,10 +105,10 @@ async def _exactly(part: Part, request: Request) -> AsyncIterator[bytes]:
         async for chunk in request.stream():
             received += len(chunk)
             if received > part.bytes:
-                raise PartRefusedError(f"The part has {part.bytes} bytes, more were sent")
+                raise PartRejectedError(f"The part has {part.bytes} bytes, more were sent")
             if chunk:
                 yield chunk
     except ClientDisconnect as error:
-        raise PartRefusedError("The client disconnected before the end of the part") from error
+        raise PartRejectedError("The client disconnected before the end of the part") from error
     if received < part.bytes:
-        raise PartRefusedError(f"The part has {part.bytes} bytes, {received} were sent")
+        raise PartRejectedError(f"The part has {part.bytes} bytes, {received} were sent")

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 from app.adapters.signed_urls import UrlSigner, kept_signing_key
-from app.domain.errors import LinkRefusedError
+from app.domain.errors import LinkRejectedError
 
 
 def parts(url: str) -> tuple[str, str, int, str]:
@@ -26,11 +26,11 @@ def test_links_to_files_and_to_archives_are_not_interchangeable() -> None:
     expires, signature = int(query["expires"][0]), query["signature"][0]
     signer.verify_archive("job_1", expires, signature)
     for job_id, name in (("job_1", "zip"), ("job_1", ".zip"), ("archives", "job_1/zip")):
-        with pytest.raises(LinkRefusedError):
+        with pytest.raises(LinkRejectedError):
             signer.verify(job_id, name, expires, signature)
-        with pytest.raises(LinkRefusedError):
+        with pytest.raises(LinkRejectedError):
             signer.verify_archive("job_1", *parts(signer.sign(job_id, name, 60))[2:])
-    with pytest.raises(LinkRefusedError):
+    with pytest.raises(LinkRejectedError):
         signer.verify_archive("job_2", expires, signature)
 
 
@@ -40,11 +40,11 @@ def test_signed_link_verifies(name: str) -> None:
     job_id, read, expires, signature = parts(signer.sign("job_1", name, 60))
     assert read == name
     signer.verify(job_id, read, expires, signature)
-    with pytest.raises(LinkRefusedError):
+    with pytest.raises(LinkRejectedError):
         UrlSigner("other").verify(job_id, read, expires, signature)
-    with pytest.raises(LinkRefusedError):
+    with pytest.raises(LinkRejectedError):
         signer.verify(job_id, read, expires + 1, signature)
-    with pytest.raises(LinkRefusedError):
+    with pytest.raises(LinkRejectedError):
         signer.verify("job_2", read, expires, signature)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.adapters.webhook_destinations import DestinationGuard
-from app.domain.errors import DestinationRefusedError
+from app.domain.errors import DestinationRejectedError
 
 PUBLIC = "93.184.216.34"
 
@@ -22,7 +22,7 @@ def rejection_code(url: str, *addresses: str, allow_loopback: bool = False) -> s
     destinations = guard(*(addresses or (PUBLIC,)), allow_loopback=allow_loopback)
     try:
         destinations.addresses(destinations.parse(url))
-    except DestinationRefusedError as error:
+    except DestinationRejectedError as error:
         (problem,) = error.fields
         assert problem.pointer == "/url"
         return problem.code
@@ -171,7 +171,7 @@ def test_public_addresses_in_other_notations_are_accepted() -> None:
 def test_every_notation_of_this_machine_is_rejected(host: str) -> None:
     """Resolve with the system's own resolver."""
     destinations = DestinationGuard(allow_loopback=False)
-    with pytest.raises(DestinationRefusedError):
+    with pytest.raises(DestinationRejectedError):
         destinations.addresses(destinations.parse(f"https://{host}/"))
 
 
@@ -180,8 +180,8 @@ def test_a_host_without_an_address_is_rejected() -> None:
         raise OSError("no such host")
 
     unknown = DestinationGuard(allow_loopback=False, resolve=resolve)
-    with pytest.raises(DestinationRefusedError) as caught:
+    with pytest.raises(DestinationRejectedError) as caught:
         unknown.addresses(unknown.parse("https://nowhere.example/"))
     assert caught.value.fields[0].code == "host_unknown"
-    with pytest.raises(DestinationRefusedError):
+    with pytest.raises(DestinationRejectedError):
         guard().addresses(guard().parse("https://example.com/"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -53,9 +53,6 @@ from intraslice_core.sensitivity.measurement import (
     load_sensitivity,
     save_sensitivity,
 )
-
-if TYPE_CHECKING:
-    from intraslice_core.allocation.curves import ScoredPlan
 
 
 def with_shared_pairs(layers: Sequence[LayerSensitivity]) -> tuple[SharedPairsSensitivity, ...]:

@@ -240,6 +240,16 @@ class Settings(BaseSettings):
         validation_alias=_renamed("ORPHAN_CHECK_SECONDS", "ORPHAN_SWEEP_SECONDS"),
         description="Interval of searches for objects without owner (seconds, > 0; default 3600)",
     )
+    orphan_hours: float = Field(
+        default=24.0,
+        ge=24,
+        description="Age of objects without owner at removal (hours, at least 24; default 24)",
+    )
+    artifact_check_hours: float = Field(
+        default=24.0,
+        gt=0,
+        description="Interval of checks that a job's files exist (hours, > 0; default 24)",
+    )
 
     upload_part_bytes: int = Field(
         default=64 * 2**20,
@@ -434,21 +444,6 @@ class Settings(BaseSettings):
     def model_limits(self) -> ModelLimits:
         """Largest model, in the engine's form."""
         return ModelLimits(max_parameters=self.max_parameters, max_bytes=self.max_model_bytes)
-
-    @property
-    def shared_dir(self) -> Path:
-        """Directory of the statistics that a sweep's jobs share on this machine."""
-        return self.data_dir / "shared"
-
-    @property
-    def uploads_dir(self) -> Path:
-        """Directory in which this machine's workers keep the uploads that jobs use."""
-        return self.data_dir / "uploads"
-
-    @property
-    def work_dir(self) -> Path:
-        """Directory of the running attempts' files."""
-        return self.data_dir / "work"
 
 
 def _is_installed(*distributions: str) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
@@ -23,12 +24,23 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 8 * 1024 * 1024
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredObject:
+    """An object in the store; `changed_at` is by the store's clock."""
+
+    key: str
+    bytes: int
+    changed_at: datetime
+
+
 class ArtifactStore:
     """A store of objects that are written once, under keys that are slash-separated paths."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._directory = Path(unquote(parts.path)) if parts.scheme == "file" else None
+        self.place = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        """URL of the store without credentials, for messages."""
         self._store: ObjectStore = (
             LocalStore(prefix=self._directory, mkdir=True, automatic_cleanup=True)
             if self._directory is not None
@@ -57,6 +69,11 @@ class ArtifactStore:
             attributes = self._attributes(media_type)
             obstore.put(self._store, key, content, mode="create", attributes=attributes)
 
+    def replace(self, key: str, content: bytes) -> None:
+        """Upload; an object that is already there is overwritten."""
+        with _translated(key):
+            obstore.put(self._store, key, content)
+
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         """Write the content as it arrives; there is no object if that fails."""
         with _translated(key):
@@ -67,6 +84,22 @@ class ArtifactStore:
         with _translated(key):
             for chunk in obstore.get(self._store, key).stream(min_chunk_size=_CHUNK_BYTES):
                 yield bytes(chunk)
+
+    def read(self, key: str) -> bytes:
+        """Return the content of a small object."""
+        return b"".join(self.chunks(key))
+
+    def objects(self, prefix: str) -> list[StoredObject]:
+        """Return every object below the prefix."""
+        with _translated(prefix):
+            pages = obstore.list(self._store, prefix=prefix.rstrip("/"))
+            return [
+                StoredObject(
+                    key=entry["path"], bytes=entry["size"], changed_at=entry["last_modified"]
+                )
+                for page in pages
+                for entry in page
+            ]
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """Return the size in bytes of every object by its key."""

@@ -34,7 +34,8 @@ ServiceError
 └── UnavailableError             a required server does not answer
     ├── DatabaseUnavailableError
     ├── BrokerUnavailableError
-    └── StoreUnavailableError
+    ├── StoreUnavailableError
+    └── StoreNotOwnedError        the store is another deployment's; nothing is deleted
 """
 
 from __future__ import annotations
@@ -274,3 +275,9 @@ class StoreUnavailableError(UnavailableError):
     """The artifact store does not answer."""
 
     code = "store_unavailable"
+
+
+class StoreNotOwnedError(UnavailableError):
+    """The artifact store is not provably this deployment's; nothing is deleted."""
+
+    code = "store_not_owned"

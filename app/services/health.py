@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from threading import Lock
 
 from app.adapters.database.migrate import head_revision
-from app.domain.errors import DatabaseUnavailableError, ServiceError
+from app.domain.errors import (
+    DatabaseUnavailableError,
+    ServiceError,
+    StoreNotOwnedError,
+    UnavailableError,
+)
+from app.services.deployment import store_state
 from app.services.resources import Resources
 from app.telemetry import get_logger
 
@@ -33,6 +39,7 @@ class HealthProbe:
             "database": lambda: _check_schema(resources),
             "broker": resources.queue.check,
             "store": resources.store.check,
+            "deployment": lambda: _check_deployment(resources),
         }
         self._answer_seconds = answer_seconds
         self._pending: dict[str, Future[str | None]] = {}
@@ -71,6 +78,16 @@ def _problem(check: Callable[[], None]) -> str | None:
         _log.exception("health_check_crashed")
         return f"The check itself failed with {type(error).__name__}"
     return None
+
+
+def _check_deployment(resources: Resources) -> None:
+    """Raise if the store belongs to another deployment; the other checks report outages."""
+    try:
+        state = store_state(resources)
+    except UnavailableError:
+        return
+    if state.problem is not None:
+        raise StoreNotOwnedError(state.problem)
 
 
 def _check_schema(resources: Resources) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.adapters.database import jobs, outbox
+from app.adapters.database import jobs, outbox, retention
 from app.domain.errors import BrokerUnavailableError
 from app.domain.lifecycle import State
 from app.domain.principal import Principal, Scope
@@ -21,6 +21,8 @@ class Backlog:
     """Number of jobs in each state that is not terminal; ended jobs are counted as they end."""
     messages: int
     oldest_message_seconds: float
+    jobs_missing_artifacts: int
+    """Succeeded jobs whose files were missed in the store."""
 
 
 def service_status(resources: Resources, principal: Principal) -> Service:
@@ -57,4 +59,5 @@ def measure_backlog(resources: Resources) -> Backlog:
             jobs=jobs.count_live(transaction),
             messages=messages,
             oldest_message_seconds=oldest,
+            jobs_missing_artifacts=retention.count_missing(transaction),
         )

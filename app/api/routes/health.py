@@ -13,7 +13,9 @@ from app.services.health import HealthProbe
 
 router = APIRouter(tags=["health"])
 _ALIVE = {"status": "ok"}
-_CHECKS = {name: {"ok": True, "problem": None} for name in ("database", "broker", "store")}
+_CHECKS = {
+    name: {"ok": True, "problem": None} for name in ("database", "broker", "store", "deployment")
+}
 _READY: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/json": {"example": {"status": "ok", "checks": _CHECKS}}}}
 }
@@ -27,7 +29,10 @@ async def livez() -> dict[str, str]:
 
 @router.get("/readyz", responses=problems(503) | _READY)
 def readyz(request: Request) -> Response:
-    """Check database, broker and store; a process that is shutting down is not ready."""
+    """Check database, broker and store, and that the store is this deployment's own.
+
+    A process that is shutting down is not ready.
+    """
     if request.app.state.draining.is_set():
         return problem_response(request.scope, Problem(503, "draining", "This process is ending"))
     probe: HealthProbe = request.app.state.health

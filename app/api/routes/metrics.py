@@ -66,3 +66,8 @@ def _families(backlog: Backlog) -> Iterator[Metric]:
         "Age of the oldest such message.",
         value=backlog.oldest_message_seconds,
     )
+    yield GaugeMetricFamily(
+        metrics.JOBS_MISSING_ARTIFACTS,
+        "Succeeded jobs whose artifacts the store does not hold.",
+        value=backlog.jobs_missing_artifacts,
+    )

@@ -92,8 +92,8 @@ def test_deleting_a_job_removes_its_objects_and_its_links_return_404(
     job, other = (in_state(resources, State.SUCCEEDED) for _ in range(2))
     url = client.get(f"/v1/jobs/{job.id}/artifacts").json()["data"][0]["url"]
     assert client.delete(f"/v1/jobs/{job.id}").status_code == 204
-    assert resources.store.keys(job_prefix(job.id)) == []
-    assert len(resources.store.keys(job_prefix(other.id))) == 4
+    assert resources.store.keys(job_prefix(job)) == []
+    assert len(resources.store.keys(job_prefix(other))) == 4
     assert client.get(url).status_code == 404
 
 

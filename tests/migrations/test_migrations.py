@@ -51,7 +51,7 @@ def test_tables_can_be_created_removed_and_created_again(empty: Settings) -> Non
     upgrade(empty)
     upgrade(empty)
     database = Database(empty.database_url)
-    assert database.schema_version() == head_revision()
+    assert database.schema().revision == head_revision()
     database.close()
 
 

@@ -9,7 +9,7 @@ import typer
 from app.cli.errors import reported_errors
 from app.cli.exit_codes import ExitCode
 from app.cli.service import process_settings
-from app.domain.errors import MigrationError
+from app.domain.errors import MigrationError, SchemaError
 
 if TYPE_CHECKING:
     from app.adapters.database.migrate import MigrationPlan
@@ -47,9 +47,10 @@ def migrate(
             return
         try:
             _migrate(settings, to, drop_data=yes)
-        except MigrationError as error:
+        except (MigrationError, SchemaError) as error:
             typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(ExitCode.BAD_INPUT) from None
+            code = ExitCode.FAILED if isinstance(error, SchemaError) else ExitCode.BAD_INPUT
+            raise typer.Exit(code) from None
 
 
 def _migrate(settings: Settings, to: str | None, *, drop_data: bool) -> None:
@@ -84,7 +85,6 @@ def _outcome(plan: MigrationPlan) -> str:
 
 def _show(settings: Settings) -> None:
     from app.adapters.database.migrate import current_schema, head_revision, plan_migration
-    from app.domain.errors import SchemaError
 
     schema, code = current_schema(settings), head_revision()
     typer.echo(f"schema        {schema.revision or 'none'}")

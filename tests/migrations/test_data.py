@@ -120,6 +120,45 @@ def test_a_migration_fails_on_a_locked_table_and_changes_nothing(used: Settings)
     assert version == head_revision()
 
 
+DEPLOYMENT_COLUMNS = ("store_prefix", "artifacts_checked_at", "artifacts_missing_at")
+"""Columns of jobs and uploads that revision 0013 adds."""
+
+
+def rows_without_new_columns(settings: Settings) -> dict[str, list[dict[str, Any]]]:
+    with create_engine(settings.database_url, poolclass=NullPool).connect() as connection:
+        return {
+            table: [
+                {k: v for k, v in row._mapping.items() if k not in DEPLOYMENT_COLUMNS}
+                for row in connection.execute(text(f"SELECT * FROM {table}"))
+            ]
+            for table in ("jobs", "uploads", "artifacts", "events", "api_keys", "webhooks")
+        }
+
+
+def scalars(settings: Settings, query: str) -> list[Any]:
+    with create_engine(settings.database_url, poolclass=NullPool).connect() as connection:
+        return list(connection.scalars(text(query)))
+
+
+def test_a_rollback_to_0012_keeps_the_rows_and_a_new_upgrade_starts_afresh(used: Settings) -> None:
+    with create_engine(used.database_url, poolclass=NullPool).begin() as opened:
+        for table in ("jobs", "uploads"):
+            opened.execute(text(f"UPDATE {table} SET store_prefix = 'dep_1/'"))
+    before = rows_without_new_columns(used)
+    assert all(len(rows) == 1 for rows in before.values())
+    downgrade(used, "0012")
+    assert rows_without_new_columns(used) == before
+    names = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'"
+    assert not {"deployment", "orphans", "schema_window"} & set(scalars(used, names))
+    upgrade(used)
+    assert rows_without_new_columns(used) == before
+    for table in ("jobs", "uploads"):
+        assert scalars(used, f"SELECT store_prefix FROM {table}") == [""]
+    for table in ("deployment", "orphans"):
+        assert scalars(used, f"SELECT count(*) FROM {table}") == [0]
+    assert scalars(used, "SELECT oldest_revision FROM schema_window") == ["0012"]
+
+
 METHODS = [("intraslice", "intraslice_plus"), ("paper", "intraslice"), ("magnitude", "magnitude")]
 """Names before and after revision 0012."""
 

@@ -31,8 +31,10 @@ ServiceError
 ├── HandOffError                 a registry or hub rejected a checkpoint
 ├── UploadDamagedError           the store holds other bytes than were announced
 ├── DiskFullError                the disk of this machine is full
+├── MigrationError               the requested change of the schema is impossible or drops data
 └── UnavailableError             a required server does not answer
     ├── DatabaseUnavailableError
+    │   └── SchemaError          the schema does not fit this version
     ├── BrokerUnavailableError
     ├── StoreUnavailableError
     └── StoreNotOwnedError        the store is another deployment's; nothing is deleted
@@ -253,6 +255,12 @@ class DiskFullError(ServiceError):
     code = "insufficient_disk"
 
 
+class MigrationError(ServiceError):
+    """The requested change of the schema is not possible."""
+
+    code = "migration_rejected"
+
+
 class UnavailableError(ServiceError):
     """A server that the service needs does not answer."""
 
@@ -263,6 +271,10 @@ class DatabaseUnavailableError(UnavailableError):
     """The database does not answer."""
 
     code = "database_unavailable"
+
+
+class SchemaError(DatabaseUnavailableError):
+    """The database's schema does not fit this version."""
 
 
 class BrokerUnavailableError(UnavailableError):

@@ -9,12 +9,15 @@ from fastapi.responses import JSONResponse, Response
 
 from app.api.documentation import problems
 from app.api.problems import Problem, problem_response
-from app.services.health import HealthProbe
+from app.services.health import Check, HealthProbe
 
 router = APIRouter(tags=["health"])
 _ALIVE = {"status": "ok"}
 _CHECKS = {
-    name: {"ok": True, "problem": None} for name in ("database", "broker", "store", "deployment")
+    "database": {"ok": True, "problem": None, "schema": "0014"},
+    "broker": {"ok": True, "problem": None},
+    "store": {"ok": True, "problem": None},
+    "deployment": {"ok": True, "problem": None},
 }
 _READY: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/json": {"example": {"status": "ok", "checks": _CHECKS}}}}
@@ -37,9 +40,7 @@ def readyz(request: Request) -> Response:
         return problem_response(request.scope, Problem(503, "draining", "This process is ending"))
     probe: HealthProbe = request.app.state.health
     checks = probe.check_all()
-    described = {
-        check.name: {"ok": check.problem is None, "problem": check.problem} for check in checks
-    }
+    described = {check.name: _described(check) for check in checks}
     failing = [check.name for check in checks if check.problem is not None]
     if not failing:
         return JSONResponse({"status": "ok", "checks": described})
@@ -47,3 +48,8 @@ def readyz(request: Request) -> Response:
     return problem_response(
         request.scope, Problem(503, "not_ready", detail, extension={"checks": described})
     )
+
+
+def _described(check: Check) -> dict[str, Any]:
+    described = {"ok": check.problem is None, "problem": check.problem}
+    return described if check.schema is None else described | {"schema": check.schema}

@@ -63,7 +63,11 @@ def open_resources(settings: Settings, *, signs: bool = False) -> Resources:
     return Resources(
         settings=settings,
         database=Database(settings.database_url, pool_size=15 + 2 * settings.worker_concurrency),
-        store=ArtifactStore(settings.store_url),
+        store=ArtifactStore(
+            settings.store_url,
+            public_endpoint=settings.store_public_endpoint,
+            downloads=settings.downloads,
+        ),
         celery=celery,
         queue=WakeQueue(celery),
         limiter=RateLimiter(

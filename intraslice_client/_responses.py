@@ -39,7 +39,7 @@ def request_error(outcome: httpx.Response | httpx.TransportError, service: httpx
 
     Args:
         outcome: the response, or the error of a request without one.
-        service: base URL of the service; other hosts are those of signed links.
+        service: URL of the service; other hosts are those of signed links.
     """
     host = _foreign_host(outcome, service)
     if not isinstance(outcome, httpx.TransportError):

@@ -45,7 +45,8 @@ _READINESS = "readiness"
 
 S3_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AWS_ENDPOINT_URL")
 """Variables that replace the provider's endpoint of an S3 store; the first one wins."""
-AZURE_ENDPOINTS = ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "AZURE_STORAGE_USE_EMULATOR")
+AZURE_ENDPOINTS = ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
+"""The same of an Azure store."""
 
 
 class ArtifactStore:
@@ -77,16 +78,12 @@ class ArtifactStore:
             # Signatures cover the host: it cannot be replaced afterwards.
             self._signing_store = from_url(url, config={"endpoint": public_endpoint})
         endpoint = _endpoint(self._store)
-        self._is_direct = (
-            downloads == "direct" if downloads else bool(public_endpoint) or endpoint is None
-        )
-        self._place = (
-            f"directory {self._directory}"
-            if self._directory is not None
-            else f"{url} at {endpoint}"
-            if endpoint
-            else url
-        )
+        if downloads is None:
+            downloads = "direct" if public_endpoint or endpoint is None else "proxy"
+        self._is_direct = downloads == "direct"
+        self._place = f"{url} at {endpoint}" if endpoint else url
+        if self._directory is not None:
+            self._place = f"directory {self._directory}"
 
     def put_file(self, key: str, source: Path, media_type: str | None = None) -> None:
         """Upload in parts, so that memory stays small; a bucket serves it as `media_type`."""

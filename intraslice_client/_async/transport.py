@@ -80,7 +80,7 @@ class AsyncTransport:
         """
         delay = backoff.next_delay(outcome) if retryable else None
         if delay is None:
-            raise request_error(outcome, self.http.base_url)
+            raise request_error(outcome, self.http.build_request("GET", "/").url)
         await asyncio.sleep(delay)
 
     async def fetch(self, body_type: type[Body], method: str, path: str, **arguments: Any) -> Body:

@@ -43,9 +43,7 @@ def forwarding(target: str) -> Iterator[Forwarder]:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             wanted = self.headers.get("range")
             forwarder.requests.append(
-                Forwarded(
-                    method=self.command, path=self.path, range=wanted, body_bytes=len(body)
-                )
+                Forwarded(method=self.command, path=self.path, range=wanted, body_bytes=len(body))
             )
             if wanted and forwarder.ranges_left is not None:
                 forwarder.ranges_left -= 1
@@ -57,9 +55,8 @@ def forwarding(target: str) -> Iterator[Forwarder]:
             self._answer(body)
 
         def _answer(self, body: bytes) -> None:
-            headers = {name: value for name, value in self.headers.items()}
+            headers = dict(self.headers.items())
             if forwarder.host is not None:
-                headers = {n: v for n, v in headers.items() if n.lower() != "host"}
                 headers["Host"] = forwarder.host
             connection = HTTPConnection(urlsplit(target).netloc, timeout=30)
             connection.request(self.command, self.path, body or None, headers)

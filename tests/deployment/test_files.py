@@ -84,7 +84,6 @@ def test_clients_get_files_from_the_api_unless_the_store_is_made_public() -> Non
     # An older .env file has neither line: the empty values are the settings' defaults.
     older = load(filled_environment() | dict.fromkeys(names, ""))["services"]["api"]["environment"]
     assert [older[name] for name in names] == ["", ""]
-    assert Settings(downloads="", store_public_endpoint="").downloads is None
 
 
 def test_environment_variables_name_existing_settings() -> None:

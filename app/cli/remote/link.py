@@ -55,13 +55,18 @@ class Link:
                     yield client
             except ClientError as error:
                 _exit_with(error, connection)
-            except (httpx.InvalidURL, httpx.HTTPError) as error:
-                typer.echo(f"error: {connection.url}: {error or type(error).__name__}", err=True)
-                raise typer.Exit(ExitCode.FAILED) from error
+            except httpx.InvalidURL as error:
+                _fail(f"the URL {connection.url!r} is invalid: {error}", ExitCode.BAD_INPUT)
+            except httpx.HTTPError as error:
+                _fail(f"{connection.url}: {error or type(error).__name__}", ExitCode.FAILED)
             except OSError as error:
                 # A local file: the client translates the errors of its connections.
-                typer.echo(f"error: {error}", err=True)
-                raise typer.Exit(ExitCode.FAILED) from error
+                _fail(str(error), ExitCode.FAILED)
+
+
+def _fail(message: str, code: ExitCode) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(code)
 
 
 def _exit_with(error: ClientError, connection: Connection) -> NoReturn:

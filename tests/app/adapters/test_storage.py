@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
-from app.adapters.storage import ArtifactStore
+from app.adapters.storage import AZURE_ENDPOINTS, S3_ENDPOINTS, ArtifactStore
 from app.domain.errors import ArtifactNotFoundError, StoreUnavailableError
+
+ENDPOINTS = (*S3_ENDPOINTS, *AZURE_ENDPOINTS)
 
 
 @pytest.fixture
@@ -74,3 +78,80 @@ def test_vanished_store_is_not_ready(tmp_path: Path) -> None:
 def test_a_directory_cannot_presign_urls(directory: ArtifactStore) -> None:
     with pytest.raises(StoreUnavailableError):
         directory.presigned_url("a", 60)
+
+
+@pytest.mark.parametrize(
+    ("url", "environment", "options", "is_direct"),
+    [
+        ("s3://bucket", {}, {}, True),
+        ("s3://bucket", {"AWS_ENDPOINT": "http://s3:8333"}, {}, False),
+        ("s3://bucket", {"AWS_ENDPOINT_URL": "http://s3:8333"}, {}, False),
+        ("s3://bucket", {"AWS_ENDPOINT_URL_S3": "http://s3:8333"}, {}, False),
+        ("s3://bucket", {"AWS_ENDPOINT": ""}, {}, True),
+        ("s3://bucket", {"AWS_ENDPOINT": "http://s3:8333"}, {"downloads": "direct"}, True),
+        ("s3://bucket", {"AWS_ENDPOINT": "http://s3:8333"}, {"public_endpoint": "http://a"}, True),
+        ("s3://bucket", {}, {"public_endpoint": "http://a", "downloads": "proxy"}, False),
+        ("gs://bucket", {"AWS_ENDPOINT": "http://s3:8333"}, {}, True),
+        ("az://bucket", {}, {}, True),
+        ("az://bucket", {"AZURE_STORAGE_ENDPOINT": "http://blobs:10000"}, {}, False),
+    ],
+)
+def test_clients_use_the_bucket_itself_if_its_endpoint_is_public(
+    url: str,
+    environment: dict[str, str],
+    options: dict[str, Any],
+    is_direct: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    for name in ENDPOINTS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert ArtifactStore(url, **options).is_direct is is_direct
+
+
+def test_files_of_a_directory_always_go_through_the_api(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path.as_uri(), downloads="direct")
+    assert (store.is_direct, store.origin) == (False, None)
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT", "AWS_ENDPOINT_URL"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
+def test_links_are_signed_for_the_public_endpoint(
+    variable: str, method: Literal["GET", "HEAD", "PUT"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ENDPOINTS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {
+        variable: "http://s3:8333",
+        "AWS_ACCESS_KEY_ID": "user",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false",
+    }.items():
+        monkeypatch.setenv(name, value)
+    store = ArtifactStore("s3://bucket/prefix", public_endpoint="https://files.example.com")
+    link = store.presigned_url("a/b", 60, method)
+    assert link.startswith("https://files.example.com/bucket/prefix/a/b?X-Amz-Algorithm=")
+    assert store.origin == "https://files.example.com"
+
+
+def test_a_stream_has_the_bytes_of_its_range(store: ArtifactStore) -> None:
+    async def read(key: str, start: int, end: int) -> list[bytes]:
+        return [chunk async for chunk in store.stream(key, start, end)]
+
+    content = bytes(range(256)) * 20_000  # several windows
+    store.put_new("a", content)
+    for start, end in ((0, len(content)), (5, 7), (2**21 - 1, 2**21 + 1), (3, 3)):
+        chunks = asyncio.run(read("a", start, end))
+        assert b"".join(chunks) == content[start:end]
+        assert max(map(len, chunks), default=0) <= 2**21
+    with pytest.raises(ArtifactNotFoundError):
+        asyncio.run(read("nothing", 0, 1))
+
+
+def test_a_store_that_does_not_exist_is_named(directory: ArtifactStore, tmp_path: Path) -> None:
+    place = tmp_path / "a store %20 é"
+    place.rmdir()
+    with pytest.raises(StoreUnavailableError, match=f"directory {place} does not exist"):
+        directory.check()

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.public_endpoint import check_public_endpoint, public_origin
+from app.store_endpoints import check_public_endpoint, public_origin
 from intraslice_core.config import ModelLimits
 
 _PREFIX = "INTRASLICE_"

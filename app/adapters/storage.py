@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,7 +18,6 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 from obstore.store import (
-    AzureStore,
     HTTPStore,
     LocalStore,
     MemoryStore,
@@ -43,28 +41,24 @@ _PART_BYTES = 5 * 1024 * 1024
 _PARTS_IN_FLIGHT = 2
 _READINESS = "readiness"
 
-S3_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AWS_ENDPOINT_URL")
-"""Variables that replace the provider's endpoint of an S3 store; the first one wins."""
-AZURE_ENDPOINTS = ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
-"""The same of an Azure store."""
-
 
 class ArtifactStore:
     """A store of objects that are written once, under keys that are slash-separated paths.
 
     Args:
         url: URL of a directory or a bucket.
-        public_endpoint: URL of the S3 API for clients, if it is not the API's own.
-        downloads: "direct" if clients exchange files with the bucket itself, "proxy" if only with
-            the API. By default, direct if the bucket has a public endpoint or its provider's.
+        endpoint: URL of the bucket's server, for messages; empty if it is the provider's.
+        public_endpoint: URL at which clients reach the S3 API; empty if it is the same.
+        direct: True if clients exchange files with the bucket itself.
     """
 
     def __init__(
         self,
         url: str,
         *,
+        endpoint: str = "",
         public_endpoint: str = "",
-        downloads: Literal["direct", "proxy"] | None = None,
+        direct: bool = False,
     ) -> None:
         parts = urlsplit(url)
         self._directory = Path(unquote(parts.path)) if parts.scheme == "file" else None
@@ -77,10 +71,7 @@ class ArtifactStore:
         if public_endpoint and isinstance(self._store, S3Store):
             # Signatures cover the host: it cannot be replaced afterwards.
             self._signing_store = from_url(url, config={"endpoint": public_endpoint})
-        endpoint = _endpoint(self._store)
-        if downloads is None:
-            downloads = "direct" if public_endpoint or endpoint is None else "proxy"
-        self._is_direct = downloads == "direct"
+        self._is_direct = direct
         self._place = f"{url} at {endpoint}" if endpoint else url
         if self._directory is not None:
             self._place = f"directory {self._directory}"
@@ -244,13 +235,3 @@ class ArtifactStore:
             raise StoreUnavailableError(
                 f"The artifact store {self._place} failed on {key}"
             ) from error
-
-
-def _endpoint(store: ObjectStore) -> str | None:
-    """Return the configured endpoint of a bucket; None if it is the provider's own."""
-    names: tuple[str, ...] = ()
-    if isinstance(store, S3Store):
-        names = S3_ENDPOINTS
-    elif isinstance(store, AzureStore):
-        names = AZURE_ENDPOINTS
-    return next((os.environ[name] for name in names if os.environ.get(name)), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import anyio
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -12,7 +11,7 @@ _FROM_ROUTER = ("route", "endpoint", "path_params")
 
 
 class HeadRequests:
-    """HEAD as GET whose body is dropped; a streamed body is cancelled once its headers are sent."""
+    """HEAD as GET whose body is dropped; a streamed body is ended once its headers are sent."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -24,27 +23,32 @@ class HeadRequests:
         scope.setdefault("state", {})["head"] = True
         # A copy, because servers compare the method with the body that they send.
         inner = {**scope, "method": "GET"}
-        with anyio.CancelScope() as rest:
-            await self._app(inner, receive, _HeadersOnly(send, rest))
-        scope.update({name: inner[name] for name in _FROM_ROUTER if name in inner})
+        try:
+            await self._app(inner, receive, _without_body(send))
+        except* _HeadersSentError:
+            pass
+        finally:
+            scope.update({name: inner[name] for name in _FROM_ROUTER if name in inner})
 
 
-class _HeadersOnly:
-    """`send` of an application that drops the body."""
+class _HeadersSentError(Exception):
+    """The client has all it wants: a stream need not go on."""
 
-    def __init__(self, send: Send, rest: anyio.CancelScope) -> None:
-        self._send = send
-        self._rest = rest
 
-    async def __call__(self, message: Message) -> None:
+def _without_body(send: Send) -> Send:
+    """Return a `send` that drops the body, and ends a stream."""
+
+    async def send_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            await self._send(message)
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send(message)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
             is_stream = all(name.lower() != b"content-length" for name, _ in message["headers"])
         else:
             is_stream = message.get("more_body", False)
         if is_stream:
-            self._rest.cancel()
+            raise _HeadersSentError
+
+    return send_headers
 
 
 def is_head(request: Request) -> bool:

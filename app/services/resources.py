@@ -19,6 +19,7 @@ from app.adapters.webhook_signing import WebhookSecrets
 from app.adapters.worker_registry import WorkerRegistry
 from app.services.rate_limit import FailedAuthenticationLimit
 from app.settings import Settings
+from app.store_endpoints import own_endpoint, uses_direct_links
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +66,11 @@ def open_resources(settings: Settings, *, signs: bool = False) -> Resources:
         database=Database(settings.database_url, pool_size=15 + 2 * settings.worker_concurrency),
         store=ArtifactStore(
             settings.store_url,
+            endpoint=own_endpoint(settings.store_url),
             public_endpoint=settings.store_public_endpoint,
-            downloads=settings.downloads,
+            direct=uses_direct_links(
+                settings.store_url, settings.store_public_endpoint, settings.downloads
+            ),
         ),
         celery=celery,
         queue=WakeQueue(celery),

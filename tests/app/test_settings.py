@@ -84,43 +84,6 @@ def test_arguments_win_over_renamed_environment_variables(monkeypatch: pytest.Mo
 UNITS = {"": 1, " GiB": 2**30, " MiB": 2**20, " TiB": 2**40}
 
 
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("s3.example.com:8333", "is not an http or https URL"),
-        ("ftp://s3.example.com", "is not an http or https URL"),
-        ("https://", "is not an http or https URL"),
-        ("https://s3.example.com:port", "ort"),
-        ("https://s3.example.com/files", "signatures cover the path"),
-        ("https://s3.example.com?x=1", "has more than a scheme, host and port"),
-        ("https://user:password@s3.example.com", "has more than a scheme, host and port"),
-    ],
-)
-def test_a_public_endpoint_is_only_scheme_host_and_port(url: str, message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        Settings(artifact_store="s3://bucket", store_public_endpoint=url)
-
-
-def test_a_public_endpoint_is_for_s3_without_its_own_variable(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    values = {"artifact_store": "s3://bucket", "store_public_endpoint": "https://s3.example.com/"}
-    assert Settings(**values).store_public_endpoint == "https://s3.example.com"
-    for store in ("gs://bucket", "az://container", "https://account.blob.core.windows.net/c"):
-        with pytest.raises(ValidationError, match=f"is for s3:// stores, not '{store}': unset it"):
-            Settings(**values | {"artifact_store": store})
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://s3:8333")
-    with pytest.raises(ValidationError, match="set AWS_ENDPOINT instead"):
-        Settings(**values)
-
-
-def test_empty_values_are_the_defaults() -> None:
-    settings = Settings(downloads="", store_public_endpoint="")
-    assert (settings.downloads, settings.store_public_endpoint) == (None, "")
-    with pytest.raises(ValidationError, match="'direct' or 'proxy'"):
-        Settings(downloads="both")
-
-
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_has_a_description_with_its_default(name: str) -> None:
     field = Settings.model_fields[name]

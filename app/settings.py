@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.store_endpoints import check_public_endpoint, public_origin
 from intraslice_core.config import ModelLimits
 
 _PREFIX = "INTRASLICE_"
@@ -56,6 +57,14 @@ class Settings(BaseSettings):
     artifact_store: str = Field(
         default="",
         description="URL of the artifact store (default: the directory data_dir/artifacts)",
+    )
+    store_public_endpoint: str = Field(
+        default="",
+        description="URL at which clients reach the bucket's S3 API (default none)",
+    )
+    downloads: Literal["direct", "proxy"] | None = Field(
+        default=None,
+        description="Files come from the bucket (direct) or the API (proxy; default: by endpoint)",
     )
 
     host: str = Field(
@@ -371,7 +380,12 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("api_key", "signing_key", "handoff_hub_token", mode="before")
+    @field_validator("store_public_endpoint")
+    @classmethod
+    def _origin(cls, value: str) -> str:
+        return public_origin(value)
+
+    @field_validator("api_key", "signing_key", "handoff_hub_token", "downloads", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         """Treat `INTRASLICE_API_KEY=` in an env file as unset, not as an empty key."""
@@ -399,6 +413,8 @@ class Settings(BaseSettings):
                 f"lease_seconds ({self.lease_seconds:g}) must be at least three times"
                 f" heartbeat_seconds ({self.heartbeat_seconds:g})"
             )
+        if self.store_public_endpoint:
+            check_public_endpoint(self.artifact_store)
         if self.handoff_hub_endpoint and not self.handoff_hub_namespace:
             raise ValueError("handoff_hub_endpoint needs handoff_hub_namespace: set both")
         if self.handoff_hub_namespace and self.handoff_hub_token is None:

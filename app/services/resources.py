@@ -21,6 +21,7 @@ from app.adapters.webhook_signing import WebhookSecrets
 from app.adapters.worker_registry import WorkerRegistry
 from app.services.rate_limit import FailedAuthenticationLimit
 from app.settings import Settings
+from app.store_endpoints import own_endpoint, uses_direct_links
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,14 @@ def open_resources(settings: Settings, *, signs: bool = False) -> Resources:
         settings=settings,
         database=database,
         deployment=deployment,
-        store=ArtifactStore(settings.store_url),
+        store=ArtifactStore(
+            settings.store_url,
+            endpoint=own_endpoint(settings.store_url),
+            public_endpoint=settings.store_public_endpoint,
+            direct=uses_direct_links(
+                settings.store_url, settings.store_public_endpoint, settings.downloads
+            ),
+        ),
         celery=celery,
         queue=WakeQueue(celery, deployment.known_id),
         limiter=RateLimiter(

@@ -222,9 +222,9 @@ def _details(resources: Resources, upload: UploadRecord, *, links: bool) -> Uplo
 
 
 def _link(resources: Resources, upload: UploadRecord, part: Part) -> str:
-    """Return a link to the bucket, or to the API where the store is a directory."""
+    """Return a link to the bucket if clients reach it, else to the API."""
     seconds = resources.settings.url_expiry_seconds
-    if resources.store.signs_links:
+    if resources.store.is_direct:
         return resources.store.presigned_url(part.key, seconds, "PUT")
     return resources.signer.sign_part(upload.id, part.file, part.number, seconds)
 

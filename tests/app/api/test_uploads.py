@@ -253,9 +253,6 @@ def test_signed_links_accept_the_announced_part_until_the_upload_is_complete(
         files = {"a.txt": TEXT[:PART]}
         upload = client.post("/v1/uploads", json=announce("text", files), headers=writer).json()
         ((url, content),) = parts_of(upload, files)
-        if not url.startswith("/"):
-            assert put(client, url.replace("/0/000000", "/0/000001"), content).status_code == 403
-            return
         for forged in (url.replace("/0/0", "/0/1"), url[:-1] + ("0" if url[-1] != "0" else "1")):
             assert client.put(forged, content=content).json()["code"] == "invalid_link"
         assert client.put(url.partition("?")[0], content=content).status_code == 401

@@ -48,6 +48,7 @@ class _Commands(LazyGroup):
         "worker": _service_with_engine,
         "scheduler": _service,
         "migrate": _service,
+        "healthcheck": LazyCommand("app.cli.healthcheck"),
         # Needs the server only where it talks to the database instead of a service.
         "keys": LazyCommand("app.cli.keys", "server"),
     }

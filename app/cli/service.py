@@ -140,8 +140,12 @@ def scheduler() -> None:
 def migrate() -> None:
     """Upgrade the database to this version's schema."""
     from app.adapters.database.migrate import upgrade
+    from app.adapters.process_state import state_file
 
-    upgrade(process_settings())
+    settings = process_settings()
+    with state_file(settings.data_dir, "migrate") as state:
+        state.write()
+        upgrade(settings)
 
 
 def _announce(url: str, options: StackOptions) -> None:

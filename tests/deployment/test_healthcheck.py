@@ -1,4 +1,4 @@
-"""`intraslice healthcheck` beside the real processes: right for each, in the image and in compose."""
+"""`intraslice healthcheck` beside the real processes; the image and compose use it."""
 
 from __future__ import annotations
 

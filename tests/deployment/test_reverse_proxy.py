@@ -1,4 +1,4 @@
-"""examples/reverse_proxy with Debian's nginx in front of two API processes; the Caddyfile's form."""
+"""examples/reverse_proxy: nginx in front of two API processes, and the form of the Caddyfile."""
 
 from __future__ import annotations
 

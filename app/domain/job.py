@@ -163,6 +163,8 @@ class Job(Resource):
     """Time when its artifacts will be removed."""
     expired_at: datetime | None
     """Time when its artifacts were removed."""
+    artifacts_missing: bool
+    """True if published files were missing in the artifact store at the last check."""
     urls: JobUrls
 
     @property
@@ -181,6 +183,8 @@ class JobRecord(Job):
     lease_owner: str | None = Field(exclude=True)
     traceparent: str | None = Field(exclude=True)
     """Trace context of the creating request, parent of the worker's spans."""
+    store_prefix: str = Field(exclude=True)
+    """Prefix of the job's keys in the store; empty for jobs of earlier releases."""
 
     @property
     def lease(self) -> Lease:

@@ -48,9 +48,14 @@ _HIDDEN = {
     "settled_at",
     "queued_at",
     "claimed_at",
+    "artifacts_checked_at",
+    "artifacts_missing_at",
 }
-_COLUMNS = tuple(column for column in jobs.c if column.name not in _HIDDEN)
-_NAMES = tuple(column.name for column in _COLUMNS)
+_COLUMNS: tuple[ColumnElement[Any], ...] = (
+    *(column for column in jobs.c if column.name not in _HIDDEN),
+    jobs.c.artifacts_missing_at.is_not(None).label("artifacts_missing"),
+)
+_NAMES = tuple(str(column.key) for column in _COLUMNS)
 
 # The most frequent queries are built once: building a statement takes longer than running it.
 _FIND = select(*_COLUMNS).where(jobs.c.id == bindparam("job_id"))

@@ -2,6 +2,7 @@
 
 from app.adapters.database.tables.audit import audit
 from app.adapters.database.tables.base import metadata
+from app.adapters.database.tables.deployment import deployment, orphans
 from app.adapters.database.tables.jobs import (
     artifacts,
     events,
@@ -22,12 +23,14 @@ __all__ = [
     "api_keys",
     "artifacts",
     "audit",
+    "deployment",
     "events",
     "hand_offs",
     "idempotency_keys",
     "jobs",
     "layer_files",
     "metadata",
+    "orphans",
     "outbox",
     "rates",
     "sweeps",

@@ -64,6 +64,9 @@ jobs = Table(
     Column("settled_at", TIMESTAMP),
     Column("expires_at", TIMESTAMP),
     Column("expired_at", TIMESTAMP),
+    Column("store_prefix", Text, nullable=False, server_default=text("''")),
+    Column("artifacts_checked_at", TIMESTAMP),
+    Column("artifacts_missing_at", TIMESTAMP),
     CheckConstraint(f"state IN ({_quoted(frozenset(State))})", name="state_known"),
     CheckConstraint(
         f"(state IN ({_quoted(LEASED)})) = (lease_owner IS NOT NULL) AND "
@@ -99,6 +102,17 @@ Index(
     "ix_jobs_expires_at",
     jobs.c.expires_at,
     postgresql_where=text("expires_at IS NOT NULL AND NOT pinned"),
+)
+
+Index(
+    "ix_jobs_artifacts_checked_at",
+    jobs.c.artifacts_checked_at,
+    postgresql_where=text("state = 'succeeded' AND expired_at IS NULL"),
+)
+Index(
+    "ix_jobs_artifacts_missing_at",
+    jobs.c.artifacts_missing_at,
+    postgresql_where=text("artifacts_missing_at IS NOT NULL"),
 )
 
 Index(

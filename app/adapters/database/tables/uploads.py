@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Table, Text, func
+from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Table, Text, func, text
 
 from app.adapters.database.tables.base import JSON, TIMESTAMP, metadata
 from app.domain.upload import UploadKind, UploadState
@@ -27,6 +27,7 @@ uploads = Table(
     Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("checked_at", TIMESTAMP),
     Column("expires_at", TIMESTAMP),
+    Column("store_prefix", Text, nullable=False, server_default=text("''")),
     CheckConstraint(f"kind IN ({_quoted(UploadKind)})", name="kind_known"),
     CheckConstraint(f"state IN ({_quoted(UploadState)})", name="state_known"),
     Index("ix_uploads_project_id", "project_id", "id"),

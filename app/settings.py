@@ -76,6 +76,12 @@ class Settings(BaseSettings):
         le=65_535,
         description="TCP port of the API (0 to 65535, 0 takes a free port; default 8000)",
     )
+    forwarded_allow_ips: str = Field(
+        default="127.0.0.1,::1",
+        description="Proxies that name the client's address (IPs, networks; default 127.0.0.1,::1)",
+        # The variable that uvicorn itself reads.
+        validation_alias=AliasChoices("INTRASLICE_FORWARDED_ALLOW_IPS", "FORWARDED_ALLOW_IPS"),
+    )
     auth: Literal["on", "off"] = Field(
         default="on",
         description="API key check, on or off; off requires a loopback host (default on)",
@@ -385,6 +391,21 @@ class Settings(BaseSettings):
     def _origin(cls, value: str) -> str:
         return public_origin(value)
 
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        """Reject what uvicorn would accept and never match, such as a host name."""
+        for entry in _listed(value):
+            try:
+                ipaddress.ip_network(entry)
+            except ValueError as error:
+                if value.strip() != "*":
+                    raise ValueError(
+                        f"FORWARDED_ALLOW_IPS contains {entry!r} ({error}): list IP addresses and"
+                        " networks, separated by commas"
+                    ) from error
+        return value
+
     @field_validator("api_key", "signing_key", "handoff_hub_token", "downloads", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
@@ -446,6 +467,29 @@ class Settings(BaseSettings):
         return f"{base}{_TRACES}" if base and not base.endswith(_TRACES) else base
 
     @property
+    def trusted_proxies(self) -> list[str] | str:
+        """Addresses and networks of `forwarded_allow_ips`, also as IPv4-mapped IPv6; `*` for all.
+
+        A socket that listens on IPv4 and IPv6 reports 10.0.0.1 as ::ffff:10.0.0.1.
+        """
+        if self.forwarded_allow_ips.strip() == "*":
+            return "*"
+        networks = [ipaddress.ip_network(entry) for entry in _listed(self.forwarded_allow_ips)]
+        mapped = [
+            f"::ffff:{network.network_address}/{96 + network.prefixlen}"
+            for network in networks
+            if network.version == 4
+        ]
+        return [*map(str, networks), *mapped]
+
+    @property
+    def trusts_every_address(self) -> bool:
+        """Trust in addresses that clients can invent."""
+        return self.trusted_proxies == "*" or any(
+            entry.endswith("/0") for entry in self.trusted_proxies
+        )
+
+    @property
     def secrets(self) -> tuple[str, ...]:
         """Secrets in plain text, to be removed from every log line."""
         keys = (self.api_key, self.signing_key, self.handoff_hub_token)
@@ -460,6 +504,10 @@ class Settings(BaseSettings):
     def model_limits(self) -> ModelLimits:
         """Largest model, in the engine's form."""
         return ModelLimits(max_parameters=self.max_parameters, max_bytes=self.max_model_bytes)
+
+
+def _listed(value: str) -> list[str]:
+    return [entry.strip() for entry in value.split(",") if entry.strip()]
 
 
 def _is_installed(*distributions: str) -> bool:

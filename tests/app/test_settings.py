@@ -96,3 +96,28 @@ def test_every_setting_has_a_description_with_its_default(name: str) -> None:
         assert int(number) * UNITS[unit] == field.default
     elif isinstance(field.default, str) and field.default:
         assert match[1] == field.default
+
+
+@pytest.mark.parametrize("name", ["FORWARDED_ALLOW_IPS", "INTRASLICE_FORWARDED_ALLOW_IPS"])
+def test_trusted_proxies_are_addresses_and_networks(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "10.0.0.1, 172.16.0.0/12, fd00::1")
+    settings = Settings()
+    # IPv4 also in the form that a socket for both protocols reports.
+    assert settings.trusted_proxies == [
+        *("10.0.0.1/32", "172.16.0.0/12", "fd00::1/128"),
+        *("::ffff:10.0.0.1/128", "::ffff:172.16.0.0/108"),
+    ]
+    assert not settings.trusts_every_address
+
+
+@pytest.mark.parametrize("value", ["*", "10.0.0.1,0.0.0.0/0", "::/0"])
+def test_trust_in_every_address_is_noticed(value: str) -> None:
+    assert Settings(forwarded_allow_ips=value).trusts_every_address
+
+
+@pytest.mark.parametrize("value", ["nginx", "10.0.0.1, proxy", "10.0.0.1/8", "10.0.0.1, *"])
+def test_a_proxy_that_would_never_match_is_rejected(value: str) -> None:
+    with pytest.raises(ValidationError, match="list IP addresses and networks"):
+        Settings(forwarded_allow_ips=value)

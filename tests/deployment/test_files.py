@@ -116,3 +116,23 @@ def test_the_image_contains_every_package() -> None:
 
 def test_env_files_stay_out_of_the_repository() -> None:
     assert ".env" in (REPOSITORY / ".gitignore").read_text().split()
+
+
+def test_compose_trusts_no_proxy_and_allows_no_hub_model_by_default() -> None:
+    for name, default, variable in (
+        ("FORWARDED_ALLOW_IPS", "127.0.0.1", "10.1.2.3"),
+        ("INTRASLICE_HUB_ALLOW", "[]", '["meta-llama/*"]'),
+        ("INTRASLICE_HUB_DATA_ALLOW", "[]", '["wikitext"]'),
+    ):
+        assert example_environment()[name] == default
+        for value in (default, variable):
+            services = load(filled_environment() | {name: value})["services"]
+            assert services["api"]["environment"][name] == value
+
+
+def test_tmpfs_options_are_those_that_podman_accepts_too() -> None:
+    for name, service in load(filled_environment())["services"].items():
+        for entry in service.get("tmpfs", []):
+            _, _, options = entry.partition(":")
+            names = {option.partition("=")[0] for option in options.split(",") if option}
+            assert names <= {"mode", "size", "ro", "rw", "exec", "noexec"}, (name, entry)

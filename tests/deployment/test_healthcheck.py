@@ -77,7 +77,8 @@ def test_each_process_is_healthy_until_it_stops_working(settings: Settings) -> N
         processes = {}
         for command in ("serve", "worker", "scheduler"):
             directory = settings.data_dir.with_name(command)
-            own = settings.model_copy(update={"data_dir": directory})
+            changes = {"data_dir": directory, "artifact_store": settings.store_url}
+            own = settings.model_copy(update=changes)
             processes[command] = (own, stack.enter_context(running(own, command)))
         for command, (own, process) in processes.items():
             assert (

@@ -66,3 +66,9 @@ def _families(backlog: Backlog) -> Iterator[Metric]:
         "Age of the oldest such message.",
         value=backlog.oldest_message_seconds,
     )
+    if backlog.webhooks_on_previous_key is not None:
+        yield GaugeMetricFamily(
+            metrics.WEBHOOKS_ON_PREVIOUS_KEY,
+            "Enabled webhooks whose secret needs the previous signing key.",
+            value=backlog.webhooks_on_previous_key,
+        )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import structlog
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR
@@ -23,6 +26,7 @@ from tests.app.receivers import receiver
 from workers.periodic_tasks import send_due_deliveries
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+OPERATIONS = Path(__file__).parents[3] / "docs" / "operations.md"
 OLD, NEW = "old-key-of-the-operator", "new-key-of-the-operator"
 OLD_SIGNING, NEW_SIGNING = "old-key-that-signs-links", "new-key-that-signs-links"
 SIGNING_STEPS = (
@@ -131,6 +135,23 @@ def test_webhooks_keep_their_secrets_until_each_is_rotated(
         assert signatures(worker(2), new.secret, old.secret) == 3
         assert metric(api, "intraslice_webhooks_on_previous_key") == {(): 0.0}
         assert signatures(worker(3), new.secret) == 2
+
+
+def test_the_documented_query_lists_webhooks_with_a_secret_older_than_a_time(
+    resources: Resources,
+) -> None:
+    query = re.search(r'psql -c "(.+?)"', OPERATIONS.read_text("utf-8"), re.S)
+    assert query
+    request = WebhookRequest(url="https://93.184.216.34/", events=("job.cancelled",))
+    left, done = (webhooks.create_webhook(resources, OPERATOR, request) for _ in range(2))
+    with resources.database.transaction() as transaction:
+        switched = transaction.scalar(text("SELECT clock_timestamp()"))
+    webhooks.rotate_secret(resources, OPERATOR, done.id)
+    webhooks.create_webhook(resources, OPERATOR, request)
+    statement = query[1].replace("2026-01-31 12:00Z", str(switched))
+    with resources.database.transaction() as transaction:
+        rows = transaction.execute(text(statement)).all()
+    assert [tuple(row) for row in rows] == [(left.id, OPERATOR.project_id, left.url)]
 
 
 def test_the_log_names_webhooks_that_need_the_previous_signing_key(

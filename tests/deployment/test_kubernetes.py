@@ -442,7 +442,7 @@ def test_the_init_container_waits_for_the_schema(
     )
     try:
         assert waiting.stderr is not None
-        assert "database: " in waiting.stderr.readline()
+        assert any(line.startswith("database: ") for line in waiting.stderr)
         assert waiting.poll() is None
         upgrade(Settings(database_url=empty_database))
         assert waiting.wait(60) == 0, waiting.stderr.read()

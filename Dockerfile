@@ -39,6 +39,7 @@ ENV PATH=/opt/intraslice/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     INTRASLICE_DATA_DIR=/var/lib/intraslice \
+    ALEMBIC_CONFIG=/opt/intraslice/lib/python3.11/site-packages/migrations/alembic.ini \
     HF_HOME=/var/lib/intraslice/huggingface
 USER 10001
 WORKDIR /var/lib/intraslice

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.store_endpoints import check_public_endpoint, public_origin
 from intraslice_core.config import ModelLimits
 
 _PREFIX = "INTRASLICE_"
@@ -57,6 +58,14 @@ class Settings(BaseSettings):
     artifact_store: str = Field(
         default="",
         description="URL of the artifact store (default: the directory data_dir/artifacts)",
+    )
+    store_public_endpoint: str = Field(
+        default="",
+        description="URL at which clients reach the bucket's S3 API (default none)",
+    )
+    downloads: Literal["direct", "proxy"] | None = Field(
+        default=None,
+        description="Files come from the bucket (direct) or the API (proxy; default: by endpoint)",
     )
 
     host: str = Field(
@@ -251,6 +260,16 @@ class Settings(BaseSettings):
         validation_alias=_renamed("ORPHAN_CHECK_SECONDS", "ORPHAN_SWEEP_SECONDS"),
         description="Interval of searches for objects without owner (seconds, > 0; default 3600)",
     )
+    orphan_hours: float = Field(
+        default=24.0,
+        ge=24,
+        description="Age of objects without owner at removal (hours, at least 24; default 24)",
+    )
+    artifact_check_hours: float = Field(
+        default=24.0,
+        gt=0,
+        description="Interval of checks that a job's files exist (hours, > 0; default 24)",
+    )
 
     upload_part_bytes: int = Field(
         default=64 * 2**20,
@@ -372,9 +391,14 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
+    @field_validator("store_public_endpoint")
+    @classmethod
+    def _origin(cls, value: str) -> str:
+        return public_origin(value)
+
     @field_validator(
         *("api_key", "api_key_previous", "signing_key", "signing_key_previous"),
-        "handoff_hub_token",
+        *("handoff_hub_token", "downloads"),
         mode="before",
     )
     @classmethod
@@ -423,6 +447,8 @@ class Settings(BaseSettings):
                 f"lease_seconds ({self.lease_seconds:g}) must be at least three times"
                 f" heartbeat_seconds ({self.heartbeat_seconds:g})"
             )
+        if self.store_public_endpoint:
+            check_public_endpoint(self.artifact_store)
         if self.handoff_hub_endpoint and not self.handoff_hub_namespace:
             raise ValueError("handoff_hub_endpoint needs handoff_hub_namespace: set both")
         if self.handoff_hub_namespace and self.handoff_hub_token is None:
@@ -471,21 +497,6 @@ class Settings(BaseSettings):
     def model_limits(self) -> ModelLimits:
         """Largest model, in the engine's form."""
         return ModelLimits(max_parameters=self.max_parameters, max_bytes=self.max_model_bytes)
-
-    @property
-    def shared_dir(self) -> Path:
-        """Directory of the statistics that a sweep's jobs share on this machine."""
-        return self.data_dir / "shared"
-
-    @property
-    def uploads_dir(self) -> Path:
-        """Directory in which this machine's workers keep the uploads that jobs use."""
-        return self.data_dir / "uploads"
-
-    @property
-    def work_dir(self) -> Path:
-        """Directory of the running attempts' files."""
-        return self.data_dir / "work"
 
 
 def _is_installed(*distributions: str) -> bool:

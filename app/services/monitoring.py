@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.adapters.database import jobs, outbox, webhooks
+from app.adapters.database import jobs, outbox, retention, webhooks
 from app.adapters.database.engine import Transaction
 from app.domain.errors import BrokerUnavailableError
 from app.domain.lifecycle import State
@@ -22,6 +22,8 @@ class Backlog:
     """Number of jobs in each state that is not terminal; ended jobs are counted as they end."""
     messages: int
     oldest_message_seconds: float
+    jobs_missing_artifacts: int
+    """Succeeded jobs whose files were missed in the store."""
     webhooks_on_previous_key: int | None
     """Enabled webhooks whose secret needs the previous signing key; None without such a key."""
 
@@ -60,6 +62,7 @@ def measure_backlog(resources: Resources) -> Backlog:
             jobs=jobs.count_live(transaction),
             messages=messages,
             oldest_message_seconds=oldest,
+            jobs_missing_artifacts=retention.count_missing(transaction),
             webhooks_on_previous_key=_count_on_previous_key(transaction, resources),
         )
 

@@ -196,7 +196,7 @@ def test_a_mixture_cannot_contain_an_upload_of_another_project(closed: TestClien
     accepted = closed.post("/v1/jobs", json=body, headers=owner.headers())
     assert accepted.status_code == 202, accepted.text
     upload_contents.fetch(resources, "a", make_request(compression=config), lambda: None)
-    assert (resources.settings.uploads_dir / upload.id / "a.txt").read_bytes() == content
+    assert (resources.uploads_dir / upload.id / "a.txt").read_bytes() == content
     # A queued job keeps the uploads of its mixture.
     used = closed.delete(f"/v1/uploads/{upload.id}", headers=owner.headers())
     assert used.json()["code"] == "upload_in_use"

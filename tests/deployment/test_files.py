@@ -74,8 +74,17 @@ def test_every_service_has_limits_a_health_check_and_its_dependencies() -> None:
     for name in OURS:
         assert services[name]["read_only"] is True
         assert services[name]["cap_drop"] == ["ALL"]
-    published = [name for name, service in services.items() if service.get("ports")]
-    assert published == ["api"]
+    published = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert published == {"api": ["127.0.0.1:8000:8000"], "s3": ["127.0.0.1:8333:8333"]}
+
+
+def test_clients_get_files_from_the_api_unless_the_store_is_made_public() -> None:
+    names = ("INTRASLICE_DOWNLOADS", "INTRASLICE_STORE_PUBLIC_ENDPOINT")
+    example = load(filled_environment())["services"]["api"]["environment"]
+    assert [example[name] for name in names] == ["proxy", "http://127.0.0.1:8333"]
+    # An older .env file has neither line: the empty values are the settings' defaults.
+    older = load(filled_environment() | dict.fromkeys(names, ""))["services"]["api"]["environment"]
+    assert [older[name] for name in names] == ["", ""]
 
 
 def test_environment_variables_name_existing_settings() -> None:

@@ -39,6 +39,7 @@ class Settings(BaseSettings):
         extra="ignore",
         protected_namespaces=(),
         populate_by_name=True,
+        hide_input_in_errors=True,  # the input of a failed combination contains every secret
     )
 
     data_dir: Path = Field(
@@ -91,10 +92,20 @@ class Settings(BaseSettings):
         min_length=8,
         description="Operator key with every scope (at least 8 characters; default none)",
     )
+    api_key_previous: SecretStr | None = Field(
+        default=None,
+        min_length=8,
+        description="Former operator key, still accepted (at least 8 characters; default none)",
+    )
     signing_key: SecretStr | None = Field(
         default=None,
         min_length=16,
         description="Secret that signs links and webhooks (16+ characters; default: generated)",
+    )
+    signing_key_previous: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Second signing key, accepted but not used to sign (16+; default none)",
     )
     artifact_signing_key_file: Path | None = Field(
         default=None,
@@ -406,7 +417,11 @@ class Settings(BaseSettings):
                     ) from error
         return value
 
-    @field_validator("api_key", "signing_key", "handoff_hub_token", "downloads", mode="before")
+    @field_validator(
+        *("api_key", "api_key_previous", "signing_key", "signing_key_previous"),
+        *("handoff_hub_token", "downloads"),
+        mode="before",
+    )
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         """Treat `INTRASLICE_API_KEY=` in an env file as unset, not as an empty key."""
@@ -419,6 +434,25 @@ class Settings(BaseSettings):
                 # Not a DeprecationWarning: Python hides those from operators.
                 warnings.warn(
                     f"{before} is deprecated: set {name} instead", FutureWarning, stacklevel=2
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_previous_keys(self) -> Self:
+        for name in ("api_key", "signing_key"):
+            present, previous = getattr(self, name), getattr(self, f"{name}_previous")
+            if previous is None:
+                continue
+            variable = f"{_PREFIX}{name.upper()}"
+            if present is None:
+                raise ValueError(
+                    f"{variable}_PREVIOUS is set but {variable} is not: set {variable} to the new"
+                    f" key, or remove {variable}_PREVIOUS"
+                )
+            if present == previous:
+                raise ValueError(
+                    f"{variable}_PREVIOUS equals {variable}: set {variable} to a new key, or"
+                    f" remove {variable}_PREVIOUS"
                 )
         return self
 
@@ -492,7 +526,10 @@ class Settings(BaseSettings):
     @property
     def secrets(self) -> tuple[str, ...]:
         """Secrets in plain text, to be removed from every log line."""
-        keys = (self.api_key, self.signing_key, self.handoff_hub_token)
+        keys = (
+            *(self.api_key, self.api_key_previous, self.signing_key, self.signing_key_previous),
+            self.handoff_hub_token,
+        )
         urls = (self.database_url, self.broker_url, self.handoff_mlflow_uri)
         passwords = (urlsplit(url).password for url in urls)
         return (

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from app.settings import Settings, is_loopback
 
+KEYS = ("api_key", "api_key_previous", "signing_key", "signing_key_previous")
+
 
 def test_everything_is_closed_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in Settings.model_fields:
@@ -33,12 +35,32 @@ def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_secrets_are_not_shown() -> None:
-    settings = Settings(api_key="a-secret-key", signing_key="another-secret-key")
+    values = {name: f"{name}-secret-key" for name in KEYS}
+    settings = Settings(**values)
     assert "secret-key" not in repr(settings)
+    assert set(values.values()) <= set(settings.secrets)
+
+
+@pytest.mark.parametrize("name", ["api_key", "signing_key"])
+def test_a_previous_key_needs_another_present_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in KEYS:
+        monkeypatch.delenv(f"INTRASLICE_{key.upper()}", raising=False)
+    variable = f"INTRASLICE_{name.upper()}"
+    monkeypatch.setenv(f"{variable}_PREVIOUS", "a-former-secret-key")
+    with pytest.raises(ValidationError, match=f"set {variable} to the new key") as missing:
+        Settings()
+    monkeypatch.setenv(variable, "a-former-secret-key")
+    with pytest.raises(ValidationError, match=f"{variable}_PREVIOUS equals {variable}") as equal:
+        Settings()
+    assert "a-former" not in f"{missing.value} {equal.value}"
+    monkeypatch.setenv(f"{variable}_PREVIOUS", "")
+    assert getattr(Settings(), f"{name}_previous") is None
 
 
 @pytest.mark.parametrize(
-    "values", [{"api_key": "short"}, {"signing_key": "short"}, {"lease_seconds": 2.0}, {"port": -1}]
+    "values", [*({key: "short"} for key in KEYS), {"lease_seconds": 2.0}, {"port": -1}]
 )
 def test_unsafe_values_are_rejected(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

@@ -12,6 +12,7 @@ import pytest
 
 from app.settings import Settings
 from tests.deployment.compose import (
+    OPTIONAL,
     REPOSITORY,
     MissingVariableError,
     example_environment,
@@ -50,7 +51,7 @@ def test_compose_does_not_start_without_each_secret(secret: str) -> None:
 def test_the_file_contains_no_secret() -> None:
     filled = filled_environment()
     empty = {name for name, value in example_environment().items() if not value}
-    assert empty == SECRETS | {"INTRASLICE_OTEL_ENDPOINT"}
+    assert empty == SECRETS | OPTIONAL
     for service in load(filled)["services"].values():
         for name, value in service.get("environment", {}).items():
             if any(word in name for word in ("KEY", "PASSWORD", "SECRET", "AUTH")):

@@ -93,7 +93,7 @@ class Group:
                 self._note_crash(member, member.process, now)
             elif member.start_at is not None and now >= member.start_at:
                 member.start_at = None
-                member.process = member.start()
+                self._start_again(member)
 
     def stop(self) -> None:
         """Stop all members, even if stopping one of them fails.
@@ -116,13 +116,27 @@ class Group:
 
     def _note_crash(self, member: Member, process: ManagedProcess, now: float) -> None:
         code, tail = process.exit_code(), process.log_tail()
-        member.crashes.append(now)
         member.end()
+        ending = f"last exit code {code}); end of {process.command.log}:\n{tail}"
+        self._schedule_start(member, now, f"exited with code {code}", ending)
+
+    def _start_again(self, member: Member) -> None:
+        """Start a crashed member; if it dies before it is ready, that is one more crash."""
+        try:
+            member.process = member.start()
+        except EmbeddedError as error:
+            ending = f"last it did not start): {error}"
+            self._schedule_start(member, time.monotonic(), "did not restart", ending)
+
+    def _schedule_start(self, member: Member, now: float, event: str, ending: str) -> None:
+        """Schedule the next start after a crash.
+
+        Raises:
+            GroupFailedError: if the member crashes too often; its message has this ending.
+        """
+        member.crashes.append(now)
         delay = self._restarts(now, member.crashes)
         if delay is None:
-            raise GroupFailedError(
-                f"{member.name} exited {len(member.crashes)} times (last exit code {code});"
-                f" end of {process.command.log}:\n{tail}"
-            )
+            raise GroupFailedError(f"{member.name} exited {len(member.crashes)} times ({ending}")
         member.start_at = now + delay
-        self._report(f"{member.name} exited with code {code}; restarting in {delay:g} s")
+        self._report(f"{member.name} {event}; restarting in {delay:g} s")

@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from app.domain.errors import (
     DatabaseUnavailableError,
     InvalidRequestError,
     LeaseLostError,
     ServiceError,
+    StoreUnavailableError,
 )
 from app.domain.job import JobError, JobRecord, JobRequest, Progress
 from app.domain.lifecycle import TERMINAL
@@ -42,10 +43,13 @@ from workers.telemetry import StageClock, child_telemetry, count_end, observe_at
 _POLL_SECONDS = 0.2
 _PROGRESS_SECONDS = 0.5
 _UPLOAD_STARTS_AT = 0.97
+_STORE_PATIENCE_SECONDS = 600.0
+"""Longest outage of the store that an attempt outlasts; a longer one may be a wrong setting."""
 _LAYERS = "layers"
 _log = get_logger(__name__)
 
 StartChild = Callable[[ChildRequest, Path], ChildProcess]
+_Result = TypeVar("_Result")
 
 
 class _StoppedError(Exception):
@@ -154,7 +158,7 @@ class Attempt:
             admitted = self._admit()
         except InvalidRequestError as error:
             return self._finish_failed(_source_error(error))
-        self._mirror.start()
+        self._outlast_outage(self._mirror.start)
         outcome = self._run_child(admitted)
         if isinstance(outcome, JobError):
             return self._finish_failed(outcome)
@@ -163,8 +167,10 @@ class Attempt:
     def _publish(self, report: dict[str, Any]) -> JobRecord:
         checkpoint = self._directory / "checkpoint"
         with span("upload"):
-            files = publication.upload(
-                self._resources, self._job, checkpoint, report, self._before_upload
+            files = self._outlast_outage(
+                lambda: publication.upload(
+                    self._resources, self._job, checkpoint, report, self._before_upload
+                )
             )
         lease = self._job.lease
         job = self._persist(lambda: publication.publish(self._resources, lease, files, report))
@@ -186,7 +192,11 @@ class Attempt:
         request = JobRequest(
             model=job.model, compression=job.compression, evaluation=job.evaluation
         )
-        upload_contents.fetch(self._resources, job.project_id, request, self._raise_if_stopped)
+        self._outlast_outage(
+            lambda: upload_contents.fetch(
+                self._resources, job.project_id, request, self._raise_if_stopped
+            )
+        )
         locate = uploads.locator(self._resources, job.project_id)
         return admit(self._resources.settings, request, locate)
 
@@ -308,6 +318,23 @@ class Attempt:
                 if self._lease_renewal.lost:
                     raise LeaseLostError from None
                 time.sleep(self._resources.settings.heartbeat_seconds)
+
+    def _outlast_outage(self, use_store: Callable[[], _Result]) -> _Result:
+        """Repeat while the store is unavailable, so that a short outage costs no attempt.
+
+        Raises:
+            StoreUnavailableError: if the outage is too long.
+        """
+        deadline = time.monotonic() + _STORE_PATIENCE_SECONDS
+        while True:
+            try:
+                return use_store()
+            except StoreUnavailableError as error:
+                if time.monotonic() > deadline:
+                    raise
+                _log.warning("store_unavailable", job_id=self._job.id, detail=error.message)
+            self._raise_if_stopped()
+            time.sleep(self._resources.settings.heartbeat_seconds)
 
     def _clean_up(self, action: Callable[[], None]) -> None:
         """Run the action; log a failure, since left-over objects only cost space."""

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import (
+    AlreadyExistsError,
     BaseError,
     NotFoundError,
     PermissionDeniedError,
@@ -105,10 +106,17 @@ class ArtifactStore:
             partial.unlink(missing_ok=True)
 
     def put_new(self, key: str, content: bytes, media_type: str | None = None) -> None:
-        """Upload; an object that is already there is an error, not overwritten."""
+        """Upload; an object with other content is an error, not overwritten.
+
+        The same content may be there already: of a request whose answer was lost.
+        """
         with self._translated(key):
             attributes = self._attributes(media_type)
-            obstore.put(self._store, key, content, mode="create", attributes=attributes)
+            try:
+                obstore.put(self._store, key, content, mode="create", attributes=attributes)
+            except AlreadyExistsError:
+                if bytes(obstore.get(self._store, key).bytes()) != content:
+                    raise
 
     def replace(self, key: str, content: bytes) -> None:
         """Upload; an object that is already there is overwritten."""

@@ -16,15 +16,17 @@ import pytest
 from app.adapters.database import jobs as job_rows
 from app.adapters.database.migrate import upgrade
 from app.domain.artifact import job_prefix
+from app.domain.errors import StoreUnavailableError
 from app.domain.job import Job
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
 from app.embedded.postgres import EmbeddedPostgres
-from app.services import claims, jobs, publication
+from app.services import claims, jobs, layer_files, publication
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
-from tests.app.builders import in_state, queued, running, succeeded, weights_on_disk
+from tests.app.builders import claim_job, in_state, queued, running, succeeded, weights_on_disk
+from workers import runner
 from workers.child_process import ChildProcess, kill_all_children
 from workers.messages import ChildRequest
 from workers.periodic_tasks import DEPLOYMENT_TASKS, MaintenanceThread
@@ -299,6 +301,61 @@ def test_a_job_survives_a_short_database_outage(settings: Settings, tmp_path: Pa
     resources.close()
     server.stop()
     assert (ended.state, ended.attempt) == (State.SUCCEEDED, 1)
+
+
+@pytest.mark.parametrize("name", ["put_file", "put_new", "sha256", "get_file"])
+def test_a_job_survives_a_short_store_outage(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    job = queued(resources)
+    claimed = claim_job(resources, job.id)
+    # A finished layer, which the attempt fetches.
+    (tmp_path / "tokens.safetensors").write_bytes(b"tokens")
+    layer_files.keep(resources, claimed, tmp_path / "tokens.safetensors")
+    claims.requeue_job(resources, claimed.lease, None)
+    use, calls = getattr(resources.store, name), []
+
+    def fail_twice(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) < 3:
+            raise StoreUnavailableError
+        return use(*arguments)
+
+    monkeypatch.setattr(resources.store, name, fail_twice)
+    ended = run(resources, "finish")
+    assert ended is not None
+    assert len(calls) >= 3
+    assert (ended.state, ended.attempt, ended.error) == (State.SUCCEEDED, 1, None)
+
+
+def test_a_pause_ends_the_wait_for_the_store(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = queued(resources)
+
+    def pause_and_fail(*_arguments: object) -> None:
+        jobs.pause_job(resources, OPERATOR, job.id)
+        raise StoreUnavailableError
+
+    monkeypatch.setattr(resources.store, "put_file", pause_and_fail)
+    ended = run(resources, "finish")
+    assert ended is not None
+    assert ended.state is State.PAUSED
+
+
+def test_a_long_store_outage_fails_the_attempt(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise StoreUnavailableError
+
+    monkeypatch.setattr(runner, "_STORE_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(resources.store, "put_file", fail)
+    queued(resources)
+    ended = run(resources, "finish")
+    assert ended is not None
+    assert ended.error is not None
+    assert (ended.state, ended.error.code) == (State.QUEUED, "store_unavailable")
 
 
 def test_a_success_whose_commit_was_not_confirmed_keeps_its_files(resources: Resources) -> None:

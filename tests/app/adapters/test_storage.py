@@ -40,6 +40,13 @@ def test_new_objects_overwrite_nothing(store: ArtifactStore) -> None:
     assert store.sha256("a/manifest.json") == hashlib.sha256(b"1").hexdigest()
 
 
+def test_a_new_object_may_be_written_again_with_the_same_content(store: ArtifactStore) -> None:
+    """The answer to the first request was lost."""
+    store.put_new("a/manifest.json", b"1")
+    store.put_new("a/manifest.json", b"1")
+    assert store.sha256("a/manifest.json") == hashlib.sha256(b"1").hexdigest()
+
+
 def test_prefixes_end_at_slashes(store: ArtifactStore) -> None:
     for key in ("jobs/1/a", "jobs/1/b/c", "jobs/10/a"):
         store.put_new(key, b"x")

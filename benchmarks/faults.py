@@ -1,46 +1,62 @@
-"""Survival of kill -9: jobs on a tiny model while the service's processes are killed.
+"""Survival of kill -9, pauses and maintenance: jobs on a tiny model in a production deployment.
 
-    python benchmarks/faults.py [--rounds 50] [--seed 0] [--work-dir DIR]
+    python benchmarks/faults.py [--rounds 60] [--kinds kill,pause,maintenance] [--seed 0]
+        [--work-dir DIR] [--patience 600]
 
-Starts the group of `intraslice up`: PostgreSQL, Valkey, API and worker, each of which its
-supervisor restarts when it dies. A round submits a job and kills one to three of child, worker,
-API, Valkey and PostgreSQL with SIGKILL at random times. A job is lost if it does not succeed.
-Attempts are not limited here, because a job that exceeds its attempts fails on purpose. Its files
-are downloaded and compared with those of an undisturbed run, except for the files with times and
-names. Recovery lasts from a kill until /readyz reports success and the job has made progress. The
-last line is JSON: {"rounds": …, "submitted": …, "lost": 0, "published_twice": 0, "bytes_differ": 0,
-"recovery_p95_s": …}.
+Starts the group of `deployment.py`: nginx, two APIs, two workers, a scheduler, PostgreSQL, Valkey
+and an S3 server, each of which is restarted when it dies. Clients go through nginx; without nginx
+they go to the first API, and the results do not list it. Each round submits a job. The kinds take
+turns:
+
+* kill: one to three processes are killed with SIGKILL at random times, every fourth of them while
+  the job publishes its files.
+* pause: the job is paused and resumed one to three times, also in immediate succession and with
+  repeated requests, while up to two processes are killed.
+* maintenance: all tasks of the scheduler run in a tight loop in one more process, which removes
+  orphans as early as the settings allow, while up to two processes are killed.
+
+A job is lost if it does not succeed. Attempts are not limited here, because a job that exceeds its
+attempts fails on purpose. Its files are downloaded and compared with those of an undisturbed run,
+except for the files with times and names. At the end, every published file must be in the bucket.
+Recovery is measured in rounds of kind kill, from a kill until /readyz reports success and the job
+has made progress. The last line is JSON: {"rounds": …, "submitted": …, "lost": 0,
+"published_twice": 0, "bytes_differ": 0, "missing_objects": 0, "orphaned_objects": …,
+"recovery_p95_s": …, "kills": {TARGET: …}, "pauses": …, "maintenance_passes": …,
+"maintenance_crashes": 0}.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
+import math
 import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
-import psutil
+from deployment import NGINX, Deployment
+from deployment_client import ENDS, POLL_SECONDS, Bucket, Service
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from app.embedded.stack import Stack, StackOptions
+from app.services.resources import open_resources
+from app.settings import Settings
+from workers.periodic_tasks import DEPLOYMENT_TASKS
 
-TARGETS = ("child", "worker", "API", "Valkey", "PostgreSQL")
+KINDS = ("kill", "pause", "maintenance")
 RATIOS = (0.2, 0.4)
-TIMED = frozenset({"manifest.json", "manifest.json.sig", "intraslice_report.json", "README.md"})
-"""Files that contain the seconds of a run, or the name of its job."""
 SETTINGS = {
     "LEASE_SECONDS": "3",
     "HEARTBEAT_SECONDS": "0.5",
@@ -50,10 +66,12 @@ SETTINGS = {
     "REQUESTS_PER_SECOND": "1000",
     "REQUESTS_BURST": "1000",
 }
-_JOB_SECONDS = 300.0
-"""Time after which a job counts as lost."""
-_POLL_SECONDS = 0.05
-_ENDS = ("succeeded", "failed", "cancelled")
+PUBLICATION = math.inf
+"""Time of a kill that waits until the job publishes its files."""
+_STAY_SECONDS = 0.3
+"""Time for which a paused job is watched: no worker may take it."""
+_LOOP_END_SECONDS = 240.0
+"""Longest wait for the end of the maintenance loop, which may be retrying a request."""
 
 
 @dataclass(kw_only=True)
@@ -64,9 +82,14 @@ class Tally:
     lost: list[str] = field(default_factory=list)
     published_twice: list[str] = field(default_factory=list)
     bytes_differ: list[str] = field(default_factory=list)
+    missing_objects: list[str] = field(default_factory=list)
+    orphaned_objects: list[str] = field(default_factory=list)
     resumed: int = 0
-    kills: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TARGETS, 0))
-    recoveries: dict[str, list[float]] = field(default_factory=lambda: {t: [] for t in TARGETS})
+    pauses: int = 0
+    maintenance_passes: int = 0
+    maintenance_crashes: int = 0
+    kills: dict[str, int]
+    recoveries: dict[str, list[float]]
 
     @property
     def all_recoveries(self) -> list[float]:
@@ -74,222 +97,248 @@ class Tally:
         return sorted(second for seconds in self.recoveries.values() for second in seconds)
 
 
-class Service:
-    """Client of the API that retries while the API is unreachable."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What happens to the job of a round."""
 
-    def __init__(self, url: str) -> None:
-        self._http = httpx.Client(base_url=url, timeout=10.0, trust_env=False)
+    number: int
+    kind: str
+    ratio: float
+    kills: list[tuple[float, str]]
+    """Seconds since the start of the round, or `PUBLICATION`, and role of each kill."""
+    pauses: list[tuple[float, bool]]
+    """Seconds from the last resumption to each pause, and whether its requests are repeated."""
 
-    def request(self, method: str, path: str, **more: Any) -> Any:
-        """Return the JSON answer, retrying on connection errors and 5xx."""
-        deadline = time.monotonic() + _JOB_SECONDS
-        while True:
-            try:
-                answer = self._http.request(method, path, **more)
-                if answer.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
-                    return answer.raise_for_status().json()
-            except httpx.TransportError:
-                if time.monotonic() > deadline:
-                    raise
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{method} {path}: no answer")
-            time.sleep(_POLL_SECONDS)
 
-    def submit(self, model: Path, ratio: float, key: str) -> str:
-        """Submit a job; the idempotency key makes one job of all retries."""
-        calibration = {"samples": 128, "sequence_length": 64}
-        compression = {"ratio": ratio, "calibration": calibration, "round_to": 2}
-        body = {
-            "model": {"source": "path", "ref": str(model)},
-            "compression": compression,
-            "evaluation": None,
-        }
-        job: dict[str, Any] = self.request(
-            "POST", "/v1/jobs", json=body, headers={"Idempotency-Key": key}
-        )
-        return str(job["id"])
+class Planner:
+    """Draws the rounds: the same seed, kinds and targets give the same rounds."""
 
-    def job(self, job_id: str) -> dict[str, Any]:
-        """Return the job."""
-        job: dict[str, Any] = self.request("GET", f"/v1/jobs/{job_id}")
-        return job
+    def __init__(self, seed: int, kinds: Sequence[str], targets: Sequence[str]) -> None:
+        self._random = random.Random(seed)
+        self._kinds = kinds
+        self._targets = targets
+        self._deck: list[str] = []
 
-    def events(self, job_id: str) -> list[dict[str, Any]]:
-        """Return the job's events."""
-        return list(
-            self.request("GET", f"/v1/jobs/{job_id}/events", params={"limit": 1000})["data"]
+    def plan(self, number: int, seconds: float) -> Plan:
+        """Draw a round; kills and pauses fall within `seconds`, the time of an undisturbed job."""
+        kind = self._kinds[number % len(self._kinds)]
+        kills = self._random.randint(*((1, 3) if kind == "kill" else (0, 2)))
+        pauses = self._random.randint(1, 3) if kind == "pause" else 0
+        return Plan(
+            number=number,
+            kind=kind,
+            ratio=self._random.choice(RATIOS),
+            kills=sorted((self._moment(seconds), self._next_target()) for _ in range(kills)),
+            pauses=[self._pause(seconds) for _ in range(pauses)],
         )
 
-    def is_ready(self) -> bool:
-        """Return whether database, broker and store answer, by /readyz."""
-        try:
-            return self._http.get("/readyz").status_code == httpx.codes.OK
-        except httpx.TransportError:
-            return False
+    def _moment(self, seconds: float) -> float:
+        moment = self._random.uniform(0.0, seconds)
+        return moment if self._random.random() > 1 / 4 else PUBLICATION
 
-    def digests(self, job_id: str) -> dict[str, str]:
-        """Download every artifact and return its SHA-256 by name."""
-        files = self.request("GET", f"/v1/jobs/{job_id}/artifacts")["data"]
-        digests = {}
-        for file in files:
-            content = self._http.get(file["url"]).raise_for_status().content
-            digests[file["name"]] = hashlib.sha256(content).hexdigest()
-            if digests[file["name"]] != file["sha256"]:
-                digests[file["name"]] += " damaged"
-        return {name: digest for name, digest in digests.items() if name not in TIMED}
+    def _pause(self, seconds: float) -> tuple[float, bool]:
+        """Draw a pause; every third follows the resumption at once, every second is repeated."""
+        wait = self._random.uniform(0.0, seconds) if self._random.random() > 1 / 3 else 0.0
+        return wait, self._random.random() < 1 / 2
 
-
-class Killer:
-    """Finds a process of the group by its role and kills it."""
-
-    def __init__(self) -> None:
-        self._self = psutil.Process()
-
-    def kill(self, target: str) -> bool:
-        """Kill a process of this role; return False if there is none."""
-        for process in self._self.children(recursive=True):
-            try:
-                if _IS[target](process):
-                    process.kill()
-                    return True
-            except psutil.NoSuchProcess:
-                continue
-        return False
-
-
-def _runs(*words: str) -> Callable[[psutil.Process], bool]:
-    def matches(process: psutil.Process) -> bool:
-        line = process.cmdline()
-        return not any("launch.py" in word for word in line) and all(w in line for w in words)
-
-    return matches
-
-
-def _is_postmaster(process: psutil.Process) -> bool:
-    parent = process.parent()
-    return process.name() == "postgres" and (parent is None or parent.name() != "postgres")
-
-
-_IS: dict[str, Callable[[psutil.Process], bool]] = {
-    "child": _runs("workers.child"),
-    "worker": _runs("app.cli.main", "worker"),
-    "API": _runs("app.cli.main", "serve"),
-    "Valkey": lambda process: process.name().startswith("valkey"),
-    "PostgreSQL": _is_postmaster,
-}
+    def _next_target(self) -> str:
+        """Draw the next role; all are drawn equally often."""
+        if not self._deck:
+            self._deck = list(self._targets)
+            self._random.shuffle(self._deck)
+        return self._deck.pop()
 
 
 class Rounds:
-    """The measurement against a running service."""
+    """The measurement against a running deployment."""
 
-    def __init__(self, service: Service, model: Path, store: Path, seed: int) -> None:
-        self.tally = Tally()
+    def __init__(self, deployment: Deployment, service: Service, model: Path, seed: int) -> None:
+        targets = deployment.targets
+        self.tally = Tally(
+            kills=dict.fromkeys(targets, 0), recoveries={target: [] for target in targets}
+        )
+        self._deployment = deployment
         self._service = service
         self._model = model
-        self._store = store
-        self._random = random.Random(seed)
         self._seed = seed
-        self._killer = Killer()
-        self._deck: list[str] = []
+        self._job_ids: list[str] = []
         self._expected: dict[float, dict[str, str]] = {}
-        self._undisturbed = 0.0
+        self.undisturbed_seconds = 0.0
+        """Time of an undisturbed job."""
+        self._resources = open_resources(_own_settings(deployment))
+        self._bucket = Bucket(self._resources, service.patience_seconds)
 
     def begin(self) -> None:
-        """Run a job undisturbed; kills fall within the time that it takes."""
+        """Run a job undisturbed."""
         started = time.monotonic()
         self._expect(RATIOS[0])
-        self._undisturbed = time.monotonic() - started
+        self.undisturbed_seconds = time.monotonic() - started
+
+    def run(self, plan: Plan) -> None:
+        """Run one job, disturb it, and check its result."""
+        self._expect(plan.ratio)
+        with self._disturbances(plan) as disturbances:
+            job_id = self._submit(plan)
+            self.tally.submitted += 1
+            self._job_ids.append(job_id)
+            # A job may have ended before its last kill.
+            for disturbance in disturbances:
+                disturbance()
+            succeeded = self._service.succeeds(job_id)
+        if succeeded:
+            self._wait_until(self._service.is_ready)
+            self._check(job_id, plan)
+        else:
+            self.tally.lost.append(f"{job_id} of {plan}: {self._service.job(job_id)}")
+
+    def end(self) -> None:
+        """Run maintenance once more and compare the bucket with the database."""
+        self._wait_until(self._service.is_ready)
+        for task in DEPLOYMENT_TASKS:
+            task(self._resources)
+        reported = [
+            f"of {job_id}, by its artifacts_missing"
+            for job_id in self._job_ids
+            if self._service.job(job_id)["artifacts_missing"]
+        ]
+        self.tally.missing_objects = self._bucket.missing_objects(self._job_ids) + reported
+        self.tally.orphaned_objects = self._bucket.orphaned_objects(self._job_ids)
+        self._resources.close()
 
     def _expect(self, ratio: float) -> None:
         """Record the files of an undisturbed job at this ratio."""
         if ratio in self._expected:
             return
         job_id = self._service.submit(self._model, ratio, f"undisturbed-{ratio}")
-        if not self._succeeds(job_id):
+        if not self._service.succeeds(job_id):
             raise SystemExit(f"an undisturbed job did not succeed: {self._service.job(job_id)}")
+        self._job_ids.append(job_id)
         self._expected[ratio] = self._service.digests(job_id)
 
-    def round(self, number: int) -> None:
-        """Run one job, kill processes while it runs, and check its result."""
-        ratio = self._random.choice(RATIOS)
-        self._expect(ratio)
-        key = f"round-{self._seed}-{number}"
-        kills = sorted(
-            (self._random.uniform(0.0, self._undisturbed), self._next_target())
-            for _ in range(self._random.randint(1, 3))
-        )
-        # Submit while processes are killed, because a request may be interrupted too.
-        killing = threading.Thread(target=self._kill, args=(key, ratio, kills))
-        killing.start()
-        job_id = self._service.submit(self._model, ratio, key)
-        self.tally.submitted += 1
-        done = self._succeeds(job_id)
-        killing.join()
-        if not done:
-            self.tally.lost.append(job_id)
-            return
-        self._judge(job_id, ratio)
+    def _submit(self, plan: Plan) -> str:
+        """Submit the round's job; it is the same job at every call."""
+        key = f"round-{self._seed}-{plan.number}"
+        return self._service.submit(self._model, plan.ratio, key)
 
-    def _next_target(self) -> str:
-        """Draw the next role; all are drawn equally often."""
-        if not self._deck:
-            self._deck = list(TARGETS)
-            self._random.shuffle(self._deck)
-        return self._deck.pop()
+    @contextmanager
+    def _disturbances(self, plan: Plan) -> Iterator[list[Callable[[], Any]]]:
+        """Start what the plan wants; yield functions that wait for its end and raise its errors."""
+        with ExitStack() as stack:
+            if plan.kind == "maintenance":
+                stack.enter_context(self._maintenance())
+            # Submit while processes are killed, because a request may be interrupted too.
+            pool = stack.enter_context(ThreadPoolExecutor(2))
+            running = [pool.submit(self._kill, plan)]
+            if plan.pauses:
+                running.append(pool.submit(self._pause, plan))
+            yield [future.result for future in running]
 
-    def _kill(self, key: str, ratio: float, kills: Sequence[tuple[float, str]]) -> None:
+    def _kill(self, plan: Plan) -> None:
         started = time.monotonic()
-        for moment, target in kills:
-            time.sleep(max(0.0, started + moment - time.monotonic()))
+        for moment, target in plan.kills:
+            if moment == PUBLICATION:
+                self._wait_until(self._is_publishing(self._submit(plan)))
+            else:
+                time.sleep(max(0.0, started + moment - time.monotonic()))
             killed = time.monotonic()
-            if not self._killer.kill(target):
+            if not self._deployment.kill(target):
                 continue
             self.tally.kills[target] += 1
-            # The same key: whichever of the two requests is first, there is one job.
-            job_id = self._service.submit(self._model, ratio, key)
-            steps = len(self._service.events(job_id))
-            self._wait_until_recovered(job_id, steps)
-            self.tally.recoveries[target].append(time.monotonic() - killed)
+            if plan.kind == "kill":
+                job_id = self._submit(plan)
+                steps = len(self._service.events(job_id))
+                self._wait_until(self._has_recovered(job_id, steps))
+                self.tally.recoveries[target].append(time.monotonic() - killed)
 
-    def _wait_until_recovered(self, job_id: str, steps: int) -> None:
-        deadline = time.monotonic() + _JOB_SECONDS
-        while time.monotonic() < deadline:
-            if self._service.is_ready():
-                events = self._service.events(job_id)
-                if events[-1]["type"] in _ENDS or _has_progress(events[steps:]):
-                    return
-            time.sleep(_POLL_SECONDS)
+    def _is_publishing(self, job_id: str) -> Callable[[], bool]:
+        """Return a check for the job's last stage, or its end."""
 
-    def _succeeds(self, job_id: str) -> bool:
-        deadline = time.monotonic() + _JOB_SECONDS
-        while time.monotonic() < deadline:
-            state = self._service.job(job_id)["state"]
-            if state in _ENDS:
-                return bool(state == "succeeded")
-            time.sleep(_POLL_SECONDS)
-        return False
+        def check() -> bool:
+            job = self._service.job(job_id)
+            return job["stage"] == "publish" or job["state"] in ENDS
 
-    def _judge(self, job_id: str, ratio: float) -> None:
+        return check
+
+    def _has_recovered(self, job_id: str, steps: int) -> Callable[[], bool]:
+        """Return a check for readiness, and for progress after the job's first `steps` events."""
+
+        def check() -> bool:
+            if not self._service.is_ready():
+                return False
+            events = [event["type"] for event in self._service.events(job_id)]
+            # Being queued again is no progress.
+            return events[-1] in ENDS or "progress" in events[steps:]
+
+        return check
+
+    def _pause(self, plan: Plan) -> None:
+        job_id = self._submit(plan)
+        for wait, is_repeated in plan.pauses:
+            time.sleep(wait)
+            if not self._pause_once(job_id, 2 if is_repeated else 1):
+                return
+
+    def _pause_once(self, job_id: str, requests: int) -> bool:
+        """Pause and resume the job; return False if it ended before that."""
+        for _ in range(requests):
+            # 409 after the job's end.
+            self._service.send("POST", f"/v1/jobs/{job_id}/pause")
+        if self._service.wait_for(job_id, ("paused", *ENDS)) != "paused":
+            return False
+        self.tally.pauses += 1
+        time.sleep(_STAY_SECONDS)
+        state = self._service.job(job_id)["state"]
+        if state != "paused":
+            raise RuntimeError(f"{job_id} is {state} although it was paused")
+        for _ in range(requests):
+            self._service.send("POST", f"/v1/jobs/{job_id}/resume").raise_for_status()
+        return True
+
+    @contextmanager
+    def _maintenance(self) -> Iterator[None]:
+        """Run `maintenance_loop.py` in one more process."""
+        log = self._deployment.directory / "logs" / "maintenance-loop.log"
+        with log.open("a", encoding="utf-8") as output:
+            process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("maintenance_loop.py"))],
+                env=self._deployment.environment | _data_directory(self._deployment, "loop"),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            yield
+            process.communicate(timeout=_LOOP_END_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+        counts = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+        self.tally.maintenance_passes += counts["passes"]
+        self.tally.maintenance_crashes += counts["crashed"]
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + self._service.patience_seconds
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+
+    def _check(self, job_id: str, plan: Plan) -> None:
         events = [event["type"] for event in self._service.events(job_id)]
-        manifests = list((self._store / "jobs" / job_id).rglob("manifest.json"))
-        published = [file for file in manifests if self._is_published(job_id, file)]
-        if events.count("succeeded") != 1 or len(published) != 1:
-            self.tally.published_twice.append(job_id)
-        if self._service.digests(job_id) != self._expected[ratio]:
-            self.tally.bytes_differ.append(job_id)
+        if events.count("succeeded") != 1 or self._bucket.publications(job_id) != 1:
+            self.tally.published_twice.append(f"{job_id} of {plan}")
+        if self._service.digests(job_id) != self._expected[plan.ratio]:
+            self.tally.bytes_differ.append(f"{job_id} of {plan}")
         report = self._service.request("GET", f"/v1/jobs/{job_id}/report")
         self.tally.resumed += bool(report["resumed_layers"])
 
-    def _is_published(self, job_id: str, manifest: Path) -> bool:
-        """Return whether the manifest is the published one, not a left-over of a killed attempt."""
-        files = self._service.request("GET", f"/v1/jobs/{job_id}/artifacts")["data"]
-        digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
-        return any(file["name"] == "manifest.json" and file["sha256"] == digest for file in files)
+
+def _data_directory(deployment: Deployment, name: str) -> dict[str, str]:
+    return {"INTRASLICE_DATA_DIR": str(deployment.directory / name)}
 
 
-def _has_progress(events: Sequence[dict[str, Any]]) -> bool:
-    """Return whether work was done; being queued again does not count."""
-    return any(event["type"] == "progress" for event in events)
+def _own_settings(deployment: Deployment) -> Settings:
+    """Let this process read the deployment's database and bucket."""
+    os.environ |= deployment.environment | _data_directory(deployment, "benchmark")
+    return Settings()
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -300,32 +349,40 @@ def quantile(values: Sequence[float], share: float) -> float:
 def print_results(tally: Tally, rounds: int, console: Console) -> None:
     """Print a table, the failed jobs, and the line of JSON."""
     table = Table("killed", "times", "recovery p50 s", "p95 s", title="kill -9")
-    for target in TARGETS:
+    for target, kills in tally.kills.items():
         seconds = sorted(tally.recoveries[target])
         row = (quantile(seconds, 0.5), quantile(seconds, 0.95))
-        table.add_row(target, str(tally.kills[target]), *(f"{value:.2f}" for value in row))
+        table.add_row(target, str(kills), *(f"{value:.2f}" for value in row))
     everything = tally.all_recoveries
     median = statistics.median(everything) if everything else 0.0
-    table.add_row("all", str(len(everything)), f"{median:.2f}", f"{quantile(everything, 0.95):.2f}")
+    p95 = quantile(everything, 0.95)
+    table.add_row("all", str(sum(tally.kills.values())), f"{median:.2f}", f"{p95:.2f}")
     console.print(table)
     console.print(
         f"{tally.submitted} jobs submitted, {len(tally.lost)} lost, "
         f"{len(tally.published_twice)} published twice, "
         f"{len(tally.bytes_differ)} with other bytes; "
-        f"{tally.resumed} went on from finished layers"
+        f"{tally.resumed} resumed from finished layers\n"
+        f"{tally.pauses} pauses; {tally.maintenance_passes} passes of maintenance beside live "
+        f"jobs, {tally.maintenance_crashes} crashes of its tasks\n"
+        f"{len(tally.missing_objects)} published objects missing in the bucket, "
+        f"{len(tally.orphaned_objects)} orphans left in it"
     )
-    for name in ("lost", "published_twice", "bytes_differ"):
-        for job_id in getattr(tally, name):
-            console.print(f"{name}: {job_id}")
+    lists = ("lost", "published_twice", "bytes_differ", "missing_objects", "orphaned_objects")
+    for name in lists:
+        for entry in getattr(tally, name):
+            console.print(f"{name}: {entry}", markup=False)
+    counts = {name: len(getattr(tally, name)) for name in lists}
     print(
         json.dumps(
-            {
-                "rounds": rounds,
-                "submitted": tally.submitted,
-                "lost": len(tally.lost),
-                "published_twice": len(tally.published_twice),
-                "bytes_differ": len(tally.bytes_differ),
-                "recovery_p95_s": round(quantile(everything, 0.95), 2),
+            {"rounds": rounds, "submitted": tally.submitted}
+            | counts
+            | {
+                "recovery_p95_s": round(p95, 2),
+                "kills": tally.kills,
+                "pauses": tally.pauses,
+                "maintenance_passes": tally.maintenance_passes,
+                "maintenance_crashes": tally.maintenance_crashes,
             }
         )
     )
@@ -339,47 +396,66 @@ def tiny_model(directory: Path) -> Path:
     return tiny_llama(directory, num_hidden_layers=6, hidden_size=96, intermediate_size=256)
 
 
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=60, help="Number of jobs (default 60).")
+    parser.add_argument(
+        "--kinds",
+        type=_kinds,
+        default=KINDS,
+        help="Kinds of rounds, in turn (default kill,pause,maintenance).",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Random seed (default 0).")
+    parser.add_argument("--work-dir", type=Path, help="Directory that is kept, with the logs.")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=600.0,
+        help="Time after which an unfinished job is lost (seconds, default 600).",
+    )
+    return parser.parse_args()
+
+
+def _kinds(value: str) -> tuple[str, ...]:
+    kinds = tuple(value.split(","))
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown {unknown[0]!r}; choose from {', '.join(KINDS)}")
+    return kinds
+
+
+def run_rounds(rounds: Rounds, planner: Planner, number: int, console: Console) -> None:
+    """Run all rounds with a progress bar."""
+    with Progress(console=console, transient=True) as progress:
+        rounds.begin()
+        for index in progress.track(range(number), description="rounds"):
+            rounds.run(planner.plan(index, rounds.undisturbed_seconds))
+        rounds.end()
+
+
 def main() -> None:
     """Measure, print a table and a line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work-dir", type=Path, help="Directory that is kept, with the logs.")
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     console = Console()
     with tempfile.TemporaryDirectory(prefix="intraslice-faults-") as scratch:
         folder = (arguments.work_dir or Path(scratch)).resolve()
         model = tiny_model(folder / "models" / "tiny")
-        os.environ |= {f"INTRASLICE_{name}": value for name, value in SETTINGS.items()}
-        os.environ["INTRASLICE_MODEL_ROOTS"] = json.dumps([str(model.parent)])
-        options = StackOptions(data_dir=folder / "data", host="127.0.0.1", port=0, auth="off")
+        settings = {f"INTRASLICE_{name}": value for name, value in SETTINGS.items()}
+        settings["INTRASLICE_MODEL_ROOTS"] = json.dumps([str(model.parent)])
         done = threading.Event()
-        trouble: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                with Progress(console=console, transient=True) as progress:
-                    rounds.begin()
-                    for number in progress.track(range(arguments.rounds), description="rounds"):
-                        rounds.round(number)
-            except BaseException as error:
-                trouble.append(error)
-            finally:
-                done.set()
-
-        # Restart without limit, like systemd's Restart=always.
-        with Stack(options, lambda _line: None, restarts=lambda _now, _crashes: 0.3) as stack:
-            stack.start(done.is_set)
-            rounds = Rounds(
-                Service(stack.url), model, options.data_dir / "artifacts", arguments.seed
-            )
-            working = threading.Thread(target=work)
-            working.start()
+        with Deployment(folder / "data", settings) as deployment, ThreadPoolExecutor(1) as pool:
+            if NGINX not in deployment.targets:
+                console.print("nginx is not installed: clients go to the first API")
+            deployment.start()
+            service = Service(deployment.url, deployment.api_key, arguments.patience)
+            rounds = Rounds(deployment, service, model, arguments.seed)
+            planner = Planner(arguments.seed, arguments.kinds, deployment.targets)
+            work = pool.submit(run_rounds, rounds, planner, arguments.rounds, console)
+            work.add_done_callback(lambda _work: done.set())
             # In this thread, because members end with the thread that started them.
-            stack.run(done.is_set)
-            working.join()
-        if trouble:
-            raise trouble[0]
+            deployment.run(done.is_set)
+            work.result()
         print_results(rounds.tally, arguments.rounds, console)
 
 

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -153,7 +154,7 @@ class Podman:
     def run(self, *command: str, options: tuple[str, ...] = ()) -> str:
         """Run a command in a hardened container and return its output, without secrets in ps."""
         variables = [part for name in self._environment for part in ("--env", name)]
-        runtime = ("--runtime", "/usr/sbin/runc")
+        runtime = ("--runtime", shutil.which("runc") or "/usr/sbin/runc")
         start = ("run", *runtime, *SANDBOX, *HARDENING, *variables, *options)
         return self.call(*start, self.image, *command)
 

@@ -14,6 +14,7 @@ from app.api.audit_trail import AuditTrail
 from app.api.auth import Authentication
 from app.api.documentation import DescribedApi, operation_id
 from app.api.event_stream import install_end_of_stream
+from app.api.head_requests import HeadRequests
 from app.api.measurement import Measurement
 from app.api.problems import install_problem_handlers
 from app.api.rate_limit import RateLimit
@@ -78,7 +79,11 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.resources = open_resources(settings)
         app.state.health = HealthProbe(app.state.resources)
         if settings.auth == "on" and settings.api_key is None:
-            _log.warning("no_api_key", effect="only keys made by `intraslice keys` open anything")
+            _log.warning(
+                "no_api_key",
+                effect="only keys made by `intraslice keys create NAME` open anything; set"
+                " INTRASLICE_API_KEY for an operator key",
+            )
         try:
             async with Watching(app.state.resources) as app.state.watching:
                 yield
@@ -100,6 +105,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(router)
     # The outermost middleware comes last. A request gets its id first, is then authenticated, and
     # only then read; its outcome is recorded on the way back, rejections included.
+    app.add_middleware(HeadRequests)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     if settings.auth == "on":
         app.add_middleware(RateLimit)

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.store_endpoints import check_public_endpoint, public_origin
 from intraslice_core.config import ModelLimits
 
 _PREFIX = "INTRASLICE_"
@@ -38,6 +39,7 @@ class Settings(BaseSettings):
         extra="ignore",
         protected_namespaces=(),
         populate_by_name=True,
+        hide_input_in_errors=True,  # the input of a failed combination contains every secret
     )
 
     data_dir: Path = Field(
@@ -57,6 +59,14 @@ class Settings(BaseSettings):
         default="",
         description="URL of the artifact store (default: the directory data_dir/artifacts)",
     )
+    store_public_endpoint: str = Field(
+        default="",
+        description="URL at which clients reach the bucket's S3 API (default none)",
+    )
+    downloads: Literal["direct", "proxy"] | None = Field(
+        default=None,
+        description="Files come from the bucket (direct) or the API (proxy; default: by endpoint)",
+    )
 
     host: str = Field(
         default="127.0.0.1", description="Address the API listens on (default 127.0.0.1)"
@@ -67,6 +77,12 @@ class Settings(BaseSettings):
         le=65_535,
         description="TCP port of the API (0 to 65535, 0 takes a free port; default 8000)",
     )
+    forwarded_allow_ips: str = Field(
+        default="127.0.0.1,::1",
+        description="Proxies that name the client's address (IPs, networks; default 127.0.0.1,::1)",
+        # The variable that uvicorn itself reads.
+        validation_alias=AliasChoices("INTRASLICE_FORWARDED_ALLOW_IPS", "FORWARDED_ALLOW_IPS"),
+    )
     auth: Literal["on", "off"] = Field(
         default="on",
         description="API key check, on or off; off requires a loopback host (default on)",
@@ -76,10 +92,20 @@ class Settings(BaseSettings):
         min_length=8,
         description="Operator key with every scope (at least 8 characters; default none)",
     )
+    api_key_previous: SecretStr | None = Field(
+        default=None,
+        min_length=8,
+        description="Former operator key, still accepted (at least 8 characters; default none)",
+    )
     signing_key: SecretStr | None = Field(
         default=None,
         min_length=16,
         description="Secret that signs links and webhooks (16+ characters; default: generated)",
+    )
+    signing_key_previous: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Second signing key, accepted but not used to sign (16+; default none)",
     )
     artifact_signing_key_file: Path | None = Field(
         default=None,
@@ -240,6 +266,16 @@ class Settings(BaseSettings):
         validation_alias=_renamed("ORPHAN_CHECK_SECONDS", "ORPHAN_SWEEP_SECONDS"),
         description="Interval of searches for objects without owner (seconds, > 0; default 3600)",
     )
+    orphan_hours: float = Field(
+        default=24.0,
+        ge=24,
+        description="Age of objects without owner at removal (hours, at least 24; default 24)",
+    )
+    artifact_check_hours: float = Field(
+        default=24.0,
+        gt=0,
+        description="Interval of checks that a job's files exist (hours, > 0; default 24)",
+    )
 
     upload_part_bytes: int = Field(
         default=64 * 2**20,
@@ -361,7 +397,31 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("api_key", "signing_key", "handoff_hub_token", mode="before")
+    @field_validator("store_public_endpoint")
+    @classmethod
+    def _origin(cls, value: str) -> str:
+        return public_origin(value)
+
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        """Reject what uvicorn would accept and never match, such as a host name."""
+        for entry in _listed(value):
+            try:
+                ipaddress.ip_network(entry)
+            except ValueError as error:
+                if value.strip() != "*":
+                    raise ValueError(
+                        f"FORWARDED_ALLOW_IPS contains {entry!r} ({error}): list IP addresses and"
+                        " networks, separated by commas"
+                    ) from error
+        return value
+
+    @field_validator(
+        *("api_key", "api_key_previous", "signing_key", "signing_key_previous"),
+        *("handoff_hub_token", "downloads"),
+        mode="before",
+    )
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         """Treat `INTRASLICE_API_KEY=` in an env file as unset, not as an empty key."""
@@ -378,6 +438,25 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_previous_keys(self) -> Self:
+        for name in ("api_key", "signing_key"):
+            present, previous = getattr(self, name), getattr(self, f"{name}_previous")
+            if previous is None:
+                continue
+            variable = f"{_PREFIX}{name.upper()}"
+            if present is None:
+                raise ValueError(
+                    f"{variable}_PREVIOUS is set but {variable} is not: set {variable} to the new"
+                    f" key, or remove {variable}_PREVIOUS"
+                )
+            if present == previous:
+                raise ValueError(
+                    f"{variable}_PREVIOUS equals {variable}: set {variable} to a new key, or"
+                    f" remove {variable}_PREVIOUS"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         if self.auth == "off" and not is_loopback(self.host):
             raise ValueError(
@@ -389,6 +468,8 @@ class Settings(BaseSettings):
                 f"lease_seconds ({self.lease_seconds:g}) must be at least three times"
                 f" heartbeat_seconds ({self.heartbeat_seconds:g})"
             )
+        if self.store_public_endpoint:
+            check_public_endpoint(self.artifact_store)
         if self.handoff_hub_endpoint and not self.handoff_hub_namespace:
             raise ValueError("handoff_hub_endpoint needs handoff_hub_namespace: set both")
         if self.handoff_hub_namespace and self.handoff_hub_token is None:
@@ -420,9 +501,35 @@ class Settings(BaseSettings):
         return f"{base}{_TRACES}" if base and not base.endswith(_TRACES) else base
 
     @property
+    def trusted_proxies(self) -> list[str] | str:
+        """Addresses and networks of `forwarded_allow_ips`, also as IPv4-mapped IPv6; `*` for all.
+
+        A socket that listens on IPv4 and IPv6 reports 10.0.0.1 as ::ffff:10.0.0.1.
+        """
+        if self.forwarded_allow_ips.strip() == "*":
+            return "*"
+        networks = [ipaddress.ip_network(entry) for entry in _listed(self.forwarded_allow_ips)]
+        mapped = [
+            f"::ffff:{network.network_address}/{96 + network.prefixlen}"
+            for network in networks
+            if network.version == 4
+        ]
+        return [*map(str, networks), *mapped]
+
+    @property
+    def trusts_every_address(self) -> bool:
+        """Trust in addresses that clients can invent."""
+        return self.trusted_proxies == "*" or any(
+            entry.endswith("/0") for entry in self.trusted_proxies
+        )
+
+    @property
     def secrets(self) -> tuple[str, ...]:
         """Secrets in plain text, to be removed from every log line."""
-        keys = (self.api_key, self.signing_key, self.handoff_hub_token)
+        keys = (
+            *(self.api_key, self.api_key_previous, self.signing_key, self.signing_key_previous),
+            self.handoff_hub_token,
+        )
         urls = (self.database_url, self.broker_url, self.handoff_mlflow_uri)
         passwords = (urlsplit(url).password for url in urls)
         return (
@@ -435,20 +542,9 @@ class Settings(BaseSettings):
         """Largest model, in the engine's form."""
         return ModelLimits(max_parameters=self.max_parameters, max_bytes=self.max_model_bytes)
 
-    @property
-    def shared_dir(self) -> Path:
-        """Directory of the statistics that a sweep's jobs share on this machine."""
-        return self.data_dir / "shared"
 
-    @property
-    def uploads_dir(self) -> Path:
-        """Directory in which this machine's workers keep the uploads that jobs use."""
-        return self.data_dir / "uploads"
-
-    @property
-    def work_dir(self) -> Path:
-        """Directory of the running attempts' files."""
-        return self.data_dir / "work"
+def _listed(value: str) -> list[str]:
+    return [entry.strip() for entry in value.split(",") if entry.strip()]
 
 
 def _is_installed(*distributions: str) -> bool:

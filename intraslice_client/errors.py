@@ -10,6 +10,9 @@ ClientError
 │   ├── RateLimitedError      429, until `patience` ran out
 │   └── UnavailableError      502, 503, 504, until `patience` ran out
 ├── UnreachableError          no response, until `patience` ran out
+│   └── StoreUnreachableError no response from the host of a signed link
+├── StoreError                the host of a signed link answered with an error
+├── UnexpectedResponseError   the response is not one of this API
 ├── JobNotDoneError           the job ended without success
 │   ├── JobFailedError
 │   └── JobCancelledError
@@ -20,6 +23,7 @@ ClientError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +31,9 @@ import httpx
 
 from app.domain.job import Job
 from app.domain.lifecycle import State
+
+_STORE_CODE = re.compile(r"<Code>(\w{1,64})</Code>")
+"""Name of the error in a response of S3."""
 
 
 class ClientError(Exception):
@@ -46,16 +53,21 @@ class ApiError(ClientError):
 
     def __init__(self, response: httpx.Response) -> None:
         self.status = response.status_code
-        try:
-            self.problem: Mapping[str, Any] = response.json()
-        except ValueError:
-            # The response comes from a proxy, not from the service.
-            self.problem = {"detail": response.text}
+        self.problem: Mapping[str, Any] = _problem(response)
         self.code = self.problem.get("code")
         self.request_id = self.problem.get("request_id")
         self.errors: list[dict[str, str]] = self.problem.get("errors") or []
         fields = "".join(f"\n  {field['pointer']}: {field['message']}" for field in self.errors)
         super().__init__(f"{self.status} {self.code}: {self.problem.get('detail')}{fields}")
+
+
+def _problem(response: httpx.Response) -> Mapping[str, Any]:
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = None
+    # Another response comes from a proxy, not from the service.
+    return problem if isinstance(problem, dict) else {"detail": response.text}
 
 
 class InvalidRequestError(ApiError):
@@ -88,6 +100,47 @@ class UnavailableError(ApiError):
 
 class UnreachableError(ClientError):
     """The service did not respond."""
+
+
+_STORE_HINT = "set INTRASLICE_STORE_PUBLIC_ENDPOINT, or INTRASLICE_DOWNLOADS=proxy on the server"
+
+
+class StoreUnreachableError(UnreachableError):
+    """The artifact store, to which a signed link of the service leads, did not respond.
+
+    Attributes:
+        host: host and port of the link.
+    """
+
+    def __init__(self, host: str, reason: str) -> None:
+        self.host = host
+        super().__init__(
+            f"no response from the artifact store at {host}, to which the service's link leads:"
+            f" {reason}; {_STORE_HINT}"
+        )
+
+
+class StoreError(ClientError):
+    """The artifact store answered a signed link of the service with an error.
+
+    Attributes:
+        host: host and port of the link.
+        status: HTTP status.
+    """
+
+    def __init__(self, host: str, response: httpx.Response) -> None:
+        self.host = host
+        self.status = response.status_code
+        code = _STORE_CODE.search(response.text)
+        reason = f" {code[1]}" if code else ""
+        super().__init__(
+            f"the artifact store at {host} answered a link of the service with HTTP"
+            f" {self.status}{reason}; {_STORE_HINT}"
+        )
+
+
+class UnexpectedResponseError(ClientError):
+    """The response is not one of this API: the URL may belong to another service."""
 
 
 class JobNotDoneError(ClientError):

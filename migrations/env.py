@@ -1,27 +1,26 @@
-"""Alembic environment: migrations in one transaction, with timeouts."""
+"""Alembic environment: migrations in one transaction, with timeouts.
+
+`app.adapters.database.migrate` passes its connection; the `alembic` command opens one for
+INTRASLICE_DATABASE_URL.
+"""
 
 from alembic import context
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import Connection
 
+from app.adapters.database.engine import migration_transaction
 from app.adapters.database.tables import metadata
 from app.settings import get_settings
 
-ADVISORY_LOCK = 4_807_526_976
 
-
-def run() -> None:
-    url = context.config.attributes.get("database_url") or get_settings().database_url
-    engine = create_engine(url, poolclass=NullPool)
-    with engine.begin() as connection:
-        # A migration gives up instead of blocking the queries queued after it.
-        connection.execute(text("SET LOCAL statement_timeout = '120s'"))
-        # One migration at a time: a second process waits here and then has nothing to do.
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
-        connection.execute(text("SET LOCAL lock_timeout = '5s'"))
-        context.configure(connection=connection, target_metadata=metadata)
-        context.run_migrations()
+def run(connection: Connection) -> None:
+    context.configure(connection=connection, target_metadata=metadata)
+    context.run_migrations()
 
 
 if context.is_offline_mode():
     raise SystemExit("offline mode is not supported: migrations need a database connection")
-run()
+if (transaction := context.config.attributes.get("connection")) is not None:
+    run(transaction)
+else:
+    with migration_transaction(get_settings().database_url) as transaction:
+        run(transaction)

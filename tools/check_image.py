@@ -250,7 +250,9 @@ def check(image: str, options: list[str], directory: Path) -> dict[str, object]:
 
 
 def run_job(podman: Podman, client: Client, directory: Path) -> int:
-    """Migrate, start API and worker, run a job, stop both; return the number of verified files.
+    """Migrate, start API and worker, run a job, check their health, stop both.
+
+    Returns the number of verified files.
 
     Raises:
         CheckError: if a process fails, or if a format is missing among the artifacts.
@@ -281,6 +283,8 @@ def run_job(podman: Podman, client: Client, directory: Path) -> int:
         client.jobs.wait(job.id, timeout=JOB_SECONDS)
         result = directory / "result"
         client.jobs.download(job.id, result)
+        for container in (api, worker):
+            podman.call("exec", container, "intraslice", "healthcheck")
         podman.stop(worker)
         podman.stop(api)
     if not list(result.rglob("*.gguf")):

@@ -69,7 +69,7 @@ class LayerMirror:
         """Upload one file, with retries; return false if further uploads are pointless."""
         while not self._dropped.is_set():
             try:
-                layer_files.keep(self._resources, self._job.lease, self.directory / name)
+                layer_files.keep(self._resources, self._job, self.directory / name)
                 return True
             except LeaseLostError:
                 return False

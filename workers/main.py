@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import os
 import secrets
+import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from celery import signals  # type: ignore[import-untyped]
 
-from app.adapters.queue import WAKE_TASK
+from app.adapters.queue import WAKE_TASK, queue_name
+from app.domain.errors import DatabaseUnavailableError
 from app.services import registry_hand_offs
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
@@ -20,7 +23,8 @@ from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing, stop_tracing
 from workers import periodic_tasks
 from workers.child_process import kill_all_children
-from workers.periodic_tasks import MaintenanceThread, PollingThread
+from workers.heartbeat import heartbeat
+from workers.periodic_tasks import MaintenanceTask, MaintenanceThread, PollingThread
 from workers.runner import run_next_job
 from workers.telemetry import metrics_server
 
@@ -43,15 +47,25 @@ def run_worker(settings: Settings) -> None:
     registry_hand_offs.require_usable(settings)
     resources = open_resources(settings, signs=True)
     try:
-        _run_celery(resources, owner)
+        _run_celery(resources, owner, _wait_for_deployment(resources))
     finally:
         resources.close()
         stop_tracing()
     _log.info("worker_stopped")
 
 
-def _run_celery(resources: Resources, owner: str) -> None:
-    """Receive hints until a signal stops Celery.
+def _wait_for_deployment(resources: Resources) -> str:
+    """Return the deployment's id, which names the queue, as soon as the database answers."""
+    while True:
+        try:
+            return resources.deployment.read().id
+        except DatabaseUnavailableError as error:
+            _log.warning("waiting_for_database", detail=error.message)
+            time.sleep(resources.settings.maintenance_seconds)
+
+
+def _run_celery(resources: Resources, owner: str, deployment_id: str) -> None:
+    """Receive the deployment's hints until a signal stops Celery.
 
     Hints are handled in threads, not processes: every job runs in a spawned child process, and a
     forked pool would hang once its parent has computed with torch.
@@ -65,6 +79,7 @@ def _run_celery(resources: Resources, owner: str) -> None:
             hostname=f"intraslice@{owner}",
             pool="threads",
             concurrency=settings.worker_concurrency,
+            queues=[queue_name(deployment_id)],
             loglevel=settings.log_level,
             without_gossip=True,
             without_mingle=True,
@@ -104,24 +119,39 @@ def _shutdown_signals(stopping: threading.Event) -> Iterator[None]:
 @contextmanager
 def _periodic_tasks(resources: Resources, owner: str, stopping: threading.Event) -> Iterator[None]:
     """Run the threads of the periodic tasks until the worker stops."""
-    tasks = periodic_tasks.maintenance_of_worker(resources.settings)
-    maintenance = MaintenanceThread(resources, tasks)
+    settings = resources.settings
+    follow = functools.partial(_stop_if_replaced, deployment_id=resources.deployment.id())
+    tasks: tuple[MaintenanceTask, ...] = (follow, *periodic_tasks.maintenance_of_worker(settings))
     deliveries = PollingThread(resources, "deliveries", periodic_tasks.send_due_deliveries)
     hand_offs = PollingThread(resources, "hand_offs", periodic_tasks.perform_due_hand_off)
     announce = functools.partial(periodic_tasks.announce, owner=owner)
     registry = PollingThread(resources, "worker_registry", announce)
-    for thread in (maintenance, deliveries, hand_offs, registry):
-        thread.start()
-    try:
-        yield
-    finally:
-        stopping.set()
-        maintenance.stop()
-        deliveries.stop()
-        registry.stop()
-        periodic_tasks.leave(resources, owner)
-        # Another worker repeats an interrupted hand-off.
-        hand_offs.stop(resources.settings.drain_seconds)
+    names = ("maintenance", "deliveries", "hand_offs", "worker_registry")
+    with heartbeat(settings, "worker", names, stopping) as beating:
+        maintenance = MaintenanceThread(resources, beating.watched(tasks))
+        for thread in (maintenance, deliveries, hand_offs, registry, beating):
+            thread.start()
+        try:
+            yield
+        finally:
+            stopping.set()
+            maintenance.stop()
+            deliveries.stop()
+            registry.stop()
+            periodic_tasks.leave(resources, owner)
+            # Another worker repeats an interrupted hand-off.
+            hand_offs.stop(settings.drain_seconds)
+
+
+def _stop_if_replaced(resources: Resources, deployment_id: str) -> None:
+    """Stop the worker if the database became another deployment's, by a restore for instance.
+
+    Its queue is named after the former deployment. The supervisor starts it again, with the new.
+    """
+    present = resources.deployment.read().id
+    if present != deployment_id:
+        _log.error("deployment_replaced", before=deployment_id, now=present)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _keep_logging(**_details: object) -> None:

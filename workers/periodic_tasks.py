@@ -15,10 +15,13 @@ from app.domain.errors import BrokerUnavailableError, ServiceError
 from app.domain.lifecycle import TERMINAL
 from app.domain.webhook import DueDelivery
 from app.services import (
+    artifact_check,
     audit,
     claims,
     deliveries,
+    deployment,
     jobs,
+    orphans,
     outbox,
     publication,
     registry_hand_offs,
@@ -56,6 +59,7 @@ def end_overdue(resources: Resources) -> None:
 
 
 DEPLOYMENT_TASKS: tuple[MaintenanceTask, ...] = (
+    deployment.check_store,
     reap,
     end_overdue,
     jobs.forget_idempotency_keys,
@@ -63,9 +67,9 @@ DEPLOYMENT_TASKS: tuple[MaintenanceTask, ...] = (
     outbox.dispatch,
     retention.settle,
     retention.expire,
-    retention.remove_orphans,
     uploads.expire,
-    uploads.remove_orphans,
+    orphans.remove_orphans,
+    artifact_check.check_artifacts,
     audit.forget_old,
     deliveries.prune,
 )
@@ -150,15 +154,20 @@ class MaintenanceThread:
             try:
                 task(self._resources)
             except ServiceError as error:
-                _log.warning("maintenance_failed", task=task.__name__, code=error.code)
+                _log.warning("maintenance_failed", task=_name(task), code=error.code)
             except Exception:
                 # A bug in one task must not end the thread, or no lease would be reaped any more.
-                _log.exception("maintenance_crashed", task=task.__name__)
+                _log.exception("maintenance_crashed", task=_name(task))
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             self.run_tasks()
             self._stopping.wait(self._resources.settings.maintenance_seconds)
+
+
+def _name(task: MaintenanceTask) -> str:
+    """Return the name of the task's function."""
+    return getattr(task, "__name__", "") or getattr(task, "func", task).__name__
 
 
 class PollingThread:

@@ -141,7 +141,7 @@ class Attempt:
 
     def discard_files(self) -> None:
         """Remove the files that this attempt has uploaded; those of other attempts stay."""
-        self._clean_up(lambda: publication.discard_attempt(self._resources, self._job.lease))
+        self._clean_up(lambda: publication.discard_attempt(self._resources, self._job))
 
     def discard_other_files(self) -> None:
         """Remove the files that only further attempts would need, after the job's end."""
@@ -359,12 +359,12 @@ class ProgressJournal:
 
 def work_directory(resources: Resources, job_id: str, token: int) -> Path:
     """Return the directory of an attempt's files; `remove_stale_work` parses its name."""
-    return resources.settings.work_dir / f"{job_id}.{token}"
+    return resources.work_dir / f"{job_id}.{token}"
 
 
 def layers_directory(resources: Resources, job_id: str) -> Path:
     """Return the directory of finished layers, shared by a job's attempts on this machine."""
-    return resources.settings.work_dir / f"{job_id}.{_LAYERS}"
+    return resources.work_dir / f"{job_id}.{_LAYERS}"
 
 
 def statistics_cache(resources: Resources, job: JobRecord) -> StatisticsCacheSettings | None:
@@ -377,14 +377,14 @@ def statistics_cache(resources: Resources, job: JobRecord) -> StatisticsCacheSet
     if job.sweep_id is None or settings.shared_statistics_max_bytes == 0:
         return None
     return StatisticsCacheSettings(
-        directory=settings.shared_dir / job.sweep_id,
+        directory=resources.shared_dir / job.sweep_id,
         max_bytes=settings.shared_statistics_max_bytes,
     )
 
 
 def remove_stale_statistics(resources: Resources) -> None:
     """Remove the statistics caches of sweeps that have ended."""
-    shared = resources.settings.shared_dir
+    shared = resources.shared_dir
     for directory in shared.iterdir() if shared.is_dir() else ():
         if not sweeps.is_unfinished(resources, directory.name):
             shutil.rmtree(directory, ignore_errors=True)
@@ -392,7 +392,7 @@ def remove_stale_statistics(resources: Resources) -> None:
 
 def remove_stale_work(resources: Resources) -> None:
     """Remove the directories of attempts and jobs that have ended."""
-    work = resources.settings.work_dir
+    work = resources.work_dir
     for directory in work.iterdir() if work.is_dir() else ():
         job_id, _, kind = directory.name.partition(".")
         if kind == _LAYERS:

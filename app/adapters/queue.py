@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from celery import Celery  # type: ignore[import-untyped]
 from kombu.exceptions import KombuError, OperationalError
 
 from app.domain.errors import BrokerUnavailableError
 
 WAKE_TASK = "intraslice.wake"
-QUEUE = "intraslice"
 _BROKER_SECONDS = 3.0
 
 
@@ -20,7 +21,6 @@ def make_celery(broker_url: str) -> Celery:
     """
     celery = Celery("intraslice", broker=broker_url, set_as_current=False)
     celery.conf.update(
-        task_default_queue=QUEUE,
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],
@@ -47,11 +47,22 @@ def make_celery(broker_url: str) -> Celery:
     return celery
 
 
-class WakeQueue:
-    """Producer of the messages that wake workers."""
+def queue_name(deployment_id: str) -> str:
+    """Return the queue of a deployment: others on the same broker have their own."""
+    return f"intraslice.{deployment_id}"
 
-    def __init__(self, celery: Celery) -> None:
+
+class WakeQueue:
+    """Producer of the messages that wake workers.
+
+    Args:
+        celery: the application.
+        deployment_id: returns the id of the deployment whose workers are woken, empty if unknown.
+    """
+
+    def __init__(self, celery: Celery, deployment_id: Callable[[], str]) -> None:
         self._celery = celery
+        self._deployment_id = deployment_id
 
     def wake(self, job_id: str) -> None:
         """Send a message that wakes a worker for a job.
@@ -60,8 +71,14 @@ class WakeQueue:
             BrokerUnavailableError: if the broker does not take the message now.
         """
         try:
-            # No retry here: the message's outbox row stays and is sent by the next sweep.
-            self._celery.send_task(WAKE_TASK, args=(job_id,), retry=False, ignore_result=True)
+            # No retry here: the message's outbox row stays and is sent by the next maintenance.
+            self._celery.send_task(
+                WAKE_TASK,
+                args=(job_id,),
+                queue=queue_name(self._deployment_id()),
+                retry=False,
+                ignore_result=True,
+            )
         except (OperationalError, KombuError, OSError) as error:
             raise BrokerUnavailableError from error
 

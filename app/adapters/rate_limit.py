@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import redis
 
@@ -11,7 +12,7 @@ from app.domain.errors import BrokerUnavailableError
 
 _ANSWER_SECONDS = 0.25
 _PAUSE_SECONDS = 1.0
-_KEY = "intraslice:rate:"
+_KEY = "intraslice:rate:{deployment}:{caller}"
 
 # The clock is Valkey's: those of the API machines may differ. One that steps back adds no token.
 _TAKE_ONE = """
@@ -31,9 +32,19 @@ return string.format('%.6f', wait)
 
 
 class RateLimiter:
-    """A limit of `per_second` requests on average and `burst` at once for each caller."""
+    """A limit of `per_second` requests on average and `burst` at once for each caller.
 
-    def __init__(self, broker_url: str, *, per_second: float, burst: int) -> None:
+    Args:
+        broker_url: URL of Valkey.
+        deployment_id: returns the id of the deployment, whose callers are its own.
+        per_second: sustained rate (requests per second).
+        burst: requests at once.
+    """
+
+    def __init__(
+        self, broker_url: str, deployment_id: Callable[[], str], *, per_second: float, burst: int
+    ) -> None:
+        self._deployment_id = deployment_id
         self._client = open_client(broker_url, answer_seconds=_ANSWER_SECONDS)
         self._take_one = self._client.register_script(_TAKE_ONE)
         self._limits = (per_second, burst)
@@ -49,7 +60,7 @@ class RateLimiter:
         if time.monotonic() < self._paused_until:
             return 0.0
         try:
-            return self._take(_KEY + caller)
+            return self._take(_KEY.format(deployment=self._deployment_id(), caller=caller))
         except redis.RedisError as error:
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
             raise BrokerUnavailableError(f"Valkey does not answer: {error}") from error

@@ -5,14 +5,27 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import BaseError, NotFoundError
-from obstore.store import HTTPStore, LocalStore, MemoryStore, ObjectStore, from_url
+from obstore.exceptions import (
+    BaseError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
+from obstore.store import (
+    HTTPStore,
+    LocalStore,
+    MemoryStore,
+    ObjectStore,
+    S3Store,
+    from_url,
+)
 
 from app.domain.errors import ArtifactNotFoundError, StoreUnavailableError
 from app.telemetry.metrics import STORE_ERRORS
@@ -21,12 +34,42 @@ if TYPE_CHECKING:
     from obstore import Attributes
 
 _CHUNK_BYTES = 8 * 1024 * 1024
+_WINDOW_BYTES = 2 * 1024 * 1024
+"""Bytes of one request while a client downloads an object. One request for the whole object would
+be ended by obstore's timeouts while a slow client reads."""
+_PART_BYTES = 5 * 1024 * 1024
+"""Smallest part of a multipart upload that S3 accepts."""
+_PARTS_IN_FLIGHT = 2
+_READINESS = "readiness"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredObject:
+    """An object in the store; `changed_at` is by the store's clock."""
+
+    key: str
+    bytes: int
+    changed_at: datetime
 
 
 class ArtifactStore:
-    """A store of objects that are written once, under keys that are slash-separated paths."""
+    """A store of objects that are written once, under keys that are slash-separated paths.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        url: URL of a directory or a bucket.
+        endpoint: URL of the bucket's server, for messages; empty if it is the provider's.
+        public_endpoint: URL at which clients reach the S3 API; empty if it is the same.
+        direct: True if clients exchange files with the bucket itself.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        endpoint: str = "",
+        public_endpoint: str = "",
+        direct: bool = False,
+    ) -> None:
         parts = urlsplit(url)
         self._directory = Path(unquote(parts.path)) if parts.scheme == "file" else None
         self._store: ObjectStore = (
@@ -34,17 +77,27 @@ class ArtifactStore:
             if self._directory is not None
             else from_url(url)
         )
+        self._signing_store = self._store
+        if public_endpoint and isinstance(self._store, S3Store):
+            # Signatures cover the host: it cannot be replaced afterwards.
+            self._signing_store = from_url(url, config={"endpoint": public_endpoint})
+        self._is_direct = direct
+        public_url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        self.place = f"{public_url} at {endpoint}" if endpoint else public_url
+        """Directory, or URL and server without credentials, for messages."""
+        if self._directory is not None:
+            self.place = f"directory {self._directory}"
 
     def put_file(self, key: str, source: Path, media_type: str | None = None) -> None:
         """Upload in parts, so that memory stays small; a bucket serves it as `media_type`."""
-        with _translated(key):
+        with self._translated(key):
             obstore.put(self._store, key, source, attributes=self._attributes(media_type))
 
     def get_file(self, key: str, target: Path) -> None:
         """Download in parts; the file appears whole or not at all."""
         partial = target.with_name(f".{target.name}.partial")
         try:
-            with _translated(key), partial.open("wb") as file:
+            with self._translated(key), partial.open("wb") as file:
                 for chunk in obstore.get(self._store, key).stream(min_chunk_size=_CHUNK_BYTES):
                     file.write(chunk)
             partial.replace(target)
@@ -53,36 +106,79 @@ class ArtifactStore:
 
     def put_new(self, key: str, content: bytes, media_type: str | None = None) -> None:
         """Upload; an object that is already there is an error, not overwritten."""
-        with _translated(key):
+        with self._translated(key):
             attributes = self._attributes(media_type)
             obstore.put(self._store, key, content, mode="create", attributes=attributes)
 
+    def replace(self, key: str, content: bytes) -> None:
+        """Upload; an object that is already there is overwritten."""
+        with self._translated(key):
+            obstore.put(self._store, key, content)
+
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         """Write the content as it arrives; there is no object if that fails."""
-        with _translated(key):
-            await obstore.put_async(self._store, key, chunks)
+        with self._translated(key):
+            await obstore.put_async(
+                self._store,
+                key,
+                chunks,
+                chunk_size=_PART_BYTES,
+                max_concurrency=_PARTS_IN_FLIGHT,
+            )
 
     def chunks(self, key: str) -> Iterator[bytes]:
-        """Yield the content in chunks."""
-        with _translated(key):
-            for chunk in obstore.get(self._store, key).stream(min_chunk_size=_CHUNK_BYTES):
-                yield bytes(chunk)
+        """Yield the content in chunks, each by a request of its own: the reader may be slow."""
+        size = self.size(key)
+        for start in range(0, size, _CHUNK_BYTES):
+            end = min(start + _CHUNK_BYTES, size)
+            with self._translated(key):
+                chunk = bytes(obstore.get_range(self._store, key, start=start, end=end))
+            yield chunk
+
+    async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
+        """Yield the bytes from `start` to before `end`, without blocking the event loop."""
+        for position in range(start, end, _WINDOW_BYTES):
+            stop = min(position + _WINDOW_BYTES, end)
+            with self._translated(key):
+                window = await obstore.get_range_async(self._store, key, start=position, end=stop)
+            yield bytes(window)
+
+    def size(self, key: str) -> int:
+        """Return the size of an object in bytes."""
+        with self._translated(key):
+            return obstore.head(self._store, key)["size"]
+
+    def read(self, key: str) -> bytes:
+        """Return the content of a small object."""
+        return b"".join(self.chunks(key))
+
+    def objects(self, prefix: str) -> list[StoredObject]:
+        """Return every object below the prefix."""
+        with self._translated(prefix):
+            pages = obstore.list(self._store, prefix=prefix.rstrip("/"))
+            return [
+                StoredObject(
+                    key=entry["path"], bytes=entry["size"], changed_at=entry["last_modified"]
+                )
+                for page in pages
+                for entry in page
+            ]
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """Return the size in bytes of every object by its key."""
-        with _translated(prefix):
+        with self._translated(prefix):
             pages = obstore.list(self._store, prefix=prefix.rstrip("/"))
             return {entry["path"]: entry["size"] for page in pages for entry in page}
 
     @property
-    def signs_links(self) -> bool:
-        """Return True if the store itself serves HTTP by presigned links."""
-        return not isinstance(self._store, LocalStore | MemoryStore | HTTPStore)
+    def is_direct(self) -> bool:
+        """True if clients exchange files with the store itself, by presigned links."""
+        return self._is_direct and not isinstance(self._store, LocalStore | MemoryStore | HTTPStore)
 
     @property
     def origin(self) -> str | None:
-        """Scheme and host of the store's own links; None where it has none."""
-        if not self.signs_links:
+        """Scheme and host of the store's own links; None if clients use the API's links only."""
+        if not self.is_direct:
             return None
         link = urlsplit(self.presigned_url("origin", 1))
         return f"{link.scheme}://{link.netloc}"
@@ -96,25 +192,25 @@ class ArtifactStore:
     def sha256(self, key: str) -> str:
         """Return the hash of the content, read back from the store."""
         digest = hashlib.sha256()
-        with _translated(key):
+        with self._translated(key):
             for chunk in obstore.get(self._store, key).stream(min_chunk_size=_CHUNK_BYTES):
                 digest.update(chunk)
         return digest.hexdigest()
 
     def keys(self, prefix: str) -> list[str]:
-        with _translated(prefix):
+        with self._translated(prefix):
             pages = obstore.list(self._store, prefix=prefix.rstrip("/"))
             return [entry["path"] for page in pages for entry in page]
 
     def directories(self, prefix: str) -> list[str]:
         """Return the prefixes below `prefix`, up to their next slash."""
-        with _translated(prefix):
+        with self._translated(prefix):
             listed = obstore.list_with_delimiter(self._store, prefix=prefix.rstrip("/"))
             return [f"{place.rstrip('/')}/" for place in listed["common_prefixes"]]
 
     def delete(self, keys: list[str]) -> None:
         if keys:
-            with _translated(keys[0]):
+            with self._translated(keys[0]):
                 obstore.delete(self._store, keys)
 
     def local_path(self, key: str) -> Path | None:
@@ -134,10 +230,10 @@ class ArtifactStore:
         Raises:
             StoreUnavailableError: if the store is no bucket and cannot sign.
         """
-        if not self.signs_links or isinstance(self._store, LocalStore | MemoryStore | HTTPStore):
-            raise StoreUnavailableError("This artifact store has no URLs of its own")
-        with _translated(key):
-            return obstore.sign(self._store, method, key, timedelta(seconds=seconds))
+        if isinstance(self._signing_store, LocalStore | MemoryStore | HTTPStore):
+            raise StoreUnavailableError(f"The artifact store {self.place} has no URLs of its own")
+        with self._translated(key):
+            return obstore.sign(self._signing_store, method, key, timedelta(seconds=seconds))
 
     def check(self) -> None:
         """Send the store a cheap request.
@@ -145,21 +241,30 @@ class ArtifactStore:
         Raises:
             StoreUnavailableError: if it does not answer.
         """
-        with _translated("readiness"):
+        with self._translated(_READINESS):
             if self._directory is not None and not self._directory.is_dir():
                 raise FileNotFoundError(self._directory)
-            obstore.list_with_delimiter(self._store, prefix="readiness")
+            obstore.list_with_delimiter(self._store, prefix=_READINESS)
 
-
-@contextmanager
-def _translated(key: str) -> Iterator[None]:
-    """Translate obstore's errors to those of the service."""
-    try:
-        yield
-    except (NotFoundError, FileNotFoundError) as error:
-        if key == "readiness":
-            raise StoreUnavailableError from error
-        raise ArtifactNotFoundError(f"the store does not hold {key}") from error
-    except (BaseError, OSError) as error:
-        STORE_ERRORS.inc()
-        raise StoreUnavailableError(f"the artifact store failed on {key}") from error
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        """Translate obstore's errors to those of the service, which name the store's place."""
+        try:
+            yield
+        except (NotFoundError, FileNotFoundError) as error:
+            if key == _READINESS:
+                raise StoreUnavailableError(
+                    f"The artifact store {self.place} does not exist: create it, or correct"
+                    " INTRASLICE_ARTIFACT_STORE"
+                ) from error
+            raise ArtifactNotFoundError(f"the store does not hold {key}") from error
+        except (PermissionDeniedError, UnauthenticatedError) as error:
+            STORE_ERRORS.inc()
+            raise StoreUnavailableError(
+                f"The artifact store {self.place} rejected the credentials of the service"
+            ) from error
+        except (BaseError, OSError) as error:
+            STORE_ERRORS.inc()
+            raise StoreUnavailableError(
+                f"The artifact store {self.place} failed on {key}"
+            ) from error

@@ -6,7 +6,7 @@ Information for people only, such as why a queue does not move: leases decide wh
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import redis
@@ -15,7 +15,7 @@ from app.adapters.valkey import open_client
 from app.domain.errors import BrokerUnavailableError
 
 _ANSWER_SECONDS = 1.0
-_KEY = "intraslice:workers"
+_KEY = "intraslice:workers:{deployment}"
 
 # Valkey's clock, because the clocks of the machines may differ.
 _ANNOUNCE = """
@@ -34,9 +34,17 @@ class WorkerRegistry:
     """Workers that announced themselves within the last `expiry_seconds`.
 
     All methods raise `BrokerUnavailableError` if Valkey does not answer.
+
+    Args:
+        broker_url: URL of Valkey.
+        deployment_id: returns the id of the deployment, whose workers are its own.
+        expiry_seconds: time after which a silent worker is forgotten (seconds).
     """
 
-    def __init__(self, broker_url: str, *, expiry_seconds: float) -> None:
+    def __init__(
+        self, broker_url: str, deployment_id: Callable[[], str], *, expiry_seconds: float
+    ) -> None:
+        self._deployment_id = deployment_id
         self._expiry_seconds = math.ceil(expiry_seconds)
         self._client = open_client(broker_url, answer_seconds=_ANSWER_SECONDS)
         self._announce = self._client.register_script(_ANNOUNCE)
@@ -45,17 +53,21 @@ class WorkerRegistry:
     def announce(self, worker: str) -> None:
         """Register the worker, or extend its registration."""
         with _broker_errors():
-            self._announce(keys=[_KEY], args=[worker, self._expiry_seconds])
+            self._announce(keys=[self._key], args=[worker, self._expiry_seconds])
 
     def leave(self, worker: str) -> None:
         """Remove the worker, which is shutting down."""
         with _broker_errors():
-            self._client.zrem(_KEY, worker)
+            self._client.zrem(self._key, worker)
 
     def count(self) -> int:
         """Return the number of live workers."""
         with _broker_errors():
-            return int(self._count(keys=[_KEY], args=[self._expiry_seconds]))
+            return int(self._count(keys=[self._key], args=[self._expiry_seconds]))
+
+    @property
+    def _key(self) -> str:
+        return _KEY.format(deployment=self._deployment_id())
 
     def close(self) -> None:
         self._client.close()

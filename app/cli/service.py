@@ -57,7 +57,6 @@ def register(app: typer.Typer) -> None:
     app.command()(serve)
     app.command()(worker)
     app.command()(scheduler)
-    app.command()(migrate)
 
 
 def up(
@@ -135,13 +134,6 @@ def scheduler() -> None:
     from workers.scheduler import run_scheduler
 
     run_scheduler(process_settings())
-
-
-def migrate() -> None:
-    """Upgrade the database to this version's schema."""
-    from app.adapters.database.migrate import upgrade
-
-    upgrade(process_settings())
 
 
 def _announce(url: str, options: StackOptions) -> None:

@@ -18,7 +18,7 @@ export class ApiError extends Error {
   }
 }
 
-/** The service, or the bucket, did not answer. */
+/** The service, or the artifact store, did not answer. */
 export class Unavailable extends Error {}
 
 /** @param {string | null} key */
@@ -89,9 +89,10 @@ export async function put(url, content, signal) {
   if (url.startsWith("/")) return send(url, { method: "PUT", body: content, signal });
   const response = await fetch(url, { method: "PUT", body: content, signal }).catch((error) => {
     if (error.name === "AbortError") throw error;
-    throw new Unavailable("The bucket is unreachable, or its CORS rules reject this page.");
+    const host = new URL(url).host;
+    throw new Unavailable(`The artifact store at ${host} is unreachable from here, or its CORS rules reject this page. With INTRASLICE_DOWNLOADS=proxy on the server, uploads go through the API.`);
   });
-  if (!response.ok) throw new ApiError(response.status, { detail: `The bucket returned HTTP ${response.status}.` });
+  if (!response.ok) throw new ApiError(response.status, { detail: `The artifact store at ${new URL(url).host} returned HTTP ${response.status}.` });
   return response;
 }
 

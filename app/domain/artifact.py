@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 from pydantic import Field
 
+from app.domain.job import JobRecord
 from app.domain.resource import ApiModel
 
 MANIFEST = "manifest.json"
@@ -73,21 +74,17 @@ class LayerFile:
 
 
 JOBS_PREFIX = "jobs/"
-_ATTEMPT = re.compile(r"jobs/[^/]+/attempts/(\d+)/")
+_ATTEMPT = re.compile(r"(?:[^/]+/)?jobs/[^/]+/attempts/(\d+)/")
 
 
-def job_prefix(job_id: str) -> str:
-    return f"{JOBS_PREFIX}{job_id}/"
+def job_prefix(job: JobRecord) -> str:
+    """Return the prefix of a job's keys: its own store prefix, `jobs/`, its id."""
+    return f"{job.store_prefix}{JOBS_PREFIX}{job.id}/"
 
 
-def job_of_prefix(prefix: str) -> str:
-    """Return the job id in a `job_prefix`."""
-    return prefix.removeprefix(JOBS_PREFIX).rstrip("/")
-
-
-def attempt_prefix(job_id: str, token: int) -> str:
+def attempt_prefix(job: JobRecord, token: int) -> str:
     """Return the prefix of an attempt's files; no two attempts share a fencing token."""
-    return f"{job_prefix(job_id)}attempts/{token}/"
+    return f"{job_prefix(job)}attempts/{token}/"
 
 
 def attempt_token(key: str) -> int | None:
@@ -96,9 +93,9 @@ def attempt_token(key: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def layer_key(job_id: str, token: int, name: str) -> str:
-    """Return the key of a `LayerFile`, below its attempt's prefix."""
-    return f"{attempt_prefix(job_id, token)}layers/{name}"
+def layer_key(job: JobRecord, name: str) -> str:
+    """Return the key of a `LayerFile` of the job's present attempt."""
+    return f"{attempt_prefix(job, job.fencing_token)}layers/{name}"
 
 
 def media_type(name: str) -> str:

@@ -31,10 +31,13 @@ ServiceError
 ├── HandOffError                 a registry or hub rejected a checkpoint
 ├── UploadDamagedError           the store holds other bytes than were announced
 ├── DiskFullError                the disk of this machine is full
+├── MigrationError               the requested change of the schema is impossible or drops data
 └── UnavailableError             a required server does not answer
     ├── DatabaseUnavailableError
+    │   └── SchemaError          the schema does not fit this version
     ├── BrokerUnavailableError
-    └── StoreUnavailableError
+    ├── StoreUnavailableError
+    └── StoreNotOwnedError        the store is another deployment's; nothing is deleted
 """
 
 from __future__ import annotations
@@ -252,6 +255,12 @@ class DiskFullError(ServiceError):
     code = "insufficient_disk"
 
 
+class MigrationError(ServiceError):
+    """The requested change of the schema is not possible."""
+
+    code = "migration_rejected"
+
+
 class UnavailableError(ServiceError):
     """A server that the service needs does not answer."""
 
@@ -264,6 +273,10 @@ class DatabaseUnavailableError(UnavailableError):
     code = "database_unavailable"
 
 
+class SchemaError(DatabaseUnavailableError):
+    """The database's schema does not fit this version."""
+
+
 class BrokerUnavailableError(UnavailableError):
     """The queue does not answer."""
 
@@ -274,3 +287,9 @@ class StoreUnavailableError(UnavailableError):
     """The artifact store does not answer."""
 
     code = "store_unavailable"
+
+
+class StoreNotOwnedError(UnavailableError):
+    """The artifact store is not provably this deployment's; nothing is deleted."""
+
+    code = "store_not_owned"

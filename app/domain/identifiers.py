@@ -15,6 +15,7 @@ SWEEP = "sweep"
 WEBHOOK = "whk"
 DELIVERY = "msg"
 UPLOAD = "upl"
+DEPLOYMENT = "dep"
 
 
 def new_id(prefix: str) -> str:

@@ -163,7 +163,7 @@ class Job(Resource):
     """Time when its artifacts will be removed."""
     expired_at: datetime | None
     """Time when its artifacts were removed."""
-    artifacts_missing: bool
+    artifacts_missing: bool = False
     """True if published files were missing in the artifact store at the last check."""
     urls: JobUrls
 

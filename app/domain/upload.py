@@ -117,6 +117,8 @@ class UploadRecord(Upload):
     project_id: str = Field(exclude=True)
     files: tuple[UploadFile, ...] = Field(exclude=True)
     part_bytes: int = Field(exclude=True)
+    store_prefix: str = Field(exclude=True)
+    """Prefix of the upload's keys in the store; empty for uploads of earlier releases."""
 
     def parts(self, file: int) -> Iterator[Part]:
         """Yield the parts of one file in order; all but the last have `part_bytes` bytes."""
@@ -126,7 +128,7 @@ class UploadRecord(Upload):
                 file=file,
                 number=number,
                 bytes=min(self.part_bytes, size - start),
-                key=f"{upload_prefix(self.id)}{file}/{number:06d}",
+                key=f"{upload_prefix(self)}{file}/{number:06d}",
             )
 
     def all_parts(self) -> Iterator[Part]:
@@ -164,13 +166,9 @@ class UploadList(Page[Upload]):
     """One page of uploads, newest first."""
 
 
-def upload_prefix(upload_id: str) -> str:
-    return f"{UPLOADS_PREFIX}{upload_id}/"
-
-
-def upload_of_prefix(prefix: str) -> str:
-    """Return the upload id in an `upload_prefix`."""
-    return prefix.removeprefix(UPLOADS_PREFIX).rstrip("/")
+def upload_prefix(upload: UploadRecord) -> str:
+    """Return the prefix of an upload's keys: its own store prefix, `uploads/`, its id."""
+    return f"{upload.store_prefix}{UPLOADS_PREFIX}{upload.id}/"
 
 
 def name_problems(request: UploadRequest) -> list[FieldProblem]:

@@ -209,12 +209,21 @@ class Stack:
                     if response.status_code == httpx.codes.OK:
                         return
                     answer = response.text
+                    _require_own_store(response)
                 time.sleep(0.1)
         if not stop_requested():
             logs = self._options.data_dir / "logs"
             raise ServerStartError(
                 f"the service is not ready after {_READY_SECONDS:g} s ({answer}); see {logs}"
             )
+
+
+def _require_own_store(response: httpx.Response) -> None:
+    """Raise if the service waits for an operator because the store is another deployment's."""
+    checks = response.json().get("checks", {})
+    problem = checks.get("deployment", {}).get("problem")
+    if problem is not None:
+        raise ServerStartError(problem)
 
 
 def _bind(host: str, port: int) -> socket.socket:

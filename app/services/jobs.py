@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from app.adapters.database import artifacts, events, idempotency, jobs, outbox
+from app.adapters.database import artifacts, deployment, events, idempotency, jobs, outbox
 from app.adapters.database.engine import Transaction
 from app.adapters.database.notifications import announce
 from app.domain.artifact import ArtifactRecord, job_prefix
@@ -27,6 +27,8 @@ from app.domain.lifecycle import State
 from app.domain.principal import Principal
 from app.domain.sweep import SweepRequest
 from app.services.admission import admit
+from app.services.deployment import require_own_store
+from app.services.removal import delete_prefix
 from app.services.resources import Resources
 from app.services.uploads import locator
 
@@ -111,7 +113,14 @@ def enqueue_job(
     settings = resources.settings
     if request.max_runtime_s is None:
         request = replace(request, max_runtime_s=settings.max_runtime_s)
-    job = jobs.insert_job(transaction, job_id, principal.project_id, request, settings.max_attempts)
+    job = jobs.insert_job(
+        transaction,
+        job_id,
+        principal.project_id,
+        request,
+        attempts=settings.max_attempts,
+        store_prefix=deployment.current(transaction).store_prefix,
+    )
     _announce_queued(transaction, job_id, EventType.QUEUED)
     return job
 
@@ -203,17 +212,19 @@ def delete_job(resources: Resources, principal: Principal, job_id: str) -> None:
     """Delete a job that has ended, and its files.
 
     The row goes first, so that no client gets half of the files. Files that an interruption
-    leaves in the store have no row then, and the sweeper removes them.
+    leaves in the store have no row then, and maintenance removes them as orphans.
 
     Raises:
         IllegalTransitionError: if the job has not ended.
+        StoreNotOwnedError: if the store is not provably this deployment's.
     """
+    require_own_store(resources)
     with resources.database.transaction() as transaction:
         job = locked_job(transaction, principal, job_id)
         if not jobs.remove(transaction, job_id):
             raise IllegalTransitionError(f"The job is {job.state}; cancel it first")
         announce(transaction, job_id)
-    resources.store.delete(resources.store.keys(job_prefix(job_id)))
+    delete_prefix(resources, job_prefix(job))
 
 
 def list_events(

@@ -13,27 +13,27 @@ from pathlib import Path
 from app.adapters.database import jobs, layer_files
 from app.domain.artifact import LayerFile, layer_key
 from app.domain.errors import ArtifactNotFoundError, LeaseLostError
-from app.domain.job import JobRecord, Lease
+from app.domain.job import JobRecord
 from app.services.resources import Resources
 from app.telemetry import get_logger
 
 _log = get_logger(__name__)
 
 
-def keep(resources: Resources, lease: Lease, file: Path) -> None:
+def keep(resources: Resources, job: JobRecord, file: Path) -> None:
     """Copy a file of this machine to the store and write its row.
 
     Raises:
         LeaseLostError: if another worker claimed the job.
         StoreUnavailableError: if the store does not answer.
     """
-    key = layer_key(lease.job_id, lease.token, file.name)
+    key = layer_key(job, file.name)
     layer_file = LayerFile(name=file.name, key=key, bytes=file.stat().st_size, sha256=_sha256(file))
     resources.store.put_file(key, file)
     with resources.database.transaction() as transaction:
-        if not jobs.lock_owned(transaction, lease):
+        if not jobs.lock_owned(transaction, job.lease):
             raise LeaseLostError
-        layer_files.insert_new(transaction, lease.job_id, layer_file)
+        layer_files.insert_new(transaction, job.id, layer_file)
 
 
 def fetch(resources: Resources, job: JobRecord, directory: Path) -> frozenset[str]:

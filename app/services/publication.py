@@ -22,6 +22,7 @@ from app.domain.errors import LeaseLostError, PublicationError
 from app.domain.events import EventType
 from app.domain.job import JobRecord, JobResult, Lease, Speedup
 from app.services.registry_hand_offs import configured_targets
+from app.services.removal import delete_objects
 from app.services.resources import Resources
 from intraslice_core.checkpoints.manifest import MANIFEST_SCHEMA_VERSION, program_versions
 
@@ -46,7 +47,7 @@ def upload(
         PublicationError: if the store holds other bytes than the directory.
         StoreUnavailableError: if the store does not answer.
     """
-    prefix = attempt_prefix(job.id, job.fencing_token)
+    prefix = attempt_prefix(job, job.fencing_token)
     # The manifest of the job replaces the engine's.
     files_there = (path for path in directory.rglob("*") if path.is_file())
     sources = sorted(path for path in files_there if path != directory / MANIFEST)
@@ -84,28 +85,37 @@ def publish(
     return job
 
 
-def discard_attempt(resources: Resources, lease: Lease) -> None:
-    """Remove the uploaded files of an attempt that did not succeed."""
-    _discard(resources, lease.job_id, attempt_prefix(lease.job_id, lease.token), lease.token)
+def discard_attempt(resources: Resources, job: JobRecord) -> None:
+    """Remove the uploaded files of the job's attempt, as claimed, which did not succeed."""
+    _discard(resources, job, attempt_prefix(job, job.fencing_token))
 
 
 def discard_other_attempts(resources: Resources, job: JobRecord) -> None:
     """Remove left-overs of earlier attempts."""
-    _discard(resources, job.id, job_prefix(job.id), job.fencing_token)
+    _discard(resources, job, job_prefix(job))
 
 
-def _discard(resources: Resources, job_id: str, prefix: str, token: int) -> None:
-    """Remove objects, except published files: the commit may have succeeded without an answer.
+def unused_objects(resources: Resources, job: JobRecord, prefix: str) -> dict[str, int]:
+    """Return the objects that no attempt needs, with their bytes, by key.
 
-    Finished layers stay until the job has succeeded or expired: a retry resumes from them. Files of
-    attempts after `token` stay too: the job may have been claimed again since.
+    Published files are needed: the commit may have succeeded without an answer. Finished layers
+    are needed until the job has succeeded or expired: a retry resumes from them. Files of later
+    attempts are needed too: the job may have been claimed again since.
     """
+    # Listed before the rows are read: a file that is published in between has its row by then.
+    stored = resources.store.sizes(prefix)
     with resources.database.transaction() as transaction:
-        used = {file.key for file in artifacts.of_job(transaction, job_id)}
-        used |= {file.key for file in layer_files.of_job(transaction, job_id)}
-    store = resources.store
-    left = [key for key in store.keys(prefix) if key not in used]
-    store.delete([key for key in left if (attempt_token(key) or 0) <= token])
+        used = {file.key for file in artifacts.of_job(transaction, job.id)}
+        used |= {file.key for file in layer_files.of_job(transaction, job.id)}
+    return {
+        key: size
+        for key, size in stored.items()
+        if key not in used and (attempt_token(key) or 0) <= job.fencing_token
+    }
+
+
+def _discard(resources: Resources, job: JobRecord, prefix: str) -> None:
+    delete_objects(resources, unused_objects(resources, job, prefix))
 
 
 def summarise(report: dict[str, Any]) -> JobResult:

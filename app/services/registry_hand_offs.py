@@ -166,7 +166,7 @@ def _fetch(resources: Resources, file: ArtifactRecord, target: Path) -> None:
 
 
 def _directory(resources: Resources, job_id: str, target: HandOffTarget) -> Path:
-    return resources.settings.work_dir / f"{job_id}.{_DIRECTORY}-{target}"
+    return resources.work_dir / f"{job_id}.{_DIRECTORY}-{target}"
 
 
 @contextmanager
@@ -193,7 +193,7 @@ def _renewed(resources: Resources, due: DueHandOff) -> Iterator[None]:
 
 def remove_stale(resources: Resources) -> None:
     """Remove files that killed workers of this machine fetched for hand-offs that have ended."""
-    work = resources.settings.work_dir
+    work = resources.work_dir
     for directory in work.glob(f"*.{_DIRECTORY}-*") if work.is_dir() else ():
         job_id, _, kind = directory.name.partition(".")
         with resources.database.transaction() as transaction:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from celery import Celery  # type: ignore[import-untyped]
 
 from app.adapters.artifact_signatures import ArtifactSigner
+from app.adapters.database.deployment import DeploymentIdentity
 from app.adapters.database.engine import Database
 from app.adapters.database.keys import KeyCache
 from app.adapters.queue import WakeQueue, make_celery
@@ -19,6 +21,7 @@ from app.adapters.webhook_signing import WebhookSecrets
 from app.adapters.worker_registry import WorkerRegistry
 from app.services.rate_limit import FailedAuthenticationLimit
 from app.settings import Settings
+from app.store_endpoints import own_endpoint, uses_direct_links
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,7 @@ class Resources:
 
     settings: Settings
     database: Database
+    deployment: DeploymentIdentity
     store: ArtifactStore
     celery: Celery
     queue: WakeQueue
@@ -39,6 +43,28 @@ class Resources:
     webhook_sender: WebhookSender
     artifact_signer: ArtifactSigner | None = None
     """Set in workers only; the API does not need the private key."""
+
+    @property
+    def shared_dir(self) -> Path:
+        """Directory of the statistics that a sweep's jobs share on this machine."""
+        return self._local("shared")
+
+    @property
+    def uploads_dir(self) -> Path:
+        """Directory in which this machine's workers keep the uploads that jobs use."""
+        return self._local("uploads")
+
+    @property
+    def work_dir(self) -> Path:
+        """Directory of the running attempts' files."""
+        return self._local("work")
+
+    def _local(self, kind: str) -> Path:
+        """Return a directory of this deployment: maintenance removes what its rows do not name.
+
+        Another deployment's workers may use the same data directory.
+        """
+        return self.settings.data_dir / kind / self.deployment.id()
 
     def close(self) -> None:
         self.limiter.close()
@@ -58,32 +84,48 @@ def open_resources(settings: Settings, *, signs: bool = False) -> Resources:
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     configured = settings.signing_key
     key = configured.get_secret_value() if configured else kept_signing_key(settings.data_dir)
+    former = settings.signing_key_previous
+    previous = former.get_secret_value() if former else None
     guard = DestinationGuard(allow_loopback=settings.webhook_allow_loopback)
     celery = make_celery(settings.broker_url)
+    database = Database(settings.database_url, pool_size=15 + 2 * settings.worker_concurrency)
+    deployment = DeploymentIdentity(database)
     return Resources(
         settings=settings,
-        database=Database(settings.database_url, pool_size=15 + 2 * settings.worker_concurrency),
-        store=ArtifactStore(settings.store_url),
+        database=database,
+        deployment=deployment,
+        store=ArtifactStore(
+            settings.store_url,
+            endpoint=own_endpoint(settings.store_url),
+            public_endpoint=settings.store_public_endpoint,
+            direct=uses_direct_links(
+                settings.store_url, settings.store_public_endpoint, settings.downloads
+            ),
+        ),
         celery=celery,
-        queue=WakeQueue(celery),
+        queue=WakeQueue(celery, deployment.known_id),
         limiter=RateLimiter(
             settings.broker_url,
+            deployment.known_id,
             per_second=settings.requests_per_second,
             burst=settings.requests_burst,
         ),
         workers=WorkerRegistry(
-            settings.broker_url, expiry_seconds=6 * settings.maintenance_seconds
+            settings.broker_url,
+            deployment.known_id,
+            expiry_seconds=6 * settings.maintenance_seconds,
         ),
         key_cache=KeyCache(settings.key_cache_seconds),
         failed_authentications=FailedAuthenticationLimit(
             RateLimiter(
                 settings.broker_url,
+                deployment.known_id,
                 per_second=settings.wrong_keys_per_minute / 60,
                 burst=settings.wrong_keys_burst,
             )
         ),
-        signer=UrlSigner(key),
-        webhook_secrets=WebhookSecrets(key),
+        signer=UrlSigner(key, previous),
+        webhook_secrets=WebhookSecrets(key, previous),
         webhook_sender=WebhookSender(guard, timeout=settings.webhook_timeout_seconds),
         artifact_signer=None if key_file is None else ArtifactSigner(key_file),
     )

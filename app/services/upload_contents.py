@@ -14,6 +14,7 @@ from app.domain.artifact import lifetime
 from app.domain.errors import (
     ArtifactNotFoundError,
     DiskFullError,
+    ServiceError,
     UploadDamagedError,
     UploadNotFoundError,
 )
@@ -54,8 +55,16 @@ def verify(resources: Resources, upload_id: str) -> None:
     with resources.database.transaction() as transaction:
         ended = uploads.end_check(transaction, upload_id, error, lifetime(days))
     if ended and error is not None:
-        discard(resources, upload_id)
+        _discard_refused(resources, upload)
     _log.info("upload_checked", upload_id=upload_id, refused=error and error.code)
+
+
+def _discard_refused(resources: Resources, upload: UploadRecord) -> None:
+    try:
+        discard(resources, upload)
+    except ServiceError as error:
+        # They go when the upload expires or is deleted.
+        _log.warning("refused_upload_kept", upload_id=upload.id, code=error.code)
 
 
 def fetch(
@@ -78,14 +87,14 @@ def fetch(
         upload = _find(resources, upload_id)
         if upload is None or upload.project_id != project_id:
             raise UploadNotFoundError(f"There is no upload {upload_id}")
-        place = resources.settings.uploads_dir / upload.id
+        place = resources.uploads_dir / upload.id
         if not place.is_dir():
             _assemble(resources, upload, place, before_part)
 
 
 def remove_stale(resources: Resources) -> None:
     """Remove assembled uploads from this machine that have been deleted."""
-    place = resources.settings.uploads_dir
+    place = resources.uploads_dir
     here = (
         {entry.name for entry in place.iterdir() if entry.name[0] != "."}
         if place.is_dir()

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from app.adapters.database import uploads
-from app.adapters.database.engine import take_turn
+from app.adapters.database import deployment, uploads
 from app.domain.errors import (
     FieldProblem,
     InvalidRequestError,
@@ -25,7 +24,6 @@ from app.domain.errors import (
 from app.domain.identifiers import UPLOAD, is_id, new_id
 from app.domain.principal import Principal, Scope
 from app.domain.upload import (
-    UPLOADS_PREFIX,
     Part,
     UploadDetails,
     UploadFileDetails,
@@ -36,16 +34,16 @@ from app.domain.upload import (
     UploadRequest,
     UploadState,
     name_problems,
-    upload_of_prefix,
     upload_prefix,
 )
 from app.services.admission import Locate
+from app.services.deployment import may_delete, require_own_store
+from app.services.removal import delete_prefix
 from app.services.resources import Resources
 from app.telemetry import get_logger
 
 _MOST_PARTS = 10_000
 _BATCH = 50
-_ORPHANS = "remove_orphaned_uploads"
 _PATIENCE = timedelta(minutes=15)
 """A check that has reported no part for this long has lost its process."""
 _log = get_logger(__name__)
@@ -75,6 +73,7 @@ def create_upload(
             request,
             part_bytes=settings.upload_part_bytes,
             lifetime=timedelta(hours=settings.upload_open_hours),
+            store_prefix=deployment.current(transaction).store_prefix,
         )
     return _details(resources, upload, links=True)
 
@@ -116,12 +115,14 @@ def delete_upload(resources: Resources, principal: Principal, upload_id: str) ->
 
     Raises:
         UploadInUseError: if a job that has not ended names it.
+        StoreNotOwnedError: if the store is not provably this deployment's.
     """
-    _existing(resources, principal.project_id, upload_id)
+    upload = _existing(resources, principal.project_id, upload_id)
+    require_own_store(resources)
     with resources.database.transaction() as transaction:
         if not uploads.remove(transaction, upload_id):
             raise UploadInUseError
-    discard(resources, upload_id)
+    discard(resources, upload)
 
 
 def expect_part(resources: Resources, upload_id: str, file: int, number: int) -> Part:
@@ -152,15 +153,15 @@ def locator(resources: Resources, project_id: str) -> Locate:
             raise UploadNotFoundError(f"The upload is a {upload.kind}, a {kind} is required")
         if upload.state is not UploadState.READY:
             raise UploadNotReadyError(f"The upload is {upload.state}")
-        place = resources.settings.uploads_dir / upload.id
+        place = resources.uploads_dir / upload.id
         return place if kind is UploadKind.MODEL else place / upload.files[0].name
 
     return locate
 
 
-def discard(resources: Resources, upload_id: str) -> None:
+def discard(resources: Resources, upload: UploadRecord) -> None:
     """Remove an upload's objects from the store."""
-    resources.store.delete(resources.store.keys(upload_prefix(upload_id)))
+    delete_prefix(resources, upload_prefix(upload))
 
 
 def expire(resources: Resources) -> int:
@@ -168,33 +169,22 @@ def expire(resources: Resources) -> int:
     with resources.database.transaction() as transaction:
         for upload_id in uploads.reopen_stuck(transaction, _PATIENCE):
             _log.warning("upload_reopened", upload_id=upload_id)
+    if not may_delete(resources):
+        return 0
+    with resources.database.transaction() as transaction:
         waiting = uploads.due(transaction, _BATCH)
-    for upload_id in waiting:
+    for upload in waiting:
         with resources.database.transaction() as transaction:
-            removed = uploads.remove(transaction, upload_id)
+            removed = uploads.remove(transaction, upload.id)
         if removed:
-            discard(resources, upload_id)
-            _log.info("upload_expired", upload_id=upload_id)
+            discard(resources, upload)
+            _log.info("upload_expired", upload_id=upload.id)
     return len(waiting)
-
-
-def remove_orphans(resources: Resources) -> int:
-    """Remove the objects of uploads that have no row any more; a periodic task."""
-    with resources.database.transaction() as transaction:
-        if not take_turn(transaction, _ORPHANS, resources.settings.orphan_check_seconds):
-            return 0
-    stored = {upload_of_prefix(prefix) for prefix in resources.store.directories(UPLOADS_PREFIX)}
-    with resources.database.transaction() as transaction:
-        orphans = stored - uploads.existing(transaction, stored)
-    for upload_id in orphans:
-        discard(resources, upload_id)
-        _log.warning("orphaned_upload_removed", upload_id=upload_id)
-    return len(orphans)
 
 
 def missing_parts(resources: Resources, upload: UploadRecord) -> Iterator[Part]:
     """Yield the parts that are missing or have another size than announced."""
-    there = resources.store.sizes(upload_prefix(upload.id))
+    there = resources.store.sizes(upload_prefix(upload))
     return (part for part in upload.all_parts() if there.get(part.key) != part.bytes)
 
 
@@ -232,9 +222,9 @@ def _details(resources: Resources, upload: UploadRecord, *, links: bool) -> Uplo
 
 
 def _link(resources: Resources, upload: UploadRecord, part: Part) -> str:
-    """Return a link to the bucket, or to the API where the store is a directory."""
+    """Return a link to the bucket if clients reach it, else to the API."""
     seconds = resources.settings.url_expiry_seconds
-    if resources.store.signs_links:
+    if resources.store.is_direct:
         return resources.store.presigned_url(part.key, seconds, "PUT")
     return resources.signer.sign_part(upload.id, part.file, part.number, seconds)
 

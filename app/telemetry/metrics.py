@@ -7,7 +7,9 @@ the number of queued jobs, are read from the database at scrape time: see
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram, disable_created_metrics
+import math
+
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
 # Omit the second series of each counter, its creation time, which we do not use.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -55,6 +57,14 @@ CHILD_DEATHS = Counter(
     ["kind"],
 )
 STORE_ERRORS = Counter("intraslice_store_errors", "Failed requests to the artifact store.")
+STORE_OWNED = Gauge(
+    "intraslice_store_owned",
+    "1 if the artifact store carries this deployment's marker; at 0 nothing is deleted.",
+)
+STORE_OWNED.set(math.nan)  # until it has been checked, which is not an alarm
+ARTIFACTS_MISSED = Counter(
+    "intraslice_artifacts_missed", "Succeeded jobs whose artifacts a check missed in the store."
+)
 JOBS_EXPIRED = Counter(
     "intraslice_jobs_expired", "Jobs whose artifacts were removed after their retention."
 )
@@ -69,9 +79,15 @@ HAND_OFF_TRIES = Counter(
 WEBHOOK_TRIES = Counter(
     "intraslice_webhook_tries", "Attempts to deliver a webhook, by outcome.", ["outcome"]
 )
+PREVIOUS_OPERATOR_KEY_REQUESTS = Counter(
+    "intraslice_previous_operator_key_requests",
+    "Requests with the previous operator key; without any, it can be removed.",
+)
 
 # Gauges of the whole deployment, read at scrape time.
 JOBS = "intraslice_jobs"
+JOBS_MISSING_ARTIFACTS = "intraslice_jobs_missing_artifacts"
 OUTBOX_MESSAGES = "intraslice_outbox_messages"
 OUTBOX_OLDEST_SECONDS = "intraslice_outbox_oldest_seconds"
+WEBHOOKS_ON_PREVIOUS_KEY = "intraslice_webhooks_on_previous_key"
 DATABASE_UP = "intraslice_database_up"

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from app.domain.artifact import Artifact
-from intraslice_client._async.transport import AsyncTransport, delay_retry
+from intraslice_client._async.transport import AsyncTransport
 from intraslice_client._retries import Backoff, may_retry
 from intraslice_client.errors import DamagedFileError
 
@@ -77,7 +77,7 @@ class AsyncDownloads:
             if expired:
                 file = await _renewed(file, list_artifacts)
             retryable = expired or may_retry(outcome, idempotent=True)
-            await delay_retry(outcome, backoff, retryable)
+            await self._transport.delay_retry(outcome, backoff, retryable)
         if _sha256(partial) != file.sha256:
             partial.unlink()
             raise DamagedFileError(f"SHA-256 of {file.name} does not match; download it again")

@@ -20,8 +20,9 @@ from app.domain.model_source import ModelSource
 from app.domain.registry_hand_off import HandOff, HandOffList
 from app.domain.validation import Validation
 from intraslice_client._async.downloads import AsyncDownloads
-from intraslice_client._async.transport import AsyncTransport, delay_retry
+from intraslice_client._async.transport import AsyncTransport
 from intraslice_client._requests import idempotency_header, job_body, without_none
+from intraslice_client._responses import parsed
 from intraslice_client._retries import Backoff, may_retry
 from intraslice_client.errors import job_not_done
 from intraslice_core.config import CompressionConfig, EvaluationConfig
@@ -238,7 +239,7 @@ class AsyncJobs:
             )
             if response.status_code == httpx.codes.OK:
                 etag = response.headers["etag"]
-                yield Job.model_validate_json(response.content)
+                yield parsed(Job, response)
 
     async def watch(self, job_id: str, *, after: int = 0) -> AsyncIterator[Event | JobLive]:
         """Yield the events of a job, and its live progress between them, until the job ends.
@@ -281,7 +282,7 @@ class AsyncJobs:
         if outcome is None:
             await asyncio.sleep(0.5)
             return
-        await delay_retry(outcome, backoff, may_retry(outcome, idempotent=True))
+        await self._transport.delay_retry(outcome, backoff, may_retry(outcome, idempotent=True))
 
     async def _stream(
         self, job_id: str, after: int

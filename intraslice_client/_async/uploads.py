@@ -19,7 +19,7 @@ from app.domain.upload import (
     is_model_file,
 )
 from intraslice_client._async.transport import AsyncTransport
-from intraslice_client.errors import UploadRejectedError, api_error
+from intraslice_client.errors import UploadRejectedError
 
 _VALIDATION_TIMEOUT_SECONDS = 3600.0
 """Limit for the service to read and validate a complete upload."""
@@ -143,6 +143,4 @@ class AsyncUploads:
             await self._transport.send("PUT", url, content=content)
             return
         async with httpx.AsyncClient(timeout=_PART_TIMEOUT_SECONDS) as bucket:
-            response = await bucket.put(url, content=content)
-        if response.is_error:
-            raise api_error(response)
+            await self._transport.send("PUT", url, content=content, http=bucket)

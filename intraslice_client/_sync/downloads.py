@@ -11,7 +11,7 @@ import httpx
 
 from app.domain.artifact import Artifact
 from intraslice_client._retries import Backoff, may_retry
-from intraslice_client._sync.transport import Transport, delay_retry
+from intraslice_client._sync.transport import Transport
 from intraslice_client.errors import DamagedFileError
 
 ListArtifacts = Callable[[], tuple[Artifact, ...]]
@@ -77,7 +77,7 @@ class Downloads:
             if expired:
                 file = _renewed(file, list_artifacts)
             retryable = expired or may_retry(outcome, idempotent=True)
-            delay_retry(outcome, backoff, retryable)
+            self._transport.delay_retry(outcome, backoff, retryable)
         if _sha256(partial) != file.sha256:
             partial.unlink()
             raise DamagedFileError(f"SHA-256 of {file.name} does not match; download it again")

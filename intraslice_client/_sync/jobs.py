@@ -19,9 +19,10 @@ from app.domain.model_source import ModelSource
 from app.domain.registry_hand_off import HandOff, HandOffList
 from app.domain.validation import Validation
 from intraslice_client._requests import idempotency_header, job_body, without_none
+from intraslice_client._responses import parsed
 from intraslice_client._retries import Backoff, may_retry
 from intraslice_client._sync.downloads import Downloads
-from intraslice_client._sync.transport import Transport, delay_retry
+from intraslice_client._sync.transport import Transport
 from intraslice_client.errors import job_not_done
 from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.reports.schema import CompressionReport
@@ -235,7 +236,7 @@ class Jobs:
             )
             if response.status_code == httpx.codes.OK:
                 etag = response.headers["etag"]
-                yield Job.model_validate_json(response.content)
+                yield parsed(Job, response)
 
     def watch(self, job_id: str, *, after: int = 0) -> Iterator[Event | JobLive]:
         """Yield the events of a job, and its live progress between them, until the job ends.
@@ -278,7 +279,7 @@ class Jobs:
         if outcome is None:
             time.sleep(0.5)
             return
-        delay_retry(outcome, backoff, may_retry(outcome, idempotent=True))
+        self._transport.delay_retry(outcome, backoff, may_retry(outcome, idempotent=True))
 
     def _stream(self, job_id: str, after: int) -> Iterator[Event | JobLive | httpx.Response | None]:
         """Yield the messages of one connection; None ends the log, a response is an error."""

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel
 
+from intraslice_client._responses import parsed, request_error
 from intraslice_client._retries import Backoff, may_retry
-from intraslice_client.errors import UnreachableError, api_error
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -30,7 +30,13 @@ class Transport:
         self.patience = patience
 
     def send(
-        self, method: str, path: str, *, idempotent: bool | None = None, **arguments: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        idempotent: bool | None = None,
+        http: httpx.Client | None = None,
+        **arguments: Any,
     ) -> httpx.Response:
         """Send a request, with retries, and return the successful response.
 
@@ -39,33 +45,48 @@ class Transport:
             path: path relative to the base URL.
             idempotent: True if repeating the request has no further effect; None: the method
                 decides.
+            http: httpx client for another host; None: the client of the service.
             **arguments: further arguments of `httpx.Client.request`.
 
         Raises:
             ApiError: if the service responds with an error.
             UnreachableError: if the service does not respond within `patience` seconds.
+            StoreError: if the host of a signed link responds with an error.
         """
         if idempotent is None:
             idempotent = method in _IDEMPOTENT_METHODS
         backoff = Backoff(self.patience)
         while True:
-            outcome = self._try(method, path, arguments)
+            outcome = self._try(http or self.http, method, path, arguments)
             if not isinstance(outcome, httpx.TransportError) and not outcome.is_error:
                 return outcome
-            delay_retry(outcome, backoff, may_retry(outcome, idempotent=idempotent))
+            self.delay_retry(outcome, backoff, may_retry(outcome, idempotent=idempotent))
 
     def _try(
-        self, method: str, path: str, arguments: dict[str, Any]
+        self, http: httpx.Client, method: str, path: str, arguments: dict[str, Any]
     ) -> httpx.Response | httpx.TransportError:
         try:
-            return self.http.request(method, path, **arguments)
+            return http.request(method, path, **arguments)
         except httpx.TransportError as error:
             return error
+
+    def delay_retry(
+        self, outcome: httpx.Response | httpx.TransportError, backoff: Backoff, retryable: bool
+    ) -> None:
+        """Wait before a request is sent again.
+
+        Raises:
+            ClientError: if the request may not be retried or the patience of `backoff` has run out.
+        """
+        delay = backoff.next_delay(outcome) if retryable else None
+        if delay is None:
+            raise request_error(outcome, self.http.build_request("GET", "/").url)
+        time.sleep(delay)
 
     def fetch(self, body_type: type[Body], method: str, path: str, **arguments: Any) -> Body:
         """Send a request and return the parsed body of the response."""
         response = self.send(method, path, **arguments)
-        return body_type.model_validate_json(response.content)
+        return parsed(body_type, response)
 
     def pages(
         self, body_type: type[Body], path: str, query: dict[str, Any] | None = None
@@ -79,26 +100,3 @@ class Transport:
             if cursor is None:
                 return
             parameters["after"] = cursor
-
-
-def delay_retry(
-    outcome: httpx.Response | httpx.TransportError, backoff: Backoff, retryable: bool
-) -> None:
-    """Wait before a request is sent again.
-
-    Raises:
-        ClientError: if the request may not be retried or the patience of `backoff` has run out.
-    """
-    delay = backoff.next_delay(outcome) if retryable else None
-    if delay is None:
-        raise _request_error(outcome)
-    time.sleep(delay)
-
-
-def _request_error(outcome: httpx.Response | httpx.TransportError) -> Exception:
-    """Return the client's error for an error response or a request without a response."""
-    if not isinstance(outcome, httpx.TransportError):
-        return api_error(outcome)
-    error = UnreachableError(f"no response from the service: {outcome or type(outcome).__name__}")
-    error.__cause__ = outcome
-    return error

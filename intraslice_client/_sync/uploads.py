@@ -18,7 +18,7 @@ from app.domain.upload import (
     is_model_file,
 )
 from intraslice_client._sync.transport import Transport
-from intraslice_client.errors import UploadRejectedError, api_error
+from intraslice_client.errors import UploadRejectedError
 
 _VALIDATION_TIMEOUT_SECONDS = 3600.0
 """Limit for the service to read and validate a complete upload."""
@@ -141,6 +141,4 @@ class Uploads:
             self._transport.send("PUT", url, content=content)
             return
         with httpx.Client(timeout=_PART_TIMEOUT_SECONDS) as bucket:
-            response = bucket.put(url, content=content)
-        if response.is_error:
-            raise api_error(response)
+            self._transport.send("PUT", url, content=content, http=bucket)

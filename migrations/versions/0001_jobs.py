@@ -9,6 +9,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+downgrade_drops = "all jobs with their events and artifacts"
+
 _NOW = sa.text("now()")
 _ZERO = sa.text("0")
 _TIMESTAMP = sa.DateTime(timezone=True)

@@ -8,6 +8,8 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
+downgrade_drops = "the projects of jobs and the idempotency keys that two projects share"
+
 _DEFAULT = sa.text("'default'")
 
 

@@ -8,6 +8,8 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
+downgrade_drops = "priorities, time limits and waiting times of jobs, and the state of paused ones"
+
 _TIMESTAMP = sa.DateTime(timezone=True)
 _NOW = sa.text("now()")
 _BEFORE = (

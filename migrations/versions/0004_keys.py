@@ -8,6 +8,8 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
+downgrade_drops = "all API keys and the audit log"
+
 _NOW = sa.text("now()")
 _TIMESTAMP = sa.DateTime(timezone=True)
 

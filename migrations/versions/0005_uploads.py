@@ -9,6 +9,8 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
+downgrade_drops = "all uploads"
+
 _TIMESTAMP = sa.DateTime(timezone=True)
 
 

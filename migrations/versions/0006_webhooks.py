@@ -9,6 +9,8 @@ down_revision = "0005"
 branch_labels = None
 depends_on = None
 
+downgrade_drops = "all webhooks and their deliveries"
+
 _NOW = sa.text("now()")
 _ZERO = sa.text("0")
 _TIMESTAMP = sa.DateTime(timezone=True)

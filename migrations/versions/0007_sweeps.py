@@ -9,6 +9,8 @@ down_revision = "0006"
 branch_labels = None
 depends_on = None
 
+downgrade_drops = "all sweeps and the measured speeds"
+
 _NOW = sa.text("now()")
 
 

@@ -8,6 +8,8 @@ down_revision = "0007"
 branch_labels = None
 depends_on = None
 
+downgrade_drops = "the finished layers of interrupted jobs"
+
 
 def upgrade() -> None:
     op.create_table(

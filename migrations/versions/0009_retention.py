@@ -8,6 +8,8 @@ down_revision = "0008"
 branch_labels = None
 depends_on = None
 
+downgrade_drops = "expiry times, pins and trace contexts of jobs"
+
 _TIMESTAMP = sa.DateTime(timezone=True)
 _FALSE = sa.text("false")
 

@@ -8,6 +8,8 @@ down_revision = "0009"
 branch_labels = None
 depends_on = None
 
+downgrade_drops = "all registry hand-offs"
+
 _NOW = sa.text("now()")
 _TIMESTAMP = sa.DateTime(timezone=True)
 

@@ -8,6 +8,8 @@ down_revision = "0010"
 branch_labels = None
 depends_on = None
 
+downgrade_drops = "the names of uploads"
+
 
 def upgrade() -> None:
     op.add_column("uploads", sa.Column("name", sa.Text))

@@ -11,6 +11,8 @@ down_revision = "0011"
 branch_labels = None
 depends_on = None
 
+downgrade_drops = None
+
 _UP = (("intraslice", "intraslice_plus"), ("paper", "intraslice"))
 _DOWN = (("intraslice", "paper"), ("intraslice_plus", "intraslice"))
 

@@ -12,6 +12,10 @@ down_revision = "0012"
 branch_labels = None
 depends_on = None
 
+downgrade_drops = (
+    "the deployment's id and where in the store newer jobs and uploads have their files"
+)
+
 _TIMESTAMP = sa.DateTime(timezone=True)
 _NOW = sa.func.now()
 _OWNERS = ("jobs", "uploads")

@@ -144,7 +144,7 @@ def succeeded(
     scored = REPORT["evaluation"] | {"perplexity": [_PERPLEXITY | {"compressed": perplexity}]}
     report = REPORT | {"bytes_after": bytes_after, "evaluation": scored}
 
-    directory = resources.settings.work_dir / job.id
+    directory = resources.work_dir / job.id
     (directory / "code").mkdir(parents=True)
     (directory / "config.json").write_text('{"a": 1}')
     (directory / "model.safetensors").write_bytes(bytes(range(256)) * 4)

@@ -196,7 +196,7 @@ def test_a_mixture_cannot_contain_an_upload_of_another_project(closed: TestClien
     accepted = closed.post("/v1/jobs", json=body, headers=owner.headers())
     assert accepted.status_code == 202, accepted.text
     upload_contents.fetch(resources, "a", make_request(compression=config), lambda: None)
-    assert (resources.settings.uploads_dir / upload.id / "a.txt").read_bytes() == content
+    assert (resources.uploads_dir / upload.id / "a.txt").read_bytes() == content
     # A queued job keeps the uploads of its mixture.
     used = closed.delete(f"/v1/uploads/{upload.id}", headers=owner.headers())
     assert used.json()["code"] == "upload_in_use"
@@ -335,7 +335,9 @@ def test_body_size_is_limited(client: TestClient) -> None:
 
 SECRETS = {
     "INTRASLICE_API_KEY": "marked-operators-key-4711",
+    "INTRASLICE_API_KEY_PREVIOUS": "marked-former-operators-key-4711",
     "INTRASLICE_SIGNING_KEY": "marked-signing-key-4711",
+    "INTRASLICE_SIGNING_KEY_PREVIOUS": "marked-former-signing-key-4711",
 }
 
 
@@ -459,12 +461,15 @@ def test_the_log_of_the_server_contains_no_secret(settings: Settings, resources:
         _wait_until_alive(server, port)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
             assert client.get("/v1/jobs", headers=bearer(issued)).status_code == 200
+            former = {"authorization": f"Bearer {SECRETS['INTRASLICE_API_KEY_PREVIOUS']}"}
+            assert client.get("/v1/jobs", headers=former).status_code == 200
             link = "/v1/downloads/job_x/marked-name?expires=1&signature=marked-signature"
             assert client.get(link).status_code == 403
     finally:
         server.terminate()
         log, _ = server.communicate(timeout=60)
     assert "/v1/downloads/job_x/marked-name" in log
+    assert "the previous operator key is still in use" in log
     for hidden in (*SECRETS.values(), issued.secret, "marked-signature"):
         assert hidden not in log
 

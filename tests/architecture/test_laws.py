@@ -49,6 +49,20 @@ def test_only_the_engine_room_of_the_database_commits() -> None:
                 assert ".begin(" not in text, file
 
 
+def test_only_the_removal_service_deletes_objects() -> None:
+    """It compares the store's marker with the database first."""
+    for place in ("app", "workers"):
+        for file in (REPOSITORY / place).rglob("*.py"):
+            if file.relative_to(REPOSITORY).as_posix() not in {
+                "app/services/removal.py",
+                "app/adapters/storage.py",
+                "app/embedded/seaweed.py",
+            }:
+                text = file.read_text()
+                assert "store.delete(" not in text, file
+                assert "obstore.delete" not in text, file
+
+
 def test_only_settings_read_the_environment() -> None:
     # The command line and the servers' launcher pass an environment on; they do not interpret it.
     # MLflow has a switch that it reads as it is imported.
@@ -59,6 +73,7 @@ def test_only_settings_read_the_environment() -> None:
         "app/embedded/stack.py",
         "app/embedded/whole_service.py",
         "app/settings.py",
+        "app/store_endpoints.py",
         "workers/child_process.py",
     }
     for place in ("app", "workers"):

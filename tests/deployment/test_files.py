@@ -13,6 +13,7 @@ import pytest
 
 from app.settings import Settings
 from tests.deployment.compose import (
+    OPTIONAL,
     REPOSITORY,
     MissingVariableError,
     example_environment,
@@ -51,7 +52,7 @@ def test_compose_does_not_start_without_each_secret(secret: str) -> None:
 def test_the_file_contains_no_secret() -> None:
     filled = filled_environment()
     empty = {name for name, value in example_environment().items() if not value}
-    assert empty == SECRETS | {"INTRASLICE_OTEL_ENDPOINT"}
+    assert empty == SECRETS | OPTIONAL
     for service in load(filled)["services"].values():
         for name, value in service.get("environment", {}).items():
             if any(word in name for word in ("KEY", "PASSWORD", "SECRET", "AUTH")):
@@ -74,8 +75,17 @@ def test_every_service_has_limits_a_health_check_and_its_dependencies() -> None:
     for name in OURS:
         assert services[name]["read_only"] is True
         assert services[name]["cap_drop"] == ["ALL"]
-    published = [name for name, service in services.items() if service.get("ports")]
-    assert published == ["api"]
+    published = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert published == {"api": ["127.0.0.1:8000:8000"], "s3": ["127.0.0.1:8333:8333"]}
+
+
+def test_clients_get_files_from_the_api_unless_the_store_is_made_public() -> None:
+    names = ("INTRASLICE_DOWNLOADS", "INTRASLICE_STORE_PUBLIC_ENDPOINT")
+    example = load(filled_environment())["services"]["api"]["environment"]
+    assert [example[name] for name in names] == ["proxy", "http://127.0.0.1:8333"]
+    # An older .env file has neither line: the empty values are the settings' defaults.
+    older = load(filled_environment() | dict.fromkeys(names, ""))["services"]["api"]["environment"]
+    assert [older[name] for name in names] == ["", ""]
 
 
 def test_environment_variables_name_existing_settings() -> None:
@@ -126,3 +136,23 @@ def test_every_installation_in_the_image_is_pinned_and_reads_the_given_pip_confi
 
 def test_env_files_stay_out_of_the_repository() -> None:
     assert ".env" in (REPOSITORY / ".gitignore").read_text().split()
+
+
+def test_compose_trusts_no_proxy_and_allows_no_hub_model_by_default() -> None:
+    for name, default, variable in (
+        ("FORWARDED_ALLOW_IPS", "127.0.0.1", "10.1.2.3"),
+        ("INTRASLICE_HUB_ALLOW", "[]", '["meta-llama/*"]'),
+        ("INTRASLICE_HUB_DATA_ALLOW", "[]", '["wikitext"]'),
+    ):
+        assert example_environment()[name] == default
+        for value in (default, variable):
+            services = load(filled_environment() | {name: value})["services"]
+            assert services["api"]["environment"][name] == value
+
+
+def test_tmpfs_options_are_those_that_podman_accepts_too() -> None:
+    for name, service in load(filled_environment())["services"].items():
+        for entry in service.get("tmpfs", []):
+            _, _, options = entry.partition(":")
+            names = {option.partition("=")[0] for option in options.split(",") if option}
+            assert names <= {"mode", "size", "ro", "rw", "exec", "noexec"}, (name, entry)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -19,22 +17,9 @@ from app.adapters.database.engine import Database
 from app.adapters.database.migrate import downgrade, head_revision, upgrade
 from app.adapters.database.tables import metadata
 from app.domain.lifecycle import LEASED, State, legal_changes
-from app.embedded.postgres import EmbeddedPostgres
 from app.settings import Settings
 
 pytestmark = pytest.mark.postgres
-
-
-@pytest.fixture
-def empty(postgres_server: EmbeddedPostgres) -> Iterator[Settings]:
-    """Settings of a new database without tables."""
-    name = f"migrations_{uuid.uuid4().hex}"
-    admin = postgres_server.url.replace("+psycopg", "")
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    yield Settings(database_url=postgres_server.url.replace("/intraslice?", f"/{name}?"))
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def tables(settings: Settings) -> set[str]:
@@ -51,7 +36,7 @@ def test_tables_can_be_created_removed_and_created_again(empty: Settings) -> Non
     upgrade(empty)
     upgrade(empty)
     database = Database(empty.database_url)
-    assert database.schema_version() == head_revision()
+    assert database.schema().revision == head_revision()
     database.close()
 
 

@@ -27,7 +27,7 @@ def finish(mirror: LayerMirror, *names: str) -> None:
 
 
 def objects(resources: Resources, job: Job) -> set[str]:
-    return {key.rpartition("/")[2] for key in resources.store.keys(job_prefix(job.id))}
+    return {key.rpartition("/")[2] for key in resources.store.keys(job_prefix(job))}
 
 
 def mirror_of(resources: Resources, job: Job) -> LayerMirror:

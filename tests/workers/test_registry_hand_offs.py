@@ -96,7 +96,7 @@ def test_the_hub_receives_the_published_files(pushing: Resources, hub: Hub, tmp_
     assert repository.files == sent
     assert job.id in repository.files["manifest.json"].decode()
     assert perform_due_hand_off(pushing) == 0
-    assert list(pushing.settings.work_dir.glob("*.hand-off-*")) == []
+    assert list(pushing.work_dir.glob("*.hand-off-*")) == []
 
 
 def test_an_unavailable_hub_is_retried_and_the_job_stays_succeeded(
@@ -184,7 +184,7 @@ def test_files_of_a_killed_worker_are_removed_after_the_hand_off(
     pushing: Resources, tmp_path: Path
 ) -> None:
     job = succeed(pushing, tmp_path / "small")
-    left = pushing.settings.work_dir / f"{job.id}.hand-off-hub"
+    left = pushing.work_dir / f"{job.id}.hand-off-hub"
     left.mkdir(parents=True)
     registry_hand_offs.remove_stale(pushing)
     assert left.exists()

@@ -49,9 +49,9 @@ def run(resources: Resources, behaviour: str) -> Job | None:
 
 
 def assert_nothing_is_left(resources: Resources, job: Job) -> None:
-    assert resources.store.keys(job_prefix(job.id)) == []
+    assert resources.store.keys(job_prefix(job)) == []
     assert jobs.list_artifacts(resources, OPERATOR, job.id) == []
-    assert list(resources.settings.work_dir.glob("*")) == []
+    assert list(resources.work_dir.glob("*")) == []
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -62,7 +62,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 
 
 def child_pid(resources: Resources) -> int | None:
-    for file in resources.settings.work_dir.glob("*/pid"):
+    for file in resources.work_dir.glob("*/pid"):
         text = file.read_text()
         return int(text) if text else None
     return None
@@ -78,8 +78,8 @@ def test_a_finished_child_completes_the_job(resources: Resources, behaviour: str
     assert job.result.params_after == 700
     names = [file.name for file in jobs.list_artifacts(resources, OPERATOR, job.id)]
     assert names == ["config.json", "manifest.json", "model.safetensors"]
-    assert len(resources.store.keys(job_prefix(job.id))) == 3
-    assert list(resources.settings.work_dir.glob("*")) == []
+    assert len(resources.store.keys(job_prefix(job))) == 3
+    assert list(resources.work_dir.glob("*")) == []
     events = jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100).data
     stages = [event.data["stage"] for event in events if event.type == "progress"]
     assert stages == ["compress", "publish"]
@@ -250,7 +250,7 @@ def test_the_child_receives_the_model_limits(resources: Resources) -> None:
 
 
 def test_files_of_dead_workers_are_removed(resources: Resources) -> None:
-    work = resources.settings.work_dir
+    work = resources.work_dir
     alive = running(resources, "worker-1")
     live_directory = work / f"{alive.id}.{alive.fencing_token}"
     for directory in (live_directory, work / f"{alive.id}.0", work / ("job_" + "0" * 26 + ".1")):
@@ -261,9 +261,9 @@ def test_files_of_dead_workers_are_removed(resources: Resources) -> None:
 
 def test_success_removes_the_uploads_of_earlier_attempts(resources: Resources) -> None:
     job = queued(resources)
-    resources.store.put_new(f"{job_prefix(job.id)}attempts/0/files/old.bin", b"old")
+    resources.store.put_new(f"{job_prefix(job)}attempts/0/files/old.bin", b"old")
     assert run(resources, "finish") is not None
-    assert not any("old.bin" in key for key in resources.store.keys(job_prefix(job.id)))
+    assert not any("old.bin" in key for key in resources.store.keys(job_prefix(job)))
     assert len(jobs.list_artifacts(resources, OPERATOR, job.id)) == 3
 
 
@@ -289,7 +289,7 @@ def test_a_job_survives_a_short_database_outage(settings: Settings, tmp_path: Pa
         future = pool.submit(run, resources, "finish_on_signal_file")
         wait_for(lambda: child_pid(resources) is not None)
         server.stop()
-        for file in resources.settings.work_dir.glob("*/pid"):
+        for file in resources.work_dir.glob("*/pid"):
             file.with_name("go").touch()
         time.sleep(1.0)
         server.start()
@@ -305,8 +305,8 @@ def test_a_success_whose_commit_was_not_confirmed_keeps_its_files(resources: Res
     """The connection broke at the commit: the retry is rejected, but the files are published."""
     job = running(resources)
     succeeded(resources, job)
-    publication.discard_attempt(resources, job.lease)
-    assert len(resources.store.keys(job_prefix(job.id))) == 4
+    publication.discard_attempt(resources, job)
+    assert len(resources.store.keys(job_prefix(job))) == 4
 
 
 def test_a_second_signal_kills_an_unresponsive_child(settings: Settings) -> None:

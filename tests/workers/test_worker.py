@@ -115,7 +115,7 @@ def test_a_real_job_from_request_to_download(
     events = client.get(job["urls"]["events"]).json()["data"]
     assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
     assert (events[0]["type"], events[-1]["type"]) == ("queued", "succeeded")
-    assert list(settings.work_dir.glob("*")) == []
+    assert list((settings.data_dir / "work").glob("*/*")) == []
 
 
 def start_long_job(client: TestClient, model: Path, log: Path) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def test_a_running_job_is_cancelled(client: TestClient, settings: Settings, tmp_
         assert client.post(job["urls"]["cancel"]).json()["state"] == "cancelling"
         wait_for(lambda: state(client, job) == "cancelled", log, 20)
     assert client.get(job["urls"]["artifacts"]).json()["data"] == []
-    assert list(settings.work_dir.glob("*")) == []
+    assert list((settings.data_dir / "work").glob("*/*")) == []
 
 
 def test_a_terminated_workers_job_resumes_on_another_machine(
@@ -160,12 +160,12 @@ def test_a_terminated_workers_job_resumes_on_another_machine(
         for each in (job, undisturbed):
             wait_for(lambda each=each: state(client, each) == "succeeded", log)  # type: ignore[misc]
         # The worker removes its files after the job has succeeded.
-        wait_for(lambda: list(elsewhere.work_dir.glob("*")) == [], log)
+        wait_for(lambda: list((elsewhere.data_dir / "work").glob("*/*")) == [], log)
     assert report(client, job)["resumed_layers"] >= 1
     assert report(client, undisturbed)["resumed_layers"] == 0
     assert digests(client, job) == digests(client, undisturbed)
     published = {file["name"] for file in client.get(job["urls"]["artifacts"]).json()["data"]}
-    objects = Path(str(settings.data_dir)) / "artifacts" / "jobs" / job["id"]
+    (objects,) = (settings.data_dir / "artifacts").glob(f"*/jobs/{job['id']}")
     assert {file.name for file in objects.rglob("*") if file.is_file()} == published
 
 

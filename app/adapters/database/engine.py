@@ -8,18 +8,22 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from pydantic_core import from_json
-from sqlalchemy import Connection, Engine, create_engine, func, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, func, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from app.adapters.database.schema import read_schema
 from app.adapters.database.tables import turns
 from app.domain.errors import DatabaseUnavailableError, ResourceBusyError
+from app.domain.schema import Schema
 
 Transaction = Connection
 """Connection that services pass to repositories; only `Database` commits it."""
 
 _LOCK_NOT_AVAILABLE = "55P03"
+_MIGRATION_LOCK = 4_807_526_976
+"""Key of the advisory lock that one migrating process holds."""
 _CONNECT_SECONDS = 5
 _POOL_WAIT_SECONDS = 10.0
 _READERS = 6
@@ -86,20 +90,33 @@ class Database:
         with self._readers.connect() as connection:
             return question(connection)
 
-    def schema_version(self) -> str | None:
-        """Return the database's migration; None if it was never migrated."""
+    def schema(self) -> Schema:
+        """Return the state of the database's schema."""
         with self.transaction() as transaction:
-            exists = transaction.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL"))
-            if not exists:
-                return None
-            version: str | None = transaction.scalar(
-                text("SELECT version_num FROM alembic_version")
-            )
-            return version
+            return read_schema(transaction)
 
     def close(self) -> None:
         self._engine.dispose()
         self._readers.dispose()
+
+
+@contextmanager
+def migration_transaction(url: str) -> Iterator[Transaction]:
+    """Commit the migrations of the block together; those of other processes wait for the end.
+
+    Raises:
+        ResourceBusyError: if a table stayed locked by another transaction.
+        DatabaseUnavailableError: if the server does not answer.
+    """
+    engine = create_engine(
+        url, poolclass=NullPool, connect_args={"connect_timeout": _CONNECT_SECONDS}
+    )
+    with _translated_errors(), engine.begin() as connection:
+        # A migration gives up instead of blocking the queries queued after it.
+        connection.execute(text("SET LOCAL statement_timeout = '120s'"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+        yield connection
 
 
 def take_turn(transaction: Transaction, task: str, seconds: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -76,8 +77,14 @@ _FIRST_HINT_SECONDS = 60
 _LONGEST_HINT_SECONDS = 3600
 
 
-def insert_job(
-    transaction: Transaction, job_id: str, project_id: str, request: JobRequest, attempts: int
+def insert_job(  # a row's worth
+    transaction: Transaction,
+    job_id: str,
+    project_id: str,
+    request: JobRequest,
+    *,
+    attempts: int,
+    store_prefix: str,
 ) -> JobRecord:
     row = transaction.execute(
         insert(jobs)
@@ -94,6 +101,7 @@ def insert_job(
             max_runtime_s=request.max_runtime_s,
             max_pending_s=request.max_pending_s,
             max_attempts=attempts,
+            store_prefix=store_prefix,
             traceparent=current_traceparent(),
             next_hint_at=_from_now(_FIRST_HINT_SECONDS),
         )
@@ -112,6 +120,13 @@ def lock(transaction: Transaction, job_id: str) -> JobRecord | None:
     query = select(*_COLUMNS).where(jobs.c.id == job_id).with_for_update()
     row = transaction.execute(query).one_or_none()
     return _job(row) if row is not None else None
+
+
+def with_ids(transaction: Transaction, job_ids: Sequence[str]) -> list[JobRecord]:
+    """Return the jobs in the order of the ids, without those that have no row."""
+    rows = _rows(transaction, select(*_COLUMNS).where(jobs.c.id.in_(job_ids)))
+    by_id = {job.id: job for job in rows}
+    return [by_id[job_id] for job_id in job_ids if job_id in by_id]
 
 
 def find_report(transaction: Transaction, job_id: str) -> dict[str, Any] | None:

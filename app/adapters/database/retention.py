@@ -7,20 +7,73 @@ the objects: whoever is interrupted between the two is found, and continued, by 
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, case, delete, func, or_, select, update
 
 from app.adapters.database.engine import Transaction
+from app.adapters.database.jobs import with_ids
+from app.adapters.database.notifications import announce
 from app.adapters.database.tables import artifacts, events, jobs, layer_files
 from app.domain.events import EventType
-from app.domain.job import Job
-from app.domain.lifecycle import TERMINAL
+from app.domain.job import Job, JobRecord
+from app.domain.lifecycle import TERMINAL, State
 
 
-def unsettled(transaction: Transaction, limit: int) -> list[str]:
+def unchecked(
+    transaction: Transaction,
+    age: timedelta,
+    missing_age: timedelta,
+    *,
+    after: str | None,
+    limit: int,
+) -> list[JobRecord]:
+    """Return succeeded jobs with files whose last check is `age` ago, or was never, by id.
+
+    Jobs whose files were missed then are checked again after `missing_age`.
+    """
+    due = func.now() - case((jobs.c.artifacts_missing_at.is_(None), age), else_=missing_age)
+    query = (
+        select(jobs.c.id)
+        .where(
+            jobs.c.state == State.SUCCEEDED,
+            jobs.c.expired_at.is_(None),
+            or_(jobs.c.artifacts_checked_at.is_(None), jobs.c.artifacts_checked_at <= due),
+        )
+        .order_by(jobs.c.id)
+        .limit(limit)
+    )
+    if after is not None:
+        query = query.where(jobs.c.id > after)
+    return with_ids(transaction, transaction.scalars(query).all())
+
+
+def record_check(transaction: Transaction, job: JobRecord, *, missing: bool) -> None:
+    """Write the outcome of a check, unless the job has expired since; announce a change."""
+    since = func.coalesce(jobs.c.artifacts_missing_at, func.now()) if missing else None
+    changed = transaction.execute(
+        update(jobs)
+        .where(jobs.c.id == job.id, jobs.c.state == State.SUCCEEDED, jobs.c.expired_at.is_(None))
+        .values(artifacts_checked_at=func.now(), artifacts_missing_at=since)
+    )
+    if changed.rowcount and missing != job.artifacts_missing:
+        announce(transaction, job.id)
+
+
+def missing(transaction: Transaction) -> list[str]:
+    """Return the ids of the jobs whose files were missed at their last check, oldest first."""
+    query = select(jobs.c.id).where(jobs.c.artifacts_missing_at.is_not(None)).order_by(jobs.c.id)
+    return list(transaction.scalars(query))
+
+
+def count_missing(transaction: Transaction) -> int:
+    """Return the number of succeeded jobs whose files were missed at their last check."""
+    query = select(func.count()).select_from(jobs).where(jobs.c.artifacts_missing_at.is_not(None))
+    return int(transaction.execute(query).scalar_one())
+
+
+def unsettled(transaction: Transaction, limit: int | None) -> list[str]:
     """Return ended jobs whose left-overs may still be in the store."""
     query = (
         select(jobs.c.id)
@@ -33,6 +86,11 @@ def unsettled(transaction: Transaction, limit: int) -> list[str]:
         .limit(limit)
     )
     return list(transaction.scalars(query))
+
+
+def unsettled_jobs(transaction: Transaction, limit: int | None) -> list[JobRecord]:
+    """Return ended jobs whose left-overs may still be in the store."""
+    return with_ids(transaction, unsettled(transaction, limit))
 
 
 def settle(transaction: Transaction, job: Job, lifetime: timedelta | None) -> None:
@@ -69,22 +127,29 @@ def set_pinned(
     return bool(transaction.scalar(select(func.count()).select_from(jobs).where(guard)))
 
 
-def expire_due(transaction: Transaction, limit: int) -> list[str]:
+def due(transaction: Transaction, limit: int | None) -> list[JobRecord]:
+    """Return the jobs whose files have expired, with those whose removal was interrupted."""
+    return with_ids(transaction, transaction.scalars(_due(limit)).all())
+
+
+def expire_due(transaction: Transaction, limit: int) -> list[JobRecord]:
     """Mark due jobs as expired; return them, with those whose removal was interrupted."""
-    due = (
+    locked = _due(limit).with_for_update(skip_locked=True)
+    expired = transaction.scalars(
+        update(jobs)
+        .where(jobs.c.id.in_(locked.scalar_subquery()))
+        .values(expired_at=func.coalesce(jobs.c.expired_at, func.now()), artifacts_missing_at=None)
+        .returning(jobs.c.id)
+    )
+    return with_ids(transaction, expired.all())
+
+
+def _due(limit: int | None) -> Select[Any]:
+    return (
         select(jobs.c.id)
         .where(jobs.c.expires_at < func.now(), ~jobs.c.pinned, _ended())
         .order_by(jobs.c.expires_at)
         .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return list(
-        transaction.scalars(
-            update(jobs)
-            .where(jobs.c.id.in_(due.scalar_subquery()))
-            .values(expired_at=func.coalesce(jobs.c.expired_at, func.now()))
-            .returning(jobs.c.id)
-        )
     )
 
 
@@ -100,11 +165,6 @@ def finish_expiry(transaction: Transaction, job_id: str) -> None:
         .where(jobs.c.id == job_id, jobs.c.expired_at.is_not(None))
         .values(expires_at=None)
     )
-
-
-def existing(transaction: Transaction, job_ids: Collection[str]) -> set[str]:
-    """Return those of the ids that have a row."""
-    return set(transaction.scalars(select(jobs.c.id).where(jobs.c.id.in_(job_ids))))
 
 
 def _ended() -> ColumnElement[bool]:

@@ -49,6 +49,7 @@ def insert_upload(  # a row's worth
     *,
     part_bytes: int,
     lifetime: timedelta,
+    store_prefix: str,
 ) -> UploadRecord:
     row = transaction.execute(
         insert(uploads)
@@ -62,6 +63,7 @@ def insert_upload(  # a row's worth
             part_bytes=part_bytes,
             name=request.name,
             expires_at=func.now() + lifetime,
+            store_prefix=store_prefix,
         )
         .returning(uploads)
     ).one()
@@ -145,15 +147,15 @@ def remove(transaction: Transaction, upload_id: str) -> bool:
     return bool(transaction.execute(delete(uploads).where(unused)).rowcount)
 
 
-def due(transaction: Transaction, limit: int) -> list[str]:
+def due(transaction: Transaction, limit: int | None) -> list[UploadRecord]:
     """Return expired uploads that no unfinished job names."""
     query = (
-        select(uploads.c.id)
+        select(uploads)
         .where(uploads.c.expires_at < func.now(), ~_named_by_a_live_job())
         .order_by(uploads.c.expires_at)
         .limit(limit)
     )
-    return list(transaction.scalars(query))
+    return [_upload(row) for row in transaction.execute(query)]
 
 
 def existing(transaction: Transaction, upload_ids: Collection[str]) -> set[str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi import APIRouter
+from fastapi.responses import Response
 
 from app.adapters.signed_urls import ARCHIVES
 from app.api.dependencies import ExpiresQuery, ResourcesDep, SignatureQuery
 from app.api.documentation import problems
+from app.api.streamed_files import StreamedBody
 from app.services import archives
 
 router = APIRouter(prefix=ARCHIVES, tags=["downloads"])
@@ -20,10 +21,8 @@ _ZIP: dict[int | str, dict[str, Any]] = {200: {"content": {"application/zip": {}
 @router.get(
     "/{job_id}.zip", response_class=Response, responses=problems(403, 404, 410, 422, 503) | _ZIP
 )
-@router.head("/{job_id}.zip", include_in_schema=False)
 def archive(
     job_id: str,
-    request: Request,
     resources: ResourcesDep,
     expires: ExpiresQuery,
     signature: SignatureQuery,
@@ -36,6 +35,4 @@ def archive(
         "Content-Disposition": f"attachment; filename*=utf-8''{quote(archive_stream.name)}",
         "Content-Length": str(archive_stream.size),
     }
-    if request.method == "HEAD":
-        return Response(headers=headers, media_type="application/zip")
-    return StreamingResponse(archive_stream.chunks, headers=headers, media_type="application/zip")
+    return StreamedBody(archive_stream.chunks, headers=headers, media_type="application/zip")

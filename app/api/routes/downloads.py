@@ -11,6 +11,8 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 from app.adapters.signed_urls import DOWNLOADS
 from app.api.dependencies import ExpiresQuery, ResourcesDep, SignatureQuery
 from app.api.documentation import problems
+from app.api.head_requests import is_head
+from app.api.streamed_files import entity_tag, stream_file
 from app.services import jobs
 
 router = APIRouter(prefix=DOWNLOADS, tags=["downloads"])
@@ -23,7 +25,6 @@ _FILE: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-s
     response_class=Response,
     responses=problems(403, 404, 410, 422, 503) | _FILE,
 )
-@router.head("/{job_id}/{name:path}", include_in_schema=False)
 def download(
     job_id: str,
     name: str,
@@ -35,10 +36,17 @@ def download(
     """Download a file; ranges are supported."""
     resources.signer.verify(job_id, name, expires, signature)
     artifact = jobs.get_artifact(resources, job_id, name)
-    path = resources.store.local_path(artifact.key)
-    if path is None:
-        method: Literal["GET", "HEAD"] = "HEAD" if request.method == "HEAD" else "GET"
-        url = resources.store.presigned_url(artifact.key, _REDIRECT_SECONDS, method)
-        return RedirectResponse(url, status_code=307)
-    file_name = PurePosixPath(name).name
-    return FileResponse(path, media_type=artifact.media_type, filename=file_name)
+    store = resources.store
+    path = store.local_path(artifact.key)
+    if path is not None:
+        file_name = PurePosixPath(name).name
+        headers = {"ETag": entity_tag(artifact)}
+        return FileResponse(
+            path, media_type=artifact.media_type, filename=file_name, headers=headers
+        )
+    if not store.is_direct:
+        return stream_file(request, store, artifact)
+    # The signature covers the method.
+    method: Literal["GET", "HEAD"] = "HEAD" if is_head(request) else "GET"
+    url = store.presigned_url(artifact.key, _REDIRECT_SECONDS, method)
+    return RedirectResponse(url, status_code=307)

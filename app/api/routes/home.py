@@ -48,7 +48,7 @@ def home(
     if_none_match: str = Header(""),
 ) -> Response:
     answer = _answer(_PAGE, accept_encoding, if_none_match)
-    # Uploads go to a bucket past us; nothing else of it is wanted.
+    # In direct mode the page uploads to the bucket; it requests nothing else from there.
     origin = resources.store.origin
     bucket = f" {origin}" if origin is not None else ""
     answer.headers["Content-Security-Policy"] = _POLICY.format(bucket=bucket)

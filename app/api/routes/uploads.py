@@ -92,7 +92,7 @@ async def put_part(  # the link's parts
     expires: ExpiresQuery,
     signature: SignatureQuery,
 ) -> None:
-    """Send a part by its signed link, if the store is a directory."""
+    """Send a part by its signed link, if uploads go through the API."""
     resources.signer.verify_part(upload_id, file, number, expires, signature)
     part = await run_in_threadpool(uploads.expect_part, resources, upload_id, file, number)
     await resources.store.put_stream(part.key, _exactly(part, request))

@@ -316,9 +316,9 @@ def _request(
     with invalid_settings():
         compression = CompressionConfig.model_validate({**size, **options.compression()})
         evaluation = options.evaluation()
-    return JobCreate(
-        model=model_source(client, model), compression=compression, evaluation=evaluation
-    )
+        return JobCreate(
+            model=model_source(client, model), compression=compression, evaluation=evaluation
+        )
 
 
 def _download(client: Client, job_id: str, directory: Path) -> tuple[Path, ...]:

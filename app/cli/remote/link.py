@@ -44,6 +44,8 @@ class Link:
     @contextmanager
     def client(self) -> Iterator[Client]:
         """Open a client; print its errors as one line and exit with their code."""
+        import httpx
+
         from intraslice_client import Client, ClientError
 
         with reported_errors():
@@ -53,15 +55,27 @@ class Link:
                     yield client
             except ClientError as error:
                 _exit_with(error, connection)
+            except httpx.InvalidURL as error:
+                _fail(f"the URL {connection.url!r} is invalid: {error}", ExitCode.BAD_INPUT)
+            except httpx.HTTPError as error:
+                _fail(f"{connection.url}: {error or type(error).__name__}", ExitCode.FAILED)
+            except OSError as error:
+                # A local file: the client translates the errors of its connections.
+                _fail(str(error), ExitCode.FAILED)
+
+
+def _fail(message: str, code: ExitCode) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(code)
 
 
 def _exit_with(error: ClientError, connection: Connection) -> NoReturn:
-    from intraslice_client import UnauthorizedError, UnreachableError
+    from intraslice_client import StoreUnreachableError, UnauthorizedError, UnreachableError
 
     typer.echo(f"error: {error}", err=True)
     if isinstance(error, UnauthorizedError):
         typer.echo(f"origin of the API key: {connection.api_key_from}", err=True)
-    if isinstance(error, UnreachableError):
+    if isinstance(error, UnreachableError) and not isinstance(error, StoreUnreachableError):
         typer.echo(f"origin of the URL {connection.url}: {connection.url_from}", err=True)
     raise typer.Exit(_exit_code(error)) from error
 

@@ -79,6 +79,8 @@ def print_job(job: Job) -> None:
     if job.error is not None:
         fields.append(("error", f"{job.error.code}: {job.error.message}"))
         fields.append(("hint", job.error.hint))
+    if job.artifacts_missing:
+        fields.append(("artifacts", "missing in the artifact store of the service"))
     if job.labels:
         fields.append(("labels", ", ".join(f"{key}={value}" for key, value in job.labels.items())))
     print_table(("", ""), [field for field in fields if field[1]])

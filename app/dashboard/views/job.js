@@ -21,6 +21,7 @@ export function Job({ id }) {
     ${job.error ? html`<${Failure} error=${job.error} />` : null}
     ${job.state === "queued" ? html`<p class="quiet">Queued: waiting for a worker.</p>` : null}
     ${job.state === "running" ? html`<${Running} job=${job} events=${events} />` : null}
+    ${job.artifacts_missing ? html`<div class="banner" role="status">Files of this job are missing in the artifact store. Restore the store from a backup, or submit the job again.</div>` : null}
     ${job.result ? html`<${Outcome} job=${job} />` : null}
     ${job.state === "succeeded" ? html`<${Files} id=${id} />` : null}
     <${Layers} job=${job} events=${events} />

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -33,7 +35,7 @@ def test_objects_have_the_content_that_was_written(store: ArtifactStore, tmp_pat
 
 def test_new_objects_overwrite_nothing(store: ArtifactStore) -> None:
     store.put_new("a/manifest.json", b"1")
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(StoreUnavailableError, match=r"store (directory /|s3://).* failed on a/"):
         store.put_new("a/manifest.json", b"2")
     assert store.sha256("a/manifest.json") == hashlib.sha256(b"1").hexdigest()
 
@@ -74,3 +76,49 @@ def test_vanished_store_is_not_ready(tmp_path: Path) -> None:
 def test_a_directory_cannot_presign_urls(directory: ArtifactStore) -> None:
     with pytest.raises(StoreUnavailableError):
         directory.presigned_url("a", 60)
+
+
+def test_files_of_a_directory_always_go_through_the_api(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path.as_uri(), direct=True)
+    assert (store.is_direct, store.origin) == (False, None)
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT", "AWS_ENDPOINT_URL"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
+def test_links_are_signed_for_the_public_endpoint(
+    variable: str, method: Literal["GET", "HEAD", "PUT"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        variable: "http://s3:8333",
+        "AWS_ACCESS_KEY_ID": "user",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false",
+    }.items():
+        monkeypatch.setenv(name, value)
+    store = ArtifactStore(
+        "s3://bucket/prefix", public_endpoint="https://files.example.com", direct=True
+    )
+    link = store.presigned_url("a/b", 60, method)
+    assert link.startswith("https://files.example.com/bucket/prefix/a/b?X-Amz-Algorithm=")
+    assert store.origin == "https://files.example.com"
+
+
+def test_a_stream_has_the_bytes_of_its_range(store: ArtifactStore) -> None:
+    async def read(key: str, start: int, end: int) -> list[bytes]:
+        return [chunk async for chunk in store.stream(key, start, end)]
+
+    content = bytes(range(256)) * 20_000  # several windows
+    store.put_new("a", content)
+    for start, end in ((0, len(content)), (5, 7), (2**21 - 1, 2**21 + 1), (3, 3)):
+        chunks = asyncio.run(read("a", start, end))
+        assert b"".join(chunks) == content[start:end]
+        assert max(map(len, chunks), default=0) <= 2**21
+    with pytest.raises(ArtifactNotFoundError):
+        asyncio.run(read("nothing", 0, 1))
+
+
+def test_a_store_that_does_not_exist_is_named(directory: ArtifactStore, tmp_path: Path) -> None:
+    place = tmp_path / "a store %20 é"
+    place.rmdir()
+    with pytest.raises(StoreUnavailableError, match=f"directory {place} does not exist"):
+        directory.check()

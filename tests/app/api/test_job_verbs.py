@@ -110,7 +110,7 @@ def test_only_ended_jobs_are_deleted(
         assert (answer.status_code, answer.json()["code"]) == (409, "illegal_state")
         return
     assert (answer.status_code, answer.content) == (204, b"")
-    assert resources.store.keys(job_prefix(job.id)) == []
+    assert resources.store.keys(job_prefix(job)) == []
     assert client.get(f"/v1/jobs/{job.id}").status_code == 404
     assert client.get(f"/v1/jobs/{job.id}/artifacts").status_code == 404
     assert client.delete(f"/v1/jobs/{job.id}").status_code == 404

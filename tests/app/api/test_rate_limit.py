@@ -157,7 +157,9 @@ def test_other_addresses_are_not_limited(settings: Settings, limited: TestClient
 def test_addresses_of_the_same_network_share_a_limit(
     broker_url: str, address: str, neighbour: str, same: bool
 ) -> None:
-    limit = FailedAuthenticationLimit(RateLimiter(broker_url, per_second=0.001, burst=1))
+    limit = FailedAuthenticationLimit(
+        RateLimiter(broker_url, lambda: "dep_test", per_second=0.001, burst=1)
+    )
     assert limit.count(address) == 0.0
     assert limit.seconds_to_wait(address) == 0.0
     assert limit.count(address) > 0.0
@@ -167,7 +169,9 @@ def test_addresses_of_the_same_network_share_a_limit(
 
 
 def test_an_address_may_try_again_after_the_wait(broker_url: str) -> None:
-    limit = FailedAuthenticationLimit(RateLimiter(broker_url, per_second=5.0, burst=1))
+    limit = FailedAuthenticationLimit(
+        RateLimiter(broker_url, lambda: "dep_test", per_second=5.0, burst=1)
+    )
     # Repeated until it is rejected, since a busy machine lets the bucket fill meanwhile.
     seconds = next(filter(None, (limit.count("192.0.2.1") for _ in itertools.count())))
     time.sleep(seconds + 0.01)
@@ -177,7 +181,7 @@ def test_an_address_may_try_again_after_the_wait(broker_url: str) -> None:
 
 
 def test_the_bucket_fills_by_the_clock_of_valkey(valkey_server: EmbeddedValkey) -> None:
-    limiter = RateLimiter(valkey_server.url, per_second=2.0, burst=1)
+    limiter = RateLimiter(valkey_server.url, lambda: "dep_test", per_second=2.0, burst=1)
     with redis.Redis.from_url(valkey_server.redis_url) as client:
         client.flushall()
         assert limiter.seconds_to_wait("a") == 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,7 +41,7 @@ def finish(directory: Path) -> Path:
 
 def keep_all(resources: Resources, job: Job, directory: Path) -> None:
     for name in NAMES:
-        layer_files.keep(resources, job.lease, directory / name)
+        layer_files.keep(resources, job, directory / name)
 
 
 def held(resources: Resources, job: Job) -> set[str]:
@@ -66,7 +65,7 @@ def test_the_next_attempt_fetches_the_files_on_another_machine(
 ) -> None:
     job = running(resources)
     keep_all(resources, job, here)
-    publication.discard_attempt(resources, job.lease)
+    publication.discard_attempt(resources, job)
     again = next_attempt(resources, job)
     assert layer_files.fetch(resources, again, tmp_path / "elsewhere") == NAMES
     assert content(tmp_path / "elsewhere") == content(here)
@@ -76,10 +75,10 @@ def test_a_worker_without_the_lease_cannot_add_files(resources: Resources, here:
     job = running(resources)
     next_attempt(resources, job)
     with pytest.raises(LeaseLostError):
-        layer_files.keep(resources, job.lease, here / "tokens.safetensors")
+        layer_files.keep(resources, job, here / "tokens.safetensors")
     assert held(resources, job) == set()
-    publication.discard_attempt(resources, job.lease)
-    assert resources.store.keys(job_prefix(job.id)) == []
+    publication.discard_attempt(resources, job)
+    assert resources.store.keys(job_prefix(job)) == []
 
 
 def test_the_first_file_of_a_name_is_not_replaced(resources: Resources, here: Path) -> None:
@@ -89,7 +88,7 @@ def test_the_first_file_of_a_name_is_not_replaced(resources: Resources, here: Pa
     keep_all(resources, again, here)
     with resources.database.transaction() as transaction:
         keys = [file.key for file in rows.of_job(transaction, job.id)]
-    assert all(key.startswith(attempt_prefix(job.id, job.fencing_token)) for key in keys)
+    assert all(key.startswith(attempt_prefix(job, job.fencing_token)) for key in keys)
 
 
 @pytest.mark.parametrize("harm", ["gone", "damaged"])
@@ -98,7 +97,7 @@ def test_files_that_the_store_has_lost_are_dropped(
 ) -> None:
     job = running(resources)
     keep_all(resources, job, here)
-    key = next(k for k in resources.store.keys(job_prefix(job.id)) if "tokens" in k)
+    key = next(k for k in resources.store.keys(job_prefix(job)) if "tokens" in k)
     resources.store.delete([key])
     if harm == "damaged":
         resources.store.put_new(key, b"something else")
@@ -113,7 +112,7 @@ def test_local_files_are_kept_unless_they_differ_from_the_store(
     resources: Resources, here: Path
 ) -> None:
     job = running(resources)
-    layer_files.keep(resources, job.lease, here / "tokens.safetensors")
+    layer_files.keep(resources, job, here / "tokens.safetensors")
     again = next_attempt(resources, job)
     assert layer_files.fetch(resources, again, here) == {"tokens.safetensors"}
     assert set(content(here)) == NAMES
@@ -129,7 +128,7 @@ def test_success_removes_the_files(resources: Resources, here: Path) -> None:
     assert held(resources, job) == set()
     publication.discard_other_attempts(resources, done)
     published = {file.key for file in jobs.list_artifacts(resources, OPERATOR, job.id)}
-    assert set(resources.store.keys(job_prefix(job.id))) == published
+    assert set(resources.store.keys(job_prefix(job))) == published
 
 
 def test_a_retry_resumes_from_the_files_until_they_expire(
@@ -150,7 +149,7 @@ def test_a_retry_resumes_from_the_files_until_they_expire(
     age(resources, 31)
     retention.expire(resources)
     assert held(resources, job) == set()
-    assert resources.store.keys(job_prefix(job.id)) == []
+    assert resources.store.keys(job_prefix(job)) == []
 
 
 def test_deleting_the_job_removes_the_files(resources: Resources, here: Path) -> None:
@@ -159,12 +158,14 @@ def test_deleting_the_job_removes_the_files(resources: Resources, here: Path) ->
     assert claims.fail_job(resources, job.lease, LOST).state is State.FAILED
     jobs.delete_job(resources, OPERATOR, job.id)
     assert held(resources, job) == set()
-    assert resources.store.keys(job_prefix(job.id)) == []
+    assert resources.store.keys(job_prefix(job)) == []
 
 
 def test_the_lease_of_another_owner_is_rejected(resources: Resources, here: Path) -> None:
     job = running(resources)
     with pytest.raises(LeaseLostError):
         layer_files.keep(
-            resources, replace(job.lease, owner="another"), here / "tokens.safetensors"
+            resources,
+            job.model_copy(update={"lease_owner": "another"}),
+            here / "tokens.safetensors",
         )

@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import text
 
+from app.domain.artifact import attempt_prefix
 from app.domain.errors import IllegalTransitionError, LeaseLostError
 from app.domain.job import Job, JobError
 from app.domain.lifecycle import LEASED, TERMINAL, State, legal_changes
@@ -90,9 +91,9 @@ class Lifecycle(RuleBasedStateMachine):
     def worker_publishes(self, job: Job | None) -> None:
         if job is None:
             return
-        shutil.rmtree(self.resources.settings.work_dir / job.id, ignore_errors=True)
+        shutil.rmtree(self.resources.work_dir / job.id, ignore_errors=True)
         before = self.job()
-        stored = self.resources.store.keys(f"jobs/{job.id}/attempts/{job.fencing_token}/")
+        stored = self.resources.store.keys(attempt_prefix(job, job.fencing_token))
         if stored:
             return  # an attempt uploads once; the store rejects existing keys
         try:

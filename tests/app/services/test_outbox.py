@@ -9,7 +9,8 @@ import psycopg
 import pytest
 import redis
 
-from app.adapters.queue import QUEUE
+from app.adapters.queue import queue_name
+from app.adapters.valkey import client_url
 from app.embedded.valkey import EmbeddedValkey
 from app.services import outbox
 from app.services.resources import Resources, open_resources
@@ -19,10 +20,12 @@ from tests.app.builders import queued
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
 
-def messages(url: str) -> int:
-    path = url.removeprefix("redis+socket://").partition("?")[0]
-    with redis.Redis(unix_socket_path=path) as client:
-        return int(client.llen(QUEUE))  # type: ignore[arg-type]
+def messages(settings: Settings) -> int:
+    with psycopg.connect(settings.database_url.replace("+psycopg", "")) as connection:
+        row = connection.execute("SELECT id FROM deployment").fetchone()
+    assert row is not None
+    with redis.Redis.from_url(client_url(settings.broker_url)) as client:
+        return int(client.llen(queue_name(row[0])))  # type: ignore[arg-type]
 
 
 def pending(settings: Settings) -> int:
@@ -36,9 +39,9 @@ def test_a_message_is_written_with_the_job_and_sent_once(
     resources: Resources, settings: Settings
 ) -> None:
     queued(resources)
-    assert (pending(settings), messages(settings.broker_url)) == (1, 0)
+    assert (pending(settings), messages(settings)) == (1, 0)
     assert outbox.dispatch(resources) == 1
-    assert (pending(settings), messages(settings.broker_url)) == (0, 1)
+    assert (pending(settings), messages(settings)) == (0, 1)
     assert outbox.dispatch(resources) == 0
 
 
@@ -50,9 +53,12 @@ def own_broker(tmp_path: Path) -> Iterator[EmbeddedValkey]:
     server.stop()
 
 
+def with_broker(settings: Settings, broker: EmbeddedValkey) -> Settings:
+    return settings.model_copy(update={"broker_url": broker.url})
+
+
 def test_a_broker_outage_loses_no_message(settings: Settings, own_broker: EmbeddedValkey) -> None:
-    url = own_broker.url
-    resources = open_resources(settings.model_copy(update={"broker_url": url}))
+    resources = open_resources(with_broker(settings, own_broker))
     queued(resources)
     assert outbox.dispatch(resources) == 1
     own_broker.stop()
@@ -62,9 +68,9 @@ def test_a_broker_outage_loses_no_message(settings: Settings, own_broker: Embedd
     assert pending(settings) == 2
     resources.close()
     own_broker.start()
-    resources = open_resources(settings.model_copy(update={"broker_url": own_broker.url}))
+    resources = open_resources(with_broker(settings, own_broker))
     assert outbox.dispatch(resources) == 2
-    assert messages(own_broker.url) == 3
+    assert messages(with_broker(settings, own_broker)) == 3
     resources.close()
 
 

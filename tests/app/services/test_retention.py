@@ -18,7 +18,7 @@ from app.domain.principal import OPERATOR
 from app.services import claims, jobs, retention
 from app.services.resources import Resources
 from intraslice_core.progress import Stage
-from tests.app.builders import in_state, queued, running
+from tests.app.builders import in_state, running
 
 
 @pytest.fixture
@@ -52,21 +52,21 @@ def find(resources: Resources, job: Job) -> Job:
 
 def test_settling_removes_old_attempts_and_keeps_published_files(resources: Resources) -> None:
     job = in_state(resources, State.SUCCEEDED)
-    published = set(resources.store.keys(job_prefix(job.id)))
-    put(resources, attempt_prefix(job.id, 0) + "files/model.safetensors")
+    published = set(resources.store.keys(job_prefix(job)))
+    put(resources, attempt_prefix(job, 0) + "files/model.safetensors")
     assert retention.settle(resources) == 1
-    assert set(resources.store.keys(job_prefix(job.id))) == published
+    assert set(resources.store.keys(job_prefix(job))) == published
     assert retention.settle(resources) == 0
 
 
 def test_settling_keeps_files_of_running_jobs_and_later_attempts(resources: Resources) -> None:
     busy = running(resources)
-    mine = put(resources, attempt_prefix(busy.id, busy.fencing_token) + "files/a")
+    mine = put(resources, attempt_prefix(busy, busy.fencing_token) + "files/a")
     ended = in_state(resources, State.FAILED)
-    later = put(resources, attempt_prefix(ended.id, ended.fencing_token + 1) + "files/a")
+    later = put(resources, attempt_prefix(ended, ended.fencing_token + 1) + "files/a")
     retention.settle(resources)
-    assert resources.store.keys(job_prefix(busy.id)) == [mine]
-    assert resources.store.keys(job_prefix(ended.id)) == [later]
+    assert resources.store.keys(job_prefix(busy)) == [mine]
+    assert resources.store.keys(job_prefix(ended)) == [later]
 
 
 def test_artifacts_are_removed_when_they_expire(resources: Resources) -> None:
@@ -77,7 +77,7 @@ def test_artifacts_are_removed_when_they_expire(resources: Resources) -> None:
     assert find(resources, job).expired_at is None
     age(resources, 2)
     assert retention.expire(resources) == 1
-    assert resources.store.keys(job_prefix(job.id)) == []
+    assert resources.store.keys(job_prefix(job)) == []
     assert find(resources, job).expired_at is not None
     assert retention.expire(resources) == 0
 
@@ -120,7 +120,7 @@ def test_an_interrupted_expiry_is_completed_by_the_next(resources: Resources, fa
         retention.expire(broken)
     assert jobs.list_artifacts(resources, OPERATOR, job.id) == []
     assert retention.expire(resources) == 1
-    assert resources.store.keys(job_prefix(job.id)) == []
+    assert resources.store.keys(job_prefix(job)) == []
     assert find(resources, job).expires_at is None
 
 
@@ -131,9 +131,9 @@ def test_an_expiry_interrupted_after_the_objects_were_removed_is_completed(
     retention.settle(resources)
     age(resources, 31)
     with resources.database.transaction() as transaction:
-        assert rows.expire_due(transaction, 10) == [job.id]
+        assert [due.id for due in rows.expire_due(transaction, 10)] == [job.id]
     first = find(resources, job).expired_at
-    resources.store.delete(resources.store.keys(job_prefix(job.id)))
+    resources.store.delete(resources.store.keys(job_prefix(job)))
     assert retention.expire(resources) == 1
     assert find(resources, job).expired_at == first
 
@@ -150,28 +150,6 @@ def test_the_log_of_an_expired_job_keeps_its_state_changes(resources: Resources)
         for event in jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100).data
     ]
     assert kinds == ["queued", "started", "requeued", "cancelled"]
-
-
-def test_orphans_are_removed_and_owned_objects_kept(resources: Resources) -> None:
-    job = in_state(resources, State.SUCCEEDED)
-    waiting = queued(resources)
-    owned = {*resources.store.keys(job_prefix(job.id))}
-    owned.add(put(resources, f"{job_prefix(waiting.id)}checkpoints/1"))
-    owned.add(put(resources, "statistics/abc"))
-    put(resources, attempt_prefix("job_01J00000000000000000000000", 3) + "files/deep/x")
-    put(resources, "jobs/nonsense/y")
-    assert retention.remove_orphans(resources) == 2
-    assert {*resources.store.keys("jobs/"), *resources.store.keys("statistics/")} == owned
-
-
-def test_one_process_in_each_period_searches_for_orphans(resources: Resources) -> None:
-    put(resources, "jobs/one/x")
-    assert retention.remove_orphans(resources) == 1
-    put(resources, "jobs/two/x")
-    assert retention.remove_orphans(resources) == 0
-    with resources.database.transaction() as transaction:
-        transaction.execute(text("UPDATE turns SET taken_at = now() - interval '2 hours'"))
-    assert retention.remove_orphans(resources) == 1
 
 
 def test_a_bucket_prefix_lists_like_a_directory(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from app.adapters.database.tables.jobs import (
 from app.adapters.database.tables.keys import api_keys
 from app.adapters.database.tables.rates import rates
 from app.adapters.database.tables.registry_hand_offs import hand_offs
+from app.adapters.database.tables.schema_window import schema_window
 from app.adapters.database.tables.sweeps import sweeps
 from app.adapters.database.tables.uploads import uploads
 from app.adapters.database.tables.webhooks import webhook_deliveries, webhooks
@@ -33,6 +34,7 @@ __all__ = [
     "orphans",
     "outbox",
     "rates",
+    "schema_window",
     "sweeps",
     "turns",
     "uploads",

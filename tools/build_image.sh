@@ -102,7 +102,7 @@ choose_base() {
   base_image=${BASE_IMAGE:-$(sed -n 's/^ARG BASE_IMAGE=//p' Dockerfile)}
   if [[ $base == auto ]]; then
     base=pinned
-    if [[ ! $dry ]] && ! timeout 300 "${buildah[@]}" pull --platform "$platform" "$base_image"; then
+    if [[ ! $dry ]] && ! timeout 120 "${buildah[@]}" pull --platform "$platform" "$base_image"; then
       echo "No registry offers $base_image; the base image is made with debootstrap"
       base=debian
     fi

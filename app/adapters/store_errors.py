@@ -6,7 +6,7 @@ import re
 from urllib.parse import urlsplit
 
 from app.domain.errors import StoreUnavailableError
-from app.store_endpoints import allows_http, endpoint_variable, own_endpoint
+from app.settings.store_endpoints import allows_http, endpoint_variable, own_endpoint
 from app.telemetry.outages import OUTAGES, STORE
 from intraslice_core.errors import ConfigurationError
 

@@ -21,7 +21,7 @@ from app.adapters.webhook_signing import WebhookSecrets
 from app.adapters.worker_registry import WorkerRegistry
 from app.services.rate_limit import FailedAuthenticationLimit
 from app.settings import Settings
-from app.store_endpoints import own_endpoint, uses_direct_links
+from app.settings.store_endpoints import own_endpoint, uses_direct_links
 from intraslice_core.errors import ConfigurationError
 
 

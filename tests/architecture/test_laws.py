@@ -74,8 +74,8 @@ def test_only_settings_read_the_environment() -> None:
         "app/embedded/stack.py",
         "app/embedded/whole_service.py",
         "app/environment.py",
-        "app/settings.py",
-        "app/store_endpoints.py",
+        "app/settings/settings.py",
+        "app/settings/store_endpoints.py",
         "workers/child_process.py",
     }
     for place in ("app", "workers"):

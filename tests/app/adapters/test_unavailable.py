@@ -22,7 +22,7 @@ from app.embedded.seaweed import EmbeddedS3
 from app.embedded.valkey import EmbeddedValkey
 from app.main import create_app
 from app.settings import Settings
-from app.store_endpoints import own_endpoint
+from app.settings.store_endpoints import own_endpoint
 from intraslice_core.errors import ConfigurationError
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from app.environment import advice, described, known_variables
 from app.settings import Settings, is_loopback
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 KEYS = ("api_key", "api_key_previous", "signing_key", "signing_key_previous")
 
 

@@ -41,6 +41,8 @@ _PART_BYTES = 5 * 1024 * 1024
 """Smallest part of a multipart upload that S3 accepts."""
 _PARTS_IN_FLIGHT = 2
 _READINESS = "readiness"
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
+"""Error codes of S3, Google Cloud Storage and Azure in answers to listings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +112,10 @@ class ArtifactStore:
             attributes = self._attributes(media_type)
             obstore.put(self._store, key, content, mode="create", attributes=attributes)
 
-    def replace(self, key: str, content: bytes) -> None:
+    def replace(self, key: str, content: bytes, media_type: str | None = None) -> None:
         """Upload; an object that is already there is overwritten."""
         with self._translated(key):
-            obstore.put(self._store, key, content)
+            obstore.put(self._store, key, content, attributes=self._attributes(media_type))
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         """Write the content as it arrives; there is no object if that fails."""
@@ -253,10 +255,7 @@ class ArtifactStore:
             yield
         except (NotFoundError, FileNotFoundError) as error:
             if key == _READINESS:
-                raise StoreUnavailableError(
-                    f"The artifact store {self.place} does not exist: create it, or correct"
-                    " INTRASLICE_ARTIFACT_STORE"
-                ) from error
+                raise self._missing() from error
             raise ArtifactNotFoundError(f"the store does not hold {key}") from error
         except (PermissionDeniedError, UnauthenticatedError) as error:
             STORE_ERRORS.inc()
@@ -265,6 +264,14 @@ class ArtifactStore:
             ) from error
         except (BaseError, OSError) as error:
             STORE_ERRORS.inc()
+            if any(code in str(error) for code in _NO_BUCKET):
+                raise self._missing() from error
             raise StoreUnavailableError(
                 f"The artifact store {self.place} failed on {key}"
             ) from error
+
+    def _missing(self) -> StoreUnavailableError:
+        return StoreUnavailableError(
+            f"The artifact store {self.place} does not exist: create it, or correct"
+            " INTRASLICE_ARTIFACT_STORE"
+        )

@@ -17,10 +17,10 @@ _SECTION = re.compile(r"^## Backups and restore\n(.*?)(?=^## )", re.M | re.S)
 _BLOCK = re.compile(r"^\n((?:(?: {8}| {4}(?=\S)).*\n)+)", re.M)
 SETTINGS = ""
 """Name of the part before the first heading, which sets the variables."""
-# The embedded server's superuser is its only user, and no user of the system.
+# The embedded server's superuser is no user of the system.
 _PREAMBLE = """
 set -euo pipefail
-su() { bash -c "$4"; }
+su() { PGUSER=intraslice bash -c "$4"; }
 """
 
 

@@ -15,6 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import make_url, text
 
+from app.adapters.database.migrate import upgrade
 from app.adapters.database.tables import metadata
 from app.domain.artifact import job_prefix
 from app.domain.deployment import MARKER, StoreClaim
@@ -28,7 +29,7 @@ from app.services import claims, deployment, jobs, layer_files
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
 from tests.app.builders import claim_job, in_state, queued, running, succeeded
-from tests.app.databases import new_database, plain
+from tests.app.databases import plain
 from tests.app.environment import environment_of
 from tests.deployment.runbook import SETTINGS, Runbook, command_blocks
 
@@ -47,12 +48,21 @@ def deployed(
     settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Settings]:
-    """Settings of a deployment with a database and a bucket of its own."""
+    """Settings of a deployment with a database, its owner, and a bucket of its own."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
-    with new_database(postgres_server) as url:
-        bucket = f"s3://runbook-{uuid.uuid4().hex}"
-        yield settings.model_copy(update={"database_url": url, "artifact_store": bucket})
+    name = f"runbook_{uuid.uuid4().hex}"
+    url = f"postgresql+psycopg://{name}@/{name}?host={postgres_server.socket_directory}"
+    changes = {"database_url": url, "artifact_store": f"s3://{name.replace('_', '-')}"}
+    with psycopg.connect(plain(postgres_server.url), autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {name} LOGIN")
+        connection.execute(f"CREATE DATABASE {name} OWNER {name}")
+        try:
+            upgrade(Settings(database_url=url))
+            yield settings.model_copy(update=changes)
+        finally:
+            connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            connection.execute(f"DROP ROLE {name}")
 
 
 @pytest.fixture
@@ -62,6 +72,7 @@ def runbook(deployed: Settings, postgres_server: EmbeddedPostgres, tmp_path: Pat
         environment=environment_of(deployed),
         overrides={
             "PGHOST": str(postgres_server.socket_directory),
+            "PGUSER": database_name(deployed),
             "PGDATABASE": database_name(deployed),
             "BACKUP": str(tmp_path / "backup"),
         },
@@ -87,8 +98,7 @@ def rows(settings: Settings) -> dict[str, list[str]]:
     with psycopg.connect(plain(settings.database_url)) as connection:
         return {
             name: [
-                str(row)
-                for row in connection.execute(f"SELECT t::text FROM {name} t ORDER BY 1")  # type: ignore[call-overload]
+                str(row) for row in connection.execute(f"SELECT t::text FROM {name} t ORDER BY 1")
             ]
             for name in metadata.tables
         }
@@ -104,7 +114,7 @@ def lose_database(server: EmbeddedPostgres, settings: Settings, *, anew: bool = 
     with psycopg.connect(plain(server.url), autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
         if anew:
-            connection.execute(f"CREATE DATABASE {name}")
+            connection.execute(f"CREATE DATABASE {name} OWNER {name}")
 
 
 def readiness(settings: Settings) -> tuple[int, dict[str, Any]]:
@@ -261,9 +271,9 @@ def test_a_copy_for_a_test_system_leaves_the_original_alone(
     stored = objects(opened)
     name = f"copy_{uuid.uuid4().hex}"
     with psycopg.connect(plain(postgres_server.url), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+        connection.execute(f"CREATE DATABASE {name} OWNER {database_name(deployed)}")
         try:
-            url = deployed.database_url.replace(database_name(deployed), name)
+            url = deployed.database_url.replace(f"/{database_name(deployed)}?", f"/{name}?")
             copied = deployed.model_copy(
                 update={"database_url": url, "artifact_store": f"{deployed.artifact_store}-copy"}
             )

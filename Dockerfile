@@ -38,6 +38,7 @@ COPY --from=build /opt/intraslice /opt/intraslice
 ENV PATH=/opt/intraslice/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    INTRASLICE_HOST=0.0.0.0 \
     INTRASLICE_DATA_DIR=/var/lib/intraslice \
     ALEMBIC_CONFIG=/opt/intraslice/lib/python3.11/site-packages/migrations/alembic.ini \
     HF_HOME=/var/lib/intraslice/huggingface
@@ -47,5 +48,5 @@ VOLUME /var/lib/intraslice
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=6s --start-period=30s \
-  CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/livez', timeout=5)"]
+  CMD ["intraslice", "healthcheck"]
 CMD ["intraslice", "serve"]

@@ -79,7 +79,11 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.resources = open_resources(settings)
         app.state.health = HealthProbe(app.state.resources)
         if settings.auth == "on" and settings.api_key is None:
-            _log.warning("no_api_key", effect="only keys made by `intraslice keys` open anything")
+            _log.warning(
+                "no_api_key",
+                effect="only keys made by `intraslice keys create NAME` open anything; set"
+                " INTRASLICE_API_KEY for an operator key",
+            )
         try:
             async with Watching(app.state.resources) as app.state.watching:
                 yield

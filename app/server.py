@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import ipaddress
 import math
 import socket
 import threading
@@ -12,9 +13,13 @@ from types import FrameType
 
 import uvicorn
 
+from app.adapters.process_state import StateFile, state_file
 from app.main import app_factory
 from app.settings import Settings
+from app.telemetry import get_logger
 from app.telemetry.traces import stop_tracing
+
+_log = get_logger(__name__)
 
 
 class DrainingServer(uvicorn.Server):
@@ -28,16 +33,20 @@ class DrainingServer(uvicorn.Server):
         draining: set at the first signal.
         end_watches: ends event streams and long polls.
         notice_seconds: time between the first signal and the closing of the port.
+        state: state file of this process, written once the port is open.
     """
 
     def __init__(
         self,
         config: uvicorn.Config,
+        *,
         draining: threading.Event,
         end_watches: Callable[[], None],
         notice_seconds: float,
+        state: StateFile,
     ) -> None:
         super().__init__(config)
+        self._state = state
         self._draining = draining
         self._end_watches = end_watches
         self._notice_seconds = notice_seconds
@@ -45,6 +54,8 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self.servers:
+            self._state.write(_local_url(self.servers[0].sockets[0]))
         # All objects that exist by now are permanent. A collection that traverses them frees
         # nothing and stalls every request for some 60 ms.
         gc.collect()
@@ -82,16 +93,34 @@ def run_server(settings: Settings, descriptor: int | None = None) -> None:
         port=settings.port,
         log_config=None,  # uvicorn logs through the application's handlers
         access_log=False,
+        forwarded_allow_ips=settings.trusted_proxies,
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
     )
-    server = DrainingServer(
-        config,
-        draining=app.state.draining,
-        end_watches=lambda: app.state.watching.close(),
-        notice_seconds=settings.drain_notice_seconds,
-    )
+    if settings.trusts_every_address:
+        _log.warning(
+            "every_proxy_trusted",
+            forwarded_allow_ips=settings.forwarded_allow_ips,
+            effect="clients can forge their address: list the proxies' addresses instead",
+        )
     inherited = [socket.socket(fileno=descriptor)] if descriptor is not None else None
     try:
-        server.run(sockets=inherited)
+        with state_file(settings.data_dir, "serve") as state:
+            server = DrainingServer(
+                config,
+                draining=app.state.draining,
+                end_watches=lambda: app.state.watching.close(),
+                notice_seconds=settings.drain_notice_seconds,
+                state=state,
+            )
+            server.run(sockets=inherited)
     finally:
         stop_tracing()
+
+
+def _local_url(listener: socket.socket) -> str:
+    """Return the URL at which this machine reaches the API."""
+    host, port = listener.getsockname()[:2]
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if address.is_unspecified:
+        host = "::1" if address.version == 6 else "127.0.0.1"
+    return f"http://[{host}]:{port}" if address.version == 6 else f"http://{host}:{port}"

@@ -39,6 +39,7 @@ class Settings(BaseSettings):
         extra="ignore",
         protected_namespaces=(),
         populate_by_name=True,
+        hide_input_in_errors=True,  # the input of a failed combination contains every secret
     )
 
     data_dir: Path = Field(
@@ -76,6 +77,12 @@ class Settings(BaseSettings):
         le=65_535,
         description="TCP port of the API (0 to 65535, 0 takes a free port; default 8000)",
     )
+    forwarded_allow_ips: str = Field(
+        default="127.0.0.1,::1",
+        description="Proxies that name the client's address (IPs, networks; default 127.0.0.1,::1)",
+        # The variable that uvicorn itself reads.
+        validation_alias=AliasChoices("INTRASLICE_FORWARDED_ALLOW_IPS", "FORWARDED_ALLOW_IPS"),
+    )
     auth: Literal["on", "off"] = Field(
         default="on",
         description="API key check, on or off; off requires a loopback host (default on)",
@@ -85,10 +92,20 @@ class Settings(BaseSettings):
         min_length=8,
         description="Operator key with every scope (at least 8 characters; default none)",
     )
+    api_key_previous: SecretStr | None = Field(
+        default=None,
+        min_length=8,
+        description="Former operator key, still accepted (at least 8 characters; default none)",
+    )
     signing_key: SecretStr | None = Field(
         default=None,
         min_length=16,
         description="Secret that signs links and webhooks (16+ characters; default: generated)",
+    )
+    signing_key_previous: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Second signing key, accepted but not used to sign (16+; default none)",
     )
     artifact_signing_key_file: Path | None = Field(
         default=None,
@@ -385,7 +402,26 @@ class Settings(BaseSettings):
     def _origin(cls, value: str) -> str:
         return public_origin(value)
 
-    @field_validator("api_key", "signing_key", "handoff_hub_token", "downloads", mode="before")
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        """Reject what uvicorn would accept and never match, such as a host name."""
+        for entry in _listed(value):
+            try:
+                ipaddress.ip_network(entry)
+            except ValueError as error:
+                if value.strip() != "*":
+                    raise ValueError(
+                        f"FORWARDED_ALLOW_IPS contains {entry!r} ({error}): list IP addresses and"
+                        " networks, separated by commas"
+                    ) from error
+        return value
+
+    @field_validator(
+        *("api_key", "api_key_previous", "signing_key", "signing_key_previous"),
+        *("handoff_hub_token", "downloads"),
+        mode="before",
+    )
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         """Treat `INTRASLICE_API_KEY=` in an env file as unset, not as an empty key."""
@@ -398,6 +434,25 @@ class Settings(BaseSettings):
                 # Not a DeprecationWarning: Python hides those from operators.
                 warnings.warn(
                     f"{before} is deprecated: set {name} instead", FutureWarning, stacklevel=2
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_previous_keys(self) -> Self:
+        for name in ("api_key", "signing_key"):
+            present, previous = getattr(self, name), getattr(self, f"{name}_previous")
+            if previous is None:
+                continue
+            variable = f"{_PREFIX}{name.upper()}"
+            if present is None:
+                raise ValueError(
+                    f"{variable}_PREVIOUS is set but {variable} is not: set {variable} to the new"
+                    f" key, or remove {variable}_PREVIOUS"
+                )
+            if present == previous:
+                raise ValueError(
+                    f"{variable}_PREVIOUS equals {variable}: set {variable} to a new key, or"
+                    f" remove {variable}_PREVIOUS"
                 )
         return self
 
@@ -446,9 +501,35 @@ class Settings(BaseSettings):
         return f"{base}{_TRACES}" if base and not base.endswith(_TRACES) else base
 
     @property
+    def trusted_proxies(self) -> list[str] | str:
+        """Addresses and networks of `forwarded_allow_ips`, also as IPv4-mapped IPv6; `*` for all.
+
+        A socket that listens on IPv4 and IPv6 reports 10.0.0.1 as ::ffff:10.0.0.1.
+        """
+        if self.forwarded_allow_ips.strip() == "*":
+            return "*"
+        networks = [ipaddress.ip_network(entry) for entry in _listed(self.forwarded_allow_ips)]
+        mapped = [
+            f"::ffff:{network.network_address}/{96 + network.prefixlen}"
+            for network in networks
+            if network.version == 4
+        ]
+        return [*map(str, networks), *mapped]
+
+    @property
+    def trusts_every_address(self) -> bool:
+        """Trust in addresses that clients can invent."""
+        return self.trusted_proxies == "*" or any(
+            entry.endswith("/0") for entry in self.trusted_proxies
+        )
+
+    @property
     def secrets(self) -> tuple[str, ...]:
         """Secrets in plain text, to be removed from every log line."""
-        keys = (self.api_key, self.signing_key, self.handoff_hub_token)
+        keys = (
+            *(self.api_key, self.api_key_previous, self.signing_key, self.signing_key_previous),
+            self.handoff_hub_token,
+        )
         urls = (self.database_url, self.broker_url, self.handoff_mlflow_uri)
         passwords = (urlsplit(url).password for url in urls)
         return (
@@ -460,6 +541,10 @@ class Settings(BaseSettings):
     def model_limits(self) -> ModelLimits:
         """Largest model, in the engine's form."""
         return ModelLimits(max_parameters=self.max_parameters, max_bytes=self.max_model_bytes)
+
+
+def _listed(value: str) -> list[str]:
+    return [entry.strip() for entry in value.split(",") if entry.strip()]
 
 
 def _is_installed(*distributions: str) -> bool:

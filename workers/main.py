@@ -23,6 +23,7 @@ from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing, stop_tracing
 from workers import periodic_tasks
 from workers.child_process import kill_all_children
+from workers.heartbeat import heartbeat
 from workers.periodic_tasks import MaintenanceTask, MaintenanceThread, PollingThread
 from workers.runner import run_next_job
 from workers.telemetry import metrics_server
@@ -118,28 +119,28 @@ def _shutdown_signals(stopping: threading.Event) -> Iterator[None]:
 @contextmanager
 def _periodic_tasks(resources: Resources, owner: str, stopping: threading.Event) -> Iterator[None]:
     """Run the threads of the periodic tasks until the worker stops."""
+    settings = resources.settings
     follow = functools.partial(_stop_if_replaced, deployment_id=resources.deployment.id())
-    tasks: tuple[MaintenanceTask, ...] = (
-        follow,
-        *periodic_tasks.maintenance_of_worker(resources.settings),
-    )
-    maintenance = MaintenanceThread(resources, tasks)
+    tasks: tuple[MaintenanceTask, ...] = (follow, *periodic_tasks.maintenance_of_worker(settings))
     deliveries = PollingThread(resources, "deliveries", periodic_tasks.send_due_deliveries)
     hand_offs = PollingThread(resources, "hand_offs", periodic_tasks.perform_due_hand_off)
     announce = functools.partial(periodic_tasks.announce, owner=owner)
     registry = PollingThread(resources, "worker_registry", announce)
-    for thread in (maintenance, deliveries, hand_offs, registry):
-        thread.start()
-    try:
-        yield
-    finally:
-        stopping.set()
-        maintenance.stop()
-        deliveries.stop()
-        registry.stop()
-        periodic_tasks.leave(resources, owner)
-        # Another worker repeats an interrupted hand-off.
-        hand_offs.stop(resources.settings.drain_seconds)
+    names = ("maintenance", "deliveries", "hand_offs", "worker_registry")
+    with heartbeat(settings, "worker", names, stopping) as beating:
+        maintenance = MaintenanceThread(resources, beating.watched(tasks))
+        for thread in (maintenance, deliveries, hand_offs, registry, beating):
+            thread.start()
+        try:
+            yield
+        finally:
+            stopping.set()
+            maintenance.stop()
+            deliveries.stop()
+            registry.stop()
+            periodic_tasks.leave(resources, owner)
+            # Another worker repeats an interrupted hand-off.
+            hand_offs.stop(settings.drain_seconds)
 
 
 def _stop_if_replaced(resources: Resources, deployment_id: str) -> None:

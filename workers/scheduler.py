@@ -9,6 +9,7 @@ from app.services.resources import open_resources
 from app.settings import Settings
 from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing, stop_tracing
+from workers.heartbeat import heartbeat
 from workers.periodic_tasks import DEPLOYMENT_TASKS, MaintenanceThread
 from workers.telemetry import metrics_server
 
@@ -28,14 +29,20 @@ def run_scheduler(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     resources = open_resources(settings)
-    maintenance = MaintenanceThread(resources, DEPLOYMENT_TASKS)
-    maintenance.start()
-    _log.info("scheduler_started")
     try:
-        with metrics_server(settings):
-            stop.wait()
+        with (
+            heartbeat(settings, "scheduler", ("maintenance",), stop) as beating,
+            metrics_server(settings),
+        ):
+            maintenance = MaintenanceThread(resources, beating.watched(DEPLOYMENT_TASKS))
+            maintenance.start()
+            beating.start()
+            _log.info("scheduler_started")
+            try:
+                stop.wait()
+            finally:
+                maintenance.stop()
     finally:
-        maintenance.stop()
         resources.close()
         stop_tracing()
     _log.info("scheduler_stopped")

@@ -34,10 +34,16 @@ def is_part_path(path: str) -> bool:
 
 
 class UrlSigner:
-    """Signer of links by HMAC-SHA256 over job, name and expiry."""
+    """Signer of links by HMAC-SHA256 over job, name and expiry.
 
-    def __init__(self, key: str) -> None:
+    Args:
+        key: key that signs.
+        previous: second key whose links are valid, too, while the signing key is being replaced.
+    """
+
+    def __init__(self, key: str, previous: str | None = None) -> None:
         self._key = key.encode()
+        self._accepted = (self._key,) if previous is None else (self._key, previous.encode())
 
     def sign(self, job_id: str, name: str, seconds: int) -> str:
         """Return a path with query that is valid for `seconds`."""
@@ -49,8 +55,12 @@ class UrlSigner:
         Raises:
             LinkRejectedError: if it is forged or too old.
         """
-        expected = self._signature(job_id, name, expires)
-        if not hmac.compare_digest(expected.encode(), signature.encode()):
+        # Every key is compared, so that the time does not tell which one signed.
+        matches = [
+            hmac.compare_digest(_signature(key, job_id, name, expires).encode(), signature.encode())
+            for key in self._accepted
+        ]
+        if not any(matches):
             raise LinkRejectedError
         if expires < time.time():
             raise LinkRejectedError("The link has expired; ask for a new one")
@@ -84,13 +94,14 @@ class UrlSigner:
 
     def _query(self, job_id: str, name: str, seconds: int) -> str:
         expires = int(time.time()) + seconds
-        signature = self._signature(job_id, name, expires)
+        signature = _signature(self._key, job_id, name, expires)
         return urlencode({"expires": expires, "signature": signature})
 
-    def _signature(self, job_id: str, name: str, expires: int) -> str:
-        # No part can hold a newline unescaped, so no two links sign the same text.
-        text = "\n".join((quote(job_id, safe=""), quote(name, safe=""), str(expires)))
-        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+
+def _signature(key: bytes, job_id: str, name: str, expires: int) -> str:
+    # No part can hold a newline unescaped, so no two links sign the same text.
+    text = "\n".join((quote(job_id, safe=""), quote(name, safe=""), str(expires)))
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
 
 def _archive_names(job_id: str) -> tuple[str, str]:

@@ -24,25 +24,47 @@ _FINGERPRINT_DIGITS = 16
 
 
 class WebhookSecrets:
-    """Secrets of the deployment's webhooks, derived from its signing key."""
+    """Secrets of the deployment's webhooks, derived from its signing key.
 
-    def __init__(self, signing_key: str) -> None:
-        # A key of its own, so that no download link is ever a secret.
-        self._key = hmac.digest(signing_key.encode(), _PURPOSE, hashlib.sha256)
+    Args:
+        signing_key: key from which new secrets are derived.
+        previous: second key, so that the secrets derived from it keep signing.
+    """
+
+    def __init__(self, signing_key: str, previous: str | None = None) -> None:
+        signing_keys = (signing_key,) if previous is None else (signing_key, previous)
+        # Keys of their own, so that no download link is ever a secret.
+        self._keys = tuple(_purpose_key(key) for key in signing_keys)
 
     def create(self, webhook_id: str) -> tuple[str, Secret]:
         """Return a new secret for the receiver, and the salt and fingerprint to store."""
         salt = secrets.token_hex(_SALT_BYTES)
-        derived = self.derive(webhook_id, salt)
+        derived = _derive(self._keys[0], webhook_id, salt)
         return derived, Secret(salt=salt, fingerprint=_fingerprint(derived))
 
-    def derive(self, webhook_id: str, salt: str) -> str:
-        digest = hmac.digest(self._key, f"{webhook_id}\n{salt}".encode(), hashlib.sha256)
-        return _PREFIX + base64.b64encode(digest).decode()
+    def signing(self, webhook_id: str, secret: Secret, previous_salt: str | None) -> list[str]:
+        """Return the secrets that sign a webhook's deliveries, the current one first.
 
-    def recognises(self, webhook_id: str, secret: Secret) -> bool:
-        """Return whether the secret was derived from the current signing key."""
-        return _fingerprint(self.derive(webhook_id, secret.salt)) == secret.fingerprint
+        The list is empty if no signing key derives the current secret. The salt of the secret
+        before it does not tell its signing key, so each key derives one; a superfluous signature
+        matches no receiver's secret.
+        """
+        current = [
+            derived
+            for derived in self._candidates(webhook_id, secret.salt)
+            if _fingerprint(derived) == secret.fingerprint
+        ]
+        rotated = [] if previous_salt is None else self._candidates(webhook_id, previous_salt)
+        return current + rotated if current else []
+
+    def needs_previous_key(self, webhook_id: str, secret: Secret) -> bool:
+        """Return whether the secret was derived from the previous signing key."""
+        _, *former = self._candidates(webhook_id, secret.salt)
+        return secret.fingerprint in map(_fingerprint, former)
+
+    def _candidates(self, webhook_id: str, salt: str) -> list[str]:
+        """Return the secret of a salt under each signing key."""
+        return [_derive(key, webhook_id, salt) for key in self._keys]
 
 
 def signed_headers(
@@ -59,3 +81,12 @@ def signed_headers(
 
 def _fingerprint(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()[:_FINGERPRINT_DIGITS]
+
+
+def _purpose_key(signing_key: str) -> bytes:
+    return hmac.digest(signing_key.encode(), _PURPOSE, hashlib.sha256)
+
+
+def _derive(key: bytes, webhook_id: str, salt: str) -> str:
+    digest = hmac.digest(key, f"{webhook_id}\n{salt}".encode(), hashlib.sha256)
+    return _PREFIX + base64.b64encode(digest).decode()

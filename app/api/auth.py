@@ -7,7 +7,6 @@ be short, so it is rejected until the limit resets.
 
 from __future__ import annotations
 
-import hmac
 from datetime import UTC, datetime
 from urllib.parse import parse_qs
 
@@ -16,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.adapters.signed_urls import is_signed_path
+from app.api.operator_keys import OperatorKeys
 from app.api.problems import Problem, problem_response, service_problem
 from app.api.rate_limit import too_often
 from app.domain.errors import ServiceError
@@ -42,8 +42,7 @@ class Authentication:
         self._app = app
         self._off = settings.auth == "off"
         self._metrics_open = settings.metrics_open
-        key = settings.api_key
-        self._key = key.get_secret_value().encode() if key else None
+        self._operator_keys = OperatorKeys(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -75,8 +74,9 @@ class Authentication:
         if not secret:
             return None
         resources: Resources = scope["app"].state.resources
-        seconds = resources.failed_authentications.seconds_to_wait(_address(scope))
-        if not seconds and self._is_operators(secret):
+        address = _address(scope)
+        seconds = resources.failed_authentications.seconds_to_wait(address)
+        if not seconds and self._operator_keys.accept(secret, address):
             return OPERATOR
         key = keys.recall(resources, secret)
         if key is None:
@@ -91,11 +91,6 @@ class Authentication:
         resources: Resources = scope["app"].state.resources
         seconds = await run_in_threadpool(resources.failed_authentications.count, _address(scope))
         return too_often("Too many wrong keys from this address", seconds) if seconds else None
-
-    def _is_operators(self, secret: str) -> bool:
-        if self._key is None:
-            return False
-        return hmac.compare_digest(secret.encode("latin-1", "replace"), self._key)
 
 
 def _presented(scope: Scope) -> str:

@@ -44,6 +44,9 @@ class RequestContext:
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID_HEADER] = request_id
                 headers.setdefault("x-content-type-options", "nosniff")
+                if scope["app"].state.draining.is_set():
+                    # A proxy must not send its next request on a connection about to be closed.
+                    headers["connection"] = "close"
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -54,6 +57,7 @@ class RequestContext:
                     "request",
                     method=scope["method"],
                     path=without_secrets(scope["path"]),
+                    client=scope["client"][0] if scope.get("client") else None,
                     status=status,
                     seconds=round(time.perf_counter() - started, 4),
                 )

@@ -49,6 +49,7 @@ class _Commands(LazyGroup):
         "scheduler": _service,
         "maintenance": LazyCommand("app.cli.maintenance", "server", _SERVER),
         "migrate": LazyCommand("app.cli.migrate", "server", _SERVER),
+        "healthcheck": LazyCommand("app.cli.healthcheck"),
         # Needs the server only where it talks to the database instead of a service.
         "keys": LazyCommand("app.cli.keys", "server"),
     }

@@ -55,8 +55,11 @@ def migrate(
 
 def _migrate(settings: Settings, to: str | None, *, drop_data: bool) -> None:
     from app.adapters.database.migrate import HEAD, migrate
+    from app.adapters.process_state import state_file
 
-    plan = migrate(settings, to or HEAD, drop_data=drop_data)
+    with state_file(settings.data_dir, "migrate") as state:
+        state.write()
+        plan = migrate(settings, to or HEAD, drop_data=drop_data)
     typer.echo(_outcome(plan))
     for dropped in plan.drops:
         typer.echo(f"dropped: {dropped}")

@@ -42,10 +42,16 @@ def send(resources: Resources, due: DueDelivery) -> Answer:
     webhook, keys = due.webhook, resources.webhook_secrets
     if not webhook.enabled:
         return Answer(error="the webhook was disabled")
-    if not keys.recognises(webhook.id, webhook.secret):
+    signing = keys.signing(webhook.id, webhook.secret, webhook.previous_salt)
+    if not signing:
         return Answer(error="the service's signing key has changed: rotate the webhook's secret")
-    salts = (webhook.secret.salt, webhook.previous_salt)
-    signing = [keys.derive(webhook.id, salt) for salt in salts if salt is not None]
+    if keys.needs_previous_key(webhook.id, webhook.secret):
+        _log.info(
+            "webhook_on_previous_key",
+            effect="rotate its secret before the previous signing key is removed",
+            webhook_id=webhook.id,
+            project_id=webhook.project_id,
+        )
     headers = signed_headers(due.id, datetime.now(UTC), due.body, signing)
     return resources.webhook_sender.send(webhook.url, headers, due.body.encode())
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.adapters.database import jobs, outbox, retention
+from app.adapters.database import jobs, outbox, retention, webhooks
+from app.adapters.database.engine import Transaction
 from app.domain.errors import BrokerUnavailableError
 from app.domain.lifecycle import State
 from app.domain.principal import Principal, Scope
@@ -23,6 +24,8 @@ class Backlog:
     oldest_message_seconds: float
     jobs_missing_artifacts: int
     """Succeeded jobs whose files were missed in the store."""
+    webhooks_on_previous_key: int | None
+    """Enabled webhooks whose secret needs the previous signing key; None without such a key."""
 
 
 def service_status(resources: Resources, principal: Principal) -> Service:
@@ -60,4 +63,13 @@ def measure_backlog(resources: Resources) -> Backlog:
             messages=messages,
             oldest_message_seconds=oldest,
             jobs_missing_artifacts=retention.count_missing(transaction),
+            webhooks_on_previous_key=_count_on_previous_key(transaction, resources),
         )
+
+
+def _count_on_previous_key(transaction: Transaction, resources: Resources) -> int | None:
+    """Return the number of webhooks to rotate before the previous signing key is removed."""
+    if resources.settings.signing_key_previous is None:
+        return None
+    stored = webhooks.enabled_secrets(transaction)
+    return sum(resources.webhook_secrets.needs_previous_key(*secret) for secret in stored)

@@ -84,6 +84,8 @@ def open_resources(settings: Settings, *, signs: bool = False) -> Resources:
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     configured = settings.signing_key
     key = configured.get_secret_value() if configured else kept_signing_key(settings.data_dir)
+    former = settings.signing_key_previous
+    previous = former.get_secret_value() if former else None
     guard = DestinationGuard(allow_loopback=settings.webhook_allow_loopback)
     celery = make_celery(settings.broker_url)
     database = Database(settings.database_url, pool_size=15 + 2 * settings.worker_concurrency)
@@ -122,8 +124,8 @@ def open_resources(settings: Settings, *, signs: bool = False) -> Resources:
                 burst=settings.wrong_keys_burst,
             )
         ),
-        signer=UrlSigner(key),
-        webhook_secrets=WebhookSecrets(key),
+        signer=UrlSigner(key, previous),
+        webhook_secrets=WebhookSecrets(key, previous),
         webhook_sender=WebhookSender(guard, timeout=settings.webhook_timeout_seconds),
         artifact_signer=None if key_file is None else ArtifactSigner(key_file),
     )

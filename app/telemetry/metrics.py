@@ -79,10 +79,15 @@ HAND_OFF_TRIES = Counter(
 WEBHOOK_TRIES = Counter(
     "intraslice_webhook_tries", "Attempts to deliver a webhook, by outcome.", ["outcome"]
 )
+PREVIOUS_OPERATOR_KEY_REQUESTS = Counter(
+    "intraslice_previous_operator_key_requests",
+    "Requests with the previous operator key; without any, it can be removed.",
+)
 
 # Gauges of the whole deployment, read at scrape time.
 JOBS = "intraslice_jobs"
 JOBS_MISSING_ARTIFACTS = "intraslice_jobs_missing_artifacts"
 OUTBOX_MESSAGES = "intraslice_outbox_messages"
 OUTBOX_OLDEST_SECONDS = "intraslice_outbox_oldest_seconds"
+WEBHOOKS_ON_PREVIOUS_KEY = "intraslice_webhooks_on_previous_key"
 DATABASE_UP = "intraslice_database_up"

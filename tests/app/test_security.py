@@ -335,7 +335,9 @@ def test_body_size_is_limited(client: TestClient) -> None:
 
 SECRETS = {
     "INTRASLICE_API_KEY": "marked-operators-key-4711",
+    "INTRASLICE_API_KEY_PREVIOUS": "marked-former-operators-key-4711",
     "INTRASLICE_SIGNING_KEY": "marked-signing-key-4711",
+    "INTRASLICE_SIGNING_KEY_PREVIOUS": "marked-former-signing-key-4711",
 }
 
 
@@ -459,12 +461,15 @@ def test_the_log_of_the_server_contains_no_secret(settings: Settings, resources:
         _wait_until_alive(server, port)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
             assert client.get("/v1/jobs", headers=bearer(issued)).status_code == 200
+            former = {"authorization": f"Bearer {SECRETS['INTRASLICE_API_KEY_PREVIOUS']}"}
+            assert client.get("/v1/jobs", headers=former).status_code == 200
             link = "/v1/downloads/job_x/marked-name?expires=1&signature=marked-signature"
             assert client.get(link).status_code == 403
     finally:
         server.terminate()
         log, _ = server.communicate(timeout=60)
     assert "/v1/downloads/job_x/marked-name" in log
+    assert "the previous operator key is still in use" in log
     for hidden in (*SECRETS.values(), issued.secret, "marked-signature"):
         assert hidden not in log
 

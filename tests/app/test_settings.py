@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from app.settings import Settings, is_loopback
 
+KEYS = ("api_key", "api_key_previous", "signing_key", "signing_key_previous")
+
 
 def test_everything_is_closed_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in Settings.model_fields:
@@ -33,12 +35,32 @@ def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_secrets_are_not_shown() -> None:
-    settings = Settings(api_key="a-secret-key", signing_key="another-secret-key")
+    values = {name: f"{name}-secret-key" for name in KEYS}
+    settings = Settings(**values)
     assert "secret-key" not in repr(settings)
+    assert set(values.values()) <= set(settings.secrets)
+
+
+@pytest.mark.parametrize("name", ["api_key", "signing_key"])
+def test_a_previous_key_needs_another_present_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in KEYS:
+        monkeypatch.delenv(f"INTRASLICE_{key.upper()}", raising=False)
+    variable = f"INTRASLICE_{name.upper()}"
+    monkeypatch.setenv(f"{variable}_PREVIOUS", "a-former-secret-key")
+    with pytest.raises(ValidationError, match=f"set {variable} to the new key") as missing:
+        Settings()
+    monkeypatch.setenv(variable, "a-former-secret-key")
+    with pytest.raises(ValidationError, match=f"{variable}_PREVIOUS equals {variable}") as equal:
+        Settings()
+    assert "a-former" not in f"{missing.value} {equal.value}"
+    monkeypatch.setenv(f"{variable}_PREVIOUS", "")
+    assert getattr(Settings(), f"{name}_previous") is None
 
 
 @pytest.mark.parametrize(
-    "values", [{"api_key": "short"}, {"signing_key": "short"}, {"lease_seconds": 2.0}, {"port": -1}]
+    "values", [*({key: "short"} for key in KEYS), {"lease_seconds": 2.0}, {"port": -1}]
 )
 def test_unsafe_values_are_rejected(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
@@ -96,3 +118,28 @@ def test_every_setting_has_a_description_with_its_default(name: str) -> None:
         assert int(number) * UNITS[unit] == field.default
     elif isinstance(field.default, str) and field.default:
         assert match[1] == field.default
+
+
+@pytest.mark.parametrize("name", ["FORWARDED_ALLOW_IPS", "INTRASLICE_FORWARDED_ALLOW_IPS"])
+def test_trusted_proxies_are_addresses_and_networks(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "10.0.0.1, 172.16.0.0/12, fd00::1")
+    settings = Settings()
+    # IPv4 also in the form that a socket for both protocols reports.
+    assert settings.trusted_proxies == [
+        *("10.0.0.1/32", "172.16.0.0/12", "fd00::1/128"),
+        *("::ffff:10.0.0.1/128", "::ffff:172.16.0.0/108"),
+    ]
+    assert not settings.trusts_every_address
+
+
+@pytest.mark.parametrize("value", ["*", "10.0.0.1,0.0.0.0/0", "::/0"])
+def test_trust_in_every_address_is_noticed(value: str) -> None:
+    assert Settings(forwarded_allow_ips=value).trusts_every_address
+
+
+@pytest.mark.parametrize("value", ["nginx", "10.0.0.1, proxy", "10.0.0.1/8", "10.0.0.1, *"])
+def test_a_proxy_that_would_never_match_is_rejected(value: str) -> None:
+    with pytest.raises(ValidationError, match="list IP addresses and networks"):
+        Settings(forwarded_allow_ips=value)

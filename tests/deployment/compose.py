@@ -10,6 +10,12 @@ from typing import Any
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
+OPTIONAL = {
+    "INTRASLICE_API_KEY_PREVIOUS",
+    "INTRASLICE_SIGNING_KEY_PREVIOUS",
+    "INTRASLICE_OTEL_ENDPOINT",
+}
+"""Variables that may stay empty."""
 _VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 
 
@@ -38,9 +44,8 @@ def example_environment() -> dict[str, str]:
 
 def filled_environment() -> dict[str, str]:
     """Return the same variables with every required one filled in."""
-    optional = {"INTRASLICE_OTEL_ENDPOINT"}
     return {
-        name: value or ("" if name in optional else f"secret0of0{name.replace('_', '0')}")
+        name: value or ("" if name in OPTIONAL else f"secret0of0{name.replace('_', '0')}")
         for name, value in example_environment().items()
     }
 

@@ -12,6 +12,7 @@ import pytest
 
 from app.settings import Settings
 from tests.deployment.compose import (
+    OPTIONAL,
     REPOSITORY,
     MissingVariableError,
     example_environment,
@@ -50,7 +51,7 @@ def test_compose_does_not_start_without_each_secret(secret: str) -> None:
 def test_the_file_contains_no_secret() -> None:
     filled = filled_environment()
     empty = {name for name, value in example_environment().items() if not value}
-    assert empty == SECRETS | {"INTRASLICE_OTEL_ENDPOINT"}
+    assert empty == SECRETS | OPTIONAL
     for service in load(filled)["services"].values():
         for name, value in service.get("environment", {}).items():
             if any(word in name for word in ("KEY", "PASSWORD", "SECRET", "AUTH")):
@@ -116,3 +117,23 @@ def test_the_image_contains_every_package() -> None:
 
 def test_env_files_stay_out_of_the_repository() -> None:
     assert ".env" in (REPOSITORY / ".gitignore").read_text().split()
+
+
+def test_compose_trusts_no_proxy_and_allows_no_hub_model_by_default() -> None:
+    for name, default, variable in (
+        ("FORWARDED_ALLOW_IPS", "127.0.0.1", "10.1.2.3"),
+        ("INTRASLICE_HUB_ALLOW", "[]", '["meta-llama/*"]'),
+        ("INTRASLICE_HUB_DATA_ALLOW", "[]", '["wikitext"]'),
+    ):
+        assert example_environment()[name] == default
+        for value in (default, variable):
+            services = load(filled_environment() | {name: value})["services"]
+            assert services["api"]["environment"][name] == value
+
+
+def test_tmpfs_options_are_those_that_podman_accepts_too() -> None:
+    for name, service in load(filled_environment())["services"].items():
+        for entry in service.get("tmpfs", []):
+            _, _, options = entry.partition(":")
+            names = {option.partition("=")[0] for option in options.split(",") if option}
+            assert names <= {"mode", "size", "ro", "rw", "exec", "noexec"}, (name, entry)

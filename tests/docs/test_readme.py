@@ -27,10 +27,10 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "SECURITY.md",
     *sorted((ROOT / "docs").rglob("*.md")),
-    ROOT / "examples" / "mlops" / "README.md",
+    *sorted((ROOT / "examples").glob("*/README.md")),
 ]
 CLIENT_VARIABLES = {"INTRASLICE_URL", "INTRASLICE_PROFILE", "INTRASLICE_API_KEY_FILE"}
-_COMMAND = re.compile(r"(?<!-O )\bintraslice (?=[a-z-])([^`\n|#;&]*)")
+_COMMAND = re.compile(r"(?<!-O )(?<!-n )\bintraslice (?=[a-z-])([^`\n|#;&]*)")
 _INDENTED = re.compile(r"(?:^(?: {4}.*)?\n)+", re.M)
 _REQUEST = re.compile(r"/v1/(jobs|sweeps|uploads) [^\n]*-d '(\{.*?\n    \})'", re.S)
 _MODELS = {"jobs": JobCreate, "sweeps": SweepCreate, "uploads": UploadCreate}

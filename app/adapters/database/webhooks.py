@@ -53,6 +53,15 @@ def find_all(transaction: Transaction, webhook_ids: Collection[str]) -> dict[str
     return {row.id: _webhook(row) for row in transaction.execute(query)}
 
 
+def enabled_secrets(transaction: Transaction) -> list[tuple[str, Secret]]:
+    """Return the id and the stored secret of every project's enabled webhooks."""
+    query = select(webhooks.c.id, webhooks.c.salt, webhooks.c.fingerprint).where(webhooks.c.enabled)
+    return [
+        (row.id, Secret(salt=row.salt, fingerprint=row.fingerprint))
+        for row in transaction.execute(query)
+    ]
+
+
 def lock(transaction: Transaction, webhook_id: str) -> WebhookRecord | None:
     """Return the webhook, locked: no other transaction settles its deliveries meanwhile.
 

@@ -71,3 +71,9 @@ def _families(backlog: Backlog) -> Iterator[Metric]:
         "Succeeded jobs whose artifacts the store does not hold.",
         value=backlog.jobs_missing_artifacts,
     )
+    if backlog.webhooks_on_previous_key is not None:
+        yield GaugeMetricFamily(
+            metrics.WEBHOOKS_ON_PREVIOUS_KEY,
+            "Enabled webhooks whose secret needs the previous signing key.",
+            value=backlog.webhooks_on_previous_key,
+        )

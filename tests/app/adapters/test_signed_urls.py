@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -46,6 +47,18 @@ def test_signed_link_verifies(name: str) -> None:
         signer.verify(job_id, read, expires + 1, signature)
     with pytest.raises(LinkRejectedError):
         signer.verify("job_2", read, expires, signature)
+
+
+def test_links_of_both_signing_keys_verify_while_the_key_is_replaced() -> None:
+    """Neighbouring steps of docs/operations.md run at the same time, and follow each other."""
+    old, new = "old-signing-key", "new-signing-key"
+    steps = [UrlSigner(old), UrlSigner(old, new), UrlSigner(new, old)]
+    for earlier, later in pairwise(steps):
+        for signing, verifying in ((earlier, later), (later, earlier)):
+            verifying.verify(*parts(signing.sign("job_1", "config.json", 60)))
+    UrlSigner(new).verify(*parts(steps[-1].sign("job_1", "config.json", 60)))
+    with pytest.raises(LinkRejectedError):
+        UrlSigner(new).verify(*parts(UrlSigner(old).sign("job_1", "config.json", 60)))
 
 
 def test_names_with_line_breaks_sign_different_texts() -> None:

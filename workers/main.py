@@ -8,16 +8,16 @@ import secrets
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from celery import signals  # type: ignore[import-untyped]
 
 from app.adapters.queue import WAKE_TASK, queue_name
-from app.domain.errors import DatabaseUnavailableError
+from app.environment import log_advice
 from app.services import registry_hand_offs
 from app.services.resources import Resources, open_resources
+from app.services.startup import wait_for_servers
 from app.settings import Settings
 from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing, stop_tracing
@@ -26,7 +26,8 @@ from workers.child_process import kill_all_children
 from workers.heartbeat import heartbeat
 from workers.periodic_tasks import MaintenanceTask, MaintenanceThread, PollingThread
 from workers.runner import run_next_job
-from workers.telemetry import metrics_server
+from workers.stopping import stopping_signals
+from workers.telemetry import celery_outages, metrics_server
 
 _log = get_logger(__name__)
 
@@ -35,6 +36,10 @@ def run_worker(settings: Settings) -> None:
     """Run jobs until SIGTERM or SIGINT; a running job then returns to the queue.
 
     The engine process has `drain_seconds` to stop; a second signal kills it at once.
+
+    Raises:
+        ConfigurationError: if a setting cannot be used.
+        UnavailableError: if a server rejects the settings, or the database has no schema.
     """
     owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     configure_logging(
@@ -43,25 +48,21 @@ def run_worker(settings: Settings) -> None:
         secrets=settings.secrets,
         fixed={"process": "worker", "worker": owner},
     )
+    log_advice(settings)
     configure_tracing(settings.traces_url, "intraslice-worker")
     registry_hand_offs.require_usable(settings)
     resources = open_resources(settings, signs=True)
     try:
-        _run_celery(resources, owner, _wait_for_deployment(resources))
+        with stopping_signals() as stopped, heartbeat(settings, "worker", (), stopped) as waiting:
+            waiting.start()
+            deployment_id = wait_for_servers(resources, stopped)
+        if deployment_id is not None:
+            with celery_outages(settings.broker_url):
+                _run_celery(resources, owner, deployment_id)
     finally:
         resources.close()
         stop_tracing()
     _log.info("worker_stopped")
-
-
-def _wait_for_deployment(resources: Resources) -> str:
-    """Return the deployment's id, which names the queue, as soon as the database answers."""
-    while True:
-        try:
-            return resources.deployment.read().id
-        except DatabaseUnavailableError as error:
-            _log.warning("waiting_for_database", detail=error.message)
-            time.sleep(resources.settings.maintenance_seconds)
 
 
 def _run_celery(resources: Resources, owner: str, deployment_id: str) -> None:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from app.domain.errors import BrokerUnavailableError, ServiceError
+from app.domain.errors import OUTAGE_ERRORS, BrokerUnavailableError, ServiceError
 from app.domain.lifecycle import TERMINAL
 from app.domain.webhook import DueDelivery
 from app.services import (
@@ -128,7 +128,7 @@ def _update_registry(update: Callable[[str], None], owner: str) -> None:
     try:
         update(owner)
     except BrokerUnavailableError:
-        # Celery logs the outage already, and nobody can read the registry without the broker.
+        # The outage is logged already, and nobody can read the registry without the broker.
         _log.debug("worker_registry_unreachable")
 
 
@@ -153,6 +153,8 @@ class MaintenanceThread:
         for task in self._tasks:
             try:
                 task(self._resources)
+            except OUTAGE_ERRORS as error:
+                _log.debug("maintenance_postponed", task=_name(task), code=error.code)
             except ServiceError as error:
                 _log.warning("maintenance_failed", task=_name(task), code=error.code)
             except Exception:
@@ -204,6 +206,8 @@ class PollingThread:
     def _run_task(self) -> int:
         try:
             return self._task(self._resources)
+        except OUTAGE_ERRORS as error:
+            _log.debug(f"{self._name}_postponed", code=error.code)
         except ServiceError as error:
             _log.warning(f"{self._name}_failed", code=error.code)
         except Exception:

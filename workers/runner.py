@@ -41,6 +41,7 @@ from workers.telemetry import StageClock, child_telemetry, count_end, observe_at
 
 _POLL_SECONDS = 0.2
 _PROGRESS_SECONDS = 0.5
+_STARTING = "starting worker process"
 _UPLOAD_STARTS_AT = 0.97
 _LAYERS = "layers"
 _log = get_logger(__name__)
@@ -150,10 +151,12 @@ class Attempt:
 
     def _run(self) -> JobRecord:
         self._directory.mkdir(parents=True, exist_ok=True)
+        self._journal.prepare(_STARTING)
         try:
             admitted = self._admit()
         except InvalidRequestError as error:
-            return self._finish_failed(_source_error(error))
+            return self._finish_failed(failures.admission_error(error))
+        self._journal.prepare(_STARTING)
         self._mirror.start()
         outcome = self._run_child(admitted)
         if isinstance(outcome, JobError):
@@ -186,7 +189,7 @@ class Attempt:
         request = JobRequest(
             model=job.model, compression=job.compression, evaluation=job.evaluation
         )
-        upload_contents.fetch(self._resources, job.project_id, request, self._raise_if_stopped)
+        upload_contents.fetch(self._resources, job.project_id, request, self._before_part)
         locate = uploads.locator(self._resources, job.project_id)
         return admit(self._resources.settings, request, locate)
 
@@ -261,6 +264,10 @@ class Attempt:
         if self._must_stop() or self._lease_renewal.lost:
             raise _StoppedError
 
+    def _before_part(self) -> None:
+        self._raise_if_stopped()
+        self._journal.prepare("fetching uploads")
+
     def _before_upload(self, index: int, files: int) -> None:
         self._raise_if_stopped()
         fraction = _UPLOAD_STARTS_AT + (1.0 - _UPLOAD_STARTS_AT) * index / files
@@ -325,6 +332,7 @@ class ProgressJournal:
         self._job = job
         self._logged: tuple[Stage, int | None] | None = None
         self._written = 0.0
+        self._prepared: str | None = None
         self._clock = StageClock()
         self.stage: Stage | None = None
 
@@ -332,6 +340,17 @@ class ProgressJournal:
         """End the last stage; return the seconds of each."""
         self._clock.enter(None)
         return self._clock.seconds
+
+    def prepare(self, message: str) -> None:
+        """Publish a step before the engine's first one; its time counts for no stage.
+
+        Raises:
+            LeaseLostError: if another worker owns the job.
+        """
+        if message == self._prepared:
+            return
+        self.stage, self._prepared = Stage.LOAD, message
+        self._record(ProgressEvent(stage=Stage.LOAD, message=message, fraction=0.0), log=True)
 
     def write(self, event: ProgressEvent) -> None:
         """Publish the event to clients.
@@ -345,16 +364,19 @@ class ProgressJournal:
         is_logged = position != self._logged or event.finished is not None
         if not is_logged and time.monotonic() - self._written < _PROGRESS_SECONDS:
             return
+        if self._record(event, log=is_logged):
+            self._logged, self._written = position, time.monotonic()
+
+    def _record(self, event: ProgressEvent, *, log: bool) -> bool:
+        """Write the event; return False if the database is away."""
         progress = Progress(**event.model_dump(exclude={"stage"}))
         try:
-            claims.record_progress(
-                self._resources, self._job.lease, event.stage, progress, log=is_logged
-            )
+            claims.record_progress(self._resources, self._job.lease, event.stage, progress, log=log)
         except DatabaseUnavailableError:
             # Progress may be lost; the lease renewal decides whether to continue.
-            _log.warning("progress_not_written", job_id=self._job.id)
-            return
-        self._logged, self._written = position, time.monotonic()
+            _log.debug("progress_not_written", job_id=self._job.id)
+            return False
+        return True
 
 
 def work_directory(resources: Resources, job_id: str, token: int) -> Path:
@@ -401,13 +423,3 @@ def remove_stale_work(resources: Resources) -> None:
             stale = kind.isdecimal() and not claims.holds_lease(resources, job_id, int(kind))
         if stale:
             shutil.rmtree(directory, ignore_errors=True)
-
-
-def _source_error(error: InvalidRequestError) -> JobError:
-    first = error.fields[0]
-    return JobError(
-        code="source_not_allowed",
-        message=f"{first.pointer}: {first.message}",
-        field=first.pointer,
-        hint="compare this worker's allow-lists with the API's, and check that the files exist",
-    )

@@ -2,38 +2,88 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import structlog
+from celery.worker.consumer import consumer  # type: ignore[import-untyped]
 from prometheus_client import start_http_server
 
+from app.adapters.valkey import described
 from app.domain.job import JobRecord
 from app.services.resources import Resources
 from app.settings import Settings
 from app.telemetry import metrics
+from app.telemetry.outages import BROKER, OUTAGES
 from app.telemetry.traces import current_traceparent, span
+from intraslice_core.errors import ConfigurationError
 from intraslice_core.progress import Stage
 from workers.messages import ChildTelemetry
 
 
 @contextmanager
 def metrics_server(settings: Settings) -> Iterator[None]:
-    """Serve GET /metrics on `worker_metrics_port` while the context is open, unless it is 0."""
+    """Serve GET /metrics on `worker_metrics_port` while the context is open, unless it is 0.
+
+    Raises:
+        ConfigurationError: if the port cannot be bound.
+    """
     if settings.worker_metrics_port == 0:
         yield
         return
-    server, thread = start_http_server(
-        settings.worker_metrics_port, addr=settings.worker_metrics_host
-    )
+    port, host = settings.worker_metrics_port, settings.worker_metrics_host
+    try:
+        server, thread = start_http_server(port, addr=host)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            field="INTRASLICE_WORKER_METRICS_PORT",
+            hint="choose another port, or 0 for no metrics",
+        ) from error
     try:
         yield
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def celery_outages(broker_url: str) -> Iterator[None]:
+    """Report Celery's lost and failed connections as outages of the broker.
+
+    Celery logs every one of its attempts to connect, and has no setting for that.
+    """
+
+    def keep(record: logging.LogRecord) -> bool:
+        if consumer.CANCEL_TASKS_BY_DEFAULT in record.getMessage():
+            return False  # advice about late acknowledgement, which we do not use
+        error = _connection_error(record)
+        if error is not None:
+            OUTAGES.note_failure(BROKER, f"{described(broker_url)}: {error}")
+        return error is None
+
+    loggers = [logging.getLogger(name) for name in (consumer.__name__, "py.warnings")]
+    for logger in loggers:
+        logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(keep)
+
+
+def _connection_error(record: logging.LogRecord) -> str | None:
+    """Return the reason of a connection that Celery reports as failed or lost."""
+    arguments = record.args if isinstance(record.args, tuple) else ()
+    if record.msg == consumer.CONNECTION_ERROR:
+        return str(arguments[1]).partition("\n")[0].rstrip(".")
+    if consumer.CONNECTION_RETRY in arguments:
+        return "connection lost"
+    return None
 
 
 @contextmanager

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from celery import Celery  # type: ignore[import-untyped]
-from kombu.exceptions import KombuError, OperationalError
 
-from app.domain.errors import BrokerUnavailableError
+from app.adapters.valkey import broker_errors, described
 
 WAKE_TASK = "intraslice.wake"
 _BROKER_SECONDS = 3.0
@@ -63,6 +62,8 @@ class WakeQueue:
     def __init__(self, celery: Celery, deployment_id: Callable[[], str]) -> None:
         self._celery = celery
         self._deployment_id = deployment_id
+        self._url = str(celery.conf.broker_url)
+        self.address = described(self._url)
 
     def wake(self, job_id: str) -> None:
         """Send a message that wakes a worker for a job.
@@ -70,8 +71,8 @@ class WakeQueue:
         Raises:
             BrokerUnavailableError: if the broker does not take the message now.
         """
-        try:
-            # No retry here: the message's outbox row stays and is sent by the next maintenance.
+        # No retry here: the message's outbox row stays and is sent by the next maintenance.
+        with broker_errors(self._url):
             self._celery.send_task(
                 WAKE_TASK,
                 args=(job_id,),
@@ -79,8 +80,6 @@ class WakeQueue:
                 retry=False,
                 ignore_result=True,
             )
-        except (OperationalError, KombuError, OSError) as error:
-            raise BrokerUnavailableError from error
 
     def check(self) -> None:
         """Connect to the broker.
@@ -88,12 +87,9 @@ class WakeQueue:
         Raises:
             BrokerUnavailableError: if the broker does not answer.
         """
-        try:
-            with self._celery.connection_for_write() as connection:
-                connection.ensure_connection(max_retries=0, timeout=_BROKER_SECONDS)
-                connection.default_channel.client.ping()
-        except Exception as error:  # redis-py's and kombu's errors share no base
-            raise BrokerUnavailableError from error
+        with broker_errors(self._url), self._celery.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=0, timeout=_BROKER_SECONDS)
+            connection.default_channel.client.ping()
 
     def close(self) -> None:
         self._celery.close()

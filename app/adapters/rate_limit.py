@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import redis
 
-from app.adapters.valkey import open_client
+from app.adapters.valkey import broker_errors, open_client
 from app.domain.errors import BrokerUnavailableError
 
 _ANSWER_SECONDS = 0.25
@@ -48,6 +48,7 @@ class RateLimiter:
         self._client = open_client(broker_url, answer_seconds=_ANSWER_SECONDS)
         self._take_one = self._client.register_script(_TAKE_ONE)
         self._limits = (per_second, burst)
+        self._url = broker_url
         self._paused_until = 0.0
 
     def seconds_to_wait(self, caller: str) -> float:
@@ -60,10 +61,12 @@ class RateLimiter:
         if time.monotonic() < self._paused_until:
             return 0.0
         try:
-            return self._take(_KEY.format(deployment=self._deployment_id(), caller=caller))
-        except redis.RedisError as error:
+            key = _KEY.format(deployment=self._deployment_id(), caller=caller)
+            with broker_errors(self._url):
+                return self._take(key)
+        except BrokerUnavailableError:
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
-            raise BrokerUnavailableError(f"Valkey does not answer: {error}") from error
+            raise
 
     def _take(self, key: str) -> float:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -12,12 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import (
-    BaseError,
-    NotFoundError,
-    PermissionDeniedError,
-    UnauthenticatedError,
-)
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import (
     HTTPStore,
     LocalStore,
@@ -27,8 +23,10 @@ from obstore.store import (
     from_url,
 )
 
+from app.adapters import store_errors
 from app.domain.errors import ArtifactNotFoundError, StoreUnavailableError
 from app.telemetry.metrics import STORE_ERRORS
+from app.telemetry.outages import OUTAGES, STORE
 
 if TYPE_CHECKING:
     from obstore import Attributes
@@ -41,8 +39,6 @@ _PART_BYTES = 5 * 1024 * 1024
 """Smallest part of a multipart upload that S3 accepts."""
 _PARTS_IN_FLIGHT = 2
 _READINESS = "readiness"
-_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
-"""Error codes of S3, Google Cloud Storage and Azure in answers to listings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +58,9 @@ class ArtifactStore:
         endpoint: URL of the bucket's server, for messages; empty if it is the provider's.
         public_endpoint: URL at which clients reach the S3 API; empty if it is the same.
         direct: True if clients exchange files with the bucket itself.
+
+    Raises:
+        ConfigurationError: if the URL, its directory or the endpoint cannot be used.
     """
 
     def __init__(
@@ -74,11 +73,15 @@ class ArtifactStore:
     ) -> None:
         parts = urlsplit(url)
         self._directory = Path(unquote(parts.path)) if parts.scheme == "file" else None
-        self._store: ObjectStore = (
-            LocalStore(prefix=self._directory, mkdir=True, automatic_cleanup=True)
-            if self._directory is not None
-            else from_url(url)
-        )
+        store_errors.check_endpoint(url)
+        try:
+            self._store: ObjectStore = (
+                LocalStore(prefix=self._directory, mkdir=True, automatic_cleanup=True)
+                if self._directory is not None
+                else from_url(url)
+            )
+        except (BaseError, OSError, ValueError) as error:
+            raise store_errors.unusable(error, url) from error
         self._signing_store = self._store
         if public_endpoint and isinstance(self._store, S3Store):
             # Signatures cover the host: it cannot be replaced afterwards.
@@ -245,7 +248,7 @@ class ArtifactStore:
         """
         with self._translated(_READINESS):
             if self._directory is not None and not self._directory.is_dir():
-                raise FileNotFoundError(self._directory)
+                raise FileNotFoundError(errno.ENOENT, "no such directory", str(self._directory))
             obstore.list_with_delimiter(self._store, prefix=_READINESS)
 
     @contextmanager
@@ -254,24 +257,13 @@ class ArtifactStore:
         try:
             yield
         except (NotFoundError, FileNotFoundError) as error:
-            if key == _READINESS:
-                raise self._missing() from error
+            if key == _READINESS or store_errors.lacks_bucket(error):
+                raise store_errors.unavailable(error, self.place, key) from error
             raise ArtifactNotFoundError(f"the store does not hold {key}") from error
-        except (PermissionDeniedError, UnauthenticatedError) as error:
-            STORE_ERRORS.inc()
-            raise StoreUnavailableError(
-                f"The artifact store {self.place} rejected the credentials of the service"
-            ) from error
+        except AlreadyExistsError as error:
+            message = f"The artifact store {self.place} failed on {key}: it exists already"
+            raise StoreUnavailableError(message) from error
         except (BaseError, OSError) as error:
             STORE_ERRORS.inc()
-            if any(code in str(error) for code in _NO_BUCKET):
-                raise self._missing() from error
-            raise StoreUnavailableError(
-                f"The artifact store {self.place} failed on {key}"
-            ) from error
-
-    def _missing(self) -> StoreUnavailableError:
-        return StoreUnavailableError(
-            f"The artifact store {self.place} does not exist: create it, or correct"
-            " INTRASLICE_ARTIFACT_STORE"
-        )
+            raise store_errors.unavailable(error, self.place, key) from error
+        OUTAGES.note_success(STORE)

@@ -6,13 +6,9 @@ Information for people only, such as why a queue does not move: leases decide wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-import redis
-
-from app.adapters.valkey import open_client
-from app.domain.errors import BrokerUnavailableError
+from app.adapters.valkey import broker_errors, open_client
 
 _ANSWER_SECONDS = 1.0
 _KEY = "intraslice:workers:{deployment}"
@@ -46,23 +42,24 @@ class WorkerRegistry:
     ) -> None:
         self._deployment_id = deployment_id
         self._expiry_seconds = math.ceil(expiry_seconds)
+        self._url = broker_url
         self._client = open_client(broker_url, answer_seconds=_ANSWER_SECONDS)
         self._announce = self._client.register_script(_ANNOUNCE)
         self._count = self._client.register_script(_COUNT)
 
     def announce(self, worker: str) -> None:
         """Register the worker, or extend its registration."""
-        with _broker_errors():
+        with broker_errors(self._url):
             self._announce(keys=[self._key], args=[worker, self._expiry_seconds])
 
     def leave(self, worker: str) -> None:
         """Remove the worker, which is shutting down."""
-        with _broker_errors():
+        with broker_errors(self._url):
             self._client.zrem(self._key, worker)
 
     def count(self) -> int:
         """Return the number of live workers."""
-        with _broker_errors():
+        with broker_errors(self._url):
             return int(self._count(keys=[self._key], args=[self._expiry_seconds]))
 
     @property
@@ -71,11 +68,3 @@ class WorkerRegistry:
 
     def close(self) -> None:
         self._client.close()
-
-
-@contextmanager
-def _broker_errors() -> Iterator[None]:
-    try:
-        yield
-    except redis.RedisError as error:
-        raise BrokerUnavailableError(f"Valkey does not answer: {error}") from error

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from app.domain.errors import (
+    OUTAGE_ERRORS,
     ArtifactsExpiredError,
     FieldProblem,
     IllegalTransitionError,
@@ -111,11 +112,12 @@ def _service_error(request: Request, error: Exception) -> JSONResponse:
 def service_problem(error: ServiceError) -> Problem:
     """Return the problem document of a service error."""
     status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    # The adapters log unavailable servers, at most once a minute.
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, OUTAGE_ERRORS):
         _log.error("service_error", code=error.code, exc_info=error)
     fields = error.fields if isinstance(error, InvalidRequestError) else ()
     errors = [_field_problem(problem) for problem in fields]
-    return Problem(status, error.code, error.message, errors=errors)
+    return Problem(status, error.code, error.public_message, errors=errors)
 
 
 def _field_problem(problem: FieldProblem) -> dict[str, str]:

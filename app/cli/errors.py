@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,7 +10,7 @@ import typer
 from pydantic import ValidationError
 
 from app.cli.exit_codes import ExitCode
-from app.domain.errors import ServiceError
+from app.domain.errors import ServiceError, UnavailableError
 from intraslice_core.errors import (
     CalibrationError,
     CompressionCancelledError,
@@ -45,7 +46,15 @@ def reported_errors() -> Iterator[None]:
         raise typer.Exit(code) from None
     except ServiceError as error:
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(ExitCode.FAILED) from None
+        is_away = isinstance(error, UnavailableError) and not error.rejected
+        raise typer.Exit(ExitCode.UNAVAILABLE if is_away else ExitCode.FAILED) from None
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if error.filename is None and not is_full:
+            raise  # a defect of ours: every expected one names a file or the disk
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {where}{error.strerror}", err=True)
+        raise typer.Exit(ExitCode.FAILED if is_full else ExitCode.BAD_INPUT) from None
 
 
 @contextmanager

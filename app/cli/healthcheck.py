@@ -39,9 +39,9 @@ def healthcheck(
 ) -> None:
     """Check the service's processes on this machine; exit with 1 unless all are healthy."""
     from app.adapters.process_state import process_states
-    from app.settings import get_settings
+    from app.cli.service import process_settings
 
-    data_dir = get_settings().data_dir
+    data_dir = process_settings().data_dir
     states = process_states(data_dir)
     if not states:
         typer.echo(

@@ -157,19 +157,19 @@ def names_a_service(link: Link) -> bool:
 
 @contextmanager
 def _resources() -> Iterator[Resources]:
-    """Yield the service's resources; print a service error as one line and exit with code 1."""
-    from app.cli.service import process_settings
-    from app.domain.errors import ServiceError
+    """Yield the service's resources; print an expected error as one line."""
+    from app.cli.service import print_advice, process_settings
     from app.services.resources import open_resources
+    from app.telemetry.outages import unreported
 
-    resources = open_resources(process_settings())
-    try:
-        yield resources
-    except ServiceError as error:
-        typer.echo(f"error: {error.message}", err=True)
-        raise typer.Exit(1) from None
-    finally:
-        resources.close()
+    settings = process_settings()
+    print_advice(settings)
+    with reported_errors(), unreported():
+        resources = open_resources(settings)
+        try:
+            yield resources
+        finally:
+            resources.close()
 
 
 def _record(resources: Resources, command: str, key: ApiKey, status: HTTPStatus) -> None:

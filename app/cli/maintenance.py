@@ -75,8 +75,10 @@ def maintenance(
 @contextmanager
 def _resources() -> Iterator[Resources]:
     from app.cli.service import process_settings
+    from app.environment import log_advice
     from app.services.resources import open_resources
     from app.telemetry import configure_logging
+    from app.telemetry.outages import unreported
 
     settings = process_settings()
     configure_logging(
@@ -85,7 +87,8 @@ def _resources() -> Iterator[Resources]:
         secrets=settings.secrets,
         fixed={"process": "maintenance"},
     )
-    with reported_errors():
+    log_advice(settings)
+    with reported_errors(), unreported():
         resources = open_resources(settings)
         try:
             yield resources

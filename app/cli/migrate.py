@@ -8,8 +8,9 @@ import typer
 
 from app.cli.errors import reported_errors
 from app.cli.exit_codes import ExitCode
-from app.cli.service import process_settings
+from app.cli.service import print_advice, process_settings
 from app.domain.errors import MigrationError, SchemaError
+from app.telemetry.outages import unreported
 
 if TYPE_CHECKING:
     from app.adapters.database.migrate import MigrationPlan
@@ -41,7 +42,8 @@ def migrate(
     A newer schema stays as it is. Exit code 1 if this version does not work with it.
     """
     settings = process_settings()
-    with reported_errors():
+    print_advice(settings)
+    with reported_errors(), unreported():
         if show:
             _show(settings)
             return

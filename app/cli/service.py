@@ -5,6 +5,7 @@ The server's packages are imported when a command runs, not when the command lin
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,14 @@ from rich.console import Console
 from rich.text import Text
 
 from app.cli.errors import reported_errors
+from app.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from app.embedded.stack import StackOptions
     from app.settings import Settings
 
 _errors = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+_DIRECTORY_HINT = "choose a --data-dir with space that this user may write to"
 _DataDirOption = Annotated[
     Path | None,
     typer.Option(
@@ -80,6 +83,8 @@ def up(
             _errors.print("Stopping …")
     except EmbeddedError as error:
         _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename or options.data_dir}: {error.strerror or error}; {_DIRECTORY_HINT}")
 
 
 def _stack_options(
@@ -90,6 +95,7 @@ def _stack_options(
     from app.settings import is_loopback
 
     settings = process_settings()
+    print_advice(settings)
     host = settings.host if host is None else host
     if settings.api_key is None and not is_loopback(host):
         _fail(
@@ -118,7 +124,8 @@ def serve(
     settings = process_settings()
     from app.server import run_server
 
-    run_server(settings, descriptor)
+    with reported_errors():
+        run_server(settings, descriptor)
 
 
 def worker() -> None:
@@ -133,7 +140,8 @@ def scheduler() -> None:
     """Run the periodic tasks; several may run at once."""
     from workers.scheduler import run_scheduler
 
-    run_scheduler(process_settings())
+    with reported_errors():
+        run_scheduler(process_settings())
 
 
 def _announce(url: str, options: StackOptions) -> None:
@@ -148,18 +156,29 @@ def _announce(url: str, options: StackOptions) -> None:
 
 
 def process_settings() -> Settings:
-    """Return the process's settings, or print the invalid variables and exit with code 1."""
+    """Return the process's settings, or print the invalid variables and exit with code 2."""
     from pydantic import ValidationError
+    from pydantic_settings import SettingsError
 
+    from app.environment import described
     from app.settings import get_settings
 
     try:
         return get_settings()
     except ValidationError as error:
         for problem in error.errors():
-            name = "_".join(str(part) for part in problem["loc"]).upper()
-            _errors.print(f"INTRASLICE_{name}: {problem['msg']}" if name else problem["msg"])
-        _fail("invalid settings in the environment; correct the variables above")
+            _errors.print(f"error: {described(problem)}")
+    except SettingsError as error:
+        _errors.print(f"error: {error}")
+    raise typer.Exit(ExitCode.BAD_INPUT)
+
+
+def print_advice(settings: Settings) -> None:
+    """Print likely mistakes in the environment, for commands that write no log."""
+    from app.environment import advice
+
+    for line in advice(settings, os.environ):
+        _errors.print(f"warning: {line}")
 
 
 def _stop_on_signals() -> Callable[[], bool]:

@@ -52,8 +52,16 @@ class ServiceError(Exception):
     code: ClassVar[str] = "service_error"
 
     def __init__(self, message: str | None = None) -> None:
-        self.message = message or (type(self).__doc__ or "").strip().rstrip(".")
+        self.message = message or self._summary()
         super().__init__(self.message)
+
+    @property
+    def public_message(self) -> str:
+        """Message for callers of the API."""
+        return self.message
+
+    def _summary(self) -> str:
+        return (type(self).__doc__ or "").strip().rstrip(".")
 
 
 class NotFoundError(ServiceError):
@@ -266,21 +274,39 @@ class UnavailableError(ServiceError):
 
     code = "unavailable"
 
+    def __init__(self, message: str | None = None, *, rejected: bool = False) -> None:
+        super().__init__(message)
+        self.rejected = rejected
+        """True if the server answered and rejected the settings, so that waiting does not help."""
+
 
 class DatabaseUnavailableError(UnavailableError):
     """The database does not answer."""
 
     code = "database_unavailable"
 
+    @property
+    def public_message(self) -> str:
+        """The summary: the server's address is for operators, in logs and `/readyz`."""
+        return self._summary()
+
 
 class SchemaError(DatabaseUnavailableError):
     """The database's schema does not fit this version."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message, rejected=True)
 
 
 class BrokerUnavailableError(UnavailableError):
     """The queue does not answer."""
 
     code = "broker_unavailable"
+
+    @property
+    def public_message(self) -> str:
+        """The summary: the server's address is for operators, in logs and `/readyz`."""
+        return self._summary()
 
 
 class StoreUnavailableError(UnavailableError):
@@ -293,3 +319,7 @@ class StoreNotOwnedError(UnavailableError):
     """The artifact store is not provably this deployment's; nothing is deleted."""
 
     code = "store_not_owned"
+
+
+OUTAGE_ERRORS = (DatabaseUnavailableError, BrokerUnavailableError, StoreUnavailableError)
+"""Errors that the adapters log, at most once a minute; their callers log nothing."""

@@ -38,6 +38,12 @@ class HealthProbe:
             "store": resources.store.check,
             "deployment": lambda: _check_deployment(resources),
         }
+        self._addresses = {
+            "database": resources.database.address,
+            "broker": resources.queue.address,
+            "store": f"The artifact store {resources.store.place}",
+            "deployment": f"The artifact store {resources.store.place}",
+        }
         self._answer_seconds = answer_seconds
         self._pending: dict[str, Future[Check]] = {}
         self._lock = Lock()
@@ -62,7 +68,8 @@ class HealthProbe:
 
     def _answer(self, name: str, check: Future[Check]) -> Check:
         if not check.done():
-            return Check(name=name, problem=f"No answer within {self._answer_seconds:g} s")
+            problem = f"{self._addresses[name]}: no answer within {self._answer_seconds:g} s"
+            return Check(name=name, problem=problem)
         return check.result()
 
 

@@ -23,7 +23,7 @@ def dispatch(resources: Resources) -> int:
             try:
                 resources.queue.wake(message.job_id)
             except BrokerUnavailableError:
-                _log.warning("broker_unavailable", job_id=message.job_id)
+                _log.debug("broker_unavailable", job_id=message.job_id)
                 break
             sent.append(message.id)
         if sent:
@@ -36,7 +36,7 @@ def dispatch_soon(resources: Resources) -> None:
     try:
         dispatch(resources)
     except ServiceError as error:
-        _log.warning("dispatch_postponed", code=error.code)
+        _log.debug("dispatch_postponed", code=error.code)
 
 
 def remind(resources: Resources) -> int:

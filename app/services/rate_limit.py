@@ -69,7 +69,7 @@ def _take(limiter: RateLimiter, caller: str) -> float:
     try:
         return limiter.seconds_to_wait(caller)
     except BrokerUnavailableError as error:
-        _log.warning("rate_limit_suspended", reason=error.message, caller=caller)
+        _log.debug("rate_limit_suspended", reason=error.message, caller=caller)
         return 0.0
 
 

@@ -21,7 +21,8 @@ from app.adapters.webhook_signing import WebhookSecrets
 from app.adapters.worker_registry import WorkerRegistry
 from app.services.rate_limit import FailedAuthenticationLimit
 from app.settings import Settings
-from app.store_endpoints import own_endpoint, uses_direct_links
+from app.settings.store_endpoints import own_endpoint, uses_direct_links
+from intraslice_core.errors import ConfigurationError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +79,11 @@ def open_resources(settings: Settings, *, signs: bool = False) -> Resources:
     """Build the clients without connecting: a server that is down fails requests, not the start.
 
     Raises:
-        ConfigurationError: if this process signs artifacts and its key file holds no valid key.
+        ConfigurationError: if a URL or the data directory cannot be used, or this process signs
+            artifacts and its key file holds no valid key.
     """
     key_file = settings.artifact_signing_key_file if signs else None
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    configured = settings.signing_key
-    key = configured.get_secret_value() if configured else kept_signing_key(settings.data_dir)
+    key = _signing_key(settings)
     former = settings.signing_key_previous
     previous = former.get_secret_value() if former else None
     guard = DestinationGuard(allow_loopback=settings.webhook_allow_loopback)
@@ -129,3 +129,21 @@ def open_resources(settings: Settings, *, signs: bool = False) -> Resources:
         webhook_sender=WebhookSender(guard, timeout=settings.webhook_timeout_seconds),
         artifact_signer=None if key_file is None else ArtifactSigner(key_file),
     )
+
+
+def _signing_key(settings: Settings) -> str:
+    """Return the key of links and webhooks; create it, and the data directory, if necessary.
+
+    Raises:
+        ConfigurationError: if the data directory cannot be written.
+    """
+    configured = settings.signing_key
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return configured.get_secret_value() if configured else kept_signing_key(settings.data_dir)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{error.filename or settings.data_dir} cannot be written: {error.strerror}",
+            field="INTRASLICE_DATA_DIR",
+            hint="name a directory that this user may write to",
+        ) from error

@@ -21,7 +21,12 @@ from types import TracebackType
 
 from app.adapters.database import events, jobs
 from app.adapters.database.notifications import listen
-from app.domain.errors import DatabaseUnavailableError, JobNotFoundError, ServiceError
+from app.domain.errors import (
+    OUTAGE_ERRORS,
+    DatabaseUnavailableError,
+    JobNotFoundError,
+    ServiceError,
+)
 from app.domain.events import Event
 from app.domain.identifiers import is_job_id
 from app.domain.job import JobRecord
@@ -153,7 +158,8 @@ class WatchedJob:
             seen = await self._read(self._job_id, after)
         except Exception as error:
             # Callers that wait for this reading raise the error; others get the next reading.
-            _log.warning("watching_failed", job_id=self._job_id, error=type(error).__name__)
+            log = _log.debug if isinstance(error, OUTAGE_ERRORS) else _log.warning
+            log("watching_failed", job_id=self._job_id, error=type(error).__name__)
             self.missed = True
             return error
         self.missed = False
@@ -255,7 +261,7 @@ class Watching:
             except DatabaseUnavailableError:
                 pause = _FIRST_PAUSE_SECONDS if self.hearing else pause * 2
                 self.hearing = False
-                _log.warning("watching_deaf", effect="watched jobs are polled")
+                _log.debug("watching_deaf", effect="watched jobs are polled")
             pause = min(pause, _LONGEST_PAUSE_SECONDS)
             # Jitter, so that the processes do not all reconnect at once.
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))

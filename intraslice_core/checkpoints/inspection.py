@@ -14,6 +14,7 @@ import importlib.util
 import json
 import math
 import mmap
+import os
 import struct
 from collections import Counter
 from collections.abc import Mapping
@@ -410,8 +411,19 @@ def inspect_model(place: Path) -> ModelFacts:
     """Return type and size of a model in a directory of safetensors or a `.gguf` file.
 
     Raises:
-        BrokenCheckpointError: if a header is invalid.
+        BrokenCheckpointError: if a header is invalid, or if this process may not read a file.
     """
+    try:
+        return _inspect_files(place)
+    except PermissionError as error:
+        raise BrokenCheckpointError(
+            f"{Path(error.filename).name} cannot be read: {error.strerror}",
+            field="model",
+            hint=f"make the model's files readable for user id {os.geteuid()}",
+        ) from error
+
+
+def _inspect_files(place: Path) -> ModelFacts:
     if not place.is_dir():
         header = read_gguf_header(place)
         return ModelFacts(

@@ -28,6 +28,9 @@ NEED_EXTRAS = {
     "report": "intraslice[engine]",
     "push": "intraslice[engine]",
     "serve": "intraslice[server]",
+    "scheduler": "intraslice[server]",
+    "migrate": "intraslice[server]",
+    "worker": "intraslice[all]",
     "up": "intraslice[all]",
 }
 pytestmark = [pytest.mark.slow, pytest.mark.postgres, pytest.mark.broker]

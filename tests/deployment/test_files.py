@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,8 +112,26 @@ def test_the_image_contains_every_package() -> None:
     for package in ("app", "workers", "intraslice_client", "intraslice_core", "migrations"):
         assert f"COPY {package} {package}\n" in dockerfile
         assert f"!{package}" in allowed
-    for file in ("constraints.txt", "pyproject.toml", "README.md", "LICENSE"):
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE)
+    for file in " ".join(copied).split():
         assert f"!{file}" in allowed
+
+
+def test_both_stages_use_one_base_image_pinned_by_digest() -> None:
+    dockerfile = (REPOSITORY / "Dockerfile").read_text()
+    image = r"docker\.io/library/python:3\.11\.\d+-slim-bookworm@sha256:[0-9a-f]{64}"
+    assert re.search(f"^ARG BASE_IMAGE={image}$", dockerfile, re.MULTILINE)
+    assert re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE) == ["${BASE_IMAGE}"] * 2
+
+
+def test_every_installation_in_the_image_is_pinned_and_reads_the_given_pip_configuration() -> None:
+    lines = (REPOSITORY / "Dockerfile").read_text().replace("\\\n", "").splitlines()
+    installing = [line.removeprefix("RUN ") for line in lines if "pip install" in line]
+    assert len(installing) == 3
+    for step in installing:
+        assert step.startswith("--mount=type=secret,id=pip.conf,target=/etc/pip.conf ")
+    (dependencies,) = (step for step in installing if "requirements.txt" in step)
+    assert "-c constraints.txt -c constraints-cuda.txt -r requirements.txt" in dependencies
 
 
 def test_env_files_stay_out_of_the_repository() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import threading
@@ -16,7 +17,7 @@ import pytest
 from app.adapters.database import jobs as job_rows
 from app.adapters.database.migrate import upgrade
 from app.domain.artifact import job_prefix
-from app.domain.job import Job
+from app.domain.job import Job, Progress
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
@@ -24,6 +25,7 @@ from app.embedded.postgres import EmbeddedPostgres
 from app.services import claims, jobs, publication
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
+from intraslice_core.config import CompressionConfig
 from tests.app.builders import in_state, queued, running, succeeded, weights_on_disk
 from workers.child_process import ChildProcess, kill_all_children
 from workers.messages import ChildRequest
@@ -81,8 +83,14 @@ def test_a_finished_child_completes_the_job(resources: Resources, behaviour: str
     assert len(resources.store.keys(job_prefix(job))) == 3
     assert list(resources.work_dir.glob("*")) == []
     events = jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100).data
-    stages = [event.data["stage"] for event in events if event.type == "progress"]
-    assert stages == ["compress", "publish"]
+    steps = [(e.data["stage"], e.data["message"]) for e in events if e.type == "progress"]
+    assert steps == [
+        ("load", "starting worker process"),
+        ("compress", "layer 1/2"),
+        ("publish", "uploading file 1/2"),
+    ]
+    stored = jobs.get_job(resources, OPERATOR, job.id)
+    assert stored.progress == Progress(fraction=1.0, message="done")
 
 
 def test_an_engine_error_fails_the_job_at_once(resources: Resources) -> None:
@@ -233,7 +241,47 @@ def test_sources_are_checked_again_on_the_worker(resources: Resources, tmp_path:
     ended = run(resources, "finish")
     assert ended is not None
     assert ended.error is not None
-    assert (ended.state, ended.error.code) == (State.FAILED, "source_not_allowed")
+    assert (ended.state, ended.error.code) == (State.FAILED, "path_not_allowed")
+    assert ended.error.field == "/model/ref"
+    assert "allow-lists of this worker" in (ended.error.hint or "")
+
+
+def test_a_ratio_that_only_the_worker_finds_impossible_is_named(
+    resources: Resources, tmp_path: Path
+) -> None:
+    place = weights_on_disk(tmp_path / "models" / "m")
+    model = ModelSource(source="path", ref=str(place))
+    queued(resources, model=model, compression=CompressionConfig(ratio=0.6))
+    sizes = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8, "vocab_size": 8}
+    geometry = {"model_type": "llama", "num_attention_heads": 1, **sizes}
+    (place / "config.json").write_text(json.dumps(geometry))
+    ended = run(resources, "finish")
+    assert ended is not None
+    assert ended.error is not None
+    assert (ended.state, ended.error.code) == (State.FAILED, "budget_out_of_reach")
+    assert ended.error.field == "/compression/ratio"
+    assert "/compression/ratio: " in ended.error.message
+
+
+def test_a_job_that_starts_shows_it_at_once(resources: Resources) -> None:
+    job = queued(resources)
+    shown: list[tuple[str | None, str]] = []
+
+    def starting(request: ChildRequest, log: Path) -> ChildProcess:
+        now = jobs.get_job(resources, OPERATOR, job.id)
+        shown.append((now.stage, now.progress.message if now.progress else ""))
+        return child("finish")(request, log)
+
+    run_next_job(resources, "worker-1", threading.Event(), starting)
+    assert shown == [("load", "starting worker process")]
+
+
+def test_a_failed_job_keeps_its_last_progress(resources: Resources) -> None:
+    job = queued(resources)
+    run(resources, "fail")
+    progress = jobs.get_job(resources, OPERATOR, job.id).progress
+    assert progress is not None
+    assert (progress.fraction, progress.message) == (0.4, "layer 1/2")
 
 
 def test_the_child_receives_the_model_limits(resources: Resources) -> None:

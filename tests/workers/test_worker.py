@@ -127,7 +127,8 @@ def start_long_job(client: TestClient, model: Path, log: Path) -> dict[str, Any]
     ).json()
 
     def is_computing() -> bool:
-        return client.get(job["urls"]["self"]).json()["stage"] is not None
+        progress = client.get(job["urls"]["self"]).json()["progress"]
+        return progress is not None and progress["message"] != "starting worker process"
 
     wait_for(is_computing, log)
     return job

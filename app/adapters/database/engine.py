@@ -10,18 +10,16 @@ from typing import Any, TypeVar
 from pydantic_core import from_json
 from sqlalchemy import Connection, Engine, NullPool, create_engine, func, text
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import DBAPIError
 
+from app.adapters.database.errors import ErrorTranslation
 from app.adapters.database.schema import read_schema
 from app.adapters.database.tables import turns
-from app.domain.errors import DatabaseUnavailableError, ResourceBusyError
 from app.domain.schema import Schema
 
 Transaction = Connection
 """Connection that services pass to repositories; only `Database` commits it."""
 
-_LOCK_NOT_AVAILABLE = "55P03"
 _MIGRATION_LOCK = 4_807_526_976
 """Key of the advisory lock that one migrating process holds."""
 _CONNECT_SECONDS = 5
@@ -48,6 +46,8 @@ class Database:
     """
 
     def __init__(self, url: str, *, pool_size: int = 15) -> None:
+        self._errors = ErrorTranslation(url)
+        self.address = self._errors.server
         self._engine = _engine(url, _SESSION, pool_size=pool_size, pool_pre_ping=True)
         self._readers = _engine(
             url,
@@ -65,7 +65,7 @@ class Database:
             ResourceBusyError: if a row stayed locked by another transaction.
             DatabaseUnavailableError: if the server does not answer.
         """
-        with _translated_errors(), self._engine.begin() as connection:
+        with self._errors.translated(), self._engine.begin() as connection:
             yield connection
 
     def read(self, question: Callable[[Transaction], _Answer]) -> _Answer:
@@ -77,7 +77,7 @@ class Database:
         Raises:
             DatabaseUnavailableError: if the server does not answer.
         """
-        with _translated_errors():
+        with self._errors.translated():
             try:
                 return self._ask(question)
             except DBAPIError as error:
@@ -108,10 +108,11 @@ def migration_transaction(url: str) -> Iterator[Transaction]:
         ResourceBusyError: if a table stayed locked by another transaction.
         DatabaseUnavailableError: if the server does not answer.
     """
+    errors = ErrorTranslation(url)
     engine = create_engine(
         url, poolclass=NullPool, connect_args={"connect_timeout": _CONNECT_SECONDS}
     )
-    with _translated_errors(), engine.begin() as connection:
+    with errors.translated(), engine.begin() as connection:
         # A migration gives up instead of blocking the queries queued after it.
         connection.execute(text("SET LOCAL statement_timeout = '120s'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
@@ -147,15 +148,3 @@ def _engine(url: str, session: dict[str, str], **pool: Any) -> Engine:
         json_deserializer=from_json,  # twice as fast as the standard library's
         **pool,
     )
-
-
-@contextmanager
-def _translated_errors() -> Iterator[None]:
-    try:
-        yield
-    except OperationalError as error:
-        if getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
-            raise ResourceBusyError from error
-        raise DatabaseUnavailableError from error
-    except (InterfaceError, PoolTimeoutError) as error:
-        raise DatabaseUnavailableError from error

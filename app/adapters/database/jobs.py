@@ -354,6 +354,7 @@ def succeed(
         Action.SUCCEED,
         result=result.model_dump(mode="json"),
         report=report,
+        progress=Progress(fraction=1.0, message="done").model_dump(mode="json"),
     )
 
 

@@ -15,7 +15,8 @@ import psycopg
 from sqlalchemy import ColumnElement, func, make_url, select
 
 from app.adapters.database.engine import Transaction
-from app.domain.errors import DatabaseUnavailableError
+from app.adapters.database.errors import ErrorTranslation
+from app.telemetry.outages import DATABASE, OUTAGES
 
 _CHANNEL = "intraslice_jobs"
 _CONNECT_SECONDS = 5
@@ -54,6 +55,7 @@ async def listen(
             connect_timeout=_CONNECT_SECONDS,
         ) as connection:
             await connection.execute(f"LISTEN {_CHANNEL}")
+            OUTAGES.note_success(DATABASE)
             ready()
             while True:
                 async for notice in connection.notifies(timeout=_PROBE_SECONDS):
@@ -62,4 +64,4 @@ async def listen(
                 async with asyncio.timeout(_PROBE_ANSWER_SECONDS):
                     await connection.execute("SELECT 1")
     except (psycopg.Error, TimeoutError) as error:
-        raise DatabaseUnavailableError from error
+        raise ErrorTranslation(database_url).unavailable(error) from error

@@ -64,7 +64,7 @@ def resolve(url: str | None, api_key_file: Path | None, profile: str | None) -> 
         profile: value of `--profile`: the section of the config file to use.
 
     Raises:
-        ConfigurationError: if a file is missing or invalid.
+        ConfigurationError: if a file or the key is missing or invalid.
     """
     environment = Environment()
     file = environment.config or Path(typer.get_app_dir("intraslice")) / "config.toml"
@@ -82,6 +82,13 @@ def resolve(url: str | None, api_key_file: Path | None, profile: str | None) -> 
         (secret or None, "INTRASLICE_API_KEY"),
         (values.get("api_key"), source),
     )
+    if chosen_key is not None and not (chosen_key.isascii() and chosen_key.isprintable()):
+        # Not quoted, because it may be a key with one wrong character.
+        raise ConfigurationError(
+            "an API key consists of printable ASCII characters",
+            field=key_from,
+            hint="copy the key again",
+        )
     return Connection(
         url=(chosen_url or DEFAULT_URL).rstrip("/"),
         api_key=chosen_key,

@@ -91,6 +91,7 @@ def test_links_are_signed_for_the_public_endpoint(
 ) -> None:
     for name, value in {
         variable: "http://s3:8333",
+        "AWS_ALLOW_HTTP": "true",
         "AWS_ACCESS_KEY_ID": "user",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false",

@@ -192,7 +192,7 @@ def test_parts_through_the_api_reach_the_bucket_in_small_pieces(
         sent = [request.body_bytes for request in between.requests if request.method == "PUT"]
         assert sum(sent) == len(content)
         assert max(sent) == 5 * MEBIBYTE
-        (key,) = resources.store.keys(f"uploads/{upload['id']}/")
+        (key,) = resources.store.keys(f"{resources.deployment.id()}/uploads/{upload['id']}/")
         assert resources.store.sha256(key) == hashlib.sha256(content).hexdigest()
 
 

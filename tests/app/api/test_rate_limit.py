@@ -187,16 +187,16 @@ def test_the_bucket_fills_by_the_clock_of_valkey(valkey_server: EmbeddedValkey) 
         assert limiter.seconds_to_wait("a") == 0.0
         assert 0.0 < limiter.seconds_to_wait("a") <= 0.5
         # Let half a second pass.
-        past = float(client.hget("intraslice:rate:a", "at")) - 0.5
-        client.hset("intraslice:rate:a", "at", past)
+        past = float(client.hget("intraslice:rate:dep_test:a", "at")) - 0.5
+        client.hset("intraslice:rate:dep_test:a", "at", past)
         assert limiter.seconds_to_wait("a") == 0.0
         # A restarted server has lost the script.
         client.script_flush()
         assert limiter.seconds_to_wait("b") == 0.0
         # A clock that is set back removes no tokens.
-        client.hset("intraslice:rate:a", mapping={"tokens": 1, "at": past + 1000})
+        client.hset("intraslice:rate:dep_test:a", mapping={"tokens": 1, "at": past + 1000})
         assert limiter.seconds_to_wait("a") == 0.0
-        assert 0 < client.ttl("intraslice:rate:a") <= 2
+        assert 0 < client.ttl("intraslice:rate:dep_test:a") <= 2
     limiter.close()
 
 

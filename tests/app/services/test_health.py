@@ -14,6 +14,8 @@ def test_a_server_that_hangs_is_named_and_checked_once(resources: Resources) -> 
     answer, calls = threading.Event(), []
 
     class HangingStore:
+        place = "s3://bucket at http://s3:8333"
+
         def check(self) -> None:
             calls.append(1)
             answer.wait(30)
@@ -24,7 +26,9 @@ def test_a_server_that_hangs_is_named_and_checked_once(resources: Resources) -> 
     probe = HealthProbe(replace(resources, store=HangingStore()), answer_seconds=0.5)
     for _ in range(3):
         problems = {check.name: check.problem for check in probe.check_all()}
-        assert problems["store"] == "No answer within 0.5 s"
+        assert problems["store"] == (
+            "The artifact store s3://bucket at http://s3:8333: no answer within 0.5 s"
+        )
     assert len(calls) == 1
     answer.set()
     probe.close()
@@ -32,6 +36,8 @@ def test_a_server_that_hangs_is_named_and_checked_once(resources: Resources) -> 
 
 def test_a_check_that_raises_is_reported_as_a_problem(resources: Resources) -> None:
     class BrokenStore:
+        place = "s3://bucket"
+
         def check(self) -> None:
             raise ZeroDivisionError
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -16,6 +20,7 @@ from intraslice_core.errors import BrokenCheckpointError, ModelTooLargeError
 from tests.intraslice_core.tiny_models import tiny_llama, tiny_model
 
 MIB = 2**20
+NOBODY = 65534
 
 
 def sparse_model(directory: Path, parameters: int) -> Path:
@@ -28,6 +33,33 @@ def sparse_model(directory: Path, parameters: int) -> Path:
         stream.write(len(text).to_bytes(8, "little") + text)
         stream.truncate(8 + len(text) + 4 * parameters)
     return directory
+
+
+@contextmanager
+def as_plain_user() -> Iterator[None]:
+    """Drop the rights of root, which may read everything, while the context lasts."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_of_another_user_is_named_with_the_reader(name: str) -> None:
+    # Transformers saves weights with mode 0600. tmp_path itself is closed to other users.
+    with TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        place = sparse_model(Path(directory) / "m", 1)
+        (place / name).chmod(0o000)
+        with as_plain_user(), pytest.raises(BrokenCheckpointError) as caught:
+            inspect_model(place)
+        reader = NOBODY if os.geteuid() == 0 else os.geteuid()
+    assert caught.value.message == f"{name} cannot be read: Permission denied"
+    assert str(caught.value.hint).endswith(f"for user id {reader}")
 
 
 def test_facts_are_those_of_the_model(tmp_path: Path) -> None:

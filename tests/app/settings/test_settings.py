@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from app.environment import advice, described, known_variables
 from app.settings import Settings, is_loopback
 
+REPOSITORY = Path(__file__).parents[3]
 KEYS = ("api_key", "api_key_previous", "signing_key", "signing_key_previous")
 
 
@@ -32,6 +34,113 @@ def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert settings.model_roots == (Path("/models"), Path("/more"))
     assert settings.data_dir == Path("~/x").expanduser()
     assert settings.auth == "off"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/models", ("/models",)),
+        ("/models:/more", ("/models", "/more")),
+        (" /models : /more: ", ("/models", "/more")),
+        ('["/models", "/with:colon"]', ("/models", "/with:colon")),
+        ("[]", ()),
+        ("", ()),
+    ],
+)
+@pytest.mark.parametrize("name", ["MODEL_ROOTS", "DATA_ROOTS"])
+def test_directories_are_plain_colon_separated_or_json(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str, expected: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv(f"INTRASLICE_{name}", text)
+    assert getattr(Settings(), name.lower()) == tuple(map(Path, expected))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("org/*", ("org/*",)),
+        ("org/*, other/model", ("org/*", "other/model")),
+        ("[ab]*/model", ("[ab]*/model",)),
+        ('["org/*","x/y"]', ("org/*", "x/y")),
+        ("", ()),
+    ],
+)
+@pytest.mark.parametrize("name", ["HUB_ALLOW", "HUB_DATA_ALLOW", "PACKAGE_ALLOW"])
+def test_names_are_plain_comma_separated_or_json(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str, expected: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv(f"INTRASLICE_{name}", text)
+    assert getattr(Settings(), name.lower()) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("MODEL_ROOTS", "models", "relative path"),
+        ("MODEL_ROOTS", '["/models"', "JSON"),
+        ("DATABASE_URL", "mysql://joe:hunter2@db/x", "not a PostgreSQL URL"),
+        ("DATABASE_URL", "postgresql://joe:hun#ter2/@db:x/x", "valid port"),
+        ("BROKER_URL", "amqp://joe:hunter2@mq", "not a Valkey or Redis URL"),
+        ("ARTIFACT_STORE", "store", "not an artifact store"),
+        ("ARTIFACT_STORE", "s3://", "names no bucket"),
+        ("OTEL_ENDPOINT", "collector:4318", "not an HTTP URL"),
+        ("PORT", "abc", "valid integer"),
+        ("PORT", "tcp://10.0.0.7:8000", "enableServiceLinks"),
+    ],
+)
+def test_invalid_values_are_described_in_one_line_without_secrets(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, complaint: str
+) -> None:
+    monkeypatch.setenv(f"INTRASLICE_{name}", value)
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    (problem,) = caught.value.errors()
+    line = described(problem)
+    assert line.startswith(f"INTRASLICE_{name}")
+    assert complaint in line
+    assert "hun" not in line
+    assert "\n" not in line
+
+
+def test_a_database_url_without_a_driver_and_a_plain_store_directory_are_accepted() -> None:
+    settings = Settings(database_url="postgres://joe@db/x", artifact_store="/var/artifacts")
+    assert settings.database_url == "postgresql+psycopg://joe@db/x"
+    assert settings.store_url == "file:///var/artifacts"
+
+
+def test_unknown_variables_and_missing_directories_are_reported(tmp_path: Path) -> None:
+    settings = Settings(model_roots=(tmp_path, tmp_path / "later"))
+    environment = {
+        "INTRASLICE_MODEL_ROOT": "/models",
+        "INTRASLICE_SOMETHING": "1",
+        "INTRASLICE_SWEEP_SECONDS": "1",
+        "INTRASLICE_URL": "http://127.0.0.1",
+        "INTRASLICE_OTEL_ENDPOINT": "",
+        "HOME": "/root",
+        # Kubernetes describes the services of a namespace to its pods.
+        "INTRASLICE_API_SERVICE_HOST": "10.0.0.7",
+        "INTRASLICE_API_SERVICE_PORT_HTTP": "8000",
+        "INTRASLICE_API_PORT_8000_TCP": "tcp://10.0.0.7:8000",
+    }
+    unknown, misspelt, missing = sorted(advice(settings, environment), key=len)
+    assert unknown == "INTRASLICE_SOMETHING is not a setting"
+    assert (
+        misspelt == "INTRASLICE_MODEL_ROOT is not a setting; did you mean INTRASLICE_MODEL_ROOTS?"
+    )
+    assert missing.startswith(f"INTRASLICE_MODEL_ROOTS: {tmp_path / 'later'} is not a directory")
+
+
+def test_variables_that_other_parts_of_the_project_read_are_known() -> None:
+    variable = re.compile(r"\bINTRASLICE_[A-Z_]*[A-Z]\b")
+    texts = [
+        *(REPOSITORY / "docker-compose.yml", REPOSITORY / "docs" / "settings.md"),
+        *(REPOSITORY / "docs").glob("*.md"),
+        *(REPOSITORY / "app" / "cli").rglob("*.py"),
+        *(REPOSITORY / "benchmarks").glob("*.py"),
+        *(REPOSITORY / "examples").rglob("*.py"),
+    ]
+    named = {name for file in texts for name in variable.findall(file.read_text())}
+    assert named - known_variables() <= {"INTRASLICE_PACKAGES", "INTRASLICE_PLUS"}
 
 
 def test_secrets_are_not_shown() -> None:

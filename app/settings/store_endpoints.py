@@ -20,8 +20,18 @@ ENDPOINTS = dict.fromkeys(_S3, _S3_VARIABLES) | dict.fromkeys(_AZURE, _AZURE_VAR
 
 def own_endpoint(store_url: str) -> str:
     """Return the endpoint that the service uses; empty if it is the provider's or a directory."""
+    return os.environ.get(endpoint_variable(store_url), "")
+
+
+def endpoint_variable(store_url: str) -> str:
+    """Return the variable that names the service's endpoint; empty if none does."""
     names = ENDPOINTS.get(urlsplit(store_url).scheme, ())
-    return next((os.environ[name] for name in names if os.environ.get(name)), "")
+    return next((name for name in names if os.environ.get(name)), "")
+
+
+def allows_http() -> bool:
+    """Return True if the environment accepts connections to S3 without encryption."""
+    return os.environ.get("AWS_ALLOW_HTTP", "").lower() in {"true", "1"}
 
 
 def uses_direct_links(

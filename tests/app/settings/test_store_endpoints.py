@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.settings import Settings
-from app.store_endpoints import ENDPOINTS, uses_direct_links
+from app.settings.store_endpoints import ENDPOINTS, uses_direct_links
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,13 @@ _S3Option = Annotated[
     bool,
     typer.Option("--s3", help="Store artifacts in an embedded S3 server instead of a directory."),
 ]
+_ClaimStoreOption = Annotated[
+    bool,
+    typer.Option(
+        "--claim-store",
+        help="Make the artifact store this service's own, after it was emptied or replaced.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -67,12 +74,13 @@ def up(
     host: _HostOption = None,
     port: _PortOption = None,
     s3: _S3Option = False,
+    claim_store: _ClaimStoreOption = False,
 ) -> None:
     """Start the whole service on this machine; Ctrl-C stops it."""
     from app.embedded.process import EmbeddedError
     from app.embedded.stack import Stack
 
-    options = _stack_options(data_dir, host, port, s3=s3)
+    options = _stack_options(data_dir, host, port, s3=s3, claim_store=claim_store)
     stop_requested = _stop_on_signals()
     try:
         with Stack(options, report=_errors.print) as stack:
@@ -88,7 +96,7 @@ def up(
 
 
 def _stack_options(
-    data_dir: Path | None, host: str | None, port: int | None, *, s3: bool
+    data_dir: Path | None, host: str | None, port: int | None, *, s3: bool, claim_store: bool
 ) -> StackOptions:
     """Combine options and environment; without an API key, allow loopback only, unprotected."""
     from app.embedded.stack import StackOptions
@@ -109,6 +117,7 @@ def _stack_options(
         port=settings.port if port is None else port,
         auth=configured or ("off" if settings.api_key is None else "on"),
         s3=s3,
+        claim_store=claim_store,
     )
 
 

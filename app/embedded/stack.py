@@ -40,6 +40,8 @@ class StackOptions:
     auth: Literal["on", "off"]
     s3: bool = False
     """Store artifacts in an embedded S3 server instead of a directory."""
+    claim_store: bool = False
+    """Make the artifact store this service's own, whatever its marker says."""
 
 
 class Stack:
@@ -85,7 +87,9 @@ class Stack:
             DirectoryInUseError: if another stack uses the data directory.
             EmbeddedError: if a member does not start.
         """
-        steps = (self._claim, self._start_servers, self._migrate, self._start_programs)
+        steps = [self._claim, self._start_servers, self._migrate, self._start_programs]
+        if self._options.claim_store:
+            steps.insert(-1, self._claim_store)
         for step in steps:
             if stop_requested():
                 return
@@ -165,6 +169,11 @@ class Stack:
             process.stop()
             raise ServerStartError(f"the database migration failed:\n{process.log_tail(40)}")
 
+    def _claim_store(self) -> None:
+        """Claim the store; whether that succeeded shows in the readiness of the service."""
+        command = self._program("maintenance", "--claim-store", stop_seconds=5.0)
+        ManagedProcess(command).wait(_MIGRATION_SECONDS)
+
     def _start_programs(self) -> None:
         if self._listener is None:
             raise RuntimeError("the port is not bound yet")
@@ -223,7 +232,7 @@ def _require_own_store(response: httpx.Response) -> None:
     checks = response.json().get("checks", {})
     problem = checks.get("deployment", {}).get("problem")
     if problem is not None:
-        raise ServerStartError(problem)
+        raise ServerStartError(f"{problem} (for `intraslice up`: its option --claim-store)")
 
 
 def _bind(host: str, port: int) -> socket.socket:

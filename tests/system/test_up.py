@@ -162,6 +162,23 @@ def test_a_port_in_use_is_rejected_before_anything_starts(tmp_path: Path) -> Non
         assert not (tmp_path / "other" / "postgres").exists()
 
 
+def test_a_store_of_another_deployment_ends_the_start_until_it_is_claimed(tmp_path: Path) -> None:
+    marker = tmp_path / "data" / "artifacts" / "deployment.json"
+    marker.parent.mkdir(parents=True, mode=0o777)
+    (tmp_path / "data").chmod(0o700)
+    marker.write_text('{"deployment_id": "dep_another"}')
+    rejected = subprocess.run(
+        command(tmp_path / "data"), cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+    assert rejected.returncode == 1
+    assert "dep_another" in rejected.stderr
+    assert "--claim-store" in rejected.stderr
+    assert "dep_another" in marker.read_text()
+    with up(tmp_path / "data", "--claim-store") as service:
+        assert service.answers(10)
+    assert "dep_another" not in marker.read_text()
+
+
 def test_a_public_address_requires_a_key(tmp_path: Path) -> None:
     done = subprocess.run(
         [*command(tmp_path / "data"), "--host", "0.0.0.0"],

@@ -122,10 +122,10 @@ class ArtifactStore:
                 if bytes(obstore.get(self._store, key).bytes()) != content:
                     raise
 
-    def replace(self, key: str, content: bytes) -> None:
+    def replace(self, key: str, content: bytes, media_type: str | None = None) -> None:
         """Upload; an object that is already there is overwritten."""
         with self._translated(key):
-            obstore.put(self._store, key, content)
+            obstore.put(self._store, key, content, attributes=self._attributes(media_type))
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         """Write the content as it arrives; there is no object if that fails."""

@@ -179,7 +179,8 @@ def _manifest(job: JobRecord, files: list[ArtifactRecord], report: dict[str, Any
 
 def _put(resources: Resources, prefix: str, name: str, content: bytes) -> ArtifactRecord:
     key = prefix + name
-    resources.store.put_new(key, content, media_type(name))
+    # After a restored dump, tokens repeat those of attempts that the database has lost.
+    resources.store.replace(key, content, media_type(name))
     return ArtifactRecord(
         name=name,
         key=key,

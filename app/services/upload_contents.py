@@ -79,7 +79,7 @@ def fetch(
         before_part: may raise to stop.
 
     Raises:
-        UploadNotFoundError: if the project has no such upload any more.
+        UploadNotFoundError: if the project has no such upload any more, or the store has lost it.
         UploadDamagedError: if the store holds other bytes than were checked.
         DiskFullError: if there is no room for it.
     """
@@ -88,8 +88,14 @@ def fetch(
         if upload is None or upload.project_id != project_id:
             raise UploadNotFoundError(f"There is no upload {upload_id}")
         place = resources.uploads_dir / upload.id
-        if not place.is_dir():
+        if place.is_dir():
+            continue
+        try:
             _assemble(resources, upload, place, before_part)
+        except ArtifactNotFoundError as error:
+            raise UploadNotFoundError(
+                f"The artifact store has lost upload {upload_id} ({error.message}): upload it again"
+            ) from error
 
 
 def remove_stale(resources: Resources) -> None:

@@ -30,7 +30,9 @@ run_worker(Settings())
 
 
 @contextmanager
-def worker(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def worker(
+    settings: Settings, log: Path, script: str = SCRIPT
+) -> Iterator[subprocess.Popen[bytes]]:
     values = settings.model_dump(mode="json", exclude_none=True)
     values["auth"] = "off"
     environment = {
@@ -39,7 +41,7 @@ def worker(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     }
     with log.open("ab") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT],
+            [sys.executable, "-c", script],
             env={**os.environ, **environment, "HF_HUB_OFFLINE": "1"},
             stdout=stream,
             stderr=stream,

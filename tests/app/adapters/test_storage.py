@@ -11,6 +11,7 @@ import pytest
 
 from app.adapters.storage import ArtifactStore
 from app.domain.errors import ArtifactNotFoundError, StoreUnavailableError
+from app.embedded.seaweed import EmbeddedS3
 
 
 @pytest.fixture
@@ -130,3 +131,16 @@ def test_a_store_that_does_not_exist_is_named(directory: ArtifactStore, tmp_path
     place.rmdir()
     with pytest.raises(StoreUnavailableError, match=f"directory {place} does not exist"):
         directory.check()
+
+
+@pytest.mark.object_store
+def test_a_bucket_that_does_not_exist_is_named(
+    s3_server: EmbeddedS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    store = ArtifactStore("s3://no-such-bucket", endpoint=s3_server.endpoint)
+    place = f"s3://no-such-bucket at {s3_server.endpoint} does not exist"
+    for call in (store.check, lambda: store.sizes("jobs/a/"), lambda: store.directories("jobs/")):
+        with pytest.raises(StoreUnavailableError, match=place):
+            call()

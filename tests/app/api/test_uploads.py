@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from app.adapters.database import uploads as rows
+from app.domain.errors import UploadNotFoundError
 from app.domain.job import JobRequest
 from app.domain.model_source import ModelSource
 from app.domain.upload import UploadState
@@ -342,5 +343,17 @@ def test_an_upload_that_is_damaged_in_the_store_raises_an_error(
     assert claims.claim_next_job(resources, "worker-1") is not None
     request = JobRequest(model=job.model, compression=job.compression)
     with pytest.raises(upload_contents.UploadDamagedError):
+        upload_contents.fetch(resources, "default", request, lambda: None)
+    assert list(resources.uploads_dir.iterdir()) == []
+
+
+def test_an_upload_that_the_store_has_lost_is_named(
+    client: TestClient, resources: Resources, tmp_path: Path
+) -> None:
+    upload = send(client, "model", model_files(tmp_path))
+    job = queue_job(resources, model=ModelSource(source="upload", ref=upload["id"]))
+    resources.store.delete(objects_of(resources, upload["id"]))
+    request = JobRequest(model=job.model, compression=job.compression)
+    with pytest.raises(UploadNotFoundError, match=f"lost upload {upload['id']}.*upload it again"):
         upload_contents.fetch(resources, "default", request, lambda: None)
     assert list(resources.uploads_dir.iterdir()) == []

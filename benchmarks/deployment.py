@@ -38,7 +38,7 @@ _KILL_SECONDS = 60.0
 """Longest wait for a process that is being restarted, so that it can be killed."""
 _POLL_SECONDS = 0.05
 _EXAMPLE = Path(__file__).parents[1] / "examples" / "reverse_proxy" / "nginx.conf"
-_NGINX_CONFIGURATION = """\
+NGINX_CONFIGURATION = """\
 {user}
 daemon off;
 worker_processes 1;
@@ -204,7 +204,7 @@ class Deployment:
     def _nginx_command(self, program: str) -> Command:
         directory = self.directory / "nginx"
         directory.mkdir(exist_ok=True)
-        configuration = _NGINX_CONFIGURATION.format(
+        configuration = NGINX_CONFIGURATION.format(
             # Another user could not enter this directory.
             user="user root;" if os.geteuid() == 0 else "",
             directory=directory,

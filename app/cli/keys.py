@@ -158,18 +158,12 @@ def names_a_service(link: Link) -> bool:
 @contextmanager
 def _resources() -> Iterator[Resources]:
     """Yield the service's resources; print an expected error as one line."""
-    from app.cli.service import print_advice, process_settings
-    from app.services.resources import open_resources
-    from app.telemetry.outages import unreported
+    from app.cli.service import opened_resources, print_advice, process_settings
 
     settings = process_settings()
     print_advice(settings)
-    with reported_errors(), unreported():
-        resources = open_resources(settings)
-        try:
-            yield resources
-        finally:
-            resources.close()
+    with opened_resources(settings) as resources:
+        yield resources
 
 
 def _record(resources: Resources, command: str, key: ApiKey, status: HTTPStatus) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.errors import reported_errors
 from app.cli.exit_codes import ExitCode
 from app.cli.remote.tables import print_json, print_table
 
@@ -74,11 +73,10 @@ def maintenance(
 
 @contextmanager
 def _resources() -> Iterator[Resources]:
-    from app.cli.service import process_settings
+    """Yield the service's resources, with logs on stderr; print an expected error as one line."""
+    from app.cli.service import opened_resources, process_settings
     from app.environment import log_advice
-    from app.services.resources import open_resources
     from app.telemetry import configure_logging
-    from app.telemetry.outages import unreported
 
     settings = process_settings()
     configure_logging(
@@ -88,12 +86,8 @@ def _resources() -> Iterator[Resources]:
         fixed={"process": "maintenance"},
     )
     log_advice(settings)
-    with reported_errors(), unreported():
-        resources = open_resources(settings)
-        try:
-            yield resources
-        finally:
-            resources.close()
+    with opened_resources(settings) as resources:
+        yield resources
 
 
 def _print(outcome: MaintenancePlan | MaintenanceResult, *, as_json: bool) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -21,6 +22,7 @@ from app.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from app.embedded.stack import StackOptions
+    from app.services.resources import Resources
     from app.settings import Settings
 
 _errors = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
@@ -162,6 +164,20 @@ def _announce(url: str, options: StackOptions) -> None:
     out.print(f"  data       {options.data_dir.resolve()}")
     if options.auth == "off":
         out.print("  access     from this machine only, without an API key")
+
+
+@contextmanager
+def opened_resources(settings: Settings) -> Iterator[Resources]:
+    """Yield the service's resources for one command; print an expected error as one line."""
+    from app.services.resources import open_resources
+    from app.telemetry.outages import unreported
+
+    with reported_errors(), unreported():
+        resources = open_resources(settings)
+        try:
+            yield resources
+        finally:
+            resources.close()
 
 
 def process_settings() -> Settings:

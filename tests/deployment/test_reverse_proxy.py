@@ -21,6 +21,7 @@ from httpx_sse import connect_sse
 
 from app.embedded.valkey import EmbeddedValkey
 from app.settings import Settings
+from benchmarks.deployment import NGINX_CONFIGURATION
 from intraslice_client import Client, ModelSource
 from tests.app.builders import BODY
 from tests.app.environment import environment_of
@@ -36,22 +37,6 @@ NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 CADDY = shutil.which("caddy")
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
-WRAPPER = """
-{user}
-daemon off;
-worker_processes 1;
-pid {directory}/nginx.pid;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path {directory}/body;
-    proxy_temp_path {directory}/proxy;
-    fastcgi_temp_path {directory}/fastcgi;
-    scgi_temp_path {directory}/scgi;
-    uwsgi_temp_path {directory}/uwsgi;
-    {example}
-}}
-"""
 
 
 class Site:
@@ -133,7 +118,7 @@ class Site:
             example = example.replace(line, replacement)
         # As root nginx would give up its rights, and could not enter the test's directory.
         user = "user root root;" if os.geteuid() == 0 else ""
-        return WRAPPER.format(directory=self.directory, user=user, example=example)
+        return NGINX_CONFIGURATION.format(directory=self.directory, user=user, example=example)
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from app.domain.upload import Upload, UploadRecord
 from app.domain.webhook import Webhook, WebhookRecord
 
 RECORDS = [
-    (JobRecord, Job, {"project_id", "fencing_token", "lease_owner", "traceparent"}),
-    (UploadRecord, Upload, {"project_id", "files", "part_bytes"}),
+    (JobRecord, Job, {"project_id", "fencing_token", "lease_owner", "traceparent", "store_prefix"}),
+    (UploadRecord, Upload, {"project_id", "files", "part_bytes", "store_prefix"}),
     (WebhookRecord, Webhook, {"project_id", "secret", "previous_salt"}),
 ]
 

@@ -351,7 +351,7 @@ def test_a_job_survives_a_short_database_outage(settings: Settings, tmp_path: Pa
     assert (ended.state, ended.attempt) == (State.SUCCEEDED, 1)
 
 
-@pytest.mark.parametrize("name", ["put_file", "put_new", "sha256", "get_file"])
+@pytest.mark.parametrize("name", ["put_file", "replace", "sha256", "get_file"])
 def test_a_job_survives_a_short_store_outage(
     resources: Resources, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:

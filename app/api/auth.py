@@ -61,7 +61,7 @@ class Authentication:
         if _is_open(scope) or (principal is not None and principal.scopes):
             await self._app(scope, receive, send)
             return
-        problem = await self._count_wrong_key(scope) or _unauthenticated(principal)
+        problem = await self._count_wrong_key(scope) or _unauthenticated(scope, principal)
         await problem_response(scope, problem)(scope, receive, send)
 
     async def _principal(self, scope: Scope) -> Principal | None:
@@ -104,11 +104,13 @@ def _address(scope: Scope) -> str:
     return client[0] if client else ""
 
 
-def _unauthenticated(principal: Principal | None) -> Problem:
-    if principal is None:
-        detail = "Send an API key as a bearer token in the Authorization header"
-    else:
+def _unauthenticated(scope: Scope, principal: Principal | None) -> Problem:
+    if principal is not None:
         detail = "This key has expired or was revoked"
+    elif _presented(scope):
+        detail = "This API key is not known; it may be mistyped, or of another service"
+    else:
+        detail = "Send an API key as a bearer token in the Authorization header"
     return Problem(401, "unauthenticated", detail, headers=_CHALLENGE)
 
 

@@ -140,7 +140,7 @@ def test_webhooks_keep_their_secrets_until_each_is_rotated(
 def test_the_documented_query_lists_webhooks_with_a_secret_older_than_a_time(
     resources: Resources,
 ) -> None:
-    query = re.search(r'psql -c "(.+?)"', OPERATIONS.read_text("utf-8"), re.S)
+    query = re.search(r'-c "(SELECT.+?)"', OPERATIONS.read_text("utf-8"), re.S)
     assert query
     request = WebhookRequest(url="https://93.184.216.34/", events=("job.cancelled",))
     left, done = (webhooks.create_webhook(resources, OPERATOR, request) for _ in range(2))

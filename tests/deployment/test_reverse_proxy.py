@@ -19,11 +19,13 @@ import httpx
 import pytest
 from httpx_sse import connect_sse
 
+from app.embedded.postgres import EmbeddedPostgres
 from app.embedded.valkey import EmbeddedValkey
 from app.settings import Settings
 from benchmarks.deployment import NGINX_CONFIGURATION
 from intraslice_client import Client, ModelSource
 from tests.app.builders import BODY
+from tests.app.databases import new_database
 from tests.app.environment import environment_of
 from tests.deployment.compose import REPOSITORY
 from tests.deployment.test_processes import free_port, wait_until_ready
@@ -136,13 +138,21 @@ def started(
 
 @pytest.fixture(scope="module")
 def site(
-    migrated_url: str, valkey_server: EmbeddedValkey, tmp_path_factory: pytest.TempPathFactory
+    postgres_server: EmbeddedPostgres,
+    valkey_server: EmbeddedValkey,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Site]:
     directory = tmp_path_factory.mktemp("site")
+    with new_database(postgres_server) as database_url:
+        yield from _site(directory, database_url, valkey_server.url)
+
+
+def _site(directory: Path, database_url: str, broker_url: str) -> Iterator[Site]:
+    # A database of its own: that of other tests has claimed their store.
     settings = Settings(
         data_dir=directory / "data",
-        database_url=migrated_url,
-        broker_url=valkey_server.url,
+        database_url=database_url,
+        broker_url=broker_url,
         api_key=KEY,
         forwarded_allow_ips="127.0.0.1",
         wrong_keys_per_minute=0.1,

@@ -67,13 +67,13 @@ def known_variables() -> set[str]:
 
 
 def _unknown(environment: Mapping[str, str]) -> Iterable[str]:
-    known = known_variables()
+    variables = known_variables()
     for name in sorted(environment):
-        if name.upper() in known or not name.upper().startswith(PREFIX):
+        if name.upper() in variables or not name.upper().startswith(PREFIX):
             continue
         if _is_service_link(name, environment):
             continue
-        similar = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.8)
+        similar = difflib.get_close_matches(name.upper(), variables, n=1, cutoff=0.8)
         question = f"; did you mean {similar[0]}?" if similar else ""
         yield f"{name} is not a setting{question}"
 

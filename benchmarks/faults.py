@@ -99,7 +99,7 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What happens to the job of a round."""
+    """Disturbances of a round's job."""
 
     number: int
     kind: str

@@ -83,7 +83,7 @@ def test_wrong_arguments_are_reported_in_one_line(arguments: list[str], message:
 
 def test_stripping_removes_tests_and_headers_and_keeps_licences(tmp_path: Path) -> None:
     packages = tmp_path / "lib" / "python3.11" / "site-packages"
-    kept = [
+    remaining = [
         "numpy/__init__.py",
         "numpy/testing/__init__.py",
         "numpy/tests/LICENSE.txt",
@@ -103,12 +103,12 @@ def test_stripping_removes_tests_and_headers_and_keeps_licences(tmp_path: Path) 
         "torch/test/__init__.py",
         "pyarrow/libarrow_flight.so.2600",
     ]
-    for name in (*kept, *removed):
+    for name in (*remaining, *removed):
         (packages / name).parent.mkdir(parents=True, exist_ok=True)
         (packages / name).write_text("content")
     assert strip([str(tmp_path)]) == 0
     left = {str(path.relative_to(packages)) for path in packages.rglob("*") if path.is_file()}
-    assert left == set(kept)
+    assert left == set(remaining)
     assert not (packages / "torch" / "include").exists()
 
 

@@ -312,8 +312,8 @@ def _all_text() -> str:
 
 def test_environment_files_name_settings_and_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     secrets, settings = variables("secrets.env.example"), variables("settings.env")
-    known = {f"INTRASLICE_{name.upper()}" for name in Settings.model_fields}
-    assert (set(secrets) | set(settings)) - known - FOREIGN_VARIABLES == set()
+    setting_names = {f"INTRASLICE_{name.upper()}" for name in Settings.model_fields}
+    assert (set(secrets) | set(settings)) - setting_names - FOREIGN_VARIABLES == set()
     assert set(secrets.values()) == {""}, "the example holds no secret"
     assert "secrets.env" in (REPOSITORY / ".gitignore").read_text().split()
     for name, value in settings.items():

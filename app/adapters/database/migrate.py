@@ -122,16 +122,16 @@ def plan_migration(schema: Schema, target: str) -> MigrationPlan:
         SchemaError: if the schema is of another version and must stay as it is.
         MigrationError: if this code has no such revision.
     """
-    known = [migration.revision for migration in migrations()]
-    if schema.revision is not None and schema.revision not in known:
+    revisions = [migration.revision for migration in migrations()]
+    if schema.revision is not None and schema.revision not in revisions:
         return _foreign_plan(schema, target)
-    goal = len(known) if target == HEAD else _position(target, known)
-    start = 0 if schema.revision is None else _position(schema.revision, known)
+    goal = len(revisions) if target == HEAD else _position(target, revisions)
+    start = 0 if schema.revision is None else _position(schema.revision, revisions)
     steps = migrations()[min(start, goal) : max(start, goal)]
     is_downgrade = goal < start
     return MigrationPlan(
         schema=schema,
-        target=known[goal - 1] if goal else None,
+        target=revisions[goal - 1] if goal else None,
         steps=steps[::-1] if is_downgrade else steps,
         is_downgrade=is_downgrade,
     )
@@ -154,14 +154,14 @@ def _foreign_plan(schema: Schema, target: str) -> MigrationPlan:
     return MigrationPlan(schema=schema, target=schema.revision)
 
 
-def _position(revision: str, known: list[str]) -> int:
+def _position(revision: str, revisions: list[str]) -> int:
     if revision == BASE:
         return 0
-    if revision not in known:
+    if revision not in revisions:
         raise MigrationError(
-            f"revision {revision!r} is unknown: this version has {known[0]} to {known[-1]}"
+            f"revision {revision!r} is unknown: this version has {revisions[0]} to {revisions[-1]}"
         )
-    return known.index(revision) + 1
+    return revisions.index(revision) + 1
 
 
 def _run(plan: MigrationPlan, transaction: Transaction) -> None:

@@ -67,9 +67,11 @@ def test_missing_files_are_reported_and_the_state_stays(
         resources.store.put_new(key, content[:-1])
     answer = client.get(f"/v1/jobs/{damaged.id}")
     assert artifact_check.check_due_artifacts(resources) == 1
-    told = client.get(f"/v1/jobs/{damaged.id}", headers={"If-None-Match": answer.headers["etag"]})
-    assert (told.status_code, told.json()["state"]) == (200, "succeeded")
-    assert told.json()["artifacts_missing"] is True
+    changed = client.get(
+        f"/v1/jobs/{damaged.id}", headers={"If-None-Match": answer.headers["etag"]}
+    )
+    assert (changed.status_code, changed.json()["state"]) == (200, "succeeded")
+    assert changed.json()["artifacts_missing"] is True
     assert client.get(f"/v1/jobs/{whole.id}").json()["artifacts_missing"] is False
     assert "intraslice_jobs_missing_artifacts 1.0" in client.get("/metrics").text
     # The files came back, by a restored bucket for instance.

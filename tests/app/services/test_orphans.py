@@ -194,10 +194,10 @@ def test_a_listing_that_fails_half_way_lists_and_removes_nothing(
     assert listed(resources) == set()
     orphans.remove_orphans_now(resources)
     let_pass(resources, 48)
-    known = listed(resources)
+    prefixes = listed(resources)
     with pytest.raises(StoreUnavailableError):
         orphans.remove_orphans_now(replace(broken, store=FailingStore(url, "directories", after)))
-    assert (stored(resources), listed(resources)) == (lost, known)
+    assert (stored(resources), listed(resources)) == (lost, prefixes)
     assert orphans.remove_orphans_now(resources) == 2
 
 

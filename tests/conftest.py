@@ -24,11 +24,16 @@ from app.settings import Settings
 
 OPERATOR_KEY = "the-operators-key"
 
+_LONG = frozenset({"deployment", "examples", "migrations", "system", "workers"})
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files with slow tests first, since several processes take files from the front."""
+    """Run long files first: several processes take files from the front, and should end together.
+
+    Files with slow tests come first, then those of the directories that start processes.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path not in slow, item.path.parent.name not in _LONG))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -171,7 +171,7 @@ def compress_opened(
         staged = Path(staging) / "checkpoint"
         if not run.verify:
             run.warnings.append(UNVERIFIED)
-        report = _compress_checkpoint(dense, staged, config, evaluation, run)
+        report = _compress_checkpoint(dense, staged, config, run, evaluation)
         if config.recover is not None:
             report = recover_staged(
                 dense.directory, staged, report, run, dtype=config.dtype, device=config.device
@@ -191,8 +191,8 @@ def _compress_checkpoint(
     dense: OpenedModel,
     staged: Path,
     config: CompressionConfig,
-    evaluation: EvaluationConfig | None,
     run: Run,
+    evaluation: EvaluationConfig | None = None,
 ) -> CompressionReport:
     with CheckpointReader(dense.directory) as reader, torch.inference_mode():
         work = _plan_work(reader, dense, config, run)

@@ -22,6 +22,7 @@ from app.cli.options import (
     SpeedGridOption,
     TaskLimitOption,
     TasksOption,
+    TextFieldOption,
     evaluation_settings,
     listed,
     require_checkpoint,

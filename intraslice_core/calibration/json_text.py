@@ -111,7 +111,7 @@ class _Values:
             except ValueError as error:
                 if len(self._text) - self._position >= MAX_RECORD_CHARACTERS:
                     self._cut = True
-                    beginning = self._text[self._position :]
+                    beginning = self._text[self._position :][:MAX_RECORD_CHARACTERS]
                     self._position = len(self._text)
                     return _line_record(beginning, place, complete=False)
                 if not self._read_more():
@@ -163,7 +163,7 @@ def _completed(beginning: str) -> str:
     for part in _PART.finditer(beginning):
         first = beginning[part.start()]
         if first == '"':
-            if before == ":" or stack[-1:] == ["]"]:  # not the name of a field
+            if before == ":" or stack[-1:] != ["}"]:  # not the name of a field
                 end = part.end()
                 closing = ("" if part.group(1) else '"') + "".join(reversed(stack))
             if not part.group(1):

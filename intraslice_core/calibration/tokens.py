@@ -32,6 +32,8 @@ ModelSource = PreTrainedModel | Callable[[], PreTrainedModel]
 
 _PIECES_AT_ONCE = 64
 _CHARACTERS_AT_ONCE = 2**19
+_CHARACTERS_PER_TOKEN = 8
+"""Generous number of characters of a token, so that few tokens take one batch."""
 _OVERSAMPLING = 8
 """Tokens read before reading stops, as a multiple of the requested number."""
 _RUN_LENGTH = 8
@@ -203,7 +205,8 @@ def tokenise_documents(
     before, after = _special_tokens(tokenizer)
     # An array needs 8 bytes per token, a list 36.
     collected = array("q")
-    for batch in _batches(pieces):
+    characters = min(_CHARACTERS_AT_ONCE, _CHARACTERS_PER_TOKEN * max_tokens)
+    for batch in _batches(pieces, characters):
         ids = _ids([piece.text for piece in batch], tokenizer)
         for piece, tokens in zip(batch, ids, strict=True):
             if piece.begins:
@@ -233,14 +236,14 @@ def _choose_windows(tokens: Tensor, config: CalibrationPart) -> Tensor:
     return tokens[: windows * length].view(windows, length)[order].contiguous()
 
 
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+def _batches(pieces: Iterable[Piece], most_characters: int) -> Iterator[list[Piece]]:
     """Yield pieces in batches, which keep tokenisation fast and its memory small."""
     batch: list[Piece] = []
     characters = 0
     for piece in pieces:
         batch.append(piece)
         characters += len(piece.text)
-        if len(batch) == _PIECES_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+        if len(batch) == _PIECES_AT_ONCE or characters >= most_characters:
             yield batch
             batch, characters = [], 0
     if batch:

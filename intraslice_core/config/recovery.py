@@ -127,5 +127,5 @@ class RecoveryConfig(FrozenModel):
             samples=self.sequences + HELD_OUT_SEQUENCES,
             sequence_length=self.sequence_length,
             seed=self.seed,
-            text_field=calibration.text_field if self.source is None else self.text_field,
+            text_field=self.text_field or (calibration.text_field if self.source is None else None),
         )

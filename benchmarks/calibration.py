@@ -26,6 +26,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
+from intraslice_core.calibration import text_prefix
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.evaluation.loaded_models import load_model
@@ -117,12 +118,20 @@ def held_out_texts(
 
 
 def score(
-    model: PreTrainedModel, texts: dict[str, Tensor], arguments: argparse.Namespace
+    model: PreTrainedModel,
+    directory: Path,
+    texts: dict[str, Tensor],
+    arguments: argparse.Namespace,
 ) -> dict[str, float]:
     """Return the perplexity on every text."""
+    prefix = text_prefix(AutoTokenizer.from_pretrained(directory, local_files_only=True))
     return {
         name: perplexity(
-            model, tokens, context_length=arguments.context_length, batch_size=8
+            model,
+            tokens,
+            context_length=arguments.context_length,
+            batch_size=8,
+            prefix=prefix,
         ).perplexity
         for name, tokens in texts.items()
     }
@@ -146,7 +155,7 @@ def compress_and_score(
 
         compress_model(str(directory), Path(folder) / "out", config, on_progress=show)
         compressed = load_model(Path(folder) / "out", dtype="auto", device="auto")
-        return score(compressed, texts, arguments)
+        return score(compressed, directory, texts, arguments)
 
 
 def increases(dense: dict[str, float], scores: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -188,7 +197,7 @@ def main() -> None:
         directory = open_model(arguments.model, Path(folder))
         model = load_model(directory, dtype="auto", device="auto")
         texts = held_out_texts(model, directory, arguments)
-        dense = score(model, texts, arguments)
+        dense = score(model, directory, texts, arguments)
         del model
         for name, calibration in settings.items():
             started = time.perf_counter()

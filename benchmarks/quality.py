@@ -27,6 +27,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import intraslice_core.modeling  # noqa: F401  (registers the sliced classes)
+from intraslice_core.calibration import text_prefix
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import DEFAULT_MIXTURE, CompressionConfig
 from intraslice_core.device import resolve_device, resolve_dtype
@@ -82,7 +83,11 @@ def score(directory: Path, arguments: argparse.Namespace) -> Scores:
     for text in (arguments.evaluation, *arguments.also):
         tokens = evaluation_tokens(text, tokenizer, arguments.evaluation_tokens)
         scores[text] = perplexity(
-            model, tokens, context_length=arguments.context_length, batch_size=8
+            model,
+            tokens,
+            context_length=arguments.context_length,
+            batch_size=8,
+            prefix=text_prefix(tokenizer),
         ).perplexity
     return scores
 

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
-from intraslice_core.calibration import calibration_tokens
+from intraslice_core.calibration import calibration_tokens, text_prefix
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.evaluation.comparison import evaluate_one
@@ -142,6 +142,7 @@ def measure(
             compressed=recovered,
             config=config.recover,
             tokens=tokens,
+            prefix=text_prefix(tokenizer),
             resume_state=ResumeState(directory=arguments.resume_dir)
             if arguments.resume_dir
             else None,

@@ -65,7 +65,8 @@ from intraslice_core.allocation.search import (
     TrialCompression,
     search,
 )
-from intraslice_core.calibration import calibration_tokens
+from intraslice_core.calibration import calibration_tokens, text_prefix
+from intraslice_core.calibration.windows import full_windows
 from intraslice_core.checkpoints.dense_model import DenseLayerReader, mean_loss
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_model
@@ -120,6 +121,8 @@ class Bench:
     calibration: Tensor
     evaluation: Tensor
     """(windows, sequence_length)."""
+    prefix_length: int
+    """Positions of the tokenizer's prefix at the beginning of every sequence and window."""
     device: torch.device = field(default_factory=lambda: resolve_device("auto"))
 
     @cached_property
@@ -163,7 +166,7 @@ class Bench:
     @property
     def split(self) -> CalibrationSplit:
         """Split of the calibration sequences by use."""
-        return CalibrationSplit.of(self.calibration)
+        return CalibrationSplit.of(self.calibration, self.prefix_length)
 
     def measure(self, layers: HeldLayers) -> ModelSensitivity:
         """Measure the sensitivity of a model."""
@@ -191,6 +194,7 @@ class Bench:
             batch_size=BATCH,
             device=self.device,
             stored_dtype=self.dtype,
+            prefix_length=self.prefix_length,
         )
         best, *_ = search(allocate, lambda plan: trial_compression.loss(plan, lambda _: None))
         return best.scored.plan
@@ -222,7 +226,9 @@ class Bench:
         """Return the sliced layers."""
         layers = self.mixed if variant == "complex" else self.layers
         hidden = layers.embed(self.calibration)
-        streams = HiddenStates(compressed=hidden, dense=hidden.clone())
+        streams = HiddenStates(
+            compressed=hidden, dense=hidden.clone(), prefix_length=self.prefix_length
+        )
         sliced_layers = []
         for layer, sensitivity in enumerate(self.sensitivity(variant)):
             before = streams.compressed.clone()
@@ -258,7 +264,10 @@ class Bench:
         hidden = self.layers.embed(self.evaluation)
         for layer, sliced in enumerate(weights):
             hidden = self.passed(hidden, sliced, layer)
-        return math.exp(mean_loss(self.layers, hidden, self.evaluation))
+        loss = mean_loss(
+            self.layers, hidden, self.evaluation, prefix_length=self.prefix_length
+        )
+        return math.exp(loss)
 
 
 def measure(bench: Bench, ratio: float, variants: list[str], console: Console) -> dict[str, float]:
@@ -295,12 +304,13 @@ def main() -> None:
         held_out = evaluation_tokens(
             arguments.evaluation, tokenizer, arguments.evaluation_tokens
         ).flatten()
-        whole = held_out[: len(held_out) // length * length]
+        prefix = text_prefix(tokenizer)
         with CheckpointReader(directory) as reader:
             bench = Bench(
                 reader=reader,
                 calibration=calibration_tokens(calibration, tokenizer),
-                evaluation=whole.view(-1, length),
+                evaluation=full_windows(held_out, prefix, length),
+                prefix_length=len(prefix),
             )
             dense = bench.perplexity(bench.layers.held)
             console.print(f"dense: perplexity {dense:.2f}")

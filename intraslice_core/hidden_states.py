@@ -36,6 +36,8 @@ class HiddenStates:
     """Hidden states of the model compressed so far."""
     dense: Tensor | None
     """Hidden states of the dense model; None for methods that do not use them."""
+    prefix_length: int = 0
+    """Positions of the prefix at the beginning of every sequence."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that exist, by name; views, not copies."""

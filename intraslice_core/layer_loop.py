@@ -58,6 +58,8 @@ class CompressionWork:
     """Data type of both the dense and the compressed checkpoint."""
     fingerprint: str
     """SHA-256 of the dense model; empty if nothing is cached or resumed."""
+    prefix: tuple[int, ...]
+    """Tokens that every calibration sequence begins with (`calibration.text_prefix`)."""
     statistics: ModelStatistics | None
     resume_state: ResumeState | None
     memory: HostMemory
@@ -91,6 +93,7 @@ class LayerLoop:
         self._key = work.key(
             config=work.config.model_dump(mode="json", exclude={"recover"}),
             tokens=calibration_hash(tokens),
+            prefix=work.prefix,
             plan=shapes.plan.model_dump(mode="json"),
         )
         self._passed = self._restore()
@@ -198,7 +201,11 @@ def _embed(work: CompressionWork, tokens: Tensor) -> HiddenStates:
     for row, sequence in enumerate(tokens):
         hidden[row] = embedded(work.canonical, table[sequence].to(work.dtype))
     dense_target = METHODS[work.config.method].dense_target
-    return HiddenStates(compressed=hidden, dense=work.memory.copy(hidden) if dense_target else None)
+    return HiddenStates(
+        compressed=hidden,
+        dense=work.memory.copy(hidden) if dense_target else None,
+        prefix_length=len(work.prefix),
+    )
 
 
 def _dense_states(work: CompressionWork, tokens: Tensor) -> DenseStates | None:

@@ -24,7 +24,7 @@ from intraslice_core.allocation.shapes import (
     Shapes,
     choose_shapes,
 )
-from intraslice_core.calibration import calibration_hash, calibration_tokens
+from intraslice_core.calibration import calibration_hash, calibration_tokens, text_prefix
 from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
 from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
@@ -237,6 +237,7 @@ def _plan_work(
         dtype=dtype,
         stored_dtype=embedding.dtype,
         fingerprint=digest,
+        prefix=text_prefix(load_tokenizer(dense.directory)),
         statistics=statistics,
         resume_state=run.resume_state,
         memory=HostMemory(run.offload_dir),
@@ -251,7 +252,7 @@ def _calibrate(work: CompressionWork, dense: Path, run: Run) -> Tensor:
     read = _reader(work, settings, dense, run)
     if work.resume_state is None:
         return read(run.warnings)
-    key = work.key(**calibration_facts(settings))
+    key = work.key(**calibration_facts(settings), prefix=work.prefix)
     return work.resume_state.tokens(key, read, run.warnings)
 
 
@@ -265,7 +266,7 @@ def _training_text(work: CompressionWork, dense: Path, run: Run) -> Tensor | Non
     with attributed_to_recover():
         if work.resume_state is None:
             return read(run.warnings)
-        key = work.key(**calibration_facts(settings))
+        key = work.key(**calibration_facts(settings), prefix=work.prefix)
         return work.resume_state.recovery_tokens(key, read, run.warnings)
 
 
@@ -277,6 +278,7 @@ def _reader(
     Some sources are text that the dense model itself generates.
     """
     tokenizer = load_tokenizer(dense)
+    facts = {**calibration_facts(settings), "prefix": work.prefix}
 
     def load_dense() -> PreTrainedModel:
         return load_model(dense, dtype=work.config.dtype, device=work.config.device)
@@ -297,7 +299,7 @@ def _reader(
         return (
             read(warnings)
             if work.statistics is None
-            else work.statistics.tokens(calibration_facts(settings), read, warnings)
+            else work.statistics.tokens(facts, read, warnings)
         )
 
     return load_or_read
@@ -316,6 +318,7 @@ def _shape_work(work: CompressionWork, run: Run) -> AllocationContext:
         stored_dtype=work.stored_dtype,
         cache=_sensitivity_cache(run),
         key=work.key,
+        prefix_length=len(work.prefix),
         before_batch=before_batch,
     )
 
@@ -419,6 +422,7 @@ def _report(
         base_fingerprint=model_fingerprint(work.reader.directory),
         calibration_hash=calibration_hash(tokens),
         calibration_tokens=tokens.numel(),
+        begins_with_bos=bool(work.prefix),
         seconds=time.perf_counter() - run.started,
         peak_memory_bytes=peak_memory(work.device),
         device=device_class(work.device),

@@ -70,9 +70,11 @@ class CalibrationSplit:
     """Sequences for gradients, a part of those of `sensitivity`."""
     check: Tensor
     """Check set for trial cuts and trial compressions; disjoint from the others."""
+    prefix_length: int = 0
+    """Positions of the prefix at the beginning of every sequence."""
 
     @classmethod
-    def of(cls, tokens: Tensor) -> CalibrationSplit:
+    def of(cls, tokens: Tensor, prefix_length: int = 0) -> CalibrationSplit:
         """Split the calibration, (samples, length); a single sequence is used for everything."""
         samples = len(tokens)
         checks = min(MAX_CHECK_SEQUENCES, max(samples // CHECK_FRACTION, 1))
@@ -83,6 +85,7 @@ class CalibrationSplit:
             sensitivity=rest[:sensitivity],
             gradients=rest[:gradients],
             check=tokens[samples - checks :],
+            prefix_length=prefix_length,
         )
 
 
@@ -112,6 +115,7 @@ def measure_sensitivity(
             batch_size=batch_size,
             files=files,
             before_batch=lambda done: before_batch(GRADIENT_SHARE * done),
+            prefix_length=tokens.prefix_length,
         )
         return measure_layers(
             layers,
@@ -120,6 +124,7 @@ def measure_sensitivity(
             files,
             batch_size=batch_size,
             before_batch=lambda done: before_batch(GRADIENT_SHARE + (1 - GRADIENT_SHARE) * done),
+            prefix_length=tokens.prefix_length,
         )
 
 
@@ -328,6 +333,7 @@ def fisher_shapes(
             batch_size=settings.batch_size,
             files=files,
             before_batch=before_batch,
+            prefix_length=tokens.prefix_length,
         )
         scores = [
             _fisher_scores(files.read(layer), geometry, rotated)

@@ -41,6 +41,8 @@ class TrialCompression:
     batch_size: int
     device: torch.device
     stored_dtype: torch.dtype
+    prefix_length: int = 0
+    """Positions of the prefix at the beginning of every sequence."""
 
     def loss(self, plan: ModelPlan, before_batch: Callable[[float], None]) -> float:
         """Compress with a plan and return the mean next-token loss on `check`, in nats.
@@ -53,7 +55,11 @@ class TrialCompression:
             NumericalError: if a refit fails, naming the layer and the module.
         """
         hidden = self.layers.memory.copy(self.layers.embed(self.fit))
-        states = HiddenStates(compressed=hidden, dense=self.layers.memory.copy(hidden))
+        states = HiddenStates(
+            compressed=hidden,
+            dense=self.layers.memory.copy(hidden),
+            prefix_length=self.prefix_length,
+        )
         check = self.layers.embed(self.check)
         for layer, layer_plan in enumerate(plan.layers):
 
@@ -66,7 +72,7 @@ class TrialCompression:
             check = decoder_layer.forward(
                 check.to(self.device), sliced, context.settings, context.rotary
             ).to(check.device)
-        return mean_loss(self.layers, check, self.check)
+        return mean_loss(self.layers, check, self.check, prefix_length=self.prefix_length)
 
     def _context(
         self, layer: int, length: int, before_batch: Callable[[float], None]

@@ -169,6 +169,8 @@ class AllocationContext:
     key: ContentKey
     before_batch: Callable[[float, str], None]
     """Callback with the stage's finished fraction and current activity; may raise to stop."""
+    prefix_length: int = 0
+    """Positions of the prefix at the beginning of every calibration sequence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +194,7 @@ def choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
         ConfigurationError: if rounding cannot meet the budget.
         NumericalError: naming the layer.
     """
-    split = CalibrationSplit.of(tokens)
+    split = CalibrationSplit.of(tokens, context.prefix_length)
     free = measured = None
     if METHODS[context.config.method].measures_sensitivity and context.budget.ratio > 0.0:
         free = measured = _measured(context, split, tokens)
@@ -238,6 +240,7 @@ def _measured(
     if cache is not None:
         key = context.key(
             sensitivity=calibration_hash(tokens),
+            prefix_length=context.prefix_length,
             parts=[part.name for part in fields(LayerSensitivity)],
             batch_size=context.config.batch_size,
         )
@@ -438,5 +441,6 @@ def _trial_compressions(
         batch_size=context.config.batch_size,
         device=context.device,
         stored_dtype=context.stored_dtype,
+        prefix_length=split.prefix_length,
     )
     return _TrialCompressions(context=context, trial_compression=trial_compression)

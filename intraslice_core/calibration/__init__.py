@@ -11,6 +11,7 @@ from intraslice_core.calibration.tokens import (
     source_tokens,
     tokenise_documents,
 )
+from intraslice_core.calibration.windows import text_prefix
 
 __all__ = [
     "VALID_SOURCES",
@@ -22,5 +23,6 @@ __all__ = [
     "interleave",
     "load_text",
     "source_tokens",
+    "text_prefix",
     "tokenise_documents",
 ]

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 from intraslice_core.calibration.conversations import Conversations, conversation_layout
 from intraslice_core.calibration.python_text import Part
 from intraslice_core.calibration.sources import FIELDS
+from intraslice_core.calibration.windows import text_prefix
 from intraslice_core.config import CalibrationPart
 from intraslice_core.errors import CalibrationSourceError
 from intraslice_core.progress import CancellationCheck, raise_if_cancelled
@@ -51,6 +52,25 @@ class _FreeText:
     def after(self, token: int) -> Sequence[int]:
         del token
         return ()
+
+
+class _AfterPrefix:
+    """Prompter whose sequences begin with the tokenizer's prefix and contain it nowhere else.
+
+    A text of several documents or conversations is thereby like the windows of any other text.
+    """
+
+    def __init__(self, prompter: Prompter, prefix: Sequence[int]) -> None:
+        self._prompter, self._prefix = prompter, prefix
+
+    def opening(self) -> Sequence[int]:
+        return (*self._prefix, *self._without(self._prompter.opening()))
+
+    def after(self, token: int) -> Sequence[int]:
+        return self._without(self._prompter.after(token))
+
+    def _without(self, tokens: Sequence[int]) -> Sequence[int]:
+        return [token for token in tokens if token not in self._prefix]
 
 
 class _PreallocatedLayer(DynamicLayer):
@@ -95,6 +115,7 @@ def generate_tokens(
 ) -> Tensor:
     """Sample sequences from the model, starting at their first token.
 
+    They begin with the tokenizer's prefix, if it has one (`windows.text_prefix`).
     The result is bitwise repeatable on a CPU. An end-of-text token does not stop a sequence: it is
     followed by the next document, started by the model (`self`) or by a prompt (`chat`). Evaluation
     uses other seeds and other prompts than calibration.
@@ -117,6 +138,10 @@ def generate_tokens(
         first = _first_token(model, tokenizer, part)
         _require_known(model, tokenizer, [first], "self")
         prompter = _FreeText(first)
+    prefix = text_prefix(tokenizer)
+    if prefix:
+        _require_known(model, tokenizer, list(prefix), config.source)
+        prompter = _AfterPrefix(prompter, prefix)
     was_training = model.training
     model.train(False)
     generator = torch.Generator(device=model.device).manual_seed(seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -18,6 +18,7 @@ from intraslice_core.calibration.pieces import Piece
 from intraslice_core.calibration.python_text import Part
 from intraslice_core.calibration.record_tally import RecordTally
 from intraslice_core.calibration.sources import Reading, interleave, load_text
+from intraslice_core.calibration.windows import full_windows, special_tokens, text_prefix
 from intraslice_core.config import CalibrationConfig, CalibrationPart
 from intraslice_core.errors import (
     CalibrationSourceError,
@@ -54,6 +55,7 @@ def calibration_tokens(
 ) -> Tensor:
     """Return the calibration sequences: windows of texts chosen at random, or generated text.
 
+    All begin with the tokenizer's prefix (`windows.text_prefix`), which counts as a part of them.
     The sources of a mixture are interleaved, so that any first and any last sequences contain all
     of them in proportion.
 
@@ -146,7 +148,7 @@ def _read(
         text_field=part.text_field,
         warnings=warnings,
     )
-    return _choose_windows(tokens, part)
+    return _choose_windows(tokens, text_prefix(tokenizer), part)
 
 
 def _require_variety(tokens: Tensor, texts: Mapping[str, Tensor]) -> None:
@@ -195,23 +197,23 @@ def calibration_hash(tokens: Tensor) -> str:
 def tokenise_documents(
     pieces: Iterable[Piece], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
 ) -> Tensor:
-    """Tokenise documents in sequence, each with the tokenizer's special tokens.
+    """Tokenise documents in sequence, without the prefix that begins every window.
 
-    No more pieces are taken than `max_tokens` need, apart from those of the last batch.
+    Special tokens that the tokenizer puts after a text follow each document. No more pieces are
+    taken than `max_tokens` need, apart from those of the last batch.
 
     Returns:
         (n,), int64, with `n <= max_tokens`.
     """
-    before, after = _special_tokens(tokenizer)
+    prefix, after = special_tokens(tokenizer)
     # An array needs 8 bytes per token, a list 36.
     collected = array("q")
     characters = min(_CHARACTERS_AT_ONCE, _CHARACTERS_PER_TOKEN * max_tokens)
     for batch in _batches(pieces, characters):
         ids = _ids([piece.text for piece in batch], tokenizer)
         for piece, tokens in zip(batch, ids, strict=True):
-            if piece.begins:
-                collected.extend(before)
-            collected.extend(tokens)
+            # Rendered chats contain the prefix as text.
+            collected.extend(_without(tokens, prefix) if prefix else tokens)
             if piece.ends:
                 collected.extend(after)
         if len(collected) >= max_tokens:
@@ -219,21 +221,26 @@ def tokenise_documents(
     return torch.from_numpy(np.array(collected[:max_tokens], dtype=np.int64))
 
 
-def _choose_windows(tokens: Tensor, config: CalibrationPart) -> Tensor:
-    """Return `samples` random non-overlapping windows of (n,) tokens."""
+def _without(tokens: list[int], excluded: Sequence[int]) -> list[int]:
+    return [token for token in tokens if token not in excluded]
+
+
+def _choose_windows(tokens: Tensor, prefix: Sequence[int], config: CalibrationPart) -> Tensor:
+    """Return `samples` random non-overlapping windows of (n,) tokens, each after the prefix."""
     length, samples = config.sequence_length, config.samples
-    windows = len(tokens) // length
+    all_windows = full_windows(tokens, prefix, length)
+    windows = len(all_windows)
     if windows < samples:
         raise CalibrationTooShortError(
             f"{config.source} contains {len(tokens)} tokens, "
-            f"but {samples} sequences of {length} need {samples * length}",
+            f"but {samples} sequences of {length} need {samples * (length - len(prefix))}",
             field="calibration.samples",
             hint=f"at most {windows} sequences of this length fit: request fewer or shorter "
             "sequences, give more text, or lower its weight in a mixture",
         )
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.randperm(windows, generator=generator)[:samples]
-    return tokens[: windows * length].view(windows, length)[order].contiguous()
+    return all_windows[order].contiguous()
 
 
 def _batches(pieces: Iterable[Piece], most_characters: int) -> Iterator[list[Piece]]:
@@ -258,14 +265,3 @@ def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]
         texts, add_special_tokens=False, return_attention_mask=False, verbose=False
     )
     return list(encoded["input_ids"])
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Return the special tokens that the tokenizer adds before and after a text."""
-    probe = "a"
-    bare: list[int] = tokenizer(probe, add_special_tokens=False)["input_ids"]
-    full: list[int] = tokenizer(probe, add_special_tokens=True)["input_ids"]
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return full[:start], full[start + len(bare) :]
-    return [], []

@@ -131,15 +131,21 @@ class DenseLayerReader:
         return Norm(weight=norm, bias=at("model.norm.bias")), weight, at("lm_head.bias")
 
 
-def mean_loss(layers: DenseLayers, hidden: Tensor, tokens: Tensor) -> float:
+def mean_loss(
+    layers: DenseLayers, hidden: Tensor, tokens: Tensor, *, prefix_length: int = 0
+) -> float:
     """Return the mean next-token loss in nats from the last layer's output.
+
+    Tokens of the prefix are not scored, as in `evaluation.perplexity`.
 
     Args:
         layers: the model whose output head is used.
         hidden: output of the last layer, (sequences, length, hidden_size).
         tokens: token ids, (sequences, length).
+        prefix_length: positions of the prefix at the beginning of every sequence.
     """
-    rows, targets = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    first = max(prefix_length, 1)
+    rows, targets = hidden[:, first - 1 : -1].flatten(0, 1), tokens[:, first:].flatten()
     total = 0.0
     for start in range(0, len(targets), layers.logit_rows):
         part = slice(start, start + layers.logit_rows)

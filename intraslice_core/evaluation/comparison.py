@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from intraslice_core.calibration import text_prefix
 from intraslice_core.config import EvaluationConfig, GateConfig
 from intraslice_core.device import keeps_few_kernels
 from intraslice_core.errors import MeasurementError, NumericalError, QualityGateError
@@ -73,6 +74,9 @@ class DenseScores:
 
     key: str = ""
     texts: dict[str, Tensor] = field(default_factory=dict)
+    """Tokens of each text, without prefix."""
+    prefix: tuple[int, ...] = ()
+    """Tokens that every scored window begins with (`calibration.text_prefix`)."""
     scores: ModelScores | None = None
 
     def get(self, key: str) -> ModelScores | None:
@@ -135,8 +139,8 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
     if dense is None:
         dense = scorer.score_dense(dense_dir, cache, _progress_of(on_progress, 0, share))
     report = _progress_of(on_progress, 1, share)
-    compressed = scorer.score_compressed(compressed_dir, cache.texts, report)
-    perplexities = _compare_texts(config, cache.texts, (dense, compressed), materials.calibration)
+    compressed = scorer.score_compressed(compressed_dir, cache, report)
+    perplexities = _compare_texts(config, cache, (dense, compressed), materials.calibration)
     tasks = _compare_tasks(dense.tasks, compressed.tasks)
     if config.gate is not None:
         check_gate(perplexities, tasks, config.gate)
@@ -188,7 +192,9 @@ def evaluate_one(
         on_progress(ProgressEvent(stage=Stage.EVALUATE, message=message, fraction=fraction))
 
     return ModelScores(
-        perplexity=scorer.score_texts(model, texts, report),
+        perplexity=scorer.score_texts(
+            model, texts, text_prefix(load_tokenizer(directory)), report
+        ),
         tasks=scorer.score_tasks(model, directory, report),
     )
 
@@ -256,22 +262,24 @@ class _Scorer:
         texts = _load_texts(directory, sources, self.config)
         model = self.load(directory)
         rows = embedding_rows(model)
-        require_known_texts(load_tokenizer(directory), rows, texts, self.config.prompts)
+        tokenizer = load_tokenizer(directory)
+        require_known_texts(tokenizer, rows, texts, self.config.prompts)
+        cache.prefix = text_prefix(tokenizer)
         cache.texts = texts | self._write_texts(model, directory, report)
-        cache.scores = self._score(model, directory, cache.texts, report)
+        cache.scores = self._score(model, directory, cache, report)
         return cache.scores
 
     def score_compressed(
-        self, directory: Path, texts: dict[str, Tensor], report: _Report
+        self, directory: Path, cache: DenseScores, report: _Report
     ) -> ModelScores:
         """Load the compressed model and score it on the dense model's texts."""
-        return self._score(self.load(directory), directory, texts, report)
+        return self._score(self.load(directory), directory, cache, report)
 
     def _score(
-        self, model: PreTrainedModel, directory: Path, texts: dict[str, Tensor], report: _Report
+        self, model: PreTrainedModel, directory: Path, cache: DenseScores, report: _Report
     ) -> ModelScores:
         return ModelScores(
-            perplexity=self.score_texts(model, texts, report),
+            perplexity=self.score_texts(model, cache.texts, cache.prefix, report),
             tasks=self.score_tasks(model, directory, report),
             continuations=continuations(
                 model,
@@ -300,9 +308,13 @@ class _Scorer:
         return texts
 
     def score_texts(
-        self, model: PreTrainedModel, texts: dict[str, Tensor], report: _Report
+        self,
+        model: PreTrainedModel,
+        texts: dict[str, Tensor],
+        prefix: tuple[int, ...],
+        report: _Report,
     ) -> dict[str, PerplexityResult]:
-        """Compute the model's perplexity on every text."""
+        """Compute the model's perplexity on every text, in windows that begin with `prefix`."""
         results = {}
         for index, (source, tokens) in enumerate(texts.items()):
 
@@ -314,6 +326,7 @@ class _Scorer:
                 tokens,
                 context_length=self.config.context_length,
                 batch_size=max(1, _TOKENS_AT_ONCE // self.config.context_length),
+                prefix=prefix,
                 on_progress=on_part,
                 should_cancel=self.should_cancel,
             )
@@ -352,13 +365,16 @@ def _settings_key(config: EvaluationConfig, dtype: str) -> str:
 
 def _compare_texts(
     config: EvaluationConfig,
-    texts: dict[str, Tensor],
+    cache: DenseScores,
     scores: tuple[ModelScores, ModelScores],
     calibration: Tensor | None,
 ) -> tuple[PerplexityComparison, ...]:
     """Compare both models' perplexities and compute each text's overlap with the calibration."""
     dense, compressed = (model.perplexity for model in scores)
-    seen = None if calibration is None else SeenNgrams(calibration.cpu().numpy())
+    seen = None
+    if calibration is not None:
+        # The prefix is no text that could have been seen.
+        seen = SeenNgrams(calibration[:, len(cache.prefix) :].cpu().numpy())
     return tuple(
         PerplexityComparison(
             text=source,
@@ -366,7 +382,8 @@ def _compare_texts(
             tokens=compressed[source].tokens_scored,
             dense=dense[source].perplexity,
             compressed=compressed[source].perplexity,
-            calibration_overlap=seen and seen.fraction_of(texts[source].cpu().numpy()),
+            calibration_overlap=seen and seen.fraction_of(cache.texts[source].cpu().numpy()),
+            begins_with_bos=bool(cache.prefix),
         )
         for source in dict.fromkeys(config.perplexity)
     )

@@ -1,9 +1,9 @@
-"""Token-weighted perplexity over non-overlapping windows."""
+"""Token-weighted perplexity over non-overlapping windows (docs/method.md, section 2)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice_core.calibration import generate_tokens, source_tokens
+from intraslice_core.calibration import generate_tokens, source_tokens, text_prefix
+from intraslice_core.calibration.windows import full_windows, prefixed
 from intraslice_core.config import CalibrationPart
 from intraslice_core.errors import CalibrationTooShortError, NumericalError
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
@@ -72,6 +73,8 @@ def evaluation_tokens(
 ) -> Tensor:
     """Return the first tokens of a source's held-out part: (n,), int64, `n <= max_tokens`.
 
+    The tokenizer's prefix is not among them: `perplexity` puts it before every window.
+
     `warnings` is extended by warnings about records that were skipped.
 
     Raises:
@@ -107,7 +110,7 @@ def written_tokens(
     """Let the dense model write the evaluation text of `self` or `chat`.
 
     Calibration never uses this text. It is written window by window, so that no window begins in
-    the middle of a text.
+    the middle of a text. The tokenizer's prefix is left out: `perplexity` puts it back.
 
     Returns:
         (n,), int64, `n <= max_tokens`.
@@ -120,9 +123,10 @@ def written_tokens(
     order = CalibrationPart(
         source=source, samples=max_tokens // length, sequence_length=length, seed=0
     )
-    return generate_tokens(
+    sequences = generate_tokens(
         model, tokenizer, order, part="evaluation", should_cancel=should_cancel
-    ).flatten()
+    )
+    return sequences[:, len(text_prefix(tokenizer)) :].flatten()
 
 
 @torch.inference_mode()
@@ -132,18 +136,24 @@ def perplexity(
     *,
     context_length: int,
     batch_size: int,
+    prefix: Sequence[int] = (),
     on_progress: Callable[[float], None] | None = None,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> PerplexityResult:
-    """Score every token except the first of each non-overlapping window.
+    """Score a text in non-overlapping windows.
 
-    The log-softmax is computed in fp32 and the sum in fp64, whatever the model's dtype.
+    With a prefix every window begins with it, as in llama.cpp and lm-evaluation-harness, and every
+    token of the text is scored once; tokens of the prefix are not. Without one the first token of
+    each window is not scored, because nothing predicts it. The log-softmax is computed in fp32 and
+    the sum in fp64, whatever the model's dtype.
 
     Args:
         model: a causal language model; its mode is restored.
-        tokens: (n,), int64.
-        context_length: tokens per window; the last window may be shorter.
+        tokens: text without prefix, (n,), int64.
+        context_length: tokens per window, those of the prefix included; the last window may be
+            shorter.
         batch_size: windows per forward pass.
+        prefix: first tokens of every window (`calibration.text_prefix`).
         on_progress: called with the finished fraction, in [0, 1].
         should_cancel: called before each forward pass.
 
@@ -155,12 +165,13 @@ def perplexity(
     model.train(False)
     total = torch.zeros((), dtype=torch.float64)
     processed = scored = 0
+    first = max(len(prefix), 1)
     try:
-        for batch in _batches(tokens, context_length, batch_size):
+        for batch in _batches(tokens, prefix, context_length, batch_size):
             raise_if_cancelled(should_cancel)
-            total += _summed_nll(model, batch.to(model.device))
-            scored += batch.shape[0] * (batch.shape[1] - 1)
-            processed += batch.numel()
+            total += _summed_nll(model, batch.to(model.device), first)
+            scored += batch.shape[0] * (batch.shape[1] - first)
+            processed += batch.shape[0] * (batch.shape[1] - len(prefix))
             if on_progress is not None:
                 on_progress(min(processed / len(tokens), 1.0))
     finally:
@@ -189,23 +200,28 @@ def _result(total: float, scored: int) -> PerplexityResult:
     return PerplexityResult(perplexity=value, mean_nll=mean, tokens_scored=scored)
 
 
-def _batches(tokens: Tensor, context_length: int, batch_size: int) -> Iterator[Tensor]:
-    """Yield batches (batch, window) of whole windows, then the shorter rest if it has 2 tokens."""
-    whole = len(tokens) // context_length * context_length
-    windows = tokens[:whole].view(-1, context_length)
+def _batches(
+    tokens: Tensor, prefix: Sequence[int], context_length: int, batch_size: int
+) -> Iterator[Tensor]:
+    """Yield batches (batch, window) of full windows, then the shorter rest if it can be scored."""
+    windows = full_windows(tokens, prefix, context_length)
     for start in range(0, len(windows), batch_size):
         yield windows[start : start + batch_size]
-    if len(tokens) - whole > 1:
-        yield tokens[whole:].unsqueeze(0)
+    rest = tokens[len(windows) * (context_length - len(prefix)) :]
+    if len(rest) > (0 if prefix else 1):
+        yield prefixed(rest.unsqueeze(0), prefix)
 
 
-def _summed_nll(model: PreTrainedModel, batch: Tensor) -> Tensor:
-    """Sum the negative log-likelihood of (batch, window) tokens, in fp64 on the CPU."""
+def _summed_nll(model: PreTrainedModel, batch: Tensor, first: int) -> Tensor:
+    """Sum the negative log-likelihood of (batch, window) tokens from `first`, in fp64, on the CPU.
+
+    `first` is at least 1.
+    """
     trunk = model.base_model
     head = OutputHead.of(model)
-    targets = batch[:, 1:].flatten()
+    targets = batch[:, first:].flatten()
     output: Any = trunk(input_ids=batch, use_cache=False)
-    hidden = output.last_hidden_state[:, :-1].flatten(0, 1)
+    hidden = output.last_hidden_state[:, first - 1 : -1].flatten(0, 1)
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(targets), _LOGIT_ROWS):
         rows = slice(start, start + _LOGIT_ROWS)

@@ -72,6 +72,8 @@ class RecoveryWork:
     config: RecoveryConfig
     tokens: Tensor
     """Sequences to train on, then `HELD_OUT_SEQUENCES` to measure with; (n, sequence_length)."""
+    prefix: tuple[int, ...] = ()
+    """Tokens that every sequence begins with (`calibration.text_prefix`)."""
     dtype: str = "auto"
     """Compute dtype; float16 becomes float32, because gradients vanish in it."""
     device: str = "auto"
@@ -157,7 +159,9 @@ def _train_and_merge(work: RecoveryWork, teacher: PreTrainedModel | None) -> _Tr
     before = _score(work, model)
     config = work.config
     parameters = list(add_adapters(model, config.rank, config.alpha, config.seed).values())
-    training = Training(model, teacher, parameters, work.sequences, config)
+    training = Training(
+        model, teacher, parameters, work.sequences, config, prefix_length=len(work.prefix)
+    )
 
     def before_step(moment: Moment) -> None:
         raise_if_cancelled(work.should_cancel)
@@ -208,6 +212,7 @@ def _key(work: RecoveryWork, dtype: torch.dtype) -> str:
         compressed=fingerprint(work.compressed),
         recover=work.config.model_dump(mode="json"),
         tokens=calibration_hash(work.tokens),
+        prefix=work.prefix,
         dtype=str(dtype),
         place=rounding_class(resolve_device(work.device)),
         peft=version("peft"),
@@ -225,8 +230,9 @@ def _score(work: RecoveryWork, model: PreTrainedModel) -> PerplexityResult:
     """Return the perplexity on the held-out sequences, each scored as one window."""
     return perplexity(
         model,
-        work.tokens[-HELD_OUT_SEQUENCES:].flatten(),
+        work.tokens[-HELD_OUT_SEQUENCES:, len(work.prefix) :].flatten(),
         context_length=work.config.sequence_length,
         batch_size=work.config.batch_size,
+        prefix=work.prefix,
         should_cancel=work.should_cancel,
     )

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from transformers import AutoConfig
 
 from intraslice_core import modeling
-from intraslice_core.calibration import calibration_tokens
+from intraslice_core.calibration import calibration_tokens, text_prefix
 from intraslice_core.checkpoints.manifest import MANIFEST, SIGNATURE
 from intraslice_core.checkpoints.model_card import MODEL_CARD
 from intraslice_core.checkpoints.sources import open_model
@@ -141,6 +141,7 @@ def recover_staged(
             compressed=staged,
             config=config,
             tokens=run.training_text.clone(),  # inference tensors cannot enter a graph
+            prefix=text_prefix(load_tokenizer(dense)),
             dtype=dtype,
             device=device,
             resume_state=run.resume_state,

@@ -138,6 +138,8 @@ class Training:
         parameters: of the adapters.
         sequences: (n, sequence_length) tokens, each used once, in order.
         config: loss, bounds and optimiser settings.
+        prefix_length: positions of the prefix at the beginning of every sequence; no loss is of
+            them.
     """
 
     def __init__(
@@ -147,8 +149,10 @@ class Training:
         parameters: Sequence[nn.Parameter],
         sequences: Tensor,
         config: RecoveryConfig,
+        prefix_length: int = 0,
     ) -> None:
         self._model, self._teacher = model.train(False), teacher
+        self._first = max(prefix_length, 1)
         self._parameters = list(parameters)
         self._sequences = sequences
         self._config = config
@@ -229,14 +233,15 @@ class Training:
         return loss
 
     def _backward(self, batch: Tensor) -> float:
+        positions = slice(self._first - 1, None)  # the first that predicts a token of the text
         with self._precision():
-            hidden = _hidden(self._model, batch)
+            hidden = _hidden(self._model, batch)[:, positions]
         head = OutputHead.of(self._model)
         if self._teacher is None:
             hidden = hidden[:, :-1]
-            of_logits = _text_loss(batch[:, 1:].flatten())
+            of_logits = _text_loss(batch[:, self._first :].flatten())
         else:
-            of_logits = _teacher_loss(self._teacher, batch, self._config.temperature)
+            of_logits = _teacher_loss(self._teacher, batch, positions, self._config.temperature)
         hidden = hidden.flatten(0, 1)
 
         def part_loss(leaf: Tensor, rows: slice) -> Tensor:
@@ -267,10 +272,12 @@ def _text_loss(targets: Tensor) -> LossOfRows:
     return loss
 
 
-def _teacher_loss(teacher: PreTrainedModel, batch: Tensor, temperature: float) -> LossOfRows:
+def _teacher_loss(
+    teacher: PreTrainedModel, batch: Tensor, positions: slice, temperature: float
+) -> LossOfRows:
     head = OutputHead.of(teacher)
     with torch.no_grad():
-        hidden = _hidden(teacher, batch).flatten(0, 1)
+        hidden = _hidden(teacher, batch)[:, positions].flatten(0, 1)
 
     def loss(logits: Tensor, rows: slice) -> Tensor:
         with torch.no_grad():

@@ -190,6 +190,11 @@ class PerplexityComparison(FrozenModel):
         default=None,
         description="Fraction of the text's 13-grams of tokens that occur in the calibration.",
     )
+    begins_with_bos: bool = Field(
+        default=False,
+        description="True if every window begins with the special tokens that the tokenizer puts "
+        "before a text, usually BOS; they are not scored.",
+    )
 
     @property
     def ratio(self) -> float:
@@ -410,6 +415,11 @@ class CompressionReport(FrozenModel):
     )
     calibration_hash: str
     calibration_tokens: int
+    begins_with_bos: bool = Field(
+        default=False,
+        description="True if every calibration sequence begins with the special tokens that the "
+        "tokenizer puts before a text, usually BOS.",
+    )
     seconds: float = Field(description="Duration of the run in seconds.")
     peak_memory_bytes: int | None = None
     device: str | None = Field(

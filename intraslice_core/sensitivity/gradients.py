@@ -125,6 +125,7 @@ def loss_gradients(
     batch_size: int,
     files: GradientFiles,
     before_batch: Callable[[float], None],
+    prefix_length: int = 0,
 ) -> None:
     """Compute gradients of the summed next-token loss, forward and backward over the tokens.
 
@@ -137,6 +138,8 @@ def loss_gradients(
         batch_size: sequences in one pass of a layer.
         files: files to which the layers' gradients are added.
         before_batch: callback with the finished fraction; may raise to stop.
+        prefix_length: positions of the prefix at the beginning of every sequence. Their gradients
+            are propagated, but no part of the moments.
 
     Raises:
         NumericalError: if an activation or a gradient is not finite, naming the layer.
@@ -150,7 +153,7 @@ def loss_gradients(
                 before_batch((number + done) / len(groups))
 
             at_once = max(min(batch_size, len(group), _TOKENS_AT_ONCE // group.shape[1]), 1)
-            _GroupPass(layers, group, at_once, on_progress).run(files)
+            _GroupPass(layers, group, prefix_length, at_once, on_progress).run(files)
 
 
 class _GroupPass:
@@ -160,10 +163,12 @@ class _GroupPass:
         self,
         layers: DenseLayers,
         tokens: Tensor,
+        prefix_length: int,
         batch_size: int,
         on_progress: Callable[[float], None],
     ) -> None:
         self._layers = layers
+        self._prefix_length = prefix_length
         self._tokens = tokens
         self._rows = [
             slice(start, min(start + batch_size, len(tokens)))
@@ -199,11 +204,13 @@ class _GroupPass:
     def _output_gradient(self, hidden: Tensor) -> Tensor:
         """Return the gradient of the summed loss at the last layer's output, shape of `hidden`."""
         gradient = torch.zeros_like(hidden)
-        targets = self._tokens[:, 1:]
+        # The token at `position` is predicted from the position before; the prefix is not scored.
+        first, length = max(self._prefix_length, 1), self._tokens.shape[1]
         for row in range(hidden.shape[0]):
-            for start in range(0, targets.shape[1], self._layers.logit_rows):
-                part = slice(start, min(start + self._layers.logit_rows, targets.shape[1]))
-                gradient[row, part] = self._loss_gradient(hidden[row, part], targets[row, part])
+            for start in range(first - 1, length - 1, self._layers.logit_rows):
+                end = min(start + self._layers.logit_rows, length - 1)
+                targets = self._tokens[row, start + 1 : end + 1]
+                gradient[row, start:end] = self._loss_gradient(hidden[row, start:end], targets)
         return gradient
 
     def _loss_gradient(self, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -230,7 +237,7 @@ class _GroupPass:
         weights, settings = self._layers.weights(layer), self._layers.settings(layer)
         rotary = self._layers.rotary(layer, self._tokens.shape[1])
         device = weights.up.weight.device
-        width = hidden.shape[-1]
+        width, text = hidden.shape[-1], slice(self._prefix_length, None)
         mlp = torch.zeros(width, width, dtype=WORKING_DTYPE, device=device)
         attention = torch.zeros_like(mlp)
         heads = torch.zeros((), device=device)
@@ -240,16 +247,17 @@ class _GroupPass:
             at_output = gradient[rows].to(device)
             graph = _LayerGraph(hidden[rows].to(device), weights, settings, rotary)
             batch = graph.gradients(at_output)
-            mlp += _outer(at_output)
-            attention += _outer(batch.between)
-            inner = graph.attention_inner
-            heads = heads + _head_products(inner, batch.inner_attention, weights)
+            mlp += _outer(at_output[:, text])
+            attention += _outer(batch.between[:, text])
+            inner = graph.attention_inner[:, text]
+            heads = heads + _head_products(inner, batch.inner_attention[:, text], weights)
             moments = moments + _head_products(inner, inner, weights)
-            neurons = neurons + (graph.mlp_inner.float() * batch.inner_mlp.float()).sum((0, 1))
+            products = graph.mlp_inner[:, text].float() * batch.inner_mlp[:, text].float()
+            neurons = neurons + products.sum((0, 1))
             gradient[rows] = batch.inputs.to(gradient.device)
         if not (torch.isfinite(mlp).all() and torch.isfinite(attention).all()):
             raise NumericalError("a gradient is NaN or infinite", layer=layer)
-        tokens = gradient.shape[0] * gradient.shape[1]
+        tokens = gradient.shape[0] * (gradient.shape[1] - self._prefix_length)
         return LayerGradients(
             attention=attention.cpu() / tokens,
             mlp=mlp.cpu() / tokens,

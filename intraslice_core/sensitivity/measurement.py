@@ -78,6 +78,7 @@ def measure_layers(
     *,
     batch_size: int,
     before_batch: Callable[[float], None],
+    prefix_length: int = 0,
 ) -> ModelSensitivity:
     """Measure the sensitivity of all layers in one pass over the dense model.
 
@@ -88,17 +89,19 @@ def measure_layers(
         gradients: of the loss; None weighs every module's output by 1/E‖x‖² of the hidden states.
         batch_size: sequences in one batch.
         before_batch: callback with the finished fraction; may raise to stop.
+        prefix_length: positions of the prefix at the beginning of every sequence. They take part in
+            the attention, but are no part of the moments and losses.
 
     Raises:
         NumericalError: if an activation is not finite or a factorisation fails, naming the layer.
     """
     hidden = layers.memory.copy(layers.embed(tokens).cpu())
-    trials = TrialCuts(layers, check, batch_size=batch_size)
+    trials = TrialCuts(layers, check, batch_size=batch_size, prefix_length=prefix_length)
     spots = {*range(0, layers.num_layers, SPOT_DISTANCE), layers.num_layers - 1}
     sensitivities = []
     for layer in range(layers.num_layers):
         try:
-            layer_pass = _LayerPass(layers, layer, tokens.shape[1])
+            layer_pass = _LayerPass(layers, layer, tokens.shape[1], prefix_length)
             for number, rows in enumerate(torch.split(hidden, batch_size)):
                 done = number * batch_size / len(tokens)
                 before_batch((layer + done) / layers.num_layers)
@@ -119,7 +122,10 @@ def measure_layers(
 class _LayerPass:
     """Pass of the hidden states through one dense layer, with its accumulated statistics."""
 
-    def __init__(self, layers: DenseLayers, layer: int, length: int) -> None:
+    def __init__(
+        self, layers: DenseLayers, layer: int, length: int, prefix_length: int
+    ) -> None:
+        self._prefix_length = prefix_length
         self._weights = layers.weights(layer)
         self._settings = layers.settings(layer)
         self._rotary = layers.rotary(layer, length)
@@ -147,24 +153,25 @@ class _LayerPass:
         """
         weights, settings = self._weights, self._settings
         hidden = rows.to(self._device)
-        self._hidden_energy += float(hidden.float().square().sum())
-        self._tokens += hidden.shape[0] * hidden.shape[1]
+        text = hidden[:, self._prefix_length :]
+        self._hidden_energy += float(text.float().square().sum())
+        self._tokens += text.shape[0] * text.shape[1]
         inner = self._attend(decoder_layer.attention_inputs(hidden, weights, settings))
         observation = self._attention_space.observe(inner, inner)
-        self._heads.add(observation.inner)
+        self._heads.add(observation.inner[:, self._prefix_length :])
         between = hidden + observation.added
         inner = decoder_layer.mlp_inner(
             hidden if settings.parallel_block else between, weights, settings
         )
         observation = self._mlp_space.observe(inner, inner)
-        self._neurons.add(observation.inner)
+        self._neurons.add(observation.inner[:, self._prefix_length :])
         return (between + observation.added).to(rows.device)
 
     def _attend(self, normed: Tensor) -> Tensor:
         """Return the attention's `o`; record energies, and inputs of the pairs' effects."""
         weights, settings = self._weights, self._settings
         projected = decoder_layer.queries_and_keys(normed, weights)
-        self._energies.add(*projected)
+        self._energies.add(*(heads[:, :, self._prefix_length :] for heads in projected))
         query, key = decoder_layer.normed_and_rotated(*projected, weights, settings, self._rotary)
         value = decoder_layer.values(normed, weights)
         for sequence in zip(query, key, value, strict=True):
@@ -263,7 +270,7 @@ class _LayerPass:
             device=self._device,
         )
         for query, key, value in self._pair_inputs:
-            positions = _query_positions(query.shape[1], self._device)
+            positions = _query_positions(self._prefix_length, query.shape[1], self._device)
             effects.add(query, key, value, head_metric, positions)
         return effects.moment()
 
@@ -388,10 +395,10 @@ def _pair_losses(moment: Tensor) -> Tensor:
     return _losses(torch.cat((cost, last.unsqueeze(0).to(cost))))
 
 
-def _query_positions(length: int, device: torch.device) -> Tensor:
-    """Return at most `PAIR_QUERIES` query positions, evenly spaced over a sequence."""
-    count = min(PAIR_QUERIES, length)
-    return torch.linspace(0, length - 1, count, device=device).round().long()
+def _query_positions(first: int, length: int, device: torch.device) -> Tensor:
+    """Return at most `PAIR_QUERIES` query positions, evenly spaced from `first` to the end."""
+    count = min(PAIR_QUERIES, length - first)
+    return torch.linspace(first, length - 1, count, device=device).round().long()
 
 
 # -- files -------------------------------------------------------------------------------------

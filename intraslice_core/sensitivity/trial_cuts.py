@@ -29,8 +29,11 @@ class TrialCut:
 class TrialCuts:
     """Hidden states of models that are dense except for one cut module, advanced layer by layer."""
 
-    def __init__(self, layers: DenseLayers, tokens: Tensor, *, batch_size: int) -> None:
+    def __init__(
+        self, layers: DenseLayers, tokens: Tensor, *, batch_size: int, prefix_length: int = 0
+    ) -> None:
         self._layers = layers
+        self._prefix_length = prefix_length
         self._tokens = tokens
         self._batch_size = batch_size
         self._dense = layers.memory.copy(layers.embed(tokens).cpu())
@@ -56,10 +59,14 @@ class TrialCuts:
 
     def measured(self) -> tuple[TrialCut, ...]:
         """Return all trials with their measured losses, after the last layer was passed."""
-        dense = mean_loss(self._layers, self._dense, self._tokens)
+        dense = self._loss(self._dense)
         return tuple(
-            replace(trial, measured=mean_loss(self._layers, hidden, self._tokens) - dense)
-            for trial, hidden in self._trials
+            replace(trial, measured=self._loss(hidden) - dense) for trial, hidden in self._trials
+        )
+
+    def _loss(self, hidden: Tensor) -> float:
+        return mean_loss(
+            self._layers, hidden, self._tokens, prefix_length=self._prefix_length
         )
 
     def _advance(self, layer: int, hidden: Tensor, weights: LayerWeights) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -112,14 +112,18 @@ FAMILY_VARIANTS: dict[str, dict[str, Any]] = {
 """Variants of every family with the features of its adapter: head dims, windows, caps, RoPE."""
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token per byte."""
+def tiny_tokenizer(*, adds_bos: bool = False) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per byte; `adds_bos` puts `<s>`, token 0, before a text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     specials = ["<s>", "</s>", "<pad>"]
     vocabulary = {token: index for index, token in enumerate([*specials, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )

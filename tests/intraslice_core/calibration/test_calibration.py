@@ -95,18 +95,18 @@ def test_long_document_is_tokenised_as_one(tokenizer):
     )
 
 
-def test_special_tokens_surround_each_document(tokenizer):
+def test_special_tokens_end_each_document(tokenizer):
     from tokenizers.processors import TemplateProcessing
 
     inner = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    inner.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 128)])
-    with_bos = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<bos>")
+    inner.post_processor = TemplateProcessing(single="$A <bos>", special_tokens=[("<bos>", 128)])
+    with_end = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<bos>")
     long = "x\n" * 40_000
     tokens = tokenise_documents(
-        cut_documents(["ab", long, "c"]), with_bos, max_tokens=10**9
+        cut_documents(["ab", long, "c"]), with_end, max_tokens=10**9
     ).tolist()
-    assert tokens[:4] == [128, ord("a"), ord("b"), 128]
-    assert tokens[-2:] == [128, ord("c")]
+    assert tokens[:4] == [ord("a"), ord("b"), 128, ord("x")]
+    assert tokens[-3:] == [128, ord("c"), 128]
     assert tokens.count(128) == 3
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from intraslice_core.calibration import text_prefix
 from intraslice_core.errors import (
     CalibrationTooShortError,
     CompressionCancelledError,
@@ -15,7 +16,7 @@ from intraslice_core.errors import (
 )
 from intraslice_core.evaluation import perplexity as module
 from intraslice_core.evaluation.perplexity import perplexity
-from tests.intraslice_core.tiny_models import tiny_family_model
+from tests.intraslice_core.tiny_models import tiny_family_model, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -37,12 +38,18 @@ def tokens(count: int) -> torch.Tensor:
     return torch.randint(61, (count,), generator=torch.Generator().manual_seed(1))
 
 
-def by_definition(model: LlamaForCausalLM, text: torch.Tensor, window: int) -> tuple[float, int]:
-    """Sum -log p(token | prefix in its window), with one forward pass and softmax per token."""
+def by_definition(
+    model: LlamaForCausalLM, text: torch.Tensor, window: int, prefix: tuple[int, ...] = ()
+) -> tuple[float, int]:
+    """Sum -log p(token | all before it in its window), by one forward pass and softmax per token.
+
+    Nothing predicts the first token of a window; tokens of the prefix are not scored.
+    """
     total, scored = 0.0, 0
-    for start in range(0, len(text), window):
-        part = text[start : start + window]
-        for end in range(1, len(part)):
+    step = window - len(prefix)
+    for start in range(0, len(text), step):
+        part = torch.cat((torch.tensor(prefix, dtype=torch.int64), text[start : start + step]))
+        for end in range(max(len(prefix), 1), len(part)):
             with torch.no_grad():
                 logits = model(part[:end].unsqueeze(0)).logits[0, -1].double()
             total -= math.log(torch.softmax(logits, -1)[part[end]].item())
@@ -61,6 +68,46 @@ def test_equals_naive_softmax_of_every_token(model, count, window, batch, monkey
     assert result.tokens_scored == scored
     assert result.mean_nll == pytest.approx(total / scored, rel=1e-5)
     assert result.perplexity == pytest.approx(math.exp(total / scored), rel=1e-4)
+
+
+@pytest.mark.parametrize("prefix", [(7,), (7, 8)])
+@pytest.mark.parametrize("count", [28, 29, 35, 1])
+def test_with_a_prefix_every_token_of_the_text_is_scored_once(model, count, prefix):
+    text = tokens(count)
+    total, scored = by_definition(model, text, 16, prefix)
+    result = perplexity(model, text, context_length=16, batch_size=2, prefix=prefix)
+    assert result.tokens_scored == scored == count
+    assert result.mean_nll == pytest.approx(total / scored, rel=1e-5)
+
+
+def test_every_window_begins_with_the_prefix_and_holds_at_most_the_context_length(model):
+    windows: list[list[int]] = []
+    embedding = model.get_input_embeddings()
+    handle = embedding.register_forward_pre_hook(lambda _, inputs: windows.extend(inputs[0].tolist()))
+    perplexity(model, tokens(40), context_length=16, batch_size=2, prefix=(7, 8))
+    handle.remove()
+    assert [window[:2] for window in windows] == [[7, 8]] * 3
+    assert [len(window) for window in windows] == [16, 16, 14]
+    assert [token for window in windows for token in window[2:]] == tokens(40).tolist()
+
+
+def test_a_window_has_the_loss_that_lm_evaluation_harness_gives_it():
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    model, text = tiny_model(), "A text of one window, to the last character."
+    plain, with_bos = tiny_tokenizer(), tiny_tokenizer(adds_bos=True)
+    # The harness itself puts the BOS token before the first window of a text.
+    harness = HFLM(pretrained=model, tokenizer=plain, batch_size=1)
+    request = Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=0)
+    (expected,) = harness.loglikelihood_rolling([request], disable_tqdm=True)
+    prefix = text_prefix(with_bos)
+    assert prefix == (harness.prefix_token_id,)
+    ids = torch.tensor(plain(text)["input_ids"])
+    result = perplexity(
+        model, ids, context_length=len(ids) + 1, batch_size=1, prefix=prefix
+    )
+    assert result.mean_nll * len(ids) == pytest.approx(-expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("variant", ["gemma2", "gemma3", "phi"])

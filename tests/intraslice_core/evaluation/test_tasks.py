@@ -47,6 +47,20 @@ def scored(place: Path, *names: str, **settings: object) -> dict[tuple[str, str]
     return {(score.task, score.metric): score for score in scores}
 
 
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_contexts_begin_as_the_tokenizer_begins_a_text(place, adds_bos):
+    model, seen = tiny_model(), set()
+
+    def record(_module: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.update(inputs[0][:, 0].tolist())
+
+    model.get_input_embeddings().register_forward_pre_hook(record)
+    tokenizer = tiny_tokenizer(adds_bos=adds_bos)
+    score_tasks(model, tokenizer, open_tasks(["letters"], include_path=place))
+    assert seen == set(tokenizer("W")["input_ids"][:1])
+    assert (seen == {0}) is adds_bos
+
+
 def likeliest(question: str, *, by_byte: bool) -> int:
     """Return the index of the choice with the highest log-likelihood after the question."""
     model, tokenizer = tiny_model(), tiny_tokenizer()

@@ -264,9 +264,7 @@ class Bench:
         hidden = self.layers.embed(self.evaluation)
         for layer, sliced in enumerate(weights):
             hidden = self.passed(hidden, sliced, layer)
-        loss = mean_loss(
-            self.layers, hidden, self.evaluation, prefix_length=self.prefix_length
-        )
+        loss = mean_loss(self.layers, hidden, self.evaluation, prefix_length=self.prefix_length)
         return math.exp(loss)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from intraslice_core import decoder_layer, linalg
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Linear, Norm
 from intraslice_core.linalg import WORKING_DTYPE
-from intraslice_core.statistics import MomentAccumulator, Moments
+from intraslice_core.statistics import MomentAccumulator, Moments, prefix_scale, scaled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,8 +307,10 @@ class SplitAccumulator:
         *,
         own_is_linear: bool,
         has_held_out: bool,
+        prefix_length: int = 0,
     ) -> None:
         self._space = space
+        self._prefix_length = prefix_length
 
         def make() -> MomentAccumulator:
             return MomentAccumulator(
@@ -321,13 +323,22 @@ class SplitAccumulator:
         self._fit = make()
         self._held_out = make() if has_held_out else None
 
-    def add(self, observation: Observation, target: Tensor | None, *, is_held_out: bool) -> None:
+    def add(
+        self,
+        observation: Observation,
+        target: Tensor | None,
+        stream: Tensor,
+        *,
+        is_held_out: bool,
+    ) -> None:
         """Add one batch, flattened to tokens.
 
         Args:
             observation: (batch, sequence, …), from the output space.
             target: wanted contribution to the residual stream, (batch, sequence, hidden_size);
                 None if it is the module's own.
+            stream: hidden states after the module, (batch, sequence, hidden_size), by which the
+                positions of the prefix are scaled.
             is_held_out: whether the batch belongs to the held-out sequences.
 
         Raises:
@@ -335,10 +346,11 @@ class SplitAccumulator:
         """
         correction = None if target is None else self._space.correction(target, observation)
         sums = self._held_out if self._held_out is not None and is_held_out else self._fit
+        scale = prefix_scale(stream, self._prefix_length)
         sums.add(
-            observation.inner.flatten(0, 1),
-            observation.own.flatten(0, 1),
-            None if correction is None else correction.flatten(0, 1),
+            scaled(observation.inner, scale).flatten(0, 1),
+            scaled(observation.own, scale).flatten(0, 1),
+            None if correction is None else scaled(correction, scale).flatten(0, 1),
         )
 
     def moments(self) -> tuple[Moments, Moments | None]:

@@ -91,6 +91,11 @@ class LayerPass:
         self._passes_done += 1
 
     @property
+    def prefix_length(self) -> int:
+        """Return the positions of the prefix at the beginning of every sequence."""
+        return self._states.prefix_length
+
+    @property
     def has_held_out(self) -> bool:
         """Report whether some sequences are held out to choose the damping."""
         return self._held_out_sequences > 0

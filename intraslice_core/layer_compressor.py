@@ -216,6 +216,7 @@ class LayerCompressor:
         shape = {
             "num_key_value_heads": settings.num_key_value_heads,
             "pairs": settings.head_dim // 2,
+            "prefix_length": self._pass.prefix_length,
         }
         rotated = RotaryAccumulator(**shape, device=context.device)
         projected = HeadEnergyAccumulator(**shape, device=context.device)
@@ -301,7 +302,8 @@ class LayerCompressor:
             after_attention = self._pass.after_attention
             dense = self._pass.advance_dense(rows, restored, after_attention, "attention")
             target = None if dense is None else dense - hidden
-            moments.add(observation, target, is_held_out=self._pass.is_held_out(rows))
+            after = hidden + observation.added if dense is None else dense
+            moments.add(observation, target, after, is_held_out=self._pass.is_held_out(rows))
         self._pass.keep_dense("attention", restored)
         return moments.moments()
 
@@ -388,7 +390,8 @@ class LayerCompressor:
             observation = space.observe(inner, inner)
             dense = self._pass.advance_dense(rows, restored, self._pass.after_mlp)
             target = None if dense is None else dense - between
-            moments.add(observation, target, is_held_out=self._pass.is_held_out(rows))
+            after = between + observation.added if dense is None else dense
+            moments.add(observation, target, after, is_held_out=self._pass.is_held_out(rows))
         self._pass.keep_dense("mlp", restored)
         return moments.moments()
 
@@ -426,6 +429,7 @@ class LayerCompressor:
             self._context.device,
             own_is_linear=own_is_linear,
             has_held_out=self._pass.has_held_out,
+            prefix_length=self._pass.prefix_length,
         )
 
     def _fitted_output(self, fit: Moments, held_out: Moments | None, space: OutputSpace) -> Tensor:

@@ -72,6 +72,37 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
     return gram
 
 
+def prefix_scale(stream: Tensor, prefix_length: int) -> Tensor | None:
+    """Return the factor of every position in second moments; None without prefix.
+
+    At the prefix the hidden states of many models are hundreds to ten thousands of times as long as
+    elsewhere. Each later norm divides by that length, so that only relative errors matter. Positions
+    of the prefix are therefore scaled as if their hidden state had the energy of the others
+    (docs/method.md, section 2). They are not excluded: what makes their hidden states long must
+    be kept, because the other positions attend to them.
+
+    Args:
+        stream: hidden states after the module, (batch, sequence, hidden_size).
+        prefix_length: positions of the prefix at the beginning of every sequence.
+
+    Returns:
+        (batch, sequence, 1), float32, in (0, 1]: 1 after the prefix.
+    """
+    if prefix_length == 0:
+        return None
+    energy = stream.float().square().sum(-1, keepdim=True)
+    typical = energy[:, prefix_length:].mean(1, keepdim=True)
+    scale = torch.ones_like(energy)
+    ratio = typical / energy[:, :prefix_length].clamp_min(torch.finfo(torch.float32).tiny)
+    scale[:, :prefix_length] = ratio.clamp(max=1.0).sqrt()
+    return scale
+
+
+def scaled(activations: Tensor, scale: Tensor | None) -> Tensor:
+    """Return activations, (batch, sequence, width), times `prefix_scale`, in their dtype."""
+    return activations if scale is None else (activations * scale).to(activations.dtype)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Moments:
     """Second moments of an inner activation `z` and a target `y`, averaged over tokens."""
@@ -205,6 +236,8 @@ class HeadEnergyAccumulator:
     num_key_value_heads: int
     pairs: int
     device: torch.device
+    prefix_length: int = 0
+    """Positions at the beginning of every sequence that are not counted."""
     _query: Tensor = field(init=False)
     _key: Tensor = field(init=False)
     _tokens: int = field(init=False, default=0)
@@ -216,6 +249,7 @@ class HeadEnergyAccumulator:
 
     def add(self, query: Tensor, key: Tensor) -> None:
         """Add one batch before norm and RoPE, (batch, heads, sequence, 2·pairs) each."""
+        query, key = query[:, :, self.prefix_length :], key[:, :, self.prefix_length :]
         self._query += self._energy(query)
         self._key += self._energy(key)
         self._tokens += query.shape[0] * query.shape[2]
@@ -238,10 +272,16 @@ class RotaryAccumulator:
     num_key_value_heads: int
     pairs: int
     device: torch.device
+    prefix_length: int = 0
+    """Positions at the beginning of every sequence that are keys, but not queries.
+
+    All queries attend to their keys, so these are part of the spread of the keys.
+    """
     _query: Tensor = field(init=False)
     _key: Tensor = field(init=False)
     _product: Tensor = field(init=False)
     _tokens: int = field(init=False, default=0)
+    _keys: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         shape = (self.num_key_value_heads, self.pairs)
@@ -264,12 +304,15 @@ class RotaryAccumulator:
         Raises:
             NumericalError: if an activation is not finite.
         """
-        q, k = _wide(query), _wide(key)
+        text = slice(self.prefix_length, None)
+        q, k = _wide(query)[:, :, text], _wide(key)
         grouped = q.reshape(q.shape[0], self.num_key_value_heads, -1, *q.shape[2:])
         self._query += self._per_pair(grouped.square().sum(dim=(0, 2, 3)))
         centred = k - k.mean(dim=2, keepdim=True)
         self._key += self._per_pair(centred.square().sum(dim=(0, 2)))
-        self._product += self._per_pair((grouped * k.unsqueeze(2)).abs().sum(dim=(0, 2, 3)))
+        self._keys += k.shape[0] * k.shape[2]
+        products = grouped * k[:, :, text].unsqueeze(2)
+        self._product += self._per_pair(products.abs().sum(dim=(0, 2, 3)))
         if not (torch.isfinite(self._query).all() and torch.isfinite(self._key).all()):
             raise NumericalError("a query or a key is NaN or infinite")
         self._tokens += q.shape[0] * q.shape[2]
@@ -278,6 +321,6 @@ class RotaryAccumulator:
         """Return averages over all tokens so far."""
         return RotaryStatistics(
             query_energy=self._query / self._tokens,
-            centered_key_energy=self._key / self._tokens,
+            centered_key_energy=self._key / self._keys,
             product=self._product / self._tokens,
         )

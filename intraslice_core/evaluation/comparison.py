@@ -192,9 +192,7 @@ def evaluate_one(
         on_progress(ProgressEvent(stage=Stage.EVALUATE, message=message, fraction=fraction))
 
     return ModelScores(
-        perplexity=scorer.score_texts(
-            model, texts, text_prefix(load_tokenizer(directory)), report
-        ),
+        perplexity=scorer.score_texts(model, texts, text_prefix(load_tokenizer(directory)), report),
         tasks=scorer.score_tasks(model, directory, report),
     )
 
@@ -269,9 +267,7 @@ class _Scorer:
         cache.scores = self._score(model, directory, cache, report)
         return cache.scores
 
-    def score_compressed(
-        self, directory: Path, cache: DenseScores, report: _Report
-    ) -> ModelScores:
+    def score_compressed(self, directory: Path, cache: DenseScores, report: _Report) -> ModelScores:
         """Load the compressed model and score it on the dense model's texts."""
         return self._score(self.load(directory), directory, cache, report)
 
@@ -371,10 +367,8 @@ def _compare_texts(
 ) -> tuple[PerplexityComparison, ...]:
     """Compare both models' perplexities and compute each text's overlap with the calibration."""
     dense, compressed = (model.perplexity for model in scores)
-    seen = None
-    if calibration is not None:
-        # The prefix is no text that could have been seen.
-        seen = SeenNgrams(calibration[:, len(cache.prefix) :].cpu().numpy())
+    # No text contains the prefix of the calibration sequences, which therefore never overlaps.
+    seen = None if calibration is None else SeenNgrams(calibration.cpu().numpy())
     return tuple(
         PerplexityComparison(
             text=source,

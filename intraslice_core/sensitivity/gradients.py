@@ -26,7 +26,7 @@ from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Rotary
 from intraslice_core.errors import NumericalError
 from intraslice_core.linalg import WORKING_DTYPE
-from intraslice_core.statistics import second_moment_sum
+from intraslice_core.statistics import prefix_scale, scaled, second_moment_sum
 
 GROUP_SEQUENCES = 8
 """Number of sequences whose gradients are summed before squaring, as in arXiv 2602.01975."""
@@ -139,7 +139,7 @@ def loss_gradients(
         files: files to which the layers' gradients are added.
         before_batch: callback with the finished fraction; may raise to stop.
         prefix_length: positions of the prefix at the beginning of every sequence. Their gradients
-            are propagated, but no part of the moments.
+            are propagated and part of the mask gradients, but not of `G`.
 
     Raises:
         NumericalError: if an activation or a gradient is not finite, naming the layer.
@@ -249,11 +249,11 @@ class _GroupPass:
             batch = graph.gradients(at_output)
             mlp += _outer(at_output[:, text])
             attention += _outer(batch.between[:, text])
-            inner = graph.attention_inner[:, text]
-            heads = heads + _head_products(inner, batch.inner_attention[:, text], weights)
+            inner = graph.attention_inner
+            heads = heads + _head_products(inner, batch.inner_attention, weights)
+            inner = scaled(inner, prefix_scale(graph.between, self._prefix_length))
             moments = moments + _head_products(inner, inner, weights)
-            products = graph.mlp_inner[:, text].float() * batch.inner_mlp[:, text].float()
-            neurons = neurons + products.sum((0, 1))
+            neurons = neurons + (graph.mlp_inner.float() * batch.inner_mlp.float()).sum((0, 1))
             gradient[rows] = batch.inputs.to(gradient.device)
         if not (torch.isfinite(mlp).all() and torch.isfinite(attention).all()):
             raise NumericalError("a gradient is NaN or infinite", layer=layer)

@@ -39,7 +39,12 @@ from intraslice_core.sensitivity.gradients import GradientFiles
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity, with_pairs
 from intraslice_core.sensitivity.pair_effects import PairEffectAccumulator
 from intraslice_core.sensitivity.trial_cuts import TrialCut, TrialCuts
-from intraslice_core.statistics import HeadEnergyAccumulator, second_moment_sum
+from intraslice_core.statistics import (
+    HeadEnergyAccumulator,
+    prefix_scale,
+    scaled,
+    second_moment_sum,
+)
 
 NEURON_DAMPING = 1e-4
 """Relative damping of the Gram matrices in the elimination of neurons and heads."""
@@ -89,8 +94,8 @@ def measure_layers(
         gradients: of the loss; None weighs every module's output by 1/E‖x‖² of the hidden states.
         batch_size: sequences in one batch.
         before_batch: callback with the finished fraction; may raise to stop.
-        prefix_length: positions of the prefix at the beginning of every sequence. They take part in
-            the attention, but are no part of the moments and losses.
+        prefix_length: positions of the prefix at the beginning of every sequence. Moments contain
+            them scaled (`statistics.prefix_scale`), losses and energies do not.
 
     Raises:
         NumericalError: if an activation is not finite or a factorisation fails, naming the layer.
@@ -122,9 +127,7 @@ def measure_layers(
 class _LayerPass:
     """Pass of the hidden states through one dense layer, with its accumulated statistics."""
 
-    def __init__(
-        self, layers: DenseLayers, layer: int, length: int, prefix_length: int
-    ) -> None:
+    def __init__(self, layers: DenseLayers, layer: int, length: int, prefix_length: int) -> None:
         self._prefix_length = prefix_length
         self._weights = layers.weights(layer)
         self._settings = layers.settings(layer)
@@ -141,6 +144,7 @@ class _LayerPass:
             num_key_value_heads=settings.num_key_value_heads,
             pairs=settings.head_dim // 2,
             device=self._device,
+            prefix_length=prefix_length,
         )
         self._pair_inputs: list[tuple[Tensor, Tensor, Tensor]] = []
         """Queries, keys and values of the first `PAIR_SEQUENCES` sequences."""
@@ -158,20 +162,21 @@ class _LayerPass:
         self._tokens += text.shape[0] * text.shape[1]
         inner = self._attend(decoder_layer.attention_inputs(hidden, weights, settings))
         observation = self._attention_space.observe(inner, inner)
-        self._heads.add(observation.inner[:, self._prefix_length :])
         between = hidden + observation.added
+        self._heads.add(scaled(observation.inner, prefix_scale(between, self._prefix_length)))
         inner = decoder_layer.mlp_inner(
             hidden if settings.parallel_block else between, weights, settings
         )
         observation = self._mlp_space.observe(inner, inner)
-        self._neurons.add(observation.inner[:, self._prefix_length :])
-        return (between + observation.added).to(rows.device)
+        after = between + observation.added
+        self._neurons.add(scaled(observation.inner, prefix_scale(after, self._prefix_length)))
+        return after.to(rows.device)
 
     def _attend(self, normed: Tensor) -> Tensor:
         """Return the attention's `o`; record energies, and inputs of the pairs' effects."""
         weights, settings = self._weights, self._settings
         projected = decoder_layer.queries_and_keys(normed, weights)
-        self._energies.add(*(heads[:, :, self._prefix_length :] for heads in projected))
+        self._energies.add(*projected)
         query, key = decoder_layer.normed_and_rotated(*projected, weights, settings, self._rotary)
         value = decoder_layer.values(normed, weights)
         for sequence in zip(query, key, value, strict=True):

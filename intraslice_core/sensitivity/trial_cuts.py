@@ -65,9 +65,7 @@ class TrialCuts:
         )
 
     def _loss(self, hidden: Tensor) -> float:
-        return mean_loss(
-            self._layers, hidden, self._tokens, prefix_length=self._prefix_length
-        )
+        return mean_loss(self._layers, hidden, self._tokens, prefix_length=self._prefix_length)
 
     def _advance(self, layer: int, hidden: Tensor, weights: LayerWeights) -> None:
         """Advance hidden states, (sequences, length, hidden_size), past the layer, in place."""

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from intraslice_core.errors import NumericalError
-from intraslice_core.statistics import HeadEnergyAccumulator, MomentAccumulator, RotaryAccumulator
+from intraslice_core.statistics import (
+    HeadEnergyAccumulator,
+    MomentAccumulator,
+    RotaryAccumulator,
+    prefix_scale,
+    scaled,
+)
 
 CPU = torch.device("cpu")
 NO_OUTPUT = torch.empty(0)
@@ -122,3 +128,55 @@ def test_head_energies_equal_their_definition_for_any_split(pieces: int) -> None
             of_query = heads[..., [pair, pair + 5]].square().sum() / (14 * 6)
             assert energies.key[group, pair].item() == pytest.approx(of_key.item(), rel=1e-5)
             assert energies.query[group, pair].item() == pytest.approx(of_query.item(), rel=1e-5)
+
+
+def stream(factor: float, prefix_length: int = 1) -> torch.Tensor:
+    """Return hidden states of 4 sequences whose prefix is `factor` times as long."""
+    hidden = torch.randn(4, 9, 6, generator=torch.Generator().manual_seed(0))
+    hidden[:, :prefix_length] *= factor
+    return hidden
+
+
+@pytest.mark.parametrize("prefix_length", [1, 2])
+def test_a_long_prefix_is_scaled_to_the_energy_of_the_other_positions(prefix_length: int) -> None:
+    hidden = stream(1000.0, prefix_length)
+    scale = prefix_scale(hidden, prefix_length)
+    energy = scaled(hidden, scale).square().sum(-1)
+    typical = energy[:, prefix_length:].mean(1, keepdim=True)
+    torch.testing.assert_close(energy[:, :prefix_length], typical.expand(-1, prefix_length))
+    assert torch.equal(scale[:, prefix_length:], torch.ones(4, 9 - prefix_length, 1))
+
+
+def test_a_short_prefix_is_not_enlarged_and_no_prefix_not_scaled() -> None:
+    hidden = stream(0.001)
+    assert torch.equal(prefix_scale(hidden, 1), torch.ones(4, 9, 1))
+    hidden[:, 0] = 0.0
+    assert torch.equal(prefix_scale(hidden, 1), torch.ones(4, 9, 1))
+    assert prefix_scale(hidden, 0) is None
+    assert scaled(hidden, None) is hidden
+
+
+def test_the_scale_of_a_sequence_does_not_depend_on_its_batch() -> None:
+    hidden = stream(30.0)
+    rows = [prefix_scale(row.unsqueeze(0), 1) for row in hidden]
+    assert torch.equal(prefix_scale(hidden, 1), torch.cat(rows))
+
+
+def test_the_prefix_is_no_part_of_head_energies_but_a_key_for_all_queries() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(2, heads, 7, 8, generator=generator) for heads in (4, 2))
+    shape = {"num_key_value_heads": 2, "pairs": 4, "device": CPU}
+    energies, plain = (HeadEnergyAccumulator(**shape, prefix_length=p) for p in (2, 0))
+    energies.add(query, key)
+    plain.add(query[:, :, 2:], key[:, :, 2:])
+    assert torch.equal(energies.energies().query, plain.energies().query)
+    assert torch.equal(energies.energies().key, plain.energies().key)
+    rotary = RotaryAccumulator(**shape, prefix_length=2)
+    rotary.add(query, key)
+    statistics = rotary.statistics()
+    centred = (key - key.mean(2, keepdim=True)).square().mean((0, 2)).view(2, 2, 4).sum(1)
+    torch.testing.assert_close(statistics.centered_key_energy, centred.double())
+    torch.testing.assert_close(statistics.query_energy, plain.energies().query)
+    text = RotaryAccumulator(**shape)
+    text.add(query[:, :, 2:], key[:, :, 2:])
+    torch.testing.assert_close(statistics.product, text.statistics().product)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import decoders, models, pre_tokenizers, processors, Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -165,10 +165,10 @@ def tiny_family_model(variant: str, seed: int = 0, **overrides: Any) -> PreTrain
     return model
 
 
-def save_checkpoint(model: PreTrainedModel, directory: Path) -> Path:
+def save_checkpoint(model: PreTrainedModel, directory: Path, *, adds_bos: bool = False) -> Path:
     """Save model, tokenizer and generation settings like a user's checkpoint."""
     model.save_pretrained(directory)
-    tiny_tokenizer().save_pretrained(directory)
+    tiny_tokenizer(adds_bos=adds_bos).save_pretrained(directory)
     GenerationConfig(bos_token_id=0, eos_token_id=1, pad_token_id=2).save_pretrained(directory)
     return directory
 

@@ -83,7 +83,9 @@ def test_with_a_prefix_every_token_of_the_text_is_scored_once(model, count, pref
 def test_every_window_begins_with_the_prefix_and_holds_at_most_the_context_length(model):
     windows: list[list[int]] = []
     embedding = model.get_input_embeddings()
-    handle = embedding.register_forward_pre_hook(lambda _, inputs: windows.extend(inputs[0].tolist()))
+    handle = embedding.register_forward_pre_hook(
+        lambda _, inputs: windows.extend(inputs[0].tolist())
+    )
     perplexity(model, tokens(40), context_length=16, batch_size=2, prefix=(7, 8))
     handle.remove()
     assert [window[:2] for window in windows] == [[7, 8]] * 3
@@ -104,9 +106,7 @@ def test_a_window_has_the_loss_that_lm_evaluation_harness_gives_it():
     prefix = text_prefix(with_bos)
     assert prefix == (harness.prefix_token_id,)
     ids = torch.tensor(plain(text)["input_ids"])
-    result = perplexity(
-        model, ids, context_length=len(ids) + 1, batch_size=1, prefix=prefix
-    )
+    result = perplexity(model, ids, context_length=len(ids) + 1, batch_size=1, prefix=prefix)
     assert result.mean_nll * len(ids) == pytest.approx(-expected, rel=1e-5)
 
 

@@ -22,18 +22,28 @@ def tokens(sequences: int = 3, length: int = 12) -> Tensor:
     return torch.randint(3, 250, (sequences, length), generator=torch.Generator().manual_seed(0))
 
 
-def run(directory: Path, work: Path, batch_size: int, given: Tensor) -> list[LayerGradients]:
+def run(
+    directory: Path, work: Path, batch_size: int, given: Tensor, prefix_length: int = 0
+) -> list[LayerGradients]:
     files = GradientFiles(directory=work)
     with CheckpointReader(directory) as reader, torch.inference_mode():
         layers = DenseLayerReader(reader, CPU, torch.float32)
         loss_gradients(
-            layers, given, batch_size=batch_size, files=files, before_batch=lambda _: None
+            layers,
+            given,
+            batch_size=batch_size,
+            files=files,
+            before_batch=lambda _: None,
+            prefix_length=prefix_length,
         )
         return [files.read(layer) for layer in range(layers.num_layers)]
 
 
-def output_gradients(model: Any, given: Tensor) -> list[Tensor]:
-    """Return gradients of the summed loss at every layer's output, by the family's own class."""
+def output_gradients(model: Any, given: Tensor, first: int = 1) -> list[Tensor]:
+    """Return gradients of the summed loss at every layer's output, by the family's own class.
+
+    `first` is the position of the first token that is scored.
+    """
     outputs: list[Tensor] = []
     hooks = [
         layer.register_forward_hook(lambda _m, _a, out: outputs.append(_tensor(out)))
@@ -43,7 +53,7 @@ def output_gradients(model: Any, given: Tensor) -> list[Tensor]:
     for hook in hooks:
         hook.remove()
     loss = torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), given[:, 1:].flatten(), reduction="sum"
+        logits[:, first - 1 : -1].flatten(0, 1), given[:, first:].flatten(), reduction="sum"
     )
     return list(torch.autograd.grad(loss, outputs))
 
@@ -62,6 +72,20 @@ def test_fisher_matrices_are_those_of_the_familys_own_class(variant, tmp_path):
         expected = flat.mT @ flat / flat.shape[0]
         atol = 2e-4 * float(expected.max())
         torch.testing.assert_close(layer.mlp, expected, rtol=2e-3, atol=atol)
+
+
+@pytest.mark.parametrize("prefix_length", [1, 2])
+def test_gradients_at_the_prefix_are_propagated_but_no_part_of_the_moments(prefix_length, tmp_path):
+    model = tiny_family_model("llama")
+    directory = save_checkpoint(model, tmp_path / "dense")
+    layers = run(directory, tmp_path / "gradients", 2, tokens(), prefix_length)
+    gradients = output_gradients(model, tokens(), first=prefix_length)
+    for layer, gradient in zip(layers, gradients, strict=True):
+        flat = gradient[:, prefix_length:].flatten(0, 1).double()
+        expected = flat.mT @ flat / flat.shape[0]
+        atol = 2e-4 * float(expected.max())
+        torch.testing.assert_close(layer.mlp, expected, rtol=2e-3, atol=atol)
+        assert layer.tokens == len(flat)
 
 
 @pytest.mark.parametrize("variant", ["llama", "phi", "gemma2"])
@@ -94,15 +118,18 @@ def test_masks_of_all_neurons_sum_to_the_gradient_of_their_common_scale(tmp_path
     torch.testing.assert_close(layers[1].neuron_masks.sum(), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", sorted(FAMILY_VARIANTS))
-def test_the_loss_is_the_familys_own(variant, tmp_path):
+@pytest.mark.parametrize(
+    ("variant", "prefix_length"), [*((name, 0) for name in sorted(FAMILY_VARIANTS)), ("llama", 2)]
+)
+def test_the_loss_is_the_familys_own(variant, prefix_length, tmp_path):
+    first = max(prefix_length, 1)
     model = tiny_family_model(variant)
     directory = save_checkpoint(model, tmp_path / "dense")
     given = tokens()
     with torch.no_grad():
         output = model(input_ids=given, use_cache=False, output_hidden_states=True)
         expected = torch.nn.functional.cross_entropy(
-            output.logits[:, :-1].flatten(0, 1).float(), given[:, 1:].flatten()
+            output.logits[:, first - 1 : -1].flatten(0, 1).float(), given[:, first:].flatten()
         )
     with CheckpointReader(directory) as reader, torch.inference_mode():
         layers = DenseLayerReader(reader, CPU, torch.float32)
@@ -114,4 +141,5 @@ def test_the_loss_is_the_familys_own(variant, tmp_path):
                 layers.settings(layer),
                 layers.rotary(layer, given.shape[1]),
             )
-        assert mean_loss(layers, hidden, given) == pytest.approx(float(expected), abs=1e-4)
+        loss = mean_loss(layers, hidden, given, prefix_length=prefix_length)
+        assert loss == pytest.approx(float(expected), abs=1e-4)

@@ -75,11 +75,11 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
 def prefix_scale(stream: Tensor, prefix_length: int) -> Tensor | None:
     """Return the factor of every position in second moments; None without prefix.
 
-    At the prefix the hidden states of many models are hundreds to ten thousands of times as long as
-    elsewhere. Each later norm divides by that length, so that only relative errors matter. Positions
-    of the prefix are therefore scaled as if their hidden state had the energy of the others
-    (docs/method.md, section 2). They are not excluded: what makes their hidden states long must
-    be kept, because the other positions attend to them.
+    At the prefix the hidden states of many models have 10² to 10⁴ times the energy of the others.
+    Every later norm divides by it, so that only relative errors matter: positions of the prefix are
+    scaled as if their hidden state had the energy of the others (docs/method.md, section 2). They
+    are not left out, because what makes their hidden states long has to be kept: the other
+    positions attend to them.
 
     Args:
         stream: hidden states after the module, (batch, sequence, hidden_size).

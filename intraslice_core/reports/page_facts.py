@@ -193,7 +193,7 @@ def _quality_row(text: PerplexityComparison, *, in_domain: bool) -> tuple[str, .
         number(text.compressed),
         times(text.ratio),
         f"{text.tokens:,}",
-        f"{text.context_length:,}",
+        f"{text.context_length:,}" + (", first BOS" if text.begins_with_bos else ""),
         "in-domain" if in_domain else "out-of-domain",
     )
 
@@ -309,7 +309,8 @@ def _calibration(report: CompressionReport) -> str:
         _last_part(weighted.source) + (f" (weight {weighted.weight:g})" if len(mixture) > 1 else "")
         for weighted in mixture
     )
-    return f"{report.calibration_tokens:,} tokens of {names}"
+    begin = ", each sequence begins with BOS" if report.begins_with_bos else ""
+    return f"{report.calibration_tokens:,} tokens of {names}{begin}"
 
 
 def _duration(report: CompressionReport) -> str:

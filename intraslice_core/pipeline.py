@@ -6,7 +6,6 @@ states of the calibration sequences stay in host memory.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -29,11 +28,7 @@ from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
 from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
 from intraslice_core.checkpoints.sources import open_model
-from intraslice_core.checkpoints.writer import (
-    CheckpointWriter,
-    ensure_disk_space,
-    require_free_output,
-)
+from intraslice_core.checkpoints.writer import CheckpointWriter, ensure_disk_space
 from intraslice_core.config import (
     UNLIMITED,
     CalibrationConfig,
@@ -58,6 +53,7 @@ from intraslice_core.export.form import CheckpointForm, WrittenReference, requir
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.export.stock import StockForm
 from intraslice_core.export.targets import require_target
+from intraslice_core.files import require_free_output, require_writable_directory
 from intraslice_core.finetuning.procedure import attributed_to_recover
 from intraslice_core.finetuning.recover import recover_staged
 from intraslice_core.layer_loop import CompressionWork, LayerLoop
@@ -83,6 +79,7 @@ from intraslice_core.publication import (
 from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.resume_state import FinishedLayer, ResumeState, ignore_saved
 from intraslice_core.run import OpenedModel, Run, load_tokenizer
+from intraslice_core.scratch import scratch_directory, staging_directory
 from intraslice_core.statistics_cache import ModelStatistics, StatisticsCache
 
 if TYPE_CHECKING:
@@ -137,10 +134,14 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
         verify=verify,
     )
     require_free_output(out)
+    require_writable_directory(work_dir, "work_dir")
+    require_writable_directory(offload_dir, "offload_dir")
+    require_writable_directory(resume_state and resume_state.directory, "resume_dir")
     bound_allocator()
-    with tempfile.TemporaryDirectory(prefix="intraslice-", dir=work_dir) as scratch:
+    with scratch_directory("intraslice-", work_dir) as scratch:
+        run.warnings.extend(scratch.warnings)
         run.report(Stage.LOAD, f"opening {model}")
-        directory = open_model(model, Path(scratch), limits)
+        directory = open_model(model, scratch.directory, limits)
         opened = OpenedModel(reference=model, directory=directory)
         return compress_opened(opened, out, config, evaluation, run)
 
@@ -160,11 +161,10 @@ def compress_opened(
     require_free_output(out)
     # Tasks that cannot be measured are rejected before the work, not after it.
     tasks = open_requested_tasks(evaluation) if evaluation is not None else None
-    parent = out.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
     run.shares = shares_of(recover=config.recover is not None)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.staging-", dir=parent) as staging:
-        staged = Path(staging) / "checkpoint"
+    with staging_directory(out) as staging:
+        run.warnings.extend(staging.warnings)
+        staged = staging.directory / "checkpoint"
         if not run.verify:
             run.warnings.append(UNVERIFIED)
         report = _compress_checkpoint(dense, staged, config, run)

@@ -12,7 +12,6 @@ that a separate compression would have written.
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +22,16 @@ import intraslice_core
 from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_model
-from intraslice_core.checkpoints.writer import require_free_output
 from intraslice_core.config import UNLIMITED, ModelLimits
 from intraslice_core.device import bound_allocator
 from intraslice_core.errors import OutputExistsError, QualityGateError
 from intraslice_core.evaluation.comparison import DenseScores
-from intraslice_core.files import atomic_file
+from intraslice_core.files import (
+    atomic_file,
+    require_free_output,
+    require_writable_directory,
+    require_writable_file,
+)
 from intraslice_core.pipeline import compress_opened
 from intraslice_core.plan import dense_parameters
 from intraslice_core.progress import (
@@ -45,6 +48,7 @@ from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 from intraslice_core.reports.sweep import SweepPoint, SweepReport, SweepRequest
 from intraslice_core.resume_state import ResumeState
 from intraslice_core.run import OpenedModel, Run
+from intraslice_core.scratch import held_directory, scratch_directory
 from intraslice_core.statistics_cache import StatisticsCache
 
 SWEEP_FILE = "sweep.json"
@@ -83,18 +87,40 @@ def compress_sweep(
 
     Raises:
         OutputExistsError: if a ratio's directory has other content.
+        OutputInUseError: if another process runs a sweep into `out`.
+        OutputNotWritableError: if `out` or `offload_dir` cannot be written.
         IntraSliceError: one of the tree in `errors.py`.
     """
+    require_writable_directory(out, "out")
+    require_writable_file(out / SWEEP_FILE, "out")
+    require_writable_directory(offload_dir, "offload_dir")
     bound_allocator()
-    finished = {ratio: _finished(request, ratio, out) for ratio in request.ratios}
+    for ratio in request.ratios:
+        _finished(request, ratio, out)
     work = out / WORK_FOLDER
-    work.mkdir(parents=True, exist_ok=True)
+    with held_directory(work, out):
+        report = _sweep(request, out, limits, offload_dir, on_progress, should_cancel)
+        shutil.rmtree(work)
+    return report
+
+
+def _sweep(
+    request: SweepRequest,
+    out: Path,
+    limits: ModelLimits,
+    offload_dir: Path | None,
+    on_progress: ProgressListener,
+    should_cancel: CancellationCheck,
+) -> SweepReport:
+    """Compress at every ratio; the arguments are those of `compress_sweep`."""
+    work = out / WORK_FOLDER
+    finished = {ratio: _finished(request, ratio, out) for ratio in request.ratios}
     progress = _Progress(request.ratios, on_progress)
-    with tempfile.TemporaryDirectory(prefix="model-", dir=work) as scratch:
+    with scratch_directory("model-", work) as scratch:
         started = time.perf_counter()
         raise_if_cancelled(should_cancel)
         progress.opening(f"opening {request.model}")
-        directory = open_model(request.model, Path(scratch), limits)
+        directory = open_model(request.model, scratch.directory, limits)
         opened = OpenedModel(reference=request.model, directory=directory)
         report = _empty_report(request, opened, time.perf_counter() - started)
         cache = StatisticsCache(
@@ -116,7 +142,6 @@ def compress_sweep(
             _write(report, out / SWEEP_FILE)
             progress.done(ratio)
             shutil.rmtree(work / folder_name(ratio), ignore_errors=True)
-    shutil.rmtree(work)
     return report
 
 

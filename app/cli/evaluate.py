@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,6 +29,7 @@ from app.cli.options import (
 from app.cli.progress_display import quiet_transformers, show_progress
 from app.cli.report_tables import evaluation_tables, print_tables
 from intraslice_core.errors import ConfigurationError
+from intraslice_core.scratch import scratch_directory
 from intraslice_core.text_sources import IN_DOMAIN_ONLY_WARNING, in_domain_only
 
 if TYPE_CHECKING:
@@ -180,14 +180,16 @@ def _evaluate_pair(work: _Work, dense: str) -> EvaluationReport:
     with (
         show_progress() as on_progress,
         cancel_on_interrupt() as should_cancel,
-        tempfile.TemporaryDirectory(prefix="intraslice-") as scratch,
+        scratch_directory("intraslice-") as scratch,
     ):
+        for warning in scratch.warnings:
+            typer.echo(f"warning: {warning}", err=True)
         quiet_transformers()
         from intraslice_core.checkpoints.sources import open_model
         from intraslice_core.evaluation.comparison import Materials, evaluate_pair
 
         return evaluate_pair(
-            open_model(dense, Path(scratch)),
+            open_model(dense, scratch.directory),
             work.directory,
             work.config,
             dtype=work.dtype,

@@ -360,18 +360,6 @@ def evaluation_settings(
     )
 
 
-def require_directory(path: Path | None, option: str) -> None:
-    """Raise if the path is a file, before any work starts.
-
-    Raises:
-        ConfigurationError: naming the option.
-    """
-    if path is not None and path.exists() and not path.is_dir():
-        raise ConfigurationError(
-            f"{path} is a file", field=option, hint="name a directory; it may not exist yet"
-        )
-
-
 def require_checkpoint(directory: Path) -> None:
     """Raise if the directory holds no checkpoint; transformers' own error has thirty lines.
 

@@ -36,10 +36,9 @@ from intraslice_core.device import DTYPE_NAMES
 from intraslice_core.errors import (
     InsufficientDiskError,
     IntraSliceError,
-    OutputExistsError,
     VerificationError,
 )
-from intraslice_core.files import file_sha256
+from intraslice_core.files import file_sha256, require_free_output
 
 # -- one shard file ----------------------------------------------------------------------------
 
@@ -175,18 +174,6 @@ def _changed_files(directory: Path, record: WrittenRecord) -> Iterator[str]:
 # -- checks before writing ---------------------------------------------------------------------
 
 
-def require_free_output(out: Path) -> None:
-    """Raise if the output exists already; an empty directory is allowed.
-
-    Raises:
-        OutputExistsError: if `out` is a file or a directory that is not empty.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputExistsError(
-            f"{out} already exists", field="out", hint="give another directory or remove it"
-        )
-
-
 def ensure_disk_space(out: Path, bytes_needed: int) -> None:
     """Raise before any work if the file system of `out` cannot hold the result.
 
@@ -225,6 +212,9 @@ Users who load the result with `trust_remote_code` agree to run IntraSlice's mod
 must not run code of the dense checkpoint by it.
 """
 
+_NAME_CHARACTERS = 50
+"""Characters of an output's name in that of its partial directory; names are at most 255 bytes."""
+
 _CODE_SETTINGS = ("auto_map", "custom_generate")
 """Settings in JSON files that make a loader fetch or run code."""
 
@@ -259,7 +249,9 @@ class CheckpointWriter:
         self._digests: dict[str, str] = {}
         self._files: dict[str, str] = {}
         out.parent.mkdir(parents=True, exist_ok=True)
-        self._work = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+        self._work = Path(
+            tempfile.mkdtemp(prefix=f".{out.name[:_NAME_CHARACTERS]}.partial-", dir=out.parent)
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -13,16 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from intraslice_core.checkpoints import writer
 from intraslice_core.checkpoints.reader import CheckpointReader
-from intraslice_core.checkpoints.writer import (
-    CheckpointWriter,
-    ensure_disk_space,
-    require_free_output,
-)
+from intraslice_core.checkpoints.writer import CheckpointWriter, ensure_disk_space
 from intraslice_core.errors import (
     CompressionCancelledError,
     InsufficientDiskError,
     OutputExistsError,
 )
+from intraslice_core.files import require_free_output
 from tests.intraslice_core.tiny_models import tiny_llama, tiny_model
 
 

@@ -216,9 +216,11 @@ def _read_text(dense: Path, config: CompressionConfig, compute: tuple[str, str],
 
 def _copy(compressed: Path, staged: Path) -> None:
     staged.mkdir()
-    for file in compressed.iterdir():
+    for file in compressed.rglob("*"):
         if file.is_file() and file.name not in REWRITTEN_FILES and file.suffix != ".gguf":
-            shutil.copyfile(file, staged / file.name)
+            target = staged / file.relative_to(compressed)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
 
 
 def _verify(staged: Path, run: Run) -> VerifiedReport:

@@ -24,6 +24,7 @@ from intraslice_core.allocation.shapes import (
     choose_shapes,
 )
 from intraslice_core.calibration import calibration_hash, calibration_tokens
+from intraslice_core.checkpoints.inspection import CONFIG_FILE, read_json_object
 from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
 from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
@@ -37,6 +38,7 @@ from intraslice_core.config import (
     ModelLimits,
 )
 from intraslice_core.content_key import calibration_facts
+from intraslice_core.context_length import beyond_context, context_of
 from intraslice_core.device import (
     HostMemory,
     bound_allocator,
@@ -161,6 +163,8 @@ def compress_opened(
     require_free_output(out)
     # Tasks that cannot be measured are rejected before the work, not after it.
     tasks = open_requested_tasks(evaluation) if evaluation is not None else None
+    context = context_of(read_json_object(dense.directory / CONFIG_FILE))
+    run.warnings.extend(beyond_context(context, config, evaluation))
     run.shares = shares_of(recover=config.recover is not None)
     with staging_directory(out) as staging:
         run.warnings.extend(staging.warnings)

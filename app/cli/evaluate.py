@@ -128,6 +128,7 @@ def evaluate(  # noqa: PLR0913 (typer reads the options from the signature)
             )
         require_checkpoint(directory)
         _warn_if_in_domain_only(directory, config)
+        _warn_if_beyond_context(directory, config)
         opened = _open_tasks(config, include_path, num_fewshot, batch_size)
         work = _Work(directory=directory, config=config, tasks=opened, dtype=dtype, device=device)
         if dense is None:
@@ -165,6 +166,16 @@ def _warn_if_in_domain_only(directory: Path, config: EvaluationConfig) -> None:
         return  # a dense model, or a checkpoint of another version
     if in_domain_only(report.config.seen_sources, config.perplexity):
         typer.echo(f"warning: {IN_DOMAIN_ONLY_WARNING}", err=True)
+
+
+def _warn_if_beyond_context(directory: Path, config: EvaluationConfig) -> None:
+    """Warn if windows or prompts are longer than the model's context."""
+    from intraslice_core.checkpoints.inspection import CONFIG_FILE, read_json_object
+    from intraslice_core.context_length import beyond_context, context_of
+
+    context = context_of(read_json_object(directory / CONFIG_FILE))
+    for warning in beyond_context(context, None, config):
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def _compare(work: _Work, dense: str, *, as_json: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,9 +15,13 @@ from intraslice_core.errors import (
     OutputExistsError,
     OutputNotWritableError,
 )
+from intraslice_core.scratch import scratch_directory
 
 PARTIAL_PREFIX = ".partial-"
-"""Prefix of the directories that hold unfinished files; a killed process leaves them behind."""
+"""Prefix of the directories that hold unfinished files.
+
+A killed process leaves them behind, and the next write beside them removes them.
+"""
 _QUOTED_CHARACTERS = 200
 """Largest number of characters of a path that an error quotes."""
 
@@ -44,13 +47,10 @@ def atomic_file(destination: Path) -> Iterator[Path]:
     The path lies in the same directory, which is created if needed, and does not exist yet.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=destination.parent))
-    try:
-        partial = folder / destination.name
+    with scratch_directory(PARTIAL_PREFIX, destination.parent) as scratch:
+        partial = scratch.directory / destination.name
         yield partial
         os.replace(partial, destination)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 # -- checks of paths before work -----------------------------------------------------------------

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import intraslice_core
-from intraslice_core.allocation.budget import compression_budget
+from intraslice_core.allocation.budget import compression_budget, resolve_round_to
+from intraslice_core.allocation.rounding import require_rounding
 from intraslice_core.allocation.shapes import (
     AllocationContext,
     SensitivityCache,
@@ -214,6 +215,8 @@ def _plan_work(
     device = resolve_device(config.device)
     embedding = reader.tensor(reader.family.embedding)
     budget = compression_budget(config, geometry, embedding.dtype.itemsize)
+    require_rounding(config, geometry, budget)
+    config = config.model_copy(update={"round_to": resolve_round_to(config, geometry)})
     dtype = resolve_dtype(config.dtype, device, embedding.dtype)
     digest = dense.fingerprint if run.statistics_cache or run.resume_state else ""
     statistics = None

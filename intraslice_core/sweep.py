@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 import intraslice_core
 from intraslice_core.allocation.budget import compression_budget
+from intraslice_core.allocation.rounding import require_rounding
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import UNLIMITED, ModelLimits
@@ -155,7 +156,8 @@ def _empty_report(request: SweepRequest, opened: OpenedModel, seconds: float) ->
         geometry = reader.family.geometry(reader.config)
         item_bytes = reader.tensor(reader.family.embedding).dtype.itemsize
         for ratio in request.ratios:
-            compression_budget(request.config(ratio), geometry, item_bytes)
+            config = request.config(ratio)
+            require_rounding(config, geometry, compression_budget(config, geometry, item_bytes))
     files = opened.directory.glob("*.safetensors")
     return SweepReport(
         engine_version=intraslice_core.__version__,
@@ -194,9 +196,12 @@ def _finished(request: SweepRequest, ratio: float, out: Path) -> CompressionRepo
 def _matches(report: CompressionReport, request: SweepRequest, ratio: float) -> bool:
     """Report whether a checkpoint was compressed and evaluated as requested."""
     measured = report.evaluation and report.evaluation.config
+    config = request.config(ratio)
+    if config.round_to is None:  # the report holds the one selected for the model
+        config = config.model_copy(update={"round_to": report.config.round_to})
     return (
         report.model == request.model
-        and report.config == request.config(ratio)
+        and report.config == config
         and report.engine_version == intraslice_core.__version__
         and measured == request.evaluation
         and (UNVERIFIED not in report.warnings or not request.verify)

@@ -139,7 +139,11 @@ BatchSizeOption = Annotated[
     int, typer.Option(help="Number of sequences per forward pass (1 to 4096).")
 ]
 RoundToOption = Annotated[
-    int, typer.Option(help="Number that all layer dimensions are multiples of (1 to 512).")
+    int | None,
+    typer.Option(
+        help="Number that all layer dimensions are multiples of (1 to 512).",
+        show_default="8, and less for models with narrow heads or MLPs",
+    ),
 ]
 EvaluateOption = Annotated[
     list[str] | None,

@@ -136,6 +136,28 @@ def test_link_to_an_empty_directory_is_an_output(dense: Path) -> None:
     assert sorted(target.parent.iterdir()) == [target]
 
 
+def test_rounding_that_misses_the_budget_is_rejected_before_the_calibration(
+    dense: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("intraslice_core.pipeline._calibrate", None)
+    coarse = CONFIG.model_copy(update={"round_to": 16, "target": "stock"})
+    error = rejection(dense, errors.ConfigurationError, coarse)
+    assert error.field == "compression.round_to"
+    assert "with round_to 16, rounding leaves" in error.message
+    assert error.hint is not None
+    step = int(error.hint.split()[2])
+    monkeypatch.undo()
+    finer = coarse.model_copy(update={"round_to": step})
+    report = compress_model(str(dense), dense.parent / "finer", finer, verify=False)
+    assert report.plan.removed_fraction(report.geometry) == pytest.approx(0.3, abs=0.02)
+
+
+def test_report_holds_the_selected_rounding_step(dense: Path) -> None:
+    config = CONFIG.model_copy(update={"round_to": None})
+    report = compress_model(str(dense), dense.parent / "out", config, verify=False)
+    assert report.config.round_to == 2  # heads of 16 dimensions
+
+
 def test_insufficient_disk_space_is_an_error(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=10_000))
     rejection(dense, errors.InsufficientDiskError)

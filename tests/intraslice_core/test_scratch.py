@@ -15,16 +15,19 @@ import pytest
 
 from intraslice_core import scratch
 from intraslice_core.errors import OutputInUseError
+from intraslice_core.files import atomic_file
 from intraslice_core.scratch import MARKER, held_directory, scratch_directory, staging_directory
 
 HOLD = """
 import sys
 from pathlib import Path
-from intraslice_core import scratch
+from intraslice_core import files, scratch
 
 kind, place = sys.argv[1], Path(sys.argv[2])
 if kind == "held":
     context = scratch.held_directory(place / "work", place)
+elif kind == "partial":
+    context = scratch.scratch_directory(files.PARTIAL_PREFIX, place)
 elif kind == "staging":
     context = scratch.staging_directory(place / "out")
 else:
@@ -91,6 +94,16 @@ def test_second_process_for_an_output_is_an_error_and_deletes_nothing(tmp_path: 
             assert other.removed == ()
     with staging_directory(tmp_path / "out") as staging:
         assert len(staging.removed) == 1
+
+
+def test_unfinished_file_of_a_killed_process_is_removed_by_the_next_write(tmp_path: Path) -> None:
+    left = killed_process("partial", tmp_path)
+    assert (left / "weights").exists()
+    with other_process("partial", tmp_path):
+        with atomic_file(tmp_path / "file") as partial:
+            partial.write_text("complete")
+        assert len(list(tmp_path.glob(".partial-*"))) == 1  # that of the running process
+        assert not left.exists()
 
 
 def test_processes_may_share_a_place_for_scratch_directories(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
     require_free_output(out)
     require_writable_directory(work_dir, "work_dir")
     require_writable_directory(offload_dir, "offload_dir")
-    require_writable_directory(resume_state and resume_state.directory, "resume_dir")
+    require_writable_directory(resume_state.directory if resume_state else None, "resume_dir")
     bound_allocator()
     with scratch_directory("intraslice-", work_dir) as scratch:
         run.warnings.extend(scratch.warnings)

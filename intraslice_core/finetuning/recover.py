@@ -81,7 +81,7 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
         IntraSliceError: one of the tree in `errors.py`; nothing is left in `out`.
     """
     require_free_output(out)
-    require_writable_directory(resume_state and resume_state.directory, "resume_dir")
+    require_writable_directory(resume_state.directory if resume_state else None, "resume_dir")
     report = _with_recovery(_read_report(compressed), config)
     run = Run(
         on_progress=on_progress,

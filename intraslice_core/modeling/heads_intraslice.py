@@ -21,26 +21,26 @@ _DROPOUT = 0.1
 """Dropout before the head of a token classifier, as in transformers."""
 
 
-class IntraSliceForSequenceClassification(  # type: ignore[misc]
+class IntraSliceForSequenceClassification(
     GenericForSequenceClassification, IntraSlicePreTrainedModel
 ):
     """Sequence classifier: `IntraSliceModel` with a head on the last token."""
 
     def __init__(self, config: IntraSliceConfig) -> None:
         IntraSlicePreTrainedModel.__init__(self, config)
+        assert config.num_labels is not None  # set on construction
         self.num_labels = config.num_labels
         self.model = IntraSliceModel(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()  # type: ignore[no-untyped-call]
 
 
-class IntraSliceForTokenClassification(  # type: ignore[misc]
-    GenericForTokenClassification, IntraSlicePreTrainedModel
-):
+class IntraSliceForTokenClassification(GenericForTokenClassification, IntraSlicePreTrainedModel):
     """Token classifier: `IntraSliceModel` with a head on every token."""
 
     def __init__(self, config: IntraSliceConfig) -> None:
         IntraSlicePreTrainedModel.__init__(self, config)
+        assert config.num_labels is not None  # set on construction
         self.num_labels = config.num_labels
         self.model = IntraSliceModel(config)
         self.dropout = nn.Dropout(getattr(config, "classifier_dropout", None) or _DROPOUT)
@@ -48,9 +48,7 @@ class IntraSliceForTokenClassification(  # type: ignore[misc]
         self.post_init()  # type: ignore[no-untyped-call]
 
 
-class IntraSliceForQuestionAnswering(  # type: ignore[misc]
-    GenericForQuestionAnswering, IntraSlicePreTrainedModel
-):
+class IntraSliceForQuestionAnswering(GenericForQuestionAnswering, IntraSlicePreTrainedModel):
     """Extractive question answering: `IntraSliceModel` with a head for start and end."""
 
     def __init__(self, config: IntraSliceConfig) -> None:

@@ -97,7 +97,7 @@ class DeciLMForCausalLM(LlamaForCausalLM):
         self.post_init()  # type: ignore[no-untyped-call]
 
 
-class DeciLMForSequenceClassification(GenericForSequenceClassification, LlamaPreTrainedModel):  # type: ignore[misc]
+class DeciLMForSequenceClassification(GenericForSequenceClassification, LlamaPreTrainedModel):
     """Sequence classifier: `DeciLMModel` with a head on the last token."""
 
     config_class = DeciLMConfig
@@ -105,13 +105,14 @@ class DeciLMForSequenceClassification(GenericForSequenceClassification, LlamaPre
 
     def __init__(self, config: DeciLMConfig) -> None:
         LlamaPreTrainedModel.__init__(self, config)
+        assert config.num_labels is not None  # set on construction
         self.num_labels = config.num_labels
         self.model = DeciLMModel(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()  # type: ignore[no-untyped-call]
 
 
-class DeciLMForTokenClassification(GenericForTokenClassification, LlamaPreTrainedModel):  # type: ignore[misc]
+class DeciLMForTokenClassification(GenericForTokenClassification, LlamaPreTrainedModel):
     """Token classifier: `DeciLMModel` with a head on every token."""
 
     config_class = DeciLMConfig
@@ -119,6 +120,7 @@ class DeciLMForTokenClassification(GenericForTokenClassification, LlamaPreTraine
 
     def __init__(self, config: DeciLMConfig) -> None:
         LlamaPreTrainedModel.__init__(self, config)
+        assert config.num_labels is not None  # set on construction
         self.num_labels = config.num_labels
         self.model = DeciLMModel(config)
         self.dropout = nn.Dropout(getattr(config, "classifier_dropout", None) or _DROPOUT)
@@ -126,7 +128,7 @@ class DeciLMForTokenClassification(GenericForTokenClassification, LlamaPreTraine
         self.post_init()  # type: ignore[no-untyped-call]
 
 
-class DeciLMForQuestionAnswering(GenericForQuestionAnswering, LlamaPreTrainedModel):  # type: ignore[misc]
+class DeciLMForQuestionAnswering(GenericForQuestionAnswering, LlamaPreTrainedModel):
     """Extractive question answering: `DeciLMModel` with a head for start and end."""
 
     config_class = DeciLMConfig

@@ -19,6 +19,8 @@ IntraSliceError
 ├── NumericalError                a factorisation or an activation failed, with layer and module
 ├── InsufficientDiskError
 ├── OutputExistsError
+├── OutputInUseError              another running process writes to the same output
+├── OutputNotWritableError        a path to write to cannot be created or written
 ├── VerificationError             the written files do not behave like the model in memory
 ├── QualityGateError              the compressed model is worse than allowed
 ├── ManifestError                 files do not match their manifest
@@ -186,6 +188,18 @@ class OutputExistsError(IntraSliceError):
     """The output directory already exists."""
 
     code = "output_exists"
+
+
+class OutputInUseError(IntraSliceError):
+    """Another running process writes to the same output."""
+
+    code = "output_in_use"
+
+
+class OutputNotWritableError(IntraSliceError):
+    """A path to write to cannot be created or written."""
+
+    code = "output_not_writable"
 
 
 class VerificationError(IntraSliceError):

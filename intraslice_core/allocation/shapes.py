@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from intraslice_core.allocation.budget import Budget
+from intraslice_core.allocation.budget import Budget, resolve_round_to
 from intraslice_core.allocation.curves import ScoredPlan
 from intraslice_core.allocation.estimators import (
     AttentionCandidate,
@@ -284,7 +284,8 @@ def _uniform_plan(context: AllocationContext) -> ModelPlan:
         ConfigurationError: if rounding misses the budget by more than the tolerance.
     """
     constraint = DEMANDS[context.config.target].shapes
-    return uniform_plan(context.geometry, context.budget.ratio, context.config.round_to, constraint)
+    round_to = resolve_round_to(context.config, context.geometry)
+    return uniform_plan(context.geometry, context.budget.ratio, round_to, constraint)
 
 
 def _uniform(

@@ -87,11 +87,13 @@ class CompressionSettings(FrozenModel):
     device: str = Field(
         default="auto", description="Compute device: auto, cpu, cuda, cuda:1 and so on."
     )
-    round_to: int = Field(
-        default=8,
+    round_to: int | None = Field(
+        default=None,
         ge=1,
         le=512,
-        description="Dimensions are rounded to multiples of this number; GPU kernels prefer 8.",
+        description="Dimensions are rounded to multiples of this number. null selects 8, which GPU "
+        "kernels prefer, and less for models whose heads are narrower than 64 dimensions or whose "
+        "MLPs are narrower than 256.",
     )
     batch_size: int = Field(default=8, ge=1, le=4096, description="Sequences per forward pass.")
     exports: tuple[ExportFormat, ...] = Field(

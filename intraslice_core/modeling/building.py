@@ -17,6 +17,9 @@ AUTO_MAP = {
     "AutoConfig": "configuration_intraslice.IntraSliceConfig",
     "AutoModel": "modeling_intraslice.IntraSliceModel",
     "AutoModelForCausalLM": "modeling_intraslice.IntraSliceForCausalLM",
+    "AutoModelForSequenceClassification": "heads_intraslice.IntraSliceForSequenceClassification",
+    "AutoModelForTokenClassification": "heads_intraslice.IntraSliceForTokenClassification",
+    "AutoModelForQuestionAnswering": "heads_intraslice.IntraSliceForQuestionAnswering",
 }
 """Classes for transformers' Auto classes, by module in the checkpoint."""
 

@@ -7,7 +7,7 @@ configuration beside it. Norms and rotary frequencies are transformers' own clas
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from .configuration_intraslice import IntraSliceConfig, decode_rotary_pairs
+
+if TYPE_CHECKING:
+    # `save_pretrained` copies the files that others import relatively. `auto_map` names this one.
+    from .heads_intraslice import IntraSliceForSequenceClassification  # noqa: F401
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 """Layer types with attention."""

@@ -23,6 +23,7 @@ import intraslice_core
 from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_model
+from intraslice_core.checkpoints.weight_files import weight_bytes
 from intraslice_core.checkpoints.writer import require_free_output
 from intraslice_core.config import UNLIMITED, ModelLimits
 from intraslice_core.device import bound_allocator
@@ -128,17 +129,15 @@ def _empty_report(request: SweepRequest, opened: OpenedModel, seconds: float) ->
     """
     with CheckpointReader(opened.directory) as reader:
         geometry = reader.family.geometry(reader.config)
-        item_bytes = reader.tensor(reader.family.embedding).dtype.itemsize
         for ratio in request.ratios:
-            compression_budget(request.config(ratio), geometry, item_bytes)
-    files = opened.directory.glob("*.safetensors")
+            compression_budget(request.config(ratio), geometry, reader.dtype.itemsize)
     return SweepReport(
         engine_version=intraslice_core.__version__,
         model=request.model,
         settings=request.settings,
         evaluation=request.evaluation,
         params_before=dense_parameters(geometry),
-        bytes_before=sum(file.stat().st_size for file in files),
+        bytes_before=weight_bytes(opened.directory),
         opening_seconds=seconds,
     )
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from intraslice_core.checkpoints.inspection import (
-    CONFIG_FILE,
     ModelFacts,
     inspect_model,
     read_gguf_header,
-    read_json_object,
 )
+from intraslice_core.checkpoints.locations import located
+from intraslice_core.checkpoints.stored_names import has_separate_head
+from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
 from intraslice_core.config import GGUF_MODEL_TYPES, SUPPORTED_MODEL_TYPES
 from intraslice_core.errors import UnsupportedArchitectureError
 from intraslice_core.families import FAMILIES
@@ -31,6 +32,11 @@ _GGUF_NAMES = {
     "vocab_size": "vocab_size",
     "max_position_embeddings": "context_length",
 }
+
+_FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes per weight of the result by the `dtype` of config.json."""
+_DEQUANTIZED_BYTES = 2
+"""Bytes per dequantised weight where config.json gives no `dtype`."""
 
 _MAX_LAYERS = 10_000
 """Largest accepted number of layers.
@@ -60,6 +66,7 @@ def read_dense(path: Path) -> DenseModel:
         BrokenCheckpointError: if a file header is malformed.
         UnsupportedArchitectureError: if the architecture is not supported; lists those that are.
     """
+    path = located(path)
     facts = inspect_model(path)
     if facts.model_type not in SUPPORTED_MODEL_TYPES:
         raise UnsupportedArchitectureError(
@@ -68,7 +75,7 @@ def read_dense(path: Path) -> DenseModel:
             hint=f"supported: {', '.join(SUPPORTED_MODEL_TYPES)}",
         )
     if path.is_dir():
-        return describe_dense(facts, read_json_object(path / CONFIG_FILE))
+        return _read_directory(path, facts)
     if facts.model_type not in GGUF_MODEL_TYPES:
         raise UnsupportedArchitectureError(
             f"GGUF files of architecture {facts.model_type!r} are not supported",
@@ -76,6 +83,19 @@ def read_dense(path: Path) -> DenseModel:
             hint=f"give the model as safetensors; GGUF: {', '.join(GGUF_MODEL_TYPES)}",
         )
     return _read_gguf(path, facts)
+
+
+def _read_directory(path: Path, facts: ModelFacts) -> DenseModel:
+    settings = read_json_object(path / CONFIG_FILE)
+    family = FAMILIES.get(facts.model_type or "")
+    if family is not None:
+        tied = settings.get("tie_word_embeddings", family.facts.defaults["tie_word_embeddings"])
+        settings["tie_word_embeddings"] = bool(tied) and not has_separate_head(path, family)
+    stored = _FLOAT_BYTES.get(settings.get("dtype") or settings.get("torch_dtype") or "")
+    if facts.quantization is not None:
+        return describe_dense(facts, settings, unpacked_item_bytes=stored or _DEQUANTIZED_BYTES)
+    dense = describe_dense(facts, settings)
+    return dense if stored is None else replace(dense, item_bytes=stored)
 
 
 def _read_gguf(path: Path, facts: ModelFacts) -> DenseModel:

@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from intraslice_core import modeling
 from intraslice_core.checkpoints.inspection import inspect_model
 from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.weight_files import weight_bytes
+from intraslice_core.config import CalibrationConfig, CompressionConfig, Target
 from intraslice_core.cost_model import read_dense
 from intraslice_core.errors import BrokenCheckpointError
 from intraslice_core.plan import dense_parameters
@@ -27,6 +29,7 @@ from tests.intraslice_core.checkpoints.dense_logits import (
     change_weights,
     require_equal_logits,
 )
+from tests.intraslice_core.compressing import compress_unverified
 from tests.intraslice_core.tiny_models import tiny_checkpoint, tiny_llama, tiny_model
 
 INDEX = "model.safetensors.index.json"
@@ -127,6 +130,24 @@ def test_estimate_counts_the_head_that_is_compressed(tmp_path: Path, separate: b
     assert geometry.tie_word_embeddings is not separate
     if separate:
         assert inspect_model(directory).parameters == dense_parameters(geometry)
+
+
+@pytest.mark.parametrize("target", ["research", "stock"])
+def test_separate_head_of_a_tied_model_survives_the_compression(
+    tmp_path: Path, target: Target
+) -> None:
+    directory, out = tiny_llama(tmp_path / "model"), tmp_path / "out"
+    change_weights(directory, add(HEAD, 259, 48))
+    calibration = CalibrationConfig(source="pydoc", samples=16, sequence_length=32)
+    config = CompressionConfig(ratio=0.2, target=target, round_to=2, calibration=calibration)
+    report = compress_unverified(directory, out, config)
+    assert torch.equal(load_file(out / WEIGHTS)[HEAD], load_file(directory / WEIGHTS)[HEAD])
+    assert "tie_word_embeddings" in " ".join(report.warnings)
+    modeling.register()
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    assert not loaded.config.tie_word_embeddings
+    assert loaded.num_parameters() == report.params_after
+    assert report.params_before == 259 * 48 + sum(p.numel() for p in tiny_model().parameters())
 
 
 def add_stale_index(directory: Path) -> None:

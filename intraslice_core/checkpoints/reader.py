@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
+from intraslice_core import modeling
 from intraslice_core.checkpoints.inspection import TensorEntry, locate_tensors
 from intraslice_core.checkpoints.quantization import quantization_of
 from intraslice_core.checkpoints.stored_names import (
@@ -41,7 +42,7 @@ from intraslice_core.errors import (
     UnsupportedFormatError,
 )
 from intraslice_core.families import require_supported_type
-from intraslice_core.families.adapter import family_for
+from intraslice_core.families.compressed_adapter import adapter_for
 
 _MODEL_DTYPES = tuple(STORED_DTYPES[name] for name in FLOAT_DTYPES)
 
@@ -197,7 +198,7 @@ class CheckpointReader(StoredTensors):
         _require_plausible(raw, tensors=len(self._entries))
         self.config = load_config(directory)
         head_warning = self._untie_separate_head()
-        self.family = family_for(self.config)
+        self.family = adapter_for(self.config)
         expected = self.family.expected_shapes(self.config)
         unused = self._name_as_model(expected)
         self._require_tensors(expected)
@@ -331,6 +332,7 @@ def load_config(directory: Path) -> PreTrainedConfig:
     Raises:
         BrokenCheckpointError: if config.json is malformed.
     """
+    modeling.register()  # results of earlier compressions are inputs, too
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False

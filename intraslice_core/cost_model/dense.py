@@ -17,9 +17,13 @@ from intraslice_core.checkpoints.inspection import (
 from intraslice_core.checkpoints.locations import located
 from intraslice_core.checkpoints.stored_names import has_separate_head
 from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
-from intraslice_core.config import GGUF_MODEL_TYPES, SUPPORTED_MODEL_TYPES
+from intraslice_core.config import (
+    COMPRESSED_MODEL_TYPES,
+    GGUF_MODEL_TYPES,
+    SUPPORTED_MODEL_TYPES,
+)
 from intraslice_core.errors import UnsupportedArchitectureError
-from intraslice_core.families import FAMILIES
+from intraslice_core.families import COMPRESSED_FAMILIES, FAMILIES
 from intraslice_core.plan import ModelGeometry
 
 _GGUF_NAMES = {
@@ -68,7 +72,7 @@ def read_dense(path: Path) -> DenseModel:
     """
     path = located(path)
     facts = inspect_model(path)
-    if facts.model_type not in SUPPORTED_MODEL_TYPES:
+    if facts.model_type not in SUPPORTED_MODEL_TYPES + COMPRESSED_MODEL_TYPES:
         raise UnsupportedArchitectureError(
             f"model type {facts.model_type!r} is not supported",
             field="model",
@@ -87,7 +91,7 @@ def read_dense(path: Path) -> DenseModel:
 
 def _read_directory(path: Path, facts: ModelFacts) -> DenseModel:
     settings = read_json_object(path / CONFIG_FILE)
-    family = FAMILIES.get(facts.model_type or "")
+    family = (FAMILIES | COMPRESSED_FAMILIES).get(facts.model_type or "")
     if family is not None:
         tied = settings.get("tie_word_embeddings", family.facts.defaults["tie_word_embeddings"])
         settings["tie_word_embeddings"] = bool(tied) and not has_separate_head(path, family)
@@ -131,12 +135,13 @@ def describe_dense(
 
 def _geometry(model_type: str | None, settings: Mapping[str, Any]) -> ModelGeometry | None:
     """Return the dimensions, or None where the settings are incomplete or impossible."""
-    if model_type not in FAMILIES:
+    family = (FAMILIES | COMPRESSED_FAMILIES).get(model_type or "")
+    if family is None:
         return None
     layers = settings.get("num_hidden_layers", 0)
     if type(layers) is not int or layers > _MAX_LAYERS:
         return None
     try:
-        return FAMILIES[model_type].geometry(settings)
+        return family.geometry(settings)
     except ValidationError:
         return None

@@ -6,6 +6,7 @@ IntraSliceError
 ├── ModelError                    the model cannot be used
 │   ├── ModelNotFoundError
 │   ├── UnsupportedArchitectureError
+│   ├── UnsupportedFormatError    quantised by an unsupported scheme, an adapter, another file type
 │   ├── BrokenCheckpointError     a file is missing, truncated or invalid
 │   ├── NonFiniteWeightError
 │   └── ModelTooLargeError        larger than the deployment allows
@@ -81,6 +82,12 @@ class UnsupportedArchitectureError(ModelError):
     """The engine has no adapter for this architecture."""
 
     code = "unsupported_architecture"
+
+
+class UnsupportedFormatError(ModelError):
+    """The model's files are in a form that the engine does not read."""
+
+    code = "unsupported_format"
 
 
 class BrokenCheckpointError(ModelError):

@@ -31,7 +31,7 @@ from intraslice_core.magnitude_pruning import prune_by_magnitude
 from intraslice_core.plan import LayerPlan, Module
 from intraslice_core.selection import neurons, rotary_pairs, spectra, value_basis
 from intraslice_core.selection.spectra import Spectrum
-from intraslice_core.sensitivity.layer_sensitivity import KeptHeads, with_pairs
+from intraslice_core.sensitivity.layer_sensitivity import KeptHeads, first_heads, with_pairs
 from intraslice_core.statistics import (
     HeadEnergies,
     HeadEnergyAccumulator,
@@ -237,9 +237,11 @@ class LayerCompressor:
         """
         plan, settings = self._plan, self._context.settings
         sensitivity = self._context.sensitivity
-        if sensitivity is None or plan.num_attention_heads == settings.num_attention_heads:
+        if plan.num_attention_heads == settings.num_attention_heads:
             return None
         groups = plan.num_key_value_heads
+        if sensitivity is None:  # an earlier compression removed heads; the real ones come first
+            return first_heads(groups, plan.num_attention_heads // groups, self._context.device)
         return sensitivity.heads(groups, plan.num_attention_heads // groups)
 
     def _compress_attention(

@@ -30,6 +30,7 @@ from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
 from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
 from intraslice_core.checkpoints.sources import open_model
+from intraslice_core.checkpoints.weight_files import weight_bytes
 from intraslice_core.checkpoints.writer import CheckpointWriter, ensure_disk_space
 from intraslice_core.config import (
     UNLIMITED,
@@ -42,6 +43,7 @@ from intraslice_core.content_key import calibration_facts
 from intraslice_core.context_length import beyond_context, context_of
 from intraslice_core.device import (
     HostMemory,
+    advising_bfloat16,
     bound_allocator,
     device_class,
     resolve_device,
@@ -76,7 +78,6 @@ from intraslice_core.publication import (
     peak_memory,
     publish_staged,
     verify_staged,
-    weight_bytes,
     write_gguf_files,
 )
 from intraslice_core.reports.schema import CompressionReport
@@ -192,13 +193,15 @@ def _compress_checkpoint(
     dense: OpenedModel, staged: Path, config: CompressionConfig, run: Run
 ) -> CompressionReport:
     with CheckpointReader(dense.directory) as reader, torch.inference_mode():
+        run.warnings.extend(reader.warnings)
         work = _plan_work(reader, dense, config, run)
         ensure_disk_space(staged, reader.bytes_total * (1 + len(config.gguf_formats)))
         tokens = run.calibration = _calibrate(work, dense.directory, run)
         run.training_text = _training_text(work, dense.directory, run)
-        shapes = choose_shapes(_shape_work(work, run), tokens)
-        return_free_memory()
-        layers = _write_compressed(work, dense.directory, staged, tokens, shapes, run)
+        with advising_bfloat16(work.dtype):
+            shapes = choose_shapes(_shape_work(work, run), tokens)
+            return_free_memory()
+            layers = _write_compressed(work, dense.directory, staged, tokens, shapes, run)
         return _report(dense.reference, work, tokens, shapes, layers, staged, run)
 
 
@@ -213,11 +216,10 @@ def _plan_work(
     if config.gguf_formats:
         read_vocabulary(dense.directory, canonical["vocab_size"], adds_bos=False)
     device = resolve_device(config.device)
-    embedding = reader.tensor(reader.family.embedding)
-    budget = compression_budget(config, geometry, embedding.dtype.itemsize)
+    budget = compression_budget(config, geometry, reader.dtype.itemsize)
     require_rounding(config, geometry, budget)
     config = config.model_copy(update={"round_to": resolve_round_to(config, geometry)})
-    dtype = resolve_dtype(config.dtype, device, embedding.dtype)
+    dtype = resolve_dtype(config.dtype, device, reader.dtype)
     digest = dense.fingerprint if run.statistics_cache or run.resume_state else ""
     statistics = None
     if run.statistics_cache is not None:
@@ -231,7 +233,7 @@ def _plan_work(
         budget=budget,
         device=device,
         dtype=dtype,
-        stored_dtype=embedding.dtype,
+        stored_dtype=reader.dtype,
         fingerprint=digest,
         statistics=statistics,
         resume_state=run.resume_state,

@@ -17,7 +17,10 @@ from intraslice_core.config import FrozenModel
 
 
 class ModelGeometry(FrozenModel):
-    """Dimensions of the dense model; all layers of a supported family have the same."""
+    """Dimensions of the dense model; all layers of a supported family have the same.
+
+    A model that was compressed before has the dimensions of its original and `input_layers`.
+    """
 
     num_hidden_layers: int = Field(ge=1)
     hidden_size: int = Field(ge=1)
@@ -35,6 +38,9 @@ class ModelGeometry(FrozenModel):
     attention_output_bias: bool = False
     mlp_bias: bool = False
     lm_head_bias: bool = False
+    input_layers: tuple[LayerPlan, ...] = Field(
+        default=(), description="shapes of the layers if the input was compressed before"
+    )
 
     @property
     def rotary_pairs(self) -> int:
@@ -57,7 +63,9 @@ class ModelGeometry(FrozenModel):
         )
 
     def dense_plan(self) -> ModelPlan:
-        """Return the model plan that removes nothing."""
+        """Return the model plan that removes nothing from the input."""
+        if self.input_layers:
+            return ModelPlan(layers=self.input_layers)
         return ModelPlan(layers=(self.dense_layer(),) * self.num_hidden_layers)
 
 
@@ -120,6 +128,8 @@ def total_parameters(geometry: ModelGeometry, plan: ModelPlan) -> int:
 def dense_parameters(geometry: ModelGeometry) -> int:
     """Return the number of all weights of the dense model, whose heads share their q/k norms."""
     total = total_parameters(geometry, geometry.dense_plan())
+    if geometry.input_layers:
+        return total  # a compressed model has separate norms already
     copies = (geometry.num_key_value_heads - 1) * 2 * geometry.head_dim
     return total - copies * geometry.num_hidden_layers * geometry.qk_norm
 

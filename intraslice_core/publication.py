@@ -162,11 +162,6 @@ def publish_staged(staged: Path, out: Path, report: CompressionReport, run: Run)
     run.on_progress(ProgressEvent(stage=Stage.EXPORT, message=f"wrote {out}", fraction=1.0))
 
 
-def weight_bytes(directory: Path) -> int:
-    """Return the size of a checkpoint's safetensors files in bytes."""
-    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-
-
 def peak_memory(device: torch.device) -> int:
     """Return this process's peak memory in bytes: GPU memory on CUDA, else resident memory."""
     if device.type == "cuda":

@@ -23,6 +23,7 @@ from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.allocation.rounding import require_rounding
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_model
+from intraslice_core.checkpoints.weight_files import weight_bytes
 from intraslice_core.config import UNLIMITED, ModelLimits
 from intraslice_core.device import bound_allocator
 from intraslice_core.errors import OutputExistsError, QualityGateError
@@ -154,18 +155,17 @@ def _empty_report(request: SweepRequest, opened: OpenedModel, seconds: float) ->
     """
     with CheckpointReader(opened.directory) as reader:
         geometry = reader.family.geometry(reader.config)
-        item_bytes = reader.tensor(reader.family.embedding).dtype.itemsize
         for ratio in request.ratios:
             config = request.config(ratio)
-            require_rounding(config, geometry, compression_budget(config, geometry, item_bytes))
-    files = opened.directory.glob("*.safetensors")
+            budget = compression_budget(config, geometry, reader.dtype.itemsize)
+            require_rounding(config, geometry, budget)
     return SweepReport(
         engine_version=intraslice_core.__version__,
         model=request.model,
         settings=request.settings,
         evaluation=request.evaluation,
         params_before=dense_parameters(geometry),
-        bytes_before=sum(file.stat().st_size for file in files),
+        bytes_before=weight_bytes(opened.directory),
         opening_seconds=seconds,
     )
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from intraslice_core.allocation.budget import Budget, resolve_round_to
+from intraslice_core.allocation.compressed_input import bounded, within_input
 from intraslice_core.allocation.curves import ScoredPlan
 from intraslice_core.allocation.estimators import (
     AttentionCandidate,
@@ -224,6 +225,7 @@ def _fisher(
             rotated=allocator == "fisher_pca",
             before_batch=lambda done: context.before_batch(done, "computing gradients"),
         )
+        scored = replace(scored, plan=bounded(scored.plan, context.geometry))
     except ConfigurationError as error:
         return _uniform(context, measured, _fallback_report(context, error.message))
     report = allocation_report(context.config.allocation, allocator, scored, weighting="fisher")
@@ -307,8 +309,12 @@ def _lagrangian(
     """Return the Lagrangian's shapes, or uniform ones if they have less loss on the check set."""
 
     def allocate(candidate: AttentionCandidate) -> ScoredPlan:
-        parameters = context.budget.parameters
-        return lagrangian_shapes(measured, context.geometry, parameters, context.config, candidate)
+        def with_budget(parameters: int) -> ScoredPlan:
+            return lagrangian_shapes(
+                measured, context.geometry, parameters, context.config, candidate
+            )
+
+        return within_input(with_budget, context.geometry, context.budget.parameters)
 
     trials = _trial_compressions(context, measured, split)
     results: tuple[CandidateResult, ...] = ()

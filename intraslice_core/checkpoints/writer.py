@@ -25,13 +25,11 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from intraslice_core.checkpoints.inspection import (
     DEFAULT_SHARD_BYTES,
-    INDEX_FILE,
     RESERVED_HEADER_BYTES,
-    SINGLE_FILE,
     TIGHT_BELOW_BYTES,
-    read_json,
 )
 from intraslice_core.checkpoints.reader import StoredTensors
+from intraslice_core.checkpoints.weight_files import INDEX_FILE, SINGLE_FILE, read_json
 from intraslice_core.device import DTYPE_NAMES
 from intraslice_core.errors import (
     InsufficientDiskError,

@@ -51,6 +51,9 @@ SUPPORTED_MODEL_TYPES = (
 )
 """Model types with an adapter in `families`, listed here for callers that must not import torch."""
 
+COMPRESSED_MODEL_TYPES = ("intraslice", "nemotron-nas")
+"""Model types of results of the targets `research` and `adaptive`, which are inputs, too."""
+
 GGUF_MODEL_TYPES = ("llama",)
 """Model types that may be read from GGUF files; all others are read from safetensors."""
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from intraslice_core.config import EvaluationConfig, GateConfig
-from intraslice_core.device import keeps_few_kernels
+from intraslice_core.device import advising_bfloat16, keeps_few_kernels
 from intraslice_core.errors import MeasurementError, NumericalError, QualityGateError
 from intraslice_core.evaluation import speed_process
 from intraslice_core.evaluation.clean_process import PACKAGES_DIRECTORY, CleanProcess
@@ -268,16 +268,17 @@ class _Scorer:
     def _score(
         self, model: PreTrainedModel, directory: Path, texts: dict[str, Tensor], report: _Report
     ) -> ModelScores:
-        return ModelScores(
-            perplexity=self.score_texts(model, texts, report),
-            tasks=self.score_tasks(model, directory, report),
-            continuations=continuations(
-                model,
-                _tokenizer(directory),
-                self.config.prompts,
-                should_cancel=self.should_cancel,
-            ),
-        )
+        with advising_bfloat16(model.dtype):
+            return ModelScores(
+                perplexity=self.score_texts(model, texts, report),
+                tasks=self.score_tasks(model, directory, report),
+                continuations=continuations(
+                    model,
+                    _tokenizer(directory),
+                    self.config.prompts,
+                    should_cancel=self.should_cancel,
+                ),
+            )
 
     def _write_texts(
         self, dense: PreTrainedModel, directory: Path, report: _Report

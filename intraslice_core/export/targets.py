@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from intraslice_core.config import (
+    COMPRESSED_MODEL_TYPES,
     SUPPORTED_MODEL_TYPES,
     Allocation,
     CompressionSettings,
@@ -35,7 +36,7 @@ class TargetDemands:
     """Requirements of one target; the defaults are those of `research`."""
 
     shapes: ShapeConstraint = FREE
-    model_types: tuple[str, ...] = SUPPORTED_MODEL_TYPES
+    model_types: tuple[str, ...] = SUPPORTED_MODEL_TYPES + COMPRESSED_MODEL_TYPES
     methods: tuple[Method, ...] = ("intraslice_plus", "intraslice", "magnitude")
     allocations: tuple[Allocation, ...] = ("auto", "uniform", "fisher", "fisher_pca", "lagrangian")
     alike: bool = False
@@ -60,7 +61,7 @@ DEMANDS: Mapping[Target, TargetDemands] = MappingProxyType(
                 tolerance=ONE_STEP,
             ),
             # DeciLM is a Llama, and its readers support biases on all four projections or on none.
-            model_types=("llama", "mistral"),
+            model_types=("llama", "mistral", "nemotron-nas"),
             methods=("intraslice_plus", "magnitude"),
             allocations=_CONSTRAINED_ALLOCATIONS,
             removable=frozenset({"attention"}),

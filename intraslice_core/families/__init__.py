@@ -7,6 +7,7 @@ transformers.
 from __future__ import annotations
 
 from intraslice_core.errors import UnsupportedArchitectureError
+from intraslice_core.families.compressed import AdaptiveFamily, ResearchFamily
 from intraslice_core.families.family import Family
 from intraslice_core.families.gemma import Gemma2Family, Gemma3Family
 from intraslice_core.families.llama import LlamaFamily
@@ -29,6 +30,11 @@ FAMILIES: dict[str, Family] = {
 }
 """Family tables by transformers' `model_type`."""
 
+COMPRESSED_FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (ResearchFamily(), AdaptiveFamily())
+}
+"""Tables of results of earlier compressions, by `model_type`."""
+
 
 def require_supported_type(model_type: str | None) -> Family:
     """Return the table of a model type.
@@ -36,7 +42,7 @@ def require_supported_type(model_type: str | None) -> Family:
     Raises:
         UnsupportedArchitectureError: listing the supported model types.
     """
-    family = FAMILIES.get(model_type or "")
+    family = (FAMILIES | COMPRESSED_FAMILIES).get(model_type or "")
     if family is None:
         raise UnsupportedArchitectureError(
             f"model type {model_type!r} is not supported",
@@ -46,4 +52,4 @@ def require_supported_type(model_type: str | None) -> Family:
     return family
 
 
-__all__ = ["FAMILIES", "Family", "require_supported_type"]
+__all__ = ["COMPRESSED_FAMILIES", "FAMILIES", "Family", "require_supported_type"]

@@ -13,6 +13,7 @@ from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints.manifest import MANIFEST, SIGNATURE
 from intraslice_core.checkpoints.model_card import MODEL_CARD
 from intraslice_core.checkpoints.sources import open_model
+from intraslice_core.checkpoints.weight_files import weight_bytes
 from intraslice_core.checkpoints.writer import WrittenRecord, require_as_written
 from intraslice_core.config import CompressionConfig, RecoveryConfig
 from intraslice_core.device import resolve_device
@@ -38,7 +39,7 @@ from intraslice_core.progress import (
     never_cancelled,
     shares_of,
 )
-from intraslice_core.publication import peak_memory, publish_staged, verified_report, weight_bytes
+from intraslice_core.publication import peak_memory, publish_staged, verified_report
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport, VerifiedReport
 from intraslice_core.resume_state import ResumeState
 from intraslice_core.run import Run

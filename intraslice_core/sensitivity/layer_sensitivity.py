@@ -45,6 +45,14 @@ class KeptHeads:
         return (heads.unsqueeze(-1) * width + offsets).flatten()
 
 
+def first_heads(groups: int, queries: int, device: torch.device) -> KeptHeads:
+    """Return the first query heads of each of the first KV groups."""
+    return KeptHeads(
+        groups=torch.arange(groups, device=device),
+        queries=torch.arange(queries, device=device).expand(groups, queries),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerSensitivity:
     """Measured sensitivity of one dense layer; tensors are float64 unless stated otherwise."""

@@ -102,6 +102,16 @@ def test_an_overflowing_activation_names_layer_and_module(dense: Path) -> None:
     assert (error.layer, error.module) == (1, "attention")
 
 
+@pytest.mark.parametrize(("dtype", "advised"), [("float16", True), ("float32", False)])
+def test_an_overflow_in_float16_advises_bfloat16(dense: Path, dtype: str, advised: bool) -> None:
+    name = "model.layers.1.self_attn.v_proj.weight"
+    edit_weights(dense, lambda tensors: tensors[name].fill_(6e4 if advised else 3e38))
+    config = CONFIG.model_copy(update={"dtype": dtype})
+    error = rejection(dense, errors.NumericalError, config)
+    assert ("bfloat16" in str(error)) is advised
+    assert "layer 1" in str(error)
+
+
 def test_a_calibration_text_that_is_too_short_is_rejected(dense: Path) -> None:
     text = dense.parent / "short.txt"
     text.write_text("too short")

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Activation = Callable[[Tensor], Tensor]
-NormType = Literal["rms", "rms_plus_one", "layer"]
+NormType = Literal["rms", "rms_plus_one", "layer", "layer_plus_one", "layer_without_bias"]
 
 SCORES_AT_ONCE = 2**24
 """Attention scores in memory at once where no fused kernel exists: 64 MiB in float32."""
@@ -60,13 +60,14 @@ class LayerSettings:
     norm_eps: float
     attention_scale: float
     norm_type: NormType = "rms"
-    """`rms_plus_one` multiplies by 1 + weight, in float32."""
+    """Type of every norm; `rms_plus_one` multiplies by 1 + weight in float32, `layer_plus_one` by
+    1 + weight in the weight's dtype."""
     attn_logit_softcapping: float | None = None
     """Constant c of the cap c·tanh(score/c); None for uncapped scores."""
     sliding_window: int | None = None
     """Number of positions a query attends to, its own included; None for all before it."""
     parallel_block: bool = False
-    """Flag of parallel layers, whose attention and MLP read the same input."""
+    """Flag of parallel layers, whose attention and MLP read the same hidden states."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +173,12 @@ def rms_norm(hidden: Tensor, weight: Tensor, eps: float, norm_type: NormType = "
 
 def apply_norm(hidden: Tensor, norm: Norm, settings: LayerSettings) -> Tensor:
     """Apply the layer's type of norm to (…, hidden_size)."""
-    if settings.norm_type == "layer":
-        return F.layer_norm(hidden, norm.weight.shape, norm.weight, norm.bias, settings.norm_eps)
-    return rms_norm(hidden, norm.weight, settings.norm_eps, settings.norm_type)
+    weight = norm.weight
+    if settings.norm_type in ("rms", "rms_plus_one"):
+        return rms_norm(hidden, weight, settings.norm_eps, settings.norm_type)
+    if settings.norm_type == "layer_plus_one":
+        weight = weight + 1.0
+    return F.layer_norm(hidden, weight.shape, weight, norm.bias, settings.norm_eps)
 
 
 def head_norm(heads: Tensor, weight: Tensor, settings: LayerSettings) -> Tensor:

@@ -29,7 +29,7 @@ class ModelGeometry(FrozenModel):
     tie_word_embeddings: bool
     mlp_projections: int = Field(default=3, description="matrices of the MLP: 3 gated, 2 plain")
     norms_per_layer: int = Field(default=2, description="1 parallel, 2 usual, 4 with output norms")
-    norm_bias: bool = Field(default=False, description="norms are LayerNorms")
+    norm_bias: bool = Field(default=False, description="norms have biases")
     qk_norm: bool = Field(default=False, description="queries and keys are normed before RoPE")
     attention_bias: bool = Field(default=False, description="q, k and v projections have biases")
     attention_output_bias: bool = False

@@ -94,6 +94,7 @@ class FamilyAdapter:
             "attention_output_bias": geometry.attention_output_bias,
             "lm_head_bias": geometry.lm_head_bias,
             "parallel_block": geometry.norms_per_layer == 1,
+            "separate_mlp_norm": False,
             "output_norms": geometry.norms_per_layer == 4,
             "qk_norm": geometry.qk_norm,
             "attention_scale": geometry.head_dim**-0.5,

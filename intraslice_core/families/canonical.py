@@ -37,6 +37,7 @@ NORMS = {
 }
 HEAD_NORMS = {"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm"}
 EMBEDDING = "model.embed_tokens.weight"
+BIASED_NORM_TYPES = ("layer", "layer_plus_one")
 
 
 def layer_prefix(layer: int) -> str:
@@ -75,11 +76,11 @@ def layer_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
 
 def _norm_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
     modules = ["input_layernorm"]
-    if not settings["parallel_block"]:
+    if not settings["parallel_block"] or settings["separate_mlp_norm"]:
         modules.append("post_attention_layernorm")
     if settings["output_norms"]:
         modules += ["attention_output_norm", "mlp_output_norm"]
-    kinds = ("weight", "bias") if settings["norm_type"] == "layer" else ("weight",)
+    kinds = ("weight", "bias") if settings["norm_type"] in BIASED_NORM_TYPES else ("weight",)
     return {f"{module}.{kind}": (settings["hidden_size"],) for module in modules for kind in kinds}
 
 
@@ -87,7 +88,7 @@ def outer_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor outside the layers; a tied output head has none."""
     table = (settings["vocab_size"], settings["hidden_size"])
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: table, "model.norm.weight": table[1:]}
-    if settings["norm_type"] == "layer":
+    if settings["norm_type"] in BIASED_NORM_TYPES:
         shapes["model.norm.bias"] = table[1:]
     if not settings["tie_word_embeddings"]:
         shapes["lm_head.weight"] = table

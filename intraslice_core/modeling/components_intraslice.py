@@ -7,14 +7,17 @@ configuration beside it. Norms and rotary frequencies are transformers' own clas
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.models.cohere.modeling_cohere import CohereLayerNorm
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from .configuration_intraslice import IntraSliceConfig, decode_rotary_pairs
@@ -115,12 +118,19 @@ def build_embedding(config: IntraSliceConfig) -> nn.Embedding:
     return nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
 
 
+_NORMS: dict[str, Callable[..., nn.Module]] = {
+    "rms": LlamaRMSNorm,
+    "rms_plus_one": Gemma2RMSNorm,
+    "layer": nn.LayerNorm,
+    "layer_plus_one": NemotronLayerNorm1P,
+    "layer_without_bias": CohereLayerNorm,
+}
+"""Class of each `norm_type`."""
+
+
 def build_norm(config: IntraSliceConfig) -> nn.Module:
     """Return a norm of the hidden states, of the configured type."""
-    if config.norm_type == "layer":
-        return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-    rms_norm = Gemma2RMSNorm if config.norm_type == "rms_plus_one" else LlamaRMSNorm
-    return rms_norm(config.hidden_size, eps=config.norm_eps)
+    return _NORMS[config.norm_type](config.hidden_size, eps=config.norm_eps)
 
 
 class IntraSliceHeadNorm(nn.Module):

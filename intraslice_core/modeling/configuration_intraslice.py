@@ -22,7 +22,8 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-NORM_TYPES = ("rms", "rms_plus_one", "layer")
+RMS_NORM_TYPES = ("rms", "rms_plus_one")
+NORM_TYPES = (*RMS_NORM_TYPES, "layer", "layer_plus_one", "layer_without_bias")
 WITHOUT_ATTENTION = "moe"
 """`layer_types` entry of a layer without attention, for which caches store nothing.
 
@@ -63,13 +64,16 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     Settings that describe a family's architecture:
         base_model_type: `model_type` of the dense model, for information only.
         norm_type: "rms" (`weight * normed`, as Llama rounds it), "rms_plus_one"
-            (`(1 + weight) * normed` in float32, Gemma) or "layer" (LayerNorm with bias).
+            (`(1 + weight) * normed` in float32, Gemma), "layer" (LayerNorm with bias),
+            "layer_plus_one" (the same with 1 + weight, Nemotron) or "layer_without_bias" (Cohere).
         gated_mlp: `act(gate(x)) * up(x)`; without it `act(up(x))`.
         mlp_bias: True if gate, up and down have biases.
         attention_bias: True if q, k and v have biases.
         attention_output_bias: True if o has a bias.
         lm_head_bias: True if the output head has a bias.
-        parallel_block: attention and MLP read the same norm, and both are added at once.
+        parallel_block: attention and MLP read the same hidden states, and both are added at once.
+        separate_mlp_norm: in a parallel block the MLP has a norm of its own (GPT-NeoX); otherwise
+            it reads the attention's.
         output_norms: a norm on the output of each module, before it is added.
         qk_norm: a norm on every query and key head before the rotary embedding.
         attention_scale: factor on the scores before the softmax; None is `head_dim ** -0.5`.
@@ -123,6 +127,7 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     attention_output_bias: bool = False
     lm_head_bias: bool = False
     parallel_block: bool = False
+    separate_mlp_norm: bool = False
     output_norms: bool = False
     qk_norm: bool = False
     attention_scale: float | None = None
@@ -202,8 +207,12 @@ def _setting_problem(config: IntraSliceConfig) -> str | None:
         return f"norm_type must be one of {', '.join(NORM_TYPES)}, got {config.norm_type}"
     if config.head_dim is None or config.head_dim % 2:
         return f"head_dim must be even, got {config.head_dim}"
-    if config.qk_norm and config.norm_type == "layer":
-        return "qk_norm needs an RMS norm_type, got layer"
+    if config.qk_norm and config.norm_type not in RMS_NORM_TYPES:
+        return f"qk_norm needs an RMS norm_type, got {config.norm_type}"
+    if config.output_norms and config.norm_type not in RMS_NORM_TYPES:
+        return f"output_norms need an RMS norm_type, got {config.norm_type}"
+    if config.separate_mlp_norm and not config.parallel_block:
+        return "separate_mlp_norm needs parallel_block"
     if config.parallel_block and config.output_norms:
         return "parallel_block and output_norms cannot both be set"
     if config.sliding_window is None and "sliding_attention" in (config.layer_types or ()):

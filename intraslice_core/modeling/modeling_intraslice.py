@@ -22,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm, eager_attention_forward
+from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -224,13 +225,15 @@ class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-unt
         self.mlp = IntraSliceMLP(config, layer.intermediate_size) if has_mlp else None
         # Norms remain without their module, so that all layers have the same tensor names.
         self.input_layernorm = build_norm(config)
-        self.post_attention_layernorm = None if config.parallel_block else build_norm(config)
+        self.is_parallel = config.parallel_block
+        shares_norm = config.parallel_block and not config.separate_mlp_norm
+        self.post_attention_layernorm = None if shares_norm else build_norm(config)
         self.attention_output_norm = build_norm(config) if config.output_norms else None
         self.mlp_output_norm = build_norm(config) if config.output_norms else None
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """Add the outputs of attention and MLP to hidden states, (batch, sequence, hidden_size)."""
-        if self.post_attention_layernorm is None:
+        if self.is_parallel:
             return self._forward_parallel(hidden_states, **kwargs)
         if self.self_attn is not None:
             normed = self.input_layernorm(hidden_states)
@@ -239,6 +242,7 @@ class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-unt
                 update = self.attention_output_norm(update)
             hidden_states = hidden_states + update
         if self.mlp is not None:
+            assert self.post_attention_layernorm is not None  # only parallel layers share a norm
             update = self.mlp(self.post_attention_layernorm(hidden_states))
             if self.mlp_output_norm is not None:
                 update = self.mlp_output_norm(update)
@@ -246,13 +250,14 @@ class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-unt
         return hidden_states
 
     def _forward_parallel(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """Add the outputs of both modules, which read one norm, in the order used by Phi."""
+        """Add the outputs of both modules, in the order used by Phi and GPT-NeoX."""
         normed = self.input_layernorm(hidden_states)
         terms: list[Tensor] = []
         if self.self_attn is not None:
             terms.append(self.self_attn(hidden_states=normed, **kwargs)[0])
         if self.mlp is not None:
-            terms.append(self.mlp(normed))
+            own_norm = self.post_attention_layernorm
+            terms.append(self.mlp(normed if own_norm is None else own_norm(hidden_states)))
         return functools.reduce(torch.add, [*terms, hidden_states])
 
 
@@ -291,7 +296,7 @@ class IntraSlicePreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-cal
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise a module and rebuild the buffers that are lost on the meta device."""
         super()._init_weights(module)  # type: ignore[no-untyped-call]
-        if isinstance(module, Gemma2RMSNorm):
+        if isinstance(module, (Gemma2RMSNorm, NemotronLayerNorm1P)):
             init.zeros_(module.weight)
         elif isinstance(module, IntraSliceHeadNorm):
             module.reset_parameters()

@@ -80,9 +80,11 @@ class DenseLayerReader:
         """Return a layer's weights, checked to be finite, on the device, in the compute dtype."""
         family, reader = self._reader.family, self._reader
         prefix = family.layer_prefix(layer)
-        tensors = reader.tensors(prefix)
-        for name, tensor in tensors.items():
-            check_finite(prefix + name, tensor)
+        # Older checkpoints also hold masks and frequencies, which no model reads.
+        tensors = {
+            name: check_finite(prefix + name, reader.tensor(prefix + name))
+            for name in family.layer_shapes(reader.config)
+        }
         named = family.canonical_layer(reader.config, layer, tensors)
         groups = self._canonical["num_key_value_heads"]
         return canonical.layer_weights(named, groups, self._device, self._dtype)

@@ -99,8 +99,13 @@ class DenseLayerReader:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the input of the first layer, (…, hidden_size), on the CPU."""
-        table = self._reader.tensor(self._reader.family.embedding)
-        return canonical.embedded(self._canonical, table[tokens.cpu()]).to(self._dtype)
+        names = self._reader.family.outer_names(self._reader.config)
+        table = self._reader.tensor(names[canonical.EMBEDDING])
+        rows = table[tokens.cpu()].to(self._dtype)
+        if canonical.POSITIONS not in names:
+            return canonical.embedded(self._canonical, rows)
+        positions = self._reader.tensor(names[canonical.POSITIONS])
+        return canonical.embedded(self._canonical, rows, positions)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits for rows of the last layer's output, (rows, vocabulary), float32."""

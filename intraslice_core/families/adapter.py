@@ -94,6 +94,8 @@ class FamilyAdapter:
             "attention_bias": geometry.attention_bias,
             "attention_output_bias": geometry.attention_output_bias,
             "lm_head_bias": geometry.lm_head_bias,
+            "position_rows": geometry.position_rows,
+            "position_offset": self.family.position_offset,
             "parallel_block": geometry.norms_per_layer == 1,
             "separate_mlp_norm": False,
             "output_norms": geometry.norms_per_layer == 4,

@@ -37,6 +37,7 @@ NORMS = {
 }
 HEAD_NORMS = {"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm"}
 EMBEDDING = "model.embed_tokens.weight"
+POSITIONS = "model.embed_positions.weight"
 BIASED_NORM_TYPES = ("layer", "layer_plus_one")
 
 
@@ -88,6 +89,8 @@ def outer_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor outside the layers; a tied output head has none."""
     table = (settings["vocab_size"], settings["hidden_size"])
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: table, "model.norm.weight": table[1:]}
+    if settings["position_rows"]:
+        shapes[POSITIONS] = (settings["position_rows"], table[1])
     if settings["norm_type"] in BIASED_NORM_TYPES:
         shapes["model.norm.bias"] = table[1:]
     if not settings["tie_word_embeddings"]:
@@ -181,12 +184,23 @@ def named_tensors(layer: int, weights: LayerWeights) -> dict[str, Tensor]:
 # -- embedding and rotary tables ---------------------------------------------------------------
 
 
-def embedded(settings: CanonicalSettings, rows: Tensor) -> Tensor:
-    """Return the input of the first layer, (…, hidden_size), from rows of the embedding matrix.
+def embedded(
+    settings: CanonicalSettings, rows: Tensor, positions: Tensor | None = None
+) -> Tensor:
+    """Return the input of the first layer, (…, sequence, hidden_size).
 
     The embedding scale is rounded to the rows' dtype first, as the model classes do.
+
+    Args:
+        settings: of the model.
+        rows: rows of the embedding matrix, (…, sequence, hidden_size), in the compute dtype.
+        positions: table of learned positions, (position_rows, hidden_size), or None.
     """
-    return rows * torch.tensor(settings["embedding_scale"], dtype=rows.dtype, device=rows.device)
+    scale = torch.tensor(settings["embedding_scale"], dtype=rows.dtype, device=rows.device)
+    if positions is None:
+        return rows * scale
+    first = settings["position_offset"]
+    return rows * scale + positions[first : first + rows.shape[-2]].to(rows)
 
 
 def rope_of(settings: CanonicalSettings, layer_type: str) -> dict[str, Any]:

@@ -73,6 +73,8 @@ class Family(ABC):
     """True if the rows of fused modules are [head][part][row], not [part][head][row]."""
     layers: ClassVar[str] = "model.layers"
     """Name of the list of layers in the family's checkpoints."""
+    position_offset: ClassVar[int] = 0
+    """Row of the first position in a table of learned positions."""
     former_names: ClassVar[Mapping[str, str]] = {}
     """Present prefixes of tensor names by the prefixes that older checkpoints have."""
     setting_names: ClassVar[Mapping[str, str]] = {}
@@ -88,6 +90,14 @@ class Family(ABC):
         """Yield the settings of a model that the engine does not support, with their values."""
         del config
         yield from ()
+
+    def position_rows(self, values: Mapping[str, Any]) -> int:
+        """Return the rows of the table of learned positions for the settings of config.json.
+
+        Families without such a table have 0.
+        """
+        del values
+        return 0
 
     def norms_per_layer(self, values: Mapping[str, Any]) -> int:
         """Return the number of norms in a layer for the settings of config.json."""
@@ -129,6 +139,7 @@ class Family(ABC):
 
         return {
             "mlp_projections": facts.mlp_projections,
+            "position_rows": self.position_rows(values),
             "norms_per_layer": self.norms_per_layer(values),
             "norm_bias": facts.norm_bias,
             "qk_norm": facts.qk_norm,

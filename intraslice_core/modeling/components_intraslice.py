@@ -118,6 +118,37 @@ def build_embedding(config: IntraSliceConfig) -> nn.Embedding:
     return nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
 
 
+class IntraSlicePositions(nn.Embedding):
+    """Table of learned positions, which are added to the embeddings."""
+
+    def __init__(self, config: IntraSliceConfig) -> None:
+        super().__init__(config.position_rows, config.hidden_size)
+        self.offset = config.position_offset
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the embeddings of positions (batch, sequence), which count from 0."""
+        return super().forward(input + self.offset)
+
+
+def positions_of(hidden_states: Tensor, mask: Any, cached: int) -> Tensor:
+    """Return the positions of new tokens, (1 or batch, sequence).
+
+    Learned positions count from the first token that is not padding, and padding is at -1, as in
+    OPT. Rotary embedding depends on differences of positions only, so the mask may be left out.
+
+    Args:
+        hidden_states: of the new tokens, (batch, sequence, hidden_size).
+        mask: 1 for tokens and 0 for padding, (batch, cached + sequence); of other forms, or if
+            None, it is not used.
+        cached: number of tokens in the cache.
+    """
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        counts = mask.long()
+        return (counts.cumsum(dim=1) * counts - 1)[:, cached:]
+    positions = torch.arange(hidden_states.shape[1], device=hidden_states.device) + cached
+    return positions.unsqueeze(0)
+
+
 _NORMS: dict[str, Callable[..., nn.Module]] = {
     "rms": LlamaRMSNorm,
     "rms_plus_one": Gemma2RMSNorm,
@@ -168,11 +199,13 @@ __all__ = [
     "LAYER_TYPES",
     "SHARED",
     "IntraSliceHeadNorm",
+    "IntraSlicePositions",
     "IntraSliceRotaryEmbedding",
     "IntraSliceScaledEmbedding",
     "build_embedding",
     "build_norm",
     "distinct_pairs",
+    "positions_of",
     "rotary_layer_types",
     "rotate",
 ]

@@ -80,6 +80,9 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         attn_logit_softcapping: bound of the scores, or None.
         final_logit_softcapping: bound of the logits, or None.
         embedding_scale: factor on the embeddings, first rounded to their dtype.
+        position_rows: rows of the table of learned positions that is added to the embeddings, 0
+            without one (OPT has one).
+        position_offset: row of the first position in that table.
         rope_parameters: as in transformers, one dict or one per layer type.
         layer_types: "full_attention", "sliding_attention" or, without attention, "moe".
         sliding_window: window length of the "sliding_attention" layers.
@@ -135,6 +138,8 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     embedding_scale: float = 1.0
+    position_rows: int = 0
+    position_offset: int = 0
     rope_parameters: dict[str, Any] | None = None
     layer_types: list[str] | None = None
     sliding_window: int | None = None

@@ -29,11 +29,13 @@ from transformers.utils.output_capturing import capture_outputs
 from .components_intraslice import (
     SHARED,
     IntraSliceHeadNorm,
+    IntraSlicePositions,
     IntraSliceRotaryEmbedding,
     IntraSliceScaledEmbedding,
     build_embedding,
     build_norm,
     distinct_pairs,
+    positions_of,
     rotary_layer_types,
     rotate,
 )
@@ -225,7 +227,7 @@ class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-unt
         self.mlp = IntraSliceMLP(config, layer.intermediate_size) if has_mlp else None
         # Norms remain without their module, so that all layers have the same tensor names.
         self.input_layernorm = build_norm(config)
-        self.is_parallel = config.parallel_block
+        self.parallel_block = config.parallel_block
         shares_norm = config.parallel_block and not config.separate_mlp_norm
         self.post_attention_layernorm = None if shares_norm else build_norm(config)
         self.attention_output_norm = build_norm(config) if config.output_norms else None
@@ -233,7 +235,7 @@ class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-unt
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """Add the outputs of attention and MLP to hidden states, (batch, sequence, hidden_size)."""
-        if self.is_parallel:
+        if self.parallel_block:
             return self._forward_parallel(hidden_states, **kwargs)
         if self.self_attn is not None:
             normed = self.input_layernorm(hidden_states)
@@ -314,6 +316,7 @@ class IntraSliceModel(IntraSlicePreTrainedModel):  # type: ignore[no-untyped-cal
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = build_embedding(config)
+        self.embed_positions = IntraSlicePositions(config) if config.position_rows else None
         self.layers = nn.ModuleList(
             IntraSliceDecoderLayer(config, index) for index in range(config.num_hidden_layers)
         )
@@ -348,8 +351,10 @@ class IntraSliceModel(IntraSlicePreTrainedModel):  # type: ignore[no-untyped-cal
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             cached = 0 if past_key_values is None else past_key_values.get_seq_length()
-            positions = torch.arange(hidden_states.shape[1], device=hidden_states.device) + cached
-            position_ids = positions.unsqueeze(0)
+            counted = attention_mask if self.embed_positions is not None else None
+            position_ids = positions_of(hidden_states, counted, cached)
+        if self.embed_positions is not None:
+            hidden_states = hidden_states + self.embed_positions(position_ids)
         masks = self._masks(hidden_states, attention_mask, past_key_values, position_ids)
         tables = self._rotary_tables(hidden_states, position_ids)
         layer_types = self.config.layer_types or []

@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Activation = Callable[[Tensor], Tensor]
-NormType = Literal["rms", "rms_plus_one", "rms_float32", "layer"]
+NormType = Literal[
+    "rms", "rms_plus_one", "rms_float32", "layer", "layer_plus_one", "layer_without_bias"
+]
 
 SCORES_AT_ONCE = 2**24
 """Attention scores in memory at once where no fused kernel exists: 64 MiB in float32."""
@@ -73,13 +75,14 @@ class LayerSettings:
     norm_eps: float
     attention_scale: float
     norm_type: NormType = "rms"
-    """`rms_plus_one` multiplies by 1 + weight, in float32; `rms_float32` by weight, in float32."""
+    """Type of every norm; `rms_plus_one` multiplies by 1 + weight in float32, `rms_float32` by the
+    weight in float32, `layer_plus_one` by 1 + weight in the weight's dtype."""
     attn_logit_softcapping: float | None = None
     """Constant c of the cap c·tanh(score/c); None for uncapped scores."""
     sliding_window: int | None = None
     """Number of positions a query attends to, its own included; None for all before it."""
     parallel_block: bool = False
-    """Flag of parallel layers, whose attention and MLP read the same input."""
+    """Flag of parallel layers, whose attention and MLP read the same hidden states."""
     rotates: bool = True
     """Flag of layers with rotary embedding."""
     qk_norm_across_heads: bool = False
@@ -201,14 +204,15 @@ def apply_norm(hidden: Tensor, norm: Norm | None, settings: LayerSettings) -> Te
     """Apply the layer's type of norm to (…, hidden_size); None leaves them as they are."""
     if norm is None:
         return hidden
-    if settings.norm_type == "layer":
-        return F.layer_norm(hidden, norm.weight.shape, norm.weight, norm.bias, settings.norm_eps)
-    return rms_norm(hidden, norm.weight, settings.norm_eps, settings.norm_type)
+    weight = norm.weight
+    if settings.norm_type in ("rms", "rms_plus_one", "rms_float32"):
+        return rms_norm(hidden, weight, settings.norm_eps, settings.norm_type)
+    if settings.norm_type == "layer_plus_one":
+        weight = weight + 1.0
+    return F.layer_norm(hidden, weight.shape, weight, norm.bias, settings.norm_eps)
 
 
-def head_norm(
-    heads: Tensor, weight: Tensor, settings: LayerSettings, dense_heads: int
-) -> Tensor:
+def head_norm(heads: Tensor, weight: Tensor, settings: LayerSettings, dense_heads: int) -> Tensor:
     """Apply the norm of query or key heads over their kept pairs.
 
     The sum of squares is divided by the DENSE head dimension: a removed dimension counts as zero,

@@ -27,9 +27,10 @@ class ModelGeometry(FrozenModel):
     head_dim: int = Field(ge=2)
     vocab_size: int = Field(ge=1)
     tie_word_embeddings: bool
+    position_rows: int = Field(default=0, ge=0, description="rows of the table of positions")
     mlp_projections: int = Field(default=3, description="matrices of the MLP: 3 gated, 2 plain")
     norms_per_layer: int = Field(default=2, description="1 parallel, 2 usual, 4 with output norms")
-    norm_bias: bool = Field(default=False, description="norms are LayerNorms")
+    norm_bias: bool = Field(default=False, description="norms have biases")
     qk_norm: bool = Field(default=False, description="queries and keys are normed before RoPE")
     qk_norm_across_heads: bool = Field(default=False, description="one norm for all heads' width")
     attention_bias: bool = Field(default=False, description="q, k and v projections have biases")
@@ -107,15 +108,17 @@ class ModelPlan(FrozenModel):
 def total_parameters(geometry: ModelGeometry, plan: ModelPlan) -> int:
     """Return the number of all weights of the compressed model.
 
-    It counts layers, biases, norms, embeddings and an untied output head, as stored in the
-    checkpoint, where q/k norms have separate weights for every KV head.
+    It counts layers, biases, norms, embeddings, learned positions and an untied output head, as
+    stored in the checkpoint, where q/k norms have separate weights for every KV head.
     """
     embeddings = geometry.vocab_size * geometry.hidden_size
+    positions = geometry.position_rows * geometry.hidden_size
     heads = 1 if geometry.tie_word_embeddings else 2
     final_norm = geometry.hidden_size * (1 + geometry.norm_bias)
     head_bias = geometry.vocab_size * geometry.lm_head_bias
     small = sum(_vector_parameters(geometry, layer) for layer in plan.layers)
-    return plan.parameters(geometry) + embeddings * heads + final_norm + head_bias + small
+    outer = embeddings * heads + positions + final_norm + head_bias
+    return plan.parameters(geometry) + outer + small
 
 
 def dense_parameters(geometry: ModelGeometry) -> int:

@@ -175,9 +175,7 @@ def slice_heads(
         if energy is None:
             return norm[kept]
         energy = _of_pairs(energy, weights.rotary_pairs)
-        return fold_dropped_energy(
-            norm[kept], energy[kept].sum(), energy.sum(), settings.norm_type
-        )
+        return fold_dropped_energy(norm[kept], energy[kept].sum(), energy.sum(), settings.norm_type)
 
     return replace(
         weights,

@@ -164,7 +164,16 @@ class CheckpointReader(StoredTensors):
         _require_plausible(raw, tensors=len(self._entries))
         self.config = _load_config(directory)
         self.family = family_for(self.config)
+        self._rename_tensors()
         self._require_tensors()
+
+    def _rename_tensors(self) -> None:
+        """Give the tensors of an older checkpoint their present names."""
+        for stored in self.names:
+            present = self.family.present_name(stored)
+            if present not in self._entries:
+                self._entries[present] = self._entries.pop(stored)
+                self._file_of[present] = self._file_of.pop(stored)
 
     def _require_tensors(self) -> None:
         """Raise if a tensor of the architecture is missing or has a wrong shape or dtype."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -79,10 +80,10 @@ class FamilyAdapter:
             "num_attention_heads": geometry.num_attention_heads,
             "num_key_value_heads": geometry.num_key_value_heads,
             "head_dim": geometry.head_dim,
-            "hidden_act": getattr(config, "hidden_act", None),
+            "hidden_act": self._setting(config, "hidden_act"),
             "max_position_embeddings": config.max_position_embeddings,
             "tie_word_embeddings": geometry.tie_word_embeddings,
-            "initializer_range": config.initializer_range,
+            "initializer_range": self._setting(config, "initializer_range"),
             "bos_token_id": config.bos_token_id,
             "eos_token_id": config.eos_token_id,
             "pad_token_id": config.pad_token_id,
@@ -94,8 +95,11 @@ class FamilyAdapter:
             "attention_bias": geometry.attention_bias,
             "attention_output_bias": geometry.attention_output_bias,
             "lm_head_bias": geometry.lm_head_bias,
+            "position_rows": geometry.position_rows,
+            "position_offset": self.family.position_offset,
             "parallel_block": geometry.norms_per_layer == 1,
             "input_norms": True,
+            "separate_mlp_norm": False,
             "output_norms": geometry.norms_per_layer == 4,
             "qk_norm": geometry.qk_norm,
             "qk_norm_across_heads": geometry.qk_norm_across_heads,
@@ -107,12 +111,16 @@ class FamilyAdapter:
             "logit_scale": 1.0,
             "query_scaling": None,
             "rope_layers": None,
-            "rope_parameters": config.rope_parameters,
+            "rope_parameters": self._setting(config, "rope_parameters"),
             "layer_types": ("full_attention",) * geometry.num_hidden_layers,
             "sliding_window": None,
             "original_max_position_embeddings": None,
         }
         return common | self.family.settings(config)
+
+    def _setting(self, config: PreTrainedConfig, name: str) -> Any:
+        """Return a setting by its usual name; None if the family has no such setting."""
+        return getattr(config, self.family.setting_names.get(name, name), None)
 
     def require_supported(self, config: PreTrainedConfig) -> None:
         """Raise if the model has a setting that the engine does not support.
@@ -168,12 +176,19 @@ class FamilyAdapter:
 
     def layer_prefix(self, layer: int) -> str:
         """Return the prefix of the names of a layer's tensors, including the final dot."""
-        return f"model.layers.{layer}."
+        return f"{self.family.layers}.{layer}."
 
     def checkpoint_name(self, canonical: str) -> str:
         """Return the name in the family's checkpoints of a tensor outside fused modules."""
         module, _, kind = canonical.rpartition(".")
         return f"{self.family.modules.get(module, module)}.{kind}"
+
+    def present_name(self, stored: str) -> str:
+        """Return the name that a tensor of an older checkpoint has today, as transformers does."""
+        for former, present in self.family.former_names.items():
+            if stored.startswith(former):
+                return present + stored.removeprefix(former)
+        return stored
 
     @property
     def embedding(self) -> str:
@@ -237,7 +252,7 @@ class FamilyAdapter:
         """
         settings = self.canonical_settings(config)
         shapes = layer_shapes(settings)
-        named = self._unfused(shapes, tensors)
+        named = self._unfused(shapes, tensors, settings["head_dim"])
         groups = settings["num_key_value_heads"]
         for module in _PER_HEAD_NORMS:
             if f"{module}.weight" in named and not settings["qk_norm_across_heads"]:
@@ -264,7 +279,7 @@ class FamilyAdapter:
         return half_split_order(settings["head_dim"], rotating, interleaved=interleaved)
 
     def _unfused(
-        self, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
+        self, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], head_dim: int
     ) -> dict[str, Tensor]:
         """Return the tensors under canonical names, with fused modules split."""
         named: dict[str, Tensor] = {}
@@ -273,10 +288,18 @@ class FamilyAdapter:
                 names = [f"{part}.{kind}" for part in parts]
                 if names[0] in shapes:
                     rows = [shapes[name][0] for name in names]
-                    pieces = torch.split(tensors[f"{module}.{kind}"], rows)
+                    fused = tensors[f"{module}.{kind}"]
+                    if self.family.fused_per_head:
+                        fused = _parts_first(fused, len(parts), head_dim)
+                    pieces = torch.split(fused, rows)
                     named |= dict(zip(names, pieces, strict=True))
         named |= {name: tensors[self.checkpoint_name(name)] for name in shapes if name not in named}
         return named
+
+
+def _parts_first(rows: Tensor, parts: int, head_dim: int) -> Tensor:
+    """Reorder fused rows from [head][part][row] to [part][head][row]."""
+    return rows.view(-1, parts, head_dim, *rows.shape[1:]).transpose(0, 1).flatten(0, 2)
 
 
 def half_split_order(head_dim: int, rotating: int, *, interleaved: bool = False) -> Tensor:

@@ -44,6 +44,8 @@ NORMS = {
 }
 HEAD_NORMS = {"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm"}
 EMBEDDING = "model.embed_tokens.weight"
+POSITIONS = "model.embed_positions.weight"
+BIASED_NORM_TYPES = ("layer", "layer_plus_one")
 
 
 def layer_prefix(layer: int) -> str:
@@ -84,11 +86,12 @@ def layer_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
 
 def _norm_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
     modules = ["input_layernorm"] if settings["input_norms"] else []
-    if settings["input_norms"] and not settings["parallel_block"]:
+    shares_norm = settings["parallel_block"] and not settings["separate_mlp_norm"]
+    if settings["input_norms"] and not shares_norm:
         modules.append("post_attention_layernorm")
     if settings["output_norms"]:
         modules += ["attention_output_norm", "mlp_output_norm"]
-    kinds = ("weight", "bias") if settings["norm_type"] == "layer" else ("weight",)
+    kinds = ("weight", "bias") if settings["norm_type"] in BIASED_NORM_TYPES else ("weight",)
     return {f"{module}.{kind}": (settings["hidden_size"],) for module in modules for kind in kinds}
 
 
@@ -96,7 +99,9 @@ def outer_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor outside the layers; a tied output head has none."""
     table = (settings["vocab_size"], settings["hidden_size"])
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: table, "model.norm.weight": table[1:]}
-    if settings["norm_type"] == "layer":
+    if settings["position_rows"]:
+        shapes[POSITIONS] = (settings["position_rows"], table[1])
+    if settings["norm_type"] in BIASED_NORM_TYPES:
         shapes["model.norm.bias"] = table[1:]
     if not settings["tie_word_embeddings"]:
         shapes["lm_head.weight"] = table
@@ -204,12 +209,21 @@ def named_tensors(layer: int, weights: LayerWeights) -> dict[str, Tensor]:
 # -- embedding and rotary tables ---------------------------------------------------------------
 
 
-def embedded(settings: CanonicalSettings, rows: Tensor) -> Tensor:
-    """Return the input of the first layer, (…, hidden_size), from rows of the embedding matrix.
+def embedded(settings: CanonicalSettings, rows: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Return the input of the first layer, (…, sequence, hidden_size).
 
     The embedding scale is rounded to the rows' dtype first, as the model classes do.
+
+    Args:
+        settings: of the model.
+        rows: rows of the embedding matrix, (…, sequence, hidden_size), in the compute dtype.
+        positions: table of learned positions, (position_rows, hidden_size), or None.
     """
-    return rows * torch.tensor(settings["embedding_scale"], dtype=rows.dtype, device=rows.device)
+    scale = torch.tensor(settings["embedding_scale"], dtype=rows.dtype, device=rows.device)
+    if positions is None:
+        return rows * scale
+    first = settings["position_offset"]
+    return rows * scale + positions[first : first + rows.shape[-2]].to(rows)
 
 
 def rope_of(settings: CanonicalSettings, layer_type: str) -> dict[str, Any]:

@@ -72,6 +72,16 @@ class Family(ABC):
     """
     fused: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Canonical modules whose rows a fused module of the family stacks, by its name."""
+    fused_per_head: ClassVar[bool] = False
+    """True if the rows of fused modules are [head][part][row], not [part][head][row]."""
+    layers: ClassVar[str] = "model.layers"
+    """Name of the list of layers in the family's checkpoints."""
+    position_offset: ClassVar[int] = 0
+    """Row of the first position in a table of learned positions."""
+    former_names: ClassVar[Mapping[str, str]] = {}
+    """Present prefixes of tensor names by the prefixes that older checkpoints have."""
+    setting_names: ClassVar[Mapping[str, str]] = {}
+    """Names in config.json of settings that Llama names otherwise, by Llama's names."""
     rotates_partly: ClassVar[bool] = False
     """True if some dimensions of a head may have no rotary embedding."""
     interleaved_rotary: ClassVar[bool] = False
@@ -86,6 +96,19 @@ class Family(ABC):
         del config
         yield from ()
 
+    def position_rows(self, values: Mapping[str, Any]) -> int:
+        """Return the rows of the table of learned positions for the settings of config.json.
+
+        Families without such a table have 0.
+        """
+        del values
+        return 0
+
+    def norms_per_layer(self, values: Mapping[str, Any]) -> int:
+        """Return the number of norms in a layer for the settings of config.json."""
+        del values
+        return self.facts.norms_per_layer
+
     def geometry(self, settings: Mapping[str, Any]) -> ModelGeometry:
         """Return the dimensions that a configuration describes.
 
@@ -95,7 +118,8 @@ class Family(ABC):
         Raises:
             ValidationError: from pydantic, if a size is missing or impossible.
         """
-        values = {**self.facts.defaults, **settings}
+        own = {name: settings[key] for name, key in self.setting_names.items() if key in settings}
+        values = {**self.facts.defaults, **settings, **own}
         heads, hidden = values["num_attention_heads"], values["hidden_size"]
         groups, head_dim = values["num_key_value_heads"], values.get("head_dim")
         if head_dim is None and type(heads) is int and type(hidden) is int and heads > 0:
@@ -120,7 +144,8 @@ class Family(ABC):
 
         return {
             "mlp_projections": facts.mlp_projections,
-            "norms_per_layer": facts.norms_per_layer,
+            "position_rows": self.position_rows(values),
+            "norms_per_layer": self.norms_per_layer(values),
             "norm_bias": facts.norm_bias,
             "qk_norm": facts.qk_norm,
             "qk_norm_across_heads": facts.qk_norm_across_heads,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.models.cohere.modeling_cohere import CohereLayerNorm
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
@@ -135,14 +138,51 @@ def build_embedding(config: IntraSliceConfig) -> nn.Embedding:
     return nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
 
 
+class IntraSlicePositions(nn.Embedding):
+    """Table of learned positions, which are added to the embeddings."""
+
+    def __init__(self, config: IntraSliceConfig) -> None:
+        super().__init__(config.position_rows, config.hidden_size)
+        self.offset = config.position_offset
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the embeddings of positions (batch, sequence), which count from 0."""
+        return super().forward(input + self.offset)
+
+
+def positions_of(hidden_states: Tensor, mask: Any, cached: int) -> Tensor:
+    """Return the positions of new tokens, (1 or batch, sequence).
+
+    Learned positions count from the first token that is not padding, and padding is at -1, as in
+    OPT. Rotary embedding depends on differences of positions only, so the mask may be left out.
+
+    Args:
+        hidden_states: of the new tokens, (batch, sequence, hidden_size).
+        mask: 1 for tokens and 0 for padding, (batch, cached + sequence); of other forms, or if
+            None, it is not used.
+        cached: number of tokens in the cache.
+    """
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        counts = mask.long()
+        return (counts.cumsum(dim=1) * counts - 1)[:, cached:]
+    positions = torch.arange(hidden_states.shape[1], device=hidden_states.device) + cached
+    return positions.unsqueeze(0)
+
+
+_NORMS: dict[str, Callable[..., nn.Module]] = {
+    "rms": LlamaRMSNorm,
+    "rms_plus_one": Gemma2RMSNorm,
+    "rms_float32": Olmo2RMSNorm,
+    "layer": nn.LayerNorm,
+    "layer_plus_one": NemotronLayerNorm1P,
+    "layer_without_bias": CohereLayerNorm,
+}
+"""Class of each `norm_type`."""
+
+
 def build_norm(config: IntraSliceConfig) -> nn.Module:
     """Return a norm of the hidden states, of the configured type."""
-    if config.norm_type == "layer":
-        return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-    rms_norm = {"rms_plus_one": Gemma2RMSNorm, "rms_float32": Olmo2RMSNorm}.get(
-        config.norm_type, LlamaRMSNorm
-    )
-    return rms_norm(config.hidden_size, eps=config.norm_eps)
+    return _NORMS[config.norm_type](config.hidden_size, eps=config.norm_eps)
 
 
 class IntraSliceHeadNorm(nn.Module):
@@ -221,11 +261,13 @@ __all__ = [
     "SHARED",
     "IntraSliceHeadNorm",
     "IntraSliceMLP",
+    "IntraSlicePositions",
     "IntraSliceRotaryEmbedding",
     "IntraSliceScaledEmbedding",
     "build_embedding",
     "build_norm",
     "distinct_pairs",
+    "positions_of",
     "query_scale",
     "rotary_layer_types",
     "rotate",

@@ -24,7 +24,8 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-NORM_TYPES = ("rms", "rms_plus_one", "rms_float32", "layer")
+RMS_NORM_TYPES = ("rms", "rms_plus_one", "rms_float32")
+NORM_TYPES = (*RMS_NORM_TYPES, "layer", "layer_plus_one", "layer_without_bias")
 WITHOUT_ATTENTION = "moe"
 """`layer_types` entry of a layer without attention, for which caches store nothing.
 
@@ -66,13 +67,16 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         base_model_type: `model_type` of the dense model, for information only.
         norm_type: "rms" (`weight * normed`, as Llama rounds it), "rms_plus_one"
             (`(1 + weight) * normed` in float32, Gemma), "rms_float32" (`weight * normed` in
-            float32, OLMo 2) or "layer" (LayerNorm with bias).
+            float32, OLMo 2), "layer" (LayerNorm with bias), "layer_plus_one" (the same with
+            1 + weight, Nemotron) or "layer_without_bias" (Cohere).
         gated_mlp: `act(gate(x)) * up(x)`; without it `act(up(x))`.
         mlp_bias: True if gate, up and down have biases.
         attention_bias: True if q, k and v have biases.
         attention_output_bias: True if o has a bias.
         lm_head_bias: True if the output head has a bias.
-        parallel_block: attention and MLP read the same norm, and both are added at once.
+        parallel_block: attention and MLP read the same hidden states, and both are added at once.
+        separate_mlp_norm: in a parallel block the MLP has a norm of its own (GPT-NeoX); otherwise
+            it reads the attention's.
         input_norms: a norm on the input of each module; without it modules read the hidden states.
         output_norms: a norm on the output of each module, before it is added.
         qk_norm: a norm on every query and key head before the rotary embedding.
@@ -85,6 +89,9 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         logit_scale: factor on the logits, before their soft cap.
         query_scaling: `beta` and `length` of a factor on the queries at position p,
             `1 + beta · log(1 + ⌊p / length⌋)`, or None (Ministral 3).
+        position_rows: rows of the table of learned positions that is added to the embeddings, 0
+            without one (OPT has one).
+        position_offset: row of the first position in that table.
         rope_parameters: as in transformers, one dict or one per layer type.
         rope_layers: one flag per layer, False in layers without rotary embedding; None is all True.
         layer_types: "full_attention", "sliding_attention" or, without attention, "moe".
@@ -133,6 +140,7 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     attention_output_bias: bool = False
     lm_head_bias: bool = False
     parallel_block: bool = False
+    separate_mlp_norm: bool = False
     input_norms: bool = True
     output_norms: bool = False
     qk_norm: bool = False
@@ -144,6 +152,8 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     embedding_scale: float | int = 1.0
     residual_scale: float | int = 1.0
     logit_scale: float | int = 1.0
+    position_rows: int = 0
+    position_offset: int = 0
     query_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
     rope_layers: list[bool] | None = None
@@ -222,8 +232,12 @@ def _setting_problem(config: IntraSliceConfig) -> str | None:
         return f"norm_type must be one of {', '.join(NORM_TYPES)}, got {config.norm_type}"
     if config.head_dim is None or config.head_dim % 2:
         return f"head_dim must be even, got {config.head_dim}"
-    if config.qk_norm and config.norm_type == "layer":
-        return "qk_norm needs an RMS norm_type, got layer"
+    if config.qk_norm and config.norm_type not in RMS_NORM_TYPES:
+        return f"qk_norm needs an RMS norm_type, got {config.norm_type}"
+    if config.output_norms and config.norm_type not in RMS_NORM_TYPES:
+        return f"output_norms need an RMS norm_type, got {config.norm_type}"
+    if config.separate_mlp_norm and not config.parallel_block:
+        return "separate_mlp_norm needs parallel_block"
     if config.parallel_block and config.output_norms:
         return "parallel_block and output_norms cannot both be set"
     if not config.input_norms and (config.parallel_block or not config.output_norms):

@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm, eager_attention_forward
+from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -28,11 +29,13 @@ from .components_intraslice import (
     SHARED,
     IntraSliceHeadNorm,
     IntraSliceMLP,
+    IntraSlicePositions,
     IntraSliceRotaryEmbedding,
     IntraSliceScaledEmbedding,
     build_embedding,
     build_norm,
     distinct_pairs,
+    positions_of,
     query_scale,
     rotary_layer_types,
     rotate,
@@ -220,7 +223,8 @@ class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-unt
         self.mlp = IntraSliceMLP(config, layer.intermediate_size) if has_mlp else None
         # Norms remain without their module, so that all layers have the same tensor names.
         self.input_layernorm = build_norm(config) if config.input_norms else None
-        with_mlp_norm = config.input_norms and not config.parallel_block
+        shares_norm = config.parallel_block and not config.separate_mlp_norm
+        with_mlp_norm = config.input_norms and not shares_norm
         self.post_attention_layernorm = build_norm(config) if with_mlp_norm else None
         self.attention_output_norm = build_norm(config) if config.output_norms else None
         self.mlp_output_norm = build_norm(config) if config.output_norms else None
@@ -245,13 +249,15 @@ class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-unt
         return update if self.residual_scale == 1.0 else update * self.residual_scale
 
     def _forward_parallel(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """Add the outputs of both modules, which read one norm, in the order used by Phi."""
+        """Add the outputs of both modules, in the order used by Phi and GPT-NeoX."""
         normed = _normed(self.input_layernorm, hidden_states)
         terms: list[Tensor] = []
         if self.self_attn is not None:
             terms.append(self._scaled(self.self_attn(hidden_states=normed, **kwargs)[0]))
         if self.mlp is not None:
-            terms.append(self._scaled(self.mlp(normed)))
+            own_norm = self.post_attention_layernorm
+            inputs = normed if own_norm is None else own_norm(hidden_states)
+            terms.append(self._scaled(self.mlp(inputs)))
         return functools.reduce(torch.add, [*terms, hidden_states])
 
 
@@ -295,7 +301,7 @@ class IntraSlicePreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-cal
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise a module and rebuild the buffers that are lost on the meta device."""
         super()._init_weights(module)  # type: ignore[no-untyped-call]
-        if isinstance(module, Gemma2RMSNorm):
+        if isinstance(module, (Gemma2RMSNorm, NemotronLayerNorm1P)):
             init.zeros_(module.weight)
         elif isinstance(module, IntraSliceHeadNorm):
             module.reset_parameters()
@@ -313,6 +319,7 @@ class IntraSliceModel(IntraSlicePreTrainedModel):  # type: ignore[no-untyped-cal
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = build_embedding(config)
+        self.embed_positions = IntraSlicePositions(config) if config.position_rows else None
         self.layers = nn.ModuleList(
             IntraSliceDecoderLayer(config, index) for index in range(config.num_hidden_layers)
         )
@@ -347,8 +354,10 @@ class IntraSliceModel(IntraSlicePreTrainedModel):  # type: ignore[no-untyped-cal
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             cached = 0 if past_key_values is None else past_key_values.get_seq_length()
-            positions = torch.arange(hidden_states.shape[1], device=hidden_states.device) + cached
-            position_ids = positions.unsqueeze(0)
+            counted = attention_mask if self.embed_positions is not None else None
+            position_ids = positions_of(hidden_states, counted, cached)
+        if self.embed_positions is not None:
+            hidden_states = hidden_states + self.embed_positions(position_ids)
         masks = self._masks(hidden_states, attention_mask, past_key_values, position_ids)
         tables = self._rotary_tables(hidden_states, position_ids)
         layer_types = self.config.layer_types or []

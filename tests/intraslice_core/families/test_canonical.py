@@ -15,14 +15,14 @@ from intraslice_core.families.canonical import (
     layer_weights,
     rotary_tables,
 )
-from tests.intraslice_core.tiny_models import FAMILY_VARIANTS, tiny_family_model
+from tests.intraslice_core.tiny_models import FAMILY_VARIANTS, FORWARD_VARIANTS, tiny_family_model
 
 CPU = torch.device("cpu")
 LENGTH = 23
 """Sequence length above every window and every length at which rotary frequencies change."""
 
 
-@pytest.mark.parametrize("variant", FAMILY_VARIANTS)
+@pytest.mark.parametrize("variant", FAMILY_VARIANTS | FORWARD_VARIANTS)
 def test_canonical_forward_pass_gives_the_models_hidden_states(variant: str) -> None:
     model = tiny_family_model(variant)
     family = family_for(model.config)

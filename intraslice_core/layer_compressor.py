@@ -218,7 +218,9 @@ class LayerCompressor:
             "pairs": settings.head_dim // 2,
         }
         rotated = RotaryAccumulator(**shape, device=context.device)
-        projected = HeadEnergyAccumulator(**shape, device=context.device)
+        projected = HeadEnergyAccumulator(
+            **shape, num_attention_heads=settings.num_attention_heads, device=context.device
+        )
         for rows in self._pass.batches():
             hidden = self._pass.compressed(rows)
             normed = decoder_layer.attention_inputs(hidden, self._dense, settings)
@@ -259,7 +261,14 @@ class LayerCompressor:
         if basis is not None:
             pruned = slicing.project_values(pruned, basis)
         if heads is not None:
-            pruned = slicing.slice_heads(pruned, heads.groups, heads.queries)
+            sensitivity = self._context.sensitivity
+            pruned = slicing.slice_heads(
+                pruned,
+                heads.groups,
+                heads.queries,
+                self._context.settings,
+                None if sensitivity is None else sensitivity.energies,
+            )
         outcome, fitted = self._refit(
             "attention",
             compensation.project(fit, projection),

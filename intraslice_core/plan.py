@@ -32,6 +32,7 @@ class ModelGeometry(FrozenModel):
     norms_per_layer: int = Field(default=2, description="1 parallel, 2 usual, 4 with output norms")
     norm_bias: bool = Field(default=False, description="norms have biases")
     qk_norm: bool = Field(default=False, description="queries and keys are normed before RoPE")
+    qk_norm_across_heads: bool = Field(default=False, description="one norm for all heads' width")
     attention_bias: bool = Field(default=False, description="q, k and v projections have biases")
     attention_output_bias: bool = False
     mlp_bias: bool = False
@@ -123,8 +124,10 @@ def total_parameters(geometry: ModelGeometry, plan: ModelPlan) -> int:
 def dense_parameters(geometry: ModelGeometry) -> int:
     """Return the number of all weights of the dense model, whose heads share their q/k norms."""
     total = total_parameters(geometry, geometry.dense_plan())
+    if not geometry.qk_norm or geometry.qk_norm_across_heads:
+        return total
     copies = (geometry.num_key_value_heads - 1) * 2 * geometry.head_dim
-    return total - copies * geometry.num_hidden_layers * geometry.qk_norm
+    return total - copies * geometry.num_hidden_layers
 
 
 def _vector_parameters(geometry: ModelGeometry, layer: LayerPlan) -> int:
@@ -134,7 +137,8 @@ def _vector_parameters(geometry: ModelGeometry, layer: LayerPlan) -> int:
     biases = 0
     if layer.num_attention_heads:
         qk_rows = (layer.num_attention_heads + groups) * layer.qk_head_dim
-        norms += 2 * groups * layer.qk_head_dim * geometry.qk_norm
+        normed = groups + (layer.num_attention_heads if geometry.qk_norm_across_heads else groups)
+        norms += normed * layer.qk_head_dim * geometry.qk_norm
         biases += (qk_rows + groups * layer.v_head_dim) * geometry.attention_bias
         biases += hidden * geometry.attention_output_bias
     if layer.intermediate_size:

@@ -112,6 +112,7 @@ class DenseLayerReader:
         norm, weight, bias = self._head
         normed = decoder_layer.apply_norm(hidden.to(self._device), norm, self.settings(0))
         logits = F.linear(normed, weight, bias).float()
+        logits = logits * float(self._canonical["logit_scale"])
         cap = self._canonical["final_logit_softcapping"]
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

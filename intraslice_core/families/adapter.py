@@ -24,6 +24,7 @@ from intraslice_core.families.canonical import (
     layer_shapes,
     outer_shapes,
     rope_of,
+    rotates,
     rotating_dims,
 )
 from intraslice_core.families.family import Family
@@ -98,12 +99,18 @@ class FamilyAdapter:
             "position_offset": self.family.position_offset,
             "parallel_block": geometry.norms_per_layer == 1,
             "separate_mlp_norm": False,
+            "input_norms": True,
             "output_norms": geometry.norms_per_layer == 4,
             "qk_norm": geometry.qk_norm,
+            "qk_norm_across_heads": geometry.qk_norm_across_heads,
             "attention_scale": geometry.head_dim**-0.5,
             "attn_logit_softcapping": None,
             "final_logit_softcapping": None,
             "embedding_scale": 1.0,
+            "residual_scale": 1.0,
+            "logit_scale": 1.0,
+            "query_scaling": None,
+            "rope_layers": None,
             "rope_parameters": self._setting(config, "rope_parameters"),
             "layer_types": ("full_attention",) * geometry.num_hidden_layers,
             "sliding_window": None,
@@ -149,7 +156,7 @@ class FamilyAdapter:
         for layer_type in sorted(set(settings["layer_types"])):
             if layer_type not in LAYER_TYPES:
                 yield f"layer_types {layer_type!r}"
-            else:
+            elif settings["rope_layers"] is None or any(settings["rope_layers"]):
                 yield from self._unsupported_rope(settings, layer_type)
 
     def _unsupported_rope(self, settings: CanonicalSettings, layer_type: str) -> Iterator[str]:
@@ -205,7 +212,10 @@ class FamilyAdapter:
                     shapes[f"{module}.{kind}"] = (rows, *stacked[0][1:])
         head_dim = self.geometry(config).head_dim
         for name, shape in canonical.items():
-            per_head = name.rpartition(".")[0] in _PER_HEAD_NORMS
+            per_head = (
+                name.rpartition(".")[0] in _PER_HEAD_NORMS
+                and not self.family.facts.qk_norm_across_heads
+            )
             shapes[self.checkpoint_name(name)] = (head_dim,) if per_head else shape
         return shapes
 
@@ -245,16 +255,28 @@ class FamilyAdapter:
         named = self._unfused(shapes, tensors, settings["head_dim"])
         groups = settings["num_key_value_heads"]
         for module in _PER_HEAD_NORMS:
-            if f"{module}.weight" in named:
+            if f"{module}.weight" in named and not settings["qk_norm_across_heads"]:
                 named[f"{module}.weight"] = named[f"{module}.weight"].repeat(groups)
-        rotating = rotating_dims(settings, settings["layer_types"][layer])
-        if rotating == settings["head_dim"]:
+        order = self.rotary_order(config, layer)
+        if order is None:
             return named
-        order = half_split_order(settings["head_dim"], rotating)
         return {
-            name: _reordered(rows, order) if name.rpartition(".")[0] in _ROTATED else rows
+            name: reordered_heads(rows, order) if name.rpartition(".")[0] in _ROTATED else rows
             for name, rows in named.items()
         }
+
+    def rotary_order(self, config: PreTrainedConfig, layer: int) -> Tensor | None:
+        """Return the canonical order of the rows of a query or key head, (head_dim,), int64.
+
+        `reordered_heads` applies it to the rows of the family's checkpoints. `order.argsort()` is
+        the inverse, from canonical rows to those of the family. None if the orders are equal.
+        """
+        settings = self.canonical_settings(config)
+        rotating = rotating_dims(settings, settings["layer_types"][layer])
+        interleaved = self.family.interleaved_rotary
+        if not rotates(settings, layer) or (rotating == settings["head_dim"] and not interleaved):
+            return None
+        return half_split_order(settings["head_dim"], rotating, interleaved=interleaved)
 
     def _unfused(
         self, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], head_dim: int
@@ -280,19 +302,27 @@ def _parts_first(rows: Tensor, parts: int, head_dim: int) -> Tensor:
     return rows.view(-1, parts, head_dim, *rows.shape[1:]).transpose(0, 1).flatten(0, 2)
 
 
-def half_split_order(head_dim: int, rotating: int) -> Tensor:
+def half_split_order(head_dim: int, rotating: int, *, interleaved: bool = False) -> Tensor:
     """Return the canonical order of a head's rows, (head_dim,).
 
     The rows go from [rotating first halves | rotating second halves | still] to [rotating first,
     still first | rotating second, still second]. Still dimensions (without rotary embedding) become
     pairs of frequency 0; any two of them may form a pair.
+
+    Args:
+        head_dim: dimensions of a head.
+        rotating: dimensions with rotary embedding.
+        interleaved: True if the two rotating rows of a pair follow each other.
     """
     half, middle = rotating // 2, rotating + (head_dim - rotating) // 2
     rows = torch.arange(head_dim)
-    return torch.cat((rows[:half], rows[rotating:middle], rows[half:rotating], rows[middle:]))
+    first, second = rows[:half], rows[half:rotating]
+    if interleaved:
+        first, second = rows[0:rotating:2], rows[1:rotating:2]
+    return torch.cat((first, rows[rotating:middle], second, rows[middle:]))
 
 
-def _reordered(rows: Tensor, order: Tensor) -> Tensor:
+def reordered_heads(rows: Tensor, order: Tensor) -> Tensor:
     """Reorder the rows (heads · head_dim, …) within every head."""
     return rows.view(-1, order.shape[0], *rows.shape[1:])[:, order].flatten(0, 1)
 

@@ -32,6 +32,7 @@ class FamilyFacts:
     norms_per_layer: int = 2
     norm_bias: bool = False
     qk_norm: bool = False
+    qk_norm_across_heads: bool = False
     attention_bias: Flag = False
     attention_output_bias: Flag = False
     mlp_bias: Flag = False
@@ -59,6 +60,8 @@ class Family(ABC):
 
     model_type: ClassVar[str]
     """`model_type` in config.json."""
+    title: ClassVar[str]
+    """Name of the family's models for readers, such as "Qwen 3"."""
     architecture: ClassVar[str]
     """Name of transformers' causal language model class."""
     facts: ClassVar[FamilyFacts]
@@ -83,6 +86,8 @@ class Family(ABC):
     """Names in config.json of settings that Llama names otherwise, by Llama's names."""
     rotates_partly: ClassVar[bool] = False
     """True if some dimensions of a head may have no rotary embedding."""
+    interleaved_rotary: ClassVar[bool] = False
+    """True if a rotary pair is (2j, 2j + 1) of a head's rotating dimensions, not (j, j + half)."""
 
     @abstractmethod
     def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
@@ -146,6 +151,7 @@ class Family(ABC):
             "norms_per_layer": self.norms_per_layer(values),
             "norm_bias": facts.norm_bias,
             "qk_norm": facts.qk_norm,
+            "qk_norm_across_heads": facts.qk_norm_across_heads,
             "attention_bias": is_set(facts.attention_bias),
             "attention_output_bias": is_set(facts.attention_output_bias),
             "mlp_bias": is_set(facts.mlp_bias),

@@ -7,6 +7,7 @@ configuration beside it. Norms and rotary frequencies are transformers' own clas
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.models.cohere.modeling_cohere import CohereLayerNorm
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from .configuration_intraslice import IntraSliceConfig, decode_rotary_pairs
@@ -77,6 +80,18 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(states * cos, torch.cat((second, first), dim=-1), sin)
 
 
+def query_scale(positions: Tensor, scaling: dict[str, Any]) -> Tensor:
+    """Return the factor on the queries by position, (batch, 1, 1, sequence, 1), float32.
+
+    Args:
+        positions: (batch, sequence).
+        scaling: `query_scaling` of the configuration.
+    """
+    steps = torch.floor(positions / scaling["length"])
+    scale = 1 + scaling["beta"] * torch.log(1 + steps)
+    return scale[:, None, None, :, None]
+
+
 def distinct_pairs(text: str, total: int) -> list[list[int]] | None:
     """Return the kept pairs per KV head, one row if all heads agree, None if none was removed."""
     pairs = decode_rotary_pairs(text)
@@ -86,7 +101,12 @@ def distinct_pairs(text: str, total: int) -> list[list[int]] | None:
 
 
 def rotary_layer_types(config: IntraSliceConfig) -> list[str]:
-    """Return the keys of the rotary tables: layer types with separate settings, else `SHARED`."""
+    """Return the keys of the rotary tables: layer types with separate settings, else `SHARED`.
+
+    A model without rotary embedding has no table.
+    """
+    if config.rope_layers is not None and not any(config.rope_layers):
+        return []
     separate = [name for name in LAYER_TYPES if name in (config.rope_parameters or {})]
     if not separate:
         return [SHARED]
@@ -152,6 +172,7 @@ def positions_of(hidden_states: Tensor, mask: Any, cached: int) -> Tensor:
 _NORMS: dict[str, Callable[..., nn.Module]] = {
     "rms": LlamaRMSNorm,
     "rms_plus_one": Gemma2RMSNorm,
+    "rms_float32": Olmo2RMSNorm,
     "layer": nn.LayerNorm,
     "layer_plus_one": NemotronLayerNorm1P,
     "layer_without_bias": CohereLayerNorm,
@@ -165,19 +186,32 @@ def build_norm(config: IntraSliceConfig) -> nn.Module:
 
 
 class IntraSliceHeadNorm(nn.Module):
-    """RMS norm of every query or key head, with separate weights for each KV head.
+    """RMS norm of query or key heads, with separate weights for each KV head.
 
     The mean is over the dense head's width, so removing dimensions that are zero changes nothing.
+    With `qk_norm_across_heads`, it is over all dense heads together, and every head has weights.
+
+    Args:
+        config: of the model.
+        groups: KV heads of the layer.
+        heads: heads in each of them, 1 for keys.
+        width: dimensions of a head.
+        dense_heads: heads of the dense model.
     """
 
-    def __init__(self, config: IntraSliceConfig, groups: int, width: int) -> None:
+    def __init__(
+        self, config: IntraSliceConfig, groups: int, heads: int, width: int, dense_heads: int
+    ) -> None:
         super().__init__()
         assert config.head_dim is not None  # set on construction
-        self.dense_width = config.head_dim
+        across = config.qk_norm_across_heads
+        self.dense_width = config.head_dim * (dense_heads if across else 1)
+        self.summed = (1, 2, -1) if across else (-1,)
         self.eps = config.norm_eps
+        self.norm_type = config.norm_type
         self.plus_one = config.norm_type == "rms_plus_one"
-        self.shape = (groups, 1, 1, width)
-        self.weight = nn.Parameter(torch.empty(groups * width))
+        self.shape = (groups, heads if across else 1, 1, width)
+        self.weight = nn.Parameter(torch.empty(math.prod(self.shape)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -187,18 +221,46 @@ class IntraSliceHeadNorm(nn.Module):
     def forward(self, heads: Tensor) -> Tensor:
         """Normalise heads (batch, groups, heads, sequence, width) in float32."""
         wide = heads.float()
-        mean = wide.square().sum(-1, keepdim=True) / self.dense_width
+        mean = wide.square().sum(self.summed, keepdim=True) / self.dense_width
         normed = wide * torch.rsqrt(mean + self.eps)
         weight = self.weight.view(self.shape)
         if self.plus_one:
             return (normed * (1.0 + weight.float())).type_as(heads)
+        if self.norm_type == "rms_float32":
+            return (weight * normed).type_as(heads)
         return weight * normed.to(heads.dtype)
+
+
+# -- MLP -------------------------------------------------------------------------------------------
+
+
+class IntraSliceMLP(nn.Module):
+    """MLP with a per-layer width, gated or not."""
+
+    def __init__(self, config: IntraSliceConfig, width: int) -> None:
+        super().__init__()
+        hidden, bias = config.hidden_size, config.mlp_bias
+        self.gate_proj = nn.Linear(hidden, width, bias=bias) if config.gated_mlp else None
+        self.up_proj = nn.Linear(hidden, width, bias=bias)
+        self.down_proj = nn.Linear(width, hidden, bias=bias)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return the MLP's output for hidden states, both (batch, sequence, hidden_size)."""
+        inner = self.up_proj(hidden_states)
+        if self.gate_proj is None:
+            inner = self.act_fn(inner)
+        else:
+            inner = self.act_fn(self.gate_proj(hidden_states)) * inner
+        output: Tensor = self.down_proj(inner)
+        return output
 
 
 __all__ = [
     "LAYER_TYPES",
     "SHARED",
     "IntraSliceHeadNorm",
+    "IntraSliceMLP",
     "IntraSlicePositions",
     "IntraSliceRotaryEmbedding",
     "IntraSliceScaledEmbedding",
@@ -206,6 +268,7 @@ __all__ = [
     "build_norm",
     "distinct_pairs",
     "positions_of",
+    "query_scale",
     "rotary_layer_types",
     "rotate",
 ]

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.utils import GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
@@ -29,6 +28,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .components_intraslice import (
     SHARED,
     IntraSliceHeadNorm,
+    IntraSliceMLP,
     IntraSlicePositions,
     IntraSliceRotaryEmbedding,
     IntraSliceScaledEmbedding,
@@ -36,6 +36,7 @@ from .components_intraslice import (
     build_norm,
     distinct_pairs,
     positions_of,
+    query_scale,
     rotary_layer_types,
     rotate,
 )
@@ -73,6 +74,8 @@ class IntraSliceAttention(nn.Module):
         self.sliding_window = config.sliding_window if slides else None
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
+        self.rotates = config.rotates(layer_idx)
+        self.query_scaling = config.query_scaling
         self.rotary_pairs = distinct_pairs(layer.rotary_pairs, config.head_dim // 2)
         self._add_projections(config)
         index = self.build_rotary_index() if self.rotary_pairs else None
@@ -86,9 +89,16 @@ class IntraSliceAttention(nn.Module):
         self.v_proj = nn.Linear(hidden, groups * self.v_head_dim, bias=bias)
         output_bias = config.attention_output_bias
         self.o_proj = nn.Linear(heads * self.v_head_dim, hidden, bias=output_bias)
-        with_norm = config.qk_norm
-        self.q_norm = IntraSliceHeadNorm(config, groups, self.qk_head_dim) if with_norm else None
-        self.k_norm = IntraSliceHeadNorm(config, groups, self.qk_head_dim) if with_norm else None
+        self.q_norm = self._head_norm(config, heads // groups, config.num_attention_heads)
+        self.k_norm = self._head_norm(config, 1, config.num_key_value_heads)
+
+    def _head_norm(
+        self, config: IntraSliceConfig, heads: int, dense_heads: int
+    ) -> IntraSliceHeadNorm | None:
+        if not config.qk_norm:
+            return None
+        groups, width = self.num_key_value_heads, self.qk_head_dim
+        return IntraSliceHeadNorm(config, groups, heads, width, dense_heads)
 
     def build_rotary_index(self) -> Tensor:
         """Return the columns of the rotary table for this layer, cosines then sines.
@@ -120,7 +130,7 @@ class IntraSliceAttention(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        position_embeddings: Tensor,
+        position_embeddings: Tensor | None,
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
@@ -129,7 +139,8 @@ class IntraSliceAttention(nn.Module):
 
         Args:
             hidden_states: (batch, sequence, hidden_size).
-            position_embeddings: the rotary table, (batch, sequence, 2 · head_dim).
+            position_embeddings: the rotary table, (batch, sequence, 2 · head_dim); None in a model
+                without rotary embedding.
             attention_mask: mask in the form that the attention implementation expects.
             past_key_values: the cache; keys and values may differ in width.
             **kwargs: passed to the attention implementation.
@@ -147,8 +158,13 @@ class IntraSliceAttention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
 
-        cos, sin = self.rotary_tables(position_embeddings)
-        query, key = rotate(query, cos, sin).flatten(1, 2), rotate(key, cos, sin).flatten(1, 2)
+        if self.rotates:
+            assert position_embeddings is not None
+            cos, sin = self.rotary_tables(position_embeddings)
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if self.query_scaling is not None:
+            query = query * query_scale(kwargs["position_ids"], self.query_scaling).to(query.dtype)
+        query, key = query.flatten(1, 2), key.flatten(1, 2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
@@ -193,28 +209,6 @@ class IntraSliceAttention(nn.Module):
         return None
 
 
-class IntraSliceMLP(nn.Module):
-    """MLP with a per-layer width, gated or not."""
-
-    def __init__(self, config: IntraSliceConfig, width: int) -> None:
-        super().__init__()
-        hidden, bias = config.hidden_size, config.mlp_bias
-        self.gate_proj = nn.Linear(hidden, width, bias=bias) if config.gated_mlp else None
-        self.up_proj = nn.Linear(hidden, width, bias=bias)
-        self.down_proj = nn.Linear(width, hidden, bias=bias)
-        self.act_fn = ACT2FN[config.hidden_act]
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Return the MLP's output for hidden states, both (batch, sequence, hidden_size)."""
-        inner = self.up_proj(hidden_states)
-        if self.gate_proj is None:
-            inner = self.act_fn(inner)
-        else:
-            inner = self.act_fn(self.gate_proj(hidden_states)) * inner
-        output: Tensor = self.down_proj(inner)
-        return output
-
-
 class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]
     """Decoder layer; a removed module is None, and the hidden states bypass it."""
 
@@ -223,13 +217,15 @@ class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-unt
         layer = config.per_layer_config[layer_idx]
         has_attention, has_mlp = layer.num_attention_heads > 0, layer.intermediate_size > 0
         self.hidden_size = config.hidden_size
+        self.residual_scale = config.residual_scale
+        self.parallel_block = config.parallel_block
         self.self_attn = IntraSliceAttention(config, layer_idx) if has_attention else None
         self.mlp = IntraSliceMLP(config, layer.intermediate_size) if has_mlp else None
         # Norms remain without their module, so that all layers have the same tensor names.
-        self.input_layernorm = build_norm(config)
-        self.parallel_block = config.parallel_block
+        self.input_layernorm = build_norm(config) if config.input_norms else None
         shares_norm = config.parallel_block and not config.separate_mlp_norm
-        self.post_attention_layernorm = None if shares_norm else build_norm(config)
+        with_mlp_norm = config.input_norms and not shares_norm
+        self.post_attention_layernorm = build_norm(config) if with_mlp_norm else None
         self.attention_output_norm = build_norm(config) if config.output_norms else None
         self.mlp_output_norm = build_norm(config) if config.output_norms else None
 
@@ -238,29 +234,36 @@ class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-unt
         if self.parallel_block:
             return self._forward_parallel(hidden_states, **kwargs)
         if self.self_attn is not None:
-            normed = self.input_layernorm(hidden_states)
+            normed = _normed(self.input_layernorm, hidden_states)
             update, _ = self.self_attn(hidden_states=normed, **kwargs)
-            if self.attention_output_norm is not None:
-                update = self.attention_output_norm(update)
-            hidden_states = hidden_states + update
+            update = _normed(self.attention_output_norm, update)
+            hidden_states = hidden_states + self._scaled(update)
         if self.mlp is not None:
-            assert self.post_attention_layernorm is not None  # only parallel layers share a norm
-            update = self.mlp(self.post_attention_layernorm(hidden_states))
-            if self.mlp_output_norm is not None:
-                update = self.mlp_output_norm(update)
-            hidden_states = hidden_states + update
+            update = self.mlp(_normed(self.post_attention_layernorm, hidden_states))
+            update = _normed(self.mlp_output_norm, update)
+            hidden_states = hidden_states + self._scaled(update)
         return hidden_states
+
+    def _scaled(self, update: Tensor) -> Tensor:
+        """Return a module's contribution, multiplied by the residual scale."""
+        return update if self.residual_scale == 1.0 else update * self.residual_scale
 
     def _forward_parallel(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """Add the outputs of both modules, in the order used by Phi and GPT-NeoX."""
-        normed = self.input_layernorm(hidden_states)
+        normed = _normed(self.input_layernorm, hidden_states)
         terms: list[Tensor] = []
         if self.self_attn is not None:
-            terms.append(self.self_attn(hidden_states=normed, **kwargs)[0])
+            terms.append(self._scaled(self.self_attn(hidden_states=normed, **kwargs)[0]))
         if self.mlp is not None:
             own_norm = self.post_attention_layernorm
-            terms.append(self.mlp(normed if own_norm is None else own_norm(hidden_states)))
+            inputs = normed if own_norm is None else own_norm(hidden_states)
+            terms.append(self._scaled(self.mlp(inputs)))
         return functools.reduce(torch.add, [*terms, hidden_states])
+
+
+def _normed(norm: nn.Module | None, hidden_states: Tensor) -> Tensor:
+    """Apply a norm that the architecture may lack."""
+    return hidden_states if norm is None else norm(hidden_states)
 
 
 class IntraSlicePreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
@@ -446,6 +449,8 @@ class IntraSliceForCausalLM(IntraSlicePreTrainedModel, GenerationMixin):  # type
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep, :])
+        if self.config.logit_scale != 1.0:
+            logits = logits * self.config.logit_scale
         cap = self.config.final_logit_softcapping
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap

@@ -53,7 +53,7 @@ class LayerSensitivity:
     """Gram matrix of the pairs' features, in units of loss,
     (num_key_value_heads, head_dim, head_dim)."""
     query_energy: Tensor
-    """Energies of query pairs before norm and RoPE, (num_key_value_heads, pairs)."""
+    """Energies of query pairs before norm and RoPE, (num_attention_heads, pairs)."""
     key_energy: Tensor
     """Energies of key pairs before norm and RoPE, (num_key_value_heads, pairs)."""
     value_directions: Tensor

@@ -132,6 +132,7 @@ class _LayerPass:
         self._hidden_energy = 0.0
         self._tokens = 0
         self._energies = HeadEnergyAccumulator(
+            num_attention_heads=settings.num_attention_heads,
             num_key_value_heads=settings.num_key_value_heads,
             pairs=settings.head_dim // 2,
             device=self._device,

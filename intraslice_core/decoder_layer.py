@@ -75,8 +75,8 @@ class LayerSettings:
     norm_eps: float
     attention_scale: float
     norm_type: NormType = "rms"
-    """Type of every norm; `rms_plus_one` multiplies by 1 + weight in float32, `rms_float32` by the
-    weight in float32, `layer_plus_one` by 1 + weight in the weight's dtype."""
+    """Type of every norm. `rms_plus_one` multiplies by 1 + weight and `rms_float32` by weight, both
+    in float32; `layer_plus_one` by 1 + weight in the weight's dtype."""
     attn_logit_softcapping: float | None = None
     """Constant c of the cap c·tanh(score/c); None for uncapped scores."""
     sliding_window: int | None = None

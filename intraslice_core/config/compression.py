@@ -48,6 +48,13 @@ SUPPORTED_MODEL_TYPES = (
     "phi3",
     "gemma2",
     "gemma3_text",
+    "cohere",
+    "cohere2",
+    "gpt_neox",
+    "nemotron",
+    "opt",
+    "stablelm",
+    "starcoder2",
 )
 """Model types with an adapter in `families`, listed here for callers that must not import torch."""
 

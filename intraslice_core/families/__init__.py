@@ -7,12 +7,18 @@ transformers.
 from __future__ import annotations
 
 from intraslice_core.errors import UnsupportedArchitectureError
+from intraslice_core.families.cohere import Cohere2Family, CohereFamily
 from intraslice_core.families.family import Family
 from intraslice_core.families.gemma import Gemma2Family, Gemma3Family
+from intraslice_core.families.gpt_neox import GPTNeoXFamily
 from intraslice_core.families.llama import LlamaFamily
 from intraslice_core.families.mistral import MistralFamily
+from intraslice_core.families.nemotron import NemotronFamily
+from intraslice_core.families.opt import OPTFamily
 from intraslice_core.families.phi import Phi3Family, PhiFamily
 from intraslice_core.families.qwen import Qwen2Family, Qwen3Family
+from intraslice_core.families.stablelm import StableLmFamily
+from intraslice_core.families.starcoder import Starcoder2Family
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -25,6 +31,13 @@ FAMILIES: dict[str, Family] = {
         Phi3Family(),
         Gemma2Family(),
         Gemma3Family(),
+        CohereFamily(),
+        Cohere2Family(),
+        GPTNeoXFamily(),
+        NemotronFamily(),
+        OPTFamily(),
+        StableLmFamily(),
+        Starcoder2Family(),
     )
 }
 """Family tables by transformers' `model_type`."""

@@ -80,6 +80,8 @@ class Family(ABC):
     """Row of the first position in a table of learned positions."""
     former_names: ClassVar[Mapping[str, str]] = {}
     """Present prefixes of tensor names by the prefixes that older checkpoints have."""
+    ignored_settings: ClassVar[frozenset[str]] = frozenset()
+    """Settings of Llama that the family's classes do not read, even if config.json has them."""
     setting_names: ClassVar[Mapping[str, str]] = {}
     """Names in config.json of settings that Llama names otherwise, by Llama's names."""
     rotates_partly: ClassVar[bool] = False
@@ -118,8 +120,9 @@ class Family(ABC):
         Raises:
             ValidationError: from pydantic, if a size is missing or impossible.
         """
+        read = {name: settings[name] for name in settings.keys() - self.ignored_settings}
         own = {name: settings[key] for name, key in self.setting_names.items() if key in settings}
-        values = {**self.facts.defaults, **settings, **own}
+        values = {**self.facts.defaults, **read, **own}
         heads, hidden = values["num_attention_heads"], values["hidden_size"]
         groups, head_dim = values["num_key_value_heads"], values.get("head_dim")
         if head_dim is None and type(heads) is int and type(hidden) is int and heads > 0:

@@ -147,7 +147,7 @@ class IntraSlicePositions(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the embeddings of positions (batch, sequence), which count from 0."""
-        return super().forward(input + self.offset)
+        return super().forward((input + self.offset).clamp_min(0))
 
 
 def positions_of(hidden_states: Tensor, mask: Any, cached: int) -> Tensor:

@@ -85,13 +85,13 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         attn_logit_softcapping: bound of the scores, or None.
         final_logit_softcapping: bound of the logits, or None.
         embedding_scale: factor on the embeddings, first rounded to their dtype.
+        position_rows: rows of the table of learned positions that is added to the embeddings, 0
+            without one (OPT has one).
+        position_offset: row of the first position in that table.
         residual_scale: factor on the output of each module, before it is added.
         logit_scale: factor on the logits, before their soft cap.
         query_scaling: `beta` and `length` of a factor on the queries at position p,
             `1 + beta · log(1 + ⌊p / length⌋)`, or None (Ministral 3).
-        position_rows: rows of the table of learned positions that is added to the embeddings, 0
-            without one (OPT has one).
-        position_offset: row of the first position in that table.
         rope_parameters: as in transformers, one dict or one per layer type.
         rope_layers: one flag per layer, False in layers without rotary embedding; None is all True.
         layer_types: "full_attention", "sliding_attention" or, without attention, "moe".
@@ -150,10 +150,10 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     embedding_scale: float | int = 1.0
-    residual_scale: float | int = 1.0
-    logit_scale: float | int = 1.0
     position_rows: int = 0
     position_offset: int = 0
+    residual_scale: float | int = 1.0
+    logit_scale: float | int = 1.0
     query_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
     rope_layers: list[bool] | None = None

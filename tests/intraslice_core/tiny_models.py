@@ -108,8 +108,53 @@ FAMILY_VARIANTS: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "tie_word_embeddings": False,
     },
+    "cohere2": {
+        "model_type": "cohere2",
+        "sliding_window": 6,
+        "sliding_window_pattern": 2,
+        "attention_bias": True,
+        "logit_scale": 0.25,
+    },
+    "gpt_neox": {"model_type": "gpt_neox", "rotary_pct": 0.34},
+    "nemotron": {
+        "model_type": "nemotron",
+        "head_dim": 16,
+        "mlp_bias": True,
+        "attention_bias": True,
+    },
+    "opt": {"model_type": "opt", "ffn_dim": 64, "max_position_embeddings": 1024},
+    "stablelm": {"model_type": "stablelm", "partial_rotary_factor": 0.34},
+    "starcoder2": {"model_type": "starcoder2", "sliding_window": 7},
 }
 """Variants of every family with the features of its adapter: head dims, windows, caps, RoPE."""
+
+
+FORWARD_VARIANTS: dict[str, dict[str, Any]] = {
+    "cohere": {"model_type": "cohere", "tie_word_embeddings": False, "logit_scale": 4.0},
+    "gpt_neox_sequential": {
+        "model_type": "gpt_neox",
+        "rotary_pct": 1.0,
+        "use_parallel_residual": False,
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+    },
+    "opt_unbiased": {
+        "model_type": "opt",
+        "ffn_dim": 64,
+        "enable_bias": False,
+        "tie_word_embeddings": False,
+        "activation_function": "gelu",
+    },
+    "stablelm_parallel": {
+        "model_type": "stablelm",
+        "partial_rotary_factor": 0.5,
+        "use_parallel_residual": True,
+        "use_qkv_bias": True,
+        "num_key_value_heads": 4,
+    },
+    "starcoder2_unbiased": {"model_type": "starcoder2", "use_bias": False},
+}
+"""More variants, for the tests of forward passes, names and shapes only."""
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -143,7 +188,7 @@ def tiny_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
 
 def tiny_family_config(variant: str, **overrides: Any) -> PreTrainedConfig:
     """Return a family's own configuration with tiny sizes."""
-    settings = COMMON | FAMILY_VARIANTS[variant] | overrides
+    settings = COMMON | (FAMILY_VARIANTS | FORWARD_VARIANTS)[variant] | overrides
     return AutoConfig.for_model(settings.pop("model_type"), **settings)
 
 

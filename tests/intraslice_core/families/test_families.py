@@ -15,6 +15,7 @@ from intraslice_core.families.adapter import FamilyAdapter, family_for, half_spl
 from intraslice_core.plan import dense_parameters
 from tests.intraslice_core.tiny_models import (
     FAMILY_VARIANTS,
+    FORWARD_VARIANTS,
     VARIANTS,
     tiny_config,
     tiny_family_config,
@@ -27,7 +28,7 @@ def named_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("variant", FAMILY_VARIANTS)
+@pytest.mark.parametrize("variant", FAMILY_VARIANTS | FORWARD_VARIANTS)
 def test_expected_tensors_and_parameters_are_those_of_the_model(variant: str) -> None:
     model = tiny_family_model(variant)
     family = family_for(model.config)

@@ -274,9 +274,7 @@ def project_queries_and_keys(weights: LayerWeights, query: Tensor, key: Tensor) 
     """
     group = weights.num_attention_heads // weights.num_key_value_heads
     per_head = query.repeat_interleave(group, 0)
-    return replace(
-        weights, query=_through(weights.query, per_head), key=_through(weights.key, key)
-    )
+    return replace(weights, query=_through(weights.query, per_head), key=_through(weights.key, key))
 
 
 def value_projection(basis: Tensor, num_attention_heads: int) -> Tensor:

@@ -31,7 +31,7 @@ from intraslice_core.magnitude_pruning import prune_by_magnitude
 from intraslice_core.plan import LayerPlan, Module
 from intraslice_core.selection import neurons, rotary_pairs, spectra, value_basis
 from intraslice_core.selection.spectra import Spectrum
-from intraslice_core.sensitivity.layer_sensitivity import KeptHeads, with_pairs
+from intraslice_core.sensitivity.layer_sensitivity import KeptHeads
 from intraslice_core.statistics import (
     HeadEnergies,
     HeadEnergyAccumulator,
@@ -192,10 +192,9 @@ class LayerCompressor:
         sensitivity = self._context.sensitivity
         if sensitivity is not None:
             self._pass.skip()
-            choice = sensitivity.pairs(keep)
             spectrum = spectra.loss_spectrum("rotary pairs", sensitivity.pair_losses, keep)
             self._spectra.append(spectrum)
-            return choice.kept, with_pairs(self._dense, choice, settings, sensitivity.energies)
+            return sensitivity.queries_and_keys(self._dense, keep, settings)
         return self._prune_pairs_by_score()
 
     def _prune_pairs_by_score(self) -> tuple[Tensor, LayerWeights]:

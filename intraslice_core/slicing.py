@@ -246,20 +246,35 @@ def project_values(weights: LayerWeights, basis: Tensor) -> LayerWeights:
         weights: layer with the dense value width.
         basis: (num_key_value_heads, head_dim, keep).
     """
-    groups, head_dim, _ = basis.shape
+    return replace(weights, value=_through(weights.value, basis))
+
+
+def _through(linear: Linear, basis: Tensor) -> Linear:
+    """Multiply the outputs of every head by its matrix, (heads, head_dim, keep)."""
+    heads, head_dim, _ = basis.shape
 
     def through(rows: Tensor) -> Tensor:
-        wide = rows.to(basis.dtype).view(groups, head_dim, -1)
+        wide = rows.to(basis.dtype).view(heads, head_dim, -1)
         return (basis.mT @ wide).flatten(0, 1).to(rows.dtype)
 
-    bias = weights.value.bias
-    return replace(
-        weights,
-        value=Linear(
-            weight=through(weights.value.weight),
-            bias=None if bias is None else through(bias.unsqueeze(-1)).squeeze(-1),
-        ),
+    bias = linear.bias
+    return Linear(
+        weight=through(linear.weight),
+        bias=None if bias is None else through(bias.unsqueeze(-1)).squeeze(-1),
     )
+
+
+def project_queries_and_keys(weights: LayerWeights, query: Tensor, key: Tensor) -> LayerWeights:
+    """Apply `Wq ← Wq A` and `Wk ← Wk B` in every KV group of a layer without RoPE.
+
+    Args:
+        weights: layer with the dense query/key width.
+        query: `A`, (num_key_value_heads, head_dim, keep).
+        key: `B`, of the same shape.
+    """
+    group = weights.num_attention_heads // weights.num_key_value_heads
+    per_head = query.repeat_interleave(group, 0)
+    return replace(weights, query=_through(weights.query, per_head), key=_through(weights.key, key))
 
 
 def value_projection(basis: Tensor, num_attention_heads: int) -> Tensor:

@@ -64,14 +64,21 @@ def with_shared_pairs(layers: Sequence[LayerSensitivity]) -> tuple[SharedPairsSe
         NumericalError: if a pairs' moment is not finite or cannot be factorised.
     """
     moments = [layer.pair_moment for layer in layers]
-    shared = eliminate_shared_pairs(torch.cat(moments))
-    costs = torch.split(shared.removal_cost, [len(moment) for moment in moments])
+    # Layers without RoPE have a basis of their own, unless queries and keys are normed.
+    free = [layer.query_directions is not None for layer in layers]
+    sharing = [moment for moment, is_free in zip(moments, free, strict=True) if not is_free]
+    shared = eliminate_shared_pairs(torch.cat(sharing or moments))
+    costs = iter(torch.split(shared.removal_cost, [len(moment) for moment in sharing or moments]))
     return tuple(
-        SharedPairsSensitivity(
-            **vars(replace(layer, pair_losses=_shared_losses(layer.pair_losses, cost.sum(0)))),
+        SharedPairsSensitivity(**vars(layer), pair_order=shared.order)
+        if is_free
+        else SharedPairsSensitivity(
+            **vars(
+                replace(layer, pair_losses=_shared_losses(layer.pair_losses, next(costs).sum(0)))
+            ),
             pair_order=shared.order,
         )
-        for layer, cost in zip(layers, costs, strict=True)
+        for layer, is_free in zip(layers, free, strict=True)
     )
 
 

@@ -55,6 +55,16 @@ SUPPORTED_MODEL_TYPES = (
     "opt",
     "stablelm",
     "starcoder2",
+    "exaone4",
+    "glm",
+    "glm4",
+    "granite",
+    "granitemoehybrid",
+    "ministral3",
+    "olmo2",
+    "olmo3",
+    "seed_oss",
+    "smollm3",
 )
 """Model types with an adapter in `families`, listed here for callers that must not import torch."""
 

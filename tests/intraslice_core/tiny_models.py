@@ -125,6 +125,36 @@ FAMILY_VARIANTS: dict[str, dict[str, Any]] = {
     "opt": {"model_type": "opt", "ffn_dim": 64, "max_position_embeddings": 1024},
     "stablelm": {"model_type": "stablelm", "partial_rotary_factor": 0.34},
     "starcoder2": {"model_type": "starcoder2", "sliding_window": 7},
+    "exaone4": {
+        "model_type": "exaone4",
+        "head_dim": 16,
+        "sliding_window": 6,
+        "sliding_window_pattern": 2,
+    },
+    "glm4": {"model_type": "glm4", "head_dim": 16},
+    "granite": {
+        "model_type": "granite",
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.15,
+        "logits_scaling": 4.0,
+    },
+    "ministral3": {
+        "model_type": "ministral3",
+        "head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10_000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 8,
+            "llama_4_scaling_beta": 0.5,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.7,
+        },
+    },
+    "olmo2": {"model_type": "olmo2"},
+    "seed_oss": {"model_type": "seed_oss", "head_dim": 20},
+    "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 0, 0], "attention_bias": True},
 }
 """Variants of every family with the features of its adapter: head dims, windows, caps, RoPE."""
 
@@ -153,6 +183,52 @@ FORWARD_VARIANTS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
     },
     "starcoder2_unbiased": {"model_type": "starcoder2", "use_bias": False},
+    "exaone4_full": {
+        "model_type": "exaone4",
+        "sliding_window": None,
+        "layer_types": ["full_attention"] * 3,
+    },
+    "glm": {"model_type": "glm", "head_dim": 12, "partial_rotary_factor": 1.0},
+    "granite4": {
+        "model_type": "granitemoehybrid",
+        "num_local_experts": 0,
+        "mamba_n_heads": 8,
+        "shared_intermediate_size": 64,
+        "layer_types": ["attention"] * 3,
+        "position_embedding_type": "rope",
+        "embedding_multiplier": 12,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.1,
+        "logits_scaling": 10,
+    },
+    "granite4_without_rope": {
+        "model_type": "granitemoehybrid",
+        "num_local_experts": 0,
+        "mamba_n_heads": 8,
+        "shared_intermediate_size": 64,
+        "layer_types": ["attention"] * 3,
+    },
+    "ministral3_window": {"model_type": "ministral3", "head_dim": 16, "sliding_window": 7},
+    "olmo2_biased": {"model_type": "olmo2", "attention_bias": True, "num_key_value_heads": 4},
+    "olmo3": {
+        "model_type": "olmo3",
+        "sliding_window": 6,
+        "rope_parameters": {
+            "full_attention": {
+                "rope_type": "yarn",
+                "rope_theta": 10_000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+    },
+    "smollm3_window": {
+        "model_type": "smollm3",
+        "use_sliding_window": True,
+        "sliding_window": 6,
+        "no_rope_layer_interval": 2,
+    },
 }
 """More variants, for the tests of forward passes, names and shapes only."""
 

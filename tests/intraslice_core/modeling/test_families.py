@@ -16,8 +16,9 @@ from tests.intraslice_core.modeling.dense_families import (
     tokens,
     whole_model,
 )
+from tests.intraslice_core.modeling.rms_families import RMS_FAMILIES
 
-ALL = FAMILIES | MULTI_HEAD
+ALL = FAMILIES | MULTI_HEAD | RMS_FAMILIES
 LENGTHS = {"shorter": ORIGINAL_LENGTH - 7, "longer": ORIGINAL_LENGTH + 5}
 WITH_ATTENTION = [
     (name, implementation) for name in ALL for implementation in ALL[name]().implementations

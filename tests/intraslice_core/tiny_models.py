@@ -154,7 +154,7 @@ FAMILY_VARIANTS: dict[str, dict[str, Any]] = {
     },
     "olmo2": {"model_type": "olmo2"},
     "seed_oss": {"model_type": "seed_oss", "head_dim": 20},
-    "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 0, 0], "attention_bias": True},
+    "smollm3": {"model_type": "smollm3", "no_rope_layers": [0, 0, 1], "attention_bias": True},
 }
 """Variants of every family with the features of its adapter: head dims, windows, caps, RoPE."""
 

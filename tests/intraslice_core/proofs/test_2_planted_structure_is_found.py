@@ -13,7 +13,7 @@ from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.evaluation.perplexity import evaluation_tokens
 from intraslice_core.families.adapter import family_for, half_split_order
-from intraslice_core.families.canonical import rotating_dims
+from intraslice_core.families.canonical import rotates, rotating_dims
 from intraslice_core.plan import LayerPlan
 from tests.intraslice_core.compressing import compress_unverified
 from tests.intraslice_core.tiny_models import (
@@ -41,6 +41,8 @@ def parts(layer: torch.nn.Module, rows: tuple[int, int, int, int]) -> dict[str, 
         gate, up = both[0].split(width)
         return {"q": [q], "k": [k], "v": [v], "neurons": [gate, up]}
     q, k, v = of(attention.q_proj, attention.k_proj, attention.v_proj)
+    if hasattr(mlp, "gate_up_proj"):
+        return {"q": q, "k": k, "v": v, "neurons": list(of(mlp.gate_up_proj)[0][0].chunk(2))}
     first = (mlp.fc1,) if hasattr(mlp, "fc1") else (mlp.gate_proj, mlp.up_proj)
     return {"q": q, "k": k, "v": v, "neurons": [p for each in of(*first) for p in each]}
 
@@ -55,15 +57,22 @@ def plant(model: PreTrainedModel, plans: tuple[LayerPlan, ...]) -> PreTrainedMod
     )
     width, groups = geometry.head_dim, geometry.num_key_value_heads
     sizes = (geometry.num_attention_heads * width, groups * width, 0, geometry.intermediate_size)
-    order = half_split_order(width, rotating_dims(settings, settings["layer_types"][0]))
+    order = half_split_order(
+        width,
+        rotating_dims(settings, settings["layer_types"][0]),
+        interleaved=family.family.interleaved_rotary,
+    )
     with torch.no_grad():
-        for layer, plan in zip(model.model.layers, plans, strict=True):
+        for index, (layer, plan) in enumerate(zip(model.model.layers, plans, strict=True)):
             projections = parts(layer, sizes)
             basis = torch.randn(groups, width, plan.v_head_dim, generator=generator)
             basis = torch.linalg.qr(basis).Q
             for values in projections["v"]:
                 heads = values.view(groups, width, -1)
                 heads.copy_(basis @ basis.mT @ heads)
+            if not rotates(settings, index) and not geometry.qk_norm:
+                confine_keys(projections["k"], groups, width, plan.qk_head_dim)
+                projections["k"] = []
             # A query norm depends on all its pairs, whether or not the key has them.
             for rows in projections["k"] + projections["q"] * geometry.qk_norm:
                 heads = rows.view(
@@ -75,6 +84,22 @@ def plant(model: PreTrainedModel, plans: tuple[LayerPlan, ...]) -> PreTrainedMod
             for rows in projections["neurons"]:
                 rows[copies] = rows[shuffled[: copies.shape[0]]]
     return model
+
+
+def confine_keys(keys: list[Tensor], groups: int, width: int, keep: int) -> None:
+    """Confine keys to a subspace of `keep` dimensions that no choice of pairs spans.
+
+    Args:
+        keys: weight and bias of k, (groups · width, columns), modified in place.
+        groups: KV heads.
+        width: dimensions of a head.
+        keep: dimensions of the subspace.
+    """
+    drawn = torch.randn(groups, width, keep, generator=torch.Generator().manual_seed(7))
+    basis = torch.linalg.qr(drawn).Q
+    for rows in keys:
+        heads = rows.view(groups, width, -1)
+        heads.copy_(basis @ basis.mT @ heads)
 
 
 def zero_pairs(heads: Tensor, order: Tensor, keep: int) -> None:

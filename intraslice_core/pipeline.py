@@ -25,6 +25,7 @@ from intraslice_core.allocation.shapes import (
     choose_shapes,
 )
 from intraslice_core.calibration import calibration_hash, calibration_tokens
+from intraslice_core.checkpoints.inspection import CONFIG_FILE, read_json_object
 from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
 from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
@@ -58,6 +59,7 @@ from intraslice_core.export.form import CheckpointForm, WrittenReference, requir
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.export.stock import StockForm
 from intraslice_core.export.targets import require_target
+from intraslice_core.families.positions import learned_positions, require_lengths
 from intraslice_core.finetuning.procedure import attributed_to_recover
 from intraslice_core.finetuning.recover import recover_staged
 from intraslice_core.layer_loop import CompressionWork, LayerLoop
@@ -158,6 +160,8 @@ def compress_opened(
         IntraSliceError: one of the tree in `errors.py`; nothing is left in `out`.
     """
     require_free_output(out)
+    positions = learned_positions(read_json_object(dense.directory / CONFIG_FILE))
+    require_lengths(positions, config, evaluation)
     # Tasks that cannot be measured are rejected before the work, not after it.
     tasks = open_requested_tasks(evaluation) if evaluation is not None else None
     parent = out.absolute().parent

@@ -8,11 +8,17 @@ from intraslice_core.config import EvaluationConfig
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.loads import compare_under_loads
 from intraslice_core.evaluation.speed import compare_speed
+from intraslice_core.families.positions import BENCHMARK_PROMPT, DECODED
 from intraslice_core.progress import CancellationCheck, never_cancelled
 from intraslice_core.reports.schema import LoadReport, SpeedReport
 
-_BENCHMARK = {"batch_size": 1, "prompt_tokens": 256, "new_tokens": 32, "repeats": 3}
-_LOADS = {"new_tokens": 32, "repeats": 5}
+_BENCHMARK = {
+    "batch_size": 1,
+    "prompt_tokens": BENCHMARK_PROMPT,
+    "new_tokens": DECODED,
+    "repeats": 3,
+}
+_LOADS = {"new_tokens": DECODED, "repeats": 5}
 
 
 def compare_speeds(

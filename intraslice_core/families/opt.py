@@ -57,7 +57,8 @@ class OPTFamily(Family):
 
     def position_rows(self, values: Mapping[str, Any]) -> int:
         """Return the rows of the table of positions; the first two are not positions."""
-        return int(values["max_position_embeddings"]) + self.position_offset
+        positions = values["max_position_embeddings"]
+        return positions + self.position_offset if type(positions) is int else 0
 
     def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         """Return LayerNorm with its fixed epsilon, and no rotary embedding in any layer."""

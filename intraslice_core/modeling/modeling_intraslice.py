@@ -89,8 +89,9 @@ class IntraSliceAttention(nn.Module):
         self.v_proj = nn.Linear(hidden, groups * self.v_head_dim, bias=bias)
         output_bias = config.attention_output_bias
         self.o_proj = nn.Linear(heads * self.v_head_dim, hidden, bias=output_bias)
-        self.q_norm = self._head_norm(config, heads // groups, config.num_attention_heads)
-        self.k_norm = self._head_norm(config, 1, config.num_key_value_heads)
+        dense = config.dense_view()
+        self.q_norm = self._head_norm(config, heads // groups, dense.num_attention_heads)
+        self.k_norm = self._head_norm(config, 1, dense.num_key_value_heads or 0)
 
     def _head_norm(
         self, config: IntraSliceConfig, heads: int, dense_heads: int

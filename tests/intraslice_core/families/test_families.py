@@ -85,6 +85,13 @@ def test_interleaved_pairs_become_half_split_and_back() -> None:
     assert torch.equal(reordered_heads(canonical, order.argsort()), rows)
 
 
+def test_settings_that_a_family_ignores_do_not_change_its_dimensions() -> None:
+    stray = {"num_key_value_heads": 1, "head_dim": 6}
+    for variant in ("gpt_neox", "opt"):
+        geometry = FamilyAdapter(FAMILIES[variant]).geometry(tiny_family_config(variant, **stray))
+        assert (geometry.num_key_value_heads, geometry.head_dim) == (4, 12)
+
+
 def test_still_pairs_come_after_rotating_pairs() -> None:
     order = half_split_order(head_dim=12, rotating=8)
     assert order.tolist() == [0, 1, 2, 3, 8, 9, 4, 5, 6, 7, 10, 11]
@@ -114,6 +121,13 @@ def test_unsupported_common_settings_are_rejected_by_name(setting: dict[str, Any
         ("mistral", {"sliding_window": 0}, "sliding_window 0"),
         ("qwen3", {"hidden_act": "softplus_squared"}, "hidden_act"),
         ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types"),
+        ("cohere", {"use_qk_norm": True}, "use_qk_norm"),
+        ("gpt_neox", {"rotary_pct": 0.25}, "partial_rotary_factor 0.25"),
+        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before false"),
+        ("opt", {"word_embed_proj_dim": 24}, "word_embed_proj_dim 24"),
+        ("opt", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine"),
+        ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm"),
+        ("stablelm", {"qk_layernorm": True}, "qk_layernorm"),
         ("granite", {"residual_multiplier": 0.0}, "residual_multiplier 0.0"),
         ("granite", {"logits_scaling": 0}, "logits_scaling 0"),
         ("granite4", {"num_local_experts": 4}, "num_local_experts 4"),

@@ -21,11 +21,16 @@ from tests.intraslice_core.modeling.rms_families import RMS_FAMILIES
 ALL = FAMILIES | MULTI_HEAD | RMS_FAMILIES
 LENGTHS = {"shorter": ORIGINAL_LENGTH - 7, "longer": ORIGINAL_LENGTH + 5}
 WITH_ATTENTION = [
+    (name, implementation)
+    for name in FAMILIES
+    for implementation in FAMILIES[name]().implementations
+]
+ALL_WITH_ATTENTION = [
     (name, implementation) for name in ALL for implementation in ALL[name]().implementations
 ]
 
 
-@pytest.mark.parametrize(("name", "attention"), WITH_ATTENTION)
+@pytest.mark.parametrize(("name", "attention"), ALL_WITH_ATTENTION)
 def test_logits_match_transformers(name: str, attention: str) -> None:
     family = ALL[name]()
     dense = dense_model(family)

@@ -87,7 +87,7 @@ def test_new_model_starts_with_identity_norms(name: str) -> None:
     family = FAMILIES[name]()
     config = cut_model(family).config
     model = IntraSliceForCausalLM(config)
-    neutral = 0.0 if config.norm_type == "rms_plus_one" else 1.0
+    neutral = 0.0 if config.norm_type.endswith("_plus_one") else 1.0
     norms = {n: p for n, p in model.named_parameters() if "norm" in n and n.endswith("weight")}
     assert len(norms) >= 4
     for norm, weight in norms.items():

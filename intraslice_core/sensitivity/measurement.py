@@ -258,13 +258,13 @@ class _LayerPass:
         return self._attention_space.rows()[: heads * head_dim].view(heads, head_dim, -1)
 
     @property
-    def _has_free_basis(self) -> bool:
+    def has_free_basis(self) -> bool:
         """Return whether queries and keys may be in any basis: without RoPE and norms on them."""
         return not self._settings.rotates and self._weights.query_norm is None
 
     def _score_directions(self, effects: PairEffectAccumulator) -> ScoreDirections | None:
         """Return directions of queries and keys; None where only pairs may be selected."""
-        return score_directions(*effects.score_moments()) if self._has_free_basis else None
+        return score_directions(*effects.score_moments()) if self.has_free_basis else None
 
     def _pair_effects(self, metric: Tensor) -> PairEffectAccumulator:
         """Return the effects of pairs and scores, weighed by each head's output metric."""
@@ -275,7 +275,7 @@ class _LayerPass:
             head_dim=settings.head_dim,
             settings=settings,
             device=self._device,
-            with_score_moments=self._has_free_basis,
+            with_score_moments=self.has_free_basis,
         )
         for query, key, value in self._pair_inputs:
             positions = _query_positions(query.shape[1], self._device)

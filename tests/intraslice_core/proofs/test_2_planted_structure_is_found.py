@@ -15,6 +15,7 @@ from intraslice_core.evaluation.perplexity import evaluation_tokens
 from intraslice_core.families.adapter import family_for, half_split_order
 from intraslice_core.families.canonical import rotates, rotating_dims
 from intraslice_core.plan import LayerPlan
+from intraslice_core.sensitivity.measurement import _LayerPass
 from tests.intraslice_core.compressing import compress_unverified
 from tests.intraslice_core.tiny_models import (
     FAMILY_VARIANTS,
@@ -136,6 +137,15 @@ def zero_pairs(heads: Tensor, order: Tensor, keep: int) -> None:
         heads[group][:, order[removed + [pair + pairs for pair in removed]]] = 0
 
 
+def planted_config() -> CompressionConfig:
+    return CompressionConfig(
+        ratio=RATIO,
+        round_to=ROUND_TO,
+        allocation="uniform",
+        calibration=CalibrationConfig(source="pydoc", samples=256, sequence_length=64),
+    )
+
+
 @pytest.mark.parametrize("variant", FAMILY_VARIANTS)
 def test_planted_model_loses_nothing_on_held_out_text(tmp_path: Path, variant: str) -> None:
     overrides = OVERRIDES.get(variant, {})
@@ -143,15 +153,26 @@ def test_planted_model_loses_nothing_on_held_out_text(tmp_path: Path, variant: s
     geometry = family_for(model.config).geometry(model.config)
     planned = uniform_plan(geometry, RATIO, ROUND_TO)
     dense = save_checkpoint(plant(model, planned.layers), tmp_path / "dense")
-    config = CompressionConfig(
-        ratio=RATIO,
-        round_to=ROUND_TO,
-        allocation="uniform",
-        calibration=CalibrationConfig(source="pydoc", samples=256, sequence_length=64),
-    )
-    report = compress_unverified(dense, tmp_path / "out", config)
+    report = compress_unverified(dense, tmp_path / "out", planted_config())
     assert report.plan == planned
-    sliced = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    assert largest_difference(model, tmp_path / "out") <= 1e-3
+
+
+def largest_difference(model: PreTrainedModel, out: Path) -> float:
+    """Return the largest difference of any logit on held-out text."""
+    sliced = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     tokens = evaluation_tokens("pydoc", tiny_tokenizer(), 8 * 64).view(8, 64)
     with torch.no_grad():
-        assert (sliced(tokens).logits - model(tokens).logits).abs().max() <= 1e-3
+        return float((sliced(tokens).logits - model(tokens).logits).abs().max())
+
+
+def test_pairs_lose_what_a_basis_without_rope_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planted subspace of the keys is no selection of pairs."""
+    model = tiny_family_model("smollm3", initializer_range=0.15)
+    planned = uniform_plan(family_for(model.config).geometry(model.config), RATIO, ROUND_TO)
+    dense = save_checkpoint(plant(model, planned.layers), tmp_path / "dense")
+    monkeypatch.setattr(_LayerPass, "has_free_basis", False)
+    compress_unverified(dense, tmp_path / "out", planted_config())
+    assert largest_difference(model, tmp_path / "out") > 0.1

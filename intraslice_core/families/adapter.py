@@ -151,6 +151,8 @@ class FamilyAdapter:
         settings = self.canonical_settings(config)
         if settings["sliding_window"] is not None and settings["sliding_window"] < 1:
             yield f"sliding_window {settings['sliding_window']}"
+        if settings["sliding_window"] is None and "sliding_attention" in settings["layer_types"]:
+            yield "layer_types 'sliding_attention' without sliding_window"
         if settings["hidden_act"] not in ACT2FN:
             yield f"hidden_act {settings['hidden_act']!r}"
         for layer_type in sorted(set(settings["layer_types"])):

@@ -37,9 +37,14 @@ class CohereFamily(Family):
         }
 
     def unsupported_settings(self, config: PreTrainedConfig) -> Iterator[str]:
-        """Yield LayerNorm on queries and keys: its mean is over dimensions that slicing removes."""
+        """Yield LayerNorm on queries and keys: its mean is over dimensions that slicing removes.
+
+        Logits without a factor, which the configuration allows, do not run in transformers.
+        """
         if getattr(config, "use_qk_norm", False):
             yield "use_qk_norm"
+        if config.logit_scale is None:
+            yield "logit_scale None"
 
 
 class Cohere2Family(CohereFamily):

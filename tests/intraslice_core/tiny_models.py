@@ -282,6 +282,11 @@ def tiny_family_model(variant: str, seed: int = 0, **overrides: Any) -> PreTrain
     return model
 
 
+def decoder_layers(model: PreTrainedModel) -> Any:
+    """Return the decoder layers of a model of any family."""
+    return getattr(model.base_model, "decoder", model.base_model).layers
+
+
 def save_checkpoint(model: PreTrainedModel, directory: Path) -> Path:
     """Save model, tokenizer and generation settings like a user's checkpoint."""
     model.save_pretrained(directory)

@@ -122,6 +122,8 @@ def test_unsupported_common_settings_are_rejected_by_name(setting: dict[str, Any
         ("qwen3", {"hidden_act": "softplus_squared"}, "hidden_act"),
         ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types"),
         ("cohere", {"use_qk_norm": True}, "use_qk_norm"),
+        ("cohere", {"logit_scale": None}, "logit_scale None"),
+        ("cohere2", {"sliding_window": None}, "without sliding_window"),
         ("gpt_neox", {"rotary_pct": 0.25}, "partial_rotary_factor 0.25"),
         ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before false"),
         ("opt", {"word_embed_proj_dim": 24}, "word_embed_proj_dim 24"),

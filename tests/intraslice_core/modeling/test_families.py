@@ -10,27 +10,25 @@ from transformers import PreTrainedModel
 
 from tests.intraslice_core.modeling.dense_families import (
     FAMILIES,
-    MULTI_HEAD,
     ORIGINAL_LENGTH,
     dense_model,
     tokens,
     whole_model,
 )
+from tests.intraslice_core.modeling.layer_norm_families import (
+    LAYER_NORM_FAMILIES,
+    MULTI_HEAD_FAMILIES,
+)
 from tests.intraslice_core.modeling.rms_families import RMS_FAMILIES
 
-ALL = FAMILIES | MULTI_HEAD | RMS_FAMILIES
+ALL = FAMILIES | RMS_FAMILIES | LAYER_NORM_FAMILIES | MULTI_HEAD_FAMILIES
 LENGTHS = {"shorter": ORIGINAL_LENGTH - 7, "longer": ORIGINAL_LENGTH + 5}
 WITH_ATTENTION = [
-    (name, implementation)
-    for name in FAMILIES
-    for implementation in FAMILIES[name]().implementations
-]
-ALL_WITH_ATTENTION = [
     (name, implementation) for name in ALL for implementation in ALL[name]().implementations
 ]
 
 
-@pytest.mark.parametrize(("name", "attention"), ALL_WITH_ATTENTION)
+@pytest.mark.parametrize(("name", "attention"), WITH_ATTENTION)
 def test_logits_match_transformers(name: str, attention: str) -> None:
     family = ALL[name]()
     dense = dense_model(family)

@@ -12,17 +12,18 @@ from tests.intraslice_core.modeling.cutting import (
     cuts_without_modules,
 )
 from tests.intraslice_core.modeling.dense_families import FAMILIES, tokens
+from tests.intraslice_core.modeling.layer_norm_families import LAYER_NORM_FAMILIES
 from tests.intraslice_core.modeling.rms_families import RMS_FAMILIES
 from tests.intraslice_core.modeling.test_families import (
     assert_same_generation,
     generate,
 )
 
-GROUPED = FAMILIES | RMS_FAMILIES
+GROUPED = FAMILIES | RMS_FAMILIES | LAYER_NORM_FAMILIES
 WITH_ATTENTION = [
     (name, implementation) for name in GROUPED for implementation in GROUPED[name]().implementations
 ]
-CACHED = [*FAMILIES, "exaone4", "ministral3", "olmo2", "smollm3"]
+CACHED = [*FAMILIES, "exaone4", "ministral3", "olmo2", "smollm3", "cohere2"]
 """Families whose attention differs."""
 SHAPES = {"irregular": cuts, "without_modules": cuts_without_modules}
 

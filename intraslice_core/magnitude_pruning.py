@@ -67,7 +67,7 @@ def _without_zero_heads(
         settings.head_dim, device=device
     )
     output = slicing.select_inputs(weights.attention_output, columns.flatten())
-    sliced = slicing.slice_heads(weights, kept_groups, kept_queries)
+    sliced = slicing.slice_heads(weights, kept_groups, kept_queries, settings)
     return replace(sliced, attention_output=output), replace(
         settings, num_attention_heads=plan.num_attention_heads, num_key_value_heads=groups
     )

@@ -25,12 +25,11 @@ from intraslice_core.allocation.shapes import (
     choose_shapes,
 )
 from intraslice_core.calibration import calibration_hash, calibration_tokens
-from intraslice_core.checkpoints.inspection import CONFIG_FILE, read_json_object
 from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
 from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
 from intraslice_core.checkpoints.sources import open_model
-from intraslice_core.checkpoints.weight_files import weight_bytes
+from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object, weight_bytes
 from intraslice_core.checkpoints.writer import CheckpointWriter, ensure_disk_space
 from intraslice_core.config import (
     UNLIMITED,
@@ -58,6 +57,7 @@ from intraslice_core.export.form import CheckpointForm, WrittenReference, requir
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.export.stock import StockForm
 from intraslice_core.export.targets import require_target
+from intraslice_core.families.positions import learned_positions, require_lengths
 from intraslice_core.files import require_free_output, require_writable_directory
 from intraslice_core.finetuning.procedure import attributed_to_recover
 from intraslice_core.finetuning.recover import recover_staged
@@ -163,6 +163,8 @@ def compress_opened(
         IntraSliceError: one of the tree in `errors.py`; nothing is left in `out`.
     """
     require_free_output(out)
+    positions = learned_positions(read_json_object(dense.directory / CONFIG_FILE))
+    require_lengths(positions, config, evaluation)
     # Tasks that cannot be measured are rejected before the work, not after it.
     tasks = open_requested_tasks(evaluation) if evaluation is not None else None
     context = context_of(read_json_object(dense.directory / CONFIG_FILE))

@@ -170,7 +170,7 @@ def _warn_if_in_domain_only(directory: Path, config: EvaluationConfig) -> None:
 
 def _warn_if_beyond_context(directory: Path, config: EvaluationConfig) -> None:
     """Warn if windows or prompts are longer than the model's context."""
-    from intraslice_core.checkpoints.inspection import CONFIG_FILE, read_json_object
+    from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
     from intraslice_core.context_length import beyond_context, context_of
 
     context = context_of(read_json_object(directory / CONFIG_FILE))

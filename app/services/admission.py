@@ -28,6 +28,7 @@ from intraslice_core.config import CompressionConfig, EvaluationConfig, Weighted
 from intraslice_core.cost_model import DenseModel, estimate, read_dense
 from intraslice_core.errors import ConfigurationError, ModelError, ModelNotFoundError
 from intraslice_core.export.targets import DEMANDS, require_target
+from intraslice_core.families.positions import require_lengths
 from intraslice_core.text_sources import HUB, NAMED
 
 _CALIBRATION, _RECOVER = "/compression/calibration", "/compression/recover"
@@ -85,6 +86,7 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
         evaluation = evaluation.model_copy(update={"perplexity": texts})
     problems += _beyond_limits(settings, compression, evaluation)
     problems += _beyond_runtime(settings, request)
+    problems += _beyond_positions(dense, compression, evaluation)
     problems += _beyond_target(dense, compression) or _beyond_reach(dense, compression)
     if problems:
         raise InvalidRequestError(
@@ -183,6 +185,19 @@ def _read_once(file: Path, _version: tuple[int, int]) -> DenseModel:
 def _version(file: Path) -> tuple[int, int]:
     status = file.stat()
     return status.st_mtime_ns, status.st_size
+
+
+def _beyond_positions(
+    dense: DenseModel | None, compression: CompressionConfig, evaluation: EvaluationConfig | None
+) -> list[FieldProblem]:
+    """Return a problem if a sequence is longer than the model's table of learned positions."""
+    try:
+        require_lengths(dense.learned_positions if dense else None, compression, evaluation)
+    except ConfigurationError as error:
+        pointer = f"/{(error.field or 'compression').replace('.', '/')}"
+        message = f"{error.message}; {error.hint}"
+        return [FieldProblem(pointer=pointer, code=error.code, message=message)]
+    return []
 
 
 def _beyond_target(dense: DenseModel | None, compression: CompressionConfig) -> list[FieldProblem]:

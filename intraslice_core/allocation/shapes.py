@@ -64,15 +64,21 @@ def with_shared_pairs(layers: Sequence[LayerSensitivity]) -> tuple[SharedPairsSe
     Raises:
         NumericalError: if a pairs' moment is not finite or cannot be factorised.
     """
-    moments = [layer.pair_moment for layer in layers]
+    # Layers without RoPE have bases of their own, unless queries and keys are normed.
+    sharing = [number for number, layer in enumerate(layers) if layer.query_directions is None]
+    moments = [layers[number].pair_moment for number in sharing]
+    if not sharing:
+        moments = [layer.pair_moment for layer in layers]
     shared = eliminate_shared_pairs(torch.cat(moments))
     costs = torch.split(shared.removal_cost, [len(moment) for moment in moments])
+    losses = [layer.pair_losses for layer in layers]
+    for number, cost in zip(sharing, costs, strict=False):
+        losses[number] = _shared_losses(losses[number], cost.sum(0))
     return tuple(
         SharedPairsSensitivity(
-            **vars(replace(layer, pair_losses=_shared_losses(layer.pair_losses, cost.sum(0)))),
-            pair_order=shared.order,
+            **vars(replace(layer, pair_losses=pair_losses)), pair_order=shared.order
         )
-        for layer, cost in zip(layers, costs, strict=True)
+        for layer, pair_losses in zip(layers, losses, strict=True)
     )
 
 

@@ -234,7 +234,7 @@ class CheckpointReader(StoredTensors):
             name: StoredTensor(file=self._file_of[name], entry=entry)
             for name, entry in self._entries.items()
         }
-        tensors = by_model_name(stored, {*expected, outer.head}, outer.prefix)
+        tensors = by_model_name(stored, {*expected, outer.head}, self.family.family)
         if self.config.tie_word_embeddings:
             tensors = tied_to_stored(tensors, outer)
         used = {name: tensor for name, tensor in tensors.items() if name in expected}

@@ -75,24 +75,25 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
 
 
 def by_model_name(
-    stored: Mapping[str, StoredTensor], expected: Collection[str], prefix: str
+    stored: Mapping[str, StoredTensor], expected: Collection[str], family: Family
 ) -> dict[str, StoredTensor]:
     """Return the tensors by the model's names, or by their own if the model has none for them.
 
     Args:
         stored: tensors by their stored names.
         expected: names of the model's tensors.
-        prefix: name of the base model in the causal language model.
+        family: family of the model.
 
     Raises:
         BrokenCheckpointError: if two tensors have one name in the model.
     """
+    prefix = outer_names(family).prefix
     tensors: dict[str, StoredTensor] = {}
     for own_name, tensor in stored.items():
-        name = model_name(own_name, expected, prefix)
+        name = model_name(family.present_name(own_name), expected, prefix)
         if name in tensors:
             raise BrokenCheckpointError(
-                f"{tensor.file}: tensor {name} is stored twice, with and without {prefix!r}",
+                f"{tensor.file}: tensor {name} is stored twice, the second time as {own_name}",
                 field="model",
             )
         tensors[name] = tensor
@@ -124,7 +125,7 @@ def has_separate_head(directory: Path, family: Family) -> bool:
     """
     outer = outer_names(family)
     names = (outer.embedding, outer.head)
-    tensors = by_model_name(stored_tensors(directory), names, outer.prefix)
+    tensors = by_model_name(stored_tensors(directory), names, family)
     embedding, head = tensors.get(outer.embedding), tensors.get(outer.head)
     if embedding is None or head is None:
         return False

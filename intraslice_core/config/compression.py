@@ -48,6 +48,23 @@ SUPPORTED_MODEL_TYPES = (
     "phi3",
     "gemma2",
     "gemma3_text",
+    "cohere",
+    "cohere2",
+    "exaone4",
+    "glm",
+    "glm4",
+    "gpt_neox",
+    "granite",
+    "granitemoehybrid",
+    "ministral3",
+    "nemotron",
+    "olmo2",
+    "olmo3",
+    "opt",
+    "seed_oss",
+    "smollm3",
+    "stablelm",
+    "starcoder2",
 )
 """Model types with an adapter in `families`, listed here for callers that must not import torch."""
 

@@ -24,6 +24,7 @@ from intraslice_core.config import (
 )
 from intraslice_core.errors import UnsupportedArchitectureError
 from intraslice_core.families import COMPRESSED_FAMILIES, FAMILIES
+from intraslice_core.families.positions import learned_positions
 from intraslice_core.plan import ModelGeometry
 
 _GGUF_NAMES = {
@@ -59,6 +60,8 @@ class DenseModel:
     item_bytes: int
     """Bytes per stored weight, after a conversion to safetensors."""
     max_positions: int | None
+    learned_positions: int | None = None
+    """Longest sequence that the table of learned positions allows; None without a table."""
     converted: bool
     """True if the file is converted to safetensors before it is compressed."""
 
@@ -129,6 +132,7 @@ def describe_dense(
         geometry=_geometry(facts.model_type, settings),
         item_bytes=max(unpacked_item_bytes or stored, 1),
         max_positions=positions if type(positions) is int else None,
+        learned_positions=learned_positions({**settings, "model_type": facts.model_type}),
         converted=unpacked_item_bytes is not None,
     )
 

@@ -9,13 +9,14 @@ from intraslice_core.context_length import context_of
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.loads import compare_under_loads
 from intraslice_core.evaluation.speed import compare_speed
+from intraslice_core.families.positions import DECODED
 from intraslice_core.progress import CancellationCheck, never_cancelled
 from intraslice_core.reports.schema import LoadReport, SpeedReport
 
-_BENCHMARK = {"batch_size": 1, "new_tokens": 32, "repeats": 3}
+_BENCHMARK = {"batch_size": 1, "new_tokens": DECODED, "repeats": 3}
 _BENCHMARK_PROMPT = 256
 """Tokens of the benchmark's prompt, fewer in a shorter context."""
-_LOADS = {"new_tokens": 32, "repeats": 5}
+_LOADS = {"new_tokens": DECODED, "repeats": 5}
 
 
 def compare_speeds(

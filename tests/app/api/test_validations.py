@@ -354,6 +354,25 @@ def available_targets(client: TestClient, model: dict[str, str]) -> set[str]:
     return {target["target"] for target in targets if target["available"]}
 
 
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({}, "/compression/calibration/sequence_length"),
+        ({"evaluation": {"context_length": 513}}, "/evaluation/context_length"),
+    ],
+)
+def test_sequences_longer_than_a_table_of_positions_are_rejected(
+    client: TestClient, model: dict[str, str], body: dict[str, Any], pointer: str
+) -> None:
+    settings = GEOMETRY | {"model_type": "opt", "ffn_dim": 256}
+    (Path(model["ref"]) / "config.json").write_text(json.dumps(settings))
+    compression = {"calibration": {"sequence_length": 512}} if body else {}
+    answer = validate(client, {"model": model, "compression": compression} | body)
+    assert answer.status_code == 422
+    problems = {(error["pointer"], error["code"]) for error in answer.json()["errors"]}
+    assert (pointer, "bad_configuration") in problems
+
+
 @pytest.mark.parametrize("path", ["/v1/jobs:validate", "/v1/jobs"])
 @pytest.mark.parametrize(
     ("model_type", "method", "pointer"),

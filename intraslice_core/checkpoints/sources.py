@@ -11,8 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from intraslice_core.checkpoints.gguf_reader import convert_gguf
-from intraslice_core.checkpoints.inspection import find_in_package, inspect_model, require_within
+from intraslice_core.checkpoints.gguf.conversion import convert_gguf
+from intraslice_core.checkpoints.gguf.parts import model_name, single_model
+from intraslice_core.checkpoints.inspection import (
+    CONFIG_FILE,
+    find_in_package,
+    inspect_model,
+    require_within,
+)
 from intraslice_core.config import UNLIMITED, ModelLimits
 from intraslice_core.errors import ModelNotFoundError, ModelTooLargeError
 
@@ -30,7 +36,7 @@ def open_model(reference: str, work_dir: Path, limits: ModelLimits = UNLIMITED) 
     """
     place = _find(reference, limits)
     require_within(inspect_model(place), limits)
-    return place if place.is_dir() else convert_gguf(place, work_dir / place.stem)
+    return place if place.is_dir() else convert_gguf(place, work_dir / model_name(place))
 
 
 def _find(reference: str, limits: ModelLimits) -> Path:
@@ -43,7 +49,9 @@ def _find(reference: str, limits: ModelLimits) -> Path:
 
 
 def _existing(path: Path) -> Path:
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+    if path.is_dir():
+        return path if (path / CONFIG_FILE).is_file() else single_model(path) or path
+    if path.is_file() and path.suffix == ".gguf":
         return path
     if path.exists():
         raise ModelNotFoundError(f"{path} is neither a directory nor a .gguf file", field="model")

@@ -13,7 +13,6 @@ from intraslice_core.config.calibration import (
 from intraslice_core.config.compression import (
     DEFAULT_RATIO,
     FORMER_METHOD,
-    GGUF_MODEL_TYPES,
     RENAMED_METHOD_ERROR,
     SUPPORTED_MODEL_TYPES,
     UNLIMITED,
@@ -37,7 +36,6 @@ __all__ = [
     "DEFAULT_MIXTURE",
     "DEFAULT_RATIO",
     "FORMER_METHOD",
-    "GGUF_MODEL_TYPES",
     "HELD_OUT_SEQUENCES",
     "MAX_SEQUENCES",
     "RENAMED_METHOD_ERROR",

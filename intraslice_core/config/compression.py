@@ -51,9 +51,6 @@ SUPPORTED_MODEL_TYPES = (
 )
 """Model types with an adapter in `families`, listed here for callers that must not import torch."""
 
-GGUF_MODEL_TYPES = ("llama",)
-"""Model types that may be read from GGUF files; all others are read from safetensors."""
-
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 DEFAULT_RATIO = 0.3

@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from intraslice_core.checkpoints.gguf.description import describe_header
+from intraslice_core.checkpoints.gguf.parts import read_gguf_header
 from intraslice_core.checkpoints.inspection import (
     CONFIG_FILE,
     ModelFacts,
     inspect_model,
-    read_gguf_header,
     read_json_object,
 )
-from intraslice_core.config import GGUF_MODEL_TYPES, SUPPORTED_MODEL_TYPES
+from intraslice_core.config import SUPPORTED_MODEL_TYPES
 from intraslice_core.errors import UnsupportedArchitectureError
 from intraslice_core.families import FAMILIES
 from intraslice_core.plan import ModelGeometry
-
-_GGUF_NAMES = {
-    "num_hidden_layers": "block_count",
-    "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
-    "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
-    "head_dim": "rope.dimension_count",
-    "vocab_size": "vocab_size",
-    "max_position_embeddings": "context_length",
-}
 
 _MAX_LAYERS = 10_000
 """Largest accepted number of layers.
@@ -60,6 +50,8 @@ def read_dense(path: Path) -> DenseModel:
         BrokenCheckpointError: if a file header is malformed.
         UnsupportedArchitectureError: if the architecture is not supported; lists those that are.
     """
+    if not path.is_dir():
+        return _read_gguf(path)
     facts = inspect_model(path)
     if facts.model_type not in SUPPORTED_MODEL_TYPES:
         raise UnsupportedArchitectureError(
@@ -67,24 +59,13 @@ def read_dense(path: Path) -> DenseModel:
             field="model",
             hint=f"supported: {', '.join(SUPPORTED_MODEL_TYPES)}",
         )
-    if path.is_dir():
-        return describe_dense(facts, read_json_object(path / CONFIG_FILE))
-    if facts.model_type not in GGUF_MODEL_TYPES:
-        raise UnsupportedArchitectureError(
-            f"GGUF files of architecture {facts.model_type!r} are not supported",
-            field="model",
-            hint=f"give the model as safetensors; GGUF: {', '.join(GGUF_MODEL_TYPES)}",
-        )
-    return _read_gguf(path, facts)
+    return describe_dense(facts, read_json_object(path / CONFIG_FILE))
 
 
-def _read_gguf(path: Path, facts: ModelFacts) -> DenseModel:
-    header = read_gguf_header(path)
-    prefix = f"{header.architecture}."
-    settings: dict[str, Any] = {
-        name: header.settings.get(prefix + key) for name, key in _GGUF_NAMES.items()
-    }
-    settings["tie_word_embeddings"] = header.tied
+def _read_gguf(path: Path) -> DenseModel:
+    facts, header = inspect_model(path), read_gguf_header(path)
+    settings = describe_header(header).settings
+    facts = replace(facts, model_type=settings["model_type"])
     return describe_dense(facts, settings, unpacked_item_bytes=header.item_bytes)
 
 

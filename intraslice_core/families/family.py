@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from intraslice_core.families.gguf import GgufTable
 from intraslice_core.plan import ModelGeometry
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class Family(ABC):
     """Canonical modules whose rows a fused module of the family stacks, by its name."""
     rotates_partly: ClassVar[bool] = False
     """True if some dimensions of a head may have no rotary embedding."""
+    gguf: ClassVar[GgufTable | None] = None
+    """Reading of the family's GGUF files; None if llama.cpp has no architecture of its own."""
 
     @abstractmethod
     def settings(self, config: PreTrainedConfig) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Input of GGUF files: headers, parts, settings, tokenizers and the conversion to safetensors."""

@@ -58,6 +58,9 @@ DEFAULT_THETA = 10_000.0
 _ATTENTION_BIASES = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias")
 _MLP_BIASES = ("ffn_gate.bias", "ffn_up.bias", "ffn_down.bias")
 _MISSING = object()
+_MAX_LAYERS = 10_000
+_MAX_HEAD_SIZE = 65_536
+"""Largest plausible sizes: lists of settings have one entry per layer or rotary pair."""
 
 
 class GgufSettings:
@@ -184,7 +187,9 @@ def common_settings(gguf: GgufSettings, table: GgufTable) -> dict[str, Any]:
     hidden, heads = gguf.integer("embedding_length"), gguf.integer("attention.head_count")
     if heads < 1:
         raise gguf.broken("attention.head_count", str(heads), "a positive number")
-    head_dim = gguf.integer("attention.key_length", hidden // heads)
+    layers, head_dim = gguf.integer("block_count"), head_size(gguf)
+    if not 1 <= layers <= _MAX_LAYERS:
+        raise gguf.broken("block_count", str(layers), f"1 to {_MAX_LAYERS}")
     if gguf.integer("attention.value_length", hidden // heads) != head_dim:
         raise gguf.unsupported("attention.value_length", f"not key_length {head_dim}")
     embedding = gguf.shapes.get("token_embd.weight", ())
@@ -196,7 +201,7 @@ def common_settings(gguf: GgufSettings, table: GgufTable) -> dict[str, Any]:
         "vocab_size": embedding[0],
         "hidden_size": hidden,
         "intermediate_size": gguf.integer("feed_forward_length"),
-        "num_hidden_layers": gguf.integer("block_count"),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": gguf.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -220,6 +225,8 @@ def head_size(gguf: GgufSettings) -> int:
     """Return the number of dimensions of a head."""
     hidden, heads = gguf.integer("embedding_length"), gguf.integer("attention.head_count")
     size: int = gguf.integer("attention.key_length", hidden // heads)
+    if not 1 <= size <= _MAX_HEAD_SIZE:
+        raise gguf.broken("attention.key_length", str(size), f"1 to {_MAX_HEAD_SIZE}")
     return size
 
 
@@ -314,16 +321,26 @@ def _tables(
     gguf: GgufSettings, factor: float, original: int, attention_factor: float
 ) -> dict[str, Any]:
     """Return `longrope` parameters with the file's tables; positions count in the factors."""
-    tables = {name: gguf.read_table(name) for name in ROPE_TABLES if name in gguf.shapes}
+    pairs = gguf.integer("rope.dimension_count", head_size(gguf)) // 2
+    names = [name for name in ROPE_TABLES if name in gguf.shapes]
+    for name in names:
+        if gguf.shapes[name] != (pairs,):
+            raise BrokenCheckpointError(
+                f"{gguf.name}: tensor {name} has shape {list(gguf.shapes[name])}, expected "
+                f"[{pairs}]",
+                field="model",
+            )
+    tables = {name: gguf.read_table(name) for name in names}
     if ROPE_FACTORS in tables:
         short = long = tables[ROPE_FACTORS]
     elif tables:
         missing = {LONG_FACTORS, SHORT_FACTORS} - tables.keys()
         if missing:
-            raise BrokenCheckpointError(f"{gguf.name}: tensor {missing.pop()} is missing")
+            raise BrokenCheckpointError(
+                f"{gguf.name}: tensor {missing.pop()} is missing", field="model"
+            )
         short, long = tables[SHORT_FACTORS], tables[LONG_FACTORS]
     else:
-        pairs = gguf.integer("rope.dimension_count", head_size(gguf)) // 2
         short = long = [1.0] * pairs
     return {
         "rope_type": "longrope",

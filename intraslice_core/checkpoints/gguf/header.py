@@ -31,7 +31,7 @@ _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4
 _MAX_ELEMENTS = 2**48
 _MAX_ALIGNMENT = 2**20
-_STRING, _ARRAY, _BOOL = 8, 9, 7
+_FLOAT32, _STRING, _ARRAY = 6, 8, 9
 _FLOAT_BYTES = {0: 4, 1: 2, 30: 2}
 _FORMS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Codes of Python's struct module by the type of a scalar."""
@@ -227,7 +227,7 @@ class _GgufParser:
         if kind == _ARRAY:
             return self._array()
         number: bool | int | float = self._number(self._form(kind), struct.calcsize(_FORMS[kind]))
-        return number
+        return _shortest(number) if kind == _FLOAT32 and type(number) is float else number
 
     def _array(self) -> GgufArray:
         kind, items = self._number("I", 4), self._number("Q", 8)
@@ -273,3 +273,12 @@ class _GgufParser:
 
     def _broken(self, what: str) -> BrokenCheckpointError:
         return BrokenCheckpointError(f"{self._file.name}: {what}", field="model")
+
+
+def _shortest(value: float) -> float:
+    """Return the number of fewest digits that float32 rounds to the value, as 1e-06."""
+    for digits in range(6, 10):
+        candidate = float(f"{value:.{digits}g}")
+        if struct.pack("<f", candidate) == struct.pack("<f", value):
+            return candidate
+    return value

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from gguf import GGUFWriter
+from gguf.constants import GGML_QUANT_SIZES
 
-from intraslice_core.checkpoints.inspection import read_gguf_header
+from intraslice_core.checkpoints.gguf.header import BLOCKS, GgufArray, read_array, read_header
 from intraslice_core.errors import BrokenCheckpointError
 
 STRING, ARRAY, U8, U32 = 8, 9, 0, 4
@@ -22,9 +23,10 @@ def setting(key: bytes, kind: int, value: bytes) -> bytes:
     return text(key) + struct.pack("<I", kind) + value
 
 
-def tensor(*dimensions: int, offset: int = 0) -> bytes:
+def tensor(*dimensions: int, offset: int = 0, kind: int = 0) -> bytes:
     shape = struct.pack(f"<{len(dimensions)}Q", *dimensions)
-    return text(b"t") + struct.pack("<I", len(dimensions)) + shape + struct.pack("<IQ", 0, offset)
+    place = struct.pack("<IQ", kind, offset)
+    return text(b"t") + struct.pack("<I", len(dimensions)) + shape + place
 
 
 def header(*, settings: tuple[bytes, ...] = (), tensors: tuple[bytes, ...] = ()) -> bytes:
@@ -52,8 +54,17 @@ def test_header_of_the_librarys_own_writer_is_read(file: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    parsed = read_gguf_header(file)
+    parsed = read_header(file)
     assert (parsed.architecture, parsed.parameters) == ("llama", 3 * 32 + 32)
+    assert parsed.values["llama.eps"] == 1e-5  # not 9.999999747378752e-06
+    assert parsed.tensors["token_embd.weight"].shape == (3, 32)
+    tokens = parsed.values["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, GgufArray)
+    assert read_array(tokens) == ["a", "b"]
+
+
+def test_blocks_of_all_types_are_those_of_gguf() -> None:
+    assert {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()} == BLOCKS
 
 
 HUGE = 2**63
@@ -75,6 +86,12 @@ BOMBS = {
     "a huge tensor": header(tensors=(tensor(2**31, 2**31),)),
     "an offset outside": header(tensors=(tensor(4, offset=HUGE),)),
     "a missing tensor": counted(1, 0),
+    "a tensor without data": header(tensors=(tensor(4),)),
+    "two tensors of one name": header(tensors=(tensor(1), tensor(1))) + bytes(64),
+    "an unknown tensor type": header(tensors=(tensor(4, kind=99),)),
+    "a part of a block": header(tensors=(tensor(33, kind=8),)) + bytes(64),
+    "text that is not UTF-8": header(settings=(setting(b"k", STRING, text(b"\xff")),)),
+    "no alignment": header(settings=(setting(b"general.alignment", U32, bytes(4)),)),
     "another version": b"GGUF" + struct.pack("<IQQ", 1, 0, 0),
     "another format": b"PK\3\4" + bytes(100),
     "nothing": b"",
@@ -85,14 +102,14 @@ BOMBS = {
 def test_header_that_does_not_fit_the_file_is_rejected(file: Path, bomb: str) -> None:
     file.write_bytes(BOMBS[bomb])
     with pytest.raises(BrokenCheckpointError, match=r"model\.gguf"):
-        read_gguf_header(file)
+        read_header(file)
 
 
 @pytest.mark.parametrize("length", range(0, 60, 7))
 def test_truncated_header_is_rejected(file: Path, length: int) -> None:
     whole = header(settings=(setting(b"some.key", U32, bytes(4)),), tensors=(tensor(2, 2),))
-    file.write_bytes(whole)
-    assert read_gguf_header(file).parameters == 4
+    file.write_bytes(whole + bytes(48))
+    assert read_header(file).parameters == 4
     file.write_bytes(whole[:length])
     with pytest.raises(BrokenCheckpointError):
-        read_gguf_header(file)
+        read_header(file)

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from intraslice_core.checkpoints.gguf.conversion import convert_gguf
 from intraslice_core.checkpoints.gguf.parts import model_name, single_model
+from intraslice_core.checkpoints.gguf_reader import convert_gguf
 from intraslice_core.checkpoints.inspection import (
     CONFIG_FILE,
     find_in_package,

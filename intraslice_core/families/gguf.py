@@ -3,7 +3,7 @@
 llama.cpp names modules alike in all architectures, so the names of tensors follow from the
 canonical names. A family adds a `GgufTable`: its architecture in llama.cpp and a function that
 reads the settings which not all families share. Every metadata key must be read by such a function;
-the reader rejects the others (`checkpoints/gguf/description.py`). The key names are llama.cpp's
+`intraslice_core/checkpoints/gguf/description.py` rejects the others. The key names are llama.cpp's
 (`gguf.constants.Keys`), without the prefix of the architecture.
 """
 

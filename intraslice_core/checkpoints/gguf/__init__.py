@@ -1,1 +1,1 @@
-"""Input of GGUF files: headers, parts, settings, tokenizers and the conversion to safetensors."""
+"""Contents of GGUF files: headers, parts, settings, tensors and tokenizers."""

@@ -89,11 +89,11 @@ def describe_gguf(header: GgufHeader, read_table: Callable[[str], list[float]]) 
     """
     family = _family(header)
     table = family.gguf
-    assert table is not None  # noqa: S101  # by the construction of GGUF_FAMILIES
+    assert table is not None  # by the construction of GGUF_FAMILIES
     shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
     values = {key: _plain(value) for key, value in header.values.items()}
     gguf = GgufSettings(header.name, table.architecture, values, shapes, read_table)
-    settings = {"model_type": family.model_type}
+    settings: dict[str, Any] = {"model_type": family.model_type}
     settings |= common_settings(gguf, table) | table.settings(gguf)
     _require_all_read(header, gguf)
     _require_known_tensors(header, table, settings["num_hidden_layers"])

@@ -93,7 +93,8 @@ def _joined(headers: list[GgufHeader]) -> dict[str, GgufTensor]:
         numbers = (header.values.get(_PART), header.values.get(_COUNT))
         if numbers != (part, len(headers)):
             raise BrokenCheckpointError(
-                f"{header.name}: {_PART} {numbers[0]} and {_COUNT} {numbers[1]} contradict its name",
+                f"{header.name}: {_PART} {numbers[0]} and {_COUNT} {numbers[1]} contradict its "
+                "name",
                 field="model",
             )
         duplicates = tensors.keys() & header.tensors.keys()

@@ -39,13 +39,10 @@ class SplittingRule:
             steps.append(Punctuation("contiguous"))
         if self.digits:
             steps.append(Digits(individual_digits=True))
-        last = ByteLevel(add_prefix_space=False, use_regex=self.words)
-        if self.punctuation:  # Falcon's order: the expressions follow the words
-            steps.append(last)
-            last = None
-        steps += [Split(Regex(expression), "isolated") for expression in self.expressions]
-        if last is not None:
-            steps.append(last)
+        splits = [Split(Regex(expression), "isolated") for expression in self.expressions]
+        letters = ByteLevel(add_prefix_space=False, use_regex=self.words)
+        # Falcon's expressions follow the words.
+        steps += [letters, *splits] if self.punctuation else [*splits, letters]
         return steps[0] if len(steps) == 1 else Sequence(steps)
 
 
@@ -68,12 +65,10 @@ _GPT4O = (
     rf"{_CAPITALISED}{_CONTRACTIONS}?|{_UPPER_CASE}{_CONTRACTIONS}?|\p{{N}}{{1,3}}"
     rf"|{_REST_WITH_SLASH}"
 )
-_SEED = (
-    rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_SEED = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 _DEEPSEEK3 = (
     r"\p{N}{1,3}",
-    r"[一-龥぀-ゟ゠-ヿ]+",
+    "[一-龥぀-ゟ\u30a0-ヿ]+",
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )

@@ -110,9 +110,7 @@ def _fused(adapter: FamilyAdapter, pieces: Mapping[str, Piece]) -> dict[str, tup
 class _Planner:
     """Search for the pieces of canonical tensors in a file; `used` has the tensors found."""
 
-    def __init__(
-        self, header: GgufHeader, model: GgufModel, settings: CanonicalSettings
-    ) -> None:
+    def __init__(self, header: GgufHeader, model: GgufModel, settings: CanonicalSettings) -> None:
         self._header = header
         self._table = model.table
         self._settings = settings

@@ -110,7 +110,7 @@ def save_tokenizer(vocabulary: Vocabulary, special: SpecialTokens, directory: Pa
 
     end = special.ends[0] if special.ends else None
     templates = vocabulary.chat_templates
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=build_tokenizer(vocabulary, special),
         bos_token=text(special.bos),
         eos_token=text(end),
@@ -141,19 +141,25 @@ def build_tokenizer(vocabulary: Vocabulary, special: SpecialTokens) -> Tokenizer
     added = list(_added_tokens(vocabulary))
     tokenizer.add_special_tokens([token for token in added if token.special])
     tokenizer.add_tokens([token for token in added if not token.special])
-    names = {"bos": special.bos, "eos": special.ends[0] if special.ends else None}
-    first = f"{vocabulary.tokens[special.bos]}:0 " if special.add_bos and special.bos is not None else ""
-    last = f" {vocabulary.tokens[special.ends[0]]}:0" if special.add_eos else ""
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"{first}$A:0{last}",
-        pair=f"{first}$A:0{last} {first.replace(':0', ':1')}$B:1{last.replace(':0', ':1')}",
-        special_tokens=[
-            (vocabulary.tokens[number], number)
-            for name, number in names.items()
-            if number is not None
-        ],
-    )
+    tokenizer.post_processor = _template(vocabulary, special)
     return tokenizer
+
+
+def _template(vocabulary: Vocabulary, special: SpecialTokens) -> TemplateProcessing:
+    """Return the rule that adds special tokens before and after a text."""
+    begin = [special.bos] if special.add_bos and special.bos is not None else []
+    end = list(special.ends[:1]) if special.add_eos else []
+
+    def text(name: str, kind: int) -> list[str]:
+        parts = [*(vocabulary.tokens[number] for number in begin), name]
+        parts += [vocabulary.tokens[number] for number in end]
+        return [f"{part}:{kind}" for part in parts]
+
+    return TemplateProcessing(
+        single=text("$A", 0),
+        pair=[*text("$A", 0), *text("$B", 1)],
+        special_tokens=[(vocabulary.tokens[number], number) for number in {*begin, *end}],
+    )
 
 
 def _numbered(vocabulary: Vocabulary) -> dict[str, int]:

@@ -11,7 +11,7 @@ from gguf import GGUFReader, TokenType
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from intraslice_core.checkpoints.gguf.conversion import convert_gguf
+from intraslice_core.checkpoints.gguf_reader import convert_gguf
 from intraslice_core.config import CompressionConfig
 from intraslice_core.errors import ConfigurationError, VerificationError
 from intraslice_core.evaluation import verification

@@ -75,7 +75,11 @@ def write_gguf(
     writer = gguf.GGUFWriter(file, prefix)
     for key, value in (_sizes(model, prefix) | metadata).items():
         if value is not None:
-            _add(writer, key if "." in key and key.split(".")[0] in _FULL else f"{prefix}.{key}", value)
+            _add(
+                writer,
+                key if "." in key and key.split(".")[0] in _FULL else f"{prefix}.{key}",
+                value,
+            )
     write_vocabulary(writer, tokenizer or merging_tokenizer(), model.config.vocab_size)
     tensors = converted(model, kind)
     tensors |= {name: torch.tensor(table) for name, table in (tables or {}).items()}
@@ -155,7 +159,9 @@ def converted(model: PreTrainedModel, kind: gguf.MODEL_ARCH) -> dict[str, Tensor
             heads = heads if "q_proj" in name else model.config.num_key_value_heads
             halves = tensor.reshape(heads, 2, -1, *tensor.shape[1:])
             tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
-        if kind in (gguf.MODEL_ARCH.GEMMA2, gguf.MODEL_ARCH.GEMMA3) and name.endswith("norm.weight"):
+        if kind in (gguf.MODEL_ARCH.GEMMA2, gguf.MODEL_ARCH.GEMMA3) and name.endswith(
+            "norm.weight"
+        ):
             tensor = tensor + 1
         tensors[gguf_name] = tensor.contiguous()
     return tensors

@@ -17,7 +17,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
     server = llama_cpp_process.serve(question["file"], threads=1)
     log_probs = []
     for prompt in question.get("prompts", ()):
-        top = llama_cpp_process._top_log_probs(server, prompt, prompt[-1])  # noqa: SLF001
+        top = llama_cpp_process._top_log_probs(server, prompt, prompt[-1])
         log_probs.append([top.get(token, float("nan")) for token in range(len(top))])
     texts = [llama_cpp_process.tokens_of(server, text) for text in question.get("texts", ())]
     return {"log_probs": log_probs, "tokens": texts}

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from intraslice_core.checkpoints.gguf.conversion import convert_gguf
 from intraslice_core.checkpoints.gguf.description import GGUF_FAMILIES, describe_header
 from intraslice_core.checkpoints.gguf.parts import read_gguf_header
+from intraslice_core.checkpoints.gguf_reader import convert_gguf
 from intraslice_core.errors import BrokenCheckpointError, UnsupportedArchitectureError
 from intraslice_core.families import FAMILIES
 from tests.intraslice_core.checkpoints.gguf.files import tiny, write_gguf
@@ -100,6 +100,8 @@ def test_layer_beyond_the_last_is_rejected(tmp_path: Path) -> None:
 
 def test_unknown_architecture_is_rejected_with_those_that_are_read(tmp_path: Path) -> None:
     file = llama(tmp_path / "a.gguf", {})
-    file.write_bytes(file.read_bytes().replace(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0mamba", 1))
+    file.write_bytes(
+        file.read_bytes().replace(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0mamba", 1)
+    )
     with pytest.raises(UnsupportedArchitectureError, match=r"architecture 'mamba'.*llama, qwen2"):
         convert_gguf(file, tmp_path / "out")

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from gguf import GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES
+from hypothesis import HealthCheck, given
+from hypothesis import settings as limits
+from hypothesis import strategies as st
 
+from intraslice_core.checkpoints.gguf.description import describe_header
 from intraslice_core.checkpoints.gguf.header import BLOCKS, GgufArray, read_array, read_header
-from intraslice_core.errors import BrokenCheckpointError
+from intraslice_core.checkpoints.gguf.tokenizer import build_tokenizer, special_tokens
+from intraslice_core.checkpoints.gguf.vocabulary import read_vocabulary
+from intraslice_core.errors import BrokenCheckpointError, IntraSliceError
+from tests.intraslice_core.checkpoints.gguf.files import tiny, write_gguf
 
 STRING, ARRAY, U8, U32 = 8, 9, 0, 4
 
@@ -113,3 +121,31 @@ def test_truncated_header_is_rejected(file: Path, length: int) -> None:
     file.write_bytes(whole[:length])
     with pytest.raises(BrokenCheckpointError):
         read_header(file)
+
+
+@pytest.fixture(scope="module")
+def valid(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return a valid file without its data."""
+    file = tmp_path_factory.mktemp("valid") / "model.gguf"
+    model = tiny("gemma3", num_hidden_layers=1)
+    yarn = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0}
+    write_gguf(file, model, "gemma3", {"attention.sliding_window": 6, **yarn})
+    begin = min(tensor.offset for tensor in read_header(file).tensors.values())
+    return file.read_bytes()[:begin]
+
+
+@limits(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(changes=st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), max_size=4))
+def test_changed_bytes_give_only_typed_errors(
+    changes: list[tuple[int, int]], valid: bytes, tmp_path: Path
+) -> None:
+    content = bytearray(valid + bytes(400_000))  # zeros in place of the weights
+    for position, byte in changes:
+        content[position % len(valid)] = byte
+    file = tmp_path / "model.gguf"
+    file.write_bytes(content)
+    with suppress(IntraSliceError):
+        header = read_header(file)
+        rows = describe_header(header).settings["vocab_size"]
+        vocabulary = read_vocabulary(header, rows=rows)
+        build_tokenizer(vocabulary, special_tokens(vocabulary))

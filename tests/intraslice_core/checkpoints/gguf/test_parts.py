@@ -89,7 +89,9 @@ def test_part_of_another_model_is_detected_by_the_number_of_tensors(split: Path)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(BrokenCheckpointError, match=r"split\.tensors\.count is \d+, the parts have"):
+    with pytest.raises(
+        BrokenCheckpointError, match=r"split\.tensors\.count is \d+, the parts have"
+    ):
         read_gguf_header(split / "m-00001-of-00003.gguf")
 
 

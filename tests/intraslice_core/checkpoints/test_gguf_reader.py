@@ -18,7 +18,7 @@ from gguf import GGMLQuantizationType
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from intraslice_core.checkpoints.gguf.conversion import convert_gguf
+from intraslice_core.checkpoints.gguf_reader import convert_gguf
 from intraslice_core.errors import BrokenCheckpointError, UnsupportedArchitectureError
 from tests.intraslice_core.checkpoints.gguf.files import llama_cpp, tiny, write_gguf
 
@@ -44,7 +44,9 @@ def without_output_bias(tensors: dict[str, Tensor]) -> None:
 def fused(tensors: dict[str, Tensor]) -> None:
     """Stack q, k and v, as the converter's option `--fuse-qkv` does."""
     for name in [name for name in tensors if ".attn_q." in name]:
-        parts = [tensors.pop(name.replace("attn_q", part)) for part in ("attn_q", "attn_k", "attn_v")]
+        parts = [
+            tensors.pop(name.replace("attn_q", part)) for part in ("attn_q", "attn_k", "attn_v")
+        ]
         tensors[name.replace("attn_q", "attn_qkv")] = torch.cat(parts)
 
 
@@ -109,9 +111,7 @@ CASES = {
     ),
     "qwen3": Case("qwen3", {"head_dim": 32, "attention_bias": False}, THETA),
     "phi": Case("phi", {"intermediate_size": 256}, {"rope.dimension_count": 8}),
-    "phi_fused": Case(
-        "phi", {"intermediate_size": 256}, {"rope.dimension_count": 8}, change=fused
-    ),
+    "phi_fused": Case("phi", {"intermediate_size": 256}, {"rope.dimension_count": 8}, change=fused),
     "phi3": Case("phi3", {"sliding_window": None}, PHI3),
     "phi3_long": Case(
         "phi3",
@@ -126,9 +126,7 @@ CASES = {
         {"rope_factors_long.weight": LONG[:6], "rope_factors_short.weight": SHORT[:6]},
         change=unfused,
     ),
-    "gemma2": Case(
-        "gemma2", {"head_dim": 32}, SOFTCAPS | {"attention.sliding_window": 6}
-    ),
+    "gemma2": Case("gemma2", {"head_dim": 32}, SOFTCAPS | {"attention.sliding_window": 6}),
     "gemma3": Case("gemma3", {}, GEMMA3 | {"final_logit_softcapping": 3.0}),
     "gemma3_linear": Case(
         "gemma3",
@@ -165,8 +163,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, l
     ]
     answered = llama_cpp([{"file": file, "prompts": PROMPTS} for file in files], place)
     return {
-        file.stem: (file, answer["log_probs"])
-        for file, answer in zip(files, answered, strict=True)
+        file.stem: (file, answer["log_probs"]) for file, answer in zip(files, answered, strict=True)
     }
 
 
@@ -221,7 +218,9 @@ def test_settings_of_yarn_are_read(tmp_path: Path) -> None:
     yarn = {"type": "yarn", "factor": 4.0, "original_context_length": 64}
     yarn |= {"yarn_beta_fast": 16.0, "yarn_beta_slow": 2.0, "yarn_attn_factor": 1.5}
     metadata = {f"rope.scaling.{key}": value for key, value in yarn.items()}
-    file = write(Case("qwen3", {"attention_bias": False, "head_dim": 16}, metadata), tmp_path / "a.gguf")
+    file = write(
+        Case("qwen3", {"attention_bias": False, "head_dim": 16}, metadata), tmp_path / "a.gguf"
+    )
     rope = AutoConfig.from_pretrained(convert_gguf(file, tmp_path / "out")).rope_parameters
     assert rope == {
         "rope_type": "yarn",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from intraslice_core.checkpoints.dequantization import dequantize_checkpoint
+from intraslice_core.checkpoints.gguf.parts import model_name
 from intraslice_core.checkpoints.gguf_reader import convert_gguf
 from intraslice_core.checkpoints.inspection import find_in_package, inspect_model, require_within
 from intraslice_core.checkpoints.locations import located
@@ -37,7 +38,7 @@ def open_model(reference: str, work_dir: Path, limits: ModelLimits = UNLIMITED) 
     facts = inspect_model(place)
     require_within(facts, limits)
     if not place.is_dir():
-        return convert_gguf(place, work_dir / place.stem)
+        return convert_gguf(place, work_dir / model_name(place))
     if facts.quantization is not None:
         out = work_dir / f"{place.name}-dequantized"
         return dequantize_checkpoint(place, out, facts.quantization)

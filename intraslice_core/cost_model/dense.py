@@ -9,34 +9,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from intraslice_core.checkpoints.gguf.description import describe_header
+from intraslice_core.checkpoints.gguf.parts import read_gguf_header
 from intraslice_core.checkpoints.inspection import (
     ModelFacts,
     inspect_model,
-    read_gguf_header,
 )
 from intraslice_core.checkpoints.locations import located
 from intraslice_core.checkpoints.stored_names import has_separate_head
 from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
-from intraslice_core.config import (
-    COMPRESSED_MODEL_TYPES,
-    GGUF_MODEL_TYPES,
-    SUPPORTED_MODEL_TYPES,
-)
+from intraslice_core.config import COMPRESSED_MODEL_TYPES, SUPPORTED_MODEL_TYPES
 from intraslice_core.errors import UnsupportedArchitectureError
 from intraslice_core.families import COMPRESSED_FAMILIES, FAMILIES
 from intraslice_core.families.positions import learned_positions
 from intraslice_core.plan import ModelGeometry
-
-_GGUF_NAMES = {
-    "num_hidden_layers": "block_count",
-    "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
-    "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
-    "head_dim": "rope.dimension_count",
-    "vocab_size": "vocab_size",
-    "max_position_embeddings": "context_length",
-}
 
 _FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes per weight of the result by the `dtype` of config.json."""
@@ -74,6 +60,8 @@ def read_dense(path: Path) -> DenseModel:
         UnsupportedArchitectureError: if the architecture is not supported; lists those that are.
     """
     path = located(path)
+    if not path.is_dir():
+        return _read_gguf(path)
     facts = inspect_model(path)
     if facts.model_type not in SUPPORTED_MODEL_TYPES + COMPRESSED_MODEL_TYPES:
         raise UnsupportedArchitectureError(
@@ -81,15 +69,7 @@ def read_dense(path: Path) -> DenseModel:
             field="model",
             hint=f"supported: {', '.join(SUPPORTED_MODEL_TYPES)}",
         )
-    if path.is_dir():
-        return _read_directory(path, facts)
-    if facts.model_type not in GGUF_MODEL_TYPES:
-        raise UnsupportedArchitectureError(
-            f"GGUF files of architecture {facts.model_type!r} are not supported",
-            field="model",
-            hint=f"give the model as safetensors; GGUF: {', '.join(GGUF_MODEL_TYPES)}",
-        )
-    return _read_gguf(path, facts)
+    return _read_directory(path, facts)
 
 
 def _read_directory(path: Path, facts: ModelFacts) -> DenseModel:
@@ -105,13 +85,10 @@ def _read_directory(path: Path, facts: ModelFacts) -> DenseModel:
     return dense if stored is None else replace(dense, item_bytes=stored)
 
 
-def _read_gguf(path: Path, facts: ModelFacts) -> DenseModel:
-    header = read_gguf_header(path)
-    prefix = f"{header.architecture}."
-    settings: dict[str, Any] = {
-        name: header.settings.get(prefix + key) for name, key in _GGUF_NAMES.items()
-    }
-    settings["tie_word_embeddings"] = header.tied
+def _read_gguf(path: Path) -> DenseModel:
+    facts, header = inspect_model(path), read_gguf_header(path)
+    settings = describe_header(header).settings
+    facts = replace(facts, model_type=settings["model_type"])
     return describe_dense(facts, settings, unpacked_item_bytes=header.item_bytes)
 
 

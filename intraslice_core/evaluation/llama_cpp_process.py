@@ -17,8 +17,14 @@ _CANDIDATES = 512
 """Number of most likely tokens requested; the reference's tokens must be among them."""
 
 
-def serve(file: str) -> Any:
-    """Start a llama.cpp server for the file within this process, on the CPU."""
+def serve(file: str, threads: int | None = None) -> Any:
+    """Start a llama.cpp server for the file within this process, on the CPU.
+
+    Args:
+        file: the GGUF file.
+        threads: compute threads; None for llama.cpp's choice. On a busy machine, the threads of a
+            tiny model wait for each other longer than they compute.
+    """
     import xllamacpp  # type: ignore[import-untyped]
 
     settings = xllamacpp.CommonParams()
@@ -28,6 +34,8 @@ def serve(file: str) -> Any:
     settings.n_gpu_layers = 0
     settings.warmup = False
     settings.verbosity = -1
+    if threads is not None:
+        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
     settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     return xllamacpp.Server(settings)

@@ -19,12 +19,12 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import quant_shape_to_byte_shape, quantize
 from torch import Tensor
 
-from intraslice_core.checkpoints.gguf_reader import LAYER_NAMES, OUTER_NAMES, ROPE_FACTORS
 from intraslice_core.checkpoints.reader import StoredTensors
 from intraslice_core.checkpoints.writer import sync_to_disk
 from intraslice_core.config import GgufFormat
 from intraslice_core.export.gguf_vocabulary import GgufVocabulary
 from intraslice_core.families.canonical import CanonicalSettings, rope_of, rotary_embedding
+from intraslice_core.families.gguf import GGUF_LAYER_MODULES, GGUF_OUTER_MODULES, ROPE_FACTORS
 from intraslice_core.plan import LayerPlan
 
 # -- layout of the file --------------------------------------------------------------------------
@@ -127,8 +127,11 @@ _QUANTIZATIONS: Mapping[GgufFormat, tuple[GGMLQuantizationType, LlamaFileType]] 
 _F32, _F16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16
 _QUERY = ("self_attn.q_proj.weight", "self_attn.q_proj.bias")
 _KEY = ("self_attn.k_proj.weight", "self_attn.k_proj.bias")
-_LAYER_MODULES = {module: gguf_module for gguf_module, module in LAYER_NAMES.items()}
-_OUTER_TENSORS = {name: gguf_name for gguf_name, name in OUTER_NAMES.items()}
+_LAYER_MODULES = {module: gguf_module for gguf_module, module in GGUF_LAYER_MODULES.items()}
+_OUTER_TENSORS = {
+    f"{module}.weight": f"{gguf_module}.weight"
+    for gguf_module, module in GGUF_OUTER_MODULES.items()
+}
 
 
 def write_gguf(

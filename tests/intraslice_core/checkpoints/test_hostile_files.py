@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from intraslice_core import decoder_layer
 from intraslice_core.calibration import tokenise_documents
 from intraslice_core.checkpoints.dense_model import DenseLayerReader
-from intraslice_core.checkpoints.weight_files import INDEX_FILE, SINGLE_FILE
 from intraslice_core.checkpoints.reader import CheckpointReader, StoredTensors
 from intraslice_core.checkpoints.sources import open_model
+from intraslice_core.checkpoints.weight_files import INDEX_FILE, SINGLE_FILE
 from intraslice_core.errors import IntraSliceError
 from intraslice_core.run import load_tokenizer
 from tests.intraslice_core.tiny_models import tiny_checkpoint

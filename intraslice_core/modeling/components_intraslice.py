@@ -87,8 +87,8 @@ def query_scale(positions: Tensor, scaling: dict[str, Any]) -> Tensor:
         positions: (batch, sequence).
         scaling: `query_scaling` of the configuration.
     """
-    steps = torch.floor(positions / scaling["length"])
-    scale = 1 + scaling["beta"] * torch.log(1 + steps)
+    steps = torch.floor(positions / float(scaling["length"]))
+    scale = 1 + float(scaling["beta"]) * torch.log(1 + steps)
     return scale[:, None, None, :, None]
 
 

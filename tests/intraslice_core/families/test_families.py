@@ -161,3 +161,8 @@ def test_partial_rotary_is_rejected_where_the_family_rotates_whole_heads() -> No
 
 def test_the_service_lists_all_families() -> None:
     assert tuple(FAMILIES) == SUPPORTED_MODEL_TYPES
+
+
+def test_every_family_has_a_title_of_its_own() -> None:
+    titles = [family.title for family in FAMILIES.values()]
+    assert len(set(titles)) == len(titles)

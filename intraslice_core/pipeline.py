@@ -24,7 +24,7 @@ from intraslice_core.allocation.shapes import (
     Shapes,
     choose_shapes,
 )
-from intraslice_core.calibration import calibration_hash, calibration_tokens
+from intraslice_core.calibration import ReadTokens, calibration_hash, calibration_tokens
 from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
 from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
@@ -89,8 +89,6 @@ from intraslice_core.tokenizer import load_tokenizer, require_known_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from intraslice_core.statistics_cache import ReadTokens
 
 
 def compress_model(  # noqa: PLR0913  # one call is the whole engine

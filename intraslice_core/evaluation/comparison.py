@@ -180,13 +180,13 @@ def evaluate_one(
         device=device,
         should_cancel=should_cancel,
     )
-    texts = _load_texts(directory, config.perplexity, config)
-    model = scorer.load(directory)
-    require_known_texts(load_tokenizer(directory), embedding_rows(model), texts, config.prompts)
 
     def report(message: str, fraction: float) -> None:
         on_progress(ProgressEvent(stage=Stage.EVALUATE, message=message, fraction=fraction))
 
+    texts = _load_texts(directory, config.perplexity, config, report)
+    model = scorer.load(directory)
+    require_known_texts(load_tokenizer(directory), embedding_rows(model), texts, config.prompts)
     return ModelScores(
         perplexity=scorer.score_texts(model, texts, report),
         tasks=scorer.score_tasks(model, directory, report),
@@ -253,7 +253,7 @@ class _Scorer:
     def score_dense(self, directory: Path, cache: DenseScores, report: _Report) -> ModelScores:
         """Load and write the texts, score the dense model on them, and fill the cache."""
         sources = [source for source in self.config.perplexity if source not in WRITTEN]
-        texts = _load_texts(directory, sources, self.config)
+        texts = _load_texts(directory, sources, self.config, report)
         model = self.load(directory)
         rows = embedding_rows(model)
         require_known_texts(load_tokenizer(directory), rows, texts, self.config.prompts)
@@ -332,16 +332,24 @@ class _Scorer:
 
 
 def _load_texts(
-    directory: Path, sources: Iterable[str], config: EvaluationConfig
+    directory: Path, sources: Iterable[str], config: EvaluationConfig, report: _Report
 ) -> dict[str, Tensor]:
-    """Return the held-out tokens of every text by its source."""
+    """Return the held-out tokens of every text by its source; report skipped records."""
     tokenizer = load_tokenizer(directory)
-    return {
+    warnings: list[str] = []
+    texts = {
         source: evaluation_tokens(
-            source, tokenizer, config.max_tokens, text_field=config.text_field
+            source,
+            tokenizer,
+            config.max_tokens,
+            text_field=config.text_field,
+            warnings=warnings,
         )
         for source in sources
     }
+    for warning in warnings:
+        report(f"warning: {warning}", 0.0)
+    return texts
 
 
 def _settings_key(config: EvaluationConfig, dtype: str) -> str:

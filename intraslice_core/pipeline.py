@@ -24,7 +24,7 @@ from intraslice_core.allocation.shapes import (
     Shapes,
     choose_shapes,
 )
-from intraslice_core.calibration import calibration_hash, calibration_tokens
+from intraslice_core.calibration import ReadTokens, calibration_hash, calibration_tokens
 from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
 from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
@@ -52,6 +52,7 @@ from intraslice_core.device import (
 )
 from intraslice_core.evaluation.comparison import open_requested_tasks
 from intraslice_core.evaluation.loaded_models import load_model
+from intraslice_core.evaluation.texts import check_texts
 from intraslice_core.export.adaptive import AdaptiveForm
 from intraslice_core.export.form import CheckpointForm, WrittenReference, require_plain_attention
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
@@ -82,12 +83,13 @@ from intraslice_core.publication import (
 )
 from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.resume_state import FinishedLayer, ResumeState, ignore_saved
-from intraslice_core.run import OpenedModel, Run, load_tokenizer
+from intraslice_core.run import OpenedModel, Run
 from intraslice_core.scratch import scratch_directory, staging_directory
 from intraslice_core.statistics_cache import ModelStatistics, StatisticsCache
+from intraslice_core.tokenizer import load_tokenizer, require_known_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 
 def compress_model(  # noqa: PLR0913  # one call is the whole engine
@@ -175,7 +177,7 @@ def compress_opened(
         staged = staging.directory / "checkpoint"
         if not run.verify:
             run.warnings.append(UNVERIFIED)
-        report = _compress_checkpoint(dense, staged, config, run)
+        report = _compress_checkpoint(dense, staged, config, run, evaluation)
         if config.recover is not None:
             report = recover_staged(
                 dense.directory, staged, report, run, dtype=config.dtype, device=config.device
@@ -192,12 +194,19 @@ def compress_opened(
 
 
 def _compress_checkpoint(
-    dense: OpenedModel, staged: Path, config: CompressionConfig, run: Run
+    dense: OpenedModel,
+    staged: Path,
+    config: CompressionConfig,
+    run: Run,
+    evaluation: EvaluationConfig | None = None,
 ) -> CompressionReport:
     with CheckpointReader(dense.directory) as reader, torch.inference_mode():
         run.warnings.extend(reader.warnings)
         work = _plan_work(reader, dense, config, run)
         ensure_disk_space(staged, reader.bytes_total * (1 + len(config.gguf_formats)))
+        if evaluation is not None:
+            tokenizer = load_tokenizer(dense.directory)
+            run.warnings += check_texts(evaluation, tokenizer, work.canonical["vocab_size"])
         tokens = run.calibration = _calibrate(work, dense.directory, run)
         run.training_text = _training_text(work, dense.directory, run)
         with advising_bfloat16(work.dtype):
@@ -250,8 +259,9 @@ def _calibrate(work: CompressionWork, dense: Path, run: Run) -> Tensor:
     run.report(Stage.CALIBRATE, f"reading calibration text: {sources}")
     read = _reader(work, settings, dense, run)
     if work.resume_state is None:
-        return read()
-    return work.resume_state.tokens(work.key(**calibration_facts(settings)), read)
+        return read(run.warnings)
+    key = work.key(**calibration_facts(settings))
+    return work.resume_state.tokens(key, read, run.warnings)
 
 
 def _training_text(work: CompressionWork, dense: Path, run: Run) -> Tensor | None:
@@ -263,13 +273,14 @@ def _training_text(work: CompressionWork, dense: Path, run: Run) -> Tensor | Non
     read = _reader(work, settings, dense, run)
     with attributed_to_recover():
         if work.resume_state is None:
-            return read()
-        return work.resume_state.recovery_tokens(work.key(**calibration_facts(settings)), read)
+            return read(run.warnings)
+        key = work.key(**calibration_facts(settings))
+        return work.resume_state.recovery_tokens(key, read, run.warnings)
 
 
 def _reader(
     work: CompressionWork, settings: CalibrationConfig, dense: Path, run: Run
-) -> Callable[[], Tensor]:
+) -> ReadTokens:
     """Return a function that loads the sequences from the statistics cache, or reads them.
 
     Some sources are text that the dense model itself generates.
@@ -279,16 +290,23 @@ def _reader(
     def load_dense() -> PreTrainedModel:
         return load_model(dense, dtype=work.config.dtype, device=work.config.device)
 
-    def read() -> Tensor:
-        return calibration_tokens(
-            settings, tokenizer, model=load_dense, should_cancel=run.should_cancel
+    def read(warnings: list[str]) -> Tensor:
+        tokens = calibration_tokens(
+            settings,
+            tokenizer,
+            model=load_dense,
+            should_cancel=run.should_cancel,
+            warnings=warnings,
         )
+        names = ", ".join(source.source for source in settings.mixture)
+        require_known_tokens(tokens, work.canonical["vocab_size"], tokenizer, names)
+        return tokens
 
-    def load_or_read() -> Tensor:
+    def load_or_read(warnings: list[str]) -> Tensor:
         return (
-            read()
+            read(warnings)
             if work.statistics is None
-            else work.statistics.tokens(calibration_facts(settings), read)
+            else work.statistics.tokens(calibration_facts(settings), read, warnings)
         )
 
     return load_or_read

@@ -36,7 +36,8 @@ from intraslice_core.reports.schema import (
     EvaluationReport,
     VerifiedReport,
 )
-from intraslice_core.run import Run, load_tokenizer
+from intraslice_core.run import Run
+from intraslice_core.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from intraslice_core.checkpoints.writer import WrittenRecord
 from intraslice_core.content_key import fingerprint
@@ -143,8 +142,3 @@ def _layer_done(report: LayerReport, dense: LayerPlan) -> LayerDone:
 
 def _head_widths(plan: LayerPlan) -> int:
     return plan.num_attention_heads * (plan.qk_head_dim + plan.v_head_dim)
-
-
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """Load a checkpoint's tokenizer from its files, without running code from them."""
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)

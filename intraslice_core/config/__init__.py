@@ -8,6 +8,7 @@ from intraslice_core.config.calibration import (
     MAX_SEQUENCES,
     CalibrationConfig,
     CalibrationPart,
+    TextField,
     WeightedSource,
 )
 from intraslice_core.config.compression import (
@@ -64,5 +65,6 @@ __all__ = [
     "SpeedPoint",
     "Target",
     "TaskName",
+    "TextField",
     "WeightedSource",
 ]

@@ -103,7 +103,7 @@ def test_pickled_models_are_rejected(client: TestClient, tmp_path: Path) -> None
 def test_remote_code_is_never_run(tmp_path: Path) -> None:
     from intraslice_core.checkpoints.reader import CheckpointReader
     from intraslice_core.evaluation.loaded_models import load_model
-    from intraslice_core.run import load_tokenizer
+    from intraslice_core.tokenizer import load_tokenizer
     from tests.intraslice_core.tiny_models import tiny_llama
 
     place, marker = tiny_llama(tmp_path / "model"), tmp_path / "it-ran"

@@ -145,7 +145,7 @@ def _model_reference(settings: Settings, model: ModelSource, locate: Locate) -> 
         raise _RejectedError("not_applicable", "only hub models have revisions", "/revision")
     if model.source == "package":
         if model.ref not in settings.package_allow:
-            raise _RejectedError("package_not_allowed", "not among the allowed packages", "/ref")
+            raise _RejectedError("package_not_allowed", _not_allowed("packages"), "/ref")
         return f"package:{model.ref}"
     if model.source == "hub":
         return _hub_reference(model, settings.hub_allow)
@@ -211,11 +211,19 @@ def _beyond_reach(dense: DenseModel | None, compression: CompressionConfig) -> l
     return []
 
 
+def _not_allowed(kind: str) -> str:
+    setting = {"packages": "PACKAGE_ALLOW", "hub models": "HUB_ALLOW"}[kind]
+    return (
+        f"not among the allowed {kind}, which GET /v1/models lists; the operator sets them in"
+        f" INTRASLICE_{setting}"
+    )
+
+
 def _hub_reference(model: ModelSource, allowed: tuple[str, ...]) -> str:
     if not is_hub_name(model.ref):
         raise _RejectedError("malformed", "a hub model is named org/name", "/ref")
     if not is_allowed(model.ref, allowed):
-        raise _RejectedError("hub_not_allowed", "not among the allowed hub models", "/ref")
+        raise _RejectedError("hub_not_allowed", _not_allowed("hub models"), "/ref")
     if model.revision is None:
         return f"{HUB}{model.ref}"
     if not is_revision(model.revision):

@@ -55,7 +55,7 @@ def outer_names(family: Family) -> OuterNames:
 def model_name(stored: str, expected: Collection[str], prefix: str) -> str:
     """Return the model's name of a stored tensor: without or with the base model's prefix.
 
-    Source: `rename_source_key` in transformers' `core_model_loading.py`.
+    Source: transformers' `rename_source_key`.
     """
     without = stored.removeprefix(f"{prefix}.")
     if without != stored and without in expected:

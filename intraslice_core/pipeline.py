@@ -54,7 +54,7 @@ from intraslice_core.device import (
 from intraslice_core.evaluation.comparison import open_requested_tasks
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.export.adaptive import AdaptiveForm
-from intraslice_core.export.form import CheckpointForm, WrittenReference, require_plain_attention
+from intraslice_core.export.form import CheckpointForm, WrittenReference, require_expressible
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.export.stock import StockForm
 from intraslice_core.export.targets import require_target
@@ -202,9 +202,9 @@ def _plan_work(
 ) -> CompressionWork:
     geometry = reader.family.geometry(reader.config)
     canonical = reader.family.canonical_settings(reader.config)
-    require_target(config, reader.family.model_type)
+    demands = require_target(config, reader.family.model_type)
     if config.target != "research":
-        require_plain_attention(canonical, config)
+        require_expressible(reader.family, reader.config, demands, config)
     if config.gguf_formats:
         read_vocabulary(dense.directory, canonical["vocab_size"], adds_bos=False)
     device = resolve_device(config.device)
@@ -290,6 +290,7 @@ def _shape_work(work: CompressionWork, run: Run) -> AllocationContext:
     return AllocationContext(
         layers=work.layers,
         config=work.config,
+        demands=require_target(work.config, work.reader.family.model_type),
         geometry=work.geometry,
         budget=work.budget,
         device=work.device,
@@ -323,7 +324,8 @@ def _write_compressed(
     layers: list[FinishedLayer] = []
     with CheckpointWriter(staged, dtype=work.stored_dtype) as writer:
         for name, own_name in family.outer_names(reader.config).items():
-            writer.add({name: check_finite(own_name, reader.tensor(own_name))})
+            tensor = check_finite(own_name, reader.tensor(own_name))
+            writer.add({own_name if work.config.target == "stock" else name: tensor})
         loop = LayerLoop(work, tokens, shapes, run)
         for layer in range(work.geometry.num_hidden_layers):
             finished = loop.finish(layer)

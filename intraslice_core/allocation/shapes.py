@@ -36,7 +36,7 @@ from intraslice_core.calibration import calibration_hash
 from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.config import Allocation, Allocator, CompressionConfig
 from intraslice_core.errors import ConfigurationError
-from intraslice_core.export.targets import DEMANDS
+from intraslice_core.export.targets import TargetDemands
 from intraslice_core.methods import METHODS, resolve_allocator
 from intraslice_core.plan import ModelGeometry, ModelPlan
 from intraslice_core.reports.schema import (
@@ -58,7 +58,8 @@ from intraslice_core.sensitivity.measurement import (
 def with_shared_pairs(layers: Sequence[LayerSensitivity]) -> tuple[SharedPairsSensitivity, ...]:
     """Return the sensitivity of layers that all keep the same rotary pairs.
 
-    Predicted losses of pairs are those of the shared order.
+    Predicted losses of pairs are those of the shared order. Energies are those of an average head,
+    so that the norms of q and k, which slicing corrects by them, stay the same for all heads.
 
     Raises:
         NumericalError: if a pairs' moment is not finite or cannot be factorised.
@@ -68,11 +69,24 @@ def with_shared_pairs(layers: Sequence[LayerSensitivity]) -> tuple[SharedPairsSe
     costs = torch.split(shared.removal_cost, [len(moment) for moment in moments])
     return tuple(
         SharedPairsSensitivity(
-            **vars(replace(layer, pair_losses=_shared_losses(layer.pair_losses, cost.sum(0)))),
+            **vars(
+                replace(
+                    layer,
+                    pair_losses=_shared_losses(layer.pair_losses, cost.sum(0)),
+                    query_energy=_average_energy(layer.query_energy),
+                    key_energy=_average_energy(layer.key_energy),
+                )
+            ),
             pair_order=shared.order,
         )
         for layer, cost in zip(layers, costs, strict=True)
     )
+
+
+def _average_energy(energy: Tensor) -> Tensor:
+    """Return the mean share of each pair in its head's energy, for all heads, (heads, pairs)."""
+    shares = energy / energy.sum(1, keepdim=True).clamp_min(torch.finfo(energy.dtype).tiny)
+    return shares.mean(0, keepdim=True).expand_as(energy).contiguous()
 
 
 def _shared_losses(free: Tensor, cost: Tensor) -> Tensor:
@@ -160,6 +174,8 @@ class AllocationContext:
 
     layers: DenseLayers
     config: CompressionConfig
+    demands: TargetDemands
+    """Requirements of the target on the model type."""
     geometry: ModelGeometry
     budget: Budget
     device: torch.device
@@ -196,7 +212,7 @@ def choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
     free = measured = None
     if METHODS[context.config.method].measures_sensitivity and context.budget.ratio > 0.0:
         free = measured = _measured(context, split, tokens)
-        if DEMANDS[context.config.target].alike:
+        if context.demands.alike:
             measured = replace(measured, layers=with_shared_pairs(measured.layers))
     allocator = resolve_allocator(context.config)
     if context.budget.ratio == 0.0 or allocator == "uniform":
@@ -283,8 +299,8 @@ def _uniform_plan(context: AllocationContext) -> ModelPlan:
     Raises:
         ConfigurationError: if rounding misses the budget by more than the tolerance.
     """
-    constraint = DEMANDS[context.config.target].shapes
-    return uniform_plan(context.geometry, context.budget.ratio, context.config.round_to, constraint)
+    config, constraint = context.config, context.demands.shapes
+    return uniform_plan(context.geometry, context.budget.ratio, config.round_to, constraint)
 
 
 def _uniform(
@@ -306,8 +322,14 @@ def _lagrangian(
     """Return the Lagrangian's shapes, or uniform ones if they have less loss on the check set."""
 
     def allocate(candidate: AttentionCandidate) -> ScoredPlan:
-        parameters = context.budget.parameters
-        return lagrangian_shapes(measured, context.geometry, parameters, context.config, candidate)
+        return lagrangian_shapes(
+            measured,
+            context.geometry,
+            context.budget.parameters,
+            context.config,
+            candidate,
+            context.demands,
+        )
 
     trials = _trial_compressions(context, measured, split)
     results: tuple[CandidateResult, ...] = ()

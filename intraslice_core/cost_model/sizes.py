@@ -6,7 +6,7 @@ from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.cost_model.memory import peak_memory
-from intraslice_core.export.targets import DEMANDS
+from intraslice_core.export.targets import demands_on
 from intraslice_core.plan import LayerPlan, ModelGeometry, dense_parameters, total_parameters
 
 
@@ -34,6 +34,7 @@ def estimate(
     item_bytes: int,
     compression: CompressionConfig,
     evaluation: EvaluationConfig | None,
+    model_type: str | None = None,
 ) -> Estimate:
     """Estimate a compression without running it.
 
@@ -42,6 +43,7 @@ def estimate(
         item_bytes: bytes per stored weight.
         compression: settings of the compression.
         evaluation: settings of the evaluation; None without one.
+        model_type: of the dense model, on which the target's constraints depend; None for any.
 
     Raises:
         BudgetOutOfReachError: if no shapes have the requested size.
@@ -49,7 +51,7 @@ def estimate(
     """
     dense = geometry.dense_plan()
     budget = compression_budget(compression, geometry, item_bytes)
-    shapes = DEMANDS[compression.target].shapes
+    shapes = demands_on(compression, model_type).shapes
     plan = uniform_plan(geometry, budget.ratio, compression.round_to, shapes)
     before, after = dense_parameters(geometry), total_parameters(geometry, plan)
     return Estimate(

@@ -168,6 +168,7 @@ def compress_opened(
         if not run.verify:
             run.warnings.append(UNVERIFIED)
         report = _compress_checkpoint(dense, staged, config, run)
+        reported = len(run.warnings)
         if config.recover is not None:
             report = recover_staged(
                 dense.directory, staged, report, run, dtype=config.dtype, device=config.device
@@ -178,7 +179,8 @@ def compress_opened(
         if evaluation is not None:
             measured = evaluate_staged((dense.directory, staged), config, evaluation, tasks, run)
             report = report.with_evaluation(measured)
-        report = report.model_copy(update={"seconds": time.perf_counter() - run.started})
+        later = {"warnings": (*report.warnings, *run.warnings[reported:])}
+        report = report.model_copy(update=later | {"seconds": time.perf_counter() - run.started})
         publish_staged(staged, out, report, run)
     return report
 
@@ -206,7 +208,8 @@ def _plan_work(
     if config.target != "research":
         require_expressible(reader.family, reader.config, demands, config)
     if config.gguf_formats:
-        read_vocabulary(dense.directory, canonical["vocab_size"], adds_bos=False)
+        vocabulary = read_vocabulary(dense.directory, canonical["vocab_size"], adds_bos=False)
+        run.warnings += [] if vocabulary.caveat is None else [vocabulary.caveat]
     device = resolve_device(config.device)
     embedding = reader.tensor(reader.family.embedding)
     budget = compression_budget(config, geometry, embedding.dtype.itemsize)

@@ -179,7 +179,10 @@ def _layout(
     architecture: Architecture, canonical: CanonicalSettings, shapes: Sequence[LayerPlan]
 ) -> GgufLayout | str:
     """Return the layout in one architecture, or the setting that it does not support."""
-    for problem in (*_problems(architecture, canonical), *_rotary_problems(architecture, canonical)):
+    for problem in (
+        *_problems(architecture, canonical),
+        *_rotary_problems(architecture, canonical),
+    ):
         return problem
     rotary, rotary_factor = _rotary(architecture, canonical)
     window, window_layers = _window(architecture, canonical)
@@ -279,9 +282,7 @@ def _rotary_problems(architecture: Architecture, canonical: CanonicalSettings) -
         yield f"several rope_parameters in architecture {architecture.name}"
 
 
-def _rotary(
-    architecture: Architecture, canonical: CanonicalSettings
-) -> tuple[GgufRotary, float]:
+def _rotary(architecture: Architecture, canonical: CanonicalSettings) -> tuple[GgufRotary, float]:
     """Return the rotary embedding and the factor on the queries that it leaves to the weights."""
     types = canonical["layer_types"]
     main = "full_attention" if "full_attention" in types else types[0]
@@ -348,7 +349,7 @@ def _yarn_scaling(
 def _longrope_scaling(
     rope: Mapping[str, Any], canonical: CanonicalSettings, embedding: Phi3RotaryEmbedding
 ) -> tuple[dict[str, Any], float]:
-    """Return the two tables; llama.cpp takes the long one where its context exceeds the original."""
+    """Return the two tables; llama.cpp takes the long one if its context exceeds the original."""
     original = (
         canonical["original_max_position_embeddings"] or rope["original_max_position_embeddings"]
     )

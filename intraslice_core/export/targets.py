@@ -19,6 +19,7 @@ from intraslice_core.plan import (
     ATTENTION_DIMENSIONS,
     FREE,
     ONLY_DENSE,
+    Dimension,
     Module,
     ShapeConstraint,
 )
@@ -28,7 +29,9 @@ ONE_STEP = 0.02
 
 _CONSTRAINED_ALLOCATIONS: tuple[Allocation, ...] = ("auto", "uniform", "lagrangian")
 """Allocations that support constraints; the Fisher allocators of the paper do not."""
-_DENSE_HEAD_DIM = MappingProxyType({"pairs": ONLY_DENSE, "value": ONLY_DENSE})
+_DENSE_HEAD_DIM: Mapping[Dimension, int] = MappingProxyType(
+    {"pairs": ONLY_DENSE, "value": ONLY_DENSE}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,17 @@ class StockFamily:
     """True if the class rejects a number of query heads that does not divide the hidden size."""
     gguf: bool = True
     """True if llama.cpp loads models of the family."""
+
+    def describe(self) -> str:
+        """Return the dimensions that are cut, with and without GGUF files, as a sentence part."""
+        sizes = ["the MLP width", *(["heads"] if self.heads else [])]
+        every = [*sizes, *(["the head dim"] if self.head_dim else [])]
+        text = f"cuts {' and '.join(every)}"
+        if not self.gguf:
+            return f"{text}; no GGUF files"
+        if self.head_dim == self.gguf_head_dim:
+            return text
+        return f"{text}; with GGUF files only {' and '.join(sizes)}"
 
 
 STOCK_FAMILIES: Mapping[str, StockFamily] = MappingProxyType(

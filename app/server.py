@@ -21,6 +21,7 @@ from app.services.startup import check_servers
 from app.settings import Settings
 from app.telemetry import get_logger
 from app.telemetry.traces import stop_tracing
+from intraslice_core.errors import ConfigurationError
 
 _log = get_logger(__name__)
 
@@ -90,11 +91,14 @@ def run_server(settings: Settings, descriptor: int | None = None) -> None:
         descriptor: file descriptor of an inherited, bound socket to serve on.
 
     Raises:
+        ConfigurationError: if the address cannot be listened on.
         UnavailableError: if the database or the broker rejects the settings.
     """
     app = app_factory()
     with closing(open_resources(settings)) as resources:
         check_servers(resources)
+    if descriptor is None:
+        _require_free_port(settings.host, settings.port)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -123,6 +127,25 @@ def run_server(settings: Settings, descriptor: int | None = None) -> None:
             server.run(sockets=inherited)
     finally:
         stop_tracing()
+
+
+def _require_free_port(host: str, port: int) -> None:
+    """Raise if the address cannot be bound; uvicorn would log that among other lines.
+
+    Raises:
+        ConfigurationError: naming the address and the reason.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            field="INTRASLICE_PORT",
+            hint="stop the other process, or choose another INTRASLICE_PORT or INTRASLICE_HOST",
+        ) from error
 
 
 def _local_url(listener: socket.socket) -> str:

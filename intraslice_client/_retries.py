@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import ssl
 import time
 
 import httpx
@@ -22,12 +23,25 @@ def may_retry(outcome: httpx.Response | httpx.TransportError, *, idempotent: boo
         outcome: the response, or the error of a request without one.
         idempotent: True if repeating the request has no further effect.
     """
+    if isinstance(outcome, httpx.UnsupportedProtocol | httpx.LocalProtocolError) or (
+        isinstance(outcome, httpx.ConnectError) and _has_bad_certificate(outcome)
+    ):
+        return False
     if isinstance(outcome, httpx.ConnectError | httpx.ConnectTimeout):
         return True
     if isinstance(outcome, httpx.TransportError):
         return idempotent
     status = outcome.status_code
     return status in UNPROCESSED or (idempotent and status in POSSIBLY_PROCESSED)
+
+
+def _has_bad_certificate(error: BaseException | None) -> bool:
+    """Return True if the server's certificate was rejected, which no retry changes."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class Backoff:

@@ -13,7 +13,14 @@ import intraslice_core
 from intraslice_core.config import CalibrationConfig
 from intraslice_core.files import combined_sha256, file_sha256
 
-_MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "token*", "*.model")
+_MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "token*",
+    "*.model",
+)
 
 
 def content_key(**facts: object) -> str:

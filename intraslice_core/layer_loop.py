@@ -22,7 +22,6 @@ from intraslice_core.device import HostMemory, rounding_class
 from intraslice_core.errors import NumericalError
 from intraslice_core.families.canonical import (
     CanonicalSettings,
-    embedded,
     layer_prefix,
     layer_weights,
     named_tensors,
@@ -193,10 +192,10 @@ class LayerLoop:
 
 def _embed(work: CompressionWork, tokens: Tensor) -> HiddenStates:
     """Return the embedded sequences, in host memory and compute dtype."""
-    table = work.reader.tensor(work.reader.family.embedding)
-    hidden = work.memory.empty((*tokens.shape, table.shape[1]), work.dtype)
+    layers = work.layers
+    hidden = work.memory.empty((*tokens.shape, work.geometry.hidden_size), work.dtype)
     for row, sequence in enumerate(tokens):
-        hidden[row] = embedded(work.canonical, table[sequence].to(work.dtype))
+        hidden[row] = layers.embed(sequence)
     dense_target = METHODS[work.config.method].dense_target
     return HiddenStates(compressed=hidden, dense=work.memory.copy(hidden) if dense_target else None)
 

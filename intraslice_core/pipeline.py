@@ -6,7 +6,6 @@ states of the calibration sequences stay in host memory.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import intraslice_core
-from intraslice_core.allocation.budget import compression_budget
+from intraslice_core.allocation.budget import compression_budget, resolve_round_to
+from intraslice_core.allocation.rounding import require_rounding
 from intraslice_core.allocation.shapes import (
     AllocationContext,
     SensitivityCache,
@@ -29,11 +29,8 @@ from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
 from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
 from intraslice_core.checkpoints.sources import open_model
-from intraslice_core.checkpoints.writer import (
-    CheckpointWriter,
-    ensure_disk_space,
-    require_free_output,
-)
+from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object, weight_bytes
+from intraslice_core.checkpoints.writer import CheckpointWriter, ensure_disk_space
 from intraslice_core.config import (
     UNLIMITED,
     CalibrationConfig,
@@ -42,8 +39,10 @@ from intraslice_core.config import (
     ModelLimits,
 )
 from intraslice_core.content_key import calibration_facts
+from intraslice_core.context_length import beyond_context, context_of
 from intraslice_core.device import (
     HostMemory,
+    advising_bfloat16,
     bound_allocator,
     device_class,
     resolve_device,
@@ -58,6 +57,8 @@ from intraslice_core.export.form import CheckpointForm, WrittenReference, requir
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.export.stock import StockForm
 from intraslice_core.export.targets import require_target
+from intraslice_core.families.positions import learned_positions, require_lengths
+from intraslice_core.files import require_free_output, require_writable_directory
 from intraslice_core.finetuning.procedure import attributed_to_recover
 from intraslice_core.finetuning.recover import recover_staged
 from intraslice_core.layer_loop import CompressionWork, LayerLoop
@@ -77,12 +78,12 @@ from intraslice_core.publication import (
     peak_memory,
     publish_staged,
     verify_staged,
-    weight_bytes,
     write_gguf_files,
 )
 from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.resume_state import FinishedLayer, ResumeState, ignore_saved
 from intraslice_core.run import OpenedModel, Run, load_tokenizer
+from intraslice_core.scratch import scratch_directory, staging_directory
 from intraslice_core.statistics_cache import ModelStatistics, StatisticsCache
 
 if TYPE_CHECKING:
@@ -137,10 +138,14 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
         verify=verify,
     )
     require_free_output(out)
+    require_writable_directory(work_dir, "work_dir")
+    require_writable_directory(offload_dir, "offload_dir")
+    require_writable_directory(resume_state.directory if resume_state else None, "resume_dir")
     bound_allocator()
-    with tempfile.TemporaryDirectory(prefix="intraslice-", dir=work_dir) as scratch:
+    with scratch_directory("intraslice-", work_dir) as scratch:
+        run.warnings.extend(scratch.warnings)
         run.report(Stage.LOAD, f"opening {model}")
-        directory = open_model(model, Path(scratch), limits)
+        directory = open_model(model, scratch.directory, limits)
         opened = OpenedModel(reference=model, directory=directory)
         return compress_opened(opened, out, config, evaluation, run)
 
@@ -158,13 +163,16 @@ def compress_opened(
         IntraSliceError: one of the tree in `errors.py`; nothing is left in `out`.
     """
     require_free_output(out)
+    positions = learned_positions(read_json_object(dense.directory / CONFIG_FILE))
+    require_lengths(positions, config, evaluation)
     # Tasks that cannot be measured are rejected before the work, not after it.
     tasks = open_requested_tasks(evaluation) if evaluation is not None else None
-    parent = out.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
+    context = context_of(read_json_object(dense.directory / CONFIG_FILE))
+    run.warnings.extend(beyond_context(context, config, evaluation))
     run.shares = shares_of(recover=config.recover is not None)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.staging-", dir=parent) as staging:
-        staged = Path(staging) / "checkpoint"
+    with staging_directory(out) as staging:
+        run.warnings.extend(staging.warnings)
+        staged = staging.directory / "checkpoint"
         if not run.verify:
             run.warnings.append(UNVERIFIED)
         report = _compress_checkpoint(dense, staged, config, run)
@@ -189,13 +197,15 @@ def _compress_checkpoint(
     dense: OpenedModel, staged: Path, config: CompressionConfig, run: Run
 ) -> CompressionReport:
     with CheckpointReader(dense.directory) as reader, torch.inference_mode():
+        run.warnings.extend(reader.warnings)
         work = _plan_work(reader, dense, config, run)
         ensure_disk_space(staged, reader.bytes_total * (1 + len(config.gguf_formats)))
         tokens = run.calibration = _calibrate(work, dense.directory, run)
         run.training_text = _training_text(work, dense.directory, run)
-        shapes = choose_shapes(_shape_work(work, run), tokens)
-        return_free_memory()
-        layers = _write_compressed(work, dense.directory, staged, tokens, shapes, run)
+        with advising_bfloat16(work.dtype):
+            shapes = choose_shapes(_shape_work(work, run), tokens)
+            return_free_memory()
+            layers = _write_compressed(work, dense.directory, staged, tokens, shapes, run)
         return _report(dense.reference, work, tokens, shapes, layers, staged, run)
 
 
@@ -211,9 +221,10 @@ def _plan_work(
         vocabulary = read_vocabulary(dense.directory, canonical["vocab_size"], adds_bos=False)
         run.warnings += [] if vocabulary.caveat is None else [vocabulary.caveat]
     device = resolve_device(config.device)
-    embedding = reader.tensor(reader.family.embedding)
-    budget = compression_budget(config, geometry, embedding.dtype.itemsize)
-    dtype = resolve_dtype(config.dtype, device, embedding.dtype)
+    budget = compression_budget(config, geometry, reader.dtype.itemsize)
+    require_rounding(config, geometry, budget, demands.shapes)
+    config = config.model_copy(update={"round_to": resolve_round_to(config, geometry)})
+    dtype = resolve_dtype(config.dtype, device, reader.dtype)
     digest = dense.fingerprint if run.statistics_cache or run.resume_state else ""
     statistics = None
     if run.statistics_cache is not None:
@@ -227,7 +238,7 @@ def _plan_work(
         budget=budget,
         device=device,
         dtype=dtype,
-        stored_dtype=embedding.dtype,
+        stored_dtype=reader.dtype,
         fingerprint=digest,
         statistics=statistics,
         resume_state=run.resume_state,

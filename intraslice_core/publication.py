@@ -15,7 +15,7 @@ import torch
 
 from intraslice_core.checkpoints.manifest import write_manifest
 from intraslice_core.checkpoints.model_card import write_model_card
-from intraslice_core.checkpoints.writer import require_as_written, require_free_output
+from intraslice_core.checkpoints.writer import require_as_written
 from intraslice_core.config import CompressionConfig, EvaluationConfig, ExportFormat, GgufFormat
 from intraslice_core.evaluation.comparison import Materials, evaluate_pair
 from intraslice_core.evaluation.verification import (
@@ -27,6 +27,7 @@ from intraslice_core.evaluation.verification import (
 )
 from intraslice_core.export.gguf import write_gguf
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
+from intraslice_core.files import require_free_output
 from intraslice_core.modeling import IntraSliceForCausalLM
 from intraslice_core.progress import ProgressEvent, Stage
 from intraslice_core.reports.schema import (
@@ -140,6 +141,7 @@ def publish_staged(staged: Path, out: Path, report: CompressionReport, run: Run)
 
     Raises:
         OutputExistsError: if `out` was created meanwhile.
+        OutputNotWritableError: if it can no longer be written.
     """
     run.report(Stage.EXPORT, f"writing {out}")
     (staged / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -156,13 +158,8 @@ def publish_staged(staged: Path, out: Path, report: CompressionReport, run: Run)
         },
     )
     require_free_output(out)
-    staged.replace(out)
+    staged.replace(out.resolve())  # a link to an empty directory stays a link
     run.on_progress(ProgressEvent(stage=Stage.EXPORT, message=f"wrote {out}", fraction=1.0))
-
-
-def weight_bytes(directory: Path) -> int:
-    """Return the size of a checkpoint's safetensors files in bytes."""
-    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
 
 def peak_memory(device: torch.device) -> int:

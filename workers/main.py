@@ -24,8 +24,8 @@ from app.telemetry.traces import configure_tracing, stop_tracing
 from workers import periodic_tasks
 from workers.child_process import kill_all_children
 from workers.heartbeat import heartbeat
+from workers.job_slots import JobSlots
 from workers.periodic_tasks import MaintenanceTask, MaintenanceThread, PollingThread
-from workers.runner import run_next_job
 from workers.stopping import stopping_signals
 from workers.telemetry import celery_outages, metrics_server
 
@@ -73,7 +73,8 @@ def _run_celery(resources: Resources, owner: str, deployment_id: str) -> None:
     """
     settings = resources.settings
     stopping = threading.Event()
-    _register_wake_task(resources, owner, stopping)
+    slots = JobSlots(resources, owner, stopping)
+    _register_wake_task(resources, slots)
     with _shutdown_signals(stopping):
         _log.info("worker_started", concurrency=settings.worker_concurrency)
         worker = resources.celery.Worker(
@@ -87,16 +88,15 @@ def _run_celery(resources: Resources, owner: str, deployment_id: str) -> None:
             without_heartbeat=True,
             quiet=True,
         )
-        with metrics_server(settings), _periodic_tasks(resources, owner, stopping):
+        with metrics_server(settings), _periodic_tasks(resources, owner, slots, stopping):
             worker.start()
 
 
-def _register_wake_task(resources: Resources, owner: str, stopping: threading.Event) -> None:
+def _register_wake_task(resources: Resources, slots: JobSlots) -> None:
     @resources.celery.task(name=WAKE_TASK)  # type: ignore[untyped-decorator]  # Celery has no types
     def wake(_job_id: str) -> None:
         """Run the most urgent jobs while any are queued, whichever job the hint named."""
-        while not stopping.is_set() and run_next_job(resources, owner, stopping):
-            continue
+        slots.run_queued()
 
 
 @contextmanager
@@ -118,7 +118,9 @@ def _shutdown_signals(stopping: threading.Event) -> Iterator[None]:
 
 
 @contextmanager
-def _periodic_tasks(resources: Resources, owner: str, stopping: threading.Event) -> Iterator[None]:
+def _periodic_tasks(
+    resources: Resources, owner: str, slots: JobSlots, stopping: threading.Event
+) -> Iterator[None]:
     """Run the threads of the periodic tasks until the worker stops."""
     settings = resources.settings
     follow = functools.partial(_stop_if_replaced, deployment_id=resources.deployment.id())
@@ -127,15 +129,17 @@ def _periodic_tasks(resources: Resources, owner: str, stopping: threading.Event)
     hand_offs = PollingThread(resources, "hand_offs", periodic_tasks.perform_due_hand_off)
     announce = functools.partial(periodic_tasks.announce, owner=owner)
     registry = PollingThread(resources, "worker_registry", announce)
-    names = ("maintenance", "deliveries", "hand_offs", "worker_registry")
+    looking = PollingThread(resources, "jobs_without_hints", slots.run_without_hints)
+    names = ("maintenance", "deliveries", "hand_offs", "worker_registry", "jobs_without_hints")
     with heartbeat(settings, "worker", names, stopping) as beating:
         maintenance = MaintenanceThread(resources, beating.watched(tasks))
-        for thread in (maintenance, deliveries, hand_offs, registry, beating):
+        for thread in (maintenance, deliveries, hand_offs, registry, looking, beating):
             thread.start()
         try:
             yield
         finally:
             stopping.set()
+            looking.stop()
             maintenance.stop()
             deliveries.stop()
             registry.stop()

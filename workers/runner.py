@@ -45,7 +45,7 @@ _PROGRESS_SECONDS = 0.5
 _STARTING = "starting worker process"
 _UPLOAD_STARTS_AT = 0.97
 _STORE_PATIENCE_SECONDS = 600.0
-"""Longest outage of the store that an attempt outlasts; a longer one may be a wrong setting."""
+"""Longest outage of the store that an attempt outlasts."""
 _LAYERS = "layers"
 _log = get_logger(__name__)
 
@@ -330,14 +330,14 @@ class Attempt:
         """Repeat while the store is unavailable, so that a short outage costs no attempt.
 
         Raises:
-            StoreUnavailableError: if the outage is too long.
+            StoreUnavailableError: if the outage is too long, or the store rejects the settings.
         """
         deadline = time.monotonic() + _STORE_PATIENCE_SECONDS
         while True:
             try:
                 return use_store()
             except StoreUnavailableError as error:
-                if time.monotonic() > deadline:
+                if error.rejected or time.monotonic() > deadline:
                     raise
                 # The store's client limits its own warnings about the outage.
                 _log.debug("job_waits_for_store", job_id=self._job.id, detail=error.message)

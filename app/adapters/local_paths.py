@@ -11,7 +11,7 @@ _MOST_FILES = 10_000
 
 
 class PathRejectedError(ServiceError):
-    """The path is not below an allowed directory."""
+    """The path is not below a directory of INTRASLICE_MODEL_ROOTS or INTRASLICE_DATA_ROOTS."""
 
     code = "path_not_allowed"
 

@@ -64,7 +64,8 @@ def maintenance(
             _print(plan, as_json=as_json)
             raise typer.Exit(ExitCode.FAILED if plan.problem else ExitCode.DONE)
         if claim_store:
-            take_over_store(resources)
+            state = take_over_store(resources)
+            typer.echo(f"the store belongs to deployment {state.deployment_id} now", err=True)
         result = services.run(resources, check_all=check_artifacts)
     _print(result, as_json=as_json)
     if result.problem or result.missing_artifacts:
@@ -123,10 +124,12 @@ def _row(removal: PlannedRemoval) -> tuple[str, ...]:
 
 
 def _print_result(result: MaintenanceResult) -> None:
-    typer.echo(f"artifact store {result.store}")
-    typer.echo(f"  ended jobs without left-overs now: {result.settled_jobs}")
-    typer.echo(f"  expired jobs: {result.expired_jobs}")
+    typer.echo(f"artifact store {result.store}; removed:")
+    typer.echo(f"  left-overs of ended jobs: {result.settled_jobs}")
+    typer.echo(f"  files of expired jobs: {result.expired_jobs}")
     typer.echo(f"  expired uploads: {result.expired_uploads}")
     typer.echo(f"  objects without an owner: {result.orphaned_objects}")
+    missing = len(result.missing_artifacts)
+    typer.echo(f"artifacts of {result.checked_jobs} jobs checked; {missing} jobs miss files")
     for job_id in result.missing_artifacts:
         typer.echo(f"error: {job_id}: artifacts are missing in the store", err=True)

@@ -56,5 +56,7 @@ class MaintenanceResult(ApiModel):
     settled_jobs: int = 0
     expired_uploads: int = 0
     orphaned_objects: int = 0
+    checked_jobs: int = 0
+    """Jobs whose artifacts were compared with the store."""
     missing_artifacts: tuple[str, ...] = ()
     """Ids of succeeded jobs with files that the store does not hold."""

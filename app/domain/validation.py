@@ -9,6 +9,7 @@ from typing import Literal
 from app.domain.resource import ApiModel
 from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
+from intraslice_core.context_length import beyond_context
 from intraslice_core.cost_model import DenseModel, Estimate
 from intraslice_core.export.targets import DEMANDS, STOCK_FAMILIES
 from intraslice_core.progress import Stage
@@ -147,7 +148,7 @@ def cautions(
             )
         )
     if dense is not None:
-        warnings += _about_lengths(dense, compression)
+        warnings += _about_lengths(dense, compression, evaluation)
     return warnings
 
 
@@ -175,7 +176,9 @@ def _about_texts(
     return [Caution(code="evaluation_of_same_kind", message=IN_DOMAIN_ONLY_WARNING)]
 
 
-def _about_lengths(dense: DenseModel, compression: CompressionConfig) -> list[Caution]:
+def _about_lengths(
+    dense: DenseModel, compression: CompressionConfig, evaluation: EvaluationConfig | None
+) -> list[Caution]:
     calibration = compression.calibration
     warnings: list[Caution] = []
     tokens = calibration.samples * calibration.sequence_length
@@ -189,11 +192,5 @@ def _about_lengths(dense: DenseModel, compression: CompressionConfig) -> list[Ca
                     f"inner dimensions fit noise: give at least {wanted}",
                 )
             )
-    if dense.max_positions is not None and calibration.sequence_length > dense.max_positions:
-        warnings.append(
-            Caution(
-                code="sequences_long",
-                message=f"the model was made for sequences of up to {dense.max_positions} tokens",
-            )
-        )
-    return warnings
+    too_long = beyond_context(dense.max_positions, compression, evaluation)
+    return warnings + [Caution(code="sequences_long", message=message) for message in too_long]

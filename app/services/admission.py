@@ -28,6 +28,7 @@ from intraslice_core.config import CompressionConfig, EvaluationConfig, Weighted
 from intraslice_core.cost_model import DenseModel, estimate, read_dense
 from intraslice_core.errors import ConfigurationError, ModelError, ModelNotFoundError
 from intraslice_core.export.targets import DEMANDS, require_target
+from intraslice_core.families.positions import require_lengths
 from intraslice_core.text_sources import HUB, NAMED
 
 _CALIBRATION, _RECOVER = "/compression/calibration", "/compression/recover"
@@ -85,6 +86,7 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
         evaluation = evaluation.model_copy(update={"perplexity": texts})
     problems += _beyond_limits(settings, compression, evaluation)
     problems += _beyond_runtime(settings, request)
+    problems += _beyond_positions(dense, compression, evaluation)
     problems += _beyond_target(dense, compression) or _beyond_reach(dense, compression)
     if problems:
         raise InvalidRequestError(
@@ -145,7 +147,7 @@ def _model_reference(settings: Settings, model: ModelSource, locate: Locate) -> 
         raise _RejectedError("not_applicable", "only hub models have revisions", "/revision")
     if model.source == "package":
         if model.ref not in settings.package_allow:
-            raise _RejectedError("package_not_allowed", "not among the allowed packages", "/ref")
+            raise _RejectedError("package_not_allowed", _not_allowed("packages"), "/ref")
         return f"package:{model.ref}"
     if model.source == "hub":
         return _hub_reference(model, settings.hub_allow)
@@ -185,6 +187,19 @@ def _version(file: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
+def _beyond_positions(
+    dense: DenseModel | None, compression: CompressionConfig, evaluation: EvaluationConfig | None
+) -> list[FieldProblem]:
+    """Return a problem if a sequence is longer than the model's table of learned positions."""
+    try:
+        require_lengths(dense.learned_positions if dense else None, compression, evaluation)
+    except ConfigurationError as error:
+        pointer = f"/{(error.field or 'compression').replace('.', '/')}"
+        message = f"{error.message}; {error.hint}"
+        return [FieldProblem(pointer=pointer, code=error.code, message=message)]
+    return []
+
+
 def _beyond_target(dense: DenseModel | None, compression: CompressionConfig) -> list[FieldProblem]:
     """Return problems of the target with this model and method."""
     try:
@@ -211,11 +226,19 @@ def _beyond_reach(dense: DenseModel | None, compression: CompressionConfig) -> l
     return []
 
 
+def _not_allowed(kind: str) -> str:
+    setting = {"packages": "PACKAGE_ALLOW", "hub models": "HUB_ALLOW"}[kind]
+    return (
+        f"not among the allowed {kind}, which GET /v1/models lists; the operator sets them in"
+        f" INTRASLICE_{setting}"
+    )
+
+
 def _hub_reference(model: ModelSource, allowed: tuple[str, ...]) -> str:
     if not is_hub_name(model.ref):
         raise _RejectedError("malformed", "a hub model is named org/name", "/ref")
     if not is_allowed(model.ref, allowed):
-        raise _RejectedError("hub_not_allowed", "not among the allowed hub models", "/ref")
+        raise _RejectedError("hub_not_allowed", _not_allowed("hub models"), "/ref")
     if model.revision is None:
         return f"{HUB}{model.ref}"
     if not is_revision(model.revision):

@@ -5,6 +5,7 @@ A job whose files are gone keeps its state and says `artifacts_missing`, until t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 
 from app.adapters.database import artifacts, retention
@@ -20,16 +21,24 @@ _TURN_SECONDS = 60.0
 _log = get_logger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckOutcome:
+    """Numbers of checked jobs, and of those that miss files."""
+
+    checked: int
+    missing: int
+
+
 def check_artifacts(resources: Resources) -> int:
     """Check the next jobs; return how many of them miss files; a periodic task."""
     with resources.database.transaction() as transaction:
         if not take_turn(transaction, _TASK, _TURN_SECONDS):
             return 0
-    return check_due_artifacts(resources)
+    return check_due_artifacts(resources).missing
 
 
-def check_due_artifacts(resources: Resources, *, every: bool = False) -> int:
-    """Check the jobs that are due, or all with `every`; return how many of them miss files.
+def check_due_artifacts(resources: Resources, *, every: bool = False) -> CheckOutcome:
+    """Check the jobs that are due, or all with `every`.
 
     Raises:
         StoreUnavailableError: if a listing fails; the job in question stays as it was.
@@ -37,13 +46,14 @@ def check_due_artifacts(resources: Resources, *, every: bool = False) -> int:
     settings = resources.settings
     age = timedelta(hours=0 if every else settings.artifact_check_hours)
     again = timedelta(seconds=0 if every else settings.orphan_check_seconds)
-    missing, before = 0, None
+    checked, missing, before = 0, 0, None
     while True:
         with resources.database.transaction() as transaction:
             batch = retention.unchecked(transaction, age, again, after=before, limit=_BATCH)
+        checked += len(batch)
         missing += sum(_check(resources, job) for job in batch)
         if not every or len(batch) < _BATCH:
-            return missing
+            return CheckOutcome(checked=checked, missing=missing)
         before = batch[-1].id
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from threading import Lock
 
+from app.domain.deployment import StoreClaim
 from app.domain.errors import ServiceError, StoreNotOwnedError, UnavailableError
 from app.services.deployment import store_state
 from app.services.resources import Resources
@@ -87,6 +88,9 @@ def _check_deployment(resources: Resources) -> None:
     """Raise if the store belongs to another deployment; the other checks report outages."""
     try:
         state = store_state(resources)
+        if state.claim is StoreClaim.LOST:
+            # A bucket that does not exist has no marker either; the check of the store says so.
+            resources.store.check()
     except UnavailableError:
         return
     if state.problem is not None:

@@ -54,12 +54,13 @@ def run(resources: Resources, *, check_all: bool = False) -> MaintenanceResult:
         "expired_uploads": _repeated(upload_expiry.expire, resources),
         "orphaned_objects": orphan_removal.remove_orphans_now(resources),
     }
-    artifact_check.check_due_artifacts(resources, every=check_all)
+    outcome = artifact_check.check_due_artifacts(resources, every=check_all)
     with resources.database.transaction() as transaction:
         missing = retention.missing(transaction)
     return MaintenanceResult(
         store=state.place,
         problem=state.problem,
+        checked_jobs=outcome.checked,
         missing_artifacts=tuple(missing),
         **(counts if owned else {}),
     )

@@ -96,26 +96,33 @@ class Settings(AccessSettings, LimitSettings, WorkSettings, IntegrationSettings)
     def _check_combinations(self) -> Self:
         if self.auth == "off" and not is_loopback(self.host):
             raise ValueError(
-                f"auth=off requires a loopback host, not {self.host!r}:"
-                " set host=127.0.0.1 or auth=on"
+                f"{PREFIX}AUTH=off requires a loopback host, not {self.host!r}:"
+                f" set {PREFIX}HOST=127.0.0.1 or {PREFIX}AUTH=on"
             )
         if self.heartbeat_seconds * 3 > self.lease_seconds:
             raise ValueError(
-                f"lease_seconds ({self.lease_seconds:g}) must be at least three times"
-                f" heartbeat_seconds ({self.heartbeat_seconds:g})"
+                f"{PREFIX}LEASE_SECONDS ({self.lease_seconds:g}) must be at least three times"
+                f" {PREFIX}HEARTBEAT_SECONDS ({self.heartbeat_seconds:g})"
             )
         if self.store_public_endpoint:
             check_public_endpoint(self.artifact_store)
         if self.handoff_hub_endpoint and not self.handoff_hub_namespace:
-            raise ValueError("handoff_hub_endpoint needs handoff_hub_namespace: set both")
+            raise ValueError(
+                f"{PREFIX}HANDOFF_HUB_ENDPOINT needs {PREFIX}HANDOFF_HUB_NAMESPACE: set both"
+            )
         if self.handoff_hub_namespace and self.handoff_hub_token is None:
-            raise ValueError("handoff_hub_namespace needs handoff_hub_token: set both")
+            raise ValueError(
+                f"{PREFIX}HANDOFF_HUB_NAMESPACE needs {PREFIX}HANDOFF_HUB_TOKEN: set both"
+            )
         if self.handoff_mlflow_uri and not _is_installed("mlflow-skinny", "mlflow"):
             raise ValueError(
-                "handoff_mlflow_uri needs the mlflow extra: pip install 'intraslice[mlflow]'"
+                f"{PREFIX}HANDOFF_MLFLOW_URI needs the mlflow extra:"
+                " pip install 'intraslice[mlflow]'"
             )
         if self.otel_endpoint and not _is_installed("opentelemetry-exporter-otlp-proto-http"):
-            raise ValueError("otel_endpoint needs the otel extra: pip install 'intraslice[otel]'")
+            raise ValueError(
+                f"{PREFIX}OTEL_ENDPOINT needs the otel extra: pip install 'intraslice[otel]'"
+            )
         return self
 
     @property

@@ -72,6 +72,10 @@ class Outages:
             attempts_suppressed=suppressed,
         )
 
+    def lasts(self, server: str) -> bool:
+        """Return true if the last request to the server failed."""
+        return server in self._outages
+
     def note_success(self, server: str) -> None:
         """Log the end of an outage that was announced; without an outage, do nothing."""
         if server not in self._outages:

@@ -89,6 +89,12 @@ class AsyncClient:
         return await self._transport.fetch(Service, "GET", "/v1/service")
 
     async def ready(self) -> bool:
-        """Return True if the service is ready; the request is not retried."""
-        response = await self._http.get("/readyz")
+        """Return True if the service is ready, False if it is not or does not respond.
+
+        The request is not retried.
+        """
+        try:
+            response = await self._http.get("/readyz")
+        except httpx.TransportError:
+            return False
         return response.is_success

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from intraslice_core import linalg
+from intraslice_core.allocation.budget import resolve_round_to
 from intraslice_core.allocation.curves import (
     AttentionCurves,
     Curve,
@@ -165,13 +166,14 @@ def lagrangian_shapes(
     mlp = trial_scales(measured.trials, "mlp", len(measured.layers))
     demands = demands or DEMANDS[settings.target]
     cut_heads = candidate.heads and METHODS[settings.method].cuts_heads and demands.cuts_heads
+    round_to = resolve_round_to(settings, geometry)
     curves = ModelCurves(
         geometry=geometry,
         layers=tuple(
             _curves(
                 layer,
                 geometry,
-                settings.round_to,
+                round_to,
                 (candidate.penalty * attention_scale, mlp_scale),
                 cut_heads=cut_heads,
             )
@@ -338,7 +340,7 @@ def fisher_shapes(
         geometry,
         scores,
         budget,
-        round_to=settings.round_to,
+        round_to=resolve_round_to(settings, geometry),
         module_cap=settings.module_cap,
         attention_bias=settings.attention_bias,
     )

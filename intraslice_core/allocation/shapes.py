@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from intraslice_core.allocation.budget import Budget
+from intraslice_core.allocation.budget import Budget, resolve_round_to
+from intraslice_core.allocation.compressed_input import bounded, within_input
 from intraslice_core.allocation.curves import ScoredPlan
 from intraslice_core.allocation.estimators import (
     AttentionCandidate,
@@ -64,22 +65,29 @@ def with_shared_pairs(layers: Sequence[LayerSensitivity]) -> tuple[SharedPairsSe
     Raises:
         NumericalError: if a pairs' moment is not finite or cannot be factorised.
     """
-    moments = [layer.pair_moment for layer in layers]
+    # Layers without RoPE have bases of their own, unless queries and keys are normed.
+    sharing = [number for number, layer in enumerate(layers) if layer.query_directions is None]
+    moments = [layers[number].pair_moment for number in sharing]
+    if not sharing:
+        moments = [layer.pair_moment for layer in layers]
     shared = eliminate_shared_pairs(torch.cat(moments))
     costs = torch.split(shared.removal_cost, [len(moment) for moment in moments])
+    losses = [layer.pair_losses for layer in layers]
+    for number, cost in zip(sharing, costs, strict=False):
+        losses[number] = _shared_losses(losses[number], cost.sum(0))
     return tuple(
         SharedPairsSensitivity(
             **vars(
                 replace(
                     layer,
-                    pair_losses=_shared_losses(layer.pair_losses, cost.sum(0)),
+                    pair_losses=pair_losses,
                     query_energy=_average_energy(layer.query_energy),
                     key_energy=_average_energy(layer.key_energy),
                 )
             ),
             pair_order=shared.order,
         )
-        for layer, cost in zip(layers, costs, strict=True)
+        for layer, pair_losses in zip(layers, losses, strict=True)
     )
 
 
@@ -240,6 +248,7 @@ def _fisher(
             rotated=allocator == "fisher_pca",
             before_batch=lambda done: context.before_batch(done, "computing gradients"),
         )
+        scored = replace(scored, plan=bounded(scored.plan, context.geometry))
     except ConfigurationError as error:
         return _uniform(context, measured, _fallback_report(context, error.message))
     report = allocation_report(context.config.allocation, allocator, scored, weighting="fisher")
@@ -299,8 +308,8 @@ def _uniform_plan(context: AllocationContext) -> ModelPlan:
     Raises:
         ConfigurationError: if rounding misses the budget by more than the tolerance.
     """
-    config, constraint = context.config, context.demands.shapes
-    return uniform_plan(context.geometry, context.budget.ratio, config.round_to, constraint)
+    round_to = resolve_round_to(context.config, context.geometry)
+    return uniform_plan(context.geometry, context.budget.ratio, round_to, context.demands.shapes)
 
 
 def _uniform(
@@ -322,14 +331,12 @@ def _lagrangian(
     """Return the Lagrangian's shapes, or uniform ones if they have less loss on the check set."""
 
     def allocate(candidate: AttentionCandidate) -> ScoredPlan:
-        return lagrangian_shapes(
-            measured,
-            context.geometry,
-            context.budget.parameters,
-            context.config,
-            candidate,
-            context.demands,
-        )
+        def with_budget(parameters: int) -> ScoredPlan:
+            return lagrangian_shapes(
+                measured, context.geometry, parameters, context.config, candidate, context.demands
+            )
+
+        return within_input(with_budget, context.geometry, context.budget.parameters)
 
     trials = _trial_compressions(context, measured, split)
     results: tuple[CandidateResult, ...] = ()

@@ -1,7 +1,7 @@
 """Inspection of untrusted model files from their headers, before a library opens them.
 
-Sections: safetensors headers, GGUF headers, settings and shards of a checkpoint directory, model
-facts and limits, and models inside installed packages.
+Sections: safetensors headers, GGUF headers, tensors of a checkpoint directory, model facts and
+limits, and models inside installed packages.
 
 Libraries trust every count in a file, so a few bytes can make them loop or allocate until the
 memory is exhausted. The checks here bound all counts, lengths and offsets by the size of the file.
@@ -22,6 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from intraslice_core.checkpoints.quantization import (
+    Quantization,
+    quantization_of,
+    unpacked_sizes,
+)
+from intraslice_core.checkpoints.weight_files import (
+    CONFIG_FILE,
+    read_json_object,
+    require_no_lfs_pointer,
+    require_readable_settings,
+    weight_files,
+)
 from intraslice_core.config import ModelLimits
 from intraslice_core.errors import BrokenCheckpointError, ModelNotFoundError, ModelTooLargeError
 
@@ -36,7 +48,7 @@ MAX_HEADER_BYTES = 16 * 2**20
 MAX_DIMENSIONS = 8
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1}
-ITEM_BYTES |= {"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+ITEM_BYTES |= {"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +93,7 @@ def _raw_header(file: Path) -> tuple[dict[str, Any], int]:
         prefix = stream.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > size - 8:
+            require_no_lfs_pointer(file)
             raise _broken(file, "the file is truncated or not a safetensors file")
         if length > MAX_HEADER_BYTES:
             raise _broken(file, f"a header of {length} bytes is not plausible")
@@ -160,6 +173,7 @@ def read_gguf_header(file: Path) -> GgufHeader:
     """
     if file.stat().st_size == 0:
         raise BrokenCheckpointError(f"{file.name}: the file is empty", field="model")
+    require_no_lfs_pointer(file)
     with (
         file.open("rb") as stream,
         mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
@@ -265,11 +279,7 @@ class _GgufParser:
         return BrokenCheckpointError(f"{self._name}: {what}", field="model")
 
 
-# -- settings and shards of a checkpoint directory ----------------------------------------------
-
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-CONFIG_FILE = "config.json"
+# -- tensors of a checkpoint directory ----------------------------------------------------------
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 """Default size limit of a shard; the writer starts a new file before it is exceeded."""
@@ -280,88 +290,17 @@ RESERVED_HEADER_BYTES = 64 * 1024
 TIGHT_BELOW_BYTES = 64 * 2**20
 """Size below which a file is rewritten with a header of exactly the needed length."""
 
-MAX_SHARDS = 2_000
-MAX_SETTINGS_BYTES = 64 * 2**20
-"""Largest JSON or vocabulary file; the largest tokenizers in use take half of it."""
-
-_SETTINGS_PATTERNS = ("*.json", "*.model", "*.txt", "*.jinja")
-
-
-def read_json(file: Path) -> Any:
-    """Return the value in a JSON file of the checkpoint.
-
-    Raises:
-        BrokenCheckpointError: if the file is missing, too large or not JSON.
-    """
-    try:
-        _require_small(file)
-        return json.loads(file.read_bytes())
-    except FileNotFoundError as error:
-        raise BrokenCheckpointError(f"{file.name} is missing", field="model") from error
-    except (ValueError, RecursionError) as error:
-        raise BrokenCheckpointError(f"{file.name} is not JSON", field="model") from error
-
-
-def read_json_object(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of the checkpoint.
-
-    Raises:
-        BrokenCheckpointError: if the file is missing, too large or not a JSON object.
-    """
-    value = read_json(file)
-    if not isinstance(value, dict):
-        raise BrokenCheckpointError(f"{file.name} is not a JSON object", field="model")
-    return value
-
-
-def require_small_settings(directory: Path) -> None:
-    """Raise if a settings or vocabulary file is too large for a library to read whole.
-
-    Raises:
-        BrokenCheckpointError: naming the file.
-    """
-    for pattern in _SETTINGS_PATTERNS:
-        for file in directory.glob(pattern):
-            _require_small(file)
-
-
-def shard_names(directory: Path) -> list[str]:
-    """Return the names of the safetensors files of a checkpoint.
-
-    Raises:
-        BrokenCheckpointError: if there are none, or if a file named by the index is missing.
-    """
-    if (directory / INDEX_FILE).is_file():
-        weight_map = read_json_object(directory / INDEX_FILE).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise BrokenCheckpointError(f"{INDEX_FILE} has no weight_map", field="model")
-        shards = sorted({str(name) for name in weight_map.values()})
-    else:
-        shards = [SINGLE_FILE]
-    if len(shards) > MAX_SHARDS:
-        raise BrokenCheckpointError(
-            f"{INDEX_FILE} names {len(shards)} files, at most {MAX_SHARDS} are allowed",
-            field="model",
-        )
-    for shard in shards:
-        if Path(shard).name != shard or "\0" in shard:
-            raise BrokenCheckpointError(
-                f"{INDEX_FILE} points outside the checkpoint: {shard!r}", field="model"
-            )
-        if not (directory / shard).is_file():
-            raise _missing_weights(directory, shard, single=len(shards) == 1)
-    return shards
-
 
 def locate_tensors(directory: Path) -> tuple[dict[str, str], dict[str, TensorEntry]]:
     """Return the file name and the header entry of every tensor.
 
     Raises:
         BrokenCheckpointError: naming the file at fault.
+        UnsupportedFormatError: if it holds an adapter.
     """
     file_of: dict[str, str] = {}
     entries: dict[str, TensorEntry] = {}
-    for shard in shard_names(directory):
+    for shard in weight_files(directory).names:
         header = read_header(directory / shard)
         duplicates = entries.keys() & header.keys()
         if duplicates:
@@ -375,26 +314,6 @@ def locate_tensors(directory: Path) -> tuple[dict[str, str], dict[str, TensorEnt
     return file_of, entries
 
 
-def _missing_weights(directory: Path, shard: str, *, single: bool) -> BrokenCheckpointError:
-    pickles = sorted(file.name for file in directory.glob("*.bin")) if single else []
-    if pickles:
-        return BrokenCheckpointError(
-            f"the checkpoint has only pickle weights ({pickles[0]}), and pickles can run code",
-            field="model",
-            hint="convert the checkpoint to safetensors",
-        )
-    return BrokenCheckpointError(f"{shard} is missing", field="model")
-
-
-def _require_small(file: Path) -> None:
-    size = file.stat().st_size
-    if size > MAX_SETTINGS_BYTES:
-        raise BrokenCheckpointError(
-            f"{file.name}: {size} bytes of settings, at most {MAX_SETTINGS_BYTES} are allowed",
-            field="model",
-        )
-
-
 # -- model facts and limits --------------------------------------------------------------------
 
 
@@ -404,7 +323,10 @@ class ModelFacts:
 
     model_type: str | None
     parameters: int
+    """Number of stored weights; packed ones are counted as unpacked."""
     bytes: int
+    quantization: Quantization | None = None
+    """Quantisation of a directory that is dequantised before it is compressed."""
 
 
 def inspect_model(place: Path) -> ModelFacts:
@@ -412,6 +334,8 @@ def inspect_model(place: Path) -> ModelFacts:
 
     Raises:
         BrokenCheckpointError: if a header is invalid, or if this process may not read a file.
+        UnsupportedFormatError: if the directory holds an adapter, or weights quantised by an
+            unsupported scheme.
     """
     try:
         return _inspect_files(place)
@@ -431,13 +355,22 @@ def _inspect_files(place: Path) -> ModelFacts:
             parameters=header.parameters,
             bytes=place.stat().st_size,
         )
-    require_small_settings(place)
-    model_type = read_json_object(place / CONFIG_FILE).get("model_type")
+    require_readable_settings(place)
     file_of, entries = locate_tensors(place)
+    settings = read_json_object(place / CONFIG_FILE)
+    model_type = settings.get("model_type")
+    quantization = quantization_of(settings)
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    sizes = (
+        map(math.prod, shapes.values())
+        if quantization is None
+        else (size for _, size in unpacked_sizes(quantization, shapes))
+    )
     return ModelFacts(
         model_type=model_type if isinstance(model_type, str) else None,
-        parameters=sum(math.prod(entry.shape) for entry in entries.values()),
+        parameters=sum(sizes),
         bytes=sum((place / file).stat().st_size for file in set(file_of.values())),
+        quantization=quantization,
     )
 
 

@@ -11,6 +11,7 @@ from intraslice_core.config.calibration import (
     WeightedSource,
 )
 from intraslice_core.config.compression import (
+    COMPRESSED_MODEL_TYPES,
     DEFAULT_RATIO,
     FORMER_METHOD,
     GGUF_MODEL_TYPES,
@@ -34,6 +35,7 @@ from intraslice_core.config.evaluation import EvaluationConfig, GateConfig, Spee
 from intraslice_core.config.recovery import HELD_OUT_SEQUENCES, RecoveryConfig, RecoveryLoss
 
 __all__ = [
+    "COMPRESSED_MODEL_TYPES",
     "DEFAULT_MIXTURE",
     "DEFAULT_RATIO",
     "FORMER_METHOD",

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from intraslice_core.checkpoints.inspection import (
-    CONFIG_FILE,
     ModelFacts,
     inspect_model,
     read_gguf_header,
-    read_json_object,
 )
-from intraslice_core.config import GGUF_MODEL_TYPES, SUPPORTED_MODEL_TYPES
+from intraslice_core.checkpoints.locations import located
+from intraslice_core.checkpoints.stored_names import has_separate_head
+from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
+from intraslice_core.config import (
+    COMPRESSED_MODEL_TYPES,
+    GGUF_MODEL_TYPES,
+    SUPPORTED_MODEL_TYPES,
+)
 from intraslice_core.errors import UnsupportedArchitectureError
-from intraslice_core.families import FAMILIES
+from intraslice_core.families import COMPRESSED_FAMILIES, FAMILIES
+from intraslice_core.families.positions import learned_positions
 from intraslice_core.plan import ModelGeometry
 
 _GGUF_NAMES = {
@@ -31,6 +37,11 @@ _GGUF_NAMES = {
     "vocab_size": "vocab_size",
     "max_position_embeddings": "context_length",
 }
+
+_FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes per weight of the result by the `dtype` of config.json."""
+_DEQUANTIZED_BYTES = 2
+"""Bytes per dequantised weight where config.json gives no `dtype`."""
 
 _MAX_LAYERS = 10_000
 """Largest accepted number of layers.
@@ -49,6 +60,8 @@ class DenseModel:
     item_bytes: int
     """Bytes per stored weight, after a conversion to safetensors."""
     max_positions: int | None
+    learned_positions: int | None = None
+    """Longest sequence that the table of learned positions allows; None without a table."""
     converted: bool
     """True if the file is converted to safetensors before it is compressed."""
 
@@ -60,15 +73,16 @@ def read_dense(path: Path) -> DenseModel:
         BrokenCheckpointError: if a file header is malformed.
         UnsupportedArchitectureError: if the architecture is not supported; lists those that are.
     """
+    path = located(path)
     facts = inspect_model(path)
-    if facts.model_type not in SUPPORTED_MODEL_TYPES:
+    if facts.model_type not in SUPPORTED_MODEL_TYPES + COMPRESSED_MODEL_TYPES:
         raise UnsupportedArchitectureError(
             f"model type {facts.model_type!r} is not supported",
             field="model",
             hint=f"supported: {', '.join(SUPPORTED_MODEL_TYPES)}",
         )
     if path.is_dir():
-        return describe_dense(facts, read_json_object(path / CONFIG_FILE))
+        return _read_directory(path, facts)
     if facts.model_type not in GGUF_MODEL_TYPES:
         raise UnsupportedArchitectureError(
             f"GGUF files of architecture {facts.model_type!r} are not supported",
@@ -76,6 +90,19 @@ def read_dense(path: Path) -> DenseModel:
             hint=f"give the model as safetensors; GGUF: {', '.join(GGUF_MODEL_TYPES)}",
         )
     return _read_gguf(path, facts)
+
+
+def _read_directory(path: Path, facts: ModelFacts) -> DenseModel:
+    settings = read_json_object(path / CONFIG_FILE)
+    family = (FAMILIES | COMPRESSED_FAMILIES).get(facts.model_type or "")
+    if family is not None:
+        tied = settings.get("tie_word_embeddings", family.facts.defaults["tie_word_embeddings"])
+        settings["tie_word_embeddings"] = bool(tied) and not has_separate_head(path, family)
+    stored = _FLOAT_BYTES.get(settings.get("dtype") or settings.get("torch_dtype") or "")
+    if facts.quantization is not None:
+        return describe_dense(facts, settings, unpacked_item_bytes=stored or _DEQUANTIZED_BYTES)
+    dense = describe_dense(facts, settings)
+    return dense if stored is None else replace(dense, item_bytes=stored)
 
 
 def _read_gguf(path: Path, facts: ModelFacts) -> DenseModel:
@@ -105,18 +132,20 @@ def describe_dense(
         geometry=_geometry(facts.model_type, settings),
         item_bytes=max(unpacked_item_bytes or stored, 1),
         max_positions=positions if type(positions) is int else None,
+        learned_positions=learned_positions({**settings, "model_type": facts.model_type}),
         converted=unpacked_item_bytes is not None,
     )
 
 
 def _geometry(model_type: str | None, settings: Mapping[str, Any]) -> ModelGeometry | None:
     """Return the dimensions, or None where the settings are incomplete or impossible."""
-    if model_type not in FAMILIES:
+    family = (FAMILIES | COMPRESSED_FAMILIES).get(model_type or "")
+    if family is None:
         return None
     layers = settings.get("num_hidden_layers", 0)
     if type(layers) is not int or layers > _MAX_LAYERS:
         return None
     try:
-        return FAMILIES[model_type].geometry(settings)
+        return family.geometry(settings)
     except ValidationError:
         return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from intraslice_core.allocation.budget import compression_budget
+from intraslice_core.allocation.budget import compression_budget, resolve_round_to
+from intraslice_core.allocation.rounding import require_rounding
 from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.cost_model.memory import peak_memory
@@ -27,6 +28,8 @@ class Estimate(FrozenModel):
     bytes_after: int
     peak_memory_bytes: int
     first_layer: LayerPlan
+    round_to: int
+    """Number that dimensions are multiples of, as requested or selected for the model."""
 
 
 def estimate(
@@ -52,7 +55,9 @@ def estimate(
     dense = geometry.dense_plan()
     budget = compression_budget(compression, geometry, item_bytes)
     shapes = demands_on(compression, model_type).shapes
-    plan = uniform_plan(geometry, budget.ratio, compression.round_to, shapes)
+    require_rounding(compression, geometry, budget, shapes)
+    round_to = resolve_round_to(compression, geometry)
+    plan = uniform_plan(geometry, budget.ratio, round_to, shapes)
     before, after = dense_parameters(geometry), total_parameters(geometry, plan)
     return Estimate(
         params_before=before,
@@ -71,4 +76,5 @@ def estimate(
             evaluation=evaluation,
         ),
         first_layer=plan.layers[0],
+        round_to=round_to,
     )

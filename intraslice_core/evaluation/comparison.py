@@ -16,8 +16,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
 from intraslice_core.config import EvaluationConfig, GateConfig
-from intraslice_core.device import keeps_few_kernels
+from intraslice_core.device import advising_bfloat16, keeps_few_kernels
 from intraslice_core.errors import MeasurementError, NumericalError, QualityGateError
 from intraslice_core.evaluation import speed_process
 from intraslice_core.evaluation.clean_process import PACKAGES_DIRECTORY, CleanProcess
@@ -32,6 +33,7 @@ from intraslice_core.evaluation.perplexity import (
 )
 from intraslice_core.evaluation.tasks import OpenedTasks, TaskScore, open_tasks, score_tasks
 from intraslice_core.evaluation.timing import compare_speeds
+from intraslice_core.families.positions import learned_positions, require_lengths
 from intraslice_core.progress import (
     CancellationCheck,
     ProgressEvent,
@@ -116,12 +118,14 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
     Progress fractions are of the evaluation, in [0, 1].
 
     Raises:
+        ConfigurationError: if a window is longer than the model's table of learned positions.
         QualityGateError: if the compressed model is worse than the gate allows.
         CalibrationSourceError: if a text cannot be read or written.
         TaskError: if a task cannot be measured.
         MeasurementError: if the speed cannot be measured.
         CompressionCancelledError: if the run is cancelled.
     """
+    _require_lengths(dense_dir, config)
     measures_speed = config.benchmark or bool(config.speed_grid)
     share = (_PERPLEXITY_SHARE if measures_speed else 1.0) / 2
     scorer = _Scorer(
@@ -170,10 +174,12 @@ def evaluate_one(
     """Measure one model's perplexity on every text and its scores in the requested tasks.
 
     Raises:
+        ConfigurationError: if a window is longer than the model's table of learned positions.
         CalibrationSourceError: if a text cannot be read, or only the dense model could write it.
         TaskError: if a task cannot be measured.
         CompressionCancelledError: if the run is cancelled.
     """
+    _require_lengths(directory, config.model_copy(update={"benchmark": False, "speed_grid": ()}))
     scorer = _Scorer(
         config=config,
         tasks=tasks or open_requested_tasks(config),
@@ -191,6 +197,12 @@ def evaluate_one(
         perplexity=scorer.score_texts(model, texts, report),
         tasks=scorer.score_tasks(model, directory, report),
     )
+
+
+def _require_lengths(directory: Path, config: EvaluationConfig) -> None:
+    """Raise if a window or prompt is longer than the model's table of learned positions."""
+    settings = read_json_object(directory / CONFIG_FILE)
+    require_lengths(learned_positions(settings), None, config)
 
 
 def open_requested_tasks(config: EvaluationConfig) -> OpenedTasks | None:
@@ -268,16 +280,17 @@ class _Scorer:
     def _score(
         self, model: PreTrainedModel, directory: Path, texts: dict[str, Tensor], report: _Report
     ) -> ModelScores:
-        return ModelScores(
-            perplexity=self.score_texts(model, texts, report),
-            tasks=self.score_tasks(model, directory, report),
-            continuations=continuations(
-                model,
-                _tokenizer(directory),
-                self.config.prompts,
-                should_cancel=self.should_cancel,
-            ),
-        )
+        with advising_bfloat16(model.dtype):
+            return ModelScores(
+                perplexity=self.score_texts(model, texts, report),
+                tasks=self.score_tasks(model, directory, report),
+                continuations=continuations(
+                    model,
+                    _tokenizer(directory),
+                    self.config.prompts,
+                    should_cancel=self.should_cancel,
+                ),
+            )
 
     def _write_texts(
         self, dense: PreTrainedModel, directory: Path, report: _Report

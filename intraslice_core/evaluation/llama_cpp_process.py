@@ -11,7 +11,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = 1024
+CONTEXT = 1024
+"""Context in tokens; llama.cpp reduces it to the model's own, and rejects longer prompts."""
 _CANDIDATES = 512
 """Number of most likely tokens requested; the reference's tokens must be among them."""
 
@@ -22,7 +23,7 @@ def serve(file: str) -> Any:
 
     settings = xllamacpp.CommonParams()
     settings.model.path = file
-    settings.n_ctx = _CONTEXT
+    settings.n_ctx = CONTEXT
     settings.n_parallel = 1
     settings.n_gpu_layers = 0
     settings.warmup = False
@@ -82,7 +83,7 @@ def _answer(server: Any, entry: dict[str, Any], safe_token: int) -> dict[str, An
 
     A candidate that is not among the most likely tokens gets minus infinity.
     """
-    prompt: list[int] = entry["tokens"]
+    prompt: list[int] = entry["prompt"]
     rows = entry["candidates"]
     ends = range(len(prompt) - len(rows) + 1, len(prompt) + 1)
     log_probs = []

@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from intraslice_core import modeling
+from intraslice_core.checkpoints.reader import StoredTensors, model_dtype
 from intraslice_core.device import resolve_device, resolve_dtype
 
 
@@ -15,9 +16,11 @@ def load_model(directory: Path, *, dtype: str, device: str) -> PreTrainedModel:
     modeling.register()
     compute_device = resolve_device(device)
     settings = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    with StoredTensors(directory) as stored:
+        own_dtype = model_dtype(settings, stored)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         directory,
-        dtype=resolve_dtype(dtype, compute_device, settings.dtype),
+        dtype=resolve_dtype(dtype, compute_device, own_dtype),
         local_files_only=True,
         trust_remote_code=False,
     )

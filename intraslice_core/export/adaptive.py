@@ -26,6 +26,9 @@ AUTO_MAP: Mapping[str, str] = MappingProxyType(
         "AutoConfig": "configuration_decilm.DeciLMConfig",
         "AutoModel": "modeling_decilm.DeciLMModel",
         "AutoModelForCausalLM": "modeling_decilm.DeciLMForCausalLM",
+        "AutoModelForSequenceClassification": "modeling_decilm.DeciLMForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_decilm.DeciLMForTokenClassification",
+        "AutoModelForQuestionAnswering": "modeling_decilm.DeciLMForQuestionAnswering",
     }
 )
 """Classes for transformers' Auto classes, by module in the checkpoint."""

@@ -56,12 +56,14 @@ class StockForm:
     @cached_property
     def stock_config(self) -> PreTrainedConfig:
         """Return the configuration of the compressed model, of the dense model's class."""
+        width = self.family.family.setting_names.get("intermediate_size", "intermediate_size")
         sizes: dict[str, Any] = {
-            "num_attention_heads": self.shape.num_attention_heads,
-            "num_key_value_heads": self.shape.num_key_value_heads,
-            "intermediate_size": self.shape.intermediate_size,
+            width: self.shape.intermediate_size,
             "architectures": [self.family.architecture],
         }
+        if self.shape.num_attention_heads != self.canonical["num_attention_heads"]:
+            sizes["num_attention_heads"] = self.shape.num_attention_heads
+            sizes["num_key_value_heads"] = self.shape.num_key_value_heads
         heads, hidden = self.shape.num_attention_heads, self.canonical["hidden_size"]
         if self.config.to_dict().get("head_dim") or heads * self.shape.qk_head_dim != hidden:
             sizes["head_dim"] = self.shape.qk_head_dim

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from intraslice_core.config import (
+    COMPRESSED_MODEL_TYPES,
     SUPPORTED_MODEL_TYPES,
     Allocation,
     CompressionSettings,
@@ -76,6 +77,28 @@ STOCK_FAMILIES: Mapping[str, StockFamily] = MappingProxyType(
         # `PhiConfig` has no head dim, and runtimes compute it from hidden size and heads.
         "phi3": StockFamily(),
         "phi": StockFamily(),
+        **dict.fromkeys(
+            (
+                "cohere",
+                "cohere2",
+                "exaone4",
+                "glm",
+                "glm4",
+                "gpt_neox",
+                "granite",
+                "granitemoehybrid",
+                "ministral3",
+                "nemotron",
+                "olmo2",
+                "olmo3",
+                "opt",
+                "seed_oss",
+                "smollm3",
+                "stablelm",
+                "starcoder2",
+            ),
+            StockFamily(gguf=False),
+        ),
     }
 )
 """Families of target `stock` by model type."""
@@ -86,7 +109,7 @@ class TargetDemands:
     """Requirements of one target; the defaults are those of `research`."""
 
     shapes: ShapeConstraint = FREE
-    model_types: tuple[str, ...] = SUPPORTED_MODEL_TYPES
+    model_types: tuple[str, ...] = SUPPORTED_MODEL_TYPES + COMPRESSED_MODEL_TYPES
     methods: tuple[Method, ...] = ("intraslice_plus", "intraslice", "magnitude")
     allocations: tuple[Allocation, ...] = ("auto", "uniform", "fisher", "fisher_pca", "lagrangian")
     alike: bool = False
@@ -113,7 +136,7 @@ DEMANDS: Mapping[Target, TargetDemands] = MappingProxyType(
                 tolerance=ONE_STEP,
             ),
             # DeciLM is a Llama, and its readers support biases on all four projections or on none.
-            model_types=("llama", "mistral"),
+            model_types=("llama", "mistral", "nemotron-nas"),
             methods=("intraslice_plus", "magnitude"),
             allocations=_CONSTRAINED_ALLOCATIONS,
             removable=frozenset({"attention"}),

@@ -20,6 +20,7 @@ class Gemma2Family(Family):
     """Table of `Gemma2ForCausalLM`."""
 
     model_type = "gemma2"
+    title = "Gemma 2"
     architecture = "Gemma2ForCausalLM"
     facts = FamilyFacts(
         defaults=default_sizes(256_000, 2304, 9216, 26, 8, 4, **_GEMMA),
@@ -56,6 +57,7 @@ class Gemma3Family(Gemma2Family):
     """Table of `Gemma3ForCausalLM`, the text model."""
 
     model_type = "gemma3_text"
+    title = "Gemma 3"
     architecture = "Gemma3ForCausalLM"
     facts = FamilyFacts(
         defaults=default_sizes(262_208, 2304, 9216, 26, 8, 4, **_GEMMA),

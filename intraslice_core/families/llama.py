@@ -15,6 +15,7 @@ class LlamaFamily(Family):
     """Table of `LlamaForCausalLM`, whose settings are the canonical defaults."""
 
     model_type = "llama"
+    title = "Llama"
     architecture = "LlamaForCausalLM"
     facts = FamilyFacts(
         defaults=default_sizes(32_000, 4096, 11_008, 32, 32, None),

@@ -1,4 +1,7 @@
-"""Mistral family: Llama with an optional sliding window in every layer."""
+"""Mistral families: Llama with an optional sliding window in every layer.
+
+Ministral 3 multiplies its queries by a factor that grows with the position.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ class MistralFamily(Family):
     """Table of `MistralForCausalLM`."""
 
     model_type = "mistral"
+    title = "Mistral"
     architecture = "MistralForCausalLM"
     facts = FamilyFacts(defaults=default_sizes(32_000, 4096, 14_336, 32, 32, 8))
 
@@ -34,3 +38,29 @@ class MistralFamily(Family):
         layer_types = getattr(config, "layer_types", None)
         if layer_types is not None and tuple(layer_types) != window_settings(config)["layer_types"]:
             yield f"layer_types {sorted(set(layer_types))}"
+
+
+_BESIDE_ROPE = ("llama_4_scaling_beta", "max_position_embeddings")
+"""Entries of `rope_parameters` that are not settings of the rotary embedding."""
+
+
+class Ministral3Family(MistralFamily):
+    """Table of `Ministral3ForCausalLM`, the text model."""
+
+    model_type = "ministral3"
+    title = "Ministral 3"
+    architecture = "Ministral3ForCausalLM"
+    facts = FamilyFacts(defaults=default_sizes(131_072, 4096, 14_336, 34, 32, 8, head_dim=128))
+
+    def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """Return the sliding window, the rotary embedding and the scaling of queries."""
+        rope = dict(config.rope_parameters or {})
+        beta, length = (
+            rope.get("llama_4_scaling_beta"),
+            rope.get("original_max_position_embeddings"),
+        )
+        scales = beta and length
+        return super().settings(config) | {
+            "rope_parameters": {k: v for k, v in rope.items() if k not in _BESIDE_ROPE},
+            "query_scaling": {"beta": beta, "length": length} if scales else None,
+        }

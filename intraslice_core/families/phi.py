@@ -21,6 +21,7 @@ class PhiFamily(Family):
     """Table of `PhiForCausalLM` (Phi-1, 1.5 and 2)."""
 
     model_type = "phi"
+    title = "Phi"
     architecture = "PhiForCausalLM"
     facts = FamilyFacts(
         defaults=default_sizes(51_200, 2048, 8192, 24, 32, None),
@@ -54,6 +55,7 @@ class Phi3Family(Family):
     """Table of `Phi3ForCausalLM` (Phi-3, 3.5, 4 and 4-mini)."""
 
     model_type = "phi3"
+    title = "Phi 3"
     architecture = "Phi3ForCausalLM"
     facts = FamilyFacts(defaults=default_sizes(32_064, 3072, 8192, 32, 32, None))
     fused = {  # noqa: RUF012  # a constant of the class

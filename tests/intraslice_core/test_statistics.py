@@ -111,14 +111,13 @@ def test_head_energies_equal_their_definition_for_any_split(pieces: int) -> None
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(14, 4, 6, 10, generator=generator)
     key = torch.randn(14, 2, 6, 10, generator=generator)
-    sums = HeadEnergyAccumulator(num_key_value_heads=2, pairs=5, device=CPU)
+    sums = HeadEnergyAccumulator(num_attention_heads=4, num_key_value_heads=2, pairs=5, device=CPU)
     for part in zip(query.tensor_split(pieces), key.tensor_split(pieces), strict=True):
         sums.add(*part)
     energies = sums.energies()
-    for group in range(2):
-        for pair in range(5):
-            of_key = key[:, group, :, [pair, pair + 5]].square().sum() / (14 * 6)
-            heads = query[:, 2 * group : 2 * group + 2, :, :]
-            of_query = heads[..., [pair, pair + 5]].square().sum() / (14 * 6)
-            assert energies.key[group, pair].item() == pytest.approx(of_key.item(), rel=1e-5)
-            assert energies.query[group, pair].item() == pytest.approx(of_query.item(), rel=1e-5)
+    for heads, energy in ((query, energies.query), (key, energies.key)):
+        assert energy.shape == (heads.shape[1], 5)
+        for head in range(heads.shape[1]):
+            for pair in range(5):
+                expected = heads[:, head, :, [pair, pair + 5]].square().sum() / (14 * 6)
+                assert energy[head, pair].item() == pytest.approx(expected.item(), rel=1e-5)

@@ -20,10 +20,12 @@ from intraslice_core.errors import (
     BudgetOutOfReachError,
     CompressionCancelledError,
     OutputExistsError,
+    OutputInUseError,
 )
 from intraslice_core.evaluation import comparison
 from intraslice_core.progress import ProgressEvent, Stage
 from intraslice_core.reports.sweep import SweepReport, SweepRequest
+from intraslice_core.scratch import held_directory
 from intraslice_core.sensitivity import measurement
 from intraslice_core.sweep import compress_sweep
 from tests.intraslice_core.tiny_models import tiny_llama
@@ -43,6 +45,15 @@ EVALUATION = EvaluationConfig(
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("sweeps") / "dense")
+
+
+def test_second_sweep_into_the_same_output_is_rejected(dense: Path, tmp_path: Path) -> None:
+    with (
+        held_directory(tmp_path / "out" / sweep.WORK_FOLDER, tmp_path / "out"),
+        pytest.raises(OutputInUseError, match="is writing to"),
+    ):
+        compress_sweep(request(dense), tmp_path / "out")
+    assert not list(tmp_path.glob("out/ratio-*"))
 
 
 def request(

@@ -56,22 +56,22 @@ def test_show_lists_pending_migrations_and_changes_nothing(empty: Settings, run:
 
 def test_a_downgrade_that_drops_data_needs_yes(empty: Settings, run: Run) -> None:
     upgrade(empty)
-    rejected = run("--to", "0012")
+    rejected = run("--to", "0010")
     assert rejected.exit_code == 2
     assert rejected.stdout == ""
-    assert f"a downgrade from {HEAD} to 0012 drops the deployment's id" in rejected.stderr
-    assert "(0013_deployment)" in rejected.stderr
+    assert f"a downgrade from {HEAD} to 0010 drops the names of uploads" in rejected.stderr
+    assert "(0011_upload_names)" in rejected.stderr
     assert rejected.stderr.endswith("repeat with --yes\n")
     assert "deployment" in tables(empty)
-    done = run("--to", "0012", "--yes")
+    done = run("--to", "0010", "--yes")
     assert done.exit_code == 0, done.output
     first, second = done.stdout.splitlines()
-    names = ", ".join(reversed(NAMES[12:]))
+    names = ", ".join(reversed(NAMES[10:]))
     assert first == (
-        f"the schema was at {HEAD}, is at 0012 now (downgrade, {len(NAMES) - 12} migrations"
+        f"the schema was at {HEAD}, is at 0010 now (downgrade, {len(NAMES) - 10} migrations"
         f" reverted: {names}); this version needs {HEAD}"
     )
-    assert second.startswith("dropped: the deployment's id")
+    assert second.startswith("dropped: the names of uploads")
     assert "deployment" not in tables(empty)
 
 

@@ -140,23 +140,50 @@ def scalars(settings: Settings, query: str) -> list[Any]:
         return list(connection.scalars(text(query)))
 
 
-def test_a_rollback_to_0012_keeps_the_rows_and_a_new_upgrade_starts_afresh(used: Settings) -> None:
+def test_a_rollback_to_0012_and_a_new_upgrade_restore_the_deployment(used: Settings) -> None:
     with create_engine(used.database_url, poolclass=NullPool).begin() as opened:
         for table in ("jobs", "uploads"):
             opened.execute(text(f"UPDATE {table} SET store_prefix = 'dep_1/'"))
+        opened.execute(text("DELETE FROM deployment"))
+        opened.execute(
+            text("INSERT INTO deployment VALUES (true, 'dep_1', '2026-01-02', '2026-01-03')")
+        )
+        # As code at 0012 wrote them while the schema was newer, and its uploads' quotes.
+        for table in ("jobs", "uploads"):
+            copied_row(opened, table, "former'id")
     before = rows_without_new_columns(used)
-    assert all(len(rows) == 1 for rows in before.values())
+    deployment = scalars(used, "SELECT row_to_json(deployment) FROM deployment")
     downgrade(used, "0012")
     assert rows_without_new_columns(used) == before
     names = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'"
     assert not {"deployment", "orphans", "schema_window"} & set(scalars(used, names))
+    with create_engine(used.database_url, poolclass=NullPool).begin() as opened:
+        copied_row(opened, "jobs", "made-at-0012", created_at="now() + interval '1 s'")
     upgrade(used)
-    assert rows_without_new_columns(used) == before
-    for table in ("jobs", "uploads"):
-        assert scalars(used, f"SELECT store_prefix FROM {table}") == [""]
-    for table in ("deployment", "orphans"):
-        assert scalars(used, f"SELECT count(*) FROM {table}") == [0]
+    assert scalars(used, "SELECT row_to_json(deployment) FROM deployment") == deployment
+    prefixes = dict.fromkeys(scalars(used, "SELECT id FROM jobs"), "dep_1/")
+    prefixes |= {"former'id": "", "made-at-0012": ""}
+    query = "SELECT json_object_agg(id, store_prefix) FROM {}"
+    assert scalars(used, query.format("jobs")) == [prefixes]
+    (uploads,) = scalars(used, query.format("uploads"))
+    assert sorted(uploads.values()) == ["", "dep_1/"]
+    assert scalars(used, "SELECT obj_description('uploads'::regclass)") == [None]
     assert scalars(used, "SELECT oldest_revision FROM schema_window") == ["0012"]
+
+
+def copied_row(opened: Connection, table: str, new_id: str, created_at: str = "created_at") -> None:
+    """Copy the table's first row under another id, without the columns of 0013."""
+    skipped = (*DEPLOYMENT_COLUMNS, "id", "created_at")
+    listed = ", ".join(
+        column.name for column in metadata.tables[table].columns if column.name not in skipped
+    )
+    opened.execute(
+        text(
+            f"INSERT INTO {table} (id, created_at, {listed})"
+            f" SELECT :id, {created_at}, {listed} FROM {table} LIMIT 1"
+        ),
+        {"id": new_id},
+    )
 
 
 METHODS = [("intraslice", "intraslice_plus"), ("paper", "intraslice"), ("magnitude", "magnitude")]

@@ -223,5 +223,5 @@ def test_an_invalid_name_template_stops_the_worker_at_its_start() -> None:
     ],
 )
 def test_incomplete_hub_settings_are_rejected(settings: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="needs handoff_hub"):
+    with pytest.raises(ValueError, match="needs INTRASLICE_HANDOFF_HUB"):
         Settings(**settings)

@@ -17,7 +17,9 @@ from typing import Any
 import psutil
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
+from app.services.resources import Resources
 from app.settings import Settings
 from intraslice_client import Client
 
@@ -207,6 +209,30 @@ def test_a_killed_workers_child_dies_and_its_job_is_retried(
     events = client.get(job["urls"]["events"]).json()["data"]
     (lost,) = [event for event in events if event["type"] == "requeued"]
     assert lost["data"]["error"]["code"] == "worker_lost"
+
+
+def test_a_worker_ends_when_its_database_becomes_another_deployments(
+    settings: Settings, resources: Resources, tmp_path: Path
+) -> None:
+    log = tmp_path / "worker.log"
+    with worker(settings, log) as process:
+        wait_for(lambda: "worker_started" in log.read_text(), log)
+        with resources.database.transaction() as transaction:
+            transaction.execute(text("UPDATE deployment SET id = 'dep_restored'"))
+        assert process.wait(30) == 0, log.read_text()[-3000:]
+    assert "deployment_replaced" in log.read_text()
+
+
+def test_queued_jobs_run_while_the_broker_is_away(
+    client: TestClient, settings: Settings, tmp_path: Path
+) -> None:
+    model, log = tiny_model(tmp_path), tmp_path / "worker.log"
+    broker = f"redis+socket://{tmp_path}/away.sock?virtual_host=0"
+    with worker(settings.model_copy(update={"broker_url": broker}), log) as process:
+        jobs = [client.post("/v1/jobs", json=body(model, evaluate=False)).json() for _ in range(2)]
+        wait_for(lambda: all(state(client, job) == "succeeded" for job in jobs), log)
+        process.terminate()
+        assert process.wait(20) == 0, log.read_text()[-3000:]
 
 
 def test_a_job_waits_for_an_unavailable_broker(

@@ -180,6 +180,19 @@ def test_an_address_may_try_again_after_the_wait(broker_url: str) -> None:
     limit.close()
 
 
+def test_callers_of_other_deployments_on_the_broker_have_buckets_of_their_own(
+    broker_url: str,
+) -> None:
+    one, two = (
+        RateLimiter(broker_url, lambda name=name: name, per_second=0.001, burst=1)  # type: ignore[misc]
+        for name in ("dep_one", "dep_two")
+    )
+    assert [one.seconds_to_wait("a"), two.seconds_to_wait("a")] == [0.0, 0.0]
+    assert one.seconds_to_wait("a") > 0
+    one.close()
+    two.close()
+
+
 def test_the_bucket_fills_by_the_clock_of_valkey(valkey_server: EmbeddedValkey) -> None:
     limiter = RateLimiter(valkey_server.url, lambda: "dep_test", per_second=2.0, burst=1)
     with redis.Redis.from_url(valkey_server.redis_url) as client:

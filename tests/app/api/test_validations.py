@@ -128,6 +128,38 @@ def test_an_unknown_architecture_is_rejected_with_the_supported_ones(
     assert "llama" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "code", "words"),
+    [
+        (
+            "config.json",
+            json.dumps(GEOMETRY | {"quantization_config": {"quant_method": "gptq", "bits": 4}}),
+            "unsupported_format",
+            "GPTQ (4 bits)",
+        ),
+        (
+            "adapter_config.json",
+            '{"peft_type": "LORA", "base_model_name_or_path": "org/base"}',
+            "unsupported_format",
+            "LORA adapter of org/base; merge it into its base first",
+        ),
+        (
+            "tokenizer.json",
+            "version https://git-lfs.github.com/spec/v1\n",
+            "broken_checkpoint",
+            "git lfs pull",
+        ),
+    ],
+)
+def test_other_forms_of_models_are_named_with_the_remedy(
+    client: TestClient, model: dict[str, str], file: str, content: str, code: str, words: str
+) -> None:
+    (Path(model["ref"]) / file).write_text(content)
+    (error,) = validate(client, {"model": model}).json()["errors"]
+    assert (error["pointer"], error["code"]) == ("/model/ref", code)
+    assert words in error["message"]
+
+
 def test_a_budget_that_rounding_misses_is_rejected_at_its_ratio(
     client: TestClient, model: dict[str, str]
 ) -> None:
@@ -320,6 +352,25 @@ def available_targets(client: TestClient, model: dict[str, str]) -> set[str]:
     targets = validate(client, {"model": model}).json()["targets"]
     assert {target["target"] for target in targets} == {"research", "adaptive", "stock"}
     return {target["target"] for target in targets if target["available"]}
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({}, "/compression/calibration/sequence_length"),
+        ({"evaluation": {"context_length": 513}}, "/evaluation/context_length"),
+    ],
+)
+def test_sequences_longer_than_a_table_of_positions_are_rejected(
+    client: TestClient, model: dict[str, str], body: dict[str, Any], pointer: str
+) -> None:
+    settings = GEOMETRY | {"model_type": "opt", "ffn_dim": 256}
+    (Path(model["ref"]) / "config.json").write_text(json.dumps(settings))
+    compression = {"calibration": {"sequence_length": 512}} if body else {}
+    answer = validate(client, {"model": model, "compression": compression} | body)
+    assert answer.status_code == 422
+    problems = {(error["pointer"], error["code"]) for error in answer.json()["errors"]}
+    assert (pointer, "bad_configuration") in problems
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs:validate", "/v1/jobs"])

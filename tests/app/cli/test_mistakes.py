@@ -126,6 +126,14 @@ def cases(
             )
             for command in ("worker", "scheduler")
         ),
+        case(
+            "serve",
+            2,
+            f"INTRASLICE_PORT: cannot listen on 127.0.0.1:{taken_port}",
+            PORT=str(taken_port),
+        ),
+        case("worker", 2, "INTRASLICE_LEASE_SECONDS (2) must be", LEASE_SECONDS="2"),
+        case("serve", 2, "INTRASLICE_AUTH=off requires a loopback host", HOST="192.0.2.1"),
         case(f"up --data-dir {tmp_path}/file/x", 1, f"{tmp_path}/file/x: Not a directory"),
         case("migrate", 2, "relative path", MODEL_ROOTS="models"),
         case("list", 2, "INTRASLICE_API_KEY: ", API_KEY="schlüssel"),

@@ -36,12 +36,12 @@ def weights(resources: Resources, job: Job) -> str:
 
 def test_a_job_with_all_its_files_is_checked_once_a_day(resources: Resources) -> None:
     job = in_state(resources, State.SUCCEEDED)
-    assert artifact_check.check_due_artifacts(resources) == 0
+    assert artifact_check.check_due_artifacts(resources).missing == 0
     assert not find(resources, job).artifacts_missing
     resources.store.delete([weights(resources, job)])
-    assert artifact_check.check_due_artifacts(resources) == 0, "not due yet"
+    assert artifact_check.check_due_artifacts(resources).missing == 0, "not due yet"
     let_pass(resources, 25)
-    assert artifact_check.check_due_artifacts(resources) == 1
+    assert artifact_check.check_due_artifacts(resources).missing == 1
 
 
 def let_pass(resources: Resources, hours: int) -> None:
@@ -66,7 +66,7 @@ def test_missing_files_are_reported_and_the_state_stays(
     if damage == "shorter":
         resources.store.put_new(key, content[:-1])
     answer = client.get(f"/v1/jobs/{damaged.id}")
-    assert artifact_check.check_due_artifacts(resources) == 1
+    assert artifact_check.check_due_artifacts(resources).missing == 1
     changed = client.get(
         f"/v1/jobs/{damaged.id}", headers={"If-None-Match": answer.headers["etag"]}
     )
@@ -77,7 +77,7 @@ def test_missing_files_are_reported_and_the_state_stays(
     # The files came back, by a restored bucket for instance.
     resources.store.replace(key, content)
     let_pass(resources, 2)
-    assert artifact_check.check_due_artifacts(resources) == 0
+    assert artifact_check.check_due_artifacts(resources).missing == 0
     assert not find(resources, damaged).artifacts_missing
 
 
@@ -101,7 +101,7 @@ def test_only_succeeded_jobs_with_files_are_checked(resources: Resources) -> Non
     with resources.database.transaction() as transaction:
         transaction.execute(text("UPDATE jobs SET expires_at = now() - interval '1 hour'"))
     retention.expire(resources)
-    assert artifact_check.check_due_artifacts(resources, every=True) == 0
+    assert artifact_check.check_due_artifacts(resources, every=True).missing == 0
     assert not find(resources, ended).artifacts_missing
     assert not find(resources, expired).artifacts_missing
 
@@ -109,7 +109,7 @@ def test_only_succeeded_jobs_with_files_are_checked(resources: Resources) -> Non
 def test_a_job_whose_files_are_gone_stops_saying_so_when_it_expires(resources: Resources) -> None:
     job = in_state(resources, State.SUCCEEDED)
     resources.store.delete(resources.store.keys(job_prefix(job)))
-    assert artifact_check.check_due_artifacts(resources) == 1
+    assert artifact_check.check_due_artifacts(resources).missing == 1
     retention.settle(resources)
     with resources.database.transaction() as transaction:
         transaction.execute(text("UPDATE jobs SET expires_at = now() - interval '1 hour'"))
@@ -125,4 +125,4 @@ def test_all_jobs_are_checked_on_request_in_several_batches(
     artifact_check.check_due_artifacts(resources, every=True)
     for job in made[::2]:
         resources.store.delete([weights(resources, job)])
-    assert artifact_check.check_due_artifacts(resources, every=True) == 3
+    assert artifact_check.check_due_artifacts(resources, every=True).missing == 3

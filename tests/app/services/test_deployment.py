@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import redis
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
+from app.adapters.queue import queue_name
+from app.adapters.valkey import client_url
 from app.domain.artifact import job_prefix
 from app.domain.deployment import MARKER, StoreClaim, marker_owner
 from app.domain.errors import StoreNotOwnedError
@@ -18,13 +22,13 @@ from app.domain.principal import OPERATOR
 from app.domain.upload import UploadFile, UploadKind, UploadRequest, upload_prefix
 from app.embedded.postgres import EmbeddedPostgres
 from app.main import create_app
-from app.services import deployment, jobs, uploads
+from app.services import deployment, jobs, outbox, publication, uploads
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
 from app.telemetry import metrics
-from tests.app.builders import in_state
+from tests.app.builders import in_state, queued, running
 from tests.app.databases import new_database, restore
-from workers.periodic_tasks import DEPLOYMENT_TASKS, MaintenanceThread
+from workers.periodic_tasks import DEPLOYMENT_TASKS, MACHINE_TASKS, MaintenanceThread
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
@@ -254,3 +258,66 @@ def test_an_upload_names_the_prefix_of_its_parts(resources: Resources) -> None:
     assert upload_prefix(record) == f"{resources.deployment.id()}/uploads/{record.id}/"
     maintain(resources)
     assert everything(resources) == {MARKER}
+
+
+def test_deployments_on_one_broker_have_queues_of_their_own(
+    resources: Resources, second: Resources
+) -> None:
+    deployments = (resources, second)
+    for present in deployments:
+        queued(present)
+        assert outbox.dispatch(present) == 1
+    names = [queue_name(present.deployment.id()) for present in deployments]
+    with redis.Redis.from_url(client_url(resources.settings.broker_url)) as client:
+        assert [client.llen(name) for name in names] == [1, 1]
+
+
+def test_deployments_with_one_data_directory_keep_each_others_work(
+    resources: Resources, second: Resources
+) -> None:
+    shared = replace(
+        second,
+        settings=second.settings.model_copy(update={"data_dir": resources.settings.data_dir}),
+    )
+    busy = running(resources)
+    work = (
+        resources.work_dir / f"{busy.id}.{busy.fencing_token}",
+        resources.work_dir / f"{busy.id}.layers",
+        resources.uploads_dir / "upl_1",
+        resources.shared_dir / "sweep_1",
+    )
+    for directory in work:
+        directory.mkdir(parents=True)
+    shared.deployment.read()
+    for own in (shared.work_dir / "job_gone.1", shared.uploads_dir / "upl_gone"):
+        own.mkdir(parents=True)
+    MaintenanceThread(shared, MACHINE_TASKS).run_tasks()
+    assert all(directory.is_dir() for directory in work)
+    assert not (shared.work_dir / "job_gone.1").exists()
+    assert not (shared.uploads_dir / "upl_gone").exists()
+
+
+def test_files_of_a_reaped_job_stay_in_a_foreign_store(
+    resources: Resources, second: Resources
+) -> None:
+    maintain(resources)
+    job = running(second)
+    key = f"{job_prefix(job)}attempts/{job.fencing_token}/files/a"
+    second.store.put_new(key, b"x")
+    with pytest.raises(StoreNotOwnedError):
+        publication.discard_other_attempts(second, job)
+    assert key in everything(second)
+
+
+@pytest.mark.object_store
+def test_a_bucket_that_does_not_exist_is_not_reported_as_one_that_lost_its_marker(
+    resources: Resources,
+) -> None:
+    if resources.settings.store_url.startswith("file:"):
+        pytest.skip("a directory is created")
+    maintain(resources)
+    missing = resources.settings.model_copy(update={"artifact_store": "s3://no-such-bucket/x"})
+    with TestClient(create_app(missing)) as client:
+        checks = client.get("/readyz").json()["checks"]
+    assert "does not exist" in checks["store"]["problem"]
+    assert checks["deployment"]["problem"] is None

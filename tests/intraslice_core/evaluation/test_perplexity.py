@@ -63,9 +63,9 @@ def test_equals_naive_softmax_of_every_token(model, count, window, batch, monkey
     assert result.perplexity == pytest.approx(math.exp(total / scored), rel=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["gemma2", "gemma3", "phi"])
-def test_output_heads_with_soft_cap_or_bias_are_applied(variant: str) -> None:
-    # Gemma models cap their logits, Phi's head has a bias.
+@pytest.mark.parametrize("variant", ["gemma2", "gemma3", "phi", "granite", "cohere2"])
+def test_output_heads_with_soft_cap_scale_or_bias_are_applied(variant: str) -> None:
+    # Gemma models cap their logits, Granite and Cohere scale them, Phi's head has a bias.
     family = tiny_family_model(variant)
     text = tokens(40)
     total, scored = by_definition(family, text, 20)

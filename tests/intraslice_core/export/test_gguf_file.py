@@ -40,8 +40,11 @@ LLAMA3 = (
     ("target", "overrides"),
     [
         ("stock", {}),
-        ("stock", {"attention_bias": True, "tie_word_embeddings": False}),
-        ("adaptive", {}),
+        (
+            "stock",
+            {"attention_bias": True, "tie_word_embeddings": False, "max_position_embeddings": 512},
+        ),
+        ("adaptive", {"max_position_embeddings": 128}),
     ],
 )
 def test_llama_cpp_computes_the_same_as_the_model(

@@ -1,0 +1,115 @@
+"""A worker runs as many jobs at once as it may, with hints and without."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+
+from app.domain.job import JobRecord
+from app.services import claims
+from app.services.resources import Resources
+from app.telemetry.outages import BROKER, Outages
+from tests.app.builders import queued, succeeded
+from workers import job_slots
+from workers.job_slots import JobSlots
+
+pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+
+
+class Engine:
+    """Runs the next job when it is told to, with the service's own claims and publication."""
+
+    def __init__(self) -> None:
+        self.started = threading.Semaphore(0)
+        self.may_end = threading.Semaphore(0)
+        self.running = self.most = 0
+        self._lock = threading.Lock()
+
+    def run_next_job(
+        self, resources: Resources, owner: str, _stopping: threading.Event
+    ) -> JobRecord | None:
+        job = claims.claim_next_job(resources, owner)
+        if job is None:
+            return None
+        with self._lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+        self.started.release()
+        assert self.may_end.acquire(timeout=30)
+        with self._lock:
+            self.running -= 1
+        return succeeded(resources, job)
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    made = Engine()
+    monkeypatch.setattr(job_slots, "run_next_job", made.run_next_job)
+    return made
+
+
+def slots_of(resources: Resources, concurrency: int, stopping: threading.Event) -> JobSlots:
+    settings = resources.settings.model_copy(update={"worker_concurrency": concurrency})
+    return JobSlots(replace(resources, settings=settings), "worker-1", stopping)
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_no_more_jobs_run_at_once_than_allowed_and_none_is_left(
+    resources: Resources, engine: Engine, concurrency: int
+) -> None:
+    for _ in range(4):
+        queued(resources)
+    slots = slots_of(resources, concurrency, threading.Event())
+    busy = [threading.Thread(target=slots.run_queued) for _ in range(concurrency)]
+    for thread in busy:
+        thread.start()
+        assert engine.started.acquire(timeout=30)
+    assert slots.run_queued() == 0, "every slot is busy"
+    for _ in range(4):
+        engine.may_end.release()
+    for thread in busy:
+        thread.join(30)
+    assert engine.most == concurrency
+    assert claims.claim_next_job(resources, "worker-2") is None
+    engine.may_end.release()
+    queued(resources)
+    assert slots.run_queued() == 1, "the slot is free again"
+
+
+def test_a_stopping_worker_starts_no_job(resources: Resources, engine: Engine) -> None:
+    queued(resources)
+    stopping = threading.Event()
+    stopping.set()
+    assert slots_of(resources, 1, stopping).run_queued() == 0
+    assert engine.most == 0
+
+
+def test_jobs_are_looked_for_only_while_the_broker_is_away(
+    resources: Resources, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    present = Outages()
+    monkeypatch.setattr(job_slots, "OUTAGES", present)
+    queued(resources)
+    slots = slots_of(resources, 1, threading.Event())
+    assert slots.run_without_hints(resources) == 0
+    present.note_failure(BROKER, "connection refused")
+    engine.may_end.release()
+    assert slots.run_without_hints(resources) == 1
+    queued(resources)
+    present.note_success(BROKER)
+    assert slots.run_without_hints(resources) == 0
+
+
+def test_a_job_that_crashes_frees_its_slot(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_arguments: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(job_slots, "run_next_job", crash)
+    slots = slots_of(resources, 1, threading.Event())
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            slots.run_queued()

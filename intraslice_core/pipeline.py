@@ -54,7 +54,7 @@ from intraslice_core.evaluation.comparison import open_requested_tasks
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.texts import check_texts
 from intraslice_core.export.adaptive import AdaptiveForm
-from intraslice_core.export.form import CheckpointForm, WrittenReference, require_plain_attention
+from intraslice_core.export.form import CheckpointForm, WrittenReference, require_expressible
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.export.stock import StockForm
 from intraslice_core.export.targets import require_target
@@ -178,6 +178,7 @@ def compress_opened(
         if not run.verify:
             run.warnings.append(UNVERIFIED)
         report = _compress_checkpoint(dense, staged, config, run, evaluation)
+        reported = len(run.warnings)
         if config.recover is not None:
             report = recover_staged(
                 dense.directory, staged, report, run, dtype=config.dtype, device=config.device
@@ -188,7 +189,8 @@ def compress_opened(
         if evaluation is not None:
             measured = evaluate_staged((dense.directory, staged), config, evaluation, tasks, run)
             report = report.with_evaluation(measured)
-        report = report.model_copy(update={"seconds": time.perf_counter() - run.started})
+        later = {"warnings": (*report.warnings, *run.warnings[reported:])}
+        report = report.model_copy(update=later | {"seconds": time.perf_counter() - run.started})
         publish_staged(staged, out, report, run)
     return report
 
@@ -221,14 +223,15 @@ def _plan_work(
 ) -> CompressionWork:
     geometry = reader.family.geometry(reader.config)
     canonical = reader.family.canonical_settings(reader.config)
-    require_target(config, reader.family.model_type)
+    demands = require_target(config, reader.family.model_type)
     if config.target != "research":
-        require_plain_attention(canonical, config)
+        require_expressible(reader.family, reader.config, demands, config)
     if config.gguf_formats:
-        read_vocabulary(dense.directory, canonical["vocab_size"], adds_bos=False)
+        vocabulary = read_vocabulary(dense.directory, canonical["vocab_size"], adds_bos=False)
+        run.warnings += [] if vocabulary.caveat is None else [vocabulary.caveat]
     device = resolve_device(config.device)
     budget = compression_budget(config, geometry, reader.dtype.itemsize)
-    require_rounding(config, geometry, budget)
+    require_rounding(config, geometry, budget, demands.shapes)
     config = config.model_copy(update={"round_to": resolve_round_to(config, geometry)})
     dtype = resolve_dtype(config.dtype, device, reader.dtype)
     digest = dense.fingerprint if run.statistics_cache or run.resume_state else ""
@@ -319,6 +322,7 @@ def _shape_work(work: CompressionWork, run: Run) -> AllocationContext:
     return AllocationContext(
         layers=work.layers,
         config=work.config,
+        demands=require_target(work.config, work.reader.family.model_type),
         geometry=work.geometry,
         budget=work.budget,
         device=work.device,
@@ -352,7 +356,8 @@ def _write_compressed(
     layers: list[FinishedLayer] = []
     with CheckpointWriter(staged, dtype=work.stored_dtype) as writer:
         for name, own_name in family.outer_names(reader.config).items():
-            writer.add({name: check_finite(own_name, reader.tensor(own_name))})
+            tensor = check_finite(own_name, reader.tensor(own_name))
+            writer.add({own_name if work.config.target == "stock" else name: tensor})
         loop = LayerLoop(work, tokens, shapes, run)
         for layer in range(work.geometry.num_hidden_layers):
             finished = loop.finish(layer)

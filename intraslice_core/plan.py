@@ -176,6 +176,8 @@ class ShapeConstraint:
     """Require query/key heads as wide as value heads."""
     value_at_most_qk: bool = True
     """Require value heads no wider than query/key heads: fast kernels crop or reject others."""
+    heads_divide_hidden_size: bool = False
+    """Require a number of query heads that divides the hidden size, or the dense one."""
     removable: frozenset[Module] = frozenset()
     """Modules that may be removed entirely, regardless of the module cap, if curves offer it."""
     attention_stays_in: frozenset[int] = frozenset()

@@ -28,6 +28,7 @@ from intraslice_core.config import UNLIMITED, ModelLimits
 from intraslice_core.device import bound_allocator
 from intraslice_core.errors import OutputExistsError, QualityGateError
 from intraslice_core.evaluation.comparison import DenseScores
+from intraslice_core.export.targets import require_target
 from intraslice_core.files import (
     atomic_file,
     require_free_output,
@@ -158,7 +159,8 @@ def _empty_report(request: SweepRequest, opened: OpenedModel, seconds: float) ->
         for ratio in request.ratios:
             config = request.config(ratio)
             budget = compression_budget(config, geometry, reader.dtype.itemsize)
-            require_rounding(config, geometry, budget)
+            demands = require_target(config, reader.family.model_type)
+            require_rounding(config, geometry, budget, demands.shapes)
     return SweepReport(
         engine_version=intraslice_core.__version__,
         model=request.model,

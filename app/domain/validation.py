@@ -11,7 +11,7 @@ from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.context_length import beyond_context
 from intraslice_core.cost_model import DenseModel, Estimate
-from intraslice_core.export.targets import DEMANDS
+from intraslice_core.export.targets import DEMANDS, STOCK_FAMILIES
 from intraslice_core.progress import Stage
 from intraslice_core.text_sources import IN_DOMAIN_ONLY_WARNING, in_domain_only
 
@@ -88,22 +88,28 @@ TARGETS = (
         target="stock",
         available=True,
         runtimes=("any that runs the dense model's class with longrope",),
-        detail="one shape for all layers, no code of its own; llama, mistral and qwen2 models",
+        detail="one shape for all layers, no code of its own",
     ),
 )
 
 
 def targets_for(dense: DenseModel | None) -> tuple[TargetSupport, ...]:
     """Return all targets; those that do not support the model's type are not available."""
-    model_type = dense and dense.facts.model_type
-    return tuple(
-        support
-        if model_type is None or not support.available or model_type in _model_types(support.target)
-        else support.model_copy(
-            update={"available": False, "detail": f"not built for {model_type} models"}
-        )
-        for support in TARGETS
-    )
+    model_type = None if dense is None else dense.facts.model_type
+    if model_type is None:
+        return TARGETS
+    return tuple(_support_for(model_type, support) for support in TARGETS)
+
+
+def _support_for(model_type: str, support: TargetSupport) -> TargetSupport:
+    """Return a target's support for models of a type."""
+    if support.available and model_type not in _model_types(support.target):
+        detail = f"not built for {model_type} models"
+        return support.model_copy(update={"available": False, "detail": detail})
+    if support.target == "stock":
+        detail = f"{support.detail}; {STOCK_FAMILIES[model_type].describe()}"
+        return support.model_copy(update={"detail": detail})
+    return support
 
 
 def _model_types(target: str) -> tuple[str, ...]:

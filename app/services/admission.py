@@ -218,7 +218,7 @@ def _beyond_reach(dense: DenseModel | None, compression: CompressionConfig) -> l
     if dense is None or dense.geometry is None:
         return []
     try:
-        estimate(dense.geometry, dense.item_bytes, compression, None)
+        estimate(dense.geometry, dense.item_bytes, compression, None, dense.facts.model_type)
     except ConfigurationError as error:
         pointer = f"/compression/{compression.budget_field}"
         message = f"{error.message}; {error.hint}"

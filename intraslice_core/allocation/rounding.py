@@ -13,24 +13,34 @@ from intraslice_core.allocation.budget import Budget, resolve_round_to
 from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.config import CompressionSettings
 from intraslice_core.errors import ConfigurationError
-from intraslice_core.export.targets import DEMANDS
 from intraslice_core.methods import resolve_allocator
-from intraslice_core.plan import ModelGeometry
+from intraslice_core.plan import ModelGeometry, ShapeConstraint
 
 
 def require_rounding(
-    settings: CompressionSettings, geometry: ModelGeometry, budget: Budget
+    settings: CompressionSettings,
+    geometry: ModelGeometry,
+    budget: Budget,
+    constraint: ShapeConstraint,
 ) -> None:
     """Raise if rounding misses the budget by more than the target's tolerance.
+
+    Args:
+        settings: of the compression.
+        geometry: of the dense model.
+        budget: of the compression.
+        constraint: of the target on the family.
 
     Raises:
         ConfigurationError: naming the parameters of both, and a step that meets the budget.
     """
     step = resolve_round_to(settings, geometry)
-    problem = _problem(settings, geometry, budget, step)
+    problem = _problem(settings, geometry, budget, constraint, step)
     if problem is None:
         return
-    problems = ((_problem(settings, geometry, budget, finer), finer) for finer in _finer(step))
+    problems = (
+        (_problem(settings, geometry, budget, constraint, finer), finer) for finer in _finer(step)
+    )
     fitting = next((finer for finer_problem, finer in problems if finer_problem is None), None)
     raise ConfigurationError(
         f"with round_to {step}, {problem.message}",
@@ -42,10 +52,13 @@ def require_rounding(
 
 
 def _problem(
-    settings: CompressionSettings, geometry: ModelGeometry, budget: Budget, step: int
+    settings: CompressionSettings,
+    geometry: ModelGeometry,
+    budget: Budget,
+    constraint: ShapeConstraint,
+    step: int,
 ) -> ConfigurationError | None:
     """Return the error of uniform shapes with a step, or None if the budget can be met."""
-    constraint = DEMANDS[settings.target].shapes
     try:
         uniform_plan(geometry, budget.ratio, step, constraint)
     except ConfigurationError as error:

@@ -37,7 +37,7 @@ from intraslice_core.calibration import calibration_hash
 from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.config import Allocation, Allocator, CompressionConfig
 from intraslice_core.errors import ConfigurationError
-from intraslice_core.export.targets import DEMANDS
+from intraslice_core.export.targets import TargetDemands
 from intraslice_core.methods import METHODS, resolve_allocator
 from intraslice_core.plan import ModelGeometry, ModelPlan
 from intraslice_core.reports.schema import (
@@ -59,7 +59,8 @@ from intraslice_core.sensitivity.measurement import (
 def with_shared_pairs(layers: Sequence[LayerSensitivity]) -> tuple[SharedPairsSensitivity, ...]:
     """Return the sensitivity of layers that all keep the same rotary pairs.
 
-    Predicted losses of pairs are those of the shared order.
+    Predicted losses of pairs are those of the shared order. Energies are those of an average head,
+    so that the norms of q and k, which slicing corrects by them, stay the same for all heads.
 
     Raises:
         NumericalError: if a pairs' moment is not finite or cannot be factorised.
@@ -76,10 +77,24 @@ def with_shared_pairs(layers: Sequence[LayerSensitivity]) -> tuple[SharedPairsSe
         losses[number] = _shared_losses(losses[number], cost.sum(0))
     return tuple(
         SharedPairsSensitivity(
-            **vars(replace(layer, pair_losses=pair_losses)), pair_order=shared.order
+            **vars(
+                replace(
+                    layer,
+                    pair_losses=pair_losses,
+                    query_energy=_average_energy(layer.query_energy),
+                    key_energy=_average_energy(layer.key_energy),
+                )
+            ),
+            pair_order=shared.order,
         )
         for layer, pair_losses in zip(layers, losses, strict=True)
     )
+
+
+def _average_energy(energy: Tensor) -> Tensor:
+    """Return the mean share of each pair in its head's energy, for all heads, (heads, pairs)."""
+    shares = energy / energy.sum(1, keepdim=True).clamp_min(torch.finfo(energy.dtype).tiny)
+    return shares.mean(0, keepdim=True).expand_as(energy).contiguous()
 
 
 def _shared_losses(free: Tensor, cost: Tensor) -> Tensor:
@@ -167,6 +182,8 @@ class AllocationContext:
 
     layers: DenseLayers
     config: CompressionConfig
+    demands: TargetDemands
+    """Requirements of the target on the model type."""
     geometry: ModelGeometry
     budget: Budget
     device: torch.device
@@ -203,7 +220,7 @@ def choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
     free = measured = None
     if METHODS[context.config.method].measures_sensitivity and context.budget.ratio > 0.0:
         free = measured = _measured(context, split, tokens)
-        if DEMANDS[context.config.target].alike:
+        if context.demands.alike:
             measured = replace(measured, layers=with_shared_pairs(measured.layers))
     allocator = resolve_allocator(context.config)
     if context.budget.ratio == 0.0 or allocator == "uniform":
@@ -291,9 +308,8 @@ def _uniform_plan(context: AllocationContext) -> ModelPlan:
     Raises:
         ConfigurationError: if rounding misses the budget by more than the tolerance.
     """
-    constraint = DEMANDS[context.config.target].shapes
     round_to = resolve_round_to(context.config, context.geometry)
-    return uniform_plan(context.geometry, context.budget.ratio, round_to, constraint)
+    return uniform_plan(context.geometry, context.budget.ratio, round_to, context.demands.shapes)
 
 
 def _uniform(
@@ -317,7 +333,7 @@ def _lagrangian(
     def allocate(candidate: AttentionCandidate) -> ScoredPlan:
         def with_budget(parameters: int) -> ScoredPlan:
             return lagrangian_shapes(
-                measured, context.geometry, parameters, context.config, candidate
+                measured, context.geometry, parameters, context.config, candidate, context.demands
             )
 
         return within_input(with_budget, context.geometry, context.budget.parameters)

@@ -9,6 +9,7 @@ from intraslice_core.allocation.rounding import require_rounding
 from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.config import CompressionConfig
 from intraslice_core.errors import BudgetOutOfReachError, ConfigurationError
+from intraslice_core.export.targets import demands_on
 from intraslice_core.plan import ModelGeometry
 
 SIZES = {
@@ -54,7 +55,7 @@ def rounding_error(config: CompressionConfig, model: ModelGeometry) -> Configura
     """Return the error about the rounding step, with the budget of a fine one."""
     budget = compression_budget(config.model_copy(update={"round_to": 1}), model, 4)
     try:
-        require_rounding(config, model, budget)
+        require_rounding(config, model, budget, demands_on(config, None).shapes)
     except ConfigurationError as error:
         return error
     return None
@@ -88,7 +89,8 @@ def test_step_that_only_the_allocator_can_meet_is_accepted() -> None:
     """One MLP step of Llama is within the tolerance, so no shapes need to be equal."""
     model = geometry("Llama-3.2-1B")
     config = CompressionConfig(ratio=0.3, round_to=8)
-    require_rounding(config, model, compression_budget(config, model, 2))
+    budget = compression_budget(config, model, 2)
+    require_rounding(config, model, budget, demands_on(config, None).shapes)
 
 
 def test_default_step_meets_common_budgets_of_tiny_models() -> None:
@@ -96,7 +98,7 @@ def test_default_step_meets_common_budgets_of_tiny_models() -> None:
     for percent in range(5, 65, 5):
         config = CompressionConfig(ratio=percent / 100)
         budget = compression_budget(config, model, 4)
-        require_rounding(config, model, budget)
+        require_rounding(config, model, budget, demands_on(config, None).shapes)
         uniform_plan(model, budget.ratio, resolve_round_to(config, model))
 
 

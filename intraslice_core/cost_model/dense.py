@@ -70,7 +70,7 @@ def read_dense(path: Path) -> DenseModel:
         BrokenCheckpointError: if a file header is malformed.
         UnsupportedArchitectureError: if the architecture is not supported; lists those that are.
     """
-    path = located(path)
+    path = located(path) if path.is_dir() else path
     facts = inspect_model(path)
     if facts.model_type not in SUPPORTED_MODEL_TYPES + COMPRESSED_MODEL_TYPES:
         raise UnsupportedArchitectureError(

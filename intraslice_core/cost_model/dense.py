@@ -78,7 +78,7 @@ def _read_directory(path: Path, facts: ModelFacts) -> DenseModel:
     if family is not None:
         tied = settings.get("tie_word_embeddings", family.facts.defaults["tie_word_embeddings"])
         settings["tie_word_embeddings"] = bool(tied) and not has_separate_head(path, family)
-    stored = _FLOAT_BYTES.get(settings.get("dtype") or settings.get("torch_dtype") or "")
+    stored = _FLOAT_BYTES.get(str(settings.get("dtype") or settings.get("torch_dtype")))
     if facts.quantization is not None:
         return describe_dense(facts, settings, unpacked_item_bytes=stored or _DEQUANTIZED_BYTES)
     dense = describe_dense(facts, settings)

@@ -71,8 +71,8 @@ def require_supported_type(model_type: str | None) -> Family:
     Raises:
         UnsupportedArchitectureError: listing the supported model types.
     """
-    is_name = isinstance(model_type, str)  # config.json may hold any value
-    family = (FAMILIES | COMPRESSED_FAMILIES).get(model_type) if is_name else None
+    name = model_type if isinstance(model_type, str) else ""  # config.json may hold any value
+    family = (FAMILIES | COMPRESSED_FAMILIES).get(name)
     if family is None:
         raise UnsupportedArchitectureError(
             f"model type {model_type!r} is not supported",

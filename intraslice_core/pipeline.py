@@ -28,7 +28,7 @@ from intraslice_core.calibration import ReadTokens, calibration_hash, calibratio
 from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
 from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
-from intraslice_core.checkpoints.sources import open_model
+from intraslice_core.checkpoints.sources import open_directory
 from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object, weight_bytes
 from intraslice_core.checkpoints.writer import CheckpointWriter, ensure_disk_space
 from intraslice_core.config import (
@@ -59,6 +59,7 @@ from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.export.stock import StockForm
 from intraslice_core.export.targets import require_target
 from intraslice_core.families.positions import learned_positions, require_lengths
+from intraslice_core.families.wrappers import describe_result, require_wrapper_budget
 from intraslice_core.files import require_free_output, require_writable_directory
 from intraslice_core.finetuning.procedure import attributed_to_recover
 from intraslice_core.finetuning.recover import recover_staged
@@ -75,6 +76,8 @@ from intraslice_core.progress import (
 )
 from intraslice_core.publication import (
     UNVERIFIED,
+    bytes_of_wrapper,
+    complete_staged,
     evaluate_staged,
     peak_memory,
     publish_staged,
@@ -147,8 +150,8 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
     with scratch_directory("intraslice-", work_dir) as scratch:
         run.warnings.extend(scratch.warnings)
         run.report(Stage.LOAD, f"opening {model}")
-        directory = open_model(model, scratch.directory, limits)
-        opened = OpenedModel(reference=model, directory=directory)
+        source = open_directory(model, scratch.directory, limits)
+        opened = OpenedModel(reference=model, directory=source.path, wrapper=source.wrapper)
         return compress_opened(opened, out, config, evaluation, run)
 
 
@@ -184,14 +187,16 @@ def compress_opened(
                 dense.directory, staged, report, run, dtype=config.dtype, device=config.device
             )
         write_gguf_files(staged, config, run)
+        complete = complete_staged(dense, staged, config, run)
         if run.verify:
-            report = report.model_copy(update={"verified": verify_staged(staged, config, run)})
+            verified = verify_staged(staged, config, run, complete)
+            report = report.model_copy(update={"verified": verified})
         if evaluation is not None:
             measured = evaluate_staged((dense.directory, staged), config, evaluation, tasks, run)
             report = report.with_evaluation(measured)
         later = {"warnings": (*report.warnings, *run.warnings[reported:])}
         report = report.model_copy(update=later | {"seconds": time.perf_counter() - run.started})
-        publish_staged(staged, out, report, run)
+        publish_staged(complete, out, report, run)
     return report
 
 
@@ -204,8 +209,11 @@ def _compress_checkpoint(
 ) -> CompressionReport:
     with CheckpointReader(dense.directory) as reader, torch.inference_mode():
         run.warnings.extend(reader.warnings)
+        if dense.wrapper_table is not None:
+            run.warnings.append(describe_result(dense.wrapper_table, config.target))
         work = _plan_work(reader, dense, config, run)
-        ensure_disk_space(staged, reader.bytes_total * (1 + len(config.gguf_formats)))
+        room = reader.bytes_total * (1 + len(config.gguf_formats))
+        ensure_disk_space(staged, room + bytes_of_wrapper(dense, config))
         if evaluation is not None:
             tokenizer = load_tokenizer(dense.directory)
             run.warnings += check_texts(evaluation, tokenizer, work.canonical["vocab_size"])
@@ -223,7 +231,8 @@ def _plan_work(
 ) -> CompressionWork:
     geometry = reader.family.geometry(reader.config)
     canonical = reader.family.canonical_settings(reader.config)
-    demands = require_target(config, reader.family.model_type)
+    demands = require_target(config, dense.target_type(config.target, reader.family.model_type))
+    require_wrapper_budget(config, dense.wrapper_table)
     if config.target != "research":
         require_expressible(reader.family, reader.config, demands, config)
     if config.gguf_formats:
@@ -243,6 +252,7 @@ def _plan_work(
         reader=reader,
         config=config,
         canonical=canonical,
+        target_type=dense.target_type(config.target, reader.family.model_type),
         geometry=geometry,
         budget=budget,
         device=device,
@@ -322,7 +332,7 @@ def _shape_work(work: CompressionWork, run: Run) -> AllocationContext:
     return AllocationContext(
         layers=work.layers,
         config=work.config,
-        demands=require_target(work.config, work.reader.family.model_type),
+        demands=require_target(work.config, work.target_type),
         geometry=work.geometry,
         budget=work.budget,
         device=work.device,

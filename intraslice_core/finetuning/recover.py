@@ -13,17 +13,22 @@ from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints.manifest import MANIFEST, SIGNATURE
 from intraslice_core.checkpoints.model_card import MODEL_CARD
 from intraslice_core.checkpoints.sources import open_model
-from intraslice_core.checkpoints.weight_files import weight_bytes
+from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object, weight_bytes
 from intraslice_core.checkpoints.writer import WrittenRecord, require_as_written
 from intraslice_core.config import CompressionConfig, RecoveryConfig
 from intraslice_core.device import resolve_device
-from intraslice_core.errors import ConfigurationError, ModelNotFoundError
+from intraslice_core.errors import (
+    ConfigurationError,
+    ModelNotFoundError,
+    UnsupportedArchitectureError,
+)
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.verification import (
     REFERENCE_FILE,
     verify_checkpoint,
     write_reference,
 )
+from intraslice_core.families.wrappers import wrapper_of
 from intraslice_core.files import require_free_output, require_writable_directory
 from intraslice_core.finetuning.procedure import (
     RecoveryWork,
@@ -193,6 +198,13 @@ def _with_recovery(report: CompressionReport, config: RecoveryConfig) -> Compres
 def _require_same_vocabulary(dense: Path, compressed: Path) -> int:
     """Return the vocabulary size; raise if the teacher's differs from the compressed model's."""
     modeling.register()
+    wrapper = wrapper_of(read_json_object(compressed / CONFIG_FILE))
+    if wrapper is not None:
+        raise UnsupportedArchitectureError(
+            f"{wrapper.model_type} checkpoints cannot be fine-tuned after their compression",
+            field="compressed",
+            hint="compress the dense model again with recovery fine-tuning",
+        )
     sizes = [
         AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False).vocab_size
         for model in (dense, compressed)

@@ -160,7 +160,8 @@ class GgufSettings:
         if not valid or len(value) != layers:
             shown = str(value)[:64] if isinstance(value, tuple) else repr(value)[:64]
             raise self.broken(key, shown, f"{layers} integers")
-        return tuple(value)
+        sizes: tuple[int, ...] = value
+        return sizes
 
     def has(self, *endings: str) -> bool:
         """Return True if the name of any tensor has one of the endings."""

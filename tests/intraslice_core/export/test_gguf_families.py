@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from gguf import GGUFReader
 from transformers import PreTrainedModel
 
+from intraslice_core.checkpoints.gguf_reader import convert_gguf
 from intraslice_core.config import GgufFormat
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.evaluation.verification import verify_gguf, write_reference
@@ -17,6 +19,7 @@ from intraslice_core.export.gguf_layout import family_layout
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.families.adapter import family_for
 from intraslice_core.pipeline import compress_model
+from tests.intraslice_core.checkpoints.dense_logits import engine_logits, tokens
 from tests.intraslice_core.export.models import VOCAB_SIZE, config, merging_tokenizer
 from tests.intraslice_core.tiny_models import (
     save_checkpoint,
@@ -139,6 +142,17 @@ def test_llama_cpp_computes_what_the_family_computes(case: str, tmp_path: Path) 
     fields = GGUFReader(tmp_path / FILE).fields
     assert fields["general.architecture"].contents() == architecture
     assert 0.0 < verify_gguf(tmp_path, FILE, "gguf-f16").max_abs_difference < 0.02
+
+
+@pytest.mark.parametrize("case", ["qwen3 with yarn", "granite", "glm4", "cohere2", "gpt_neox"])
+def test_exported_files_are_read_back(case: str, tmp_path: Path) -> None:
+    variant, overrides, _ = CASES[case]
+    model, ids = family_model(variant, overrides), tokens()
+    write(model, tmp_path, "gguf-f16")
+    back = engine_logits(convert_gguf(tmp_path / FILE, tmp_path / "back"), ids)
+    with torch.no_grad():
+        expected = model(ids).logits.log_softmax(-1)
+    torch.testing.assert_close(back.log_softmax(-1), expected, rtol=0.0, atol=0.02)
 
 
 @pytest.mark.parametrize(

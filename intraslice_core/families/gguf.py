@@ -154,7 +154,7 @@ class GgufSettings:
             BrokenCheckpointError: if the value is neither a number nor one for each layer.
         """
         layers, value = self.integer("block_count"), self.get(key)
-        if type(value) is int:
+        if isinstance(value, int) and type(value) is not bool:
             return (value,) * layers
         valid = isinstance(value, tuple) and all(type(size) is int for size in value)
         if not valid or len(value) != layers:

@@ -153,9 +153,10 @@ class GgufSettings:
         Raises:
             BrokenCheckpointError: if the value is neither a number nor one for each layer.
         """
-        layers, value = self.integer("block_count"), self.get(key)
-        if isinstance(value, int) and type(value) is not bool:
-            return (value,) * layers
+        layers = self.integer("block_count")
+        value: Any = self.get(key)
+        if type(value) is int:
+            return (int(value),) * layers
         valid = isinstance(value, tuple) and all(type(size) is int for size in value)
         if not valid or len(value) != layers:
             shown = str(value)[:64] if isinstance(value, tuple) else repr(value)[:64]

@@ -153,10 +153,10 @@ class GgufSettings:
         Raises:
             BrokenCheckpointError: if the value is neither a number nor one for each layer.
         """
-        layers = self.integer("block_count")
-        value: Any = self.get(key)
+        layers: int = self.integer("block_count")
+        value = self.get(key)
         if type(value) is int:
-            return (int(value),) * layers
+            return (value,) * layers
         valid = isinstance(value, tuple) and all(type(size) is int for size in value)
         if not valid or len(value) != layers:
             shown = str(value)[:64] if isinstance(value, tuple) else repr(value)[:64]

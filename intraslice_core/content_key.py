@@ -14,12 +14,10 @@ from intraslice_core.config import CalibrationConfig
 from intraslice_core.files import combined_sha256, file_sha256
 
 _MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "token*",
-    "*.model",
+    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
+    *("token*", "*.model", "vocab*", "merges.txt", "tekken.json", "*.tiktoken"),
+    *("special_tokens_map.json", "added_tokens.json"),
+    *("chat_template*", "additional_chat_templates/*"),
 )
 
 
@@ -32,7 +30,7 @@ def content_key(**facts: object) -> str:
 
 def calibration_facts(calibration: CalibrationConfig) -> dict[str, object]:
     """Return everything the calibration tokens depend on besides the model."""
-    files = [Path(source.source) for source in calibration.mixture]
+    files = [Path(source.source).expanduser() for source in calibration.mixture]
     texts = [file_sha256(file) if file.is_file() else None for file in files]
     return {"calibration": calibration.model_dump(mode="json"), "texts": texts}
 

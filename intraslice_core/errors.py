@@ -8,11 +8,13 @@ IntraSliceError
 │   ├── UnsupportedArchitectureError
 │   ├── UnsupportedFormatError    quantised by an unsupported scheme, an adapter, another file type
 │   ├── BrokenCheckpointError     a file is missing, truncated or invalid
+│   ├── TokenizerError            the tokenizer is missing, broken or does not fit the model
 │   ├── NonFiniteWeightError
 │   └── ModelTooLargeError        larger than the deployment allows
 ├── CalibrationError
 │   ├── CalibrationSourceError    the text cannot be read
-│   └── CalibrationTooShortError
+│   ├── CalibrationTooShortError
+│   └── CalibrationUniformError   the text repeats itself
 ├── TaskError                     a zero-shot task cannot be measured
 │   ├── MissingExtraError         the harness is not installed
 │   ├── TaskNotFoundError
@@ -96,6 +98,12 @@ class BrokenCheckpointError(ModelError):
     code = "broken_checkpoint"
 
 
+class TokenizerError(ModelError):
+    """The model's tokenizer is missing, cannot be loaded, or does not fit the embedding."""
+
+    code = "bad_tokenizer"
+
+
 class NonFiniteWeightError(ModelError):
     """A weight contains NaN or infinity."""
 
@@ -124,6 +132,12 @@ class CalibrationTooShortError(CalibrationError):
     """The source contains fewer tokens than the settings require."""
 
     code = "calibration_too_short"
+
+
+class CalibrationUniformError(CalibrationError):
+    """The text repeats so few tokens that its statistics have almost no rank."""
+
+    code = "calibration_too_uniform"
 
 
 class ManifestError(IntraSliceError):

@@ -49,6 +49,8 @@ class CompressionWork:
     config: CompressionConfig
     canonical: CanonicalSettings
     """Settings of the dense model in the canonical architecture."""
+    target_type: str
+    """Model type that decides what the target supports."""
     geometry: ModelGeometry
     budget: Budget
     device: torch.device

@@ -108,9 +108,17 @@ def damped_cholesky(gram: Tensor, damping: float, *, per_dimension: bool = False
         rung *= LADDER_FACTOR
     raise NumericalError(
         f"a Gram matrix of width {matrix.shape[-1]} is not positive definite even with damping "
-        f"{rung / LADDER_FACTOR:g}",
-        hint="calibrate on more tokens",
+        f"{rung / LADDER_FACTOR:g}: its rank is {_numerical_rank(gram)}",
+        hint="if the rank is low, the calibration text is too uniform or too short: use text with "
+        "more variety, or more tokens",
     )
+
+
+def _numerical_rank(gram: Tensor) -> int:
+    """Return the largest number of eigenvalues of (…, n, n) that exceed rounding errors."""
+    values = torch.linalg.eigvalsh(symmetrise(gram))
+    floor = values.amax(-1, keepdim=True) * gram.shape[-1] * torch.finfo(torch.float32).eps
+    return int((values > floor).sum(-1).max())
 
 
 def eigenbasis(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,11 +24,11 @@ from intraslice_core.allocation.shapes import (
     Shapes,
     choose_shapes,
 )
-from intraslice_core.calibration import calibration_hash, calibration_tokens
+from intraslice_core.calibration import ReadTokens, calibration_hash, calibration_tokens
 from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
 from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
-from intraslice_core.checkpoints.sources import open_model
+from intraslice_core.checkpoints.sources import open_directory
 from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object, weight_bytes
 from intraslice_core.checkpoints.writer import CheckpointWriter, ensure_disk_space
 from intraslice_core.config import (
@@ -52,12 +52,14 @@ from intraslice_core.device import (
 )
 from intraslice_core.evaluation.comparison import open_requested_tasks
 from intraslice_core.evaluation.loaded_models import load_model
+from intraslice_core.evaluation.texts import check_texts
 from intraslice_core.export.adaptive import AdaptiveForm
 from intraslice_core.export.form import CheckpointForm, WrittenReference, require_expressible
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.export.stock import StockForm
 from intraslice_core.export.targets import require_target
 from intraslice_core.families.positions import learned_positions, require_lengths
+from intraslice_core.families.wrappers import describe_result, require_wrapper_budget
 from intraslice_core.files import require_free_output, require_writable_directory
 from intraslice_core.finetuning.procedure import attributed_to_recover
 from intraslice_core.finetuning.recover import recover_staged
@@ -74,6 +76,8 @@ from intraslice_core.progress import (
 )
 from intraslice_core.publication import (
     UNVERIFIED,
+    bytes_of_wrapper,
+    complete_staged,
     evaluate_staged,
     peak_memory,
     publish_staged,
@@ -82,12 +86,13 @@ from intraslice_core.publication import (
 )
 from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.resume_state import FinishedLayer, ResumeState, ignore_saved
-from intraslice_core.run import OpenedModel, Run, load_tokenizer
+from intraslice_core.run import OpenedModel, Run
 from intraslice_core.scratch import scratch_directory, staging_directory
 from intraslice_core.statistics_cache import ModelStatistics, StatisticsCache
+from intraslice_core.tokenizer import load_tokenizer, require_known_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 
 def compress_model(  # noqa: PLR0913  # one call is the whole engine
@@ -145,8 +150,8 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
     with scratch_directory("intraslice-", work_dir) as scratch:
         run.warnings.extend(scratch.warnings)
         run.report(Stage.LOAD, f"opening {model}")
-        directory = open_model(model, scratch.directory, limits)
-        opened = OpenedModel(reference=model, directory=directory)
+        source = open_directory(model, scratch.directory, limits)
+        opened = OpenedModel(reference=model, directory=source.path, wrapper=source.wrapper)
         return compress_opened(opened, out, config, evaluation, run)
 
 
@@ -175,31 +180,43 @@ def compress_opened(
         staged = staging.directory / "checkpoint"
         if not run.verify:
             run.warnings.append(UNVERIFIED)
-        report = _compress_checkpoint(dense, staged, config, run)
+        report = _compress_checkpoint(dense, staged, config, run, evaluation)
         reported = len(run.warnings)
         if config.recover is not None:
             report = recover_staged(
                 dense.directory, staged, report, run, dtype=config.dtype, device=config.device
             )
         write_gguf_files(staged, config, run)
+        complete = complete_staged(dense, staged, config, run)
         if run.verify:
-            report = report.model_copy(update={"verified": verify_staged(staged, config, run)})
+            verified = verify_staged(staged, config, run, complete)
+            report = report.model_copy(update={"verified": verified})
         if evaluation is not None:
             measured = evaluate_staged((dense.directory, staged), config, evaluation, tasks, run)
             report = report.with_evaluation(measured)
         later = {"warnings": (*report.warnings, *run.warnings[reported:])}
         report = report.model_copy(update=later | {"seconds": time.perf_counter() - run.started})
-        publish_staged(staged, out, report, run)
+        publish_staged(complete, out, report, run)
     return report
 
 
 def _compress_checkpoint(
-    dense: OpenedModel, staged: Path, config: CompressionConfig, run: Run
+    dense: OpenedModel,
+    staged: Path,
+    config: CompressionConfig,
+    run: Run,
+    evaluation: EvaluationConfig | None = None,
 ) -> CompressionReport:
     with CheckpointReader(dense.directory) as reader, torch.inference_mode():
         run.warnings.extend(reader.warnings)
+        if dense.wrapper_table is not None:
+            run.warnings.append(describe_result(dense.wrapper_table, config.target))
         work = _plan_work(reader, dense, config, run)
-        ensure_disk_space(staged, reader.bytes_total * (1 + len(config.gguf_formats)))
+        room = reader.bytes_total * (1 + len(config.gguf_formats))
+        ensure_disk_space(staged, room + bytes_of_wrapper(dense, config))
+        if evaluation is not None:
+            tokenizer = load_tokenizer(dense.directory)
+            run.warnings += check_texts(evaluation, tokenizer, work.canonical["vocab_size"])
         tokens = run.calibration = _calibrate(work, dense.directory, run)
         run.training_text = _training_text(work, dense.directory, run)
         with advising_bfloat16(work.dtype):
@@ -214,7 +231,8 @@ def _plan_work(
 ) -> CompressionWork:
     geometry = reader.family.geometry(reader.config)
     canonical = reader.family.canonical_settings(reader.config)
-    demands = require_target(config, reader.family.model_type)
+    demands = require_target(config, dense.target_type(config.target, reader.family.model_type))
+    require_wrapper_budget(config, dense.wrapper_table)
     if config.target != "research":
         require_expressible(reader.family, reader.config, demands, config)
     if config.gguf_formats:
@@ -234,6 +252,7 @@ def _plan_work(
         reader=reader,
         config=config,
         canonical=canonical,
+        target_type=dense.target_type(config.target, reader.family.model_type),
         geometry=geometry,
         budget=budget,
         device=device,
@@ -253,8 +272,9 @@ def _calibrate(work: CompressionWork, dense: Path, run: Run) -> Tensor:
     run.report(Stage.CALIBRATE, f"reading calibration text: {sources}")
     read = _reader(work, settings, dense, run)
     if work.resume_state is None:
-        return read()
-    return work.resume_state.tokens(work.key(**calibration_facts(settings)), read)
+        return read(run.warnings)
+    key = work.key(**calibration_facts(settings))
+    return work.resume_state.tokens(key, read, run.warnings)
 
 
 def _training_text(work: CompressionWork, dense: Path, run: Run) -> Tensor | None:
@@ -266,13 +286,14 @@ def _training_text(work: CompressionWork, dense: Path, run: Run) -> Tensor | Non
     read = _reader(work, settings, dense, run)
     with attributed_to_recover():
         if work.resume_state is None:
-            return read()
-        return work.resume_state.recovery_tokens(work.key(**calibration_facts(settings)), read)
+            return read(run.warnings)
+        key = work.key(**calibration_facts(settings))
+        return work.resume_state.recovery_tokens(key, read, run.warnings)
 
 
 def _reader(
     work: CompressionWork, settings: CalibrationConfig, dense: Path, run: Run
-) -> Callable[[], Tensor]:
+) -> ReadTokens:
     """Return a function that loads the sequences from the statistics cache, or reads them.
 
     Some sources are text that the dense model itself generates.
@@ -282,16 +303,23 @@ def _reader(
     def load_dense() -> PreTrainedModel:
         return load_model(dense, dtype=work.config.dtype, device=work.config.device)
 
-    def read() -> Tensor:
-        return calibration_tokens(
-            settings, tokenizer, model=load_dense, should_cancel=run.should_cancel
+    def read(warnings: list[str]) -> Tensor:
+        tokens = calibration_tokens(
+            settings,
+            tokenizer,
+            model=load_dense,
+            should_cancel=run.should_cancel,
+            warnings=warnings,
         )
+        names = ", ".join(source.source for source in settings.mixture)
+        require_known_tokens(tokens, work.canonical["vocab_size"], tokenizer, names)
+        return tokens
 
-    def load_or_read() -> Tensor:
+    def load_or_read(warnings: list[str]) -> Tensor:
         return (
-            read()
+            read(warnings)
             if work.statistics is None
-            else work.statistics.tokens(calibration_facts(settings), read)
+            else work.statistics.tokens(calibration_facts(settings), read, warnings)
         )
 
     return load_or_read
@@ -304,7 +332,7 @@ def _shape_work(work: CompressionWork, run: Run) -> AllocationContext:
     return AllocationContext(
         layers=work.layers,
         config=work.config,
-        demands=require_target(work.config, work.reader.family.model_type),
+        demands=require_target(work.config, work.target_type),
         geometry=work.geometry,
         budget=work.budget,
         device=work.device,

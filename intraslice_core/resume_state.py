@@ -9,6 +9,7 @@ nothing is solved again.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from intraslice_core.calibration import ReadTokens
 from intraslice_core.checkpoints.writer import ShardFile
 from intraslice_core.files import atomic_file
 from intraslice_core.reports.schema import LayerReport
@@ -29,6 +31,7 @@ _RECOVERY_TOKENS = "recovery-tokens"
 _HIDDEN_STATES = "hidden-states"
 _RECOVERY = "recovery"
 _PAIRS = "kept_pairs"
+_WARNINGS = "warnings"
 
 
 def ignore_saved(_name: str) -> None:
@@ -63,13 +66,16 @@ class ResumeState:
     _hidden_states_saved: float = field(default_factory=time.monotonic, init=False)
     _recovery_saved: float = field(default_factory=time.monotonic, init=False)
 
-    def tokens(self, key: str, read: Callable[[], Tensor]) -> Tensor:
-        """Return the saved calibration tokens, or read and save them."""
-        return self._saved_tokens(_TOKENS, key, read)
+    def tokens(self, key: str, read: ReadTokens, warnings: list[str]) -> Tensor:
+        """Return the saved calibration tokens, or read and save them.
 
-    def recovery_tokens(self, key: str, read: Callable[[], Tensor]) -> Tensor:
-        """Return the saved training tokens, or read and save them."""
-        return self._saved_tokens(_RECOVERY_TOKENS, key, read)
+        `warnings` is extended by those of the reading, which are saved with the tokens.
+        """
+        return self._saved_tokens(_TOKENS, key, read, warnings)
+
+    def recovery_tokens(self, key: str, read: ReadTokens, warnings: list[str]) -> Tensor:
+        """Return the saved training tokens, or read and save them; `warnings` as for `tokens`."""
+        return self._saved_tokens(_RECOVERY_TOKENS, key, read, warnings)
 
     def layer(self, key: str, layer: int) -> FinishedLayer | None:
         """Return a layer if it is finished."""
@@ -162,13 +168,16 @@ class ResumeState:
             return f"the state of the training could not be saved: {error.strerror or error}"
         return None
 
-    def _saved_tokens(self, name: str, key: str, read: Callable[[], Tensor]) -> Tensor:
+    def _saved_tokens(self, name: str, key: str, read: ReadTokens, warnings: list[str]) -> Tensor:
         file = self._load(name, key)
         if file is not None:
+            warnings += json.loads(file.facts.get(_WARNINGS, "[]"))
             return file.tensors[_TOKENS]
-        tokens = read()
-        self._save(name, {_TOKENS: tokens}, {"key": key})
+        new_warnings: list[str] = []
+        tokens = read(new_warnings)
+        self._save(name, {_TOKENS: tokens}, {"key": key, _WARNINGS: json.dumps(new_warnings)})
         self.on_saved(name + SUFFIX)
+        warnings += new_warnings
         return tokens
 
     def _save(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:

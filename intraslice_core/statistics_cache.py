@@ -7,15 +7,17 @@ at all. A run therefore finds exactly what it would have computed itself, bit fo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from intraslice_core.calibration import ReadTokens
 from intraslice_core.content_key import content_key, fingerprint
 from intraslice_core.device import DTYPE_NAMES
 from intraslice_core.files import atomic_file
@@ -23,6 +25,9 @@ from intraslice_core.plan import Module
 
 SUFFIX = ".safetensors"
 _TENSOR = "shared"
+_WARNINGS = "warnings"
+"""Note with the warnings about the text of saved tokens, as a JSON list."""
+_NO_NOTES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(kw_only=True)
@@ -49,12 +54,21 @@ class StatisticsCache:
         self.hits += 1
         return tensor
 
+    def notes(self, name: str) -> dict[str, str]:
+        """Return the notes that were saved with a tensor; empty if there are none."""
+        file = self.directory / (name + SUFFIX)
+        try:
+            with safe_open(file, framework="pt", device="cpu") as opened:
+                return opened.metadata() or {}
+        except (FileNotFoundError, SafetensorError):
+            return {}
+
     def has_room(self, needed: int) -> bool:
         """Report whether this many more bytes may be saved."""
         used = sum(file.stat().st_size for file in self.directory.glob("*" + SUFFIX))
         return used + needed <= self.max_bytes
 
-    def save(self, name: str, tensor: Tensor) -> None:
+    def save(self, name: str, tensor: Tensor, notes: Mapping[str, str] = _NO_NOTES) -> None:
         """Save the tensor if there is room.
 
         A disk error costs other runs time and is no reason for this run to fail.
@@ -63,7 +77,7 @@ class StatisticsCache:
         if not self.has_room(tensor.nbytes):
             return
         with suppress(OSError), atomic_file(self.directory / (name + SUFFIX)) as partial:
-            _write(partial, tensor)
+            _write(partial, tensor, notes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +115,20 @@ class ModelStatistics:
         """Return the part of a model; `facts` are device, dtype and whatever else matters."""
         return cls(cache=cache, facts={"model": fingerprint(model), **facts})
 
-    def tokens(self, facts: Mapping[str, object], read: Callable[[], Tensor]) -> Tensor:
-        """Return the saved calibration tokens with these facts, or read and save them."""
+    def tokens(self, facts: Mapping[str, object], read: ReadTokens, warnings: list[str]) -> Tensor:
+        """Return the saved calibration tokens with these facts, or read and save them.
+
+        `warnings` is extended by those of the reading, which are saved with the tokens.
+        """
         name = "tokens-" + self._key(**facts)
         tokens = self.cache.load(name)
         if tokens is None:
-            tokens = read()
-            self.cache.save(name, tokens)
+            new_warnings: list[str] = []
+            tokens = read(new_warnings)
+            self.cache.save(name, tokens, {_WARNINGS: json.dumps(new_warnings)})
+        else:
+            new_warnings = json.loads(self.cache.notes(name).get(_WARNINGS, "[]"))
+        warnings += new_warnings
         return tokens
 
     def dense_states(self, **facts: object) -> DenseStates:
@@ -118,14 +139,15 @@ class ModelStatistics:
         return content_key(**self.facts, **facts)
 
 
-def _write(file: Path, tensor: Tensor) -> None:
+def _write(file: Path, tensor: Tensor, notes: Mapping[str, str]) -> None:
     """Write a safetensors file straight from memory; the library would copy all of it first."""
     entry = {
         "dtype": DTYPE_NAMES[tensor.dtype],
         "shape": list(tensor.shape),
         "data_offsets": [0, tensor.nbytes],
     }
-    header = json.dumps({_TENSOR: entry}).encode()
+    described = {"__metadata__": dict(notes)} if notes else {}
+    header = json.dumps(described | {_TENSOR: entry}).encode()
     header = header.ljust(len(header) + -len(header) % 8)
     with file.open("wb") as stream:
         stream.write(len(header).to_bytes(8, "little") + header)

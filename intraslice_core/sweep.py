@@ -22,7 +22,7 @@ import intraslice_core
 from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.allocation.rounding import require_rounding
 from intraslice_core.checkpoints.reader import CheckpointReader
-from intraslice_core.checkpoints.sources import open_model
+from intraslice_core.checkpoints.sources import open_directory
 from intraslice_core.checkpoints.weight_files import weight_bytes
 from intraslice_core.config import UNLIMITED, ModelLimits
 from intraslice_core.device import bound_allocator
@@ -123,8 +123,8 @@ def _sweep(
         started = time.perf_counter()
         raise_if_cancelled(should_cancel)
         progress.opening(f"opening {request.model}")
-        directory = open_model(request.model, scratch.directory, limits)
-        opened = OpenedModel(reference=request.model, directory=directory)
+        source = open_directory(request.model, scratch.directory, limits)
+        opened = OpenedModel(reference=request.model, directory=source.path, wrapper=source.wrapper)
         report = _empty_report(request, opened, time.perf_counter() - started)
         cache = StatisticsCache(
             directory=work / "shared", max_bytes=shutil.disk_usage(work).free // 2
@@ -159,7 +159,9 @@ def _empty_report(request: SweepRequest, opened: OpenedModel, seconds: float) ->
         for ratio in request.ratios:
             config = request.config(ratio)
             budget = compression_budget(config, geometry, reader.dtype.itemsize)
-            demands = require_target(config, reader.family.model_type)
+            demands = require_target(
+                config, opened.target_type(config.target, reader.family.model_type)
+            )
             require_rounding(config, geometry, budget, demands.shapes)
     return SweepReport(
         engine_version=intraslice_core.__version__,

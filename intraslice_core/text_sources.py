@@ -13,6 +13,17 @@ NAMED = frozenset({"pydoc", "pycode"}) | WRITTEN
 HUB = "hub:"
 """Prefix of data sets on the Hugging Face hub."""
 
+TEXT_FORMATS = ("txt", "md", "jsonl", "json", "csv", "parquet")
+"""Endings of text files; all but Parquet may be followed by one of `COMPRESSIONS`."""
+
+COMPRESSIONS = ("gz", "zst")
+"""Endings of compressed text files."""
+
+TEXT_FILE_PATTERNS = tuple(f"*.{name}" for name in TEXT_FORMATS) + tuple(
+    f"*.{name}.{packed}" for name in TEXT_FORMATS[:-1] for packed in COMPRESSIONS
+)
+"""Patterns of the lower-case names of text files."""
+
 WRITING_CACHE_BYTES = 2**30
 """Size limit of the KV cache during text generation; a larger one fits more sequences at once."""
 
@@ -32,6 +43,18 @@ def overlap_warning(text: str, fraction: float) -> str:
     return (
         f"{fraction:.1%} of the 13-token runs of {name} were calibrated on: its score is optimistic"
     )
+
+
+def text_format(name: str) -> str | None:
+    """Return the format of a text file by the ending of its name; None for any other file.
+
+    A final `.gz` or `.zst` is ignored, and so is the case.
+    """
+    first, _, ending = name.lower().rpartition(".")
+    if ending not in COMPRESSIONS:
+        return ending if ending in TEXT_FORMATS and first else None
+    first, _, ending = first.rpartition(".")
+    return ending if ending in TEXT_FORMATS[:-1] and first else None
 
 
 def domain_of(source: str) -> str:

@@ -21,6 +21,7 @@ from app.cli.options import (
     SpeedGridOption,
     TaskLimitOption,
     TasksOption,
+    TextFieldOption,
     evaluation_settings,
     listed,
     require_checkpoint,
@@ -93,6 +94,7 @@ def register(app: typer.Typer) -> None:
 def evaluate(  # noqa: PLR0913 (typer reads the options from the signature)
     directory: Annotated[Path, typer.Argument(help="Checkpoint, dense or compressed.")],
     text: _TextOption = None,
+    text_field: TextFieldOption = None,
     dense: _DenseOption = None,
     max_tokens: Annotated[
         int, typer.Option(help="Largest number of tokens scored per text (64 or more).")
@@ -120,6 +122,7 @@ def evaluate(  # noqa: PLR0913 (typer reads the options from the signature)
                 text,
                 benchmark,
                 None,
+                text_field=text_field,
                 max_tokens=max_tokens,
                 context_length=context_length,
                 tasks=listed(tasks),

@@ -30,14 +30,15 @@ def generate(
     with reported_errors():
         require_checkpoint(directory)
         quiet_transformers()
-        from transformers import AutoTokenizer
-
         from intraslice_core.evaluation.loaded_models import load_model
+        from intraslice_core.tokenizer import embedding_rows, load_tokenizer, require_known_tokens
 
-        tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        tokenizer: Any = load_tokenizer(directory)
         model: Any = load_model(directory, dtype=dtype, device=device)
         encoded = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-        _warn_if_beyond_context(model, encoded["input_ids"].shape[1] + max_new_tokens)
+        length = encoded["input_ids"].shape[1] + max_new_tokens
+        _warn_if_beyond_context(model, length)
+        require_known_tokens(encoded["input_ids"], embedding_rows(model), tokenizer, "the prompt")
         output = model.generate(
             **encoded.to(model.device), max_new_tokens=max_new_tokens, do_sample=False
         )

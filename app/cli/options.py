@@ -116,9 +116,17 @@ CalibrationOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="SOURCE[=WEIGHT]",
-        help="Calibration text: pydoc, pycode, self, chat, hub:DATASET[:CONFIG][@SPLIT] or a text "
-        "file. Repeat the option for a mixture.",
+        help="Calibration text: pydoc, pycode, self, chat, hub:DATASET[:CONFIG][@SPLIT] or a "
+        "file (.txt, .md, .jsonl, .json, .csv or .parquet; also .gz or .zst). Repeat the option "
+        "for a mixture.",
         show_default="pydoc, pycode, chat and self in equal parts",
+    ),
+]
+TextFieldOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Field of the records of text files and data sets that holds the text or the chat.",
+        show_default="text, content, messages and other known fields",
     ),
 ]
 SamplesOption = Annotated[
@@ -285,6 +293,7 @@ def recovery_settings(
     seconds: float | None,
     rank: int,
     sources: list[str] | None,
+    text_field: str | None,
 ) -> dict[str, Any] | None:
     """Return the settings of the recovery fine-tuning, or None without a loss.
 
@@ -300,6 +309,7 @@ def recovery_settings(
         "rank": rank,
         "alpha": DEFAULT_RECOVERY.alpha / DEFAULT_RECOVERY.rank * rank,
         "source": calibration_source(sources) if sources else None,
+        "text_field": text_field,
     }
 
 

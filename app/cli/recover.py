@@ -20,6 +20,7 @@ from app.cli.options import (
     RecoverSecondsOption,
     RecoverSourceOption,
     RecoverTokensOption,
+    TextFieldOption,
     recovery_settings,
 )
 from app.cli.progress_display import quiet_transformers, show_progress
@@ -60,6 +61,7 @@ def recover(  # noqa: PLR0913 (typer reads the options from the signature)
     seconds: RecoverSecondsOption = None,
     rank: RecoverRankOption = DEFAULT_RECOVERY.rank,
     source: RecoverSourceOption = None,
+    text_field: TextFieldOption = None,
     dtype: DtypeOption = DEFAULT.dtype,
     device: DeviceOption = DEFAULT.device,
     resume_dir: _ResumeOption = None,
@@ -71,7 +73,9 @@ def recover(  # noqa: PLR0913 (typer reads the options from the signature)
         require_writable_directory(resume_dir, "--resume-dir")
         with invalid_settings():
             config = RecoveryConfig.model_validate(
-                recovery_settings(loss, quantity(tokens, "--tokens"), seconds, rank, source)
+                recovery_settings(
+                    loss, quantity(tokens, "--tokens"), seconds, rank, source, text_field
+                )
             )
         with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
             quiet_transformers()

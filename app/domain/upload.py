@@ -15,6 +15,7 @@ from pydantic import Field
 from app.domain.errors import FieldProblem
 from app.domain.resource import ApiModel, Page, Resource
 from intraslice_core.config import FrozenModel
+from intraslice_core.text_sources import TEXT_FILE_PATTERNS, text_format
 
 UPLOADS_PREFIX = "uploads/"
 REFERENCE = "upload:"
@@ -22,7 +23,6 @@ REFERENCE = "upload:"
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,199}", re.ASCII)
 _MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*")
-_TEXT_FILES = ("*.txt", "*.jsonl", "*.txt.gz", "*.jsonl.gz")
 _CONFIG = "config.json"
 MOST_FILES = 2_100
 
@@ -200,9 +200,11 @@ def _file_name_problems(name: str, kind: UploadKind) -> Iterator[tuple[str, str]
     if not _NAME.fullmatch(name):
         yield "malformed", "letters, digits, dots, dashes; no directories"
         return
-    allowed = _MODEL_FILES if kind is UploadKind.MODEL else _TEXT_FILES
-    if not any(fnmatchcase(name, pattern) for pattern in allowed):
-        yield "not_allowed", f"a {kind} consists of {', '.join(allowed)}; pickles can run code"
+    if kind is UploadKind.TEXT:
+        if text_format(name) is None:
+            yield "not_allowed", f"a text is one of {', '.join(TEXT_FILE_PATTERNS)}"
+    elif not any(fnmatchcase(name, pattern) for pattern in _MODEL_FILES):
+        yield "not_allowed", f"a {kind} consists of {', '.join(_MODEL_FILES)}; pickles can run code"
 
 
 def _files_problem(code: str, message: str) -> FieldProblem:

@@ -12,6 +12,7 @@ from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenMo
 from intraslice_core.context_length import beyond_context
 from intraslice_core.cost_model import DenseModel, Estimate
 from intraslice_core.export.targets import DEMANDS, STOCK_FAMILIES
+from intraslice_core.families.wrappers import describe_result
 from intraslice_core.progress import Stage
 from intraslice_core.text_sources import IN_DOMAIN_ONLY_WARNING, in_domain_only
 
@@ -95,14 +96,14 @@ TARGETS = (
 
 def targets_for(dense: DenseModel | None) -> tuple[TargetSupport, ...]:
     """Return all targets; those that do not support the model's type are not available."""
-    model_type = dense and dense.facts.model_type
-    if model_type is None:
+    if dense is None or dense.facts.model_type is None:
         return TARGETS
-    return tuple(_support_for(model_type, support) for support in TARGETS)
+    return tuple(_support_for(dense, support) for support in TARGETS)
 
 
-def _support_for(model_type: str, support: TargetSupport) -> TargetSupport:
-    """Return a target's support for models of a type."""
+def _support_for(dense: DenseModel, support: TargetSupport) -> TargetSupport:
+    """Return a target's support for a model."""
+    model_type = dense.target_type(support.target) or ""
     if support.available and model_type not in _model_types(support.target):
         detail = f"not built for {model_type} models"
         return support.model_copy(update={"available": False, "detail": detail})
@@ -147,6 +148,9 @@ def cautions(
                 message=f"quality falls steeply when more than {_EXTREME_RATIO:.0%} is removed",
             )
         )
+    if dense is not None and dense.wrapper is not None:
+        message = describe_result(dense.wrapper, compression.target)
+        warnings.append(Caution(code="multimodal", message=message))
     if dense is not None:
         warnings += _about_lengths(dense, compression, evaluation)
     return warnings

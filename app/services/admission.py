@@ -29,6 +29,7 @@ from intraslice_core.cost_model import DenseModel, estimate, read_dense
 from intraslice_core.errors import ConfigurationError, ModelError, ModelNotFoundError
 from intraslice_core.export.targets import DEMANDS, require_target
 from intraslice_core.families.positions import require_lengths
+from intraslice_core.families.wrappers import require_wrapper_budget
 from intraslice_core.text_sources import HUB, NAMED
 
 _CALIBRATION, _RECOVER = "/compression/calibration", "/compression/recover"
@@ -205,7 +206,8 @@ def _beyond_target(dense: DenseModel | None, compression: CompressionConfig) -> 
     try:
         # A method may be rejected before the model can be read.
         any_type = DEMANDS[compression.target].model_types[0]
-        require_target(compression, (dense and dense.facts.model_type) or any_type)
+        require_target(compression, (dense and dense.target_type(compression.target)) or any_type)
+        require_wrapper_budget(compression, None if dense is None else dense.wrapper)
     except ConfigurationError as error:
         pointer = f"/{(error.field or 'compression.target').replace('.', '/')}"
         message = f"{error.message}; {error.hint}"
@@ -218,7 +220,8 @@ def _beyond_reach(dense: DenseModel | None, compression: CompressionConfig) -> l
     if dense is None or dense.geometry is None:
         return []
     try:
-        estimate(dense.geometry, dense.item_bytes, compression, None, dense.facts.model_type)
+        model_type = dense.target_type(compression.target)
+        estimate(dense.geometry, dense.item_bytes, compression, None, model_type)
     except ConfigurationError as error:
         pointer = f"/compression/{compression.budget_field}"
         message = f"{error.message}; {error.hint}"

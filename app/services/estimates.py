@@ -86,7 +86,7 @@ def _estimate(admitted: AdmittedJob) -> Estimate | None:
         dense.item_bytes,
         admitted.compression,
         admitted.evaluation,
-        dense.facts.model_type,
+        dense.target_type(admitted.compression.target),
     )
 
 

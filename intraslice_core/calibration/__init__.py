@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from intraslice_core.calibration.generated_text import generate_tokens
 from intraslice_core.calibration.python_text import Part
-from intraslice_core.calibration.sources import VALID_SOURCES, interleave, load_text
+from intraslice_core.calibration.sources import VALID_SOURCES, Reading, interleave, load_text
 from intraslice_core.calibration.tokens import (
+    ReadTokens,
     calibration_hash,
     calibration_tokens,
+    source_tokens,
     tokenise_documents,
 )
 
 __all__ = [
     "VALID_SOURCES",
     "Part",
+    "ReadTokens",
+    "Reading",
     "calibration_hash",
     "calibration_tokens",
     "generate_tokens",
     "interleave",
     "load_text",
+    "source_tokens",
     "tokenise_documents",
 ]

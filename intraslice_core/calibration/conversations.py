@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from intraslice_core.calibration.chat_template import render_chat
 from intraslice_core.calibration.python_text import Part
 from intraslice_core.calibration.sources import FIELDS
 from intraslice_core.errors import CalibrationSourceError
@@ -23,9 +25,6 @@ _PLAIN = "User: {prompt}\nAssistant:"
 """Layout of a conversation for models without a chat template."""
 
 _ANSWER = "answer-goes-here"
-
-# Templates that print the current date would give another text on another day.
-_NO_TODAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,25 +79,43 @@ def conversation_layout(
         CalibrationSourceError: if the template cannot be rendered.
     """
     ends = _end_tokens(model, tokenizer)
+    openings = opening_tokens(tokenizer, part)
     if tokenizer.chat_template is None:
-        return Layout(openings=_plain_openings(tokenizer, part), ends=ends, closing=())
-    try:
-        openings = tuple(
-            _ids(tokenizer, _rendered(tokenizer, [("user", prompt)])) for prompt in prompts(part)
-        )
+        return Layout(openings=openings, ends=ends, closing=())
+    with _template_errors(part):
         turns = [("user", prompts(part)[0]), ("assistant", _ANSWER)]
         closing = _ids(tokenizer, _rendered(tokenizer, turns).rpartition(_ANSWER)[2])
-    # A template is a program that comes with the model: it may raise anything.
+    # A closing that begins with an ordinary token could not be distinguished from an answer.
+    if not closing or closing[0] not in ends | set(tokenizer.added_tokens_decoder):
+        return Layout(openings=openings, ends=ends, closing=())
+    return Layout(openings=openings, ends=ends | {closing[0]}, closing=closing)
+
+
+def opening_tokens(tokenizer: PreTrainedTokenizerBase, part: Part) -> tuple[tuple[int, ...], ...]:
+    """Return the tokens before the model's answer to each prompt.
+
+    Raises:
+        CalibrationSourceError: if the chat template cannot be rendered.
+    """
+    if tokenizer.chat_template is None:
+        return _plain_openings(tokenizer, part)
+    with _template_errors(part):
+        return tuple(
+            _ids(tokenizer, _rendered(tokenizer, [("user", prompt)])) for prompt in prompts(part)
+        )
+
+
+@contextmanager
+def _template_errors(part: Part) -> Iterator[None]:
+    """Report any error of the chat template, which is a program that comes with the model."""
+    try:
+        yield
     except Exception as error:
         raise CalibrationSourceError(
             f"the model's chat template cannot be rendered: {type(error).__name__}: {error}",
             field=FIELDS[part],
             hint="use `self` or another source",
         ) from error
-    # A closing that begins with an ordinary token could not be distinguished from an answer.
-    if not closing or closing[0] not in ends | set(tokenizer.added_tokens_decoder):
-        return Layout(openings=openings, ends=ends, closing=())
-    return Layout(openings=openings, ends=ends | {closing[0]}, closing=closing)
 
 
 def _is_held_out(prompt: str) -> bool:
@@ -113,15 +130,8 @@ def _shuffled(count: int, seed: int) -> Iterator[int]:
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]]) -> str:
-    text = tokenizer.apply_chat_template(
-        [{"role": role, "content": content} for role, content in turns],
-        chat_template=_NO_TODAY + tokenizer.get_chat_template(),
-        tokenize=False,
-        add_generation_prompt=turns[-1][0] == "user",
-    )
-    if not isinstance(text, str):
-        raise TypeError("the template does not return text")
-    return text
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return render_chat(tokenizer, messages, asks_for_answer=turns[-1][0] == "user")
 
 
 def _plain_openings(tokenizer: PreTrainedTokenizerBase, part: Part) -> tuple[tuple[int, ...], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from intraslice_core.config import CalibrationPart
 from intraslice_core.errors import CalibrationSourceError
 from intraslice_core.progress import CancellationCheck, raise_if_cancelled
 from intraslice_core.text_sources import WRITING_CACHE_BYTES
+from intraslice_core.tokenizer import embedding_rows, require_known_tokens
 
 TEMPERATURE = 1.0
 TOP_K = 50
@@ -103,13 +105,18 @@ def generate_tokens(
     Raises:
         CalibrationSourceError: if neither tokenizer nor model has a BOS or EOS token (`self`), or
             the chat template cannot be rendered (`chat`).
+        TokenizerError: if the model has no embedding for a token that it must begin with.
     """
     seed = config.seed + (_EVALUATION_SEED_OFFSET if part == "evaluation" else 0)
     prompter: Prompter
     if config.source == "chat":
-        prompter = Conversations(conversation_layout(model, tokenizer, part), seed)
+        layout = conversation_layout(model, tokenizer, part)
+        _require_known(model, tokenizer, [*chain(*layout.openings), *layout.closing], "chat")
+        prompter = Conversations(layout, seed)
     else:
-        prompter = _FreeText(_first_token(model, tokenizer, part))
+        first = _first_token(model, tokenizer, part)
+        _require_known(model, tokenizer, [first], "self")
+        prompter = _FreeText(first)
     was_training = model.training
     model.train(False)
     generator = torch.Generator(device=model.device).manual_seed(seed)
@@ -121,6 +128,13 @@ def generate_tokens(
     finally:
         model.train(was_training)
     return torch.cat(batches)
+
+
+def _require_known(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[int], source: str
+) -> None:
+    """Raise if the model has no embedding for a token that it does not sample itself."""
+    require_known_tokens(torch.tensor(tokens), embedding_rows(model), tokenizer, f"`{source}`")
 
 
 def _generate(

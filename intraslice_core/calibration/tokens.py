@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice_core.calibration.generated_text import generate_tokens
-from intraslice_core.calibration.sources import interleave, load_text
+from intraslice_core.calibration.pieces import Piece
+from intraslice_core.calibration.python_text import Part
+from intraslice_core.calibration.record_tally import RecordTally
+from intraslice_core.calibration.sources import Reading, interleave, load_text
 from intraslice_core.config import CalibrationConfig, CalibrationPart
-from intraslice_core.errors import CalibrationSourceError, CalibrationTooShortError
+from intraslice_core.errors import (
+    CalibrationSourceError,
+    CalibrationTooShortError,
+    CalibrationUniformError,
+)
 from intraslice_core.progress import CancellationCheck, never_cancelled
 from intraslice_core.text_sources import WRITTEN
 
 ModelSource = PreTrainedModel | Callable[[], PreTrainedModel]
 """Model, or a function that loads it, called only for `self` and `chat`."""
 
-_PIECE_CHARACTERS = 32_768
+ReadTokens = Callable[[list[str]], Tensor]
+"""Function that reads sequences of tokens, and extends the given list by warnings."""
+
 _PIECES_AT_ONCE = 64
+_CHARACTERS_AT_ONCE = 2**19
+_CHARACTERS_PER_TOKEN = 8
+"""Generous number of characters of a token, so that few tokens take one batch."""
 _OVERSAMPLING = 8
 """Tokens read before reading stops, as a multiple of the requested number."""
+_RUN_LENGTH = 8
+_ENOUGH_TOKENS = 2**14
+"""Tokens that are compared first; those of any ordinary text are of enough variety."""
+_HASH_FACTOR = 6364136223846793005  # of Knuth's MMIX generator
+_LEAST_RUNS = 32
+"""Different runs of `_RUN_LENGTH` tokens below which a text is too uniform for any model."""
 
 
 def calibration_tokens(
@@ -33,6 +53,7 @@ def calibration_tokens(
     *,
     model: ModelSource | None = None,
     should_cancel: CancellationCheck = never_cancelled,
+    warnings: list[str] | None = None,
 ) -> Tensor:
     """Return the calibration sequences: windows of texts chosen at random, or generated text.
 
@@ -44,6 +65,7 @@ def calibration_tokens(
         tokenizer: tokenizer of the model.
         model: generates the text of `self` and `chat`; a function is called only for these.
         should_cancel: checked while the model generates.
+        warnings: extended by warnings about records that were skipped.
 
     Returns:
         (samples, sequence_length), int64, on the CPU.
@@ -51,6 +73,7 @@ def calibration_tokens(
     Raises:
         CalibrationSourceError: if a source cannot be read, or no model is given to generate it.
         CalibrationTooShortError: if a source contains too few tokens.
+        CalibrationUniformError: if the texts repeat a few tokens only.
     """
 
     @cache
@@ -64,20 +87,105 @@ def calibration_tokens(
 
     parts = config.parts()
     # Texts are read first: they may be too short, and generation takes long.
-    read = {part.source: _read(part, tokenizer) for part in parts if part.source not in WRITTEN}
+    read = {
+        part.source: _read(part, tokenizer, warnings)
+        for part in parts
+        if part.source not in WRITTEN
+    }
     generated = {
         part.source: generate_tokens(generator(), tokenizer, part, should_cancel=should_cancel)
         for part in parts
         if part.source in WRITTEN
     }
-    return interleave([(read | generated)[part.source] for part in parts])
+    tokens = interleave([(read | generated)[part.source] for part in parts])
+    _require_variety(tokens, read)
+    return tokens
 
 
-def _read(part: CalibrationPart, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+def source_tokens(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    part: Part,
+    max_tokens: int,
+    text_field: str | None = None,
+    warnings: list[str] | None = None,
+) -> Tensor:
+    """Return the first tokens of a text, reading no further than they need.
+
+    Args:
+        source: name of a source that is not written by a model.
+        tokenizer: tokenizer of the model; its chat template renders chats.
+        part: calibration or held-out part of the source.
+        max_tokens: largest number of tokens.
+        text_field: field of a record that holds the text; None looks for the known ones.
+        warnings: extended by warnings about records that were skipped.
+
+    Returns:
+        (n,), int64, with `n <= max_tokens`.
+
+    Raises:
+        CalibrationSourceError: if the source cannot be read, or too many of its records are bad.
+    """
+    tally = RecordTally(source=source)
+    reading = Reading(part=part, text_field=text_field, template=tokenizer)
+    pieces = load_text(source, reading, tally)
+    tokens = tokenise_documents(pieces, tokenizer, max_tokens=max_tokens)
+    tally.settle(pieces)
+    if warnings is not None:
+        warnings += tally.warnings()
+    return tokens
+
+
+def _read(
+    part: CalibrationPart, tokenizer: PreTrainedTokenizerBase, warnings: list[str] | None
+) -> Tensor:
     """Return windows of a text, (samples, sequence_length)."""
-    documents = load_text(part.source, part="calibration")
-    tokens = tokenise_documents(documents, tokenizer, max_tokens=_OVERSAMPLING * part.tokens)
+    tokens = source_tokens(
+        part.source,
+        tokenizer,
+        part="calibration",
+        max_tokens=_OVERSAMPLING * part.tokens,
+        text_field=part.text_field,
+        warnings=warnings,
+    )
     return _choose_windows(tokens, part)
+
+
+def _require_variety(tokens: Tensor, texts: Mapping[str, Tensor]) -> None:
+    """Raise if the sequences repeat so much that their statistics have almost no rank.
+
+    A hidden state depends on the tokens up to its own. The rank of all second moments is therefore
+    bounded by the number of different contexts, which the number of different runs of tokens
+    estimates: 1 for a repeated token.
+
+    Raises:
+        CalibrationUniformError: naming the text with the least variety.
+    """
+    enough = min(_LEAST_RUNS, tokens.numel() // 4)
+    some = tokens[: -(-_ENOUGH_TOKENS // tokens.shape[1])]
+    if not texts or distinct_runs(some) >= enough or distinct_runs(tokens) >= enough:
+        return
+    source = min(texts, key=lambda name: distinct_runs(texts[name]))
+    raise CalibrationUniformError(
+        f"{source} is too uniform: its {texts[source].numel()} tokens consist of only "
+        f"{distinct_runs(texts[source])} different runs of {_RUN_LENGTH} tokens",
+        field="calibration.source",
+        hint="use text with more variety, like what the model is for",
+    )
+
+
+def distinct_runs(tokens: Tensor) -> int:
+    """Return the number of different runs of `_RUN_LENGTH` tokens in (samples, length).
+
+    Runs are told apart by a hash of 64 bits, so that the memory is that of the tokens.
+    """
+    runs = tokens.shape[1] - _RUN_LENGTH + 1
+    hashes = torch.zeros(len(tokens), runs, dtype=torch.int64)
+    for offset in range(_RUN_LENGTH):
+        # Products and sums wrap around.
+        hashes = hashes * _HASH_FACTOR + tokens[:, offset : offset + runs]
+    return len(torch.unique(hashes))
 
 
 def calibration_hash(tokens: Tensor) -> str:
@@ -88,23 +196,30 @@ def calibration_hash(tokens: Tensor) -> str:
 
 
 def tokenise_documents(
-    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
+    pieces: Iterable[Piece], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
 ) -> Tensor:
     """Tokenise documents in sequence, each with the tokenizer's special tokens.
+
+    No more pieces are taken than `max_tokens` need, apart from those of the last batch.
 
     Returns:
         (n,), int64, with `n <= max_tokens`.
     """
     before, after = _special_tokens(tokenizer)
-    collected: list[int] = []
-    for document in _tokenised(documents, tokenizer):
-        collected += before
-        for piece in document:
-            collected += piece
-            if len(collected) >= max_tokens:
-                return torch.tensor(collected[:max_tokens], dtype=torch.int64)
-        collected += after
-    return torch.tensor(collected[:max_tokens], dtype=torch.int64)
+    # An array needs 8 bytes per token, a list 36.
+    collected = array("q")
+    characters = min(_CHARACTERS_AT_ONCE, _CHARACTERS_PER_TOKEN * max_tokens)
+    for batch in _batches(pieces, characters):
+        ids = _ids([piece.text for piece in batch], tokenizer)
+        for piece, tokens in zip(batch, ids, strict=True):
+            if piece.begins:
+                collected.extend(before)
+            collected.extend(tokens)
+            if piece.ends:
+                collected.extend(after)
+        if len(collected) >= max_tokens:
+            break
+    return torch.from_numpy(np.array(collected[:max_tokens], dtype=np.int64))
 
 
 def _choose_windows(tokens: Tensor, config: CalibrationPart) -> Tensor:
@@ -124,43 +239,18 @@ def _choose_windows(tokens: Tensor, config: CalibrationPart) -> Tensor:
     return tokens[: windows * length].view(windows, length)[order].contiguous()
 
 
-def _tokenised(
-    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[Iterator[list[int]]]:
-    """Yield the token ids of each document in pieces, which keep batches fast and small."""
-    short: list[str] = []
-    for document in documents:
-        if len(document) > _PIECE_CHARACTERS:
-            yield from (iter([ids]) for ids in _ids(short, tokenizer))
-            short = []
-            yield _long_document(document, tokenizer)
-            continue
-        short.append(document)
-        if len(short) == _PIECES_AT_ONCE:
-            yield from (iter([ids]) for ids in _ids(short, tokenizer))
-            short = []
-    yield from (iter([ids]) for ids in _ids(short, tokenizer))
-
-
-def _long_document(document: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Yield the token ids of one long document, piece by piece."""
-    pieces = list(_pieces(document))
-    for start in range(0, len(pieces), _PIECES_AT_ONCE):
-        yield from _ids(pieces[start : start + _PIECES_AT_ONCE], tokenizer)
-
-
-def _pieces(document: str) -> Iterator[str]:
-    """Yield the document in pieces that end at line ends, so that no word is split."""
-    piece: list[str] = []
-    size = 0
-    for line in document.splitlines(keepends=True):
-        piece.append(line)
-        size += len(line)
-        if size >= _PIECE_CHARACTERS:
-            yield "".join(piece)
-            piece, size = [], 0
-    if piece:
-        yield "".join(piece)
+def _batches(pieces: Iterable[Piece], most_characters: int) -> Iterator[list[Piece]]:
+    """Yield pieces in batches, which keep tokenisation fast and its memory small."""
+    batch: list[Piece] = []
+    characters = 0
+    for piece in pieces:
+        batch.append(piece)
+        characters += len(piece.text)
+        if len(batch) == _PIECES_AT_ONCE or characters >= most_characters:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

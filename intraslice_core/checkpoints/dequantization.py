@@ -1,8 +1,8 @@
 """Dequantisation of FP8 and compressed-tensors checkpoints, one tensor at a time.
 
-Sources: transformers' `integrations/finegrained_fp8.py` (`Fp8Dequantize`) for FP8, and the package
-compressed-tensors (`compressors/pack_quantized` and `compressors/naive_quantized`) for the formats
-pack-quantized, naive-quantized, int-quantized and float-quantized. Every weight becomes
+Sources: transformers' `Fp8Dequantize` for FP8, and the package compressed-tensors
+(`PackedQuantizationCompressor` and `NaiveQuantizationCompressor`) for the formats pack-quantized,
+naive-quantized, int-quantized and float-quantized. Every weight becomes
 (stored value - zero point) * scale, computed in float32 and rounded once.
 """
 

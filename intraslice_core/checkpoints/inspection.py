@@ -1,7 +1,7 @@
 """Inspection of untrusted model files from their headers, before a library opens them.
 
-Sections: safetensors headers, GGUF headers, tensors of a checkpoint directory, model facts and
-limits, and models inside installed packages.
+Sections: safetensors headers, tensors of a checkpoint directory, model facts and limits, and
+models inside installed packages. GGUF headers are in `gguf/header.py`.
 
 Libraries trust every count in a file, so a few bytes can make them loop or allocate until the
 memory is exhausted. The checks here bound all counts, lengths and offsets by the size of the file.
@@ -13,15 +13,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import mmap
 import os
-import struct
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from intraslice_core.checkpoints.gguf.description import model_type_of
+from intraslice_core.checkpoints.gguf.header import MAX_TENSORS
+from intraslice_core.checkpoints.gguf.parts import read_gguf_header
 from intraslice_core.checkpoints.quantization import (
     Quantization,
     quantization_of,
@@ -36,9 +35,6 @@ from intraslice_core.checkpoints.weight_files import (
 )
 from intraslice_core.config import ModelLimits
 from intraslice_core.errors import BrokenCheckpointError, ModelNotFoundError, ModelTooLargeError
-
-MAX_TENSORS = 100_000
-"""Largest number of tensors in a model; the largest published models have fewer."""
 
 # -- safetensors headers -----------------------------------------------------------------------
 
@@ -133,152 +129,6 @@ def _broken(file: Path, what: str) -> BrokenCheckpointError:
     return BrokenCheckpointError(f"{file.name}: {what}", field="model")
 
 
-# -- GGUF headers ------------------------------------------------------------------------------
-
-MAX_SETTINGS = 4_096
-MAX_ARRAY_ITEMS = 4_000_000
-"""Largest number of items in all arrays of a file; vocabularies with merges have a million."""
-
-_MAGIC = b"GGUF"
-_VERSIONS = (2, 3)
-_MAX_DIMENSIONS = 4
-_MAX_ELEMENTS = 2**48
-_STRING, _ARRAY = 8, 9
-_HEAD = b"output.weight"
-_FLOAT_BYTES = {0: 4, 1: 2, 30: 2}
-_INTEGERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 10: "<Q", 11: "<q"}
-_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-
-
-@dataclass(frozen=True, kw_only=True)
-class GgufHeader:
-    """Contents of a GGUF header whose counts and offsets fit the file."""
-
-    architecture: str | None
-    parameters: int
-    settings: Mapping[str, int]
-    """Integer settings by name."""
-    tied: bool
-    """True if the output head shares the embedding matrix."""
-    item_bytes: int
-    """Bytes of an unpacked weight: float types keep their size, quantised ones become bfloat16."""
-
-
-def read_gguf_header(file: Path) -> GgufHeader:
-    """Return the header of a GGUF file after checking that it fits the file.
-
-    Raises:
-        BrokenCheckpointError: naming the file, if a count or length is not plausible or an offset
-            lies outside the file.
-    """
-    if file.stat().st_size == 0:
-        raise BrokenCheckpointError(f"{file.name}: the file is empty", field="model")
-    require_no_lfs_pointer(file)
-    with (
-        file.open("rb") as stream,
-        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
-        return _GgufParser(file.name, content).header()
-
-
-class _GgufParser:
-    """Sequential parser of a mapped GGUF file's header."""
-
-    def __init__(self, name: str, content: mmap.mmap) -> None:
-        self._name = name
-        self._content = content
-        self._position = 0
-        self._array_items = 0
-
-    def header(self) -> GgufHeader:
-        if self._take(4) != _MAGIC or self._number("<I", 4) not in _VERSIONS:
-            raise self._broken("the file is not GGUF version 2 or 3")
-        tensors, settings = self._number("<Q", 8), self._number("<Q", 8)
-        if tensors > MAX_TENSORS or settings > MAX_SETTINGS:
-            raise self._broken(f"{tensors} tensors and {settings} settings are not plausible")
-        architecture = None
-        numbers: dict[str, int] = {}
-        for _ in range(settings):
-            key, value = self._string(), self._value(self._number("<I", 4))
-            if isinstance(value, int):
-                numbers[key.decode("utf-8", "replace")] = value
-            elif key == b"general.architecture" and value is not None:
-                architecture = value.decode("utf-8", "replace")[:64]
-        entries = [self._tensor() for _ in range(tensors)]
-        elements: Counter[int] = Counter()
-        for _, kind, size in entries:
-            elements[kind] += size
-        most_common = elements.most_common(1)
-        return GgufHeader(
-            architecture=architecture,
-            parameters=elements.total(),
-            settings=numbers,
-            tied=all(name != _HEAD for name, _, _ in entries),
-            item_bytes=_FLOAT_BYTES.get(most_common[0][0], 2) if most_common else 2,
-        )
-
-    def _tensor(self) -> tuple[bytes, int, int]:
-        """Return name, type and number of elements of the next tensor."""
-        name = self._string()
-        dimensions = self._number("<I", 4)
-        if dimensions > _MAX_DIMENSIONS:
-            raise self._broken(f"a tensor has {dimensions} dimensions")
-        elements = math.prod(self._number("<Q", 8) for _ in range(dimensions))
-        kind = self._number("<I", 4)
-        if elements > _MAX_ELEMENTS or self._number("<Q", 8) > len(self._content):
-            raise self._broken(
-                f"tensor {name[:64].decode('utf-8', 'replace')} lies outside the file"
-            )
-        return name, kind, elements
-
-    def _value(self, kind: int) -> bytes | int | None:
-        """Consume a value; return a string's bytes, an integer's value, or None for other types."""
-        if kind == _STRING:
-            return self._string()
-        if kind in _INTEGERS:
-            return self._number(_INTEGERS[kind], _SCALAR_BYTES[kind])
-        if kind == _ARRAY:
-            self._array()
-        else:
-            self._take(self._scalar_bytes(kind))
-        return None
-
-    def _array(self) -> None:
-        kind, items = self._number("<I", 4), self._number("<Q", 8)
-        self._array_items += items
-        if self._array_items > MAX_ARRAY_ITEMS:
-            raise self._broken(f"arrays of {self._array_items} items are not plausible")
-        if kind == _STRING:
-            for _ in range(items):
-                self._string()
-        else:
-            self._take(items * self._scalar_bytes(kind))
-
-    def _scalar_bytes(self, kind: int) -> int:
-        size = _SCALAR_BYTES.get(kind)
-        if size is None:
-            raise self._broken(f"a value has the unknown type {kind}")
-        return size
-
-    def _string(self) -> bytes:
-        return self._take(self._number("<Q", 8))
-
-    def _number(self, form: str, size: int) -> int:
-        number: int = struct.unpack(form, self._take(size))[0]
-        return number
-
-    def _take(self, size: int) -> bytes:
-        end = self._position + size
-        if end > len(self._content):
-            raise self._broken("the header extends beyond the end of the file")
-        content = self._content[self._position : end]
-        self._position = end
-        return content
-
-    def _broken(self, what: str) -> BrokenCheckpointError:
-        return BrokenCheckpointError(f"{self._name}: {what}", field="model")
-
-
 # -- tensors of a checkpoint directory ----------------------------------------------------------
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -351,9 +201,9 @@ def _inspect_files(place: Path) -> ModelFacts:
     if not place.is_dir():
         header = read_gguf_header(place)
         return ModelFacts(
-            model_type=header.architecture,
+            model_type=model_type_of(header),
             parameters=header.parameters,
-            bytes=place.stat().st_size,
+            bytes=sum(file.stat().st_size for file in header.files),
         )
     require_readable_settings(place)
     file_of, entries = locate_tensors(place)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from intraslice_core.checkpoints.gguf.parts import model_key
 from intraslice_core.checkpoints.weight_files import CONFIG_FILE
 from intraslice_core.errors import ModelNotFoundError
 
-_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-"""Name of one part of a split GGUF file."""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", re.ASCII)
 _LISTED_AT_MOST = 5
 
@@ -44,10 +43,9 @@ def _gguf_file_in(directory: Path) -> Path | None:
     files = sorted(directory.glob("*.gguf"))
     if not files or (directory / CONFIG_FILE).exists() or any(directory.glob("*.safetensors")):
         return None
-    models: dict[str, Path] = {}
+    models: dict[tuple[str, str | None], Path] = {}
     for file in files:
-        part = _PART.fullmatch(file.name)
-        models.setdefault(part["stem"] + part["count"] if part else file.name, file)
+        models.setdefault(model_key(file), file)
     if len(models) == 1:
         return files[0]
     names = [file.name for file in models.values()]

@@ -305,7 +305,7 @@ def model_dtype(config: PreTrainedConfig, stored: StoredTensors) -> torch.dtype:
 def _raw_config(directory: Path) -> dict[str, Any]:
     """Return config.json if its model type is supported and its weights are not quantised."""
     raw = read_json_object(directory / CONFIG_FILE)
-    require_supported_type(raw.get("model_type"))
+    require_supported_type(raw.get("model_type"), raw)
     quantization = quantization_of(raw)
     if quantization is not None:
         raise UnsupportedFormatError(

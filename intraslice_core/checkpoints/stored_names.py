@@ -15,6 +15,7 @@ from pathlib import Path
 from intraslice_core.checkpoints.inspection import TensorEntry, locate_tensors
 from intraslice_core.errors import BrokenCheckpointError
 from intraslice_core.families.family import Family
+from intraslice_core.families.wrappers import Wrapper
 
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq|(^|\.)position_ids$|attention\.(masked_)?bias$")
 """Names of buffers that old checkpoints store and transformers drops without a word."""
@@ -55,7 +56,7 @@ def outer_names(family: Family) -> OuterNames:
 def model_name(stored: str, expected: Collection[str], prefix: str) -> str:
     """Return the model's name of a stored tensor: without or with the base model's prefix.
 
-    Source: `rename_source_key` in transformers' `core_model_loading.py`.
+    Source: transformers' `rename_source_key`.
     """
     without = stored.removeprefix(f"{prefix}.")
     if without != stored and without in expected:
@@ -114,18 +115,45 @@ def tied_to_stored(
     return one_matrix
 
 
-def has_separate_head(directory: Path, family: Family) -> bool:
+def text_tensors(stored: Mapping[str, StoredTensor], wrapper: Wrapper) -> dict[str, StoredTensor]:
+    """Return the language model's tensors of a wrapper by the text model's names.
+
+    Raises:
+        BrokenCheckpointError: if two tensors have one name in the text model.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for own_name, tensor in stored.items():
+        name = wrapper.text_name(own_name)
+        if name is None:
+            continue
+        if name in tensors:
+            raise BrokenCheckpointError(
+                f"{tensor.file}: tensor {name} is stored twice, the second time as {own_name}",
+                field="model",
+            )
+        tensors[name] = tensor
+    return tensors
+
+
+def has_separate_head(directory: Path, family: Family, wrapper: Wrapper | None = None) -> bool:
     """Return True if a checkpoint stores an output head that differs from the embedding.
 
     transformers does not tie the two then, whatever config.json says. Tensors of different data
     types count as different.
+
+    Args:
+        directory: of the checkpoint.
+        family: of the model, or of the language model in a wrapper.
+        wrapper: table of the wrapper, if the checkpoint is one.
 
     Raises:
         BrokenCheckpointError: if a header is wrong.
     """
     outer = outer_names(family)
     names = (outer.embedding, outer.head)
-    tensors = by_model_name(stored_tensors(directory), names, family)
+    stored = stored_tensors(directory)
+    stored = stored if wrapper is None else text_tensors(stored, wrapper)
+    tensors = by_model_name(stored, names, family)
     embedding, head = tensors.get(outer.embedding), tensors.get(outer.head)
     if embedding is None or head is None:
         return False

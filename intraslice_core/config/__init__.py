@@ -8,13 +8,13 @@ from intraslice_core.config.calibration import (
     MAX_SEQUENCES,
     CalibrationConfig,
     CalibrationPart,
+    TextField,
     WeightedSource,
 )
 from intraslice_core.config.compression import (
     COMPRESSED_MODEL_TYPES,
     DEFAULT_RATIO,
     FORMER_METHOD,
-    GGUF_MODEL_TYPES,
     RENAMED_METHOD_ERROR,
     SUPPORTED_MODEL_TYPES,
     UNLIMITED,
@@ -39,7 +39,6 @@ __all__ = [
     "DEFAULT_MIXTURE",
     "DEFAULT_RATIO",
     "FORMER_METHOD",
-    "GGUF_MODEL_TYPES",
     "HELD_OUT_SEQUENCES",
     "MAX_SEQUENCES",
     "RENAMED_METHOD_ERROR",
@@ -66,5 +65,6 @@ __all__ = [
     "SpeedPoint",
     "Target",
     "TaskName",
+    "TextField",
     "WeightedSource",
 ]

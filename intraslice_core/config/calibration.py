@@ -14,6 +14,12 @@ MAX_SEQUENCES = 65_536
 """Largest number of sequences of one calibration or fine-tuning text."""
 
 
+TextField = Annotated[
+    Annotated[str, Field(min_length=1, max_length=200)] | None, Field(examples=[None])
+]
+"""Name of the field of a record that holds its text or its messages; None for the known ones."""
+
+
 class WeightedSource(FrozenModel):
     """One text source of a mixture."""
 
@@ -24,6 +30,11 @@ class WeightedSource(FrozenModel):
         le=1_000_000.0,
         description="Relative weight: the source's share of the sequences is its weight over the "
         "sum of all weights.",
+    )
+    text_field: TextField = Field(
+        default=None,
+        description="Field of the source's records that holds the text; null uses the "
+        "`text_field` of the whole mixture.",
     )
 
 
@@ -66,10 +77,10 @@ class CalibrationConfig(FrozenModel):
 
     A source is `pydoc` or `pycode` (CPython's documentation and the code of its standard library,
     available on every machine), `self` or `chat` (written by the dense model: freely, or as answers
-    to prompts), `hub:DATASET[:CONFIG][@SPLIT]`, or the path of a `.txt` or `.jsonl` file, which may
-    be gzipped. Several weighted sources form a mixture. The default mixture needs no file. `self`
-    and `chat` keep the whole dense model in memory while it writes; the other sources never need
-    more than one layer of it.
+    to prompts), `hub:DATASET[:CONFIG][@SPLIT]`, or the path of a `.txt`, `.md`, `.jsonl`, `.json`,
+    `.csv` or `.parquet` file; all but the last may be compressed (`.gz`, `.zst`). Several weighted
+    sources form a mixture. The default mixture needs no file. `self` and `chat` keep the whole
+    dense model in memory while it writes; the other sources never need more than one layer of it.
     """
 
     source: SourceOrMixture = Field(
@@ -89,6 +100,12 @@ class CalibrationConfig(FrozenModel):
     )
     seed: int = Field(
         default=0, ge=0, lt=2**31, description="Random seed for selecting or writing sequences."
+    )
+    text_field: TextField = Field(
+        default=None,
+        description="Field of the records of files and data sets that holds the text or the "
+        "messages; null looks for `text`, `content`, `messages`, `conversations`, `prompt` and "
+        "`completion`, `instruction` and `output`, `question` and `answer`, in this order.",
     )
 
     @field_validator("samples")
@@ -120,6 +137,7 @@ class CalibrationConfig(FrozenModel):
                 samples=share,
                 sequence_length=self.sequence_length,
                 seed=self.seed,
+                text_field=weighted.text_field or self.text_field,
             )
             for weighted, share in zip(self.mixture, shares, strict=True)
             if share > 0
@@ -133,6 +151,7 @@ class CalibrationPart(FrozenModel):
     samples: int
     sequence_length: int
     seed: int
+    text_field: TextField = None
 
     @property
     def tokens(self) -> int:

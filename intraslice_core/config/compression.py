@@ -71,9 +71,6 @@ SUPPORTED_MODEL_TYPES = (
 COMPRESSED_MODEL_TYPES = ("intraslice", "nemotron-nas")
 """Model types of results of the targets `research` and `adaptive`, which are inputs, too."""
 
-GGUF_MODEL_TYPES = ("llama",)
-"""Model types that may be read from GGUF files; all others are read from safetensors."""
-
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 DEFAULT_RATIO = 0.3

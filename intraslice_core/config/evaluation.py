@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from intraslice_core.config.base import FrozenModel
+from intraslice_core.config.calibration import TextField
 
 
 class GateConfig(FrozenModel):
@@ -65,6 +66,11 @@ class EvaluationConfig(FrozenModel):
         default=("pydoc",),
         description="Texts to score, named like calibration sources; their held-out parts are "
         "used. The dense model writes `self` and `chat`, and both models are scored on them.",
+    )
+    text_field: TextField = Field(
+        default=None,
+        description="Field of the records of perplexity texts that holds the text or the "
+        "messages; null looks for the known ones.",
     )
     max_tokens: int = Field(
         default=16_384, ge=64, description="Largest number of tokens scored per text."

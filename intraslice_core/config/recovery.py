@@ -11,6 +11,7 @@ from intraslice_core.config.calibration import (
     MAX_SEQUENCES,
     CalibrationConfig,
     SourceOrMixture,
+    TextField,
     WeightedSource,
 )
 
@@ -83,6 +84,11 @@ class RecoveryConfig(FrozenModel):
         description="Training text, named like calibration sources; null uses the calibration's "
         "sources.",
     )
+    text_field: TextField = Field(
+        default=None,
+        description="Field of the records of `source` that holds the text or the messages; null "
+        "looks for the known ones. Without `source`, the calibration's field is used.",
+    )
 
     @field_validator("sequence_length")
     @classmethod
@@ -121,4 +127,5 @@ class RecoveryConfig(FrozenModel):
             samples=self.sequences + HELD_OUT_SEQUENCES,
             sequence_length=self.sequence_length,
             seed=self.seed,
+            text_field=self.text_field or (calibration.text_field if self.source is None else None),
         )

@@ -9,34 +9,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from intraslice_core.checkpoints.gguf.description import describe_header
+from intraslice_core.checkpoints.gguf.parts import read_gguf_header
 from intraslice_core.checkpoints.inspection import (
     ModelFacts,
     inspect_model,
-    read_gguf_header,
 )
 from intraslice_core.checkpoints.locations import located
 from intraslice_core.checkpoints.stored_names import has_separate_head
 from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
-from intraslice_core.config import (
-    COMPRESSED_MODEL_TYPES,
-    GGUF_MODEL_TYPES,
-    SUPPORTED_MODEL_TYPES,
-)
-from intraslice_core.errors import UnsupportedArchitectureError
-from intraslice_core.families import COMPRESSED_FAMILIES, FAMILIES
+from intraslice_core.families import COMPRESSED_FAMILIES, FAMILIES, require_supported_type
 from intraslice_core.families.positions import learned_positions
+from intraslice_core.families.wrappers import Wrapper, text_settings, wrapper_of
 from intraslice_core.plan import ModelGeometry
-
-_GGUF_NAMES = {
-    "num_hidden_layers": "block_count",
-    "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
-    "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
-    "head_dim": "rope.dimension_count",
-    "vocab_size": "vocab_size",
-    "max_position_embeddings": "context_length",
-}
 
 _FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes per weight of the result by the `dtype` of config.json."""
@@ -55,8 +40,9 @@ class DenseModel:
     """Facts about a dense model from its settings and file headers."""
 
     facts: ModelFacts
+    """Facts of all files; `model_type` is that of the language model."""
     geometry: ModelGeometry | None
-    """Dimensions of the model; None where the settings are incomplete or impossible."""
+    """Dimensions of the language model; None where the settings are incomplete or impossible."""
     item_bytes: int
     """Bytes per stored weight, after a conversion to safetensors."""
     max_positions: int | None
@@ -64,6 +50,15 @@ class DenseModel:
     """Longest sequence that the table of learned positions allows; None without a table."""
     converted: bool
     """True if the file is converted to safetensors before it is compressed."""
+    wrapper: Wrapper | None = None
+    """Table of the multimodal wrapper around the language model, if there is one."""
+
+    def target_type(self, target: str) -> str | None:
+        """Return the model type that decides what the requested target supports."""
+        model_type = self.facts.model_type
+        if self.wrapper is None or model_type is None:
+            return model_type
+        return self.wrapper.target_type(target, model_type)
 
 
 def read_dense(path: Path) -> DenseModel:
@@ -73,45 +68,36 @@ def read_dense(path: Path) -> DenseModel:
         BrokenCheckpointError: if a file header is malformed.
         UnsupportedArchitectureError: if the architecture is not supported; lists those that are.
     """
-    path = located(path)
-    facts = inspect_model(path)
-    if facts.model_type not in SUPPORTED_MODEL_TYPES + COMPRESSED_MODEL_TYPES:
-        raise UnsupportedArchitectureError(
-            f"model type {facts.model_type!r} is not supported",
-            field="model",
-            hint=f"supported: {', '.join(SUPPORTED_MODEL_TYPES)}",
-        )
-    if path.is_dir():
-        return _read_directory(path, facts)
-    if facts.model_type not in GGUF_MODEL_TYPES:
-        raise UnsupportedArchitectureError(
-            f"GGUF files of architecture {facts.model_type!r} are not supported",
-            field="model",
-            hint=f"give the model as safetensors; GGUF: {', '.join(GGUF_MODEL_TYPES)}",
-        )
-    return _read_gguf(path, facts)
+    path = located(path) if path.is_dir() else path
+    if not path.is_dir():
+        return _read_gguf(path)
+    return _read_directory(path, inspect_model(path))
 
 
 def _read_directory(path: Path, facts: ModelFacts) -> DenseModel:
     settings = read_json_object(path / CONFIG_FILE)
-    family = (FAMILIES | COMPRESSED_FAMILIES).get(facts.model_type or "")
-    if family is not None:
-        tied = settings.get("tie_word_embeddings", family.facts.defaults["tie_word_embeddings"])
-        settings["tie_word_embeddings"] = bool(tied) and not has_separate_head(path, family)
-    stored = _FLOAT_BYTES.get(settings.get("dtype") or settings.get("torch_dtype") or "")
+    wrapper = wrapper_of(settings)
+    if wrapper is not None:
+        settings = text_settings(wrapper, settings)
+        facts = replace(facts, model_type=settings["model_type"])
+    family = require_supported_type(facts.model_type, settings)
+    tied = settings.get("tie_word_embeddings", family.facts.defaults["tie_word_embeddings"])
+    settings["tie_word_embeddings"] = bool(tied) and not has_separate_head(path, family, wrapper)
+    stored = _FLOAT_BYTES.get(str(settings.get("dtype") or settings.get("torch_dtype")))
     if facts.quantization is not None:
-        return describe_dense(facts, settings, unpacked_item_bytes=stored or _DEQUANTIZED_BYTES)
-    dense = describe_dense(facts, settings)
-    return dense if stored is None else replace(dense, item_bytes=stored)
+        unpacked = stored or _DEQUANTIZED_BYTES
+        dense = describe_dense(facts, settings, unpacked_item_bytes=unpacked)
+    else:
+        dense = describe_dense(facts, settings)
+        dense = dense if stored is None else replace(dense, item_bytes=stored)
+    # The language model of a wrapper is copied to a checkpoint of its own.
+    return dense if wrapper is None else replace(dense, wrapper=wrapper, converted=True)
 
 
-def _read_gguf(path: Path, facts: ModelFacts) -> DenseModel:
-    header = read_gguf_header(path)
-    prefix = f"{header.architecture}."
-    settings: dict[str, Any] = {
-        name: header.settings.get(prefix + key) for name, key in _GGUF_NAMES.items()
-    }
-    settings["tie_word_embeddings"] = header.tied
+def _read_gguf(path: Path) -> DenseModel:
+    facts, header = inspect_model(path), read_gguf_header(path)
+    settings = describe_header(header).settings
+    facts = replace(facts, model_type=settings["model_type"])
     return describe_dense(facts, settings, unpacked_item_bytes=header.item_bytes)
 
 

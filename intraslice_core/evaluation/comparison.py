@@ -10,11 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel
 
 from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
 from intraslice_core.config import EvaluationConfig, GateConfig
@@ -32,6 +28,7 @@ from intraslice_core.evaluation.perplexity import (
     written_tokens,
 )
 from intraslice_core.evaluation.tasks import OpenedTasks, TaskScore, open_tasks, score_tasks
+from intraslice_core.evaluation.texts import require_known_texts
 from intraslice_core.evaluation.timing import compare_speeds
 from intraslice_core.families.positions import learned_positions, require_lengths
 from intraslice_core.progress import (
@@ -51,6 +48,7 @@ from intraslice_core.reports.schema import (
     TaskComparison,
 )
 from intraslice_core.text_sources import WRITTEN
+from intraslice_core.tokenizer import embedding_rows, load_tokenizer
 
 _TOKENS_AT_ONCE = 4096
 _PERPLEXITY_SHARE = 0.9
@@ -121,6 +119,7 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
         ConfigurationError: if a window is longer than the model's table of learned positions.
         QualityGateError: if the compressed model is worse than the gate allows.
         CalibrationSourceError: if a text cannot be read or written.
+        TokenizerError: if the tokenizer cannot be loaded or does not fit the embedding.
         TaskError: if a task cannot be measured.
         MeasurementError: if the speed cannot be measured.
         CompressionCancelledError: if the run is cancelled.
@@ -187,12 +186,13 @@ def evaluate_one(
         device=device,
         should_cancel=should_cancel,
     )
-    texts = _load_texts(directory, config.perplexity, config)
-    model = scorer.load(directory)
 
     def report(message: str, fraction: float) -> None:
         on_progress(ProgressEvent(stage=Stage.EVALUATE, message=message, fraction=fraction))
 
+    texts = _load_texts(directory, config.perplexity, config, report)
+    model = scorer.load(directory)
+    require_known_texts(load_tokenizer(directory), embedding_rows(model), texts, config.prompts)
     return ModelScores(
         perplexity=scorer.score_texts(model, texts, report),
         tasks=scorer.score_tasks(model, directory, report),
@@ -265,8 +265,10 @@ class _Scorer:
     def score_dense(self, directory: Path, cache: DenseScores, report: _Report) -> ModelScores:
         """Load and write the texts, score the dense model on them, and fill the cache."""
         sources = [source for source in self.config.perplexity if source not in WRITTEN]
-        texts = _load_texts(directory, sources, self.config)
+        texts = _load_texts(directory, sources, self.config, report)
         model = self.load(directory)
+        rows = embedding_rows(model)
+        require_known_texts(load_tokenizer(directory), rows, texts, self.config.prompts)
         cache.texts = texts | self._write_texts(model, directory, report)
         cache.scores = self._score(model, directory, cache.texts, report)
         return cache.scores
@@ -286,7 +288,7 @@ class _Scorer:
                 tasks=self.score_tasks(model, directory, report),
                 continuations=continuations(
                     model,
-                    _tokenizer(directory),
+                    load_tokenizer(directory),
                     self.config.prompts,
                     should_cancel=self.should_cancel,
                 ),
@@ -303,7 +305,7 @@ class _Scorer:
                 texts[source] = written_tokens(
                     source,
                     dense,
-                    _tokenizer(directory),
+                    load_tokenizer(directory),
                     max_tokens=self.config.max_tokens,
                     context_length=self.config.context_length,
                     should_cancel=self.should_cancel,
@@ -338,20 +340,29 @@ class _Scorer:
             return ()
         report("tasks", 1.0)
         return score_tasks(
-            model, _tokenizer(directory), self.tasks, should_cancel=self.should_cancel
+            model, load_tokenizer(directory), self.tasks, should_cancel=self.should_cancel
         )
 
 
 def _load_texts(
-    directory: Path, sources: Iterable[str], config: EvaluationConfig
+    directory: Path, sources: Iterable[str], config: EvaluationConfig, report: _Report
 ) -> dict[str, Tensor]:
-    """Return the held-out tokens of every text by its source."""
-    tokenizer = _tokenizer(directory)
-    return {source: evaluation_tokens(source, tokenizer, config.max_tokens) for source in sources}
-
-
-def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    """Return the held-out tokens of every text by its source; report skipped records."""
+    tokenizer = load_tokenizer(directory)
+    warnings: list[str] = []
+    texts = {
+        source: evaluation_tokens(
+            source,
+            tokenizer,
+            config.max_tokens,
+            text_field=config.text_field,
+            warnings=warnings,
+        )
+        for source in sources
+    }
+    for warning in warnings:
+        report(f"warning: {warning}", 0.0)
+    return texts
 
 
 def _settings_key(config: EvaluationConfig, dtype: str) -> str:

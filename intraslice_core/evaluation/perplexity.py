@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice_core.calibration import generate_tokens, load_text, tokenise_documents
+from intraslice_core.calibration import generate_tokens, source_tokens
 from intraslice_core.config import CalibrationPart
 from intraslice_core.errors import CalibrationTooShortError, NumericalError
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
@@ -68,15 +68,30 @@ class PerplexityResult:
     """Number of predicted tokens."""
 
 
-def evaluation_tokens(source: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Tensor:
+def evaluation_tokens(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    *,
+    text_field: str | None = None,
+    warnings: list[str] | None = None,
+) -> Tensor:
     """Return the first tokens of a source's held-out part: (n,), int64, `n <= max_tokens`.
+
+    `warnings` is extended by warnings about records that were skipped.
 
     Raises:
         CalibrationSourceError: if the source cannot be read.
         CalibrationTooShortError: if the text has fewer than two tokens.
     """
-    documents = load_text(source, part="evaluation")
-    tokens = tokenise_documents(documents, tokenizer, max_tokens=max_tokens)
+    tokens = source_tokens(
+        source,
+        tokenizer,
+        part="evaluation",
+        max_tokens=max_tokens,
+        text_field=text_field,
+        warnings=warnings,
+    )
     if len(tokens) < 2:
         raise CalibrationTooShortError(
             f"the held-out part of {source} has {len(tokens)} tokens, perplexity needs at least 2",

@@ -30,6 +30,7 @@ from intraslice_core.errors import (
     TaskNotFoundError,
 )
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
+from intraslice_core.tokenizer import embedding_rows, require_known_tokens
 
 FIELD = "evaluation.tasks"
 
@@ -148,11 +149,12 @@ def score_tasks(
 
     Raises:
         TaskError: if the harness cannot score a task on this model.
+        TokenizerError: if an example contains a token that the model has no embedding for.
         CompressionCancelledError: if the run is cancelled.
     """
-    passes = _PassHooks(should_cancel)
+    passes = _PassHooks(should_cancel, tokenizer)
     hooks = (
-        model.register_forward_pre_hook(passes.before),
+        model.register_forward_pre_hook(passes.before, with_kwargs=True),
         model.register_forward_hook(passes.after),
     )
     try:
@@ -199,11 +201,15 @@ class _PassHooks:
     """Forward hooks that check for cancellation and tell model errors from task errors."""
 
     should_cancel: CancellationCheck
+    tokenizer: PreTrainedTokenizerBase
     in_progress: bool = False
 
-    def before(self, *_: Any) -> None:
-        """Check for cancellation and mark the start of a forward pass."""
+    def before(self, model: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        """Check for cancellation and unknown tokens, and mark the start of a forward pass."""
         raise_if_cancelled(self.should_cancel)
+        tokens = arguments[0] if arguments else named.get("input_ids")
+        if tokens is not None:
+            require_known_tokens(tokens, embedding_rows(model), self.tokenizer, "a task")
         self.in_progress = True
 
     def after(self, *_: Any) -> None:

@@ -128,11 +128,18 @@ def _has_own_code(checkpoint: str) -> bool:
     return "auto_map" in config
 
 
+def _is_multimodal(checkpoint: str) -> bool:
+    """Return whether the checkpoint is a language model with a vision tower."""
+    config = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
+    return "vision_config" in config
+
+
 def _load_model(checkpoint: str, dtype: str, *, trust_remote_code: bool) -> Any:
     """Load the model and check that every weight was found and used."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    auto: Any = AutoModelForImageTextToText if _is_multimodal(checkpoint) else AutoModelForCausalLM
+    loaded: Any = auto.from_pretrained(
         checkpoint,
         trust_remote_code=trust_remote_code,
         local_files_only=True,

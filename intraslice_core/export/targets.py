@@ -73,6 +73,8 @@ STOCK_FAMILIES: Mapping[str, StockFamily] = MappingProxyType(
         "qwen3": StockFamily(head_dim=True, heads=True),
         "gemma2": StockFamily(head_dim=True, heads=True, heads_divide_hidden_size=True),
         "gemma3_text": StockFamily(head_dim=True, heads=True, heads_divide_hidden_size=True),
+        # The attention of `qwen2_5_vl` takes its head dim from hidden size and heads.
+        "qwen2_5_vl_text": StockFamily(),
         # `Phi3Config` requires as many longrope factors as hidden_size / heads has pairs;
         # `PhiConfig` has no head dim, and runtimes compute it from hidden size and heads.
         "phi3": StockFamily(),

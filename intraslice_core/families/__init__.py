@@ -6,6 +6,9 @@ transformers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from intraslice_core.errors import UnsupportedArchitectureError
 from intraslice_core.families.cohere import Cohere2Family, CohereFamily
 from intraslice_core.families.compressed import AdaptiveFamily, ResearchFamily
@@ -26,6 +29,7 @@ from intraslice_core.families.seed_oss import SeedOssFamily
 from intraslice_core.families.smollm import SmolLM3Family
 from intraslice_core.families.stablelm import StableLmFamily
 from intraslice_core.families.starcoder import Starcoder2Family
+from intraslice_core.families.wrappers import unsupported_kind
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -65,16 +69,24 @@ COMPRESSED_FAMILIES: dict[str, Family] = {
 """Tables of results of earlier compressions, by `model_type`."""
 
 
-def require_supported_type(model_type: str | None) -> Family:
+def require_supported_type(
+    model_type: str | None, settings: Mapping[str, Any] | None = None
+) -> Family:
     """Return the table of a model type.
+
+    Args:
+        model_type: of the model.
+        settings: content of config.json, from which the error tells the kind of the model.
 
     Raises:
         UnsupportedArchitectureError: listing the supported model types.
     """
-    family = (FAMILIES | COMPRESSED_FAMILIES).get(model_type or "")
+    name = model_type if isinstance(model_type, str) else ""  # config.json may hold any value
+    family = (FAMILIES | COMPRESSED_FAMILIES).get(name)
     if family is None:
+        kind = unsupported_kind(settings or {})
         raise UnsupportedArchitectureError(
-            f"model type {model_type!r} is not supported",
+            f"model type {model_type!r} is not supported" + (f": it is {kind}" if kind else ""),
             field="model",
             hint=f"supported: {', '.join(FAMILIES)}",
         )

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from intraslice_core.families.gguf import GgufTable
 from intraslice_core.plan import ModelGeometry
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ class Family(ABC):
     """True if some dimensions of a head may have no rotary embedding."""
     interleaved_rotary: ClassVar[bool] = False
     """True if a rotary pair is (2j, 2j + 1) of a head's rotating dimensions, not (j, j + half)."""
+    gguf: ClassVar[GgufTable | None] = None
+    """Reading of the family's GGUF files; None if llama.cpp has no architecture of its own."""
 
     @abstractmethod
     def settings(self, config: PreTrainedConfig) -> dict[str, Any]:

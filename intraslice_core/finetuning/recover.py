@@ -6,24 +6,29 @@ import shutil
 from pathlib import Path
 
 from pydantic import ValidationError
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from intraslice_core import modeling
 from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints.manifest import MANIFEST, SIGNATURE
 from intraslice_core.checkpoints.model_card import MODEL_CARD
 from intraslice_core.checkpoints.sources import open_model
-from intraslice_core.checkpoints.weight_files import weight_bytes
+from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object, weight_bytes
 from intraslice_core.checkpoints.writer import WrittenRecord, require_as_written
 from intraslice_core.config import CompressionConfig, RecoveryConfig
 from intraslice_core.device import resolve_device
-from intraslice_core.errors import ConfigurationError, ModelNotFoundError
+from intraslice_core.errors import (
+    ConfigurationError,
+    ModelNotFoundError,
+    UnsupportedArchitectureError,
+)
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.verification import (
     REFERENCE_FILE,
     verify_checkpoint,
     write_reference,
 )
+from intraslice_core.families.wrappers import wrapper_of
 from intraslice_core.files import require_free_output, require_writable_directory
 from intraslice_core.finetuning.procedure import (
     RecoveryWork,
@@ -44,6 +49,7 @@ from intraslice_core.reports.schema import REPORT_FILE, CompressionReport, Verif
 from intraslice_core.resume_state import ResumeState
 from intraslice_core.run import Run
 from intraslice_core.scratch import scratch_directory, staging_directory
+from intraslice_core.tokenizer import load_tokenizer, require_known_tokens
 
 REWRITTEN_FILES = frozenset({REPORT_FILE, REFERENCE_FILE, MODEL_CARD, MANIFEST, SIGNATURE})
 """Files of a checkpoint that describe its weights and are written again."""
@@ -95,8 +101,9 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
         report = report.model_copy(update={"warnings": (*report.warnings, *warnings)})
         run.report(Stage.LOAD, f"opening {teacher}")
         dense = open_model(teacher, scratch.directory)
-        _require_same_vocabulary(dense, compressed)
-        _read_text(dense, report.config, (dtype, device), run)
+        rows = _require_same_vocabulary(dense, compressed)
+        _read_text(dense, rows, report.config, (dtype, device), run)
+        report = report.model_copy(update={"warnings": (*report.warnings, *run.warnings)})
         staged = staging.directory / "checkpoint"
         _copy(compressed, staged)
         report = recover_staged(dense, staged, report, run, dtype=dtype, device=device)
@@ -188,9 +195,16 @@ def _with_recovery(report: CompressionReport, config: RecoveryConfig) -> Compres
     return report.model_copy(update={"config": new_config, "evaluation": None})
 
 
-def _require_same_vocabulary(dense: Path, compressed: Path) -> None:
-    """Raise if the teacher has another vocabulary size than the compressed model."""
+def _require_same_vocabulary(dense: Path, compressed: Path) -> int:
+    """Return the vocabulary size; raise if the teacher's differs from the compressed model's."""
     modeling.register()
+    wrapper = wrapper_of(read_json_object(compressed / CONFIG_FILE))
+    if wrapper is not None:
+        raise UnsupportedArchitectureError(
+            f"{wrapper.model_type} checkpoints cannot be fine-tuned after their compression",
+            field="compressed",
+            hint="compress the dense model again with recovery fine-tuning",
+        )
     sizes = [
         AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False).vocab_size
         for model in (dense, compressed)
@@ -201,18 +215,24 @@ def _require_same_vocabulary(dense: Path, compressed: Path) -> None:
             field="teacher",
             hint="give the dense model that was compressed",
         )
+    return int(sizes[0])
 
 
-def _read_text(dense: Path, config: CompressionConfig, compute: tuple[str, str], run: Run) -> None:
+def _read_text(
+    dense: Path, rows: int, config: CompressionConfig, compute: tuple[str, str], run: Run
+) -> None:
     assert config.recover is not None  # set by _with_recovery
     run.report(Stage.CALIBRATE, "reading the text to train on")
+    tokenizer = load_tokenizer(dense)
     with attributed_to_recover():
         run.training_text = calibration_tokens(
             config.recover.text(config.calibration),
-            AutoTokenizer.from_pretrained(dense, local_files_only=True, trust_remote_code=False),
+            tokenizer,
             model=lambda: load_model(dense, dtype=compute[0], device=compute[1]),
             should_cancel=run.should_cancel,
+            warnings=run.warnings,
         )
+    require_known_tokens(run.training_text, rows, tokenizer, "the training text")
 
 
 def _copy(compressed: Path, staged: Path) -> None:
@@ -230,10 +250,7 @@ def _verify(staged: Path, run: Run) -> VerifiedReport:
     assert run.written is not None  # set by the training
     require_as_written(staged, run.written)
     model = load_model(staged, dtype="float32", device="cpu")
-    tokenizer = AutoTokenizer.from_pretrained(
-        staged, local_files_only=True, trust_remote_code=False
-    )
-    write_reference(staged, model, tokenizer)
+    write_reference(staged, model, load_tokenizer(staged))
     del model
     return verified_report(
         "safetensors", verify_checkpoint(staged, should_cancel=run.should_cancel)

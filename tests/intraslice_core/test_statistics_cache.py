@@ -190,8 +190,22 @@ def test_another_model_shares_nothing(dense: Path, tmp_path: Path) -> None:
     for model, expected in ((dense, 0), (other, 1), (dense, 0)):
         made = torch.full((4,), expected)
         statistics = ModelStatistics.of(files, model)
-        shared = statistics.tokens(calibration, lambda made=made: made)  # type: ignore[misc]
+        shared = statistics.tokens(calibration, lambda _, made=made: made, [])  # type: ignore[misc]
         assert torch.equal(shared, torch.full_like(tokens, expected))
+
+
+def test_warnings_about_a_text_are_shared_with_its_tokens(tmp_path: Path) -> None:
+    def read(warnings: list[str]) -> torch.Tensor:
+        warnings.append("a record was skipped")
+        return torch.arange(4)
+
+    files = StatisticsCache(directory=tmp_path, max_bytes=PLENTY)
+    statistics = ModelStatistics(cache=files, facts={})
+    for _ in range(2):
+        warnings = ["before"]
+        statistics.tokens({}, read, warnings)
+        assert warnings == ["before", "a record was skipped"]
+    assert (files.hits, files.misses) == (1, 1)
 
 
 def test_damaged_files_are_replaced(tmp_path: Path) -> None:

@@ -79,12 +79,12 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(module, name, count)
 
     counting(estimators, "measure_layers")
-    counting(sweep, "open_model")
+    counting(sweep, "open_directory")
     counting(pipeline, "calibration_tokens")
     counting(publication, "verify_checkpoint")
     counting(comparison, "load_model")
     assert measurement.measure_layers is not estimators.measure_layers
-    assert sources.open_model is not sweep.open_model
+    assert sources.open_directory is not sweep.open_directory
     return done
 
 
@@ -94,7 +94,7 @@ def test_checkpoints_equal_those_of_single_compressions(
     report = compress_sweep(request(dense, EVALUATION), tmp_path / "out")
     # The dense model is loaded once, for generated text and scores; each result once, for scores.
     assert {name: counted.count(name) for name in set(counted)} == {
-        "open_model": 1,
+        "open_directory": 1,
         "calibration_tokens": 1,
         "measure_layers": 1,
         "verify_checkpoint": 2,
@@ -140,11 +140,11 @@ def test_an_interrupted_sweep_resumes(dense: Path, tmp_path: Path, counted: list
     report = compress_sweep(request(dense), tmp_path)
     assert [point.ratio for point in report.points] == list(RATIOS)
     assert report.points[1].resumed_layers == 2
-    assert counted == ["open_model", "verify_checkpoint"]
+    assert counted == ["open_directory", "verify_checkpoint"]
     assert not (tmp_path / ".sweep").exists()
     counted.clear()
     assert compress_sweep(request(dense), tmp_path).points == report.points
-    assert counted == ["open_model"]
+    assert counted == ["open_directory"]
 
 
 def test_results_of_other_settings_are_rejected_and_kept(dense: Path, tmp_path: Path) -> None:

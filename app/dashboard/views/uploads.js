@@ -15,7 +15,7 @@ export function Uploads() {
       <${UploadForm} kind="model" done=${reload} title="Upload a model"
         hint="A directory with config.json, safetensors and the tokenizer's files. Code and pickles are not uploaded." />
       <${UploadForm} kind="text" done=${reload} title="Upload a text"
-        hint="For calibration and evaluation: .txt, or .jsonl with “text” or “messages” in each line; gzipped or not." />
+        hint="For calibration and evaluation: .txt, .md, .jsonl, .json, .csv or .parquet, with texts, chats or instructions as records; all but .parquet also as .gz or .zst." />
     </div>
     <h2>Uploads</h2>
     <${Fault} error=${error} />
@@ -71,7 +71,7 @@ function UploadForm({ kind, title, hint, done }) {
     <h2>${title}</h2>
     <p class="hint" id=${`${id}-hint`}>${hint}</p>
     <label for=${id}>${kind === "model" ? "Directory" : "File"}</label>
-    <input id=${id} type="file" webkitdirectory=${kind === "model"} accept=${kind === "text" ? ".txt,.jsonl,.gz" : undefined}
+    <input id=${id} type="file" webkitdirectory=${kind === "model"} accept=${kind === "text" ? ".txt,.md,.jsonl,.json,.csv,.parquet,.gz,.zst" : undefined}
       aria-describedby=${`${id}-hint`} disabled=${progress !== null} onChange=${choose} />
     ${files.length ? html`<p class="small">${files.length} ${files.length === 1 ? "file" : "files"}, ${bytes(files.reduce((sum, file) => sum + file.size, 0))}.${skipped.length ? ` Not uploaded: ${skipped.slice(0, 4).join(", ")}${skipped.length > 4 ? ` and ${skipped.length - 4} more` : ""}.` : ""}</p>` : null}
     ${skipped.length && !files.length ? html`<p class="fault">No model files found: choose the directory that contains config.json.</p>` : null}

@@ -71,6 +71,9 @@ def test_an_estimate_has_the_sizes_and_queues_nothing(
     sizes_before = (estimate["params_before"], estimate["compressible_before"])
     assert sizes_before == (PARAMETERS, COMPRESSIBLE)
     assert estimate["compressible_after"] == pytest.approx(0.75 * COMPRESSIBLE, rel=0.005)
+    assert estimate["round_to"] == min(
+        8, GEOMETRY["hidden_size"] // GEOMETRY["num_attention_heads"] // 8
+    )
     removed = estimate["compressible_before"] - estimate["compressible_after"]
     assert estimate["params_after"] == PARAMETERS - removed
     assert estimate["bytes_before"] == 2 * PARAMETERS

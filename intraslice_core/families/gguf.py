@@ -153,7 +153,8 @@ class GgufSettings:
         Raises:
             BrokenCheckpointError: if the value is neither a number nor one for each layer.
         """
-        layers, value = self.integer("block_count"), self.get(key)
+        layers: int = self.integer("block_count")
+        value = self.get(key)
         if type(value) is int:
             return (value,) * layers
         valid = isinstance(value, tuple) and all(type(size) is int for size in value)

@@ -207,7 +207,7 @@ def _beyond_target(dense: DenseModel | None, compression: CompressionConfig) -> 
         # A method may be rejected before the model can be read.
         any_type = DEMANDS[compression.target].model_types[0]
         require_target(compression, (dense and dense.target_type(compression.target)) or any_type)
-        require_wrapper_budget(compression, dense and dense.wrapper)
+        require_wrapper_budget(compression, None if dense is None else dense.wrapper)
     except ConfigurationError as error:
         pointer = f"/{(error.field or 'compression.target').replace('.', '/')}"
         message = f"{error.message}; {error.hint}"

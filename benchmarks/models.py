@@ -38,7 +38,7 @@ from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.perplexity import evaluation_tokens
 from intraslice_core.reports.sweep import SweepReport
-from intraslice_core.run import load_tokenizer
+from intraslice_core.tokenizer import load_tokenizer
 
 WINDOW = 512
 TOLERANCE = 0.01

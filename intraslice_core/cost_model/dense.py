@@ -68,7 +68,7 @@ def read_dense(path: Path) -> DenseModel:
         BrokenCheckpointError: if a file header is malformed.
         UnsupportedArchitectureError: if the architecture is not supported; lists those that are.
     """
-    path = located(path)
+    path = located(path) if path.is_dir() else path
     if not path.is_dir():
         return _read_gguf(path)
     return _read_directory(path, inspect_model(path))

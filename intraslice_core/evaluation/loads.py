@@ -242,9 +242,7 @@ def _tokens(model: PreTrainedModel, point: SpeedPoint, new_tokens: int) -> Tenso
     """Draw tokens, the same for every model with the same vocabulary: (batch, context + new)."""
     generator = torch.Generator().manual_seed(0)
     shape = (point.batch_size, point.context_length + new_tokens)
-    return torch.randint(model.config.get_text_config().vocab_size, shape, generator=generator).to(
-        model.device
-    )
+    return torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
 
 
 def _now(model: PreTrainedModel) -> float:

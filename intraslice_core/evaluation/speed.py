@@ -170,7 +170,7 @@ def time_model(model: PreTrainedModel, work: Workload) -> PhaseSeconds:
     """Time the whole model undisturbed, then once more with a stopwatch at every module."""
     generator = torch.Generator().manual_seed(0)
     shape = (work.batch_size, work.prompt_tokens + work.new_tokens)
-    tokens = torch.randint(model.config.get_text_config().vocab_size, shape, generator=generator)
+    tokens = torch.randint(model.config.vocab_size, shape, generator=generator)
     tokens = tokens.to(model.device)
     was_training = model.training
     model.train(False)

@@ -126,16 +126,19 @@ def _tensor_type(
 def _gguf_tensor(name: str, tensor: Tensor, layout: GgufLayout) -> Tensor:
     """Return a tensor in float32, as llama.cpp's architecture expects it.
 
-    Norms get their shift and queries their factor; rows of q and k may go from half-split to
-    interleaved pairs.
+    Norms get their shift and queries their factor. Rows of q and k may go from half-split to
+    interleaved pairs, fused rows from [head][part][row] to [part][head][row].
     """
     values = tensor.float()
     module = name.rpartition(".")[0]
-    if layout.norm_shift and module.endswith("norm"):
+    if layout.norm_shift and name.endswith("norm.weight"):
         values = values + layout.norm_shift
     if layout.query_factor != 1.0 and module.endswith(layout.query_module):
         values = values * layout.query_factor
     if layout.architecture.interleaved and name.endswith((*_QUERY, *_KEY)):
         halves = values.view(-1, 2, layout.head_dim // 2, *values.shape[1:])
         values = halves.transpose(1, 2).reshape(values.shape)
+    if layout.architecture.fused_per_head and module.endswith("query_key_value"):
+        parts = values.view(-1, 3, layout.head_dim, *values.shape[1:])
+        values = parts.transpose(0, 1).reshape(values.shape)
     return values.contiguous()

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from gguf import GGUFWriter, RopeScalingType
+from gguf import GGUFWriter, Keys, RopeScalingType
 from transformers import PreTrainedConfig
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
@@ -34,6 +34,8 @@ from intraslice_core.families.canonical import (
 from intraslice_core.plan import LayerPlan
 
 FREQUENCY_FACTORS = "rope_freqs.weight"
+PLUS_ONE = ("rms_plus_one", "layer_plus_one")
+"""Types of norms whose weights are stored less 1."""
 LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
@@ -101,6 +103,10 @@ class GgufLayout:
     """Factor on the queries, for differences of the attention's scale."""
     query_module: str
     """Module whose weights and bias get that factor, as the end of its name."""
+    multipliers: Mapping[str, float]
+    """Further factors by their keys in the file."""
+    parallel: bool
+    """True if attention and MLP read the same hidden states."""
 
     def add_to(self, writer: GGUFWriter) -> None:
         """Write the settings; per-layer values become arrays only where layers differ."""
@@ -122,6 +128,10 @@ class GgufLayout:
             writer.add_sliding_window(self.window)
         if self.window_layers is not None:
             writer.add_sliding_window_pattern(self.window_layers)
+        for key, value in self.multipliers.items():
+            writer.add_float32(key.format(arch=self.architecture.name), value)
+        if self.architecture.names_parallel_layers:
+            writer.add_parallel_residual(self.parallel)
         attention_cap, logit_cap = self.soft_caps
         if attention_cap is not None:
             writer.add_attn_logit_softcapping(attention_cap)
@@ -188,6 +198,8 @@ def _layout(
     window, window_layers = _window(architecture, canonical)
     heads = max(shape.num_attention_heads for shape in shapes)
     scale: float = architecture.scale(canonical["num_hidden_layers"], canonical, heads)
+    if "attention_scale" in architecture.multipliers:
+        scale = canonical["attention_scale"]
     return GgufLayout(
         architecture=architecture,
         query_heads=tuple(shape.num_attention_heads for shape in shapes),
@@ -198,14 +210,23 @@ def _layout(
         vocab_size=canonical["vocab_size"],
         context_length=canonical["max_position_embeddings"],
         norm_eps=float(canonical["norm_eps"]),
-        norm_shift=float(canonical["norm_type"] == "rms_plus_one"),
+        norm_shift=float(canonical["norm_type"] in PLUS_ONE),
         rotary=rotary,
         window=window,
         window_layers=window_layers,
         soft_caps=(canonical["attn_logit_softcapping"], canonical["final_logit_softcapping"]),
         query_factor=canonical["attention_scale"] / scale * rotary_factor,
         query_module="self_attn.q_norm" if canonical["qk_norm"] else "self_attn.q_proj",
+        multipliers=_multipliers(architecture, canonical),
+        parallel=canonical["parallel_block"],
     )
+
+
+def _multipliers(architecture: Architecture, canonical: CanonicalSettings) -> dict[str, float]:
+    factors = {key: float(canonical[name]) for name, key in architecture.multipliers.items()}
+    if architecture.divides_logits:
+        factors[Keys.LLM.LOGIT_SCALE] = 1.0 / factors[Keys.LLM.LOGIT_SCALE]
+    return factors
 
 
 def _problems(architecture: Architecture, canonical: CanonicalSettings) -> Iterator[str]:
@@ -224,6 +245,8 @@ def _problems(architecture: Architecture, canonical: CanonicalSettings) -> Itera
     }
     for module in sorted(biased - architecture.biases):
         yield f"a bias of {module} in architecture {architecture.name}"
+    if architecture.needs_biases and not {"self_attn.q_proj", "mlp.up_proj"} <= biased:
+        yield f"projections without biases in architecture {architecture.name}"
     yield from _window_problems(architecture, canonical)
 
 
@@ -267,6 +290,10 @@ def _window(
 
 def _rotary_problems(architecture: Architecture, canonical: CanonicalSettings) -> Iterator[str]:
     """Yield the rotary settings that the architecture does not support."""
+    layers, period = canonical["num_hidden_layers"], architecture.rotary_period
+    expected = [True] * layers if period is None else _pattern(period, layers)
+    if list(canonical["rope_layers"] or [True] * layers) != expected:
+        yield f"layers without rotary embedding like these in architecture {architecture.name}"
     for layer_type in sorted(set(canonical["layer_types"])):
         rope = rope_of(canonical, layer_type)
         rope_type = rope.get("rope_type", "default")

@@ -171,7 +171,12 @@ def _require_plain_normalizer(rule: Mapping[str, Any] | None, *, sentencepiece: 
 
 
 def _tokens(facts: Mapping[str, Any], vocab_size: int) -> tuple[list[str], list[TokenType]]:
-    """Return text and type of every id; ids without a token are unused."""
+    """Return text and type of every id; ids without a token are unused.
+
+    Raises:
+        ConfigurationError: naming a token whose id is beyond the embedding.
+    """
+    _require_rows(facts, vocab_size)
     names = [f"[PAD{number}]" for number in range(vocab_size)]
     kinds = [TokenType.UNUSED] * vocab_size
     model = facts["model"]
@@ -189,6 +194,16 @@ def _tokens(facts: Mapping[str, Any], vocab_size: int) -> tuple[list[str], list[
             control = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
             kinds[added["id"]] = control
     return names, kinds
+
+
+def _require_rows(facts: Mapping[str, Any], vocab_size: int) -> None:
+    ids = dict(facts["model"]["vocab"])
+    ids |= {added["content"]: added["id"] for added in facts.get("added_tokens") or ()}
+    last = max(ids, key=lambda text: ids[text])
+    if ids[last] >= vocab_size:
+        raise _unsupported(
+            f"tokens beyond the embedding's {vocab_size} rows, such as {last!r} (id {ids[last]})"
+        )
 
 
 def _is_byte(text: str) -> bool:

@@ -51,7 +51,7 @@ class StockFamily:
     heads_divide_hidden_size: bool = False
     """True if the class rejects a number of query heads that does not divide the hidden size."""
     gguf: bool = True
-    """True if llama.cpp loads models of the family."""
+    """True if GGUF files of the family are written, for an architecture in llama.cpp."""
 
     def describe(self) -> str:
         """Return the dimensions that are cut, with and without GGUF files, as a sentence part."""
@@ -79,28 +79,23 @@ STOCK_FAMILIES: Mapping[str, StockFamily] = MappingProxyType(
         # `PhiConfig` has no head dim, and runtimes compute it from hidden size and heads.
         "phi3": StockFamily(),
         "phi": StockFamily(),
-        **dict.fromkeys(
-            (
-                "cohere",
-                "cohere2",
-                "exaone4",
-                "glm",
-                "glm4",
-                "gpt_neox",
-                "granite",
-                "granitemoehybrid",
-                "ministral3",
-                "nemotron",
-                "olmo2",
-                "olmo3",
-                "opt",
-                "seed_oss",
-                "smollm3",
-                "stablelm",
-                "starcoder2",
-            ),
-            StockFamily(gguf=False),
-        ),
+        "cohere": StockFamily(),
+        "cohere2": StockFamily(),
+        "exaone4": StockFamily(),
+        "glm": StockFamily(gguf=False),
+        "glm4": StockFamily(),
+        "gpt_neox": StockFamily(),
+        "granite": StockFamily(),
+        "granitemoehybrid": StockFamily(gguf=False),
+        "ministral3": StockFamily(gguf=False),
+        "nemotron": StockFamily(),
+        "olmo2": StockFamily(),
+        "olmo3": StockFamily(gguf=False),
+        "opt": StockFamily(gguf=False),
+        "seed_oss": StockFamily(),
+        "smollm3": StockFamily(),
+        "stablelm": StockFamily(),
+        "starcoder2": StockFamily(),
     }
 )
 """Families of target `stock` by model type."""
@@ -217,7 +212,7 @@ def require_target(settings: CompressionSettings, model_type: str) -> TargetDema
         )
     if settings.gguf_formats and not demands.gguf:
         raise ConfigurationError(
-            f"{model_type} models have no GGUF export, because llama.cpp cannot run them",
+            f"{model_type} models have no GGUF export",
             field="compression.exports",
             hint="remove the gguf exports",
         )

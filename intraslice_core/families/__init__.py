@@ -81,8 +81,8 @@ def require_supported_type(
     Raises:
         UnsupportedArchitectureError: listing the supported model types.
     """
-    known = FAMILIES | COMPRESSED_FAMILIES
-    family = known.get(model_type) if isinstance(model_type, str) else None
+    name = model_type if isinstance(model_type, str) else ""  # config.json may hold any value
+    family = (FAMILIES | COMPRESSED_FAMILIES).get(name)
     if family is None:
         kind = unsupported_kind(settings or {})
         raise UnsupportedArchitectureError(

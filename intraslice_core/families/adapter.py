@@ -7,6 +7,7 @@ supported. The adapter derives names, shapes and tensors from that table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,18 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from intraslice_core.errors import BrokenCheckpointError, UnsupportedArchitectureError
+from intraslice_core.errors import (
+    BrokenCheckpointError,
+    IntraSliceError,
+    UnsupportedArchitectureError,
+)
 from intraslice_core.families import require_supported_type
 from intraslice_core.families.canonical import (
     CanonicalSettings,
     layer_shapes,
     outer_shapes,
     rope_of,
+    rotary_tables,
     rotates,
     rotating_dims,
 )
@@ -327,7 +333,54 @@ def family_for(config: PreTrainedConfig) -> FamilyAdapter:
 
     Raises:
         UnsupportedArchitectureError: if the family or one of its settings is not supported.
+        BrokenCheckpointError: if a setting cannot be computed with.
     """
     adapter = FamilyAdapter(require_supported_type(config.model_type))
-    adapter.require_supported(config)
+    try:
+        adapter.require_supported(config)
+        _require_computable(adapter.canonical_settings(config))
+    except IntraSliceError:
+        raise
+    # Values of any type reach the arithmetic of many classes, whose errors share no class.
+    except Exception as error:
+        raise BrokenCheckpointError(f"config.json: {error}", field="model") from error
     return adapter
+
+
+_FACTORS = (
+    "attention_scale",
+    "attn_logit_softcapping",
+    "embedding_scale",
+    "final_logit_softcapping",
+    "logit_scale",
+    "norm_eps",
+    "residual_scale",
+)
+"""Canonical settings that hidden states, scores or logits are computed with."""
+
+
+def _require_computable(settings: CanonicalSettings) -> None:
+    """Raise if a factor is not a finite number or a rotary table has other values.
+
+    Raises:
+        BrokenCheckpointError: naming the setting and its value.
+    """
+    for name in _FACTORS:
+        value = settings[name]
+        if value is not None and not (
+            isinstance(value, int | float) and math.isfinite(float(value))
+        ):
+            raise BrokenCheckpointError(
+                f"config.json: {name} is {value!r}, expected a finite number", field="model"
+            )
+    layers = {layer_type: layer for layer, layer_type in enumerate(settings["layer_types"])}
+    for layer_type, layer in layers.items():
+        if not rotates(settings, layer):
+            continue
+        tables = rotary_tables(settings, layer, 2, torch.device("cpu"))
+        if not (torch.isfinite(tables.cos).all() and torch.isfinite(tables.sin).all()):
+            raise BrokenCheckpointError(
+                f"config.json: rope_parameters {rope_of(settings, layer_type)} give frequencies "
+                "that are not finite",
+                field="model",
+            )

@@ -6,12 +6,44 @@ In Cohere 2, layers with full attention have no rotary embedding, the others a s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from intraslice_core.families.family import Family, FamilyFacts, default_sizes
+from intraslice_core.families.gguf import (
+    LAYER_NORM_EPS,
+    GgufSettings,
+    GgufTable,
+    has_attention_bias,
+    rope_parameters,
+    window_layers,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+
+def _cohere_gguf(gguf: GgufSettings) -> dict[str, Any]:
+    return {
+        "attention_bias": has_attention_bias(gguf),
+        "logit_scale": float(gguf.number("logit_scale", 0.0)) or 1.0,  # llama.cpp: 0 is none
+        "rope_parameters": rope_parameters(gguf),
+    }
+
+
+def _cohere2_gguf(gguf: GgufSettings) -> dict[str, Any]:
+    """Return the settings of a GGUF file.
+
+    Raises:
+        UnsupportedArchitectureError: if the layers with a window have a rotary base of their own.
+    """
+    settings = _cohere_gguf(gguf)
+    theta = settings["rope_parameters"]["rope_theta"]
+    if gguf.number("rope.freq_base_swa", theta) != theta:
+        raise gguf.unsupported("rope.freq_base_swa", gguf.get("rope.freq_base_swa"))
+    return settings | {
+        "sliding_window": gguf.integer("attention.sliding_window"),
+        "layer_types": window_layers(gguf, 4),
+    }
 
 
 class CohereFamily(Family):
@@ -27,6 +59,11 @@ class CohereFamily(Family):
         attention_output_bias="attention_bias",
     )
     interleaved_rotary = True
+    gguf: ClassVar[GgufTable | None] = GgufTable(
+        architecture="command-r",
+        settings=_cohere_gguf,
+        norm_eps=(LAYER_NORM_EPS, "layer_norm_eps"),
+    )
 
     def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         """Return LayerNorm without bias, its epsilon, and the factor on the logits."""
@@ -54,6 +91,11 @@ class Cohere2Family(CohereFamily):
     title = "Cohere 2"
     architecture = "Cohere2ForCausalLM"
     ignored_settings = frozenset({"head_dim"})
+    gguf = GgufTable(
+        architecture="cohere2",
+        settings=_cohere2_gguf,
+        norm_eps=(LAYER_NORM_EPS, "layer_norm_eps"),
+    )
 
     def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         """Return Cohere's settings, and the layers with a window, which alone have rotation."""

@@ -55,7 +55,11 @@ ROPE_TABLES = (ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS)
 """Tensors with divisors of the rotary frequencies, one per pair."""
 
 DEFAULT_THETA = 10_000.0
-_ATTENTION_BIASES = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias")
+LAYER_NORM_EPS = "attention.layer_norm_epsilon"
+RMS_NORM_EPS = "attention.layer_norm_rms_epsilon"
+
+_QKV_BIASES = ("attn_q.bias", "attn_k.bias", "attn_v.bias", f"{GGUF_FUSED_QKV}.bias")
+_OUTPUT_BIAS = "attn_output.bias"
 _MLP_BIASES = ("ffn_gate.bias", "ffn_up.bias", "ffn_down.bias")
 _MISSING = object()
 _MAX_LAYERS = 10_000
@@ -167,7 +171,7 @@ class GgufTable:
     """`general.architecture` of llama.cpp."""
     settings: Callable[[GgufSettings], dict[str, Any]]
     """Function that returns the settings in config.json beyond `common_settings`."""
-    norm_eps: tuple[str, str] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
+    norm_eps: tuple[str, str] = (RMS_NORM_EPS, "rms_norm_eps")
     """Key of the norms' epsilon and its name in config.json."""
     interleaved: bool = False
     """True if the converter interleaves the rotary pairs of q and k (rows 0, m, 1, m+1, …)."""
@@ -175,6 +179,8 @@ class GgufTable:
     """Number that the converter adds to the weights of norms."""
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """llama.cpp's modules that stack the rows of several, in their order, by name."""
+    modules: Mapping[str, str] = field(default_factory=dict)
+    """llama.cpp's names of a layer's modules by canonical name, where they are not the usual."""
 
 
 def common_settings(gguf: GgufSettings, table: GgufTable) -> dict[str, Any]:
@@ -213,7 +219,17 @@ def common_settings(gguf: GgufSettings, table: GgufTable) -> dict[str, Any]:
 
 def has_attention_bias(gguf: GgufSettings) -> bool:
     """Return True if any projection of the attention has a bias."""
-    return gguf.has(*_ATTENTION_BIASES, f"{GGUF_FUSED_QKV}.bias")
+    return has_qkv_bias(gguf) or has_output_bias(gguf)
+
+
+def has_qkv_bias(gguf: GgufSettings) -> bool:
+    """Return True if q, k or v has a bias."""
+    return gguf.has(*_QKV_BIASES)
+
+
+def has_output_bias(gguf: GgufSettings) -> bool:
+    """Return True if the output projection of the attention has a bias."""
+    return gguf.has(_OUTPUT_BIAS)
 
 
 def has_mlp_bias(gguf: GgufSettings) -> bool:
@@ -269,6 +285,14 @@ def rope_parameters(gguf: GgufSettings) -> dict[str, Any]:
     return common | (
         {"rope_type": "default"} if factor == 1.0 else {"rope_type": "linear", "factor": factor}
     )
+
+
+def partial_rope_parameters(gguf: GgufSettings) -> dict[str, Any]:
+    """Return the rotary parameters with the rotating part, even if it is the whole head.
+
+    Families with partial rotation assume a smaller part if the setting is missing.
+    """
+    return {"partial_rotary_factor": 1.0} | rope_parameters(gguf)
 
 
 def _partial(gguf: GgufSettings) -> dict[str, float]:

@@ -5,9 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from intraslice_core.families.family import Family, FamilyFacts, default_sizes
+from intraslice_core.families.gguf import (
+    LAYER_NORM_EPS,
+    GgufSettings,
+    GgufTable,
+    has_attention_bias,
+    partial_rope_parameters,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+
+def _gguf_settings(gguf: GgufSettings) -> dict[str, Any]:
+    """Return the settings of a GGUF file.
+
+    The file does not name the activation. It is that of Pythia and Dolly; llama.cpp computes the
+    tanh approximation for all models.
+    """
+    return {
+        "hidden_act": "gelu",
+        "attention_bias": has_attention_bias(gguf),
+        "use_parallel_residual": bool(gguf.get("use_parallel_residual", True)),
+        "rope_parameters": partial_rope_parameters(gguf),
+    }
 
 
 class GPTNeoXFamily(Family):
@@ -39,6 +60,11 @@ class GPTNeoXFamily(Family):
     fused_per_head = True
     former_names = {"embed_out.": "lm_head."}  # noqa: RUF012  # a constant of the class
     rotates_partly = True
+    gguf = GgufTable(
+        architecture="gptneox",
+        settings=_gguf_settings,
+        norm_eps=(LAYER_NORM_EPS, "layer_norm_eps"),
+    )
 
     def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         """Return LayerNorm and whether the two modules, each with its norm, are parallel."""

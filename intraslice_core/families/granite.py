@@ -6,12 +6,46 @@ Granite 4 models without experts and without Mamba layers are the same with othe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from intraslice_core.families.family import Family, FamilyFacts, default_sizes
+from intraslice_core.families.gguf import (
+    GgufSettings,
+    GgufTable,
+    has_attention_bias,
+    has_mlp_bias,
+    head_size,
+    rope_parameters,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+
+_MAMBA = ("conv_kernel", "state_size", "group_count", "inner_size", "time_step_rank")
+"""Settings of Mamba layers; their tensors have no place, so there are no such layers."""
+
+
+def _gguf_settings(gguf: GgufSettings) -> dict[str, Any]:
+    """Return the settings of a GGUF file: Granite 3, or Granite 4 with attention layers only.
+
+    Raises:
+        UnsupportedArchitectureError: if no layer has rotary embedding.
+    """
+    if gguf.get("rope.scaling.finetuned", True) is not True:
+        raise gguf.unsupported("rope.scaling.finetuned", False)
+    gguf.skip("expert_shared_feed_forward_length", *(f"ssm.{name}" for name in _MAMBA))
+    # llama.cpp takes 0 for a setting that is missing.
+    scale = float(gguf.number("attention.scale", 0.0))
+    return {
+        "attention_bias": has_attention_bias(gguf),
+        "mlp_bias": has_mlp_bias(gguf),
+        "embedding_multiplier": float(gguf.number("embedding_scale", 0.0)) or 1.0,
+        "residual_multiplier": float(gguf.number("residual_scale", 0.0)) or 1.0,
+        "attention_multiplier": scale or head_size(gguf) ** -0.5,
+        "logits_scaling": float(gguf.number("logit_scale")),
+        "rope_parameters": rope_parameters(gguf),
+    }
 
 
 class GraniteFamily(Family):
@@ -25,6 +59,9 @@ class GraniteFamily(Family):
         attention_bias="attention_bias",
         attention_output_bias="attention_bias",
         mlp_bias="mlp_bias",
+    )
+    gguf: ClassVar[GgufTable | None] = GgufTable(
+        architecture="granite", settings=_gguf_settings, interleaved=True
     )
 
     def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
@@ -49,6 +86,7 @@ class Granite4Family(GraniteFamily):
     model_type = "granitemoehybrid"
     title = "Granite 4 (dense, attention only)"
     architecture = "GraniteMoeHybridForCausalLM"
+    gguf = None  # the files of these models are those of Granite 3
     facts = FamilyFacts(
         defaults=default_sizes(32_000, 4096, 1024, 32, 32, None),
         attention_bias="attention_bias",

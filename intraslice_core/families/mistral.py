@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from intraslice_core.families.family import Family, FamilyFacts, default_sizes
+from intraslice_core.families.gguf import GgufSettings, GgufTable, rope_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -44,12 +45,30 @@ _BESIDE_ROPE = ("llama_4_scaling_beta", "max_position_embeddings")
 """Entries of `rope_parameters` that are not settings of the rotary embedding."""
 
 
+def _ministral_gguf(gguf: GgufSettings) -> dict[str, Any]:
+    """Return the settings of a GGUF file; without scaled queries it holds a Mistral.
+
+    Raises:
+        UnsupportedArchitectureError: if queries are scaled, but the rotary embedding is not YaRN's,
+            whose original context is the length that they are scaled by.
+    """
+    rope, beta = rope_parameters(gguf), gguf.number("attention.temperature_scale", 0.0)
+    window = gguf.integer("attention.sliding_window", 0) or None
+    settings = {"sliding_window": window, "rope_parameters": rope}
+    if not beta:
+        return settings | {"model_type": "mistral"}
+    if rope["rope_type"] != "yarn":
+        raise gguf.unsupported("attention.temperature_scale", f"{beta} without YaRN")
+    return settings | {"rope_parameters": rope | {"llama_4_scaling_beta": float(beta)}}
+
+
 class Ministral3Family(MistralFamily):
     """Table of `Ministral3ForCausalLM`, the text model."""
 
     model_type = "ministral3"
     title = "Ministral 3"
     architecture = "Ministral3ForCausalLM"
+    gguf = GgufTable(architecture="mistral3", settings=_ministral_gguf, interleaved=True)
     facts = FamilyFacts(defaults=default_sizes(131_072, 4096, 14_336, 34, 32, 8, head_dim=128))
 
     def settings(self, config: PreTrainedConfig) -> dict[str, Any]:

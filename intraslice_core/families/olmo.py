@@ -5,12 +5,37 @@ OLMo 3 has a sliding window in three of four layers, whose rotary embedding is n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from intraslice_core.families.family import Family, FamilyFacts, default_sizes
+from intraslice_core.families.gguf import (
+    GgufSettings,
+    GgufTable,
+    has_attention_bias,
+    rope_parameters,
+    window_layers,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+
+def _gguf_settings(gguf: GgufSettings) -> dict[str, Any]:
+    """Return the settings of a GGUF file; one with a sliding window holds an OLMo 3."""
+    common = {"attention_bias": has_attention_bias(gguf)}
+    rope, window = rope_parameters(gguf), gguf.integer("attention.sliding_window", 0)
+    if not window:
+        return common | {"rope_parameters": rope}
+    theta = float(gguf.number("rope.freq_base_swa", rope["rope_theta"]))
+    return common | {
+        "model_type": "olmo3",
+        "sliding_window": window,
+        "layer_types": window_layers(gguf, 4),
+        "rope_parameters": {
+            "full_attention": rope,
+            "sliding_attention": {"rope_type": "default", "rope_theta": theta},
+        },
+    }
 
 
 class Olmo2Family(Family):
@@ -30,6 +55,7 @@ class Olmo2Family(Family):
         "attention_output_norm": "post_attention_layernorm",
         "mlp_output_norm": "post_feedforward_layernorm",
     }
+    gguf: ClassVar[GgufTable | None] = GgufTable(architecture="olmo2", settings=_gguf_settings)
 
     def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         """Return the norm type and the place of the norms."""
@@ -43,6 +69,7 @@ class Olmo3Family(Olmo2Family):
     model_type = "olmo3"
     title = "OLMo 3"
     architecture = "Olmo3ForCausalLM"
+    gguf = None  # OLMo 2's table reads both
 
     def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         """Return OLMo 2's settings and the layers with a sliding window."""

@@ -11,7 +11,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from intraslice_core.families.family import Family, FamilyFacts, default_sizes
-from intraslice_core.families.gguf import GgufSettings, GgufTable, rope_parameters
+from intraslice_core.families.gguf import (
+    LAYER_NORM_EPS,
+    GgufSettings,
+    GgufTable,
+    partial_rope_parameters,
+)
 from intraslice_core.families.mistral import window_settings
 
 if TYPE_CHECKING:
@@ -19,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def _phi2_gguf(gguf: GgufSettings) -> dict[str, Any]:
-    return {"hidden_act": "gelu_new", "rope_parameters": _always_partial(rope_parameters(gguf))}
+    return {"hidden_act": "gelu_new", "rope_parameters": partial_rope_parameters(gguf)}
 
 
 def _phi3_gguf(gguf: GgufSettings) -> dict[str, Any]:
@@ -27,7 +32,7 @@ def _phi3_gguf(gguf: GgufSettings) -> dict[str, Any]:
 
     The window is the one that the model was trained with; llama.cpp reads it but does not use it.
     """
-    rope = _always_partial(rope_parameters(gguf))
+    rope = partial_rope_parameters(gguf)
     if rope["rope_type"] not in ("default", "longrope"):
         raise gguf.unsupported("rope.scaling.type", repr(rope["rope_type"]))
     context = gguf.integer("context_length")
@@ -38,11 +43,6 @@ def _phi3_gguf(gguf: GgufSettings) -> dict[str, Any]:
         ),
         "rope_parameters": rope,
     }
-
-
-def _always_partial(rope: dict[str, Any]) -> dict[str, Any]:
-    """State the rotating part even if it is the whole head, since Phi's default is half of it."""
-    return {"partial_rotary_factor": 1.0} | rope
 
 
 class PhiFamily(Family):
@@ -71,7 +71,7 @@ class PhiFamily(Family):
     gguf = GgufTable(
         architecture="phi2",
         settings=_phi2_gguf,
-        norm_eps=("attention.layer_norm_epsilon", "layer_norm_eps"),
+        norm_eps=(LAYER_NORM_EPS, "layer_norm_eps"),
     )
 
     def settings(self, config: PreTrainedConfig) -> dict[str, Any]:

@@ -5,9 +5,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from intraslice_core.families.family import Family, FamilyFacts, default_sizes
+from intraslice_core.families.gguf import (
+    GgufSettings,
+    GgufTable,
+    has_mlp_bias,
+    has_output_bias,
+    has_qkv_bias,
+    rope_parameters,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+
+def _gguf_settings(gguf: GgufSettings) -> dict[str, Any]:
+    return {
+        "attention_bias": has_qkv_bias(gguf),
+        "attention_out_bias": has_output_bias(gguf),
+        "mlp_bias": has_mlp_bias(gguf),
+        "rope_parameters": rope_parameters(gguf),
+    }
 
 
 class SeedOssFamily(Family):
@@ -21,6 +38,11 @@ class SeedOssFamily(Family):
         attention_bias="attention_bias",
         attention_output_bias="attention_out_bias",
         mlp_bias="mlp_bias",
+    )
+    gguf = GgufTable(
+        architecture="seed_oss",
+        settings=_gguf_settings,
+        modules={"post_attention_layernorm": "post_attention_norm"},
     )
 
     def settings(self, config: PreTrainedConfig) -> dict[str, Any]:

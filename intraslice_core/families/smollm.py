@@ -9,9 +9,32 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from intraslice_core.families.family import Family, FamilyFacts, default_sizes
+from intraslice_core.families.gguf import (
+    GgufSettings,
+    GgufTable,
+    has_attention_bias,
+    has_mlp_bias,
+    rope_parameters,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+
+_LAYERS_PER_STILL_LAYER = 4
+"""Period of the layers without rotary embedding, which llama.cpp has no key for."""
+
+
+def _gguf_settings(gguf: GgufSettings) -> dict[str, Any]:
+    period = _LAYERS_PER_STILL_LAYER
+    return {
+        "attention_bias": has_attention_bias(gguf),
+        "mlp_bias": has_mlp_bias(gguf),
+        "no_rope_layers": [
+            int((layer + 1) % period != 0) for layer in range(gguf.integer("block_count"))
+        ],
+        "rope_parameters": rope_parameters(gguf),
+    }
 
 
 class SmolLM3Family(Family):
@@ -26,6 +49,7 @@ class SmolLM3Family(Family):
         attention_output_bias="attention_bias",
         mlp_bias="mlp_bias",
     )
+    gguf = GgufTable(architecture="smollm3", settings=_gguf_settings, interleaved=True)
 
     def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         """Return the layers with rotary embedding, 1 in `no_rope_layers`, and with a window."""

@@ -6,9 +6,30 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from intraslice_core.families.family import Family, FamilyFacts, default_sizes
+from intraslice_core.families.gguf import (
+    LAYER_NORM_EPS,
+    GgufSettings,
+    GgufTable,
+    has_qkv_bias,
+    partial_rope_parameters,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+
+def _gguf_settings(gguf: GgufSettings) -> dict[str, Any]:
+    """Return the settings of a GGUF file.
+
+    Layers are parallel if they lack the MLP's norm. llama.cpp ignores the key, which old files
+    have for sequential layers, too.
+    """
+    gguf.skip("use_parallel_residual")
+    return {
+        "use_qkv_bias": has_qkv_bias(gguf),
+        "use_parallel_residual": not gguf.has("ffn_norm.weight"),
+        "rope_parameters": partial_rope_parameters(gguf),
+    }
 
 
 class StableLmFamily(Family):
@@ -24,6 +45,11 @@ class StableLmFamily(Family):
     )
     ignored_settings = frozenset({"head_dim"})
     rotates_partly = True
+    gguf = GgufTable(
+        architecture="stablelm",
+        settings=_gguf_settings,
+        norm_eps=(LAYER_NORM_EPS, "layer_norm_eps"),
+    )
 
     def norms_per_layer(self, values: Mapping[str, Any]) -> int:
         """Return 1 for parallel layers, whose modules share a norm, else 2."""

@@ -5,10 +5,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from intraslice_core.families.family import Family, FamilyFacts, default_sizes
+from intraslice_core.families.gguf import (
+    LAYER_NORM_EPS,
+    GgufSettings,
+    GgufTable,
+    has_attention_bias,
+    has_mlp_bias,
+    rope_parameters,
+)
 from intraslice_core.families.mistral import window_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+
+def _gguf_settings(gguf: GgufSettings) -> dict[str, Any]:
+    """Return the settings of a GGUF file; llama.cpp's StarCoder 2 has no sliding window."""
+    return {
+        "use_bias": has_attention_bias(gguf) or has_mlp_bias(gguf),
+        "sliding_window": None,
+        "rope_parameters": rope_parameters(gguf),
+    }
 
 
 class Starcoder2Family(Family):
@@ -31,6 +48,11 @@ class Starcoder2Family(Family):
         "mlp.up_proj": "mlp.c_fc",
         "mlp.down_proj": "mlp.c_proj",
     }
+    gguf = GgufTable(
+        architecture="starcoder2",
+        settings=_gguf_settings,
+        norm_eps=(LAYER_NORM_EPS, "norm_epsilon"),
+    )
 
     def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         """Return LayerNorm and the sliding window of all layers."""

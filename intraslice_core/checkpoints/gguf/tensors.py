@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,7 +22,12 @@ from intraslice_core.checkpoints.gguf.description import GgufModel, missing_tens
 from intraslice_core.checkpoints.gguf.header import GgufHeader, GgufTensor
 from intraslice_core.errors import BrokenCheckpointError, UnsupportedArchitectureError
 from intraslice_core.families.adapter import FamilyAdapter
-from intraslice_core.families.canonical import CanonicalSettings, layer_shapes, outer_shapes
+from intraslice_core.families.canonical import (
+    HEAD_NORMS,
+    CanonicalSettings,
+    layer_shapes,
+    outer_shapes,
+)
 from intraslice_core.families.gguf import (
     GGUF_FUSED_QKV,
     GGUF_LAYER_MODULES,
@@ -84,7 +89,7 @@ def plan_tensors(
         plan[adapter.checkpoint_name(canonical)] = (piece,)
     for layer in range(config.num_hidden_layers):
         pieces = planner.layer(layer)
-        for name, parts in _fused(adapter, pieces).items():
+        for name, parts in _fused(adapter, pieces, settings["head_dim"]).items():
             plan[adapter.layer_prefix(layer) + name] = parts
     for name in header.tensors:
         if name not in planner.used and name not in ROPE_TABLES:
@@ -96,15 +101,35 @@ def plan_tensors(
     return plan
 
 
-def _fused(adapter: FamilyAdapter, pieces: Mapping[str, Piece]) -> dict[str, tuple[Piece, ...]]:
+def _fused(
+    adapter: FamilyAdapter, pieces: Mapping[str, Piece], head_dim: int
+) -> dict[str, tuple[Piece, ...]]:
     """Return a layer's pieces by the family's names; fused modules have several."""
     rest = dict(pieces)
     named: dict[str, tuple[Piece, ...]] = {}
     for module, parts in adapter.family.fused.items():
         for kind in ("weight", "bias"):
             if f"{parts[0]}.{kind}" in rest:
-                named[f"{module}.{kind}"] = tuple(rest.pop(f"{part}.{kind}") for part in parts)
+                stacked = tuple(rest.pop(f"{part}.{kind}") for part in parts)
+                if adapter.family.fused_per_head:
+                    stacked = _per_head(stacked, head_dim)
+                named[f"{module}.{kind}"] = stacked
     return named | {adapter.checkpoint_name(name): (piece,) for name, piece in rest.items()}
+
+
+def _per_head(pieces: tuple[Piece, ...], head_dim: int) -> tuple[Piece, ...]:
+    """Cut pieces of q, k and v, with equally many heads, into heads: q, k, v, q, k, v, …."""
+    return tuple(
+        replace(
+            piece,
+            begin=piece.begin + first,
+            rows=head_dim,
+            shape=(head_dim, *piece.shape[1:]),
+            heads=1 if piece.heads else 0,
+        )
+        for first in range(0, pieces[0].rows, head_dim)
+        for piece in pieces
+    )
 
 
 class _Planner:
@@ -115,6 +140,7 @@ class _Planner:
         self._table = model.table
         self._settings = settings
         self._modules = {canonical: name for name, canonical in GGUF_LAYER_MODULES.items()}
+        self._modules |= model.table.modules
         self._stacks = {GGUF_FUSED_QKV: _QKV, **model.table.fused}
         self.used: set[str] = set()
 
@@ -126,7 +152,7 @@ class _Planner:
             name, _, kind = canonical.rpartition(".")
             module = self._modules[name]
             shape = canonical_shape
-            if module in ("attn_q_norm", "attn_k_norm"):
+            if name in HEAD_NORMS.values() and not self._settings["qk_norm_across_heads"]:
                 shape = (self._settings["head_dim"],)
             pieces[canonical] = self.piece(f"blk.{layer}.", module, kind, shape)
         return pieces

@@ -348,7 +348,7 @@ def test_unavailable_targets_are_marked(client: TestClient, model: dict[str, str
     assert available_targets(client, model) == {"research", "adaptive", "stock"}
     config = Path(model["ref"]) / "config.json"
     config.write_text(json.dumps(GEOMETRY | {"model_type": "qwen3"}))
-    assert available_targets(client, model) == {"research"}
+    assert available_targets(client, model) == {"research", "stock"}
 
 
 def available_targets(client: TestClient, model: dict[str, str]) -> set[str]:
@@ -378,10 +378,10 @@ def test_sequences_longer_than_a_table_of_positions_are_rejected(
 
 @pytest.mark.parametrize("path", ["/v1/jobs:validate", "/v1/jobs"])
 @pytest.mark.parametrize(
-    ("model_type", "method", "pointer"),
+    ("model_type", "target", "method", "pointer"),
     [
-        ("qwen3", "intraslice_plus", "/compression/target"),
-        ("llama", "intraslice", "/compression/method"),
+        ("qwen3", "adaptive", "intraslice_plus", "/compression/target"),
+        ("llama", "stock", "intraslice", "/compression/method"),
     ],
 )
 def test_a_target_that_a_model_or_method_does_not_support_is_rejected(
@@ -389,12 +389,13 @@ def test_a_target_that_a_model_or_method_does_not_support_is_rejected(
     model: dict[str, str],
     path: str,
     model_type: str,
+    target: str,
     method: str,
     pointer: str,
 ) -> None:
     config = Path(model["ref"]) / "config.json"
     config.write_text(json.dumps(GEOMETRY | {"model_type": model_type}))
-    compression = {"target": "stock", "method": method}
+    compression = {"target": target, "method": method}
     answer = client.post(path, json={"model": model, "compression": compression})
     assert answer.status_code == 422
     (error,) = answer.json()["errors"]

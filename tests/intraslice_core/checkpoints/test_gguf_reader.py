@@ -7,8 +7,6 @@ standard deviation of their log-probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +18,21 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from intraslice_core.checkpoints.gguf_reader import convert_gguf
 from intraslice_core.errors import BrokenCheckpointError, UnsupportedArchitectureError
+from tests.intraslice_core.checkpoints.gguf.family_cases import (
+    FAMILY_CASES,
+    LLAMA,
+    LONG,
+    ORIGINAL,
+    THETA,
+    Case,
+)
 from tests.intraslice_core.checkpoints.gguf.files import llama_cpp, tiny, write_gguf
 
 F16, Q8_0 = GGMLQuantizationType.F16, GGMLQuantizationType.Q8_0
 TOKENS = torch.randint(3, 260, (40,), generator=torch.Generator().manual_seed(1)).tolist()
 PROMPTS = [TOKENS[:24], TOKENS]
 F16_TOLERANCE, Q8_TOLERANCE = 0.03, 0.2
-ORIGINAL = "rope.scaling.original_context_length"
-THETA = {"rope.freq_base": 10_000.0}
-LLAMA = {"rope.dimension_count": 16, "vocab_size": 264, **THETA}
 PHI3 = {"rope.dimension_count": 16, ORIGINAL: 256, "attention.sliding_window": 0, **THETA}
-LONG = [1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0]
 SHORT = [1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.4]
 SOFTCAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 GEMMA3 = {"rope.freq_base": 1e6, "attention.sliding_window": 6}
@@ -55,18 +57,6 @@ def unfused(tensors: dict[str, Tensor]) -> None:
         parts = torch.split(tensors.pop(name), [64, 32, 32])
         for part, rows in zip(("attn_q", "attn_k", "attn_v"), parts, strict=True):
             tensors[name.replace("attn_qkv", part)] = rows
-
-
-@dataclass(frozen=True)
-class Case:
-    """Tiny model, metadata beyond its sizes, and rotary tables."""
-
-    architecture: str
-    settings: Mapping[str, Any]
-    metadata: Mapping[str, Any]
-    tables: Mapping[str, list[float]] = field(default_factory=dict)
-    change: Any = None
-    variant: str | None = None
 
 
 BIASED = {"head_dim": 16, "attention_bias": True, "mlp_bias": True}
@@ -136,15 +126,16 @@ CASES = {
         | {"attention.sliding_window_pattern": 2},
     ),
     "gemma3_without_window": Case("gemma3", {}, {"rope.freq_base": 1e6}),
-}
+} | FAMILY_CASES
 QUANTISED = ("llama_biased_untied", "qwen2", "qwen3", "phi", "phi3", "gemma2", "gemma3")
+QUANTISED += ("olmo2", "granite", "glm4", "gpt_neox", "seed_oss")
 FILES = [(name, F16) for name in CASES] + [(name, Q8_0) for name in QUANTISED]
 
 
 def write(case: Case, file: Path, quantization: GGMLQuantizationType = F16) -> Path:
     return write_gguf(
         file,
-        tiny(case.architecture, **case.settings),
+        tiny(case.variant or case.architecture, **case.settings),
         case.architecture,
         case.metadata,
         tables=case.tables,

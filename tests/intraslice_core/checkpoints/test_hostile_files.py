@@ -21,16 +21,18 @@ from safetensors.torch import save_file
 
 from intraslice_core import decoder_layer
 from intraslice_core.calibration import tokenise_documents
+from intraslice_core.calibration.pieces import Piece
 from intraslice_core.checkpoints.dense_model import DenseLayerReader
 from intraslice_core.checkpoints.reader import CheckpointReader, StoredTensors
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.checkpoints.weight_files import INDEX_FILE, SINGLE_FILE
+from intraslice_core.cost_model.dense import read_dense
 from intraslice_core.errors import IntraSliceError
-from intraslice_core.run import load_tokenizer
+from intraslice_core.tokenizer import load_tokenizer, require_known_tokens
 from tests.intraslice_core.tiny_models import tiny_checkpoint
 
 EXAMPLES = settings(
-    max_examples=60,
+    max_examples=100,
     deadline=None,
     database=None,
     derandomize=True,
@@ -98,14 +100,15 @@ def use(directory: Path, work: Path) -> None:
     """Open a model, compute logits, and tokenise a text."""
     with CheckpointReader(open_model(str(directory), work)) as reader, torch.inference_mode():
         layers = DenseLayerReader(reader, torch.device("cpu"), torch.float32)
-        tokens = tokenise_documents(
-            ["def f(x):\n    return x  # 1234"], load_tokenizer(reader.directory), max_tokens=12
-        )
+        tokenizer = load_tokenizer(reader.directory)
+        text = Piece("def f(x):\n    return x  # 1234")
+        tokens = tokenise_documents([text], tokenizer, max_tokens=12)
+        require_known_tokens(tokens, reader.config.vocab_size, tokenizer, "the text")
         hidden = layers.embed(tokens[None])
         for layer in range(layers.num_layers):
-            hidden = decoder_layer.forward(
-                hidden, layers.weights(layer), layers.settings(layer), layers.rotary(layer, 12)
-            )
+            rotary = layers.rotary(layer, len(tokens))
+            weights, settings = layers.weights(layer), layers.settings(layer)
+            hidden = decoder_layer.forward(hidden, weights, settings, rotary)
         layers.logits(hidden.flatten(0, 1))
 
 
@@ -115,6 +118,8 @@ def use_changed(original: Path, name: str, content: bytes, work: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(original, place)
     (place / name).write_bytes(content)
+    with contextlib.suppress(IntraSliceError):
+        read_dense(place)  # as the service does, without torch
     with contextlib.suppress(IntraSliceError):
         use(place, work)
 

@@ -55,6 +55,15 @@ GEMMA_ROPES = {
     }
 }
 
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
 CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "qwen2": ("qwen2", FULL, "qwen2"),
     "qwen2 with another head dim": ("qwen2", FULL | {"head_dim": 12}, "llama"),
@@ -84,6 +93,27 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "phi": ("phi", {}, "phi2"),
     "gemma2": ("gemma2", {"head_dim": 24}, "gemma2"),
     "gemma3": ("gemma3", {"sliding_window_pattern": 6, "num_hidden_layers": 7}, "gemma3"),
+    "seed_oss": ("seed_oss", {}, "seed_oss"),
+    "olmo2": ("olmo2", {}, "olmo2"),
+    "smollm3": (
+        "smollm3",
+        {"no_rope_layers": [1, 1, 1, 0], "num_hidden_layers": 4, "attention_bias": False},
+        "smollm3",
+    ),
+    "granite": ("granite", {"attention_bias": True, "mlp_bias": True}, "granite"),
+    "exaone4": ("exaone4_full", {"rope_parameters": LLAMA3_ROPE}, "exaone4"),
+    "glm4": ("glm4", {"head_dim": 24, "attention_bias": True}, "glm4"),
+    "cohere": ("cohere", {"tie_word_embeddings": True}, "command-r"),
+    "cohere2": (
+        "cohere2",
+        {"attention_bias": False, "sliding_window_pattern": 4, "num_hidden_layers": 5},
+        "cohere2",
+    ),
+    "starcoder2": ("starcoder2", {"sliding_window": None}, "starcoder2"),
+    "stablelm": ("stablelm", {"partial_rotary_factor": 0.25}, "stablelm"),
+    "stablelm with parallel layers": ("stablelm_parallel", {}, "stablelm"),
+    "nemotron": ("nemotron", {"partial_rotary_factor": 0.5}, "nemotron"),
+    "gpt_neox": ("gpt_neox", {"rotary_pct": 0.25}, "gptneox"),
     "gemma3 with other layers": ("gemma3", ALTERNATING | GEMMA_ROPES, "gemma3"),
 }
 
@@ -131,16 +161,6 @@ def test_compressed_models_are_verified_in_transformers_and_llama_cpp(
     assert report.plan.removed_fraction(report.geometry) == pytest.approx(0.3, abs=0.02)
 
 
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 10_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-
-
 @pytest.mark.parametrize(
     ("variant", "overrides", "message"),
     [
@@ -154,6 +174,9 @@ LLAMA3_ROPE = {
         ("gemma2", {"tie_word_embeddings": False}, "an untied output head"),
         ("gemma2", {"hidden_activation": "silu"}, "hidden_act 'silu' in architecture gemma2"),
         ("gemma3_biased", {}, "a bias of self_attn.k_proj in architecture gemma3"),
+        ("starcoder2_unbiased", {"sliding_window": None}, "projections without biases"),
+        ("smollm3", {"attention_bias": False}, "layers without rotary embedding like these"),
+        ("cohere", {}, "an untied output head in architecture command-r"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu' in architecture llama"),
     ],
 )

@@ -276,3 +276,11 @@ def test_tokenizers_that_change_characters_are_rejected(tmp_path: Path) -> None:
 def test_directory_without_a_tokenizer_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="transformers cannot convert"):
         read_vocabulary(tmp_path, 2000, adds_bos=False)
+
+
+def test_tokens_beyond_the_embedding_are_rejected(tmp_path: Path) -> None:
+    write_byte_level(tmp_path, "gpt-2", byte_level_model())
+    with pytest.raises(
+        ConfigurationError, match=r"beyond the embedding's 300 rows, such as '<\|turn"
+    ):
+        read_vocabulary(tmp_path, 300, adds_bos=False)

@@ -94,11 +94,8 @@ def test_normed_and_scaled_heads_lose_unused_pairs_without_loss(
     compress_to(model, cut(model, qk_pairs=pairs, v_head_dim=2 * pairs), tmp_path)
 
 
-FIXED = (
-    *("phi", "phi_grouped", "phi3", "phi3_longrope", "cohere", "cohere2", "exaone4", "glm4"),
-    *("gpt_neox", "granite", "granite4", "ministral3", "nemotron", "olmo2", "olmo3", "opt"),
-    *("seed_oss", "smollm3", "stablelm", "starcoder2"),
-)
+FIXED = ("phi_grouped", "phi3_longrope", "gpt_neox", "glm4", "granite4", "olmo2", "opt")
+"""Families with other names, fused projections, row orders, norms and settings than Llama."""
 
 
 @pytest.mark.parametrize("variant", FIXED)

@@ -30,7 +30,24 @@ ARCHITECTURES = {
     "phi3": gguf.MODEL_ARCH.PHI3,
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
     "gemma3": gguf.MODEL_ARCH.GEMMA3,
+    "olmo2": gguf.MODEL_ARCH.OLMO2,
+    "smollm3": gguf.MODEL_ARCH.SMOLLM3,
+    "granite": gguf.MODEL_ARCH.GRANITE,
+    "glm": gguf.MODEL_ARCH.CHATGLM,
+    "glm4": gguf.MODEL_ARCH.GLM4,
+    "cohere": gguf.MODEL_ARCH.COMMAND_R,
+    "cohere2": gguf.MODEL_ARCH.COHERE2,
+    "starcoder2": gguf.MODEL_ARCH.STARCODER2,
+    "stablelm": gguf.MODEL_ARCH.STABLELM,
+    "gpt_neox": gguf.MODEL_ARCH.GPTNEOX,
+    "nemotron": gguf.MODEL_ARCH.NEMOTRON,
+    "exaone4": gguf.MODEL_ARCH.EXAONE4,
+    "seed_oss": gguf.MODEL_ARCH.SEED_OSS,
+    "ministral3": gguf.MODEL_ARCH.MISTRAL3,
 }
+_INTERLEAVED = tuple(ARCHITECTURES[name] for name in ("llama", "smollm3", "granite", "ministral3"))
+_NORMS_PLUS_ONE = tuple(ARCHITECTURES[name] for name in ("gemma2", "gemma3", "nemotron"))
+_WITHOUT_HEAD_SIZE = ("phi3", "chatglm", "stablelm", "gptneox", "granite")
 SIZES: dict[str, Any] = {
     "vocab_size": 264,
     "hidden_size": 64,
@@ -134,11 +151,13 @@ def _sizes(model: PreTrainedModel, prefix: str) -> dict[str, Any]:
         "general.file_type": 0,
     }
     head_dim = getattr(config, "head_dim", None)
-    if prefix == "phi2":
-        sizes["attention.layer_norm_epsilon"] = config.layer_norm_eps
-    else:
-        sizes["attention.layer_norm_rms_epsilon"] = config.rms_norm_eps
-    if head_dim and prefix != "phi3":
+    for name in ("rms_norm_eps", "norm_eps"):
+        if hasattr(config, name):
+            sizes["attention.layer_norm_rms_epsilon"] = getattr(config, name)
+    for name in ("layer_norm_eps", "norm_epsilon", "norm_eps"):
+        if hasattr(config, name):
+            sizes["attention.layer_norm_epsilon"] = getattr(config, name)
+    if head_dim and prefix not in _WITHOUT_HEAD_SIZE:
         sizes |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
     return sizes
 
@@ -154,15 +173,16 @@ def converted(model: PreTrainedModel, kind: gguf.MODEL_ARCH) -> dict[str, Tensor
         gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert gguf_name is not None, name
         tensor = value.detach().float()
-        if kind is gguf.MODEL_ARCH.LLAMA and ("q_proj" in name or "k_proj" in name):
+        if kind in _INTERLEAVED and ("q_proj" in name or "k_proj" in name):
             heads = model.config.num_attention_heads
             heads = heads if "q_proj" in name else model.config.num_key_value_heads
             halves = tensor.reshape(heads, 2, -1, *tensor.shape[1:])
             tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
-        if kind in (gguf.MODEL_ARCH.GEMMA2, gguf.MODEL_ARCH.GEMMA3) and name.endswith(
-            "norm.weight"
-        ):
+        if kind in _NORMS_PLUS_ONE and name.endswith("norm.weight"):
             tensor = tensor + 1
+        if "query_key_value" in name:  # rows by head to rows by part
+            heads = tensor.reshape(model.config.num_attention_heads, 3, -1, *tensor.shape[1:])
+            tensor = heads.swapaxes(0, 1).reshape(tensor.shape)
         tensors[gguf_name] = tensor.contiguous()
     return tensors
 

@@ -83,7 +83,7 @@ class DenseLayerReader:
         # Older checkpoints also hold masks and frequencies, which no model reads.
         tensors = {
             name: check_finite(prefix + name, reader.tensor(prefix + name))
-            for name in family.layer_shapes(reader.config)
+            for name in family.stored_shapes(reader.config, layer)
         }
         named = family.canonical_layer(reader.config, layer, tensors)
         groups = self._canonical["num_key_value_heads"]

@@ -28,7 +28,7 @@ from intraslice_core.checkpoints.gguf.tokenizer import SpecialTokens, save_token
 from intraslice_core.checkpoints.gguf.vocabulary import Vocabulary, read_vocabulary
 from intraslice_core.checkpoints.writer import CheckpointWriter, ensure_disk_space
 from intraslice_core.errors import BrokenCheckpointError
-from intraslice_core.families.adapter import family_for
+from intraslice_core.families.compressed_adapter import adapter_for
 
 
 def convert_gguf(file: Path, out: Path) -> Path:
@@ -52,7 +52,7 @@ def convert_gguf(file: Path, out: Path) -> Path:
     vocabulary = read_vocabulary(header, rows=model.settings["vocab_size"])
     special = special_tokens(vocabulary)
     config = _config(header, model, special)
-    adapter = family_for(config)
+    adapter = adapter_for(config)
     plan = plan_tensors(header, model, adapter, config)
     dtype = stored_dtype(header)
     config.dtype = dtype
@@ -82,7 +82,7 @@ def _config(header: GgufHeader, model: GgufModel, special: SpecialTokens) -> Pre
             f"{header.name}: the settings are invalid: {reason[-1] if reason else error!r}",
             field="model",
         ) from error
-    config.architectures = [family_for(config).architecture]
+    config.architectures = [adapter_for(config).architecture]
     return config
 
 

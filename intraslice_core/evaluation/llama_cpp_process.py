@@ -15,6 +15,15 @@ CONTEXT = 1024
 """Context in tokens; llama.cpp reduces it to the model's own, and rejects longer prompts."""
 _CANDIDATES = 512
 """Number of most likely tokens requested; the reference's tokens must be among them."""
+_SMALL_FILE_BYTES = 64 * 10**6
+
+
+def threads_for(file: str) -> int | None:
+    """Return 1 for a file below 64 MB, else None for llama.cpp's choice.
+
+    On a busy machine, the threads of a small model wait for each other longer than they compute.
+    """
+    return 1 if Path(file).stat().st_size < _SMALL_FILE_BYTES else None
 
 
 def serve(file: str, threads: int | None = None) -> Any:
@@ -22,8 +31,7 @@ def serve(file: str, threads: int | None = None) -> Any:
 
     Args:
         file: the GGUF file.
-        threads: compute threads; None for llama.cpp's choice. On a busy machine, the threads of a
-            tiny model wait for each other longer than they compute.
+        threads: compute threads; None for `threads_for(file)`.
     """
     import xllamacpp  # type: ignore[import-untyped]
 
@@ -34,6 +42,7 @@ def serve(file: str, threads: int | None = None) -> Any:
     settings.n_gpu_layers = 0
     settings.warmup = False
     settings.verbosity = -1
+    threads = threads or threads_for(file)
     if threads is not None:
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
     settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32

@@ -220,6 +220,16 @@ class FamilyAdapter:
             shapes[self.checkpoint_name(name)] = (head_dim,) if per_head else shape
         return shapes
 
+    def stored_shapes(self, config: PreTrainedConfig, layer: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of one layer, by name without the layer's prefix."""
+        del layer  # all layers of a dense model are alike
+        return self.layer_shapes(config)
+
+    def canonical_shapes(self, config: PreTrainedConfig, layer: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of a layer's stored tensors by canonical name, none fused."""
+        del layer  # all layers of a dense model are alike
+        return layer_shapes(self.canonical_settings(config))
+
     def outer_shapes(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor outside the layers; a tied output head has none."""
         shapes = outer_shapes(self.canonical_settings(config))

@@ -11,6 +11,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from intraslice_core.families.family import Family, FamilyFacts, default_sizes
+from intraslice_core.families.gguf import (
+    GgufSettings,
+    GgufTable,
+    has_attention_bias,
+    has_mlp_bias,
+    rope_parameters,
+)
 from intraslice_core.plan import LayerPlan, ModelGeometry
 
 if TYPE_CHECKING:
@@ -55,6 +62,40 @@ class ResearchFamily(Family):
         }
 
 
+def _adaptive_gguf(gguf: GgufSettings) -> dict[str, Any]:
+    """Return the settings of a GGUF file: Llama's, and the shapes of the layers.
+
+    Raises:
+        UnsupportedArchitectureError: if a layer has some of the heads, or no MLP.
+    """
+    heads, groups = "attention.head_count", "attention.head_count_kv"
+    sizes = list(zip(gguf.per_layer(heads), gguf.per_layer(groups), strict=True))
+    whole = (gguf.integer(heads), gguf.integer(groups))
+    for number, size in enumerate(sizes):
+        if size not in (whole, (0, 0)):
+            raise gguf.unsupported(heads, f"{size[0]} with {groups} {size[1]} in layer {number}")
+    widths = gguf.per_layer("feed_forward_length")
+    if min(widths) < 1:
+        raise gguf.unsupported("feed_forward_length", f"{min(widths)} (a layer without MLP)")
+    return {
+        "attention_bias": has_attention_bias(gguf),
+        "mlp_bias": has_mlp_bias(gguf),
+        "rope_parameters": rope_parameters(gguf),
+        "block_configs": [
+            _block(size == (0, 0), whole[0] // whole[1], width)
+            for size, width in zip(sizes, widths, strict=True)
+        ],
+    }
+
+
+def _block(no_attention: bool, heads_in_group: int, width: int) -> dict[str, dict[str, Any]]:
+    per_group = None if no_attention else heads_in_group
+    return {
+        "attention": {"no_op": no_attention, "n_heads_in_group": per_group},
+        "ffn": {"no_op": False, "intermediate_size": width},
+    }
+
+
 class AdaptiveFamily(Family):
     """Table of `DeciLMForCausalLM` as the target `adaptive` writes it: a Llama."""
 
@@ -65,6 +106,9 @@ class AdaptiveFamily(Family):
         attention_bias="attention_bias",
         attention_output_bias="attention_bias",
         mlp_bias="mlp_bias",
+    )
+    gguf = GgufTable(
+        architecture="deci", settings=_adaptive_gguf, interleaved=True, layers_differ=True
     )
 
     def settings(self, config: PreTrainedConfig) -> dict[str, Any]:

@@ -81,6 +81,15 @@ class CompressedAdapter(FamilyAdapter):
             shapes |= {prefix + name: shape for name, shape in own.items()}
         return shapes
 
+    def stored_shapes(self, config: PreTrainedConfig, layer: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of a compressed layer's tensors; the names are the canonical ones."""
+        return self.canonical_shapes(config, layer)
+
+    def canonical_shapes(self, config: PreTrainedConfig, layer: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of a compressed layer's stored tensors by canonical name."""
+        plan = self.geometry(config).input_layers[layer]
+        return self._own_shapes(self.canonical_settings(config), plan)
+
     def _own_shapes(
         self, settings: CanonicalSettings, layer: LayerPlan
     ) -> dict[str, tuple[int, ...]]:

@@ -76,6 +76,7 @@ class GgufSettings:
         values: metadata by full key; arrays of numbers are tuples.
         shapes: shapes of the tensors by name, in torch's order.
         read_table: returns the values of a tensor with one dimension.
+        layers_differ: True if the sizes of layers may differ; `integer` returns the largest.
     """
 
     def __init__(
@@ -85,11 +86,14 @@ class GgufSettings:
         values: Mapping[str, Any],
         shapes: Mapping[str, tuple[int, ...]],
         read_table: Callable[[str], list[float]],
+        *,
+        layers_differ: bool = False,
     ) -> None:
         self.name = name
         self.architecture = architecture
         self.shapes = shapes
         self.read_table = read_table
+        self._layers_differ = layers_differ
         self._values = values
         self._read: set[str] = set()
 
@@ -134,14 +138,30 @@ class GgufSettings:
         """
         value = self.get(key, default)
         if isinstance(value, tuple) and value:
-            if len(set(value)) > 1:
+            if len(set(value)) > 1 and not self._layers_differ:
                 raise self.unsupported(key, f"{value[0]} … {value[-1]} (layers differ)")
-            value = value[0]
+            value = max(value)
         if value is default and default is not _MISSING:
             return value
         if type(value) is not int:
             raise self.broken(key, "missing" if value is _MISSING else repr(value), "an integer")
         return value
+
+    def per_layer(self, key: str) -> tuple[int, ...]:
+        """Return the integer of every layer; one number stands for all.
+
+        Raises:
+            BrokenCheckpointError: if the value is neither a number nor one for each layer.
+        """
+        layers: int = self.integer("block_count")
+        value = self.get(key)
+        if type(value) is int:
+            return (value,) * layers
+        valid = isinstance(value, tuple) and all(type(size) is int for size in value)
+        if not valid or len(value) != layers:
+            shown = str(value)[:64] if isinstance(value, tuple) else repr(value)[:64]
+            raise self.broken(key, shown, f"{layers} integers")
+        return tuple(value)
 
     def has(self, *endings: str) -> bool:
         """Return True if the name of any tensor has one of the endings."""
@@ -179,6 +199,8 @@ class GgufTable:
     """Number that the converter adds to the weights of norms."""
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """llama.cpp's modules that stack the rows of several, in their order, by name."""
+    layers_differ: bool = False
+    """True if layers may have different numbers of heads and widths."""
     modules: Mapping[str, str] = field(default_factory=dict)
     """llama.cpp's names of a layer's modules by canonical name, where they are not the usual."""
 

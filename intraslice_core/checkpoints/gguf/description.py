@@ -14,7 +14,7 @@ from typing import Any
 
 from intraslice_core.checkpoints.gguf.header import GgufArray, GgufHeader, read_array
 from intraslice_core.errors import BrokenCheckpointError, UnsupportedArchitectureError
-from intraslice_core.families import FAMILIES, Family
+from intraslice_core.families import COMPRESSED_FAMILIES, FAMILIES, Family
 from intraslice_core.families.gguf import (
     GGUF_FUSED_QKV,
     GGUF_LAYER_MODULES,
@@ -26,7 +26,11 @@ from intraslice_core.families.gguf import (
 )
 
 GGUF_FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {family.gguf.architecture: family for family in FAMILIES.values() if family.gguf is not None}
+    {
+        family.gguf.architecture: family
+        for family in (FAMILIES | COMPRESSED_FAMILIES).values()
+        if family.gguf is not None
+    }
 )
 """Families whose GGUF files are read, by llama.cpp's name of the architecture."""
 
@@ -92,7 +96,14 @@ def describe_gguf(header: GgufHeader, read_table: Callable[[str], list[float]]) 
     assert table is not None  # by the construction of GGUF_FAMILIES
     shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
     values = {key: _plain(value) for key, value in header.values.items()}
-    gguf = GgufSettings(header.name, table.architecture, values, shapes, read_table)
+    gguf = GgufSettings(
+        header.name,
+        table.architecture,
+        values,
+        shapes,
+        read_table,
+        layers_differ=table.layers_differ,
+    )
     settings: dict[str, Any] = {"model_type": family.model_type}
     settings |= common_settings(gguf, table) | table.settings(gguf)
     _require_all_read(header, gguf)

@@ -88,7 +88,7 @@ def plan_tensors(
         piece = planner.piece("", modules[module], kind, shape)
         plan[adapter.checkpoint_name(canonical)] = (piece,)
     for layer in range(config.num_hidden_layers):
-        pieces = planner.layer(layer)
+        pieces = planner.layer(layer, adapter.canonical_shapes(config, layer))
         for name, parts in _fused(adapter, pieces, settings["head_dim"]).items():
             plan[adapter.layer_prefix(layer) + name] = parts
     for name in header.tensors:
@@ -144,9 +144,8 @@ class _Planner:
         self._stacks = {GGUF_FUSED_QKV: _QKV, **model.table.fused}
         self.used: set[str] = set()
 
-    def layer(self, layer: int) -> dict[str, Piece]:
+    def layer(self, layer: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Piece]:
         """Return the pieces of a decoder layer, by canonical name without prefix."""
-        shapes = layer_shapes(self._settings)
         pieces = {}
         for canonical, canonical_shape in shapes.items():
             name, _, kind = canonical.rpartition(".")
@@ -166,17 +165,14 @@ class _Planner:
         source, begin = self._located(prefix, module, kind, shape)
         if source is not None:
             self.used.add(source)
-        heads = {
-            "attn_q": self._settings["num_attention_heads"],
-            "attn_k": self._settings["num_key_value_heads"],
-        }
+        paired = self._table.interleaved and module in ("attn_q", "attn_k")
         is_norm = module.endswith("_norm") and kind == "weight"
         return Piece(
             source=source,
             begin=begin,
             rows=shape[0],
             shape=shape,
-            heads=heads.get(module, 0) if self._table.interleaved else 0,
+            heads=shape[0] // self._settings["head_dim"] if paired else 0,
             offset=self._table.norm_offset if is_norm else 0.0,
         )
 

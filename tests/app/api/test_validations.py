@@ -378,18 +378,18 @@ def test_sequences_longer_than_a_table_of_positions_are_rejected(
 
 @pytest.mark.parametrize("path", ["/v1/jobs:validate", "/v1/jobs"])
 @pytest.mark.parametrize(
-    ("model_type", "target", "method", "pointer"),
+    ("target", "model_type", "method", "pointer"),
     [
-        ("qwen3", "adaptive", "intraslice_plus", "/compression/target"),
-        ("llama", "stock", "intraslice", "/compression/method"),
+        ("adaptive", "qwen3", "intraslice_plus", "/compression/target"),
+        ("stock", "llama", "intraslice", "/compression/method"),
     ],
 )
 def test_a_target_that_a_model_or_method_does_not_support_is_rejected(
     client: TestClient,
     model: dict[str, str],
     path: str,
-    model_type: str,
     target: str,
+    model_type: str,
     method: str,
     pointer: str,
 ) -> None:

@@ -91,7 +91,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
         "phi3",
     ),
     "phi": ("phi", {}, "phi2"),
-    "gemma2": ("gemma2", {"head_dim": 24}, "gemma2"),
+    "gemma2": ("gemma2", {"head_dim": 16}, "gemma2"),
     "gemma3": ("gemma3", {"sliding_window_pattern": 6, "num_hidden_layers": 7}, "gemma3"),
     "seed_oss": ("seed_oss", {}, "seed_oss"),
     "olmo2": ("olmo2", {}, "olmo2"),

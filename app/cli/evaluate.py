@@ -203,8 +203,9 @@ def _evaluate_pair(work: _Work, dense: str) -> EvaluationReport:
         from intraslice_core.evaluation.comparison import Materials, evaluate_pair
 
         return evaluate_pair(
-            open_model(dense, scratch.directory),
-            work.directory,
+            open_model(dense, scratch.directory / "dense"),
+            # Of a multimodal result the language model is compared, as it is compressed.
+            open_model(str(work.directory), scratch.directory / "compressed"),
             work.config,
             dtype=work.dtype,
             device=work.device,

@@ -61,7 +61,7 @@ def extract_text_model(place: Path, out: Path, wrapper: Wrapper) -> Path:
     if (out / CONFIG_FILE).is_file():  # the writer renames last, so an existing one is complete
         return out
     text_type = text_settings(wrapper, read_json_object(place / CONFIG_FILE))["model_type"]
-    config = _text_config(load_config(place), text_type)
+    config = _text_config(load_config(place), wrapper, text_type)
     tensors = text_tensors(stored_tensors(place), wrapper)
     ensure_disk_space(out, sum(item.entry.end - item.entry.begin for item in tensors.values()))
     with StoredTensors(place) as stored, CheckpointWriter(out) as writer:
@@ -120,7 +120,7 @@ def write_wrapper(text: Path, dense_text: Path, place: Path, out: Path) -> Writt
         return writer.record
 
 
-def _text_config(config: PreTrainedConfig, text_type: str) -> PreTrainedConfig:
+def _text_config(config: PreTrainedConfig, wrapper: Wrapper, text_type: str) -> PreTrainedConfig:
     """Return the configuration of a wrapper's language model in its family's class.
 
     Raises:
@@ -140,6 +140,8 @@ def _text_config(config: PreTrainedConfig, text_type: str) -> PreTrainedConfig:
     for name in _OF_WRAPPER:
         if getattr(config, name, None) is not None:
             setattr(text, name, getattr(config, name))
+    for name, value in wrapper.ignored.items():
+        setattr(text, name, value)
     text.tie_word_embeddings = config.tie_word_embeddings
     text.architectures = [FAMILIES[text_type].architecture]
     return _without_code(text)

@@ -40,7 +40,7 @@ class OutputHead:
             raise TypeError(
                 f"{type(model).__name__} has no output head: give a causal language model"
             )
-        config = model.config
+        config = model.config.get_text_config()
         scale = float(getattr(config, "logit_scale", None) or 1.0)  # ours, and Cohere's
         divisor = float(getattr(config, "logits_scaling", None) or 1.0)  # Granite's
         cap = getattr(config, "final_logit_softcapping", None)

@@ -8,7 +8,7 @@ imports neither torch nor transformers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -34,6 +34,8 @@ class Wrapper:
     """Prefixes of the language model's tensors in the wrapper, each with that of the text model."""
     other_prefixes: tuple[str, ...] = ()
     """Prefixes of tensors outside the language model that `prefixes` would match, too."""
+    ignored: Mapping[str, Any] = field(default_factory=dict)
+    """Values of text settings that the wrapper's class does not read."""
     stock_type: str | None = None
     """Row of `STOCK_FAMILIES` in place of the family's, for classes that differ from it."""
 
@@ -69,6 +71,7 @@ WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
                 title="Gemma 3 with vision",
                 text_types=MappingProxyType({"gemma3_text": "gemma3_text"}),
                 default_text_type="gemma3_text",
+                ignored=MappingProxyType({"final_logit_softcapping": None}),
                 tied=True,
                 prefixes=_LLAVA_PREFIXES,
             ),

@@ -32,6 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
             "head_dim": 16,
             "query_pre_attn_scalar": 16,
             "sliding_window": 7,
+            "final_logit_softcapping": 0.5,  # only the text model's class reads it
             "layer_types": ["sliding_attention", "full_attention"],
         },
         "vision_config": {"model_type": "siglip_vision_model", **_TOWER},

@@ -403,6 +403,35 @@ def test_a_target_that_a_model_or_method_does_not_support_is_rejected(
     assert "research" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("target", "result"),
+    [("research", "the language model alone"), ("stock", "the whole model")],
+)
+def test_the_result_of_a_multimodal_model_is_told_beforehand(
+    client: TestClient, model: dict[str, str], target: str, result: str
+) -> None:
+    plain = validate(client, {"model": model}).json()["estimate"]
+    text = {name: value for name, value in GEOMETRY.items() if name != "tie_word_embeddings"}
+    settings = {"model_type": "mistral3", "text_config": text | {"model_type": "mistral"}}
+    (Path(model["ref"]) / "config.json").write_text(json.dumps(settings | {"vision_config": {}}))
+    answer = validate(client, {"model": model, "compression": {"target": target}}).json()
+    (message,) = [w["message"] for w in answer["warnings"] if w["code"] == "multimodal"]
+    assert result in message
+    assert answer["estimate"]["compressible_before"] == plain["compressible_before"]
+
+
+def test_a_size_of_a_whole_multimodal_model_is_rejected(
+    client: TestClient, model: dict[str, str]
+) -> None:
+    settings = {"model_type": "mistral3", "text_config": GEOMETRY | {"model_type": "mistral"}}
+    (Path(model["ref"]) / "config.json").write_text(json.dumps(settings))
+    compression = {"target": "stock", "target_params": PARAMETERS - 10_000}
+    answer = validate(client, {"model": model, "compression": compression})
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == "/compression/target_params"
+
+
 def test_the_estimate_has_the_shapes_of_the_stock_target(
     client: TestClient, model: dict[str, str]
 ) -> None:

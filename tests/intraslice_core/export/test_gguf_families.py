@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from gguf import GGUFReader
 from transformers import PreTrainedModel
 
+from intraslice_core.checkpoints.gguf_reader import convert_gguf
 from intraslice_core.config import GgufFormat
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.evaluation.verification import verify_gguf, write_reference
@@ -17,7 +19,7 @@ from intraslice_core.export.gguf_layout import family_layout
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.families.adapter import family_for
 from intraslice_core.pipeline import compress_model
-from tests.intraslice_core.export.models import VOCAB_SIZE, config, merging_tokenizer
+from tests.intraslice_core.export.models import VOCAB_SIZE, config, load, logits, merging_tokenizer
 from tests.intraslice_core.tiny_models import (
     save_checkpoint,
     tiny_family_config,
@@ -135,10 +137,13 @@ def write(model: PreTrainedModel, directory: Path, gguf_format: GgufFormat) -> N
 @pytest.mark.parametrize("case", CASES)
 def test_llama_cpp_computes_what_the_family_computes(case: str, tmp_path: Path) -> None:
     variant, overrides, architecture = CASES[case]
-    write(family_model(variant, overrides), tmp_path, "gguf-f16")
+    model = family_model(variant, overrides)
+    write(model, tmp_path, "gguf-f16")
     fields = GGUFReader(tmp_path / FILE).fields
     assert fields["general.architecture"].contents() == architecture
     assert 0.0 < verify_gguf(tmp_path, FILE, "gguf-f16").max_abs_difference < 0.02
+    back = load(convert_gguf(tmp_path / FILE, tmp_path / "back"))
+    torch.testing.assert_close(logits(back), logits(model), atol=0.05, rtol=0.0)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,7 @@ from intraslice_core.export.gguf_layout import family_layout
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.families.adapter import family_for
 from intraslice_core.pipeline import compress_model
-from tests.intraslice_core.checkpoints.dense_logits import engine_logits, tokens
-from tests.intraslice_core.export.models import VOCAB_SIZE, config, merging_tokenizer
+from tests.intraslice_core.export.models import VOCAB_SIZE, config, load, logits, merging_tokenizer
 from tests.intraslice_core.tiny_models import (
     save_checkpoint,
     tiny_family_config,
@@ -138,21 +137,13 @@ def write(model: PreTrainedModel, directory: Path, gguf_format: GgufFormat) -> N
 @pytest.mark.parametrize("case", CASES)
 def test_llama_cpp_computes_what_the_family_computes(case: str, tmp_path: Path) -> None:
     variant, overrides, architecture = CASES[case]
-    write(family_model(variant, overrides), tmp_path, "gguf-f16")
+    model = family_model(variant, overrides)
+    write(model, tmp_path, "gguf-f16")
     fields = GGUFReader(tmp_path / FILE).fields
     assert fields["general.architecture"].contents() == architecture
     assert 0.0 < verify_gguf(tmp_path, FILE, "gguf-f16").max_abs_difference < 0.02
-
-
-@pytest.mark.parametrize("case", ["qwen3 with yarn", "granite", "glm4", "cohere2", "gpt_neox"])
-def test_exported_files_are_read_back(case: str, tmp_path: Path) -> None:
-    variant, overrides, _ = CASES[case]
-    model, ids = family_model(variant, overrides), tokens()
-    write(model, tmp_path, "gguf-f16")
-    back = engine_logits(convert_gguf(tmp_path / FILE, tmp_path / "back"), ids)
-    with torch.no_grad():
-        expected = model(ids).logits.log_softmax(-1)
-    torch.testing.assert_close(back.log_softmax(-1), expected, rtol=0.0, atol=0.02)
+    back = load(convert_gguf(tmp_path / FILE, tmp_path / "back"))
+    torch.testing.assert_close(logits(back), logits(model), atol=0.05, rtol=0.0)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,11 @@ from app.telemetry import get_logger
 
 _log = get_logger(__name__)
 _READ_ELSEWHERE = frozenset(
-    f"{PREFIX}{name}" for name in ("URL", "PROFILE", "CONFIG", "WEBHOOK_SECRET", "BENCHMARK_DATA")
+    f"{PREFIX}{name}"
+    for name in (
+        *("URL", "PROFILE", "CONFIG", "WEBHOOK_SECRET"),
+        *("BENCHMARK_DATA", "BENCHMARK_MODELS"),
+    )
 )
 """Variables of the command line, the examples and the benchmarks."""
 

@@ -65,13 +65,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compress a real model with a temporary service.")
     parser.add_argument("--s3", action="store_true", help="store artifacts on an S3 server")
     parser.add_argument("--samples", type=int, default=32, help="calibration samples (default: 32)")
+    parser.add_argument(
+        "--allocation",
+        default="auto",
+        help="budget allocation strategy, as in the API; uniform is faster (default: auto)",
+    )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     started = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix="intraslice-demo-"))
     try:
-        run(directory, s3=arguments.s3, samples=arguments.samples)
+        run(
+            directory,
+            s3=arguments.s3,
+            samples=arguments.samples,
+            allocation=arguments.allocation,
+        )
     except DemoFailed as error:
         console.print(f"[red]The demo failed:[/red] {error}")
         return 1
@@ -86,13 +96,13 @@ def main() -> int:
     return 0
 
 
-def run(directory: Path, *, s3: bool, samples: int) -> None:
+def run(directory: Path, *, s3: bool, samples: int, allocation: str) -> None:
     """Run all six steps in `directory`."""
     with (
         service(directory / "data", s3=s3) as url,
         httpx.Client(base_url=url, timeout=60.0) as client,
     ):
-        job = submit(client, samples)
+        job = submit(client, samples, allocation)
         follow(client, job)
         report = CompressionReport.model_validate(body_of(client.get(f"{job}/report")))
         checkpoint = download(client, job, directory / "compressed")
@@ -124,11 +134,12 @@ def service(data_dir: Path, *, s3: bool) -> Iterator[str]:
         raise DemoFailed("\n".join((str(error), *log))) from error
 
 
-def submit(client: httpx.Client, samples: int) -> str:
+def submit(client: httpx.Client, samples: int, allocation: str) -> str:
     """Create the job and return its path."""
     compression = {
         "ratio": 0.3,
         "method": "intraslice_plus",
+        "allocation": allocation,
         "calibration": {"source": "pydoc", "samples": samples, "sequence_length": 256},
     }
     console.print(f"[bold]2[/bold] POST /v1/jobs: compress {MODEL} by 30 %")

@@ -228,17 +228,20 @@ class OutputSpace:
     def rows(self) -> Tensor:
         """Return the projection by rows of inner dimensions, (width [+ 1], hidden_size), float64.
 
-        A bias is the last row. With a norm, columns are multiplied by its weight.
+        A bias is the last row. With a norm, columns are multiplied by its weight. All are
+        multiplied by the residual scale.
         """
         rows = self.output.weight.mT.to(WORKING_DTYPE)
         if self.output.bias is not None:
             rows = torch.cat((rows, self.output.bias.to(rows).unsqueeze(0)))
         scale, _ = self._column_scale()
+        rows = rows * self.settings.residual_scale
         return rows if scale is None else rows * scale
 
     def unscaled(self, fitted: Tensor) -> Tensor:
         """Return a fitted solution, (kept [+ 1], hidden_size), as rows of the projection itself."""
         scale, _ = self._column_scale()
+        fitted = fitted / self.settings.residual_scale
         return fitted if scale is None else fitted / scale
 
     def observe(self, dense_inner: Tensor, inner: Tensor) -> Observation:
@@ -253,13 +256,16 @@ class OutputSpace:
             inner = torch.cat((inner, torch.ones_like(inner[..., :1])), dim=-1)
         scale, _ = self._column_scale()
         if self.norm is None or scale is None:
+            projected = decoder_layer.scaled(projected, self.settings)
             return Observation(inner=inner, own=projected, added=projected)
         wide = projected.float()
         rms = (wide.square().mean(-1, keepdim=True) + self.settings.norm_eps).sqrt()
         return Observation(
             inner=inner.float() / rms,
-            own=wide / rms * scale.float(),
-            added=decoder_layer.apply_norm(projected, self.norm, self.settings),
+            own=decoder_layer.scaled(wide / rms * scale.float(), self.settings),
+            added=decoder_layer.scaled(
+                decoder_layer.apply_norm(projected, self.norm, self.settings), self.settings
+            ),
         )
 
     def correction(self, target: Tensor, observation: Observation) -> Tensor:

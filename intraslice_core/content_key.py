@@ -14,9 +14,10 @@ from intraslice_core.config import CalibrationConfig
 from intraslice_core.files import combined_sha256, file_sha256
 
 _MODEL_FILES = (
-    *("config.json", "generation_config.json", "*.safetensors", "token*", "*.model"),
-    *("vocab*", "merges.txt", "tekken.json", "*.tiktoken", "special_tokens_map.json"),
-    *("added_tokens.json", "chat_template*", "additional_chat_templates/*"),
+    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
+    *("token*", "*.model", "vocab*", "merges.txt", "tekken.json", "*.tiktoken"),
+    *("special_tokens_map.json", "added_tokens.json"),
+    *("chat_template*", "additional_chat_templates/*"),
 )
 
 

@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Activation = Callable[[Tensor], Tensor]
-NormType = Literal["rms", "rms_plus_one", "layer"]
+NormType = Literal[
+    "rms", "rms_plus_one", "rms_float32", "layer", "layer_plus_one", "layer_without_bias"
+]
 
 SCORES_AT_ONCE = 2**24
 """Attention scores in memory at once where no fused kernel exists: 64 MiB in float32."""
@@ -47,6 +49,19 @@ class Norm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueryScaling:
+    """Factor on the query at position p, `1 + beta · log(1 + ⌊p / length⌋)` (Ministral 3)."""
+
+    beta: float
+    length: int
+
+    def factors(self, positions: int, like: Tensor) -> Tensor:
+        """Return the factors at positions 0 … n-1, (n, 1), dtype and device of `like`."""
+        steps = torch.floor(torch.arange(positions, device=like.device) / self.length)
+        return (1 + self.beta * torch.log(1 + steps)).to(like.dtype).unsqueeze(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerSettings:
     """Settings of a layer's forward pass."""
 
@@ -60,13 +75,21 @@ class LayerSettings:
     norm_eps: float
     attention_scale: float
     norm_type: NormType = "rms"
-    """`rms_plus_one` multiplies by 1 + weight, in float32."""
+    """Type of every norm. `rms_plus_one` multiplies by 1 + weight and `rms_float32` by weight, both
+    in float32; `layer_plus_one` by 1 + weight in the weight's dtype."""
     attn_logit_softcapping: float | None = None
     """Constant c of the cap c·tanh(score/c); None for uncapped scores."""
     sliding_window: int | None = None
     """Number of positions a query attends to, its own included; None for all before it."""
     parallel_block: bool = False
-    """Flag of parallel layers, whose attention and MLP read the same input."""
+    """Flag of parallel layers, whose attention and MLP read the same hidden states."""
+    rotates: bool = True
+    """Flag of layers with rotary embedding."""
+    qk_norm_across_heads: bool = False
+    """Flag of q/k norms whose mean is over all heads of the dense model together."""
+    query_scaling: QueryScaling | None = None
+    residual_scale: float = 1.0
+    """Factor on the contribution of each module to the residual stream."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +97,24 @@ class LayerWeights:
     """All weights of one decoder layer, dense or sliced."""
 
     num_key_value_heads: int
-    input_norm: Norm
+    input_norm: Norm | None
+    """Norm of the attention's input; None where it reads the hidden states."""
     query: Linear
     key: Linear
     value: Linear
     attention_output: Linear
     mlp_norm: Norm | None
-    """Norm of the MLP's input; None where the MLP shares the attention's normed input."""
+    """Norm of the MLP's input; None where the MLP reads what the attention reads: in parallel
+    layers, and in layers without norms of inputs."""
     gate: Linear | None
     """Gate projection; None in a plain MLP, `act(up x)`."""
     up: Linear
     mlp_output: Linear
     query_norm: Tensor | None = None
-    """Query norm before RoPE, shared by a group's queries, (num_key_value_heads, 2·pairs)."""
+    """Query norm before RoPE, shared by a group's queries, (num_key_value_heads, 2·pairs).
+
+    A norm across heads has weights for each query head, (num_attention_heads, 2·pairs).
+    """
     key_norm: Tensor | None = None
     """Key norm before RoPE, (num_key_value_heads, 2·pairs)."""
     attention_output_norm: Norm | None = None
@@ -160,6 +188,8 @@ def _weighted(unit: Tensor, weight: Tensor, norm_type: NormType, dtype: torch.dt
     """Multiply values of unit rms, float32, by an RMSNorm's weight, rounding as the family does."""
     if norm_type == "rms_plus_one":
         return (unit * (1.0 + weight.float())).to(dtype)
+    if norm_type == "rms_float32":
+        return (weight * unit).to(dtype)
     return weight * unit.to(dtype)
 
 
@@ -170,28 +200,38 @@ def rms_norm(hidden: Tensor, weight: Tensor, eps: float, norm_type: NormType = "
     return _weighted(unit, weight, norm_type, hidden.dtype)
 
 
-def apply_norm(hidden: Tensor, norm: Norm, settings: LayerSettings) -> Tensor:
-    """Apply the layer's type of norm to (…, hidden_size)."""
-    if settings.norm_type == "layer":
-        return F.layer_norm(hidden, norm.weight.shape, norm.weight, norm.bias, settings.norm_eps)
-    return rms_norm(hidden, norm.weight, settings.norm_eps, settings.norm_type)
+def apply_norm(hidden: Tensor, norm: Norm | None, settings: LayerSettings) -> Tensor:
+    """Apply the layer's type of norm to (…, hidden_size); None leaves them as they are."""
+    if norm is None:
+        return hidden
+    weight = norm.weight
+    if settings.norm_type in ("rms", "rms_plus_one", "rms_float32"):
+        return rms_norm(hidden, weight, settings.norm_eps, settings.norm_type)
+    if settings.norm_type == "layer_plus_one":
+        weight = weight + 1.0
+    return F.layer_norm(hidden, weight.shape, weight, norm.bias, settings.norm_eps)
 
 
-def head_norm(heads: Tensor, weight: Tensor, settings: LayerSettings) -> Tensor:
+def head_norm(heads: Tensor, weight: Tensor, settings: LayerSettings, dense_heads: int) -> Tensor:
     """Apply the norm of query or key heads over their kept pairs.
 
     The sum of squares is divided by the DENSE head dimension: a removed dimension counts as zero,
-    so removing one that is zero changes nothing.
+    so removing one that is zero changes nothing. With `qk_norm_across_heads`, the sum is over all
+    heads and divided by the dense width of all of them.
 
     Args:
         heads: (batch, heads, sequence, 2·pairs).
-        weight: (num_key_value_heads, 2·pairs), shared by the heads of a group.
+        weight: (num_key_value_heads, 2·pairs), shared by the heads of a group, or (heads, 2·pairs).
         settings: of the layer.
+        dense_heads: heads of the dense layer.
     """
     batch, _, sequence, width = heads.shape
     grouped = heads.reshape(batch, weight.shape[0], -1, sequence, width)
     wide = grouped.float()
-    mean = wide.square().sum(-1, keepdim=True) / settings.head_dim
+    if settings.qk_norm_across_heads:
+        mean = wide.square().sum((1, 2, -1), keepdim=True) / (dense_heads * settings.head_dim)
+    else:
+        mean = wide.square().sum(-1, keepdim=True) / settings.head_dim
     unit = wide * torch.rsqrt(mean + settings.norm_eps)
     out = _weighted(unit, weight[:, None, None], settings.norm_type, heads.dtype)
     return out.flatten(1, 2)
@@ -221,14 +261,21 @@ def queries_and_keys(normed: Tensor, weights: LayerWeights) -> tuple[Tensor, Ten
 def normed_and_rotated(
     query: Tensor, key: Tensor, weights: LayerWeights, settings: LayerSettings, rotary: Rotary
 ) -> tuple[Tensor, Tensor]:
-    """Apply the head norms, if any, and RoPE to the result of `queries_and_keys`."""
+    """Apply head norms, RoPE and query scaling, where the layer has them.
+
+    Arguments and result are those of `queries_and_keys`.
+    """
     if weights.query_norm is not None:
-        query = head_norm(query, weights.query_norm, settings)
+        query = head_norm(query, weights.query_norm, settings, settings.num_attention_heads)
     if weights.key_norm is not None:
-        key = head_norm(key, weights.key_norm, settings)
-    tables = rotary.for_pairs(weights.rotary_pairs)
-    group = query.shape[1] // key.shape[1]
-    return tables.for_queries(group).rotate(query), tables.rotate(key)
+        key = head_norm(key, weights.key_norm, settings, settings.num_key_value_heads)
+    if settings.rotates:
+        tables = rotary.for_pairs(weights.rotary_pairs)
+        group = query.shape[1] // key.shape[1]
+        query, key = tables.for_queries(group).rotate(query), tables.rotate(key)
+    if settings.query_scaling is not None:
+        query = query * settings.query_scaling.factors(query.shape[2], query)
+    return query, key
 
 
 def rotated_queries_and_keys(
@@ -343,7 +390,7 @@ def mlp_inner(hidden: Tensor, weights: LayerWeights, settings: LayerSettings) ->
 def added(
     inner: Tensor, output: Linear, output_norm: Norm | None, settings: LayerSettings
 ) -> Tensor:
-    """Return a module's contribution to the residual stream, (…, hidden_size).
+    """Return a module's contribution to the residual stream, (…, hidden_size), scaled.
 
     Args:
         inner: inner activations, (…, width).
@@ -351,8 +398,14 @@ def added(
         output_norm: norm of the contribution, if any.
         settings: of the layer.
     """
-    projected = output(inner)
-    return projected if output_norm is None else apply_norm(projected, output_norm, settings)
+    return scaled(apply_norm(output(inner), output_norm, settings), settings)
+
+
+def scaled(contribution: Tensor, settings: LayerSettings) -> Tensor:
+    """Return a module's contribution times the residual scale."""
+    if settings.residual_scale == 1.0:
+        return contribution
+    return contribution * settings.residual_scale
 
 
 def attention(

@@ -10,15 +10,17 @@ import ctypes
 import errno
 import math
 import os
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from intraslice_core.errors import ConfigurationError, InsufficientDiskError
+from intraslice_core.errors import ConfigurationError, InsufficientDiskError, NumericalError
 
 # -- dtypes by name ------------------------------------------------------------------------------
 
@@ -35,6 +37,13 @@ STORED_DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
     "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }
 """Data types by their names in safetensors headers."""
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
@@ -44,6 +53,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 
 # -- device and dtype settings -------------------------------------------------------------------
 
+_NON_FINITE = re.compile("NaN|infinit|finite")
 _FAST_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _CPU_FACTS = Path("/proc/cpuinfo")
 
@@ -97,6 +107,21 @@ def resolve_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch
     if stored == torch.bfloat16 and cpu_computes_bfloat16():
         return torch.bfloat16
     return torch.float32
+
+
+@contextmanager
+def advising_bfloat16(dtype: torch.dtype) -> Iterator[None]:
+    """Add a hint to a `NumericalError` about non-finite values that arises in float16.
+
+    The largest float16 is 65504; activations of many models exceed it, and bfloat16 has float32's
+    range.
+    """
+    try:
+        yield
+    except NumericalError as error:
+        if dtype == torch.float16 and error.hint is None and _NON_FINITE.search(error.message):
+            error.hint = "float16 overflows above 65504: compute in bfloat16 (dtype bfloat16)"
+        raise
 
 
 def device_class(device: torch.device) -> str:

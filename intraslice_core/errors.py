@@ -6,6 +6,7 @@ IntraSliceError
 ├── ModelError                    the model cannot be used
 │   ├── ModelNotFoundError
 │   ├── UnsupportedArchitectureError
+│   ├── UnsupportedFormatError    quantised by an unsupported scheme, an adapter, another file type
 │   ├── BrokenCheckpointError     a file is missing, truncated or invalid
 │   ├── TokenizerError            the tokenizer is missing, broken or does not fit the model
 │   ├── NonFiniteWeightError
@@ -21,6 +22,8 @@ IntraSliceError
 ├── NumericalError                a factorisation or an activation failed, with layer and module
 ├── InsufficientDiskError
 ├── OutputExistsError
+├── OutputInUseError              another running process writes to the same output
+├── OutputNotWritableError        a path to write to cannot be created or written
 ├── VerificationError             the written files do not behave like the model in memory
 ├── QualityGateError              the compressed model is worse than allowed
 ├── ManifestError                 files do not match their manifest
@@ -81,6 +84,12 @@ class UnsupportedArchitectureError(ModelError):
     """The engine has no adapter for this architecture."""
 
     code = "unsupported_architecture"
+
+
+class UnsupportedFormatError(ModelError):
+    """The model's files are in a form that the engine does not read."""
+
+    code = "unsupported_format"
 
 
 class BrokenCheckpointError(ModelError):
@@ -200,6 +209,18 @@ class OutputExistsError(IntraSliceError):
     """The output directory already exists."""
 
     code = "output_exists"
+
+
+class OutputInUseError(IntraSliceError):
+    """Another running process writes to the same output."""
+
+    code = "output_in_use"
+
+
+class OutputNotWritableError(IntraSliceError):
+    """A path to write to cannot be created or written."""
+
+    code = "output_not_writable"
 
 
 class VerificationError(IntraSliceError):

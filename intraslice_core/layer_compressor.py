@@ -31,7 +31,7 @@ from intraslice_core.magnitude_pruning import prune_by_magnitude
 from intraslice_core.plan import LayerPlan, Module
 from intraslice_core.selection import neurons, rotary_pairs, spectra, value_basis
 from intraslice_core.selection.spectra import Spectrum
-from intraslice_core.sensitivity.layer_sensitivity import KeptHeads, with_pairs
+from intraslice_core.sensitivity.layer_sensitivity import KeptHeads, first_heads
 from intraslice_core.statistics import (
     HeadEnergies,
     HeadEnergyAccumulator,
@@ -192,10 +192,9 @@ class LayerCompressor:
         sensitivity = self._context.sensitivity
         if sensitivity is not None:
             self._pass.skip()
-            choice = sensitivity.pairs(keep)
             spectrum = spectra.loss_spectrum("rotary pairs", sensitivity.pair_losses, keep)
             self._spectra.append(spectrum)
-            return choice.kept, with_pairs(self._dense, choice, settings, sensitivity.energies)
+            return sensitivity.queries_and_keys(self._dense, keep, settings)
         return self._prune_pairs_by_score()
 
     def _prune_pairs_by_score(self) -> tuple[Tensor, LayerWeights]:
@@ -219,7 +218,9 @@ class LayerCompressor:
             "prefix_length": self._pass.prefix_length,
         }
         rotated = RotaryAccumulator(**shape, device=context.device)
-        projected = HeadEnergyAccumulator(**shape, device=context.device)
+        projected = HeadEnergyAccumulator(
+            **shape, num_attention_heads=settings.num_attention_heads, device=context.device
+        )
         for rows in self._pass.batches():
             hidden = self._pass.compressed(rows)
             normed = decoder_layer.attention_inputs(hidden, self._dense, settings)
@@ -238,9 +239,11 @@ class LayerCompressor:
         """
         plan, settings = self._plan, self._context.settings
         sensitivity = self._context.sensitivity
-        if sensitivity is None or plan.num_attention_heads == settings.num_attention_heads:
+        if plan.num_attention_heads == settings.num_attention_heads:
             return None
         groups = plan.num_key_value_heads
+        if sensitivity is None:  # an earlier compression removed heads; the real ones come first
+            return first_heads(groups, plan.num_attention_heads // groups, self._context.device)
         return sensitivity.heads(groups, plan.num_attention_heads // groups)
 
     def _compress_attention(
@@ -260,7 +263,14 @@ class LayerCompressor:
         if basis is not None:
             pruned = slicing.project_values(pruned, basis)
         if heads is not None:
-            pruned = slicing.slice_heads(pruned, heads.groups, heads.queries)
+            sensitivity = self._context.sensitivity
+            pruned = slicing.slice_heads(
+                pruned,
+                heads.groups,
+                heads.queries,
+                self._context.settings,
+                None if sensitivity is None else sensitivity.energies,
+            )
         outcome, fitted = self._refit(
             "attention",
             compensation.project(fit, projection),

@@ -22,7 +22,6 @@ from intraslice_core.device import HostMemory, rounding_class
 from intraslice_core.errors import NumericalError
 from intraslice_core.families.canonical import (
     CanonicalSettings,
-    embedded,
     layer_prefix,
     layer_weights,
     named_tensors,
@@ -50,6 +49,8 @@ class CompressionWork:
     config: CompressionConfig
     canonical: CanonicalSettings
     """Settings of the dense model in the canonical architecture."""
+    target_type: str
+    """Model type that decides what the target supports."""
     geometry: ModelGeometry
     budget: Budget
     device: torch.device
@@ -196,10 +197,10 @@ class LayerLoop:
 
 def _embed(work: CompressionWork, tokens: Tensor) -> HiddenStates:
     """Return the embedded sequences, in host memory and compute dtype."""
-    table = work.reader.tensor(work.reader.family.embedding)
-    hidden = work.memory.empty((*tokens.shape, table.shape[1]), work.dtype)
+    layers = work.layers
+    hidden = work.memory.empty((*tokens.shape, work.geometry.hidden_size), work.dtype)
     for row, sequence in enumerate(tokens):
-        hidden[row] = embedded(work.canonical, table[sequence].to(work.dtype))
+        hidden[row] = layers.embed(sequence)
     dense_target = METHODS[work.config.method].dense_target
     return HiddenStates(
         compressed=hidden,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from intraslice_core import slicing
@@ -15,7 +16,7 @@ from intraslice_core.selection import neurons, rotary_pairs, value_basis
 def prune_by_magnitude(
     weights: LayerWeights, plan: LayerPlan, settings: LayerSettings
 ) -> tuple[LayerWeights, Tensor]:
-    """Cut a layer to the plan's sizes by weight norms; head counts are dense or 0.
+    """Cut a layer to the plan's sizes by weight norms; head counts are the input's or 0.
 
     Args:
         weights: dense layer.
@@ -35,6 +36,8 @@ def _prune_attention(
     """Return the layer with its attention cut, and the kept pairs."""
     if plan.num_attention_heads == 0:
         return slicing.remove_attention(weights), slicing.no_pairs(weights.key.weight.device)
+    if plan.num_attention_heads < settings.num_attention_heads:
+        weights, settings = _without_zero_heads(weights, plan, settings)
     groups, output = settings.num_key_value_heads, weights.attention_output
     score = rotary_pairs.magnitude_score(weights.query.weight, weights.key.weight, groups)
     pairs = rotary_pairs.keep_best_pairs(score, plan.qk_pairs)
@@ -47,6 +50,27 @@ def _prune_attention(
     weights = slicing.project_values(weights, basis)
     sliced_output = slicing.project_inputs(output, projection)
     return replace(weights, attention_output=sliced_output), pairs
+
+
+def _without_zero_heads(
+    weights: LayerWeights, plan: LayerPlan, settings: LayerSettings
+) -> tuple[LayerWeights, LayerSettings]:
+    """Return the layer without the heads that an earlier compression removed; they come last."""
+    groups = plan.num_key_value_heads
+    queries = plan.num_attention_heads // groups
+    device = weights.key.weight.device
+    kept_groups = torch.arange(groups, device=device)
+    kept_queries = torch.arange(queries, device=device).expand(groups, queries)
+    dense_queries = settings.num_attention_heads // settings.num_key_value_heads
+    heads = (kept_groups.unsqueeze(-1) * dense_queries + kept_queries).flatten()
+    columns = heads.unsqueeze(-1) * settings.head_dim + torch.arange(
+        settings.head_dim, device=device
+    )
+    output = slicing.select_inputs(weights.attention_output, columns.flatten())
+    sliced = slicing.slice_heads(weights, kept_groups, kept_queries, settings)
+    return replace(sliced, attention_output=output), replace(
+        settings, num_attention_heads=plan.num_attention_heads, num_key_value_heads=groups
+    )
 
 
 def _prune_mlp(weights: LayerWeights, keep: int) -> LayerWeights:

@@ -6,7 +6,6 @@ states of the calibration sequences stay in host memory.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,23 +16,26 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import intraslice_core
-from intraslice_core.allocation.budget import compression_budget
+from intraslice_core.allocation.budget import compression_budget, resolve_round_to
+from intraslice_core.allocation.rounding import require_rounding
 from intraslice_core.allocation.shapes import (
     AllocationContext,
     SensitivityCache,
     Shapes,
     choose_shapes,
 )
-from intraslice_core.calibration import calibration_hash, calibration_tokens, text_prefix
+from intraslice_core.calibration import (
+    ReadTokens,
+    calibration_hash,
+    calibration_tokens,
+    text_prefix,
+)
 from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
 from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
-from intraslice_core.checkpoints.sources import open_model
-from intraslice_core.checkpoints.writer import (
-    CheckpointWriter,
-    ensure_disk_space,
-    require_free_output,
-)
+from intraslice_core.checkpoints.sources import open_directory
+from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object, weight_bytes
+from intraslice_core.checkpoints.writer import CheckpointWriter, ensure_disk_space
 from intraslice_core.config import (
     UNLIMITED,
     CalibrationConfig,
@@ -42,8 +44,10 @@ from intraslice_core.config import (
     ModelLimits,
 )
 from intraslice_core.content_key import calibration_facts
+from intraslice_core.context_length import beyond_context, context_of
 from intraslice_core.device import (
     HostMemory,
+    advising_bfloat16,
     bound_allocator,
     device_class,
     resolve_device,
@@ -55,10 +59,13 @@ from intraslice_core.evaluation.comparison import open_requested_tasks
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.texts import check_texts
 from intraslice_core.export.adaptive import AdaptiveForm
-from intraslice_core.export.form import CheckpointForm, WrittenReference, require_plain_attention
+from intraslice_core.export.form import CheckpointForm, WrittenReference, require_expressible
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.export.stock import StockForm
 from intraslice_core.export.targets import require_target
+from intraslice_core.families.positions import learned_positions, require_lengths
+from intraslice_core.families.wrappers import describe_result, require_wrapper_budget
+from intraslice_core.files import require_free_output, require_writable_directory
 from intraslice_core.finetuning.procedure import attributed_to_recover
 from intraslice_core.finetuning.recover import recover_staged
 from intraslice_core.layer_loop import CompressionWork, LayerLoop
@@ -74,23 +81,23 @@ from intraslice_core.progress import (
 )
 from intraslice_core.publication import (
     UNVERIFIED,
+    bytes_of_wrapper,
+    complete_staged,
     evaluate_staged,
     peak_memory,
     publish_staged,
     verify_staged,
-    weight_bytes,
     write_gguf_files,
 )
 from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.resume_state import FinishedLayer, ResumeState, ignore_saved
 from intraslice_core.run import OpenedModel, Run
+from intraslice_core.scratch import scratch_directory, staging_directory
 from intraslice_core.statistics_cache import ModelStatistics, StatisticsCache
 from intraslice_core.tokenizer import load_tokenizer, require_known_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from intraslice_core.statistics_cache import ReadTokens
 
 
 def compress_model(  # noqa: PLR0913  # one call is the whole engine
@@ -141,11 +148,15 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
         verify=verify,
     )
     require_free_output(out)
+    require_writable_directory(work_dir, "work_dir")
+    require_writable_directory(offload_dir, "offload_dir")
+    require_writable_directory(resume_state.directory if resume_state else None, "resume_dir")
     bound_allocator()
-    with tempfile.TemporaryDirectory(prefix="intraslice-", dir=work_dir) as scratch:
+    with scratch_directory("intraslice-", work_dir) as scratch:
+        run.warnings.extend(scratch.warnings)
         run.report(Stage.LOAD, f"opening {model}")
-        directory = open_model(model, Path(scratch), limits)
-        opened = OpenedModel(reference=model, directory=directory)
+        source = open_directory(model, scratch.directory, limits)
+        opened = OpenedModel(reference=model, directory=source.path, wrapper=source.wrapper)
         return compress_opened(opened, out, config, evaluation, run)
 
 
@@ -162,28 +173,35 @@ def compress_opened(
         IntraSliceError: one of the tree in `errors.py`; nothing is left in `out`.
     """
     require_free_output(out)
+    positions = learned_positions(read_json_object(dense.directory / CONFIG_FILE))
+    require_lengths(positions, config, evaluation)
     # Tasks that cannot be measured are rejected before the work, not after it.
     tasks = open_requested_tasks(evaluation) if evaluation is not None else None
-    parent = out.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
+    context = context_of(read_json_object(dense.directory / CONFIG_FILE))
+    run.warnings.extend(beyond_context(context, config, evaluation))
     run.shares = shares_of(recover=config.recover is not None)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.staging-", dir=parent) as staging:
-        staged = Path(staging) / "checkpoint"
+    with staging_directory(out) as staging:
+        run.warnings.extend(staging.warnings)
+        staged = staging.directory / "checkpoint"
         if not run.verify:
             run.warnings.append(UNVERIFIED)
         report = _compress_checkpoint(dense, staged, config, run, evaluation)
+        reported = len(run.warnings)
         if config.recover is not None:
             report = recover_staged(
                 dense.directory, staged, report, run, dtype=config.dtype, device=config.device
             )
         write_gguf_files(staged, config, run)
+        complete = complete_staged(dense, staged, config, run)
         if run.verify:
-            report = report.model_copy(update={"verified": verify_staged(staged, config, run)})
+            verified = verify_staged(staged, config, run, complete)
+            report = report.model_copy(update={"verified": verified})
         if evaluation is not None:
             measured = evaluate_staged((dense.directory, staged), config, evaluation, tasks, run)
             report = report.with_evaluation(measured)
-        report = report.model_copy(update={"seconds": time.perf_counter() - run.started})
-        publish_staged(staged, out, report, run)
+        later = {"warnings": (*report.warnings, *run.warnings[reported:])}
+        report = report.model_copy(update=later | {"seconds": time.perf_counter() - run.started})
+        publish_staged(complete, out, report, run)
     return report
 
 
@@ -195,16 +213,21 @@ def _compress_checkpoint(
     evaluation: EvaluationConfig | None = None,
 ) -> CompressionReport:
     with CheckpointReader(dense.directory) as reader, torch.inference_mode():
+        run.warnings.extend(reader.warnings)
+        if dense.wrapper_table is not None:
+            run.warnings.append(describe_result(dense.wrapper_table, config.target))
         work = _plan_work(reader, dense, config, run)
-        ensure_disk_space(staged, reader.bytes_total * (1 + len(config.gguf_formats)))
+        room = reader.bytes_total * (1 + len(config.gguf_formats))
+        ensure_disk_space(staged, room + bytes_of_wrapper(dense, config))
         if evaluation is not None:
             tokenizer = load_tokenizer(dense.directory)
             run.warnings += check_texts(evaluation, tokenizer, work.canonical["vocab_size"])
         tokens = run.calibration = _calibrate(work, dense.directory, run)
         run.training_text = _training_text(work, dense.directory, run)
-        shapes = choose_shapes(_shape_work(work, run), tokens)
-        return_free_memory()
-        layers = _write_compressed(work, dense.directory, staged, tokens, shapes, run)
+        with advising_bfloat16(work.dtype):
+            shapes = choose_shapes(_shape_work(work, run), tokens)
+            return_free_memory()
+            layers = _write_compressed(work, dense.directory, staged, tokens, shapes, run)
         return _report(dense.reference, work, tokens, shapes, layers, staged, run)
 
 
@@ -213,15 +236,18 @@ def _plan_work(
 ) -> CompressionWork:
     geometry = reader.family.geometry(reader.config)
     canonical = reader.family.canonical_settings(reader.config)
-    require_target(config, reader.family.model_type)
+    demands = require_target(config, dense.target_type(config.target, reader.family.model_type))
+    require_wrapper_budget(config, dense.wrapper_table)
     if config.target != "research":
-        require_plain_attention(canonical, config)
+        require_expressible(reader.family, reader.config, demands, config)
     if config.gguf_formats:
-        read_vocabulary(dense.directory, canonical["vocab_size"], adds_bos=False)
+        vocabulary = read_vocabulary(dense.directory, canonical["vocab_size"], adds_bos=False)
+        run.warnings += [] if vocabulary.caveat is None else [vocabulary.caveat]
     device = resolve_device(config.device)
-    embedding = reader.tensor(reader.family.embedding)
-    budget = compression_budget(config, geometry, embedding.dtype.itemsize)
-    dtype = resolve_dtype(config.dtype, device, embedding.dtype)
+    budget = compression_budget(config, geometry, reader.dtype.itemsize)
+    require_rounding(config, geometry, budget, demands.shapes)
+    config = config.model_copy(update={"round_to": resolve_round_to(config, geometry)})
+    dtype = resolve_dtype(config.dtype, device, reader.dtype)
     digest = dense.fingerprint if run.statistics_cache or run.resume_state else ""
     statistics = None
     if run.statistics_cache is not None:
@@ -231,11 +257,12 @@ def _plan_work(
         reader=reader,
         config=config,
         canonical=canonical,
+        target_type=dense.target_type(config.target, reader.family.model_type),
         geometry=geometry,
         budget=budget,
         device=device,
         dtype=dtype,
-        stored_dtype=embedding.dtype,
+        stored_dtype=reader.dtype,
         fingerprint=digest,
         prefix=text_prefix(load_tokenizer(dense.directory)),
         statistics=statistics,
@@ -312,6 +339,7 @@ def _shape_work(work: CompressionWork, run: Run) -> AllocationContext:
     return AllocationContext(
         layers=work.layers,
         config=work.config,
+        demands=require_target(work.config, work.target_type),
         geometry=work.geometry,
         budget=work.budget,
         device=work.device,
@@ -346,7 +374,8 @@ def _write_compressed(
     layers: list[FinishedLayer] = []
     with CheckpointWriter(staged, dtype=work.stored_dtype) as writer:
         for name, own_name in family.outer_names(reader.config).items():
-            writer.add({name: check_finite(own_name, reader.tensor(own_name))})
+            tensor = check_finite(own_name, reader.tensor(own_name))
+            writer.add({own_name if work.config.target == "stock" else name: tensor})
         loop = LayerLoop(work, tokens, shapes, run)
         for layer in range(work.geometry.num_hidden_layers):
             finished = loop.finish(layer)

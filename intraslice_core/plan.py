@@ -17,7 +17,10 @@ from intraslice_core.config import FrozenModel
 
 
 class ModelGeometry(FrozenModel):
-    """Dimensions of the dense model; all layers of a supported family have the same."""
+    """Dimensions of the dense model; all layers of a supported family have the same.
+
+    A model that was compressed before has the dimensions of its original and `input_layers`.
+    """
 
     num_hidden_layers: int = Field(ge=1)
     hidden_size: int = Field(ge=1)
@@ -27,14 +30,19 @@ class ModelGeometry(FrozenModel):
     head_dim: int = Field(ge=2)
     vocab_size: int = Field(ge=1)
     tie_word_embeddings: bool
+    position_rows: int = Field(default=0, ge=0, description="rows of the table of positions")
     mlp_projections: int = Field(default=3, description="matrices of the MLP: 3 gated, 2 plain")
     norms_per_layer: int = Field(default=2, description="1 parallel, 2 usual, 4 with output norms")
-    norm_bias: bool = Field(default=False, description="norms are LayerNorms")
+    norm_bias: bool = Field(default=False, description="norms have biases")
     qk_norm: bool = Field(default=False, description="queries and keys are normed before RoPE")
+    qk_norm_across_heads: bool = Field(default=False, description="one norm for all heads' width")
     attention_bias: bool = Field(default=False, description="q, k and v projections have biases")
     attention_output_bias: bool = False
     mlp_bias: bool = False
     lm_head_bias: bool = False
+    input_layers: tuple[LayerPlan, ...] = Field(
+        default=(), description="shapes of the layers if the input was compressed before"
+    )
 
     @property
     def rotary_pairs(self) -> int:
@@ -57,7 +65,9 @@ class ModelGeometry(FrozenModel):
         )
 
     def dense_plan(self) -> ModelPlan:
-        """Return the model plan that removes nothing."""
+        """Return the model plan that removes nothing from the input."""
+        if self.input_layers:
+            return ModelPlan(layers=self.input_layers)
         return ModelPlan(layers=(self.dense_layer(),) * self.num_hidden_layers)
 
 
@@ -106,22 +116,28 @@ class ModelPlan(FrozenModel):
 def total_parameters(geometry: ModelGeometry, plan: ModelPlan) -> int:
     """Return the number of all weights of the compressed model.
 
-    It counts layers, biases, norms, embeddings and an untied output head, as stored in the
-    checkpoint, where q/k norms have separate weights for every KV head.
+    It counts layers, biases, norms, embeddings, learned positions and an untied output head, as
+    stored in the checkpoint, where q/k norms have separate weights for every KV head.
     """
     embeddings = geometry.vocab_size * geometry.hidden_size
+    positions = geometry.position_rows * geometry.hidden_size
     heads = 1 if geometry.tie_word_embeddings else 2
     final_norm = geometry.hidden_size * (1 + geometry.norm_bias)
     head_bias = geometry.vocab_size * geometry.lm_head_bias
     small = sum(_vector_parameters(geometry, layer) for layer in plan.layers)
-    return plan.parameters(geometry) + embeddings * heads + final_norm + head_bias + small
+    outer = embeddings * heads + positions + final_norm + head_bias
+    return plan.parameters(geometry) + outer + small
 
 
 def dense_parameters(geometry: ModelGeometry) -> int:
     """Return the number of all weights of the dense model, whose heads share their q/k norms."""
     total = total_parameters(geometry, geometry.dense_plan())
+    if geometry.input_layers:
+        return total  # a compressed model has separate norms already
+    if not geometry.qk_norm or geometry.qk_norm_across_heads:
+        return total
     copies = (geometry.num_key_value_heads - 1) * 2 * geometry.head_dim
-    return total - copies * geometry.num_hidden_layers * geometry.qk_norm
+    return total - copies * geometry.num_hidden_layers
 
 
 def _vector_parameters(geometry: ModelGeometry, layer: LayerPlan) -> int:
@@ -131,7 +147,8 @@ def _vector_parameters(geometry: ModelGeometry, layer: LayerPlan) -> int:
     biases = 0
     if layer.num_attention_heads:
         qk_rows = (layer.num_attention_heads + groups) * layer.qk_head_dim
-        norms += 2 * groups * layer.qk_head_dim * geometry.qk_norm
+        normed = groups + (layer.num_attention_heads if geometry.qk_norm_across_heads else groups)
+        norms += normed * layer.qk_head_dim * geometry.qk_norm
         biases += (qk_rows + groups * layer.v_head_dim) * geometry.attention_bias
         biases += hidden * geometry.attention_output_bias
     if layer.intermediate_size:
@@ -159,6 +176,8 @@ class ShapeConstraint:
     """Require query/key heads as wide as value heads."""
     value_at_most_qk: bool = True
     """Require value heads no wider than query/key heads: fast kernels crop or reject others."""
+    heads_divide_hidden_size: bool = False
+    """Require a number of query heads that divides the hidden size, or the dense one."""
     removable: frozenset[Module] = frozenset()
     """Modules that may be removed entirely, regardless of the module cap, if curves offer it."""
     attention_stays_in: frozenset[int] = frozenset()

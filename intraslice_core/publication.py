@@ -15,7 +15,9 @@ import torch
 
 from intraslice_core.checkpoints.manifest import write_manifest
 from intraslice_core.checkpoints.model_card import write_model_card
-from intraslice_core.checkpoints.writer import require_as_written, require_free_output
+from intraslice_core.checkpoints.weight_files import weight_bytes
+from intraslice_core.checkpoints.wrapped import write_wrapper
+from intraslice_core.checkpoints.writer import require_as_written
 from intraslice_core.config import CompressionConfig, EvaluationConfig, ExportFormat, GgufFormat
 from intraslice_core.evaluation.comparison import Materials, evaluate_pair
 from intraslice_core.evaluation.verification import (
@@ -27,6 +29,7 @@ from intraslice_core.evaluation.verification import (
 )
 from intraslice_core.export.gguf import write_gguf
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
+from intraslice_core.files import require_free_output
 from intraslice_core.modeling import IntraSliceForCausalLM
 from intraslice_core.progress import ProgressEvent, Stage
 from intraslice_core.reports.schema import (
@@ -35,7 +38,7 @@ from intraslice_core.reports.schema import (
     EvaluationReport,
     VerifiedReport,
 )
-from intraslice_core.run import Run
+from intraslice_core.run import OpenedModel, Run
 from intraslice_core.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -71,31 +74,65 @@ def write_gguf_files(staged: Path, config: CompressionConfig, run: Run) -> None:
         write_gguf(staged / GGUF_FILES[gguf_format], staged, layout, vocabulary, gguf_format)
 
 
-def verify_staged(staged: Path, config: CompressionConfig, run: Run) -> tuple[VerifiedReport, ...]:
+def complete_staged(dense: OpenedModel, staged: Path, config: CompressionConfig, run: Run) -> Path:
+    """Return the directory to publish: the staged one, or the whole wrapper around its model.
+
+    The language model of a wrapper is put back for target `stock`; GGUF files move there.
+    """
+    if not bytes_of_wrapper(dense, config):
+        return staged
+    assert dense.wrapper is not None
+    run.report(Stage.EXPORT, "writing the whole multimodal model")
+    if run.written is not None:
+        require_as_written(staged, run.written)
+    complete = staged.with_name("multimodal")
+    run.written = write_wrapper(staged, dense.directory, dense.wrapper, complete)
+    for gguf_format in config.gguf_formats:
+        file = GGUF_FILES[gguf_format]
+        (staged / file).rename(complete / file)
+    return complete
+
+
+def bytes_of_wrapper(dense: OpenedModel, config: CompressionConfig) -> int:
+    """Return the size in bytes of the dense wrapper if the result is one, else 0."""
+    if dense.wrapper is None or config.target != "stock":
+        return 0
+    return weight_bytes(dense.wrapper)
+
+
+def verify_staged(
+    staged: Path, config: CompressionConfig, run: Run, complete: Path
+) -> tuple[VerifiedReport, ...]:
     """Prove that the written files load in clean processes and compute what the model here does.
+
+    Args:
+        staged: the compressed model.
+        config: of the compression.
+        run: of the compression.
+        complete: the directory to publish, which is `staged` except for wrappers.
 
     Raises:
         VerificationError: if the files changed, do not load, or compute something else.
     """
     run.report(Stage.VERIFY, "loading the result in a clean process")
     if run.written is not None:
-        require_as_written(staged, run.written)
+        require_as_written(complete, run.written)
     model = (
         IntraSliceForCausalLM.from_pretrained(staged, local_files_only=True, dtype=torch.float32)
         if run.reference is None
         else run.reference.model(staged)
     )
-    write_reference(staged, model, load_tokenizer(staged))
+    write_reference(complete, model, load_tokenizer(complete))
     del model
     results: list[tuple[ExportFormat, VerificationResult]]
-    results = [("safetensors", verify_checkpoint(staged, should_cancel=run.should_cancel))]
+    results = [("safetensors", verify_checkpoint(complete, should_cancel=run.should_cancel))]
     for gguf_format in config.gguf_formats:
         file = GGUF_FILES[gguf_format]
         if not has_llama_cpp():
             run.warnings.append(NO_LLAMA_CPP.format(file=file))
             continue
         run.report(Stage.VERIFY, f"loading {file} in llama.cpp", 0.5)
-        result = verify_gguf(staged, file, gguf_format, should_cancel=run.should_cancel)
+        result = verify_gguf(complete, file, gguf_format, should_cancel=run.should_cancel)
         results.append((gguf_format, result))
     return tuple(verified_report(files, result) for files, result in results)
 
@@ -141,6 +178,7 @@ def publish_staged(staged: Path, out: Path, report: CompressionReport, run: Run)
 
     Raises:
         OutputExistsError: if `out` was created meanwhile.
+        OutputNotWritableError: if it can no longer be written.
     """
     run.report(Stage.EXPORT, f"writing {out}")
     (staged / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -157,13 +195,8 @@ def publish_staged(staged: Path, out: Path, report: CompressionReport, run: Run)
         },
     )
     require_free_output(out)
-    staged.replace(out)
+    staged.replace(out.resolve())  # a link to an empty directory stays a link
     run.on_progress(ProgressEvent(stage=Stage.EXPORT, message=f"wrote {out}", fraction=1.0))
-
-
-def weight_bytes(directory: Path) -> int:
-    """Return the size of a checkpoint's safetensors files in bytes."""
-    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
 
 def peak_memory(device: torch.device) -> int:

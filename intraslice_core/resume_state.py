@@ -20,10 +20,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from intraslice_core.calibration import ReadTokens
 from intraslice_core.checkpoints.writer import ShardFile
 from intraslice_core.files import atomic_file
 from intraslice_core.reports.schema import LayerReport
-from intraslice_core.statistics_cache import WARNINGS, ReadTokens
 
 SUFFIX = ".safetensors"
 _TOKENS = "tokens"
@@ -31,6 +31,7 @@ _RECOVERY_TOKENS = "recovery-tokens"
 _HIDDEN_STATES = "hidden-states"
 _RECOVERY = "recovery"
 _PAIRS = "kept_pairs"
+_WARNINGS = "warnings"
 
 
 def ignore_saved(_name: str) -> None:
@@ -170,11 +171,11 @@ class ResumeState:
     def _saved_tokens(self, name: str, key: str, read: ReadTokens, warnings: list[str]) -> Tensor:
         file = self._load(name, key)
         if file is not None:
-            warnings += json.loads(file.facts.get(WARNINGS, "[]"))
+            warnings += json.loads(file.facts.get(_WARNINGS, "[]"))
             return file.tensors[_TOKENS]
         new_warnings: list[str] = []
         tokens = read(new_warnings)
-        self._save(name, {_TOKENS: tokens}, {"key": key, WARNINGS: json.dumps(new_warnings)})
+        self._save(name, {_TOKENS: tokens}, {"key": key, _WARNINGS: json.dumps(new_warnings)})
         self.on_saved(name + SUFFIX)
         warnings += new_warnings
         return tokens

@@ -9,10 +9,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
 from intraslice_core.checkpoints.writer import WrittenRecord
+from intraslice_core.config import Target
 from intraslice_core.content_key import fingerprint
 from intraslice_core.evaluation.comparison import DenseScores
 from intraslice_core.export.form import WrittenReference
+from intraslice_core.families.wrappers import Wrapper, wrapper_of
 from intraslice_core.plan import LayerPlan, ModelGeometry
 from intraslice_core.progress import (
     CancellationCheck,
@@ -35,6 +38,25 @@ class OpenedModel:
 
     reference: str
     directory: Path
+    wrapper: Path | None = None
+    """Directory of the multimodal model whose language model this is, if it is one."""
+
+    @functools.cached_property
+    def wrapper_table(self) -> Wrapper | None:
+        """Return the table of the multimodal model, None without one."""
+        if self.wrapper is None:
+            return None
+        return wrapper_of(read_json_object(self.wrapper / CONFIG_FILE))
+
+    def target_type(self, target: Target, text_type: str) -> str:
+        """Return the model type that decides what a target supports.
+
+        Args:
+            target: of the compression.
+            text_type: `model_type` of the dense model or language model.
+        """
+        table = self.wrapper_table
+        return text_type if table is None else table.target_type(target, text_type)
 
     @functools.cached_property
     def fingerprint(self) -> str:

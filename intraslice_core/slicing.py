@@ -47,10 +47,11 @@ def slice_rotary_pairs(
     per_query_head = dimensions.repeat_interleave(group, 0)
 
     def sliced_norm(norm: Tensor | None, energy: Tensor | None) -> Tensor | None:
-        sliced = None if norm is None else norm.gather(1, dimensions)
-        if sliced is None or energy is None:
-            return sliced
-        return fold_dropped_energy(sliced, energy, pairs, settings.norm_type)
+        if norm is None:
+            return None
+        kept = dimensions if len(norm) == len(dimensions) else per_query_head
+        sliced = norm.gather(1, kept)
+        return sliced if energy is None else _folded(sliced, energy, pairs, settings)
 
     return replace(
         weights,
@@ -62,7 +63,28 @@ def slice_rotary_pairs(
     )
 
 
-def fold_dropped_energy(norm: Tensor, energy: Tensor, pairs: Tensor, norm_type: NormType) -> Tensor:
+def _folded(norm: Tensor, energy: Tensor, pairs: Tensor, settings: LayerSettings) -> Tensor:
+    """Return norm weights that compensate for removed pairs; see `fold_dropped_energy`.
+
+    Args:
+        norm: weights of the kept dimensions, (weighted heads, 2·keep).
+        energy: mean `‖pair‖²` before the norm, (heads, pairs of a dense head).
+        pairs: kept pairs, (num_key_value_heads, keep), int64.
+        settings: of the layer.
+    """
+    groups, keep = pairs.shape
+    grouped = energy.view(groups, -1, energy.shape[-1])
+    remaining = grouped.gather(2, pairs.unsqueeze(1).expand(-1, grouped.shape[1], keep)).sum(2)
+    # The energy of a norm's scope: a KV group, or all heads.
+    scope = (0, 1) if settings.qk_norm_across_heads else 1
+    return fold_dropped_energy(
+        norm, remaining.sum(scope), grouped.sum(2).sum(scope), settings.norm_type
+    )
+
+
+def fold_dropped_energy(
+    norm: Tensor, remaining: Tensor, total: Tensor, norm_type: NormType
+) -> Tensor:
     """Return the weights of a query or key norm that compensate for the removed pairs.
 
     A head `q` of width e is normed to `w ∘ q / √(‖q‖²/e + ε)`. The sliced head has only the part
@@ -72,7 +94,8 @@ def fold_dropped_energy(norm: Tensor, energy: Tensor, pairs: Tensor, norm_type: 
 
     Where the removed pairs are not zero, the divisor is too small by the factor `√(‖q_K‖²/‖q‖²)`
     (neglecting ε). This share varies with the token. It is replaced by the calibrated mean
-    `E‖q_K‖² / E‖q‖² = 1 / (1 + removed/kept)`, one number per KV head, folded into the weights:
+    `E‖q_K‖² / E‖q‖² = 1 / (1 + removed/kept)`, one number per KV head (or for all heads, where they
+    share a norm), folded into the weights:
 
         w' = w / √(1 + removed/kept)
 
@@ -80,19 +103,18 @@ def fold_dropped_energy(norm: Tensor, energy: Tensor, pairs: Tensor, norm_type: 
     now counts for more by the same factor. See docs/method.md, section 3c.
 
     Args:
-        norm: weights of the kept dimensions, (num_key_value_heads, 2·keep).
-        energy: mean `‖q_pair‖²` before the norm, (num_key_value_heads, pairs of a dense head).
-        pairs: kept pairs, (num_key_value_heads, keep), int64.
+        norm: weights of the kept dimensions, (heads, 2·keep).
+        remaining: mean energy before the norm of what is kept, (heads,), or () for all heads.
+        total: mean energy of everything, shape of `remaining`.
         norm_type: `rms_plus_one` stores `w - 1`.
 
     Returns:
         Shape and dtype of `norm`.
     """
-    remaining = energy.gather(1, pairs).sum(1, keepdim=True)
-    total = energy.sum(1, keepdim=True)
     # A head without any energy needs no compensation.
     factor = torch.where(remaining > 0, (remaining / total).sqrt(), torch.ones_like(remaining))
     wide, shift = norm.to(factor), float(norm_type == "rms_plus_one")
+    factor = factor.unsqueeze(-1)
     return ((wide + shift) * factor - shift).to(norm.dtype)
 
 
@@ -108,12 +130,18 @@ def weight_energies(weights: LayerWeights) -> HeadEnergies:
         if linear.bias is not None:
             rows = rows + linear.bias.double().square()
         head_dim = weights.key.weight.shape[0] // groups
-        return rows.view(groups, -1, 2, head_dim // 2).sum((1, 2))
+        return rows.view(-1, 2, head_dim // 2).sum(1)
 
     return HeadEnergies(query=energy(weights.query), key=energy(weights.key))
 
 
-def slice_heads(weights: LayerWeights, groups: Tensor, queries: Tensor) -> LayerWeights:
+def slice_heads(
+    weights: LayerWeights,
+    groups: Tensor,
+    queries: Tensor,
+    settings: LayerSettings,
+    energies: HeadEnergies | None = None,
+) -> LayerWeights:
     """Keep whole KV groups and equally many query heads in each of them.
 
     The output projection loses the columns of the removed heads, so that the result equals the
@@ -124,6 +152,9 @@ def slice_heads(weights: LayerWeights, groups: Tensor, queries: Tensor) -> Layer
         groups: KV heads to keep, (kept_groups,), ascending; an empty tensor removes the attention.
         queries: query heads to keep, numbered within each kept group,
             (kept_groups, kept_queries), ascending.
+        settings: of the layer.
+        energies: of queries and keys before their norm; where all heads share a norm, they make up
+            for the removed heads. None leaves its weights, which is exact if those heads are zero.
     """
     if groups.numel() == 0 or queries.numel() == 0:
         return remove_attention(weights)
@@ -136,8 +167,15 @@ def slice_heads(weights: LayerWeights, groups: Tensor, queries: Tensor) -> Layer
         offsets = torch.arange(width, device=heads.device).expand(heads.shape[0], width)
         return (offsets + heads.unsqueeze(-1) * width).flatten()
 
-    def of_groups(per_group: Tensor | None) -> Tensor | None:
-        return None if per_group is None else per_group[groups]
+    def norm_of(norm: Tensor | None, kept: Tensor, energy: Tensor | None) -> Tensor | None:
+        if norm is None:
+            return None
+        if not settings.qk_norm_across_heads:
+            return norm[groups]
+        if energy is None:
+            return norm[kept]
+        energy = _of_pairs(energy, weights.rotary_pairs)
+        return fold_dropped_energy(norm[kept], energy[kept].sum(), energy.sum(), settings.norm_type)
 
     return replace(
         weights,
@@ -146,10 +184,17 @@ def slice_heads(weights: LayerWeights, groups: Tensor, queries: Tensor) -> Layer
         key=_rows(weights.key, rows_of(groups, qk_width)),
         value=_rows(weights.value, rows_of(groups, v_width)),
         attention_output=select_inputs(weights.attention_output, rows_of(heads, v_width)),
-        query_norm=of_groups(weights.query_norm),
-        key_norm=of_groups(weights.key_norm),
-        rotary_pairs=of_groups(weights.rotary_pairs),
+        query_norm=norm_of(weights.query_norm, heads, None if energies is None else energies.query),
+        key_norm=norm_of(weights.key_norm, groups, None if energies is None else energies.key),
+        rotary_pairs=None if weights.rotary_pairs is None else weights.rotary_pairs[groups],
     )
+
+
+def _of_pairs(energy: Tensor, pairs: Tensor | None) -> Tensor:
+    """Return each head's energy in the kept pairs, (heads,), from that of all, (heads, pairs)."""
+    if pairs is None:
+        return energy.sum(1)
+    return energy.gather(1, pairs.repeat_interleave(len(energy) // len(pairs), 0)).sum(1)
 
 
 def no_pairs(device: torch.device) -> Tensor:
@@ -201,20 +246,35 @@ def project_values(weights: LayerWeights, basis: Tensor) -> LayerWeights:
         weights: layer with the dense value width.
         basis: (num_key_value_heads, head_dim, keep).
     """
-    groups, head_dim, _ = basis.shape
+    return replace(weights, value=_through(weights.value, basis))
+
+
+def _through(linear: Linear, basis: Tensor) -> Linear:
+    """Multiply the outputs of every head by its matrix, (heads, head_dim, keep)."""
+    heads, head_dim, _ = basis.shape
 
     def through(rows: Tensor) -> Tensor:
-        wide = rows.to(basis.dtype).view(groups, head_dim, -1)
+        wide = rows.to(basis.dtype).view(heads, head_dim, -1)
         return (basis.mT @ wide).flatten(0, 1).to(rows.dtype)
 
-    bias = weights.value.bias
-    return replace(
-        weights,
-        value=Linear(
-            weight=through(weights.value.weight),
-            bias=None if bias is None else through(bias.unsqueeze(-1)).squeeze(-1),
-        ),
+    bias = linear.bias
+    return Linear(
+        weight=through(linear.weight),
+        bias=None if bias is None else through(bias.unsqueeze(-1)).squeeze(-1),
     )
+
+
+def project_queries_and_keys(weights: LayerWeights, query: Tensor, key: Tensor) -> LayerWeights:
+    """Apply `Wq ← Wq A` and `Wk ← Wk B` in every KV group of a layer without RoPE.
+
+    Args:
+        weights: layer with the dense query/key width.
+        query: `A`, (num_key_value_heads, head_dim, keep).
+        key: `B`, of the same shape.
+    """
+    group = weights.num_attention_heads // weights.num_key_value_heads
+    per_head = query.repeat_interleave(group, 0)
+    return replace(weights, query=_through(weights.query, per_head), key=_through(weights.key, key))
 
 
 def value_projection(basis: Tensor, num_attention_heads: int) -> Tensor:

@@ -220,19 +220,19 @@ class RotaryStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadEnergies:
-    """`E‖pair‖²` of queries and keys before norm and RoPE.
-
-    Each is (num_key_value_heads, pairs), float64; queries are summed over their KV group.
-    """
+    """`E‖pair‖²` of queries and keys before norm and RoPE, float64."""
 
     query: Tensor
+    """(num_attention_heads, pairs)."""
     key: Tensor
+    """(num_key_value_heads, pairs)."""
 
 
 @dataclass(kw_only=True)
 class HeadEnergyAccumulator:
     """Accumulator of `HeadEnergies`."""
 
+    num_attention_heads: int
     num_key_value_heads: int
     pairs: int
     device: torch.device
@@ -243,9 +243,11 @@ class HeadEnergyAccumulator:
     _tokens: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        shape = (self.num_key_value_heads, self.pairs)
-        self._query = torch.zeros(shape, dtype=WORKING_DTYPE, device=self.device)
-        self._key = torch.zeros_like(self._query)
+        def zeros(heads: int) -> Tensor:
+            return torch.zeros(heads, self.pairs, dtype=WORKING_DTYPE, device=self.device)
+
+        self._query = zeros(self.num_attention_heads)
+        self._key = zeros(self.num_key_value_heads)
 
     def add(self, query: Tensor, key: Tensor) -> None:
         """Add one batch before norm and RoPE, (batch, heads, sequence, 2·pairs) each."""
@@ -255,10 +257,9 @@ class HeadEnergyAccumulator:
         self._tokens += query.shape[0] * query.shape[2]
 
     def _energy(self, heads: Tensor) -> Tensor:
-        """Return the sum of squares, (num_key_value_heads, pairs), float64."""
+        """Return the sum of squares, (heads, pairs), float64."""
         squares = _wide(heads).square().sum(dim=(0, 2))
-        grouped = squares.view(self.num_key_value_heads, -1, 2, self.pairs)
-        return grouped.sum(dim=(1, 2)).to(WORKING_DTYPE)
+        return squares.view(-1, 2, self.pairs).sum(1).to(WORKING_DTYPE)
 
     def energies(self) -> HeadEnergies:
         """Return averages over all tokens so far."""

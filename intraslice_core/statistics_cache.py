@@ -7,7 +7,7 @@ at all. A run therefore finds exactly what it would have computed itself, bit fo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from intraslice_core.calibration import ReadTokens
 from intraslice_core.content_key import content_key, fingerprint
 from intraslice_core.device import DTYPE_NAMES
 from intraslice_core.files import atomic_file
@@ -24,12 +25,9 @@ from intraslice_core.plan import Module
 
 SUFFIX = ".safetensors"
 _TENSOR = "shared"
-WARNINGS = "warnings"
+_WARNINGS = "warnings"
 """Note with the warnings about the text of saved tokens, as a JSON list."""
-NO_NOTES: Mapping[str, str] = MappingProxyType({})
-
-ReadTokens = Callable[[list[str]], Tensor]
-"""Function that reads sequences of tokens and extends the given list by warnings."""
+_NO_NOTES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(kw_only=True)
@@ -70,7 +68,7 @@ class StatisticsCache:
         used = sum(file.stat().st_size for file in self.directory.glob("*" + SUFFIX))
         return used + needed <= self.max_bytes
 
-    def save(self, name: str, tensor: Tensor, notes: Mapping[str, str] = NO_NOTES) -> None:
+    def save(self, name: str, tensor: Tensor, notes: Mapping[str, str] = _NO_NOTES) -> None:
         """Save the tensor if there is room.
 
         A disk error costs other runs time and is no reason for this run to fail.
@@ -127,9 +125,9 @@ class ModelStatistics:
         if tokens is None:
             new_warnings: list[str] = []
             tokens = read(new_warnings)
-            self.cache.save(name, tokens, {WARNINGS: json.dumps(new_warnings)})
+            self.cache.save(name, tokens, {_WARNINGS: json.dumps(new_warnings)})
         else:
-            new_warnings = json.loads(self.cache.notes(name).get(WARNINGS, "[]"))
+            new_warnings = json.loads(self.cache.notes(name).get(_WARNINGS, "[]"))
         warnings += new_warnings
         return tokens
 

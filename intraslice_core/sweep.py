@@ -12,7 +12,6 @@ that a separate compression would have written.
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +20,21 @@ from pydantic import ValidationError
 
 import intraslice_core
 from intraslice_core.allocation.budget import compression_budget
+from intraslice_core.allocation.rounding import require_rounding
 from intraslice_core.checkpoints.reader import CheckpointReader
-from intraslice_core.checkpoints.sources import open_model
-from intraslice_core.checkpoints.writer import require_free_output
+from intraslice_core.checkpoints.sources import open_directory
+from intraslice_core.checkpoints.weight_files import weight_bytes
 from intraslice_core.config import UNLIMITED, ModelLimits
 from intraslice_core.device import bound_allocator
 from intraslice_core.errors import OutputExistsError, QualityGateError
 from intraslice_core.evaluation.comparison import DenseScores
-from intraslice_core.files import atomic_file
+from intraslice_core.export.targets import require_target
+from intraslice_core.files import (
+    atomic_file,
+    require_free_output,
+    require_writable_directory,
+    require_writable_file,
+)
 from intraslice_core.pipeline import compress_opened
 from intraslice_core.plan import dense_parameters
 from intraslice_core.progress import (
@@ -45,6 +51,7 @@ from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 from intraslice_core.reports.sweep import SweepPoint, SweepReport, SweepRequest
 from intraslice_core.resume_state import ResumeState
 from intraslice_core.run import OpenedModel, Run
+from intraslice_core.scratch import held_directory, scratch_directory
 from intraslice_core.statistics_cache import StatisticsCache
 
 SWEEP_FILE = "sweep.json"
@@ -83,19 +90,41 @@ def compress_sweep(
 
     Raises:
         OutputExistsError: if a ratio's directory has other content.
+        OutputInUseError: if another process runs a sweep into `out`.
+        OutputNotWritableError: if `out` or `offload_dir` cannot be written.
         IntraSliceError: one of the tree in `errors.py`.
     """
+    require_writable_directory(out, "out")
+    require_writable_file(out / SWEEP_FILE, "out")
+    require_writable_directory(offload_dir, "offload_dir")
     bound_allocator()
-    finished = {ratio: _finished(request, ratio, out) for ratio in request.ratios}
+    for ratio in request.ratios:
+        _finished(request, ratio, out)
     work = out / WORK_FOLDER
-    work.mkdir(parents=True, exist_ok=True)
+    with held_directory(work, out):
+        report = _sweep(request, out, limits, offload_dir, on_progress, should_cancel)
+        shutil.rmtree(work)
+    return report
+
+
+def _sweep(
+    request: SweepRequest,
+    out: Path,
+    limits: ModelLimits,
+    offload_dir: Path | None,
+    on_progress: ProgressListener,
+    should_cancel: CancellationCheck,
+) -> SweepReport:
+    """Compress at every ratio; the arguments are those of `compress_sweep`."""
+    work = out / WORK_FOLDER
+    finished = {ratio: _finished(request, ratio, out) for ratio in request.ratios}
     progress = _Progress(request.ratios, on_progress)
-    with tempfile.TemporaryDirectory(prefix="model-", dir=work) as scratch:
+    with scratch_directory("model-", work) as scratch:
         started = time.perf_counter()
         raise_if_cancelled(should_cancel)
         progress.opening(f"opening {request.model}")
-        directory = open_model(request.model, Path(scratch), limits)
-        opened = OpenedModel(reference=request.model, directory=directory)
+        source = open_directory(request.model, scratch.directory, limits)
+        opened = OpenedModel(reference=request.model, directory=source.path, wrapper=source.wrapper)
         report = _empty_report(request, opened, time.perf_counter() - started)
         cache = StatisticsCache(
             directory=work / "shared", max_bytes=shutil.disk_usage(work).free // 2
@@ -116,7 +145,6 @@ def compress_sweep(
             _write(report, out / SWEEP_FILE)
             progress.done(ratio)
             shutil.rmtree(work / folder_name(ratio), ignore_errors=True)
-    shutil.rmtree(work)
     return report
 
 
@@ -128,17 +156,20 @@ def _empty_report(request: SweepRequest, opened: OpenedModel, seconds: float) ->
     """
     with CheckpointReader(opened.directory) as reader:
         geometry = reader.family.geometry(reader.config)
-        item_bytes = reader.tensor(reader.family.embedding).dtype.itemsize
         for ratio in request.ratios:
-            compression_budget(request.config(ratio), geometry, item_bytes)
-    files = opened.directory.glob("*.safetensors")
+            config = request.config(ratio)
+            budget = compression_budget(config, geometry, reader.dtype.itemsize)
+            demands = require_target(
+                config, opened.target_type(config.target, reader.family.model_type)
+            )
+            require_rounding(config, geometry, budget, demands.shapes)
     return SweepReport(
         engine_version=intraslice_core.__version__,
         model=request.model,
         settings=request.settings,
         evaluation=request.evaluation,
         params_before=dense_parameters(geometry),
-        bytes_before=sum(file.stat().st_size for file in files),
+        bytes_before=weight_bytes(opened.directory),
         opening_seconds=seconds,
     )
 
@@ -169,9 +200,12 @@ def _finished(request: SweepRequest, ratio: float, out: Path) -> CompressionRepo
 def _matches(report: CompressionReport, request: SweepRequest, ratio: float) -> bool:
     """Report whether a checkpoint was compressed and evaluated as requested."""
     measured = report.evaluation and report.evaluation.config
+    config = request.config(ratio)
+    if config.round_to is None:  # the report holds the one selected for the model
+        config = config.model_copy(update={"round_to": report.config.round_to})
     return (
         report.model == request.model
-        and report.config == request.config(ratio)
+        and report.config == config
         and report.engine_version == intraslice_core.__version__
         and measured == request.evaluation
         and (UNVERIFIED not in report.warnings or not request.verify)

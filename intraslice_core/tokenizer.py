@@ -39,6 +39,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
+        tokenizer("a")  # some wrong settings are noticed only by a text
     # Broken files raise errors of every kind, some of them bare `Exception`s of other languages.
     except Exception as error:
         raise _diagnosed(directory, error) from error

@@ -21,7 +21,6 @@ from app.cli.options import (
     TargetBytesOption,
     TargetParamsOption,
     VerifyOption,
-    require_directory,
 )
 from app.cli.progress_display import quiet_transformers, show_progress
 from app.cli.quantities import quantity
@@ -29,6 +28,11 @@ from app.cli.report_tables import print_report
 from app.cli.settings_options import SettingsOptions, takes_settings
 from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.errors import ConfigurationError
+from intraslice_core.files import (
+    require_free_output,
+    require_writable_directory,
+    require_writable_file,
+)
 
 if TYPE_CHECKING:
     from intraslice_core.reports.schema import CompressionReport
@@ -68,8 +72,11 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
 ) -> None:
     """Compress a model into a smaller one that transformers loads."""
     with reported_errors():
-        _require_writable(plot)
-        require_directory(offload_dir, "--offload-dir")
+        require_free_output(out, "--out")
+        require_writable_directory(resume_dir, "--resume-dir")
+        require_writable_directory(offload_dir, "--offload-dir")
+        require_writable_file(plot, "--plot")
+        _require_plot_directory(plot)
         with invalid_settings():
             config = CompressionConfig.model_validate(
                 {
@@ -119,15 +126,15 @@ def _compress(
         )
 
 
-def _require_writable(plot: Path | None) -> None:
-    """Raise if the plot could not be written, before any work starts.
+def _require_plot_directory(plot: Path | None) -> None:
+    """Raise if the plot's directory does not exist, because it is not created.
 
     Raises:
         ConfigurationError: naming the option.
     """
-    if plot is not None and (plot.is_dir() or not plot.absolute().parent.is_dir()):
+    if plot is not None and not plot.absolute().parent.exists():
         raise ConfigurationError(
-            f"{plot} cannot be written",
+            f"{plot} cannot be written: its directory does not exist",
             field="--plot",
             hint="name a file in an existing directory",
         )

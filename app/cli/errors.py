@@ -18,10 +18,15 @@ from intraslice_core.errors import (
     IntraSliceError,
     ModelError,
     OutputExistsError,
+    OutputInUseError,
+    OutputNotWritableError,
     TaskError,
 )
 
-BAD_INPUT = (ConfigurationError, ModelError, CalibrationError, TaskError, OutputExistsError)
+BAD_INPUT = (
+    *(ConfigurationError, ModelError, CalibrationError, TaskError),
+    *(OutputExistsError, OutputInUseError, OutputNotWritableError),
+)
 
 _OPTION_BY_FIELD = {
     "source": "calibration",

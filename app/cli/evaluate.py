@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +30,7 @@ from app.cli.options import (
 from app.cli.progress_display import quiet_transformers, show_progress
 from app.cli.report_tables import evaluation_tables, print_tables
 from intraslice_core.errors import ConfigurationError
+from intraslice_core.scratch import scratch_directory
 from intraslice_core.text_sources import IN_DOMAIN_ONLY_WARNING, in_domain_only
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def evaluate(  # noqa: PLR0913 (typer reads the options from the signature)
             )
         require_checkpoint(directory)
         _warn_if_in_domain_only(directory, config)
+        _warn_if_beyond_context(directory, config)
         opened = _open_tasks(config, include_path, num_fewshot, batch_size)
         work = _Work(directory=directory, config=config, tasks=opened, dtype=dtype, device=device)
         if dense is None:
@@ -170,6 +171,16 @@ def _warn_if_in_domain_only(directory: Path, config: EvaluationConfig) -> None:
         typer.echo(f"warning: {IN_DOMAIN_ONLY_WARNING}", err=True)
 
 
+def _warn_if_beyond_context(directory: Path, config: EvaluationConfig) -> None:
+    """Warn if windows or prompts are longer than the model's context."""
+    from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
+    from intraslice_core.context_length import beyond_context, context_of
+
+    context = context_of(read_json_object(directory / CONFIG_FILE))
+    for warning in beyond_context(context, None, config):
+        typer.echo(f"warning: {warning}", err=True)
+
+
 def _compare(work: _Work, dense: str, *, as_json: bool) -> None:
     """Evaluate the dense model and the checkpoint on the same texts and tasks."""
     report = _evaluate_pair(work, dense)
@@ -183,15 +194,18 @@ def _evaluate_pair(work: _Work, dense: str) -> EvaluationReport:
     with (
         show_progress() as on_progress,
         cancel_on_interrupt() as should_cancel,
-        tempfile.TemporaryDirectory(prefix="intraslice-") as scratch,
+        scratch_directory("intraslice-") as scratch,
     ):
+        for warning in scratch.warnings:
+            typer.echo(f"warning: {warning}", err=True)
         quiet_transformers()
         from intraslice_core.checkpoints.sources import open_model
         from intraslice_core.evaluation.comparison import Materials, evaluate_pair
 
         return evaluate_pair(
-            open_model(dense, Path(scratch)),
-            work.directory,
+            open_model(dense, scratch.directory / "dense"),
+            # Of a multimodal result the language model is compared, as it is compressed.
+            open_model(str(work.directory), scratch.directory / "compressed"),
             work.config,
             dtype=work.dtype,
             device=work.device,

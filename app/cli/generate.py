@@ -36,8 +36,23 @@ def generate(
         tokenizer: Any = load_tokenizer(directory)
         model: Any = load_model(directory, dtype=dtype, device=device)
         encoded = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        length = encoded["input_ids"].shape[1] + max_new_tokens
+        _warn_if_beyond_context(model, length)
         require_known_tokens(encoded["input_ids"], embedding_rows(model), tokenizer, "the prompt")
         output = model.generate(
             **encoded.to(model.device), max_new_tokens=max_new_tokens, do_sample=False
         )
         typer.echo(tokenizer.decode(output[0], skip_special_tokens=True))
+
+
+def _warn_if_beyond_context(model: Any, tokens: int) -> None:
+    """Warn if prompt and continuation may be longer than the model's context."""
+    from intraslice_core.context_length import context_of
+
+    context = context_of(model.config.to_dict())
+    if context is not None and tokens > context:
+        typer.echo(
+            f"warning: prompt and continuation of up to {tokens:,} tokens exceed the model's "
+            f"context of {context:,} tokens, beyond which its predictions are poor",
+            err=True,
+        )

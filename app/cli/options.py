@@ -147,7 +147,11 @@ BatchSizeOption = Annotated[
     int, typer.Option(help="Number of sequences per forward pass (1 to 4096).")
 ]
 RoundToOption = Annotated[
-    int, typer.Option(help="Number that all layer dimensions are multiples of (1 to 512).")
+    int | None,
+    typer.Option(
+        help="Number that all layer dimensions are multiples of (1 to 512).",
+        show_default="8, and less for models with narrow heads or MLPs",
+    ),
 ]
 EvaluateOption = Annotated[
     list[str] | None,
@@ -368,18 +372,6 @@ def evaluation_settings(
             **fields,
         }
     )
-
-
-def require_directory(path: Path | None, option: str) -> None:
-    """Raise if the path is a file, before any work starts.
-
-    Raises:
-        ConfigurationError: naming the option.
-    """
-    if path is not None and path.exists() and not path.is_dir():
-        raise ConfigurationError(
-            f"{path} is a file", field=option, hint="name a directory; it may not exist yet"
-        )
 
 
 def require_checkpoint(directory: Path) -> None:

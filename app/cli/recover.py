@@ -27,6 +27,7 @@ from app.cli.progress_display import quiet_transformers, show_progress
 from app.cli.quantities import quantity
 from app.cli.report_tables import print_report
 from intraslice_core.config import RecoveryConfig, RecoveryLoss
+from intraslice_core.files import require_free_output, require_writable_directory
 
 _LossOption = Annotated[
     RecoveryLoss,
@@ -68,6 +69,8 @@ def recover(  # noqa: PLR0913 (typer reads the options from the signature)
 ) -> None:
     """Fine-tune a compressed checkpoint into a new one."""
     with reported_errors():
+        require_free_output(out, "--out")
+        require_writable_directory(resume_dir, "--resume-dir")
         with invalid_settings():
             config = RecoveryConfig.model_validate(
                 recovery_settings(

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from app.cli.errors import reported_errors
 from intraslice_core.errors import ConfigurationError, OutputExistsError
-from intraslice_core.files import atomic_file
+from intraslice_core.files import atomic_file, require_writable_file
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 
 
@@ -36,6 +36,7 @@ def report(
     from intraslice_core.reports.page_contents import ReportPage
 
     with reported_errors():
+        require_writable_file(out, "--out")
         page = report_page(ReportPage(report=_read(source)))
         if out.exists() and not force:
             raise OutputExistsError(

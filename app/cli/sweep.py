@@ -14,7 +14,6 @@ from app.cli.options import (
     ModelArgument,
     OffloadOption,
     VerifyOption,
-    require_directory,
 )
 from app.cli.progress_display import quiet_transformers, show_progress
 from app.cli.ratios import ratios as read_ratios
@@ -22,6 +21,7 @@ from app.cli.report_tables import print_tables, sweep_table
 from app.cli.settings_options import SettingsOptions, takes_settings
 from intraslice_core.config import CompressionSettings
 from intraslice_core.errors import CompressionCancelledError
+from intraslice_core.files import require_writable_directory
 from intraslice_core.reports.sweep import SweepRequest
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def sweep(  # noqa: PLR0913 (typer reads the options from the signature)
     """Compress a model at several ratios, sharing most of the work."""
     with reported_errors():
         ratio_values = read_ratios(ratios, "--ratios")
-        require_directory(out, "--out")
-        require_directory(offload_dir, "--offload-dir")
+        require_writable_directory(out, "--out")
+        require_writable_directory(offload_dir, "--offload-dir")
         with invalid_settings():
             settings = CompressionSettings.model_validate(options.compression())
             evaluation = options.evaluation()

@@ -9,8 +9,10 @@ from typing import Literal
 from app.domain.resource import ApiModel
 from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
+from intraslice_core.context_length import beyond_context
 from intraslice_core.cost_model import DenseModel, Estimate
-from intraslice_core.export.targets import DEMANDS
+from intraslice_core.export.targets import DEMANDS, STOCK_FAMILIES
+from intraslice_core.families.wrappers import describe_result
 from intraslice_core.progress import Stage
 from intraslice_core.text_sources import IN_DOMAIN_ONLY_WARNING, in_domain_only
 
@@ -87,22 +89,28 @@ TARGETS = (
         target="stock",
         available=True,
         runtimes=("any that runs the dense model's class with longrope",),
-        detail="one shape for all layers, no code of its own; llama, mistral and qwen2 models",
+        detail="one shape for all layers, no code of its own",
     ),
 )
 
 
 def targets_for(dense: DenseModel | None) -> tuple[TargetSupport, ...]:
     """Return all targets; those that do not support the model's type are not available."""
-    model_type = dense and dense.facts.model_type
-    return tuple(
-        support
-        if model_type is None or not support.available or model_type in _model_types(support.target)
-        else support.model_copy(
-            update={"available": False, "detail": f"not built for {model_type} models"}
-        )
-        for support in TARGETS
-    )
+    if dense is None or dense.facts.model_type is None:
+        return TARGETS
+    return tuple(_support_for(dense, support) for support in TARGETS)
+
+
+def _support_for(dense: DenseModel, support: TargetSupport) -> TargetSupport:
+    """Return a target's support for a model."""
+    model_type = dense.target_type(support.target) or ""
+    if support.available and model_type not in _model_types(support.target):
+        detail = f"not built for {model_type} models"
+        return support.model_copy(update={"available": False, "detail": detail})
+    if support.target == "stock":
+        detail = f"{support.detail}; {STOCK_FAMILIES[model_type].describe()}"
+        return support.model_copy(update={"detail": detail})
+    return support
 
 
 def _model_types(target: str) -> tuple[str, ...]:
@@ -140,8 +148,11 @@ def cautions(
                 message=f"quality falls steeply when more than {_EXTREME_RATIO:.0%} is removed",
             )
         )
+    if dense is not None and dense.wrapper is not None:
+        message = describe_result(dense.wrapper, compression.target)
+        warnings.append(Caution(code="multimodal", message=message))
     if dense is not None:
-        warnings += _about_lengths(dense, compression)
+        warnings += _about_lengths(dense, compression, evaluation)
     return warnings
 
 
@@ -169,7 +180,9 @@ def _about_texts(
     return [Caution(code="evaluation_of_same_kind", message=IN_DOMAIN_ONLY_WARNING)]
 
 
-def _about_lengths(dense: DenseModel, compression: CompressionConfig) -> list[Caution]:
+def _about_lengths(
+    dense: DenseModel, compression: CompressionConfig, evaluation: EvaluationConfig | None
+) -> list[Caution]:
     calibration = compression.calibration
     warnings: list[Caution] = []
     tokens = calibration.samples * calibration.sequence_length
@@ -183,11 +196,5 @@ def _about_lengths(dense: DenseModel, compression: CompressionConfig) -> list[Ca
                     f"inner dimensions fit noise: give at least {wanted}",
                 )
             )
-    if dense.max_positions is not None and calibration.sequence_length > dense.max_positions:
-        warnings.append(
-            Caution(
-                code="sequences_long",
-                message=f"the model was made for sequences of up to {dense.max_positions} tokens",
-            )
-        )
-    return warnings
+    too_long = beyond_context(dense.max_positions, compression, evaluation)
+    return warnings + [Caution(code="sequences_long", message=message) for message in too_long]

@@ -28,6 +28,8 @@ from intraslice_core.config import CompressionConfig, EvaluationConfig, Weighted
 from intraslice_core.cost_model import DenseModel, estimate, read_dense
 from intraslice_core.errors import ConfigurationError, ModelError, ModelNotFoundError
 from intraslice_core.export.targets import DEMANDS, require_target
+from intraslice_core.families.positions import require_lengths
+from intraslice_core.families.wrappers import require_wrapper_budget
 from intraslice_core.text_sources import HUB, NAMED
 
 _CALIBRATION, _RECOVER = "/compression/calibration", "/compression/recover"
@@ -85,6 +87,7 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
         evaluation = evaluation.model_copy(update={"perplexity": texts})
     problems += _beyond_limits(settings, compression, evaluation)
     problems += _beyond_runtime(settings, request)
+    problems += _beyond_positions(dense, compression, evaluation)
     problems += _beyond_target(dense, compression) or _beyond_reach(dense, compression)
     if problems:
         raise InvalidRequestError(
@@ -185,12 +188,26 @@ def _version(file: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
+def _beyond_positions(
+    dense: DenseModel | None, compression: CompressionConfig, evaluation: EvaluationConfig | None
+) -> list[FieldProblem]:
+    """Return a problem if a sequence is longer than the model's table of learned positions."""
+    try:
+        require_lengths(dense.learned_positions if dense else None, compression, evaluation)
+    except ConfigurationError as error:
+        pointer = f"/{(error.field or 'compression').replace('.', '/')}"
+        message = f"{error.message}; {error.hint}"
+        return [FieldProblem(pointer=pointer, code=error.code, message=message)]
+    return []
+
+
 def _beyond_target(dense: DenseModel | None, compression: CompressionConfig) -> list[FieldProblem]:
     """Return problems of the target with this model and method."""
     try:
         # A method may be rejected before the model can be read.
         any_type = DEMANDS[compression.target].model_types[0]
-        require_target(compression, (dense and dense.facts.model_type) or any_type)
+        require_target(compression, (dense and dense.target_type(compression.target)) or any_type)
+        require_wrapper_budget(compression, None if dense is None else dense.wrapper)
     except ConfigurationError as error:
         pointer = f"/{(error.field or 'compression.target').replace('.', '/')}"
         message = f"{error.message}; {error.hint}"
@@ -203,7 +220,8 @@ def _beyond_reach(dense: DenseModel | None, compression: CompressionConfig) -> l
     if dense is None or dense.geometry is None:
         return []
     try:
-        estimate(dense.geometry, dense.item_bytes, compression, None)
+        model_type = dense.target_type(compression.target)
+        estimate(dense.geometry, dense.item_bytes, compression, None, model_type)
     except ConfigurationError as error:
         pointer = f"/compression/{compression.budget_field}"
         message = f"{error.message}; {error.hint}"

@@ -81,7 +81,13 @@ def _estimate(admitted: AdmittedJob) -> Estimate | None:
     dense = admitted.dense
     if dense is None or dense.geometry is None:
         return None
-    return estimate(dense.geometry, dense.item_bytes, admitted.compression, admitted.evaluation)
+    return estimate(
+        dense.geometry,
+        dense.item_bytes,
+        admitted.compression,
+        admitted.evaluation,
+        dense.target_type(admitted.compression.target),
+    )
 
 
 def _durations(

@@ -14,6 +14,9 @@ from intraslice_core.errors import BudgetOutOfReachError
 from intraslice_core.methods import resolve_allocator
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan, total_parameters
 
+_DEFAULT_ROUND_TO = 8
+_HEAD_STEPS, _MLP_STEPS = 8, 32
+"""Least numbers of rounding steps in a head and in an MLP for the default step."""
 _TENSORS_PER_LAYER = 9
 _OUTER_TENSORS = 3
 _HEADER_BYTES_PER_TENSOR = 128
@@ -29,6 +32,22 @@ class Budget:
     """Fraction of the compressible parameters to remove; exactly the requested one, if any."""
     field: BudgetField
     """Setting that the budget was given by."""
+
+
+def resolve_round_to(settings: CompressionSettings, geometry: ModelGeometry) -> int:
+    """Return the requested rounding step, or the one for the model's dimensions.
+
+    By default it is 8, which kernels prefer. Narrow models get a smaller power of two, so that a
+    head has at least 8 steps and an MLP 32; otherwise few budgets could be met.
+    """
+    if settings.round_to is not None:
+        return settings.round_to
+    step = _DEFAULT_ROUND_TO
+    while step > 1 and (
+        geometry.head_dim < _HEAD_STEPS * step or geometry.intermediate_size < _MLP_STEPS * step
+    ):
+        step //= 2
+    return step
 
 
 def pair_step(round_to: int) -> int:
@@ -139,18 +158,34 @@ def _require_reachable(
         BudgetOutOfReachError: naming the bound in the unit of the request.
     """
     dense = geometry.dense_plan().parameters(geometry)
-    rounded = smallest_plan(geometry, settings.round_to).parameters(geometry)
+    step = resolve_round_to(settings, geometry)
+    rounded = smallest_plan(geometry, step).parameters(geometry)
     uniform = resolve_allocator(settings) == "uniform"
     capped = 0 if uniform else round((1.0 - settings.module_cap) * dense)
     minimum = max(rounded, capped)
     if budget.parameters >= minimum:
         return
-    advice = "a smaller round_to" if rounded >= capped else "a larger module_cap"
+    advice = "a larger module_cap"
+    if rounded >= capped:
+        finer = _reaching_step(budget.parameters, geometry, step)
+        advice = "a smaller round_to" if finer is None else f"a round_to of at most {finer}"
     raise BudgetOutOfReachError(
         f"the budget keeps {max(budget.parameters, 0):,} of {dense:,} compressible parameters, but "
         f"{minimum:,} cannot be removed",
         field=f"compression.{budget.field}",
         hint=f"give {_limit(budget.field, minimum, geometry, item_bytes)}, or {advice}",
+    )
+
+
+def _reaching_step(parameters: int, geometry: ModelGeometry, step: int) -> int | None:
+    """Return the largest smaller rounding step whose smallest shapes are within the budget."""
+    return next(
+        (
+            smaller
+            for smaller in range(step - 1, 0, -1)
+            if smallest_plan(geometry, smaller).parameters(geometry) <= parameters
+        ),
+        None,
     )
 
 

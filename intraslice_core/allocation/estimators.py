@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from intraslice_core import linalg
+from intraslice_core.allocation.budget import resolve_round_to
 from intraslice_core.allocation.curves import (
     AttentionCurves,
     Curve,
@@ -27,7 +28,7 @@ from intraslice_core.allocation.fisher import LayerScores, fisher_plan
 from intraslice_core.allocation.lagrangian import lagrangian_plan
 from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.config import CompressionSettings
-from intraslice_core.export.targets import DEMANDS
+from intraslice_core.export.targets import DEMANDS, TargetDemands
 from intraslice_core.methods import METHODS
 from intraslice_core.plan import ModelGeometry, Module
 from intraslice_core.sensitivity.gradients import GradientFiles, LayerGradients, loss_gradients
@@ -147,6 +148,7 @@ def lagrangian_shapes(
     budget: int,
     settings: CompressionSettings,
     candidate: AttentionCandidate,
+    demands: TargetDemands | None = None,
 ) -> ScoredPlan:
     """Choose the shapes of least predicted loss within `budget` compressible parameters.
 
@@ -159,6 +161,7 @@ def lagrangian_shapes(
         budget: maximum compressible parameters of all layers.
         settings: of the compression.
         candidate: prunable attention dimensions and penalty.
+        demands: of the target on the model type; None for those on any.
 
     Raises:
         BudgetOutOfReachError: if the smallest allowed shapes exceed the budget.
@@ -166,16 +169,16 @@ def lagrangian_shapes(
     """
     attention = trial_scales(measured.trials, "attention", len(measured.layers))
     mlp = trial_scales(measured.trials, "mlp", len(measured.layers))
-    demands = DEMANDS[settings.target]
-    shared = "heads" in demands.shapes.same_across_layers
-    cut_heads = candidate.heads and METHODS[settings.method].cuts_heads and not shared
+    demands = demands or DEMANDS[settings.target]
+    cut_heads = candidate.heads and METHODS[settings.method].cuts_heads and demands.cuts_heads
+    round_to = resolve_round_to(settings, geometry)
     curves = ModelCurves(
         geometry=geometry,
         layers=tuple(
             _curves(
                 layer,
                 geometry,
-                settings.round_to,
+                round_to,
                 (candidate.penalty * attention_scale, mlp_scale),
                 cut_heads=cut_heads,
             )
@@ -343,7 +346,7 @@ def fisher_shapes(
         geometry,
         scores,
         budget,
-        round_to=settings.round_to,
+        round_to=resolve_round_to(settings, geometry),
         module_cap=settings.module_cap,
         attention_bias=settings.attention_bias,
     )

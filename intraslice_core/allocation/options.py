@@ -192,11 +192,15 @@ def _allowed_heads(curves: ModelCurves, constraint: ShapeConstraint) -> list[int
     """Return indices of head options that keep heads in an allowed number."""
     multiple = constraint.multiples.get("heads", 1)
     dense = curves.geometry.num_attention_heads
+    whole = curves.geometry.hidden_size if constraint.heads_divide_hidden_size else 0
+
+    def allowed(heads: int) -> bool:
+        return heads == dense or (heads % multiple == 0 and whole % heads == 0)
+
     return [
         index
         for index, option in enumerate(curves.layers[0].attention.heads)
-        if not option.removed
-        and (option.query_heads % multiple == 0 or option.query_heads == dense)
+        if not option.removed and allowed(option.query_heads)
     ]
 
 

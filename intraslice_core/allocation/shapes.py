@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from intraslice_core.allocation.budget import Budget
+from intraslice_core.allocation.budget import Budget, resolve_round_to
+from intraslice_core.allocation.compressed_input import bounded, within_input
 from intraslice_core.allocation.curves import ScoredPlan
 from intraslice_core.allocation.estimators import (
     AttentionCandidate,
@@ -36,7 +37,7 @@ from intraslice_core.calibration import calibration_hash
 from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.config import Allocation, Allocator, CompressionConfig
 from intraslice_core.errors import ConfigurationError
-from intraslice_core.export.targets import DEMANDS
+from intraslice_core.export.targets import TargetDemands
 from intraslice_core.methods import METHODS, resolve_allocator
 from intraslice_core.plan import ModelGeometry, ModelPlan
 from intraslice_core.reports.schema import (
@@ -58,21 +59,42 @@ from intraslice_core.sensitivity.measurement import (
 def with_shared_pairs(layers: Sequence[LayerSensitivity]) -> tuple[SharedPairsSensitivity, ...]:
     """Return the sensitivity of layers that all keep the same rotary pairs.
 
-    Predicted losses of pairs are those of the shared order.
+    Predicted losses of pairs are those of the shared order. Energies are those of an average head,
+    so that the norms of q and k, which slicing corrects by them, stay the same for all heads.
 
     Raises:
         NumericalError: if a pairs' moment is not finite or cannot be factorised.
     """
-    moments = [layer.pair_moment for layer in layers]
+    # Layers without RoPE have bases of their own, unless queries and keys are normed.
+    sharing = [number for number, layer in enumerate(layers) if layer.query_directions is None]
+    moments = [layers[number].pair_moment for number in sharing]
+    if not sharing:
+        moments = [layer.pair_moment for layer in layers]
     shared = eliminate_shared_pairs(torch.cat(moments))
     costs = torch.split(shared.removal_cost, [len(moment) for moment in moments])
+    losses = [layer.pair_losses for layer in layers]
+    for number, cost in zip(sharing, costs, strict=False):
+        losses[number] = _shared_losses(losses[number], cost.sum(0))
     return tuple(
         SharedPairsSensitivity(
-            **vars(replace(layer, pair_losses=_shared_losses(layer.pair_losses, cost.sum(0)))),
+            **vars(
+                replace(
+                    layer,
+                    pair_losses=pair_losses,
+                    query_energy=_average_energy(layer.query_energy),
+                    key_energy=_average_energy(layer.key_energy),
+                )
+            ),
             pair_order=shared.order,
         )
-        for layer, cost in zip(layers, costs, strict=True)
+        for layer, pair_losses in zip(layers, losses, strict=True)
     )
+
+
+def _average_energy(energy: Tensor) -> Tensor:
+    """Return the mean share of each pair in its head's energy, for all heads, (heads, pairs)."""
+    shares = energy / energy.sum(1, keepdim=True).clamp_min(torch.finfo(energy.dtype).tiny)
+    return shares.mean(0, keepdim=True).expand_as(energy).contiguous()
 
 
 def _shared_losses(free: Tensor, cost: Tensor) -> Tensor:
@@ -160,6 +182,8 @@ class AllocationContext:
 
     layers: DenseLayers
     config: CompressionConfig
+    demands: TargetDemands
+    """Requirements of the target on the model type."""
     geometry: ModelGeometry
     budget: Budget
     device: torch.device
@@ -198,7 +222,7 @@ def choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
     free = measured = None
     if METHODS[context.config.method].measures_sensitivity and context.budget.ratio > 0.0:
         free = measured = _measured(context, split, tokens)
-        if DEMANDS[context.config.target].alike:
+        if context.demands.alike:
             measured = replace(measured, layers=with_shared_pairs(measured.layers))
     allocator = resolve_allocator(context.config)
     if context.budget.ratio == 0.0 or allocator == "uniform":
@@ -226,6 +250,7 @@ def _fisher(
             rotated=allocator == "fisher_pca",
             before_batch=lambda done: context.before_batch(done, "computing gradients"),
         )
+        scored = replace(scored, plan=bounded(scored.plan, context.geometry))
     except ConfigurationError as error:
         return _uniform(context, measured, _fallback_report(context, error.message))
     report = allocation_report(context.config.allocation, allocator, scored, weighting="fisher")
@@ -286,8 +311,8 @@ def _uniform_plan(context: AllocationContext) -> ModelPlan:
     Raises:
         ConfigurationError: if rounding misses the budget by more than the tolerance.
     """
-    constraint = DEMANDS[context.config.target].shapes
-    return uniform_plan(context.geometry, context.budget.ratio, context.config.round_to, constraint)
+    round_to = resolve_round_to(context.config, context.geometry)
+    return uniform_plan(context.geometry, context.budget.ratio, round_to, context.demands.shapes)
 
 
 def _uniform(
@@ -309,8 +334,12 @@ def _lagrangian(
     """Return the Lagrangian's shapes, or uniform ones if they have less loss on the check set."""
 
     def allocate(candidate: AttentionCandidate) -> ScoredPlan:
-        parameters = context.budget.parameters
-        return lagrangian_shapes(measured, context.geometry, parameters, context.config, candidate)
+        def with_budget(parameters: int) -> ScoredPlan:
+            return lagrangian_shapes(
+                measured, context.geometry, parameters, context.config, candidate, context.demands
+            )
+
+        return within_input(with_budget, context.geometry, context.budget.parameters)
 
     trials = _trial_compressions(context, measured, split)
     results: tuple[CandidateResult, ...] = ()

@@ -7,6 +7,7 @@ one step of one layer.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 from intraslice_core.errors import ConfigurationError
@@ -41,6 +42,11 @@ def uniform_plan(
         return geometry.dense_plan()
     layers = geometry.num_hidden_layers
     keep = 1.0 - ratio
+    if geometry.input_layers:
+        plan = _plan_of_input(geometry, keep, round_to, constraint)
+        budget = keep * geometry.dense_plan().parameters(geometry)
+        _require_budget(plan, geometry, budget, constraint.tolerance)
+        return plan
     attention = _attention(geometry, keep, round_to, constraint)
     budget = keep * geometry.dense_plan().parameters(geometry)
     left = budget - layers * attention.attention_parameters(geometry)
@@ -53,6 +59,55 @@ def uniform_plan(
     )
     _require_budget(plan, geometry, budget, constraint.tolerance)
     return plan
+
+
+def _plan_of_input(
+    geometry: ModelGeometry, keep: float, round_to: int, constraint: ShapeConstraint
+) -> ModelPlan:
+    """Return the plan that cuts every layer of a compressed input in proportion to its sizes.
+
+    MLP widths use the rest of the budget, in proportion to the input's widths.
+    """
+    attentions = []
+    for layer in geometry.input_layers:
+        own = geometry.model_copy(
+            update={
+                "num_attention_heads": layer.num_attention_heads,
+                "num_key_value_heads": layer.num_key_value_heads,
+                "head_dim": max(layer.qk_head_dim, 2),
+            }
+        )
+        cut = _attention(own, keep, round_to, replace(constraint, qk_equals_value=False))
+        value = round_to_multiple(keep * layer.v_head_dim, round_to, layer.v_head_dim)
+        whole = constraint.stays_whole("pairs", geometry.rotary_pairs)
+        if layer.num_attention_heads == 0 or whole:
+            cut, value = layer, layer.v_head_dim
+        attentions.append(cut.model_copy(update={"v_head_dim": value, "intermediate_size": 0}))
+    left = keep * geometry.dense_plan().parameters(geometry)
+    left -= sum(attention.attention_parameters(geometry) for attention in attentions)
+    total = sum(layer.intermediate_size for layer in geometry.input_layers)
+    share = left / (geometry.mlp_projections * geometry.hidden_size * max(total, 1))
+    widths = _shares([layer.intermediate_size for layer in geometry.input_layers], share, round_to)
+    layers = zip(attentions, widths, strict=True)
+    return ModelPlan(
+        layers=tuple(
+            attention.model_copy(update={"intermediate_size": width}) for attention, width in layers
+        )
+    )
+
+
+def _shares(widths: list[int], share: float, round_to: int) -> list[int]:
+    """Return about `share` of each width in multiples of `round_to`; the sum is right to one step.
+
+    A width of 0 stays 0; others keep at least one step or all they have.
+    """
+    shares, exact, given = [], 0.0, 0
+    for width in widths:
+        exact += share * width
+        steps = max(round((exact - given) / round_to), 1) * round_to
+        shares.append(min(steps, width))
+        given += shares[-1]
+    return shares
 
 
 def _attention(

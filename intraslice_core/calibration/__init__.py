@@ -6,6 +6,7 @@ from intraslice_core.calibration.generated_text import generate_tokens
 from intraslice_core.calibration.python_text import Part
 from intraslice_core.calibration.sources import VALID_SOURCES, Reading, interleave, load_text
 from intraslice_core.calibration.tokens import (
+    ReadTokens,
     calibration_hash,
     calibration_tokens,
     source_tokens,
@@ -16,6 +17,7 @@ from intraslice_core.calibration.windows import text_prefix
 __all__ = [
     "VALID_SOURCES",
     "Part",
+    "ReadTokens",
     "Reading",
     "calibration_hash",
     "calibration_tokens",

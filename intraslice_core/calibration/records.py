@@ -186,7 +186,7 @@ def _message(turn: Any, number: int) -> Message:
     calls = _tool_calls(turn.get("tool_calls"))
     if content is None and not calls:
         raise RecordError(f"message {number} has neither content nor tool calls")
-    message = {"role": role, "content": _content(content, number)}
+    message: Message = {"role": role, "content": _content(content, number)}
     message |= {"tool_calls": calls} if calls else {}
     # Templates print the name of the tool that answers, and some print the reasoning.
     names = ("name", "tool_call_id", "reasoning_content")

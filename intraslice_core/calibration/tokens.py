@@ -31,6 +31,9 @@ from intraslice_core.text_sources import WRITTEN
 ModelSource = PreTrainedModel | Callable[[], PreTrainedModel]
 """Model, or a function that loads it, called only for `self` and `chat`."""
 
+ReadTokens = Callable[[list[str]], Tensor]
+"""Function that reads sequences of tokens, and extends the given list by warnings."""
+
 _PIECES_AT_ONCE = 64
 _CHARACTERS_AT_ONCE = 2**19
 _CHARACTERS_PER_TOKEN = 8
@@ -41,7 +44,7 @@ _RUN_LENGTH = 8
 _ENOUGH_TOKENS = 2**14
 """Tokens that are compared first; those of any ordinary text are of enough variety."""
 _HASH_FACTOR = 6364136223846793005  # of Knuth's MMIX generator
-_LEAST_RUNS = 64
+_LEAST_RUNS = 32
 """Different runs of `_RUN_LENGTH` tokens below which a text is too uniform for any model."""
 
 

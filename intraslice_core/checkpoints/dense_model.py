@@ -80,9 +80,11 @@ class DenseLayerReader:
         """Return a layer's weights, checked to be finite, on the device, in the compute dtype."""
         family, reader = self._reader.family, self._reader
         prefix = family.layer_prefix(layer)
-        tensors = reader.tensors(prefix)
-        for name, tensor in tensors.items():
-            check_finite(prefix + name, tensor)
+        # Older checkpoints also hold masks and frequencies, which no model reads.
+        tensors = {
+            name: check_finite(prefix + name, reader.tensor(prefix + name))
+            for name in family.stored_shapes(reader.config, layer)
+        }
         named = family.canonical_layer(reader.config, layer, tensors)
         groups = self._canonical["num_key_value_heads"]
         return canonical.layer_weights(named, groups, self._device, self._dtype)
@@ -97,14 +99,20 @@ class DenseLayerReader:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the input of the first layer, (…, hidden_size), on the CPU."""
-        table = self._reader.tensor(self._reader.family.embedding)
-        return canonical.embedded(self._canonical, table[tokens.cpu()]).to(self._dtype)
+        names = self._reader.family.outer_names(self._reader.config)
+        table = self._reader.tensor(names[canonical.EMBEDDING])
+        rows = table[tokens.cpu()].to(self._dtype)
+        if canonical.POSITIONS not in names:
+            return canonical.embedded(self._canonical, rows)
+        positions = self._reader.tensor(names[canonical.POSITIONS])
+        return canonical.embedded(self._canonical, rows, positions)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits for rows of the last layer's output, (rows, vocabulary), float32."""
         norm, weight, bias = self._head
         normed = decoder_layer.apply_norm(hidden.to(self._device), norm, self.settings(0))
         logits = F.linear(normed, weight, bias).float()
+        logits = logits * float(self._canonical["logit_scale"])
         cap = self._canonical["final_logit_softcapping"]
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

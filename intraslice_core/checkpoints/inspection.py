@@ -1,7 +1,7 @@
 """Inspection of untrusted model files from their headers, before a library opens them.
 
-Sections: safetensors headers, GGUF headers, settings and shards of a checkpoint directory, model
-facts and limits, and models inside installed packages.
+Sections: safetensors headers, tensors of a checkpoint directory, model facts and limits, and
+models inside installed packages. GGUF headers are in `gguf/header.py`.
 
 Libraries trust every count in a file, so a few bytes can make them loop or allocate until the
 memory is exhausted. The checks here bound all counts, lengths and offsets by the size of the file.
@@ -13,20 +13,28 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import mmap
 import os
-import struct
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from intraslice_core.checkpoints.gguf.description import model_type_of
+from intraslice_core.checkpoints.gguf.header import MAX_TENSORS
+from intraslice_core.checkpoints.gguf.parts import read_gguf_header
+from intraslice_core.checkpoints.quantization import (
+    Quantization,
+    quantization_of,
+    unpacked_sizes,
+)
+from intraslice_core.checkpoints.weight_files import (
+    CONFIG_FILE,
+    read_json_object,
+    require_no_lfs_pointer,
+    require_readable_settings,
+    weight_files,
+)
 from intraslice_core.config import ModelLimits
 from intraslice_core.errors import BrokenCheckpointError, ModelNotFoundError, ModelTooLargeError
-
-MAX_TENSORS = 100_000
-"""Largest number of tensors in a model; the largest published models have fewer."""
 
 # -- safetensors headers -----------------------------------------------------------------------
 
@@ -36,7 +44,7 @@ MAX_HEADER_BYTES = 16 * 2**20
 MAX_DIMENSIONS = 8
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1}
-ITEM_BYTES |= {"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+ITEM_BYTES |= {"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +89,7 @@ def _raw_header(file: Path) -> tuple[dict[str, Any], int]:
         prefix = stream.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > size - 8:
+            require_no_lfs_pointer(file)
             raise _broken(file, "the file is truncated or not a safetensors file")
         if length > MAX_HEADER_BYTES:
             raise _broken(file, f"a header of {length} bytes is not plausible")
@@ -120,156 +129,7 @@ def _broken(file: Path, what: str) -> BrokenCheckpointError:
     return BrokenCheckpointError(f"{file.name}: {what}", field="model")
 
 
-# -- GGUF headers ------------------------------------------------------------------------------
-
-MAX_SETTINGS = 4_096
-MAX_ARRAY_ITEMS = 4_000_000
-"""Largest number of items in all arrays of a file; vocabularies with merges have a million."""
-
-_MAGIC = b"GGUF"
-_VERSIONS = (2, 3)
-_MAX_DIMENSIONS = 4
-_MAX_ELEMENTS = 2**48
-_STRING, _ARRAY = 8, 9
-_HEAD = b"output.weight"
-_FLOAT_BYTES = {0: 4, 1: 2, 30: 2}
-_INTEGERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 10: "<Q", 11: "<q"}
-_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-
-
-@dataclass(frozen=True, kw_only=True)
-class GgufHeader:
-    """Contents of a GGUF header whose counts and offsets fit the file."""
-
-    architecture: str | None
-    parameters: int
-    settings: Mapping[str, int]
-    """Integer settings by name."""
-    tied: bool
-    """True if the output head shares the embedding matrix."""
-    item_bytes: int
-    """Bytes of an unpacked weight: float types keep their size, quantised ones become bfloat16."""
-
-
-def read_gguf_header(file: Path) -> GgufHeader:
-    """Return the header of a GGUF file after checking that it fits the file.
-
-    Raises:
-        BrokenCheckpointError: naming the file, if a count or length is not plausible or an offset
-            lies outside the file.
-    """
-    if file.stat().st_size == 0:
-        raise BrokenCheckpointError(f"{file.name}: the file is empty", field="model")
-    with (
-        file.open("rb") as stream,
-        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
-        return _GgufParser(file.name, content).header()
-
-
-class _GgufParser:
-    """Sequential parser of a mapped GGUF file's header."""
-
-    def __init__(self, name: str, content: mmap.mmap) -> None:
-        self._name = name
-        self._content = content
-        self._position = 0
-        self._array_items = 0
-
-    def header(self) -> GgufHeader:
-        if self._take(4) != _MAGIC or self._number("<I", 4) not in _VERSIONS:
-            raise self._broken("the file is not GGUF version 2 or 3")
-        tensors, settings = self._number("<Q", 8), self._number("<Q", 8)
-        if tensors > MAX_TENSORS or settings > MAX_SETTINGS:
-            raise self._broken(f"{tensors} tensors and {settings} settings are not plausible")
-        architecture = None
-        numbers: dict[str, int] = {}
-        for _ in range(settings):
-            key, value = self._string(), self._value(self._number("<I", 4))
-            if isinstance(value, int):
-                numbers[key.decode("utf-8", "replace")] = value
-            elif key == b"general.architecture" and value is not None:
-                architecture = value.decode("utf-8", "replace")[:64]
-        entries = [self._tensor() for _ in range(tensors)]
-        elements: Counter[int] = Counter()
-        for _, kind, size in entries:
-            elements[kind] += size
-        most_common = elements.most_common(1)
-        return GgufHeader(
-            architecture=architecture,
-            parameters=elements.total(),
-            settings=numbers,
-            tied=all(name != _HEAD for name, _, _ in entries),
-            item_bytes=_FLOAT_BYTES.get(most_common[0][0], 2) if most_common else 2,
-        )
-
-    def _tensor(self) -> tuple[bytes, int, int]:
-        """Return name, type and number of elements of the next tensor."""
-        name = self._string()
-        dimensions = self._number("<I", 4)
-        if dimensions > _MAX_DIMENSIONS:
-            raise self._broken(f"a tensor has {dimensions} dimensions")
-        elements = math.prod(self._number("<Q", 8) for _ in range(dimensions))
-        kind = self._number("<I", 4)
-        if elements > _MAX_ELEMENTS or self._number("<Q", 8) > len(self._content):
-            raise self._broken(
-                f"tensor {name[:64].decode('utf-8', 'replace')} lies outside the file"
-            )
-        return name, kind, elements
-
-    def _value(self, kind: int) -> bytes | int | None:
-        """Consume a value; return a string's bytes, an integer's value, or None for other types."""
-        if kind == _STRING:
-            return self._string()
-        if kind in _INTEGERS:
-            return self._number(_INTEGERS[kind], _SCALAR_BYTES[kind])
-        if kind == _ARRAY:
-            self._array()
-        else:
-            self._take(self._scalar_bytes(kind))
-        return None
-
-    def _array(self) -> None:
-        kind, items = self._number("<I", 4), self._number("<Q", 8)
-        self._array_items += items
-        if self._array_items > MAX_ARRAY_ITEMS:
-            raise self._broken(f"arrays of {self._array_items} items are not plausible")
-        if kind == _STRING:
-            for _ in range(items):
-                self._string()
-        else:
-            self._take(items * self._scalar_bytes(kind))
-
-    def _scalar_bytes(self, kind: int) -> int:
-        size = _SCALAR_BYTES.get(kind)
-        if size is None:
-            raise self._broken(f"a value has the unknown type {kind}")
-        return size
-
-    def _string(self) -> bytes:
-        return self._take(self._number("<Q", 8))
-
-    def _number(self, form: str, size: int) -> int:
-        number: int = struct.unpack(form, self._take(size))[0]
-        return number
-
-    def _take(self, size: int) -> bytes:
-        end = self._position + size
-        if end > len(self._content):
-            raise self._broken("the header extends beyond the end of the file")
-        content = self._content[self._position : end]
-        self._position = end
-        return content
-
-    def _broken(self, what: str) -> BrokenCheckpointError:
-        return BrokenCheckpointError(f"{self._name}: {what}", field="model")
-
-
-# -- settings and shards of a checkpoint directory ----------------------------------------------
-
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-CONFIG_FILE = "config.json"
+# -- tensors of a checkpoint directory ----------------------------------------------------------
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 """Default size limit of a shard; the writer starts a new file before it is exceeded."""
@@ -280,88 +140,17 @@ RESERVED_HEADER_BYTES = 64 * 1024
 TIGHT_BELOW_BYTES = 64 * 2**20
 """Size below which a file is rewritten with a header of exactly the needed length."""
 
-MAX_SHARDS = 2_000
-MAX_SETTINGS_BYTES = 64 * 2**20
-"""Largest JSON or vocabulary file; the largest tokenizers in use take half of it."""
-
-_SETTINGS_PATTERNS = ("*.json", "*.model", "*.txt", "*.jinja")
-
-
-def read_json(file: Path) -> Any:
-    """Return the value in a JSON file of the checkpoint.
-
-    Raises:
-        BrokenCheckpointError: if the file is missing, too large or not JSON.
-    """
-    try:
-        _require_small(file)
-        return json.loads(file.read_bytes())
-    except FileNotFoundError as error:
-        raise BrokenCheckpointError(f"{file.name} is missing", field="model") from error
-    except (ValueError, RecursionError) as error:
-        raise BrokenCheckpointError(f"{file.name} is not JSON", field="model") from error
-
-
-def read_json_object(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of the checkpoint.
-
-    Raises:
-        BrokenCheckpointError: if the file is missing, too large or not a JSON object.
-    """
-    value = read_json(file)
-    if not isinstance(value, dict):
-        raise BrokenCheckpointError(f"{file.name} is not a JSON object", field="model")
-    return value
-
-
-def require_small_settings(directory: Path) -> None:
-    """Raise if a settings or vocabulary file is too large for a library to read whole.
-
-    Raises:
-        BrokenCheckpointError: naming the file.
-    """
-    for pattern in _SETTINGS_PATTERNS:
-        for file in directory.glob(pattern):
-            _require_small(file)
-
-
-def shard_names(directory: Path) -> list[str]:
-    """Return the names of the safetensors files of a checkpoint.
-
-    Raises:
-        BrokenCheckpointError: if there are none, or if a file named by the index is missing.
-    """
-    if (directory / INDEX_FILE).is_file():
-        weight_map = read_json_object(directory / INDEX_FILE).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise BrokenCheckpointError(f"{INDEX_FILE} has no weight_map", field="model")
-        shards = sorted({str(name) for name in weight_map.values()})
-    else:
-        shards = [SINGLE_FILE]
-    if len(shards) > MAX_SHARDS:
-        raise BrokenCheckpointError(
-            f"{INDEX_FILE} names {len(shards)} files, at most {MAX_SHARDS} are allowed",
-            field="model",
-        )
-    for shard in shards:
-        if Path(shard).name != shard or "\0" in shard:
-            raise BrokenCheckpointError(
-                f"{INDEX_FILE} points outside the checkpoint: {shard!r}", field="model"
-            )
-        if not (directory / shard).is_file():
-            raise _missing_weights(directory, shard, single=len(shards) == 1)
-    return shards
-
 
 def locate_tensors(directory: Path) -> tuple[dict[str, str], dict[str, TensorEntry]]:
     """Return the file name and the header entry of every tensor.
 
     Raises:
         BrokenCheckpointError: naming the file at fault.
+        UnsupportedFormatError: if it holds an adapter.
     """
     file_of: dict[str, str] = {}
     entries: dict[str, TensorEntry] = {}
-    for shard in shard_names(directory):
+    for shard in weight_files(directory).names:
         header = read_header(directory / shard)
         duplicates = entries.keys() & header.keys()
         if duplicates:
@@ -375,26 +164,6 @@ def locate_tensors(directory: Path) -> tuple[dict[str, str], dict[str, TensorEnt
     return file_of, entries
 
 
-def _missing_weights(directory: Path, shard: str, *, single: bool) -> BrokenCheckpointError:
-    pickles = sorted(file.name for file in directory.glob("*.bin")) if single else []
-    if pickles:
-        return BrokenCheckpointError(
-            f"the checkpoint has only pickle weights ({pickles[0]}), and pickles can run code",
-            field="model",
-            hint="convert the checkpoint to safetensors",
-        )
-    return BrokenCheckpointError(f"{shard} is missing", field="model")
-
-
-def _require_small(file: Path) -> None:
-    size = file.stat().st_size
-    if size > MAX_SETTINGS_BYTES:
-        raise BrokenCheckpointError(
-            f"{file.name}: {size} bytes of settings, at most {MAX_SETTINGS_BYTES} are allowed",
-            field="model",
-        )
-
-
 # -- model facts and limits --------------------------------------------------------------------
 
 
@@ -404,7 +173,10 @@ class ModelFacts:
 
     model_type: str | None
     parameters: int
+    """Number of stored weights; packed ones are counted as unpacked."""
     bytes: int
+    quantization: Quantization | None = None
+    """Quantisation of a directory that is dequantised before it is compressed."""
 
 
 def inspect_model(place: Path) -> ModelFacts:
@@ -412,6 +184,8 @@ def inspect_model(place: Path) -> ModelFacts:
 
     Raises:
         BrokenCheckpointError: if a header is invalid, or if this process may not read a file.
+        UnsupportedFormatError: if the directory holds an adapter, or weights quantised by an
+            unsupported scheme.
     """
     try:
         return _inspect_files(place)
@@ -427,17 +201,26 @@ def _inspect_files(place: Path) -> ModelFacts:
     if not place.is_dir():
         header = read_gguf_header(place)
         return ModelFacts(
-            model_type=header.architecture,
+            model_type=model_type_of(header),
             parameters=header.parameters,
-            bytes=place.stat().st_size,
+            bytes=sum(file.stat().st_size for file in header.files),
         )
-    require_small_settings(place)
-    model_type = read_json_object(place / CONFIG_FILE).get("model_type")
+    require_readable_settings(place)
     file_of, entries = locate_tensors(place)
+    settings = read_json_object(place / CONFIG_FILE)
+    model_type = settings.get("model_type")
+    quantization = quantization_of(settings)
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    sizes = (
+        map(math.prod, shapes.values())
+        if quantization is None
+        else (size for _, size in unpacked_sizes(quantization, shapes))
+    )
     return ModelFacts(
         model_type=model_type if isinstance(model_type, str) else None,
-        parameters=sum(math.prod(entry.shape) for entry in entries.values()),
+        parameters=sum(sizes),
         bytes=sum((place / file).stat().st_size for file in set(file_of.values())),
+        quantization=quantization,
     )
 
 

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from intraslice_core.checkpoints.weight_files import CONFIG_FILE, weight_files
 from intraslice_core.errors import ManifestError
 from intraslice_core.files import combined_sha256, file_sha256
 
@@ -113,4 +114,5 @@ def model_fingerprint(directory: Path) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    return combined_sha256([directory / "config.json", *directory.glob("*.safetensors")])
+    names = (CONFIG_FILE, *weight_files(directory).names)
+    return combined_sha256([directory / name for name in names])

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,16 +18,33 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from intraslice_core.checkpoints.inspection import (
+from intraslice_core import modeling
+from intraslice_core.checkpoints.inspection import TensorEntry, locate_tensors
+from intraslice_core.checkpoints.quantization import quantization_of
+from intraslice_core.checkpoints.stored_names import (
+    StoredTensor,
+    by_model_name,
+    has_separate_head,
+    outer_names,
+    tied_to_stored,
+    unused_tensors_warnings,
+)
+from intraslice_core.checkpoints.weight_files import (
     CONFIG_FILE,
-    TensorEntry,
-    locate_tensors,
+    CONVERSION_FILE,
     read_json_object,
+    weight_files,
 )
 from intraslice_core.device import FLOAT_DTYPES, STORED_DTYPES
-from intraslice_core.errors import BrokenCheckpointError, NonFiniteWeightError
+from intraslice_core.errors import (
+    BrokenCheckpointError,
+    NonFiniteWeightError,
+    UnsupportedFormatError,
+)
 from intraslice_core.families import require_supported_type
-from intraslice_core.families.adapter import family_for
+from intraslice_core.families.compressed_adapter import adapter_for
+
+_MODEL_DTYPES = tuple(STORED_DTYPES[name] for name in FLOAT_DTYPES)
 
 
 class MappedFile:
@@ -90,6 +109,10 @@ class StoredTensors:
         self._file_of, self._entries = locate_tensors(directory)
         self._open_files: dict[str, MappedFile] = {}
 
+    def has(self, name: str) -> bool:
+        """Return True if there is a tensor of this name."""
+        return name in self._entries
+
     def __enter__(self) -> Self:
         return self
 
@@ -120,6 +143,10 @@ class StoredTensors:
             raise BrokenCheckpointError(f"tensor {name} is missing", field="model")
         return self._entries[name].shape
 
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """Return the data type of one tensor, from its header."""
+        return STORED_DTYPES[self._entries[name].dtype]
+
     def tensor(self, name: str) -> Tensor:
         """Return one tensor, on the CPU, in the stored dtype.
 
@@ -148,30 +175,79 @@ class StoredTensors:
 class CheckpointReader(StoredTensors):
     """Checkpoint of a supported family, checked on opening and read tensor by tensor.
 
-    Opening reads only the headers.
+    It holds what transformers loads from the directory: tensors have the names of the model, those
+    that the model does not have are left out, and an output head that differs from the embedding is
+    kept even if config.json ties them. Opening reads only the headers, except for a stored head of
+    tied embeddings, which is compared with them.
 
     Args:
         directory: holds config.json and model.safetensors or its shards with their index.
 
     Raises:
         UnsupportedArchitectureError: if no family supports the model.
+        UnsupportedFormatError: if the weights are quantised, or an adapter.
         BrokenCheckpointError: if a file is missing, invalid or contradicts config.json.
     """
+
+    warnings: tuple[str, ...]
+    """Remarks on what the checkpoint holds besides the model, for the report."""
 
     def __init__(self, directory: Path) -> None:
         raw = _raw_config(directory)
         super().__init__(directory)
         _require_plausible(raw, tensors=len(self._entries))
-        self.config = _load_config(directory)
-        self.family = family_for(self.config)
-        self._require_tensors()
+        self.config = load_config(directory)
+        head_warning = self._untie_separate_head()
+        self.family = adapter_for(self.config)
+        expected = self.family.expected_shapes(self.config)
+        unused = self._name_as_model(expected)
+        self._require_tensors(expected)
+        self.warnings = (
+            *_conversion_warnings(directory),
+            *weight_files(directory).warnings,
+            *head_warning,
+            *unused,
+        )
 
-    def _require_tensors(self) -> None:
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the data type of the model: that of config.json, else of the stored weights."""
+        return model_dtype(self.config, self)
+
+    def _untie_separate_head(self) -> tuple[str, ...]:
+        """Untie embedding and head if both are stored with different values; return a warning."""
+        if not self.config.tie_word_embeddings:
+            return ()
+        family = require_supported_type(self.config.model_type)
+        if not has_separate_head(self.directory, family):
+            return ()
+        self.config.tie_word_embeddings = False
+        return (
+            f"config.json has tie_word_embeddings true, but the stored {outer_names(family).head} "
+            "differs from the embedding: it is kept, as in transformers",
+        )
+
+    def _name_as_model(self, expected: Collection[str]) -> tuple[str, ...]:
+        """Give the tensors the model's names, leave out others and return warnings about them."""
+        outer = outer_names(self.family.family)
+        stored = {
+            name: StoredTensor(file=self._file_of[name], entry=entry)
+            for name, entry in self._entries.items()
+        }
+        tensors = by_model_name(stored, {*expected, outer.head}, self.family.family)
+        if self.config.tie_word_embeddings:
+            tensors = tied_to_stored(tensors, outer)
+        used = {name: tensor for name, tensor in tensors.items() if name in expected}
+        self._file_of = {name: tensor.file for name, tensor in used.items()}
+        self._entries = {name: tensor.entry for name, tensor in used.items()}
+        return unused_tensors_warnings(tensors.keys() - expected, self.config.num_hidden_layers)
+
+    def _require_tensors(self, expected: dict[str, tuple[int, ...]]) -> None:
         """Raise if a tensor of the architecture is missing or has a wrong shape or dtype."""
-        for name, shape in self.family.expected_shapes(self.config).items():
+        for name, shape in expected.items():
             entry = self._entries.get(name)
             if entry is None:
-                raise BrokenCheckpointError(f"tensor {name} is missing", field="model")
+                raise self._missing(name)
             if entry.shape != shape:
                 raise BrokenCheckpointError(
                     f"{self._file_of[name]}: tensor {name} has shape {list(entry.shape)}, "
@@ -186,11 +262,57 @@ class CheckpointReader(StoredTensors):
                     hint="give an unquantised checkpoint",
                 )
 
+    def _missing(self, name: str) -> BrokenCheckpointError | UnsupportedFormatError:
+        """Return the error for a missing tensor."""
+        _, stored = locate_tensors(self.directory)
+        packed = sorted(other for other in stored if _PACKED_WEIGHT.search(other))
+        if packed:
+            return UnsupportedFormatError(
+                f"the weights are quantised: tensor {packed[0]} is packed",
+                field="model",
+                hint="give the unquantised model",
+            )
+        return BrokenCheckpointError(
+            f"tensor {name} is missing",
+            field="model",
+            hint="transformers would initialise it at random; give a complete checkpoint of the "
+            "causal language model",
+        )
+
+
+def _conversion_warnings(directory: Path) -> tuple[str, ...]:
+    """Return the remarks of the conversion that wrote the checkpoint, if one did."""
+    file = directory / CONVERSION_FILE
+    remarks = read_json_object(file).get("warnings") if file.is_file() else None
+    return tuple(map(str, remarks)) if isinstance(remarks, list) else ()
+
+
+_PACKED_WEIGHT = re.compile(r"\.(qweight|qzeros|weight_packed|absmax|quant_map)$")
+"""Names of tensors of GPTQ, AWQ, compressed-tensors and bitsandbytes."""
+
+
+def model_dtype(config: PreTrainedConfig, stored: StoredTensors) -> torch.dtype:
+    """Return the data type in which transformers loads a model by itself.
+
+    It is the `dtype` of config.json, else that of the first floating-point tensor.
+    """
+    if config.dtype in _MODEL_DTYPES:
+        return config.dtype
+    dtypes = (stored.stored_dtype(name) for name in stored.names)
+    return next((dtype for dtype in dtypes if dtype in _MODEL_DTYPES), torch.float32)
+
 
 def _raw_config(directory: Path) -> dict[str, Any]:
-    """Return config.json if its model type is supported."""
+    """Return config.json if its model type is supported and its weights are not quantised."""
     raw = read_json_object(directory / CONFIG_FILE)
-    require_supported_type(raw.get("model_type"))
+    require_supported_type(raw.get("model_type"), raw)
+    quantization = quantization_of(raw)
+    if quantization is not None:
+        raise UnsupportedFormatError(
+            f"the weights are quantised with {quantization.description}",
+            field="model",
+            hint="open the model with `open_model`, which dequantises it",
+        )
     return raw
 
 
@@ -204,8 +326,13 @@ def _require_plausible(raw: dict[str, Any], *, tensors: int) -> None:
         )
 
 
-def _load_config(directory: Path) -> PreTrainedConfig:
-    """Return the configuration without running code that it may name."""
+def load_config(directory: Path) -> PreTrainedConfig:
+    """Return the configuration without running code that it may name.
+
+    Raises:
+        BrokenCheckpointError: if config.json is malformed.
+    """
+    modeling.register()  # results of earlier compressions are inputs, too
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False

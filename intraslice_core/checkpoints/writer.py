@@ -25,21 +25,18 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from intraslice_core.checkpoints.inspection import (
     DEFAULT_SHARD_BYTES,
-    INDEX_FILE,
     RESERVED_HEADER_BYTES,
-    SINGLE_FILE,
     TIGHT_BELOW_BYTES,
-    read_json,
 )
 from intraslice_core.checkpoints.reader import StoredTensors
+from intraslice_core.checkpoints.weight_files import INDEX_FILE, SINGLE_FILE, read_json
 from intraslice_core.device import DTYPE_NAMES
 from intraslice_core.errors import (
     InsufficientDiskError,
     IntraSliceError,
-    OutputExistsError,
     VerificationError,
 )
-from intraslice_core.files import file_sha256
+from intraslice_core.files import file_sha256, require_free_output
 
 # -- one shard file ----------------------------------------------------------------------------
 
@@ -125,7 +122,7 @@ class WrittenRecord:
     tensors: Mapping[str, str]
     """Digest of each tensor's bytes, by name."""
     files: Mapping[str, str]
-    """Digest of each file that holds no weights, by name."""
+    """Digest of each file that holds no weights, by relative path."""
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -134,9 +131,12 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 def file_digests(directory: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file in `directory` that holds no weights, by name."""
-    weights = set(directory.glob(WEIGHTS))
-    return {file.name: file_sha256(file) for file in sorted(set(directory.iterdir()) - weights)}
+    """Return the SHA-256 of every file in `directory` that holds no weights, by relative path."""
+    files = {path for path in directory.rglob("*") if path.is_file()}
+    return {
+        file.relative_to(directory).as_posix(): file_sha256(file)
+        for file in sorted(files - set(directory.glob(WEIGHTS)))
+    }
 
 
 def require_as_written(directory: Path, record: WrittenRecord) -> None:
@@ -175,18 +175,6 @@ def _changed_files(directory: Path, record: WrittenRecord) -> Iterator[str]:
 # -- checks before writing ---------------------------------------------------------------------
 
 
-def require_free_output(out: Path) -> None:
-    """Raise if the output exists already; an empty directory is allowed.
-
-    Raises:
-        OutputExistsError: if `out` is a file or a directory that is not empty.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputExistsError(
-            f"{out} already exists", field="out", hint="give another directory or remove it"
-        )
-
-
 def ensure_disk_space(out: Path, bytes_needed: int) -> None:
     """Raise before any work if the file system of `out` cannot hold the result.
 
@@ -208,22 +196,25 @@ def ensure_disk_space(out: Path, bytes_needed: int) -> None:
 # -- the writer of a checkpoint directory --------------------------------------------------------
 
 CARRIED_OVER = (
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "*.model",
-    "chat_template*.jinja",
-    "chat_template*.json",
-    "generation_config.json",
-    "LICENSE*",
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "tekken.json"),
+    *("*vocab*.json", "vocab.txt", "merges.txt", "dict.txt", "bpe.codes"),
+    *("*.model", "*.spm", "*.tiktoken", "*.tokenizer"),
+    *("normalizer.json", "emoji.json", "byte_maps.json", "word_*.json"),
+    *("chat_template*.jinja", "chat_template*.json", "additional_chat_templates/*.jinja"),
+    *("generation_config.json", "processor_config.json", "*preprocessor_config.json"),
+    *("audio_tokenizer_config.json", "LICENSE*", "NOTICE*"),
 )
 """Files copied from the dense checkpoint into the sliced one; never code or references to code.
+
+They are the files beside the weights that transformers' tokenizers and processors read: the names
+in their `vocab_files_names`, their settings and their chat templates.
 
 Users who load the result with `trust_remote_code` agree to run IntraSlice's modeling code, and
 must not run code of the dense checkpoint by it.
 """
+
+_NAME_CHARACTERS = 50
+"""Characters of an output's name in that of its partial directory; names are at most 255 bytes."""
 
 _CODE_SETTINGS = ("auto_map", "custom_generate")
 """Settings in JSON files that make a loader fetch or run code."""
@@ -259,7 +250,9 @@ class CheckpointWriter:
         self._digests: dict[str, str] = {}
         self._files: dict[str, str] = {}
         out.parent.mkdir(parents=True, exist_ok=True)
-        self._work = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+        self._work = Path(
+            tempfile.mkdtemp(prefix=f".{out.name[:_NAME_CHARACTERS]}.partial-", dir=out.parent)
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -316,7 +309,7 @@ class CheckpointWriter:
         for pattern in CARRIED_OVER:
             for file in source.glob(pattern):
                 if file.is_file():
-                    _copy_without_code(file, self._work / file.name)
+                    _copy_without_code(file, self._work / file.relative_to(source))
         self._files = file_digests(self._work)
         require_free_output(self.out)
         _sync_directory(self._work)
@@ -360,6 +353,7 @@ class CheckpointWriter:
 
 def _copy_without_code(file: Path, target: Path) -> None:
     """Copy a file, a JSON object without the settings that make a loader fetch or run code."""
+    target.parent.mkdir(exist_ok=True)
     settings = read_json(file) if file.suffix == ".json" else None
     if not isinstance(settings, dict) or not any(name in settings for name in _CODE_SETTINGS):
         shutil.copyfile(file, target)
@@ -379,6 +373,6 @@ def sync_to_disk(path: Path) -> None:
 
 def _sync_directory(directory: Path) -> None:
     """Flush a directory and its files to disk, so that a crash after the rename loses nothing."""
-    for file in directory.iterdir():
-        sync_to_disk(file)
+    for path in directory.rglob("*"):
+        sync_to_disk(path)
     sync_to_disk(directory)

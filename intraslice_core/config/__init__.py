@@ -12,9 +12,9 @@ from intraslice_core.config.calibration import (
     WeightedSource,
 )
 from intraslice_core.config.compression import (
+    COMPRESSED_MODEL_TYPES,
     DEFAULT_RATIO,
     FORMER_METHOD,
-    GGUF_MODEL_TYPES,
     RENAMED_METHOD_ERROR,
     SUPPORTED_MODEL_TYPES,
     UNLIMITED,
@@ -35,10 +35,10 @@ from intraslice_core.config.evaluation import EvaluationConfig, GateConfig, Spee
 from intraslice_core.config.recovery import HELD_OUT_SEQUENCES, RecoveryConfig, RecoveryLoss
 
 __all__ = [
+    "COMPRESSED_MODEL_TYPES",
     "DEFAULT_MIXTURE",
     "DEFAULT_RATIO",
     "FORMER_METHOD",
-    "GGUF_MODEL_TYPES",
     "HELD_OUT_SEQUENCES",
     "MAX_SEQUENCES",
     "RENAMED_METHOD_ERROR",

@@ -14,7 +14,9 @@ MAX_SEQUENCES = 65_536
 """Largest number of sequences of one calibration or fine-tuning text."""
 
 
-TextField = Annotated[str, Field(min_length=1, max_length=200)] | None
+TextField = Annotated[
+    Annotated[str, Field(min_length=1, max_length=200)] | None, Field(examples=[None])
+]
 """Name of the field of a record that holds its text or its messages; None for the known ones."""
 
 

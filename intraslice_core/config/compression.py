@@ -48,11 +48,28 @@ SUPPORTED_MODEL_TYPES = (
     "phi3",
     "gemma2",
     "gemma3_text",
+    "cohere",
+    "cohere2",
+    "exaone4",
+    "glm",
+    "glm4",
+    "gpt_neox",
+    "granite",
+    "granitemoehybrid",
+    "ministral3",
+    "nemotron",
+    "olmo2",
+    "olmo3",
+    "opt",
+    "seed_oss",
+    "smollm3",
+    "stablelm",
+    "starcoder2",
 )
 """Model types with an adapter in `families`, listed here for callers that must not import torch."""
 
-GGUF_MODEL_TYPES = ("llama",)
-"""Model types that may be read from GGUF files; all others are read from safetensors."""
+COMPRESSED_MODEL_TYPES = ("intraslice", "nemotron-nas")
+"""Model types of results of the targets `research` and `adaptive`, which are inputs, too."""
 
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -87,11 +104,13 @@ class CompressionSettings(FrozenModel):
     device: str = Field(
         default="auto", description="Compute device: auto, cpu, cuda, cuda:1 and so on."
     )
-    round_to: int = Field(
-        default=8,
+    round_to: int | None = Field(
+        default=None,
         ge=1,
         le=512,
-        description="Dimensions are rounded to multiples of this number; GPU kernels prefer 8.",
+        description="Dimensions are rounded to multiples of this number. null selects 8, which GPU "
+        "kernels prefer, and less for models whose heads are narrower than 64 dimensions or whose "
+        "MLPs are narrower than 256.",
     )
     batch_size: int = Field(default=8, ge=1, le=4096, description="Sequences per forward pass.")
     exports: tuple[ExportFormat, ...] = Field(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from intraslice_core.allocation.budget import compression_budget
+from intraslice_core.allocation.budget import compression_budget, resolve_round_to
+from intraslice_core.allocation.rounding import require_rounding
 from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.cost_model.memory import peak_memory
-from intraslice_core.export.targets import DEMANDS
+from intraslice_core.export.targets import demands_on
 from intraslice_core.plan import LayerPlan, ModelGeometry, dense_parameters, total_parameters
 
 
@@ -27,6 +28,8 @@ class Estimate(FrozenModel):
     bytes_after: int
     peak_memory_bytes: int
     first_layer: LayerPlan
+    round_to: int
+    """Number that dimensions are multiples of, as requested or selected for the model."""
 
 
 def estimate(
@@ -34,6 +37,7 @@ def estimate(
     item_bytes: int,
     compression: CompressionConfig,
     evaluation: EvaluationConfig | None,
+    model_type: str | None = None,
 ) -> Estimate:
     """Estimate a compression without running it.
 
@@ -42,6 +46,7 @@ def estimate(
         item_bytes: bytes per stored weight.
         compression: settings of the compression.
         evaluation: settings of the evaluation; None without one.
+        model_type: of the dense model, on which the target's constraints depend; None for any.
 
     Raises:
         BudgetOutOfReachError: if no shapes have the requested size.
@@ -49,8 +54,10 @@ def estimate(
     """
     dense = geometry.dense_plan()
     budget = compression_budget(compression, geometry, item_bytes)
-    shapes = DEMANDS[compression.target].shapes
-    plan = uniform_plan(geometry, budget.ratio, compression.round_to, shapes)
+    shapes = demands_on(compression, model_type).shapes
+    require_rounding(compression, geometry, budget, shapes)
+    round_to = resolve_round_to(compression, geometry)
+    plan = uniform_plan(geometry, budget.ratio, round_to, shapes)
     before, after = dense_parameters(geometry), total_parameters(geometry, plan)
     return Estimate(
         params_before=before,
@@ -69,4 +76,5 @@ def estimate(
             evaluation=evaluation,
         ),
         first_layer=plan.layers[0],
+        round_to=round_to,
     )

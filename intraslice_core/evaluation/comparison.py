@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice_core.calibration import text_prefix
+from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
 from intraslice_core.config import EvaluationConfig, GateConfig
-from intraslice_core.device import keeps_few_kernels
+from intraslice_core.device import advising_bfloat16, keeps_few_kernels
 from intraslice_core.errors import MeasurementError, NumericalError, QualityGateError
 from intraslice_core.evaluation import speed_process
 from intraslice_core.evaluation.clean_process import PACKAGES_DIRECTORY, CleanProcess
@@ -30,6 +31,7 @@ from intraslice_core.evaluation.perplexity import (
 from intraslice_core.evaluation.tasks import OpenedTasks, TaskScore, open_tasks, score_tasks
 from intraslice_core.evaluation.texts import require_known_texts
 from intraslice_core.evaluation.timing import compare_speeds
+from intraslice_core.families.positions import learned_positions, require_lengths
 from intraslice_core.progress import (
     CancellationCheck,
     ProgressEvent,
@@ -118,6 +120,7 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
     Progress fractions are of the evaluation, in [0, 1].
 
     Raises:
+        ConfigurationError: if a window is longer than the model's table of learned positions.
         QualityGateError: if the compressed model is worse than the gate allows.
         CalibrationSourceError: if a text cannot be read or written.
         TokenizerError: if the tokenizer cannot be loaded or does not fit the embedding.
@@ -125,6 +128,7 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
         MeasurementError: if the speed cannot be measured.
         CompressionCancelledError: if the run is cancelled.
     """
+    _require_lengths(dense_dir, config)
     measures_speed = config.benchmark or bool(config.speed_grid)
     share = (_PERPLEXITY_SHARE if measures_speed else 1.0) / 2
     scorer = _Scorer(
@@ -173,10 +177,12 @@ def evaluate_one(
     """Measure one model's perplexity on every text and its scores in the requested tasks.
 
     Raises:
+        ConfigurationError: if a window is longer than the model's table of learned positions.
         CalibrationSourceError: if a text cannot be read, or only the dense model could write it.
         TaskError: if a task cannot be measured.
         CompressionCancelledError: if the run is cancelled.
     """
+    _require_lengths(directory, config.model_copy(update={"benchmark": False, "speed_grid": ()}))
     scorer = _Scorer(
         config=config,
         tasks=tasks or open_requested_tasks(config),
@@ -184,17 +190,23 @@ def evaluate_one(
         device=device,
         should_cancel=should_cancel,
     )
-    texts = _load_texts(directory, config.perplexity, config)
-    model = scorer.load(directory)
-    require_known_texts(load_tokenizer(directory), embedding_rows(model), texts, config.prompts)
 
     def report(message: str, fraction: float) -> None:
         on_progress(ProgressEvent(stage=Stage.EVALUATE, message=message, fraction=fraction))
 
+    texts = _load_texts(directory, config.perplexity, config, report)
+    model = scorer.load(directory)
+    require_known_texts(load_tokenizer(directory), embedding_rows(model), texts, config.prompts)
     return ModelScores(
         perplexity=scorer.score_texts(model, texts, text_prefix(load_tokenizer(directory)), report),
         tasks=scorer.score_tasks(model, directory, report),
     )
+
+
+def _require_lengths(directory: Path, config: EvaluationConfig) -> None:
+    """Raise if a window or prompt is longer than the model's table of learned positions."""
+    settings = read_json_object(directory / CONFIG_FILE)
+    require_lengths(learned_positions(settings), None, config)
 
 
 def open_requested_tasks(config: EvaluationConfig) -> OpenedTasks | None:
@@ -257,7 +269,7 @@ class _Scorer:
     def score_dense(self, directory: Path, cache: DenseScores, report: _Report) -> ModelScores:
         """Load and write the texts, score the dense model on them, and fill the cache."""
         sources = [source for source in self.config.perplexity if source not in WRITTEN]
-        texts = _load_texts(directory, sources, self.config)
+        texts = _load_texts(directory, sources, self.config, report)
         model = self.load(directory)
         rows = embedding_rows(model)
         tokenizer = load_tokenizer(directory)
@@ -274,16 +286,17 @@ class _Scorer:
     def _score(
         self, model: PreTrainedModel, directory: Path, cache: DenseScores, report: _Report
     ) -> ModelScores:
-        return ModelScores(
-            perplexity=self.score_texts(model, cache.texts, cache.prefix, report),
-            tasks=self.score_tasks(model, directory, report),
-            continuations=continuations(
-                model,
-                load_tokenizer(directory),
-                self.config.prompts,
-                should_cancel=self.should_cancel,
-            ),
-        )
+        with advising_bfloat16(model.dtype):
+            return ModelScores(
+                perplexity=self.score_texts(model, cache.texts, cache.prefix, report),
+                tasks=self.score_tasks(model, directory, report),
+                continuations=continuations(
+                    model,
+                    load_tokenizer(directory),
+                    self.config.prompts,
+                    should_cancel=self.should_cancel,
+                ),
+            )
 
     def _write_texts(
         self, dense: PreTrainedModel, directory: Path, report: _Report
@@ -341,16 +354,24 @@ class _Scorer:
 
 
 def _load_texts(
-    directory: Path, sources: Iterable[str], config: EvaluationConfig
+    directory: Path, sources: Iterable[str], config: EvaluationConfig, report: _Report
 ) -> dict[str, Tensor]:
-    """Return the held-out tokens of every text by its source."""
+    """Return the held-out tokens of every text by its source; report skipped records."""
     tokenizer = load_tokenizer(directory)
-    return {
+    warnings: list[str] = []
+    texts = {
         source: evaluation_tokens(
-            source, tokenizer, config.max_tokens, text_field=config.text_field
+            source,
+            tokenizer,
+            config.max_tokens,
+            text_field=config.text_field,
+            warnings=warnings,
         )
         for source in sources
     }
+    for warning in warnings:
+        report(f"warning: {warning}", 0.0)
+    return texts
 
 
 def _settings_key(config: EvaluationConfig, dtype: str) -> str:

@@ -11,22 +11,40 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = 1024
+CONTEXT = 1024
+"""Context in tokens; llama.cpp reduces it to the model's own, and rejects longer prompts."""
 _CANDIDATES = 512
 """Number of most likely tokens requested; the reference's tokens must be among them."""
+_SMALL_FILE_BYTES = 64 * 10**6
 
 
-def serve(file: str) -> Any:
-    """Start a llama.cpp server for the file within this process, on the CPU."""
+def threads_for(file: str) -> int | None:
+    """Return 1 for a file below 64 MB, else None for llama.cpp's choice.
+
+    On a busy machine, the threads of a small model wait for each other longer than they compute.
+    """
+    return 1 if Path(file).stat().st_size < _SMALL_FILE_BYTES else None
+
+
+def serve(file: str, threads: int | None = None) -> Any:
+    """Start a llama.cpp server for the file within this process, on the CPU.
+
+    Args:
+        file: the GGUF file.
+        threads: compute threads; None for `threads_for(file)`.
+    """
     import xllamacpp  # type: ignore[import-untyped]
 
     settings = xllamacpp.CommonParams()
     settings.model.path = file
-    settings.n_ctx = _CONTEXT
+    settings.n_ctx = CONTEXT
     settings.n_parallel = 1
     settings.n_gpu_layers = 0
     settings.warmup = False
     settings.verbosity = -1
+    threads = threads or threads_for(file)
+    if threads is not None:
+        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
     settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     return xllamacpp.Server(settings)
@@ -82,7 +100,7 @@ def _answer(server: Any, entry: dict[str, Any], safe_token: int) -> dict[str, An
 
     A candidate that is not among the most likely tokens gets minus infinity.
     """
-    prompt: list[int] = entry["tokens"]
+    prompt: list[int] = entry["prompt"]
     rows = entry["candidates"]
     ends = range(len(prompt) - len(rows) + 1, len(prompt) + 1)
     log_probs = []

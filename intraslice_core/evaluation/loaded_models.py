@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 
 from intraslice_core import modeling
+from intraslice_core.checkpoints.reader import StoredTensors, model_dtype
 from intraslice_core.device import resolve_device, resolve_dtype
+from intraslice_core.families.wrappers import WRAPPERS
 
 
 def load_model(directory: Path, *, dtype: str, device: str) -> PreTrainedModel:
@@ -15,9 +23,13 @@ def load_model(directory: Path, *, dtype: str, device: str) -> PreTrainedModel:
     modeling.register()
     compute_device = resolve_device(device)
     settings = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    with StoredTensors(directory) as stored:
+        own_dtype = model_dtype(settings, stored)
+    wraps = settings.model_type in WRAPPERS
+    auto: Any = AutoModelForImageTextToText if wraps else AutoModelForCausalLM
+    model: PreTrainedModel = auto.from_pretrained(
         directory,
-        dtype=resolve_dtype(dtype, compute_device, settings.dtype),
+        dtype=resolve_dtype(dtype, compute_device, own_dtype),
         local_files_only=True,
         trust_remote_code=False,
     )

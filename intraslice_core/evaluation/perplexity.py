@@ -21,11 +21,13 @@ from intraslice_core.progress import CancellationCheck, never_cancelled, raise_i
 
 @dataclass(frozen=True, kw_only=True)
 class OutputHead:
-    """Output head of a causal language model, with its logit soft cap."""
+    """Output head of a causal language model, with the scale and soft cap of its logits."""
 
     head: nn.Linear
     cap: float | None
     """Bound of the logits' soft cap, as in Gemma 2; None without one."""
+    scale: float = 1.0
+    """Factor on the logits, as in Granite."""
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> OutputHead:
@@ -39,11 +41,15 @@ class OutputHead:
             raise TypeError(
                 f"{type(model).__name__} has no output head: give a causal language model"
             )
-        return cls(head=head, cap=getattr(model.config, "final_logit_softcapping", None))
+        config = model.config.get_text_config()
+        scale = float(getattr(config, "logit_scale", None) or 1.0)  # ours, and Cohere's
+        divisor = float(getattr(config, "logits_scaling", None) or 1.0)  # Granite's
+        cap = getattr(config, "final_logit_softcapping", None)
+        return cls(head=head, cap=cap, scale=scale / divisor)
 
     def logits(self, rows: Tensor) -> Tensor:
         """Map (rows, hidden_size) to float32 logits (rows, vocabulary)."""
-        logits: Tensor = self.head(rows).float()
+        logits: Tensor = self.head(rows).float() * self.scale
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
 

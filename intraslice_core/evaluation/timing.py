@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from intraslice_core.config import EvaluationConfig
+from intraslice_core.context_length import context_of
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.loads import compare_under_loads
 from intraslice_core.evaluation.speed import compare_speed
+from intraslice_core.families.positions import DECODED
 from intraslice_core.progress import CancellationCheck, never_cancelled
 from intraslice_core.reports.schema import LoadReport, SpeedReport
 
-_BENCHMARK = {"batch_size": 1, "prompt_tokens": 256, "new_tokens": 32, "repeats": 3}
-_LOADS = {"new_tokens": 32, "repeats": 5}
+_BENCHMARK = {"batch_size": 1, "new_tokens": DECODED, "repeats": 3}
+_BENCHMARK_PROMPT = 256
+"""Tokens of the benchmark's prompt, fewer in a shorter context."""
+_LOADS = {"new_tokens": DECODED, "repeats": 5}
 
 
 def compare_speeds(
@@ -37,7 +41,17 @@ def compare_speeds(
     )
     speed = None
     if config.benchmark:
-        speed = compare_speed(dense, compressed, **_BENCHMARK, should_cancel=should_cancel)
+        prompt = _benchmark_prompt(context_of(dense.config.to_dict()))
+        speed = compare_speed(
+            dense, compressed, prompt_tokens=prompt, **_BENCHMARK, should_cancel=should_cancel
+        )
     return speed, compare_under_loads(
         dense, compressed, config.speed_grid, **_LOADS, should_cancel=should_cancel
     )
+
+
+def _benchmark_prompt(context: int | None) -> int:
+    """Return the benchmark's prompt length, which fits the context with the decoded tokens."""
+    if context is None:
+        return _BENCHMARK_PROMPT
+    return max(min(_BENCHMARK_PROMPT, context - _BENCHMARK["new_tokens"]), 1)

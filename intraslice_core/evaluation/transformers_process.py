@@ -22,7 +22,7 @@ POSITIONS = 4
 TOP = 16
 """Number of most likely tokens compared at each position."""
 GREEDY_TOKENS = 16
-"""Number of greedily decoded tokens compared per prompt."""
+"""Number of greedily decoded tokens compared per prompt, fewer in a very short context."""
 
 
 class _BlockOurPackages(MetaPathFinder):
@@ -37,13 +37,19 @@ class _BlockOurPackages(MetaPathFinder):
             )
 
 
-def observe(model: Any, prompt: list[int], candidates: list[list[int]] | None) -> dict[str, Any]:
+def observe(
+    model: Any,
+    prompt: list[int],
+    candidates: list[list[int]] | None,
+    greedy_tokens: int = GREEDY_TOKENS,
+) -> dict[str, Any]:
     """Compute log-probabilities at the last positions of a prompt, and a greedy continuation.
 
     Args:
         model: a causal language model in evaluation mode.
         prompt: token ids.
         candidates: tokens to report at each position; None takes the most likely ones.
+        greedy_tokens: number of tokens to decode.
 
     Returns:
         `candidates` and `log_probs` (positions, tokens), `greedy` tokens, and their `margins`: the
@@ -54,7 +60,7 @@ def observe(model: Any, prompt: list[int], candidates: list[list[int]] | None) -
         log_probs = _log_probs(output.logits[0, -POSITIONS:])
         top = min(TOP, log_probs.shape[-1])
         tokens = log_probs.topk(top).indices if candidates is None else torch.tensor(candidates)
-        greedy, margins = _continue(model, output)
+        greedy, margins = _continue(model, output, greedy_tokens)
     return {
         "candidates": tokens.tolist(),
         "log_probs": log_probs.gather(-1, tokens).tolist(),
@@ -63,7 +69,7 @@ def observe(model: Any, prompt: list[int], candidates: list[list[int]] | None) -
     }
 
 
-def _continue(model: Any, output: Any) -> tuple[list[int], list[float]]:
+def _continue(model: Any, output: Any, tokens: int) -> tuple[list[int], list[float]]:
     """Decode greedily with the KV cache; return the tokens and their margins."""
     greedy: list[int] = []
     margins: list[float] = []
@@ -71,7 +77,7 @@ def _continue(model: Any, output: Any) -> tuple[list[int], list[float]]:
         best = _log_probs(output.logits[0, -1:])[0].topk(2)
         greedy.append(int(best.indices[0]))
         margins.append(float(best.values[0] - best.values[1]))
-        if len(greedy) == GREEDY_TOKENS:
+        if len(greedy) == tokens:
             return greedy, margins
         output = model(
             input_ids=_batch(model, greedy[-1:]),
@@ -122,11 +128,18 @@ def _has_own_code(checkpoint: str) -> bool:
     return "auto_map" in config
 
 
+def _is_multimodal(checkpoint: str) -> bool:
+    """Return whether the checkpoint is a language model with a vision tower."""
+    config = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
+    return "vision_config" in config
+
+
 def _load_model(checkpoint: str, dtype: str, *, trust_remote_code: bool) -> Any:
     """Load the model and check that every weight was found and used."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    auto: Any = AutoModelForImageTextToText if _is_multimodal(checkpoint) else AutoModelForCausalLM
+    loaded: Any = auto.from_pretrained(
         checkpoint,
         trust_remote_code=trust_remote_code,
         local_files_only=True,
@@ -153,7 +166,7 @@ def _answer(
     model.to(reference["device"]).train(False)
     answers = []
     for entry in reference["prompts"]:
-        answer = observe(model, entry["tokens"], entry["candidates"])
+        answer = observe(model, entry["prompt"], entry["candidates"], len(entry["greedy"]))
         answer["tokens"] = tokenizer(entry["text"])["input_ids"]
         answers.append(answer)
     return answers

@@ -68,6 +68,8 @@ def write_reference(
 ) -> None:
     """Write the model's answers to fixed prompts and the hashes of the weight files.
 
+    A prompt is cut where it and the decoded tokens would exceed the model's context.
+
     Args:
         directory: the complete checkpoint; `verification.json` is added to it.
         model: the model in memory, on the device and in the dtype to verify with.
@@ -175,9 +177,24 @@ def _result(
 def _describe(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str
 ) -> dict[str, Any]:
-    """Return one prompt with the model's answer."""
+    """Return one prompt with the model's answer: its text, all of its tokens, those that are read.
+
+    Longer inputs than the context have no defined answer: runtimes reject them, and some rotary
+    embeddings change their frequencies.
+    """
+    context = min(_context_of(model), llama_cpp_process.CONTEXT)
+    greedy_tokens = max(min(transformers_process.GREEDY_TOKENS, context // 2), 1)
     tokens: list[int] = tokenizer(text)["input_ids"]
-    return {"text": text, "tokens": tokens, **transformers_process.observe(model, tokens, None)}
+    prompt = tokens[: max(context - greedy_tokens, 1)]
+    answer = transformers_process.observe(model, prompt, None, greedy_tokens)
+    return {"text": text, "tokens": tokens, "prompt": prompt, **answer}
+
+
+def _context_of(model: PreTrainedModel) -> int:
+    """Return the model's context in tokens; where it names none, that of llama.cpp here."""
+    settings: Any = model.config.get_text_config()
+    context = getattr(settings, "max_position_embeddings", None)
+    return context if isinstance(context, int) else llama_cpp_process.CONTEXT
 
 
 def _hashes(directory: Path) -> dict[str, str]:

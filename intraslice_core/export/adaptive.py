@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from intraslice_core.export.gguf import GgufLayout, deci_layout
+from intraslice_core.checkpoints.reader import StoredTensors
+from intraslice_core.export.gguf_layout import GgufLayout, deci_layout
 from intraslice_core.families.canonical import CanonicalSettings, layer_prefix
 from intraslice_core.modeling import DeciLMConfig
 from intraslice_core.plan import LayerPlan, ModelPlan
@@ -25,6 +26,9 @@ AUTO_MAP: Mapping[str, str] = MappingProxyType(
         "AutoConfig": "configuration_decilm.DeciLMConfig",
         "AutoModel": "modeling_decilm.DeciLMModel",
         "AutoModelForCausalLM": "modeling_decilm.DeciLMForCausalLM",
+        "AutoModelForSequenceClassification": "modeling_decilm.DeciLMForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_decilm.DeciLMForTokenClassification",
+        "AutoModelForQuestionAnswering": "modeling_decilm.DeciLMForQuestionAnswering",
     }
 )
 """Classes for transformers' Auto classes, by module in the checkpoint."""
@@ -59,11 +63,6 @@ class AdaptiveForm:
     canonical: CanonicalSettings
     plan: ModelPlan
 
-    @property
-    def query_factor(self) -> float:
-        """Return 1, because the head dim is that of the dense model."""
-        return 1.0
-
     def tensors(self, canonical: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors without the input norms of removed attention modules.
 
@@ -75,6 +74,10 @@ class AdaptiveForm:
             if shape.num_attention_heads == 0
         }
         return {name: tensor for name, tensor in canonical.items() if name not in unused}
+
+    def canonical_tensors(self, stored: StoredTensors) -> dict[str, Tensor]:
+        """Return the written tensors in the IntraSlice architecture, in float32."""
+        return {name: stored.tensor(name).float() for name in stored.names}
 
     def configuration(self) -> PreTrainedConfig:
         """Return the `DeciLMConfig`, which names the code that travels with it."""

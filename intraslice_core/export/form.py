@@ -2,7 +2,7 @@
 
 A `CheckpointForm` converts the compressed model's configuration and tensors. `WrittenReference`
 loads the written files back into the IntraSlice architecture, for verification, and
-`require_plain_attention` raises if a dense model does not fit these targets.
+`require_expressible` raises if a dense model does not fit these targets.
 """
 
 from __future__ import annotations
@@ -19,38 +19,35 @@ from transformers import PreTrainedConfig
 from intraslice_core.checkpoints.reader import StoredTensors
 from intraslice_core.config import CompressionSettings
 from intraslice_core.errors import ConfigurationError
-from intraslice_core.export.gguf import GgufLayout
+from intraslice_core.export.gguf_layout import GgufLayout, deci_layout, family_layout
+from intraslice_core.export.targets import TargetDemands
+from intraslice_core.families.adapter import FamilyAdapter
 from intraslice_core.families.canonical import CanonicalSettings, rope_of
 from intraslice_core.modeling import IntraSliceConfig, IntraSliceForCausalLM
 
-QUERY_TENSORS = ("self_attn.q_proj.weight", "self_attn.q_proj.bias")
-
 
 class CheckpointForm(Protocol):
-    """Compressed model in the form of another architecture; tensors keep their canonical names."""
-
-    @property
-    def query_factor(self) -> float:
-        """Return the factor that the queries are multiplied by."""
+    """Compressed model in the form of another architecture."""
 
     def tensors(self, canonical: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors of the architecture under full names, in their stored dtype."""
+        """Return a layer's tensors of the architecture under full names, in their stored dtype.
+
+        Args:
+            canonical: the layer's tensors by full canonical names.
+        """
+
+    def canonical_tensors(self, stored: StoredTensors) -> dict[str, Tensor]:
+        """Return the written tensors in the IntraSlice architecture, in float32."""
 
     def configuration(self) -> PreTrainedConfig:
         """Return the configuration of the architecture."""
 
     def gguf_layout(self) -> GgufLayout:
-        """Return the layout of a GGUF file with the same model."""
+        """Return the layout of a GGUF file with the same model.
 
-
-def scaled_queries(canonical: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """Return the tensors, with those of the queries multiplied by `factor` in float32."""
-    return {
-        name: (tensor.float() * factor).to(tensor.dtype)
-        if factor != 1.0 and name.endswith(QUERY_TENSORS)
-        else tensor
-        for name, tensor in canonical.items()
-    }
+        Raises:
+            ConfigurationError: if llama.cpp cannot compute the model.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +61,10 @@ class WrittenReference:
     def model(self, directory: Path) -> IntraSliceForCausalLM:
         """Return the IntraSlice model with the stored weights in float32.
 
-        The factor on the queries is divided out.
+        Factors that the form puts on weights are divided out.
         """
         with StoredTensors(directory) as stored:
-            state = scaled_queries(
-                {name: stored.tensor(name).float() for name in stored.names},
-                1.0 / self.form.query_factor,
-            )
+            state = self.form.canonical_tensors(stored)
         # The IntraSlice architecture has the unused input norm of layers without attention.
         for layer in range(self.config.num_hidden_layers):
             name = f"model.layers.{layer}.input_layernorm.weight"
@@ -85,11 +79,44 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary types whose frequencies do not depend on the length of the text."""
 
 
-def require_plain_attention(canonical: CanonicalSettings, settings: CompressionSettings) -> None:
-    """Raise if the formats of targets `adaptive` and `stock` cannot express the dense attention.
+def require_expressible(
+    family: FamilyAdapter,
+    config: PreTrainedConfig,
+    demands: TargetDemands,
+    settings: CompressionSettings,
+) -> None:
+    """Raise if the formats of targets `adaptive` and `stock` cannot express the dense model.
+
+    Args:
+        family: of the dense model.
+        config: of the dense model.
+        demands: of the target on the family.
+        settings: of the compression.
 
     Raises:
-        ConfigurationError: naming the rotary type or the sliding window.
+        ConfigurationError: naming the setting of the model that does not fit.
+    """
+    canonical = family.canonical_settings(config)
+    cuts_pairs = not demands.shapes.stays_whole("pairs", canonical["head_dim"] // 2)
+    if cuts_pairs or settings.target == "adaptive":
+        _require_one_table(canonical, settings)
+    if settings.target == "adaptive" and canonical["sliding_window"] is not None:
+        raise ConfigurationError(
+            "target adaptive does not support sliding-window attention",
+            field="compression.target",
+            hint="use target stock or research",
+        )
+    if settings.gguf_formats and settings.target == "adaptive":
+        deci_layout(canonical, family.geometry(config).dense_plan().layers)
+    elif settings.gguf_formats:
+        family_layout(family, config)
+
+
+def _require_one_table(canonical: CanonicalSettings, settings: CompressionSettings) -> None:
+    """Raise if the rotary frequencies depend on the length of the text.
+
+    Raises:
+        ConfigurationError: naming the rotary type.
     """
     for layer_type in sorted(set(canonical["layer_types"])):
         rope = rope_of(canonical, layer_type)
@@ -101,17 +128,3 @@ def require_plain_attention(canonical: CanonicalSettings, settings: CompressionS
                 field="compression.target",
                 hint=f"use target research; the others support {', '.join(ROPE_TYPES)}",
             )
-    if canonical["sliding_window"] is None:
-        return
-    if settings.target == "adaptive":
-        raise ConfigurationError(
-            "target adaptive does not support sliding-window attention",
-            field="compression.target",
-            hint="use target stock or research",
-        )
-    if settings.gguf_formats:
-        raise ConfigurationError(
-            "the GGUF export does not support sliding-window attention",
-            field="compression.exports",
-            hint="remove the gguf exports",
-        )

@@ -1,122 +1,29 @@
-"""GGUF export: the layout of architectures `llama` and `deci`, and the writer of the file.
-
-`llama_layout` and `deci_layout` derive shapes and rotary factors from canonical settings.
-`write_gguf` converts the tensors of a checkpoint with Llama's names, one in memory at a time.
-"""
+"""Writer of GGUF files: converts the tensors of a checkpoint, one in memory at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
-import torch
-from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+from gguf import (
+    MODEL_ARCH_NAMES,
+    GGMLQuantizationType,
+    GGUFWriter,
+    LlamaFileType,
+    TensorNameMap,
+    get_tensor_name_map,
+)
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import quant_shape_to_byte_shape, quantize
 from torch import Tensor
 
-from intraslice_core.checkpoints.gguf_reader import LAYER_NAMES, OUTER_NAMES, ROPE_FACTORS
 from intraslice_core.checkpoints.reader import StoredTensors
 from intraslice_core.checkpoints.writer import sync_to_disk
 from intraslice_core.config import GgufFormat
+from intraslice_core.export.gguf_layout import GgufLayout
 from intraslice_core.export.gguf_vocabulary import GgufVocabulary
-from intraslice_core.families.canonical import CanonicalSettings, rope_of, rotary_embedding
-from intraslice_core.plan import LayerPlan
-
-# -- layout of the file --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class GgufLayout:
-    """Architecture, shapes and settings of a GGUF file; sequences have one entry per layer."""
-
-    architecture: Literal["llama", "deci"]
-    query_heads: tuple[int, ...]
-    """Number of query heads, 0 without attention."""
-    key_value_heads: tuple[int, ...]
-    widths: tuple[int, ...]
-    head_dim: int
-    hidden_size: int
-    vocab_size: int
-    context_length: int
-    norm_eps: float
-    rope_theta: float
-    rope_factors: tuple[float, ...] | None
-    """Divisors of the frequencies `rope_theta^(-j/m)`; None if all are 1."""
-    query_factor: float
-    """Factor on the queries: the square of the rotary embedding's attention factor."""
-
-    def add_to(self, writer: GGUFWriter) -> None:
-        """Write the settings; per-layer values become arrays only where layers differ."""
-        writer.add_vocab_size(self.vocab_size)
-        writer.add_context_length(self.context_length)
-        writer.add_embedding_length(self.hidden_size)
-        writer.add_block_count(len(self.widths))
-        writer.add_feed_forward_length(_scalar_or_list(self.widths))
-        writer.add_head_count(_scalar_or_list(self.query_heads))
-        writer.add_head_count_kv(_scalar_or_list(self.key_value_heads))
-        writer.add_key_length(self.head_dim)
-        writer.add_value_length(self.head_dim)
-        writer.add_layer_norm_rms_eps(self.norm_eps)
-        writer.add_rope_dimension_count(self.head_dim)
-        writer.add_rope_freq_base(self.rope_theta)
-
-
-def _scalar_or_list(sizes: tuple[int, ...]) -> int | Sequence[int]:
-    return sizes[0] if len(set(sizes)) == 1 else list(sizes)
-
-
-def llama_layout(canonical: CanonicalSettings, shape: LayerPlan, pairs: Tensor) -> GgufLayout:
-    """Return the layout of a `llama` model, whose layers have one shape.
-
-    Args:
-        canonical: settings of the dense model.
-        shape: shape of every layer.
-        pairs: kept rotary pairs of every head, (qk_pairs,).
-    """
-    layers = canonical["num_hidden_layers"]
-    return _layout("llama", canonical, (shape,) * layers, pairs)
-
-
-def deci_layout(canonical: CanonicalSettings, shapes: Sequence[LayerPlan]) -> GgufLayout:
-    """Return the layout of a `deci` model: different MLP widths, dense attention or none."""
-    pairs = torch.arange(canonical["head_dim"] // 2)
-    return _layout("deci", canonical, shapes, pairs)
-
-
-def _layout(
-    architecture: Literal["llama", "deci"],
-    canonical: CanonicalSettings,
-    shapes: Sequence[LayerPlan],
-    pairs: Tensor,
-) -> GgufLayout:
-    rotary = rotary_embedding(canonical, 0, torch.device("cpu"))
-    rope = rope_of(canonical, canonical["layer_types"][0])
-    theta = float(rope["rope_theta"])
-    exponents = torch.arange(len(pairs), dtype=torch.float64) / len(pairs)
-    factors = theta**-exponents / rotary.inv_freq.double()[pairs.cpu()]
-    plain = torch.allclose(factors, torch.ones_like(factors), rtol=1e-6, atol=0.0)
-    return GgufLayout(
-        architecture=architecture,
-        query_heads=tuple(shape.num_attention_heads for shape in shapes),
-        key_value_heads=tuple(shape.num_key_value_heads for shape in shapes),
-        widths=tuple(shape.intermediate_size for shape in shapes),
-        head_dim=2 * len(pairs),
-        hidden_size=canonical["hidden_size"],
-        vocab_size=canonical["vocab_size"],
-        context_length=canonical["max_position_embeddings"],
-        norm_eps=float(canonical["norm_eps"]),
-        rope_theta=theta,
-        rope_factors=None if plain else tuple(factors.tolist()),
-        query_factor=float(rotary.attention_scaling) ** 2,
-    )
-
-
-# -- writing of the file -------------------------------------------------------------------------
 
 _QUANTIZATIONS: Mapping[GgufFormat, tuple[GGMLQuantizationType, LlamaFileType]] = MappingProxyType(
     {
@@ -127,8 +34,7 @@ _QUANTIZATIONS: Mapping[GgufFormat, tuple[GGMLQuantizationType, LlamaFileType]] 
 _F32, _F16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16
 _QUERY = ("self_attn.q_proj.weight", "self_attn.q_proj.bias")
 _KEY = ("self_attn.k_proj.weight", "self_attn.k_proj.bias")
-_LAYER_MODULES = {module: gguf_module for gguf_module, module in LAYER_NAMES.items()}
-_OUTER_TENSORS = {name: gguf_name for gguf_name, name in OUTER_NAMES.items()}
+_MODEL_ARCHITECTURES = {name: number for number, name in MODEL_ARCH_NAMES.items()}
 
 
 def write_gguf(
@@ -142,18 +48,19 @@ def write_gguf(
 
     Args:
         file: the output file.
-        checkpoint: written checkpoint with Llama's names and half-split rotary pairs.
+        checkpoint: written checkpoint with the names of the family's own class.
         layout: architecture, shapes and settings of the model.
         vocabulary: the model's tokenizer.
         gguf_format: quantisation of matrices. Vectors are stored as float32, and matrices whose
             rows are not a multiple of the quantisation's block as float16.
     """
     quantization, file_type = _QUANTIZATIONS[gguf_format]
-    writer = GGUFWriter(file, layout.architecture)
+    writer = GGUFWriter(file, layout.architecture.name)
     writer.add_file_type(file_type)
     writer.add_quantization_version(2)
     layout.add_to(writer)
     vocabulary.add_to(writer)
+    tables = layout.rotary.tables
     with StoredTensors(checkpoint) as reader:
         names = list(_gguf_names(reader, layout))
         for name, gguf_name in names:
@@ -161,8 +68,8 @@ def write_gguf(
             kind = _tensor_type(shape, quantization)
             packed = shape if kind is _F32 else quant_shape_to_byte_shape(shape, kind)
             _add_tensor_info(writer, gguf_name, tuple(packed), kind)
-        if layout.rope_factors is not None:
-            _add_tensor_info(writer, ROPE_FACTORS, (len(layout.rope_factors),), _F32)
+        for name, factors in tables.items():
+            _add_tensor_info(writer, name, (len(factors),), _F32)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -170,25 +77,30 @@ def write_gguf(
             tensor = _gguf_tensor(name, reader.tensor(name), layout)
             kind = _tensor_type(tuple(tensor.shape), quantization)
             writer.write_tensor_data(quantize(tensor.numpy(), kind))
-        if layout.rope_factors is not None:
-            writer.write_tensor_data(np.array(layout.rope_factors, dtype=np.float32))
+        for factors in tables.values():
+            writer.write_tensor_data(np.array(factors, dtype=np.float32))
     writer.flush()
     writer.close()
     sync_to_disk(file)
 
 
 def _gguf_names(reader: StoredTensors, layout: GgufLayout) -> Iterator[tuple[str, str]]:
-    """Yield every tensor's name and its GGUF name, without the norms of removed attention."""
-    for name, gguf_name in _OUTER_TENSORS.items():
-        if name in reader.names:
-            yield name, gguf_name
-    for layer, heads in enumerate(layout.query_heads):
-        prefix = f"model.layers.{layer}."
-        for name in (name for name in reader.names if name.startswith(prefix)):
-            module, _, kind = name.removeprefix(prefix).rpartition(".")
-            if heads == 0 and module == "input_layernorm":
-                continue
-            yield name, f"blk.{layer}.{_LAYER_MODULES[module]}.{kind}"
+    """Yield every tensor's name and its GGUF name, those outside the layers first.
+
+    Raises:
+        KeyError: if llama.cpp has no name for a tensor.
+    """
+    model = _MODEL_ARCHITECTURES[layout.architecture.name]
+    gguf_names = get_tensor_name_map(model, len(layout.widths))
+    for name in sorted(reader.names, key=lambda name: (".layers." in name, name)):
+        yield name, _gguf_name(gguf_names, name)
+
+
+def _gguf_name(gguf_names: TensorNameMap, name: str) -> str:
+    gguf_name = gguf_names.get_name(name, try_suffixes=(".weight", ".bias"))
+    if gguf_name is None:
+        raise KeyError(f"tensor {name} has no name in GGUF")
+    return gguf_name
 
 
 def _add_tensor_info(
@@ -212,11 +124,21 @@ def _tensor_type(
 
 
 def _gguf_tensor(name: str, tensor: Tensor, layout: GgufLayout) -> Tensor:
-    """Return a tensor in float32; rows of q and k go from half-split to interleaved pairs."""
+    """Return a tensor in float32, as llama.cpp's architecture expects it.
+
+    Norms get their shift and queries their factor. Rows of q and k may go from half-split to
+    interleaved pairs, fused rows from [head][part][row] to [part][head][row].
+    """
     values = tensor.float()
-    if name.endswith(_QUERY):
+    module = name.rpartition(".")[0]
+    if layout.norm_shift and name.endswith("norm.weight"):
+        values = values + layout.norm_shift
+    if layout.query_factor != 1.0 and module.endswith(layout.query_module):
         values = values * layout.query_factor
-    if name.endswith((*_QUERY, *_KEY)):
+    if layout.architecture.interleaved and name.endswith((*_QUERY, *_KEY)):
         halves = values.view(-1, 2, layout.head_dim // 2, *values.shape[1:])
         values = halves.transpose(1, 2).reshape(values.shape)
+    if layout.architecture.fused_per_head and module.endswith("query_key_value"):
+        parts = values.view(-1, 3, layout.head_dim, *values.shape[1:])
+        values = parts.transpose(0, 1).reshape(values.shape)
     return values.contiguous()

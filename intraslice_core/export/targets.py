@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from intraslice_core.config import (
+    COMPRESSED_MODEL_TYPES,
     SUPPORTED_MODEL_TYPES,
     Allocation,
     CompressionSettings,
@@ -19,6 +20,7 @@ from intraslice_core.plan import (
     ATTENTION_DIMENSIONS,
     FREE,
     ONLY_DENSE,
+    Dimension,
     Module,
     ShapeConstraint,
 )
@@ -28,6 +30,75 @@ ONE_STEP = 0.02
 
 _CONSTRAINED_ALLOCATIONS: tuple[Allocation, ...] = ("auto", "uniform", "lagrangian")
 """Allocations that support constraints; the Fisher allocators of the paper do not."""
+_DENSE_HEAD_DIM: Mapping[Dimension, int] = MappingProxyType(
+    {"pairs": ONLY_DENSE, "value": ONLY_DENSE}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StockFamily:
+    """Dimensions besides the MLP width that a family's class and llama.cpp let `stock` cut."""
+
+    head_dim: bool = False
+    """True if the class takes any head dim, and `longrope` gives the kept pairs their frequencies.
+
+    All heads then keep the same rotary pairs.
+    """
+    gguf_head_dim: bool = False
+    """True if llama.cpp takes a table of frequencies for the kept pairs."""
+    heads: bool = False
+    """True if query and KV heads may be cut, equally in all layers."""
+    heads_divide_hidden_size: bool = False
+    """True if the class rejects a number of query heads that does not divide the hidden size."""
+    gguf: bool = True
+    """True if GGUF files of the family are written, for an architecture in llama.cpp."""
+
+    def describe(self) -> str:
+        """Return the dimensions that are cut, with and without GGUF files, as a sentence part."""
+        sizes = ["the MLP width", *(["heads"] if self.heads else [])]
+        every = [*sizes, *(["the head dim"] if self.head_dim else [])]
+        text = f"cuts {' and '.join(every)}"
+        if not self.gguf:
+            return f"{text}; no GGUF files"
+        if self.head_dim == self.gguf_head_dim:
+            return text
+        return f"{text}; with GGUF files only {' and '.join(sizes)}"
+
+
+STOCK_FAMILIES: Mapping[str, StockFamily] = MappingProxyType(
+    {
+        "llama": StockFamily(head_dim=True, gguf_head_dim=True),
+        "mistral": StockFamily(head_dim=True, gguf_head_dim=True),
+        "qwen2": StockFamily(head_dim=True, gguf_head_dim=True),
+        "qwen3": StockFamily(head_dim=True, heads=True),
+        "gemma2": StockFamily(head_dim=True, heads=True, heads_divide_hidden_size=True),
+        "gemma3_text": StockFamily(head_dim=True, heads=True, heads_divide_hidden_size=True),
+        # The attention of `qwen2_5_vl` takes its head dim from hidden size and heads.
+        "qwen2_5_vl_text": StockFamily(),
+        # `Phi3Config` requires as many longrope factors as hidden_size / heads has pairs;
+        # `PhiConfig` has no head dim, and runtimes compute it from hidden size and heads.
+        "phi3": StockFamily(),
+        "phi": StockFamily(),
+        "cohere": StockFamily(),
+        "cohere2": StockFamily(),
+        "exaone4": StockFamily(),
+        "glm": StockFamily(gguf=False),
+        "glm4": StockFamily(),
+        "gpt_neox": StockFamily(),
+        "granite": StockFamily(),
+        "granitemoehybrid": StockFamily(gguf=False),
+        "ministral3": StockFamily(gguf=False),
+        "nemotron": StockFamily(),
+        "olmo2": StockFamily(),
+        "olmo3": StockFamily(gguf=False),
+        "opt": StockFamily(gguf=False),
+        "seed_oss": StockFamily(),
+        "smollm3": StockFamily(),
+        "stablelm": StockFamily(),
+        "starcoder2": StockFamily(),
+    }
+)
+"""Families of target `stock` by model type."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +106,13 @@ class TargetDemands:
     """Requirements of one target; the defaults are those of `research`."""
 
     shapes: ShapeConstraint = FREE
-    model_types: tuple[str, ...] = SUPPORTED_MODEL_TYPES
+    model_types: tuple[str, ...] = SUPPORTED_MODEL_TYPES + COMPRESSED_MODEL_TYPES
     methods: tuple[Method, ...] = ("intraslice_plus", "intraslice", "magnitude")
     allocations: tuple[Allocation, ...] = ("auto", "uniform", "fisher", "fisher_pca", "lagrangian")
     alike: bool = False
     """True if all heads of all layers keep the same rotary pairs."""
+    cuts_heads: bool = True
+    """True if heads may be removed."""
     removable: frozenset[Module] = frozenset({"attention", "mlp"})
     """Modules that may be removed from a layer."""
     gguf: bool = False
@@ -60,7 +133,7 @@ DEMANDS: Mapping[Target, TargetDemands] = MappingProxyType(
                 tolerance=ONE_STEP,
             ),
             # DeciLM is a Llama, and its readers support biases on all four projections or on none.
-            model_types=("llama", "mistral"),
+            model_types=("llama", "mistral", "nemotron-nas"),
             methods=("intraslice_plus", "magnitude"),
             allocations=_CONSTRAINED_ALLOCATIONS,
             removable=frozenset({"attention"}),
@@ -70,17 +143,40 @@ DEMANDS: Mapping[Target, TargetDemands] = MappingProxyType(
             shapes=ShapeConstraint(
                 same_across_layers=ALL_DIMENSIONS, qk_equals_value=True, tolerance=ONE_STEP
             ),
-            # These families support any head_dim. Others do not fit: norms on q and k differ
-            # between heads once pairs are removed, and fused projections or partial rotary
-            # embedding do not allow a subset of the pairs.
-            model_types=("llama", "mistral", "qwen2"),
+            model_types=tuple(STOCK_FAMILIES),
             methods=("intraslice_plus",),
             allocations=_CONSTRAINED_ALLOCATIONS,
             alike=True,
+            cuts_heads=False,
             gguf=True,
         ),
     }
 )
+"""Requirements by target, for any of its families."""
+
+
+def demands_on(settings: CompressionSettings, model_type: str | None) -> TargetDemands:
+    """Return the requirements of the target on a model type and its output files.
+
+    Args:
+        settings: of the compression; only target and exports are used.
+        model_type: `model_type` of the dense model; None for any.
+    """
+    demands = DEMANDS[settings.target]
+    family = STOCK_FAMILIES.get(model_type or "")
+    if settings.target != "stock" or family is None:
+        return demands
+    cuts_head_dim = family.gguf_head_dim if settings.gguf_formats else family.head_dim
+    return replace(
+        demands,
+        shapes=replace(
+            demands.shapes,
+            multiples=demands.shapes.multiples if cuts_head_dim else _DENSE_HEAD_DIM,
+            heads_divide_hidden_size=family.heads_divide_hidden_size,
+        ),
+        cuts_heads=family.heads,
+        gguf=family.gguf,
+    )
 
 
 def require_target(settings: CompressionSettings, model_type: str) -> TargetDemands:
@@ -89,7 +185,7 @@ def require_target(settings: CompressionSettings, model_type: str) -> TargetDema
     Raises:
         ConfigurationError: naming the unsupported setting and the supported values.
     """
-    demands = DEMANDS[settings.target]
+    demands = demands_on(settings, model_type)
     if model_type not in demands.model_types:
         raise ConfigurationError(
             f"target {settings.target} does not support {model_type} models",
@@ -108,10 +204,16 @@ def require_target(settings: CompressionSettings, model_type: str) -> TargetDema
             field="compression.allocation",
             hint=f"use {' or '.join(demands.allocations)}, or target research",
         )
-    if any(export != "safetensors" for export in settings.exports) and not demands.gguf:
+    if settings.gguf_formats and not DEMANDS[settings.target].gguf:
         raise ConfigurationError(
             f"target {settings.target} has no GGUF export, because llama.cpp cannot run its models",
             field="compression.exports",
             hint="use target stock or adaptive, or remove the gguf exports",
+        )
+    if settings.gguf_formats and not demands.gguf:
+        raise ConfigurationError(
+            f"{model_type} models have no GGUF export",
+            field="compression.exports",
+            hint="remove the gguf exports",
         )
     return demands

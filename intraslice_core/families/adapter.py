@@ -7,8 +7,10 @@ supported. The adapter derives names, shapes and tensors from that table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -16,13 +18,19 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from intraslice_core.errors import BrokenCheckpointError, UnsupportedArchitectureError
+from intraslice_core.errors import (
+    BrokenCheckpointError,
+    IntraSliceError,
+    UnsupportedArchitectureError,
+)
 from intraslice_core.families import require_supported_type
 from intraslice_core.families.canonical import (
     CanonicalSettings,
     layer_shapes,
     outer_shapes,
     rope_of,
+    rotary_tables,
+    rotates,
     rotating_dims,
 )
 from intraslice_core.families.family import Family
@@ -78,10 +86,10 @@ class FamilyAdapter:
             "num_attention_heads": geometry.num_attention_heads,
             "num_key_value_heads": geometry.num_key_value_heads,
             "head_dim": geometry.head_dim,
-            "hidden_act": getattr(config, "hidden_act", None),
+            "hidden_act": self._setting(config, "hidden_act"),
             "max_position_embeddings": config.max_position_embeddings,
             "tie_word_embeddings": geometry.tie_word_embeddings,
-            "initializer_range": config.initializer_range,
+            "initializer_range": self._setting(config, "initializer_range"),
             "bos_token_id": config.bos_token_id,
             "eos_token_id": config.eos_token_id,
             "pad_token_id": config.pad_token_id,
@@ -93,19 +101,32 @@ class FamilyAdapter:
             "attention_bias": geometry.attention_bias,
             "attention_output_bias": geometry.attention_output_bias,
             "lm_head_bias": geometry.lm_head_bias,
+            "position_rows": geometry.position_rows,
+            "position_offset": self.family.position_offset,
             "parallel_block": geometry.norms_per_layer == 1,
+            "separate_mlp_norm": False,
+            "input_norms": True,
             "output_norms": geometry.norms_per_layer == 4,
             "qk_norm": geometry.qk_norm,
+            "qk_norm_across_heads": geometry.qk_norm_across_heads,
             "attention_scale": geometry.head_dim**-0.5,
             "attn_logit_softcapping": None,
             "final_logit_softcapping": None,
             "embedding_scale": 1.0,
-            "rope_parameters": config.rope_parameters,
+            "residual_scale": 1.0,
+            "logit_scale": 1.0,
+            "query_scaling": None,
+            "rope_layers": None,
+            "rope_parameters": self._setting(config, "rope_parameters"),
             "layer_types": ("full_attention",) * geometry.num_hidden_layers,
             "sliding_window": None,
             "original_max_position_embeddings": None,
         }
         return common | self.family.settings(config)
+
+    def _setting(self, config: PreTrainedConfig, name: str) -> Any:
+        """Return a setting by its usual name; None if the family has no such setting."""
+        return getattr(config, self.family.setting_names.get(name, name), None)
 
     def require_supported(self, config: PreTrainedConfig) -> None:
         """Raise if the model has a setting that the engine does not support.
@@ -136,12 +157,14 @@ class FamilyAdapter:
         settings = self.canonical_settings(config)
         if settings["sliding_window"] is not None and settings["sliding_window"] < 1:
             yield f"sliding_window {settings['sliding_window']}"
+        if settings["sliding_window"] is None and "sliding_attention" in settings["layer_types"]:
+            yield "layer_types 'sliding_attention' without sliding_window"
         if settings["hidden_act"] not in ACT2FN:
             yield f"hidden_act {settings['hidden_act']!r}"
         for layer_type in sorted(set(settings["layer_types"])):
             if layer_type not in LAYER_TYPES:
                 yield f"layer_types {layer_type!r}"
-            else:
+            elif settings["rope_layers"] is None or any(settings["rope_layers"]):
                 yield from self._unsupported_rope(settings, layer_type)
 
     def _unsupported_rope(self, settings: CanonicalSettings, layer_type: str) -> Iterator[str]:
@@ -161,7 +184,7 @@ class FamilyAdapter:
 
     def layer_prefix(self, layer: int) -> str:
         """Return the prefix of the names of a layer's tensors, including the final dot."""
-        return f"model.layers.{layer}."
+        return f"{self.family.layers}.{layer}."
 
     def checkpoint_name(self, canonical: str) -> str:
         """Return the name in the family's checkpoints of a tensor outside fused modules."""
@@ -190,9 +213,22 @@ class FamilyAdapter:
                     shapes[f"{module}.{kind}"] = (rows, *stacked[0][1:])
         head_dim = self.geometry(config).head_dim
         for name, shape in canonical.items():
-            per_head = name.rpartition(".")[0] in _PER_HEAD_NORMS
+            per_head = (
+                name.rpartition(".")[0] in _PER_HEAD_NORMS
+                and not self.family.facts.qk_norm_across_heads
+            )
             shapes[self.checkpoint_name(name)] = (head_dim,) if per_head else shape
         return shapes
+
+    def stored_shapes(self, config: PreTrainedConfig, layer: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of one layer, by name without the layer's prefix."""
+        del layer  # all layers of a dense model are alike
+        return self.layer_shapes(config)
+
+    def canonical_shapes(self, config: PreTrainedConfig, layer: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of a layer's stored tensors by canonical name, none fused."""
+        del layer  # all layers of a dense model are alike
+        return layer_shapes(self.canonical_settings(config))
 
     def outer_shapes(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor outside the layers; a tied output head has none."""
@@ -227,22 +263,34 @@ class FamilyAdapter:
         """
         settings = self.canonical_settings(config)
         shapes = layer_shapes(settings)
-        named = self._unfused(shapes, tensors)
+        named = self._unfused(shapes, tensors, settings["head_dim"])
         groups = settings["num_key_value_heads"]
         for module in _PER_HEAD_NORMS:
-            if f"{module}.weight" in named:
+            if f"{module}.weight" in named and not settings["qk_norm_across_heads"]:
                 named[f"{module}.weight"] = named[f"{module}.weight"].repeat(groups)
-        rotating = rotating_dims(settings, settings["layer_types"][layer])
-        if rotating == settings["head_dim"]:
+        order = self.rotary_order(config, layer)
+        if order is None:
             return named
-        order = half_split_order(settings["head_dim"], rotating)
         return {
-            name: _reordered(rows, order) if name.rpartition(".")[0] in _ROTATED else rows
+            name: reordered_heads(rows, order) if name.rpartition(".")[0] in _ROTATED else rows
             for name, rows in named.items()
         }
 
+    def rotary_order(self, config: PreTrainedConfig, layer: int) -> Tensor | None:
+        """Return the canonical order of the rows of a query or key head, (head_dim,), int64.
+
+        `reordered_heads` applies it to the rows of the family's checkpoints. `order.argsort()` is
+        the inverse, from canonical rows to those of the family. None if the orders are equal.
+        """
+        settings = self.canonical_settings(config)
+        rotating = rotating_dims(settings, settings["layer_types"][layer])
+        interleaved = self.family.interleaved_rotary
+        if not rotates(settings, layer) or (rotating == settings["head_dim"] and not interleaved):
+            return None
+        return half_split_order(settings["head_dim"], rotating, interleaved=interleaved)
+
     def _unfused(
-        self, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
+        self, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], head_dim: int
     ) -> dict[str, Tensor]:
         """Return the tensors under canonical names, with fused modules split."""
         named: dict[str, Tensor] = {}
@@ -251,25 +299,41 @@ class FamilyAdapter:
                 names = [f"{part}.{kind}" for part in parts]
                 if names[0] in shapes:
                     rows = [shapes[name][0] for name in names]
-                    pieces = torch.split(tensors[f"{module}.{kind}"], rows)
+                    fused = tensors[f"{module}.{kind}"]
+                    if self.family.fused_per_head:
+                        fused = _parts_first(fused, len(parts), head_dim)
+                    pieces = torch.split(fused, rows)
                     named |= dict(zip(names, pieces, strict=True))
         named |= {name: tensors[self.checkpoint_name(name)] for name in shapes if name not in named}
         return named
 
 
-def half_split_order(head_dim: int, rotating: int) -> Tensor:
+def _parts_first(rows: Tensor, parts: int, head_dim: int) -> Tensor:
+    """Reorder fused rows from [head][part][row] to [part][head][row]."""
+    return rows.view(-1, parts, head_dim, *rows.shape[1:]).transpose(0, 1).flatten(0, 2)
+
+
+def half_split_order(head_dim: int, rotating: int, *, interleaved: bool = False) -> Tensor:
     """Return the canonical order of a head's rows, (head_dim,).
 
     The rows go from [rotating first halves | rotating second halves | still] to [rotating first,
     still first | rotating second, still second]. Still dimensions (without rotary embedding) become
     pairs of frequency 0; any two of them may form a pair.
+
+    Args:
+        head_dim: dimensions of a head.
+        rotating: dimensions with rotary embedding.
+        interleaved: True if the two rotating rows of a pair follow each other.
     """
     half, middle = rotating // 2, rotating + (head_dim - rotating) // 2
     rows = torch.arange(head_dim)
-    return torch.cat((rows[:half], rows[rotating:middle], rows[half:rotating], rows[middle:]))
+    first, second = rows[:half], rows[half:rotating]
+    if interleaved:
+        first, second = rows[0:rotating:2], rows[1:rotating:2]
+    return torch.cat((first, rows[rotating:middle], second, rows[middle:]))
 
 
-def _reordered(rows: Tensor, order: Tensor) -> Tensor:
+def reordered_heads(rows: Tensor, order: Tensor) -> Tensor:
     """Reorder the rows (heads · head_dim, …) within every head."""
     return rows.view(-1, order.shape[0], *rows.shape[1:])[:, order].flatten(0, 1)
 
@@ -279,7 +343,54 @@ def family_for(config: PreTrainedConfig) -> FamilyAdapter:
 
     Raises:
         UnsupportedArchitectureError: if the family or one of its settings is not supported.
+        BrokenCheckpointError: if a setting cannot be computed with.
     """
     adapter = FamilyAdapter(require_supported_type(config.model_type))
-    adapter.require_supported(config)
+    try:
+        adapter.require_supported(config)
+        _require_computable(adapter.canonical_settings(config))
+    except IntraSliceError:
+        raise
+    # Values of any type reach the arithmetic of many classes, whose errors share no class.
+    except Exception as error:
+        raise BrokenCheckpointError(f"config.json: {error}", field="model") from error
     return adapter
+
+
+_FACTORS = (
+    "attention_scale",
+    "attn_logit_softcapping",
+    "embedding_scale",
+    "final_logit_softcapping",
+    "logit_scale",
+    "norm_eps",
+    "residual_scale",
+)
+"""Canonical settings that hidden states, scores or logits are computed with."""
+
+
+def _require_computable(settings: CanonicalSettings) -> None:
+    """Raise if a factor is not a finite number or a rotary table has other values.
+
+    Raises:
+        BrokenCheckpointError: naming the setting and its value.
+    """
+    for name in _FACTORS:
+        value = settings[name]
+        if value is not None and not (
+            isinstance(value, int | float) and math.isfinite(float(value))
+        ):
+            raise BrokenCheckpointError(
+                f"config.json: {name} is {value!r}, expected a finite number", field="model"
+            )
+    layers = {layer_type: layer for layer, layer_type in enumerate(settings["layer_types"])}
+    for layer_type, layer in layers.items():
+        if not rotates(settings, layer):
+            continue
+        tables = rotary_tables(settings, layer, 2, torch.device("cpu"))
+        if not (torch.isfinite(tables.cos).all() and torch.isfinite(tables.sin).all()):
+            raise BrokenCheckpointError(
+                f"config.json: rope_parameters {rope_of(settings, layer_type)} give frequencies "
+                "that are not finite",
+                field="model",
+            )

@@ -16,7 +16,14 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
-from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Linear, Norm, Rotary
+from intraslice_core.decoder_layer import (
+    LayerSettings,
+    LayerWeights,
+    Linear,
+    Norm,
+    QueryScaling,
+    Rotary,
+)
 
 CanonicalSettings = dict[str, Any]
 
@@ -37,6 +44,8 @@ NORMS = {
 }
 HEAD_NORMS = {"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm"}
 EMBEDDING = "model.embed_tokens.weight"
+POSITIONS = "model.embed_positions.weight"
+BIASED_NORM_TYPES = ("layer", "layer_plus_one")
 
 
 def layer_prefix(layer: int) -> str:
@@ -70,16 +79,19 @@ def layer_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
             shapes[f"{module}.bias"] = (rows,)
     if settings["qk_norm"]:
         shapes |= {f"{module}.weight": (groups,) for module in HEAD_NORMS.values()}
+    if settings["qk_norm_across_heads"]:
+        shapes[f"{HEAD_NORMS['query_norm']}.weight"] = (queries,)
     return shapes
 
 
 def _norm_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
-    modules = ["input_layernorm"]
-    if not settings["parallel_block"]:
+    modules = ["input_layernorm"] if settings["input_norms"] else []
+    shares_norm = settings["parallel_block"] and not settings["separate_mlp_norm"]
+    if settings["input_norms"] and not shares_norm:
         modules.append("post_attention_layernorm")
     if settings["output_norms"]:
         modules += ["attention_output_norm", "mlp_output_norm"]
-    kinds = ("weight", "bias") if settings["norm_type"] == "layer" else ("weight",)
+    kinds = ("weight", "bias") if settings["norm_type"] in BIASED_NORM_TYPES else ("weight",)
     return {f"{module}.{kind}": (settings["hidden_size"],) for module in modules for kind in kinds}
 
 
@@ -87,7 +99,9 @@ def outer_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor outside the layers; a tied output head has none."""
     table = (settings["vocab_size"], settings["hidden_size"])
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: table, "model.norm.weight": table[1:]}
-    if settings["norm_type"] == "layer":
+    if settings["position_rows"]:
+        shapes[POSITIONS] = (settings["position_rows"], table[1])
+    if settings["norm_type"] in BIASED_NORM_TYPES:
         shapes["model.norm.bias"] = table[1:]
     if not settings["tie_word_embeddings"]:
         shapes["lm_head.weight"] = table
@@ -102,6 +116,7 @@ def outer_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
 def layer_settings(settings: CanonicalSettings, layer: int) -> LayerSettings:
     """Return a decoder layer's settings: everything its forward pass needs besides weights."""
     slides = settings["layer_types"][layer] == "sliding_attention"
+    scaling = settings["query_scaling"]
     return LayerSettings(
         num_attention_heads=settings["num_attention_heads"],
         num_key_value_heads=settings["num_key_value_heads"],
@@ -113,6 +128,10 @@ def layer_settings(settings: CanonicalSettings, layer: int) -> LayerSettings:
         attn_logit_softcapping=settings["attn_logit_softcapping"],
         sliding_window=settings["sliding_window"] if slides else None,
         parallel_block=settings["parallel_block"],
+        rotates=rotates(settings, layer),
+        qk_norm_across_heads=settings["qk_norm_across_heads"],
+        query_scaling=None if scaling is None else QueryScaling(**scaling),
+        residual_scale=settings["residual_scale"],
     )
 
 
@@ -142,22 +161,32 @@ def layer_weights(
         weight = at(f"{module}.weight")
         return None if weight is None else Linear(weight=weight, bias=at(f"{module}.bias"))
 
+    groups = num_key_value_heads
     parts: dict[str, Any] = {part: norm(module) for part, module in NORMS.items()}
     parts |= {part: linear(module) for part, module in PROJECTIONS.items()}
     for part, module in HEAD_NORMS.items():
         weight = at(f"{module}.weight")
-        parts[part] = None if weight is None else weight.view(num_key_value_heads, -1)
-    empty = parts["input_norm"].weight.new_empty(0)
+        parts[part] = None if weight is None else weight.view(-1, _head_width(parts["key"], groups))
+    empty = _any_norm(parts).new_empty(0)
     for part in ("query", "key", "value", "up"):
         parts[part] = parts[part] or Linear(weight=empty.view(0, 1).expand(0, _hidden(parts)))
     for part in ("attention_output", "mlp_output"):
         parts[part] = parts[part] or Linear(weight=empty.expand(_hidden(parts), 0))
-    return LayerWeights(num_key_value_heads=num_key_value_heads, **parts)
+    return LayerWeights(num_key_value_heads=groups, **parts)
+
+
+def _any_norm(parts: Mapping[str, Any]) -> Tensor:
+    """Return the weight of one of the layer's norms, which remain without their modules."""
+    weight: Tensor = next(parts[part].weight for part in NORMS if parts[part] is not None)
+    return weight
 
 
 def _hidden(parts: Mapping[str, Any]) -> int:
-    size: int = parts["input_norm"].weight.shape[0]
-    return size
+    return _any_norm(parts).shape[0]
+
+
+def _head_width(key: Linear, num_key_value_heads: int) -> int:
+    return key.weight.shape[0] // num_key_value_heads
 
 
 def named_tensors(layer: int, weights: LayerWeights) -> dict[str, Tensor]:
@@ -180,12 +209,21 @@ def named_tensors(layer: int, weights: LayerWeights) -> dict[str, Tensor]:
 # -- embedding and rotary tables ---------------------------------------------------------------
 
 
-def embedded(settings: CanonicalSettings, rows: Tensor) -> Tensor:
-    """Return the input of the first layer, (…, hidden_size), from rows of the embedding matrix.
+def embedded(settings: CanonicalSettings, rows: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Return the input of the first layer, (…, sequence, hidden_size).
 
     The embedding scale is rounded to the rows' dtype first, as the model classes do.
+
+    Args:
+        settings: of the model.
+        rows: rows of the embedding matrix, (…, sequence, hidden_size), in the compute dtype.
+        positions: table of learned positions, (position_rows, hidden_size), or None.
     """
-    return rows * torch.tensor(settings["embedding_scale"], dtype=rows.dtype, device=rows.device)
+    scale = torch.tensor(settings["embedding_scale"], dtype=rows.dtype, device=rows.device)
+    if positions is None:
+        return rows * scale
+    first = settings["position_offset"]
+    return rows * scale + positions[first : first + rows.shape[-2]].to(rows)
 
 
 def rope_of(settings: CanonicalSettings, layer_type: str) -> dict[str, Any]:
@@ -193,6 +231,12 @@ def rope_of(settings: CanonicalSettings, layer_type: str) -> dict[str, Any]:
     rope: dict[str, Any] = settings["rope_parameters"] or {}
     nested = rope.get(layer_type)
     return nested if isinstance(nested, dict) else rope
+
+
+def rotates(settings: CanonicalSettings, layer: int) -> bool:
+    """Return whether a layer has rotary embedding."""
+    flags = settings["rope_layers"]
+    return flags is None or bool(flags[layer])
 
 
 def rotating_dims(settings: CanonicalSettings, layer_type: str) -> int:
@@ -206,8 +250,11 @@ def rotary_tables(
 ) -> Rotary:
     """Return the rotary tables for positions 0 … length-1, computed by transformers.
 
-    Pairs without rotary embedding have cosine 1 and sine 0.
+    Pairs without rotary embedding have cosine 1 and sine 0, as all pairs of a layer without it.
     """
+    if not rotates(settings, layer):
+        shape = (length, settings["head_dim"])
+        return Rotary(cos=torch.ones(shape, device=device), sin=torch.zeros(shape, device=device))
     embedding = rotary_embedding(settings, layer, device)
     positions = torch.arange(length, device=device).unsqueeze(0)
     cos, sin = embedding(torch.zeros(1, 1, 1, device=device), positions)

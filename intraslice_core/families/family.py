@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from intraslice_core.families.gguf import GgufTable
 from intraslice_core.plan import ModelGeometry
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class FamilyFacts:
     norms_per_layer: int = 2
     norm_bias: bool = False
     qk_norm: bool = False
+    qk_norm_across_heads: bool = False
     attention_bias: Flag = False
     attention_output_bias: Flag = False
     mlp_bias: Flag = False
@@ -59,6 +61,8 @@ class Family(ABC):
 
     model_type: ClassVar[str]
     """`model_type` in config.json."""
+    title: ClassVar[str]
+    """Name of the family's models for readers, such as "Qwen 3"."""
     architecture: ClassVar[str]
     """Name of transformers' causal language model class."""
     facts: ClassVar[FamilyFacts]
@@ -69,8 +73,24 @@ class Family(ABC):
     """
     fused: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Canonical modules whose rows a fused module of the family stacks, by its name."""
+    fused_per_head: ClassVar[bool] = False
+    """True if the rows of fused modules are [head][part][row], not [part][head][row]."""
+    layers: ClassVar[str] = "model.layers"
+    """Name of the list of layers in the family's checkpoints."""
+    position_offset: ClassVar[int] = 0
+    """Row of the first position in a table of learned positions."""
+    former_names: ClassVar[Mapping[str, str]] = {}
+    """Present prefixes of tensor names by the prefixes that older checkpoints have."""
+    ignored_settings: ClassVar[frozenset[str]] = frozenset()
+    """Settings of Llama that the family's classes do not read, even if config.json has them."""
+    setting_names: ClassVar[Mapping[str, str]] = {}
+    """Names in config.json of settings that Llama names otherwise, by Llama's names."""
     rotates_partly: ClassVar[bool] = False
     """True if some dimensions of a head may have no rotary embedding."""
+    interleaved_rotary: ClassVar[bool] = False
+    """True if a rotary pair is (2j, 2j + 1) of a head's rotating dimensions, not (j, j + half)."""
+    gguf: ClassVar[GgufTable | None] = None
+    """Reading of the family's GGUF files; None if llama.cpp has no architecture of its own."""
 
     @abstractmethod
     def settings(self, config: PreTrainedConfig) -> dict[str, Any]:
@@ -81,6 +101,26 @@ class Family(ABC):
         del config
         yield from ()
 
+    def present_name(self, stored: str) -> str:
+        """Return the name that a tensor of an older checkpoint has today, as transformers does."""
+        for former, present in self.former_names.items():
+            if stored.startswith(former):
+                return present + stored.removeprefix(former)
+        return stored
+
+    def position_rows(self, values: Mapping[str, Any]) -> int:
+        """Return the rows of the table of learned positions for the settings of config.json.
+
+        Families without such a table have 0.
+        """
+        del values
+        return 0
+
+    def norms_per_layer(self, values: Mapping[str, Any]) -> int:
+        """Return the number of norms in a layer for the settings of config.json."""
+        del values
+        return self.facts.norms_per_layer
+
     def geometry(self, settings: Mapping[str, Any]) -> ModelGeometry:
         """Return the dimensions that a configuration describes.
 
@@ -90,7 +130,9 @@ class Family(ABC):
         Raises:
             ValidationError: from pydantic, if a size is missing or impossible.
         """
-        values = {**self.facts.defaults, **settings}
+        read = {name: settings[name] for name in settings.keys() - self.ignored_settings}
+        own = {name: settings[key] for name, key in self.setting_names.items() if key in settings}
+        values = {**self.facts.defaults, **read, **own}
         heads, hidden = values["num_attention_heads"], values["hidden_size"]
         groups, head_dim = values["num_key_value_heads"], values.get("head_dim")
         if head_dim is None and type(heads) is int and type(hidden) is int and heads > 0:
@@ -115,9 +157,11 @@ class Family(ABC):
 
         return {
             "mlp_projections": facts.mlp_projections,
-            "norms_per_layer": facts.norms_per_layer,
+            "position_rows": self.position_rows(values),
+            "norms_per_layer": self.norms_per_layer(values),
             "norm_bias": facts.norm_bias,
             "qk_norm": facts.qk_norm,
+            "qk_norm_across_heads": facts.qk_norm_across_heads,
             "attention_bias": is_set(facts.attention_bias),
             "attention_output_bias": is_set(facts.attention_output_bias),
             "mlp_bias": is_set(facts.mlp_bias),

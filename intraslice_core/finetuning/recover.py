@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -14,20 +13,23 @@ from intraslice_core.calibration import calibration_tokens, text_prefix
 from intraslice_core.checkpoints.manifest import MANIFEST, SIGNATURE
 from intraslice_core.checkpoints.model_card import MODEL_CARD
 from intraslice_core.checkpoints.sources import open_model
-from intraslice_core.checkpoints.writer import (
-    WrittenRecord,
-    require_as_written,
-    require_free_output,
-)
+from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object, weight_bytes
+from intraslice_core.checkpoints.writer import WrittenRecord, require_as_written
 from intraslice_core.config import CompressionConfig, RecoveryConfig
 from intraslice_core.device import resolve_device
-from intraslice_core.errors import ConfigurationError, ModelNotFoundError
+from intraslice_core.errors import (
+    ConfigurationError,
+    ModelNotFoundError,
+    UnsupportedArchitectureError,
+)
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.verification import (
     REFERENCE_FILE,
     verify_checkpoint,
     write_reference,
 )
+from intraslice_core.families.wrappers import wrapper_of
+from intraslice_core.files import require_free_output, require_writable_directory
 from intraslice_core.finetuning.procedure import (
     RecoveryWork,
     attributed_to_recover,
@@ -42,10 +44,11 @@ from intraslice_core.progress import (
     never_cancelled,
     shares_of,
 )
-from intraslice_core.publication import peak_memory, publish_staged, verified_report, weight_bytes
+from intraslice_core.publication import peak_memory, publish_staged, verified_report
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport, VerifiedReport
 from intraslice_core.resume_state import ResumeState
 from intraslice_core.run import Run
+from intraslice_core.scratch import scratch_directory, staging_directory
 from intraslice_core.tokenizer import load_tokenizer, require_known_tokens
 
 REWRITTEN_FILES = frozenset({REPORT_FILE, REFERENCE_FILE, MODEL_CARD, MANIFEST, SIGNATURE})
@@ -85,6 +88,7 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
         IntraSliceError: one of the tree in `errors.py`; nothing is left in `out`.
     """
     require_free_output(out)
+    require_writable_directory(resume_state.directory if resume_state else None, "resume_dir")
     report = _with_recovery(_read_report(compressed), config)
     run = Run(
         on_progress=on_progress,
@@ -92,18 +96,15 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
         resume_state=resume_state,
         shares=shares_of(recover=True),
     )
-    parent = out.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix="intraslice-") as scratch,
-        tempfile.TemporaryDirectory(prefix=f".{out.name}.staging-", dir=parent) as staging,
-    ):
+    with scratch_directory("intraslice-") as scratch, staging_directory(out) as staging:
+        warnings = (*scratch.warnings, *staging.warnings)
+        report = report.model_copy(update={"warnings": (*report.warnings, *warnings)})
         run.report(Stage.LOAD, f"opening {teacher}")
-        dense = open_model(teacher, Path(scratch))
+        dense = open_model(teacher, scratch.directory)
         rows = _require_same_vocabulary(dense, compressed)
         _read_text(dense, rows, report.config, (dtype, device), run)
         report = report.model_copy(update={"warnings": (*report.warnings, *run.warnings)})
-        staged = Path(staging) / "checkpoint"
+        staged = staging.directory / "checkpoint"
         _copy(compressed, staged)
         report = recover_staged(dense, staged, report, run, dtype=dtype, device=device)
         report = report.model_copy(update={"verified": (_verify(staged, run),)})
@@ -198,6 +199,13 @@ def _with_recovery(report: CompressionReport, config: RecoveryConfig) -> Compres
 def _require_same_vocabulary(dense: Path, compressed: Path) -> int:
     """Return the vocabulary size; raise if the teacher's differs from the compressed model's."""
     modeling.register()
+    wrapper = wrapper_of(read_json_object(compressed / CONFIG_FILE))
+    if wrapper is not None:
+        raise UnsupportedArchitectureError(
+            f"{wrapper.model_type} checkpoints cannot be fine-tuned after their compression",
+            field="compressed",
+            hint="compress the dense model again with recovery fine-tuning",
+        )
     sizes = [
         AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False).vocab_size
         for model in (dense, compressed)
@@ -230,9 +238,11 @@ def _read_text(
 
 def _copy(compressed: Path, staged: Path) -> None:
     staged.mkdir()
-    for file in compressed.iterdir():
+    for file in compressed.rglob("*"):
         if file.is_file() and file.name not in REWRITTEN_FILES and file.suffix != ".gguf":
-            shutil.copyfile(file, staged / file.name)
+            target = staged / file.relative_to(compressed)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
 
 
 def _verify(staged: Path, run: Run) -> VerifiedReport:

@@ -17,6 +17,9 @@ AUTO_MAP = {
     "AutoConfig": "configuration_intraslice.IntraSliceConfig",
     "AutoModel": "modeling_intraslice.IntraSliceModel",
     "AutoModelForCausalLM": "modeling_intraslice.IntraSliceForCausalLM",
+    "AutoModelForSequenceClassification": "heads_intraslice.IntraSliceForSequenceClassification",
+    "AutoModelForTokenClassification": "heads_intraslice.IntraSliceForTokenClassification",
+    "AutoModelForQuestionAnswering": "heads_intraslice.IntraSliceForQuestionAnswering",
 }
 """Classes for transformers' Auto classes, by module in the checkpoint."""
 
@@ -52,11 +55,11 @@ class LayerShape(Protocol):
 
 
 def _layer_entry(
-    shape: LayerShape, pairs: Sequence[Sequence[int]], total_pairs: int
+    shape: LayerShape, pairs: Sequence[Sequence[int]], total_pairs: int, *, rotates: bool
 ) -> dict[str, int | str]:
     """Return one layer's entry of `per_layer_config`."""
     removed = shape.num_attention_heads == 0
-    whole = all(len(head_pairs) == total_pairs for head_pairs in pairs)
+    whole = not rotates or all(len(head_pairs) == total_pairs for head_pairs in pairs)
     return {
         "num_attention_heads": shape.num_attention_heads,
         "num_key_value_heads": 0 if removed else shape.num_key_value_heads,
@@ -81,8 +84,9 @@ def _settings(canonical: Mapping[str, Any]) -> dict[str, Any]:
     values = copy.deepcopy(dict(canonical))
     if values.get(_BESIDE_ROPE) is None:
         values.pop(_BESIDE_ROPE, None)
-    if values.get("layer_types") is not None:
-        values["layer_types"] = list(values["layer_types"])
+    for name in ("layer_types", "rope_layers"):
+        if values.get(name) is not None:
+            values[name] = list(values[name])
     return values
 
 
@@ -97,7 +101,8 @@ def intraslice_config(
         canonical: settings of the dense model by the names of `IntraSliceConfig`'s fields.
         layers: one shape per layer, such as a `LayerPlan`.
         rotary_pairs: the kept pairs of every layer and kept KV head, ascending. An empty entry of a
-            layer means all pairs and requires the dense `qk_head_dim`.
+            layer means all pairs and requires the dense `qk_head_dim`. Those of layers without
+            rotary embedding are not used.
 
     Raises:
         ValueError: naming the setting or the layer, if a setting is unknown or if shapes and pairs
@@ -107,7 +112,7 @@ def intraslice_config(
     assert dense.head_dim is not None  # set on construction
     assert dense.layer_types is not None
     entries = {
-        index: _layer_entry(shape, pairs, dense.head_dim // 2)
+        index: _layer_entry(shape, pairs, dense.head_dim // 2, rotates=dense.rotates(index))
         for index, (shape, pairs) in enumerate(zip(layers, rotary_pairs, strict=True))
     }
     values = _settings(canonical)

@@ -7,17 +7,27 @@ configuration beside it. Norms and rotary frequencies are transformers' own clas
 from __future__ import annotations
 
 import copy
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.models.cohere.modeling_cohere import CohereLayerNorm
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from .configuration_intraslice import IntraSliceConfig, decode_rotary_pairs
+
+if TYPE_CHECKING:
+    # `save_pretrained` copies the files that others import relatively. `auto_map` names this one.
+    from .heads_intraslice import IntraSliceForSequenceClassification  # noqa: F401
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 """Layer types with attention."""
@@ -74,6 +84,18 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(states * cos, torch.cat((second, first), dim=-1), sin)
 
 
+def query_scale(positions: Tensor, scaling: dict[str, Any]) -> Tensor:
+    """Return the factor on the queries by position, (batch, 1, 1, sequence, 1), float32.
+
+    Args:
+        positions: (batch, sequence).
+        scaling: `query_scaling` of the configuration.
+    """
+    steps = torch.floor(positions / float(scaling["length"]))
+    scale = 1 + float(scaling["beta"]) * torch.log(1 + steps)
+    return scale[:, None, None, :, None]
+
+
 def distinct_pairs(text: str, total: int) -> list[list[int]] | None:
     """Return the kept pairs per KV head, one row if all heads agree, None if none was removed."""
     pairs = decode_rotary_pairs(text)
@@ -83,7 +105,12 @@ def distinct_pairs(text: str, total: int) -> list[list[int]] | None:
 
 
 def rotary_layer_types(config: IntraSliceConfig) -> list[str]:
-    """Return the keys of the rotary tables: layer types with separate settings, else `SHARED`."""
+    """Return the keys of the rotary tables: layer types with separate settings, else `SHARED`.
+
+    A model without rotary embedding has no table.
+    """
+    if config.rope_layers is not None and not any(config.rope_layers):
+        return []
     separate = [name for name in LAYER_TYPES if name in (config.rope_parameters or {})]
     if not separate:
         return [SHARED]
@@ -115,28 +142,80 @@ def build_embedding(config: IntraSliceConfig) -> nn.Embedding:
     return nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
 
 
+class IntraSlicePositions(nn.Embedding):
+    """Table of learned positions, which are added to the embeddings."""
+
+    def __init__(self, config: IntraSliceConfig) -> None:
+        super().__init__(config.position_rows, config.hidden_size)
+        self.offset = config.position_offset
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the embeddings of positions (batch, sequence), which count from 0."""
+        return super().forward((input + self.offset).clamp_min(0))
+
+
+def positions_of(hidden_states: Tensor, mask: Any, cached: int) -> Tensor:
+    """Return the positions of new tokens, (1 or batch, sequence).
+
+    Learned positions count from the first token that is not padding, and padding is at -1, as in
+    OPT. Rotary embedding depends on differences of positions only, so the mask may be left out.
+
+    Args:
+        hidden_states: of the new tokens, (batch, sequence, hidden_size).
+        mask: 1 for tokens and 0 for padding, (batch, cached + sequence); of other forms, or if
+            None, it is not used.
+        cached: number of tokens in the cache.
+    """
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        counts = mask.long()
+        return (counts.cumsum(dim=1) * counts - 1)[:, cached:]
+    positions = torch.arange(hidden_states.shape[1], device=hidden_states.device) + cached
+    return positions.unsqueeze(0)
+
+
+_NORMS: dict[str, Callable[..., nn.Module]] = {
+    "rms": LlamaRMSNorm,
+    "rms_plus_one": Gemma2RMSNorm,
+    "rms_float32": Olmo2RMSNorm,
+    "layer": nn.LayerNorm,
+    "layer_plus_one": NemotronLayerNorm1P,
+    "layer_without_bias": CohereLayerNorm,
+}
+"""Class of each `norm_type`."""
+
+
 def build_norm(config: IntraSliceConfig) -> nn.Module:
     """Return a norm of the hidden states, of the configured type."""
-    if config.norm_type == "layer":
-        return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-    rms_norm = Gemma2RMSNorm if config.norm_type == "rms_plus_one" else LlamaRMSNorm
-    return rms_norm(config.hidden_size, eps=config.norm_eps)
+    return _NORMS[config.norm_type](config.hidden_size, eps=config.norm_eps)
 
 
 class IntraSliceHeadNorm(nn.Module):
-    """RMS norm of every query or key head, with separate weights for each KV head.
+    """RMS norm of query or key heads, with separate weights for each KV head.
 
     The mean is over the dense head's width, so removing dimensions that are zero changes nothing.
+    With `qk_norm_across_heads`, it is over all dense heads together, and every head has weights.
+
+    Args:
+        config: of the model.
+        groups: KV heads of the layer.
+        heads: heads in each of them, 1 for keys.
+        width: dimensions of a head.
+        dense_heads: heads of the dense model.
     """
 
-    def __init__(self, config: IntraSliceConfig, groups: int, width: int) -> None:
+    def __init__(
+        self, config: IntraSliceConfig, groups: int, heads: int, width: int, dense_heads: int
+    ) -> None:
         super().__init__()
         assert config.head_dim is not None  # set on construction
-        self.dense_width = config.head_dim
+        across = config.qk_norm_across_heads
+        self.dense_width = config.head_dim * (dense_heads if across else 1)
+        self.summed = (1, 2, -1) if across else (-1,)
         self.eps = config.norm_eps
+        self.norm_type = config.norm_type
         self.plus_one = config.norm_type == "rms_plus_one"
-        self.shape = (groups, 1, 1, width)
-        self.weight = nn.Parameter(torch.empty(groups * width))
+        self.shape = (groups, heads if across else 1, 1, width)
+        self.weight = nn.Parameter(torch.empty(math.prod(self.shape)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -146,23 +225,54 @@ class IntraSliceHeadNorm(nn.Module):
     def forward(self, heads: Tensor) -> Tensor:
         """Normalise heads (batch, groups, heads, sequence, width) in float32."""
         wide = heads.float()
-        mean = wide.square().sum(-1, keepdim=True) / self.dense_width
+        mean = wide.square().sum(self.summed, keepdim=True) / self.dense_width
         normed = wide * torch.rsqrt(mean + self.eps)
         weight = self.weight.view(self.shape)
         if self.plus_one:
             return (normed * (1.0 + weight.float())).type_as(heads)
+        if self.norm_type == "rms_float32":
+            return (weight * normed).type_as(heads)
         return weight * normed.to(heads.dtype)
+
+
+# -- MLP -------------------------------------------------------------------------------------------
+
+
+class IntraSliceMLP(nn.Module):
+    """MLP with a per-layer width, gated or not."""
+
+    def __init__(self, config: IntraSliceConfig, width: int) -> None:
+        super().__init__()
+        hidden, bias = config.hidden_size, config.mlp_bias
+        self.gate_proj = nn.Linear(hidden, width, bias=bias) if config.gated_mlp else None
+        self.up_proj = nn.Linear(hidden, width, bias=bias)
+        self.down_proj = nn.Linear(width, hidden, bias=bias)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return the MLP's output for hidden states, both (batch, sequence, hidden_size)."""
+        inner = self.up_proj(hidden_states)
+        if self.gate_proj is None:
+            inner = self.act_fn(inner)
+        else:
+            inner = self.act_fn(self.gate_proj(hidden_states)) * inner
+        output: Tensor = self.down_proj(inner)
+        return output
 
 
 __all__ = [
     "LAYER_TYPES",
     "SHARED",
     "IntraSliceHeadNorm",
+    "IntraSliceMLP",
+    "IntraSlicePositions",
     "IntraSliceRotaryEmbedding",
     "IntraSliceScaledEmbedding",
     "build_embedding",
     "build_norm",
     "distinct_pairs",
+    "positions_of",
+    "query_scale",
     "rotary_layer_types",
     "rotate",
 ]

@@ -10,7 +10,9 @@ and one with `intermediate_size` 0 has no MLP. `head_dim` remains the dense head
 the rotary frequencies, and the mean of a query or key norm is over it.
 
 A head has `head_dim // 2` pairs, stored half-split: the first dimension of every pair, then the
-second. With partial rotary embedding the rotating pairs come first, then the still ones.
+second. With partial rotary embedding the rotating pairs come first, then the still ones. In layers
+without rotary embedding (`rope_layers`), queries and keys may be in any basis, and `rotary_pairs`
+is empty.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-NORM_TYPES = ("rms", "rms_plus_one", "layer")
+RMS_NORM_TYPES = ("rms", "rms_plus_one", "rms_float32")
+NORM_TYPES = (*RMS_NORM_TYPES, "layer", "layer_plus_one", "layer_without_bias")
 WITHOUT_ATTENTION = "moe"
 """`layer_types` entry of a layer without attention, for which caches store nothing.
 
@@ -63,20 +66,34 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     Settings that describe a family's architecture:
         base_model_type: `model_type` of the dense model, for information only.
         norm_type: "rms" (`weight * normed`, as Llama rounds it), "rms_plus_one"
-            (`(1 + weight) * normed` in float32, Gemma) or "layer" (LayerNorm with bias).
+            (`(1 + weight) * normed` in float32, Gemma), "rms_float32" (`weight * normed` in
+            float32, OLMo 2), "layer" (LayerNorm with bias), "layer_plus_one" (the same with
+            1 + weight, Nemotron) or "layer_without_bias" (Cohere).
         gated_mlp: `act(gate(x)) * up(x)`; without it `act(up(x))`.
         mlp_bias: True if gate, up and down have biases.
         attention_bias: True if q, k and v have biases.
         attention_output_bias: True if o has a bias.
         lm_head_bias: True if the output head has a bias.
-        parallel_block: attention and MLP read the same norm, and both are added at once.
+        parallel_block: attention and MLP read the same hidden states, and both are added at once.
+        separate_mlp_norm: in a parallel block the MLP has a norm of its own (GPT-NeoX); otherwise
+            it reads the attention's.
+        input_norms: a norm on the input of each module; without it modules read the hidden states.
         output_norms: a norm on the output of each module, before it is added.
         qk_norm: a norm on every query and key head before the rotary embedding.
+        qk_norm_across_heads: the mean of that norm is over all heads together (OLMo 2).
         attention_scale: factor on the scores before the softmax; None is `head_dim ** -0.5`.
         attn_logit_softcapping: bound of the scores, or None.
         final_logit_softcapping: bound of the logits, or None.
         embedding_scale: factor on the embeddings, first rounded to their dtype.
+        position_rows: rows of the table of learned positions that is added to the embeddings, 0
+            without one (OPT has one).
+        position_offset: row of the first position in that table.
+        residual_scale: factor on the output of each module, before it is added.
+        logit_scale: factor on the logits, before their soft cap.
+        query_scaling: `beta` and `length` of a factor on the queries at position p,
+            `1 + beta · log(1 + ⌊p / length⌋)`, or None (Ministral 3).
         rope_parameters: as in transformers, one dict or one per layer type.
+        rope_layers: one flag per layer, False in layers without rotary embedding; None is all True.
         layer_types: "full_attention", "sliding_attention" or, without attention, "moe".
         sliding_window: window length of the "sliding_attention" layers.
     """
@@ -123,14 +140,23 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     attention_output_bias: bool = False
     lm_head_bias: bool = False
     parallel_block: bool = False
+    separate_mlp_norm: bool = False
+    input_norms: bool = True
     output_norms: bool = False
     qk_norm: bool = False
+    qk_norm_across_heads: bool = False
     attention_scale: float | None = None
     attention_dropout: float | int | None = 0.0
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
-    embedding_scale: float = 1.0
+    embedding_scale: float | int = 1.0
+    position_rows: int = 0
+    position_offset: int = 0
+    residual_scale: float | int = 1.0
+    logit_scale: float | int = 1.0
+    query_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
+    rope_layers: list[bool] | None = None
     layer_types: list[str] | None = None
     sliding_window: int | None = None
 
@@ -166,7 +192,7 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             raise ValueError(problem)
         assert self.head_dim is not None  # set on construction
         for index, layer in enumerate(self.per_layer_config):
-            problem = _layer_problem(layer, self.head_dim // 2)
+            problem = _layer_problem(layer, self.head_dim // 2, rotates=self.rotates(index))
             if problem:
                 raise ValueError(f"layer {index}: {problem}")
 
@@ -189,6 +215,10 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         view.__dict__.pop("_heterogeneity_spec", None)
         return view
 
+    def rotates(self, layer: int) -> bool:
+        """Return whether a layer has rotary embedding."""
+        return self.rope_layers is None or bool(self.rope_layers[layer])
+
     def rope_parameters_of(self, layer_type: str) -> dict[str, Any]:
         """Return the rotary settings of a layer type: separate ones, or those of all types."""
         parameters = self.rope_parameters or {}
@@ -202,16 +232,24 @@ def _setting_problem(config: IntraSliceConfig) -> str | None:
         return f"norm_type must be one of {', '.join(NORM_TYPES)}, got {config.norm_type}"
     if config.head_dim is None or config.head_dim % 2:
         return f"head_dim must be even, got {config.head_dim}"
-    if config.qk_norm and config.norm_type == "layer":
-        return "qk_norm needs an RMS norm_type, got layer"
+    if config.qk_norm and config.norm_type not in RMS_NORM_TYPES:
+        return f"qk_norm needs an RMS norm_type, got {config.norm_type}"
+    if config.output_norms and config.norm_type not in RMS_NORM_TYPES:
+        return f"output_norms need an RMS norm_type, got {config.norm_type}"
+    if config.separate_mlp_norm and not config.parallel_block:
+        return "separate_mlp_norm needs parallel_block"
     if config.parallel_block and config.output_norms:
         return "parallel_block and output_norms cannot both be set"
+    if not config.input_norms and (config.parallel_block or not config.output_norms):
+        return "input_norms must be set with parallel_block or without output_norms"
+    if config.rope_layers is not None and len(config.rope_layers) != config.num_hidden_layers:
+        return f"rope_layers must have {config.num_hidden_layers} entries"
     if config.sliding_window is None and "sliding_attention" in (config.layer_types or ()):
         return "layer_types contains sliding_attention, so sliding_window must be set"
     return None
 
 
-def _layer_problem(layer: Any, total_pairs: int) -> str | None:
+def _layer_problem(layer: Any, total_pairs: int, *, rotates: bool) -> str | None:
     """Return a description of what is wrong with the shape of one layer, or None."""
     heads, groups = layer.num_attention_heads, layer.num_key_value_heads
     if min(heads, groups, layer.qk_head_dim, layer.v_head_dim, layer.intermediate_size) < 0:
@@ -222,7 +260,8 @@ def _layer_problem(layer: Any, total_pairs: int) -> str | None:
         return f"{heads} query heads do not divide over {groups} key/value heads"
     if not layer.rotary_pairs:
         wide = 2 * total_pairs
-        return None if layer.qk_head_dim == wide else f"qk_head_dim {layer.qk_head_dim} != {wide}"
+        fits = layer.qk_head_dim == wide if rotates else 0 < layer.qk_head_dim <= wide
+        return None if fits else f"qk_head_dim {layer.qk_head_dim} != {wide}"
     pairs = decode_rotary_pairs(layer.rotary_pairs)
     if len(pairs) != groups:
         return f"rotary_pairs describes {len(pairs)} key/value heads, expected {groups}"

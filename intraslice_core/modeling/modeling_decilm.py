@@ -1,7 +1,8 @@
 """Transformers model of the `adaptive` target: Llama's modules in layers of different widths.
 
 This file travels inside the checkpoint: it imports nothing but torch, transformers and the
-configuration beside it.
+configuration beside it. The task heads are transformers' generic classes, whose constructors would
+create the decoder through `AutoModel` and ask whether to trust the code that is running already.
 """
 
 from __future__ import annotations
@@ -10,16 +11,25 @@ import copy
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
     LlamaForCausalLM,
     LlamaMLP,
     LlamaModel,
+    LlamaPreTrainedModel,
     LlamaRMSNorm,
 )
 
 from .configuration_decilm import DeciLMConfig
+
+_DROPOUT = 0.1
+"""Dropout before the head of a token classifier, as in transformers."""
 
 
 class DeciLMDecoderLayer(LlamaDecoderLayer):  # type: ignore[no-untyped-call]
@@ -87,4 +97,54 @@ class DeciLMForCausalLM(LlamaForCausalLM):
         self.post_init()  # type: ignore[no-untyped-call]
 
 
-__all__ = ["DeciLMForCausalLM", "DeciLMModel"]
+class DeciLMForSequenceClassification(GenericForSequenceClassification, LlamaPreTrainedModel):
+    """Sequence classifier: `DeciLMModel` with a head on the last token."""
+
+    config_class = DeciLMConfig
+    _no_split_modules = ["DeciLMDecoderLayer"]  # noqa: RUF012 (as transformers has it)
+
+    def __init__(self, config: DeciLMConfig) -> None:
+        LlamaPreTrainedModel.__init__(self, config)
+        assert config.num_labels is not None  # set on construction
+        self.num_labels = config.num_labels
+        self.model = DeciLMModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+
+class DeciLMForTokenClassification(GenericForTokenClassification, LlamaPreTrainedModel):
+    """Token classifier: `DeciLMModel` with a head on every token."""
+
+    config_class = DeciLMConfig
+    _no_split_modules = ["DeciLMDecoderLayer"]  # noqa: RUF012 (as transformers has it)
+
+    def __init__(self, config: DeciLMConfig) -> None:
+        LlamaPreTrainedModel.__init__(self, config)
+        assert config.num_labels is not None  # set on construction
+        self.num_labels = config.num_labels
+        self.model = DeciLMModel(config)
+        self.dropout = nn.Dropout(getattr(config, "classifier_dropout", None) or _DROPOUT)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+
+class DeciLMForQuestionAnswering(GenericForQuestionAnswering, LlamaPreTrainedModel):
+    """Extractive question answering: `DeciLMModel` with a head for start and end."""
+
+    config_class = DeciLMConfig
+    _no_split_modules = ["DeciLMDecoderLayer"]  # noqa: RUF012 (as transformers has it)
+
+    def __init__(self, config: DeciLMConfig) -> None:
+        LlamaPreTrainedModel.__init__(self, config)
+        self.model = DeciLMModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+
+__all__ = [
+    "DeciLMForCausalLM",
+    "DeciLMForQuestionAnswering",
+    "DeciLMForSequenceClassification",
+    "DeciLMForTokenClassification",
+    "DeciLMModel",
+]

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.utils import GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
@@ -22,17 +21,22 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm, eager_attention_forward
+from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .components_intraslice import (
     SHARED,
     IntraSliceHeadNorm,
+    IntraSliceMLP,
+    IntraSlicePositions,
     IntraSliceRotaryEmbedding,
     IntraSliceScaledEmbedding,
     build_embedding,
     build_norm,
     distinct_pairs,
+    positions_of,
+    query_scale,
     rotary_layer_types,
     rotate,
 )
@@ -70,6 +74,8 @@ class IntraSliceAttention(nn.Module):
         self.sliding_window = config.sliding_window if slides else None
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
+        self.rotates = config.rotates(layer_idx)
+        self.query_scaling = config.query_scaling
         self.rotary_pairs = distinct_pairs(layer.rotary_pairs, config.head_dim // 2)
         self._add_projections(config)
         index = self.build_rotary_index() if self.rotary_pairs else None
@@ -83,9 +89,17 @@ class IntraSliceAttention(nn.Module):
         self.v_proj = nn.Linear(hidden, groups * self.v_head_dim, bias=bias)
         output_bias = config.attention_output_bias
         self.o_proj = nn.Linear(heads * self.v_head_dim, hidden, bias=output_bias)
-        with_norm = config.qk_norm
-        self.q_norm = IntraSliceHeadNorm(config, groups, self.qk_head_dim) if with_norm else None
-        self.k_norm = IntraSliceHeadNorm(config, groups, self.qk_head_dim) if with_norm else None
+        dense = config.dense_view()
+        self.q_norm = self._head_norm(config, heads // groups, dense.num_attention_heads)
+        self.k_norm = self._head_norm(config, 1, dense.num_key_value_heads or 0)
+
+    def _head_norm(
+        self, config: IntraSliceConfig, heads: int, dense_heads: int
+    ) -> IntraSliceHeadNorm | None:
+        if not config.qk_norm:
+            return None
+        groups, width = self.num_key_value_heads, self.qk_head_dim
+        return IntraSliceHeadNorm(config, groups, heads, width, dense_heads)
 
     def build_rotary_index(self) -> Tensor:
         """Return the columns of the rotary table for this layer, cosines then sines.
@@ -117,7 +131,7 @@ class IntraSliceAttention(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        position_embeddings: Tensor,
+        position_embeddings: Tensor | None,
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
@@ -126,7 +140,8 @@ class IntraSliceAttention(nn.Module):
 
         Args:
             hidden_states: (batch, sequence, hidden_size).
-            position_embeddings: the rotary table, (batch, sequence, 2 · head_dim).
+            position_embeddings: the rotary table, (batch, sequence, 2 · head_dim); None in a model
+                without rotary embedding.
             attention_mask: mask in the form that the attention implementation expects.
             past_key_values: the cache; keys and values may differ in width.
             **kwargs: passed to the attention implementation.
@@ -144,8 +159,13 @@ class IntraSliceAttention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
 
-        cos, sin = self.rotary_tables(position_embeddings)
-        query, key = rotate(query, cos, sin).flatten(1, 2), rotate(key, cos, sin).flatten(1, 2)
+        if self.rotates:
+            assert position_embeddings is not None
+            cos, sin = self.rotary_tables(position_embeddings)
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if self.query_scaling is not None:
+            query = query * query_scale(kwargs["position_ids"], self.query_scaling).to(query.dtype)
+        query, key = query.flatten(1, 2), key.flatten(1, 2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
@@ -190,28 +210,6 @@ class IntraSliceAttention(nn.Module):
         return None
 
 
-class IntraSliceMLP(nn.Module):
-    """MLP with a per-layer width, gated or not."""
-
-    def __init__(self, config: IntraSliceConfig, width: int) -> None:
-        super().__init__()
-        hidden, bias = config.hidden_size, config.mlp_bias
-        self.gate_proj = nn.Linear(hidden, width, bias=bias) if config.gated_mlp else None
-        self.up_proj = nn.Linear(hidden, width, bias=bias)
-        self.down_proj = nn.Linear(width, hidden, bias=bias)
-        self.act_fn = ACT2FN[config.hidden_act]
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Return the MLP's output for hidden states, both (batch, sequence, hidden_size)."""
-        inner = self.up_proj(hidden_states)
-        if self.gate_proj is None:
-            inner = self.act_fn(inner)
-        else:
-            inner = self.act_fn(self.gate_proj(hidden_states)) * inner
-        output: Tensor = self.down_proj(inner)
-        return output
-
-
 class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]
     """Decoder layer; a removed module is None, and the hidden states bypass it."""
 
@@ -220,40 +218,53 @@ class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-unt
         layer = config.per_layer_config[layer_idx]
         has_attention, has_mlp = layer.num_attention_heads > 0, layer.intermediate_size > 0
         self.hidden_size = config.hidden_size
+        self.residual_scale = config.residual_scale
+        self.parallel_block = config.parallel_block
         self.self_attn = IntraSliceAttention(config, layer_idx) if has_attention else None
         self.mlp = IntraSliceMLP(config, layer.intermediate_size) if has_mlp else None
         # Norms remain without their module, so that all layers have the same tensor names.
-        self.input_layernorm = build_norm(config)
-        self.post_attention_layernorm = None if config.parallel_block else build_norm(config)
+        self.input_layernorm = build_norm(config) if config.input_norms else None
+        shares_norm = config.parallel_block and not config.separate_mlp_norm
+        with_mlp_norm = config.input_norms and not shares_norm
+        self.post_attention_layernorm = build_norm(config) if with_mlp_norm else None
         self.attention_output_norm = build_norm(config) if config.output_norms else None
         self.mlp_output_norm = build_norm(config) if config.output_norms else None
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """Add the outputs of attention and MLP to hidden states, (batch, sequence, hidden_size)."""
-        if self.post_attention_layernorm is None:
+        if self.parallel_block:
             return self._forward_parallel(hidden_states, **kwargs)
         if self.self_attn is not None:
-            normed = self.input_layernorm(hidden_states)
+            normed = _normed(self.input_layernorm, hidden_states)
             update, _ = self.self_attn(hidden_states=normed, **kwargs)
-            if self.attention_output_norm is not None:
-                update = self.attention_output_norm(update)
-            hidden_states = hidden_states + update
+            update = _normed(self.attention_output_norm, update)
+            hidden_states = hidden_states + self._scaled(update)
         if self.mlp is not None:
-            update = self.mlp(self.post_attention_layernorm(hidden_states))
-            if self.mlp_output_norm is not None:
-                update = self.mlp_output_norm(update)
-            hidden_states = hidden_states + update
+            update = self.mlp(_normed(self.post_attention_layernorm, hidden_states))
+            update = _normed(self.mlp_output_norm, update)
+            hidden_states = hidden_states + self._scaled(update)
         return hidden_states
 
+    def _scaled(self, update: Tensor) -> Tensor:
+        """Return a module's contribution, multiplied by the residual scale."""
+        return update if self.residual_scale == 1.0 else update * self.residual_scale
+
     def _forward_parallel(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """Add the outputs of both modules, which read one norm, in the order used by Phi."""
-        normed = self.input_layernorm(hidden_states)
+        """Add the outputs of both modules, in the order used by Phi and GPT-NeoX."""
+        normed = _normed(self.input_layernorm, hidden_states)
         terms: list[Tensor] = []
         if self.self_attn is not None:
-            terms.append(self.self_attn(hidden_states=normed, **kwargs)[0])
+            terms.append(self._scaled(self.self_attn(hidden_states=normed, **kwargs)[0]))
         if self.mlp is not None:
-            terms.append(self.mlp(normed))
+            own_norm = self.post_attention_layernorm
+            inputs = normed if own_norm is None else own_norm(hidden_states)
+            terms.append(self._scaled(self.mlp(inputs)))
         return functools.reduce(torch.add, [*terms, hidden_states])
+
+
+def _normed(norm: nn.Module | None, hidden_states: Tensor) -> Tensor:
+    """Apply a norm that the architecture may lack."""
+    return hidden_states if norm is None else norm(hidden_states)
 
 
 class IntraSlicePreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
@@ -291,7 +302,7 @@ class IntraSlicePreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-cal
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise a module and rebuild the buffers that are lost on the meta device."""
         super()._init_weights(module)  # type: ignore[no-untyped-call]
-        if isinstance(module, Gemma2RMSNorm):
+        if isinstance(module, (Gemma2RMSNorm, NemotronLayerNorm1P)):
             init.zeros_(module.weight)
         elif isinstance(module, IntraSliceHeadNorm):
             module.reset_parameters()
@@ -309,6 +320,7 @@ class IntraSliceModel(IntraSlicePreTrainedModel):  # type: ignore[no-untyped-cal
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = build_embedding(config)
+        self.embed_positions = IntraSlicePositions(config) if config.position_rows else None
         self.layers = nn.ModuleList(
             IntraSliceDecoderLayer(config, index) for index in range(config.num_hidden_layers)
         )
@@ -343,8 +355,10 @@ class IntraSliceModel(IntraSlicePreTrainedModel):  # type: ignore[no-untyped-cal
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             cached = 0 if past_key_values is None else past_key_values.get_seq_length()
-            positions = torch.arange(hidden_states.shape[1], device=hidden_states.device) + cached
-            position_ids = positions.unsqueeze(0)
+            counted = attention_mask if self.embed_positions is not None else None
+            position_ids = positions_of(hidden_states, counted, cached)
+        if self.embed_positions is not None:
+            hidden_states = hidden_states + self.embed_positions(position_ids)
         masks = self._masks(hidden_states, attention_mask, past_key_values, position_ids)
         tables = self._rotary_tables(hidden_states, position_ids)
         layer_types = self.config.layer_types or []
@@ -436,6 +450,8 @@ class IntraSliceForCausalLM(IntraSlicePreTrainedModel, GenerationMixin):  # type
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep, :])
+        if self.config.logit_scale != 1.0:
+            logits = logits * self.config.logit_scale
         cap = self.config.final_logit_softcapping
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap

@@ -21,6 +21,7 @@ from intraslice_core.selection.rotary_pairs import (
     keep_shared_pairs,
     turned_queries,
 )
+from intraslice_core.selection.score_basis import leading_score_basis
 from intraslice_core.statistics import HeadEnergies
 
 
@@ -45,6 +46,14 @@ class KeptHeads:
         return (heads.unsqueeze(-1) * width + offsets).flatten()
 
 
+def first_heads(groups: int, queries: int, device: torch.device) -> KeptHeads:
+    """Return the first query heads of each of the first KV groups."""
+    return KeptHeads(
+        groups=torch.arange(groups, device=device),
+        queries=torch.arange(queries, device=device).expand(groups, queries),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerSensitivity:
     """Measured sensitivity of one dense layer; tensors are float64 unless stated otherwise."""
@@ -53,7 +62,7 @@ class LayerSensitivity:
     """Gram matrix of the pairs' features, in units of loss,
     (num_key_value_heads, head_dim, head_dim)."""
     query_energy: Tensor
-    """Energies of query pairs before norm and RoPE, (num_key_value_heads, pairs)."""
+    """Energies of query pairs before norm and RoPE, (num_attention_heads, pairs)."""
     key_energy: Tensor
     """Energies of key pairs before norm and RoPE, (num_key_value_heads, pairs)."""
     value_directions: Tensor
@@ -88,6 +97,13 @@ class LayerSensitivity:
 
     Losses of pairs and value dimensions are multiplied by it: removed heads cannot be cut again.
     """
+    query_directions: Tensor | None = None
+    """Directions of queries from `score_basis`, (num_key_value_heads, head_dim, head_dim).
+
+    None where pairs are selected: in layers with RoPE or with normed queries and keys.
+    """
+    key_directions: Tensor | None = None
+    """Directions of keys, likewise."""
 
     @property
     def energies(self) -> HeadEnergies:
@@ -101,6 +117,26 @@ class LayerSensitivity:
             NumericalError: if the pairs' moment is not finite or cannot be factorised.
         """
         return eliminate_pairs(self.pair_moment, keep)
+
+    def queries_and_keys(
+        self, weights: LayerWeights, keep: int, settings: LayerSettings
+    ) -> tuple[Tensor, LayerWeights]:
+        """Cut the queries and keys of a dense layer to the width of `keep` pairs.
+
+        Returns:
+            The kept pairs, (num_key_value_heads, keep), and the layer. In another basis there are
+            no pairs; the first `keep` numbers stand for them.
+
+        Raises:
+            NumericalError: if a moment is not finite or a factorisation fails.
+        """
+        if self.query_directions is None or self.key_directions is None:
+            choice = self.pairs(keep)
+            return choice.kept, with_pairs(weights, choice, settings, self.energies)
+        basis = leading_score_basis(self.query_directions, self.key_directions, 2 * keep)
+        numbers = torch.arange(keep, device=basis.key.device)
+        kept = numbers.expand(weights.num_key_value_heads, keep)
+        return kept, slicing.project_queries_and_keys(weights, basis.query, basis.key)
 
     def basis(self, keep: int) -> Tensor:
         """Return the value basis of each KV group, (num_key_value_heads, head_dim, keep)."""
@@ -117,7 +153,11 @@ class LayerSensitivity:
 
     def to(self, device: torch.device) -> LayerSensitivity:
         """Return the sensitivity with all tensors on `device`."""
-        return replace(self, **{name: part.to(device) for name, part in vars(self).items()})
+        return replace(self, **{name: part.to(device) for name, part in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that the layer has, by field."""
+        return {name: part for name, part in vars(self).items() if part is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,8 +35,9 @@ from intraslice_core.plan import Module
 from intraslice_core.selection import neurons, value_basis
 from intraslice_core.selection.heads import HeadChoice, eliminate_heads, head_energies
 from intraslice_core.selection.rotary_pairs import eliminate_pairs
+from intraslice_core.selection.score_basis import ScoreDirections, score_directions
 from intraslice_core.sensitivity.gradients import GradientFiles
-from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity, with_pairs
+from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.sensitivity.pair_effects import PairEffectAccumulator
 from intraslice_core.sensitivity.trial_cuts import TrialCut, TrialCuts
 from intraslice_core.statistics import (
@@ -72,7 +73,7 @@ class ModelSensitivity:
     @property
     def nbytes(self) -> int:
         """Return the size of all tensors in bytes."""
-        return sum(part.nbytes for layer in self.layers for part in vars(layer).values())
+        return sum(part.nbytes for layer in self.layers for part in layer.tensors().values())
 
 
 def measure_layers(
@@ -141,6 +142,7 @@ class _LayerPass:
         self._hidden_energy = 0.0
         self._tokens = 0
         self._energies = HeadEnergyAccumulator(
+            num_attention_heads=settings.num_attention_heads,
             num_key_value_heads=settings.num_key_value_heads,
             pairs=settings.head_dim // 2,
             device=self._device,
@@ -195,7 +197,8 @@ class _LayerPass:
         """
         attention, mlp = self._metrics(metrics)
         energies = self._energies.energies()
-        moment = self._pair_moment(attention)
+        effects = self._pair_effects(attention)
+        moment, scores = effects.moment(), self._score_directions(effects)
         directions, spectrum = self._value_directions(attention)
         order, cost = self._eliminate_neurons(mlp)
         heads, shares = self._eliminate_heads(attention)
@@ -215,13 +218,15 @@ class _LayerPass:
             value_directions=directions,
             value_spectrum=spectrum,
             neuron_order=order,
-            pair_losses=_pair_losses(moment),
+            pair_losses=_pair_losses(moment) if scores is None else _score_losses(scores),
             value_losses=_losses(spectrum.sum(0).flip(-1)),
             width_losses=widths,
             group_order=heads.group_order,
             query_order=heads.query_order,
             head_losses=head_losses,
             head_shares=shares,
+            query_directions=None if scores is None else scores.query,
+            key_directions=None if scores is None else scores.key,
         )
 
     def _metrics(self, metrics: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -264,8 +269,17 @@ class _LayerPass:
         heads, head_dim = settings.num_attention_heads, settings.head_dim
         return self._attention_space.rows()[: heads * head_dim].view(heads, head_dim, -1)
 
-    def _pair_moment(self, metric: Tensor) -> Tensor:
-        """Return the Gram matrix of the pairs' features, weighed by each head's output metric."""
+    @property
+    def has_free_basis(self) -> bool:
+        """Return whether queries and keys may be in any basis: without RoPE and norms on them."""
+        return not self._settings.rotates and self._weights.query_norm is None
+
+    def _score_directions(self, effects: PairEffectAccumulator) -> ScoreDirections | None:
+        """Return directions of queries and keys; None where only pairs may be selected."""
+        return score_directions(*effects.score_moments()) if self.has_free_basis else None
+
+    def _pair_effects(self, metric: Tensor) -> PairEffectAccumulator:
+        """Return the effects of pairs and scores, weighed by each head's output metric."""
         rows, settings = self._head_rows(), self._settings
         head_metric = fisher_factor(rows @ metric @ rows.mT)
         effects = PairEffectAccumulator(
@@ -273,11 +287,12 @@ class _LayerPass:
             head_dim=settings.head_dim,
             settings=settings,
             device=self._device,
+            with_score_moments=self.has_free_basis,
         )
         for query, key, value in self._pair_inputs:
             positions = _query_positions(self._prefix_length, query.shape[1], self._device)
             effects.add(query, key, value, head_metric, positions)
-        return effects.moment()
+        return effects
 
     def _value_directions(self, metric: Tensor) -> tuple[Tensor, Tensor]:
         """Return value directions and spectrum, weighed by the metric."""
@@ -306,8 +321,7 @@ class _LayerPass:
         settings, space = self._settings, self._attention_space
         pairs = max(round((1 - fraction) * settings.head_dim / 2), 1)
         width = max(round((1 - fraction) * settings.head_dim), 1)
-        choice = sensitivity.pairs(pairs)
-        weights = with_pairs(self._weights, choice, settings, sensitivity.energies)
+        _, weights = sensitivity.queries_and_keys(self._weights, pairs, settings)
         basis = sensitivity.basis(width)
         weights = slicing.project_values(weights, basis)
         projection = slicing.value_projection(basis, settings.num_attention_heads)
@@ -400,6 +414,11 @@ def _pair_losses(moment: Tensor) -> Tensor:
     return _losses(torch.cat((cost, last.unsqueeze(0).to(cost))))
 
 
+def _score_losses(directions: ScoreDirections) -> Tensor:
+    """Return losses by the number of pairs of directions kept in every KV head, (pairs + 1,)."""
+    return _losses(directions.spectrum.sum(0).flip(-1))[::2]
+
+
 def _query_positions(first: int, length: int, device: torch.device) -> Tensor:
     """Return at most `PAIR_QUERIES` query positions, evenly spaced from `first` to the end."""
     count = min(PAIR_QUERIES, length - first)
@@ -417,7 +436,7 @@ def save_sensitivity(file: Path, measured: ModelSensitivity) -> None:
     tensors: dict[str, Tensor] = {
         f"{number}.{name}": part.contiguous()
         for number, layer in enumerate(measured.layers)
-        for name, part in vars(layer).items()
+        for name, part in layer.tensors().items()
     }
     trials = json.dumps([asdict(trial) for trial in measured.trials])
     with atomic_file(file) as partial:

@@ -1,5 +1,7 @@
 """First-order effect of each rotary pair on the attention's output (docs/method.md, section 3c).
 
+In layers without RoPE, the moments of queries and of the keys' effects take the place of pairs.
+
 These are the features that `selection.rotary_pairs` eliminates jointly. At query i with scores
 `s_ij`, probabilities `a_ij` and output `o_i = Σ_j a_ij v_j`, a change `δs_ij` of the scores changes
 the output by `Σ_j a_ij δs_ij (v_j - o_i)`. Pair c contributes `q_c · k_c` to a score (real part)
@@ -28,12 +30,18 @@ class PairEffectAccumulator:
     head_dim: int
     settings: LayerSettings
     device: torch.device
+    with_score_moments: bool = False
+    """Flag to accumulate `score_moments`, too."""
     _gram: Tensor = field(init=False)
+    _query_moment: Tensor = field(init=False)
+    _key_moment: Tensor = field(init=False)
     _queries: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         shape = (self.num_key_value_heads, self.head_dim, self.head_dim)
         self._gram = torch.zeros(shape, dtype=WORKING_DTYPE, device=self.device)
+        self._query_moment = torch.zeros_like(self._gram)
+        self._key_moment = torch.zeros_like(self._gram)
 
     def add(
         self, query: Tensor, key: Tensor, value: Tensor, metric: Tensor, positions: Tensor
@@ -57,8 +65,11 @@ class PairEffectAccumulator:
             for query_head in range(head * group, (head + 1) * group):
                 queries = query[query_head, positions]
                 effects = self._effects(queries, keys, values, products, positions)
-                features = _features(queries.float(), effects @ metric[query_head].float())
+                weighed = effects @ metric[query_head].float()
+                features = _features(queries.float(), weighed)
                 self._gram[head] += features @ features.mT
+                if self.with_score_moments:
+                    self._add_score_moments(head, queries.float(), weighed)
         if not torch.isfinite(self._gram).all():
             raise NumericalError("a query, a key or a value is NaN or infinite")
         self._queries += positions.shape[0]
@@ -93,6 +104,33 @@ class PairEffectAccumulator:
         key_values = (derivatives @ products).float().view(len(positions), key.shape[-1], -1)
         mean_keys = (derivatives @ key).float()
         return key_values - mean_keys.unsqueeze(-1) * output.unsqueeze(-2)
+
+    def _add_score_moments(self, head: int, query: Tensor, effects: Tensor) -> None:
+        """Add the partial traces of `Σ_i q qᵀ ⊗ E Eᵀ`.
+
+        Args:
+            head: KV head.
+            query: (n, head_dim).
+            effects: `E` of every query, by key dimension, (n, head_dim, m).
+        """
+        strengths = effects.square().sum((1, 2))
+        self._query_moment[head] += (query * strengths.unsqueeze(-1)).mT @ query
+        lengths = query.square().sum(-1)
+        flat = (effects * lengths.sqrt()[:, None, None]).transpose(0, 1).flatten(1)
+        self._key_moment[head] += flat @ flat.mT
+
+    def score_moments(self) -> tuple[Tensor, Tensor]:
+        """Return the partial traces of `Λ` for queries and keys, averaged over all queries so far.
+
+        Returns:
+            Two tensors (num_key_value_heads, head_dim, head_dim), float64, of equal trace.
+
+        Raises:
+            NumericalError: if no queries were added.
+        """
+        if self._queries == 0:
+            raise NumericalError("no queries were seen")
+        return self._query_moment / self._queries, self._key_moment / self._queries
 
     def moment(self) -> Tensor:
         """Return the average over all queries so far.

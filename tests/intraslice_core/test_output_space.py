@@ -12,7 +12,10 @@ TOKENS, WIDTH, HIDDEN = 40, 6, 5
 
 
 def space(
-    weight: torch.Tensor | None, norm_type: NormType = "rms_plus_one", bias: bool = False
+    weight: torch.Tensor | None,
+    norm_type: NormType = "rms_plus_one",
+    bias: bool = False,
+    residual_scale: float = 1.0,
 ) -> OutputSpace:
     generator = torch.Generator().manual_seed(0)
     return OutputSpace(
@@ -29,6 +32,7 @@ def space(
             norm_eps=1e-6,
             norm_type=norm_type,
             attention_scale=1.0,
+            residual_scale=residual_scale,
         ),
     )
 
@@ -62,6 +66,20 @@ def test_unscaled_rows_are_those_of_the_projection(weight: torch.Tensor | None) 
     rows = output_space.unscaled(output_space.rows())
     torch.testing.assert_close(rows[:-1].mT.float(), output_space.output.weight)
     torch.testing.assert_close(rows[-1].float(), output_space.output.bias)
+
+
+@pytest.mark.parametrize("weight", [None, some_weight()])
+def test_a_residual_scale_multiplies_contributions_and_is_divided_out(
+    weight: torch.Tensor | None,
+) -> None:
+    plain, scaled = (space(weight, bias=True, residual_scale=scale) for scale in (1.0, 0.25))
+    expected = plain.observe(some_inner(), some_inner())
+    observation = scaled.observe(some_inner(), some_inner())
+    assert torch.equal(observation.inner, expected.inner)
+    torch.testing.assert_close(observation.added, 0.25 * expected.added)
+    torch.testing.assert_close(observation.own, 0.25 * expected.own)
+    torch.testing.assert_close(scaled.rows(), 0.25 * plain.rows())
+    torch.testing.assert_close(scaled.unscaled(scaled.rows()), plain.unscaled(plain.rows()))
 
 
 def test_without_a_norm_nothing_is_changed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from intraslice_core import errors
+from intraslice_core import errors, scratch
 from intraslice_core.config import (
     CalibrationConfig,
     CompressionConfig,
@@ -23,6 +24,7 @@ from intraslice_core.config import (
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent, Stage
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
+from intraslice_core.scratch import staging_directory
 from tests.intraslice_core.tiny_models import tiny_llama
 
 CONFIG = CompressionConfig(
@@ -100,12 +102,70 @@ def test_an_overflowing_activation_names_layer_and_module(dense: Path) -> None:
     assert (error.layer, error.module) == (1, "attention")
 
 
+@pytest.mark.parametrize(("dtype", "advised"), [("float16", True), ("float32", False)])
+def test_an_overflow_in_float16_advises_bfloat16(dense: Path, dtype: str, advised: bool) -> None:
+    name = "model.layers.1.self_attn.v_proj.weight"
+    edit_weights(dense, lambda tensors: tensors[name].fill_(6e4 if advised else 3e38))
+    config = CONFIG.model_copy(update={"dtype": dtype})
+    error = rejection(dense, errors.NumericalError, config)
+    assert ("bfloat16" in str(error)) is advised
+    assert "layer 1" in str(error)
+
+
 def test_a_calibration_text_that_is_too_short_is_rejected(dense: Path) -> None:
     text = dense.parent / "short.txt"
     text.write_text("too short")
     calibration = CalibrationConfig(source=str(text), samples=16, sequence_length=32)
     config = CONFIG.model_copy(update={"calibration": calibration})
     rejection(dense, errors.CalibrationTooShortError, config)
+
+
+def test_left_overs_of_a_killed_run_are_removed_and_reported(dense: Path) -> None:
+    folder = dense.parent
+    left, lock = scratch._create(folder, ".out.staging-", "out")
+    os.close(lock)  # as the kernel does when the process is killed
+    report = compress_model(str(dense), folder / "out", CONFIG, verify=False)
+    assert f"removed {left}, which an interrupted run had left behind" in report.warnings
+    assert sorted(folder.iterdir()) == [dense, folder / "out"]
+
+
+def test_running_compression_into_the_same_output_is_left_alone(dense: Path) -> None:
+    with staging_directory(dense.parent / "out") as staging:
+        staging.directory.joinpath("weights").touch()
+        rejection(dense, errors.OutputInUseError)
+        assert staging.directory.joinpath("weights").exists()
+
+
+def test_link_to_an_empty_directory_is_an_output(dense: Path) -> None:
+    link, target = dense.parent / "link", dense.parent / "disk" / "out"
+    target.mkdir(parents=True)
+    link.symlink_to(target)
+    compress_model(str(dense), link, CONFIG, verify=False)
+    assert link.is_symlink()
+    assert (target / REPORT_FILE).is_file()
+    assert sorted(target.parent.iterdir()) == [target]
+
+
+def test_rounding_that_misses_the_budget_is_rejected_before_the_calibration(
+    dense: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("intraslice_core.pipeline._calibrate", None)
+    coarse = CONFIG.model_copy(update={"round_to": 16, "target": "stock"})
+    error = rejection(dense, errors.ConfigurationError, coarse)
+    assert error.field == "compression.round_to"
+    assert "with round_to 16, rounding leaves" in error.message
+    assert error.hint is not None
+    step = int(error.hint.split()[2])
+    monkeypatch.undo()
+    finer = coarse.model_copy(update={"round_to": step})
+    report = compress_model(str(dense), dense.parent / "finer", finer, verify=False)
+    assert report.plan.removed_fraction(report.geometry) == pytest.approx(0.3, abs=0.02)
+
+
+def test_report_holds_the_selected_rounding_step(dense: Path) -> None:
+    config = CONFIG.model_copy(update={"round_to": None})
+    report = compress_model(str(dense), dense.parent / "out", config, verify=False)
+    assert report.config.round_to == 2  # heads of 16 dimensions
 
 
 def test_insufficient_disk_space_is_an_error(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:

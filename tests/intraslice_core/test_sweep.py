@@ -20,10 +20,12 @@ from intraslice_core.errors import (
     BudgetOutOfReachError,
     CompressionCancelledError,
     OutputExistsError,
+    OutputInUseError,
 )
 from intraslice_core.evaluation import comparison
 from intraslice_core.progress import ProgressEvent, Stage
 from intraslice_core.reports.sweep import SweepReport, SweepRequest
+from intraslice_core.scratch import held_directory
 from intraslice_core.sensitivity import measurement
 from intraslice_core.sweep import compress_sweep
 from tests.intraslice_core.tiny_models import tiny_llama
@@ -43,6 +45,15 @@ EVALUATION = EvaluationConfig(
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("sweeps") / "dense")
+
+
+def test_second_sweep_into_the_same_output_is_rejected(dense: Path, tmp_path: Path) -> None:
+    with (
+        held_directory(tmp_path / "out" / sweep.WORK_FOLDER, tmp_path / "out"),
+        pytest.raises(OutputInUseError, match="is writing to"),
+    ):
+        compress_sweep(request(dense), tmp_path / "out")
+    assert not list(tmp_path.glob("out/ratio-*"))
 
 
 def request(
@@ -68,12 +79,12 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(module, name, count)
 
     counting(estimators, "measure_layers")
-    counting(sweep, "open_model")
+    counting(sweep, "open_directory")
     counting(pipeline, "calibration_tokens")
     counting(publication, "verify_checkpoint")
     counting(comparison, "load_model")
     assert measurement.measure_layers is not estimators.measure_layers
-    assert sources.open_model is not sweep.open_model
+    assert sources.open_directory is not sweep.open_directory
     return done
 
 
@@ -83,7 +94,7 @@ def test_checkpoints_equal_those_of_single_compressions(
     report = compress_sweep(request(dense, EVALUATION), tmp_path / "out")
     # The dense model is loaded once, for generated text and scores; each result once, for scores.
     assert {name: counted.count(name) for name in set(counted)} == {
-        "open_model": 1,
+        "open_directory": 1,
         "calibration_tokens": 1,
         "measure_layers": 1,
         "verify_checkpoint": 2,
@@ -129,11 +140,11 @@ def test_an_interrupted_sweep_resumes(dense: Path, tmp_path: Path, counted: list
     report = compress_sweep(request(dense), tmp_path)
     assert [point.ratio for point in report.points] == list(RATIOS)
     assert report.points[1].resumed_layers == 2
-    assert counted == ["open_model", "verify_checkpoint"]
+    assert counted == ["open_directory", "verify_checkpoint"]
     assert not (tmp_path / ".sweep").exists()
     counted.clear()
     assert compress_sweep(request(dense), tmp_path).points == report.points
-    assert counted == ["open_model"]
+    assert counted == ["open_directory"]
 
 
 def test_results_of_other_settings_are_rejected_and_kept(dense: Path, tmp_path: Path) -> None:

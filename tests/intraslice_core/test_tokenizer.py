@@ -8,11 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from intraslice_core.config import HELD_OUT_SEQUENCES, CompressionConfig, EvaluationConfig
+from intraslice_core.calibration import generate_tokens
+from intraslice_core.config import (
+    HELD_OUT_SEQUENCES,
+    CalibrationPart,
+    CompressionConfig,
+    EvaluationConfig,
+)
 from intraslice_core.errors import TokenizerError
 from intraslice_core.evaluation.comparison import evaluate_one
+from intraslice_core.evaluation.loaded_models import load_model
+from intraslice_core.evaluation.tasks import _PassHooks
+from intraslice_core.evaluation.texts import check_texts
 from intraslice_core.pipeline import compress_model
+from intraslice_core.progress import never_cancelled
 from intraslice_core.tokenizer import load_tokenizer
 from tests.intraslice_core.tiny_models import VOCAB_SIZE, tiny_llama, tiny_tokenizer
 
@@ -145,3 +156,21 @@ def test_unknown_token_is_named_before_an_evaluation(larger, text):
     config = EvaluationConfig(perplexity=(text,), benchmark=False)
     with pytest.raises(TokenizerError, match=MESSAGE):
         evaluate_one(larger, config, device="cpu")
+
+
+def test_unknown_token_of_a_chat_template_is_named(larger):
+    tokenizer = load_tokenizer(larger)
+    tokenizer.chat_template = "{% for message in messages %}<new>{{ message.content }}{% endfor %}"
+    with pytest.raises(TokenizerError, match=MESSAGE):
+        check_texts(EvaluationConfig(perplexity=("chat",)), tokenizer, VOCAB_SIZE)
+    part = CalibrationPart(source="chat", samples=1, sequence_length=16, seed=0)
+    model = load_model(larger, dtype="float32", device="cpu")
+    with pytest.raises(TokenizerError, match=MESSAGE):
+        generate_tokens(model, tokenizer, part, should_cancel=never_cancelled)
+
+
+def test_unknown_token_of_a_task_is_named(larger):
+    model = load_model(larger, dtype="float32", device="cpu")
+    hooks = _PassHooks(never_cancelled, load_tokenizer(larger))
+    with pytest.raises(TokenizerError, match=f"a task {MESSAGE}"):
+        hooks.before(model, (torch.tensor([[1, VOCAB_SIZE]]),), {})

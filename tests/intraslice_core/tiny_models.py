@@ -108,8 +108,129 @@ FAMILY_VARIANTS: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "tie_word_embeddings": False,
     },
+    "cohere2": {
+        "model_type": "cohere2",
+        "sliding_window": 6,
+        "sliding_window_pattern": 2,
+        "attention_bias": True,
+        "logit_scale": 0.25,
+    },
+    "gpt_neox": {"model_type": "gpt_neox", "rotary_pct": 0.34},
+    "nemotron": {
+        "model_type": "nemotron",
+        "head_dim": 16,
+        "mlp_bias": True,
+        "attention_bias": True,
+    },
+    "opt": {"model_type": "opt", "ffn_dim": 64, "max_position_embeddings": 1024},
+    "stablelm": {"model_type": "stablelm", "partial_rotary_factor": 0.34},
+    "starcoder2": {"model_type": "starcoder2", "sliding_window": 7},
+    "exaone4": {
+        "model_type": "exaone4",
+        "head_dim": 16,
+        "sliding_window": 6,
+        "sliding_window_pattern": 2,
+    },
+    "glm4": {"model_type": "glm4", "head_dim": 16},
+    "granite": {
+        "model_type": "granite",
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.15,
+        "logits_scaling": 4.0,
+    },
+    "ministral3": {
+        "model_type": "ministral3",
+        "head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10_000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 8,
+            "llama_4_scaling_beta": 0.5,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.7,
+        },
+    },
+    "olmo2": {"model_type": "olmo2"},
+    "seed_oss": {"model_type": "seed_oss", "head_dim": 20},
+    "smollm3": {"model_type": "smollm3", "no_rope_layers": [0, 0, 1], "attention_bias": True},
 }
 """Variants of every family with the features of its adapter: head dims, windows, caps, RoPE."""
+
+
+FORWARD_VARIANTS: dict[str, dict[str, Any]] = {
+    "cohere": {"model_type": "cohere", "tie_word_embeddings": False, "logit_scale": 4.0},
+    "gpt_neox_sequential": {
+        "model_type": "gpt_neox",
+        "rotary_pct": 1.0,
+        "use_parallel_residual": False,
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+    },
+    "opt_unbiased": {
+        "model_type": "opt",
+        "ffn_dim": 64,
+        "enable_bias": False,
+        "tie_word_embeddings": False,
+        "activation_function": "gelu",
+    },
+    "stablelm_parallel": {
+        "model_type": "stablelm",
+        "partial_rotary_factor": 0.5,
+        "use_parallel_residual": True,
+        "use_qkv_bias": True,
+        "num_key_value_heads": 4,
+    },
+    "starcoder2_unbiased": {"model_type": "starcoder2", "use_bias": False},
+    "exaone4_full": {
+        "model_type": "exaone4",
+        "sliding_window": None,
+        "layer_types": ["full_attention"] * 3,
+    },
+    "glm": {"model_type": "glm", "head_dim": 12, "partial_rotary_factor": 1.0},
+    "granite4": {
+        "model_type": "granitemoehybrid",
+        "num_local_experts": 0,
+        "mamba_n_heads": 8,
+        "shared_intermediate_size": 64,
+        "layer_types": ["attention"] * 3,
+        "position_embedding_type": "rope",
+        "embedding_multiplier": 12,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.1,
+        "logits_scaling": 10,
+    },
+    "granite4_without_rope": {
+        "model_type": "granitemoehybrid",
+        "num_local_experts": 0,
+        "mamba_n_heads": 8,
+        "shared_intermediate_size": 64,
+        "layer_types": ["attention"] * 3,
+    },
+    "ministral3_window": {"model_type": "ministral3", "head_dim": 16, "sliding_window": 7},
+    "olmo2_biased": {"model_type": "olmo2", "attention_bias": True, "num_key_value_heads": 4},
+    "olmo3": {
+        "model_type": "olmo3",
+        "sliding_window": 6,
+        "rope_parameters": {
+            "full_attention": {
+                "rope_type": "yarn",
+                "rope_theta": 10_000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+    },
+    "smollm3_window": {
+        "model_type": "smollm3",
+        "use_sliding_window": True,
+        "sliding_window": 6,
+        "no_rope_layer_interval": 2,
+    },
+}
+"""More variants, for the tests of forward passes, names and shapes only."""
 
 
 def tiny_tokenizer(*, adds_bos: bool = False) -> PreTrainedTokenizerFast:
@@ -147,7 +268,7 @@ def tiny_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
 
 def tiny_family_config(variant: str, **overrides: Any) -> PreTrainedConfig:
     """Return a family's own configuration with tiny sizes."""
-    settings = COMMON | FAMILY_VARIANTS[variant] | overrides
+    settings = COMMON | (FAMILY_VARIANTS | FORWARD_VARIANTS)[variant] | overrides
     return AutoConfig.for_model(settings.pop("model_type"), **settings)
 
 
@@ -163,6 +284,11 @@ def tiny_family_model(variant: str, seed: int = 0, **overrides: Any) -> PreTrain
             elif "norm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
     return model
+
+
+def decoder_layers(model: PreTrainedModel) -> Any:
+    """Return the decoder layers of a model of any family."""
+    return getattr(model.base_model, "decoder", model.base_model).layers
 
 
 def save_checkpoint(model: PreTrainedModel, directory: Path, *, adds_bos: bool = False) -> Path:

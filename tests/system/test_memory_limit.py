@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from intraslice_core.checkpoints.inspection import INDEX_FILE
+from intraslice_core.checkpoints.weight_files import INDEX_FILE
 from tests.intraslice_core.tiny_models import tiny_config, tiny_tokenizer
 
 pytestmark = [pytest.mark.slow]

@@ -27,6 +27,7 @@ from app.domain.job import DEFAULT_PRIORITY
 from app.domain.lifecycle import State
 from intraslice_core.config import DEFAULT_RATIO, CompressionConfig
 from intraslice_core.errors import ConfigurationError
+from intraslice_core.files import require_writable_directory
 
 if TYPE_CHECKING:
     from app.api.schemas import JobCreate
@@ -122,6 +123,7 @@ def submit(  # noqa: PLR0913 (typer reads the options from the signature)
 ) -> None:
     """Queue a compression job; its id is printed to stdout."""
     with link.client() as client:
+        require_writable_directory(download_to, "--download")
         size = _size(ratio, target_params, target_bytes)
         request = _request(client, model, file, size, options)
         job = client.jobs.create(
@@ -267,6 +269,7 @@ def download(
 ) -> None:
     """Download the files of a job; verify checksums and resume interrupted downloads."""
     with link.client() as client:
+        require_writable_directory(directory, "DIR")
         paths = _download(client, job, directory)
     if link.as_json:
         typer.echo("\n".join(str(path) for path in paths))

@@ -121,7 +121,7 @@ export function Advanced({ form, set, uploads }) {
     <fieldset><legend>Additional file formats</legend>
       ${form.target === "research" ? html`<p class="hint">None for this target.</p>` : ["gguf-f16", "gguf-q8_0"].map((format) => html`<${Check} list="exports" value=${format} form=${form} set=${set} />`)}
     </fieldset>
-    <${Whole} name="round_to" label="Round dimensions to" least=${1} form=${form} set=${set} hint="Multiples of this number. Small models need small ones; 32 or 64 suit GPUs." />
+    <${Whole} name="round_to" label="Round dimensions to" least=${1} optional form=${form} set=${set} hint="Multiples of this number. Empty: 8, less for narrow models. 32 or 64 suit GPUs." />
     <${Choice} name="recover" label="Recovery training" options=${[["", "none"], ["distill", "distill from the original"], ["ce", "cross-entropy on text"]]} form=${form} set=${set} />
     <${Choice} name="method" label="Method" options=${METHODS.map((name) => [name, name])} form=${form} set=${set} />
     <${Choice} name="allocation" label="Allocation method" options=${ALLOCATIONS.map((name) => [name, name === "auto" ? "method's default" : name])} form=${form} set=${set} />
@@ -130,9 +130,10 @@ export function Advanced({ form, set, uploads }) {
   </details>`;
 }
 
-/** @param {Props & { name: "samples" | "sequence_length" | "round_to", label: string, least: number, hint?: string }} props */
-const Whole = ({ name, label, least, hint, form, set }) => html`<div class="field"><label for=${name}>${label}</label>
-  <input id=${name} type="number" min=${least} value=${form[name]} onInput=${(/** @type {any} */ e) => set(name, Number(typed(e)))} />
+/** @param {Props & { name: "samples" | "sequence_length" | "round_to", label: string, least: number, optional?: boolean, hint?: string }} props */
+const Whole = ({ name, label, least, optional, hint, form, set }) => html`<div class="field"><label for=${name}>${label}</label>
+  <input id=${name} type="number" min=${least} value=${form[name] ?? ""}
+    onInput=${(/** @type {any} */ e) => set(name, optional && !typed(e) ? null : Number(typed(e)))} />
   ${hint ? html`<p class="hint">${hint}</p>` : null}</div>`;
 
 /** @param {Props & { name: "recover" | "method" | "allocation", label: string, options: string[][] }} props */

@@ -16,7 +16,7 @@ export const START = {
   source: "package", ref: "", revision: "",
   size: "ratio", ratio: 0.3, params: "", mebibytes: "", ratios: [0.1, 0.2, 0.3, 0.4],
   target: "research", method: "intraslice_plus", allocation: "auto",
-  texts: TEXTS, samples: 64, sequence_length: 256, round_to: 8,
+  texts: TEXTS, samples: 64, sequence_length: 256, round_to: /** @type {number | null} */ (null),
   exports: /** @type {string[]} */ ([]),
   evaluate: ["pydoc", "pycode"], benchmark: true, recover: "", label: "",
   /** Settings of the duplicated job that have no field in the form. @type {any} */

@@ -82,7 +82,7 @@ def test_an_empty_operator_key_authenticates_nobody(settings: Settings) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
 def test_auth_off_needs_loopback(host: str) -> None:
-    with pytest.raises(ValidationError, match="auth=off"):
+    with pytest.raises(ValidationError, match="INTRASLICE_AUTH=off"):
         Settings(auth="off", host=host)
 
 

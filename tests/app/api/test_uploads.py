@@ -195,6 +195,7 @@ def test_a_model_with_a_false_header_size_is_rejected(client: TestClient, tmp_pa
         ("model", ["config.json", "a.safetensors", "a.safetensors"], {"twice"}),
         ("text", ["a.txt", "b.txt"], {"one_file"}),
         ("text", ["a.pdf"], {"not_allowed"}),
+        ("text", ["a.parquet.gz"], {"not_allowed"}),
     ],
 )
 def test_invalid_file_names_are_rejected_at_creation(

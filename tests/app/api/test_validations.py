@@ -71,6 +71,9 @@ def test_an_estimate_has_the_sizes_and_queues_nothing(
     sizes_before = (estimate["params_before"], estimate["compressible_before"])
     assert sizes_before == (PARAMETERS, COMPRESSIBLE)
     assert estimate["compressible_after"] == pytest.approx(0.75 * COMPRESSIBLE, rel=0.005)
+    assert estimate["round_to"] == min(
+        8, GEOMETRY["hidden_size"] // GEOMETRY["num_attention_heads"] // 8
+    )
     removed = estimate["compressible_before"] - estimate["compressible_after"]
     assert estimate["params_after"] == PARAMETERS - removed
     assert estimate["bytes_before"] == 2 * PARAMETERS
@@ -126,6 +129,38 @@ def test_an_unknown_architecture_is_rejected_with_the_supported_ones(
     assert (error["pointer"], error["code"]) == ("/model/ref", "unsupported_architecture")
     assert "gpt2" in error["message"]
     assert "llama" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "code", "words"),
+    [
+        (
+            "config.json",
+            json.dumps(GEOMETRY | {"quantization_config": {"quant_method": "gptq", "bits": 4}}),
+            "unsupported_format",
+            "GPTQ (4 bits)",
+        ),
+        (
+            "adapter_config.json",
+            '{"peft_type": "LORA", "base_model_name_or_path": "org/base"}',
+            "unsupported_format",
+            "LORA adapter of org/base; merge it into its base first",
+        ),
+        (
+            "tokenizer.json",
+            "version https://git-lfs.github.com/spec/v1\n",
+            "broken_checkpoint",
+            "git lfs pull",
+        ),
+    ],
+)
+def test_other_forms_of_models_are_named_with_the_remedy(
+    client: TestClient, model: dict[str, str], file: str, content: str, code: str, words: str
+) -> None:
+    (Path(model["ref"]) / file).write_text(content)
+    (error,) = validate(client, {"model": model}).json()["errors"]
+    assert (error["pointer"], error["code"]) == ("/model/ref", code)
+    assert words in error["message"]
 
 
 def test_a_budget_that_rounding_misses_is_rejected_at_its_ratio(
@@ -313,7 +348,7 @@ def test_unavailable_targets_are_marked(client: TestClient, model: dict[str, str
     assert available_targets(client, model) == {"research", "adaptive", "stock"}
     config = Path(model["ref"]) / "config.json"
     config.write_text(json.dumps(GEOMETRY | {"model_type": "qwen3"}))
-    assert available_targets(client, model) == {"research"}
+    assert available_targets(client, model) == {"research", "stock"}
 
 
 def available_targets(client: TestClient, model: dict[str, str]) -> set[str]:
@@ -322,30 +357,79 @@ def available_targets(client: TestClient, model: dict[str, str]) -> set[str]:
     return {target["target"] for target in targets if target["available"]}
 
 
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({}, "/compression/calibration/sequence_length"),
+        ({"evaluation": {"context_length": 513}}, "/evaluation/context_length"),
+    ],
+)
+def test_sequences_longer_than_a_table_of_positions_are_rejected(
+    client: TestClient, model: dict[str, str], body: dict[str, Any], pointer: str
+) -> None:
+    settings = GEOMETRY | {"model_type": "opt", "ffn_dim": 256}
+    (Path(model["ref"]) / "config.json").write_text(json.dumps(settings))
+    compression = {"calibration": {"sequence_length": 512}} if body else {}
+    answer = validate(client, {"model": model, "compression": compression} | body)
+    assert answer.status_code == 422
+    problems = {(error["pointer"], error["code"]) for error in answer.json()["errors"]}
+    assert (pointer, "bad_configuration") in problems
+
+
 @pytest.mark.parametrize("path", ["/v1/jobs:validate", "/v1/jobs"])
 @pytest.mark.parametrize(
-    ("model_type", "method", "pointer"),
+    ("target", "model_type", "method", "pointer"),
     [
-        ("qwen3", "intraslice_plus", "/compression/target"),
-        ("llama", "intraslice", "/compression/method"),
+        ("adaptive", "qwen3", "intraslice_plus", "/compression/target"),
+        ("stock", "llama", "intraslice", "/compression/method"),
     ],
 )
 def test_a_target_that_a_model_or_method_does_not_support_is_rejected(
     client: TestClient,
     model: dict[str, str],
     path: str,
+    target: str,
     model_type: str,
     method: str,
     pointer: str,
 ) -> None:
     config = Path(model["ref"]) / "config.json"
     config.write_text(json.dumps(GEOMETRY | {"model_type": model_type}))
-    compression = {"target": "stock", "method": method}
+    compression = {"target": target, "method": method}
     answer = client.post(path, json={"model": model, "compression": compression})
     assert answer.status_code == 422
     (error,) = answer.json()["errors"]
     assert (error["pointer"], error["code"]) == (pointer, "target_not_available")
     assert "research" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("target", "result"),
+    [("research", "the language model alone"), ("stock", "the whole model")],
+)
+def test_the_result_of_a_multimodal_model_is_told_beforehand(
+    client: TestClient, model: dict[str, str], target: str, result: str
+) -> None:
+    plain = validate(client, {"model": model}).json()["estimate"]
+    text = {name: value for name, value in GEOMETRY.items() if name != "tie_word_embeddings"}
+    settings = {"model_type": "mistral3", "text_config": text | {"model_type": "mistral"}}
+    (Path(model["ref"]) / "config.json").write_text(json.dumps(settings | {"vision_config": {}}))
+    answer = validate(client, {"model": model, "compression": {"target": target}}).json()
+    (message,) = [w["message"] for w in answer["warnings"] if w["code"] == "multimodal"]
+    assert result in message
+    assert answer["estimate"]["compressible_before"] == plain["compressible_before"]
+
+
+def test_a_size_of_a_whole_multimodal_model_is_rejected(
+    client: TestClient, model: dict[str, str]
+) -> None:
+    settings = {"model_type": "mistral3", "text_config": GEOMETRY | {"model_type": "mistral"}}
+    (Path(model["ref"]) / "config.json").write_text(json.dumps(settings))
+    compression = {"target": "stock", "target_params": PARAMETERS - 10_000}
+    answer = validate(client, {"model": model, "compression": compression})
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == "/compression/target_params"
 
 
 def test_the_estimate_has_the_shapes_of_the_stock_target(

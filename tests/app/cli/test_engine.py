@@ -92,11 +92,11 @@ def test_several_sources_are_a_mixture_and_in_domain_evaluation_is_a_warning(mod
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report["config"]["calibration"]["source"] == [
-        {"source": str(text), "weight": 2.0},
-        {"source": "pycode", "weight": 1.0},
-        {"source": "chat", "weight": 1.0},
+        {"source": str(text), "weight": 2.0, "text_field": None},
+        {"source": "pycode", "weight": 1.0, "text_field": None},
+        {"source": "chat", "weight": 1.0, "text_field": None},
     ]
-    assert report["warnings"] == [IN_DOMAIN_ONLY_WARNING]
+    assert IN_DOMAIN_ONLY_WARNING in report["warnings"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert "tokens of `text.txt` (weight 2), `pycode` (weight 1), `chat` (weight 1)" in card
     assert f"Warning: {IN_DOMAIN_ONLY_WARNING}" in card
@@ -207,6 +207,7 @@ def test_generate_continues_the_prompt(compressed):
             ["--calibration", "self=1000", "--calibration", "pydoc"],
             "--samples: Value error, of 4 sequences source 2 gets none",
         ),
+        (["--text-field", ""], "--text-field: String should have at least 1 character"),
         (["--calibration", "nonsense"], "valid: pydoc; pycode; self; chat; hub:"),
         (["--exports", "gguf-q3"], "--exports: Input should be 'safetensors', 'gguf-f16' or"),
         (["--exports", "gguf-f16"], "target research has no GGUF export"),
@@ -227,6 +228,22 @@ def test_bad_input_is_one_line_and_code_2(model, tmp_path, options, message):
     assert errors[0].startswith("error: ")
     assert message in errors[0]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_text_field_applies_to_every_text_of_a_command(model, tmp_path):
+    file = tmp_path / "texts.jsonl"
+    records = [{"id": number, "body": f"{number} is a number\n"} for number in range(200)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    options = ["--calibration", file, "--evaluate", file, *SMALL, "--no-benchmark", "--no-verify"]
+    named = ["--text-field", "body"]
+    result = run("compress", model, "--out", tmp_path / "out", *options, *named)
+    assert result.exit_code == 0, result.output
+    alone = run("evaluate", tmp_path / "out", "--text", file, *named)
+    assert alone.exit_code == 0, alone.output
+    result = run("compress", model, "--out", tmp_path / "other", *options)
+    assert result.exit_code == 2
+    assert "fields: id, body" in result.stderr
+    assert "--text-field" in result.stderr
 
 
 def test_a_missing_model_and_an_existing_output_are_bad_input(model, tmp_path):

@@ -58,7 +58,6 @@ def test_memory_does_not_grow_with_the_length_of_a_line(tmp_path):
         check=True,
     )
     lines = done.stdout.splitlines()
-    print(done.stdout)
     assert len(lines) == len(FORMS)
     for line, limit in zip(lines, FORMS.values(), strict=True):
         count, megabytes = map(int, line.split())

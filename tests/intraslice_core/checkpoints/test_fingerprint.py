@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ def model(place: Path, weights: bytes = b"weights", settings: str = "{}") -> Pat
     (place / "config.json").write_text(settings)
     (place / "model-1.safetensors").write_bytes(weights)
     (place / "model-2.safetensors").write_bytes(b"more")
+    shards = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     return place
 
 

@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from intraslice_core.checkpoints.inspection import MAX_SETTINGS_BYTES, inspect_model, require_within
+from intraslice_core.checkpoints.inspection import inspect_model, require_within
+from intraslice_core.checkpoints.weight_files import MAX_SETTINGS_BYTES
 from intraslice_core.config import ModelLimits
 from intraslice_core.errors import BrokenCheckpointError, ModelTooLargeError
 from tests.intraslice_core.tiny_models import tiny_llama, tiny_model
@@ -144,6 +145,7 @@ def test_settings_of_implausible_size_are_rejected_without_being_read(tmp_path: 
 )
 def test_invalid_index_is_rejected(tmp_path: Path, weight_map: object, complaint: str) -> None:
     place = sparse_model(tmp_path / "m", 1)
+    (place / "model.safetensors").unlink()
     index = place / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(BrokenCheckpointError, match=complaint):

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, utils
+from transformers.utils import hub
 
 from intraslice_core.checkpoints import writer
 from intraslice_core.checkpoints.reader import CheckpointReader
-from intraslice_core.checkpoints.writer import (
-    CheckpointWriter,
-    ensure_disk_space,
-    require_free_output,
-)
+from intraslice_core.checkpoints.writer import CheckpointWriter, ensure_disk_space
 from intraslice_core.errors import (
     CompressionCancelledError,
     InsufficientDiskError,
     OutputExistsError,
 )
+from intraslice_core.files import require_free_output
 from tests.intraslice_core.tiny_models import tiny_llama, tiny_model
 
 
@@ -160,3 +160,47 @@ def test_code_of_the_dense_checkpoint_is_not_copied(tmp_path: Path) -> None:
         assert "stranger" not in file.read_text(), file
     tokenizer = AutoTokenizer.from_pretrained(out, trust_remote_code=True)
     assert tokenizer("abc")["input_ids"]
+
+
+def vocabulary_names() -> set[str]:
+    """Return the file names that the tokenizer classes of transformers read, from their code."""
+    package = Path(transformers.__file__).parent
+    names = set()
+    for module in package.glob("models/*/tokenization*.py"):
+        for table in re.findall(r"VOCAB_FILES_NAMES = \{(.*?)\}", module.read_text(), re.DOTALL):
+            names |= set(re.findall(r'": "([^"]+)"', table))
+    return names
+
+
+def test_everything_that_tokenizers_and_processors_read_travels_along(tmp_path: Path) -> None:
+    source, out = tiny_llama(tmp_path / "dense"), tmp_path / "out"
+    present = {path.name for path in source.iterdir()}
+    names = {
+        *vocabulary_names(),
+        *(utils.IMAGE_PROCESSOR_NAME, utils.VIDEO_PROCESSOR_NAME, utils.AUDIO_TOKENIZER_NAME),
+        *(
+            utils.PROCESSOR_NAME,
+            utils.GENERATION_CONFIG_NAME,
+            hub.LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE,
+        ),
+        *(hub.CHAT_TEMPLATE_FILE, f"{hub.CHAT_TEMPLATE_DIR}/rag.jinja"),
+        *("tekken.json", "qwen.tiktoken", "added_tokens.json", "LICENSE", "NOTICE"),
+    }
+    assert {"spiece.model", "merges.txt", "source.spm", "vocab-src.json"} <= names
+    (source / hub.CHAT_TEMPLATE_DIR).mkdir()
+    for name in names - present:
+        content = "{}" if name.endswith(".json") else f"{{# {name} #}}"
+        (source / name).write_text(content)
+    write(out, source)
+    for name in names:
+        assert (out / name).read_bytes() == (source / name).read_bytes(), name
+
+
+def test_named_chat_templates_are_those_of_the_dense_model(tmp_path: Path) -> None:
+    source, out = tiny_llama(tmp_path / "dense"), tmp_path / "out"
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.chat_template = {"default": "plain", "rag": "with documents", "tool_use": "calls"}
+    tokenizer.save_pretrained(source)
+    assert list((source / "additional_chat_templates").glob("*.jinja"))
+    write(out, source)
+    assert AutoTokenizer.from_pretrained(out).chat_template == tokenizer.chat_template

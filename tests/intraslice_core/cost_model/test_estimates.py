@@ -46,6 +46,7 @@ def test_geometry_of_a_gguf_file_is_read_from_its_settings(tmp_path: Path) -> No
     writer.add_rope_dimension_count(8)
     writer.add_vocab_size(100)
     writer.add_context_length(512)
+    writer.add_layer_norm_rms_eps(1e-5)
     writer.add_token_list(["a", "b"])
     writer.add_tensor("token_embd.weight", np.zeros((100, 32), dtype=np.float16))
     writer.write_header_to_file()

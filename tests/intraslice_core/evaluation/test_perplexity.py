@@ -110,9 +110,9 @@ def test_a_window_has_the_loss_that_lm_evaluation_harness_gives_it():
     assert result.mean_nll * len(ids) == pytest.approx(-expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["gemma2", "gemma3", "phi"])
-def test_output_heads_with_soft_cap_or_bias_are_applied(variant: str) -> None:
-    # Gemma models cap their logits, Phi's head has a bias.
+@pytest.mark.parametrize("variant", ["gemma2", "gemma3", "phi", "granite", "cohere2"])
+def test_output_heads_with_soft_cap_scale_or_bias_are_applied(variant: str) -> None:
+    # Gemma models cap their logits, Granite and Cohere scale them, Phi's head has a bias.
     family = tiny_family_model(variant)
     text = tokens(40)
     total, scored = by_definition(family, text, 20)

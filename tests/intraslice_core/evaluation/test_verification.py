@@ -78,6 +78,17 @@ def test_the_reference_holds_log_probabilities_of_a_plain_forward_pass(written):
     )
 
 
+@pytest.mark.parametrize("context", [12, 128, 512])
+def test_verification_stays_within_the_context(tmp_path: Path, context: int) -> None:
+    model = tiny_model(max_position_embeddings=context)
+    save_checkpoint(model, tmp_path)
+    write_reference(tmp_path, model, tiny_tokenizer())
+    entries = json.loads((tmp_path / REFERENCE_FILE).read_text())["prompts"]
+    lengths = [len(entry["prompt"]) + len(entry["greedy"]) for entry in entries]
+    assert max(lengths) == context
+    assert len(entries[3]["tokens"]) > 512
+
+
 def test_a_changed_file_is_named(checkpoint):
     change_weight(checkpoint, "model.norm.weight", 1e-6)
     with pytest.raises(VerificationError, match=r"files changed .*: model\.safetensors"):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
@@ -35,6 +38,35 @@ def merging_tokenizer(pre_tokenizer: Any = None) -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         chat_template="{{ messages[0].content }}",
     )
+
+
+def write_sentencepiece(
+    directory: Path, tokenizer_class: str, texts: Sequence[str], **options: Any
+) -> None:
+    """Write a SentencePiece model trained on texts, and its settings, without tokenizer.json."""
+    directory.mkdir(exist_ok=True)
+    lines = [line for text in texts for line in text.splitlines() if line] * 5
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_prefix=str(directory / "tokenizer"),
+        minloglevel=2,
+        pad_id=-1,
+        **{
+            "model_type": "bpe",
+            "vocab_size": 700,
+            "byte_fallback": True,
+            "character_coverage": 0.99,
+            "normalization_rule_name": "identity",
+            "remove_extra_whitespaces": False,
+            "split_digits": True,
+            "hard_vocab_limit": False,
+        }
+        | options,
+    )
+    (directory / "tokenizer.vocab").unlink()
+    settings = {"tokenizer_class": tokenizer_class, "bos_token": "<s>", "eos_token": "</s>"}
+    settings |= {"unk_token": "<unk>", "add_bos_token": True, "legacy": True}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def llama_with_merges(directory: Path, **overrides: Any) -> Path:

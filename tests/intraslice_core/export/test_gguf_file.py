@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 from gguf import GGUFReader, TokenType
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Regex, pre_tokenizers
 
 from intraslice_core.checkpoints.gguf_reader import convert_gguf
 from intraslice_core.config import CompressionConfig
@@ -26,8 +25,9 @@ from tests.intraslice_core.export.models import (
     load,
     logits,
     merging_tokenizer,
+    write_sentencepiece,
 )
-from tests.intraslice_core.tiny_models import tiny_checkpoint, tiny_llama
+from tests.intraslice_core.tiny_models import tiny_checkpoint
 
 BOTH = ("safetensors", "gguf-f16", "gguf-q8_0")
 LLAMA3 = (
@@ -40,8 +40,11 @@ LLAMA3 = (
     ("target", "overrides"),
     [
         ("stock", {}),
-        ("stock", {"attention_bias": True, "tie_word_embeddings": False}),
-        ("adaptive", {}),
+        (
+            "stock",
+            {"attention_bias": True, "tie_word_embeddings": False, "max_position_embeddings": 512},
+        ),
+        ("adaptive", {"max_position_embeddings": 128}),
     ],
 )
 def test_llama_cpp_computes_the_same_as_the_model(
@@ -135,7 +138,7 @@ def test_vocabulary_and_chat_template_are_written(tmp_path: Path) -> None:
                     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
                 ]
             ),
-            "llama-bpe",
+            "dbrx",
         ),
     ],
 )
@@ -158,38 +161,13 @@ def test_unsupported_tokenizer_is_rejected_before_compression(
     assert not (tmp_path / "out").exists()
 
 
-def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer like that of Llama 2: pieces with spaces, and byte fallback."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    pieces += ["▁", "t", "h", "e", "a", "th", "the", "▁the", "▁a"]
-    merges = [("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "a")]
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab={piece: number for number, piece in enumerate(pieces)},
-            merges=merges,
-            unk_token="<unk>",
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-
-
-def test_sentencepiece_tokenizer_gives_the_same_tokens(tmp_path: Path) -> None:
+def test_tokenizer_known_by_its_sentencepiece_model_alone_is_exported(tmp_path: Path) -> None:
     # Verification compares the tokens of every prompt with those of llama.cpp.
-    tokenizer = sentencepiece_tokenizer()
-    dense = tiny_llama(
-        tmp_path / "dense", hidden_size=64, vocab_size=len(tokenizer), max_position_embeddings=1024
-    )
+    dense = llama_with_merges(tmp_path / "dense", vocab_size=512)
     for file in dense.glob("tokenizer*"):
         file.unlink()
-    tokenizer.save_pretrained(dense)
+    texts = (Path(__file__).read_text(), "Ein Satz auf Deutsch, une phrase en français")
+    write_sentencepiece(dense, "LlamaTokenizer", texts, vocab_size=512)
     settings = config("stock", ratio=0.3, exports=("safetensors", "gguf-f16"))
     report = compress_model(str(dense), tmp_path / "out", settings)
     assert report.verified[1].loaded_by == ("llama.cpp",)
@@ -237,3 +215,14 @@ def test_file_that_computes_other_logits_is_not_published(
     with pytest.raises(VerificationError, match="log-probabilities differ"):
         compress_model(str(dense), tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
+
+
+def test_files_that_were_not_loaded_are_named_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("intraslice_core.publication.has_llama_cpp", lambda: False)
+    dense = llama_with_merges(tmp_path / "dense")
+    settings = config("stock", ratio=0.3, exports=("safetensors", "gguf-f16"))
+    report = compress_model(str(dense), tmp_path / "out", settings)
+    (warning,) = report.warnings
+    assert warning.startswith("model-f16.gguf was not verified")

@@ -43,8 +43,13 @@ class Cut:
             intermediate_size=len(self.neurons),
         )
 
-    def rows(self, head_dim: int) -> dict[str, tuple[Tensor, int]]:
-        """Return the kept indices of every projection and their axis (1 for inputs)."""
+    def rows(self, head_dim: int, *, across: bool = False) -> dict[str, tuple[Tensor, int]]:
+        """Return the kept indices of every projection and their axis (1 for inputs).
+
+        Args:
+            head_dim: of the dense model.
+            across: True if queries have one norm for all heads, with weights for each.
+        """
         half = head_dim // 2
         query, key, value, output = [], [], [], []
         for group, pairs in zip(self.groups, self.pairs, strict=True):
@@ -54,13 +59,13 @@ class Cut:
             output += [head * head_dim + column for head in heads for column in self.values]
             key += [group * head_dim + column for column in columns]
             value += [group * head_dim + column for column in self.values]
-        # The norm of the queries is by KV head.
+        # The norm of the queries is by KV head, unless it is across heads.
         indices = {
             "self_attn.q_proj": (query, 0),
             "self_attn.k_proj": (key, 0),
             "self_attn.v_proj": (value, 0),
             "self_attn.o_proj": (output, 1),
-            "self_attn.q_norm": (key, 0),
+            "self_attn.q_norm": (query if across else key, 0),
             "self_attn.k_norm": (key, 0),
             "mlp.gate_proj": (self.neurons, 0),
             "mlp.up_proj": (self.neurons, 0),
@@ -112,8 +117,9 @@ def cut_and_masked(
     masked_model = whole_model(family, dense_model(family))
     sliced: Tensors = dict(masked_model.state_dict())
     masked = dict(sliced)
+    across = bool(family.settings.get("qk_norm_across_heads"))
     for layer, cut in enumerate(layers):
-        for module, (kept, axis) in cut.rows(family.head_dim).items():
+        for module, (kept, axis) in cut.rows(family.head_dim, across=across).items():
             for kind in ("weight", "bias"):
                 name = f"model.layers.{layer}.{module}.{kind}"
                 if name not in sliced:

@@ -57,6 +57,7 @@ class Family:
     head_dim: int
     settings: dict[str, Any] = field(default_factory=dict)
     canonical: Callable[[Tensors, Family], Tensors]
+    groups: int = GROUPS
     rotating: int | None = None
     """Dimensions of a head with rotary embedding; None means all."""
 
@@ -329,6 +330,7 @@ _YARN = {
     "original_max_position_embeddings": ORIGINAL_LENGTH,
 }
 
+
 FAMILIES: dict[str, Callable[[], Family]] = {
     "llama": _llama,
     "llama3_rope": lambda: _llama(**_LLAMA3),
@@ -381,19 +383,21 @@ def canonical_settings(family: Family) -> dict[str, Any]:
         "pad_token_id",
         "rope_parameters",
     ]
-    activation = getattr(config, "hidden_act", None) or config.hidden_activation
+    activation = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
     return {
         "base_model_type": config.model_type,
         "head_dim": family.head_dim,
         "hidden_act": activation,
-        **{name: getattr(config, name) for name in common},
+        **{name: getattr(config, name, None) for name in common},
         **family.settings,
     }
 
 
 def whole_model(family: Family, dense: PreTrainedModel) -> IntraSliceForCausalLM:
     """Return the dense model in the IntraSlice architecture, with nothing removed."""
-    shape = Shape(qk_head_dim=family.head_dim, v_head_dim=family.head_dim)
+    shape = Shape(
+        num_key_value_heads=family.groups, qk_head_dim=family.head_dim, v_head_dim=family.head_dim
+    )
     config = intraslice_config(canonical_settings(family), [shape] * LAYERS, [[]] * LAYERS)
     model = IntraSliceForCausalLM(config).eval()
     model.load_state_dict(family.canonical(dict(dense.state_dict()), family))

@@ -15,18 +15,22 @@ from tests.intraslice_core.modeling.dense_families import (
     tokens,
     whole_model,
 )
+from tests.intraslice_core.modeling.layer_norm_families import (
+    LAYER_NORM_FAMILIES,
+    MULTI_HEAD_FAMILIES,
+)
+from tests.intraslice_core.modeling.rms_families import RMS_FAMILIES
 
+ALL = FAMILIES | RMS_FAMILIES | LAYER_NORM_FAMILIES | MULTI_HEAD_FAMILIES
 LENGTHS = {"shorter": ORIGINAL_LENGTH - 7, "longer": ORIGINAL_LENGTH + 5}
 WITH_ATTENTION = [
-    (name, implementation)
-    for name in FAMILIES
-    for implementation in FAMILIES[name]().implementations
+    (name, implementation) for name in ALL for implementation in ALL[name]().implementations
 ]
 
 
 @pytest.mark.parametrize(("name", "attention"), WITH_ATTENTION)
 def test_logits_match_transformers(name: str, attention: str) -> None:
-    family = FAMILIES[name]()
+    family = ALL[name]()
     dense = dense_model(family)
     model = whole_model(family, dense)
     dense.set_attn_implementation(attention)
@@ -43,9 +47,9 @@ def test_logits_match_transformers(name: str, attention: str) -> None:
             torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ALL)
 def test_bfloat16_differs_by_less_than_its_rounding_error(name: str) -> None:
-    family = FAMILIES[name]()
+    family = ALL[name]()
     dense = dense_model(family)
     model = whole_model(family, dense)
     with torch.no_grad():
@@ -63,9 +67,9 @@ def test_bfloat16_differs_by_less_than_its_rounding_error(name: str) -> None:
     assert distance(actual, exact) < 1.2 * distance(expected, exact)
 
 
-@pytest.mark.parametrize("name", ["llama", "phi", "gemma2", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "phi", "gemma2", "gemma3", "cohere2", "nemotron"])
 def test_embedding_and_norms_are_bitwise_those_of_transformers(name: str) -> None:
-    family = FAMILIES[name]()
+    family = ALL[name]()
     dense = dense_model(family).to(torch.bfloat16)
     model = whole_model(family, dense).to(torch.bfloat16)
     with torch.no_grad():
@@ -77,7 +81,7 @@ def test_embedding_and_norms_are_bitwise_those_of_transformers(name: str) -> Non
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma3"])
 def test_query_norm_rounds_as_transformers(name: str) -> None:
-    family = FAMILIES[name]()
+    family = ALL[name]()
     dense = dense_model(family).to(torch.bfloat16)
     model = whole_model(family, dense).to(torch.bfloat16)
     heads = torch.randn(2, 2, 2, 7, family.head_dim, dtype=torch.bfloat16)
@@ -110,9 +114,9 @@ def assert_same_generation(actual: Any, expected: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ALL)
 def test_greedy_generation_matches_transformers(name: str) -> None:
-    family = FAMILIES[name]()
+    family = ALL[name]()
     dense = dense_model(family)
     # Most of transformers' models (in some releases all) keep cached keys that were rotated by
     # longrope's short frequencies.
@@ -122,9 +126,9 @@ def test_greedy_generation_matches_transformers(name: str) -> None:
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 # Cached keys keep the frequencies that dynamic rotary embedding had when they were computed.
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "dynamic_rope"])
+@pytest.mark.parametrize("name", [name for name in ALL if name != "dynamic_rope"])
 def test_greedy_generation_with_a_cache_equals_generation_without(name: str, cache: str) -> None:
-    family = FAMILIES[name]()
+    family = ALL[name]()
     model = whole_model(family, dense_model(family))
     without = generate(model, use_cache=False)
     with_cache = generate(model, cache_implementation=cache, disable_compile=True)

@@ -30,6 +30,7 @@ from tests.intraslice_core.modeling.dense_families import (
     tokens,
     whole_model,
 )
+from tests.intraslice_core.modeling.layer_norm_families import LAYER_NORM_FAMILIES
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
@@ -82,12 +83,12 @@ def test_saved_model_loads_unchanged(tmp_path: Path, name: str, shards: int) -> 
         assert torch.equal(again(tokens()).logits, model(tokens()).logits)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "cohere2", "nemotron"])
 def test_new_model_starts_with_identity_norms(name: str) -> None:
-    family = FAMILIES[name]()
+    family = (FAMILIES | LAYER_NORM_FAMILIES)[name]()
     config = cut_model(family).config
     model = IntraSliceForCausalLM(config)
-    neutral = 0.0 if config.norm_type == "rms_plus_one" else 1.0
+    neutral = 0.0 if config.norm_type.endswith("_plus_one") else 1.0
     norms = {n: p for n, p in model.named_parameters() if "norm" in n and n.endswith("weight")}
     assert len(norms) >= 4
     for norm, weight in norms.items():
@@ -227,6 +228,8 @@ def test_contradicting_shapes_are_rejected(change: dict[str, int], pairs: Any) -
         ({"norm_type": "batch"}, "norm_type"),
         ({"norm_type": "layer", "qk_norm": True}, "qk_norm"),
         ({"parallel_block": True, "output_norms": True}, "parallel_block"),
+        ({"norm_type": "layer_plus_one", "output_norms": True}, "output_norms"),
+        ({"separate_mlp_norm": True}, "separate_mlp_norm"),
         ({"layer_types": ("sliding_attention",) * 3}, "sliding_window"),
         ({"head_dim": 13}, "head_dim"),
     ],

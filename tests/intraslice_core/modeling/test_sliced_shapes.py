@@ -12,12 +12,19 @@ from tests.intraslice_core.modeling.cutting import (
     cuts_without_modules,
 )
 from tests.intraslice_core.modeling.dense_families import FAMILIES, tokens
+from tests.intraslice_core.modeling.layer_norm_families import LAYER_NORM_FAMILIES
+from tests.intraslice_core.modeling.rms_families import RMS_FAMILIES
 from tests.intraslice_core.modeling.test_families import (
-    WITH_ATTENTION,
     assert_same_generation,
     generate,
 )
 
+GROUPED = FAMILIES | RMS_FAMILIES | LAYER_NORM_FAMILIES
+WITH_ATTENTION = [
+    (name, implementation) for name in GROUPED for implementation in GROUPED[name]().implementations
+]
+CACHED = [*FAMILIES, "exaone4", "ministral3", "olmo2", "smollm3", "cohere2"]
+"""Families whose attention differs."""
 SHAPES = {"irregular": cuts, "without_modules": cuts_without_modules}
 
 
@@ -26,7 +33,7 @@ SHAPES = {"irregular": cuts, "without_modules": cuts_without_modules}
 def test_sliced_model_equals_the_full_size_model_with_zeros(
     name: str, attention: str, shapes: str
 ) -> None:
-    family = FAMILIES[name]()
+    family = GROUPED[name]()
     model, masked = cut_and_masked(family, SHAPES[shapes](family.head_dim))
     padded = torch.ones_like(tokens())
     padded[0, :4] = 0
@@ -36,16 +43,17 @@ def test_sliced_model_equals_the_full_size_model_with_zeros(
         with torch.no_grad():
             expected = masked(tokens(), attention_mask=mask).logits
             actual = model(tokens(), attention_mask=mask).logits
-        torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-5)
+        # Norms on outputs magnify rounding errors.
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "dynamic_rope"])
+@pytest.mark.parametrize("name", [name for name in CACHED if name != "dynamic_rope"])
 def test_generation_with_a_cache_equals_generation_without(
     name: str, cache: str, shapes: str
 ) -> None:
-    family = FAMILIES[name]()
+    family = GROUPED[name]()
     model = cut_model(family, SHAPES[shapes](family.head_dim))
     without = generate(model, use_cache=False)
     with_cache = generate(model, cache_implementation=cache, disable_compile=True)

@@ -42,7 +42,11 @@ class Opened:
 
 @pytest.fixture(params=sorted(FAMILY_VARIANTS))
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
-    dense = tiny_checkpoint(tmp_path / "dense", request.param)
+    return open_layer(request.param, tmp_path)
+
+
+def open_layer(variant: str, folder: Path) -> Opened:
+    dense = tiny_checkpoint(folder / "dense", variant)
     with CheckpointReader(dense) as reader:
         layers = DenseLayerReader(reader, torch.device("cpu"), torch.float32)
         return Opened(
@@ -93,6 +97,27 @@ def test_rotary_pairs(opened: Opened) -> None:
     assert_same_attention(opened, sliced, full)
 
 
+@pytest.mark.parametrize("variant", ["smollm3", "opt"])
+def test_basis_of_queries_and_keys_without_rope(variant: str, tmp_path: Path) -> None:
+    opened = open_layer(variant, tmp_path)
+    weights, groups, width = opened.weights, opened.settings.num_key_value_heads, opened.head_dim
+    assert not opened.settings.rotates
+    generator = torch.Generator().manual_seed(6)
+    query, key = torch.randn(2, groups, width, width - 2, generator=generator, dtype=torch.float64)
+    product = (query @ key.mT).repeat_interleave(opened.settings.num_attention_heads // groups, 0)
+    mixing = torch.block_diag(*product).float().mT
+    bias = weights.query.bias
+    full = replace(
+        weights,
+        query=Linear(
+            weight=mixing @ weights.query.weight, bias=None if bias is None else mixing @ bias
+        ),
+    )
+    sliced = slicing.project_queries_and_keys(weights, query, key)
+    assert sliced.key.weight.shape == (groups * (width - 2), HIDDEN)
+    assert_same_attention(opened, sliced, full)
+
+
 def test_value_basis(opened: Opened) -> None:
     weights, groups, width = opened.weights, opened.settings.num_key_value_heads, opened.head_dim
     keep = width - 3
@@ -124,7 +149,7 @@ def test_query_heads_and_groups(opened: Opened) -> None:
     group = opened.settings.num_attention_heads // groups
     kept_groups = torch.arange(1, groups)
     kept_queries = torch.arange(max(group - 1, 1)).expand(groups - 1, -1)
-    sliced = slicing.slice_heads(weights, kept_groups, kept_queries)
+    sliced = slicing.slice_heads(weights, kept_groups, kept_queries, opened.settings)
     columns = torch.zeros(opened.settings.num_attention_heads, opened.head_dim)
     heads = (kept_groups.unsqueeze(-1) * group + kept_queries).flatten()
     columns[heads] = 1.0
@@ -132,6 +157,9 @@ def test_query_heads_and_groups(opened: Opened) -> None:
     full = replace(
         weights,
         attention_output=Linear(weight=output.weight * columns.flatten(), bias=output.bias),
+        # A norm across heads counts the queries and keys of removed heads as zero.
+        query=masked(weights.query, columns.flatten().nonzero().squeeze(-1)),
+        key=masked(weights.key, torch.arange(opened.head_dim, groups * opened.head_dim)),
     )
     assert sliced.num_attention_heads == heads.shape[0]
     assert_same_attention(opened, sliced, full)

@@ -34,7 +34,9 @@ classes as well.
 Make = Callable[[str], Compressed]
 
 
-@pytest.mark.parametrize("variant", ["llama", "phi", "gemma2", "gemma3", "qwen3", "phi3_longrope"])
+@pytest.mark.parametrize(
+    "variant", ["llama", "phi", "gemma2", "gemma3", "qwen3", "phi3_longrope", "opt"]
+)
 def test_a_clean_process_without_the_package_gives_the_same_logits(
     variant: str, tmp_path: Path
 ) -> None:

@@ -13,7 +13,12 @@ from intraslice_core import decoder_layer
 from intraslice_core.checkpoints.dense_model import DenseLayerReader, mean_loss
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.sensitivity.gradients import GradientFiles, LayerGradients, loss_gradients
-from tests.intraslice_core.tiny_models import FAMILY_VARIANTS, save_checkpoint, tiny_family_model
+from tests.intraslice_core.tiny_models import (
+    FAMILY_VARIANTS,
+    decoder_layers,
+    save_checkpoint,
+    tiny_family_model,
+)
 
 CPU = torch.device("cpu")
 
@@ -47,7 +52,7 @@ def output_gradients(model: Any, given: Tensor, first: int = 1) -> list[Tensor]:
     outputs: list[Tensor] = []
     hooks = [
         layer.register_forward_hook(lambda _m, _a, out: outputs.append(_tensor(out)))
-        for layer in model.base_model.layers
+        for layer in decoder_layers(model)
     ]
     logits = model(input_ids=given, use_cache=False).logits.float()
     for hook in hooks:

@@ -74,6 +74,43 @@ def test_moment_is_that_of_the_outputs_derivatives(changes):
     )
 
 
+def test_score_moments_are_the_partial_traces_of_the_derivatives_moment():
+    settings = layer_settings()
+    query, key, value, metric = draw()
+    effects = PairEffectAccumulator(
+        num_key_value_heads=GROUPS,
+        head_dim=WIDTH,
+        settings=settings,
+        device=torch.device("cpu"),
+        with_score_moments=True,
+    )
+    effects.add(query, key, value, metric, torch.arange(LENGTH))
+    visible = torch.ones(LENGTH, LENGTH).tril().bool()
+    expected = torch.zeros(GROUPS, WIDTH, WIDTH, WIDTH, WIDTH)
+    for head in range(HEADS):
+        group = head // (HEADS // GROUPS)
+
+        def output(change: Tensor, head: int = head, group: int = group) -> Tensor:
+            """Return the head's output, weighed, if keys are multiplied by 1 + `change`."""
+            keys = key[group] + key[group] @ change.mT
+            scores = (query[head] @ keys.mT * settings.attention_scale).masked_fill(
+                ~visible, -torch.inf
+            )
+            return scores.softmax(-1) @ value[group] @ metric[head]
+
+        # By output, row (query dimension) and column (key dimension) of the change.
+        derivative = torch.autograd.functional.jacobian(output, torch.zeros(WIDTH, WIDTH))
+        flat = derivative.flatten(0, 1)
+        expected[group] += torch.einsum("nab,ncd->abcd", flat, flat)
+    of_queries, of_keys = effects.score_moments()
+    torch.testing.assert_close(
+        of_queries.float(), torch.einsum("gabcb->gac", expected) / LENGTH, rtol=1e-3, atol=1e-5
+    )
+    torch.testing.assert_close(
+        of_keys.float(), torch.einsum("gabad->gbd", expected) / LENGTH, rtol=1e-3, atol=1e-5
+    )
+
+
 def test_non_finite_activations_are_rejected():
     query, key, value, metric = draw()
     effects = PairEffectAccumulator(

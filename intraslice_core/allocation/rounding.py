@@ -1,0 +1,78 @@
+"""Rounding step of the dimensions, and the check that it can meet the budget; without torch.
+
+The check runs before the calibration. It accepts a step if uniform shapes meet the budget within
+the tolerance, or if the allocator chooses every layer's MLP width and one step of one MLP is within
+the tolerance, because any remainder can then be spent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from intraslice_core.allocation.budget import Budget, resolve_round_to
+from intraslice_core.allocation.uniform import uniform_plan
+from intraslice_core.config import CompressionSettings
+from intraslice_core.errors import ConfigurationError
+from intraslice_core.methods import resolve_allocator
+from intraslice_core.plan import ModelGeometry, ShapeConstraint
+
+
+def require_rounding(
+    settings: CompressionSettings,
+    geometry: ModelGeometry,
+    budget: Budget,
+    constraint: ShapeConstraint,
+) -> None:
+    """Raise if rounding misses the budget by more than the target's tolerance.
+
+    Args:
+        settings: of the compression.
+        geometry: of the dense model.
+        budget: of the compression.
+        constraint: of the target on the family.
+
+    Raises:
+        ConfigurationError: naming the parameters of both, and a step that meets the budget.
+    """
+    step = resolve_round_to(settings, geometry)
+    problem = _problem(settings, geometry, budget, constraint, step)
+    if problem is None:
+        return
+    problems = (
+        (_problem(settings, geometry, budget, constraint, finer), finer) for finer in _finer(step)
+    )
+    fitting = next((finer for finer_problem, finer in problems if finer_problem is None), None)
+    raise ConfigurationError(
+        f"with round_to {step}, {problem.message}",
+        field="compression.round_to",
+        hint=f"give another {budget.field} or target"
+        if fitting is None
+        else f"give round_to {fitting} or another {budget.field}",
+    )
+
+
+def _problem(
+    settings: CompressionSettings,
+    geometry: ModelGeometry,
+    budget: Budget,
+    constraint: ShapeConstraint,
+    step: int,
+) -> ConfigurationError | None:
+    """Return the error of uniform shapes with a step, or None if the budget can be met."""
+    try:
+        uniform_plan(geometry, budget.ratio, step, constraint)
+    except ConfigurationError as error:
+        own_widths = "width" not in constraint.same_across_layers
+        if own_widths and resolve_allocator(settings) != "uniform":
+            one_step = geometry.mlp_projections * geometry.hidden_size * step
+            if one_step <= constraint.tolerance * budget.parameters:
+                return None
+        return error
+    return None
+
+
+def _finer(step: int) -> Iterator[int]:
+    """Yield smaller steps, first powers of two, descending."""
+    smaller = range(step - 1, 0, -1)
+    yield from (candidate for candidate in smaller if candidate & (candidate - 1) == 0)
+    yield from (candidate for candidate in smaller if candidate & (candidate - 1) != 0)

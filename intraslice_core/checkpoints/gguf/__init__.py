@@ -1,0 +1,1 @@
+"""Contents of GGUF files: headers, parts, settings, tensors and tokenizers."""

@@ -392,7 +392,11 @@ def test_sequences_longer_than_a_table_of_positions_are_rejected(
         ("llama", {"target": "stock", "method": "intraslice"}, "/compression/method"),
         (
             "opt",
-            {"target": "stock", "exports": ["safetensors", "gguf-f16"]},
+            {
+                "target": "stock",
+                "exports": ["safetensors", "gguf-f16"],
+                "calibration": {"sequence_length": 64},
+            },
             "/compression/exports",
         ),
     ],

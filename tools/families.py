@@ -18,8 +18,8 @@ from intraslice_core.families import FAMILIES, Family
 
 BEGIN, END = "<!-- families: python tools/families.py -->", "<!-- end of families -->"
 _MARKED = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
-_LLAMA_FILES = frozenset({"mistral"})
-"""Families without an architecture of their own in llama.cpp, which calls them `llama`."""
+_OTHER_FILES = frozenset({"mistral", "olmo3", "granitemoehybrid"})
+"""Families whose files have another's architecture: `llama`, `olmo2`, `granite`."""
 _WIDTH = 124
 
 
@@ -47,7 +47,7 @@ def _row(family: Family) -> str:
         f"`{name}`",
         _yes(name in DEMANDS["adaptive"].model_types),
         "no" if stock is None else _cut_dimensions(stock),
-        _yes(family.gguf is not None or name in _LLAMA_FILES),
+        _yes(family.gguf is not None or name in _OTHER_FILES),
         _yes(stock is not None and stock.gguf),
     )
     return f"| {' | '.join(cells)} |"

@@ -1,7 +1,7 @@
 """Multimodal wrappers: models around a language model of a supported family.
 
 Only the language model is compressed. A `Wrapper` says where its settings and tensors are in the
-wrapper's checkpoint. The names are those of transformers' `conversion_mapping.py`. The module
+wrapper's checkpoint. The names are those in transformers' module `conversion_mapping`. This module
 imports neither torch nor transformers.
 """
 

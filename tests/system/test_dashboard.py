@@ -46,10 +46,11 @@ def test_submit_watch_and_download(browser: Browser, settings: Settings, tmp_pat
         page.get_by_label("Model source").select_option("path")
         page.get_by_label("Model", exact=True).fill(str(model))
         estimate = page.get_by_label("Estimate")
+        page.get_by_text("Advanced settings").click()
+        page.get_by_label("Round dimensions to").fill("64")
         expect(estimate.get_by_role("alert")).to_contain_text("/compression/ratio")
         expect(page.get_by_role("button", name="Start compression")).to_be_disabled()
-        page.get_by_text("Advanced settings").click()
-        page.get_by_label("Round dimensions to").fill("2")
+        page.get_by_label("Round dimensions to").fill("")
         expect(estimate.get_by_text("→").first).to_be_visible()
         for text in ("Chat (generated)", "Free text (generated)", "Python code"):
             page.get_by_role("checkbox", name=text, exact=True).first.uncheck()

@@ -351,6 +351,14 @@ def test_unavailable_targets_are_marked(client: TestClient, model: dict[str, str
     assert available_targets(client, model) == {"research", "stock"}
 
 
+def test_dimensions_that_stock_cuts_are_named(client: TestClient, model: dict[str, str]) -> None:
+    config = Path(model["ref"]) / "config.json"
+    config.write_text(json.dumps(GEOMETRY | {"model_type": "qwen3"}))
+    targets = validate(client, {"model": model}).json()["targets"]
+    (stock,) = (target["detail"] for target in targets if target["target"] == "stock")
+    assert "; cuts the MLP width and heads and the head dim; with GGUF files only" in stock
+
+
 def available_targets(client: TestClient, model: dict[str, str]) -> set[str]:
     targets = validate(client, {"model": model}).json()["targets"]
     assert {target["target"] for target in targets} == {"research", "adaptive", "stock"}
@@ -378,29 +386,35 @@ def test_sequences_longer_than_a_table_of_positions_are_rejected(
 
 @pytest.mark.parametrize("path", ["/v1/jobs:validate", "/v1/jobs"])
 @pytest.mark.parametrize(
-    ("target", "model_type", "method", "pointer"),
+    ("model_type", "options", "pointer"),
     [
-        ("adaptive", "qwen3", "intraslice_plus", "/compression/target"),
-        ("stock", "llama", "intraslice", "/compression/method"),
+        ("qwen3", {"target": "adaptive"}, "/compression/target"),
+        ("llama", {"target": "stock", "method": "intraslice"}, "/compression/method"),
+        (
+            "opt",
+            {
+                "target": "stock",
+                "exports": ["safetensors", "gguf-f16"],
+                "calibration": {"sequence_length": 64},
+            },
+            "/compression/exports",
+        ),
     ],
 )
 def test_a_target_that_a_model_or_method_does_not_support_is_rejected(
     client: TestClient,
     model: dict[str, str],
     path: str,
-    target: str,
     model_type: str,
-    method: str,
+    options: dict[str, Any],
     pointer: str,
 ) -> None:
     config = Path(model["ref"]) / "config.json"
     config.write_text(json.dumps(GEOMETRY | {"model_type": model_type}))
-    compression = {"target": target, "method": method}
-    answer = client.post(path, json={"model": model, "compression": compression})
+    answer = client.post(path, json={"model": model, "compression": options})
     assert answer.status_code == 422
     (error,) = answer.json()["errors"]
     assert (error["pointer"], error["code"]) == (pointer, "target_not_available")
-    assert "research" in error["message"]
 
 
 @pytest.mark.parametrize(

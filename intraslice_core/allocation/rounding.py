@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from intraslice_core.allocation.budget import Budget, resolve_round_to
 from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.config import CompressionSettings
-from intraslice_core.errors import ConfigurationError
+from intraslice_core.errors import BudgetOutOfReachError, ConfigurationError
 from intraslice_core.methods import resolve_allocator
 from intraslice_core.plan import ModelGeometry, ShapeConstraint
 
@@ -33,6 +33,7 @@ def require_rounding(
 
     Raises:
         ConfigurationError: naming the parameters of both, and a step that meets the budget.
+        BudgetOutOfReachError: if no step meets it.
     """
     step = resolve_round_to(settings, geometry)
     problem = _problem(settings, geometry, budget, constraint, step)
@@ -42,12 +43,16 @@ def require_rounding(
         (_problem(settings, geometry, budget, constraint, finer), finer) for finer in _finer(step)
     )
     fitting = next((finer for finer_problem, finer in problems if finer_problem is None), None)
+    if fitting is None:
+        raise BudgetOutOfReachError(
+            problem.message,
+            field=f"compression.{budget.field}",
+            hint=f"give another {budget.field} or target",
+        )
     raise ConfigurationError(
         f"with round_to {step}, {problem.message}",
         field="compression.round_to",
-        hint=f"give another {budget.field} or target"
-        if fitting is None
-        else f"give round_to {fitting} or another {budget.field}",
+        hint=f"give round_to {fitting} or another {budget.field}",
     )
 
 

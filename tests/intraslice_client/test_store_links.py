@@ -137,7 +137,7 @@ def test_commands_report_the_errors_of_local_files_in_one_line(
         job = in_state(resources, State.SUCCEEDED)
         assert_one_line(command("submit", model, "--url", url), 1, "dangling.safetensors")
         download = command("download", job.id, tmp_path / "file", "--url", url)
-        assert_one_line(download, 1, str(tmp_path / "file"))
+        assert_one_line(download, 2, str(tmp_path / "file"))
 
 
 @pytest.mark.usefixtures("impatient")

@@ -217,8 +217,9 @@ def test_benchmark_measures_every_part(pair, monkeypatch):
     from intraslice_core.evaluation import timing
 
     monkeypatch.setattr(device, "_variables_set", set())
-    short = {"batch_size": 1, "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
+    short = {"batch_size": 1, "new_tokens": 2, "repeats": 1}
     monkeypatch.setattr(timing, "_BENCHMARK", short)
+    monkeypatch.setattr(timing, "_BENCHMARK_PROMPT", 8)
     report = evaluate_pair(*pair, CONFIG.model_copy(update={"benchmark": True}))
     for part in ("whole", "layers", "attention", "mlp"):
         assert getattr(report.speed, part).decode.ratio > 0

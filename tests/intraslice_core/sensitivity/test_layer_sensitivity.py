@@ -25,6 +25,7 @@ def layer(seed: int, **more: Tensor) -> LayerSensitivity:
     optional = {"query_directions", "key_directions"}
     parts = {field.name: torch.zeros(1) for field in fields(LayerSensitivity)}
     parts |= {"pair_moment": features @ features.mT, "pair_losses": torch.ones(PAIRS + 1).double()}
+    parts |= {"query_energy": torch.ones(2, PAIRS), "key_energy": torch.ones(2, PAIRS)}
     return LayerSensitivity(**{n: p for n, p in parts.items() if n not in optional}, **more)
 
 

@@ -32,8 +32,9 @@ from model_files import FILES, ModelFileError, fetch, models_directory
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
+from intraslice_core.calibration import text_prefix
+from intraslice_core.calibration.windows import full_windows
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.perplexity import evaluation_tokens
@@ -67,15 +68,6 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def windows_of(tokens: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Return whole windows of WINDOW tokens, each with BOS first if the tokenizer adds it."""
-    added = tokenizer("a")["input_ids"][: -len(tokenizer("a", add_special_tokens=False).input_ids)]
-    start = torch.tensor(added, dtype=torch.int64)
-    length = WINDOW - len(start)
-    whole = tokens[: len(tokens) // length * length].view(-1, length)
-    return torch.cat((start.expand(len(whole), -1), whole), dim=1)
-
-
 @torch.inference_mode()
 def our_losses(directory: Path, windows: Tensor) -> Tensor:
     """Return the losses in nats of every window's tokens after the first, in transformers."""
@@ -93,7 +85,7 @@ def compare_dense(file: Path, directory: Path, arguments: argparse.Namespace) ->
     figures = {}
     for text in arguments.texts:
         tokens = evaluation_tokens(text, tokenizer, arguments.dense_tokens)
-        windows = windows_of(tokens, tokenizer)
+        windows = full_windows(tokens, text_prefix(tokenizer), WINDOW)
         ours, theirs = (
             float(losses.double().mean().exp())
             for losses in (our_losses(directory, windows), window_losses(file, windows))

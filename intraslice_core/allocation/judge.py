@@ -1,8 +1,8 @@
 """Comparison of plans by their divergence from the dense model (docs/method.md, section 4).
 
-A plan is judged on held-out sequences of all kinds of calibration text, position by position and
-against other plans. What decides is a difference beyond its own standard error, so that neither rounding
-nor the choice of sequences turns a plan over.
+A plan is judged on held-out sequences of all kinds of calibration text, and compared with others
+position by position. What decides is a difference beyond its own standard error, so that neither
+rounding nor the choice of sequences turns a plan over.
 """
 
 from __future__ import annotations

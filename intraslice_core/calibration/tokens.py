@@ -113,9 +113,11 @@ def calibration_tokens(
             should_cancel=should_cancel,
             warnings=warnings,
         )
-    tokens = interleave([(read | generated)[part.source] for part in parts])
-    _require_variety(tokens, read)
-    return tokens
+    sequences = [(read | generated)[part.source] for part in parts]
+    # The model's own text has variety, whatever was given.
+    given = sequences[: len(config.sources)] if config.self_share else sequences
+    _require_variety(interleave(given), read)
+    return interleave(sequences)
 
 
 def sequence_sources(config: CalibrationConfig) -> Tensor:

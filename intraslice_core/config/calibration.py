@@ -182,10 +182,7 @@ class CalibrationConfig(FrozenModel):
 
         Sources come before self-written text where there are too few sequences for all.
         """
-        written = min(
-            int(self.samples * (self.self_share or 0.0)), self.samples - len(self.sources)
-        )
-        shares = (*_divide(self.samples - max(written, 0), self.sources), max(written, 0))
+        shares = self._shares()
         return tuple(
             CalibrationPart(
                 source=weighted.source,
@@ -197,6 +194,15 @@ class CalibrationConfig(FrozenModel):
             for weighted, share in zip(self.mixture, shares, strict=False)
             if share > 0
         )
+
+    def _shares(self) -> tuple[int, ...]:
+        """Return the sequences of every source, and last those that the model writes."""
+        alone = _divide(self.samples, self.sources)
+        for written in range(int(self.samples * (self.self_share or 0.0)), 0, -1):
+            shares = _divide(self.samples - written, self.sources)
+            if all(share > 0 or alone[index] == 0 for index, share in enumerate(shares)):
+                return (*shares, written)
+        return alone
 
 
 class CalibrationPart(FrozenModel):

@@ -147,7 +147,7 @@ def test_a_share_of_the_sequences_is_written_by_the_model(share, samples, expect
 
 
 def test_given_sources_come_before_the_text_of_the_model():
-    config = mixture(("pydoc", 3), ("pycode", 1), samples=2, self_share=0.5)
+    config = mixture(("pydoc", 1), ("pycode", 1), samples=2, self_share=0.5)
     assert [part.source for part in config.parts()] == ["pydoc", "pycode"]
     config = mixture(("pydoc", 3), ("pycode", 1), samples=16, self_share=0.25)
     assert shares(config) == [9, 3, 4]

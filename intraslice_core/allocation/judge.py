@@ -33,7 +33,7 @@ class Divergence:
     def by_kind(self) -> Tensor:
         """Return the mean of every kind, ascending by number, (kinds,), float64."""
         means = self.tokens.double().mean(1)
-        return torch.stack([means[self.kinds == kind].mean() for kind in self.kinds.unique()])
+        return torch.stack([means[self.kinds == kind].mean() for kind in torch.unique(self.kinds)])
 
     @property
     def score(self) -> float:
@@ -69,7 +69,7 @@ def difference(first: Divergence, second: Divergence) -> Difference:
     weights = _weights(first, second)
     value, variance = 0.0, 0.0
     gaps = second.tokens.double() - first.tokens.double()
-    for weight, kind in zip(weights, first.kinds.unique(), strict=True):
+    for weight, kind in zip(weights, torch.unique(first.kinds), strict=True):
         own = gaps[first.kinds == kind]
         value += weight * float(own.mean())
         variance += weight**2 * _variance_of_mean(own)
@@ -79,7 +79,7 @@ def difference(first: Divergence, second: Divergence) -> Difference:
 def _weights(first: Divergence, second: Divergence) -> list[float]:
     """Return the weights of the kinds; the worst is that of the larger divergence of both."""
     worst = int(torch.maximum(first.by_kind(), second.by_kind()).argmax())
-    kinds = len(first.kinds.unique())
+    kinds = len(torch.unique(first.kinds))
     return [1.0 / kinds + WORST_SHARE * (number == worst) for number in range(kinds)]
 
 

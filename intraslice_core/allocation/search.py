@@ -63,7 +63,7 @@ class TrialCompression:
         settings = self.layers.settings(layer)
         batches = [
             decoder_layer.forward(rows.to(self.device), weights, settings, rotary)
-            for rows in check.split(self.batch_size)
+            for rows in torch.split(check, self.batch_size)
         ]
         return torch.cat(batches).to(check.device)
 

@@ -353,8 +353,8 @@ def _lagrangian_report(
         "uniform" if worse else "lagrangian",
         scored,
         weighting="fisher",
-        calibration_loss=best and best.score,
-        uniform_calibration_loss=rival and rival.divergence.score,
+        calibration_loss=None if best is None else best.score,
+        uniform_calibration_loss=None if rival is None else rival.divergence.score,
         fallback_reason=UNIFORM_IS_BETTER if worse else None,
     )
     candidates = tuple(

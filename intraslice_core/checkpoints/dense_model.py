@@ -156,9 +156,8 @@ def divergences(
     first = max(prefix_length, 1) - 1
     expected, predicted = (hidden[:, first:].flatten(0, 1) for hidden in (dense, compressed))
     parts = []
-    for rows in zip(
-        expected.split(layers.logit_rows), predicted.split(layers.logit_rows), strict=True
-    ):
+    blocks = (torch.split(rows, layers.logit_rows) for rows in (expected, predicted))
+    for rows in zip(*blocks, strict=True):
         target, log_probs = (F.log_softmax(layers.logits(part), dim=-1) for part in rows)
         divergence = F.kl_div(log_probs, target, reduction="none", log_target=True).sum(-1)
         parts.append(divergence.cpu())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Page, expect
 
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Scope
@@ -20,6 +21,7 @@ from tests.browsing import CHROMIUM, chromium, opened
 
 browser = chromium
 WIDE, NARROW = 1280, 390
+COLOURS: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 VIEWS = ("jobs", "new", "new?sweep", "sweeps", "compare", "uploads", "keys", "webhooks")
 
 # Generous: other tests compete for the cores.
@@ -164,46 +166,33 @@ def test_login_rejects_an_invalid_key_and_respects_scopes(
 
 
 @pytest.mark.parametrize("width", [WIDE, NARROW])
-def test_every_view_fits_the_screen_without_errors(
+def test_every_view_fits_and_is_accessible_without_errors(
     browser: Browser, settings: Settings, resources: Resources, width: int
 ) -> None:
     first, second = (in_state(resources, State.SUCCEEDED).id for _ in range(2))
-    more = (f"jobs/{first}", f"compare?jobs={first},{second}")
+    waiting = queued(resources).id
+    more = (f"jobs/{first}", f"compare?jobs={first},{second}", f"compare?jobs={first},{waiting}")
     with serving(settings) as (url, _):
         for view in (*VIEWS, *more):
             page, log = opened(browser, f"{url}/#/{view}", width)
             expect(page.locator("h1")).to_be_visible()
             page.wait_for_timeout(300)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, view
+            for colours in COLOURS:
+                page.emulate_media(color_scheme=colours)
+                assert violations(page) == [], (view, colours)
             assert log.errors == [], view
             assert all(request.startswith(url) for request in log.requests), log.requests
             page.close()
 
 
-@pytest.mark.parametrize("colours", ["light", "dark"])
-@pytest.mark.parametrize("width", [WIDE, NARROW])
-def test_views_have_no_accessibility_violations(
-    browser: Browser, settings: Settings, resources: Resources, width: int, colours: str
-) -> None:
-    job = in_state(resources, State.SUCCEEDED).id
-    violations: dict[str, list[str]] = {}
-    with serving(settings) as (url, _):
-        for view in (*VIEWS, f"jobs/{job}", f"compare?jobs={job},{queued(resources).id}"):
-            page = browser.new_page(
-                viewport={"width": width, "height": 900},
-                color_scheme="dark" if colours == "dark" else "light",
-            )
-            page.goto(f"{url}/#/{view}")
-            expect(page.locator("h1")).to_be_visible()
-            page.wait_for_timeout(200)
-            results = Axe().run(page)
-            violations[view] = [
-                f"{violation['id']}: {violation['nodes'][0]['html'][:120]}"
-                for violation in results.response["violations"]
-                if violation["impact"] in ("serious", "critical")
-            ]
-            page.close()
-    assert {view: faults for view, faults in violations.items() if faults} == {}
+def violations(page: Page) -> list[str]:
+    """Return the serious and critical accessibility violations of a page."""
+    return [
+        f"{violation['id']}: {violation['nodes'][0]['html'][:120]}"
+        for violation in Axe().run(page).response["violations"]
+        if violation["impact"] in ("serious", "critical")
+    ]
 
 
 def test_the_first_view_is_small(browser: Browser, settings: Settings) -> None:

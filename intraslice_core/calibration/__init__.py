@@ -12,6 +12,7 @@ from intraslice_core.calibration.tokens import (
     source_tokens,
     tokenise_documents,
 )
+from intraslice_core.calibration.window_stream import stream_windows
 from intraslice_core.calibration.windows import text_prefix
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "interleave",
     "load_text",
     "source_tokens",
+    "stream_windows",
     "text_prefix",
     "tokenise_documents",
 ]

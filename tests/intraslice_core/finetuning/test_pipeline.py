@@ -123,8 +123,11 @@ def test_repeatedly_written_files_are_not_reported(dense: Path, tmp_path: Path) 
     )
     compress_model(str(dense), tmp_path / "out", config(), resume_state=state, verify=False)
     saved = {file.name for file in (tmp_path / "state").iterdir()}
-    assert saved - set(reported) == {"hidden-states.safetensors", "recovery.safetensors"}
+    assert saved - set(reported) == {"hidden-states.safetensors"}
     assert "recovery-tokens.safetensors" in reported
+    states = [name for name in reported if name.startswith("training-")]
+    assert len(states) == 40
+    assert sorted(name for name in saved if name in states) == sorted(states)[-2:]
     assert len(reported) == len(set(reported))
 
 
@@ -208,7 +211,14 @@ def test_unusable_training_text_is_rejected_before_compression(
     [
         {"loss": "mse"},
         {"max_tokens": 100},
-        {"max_tokens": 10**9, "sequence_length": 16},
+        {"max_tokens": 10**11, "sequence_length": 16},
+        {"adapter": "ia3"},
+        {"schedule": "step"},
+        {"warm_up": 1.0},
+        {"gradient_accumulation": 0},
+        {"auxiliary": {"hidden": -1.0}},
+        {"auxiliary": {"mse": 1.0}},
+        {"loss": "ce", "auxiliary": {"ce": 0.5}},
         {"max_seconds": 0.0},
         {"learning_rate": -1.0},
         {"rank": 0},

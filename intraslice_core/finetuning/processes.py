@@ -9,17 +9,23 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_WORLD_SIZE = "WORLD_SIZE"
-"""Environment variable in which both launchers give the number of processes."""
+_WORLD_SIZE, _RANK = "WORLD_SIZE", "RANK"
+"""Environment variables in which both launchers give the number of processes, and that of one."""
 _PATIENCE = timedelta(days=1)
 """Time that processes wait for the first one while it reads text, measures or verifies."""
 
 _Value = TypeVar("_Value")
+
+
+def is_main_process() -> bool:
+    """Report whether this is the first process of a launcher, or the only one."""
+    return int(os.environ.get(_RANK, "0")) == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +84,7 @@ class Processes:
         result: _Value = values[0]
         return result
 
+    @torch.no_grad()
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors by those of the main process, in place."""
         if self.accelerator is not None:

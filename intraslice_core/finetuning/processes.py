@@ -49,12 +49,8 @@ class Processes:
             return cls()
         # Imported here because one process does not need it.
         from accelerate import Accelerator, InitProcessGroupKwargs
-        from accelerate.utils import DistributedDataParallelKwargs
 
-        handlers = [
-            InitProcessGroupKwargs(timeout=_PATIENCE),
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-        ]
+        handlers = [InitProcessGroupKwargs(timeout=_PATIENCE)]
         # The precision follows the setting `dtype`, not the launcher's.
         return cls(
             accelerator=Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)

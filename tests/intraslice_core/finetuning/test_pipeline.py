@@ -77,14 +77,23 @@ class KilledError(Exception):
     """A substitute for SIGKILL: nothing is cleaned up before the next run."""
 
 
-def test_a_run_killed_during_training_resumes_there(dense: Path, tmp_path: Path) -> None:
+def test_a_run_killed_during_training_resumes_on_another_machine(
+    dense: Path, tmp_path: Path
+) -> None:
     compress_model(str(dense), tmp_path / "whole", config(), verify=False)
 
     def killed(event: ProgressEvent) -> None:
         if event.stage is Stage.RECOVER and event.message.startswith("step 20/"):
             raise KilledError
 
-    state = ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=0.0)
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    state = ResumeState(
+        directory=here,
+        hidden_states_every_seconds=0.0,
+        # The service copies every reported file.
+        on_saved=lambda name: (elsewhere / name).write_bytes((here / name).read_bytes()),
+    )
     with pytest.raises(KilledError):
         compress_model(
             str(dense), tmp_path / "out", config(), resume_state=state, on_progress=killed
@@ -95,7 +104,7 @@ def test_a_run_killed_during_training_resumes_there(dense: Path, tmp_path: Path)
         if event.stage is Stage.RECOVER and event.message.startswith("step "):
             steps.append(event.message.partition(",")[0])
 
-    state = ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=0.0)
+    state = ResumeState(directory=elsewhere, hidden_states_every_seconds=0.0)
     report = compress_model(
         str(dense), tmp_path / "out", config(), resume_state=state, on_progress=listen, verify=False
     )

@@ -194,7 +194,8 @@ def distinct_runs(tokens: Tensor) -> int:
 def calibration_hash(tokens: Tensor) -> str:
     """Return the SHA-256 of shape and content; equal for equal int64 tokens on any device."""
     digest = hashlib.sha256(repr(tuple(tokens.shape)).encode())
-    for rows in tokens.detach().split(_HASHED_ROWS):  # a mapped file is never in memory whole
+    # Part by part, because a mapped file may be larger than the memory.
+    for rows in torch.split(tokens.detach(), _HASHED_ROWS):
         digest.update(rows.cpu().to(torch.int64).contiguous().numpy().tobytes())
     return digest.hexdigest()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ def _all_weights(model: PreTrainedModel, config: RecoveryConfig) -> Parameters:
     model.to(torch.float32)  # type: ignore[arg-type]
     model.requires_grad_(True)
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    embedding = model.get_input_embeddings()  # type: ignore[no-untyped-call]
+    embedding: Any = model.get_input_embeddings()
     # A head that no loss depends on has no gradient, which several processes would wait for.
     if not config.needs_logits and head.weight is not embedding.weight:
         head.requires_grad_(False)
@@ -103,15 +104,14 @@ def merged_weights(model: nn.Module) -> dict[str, MergedWeight]:
     """
     from peft.tuners.lora import LoraLayer
 
-    def merged_by(layer: LoraLayer) -> MergedWeight:
+    def merged_by(layer: Any) -> MergedWeight:
         @torch.no_grad()
         def merge(stored: Tensor) -> Tensor:
-            base = layer.get_base_layer()
-            dense = base.weight.data
+            base: Any = layer.get_base_layer()
+            dense: Tensor = base.weight.data
             # Copied: the stored weight may be mapped from a file, and is added to in place.
             base.weight.data = stored.to(dense.device, torch.float32, copy=True)
-            # Adapters of linear layers have this method; their common base class does not.
-            layer.merge()  # type: ignore[attr-defined]
+            layer.merge()
             merged: Tensor = base.weight.data
             base.weight.data = dense
             layer.merged_adapters.clear()
@@ -125,10 +125,14 @@ def merged_weights(model: nn.Module) -> dict[str, MergedWeight]:
         if isinstance(module, LoraLayer)
     }
     return adapted or {
-        name: lambda _, weight=weight: weight.detach()
+        name: _replaced_by(weight.detach())
         for name, weight in model.named_parameters()
         if weight.requires_grad
     }
+
+
+def _replaced_by(weight: Tensor) -> MergedWeight:
+    return lambda _: weight
 
 
 def _linear_layers(model: PreTrainedModel) -> Iterator[str]:

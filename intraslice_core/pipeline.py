@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from intraslice_core.calibration import (
     ReadTokens,
     calibration_hash,
     calibration_tokens,
+    stream_windows,
     text_prefix,
 )
 from intraslice_core.checkpoints.manifest import model_fingerprint
@@ -66,7 +68,7 @@ from intraslice_core.export.targets import require_target
 from intraslice_core.families.positions import learned_positions, require_lengths
 from intraslice_core.families.wrappers import describe_result, require_wrapper_budget
 from intraslice_core.files import require_free_output, require_writable_directory
-from intraslice_core.finetuning.procedure import attributed_to_recover
+from intraslice_core.finetuning.procedure import attributed_to_recover, training_file
 from intraslice_core.finetuning.recover import recover_staged
 from intraslice_core.layer_loop import CompressionWork, LayerLoop
 from intraslice_core.modeling import IntraSliceConfig, intraslice_config
@@ -223,7 +225,7 @@ def _compress_checkpoint(
             tokenizer = load_tokenizer(dense.directory)
             run.warnings += check_texts(evaluation, tokenizer, work.canonical["vocab_size"])
         tokens = run.calibration = _calibrate(work, dense.directory, run)
-        run.training_text = _training_text(work, dense.directory, run)
+        run.training_text = _training_text(work, dense.directory, staged.parent, run)
         with advising_bfloat16(work.dtype):
             shapes = choose_shapes(_shape_work(work, run), tokens)
             return_free_memory()
@@ -283,35 +285,47 @@ def _calibrate(work: CompressionWork, dense: Path, run: Run) -> Tensor:
     return work.resume_state.tokens(key, read, run.warnings)
 
 
-def _training_text(work: CompressionWork, dense: Path, run: Run) -> Tensor | None:
-    """Return the training sequences; read before the compression, as they may be too few."""
+def _training_text(work: CompressionWork, dense: Path, place: Path, run: Run) -> Tensor | None:
+    """Return the training sequences, mapped from a file in `place`.
+
+    They are read before the compression, as they may be too few.
+    """
     if work.config.recover is None:
         return None
     run.report(Stage.CALIBRATE, "reading the text to train on", 0.5)
     settings = work.config.recover.text(work.config.calibration)
-    read = _reader(work, settings, dense, run)
+    read = _reader(work, settings, dense, run, training_file(place, settings))
     with attributed_to_recover():
         if work.resume_state is None:
             return read(run.warnings)
-        key = work.key(**calibration_facts(settings), prefix=work.prefix)
+        key = work.key(**calibration_facts(settings), prefix=work.prefix, streamed=True)
         return work.resume_state.recovery_tokens(key, read, run.warnings)
 
 
 def _reader(
-    work: CompressionWork, settings: CalibrationConfig, dense: Path, run: Run
+    work: CompressionWork,
+    settings: CalibrationConfig,
+    dense: Path,
+    run: Run,
+    file: Path | None = None,
 ) -> ReadTokens:
     """Return a function that loads the sequences from the statistics cache, or reads them.
 
-    Some sources are text that the dense model itself generates.
+    Some sources are text that the dense model itself generates. With a file the sequences are
+    streamed to it.
     """
     tokenizer = load_tokenizer(dense)
     facts = {**calibration_facts(settings), "prefix": work.prefix}
+    read_windows = calibration_tokens
+    if file is not None:
+        facts["streamed"] = True
+        read_windows = partial(stream_windows, file=file)
 
     def load_dense() -> PreTrainedModel:
         return load_model(dense, dtype=work.config.dtype, device=work.config.device)
 
     def read(warnings: list[str]) -> Tensor:
-        tokens = calibration_tokens(
+        tokens = read_windows(
             settings,
             tokenizer,
             model=load_dense,

@@ -2,9 +2,10 @@
 
 They hold the calibration tokens, each compressed layer, and from time to time the hidden states or
 the state of a training. Every file records a digest of everything that its content depends on and
-appears whole or not at all. A resumed run therefore ends with the bytes of an undisturbed one. If
-the saved hidden states lag behind the finished layers, they pass through those layers once more;
-nothing is solved again.
+appears whole or not at all. Only the hidden states are rewritten in place; each state of a training
+is a file of its own, so that it can be copied to another machine like all others. A resumed run
+therefore ends with the bytes of an undisturbed one. If the saved hidden states lag behind the
+finished layers, they pass through those layers once more; nothing is solved again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +31,11 @@ SUFFIX = ".safetensors"
 _TOKENS = "tokens"
 _RECOVERY_TOKENS = "recovery-tokens"
 _HIDDEN_STATES = "hidden-states"
-_RECOVERY = "recovery"
+TRAINING_PREFIX = "training-"
+"""Begin of the names of files with the state of a training: its number of steps in eight digits
+follows, so that the newest is the last by name."""
+_KEPT_TRAINING_FILES = 2
+"""Newest states of a training that are kept: the last one may be in the course of being copied."""
 _PAIRS = "kept_pairs"
 _WARNINGS = "warnings"
 
@@ -57,7 +63,7 @@ class ResumeState:
         directory: created by the first write.
         hidden_states_every_seconds: least time between two saves of the files that are rewritten:
             the hidden states and the state of a training.
-        on_saved: called with the name of every other file once it is complete.
+        on_saved: called with the name of every file but the hidden states once it is complete.
     """
 
     directory: Path
@@ -74,8 +80,11 @@ class ResumeState:
         return self._saved_tokens(_TOKENS, key, read, warnings)
 
     def recovery_tokens(self, key: str, read: ReadTokens, warnings: list[str]) -> Tensor:
-        """Return the saved training tokens, or read and save them; `warnings` as for `tokens`."""
-        return self._saved_tokens(_RECOVERY_TOKENS, key, read, warnings)
+        """Return the saved training tokens, or read and save them; `warnings` as for `tokens`.
+
+        Saved tokens are mapped from their file, so that they may be more than the memory holds.
+        """
+        return self._saved_tokens(_RECOVERY_TOKENS, key, read, warnings, mapped=True)
 
     def layer(self, key: str, layer: int) -> FinishedLayer | None:
         """Return a layer if it is finished."""
@@ -141,19 +150,25 @@ class ResumeState:
         return None
 
     def recovery(self, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-        """Return the tensors and facts that an interrupted training saved."""
-        file = self._load(_RECOVERY, key)
-        return None if file is None else (file.tensors, file.facts)
+        """Return the tensors and facts of the newest usable state of an interrupted training."""
+        for file in reversed(self._training_files()):
+            loaded = self._load(file.stem, key)
+            if loaded is not None:
+                return loaded.tensors, loaded.facts
+        return None
 
     def save_recovery(
         self,
         key: str,
+        step: int,
         tensors: Callable[[], Mapping[str, Tensor]],
         facts: Mapping[str, str],
         *,
         at_once: bool,
     ) -> str | None:
         """Save the state of a training, if the last save is long ago or `at_once` is set.
+
+        Older states but one are removed.
 
         Returns:
             The reason if it could not be saved.
@@ -162,14 +177,26 @@ class ResumeState:
         if not at_once and not due:
             return None
         self._recovery_saved = time.monotonic()
+        # Never a name twice: a repeated step has another duration, and copies do not change.
+        name = f"{TRAINING_PREFIX}{step:08d}-{uuid.uuid4().hex[:8]}"
+        earlier = self._training_files()
         try:
-            self._save(_RECOVERY, tensors(), {**facts, "key": key})
+            self._save(name, tensors(), {**facts, "key": key})
         except OSError as error:
             return f"the state of the training could not be saved: {error.strerror or error}"
+        # By age: an earlier training with other settings may have made more steps.
+        for file in sorted(earlier, key=_age)[: -(_KEPT_TRAINING_FILES - 1)]:
+            file.unlink(missing_ok=True)
+        self.on_saved(name + SUFFIX)
         return None
 
-    def _saved_tokens(self, name: str, key: str, read: ReadTokens, warnings: list[str]) -> Tensor:
-        file = self._load(name, key)
+    def _training_files(self) -> list[Path]:
+        return sorted(self.directory.glob(f"{TRAINING_PREFIX}*{SUFFIX}"))
+
+    def _saved_tokens(
+        self, name: str, key: str, read: ReadTokens, warnings: list[str], *, mapped: bool = False
+    ) -> Tensor:
+        file = self._load(name, key, mapped=mapped)
         if file is not None:
             warnings += json.loads(file.facts.get(_WARNINGS, "[]"))
             return file.tensors[_TOKENS]
@@ -198,15 +225,17 @@ class ResumeState:
             return None
         return facts if facts.get("key") == key else None
 
-    def _load(self, name: str, key: str) -> _StateFile | None:
+    def _load(self, name: str, key: str, *, mapped: bool = False) -> _StateFile | None:
         """Return None if the file is missing, damaged or of another run."""
         facts = self._facts(name, key)
         if facts is None:
             return None
         with safe_open(self.directory / (name + SUFFIX), framework="pt", device="cpu") as opened:
+            tensors = {entry: opened.get_tensor(entry) for entry in opened.offset_keys()}
+        if not mapped:
             # Copied: mapped tensors lie at any address, and products of operands with another
             # alignment may round differently.
-            tensors = {entry: opened.get_tensor(entry).clone() for entry in opened.offset_keys()}
+            tensors = {entry: tensor.clone() for entry, tensor in tensors.items()}
         return _StateFile(facts=facts, tensors=tensors)
 
 
@@ -214,6 +243,14 @@ class ResumeState:
 class _StateFile:
     facts: dict[str, str]
     tensors: dict[str, Tensor]
+
+
+def _age(file: Path) -> float:
+    """Return the time of the last change; 0 if the file is gone."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _layer_name(layer: int) -> str:

@@ -84,7 +84,7 @@ class Run:
     reference: WrittenReference | None = None
     """Model that the written files must equal, if they are of another architecture."""
     training_text: Tensor | None = None
-    """Sequences to train on, (n, sequence_length); None without recovery fine-tuning."""
+    """Sequences to train on, (n, sequence_length), mapped from a file; None without fine-tuning."""
     shares: Shares = field(default_factory=lambda: shares_of(recover=False))
     calibration: Tensor | None = None
     """Calibration sequences, (samples, sequence_length); the evaluation measures its overlap."""

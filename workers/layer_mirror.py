@@ -1,4 +1,4 @@
-"""Copy of a job's finished layers in the artifact store, so that another machine can resume."""
+"""Copy of a job's resume state in the artifact store, so that another machine can resume."""
 
 from __future__ import annotations
 
@@ -36,8 +36,12 @@ class LayerMirror:
         """
         stored = layer_files.fetch(self._resources, self._job, self.directory)
         for name in sorted(file.name for file in self.directory.glob("[!.]*")):
-            if name not in stored and name not in _LOCAL_FILES:
+            if name not in stored and name not in _LOCAL_FILES and not _is_training(name):
                 self._names.put(name)
+        # A state in the store may be newer, and each one that is uploaded replaces it.
+        states = sorted(file.name for file in self.directory.glob(f"{TRAINING_PREFIX}*"))
+        if states and not any(map(_is_training, stored)):
+            self._names.put(states[-1])
         self._thread.start()
 
     def add(self, name: str) -> None:
@@ -68,14 +72,18 @@ class LayerMirror:
     def _upload(self, name: str) -> bool:
         """Upload one file, with retries; return false if further uploads are pointless."""
         while not self._dropped.is_set():
+            file = self.directory / name
+            replaces = TRAINING_PREFIX if _is_training(name) else None
             try:
-                layer_files.keep(self._resources, self._job, self.directory / name)
+                layer_files.keep(self._resources, self._job, file, replaces=replaces)
                 return True
             except LeaseLostError:
                 return False
             except ServiceError as error:
                 _log.warning("layer_not_uploaded", job_id=self._job.id, file=name, code=error.code)
             except Exception:
+                if replaces and not file.exists():
+                    return True  # the engine has saved newer states and removed this one
                 # The job does not depend on the copy, and other threads judge the lease.
                 _log.exception("layer_mirror_crashed", job_id=self._job.id, file=name)
                 return False
@@ -84,9 +92,18 @@ class LayerMirror:
         return False
 
 
-_LOCAL_FILES = frozenset({"hidden-states.safetensors", "recovery.safetensors"})
-"""Files that are rewritten often and stay on this machine.
+_LOCAL_FILES = frozenset({"hidden-states.safetensors"})
+"""File that is rewritten often and stays on this machine.
 
-Uploading the hidden states would take longer than computing them again. Fine-tuning restarts on
-another machine, from the layers that were uploaded.
+Uploading the hidden states would take longer than computing them again.
 """
+
+TRAINING_PREFIX = "training-"
+"""Begin of the names of files with the state of a training, as the engine writes them.
+
+Each one replaces the one before in the store.
+"""
+
+
+def _is_training(name: str) -> bool:
+    return name.startswith(TRAINING_PREFIX)

@@ -237,8 +237,8 @@ VerifyOption = Annotated[
 RecoverOption = Annotated[
     RecoveryLoss | None,
     typer.Option(
-        help="Fine-tune the result with this loss: distill (KL divergence to the dense model) or "
-        "ce (cross-entropy on the text).",
+        help="Fine-tune the result with this loss: distill (KL divergence to the dense model), ce "
+        "(cross-entropy on the text) or hidden (error of the hidden states after every layer).",
         show_default="no fine-tuning",
     ),
 ]

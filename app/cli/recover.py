@@ -26,15 +26,32 @@ from app.cli.options import (
 from app.cli.progress_display import quiet_transformers, show_progress
 from app.cli.quantities import quantity
 from app.cli.report_tables import print_report
-from intraslice_core.config import RecoveryConfig, RecoveryLoss
+from intraslice_core.config import Adapter, RecoveryConfig, RecoveryLoss
 from intraslice_core.files import require_free_output, require_writable_directory
 
 _LossOption = Annotated[
     RecoveryLoss,
     typer.Option(
-        help="Fine-tuning loss: distill (KL divergence to the dense model) or ce (cross-entropy on "
-        "the text)."
+        help="Fine-tuning loss: distill (KL divergence to the dense model), ce (cross-entropy on "
+        "the text) or hidden (error of the hidden states after every layer)."
     ),
+]
+_AdapterOption = Annotated[
+    Adapter,
+    typer.Option(help="Trained parameters: lora or dora (merged adapters), or none (all weights)."),
+]
+_LearningRateOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Peak learning rate (above 0, at most 1).",
+        show_default="1e-3, or 1e-4 for all weights",
+    ),
+]
+_BatchOption = Annotated[
+    int, typer.Option(help="Sequences per forward pass of each process (1 to 4096).")
+]
+_AccumulationOption = Annotated[
+    int, typer.Option(help="Forward passes of each process per training step (1 to 4096).")
 ]
 _ResumeOption = Annotated[
     Path | None,
@@ -59,7 +76,11 @@ def recover(  # noqa: PLR0913 (typer reads the options from the signature)
     loss: _LossOption = DEFAULT_RECOVERY.loss,
     tokens: RecoverTokensOption = str(DEFAULT_RECOVERY.max_tokens),
     seconds: RecoverSecondsOption = None,
+    adapter: _AdapterOption = DEFAULT_RECOVERY.adapter,
     rank: RecoverRankOption = DEFAULT_RECOVERY.rank,
+    learning_rate: _LearningRateOption = None,
+    batch_size: _BatchOption = DEFAULT_RECOVERY.batch_size,
+    gradient_accumulation: _AccumulationOption = DEFAULT_RECOVERY.gradient_accumulation,
     source: RecoverSourceOption = None,
     text_field: TextFieldOption = None,
     dtype: DtypeOption = DEFAULT.dtype,
@@ -67,18 +88,23 @@ def recover(  # noqa: PLR0913 (typer reads the options from the signature)
     resume_dir: _ResumeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fine-tune a compressed checkpoint into a new one."""
+    """Fine-tune a compressed checkpoint into a new one; on several GPUs under torchrun."""
     with reported_errors():
         require_free_output(out, "--out")
         require_writable_directory(resume_dir, "--resume-dir")
         with invalid_settings():
-            config = RecoveryConfig.model_validate(
-                recovery_settings(
-                    loss, quantity(tokens, "--tokens"), seconds, rank, source, text_field
-                )
-            )
+            limit = quantity(tokens, "--tokens")
+            settings = recovery_settings(loss, limit, seconds, rank, source, text_field) or {}
+            settings |= {
+                "adapter": adapter,
+                "learning_rate": learning_rate,
+                "batch_size": batch_size,
+                "gradient_accumulation": gradient_accumulation,
+            }
+            config = RecoveryConfig.model_validate(settings)
         with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
             quiet_transformers()
+            from intraslice_core.finetuning.processes import is_main_process
             from intraslice_core.finetuning.recover import recover_model
             from intraslice_core.resume_state import ResumeState
 
@@ -93,4 +119,5 @@ def recover(  # noqa: PLR0913 (typer reads the options from the signature)
                 on_progress=on_progress,
                 should_cancel=should_cancel,
             )
-        print_report(report, out, as_json=as_json)
+        if is_main_process():
+            print_report(report, out, as_json=as_json)

@@ -1,4 +1,4 @@
-"""Finished layers of an attempt, kept in the store so that the next attempt resumes.
+"""Finished layers of an attempt and the state of its training, kept so that the next one resumes.
 
 A file counts once its row is written, under the lease of its attempt. Before that, and after its
 row is deleted, its object is a left-over of the attempt.
@@ -11,17 +11,25 @@ import shutil
 from pathlib import Path
 
 from app.adapters.database import jobs, layer_files
+from app.adapters.database.engine import Transaction
 from app.domain.artifact import LayerFile, layer_key
 from app.domain.errors import ArtifactNotFoundError, LeaseLostError
 from app.domain.job import JobRecord
+from app.services.removal import delete_objects
 from app.services.resources import Resources
 from app.telemetry import get_logger
 
 _log = get_logger(__name__)
 
 
-def keep(resources: Resources, job: JobRecord, file: Path) -> None:
+def keep(resources: Resources, job: JobRecord, file: Path, *, replaces: str | None = None) -> None:
     """Copy a file of this machine to the store and write its row.
+
+    Args:
+        resources: store and database.
+        job: owner of the file, as claimed.
+        file: on this machine; it does not change any more.
+        replaces: begin of the names of files that this one makes superfluous; they are removed.
 
     Raises:
         LeaseLostError: if another worker claimed the job.
@@ -34,6 +42,22 @@ def keep(resources: Resources, job: JobRecord, file: Path) -> None:
         if not jobs.lock_owned(transaction, job.lease):
             raise LeaseLostError
         layer_files.insert_new(transaction, job.id, layer_file)
+        replaced = _forget_others(transaction, job.id, layer_file, replaces)
+    delete_objects(resources, replaced)
+
+
+def _forget_others(
+    transaction: Transaction, job_id: str, file: LayerFile, prefix: str | None
+) -> list[str]:
+    """Delete the rows of other files with a prefix; return the keys of their objects."""
+    others = [
+        other
+        for other in layer_files.of_job(transaction, job_id)
+        if prefix is not None and other.name.startswith(prefix) and other.name != file.name
+    ]
+    for other in others:
+        layer_files.forget(transaction, job_id, other.name)
+    return [other.key for other in others]
 
 
 def fetch(resources: Resources, job: JobRecord, directory: Path) -> frozenset[str]:

@@ -13,6 +13,7 @@ from intraslice_core.calibration.tokens import (
     source_tokens,
     tokenise_documents,
 )
+from intraslice_core.calibration.window_stream import stream_windows
 from intraslice_core.calibration.windows import text_prefix
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "load_text",
     "sequence_sources",
     "source_tokens",
+    "stream_windows",
     "text_prefix",
     "tokenise_documents",
 ]

@@ -39,12 +39,13 @@ _PIECES_AT_ONCE = 64
 _CHARACTERS_AT_ONCE = 2**19
 _CHARACTERS_PER_TOKEN = 8
 """Generous number of characters of a token, so that few tokens take one batch."""
-_OVERSAMPLING = 8
+OVERSAMPLING = 8
 """Tokens read before reading stops, as a multiple of the requested number."""
 _RUN_LENGTH = 8
 _ENOUGH_TOKENS = 2**14
 """Tokens that are compared first; those of any ordinary text are of enough variety."""
 _HASH_FACTOR = 6364136223846793005  # of Knuth's MMIX generator
+_HASHED_ROWS = 1024
 _LEAST_RUNS = 32
 """Different runs of `_RUN_LENGTH` tokens below which a text is too uniform for any model."""
 
@@ -116,7 +117,7 @@ def calibration_tokens(
     sequences = [(read | generated)[part.source] for part in parts]
     # The model's own text has variety, whatever was given.
     given = sequences[: len(config.sources)] if config.self_share else sequences
-    _require_variety(interleave(given), read)
+    require_variety(interleave(given), read)
     return interleave(sequences)
 
 
@@ -169,14 +170,14 @@ def _read(
         part.source,
         tokenizer,
         part="calibration",
-        max_tokens=_OVERSAMPLING * part.tokens,
+        max_tokens=OVERSAMPLING * part.tokens,
         text_field=part.text_field,
         warnings=warnings,
     )
     return _choose_windows(tokens, text_prefix(tokenizer), part)
 
 
-def _require_variety(tokens: Tensor, texts: Mapping[str, Tensor]) -> None:
+def require_variety(tokens: Tensor, texts: Mapping[str, Tensor]) -> None:
     """Raise if the sequences repeat so much that their statistics have almost no rank.
 
     A hidden state depends on the tokens up to its own. The rank of all second moments is therefore
@@ -215,7 +216,9 @@ def distinct_runs(tokens: Tensor) -> int:
 def calibration_hash(tokens: Tensor) -> str:
     """Return the SHA-256 of shape and content; equal for equal int64 tokens on any device."""
     digest = hashlib.sha256(repr(tuple(tokens.shape)).encode())
-    digest.update(tokens.detach().cpu().to(torch.int64).contiguous().numpy().tobytes())
+    # Part by part, because a mapped file may be larger than the memory.
+    for rows in torch.split(tokens.detach(), _HASHED_ROWS):
+        digest.update(rows.cpu().to(torch.int64).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -230,20 +233,36 @@ def tokenise_documents(
     Returns:
         (n,), int64, with `n <= max_tokens`.
     """
-    prefix, after = special_tokens(tokenizer)
     # An array needs 8 bytes per token, a list 36.
     collected = array("q")
-    characters = min(_CHARACTERS_AT_ONCE, _CHARACTERS_PER_TOKEN * max_tokens)
-    for batch in _batches(pieces, characters):
-        ids = _ids([piece.text for piece in batch], tokenizer)
-        for piece, tokens in zip(batch, ids, strict=True):
-            # Rendered chats contain the prefix as text.
-            collected.extend(_without(tokens, prefix) if prefix else tokens)
-            if piece.ends:
-                collected.extend(after)
+    for tokens in document_tokens(pieces, tokenizer, max_tokens):
+        collected.extend(tokens)
         if len(collected) >= max_tokens:
             break
     return torch.from_numpy(np.array(collected[:max_tokens], dtype=np.int64))
+
+
+def document_tokens(
+    pieces: Iterable[Piece], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> Iterator[list[int]]:
+    """Yield the tokens of documents, without the prefix, in batches of at most 64 pieces.
+
+    Args:
+        pieces: of documents; none is taken before its batch is used.
+        tokenizer: tokenizer of the model.
+        max_tokens: number of tokens that are used at most, so that a small number takes few pieces.
+    """
+    characters = min(_CHARACTERS_AT_ONCE, _CHARACTERS_PER_TOKEN * max_tokens)
+    prefix, after = special_tokens(tokenizer)
+    for batch in _batches(pieces, characters):
+        ids = _ids([piece.text for piece in batch], tokenizer)
+        collected: list[int] = []
+        for piece, tokens in zip(batch, ids, strict=True):
+            # Rendered chats contain the prefix as text.
+            collected += _without(tokens, prefix) if prefix else tokens
+            if piece.ends:
+                collected += after
+        yield collected
 
 
 def _without(tokens: list[int], excluded: Sequence[int]) -> list[int]:
@@ -256,16 +275,24 @@ def _choose_windows(tokens: Tensor, prefix: Sequence[int], config: CalibrationPa
     all_windows = full_windows(tokens, prefix, length)
     windows = len(all_windows)
     if windows < samples:
-        raise CalibrationTooShortError(
-            f"{config.source} contains {len(tokens)} tokens, "
-            f"but {samples} sequences of {length} need {samples * (length - len(prefix))}",
-            field="calibration.samples",
-            hint=f"at most {windows} sequences of this length fit: request fewer or shorter "
-            "sequences, give more text, or lower its weight in a mixture",
-        )
+        raise too_short(config, len(tokens), windows, len(prefix))
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.randperm(windows, generator=generator)[:samples]
     return all_windows[order].contiguous()
+
+
+def too_short(
+    part: CalibrationPart, tokens: int, windows: int, prefix: int
+) -> CalibrationTooShortError:
+    """Return the error about a text of some tokens, which make fewer windows than requested."""
+    length, samples = part.sequence_length, part.samples
+    return CalibrationTooShortError(
+        f"{part.source} contains {tokens} tokens, "
+        f"but {samples} sequences of {length} need {samples * (length - prefix)}",
+        field="calibration.samples",
+        hint=f"at most {windows} sequences of this length fit: request fewer or shorter "
+        "sequences, give more text, or lower its weight in a mixture",
+    )
 
 
 def _batches(pieces: Iterable[Piece], most_characters: int) -> Iterator[list[Piece]]:

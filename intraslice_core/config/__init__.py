@@ -32,7 +32,15 @@ from intraslice_core.config.compression import (
     Target,
 )
 from intraslice_core.config.evaluation import EvaluationConfig, GateConfig, SpeedPoint, TaskName
-from intraslice_core.config.recovery import HELD_OUT_SEQUENCES, RecoveryConfig, RecoveryLoss
+from intraslice_core.config.recovery import (
+    HELD_OUT_SEQUENCES,
+    Adapter,
+    AuxiliaryLosses,
+    RecoveryConfig,
+    RecoveryLoss,
+    Schedule,
+    TrainingTextConfig,
+)
 
 __all__ = [
     "COMPRESSED_MODEL_TYPES",
@@ -44,8 +52,10 @@ __all__ = [
     "RENAMED_METHOD_ERROR",
     "SUPPORTED_MODEL_TYPES",
     "UNLIMITED",
+    "Adapter",
     "Allocation",
     "Allocator",
+    "AuxiliaryLosses",
     "BudgetField",
     "CalibrationConfig",
     "CalibrationPart",
@@ -62,9 +72,11 @@ __all__ = [
     "Ratio",
     "RecoveryConfig",
     "RecoveryLoss",
+    "Schedule",
     "SpeedPoint",
     "Target",
     "TaskName",
     "TextField",
+    "TrainingTextConfig",
     "WeightedSource",
 ]

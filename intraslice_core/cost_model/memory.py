@@ -42,6 +42,8 @@ _GRAPH_ACTIVATIONS = 16
 """Activations of the wider module's width per token of that graph: inputs of products and norms."""
 _TRAINED_ACTIVATIONS = 8
 """Activations per training token and layer, of the hidden width and of the inner width each."""
+_COMPARED_STATES = 3
+"""Hidden states per token and layer that a loss compares: both models', and their difference."""
 LOGITS_AT_ONCE = 2**23
 """Logits held at once in the sensitivity measurement and in fine-tuning, in numbers."""
 _LOGIT_ROWS = 1024
@@ -80,8 +82,8 @@ def peak_memory(
         params = (params_before, params_after)
         whole = max(whole, _evaluation_bytes(geometry, params, evaluation, item))
     if compression.recover is not None:
-        training = _recovery_bytes(geometry, compression.recover, item)
-        models = params_after + params_before * (compression.recover.loss == "distill")
+        training = _recovery_bytes(geometry, compression.recover, params_after, item)
+        models = params_after + params_before * compression.recover.needs_teacher
         whole = max(whole, params_before * item, models * item + training)
     cache = _largest_writing_cache(geometry, compression, evaluation, item)
     if cache:
@@ -140,11 +142,13 @@ def stage_bytes(
     return stages
 
 
-def _recovery_bytes(geometry: ModelGeometry, recover: RecoveryConfig, item: int) -> int:
+def _recovery_bytes(
+    geometry: ModelGeometry, recover: RecoveryConfig, params_after: int, item: int
+) -> int:
     """Estimate the fine-tuning memory without the models.
 
-    Contains the adapters with their gradients and optimiser moments, the graph of one batch, and
-    logits.
+    Contains the trained parameters in float32 with their gradients and optimiser moments, the graph
+    of one batch, logits, and the hidden states of both models where they are compared.
     """
     hidden, inner = geometry.hidden_size, geometry.intermediate_size
     queries = geometry.num_attention_heads * geometry.head_dim
@@ -152,9 +156,12 @@ def _recovery_bytes(geometry: ModelGeometry, recover: RecoveryConfig, item: int)
     edges = 2 * (hidden + queries) + 2 * (hidden + values)
     edges += geometry.mlp_projections * (hidden + inner)
     adapters = geometry.num_hidden_layers * recover.rank * edges
+    trained = params_after if recover.adapter == "none" else adapters
     tokens = recover.batch_size * recover.sequence_length
     graph = geometry.num_hidden_layers * tokens * _TRAINED_ACTIVATIONS * (hidden + inner) * item
-    return 16 * adapters + graph + 4 * 4 * max(LOGITS_AT_ONCE, geometry.vocab_size)
+    states = geometry.num_hidden_layers * tokens * hidden * item * _COMPARED_STATES
+    states *= recover.loss_weights.hidden > 0.0
+    return 16 * trained + graph + states + 4 * 4 * max(LOGITS_AT_ONCE, geometry.vocab_size)
 
 
 def _evaluation_bytes(

@@ -71,9 +71,8 @@ more for its memory."""
 _TRIAL_PASSES = 4
 """Passes of a trial compression through a layer: dense (on both hidden states), pruned, sliced."""
 
-_TRAINING_PASSES = {"ce": 3, "distill": 4}
-"""Passes of a training step: forward, backward and the adapters' share; distill adds the teacher's
-forward pass."""
+_TRAINING_PASSES = 3
+"""Passes of a training step: forward, backward and the gradients of adapters or weights."""
 
 _READ_PARAMETERS = 100_000
 """Parameters that one token could have passed in the time it takes to read a token, roughly.
@@ -115,7 +114,7 @@ def stage_work(
         Stage.PUBLISH: float(params),
     }
     if compression.recover is not None:
-        passes = _TRAINING_PASSES[compression.recover.loss]
+        passes = _TRAINING_PASSES + compression.recover.needs_teacher
         work[Stage.RECOVER] = float(passes * compression.recover.max_tokens) * params
     if evaluation is not None:
         work[Stage.EVALUATE] = float(_evaluation_tokens(evaluation)) * params

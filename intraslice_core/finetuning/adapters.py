@@ -1,10 +1,11 @@
-"""Low-rank adapters on a model's linear layers (library `peft`), and their merge into weights."""
+"""Trained parameters: all weights, or low-rank adapters (library `peft`) and their merge."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +15,47 @@ from intraslice_core import modeling
 from intraslice_core.checkpoints.inspection import locate_tensors
 from intraslice_core.checkpoints.reader import MappedFile, check_finite
 from intraslice_core.checkpoints.writer import CheckpointWriter, WrittenRecord, ensure_disk_space
+from intraslice_core.config import RecoveryConfig
 from intraslice_core.errors import ConfigurationError
 
 _ADAPTER = "default"
 Parameters = Mapping[str, nn.Parameter]
 
 
-def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> Parameters:
+def prepare_parameters(model: PreTrainedModel, config: RecoveryConfig) -> Parameters:
+    """Select the parameters to train, in place: all weights, or adapters that are added.
+
+    Only they have gradients afterwards, and all of them are float32: smaller updates would be
+    rounded away in bfloat16.
+
+    Returns:
+        The parameters by name. The same seed gives the same adapters.
+
+    Raises:
+        ConfigurationError: if adapters are requested and the model has no linear layer left.
+    """
+    if config.adapter == "none":
+        return _all_weights(model, config)
+    return add_adapters(model, config)
+
+
+def _all_weights(model: PreTrainedModel, config: RecoveryConfig) -> Parameters:
+    model.to(torch.float32)  # type: ignore[arg-type]
+    model.requires_grad_(True)
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    embedding: Any = model.get_input_embeddings()
+    # A head that no loss depends on has no gradient, which several processes would wait for.
+    if not config.needs_logits and head.weight is not embedding.weight:
+        head.requires_grad_(False)
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def add_adapters(model: PreTrainedModel, config: RecoveryConfig) -> Parameters:
     """Add an adapter to every linear layer except the output head, in place.
 
     The head has none because it may share its weight with the embedding. The model's output does
-    not change before the first step: one of each adapter's two matrices is zero. Only the adapters
-    have gradients afterwards.
+    not change before the first step: one of each adapter's two matrices is zero, and the
+    magnitudes of DoRA are those of the weights.
 
     Returns:
         The adapters' parameters by name, float32; the same seed gives the same ones.
@@ -43,10 +73,15 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> 
             field="compression.recover",
             hint="compress with a smaller ratio, or leave recover out",
         )
-    settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)  # type: ignore[arg-type]
+    settings = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        target_modules=names,
+        use_dora=config.adapter == "dora",
+    )
     model.requires_grad_(False)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(config.seed)
         inject_adapter_in_model(settings, model, _ADAPTER)
     parameters = {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -56,28 +91,48 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> 
     return parameters
 
 
-def weight_changes(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
-    """Return functions that compute what the adapters add to each weight.
+MergedWeight = Callable[[Tensor], Tensor]
+"""Returns the trained weight for the stored one, of the same shape."""
+
+
+def merged_weights(model: nn.Module) -> dict[str, MergedWeight]:
+    """Return functions that compute the trained weights from the stored ones.
 
     Returns:
-        Functions by the name of the weight in the model without adapters.
+        Functions by the name of the weight in the model without adapters: of each layer with an
+        adapter, or else of every trained weight.
     """
     from peft.tuners.lora import LoraLayer
 
-    def change_of(layer: LoraLayer) -> Callable[[], Tensor]:
+    def merged_by(layer: Any) -> MergedWeight:
         @torch.no_grad()
-        def change() -> Tensor:
-            # Adapters of linear layers have this method; their common base class does not.
-            delta: Tensor = layer.get_delta_weight(_ADAPTER)  # type: ignore[attr-defined]
-            return delta
+        def merge(stored: Tensor) -> Tensor:
+            base: Any = layer.get_base_layer()
+            dense: Tensor = base.weight.data
+            # Copied: the stored weight may be mapped from a file, and is added to in place.
+            base.weight.data = stored.to(dense.device, torch.float32, copy=True)
+            layer.merge()
+            merged: Tensor = base.weight.data
+            base.weight.data = dense
+            layer.merged_adapters.clear()
+            return merged
 
-        return change
+        return merge
 
-    return {
-        f"{name}.weight": change_of(module)
+    adapted = {
+        f"{name}.weight": merged_by(module)
         for name, module in model.named_modules()
         if isinstance(module, LoraLayer)
     }
+    return adapted or {
+        name: _replaced_by(weight.detach())
+        for name, weight in model.named_parameters()
+        if weight.requires_grad
+    }
+
+
+def _replaced_by(weight: Tensor) -> MergedWeight:
+    return lambda _: weight
 
 
 def _linear_layers(model: PreTrainedModel) -> Iterator[str]:
@@ -87,23 +142,23 @@ def _linear_layers(model: PreTrainedModel) -> Iterator[str]:
             yield name
 
 
-def merge_into(directory: Path, changes: Mapping[str, Callable[[], Tensor]]) -> WrittenRecord:
-    """Add changes to a checkpoint's weights one tensor at a time, then replace the checkpoint.
+def merge_into(directory: Path, trained: Mapping[str, MergedWeight]) -> WrittenRecord:
+    """Replace a checkpoint's trained weights one tensor at a time, then the checkpoint itself.
 
     Args:
         directory: of the checkpoint; names, shapes and dtypes stay.
-        changes: functions that return the change, added in float32, by the name of the weight.
+        trained: functions that return the trained weight, by the name of the weight.
 
     Returns:
         The digests of everything written.
 
     Raises:
-        NonFiniteWeightError: if a sum is not finite.
+        NonFiniteWeightError: if a trained weight is not finite.
         InsufficientDiskError: if there is no room for a second copy of the weights.
         ValueError: if the checkpoint lacks one of the weights.
     """
     file_of, entries = locate_tensors(directory)
-    if missing := changes.keys() - entries.keys():
+    if missing := trained.keys() - entries.keys():
         raise ValueError(f"{directory} has no weight {min(missing)}")
     ensure_disk_space(directory, sum(entry.end - entry.begin for entry in entries.values()))
     files = {name: MappedFile(directory / name) for name in sorted(set(file_of.values()))}
@@ -111,8 +166,8 @@ def merge_into(directory: Path, changes: Mapping[str, Callable[[], Tensor]]) -> 
     with CheckpointWriter(merged) as writer:
         for name, entry in entries.items():
             tensor = files[file_of[name]].tensor(entry)
-            change = changes.get(name)
-            writer.add({name: tensor if change is None else _sum(name, tensor, change())})
+            merge = trained.get(name)
+            writer.add({name: tensor if merge is None else _rounded(name, tensor, merge)})
         modeling.register()
         config = AutoConfig.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
@@ -123,6 +178,5 @@ def merge_into(directory: Path, changes: Mapping[str, Callable[[], Tensor]]) -> 
     return writer.record
 
 
-def _sum(name: str, tensor: Tensor, change: Tensor) -> Tensor:
-    added = tensor.float() + change.to("cpu", copy=False).float()
-    return check_finite(name, added.to(tensor.dtype))
+def _rounded(name: str, stored: Tensor, merge: MergedWeight) -> Tensor:
+    return check_finite(name, merge(stored).to("cpu", copy=False).to(stored.dtype))

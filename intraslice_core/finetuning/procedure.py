@@ -14,14 +14,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice_core.calibration import calibration_hash
-from intraslice_core.checkpoints.writer import WrittenRecord
-from intraslice_core.config import HELD_OUT_SEQUENCES, RecoveryConfig
+from intraslice_core.checkpoints.writer import WrittenRecord, ensure_disk_space
+from intraslice_core.config import HELD_OUT_SEQUENCES, RecoveryConfig, TrainingTextConfig
 from intraslice_core.content_key import content_key, fingerprint
 from intraslice_core.device import resolve_device, return_free_memory, rounding_class
 from intraslice_core.errors import CalibrationError, CalibrationTooShortError
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.perplexity import PerplexityResult, perplexity
-from intraslice_core.finetuning.adapters import add_adapters, merge_into, weight_changes
+from intraslice_core.finetuning.adapters import merge_into, merged_weights, prepare_parameters
+from intraslice_core.finetuning.objective import Objective
+from intraslice_core.finetuning.processes import Processes
 from intraslice_core.finetuning.training import Moment, StoppedBy, Training
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
 from intraslice_core.reports.schema import (
@@ -50,6 +52,20 @@ def attributed_to_recover() -> Iterator[None]:
         raise
 
 
+TRAINING_FILE = "training-text.int32"
+"""Name of the file that training text is streamed to."""
+
+
+def training_file(place: Path, text: TrainingTextConfig) -> Path:
+    """Return the file for the training text in a directory.
+
+    Raises:
+        InsufficientDiskError: if there is no room for it, at 4 bytes a token.
+    """
+    ensure_disk_space(place, 4 * text.samples * text.sequence_length)
+    return place / TRAINING_FILE
+
+
 BeforeStep = Callable[[Moment, int], None]
 """Called with the progress of the training and its largest number of steps."""
 
@@ -71,7 +87,12 @@ class RecoveryWork:
     """Checkpoint whose weights are replaced."""
     config: RecoveryConfig
     tokens: Tensor
-    """Sequences to train on, then `HELD_OUT_SEQUENCES` to measure with; (n, sequence_length)."""
+    """Sequences to train on, then `HELD_OUT_SEQUENCES` to measure with; (n, sequence_length).
+
+    Integers of any size, which may be mapped from a file. Empty in all but the main process.
+    """
+    processes: Processes = field(default_factory=Processes)
+    """Processes that train together."""
     prefix: tuple[int, ...] = ()
     """Tokens that every sequence begins with (`calibration.text_prefix`)."""
     dtype: str = "auto"
@@ -91,11 +112,13 @@ class RecoveryWork:
     @property
     def steps(self) -> int:
         """Return the largest number of steps."""
-        return -(-len(self.sequences) // self.config.batch_size)
+        config = self.config
+        per_step = config.batch_size * config.gradient_accumulation * self.processes.count
+        return -(-len(self.sequences) // per_step)
 
 
 def recover_checkpoint(work: RecoveryWork) -> tuple[RecoveryReport, list[str]]:
-    """Train a compressed checkpoint and merge the adapters into its weights.
+    """Train a compressed checkpoint and merge the adapters into its weights, in the main process.
 
     Returns:
         The report, and warnings.
@@ -115,7 +138,7 @@ def _against_dense(work: RecoveryWork) -> tuple[_Trained, PerplexityResult]:
     """Score the dense model, then train; it stays in memory only if it is the teacher."""
     dense = _load(work, work.dense)
     score = _score(work, dense)
-    teacher = dense if work.config.loss == "distill" else None
+    teacher = dense if work.config.needs_teacher else None
     del dense
     return_free_memory()
     return _train_and_merge(work, teacher), score
@@ -127,6 +150,7 @@ class _Trained:
 
     before: PerplexityResult
     parameters: int
+    processes: int
     steps: int
     tokens: int
     seconds: float
@@ -144,6 +168,7 @@ class _Trained:
             seconds=self.seconds,
             stopped_by=self.stopped_by,
             trained_parameters=self.parameters,
+            processes=self.processes,
             losses=self.losses,
             held_out=HeldOutPerplexity(
                 tokens=after.tokens_scored,
@@ -154,31 +179,53 @@ class _Trained:
         )
 
 
+def train_with_main_process(work: RecoveryWork) -> None:
+    """Compute gradients of the main process's steps until it ends the training.
+
+    The other processes of a launcher call this while the main one calls `recover_checkpoint`.
+
+    Raises:
+        NumericalError: if the loss is not finite.
+        ConfigurationError: if the model has no linear layer left.
+    """
+    teacher = _load(work, work.dense) if work.config.needs_teacher else None
+    training, _, _ = _training(work, _load(work, work.compressed), teacher)
+    training.run(lambda _: None, None, "")
+
+
+def _training(
+    work: RecoveryWork, model: PreTrainedModel, teacher: PreTrainedModel | None
+) -> tuple[Training, int, torch.dtype]:
+    """Return the training of a model, the number of trained parameters and the compute dtype."""
+    dtype = model.dtype
+    parameters = list(prepare_parameters(model, work.config).values())
+    objective = Objective(model, teacher, work.config, len(work.prefix), dtype)
+    training = Training(objective, parameters, work.sequences, work.config, work.processes)
+    return training, sum(parameter.numel() for parameter in parameters), dtype
+
+
 def _train_and_merge(work: RecoveryWork, teacher: PreTrainedModel | None) -> _Trained:
     model = _load(work, work.compressed)
     before = _score(work, model)
-    config = work.config
-    parameters = list(add_adapters(model, config.rank, config.alpha, config.seed).values())
-    training = Training(
-        model, teacher, parameters, work.sequences, config, prefix_length=len(work.prefix)
-    )
+    training, parameters, dtype = _training(work, model, teacher)
 
     def before_step(moment: Moment) -> None:
         raise_if_cancelled(work.should_cancel)
         work.before_step(moment, work.steps)
 
     # Hashing both models is worth its time only if the training can be resumed.
-    key = "" if work.resume_state is None else _key(work, model.dtype)
+    key = "" if work.resume_state is None else _key(work, dtype)
     stopped_by, warnings = training.run(before_step, work.resume_state, key)
-    work.on_merged(merge_into(work.compressed, weight_changes(model)))
+    work.on_merged(merge_into(work.compressed, merged_weights(model)))
     length = work.config.sequence_length
     ends = [
-        min(step * work.config.batch_size, len(work.sequences)) * length
+        min(step * training.sequences_per_step, len(work.sequences)) * length
         for step in range(1, training.state.step + 1)
     ]
     return _Trained(
         before=before,
-        parameters=sum(parameter.numel() for parameter in parameters),
+        parameters=parameters,
+        processes=work.processes.count,
         steps=training.state.step,
         tokens=training.state.sequences * length,
         seconds=training.state.seconds,
@@ -215,6 +262,7 @@ def _key(work: RecoveryWork, dtype: torch.dtype) -> str:
         prefix=work.prefix,
         dtype=str(dtype),
         place=rounding_class(resolve_device(work.device)),
+        processes=work.processes.count,
         peft=version("peft"),
     )
 
@@ -230,7 +278,7 @@ def _score(work: RecoveryWork, model: PreTrainedModel) -> PerplexityResult:
     """Return the perplexity on the held-out sequences, each scored as one window."""
     return perplexity(
         model,
-        work.tokens[-HELD_OUT_SEQUENCES:, len(work.prefix) :].flatten(),
+        work.tokens[-HELD_OUT_SEQUENCES:, len(work.prefix) :].flatten().long(),
         context_length=work.config.sequence_length,
         batch_size=work.config.batch_size,
         prefix=work.prefix,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 from transformers import AutoConfig
 
 from intraslice_core import modeling
-from intraslice_core.calibration import calibration_tokens, text_prefix
+from intraslice_core.calibration import stream_windows, text_prefix
 from intraslice_core.checkpoints.manifest import MANIFEST, SIGNATURE
 from intraslice_core.checkpoints.model_card import MODEL_CARD
 from intraslice_core.checkpoints.sources import open_model
@@ -31,10 +32,14 @@ from intraslice_core.evaluation.verification import (
 from intraslice_core.families.wrappers import wrapper_of
 from intraslice_core.files import require_free_output, require_writable_directory
 from intraslice_core.finetuning.procedure import (
+    TRAINING_FILE,
     RecoveryWork,
     attributed_to_recover,
     recover_checkpoint,
+    train_with_main_process,
+    training_file,
 )
+from intraslice_core.finetuning.processes import Processes
 from intraslice_core.finetuning.training import Moment
 from intraslice_core.progress import (
     CancellationCheck,
@@ -69,6 +74,10 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
 ) -> CompressionReport:
     """Train a compressed checkpoint and write the result beside it.
 
+    Processes of `accelerate launch` or `torchrun` train together: each of them calls this with the
+    same arguments. The first one reads the text, measures, saves and writes; the others need
+    `compressed` and `teacher` on their machine, too.
+
     Args:
         compressed: checkpoint that the engine wrote; it is not changed.
         teacher: reference of the dense model, as for a compression.
@@ -82,11 +91,16 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
 
     Returns:
         The compression's report with the recovery, and without its evaluation, which measured the
-        former weights.
+        former weights; the same in every process.
 
     Raises:
         IntraSliceError: one of the tree in `errors.py`; nothing is left in `out`.
     """
+    processes = Processes.launched(on_cpu=resolve_device(device).type == "cpu")
+    device = processes.device(device)
+    if not processes.is_main:
+        report = _with_recovery(_read_report(compressed), config)
+        return _train_with_main_process(compressed, teacher, report, processes, (dtype, device))
     require_free_output(out)
     require_writable_directory(resume_state.directory if resume_state else None, "resume_dir")
     report = _with_recovery(_read_report(compressed), config)
@@ -102,18 +116,55 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
         run.report(Stage.LOAD, f"opening {teacher}")
         dense = open_model(teacher, scratch.directory)
         rows = _require_same_vocabulary(dense, compressed)
-        _read_text(dense, rows, report.config, (dtype, device), run)
+        _read_text(dense, rows, report.config, (dtype, device), staging.directory, run)
         report = report.model_copy(update={"warnings": (*report.warnings, *run.warnings)})
         staged = staging.directory / "checkpoint"
         _copy(compressed, staged)
-        report = recover_staged(dense, staged, report, run, dtype=dtype, device=device)
+        report = recover_staged(
+            dense, staged, report, run, dtype=dtype, device=device, processes=processes
+        )
         report = report.model_copy(update={"verified": (_verify(staged, run),)})
         publish_staged(staged, out, report, run)
-    return report
+    return processes.share(report)
+
+
+def _train_with_main_process(
+    compressed: Path,
+    teacher: str,
+    report: CompressionReport,
+    processes: Processes,
+    compute: tuple[str, str],
+) -> CompressionReport:
+    """Take part in the training of the main process; return its report."""
+    config = report.config.recover
+    assert config is not None  # set by _with_recovery
+    with scratch_directory("intraslice-") as scratch:
+        dense = open_model(teacher, scratch.directory)
+        _require_same_vocabulary(dense, compressed)
+        train_with_main_process(
+            RecoveryWork(
+                dense=dense,
+                compressed=compressed,
+                config=config,
+                tokens=torch.empty(0, config.sequence_length, dtype=torch.int32),
+                processes=processes,
+                prefix=text_prefix(load_tokenizer(dense)),
+                dtype=compute[0],
+                device=compute[1],
+            )
+        )
+    return processes.share(None)
 
 
 def recover_staged(
-    dense: Path, staged: Path, report: CompressionReport, run: Run, *, dtype: str, device: str
+    dense: Path,
+    staged: Path,
+    report: CompressionReport,
+    run: Run,
+    *,
+    dtype: str,
+    device: str,
+    processes: Processes | None = None,
 ) -> CompressionReport:
     """Train the staged checkpoint before it is verified and published.
 
@@ -141,7 +192,8 @@ def recover_staged(
             dense=dense,
             compressed=staged,
             config=config,
-            tokens=run.training_text.clone(),  # inference tensors cannot enter a graph
+            tokens=run.training_text,
+            processes=processes or Processes(),
             prefix=text_prefix(load_tokenizer(dense)),
             dtype=dtype,
             device=device,
@@ -152,6 +204,7 @@ def recover_staged(
         )
     )
     run.training_text = None
+    (staged.parent / TRAINING_FILE).unlink(missing_ok=True)
     return report.model_copy(
         update={
             "recovery": recovery,
@@ -220,15 +273,22 @@ def _require_same_vocabulary(dense: Path, compressed: Path) -> int:
 
 
 def _read_text(
-    dense: Path, rows: int, config: CompressionConfig, compute: tuple[str, str], run: Run
+    dense: Path,
+    rows: int,
+    config: CompressionConfig,
+    compute: tuple[str, str],
+    place: Path,
+    run: Run,
 ) -> None:
     assert config.recover is not None  # set by _with_recovery
     run.report(Stage.CALIBRATE, "reading the text to train on")
     tokenizer = load_tokenizer(dense)
+    text = config.recover.text(config.calibration)
     with attributed_to_recover():
-        run.training_text = calibration_tokens(
-            config.recover.text(config.calibration),
+        run.training_text = stream_windows(
+            text,
             tokenizer,
+            training_file(place, text),
             model=lambda: load_model(dense, dtype=compute[0], device=compute[1]),
             should_cancel=run.should_cancel,
             warnings=run.warnings,

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from intraslice_core.resume_state import ResumeState
 
-_ADAPTERS, _FIRST, _SECOND, _LOSSES = "adapters", "first_moments", "second_moments", "losses"
+_PARAMETERS, _FIRST, _SECOND = "parameters", "first_moments", "second_moments"
+_LOSSES = "losses"
+_MOMENTS = {"exp_avg": _FIRST, "exp_avg_sq": _SECOND}
+"""Names in the file by those in AdamW's state."""
 
 
 @dataclass(kw_only=True)
@@ -18,9 +21,10 @@ class TrainingState:
     """Progress of a training."""
 
     sequences: int = 0
+    """Number of sequences that were used: the position in the text."""
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
-    """Loss of each step, in nats per token."""
+    """Loss of each step, per token."""
 
     @property
     def step(self) -> int:
@@ -29,17 +33,17 @@ class TrainingState:
 
 
 class TrainingFile:
-    """Adapters, their Adam moments and the training state, in one file that is replaced whole.
+    """Trained parameters, their Adam moments and the training state, in one file per save.
 
-    A training is deterministic once the adapters are initialised, so no generator state is saved.
-    The file stays on this machine: every save changes it, and the service mirrors only files that
-    never change. A job that resumes on another machine finds its layers there and trains from the
-    beginning.
+    The learning rate follows from the position in the text and the time, which are saved. A
+    training is deterministic once the adapters are initialised and its text is written, so that no
+    generator has a state. Each file is new and complete: the service copies it to the store, from
+    where another machine resumes.
 
     Args:
-        resume_state: directory that holds the file; None saves nothing.
+        resume_state: directory that holds the files; None saves nothing.
         key: digest of everything the training depends on.
-        parameters: of the adapters, in a fixed order.
+        parameters: those that are trained, in a fixed order.
         optimizer: of these parameters.
     """
 
@@ -62,23 +66,30 @@ class TrainingFile:
             return TrainingState()
         tensors, facts = saved
         losses = tensors[_LOSSES].tolist()
-        self._fill(self._parameters, tensors[_ADAPTERS])
-        # Allocated as in the first step, for the memory alignment of an uninterrupted run.
-        moments = {
-            name: [torch.zeros_like(parameter) for parameter in self._parameters]
-            for name in (_FIRST, _SECOND)
-        }
-        for name, values in moments.items():
-            self._fill(values, tensors[name])
-        for index, parameter in enumerate(self._parameters):
-            self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(len(losses))),
-                "exp_avg": moments[_FIRST][index],
-                "exp_avg_sq": moments[_SECOND][index],
-            }
+        self._fill(self._parameters, tensors[_PARAMETERS])
+        self.allocate_moments(len(losses))
+        for moment, name in _MOMENTS.items():
+            self._fill(self._moments(moment), tensors[name])
         return TrainingState(
             sequences=int(facts["sequences"]), seconds=float(facts["seconds"]), losses=losses
         )
+
+    def allocate_moments(self, step: int) -> None:
+        """Set the optimizer to have made `step` steps, with moments of zero."""
+        # Allocated as in the first step, for the memory alignment of an uninterrupted run.
+        zeros = {
+            moment: [torch.zeros_like(parameter) for parameter in self._parameters]
+            for moment in _MOMENTS
+        }
+        for index, parameter in enumerate(self._parameters):
+            self._optimizer.state[parameter] = {
+                "step": torch.tensor(float(step)),
+                **{moment: values[index] for moment, values in zeros.items()},
+            }
+
+    def moments(self) -> list[Tensor]:
+        """Return the optimizer's moments, in a fixed order."""
+        return [tensor for moment in _MOMENTS for tensor in self._moments(moment)]
 
     def save(self, state: TrainingState, *, at_once: bool) -> str | None:
         """Save everything, if the last save is long ago or `at_once` is set.
@@ -88,18 +99,21 @@ class TrainingFile:
         """
         if self._resume_state is None:
             return None
-        states = [self._optimizer.state[parameter] for parameter in self._parameters]
 
         def tensors() -> Mapping[str, Tensor]:
             return {
-                _ADAPTERS: _flat(self._parameters),
-                _FIRST: _flat([state["exp_avg"] for state in states]),
-                _SECOND: _flat([state["exp_avg_sq"] for state in states]),
+                _PARAMETERS: _flat(self._parameters),
+                **{name: _flat(self._moments(moment)) for moment, name in _MOMENTS.items()},
                 _LOSSES: torch.tensor(state.losses, dtype=torch.float64),
             }
 
         facts = {"sequences": str(state.sequences), "seconds": repr(state.seconds)}
-        return self._resume_state.save_recovery(self._key, tensors, facts, at_once=at_once)
+        return self._resume_state.save_recovery(
+            self._key, state.step, tensors, facts, at_once=at_once
+        )
+
+    def _moments(self, moment: str) -> list[Tensor]:
+        return [self._optimizer.state[parameter][moment] for parameter in self._parameters]
 
     @staticmethod
     @torch.no_grad()

@@ -218,14 +218,32 @@ def recovery(report: CompressionReport) -> Table | None:
     )
 
 
+_LOSSES = {
+    "ce": "cross-entropy of the text",
+    "distill": "distillation from the dense model",
+    "hidden": "the error of the hidden states",
+}
+
+
 def recovery_setting(recovery: RecoveryReport) -> str:
     """Describe the fine-tuning and its measurement."""
-    loss = {"distill": "distillation from the dense model", "ce": "cross-entropy of the text"}
+    config = recovery.config
     limit = {"tokens": "token limit", "time": "time limit"}
+    weights = config.loss_weights.model_dump()
+    losses = " and ".join(
+        f"{_LOSSES[name]}" + ("" if name == config.loss else f" (weight {weight:g})")
+        for name, weight in sorted(weights.items(), key=lambda item: item[0] != config.loss)
+        if weight > 0.0
+    )
+    trained = {
+        "none": "all weights",
+        "lora": f"LoRA adapters of rank {config.rank}, merged",
+        "dora": f"DoRA adapters of rank {config.rank}, merged",
+    }
     return (
-        f"Fine-tuned by {loss[recovery.config.loss]}: {recovery.tokens:,} tokens, "
+        f"Fine-tuned by {losses}: {recovery.tokens:,} tokens, "
         f"{recovery.steps:,} steps, {duration(recovery.seconds)}, stopped at the "
-        f"{limit[recovery.stopped_by]}; LoRA adapters of rank {recovery.config.rank}, merged. "
+        f"{limit[recovery.stopped_by]}; {trained[config.adapter]}. "
         "Perplexity is measured on sequences held out from the fine-tuning text."
     )
 

@@ -276,7 +276,11 @@ class SpeedReport(FrozenModel):
 
 
 class LossPoint(FrozenModel):
-    """Mean fine-tuning loss since the previous point, in nats per token."""
+    """Mean fine-tuning loss since the previous point.
+
+    In nats per token for `ce` and `distill`; the relative error for `hidden`; with auxiliary losses
+    the weighted sum.
+    """
 
     tokens: int = Field(description="Number of tokens trained on so far.")
     loss: float
@@ -306,8 +310,9 @@ class RecoveryReport(FrozenModel):
     seconds: float = Field(description="Training time in seconds, over all attempts.")
     stopped_by: Literal["tokens", "time"]
     trained_parameters: int = Field(
-        description="Number of adapter parameters; they are merged and do not remain in the result."
+        description="Number of trained parameters; those of adapters are merged and do not remain."
     )
+    processes: int = Field(default=1, description="Number of processes that trained together.")
     losses: tuple[LossPoint, ...] = Field(
         description=f"Loss curve of at most {MAX_LOSS_POINTS} points."
     )

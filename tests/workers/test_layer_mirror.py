@@ -13,8 +13,9 @@ from app.domain.errors import StoreUnavailableError
 from app.domain.job import Job
 from app.services import claims
 from app.services.resources import Resources
+from intraslice_core import resume_state
 from tests.app.builders import running
-from workers.layer_mirror import LayerMirror
+from workers.layer_mirror import TRAINING_PREFIX, LayerMirror
 from workers.runner import layers_directory, remove_stale_work
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
@@ -48,12 +49,59 @@ def test_reported_files_are_uploaded(resources: Resources) -> None:
 def test_the_next_attempt_uploads_the_remaining_files(resources: Resources) -> None:
     job = running(resources)
     mirror = mirror_of(resources, job)
-    finish(
-        mirror, "tokens.safetensors", "hidden-states.safetensors", "recovery.safetensors", ".part"
-    )
+    states = [f"training-0000000{step}-abcd.safetensors" for step in (1, 2)]
+    finish(mirror, "tokens.safetensors", "hidden-states.safetensors", *states, ".part")
     mirror.start()
     mirror.flush()
-    assert objects(resources, job) == {"tokens.safetensors"}
+    assert objects(resources, job) == {"tokens.safetensors", states[1]}
+
+
+def test_the_newest_state_of_a_training_replaces_the_others_and_reaches_another_machine(
+    resources: Resources, tmp_path: Path
+) -> None:
+    job = running(resources)
+    mirror = mirror_of(resources, job)
+    mirror.start()
+    finish(mirror, "tokens.safetensors")
+    mirror.add("tokens.safetensors")
+    for step in (1, 2, 3, 4):
+        name = f"{TRAINING_PREFIX}{step:08d}-abcd.safetensors"
+        # The engine removes the state of step 3 before its turn comes.
+        if step != 3:
+            finish(mirror, name)
+        mirror.add(name)
+    mirror.flush()
+    expected = {"tokens.safetensors", f"{TRAINING_PREFIX}00000004-abcd.safetensors"}
+    assert objects(resources, job) == expected
+    claims.requeue_job(resources, job.lease, None)
+    again = claims.claim_next_job(resources, "worker-2")
+    assert again is not None
+    elsewhere = LayerMirror(resources, again, tmp_path / "elsewhere")
+    elsewhere.start()
+    elsewhere.drop()
+    assert {file.name for file in elsewhere.directory.iterdir()} == expected
+
+
+def test_an_older_local_state_does_not_replace_the_stored_one(resources: Resources) -> None:
+    job = running(resources)
+    mirror = mirror_of(resources, job)
+    mirror.start()
+    newer, older = (f"{TRAINING_PREFIX}0000000{step}-abcd.safetensors" for step in (2, 1))
+    finish(mirror, newer)
+    mirror.add(newer)
+    mirror.flush()
+    claims.requeue_job(resources, job.lease, None)
+    again = claims.claim_next_job(resources, "worker-2")
+    assert again is not None
+    later = mirror_of(resources, again)
+    finish(later, older)
+    later.start()
+    later.flush()
+    assert objects(resources, job) == {newer}
+
+
+def test_the_names_of_training_states_are_the_engines() -> None:
+    assert TRAINING_PREFIX == resume_state.TRAINING_PREFIX
 
 
 def test_an_unavailable_store_is_retried_in_the_background(

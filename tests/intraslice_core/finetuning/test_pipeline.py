@@ -77,14 +77,23 @@ class KilledError(Exception):
     """A substitute for SIGKILL: nothing is cleaned up before the next run."""
 
 
-def test_a_run_killed_during_training_resumes_there(dense: Path, tmp_path: Path) -> None:
+def test_a_run_killed_during_training_resumes_on_another_machine(
+    dense: Path, tmp_path: Path
+) -> None:
     compress_model(str(dense), tmp_path / "whole", config(), verify=False)
 
     def killed(event: ProgressEvent) -> None:
         if event.stage is Stage.RECOVER and event.message.startswith("step 20/"):
             raise KilledError
 
-    state = ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=0.0)
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    state = ResumeState(
+        directory=here,
+        hidden_states_every_seconds=0.0,
+        # The service copies every reported file.
+        on_saved=lambda name: (elsewhere / name).write_bytes((here / name).read_bytes()),
+    )
     with pytest.raises(KilledError):
         compress_model(
             str(dense), tmp_path / "out", config(), resume_state=state, on_progress=killed
@@ -95,7 +104,7 @@ def test_a_run_killed_during_training_resumes_there(dense: Path, tmp_path: Path)
         if event.stage is Stage.RECOVER and event.message.startswith("step "):
             steps.append(event.message.partition(",")[0])
 
-    state = ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=0.0)
+    state = ResumeState(directory=elsewhere, hidden_states_every_seconds=0.0)
     report = compress_model(
         str(dense), tmp_path / "out", config(), resume_state=state, on_progress=listen, verify=False
     )
@@ -123,8 +132,11 @@ def test_repeatedly_written_files_are_not_reported(dense: Path, tmp_path: Path) 
     )
     compress_model(str(dense), tmp_path / "out", config(), resume_state=state, verify=False)
     saved = {file.name for file in (tmp_path / "state").iterdir()}
-    assert saved - set(reported) == {"hidden-states.safetensors", "recovery.safetensors"}
+    assert saved - set(reported) == {"hidden-states.safetensors"}
     assert "recovery-tokens.safetensors" in reported
+    states = [name for name in reported if name.startswith("training-")]
+    assert len(states) == 40
+    assert sorted(name for name in saved if name in states) == sorted(states)[-2:]
     assert len(reported) == len(set(reported))
 
 
@@ -208,7 +220,14 @@ def test_unusable_training_text_is_rejected_before_compression(
     [
         {"loss": "mse"},
         {"max_tokens": 100},
-        {"max_tokens": 10**9, "sequence_length": 16},
+        {"max_tokens": 10**11, "sequence_length": 16},
+        {"adapter": "ia3"},
+        {"schedule": "step"},
+        {"warm_up": 1.0},
+        {"gradient_accumulation": 0},
+        {"auxiliary": {"hidden": -1.0}},
+        {"auxiliary": {"mse": 1.0}},
+        {"loss": "ce", "auxiliary": {"ce": 0.5}},
         {"max_seconds": 0.0},
         {"learning_rate": -1.0},
         {"rank": 0},

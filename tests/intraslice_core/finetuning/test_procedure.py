@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from intraslice_core import modeling
 from intraslice_core.config import HELD_OUT_SEQUENCES
 from intraslice_core.errors import CompressionCancelledError, NumericalError
-from intraslice_core.finetuning.adapters import add_adapters, weight_changes
+from intraslice_core.finetuning.adapters import add_adapters, merged_weights
 from intraslice_core.finetuning.procedure import loss_curve, recover_checkpoint
 from intraslice_core.finetuning.training import Moment
 from intraslice_core.resume_state import ResumeState
@@ -120,22 +120,23 @@ def test_only_the_weights_of_linear_layers_change(
         assert tensor.shape == new[name].shape
 
 
+@pytest.mark.parametrize("adapter", ["lora", "dora"])
 def test_new_adapters_change_nothing_and_merging_trained_ones_is_exact(
-    pair: tuple[Path, Path], tmp_path: Path
+    pair: tuple[Path, Path], tmp_path: Path, adapter: str
 ) -> None:
-    work = work_on(pair, tmp_path / "out")
+    work = work_on(pair, tmp_path / "out", adapter=adapter)
     sequences = work.tokens[:2]
     plain, adapted = load(pair[1]), load(pair[1])
-    parameters = add_adapters(adapted, work.config.rank, work.config.alpha, work.config.seed)
+    parameters = add_adapters(adapted, work.config)
     with torch.no_grad():
-        assert torch.equal(adapted(sequences).logits, plain(sequences).logits)
+        torch.testing.assert_close(adapted(sequences).logits, plain(sequences).logits)
         for parameter in parameters.values():
             parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(5))
         expected = adapted(sequences).logits
         assert not torch.allclose(expected, plain(sequences).logits, atol=1e-2)
         state = plain.state_dict()
-        for name, change in weight_changes(adapted).items():
-            state[name] += change()
+        for name, merge in merged_weights(adapted).items():
+            state[name].copy_(merge(state[name].clone()))
         torch.testing.assert_close(plain(sequences).logits, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -146,7 +147,8 @@ def test_the_seed_determines_the_adapters_and_leaves_the_global_generator_unchan
     expected = torch.rand(1)
     torch.manual_seed(7)
     first, same, other = (
-        add_adapters(load(pair[1]), rank=4, alpha=8.0, seed=seed) for seed in (3, 3, 4)
+        add_adapters(load(pair[1]), recovery_config(rank=4, alpha=8.0, seed=seed))
+        for seed in (3, 3, 4)
     )
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(first[name], same[name]) for name in first)
@@ -310,8 +312,8 @@ def test_a_damaged_file_is_not_resumed(pair: tuple[Path, Path], tmp_path: Path) 
     state = ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=0.0)
     settings = {"max_tokens": 12 * LENGTH, "resume_state": state}
     recover_checkpoint(work_on(pair, tmp_path / "first", **settings))
-    (file,) = (tmp_path / "state").iterdir()
-    file.write_bytes(file.read_bytes()[:-1])
+    for file in (tmp_path / "state").iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
     recover_checkpoint(work_on(pair, tmp_path / "again", **settings))
     assert files_of(tmp_path / "first") == files_of(tmp_path / "again")
 

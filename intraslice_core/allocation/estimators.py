@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -42,7 +43,7 @@ MIN_SENSITIVITY_SEQUENCES = 32
 GRADIENT_FRACTION = 8
 """Fraction of the calibration, 1 sequence in this many, for gradients."""
 MIN_GRADIENT_SEQUENCES = 8
-CHECK_FRACTION = 16
+CHECK_FRACTION = 8
 """Fraction of the calibration, 1 sequence in this many, for the check set."""
 MAX_CHECK_SEQUENCES = 8
 """Maximum size of the check set, on which all trial cuts and trial compressions are measured."""
@@ -71,13 +72,24 @@ class CalibrationSplit:
     """Sequences for gradients, a part of those of `sensitivity`."""
     check: Tensor
     """Check set for trial cuts and trial compressions; disjoint from the others."""
+    check_kinds: Tensor
+    """Number of the source of each sequence of the check set, (sequences,), int64."""
     prefix_length: int = 0
     """Positions of the prefix at the beginning of every sequence."""
 
     @classmethod
-    def of(cls, tokens: Tensor, prefix_length: int = 0) -> CalibrationSplit:
-        """Split the calibration, (samples, length); a single sequence is used for everything."""
+    def of(
+        cls, tokens: Tensor, kinds: Tensor | None = None, prefix_length: int = 0
+    ) -> CalibrationSplit:
+        """Split the calibration, (samples, length); a single sequence is used for everything.
+
+        Args:
+            tokens: calibration, (samples, length), int64.
+            kinds: number of each sequence's source, (samples,), int64; None for a single one.
+            prefix_length: positions of the prefix at the beginning of every sequence.
+        """
         samples = len(tokens)
+        kinds = torch.zeros(samples, dtype=torch.int64) if kinds is None else kinds
         checks = min(MAX_CHECK_SEQUENCES, max(samples // CHECK_FRACTION, 1))
         rest = tokens[: samples - checks] if samples > checks else tokens
         sensitivity = max(MIN_SENSITIVITY_SEQUENCES, samples // SENSITIVITY_FRACTION)
@@ -86,6 +98,7 @@ class CalibrationSplit:
             sensitivity=rest[:sensitivity],
             gradients=rest[:gradients],
             check=tokens[samples - checks :],
+            check_kinds=kinds[samples - checks :],
             prefix_length=prefix_length,
         )
 

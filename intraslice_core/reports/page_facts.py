@@ -321,7 +321,7 @@ def _allocator(allocation: AllocationReport) -> str:
 
 
 def _calibration(report: CompressionReport) -> str:
-    mixture = report.config.calibration.mixture
+    mixture = report.config.resolved_calibration.mixture
     names = ", ".join(
         _last_part(weighted.source) + (f" (weight {weighted.weight:g})" if len(mixture) > 1 else "")
         for weighted in mixture

@@ -161,10 +161,12 @@ class HostMemory:
 
     Args:
         directory: directory of the files; None allocates in memory.
+        memory_bytes: bytes to allocate in memory before files are used.
     """
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, *, memory_bytes: int = 0) -> None:
         self._directory = directory
+        self._memory_bytes = memory_bytes
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return a contiguous, uninitialised tensor on the CPU.
@@ -173,9 +175,13 @@ class HostMemory:
             InsufficientDiskError: if the directory has no space for it.
         """
         elements = math.prod(shape)
-        if self._directory is None or elements == 0:
+        size = elements * dtype.itemsize
+        if self._directory is None:
             return torch.empty(*shape, dtype=dtype)
-        file = self._reserve_file(elements * dtype.itemsize)
+        if size <= self._memory_bytes:
+            self._memory_bytes -= size
+            return torch.empty(*shape, dtype=dtype)
+        file = self._reserve_file(size)
         try:
             flat = torch.from_file(str(file), shared=True, size=elements, dtype=dtype)
         finally:
@@ -210,7 +216,7 @@ class HostMemory:
             raise InsufficientDiskError(
                 f"{self._directory} has no space for {size / 1e9:.2f} GB of hidden states",
                 field="offload_dir",
-                hint="give a directory on a larger disk, or calibrate on fewer tokens",
+                hint="give a directory on a larger disk, or use fewer tokens",
             ) from error
         finally:
             os.close(handle)

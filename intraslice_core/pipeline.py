@@ -47,6 +47,7 @@ from intraslice_core.config import (
 )
 from intraslice_core.content_key import calibration_facts
 from intraslice_core.context_length import beyond_context, context_of
+from intraslice_core.cost_model.memory import dense_output_bytes
 from intraslice_core.device import (
     HostMemory,
     advising_bfloat16,
@@ -219,8 +220,10 @@ def _compress_checkpoint(
         if dense.wrapper_table is not None:
             run.warnings.append(describe_result(dense.wrapper_table, config.target))
         work = _plan_work(reader, dense, config, run)
-        room = reader.bytes_total * (1 + len(config.gguf_formats))
-        ensure_disk_space(staged, room + bytes_of_wrapper(dense, config))
+        room = reader.bytes_total * (1 + len(config.gguf_formats)) + bytes_of_wrapper(dense, config)
+        if evaluation is not None:
+            room += dense_output_bytes(work.geometry, evaluation, work.dtype.itemsize)
+        ensure_disk_space(staged, room)
         if evaluation is not None:
             tokenizer = load_tokenizer(dense.directory)
             run.warnings += check_texts(evaluation, tokenizer, work.canonical["vocab_size"])

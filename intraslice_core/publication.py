@@ -19,7 +19,8 @@ from intraslice_core.checkpoints.weight_files import weight_bytes
 from intraslice_core.checkpoints.wrapped import write_wrapper
 from intraslice_core.checkpoints.writer import require_as_written
 from intraslice_core.config import CompressionConfig, EvaluationConfig, ExportFormat, GgufFormat
-from intraslice_core.evaluation.comparison import Materials, evaluate_pair
+from intraslice_core.device import HostMemory
+from intraslice_core.evaluation.comparison import OUTPUT_MEMORY_BYTES, Materials, evaluate_pair
 from intraslice_core.evaluation.verification import (
     VerificationResult,
     has_llama_cpp,
@@ -166,11 +167,22 @@ def evaluate_staged(
         dtype=config.dtype,
         device=config.device,
         materials=Materials(
-            tasks=tasks, calibration=run.calibration, dense_scores=run.dense_scores
+            tasks=tasks,
+            calibration=run.calibration,
+            seen_sources=config.seen_sources,
+            dense_scores=run.dense_scores,
+            memory=_output_memory(run, pair[1]),
         ),
         on_progress=relay,
         should_cancel=run.should_cancel,
     )
+
+
+def _output_memory(run: Run, staged: Path) -> HostMemory:
+    """Return the storage of the dense model's outputs, which the comparison needs."""
+    if run.offload_dir is not None:
+        return HostMemory(run.offload_dir)
+    return HostMemory(staged.parent, memory_bytes=OUTPUT_MEMORY_BYTES)
 
 
 def publish_staged(staged: Path, out: Path, report: CompressionReport, run: Run) -> None:

@@ -13,7 +13,7 @@ from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_obje
 from intraslice_core.checkpoints.writer import WrittenRecord
 from intraslice_core.config import Target
 from intraslice_core.content_key import fingerprint
-from intraslice_core.evaluation.comparison import DenseScores
+from intraslice_core.evaluation.scoring import DenseScores
 from intraslice_core.export.form import WrittenReference
 from intraslice_core.families.wrappers import Wrapper, wrapper_of
 from intraslice_core.plan import LayerPlan, ModelGeometry

@@ -27,7 +27,7 @@ from intraslice_core.checkpoints.weight_files import weight_bytes
 from intraslice_core.config import UNLIMITED, ModelLimits
 from intraslice_core.device import bound_allocator
 from intraslice_core.errors import OutputExistsError, QualityGateError
-from intraslice_core.evaluation.comparison import DenseScores
+from intraslice_core.evaluation.scoring import DenseScores
 from intraslice_core.export.targets import require_target
 from intraslice_core.files import (
     atomic_file,

@@ -35,7 +35,7 @@ from intraslice_core.text_sources import IN_DOMAIN_ONLY_WARNING, in_domain_only
 
 if TYPE_CHECKING:
     from intraslice_core.config import EvaluationConfig
-    from intraslice_core.evaluation.comparison import ModelScores
+    from intraslice_core.evaluation.scoring import ModelScores
     from intraslice_core.evaluation.tasks import OpenedTasks
     from intraslice_core.reports.schema import EvaluationReport
 
@@ -84,6 +84,8 @@ class _Work:
     tasks: OpenedTasks | None
     dtype: str
     device: str
+    seen_sources: tuple[str, ...] | None
+    """Sources of the calibration and fine-tuning text; None where no report names them."""
 
 
 def register(app: typer.Typer) -> None:
@@ -130,10 +132,19 @@ def evaluate(  # noqa: PLR0913 (typer reads the options from the signature)
                 speed_grid=speed_grid(speed_loads),
             )
         require_checkpoint(directory)
-        _warn_if_in_domain_only(directory, config)
+        seen_sources = _seen_sources(directory)
+        if seen_sources is not None and in_domain_only(seen_sources, config.perplexity):
+            typer.echo(f"warning: {IN_DOMAIN_ONLY_WARNING}", err=True)
         _warn_if_beyond_context(directory, config)
         opened = _open_tasks(config, include_path, num_fewshot, batch_size)
-        work = _Work(directory=directory, config=config, tasks=opened, dtype=dtype, device=device)
+        work = _Work(
+            directory=directory,
+            config=config,
+            tasks=opened,
+            dtype=dtype,
+            device=device,
+            seen_sources=seen_sources,
+        )
         if dense is None:
             _evaluate_alone(work, as_json=as_json)
         else:
@@ -157,8 +168,8 @@ def _open_tasks(
     )
 
 
-def _warn_if_in_domain_only(directory: Path, config: EvaluationConfig) -> None:
-    """Warn if the checkpoint's report shows that only in-domain texts are evaluated."""
+def _seen_sources(directory: Path) -> tuple[str, ...] | None:
+    """Return the sources of the text that the checkpoint was calibrated or fine-tuned on."""
     from pydantic import ValidationError
 
     from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
@@ -166,9 +177,8 @@ def _warn_if_in_domain_only(directory: Path, config: EvaluationConfig) -> None:
     try:
         report = CompressionReport.model_validate_json((directory / REPORT_FILE).read_bytes())
     except (FileNotFoundError, ValidationError):
-        return  # a dense model, or a checkpoint of another version
-    if in_domain_only(report.config.seen_sources, config.perplexity):
-        typer.echo(f"warning: {IN_DOMAIN_ONLY_WARNING}", err=True)
+        return None  # a dense model, or a checkpoint of another version
+    return report.config.seen_sources
 
 
 def _warn_if_beyond_context(directory: Path, config: EvaluationConfig) -> None:
@@ -200,8 +210,14 @@ def _evaluate_pair(work: _Work, dense: str) -> EvaluationReport:
             typer.echo(f"warning: {warning}", err=True)
         quiet_transformers()
         from intraslice_core.checkpoints.sources import open_model
-        from intraslice_core.evaluation.comparison import Materials, evaluate_pair
+        from intraslice_core.device import HostMemory
+        from intraslice_core.evaluation.comparison import (
+            OUTPUT_MEMORY_BYTES,
+            Materials,
+            evaluate_pair,
+        )
 
+        memory = HostMemory(scratch.directory, memory_bytes=OUTPUT_MEMORY_BYTES)
         return evaluate_pair(
             open_model(dense, scratch.directory / "dense"),
             # Of a multimodal result the language model is compared, as it is compressed.
@@ -209,7 +225,7 @@ def _evaluate_pair(work: _Work, dense: str) -> EvaluationReport:
             work.config,
             dtype=work.dtype,
             device=work.device,
-            materials=Materials(tasks=work.tasks),
+            materials=Materials(tasks=work.tasks, seen_sources=work.seen_sources, memory=memory),
             on_progress=on_progress,
             should_cancel=should_cancel,
         )

@@ -16,11 +16,13 @@ from intraslice_core.reports.schema import (
     EvaluationReport,
     LayerPrediction,
     LoadReport,
+    PerplexityComparison,
     PhaseComparison,
     RecoveryReport,
     SpeedReport,
 )
 from intraslice_core.reports.sweep import SweepPoint, SweepReport
+from intraslice_core.text_sources import DOMAIN_NAMES
 
 
 def print_report(report: CompressionReport, out: Path, *, as_json: bool) -> None:
@@ -168,6 +170,24 @@ def sweep_table(report: SweepReport) -> Table:
     return table
 
 
+def sweep_quality_table(report: SweepReport) -> Table:
+    """Return a table of the quality on each text at every ratio."""
+    table = Table(title="quality by text")
+    names = ("text", "domain", "perplexity / dense", "KL to dense, nats/token", "top-1 agreement")
+    for name in ("ratio", *names):
+        table.add_column(name, justify="left" if name in ("text", "domain") else "right")
+    for point in report.points:
+        for entry in point.perplexity:
+            table.add_row(
+                f"{point.ratio}",
+                entry.text,
+                DOMAIN_NAMES[entry.domain] if entry.domain else "",
+                f"{entry.ratio:.3f}",
+                *_divergence(entry),
+            )
+    return table
+
+
 def _point(point: SweepPoint, texts: list[str]) -> tuple[str, ...]:
     if point.params_after is None or point.bytes_after is None:
         return (f"{point.ratio}", "rejected", "", *[""] * len(texts))
@@ -200,12 +220,17 @@ def _table(title: str) -> Table:
 
 def _add_evaluation(table: Table, report: EvaluationReport) -> None:
     for entry in report.perplexity:
+        domain = f" ({DOMAIN_NAMES[entry.domain]})" if entry.domain else ""
         table.add_row(
-            f"perplexity, {entry.text}",
+            f"perplexity, {entry.text}{domain}",
             f"{entry.dense:.3f}",
             f"{entry.compressed:.3f}",
             f"{entry.ratio:.3f}",
         )
+        kl, agreement = _divergence(entry)
+        if kl:
+            table.add_row(f"KL to dense, nats/token, {entry.text}", "", kl, "")
+            table.add_row(f"top-1 agreement, {entry.text}", "", agreement, "")
     for task in report.tasks:
         table.add_row(
             f"{task.metric}, {task.task}",
@@ -215,6 +240,13 @@ def _add_evaluation(table: Table, report: EvaluationReport) -> None:
         )
     if report.speed is not None:
         add_speed(table, report.speed)
+
+
+def _divergence(entry: PerplexityComparison) -> tuple[str, str]:
+    """Return KL divergence and top-1 agreement, empty where they were not measured."""
+    if entry.kl is None or entry.top1_agreement is None:
+        return "", ""
+    return _score(entry.kl, entry.kl_stderr), f"{entry.top1_agreement:.1%}"
 
 
 def _score(value: float, stderr: float | None) -> str:

@@ -17,7 +17,7 @@ from app.cli.options import (
 )
 from app.cli.progress_display import quiet_transformers, show_progress
 from app.cli.ratios import ratios as read_ratios
-from app.cli.report_tables import print_tables, sweep_table
+from app.cli.report_tables import print_tables, sweep_quality_table, sweep_table
 from app.cli.settings_options import SettingsOptions, takes_settings
 from intraslice_core.config import CompressionSettings
 from intraslice_core.errors import CompressionCancelledError
@@ -122,6 +122,8 @@ def _print(report: SweepReport, out: Path, as_json: bool) -> None:
         typer.echo(report.model_dump_json(indent=2))
     else:
         print_tables(sweep_table(report))
+        if any(point.perplexity for point in report.points):
+            print_tables(sweep_quality_table(report))
         typer.echo(f"wrote {out}")
     rejected = [point for point in report.points if point.refused is not None]
     for point in rejected:

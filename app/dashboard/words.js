@@ -58,4 +58,13 @@ const TEXT_NAMES = {
 /** A calibration or evaluation text as people call it. @param {string} text */
 export const textName = (text) => TEXT_NAMES[text] || text;
 
+/** @type {Record<string, string>} */
+const DOMAIN_NAMES = { in: "in-domain", out: "out-of-domain" };
+
+/** A text's domain relative to the calibration, empty if unknown. @param {string | null | undefined} domain */
+export const domainName = (domain) => DOMAIN_NAMES[domain || ""] || "";
+
+/** A divergence in nats per token. @param {number | null | undefined} kl */
+export const nats = (kl) => (kl === null || kl === undefined ? "–" : kl.toPrecision(3));
+
 export const ENDED = ["succeeded", "failed", "cancelled"];

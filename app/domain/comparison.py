@@ -11,16 +11,26 @@ from app.domain.job import Job, JobResult, JobUrls, Speedup
 from app.domain.lifecycle import State
 from app.domain.resource import ApiModel
 from intraslice_core.config import FrozenModel
-from intraslice_core.reports.schema import TaskComparison
+from intraslice_core.reports.schema import PerplexityComparison, TaskComparison
+from intraslice_core.text_sources import Domain
 
 
 class TextQuality(FrozenModel):
-    """Perplexity on one text; `ratio` is compressed over dense."""
+    """Perplexity on one text; `ratio` is compressed over dense.
+
+    `kl` is the mean KL(dense ‖ compressed) in nats per token with its standard error,
+    `top1_agreement` the fraction of tokens for which both models' most likely tokens are equal,
+    `domain` the text's domain relative to the job's calibration.
+    """
 
     text: str
     dense: float
     compressed: float
     ratio: float
+    kl: float | None = None
+    kl_stderr: float | None = None
+    top1_agreement: float | None = None
+    domain: Domain | None = None
 
 
 class TaskQuality(FrozenModel):
@@ -121,9 +131,16 @@ def _setting(name: str, values: list[Any]) -> Setting:
 
 
 def _quality(entry: Mapping[str, Any]) -> TextQuality:
-    dense, compressed = entry["dense"], entry["compressed"]
+    text = PerplexityComparison.model_validate(entry)
     return TextQuality(
-        text=entry["text"], dense=dense, compressed=compressed, ratio=compressed / dense
+        text=text.text,
+        dense=text.dense,
+        compressed=text.compressed,
+        ratio=text.ratio,
+        kl=text.kl,
+        kl_stderr=text.kl_stderr,
+        top1_agreement=text.top1_agreement,
+        domain=text.domain,
     )
 
 

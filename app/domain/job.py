@@ -13,6 +13,7 @@ from app.domain.model_source import ModelSource
 from app.domain.resource import ApiModel, Page, Resource
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.progress import LayerDone, Stage
+from intraslice_core.text_sources import Domain
 
 DEFAULT_PRIORITY = 5
 HIGHEST_PRIORITY = 9
@@ -45,6 +46,18 @@ class JobResult(FrozenModel):
     bytes_after: int
     perplexity_before: float | None = None
     perplexity_after: float | None = None
+    kl: float | None = Field(
+        default=None,
+        description="Mean KL(dense ‖ compressed) on the text of the perplexity, in nats per token.",
+    )
+    top1_agreement: float | None = Field(
+        default=None,
+        description="Fraction of that text's tokens for which both models' most likely tokens are "
+        "equal.",
+    )
+    domain: Domain | None = Field(
+        default=None, description="Domain of that text, relative to the calibration."
+    )
     speedup: Speedup | None = None
     achieved_ratio: float | None = None
     """Fraction of the compressible parameters that is gone."""

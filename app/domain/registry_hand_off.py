@@ -48,7 +48,7 @@ class CheckpointFacts:
     settings: dict[str, str]
     """Compression settings by dotted name."""
     metrics: dict[str, float]
-    """Sizes, perplexities, tasks and speeds."""
+    """Sizes, perplexities, divergences, tasks and speeds."""
     tags: dict[str, str]
     """Identifying tags."""
 
@@ -158,6 +158,10 @@ def _metrics(report: CompressionReport) -> Iterator[tuple[str, float]]:
     for text in evaluation.perplexity:
         yield f"perplexity/{_metric(text.text)}/dense", text.dense
         yield f"perplexity/{_metric(text.text)}/compressed", text.compressed
+        if text.kl is not None:
+            yield f"kl/{_metric(text.text)}", text.kl
+        if text.top1_agreement is not None:
+            yield f"top1_agreement/{_metric(text.text)}", text.top1_agreement
     for task in evaluation.tasks:
         yield f"{_metric(task.task)}/{_metric(task.metric)}/dense", task.dense
         yield f"{_metric(task.task)}/{_metric(task.metric)}/compressed", task.compressed

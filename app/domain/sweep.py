@@ -13,6 +13,7 @@ from app.domain.lifecycle import TERMINAL, State
 from app.domain.model_source import ModelSource
 from app.domain.resource import ApiModel, Page, Resource
 from intraslice_core.config import CompressionConfig, CompressionSettings, EvaluationConfig
+from intraslice_core.text_sources import Domain
 
 
 class SweepState(StrEnum):
@@ -126,6 +127,12 @@ class ParetoPoint(ApiModel):
     bytes_after: int | None
     perplexity: float | None
     """Perplexity on the first text, as in the job's result."""
+    kl: float | None = None
+    """Mean KL(dense ‖ compressed) on that text, in nats per token."""
+    top1_agreement: float | None = None
+    """Fraction of that text's tokens for which both models' most likely tokens are equal."""
+    domain: Domain | None = None
+    """Domain of that text, relative to the calibration."""
     decode_speedup: float | None
     prefill_speedup: float | None
     dominated: bool | None
@@ -169,6 +176,9 @@ def _point(
         params_after=result.params_after if result else None,
         bytes_after=result.bytes_after if result else None,
         perplexity=result.perplexity_after if result else None,
+        kl=result.kl if result else None,
+        top1_agreement=result.top1_agreement if result else None,
+        domain=result.domain if result else None,
         decode_speedup=speedup.decode if speedup else None,
         prefill_speedup=speedup.prefill if speedup else None,
         dominated=None if costs is None else any(_dominates(other, costs) for other in measured),

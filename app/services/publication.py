@@ -119,7 +119,7 @@ def _discard(resources: Resources, job: JobRecord, prefix: str) -> None:
 
 
 def summarise(report: dict[str, Any]) -> JobResult:
-    """Return the main numbers of a report; perplexity is that of the first text."""
+    """Return the main numbers of a report; perplexity and divergence are of the first text."""
     evaluation = report.get("evaluation") or {}
     perplexity = (evaluation.get("perplexity") or [{}])[0]
     whole = (evaluation.get("speed") or {}).get("whole")
@@ -130,6 +130,9 @@ def summarise(report: dict[str, Any]) -> JobResult:
         bytes_after=report["bytes_after"],
         perplexity_before=perplexity.get("dense"),
         perplexity_after=perplexity.get("compressed"),
+        kl=perplexity.get("kl"),
+        top1_agreement=perplexity.get("top1_agreement"),
+        domain=perplexity.get("domain"),
         speedup=whole
         and Speedup(prefill=whole["prefill"]["ratio"], decode=whole["decode"]["ratio"]),
         achieved_ratio=_achieved_ratio(report),

@@ -79,6 +79,8 @@ def _result(job: Job, this: Job) -> ModelResult | None:
         removed_fraction=result.achieved_ratio,
         text=_text(job),
         perplexity_ratio=scored[1] / scored[0] if scored[0] and scored[1] else None,
+        kl=result.kl,
+        top1_agreement=result.top1_agreement,
         prefill_ratio=speed.prefill if speed else None,
         decode_ratio=speed.decode if speed else None,
         is_this=job.id == this.id,

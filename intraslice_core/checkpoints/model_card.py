@@ -13,6 +13,8 @@ from typing import Any
 from huggingface_hub import metadata_load
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from intraslice_core.text_sources import DOMAIN_NAMES
+
 MODEL_CARD = "README.md"
 
 
@@ -35,7 +37,9 @@ def write_model_card(directory: Path, report: Mapping[str, Any]) -> Path:
     environment.filters["source_names"] = _source_names
     card = directory / MODEL_CARD
     text = environment.get_template("model_card.md.j2").render(
-        report, licences=sorted(file.name for file in directory.glob("LICENSE*"))
+        report,
+        licences=sorted(file.name for file in directory.glob("LICENSE*")),
+        domain_names=DOMAIN_NAMES,
     )
     card.write_text(text, encoding="utf-8")
     return card

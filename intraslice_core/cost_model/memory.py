@@ -8,7 +8,8 @@ The peak is reached in one of these situations:
 - Sensitivity measurement: the hidden states of a group of sequences before all layers, or those of
   all trial cuts.
 - Fine-tuning: the compressed model, its teacher if it has one, and the graph of one batch.
-- Evaluation: both models, which alternate while they are timed.
+- Evaluation: one model, with the dense model's final hidden states and output head; both models
+  while they are timed.
 - Writing of calibration text: the dense model and its KV cache.
 """
 
@@ -46,8 +47,12 @@ _COMPARED_STATES = 3
 """Hidden states per token and layer that a loss compares: both models', and their difference."""
 LOGITS_AT_ONCE = 2**23
 """Logits held at once in the sensitivity measurement and in fine-tuning, in numbers."""
-_LOGIT_ROWS = 1024
-"""Rows of logits held at once in the evaluation."""
+# The evaluation's own values, repeated here because its modules import torch; a test compares them.
+EVALUATION_LOGITS = 2**24
+EVALUATION_TOKENS = 4096
+_LOGIT_BLOCKS = 5
+"""Blocks of logits held at once in the evaluation: of both models, their log-probabilities, and one
+intermediate result."""
 _COMPUTE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -168,10 +173,22 @@ def _evaluation_bytes(
     geometry: ModelGeometry, params: tuple[int, int], evaluation: EvaluationConfig, item: int
 ) -> int:
     """Estimate the evaluation's memory, with both models if they are timed."""
-    is_timed = evaluation.benchmark or evaluation.speed_grid
-    models = sum(params) if is_timed else params[0]
-    logits = 2 * 4 * _LOGIT_ROWS * geometry.vocab_size
-    return models * item + max(logits, _load_bytes(geometry, evaluation, item))
+    rows = min(max(EVALUATION_TOKENS, evaluation.context_length), evaluation.max_tokens)
+    logits = min(rows * geometry.vocab_size, max(EVALUATION_LOGITS, geometry.vocab_size))
+    outputs = dense_output_bytes(geometry, evaluation, item)
+    scored = max(params) * item + outputs + _LOGIT_BLOCKS * 4 * logits
+    if not (evaluation.benchmark or evaluation.speed_grid):
+        return scored
+    return max(scored, sum(params) * item + _load_bytes(geometry, evaluation, item))
+
+
+def dense_output_bytes(geometry: ModelGeometry, evaluation: EvaluationConfig, item: int) -> int:
+    """Return the bytes of the dense model's outputs that an evaluation keeps for comparison.
+
+    They are its final hidden states at all scored positions, and its output head.
+    """
+    tokens = len(set(evaluation.perplexity)) * evaluation.max_tokens
+    return (tokens + geometry.vocab_size) * geometry.hidden_size * item
 
 
 def _load_bytes(geometry: ModelGeometry, evaluation: EvaluationConfig, item: int) -> int:

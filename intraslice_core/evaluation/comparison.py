@@ -5,30 +5,28 @@ Quality needs one model in memory at a time, speed needs both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from intraslice_core.calibration import text_prefix
 from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
 from intraslice_core.config import EvaluationConfig, GateConfig
-from intraslice_core.device import advising_bfloat16, keeps_few_kernels
+from intraslice_core.device import HostMemory, keeps_few_kernels
 from intraslice_core.errors import MeasurementError, NumericalError, QualityGateError
 from intraslice_core.evaluation import speed_process
 from intraslice_core.evaluation.clean_process import PACKAGES_DIRECTORY, CleanProcess
-from intraslice_core.evaluation.continuations import continuations
-from intraslice_core.evaluation.loaded_models import load_model
+from intraslice_core.evaluation.divergence import Divergence
 from intraslice_core.evaluation.overlap import SeenNgrams
-from intraslice_core.evaluation.perplexity import (
-    PerplexityResult,
-    evaluation_tokens,
-    perplexity,
-    written_tokens,
+from intraslice_core.evaluation.scoring import (
+    DenseScores,
+    ModelScores,
+    Report,
+    Scorer,
+    load_texts,
 )
-from intraslice_core.evaluation.tasks import OpenedTasks, TaskScore, open_tasks, score_tasks
+from intraslice_core.evaluation.tasks import OpenedTasks, TaskScore, open_tasks
 from intraslice_core.evaluation.texts import require_known_texts
 from intraslice_core.evaluation.timing import compare_speeds
 from intraslice_core.families.positions import learned_positions, require_lengths
@@ -48,44 +46,16 @@ from intraslice_core.reports.schema import (
     SpeedReport,
     TaskComparison,
 )
-from intraslice_core.text_sources import WRITTEN
+from intraslice_core.text_sources import TOLERATED_OVERLAP, Domain, domain_of
 from intraslice_core.tokenizer import embedding_rows, load_tokenizer
 
-_TOKENS_AT_ONCE = 4096
 _PERPLEXITY_SHARE = 0.9
 """Share of the evaluation's progress that scoring takes when speed is measured too."""
 
 _GATE_HINT = "request a lower ratio or more calibration text"
 
-_Report = Callable[[str, float], None]
-"""Callback for progress: a message and a fraction in [0, 1]."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelScores:
-    """Scores of one model: perplexities by text, tasks, and continuations of the prompts."""
-
-    perplexity: dict[str, PerplexityResult]
-    tasks: tuple[TaskScore, ...]
-    continuations: tuple[str, ...] = ()
-
-
-@dataclass(kw_only=True)
-class DenseScores:
-    """Cache of one dense model's texts and scores, for comparisons with the same settings."""
-
-    key: str = ""
-    texts: dict[str, Tensor] = field(default_factory=dict)
-    """Tokens of each text, without prefix."""
-    prefix: tuple[int, ...] = ()
-    """Tokens that every scored window begins with (`calibration.text_prefix`)."""
-    scores: ModelScores | None = None
-
-    def get(self, key: str) -> ModelScores | None:
-        """Return the scores measured with these settings; clear the cache if there are none."""
-        if self.key != key:
-            self.key, self.texts, self.scores = key, {}, None
-        return self.scores
+OUTPUT_MEMORY_BYTES = 2**29
+"""Memory for the dense model's outputs; further ones are kept in unnamed temporary files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +66,12 @@ class Materials:
     """Opened tasks of the settings; opened here if not given."""
     calibration: Tensor | None = None
     """Calibration sequences, (samples, sequence_length); texts are checked for overlap with it."""
+    seen_sources: tuple[str, ...] | None = None
+    """Sources of the calibration and fine-tuning text, which decide the texts' domains."""
     dense_scores: DenseScores | None = None
     """Cache of the dense model's scores, read and filled."""
+    memory: HostMemory = field(default_factory=HostMemory)
+    """Storage of the dense model's outputs, from which divergences are computed."""
 
 
 NO_MATERIALS = Materials()
@@ -129,37 +103,51 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
         CompressionCancelledError: if the run is cancelled.
     """
     _require_lengths(dense_dir, config)
-    measures_speed = config.benchmark or bool(config.speed_grid)
-    share = (_PERPLEXITY_SHARE if measures_speed else 1.0) / 2
-    scorer = _Scorer(
+    scorer = Scorer(
         config=config,
         tasks=materials.tasks or open_requested_tasks(config),
         dtype=dtype,
         device=device,
         should_cancel=should_cancel,
     )
-    cache = materials.dense_scores or DenseScores()
-    dense = cache.get(_settings_key(config, dtype))
-    if dense is None:
-        dense = scorer.score_dense(dense_dir, cache, _progress_of(on_progress, 0, share))
-    report = _progress_of(on_progress, 1, share)
-    compressed = scorer.score_compressed(compressed_dir, cache, report)
-    perplexities = _compare_texts(config, cache, (dense, compressed), materials.calibration)
-    tasks = _compare_tasks(dense.tasks, compressed.tasks)
+    directories = (dense_dir, compressed_dir)
+    report = _compare_quality(scorer, directories, materials, on_progress)
     if config.gate is not None:
-        check_gate(perplexities, tasks, config.gate)
-    speed: SpeedReport | None = None
-    loads: tuple[LoadReport, ...] = ()
-    if measures_speed:
-        directories = (dense_dir, compressed_dir)
+        check_gate(report.perplexity, report.tasks, config.gate)
+    if _measures_speed(config):
         speed, loads = _compare_speeds(*directories, config, (dtype, device), should_cancel)
+        report = report.model_copy(update={"speed": speed, "speed_grid": loads})
     on_progress(ProgressEvent(stage=Stage.EVALUATE, message="evaluation finished", fraction=1.0))
+    return report
+
+
+def _measures_speed(config: EvaluationConfig) -> bool:
+    return config.benchmark or bool(config.speed_grid)
+
+
+def _compare_quality(
+    scorer: Scorer,
+    directories: tuple[Path, Path],
+    materials: Materials,
+    on_progress: ProgressListener,
+) -> EvaluationReport:
+    """Score the dense model, unless its scores are cached, and the compressed model.
+
+    Outputs of the dense model that the caller does not cache are freed on return.
+    """
+    config = scorer.config
+    share = (_PERPLEXITY_SHARE if _measures_speed(config) else 1.0) / 2
+    cache = materials.dense_scores or DenseScores()
+    dense = cache.get(_settings_key(config, scorer.dtype))
+    if dense is None:
+        report = _progress_of(on_progress, 0, share)
+        dense = scorer.score_dense(directories[0], cache, materials.memory, report)
+    report = _progress_of(on_progress, 1, share)
+    compressed, divergences = scorer.score_compressed(directories[1], cache, report)
     return EvaluationReport(
         config=config,
-        perplexity=perplexities,
-        tasks=tasks,
-        speed=speed,
-        speed_grid=loads,
+        perplexity=_compare_texts(config, cache, (dense, compressed), divergences, materials),
+        tasks=_compare_tasks(dense.tasks, compressed.tasks),
         continuations=_pair_continuations(config, dense, compressed),
     )
 
@@ -183,7 +171,7 @@ def evaluate_one(
         CompressionCancelledError: if the run is cancelled.
     """
     _require_lengths(directory, config.model_copy(update={"benchmark": False, "speed_grid": ()}))
-    scorer = _Scorer(
+    scorer = Scorer(
         config=config,
         tasks=tasks or open_requested_tasks(config),
         dtype=dtype,
@@ -194,11 +182,12 @@ def evaluate_one(
     def report(message: str, fraction: float) -> None:
         on_progress(ProgressEvent(stage=Stage.EVALUATE, message=message, fraction=fraction))
 
-    texts = _load_texts(directory, config.perplexity, config, report)
+    texts = load_texts(directory, config.perplexity, config, report)
     model = scorer.load(directory)
-    require_known_texts(load_tokenizer(directory), embedding_rows(model), texts, config.prompts)
+    tokenizer = load_tokenizer(directory)
+    require_known_texts(tokenizer, embedding_rows(model), texts, config.prompts)
     return ModelScores(
-        perplexity=scorer.score_texts(model, texts, text_prefix(load_tokenizer(directory)), report),
+        perplexity=scorer.score_texts(model, texts, text_prefix(tokenizer), {}, report),
         tasks=scorer.score_tasks(model, directory, report),
     )
 
@@ -253,127 +242,6 @@ def _check_task(task: TaskComparison, limit: float | None) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Scorer:
-    """Scoring of models with the same settings."""
-
-    config: EvaluationConfig
-    tasks: OpenedTasks | None
-    dtype: str
-    device: str
-    should_cancel: CancellationCheck
-
-    def load(self, directory: Path) -> PreTrainedModel:
-        return load_model(directory, dtype=self.dtype, device=self.device)
-
-    def score_dense(self, directory: Path, cache: DenseScores, report: _Report) -> ModelScores:
-        """Load and write the texts, score the dense model on them, and fill the cache."""
-        sources = [source for source in self.config.perplexity if source not in WRITTEN]
-        texts = _load_texts(directory, sources, self.config, report)
-        model = self.load(directory)
-        rows = embedding_rows(model)
-        tokenizer = load_tokenizer(directory)
-        require_known_texts(tokenizer, rows, texts, self.config.prompts)
-        cache.prefix = text_prefix(tokenizer)
-        cache.texts = texts | self._write_texts(model, directory, report)
-        cache.scores = self._score(model, directory, cache, report)
-        return cache.scores
-
-    def score_compressed(self, directory: Path, cache: DenseScores, report: _Report) -> ModelScores:
-        """Load the compressed model and score it on the dense model's texts."""
-        return self._score(self.load(directory), directory, cache, report)
-
-    def _score(
-        self, model: PreTrainedModel, directory: Path, cache: DenseScores, report: _Report
-    ) -> ModelScores:
-        with advising_bfloat16(model.dtype):
-            return ModelScores(
-                perplexity=self.score_texts(model, cache.texts, cache.prefix, report),
-                tasks=self.score_tasks(model, directory, report),
-                continuations=continuations(
-                    model,
-                    load_tokenizer(directory),
-                    self.config.prompts,
-                    should_cancel=self.should_cancel,
-                ),
-            )
-
-    def _write_texts(
-        self, dense: PreTrainedModel, directory: Path, report: _Report
-    ) -> dict[str, Tensor]:
-        """Let the dense model write its texts; return their tokens by source."""
-        texts = {}
-        for source in dict.fromkeys(self.config.perplexity):
-            if source in WRITTEN:
-                report(f"writing {source}", 0.0)
-                texts[source] = written_tokens(
-                    source,
-                    dense,
-                    load_tokenizer(directory),
-                    max_tokens=self.config.max_tokens,
-                    context_length=self.config.context_length,
-                    should_cancel=self.should_cancel,
-                )
-        return texts
-
-    def score_texts(
-        self,
-        model: PreTrainedModel,
-        texts: dict[str, Tensor],
-        prefix: tuple[int, ...],
-        report: _Report,
-    ) -> dict[str, PerplexityResult]:
-        """Compute the model's perplexity on every text, in windows that begin with `prefix`."""
-        results = {}
-        for index, (source, tokens) in enumerate(texts.items()):
-
-            def on_part(fraction: float, index: int = index, source: str = source) -> None:
-                report(f"perplexity on {source}", (index + fraction) / len(texts))
-
-            results[source] = perplexity(
-                model,
-                tokens,
-                context_length=self.config.context_length,
-                batch_size=max(1, _TOKENS_AT_ONCE // self.config.context_length),
-                prefix=prefix,
-                on_progress=on_part,
-                should_cancel=self.should_cancel,
-            )
-        return results
-
-    def score_tasks(
-        self, model: PreTrainedModel, directory: Path, report: _Report
-    ) -> tuple[TaskScore, ...]:
-        """Compute the model's scores in all tasks; their progress is not known."""
-        if self.tasks is None:
-            return ()
-        report("tasks", 1.0)
-        return score_tasks(
-            model, load_tokenizer(directory), self.tasks, should_cancel=self.should_cancel
-        )
-
-
-def _load_texts(
-    directory: Path, sources: Iterable[str], config: EvaluationConfig, report: _Report
-) -> dict[str, Tensor]:
-    """Return the held-out tokens of every text by its source; report skipped records."""
-    tokenizer = load_tokenizer(directory)
-    warnings: list[str] = []
-    texts = {
-        source: evaluation_tokens(
-            source,
-            tokenizer,
-            config.max_tokens,
-            text_field=config.text_field,
-            warnings=warnings,
-        )
-        for source in sources
-    }
-    for warning in warnings:
-        report(f"warning: {warning}", 0.0)
-    return texts
-
-
 def _settings_key(config: EvaluationConfig, dtype: str) -> str:
     """Return all settings on which the dense model's texts and scores depend."""
     settings = config.model_dump(exclude={"benchmark", "speed_grid", "gate"}, mode="json")
@@ -384,24 +252,43 @@ def _compare_texts(
     config: EvaluationConfig,
     cache: DenseScores,
     scores: tuple[ModelScores, ModelScores],
-    calibration: Tensor | None,
+    divergences: dict[str, Divergence],
+    materials: Materials,
 ) -> tuple[PerplexityComparison, ...]:
-    """Compare both models' perplexities and compute each text's overlap with the calibration."""
+    """Compare both models on every text, and the text with the calibration."""
     dense, compressed = (model.perplexity for model in scores)
     # No text contains the prefix of the calibration sequences, which therefore never overlaps.
+    calibration = materials.calibration
     seen = None if calibration is None else SeenNgrams(calibration.cpu().numpy())
-    return tuple(
-        PerplexityComparison(
-            text=source,
-            context_length=config.context_length,
-            tokens=compressed[source].tokens_scored,
-            dense=dense[source].perplexity,
-            compressed=compressed[source].perplexity,
-            calibration_overlap=seen and seen.fraction_of(cache.texts[source].cpu().numpy()),
-            begins_with_bos=bool(cache.prefix),
+    comparisons = []
+    for source in dict.fromkeys(config.perplexity):
+        overlap = None if seen is None else seen.fraction_of(cache.texts[source].cpu().numpy())
+        divergence = divergences.get(source)
+        comparisons.append(
+            PerplexityComparison(
+                text=source,
+                domain=_domain(source, overlap, materials.seen_sources),
+                context_length=config.context_length,
+                tokens=compressed[source].tokens_scored,
+                dense=dense[source].perplexity,
+                compressed=compressed[source].perplexity,
+                kl=divergence and divergence.kl,
+                kl_stderr=divergence and divergence.kl_stderr,
+                top1_agreement=divergence and divergence.top1_agreement,
+                calibration_overlap=overlap,
+                begins_with_bos=bool(cache.prefix),
+            )
         )
-        for source in dict.fromkeys(config.perplexity)
-    )
+    return tuple(comparisons)
+
+
+def _domain(
+    source: str, overlap: float | None, seen_sources: tuple[str, ...] | None
+) -> Domain | None:
+    """Return the text's domain by its source and by its overlap with the calibration."""
+    if overlap is not None and overlap > TOLERATED_OVERLAP:
+        return "in"
+    return None if seen_sources is None else domain_of(source, seen_sources)
 
 
 def _compare_tasks(
@@ -445,7 +332,7 @@ def _pair_continuations(
     )
 
 
-def _progress_of(on_progress: ProgressListener, index: int, share: float) -> _Report:
+def _progress_of(on_progress: ProgressListener, index: int, share: float) -> Report:
     """Return a callback for the scoring progress of the dense (0) or the compressed (1) model."""
     name = ("dense", "compressed")[index]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from intraslice_core.calibration.windows import full_windows, prefixed
 from intraslice_core.config import CalibrationPart
 from intraslice_core.errors import CalibrationTooShortError, NumericalError
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
+
+EVALUATION_LOGITS = 2**24
+"""Logits computed at once, in numbers: 64 MiB in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +55,29 @@ class OutputHead:
         logits: Tensor = self.head(rows).float() * self.scale
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of logits per position."""
+        return int(self.head.weight.shape[0])
 
-_LOGIT_ROWS = 1024
-"""Rows of logits in memory at once: 1024 rows of 128k fp32 logits are half a GB."""
+    @property
+    def logit_rows(self) -> int:
+        """Number of positions whose logits are computed at once in the evaluation."""
+        return max(1, EVALUATION_LOGITS // self.vocabulary)
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> OutputHead:
+        """Return the same head with its weight and bias as `move` returns them."""
+        out_features, in_features = self.head.weight.shape
+        with torch.device("meta"):
+            head = nn.Linear(in_features, out_features, bias=self.head.bias is not None)
+        tensors = {name: move(tensor) for name, tensor in self.head.state_dict().items()}
+        head.load_state_dict(tensors, assign=True)
+        return replace(self, head=head.requires_grad_(False))
+
+
+BlockObserver = Callable[[Tensor, Tensor], None]
+"""Callback for each block of scored positions, in their order: final hidden states,
+(rows, hidden_size) in the model's dtype, and logits, (rows, vocabulary) in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +159,14 @@ def written_tokens(
 
 
 @torch.inference_mode()
-def perplexity(
+def perplexity(  # noqa: PLR0913  # one call is the whole measurement
     model: PreTrainedModel,
     tokens: Tensor,
     *,
     context_length: int,
     batch_size: int,
     prefix: Sequence[int] = (),
+    observer: BlockObserver | None = None,
     on_progress: Callable[[float], None] | None = None,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> PerplexityResult:
@@ -160,6 +184,7 @@ def perplexity(
             shorter.
         batch_size: windows per forward pass.
         prefix: first tokens of every window (`calibration.text_prefix`).
+        observer: called with every block of scored positions.
         on_progress: called with the finished fraction, in [0, 1].
         should_cancel: called before each forward pass.
 
@@ -175,7 +200,7 @@ def perplexity(
     try:
         for batch in _batches(tokens, prefix, context_length, batch_size):
             raise_if_cancelled(should_cancel)
-            total += _summed_nll(model, batch.to(model.device), first)
+            total += _summed_nll(model, batch.to(model.device), first, observer)
             scored += batch.shape[0] * (batch.shape[1] - first)
             processed += batch.shape[0] * (batch.shape[1] - len(prefix))
             if on_progress is not None:
@@ -218,7 +243,9 @@ def _batches(
         yield prefixed(rest.unsqueeze(0), prefix)
 
 
-def _summed_nll(model: PreTrainedModel, batch: Tensor, first: int) -> Tensor:
+def _summed_nll(
+    model: PreTrainedModel, batch: Tensor, first: int, observer: BlockObserver | None
+) -> Tensor:
     """Sum the negative log-likelihood of (batch, window) tokens from `first`, in fp64, on the CPU.
 
     `first` is at least 1.
@@ -229,8 +256,10 @@ def _summed_nll(model: PreTrainedModel, batch: Tensor, first: int) -> Tensor:
     output: Any = trunk(input_ids=batch, use_cache=False)
     hidden = output.last_hidden_state[:, first - 1 : -1].flatten(0, 1)
     total = torch.zeros((), dtype=torch.float64)
-    for start in range(0, len(targets), _LOGIT_ROWS):
-        rows = slice(start, start + _LOGIT_ROWS)
-        losses = F.cross_entropy(head.logits(hidden[rows]), targets[rows], reduction="none")
-        total += losses.double().sum().cpu()
+    for start in range(0, len(targets), head.logit_rows):
+        rows = slice(start, start + head.logit_rows)
+        logits = head.logits(hidden[rows])
+        total += F.cross_entropy(logits, targets[rows], reduction="none").double().sum().cpu()
+        if observer is not None:
+            observer(hidden[rows], logits)
     return total

@@ -46,6 +46,11 @@ def number(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
+def mean_and_error(value: float, stderr: float | None) -> str:
+    """Format a mean with its standard error, if it has one."""
+    return number(value) if stderr is None else f"{number(value)} ± {number(stderr)}"
+
+
 def duration(seconds: float) -> str:
     """Format a duration in its two largest units."""
     if seconds < 10:

@@ -78,8 +78,10 @@ def _sections(page: ReportPage) -> list[Section]:
 
 
 _QUALITY_NOTE = (
-    "Perplexity on held-out text; a ratio compressed / dense of 1 means no loss. In-domain texts "
-    "are also calibration sources."
+    "Perplexity on held-out text; a ratio compressed / dense of 1 means no loss. KL is the mean "
+    "divergence KL(dense ‖ compressed) ± standard error, top-1 agreement the share of positions at "
+    "which both models predict the same most likely token. In-domain texts are of a corpus that "
+    "the model was calibrated or fine-tuned on."
 )
 _TASKS_NOTE = (
     "Scores of lm-evaluation-harness ± standard error, of both models on the same examples."

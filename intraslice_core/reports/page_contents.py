@@ -59,6 +59,9 @@ class ModelResult:
     text: str | None
     """Text on which the perplexity was measured."""
     perplexity_ratio: float | None
+    kl: float | None
+    """Mean KL(dense ‖ compressed) on that text, in nats per token."""
+    top1_agreement: float | None
     prefill_ratio: float | None
     decode_ratio: float | None
     is_this: bool

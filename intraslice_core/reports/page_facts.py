@@ -13,6 +13,7 @@ from intraslice_core.reports.formatting import (
     change,
     count,
     duration,
+    mean_and_error,
     number,
     percent,
     size,
@@ -27,7 +28,12 @@ from intraslice_core.reports.schema import (
     RecoveryReport,
     SpeedReport,
 )
-from intraslice_core.text_sources import IN_DOMAIN_ONLY_WARNING, domain_of
+from intraslice_core.text_sources import (
+    DOMAIN_NAMES,
+    IN_DOMAIN_ONLY_WARNING,
+    Domain,
+    domain_of,
+)
 
 Facts = list[tuple[str, str]]
 
@@ -57,7 +63,7 @@ def tiles(report: CompressionReport) -> list[Tile]:
     ]
     evaluation = report.evaluation
     if evaluation is not None and evaluation.perplexity:
-        shown.append(_perplexity_tile(evaluation.perplexity))
+        shown += _quality_tiles(evaluation.perplexity)
     if evaluation is not None and evaluation.speed is not None:
         whole = evaluation.speed.whole
         note = f"compressed / dense, in tokens/s; prefill {times(whole.prefill.ratio)}"
@@ -65,11 +71,19 @@ def tiles(report: CompressionReport) -> list[Tile]:
     return shown
 
 
-def _perplexity_tile(texts: tuple[PerplexityComparison, ...]) -> Tile:
+def _quality_tiles(texts: tuple[PerplexityComparison, ...]) -> Iterator[Tile]:
+    """Yield the largest perplexity ratio and the largest divergence of any text."""
     worst = max(texts, key=lambda text: text.ratio)
     rank = f", worst of {len(texts)} texts" if len(texts) > 1 else ""
     note = f"{number(worst.dense)} → {number(worst.compressed)} on {_last_part(worst.text)}{rank}"
-    return Tile(name="Perplexity", value=times(worst.ratio), note=note)
+    yield Tile(name="Perplexity", value=times(worst.ratio), note=note)
+    diverging = max(texts, key=lambda text: text.kl or 0.0)
+    if diverging.kl is not None and diverging.top1_agreement is not None:
+        note = (
+            f"nats per token on {_last_part(diverging.text)}{rank}; same top-1 token at "
+            f"{percent(diverging.top1_agreement)} of positions"
+        )
+        yield Tile(name="KL divergence", value=number(diverging.kl), note=note)
 
 
 def cautions(page: ReportPage) -> list[str]:
@@ -170,33 +184,34 @@ def files(page: ReportPage) -> Table | None:
 
 
 def quality(report: CompressionReport) -> Table | None:
-    """Return the perplexity on each text, with its domain relative to the calibration text."""
+    """Return perplexity, divergence and domain of each text."""
     if report.evaluation is None or not report.evaluation.perplexity:
         return None
-    calibrated = {
-        domain_of(weighted.source) for weighted in report.config.resolved_calibration.mixture
-    }
+    seen = report.config.seen_sources
     return Table(
         columns=(
-            *("text", "dense", "compressed", "compressed / dense"),
-            *("tokens", "context length", "domain"),
+            *("text", "domain", "dense perplexity", "compressed", "compressed / dense"),
+            *("KL, nats/token", "top-1 agreement", "tokens", "context length"),
         ),
         rows=tuple(
-            _quality_row(text, in_domain=domain_of(text.text) in calibrated)
+            # Reports of earlier versions name no domain.
+            _quality_row(text, text.domain or domain_of(text.text, seen))
             for text in report.evaluation.perplexity
         ),
     )
 
 
-def _quality_row(text: PerplexityComparison, *, in_domain: bool) -> tuple[str, ...]:
+def _quality_row(text: PerplexityComparison, domain: Domain) -> tuple[str, ...]:
     return (
         text.text,
+        DOMAIN_NAMES[domain],
         number(text.dense),
         number(text.compressed),
         times(text.ratio),
+        "" if text.kl is None else mean_and_error(text.kl, text.kl_stderr),
+        "" if text.top1_agreement is None else percent(text.top1_agreement),
         f"{text.tokens:,}",
         f"{text.context_length:,}" + (", first BOS" if text.begins_with_bos else ""),
-        "in-domain" if in_domain else "out-of-domain",
     )
 
 

@@ -336,7 +336,7 @@ def results_table(results: Sequence[ModelResult]) -> Table:
     return Table(
         columns=(
             *("job", "created", "labels", "method", "removed", "parameters", "weights"),
-            *("scored on", "perplexity", "prefill", "decode"),
+            *("scored on", "perplexity", "KL", "top-1", "prefill", "decode"),
         ),
         rows=tuple(_result_row(result) for result in results),
         links=tuple("" if result.is_this else result.url for result in results),
@@ -355,8 +355,13 @@ def _result_row(result: ModelResult) -> tuple[str, ...]:
         count(result.params_after),
         size(result.bytes_after),
         result.text or _ABSENT,
-        *(
-            _ABSENT if ratio is None else times(ratio)
-            for ratio in (result.perplexity_ratio, result.prefill_ratio, result.decode_ratio)
-        ),
+        _times(result.perplexity_ratio),
+        _ABSENT if result.kl is None else number(result.kl),
+        _ABSENT if result.top1_agreement is None else percent(result.top1_agreement),
+        _times(result.prefill_ratio),
+        _times(result.decode_ratio),
     )
+
+
+def _times(ratio: float | None) -> str:
+    return _ABSENT if ratio is None else times(ratio)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from intraslice_core.reports.chart import Chart, Point, Series, draw, linear_axis, log_axis
-from intraslice_core.reports.formatting import Table, number, percent, size, times
+from intraslice_core.reports.formatting import (
+    Table,
+    mean_and_error,
+    percent,
+    size,
+    times,
+)
 from intraslice_core.reports.page_facts import PAIRED_RATIOS, phase_cells
 from intraslice_core.reports.page_figures import Figure
 from intraslice_core.reports.plots import LayerSpectrum, spectrum_plot
@@ -67,17 +73,13 @@ def _task_row(task: TaskComparison) -> tuple[str, ...]:
     return (
         task.task,
         task.metric,
-        _score(task.dense, task.dense_stderr),
-        _score(task.compressed, task.compressed_stderr),
+        mean_and_error(task.dense, task.dense_stderr),
+        mean_and_error(task.compressed, task.compressed_stderr),
         times(task.compressed / task.dense) if task.dense else "",
         "higher" if task.higher_is_better else "lower",
         f"{task.examples:,}",
         str(task.shots),
     )
-
-
-def _score(value: float, stderr: float | None) -> str:
-    return number(value) if stderr is None else f"{number(value)} ± {number(stderr)}"
 
 
 def loads(report: CompressionReport) -> Table | None:

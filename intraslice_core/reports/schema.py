@@ -40,6 +40,7 @@ from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan, Module
 from intraslice_core.text_sources import (
     IN_DOMAIN_ONLY_WARNING,
     TOLERATED_OVERLAP,
+    Domain,
     in_domain_only,
     overlap_warning,
 )
@@ -193,13 +194,32 @@ class AllocationReport(FrozenModel):
 
 
 class PerplexityComparison(FrozenModel):
-    """Perplexity of both models on one text."""
+    """Perplexity of both models on one text, and the divergence of their predictions."""
 
     text: str
+    domain: Domain | None = Field(
+        default=None,
+        description="Domain of the text, relative to the calibration and fine-tuning text. in: a "
+        "source of the same corpus was used, or more than 1 % of the text's 13-grams of tokens "
+        "occur in the calibration. out: neither. null: the sources are unknown.",
+    )
     context_length: int = Field(description="Window length in tokens.")
     tokens: int = Field(description="Number of predicted tokens.")
     dense: float
     compressed: float
+    kl: float | None = Field(
+        default=None,
+        description="Mean KL(dense ‖ compressed) in nats per predicted token, over the whole "
+        "vocabulary; null where the vocabularies differ in size and in older reports.",
+    )
+    kl_stderr: float | None = Field(
+        default=None, description="Standard error of `kl` over the predicted tokens."
+    )
+    top1_agreement: float | None = Field(
+        default=None,
+        description="Fraction of the predicted tokens for which both models' most likely tokens "
+        "are equal.",
+    )
     calibration_overlap: float | None = Field(
         default=None,
         description="Fraction of the text's 13-grams of tokens that occur in the calibration.",

@@ -42,6 +42,10 @@ _PERPLEXITY = {
     "tokens": 63,
     "dense": 10.0,
     "compressed": 12.0,
+    "kl": 0.125,
+    "kl_stderr": 0.01,
+    "top1_agreement": 0.75,
+    "domain": "out",
 }
 _TASK = {
     "task": "arc_easy",

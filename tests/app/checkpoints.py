@@ -16,7 +16,13 @@ from tests.intraslice_core.reports.samples import report
 EVALUATION = EvaluationReport(
     perplexity=(
         PerplexityComparison(
-            text="upload:upl_1", context_length=64, tokens=640, dense=12.5, compressed=15.25
+            text="upload:upl_1",
+            context_length=64,
+            tokens=640,
+            dense=12.5,
+            compressed=15.25,
+            kl=0.25,
+            top1_agreement=0.8,
         ),
     ),
     tasks=(

@@ -53,6 +53,15 @@ def test_copy_has_the_requested_shape_and_no_file_name(
     assert mapped_from(tmp_path) == 0
 
 
+def test_files_are_used_when_the_memory_is_used_up(tmp_path: Path) -> None:
+    memory = HostMemory(tmp_path, memory_bytes=100)
+    first = memory.empty((10,), torch.float64)
+    assert mapped_from(tmp_path) == 0
+    second = memory.empty((10,), torch.float64)
+    assert mapped_from(tmp_path) > 0
+    assert first.shape == second.shape == (10,)
+
+
 def test_offloading_gives_the_same_bytes_and_uses_files(dense: Path, tmp_path: Path) -> None:
     peaks: dict[Stage, int] = {}
 

@@ -16,7 +16,7 @@ from intraslice_core.config import (
     CompressionConfig,
     EvaluationConfig,
 )
-from intraslice_core.evaluation import comparison
+from intraslice_core.evaluation import scoring
 from intraslice_core.evaluation.comparison import Materials, evaluate_pair
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.overlap import SeenNgrams
@@ -76,7 +76,7 @@ def test_windows_of_every_evaluation_text_begin_with_bos_and_the_report_says_so(
 ):
     compressed(dense, tmp_path / "out")
     windows: list[list[int]] = []
-    real = comparison.perplexity
+    real = scoring.perplexity
 
     def recorded(model: Any, text: torch.Tensor, **settings: Any) -> Any:
         def record(_module: object, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -87,7 +87,7 @@ def test_windows_of_every_evaluation_text_begin_with_bos_and_the_report_says_so(
         handle.remove()
         return result
 
-    monkeypatch.setattr(comparison, "perplexity", recorded)
+    monkeypatch.setattr(scoring, "perplexity", recorded)
     config = EvaluationConfig(
         perplexity=(source,), max_tokens=128, context_length=32, benchmark=False
     )

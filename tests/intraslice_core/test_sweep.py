@@ -22,7 +22,7 @@ from intraslice_core.errors import (
     OutputExistsError,
     OutputInUseError,
 )
-from intraslice_core.evaluation import comparison
+from intraslice_core.evaluation import scoring
 from intraslice_core.progress import ProgressEvent, Stage
 from intraslice_core.reports.sweep import SweepReport, SweepRequest
 from intraslice_core.scratch import held_directory
@@ -82,7 +82,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     counting(sweep, "open_directory")
     counting(pipeline, "calibration_tokens")
     counting(publication, "verify_checkpoint")
-    counting(comparison, "load_model")
+    counting(scoring, "load_model")
     assert measurement.measure_layers is not estimators.measure_layers
     assert sources.open_directory is not sweep.open_directory
     return done
@@ -114,6 +114,9 @@ def test_checkpoints_equal_those_of_single_compressions(
             assert (made / name).read_bytes() == (alone / name).read_bytes()
         assert expected.evaluation is not None
         assert point.perplexity == expected.evaluation.perplexity
+        assert all(text.kl is not None and text.kl > 0.0 for text in point.perplexity)
+        # Of the method's own share, `self` is calibration text, too.
+        assert [text.domain for text in point.perplexity] == ["in", "in"]
         assert point.params_after == expected.params_after
         assert point.achieved_ratio == expected.removed_fraction
     stored = (tmp_path / "out" / "sweep.json").read_text()

@@ -64,9 +64,12 @@ def test_submit_watch_and_download(browser: Browser, settings: Settings, tmp_pat
             "aria-label", re.compile("^3 of 3 layers done")
         )
         quality = page.get_by_role("region", name="Quality")
-        expect(quality.get_by_role("row", name="perplexity, Python docs")).to_contain_text(
-            re.compile(r"\d")
-        )
+        for row, value in (
+            ("perplexity, Python docs (in-domain)", r"\d"),
+            ("KL divergence, nats/token, Python docs", r"\d ± \d"),
+            ("top-1 agreement, Python docs", r"\d %"),
+        ):
+            expect(quality.get_by_role("row", name=row)).to_contain_text(re.compile(value))
         stages = page.get_by_role("list", name="Stages")
         for stage in ("calibrate", "compress", "publish"):
             expect(stages.get_by_text(stage)).to_be_visible()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
 from pydantic import BaseModel
 
+from intraslice_core.text_sources import DOMAIN_NAMES
+
 if TYPE_CHECKING:
-    from app.domain.comparison import Comparison
+    from app.domain.comparison import ComparedJob, Comparison, TextQuality
     from app.domain.job import Job
     from app.domain.sweep import SweepDetails
 
@@ -108,7 +110,13 @@ def print_result(job: Job) -> None:
     ]
     if result.perplexity_before and result.perplexity_after:
         before, after = result.perplexity_before, result.perplexity_after
-        rows.append(("perplexity", f"{before:.3f}", f"{after:.3f}", f"{after / before:.3f}"))
+        domain = f" ({DOMAIN_NAMES[result.domain]})" if result.domain else ""
+        values = (f"{before:.3f}", f"{after:.3f}", f"{after / before:.3f}")
+        rows.append((f"perplexity{domain}", *values))
+    if result.kl is not None:
+        rows.append(("KL to dense, nats/token", "", f"{result.kl:.4f}", ""))
+    if result.top1_agreement is not None:
+        rows.append(("top-1 agreement", "", f"{result.top1_agreement:.1%}", ""))
     if result.speedup is not None:
         rows.append(("prefill speedup", "", "", f"{result.speedup.prefill:.2f}"))
         rows.append(("decode speedup", "", "", f"{result.speedup.decode:.2f}"))
@@ -123,15 +131,7 @@ def print_comparison(comparison: Comparison) -> None:
         ("parameters", *(job.size and f"{job.size.params_after:,}" for job in comparison.jobs))
     )
     rows.append(("bytes", *(job.size and f"{job.size.bytes_after:,}" for job in comparison.jobs)))
-    texts = {score.text: None for job in comparison.jobs for score in job.quality or ()}
-    for text in texts:
-        ratios_by_text = (
-            {score.text: score.ratio for score in job.quality or ()} for job in comparison.jobs
-        )
-        ratios = (ratio.get(text) for ratio in ratios_by_text)
-        rows.append(
-            (f"perplexity / dense, {text}", *(ratio and f"{ratio:.3f}" for ratio in ratios))
-        )
+    rows += _quality_rows(comparison.jobs)
     tasks = {(task.task, task.metric): None for job in comparison.jobs for task in job.tasks or ()}
     for name in tasks:
         scores = (
@@ -145,6 +145,23 @@ def print_comparison(comparison: Comparison) -> None:
     print_table(("", *(job.id for job in comparison.jobs)), rows)
 
 
+def _quality_rows(jobs: Sequence[ComparedJob]) -> Iterable[tuple[Any, ...]]:
+    """Yield perplexity ratio, divergence, agreement and domain of every text, by job."""
+    measures: tuple[tuple[str, Callable[[TextQuality], str | None]], ...] = (
+        ("perplexity / dense", lambda score: f"{score.ratio:.3f}"),
+        ("KL to dense, nats/token", lambda score: _formatted(score.kl, ".4f")),
+        ("top-1 agreement", lambda score: _formatted(score.top1_agreement, ".1%")),
+        ("domain", lambda score: score.domain and DOMAIN_NAMES[score.domain]),
+    )
+    columns = [{score.text: score for score in job.quality or ()} for job in jobs]
+    for text in dict.fromkeys(text for column in columns for text in column):
+        scores = [column.get(text) for column in columns]
+        for name, format_measure in measures:
+            cells = [score and format_measure(score) for score in scores]
+            if any(cells):
+                yield (f"{name}, {text}", *cells)
+
+
 def print_sweep(sweep: SweepDetails) -> None:
     """Print one row per job of a sweep, with its place on the Pareto front."""
     rows = (
@@ -154,13 +171,21 @@ def print_sweep(sweep: SweepDetails) -> None:
             point.state,
             count(point.params_after),
             point.perplexity and f"{point.perplexity:.3f}",
+            _formatted(point.kl, ".4f"),
+            _formatted(point.top1_agreement, ".1%"),
+            point.domain and DOMAIN_NAMES[point.domain],
             point.decode_speedup and f"{point.decode_speedup:.2f}",
             {None: "", True: "dominated", False: "Pareto-optimal"}[point.dominated],
         )
         for point in sweep.pareto
     )
-    columns = ("job", "ratio", "state", "parameters", "perplexity", "decode speedup", "")
+    measured = ("parameters", "perplexity", "KL", "top-1 agreement", "domain", "decode speedup")
+    columns = ("job", "ratio", "state", *measured, "")
     print_table(columns, rows, f"{sweep.id}: {sweep.state}, {sweep.progress.fraction:.0%}")
+
+
+def _formatted(value: float | None, specification: str) -> str | None:
+    return None if value is None else format(value, specification)
 
 
 def age(moment: datetime) -> str:

@@ -4,7 +4,7 @@
 import { html } from "../vendor/htm-preact.js";
 import { get } from "../api.js";
 import { Fault, State, Table, useLoaded } from "../parts.js";
-import { bytes, count, textName } from "../words.js";
+import { bytes, count, domainName, nats, percent, textName } from "../words.js";
 
 /** @param {{ query: URLSearchParams }} props `jobs`: their ids, separated by commas */
 export function Compare({ query }) {
@@ -19,7 +19,19 @@ export function Compare({ query }) {
     each("state", (job) => html`<${State} state=${job.state} />`),
     each("parameters", (job) => job.size && count(job.size.params_after)),
     each("weights", (job) => job.size && bytes(job.size.bytes_after)),
-    ...texts.map((text) => each(`perplexity ratio, ${textName(text)}`, (job) => job.quality?.find((/** @type {any} */ score) => score.text === text)?.ratio.toFixed(3))),
+    ...texts.flatMap((text) => {
+      const measure = (/** @type {string} */ name, /** @type {(score: any) => any} */ value) =>
+        each(`${name}, ${textName(text)}`, (job) => {
+          const score = job.quality?.find((/** @type {any} */ other) => other.text === text);
+          return score && value(score);
+        });
+      return [
+        measure("perplexity ratio", (score) => score.ratio.toFixed(3)),
+        measure("KL divergence, nats/token", (score) => nats(score.kl)),
+        measure("top-1 agreement", (score) => percent(score.top1_agreement)),
+        measure("domain", (score) => domainName(score.domain) || "–"),
+      ];
+    }),
     each("prompt processing speed-up", (job) => job.speed?.prefill.toFixed(2)),
     each("generation speed-up", (job) => job.speed?.decode.toFixed(2)),
   ];

@@ -4,7 +4,7 @@
 import { html, useState } from "../vendor/htm-preact.js";
 import { get } from "../api.js";
 import { Fault, State, Table, Tile, useLoaded } from "../parts.js";
-import { ago, targetSize, count, duration, modelName, titleOf } from "../words.js";
+import { ago, targetSize, count, duration, modelName, nats, titleOf } from "../words.js";
 
 const STATES = ["", "queued", "running", "paused", "succeeded", "failed", "cancelled"];
 const PAGE = 25;
@@ -91,5 +91,5 @@ function outcome(job) {
   if (!result) return "";
   const ratio = result.perplexity_before ? result.perplexity_after / result.perplexity_before : null;
   return html`${count(result.params_before)} → ${count(result.params_after)}
-    ${ratio ? html`<br /><span class="quiet small">perplexity × ${ratio.toFixed(2)}</span>` : null}`;
+    ${ratio ? html`<br /><span class="quiet small">perplexity × ${ratio.toFixed(2)}${result.kl == null ? "" : `, KL ${nats(result.kl)}`}</span>` : null}`;
 }

@@ -5,7 +5,7 @@ import { html } from "../vendor/htm-preact.js";
 import { get, post } from "../api.js";
 import { Chart } from "../charts.js";
 import { Action, Fault, State, Table, useLoaded } from "../parts.js";
-import { ago, bytes, count, modelName, percent, titleOf } from "../words.js";
+import { ago, bytes, count, domainName, modelName, nats, percent, titleOf } from "../words.js";
 
 export function Sweeps() {
   const { data, error } = useLoaded((signal) => get("/v1/sweeps?limit=50", signal), [], 5);
@@ -44,12 +44,15 @@ export function Sweep({ id }) {
       x="MiB of weights" y="perplexity" names=${["Best trade-off", "Beaten on size and quality"]}
       columns=${[points.map((/** @type {any} */ point) => point.bytes_after / 2 ** 20), pick(false), pick(true)]}
       head=${["weights", "perplexity"]} rows=${points.map((/** @type {any} */ point) => [bytes(point.bytes_after), point.perplexity.toFixed(3)])} />` : null}
-    <${Table} label="Jobs of the sweep" columns=${["ratio\u00a0", "state", "parameters\u00a0", "perplexity\u00a0", "generation speed-up\u00a0", "job", ""]}
+    <${Table} label="Jobs of the sweep" columns=${["ratio\u00a0", "state", "parameters\u00a0", "perplexity\u00a0", "KL, nats/token\u00a0", "top-1 agreement\u00a0", "domain", "generation speed-up\u00a0", "job", ""]}
       rows=${data.pareto.map((/** @type {any} */ point) => [
         point.ratio,
         html`<${State} state=${point.state} />`,
         count(point.params_after),
         point.perplexity?.toFixed(3) ?? "–",
+        nats(point.kl),
+        percent(point.top1_agreement),
+        domainName(point.domain) || "–",
         point.decode_speedup?.toFixed(2) ?? "–",
         html`<a class="mono" href=${`#/jobs/${point.job_id}`}>${point.job_id}</a>`,
         point.dominated ? "Beaten on size and quality" : "",

@@ -29,6 +29,7 @@ def test_report_exists_once_the_job_succeeded(client: TestClient, resources: Res
     assert client.get(f"/v1/jobs/{done.id}/report").json()["params_after"] == 700
     result = client.get(f"/v1/jobs/{done.id}").json()["result"]
     assert result["perplexity_after"] == 12.0
+    assert (result["kl"], result["top1_agreement"], result["domain"]) == (0.125, 0.75, "out")
     assert result["speedup"] == {"prefill": 1.3, "decode": 1.2}
 
 

@@ -64,8 +64,9 @@ def test_jobs_without_results_are_columns_of_null(client: TestClient, resources:
         "bytes_after": 2800,
         "achieved_ratio": 0.375,
     }
+    divergence = {"kl": 0.125, "kl_stderr": 0.01, "top1_agreement": 0.75, "domain": "out"}
     assert columns[0]["quality"] == [
-        {"text": "pydoc", "dense": 10.0, "compressed": 12.0, "ratio": 1.2}
+        {"text": "pydoc", "dense": 10.0, "compressed": 12.0, "ratio": 1.2, **divergence}
     ]
     assert columns[0]["tasks"] == [
         {"task": "arc_easy", "metric": "acc", "dense": 0.5, "compressed": 0.4, "ratio": 0.8}

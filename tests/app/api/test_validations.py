@@ -299,7 +299,8 @@ def test_text_that_the_model_generates_costs_time_and_memory(
     def costs(*sources: str) -> Any:
         calibration = {"source": [{"source": source} for source in sources], "samples": 8}
         compression = {"calibration": calibration | {"sequence_length": 512}, "method": "magnitude"}
-        body = {"model": model, "compression": compression, "evaluation": {"perplexity": ["pydoc"]}}
+        evaluation = {"perplexity": ["pydoc"], "max_tokens": 64}
+        body = {"model": model, "compression": compression, "evaluation": evaluation}
         config = CompressionConfig.model_validate(compression)
         memory = validate(client, body).json()["estimate"]["peak_memory_bytes"]
         return memory, stage_work(10**9, 16, config, None)[Stage.CALIBRATE]

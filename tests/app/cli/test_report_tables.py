@@ -6,8 +6,18 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from app.cli.report_tables import comparison_table, print_tables, recovery_table, shapes_table
+from app.cli.report_tables import (
+    comparison_table,
+    evaluation_tables,
+    print_tables,
+    recovery_table,
+    shapes_table,
+    sweep_quality_table,
+)
 from intraslice_core.allocation.shapes import allocation_report
+from intraslice_core.config import CompressionSettings
+from intraslice_core.reports.schema import EvaluationReport, PerplexityComparison
+from intraslice_core.reports.sweep import SweepPoint, SweepReport
 from tests.intraslice_core.reports.samples import PRICED, RECOVERY, report
 
 
@@ -41,6 +51,52 @@ def test_the_recovered_log_perplexity_is_a_percentage() -> None:
         ["perplexity, 496 held-out tokens", "10.000", "40.000", "20.000", "50.0%"]
     ]
     assert "distill: 4,096 tokens in 12 s, stopped by the limit on tokens" in str(table.title)
+
+
+OLD = PerplexityComparison(text="old", context_length=64, tokens=640, dense=10.0, compressed=12.5)
+"""Text of a report without divergences and domains."""
+MEASURED = OLD.model_copy(
+    update={
+        "text": "pydoc",
+        "kl": 0.12346,
+        "kl_stderr": 0.00671,
+        "top1_agreement": 0.8764,
+        "domain": "out",
+    }
+)
+
+
+def test_divergence_and_domain_are_beside_the_perplexity() -> None:
+    (table,) = evaluation_tables(EvaluationReport(perplexity=(MEASURED, OLD)))
+    assert lines(table) == [
+        ["perplexity, pydoc (out-of-domain)", "10.000", "12.500", "1.250"],
+        ["KL to dense, nats/token, pydoc", "", "0.1235 ± 0.0067", ""],
+        ["top-1 agreement, pydoc", "", "87.6%", ""],
+        ["perplexity, old", "10.000", "12.500", "1.250"],
+    ]
+
+
+def test_a_sweep_has_a_row_for_each_ratio_and_text() -> None:
+    points = tuple(
+        SweepPoint(ratio=ratio, directory=f"ratio-{ratio}", perplexity=texts)
+        for ratio, texts in ((0.2, (MEASURED, OLD)), (0.4, (MEASURED,)))
+    )
+    sweep = SweepReport(
+        engine_version="0",
+        model="m",
+        settings=CompressionSettings(),
+        evaluation=None,
+        params_before=1,
+        bytes_before=1,
+        opening_seconds=0.0,
+        points=points,
+    )
+    measured = ["pydoc", "out-of-domain", "1.250", "0.1235 ± 0.0067", "87.6%"]
+    assert lines(sweep_quality_table(sweep)) == [
+        ["0.2", *measured],
+        ["0.2", "old", "", "1.250", "", ""],
+        ["0.4", *measured],
+    ]
 
 
 def test_the_title_names_the_allocator_and_the_reason_of_a_fallback() -> None:

@@ -34,8 +34,11 @@ def test_the_table_has_a_row_per_ratio_and_a_second_run_resumes(model, tmp_path)
     assert first.exit_code == 0, first.output
     for expected in ("parameters", "bytes", "perplexity, pydoc", "relative cost", "dense"):
         assert expected in first.stdout
-    rows = [line.split() for line in first.stdout.splitlines() if "│" in line]
+    sizes, _, qualities = first.stdout.partition("quality by text")
+    rows = [line.split() for line in sizes.splitlines() if "│" in line]
     assert [row[1] for row in rows] == ["dense", "0.2", "0.4"]
+    by_text = [line.split()[1:6:2] for line in qualities.splitlines() if "│" in line]
+    assert by_text == [[ratio, "pydoc", "in-domain"] for ratio in ("0.2", "0.4")]
     assert rows[1][-2] == "1.00"
     assert first.stderr.count("[compress]") == 2
     for ratio in ("0.2", "0.4"):

@@ -25,6 +25,8 @@ def test_facts_are_settings_sizes_and_scores_of_both_models(tmp_path: Path) -> N
     assert facts.metrics["params_after"] == report().params_after
     assert facts.metrics["perplexity/upload-upl_1/dense"] == 12.5
     assert facts.metrics["perplexity/upload-upl_1/compressed"] == 15.25
+    assert facts.metrics["kl/upload-upl_1"] == 0.25
+    assert facts.metrics["top1_agreement/upload-upl_1"] == 0.8
     assert facts.metrics["arc_easy/acc-none/compressed"] == 0.5
     assert facts.tags["intraslice.model"] == "hub:org/Big-1B@main"
     assert facts.tags["intraslice.base_licence"] == "apache-2.0"

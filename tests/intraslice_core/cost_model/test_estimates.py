@@ -112,6 +112,21 @@ def test_memory_of_a_load_contains_its_cache(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] > 64 * 65_536 * 3 * 2 * 2 * 16 * 4
 
 
+def test_memory_of_an_evaluation_contains_the_outputs_of_the_dense_model(tmp_path: Path) -> None:
+    dense = read_dense(tiny_llama(tmp_path))
+    assert dense.geometry is not None
+    peaks = [
+        estimate(
+            dense.geometry,
+            dense.item_bytes,
+            CompressionConfig(dtype="float32", round_to=2),
+            EvaluationConfig(perplexity=texts, max_tokens=10**7, benchmark=False),
+        ).peak_memory_bytes
+        for texts in (("pydoc",), ("pydoc", "pycode"))
+    ]
+    assert peaks[1] - peaks[0] == 10**7 * 48 * 4
+
+
 def test_the_cost_model_does_not_import_torch() -> None:
     code = "import sys, intraslice_core.cost_model; print('torch' in sys.modules)"
     process = subprocess.run(

@@ -18,8 +18,16 @@ from intraslice_core.config import (
     EvaluationConfig,
     RecoveryConfig,
 )
-from intraslice_core.cost_model import read_dense, stage_bytes, stage_flops, stage_work, work
+from intraslice_core.cost_model import (
+    memory,
+    read_dense,
+    stage_bytes,
+    stage_flops,
+    stage_work,
+    work,
+)
 from intraslice_core.cost_model.work import EstimatorSequences, check_layer_passes, trial_layers
+from intraslice_core.evaluation import perplexity, scoring
 from intraslice_core.pipeline import compress_model
 from intraslice_core.plan import ModelGeometry
 from intraslice_core.progress import ProgressEvent, Stage
@@ -53,6 +61,8 @@ def test_constants_equal_the_engines() -> None:
         measurement.PAIR_SEQUENCES,
         measurement.PAIR_QUERIES,
     )
+    assert memory.EVALUATION_LOGITS == perplexity.EVALUATION_LOGITS
+    assert memory.EVALUATION_TOKENS == scoring.EVALUATION_TOKENS
 
 
 @pytest.mark.parametrize("samples", [1, 2, 9, 16, 40, 128, 1000])

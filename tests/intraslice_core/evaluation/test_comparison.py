@@ -22,14 +22,13 @@ from intraslice_core.errors import (
 from intraslice_core.evaluation import comparison, perplexity
 from intraslice_core.evaluation.clean_process import CleanProcess
 from intraslice_core.evaluation.comparison import (
-    DenseScores,
     Materials,
-    ModelScores,
     check_gate,
     evaluate_one,
     evaluate_pair,
 )
 from intraslice_core.evaluation.perplexity import evaluation_tokens, written_tokens
+from intraslice_core.evaluation.scoring import DenseScores, ModelScores
 from intraslice_core.evaluation.tasks import OpenedTasks, open_tasks
 from intraslice_core.reports.schema import TaskComparison
 from tests.intraslice_core.evaluation.local_tasks import write_choice_task, write_questions
@@ -156,6 +155,45 @@ def test_the_overlap_of_a_text_with_the_calibration_is_reported(pair):
         report = evaluate_pair(*pair, CONFIG, materials=Materials(calibration=calibration))
         assert report.perplexity[0].calibration_overlap == expected
     assert evaluate_pair(*pair, CONFIG).perplexity[0].calibration_overlap is None
+
+
+def test_divergence_of_a_pair_is_reported_and_that_of_a_model_from_itself_is_zero(pair):
+    (different,) = evaluate_pair(*pair, CONFIG).perplexity
+    assert different.kl > 5 * different.kl_stderr > 0.0
+    assert 0.0 <= different.top1_agreement < 1.0
+    (same,) = evaluate_pair(pair[0], pair[0], CONFIG).perplexity
+    assert same.kl == pytest.approx(0.0, abs=1e-9)
+    assert same.top1_agreement == 1.0
+
+
+def test_models_with_other_vocabularies_have_no_divergence(pair, tmp_path):
+    model = tiny_model()
+    model.resize_token_embeddings(300)
+    other = save_checkpoint(model, tmp_path / "other")
+    (entry,) = evaluate_pair(pair[0], other, CONFIG).perplexity
+    assert entry.compressed > 0.0
+    assert (entry.kl, entry.kl_stderr, entry.top1_agreement) == (None, None, None)
+
+
+def test_scores_cached_without_outputs_give_no_divergence(pair):
+    cache = DenseScores()
+    evaluate_pair(*pair, CONFIG, materials=Materials(dense_scores=cache))
+    assert cache.outputs.hidden["pydoc"].shape == (4 * 63, 48)
+    cache.outputs = None
+    (entry,) = evaluate_pair(*pair, CONFIG, materials=Materials(dense_scores=cache)).perplexity
+    assert entry.compressed > 0.0
+    assert entry.kl is None
+
+
+def test_domains_follow_from_the_sources_and_from_the_overlap(pair):
+    def domain(**materials: object) -> str | None:
+        return evaluate_pair(*pair, CONFIG, materials=Materials(**materials)).perplexity[0].domain
+
+    text = evaluation_tokens("pydoc", AutoTokenizer.from_pretrained(pair[0]), 256).view(1, -1)
+    assert domain() is None
+    assert domain(seen_sources=("pycode", "pydoc")) == "in"
+    assert domain(seen_sources=("pycode",)) == "out"
+    assert domain(seen_sources=("copied.txt",), calibration=text) == "in"
 
 
 def test_loads_are_measured_without_the_benchmark(pair):

@@ -8,9 +8,10 @@ import pytest
 
 from intraslice_core.config import EvaluationConfig
 from intraslice_core.errors import CompressionCancelledError
-from intraslice_core.evaluation.comparison import DenseScores, Materials, evaluate_pair
+from intraslice_core.evaluation.comparison import Materials, evaluate_pair
 from intraslice_core.evaluation.continuations import NEW_TOKENS, continuations
 from intraslice_core.evaluation.loaded_models import load_model
+from intraslice_core.evaluation.scoring import DenseScores
 from tests.intraslice_core.tiny_models import tiny_llama, tiny_tokenizer
 
 PROMPTS = ("one", "and another")

@@ -61,7 +61,7 @@ def by_definition(
     ("count", "window", "batch"), [(64, 16, 4), (64, 16, 3), (71, 16, 2), (65, 16, 4), (9, 16, 4)]
 )
 def test_equals_naive_softmax_of_every_token(model, count, window, batch, monkeypatch):
-    monkeypatch.setattr(module, "_LOGIT_ROWS", 7)
+    monkeypatch.setattr(module, "EVALUATION_LOGITS", 7 * 61)
     text = tokens(count)
     total, scored = by_definition(model, text, window)
     result = perplexity(model, text, context_length=window, batch_size=batch)

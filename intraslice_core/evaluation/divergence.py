@@ -1,0 +1,128 @@
+"""KL divergence and top-1 agreement of the dense and the compressed model.
+
+Both are exact over the whole vocabulary at every scored position, and no logits are stored: while
+the dense model is scored, its final hidden states are kept, and while the compressed model is
+scored, the dense logits are computed from them again, block by block (docs/method.md, section 11).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from intraslice_core.device import HostMemory
+from intraslice_core.errors import NumericalError
+from intraslice_core.evaluation.perplexity import OutputHead
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """Difference of the compressed model's predictions from the dense model's on one text."""
+
+    kl: float
+    """Mean KL(dense ‖ compressed) in nats per token."""
+    kl_stderr: float | None
+    """Standard error of `kl` over the positions; None for a single position."""
+    top1_agreement: float
+    """Fraction of positions at which both models' most likely tokens are equal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseOutputs:
+    """Outputs of the dense model that determine its logits at all scored positions."""
+
+    head: OutputHead
+    """Output head, on the CPU."""
+    hidden: dict[str, Tensor]
+    """Final hidden states by text, (positions, hidden_size), in the model's dtype, on the CPU."""
+
+
+class HiddenStateRecorder:
+    """Observer of the dense model that keeps its final hidden states.
+
+    Args:
+        memory: storage of the hidden states.
+        positions: upper bound of the number of scored positions.
+    """
+
+    def __init__(self, memory: HostMemory, positions: int) -> None:
+        self._memory = memory
+        self._capacity = positions
+        self._states: Tensor | None = None
+        self._positions = 0
+
+    def __call__(self, hidden: Tensor, logits: Tensor) -> None:  # noqa: ARG002 (of an observer)
+        """Keep a block of hidden states, (rows, hidden_size)."""
+        if self._states is None:
+            self._states = self._memory.empty((self._capacity, hidden.shape[1]), hidden.dtype)
+        self._states[self._positions : self._positions + len(hidden)] = hidden
+        self._positions += len(hidden)
+
+    @property
+    def states(self) -> Tensor:
+        """Hidden states of all observed positions, (positions, hidden_size)."""
+        assert self._states is not None  # `perplexity` raises if nothing was scored
+        return self._states[: self._positions]
+
+
+class DivergenceMeter:
+    """Observer of the compressed model that compares its logits with the dense model's.
+
+    Args:
+        hidden: final hidden states of the dense model, (positions, hidden_size), in the order in
+            which the compressed model is scored.
+        head: output head of the dense model, on the compressed model's device.
+    """
+
+    def __init__(self, hidden: Tensor, head: OutputHead) -> None:
+        self._hidden = hidden
+        self._head = head
+        self._positions = 0
+        self._sum = self._sum_of_squares = 0.0
+        self._agreeing = 0
+
+    def __call__(self, hidden: Tensor, logits: Tensor) -> None:  # noqa: ARG002 (of an observer)
+        """Compare a block of logits, (rows, vocabulary), with those of the dense model."""
+        rows = slice(self._positions, self._positions + len(logits))
+        dense = self._head.logits(self._hidden[rows].to(logits.device))
+        self._agreeing += int((dense.argmax(-1) == logits.argmax(-1)).sum())
+        divergences = kl_divergence(dense, logits)
+        self._sum += divergences.sum().item()
+        self._sum_of_squares += divergences.square().sum().item()
+        self._positions += len(logits)
+
+    def divergence(self) -> Divergence:
+        """Return the means over all positions.
+
+        Raises:
+            NumericalError: if a logit of either model is not finite.
+        """
+        count = self._positions
+        assert count == len(self._hidden)  # both models are scored on the same tokens
+        mean = self._sum / count
+        if not math.isfinite(self._sum_of_squares):
+            raise NumericalError("the model's logits are not finite", module="output head")
+        variance = max(self._sum_of_squares / count - mean**2, 0.0)
+        return Divergence(
+            kl=mean,
+            kl_stderr=math.sqrt(variance / (count - 1)) if count > 1 else None,
+            top1_agreement=self._agreeing / count,
+        )
+
+
+def kl_divergence(dense: Tensor, compressed: Tensor) -> Tensor:
+    """Return KL(dense ‖ compressed) at every position, in nats.
+
+    Args:
+        dense: logits of the dense model, (rows, vocabulary), float32.
+        compressed: logits of the compressed model, of the same shape.
+
+    Returns:
+        (rows,), float64, at least 0: float32 rounds small divergences to slightly negative values.
+    """
+    log_dense = torch.log_softmax(dense, -1)
+    difference = log_dense - torch.log_softmax(compressed, -1)
+    return difference.mul_(log_dense.exp_()).sum(-1).double().clamp_min_(0.0)

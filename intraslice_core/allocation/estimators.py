@@ -147,12 +147,16 @@ def measure_sensitivity(
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionCandidate:
-    """Prunable dimensions of attention and their loss penalty."""
+    """Prunable dimensions of attention, and factors on the predicted losses."""
 
     heads: bool
     """Flag that allows removing heads, not only dimensions within all heads."""
     penalty: float
     """Factor on attention's predicted losses (report field `attention_price`)."""
+    scaled: bool = True
+    """Flag that scales the curves by the trial cuts."""
+    early: float = 1.0
+    """Factor on the first MLP's predicted losses; it falls geometrically to 1 at the last layer."""
 
 
 def lagrangian_shapes(
@@ -166,7 +170,7 @@ def lagrangian_shapes(
     """Choose the shapes of least predicted loss within `budget` compressible parameters.
 
     Heads may be removed if the candidate, the method and the target allow it; whole modules if
-    the module cap is 1. Predicted losses of the result do not include the penalty.
+    the module cap is 1. Predicted losses of the result do not include the candidate's factors.
 
     Args:
         measured: sensitivity of all layers.
@@ -180,8 +184,11 @@ def lagrangian_shapes(
         BudgetOutOfReachError: if the smallest allowed shapes exceed the budget.
         ConfigurationError: if rounding misses the budget by more than the tolerance.
     """
-    attention = trial_scales(measured.trials, "attention", len(measured.layers))
-    mlp = trial_scales(measured.trials, "mlp", len(measured.layers))
+    layers = len(measured.layers)
+    trials = measured.trials if candidate.scaled else ()
+    attention = trial_scales(trials, "attention", layers)
+    early = np.geomspace(candidate.early, 1.0, layers)
+    mlp = [float(scale) for scale in early * trial_scales(trials, "mlp", layers)]
     demands = demands or DEMANDS[settings.target]
     cut_heads = candidate.heads and METHODS[settings.method].cuts_heads and demands.cuts_heads
     round_to = resolve_round_to(settings, geometry)
@@ -204,8 +211,8 @@ def lagrangian_shapes(
     constraint = demands.constraint(whole)
     scored = lagrangian_plan(curves, budget, module_cap=settings.module_cap, constraint=constraint)
     layer_losses = (
-        replace(losses, attention=losses.attention / candidate.penalty)
-        for losses in scored.layer_losses
+        replace(losses, attention=losses.attention / candidate.penalty, mlp=losses.mlp / factor)
+        for losses, factor in zip(scored.layer_losses, early.tolist(), strict=True)
     )
     return replace(scored, layer_losses=tuple(layer_losses))
 

@@ -119,10 +119,13 @@ class TrialCompression:
 
 CANDIDATES = (
     AttentionCandidate(heads=True, penalty=2.0),
-    AttentionCandidate(heads=True, penalty=4.0),
-    AttentionCandidate(heads=False, penalty=1.0),
+    AttentionCandidate(heads=True, penalty=4.0, scaled=False),
+    AttentionCandidate(heads=True, penalty=4.0, scaled=False, early=4.0),
 )
-"""Candidates that are compared; the first is used where nothing shows another to be better."""
+"""Candidates that are compared; the first is used where nothing shows another to be better.
+
+The third spares early MLPs, on which the following layers depend on text of every kind.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -361,6 +361,8 @@ def _lagrangian_report(
         CandidateReport(
             heads=result.candidate.heads,
             attention_price=result.candidate.penalty,
+            trial_cuts=result.candidate.scaled,
+            early_mlp_price=result.candidate.early,
             calibration_loss=result.divergence.score,
             standard_error=difference(result.divergence, results[0].divergence).standard_error,
         )

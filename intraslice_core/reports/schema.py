@@ -131,6 +131,14 @@ class CandidateReport(FrozenModel):
     attention_price: float = Field(
         description="Attention penalty: factor on the predicted losses of attention."
     )
+    trial_cuts: bool = Field(
+        default=True, description="Whether trial cuts scaled the predicted losses."
+    )
+    early_mlp_price: float = Field(
+        default=1.0,
+        description="Factor on the predicted losses of the first MLP, which falls geometrically to "
+        "1 at the last layer.",
+    )
     calibration_loss: float = Field(
         description="Divergence KL(dense ‖ compressed) on held-out calibration text: the mean over "
         "the kinds of text plus half of the worst, in nats per token."

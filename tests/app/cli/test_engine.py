@@ -76,7 +76,7 @@ def test_compress_writes_a_smaller_checkpoint(model, compressed):
 def test_json_goes_alone_to_stdout(model, text, tmp_path):
     result = run(
         *("compress", model, "--out", tmp_path / "out", "--calibration", text),
-        *("--no-evaluation", "--json", "--ratio", "0.2", *SMALL),
+        *("--no-evaluation", "--no-verify", "--json", "--ratio", "0.2", *SMALL),
     )
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
@@ -87,7 +87,7 @@ def test_json_goes_alone_to_stdout(model, text, tmp_path):
 
 def test_several_sources_are_a_mixture_and_in_domain_evaluation_is_a_warning(model, text, tmp_path):
     sources = ["--calibration", f"{text}=2", "--calibration", "pycode", "--calibration", "chat=1"]
-    options = [*sources, "--evaluate", "pycode", "--no-benchmark", *SMALL]
+    options = [*sources, "--evaluate", "pycode", "--no-benchmark", "--no-verify", *SMALL]
     result = run("compress", model, "--out", tmp_path / "out", "--json", *options)
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
@@ -115,7 +115,7 @@ def test_several_sources_are_a_mixture_and_in_domain_evaluation_is_a_warning(mod
 def test_a_size_may_be_given_instead_of_a_ratio(model, text, tmp_path):
     result = run(
         *("compress", model, "--out", tmp_path / "out", "--calibration", text),
-        *("--no-evaluation", "--json", "--target-params", "60K", *SMALL),
+        *("--no-evaluation", "--no-verify", "--json", "--target-params", "60K", *SMALL),
     )
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
@@ -153,7 +153,8 @@ def test_a_finished_checkpoint_is_fine_tuned_into_a_new_one(model, compressed, t
 
 
 def test_an_interrupted_run_resumes_from_its_resume_directory(model, tmp_path):
-    options = [model, "--no-evaluation", *SMALL, "--json", "--resume-dir", tmp_path / "kept"]
+    options = [model, "--no-evaluation", "--no-verify", *SMALL, "--json"]
+    options += ["--resume-dir", tmp_path / "kept"]
     first = run("compress", *options, "--out", tmp_path / "first")
     assert json.loads(first.stdout)["resumed_layers"] == 0
     (tmp_path / "kept" / "layer-00002.safetensors").unlink()

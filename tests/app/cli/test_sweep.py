@@ -53,7 +53,8 @@ def test_the_table_has_a_row_per_ratio_and_a_second_run_resumes(model, tmp_path)
 
 def test_a_rejected_ratio_is_code_1_and_the_others_are_kept(model, tmp_path):
     result = run(
-        *(model, "--ratios", "0.4,0", "--out", tmp_path / "out", *SMALL, "--no-benchmark"),
+        *(model, "--ratios", "0.4,0", "--out", tmp_path / "out", *SMALL),
+        *("--no-benchmark", "--no-verify"),
         *("--samples", "16", "--sequence-length", "32", "--max-perplexity-ratio", "1.0001"),
     )
     assert result.exit_code == 1, result.output
@@ -99,7 +100,7 @@ def test_offloading_to_a_file_is_rejected_and_to_a_directory_leaves_it_empty(mod
 
 def test_a_sweep_accepts_the_settings_of_compress_and_requires_them_to_resume(model, tmp_path):
     options = [model, "--ratios", "0.3", "--out", tmp_path / "out", *SMALL, "--no-benchmark"]
-    options += ["--recover", "ce", "--recover-tokens", "512", "--evaluate", "pydoc"]
+    options += ["--recover", "ce", "--recover-tokens", "512", "--evaluate", "pydoc", "--no-verify"]
     first = run(*options, "--prompts", "def main", "--json")
     assert first.exit_code == 0, first.output
     report = json.loads((tmp_path / "out" / "ratio-0.3" / "intraslice_report.json").read_text())

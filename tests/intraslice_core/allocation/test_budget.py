@@ -110,7 +110,7 @@ def test_result_has_the_requested_size(tmp_path: Path, field: str) -> None:
         dtype="float32",
         calibration=calibration,
     )
-    report = compress_model(str(dense), tmp_path / "out", config)
+    report = compress_model(str(dense), tmp_path / "out", config, verify=False)
     size = {"target_params": report.params_after, "target_bytes": report.bytes_after}[field]
     assert size == pytest.approx(target, rel=0.005)
     assert report.params_before == total_parameters(report.geometry, report.geometry.dense_plan())

@@ -15,7 +15,6 @@ from intraslice_core import decoder_layer
 from intraslice_core.checkpoints.dense_model import DenseLayerReader
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CalibrationConfig, CompressionConfig
-from intraslice_core.evaluation.verification import verify_checkpoint
 from intraslice_core.families import canonical
 from intraslice_core.modeling import decode_rotary_pairs
 from intraslice_core.pipeline import compress_model
@@ -42,8 +41,9 @@ def test_a_clean_process_without_the_package_gives_the_same_logits(
 ) -> None:
     dense = tiny_checkpoint(tmp_path / "dense", variant)
     config = CompressionConfig(ratio=0.3, round_to=1, calibration=CALIBRATION)
-    compress_model(str(dense), tmp_path / "out", config)
-    verify_checkpoint(tmp_path / "out")
+    (verified,) = compress_model(str(dense), tmp_path / "out", config).verified
+    assert verified.loaded_by[0] == "checkpoint"
+    assert verified.max_abs_difference <= verified.tolerance
 
 
 @pytest.mark.parametrize("variant", CACHED)

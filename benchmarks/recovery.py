@@ -131,7 +131,10 @@ def score(directory: Path, arguments: argparse.Namespace) -> Scores:
         max_tokens=arguments.evaluation_tokens,
         benchmark=False,
     )
-    return {text: result.perplexity for text, result in evaluate_one(directory, config).items()}
+    return {
+        text: result.perplexity
+        for text, result in evaluate_one(directory, config).perplexity.items()
+    }
 
 
 def compressed(dense: Path, place: Path, config: CompressionConfig, console: Console) -> None:

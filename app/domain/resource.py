@@ -19,7 +19,7 @@ class ApiModel(BaseModel):
     Unknown fields are ignored, so that an older client can read the answers of a newer service.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
 
 class Resource(ApiModel):

@@ -189,6 +189,7 @@ class Bench:
             layers=self.layers,
             fit=self.split.sensitivity[:TRIAL_SEQUENCES],
             check=self.split.check,
+            kinds=self.split.check_kinds,
             sensitivity=self.measured.layers,
             method=PRESET,
             batch_size=BATCH,
@@ -196,7 +197,7 @@ class Bench:
             stored_dtype=self.dtype,
             prefix_length=self.prefix_length,
         )
-        best, *_ = search(allocate, lambda plan: trial_compression.loss(plan, lambda _: None))
+        best, *_ = search(allocate, lambda plan: trial_compression.divergence(plan, lambda _: None))
         return best.scored.plan
 
     def sensitivity(self, variant: str) -> list[LayerSensitivity]:

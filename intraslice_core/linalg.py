@@ -114,6 +114,11 @@ def damped_cholesky(gram: Tensor, damping: float, *, per_dimension: bool = False
     )
 
 
+def shrunken(gram: Tensor, share: float) -> Tensor:
+    """Return `gram + share · diag(gram)`, (…, n, n): correlations shrunk by `1 / (1 + share)`."""
+    return gram + share * torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1))
+
+
 def _numerical_rank(gram: Tensor) -> int:
     """Return the largest number of eigenvalues of (…, n, n) that exceed rounding errors."""
     values = torch.linalg.eigvalsh(symmetrise(gram))

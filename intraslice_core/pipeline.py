@@ -273,7 +273,7 @@ def _plan_work(
 
 def _calibrate(work: CompressionWork, dense: Path, run: Run) -> Tensor:
     """Return the calibration sequences, (samples, sequence_length)."""
-    settings = work.config.calibration
+    settings = work.config.resolved_calibration
     sources = ", ".join(source.source for source in settings.mixture)
     run.report(Stage.CALIBRATE, f"reading calibration text: {sources}")
     read = _reader(work, settings, dense, run)

@@ -122,6 +122,14 @@ CalibrationOption = Annotated[
         show_default="pydoc, pycode, chat and self in equal parts",
     ),
 ]
+SelfShareOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the calibration sequences that the model writes itself, beside the given "
+        "text (0 to 0.9).",
+        show_default="0.25 for intraslice_plus, else 0",
+    ),
+]
 TextFieldOption = Annotated[
     str | None,
     typer.Option(

@@ -15,7 +15,7 @@ from app.cli.options import DEFAULT, DEFAULT_RECOVERY
 from app.cli.quantities import quantity
 from intraslice_core.config import EvaluationConfig
 
-_CALIBRATION = ("samples", "sequence_length", "seed", "text_field")
+_CALIBRATION = ("samples", "sequence_length", "seed", "self_share", "text_field")
 _SAME_NAME = (
     *("target", "method", "allocation", "module_cap", "attention_bias"),
     *("dtype", "device", "batch_size", "round_to"),
@@ -30,6 +30,7 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
     "module_cap": (options.ModuleCapOption, DEFAULT.module_cap),
     "attention_bias": (options.AttentionBiasOption, DEFAULT.attention_bias),
     "calibration": (options.CalibrationOption, None),
+    "self_share": (options.SelfShareOption, None),
     "text_field": (options.TextFieldOption, None),
     "samples": (options.SamplesOption, DEFAULT.calibration.samples),
     "sequence_length": (options.SequenceLengthOption, DEFAULT.calibration.sequence_length),

@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -42,7 +43,7 @@ MIN_SENSITIVITY_SEQUENCES = 32
 GRADIENT_FRACTION = 8
 """Fraction of the calibration, 1 sequence in this many, for gradients."""
 MIN_GRADIENT_SEQUENCES = 8
-CHECK_FRACTION = 16
+CHECK_FRACTION = 8
 """Fraction of the calibration, 1 sequence in this many, for the check set."""
 MAX_CHECK_SEQUENCES = 8
 """Maximum size of the check set, on which all trial cuts and trial compressions are measured."""
@@ -71,13 +72,24 @@ class CalibrationSplit:
     """Sequences for gradients, a part of those of `sensitivity`."""
     check: Tensor
     """Check set for trial cuts and trial compressions; disjoint from the others."""
+    check_kinds: Tensor
+    """Number of the source of each sequence of the check set, (sequences,), int64."""
     prefix_length: int = 0
     """Positions of the prefix at the beginning of every sequence."""
 
     @classmethod
-    def of(cls, tokens: Tensor, prefix_length: int = 0) -> CalibrationSplit:
-        """Split the calibration, (samples, length); a single sequence is used for everything."""
+    def of(
+        cls, tokens: Tensor, kinds: Tensor | None = None, prefix_length: int = 0
+    ) -> CalibrationSplit:
+        """Split the calibration, (samples, length); a single sequence is used for everything.
+
+        Args:
+            tokens: calibration, (samples, length), int64.
+            kinds: number of each sequence's source, (samples,), int64; None for a single one.
+            prefix_length: positions of the prefix at the beginning of every sequence.
+        """
         samples = len(tokens)
+        kinds = torch.zeros(samples, dtype=torch.int64) if kinds is None else kinds
         checks = min(MAX_CHECK_SEQUENCES, max(samples // CHECK_FRACTION, 1))
         rest = tokens[: samples - checks] if samples > checks else tokens
         sensitivity = max(MIN_SENSITIVITY_SEQUENCES, samples // SENSITIVITY_FRACTION)
@@ -86,6 +98,7 @@ class CalibrationSplit:
             sensitivity=rest[:sensitivity],
             gradients=rest[:gradients],
             check=tokens[samples - checks :],
+            check_kinds=kinds[samples - checks :],
             prefix_length=prefix_length,
         )
 
@@ -134,12 +147,16 @@ def measure_sensitivity(
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionCandidate:
-    """Prunable dimensions of attention and their loss penalty."""
+    """Prunable dimensions of attention, and factors on the predicted losses."""
 
     heads: bool
     """Flag that allows removing heads, not only dimensions within all heads."""
     penalty: float
     """Factor on attention's predicted losses (report field `attention_price`)."""
+    scaled: bool = True
+    """Flag that scales the curves by the trial cuts."""
+    early: float = 1.0
+    """Factor on the first MLP's predicted losses; it falls geometrically to 1 at the last layer."""
 
 
 def lagrangian_shapes(
@@ -153,7 +170,7 @@ def lagrangian_shapes(
     """Choose the shapes of least predicted loss within `budget` compressible parameters.
 
     Heads may be removed if the candidate, the method and the target allow it; whole modules if
-    the module cap is 1. Predicted losses of the result do not include the penalty.
+    the module cap is 1. Predicted losses of the result do not include the candidate's factors.
 
     Args:
         measured: sensitivity of all layers.
@@ -167,8 +184,11 @@ def lagrangian_shapes(
         BudgetOutOfReachError: if the smallest allowed shapes exceed the budget.
         ConfigurationError: if rounding misses the budget by more than the tolerance.
     """
-    attention = trial_scales(measured.trials, "attention", len(measured.layers))
-    mlp = trial_scales(measured.trials, "mlp", len(measured.layers))
+    layers = len(measured.layers)
+    trials = measured.trials if candidate.scaled else ()
+    attention = trial_scales(trials, "attention", layers)
+    early = np.geomspace(candidate.early, 1.0, layers)
+    mlp = [float(scale) for scale in early * trial_scales(trials, "mlp", layers)]
     demands = demands or DEMANDS[settings.target]
     cut_heads = candidate.heads and METHODS[settings.method].cuts_heads and demands.cuts_heads
     round_to = resolve_round_to(settings, geometry)
@@ -191,8 +211,8 @@ def lagrangian_shapes(
     constraint = demands.constraint(whole)
     scored = lagrangian_plan(curves, budget, module_cap=settings.module_cap, constraint=constraint)
     layer_losses = (
-        replace(losses, attention=losses.attention / candidate.penalty)
-        for losses in scored.layer_losses
+        replace(losses, attention=losses.attention / candidate.penalty, mlp=losses.mlp / factor)
+        for losses, factor in zip(scored.layer_losses, early.tolist(), strict=True)
     )
     return replace(scored, layer_losses=tuple(layer_losses))
 

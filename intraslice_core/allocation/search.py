@@ -1,9 +1,10 @@
-"""Trial compressions: the loss of a plan, measured on few sequences (docs/method.md, section 4)."""
+"""Trial compressions: plans judged on few sequences (docs/method.md, section 4)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from torch import Tensor
 from intraslice_core import decoder_layer
 from intraslice_core.allocation.curves import ScoredPlan
 from intraslice_core.allocation.estimators import AttentionCandidate
-from intraslice_core.checkpoints.dense_model import DenseLayers, mean_loss
+from intraslice_core.allocation.judge import Divergence, difference
+from intraslice_core.checkpoints.dense_model import DenseLayers, divergences
+from intraslice_core.decoder_layer import LayerWeights, Rotary
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.hidden_states import HiddenStates, LayerContext
 from intraslice_core.layer_compressor import LayerCompressor
@@ -35,7 +38,9 @@ class TrialCompression:
     fit: Tensor
     """Sequences to refit projections on, (sequences, length), int64."""
     check: Tensor
-    """Held-out sequences to measure the loss on, (sequences, length), int64."""
+    """Held-out sequences to judge plans on, (sequences, length), int64."""
+    kinds: Tensor
+    """Number of each held-out sequence's kind of text, (sequences,), int64."""
     sensitivity: Sequence[LayerSensitivity]
     method: CompressionMethod
     batch_size: int
@@ -44,8 +49,26 @@ class TrialCompression:
     prefix_length: int = 0
     """Positions of the prefix at the beginning of every sequence."""
 
-    def loss(self, plan: ModelPlan, before_batch: Callable[[float], None]) -> float:
-        """Compress with a plan and return the mean next-token loss on `check`, in nats.
+    @cached_property
+    def _dense(self) -> Tensor:
+        """Output of the dense model's last layer on `check`."""
+        check = self.layers.embed(self.check)
+        for layer in range(self.layers.num_layers):
+            rotary = self.layers.rotary(layer, check.shape[1])
+            check = self._advanced(check, self.layers.weights(layer), layer, rotary)
+        return check
+
+    def _advanced(self, check: Tensor, weights: LayerWeights, layer: int, rotary: Rotary) -> Tensor:
+        """Return the held-out hidden states after a layer, on their device."""
+        settings = self.layers.settings(layer)
+        batches = [
+            decoder_layer.forward(rows.to(self.device), weights, settings, rotary)
+            for rows in torch.split(check, self.batch_size)
+        ]
+        return torch.cat(batches).to(check.device)
+
+    def divergence(self, plan: ModelPlan, before_batch: Callable[[float], None]) -> Divergence:
+        """Compress with a plan and return the divergence from the dense model on `check`.
 
         Args:
             plan: sizes to keep.
@@ -69,10 +92,9 @@ class TrialCompression:
             context = self._context(layer, hidden.shape[1], on_progress)
             compressor = LayerCompressor(self.layers.weights(layer), layer_plan, states, context)
             sliced = compressor.run().weights
-            check = decoder_layer.forward(
-                check.to(self.device), sliced, context.settings, context.rotary
-            ).to(check.device)
-        return mean_loss(self.layers, check, self.check, prefix_length=self.prefix_length)
+            check = self._advanced(check, sliced, layer, context.rotary)
+        tokens = divergences(self.layers, self._dense, check, prefix_length=self.prefix_length)
+        return Divergence(tokens=tokens, kinds=self.kinds)
 
     def _context(
         self, layer: int, length: int, before_batch: Callable[[float], None]
@@ -96,34 +118,40 @@ class TrialCompression:
 
 
 CANDIDATES = (
-    AttentionCandidate(heads=False, penalty=1.0),
     AttentionCandidate(heads=True, penalty=2.0),
-    AttentionCandidate(heads=True, penalty=4.0),
+    AttentionCandidate(heads=True, penalty=4.0, scaled=False),
+    AttentionCandidate(heads=True, penalty=4.0, scaled=False, early=4.0),
 )
-"""Candidates that are compared; the first is used where no trial compression is possible."""
+"""Candidates that are compared; the first is used where nothing shows another to be better.
+
+The third spares early MLPs, on which the following layers depend on text of every kind.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateResult:
-    """Shapes of a candidate and the measured loss of the model with them."""
+    """Shapes of a candidate and the divergence of the model with them."""
 
     candidate: AttentionCandidate
     scored: ScoredPlan
-    loss: float
-    """Loss of the trial compression, in nats per token."""
+    divergence: Divergence
+    """Divergence of the trial compression."""
 
 
 def search(
-    allocate: Callable[[AttentionCandidate], ScoredPlan], loss: Callable[[ModelPlan], float]
+    allocate: Callable[[AttentionCandidate], ScoredPlan],
+    divergence: Callable[[ModelPlan], Divergence],
 ) -> tuple[CandidateResult, ...]:
-    """Allocate for all candidates and measure each distinct plan once.
+    """Allocate for all candidates, measure each distinct plan once, and choose one.
+
+    A candidate takes the place of an earlier one only if it is better beyond the standard error.
 
     Args:
         allocate: returns the shapes for a candidate.
-        loss: returns the loss of a model with the plan's shapes.
+        divergence: returns the divergence of a model with the plan's shapes.
 
     Returns:
-        Results in ascending order of loss.
+        The chosen candidate's result, followed by the others in ascending order of score.
 
     Raises:
         ConfigurationError: if no candidate has shapes within the budget.
@@ -137,8 +165,19 @@ def search(
             errors.append(error)
             continue
         if all(scored.plan != result.scored.plan for result in results):
-            measured = loss(scored.plan)
-            results.append(CandidateResult(candidate=candidate, scored=scored, loss=measured))
+            measured = divergence(scored.plan)
+            results.append(CandidateResult(candidate=candidate, scored=scored, divergence=measured))
     if not results:
         raise errors[0]
-    return tuple(sorted(results, key=lambda result: result.loss))
+    best = _chosen(results)
+    others = (result for result in results if result is not best)
+    return (best, *sorted(others, key=lambda result: result.divergence.score))
+
+
+def _chosen(results: Sequence[CandidateResult]) -> CandidateResult:
+    """Return the first result, or a later one that is better beyond the standard error."""
+    best = results[0]
+    for result in results[1:]:
+        if difference(result.divergence, best.divergence).favours_first:
+            best = result
+    return best

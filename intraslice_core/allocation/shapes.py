@@ -1,7 +1,7 @@
 """Choice of shapes within a budget (docs/method.md, section 4).
 
 This module measures the sensitivity or loads it from the cache, calls the allocator, and falls back
-to `uniform` if that has less loss in a trial compression.
+to equal layers that spare attention if a trial compression shows them to be better.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from intraslice_core.allocation.estimators import (
     measure_sensitivity,
     trial_rank_correlation,
 )
+from intraslice_core.allocation.judge import Divergence, difference
 from intraslice_core.allocation.search import (
     CANDIDATES,
     TRIAL_SEQUENCES,
@@ -32,14 +33,15 @@ from intraslice_core.allocation.search import (
     TrialCompression,
     search,
 )
+from intraslice_core.allocation.shared_pairs import with_shared_pairs
 from intraslice_core.allocation.uniform import uniform_plan
-from intraslice_core.calibration import calibration_hash
+from intraslice_core.calibration import calibration_hash, sequence_sources
 from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.config import Allocation, Allocator, CompressionConfig
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.export.targets import TargetDemands
 from intraslice_core.methods import METHODS, resolve_allocator
-from intraslice_core.plan import ModelGeometry, ModelPlan
+from intraslice_core.plan import ONLY_DENSE, ModelGeometry, ModelPlan
 from intraslice_core.reports.schema import (
     AllocationReport,
     CandidateReport,
@@ -47,66 +49,12 @@ from intraslice_core.reports.schema import (
     LossWeighting,
     TrialReport,
 )
-from intraslice_core.selection.rotary_pairs import eliminate_shared_pairs
-from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity, SharedPairsSensitivity
+from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.sensitivity.measurement import (
     ModelSensitivity,
     load_sensitivity,
     save_sensitivity,
 )
-
-
-def with_shared_pairs(layers: Sequence[LayerSensitivity]) -> tuple[SharedPairsSensitivity, ...]:
-    """Return the sensitivity of layers that all keep the same rotary pairs.
-
-    Predicted losses of pairs are those of the shared order. Energies are those of an average head,
-    so that the norms of q and k, which slicing corrects by them, stay the same for all heads.
-
-    Raises:
-        NumericalError: if a pairs' moment is not finite or cannot be factorised.
-    """
-    # Layers without RoPE have bases of their own, unless queries and keys are normed.
-    sharing = [number for number, layer in enumerate(layers) if layer.query_directions is None]
-    moments = [layers[number].pair_moment for number in sharing]
-    if not sharing:
-        moments = [layer.pair_moment for layer in layers]
-    shared = eliminate_shared_pairs(torch.cat(moments))
-    costs = torch.split(shared.removal_cost, [len(moment) for moment in moments])
-    losses = [layer.pair_losses for layer in layers]
-    for number, cost in zip(sharing, costs, strict=False):
-        losses[number] = _shared_losses(losses[number], cost.sum(0))
-    return tuple(
-        SharedPairsSensitivity(
-            **vars(
-                replace(
-                    layer,
-                    pair_losses=pair_losses,
-                    query_energy=_average_energy(layer.query_energy),
-                    key_energy=_average_energy(layer.key_energy),
-                )
-            ),
-            pair_order=shared.order,
-        )
-        for layer, pair_losses in zip(layers, losses, strict=True)
-    )
-
-
-def _average_energy(energy: Tensor) -> Tensor:
-    """Return the mean share of each pair in its head's energy, for all heads, (heads, pairs)."""
-    shares = energy / energy.sum(1, keepdim=True).clamp_min(torch.finfo(energy.dtype).tiny)
-    return shares.mean(0, keepdim=True).expand_as(energy).contiguous()
-
-
-def _shared_losses(free: Tensor, cost: Tensor) -> Tensor:
-    """Return losses by the number of pairs kept, (pairs + 1,), from the costs of a shared order.
-
-    Args:
-        free: losses where the layer chooses its own pairs, (pairs + 1,); used for 0 pairs.
-        cost: removal costs in order, (pairs - 1,).
-    """
-    removed = torch.cat((cost.new_zeros(1), cost.cumsum(0)))
-    losses = 0.5 * removed.flip(0)
-    return torch.cat((torch.maximum(free[:1].to(losses), losses[:1]), losses))
 
 
 def allocation_report(
@@ -154,7 +102,7 @@ SENSITIVITY_SHARE = 0.6
 """Share of the stage's time that the measurement takes; the rest compares allocations."""
 
 
-UNIFORM_IS_BETTER = "uniform shapes had less loss on held-out calibration text"
+UNIFORM_IS_BETTER = "equal MLP widths with whole attention had less loss on held-out text"
 """Reason of the fallback to `uniform` after trial compressions."""
 
 
@@ -218,7 +166,8 @@ def choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
         ConfigurationError: if rounding cannot meet the budget.
         NumericalError: naming the layer.
     """
-    split = CalibrationSplit.of(tokens, context.prefix_length)
+    kinds = sequence_sources(context.config.resolved_calibration)
+    split = CalibrationSplit.of(tokens, kinds, context.prefix_length)
     free = measured = None
     if METHODS[context.config.method].measures_sensitivity and context.budget.ratio > 0.0:
         free = measured = _measured(context, split, tokens)
@@ -315,6 +264,27 @@ def _uniform_plan(context: AllocationContext) -> ModelPlan:
     return uniform_plan(context.geometry, context.budget.ratio, round_to, context.demands.shapes)
 
 
+def _spared_plan(context: AllocationContext) -> ModelPlan:
+    """Return equal MLP widths with whole attention.
+
+    Raises:
+        ConfigurationError: if the MLPs cannot give the whole budget, or rounding misses it.
+    """
+    whole = replace(
+        context.demands.shapes,
+        multiples={**context.demands.shapes.multiples, "pairs": ONLY_DENSE},
+    )
+    round_to = resolve_round_to(context.config, context.geometry)
+    plan = uniform_plan(context.geometry, context.budget.ratio, round_to, whole)
+    least = (1.0 - context.config.module_cap) * context.geometry.intermediate_size
+    if min(layer.intermediate_size for layer in plan.layers) < least:
+        raise ConfigurationError(
+            "the MLPs alone cannot give the budget within the module cap",
+            field="compression.module_cap",
+        )
+    return plan
+
+
 def _uniform(
     context: AllocationContext,
     measured: ModelSensitivity | None,
@@ -331,7 +301,7 @@ def _uniform(
 def _lagrangian(
     context: AllocationContext, measured: ModelSensitivity, split: CalibrationSplit
 ) -> Shapes:
-    """Return the Lagrangian's shapes, or uniform ones if they have less loss on the check set."""
+    """Return the Lagrangian's shapes, or equal ones if the check set shows them to be better."""
 
     def allocate(candidate: AttentionCandidate) -> ScoredPlan:
         def with_budget(parameters: int) -> ScoredPlan:
@@ -347,14 +317,14 @@ def _lagrangian(
         if trials is None:
             scored = allocate(CANDIDATES[0])
         else:
-            results = search(allocate, trials.loss)
+            results = search(allocate, trials.divergence)
             scored = results[0].scored
     except ConfigurationError as error:
         return _uniform(context, measured, _fallback_report(context, error.message))
-    uniform_loss = None if trials is None else trials.uniform_loss()
-    report = _lagrangian_report(context, measured, scored, results, uniform_loss)
-    if report.fell_back:
-        return _uniform(context, measured, report)
+    rival = None if trials is None else trials.equal_shapes()
+    report = _lagrangian_report(context, measured, scored, results, rival)
+    if report.fell_back and rival is not None:
+        return Shapes(plan=rival.plan, sensitivity=_layers(context, measured), report=report)
     return Shapes(plan=scored.plan, sensitivity=_layers(context, measured), report=report)
 
 
@@ -363,33 +333,38 @@ def _lagrangian_report(
     measured: ModelSensitivity,
     scored: ScoredPlan,
     results: Sequence[CandidateResult],
-    uniform_loss: float | None,
+    rival: JudgedPlan | None,
 ) -> AllocationReport:
-    """Return the report on the Lagrangian, falling back to `uniform` if that has less loss.
+    """Return the report on the Lagrangian, falling back to equal shapes if they are better.
 
     Args:
         context: inputs of the choice.
         measured: sensitivity of all layers.
         scored: best plan.
         results: trial compressions of all candidates, the best first; empty without trials.
-        uniform_loss: loss of the trial compression with uniform shapes; None without.
+        rival: trial compression with equal shapes; None without.
     """
-    best_loss = results[0].loss if results else None
-    worse = best_loss is not None and uniform_loss is not None and best_loss > uniform_loss
+    best = results[0].divergence if results else None
+    worse = (
+        best is not None and rival is not None and difference(rival.divergence, best).favours_first
+    )
     report = allocation_report(
         context.config.allocation,
         "uniform" if worse else "lagrangian",
         scored,
         weighting="fisher",
-        calibration_loss=best_loss,
-        uniform_calibration_loss=uniform_loss,
+        calibration_loss=None if best is None else best.score,
+        uniform_calibration_loss=None if rival is None else rival.divergence.score,
         fallback_reason=UNIFORM_IS_BETTER if worse else None,
     )
     candidates = tuple(
         CandidateReport(
             heads=result.candidate.heads,
             attention_price=result.candidate.penalty,
-            calibration_loss=result.loss,
+            trial_cuts=result.candidate.scaled,
+            early_mlp_price=result.candidate.early,
+            calibration_loss=result.divergence.score,
+            standard_error=difference(result.divergence, results[0].divergence).standard_error,
         )
         for result in results
     )
@@ -415,15 +390,23 @@ def _with_unconstrained_loss(
     config = context.config.model_copy(update={"target": "research"})
     parameters = context.budget.parameters
     try:
-        scored = lagrangian_shapes(free, context.geometry, parameters, config, CANDIDATES[1])
+        scored = lagrangian_shapes(free, context.geometry, parameters, config, CANDIDATES[0])
     except ConfigurationError:  # rounding misses the budget: nothing to compare with
         return shapes
-    loss = trials.loss(scored.plan)
+    loss = trials.divergence(scored.plan).score
     report = shapes.report.model_copy(update={"unconstrained_calibration_loss": loss})
     return replace(shapes, report=report)
 
 
 # -- trial compressions ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedPlan:
+    """Plan and the divergence of its trial compression."""
+
+    plan: ModelPlan
+    divergence: Divergence
 
 
 @dataclass
@@ -435,23 +418,25 @@ class _TrialCompressions:
     finished: int = 0
     """Number of plans tried."""
 
-    def loss(self, plan: ModelPlan) -> float:
-        """Return the loss of a trial compression, in nats per token."""
+    def divergence(self, plan: ModelPlan) -> Divergence:
+        """Return the divergence of a trial compression from the dense model."""
         share = (1 - SENSITIVITY_SHARE) / (len(CANDIDATES) + 1)
         start = SENSITIVITY_SHARE + share * self.finished
         self.finished += 1
-        return self.trial_compression.loss(
+        return self.trial_compression.divergence(
             plan,
             lambda done: self.context.before_batch(start + share * done, "comparing allocations"),
         )
 
-    def uniform_loss(self) -> float | None:
-        """Return the loss with uniform shapes; None if rounding misses the budget."""
-        try:
-            plan = _uniform_plan(self.context)
-        except ConfigurationError:
-            return None
-        return self.loss(plan)
+    def equal_shapes(self) -> JudgedPlan | None:
+        """Judge equal shapes, with whole attention if possible; None if rounding allows none."""
+        for plan_of in (_spared_plan, _uniform_plan):
+            try:
+                plan = plan_of(self.context)
+            except ConfigurationError:
+                continue
+            return JudgedPlan(plan=plan, divergence=self.divergence(plan))
+        return None
 
 
 def _trial_compressions(
@@ -465,6 +450,7 @@ def _trial_compressions(
         layers=context.layers,
         fit=split.sensitivity[:TRIAL_SEQUENCES],
         check=split.check,
+        kinds=split.check_kinds,
         sensitivity=measured.layers,
         method=method,
         batch_size=context.config.batch_size,

@@ -9,6 +9,7 @@ from intraslice_core.calibration.tokens import (
     ReadTokens,
     calibration_hash,
     calibration_tokens,
+    sequence_sources,
     source_tokens,
     tokenise_documents,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "generate_tokens",
     "interleave",
     "load_text",
+    "sequence_sources",
     "source_tokens",
     "text_prefix",
     "tokenise_documents",

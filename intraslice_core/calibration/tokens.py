@@ -24,6 +24,7 @@ from intraslice_core.errors import (
     CalibrationSourceError,
     CalibrationTooShortError,
     CalibrationUniformError,
+    NumericalError,
 )
 from intraslice_core.progress import CancellationCheck, never_cancelled
 from intraslice_core.text_sources import WRITTEN
@@ -94,14 +95,35 @@ def calibration_tokens(
         for part in parts
         if part.source not in WRITTEN
     }
-    generated = {
-        part.source: generate_tokens(generator(), tokenizer, part, should_cancel=should_cancel)
-        for part in parts
-        if part.source in WRITTEN
-    }
-    tokens = interleave([(read | generated)[part.source] for part in parts])
-    _require_variety(tokens, read)
-    return tokens
+    try:
+        generated = {
+            part.source: generate_tokens(generator(), tokenizer, part, should_cancel=should_cancel)
+            for part in parts
+            if part.source in WRITTEN
+        }
+    except (CalibrationSourceError, NumericalError) as error:
+        if not config.self_share:
+            raise
+        if warnings is not None:
+            warnings.append(f"the calibration has no self-written text: {error.message}")
+        return calibration_tokens(
+            config.model_copy(update={"self_share": 0.0}),
+            tokenizer,
+            model=model,
+            should_cancel=should_cancel,
+            warnings=warnings,
+        )
+    sequences = [(read | generated)[part.source] for part in parts]
+    # The model's own text has variety, whatever was given.
+    given = sequences[: len(config.sources)] if config.self_share else sequences
+    _require_variety(interleave(given), read)
+    return interleave(sequences)
+
+
+def sequence_sources(config: CalibrationConfig) -> Tensor:
+    """Return the number of the source that each calibration sequence is from, (samples,), int64."""
+    parts = config.parts()
+    return interleave([torch.full((part.samples, 1), n) for n, part in enumerate(parts)])[:, 0]
 
 
 def source_tokens(

@@ -139,6 +139,31 @@ class DenseLayerReader:
         return Norm(weight=norm, bias=at("model.norm.bias")), weight, at("lm_head.bias")
 
 
+def divergences(
+    layers: DenseLayers, dense: Tensor, compressed: Tensor, *, prefix_length: int = 0
+) -> Tensor:
+    """Return KL(dense ‖ compressed) of the predictions at every position that predicts text.
+
+    Args:
+        layers: the model whose output head is used for both.
+        dense: output of the last layer, (sequences, length, hidden_size).
+        compressed: that of the compressed model.
+        prefix_length: positions of the prefix at the beginning of every sequence.
+
+    Returns:
+        (sequences, length - max(prefix_length, 1) + 1), float32, in nats, on the CPU.
+    """
+    first = max(prefix_length, 1) - 1
+    expected, predicted = (hidden[:, first:].flatten(0, 1) for hidden in (dense, compressed))
+    parts = []
+    blocks = (torch.split(rows, layers.logit_rows) for rows in (expected, predicted))
+    for rows in zip(*blocks, strict=True):
+        target, log_probs = (F.log_softmax(layers.logits(part), dim=-1) for part in rows)
+        divergence = F.kl_div(log_probs, target, reduction="none", log_target=True).sum(-1)
+        parts.append(divergence.cpu())
+    return torch.cat(parts).view(len(dense), -1)
+
+
 def mean_loss(
     layers: DenseLayers, hidden: Tensor, tokens: Tensor, *, prefix_length: int = 0
 ) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationInfo, WrapValidator, field_validator
@@ -45,6 +46,17 @@ _MIXTURE: TypeAdapter[tuple[WeightedSource, ...]] = TypeAdapter(_Mixture)
 DEFAULT_MIXTURE = tuple(WeightedSource(source=name) for name in ("pydoc", "pycode", "chat", "self"))
 """Best compromise measured among mixtures that need no file (`benchmarks/calibration.py`,
 BENCHMARKS.md)."""
+
+
+_SELF = "self"
+
+DEFAULT_SELF_SHARES: Mapping[str, float] = MappingProxyType({"intraslice_plus": 0.25})
+"""Share of self-written sequences by method, 0 for others (docs/method.md, section 2)."""
+
+
+def _names(source: str | Sequence[WeightedSource]) -> tuple[str, ...]:
+    """Return the names of a source or of all sources of a mixture."""
+    return (source,) if isinstance(source, str) else tuple(part.source for part in source)
 
 
 def _validate_source(value: Any, validate_name: Callable[[Any], Any]) -> Any:
@@ -101,6 +113,15 @@ class CalibrationConfig(FrozenModel):
     seed: int = Field(
         default=0, ge=0, lt=2**31, description="Random seed for selecting or writing sequences."
     )
+    self_share: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=0.9,
+        description="Share of the sequences that the dense model writes itself (source `self`), "
+        "beside the text of the sources; it keeps the choice of dimensions from depending on that "
+        "text alone. null selects 0.25 for intraslice_plus, and 0 for other methods and for "
+        "sources that contain `self`.",
+    )
     text_field: TextField = Field(
         default=None,
         description="Field of the records of files and data sets that holds the text or the "
@@ -121,16 +142,47 @@ class CalibrationConfig(FrozenModel):
                     )
         return samples
 
+    @field_validator("self_share")
+    @classmethod
+    def _reject_a_second_share_of_self(
+        cls, share: float | None, info: ValidationInfo
+    ) -> float | None:
+        if share and _SELF in _names(info.data.get("source", "")):
+            raise ValueError(
+                "the sources contain `self` already: give it a weight there, or leave self_share "
+                "out"
+            )
+        return share
+
     @property
-    def mixture(self) -> tuple[WeightedSource, ...]:
-        """All sources; a single source has the weight 1."""
+    def sources(self) -> tuple[WeightedSource, ...]:
+        """All sources that were given; a single source has the weight 1."""
         if isinstance(self.source, str):
             return (WeightedSource(source=self.source),)
         return self.source
 
+    @property
+    def mixture(self) -> tuple[WeightedSource, ...]:
+        """All sources, with the text that `self_share` adds."""
+        share = self.self_share or 0.0
+        if share == 0.0:
+            return self.sources
+        weight = sum(source.weight for source in self.sources) * share / (1.0 - share)
+        return (*self.sources, WeightedSource(source=_SELF, weight=weight))
+
+    def with_self_share(self, method: str) -> CalibrationConfig:
+        """Return the settings with the share of self-written text that null stands for."""
+        if self.self_share is not None:
+            return self
+        share = 0.0 if _SELF in _names(self.source) else DEFAULT_SELF_SHARES.get(method, 0.0)
+        return self.model_copy(update={"self_share": share})
+
     def parts(self) -> tuple[CalibrationPart, ...]:
-        """Return one part for each source that gets at least one sequence."""
-        shares = _divide(self.samples, self.mixture)
+        """Return one part for each source that gets at least one sequence.
+
+        Sources come before self-written text where there are too few sequences for all.
+        """
+        shares = self._shares()
         return tuple(
             CalibrationPart(
                 source=weighted.source,
@@ -139,9 +191,18 @@ class CalibrationConfig(FrozenModel):
                 seed=self.seed,
                 text_field=weighted.text_field or self.text_field,
             )
-            for weighted, share in zip(self.mixture, shares, strict=True)
+            for weighted, share in zip(self.mixture, shares, strict=False)
             if share > 0
         )
+
+    def _shares(self) -> tuple[int, ...]:
+        """Return the sequences of every source, and last those that the model writes."""
+        alone = _divide(self.samples, self.sources)
+        for written in range(int(self.samples * (self.self_share or 0.0)), 0, -1):
+            shares = _divide(self.samples - written, self.sources)
+            if all(share > 0 or alone[index] == 0 for index, share in enumerate(shares)):
+                return (*shares, written)
+        return alone
 
 
 class CalibrationPart(FrozenModel):

@@ -144,9 +144,14 @@ class CompressionSettings(FrozenModel):
     )
 
     @property
+    def resolved_calibration(self) -> CalibrationConfig:
+        """Calibration with the share of self-written text that the method uses by default."""
+        return self.calibration.with_self_share(self.method)
+
+    @property
     def seen_sources(self) -> tuple[str, ...]:
         """Text sources used for calibration or fine-tuning."""
-        mixture = self.calibration.mixture
+        mixture = self.resolved_calibration.mixture
         if self.recover is not None:
             mixture += self.recover.mixture(self.calibration)
         return tuple(dict.fromkeys(weighted.source for weighted in mixture))

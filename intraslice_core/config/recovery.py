@@ -113,7 +113,7 @@ class RecoveryConfig(FrozenModel):
     def mixture(self, calibration: CalibrationConfig) -> tuple[WeightedSource, ...]:
         """Return the training sources: `source`, or else the calibration's sources."""
         if self.source is None:
-            return calibration.mixture
+            return calibration.sources
         return self.text(calibration).mixture
 
     def text(self, calibration: CalibrationConfig) -> CalibrationConfig:

@@ -189,7 +189,7 @@ def _largest_writing_cache(
     """Estimate the KV cache of the sequences written at once, in bytes; at least one sequence."""
     written = [
         (part.samples, part.sequence_length)
-        for part in compression.calibration.parts()
+        for part in compression.resolved_calibration.parts()
         if part.source in WRITTEN
     ]
     if evaluation is not None and not WRITTEN.isdisjoint(evaluation.perplexity):

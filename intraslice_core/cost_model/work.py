@@ -102,7 +102,7 @@ def stage_work(
         compression: settings of the compression.
         evaluation: settings of the evaluation; None without one.
     """
-    calibration = compression.calibration
+    calibration = compression.resolved_calibration
     tokens = calibration.samples * calibration.sequence_length
     written = sum(part.tokens for part in calibration.parts() if part.source in WRITTEN)
     work = {

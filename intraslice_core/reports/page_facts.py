@@ -173,7 +173,9 @@ def quality(report: CompressionReport) -> Table | None:
     """Return the perplexity on each text, with its domain relative to the calibration text."""
     if report.evaluation is None or not report.evaluation.perplexity:
         return None
-    calibrated = {domain_of(weighted.source) for weighted in report.config.calibration.mixture}
+    calibrated = {
+        domain_of(weighted.source) for weighted in report.config.resolved_calibration.mixture
+    }
     return Table(
         columns=(
             *("text", "dense", "compressed", "compressed / dense"),
@@ -304,7 +306,7 @@ def _allocator(allocation: AllocationReport) -> str:
 
 
 def _calibration(report: CompressionReport) -> str:
-    mixture = report.config.calibration.mixture
+    mixture = report.config.resolved_calibration.mixture
     names = ", ".join(
         _last_part(weighted.source) + (f" (weight {weighted.weight:g})" if len(mixture) > 1 else "")
         for weighted in mixture

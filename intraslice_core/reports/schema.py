@@ -131,8 +131,22 @@ class CandidateReport(FrozenModel):
     attention_price: float = Field(
         description="Attention penalty: factor on the predicted losses of attention."
     )
+    trial_cuts: bool = Field(
+        default=True, description="Whether trial cuts scaled the predicted losses."
+    )
+    early_mlp_price: float = Field(
+        default=1.0,
+        description="Factor on the predicted losses of the first MLP, which falls geometrically to "
+        "1 at the last layer.",
+    )
     calibration_loss: float = Field(
-        description="Loss on held-out calibration text, in nats per token."
+        description="Divergence KL(dense ‖ compressed) on held-out calibration text: the mean over "
+        "the kinds of text plus half of the worst, in nats per token."
+    )
+    standard_error: float | None = Field(
+        default=None,
+        description="Standard error of the paired difference from the chosen candidate. A later "
+        "candidate is chosen only if it is better by two standard errors.",
     )
 
 
@@ -150,18 +164,18 @@ class AllocationReport(FrozenModel):
     weighting: LossWeighting | None = None
     calibration_loss: float | None = Field(
         default=None,
-        description="Loss of a trial compression with the requested allocator's shapes, in nats "
-        "per token.",
+        description="Divergence of a trial compression with the requested allocator's shapes from "
+        "the dense model, in nats per token, like `candidates.calibration_loss`.",
     )
     uniform_calibration_loss: float | None = Field(
         default=None,
-        description="Loss of a trial compression with equal layers of the same size, in nats per "
-        "token.",
+        description="Divergence of a trial compression with equal layers of the same size, with "
+        "whole attention where the budget allows it.",
     )
     unconstrained_calibration_loss: float | None = Field(
         default=None,
-        description="Loss of a trial compression with the free shapes of target research at the "
-        "same size, in nats per token. The difference is the cost of the target.",
+        description="Divergence of a trial compression with the free shapes of target research at "
+        "the same size. The difference is the cost of the target.",
     )
     predicted_loss: float | None = Field(
         default=None, description="Sum of the predicted loss increases of all modules, in nats."

@@ -49,6 +49,12 @@ from intraslice_core.statistics import (
 
 NEURON_DAMPING = 1e-4
 """Relative damping of the Gram matrices in the elimination of neurons and heads."""
+CHOICE_SHRINKAGE = 0.1
+"""Shrinkage of `H` where neurons and heads are eliminated: `H` plus this much of its diagonal.
+
+Correlations of the calibration text do not hold on other text; by them, a neuron that others
+seem to replace costs nothing. The refit uses `H` itself.
+"""
 METRIC_DAMPING = 1e-3
 """Relative damping of the Fisher matrices, which are estimated from a few sequences."""
 TRIAL_DAMPING = 1e-3
@@ -242,7 +248,8 @@ class _LayerPass:
         """Return removal order and costs of all neurons, (intermediate_size,) each."""
         width = self._weights.up.weight.shape[0]
         rows = self._mlp_space.rows()[:width] @ fisher_factor(metric)
-        factor = linalg.damped_cholesky(self._neurons.mean()[:width, :width], NEURON_DAMPING)
+        moment = linalg.shrunken(self._neurons.mean()[:width, :width], CHOICE_SHRINKAGE)
+        factor = linalg.damped_cholesky(moment, NEURON_DAMPING)
         choice = neurons.eliminate_neurons(factor, rows, 0)
         return choice.removal_order, choice.removal_cost
 
@@ -251,6 +258,7 @@ class _LayerPass:
         settings = self._settings
         rows = self._head_rows().flatten(0, 1) @ fisher_factor(metric)
         moment = self._heads.mean()[: rows.shape[0], : rows.shape[0]]
+        moment = linalg.shrunken(moment, CHOICE_SHRINKAGE)
         factor = linalg.damped_cholesky(moment, NEURON_DAMPING)
         choice = eliminate_heads(
             factor, rows, settings.num_attention_heads, settings.num_key_value_heads

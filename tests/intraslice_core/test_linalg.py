@@ -69,3 +69,15 @@ def test_inputs_are_never_mutated() -> None:
     linalg.eigenbasis(gram)
     linalg.square_roots(gram, 0.1)
     assert torch.equal(gram, before)
+
+
+def test_shrinking_keeps_the_order_of_energies_and_scales_correlations() -> None:
+    gram = second_moment(6, 6, 0)
+    shrunk = linalg.shrunken(gram, 0.25)
+    scale = gram.diagonal().rsqrt()
+    correlations = scale[:, None] * gram * scale
+    expected = correlations / 1.25
+    expected.diagonal().fill_(1.0)
+    scale = shrunk.diagonal().rsqrt()
+    torch.testing.assert_close(scale[:, None] * shrunk * scale, expected)
+    torch.testing.assert_close(shrunk.diagonal(), 1.25 * gram.diagonal())

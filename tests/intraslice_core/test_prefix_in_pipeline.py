@@ -37,7 +37,7 @@ CONFIG = CompressionConfig(
     round_to=2,
     dtype="float32",
     allocation="uniform",
-    calibration=CalibrationConfig(source="pydoc", samples=8, sequence_length=32),
+    calibration=CalibrationConfig(source="pydoc", samples=8, sequence_length=32, self_share=0.0),
 )
 
 

@@ -57,7 +57,9 @@ else:
         dtype="float32",
         batch_size=2,
         allocation="uniform",  # skips the comparison of two plans, which takes seconds
-        calibration=CalibrationConfig(source="pydoc", samples=16, sequence_length=64),
+        calibration=CalibrationConfig(
+            source="pydoc", samples=16, sequence_length=64, self_share=0.0
+        ),
     )
     compress_model(model, Path(out), config, verify=False,
                    offload_dir=Path(states))

@@ -1,9 +1,13 @@
-"""Candidates of the allocation are ordered by their loss in a trial compression."""
+"""Candidates of the allocation are ordered by their divergence in a trial compression."""
+
+from dataclasses import replace
 
 import pytest
+import torch
 
 from intraslice_core.allocation.curves import LayerLosses, ScoredPlan
 from intraslice_core.allocation.estimators import AttentionCandidate
+from intraslice_core.allocation.judge import Divergence
 from intraslice_core.allocation.search import CANDIDATES, search
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.plan import LayerPlan, ModelPlan
@@ -27,19 +31,45 @@ def width(plan: ModelPlan) -> int:
     return plan.layers[0].intermediate_size
 
 
-def test_the_candidate_of_least_loss_comes_first():
+def diverging(mean: float, *, noise: float = 0.01) -> Divergence:
+    """Return a divergence of 4 times 64 positions with this mean; noise is the same in all."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = mean + noise * torch.randn(4, 64, generator=generator)
+    return Divergence(tokens=tokens, kinds=torch.tensor([0, 0, 0, 1]))
+
+
+def test_the_best_candidate_comes_first_and_the_others_in_order_of_score():
     widths = dict(zip(CANDIDATES, (16, 8, 24), strict=True))
-    losses = {16: 3.0, 8: 1.0, 24: 2.0}
-    results = search(lambda candidate: scored(widths[candidate]), lambda plan: losses[width(plan)])
+    means = {16: 3.0, 8: 1.0, 24: 2.0}
+    results = search(
+        lambda candidate: scored(widths[candidate]), lambda plan: diverging(means[width(plan)])
+    )
     assert [width(result.scored.plan) for result in results] == [8, 24, 16]
-    assert [result.loss for result in results] == [1.0, 2.0, 3.0]
     assert results[0].candidate == CANDIDATES[1]
+
+
+def test_a_candidate_that_is_better_within_the_standard_error_takes_no_place():
+    widths = dict(zip(CANDIDATES, (16, 8, 24), strict=True))
+    plain = diverging(1.0)
+    noise = torch.randn(4, 64, generator=torch.Generator().manual_seed(1))
+    centred = noise - noise.mean(1, keepdim=True)
+    noisy = replace(plain, tokens=plain.tokens - 0.01 + centred)
+    results = search(
+        lambda candidate: scored(widths[candidate]),
+        lambda plan: plain if width(plan) == 16 else noisy,
+    )
+    assert noisy.score < plain.score
+    assert width(results[0].scored.plan) == 16
 
 
 def test_equal_shapes_are_tried_once():
     tried = []
-    results = search(lambda _: scored(8), lambda plan: float(tried.append(plan) or 1.0))
-    assert len(results) == len(tried) == 1
+
+    def divergence(plan: ModelPlan) -> Divergence:
+        tried.append(plan)
+        return diverging(1.0)
+
+    assert len(search(lambda _: scored(8), divergence)) == len(tried) == 1
 
 
 def test_a_candidate_that_misses_the_budget_is_skipped():
@@ -48,7 +78,7 @@ def test_a_candidate_that_misses_the_budget_is_skipped():
             raise MISSED
         return scored(8)
 
-    assert search(allocate, lambda _: 1.0)[0].candidate == CANDIDATES[1]
+    assert search(allocate, lambda _: diverging(1.0))[0].candidate == CANDIDATES[1]
 
 
 def test_an_error_is_raised_if_no_candidate_meets_the_budget():
@@ -56,4 +86,4 @@ def test_an_error_is_raised_if_no_candidate_meets_the_budget():
         raise MISSED
 
     with pytest.raises(ConfigurationError, match="rounding misses"):
-        search(allocate, lambda _: 1.0)
+        search(allocate, lambda _: diverging(1.0))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from intraslice_core.allocation import shapes
-from intraslice_core.allocation.search import TrialCompression
+from intraslice_core.allocation.judge import Divergence
+from intraslice_core.allocation.search import CANDIDATES, CandidateResult, TrialCompression
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.pipeline import compress_model
+from intraslice_core.plan import ModelPlan
 from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.statistics_cache import StatisticsCache
 from tests.intraslice_core.compressing import compress_unverified
@@ -51,29 +55,52 @@ def test_the_lagrangian_reports_its_measurements(tmp_path):
     assert section is not None
     assert section.calibration_loss is not None
     losses = [candidate.calibration_loss for candidate in section.candidates]
-    assert losses == sorted(losses)
+    assert losses[1:] == sorted(losses[1:])
     assert losses[0] == section.calibration_loss
+    errors = [candidate.standard_error for candidate in section.candidates]
+    assert errors[0] == 0.0
+    assert all(error > 0.0 for error in errors[1:])
     assert section.uniform_calibration_loss is not None
-    assert section.fell_back == (section.calibration_loss > section.uniform_calibration_loss)
+    if section.fell_back:
+        assert section.calibration_loss > section.uniform_calibration_loss
     assert section.allocator == ("uniform" if section.fell_back else "lagrangian")
     assert section.predicted_loss > 0
     assert len(section.layers) == 3
     assert {trial.layer for trial in section.trials} == {0, 2}
 
 
-@pytest.mark.parametrize(("best", "uniform", "fell_back"), [(2.0, 1.0, True), (1.0, 2.0, False)])
-def test_shapes_with_more_loss_than_uniform_ones_are_not_used(
-    best, uniform, fell_back, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("equal", "noise", "fell_back"), [(-1.0, 0.0, True), (1.0, 0.0, False), (-0.01, 1.0, False)]
+)
+def test_equal_shapes_are_used_only_if_they_are_better_beyond_the_standard_error(
+    equal, noise, fell_back, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(TrialCompression, "loss", lambda *_: best)
-    monkeypatch.setattr(shapes._TrialCompressions, "uniform_loss", lambda _: uniform)
+    generator = torch.Generator().manual_seed(0)
+
+    def divergence(trial: TrialCompression, plan: ModelPlan, *_: object) -> Divergence:
+        tokens = torch.full((len(trial.check), 512), 2.0)
+        if len({layer.intermediate_size // 4 for layer in plan.layers}) == 1:
+            tokens = tokens + equal + noise * torch.randn(tokens.shape, generator=generator)
+        return Divergence(tokens=tokens, kinds=trial.kinds)
+
+    monkeypatch.setattr(TrialCompression, "divergence", divergence)
+    monkeypatch.setattr(shapes, "search", _first_candidate)
     report = compress(tmp_path, allocation="lagrangian")
     assert report.allocation is not None
     assert report.allocation.fell_back is fell_back
-    pairs = {layer.qk_pairs for layer in report.plan.layers}
     if fell_back:
-        assert "uniform shapes had less loss" in str(report.allocation.fallback_reason)
-        assert len(pairs) == 1
+        assert "equal MLP widths with whole attention" in str(report.allocation.fallback_reason)
+        dense = report.geometry.dense_layer()
+        assert {layer.qk_pairs for layer in report.plan.layers} == {dense.qk_pairs}
+        widths = [layer.intermediate_size for layer in report.plan.layers]
+        assert max(widths) - min(widths) <= 2
+
+
+def _first_candidate(allocate: Any, _divergence: Any) -> tuple[CandidateResult, ...]:
+    """Return the first candidate with a divergence of 2 nats at every position."""
+    divergence = Divergence(tokens=torch.full((2, 512), 2.0), kinds=torch.tensor([0, 1]))
+    scored = allocate(CANDIDATES[0])
+    return (CandidateResult(candidate=CANDIDATES[0], scored=scored, divergence=divergence),)
 
 
 def test_a_second_ratio_uses_the_cached_sensitivity(tmp_path, monkeypatch):

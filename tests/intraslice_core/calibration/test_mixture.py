@@ -13,8 +13,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from intraslice_core.calibration import calibration_hash, calibration_tokens, interleave
-from intraslice_core.config import CalibrationConfig
+from intraslice_core.calibration import (
+    calibration_hash,
+    calibration_tokens,
+    interleave,
+    sequence_sources,
+)
+from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.content_key import calibration_facts
 from intraslice_core.errors import CalibrationTooShortError
 from intraslice_core.hidden_states import HELD_OUT_FRACTION
@@ -128,6 +133,67 @@ def test_default_mixture_supports_few_sequences():
     assert tokens.shape == (2, 16)
     restored = CalibrationConfig.model_validate_json(CalibrationConfig().model_dump_json())
     assert restored == CalibrationConfig()
+
+
+@pytest.mark.parametrize(
+    ("share", "samples", "expected"),
+    [(0.25, 16, [12, 4]), (0.25, 3, [3]), (0.5, 5, [3, 2]), (0.0, 4, [4]), (0.9, 2, [1, 1])],
+)
+def test_a_share_of_the_sequences_is_written_by_the_model(share, samples, expected):
+    config = CalibrationConfig(source="pydoc", samples=samples, self_share=share)
+    assert shares(config) == expected
+    assert [part.source for part in config.parts()] == ["pydoc", "self"][: len(expected)]
+    assert sequence_sources(config).bincount().tolist() == expected
+
+
+def test_given_sources_come_before_the_text_of_the_model():
+    config = mixture(("pydoc", 1), ("pycode", 1), samples=2, self_share=0.5)
+    assert [part.source for part in config.parts()] == ["pydoc", "pycode"]
+    config = mixture(("pydoc", 3), ("pycode", 1), samples=16, self_share=0.25)
+    assert shares(config) == [9, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("method", "source", "share"),
+    [
+        ("intraslice_plus", "pydoc", 0.25),
+        ("intraslice", "pydoc", 0.0),
+        ("magnitude", "pydoc", 0.0),
+        ("intraslice_plus", "self", 0.0),
+        ("intraslice_plus", CalibrationConfig().source, 0.0),
+    ],
+)
+def test_the_default_share_depends_on_the_method_and_the_sources(method, source, share):
+    config = CompressionConfig(method=method, calibration=CalibrationConfig(source=source))
+    assert config.calibration.self_share is None
+    assert config.resolved_calibration.self_share == share
+
+
+def test_a_share_beside_self_is_rejected():
+    with pytest.raises(ValidationError, match="contain `self` already"):
+        CalibrationConfig(source="self", self_share=0.5)
+
+
+def test_the_model_writes_its_share_of_the_sequences():
+    config = CalibrationConfig(source="pydoc", samples=8, sequence_length=16, self_share=0.25)
+    model = tiny_model()
+    tokens = calibration_tokens(config, TOKENIZER, model=model)
+    alone = [CalibrationConfig(**part.model_dump()) for part in config.parts()]
+    text, own = (calibration_tokens(part, TOKENIZER, model=model) for part in alone)
+    rows = sequence_sources(config)
+    assert torch.equal(tokens[rows == 0], text)
+    assert torch.equal(tokens[rows == 1], own)
+
+
+def test_a_model_without_a_first_token_gets_the_given_text_alone():
+    tokenizer, model, warnings = tiny_tokenizer(), tiny_model(), []
+    tokenizer.bos_token = tokenizer.eos_token = None
+    model.config.bos_token_id = None
+    config = CalibrationConfig(source="pydoc", samples=8, sequence_length=16, self_share=0.25)
+    tokens = calibration_tokens(config, tokenizer, model=model, warnings=warnings)
+    given = config.model_copy(update={"self_share": 0.0})
+    assert torch.equal(tokens, calibration_tokens(given, tokenizer))
+    assert "no self-written text" in warnings[0]
 
 
 def test_mixture_contains_the_sequences_of_its_sources_and_is_repeatable():

@@ -1,4 +1,4 @@
-"""The dense model's embedding is computed as by transformers in the compute dtype."""
+"""Embedding and divergences of the dense model are those that transformers would compute."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from intraslice_core.checkpoints.dense_model import DenseLayerReader
+from intraslice_core.checkpoints.dense_model import DenseLayerReader, divergences
 from intraslice_core.checkpoints.reader import CheckpointReader
 from tests.intraslice_core.tiny_models import save_checkpoint, tiny_family_model
 
@@ -25,3 +25,21 @@ def test_embedding_of_a_bfloat16_checkpoint_is_computed_in_float32(
     with CheckpointReader(dense) as reader:
         embedded = DenseLayerReader(reader, torch.device("cpu"), torch.float32).embed(tokens)
     assert torch.equal(embedded, expected)
+
+
+@pytest.mark.parametrize("prefix_length", [0, 1, 2])
+def test_divergences_are_those_of_the_whole_distributions(
+    tmp_path: Path, prefix_length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = save_checkpoint(tiny_family_model("gemma2"), tmp_path)
+    monkeypatch.setattr(DenseLayerReader, "logit_rows", 5)
+    with CheckpointReader(dense) as reader, torch.inference_mode():
+        layers = DenseLayerReader(reader, torch.device("cpu"), torch.float32)
+        width = layers.embed(torch.zeros(1, dtype=torch.int64)).shape[-1]
+        generator = torch.Generator().manual_seed(0)
+        first, second = torch.randn(2, 2, 12, width, generator=generator)
+        result = divergences(layers, first, second, prefix_length=prefix_length)
+        logs = [torch.log_softmax(layers.logits(rows).double(), -1) for rows in (first, second)]
+        assert not divergences(layers, first, first).any()
+    expected = (logs[0].exp() * (logs[0] - logs[1])).sum(-1)[:, max(prefix_length - 1, 0) :]
+    torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-6)

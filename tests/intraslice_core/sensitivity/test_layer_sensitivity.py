@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from intraslice_core.allocation.shapes import with_shared_pairs
+from intraslice_core.allocation.shared_pairs import with_shared_pairs
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.sensitivity.measurement import (
     ModelSensitivity,

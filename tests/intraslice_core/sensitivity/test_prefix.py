@@ -42,7 +42,7 @@ def measured(directory: Path, prefix_length: int) -> ModelSensitivity:
     with CheckpointReader(directory) as reader, torch.inference_mode():
         return measure_sensitivity(
             DenseLayerReader(reader, torch.device("cpu"), torch.float32),
-            CalibrationSplit.of(tokens, prefix_length),
+            CalibrationSplit.of(tokens, prefix_length=prefix_length),
             batch_size=4,
             before_batch=lambda _: None,
         )

@@ -15,6 +15,7 @@ import typer
 import typer.main
 from typer.core import TyperCommand
 
+from app.cli.collector import paused_collector
 from app.cli.exit_codes import ExitCode
 from app.cli.sections import SectionedGroup
 
@@ -91,7 +92,9 @@ def _load(name: str, entry: LazyCommand) -> Any:
     """Import the command's module; without its extra return a command that reports that."""
     try:
         parent = typer.Typer(rich_markup_mode=None)
-        importlib.import_module(entry.module).register(parent)
+        with paused_collector():
+            module = importlib.import_module(entry.module)
+        module.register(parent)
         command = typer.main.get_group(parent).commands[name]
     except ModuleNotFoundError as error:
         if not _is_missing_extra(error, entry):

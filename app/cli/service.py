@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from app.cli.collector import paused_collector
 from app.cli.errors import reported_errors
 from app.cli.exit_codes import ExitCode
 
@@ -133,7 +134,8 @@ def serve(
 ) -> None:
     """Run the HTTP API, configured by INTRASLICE_* variables."""
     settings = process_settings()
-    from app.server import run_server
+    with paused_collector():
+        from app.server import run_server
 
     with reported_errors():
         run_server(settings, descriptor)
@@ -141,7 +143,8 @@ def serve(
 
 def worker() -> None:
     """Run one worker, configured by INTRASLICE_* variables."""
-    from workers.main import run_worker
+    with paused_collector():
+        from workers.main import run_worker
 
     with reported_errors():
         run_worker(process_settings())
@@ -149,7 +152,8 @@ def worker() -> None:
 
 def scheduler() -> None:
     """Run the periodic tasks; several may run at once."""
-    from workers.scheduler import run_scheduler
+    with paused_collector():
+        from workers.scheduler import run_scheduler
 
     with reported_errors():
         run_scheduler(process_settings())

@@ -17,9 +17,10 @@ class ApiModel(BaseModel):
     """A frozen value that the API returns and the client parses.
 
     Unknown fields are ignored, so that an older client can read the answers of a newer service.
+    Validators are built at the first use, because a command uses few of the models.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
 
 class Resource(ApiModel):

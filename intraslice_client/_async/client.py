@@ -6,10 +6,7 @@ from types import TracebackType
 
 import httpx
 
-from app.domain.audit import AuditList
-from app.domain.comparison import Comparison
-from app.domain.model_catalogue import ModelList
-from app.domain.service import Service
+from intraslice_client import _bodies as bodies
 from intraslice_client._async.downloads import AsyncDownloads
 from intraslice_client._async.jobs import AsyncJobs
 from intraslice_client._async.keys import AsyncKeys
@@ -71,22 +68,24 @@ class AsyncClient:
         """Close all connections."""
         await self._http.aclose()
 
-    async def models(self) -> ModelList:
+    async def models(self) -> bodies.ModelList:
         """List the models that the service can compress, and recently compressed ones."""
-        return await self._transport.fetch(ModelList, "GET", "/v1/models")
+        return await self._transport.fetch(bodies.ModelList, "GET", "/v1/models")
 
-    async def compare(self, *job_ids: str) -> Comparison:
+    async def compare(self, *job_ids: str) -> bodies.Comparison:
         """Compare the settings and results of 2 to 20 jobs."""
         query = {"jobs": ",".join(job_ids)}
-        return await self._transport.fetch(Comparison, "GET", "/v1/compare", params=query)
+        return await self._transport.fetch(bodies.Comparison, "GET", "/v1/compare", params=query)
 
-    async def audit(self, *, limit: int = 100) -> AuditList:
+    async def audit(self, *, limit: int = 100) -> bodies.AuditList:
         """List the latest changing calls of the project; requires scope `admin`."""
-        return await self._transport.fetch(AuditList, "GET", "/v1/audit", params={"limit": limit})
+        return await self._transport.fetch(
+            bodies.AuditList, "GET", "/v1/audit", params={"limit": limit}
+        )
 
-    async def service(self) -> Service:
+    async def service(self) -> bodies.Service:
         """Return the caller's identity and the load of the service."""
-        return await self._transport.fetch(Service, "GET", "/v1/service")
+        return await self._transport.fetch(bodies.Service, "GET", "/v1/service")
 
     async def ready(self) -> bool:
         """Return True if the service is ready, False if it is not or does not respond.

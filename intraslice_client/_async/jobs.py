@@ -17,8 +17,7 @@ from app.domain.events import ENDS, LIVE, Event, EventList, JobLive
 from app.domain.job import Job, JobList
 from app.domain.lifecycle import TERMINAL, State
 from app.domain.model_source import ModelSource
-from app.domain.registry_hand_off import HandOff, HandOffList
-from app.domain.validation import Validation
+from intraslice_client import _bodies as bodies
 from intraslice_client._async.downloads import AsyncDownloads
 from intraslice_client._async.transport import AsyncTransport
 from intraslice_client._requests import idempotency_header, job_body, without_none
@@ -26,7 +25,6 @@ from intraslice_client._responses import parsed
 from intraslice_client._retries import Backoff, may_retry
 from intraslice_client.errors import job_not_done
 from intraslice_core.config import CompressionConfig, EvaluationConfig
-from intraslice_core.reports.schema import CompressionReport
 
 _LONG_POLL_SECONDS = 30.0
 _ACCEPT_HTML = {"Accept": "text/html"}
@@ -87,11 +85,11 @@ class AsyncJobs:
         compression: CompressionConfig | None = None,
         *,
         evaluation: EvaluationConfig | None = None,
-    ) -> Validation:
+    ) -> bodies.Validation:
         """Estimate size, memory and time of a job without queueing it."""
         body = job_body(model, compression or CompressionConfig(), evaluation, None, {})
         return await self._transport.fetch(
-            Validation, "POST", "/v1/jobs:validate", json=body, idempotent=True
+            bodies.Validation, "POST", "/v1/jobs:validate", json=body, idempotent=True
         )
 
     async def get(self, job_id: str) -> Job:
@@ -156,19 +154,21 @@ class AsyncJobs:
                 return
             after = page.data[-1].sequence
 
-    async def report(self, job_id: str) -> CompressionReport:
+    async def report(self, job_id: str) -> bodies.CompressionReport:
         """Return the compression report of a succeeded job."""
-        return await self._transport.fetch(CompressionReport, "GET", f"/v1/jobs/{job_id}/report")
+        return await self._transport.fetch(
+            bodies.CompressionReport, "GET", f"/v1/jobs/{job_id}/report"
+        )
 
     async def report_page(self, job_id: str) -> str:
         """Return the compression report as a self-contained HTML page."""
         path = f"/v1/jobs/{job_id}/report"
         return (await self._transport.send("GET", path, headers=_ACCEPT_HTML)).text
 
-    async def hand_offs(self, job_id: str) -> tuple[HandOff, ...]:
+    async def hand_offs(self, job_id: str) -> tuple[bodies.HandOff, ...]:
         """List the registry hand-offs of a job's checkpoint with their states."""
         path = f"/v1/jobs/{job_id}/hand-offs"
-        return tuple((await self._transport.fetch(HandOffList, "GET", path)).data)
+        return tuple((await self._transport.fetch(bodies.HandOffList, "GET", path)).data)
 
     async def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
         """List the published files of a job, with URLs that need no API key until they expire."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import datetime
 
-from app.domain.api_key import ApiKey, IssuedKey, KeyList
 from app.domain.principal import Scope
+from intraslice_client import _bodies as bodies
 from intraslice_client._async.transport import AsyncTransport
 from intraslice_client._requests import without_none
 
@@ -24,21 +24,23 @@ class AsyncKeys:
         *,
         project: str | None = None,
         expires_at: datetime | None = None,
-    ) -> IssuedKey:
+    ) -> bodies.IssuedKey:
         """Create an API key; its secret is returned only here."""
         body = {"name": name, "scope": scope.value}
         body |= without_none(
             project=project, expires_at=expires_at.isoformat() if expires_at else None
         )
-        return await self._transport.fetch(IssuedKey, "POST", "/v1/keys", json=body)
+        return await self._transport.fetch(bodies.IssuedKey, "POST", "/v1/keys", json=body)
 
-    async def get(self, key_id: str) -> ApiKey:
+    async def get(self, key_id: str) -> bodies.ApiKey:
         """Return an API key without its secret."""
-        return await self._transport.fetch(ApiKey, "GET", f"/v1/keys/{key_id}")
+        return await self._transport.fetch(bodies.ApiKey, "GET", f"/v1/keys/{key_id}")
 
-    async def list(self, *, project: str | None = None) -> AsyncIterator[ApiKey]:
+    async def list(self, *, project: str | None = None) -> AsyncIterator[bodies.ApiKey]:
         """Yield the API keys of the project, newest first."""
-        async for page in self._transport.pages(KeyList, "/v1/keys", without_none(project=project)):
+        async for page in self._transport.pages(
+            bodies.KeyList, "/v1/keys", without_none(project=project)
+        ):
             for key in page.data:
                 yield key
 

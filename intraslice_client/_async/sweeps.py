@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from app.domain.model_source import ModelSource
-from app.domain.sweep import Sweep, SweepDetails, SweepList
+from intraslice_client import _bodies as bodies
 from intraslice_client._async.transport import AsyncTransport
 from intraslice_client._requests import idempotency_header, job_body
 from intraslice_core.config import CompressionSettings, EvaluationConfig
@@ -27,7 +27,7 @@ class AsyncSweeps:
         labels: Mapping[str, str] | None = None,
         priority: int | None = None,
         idempotency_key: str | None = None,
-    ) -> SweepDetails:
+    ) -> bodies.SweepDetails:
         """Queue one job per ratio.
 
         Jobs on the same machine share calibration statistics. The request carries an idempotency
@@ -46,7 +46,7 @@ class AsyncSweeps:
         optional = {"ratios": [*ratios], "priority": priority}
         body = job_body(model, compression or CompressionSettings(), evaluation, labels, optional)
         return await self._transport.fetch(
-            SweepDetails,
+            bodies.SweepDetails,
             "POST",
             "/v1/sweeps",
             json=body,
@@ -54,17 +54,17 @@ class AsyncSweeps:
             idempotent=True,
         )
 
-    async def get(self, sweep_id: str) -> SweepDetails:
+    async def get(self, sweep_id: str) -> bodies.SweepDetails:
         """Return a sweep with its jobs and its Pareto front."""
-        return await self._transport.fetch(SweepDetails, "GET", f"/v1/sweeps/{sweep_id}")
+        return await self._transport.fetch(bodies.SweepDetails, "GET", f"/v1/sweeps/{sweep_id}")
 
-    async def list(self) -> AsyncIterator[Sweep]:
+    async def list(self) -> AsyncIterator[bodies.Sweep]:
         """Yield the sweeps of the project, newest first."""
-        async for page in self._transport.pages(SweepList, "/v1/sweeps"):
+        async for page in self._transport.pages(bodies.SweepList, "/v1/sweeps"):
             for sweep in page.data:
                 yield sweep
 
-    async def cancel(self, sweep_id: str) -> SweepDetails:
+    async def cancel(self, sweep_id: str) -> bodies.SweepDetails:
         """Cancel all unfinished jobs of a sweep."""
         path = f"/v1/sweeps/{sweep_id}/cancel"
-        return await self._transport.fetch(SweepDetails, "POST", path, idempotent=True)
+        return await self._transport.fetch(bodies.SweepDetails, "POST", path, idempotent=True)

@@ -6,10 +6,7 @@ from types import TracebackType
 
 import httpx
 
-from app.domain.audit import AuditList
-from app.domain.comparison import Comparison
-from app.domain.model_catalogue import ModelList
-from app.domain.service import Service
+from intraslice_client import _bodies as bodies
 from intraslice_client._sync.downloads import Downloads
 from intraslice_client._sync.jobs import Jobs
 from intraslice_client._sync.keys import Keys
@@ -69,22 +66,22 @@ class Client:
         """Close all connections."""
         self._http.close()
 
-    def models(self) -> ModelList:
+    def models(self) -> bodies.ModelList:
         """List the models that the service can compress, and recently compressed ones."""
-        return self._transport.fetch(ModelList, "GET", "/v1/models")
+        return self._transport.fetch(bodies.ModelList, "GET", "/v1/models")
 
-    def compare(self, *job_ids: str) -> Comparison:
+    def compare(self, *job_ids: str) -> bodies.Comparison:
         """Compare the settings and results of 2 to 20 jobs."""
         query = {"jobs": ",".join(job_ids)}
-        return self._transport.fetch(Comparison, "GET", "/v1/compare", params=query)
+        return self._transport.fetch(bodies.Comparison, "GET", "/v1/compare", params=query)
 
-    def audit(self, *, limit: int = 100) -> AuditList:
+    def audit(self, *, limit: int = 100) -> bodies.AuditList:
         """List the latest changing calls of the project; requires scope `admin`."""
-        return self._transport.fetch(AuditList, "GET", "/v1/audit", params={"limit": limit})
+        return self._transport.fetch(bodies.AuditList, "GET", "/v1/audit", params={"limit": limit})
 
-    def service(self) -> Service:
+    def service(self) -> bodies.Service:
         """Return the caller's identity and the load of the service."""
-        return self._transport.fetch(Service, "GET", "/v1/service")
+        return self._transport.fetch(bodies.Service, "GET", "/v1/service")
 
     def ready(self) -> bool:
         """Return True if the service is ready, False if it is not or does not respond.

@@ -16,8 +16,7 @@ from app.domain.events import ENDS, LIVE, Event, EventList, JobLive
 from app.domain.job import Job, JobList
 from app.domain.lifecycle import TERMINAL, State
 from app.domain.model_source import ModelSource
-from app.domain.registry_hand_off import HandOff, HandOffList
-from app.domain.validation import Validation
+from intraslice_client import _bodies as bodies
 from intraslice_client._requests import idempotency_header, job_body, without_none
 from intraslice_client._responses import parsed
 from intraslice_client._retries import Backoff, may_retry
@@ -25,7 +24,6 @@ from intraslice_client._sync.downloads import Downloads
 from intraslice_client._sync.transport import Transport
 from intraslice_client.errors import job_not_done
 from intraslice_core.config import CompressionConfig, EvaluationConfig
-from intraslice_core.reports.schema import CompressionReport
 
 _LONG_POLL_SECONDS = 30.0
 _ACCEPT_HTML = {"Accept": "text/html"}
@@ -86,11 +84,11 @@ class Jobs:
         compression: CompressionConfig | None = None,
         *,
         evaluation: EvaluationConfig | None = None,
-    ) -> Validation:
+    ) -> bodies.Validation:
         """Estimate size, memory and time of a job without queueing it."""
         body = job_body(model, compression or CompressionConfig(), evaluation, None, {})
         return self._transport.fetch(
-            Validation, "POST", "/v1/jobs:validate", json=body, idempotent=True
+            bodies.Validation, "POST", "/v1/jobs:validate", json=body, idempotent=True
         )
 
     def get(self, job_id: str) -> Job:
@@ -153,19 +151,19 @@ class Jobs:
                 return
             after = page.data[-1].sequence
 
-    def report(self, job_id: str) -> CompressionReport:
+    def report(self, job_id: str) -> bodies.CompressionReport:
         """Return the compression report of a succeeded job."""
-        return self._transport.fetch(CompressionReport, "GET", f"/v1/jobs/{job_id}/report")
+        return self._transport.fetch(bodies.CompressionReport, "GET", f"/v1/jobs/{job_id}/report")
 
     def report_page(self, job_id: str) -> str:
         """Return the compression report as a self-contained HTML page."""
         path = f"/v1/jobs/{job_id}/report"
         return (self._transport.send("GET", path, headers=_ACCEPT_HTML)).text
 
-    def hand_offs(self, job_id: str) -> tuple[HandOff, ...]:
+    def hand_offs(self, job_id: str) -> tuple[bodies.HandOff, ...]:
         """List the registry hand-offs of a job's checkpoint with their states."""
         path = f"/v1/jobs/{job_id}/hand-offs"
-        return tuple((self._transport.fetch(HandOffList, "GET", path)).data)
+        return tuple((self._transport.fetch(bodies.HandOffList, "GET", path)).data)
 
     def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
         """List the published files of a job, with URLs that need no API key until they expire."""

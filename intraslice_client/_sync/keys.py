@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-from app.domain.api_key import ApiKey, IssuedKey, KeyList
 from app.domain.principal import Scope
+from intraslice_client import _bodies as bodies
 from intraslice_client._requests import without_none
 from intraslice_client._sync.transport import Transport
 
@@ -24,21 +24,23 @@ class Keys:
         *,
         project: str | None = None,
         expires_at: datetime | None = None,
-    ) -> IssuedKey:
+    ) -> bodies.IssuedKey:
         """Create an API key; its secret is returned only here."""
         body = {"name": name, "scope": scope.value}
         body |= without_none(
             project=project, expires_at=expires_at.isoformat() if expires_at else None
         )
-        return self._transport.fetch(IssuedKey, "POST", "/v1/keys", json=body)
+        return self._transport.fetch(bodies.IssuedKey, "POST", "/v1/keys", json=body)
 
-    def get(self, key_id: str) -> ApiKey:
+    def get(self, key_id: str) -> bodies.ApiKey:
         """Return an API key without its secret."""
-        return self._transport.fetch(ApiKey, "GET", f"/v1/keys/{key_id}")
+        return self._transport.fetch(bodies.ApiKey, "GET", f"/v1/keys/{key_id}")
 
-    def list(self, *, project: str | None = None) -> Iterator[ApiKey]:
+    def list(self, *, project: str | None = None) -> Iterator[bodies.ApiKey]:
         """Yield the API keys of the project, newest first."""
-        for page in self._transport.pages(KeyList, "/v1/keys", without_none(project=project)):
+        for page in self._transport.pages(
+            bodies.KeyList, "/v1/keys", without_none(project=project)
+        ):
             yield from page.data
 
     def revoke(self, key_id: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from app.domain.model_source import ModelSource
-from app.domain.sweep import Sweep, SweepDetails, SweepList
+from intraslice_client import _bodies as bodies
 from intraslice_client._requests import idempotency_header, job_body
 from intraslice_client._sync.transport import Transport
 from intraslice_core.config import CompressionSettings, EvaluationConfig
@@ -27,7 +27,7 @@ class Sweeps:
         labels: Mapping[str, str] | None = None,
         priority: int | None = None,
         idempotency_key: str | None = None,
-    ) -> SweepDetails:
+    ) -> bodies.SweepDetails:
         """Queue one job per ratio.
 
         Jobs on the same machine share calibration statistics. The request carries an idempotency
@@ -46,7 +46,7 @@ class Sweeps:
         optional = {"ratios": [*ratios], "priority": priority}
         body = job_body(model, compression or CompressionSettings(), evaluation, labels, optional)
         return self._transport.fetch(
-            SweepDetails,
+            bodies.SweepDetails,
             "POST",
             "/v1/sweeps",
             json=body,
@@ -54,16 +54,16 @@ class Sweeps:
             idempotent=True,
         )
 
-    def get(self, sweep_id: str) -> SweepDetails:
+    def get(self, sweep_id: str) -> bodies.SweepDetails:
         """Return a sweep with its jobs and its Pareto front."""
-        return self._transport.fetch(SweepDetails, "GET", f"/v1/sweeps/{sweep_id}")
+        return self._transport.fetch(bodies.SweepDetails, "GET", f"/v1/sweeps/{sweep_id}")
 
-    def list(self) -> Iterator[Sweep]:
+    def list(self) -> Iterator[bodies.Sweep]:
         """Yield the sweeps of the project, newest first."""
-        for page in self._transport.pages(SweepList, "/v1/sweeps"):
+        for page in self._transport.pages(bodies.SweepList, "/v1/sweeps"):
             yield from page.data
 
-    def cancel(self, sweep_id: str) -> SweepDetails:
+    def cancel(self, sweep_id: str) -> bodies.SweepDetails:
         """Cancel all unfinished jobs of a sweep."""
         path = f"/v1/sweeps/{sweep_id}/cancel"
-        return self._transport.fetch(SweepDetails, "POST", path, idempotent=True)
+        return self._transport.fetch(bodies.SweepDetails, "POST", path, idempotent=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from app.domain.webhook import Delivery, DeliveryList, Webhook, WebhookList, WebhookWithSecret
+from intraslice_client import _bodies as bodies
 from intraslice_client._requests import without_none
 from intraslice_client._sync.transport import Transport
 
@@ -17,7 +17,7 @@ class Webhooks:
 
     def create(
         self, url: str, events: Sequence[str] | None = None, *, description: str = ""
-    ) -> WebhookWithSecret:
+    ) -> bodies.WebhookWithSecret:
         """Create a webhook; its secret is returned only here.
 
         Args:
@@ -27,15 +27,15 @@ class Webhooks:
         """
         body = {"url": url, "description": description}
         body |= without_none(events=events and [*events])
-        return self._transport.fetch(WebhookWithSecret, "POST", "/v1/webhooks", json=body)
+        return self._transport.fetch(bodies.WebhookWithSecret, "POST", "/v1/webhooks", json=body)
 
-    def get(self, webhook_id: str) -> Webhook:
+    def get(self, webhook_id: str) -> bodies.Webhook:
         """Return a webhook without its secret."""
-        return self._transport.fetch(Webhook, "GET", f"/v1/webhooks/{webhook_id}")
+        return self._transport.fetch(bodies.Webhook, "GET", f"/v1/webhooks/{webhook_id}")
 
-    def list(self) -> Iterator[Webhook]:
+    def list(self) -> Iterator[bodies.Webhook]:
         """Yield the webhooks of the project, newest first."""
-        for page in self._transport.pages(WebhookList, "/v1/webhooks"):
+        for page in self._transport.pages(bodies.WebhookList, "/v1/webhooks"):
             yield from page.data
 
     def update(
@@ -46,34 +46,34 @@ class Webhooks:
         events: Sequence[str] | None = None,
         description: str | None = None,
         enabled: bool | None = None,
-    ) -> Webhook:
+    ) -> bodies.Webhook:
         """Change the given fields."""
         body = without_none(url=url, description=description, enabled=enabled)
         body |= {} if events is None else {"events": [*events]}
         path = f"/v1/webhooks/{webhook_id}"
-        return self._transport.fetch(Webhook, "PATCH", path, json=body, idempotent=True)
+        return self._transport.fetch(bodies.Webhook, "PATCH", path, json=body, idempotent=True)
 
     def delete(self, webhook_id: str) -> None:
         """Delete a webhook."""
         self._transport.send("DELETE", f"/v1/webhooks/{webhook_id}", idempotent=False)
 
-    def rotate(self, webhook_id: str) -> WebhookWithSecret:
+    def rotate(self, webhook_id: str) -> bodies.WebhookWithSecret:
         """Return a new secret; the previous one stays valid for 24 hours."""
         path = f"/v1/webhooks/{webhook_id}/rotate"
-        return self._transport.fetch(WebhookWithSecret, "POST", path)
+        return self._transport.fetch(bodies.WebhookWithSecret, "POST", path)
 
-    def test(self, webhook_id: str) -> Delivery:
+    def test(self, webhook_id: str) -> bodies.Delivery:
         """Send a test event."""
         path = f"/v1/webhooks/{webhook_id}/test"
-        return self._transport.fetch(Delivery, "POST", path)
+        return self._transport.fetch(bodies.Delivery, "POST", path)
 
-    def deliveries(self, webhook_id: str) -> Iterator[Delivery]:
+    def deliveries(self, webhook_id: str) -> Iterator[bodies.Delivery]:
         """Yield the deliveries of a webhook with their responses, newest first."""
         path = f"/v1/webhooks/{webhook_id}/deliveries"
-        for page in self._transport.pages(DeliveryList, path):
+        for page in self._transport.pages(bodies.DeliveryList, path):
             yield from page.data
 
-    def redeliver(self, webhook_id: str, delivery_id: str) -> Delivery:
+    def redeliver(self, webhook_id: str, delivery_id: str) -> bodies.Delivery:
         """Send a delivery again under the same id."""
         path = f"/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver"
-        return self._transport.fetch(Delivery, "POST", path)
+        return self._transport.fetch(bodies.Delivery, "POST", path)

@@ -12,15 +12,14 @@ file named by `INTRASLICE_CONFIG`:
 
 from __future__ import annotations
 
+import os
 import stat
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import typer
-from pydantic import SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from intraslice_core.errors import ConfigurationError
 
@@ -29,15 +28,29 @@ _FILE_KEYS = {"url", "api_key"}
 _GROUP_AND_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
-class Environment(BaseSettings):
-    """`INTRASLICE_*` variables of a client; those of the service are in `app.settings`."""
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """`INTRASLICE_*` variables of a client; those of the service are in `app.settings`.
 
-    model_config = SettingsConfigDict(env_prefix="INTRASLICE_", extra="ignore", frozen=True)
+    Read without `app.settings`, which takes longer to import than a request to the service.
+    """
 
-    url: str | None = None
-    api_key: SecretStr | None = None
-    profile: str | None = None
-    config: Path | None = None
+    url: str | None
+    api_key: str | None = field(repr=False)
+    profile: str | None
+    config: Path | None
+
+    @classmethod
+    def read(cls) -> Environment:
+        """Read the variables; names are case-insensitive, as those of the service are."""
+        variables = {name.upper(): value for name, value in os.environ.items()}
+        config = variables.get("INTRASLICE_CONFIG")
+        return cls(
+            url=variables.get("INTRASLICE_URL"),
+            api_key=variables.get("INTRASLICE_API_KEY"),
+            profile=variables.get("INTRASLICE_PROFILE"),
+            config=None if config is None else Path(config),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,20 +79,19 @@ def resolve(url: str | None, api_key_file: Path | None, profile: str | None) -> 
     Raises:
         ConfigurationError: if a file or the key is missing or invalid.
     """
-    environment = Environment()
+    environment = Environment.read()
     file = environment.config or Path(typer.get_app_dir("intraslice")) / "config.toml"
     profile = profile or environment.profile
     must_exist = environment.config is not None or bool(profile)
     values = _read_profile(file, profile, must_exist=must_exist)
     source = f"{file}, profile {profile}" if profile else str(file)
-    secret = environment.api_key.get_secret_value() if environment.api_key else None
     key = _read_key(api_key_file) if api_key_file else None
     chosen_url, url_from = _first(
         (url, "--url"), (environment.url, "INTRASLICE_URL"), (values.get("url"), source)
     )
     chosen_key, key_from = _first(
         (key, f"--api-key-file {api_key_file}"),
-        (secret or None, "INTRASLICE_API_KEY"),
+        (environment.api_key or None, "INTRASLICE_API_KEY"),
         (values.get("api_key"), source),
     )
     if chosen_key is not None and not (chosen_key.isascii() and chosen_key.isprintable()):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from app.cli.collector import paused_collector
 from app.cli.errors import reported_errors
 from app.cli.exit_codes import ExitCode
 from app.cli.option_groups import with_options
@@ -44,9 +45,10 @@ class Link:
     @contextmanager
     def client(self) -> Iterator[Client]:
         """Open a client; print its errors as one line and exit with their code."""
-        import httpx
+        with paused_collector():
+            import httpx
 
-        from intraslice_client import Client, ClientError
+            from intraslice_client import Client, ClientError
 
         with reported_errors():
             connection = self.connection()

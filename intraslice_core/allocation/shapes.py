@@ -430,7 +430,9 @@ class _TrialCompressions:
 
     def equal_shapes(self) -> JudgedPlan | None:
         """Judge equal shapes, with whole attention if possible; None if rounding allows none."""
-        for plan_of in (_spared_plan, _uniform_plan):
+        # Layers of one shape are equal anyway: their other choice is attention against MLP.
+        spared = () if self.context.demands.alike else (_spared_plan,)
+        for plan_of in (*spared, _uniform_plan):
             try:
                 plan = plan_of(self.context)
             except ConfigurationError:

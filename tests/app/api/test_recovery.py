@@ -93,7 +93,7 @@ def test_links_are_resolved_and_the_same_text_under_two_names_is_rejected(
         raise AssertionError("nothing was uploaded")
 
     admitted = admit(settings, make_request(compression=compression), nowhere)
-    assert admitted.compression.seen_sources == (str(text),)
+    assert admitted.compression.seen_sources == (str(text), "self")
 
 
 def test_more_tokens_than_calibration_may_have_are_rejected(client: TestClient) -> None:

@@ -88,6 +88,7 @@ def test_json_goes_alone_to_stdout(model, text, tmp_path):
 def test_several_sources_are_a_mixture_and_in_domain_evaluation_is_a_warning(model, text, tmp_path):
     sources = ["--calibration", f"{text}=2", "--calibration", "pycode", "--calibration", "chat=1"]
     options = [*sources, "--evaluate", "pycode", "--no-benchmark", "--no-verify", *SMALL]
+    options += ["--self-share", "0"]
     result = run("compress", model, "--out", tmp_path / "out", "--json", *options)
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)

@@ -2,11 +2,13 @@
 
     python benchmarks/sequence_starts.py --model DIR --calibration SOURCE --evaluation FILE
         [--also pydoc] [--variants without,plain,excluded,scaled] [--bos TOKEN]
+        [--checkpoint NAME=DIR]
 
 All variants are scored in windows that begin with BOS. `--bos` makes the tokenizer of a model put
-TOKEN before every text, for models whose tokenizer adds nothing. A text may be a short name of
-`data.py`. The last line is JSON: {"dense": {TEXT: perplexity}, VARIANT: {TEXT: perplexity,
-"attention": fraction kept, "mlp": fraction kept}, …}.
+TOKEN before every text, for models whose tokenizer adds nothing. `--checkpoint` scores a finished
+checkpoint too, such as one of an earlier commit. A text may be a short name of `data.py`. The last
+line is JSON: {"dense": {TEXT: perplexity}, VARIANT: {TEXT: perplexity, "attention": fraction kept,
+"mlp": fraction kept}, NAME: {TEXT: perplexity}, …}.
 
 Variants:
     without     calibration sequences are windows of the text alone
@@ -65,6 +67,7 @@ def parse_arguments() -> argparse.Namespace:
         "--also", action="append", default=[], type=text_source, help="Further held-out text."
     )
     parser.add_argument("--variants", default=",".join(VARIANTS), help=f"Of {', '.join(VARIANTS)}.")
+    parser.add_argument("--checkpoint", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--method", default="intraslice_plus")
     parser.add_argument("--ratio", type=float, default=0.3)
     parser.add_argument("--samples", type=int, default=32)
@@ -187,7 +190,10 @@ def main() -> None:
             dense = with_bos(dense, arguments.bos, Path(folder) / "with-bos")
         results: dict[str, Figures] = {"dense": score(dense, dense, arguments)}
         table.add_row("dense", *(f"{results['dense'][text]:.2f}" for text in texts))
-        for variant in arguments.variants.split(","):
+        for name, _, checkpoint in (entry.partition("=") for entry in arguments.checkpoint):
+            results[name] = score(Path(checkpoint), dense, arguments)
+            table.add_row(name, *(f"{results[name][text]:.2f}" for text in texts))
+        for variant in filter(None, arguments.variants.split(",")):
             perplexities, kept = measure(dense, variant, arguments, console)
             results[variant] = perplexities | kept
             cells = [f"{perplexities[text]:.2f}" for text in texts]

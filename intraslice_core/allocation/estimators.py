@@ -15,6 +15,7 @@ from torch import Tensor
 
 from intraslice_core import linalg
 from intraslice_core.allocation.budget import resolve_round_to
+from intraslice_core.allocation.compressed_input import within_input
 from intraslice_core.allocation.curves import (
     AttentionCurves,
     Curve,
@@ -362,14 +363,18 @@ def fisher_shapes(
             _fisher_scores(files.read(layer), geometry, rotated)
             for layer in range(layers.num_layers)
         ]
-    return fisher_plan(
-        geometry,
-        scores,
-        budget,
-        round_to=resolve_round_to(settings, geometry),
-        module_cap=settings.module_cap,
-        attention_bias=settings.attention_bias,
-    )
+
+    def allocate(parameters: int) -> ScoredPlan:
+        return fisher_plan(
+            geometry,
+            scores,
+            parameters,
+            round_to=resolve_round_to(settings, geometry),
+            module_cap=settings.module_cap,
+            attention_bias=settings.attention_bias,
+        )
+
+    return within_input(allocate, geometry, budget)
 
 
 def _fisher_scores(

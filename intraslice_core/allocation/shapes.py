@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from intraslice_core.allocation.budget import Budget, resolve_round_to
-from intraslice_core.allocation.compressed_input import bounded, within_input
+from intraslice_core.allocation.compressed_input import within_input
 from intraslice_core.allocation.curves import ScoredPlan
 from intraslice_core.allocation.estimators import (
     AttentionCandidate,
@@ -199,7 +199,6 @@ def _fisher(
             rotated=allocator == "fisher_pca",
             before_batch=lambda done: context.before_batch(done, "computing gradients"),
         )
-        scored = replace(scored, plan=bounded(scored.plan, context.geometry))
     except ConfigurationError as error:
         return _uniform(context, measured, _fallback_report(context, error.message))
     report = allocation_report(context.config.allocation, allocator, scored, weighting="fisher")

@@ -17,7 +17,7 @@ from intraslice_core.calibration.python_text import Part
 from intraslice_core.calibration.sources import FIELDS
 from intraslice_core.calibration.windows import text_prefix
 from intraslice_core.config import CalibrationPart
-from intraslice_core.errors import CalibrationSourceError
+from intraslice_core.errors import CalibrationSourceError, NumericalError
 from intraslice_core.progress import CancellationCheck, raise_if_cancelled
 from intraslice_core.text_sources import WRITING_CACHE_BYTES
 from intraslice_core.tokenizer import embedding_rows, require_known_tokens
@@ -198,7 +198,13 @@ def _next(forced: deque[int], sampled: int, prompter: Prompter) -> int:
 
 
 def _sample(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Sample one of the `TOP_K` likeliest tokens per row of (batch, vocabulary); (batch,)."""
+    """Sample one of the `TOP_K` likeliest tokens per row of (batch, vocabulary); (batch,).
+
+    Raises:
+        NumericalError: if a logit is not finite.
+    """
+    if not torch.isfinite(logits.sum()):
+        raise NumericalError("the logits of the text that the model writes are not finite")
     values, indices = logits.float().topk(min(TOP_K, logits.shape[-1]), dim=-1)
     probabilities = torch.softmax(values / TEMPERATURE, dim=-1)
     return indices.gather(-1, torch.multinomial(probabilities, 1, generator=generator)).flatten()
@@ -223,8 +229,10 @@ def _max_batch_size(model: PreTrainedModel, length: int) -> int:
     token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     model(input_ids=token, past_key_values=cache, use_cache=True)
     layers: list[Any] = list(cache.layers)
-    token_bytes = sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in layers)
-    return min(max(WRITING_CACHE_BYTES // (token_bytes * length), 1), _MAX_BATCH_SIZE)
+    # A layer whose attention was removed has no keys.
+    filled = [layer for layer in layers if layer.keys is not None]
+    token_bytes = sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in filled)
+    return min(max(WRITING_CACHE_BYTES // max(token_bytes * length, 1), 1), _MAX_BATCH_SIZE)
 
 
 def _batches(samples: int, max_batch_size: int) -> Iterator[int]:

@@ -33,7 +33,7 @@ class EstimatorSequences:
     def of(cls, compression: CompressionConfig) -> EstimatorSequences:
         """Divide the calibration sequences as the method and the allocation require."""
         samples = compression.calibration.samples
-        check = min(8, max(samples // 16, 1))
+        check = min(8, max(samples // 8, 1))
         rest = max(samples - check, 1)
         gradients = min(max(8, samples // 8), rest)
         sensitivity = min(max(32, samples // 4), rest)

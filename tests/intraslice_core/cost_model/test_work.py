@@ -84,7 +84,7 @@ def test_parts_that_a_method_skips_have_no_sequences() -> None:
     intraslice = EstimatorSequences.of(config(method="intraslice"))
     assert (intraslice.gradients, intraslice.sensitivity, intraslice.trial_compression) == (8, 0, 0)
     uniform = EstimatorSequences.of(config(allocation="uniform"))
-    assert (uniform.sensitivity, uniform.trial_compression) == (30, 0)
+    assert (uniform.sensitivity, uniform.trial_compression) == (28, 0)
 
 
 def test_trials_pass_the_layers_after_them() -> None:

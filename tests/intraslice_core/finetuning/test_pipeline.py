@@ -247,7 +247,7 @@ def test_training_uses_the_calibration_text_unless_it_has_its_own() -> None:
         {"calibration": calibration, "recover": {"source": "pydoc"}}
     )
     none = CompressionConfig.model_validate({"calibration": calibration, "recover": {}})
-    assert own.seen_sources == ("pycode", "pydoc")
-    assert none.seen_sources == ("pycode",)
+    assert own.seen_sources == ("pycode", "self", "pydoc")
+    assert none.seen_sources == ("pycode", "self")
     assert none.recover is not None
     assert none.recover.text(calibration).seed != calibration.seed

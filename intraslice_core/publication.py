@@ -194,7 +194,8 @@ def publish_staged(staged: Path, out: Path, report: CompressionReport, run: Run)
     """
     run.report(Stage.EXPORT, f"writing {out}")
     (staged / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    write_model_card(staged, report.model_dump(mode="json"))
+    sources = report.config.resolved_calibration.mixture
+    write_model_card(staged, report.model_dump(mode="json"), sources)
     write_manifest(
         staged,
         {

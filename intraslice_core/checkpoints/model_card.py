@@ -13,17 +13,21 @@ from typing import Any
 from huggingface_hub import metadata_load
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from intraslice_core.config.calibration import WeightedSource
 from intraslice_core.text_sources import DOMAIN_NAMES
 
 MODEL_CARD = "README.md"
 
 
-def write_model_card(directory: Path, report: Mapping[str, Any]) -> Path:
+def write_model_card(
+    directory: Path, report: Mapping[str, Any], sources: Sequence[WeightedSource]
+) -> Path:
     """Write the model card of a compressed checkpoint and return its path.
 
     Args:
         directory: the compressed checkpoint.
         report: the `CompressionReport` as JSON values.
+        sources: all calibration sources, with the text that the model wrote.
     """
     environment = Environment(
         loader=PackageLoader("intraslice_core.checkpoints"),
@@ -34,27 +38,25 @@ def write_model_card(directory: Path, report: Mapping[str, Any]) -> Path:
         autoescape=False,
     )
     environment.filters["thousands"] = lambda number: f"{number:,}"
-    environment.filters["source_names"] = _source_names
     card = directory / MODEL_CARD
     text = environment.get_template("model_card.md.j2").render(
         report,
         licences=sorted(file.name for file in directory.glob("LICENSE*")),
         domain_names=DOMAIN_NAMES,
+        source_names=_source_names(sources),
     )
     card.write_text(text, encoding="utf-8")
     return card
 
 
-def _source_names(source: str | Sequence[Mapping[str, Any]]) -> str:
+def _source_names(sources: Sequence[WeightedSource]) -> str:
     """Return the names of the calibration sources, those of a mixture with their weights.
 
     Only the last part of a path is named: the rest of it is private.
     """
-    if isinstance(source, str):
-        return f"`{_last_part(source)}`"
-    return ", ".join(
-        f"`{_last_part(part['source'])}` (weight {part['weight']:g})" for part in source
-    )
+    if len(sources) == 1:
+        return f"`{_last_part(sources[0].source)}`"
+    return ", ".join(f"`{_last_part(part.source)}` (weight {part.weight:.3g})" for part in sources)
 
 
 def _last_part(source: str) -> str:

@@ -218,6 +218,7 @@ def test_report_and_card_travel_with_the_checkpoint(dense: Path) -> None:
     card = (out / "README.md").read_text()
     assert f"{report.params_after:,}" in card
     assert "trust_remote_code=True" in card
+    assert "tokens of `pydoc` (weight 1), `self` (weight 0.333)" in card
 
 
 def test_a_model_larger_than_allowed_is_rejected_and_leaves_no_files(tmp_path: Path) -> None:

@@ -51,7 +51,9 @@ def test_reports_of_earlier_versions_are_read() -> None:
 
 def test_model_card_names_the_allocator(tmp_path: Path) -> None:
     def card(content: CompressionReport) -> str:
-        return write_model_card(tmp_path, content.model_dump(mode="json")).read_text()
+        return write_model_card(
+            tmp_path, content.model_dump(mode="json"), content.config.resolved_calibration.mixture
+        ).read_text()
 
     assert "were chosen by" not in card(report())
     assert "were chosen by allocator `lagrangian`." in card(

@@ -173,9 +173,10 @@ def measure(
         out = Path(folder) / "out"
         with engine_as(variant):
             report = compress_model(str(dense), out, config, verify=False, on_progress=show)
-        perplexities, kept = score(out, dense, arguments), kept_fractions(report)
-    console.print(f"{variant}: {perplexities}, {kept}, {time.perf_counter() - started:.0f} s")
-    return perplexities, kept
+        perplexities, fractions = score(out, dense, arguments), kept_fractions(report)
+    seconds = time.perf_counter() - started
+    console.print(f"{variant}: {perplexities}, {fractions}, {seconds:.0f} s")
+    return perplexities, fractions
 
 
 def main() -> None:
@@ -194,10 +195,10 @@ def main() -> None:
             results[name] = score(Path(checkpoint), dense, arguments)
             table.add_row(name, *(f"{results[name][text]:.2f}" for text in texts))
         for variant in filter(None, arguments.variants.split(",")):
-            perplexities, kept = measure(dense, variant, arguments, console)
-            results[variant] = perplexities | kept
+            perplexities, fractions = measure(dense, variant, arguments, console)
+            results[variant] = perplexities | fractions
             cells = [f"{perplexities[text]:.2f}" for text in texts]
-            table.add_row(variant, *cells, *(f"{fraction:.3f}" for fraction in kept.values()))
+            table.add_row(variant, *cells, *(f"{fraction:.3f}" for fraction in fractions.values()))
     console.print(table)
     print(json.dumps(results))
 

@@ -52,7 +52,7 @@ class Difference:
 
     @property
     def favours_first(self) -> bool:
-        """Whether the first plan is better by more than `MARGIN` standard errors."""
+        """Return whether the first plan is better by more than `MARGIN` standard errors."""
         return self.value > MARGIN * self.standard_error
 
 

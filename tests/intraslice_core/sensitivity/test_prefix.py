@@ -1,4 +1,4 @@
-"""What serves an attention sink at the BOS token is kept, however little else it does."""
+"""Selection keeps the neurons and pairs that serve an attention sink at the BOS token."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ from variant_parts import (
 from intraslice_core import decoder_layer
 from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.allocation.estimators import (
-    AttentionCandidate,
+    AllocationCandidate,
     CalibrationSplit,
     lagrangian_shapes,
     measure_sensitivity,
@@ -180,7 +180,7 @@ class Bench:
         config = CompressionConfig(ratio=ratio)
         budget = compression_budget(config, geometry, self.dtype.itemsize).parameters
 
-        def allocate(candidate: AttentionCandidate) -> ScoredPlan:
+        def allocate(candidate: AllocationCandidate) -> ScoredPlan:
             return lagrangian_shapes(self.measured, geometry, budget, config, candidate)
 
         if not tried:

@@ -325,3 +325,18 @@ class RotaryAccumulator:
             centered_key_energy=self._key / self._keys,
             product=self._product / self._tokens,
         )
+
+
+def kl_divergence(dense: Tensor, compressed: Tensor) -> Tensor:
+    """Return KL(dense ‖ compressed) at every position, in nats.
+
+    Args:
+        dense: logits of the dense model, (rows, vocabulary), float32.
+        compressed: logits of the compressed model, of the same shape.
+
+    Returns:
+        (rows,), float64, at least 0: float32 rounds small divergences to slightly negative values.
+    """
+    log_dense = torch.log_softmax(dense, -1)
+    difference = log_dense - torch.log_softmax(compressed, -1)
+    return difference.mul_(log_dense.exp_()).sum(-1).double().clamp_min_(0.0)

@@ -147,16 +147,16 @@ def measure_sensitivity(
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionCandidate:
-    """Prunable dimensions of attention, and factors on the predicted losses."""
+class AllocationCandidate:
+    """Prunable dimensions, and factors on the predicted losses."""
 
     heads: bool
     """Flag that allows removing heads, not only dimensions within all heads."""
     penalty: float
     """Factor on attention's predicted losses (report field `attention_price`)."""
-    scaled: bool = True
+    trial_cuts: bool = True
     """Flag that scales the curves by the trial cuts."""
-    early: float = 1.0
+    early_mlp_penalty: float = 1.0
     """Factor on the first MLP's predicted losses; it falls geometrically to 1 at the last layer."""
 
 
@@ -165,7 +165,7 @@ def lagrangian_shapes(
     geometry: ModelGeometry,
     budget: int,
     settings: CompressionSettings,
-    candidate: AttentionCandidate,
+    candidate: AllocationCandidate,
     demands: TargetDemands | None = None,
 ) -> ScoredPlan:
     """Choose the shapes of least predicted loss within `budget` compressible parameters.
@@ -186,9 +186,9 @@ def lagrangian_shapes(
         ConfigurationError: if rounding misses the budget by more than the tolerance.
     """
     layers = len(measured.layers)
-    trials = measured.trials if candidate.scaled else ()
+    trials = measured.trials if candidate.trial_cuts else ()
     attention = trial_scales(trials, "attention", layers)
-    early = np.geomspace(candidate.early, 1.0, layers)
+    early = np.geomspace(candidate.early_mlp_penalty, 1.0, layers)
     mlp = [float(scale) for scale in early * trial_scales(trials, "mlp", layers)]
     demands = demands or DEMANDS[settings.target]
     cut_heads = candidate.heads and METHODS[settings.method].cuts_heads and demands.cuts_heads

@@ -22,11 +22,11 @@ _BLOCK = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Divergence:
-    """Divergence of a compressed model from the dense one at every held-out position."""
+class HeldOutDivergence:
+    """HeldOutDivergence of a compressed model from the dense one at every held-out position."""
 
     tokens: Tensor
-    """KL(dense ‖ compressed) in nats, (sequences, positions), float32."""
+    """KL(dense ‖ compressed) in nats, (sequences, positions), floating."""
     kinds: Tensor
     """Number of each sequence's kind of text, (sequences,), int64."""
 
@@ -56,7 +56,7 @@ class Difference:
         return self.value > MARGIN * self.standard_error
 
 
-def difference(first: Divergence, second: Divergence) -> Difference:
+def difference(first: HeldOutDivergence, second: HeldOutDivergence) -> Difference:
     """Compare two plans on the same positions.
 
     The standard error is that of the mean over blocks of `_BLOCK` positions, by kind. It is
@@ -76,7 +76,7 @@ def difference(first: Divergence, second: Divergence) -> Difference:
     return Difference(value=value, standard_error=math.sqrt(variance))
 
 
-def _weights(first: Divergence, second: Divergence) -> list[float]:
+def _weights(first: HeldOutDivergence, second: HeldOutDivergence) -> list[float]:
     """Return the weights of the kinds; the worst is that of the larger divergence of both."""
     worst = int(torch.maximum(first.by_kind(), second.by_kind()).argmax())
     kinds = len(torch.unique(first.kinds))

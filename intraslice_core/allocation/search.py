@@ -11,8 +11,8 @@ from torch import Tensor
 
 from intraslice_core import decoder_layer
 from intraslice_core.allocation.curves import ScoredPlan
-from intraslice_core.allocation.estimators import AttentionCandidate
-from intraslice_core.allocation.judge import Divergence, difference
+from intraslice_core.allocation.estimators import AllocationCandidate
+from intraslice_core.allocation.judge import HeldOutDivergence, difference
 from intraslice_core.checkpoints.dense_model import DenseLayers, divergences
 from intraslice_core.decoder_layer import LayerWeights, Rotary
 from intraslice_core.errors import ConfigurationError
@@ -67,7 +67,9 @@ class TrialCompression:
         ]
         return torch.cat(batches).to(check.device)
 
-    def divergence(self, plan: ModelPlan, before_batch: Callable[[float], None]) -> Divergence:
+    def divergence(
+        self, plan: ModelPlan, before_batch: Callable[[float], None]
+    ) -> HeldOutDivergence:
         """Compress with a plan and return the divergence from the dense model on `check`.
 
         Args:
@@ -94,7 +96,7 @@ class TrialCompression:
             sliced = compressor.run().weights
             check = self._advanced(check, sliced, layer, context.rotary)
         tokens = divergences(self.layers, self._dense, check, prefix_length=self.prefix_length)
-        return Divergence(tokens=tokens, kinds=self.kinds)
+        return HeldOutDivergence(tokens=tokens, kinds=self.kinds)
 
     def _context(
         self, layer: int, length: int, before_batch: Callable[[float], None]
@@ -118,9 +120,9 @@ class TrialCompression:
 
 
 CANDIDATES = (
-    AttentionCandidate(heads=True, penalty=2.0),
-    AttentionCandidate(heads=True, penalty=4.0, scaled=False),
-    AttentionCandidate(heads=True, penalty=4.0, scaled=False, early=4.0),
+    AllocationCandidate(heads=True, penalty=2.0),
+    AllocationCandidate(heads=True, penalty=4.0, trial_cuts=False),
+    AllocationCandidate(heads=True, penalty=4.0, trial_cuts=False, early_mlp_penalty=4.0),
 )
 """Candidates that are compared; the first is used where nothing shows another to be better.
 
@@ -132,15 +134,15 @@ The third spares early MLPs, on which the following layers depend on text of eve
 class CandidateResult:
     """Shapes of a candidate and the divergence of the model with them."""
 
-    candidate: AttentionCandidate
+    candidate: AllocationCandidate
     scored: ScoredPlan
-    divergence: Divergence
-    """Divergence of the trial compression."""
+    divergence: HeldOutDivergence
+    """HeldOutDivergence of the trial compression."""
 
 
 def search(
-    allocate: Callable[[AttentionCandidate], ScoredPlan],
-    divergence: Callable[[ModelPlan], Divergence],
+    allocate: Callable[[AllocationCandidate], ScoredPlan],
+    divergence: Callable[[ModelPlan], HeldOutDivergence],
 ) -> tuple[CandidateResult, ...]:
     """Allocate for all candidates, measure each distinct plan once, and choose one.
 

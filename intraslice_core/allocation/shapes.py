@@ -18,14 +18,14 @@ from intraslice_core.allocation.budget import Budget, resolve_round_to
 from intraslice_core.allocation.compressed_input import within_input
 from intraslice_core.allocation.curves import ScoredPlan
 from intraslice_core.allocation.estimators import (
-    AttentionCandidate,
+    AllocationCandidate,
     CalibrationSplit,
     fisher_shapes,
     lagrangian_shapes,
     measure_sensitivity,
     trial_rank_correlation,
 )
-from intraslice_core.allocation.judge import Divergence, difference
+from intraslice_core.allocation.judge import HeldOutDivergence, difference
 from intraslice_core.allocation.search import (
     CANDIDATES,
     TRIAL_SEQUENCES,
@@ -51,6 +51,7 @@ from intraslice_core.reports.schema import (
 )
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.sensitivity.measurement import (
+    MEASUREMENT,
     ModelSensitivity,
     load_sensitivity,
     save_sensitivity,
@@ -214,6 +215,7 @@ def _measured(
         key = context.key(
             sensitivity=calibration_hash(tokens),
             prefix_length=context.prefix_length,
+            measurement=MEASUREMENT,
             parts=[part.name for part in fields(LayerSensitivity)],
             batch_size=context.config.batch_size,
         )
@@ -302,7 +304,7 @@ def _lagrangian(
 ) -> Shapes:
     """Return the Lagrangian's shapes, or equal ones if the check set shows them to be better."""
 
-    def allocate(candidate: AttentionCandidate) -> ScoredPlan:
+    def allocate(candidate: AllocationCandidate) -> ScoredPlan:
         def with_budget(parameters: int) -> ScoredPlan:
             return lagrangian_shapes(
                 measured, context.geometry, parameters, context.config, candidate, context.demands
@@ -360,8 +362,8 @@ def _lagrangian_report(
         CandidateReport(
             heads=result.candidate.heads,
             attention_price=result.candidate.penalty,
-            trial_cuts=result.candidate.scaled,
-            early_mlp_price=result.candidate.early,
+            trial_cuts=result.candidate.trial_cuts,
+            early_mlp_penalty=result.candidate.early_mlp_penalty,
             calibration_loss=result.divergence.score,
             standard_error=difference(result.divergence, results[0].divergence).standard_error,
         )
@@ -405,7 +407,7 @@ class JudgedPlan:
     """Plan and the divergence of its trial compression."""
 
     plan: ModelPlan
-    divergence: Divergence
+    divergence: HeldOutDivergence
 
 
 @dataclass
@@ -417,7 +419,7 @@ class _TrialCompressions:
     finished: int = 0
     """Number of plans tried."""
 
-    def divergence(self, plan: ModelPlan) -> Divergence:
+    def divergence(self, plan: ModelPlan) -> HeldOutDivergence:
         """Return the divergence of a trial compression from the dense model."""
         share = (1 - SENSITIVITY_SHARE) / (len(CANDIDATES) + 1)
         start = SENSITIVITY_SHARE + share * self.finished

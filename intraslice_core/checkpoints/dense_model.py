@@ -14,6 +14,7 @@ from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Norm, Rotary
 from intraslice_core.device import HostMemory
 from intraslice_core.families import canonical
+from intraslice_core.statistics import kl_divergence
 
 LOGITS_AT_ONCE = 2**23
 """Logits in memory at once: 32 MiB in float32, and as much again for each step of a loss."""
@@ -151,16 +152,14 @@ def divergences(
         prefix_length: positions of the prefix at the beginning of every sequence.
 
     Returns:
-        (sequences, length - max(prefix_length, 1) + 1), float32, in nats, on the CPU.
+        (sequences, length - max(prefix_length, 1) + 1), float64, in nats, on the CPU.
     """
     first = max(prefix_length, 1) - 1
     expected, predicted = (hidden[:, first:].flatten(0, 1) for hidden in (dense, compressed))
     parts = []
     blocks = (torch.split(rows, layers.logit_rows) for rows in (expected, predicted))
     for rows in zip(*blocks, strict=True):
-        target, log_probs = (F.log_softmax(layers.logits(part), dim=-1) for part in rows)
-        divergence = F.kl_div(log_probs, target, reduction="none", log_target=True).sum(-1)
-        parts.append(divergence.cpu())
+        parts.append(kl_divergence(*(layers.logits(part) for part in rows)).cpu())
     return torch.cat(parts).view(len(dense), -1)
 
 

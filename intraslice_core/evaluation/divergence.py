@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from intraslice_core.device import HostMemory
 from intraslice_core.errors import NumericalError
 from intraslice_core.evaluation.perplexity import OutputHead
+from intraslice_core.statistics import kl_divergence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,18 +111,3 @@ class DivergenceMeter:
             kl_stderr=math.sqrt(variance / (count - 1)) if count > 1 else None,
             top1_agreement=self._agreeing / count,
         )
-
-
-def kl_divergence(dense: Tensor, compressed: Tensor) -> Tensor:
-    """Return KL(dense ‖ compressed) at every position, in nats.
-
-    Args:
-        dense: logits of the dense model, (rows, vocabulary), float32.
-        compressed: logits of the compressed model, of the same shape.
-
-    Returns:
-        (rows,), float64, at least 0: float32 rounds small divergences to slightly negative values.
-    """
-    log_dense = torch.log_softmax(dense, -1)
-    difference = log_dense - torch.log_softmax(compressed, -1)
-    return difference.mul_(log_dense.exp_()).sum(-1).double().clamp_min_(0.0)

@@ -24,12 +24,11 @@ from intraslice_core.evaluation.perplexity import (
     BlockObserver,
     OutputHead,
     PerplexityResult,
-    evaluation_tokens,
     perplexity,
     written_tokens,
 )
 from intraslice_core.evaluation.tasks import OpenedTasks, TaskScore, score_tasks
-from intraslice_core.evaluation.texts import require_known_texts
+from intraslice_core.evaluation.texts import held_out_texts, require_known_texts
 from intraslice_core.progress import CancellationCheck
 from intraslice_core.text_sources import WRITTEN
 from intraslice_core.tokenizer import embedding_rows, load_tokenizer
@@ -225,18 +224,7 @@ def load_texts(
     directory: Path, sources: Iterable[str], config: EvaluationConfig, report: Report
 ) -> dict[str, Tensor]:
     """Return the held-out tokens of every text by its source; report skipped records."""
-    tokenizer = load_tokenizer(directory)
-    warnings: list[str] = []
-    texts = {
-        source: evaluation_tokens(
-            source,
-            tokenizer,
-            config.max_tokens,
-            text_field=config.text_field,
-            warnings=warnings,
-        )
-        for source in sources
-    }
+    texts, warnings = held_out_texts(sources, config, load_tokenizer(directory))
     for warning in warnings:
         report(f"warning: {warning}", 0.0)
     return texts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,6 +30,24 @@ def check_texts(
         CalibrationTooShortError: if a text has fewer than two tokens.
         TokenizerError: if a text contains a token that the model has no embedding for.
     """
+    sources = [source for source in config.perplexity if source not in WRITTEN]
+    texts, warnings = held_out_texts(sources, config, tokenizer)
+    if "chat" in config.perplexity:
+        openings = opening_tokens(tokenizer, "evaluation")
+        texts["chat"] = torch.tensor([token for opening in openings for token in opening])
+    require_known_texts(tokenizer, rows, texts, config.prompts)
+    return warnings
+
+
+def held_out_texts(
+    sources: Iterable[str], config: EvaluationConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the held-out tokens of every text by its source, and warnings about records.
+
+    Raises:
+        CalibrationSourceError: if a text cannot be read.
+        CalibrationTooShortError: if a text has fewer than two tokens.
+    """
     warnings: list[str] = []
     texts = {
         source: evaluation_tokens(
@@ -39,14 +57,9 @@ def check_texts(
             text_field=config.text_field,
             warnings=warnings,
         )
-        for source in dict.fromkeys(config.perplexity)
-        if source not in WRITTEN
+        for source in dict.fromkeys(sources)
     }
-    if "chat" in config.perplexity:
-        openings = opening_tokens(tokenizer, "evaluation")
-        texts["chat"] = torch.tensor([token for opening in openings for token in opening])
-    require_known_texts(tokenizer, rows, texts, config.prompts)
-    return warnings
+    return texts, warnings
 
 
 def require_known_texts(

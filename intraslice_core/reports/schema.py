@@ -135,7 +135,7 @@ class CandidateReport(FrozenModel):
     trial_cuts: bool = Field(
         default=True, description="Whether trial cuts scaled the predicted losses."
     )
-    early_mlp_price: float = Field(
+    early_mlp_penalty: float = Field(
         default=1.0,
         description="Factor on the predicted losses of the first MLP, which falls geometrically to "
         "1 at the last layer.",

@@ -33,7 +33,7 @@ RETIRED_NAMES = {
     r"Block(Weights|Settings)\b": "LayerWeights, LayerSettings",
     r"ReaderLayers|dense_layers": "DenseLayerReader, dense_model",
     r"PricedPlan|LayerPrice": "ScoredPlan, LayerLosses",
-    r"AttentionOffer|\bOFFERS\b": "AttentionCandidate",
+    r"AttentionOffer|\bOFFERS\b": "AllocationCandidate",
     r"^_?refus(?!ed$)": "reject, error (`refused` is a persisted field)",
     r"blaming|tell_nobody": "attributed_to_recover, ignore_saved",
     r"(Job|Event|Artifact|Webhook|Upload|Sweep|Key)Out\b": "the domain model of that name",

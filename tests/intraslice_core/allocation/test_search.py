@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from intraslice_core.allocation.curves import LayerLosses, ScoredPlan
-from intraslice_core.allocation.estimators import AttentionCandidate
-from intraslice_core.allocation.judge import Divergence
+from intraslice_core.allocation.estimators import AllocationCandidate
+from intraslice_core.allocation.judge import HeldOutDivergence
 from intraslice_core.allocation.search import CANDIDATES, search
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.plan import LayerPlan, ModelPlan
@@ -31,11 +31,11 @@ def width(plan: ModelPlan) -> int:
     return plan.layers[0].intermediate_size
 
 
-def diverging(mean: float, *, noise: float = 0.01) -> Divergence:
+def diverging(mean: float, *, noise: float = 0.01) -> HeldOutDivergence:
     """Return a divergence of 4 times 64 positions with this mean; noise is the same in all."""
     generator = torch.Generator().manual_seed(0)
     tokens = mean + noise * torch.randn(4, 64, generator=generator)
-    return Divergence(tokens=tokens, kinds=torch.tensor([0, 0, 0, 1]))
+    return HeldOutDivergence(tokens=tokens, kinds=torch.tensor([0, 0, 0, 1]))
 
 
 def test_the_best_candidate_comes_first_and_the_others_in_order_of_score():
@@ -65,7 +65,7 @@ def test_a_candidate_that_is_better_within_the_standard_error_takes_no_place():
 def test_equal_shapes_are_tried_once():
     tried = []
 
-    def divergence(plan: ModelPlan) -> Divergence:
+    def divergence(plan: ModelPlan) -> HeldOutDivergence:
         tried.append(plan)
         return diverging(1.0)
 
@@ -73,7 +73,7 @@ def test_equal_shapes_are_tried_once():
 
 
 def test_a_candidate_that_misses_the_budget_is_skipped():
-    def allocate(candidate: AttentionCandidate) -> ScoredPlan:
+    def allocate(candidate: AllocationCandidate) -> ScoredPlan:
         if candidate == CANDIDATES[0]:
             raise MISSED
         return scored(8)
@@ -82,7 +82,7 @@ def test_a_candidate_that_misses_the_budget_is_skipped():
 
 
 def test_an_error_is_raised_if_no_candidate_meets_the_budget():
-    def allocate(_: AttentionCandidate) -> ScoredPlan:
+    def allocate(_: AllocationCandidate) -> ScoredPlan:
         raise MISSED
 
     with pytest.raises(ConfigurationError, match="rounding misses"):

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from intraslice_core.allocation import shapes
-from intraslice_core.allocation.judge import Divergence
+from intraslice_core.allocation.judge import HeldOutDivergence
 from intraslice_core.allocation.search import CANDIDATES, CandidateResult, TrialCompression
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.pipeline import compress_model
@@ -77,11 +78,11 @@ def test_equal_shapes_are_used_only_if_they_are_better_beyond_the_standard_error
 ):
     generator = torch.Generator().manual_seed(0)
 
-    def divergence(trial: TrialCompression, plan: ModelPlan, *_: object) -> Divergence:
+    def divergence(trial: TrialCompression, plan: ModelPlan, *_: object) -> HeldOutDivergence:
         tokens = torch.full((len(trial.check), 512), 2.0)
         if len({layer.intermediate_size // 4 for layer in plan.layers}) == 1:
             tokens = tokens + equal + noise * torch.randn(tokens.shape, generator=generator)
-        return Divergence(tokens=tokens, kinds=trial.kinds)
+        return HeldOutDivergence(tokens=tokens, kinds=trial.kinds)
 
     monkeypatch.setattr(TrialCompression, "divergence", divergence)
     monkeypatch.setattr(shapes, "search", _first_candidate)
@@ -98,7 +99,7 @@ def test_equal_shapes_are_used_only_if_they_are_better_beyond_the_standard_error
 
 def _first_candidate(allocate: Any, _divergence: Any) -> tuple[CandidateResult, ...]:
     """Return the first candidate with a divergence of 2 nats at every position."""
-    divergence = Divergence(tokens=torch.full((2, 512), 2.0), kinds=torch.tensor([0, 1]))
+    divergence = HeldOutDivergence(tokens=torch.full((2, 512), 2.0), kinds=torch.tensor([0, 1]))
     scored = allocate(CANDIDATES[0])
     return (CandidateResult(candidate=CANDIDATES[0], scored=scored, divergence=divergence),)
 
@@ -118,3 +119,33 @@ def test_a_second_ratio_uses_the_cached_sensitivity(tmp_path, monkeypatch):
     run(0.2, "first", place)
     monkeypatch.setattr("intraslice_core.allocation.shapes.measure_sensitivity", None)
     assert run(0.4, "second", place) == alone
+
+
+def test_a_sensitivity_of_another_measurement_is_measured_again(tmp_path, monkeypatch):
+    dense = tiny_llama(tmp_path / "dense")
+    place = StatisticsCache(directory=tmp_path / "shared", max_bytes=2**30)
+    config = CompressionConfig(ratio=0.3, round_to=2, calibration=CALIBRATION)
+
+    def run(name: str) -> set[str]:
+        compress_model(str(dense), tmp_path / name, config, statistics_cache=place, verify=False)
+        return {file.name for file in place.directory.glob("sensitivity-*")}
+
+    first = run("first")
+    assert run("again") == first
+    monkeypatch.setattr(shapes, "MEASUREMENT", "an earlier version")
+    assert len(run("later") - first) == 1
+
+
+def test_plans_are_judged_on_every_kind_of_calibration_text(tmp_path, monkeypatch):
+    judged: list[Tensor] = []
+    divergence = TrialCompression.divergence
+
+    def recording(trial: TrialCompression, *arguments: Any) -> HeldOutDivergence:
+        judged.append(trial.kinds)
+        return divergence(trial, *arguments)
+
+    monkeypatch.setattr(TrialCompression, "divergence", recording)
+    half = CALIBRATION.model_copy(update={"self_share": 0.5})
+    compress(tmp_path, allocation="lagrangian", calibration=half)
+    assert judged
+    assert all(sorted(kinds.tolist()) == [0, 1] for kinds in judged)

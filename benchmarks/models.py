@@ -1,7 +1,8 @@
 """Real checkpoints as users have them: GGUF files, compressed through the command line.
 
     python benchmarks/models.py [MODEL …] [--calibration TEXT] [--evaluation TEXT] [--also TEXT]
-        [--ratios 0.2,0.3] [--methods intraslice,intraslice_plus] [--samples 32] [--dense-only]
+        [--ratios 0.2,0.3] [--methods intraslice,intraslice_plus] [--samples 32]
+        [--evaluate-tokens 16384] [--dense-only]
 
 MODEL is a name of `benchmarks/model_files.py`, which downloads, joins and checks the files. TEXT is
 a short name of `benchmarks/data.py`, a path, or the name of a calibration source; `--also` may be
@@ -59,6 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--dense-tokens", type=int, default=8_192, help="Tokens of the check.")
+    parser.add_argument("--evaluate-tokens", type=int, default=16_384, help="Tokens per text.")
     parser.add_argument("--dense-only", action="store_true")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.models if name not in FILES]
@@ -100,6 +102,7 @@ def sweep(file: Path, method: str, out: Path, arguments: argparse.Namespace) -> 
     command += ["--out", str(out), "--ratios", arguments.ratios, "--method", method, "--json"]
     command += ["--calibration", arguments.calibration, "--samples", str(arguments.samples)]
     command += ["--sequence-length", str(arguments.sequence_length), "--no-benchmark"]
+    command += ["--evaluate-tokens", str(arguments.evaluate_tokens)]
     command += [option for text in arguments.texts for option in ("--evaluate", text)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return SweepReport.model_validate_json(done.stdout)

@@ -169,6 +169,10 @@ EvaluateOption = Annotated[
         show_default=", ".join(DEFAULT_EVALUATION.perplexity),
     ),
 ]
+EvaluateTokensOption = Annotated[
+    str,
+    typer.Option(metavar="N", help="Largest number of tokens scored per text (64 or more)."),
+]
 EvaluationOption = Annotated[
     bool, typer.Option(help="Evaluate the quality and speed of the result.")
 ]

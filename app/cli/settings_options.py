@@ -11,7 +11,7 @@ from typing import Any
 
 from app.cli import options
 from app.cli.option_groups import with_options
-from app.cli.options import DEFAULT, DEFAULT_RECOVERY
+from app.cli.options import DEFAULT, DEFAULT_EVALUATION, DEFAULT_RECOVERY
 from app.cli.quantities import quantity
 from intraslice_core.config import EvaluationConfig
 
@@ -40,6 +40,7 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
     "batch_size": (options.BatchSizeOption, DEFAULT.batch_size),
     "round_to": (options.RoundToOption, DEFAULT.round_to),
     "evaluate": (options.EvaluateOption, None),
+    "evaluate_tokens": (options.EvaluateTokensOption, str(DEFAULT_EVALUATION.max_tokens)),
     "evaluation": (options.EvaluationOption, True),
     "benchmark": (options.BenchmarkOption, True),
     "max_perplexity_ratio": (options.GateOption, None),
@@ -91,7 +92,7 @@ class SettingsOptions:
 
         Raises:
             ValidationError: if a setting is invalid, also with `--no-evaluation`.
-            ConfigurationError: if a load of the speed grid is malformed.
+            ConfigurationError: if a quantity or a load of the speed grid is malformed.
         """
         values = self.values
         gate = options.gate_settings(values["max_perplexity_ratio"], values["min_task_ratio"])
@@ -99,6 +100,7 @@ class SettingsOptions:
             values["evaluate"],
             values["benchmark"],
             gate,
+            max_tokens=quantity(values["evaluate_tokens"], "--evaluate-tokens"),
             tasks=options.listed(values["tasks"]),
             task_limit=values["limit"],
             speed_grid=options.speed_grid(values["speed_loads"]),

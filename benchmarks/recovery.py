@@ -319,7 +319,9 @@ def main() -> None:
             cells = [f"{value:.2f}" for value in measured.perplexities(text).values()]
             fraction = measured.fraction(text)
             cells += [f"{fraction:.3f}", f"{60 * fraction / measured.seconds:.4f}"]
-            table.add_row(loss, text, *cells, f"{measured.tokens / measured.seconds:.0f}")
+            table.add_row(
+                loss, Path(text).name, *cells, f"{measured.tokens / measured.seconds:.0f}"
+            )
     console.print(table)
     runs = {loss: measured.facts() for loss, measured in results.items()}
     print(json.dumps({**next(iter(runs.values())), "runs": runs}))

@@ -71,11 +71,13 @@ COMPARISONS = (
         name="fisher_pca+self",
         title="over intraslice, fisher_pca, with self-written text",
         references=(f"{_FISHER_PCA}+self",),
+        ratios=("0.3", "0.5"),
     ),
     Comparison(
         name="fisher+self",
         title="over intraslice, fisher, with self-written text",
         references=(f"{_FISHER}+self",),
+        ratios=("0.3", "0.5"),
     ),
     Comparison(
         name="other",

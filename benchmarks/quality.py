@@ -141,6 +141,9 @@ class Bench:
     def measure(self) -> list[Result]:
         """Measure all requested rows."""
         results: list[Result] = []
+        recoveries: list[Result] = []
+        if self._requested(RECOVERY):  # first, because its text may be too short
+            recoveries = [self._recovered(ratio) for ratio in self.arguments.recovery_ratios]
         if self._requested(FURTHER):
             for ratio in self.arguments.ratios:
                 self._measure_all(self.arguments.calibration, ratio, self.arguments.methods)
@@ -149,9 +152,7 @@ class Bench:
                 results += self._comparisons(row)
         if self._requested(RANK_CORRELATION):
             results += self._rank_correlation()
-        if self._requested(RECOVERY):
-            results += [self._recovered(ratio) for ratio in self.arguments.recovery_ratios]
-        return results
+        return results + recoveries
 
     def _requested(self, row: str) -> bool:
         return self.arguments.only is None or row in self.arguments.only
@@ -361,10 +362,9 @@ def _figure_cells(figure: Figure | None) -> tuple[str, str]:
 
 
 def measure(
-    name: str, arguments: argparse.Namespace, console: Console
+    name: str, reference: str, arguments: argparse.Namespace, console: Console
 ) -> tuple[Bench, list[Result]]:
     """Measure one model and print its scores."""
-    reference = str(fetch(FILES[name], models_directory())) if name in FILES else name
     with tempfile.TemporaryDirectory() as folder, state_directory(arguments.state) as state:
         evaluation = EvaluationConfig(
             perplexity=tuple(arguments.texts),
@@ -398,8 +398,12 @@ def main() -> None:
     models: dict[str, dict[str, Any]] = {}
     targets: list[tuple[str, Result]] = []
     try:
-        for name in arguments.model:
-            bench, results = measure(name, arguments, console)
+        references = {
+            name: str(fetch(FILES[name], models_directory())) if name in FILES else name
+            for name in arguments.model
+        }
+        for name, reference in references.items():
+            bench, results = measure(name, reference, arguments, console)
             models[name] = bench.facts()
             targets += [(name, result) for result in results]
     except (ModelFileError, IntraSliceError) as error:

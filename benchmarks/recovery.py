@@ -1,16 +1,17 @@
 """Gain of recovery fine-tuning: perplexity dense, compressed, and recovered, by loss.
 
     python benchmarks/recovery.py --evaluation FILE [--loss ce --loss distill] [--tokens 204800]
-        [--ratio 0.3] [--calibration SOURCE]... [--training SOURCE]...
+        [--ratio 0.3] [--calibration SOURCE]... [--training SOURCE[=WEIGHT]]...
 
 Compresses once, with the default allocation, fine-tunes the same weights with each loss on the same
 tokens, and scores all on the held-out text of FILE and of `pydoc`. FILE may be a short name of
-`benchmarks/data.py`; the option may be repeated. The fine-tuning text is CPython's documentation
-and standard library unless sources are given; never a file that is scored.
+`benchmarks/data.py` or a source such as `chat`; the option may be repeated. The fine-tuning text is
+CPython's documentation and standard library unless sources are given; never a file that is scored.
 The last line is JSON: {"runs": {LOSS: {"perplexity": {TEXT: {"dense": …, "compressed": …,
-"recovered": …}}, "recovered_fraction": {TEXT: …}, "fraction_per_minute": {TEXT: …}, "tokens": n,
-"seconds": s, "tokens_per_second": …}}} and the same of the first loss at the top level. The
-fraction is (compressed - recovered) / (compressed - dense); seconds are those of the steps alone.
+"recovered": …}}, "recovered_fraction": {TEXT: …}, "fraction_per_minute": {TEXT: …}, "kl": {TEXT:
+{"compressed": …, "recovered": …}}, "top1_agreement": likewise, "tokens": n, "seconds": s,
+"tokens_per_second": …}}} and the same of the first loss at the top level. The fraction is
+(compressed - recovered) / (compressed - dense); seconds are those of the steps alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
@@ -38,22 +40,30 @@ from intraslice_core.config import (
     RecoveryLoss,
     Schedule,
 )
-from intraslice_core.evaluation.comparison import evaluate_one
+from intraslice_core.evaluation.comparison import Materials, evaluate_pair
 from intraslice_core.evaluation.loaded_models import load_model
+from intraslice_core.evaluation.scoring import DenseScores
 from intraslice_core.finetuning.procedure import RecoveryWork, recover_checkpoint
 from intraslice_core.finetuning.training import Moment
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent
+from intraslice_core.reports.schema import PerplexityComparison
 from intraslice_core.resume_state import ResumeState
 from intraslice_core.tokenizer import load_tokenizer
 
 STAGES = ("dense", "compressed", "recovered")
-Scores = dict[str, float]
-"""Perplexity by text."""
+Scores = dict[str, PerplexityComparison]
+"""Comparison with the dense model by text."""
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Parse the command line."""
+def weighted_source(text: str) -> dict[str, object]:
+    """Return `SOURCE[=WEIGHT]` in the form of the API."""
+    name, sign, weight = text.rpartition("=")
+    return {"source": name, "weight": float(weight)} if sign else {"source": text}
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line, by default that of the process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--evaluation",
@@ -67,7 +77,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--calibration", action="append", help="Source; default: the engine's mixture."
     )
-    parser.add_argument("--training", action="append", help="Source; default: pydoc and pycode.")
+    parser.add_argument(
+        "--training",
+        action="append",
+        type=weighted_source,
+        metavar="SOURCE[=WEIGHT]",
+        help="Source of the fine-tuning text; default: pydoc and pycode.",
+    )
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument(
@@ -88,7 +104,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--evaluation-tokens", type=int, default=24_576)
     parser.add_argument("--keep", type=Path, help="Directory for the compressed checkpoint.")
     parser.add_argument("--resume-dir", type=Path, help="Directory for an interrupted fine-tuning.")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def settings(arguments: argparse.Namespace, loss: str) -> CompressionConfig:
@@ -99,7 +115,7 @@ def settings(arguments: argparse.Namespace, loss: str) -> CompressionConfig:
     }
     if arguments.calibration:
         calibration["source"] = [{"source": source} for source in arguments.calibration]
-    training = arguments.training or ["pydoc", "pycode"]
+    training = arguments.training or [{"source": "pydoc"}, {"source": "pycode"}]
     return CompressionConfig.model_validate(
         {
             "ratio": arguments.ratio,
@@ -118,23 +134,30 @@ def settings(arguments: argparse.Namespace, loss: str) -> CompressionConfig:
                 "rank": arguments.rank,
                 "alpha": arguments.alpha,
                 "learning_rate": arguments.learning_rate,
-                "source": [{"source": source} for source in training],
+                "source": training,
             },
         }
     )
 
 
-def score(directory: Path, arguments: argparse.Namespace) -> Scores:
-    """Return the perplexity of a checkpoint on all texts."""
-    config = EvaluationConfig(
-        perplexity=(*arguments.evaluation, "pydoc"),
-        max_tokens=arguments.evaluation_tokens,
-        benchmark=False,
-    )
-    return {
-        text: result.perplexity
-        for text, result in evaluate_one(directory, config).perplexity.items()
-    }
+@dataclass(kw_only=True)
+class Scorer:
+    """Scores of checkpoints of one dense model on the same texts."""
+
+    dense: Path
+    arguments: argparse.Namespace
+    _dense_scores: DenseScores = field(default_factory=DenseScores)
+
+    def scores(self, directory: Path) -> Scores:
+        """Compare a checkpoint with the dense model on all texts."""
+        config = EvaluationConfig(
+            perplexity=tuple(dict.fromkeys((*self.arguments.evaluation, "pydoc"))),
+            max_tokens=self.arguments.evaluation_tokens,
+            benchmark=False,
+        )
+        materials = Materials(dense_scores=self._dense_scores)
+        report = evaluate_pair(self.dense, directory, config, materials=materials)
+        return {comparison.text: comparison for comparison in report.perplexity}
 
 
 def compressed(dense: Path, place: Path, config: CompressionConfig, console: Console) -> None:
@@ -154,30 +177,43 @@ def compressed(dense: Path, place: Path, config: CompressionConfig, console: Con
 class Measured:
     """Scores of each stage and cost of one fine-tuning."""
 
-    scores: dict[str, Scores]
-    """By stage."""
+    compressed: Scores
+    recovered: Scores
     tokens: int
     seconds: float
 
+    def perplexities(self, text: str) -> dict[str, float]:
+        """Return the perplexity of each stage on a text."""
+        compressed, recovered = self.compressed[text], self.recovered[text]
+        values = (compressed.dense, compressed.compressed, recovered.compressed)
+        return dict(zip(STAGES, values, strict=True))
+
     def facts(self) -> dict[str, object]:
         """Return the entry of the last line's JSON."""
-        texts = self.scores["dense"]
-        fractions = {text: self.fraction(text) for text in texts}
+        fractions = {text: self.fraction(text) for text in self.compressed}
         minutes = self.seconds / 60
         return {
-            "perplexity": {
-                text: {stage: self.scores[stage][text] for stage in STAGES} for text in texts
-            },
+            "perplexity": {text: self.perplexities(text) for text in self.compressed},
             "recovered_fraction": fractions,
             "fraction_per_minute": {text: value / minutes for text, value in fractions.items()},
+            "kl": self._by_text("kl"),
+            "top1_agreement": self._by_text("top1_agreement"),
             "tokens": self.tokens,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens / self.seconds,
         }
 
+    def _by_text(self, name: str) -> dict[str, dict[str, float]]:
+        """Return a figure of both compressed stages by text."""
+        stages = {"compressed": self.compressed, "recovered": self.recovered}
+        return {
+            text: {stage: getattr(scores[text], name) for stage, scores in stages.items()}
+            for text in self.compressed
+        }
+
     def fraction(self, text: str) -> float:
         """Return the recovered fraction of the perplexity increase on a text."""
-        dense, before, after = (self.scores[stage][text] for stage in STAGES)
+        dense, before, after = self.perplexities(text).values()
         return (before - after) / (before - dense)
 
 
@@ -187,8 +223,8 @@ def fine_tuned(
     places: tuple[Path, Path, Path],
     tokens: Tensor,
     console: Console,
-) -> tuple[Scores, int, float]:
-    """Fine-tune a copy of the compressed checkpoint; return its scores, tokens and seconds.
+) -> tuple[int, float]:
+    """Fine-tune a copy of the compressed checkpoint; return the tokens and seconds.
 
     Args:
         arguments: of the command line.
@@ -226,7 +262,7 @@ def fine_tuned(
         )
     )
     console.print(f"{recover.loss}, on held-out fine-tuning text: {report.held_out}")
-    return score(recovered, arguments), report.tokens, report.seconds
+    return report.tokens, report.seconds
 
 
 def measure(arguments: argparse.Namespace, folder: Path, console: Console) -> dict[str, Measured]:
@@ -236,24 +272,35 @@ def measure(arguments: argparse.Namespace, folder: Path, console: Console) -> di
     config = configs[losses[0]]
     assert config.recover is not None  # set by `settings`
     dense = open_model(arguments.model, folder / "model")
-    place = arguments.keep or folder / "compressed"
-    compressed(dense, place, config, console)
-    scores = {"dense": score(dense, arguments), "compressed": score(place, arguments)}
-    console.print(str(scores))
+    # The text is read first: it may be too short, and a compression takes long.
     tokens = stream_windows(
         config.recover.text(config.calibration),
         load_tokenizer(dense),
         folder / "training-text",
-        model=lambda: load_model(dense),
+        model=lambda: load_model(dense, dtype=arguments.dtype, device="auto"),
     )
+    place = arguments.keep or folder / "compressed"
+    compressed(dense, place, config, console)
+    scorer = Scorer(dense=dense, arguments=arguments)
+    before = scorer.scores(place)
+    console.print(f"compressed: {_listed(before)}")
     results = {}
     for loss, its_config in configs.items():
-        places = (dense, place, folder / f"recovered-{loss}")
-        recovered, used, seconds = fine_tuned(arguments, its_config, places, tokens, console)
-        results[loss] = Measured(
-            scores={**scores, "recovered": recovered}, tokens=used, seconds=seconds
-        )
+        recovered = folder / f"recovered-{loss}"
+        places = (dense, place, recovered)
+        used, seconds = fine_tuned(arguments, its_config, places, tokens, console)
+        after = scorer.scores(recovered)
+        console.print(f"{loss}: {_listed(after)}")
+        results[loss] = Measured(compressed=before, recovered=after, tokens=used, seconds=seconds)
     return results
+
+
+def _listed(scores: Scores) -> str:
+    """Return the perplexities of both models on every text."""
+    return ", ".join(
+        f"{Path(text).name} {score.dense:.2f} -> {score.compressed:.2f}"
+        for text, score in scores.items()
+    )
 
 
 def main() -> None:
@@ -268,11 +315,13 @@ def main() -> None:
     columns = ("recovered fraction", "per minute", "tokens/s")
     table = Table("loss", "text", *STAGES, *columns)
     for loss, measured in results.items():
-        for text in measured.scores["dense"]:
-            cells = [f"{measured.scores[stage][text]:.2f}" for stage in STAGES]
+        for text in measured.compressed:
+            cells = [f"{value:.2f}" for value in measured.perplexities(text).values()]
             fraction = measured.fraction(text)
             cells += [f"{fraction:.3f}", f"{60 * fraction / measured.seconds:.4f}"]
-            table.add_row(loss, text, *cells, f"{measured.tokens / measured.seconds:.0f}")
+            table.add_row(
+                loss, Path(text).name, *cells, f"{measured.tokens / measured.seconds:.0f}"
+            )
     console.print(table)
     runs = {loss: measured.facts() for loss, measured in results.items()}
     print(json.dumps({**next(iter(runs.values())), "runs": runs}))

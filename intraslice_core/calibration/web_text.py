@@ -51,8 +51,8 @@ def web_records(part: Part) -> Generator[Record, None, None]:
 @contextmanager
 def _response(file: HubFile) -> Iterator[Any]:
     """Request a file; the response's body is read on demand."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+    from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     url = hf_hub_url(WEB_DATASET, file.path, repo_type="dataset", revision=WEB_REVISION)
     headers = build_hf_headers() | {"Accept-Encoding": "identity"}

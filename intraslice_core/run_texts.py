@@ -6,7 +6,6 @@ those of the offline mixture, so that report, keys and later stages state what w
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,16 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice_core.calibration import ReadTokens, calibration_tokens, stream_windows
-from intraslice_core.config import (
-    OFFLINE_MIXTURE,
-    CalibrationConfig,
-    CompressionConfig,
-    TrainingTextConfig,
-)
+from intraslice_core.config import CalibrationConfig, TrainingTextConfig
 from intraslice_core.content_key import calibration_facts
 from intraslice_core.errors import WebTextError
 from intraslice_core.evaluation.loaded_models import load_model
-from intraslice_core.finetuning.procedure import attributed_to_recover, training_file
+from intraslice_core.finetuning.procedure import training_file
+from intraslice_core.finetuning.training_text import training_text_or_offline
 from intraslice_core.layer_loop import CompressionWork
 from intraslice_core.progress import Stage
 from intraslice_core.run import Run
@@ -90,37 +85,6 @@ def read_training_text(
 
     config, tokens = training_text_or_offline(work.config, read_saved)
     return replace(work, config=config), tokens
-
-
-def training_text_or_offline(
-    config: CompressionConfig, read: Callable[[TrainingTextConfig, str | None], Tensor]
-) -> tuple[CompressionConfig, Tensor]:
-    """Read the fine-tuning text; without web text where that is optional and cannot be read.
-
-    Args:
-        config: settings with fine-tuning.
-        read: function that reads the sequences, and adds a warning if there is one.
-
-    Returns:
-        The settings with the text that was used, and its sequences.
-
-    Raises:
-        CalibrationError: if the text cannot be read or is too short.
-    """
-    recover = config.recover
-    assert recover is not None
-    settings = recover.text(config.calibration)
-    with attributed_to_recover():
-        try:
-            return config, read(settings, None)
-        except WebTextError as error:
-            if not settings.web_is_optional:
-                raise
-            warning = f"the fine-tuning is without web text: {error.message}"
-        offline = {"source": OFFLINE_MIXTURE, "text_field": settings.text_field}
-        recover = recover.model_copy(update=offline)
-        config = config.model_copy(update={"recover": recover})
-        return config, read(recover.text(config.calibration), warning)
 
 
 def _calibration_text(

@@ -41,6 +41,7 @@ from intraslice_core.finetuning.procedure import (
 )
 from intraslice_core.finetuning.processes import Processes
 from intraslice_core.finetuning.training import Moment
+from intraslice_core.finetuning.training_text import training_text_or_offline
 from intraslice_core.progress import (
     CancellationCheck,
     ProgressListener,
@@ -53,7 +54,6 @@ from intraslice_core.publication import peak_memory, publish_staged, verified_re
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport, VerifiedReport
 from intraslice_core.resume_state import ResumeState
 from intraslice_core.run import Run
-from intraslice_core.run_texts import training_text_or_offline
 from intraslice_core.scratch import scratch_directory, staging_directory
 from intraslice_core.tokenizer import load_tokenizer, require_known_tokens
 

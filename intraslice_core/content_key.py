@@ -12,6 +12,7 @@ import transformers
 import intraslice_core
 from intraslice_core.config import CalibrationConfig
 from intraslice_core.files import combined_sha256, file_sha256
+from intraslice_core.text_sources import WEB, WEB_CALIBRATION_FILE
 
 _MODEL_FILES = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
@@ -30,9 +31,16 @@ def content_key(**facts: object) -> str:
 
 def calibration_facts(calibration: CalibrationConfig) -> dict[str, object]:
     """Return everything the calibration tokens depend on besides the model."""
-    files = [Path(source.source).expanduser() for source in calibration.mixture]
-    texts = [file_sha256(file) if file.is_file() else None for file in files]
+    texts = [_text_digest(source.source) for source in calibration.mixture]
     return {"calibration": calibration.model_dump(mode="json"), "texts": texts}
+
+
+def _text_digest(source: str) -> str | None:
+    """Return the SHA-256 of a file or of the web text; None for other sources."""
+    if source == WEB:
+        return WEB_CALIBRATION_FILE.sha256
+    file = Path(source).expanduser()
+    return file_sha256(file) if file.is_file() else None
 
 
 def fingerprint(directory: Path) -> str:

@@ -13,6 +13,7 @@ IntraSliceError
 │   └── ModelTooLargeError        larger than the deployment allows
 ├── CalibrationError
 │   ├── CalibrationSourceError    the text cannot be read
+│   │   └── WebTextError          the source `web` cannot be read from the hub
 │   ├── CalibrationTooShortError
 │   └── CalibrationUniformError   the text repeats itself
 ├── TaskError                     a zero-shot task cannot be measured
@@ -126,6 +127,12 @@ class CalibrationSourceError(CalibrationError):
     """The calibration text cannot be read."""
 
     code = "calibration_source"
+
+
+class WebTextError(CalibrationSourceError):
+    """The source `web` cannot be read from the hub."""
+
+    code = "web_text"
 
 
 class CalibrationTooShortError(CalibrationError):

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 import intraslice_core
 from intraslice_core.allocation.budget import compression_budget, resolve_round_to
@@ -25,13 +23,7 @@ from intraslice_core.allocation.shapes import (
     Shapes,
     choose_shapes,
 )
-from intraslice_core.calibration import (
-    ReadTokens,
-    calibration_hash,
-    calibration_tokens,
-    stream_windows,
-    text_prefix,
-)
+from intraslice_core.calibration import calibration_hash, text_prefix
 from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
 from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
@@ -40,12 +32,10 @@ from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_obje
 from intraslice_core.checkpoints.writer import CheckpointWriter, ensure_disk_space
 from intraslice_core.config import (
     UNLIMITED,
-    CalibrationConfig,
     CompressionConfig,
     EvaluationConfig,
     ModelLimits,
 )
-from intraslice_core.content_key import calibration_facts
 from intraslice_core.context_length import beyond_context, context_of
 from intraslice_core.cost_model.memory import dense_output_bytes
 from intraslice_core.device import (
@@ -59,7 +49,6 @@ from intraslice_core.device import (
     rounding_class,
 )
 from intraslice_core.evaluation.comparison import open_requested_tasks
-from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.texts import check_texts
 from intraslice_core.export.adaptive import AdaptiveForm
 from intraslice_core.export.form import CheckpointForm, WrittenReference, require_expressible
@@ -69,7 +58,6 @@ from intraslice_core.export.targets import require_target
 from intraslice_core.families.positions import learned_positions, require_lengths
 from intraslice_core.families.wrappers import describe_result, require_wrapper_budget
 from intraslice_core.files import require_free_output, require_writable_directory
-from intraslice_core.finetuning.procedure import attributed_to_recover, training_file
 from intraslice_core.finetuning.recover import recover_staged
 from intraslice_core.layer_loop import CompressionWork, LayerLoop
 from intraslice_core.modeling import IntraSliceConfig, intraslice_config
@@ -95,9 +83,10 @@ from intraslice_core.publication import (
 from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.resume_state import FinishedLayer, ResumeState, ignore_saved
 from intraslice_core.run import OpenedModel, Run
+from intraslice_core.run_texts import read_calibration_text, read_training_text
 from intraslice_core.scratch import scratch_directory, staging_directory
 from intraslice_core.statistics_cache import ModelStatistics, StatisticsCache
-from intraslice_core.tokenizer import load_tokenizer, require_known_tokens
+from intraslice_core.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -200,7 +189,8 @@ def compress_opened(
             verified = verify_staged(staged, config, run, complete)
             report = report.model_copy(update={"verified": verified})
         if evaluation is not None:
-            measured = evaluate_staged((dense.directory, staged), config, evaluation, tasks, run)
+            pair = (dense.directory, staged)
+            measured = evaluate_staged(pair, report.config, evaluation, tasks, run)
             report = report.with_evaluation(measured)
         later = {"warnings": (*report.warnings, *run.warnings[reported:])}
         report = report.model_copy(update=later | {"seconds": time.perf_counter() - run.started})
@@ -227,8 +217,9 @@ def _compress_checkpoint(
         if evaluation is not None:
             tokenizer = load_tokenizer(dense.directory)
             run.warnings += check_texts(evaluation, tokenizer, work.canonical["vocab_size"])
-        tokens = run.calibration = _calibrate(work, dense.directory, run)
-        run.training_text = _training_text(work, dense.directory, staged.parent, run)
+        work, tokens = read_calibration_text(work, dense.directory, run)
+        run.calibration = tokens
+        work, run.training_text = read_training_text(work, dense.directory, staged.parent, run)
         with advising_bfloat16(work.dtype):
             shapes = choose_shapes(_shape_work(work, run), tokens)
             return_free_memory()
@@ -274,79 +265,6 @@ def _plan_work(
         resume_state=run.resume_state,
         memory=HostMemory(run.offload_dir),
     )
-
-
-def _calibrate(work: CompressionWork, dense: Path, run: Run) -> Tensor:
-    """Return the calibration sequences, (samples, sequence_length)."""
-    settings = work.config.resolved_calibration
-    sources = ", ".join(source.source for source in settings.mixture)
-    run.report(Stage.CALIBRATE, f"reading calibration text: {sources}")
-    read = _reader(work, settings, dense, run)
-    if work.resume_state is None:
-        return read(run.warnings)
-    key = work.key(**calibration_facts(settings), prefix=work.prefix)
-    return work.resume_state.tokens(key, read, run.warnings)
-
-
-def _training_text(work: CompressionWork, dense: Path, place: Path, run: Run) -> Tensor | None:
-    """Return the training sequences, mapped from a file in `place`.
-
-    They are read before the compression, as they may be too few.
-    """
-    if work.config.recover is None:
-        return None
-    run.report(Stage.CALIBRATE, "reading the text to train on", 0.5)
-    settings = work.config.recover.text(work.config.calibration)
-    read = _reader(work, settings, dense, run, training_file(place, settings))
-    with attributed_to_recover():
-        if work.resume_state is None:
-            return read(run.warnings)
-        key = work.key(**calibration_facts(settings), prefix=work.prefix, streamed=True)
-        return work.resume_state.recovery_tokens(key, read, run.warnings)
-
-
-def _reader(
-    work: CompressionWork,
-    settings: CalibrationConfig,
-    dense: Path,
-    run: Run,
-    file: Path | None = None,
-) -> ReadTokens:
-    """Return a function that loads the sequences from the statistics cache, or reads them.
-
-    Some sources are text that the dense model itself generates. With a file the sequences are
-    streamed to it.
-    """
-    tokenizer = load_tokenizer(dense)
-    facts = {**calibration_facts(settings), "prefix": work.prefix}
-    read_windows = calibration_tokens
-    if file is not None:
-        facts["streamed"] = True
-        read_windows = partial(stream_windows, file=file)
-
-    def load_dense() -> PreTrainedModel:
-        return load_model(dense, dtype=work.config.dtype, device=work.config.device)
-
-    def read(warnings: list[str]) -> Tensor:
-        tokens = read_windows(
-            settings,
-            tokenizer,
-            model=load_dense,
-            should_cancel=run.should_cancel,
-            warnings=warnings,
-        )
-        names = ", ".join(source.source for source in settings.mixture)
-        require_known_tokens(tokens, work.canonical["vocab_size"], tokenizer, names)
-        return tokens
-
-    def load_or_read(warnings: list[str]) -> Tensor:
-        return (
-            read(warnings)
-            if work.statistics is None
-            else work.statistics.tokens(facts, read, warnings)
-        )
-
-    return load_or_read
 
 
 def _shape_work(work: CompressionWork, run: Run) -> AllocationContext:

@@ -79,6 +79,10 @@ class ResumeState:
         """
         return self._saved_tokens(_TOKENS, key, read, warnings)
 
+    def has_tokens(self, key: str) -> bool:
+        """Report whether the calibration tokens of this run are saved."""
+        return self._facts(_TOKENS, key) is not None
+
     def recovery_tokens(self, key: str, read: ReadTokens, warnings: list[str]) -> Tensor:
         """Return the saved training tokens, or read and save them; `warnings` as for `tokens`.
 

@@ -63,6 +63,10 @@ class StatisticsCache:
         except (FileNotFoundError, SafetensorError):
             return {}
 
+    def has(self, name: str) -> bool:
+        """Report whether a tensor is saved, without reading it."""
+        return (self.directory / (name + SUFFIX)).is_file()
+
     def has_room(self, needed: int) -> bool:
         """Report whether this many more bytes may be saved."""
         used = sum(file.stat().st_size for file in self.directory.glob("*" + SUFFIX))
@@ -130,6 +134,10 @@ class ModelStatistics:
             new_warnings = json.loads(self.cache.notes(name).get(_WARNINGS, "[]"))
         warnings += new_warnings
         return tokens
+
+    def has_tokens(self, facts: Mapping[str, object]) -> bool:
+        """Report whether the calibration tokens with these facts are saved."""
+        return self.cache.has("tokens-" + self._key(**facts))
 
     def dense_states(self, **facts: object) -> DenseStates:
         """Return the dense hidden states of one pass; `facts` are its tokens and batching."""

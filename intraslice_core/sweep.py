@@ -205,7 +205,7 @@ def _matches(report: CompressionReport, request: SweepRequest, ratio: float) -> 
         config = config.model_copy(update={"round_to": report.config.round_to})
     return (
         report.model == request.model
-        and report.config == config
+        and report.config in (config, config.without_web())
         and report.engine_version == intraslice_core.__version__
         and measured == request.evaluation
         and (UNVERIFIED not in report.warnings or not request.verify)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
@@ -21,6 +22,40 @@ NAMED = frozenset({"pydoc", "pycode"}) | WRITTEN
 
 HUB = "hub:"
 """Prefix of data sets on the Hugging Face hub."""
+
+WEB = "web"
+"""Source of broad web text, read from the hub: the beginning of a file of `WEB_DATASET`."""
+
+WEB_DATASET = "allenai/c4"
+"""Data set of the source `web`: English web pages of Common Crawl, cleaned."""
+
+WEB_REVISION = "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"
+"""Commit of `WEB_DATASET`, so that the text is the same every day."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubFile:
+    """A file of the pinned revision of a data set."""
+
+    path: str
+    size: int
+    """Size in bytes."""
+    sha256: str
+
+
+WEB_CALIBRATION_FILE = HubFile(
+    path="en/c4-train.00000-of-01024.json.gz",
+    size=319_308_785,
+    sha256="8ef8d75b0e045dec4aa5123a671b4564466b0707086a7ed1ba8721626dfffbc9",
+)
+"""File of the source `web` for calibration and fine-tuning."""
+
+WEB_EVALUATION_FILE = HubFile(
+    path="en/c4-train.00001-of-01024.json.gz",
+    size=318_039_285,
+    sha256="b945059cd1a343cabe311881b7840a6f0363f570e745a0eff0e687e266f6b55d",
+)
+"""File of the source `web` for evaluation; no page is in both files."""
 
 TEXT_FORMATS = ("txt", "md", "jsonl", "json", "csv", "parquet")
 """Endings of text files; all but Parquet may be followed by one of `COMPRESSIONS`."""
@@ -77,7 +112,7 @@ _FORM_WORD = re.compile(
 def corpus_of(source: str) -> str:
     """Return a key that is equal for sources of the same corpus, by their names alone.
 
-    - `pydoc`, `pycode`, `self` and `chat` are a corpus each.
+    - `pydoc`, `pycode`, `self` and `chat` are a corpus each; `web` is that of its data set.
     - A data set is known by its name, whatever its owner, configuration and split.
     - A file is known by its name without numbers and without words for a split or a form:
       `wikitext2.raw.test.txt.gz` and `wikitext2.valid.txt.gz` are of the same corpus. Where no word
@@ -88,6 +123,8 @@ def corpus_of(source: str) -> str:
     """
     if source in NAMED:
         return source
+    if source == WEB:
+        source = HUB + WEB_DATASET
     if source.startswith(HUB):
         dataset = source.removeprefix(HUB).partition("@")[0].partition(":")[0]
         return f"corpus {_corpus_words(dataset.rpartition('/')[2]) or dataset}"

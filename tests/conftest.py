@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import uuid
 from collections.abc import Iterator
@@ -21,6 +22,10 @@ from app.embedded.valkey import EmbeddedValkey
 from app.main import create_app
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
+
+# No test may depend on what the Hub answers: nobody listens on this port. It is set before
+# huggingface_hub is imported, and for processes of the tests.
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 
 OPERATOR_KEY = "the-operators-key"
 

@@ -16,7 +16,6 @@ from intraslice_core.config import (
     ComputeDtype,
     EvaluationConfig,
     Method,
-    RecoveryConfig,
     RecoveryLoss,
     Target,
 )
@@ -24,7 +23,6 @@ from intraslice_core.errors import ConfigurationError, ModelNotFoundError
 
 DEFAULT = CompressionConfig()
 DEFAULT_EVALUATION = EvaluationConfig()
-DEFAULT_RECOVERY = RecoveryConfig()
 
 ModelArgument = Annotated[
     str,
@@ -116,10 +114,10 @@ CalibrationOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="SOURCE[=WEIGHT]",
-        help="Calibration text: pydoc, pycode, self, chat, hub:DATASET[:CONFIG][@SPLIT] or a "
+        help="Calibration text: pydoc, pycode, self, chat, web, hub:DATASET[:CONFIG][@SPLIT] or a "
         "file (.txt, .md, .jsonl, .json, .csv or .parquet; also .gz or .zst). Repeat the option "
         "for a mixture.",
-        show_default="pydoc, pycode, chat and self in equal parts",
+        show_default="pydoc, pycode, chat, self and, if the Hub can be reached, web in equal parts",
     ),
 ]
 SelfShareOption = Annotated[
@@ -246,31 +244,6 @@ RecoverOption = Annotated[
         show_default="no fine-tuning",
     ),
 ]
-RecoverTokensOption = Annotated[
-    str,
-    typer.Option(
-        metavar="N",
-        help="Largest number of tokens to fine-tune on (for example 200K; 16 or more).",
-    ),
-]
-RecoverSecondsOption = Annotated[
-    float | None,
-    typer.Option(
-        help="Longest duration of the fine-tuning in seconds (above 0, at most 31 days).",
-        show_default="no limit",
-    ),
-]
-RecoverRankOption = Annotated[
-    int, typer.Option(help="Rank of the low-rank adapters of the fine-tuning (1 to 1024).")
-]
-RecoverSourceOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="SOURCE[=WEIGHT]",
-        help="Text to fine-tune on, named as for --calibration; repeatable.",
-        show_default="the calibration text",
-    ),
-]
 PromptOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -297,32 +270,6 @@ def calibration_source(options: list[str] | None) -> Any:
 def exports(options: list[str] | None) -> tuple[str, ...]:
     """Return safetensors and the further export formats."""
     return ("safetensors", *(name for name in options or () if name != "safetensors"))
-
-
-def recovery_settings(
-    loss: RecoveryLoss | None,
-    tokens: int | None,
-    seconds: float | None,
-    rank: int,
-    sources: list[str] | None,
-    text_field: str | None,
-) -> dict[str, Any] | None:
-    """Return the settings of the recovery fine-tuning, or None without a loss.
-
-    `alpha` grows with the rank, so that adapters of any rank have the same effective learning
-    rate.
-    """
-    if loss is None:
-        return None
-    return {
-        "loss": loss,
-        "max_tokens": tokens,
-        "max_seconds": seconds,
-        "rank": rank,
-        "alpha": DEFAULT_RECOVERY.alpha / DEFAULT_RECOVERY.rank * rank,
-        "source": calibration_source(sources) if sources else None,
-        "text_field": text_field,
-    }
 
 
 def _weighted(option: str) -> dict[str, Any]:

@@ -3,56 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from app.cli.errors import invalid_settings, reported_errors
 from app.cli.interrupts import cancel_on_interrupt
+from app.cli.option_groups import with_options
 from app.cli.options import (
     DEFAULT,
-    DEFAULT_RECOVERY,
     DeviceOption,
     DtypeOption,
     JsonOption,
     OutOption,
-    RecoverRankOption,
-    RecoverSecondsOption,
-    RecoverSourceOption,
-    RecoverTokensOption,
     TextFieldOption,
-    recovery_settings,
 )
 from app.cli.progress_display import quiet_transformers, show_progress
-from app.cli.quantities import quantity
+from app.cli.recovery_options import DEFAULT_RECOVERY, LOSSES, OPTIONS, recovery_settings
 from app.cli.report_tables import print_report
-from intraslice_core.config import Adapter, RecoveryConfig, RecoveryLoss
+from intraslice_core.config import RecoveryConfig, RecoveryLoss
 from intraslice_core.files import require_free_output, require_writable_directory
 
-_LossOption = Annotated[
-    RecoveryLoss,
-    typer.Option(
-        help="Fine-tuning loss: distill (KL divergence to the dense model), ce (cross-entropy on "
-        "the text) or hidden (error of the hidden states after every layer)."
-    ),
-]
-_AdapterOption = Annotated[
-    Adapter,
-    typer.Option(help="Trained parameters: lora or dora (merged adapters), or none (all weights)."),
-]
-_LearningRateOption = Annotated[
-    float | None,
-    typer.Option(
-        help="Peak learning rate (above 0, at most 1).",
-        show_default="1e-3, or 1e-4 for all weights",
-    ),
-]
-_BatchOption = Annotated[
-    int, typer.Option(help="Sequences per forward pass of each process (1 to 4096).")
-]
-_AccumulationOption = Annotated[
-    int, typer.Option(help="Forward passes of each process per training step (1 to 4096).")
-]
+_LossOption = Annotated[RecoveryLoss, typer.Option(help=f"Fine-tuning loss: {LOSSES}.")]
 _ResumeOption = Annotated[
     Path | None,
     typer.Option(
@@ -67,40 +39,28 @@ def register(app: typer.Typer) -> None:
     app.command()(recover)
 
 
+@with_options("training", OPTIONS, dict)
 def recover(  # noqa: PLR0913 (typer reads the options from the signature)
+    *,
     directory: Annotated[Path, typer.Argument(help="Compressed checkpoint; it is not changed.")],
     teacher: Annotated[
         str, typer.Option(help="Dense model that it was made from, named as for compress.")
     ],
     out: OutOption,
     loss: _LossOption = DEFAULT_RECOVERY.loss,
-    tokens: RecoverTokensOption = str(DEFAULT_RECOVERY.max_tokens),
-    seconds: RecoverSecondsOption = None,
-    adapter: _AdapterOption = DEFAULT_RECOVERY.adapter,
-    rank: RecoverRankOption = DEFAULT_RECOVERY.rank,
-    learning_rate: _LearningRateOption = None,
-    batch_size: _BatchOption = DEFAULT_RECOVERY.batch_size,
-    gradient_accumulation: _AccumulationOption = DEFAULT_RECOVERY.gradient_accumulation,
-    source: RecoverSourceOption = None,
     text_field: TextFieldOption = None,
     dtype: DtypeOption = DEFAULT.dtype,
     device: DeviceOption = DEFAULT.device,
     resume_dir: _ResumeOption = None,
     as_json: JsonOption = False,
+    training: dict[str, Any],
 ) -> None:
     """Fine-tune a compressed checkpoint into a new one; on several GPUs under torchrun."""
     with reported_errors():
         require_free_output(out, "--out")
         require_writable_directory(resume_dir, "--resume-dir")
         with invalid_settings():
-            limit = quantity(tokens, "--tokens")
-            settings = recovery_settings(loss, limit, seconds, rank, source, text_field) or {}
-            settings |= {
-                "adapter": adapter,
-                "learning_rate": learning_rate,
-                "batch_size": batch_size,
-                "gradient_accumulation": gradient_accumulation,
-            }
+            settings = recovery_settings(loss, training, text_field)
             config = RecoveryConfig.model_validate(settings)
         with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
             quiet_transformers()

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from app.cli import options
+from app.cli import options, recovery_options
 from app.cli.option_groups import with_options
-from app.cli.options import DEFAULT, DEFAULT_EVALUATION, DEFAULT_RECOVERY
+from app.cli.options import DEFAULT, DEFAULT_EVALUATION
 from app.cli.quantities import quantity
 from intraslice_core.config import EvaluationConfig
 
@@ -50,10 +50,7 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
     "speed_loads": (options.SpeedGridOption, None),
     "prompts": (options.PromptOption, None),
     "recover": (options.RecoverOption, None),
-    "recover_tokens": (options.RecoverTokensOption, str(DEFAULT_RECOVERY.max_tokens)),
-    "recover_seconds": (options.RecoverSecondsOption, None),
-    "recover_rank": (options.RecoverRankOption, DEFAULT_RECOVERY.rank),
-    "recover_source": (options.RecoverSourceOption, None),
+    **{f"recover_{name}": option for name, option in recovery_options.OPTIONS.items()},
 }
 
 
@@ -77,14 +74,7 @@ class SettingsOptions:
                 "source": options.calibration_source(values["calibration"]),
                 **{name: values[name] for name in _CALIBRATION},
             },
-            "recover": options.recovery_settings(
-                values["recover"],
-                quantity(values["recover_tokens"], "--recover-tokens"),
-                values["recover_seconds"],
-                values["recover_rank"],
-                values["recover_source"],
-                values["text_field"],
-            ),
+            "recover": self._recovery(),
         }
 
     def evaluation(self) -> EvaluationConfig | None:
@@ -108,6 +98,16 @@ class SettingsOptions:
             text_field=values["text_field"],
         )
         return config if values["evaluation"] else None
+
+    def _recovery(self) -> dict[str, Any] | None:
+        """Return the settings of the recovery fine-tuning, or None without a loss."""
+        loss, text_field = self.values["recover"], self.values["text_field"]
+        values = {name: self.values[f"recover_{name}"] for name in recovery_options.OPTIONS}
+        # Malformed options are errors without a loss, too.
+        settings = recovery_options.recovery_settings(
+            loss or recovery_options.DEFAULT_RECOVERY.loss, values, text_field, "--recover-"
+        )
+        return settings if loss else None
 
 
 def _collect(values: dict[str, Any]) -> SettingsOptions:

@@ -53,6 +53,7 @@ const TEXT_NAMES = {
   pycode: "Python code",
   chat: "Chat (generated)",
   self: "Free text (generated)",
+  web: "Web pages (C4)",
 };
 
 /** A calibration or evaluation text as people call it. @param {string} text */

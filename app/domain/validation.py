@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from pydantic import Field
+
 from app.domain.resource import ApiModel
 from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
@@ -14,7 +16,7 @@ from intraslice_core.cost_model import DenseModel, Estimate
 from intraslice_core.export.targets import DEMANDS, STOCK_FAMILIES
 from intraslice_core.families.wrappers import describe_result
 from intraslice_core.progress import Stage
-from intraslice_core.text_sources import IN_DOMAIN_ONLY_WARNING, in_domain_only
+from intraslice_core.text_sources import IN_DOMAIN_ONLY_WARNING, WEB_DATASET, in_domain_only
 
 _EXTREME_RATIO = 0.5
 _TOKENS_A_DIMENSION = 4
@@ -68,6 +70,10 @@ class Validation(ApiModel):
     seconds: float | None
     durations: tuple[Duration, ...]
     targets: tuple[TargetSupport, ...]
+    calibration_sources: tuple[str, ...] = Field(
+        default=(),
+        description="Sources of the calibration text, with that which the model writes itself.",
+    )
     warnings: tuple[Caution, ...]
 
 
@@ -138,6 +144,12 @@ def cautions(
 ) -> list[Caution]:
     """Return warnings about settings that are likely to give poor results."""
     warnings = [*_about_texts(compression, evaluation)]
+    if compression.calibration.web_is_optional:
+        message = (
+            f"web text ({WEB_DATASET}) is part of the calibration if the worker can read it from "
+            "the Hugging Face hub; the report says if it could not"
+        )
+        warnings.append(Caution(code="web_text_optional", message=message))
     if evaluation is not None and evaluation.tasks and evaluation.task_limit is None:
         message = "the tasks are not in the time: how many examples they have is not known here"
         warnings.append(Caution(code="tasks_not_timed", message=message))

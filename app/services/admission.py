@@ -30,7 +30,7 @@ from intraslice_core.errors import ConfigurationError, ModelError, ModelNotFound
 from intraslice_core.export.targets import DEMANDS, require_target
 from intraslice_core.families.positions import require_lengths
 from intraslice_core.families.wrappers import require_wrapper_budget
-from intraslice_core.text_sources import HUB, NAMED
+from intraslice_core.text_sources import HUB, NAMED, WEB, WEB_DATASET
 
 _CALIBRATION, _RECOVER = "/compression/calibration", "/compression/recover"
 Source = str | tuple[WeightedSource, ...]
@@ -77,6 +77,8 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
     except _RejectedError as error:
         problems.append(_problem("/model", error))
     compression, evaluation = request.compression, request.evaluation
+    if not is_allowed(WEB_DATASET, settings.hub_data_allow):
+        compression = compression.without_web()
     compression = _checked_texts(compression, checked)
     problems += _named_twice(compression)
     if evaluation is not None:
@@ -252,6 +254,12 @@ def _hub_reference(model: ModelSource, allowed: tuple[str, ...]) -> str:
 def _text_source(settings: Settings, source: str, locate: Locate) -> str:
     if source in NAMED:
         return source
+    if source == WEB:
+        if is_allowed(WEB_DATASET, settings.hub_data_allow):
+            return source
+        raise _RejectedError(
+            "hub_not_allowed", f"web is a hub data set that is not allowed here: {WEB_DATASET}"
+        )
     if source.startswith(REFERENCE):
         return _uploaded(source.removeprefix(REFERENCE), UploadKind.TEXT, locate, "")
     if source.startswith(HUB):

@@ -51,6 +51,9 @@ def validate_job(resources: Resources, principal: Principal, request: JobRequest
         seconds=durations[0].seconds if durations else None,
         durations=durations,
         targets=targets_for(admitted.dense),
+        calibration_sources=tuple(
+            part.source for part in admitted.compression.resolved_calibration.parts()
+        ),
         warnings=tuple(warnings),
     )
 

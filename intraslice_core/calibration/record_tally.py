@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from intraslice_core.errors import CalibrationSourceError
+from intraslice_core.errors import CalibrationSourceError, WebTextError
+from intraslice_core.text_sources import WEB
 
 RECORDS_PER_BAD_ONE = 1000
 """Records that are read for each one that may be skipped because it cannot be used."""
@@ -86,7 +87,9 @@ class RecordTally:
         return warnings
 
     def _error(self) -> CalibrationSourceError:
-        return CalibrationSourceError(
+        # Web text that changed is as good as none.
+        error = WebTextError if self.source == WEB else CalibrationSourceError
+        return error(
             f"{self.bad} of the first {self.used + self.bad} records of {self.source} cannot be "
             f"used, which is more than one in {RECORDS_PER_BAD_ONE}: {'; '.join(self._bad_quotes)}",
             hint=FIELD_HINT,

@@ -27,7 +27,7 @@ from intraslice_core.errors import (
     NumericalError,
 )
 from intraslice_core.progress import CancellationCheck, never_cancelled
-from intraslice_core.text_sources import WRITTEN
+from intraslice_core.text_sources import WEB, WRITTEN
 
 ModelSource = PreTrainedModel | Callable[[], PreTrainedModel]
 """Model, or a function that loads it, called only for `self` and `chat`."""
@@ -90,10 +90,11 @@ def calibration_tokens(
         return model if isinstance(model, PreTrainedModel) else model()
 
     parts = config.parts()
-    # Texts are read first: they may be too short, and generation takes long.
+    # Texts are read first: they may be too short, and generation takes long. Web text may be out of
+    # reach.
     read = {
         part.source: _read(part, tokenizer, warnings)
-        for part in parts
+        for part in sorted(parts, key=lambda part: part.source != WEB)
         if part.source not in WRITTEN
     }
     try:

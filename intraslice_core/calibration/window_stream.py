@@ -28,7 +28,7 @@ from intraslice_core.calibration.windows import text_prefix
 from intraslice_core.config import CalibrationConfig, CalibrationPart
 from intraslice_core.errors import CalibrationSourceError
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
-from intraslice_core.text_sources import WRITTEN
+from intraslice_core.text_sources import WEB, WRITTEN
 
 SHUFFLED_TOKENS = 2**23
 """Tokens of all sources that are shuffled in memory at once, 32 MiB."""
@@ -120,14 +120,17 @@ def _interleaved(parts: Iterable[CalibrationPart], windows_of: _WindowsOf) -> It
     """Yield the windows of all parts as `sources.interleave` orders them.
 
     Texts come first in the list of iterators, because each is read before its first window, and
-    may be too short: the model writes nothing before.
+    may be too short: the model writes nothing before. Web text may be out of reach.
     """
 
     def placed(index: int, part: CalibrationPart) -> Iterator[tuple[float, int, Window]]:
         for row, window in enumerate(windows_of(part)):
             yield (2 * row + 1) / (2 * part.samples), index, window
 
-    numbered = sorted(enumerate(parts), key=lambda entry: entry[1].source in WRITTEN)
+    def read_order(entry: tuple[int, CalibrationPart]) -> tuple[bool, bool]:
+        return entry[1].source in WRITTEN, entry[1].source != WEB
+
+    numbered = sorted(enumerate(parts), key=read_order)
     for _, _, window in heapq.merge(*(placed(index, part) for index, part in numbered)):
         yield window
 

@@ -6,6 +6,7 @@ from intraslice_core.config.base import FrozenModel
 from intraslice_core.config.calibration import (
     DEFAULT_MIXTURE,
     MAX_SEQUENCES,
+    OFFLINE_MIXTURE,
     CalibrationConfig,
     CalibrationPart,
     TextField,
@@ -49,6 +50,7 @@ __all__ = [
     "FORMER_METHOD",
     "HELD_OUT_SEQUENCES",
     "MAX_SEQUENCES",
+    "OFFLINE_MIXTURE",
     "RENAMED_METHOD_ERROR",
     "SUPPORTED_MODEL_TYPES",
     "UNLIMITED",

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationInfo, WrapValidator, field_validator
 
 from intraslice_core.config.base import FrozenModel
+from intraslice_core.text_sources import WEB
 
 MAX_SEQUENCES = 65_536
 """Largest number of sequences of one calibration or fine-tuning text."""
@@ -43,9 +44,12 @@ _Mixture = Annotated[tuple[WeightedSource, ...], Field(min_length=1, max_length=
 _MIXTURE: TypeAdapter[tuple[WeightedSource, ...]] = TypeAdapter(_Mixture)
 
 
-DEFAULT_MIXTURE = tuple(WeightedSource(source=name) for name in ("pydoc", "pycode", "chat", "self"))
-"""Best compromise measured among mixtures that need no file (`benchmarks/calibration.py`,
-BENCHMARKS.md)."""
+OFFLINE_MIXTURE = tuple(WeightedSource(source=name) for name in ("pydoc", "pycode", "chat", "self"))
+"""Best compromise measured among mixtures that need no file and no network
+(`benchmarks/calibration.py`, BENCHMARKS.md)."""
+
+DEFAULT_MIXTURE = (*OFFLINE_MIXTURE, WeightedSource(source=WEB))
+"""Default sources; the engine replaces them by `OFFLINE_MIXTURE` where `web` cannot be read."""
 
 
 _SELF = "self"
@@ -89,16 +93,19 @@ class CalibrationConfig(FrozenModel):
 
     A source is `pydoc` or `pycode` (CPython's documentation and the code of its standard library,
     available on every machine), `self` or `chat` (written by the dense model: freely, or as answers
-    to prompts), `hub:DATASET[:CONFIG][@SPLIT]`, or the path of a `.txt`, `.md`, `.jsonl`, `.json`,
-    `.csv` or `.parquet` file; all but the last may be compressed (`.gz`, `.zst`). Several weighted
-    sources form a mixture. The default mixture needs no file. `self` and `chat` keep the whole
-    dense model in memory while it writes; the other sources never need more than one layer of it.
+    to prompts), `web` (pages of C4, read from the Hugging Face hub at a pinned revision),
+    `hub:DATASET[:CONFIG][@SPLIT]`, or the path of a `.txt`, `.md`, `.jsonl`, `.json`, `.csv` or
+    `.parquet` file; all but the last may be compressed (`.gz`, `.zst`). Several weighted sources
+    form a mixture. The default mixture needs no file, and goes without `web` where the hub cannot
+    be reached. `self` and `chat` keep the whole dense model in memory while it writes; the other
+    sources never need more than one layer of it.
     """
 
     source: SourceOrMixture = Field(
         default=DEFAULT_MIXTURE,
         description="Text source, or a list of up to 16 weighted sources. The default mixture "
-        "drops its last sources where there are too few sequences for all of them.",
+        "(pydoc, pycode, chat, self and web in equal parts) goes without web where the hub cannot "
+        "be reached, and drops its last sources where there are too few sequences for all of them.",
     )
     samples: int = Field(
         default=128,
@@ -133,7 +140,7 @@ class CalibrationConfig(FrozenModel):
     @classmethod
     def _require_a_sequence_per_source(cls, samples: int, info: ValidationInfo) -> int:
         source = info.data.get("source", "")
-        if isinstance(source, tuple) and source != DEFAULT_MIXTURE:
+        if isinstance(source, tuple) and source not in (DEFAULT_MIXTURE, OFFLINE_MIXTURE):
             for number, share in enumerate(_divide(samples, source), start=1):
                 if share == 0:
                     raise ValueError(
@@ -169,6 +176,11 @@ class CalibrationConfig(FrozenModel):
             return self.sources
         weight = sum(source.weight for source in self.sources) * share / (1.0 - share)
         return (*self.sources, WeightedSource(source=_SELF, weight=weight))
+
+    @property
+    def web_is_optional(self) -> bool:
+        """True for the default mixture, which goes without `web` where it cannot be read."""
+        return self.source == DEFAULT_MIXTURE
 
     def with_self_share(self, method: str) -> CalibrationConfig:
         """Return the settings with the share of self-written text that null stands for."""

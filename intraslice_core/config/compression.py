@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from intraslice_core.config.base import FrozenModel
-from intraslice_core.config.calibration import CalibrationConfig
+from intraslice_core.config.calibration import DEFAULT_MIXTURE, OFFLINE_MIXTURE, CalibrationConfig
 from intraslice_core.config.recovery import RecoveryConfig
 
 Method = Literal["intraslice_plus", "intraslice", "magnitude"]
@@ -155,6 +155,16 @@ class CompressionSettings(FrozenModel):
         if self.recover is not None:
             mixture += self.recover.mixture(self.calibration)
         return tuple(dict.fromkeys(weighted.source for weighted in mixture))
+
+    def without_web(self) -> Self:
+        """Return the settings with the offline mixture in place of every default one."""
+        calibration, recover = self.calibration, self.recover
+        offline = {"source": OFFLINE_MIXTURE}
+        if calibration.web_is_optional:
+            calibration = calibration.model_copy(update=offline)
+        if recover is not None and recover.source == DEFAULT_MIXTURE:
+            recover = recover.model_copy(update=offline)
+        return self.model_copy(update={"calibration": calibration, "recover": recover})
 
     @field_validator("method", mode="before")
     @classmethod

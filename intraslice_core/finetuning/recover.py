@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 from transformers import AutoConfig
 
 from intraslice_core import modeling
@@ -16,7 +17,7 @@ from intraslice_core.checkpoints.model_card import MODEL_CARD
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object, weight_bytes
 from intraslice_core.checkpoints.writer import WrittenRecord, require_as_written
-from intraslice_core.config import CompressionConfig, RecoveryConfig
+from intraslice_core.config import CompressionConfig, RecoveryConfig, TrainingTextConfig
 from intraslice_core.device import resolve_device
 from intraslice_core.errors import (
     ConfigurationError,
@@ -34,13 +35,13 @@ from intraslice_core.files import require_free_output, require_writable_director
 from intraslice_core.finetuning.procedure import (
     TRAINING_FILE,
     RecoveryWork,
-    attributed_to_recover,
     recover_checkpoint,
     train_with_main_process,
     training_file,
 )
 from intraslice_core.finetuning.processes import Processes
 from intraslice_core.finetuning.training import Moment
+from intraslice_core.finetuning.training_text import training_text_or_offline
 from intraslice_core.progress import (
     CancellationCheck,
     ProgressListener,
@@ -116,8 +117,9 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
         run.report(Stage.LOAD, f"opening {teacher}")
         dense = open_model(teacher, scratch.directory)
         rows = _require_same_vocabulary(dense, compressed)
-        _read_text(dense, rows, report.config, (dtype, device), staging.directory, run)
-        report = report.model_copy(update={"warnings": (*report.warnings, *run.warnings)})
+        used = _read_text(dense, rows, report.config, (dtype, device), staging.directory, run)
+        later = {"config": used, "warnings": (*report.warnings, *run.warnings)}
+        report = report.model_copy(update=later)
         staged = staging.directory / "checkpoint"
         _copy(compressed, staged)
         report = recover_staged(
@@ -279,13 +281,14 @@ def _read_text(
     compute: tuple[str, str],
     place: Path,
     run: Run,
-) -> None:
-    assert config.recover is not None  # set by _with_recovery
+) -> CompressionConfig:
+    """Read the training text into the run; return the settings with the sources that were used."""
     run.report(Stage.CALIBRATE, "reading the text to train on")
     tokenizer = load_tokenizer(dense)
-    text = config.recover.text(config.calibration)
-    with attributed_to_recover():
-        run.training_text = stream_windows(
+
+    def read(text: TrainingTextConfig, warning: str | None) -> Tensor:
+        run.warnings += [] if warning is None else [warning]
+        return stream_windows(
             text,
             tokenizer,
             training_file(place, text),
@@ -293,7 +296,10 @@ def _read_text(
             should_cancel=run.should_cancel,
             warnings=run.warnings,
         )
+
+    used, run.training_text = training_text_or_offline(config, read)
     require_known_tokens(run.training_text, rows, tokenizer, "the training text")
+    return used
 
 
 def _copy(compressed: Path, staged: Path) -> None:

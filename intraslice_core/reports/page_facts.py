@@ -31,6 +31,8 @@ from intraslice_core.reports.schema import (
 from intraslice_core.text_sources import (
     DOMAIN_NAMES,
     IN_DOMAIN_ONLY_WARNING,
+    WEB,
+    WEB_DATASET,
     Domain,
     domain_of,
 )
@@ -341,8 +343,8 @@ def _allocator(allocation: AllocationReport) -> str:
 def _calibration(report: CompressionReport) -> str:
     mixture = report.config.resolved_calibration.mixture
     names = ", ".join(
-        _last_part(weighted.source) + (f" (weight {weighted.weight:g})" if len(mixture) > 1 else "")
-        for weighted in mixture
+        _source_name(part.source) + (f" (weight {part.weight:g})" if len(mixture) > 1 else "")
+        for part in mixture
     )
     begin = ", each sequence begins with BOS" if report.begins_with_bos else ""
     return f"{report.calibration_tokens:,} tokens of {names}{begin}"
@@ -361,6 +363,10 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, str]]:
             yield from _flatten(f"{name}.{key}", item)
     elif value is not None:
         yield name, value if isinstance(value, str) else json.dumps(value)
+
+
+def _source_name(source: str) -> str:
+    return f"{WEB} from {WEB_DATASET}" if source == WEB else _last_part(source)
 
 
 def _last_part(source: str) -> str:

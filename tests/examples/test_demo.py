@@ -46,7 +46,7 @@ def test_a_failed_job_ends_the_demo_with_the_jobs_error() -> None:
 def test_a_rejected_job_ends_the_demo_with_the_servers_message() -> None:
     problem = {"title": "Bad ratio", "code": "invalid"}
     with client({"/v1/jobs": (422, problem)}) as http, pytest.raises(DemoFailed, match="Bad ratio"):
-        submit(http, 8, "auto")
+        submit(http, {"ratio": 0.2})
 
 
 def test_a_damaged_artifact_is_detected(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 
 import { html } from "../vendor/htm-preact.js";
 import { percent, textName } from "../words.js";
-import { ALLOCATIONS, METHODS, RATIOS, TARGETS, TEXTS } from "./request.js";
+import { ALLOCATIONS, METHODS, RATIOS, TARGETS, allowedTexts } from "./request.js";
 
 /**
  * @typedef {import("./request.js").Form} Form
@@ -84,7 +84,7 @@ function Amount({ form, set }) {
       <p class="hint">One job each; statistics that do not depend on the percentage are computed once.</p>`;
   return html`<label for="ratio">Remove ${percent(form.ratio, 0)} of layer weights</label>
     <input id="ratio" type="range" min="0.05" max="0.6" step="0.05" value=${form.ratio} onInput=${(/** @type {any} */ e) => set("ratio", Number(typed(e)))} />
-    <p class="hint">20 to 30 % is usual; above 40 % quality falls steeply.</p>`;
+    <p class="hint">Small models such as the preset continue text sensibly up to about 15 %. For larger ones 20 to 30 % is usual; above 40 % quality falls steeply.</p>`;
 }
 
 /** A checkbox for one value of a list. @param {Props & { list: "texts" | "evaluate" | "exports" | "ratios", value: any, label?: string }} props */
@@ -99,7 +99,7 @@ function Check({ list, value, label, form, set }) {
 }
 
 /** @param {Props} props */
-export function Advanced({ form, set, uploads }) {
+export function Advanced({ form, set, offer, uploads }) {
   const uploaded = (uploads || []).filter((upload) => upload.kind === "text").map((upload) => [`upload:${upload.id}`, upload.name || upload.id]);
   /** @param {"texts" | "evaluate"} list @param {string[]} included */
   const texts = (list, included) => {
@@ -109,7 +109,7 @@ export function Advanced({ form, set, uploads }) {
   };
   return html`<details>
     <summary>Advanced settings</summary>
-    <fieldset><legend>Calibration texts</legend>${texts("texts", TEXTS)}
+    <fieldset><legend>Calibration texts</legend>${texts("texts", allowedTexts(offer))}
       <p class="hint">The model keeps best what it is calibrated on: <a href="#/uploads">upload a text</a> from your domain. The model itself writes generated texts, which takes time.</p>
       <${Whole} name="samples" label="Samples" least=${2} form=${form} set=${set} />
       <${Whole} name="sequence_length" label="Tokens per sample" least=${16} form=${form} set=${set} />
@@ -122,7 +122,7 @@ export function Advanced({ form, set, uploads }) {
       ${form.target === "research" ? html`<p class="hint">None for this target.</p>` : ["gguf-f16", "gguf-q8_0"].map((format) => html`<${Check} list="exports" value=${format} form=${form} set=${set} />`)}
     </fieldset>
     <${Whole} name="round_to" label="Round dimensions to" least=${1} optional form=${form} set=${set} hint="Multiples of this number. Empty: 8, less for narrow models. 32 or 64 suit GPUs." />
-    <${Choice} name="recover" label="Recovery training" options=${[["", "none"], ["distill", "distill from the original"], ["ce", "cross-entropy on text"]]} form=${form} set=${set} />
+    <${Choice} name="recover" label="Recovery training" options=${[["", "none"], ["distill", "distill from the original"], ["ce", "cross-entropy on text"], ["hidden", "match hidden states"]]} form=${form} set=${set} />
     <${Choice} name="method" label="Method" options=${METHODS.map((name) => [name, name])} form=${form} set=${set} />
     <${Choice} name="allocation" label="Allocation method" options=${ALLOCATIONS.map((name) => [name, name === "auto" ? "method's default" : name])} form=${form} set=${set} />
     <div class="field"><label for="label">Name (optional)</label>

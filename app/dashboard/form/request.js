@@ -7,21 +7,40 @@ export const TARGETS = [
   ["stock", "Any runtime", "standard architecture"],
 ];
 export const TEXTS = ["pydoc", "pycode", "chat", "self"];
+/** Text that a server must allow. */
+export const WEB = "web";
+const WEB_DATASET = "allenai/c4";
 export const METHODS = ["intraslice_plus", "intraslice", "magnitude"];
 export const ALLOCATIONS = ["auto", "lagrangian", "fisher_pca", "fisher", "uniform"];
 export const RATIOS = [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5];
 
+/** Prompts of the preset, which both models continue side by side. */
+export const PROMPTS = [
+  "The capital of France is",
+  "Water boils when",
+  "Once upon a time, there was a little girl who",
+  "The best way to learn a new language is",
+  "def is_even(number):",
+];
+
 /** @typedef {typeof START} Form */
+/** The preset: not calibrated on Python code, whose perplexity is therefore out-of-domain. */
 export const START = {
   source: "package", ref: "", revision: "",
-  size: "ratio", ratio: 0.3, params: "", mebibytes: "", ratios: [0.1, 0.2, 0.3, 0.4],
+  size: "ratio", ratio: 0.15, params: "", mebibytes: "", ratios: [0.1, 0.2, 0.3, 0.4],
   target: "research", method: "intraslice_plus", allocation: "auto",
-  texts: TEXTS, samples: 64, sequence_length: 256, round_to: /** @type {number | null} */ (null),
+  texts: ["pydoc", "chat", "self"], samples: 64, sequence_length: 256, round_to: /** @type {number | null} */ (null),
   exports: /** @type {string[]} */ ([]),
   evaluate: ["pydoc", "pycode"], benchmark: true, recover: "", label: "",
   /** Settings of the duplicated job that have no field in the form. @type {any} */
-  base: { compression: {}, evaluation: { max_tokens: 4096 } },
+  base: { compression: {}, evaluation: { max_tokens: 4096, prompts: PROMPTS } },
 };
+
+/** Calibration texts that jobs may name on a server. @param {any} offer @returns {string[]} */
+export const allowedTexts = (offer) => (offer?.hub_data.some((/** @type {string} */ pattern) => glob(pattern).test(WEB_DATASET)) ? [...TEXTS, WEB] : TEXTS);
+
+/** A glob with `*` and `?` as a regular expression. @param {string} pattern */
+const glob = (pattern) => new RegExp(`^${pattern.replace(/[.+^${}()|[\]\\]/g, "\\$&").replace(/\*/g, ".*").replace(/\?/g, ".")}$`);
 
 /** Body of `POST /v1/jobs`, also for one job of a sweep. @param {Form} form @param {number} [ratio] */
 export function jobBody(form, ratio) {

@@ -48,7 +48,7 @@ export function Submit({ query }) {
       <div>
         <${Model} form=${form} set=${set} offer=${offer} uploads=${ready} />
         <${Size} form=${form} set=${set} />
-        <${Advanced} form=${form} set=${set} uploads=${ready} />
+        <${Advanced} form=${form} set=${set} offer=${offer} uploads=${ready} />
       </div>
       <div class="aside">
         <${Preview} estimate=${estimate} form=${form} />

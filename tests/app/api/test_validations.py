@@ -67,6 +67,7 @@ def test_an_estimate_has_the_sizes_and_queues_nothing(
 ) -> None:
     answer = validate(client, {"model": model, "compression": {"ratio": 0.25}})
     assert answer.status_code == 200, answer.text
+    assert answer.json()["calibration_sources"] == ["pydoc", "pycode", "chat", "self"]
     estimate = answer.json()["estimate"]
     sizes_before = (estimate["params_before"], estimate["compressible_before"])
     assert sizes_before == (PARAMETERS, COMPRESSIBLE)

@@ -127,7 +127,7 @@ def test_list_of_one_source_equals_the_source():
 
 def test_default_mixture_supports_few_sequences():
     whole = [(part.source, part.samples) for part in CalibrationConfig(samples=8).parts()]
-    assert whole == [("pydoc", 2), ("pycode", 2), ("chat", 2), ("self", 2)]
+    assert whole == [("pydoc", 2), ("pycode", 2), ("chat", 2), ("self", 1), ("web", 1)]
     assert [part.source for part in CalibrationConfig(samples=2).parts()] == ["pydoc", "pycode"]
     tokens = calibration_tokens(CalibrationConfig(samples=2, sequence_length=16), TOKENIZER)
     assert tokens.shape == (2, 16)

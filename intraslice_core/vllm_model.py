@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from vllm.config import VllmConfig  # type: ignore[import-not-found]
@@ -107,6 +108,9 @@ def _add_and_norm(
 class IntraSliceLlamaAttention(nn.Module):
     """Attention with sliced projections around vLLM's attention of dense heads."""
 
+    inputs: Tensor
+    outputs: Tensor
+
     def __init__(self, vllm_config: VllmConfig, layer: Any, prefix: str) -> None:
         super().__init__()
         config, quantization = vllm_config.model_config.hf_config, vllm_config.quant_config
@@ -135,7 +139,7 @@ class IntraSliceLlamaAttention(nn.Module):
         )
         per_group, all_groups = common_heads(config)
         width, key_width = per_group * all_groups * config.head_dim, all_groups * config.head_dim
-        self.dense_widths = (width, key_width, key_width)
+        self.dense_widths = [width, key_width, key_width]
         self.attn = Attention(
             per_group * all_groups,
             config.head_dim,
@@ -155,7 +159,7 @@ class IntraSliceLlamaAttention(nn.Module):
         """Return the attention's output for hidden states, both (tokens, hidden_size)."""
         sliced, _ = self.qkv_proj(hidden_states)
         dense = F.pad(sliced, (0, 1)).index_select(1, self.inputs)
-        query, key, value = dense.split(self.dense_widths, dim=-1)
+        query, key, value = torch.split(dense, self.dense_widths, dim=-1)
         query, key = self.rotary_emb(positions, query, key)
         attended = self.attn(query, key, value).index_select(1, self.outputs)
         output: Tensor = self.o_proj(attended)[0]

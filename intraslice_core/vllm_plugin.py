@@ -89,6 +89,6 @@ def dense_columns(
         )
         start = queries + keys + group * value
         dense[group, most + 1, :value] = torch.arange(start, start + value)
-    inputs = torch.cat([part.flatten() for part in dense.split((most, 1, 1), dim=1)])
+    inputs = torch.cat([part.flatten() for part in torch.split(dense, [most, 1, 1], dim=1)])
     outputs = torch.arange(all_groups * most * head_dim).view(all_groups, most, head_dim)
     return inputs, outputs[:groups, :per_group, :value].flatten()

@@ -103,7 +103,12 @@ def pad_heads(heads: Tensor, width: int) -> Tensor:
 
 
 def attend_once(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
 ) -> tuple[Tensor, None]:
     """Return the SDPA of one query per sequence, in the way of an attention function.
 
@@ -115,7 +120,7 @@ def attend_once(
         key: (batch, groups, length, dimensions).
         value: (batch, groups, length, dimensions); they may differ from the keys' in number.
         mask: broadcast over heads, (batch, 1, 1, length), or None.
-        scaling: factor on the scores.
+        scaling: factor on the scores; None is the inverse root of the dimensions.
         dropout: probability.
 
     Returns:

@@ -175,7 +175,7 @@ class IntraSliceAttention(nn.Module):
         implementation = self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         width = self._common_width(implementation)
-        dropout = self.attention_dropout if self.training else 0.0
+        dropout = (self.attention_dropout or 0.0) if self.training else 0.0
         if implementation == "sdpa" and sequence == 1:
             output, weights = attend_once(query, key, value, attention_mask, self.scaling, dropout)
         else:

@@ -249,7 +249,7 @@ _VLLM_ROPE_TYPES = ("default", "llama3")
 
 _OWN_CODE = "transformers with the checkpoint's code"
 IN_VLLM = "vLLM with the intraslice package"
-SLOW_IN_VLLM = f"{IN_VLLM}, but slower than the dense model (target stock is faster there)"
+SLOW_IN_VLLM = f"{IN_VLLM}, but maybe slower than the dense model (use target stock for vLLM)"
 """Runtime of `research` models that vLLM computes through its backend for transformers models."""
 _RUNTIMES: Mapping[Target, tuple[str, ...]] = MappingProxyType(
     {

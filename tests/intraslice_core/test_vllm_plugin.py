@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from intraslice_core.export.targets import VLLM_TYPES
+from intraslice_core.config import CompressionConfig
+from intraslice_core.export.targets import IN_VLLM, SLOW_IN_VLLM, VLLM_TYPES, runtimes
 from intraslice_core.modeling import IntraSliceForCausalLM, decode_rotary_pairs, intraslice_config
 from intraslice_core.vllm_plugin import common_heads, dense_columns, runs_in_vllm_layers
 from tests.intraslice_core.modeling.cutting import (
@@ -84,3 +85,21 @@ def test_decoders_with_settings_of_llama_run_in_layers_of_vllm(name: str) -> Non
     slides = config.sliding_window is not None
     expected = config.base_model_type in VLLM_TYPES and plain and not slides
     assert runs_in_vllm_layers(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "exports", "names"),
+    [
+        ("research", {"rope_parameters": {"rope_type": "llama3"}}, (), [IN_VLLM]),
+        ("research", {"qk_norm": True}, (), [SLOW_IN_VLLM]),
+        ("research", {"rope_parameters": {"rope_type": "yarn"}}, (), [SLOW_IN_VLLM]),
+        ("research", {"sliding_window": 4096}, (), [SLOW_IN_VLLM]),
+        ("adaptive", {}, (), ["vLLM as DeciLM"]),
+        ("adaptive", {}, ("gguf-f16",), ["vLLM as DeciLM", "llama.cpp"]),
+    ],
+)
+def test_reports_name_the_runtimes_of_a_result(target, settings, exports, names) -> None:
+    config = CompressionConfig(target=target, exports=("safetensors", *exports))
+    first, *others = runtimes(config, settings)
+    assert first == "transformers with the checkpoint's code"
+    assert others == names

@@ -177,6 +177,92 @@ def test_trial_cuts_measure_a_divergence(tmp_path):
     assert all(measured[0.5] > measured[0.25] for measured in pairs.values())
 
 
+def candidate_plan(
+    measured: ModelSensitivity, directory: Path, **factors: Any
+) -> tuple[ScoredPlan, list[int]]:
+    """Return the plan of a candidate without heads at 30 %, and its MLP widths."""
+    with CheckpointReader(directory) as reader:
+        geometry = reader.family.geometry(reader.config)
+    budget = round(0.7 * geometry.dense_plan().parameters(geometry))
+    candidate = AllocationCandidate(heads=False, penalty=1.0, **factors)
+    config = CompressionConfig(ratio=0.3, round_to=1)
+    scored = lagrangian_shapes(measured, geometry, budget, config, candidate)
+    return scored, [layer.intermediate_size for layer in scored.plan.layers]
+
+
+def test_the_penalty_of_early_mlps_moves_width_to_the_first_layers(tmp_path):
+    directory = tiny_llama(tmp_path / "dense")
+    measured = sensitivity_of(directory)
+    _, plain = candidate_plan(measured, directory, trial_cuts=False)
+    scored, tilted = candidate_plan(measured, directory, trial_cuts=False, early_mlp_penalty=1000.0)
+    assert tilted[0] > plain[0]
+    assert tilted[-1] < plain[-1]
+    for layer, width, losses in zip(measured.layers, tilted, scored.layer_losses, strict=True):
+        assert losses.mlp == pytest.approx(float(layer.width_losses[width]))
+
+
+def test_a_candidate_without_trial_cuts_ignores_them(tmp_path):
+    directory = tiny_llama(tmp_path / "dense")
+    trials = (trial(0, 0.1, 0.8), trial(2, 0.1, 0.05))
+    measured = replace(sensitivity_of(directory), trials=trials)
+    _, scaled = candidate_plan(measured, directory)
+    _, ignoring = candidate_plan(measured, directory, trial_cuts=False)
+    _, unmeasured = candidate_plan(replace(measured, trials=()), directory)
+    assert ignoring == unmeasured != scaled
+
+
+def test_trial_cuts_measure_a_divergence(tmp_path):
+    trials = sensitivity_of(tiny_llama(tmp_path / "dense")).trials
+    assert all(cut.measured > 0.0 for cut in trials)
+    pairs = {(cut.layer, cut.module): {} for cut in trials}
+    for cut in trials:
+        pairs[cut.layer, cut.module][cut.cut] = cut.measured
+    assert all(measured[0.5] > measured[0.25] for measured in pairs.values())
+
+
+def candidate_plan(
+    measured: ModelSensitivity, directory: Path, **factors: Any
+) -> tuple[ScoredPlan, list[int]]:
+    """Return the plan of a candidate without heads at 30 %, and its MLP widths."""
+    with CheckpointReader(directory) as reader:
+        geometry = reader.family.geometry(reader.config)
+    budget = round(0.7 * geometry.dense_plan().parameters(geometry))
+    candidate = AllocationCandidate(heads=False, penalty=1.0, **factors)
+    config = CompressionConfig(ratio=0.3, round_to=1)
+    scored = lagrangian_shapes(measured, geometry, budget, config, candidate)
+    return scored, [layer.intermediate_size for layer in scored.plan.layers]
+
+
+def test_the_penalty_of_early_mlps_moves_width_to_the_first_layers(tmp_path):
+    directory = tiny_llama(tmp_path / "dense")
+    measured = sensitivity_of(directory)
+    _, plain = candidate_plan(measured, directory, trial_cuts=False)
+    scored, tilted = candidate_plan(measured, directory, trial_cuts=False, early_mlp_penalty=1000.0)
+    assert tilted[0] > plain[0]
+    assert tilted[-1] < plain[-1]
+    for layer, width, losses in zip(measured.layers, tilted, scored.layer_losses, strict=True):
+        assert losses.mlp == pytest.approx(float(layer.width_losses[width]))
+
+
+def test_a_candidate_without_trial_cuts_ignores_them(tmp_path):
+    directory = tiny_llama(tmp_path / "dense")
+    trials = (trial(0, 0.1, 0.8), trial(2, 0.1, 0.05))
+    measured = replace(sensitivity_of(directory), trials=trials)
+    _, scaled = candidate_plan(measured, directory)
+    _, ignoring = candidate_plan(measured, directory, trial_cuts=False)
+    _, unmeasured = candidate_plan(replace(measured, trials=()), directory)
+    assert ignoring == unmeasured != scaled
+
+
+def test_trial_cuts_measure_a_divergence(tmp_path):
+    trials = sensitivity_of(tiny_llama(tmp_path / "dense")).trials
+    assert all(cut.measured > 0.0 for cut in trials)
+    pairs = {(cut.layer, cut.module): {} for cut in trials}
+    for cut in trials:
+        pairs[cut.layer, cut.module][cut.cut] = cut.measured
+    assert all(measured[0.5] > measured[0.25] for measured in pairs.values())
+
+
 @pytest.mark.parametrize("rotated", [False, True])
 def test_fisher_allocator_meets_the_budget(rotated, tmp_path):
     directory = tiny_llama(tmp_path / "dense")

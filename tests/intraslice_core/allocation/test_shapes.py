@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch import Tensor
-from torch import Tensor
 
 from intraslice_core.allocation import shapes
 from intraslice_core.allocation.judge import HeldOutDivergence

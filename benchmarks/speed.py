@@ -9,6 +9,9 @@ Speed depends on shapes, not on values. Without `--checkpoint`, a finished compr
 model, a twin is built with the shapes of the plan, random weights and random rotary pairs
 (different in each KV head, as after a compression). `--synthetic` takes a model of random weights
 with the widths of Llama 3.2 1B and few layers.
+
+The twin has equal layers in the shapes that `prefer_fast_shapes` chooses. `--fast-shapes both` also
+times the twin without the preference, after the other.
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from transformers.utils import logging
 
 from app.cli.report_tables import add_speed
-from intraslice_core.allocation.uniform import uniform_plan
+from intraslice_core.allocation.fast_shapes import fast_uniform_plan
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_model
+from intraslice_core.config import CompressionConfig
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.speed import compare_speed
 from intraslice_core.export.adaptive import AdaptiveForm
@@ -49,6 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--target", choices=tuple(DEMANDS), default="research")
     parser.add_argument("--checkpoint", type=Path, help="Compressed checkpoint to time instead.")
     parser.add_argument("--round-to", type=int, default=8)
+    parser.add_argument("--fast-shapes", choices=("on", "off", "both"), default="on")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=64)
@@ -58,14 +63,13 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(options: argparse.Namespace, place: Path) -> SpeedReport:
+def measure(options: argparse.Namespace, dense: Path, *, fast: bool) -> SpeedReport:
     """Time the dense model and its smaller twin in turns."""
-    dense = synthetic(place) if options.synthetic else open_model(options.model, place)
     before = load_model(dense, dtype=options.dtype, device=options.device)
     if options.checkpoint is not None:
         after = load_model(options.checkpoint, dtype=options.dtype, device=options.device)
     else:
-        after = build_twin(dense, options).to(device=before.device, dtype=before.dtype)
+        after = build_twin(dense, options, fast=fast).to(device=before.device, dtype=before.dtype)
     return compare_speed(
         before,
         after,
@@ -92,13 +96,17 @@ def synthetic(place: Path) -> Path:
     return place / "synthetic"
 
 
-def build_twin(dense: Path, options: argparse.Namespace) -> PreTrainedModel:
+def build_twin(dense: Path, options: argparse.Namespace, *, fast: bool) -> PreTrainedModel:
     """Build a model of the target's class with the shapes for `--ratio`."""
     with CheckpointReader(dense) as reader:
         geometry = reader.family.geometry(reader.config)
         canonical = reader.family.canonical_settings(reader.config)
         shapes = DEMANDS[options.target].shapes
-        plan = uniform_plan(geometry, options.ratio, options.round_to, shapes)
+        settings = CompressionConfig(
+            ratio=options.ratio, round_to=options.round_to, prefer_fast_shapes=fast
+        )
+        item_bytes = reader.dtype.itemsize
+        plan = fast_uniform_plan(settings, geometry, options.ratio, item_bytes, shapes)
         pairs = [random_pairs(layer, geometry.rotary_pairs) for layer in plan.layers]
         if options.target == "stock":
             form = StockForm(
@@ -123,10 +131,12 @@ def random_pairs(layer: LayerPlan, total: int) -> list[list[int]]:
     ]
 
 
-def show(speed: SpeedReport, options: argparse.Namespace) -> None:
-    """Print the table, then the line of JSON."""
+def show(speed: SpeedReport, options: argparse.Namespace, *, fast: bool) -> dict[str, float]:
+    """Print the table and return the ratios."""
     target = 0.9 / (1.0 - options.ratio)
-    table = Table(title=f"{options.target} at {options.ratio}: layers must reach {target:.3f}")
+    shapes = "with" if fast else "without"
+    title = f"{options.target} at {options.ratio}, {shapes} fast shapes: layers must reach"
+    table = Table(title=f"{title} {target:.3f}")
     table.add_column("")
     for name in ("dense", "compressed", "compressed / dense"):
         table.add_column(name, justify="right")
@@ -134,23 +144,27 @@ def show(speed: SpeedReport, options: argparse.Namespace) -> None:
     Console(width=110).print(table)
     if speed.layers is None:
         raise SystemExit("the compressed model has no layers to time")
-    line = {
+    return {
         "prefill_ratio": round(speed.layers.prefill.ratio, 4),
         "decode_ratio": round(speed.layers.decode.ratio, 4),
         "target": round(target, 4),
         "whole_prefill_ratio": round(speed.whole.prefill.ratio, 4),
         "whole_decode_ratio": round(speed.whole.decode.ratio, 4),
     }
-    print(json.dumps(line))
 
 
 def main() -> None:
-    """Measure in a temporary directory and print."""
+    """Measure in a temporary directory, and print tables and a line of JSON."""
     options = parse()
     torch.manual_seed(0)
     logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory(prefix="intraslice-speed-") as place:
-        show(measure(options, Path(place)), options)
+    choices = {"on": (True,), "off": (False,), "both": (True, False)}[options.fast_shapes]
+    with tempfile.TemporaryDirectory(prefix="intraslice-speed-") as folder:
+        place = Path(folder)
+        dense = synthetic(place) if options.synthetic else open_model(options.model, place)
+        lines = [show(measure(options, dense, fast=fast), options, fast=fast) for fast in choices]
+    also = {"also": {"without_fast_shapes": lines[1]}} if len(lines) > 1 else {}
+    print(json.dumps(lines[0] | also))
 
 
 if __name__ == "__main__":

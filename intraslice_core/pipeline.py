@@ -54,7 +54,7 @@ from intraslice_core.export.adaptive import AdaptiveForm
 from intraslice_core.export.form import CheckpointForm, WrittenReference, require_expressible
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.export.stock import StockForm
-from intraslice_core.export.targets import require_target
+from intraslice_core.export.targets import require_target, runtimes
 from intraslice_core.families.positions import learned_positions, require_lengths
 from intraslice_core.families.wrappers import describe_result, require_wrapper_budget
 from intraslice_core.files import require_free_output, require_writable_directory
@@ -373,6 +373,7 @@ def _report(
         config=work.config,
         geometry=geometry,
         plan=plan,
+        runtimes=runtimes(work.config, work.canonical),
         params_before=dense_parameters(geometry),
         params_after=total_parameters(geometry, plan),
         compressible_before=geometry.dense_plan().parameters(geometry),

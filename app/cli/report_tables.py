@@ -35,6 +35,8 @@ def print_report(report: CompressionReport, out: Path, *, as_json: bool) -> None
     print_tables(shapes_table(report), *recovery, comparison_table(report), *loads)
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)
+    if report.runtimes:
+        typer.echo(f"runs in {'; '.join(report.runtimes)}")
     typer.echo(f"wrote {out}")
 
 
@@ -94,6 +96,8 @@ def _shapes_title(report: CompressionReport) -> str:
     if allocation is None:
         return "shapes"
     title = f"shapes by {allocation.allocator}"
+    if allocation.fast_shapes is not None and allocation.fast_shapes.multiple is not None:
+        title += f", MLP widths in multiples of {allocation.fast_shapes.multiple}"
     if allocation.fallback_reason is not None:
         title += f", not {allocation.requested}: {allocation.fallback_reason}"
     return title

@@ -18,7 +18,7 @@ from intraslice_core.config import EvaluationConfig
 _CALIBRATION = ("samples", "sequence_length", "seed", "self_share", "text_field")
 _SAME_NAME = (
     *("target", "method", "allocation", "module_cap", "attention_bias"),
-    *("dtype", "device", "batch_size", "round_to"),
+    *("dtype", "device", "batch_size", "round_to", "prefer_fast_shapes"),
 )
 """Options that have the name of their setting."""
 
@@ -39,6 +39,7 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
     "device": (options.DeviceOption, DEFAULT.device),
     "batch_size": (options.BatchSizeOption, DEFAULT.batch_size),
     "round_to": (options.RoundToOption, DEFAULT.round_to),
+    "prefer_fast_shapes": (options.FastShapesOption, DEFAULT.prefer_fast_shapes),
     "evaluate": (options.EvaluateOption, None),
     "evaluate_tokens": (options.EvaluateTokensOption, str(DEFAULT_EVALUATION.max_tokens)),
     "evaluation": (options.EvaluationOption, True),

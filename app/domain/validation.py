@@ -13,7 +13,13 @@ from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.context_length import beyond_context
 from intraslice_core.cost_model import DenseModel, Estimate
-from intraslice_core.export.targets import DEMANDS, STOCK_FAMILIES
+from intraslice_core.export.targets import (
+    DEMANDS,
+    IN_VLLM,
+    SLOW_IN_VLLM,
+    STOCK_FAMILIES,
+    VLLM_TYPES,
+)
 from intraslice_core.families.wrappers import describe_result
 from intraslice_core.progress import Stage
 from intraslice_core.text_sources import IN_DOMAIN_ONLY_WARNING, WEB_DATASET, in_domain_only
@@ -113,6 +119,10 @@ def _support_for(dense: DenseModel, support: TargetSupport) -> TargetSupport:
     if support.available and model_type not in _model_types(support.target):
         detail = f"not built for {model_type} models"
         return support.model_copy(update={"available": False, "detail": detail})
+    if support.target == "research" and model_type in VLLM_TYPES:
+        return support.model_copy(update={"runtimes": (*support.runtimes, IN_VLLM)})
+    if support.target == "research":
+        return support.model_copy(update={"detail": f"{support.detail}; {SLOW_IN_VLLM}"})
     if support.target == "stock":
         detail = f"{support.detail}; {STOCK_FAMILIES[model_type].describe()}"
         return support.model_copy(update={"detail": detail})

@@ -33,6 +33,8 @@ class ScoredPlan:
     plan: ModelPlan
     layer_losses: tuple[LayerLosses, ...]
     """Predicted losses of every layer, in order."""
+    extra_loss: float | None = None
+    """Predicted loss of preferring fast shapes, in nats per token; None without the preference."""
 
     @property
     def predicted_loss(self) -> float:

@@ -26,13 +26,14 @@ from intraslice_core.allocation.curves import (
     all_heads,
     pair_curve,
 )
+from intraslice_core.allocation.fast_shapes import fast_shapes, prefer_fast_shapes
 from intraslice_core.allocation.fisher import LayerScores, fisher_plan
 from intraslice_core.allocation.lagrangian import lagrangian_plan
 from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.config import CompressionSettings
 from intraslice_core.export.targets import DEMANDS, TargetDemands
 from intraslice_core.methods import METHODS
-from intraslice_core.plan import ModelGeometry, Module
+from intraslice_core.plan import ModelGeometry, Module, ShapeConstraint
 from intraslice_core.sensitivity.gradients import GradientFiles, LayerGradients, loss_gradients
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.sensitivity.measurement import ModelSensitivity, measure_layers
@@ -167,6 +168,7 @@ def lagrangian_shapes(
     settings: CompressionSettings,
     candidate: AllocationCandidate,
     demands: TargetDemands | None = None,
+    item_bytes: int | None = None,
 ) -> ScoredPlan:
     """Choose the shapes of least predicted loss within `budget` compressible parameters.
 
@@ -180,6 +182,7 @@ def lagrangian_shapes(
         settings: of the compression.
         candidate: prunable attention dimensions and penalty.
         demands: of the target on the model type; None for those on any.
+        item_bytes: bytes of a stored weight, for `prefer_fast_shapes`; None ignores that setting.
 
     Raises:
         BudgetOutOfReachError: if the smallest allowed shapes exceed the budget.
@@ -210,12 +213,19 @@ def lagrangian_shapes(
     )
     whole = frozenset[Module](("attention", "mlp") if settings.module_cap == 1.0 else ())
     constraint = demands.constraint(whole)
-    scored = lagrangian_plan(curves, budget, module_cap=settings.module_cap, constraint=constraint)
-    layer_losses = (
-        replace(losses, attention=losses.attention / candidate.penalty, mlp=losses.mlp / factor)
-        for losses, factor in zip(scored.layer_losses, early.tolist(), strict=True)
-    )
-    return replace(scored, layer_losses=tuple(layer_losses))
+
+    def allocate(allowed: ShapeConstraint) -> ScoredPlan:
+        scored = lagrangian_plan(curves, budget, module_cap=settings.module_cap, constraint=allowed)
+        layer_losses = (
+            replace(losses, attention=losses.attention / candidate.penalty, mlp=losses.mlp / factor)
+            for losses, factor in zip(scored.layer_losses, early.tolist(), strict=True)
+        )
+        return replace(scored, layer_losses=tuple(layer_losses))
+
+    if item_bytes is None:
+        return allocate(constraint)
+    preferred = fast_shapes(settings, geometry, item_bytes, constraint)
+    return prefer_fast_shapes(allocate, constraint, preferred)
 
 
 def _curves(

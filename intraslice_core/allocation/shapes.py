@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from intraslice_core.allocation.budget import Budget, resolve_round_to
+from intraslice_core.allocation.budget import Budget
 from intraslice_core.allocation.compressed_input import within_input
 from intraslice_core.allocation.curves import ScoredPlan
 from intraslice_core.allocation.estimators import (
@@ -25,6 +25,11 @@ from intraslice_core.allocation.estimators import (
     measure_sensitivity,
     trial_rank_correlation,
 )
+from intraslice_core.allocation.fast_shapes import (
+    fast_shapes,
+    fast_shapes_report,
+    fast_uniform_plan,
+)
 from intraslice_core.allocation.judge import HeldOutDivergence, difference
 from intraslice_core.allocation.search import (
     CANDIDATES,
@@ -34,14 +39,13 @@ from intraslice_core.allocation.search import (
     search,
 )
 from intraslice_core.allocation.shared_pairs import with_shared_pairs
-from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.calibration import calibration_hash, sequence_sources
 from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.config import Allocation, Allocator, CompressionConfig
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.export.targets import TargetDemands
 from intraslice_core.methods import METHODS, resolve_allocator
-from intraslice_core.plan import ONLY_DENSE, ModelGeometry, ModelPlan
+from intraslice_core.plan import ONLY_DENSE, ModelGeometry, ModelPlan, ShapeConstraint
 from intraslice_core.reports.schema import (
     AllocationReport,
     CandidateReport,
@@ -154,10 +158,12 @@ class Shapes:
     sensitivity: tuple[LayerSensitivity, ...] | None
     """Sensitivity to select by; None for methods that select by compressed hidden states."""
     report: AllocationReport
+    extra_loss: float | None = None
+    """Predicted loss of preferring fast shapes, in nats per token; None if unknown."""
 
 
 def choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
-    """Measure what the method and the allocator need, and allocate.
+    """Choose the shapes, and report the multiple that fast shapes have.
 
     Args:
         context: inputs of the choice.
@@ -167,6 +173,16 @@ def choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
         ConfigurationError: if rounding cannot meet the budget.
         NumericalError: naming the layer.
     """
+    shapes = _choose_shapes(context, tokens)
+    item_bytes, demands = context.stored_dtype.itemsize, context.demands.shapes
+    preferred = fast_shapes(context.config, context.geometry, item_bytes, demands)
+    section = fast_shapes_report(shapes.plan, context.geometry, preferred, shapes.extra_loss)
+    report = shapes.report.model_copy(update={"fast_shapes": section})
+    return replace(shapes, report=report)
+
+
+def _choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
+    """Measure what the method and the allocator need, and allocate."""
     kinds = sequence_sources(context.config.resolved_calibration)
     split = CalibrationSplit.of(tokens, kinds, context.prefix_length)
     free = measured = None
@@ -255,14 +271,17 @@ def _fallback_report(context: AllocationContext, reason: str) -> AllocationRepor
     )
 
 
-def _uniform_plan(context: AllocationContext) -> ModelPlan:
-    """Return the uniform plan of the target.
+def _uniform_plan(
+    context: AllocationContext, constraint: ShapeConstraint | None = None
+) -> ModelPlan:
+    """Return the uniform plan of a constraint, by default the target's.
 
     Raises:
         ConfigurationError: if rounding misses the budget by more than the tolerance.
     """
-    round_to = resolve_round_to(context.config, context.geometry)
-    return uniform_plan(context.geometry, context.budget.ratio, round_to, context.demands.shapes)
+    config, item_bytes = context.config, context.stored_dtype.itemsize
+    shapes = constraint or context.demands.shapes
+    return fast_uniform_plan(config, context.geometry, context.budget.ratio, item_bytes, shapes)
 
 
 def _spared_plan(context: AllocationContext) -> ModelPlan:
@@ -275,8 +294,7 @@ def _spared_plan(context: AllocationContext) -> ModelPlan:
         context.demands.shapes,
         multiples={**context.demands.shapes.multiples, "pairs": ONLY_DENSE},
     )
-    round_to = resolve_round_to(context.config, context.geometry)
-    plan = uniform_plan(context.geometry, context.budget.ratio, round_to, whole)
+    plan = _uniform_plan(context, whole)
     least = (1.0 - context.config.module_cap) * context.geometry.intermediate_size
     if min(layer.intermediate_size for layer in plan.layers) < least:
         raise ConfigurationError(
@@ -307,7 +325,13 @@ def _lagrangian(
     def allocate(candidate: AllocationCandidate) -> ScoredPlan:
         def with_budget(parameters: int) -> ScoredPlan:
             return lagrangian_shapes(
-                measured, context.geometry, parameters, context.config, candidate, context.demands
+                measured,
+                context.geometry,
+                parameters,
+                context.config,
+                candidate,
+                context.demands,
+                context.stored_dtype.itemsize,
             )
 
         return within_input(with_budget, context.geometry, context.budget.parameters)
@@ -326,7 +350,12 @@ def _lagrangian(
     report = _lagrangian_report(context, measured, scored, results, rival)
     if report.fell_back and rival is not None:
         return Shapes(plan=rival.plan, sensitivity=_layers(context, measured), report=report)
-    return Shapes(plan=scored.plan, sensitivity=_layers(context, measured), report=report)
+    return Shapes(
+        plan=scored.plan,
+        sensitivity=_layers(context, measured),
+        report=report,
+        extra_loss=scored.extra_loss,
+    )
 
 
 def _lagrangian_report(

@@ -112,6 +112,13 @@ class CompressionSettings(FrozenModel):
         "kernels prefer, and less for models whose heads are narrower than 64 dimensions or whose "
         "MLPs are narrower than 256.",
     )
+    prefer_fast_shapes: bool = Field(
+        default=True,
+        description="Prefer MLP widths whose rows fill whole blocks of 128, 64 or 32 bytes, which "
+        "matrix kernels read faster. Budget, target and round_to have "
+        "precedence, and it is dropped where it is predicted to cost more than 0.01 nats per token "
+        "(1 % of the perplexity). The allocations lagrangian and uniform use it.",
+    )
     batch_size: int = Field(default=8, ge=1, le=4096, description="Sequences per forward pass.")
     exports: tuple[ExportFormat, ...] = Field(
         default=("safetensors",),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from intraslice_core.allocation.budget import compression_budget, resolve_round_to
+from intraslice_core.allocation.fast_shapes import fast_uniform_plan
 from intraslice_core.allocation.rounding import require_rounding
-from intraslice_core.allocation.uniform import uniform_plan
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.cost_model.memory import peak_memory
 from intraslice_core.export.targets import demands_on
@@ -57,7 +57,7 @@ def estimate(
     shapes = demands_on(compression, model_type).shapes
     require_rounding(compression, geometry, budget, shapes)
     round_to = resolve_round_to(compression, geometry)
-    plan = uniform_plan(geometry, budget.ratio, round_to, shapes)
+    plan = fast_uniform_plan(compression, geometry, budget.ratio, item_bytes, shapes)
     before, after = dense_parameters(geometry), total_parameters(geometry, plan)
     return Estimate(
         params_before=before,

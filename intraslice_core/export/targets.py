@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 from intraslice_core.config import (
     COMPRESSED_MODEL_TYPES,
@@ -217,3 +218,70 @@ def require_target(settings: CompressionSettings, model_type: str) -> TargetDema
             hint="remove the gguf exports",
         )
     return demands
+
+
+# -- runtimes ------------------------------------------------------------------------------------
+
+LLAMA_SETTINGS: Mapping[str, Any] = MappingProxyType(
+    {
+        "norm_type": "rms",
+        "gated_mlp": True,
+        "hidden_act": "silu",
+        "parallel_block": False,
+        "input_norms": True,
+        "output_norms": False,
+        "qk_norm": False,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "lm_head_bias": False,
+        "embedding_scale": 1.0,
+        "residual_scale": 1.0,
+        "position_rows": 0,
+        "query_scaling": None,
+        "rope_layers": None,
+        "sliding_window": None,
+    }
+)
+"""Settings of the IntraSlice decoder with which vLLM's Llama layers compute it."""
+VLLM_TYPES = ("llama", "mistral", "qwen2", "seed_oss")
+"""Model types whose usual settings are `LLAMA_SETTINGS`."""
+_VLLM_ROPE_TYPES = ("default", "llama3")
+
+_OWN_CODE = "transformers with the checkpoint's code"
+IN_VLLM = "vLLM with the intraslice package"
+SLOW_IN_VLLM = f"{IN_VLLM}, but maybe slower than the dense model (use target stock for vLLM)"
+"""Runtime of `research` models that vLLM computes through its backend for transformers models."""
+_RUNTIMES: Mapping[Target, tuple[str, ...]] = MappingProxyType(
+    {
+        "research": (_OWN_CODE,),
+        "adaptive": (_OWN_CODE, "vLLM as DeciLM"),
+        "stock": ("every runtime that loads the dense model's class",),
+    }
+)
+
+
+def has_llama_settings(settings: Mapping[str, Any]) -> bool:
+    """Return whether vLLM's Llama layers compute a decoder with these settings and any shapes.
+
+    Args:
+        settings: of an `IntraSliceConfig`; missing ones are Llama's.
+    """
+    rope = settings.get("rope_parameters") or {}
+    return (
+        all(settings.get(name, value) == value for name, value in LLAMA_SETTINGS.items())
+        and rope.get("rope_type", "default") in _VLLM_ROPE_TYPES
+        and rope.get("partial_rotary_factor", 1.0) == 1.0
+    )
+
+
+def runtimes(settings: CompressionSettings, decoder: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the runtimes that load the result of a compression.
+
+    Args:
+        settings: of the compression; only target and exports are used.
+        decoder: settings of the dense decoder, as of an `IntraSliceConfig`.
+    """
+    names = _RUNTIMES[settings.target]
+    if settings.target == "research":
+        return (*names, IN_VLLM if has_llama_settings(decoder) else SLOW_IN_VLLM)
+    return (*names, "llama.cpp") if settings.gguf_formats else names

@@ -96,6 +96,43 @@ def query_scale(positions: Tensor, scaling: dict[str, Any]) -> Tensor:
     return scale[:, None, None, :, None]
 
 
+def pad_heads(heads: Tensor, width: int) -> Tensor:
+    """Return heads (batch, heads, sequence, dimensions), zero-padded to a width if narrower."""
+    missing = width - heads.shape[-1]
+    return F.pad(heads, (0, missing)) if missing > 0 else heads
+
+
+def attend_once(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+) -> tuple[Tensor, None]:
+    """Return the SDPA of one query per sequence, in the way of an attention function.
+
+    The query heads of a KV head become queries of one head, so that its keys are read once and not
+    repeated. PyTorch's kernels for CPUs are faster by up to ten times that way.
+
+    Args:
+        query: (batch, heads, 1, dimensions).
+        key: (batch, groups, length, dimensions).
+        value: (batch, groups, length, dimensions); they may differ from the keys' in number.
+        mask: broadcast over heads, (batch, 1, 1, length), or None.
+        scaling: factor on the scores; None is the inverse root of the dimensions.
+        dropout: probability.
+
+    Returns:
+        (batch, groups, heads per group, dimensions), and no weights.
+    """
+    packed = query.reshape(query.shape[0], key.shape[1], -1, query.shape[-1])
+    output = F.scaled_dot_product_attention(
+        packed, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
+    )
+    return output, None
+
+
 def distinct_pairs(text: str, total: int) -> list[list[int]] | None:
     """Return the kept pairs per KV head, one row if all heads agree, None if none was removed."""
     pairs = decode_rotary_pairs(text)
@@ -268,9 +305,11 @@ __all__ = [
     "IntraSlicePositions",
     "IntraSliceRotaryEmbedding",
     "IntraSliceScaledEmbedding",
+    "attend_once",
     "build_embedding",
     "build_norm",
     "distinct_pairs",
+    "pad_heads",
     "positions_of",
     "query_scale",
     "rotary_layer_types",

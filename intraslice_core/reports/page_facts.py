@@ -119,8 +119,11 @@ def summary(page: ReportPage) -> Facts:
         ("Weight size in bytes", f"{report.bytes_before:,} → {report.bytes_after:,}"),
         ("Method", report.method),
     ]
+    if report.runtimes:
+        facts.append(("Runs in", "; ".join(report.runtimes)))
     if report.allocation is not None:
         facts.append(("Allocation", _allocator(report.allocation)))
+        facts += _fast_shapes(report.allocation)
         facts += _cost_of_target(report.config.target, report.allocation)
     facts += [("Calibration", _calibration(report)), ("Duration", _duration(report))]
     if report.device is not None:
@@ -332,6 +335,19 @@ def _cost_of_target(target: str, allocation: AllocationReport) -> list[tuple[str
         "measured by trial compressions"
     )
     return [(f"Cost of target {target}", cost)]
+
+
+def _fast_shapes(allocation: AllocationReport) -> list[tuple[str, str]]:
+    """Return the multiple of the MLP widths and its cost, if fast shapes were preferred."""
+    preference = allocation.fast_shapes
+    if preference is None:
+        return []
+    if preference.multiple is None:
+        return [("Fast shapes", "not used, because they cost too much")]
+    text = f"MLP widths in multiples of {preference.multiple}"
+    if preference.extra_loss is not None:
+        text += f", predicted loss {preference.extra_loss:+.4f} nats per token"
+    return [("Fast shapes", text)]
 
 
 def _allocator(allocation: AllocationReport) -> str:

@@ -37,6 +37,7 @@ from intraslice_core.config import (
     RecoveryConfig,
 )
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan, Module
+from intraslice_core.reports.fast_shapes import FastShapesReport
 from intraslice_core.text_sources import (
     IN_DOMAIN_ONLY_WARNING,
     TOLERATED_OVERLAP,
@@ -158,8 +159,7 @@ class AllocationReport(FrozenModel):
     allocator: Allocator = Field(description="Allocator of the plan's shapes.")
     fell_back: bool = Field(
         default=False,
-        description="Whether the requested allocator was no better than equal layers and the plan "
-        "is uniform.",
+        description="Whether the requested allocator was no better than uniform layers.",
     )
     fallback_reason: str | None = None
     weighting: LossWeighting | None = None
@@ -181,6 +181,7 @@ class AllocationReport(FrozenModel):
     predicted_loss: float | None = Field(
         default=None, description="Sum of the predicted loss increases of all modules, in nats."
     )
+    fast_shapes: FastShapesReport | None = None
     layers: tuple[LayerPrediction, ...] = ()
     candidates: tuple[CandidateReport, ...] = Field(
         default=(), description="Distinct candidate allocations, the best first."
@@ -438,6 +439,7 @@ class CompressionReport(FrozenModel):
     compressible_after: int
     bytes_before: int = Field(description="Size of the dense model's weight files in bytes.")
     bytes_after: int = Field(description="Size of the compressed model's weight files in bytes.")
+    runtimes: tuple[str, ...] = Field(default=(), description="Runtimes that load the result.")
     layers: tuple[LayerReport, ...]
     resumed_layers: int = Field(
         default=0, description="Number of layers finished by an earlier, interrupted run."

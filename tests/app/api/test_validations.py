@@ -361,6 +361,20 @@ def test_dimensions_that_stock_cuts_are_named(client: TestClient, model: dict[st
     assert "; cuts the MLP width and heads and the head dim; with GGUF files only" in stock
 
 
+@pytest.mark.parametrize(
+    ("model_type", "in_vllm"), [("qwen2", True), ("qwen3", False), ("gemma2", False)]
+)
+def test_research_models_that_vllm_runs_slowly_are_named(
+    client: TestClient, model: dict[str, str], model_type: str, in_vllm: bool
+) -> None:
+    config = Path(model["ref"]) / "config.json"
+    config.write_text(json.dumps(GEOMETRY | {"model_type": model_type}))
+    targets = validate(client, {"model": model}).json()["targets"]
+    (research,) = (target for target in targets if target["target"] == "research")
+    assert ("vLLM with the intraslice package" in research["runtimes"]) == in_vllm
+    assert ("use target stock for vLLM" in research["detail"]) == (not in_vllm)
+
+
 def available_targets(client: TestClient, model: dict[str, str]) -> set[str]:
     targets = validate(client, {"model": model}).json()["targets"]
     assert {target["target"] for target in targets} == {"research", "adaptive", "stock"}

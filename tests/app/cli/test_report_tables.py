@@ -16,6 +16,7 @@ from app.cli.report_tables import (
 )
 from intraslice_core.allocation.shapes import allocation_report
 from intraslice_core.config import CompressionSettings
+from intraslice_core.reports.fast_shapes import FastShapesReport
 from intraslice_core.reports.schema import EvaluationReport, PerplexityComparison
 from intraslice_core.reports.sweep import SweepPoint, SweepReport
 from tests.intraslice_core.reports.samples import PRICED, RECOVERY, report
@@ -43,6 +44,14 @@ def test_shapes_are_shown_without_predictions() -> None:
     rows = lines(shapes_table(report()))
     assert [row[0] for row in rows] == ["dense", "0", "1-2", "3"]
     assert all(row[6:] == ["", ""] for row in rows)
+
+
+def test_the_title_of_the_shapes_names_the_multiple_of_fast_shapes() -> None:
+    allocation = allocation_report("auto", "lagrangian", PRICED)
+    for multiple, title in ((16, ", MLP widths in multiples of 16"), (None, "")):
+        preference = FastShapesReport(multiple=multiple)
+        content = report(allocation.model_copy(update={"fast_shapes": preference}))
+        assert shapes_table(content).title == f"shapes by lagrangian{title}"
 
 
 def test_the_recovered_log_perplexity_is_a_percentage() -> None:

@@ -149,3 +149,19 @@ def test_plans_are_judged_on_every_kind_of_calibration_text(tmp_path, monkeypatc
     compress(tmp_path, allocation="lagrangian", calibration=half)
     assert judged
     assert all(sorted(kinds.tolist()) == [0, 1] for kinds in judged)
+
+
+def test_fast_shapes_are_reported_with_their_predicted_loss(tmp_path):
+    tiny_llama(tmp_path / "dense", intermediate_size=512)
+    fast, plain = (
+        compress(tmp_path, allocation="lagrangian", prefer_fast_shapes=preferred)
+        for preferred in (True, False)
+    )
+    section = fast.allocation.fast_shapes
+    assert section.multiple == 8
+    loss = fast.allocation.predicted_loss - plain.allocation.predicted_loss
+    assert section.extra_loss == pytest.approx(loss, abs=1e-6)
+    assert fast.removed_fraction == pytest.approx(0.3, abs=0.0035)
+    assert all(layer.intermediate_size % 8 == 0 for layer in fast.plan.layers)
+    assert any(layer.intermediate_size % 8 for layer in plain.plan.layers)
+    assert plain.allocation.fast_shapes is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from intraslice_core.modeling.components_intraslice import attend_once, pad_heads
 from tests.intraslice_core.modeling.cutting import (
     cut_and_masked,
     cut_model,
@@ -114,3 +115,27 @@ def test_query_norm_divides_by_the_dense_width() -> None:
     with torch.no_grad():
         torch.testing.assert_close(norm(heads), expected)
     assert masked.model.layers[0].self_attn.q_norm.weight.shape == (2 * 20,)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_one_query_attends_as_in_eager_attention(groups: int, masked: bool) -> None:
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 4, 1, 6), torch.randn(2, groups, 9, 6)
+    value = torch.randn(2, groups, 9, 5)
+    mask = torch.ones(2, 1, 1, 9, dtype=torch.bool)
+    mask[0, ..., :3] = not masked
+    output, _ = attend_once(query, key, value, mask if masked else None, 0.5, 0.0)
+    each = [part.repeat_interleave(4 // groups, 1) for part in (key, value)]
+    scores = (query @ each[0].mT * 0.5).masked_fill(~mask, -torch.inf)
+    expected = scores.softmax(-1) @ each[1]
+    torch.testing.assert_close(output.reshape(2, 4, 1, 5), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_only_narrower_heads_are_padded() -> None:
+    heads = torch.randn(1, 2, 3, 4)
+    assert pad_heads(heads, 4) is heads
+    padded = pad_heads(heads, 6)
+    torch.testing.assert_close(padded[..., :4], heads)
+    assert padded.shape == (1, 2, 3, 6)
+    assert not padded[..., 4:].any()

@@ -11,6 +11,7 @@ import pytest
 
 from intraslice_core.allocation.shapes import allocation_report
 from intraslice_core.config import EvaluationConfig
+from intraslice_core.reports.fast_shapes import FastShapesReport
 from intraslice_core.reports.page import report_page
 from intraslice_core.reports.page_contents import JobFacts, ModelResult, PublishedFile, ReportPage
 from intraslice_core.reports.schema import (
@@ -279,6 +280,20 @@ def test_the_cost_of_a_target_is_shown_where_it_was_measured() -> None:
     page = report_page(ReportPage(report=report(measured)))
     assert "Cost of target research" in page
     assert "+0.125 nats per token" in page
+
+
+def test_fast_shapes_and_runtimes_are_shown() -> None:
+    allocation = allocation_report("auto", "lagrangian", PRICED)
+    for multiple, text in (
+        (32, "multiples of 32, predicted loss +0.0040 nats"),
+        (None, "not used"),
+    ):
+        preference = FastShapesReport(multiple=multiple, extra_loss=0.004 if multiple else None)
+        content = report(allocation.model_copy(update={"fast_shapes": preference}))
+        page = report_page(ReportPage(report=content.model_copy(update={"runtimes": ("vLLM",)})))
+        assert text in page
+        assert "Runs in" in page
+    assert "Fast shapes" not in report_page(ReportPage(report=report(allocation)))
 
 
 def test_user_texts_are_escaped() -> None:

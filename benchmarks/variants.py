@@ -60,7 +60,6 @@ from intraslice_core.allocation.estimators import (
 )
 from intraslice_core.allocation.search import (
     CANDIDATES,
-    TRIAL_SEQUENCES,
     ScoredPlan,
     TrialCompression,
     search,
@@ -187,18 +186,19 @@ class Bench:
             return allocate(CANDIDATES[0]).plan
         trial_compression = TrialCompression(
             layers=self.layers,
-            fit=self.split.sensitivity[:TRIAL_SEQUENCES],
-            check=self.split.check,
+            fit=self.split.trial_fit,
+            check=self.split.judged,
             kinds=self.split.check_kinds,
             sensitivity=self.measured.layers,
-            method=PRESET,
             batch_size=BATCH,
             device=self.device,
             stored_dtype=self.dtype,
             prefix_length=self.prefix_length,
         )
-        best, *_ = search(allocate, lambda plan: trial_compression.divergence(plan, lambda _: None))
-        return best.scored.plan
+        result = search(
+            allocate, lambda plans: trial_compression.divergences(plans, lambda _: None)
+        )
+        return result.candidates[0].scored.plan
 
     def sensitivity(self, variant: str) -> list[LayerSensitivity]:
         """Return the sensitivities that a variant chooses by, layer by layer."""

@@ -63,7 +63,7 @@ from variant_parts import (
 
 from intraslice_core import decoder_layer
 from intraslice_core.allocation.estimators import measure_sensitivity
-from intraslice_core.allocation.search import CANDIDATES, TRIAL_SEQUENCES
+from intraslice_core.allocation.search import CANDIDATES
 from intraslice_core.calibration import calibration_tokens, text_prefix
 from intraslice_core.calibration.windows import full_windows
 from intraslice_core.checkpoints.dense_model import mean_loss
@@ -249,8 +249,7 @@ class Bench:
         plans = [calibration.candidate_plan(ratio, candidate) for candidate in CANDIDATES]
         losses = {}
         for number, plan in enumerate((*plans, calibration.equal_layers(ratio))):
-            fit = split.sensitivity[:TRIAL_SEQUENCES]
-            weights = self._sliced(fit, plan, sensitivity, self.layers, TRIAL)
+            weights = self._sliced(split.trial_fit, plan, sensitivity, self.layers, TRIAL)
             losses[number] = self.loss(weights, check)
         best = min(losses, key=lambda number: losses[number])
         self.console.print(f"old-judge at {ratio:g}: losses {losses}, plan {best}")

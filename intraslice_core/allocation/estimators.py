@@ -39,17 +39,27 @@ from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.sensitivity.measurement import ModelSensitivity, measure_layers
 from intraslice_core.sensitivity.trial_cuts import TrialCut
 
-SENSITIVITY_FRACTION = 4
+SENSITIVITY_FRACTION = 8
 """Fraction of the calibration, 1 sequence in this many, for the pass over the dense model."""
-MIN_SENSITIVITY_SEQUENCES = 32
+MIN_SENSITIVITY_TOKENS = 8192
+METRIC_FRACTION = 16
+"""Fraction of the calibration, 1 sequence in this many, for the Fisher matrices."""
+MIN_METRIC_TOKENS = 2048
 GRADIENT_FRACTION = 8
-"""Fraction of the calibration, 1 sequence in this many, for gradients."""
+"""Fraction of the calibration, 1 sequence in this many, for the paper's estimator."""
 MIN_GRADIENT_SEQUENCES = 8
 CHECK_FRACTION = 8
 """Fraction of the calibration, 1 sequence in this many, for the check set."""
 MAX_CHECK_SEQUENCES = 8
 """Maximum size of the check set, on which all trial cuts and trial compressions are measured."""
-GRADIENT_SHARE = 0.4
+MAX_JUDGED_TOKENS = 2048
+"""Tokens of the check set on which trial compressions are judged, at most."""
+TRIAL_FIT_TOKENS = 2048
+"""Tokens that trial compressions refit projections on, at least.
+
+Few are enough, because only differences between plans matter.
+"""
+GRADIENT_SHARE = 0.2
 """Share of the measurement's time that gradients take."""
 _SCALE_BOUNDS: dict[Module, tuple[float, float]] = {"attention": (1.0, 8.0), "mlp": (0.5, 8.0)}
 """Bounds of the factor by which trial cuts scale a module's curve.
@@ -70,10 +80,16 @@ class CalibrationSplit:
 
     sensitivity: Tensor
     """Sequences of the pass over the dense model."""
+    metric: Tensor
+    """Sequences for the Fisher matrices, a part of those of `sensitivity`."""
     gradients: Tensor
-    """Sequences for gradients, a part of those of `sensitivity`."""
+    """Sequences for the paper's estimator."""
+    trial_fit: Tensor
+    """Sequences that trial compressions refit on, a part of those of `sensitivity`."""
     check: Tensor
     """Check set for trial cuts and trial compressions; disjoint from the others."""
+    judged: Tensor
+    """Beginnings of the check sequences on which trial compressions are judged."""
     check_kinds: Tensor
     """Number of the source of each sequence of the check set, (sequences,), int64."""
     prefix_length: int = 0
@@ -94,12 +110,18 @@ class CalibrationSplit:
         kinds = torch.zeros(samples, dtype=torch.int64) if kinds is None else kinds
         checks = min(MAX_CHECK_SEQUENCES, max(samples // CHECK_FRACTION, 1))
         rest = tokens[: samples - checks] if samples > checks else tokens
-        sensitivity = max(MIN_SENSITIVITY_SEQUENCES, samples // SENSITIVITY_FRACTION)
-        gradients = max(MIN_GRADIENT_SEQUENCES, samples // GRADIENT_FRACTION)
+        check = tokens[samples - checks :]
+
+        def first(least_tokens: int, fraction: int) -> Tensor:
+            return rest[: max(-(-least_tokens // tokens.shape[1]), samples // fraction)]
+
         return cls(
-            sensitivity=rest[:sensitivity],
-            gradients=rest[:gradients],
-            check=tokens[samples - checks :],
+            sensitivity=first(MIN_SENSITIVITY_TOKENS, SENSITIVITY_FRACTION),
+            metric=first(MIN_METRIC_TOKENS, METRIC_FRACTION),
+            gradients=rest[: max(MIN_GRADIENT_SEQUENCES, samples // GRADIENT_FRACTION)],
+            trial_fit=first(TRIAL_FIT_TOKENS, samples),
+            check=check,
+            judged=check[:, : MAX_JUDGED_TOKENS // checks],
             check_kinds=kinds[samples - checks :],
             prefix_length=prefix_length,
         )
@@ -127,7 +149,7 @@ def measure_sensitivity(
         files = GradientFiles(directory=Path(folder))
         loss_gradients(
             layers,
-            tokens.gradients,
+            tokens.metric,
             batch_size=batch_size,
             files=files,
             before_batch=lambda done: before_batch(GRADIENT_SHARE * done),

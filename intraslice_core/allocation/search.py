@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from intraslice_core import decoder_layer
+from intraslice_core import decoder_layer, slicing
 from intraslice_core.allocation.curves import ScoredPlan
 from intraslice_core.allocation.estimators import AllocationCandidate
 from intraslice_core.allocation.judge import HeldOutDivergence, difference
 from intraslice_core.checkpoints.dense_model import DenseLayers, divergences
-from intraslice_core.decoder_layer import LayerWeights, Rotary
-from intraslice_core.errors import ConfigurationError
-from intraslice_core.hidden_states import HiddenStates, LayerContext
-from intraslice_core.layer_compressor import LayerCompressor
-from intraslice_core.methods import CompressionMethod
-from intraslice_core.plan import ModelPlan
+from intraslice_core.decoder_layer import LayerWeights
+from intraslice_core.errors import ConfigurationError, NumericalError
+from intraslice_core.plan import LayerPlan, ModelPlan
+from intraslice_core.sensitivity.cut_layers import CuttableLayer
+from intraslice_core.sensitivity.dense_pass import DensePass, sequences_at_once
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 
-TRIAL_SEQUENCES = 8
-"""Number of sequences that a trial refits projections on.
-
-Few are enough, because only differences between plans matter.
-"""
-_DAMPING_OWN, _DAMPING_CORRECTION = 0.1, 1.0
+_DAMPING = 0.1
+"""Relative damping of the refits, per dimension."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialCompression:
-    """Trial compression of a model, with everything that compared plans share."""
+    """Trial compression of a model, with everything that compared plans share.
+
+    All plans pass a layer together. Its weights are read once, and its moments are measured once,
+    on the dense hidden states: each plan's shapes are refitted to the layer's own output.
+    """
 
     layers: DenseLayers
     fit: Tensor
@@ -42,81 +40,73 @@ class TrialCompression:
     kinds: Tensor
     """Number of each held-out sequence's kind of text, (sequences,), int64."""
     sensitivity: Sequence[LayerSensitivity]
-    method: CompressionMethod
     batch_size: int
     device: torch.device
     stored_dtype: torch.dtype
     prefix_length: int = 0
     """Positions of the prefix at the beginning of every sequence."""
 
-    @cached_property
-    def _dense(self) -> Tensor:
-        """Output of the dense model's last layer on `check`."""
-        check = self.layers.embed(self.check)
-        for layer in range(self.layers.num_layers):
-            rotary = self.layers.rotary(layer, check.shape[1])
-            check = self._advanced(check, self.layers.weights(layer), layer, rotary)
-        return check
-
-    def _advanced(self, check: Tensor, weights: LayerWeights, layer: int, rotary: Rotary) -> Tensor:
-        """Return the held-out hidden states after a layer, on their device."""
-        settings = self.layers.settings(layer)
-        batches = [
-            decoder_layer.forward(rows.to(self.device), weights, settings, rotary)
-            for rows in torch.split(check, self.batch_size)
-        ]
-        return torch.cat(batches).to(check.device)
-
-    def divergence(
-        self, plan: ModelPlan, before_batch: Callable[[float], None]
-    ) -> HeldOutDivergence:
-        """Compress with a plan and return the divergence from the dense model on `check`.
+    def divergences(
+        self, plans: Sequence[ModelPlan], before_batch: Callable[[float], None]
+    ) -> tuple[HeldOutDivergence, ...]:
+        """Compress with every plan and return the divergences from the dense model on `check`.
 
         Args:
-            plan: sizes to keep.
+            plans: sizes to keep.
             before_batch: callback with the finished fraction; may raise to stop.
 
         Raises:
-            NumericalError: if a refit fails, naming the layer and the module.
+            NumericalError: if a refit fails, naming the layer.
         """
-        hidden = self.layers.memory.copy(self.layers.embed(self.fit))
-        states = HiddenStates(
-            compressed=hidden,
-            dense=self.layers.memory.copy(hidden),
-            prefix_length=self.prefix_length,
+        fit = self.layers.memory.copy(self.layers.embed(self.fit).cpu())
+        check = self.layers.embed(self.check).cpu()
+        # Of the dense model, then of every plan.
+        states = [check, *(check.clone() for _ in plans)]
+        for layer in range(self.layers.num_layers):
+            before_batch(layer / self.layers.num_layers)
+            try:
+                cuttable = self._cuttable(layer, fit)
+                cuts: dict[LayerPlan, LayerWeights] = {}
+                states[0] = self._advanced(layer, states[0], cuttable.weights)
+                for number, plan in enumerate(plans):
+                    before_batch((layer + (number + 1) / (len(plans) + 1)) / self.layers.num_layers)
+                    own = plan.layers[layer]
+                    if own not in cuts:
+                        cuts[own] = slicing.rounded_to(cuttable.cut(own), self.stored_dtype)
+                    states[number + 1] = self._advanced(layer, states[number + 1], cuts[own])
+            except NumericalError as error:
+                raise NumericalError(
+                    error.message, layer=layer, module=error.module, hint=error.hint
+                ) from error
+        tokens = divergences(
+            self.layers, states[0], torch.stack(states[1:]), prefix_length=self.prefix_length
         )
-        check = self.layers.embed(self.check)
-        for layer, layer_plan in enumerate(plan.layers):
+        return tuple(HeldOutDivergence(tokens=own, kinds=self.kinds) for own in tokens)
 
-            def on_progress(done: float, layer: int = layer) -> None:
-                before_batch((layer + done) / len(plan.layers))
-
-            context = self._context(layer, hidden.shape[1], on_progress)
-            compressor = LayerCompressor(self.layers.weights(layer), layer_plan, states, context)
-            sliced = compressor.run().weights
-            check = self._advanced(check, sliced, layer, context.rotary)
-        tokens = divergences(self.layers, self._dense, check, prefix_length=self.prefix_length)
-        return HeldOutDivergence(tokens=tokens, kinds=self.kinds)
-
-    def _context(
-        self, layer: int, length: int, before_batch: Callable[[float], None]
-    ) -> LayerContext:
-        """Return the context of a layer's compression with fixed dampings."""
-        return LayerContext(
-            layer=layer,
+    def _cuttable(self, layer: int, fit: Tensor) -> CuttableLayer:
+        """Return the layer with its moments, and advance the hidden states of `fit` past it."""
+        length = fit.shape[1]
+        dense = DensePass(self.layers, layer, length, self.prefix_length)
+        for rows in torch.split(fit, sequences_at_once(self.batch_size, length, self.device)):
+            rows.copy_(dense.advance(rows))
+        return CuttableLayer(
+            weights=dense.weights,
             settings=self.layers.settings(layer),
-            rotary=self.layers.rotary(layer, length),
-            method=replace(
-                self.method,
-                damping_own=(_DAMPING_OWN,),
-                damping_correction=(_DAMPING_CORRECTION,),
-            ),
-            batch_size=self.batch_size,
-            device=self.device,
-            stored_dtype=self.stored_dtype,
-            before_batch=before_batch,
             sensitivity=self.sensitivity[layer].to(self.device),
+            moments=dense.moments,
+            damping=_DAMPING,
+            per_dimension=True,
         )
+
+    def _advanced(self, layer: int, check: Tensor, weights: LayerWeights) -> Tensor:
+        """Return the held-out hidden states after a layer, on their device."""
+        length, settings = check.shape[1], self.layers.settings(layer)
+        rotary = self.layers.rotary(layer, length)
+        batches = [
+            decoder_layer.forward(rows.to(self.device), weights, settings, rotary)
+            for rows in torch.split(check, sequences_at_once(self.batch_size, length, self.device))
+        ]
+        return torch.cat(batches).to(check.device)
 
 
 CANDIDATES = (
@@ -137,28 +127,37 @@ class CandidateResult:
     candidate: AllocationCandidate
     scored: ScoredPlan
     divergence: HeldOutDivergence
-    """HeldOutDivergence of the trial compression."""
+    """Divergence of the trial compression."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """Comparison of all candidates with one another and with a rival."""
+
+    candidates: tuple[CandidateResult, ...]
+    """The chosen candidate's result, then the others in ascending order of score."""
+    rival: HeldOutDivergence | None
+    """Divergence of the rival plan; None without."""
 
 
 def search(
     allocate: Callable[[AllocationCandidate], ScoredPlan],
-    divergence: Callable[[ModelPlan], HeldOutDivergence],
-) -> tuple[CandidateResult, ...]:
-    """Allocate for all candidates, measure each distinct plan once, and choose one.
+    divergences_of: Callable[[Sequence[ModelPlan]], Sequence[HeldOutDivergence]],
+    rival: ModelPlan | None = None,
+) -> SearchResult:
+    """Allocate for all candidates, measure all distinct plans together, and choose one.
 
     A candidate takes the place of an earlier one only if it is better beyond the standard error.
 
     Args:
         allocate: returns the shapes for a candidate.
-        divergence: returns the divergence of a model with the plan's shapes.
-
-    Returns:
-        The chosen candidate's result, followed by the others in ascending order of score.
+        divergences_of: returns the divergences of models with the shapes of plans.
+        rival: further plan to measure.
 
     Raises:
         ConfigurationError: if no candidate has shapes within the budget.
     """
-    results: list[CandidateResult] = []
+    allocated: list[tuple[AllocationCandidate, ScoredPlan]] = []
     errors: list[ConfigurationError] = []
     for candidate in CANDIDATES:
         try:
@@ -166,14 +165,24 @@ def search(
         except ConfigurationError as error:  # rounding misses the budget with these curves
             errors.append(error)
             continue
-        if all(scored.plan != result.scored.plan for result in results):
-            measured = divergence(scored.plan)
-            results.append(CandidateResult(candidate=candidate, scored=scored, divergence=measured))
-    if not results:
+        if all(scored.plan != earlier.plan for _, earlier in allocated):
+            allocated.append((candidate, scored))
+    if not allocated:
         raise errors[0]
+    plans = [scored.plan for _, scored in allocated]
+    measured = divergences_of(plans if rival is None else [*plans, rival])
+    results = [
+        CandidateResult(candidate=candidate, scored=scored, divergence=own)
+        for (candidate, scored), own in zip(allocated, measured, strict=False)
+    ]
     best = _chosen(results)
-    others = (result for result in results if result is not best)
-    return (best, *sorted(others, key=lambda result: result.divergence.score))
+    others = sorted(
+        (result for result in results if result is not best),
+        key=lambda result: result.divergence.score,
+    )
+    return SearchResult(
+        candidates=(best, *others), rival=None if rival is None else measured[len(plans)]
+    )
 
 
 def _chosen(results: Sequence[CandidateResult]) -> CandidateResult:

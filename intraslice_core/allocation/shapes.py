@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -33,8 +34,7 @@ from intraslice_core.allocation.fast_shapes import (
 from intraslice_core.allocation.judge import HeldOutDivergence, difference
 from intraslice_core.allocation.search import (
     CANDIDATES,
-    TRIAL_SEQUENCES,
-    CandidateResult,
+    SearchResult,
     TrialCompression,
     search,
 )
@@ -103,7 +103,7 @@ def allocation_report(
     )
 
 
-SENSITIVITY_SHARE = 0.6
+SENSITIVITY_SHARE = 0.75
 """Share of the stage's time that the measurement takes; the rest compares allocations."""
 
 
@@ -336,20 +336,20 @@ def _lagrangian(
 
         return within_input(with_budget, context.geometry, context.budget.parameters)
 
-    trials = _trial_compressions(context, measured, split)
-    results: tuple[CandidateResult, ...] = ()
+    trials = _trial_compression(context, measured, split)
+    rival = None if trials is None else _rival_plan(context)
+    result: SearchResult | None = None
     try:
         if trials is None:
             scored = allocate(CANDIDATES[0])
         else:
-            results = search(allocate, trials.divergence)
-            scored = results[0].scored
+            result = search(allocate, partial(_divergences, context, trials), rival)
+            scored = result.candidates[0].scored
     except ConfigurationError as error:
         return _uniform(context, measured, _fallback_report(context, error.message))
-    rival = None if trials is None else trials.equal_shapes()
-    report = _lagrangian_report(context, measured, scored, results, rival)
+    report = _lagrangian_report(context, measured, scored, result)
     if report.fell_back and rival is not None:
-        return Shapes(plan=rival.plan, sensitivity=_layers(context, measured), report=report)
+        return Shapes(plan=rival, sensitivity=_layers(context, measured), report=report)
     return Shapes(
         plan=scored.plan,
         sensitivity=_layers(context, measured),
@@ -362,8 +362,7 @@ def _lagrangian_report(
     context: AllocationContext,
     measured: ModelSensitivity,
     scored: ScoredPlan,
-    results: Sequence[CandidateResult],
-    rival: JudgedPlan | None,
+    result: SearchResult | None,
 ) -> AllocationReport:
     """Return the report on the Lagrangian, falling back to equal shapes if they are better.
 
@@ -371,20 +370,19 @@ def _lagrangian_report(
         context: inputs of the choice.
         measured: sensitivity of all layers.
         scored: best plan.
-        results: trial compressions of all candidates, the best first; empty without trials.
-        rival: trial compression with equal shapes; None without.
+        result: trial compressions of all candidates and of equal shapes; None without trials.
     """
+    results = () if result is None else result.candidates
     best = results[0].divergence if results else None
-    worse = (
-        best is not None and rival is not None and difference(rival.divergence, best).favours_first
-    )
+    rival = None if result is None else result.rival
+    worse = best is not None and rival is not None and difference(rival, best).favours_first
     report = allocation_report(
         context.config.allocation,
         "uniform" if worse else "lagrangian",
         scored,
         weighting="fisher",
         calibration_loss=None if best is None else best.score,
-        uniform_calibration_loss=None if rival is None else rival.divergence.score,
+        uniform_calibration_loss=None if rival is None else rival.score,
         fallback_reason=UNIFORM_IS_BETTER if worse else None,
     )
     candidates = tuple(
@@ -414,7 +412,7 @@ def _with_unconstrained_loss(
 
     `free` is the sensitivity with pairs chosen by each layer itself.
     """
-    trials = _trial_compressions(context, free, split)
+    trials = _trial_compression(context, free, split)
     if context.config.target == "research" or trials is None:
         return shapes
     config = context.config.model_copy(update={"target": "research"})
@@ -423,71 +421,55 @@ def _with_unconstrained_loss(
         scored = lagrangian_shapes(free, context.geometry, parameters, config, CANDIDATES[0])
     except ConfigurationError:  # rounding misses the budget: nothing to compare with
         return shapes
-    loss = trials.divergence(scored.plan).score
-    report = shapes.report.model_copy(update={"unconstrained_calibration_loss": loss})
+    (divergence,) = trials.divergences([scored.plan], partial(_report_trials, context))
+    report = shapes.report.model_copy(update={"unconstrained_calibration_loss": divergence.score})
     return replace(shapes, report=report)
 
 
 # -- trial compressions ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class JudgedPlan:
-    """Plan and the divergence of its trial compression."""
-
-    plan: ModelPlan
-    divergence: HeldOutDivergence
-
-
-@dataclass
-class _TrialCompressions:
-    """Trial compressions of several plans, with progress over all of them."""
-
-    context: AllocationContext
-    trial_compression: TrialCompression
-    finished: int = 0
-    """Number of plans tried."""
-
-    def divergence(self, plan: ModelPlan) -> HeldOutDivergence:
-        """Return the divergence of a trial compression from the dense model."""
-        share = (1 - SENSITIVITY_SHARE) / (len(CANDIDATES) + 1)
-        start = SENSITIVITY_SHARE + share * self.finished
-        self.finished += 1
-        return self.trial_compression.divergence(
-            plan,
-            lambda done: self.context.before_batch(start + share * done, "comparing allocations"),
-        )
-
-    def equal_shapes(self) -> JudgedPlan | None:
-        """Judge equal shapes, with whole attention if possible; None if rounding allows none."""
-        # Layers of one shape are equal anyway: their other choice is attention against MLP.
-        spared = () if self.context.demands.alike else (_spared_plan,)
-        for plan_of in (*spared, _uniform_plan):
-            try:
-                plan = plan_of(self.context)
-            except ConfigurationError:
-                continue
-            return JudgedPlan(plan=plan, divergence=self.divergence(plan))
-        return None
+def _report_trials(context: AllocationContext, done: float) -> None:
+    """Report the finished fraction of trial compressions."""
+    context.before_batch(
+        SENSITIVITY_SHARE + (1 - SENSITIVITY_SHARE) * done, "comparing allocations"
+    )
 
 
-def _trial_compressions(
+def _divergences(
+    context: AllocationContext, trials: TrialCompression, plans: Sequence[ModelPlan]
+) -> tuple[HeldOutDivergence, ...]:
+    """Return the divergences of trial compressions from the dense model."""
+    return trials.divergences(plans, partial(_report_trials, context))
+
+
+def _rival_plan(context: AllocationContext) -> ModelPlan | None:
+    """Return equal shapes, with whole attention if possible; None if rounding allows none."""
+    # Layers of one shape are equal anyway: their other choice is attention against MLP.
+    spared = () if context.demands.alike else (_spared_plan,)
+    for plan_of in (*spared, _uniform_plan):
+        try:
+            plan: ModelPlan = plan_of(context)
+        except ConfigurationError:
+            continue
+        return plan
+    return None
+
+
+def _trial_compression(
     context: AllocationContext, measured: ModelSensitivity, split: CalibrationSplit
-) -> _TrialCompressions | None:
-    """Return the trial compressions; None for methods that do not select by sensitivity."""
-    method = METHODS[context.config.method]
-    if not method.measures_sensitivity:
+) -> TrialCompression | None:
+    """Return the trial compression; None for methods that do not select by sensitivity."""
+    if not METHODS[context.config.method].measures_sensitivity:
         return None
-    trial_compression = TrialCompression(
+    return TrialCompression(
         layers=context.layers,
-        fit=split.sensitivity[:TRIAL_SEQUENCES],
-        check=split.check,
+        fit=split.trial_fit,
+        check=split.judged,
         kinds=split.check_kinds,
         sensitivity=measured.layers,
-        method=method,
         batch_size=context.config.batch_size,
         device=context.device,
         stored_dtype=context.stored_dtype,
         prefix_length=split.prefix_length,
     )
-    return _TrialCompressions(context=context, trial_compression=trial_compression)

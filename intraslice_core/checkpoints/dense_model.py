@@ -14,7 +14,6 @@ from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Norm, Rotary
 from intraslice_core.device import HostMemory
 from intraslice_core.families import canonical
-from intraslice_core.statistics import kl_divergence
 
 LOGITS_AT_ONCE = 2**23
 """Logits in memory at once: 32 MiB in float32, and as much again for each step of a loss."""
@@ -145,22 +144,31 @@ def divergences(
 ) -> Tensor:
     """Return KL(dense ‖ compressed) of the predictions at every position that predicts text.
 
+    The dense model's predictions are computed once for all compressed models.
+
     Args:
-        layers: the model whose output head is used for both.
+        layers: the model whose output head is used for all.
         dense: output of the last layer, (sequences, length, hidden_size).
-        compressed: that of the compressed model.
+        compressed: those of the compressed models, (models, sequences, length, hidden_size).
         prefix_length: positions of the prefix at the beginning of every sequence.
 
     Returns:
-        (sequences, length - max(prefix_length, 1) + 1), float64, in nats, on the CPU.
+        (models, sequences, length - max(prefix_length, 1) + 1), float64, at least 0, in nats, on
+        the CPU: float32 rounds small divergences to slightly negative values.
     """
     first = max(prefix_length, 1) - 1
-    expected, predicted = (hidden[:, first:].flatten(0, 1) for hidden in (dense, compressed))
-    parts = []
-    blocks = (torch.split(rows, layers.logit_rows) for rows in (expected, predicted))
-    for rows in zip(*blocks, strict=True):
-        parts.append(kl_divergence(*(layers.logits(part) for part in rows)).cpu())
-    return torch.cat(parts).view(len(dense), -1)
+    expected = dense[:, first:].flatten(0, 1)
+    predicted = compressed[:, :, first:].flatten(1, 2)
+    out = torch.empty(predicted.shape[:2], dtype=torch.float64)
+    for start in range(0, len(expected), layers.logit_rows):
+        rows = slice(start, start + layers.logit_rows)
+        log_dense = torch.log_softmax(layers.logits(expected[rows]), -1)
+        probabilities = log_dense.exp()
+        for model, hidden in enumerate(predicted):
+            difference = torch.log_softmax(layers.logits(hidden[rows]), -1)
+            difference = torch.sub(log_dense, difference, out=difference).mul_(probabilities)
+            out[model, rows] = difference.sum(-1).double().cpu()
+    return out.clamp_min_(0.0).view(len(compressed), len(dense), -1)
 
 
 def mean_loss(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from intraslice_core.config import CompressionConfig, FrozenModel
 from intraslice_core.cost_model.work import (
+    PAIR_BLOCKS,
     PAIR_QUERIES,
     PAIR_SEQUENCES,
     TRIAL_PLANS,
@@ -61,14 +62,14 @@ def stage_flops(geometry: ModelGeometry, compression: CompressionConfig) -> Stag
     """Estimate the operations of all stages, assuming that every module loses the same ratio."""
     work = _Work(geometry, compression)
     compensates = METHODS[compression.method].compensate
-    trials = TRIAL_PLANS if work.parts.trial_compression else 0
+    trials = TRIAL_PLANS if work.parts.trial_fit else 0
     return StageFlops(
         forward=work.samples * work.sequence(1.0),
         gradients=work.gradients(),
         sensitivity=work.sensitivity(),
         sensitivity_factorisations=work.sensitivity_factorisations(),
         trial_compression=work.trial_compression(),
-        trial_factorisations=trials * work.fits(1, 1),
+        trial_factorisations=work.layers * work.own_refits(*[work.kept] * trials) * bool(trials),
         passes=work.passes(work.samples) if compensates else 0.0,
         statistics=work.statistics(work.samples) if compensates else 0.0,
         factorisations=work.fits(*work.dampings) if compensates else 0.0,
@@ -145,24 +146,28 @@ class _Work:
 
     def sensitivity(self) -> float:
         """Count the moments, the trial cuts and the effects of rotary pairs."""
-        parts, geometry = self.parts, self.geometry
+        parts = self.parts
         if not parts.sensitivity:
             return 0.0
         layer = self.attention() + self.mlp()
-        sums = 2.0 * _TRIANGLE * self.length * (self.inner**2 + geometry.intermediate_size**2)
         trials = len(trial_layers(self.layers)) * TRIALS_PER_LAYER + 1
         checks = check_layer_passes(self.layers) * layer + trials * self.head()
         return (
-            parts.sensitivity * self.layers * (layer + sums)
-            + parts.check * checks
+            parts.sensitivity * self.layers * (layer + self._grams())
+            + parts.trial_cut_tokens / self.length * checks
             + self.layers * self._pair_effects()
         )
+
+    def _grams(self) -> float:
+        """Count the Gram matrices of one sequence in both modules of a layer."""
+        return 2.0 * _TRIANGLE * self.length * (self.inner**2 + self.geometry.intermediate_size**2)
 
     def _pair_effects(self) -> float:
         """Count the key-value products weighted by each query, and their features, of a layer."""
         queries = min(PAIR_QUERIES, self.length) * min(PAIR_SEQUENCES, self.parts.sensitivity)
         heads, width = self.geometry.num_attention_heads, self.geometry.head_dim
-        weighted = 2.0 * self.length * width * (width + 3)
+        visible = (1 + 1 / PAIR_BLOCKS) / 2
+        weighted = 2.0 * visible * self.length * width * (width + 3)
         return queries * heads * (weighted + 2.0 * width**3 + 2.0 * width**3)
 
     def sensitivity_factorisations(self) -> float:
@@ -172,20 +177,32 @@ class _Work:
         hidden, width = self.geometry.hidden_size, self.geometry.intermediate_size
         elimination = width**3 + 2 * width**3 / 3 + width**2 * hidden
         metrics = 4 * hidden**3 / 3 + 2.0 * hidden**2 * (width + 2 * self.inner)
-        refits = sum(
-            2.0 * (width + self.inner) ** 2 * hidden * kept + self._solve(width * kept, 1)
-            for kept in (0.75, 0.5)
-        )
-        return self.layers * (elimination + metrics) + len(trial_layers(self.layers)) * refits
+        refits = len(trial_layers(self.layers)) * self.own_refits(0.75, 0.5)
+        return self.layers * (elimination + metrics) + refits
+
+    def own_refits(self, *fractions: float) -> float:
+        """Count the refits of both modules of a layer to their own output, in float64.
+
+        One factor of the MLP's moment serves all fractions that are kept.
+        """
+        hidden, width = self.geometry.hidden_size, self.geometry.intermediate_size
+        total = width**3 / 3
+        for kept in fractions:
+            neurons, inner = kept * width, kept * self.inner
+            total += 2.0 * neurons * (width - neurons) * hidden + neurons**2 * hidden
+            total += 2.0 * inner * self.inner * (self.inner + inner + 3 * hidden)
+            total += inner**3 / 3 + 2 * inner**2 * hidden
+        return total
 
     def trial_compression(self) -> float:
-        """Count all plans, each compressed on a few sequences and scored on the check set."""
-        fit, check = self.parts.trial_compression, self.parts.check
-        if not fit:
+        """Count the dense pass that all plans share, and their passes of the check set."""
+        parts = self.parts
+        if not parts.trial_fit:
             return 0.0
-        return TRIAL_PLANS * (
-            self.passes(fit) + self.statistics(fit) + check * self.sequence(self.kept)
-        )
+        layer = self.attention() + self.mlp()
+        checks = self.sequence(1.0) + TRIAL_PLANS * (self.kept * self.layers * layer + self.head())
+        fit = parts.trial_fit * self.layers * (layer + self._grams())
+        return fit + parts.judged_tokens / self.length * checks
 
     # -- the compression -------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ The peak is reached in one of these situations:
   factors, a batch of activations, and the hidden states of all calibration sequences (twice where
   the method targets the dense hidden states).
 - Sensitivity measurement: the hidden states of a group of sequences before all layers, or those of
-  all trial cuts.
+  the measured sequences and of all trial cuts.
 - Fine-tuning: the compressed model, its teacher if it has one, and the graph of one batch.
 - Evaluation: one model, with the dense model's final hidden states and output head; both models
   while they are timed.
@@ -18,6 +18,7 @@ from __future__ import annotations
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel, RecoveryConfig
 from intraslice_core.cost_model.work import (
     GROUP_SEQUENCES,
+    TRIAL_PLANS,
     TRIALS_PER_LAYER,
     EstimatorSequences,
     trial_layers,
@@ -139,11 +140,18 @@ def stage_bytes(
         )
     if parts.sensitivity:
         trials = 1 + TRIALS_PER_LAYER * len(trial_layers(geometry.num_hidden_layers))
-        states = (parts.sensitivity + parts.check * trials) * state
-        stages["sensitivity"] = StageBytes(host=states, device=layer_or_logits)
-    if parts.trial_compression:
-        states = (2 * parts.trial_compression + parts.check) * state
-        stages["trial_compression"] = StageBytes(host=states, device=layer_or_logits)
+        # Hidden states of the trials are copied where further trials start.
+        tokens = 2 * trials * parts.trial_cut_tokens
+        stages["sensitivity"] = StageBytes(
+            host=parts.sensitivity * state,
+            device=layer_or_logits + tokens * geometry.hidden_size * item,
+        )
+    if parts.trial_fit:
+        tokens = 2 * (1 + TRIAL_PLANS) * parts.judged_tokens
+        stages["trial_compression"] = StageBytes(
+            host=parts.trial_fit * state,
+            device=layer_or_logits + tokens * geometry.hidden_size * item,
+        )
     return stages
 
 

@@ -11,53 +11,67 @@ from intraslice_core.text_sources import WRITTEN
 
 # The engine's own values, repeated here because its modules import torch; a test compares them.
 GROUP_SEQUENCES = 8
-TRIAL_CALIBRATION = 8
 TRIAL_PLANS = 4
 """Largest number of plans compared by trial compression: the allocator's candidates and uniform."""
-TRIAL_LAYER_DISTANCE = 5
+TRIAL_LAYER_DISTANCE, MAX_TRIAL_LAYERS = 5, 7
 TRIALS_PER_LAYER = 4
-PAIR_SEQUENCES, PAIR_QUERIES = 8, 128
+TRIAL_CUT_TOKENS, TRIAL_CUT_SEQUENCES = 512, 4
+MIN_SENSITIVITY_TOKENS, MIN_METRIC_TOKENS = 8192, 2048
+TRIAL_FIT_TOKENS = MAX_JUDGED_TOKENS = 2048
+PAIR_SEQUENCES, PAIR_QUERIES, PAIR_BLOCKS = 8, 32, 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class EstimatorSequences:
-    """Sequences that pass the dense model before the compression, by purpose; 0 skips a part."""
+    """Sequences and tokens that pass the dense model before the compression; 0 skips a part."""
 
     gradients: int
     sensitivity: int
-    check: int
-    trial_compression: int
-    """Sequences for each of the compared plans."""
+    trial_fit: int
+    """Sequences on which trial compressions refit."""
+    trial_cut_tokens: int
+    """Tokens that every trial cut passes."""
+    judged_tokens: int
+    """Tokens on which each of the compared plans is judged."""
 
     @classmethod
     def of(cls, compression: CompressionConfig) -> EstimatorSequences:
         """Divide the calibration sequences as the method and the allocation require."""
-        samples = compression.calibration.samples
+        samples, length = compression.calibration.samples, compression.calibration.sequence_length
         check = min(8, max(samples // 8, 1))
         rest = max(samples - check, 1)
-        gradients = min(max(8, samples // 8), rest)
-        sensitivity = min(max(32, samples // 4), rest)
+
+        def first(least_tokens: int, fraction: int) -> int:
+            return min(max(-(-least_tokens // length), samples // fraction), rest)
+
         allocator = resolve_allocator(compression)
         method_measures = (
             METHODS[compression.method].measures_sensitivity and compression.ratio != 0.0
         )
         measures = method_measures or allocator == "lagrangian"
         compares_plans = method_measures and allocator == "lagrangian"
+        estimates = allocator in ("fisher", "fisher_pca")
+        metric = first(MIN_METRIC_TOKENS, 16) if measures else 0
+        estimator = min(max(8, samples // 8), rest) if estimates else 0
+        cut = min(check, TRIAL_CUT_SEQUENCES)
         return cls(
-            gradients=gradients if measures or allocator != "uniform" else 0,
-            sensitivity=sensitivity if measures else 0,
-            check=check if measures else 0,
-            trial_compression=min(TRIAL_CALIBRATION, sensitivity) if compares_plans else 0,
+            gradients=metric + estimator,
+            sensitivity=first(MIN_SENSITIVITY_TOKENS, 8) if measures else 0,
+            trial_fit=first(TRIAL_FIT_TOKENS, samples) if compares_plans else 0,
+            trial_cut_tokens=cut * min(length, TRIAL_CUT_TOKENS // cut) if measures else 0,
+            judged_tokens=check * min(length, MAX_JUDGED_TOKENS // check) * compares_plans,
         )
 
 
 def trial_layers(layers: int) -> tuple[int, ...]:
-    """Return the indices of the layers whose modules are cut for trial."""
-    return tuple(sorted({*range(0, layers, TRIAL_LAYER_DISTANCE), layers - 1}))
+    """Return the layers whose modules are cut for trial, evenly spaced."""
+    last = layers - 1
+    gaps = min(-(-last // TRIAL_LAYER_DISTANCE), MAX_TRIAL_LAYERS - 1)
+    return tuple(round(last * spot / gaps) for spot in range(gaps + 1)) if gaps else (0,)
 
 
 def check_layer_passes(layers: int) -> int:
-    """Count the layers that a check sequence passes, densely and in all trial cuts."""
+    """Count the layers that a token of trial cuts passes, densely and in all trial cuts."""
     return layers + sum(TRIALS_PER_LAYER * (layers - layer) for layer in trial_layers(layers))
 
 
@@ -67,9 +81,6 @@ _BENCHMARK_TOKENS = 2 * 3 * (256 + 32)
 _LOAD_NEW_TOKENS, _LOAD_RUNS = 32, 2 * 7
 """Decoded tokens and runs of one load: each model warms up, is timed five times, and runs once
 more for its memory."""
-
-_TRIAL_PASSES = 4
-"""Passes of a trial compression through a layer: dense (on both hidden states), pruned, sliced."""
 
 _TRAINING_PASSES = 3
 """Passes of a training step: forward, backward and the gradients of adapters or weights."""
@@ -138,10 +149,8 @@ def _evaluation_tokens(evaluation: EvaluationConfig) -> int:
 def _estimator_tokens(layers: int, compression: CompressionConfig) -> float:
     """Count the tokens that pass all layers before the compression, in equivalent full passes."""
     parts = EstimatorSequences.of(compression)
-    trials = parts.check * check_layer_passes(layers) / layers
     free_shapes = compression.target != "research"
-    plans = (TRIAL_PLANS + free_shapes) * (
-        _TRIAL_PASSES * parts.trial_compression + parts.check * bool(parts.trial_compression)
-    )
-    sequences = 3 * parts.gradients + parts.sensitivity + trials + plans
-    return sequences * compression.calibration.sequence_length
+    sequences = 3 * parts.gradients + parts.sensitivity + (1 + free_shapes) * parts.trial_fit
+    trials = parts.trial_cut_tokens * check_layer_passes(layers) / layers
+    plans = (1 + TRIAL_PLANS + 2 * free_shapes) * parts.judged_tokens
+    return sequences * compression.calibration.sequence_length + trials + plans

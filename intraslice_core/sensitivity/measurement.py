@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -25,27 +25,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from intraslice_core import decoder_layer, linalg, slicing
+from intraslice_core import decoder_layer, linalg
 from intraslice_core.checkpoints.dense_model import DenseLayers
-from intraslice_core.compensation import OutputSpace, attention_space, mlp_space
 from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.errors import NumericalError
 from intraslice_core.files import atomic_file
-from intraslice_core.plan import Module
+from intraslice_core.plan import LayerPlan, Module
 from intraslice_core.selection import neurons, value_basis
 from intraslice_core.selection.heads import HeadChoice, eliminate_heads, head_energies
 from intraslice_core.selection.rotary_pairs import eliminate_pairs
 from intraslice_core.selection.score_basis import ScoreDirections, score_directions
+from intraslice_core.sensitivity.cut_layers import CuttableLayer
+from intraslice_core.sensitivity.dense_pass import DensePass, sequences_at_once
 from intraslice_core.sensitivity.gradients import GradientFiles
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.sensitivity.pair_effects import PairEffectAccumulator
-from intraslice_core.sensitivity.trial_cuts import TrialCut, TrialCuts
-from intraslice_core.statistics import (
-    HeadEnergyAccumulator,
-    prefix_scale,
-    scaled,
-    second_moment_sum,
-)
+from intraslice_core.sensitivity.trial_cuts import TrialCut, TrialCuts, trial_cut_tokens
+from intraslice_core.statistics import HeadEnergyAccumulator
 
 NEURON_DAMPING = 1e-4
 """Relative damping of the Gram matrices in the elimination of neurons and heads."""
@@ -55,7 +51,7 @@ CHOICE_SHRINKAGE = 0.1
 Correlations of the calibration text do not hold on other text; by them, a neuron that others
 seem to replace costs nothing. The refit uses `H` itself.
 """
-MEASUREMENT = f"kl-trials, shrinkage {CHOICE_SHRINKAGE:g}"
+MEASUREMENT = f"bounded kl-trials, shrinkage {CHOICE_SHRINKAGE:g}"
 """Version of the measurement, a part of the key of cached sensitivities."""
 METRIC_DAMPING = 1e-3
 """Relative damping of the Fisher matrices, which are estimated from a few sequences."""
@@ -63,11 +59,13 @@ TRIAL_DAMPING = 1e-3
 """Relative damping of the refit in trial cuts."""
 TRIAL_CUTS = (0.25, 0.5)
 """Fractions of a module's dimensions that trial cuts remove."""
-SPOT_DISTANCE = 5
-"""Distance between layers with trial cuts; the last layer has them, too."""
+TRIAL_LAYER_DISTANCE = 5
+"""Distance between layers with trial cuts, at least."""
+MAX_TRIAL_LAYERS = 7
+"""Number of layers with trial cuts, at most: each trial passes all layers after its cut."""
 PAIR_SEQUENCES = 8
 """Number of sequences used to measure the effect of rotary pairs."""
-PAIR_QUERIES = 128
+PAIR_QUERIES = 32
 """Maximum number of queries used of each of these sequences."""
 
 
@@ -82,6 +80,13 @@ class ModelSensitivity:
     def nbytes(self) -> int:
         """Return the size of all tensors in bytes."""
         return sum(part.nbytes for layer in self.layers for part in layer.tensors().values())
+
+
+def trial_layers(layers: int) -> tuple[int, ...]:
+    """Return the layers with trial cuts, evenly spaced, the first and the last among them."""
+    last = layers - 1
+    gaps = min(-(-last // TRIAL_LAYER_DISTANCE), MAX_TRIAL_LAYERS - 1)
+    return tuple(round(last * spot / gaps) for spot in range(gaps + 1)) if gaps else (0,)
 
 
 def measure_layers(
@@ -110,14 +115,17 @@ def measure_layers(
         NumericalError: if an activation is not finite or a factorisation fails, naming the layer.
     """
     hidden = layers.memory.copy(layers.embed(tokens).cpu())
-    trials = TrialCuts(layers, check, batch_size=batch_size, prefix_length=prefix_length)
-    spots = {*range(0, layers.num_layers, SPOT_DISTANCE), layers.num_layers - 1}
+    trials = TrialCuts(
+        layers, trial_cut_tokens(check), batch_size=batch_size, prefix_length=prefix_length
+    )
+    spots = trial_layers(layers.num_layers)
     sensitivities = []
     for layer in range(layers.num_layers):
         try:
             layer_pass = _LayerPass(layers, layer, tokens.shape[1], prefix_length)
-            for number, rows in enumerate(torch.split(hidden, batch_size)):
-                done = number * batch_size / len(tokens)
+            at_once = sequences_at_once(batch_size, tokens.shape[1], layer_pass.device)
+            for number, rows in enumerate(torch.split(hidden, at_once)):
+                done = number * at_once / len(tokens)
                 before_batch((layer + done) / layers.num_layers)
                 rows.copy_(layer_pass.advance(rows))
             fisher = None if gradients is None else gradients.read(layer)
@@ -133,27 +141,19 @@ def measure_layers(
     return ModelSensitivity(layers=tuple(sensitivities), trials=trials.measured())
 
 
-class _LayerPass:
+class _LayerPass(DensePass):
     """Pass of the hidden states through one dense layer, with its accumulated statistics."""
 
     def __init__(self, layers: DenseLayers, layer: int, length: int, prefix_length: int) -> None:
-        self._prefix_length = prefix_length
-        self._weights = layers.weights(layer)
-        self._settings = layers.settings(layer)
-        self._rotary = layers.rotary(layer, length)
-        weights, settings = self._weights, self._settings
-        self._attention_space = attention_space(weights, settings)
-        self._mlp_space = mlp_space(weights, settings)
-        self._device = weights.up.weight.device
-        self._heads = _MeanOuter()
-        self._neurons = _MeanOuter()
+        super().__init__(layers, layer, length, prefix_length)
+        settings = self._settings
         self._hidden_energy = 0.0
         self._tokens = 0
         self._energies = HeadEnergyAccumulator(
             num_attention_heads=settings.num_attention_heads,
             num_key_value_heads=settings.num_key_value_heads,
             pairs=settings.head_dim // 2,
-            device=self._device,
+            device=self.device,
             prefix_length=prefix_length,
         )
         self._pair_inputs: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -165,26 +165,14 @@ class _LayerPass:
         Args:
             rows: hidden states before the layer, (batch, sequence, hidden_size).
         """
-        weights, settings = self._weights, self._settings
-        hidden = rows.to(self._device)
-        text = hidden[:, self._prefix_length :]
+        text = rows[:, self._prefix_length :]
         self._hidden_energy += float(text.float().square().sum())
         self._tokens += text.shape[0] * text.shape[1]
-        inner = self._attend(decoder_layer.attention_inputs(hidden, weights, settings))
-        observation = self._attention_space.observe(inner, inner)
-        between = hidden + observation.added
-        self._heads.add(scaled(observation.inner, prefix_scale(between, self._prefix_length)))
-        inner = decoder_layer.mlp_inner(
-            hidden if settings.parallel_block else between, weights, settings
-        )
-        observation = self._mlp_space.observe(inner, inner)
-        after = between + observation.added
-        self._neurons.add(scaled(observation.inner, prefix_scale(after, self._prefix_length)))
-        return after.to(rows.device)
+        return super().advance(rows)
 
     def _attend(self, normed: Tensor) -> Tensor:
         """Return the attention's `o`; record energies, and inputs of the pairs' effects."""
-        weights, settings = self._weights, self._settings
+        weights, settings = self.weights, self._settings
         projected = decoder_layer.queries_and_keys(normed, weights)
         self._energies.add(*projected)
         query, key = decoder_layer.normed_and_rotated(*projected, weights, settings, self._rotary)
@@ -204,21 +192,22 @@ class _LayerPass:
             NumericalError: if a moment is not finite or a factorisation fails.
         """
         attention, mlp = self._metrics(metrics)
+        factors = fisher_factor(attention), fisher_factor(mlp)
+        head_rows = self._attention_space.rows() @ factors[0]
+        neuron_rows = self._mlp_space.rows() @ factors[1]
+        moments = self.moments
         energies = self._energies.energies()
         effects = self._pair_effects(attention)
         moment, scores = effects.moment(), self._score_directions(effects)
-        directions, spectrum = self._value_directions(attention)
-        order, cost = self._eliminate_neurons(mlp)
-        heads, shares = self._eliminate_heads(attention)
+        directions, spectrum = self._value_directions(head_rows)
+        order, cost = self._eliminate_neurons(neuron_rows)
+        heads, shares = self._eliminate_heads(head_rows)
         head_losses = 0.5 * heads.cost
-        head_losses[0] = head_losses[:, 0] = self._removal_loss(
-            self._heads, self._attention_space, attention
-        )
+        head_losses[0] = head_losses[:, 0] = _removal_loss(moments.attention, head_rows)
         widths = _losses(cost)
         # Because of a bias, removing the whole MLP may cost less than removing all neurons but
         # one, but curves never fall towards smaller sizes.
-        removal = self._removal_loss(self._neurons, self._mlp_space, mlp)
-        widths[0] = max(float(widths[1]), removal)
+        widths[0] = max(float(widths[1]), _removal_loss(moments.mlp, neuron_rows))
         return LayerSensitivity(
             pair_moment=moment,
             query_energy=energies.query,
@@ -240,38 +229,35 @@ class _LayerPass:
     def _metrics(self, metrics: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """Return the Fisher matrices, or without them the identity over the mean energy."""
         if metrics is not None:
-            return metrics[0].to(self._device), metrics[1].to(self._device)
-        width = self._weights.attention_output.weight.shape[0]
-        identity = torch.eye(width, dtype=linalg.WORKING_DTYPE, device=self._device)
+            return metrics[0].to(self.device), metrics[1].to(self.device)
+        width = self.weights.attention_output.weight.shape[0]
+        identity = torch.eye(width, dtype=linalg.WORKING_DTYPE, device=self.device)
         scaled = identity * (self._tokens / self._hidden_energy)
         return scaled, scaled
 
-    def _eliminate_neurons(self, metric: Tensor) -> tuple[Tensor, Tensor]:
+    def _eliminate_neurons(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return removal order and costs of all neurons, (intermediate_size,) each."""
-        width = self._weights.up.weight.shape[0]
-        rows = self._mlp_space.rows()[:width] @ fisher_factor(metric)
-        moment = linalg.shrunken(self._neurons.mean()[:width, :width], CHOICE_SHRINKAGE)
+        width = self.weights.up.weight.shape[0]
+        moment = linalg.shrunken(self.moments.mlp[:width, :width], CHOICE_SHRINKAGE)
         factor = linalg.damped_cholesky(moment, NEURON_DAMPING)
-        choice = neurons.eliminate_neurons(factor, rows, 0)
+        choice = neurons.eliminate_neurons(factor, rows[:width], 0)
         return choice.removal_order, choice.removal_cost
 
-    def _eliminate_heads(self, metric: Tensor) -> tuple[HeadChoice, Tensor]:
+    def _eliminate_heads(self, rows: Tensor) -> tuple[HeadChoice, Tensor]:
         """Return order and cost of heads, and the share of the output of every rectangle."""
-        settings = self._settings
-        rows = self._head_rows().flatten(0, 1) @ fisher_factor(metric)
-        moment = self._heads.mean()[: rows.shape[0], : rows.shape[0]]
-        moment = linalg.shrunken(moment, CHOICE_SHRINKAGE)
+        settings, width = self._settings, self._inner_width
+        rows = rows[:width]
+        moment = linalg.shrunken(self.moments.attention[:width, :width], CHOICE_SHRINKAGE)
         factor = linalg.damped_cholesky(moment, NEURON_DAMPING)
         choice = eliminate_heads(
             factor, rows, settings.num_attention_heads, settings.num_key_value_heads
         )
         return choice, choice.shares(head_energies(moment, rows, settings.num_attention_heads))
 
-    @staticmethod
-    def _removal_loss(inner: _MeanOuter, space: OutputSpace, metric: Tensor) -> float:
-        """Return the predicted loss of removing a whole module, its bias included."""
-        rows = space.rows() @ fisher_factor(metric)
-        return 0.5 * float((rows * (inner.mean() @ rows)).sum())
+    @property
+    def _inner_width(self) -> int:
+        """Return the width of the attention's inner activations, without a bias."""
+        return self._settings.num_attention_heads * self._settings.head_dim
 
     def _head_rows(self) -> Tensor:
         """Return the output projection by heads, (num_attention_heads, head_dim, hidden_size)."""
@@ -282,7 +268,7 @@ class _LayerPass:
     @property
     def has_free_basis(self) -> bool:
         """Return whether queries and keys may be in any basis: without RoPE and norms on them."""
-        return not self._settings.rotates and self._weights.query_norm is None
+        return not self._settings.rotates and self.weights.query_norm is None
 
     def _score_directions(self, effects: PairEffectAccumulator) -> ScoreDirections | None:
         """Return directions of queries and keys; None where only pairs may be selected."""
@@ -296,101 +282,68 @@ class _LayerPass:
             num_key_value_heads=settings.num_key_value_heads,
             head_dim=settings.head_dim,
             settings=settings,
-            device=self._device,
+            device=self.device,
             with_score_moments=self.has_free_basis,
         )
         for query, key, value in self._pair_inputs:
-            positions = _query_positions(self._prefix_length, query.shape[1], self._device)
+            positions = _query_positions(self._prefix_length, query.shape[1], self.device)
             effects.add(query, key, value, head_metric, positions)
         return effects
 
-    def _value_directions(self, metric: Tensor) -> tuple[Tensor, Tensor]:
-        """Return value directions and spectrum, weighed by the metric."""
-        settings = self._settings
-        width = settings.num_attention_heads * settings.head_dim
+    def _value_directions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return value directions and spectrum of the weighed output rows."""
+        settings, width = self._settings, self._inner_width
         moment = value_basis.group_second_moment(
-            self._heads.mean()[:width, :width], settings.num_key_value_heads, settings.head_dim
+            self.moments.attention[:width, :width], settings.num_key_value_heads, settings.head_dim
         )
-        rows = self._head_rows().flatten(0, 1) @ fisher_factor(metric)
-        return value_basis.weighted_directions(moment, rows)
+        return value_basis.weighted_directions(moment, rows[:width])
 
     # -- trial cuts ------------------------------------------------------------------------
 
     def trials(self, sensitivity: LayerSensitivity) -> tuple[tuple[TrialCut, LayerWeights], ...]:
         """Return the layer with one module cut by each of `TRIAL_CUTS`, and the predictions."""
-        return tuple(
-            cut(sensitivity, fraction)
-            for fraction in TRIAL_CUTS
-            for cut in (self._cut_attention, self._cut_mlp)
+        layer = CuttableLayer(
+            weights=self.weights,
+            settings=self._settings,
+            sensitivity=sensitivity,
+            moments=self.moments,
+            damping=TRIAL_DAMPING,
         )
+        trials = []
+        for fraction in TRIAL_CUTS:
+            plan = self._plan(fraction)
+            attention = float(
+                sensitivity.pair_losses[plan.qk_pairs] + sensitivity.value_losses[plan.v_head_dim]
+            )
+            mlp = float(sensitivity.width_losses[plan.intermediate_size])
+            trials += [
+                (
+                    self._trial("attention", fraction, attention),
+                    layer.cut_attention(self.weights, plan),
+                ),
+                (self._trial("mlp", fraction, mlp), layer.cut_mlp(self.weights, plan)),
+            ]
+        return tuple(trials)
 
-    def _cut_attention(
-        self, sensitivity: LayerSensitivity, fraction: float
-    ) -> tuple[TrialCut, LayerWeights]:
-        """Cut and refit the attention's pairs and value dimensions by a fraction."""
-        settings, space = self._settings, self._attention_space
-        pairs = max(round((1 - fraction) * settings.head_dim / 2), 1)
-        width = max(round((1 - fraction) * settings.head_dim), 1)
-        _, weights = sensitivity.queries_and_keys(self._weights, pairs, settings)
-        basis = sensitivity.basis(width)
-        weights = slicing.project_values(weights, basis)
-        projection = slicing.value_projection(basis, settings.num_attention_heads)
-        projection = slicing.with_bias_row(projection, self._weights.attention_output)
-        moment, rows = self._heads.mean(), space.rows()
-        fitted = _refitted(
-            projection.mT @ moment @ projection, projection.mT @ moment @ rows, projection.mT @ rows
-        )
-        output = slicing.output_projection(space.unscaled(fitted), self._weights.attention_output)
-        predicted = float(sensitivity.pair_losses[pairs] + sensitivity.value_losses[width])
-        return self._trial("attention", fraction, predicted), replace(
-            weights, attention_output=output
-        )
+    def _plan(self, fraction: float) -> LayerPlan:
+        """Return the plan that removes a fraction of all dimensions but the heads."""
+        settings = self._settings
 
-    def _cut_mlp(
-        self, sensitivity: LayerSensitivity, fraction: float
-    ) -> tuple[TrialCut, LayerWeights]:
-        """Cut and refit the MLP's neurons by a fraction."""
-        dense, space = self._weights.up.weight.shape[0], self._mlp_space
-        width = max(round((1 - fraction) * dense), 1)
-        kept_neurons = sensitivity.neurons(width)
-        moment, rows = self._neurons.mean(), space.rows()
-        bias = torch.arange(dense, rows.shape[0], device=kept_neurons.device)
-        inputs = torch.cat((kept_neurons, bias))
-        fitted = _refitted(moment[inputs][:, inputs], moment[inputs] @ rows, rows[inputs])
-        weights = slicing.slice_neurons(self._weights, kept_neurons)
-        output = slicing.output_projection(space.unscaled(fitted), self._weights.mlp_output)
-        predicted = float(sensitivity.width_losses[width])
-        return self._trial("mlp", fraction, predicted), replace(weights, mlp_output=output)
+        def remaining(size: float) -> int:
+            return max(round((1 - fraction) * size), 1)
+
+        return LayerPlan(
+            num_attention_heads=settings.num_attention_heads,
+            num_key_value_heads=settings.num_key_value_heads,
+            qk_pairs=remaining(settings.head_dim / 2),
+            v_head_dim=remaining(settings.head_dim),
+            intermediate_size=remaining(self.weights.up.weight.shape[0]),
+        )
 
     @staticmethod
     def _trial(module: Module, fraction: float, predicted: float) -> TrialCut:
         """Return a trial not yet measured; `TrialCuts` fills in layer and loss."""
         return TrialCut(layer=0, module=module, cut=fraction, predicted=predicted, measured=0.0)
-
-
-class _MeanOuter:
-    """Accumulator of `E[z zᵀ]` over tokens."""
-
-    def __init__(self) -> None:
-        self._sum: Tensor | None = None
-        self._tokens = 0
-
-    def add(self, inner: Tensor) -> None:
-        """Add inner activations, (…, width)."""
-        flat = inner.flatten(0, -2)
-        products = second_moment_sum(flat, flat).to(linalg.WORKING_DTYPE)
-        self._sum = products if self._sum is None else self._sum.add_(products)
-        self._tokens += flat.shape[0]
-
-    def mean(self) -> Tensor:
-        """Return the mean, (width, width), float64.
-
-        Raises:
-            NumericalError: if no tokens were added or an activation was not finite.
-        """
-        if self._sum is None:
-            raise NumericalError("no tokens were seen")
-        return linalg.require_finite(self._sum / self._tokens, "a second moment")
 
 
 def fisher_factor(metric: Tensor) -> Tensor:
@@ -402,10 +355,14 @@ def fisher_factor(metric: Tensor) -> Tensor:
     return linalg.damped_cholesky(metric, METRIC_DAMPING).cholesky
 
 
-def _refitted(gram: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
-    """Return the ridge solution for the unpruned module's own output, shrunk to `prior`."""
-    factor = linalg.damped_cholesky(gram, TRIAL_DAMPING)
-    return prior + factor.solve(cross - gram @ prior)
+def _removal_loss(moment: Tensor, rows: Tensor) -> float:
+    """Return the predicted loss of removing a whole module, its bias included.
+
+    Args:
+        moment: of the inner activations, (width, width).
+        rows: output projection in units of loss, (width, hidden_size).
+    """
+    return 0.5 * float((rows * (moment @ rows)).sum())
 
 
 def _losses(cost: Tensor) -> Tensor:

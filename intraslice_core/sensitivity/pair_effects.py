@@ -21,6 +21,9 @@ from intraslice_core.decoder_layer import LayerSettings
 from intraslice_core.errors import NumericalError
 from intraslice_core.linalg import WORKING_DTYPE
 
+PAIR_BLOCKS = 4
+"""Blocks of queries, each multiplied with the keys up to its last query only."""
+
 
 @dataclass(kw_only=True)
 class PairEffectAccumulator:
@@ -54,18 +57,24 @@ class PairEffectAccumulator:
             value: (num_key_value_heads, sequence, v_head_dim).
             metric: metric of each query head's output, (num_attention_heads, v_head_dim, m).
                 Features are multiplied by it, so that their squared lengths are losses.
-            positions: positions of the queries to use, (n,), int64.
+            positions: positions of the queries to use, ascending, (n,), int64.
 
         Raises:
             NumericalError: if an activation is not finite.
         """
         group = query.shape[0] // key.shape[0]
+        blocks = [block for block in torch.tensor_split(positions, PAIR_BLOCKS) if len(block)]
         for head, (keys, values) in enumerate(zip(key, value, strict=True)):
             products = (keys.unsqueeze(-1) * values.unsqueeze(-2)).flatten(1)
-            for query_head in range(head * group, (head + 1) * group):
-                queries = query[query_head, positions]
-                effects = self._effects(queries, keys, values, products, positions)
-                weighed = effects @ metric[query_head].float()
+            heads = slice(head * group, (head + 1) * group)
+            for block in blocks:
+                visible = slice(0, int(block[-1]) + 1)
+                queries = query[heads, block].flatten(0, 1)
+                effects = self._effects(
+                    queries, keys[visible], values[visible], products[visible], block.repeat(group)
+                )
+                per_head = effects.view(group, len(block) * effects.shape[1], -1)
+                weighed = (per_head @ metric[heads].float()).view(*effects.shape[:2], -1)
                 features = _features(queries.float(), weighed)
                 self._gram[head] += features @ features.mT
                 if self.with_score_moments:

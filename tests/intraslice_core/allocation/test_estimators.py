@@ -13,8 +13,9 @@ from torch import Tensor
 from intraslice_core.allocation.curves import ScoredPlan
 from intraslice_core.allocation.estimators import (
     MAX_CHECK_SEQUENCES,
+    MAX_JUDGED_TOKENS,
     MIN_GRADIENT_SEQUENCES,
-    MIN_SENSITIVITY_SEQUENCES,
+    MIN_SENSITIVITY_TOKENS,
     AllocationCandidate,
     CalibrationSplit,
     fisher_shapes,
@@ -69,16 +70,28 @@ def trial(layer: int, predicted: float, measured: float, **changes) -> TrialCut:
 
 
 def test_check_set_is_disjoint_from_the_other_sequences():
-    tokens = torch.arange(200).unsqueeze(1)
+    tokens = torch.arange(200).unsqueeze(1).expand(-1, 1024)
     split = CalibrationSplit.of(tokens)
-    assert split.sensitivity.flatten().tolist() == list(range(50))
-    assert split.gradients.flatten().tolist() == list(range(25))
-    assert split.check.flatten().tolist() == list(range(200 - MAX_CHECK_SEQUENCES, 200))
-    few = CalibrationSplit.of(tokens[:10])
-    assert (len(few.sensitivity), len(few.gradients)) == (9, MIN_GRADIENT_SEQUENCES)
-    assert len(few.sensitivity) < MIN_SENSITIVITY_SEQUENCES
-    assert few.check.flatten().tolist() == [9]
+    assert split.sensitivity[:, 0].tolist() == list(range(25))
+    assert split.metric[:, 0].tolist() == list(range(12))
+    assert split.gradients[:, 0].tolist() == list(range(25))
+    assert split.trial_fit[:, 0].tolist() == [0, 1]
+    assert split.check[:, 0].tolist() == list(range(200 - MAX_CHECK_SEQUENCES, 200))
     assert len(CalibrationSplit.of(tokens[:1]).sensitivity) == 1
+
+
+def test_sequences_are_few_where_they_are_long():
+    tokens = torch.arange(24).unsqueeze(1).expand(-1, 512)
+    split = CalibrationSplit.of(tokens)
+    assert split.sensitivity.numel() == MIN_SENSITIVITY_TOKENS
+    assert split.metric.numel() == split.trial_fit.numel() == 2048
+    assert len(split.gradients) == MIN_GRADIENT_SEQUENCES
+    assert torch.equal(split.judged, split.check)
+    more = CalibrationSplit.of(tokens.repeat(3, 1))
+    assert more.judged.shape == (8, MAX_JUDGED_TOKENS // 8)
+    short = CalibrationSplit.of(tokens[:, :32])
+    assert len(short.sensitivity) == len(short.metric) == len(short.trial_fit) == 21
+    assert torch.equal(short.judged, short.check)
 
 
 def test_scales_are_interpolated_between_layers_with_trials():

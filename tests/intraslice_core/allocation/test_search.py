@@ -1,5 +1,6 @@
 """Candidates of the allocation are ordered by their divergence in a trial compression."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -42,10 +43,24 @@ def test_the_best_candidate_comes_first_and_the_others_in_order_of_score():
     widths = dict(zip(CANDIDATES, (16, 8, 24), strict=True))
     means = {16: 3.0, 8: 1.0, 24: 2.0}
     results = search(
-        lambda candidate: scored(widths[candidate]), lambda plan: diverging(means[width(plan)])
-    )
+        lambda candidate: scored(widths[candidate]),
+        lambda plans: [diverging(means[width(plan)]) for plan in plans],
+    ).candidates
     assert [width(result.scored.plan) for result in results] == [8, 24, 16]
     assert results[0].candidate == CANDIDATES[1]
+
+
+def test_the_rival_is_measured_beside_the_candidates():
+    rival = scored(4).plan
+    result = search(
+        lambda _: scored(8),
+        lambda plans: [diverging(float(width(plan))) for plan in plans],
+        rival,
+    )
+    assert result.rival is not None
+    assert result.rival.score == diverging(4.0).score
+    assert result.candidates[0].divergence.score == diverging(8.0).score
+    assert search(lambda _: scored(8), lambda plans: [diverging(1.0)] * len(plans)).rival is None
 
 
 def test_a_candidate_that_is_better_within_the_standard_error_takes_no_place():
@@ -56,20 +71,20 @@ def test_a_candidate_that_is_better_within_the_standard_error_takes_no_place():
     noisy = replace(plain, tokens=plain.tokens - 0.01 + centred)
     results = search(
         lambda candidate: scored(widths[candidate]),
-        lambda plan: plain if width(plan) == 16 else noisy,
-    )
+        lambda plans: [plain if width(plan) == 16 else noisy for plan in plans],
+    ).candidates
     assert noisy.score < plain.score
     assert width(results[0].scored.plan) == 16
 
 
 def test_equal_shapes_are_tried_once():
-    tried = []
+    tried: list[ModelPlan] = []
 
-    def divergence(plan: ModelPlan) -> HeldOutDivergence:
-        tried.append(plan)
-        return diverging(1.0)
+    def divergences(plans: Sequence[ModelPlan]) -> list[HeldOutDivergence]:
+        tried.extend(plans)
+        return [diverging(1.0) for _ in plans]
 
-    assert len(search(lambda _: scored(8), divergence)) == len(tried) == 1
+    assert len(search(lambda _: scored(8), divergences).candidates) == len(tried) == 1
 
 
 def test_a_candidate_that_misses_the_budget_is_skipped():
@@ -78,7 +93,8 @@ def test_a_candidate_that_misses_the_budget_is_skipped():
             raise MISSED
         return scored(8)
 
-    assert search(allocate, lambda _: diverging(1.0))[0].candidate == CANDIDATES[1]
+    result = search(allocate, lambda plans: [diverging(1.0) for _ in plans])
+    assert result.candidates[0].candidate == CANDIDATES[1]
 
 
 def test_an_error_is_raised_if_no_candidate_meets_the_budget():
@@ -86,4 +102,4 @@ def test_an_error_is_raised_if_no_candidate_meets_the_budget():
         raise MISSED
 
     with pytest.raises(ConfigurationError, match="rounding misses"):
-        search(allocate, lambda _: diverging(1.0))
+        search(allocate, lambda plans: [diverging(1.0) for _ in plans])

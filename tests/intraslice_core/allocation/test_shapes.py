@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from intraslice_core.allocation import shapes
 from intraslice_core.allocation.judge import HeldOutDivergence
-from intraslice_core.allocation.search import CANDIDATES, CandidateResult, TrialCompression
+from intraslice_core.allocation.search import TrialCompression
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.pipeline import compress_model
 from intraslice_core.plan import ModelPlan
@@ -78,14 +79,14 @@ def test_equal_shapes_are_used_only_if_they_are_better_beyond_the_standard_error
 ):
     generator = torch.Generator().manual_seed(0)
 
-    def divergence(trial: TrialCompression, plan: ModelPlan, *_: object) -> HeldOutDivergence:
-        tokens = torch.full((len(trial.check), 512), 2.0)
-        if len({layer.intermediate_size // 4 for layer in plan.layers}) == 1:
-            tokens = tokens + equal + noise * torch.randn(tokens.shape, generator=generator)
-        return HeldOutDivergence(tokens=tokens, kinds=trial.kinds)
+    def divergences(
+        trial: TrialCompression, plans: Sequence[ModelPlan], _: object
+    ) -> list[HeldOutDivergence]:
+        tokens = torch.full((len(plans), len(trial.check), 512), 2.0)
+        tokens[-1] += equal + noise * torch.randn(tokens.shape[1:], generator=generator)
+        return [HeldOutDivergence(tokens=own, kinds=trial.kinds) for own in tokens]
 
-    monkeypatch.setattr(TrialCompression, "divergence", divergence)
-    monkeypatch.setattr(shapes, "search", _first_candidate)
+    monkeypatch.setattr(TrialCompression, "divergences", divergences)
     report = compress(tmp_path, allocation="lagrangian")
     assert report.allocation is not None
     assert report.allocation.fell_back is fell_back
@@ -95,13 +96,6 @@ def test_equal_shapes_are_used_only_if_they_are_better_beyond_the_standard_error
         assert {layer.qk_pairs for layer in report.plan.layers} == {dense.qk_pairs}
         widths = [layer.intermediate_size for layer in report.plan.layers]
         assert max(widths) - min(widths) <= 2
-
-
-def _first_candidate(allocate: Any, _divergence: Any) -> tuple[CandidateResult, ...]:
-    """Return the first candidate with a divergence of 2 nats at every position."""
-    divergence = HeldOutDivergence(tokens=torch.full((2, 512), 2.0), kinds=torch.tensor([0, 1]))
-    scored = allocate(CANDIDATES[0])
-    return (CandidateResult(candidate=CANDIDATES[0], scored=scored, divergence=divergence),)
 
 
 def test_a_second_ratio_uses_the_cached_sensitivity(tmp_path, monkeypatch):
@@ -138,13 +132,13 @@ def test_a_sensitivity_of_another_measurement_is_measured_again(tmp_path, monkey
 
 def test_plans_are_judged_on_every_kind_of_calibration_text(tmp_path, monkeypatch):
     judged: list[Tensor] = []
-    divergence = TrialCompression.divergence
+    divergences = TrialCompression.divergences
 
-    def recording(trial: TrialCompression, *arguments: Any) -> HeldOutDivergence:
+    def recording(trial: TrialCompression, *arguments: Any) -> Sequence[HeldOutDivergence]:
         judged.append(trial.kinds)
-        return divergence(trial, *arguments)
+        return divergences(trial, *arguments)
 
-    monkeypatch.setattr(TrialCompression, "divergence", recording)
+    monkeypatch.setattr(TrialCompression, "divergences", recording)
     half = CALIBRATION.model_copy(update={"self_share": 0.5})
     compress(tmp_path, allocation="lagrangian", calibration=half)
     assert judged

@@ -31,7 +31,8 @@ from intraslice_core.evaluation import perplexity, scoring
 from intraslice_core.pipeline import compress_model
 from intraslice_core.plan import ModelGeometry
 from intraslice_core.progress import ProgressEvent, Stage
-from intraslice_core.sensitivity import gradients, measurement
+from intraslice_core.sensitivity import gradients, measurement, pair_effects
+from intraslice_core.sensitivity.trial_cuts import trial_cut_tokens
 from tests.intraslice_core.tiny_models import tiny_llama
 
 LLAMA_8B = ModelGeometry(
@@ -53,43 +54,57 @@ def config(samples: int = 32, length: int = 64, **changes: object) -> Compressio
 
 def test_constants_equal_the_engines() -> None:
     assert work.GROUP_SEQUENCES == gradients.GROUP_SEQUENCES
-    assert work.TRIAL_CALIBRATION == search.TRIAL_SEQUENCES
     assert len(search.CANDIDATES) + 1 == work.TRIAL_PLANS
-    assert work.TRIAL_LAYER_DISTANCE == measurement.SPOT_DISTANCE
     assert 2 * len(measurement.TRIAL_CUTS) == work.TRIALS_PER_LAYER
-    assert (work.PAIR_SEQUENCES, work.PAIR_QUERIES) == (
+    assert (work.PAIR_SEQUENCES, work.PAIR_QUERIES, work.PAIR_BLOCKS) == (
         measurement.PAIR_SEQUENCES,
         measurement.PAIR_QUERIES,
+        pair_effects.PAIR_BLOCKS,
     )
     assert memory.EVALUATION_LOGITS == perplexity.EVALUATION_LOGITS
     assert memory.EVALUATION_TOKENS == scoring.EVALUATION_TOKENS
 
 
+@pytest.mark.parametrize("length", [16, 512, 2048])
 @pytest.mark.parametrize("samples", [1, 2, 9, 16, 40, 128, 1000])
-def test_sequences_equal_the_engines_split(samples: int) -> None:
-    split = CalibrationSplit.of(torch.zeros(samples, 16, dtype=torch.long))
-    parts = EstimatorSequences.of(config(samples, 16))
-    assert (parts.gradients, parts.sensitivity, parts.check) == (
-        len(split.gradients),
-        len(split.sensitivity),
-        len(split.check),
+def test_sequences_equal_the_engines_split(samples: int, length: int) -> None:
+    split = CalibrationSplit.of(torch.zeros(samples, length, dtype=torch.long))
+    parts = EstimatorSequences.of(config(samples, length))
+    assert parts == EstimatorSequences(
+        gradients=len(split.metric),
+        sensitivity=len(split.sensitivity),
+        trial_fit=len(split.trial_fit),
+        trial_cut_tokens=trial_cut_tokens(split.check).numel(),
+        judged_tokens=split.judged.numel(),
     )
-    assert parts.trial_compression == len(split.sensitivity[: search.TRIAL_SEQUENCES])
+    paper = EstimatorSequences.of(config(samples, length, method="intraslice"))
+    assert (paper.gradients, paper.sensitivity) == (len(split.gradients), 0)
 
 
 def test_parts_that_a_method_skips_have_no_sequences() -> None:
-    assert EstimatorSequences.of(config(method="magnitude")) == EstimatorSequences(
-        gradients=0, sensitivity=0, check=0, trial_compression=0
+    nothing = EstimatorSequences(
+        gradients=0, sensitivity=0, trial_fit=0, trial_cut_tokens=0, judged_tokens=0
     )
-    intraslice = EstimatorSequences.of(config(method="intraslice"))
-    assert (intraslice.gradients, intraslice.sensitivity, intraslice.trial_compression) == (8, 0, 0)
+    assert EstimatorSequences.of(config(method="magnitude")) == nothing
     uniform = EstimatorSequences.of(config(allocation="uniform"))
-    assert (uniform.sensitivity, uniform.trial_compression) == (28, 0)
+    assert (uniform.sensitivity, uniform.trial_fit, uniform.judged_tokens) == (28, 0, 0)
+    both = EstimatorSequences.of(config(length=1024, allocation="fisher"))
+    assert both.gradients == 2 + 8
 
 
-def test_trials_pass_the_layers_after_them() -> None:
-    assert trial_layers(7) == (0, 5, 6)
-    assert check_layer_passes(7) == 7 + 4 * (7 + 2 + 1)
+@pytest.mark.parametrize("layers", [1, 2, 3, 7, 30, 31, 80])
+def test_layers_with_trials_equal_the_engines(layers: int) -> None:
+    chosen = trial_layers(layers)
+    assert chosen == measurement.trial_layers(layers)
+    assert {chosen[0], chosen[-1]} == {0, layers - 1}
+    assert len(chosen) == min(-(-(layers - 1) // 5) + 1, 7)
+
+
+def test_passes_of_trials_grow_linearly_with_depth() -> None:
+    assert trial_layers(7) == (0, 3, 6)
+    assert check_layer_passes(7) == 7 + 4 * (7 + 4 + 1)
+    passes = [check_layer_passes(layers) for layers in (40, 80, 160)]
+    assert passes[2] - passes[1] == pytest.approx(2 * (passes[1] - passes[0]), rel=0.02)
 
 
 def test_flops_agree_with_torchs_count(tmp_path: Path) -> None:
@@ -141,7 +156,8 @@ def test_bytes_of_stages_follow_from_the_shapes() -> None:
     assert set(stages) == {"gradients", "sensitivity", "trial_compression", "compress"}
     assert stages["compress"].host == 2 * 128 * 2048 * 4096 * 2
     assert stages["gradients"].host == 8 * 2048 * 4096 * 2 * 34
-    assert stages["sensitivity"].host == (32 + 8 * 33) * 2048 * 4096 * 2
+    assert stages["sensitivity"].host == 16 * 2048 * 4096 * 2
+    assert stages["trial_compression"].host == 2048 * 4096 * 2
     # One layer, not the model: its Gram matrices are larger than it, the sum is below 24 GiB.
     assert 8 * 14336**2 < stages["compress"].device < 24 * 2**30
     assert stage_bytes(LLAMA_8B, config(method="magnitude"), 2, 2)["compress"].host == 0

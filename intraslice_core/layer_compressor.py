@@ -27,6 +27,7 @@ from intraslice_core.compensation import (
     mlp_space,
 )
 from intraslice_core.decoder_layer import LayerWeights
+from intraslice_core.device import return_free_memory
 from intraslice_core.errors import NumericalError
 from intraslice_core.hidden_states import HiddenStates, LayerContext, LayerPass
 from intraslice_core.magnitude_pruning import prune_by_magnitude
@@ -396,15 +397,15 @@ class LayerCompressor:
         """
         width, keep = self._dense.up.weight.shape[0], self._plan.intermediate_size
         sensitivity, space = self._context.sensitivity, self._mlp_space
-        has_bias = self._dense.mlp_output.bias is not None
         if sensitivity is not None:
             kept_neurons = self._select_measured_neurons(sensitivity)
             fit, held_out = self._mlp_moments(weights, kept_neurons)
         else:
             fit, held_out = self._mlp_moments(weights, None)
             kept_neurons = self._select_neurons(fit, held_out)
+        return_free_memory()  # of the activations, before the largest matrices
         inputs = kept_neurons
-        if has_bias:
+        if self._dense.mlp_output.bias is not None:
             inputs = torch.cat((kept_neurons, kept_neurons.new_tensor([width])))
         if sensitivity is None:
             fit = compensation.select(fit, inputs)

@@ -19,13 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from intraslice_core import attention_kernels
+
 Activation = Callable[[Tensor], Tensor]
 NormType = Literal[
     "rms", "rms_plus_one", "rms_float32", "layer", "layer_plus_one", "layer_without_bias"
 ]
-
-SCORES_AT_ONCE = 2**24
-"""Attention scores in memory at once where no fused kernel exists: 64 MiB in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,9 +175,11 @@ class Rotary:
 
     def rotate(self, heads: Tensor) -> Tensor:
         """Rotate (batch, heads, sequence, width)."""
-        first, second = heads.chunk(2, dim=-1)
-        turned = torch.cat((-second, first), dim=-1)
-        return heads * self.cos.to(heads.dtype) + turned * self.sin.to(heads.dtype)
+        cos, sin, half = self.cos.to(heads.dtype), self.sin.to(heads.dtype), heads.shape[-1] // 2
+        rotated = heads * cos
+        rotated[..., :half] -= heads[..., half:] * sin[..., :half]
+        rotated[..., half:] += heads[..., :half] * sin[..., half:]
+        return rotated
 
 
 # -- norms -------------------------------------------------------------------------------------
@@ -286,43 +287,6 @@ def rotated_queries_and_keys(
     return normed_and_rotated(query, key, weights, settings, rotary)
 
 
-def _visible(sequence: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Return the mask of keys (columns) visible to queries (rows); None if it is plain causal."""
-    if window is None or window >= sequence:
-        return None
-    ones = torch.ones(sequence, sequence, dtype=torch.bool, device=device)
-    return ones.tril().triu(1 - window)
-
-
-def _fused_attention(query: Tensor, key: Tensor, value: Tensor, settings: LayerSettings) -> Tensor:
-    """Compute attention by torch's kernel; it requires equal widths, so the narrower is padded."""
-    width = max(query.shape[-1], value.shape[-1])
-    query, key, padded = (F.pad(part, (0, width - part.shape[-1])) for part in (query, key, value))
-    mask = _visible(query.shape[-2], settings.sliding_window, query.device)
-    out = F.scaled_dot_product_attention(
-        query, key, padded, attn_mask=mask, is_causal=mask is None, scale=settings.attention_scale
-    )
-    return out[..., : value.shape[-1]]
-
-
-def _softcapped_attention(
-    query: Tensor, key: Tensor, value: Tensor, settings: LayerSettings, cap: float
-) -> Tensor:
-    """Compute attention with capped scores, which no kernel supports, a few heads at a time."""
-    sequence = query.shape[-2]
-    mask = _visible(sequence, settings.sliding_window, query.device)
-    if mask is None:
-        mask = torch.ones(sequence, sequence, dtype=torch.bool, device=query.device).tril()
-    at_once = max(SCORES_AT_ONCE // sequence**2, 1)
-    out = []
-    flat = (torch.split(part.flatten(0, 1), at_once) for part in (query, key, value))
-    for q, k, v in zip(*flat, strict=True):
-        scores = torch.tanh(q @ k.mT * settings.attention_scale / cap) * cap
-        scores = scores.masked_fill(~mask, -torch.inf)
-        out.append(scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v)
-    return torch.cat(out).view(*query.shape[:-1], value.shape[-1])
-
-
 def attention_inner(
     normed: Tensor, weights: LayerWeights, settings: LayerSettings, rotary: Rotary
 ) -> Tensor:
@@ -357,13 +321,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, settings: LayerSettings) -
         value: (batch, num_key_value_heads, sequence, v_head_dim).
         settings: of the layer.
     """
+    if attention_kernels.prefers_blocks(query, settings):
+        return attention_kernels.blocked(query, key, value, settings)
     group = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-    cap = settings.attn_logit_softcapping
-    if cap is None:
-        out = _fused_attention(query, key, value, settings)
+    if group > 1:
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    if settings.attn_logit_softcapping is None:
+        out = attention_kernels.fused(query, key, value, settings)
     else:
-        out = _softcapped_attention(query, key, value, settings, cap)
+        out = attention_kernels.softcapped(query, key, value, settings)
     return out.transpose(1, 2).flatten(2)
 
 

@@ -149,6 +149,17 @@ def cpu_computes_bfloat16() -> bool:
     return not words.isdisjoint(_FAST_BFLOAT16_FLAGS)
 
 
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Allow float32 matrix products to use bfloat16 factors with float32 sums."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 # -- storage of hidden states ---------------------------------------------------------------------
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from intraslice_core import decoder_layer
+from intraslice_core import attention_kernels, decoder_layer
 from intraslice_core.families.adapter import family_for
 from intraslice_core.families.canonical import (
     EMBEDDING,
@@ -60,9 +62,10 @@ def test_capped_scores_do_not_depend_on_how_many_heads_are_taken_at_once(
     model = tiny_family_model("gemma2")
     family = family_for(model.config)
     settings = layer_settings(family.canonical_settings(model.config), 0)
+    settings = replace(settings, attn_logit_softcapping=2.0)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(3, 4, 9, 8, generator=generator) for _ in range(3))
-    whole = decoder_layer._softcapped_attention(query, key, value, settings, 2.0)
-    monkeypatch.setattr(decoder_layer, "SCORES_AT_ONCE", 2 * 9**2)
-    parts = decoder_layer._softcapped_attention(query, key, value, settings, 2.0)
+    whole = attention_kernels.softcapped(query, key, value, settings)
+    monkeypatch.setattr(attention_kernels, "SCORES_AT_ONCE", 2 * 9**2)
+    parts = attention_kernels.softcapped(query, key, value, settings)
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)

@@ -17,7 +17,7 @@ help: ## List the targets
 setup: $(STAMP) ## Create .venv with the exact versions of constraints.txt (once)
 	@echo "$(VENV) is ready"
 
-demo: $(STAMP) ## Compress SmolLM2-135M by 15 % over HTTP, load it elsewhere, compare (ARGS="--ratio 0.3")
+demo: $(STAMP) ## Compress SmolLM2-135M by 10 % over HTTP, load it elsewhere, compare (ARGS="--ratio 0.3")
 	@$(BIN)/python examples/demo.py $(ARGS)
 
 up: $(STAMP) ## Start the whole service on this machine (Ctrl-C stops it)

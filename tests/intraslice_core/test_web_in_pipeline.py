@@ -9,10 +9,16 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
+import torch
 
-from intraslice_core.config import DEFAULT_MIXTURE, OFFLINE_MIXTURE, CompressionConfig
+from intraslice_core.config import (
+    DEFAULT_MIXTURE,
+    OFFLINE_MIXTURE,
+    CompressionConfig,
+    TrainingTextConfig,
+)
 from intraslice_core.errors import WebTextError
-from intraslice_core.finetuning.recover import recover_model
+from intraslice_core.finetuning.training_text import training_text_or_offline
 from intraslice_core.pipeline import compress_model
 from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.reports.sweep import SweepRequest
@@ -145,19 +151,37 @@ def test_fine_tuning_goes_without_web_text_too(hub: WebHub, dense: Path, tmp_pat
     hub.status = 403
     within = compress(dense, tmp_path / "within", {**settings(), "recover": recover})
     assert "web" not in within.config.seen_sources
-    # Of a checkpoint whose calibration had web text.
-    hub.status = 302
-    compress(dense, tmp_path / "online")
-    hub.status = 403
-    config = within.config.recover
-    assert config is not None
-    after = recover_model(tmp_path / "online", str(dense), tmp_path / "after", config)
-    assert after.config.calibration.source == DEFAULT_MIXTURE
-    assert after.config.recover is not None
-    assert after.config.recover.source == OFFLINE_MIXTURE
-    assert [warning.partition(":")[0] for warning in of_web(after)] == [
-        "the fine-tuning is without web text"
-    ]
+
+
+@pytest.mark.parametrize("source", [None, [part.model_dump() for part in DEFAULT_MIXTURE]])
+def test_fine_tuning_after_a_calibration_on_web_text_can_go_without_it(source: Any) -> None:
+    config = CompressionConfig.model_validate(
+        {"calibration": {"text_field": "body"}, "recover": {"source": source, "text_field": "body"}}
+    )
+    warnings: list[str | None] = []
+
+    def read(text: TrainingTextConfig, warning: str | None) -> torch.Tensor:
+        warnings.append(warning)
+        if "web" in [part.source for part in text.sources]:
+            raise WebTextError("out of reach")
+        assert text.text_field == "body"
+        return torch.zeros(1)
+
+    used, _ = training_text_or_offline(config, read)
+    assert used.calibration.source == DEFAULT_MIXTURE
+    assert used.recover is not None
+    assert used.recover.source == OFFLINE_MIXTURE
+    assert warnings == [None, "the fine-tuning is without web text: out of reach"]
+
+
+def test_fine_tuning_on_named_web_text_needs_it() -> None:
+    def read(text: TrainingTextConfig, warning: str | None) -> torch.Tensor:
+        raise WebTextError("out of reach")
+
+    config = CompressionConfig.model_validate({"recover": {"source": "web"}})
+    with pytest.raises(WebTextError) as caught:
+        training_text_or_offline(config, read)
+    assert caught.value.field == "compression.recover.source"
 
 
 def test_few_sequences_need_no_web_text(

@@ -84,7 +84,7 @@ function Amount({ form, set }) {
       <p class="hint">One job each; statistics that do not depend on the percentage are computed once.</p>`;
   return html`<label for="ratio">Remove ${percent(form.ratio, 0)} of layer weights</label>
     <input id="ratio" type="range" min="0.05" max="0.6" step="0.05" value=${form.ratio} onInput=${(/** @type {any} */ e) => set("ratio", Number(typed(e)))} />
-    <p class="hint">Small models such as the preset continue text sensibly up to about 15 %. For larger ones 20 to 30 % is usual; above 40 % quality falls steeply.</p>`;
+    <p class="hint">Small models such as the preset continue text sensibly up to about 10 %. For larger ones 20 to 30 % is usual; above 40 % quality falls steeply.</p>`;
 }
 
 /** A checkbox for one value of a list. @param {Props & { list: "texts" | "evaluate" | "exports" | "ratios", value: any, label?: string }} props */

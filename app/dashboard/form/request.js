@@ -27,7 +27,7 @@ export const PROMPTS = [
 /** The preset: not calibrated on Python code, whose perplexity is therefore out-of-domain. */
 export const START = {
   source: "package", ref: "", revision: "",
-  size: "ratio", ratio: 0.15, params: "", mebibytes: "", ratios: [0.1, 0.2, 0.3, 0.4],
+  size: "ratio", ratio: 0.1, params: "", mebibytes: "", ratios: [0.1, 0.2, 0.3, 0.4],
   target: "research", method: "intraslice_plus", allocation: "auto",
   texts: ["pydoc", "chat", "self"], samples: 64, sequence_length: 256, round_to: /** @type {number | null} */ (null),
   exports: /** @type {string[]} */ ([]),

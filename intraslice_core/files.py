@@ -16,20 +16,26 @@ from intraslice_core.errors import (
     OutputNotWritableError,
 )
 from intraslice_core.scratch import scratch_directory
+from intraslice_core.substeps import report_substep
 
 PARTIAL_PREFIX = ".partial-"
 """Prefix of the directories that hold unfinished files.
 
 A killed process leaves them behind, and the next write beside them removes them.
 """
+_HASHED_BYTES = 2**24
 _QUOTED_CHARACTERS = 200
 """Largest number of characters of a path that an error quotes."""
 
 
 def file_sha256(file: Path) -> str:
     """Return the SHA-256 of a file's content, 64 hexadecimal digits."""
+    digest, name = hashlib.sha256(), file.name
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while chunk := stream.read(_HASHED_BYTES):
+            digest.update(chunk)
+            report_substep(f"reading {name}")
+    return digest.hexdigest()
 
 
 def combined_sha256(files: Iterable[Path]) -> str:

@@ -106,7 +106,7 @@ class LayerLoop:
             if layer >= self._passed:
                 self._replay(layer, restored)
             self._run.resumed_layers += 1
-            self._run.layer_done(restored.report, self._work.geometry)
+            self._run.layer_done(restored.report, self._work.geometry, restored=True)
             return restored
         if layer < self._passed:
             raise RuntimeError(f"layer {layer} disappeared from the resume state during the run")

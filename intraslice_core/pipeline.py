@@ -16,8 +16,10 @@ from torch import Tensor
 
 import intraslice_core
 from intraslice_core.allocation.budget import compression_budget, resolve_round_to
+from intraslice_core.allocation.estimators import GRADIENT_SHARE
 from intraslice_core.allocation.rounding import require_rounding
 from intraslice_core.allocation.shapes import (
+    SENSITIVITY_SHARE,
     AllocationContext,
     SensitivityCache,
     Shapes,
@@ -85,6 +87,7 @@ from intraslice_core.resume_state import FinishedLayer, ResumeState, ignore_save
 from intraslice_core.run import OpenedModel, Run
 from intraslice_core.run_texts import read_calibration_text, read_training_text
 from intraslice_core.scratch import scratch_directory, staging_directory
+from intraslice_core.stage_speeds import StageSpeeds
 from intraslice_core.statistics_cache import ModelStatistics, StatisticsCache
 from intraslice_core.tokenizer import load_tokenizer
 
@@ -103,7 +106,9 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
     statistics_cache: StatisticsCache | None = None,
     resume_state: ResumeState | None = None,
     offload_dir: Path | None = None,
+    speeds: StageSpeeds | None = None,
     verify: bool = True,
+    uploads: bool = False,
     on_progress: ProgressListener = ignore_progress,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> CompressionReport:
@@ -121,7 +126,9 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
         resume_state: files of an interrupted run to resume from, and of this one; the caller
             removes them.
         offload_dir: directory for hidden states in unnamed temporary files instead of in memory.
+        speeds: speeds of earlier runs, from which the remaining time is known sooner; updated.
         verify: load the result in a clean process; needs memory for all of it in float32.
+        uploads: the caller uploads the result; the progress keeps a share for it.
         on_progress: called with every step.
         should_cancel: called between batches; returning True stops the run.
 
@@ -137,7 +144,9 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
         statistics_cache=statistics_cache,
         resume_state=resume_state,
         offload_dir=offload_dir,
+        speeds=speeds,
         verify=verify,
+        uploads=uploads,
     )
     require_free_output(out)
     require_writable_directory(work_dir, "work_dir")
@@ -147,7 +156,8 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
     with scratch_directory("intraslice-", work_dir) as scratch:
         run.warnings.extend(scratch.warnings)
         run.report(Stage.LOAD, f"opening {model}")
-        source = open_directory(model, scratch.directory, limits)
+        with run.reporting():
+            source = open_directory(model, scratch.directory, limits)
         opened = OpenedModel(reference=model, directory=source.path, wrapper=source.wrapper)
         return compress_opened(opened, out, config, evaluation, run)
 
@@ -172,7 +182,7 @@ def compress_opened(
     context = context_of(read_json_object(dense.directory / CONFIG_FILE))
     run.warnings.extend(beyond_context(context, config, evaluation))
     run.shares = shares_of(recover=config.recover is not None)
-    with staging_directory(out) as staging:
+    with run.reporting(), staging_directory(out) as staging:
         run.warnings.extend(staging.warnings)
         staged = staging.directory / "checkpoint"
         if not run.verify:
@@ -195,6 +205,7 @@ def compress_opened(
         later = {"warnings": (*report.warnings, *run.warnings[reported:])}
         report = report.model_copy(update=later | {"seconds": time.perf_counter() - run.started})
         publish_staged(complete, out, report, run)
+        run.record_speeds()
     return report
 
 
@@ -214,6 +225,8 @@ def _compress_checkpoint(
         if evaluation is not None:
             room += dense_output_bytes(work.geometry, evaluation, work.dtype.itemsize)
         ensure_disk_space(staged, room)
+        machine = f"{device_class(work.device)} {work.dtype} {config.method}"
+        run.expect(work.geometry, config, evaluation, work.stored_dtype.itemsize, machine)
         if evaluation is not None:
             tokenizer = load_tokenizer(dense.directory)
             run.warnings += check_texts(evaluation, tokenizer, work.canonical["vocab_size"])
@@ -268,8 +281,11 @@ def _plan_work(
 
 
 def _shape_work(work: CompressionWork, run: Run) -> AllocationContext:
+    expected, ends = run.durations, (GRADIENT_SHARE * SENSITIVITY_SHARE, SENSITIVITY_SHARE)
+
     def before_batch(done: float, message: str) -> None:
-        run.report(Stage.ALLOCATE, message, done)
+        time_done = done if expected is None else expected.allocation.finished(done, ends)
+        run.report(Stage.ALLOCATE, message, time_done)
 
     return AllocationContext(
         layers=work.layers,

@@ -158,6 +158,8 @@ def evaluate_staged(
     """Measure the dense and the compressed checkpoint, in this order in `pair`."""
     run.report(Stage.EVALUATE, "comparing the dense and the compressed model")
 
+    expected = None if run.durations is None else run.durations.evaluation
+
     def relay(event: ProgressEvent) -> None:
         run.report(Stage.EVALUATE, event.message, event.fraction)
 
@@ -172,6 +174,7 @@ def evaluate_staged(
             seen_sources=config.seen_sources,
             dense_scores=run.dense_scores,
             memory=_output_memory(run, pair[1]),
+            seconds=None if expected is None else expected.parts,
         ),
         on_progress=relay,
         should_cancel=run.should_cancel,
@@ -209,7 +212,7 @@ def publish_staged(staged: Path, out: Path, report: CompressionReport, run: Run)
     )
     require_free_output(out)
     staged.replace(out.resolve())  # a link to an empty directory stays a link
-    run.on_progress(ProgressEvent(stage=Stage.EXPORT, message=f"wrote {out}", fraction=1.0))
+    run.finish(f"wrote {out}")
 
 
 def peak_memory(device: torch.device) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,25 +14,36 @@ from torch import Tensor
 
 from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
 from intraslice_core.checkpoints.writer import WrittenRecord
-from intraslice_core.config import Target
+from intraslice_core.config import CompressionConfig, EvaluationConfig, Target
 from intraslice_core.content_key import fingerprint
+from intraslice_core.cost_model import ExpectedDurations, expected_durations
 from intraslice_core.evaluation.scoring import DenseScores
 from intraslice_core.export.form import WrittenReference
 from intraslice_core.families.wrappers import Wrapper, wrapper_of
 from intraslice_core.plan import LayerPlan, ModelGeometry
 from intraslice_core.progress import (
+    LONGEST_PAUSE_SECONDS,
     CancellationCheck,
     LayerDone,
     ProgressEvent,
     ProgressListener,
+    RemainingTime,
     Shares,
     Stage,
+    StageTimer,
+    heartbeat,
     raise_if_cancelled,
     shares_of,
+    stage_shares,
 )
 from intraslice_core.reports.schema import LayerReport
 from intraslice_core.resume_state import ResumeState
+from intraslice_core.stage_speeds import StageSpeeds, expected_seconds
 from intraslice_core.statistics_cache import StatisticsCache
+from intraslice_core.substeps import substeps_to
+
+_SUBSTEP_SECONDS = 1.0
+"""Shortest pause between an event and a sub-step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +92,8 @@ class Run:
     offload_dir: Path | None = None
     """Directory that holds hidden states instead of memory."""
     verify: bool = True
+    uploads: bool = False
+    """The caller uploads the result, which has a share in the progress."""
     resumed_layers: int = 0
     written: WrittenRecord | None = None
     """Digests of what the checkpoint's files must contain."""
@@ -86,8 +102,61 @@ class Run:
     training_text: Tensor | None = None
     """Sequences to train on, (n, sequence_length), mapped from a file; None without fine-tuning."""
     shares: Shares = field(default_factory=lambda: shares_of(recover=False))
+    durations: ExpectedDurations | None = None
+    """Durations by the cost model; None where nothing is known about the model."""
+    speeds: StageSpeeds | None = None
+    """Speeds of earlier runs on this machine, read and updated."""
     calibration: Tensor | None = None
     """Calibration sequences, (samples, sequence_length); the evaluation measures its overlap."""
+    _remaining: RemainingTime = field(init=False)
+    _machine: str = ""
+    _timer: StageTimer = field(default_factory=StageTimer)
+    _last: ProgressEvent | None = None
+    _sent: float = 0.0
+    """Time of the last event, of a step or a sub-step."""
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    """Lock of the events, which a step and the heartbeat send from two threads."""
+
+    def __post_init__(self) -> None:
+        self._remaining = RemainingTime(self.started)
+
+    def expect(
+        self,
+        geometry: ModelGeometry,
+        compression: CompressionConfig,
+        evaluation: EvaluationConfig | None,
+        item_bytes: int,
+        machine: str,
+    ) -> None:
+        """Set the shares of the stages from the cost model and the speeds of earlier runs.
+
+        Args:
+            geometry: dimensions of the dense model.
+            compression: settings of the compression.
+            evaluation: settings of the evaluation; None without one.
+            item_bytes: bytes of a stored weight.
+            machine: class of machines that do the same work in the same time.
+        """
+        durations = self.durations = expected_durations(
+            geometry,
+            compression,
+            evaluation,
+            item_bytes,
+            verify=self.verify,
+            uploads=self.uploads,
+        )
+        self._machine = machine
+        slowness = {} if self.speeds is None else self.speeds.read(machine)
+        seconds = expected_seconds(durations.stages, slowness)
+        self.shares = stage_shares(seconds)
+        self._remaining.expected = sum(seconds.values()) if slowness else None
+
+    def record_speeds(self) -> None:
+        """Record the speeds of a finished run, unless parts of it were restored or cached."""
+        measured = self._timer.seconds_until(time.perf_counter())
+        reuses = self.resumed_layers > 0 or self.statistics_cache is not None
+        if self.speeds is not None and self.durations is not None and not reuses:
+            self.speeds.record(self._machine, self.durations.stages, measured)
 
     def report(
         self,
@@ -114,26 +183,66 @@ class Run:
         raise_if_cancelled(self.should_cancel)
         begin, end = self.shares[stage]
         fraction = begin + (end - begin) * min(max(done, 0.0), 1.0)
-        elapsed = time.perf_counter() - self.started
-        eta = elapsed * (1.0 - fraction) / fraction if fraction > 0.02 else None
-        if seconds_left is not None:
-            eta = seconds_left + (elapsed + seconds_left) * (1.0 - end) / end
-        self.on_progress(
-            ProgressEvent(
-                stage=stage,
-                message=message,
-                fraction=fraction,
-                layer=layer,
-                layers=layers,
-                eta_seconds=eta,
+        if self._last is not None:
+            fraction = max(fraction, self._last.fraction)  # a bar never goes back
+        with self._lock:
+            now = time.perf_counter()
+            self._timer.enter(stage, now)
+            eta = self._remaining.estimate(stage, fraction, now, end=end, seconds_left=seconds_left)
+            self._send(
+                ProgressEvent(
+                    stage=stage,
+                    message=message,
+                    fraction=fraction,
+                    layer=layer,
+                    layers=layers,
+                    eta_seconds=eta,
+                )
             )
-        )
 
-    def layer_done(self, report: LayerReport, geometry: ModelGeometry) -> None:
-        """Report the result of a layer."""
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Report the sub-steps of a block, and repeat the last event when none follows for long."""
+        with substeps_to(self.substep), heartbeat(lambda: self._repeat(LONGEST_PAUSE_SECONDS)):
+            yield
+
+    def substep(self, message: str) -> None:
+        """Repeat the last step's event with a sub-step, unless an event was sent just now."""
+        self._repeat(_SUBSTEP_SECONDS, message)
+
+    def _repeat(self, pause: float, message: str = "") -> None:
+        """Send the last event again, with the remaining time of now, after a pause in seconds."""
+        with self._lock:
+            now, last = time.perf_counter(), self._last
+            if last is None or now - self._sent < pause:
+                return
+            end = self.shares[last.stage][1]
+            eta = self._remaining.estimate(last.stage, last.fraction, now, end=end)
+            text = f"{last.message}: {message}" if message else last.message
+            changes = {"message": text, "eta_seconds": eta, "finished": None}
+            self._sent = now
+            self.on_progress(last.model_copy(update=changes))
+
+    def _send(self, event: ProgressEvent) -> None:
+        with self._lock:
+            self._last, self._sent = event, time.perf_counter()
+            self.on_progress(event)
+
+    def finish(self, message: str) -> None:
+        """Report the end of the engine's work; an upload may follow."""
+        fraction = self.shares[Stage.EXPORT][1]
+        event = ProgressEvent(stage=Stage.EXPORT, message=message, fraction=fraction)
+        self._send(event)
+
+    def layer_done(
+        self, report: LayerReport, geometry: ModelGeometry, *, restored: bool = False
+    ) -> None:
+        """Report the result of a layer, compressed now or restored from an interrupted run."""
         layers = geometry.num_hidden_layers
         begin, end = self.shares[Stage.COMPRESS]
-        self.on_progress(
+        if restored:
+            self._remaining.skip((end - begin) / layers)
+        self._send(
             ProgressEvent(
                 stage=Stage.COMPRESS,
                 message=f"layer {report.layer + 1}/{layers} is done",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -242,7 +242,6 @@ class _Progress:
 
     ratios: tuple[float, ...]
     listener: ProgressListener
-    started: float = field(default_factory=time.perf_counter)
     finished: float = 0.0
     """Weight of the finished ratios."""
 
@@ -259,17 +258,20 @@ class _Progress:
 
     def of(self, ratio: float) -> ProgressListener:
         """Return the listener for one ratio's run."""
+        started, weight = time.perf_counter(), self._weight(ratio)
 
         def relay(event: ProgressEvent) -> None:
-            fraction = (self.finished + event.fraction * self._weight(ratio)) / self._total
-            elapsed = time.perf_counter() - self.started
-            eta = elapsed * (1.0 - fraction) / fraction if fraction > 0.02 else None
+            fraction = (self.finished + event.fraction * weight) / self._total
+            left = event.eta_seconds
+            if left is not None:
+                seconds = time.perf_counter() - started + left
+                left += seconds * (self._total - self.finished - weight) / weight
             self.listener(
                 event.model_copy(
                     update={
                         "message": f"ratio {ratio!r}: {event.message}",
                         "fraction": fraction,
-                        "eta_seconds": eta,
+                        "eta_seconds": left,
                     }
                 )
             )

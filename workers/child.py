@@ -19,7 +19,7 @@ from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing, span, stop_tracing
 from intraslice_core.config import FrozenModel
 from intraslice_core.errors import IntraSliceError, NumericalError
-from intraslice_core.progress import ProgressEvent, Stage
+from intraslice_core.progress import ProgressEvent, Stage, heartbeat
 from workers.failures import INTERNAL, OUT_OF_MEMORY
 from workers.messages import (
     ChildRequest,
@@ -33,8 +33,6 @@ from workers.messages import (
 from workers.telemetry import StageSpans
 
 _PR_SET_PDEATHSIG = 1
-_ENGINE_SHARE = 0.95
-"""Fraction of a job's progress that is the engine's; the rest is the upload."""
 _log = get_logger(__name__)
 
 
@@ -43,6 +41,7 @@ class Child:
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
+        self._sending = threading.Lock()
         self._stop = threading.Event()
         self._stage: Stage | None = None
         self._spans = StageSpans()
@@ -73,9 +72,13 @@ class Child:
 
     def _compress(self, request: ChildRequest) -> dict[str, object]:
         # Imported here: an invalid request or an early stop does not pay for torch.
-        from intraslice_core.pipeline import compress_model
-        from intraslice_core.resume_state import ResumeState
-        from intraslice_core.statistics_cache import StatisticsCache
+        importing = ProgressEvent(stage=Stage.LOAD, message="importing the engine", fraction=0.0)
+        self._on_progress(importing)
+        with heartbeat(lambda: self._on_progress(importing)):
+            from intraslice_core.pipeline import compress_model
+            from intraslice_core.resume_state import ResumeState
+            from intraslice_core.stage_speeds import StageSpeeds
+            from intraslice_core.statistics_cache import StatisticsCache
 
         cache, resume_state = request.statistics_cache, request.resume_state
         report = compress_model(
@@ -85,6 +88,8 @@ class Child:
             evaluation=request.evaluation,
             limits=request.limits,
             work_dir=request.scratch,
+            speeds=None if request.speeds is None else StageSpeeds(file=request.speeds),
+            uploads=True,
             statistics_cache=None if cache is None else StatisticsCache(**dict(cache)),
             resume_state=None
             if resume_state is None
@@ -98,8 +103,7 @@ class Child:
     def _on_progress(self, event: ProgressEvent) -> None:
         self._stage = event.stage
         self._spans.enter(event.stage)
-        scaled = event.model_copy(update={"fraction": event.fraction * _ENGINE_SHARE})
-        self._send(ProgressMessage(event=scaled))
+        self._send(ProgressMessage(event=event))
 
     def _on_layer_saved(self, name: str) -> None:
         self._send(LayerSavedMessage(name=name))
@@ -120,8 +124,9 @@ class Child:
         return FailedMessage(code=code, message=message, stage=self._stage)
 
     def _send(self, message: FrozenModel) -> None:
-        self._out.write(encode(message))
-        self._out.flush()
+        with self._sending:  # the engine's heartbeat sends from its own thread
+            self._out.write(encode(message))
+            self._out.flush()
 
 
 def die_with(parent: int) -> None:

@@ -52,6 +52,8 @@ class ChildRequest(FrozenModel):
     limits: ModelLimits = UNLIMITED
     statistics_cache: StatisticsCacheSettings | None = None
     resume_state: ResumeStateSettings | None = None
+    speeds: Path | None = None
+    """File with the speeds of earlier jobs on this machine."""
 
 
 class ProgressMessage(FrozenModel):

@@ -23,7 +23,7 @@ from app.services.admission import AdmittedJob, admit
 from app.services.resources import Resources
 from app.telemetry import get_logger, metrics
 from app.telemetry.traces import span
-from intraslice_core.progress import ProgressEvent, Stage
+from intraslice_core.progress import LONGEST_PAUSE_SECONDS, ProgressEvent, Stage, heartbeat
 from workers import failures
 from workers.child_process import ChildProcess
 from workers.layer_mirror import LayerMirror
@@ -43,10 +43,11 @@ from workers.telemetry import StageClock, child_telemetry, count_end, observe_at
 _POLL_SECONDS = 0.2
 _PROGRESS_SECONDS = 0.5
 _STARTING = "starting worker process"
-_UPLOAD_STARTS_AT = 0.97
 _STORE_PATIENCE_SECONDS = 600.0
 """Longest outage of the store that an attempt outlasts."""
 _LAYERS = "layers"
+_SPEEDS = "stage-speeds.json"
+"""Name of the file with the speeds of earlier jobs on this machine."""
 _log = get_logger(__name__)
 
 StartChild = Callable[[ChildRequest, Path], ChildProcess]
@@ -112,6 +113,7 @@ class Attempt:
         self._stopping = stopping
         self._start_child = start_child
         self._started = time.monotonic()
+        self._upload_started: float | None = None
         self._lease_renewal = LeaseRenewal(resources, job.lease)
         self._directory = work_directory(resources, job.id, job.fencing_token)
         self._journal = ProgressJournal(resources, job)
@@ -169,10 +171,10 @@ class Attempt:
 
     def _publish(self, report: dict[str, Any]) -> JobRecord:
         checkpoint = self._directory / "checkpoint"
-        with span("upload"):
+        with span("upload"), heartbeat(self._journal.repeat):
             files = self._outlast_outage(
                 lambda: publication.upload(
-                    self._resources, self._job, checkpoint, report, self._before_upload
+                    self._resources, self._job, checkpoint, report, self._on_upload
                 )
             )
         lease = self._job.lease
@@ -219,6 +221,7 @@ class Attempt:
                 directory=self._mirror.directory,
                 hidden_states_every_seconds=self._resources.settings.resume_state_seconds,
             ),
+            speeds=self._resources.settings.data_dir / _SPEEDS,
         )
         child = self._start_child(request, self._directory / "child.log")
         try:
@@ -278,14 +281,17 @@ class Attempt:
         self._raise_if_stopped()
         self._journal.prepare("fetching uploads")
 
-    def _before_upload(self, index: int, files: int) -> None:
+    def _on_upload(self, message: str, done: float) -> None:
         self._raise_if_stopped()
-        fraction = _UPLOAD_STARTS_AT + (1.0 - _UPLOAD_STARTS_AT) * index / files
+        now = time.monotonic()
+        self._upload_started = self._upload_started or now
+        begin = self._journal.engine_fraction
         self._journal.write(
             ProgressEvent(
                 stage=Stage.PUBLISH,
-                message=f"uploading file {index + 1}/{files}",
-                fraction=fraction,
+                message=message,
+                fraction=begin + (1.0 - begin) * done,
+                eta_seconds=(now - self._upload_started) * (1.0 - done) / done if done else None,
             )
         )
 
@@ -361,8 +367,13 @@ class ProgressJournal:
         self._logged: tuple[Stage, int | None] | None = None
         self._written = 0.0
         self._prepared: str | None = None
+        self._last: ProgressEvent | None = None
+        self._lock = threading.Lock()
+        """Lock of the rows, which an upload and its heartbeat write from two threads."""
         self._clock = StageClock()
         self.stage: Stage | None = None
+        self.engine_fraction = 0.0
+        """Finished fraction of the job at the last event of the engine."""
 
     def close(self) -> dict[Stage, float]:
         """End the last stage; return the seconds of each."""
@@ -387,13 +398,33 @@ class ProgressJournal:
             LeaseLostError: if another worker owns the job.
         """
         self.stage = event.stage
+        if event.stage is not Stage.PUBLISH:
+            self.engine_fraction = event.fraction
         self._clock.enter(event.stage)
         position = (event.stage, event.layer)
         is_logged = position != self._logged or event.finished is not None
         if not is_logged and time.monotonic() - self._written < _PROGRESS_SECONDS:
             return
-        if self._record(event, log=is_logged):
-            self._logged, self._written = position, time.monotonic()
+        with self._lock:
+            self._last = event
+            if self._record(event, log=is_logged):
+                self._logged, self._written = position, time.monotonic()
+
+    def repeat(self) -> None:
+        """Publish the last event again after a pause, as while the store is unavailable.
+
+        Raises:
+            LeaseLostError: if another worker owns the job.
+        """
+        with self._lock:
+            pause = time.monotonic() - self._written
+            if self._last is None or pause < LONGEST_PAUSE_SECONDS:
+                return
+            left = self._last.eta_seconds
+            eta = None if left is None else max(left - pause, 0.0)
+            self._last = self._last.model_copy(update={"eta_seconds": eta, "finished": None})
+            self._record(self._last, log=False)
+            self._written = time.monotonic()
 
     def _record(self, event: ProgressEvent, *, log: bool) -> bool:
         """Write the event; return False if the database is away."""

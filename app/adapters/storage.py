@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -39,6 +39,19 @@ _PART_BYTES = 5 * 1024 * 1024
 """Smallest part of a multipart upload that S3 accepts."""
 _PARTS_IN_FLIGHT = 2
 _READINESS = "readiness"
+OnBytes = Callable[[int], None]
+"""Receives the number of bytes of each part of an object that is sent or read."""
+
+
+def ignore_bytes(count: int) -> None:
+    """Ignore a part (default of `OnBytes`)."""
+
+
+def _chunks(file: BinaryIO, on_bytes: OnBytes) -> Iterator[bytes]:
+    """Yield the content of a file in parts and report each when the next is asked for."""
+    while chunk := file.read(_CHUNK_BYTES):
+        yield chunk
+        on_bytes(len(chunk))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +106,25 @@ class ArtifactStore:
         if self._directory is not None:
             self.place = f"directory {self._directory}"
 
-    def put_file(self, key: str, source: Path, media_type: str | None = None) -> None:
-        """Upload in parts, so that memory stays small; a bucket serves it as `media_type`."""
-        with self._translated(key):
-            obstore.put(self._store, key, source, attributes=self._attributes(media_type))
+    def put_file(
+        self,
+        key: str,
+        source: Path,
+        media_type: str | None = None,
+        on_bytes: OnBytes = ignore_bytes,
+    ) -> None:
+        """Upload in parts, so that memory stays small.
+
+        Args:
+            key: of the object, which is overwritten.
+            source: file to upload.
+            media_type: type under which a bucket serves the object.
+            on_bytes: called with the number of bytes of every part; if it raises, there is no
+                object.
+        """
+        with self._translated(key), source.open("rb") as file:
+            chunks = _chunks(file, on_bytes)
+            obstore.put(self._store, key, chunks, attributes=self._attributes(media_type))
 
     def get_file(self, key: str, target: Path) -> None:
         """Download in parts; the file appears whole or not at all."""
@@ -201,12 +229,16 @@ class ArtifactStore:
             return None
         return {"Content-Type": media_type}
 
-    def sha256(self, key: str) -> str:
-        """Return the hash of the content, read back from the store."""
+    def sha256(self, key: str, on_bytes: OnBytes = ignore_bytes) -> str:
+        """Return the hash of the content, read back from the store.
+
+        `on_bytes` is called with the number of bytes of every part, and may raise to stop.
+        """
         digest = hashlib.sha256()
         with self._translated(key):
             for chunk in obstore.get(self._store, key).stream(min_chunk_size=_CHUNK_BYTES):
                 digest.update(chunk)
+                on_bytes(len(chunk))
         return digest.hexdigest()
 
     def keys(self, prefix: str) -> list[str]:

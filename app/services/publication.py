@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,17 @@ from app.services.removal import delete_objects
 from app.services.resources import Resources
 from intraslice_core.checkpoints.manifest import MANIFEST_SCHEMA_VERSION, program_versions
 
+_PASSES = 3
+"""Times that every byte is counted: when it is hashed, when it is sent and when it is read back."""
+_HASHED_BYTES = 2**24
+
 
 def upload(
     resources: Resources,
     job: JobRecord,
     directory: Path,
     report: dict[str, Any],
-    before_file: Callable[[int, int], None],
+    on_progress: Callable[[str, float], None],
 ) -> list[ArtifactRecord]:
     """Upload the files, verify their hashes, write the manifest last; nothing is visible yet.
 
@@ -41,7 +46,8 @@ def upload(
         job: as claimed; its token scopes the keys.
         directory: the finished checkpoint.
         report: the engine's.
-        before_file: called with the index and number of files; may raise to stop.
+        on_progress: called with a message and the finished fraction, at every part of a file; may
+            raise to stop.
 
     Raises:
         PublicationError: if the store holds other bytes than the directory.
@@ -52,9 +58,12 @@ def upload(
     files_there = (path for path in directory.rglob("*") if path.is_file())
     sources = sorted(path for path in files_there if path != directory / MANIFEST)
     files = []
-    for index, source in enumerate(sources):
-        before_file(index, len(sources))
-        files.append(_upload(resources, source, source.relative_to(directory).as_posix(), prefix))
+    total = _PASSES * sum(source.stat().st_size for source in sources)
+    count = _ByteCount(total=total, on_progress=on_progress)
+    for index, source in enumerate(sources, 1):
+        count.next_file(f"uploading file {index}/{len(sources)}")
+        name = source.relative_to(directory).as_posix()
+        files.append(_upload(resources, source, name, prefix, count.add))
     content = _manifest(job, files, report)
     if resources.artifact_signer is not None:
         signature = resources.artifact_signer.sign(content).encode()
@@ -144,13 +153,34 @@ def _achieved_ratio(report: dict[str, Any]) -> float | None:
     return 1.0 - after / before if before and after is not None else None
 
 
-def _upload(resources: Resources, source: Path, name: str, prefix: str) -> ArtifactRecord:
-    with source.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+@dataclass
+class _ByteCount:
+    """Progress of the upload of several files."""
+
+    total: int
+    on_progress: Callable[[str, float], None]
+    message: str = ""
+    counted: int = 0
+
+    def next_file(self, message: str) -> None:
+        """Report the beginning of a file."""
+        self.message = message
+        self.add(0)
+
+    def add(self, count: int) -> None:
+        """Count bytes and report the finished fraction."""
+        self.counted += count
+        self.on_progress(self.message, self.counted / max(self.total, 1))
+
+
+def _upload(
+    resources: Resources, source: Path, name: str, prefix: str, on_bytes: Callable[[int], None]
+) -> ArtifactRecord:
+    sha256 = _sha256(source, on_bytes)
     key = f"{prefix}files/{name}"
-    resources.store.put_file(key, source, media_type(name))
+    resources.store.put_file(key, source, media_type(name), on_bytes)
     # The directory was verified to load and answer rightly; equal bytes do so too.
-    if resources.store.sha256(key) != sha256:
+    if resources.store.sha256(key, on_bytes) != sha256:
         raise PublicationError(f"{name} was damaged during the upload to the store")
     return ArtifactRecord(
         name=name,
@@ -159,6 +189,15 @@ def _upload(resources: Resources, source: Path, name: str, prefix: str) -> Artif
         sha256=sha256,
         media_type=media_type(name),
     )
+
+
+def _sha256(file: Path, on_bytes: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_HASHED_BYTES):
+            digest.update(chunk)
+            on_bytes(len(chunk))
+    return digest.hexdigest()
 
 
 def _manifest(job: JobRecord, files: list[ArtifactRecord], report: dict[str, Any]) -> bytes:

@@ -19,6 +19,7 @@ from intraslice_core.calibration.windows import text_prefix
 from intraslice_core.config import CalibrationPart
 from intraslice_core.errors import CalibrationSourceError, NumericalError
 from intraslice_core.progress import CancellationCheck, raise_if_cancelled
+from intraslice_core.substeps import report_substep
 from intraslice_core.text_sources import WRITING_CACHE_BYTES
 from intraslice_core.tokenizer import embedding_rows, require_known_tokens
 
@@ -175,8 +176,9 @@ def _generate(
     begin = min(length, *map(len, forced))
     tokens = [torch.tensor([[queue.popleft() for _ in range(begin)] for queue in forced])]
     cache = _preallocated_cache(model, length)
-    for _ in range(begin, length):
+    for position in range(begin, length):
         raise_if_cancelled(should_cancel)
+        report_substep(f"generating token {position + 1}/{length}")
         output: Any = model(
             input_ids=tokens[-1].to(model.device),
             past_key_values=cache,

@@ -27,6 +27,7 @@ from intraslice_core.errors import (
     NumericalError,
 )
 from intraslice_core.progress import CancellationCheck, never_cancelled
+from intraslice_core.substeps import report_substep
 from intraslice_core.text_sources import WEB, WRITTEN
 
 ModelSource = PreTrainedModel | Callable[[], PreTrainedModel]
@@ -256,6 +257,7 @@ def document_tokens(
     characters = min(_CHARACTERS_AT_ONCE, _CHARACTERS_PER_TOKEN * max_tokens)
     prefix, after = special_tokens(tokenizer)
     for batch in _batches(pieces, characters):
+        report_substep("tokenizing")
         ids = _ids([piece.text for piece in batch], tokenizer)
         collected: list[int] = []
         for piece, tokens in zip(batch, ids, strict=True):

@@ -24,6 +24,7 @@ from intraslice_core.checkpoints.wrapped import extract_text_model
 from intraslice_core.config import UNLIMITED, ModelLimits
 from intraslice_core.errors import ModelNotFoundError, ModelTooLargeError, UnsupportedFormatError
 from intraslice_core.families.wrappers import wrapper_of
+from intraslice_core.substeps import substep_listener
 
 HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md")
 """Downloaded files: weights, settings and tokenizer, never pickles or code."""
@@ -94,6 +95,7 @@ def _from_hub(name: str, limits: ModelLimits) -> Path:
         revision=revision or None,
         allow_patterns=list(HUB_FILES),
         ignore_patterns=list(HUB_IGNORED),
+        tqdm_class=_reported_bar(),
     )
     if limits.max_bytes is not None:
         _require_small_download(fetch, limits.max_bytes)
@@ -113,6 +115,32 @@ def _from_hub(name: str, limits: ModelLimits) -> Path:
             hint="give another repository, or download its .gguf file and give the path",
         )
     return Path(snapshot)
+
+
+def _reported_bar() -> type[Any]:
+    """Return a progress bar class of the hub's client that also reports sub-steps."""
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    report = substep_listener()
+
+    class ReportedBar(tqdm):
+        """Bar that reports the downloaded bytes; the client calls it from its own threads."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            # A disabled bar, as without a terminal, does not keep its unit.
+            self._counts_bytes = kwargs.get("unit") == "B"
+            self._received = 0.0
+            super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            """Advance the bar, which may be disabled, and report bytes."""
+            if self._counts_bytes:
+                self._received += n or 0.0
+                report(f"downloaded {self._received / 1e6:,.0f} MB")
+            shown: bool | None = super().update(n)
+            return shown
+
+    return ReportedBar
 
 
 def _require_small_download(fetch: Callable[..., Any], max_bytes: int) -> None:

@@ -37,6 +37,7 @@ from intraslice_core.errors import (
     VerificationError,
 )
 from intraslice_core.files import file_sha256, require_free_output
+from intraslice_core.substeps import report_substep
 
 # -- one shard file ----------------------------------------------------------------------------
 
@@ -287,6 +288,7 @@ class CheckpointWriter:
             if not (self._shards and self._shards[-1].has_room(name, size, self.max_shard_bytes)):
                 self._start_shard()
             self._shards[-1].write(name, stored)
+            report_substep(f"wrote {name}")
 
     def finish(self, config: PreTrainedConfig, source: Path) -> Path:
         """Write everything but the weights, flush it to disk and rename the directory to `out`.

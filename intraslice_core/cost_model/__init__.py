@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 from intraslice_core.cost_model.dense import DenseModel, describe_dense, read_dense
+from intraslice_core.cost_model.durations import (
+    AllocationSeconds,
+    EvaluationSeconds,
+    ExpectedDurations,
+    allocation_seconds,
+    evaluation_seconds,
+    expected_durations,
+    stage_seconds,
+)
 from intraslice_core.cost_model.flops import StageFlops, stage_flops
 from intraslice_core.cost_model.memory import StageBytes, peak_memory, stage_bytes
 from intraslice_core.cost_model.sizes import Estimate, estimate
 from intraslice_core.cost_model.work import stage_work
 
 __all__ = [
+    "AllocationSeconds",
     "DenseModel",
     "Estimate",
+    "EvaluationSeconds",
+    "ExpectedDurations",
     "StageBytes",
     "StageFlops",
+    "allocation_seconds",
     "describe_dense",
     "estimate",
+    "evaluation_seconds",
+    "expected_durations",
     "peak_memory",
     "read_dense",
     "stage_bytes",
     "stage_flops",
+    "stage_seconds",
     "stage_work",
 ]

@@ -16,10 +16,13 @@ import intraslice_core
 from intraslice_core.device import unbound_environment
 from intraslice_core.errors import CompressionCancelledError, IntraSliceError
 from intraslice_core.progress import CancellationCheck
+from intraslice_core.substeps import report_substep
 
 PACKAGES_DIRECTORY = Path(intraslice_core.__file__).resolve().parents[1]
 """Directory that holds our packages, for programs that import them."""
 
+STEP = "step: "
+"""Beginning of a line with a sub-step in the output of a program."""
 _TIMEOUT_SECONDS = 3600.0
 
 
@@ -28,7 +31,7 @@ class CleanProcess:
     """Program to run once, with JSON input and output.
 
     Its command line is `arguments`, the path of the request file, the path of the reply file, and
-    `extra_arguments`.
+    `extra_arguments`. Lines of its output that begin with `STEP` are sub-steps of the run.
     """
 
     program: str
@@ -52,9 +55,9 @@ class CleanProcess:
             request_file.write_text(json.dumps(request))
             with log.open("wb") as stream:
                 process = self._start(directory, [str(request_file), str(reply_file)], stream)
-                self._wait(process, should_cancel)
+                self._wait(process, should_cancel, log)
             if process.returncode != 0:
-                lines = log.read_text(errors="replace").strip().splitlines()
+                lines = _other_lines(log)
                 raise self.make_error(lines[-1] if lines else f"exit code {process.returncode}")
             return json.loads(reply_file.read_text())
 
@@ -72,11 +75,15 @@ class CleanProcess:
             stderr=log,
         )
 
-    def _wait(self, process: subprocess.Popen[bytes], should_cancel: CancellationCheck) -> None:
+    def _wait(
+        self, process: subprocess.Popen[bytes], should_cancel: CancellationCheck, log: Path
+    ) -> None:
         """Wait for the end, a cancellation or the time limit; never leave the process running."""
         deadline = time.monotonic() + _TIMEOUT_SECONDS
+        steps = _Steps(log)
         try:
             while process.poll() is None:
+                steps.report()
                 if should_cancel():
                     raise CompressionCancelledError("cancelled")
                 if time.monotonic() > deadline:
@@ -88,3 +95,28 @@ class CleanProcess:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+class _Steps:
+    """Sub-steps in a growing log."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._read = 0
+
+    def report(self) -> None:
+        """Report the last sub-step that was written since the last call."""
+        with self._log.open("rb") as stream:
+            stream.seek(self._read)
+            complete, _, _ = stream.read().rpartition(b"\n")
+        self._read += len(complete)
+        lines = complete.decode(errors="replace").splitlines()
+        steps = [line for line in lines if line.startswith(STEP)]
+        if steps:
+            report_substep(steps[-1].removeprefix(STEP))
+
+
+def _other_lines(log: Path) -> list[str]:
+    """Return the lines of a log that are no sub-steps."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return [line for line in lines if not line.startswith(STEP)]

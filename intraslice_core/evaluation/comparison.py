@@ -13,22 +13,15 @@ from torch import Tensor
 from intraslice_core.calibration import text_prefix
 from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
 from intraslice_core.config import EvaluationConfig, GateConfig
-from intraslice_core.device import HostMemory, keeps_few_kernels
-from intraslice_core.errors import MeasurementError, NumericalError, QualityGateError
-from intraslice_core.evaluation import speed_process
-from intraslice_core.evaluation.clean_process import PACKAGES_DIRECTORY, CleanProcess
+from intraslice_core.device import HostMemory
+from intraslice_core.errors import NumericalError, QualityGateError
 from intraslice_core.evaluation.divergence import Divergence
 from intraslice_core.evaluation.overlap import SeenNgrams
-from intraslice_core.evaluation.scoring import (
-    DenseScores,
-    ModelScores,
-    Report,
-    Scorer,
-    load_texts,
-)
+from intraslice_core.evaluation.progress import part_ends, progress_of
+from intraslice_core.evaluation.scoring import DenseScores, ModelScores, Scorer, load_texts
+from intraslice_core.evaluation.speeds import compare_speeds_apart
 from intraslice_core.evaluation.tasks import OpenedTasks, TaskScore, open_tasks
 from intraslice_core.evaluation.texts import require_known_texts
-from intraslice_core.evaluation.timing import compare_speeds
 from intraslice_core.families.positions import learned_positions, require_lengths
 from intraslice_core.progress import (
     CancellationCheck,
@@ -41,16 +34,11 @@ from intraslice_core.progress import (
 from intraslice_core.reports.schema import (
     ContinuationComparison,
     EvaluationReport,
-    LoadReport,
     PerplexityComparison,
-    SpeedReport,
     TaskComparison,
 )
 from intraslice_core.text_sources import TOLERATED_OVERLAP, Domain, domain_of
 from intraslice_core.tokenizer import embedding_rows, load_tokenizer
-
-_PERPLEXITY_SHARE = 0.9
-"""Share of the evaluation's progress that scoring takes when speed is measured too."""
 
 _GATE_HINT = "request a lower ratio or more calibration text"
 
@@ -72,6 +60,9 @@ class Materials:
     """Cache of the dense model's scores, read and filled."""
     memory: HostMemory = field(default_factory=HostMemory)
     """Storage of the dense model's outputs, from which divergences are computed."""
+    seconds: tuple[float, float, float] | None = None
+    """Expected seconds of scoring the dense model, of scoring the compressed one and of measuring
+    speeds, for progress; None for typical ones."""
 
 
 NO_MATERIALS = Materials()
@@ -111,11 +102,14 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
         should_cancel=should_cancel,
     )
     directories = (dense_dir, compressed_dir)
-    report = _compare_quality(scorer, directories, materials, on_progress)
+    ends = part_ends(materials.seconds, measures_speed=_measures_speed(config))
+    report = _compare_quality(scorer, directories, materials, on_progress, ends)
     if config.gate is not None:
         check_gate(report.perplexity, report.tasks, config.gate)
     if _measures_speed(config):
-        speed, loads = _compare_speeds(*directories, config, (dtype, device), should_cancel)
+        message = "measuring the speed of both models"
+        on_progress(ProgressEvent(stage=Stage.EVALUATE, message=message, fraction=ends[1]))
+        speed, loads = compare_speeds_apart(*directories, config, (dtype, device), should_cancel)
         report = report.model_copy(update={"speed": speed, "speed_grid": loads})
     on_progress(ProgressEvent(stage=Stage.EVALUATE, message="evaluation finished", fraction=1.0))
     return report
@@ -130,19 +124,20 @@ def _compare_quality(
     directories: tuple[Path, Path],
     materials: Materials,
     on_progress: ProgressListener,
+    ends: tuple[float, float],
 ) -> EvaluationReport:
     """Score the dense model, unless its scores are cached, and the compressed model.
 
-    Outputs of the dense model that the caller does not cache are freed on return.
+    Outputs of the dense model that the caller does not cache are freed on return. `ends` are the
+    finished fractions after each model's scores (`part_ends`).
     """
     config = scorer.config
-    share = (_PERPLEXITY_SHARE if _measures_speed(config) else 1.0) / 2
     cache = materials.dense_scores or DenseScores()
     dense = cache.get(_settings_key(config, scorer.dtype))
     if dense is None:
-        report = _progress_of(on_progress, 0, share)
+        report = progress_of(on_progress, 0, ends)
         dense = scorer.score_dense(directories[0], cache, materials.memory, report)
-    report = _progress_of(on_progress, 1, share)
+    report = progress_of(on_progress, 1, ends)
     compressed, divergences = scorer.score_compressed(directories[1], cache, report)
     return EvaluationReport(
         config=config,
@@ -329,58 +324,4 @@ def _pair_continuations(
     return tuple(
         ContinuationComparison(prompt=prompt, dense=before, compressed=after)
         for prompt, before, after in outputs
-    )
-
-
-def _progress_of(on_progress: ProgressListener, index: int, share: float) -> Report:
-    """Return a callback for the scoring progress of the dense (0) or the compressed (1) model."""
-    name = ("dense", "compressed")[index]
-
-    def report(message: str, fraction: float) -> None:
-        on_progress(
-            ProgressEvent(
-                stage=Stage.EVALUATE,
-                message=f"{name} model: {message}",
-                fraction=share * (index + fraction),
-            )
-        )
-
-    return report
-
-
-def _compare_speeds(
-    dense_dir: Path,
-    compressed_dir: Path,
-    config: EvaluationConfig,
-    compute: tuple[str, str],
-    should_cancel: CancellationCheck,
-) -> tuple[SpeedReport | None, tuple[LoadReport, ...]]:
-    """Time both models, in a clean process where this process caches few compiled kernels."""
-    dtype, device = compute
-    if not keeps_few_kernels():
-        return compare_speeds(
-            dense_dir,
-            compressed_dir,
-            config,
-            dtype=dtype,
-            device=device,
-            should_cancel=should_cancel,
-        )
-    process = CleanProcess(
-        program=speed_process.__file__,
-        arguments=[str(PACKAGES_DIRECTORY)],
-        make_error=lambda reason: MeasurementError(f"speed could not be measured: {reason}"),
-    )
-    request = {
-        "dense": str(dense_dir.resolve()),
-        "compressed": str(compressed_dir.resolve()),
-        "config": config.model_dump(mode="json"),
-        "dtype": dtype,
-        "device": device,
-    }
-    reply = process.run(request, should_cancel)
-    speed = reply["speed"]
-    return (
-        speed and SpeedReport.model_validate(speed),
-        tuple(LoadReport.model_validate(load) for load in reply["loads"]),
     )

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
+from intraslice_core.substeps import report_substep
 
 NEW_TOKENS = 48
 
@@ -25,9 +26,10 @@ def continuations(
     Raises:
         CompressionCancelledError: if the run is cancelled; checked before each prompt.
     """
-    texts = []
+    texts: list[str] = []
     for prompt in prompts:
         raise_if_cancelled(should_cancel)
+        report_substep(f"continuing prompt {len(texts) + 1}/{len(prompts)}")
         inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
         generate: Any = model.generate
         with torch.inference_mode():

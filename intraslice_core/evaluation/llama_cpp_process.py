@@ -120,7 +120,11 @@ def main() -> None:
     reference = json.loads(Path(reference_file).read_text())
     server = serve(file)
     safe_token = tokens_of(server, "a")[-1]
-    answers = [_answer(server, entry, safe_token) for entry in reference["prompts"]]
+    answers = []
+    for number, entry in enumerate(reference["prompts"], 1):
+        sys.stdout.write(f"step: answering prompt {number}/{len(reference['prompts'])}\n")
+        sys.stdout.flush()
+        answers.append(_answer(server, entry, safe_token))
     Path(answers_file).write_text(json.dumps(answers))
 
 

@@ -23,6 +23,7 @@ from intraslice_core.device import return_free_memory
 from intraslice_core.evaluation.speed import compared_rates, compared_seconds, decode_given
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
 from intraslice_core.reports.schema import BytesComparison, LoadReport
+from intraslice_core.substeps import report_substep
 
 _SAMPLING_SECONDS = 0.001
 
@@ -172,6 +173,9 @@ def _alternating_runs(
         # The first model alternates, so that neither always profits from the warmer cache.
         for index in (0, 1) if repeat % 2 else (1, 0):
             raise_if_cancelled(should_cancel)
+            report_substep(
+                f"run {repeat + 2}/{repeats + 1} of {point.batch_size} x {point.context_length}"
+            )
             run = run_load(models[index], point, new_tokens)
             if repeat >= 0:
                 runs[index].append(run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from intraslice_core.evaluation.divergence import (
     DivergenceMeter,
     HiddenStateRecorder,
 )
+from intraslice_core.evaluation.forward_meter import metered
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.perplexity import (
     BlockObserver,
@@ -27,6 +28,7 @@ from intraslice_core.evaluation.perplexity import (
     perplexity,
     written_tokens,
 )
+from intraslice_core.evaluation.progress import Report, scoring_shares
 from intraslice_core.evaluation.tasks import OpenedTasks, TaskScore, score_tasks
 from intraslice_core.evaluation.texts import held_out_texts, require_known_texts
 from intraslice_core.progress import CancellationCheck
@@ -35,9 +37,6 @@ from intraslice_core.tokenizer import embedding_rows, load_tokenizer
 
 EVALUATION_TOKENS = 4096
 """Tokens per forward pass; at least one window."""
-
-Report = Callable[[str, float], None]
-"""Callback for progress: a message and a fraction in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,15 +161,20 @@ class Scorer:
         texts = {}
         for source in dict.fromkeys(self.config.perplexity):
             if source in WRITTEN:
-                report(f"writing {source}", 0.0)
-                texts[source] = written_tokens(
-                    source,
-                    dense,
-                    load_tokenizer(directory),
-                    max_tokens=self.config.max_tokens,
-                    context_length=self.config.context_length,
-                    should_cancel=self.should_cancel,
-                )
+
+                def on_part(fraction: float, source: str = source) -> None:
+                    report(f"writing {source}, {fraction:.0%}", 0.0)
+
+                on_part(0.0)
+                with metered(dense, self.config.max_tokens, on_part):
+                    texts[source] = written_tokens(
+                        source,
+                        dense,
+                        load_tokenizer(directory),
+                        max_tokens=self.config.max_tokens,
+                        context_length=self.config.context_length,
+                        should_cancel=self.should_cancel,
+                    )
         return texts
 
     def score_texts(
@@ -190,34 +194,41 @@ class Scorer:
             observers: observers of the scored positions by text; texts without one are allowed.
             report: called with the progress.
         """
-        results = {}
+        results, share = {}, scoring_shares(self.config, self.tasks).texts
         for index, (source, tokens) in enumerate(texts.items()):
 
             def on_part(fraction: float, index: int = index, source: str = source) -> None:
-                report(f"perplexity on {source}", (index + fraction) / len(texts))
+                report(f"perplexity on {source}", share * (index + fraction) / len(texts))
 
-            results[source] = perplexity(
-                model,
-                tokens,
-                context_length=self.config.context_length,
-                batch_size=max(1, EVALUATION_TOKENS // self.config.context_length),
-                prefix=prefix,
-                observer=observers.get(source),
-                on_progress=on_part,
-                should_cancel=self.should_cancel,
-            )
+            on_part(0.0)
+            with metered(model, len(tokens), on_part):
+                results[source] = perplexity(
+                    model,
+                    tokens,
+                    context_length=self.config.context_length,
+                    batch_size=max(1, EVALUATION_TOKENS // self.config.context_length),
+                    prefix=prefix,
+                    observer=observers.get(source),
+                    should_cancel=self.should_cancel,
+                )
         return results
 
     def score_tasks(
         self, model: PreTrainedModel, directory: Path, report: Report
     ) -> tuple[TaskScore, ...]:
-        """Compute the model's scores in all tasks; their progress is not known."""
+        """Compute the model's scores in all tasks; their progress is an estimate."""
         if self.tasks is None:
             return ()
-        report("tasks", 1.0)
-        return score_tasks(
-            model, load_tokenizer(directory), self.tasks, should_cancel=self.should_cancel
-        )
+        shares = scoring_shares(self.config, self.tasks)
+
+        def on_part(fraction: float) -> None:
+            report("tasks", shares.texts + shares.tasks * fraction)
+
+        on_part(0.0)
+        with metered(model, shares.task_tokens, on_part):
+            return score_tasks(
+                model, load_tokenizer(directory), self.tasks, should_cancel=self.should_cancel
+            )
 
 
 def load_texts(

@@ -25,6 +25,7 @@ from intraslice_core.reports.schema import (
     SecondsComparison,
     SpeedReport,
 )
+from intraslice_core.substeps import report_substep
 
 
 def compared_rates(dense: list[float], compressed: list[float], tokens: int) -> PhaseComparison:
@@ -65,6 +66,7 @@ def _spread(values: list[float]) -> float:
     return high - low
 
 
+_MODEL_NAMES = ("dense", "compressed")
 Part = Literal["whole", "layers", "attention", "mlp"]
 _PARTS: tuple[Part, ...] = ("whole", "layers", "attention", "mlp")
 
@@ -147,6 +149,7 @@ def compare_speed(
         # The first model alternates, so that neither always profits from the warmer cache.
         for index in (0, 1) if repeat % 2 else (1, 0):
             raise_if_cancelled(should_cancel)
+            report_substep(f"run {repeat + 2}/{repeats + 1} of the {_MODEL_NAMES[index]} model")
             seconds = time_model(models[index], work)
             if repeat >= 0:
                 runs[index].append(seconds)

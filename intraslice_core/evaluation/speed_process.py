@@ -17,16 +17,25 @@ def main() -> None:
     packages_directory, request_file, reply_file = sys.argv[1:]
     sys.path.insert(0, packages_directory)
     from intraslice_core.config import EvaluationConfig
+    from intraslice_core.evaluation.clean_process import STEP
+    from intraslice_core.substeps import substeps_to
+
+    def print_step(message: str) -> None:
+        sys.stdout.write(f"{STEP}{message}\n")
+        sys.stdout.flush()
+
+    print_step("importing torch and transformers")
     from intraslice_core.evaluation.timing import compare_speeds
 
     request = json.loads(Path(request_file).read_text())
-    speed, loads = compare_speeds(
-        Path(request["dense"]),
-        Path(request["compressed"]),
-        EvaluationConfig.model_validate(request["config"]),
-        dtype=request["dtype"],
-        device=request["device"],
-    )
+    with substeps_to(print_step):
+        speed, loads = compare_speeds(
+            Path(request["dense"]),
+            Path(request["compressed"]),
+            EvaluationConfig.model_validate(request["config"]),
+            dtype=request["dtype"],
+            device=request["device"],
+        )
     reply = {
         "speed": speed and speed.model_dump(mode="json"),
         "loads": [load.model_dump(mode="json") for load in loads],

@@ -67,6 +67,12 @@ class OpenedTasks:
     batch_size: int
     """Sequences per forward pass."""
 
+    @property
+    def examples(self) -> int:
+        """Return the number of examples of all tasks."""
+        counts = (len(task.eval_docs) for task in self.loaded["tasks"].values())
+        return sum(count if self.limit is None else min(count, self.limit) for count in counts)
+
 
 def require_harness() -> None:
     """Raise if the harness is missing, before any work is done.

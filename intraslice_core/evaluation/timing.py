@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from intraslice_core.config import EvaluationConfig
 from intraslice_core.context_length import context_of
 from intraslice_core.evaluation.loaded_models import load_model
@@ -12,6 +14,7 @@ from intraslice_core.evaluation.speed import compare_speed
 from intraslice_core.families.positions import DECODED
 from intraslice_core.progress import CancellationCheck, never_cancelled
 from intraslice_core.reports.schema import LoadReport, SpeedReport
+from intraslice_core.substeps import report_substep
 
 _BENCHMARK = {"batch_size": 1, "new_tokens": DECODED, "repeats": 3}
 _BENCHMARK_PROMPT = 256
@@ -35,10 +38,11 @@ def compare_speeds(
     Raises:
         CompressionCancelledError: if the run is cancelled.
     """
-    dense, compressed = (
-        load_model(directory, dtype=dtype, device=device)
-        for directory in (dense_dir, compressed_dir)
-    )
+    models: list[PreTrainedModel] = []
+    for directory in (dense_dir, compressed_dir):
+        report_substep(f"loading model {len(models) + 1}/2")
+        models.append(load_model(directory, dtype=dtype, device=device))
+    dense, compressed = models
     speed = None
     if config.benchmark:
         prompt = _benchmark_prompt(context_of(dense.config.to_dict()))

@@ -153,19 +153,28 @@ def _load_model(checkpoint: str, dtype: str, *, trust_remote_code: bool) -> Any:
     return model
 
 
+def _print_step(message: str) -> None:
+    """Print a sub-step in the form that `clean_process` reads."""
+    sys.stdout.write(f"step: {message}\n")
+    sys.stdout.flush()
+
+
 def _answer(
     checkpoint: str, reference: dict[str, Any], *, trust_remote_code: bool
 ) -> list[dict[str, Any]]:
     """Load model and tokenizer from the checkpoint and answer every prompt."""
+    _print_step("importing transformers")
     from transformers import AutoTokenizer
 
+    _print_step("loading the model")
     tokenizer = AutoTokenizer.from_pretrained(
         checkpoint, local_files_only=True, trust_remote_code=False
     )
     model = _load_model(checkpoint, reference["dtype"], trust_remote_code=trust_remote_code)
     model.to(reference["device"]).train(False)
     answers = []
-    for entry in reference["prompts"]:
+    for number, entry in enumerate(reference["prompts"], 1):
+        _print_step(f"answering prompt {number}/{len(reference['prompts'])}")
         answer = observe(model, entry["prompt"], entry["candidates"], len(entry["greedy"]))
         answer["tokens"] = tokenizer(entry["text"])["input_ids"]
         answers.append(answer)

@@ -19,6 +19,7 @@ from intraslice_core.config import HELD_OUT_SEQUENCES, RecoveryConfig, TrainingT
 from intraslice_core.content_key import content_key, fingerprint
 from intraslice_core.device import resolve_device, return_free_memory, rounding_class
 from intraslice_core.errors import CalibrationError, CalibrationTooShortError
+from intraslice_core.evaluation.forward_meter import report_layers
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.perplexity import PerplexityResult, perplexity
 from intraslice_core.finetuning.adapters import merge_into, merged_weights, prepare_parameters
@@ -271,6 +272,7 @@ def _load(work: RecoveryWork, directory: Path) -> PreTrainedModel:
     model = load_model(directory, dtype=work.dtype, device=work.device)
     if model.dtype == torch.float16:
         model.to(torch.float32)  # type: ignore[arg-type]
+    report_layers(model)
     return model
 
 

@@ -18,6 +18,7 @@ from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object, weight_bytes
 from intraslice_core.checkpoints.writer import WrittenRecord, require_as_written
 from intraslice_core.config import CompressionConfig, RecoveryConfig, TrainingTextConfig
+from intraslice_core.cost_model import expected_durations
 from intraslice_core.device import resolve_device
 from intraslice_core.errors import (
     ConfigurationError,
@@ -48,7 +49,7 @@ from intraslice_core.progress import (
     Stage,
     ignore_progress,
     never_cancelled,
-    shares_of,
+    stage_shares,
 )
 from intraslice_core.publication import peak_memory, publish_staged, verified_report
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport, VerifiedReport
@@ -109,9 +110,13 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
         on_progress=on_progress,
         should_cancel=should_cancel,
         resume_state=resume_state,
-        shares=shares_of(recover=True),
+        shares=stage_shares(_expected_seconds(report)),
     )
-    with scratch_directory("intraslice-") as scratch, staging_directory(out) as staging:
+    with (
+        run.reporting(),
+        scratch_directory("intraslice-") as scratch,
+        staging_directory(out) as staging,
+    ):
         warnings = (*scratch.warnings, *staging.warnings)
         report = report.model_copy(update={"warnings": (*report.warnings, *warnings)})
         run.report(Stage.LOAD, f"opening {teacher}")
@@ -128,6 +133,14 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
         report = report.model_copy(update={"verified": (_verify(staged, run),)})
         publish_staged(staged, out, report, run)
     return processes.share(report)
+
+
+def _expected_seconds(report: CompressionReport) -> dict[Stage, float]:
+    """Return the expected seconds of each stage of a recovery alone, by the cost model."""
+    item_bytes = round(report.bytes_before / report.params_before)
+    every = expected_durations(report.geometry, report.config, None, item_bytes).stages
+    others = (Stage.ALLOCATE, Stage.COMPRESS)
+    return {stage: seconds for stage, seconds in every.items() if stage not in others}
 
 
 def _train_with_main_process(

@@ -153,5 +153,5 @@ def succeeded(
     (directory / "config.json").write_text('{"a": 1}')
     (directory / "model.safetensors").write_bytes(bytes(range(256)) * 4)
     (directory / "code" / "mödel é.py").write_text("x = 1\n", encoding="utf-8")
-    files = publication.upload(resources, job, directory, report, lambda _index, _files: None)
+    files = publication.upload(resources, job, directory, report, lambda _message, _done: None)
     return publication.publish(resources, job.lease, files, report)

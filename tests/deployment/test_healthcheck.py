@@ -90,12 +90,15 @@ def test_each_process_is_healthy_until_it_stops_working(settings: Settings) -> N
         ended = check(api)
         assert (ended.returncode, "/livez does not answer" in ended.stdout) == (1, True)
         process.send_signal(signal.SIGCONT)
-        for command in ("worker", "scheduler"):
-            own, process = processes[command]
+        stopped = [processes[command] for command in ("worker", "scheduler")]
+        for _, process in stopped:
             process.send_signal(signal.SIGSTOP)
+        for own, _ in stopped:
             ended = unhealthy_within(own, 60, "--max-age", "4")
             assert re.search(r"the last heartbeat was \d+ s ago, more than 4 s", ended.stdout)
+        for _, process in stopped:
             process.send_signal(signal.SIGCONT)
+        for own, _ in stopped:
             healthy_within(own, 60, "--max-age", "4")
         for command in ("worker", "scheduler"):
             own, process = processes[command]

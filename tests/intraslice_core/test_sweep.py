@@ -199,7 +199,27 @@ def test_a_ratio_that_fails_the_gate_does_not_stop_the_others(dense: Path, tmp_p
 def test_progress_covers_the_whole_sweep(dense: Path, tmp_path: Path) -> None:
     events: list[ProgressEvent] = []
     compress_sweep(request(dense), tmp_path, on_progress=events.append)
-    fractions = [event.fraction for event in events if event.stage != Stage.ALLOCATE]
+    fractions = [event.fraction for event in events]
     assert fractions == sorted(fractions)
     assert fractions[-1] == pytest.approx(1.0)
     assert events[-1].message.startswith("ratio 0.4: ")
+
+
+def test_remaining_time_of_a_sweep_contains_the_later_ratios(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("intraslice_core.sweep.time.perf_counter", lambda: now)
+    events: list[ProgressEvent] = []
+    progress = sweep._Progress(RATIOS, events.append)
+    step = ProgressEvent(stage=Stage.COMPRESS, message="", fraction=0.75, eta_seconds=10.0)
+    first = progress.of(RATIOS[0])
+    now = 30.0
+    first(step)
+    assert events[-1].eta_seconds == pytest.approx(10.0 + 40.0 * sweep.FURTHER_SHARE)
+    progress.done(RATIOS[0])
+    progress.of(RATIOS[1])(step)
+    assert events[-1].eta_seconds == pytest.approx(10.0)
+    assert events[-1].fraction > events[0].fraction
+    progress.of(RATIOS[1])(step.model_copy(update={"eta_seconds": None}))
+    assert events[-1].eta_seconds is None

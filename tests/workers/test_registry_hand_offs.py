@@ -63,7 +63,7 @@ def succeed(resources: Resources, place: Path) -> Job:
     directory = finished_checkpoint(place)
     report = json.loads((directory / "intraslice_report.json").read_text())
     job = running(resources)
-    files = publication.upload(resources, job, directory, report, lambda _index, _files: None)
+    files = publication.upload(resources, job, directory, report, lambda _message, _done: None)
     return publication.publish(resources, job.lease, files, report)
 
 

@@ -27,6 +27,7 @@ from app.services import claims, jobs, layer_files, publication
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
 from intraslice_core.config import CompressionConfig
+from intraslice_core.progress import ProgressEvent, Stage
 from tests.app.builders import claim_job, in_state, queued, running, succeeded, weights_on_disk
 from workers import runner
 from workers.child_process import ChildProcess, kill_all_children
@@ -91,6 +92,8 @@ def test_a_finished_child_completes_the_job(resources: Resources, behaviour: str
         ("compress", "layer 1/2"),
         ("publish", "uploading file 1/2"),
     ]
+    fractions = [e.data["fraction"] for e in events if e.type == "progress"]
+    assert fractions == [0.0, 0.4, 0.4], "the upload continues where the engine ended"
     stored = jobs.get_job(resources, OPERATOR, job.id)
     assert stored.progress == Progress(fraction=1.0, message="done")
 
@@ -286,6 +289,31 @@ def test_a_failed_job_keeps_its_last_progress(resources: Resources) -> None:
     assert (progress.fraction, progress.message) == (0.4, "layer 1/2")
 
 
+def test_progress_is_repeated_with_less_remaining_time(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queued(resources)
+    job = claims.claim_next_job(resources, "worker-1")
+    assert job is not None
+    journal = runner.ProgressJournal(resources, job)
+    journal.repeat()
+    assert jobs.get_job(resources, OPERATOR, job.id).stage is None
+    event = ProgressEvent(stage=Stage.PUBLISH, message="file 1", fraction=0.9, eta_seconds=100.0)
+    journal.write(event)
+    journal.repeat()
+    unchanged = jobs.get_job(resources, OPERATOR, job.id).progress
+    assert unchanged is not None
+    assert unchanged.eta_seconds == 100.0
+    monkeypatch.setattr(runner, "LONGEST_PAUSE_SECONDS", 0.0)
+    journal.repeat()
+    repeated = jobs.get_job(resources, OPERATOR, job.id)
+    assert repeated.stage is Stage.PUBLISH
+    assert repeated.progress is not None
+    assert (repeated.progress.fraction, repeated.progress.message) == (0.9, "file 1")
+    assert repeated.progress.eta_seconds is not None
+    assert repeated.progress.eta_seconds < 100.0
+
+
 def test_the_child_receives_the_model_limits(resources: Resources) -> None:
     requests: list[ChildRequest] = []
 
@@ -297,6 +325,7 @@ def test_the_child_receives_the_model_limits(resources: Resources) -> None:
     run_next_job(resources, "worker-1", threading.Event(), recording_child)
     assert [request.limits for request in requests] == [resources.settings.model_limits]
     assert requests[0].limits.max_parameters is not None
+    assert requests[0].speeds == resources.settings.data_dir / "stage-speeds.json"
 
 
 def test_files_of_dead_workers_are_removed(resources: Resources) -> None:

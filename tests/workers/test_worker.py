@@ -120,6 +120,8 @@ def test_a_real_job_from_request_to_download(
     assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
     assert (events[0]["type"], events[-1]["type"]) == ("queued", "succeeded")
     assert list((settings.data_dir / "work").glob("*/*")) == []
+    speeds = json.loads((settings.data_dir / "stage-speeds.json").read_text())
+    assert {"compress", "verify", "evaluate"} <= set(*speeds.values())
 
 
 def start_long_job(client: TestClient, model: Path, log: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 
 from app.adapters.storage import ArtifactStore
-from app.domain.errors import ArtifactNotFoundError, StoreUnavailableError
+from app.domain.errors import ArtifactNotFoundError, LeaseLostError, StoreUnavailableError
 from app.embedded.seaweed import EmbeddedS3
 
 
@@ -32,6 +32,30 @@ def test_objects_have_the_content_that_was_written(store: ArtifactStore, tmp_pat
     store.get_file("a/b c/é.bin", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == content
     assert {file.name for file in tmp_path.iterdir()} - {"a store %20 é"} == {"file", "copy"}
+
+
+def test_every_part_of_an_object_is_reported(store: ArtifactStore, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(20_000_000))
+    (tmp_path / "empty").touch()
+    sent: list[int] = []
+    read: list[int] = []
+    store.put_file("a/file", tmp_path / "file", on_bytes=sent.append)
+    store.sha256("a/file", read.append)
+    assert sum(sent) == sum(read) == 20_000_000
+    assert len(sent) == 3
+    store.put_file("a/empty", tmp_path / "empty")
+    assert store.read("a/empty") == b""
+
+
+def test_an_upload_that_is_stopped_leaves_no_object(store: ArtifactStore, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(20_000_000))
+
+    def stop(_count: int) -> None:
+        raise LeaseLostError
+
+    with pytest.raises(LeaseLostError):
+        store.put_file("a/file", tmp_path / "file", on_bytes=stop)
+    assert store.keys("a/") == []
 
 
 def test_new_objects_overwrite_nothing(store: ArtifactStore) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import ModelLimits
 from intraslice_core.errors import BrokenCheckpointError, ModelNotFoundError, ModelTooLargeError
+from intraslice_core.substeps import substeps_to
 from tests.intraslice_core.tiny_models import tiny_llama
 
 
@@ -57,6 +59,21 @@ def test_hub_model_larger_than_allowed_is_not_downloaded(
     monkeypatch.setattr("huggingface_hub.snapshot_download", announce)
     with pytest.raises(ModelTooLargeError, match="1200 bytes"):
         open_model("hub:org/name", tmp_path, ModelLimits(max_bytes=1000))
+
+
+def test_a_download_reports_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: Any, tqdm_class: Any, **__: Any) -> str:
+        for unit in ("B", "it"):
+            with tqdm_class(unit=unit, total=9_000_000, disable=True) as bar:
+                bar.update(3_000_000)
+                bar.update(4_000_000)
+        return str(tiny_llama(tmp_path / "model"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    messages: list[str] = []
+    with substeps_to(messages.append):
+        open_model("hub:org/name", tmp_path)
+    assert [text for text in messages if "MB" in text] == ["downloaded 3 MB", "downloaded 7 MB"]
 
 
 def test_cached_hub_model_is_opened_without_a_hub(

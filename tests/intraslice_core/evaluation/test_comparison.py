@@ -19,7 +19,7 @@ from intraslice_core.errors import (
     MeasurementError,
     QualityGateError,
 )
-from intraslice_core.evaluation import comparison, perplexity
+from intraslice_core.evaluation import perplexity, speeds
 from intraslice_core.evaluation.clean_process import CleanProcess
 from intraslice_core.evaluation.comparison import (
     Materials,
@@ -272,7 +272,7 @@ def few_kernels(monkeypatch):
 
 
 def test_after_a_compression_a_clean_process_measures_the_speed(pair, few_kernels, monkeypatch):
-    monkeypatch.setattr(comparison, "compare_speeds", None)  # fails if called in this process
+    monkeypatch.setattr(speeds, "compare_speeds", None)  # fails if called in this process
     points = (SpeedPoint(batch_size=2, context_length=8),)
     settings = {"speed_grid": points, "benchmark": True}
     report = evaluate_pair(*pair, CONFIG.model_copy(update=settings))
@@ -295,8 +295,8 @@ def test_the_clean_process_has_no_limit_on_cached_kernels(few_kernels, monkeypat
 def test_a_failed_speed_measurement_is_an_error_with_the_reason(pair, few_kernels, tmp_path):
     settings = CONFIG.model_copy(update={"benchmark": True})
     with pytest.raises(MeasurementError, match="speed could not be measured"):
-        comparison._compare_speeds(
+        speeds.compare_speeds_apart(
             pair[0], tmp_path / "none", settings, ("float32", "cpu"), lambda: False
         )
     with pytest.raises(CompressionCancelledError):
-        comparison._compare_speeds(*pair, settings, ("float32", "cpu"), lambda: True)
+        speeds.compare_speeds_apart(*pair, settings, ("float32", "cpu"), lambda: True)

@@ -109,7 +109,7 @@ def test_a_run_killed_during_training_resumes_on_another_machine(
         str(dense), tmp_path / "out", config(), resume_state=state, on_progress=listen, verify=False
     )
     assert report.resumed_layers == 3
-    assert steps == [f"step {step}/40" for step in range(20, 41)]
+    assert list(dict.fromkeys(steps)) == [f"step {step}/40" for step in range(20, 41)]
     assert weights_of(tmp_path / "out") == weights_of(tmp_path / "whole")
 
 
@@ -148,15 +148,17 @@ def test_progress_never_falls_and_training_estimates_its_remaining_time(
     fractions = [event.fraction for event in events]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
-    training = [event for event in events if event.stage is Stage.RECOVER]
-    assert len(training) == 41
+    steps = (event for event in events if ": " not in event.message)  # without sub-steps
+    training = [event for event in steps if event.stage is Stage.RECOVER]
+    assert len({event.message for event in training}) == 41  # a slow step repeats its event
     assert all(event.eta_seconds is not None and event.eta_seconds > 0.0 for event in training[2:])
 
 
 @pytest.mark.parametrize("recover", [False, True])
 def test_shares_of_the_stages_have_no_gaps(recover: bool) -> None:
     shares = shares_of(recover=recover)
-    assert (Stage.RECOVER in shares) == recover
+    begin, end = shares[Stage.RECOVER]
+    assert (end > begin) == recover
     order = [stage for stage in Stage if stage in shares]
     places = [place for stage in order for place in shares[stage]]
     assert places[0] == 0.0
@@ -165,7 +167,8 @@ def test_shares_of_the_stages_have_no_gaps(recover: bool) -> None:
         [shares[stage] for stage in order], [shares[stage] for stage in order[1:]], strict=False
     ):
         assert math.isclose(end, begin)
-    assert all(low < high for low, high in shares.values())
+    unused = {Stage.PUBLISH} if recover else {Stage.PUBLISH, Stage.RECOVER}
+    assert {stage for stage, (low, high) in shares.items() if low == high} == unused
 
 
 def test_a_run_cancelled_during_training_leaves_no_files(dense: Path, tmp_path: Path) -> None:

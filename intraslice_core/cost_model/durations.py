@@ -1,0 +1,273 @@
+"""Expected duration of each stage on a reference machine, for shares of progress.
+
+Only proportions matter: the run itself shows how fast its machine is, and `stage_speeds` keeps what
+earlier runs have shown. The amounts of work follow from shapes and settings. The rates are those of
+one thread of a CPU with AVX-512, fitted to two runs of SmolLM2-135M (`benchmarks/progress.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from intraslice_core.config import CompressionConfig, EvaluationConfig, RecoveryConfig
+from intraslice_core.cost_model.flops import StageFlops, stage_flops
+from intraslice_core.plan import ModelGeometry, dense_parameters
+from intraslice_core.progress import Stage
+from intraslice_core.text_sources import WRITTEN
+
+_PRODUCTS = 140e9
+"""Floating-point operations per second of products in the compute dtype."""
+_FACTORISATIONS = 28e9
+"""Floating-point operations per second of blocked float64 factorisations."""
+_ELIMINATIONS = 13e9
+"""Floating-point operations per second of eliminating neurons, a few rows at a time."""
+_MEMORY = 6e9
+"""Bytes per second of weights that are read from memory for every decoded token."""
+_BYTES = 0.3e9
+"""Bytes per second of reading, hashing and writing weights."""
+_UPLOAD_PASSES = 3
+"""Times that an uploaded byte is hashed, sent or read back."""
+_TEXT_TOKENS = 20_000.0
+"""Tokens per second of reading and tokenizing text."""
+_WRITTEN_AT_ONCE = 128
+"""Sequences that the model writes at once; weights are read once for all of them."""
+_PROCESS = 3.5
+"""Seconds until a clean process has imported torch and transformers."""
+_LAYER = 0.03
+"""Seconds of a layer's small operations in one trial or compression."""
+_VERIFIED_RUNS = 2 * 3
+"""Prompts that verification answers, in float32: three here and three in the process."""
+_VERIFIED_PROMPT, _VERIFIED_DECODED = 32, 16
+_SPEED_RUNS = 2 * 2 * 4
+"""Runs of the speed benchmark: two models, with and without stopwatch, four times."""
+_SPEED_PROMPT, _SPEED_DECODED = 256, 32
+_LOAD_RUNS = 2 * 7
+_LOAD_DECODED = 32
+_CONTINUATION_TOKENS = 48
+_EXAMPLE_TOKENS = 200
+_EXAMPLES = 1000
+"""Examples of a task without a limit, roughly."""
+_TRAINING_PASSES = {"ce": 3.0, "distill": 4.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllocationSeconds:
+    """Expected seconds of the parts of the allocation, in order."""
+
+    gradients: float
+    sensitivity: float
+    trial_compression: float
+
+    @property
+    def total(self) -> float:
+        """Sum of the parts."""
+        return self.gradients + self.sensitivity + self.trial_compression
+
+    def finished(self, done: float, ends: tuple[float, float]) -> float:
+        """Return the finished fraction of the time, from the fraction that the allocation reports.
+
+        Args:
+            done: reported fraction, in which every part has a fixed share.
+            ends: reported fractions at the end of the gradients and of the sensitivity.
+        """
+        if not (self.sensitivity and self.trial_compression):
+            return done
+        bounds = (0.0, *ends, 1.0)
+        parts = (self.gradients, self.sensitivity, self.trial_compression)
+        seconds = sum(
+            part * min(max((done - begin) / (end - begin), 0.0), 1.0)
+            for part, begin, end in zip(parts, bounds, bounds[1:], strict=False)
+        )
+        return seconds / self.total
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSeconds:
+    """Expected seconds of the parts of the evaluation, in order."""
+
+    dense: float
+    compressed: float
+    speed: float
+
+    @property
+    def parts(self) -> tuple[float, float, float]:
+        """Return the parts in order."""
+        return self.dense, self.compressed, self.speed
+
+    @property
+    def total(self) -> float:
+        """Sum of the parts."""
+        return sum(self.parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpectedDurations:
+    """Expected seconds of a run's stages on the reference machine, and of the parts of some."""
+
+    stages: Mapping[Stage, float]
+    allocation: AllocationSeconds
+    evaluation: EvaluationSeconds | None
+
+
+def expected_durations(
+    geometry: ModelGeometry,
+    compression: CompressionConfig,
+    evaluation: EvaluationConfig | None,
+    item_bytes: int,
+    *,
+    verify: bool = True,
+    uploads: bool = False,
+) -> ExpectedDurations:
+    """Estimate the durations of a run and of the parts of its stages.
+
+    Args:
+        geometry: dimensions of the dense model.
+        compression: settings of the compression.
+        evaluation: settings of the evaluation; None without one.
+        item_bytes: bytes of a stored weight.
+        verify: the result is loaded in a clean process.
+        uploads: the result is hashed, sent to a store and read back.
+    """
+    stages = stage_seconds(geometry, compression, evaluation, item_bytes)
+    if not verify:
+        del stages[Stage.VERIFY]
+    if not uploads:
+        del stages[Stage.PUBLISH]
+    return ExpectedDurations(
+        stages=stages,
+        allocation=allocation_seconds(geometry, compression),
+        evaluation=None
+        if evaluation is None
+        else evaluation_seconds(geometry, evaluation, item_bytes),
+    )
+
+
+def stage_seconds(
+    geometry: ModelGeometry,
+    compression: CompressionConfig,
+    evaluation: EvaluationConfig | None,
+    item_bytes: int,
+) -> dict[Stage, float]:
+    """Estimate the seconds of each stage on the reference machine.
+
+    Args:
+        geometry: dimensions of the dense model.
+        compression: settings of the compression.
+        evaluation: settings of the evaluation; None without one.
+        item_bytes: bytes of a stored weight.
+    """
+    flops = stage_flops(geometry, compression)
+    weights = dense_parameters(geometry)
+    copying = weights * item_bytes / _BYTES
+    seconds = {
+        Stage.LOAD: 0.05 + copying / 10,
+        Stage.CALIBRATE: _calibrate(geometry, compression, item_bytes),
+        Stage.ALLOCATE: allocation_seconds(geometry, compression).total,
+        Stage.COMPRESS: _compress(flops, geometry) + copying,
+        Stage.VERIFY: _verify(geometry, item_bytes, gguf_files=len(compression.gguf_formats)),
+        Stage.EXPORT: 0.02 + copying / 10,
+        Stage.PUBLISH: 0.1 + _UPLOAD_PASSES * copying * (1.0 - (compression.ratio or 0.0)),
+    }
+    if compression.recover is not None:
+        seconds[Stage.RECOVER] = _recover(geometry, compression.recover)
+    if evaluation is not None:
+        seconds[Stage.EVALUATE] = evaluation_seconds(geometry, evaluation, item_bytes).total
+    return seconds
+
+
+def allocation_seconds(
+    geometry: ModelGeometry, compression: CompressionConfig
+) -> AllocationSeconds:
+    """Estimate the seconds of the allocation's parts on the reference machine."""
+    flops = stage_flops(geometry, compression)
+    layers = geometry.num_hidden_layers * _LAYER
+    trials = 4 * layers if flops.trial_compression else 0.0
+    return AllocationSeconds(
+        gradients=flops.gradients / _PRODUCTS,
+        sensitivity=flops.sensitivity / _PRODUCTS
+        + flops.sensitivity_factorisations / _ELIMINATIONS
+        + (layers if flops.sensitivity else 0.0),
+        trial_compression=flops.trial_compression / _PRODUCTS
+        + flops.trial_factorisations / _FACTORISATIONS
+        + trials,
+    )
+
+
+def evaluation_seconds(
+    geometry: ModelGeometry, evaluation: EvaluationConfig, item_bytes: int
+) -> EvaluationSeconds:
+    """Estimate the seconds of the evaluation's parts on the reference machine."""
+    rate, step = _tokens_per_second(geometry), _decoding_step(geometry, item_bytes)
+    length = min(evaluation.context_length, evaluation.max_tokens)
+    sources = sum(source in WRITTEN for source in evaluation.perplexity)
+    written = sources * _writing(geometry, evaluation.max_tokens, length, item_bytes)
+    examples = len(evaluation.tasks) * (evaluation.task_limit or _EXAMPLES)
+    tokens = len(evaluation.perplexity) * evaluation.max_tokens + examples * _EXAMPLE_TOKENS
+    scored = 0.1 + tokens / rate + len(evaluation.prompts) * _CONTINUATION_TOKENS * step
+    run = _SPEED_PROMPT / rate + _SPEED_DECODED * step
+    loads = sum(
+        point.batch_size * (point.context_length + _LOAD_DECODED) / rate + _LOAD_DECODED * step
+        for point in evaluation.speed_grid
+    )
+    timed = _SPEED_RUNS * run * evaluation.benchmark + _LOAD_RUNS * loads
+    return EvaluationSeconds(
+        dense=scored + written,
+        compressed=scored,
+        speed=_PROCESS + timed if timed else 0.0,
+    )
+
+
+def _calibrate(geometry: ModelGeometry, compression: CompressionConfig, item_bytes: int) -> float:
+    parts = list(compression.resolved_calibration.parts())
+    if compression.recover is not None:
+        parts += compression.recover.text(compression.calibration).parts()
+    read = sum(part.tokens for part in parts if part.source not in WRITTEN)
+    written = sum(
+        _writing(geometry, part.tokens, part.sequence_length, item_bytes)
+        for part in parts
+        if part.source in WRITTEN
+    )
+    return 0.25 + read / _TEXT_TOKENS + written
+
+
+def _writing(geometry: ModelGeometry, tokens: int, length: int, item_bytes: int) -> float:
+    """Return the seconds in which the dense model writes tokens, in sequences of a length."""
+    steps = math.ceil(tokens / (length * _WRITTEN_AT_ONCE)) * length
+    return tokens / _tokens_per_second(geometry) + steps * _decoding_step(geometry, item_bytes)
+
+
+def _decoding_step(geometry: ModelGeometry, item_bytes: int) -> float:
+    """Return the seconds in which all weights are read from memory once."""
+    return _passed_weights(geometry) * item_bytes / _MEMORY
+
+
+def _verify(geometry: ModelGeometry, item_bytes: int, *, gguf_files: int) -> float:
+    copying = dense_parameters(geometry) * item_bytes / _BYTES
+    prompt = _VERIFIED_PROMPT / _tokens_per_second(geometry)
+    answers = _VERIFIED_RUNS * (prompt + _VERIFIED_DECODED * _decoding_step(geometry, 4))
+    return _PROCESS + 2 * copying + answers + gguf_files * (2 * copying + 2.0)
+
+
+def _compress(flops: StageFlops, geometry: ModelGeometry) -> float:
+    products = (flops.passes + flops.statistics) / _PRODUCTS
+    layers = geometry.num_hidden_layers * _LAYER
+    return products + flops.factorisations / _FACTORISATIONS + layers
+
+
+def _recover(geometry: ModelGeometry, recover: RecoveryConfig) -> float:
+    passes = _TRAINING_PASSES.get(recover.loss, 4.0)
+    seconds = passes * recover.max_tokens / _tokens_per_second(geometry)
+    return seconds if recover.max_seconds is None else min(seconds, recover.max_seconds)
+
+
+def _tokens_per_second(geometry: ModelGeometry) -> float:
+    """Return the tokens of a prompt that pass the dense model in a second."""
+    return _PRODUCTS / (2.0 * _passed_weights(geometry))
+
+
+def _passed_weights(geometry: ModelGeometry) -> int:
+    """Return the number of weights that every token passes, the head's included."""
+    head = geometry.hidden_size * geometry.vocab_size
+    return geometry.dense_plan().parameters(geometry) + head

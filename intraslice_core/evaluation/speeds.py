@@ -1,0 +1,52 @@
+"""Speed comparison of two checkpoints, in a clean process where this one would distort it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from intraslice_core.config import EvaluationConfig
+from intraslice_core.device import keeps_few_kernels
+from intraslice_core.errors import MeasurementError
+from intraslice_core.evaluation import speed_process
+from intraslice_core.evaluation.clean_process import PACKAGES_DIRECTORY, CleanProcess
+from intraslice_core.evaluation.timing import compare_speeds
+from intraslice_core.progress import CancellationCheck
+from intraslice_core.reports.schema import LoadReport, SpeedReport
+
+
+def compare_speeds_apart(
+    dense_dir: Path,
+    compressed_dir: Path,
+    config: EvaluationConfig,
+    compute: tuple[str, str],
+    should_cancel: CancellationCheck,
+) -> tuple[SpeedReport | None, tuple[LoadReport, ...]]:
+    """Time both models, in a clean process where this process caches few compiled kernels."""
+    dtype, device = compute
+    if not keeps_few_kernels():
+        return compare_speeds(
+            dense_dir,
+            compressed_dir,
+            config,
+            dtype=dtype,
+            device=device,
+            should_cancel=should_cancel,
+        )
+    process = CleanProcess(
+        program=speed_process.__file__,
+        arguments=[str(PACKAGES_DIRECTORY)],
+        make_error=lambda reason: MeasurementError(f"speed could not be measured: {reason}"),
+    )
+    request = {
+        "dense": str(dense_dir.resolve()),
+        "compressed": str(compressed_dir.resolve()),
+        "config": config.model_dump(mode="json"),
+        "dtype": dtype,
+        "device": device,
+    }
+    reply = process.run(request, should_cancel)
+    speed = reply["speed"]
+    return (
+        speed and SpeedReport.model_validate(speed),
+        tuple(LoadReport.model_validate(load) for load in reply["loads"]),
+    )

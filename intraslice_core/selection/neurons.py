@@ -17,6 +17,10 @@ small MLP in a single step without updates.
 """
 
 
+_REMOVED_SHARE = 1 / 8
+"""Share of removed rows from which the matrices are made smaller; copies cost more than products."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class NeuronChoice:
     """The neurons to keep and the cost of removing the others."""
@@ -85,17 +89,21 @@ def eliminate_neurons(factor: Factor, output: Tensor, keep: int) -> NeuronChoice
     chunk = max(output.shape[0] // OBS_CHUNK_DIVISOR, 1)
     weight = output.to(inverse, copy=True)
     alive = torch.arange(weight.shape[0], device=weight.device)
+    is_removed = torch.zeros_like(alive, dtype=torch.bool)
     score = weight.square().sum(-1) / inverse.diagonal()
     order, cost = [], []
-    while (surplus := alive.shape[0] - keep) > 0:
+    for surplus in range(len(alive) - keep, 0, -chunk):
         saliency = weight.square().sum(-1) / inverse.diagonal()
-        ranked = saliency.argsort(stable=True)
-        step = min(chunk, surplus)
-        removed, remaining = ranked[:step], ranked[step:].sort().values
+        saliency.masked_fill_(is_removed, torch.inf)
+        removed = saliency.argsort(stable=True)[: min(chunk, surplus)]
         order.append(alive[removed])
         cost.append(saliency[removed])
-        weight, inverse = _without(weight, inverse, removed, remaining)
-        alive = alive[remaining]
+        _compensate(weight, inverse, removed)
+        is_removed[removed] = True
+        if is_removed.sum() > _REMOVED_SHARE * len(alive) or surplus <= chunk:
+            rows = (~is_removed).nonzero().flatten()
+            weight, inverse = weight[rows], inverse[rows][:, rows]
+            alive, is_removed = alive[rows], is_removed[rows]
     empty = alive.new_empty(0)
     return NeuronChoice(
         kept=alive,
@@ -105,13 +113,9 @@ def eliminate_neurons(factor: Factor, output: Tensor, keep: int) -> NeuronChoice
     )
 
 
-def _without(
-    weight: Tensor, inverse: Tensor, removed: Tensor, remaining: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return `W` and `H⁻¹` of the remaining neurons after they compensate for the removed ones."""
-    columns = inverse[remaining][:, removed]
-    compensation = torch.linalg.solve(inverse[removed][:, removed], columns, left=False)
-    return (
-        weight[remaining] - compensation @ weight[removed],
-        inverse[remaining][:, remaining] - compensation @ columns.mT,
-    )
+def _compensate(weight: Tensor, inverse: Tensor, removed: Tensor) -> None:
+    """Update `W` and `H⁻¹` in place so that the other neurons compensate for the removed ones."""
+    columns = inverse[:, removed]
+    compensation = torch.linalg.solve(columns[removed], columns, left=False)
+    weight.addmm_(compensation, weight[removed], alpha=-1.0)
+    inverse.addmm_(compensation, columns.mT, alpha=-1.0)

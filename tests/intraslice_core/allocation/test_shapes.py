@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from intraslice_core.allocation import shapes
+from intraslice_core.allocation import search, shapes
 from intraslice_core.allocation.judge import HeldOutDivergence
 from intraslice_core.allocation.search import TrialCompression
 from intraslice_core.config import CalibrationConfig, CompressionConfig
@@ -145,7 +145,9 @@ def test_plans_are_judged_on_every_kind_of_calibration_text(tmp_path, monkeypatc
     assert all(sorted(kinds.tolist()) == [0, 1] for kinds in judged)
 
 
-def test_fast_shapes_are_reported_with_their_predicted_loss(tmp_path):
+def test_fast_shapes_are_reported_with_their_predicted_loss(tmp_path, monkeypatch):
+    # One candidate: predicted losses of different candidates are not comparable.
+    monkeypatch.setattr(search, "CANDIDATES", search.CANDIDATES[:1])
     tiny_llama(tmp_path / "dense", intermediate_size=512)
     fast, plain = (
         compress(tmp_path, allocation="lagrangian", prefer_fast_shapes=preferred)

@@ -12,7 +12,7 @@ removed the solution is then exactly the original weight, whatever the damping.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,13 +34,13 @@ class Dampings:
     per_dimension: bool = False
     """Damp each dimension in proportion to its own energy."""
 
-    def factor(self, gram: Tensor, damping: float) -> linalg.Factor:
-        """Return the damped factor of a Gram matrix, (n, n).
+    def matrix(self, gram: Tensor) -> linalg.DampedMatrix:
+        """Return a Gram matrix, (n, n), to be factorised with these dampings.
 
         Raises:
-            NumericalError: if the matrix is not finite or the damping ladder ends.
+            NumericalError: if the matrix is not finite.
         """
-        return linalg.damped_cholesky(gram, damping, per_dimension=self.per_dimension)
+        return linalg.DampedMatrix(gram, per_dimension=self.per_dimension)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,33 +80,42 @@ def select(moments: Moments, kept: Tensor) -> Moments:
     )
 
 
-def _excess(moments: Moments, weight: Tensor) -> float:
+def _excess_to(gram: Tensor, weight: Tensor, cross: Tensor) -> float:
     """Return `E‖target - Wᵀz‖² - E‖target‖²`, which suffices to compare weights."""
-    target = moments.cross + moments.correction
-    return float((weight * (moments.gram @ weight - 2 * target)).sum())
+    return float((weight * (gram @ weight - 2 * cross)).sum())
 
 
 def squared_error(moments: Moments, weight: Tensor) -> float:
     """Return `E‖target - Wᵀz‖²` of any weight, (width, hidden_size), from the moments."""
-    return max(moments.energy + _excess(moments, weight), 0.0)
-
-
-def _own_part(
-    factor: linalg.Factor, moments: Moments, prior: Tensor | None, residual: Tensor | None = None
-) -> Tensor:
-    """Return the ridge solution for the module's own output, shrunk to `prior` or to zero.
-
-    `residual` is the result of `_residual`, if the caller solves with several dampings.
-    """
-    solution = factor.solve(_residual(moments, prior) if residual is None else residual)
-    return solution if prior is None else solution.add_(prior.to(moments.gram))
+    target = moments.cross + moments.correction
+    return max(moments.energy + _excess_to(moments.gram, weight, target), 0.0)
 
 
 def _residual(moments: Moments, prior: Tensor | None) -> Tensor:
     """Return the cross moment that the prior does not explain, `R - H prior`."""
     if prior is None:
         return moments.cross
+    if moments.residual is not None:
+        return moments.residual
     return moments.cross - moments.gram @ prior.to(moments.gram)
+
+
+PROBES = 32
+"""Number of random combinations of outputs by which dampings are compared."""
+
+
+def _probes(like: Tensor) -> Tensor | None:
+    """Return random signs, (hidden_size, PROBES), over √PROBES; None for fewer than 2 · PROBES.
+
+    The squared length of an error's product with them has the squared length of the error as its
+    expectation. All dampings are compared by the same combinations, and each costs two products
+    and a solve with `PROBES` columns instead of `hidden_size`.
+    """
+    hidden = like.shape[1]
+    if hidden < 2 * PROBES:
+        return None
+    signs = torch.randint(0, 2, (hidden, PROBES), generator=torch.Generator().manual_seed(0))
+    return signs.to(like).mul_(2).sub_(1).div_(PROBES**0.5)
 
 
 def choose_dampings(
@@ -121,47 +130,69 @@ def choose_dampings(
         NumericalError: if the damping ladder ends.
     """
     has_correction = bool(fit.correction.any()) and len(dampings.correction) > 0
-    own, correction = dampings.own[0], dampings.correction[0] if has_correction else None
-    if held_out is not None and len(dampings.own) > 1:
-        own = _own_damping(fit, held_out, prior, dampings)
-    if held_out is not None and has_correction and len(dampings.correction) > 1:
-        correction = _correction_damping(fit, held_out, prior, own, dampings)
-    return own, correction
+    own, correction = dampings.own, dampings.correction if has_correction else ()
+    if held_out is not None and max(len(own), len(correction)) > 1:
+        own, correction = _compare_dampings(fit, held_out, prior, dampings, correction)
+    return own[0], correction[0] if correction else None
 
 
-def _own_damping(
-    fit: Moments, held_out: Moments, prior: Tensor | None, dampings: Dampings
-) -> float:
-    """Return the candidate for λ₁ that predicts the module's own output best."""
-    target = replace(held_out, correction=torch.zeros_like(held_out.correction))
-    residual = _residual(fit, prior)
-
-    def error(damping: float) -> float:
-        factor = dampings.factor(fit.gram, damping)
-        return _excess(target, _own_part(factor, fit, prior, residual))
-
-    return min(dampings.own, key=error)
-
-
-def _correction_damping(
+def _compare_dampings(
     fit: Moments,
     held_out: Moments,
     prior: Tensor | None,
-    own: float,
     dampings: Dampings,
-) -> float:
-    """Return the candidate for λ₂ that, added to the own part, predicts the target best."""
-    part = _own_part(dampings.factor(fit.gram, own), fit, prior)
+    corrections: Sequence[float],
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the candidates for λ₁ and for λ₂ that predict best; empty without candidates.
+
+    Solutions are compared less their prior, which has the same error for all of them.
+    """
+    probes = _probes(fit.cross)
+    compared = corrections if len(corrections) > 1 else ()
+
+    def targets(moments: Moments) -> tuple[Tensor, Tensor]:
+        both = (_residual(moments, prior), moments.correction)
+        return both if probes is None else (both[0] @ probes, both[1] @ probes)
+
+    own_targets, correction_targets = targets(held_out)
+    own, correction = _solutions(dampings, compared, fit.gram, targets(fit))
+
+    def own_error(damping: float) -> float:
+        return _excess_to(held_out.gram, own[damping], own_targets)
+
+    best = min(dampings.own, key=own_error)
+    if not compared:
+        return (best,), corrections
 
     def error(damping: float) -> float:
-        factor = dampings.factor(fit.gram, damping)
-        return _excess(held_out, part + factor.solve(fit.correction))
+        solution = own[best] + correction[damping]
+        return _excess_to(held_out.gram, solution, own_targets + correction_targets)
 
-    return min(dampings.correction, key=error)
+    return (best,), (min(compared, key=error),)
+
+
+def _solutions(
+    dampings: Dampings, corrections: Sequence[float], gram: Tensor, targets: tuple[Tensor, Tensor]
+) -> tuple[dict[float, Tensor], dict[float, Tensor]]:
+    """Return the solutions of both parts of the regression by damping; one factor serves both."""
+    matrix = dampings.matrix(gram)
+    own, correction = {}, {}
+    for damping in sorted({*dampings.own, *corrections}):
+        factor = matrix.factor(damping)
+        if damping in dampings.own:
+            own[damping] = factor.solve(targets[0])
+        if damping in corrections:
+            correction[damping] = factor.solve(targets[1])
+    return own, correction
 
 
 def fit_output(
-    fit: Moments, held_out: Moments | None, prior: Tensor | None, dampings: Dampings
+    fit: Moments,
+    held_out: Moments | None,
+    prior: Tensor | None,
+    dampings: Dampings,
+    *,
+    in_place: bool = False,
 ) -> Fit:
     """Fit the output projection of a pruned module.
 
@@ -170,23 +201,36 @@ def fit_output(
         held_out: moments over the other sequences; None if no damping has to be chosen.
         prior: projected original weight `PᵀW`, (kept, hidden_size); None to shrink to zero.
         dampings: candidates for both parts.
+        in_place: overwrite `fit` by the sum of both, which saves a copy of the Gram matrix.
 
     Raises:
         NumericalError: if the damping ladder ends.
     """
-    everything = fit if held_out is None else fit + held_out
     own, correction = choose_dampings(fit, held_out, prior, dampings)
-    factor = dampings.factor(everything.gram, own)
-    weight = _own_part(factor, everything, prior)
+    everything = fit if held_out is None else fit.plus(held_out, in_place=in_place)
+    matrix = dampings.matrix(everything.gram)
+    factor = matrix.factor(own)
+    weight = factor.solve(_residual(everything, prior))
+    used, target = factor.damping, everything.cross
+    # `H W`, which the error needs, follows from the equations that the solution satisfies.
+    damped = weight * (used * matrix.scale).unsqueeze(-1)
+    if prior is not None:
+        weight += prior.to(weight)
     if correction is not None:
-        correction_factor = dampings.factor(everything.gram, correction)
-        weight = weight + correction_factor.solve(everything.correction)
-        correction = correction_factor.damping
+        if correction != own:
+            factor = matrix.factor(correction)
+        part, target = factor.solve(everything.correction), target + everything.correction
+        weight += part
+        damped += part.mul_((factor.damping * matrix.scale).unsqueeze(-1))
+        correction = factor.damping
+    product = target.sub(damped)  # `H W`
+    product.sub_(everything.cross, alpha=2).sub_(everything.correction, alpha=2)
+    error = max(everything.energy + float(weight.mul(product).sum()), 0.0)
     return Fit(
         weight=weight,
-        damping_own=factor.damping,
+        damping_own=used,
         damping_correction=correction,
-        relative_error=relative_error(everything, weight),
+        relative_error=error / everything.energy if everything.energy > 0 else 0.0,
     )
 
 
@@ -202,11 +246,17 @@ NEGLIGIBLE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Observation:
-    """One batch of a module's activations, in the space of the regression."""
+class Regressors:
+    """One batch of a module's inner activations, in the space of the regression."""
 
     inner: Tensor
     """Regressors, (…, width [+ 1]); a last entry of constant 1 stands for a bias."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation(Regressors):
+    """One batch of a module's activations, in the space of the regression."""
+
     own: Tensor
     """Output of the unpruned module, linear in its inner activations, (…, hidden_size)."""
     added: Tensor
@@ -244,6 +294,12 @@ class OutputSpace:
         fitted = fitted / self.settings.residual_scale
         return fitted if scale is None else fitted / scale
 
+    def regressors(self, inner: Tensor) -> Regressors:
+        """Return one batch of regressors without norm, from inner activations, (…, width)."""
+        if self.output.bias is not None:
+            inner = torch.cat((inner, torch.ones_like(inner[..., :1])), dim=-1)
+        return Regressors(inner=inner)
+
     def observe(self, dense_inner: Tensor, inner: Tensor) -> Observation:
         """Return the regression's view of one batch.
 
@@ -251,9 +307,8 @@ class OutputSpace:
             dense_inner: inner activations of the unpruned module, (…, width).
             inner: inner activations of the pruned module, (…, width).
         """
+        inner = self.regressors(inner).inner
         projected = self.output(dense_inner)
-        if self.output.bias is not None:
-            inner = torch.cat((inner, torch.ones_like(inner[..., :1])), dim=-1)
         scale, _ = self._column_scale()
         if self.norm is None or scale is None:
             projected = decoder_layer.scaled(projected, self.settings)
@@ -278,6 +333,23 @@ class OutputSpace:
         difference = target - observation.added
         _, usable = self._column_scale()
         return difference if usable is None else difference * usable
+
+    def reachable(self, target: Tensor, observation: Regressors) -> Tensor:
+        """Return the target, in columns of negligible norm weight the module's own output.
+
+        Arguments are those of `correction`.
+        """
+        _, usable = self._column_scale()
+        if usable is None or not isinstance(observation, Observation):
+            return target
+        return torch.where(usable, target.to(observation.own), observation.own)
+
+    def without_unusable(self, moments: Moments) -> Moments:
+        """Return moments whose correction is zero in columns of negligible norm weight."""
+        _, usable = self._column_scale()
+        if usable is not None:
+            moments.correction.mul_(usable)
+        return moments
 
     def _column_scale(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the norm's effective weight, floored, float64, and a mask of usable columns."""
@@ -304,7 +376,18 @@ def mlp_space(weights: LayerWeights, settings: LayerSettings) -> OutputSpace:
 
 
 class SplitAccumulator:
-    """Accumulates a module's moments, those of held-out sequences apart from the others."""
+    """Accumulates a module's moments, those of held-out sequences apart from the others.
+
+    Args:
+        space: output space of the dense module.
+        device: compute device.
+        own_is_linear: whether the module's own output is a projection of the inner activation.
+        has_held_out: whether there are held-out sequences.
+        prefix_length: positions of the prefix at the beginning of every sequence.
+        width: width of the inner activation; None for that of the dense module.
+        kept: leading entries of the inner activation that the module keeps, where they are known;
+            None for all. `own_is_linear` must be true then.
+    """
 
     def __init__(
         self,
@@ -314,50 +397,77 @@ class SplitAccumulator:
         own_is_linear: bool,
         has_held_out: bool,
         prefix_length: int = 0,
+        width: int | None = None,
+        kept: int | None = None,
     ) -> None:
         self._space = space
+        self._own_is_linear = own_is_linear
         self._prefix_length = prefix_length
+        self._width = width or space.output.weight.shape[1]
+        self._kept = kept
+        constants = int(space.output.bias is not None)
 
         def make() -> MomentAccumulator:
             return MomentAccumulator(
-                width=space.output.weight.shape[1] + (space.output.bias is not None),
+                width=self._width + constants,
                 hidden_size=space.output.weight.shape[0],
                 device=device,
                 own_is_linear=own_is_linear,
+                kept=None if kept is None else kept + constants,
             )
 
         self._fit = make()
         self._held_out = make() if has_held_out else None
 
+    def needs_own(self, *, has_target: bool) -> bool:
+        """Report whether `add` needs an `Observation`, with the unpruned module's own output."""
+        if not self._own_is_linear or self._space.norm is not None:
+            return True
+        return not has_target and (self._prefix_length > 0 or self._kept is not None)
+
     def add(
         self,
-        observation: Observation,
+        observation: Regressors,
         target: Tensor | None,
-        stream: Tensor,
+        stream: Tensor | None,
         *,
         is_held_out: bool,
     ) -> None:
         """Add one batch, flattened to tokens.
 
         Args:
-            observation: (batch, sequence, …), from the output space.
+            observation: (batch, sequence, …), from the output space; see `needs_own`.
             target: wanted contribution to the residual stream, (batch, sequence, hidden_size);
                 None if it is the module's own.
             stream: hidden states after the module, (batch, sequence, hidden_size), by which the
-                positions of the prefix are scaled.
+                positions of the prefix are scaled; None without prefix.
             is_held_out: whether the batch belongs to the held-out sequences.
 
         Raises:
             NumericalError: if an activation is not finite.
         """
-        correction = None if target is None else self._space.correction(target, observation)
         sums = self._held_out if self._held_out is not None and is_held_out else self._fit
-        scale = prefix_scale(stream, self._prefix_length)
-        sums.add(
-            scaled(observation.inner, scale).flatten(0, 1),
-            scaled(observation.own, scale).flatten(0, 1),
-            None if correction is None else scaled(correction, scale).flatten(0, 1),
-        )
+        scale = None if stream is None else prefix_scale(stream, self._prefix_length)
+
+        def flat(activations: Tensor) -> Tensor:
+            return scaled(activations, scale).flatten(0, 1)
+
+        inner = self._arranged(flat(observation.inner))
+        observed = isinstance(observation, Observation)
+        if self._own_is_linear and (target is not None or not observed):
+            reached = None if target is None else self._space.reachable(target, observation)
+            sums.add_linear(inner, None if reached is None else flat(reached))
+            return
+        assert isinstance(observation, Observation)
+        correction = None if target is None else self._space.correction(target, observation)
+        sums.add(inner, flat(observation.own), None if correction is None else flat(correction))
+
+    def _arranged(self, entries: Tensor) -> Tensor:
+        """Move the constant that stands for a bias to the kept entries, in the last dimension."""
+        if self._space.output.bias is None or self._kept in (None, self._width):
+            return entries
+        parts = (entries[..., : self._kept], entries[..., -1:], entries[..., self._kept : -1])
+        return torch.cat(parts, dim=-1)
 
     def moments(self) -> tuple[Moments, Moments | None]:
         """Return the moments for the fit and, if there are any, those of held-out sequences.
@@ -365,5 +475,8 @@ class SplitAccumulator:
         Raises:
             NumericalError: if no tokens were added.
         """
-        rows, held_out = self._space.rows(), self._held_out
-        return self._fit.moments(rows), None if held_out is None else held_out.moments(rows)
+        rows = self._arranged(self._space.rows().mT).mT
+        fit = self._space.without_unusable(self._fit.moments(rows))
+        if self._held_out is None:
+            return fit, None
+        return fit, self._space.without_unusable(self._held_out.moments(rows))

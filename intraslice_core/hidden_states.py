@@ -24,6 +24,17 @@ HELD_OUT_FRACTION = 8
 PASSES = 4
 """Passes over the calibration sequences per layer."""
 
+TOKENS_AT_ONCE = 1024
+"""Tokens per batch on a CPU, at least one sequence.
+
+Products of 1,024 rows are as fast as of more, and activations take less memory.
+"""
+KEPT_INNER_BYTES = 48 * 2**20
+"""Inner activations of the sliced attention that are kept until its refit, in bytes.
+
+Those of further batches are computed again.
+"""
+
 Advance = Callable[[Tensor, LayerWeights], Tensor]
 """Function from hidden states before a module, (batch, sequence, hidden_size), to those after."""
 
@@ -73,18 +84,28 @@ class LayerPass:
         self._states = states
         self._context = context
         self._passes_done = 0
+        self._kept_inner: dict[int, Tensor] = {}
+        self._kept_inner_bytes = 0
 
     # -- batches ---------------------------------------------------------------------------
 
     def batches(self) -> Iterator[slice]:
         """Yield batches of sequences; no batch mixes held-out sequences with others."""
-        size, total = self._context.batch_size, self._states.compressed.shape[0]
+        size, total = self._batch_size, self._states.compressed.shape[0]
         border = total - self._held_out_sequences
         starts = [*range(0, border, size), *range(border, total, size)]
         for start in starts:
             self._context.before_batch((self._passes_done + start / total) / PASSES)
             yield slice(start, min(start + size, border if start < border else total))
         self._passes_done += 1
+
+    @property
+    def _batch_size(self) -> int:
+        """Return the sequences per batch: the setting, on a CPU of at most `TOKENS_AT_ONCE`."""
+        if self._context.device.type != "cpu":
+            return self._context.batch_size
+        at_once = max(TOKENS_AT_ONCE // self._states.compressed.shape[1], 1)
+        return min(self._context.batch_size, at_once)
 
     def skip(self) -> None:
         """Count a pass as done, for progress."""
@@ -126,6 +147,24 @@ class LayerPass:
         """Return the hidden states after the attention, from the layer's input."""
         settings, rotary = self._context.settings, self._context.rotary
         return hidden + decoder_layer.attention(hidden, weights, settings, rotary)
+
+    def keep_inner(self, rows: slice, inner: Tensor) -> None:
+        """Keep a batch of the sliced attention's inner activations, while there is room."""
+        if self._kept_inner_bytes + inner.nbytes <= KEPT_INNER_BYTES:
+            self._kept_inner[rows.start] = inner
+            self._kept_inner_bytes += inner.nbytes
+
+    def after_sliced_attention(self, rows: slice, hidden: Tensor, weights: LayerWeights) -> Tensor:
+        """Return a batch after the sliced attention, by its kept inner activations if there are.
+
+        The result is bit for bit that of `after_attention`.
+        """
+        inner = self._kept_inner.pop(rows.start, None)
+        if inner is None or not weights.has_attention:
+            return self.after_attention(hidden, weights)
+        self._kept_inner_bytes -= inner.nbytes
+        output, norm = weights.attention_output, weights.attention_output_norm
+        return hidden + decoder_layer.added(inner, output, norm, self._context.settings)
 
     def after_mlp(self, hidden: Tensor, weights: LayerWeights) -> Tensor:
         """Return the hidden states after the layer.

@@ -12,48 +12,36 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from intraslice_core import compensation, decoder_layer, linalg, slicing
 from intraslice_core.compensation import (
+    Observation,
     OutputSpace,
+    Regressors,
     SplitAccumulator,
     attention_space,
     mlp_space,
 )
 from intraslice_core.decoder_layer import LayerWeights
+from intraslice_core.device import return_free_memory
 from intraslice_core.errors import NumericalError
 from intraslice_core.hidden_states import HiddenStates, LayerContext, LayerPass
 from intraslice_core.magnitude_pruning import prune_by_magnitude
+from intraslice_core.pair_statistics import pair_statistics
 from intraslice_core.plan import LayerPlan, Module
+from intraslice_core.refit import ModuleOutcome, Refit
 from intraslice_core.selection import neurons, rotary_pairs, spectra, value_basis
 from intraslice_core.selection.spectra import Spectrum
-from intraslice_core.sensitivity.layer_sensitivity import KeptHeads, first_heads
-from intraslice_core.statistics import (
-    HeadEnergies,
-    HeadEnergyAccumulator,
-    Moments,
-    RotaryAccumulator,
-    RotaryStatistics,
+from intraslice_core.sensitivity.layer_sensitivity import (
+    KeptHeads,
+    LayerSensitivity,
+    first_heads,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModuleOutcome:
-    """Measurements of one compressed module."""
-
-    module: Module
-    relative_error: float | None = None
-    """Error of the refit relative to its target's energy; None without refit."""
-    explained_energy: float | None = None
-    """Share of the value spectrum that the basis keeps; None for the MLP."""
-    damping: dict[str, float] = field(default_factory=dict)
-    """Dampings used, by the regression's part (`own`, `correction`)."""
-    spectra: tuple[Spectrum, ...] = ()
-    """Spectra of the selections, one per dimension that was cut."""
+from intraslice_core.statistics import Moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +80,7 @@ class LayerCompressor:
         self._spectra: list[Spectrum] = []
         self._attention_space = attention_space(weights, context.settings)
         self._mlp_space = mlp_space(weights, context.settings)
-        self._correction_candidates = context.method.damping_correction
+        self._refit = Refit(context.method)
 
     def run(self) -> LayerOutcome:
         """Compress the layer.
@@ -105,7 +93,7 @@ class LayerCompressor:
             return self._prune_by_magnitude()
         with _errors_located_at(self._context.layer, "attention"):
             pairs, weights, attention = self._run_attention()
-        self._correction_candidates = self._context.method.damping_correction
+        self._refit = Refit(self._context.method)
         with _errors_located_at(self._context.layer, "mlp"):
             weights, mlp = self._run_mlp(weights)
             self._pass.advance_mlp(weights)
@@ -200,7 +188,7 @@ class LayerCompressor:
     def _prune_pairs_by_score(self) -> tuple[Tensor, LayerWeights]:
         """Prune pairs by their score on the compressed hidden states; return as `_prune_pairs`."""
         settings, keep = self._context.settings, self._plan.qk_pairs
-        statistics, energies = self._pair_statistics()
+        statistics, energies = pair_statistics(self._dense, self._pass, self._context)
         if self._context.method.pair_score == "product":
             score = rotary_pairs.product_score(statistics)
         else:
@@ -208,28 +196,6 @@ class LayerCompressor:
         self._spectra.append(spectra.score_spectrum("rotary pairs", "score", score, keep))
         pairs = rotary_pairs.keep_best_pairs(score, keep)
         return pairs, slicing.slice_rotary_pairs(self._dense, pairs, settings, energies)
-
-    def _pair_statistics(self) -> tuple[RotaryStatistics, HeadEnergies]:
-        """Return statistics of queries and keys after RoPE, and energies before norm and RoPE."""
-        context, settings = self._context, self._context.settings
-        shape = {
-            "num_key_value_heads": settings.num_key_value_heads,
-            "pairs": settings.head_dim // 2,
-            "prefix_length": self._pass.prefix_length,
-        }
-        rotated = RotaryAccumulator(**shape, device=context.device)
-        projected = HeadEnergyAccumulator(
-            **shape, num_attention_heads=settings.num_attention_heads, device=context.device
-        )
-        for rows in self._pass.batches():
-            hidden = self._pass.compressed(rows)
-            normed = decoder_layer.attention_inputs(hidden, self._dense, settings)
-            heads = decoder_layer.queries_and_keys(normed, self._dense)
-            projected.add(*heads)
-            rotated.add(
-                *decoder_layer.normed_and_rotated(*heads, self._dense, settings, context.rotary)
-            )
-        return rotated.statistics(), projected.energies()
 
     def _select_heads(self) -> KeptHeads | None:
         """Return the heads to keep; None keeps all.
@@ -251,36 +217,57 @@ class LayerCompressor:
     ) -> tuple[LayerWeights, ModuleOutcome]:
         """Select the value basis and refit the output projection.
 
+        With measured sensitivity all selections are known before any activation: moments are then
+        those of the sliced attention itself, whose weights are rounded as they will be saved.
+
         Args:
             pruned: layer with sliced queries and keys.
             heads: heads to keep; None keeps all.
         """
-        dense_output = self._dense.attention_output
-        fit, held_out = self._attention_moments(pruned)
+        by_moments = (
+            self._context.sensitivity is None
+            and self._plan.v_head_dim < self._context.settings.head_dim
+        )
+        fit: Moments | None = None
+        held_out: Moments | None = None
+        if by_moments:
+            fit, held_out = self._attention_moments(pruned, intact=pruned is self._dense)
         basis, explained = self._select_value_basis(fit, held_out)
         intact = basis is None and heads is None and pruned is self._dense
+        sliced = self._as_stored(self._slice_values_and_heads(pruned, basis, heads))
         projection = self._attention_projection(basis, heads)
+        if fit is None:
+            fit, held_out = self._attention_moments(sliced, intact=intact, is_final=True)
+        else:
+            fit = compensation.project(fit, projection)
+            held_out = held_out and compensation.project(held_out, projection)
+        prior = projection.mT @ self._attention_space.rows()
+        outcome, fitted = self._refit.module("attention", fit, held_out, prior, intact)
+        output = slicing.output_projection(
+            self._attention_space.unscaled(fitted), self._dense.attention_output
+        )
+        weights = self._as_stored(replace(sliced, attention_output=output))
+        return weights, replace(outcome, explained_energy=explained)
+
+    def _slice_values_and_heads(
+        self, pruned: LayerWeights, basis: Tensor | None, heads: KeptHeads | None
+    ) -> LayerWeights:
+        """Return the layer with values in the basis and without the removed heads.
+
+        Its output projection is replaced by the refit.
+        """
         if basis is not None:
             pruned = slicing.project_values(pruned, basis)
-        if heads is not None:
-            sensitivity = self._context.sensitivity
-            pruned = slicing.slice_heads(
-                pruned,
-                heads.groups,
-                heads.queries,
-                self._context.settings,
-                None if sensitivity is None else sensitivity.energies,
-            )
-        outcome, fitted = self._refit(
-            "attention",
-            compensation.project(fit, projection),
-            held_out and compensation.project(held_out, projection),
-            projection.mT @ self._attention_space.rows(),
-            intact,
+        if heads is None:
+            return pruned
+        sensitivity = self._context.sensitivity
+        return slicing.slice_heads(
+            pruned,
+            heads.groups,
+            heads.queries,
+            self._context.settings,
+            None if sensitivity is None else sensitivity.energies,
         )
-        output = slicing.output_projection(self._attention_space.unscaled(fitted), dense_output)
-        weights = self._as_stored(replace(pruned, attention_output=output))
-        return weights, replace(outcome, explained_energy=explained)
 
     def _attention_projection(self, basis: Tensor | None, heads: KeptHeads | None) -> Tensor:
         """Return `P` from the dense inner activations (and bias) to the kept ones, float64."""
@@ -296,33 +283,77 @@ class LayerCompressor:
             projection = projection[:, heads.columns(group, self._plan.v_head_dim)]
         return slicing.with_bias_row(projection, output)
 
-    def _attention_moments(self, pruned: LayerWeights) -> tuple[Moments, Moments | None]:
-        """Return moments of the pruned attention's `o`; advance the dense hidden states past it."""
+    def _attention_moments(
+        self, pruned: LayerWeights, *, intact: bool, is_final: bool = False
+    ) -> tuple[Moments, Moments | None]:
+        """Return moments of the pruned attention's `o`; advance the dense hidden states past it.
+
+        Args:
+            pruned: layer with sliced queries and keys, or with the whole attention sliced.
+            intact: whether nothing is removed.
+            is_final: whether the inner activations are those of the layer as it will be saved.
+        """
         settings, rotary = self._context.settings, self._context.rotary
         space = self._attention_space
-        moments = self._accumulator(space, own_is_linear=pruned is self._dense)
+        width = pruned.num_attention_heads * self._value_width(pruned)
+        moments = self._accumulator(space, own_is_linear=intact, width=width)
         restored = self._pass.restore_dense("attention")
         for rows in self._pass.batches():
             hidden = self._pass.compressed(rows)
             normed = decoder_layer.attention_inputs(hidden, self._dense, settings)
-            inner = full = decoder_layer.attention_inner(normed, self._dense, settings, rotary)
-            if pruned is not self._dense:
-                inner = decoder_layer.attention_inner(normed, pruned, settings, rotary)
-            observation = space.observe(full, inner)
-            after_attention = self._pass.after_attention
-            dense = self._pass.advance_dense(rows, restored, after_attention, "attention")
-            target = None if dense is None else dense - hidden
-            after = hidden + observation.added if dense is None else dense
-            moments.add(observation, target, after, is_held_out=self._pass.is_held_out(rows))
+            inner = full = decoder_layer.attention_inner(normed, pruned, settings, rotary)
+            if not intact:
+                full = decoder_layer.attention_inner(normed, self._dense, settings, rotary)
+            if is_final:
+                self._pass.keep_inner(rows, inner)
+            dense = self._pass.advance_dense(
+                rows, restored, self._pass.after_attention, "attention"
+            )
+            needs_own = moments.needs_own(has_target=dense is not None)
+            observation = space.observe(full, inner) if needs_own else space.regressors(inner)
+            self._add(moments, rows, observation, hidden, dense)
         self._pass.keep_dense("attention", restored)
         return moments.moments()
 
+    @staticmethod
+    def _value_width(weights: LayerWeights) -> int:
+        """Return the width of a value head."""
+        return weights.value.weight.shape[0] // weights.num_key_value_heads
+
+    def _add(
+        self,
+        moments: SplitAccumulator,
+        rows: slice,
+        observation: Regressors,
+        hidden: Tensor,
+        dense: Tensor | None,
+    ) -> None:
+        """Add a batch to a module's moments.
+
+        Args:
+            moments: of the module.
+            rows: of the batch.
+            observation: of the batch.
+            hidden: compressed hidden states that the module's contribution is added to.
+            dense: dense hidden states after the module; None to target its own output.
+        """
+        after = dense
+        if dense is None and isinstance(observation, Observation):
+            after = hidden + observation.added
+        moments.add(
+            observation,
+            None if dense is None else dense - hidden,
+            after,
+            is_held_out=self._pass.is_held_out(rows),
+        )
+
     def _select_value_basis(
-        self, fit: Moments, held_out: Moments | None
+        self, fit: Moments | None, held_out: Moments | None
     ) -> tuple[Tensor | None, float | None]:
         """Return each KV group's basis (None keeps all dimensions) and its share of the spectrum.
 
-        The basis is (num_key_value_heads, head_dim, v_head_dim), float64.
+        The basis is (num_key_value_heads, head_dim, v_head_dim), float64. Moments are needed only
+        without measured sensitivity.
         """
         settings, keep = self._context.settings, self._plan.v_head_dim
         if keep == settings.head_dim:
@@ -330,6 +361,7 @@ class LayerCompressor:
         sensitivity = self._context.sensitivity
         if sensitivity is not None:
             return sensitivity.basis(keep), self._value_share(sensitivity.value_spectrum)
+        assert fit is not None
         moments = fit if held_out is None else fit + held_out
         width = self._dense.attention_output.weight.shape[1]
         moment = value_basis.group_second_moment(
@@ -338,7 +370,7 @@ class LayerCompressor:
         if self._context.method.value_basis == "pca":
             basis, spectrum = value_basis.pca_basis(moment, keep)
         else:
-            fitted = self._fitted_output(fit, held_out, self._attention_space)[:width]
+            fitted = self._refit.dense_output(fit, held_out, self._attention_space)[:width]
             basis, spectrum = value_basis.weighted_basis(moment, fitted, keep)
         return basis, self._value_share(spectrum)
 
@@ -363,56 +395,72 @@ class LayerCompressor:
         Args:
             weights: layer with its attention compressed.
         """
-        fit, held_out = self._mlp_moments(weights)
-        kept_neurons = self._select_neurons(fit, held_out)
-        intact = self._plan.intermediate_size == self._dense.up.weight.shape[0]
+        width, keep = self._dense.up.weight.shape[0], self._plan.intermediate_size
+        sensitivity, space = self._context.sensitivity, self._mlp_space
+        if sensitivity is not None:
+            kept_neurons = self._select_measured_neurons(sensitivity)
+            fit, held_out = self._mlp_moments(weights, kept_neurons)
+        else:
+            fit, held_out = self._mlp_moments(weights, None)
+            kept_neurons = self._select_neurons(fit, held_out)
+        return_free_memory()  # of the activations, before the largest matrices
         inputs = kept_neurons
         if self._dense.mlp_output.bias is not None:
-            inputs = torch.cat((kept_neurons, kept_neurons.new_tensor([fit.gram.shape[0] - 1])))
-        outcome, fitted = self._refit(
-            "mlp",
-            compensation.select(fit, inputs),
-            held_out and compensation.select(held_out, inputs),
-            self._mlp_space.rows()[inputs],
-            intact,
+            inputs = torch.cat((kept_neurons, kept_neurons.new_tensor([width])))
+        if sensitivity is None:
+            fit = compensation.select(fit, inputs)
+            held_out = held_out and compensation.select(held_out, inputs)
+        outcome, fitted = self._refit.module(
+            "mlp", fit, held_out, space.rows()[inputs], keep == width
         )
         sliced = slicing.slice_neurons(weights, kept_neurons)
-        output = slicing.output_projection(self._mlp_space.unscaled(fitted), self._dense.mlp_output)
+        output = slicing.output_projection(space.unscaled(fitted), self._dense.mlp_output)
         return self._as_stored(replace(sliced, mlp_output=output)), outcome
 
-    def _mlp_moments(self, weights: LayerWeights) -> tuple[Moments, Moments | None]:
+    def _mlp_moments(
+        self, weights: LayerWeights, kept: Tensor | None
+    ) -> tuple[Moments, Moments | None]:
         """Return moments of `u`; advance the dense hidden states past the MLP.
 
         The compressed hidden states advance past the attention. In a parallel layer they stay at
         the layer's input, which the MLP reads; its contribution is still added after the sliced
         attention.
+
+        Args:
+            weights: layer with its attention compressed.
+            kept: neurons whose moments are wanted, ascending; None for all.
         """
-        settings, space = self._context.settings, self._mlp_space
-        moments = self._accumulator(space, own_is_linear=True)
+        settings, dense_layer = self._context.settings, self._dense
+        if kept is not None:
+            dense_layer = slicing.neurons_first(self._dense, kept)
+        space = mlp_space(dense_layer, settings)
+        moments = self._accumulator(
+            space, own_is_linear=True, kept=None if kept is None else len(kept)
+        )
         restored = self._pass.restore_dense("mlp")
         for rows in self._pass.batches():
             hidden = self._pass.compressed(rows)
-            between = self._pass.after_attention(hidden, weights)
+            between = self._pass.after_sliced_attention(rows, hidden, weights)
             if not settings.parallel_block:
                 hidden = between
                 self._pass.store_compressed(rows, hidden)
-            inner = decoder_layer.mlp_inner(hidden, self._dense, settings)
-            observation = space.observe(inner, inner)
             dense = self._pass.advance_dense(rows, restored, self._pass.after_mlp)
-            target = None if dense is None else dense - between
-            after = between + observation.added if dense is None else dense
-            moments.add(observation, target, after, is_held_out=self._pass.is_held_out(rows))
+            inner = decoder_layer.mlp_inner(hidden, dense_layer, settings)
+            needs_own = moments.needs_own(has_target=dense is not None)
+            observation = space.observe(inner, inner) if needs_own else space.regressors(inner)
+            self._add(moments, rows, observation, between, dense)
         self._pass.keep_dense("mlp", restored)
         return moments.moments()
 
+    def _select_measured_neurons(self, sensitivity: LayerSensitivity) -> Tensor:
+        """Return the neurons to keep by measured sensitivity; result as `_select_neurons`."""
+        keep = self._plan.intermediate_size
+        self._spectra.append(spectra.loss_spectrum("MLP neurons", sensitivity.width_losses, keep))
+        return sensitivity.neurons(keep)
+
     def _select_neurons(self, fit: Moments, held_out: Moments | None) -> Tensor:
-        """Return the neurons to keep, ascending, (intermediate_size,), int64."""
+        """Return the neurons to keep by moments, ascending, (intermediate_size,), int64."""
         method, keep = self._context.method, self._plan.intermediate_size
-        sensitivity = self._context.sensitivity
-        if sensitivity is not None:
-            spectrum = spectra.loss_spectrum("MLP neurons", sensitivity.width_losses, keep)
-            self._spectra.append(spectrum)
-            return sensitivity.neurons(keep)
         width = self._dense.up.weight.shape[0]
         moments = fit if held_out is None else fit + held_out
         gram = moments.gram[:width, :width]
@@ -420,7 +468,7 @@ class LayerCompressor:
             score = neurons.energy_score(gram, self._mlp_space.rows()[:width])
             choice = neurons.keep_best_neurons(score, keep)
         else:
-            fitted = self._fitted_output(fit, held_out, self._mlp_space)[:width]
+            fitted = self._refit.dense_output(fit, held_out, self._mlp_space)[:width]
             factor = linalg.damped_cholesky(gram, method.choice_damping)
             choice = neurons.eliminate_neurons(factor, fitted, keep)
         self._spectra.append(spectra.score_spectrum("MLP neurons", "score", choice.score, keep))
@@ -432,7 +480,14 @@ class LayerCompressor:
 
     # -- least squares ---------------------------------------------------------------------
 
-    def _accumulator(self, space: OutputSpace, *, own_is_linear: bool) -> SplitAccumulator:
+    def _accumulator(
+        self,
+        space: OutputSpace,
+        *,
+        own_is_linear: bool,
+        width: int | None = None,
+        kept: int | None = None,
+    ) -> SplitAccumulator:
         """Return an accumulator for one module; held-out sequences are kept apart."""
         return SplitAccumulator(
             space,
@@ -440,54 +495,6 @@ class LayerCompressor:
             own_is_linear=own_is_linear,
             has_held_out=self._pass.has_held_out,
             prefix_length=self._pass.prefix_length,
+            width=width,
+            kept=kept,
         )
-
-    def _fitted_output(self, fit: Moments, held_out: Moments | None, space: OutputSpace) -> Tensor:
-        """Fit the dense output projection to the target, (inner [+ 1], hidden_size), float64.
-
-        This also chooses the correction's damping for the module: the refit after selection has
-        the same tokens and the same target, so it reuses that damping.
-        """
-        method = self._context.method
-        prior = space.rows() if method.shrink_to_weights else None
-        dampings = compensation.Dampings(
-            own=(method.choice_damping,),
-            correction=method.damping_correction,
-            per_dimension=method.damping_per_dimension,
-        )
-        fitted = compensation.fit_output(fit, held_out, prior, dampings)
-        if fitted.damping_correction is not None:
-            self._correction_candidates = (fitted.damping_correction,)
-        return fitted.weight
-
-    def _refit(
-        self, module: Module, fit: Moments, held_out: Moments | None, prior: Tensor, intact: bool
-    ) -> tuple[ModuleOutcome, Tensor]:
-        """Refit the output projection of a pruned module, (kept [+ 1], hidden_size), float64.
-
-        Args:
-            module: for the outcome.
-            fit: moments of the kept inner activations.
-            held_out: the same of held-out sequences, or None.
-            prior: projected dense weight `PᵀW`.
-            intact: whether nothing is removed; the weight then stays unless the target is dense.
-        """
-        method = self._context.method
-        if intact and not method.dense_target:
-            everything = fit if held_out is None else fit + held_out
-            error = compensation.relative_error(everything, prior)
-            return ModuleOutcome(module=module, relative_error=error), prior
-        dampings = compensation.Dampings(
-            own=method.damping_own,
-            correction=self._correction_candidates,
-            per_dimension=method.damping_per_dimension,
-        )
-        prior_or_zero = prior if method.shrink_to_weights else None
-        fitted = compensation.fit_output(fit, held_out, prior_or_zero, dampings)
-        damping = {"own": fitted.damping_own}
-        if fitted.damping_correction is not None:
-            damping["correction"] = fitted.damping_correction
-        outcome = ModuleOutcome(
-            module=module, relative_error=fitted.relative_error, damping=damping
-        )
-        return outcome, fitted.weight

@@ -38,7 +38,7 @@ from intraslice_core.statistics_cache import DenseStates, ModelStatistics
 
 if TYPE_CHECKING:
     from intraslice_core.decoder_layer import LayerWeights
-    from intraslice_core.layer_compressor import ModuleOutcome
+    from intraslice_core.refit import ModuleOutcome
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ class Factor:
     """A damped Cholesky factor and its damping."""
 
     cholesky: Tensor
-    """Lower factor of `gram + damping * D`, (…, n, n), float64; see `damped_cholesky` for `D`."""
+    """Lower factor of `gram + damping * D`, (…, n, n), float64; see `DampedMatrix` for `D`."""
     damping: float
     """Relative damping of the rung that succeeded."""
 
@@ -81,37 +81,61 @@ DIAGONAL_FLOOR = 1e-6
 """Floor of the diagonal in damping per dimension, relative to the mean of the diagonal."""
 
 
-def damped_cholesky(gram: Tensor, damping: float, *, per_dimension: bool = False) -> Factor:
-    """Factorise a positive semi-definite matrix with the least damping of the ladder that works.
+class DampedMatrix:
+    """A positive semi-definite matrix to be factorised with several dampings.
 
     The factorised matrix is `gram + damping * D`. `D` is the mean of the diagonal times `I`.
 
     Args:
         gram: (…, n, n), any float dtype.
-        damping: first rung of the ladder; each next rung is `LADDER_FACTOR` times larger.
         per_dimension: use the diagonal itself as `D`, floored at `DIAGONAL_FLOOR` of its mean. A
             few dimensions of huge energy then do not decide how much the others are damped.
 
     Raises:
+        NumericalError: if the matrix is not finite.
+    """
+
+    def __init__(self, gram: Tensor, *, per_dimension: bool = False) -> None:
+        self._matrix = symmetrise(gram)
+        self._diagonal = self._matrix.diagonal(dim1=-2, dim2=-1).clone()
+        scale = _mean_diagonal(self._matrix).expand(self._diagonal.shape)
+        if per_dimension:
+            scale = torch.maximum(self._diagonal, DIAGONAL_FLOOR * scale)
+        self.scale = scale
+        """Diagonal of `D`, (…, n), float64."""
+
+    def factor(self, damping: float) -> Factor:
+        """Factorise with the least damping of the ladder that works.
+
+        Args:
+            damping: first rung of the ladder; each next rung is `LADDER_FACTOR` times larger.
+
+        Raises:
+            NumericalError: if no rung of the ladder succeeds.
+        """
+        rung, diagonal = damping, self._matrix.diagonal(dim1=-2, dim2=-1)
+        for _ in range(LADDER_STEPS + 1):
+            diagonal.copy_(self._diagonal + rung * self.scale)
+            factor, failed = torch.linalg.cholesky_ex(self._matrix)
+            if not failed.any() and torch.isfinite(factor.sum()):
+                return Factor(cholesky=factor, damping=rung)
+            rung *= LADDER_FACTOR
+        diagonal.copy_(self._diagonal)
+        raise NumericalError(
+            f"a Gram matrix of width {self._matrix.shape[-1]} is not positive definite even with "
+            f"damping {rung / LADDER_FACTOR:g}: its rank is {_numerical_rank(self._matrix)}",
+            hint="if the rank is low, the calibration text is too uniform or too short: use text "
+            "with more variety, or more tokens",
+        )
+
+
+def damped_cholesky(gram: Tensor, damping: float, *, per_dimension: bool = False) -> Factor:
+    """Factorise a positive semi-definite matrix with a single damping; see `DampedMatrix`.
+
+    Raises:
         NumericalError: if the matrix is not finite or no rung of the ladder succeeds.
     """
-    matrix = symmetrise(gram)
-    scale = _mean_diagonal(matrix).expand(matrix.shape[:-1])
-    if per_dimension:
-        scale = torch.maximum(matrix.diagonal(dim1=-2, dim2=-1), DIAGONAL_FLOOR * scale)
-    rung, diagonal = damping, matrix.diagonal(dim1=-2, dim2=-1).clone()
-    for _ in range(LADDER_STEPS + 1):
-        matrix.diagonal(dim1=-2, dim2=-1).copy_(diagonal + rung * scale)
-        factor, failed = torch.linalg.cholesky_ex(matrix)
-        if not failed.any() and torch.isfinite(factor.sum()):
-            return Factor(cholesky=factor, damping=rung)
-        rung *= LADDER_FACTOR
-    raise NumericalError(
-        f"a Gram matrix of width {matrix.shape[-1]} is not positive definite even with damping "
-        f"{rung / LADDER_FACTOR:g}: its rank is {_numerical_rank(gram)}",
-        hint="if the rank is low, the calibration text is too uniform or too short: use text with "
-        "more variety, or more tokens",
-    )
+    return DampedMatrix(gram, per_dimension=per_dimension).factor(damping)
 
 
 def shrunken(gram: Tensor, share: float) -> Tensor:

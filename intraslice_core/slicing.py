@@ -306,6 +306,15 @@ def slice_neurons(weights: LayerWeights, kept: Tensor) -> LayerWeights:
     return replace(weights, gate=gate, up=_rows(weights.up, kept))
 
 
+def neurons_first(weights: LayerWeights, kept: Tensor) -> LayerWeights:
+    """Return the same MLP with the neurons `kept`, (keep,), before the others."""
+    others = torch.ones(weights.up.weight.shape[0], dtype=torch.bool, device=kept.device)
+    others[kept] = False
+    order = torch.cat((kept, others.nonzero().squeeze(-1)))
+    output = select_inputs(weights.mlp_output, order)
+    return replace(slice_neurons(weights, order), mlp_output=output)
+
+
 def project_inputs(linear: Linear, projection: Tensor) -> Linear:
     """Return a projection that reads `Pᵀz` instead of `z`; P is (in_features, kept)."""
     weight = linear.weight.to(projection.dtype) @ projection

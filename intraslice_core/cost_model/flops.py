@@ -26,6 +26,10 @@ _TRIANGLE = 7 / 12
 """Computed fraction of a Gram matrix, which `statistics` multiplies out in six panels."""
 
 
+DAMPING_PROBES = 32
+"""Random combinations of outputs by which the engine compares dampings."""
+
+
 class StageFlops(FrozenModel):
     """Floating-point operations of each stage."""
 
@@ -189,34 +193,55 @@ class _Work:
 
     # -- the compression -------------------------------------------------------------------
 
+    @property
+    def _selects_first(self) -> bool:
+        """Whether sensitivity has chosen all dimensions before the layer's statistics."""
+        return METHODS[self.compression.method].measures_sensitivity
+
     def passes(self, sequences: int) -> float:
         """Count all passes of the modules.
 
         The dense, pruned and sliced modules run on the compressed hidden states, and the dense
-        module also on the dense ones.
+        module also on the dense ones. The dense down projection is not computed on the compressed
+        hidden states. The inner activations of an attention that is sliced before its refit are
+        used again after it, up to a number that is neglected here.
         """
         kept, dense = self.kept, METHODS[self.compression.method].dense_target
-        attention = (1 + 2 * kept + dense) * self.attention()
-        return sequences * self.layers * (attention + (1 + kept + dense) * self.mlp())
+        sliced = kept if self._selects_first else 2 * kept
+        attention = (1 + sliced + dense) * self.attention()
+        inner = 1 - 1 / self.geometry.mlp_projections
+        return sequences * self.layers * (attention + (inner + kept + dense) * self.mlp())
 
     def statistics(self, sequences: int) -> float:
         """Count the Gram and cross moments of both modules."""
         hidden, width = self.geometry.hidden_size, self.geometry.intermediate_size
         corrects = METHODS[self.compression.method].dense_target
-        grams = _TRIANGLE * (self.inner**2 + width**2)
-        crosses = self.inner * hidden + corrects * (self.inner + width) * hidden
+        share = self.kept if self._selects_first else 1.0
+        inner, neurons = share * self.inner, share * width
+        grams = _TRIANGLE * (inner**2 + neurons**2) + neurons * (width - neurons)
+        crosses = inner * hidden + corrects * (inner + neurons) * hidden
         return 2.0 * sequences * self.length * self.layers * (grams + crosses)
 
     def fits(self, own: int, correction: int) -> float:
-        """Count the solves of both modules of all layers, one per damping that is tried."""
+        """Count the solves of both modules of all layers, and the comparison of dampings."""
         hidden, width = self.geometry.hidden_size, self.geometry.intermediate_size
-        held_out = own > 1
-        tries = (own + correction if held_out else 0) + 1 + (correction > 0)
-        projected = 2.0 * self.inner**2 * self.inner * self.kept * (1 + self.kept)
-        crosses = 2.0 * width**2 * hidden
-        moments = (1 + held_out) * (projected + crosses)
-        solves = self._solve(self.inner * self.kept, tries) + self._solve(width * self.kept, tries)
-        return self.layers * (moments + solves)
+        method, held_out = METHODS[self.compression.method], own > 1
+        compared = len({*method.damping_own, *method.damping_correction}) if held_out else 0
+        final = 1 + (correction > 0)
+        probes = min(hidden, DAMPING_PROBES)
+        projected = 2.0 * self.inner**2 * self.kept * hidden
+        if not self._selects_first:
+            projected += (1 + held_out) * 2.0 * self.inner**3 * self.kept * (1 + self.kept)
+        share = self.kept if self._selects_first else 1.0
+        crosses = (1 + held_out) * 2.0 * share * width**2 * hidden
+
+        def solves(size: float) -> float:
+            factors = (compared + final) * size**3 / 3
+            products = (final + 2 + held_out) * hidden + 4 * compared * probes
+            return factors + 2.0 * size**2 * products
+
+        both = solves(self.inner * self.kept) + solves(width * self.kept)
+        return self.layers * (projected + crosses + both)
 
     def _solve(self, width: float, tries: int) -> float:
         """Count the factor, the solution and its error per damping, and the prior's residual."""

@@ -32,9 +32,10 @@ PROCESS_BYTES = 600 * 2**20
 _FLOAT64_BYTES = 8
 """Bytes of a number in moments and factorisations."""
 _GRAMS = 6
-"""Gram matrices held at once: fit, held-out, their sum, factor, inverse and elimination update."""
+"""Gram matrices held at once in the sensitivity measurement, with factor and inverse."""
 _CROSSES = 9
-"""Cross moments held at once: cross and correction of the same three, fitted, copied, solved."""
+"""Cross moments held at once: cross, residual and correction of fit and held-out sequences, fitted,
+copied, solved."""
 _ACTIVATIONS = 4
 """Activations of the wider module held at once per batch, in float32."""
 _GRAPH_TOKENS = 1024
@@ -45,6 +46,8 @@ _TRAINED_ACTIVATIONS = 8
 """Activations per training token and layer, of the hidden width and of the inner width each."""
 _COMPARED_STATES = 3
 """Hidden states per token and layer that a loss compares: both models', and their difference."""
+KEPT_INNER_BYTES = 48 * 2**20
+"""Inner activations of the sliced attention that are kept until its refit, at most."""
 LOGITS_AT_ONCE = 2**23
 """Logits held at once in the sensitivity measurement and in fine-tuning, in numbers."""
 # The evaluation's own values, repeated here because its modules import torch; a test compares them.
@@ -125,6 +128,8 @@ def stage_bytes(
     width = max(geometry.intermediate_size, geometry.num_attention_heads * geometry.head_dim)
     moments = _FLOAT64_BYTES * width * (_GRAMS * width + _CROSSES * geometry.hidden_size)
     batch = compression.batch_size * length * width * 4 * _ACTIVATIONS
+    heads = geometry.num_attention_heads * geometry.head_dim
+    batch += min(KEPT_INNER_BYTES, calibration.samples * length * heads * item)
     head = geometry.hidden_size * geometry.vocab_size * item
     logits = 4 * 4 * max(LOGITS_AT_ONCE, geometry.vocab_size)
     layer_or_logits = weights + max(moments + batch, head + logits)

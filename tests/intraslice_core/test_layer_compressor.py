@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from intraslice_core import decoder_layer
+from intraslice_core import hidden_states as hidden_states_module
 from intraslice_core.config import Method
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Rotary
 from intraslice_core.families.adapter import family_for
 from intraslice_core.families.canonical import layer_settings, layer_weights, rotary_tables
-from intraslice_core.hidden_states import HiddenStates, LayerContext
+from intraslice_core.hidden_states import HiddenStates, LayerContext, LayerPass
 from intraslice_core.layer_compressor import LayerCompressor
 from intraslice_core.methods import METHODS
 from intraslice_core.plan import LayerPlan
@@ -110,3 +112,62 @@ def test_the_mlp_of_a_parallel_layer_compensates_for_its_attention() -> None:
         dense_mlp = replace(sliced, up=weights.up, mlp_output=weights.mlp_output)
         uncompensated = decoder_layer.forward(start.compressed, dense_mlp, settings, rotary)
         assert error < 0.9 * (uncompensated - states.dense).square().sum()
+
+
+def test_inner_activations_that_were_not_kept_are_computed_again_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of three batches of 4 sequences, none, one or all are kept until the refit."""
+    weights, settings, rotary, plan = opened("qwen3")
+    cut = replace_plan(plan, qk_pairs=plan.qk_pairs - 2, intermediate_size=30)
+    context = LayerContext(
+        layer=0,
+        settings=settings,
+        rotary=rotary,
+        method=replace(METHODS["intraslice_plus"], damping_own=(0.1,)),
+        batch_size=4,
+        device=CPU,
+        stored_dtype=torch.float32,
+        before_batch=lambda done: None,
+    )
+    attention_inner, calls = decoder_layer.attention_inner, 0
+
+    def counted(*arguments: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return attention_inner(*arguments)
+
+    monkeypatch.setattr(decoder_layer, "attention_inner", counted)
+    width = weights.attention_output.weight.shape[1]
+    results, passes = [], []
+    for batches in (0, 1, 3):
+        room = batches * 4 * SEQUENCE * width * 4
+        monkeypatch.setattr(hidden_states_module, "KEPT_INNER_BYTES", room)
+        states, calls = hidden_states(), 0
+        with torch.no_grad():
+            LayerCompressor(weights, cut, states, context).run()
+        results.append(states.compressed)
+        passes.append(calls)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    assert passes == [12, 11, 9]
+
+
+def test_batches_on_a_cpu_have_a_limited_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, settings, rotary, _ = opened("qwen3")
+    context = LayerContext(
+        layer=0,
+        settings=settings,
+        rotary=rotary,
+        method=replace(METHODS["intraslice_plus"], damping_own=(0.1,)),
+        batch_size=8,
+        device=CPU,
+        stored_dtype=torch.float32,
+        before_batch=lambda done: None,
+    )
+    sizes = []
+    for tokens in (1, 5 * SEQUENCE + 1, 100 * SEQUENCE):
+        monkeypatch.setattr(hidden_states_module, "TOKENS_AT_ONCE", tokens)
+        layer_pass = LayerPass(weights, hidden_states(), context)
+        sizes.append([rows.stop - rows.start for rows in layer_pass.batches()])
+    assert sizes == [[1] * SAMPLES, [5, 5, 2], [8, 4]]

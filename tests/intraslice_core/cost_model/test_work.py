@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from intraslice_core import compensation, hidden_states
 from intraslice_core.allocation import search
 from intraslice_core.allocation.estimators import CalibrationSplit
 from intraslice_core.config import (
@@ -19,6 +20,7 @@ from intraslice_core.config import (
     RecoveryConfig,
 )
 from intraslice_core.cost_model import (
+    flops,
     memory,
     read_dense,
     stage_bytes,
@@ -61,6 +63,8 @@ def test_constants_equal_the_engines() -> None:
         measurement.PAIR_SEQUENCES,
         measurement.PAIR_QUERIES,
     )
+    assert flops.DAMPING_PROBES == compensation.PROBES
+    assert memory.KEPT_INNER_BYTES == hidden_states.KEPT_INNER_BYTES
     assert memory.EVALUATION_LOGITS == perplexity.EVALUATION_LOGITS
     assert memory.EVALUATION_TOKENS == scoring.EVALUATION_TOKENS
 

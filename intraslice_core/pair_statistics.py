@@ -1,0 +1,36 @@
+"""Statistics by which rotary pairs are selected without measured sensitivity (section 3c)."""
+
+from __future__ import annotations
+
+from intraslice_core import decoder_layer
+from intraslice_core.decoder_layer import LayerWeights
+from intraslice_core.hidden_states import LayerContext, LayerPass
+from intraslice_core.statistics import (
+    HeadEnergies,
+    HeadEnergyAccumulator,
+    RotaryAccumulator,
+    RotaryStatistics,
+)
+
+
+def pair_statistics(
+    dense: LayerWeights, layer_pass: LayerPass, context: LayerContext
+) -> tuple[RotaryStatistics, HeadEnergies]:
+    """Return statistics of queries and keys after RoPE, and energies before norm and RoPE."""
+    settings = context.settings
+    shape = {
+        "num_key_value_heads": settings.num_key_value_heads,
+        "pairs": settings.head_dim // 2,
+        "prefix_length": layer_pass.prefix_length,
+    }
+    rotated = RotaryAccumulator(**shape, device=context.device)
+    projected = HeadEnergyAccumulator(
+        **shape, num_attention_heads=settings.num_attention_heads, device=context.device
+    )
+    for rows in layer_pass.batches():
+        hidden = layer_pass.compressed(rows)
+        normed = decoder_layer.attention_inputs(hidden, dense, settings)
+        heads = decoder_layer.queries_and_keys(normed, dense)
+        projected.add(*heads)
+        rotated.add(*decoder_layer.normed_and_rotated(*heads, dense, settings, context.rotary))
+    return rotated.statistics(), projected.energies()

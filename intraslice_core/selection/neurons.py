@@ -16,9 +16,8 @@ On SmolLM2-135M that was as good as removing one at a time. A fixed 32 would rem
 small MLP in a single step without updates.
 """
 
-
 _REMOVED_SHARE = 1 / 8
-"""Share of removed rows from which the matrices are made smaller; copies cost more than products."""
+"""Share of removed rows beyond which the matrices shrink: copies cost more than products."""
 
 
 @dataclass(frozen=True, kw_only=True)

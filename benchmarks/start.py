@@ -19,22 +19,18 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
+from empty_service import empty_service
 from revisions import REPOSITORY, checked_out, environment_of
 
 from app.embedded.postgres import EmbeddedPostgres
 from app.embedded.valkey import EmbeddedValkey
 
-_EMPTY_PAGE = json.dumps({"data": [], "has_more": False, "next_cursor": None}).encode()
 _COMMANDS = {
     "import intraslice_client": ("-c", "from intraslice_client import Client"),
     "intraslice --help": ("-m", "app.cli.main", "--help"),
@@ -55,29 +51,6 @@ class Cost:
 
     cpu: float
     wall: float
-
-
-class _EmptyList(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(_EMPTY_PAGE)))
-        self.end_headers()
-        self.wfile.write(_EMPTY_PAGE)
-
-    def log_message(self, *_: object) -> None:
-        """Write nothing."""
-
-
-@contextmanager
-def empty_service() -> Iterator[str]:
-    """Serve empty pages and yield the URL."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _EmptyList) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
 
 
 def command_cost(tree: Path, arguments: tuple[str, ...], url: str, repeats: int) -> Cost:

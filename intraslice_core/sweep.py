@@ -24,7 +24,7 @@ from intraslice_core.allocation.rounding import require_rounding
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_directory
 from intraslice_core.checkpoints.weight_files import weight_bytes
-from intraslice_core.config import UNLIMITED, ModelLimits
+from intraslice_core.config import UNLIMITED, CompressionConfig, ModelLimits
 from intraslice_core.device import bound_allocator
 from intraslice_core.errors import OutputExistsError, QualityGateError
 from intraslice_core.evaluation.scoring import DenseScores
@@ -205,11 +205,27 @@ def _matches(report: CompressionReport, request: SweepRequest, ratio: float) -> 
         config = config.model_copy(update={"round_to": report.config.round_to})
     return (
         report.model == request.model
-        and report.config in (config, config.without_web())
+        and (report.config == config or _differ_by_optional_web(report.config, config))
         and report.engine_version == intraslice_core.__version__
         and measured == request.evaluation
         and (UNVERIFIED not in report.warnings or not request.verify)
     )
+
+
+def _differ_by_optional_web(used: CompressionConfig, requested: CompressionConfig) -> bool:
+    """Report whether settings in use lack only web text that was optional in the requested ones."""
+    is_optional = requested.without_web() != requested
+    return is_optional and _offline(used) == _offline(requested)
+
+
+def _offline(config: CompressionConfig) -> CompressionConfig:
+    """Return the settings without web text, with the text of the fine-tuning by its own name."""
+    config, recover = config.without_web(), config.recover
+    if recover is None or recover.source is not None:
+        return config
+    calibration = config.calibration
+    own = {"source": calibration.source, "text_field": calibration.text_field}
+    return config.model_copy(update={"recover": recover.model_copy(update=own)})
 
 
 def _point(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from intraslice_core import pipeline, publication, sweep
+from intraslice_core import pipeline, publication, run_texts, sweep
 from intraslice_core.allocation import estimators
 from intraslice_core.checkpoints import sources
 from intraslice_core.config import (
@@ -80,7 +80,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     counting(estimators, "measure_layers")
     counting(sweep, "open_directory")
-    counting(pipeline, "calibration_tokens")
+    counting(run_texts, "calibration_tokens")
     counting(publication, "verify_checkpoint")
     counting(scoring, "load_model")
     assert measurement.measure_layers is not estimators.measure_layers

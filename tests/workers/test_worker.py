@@ -63,10 +63,10 @@ def wait_for(condition: Callable[[], bool], log: Path, seconds: float = 120.0) -
         time.sleep(0.1)
 
 
-def tiny_model(tmp_path: Path) -> Path:
+def tiny_model(tmp_path: Path, **sizes: int) -> Path:
     from tests.intraslice_core.tiny_models import tiny_llama
 
-    return tiny_llama(tmp_path / "models" / "tiny")
+    return tiny_llama(tmp_path / "models" / "tiny", **sizes)
 
 
 def body(model: Path, *, evaluate: bool = True, **calibration: Any) -> dict[str, Any]:
@@ -151,10 +151,12 @@ def test_a_running_job_is_cancelled(client: TestClient, settings: Settings, tmp_
 def test_a_terminated_workers_job_resumes_on_another_machine(
     client: TestClient, settings: Settings, tmp_path: Path
 ) -> None:
-    model, log = tiny_model(tmp_path), tmp_path / "worker.log"
+    # Enough layers to be stopped among them.
+    model, log = tiny_model(tmp_path, num_hidden_layers=24), tmp_path / "worker.log"
+    request = body(model, evaluate=False, source="pydoc", samples=100, self_share=0.0)
     with worker(settings, log) as process:
-        job = client.post("/v1/jobs", json=body(model, evaluate=False, samples=100)).json()
-        wait_for(lambda: progress(client, job).get("layer") in (1, 2), log)
+        job = client.post("/v1/jobs", json=request).json()
+        wait_for(lambda: (progress(client, job).get("layer") or 0) in range(1, 20), log)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0, log.read_text()[-3000:]
     left = client.get(job["urls"]["self"]).json()
@@ -163,7 +165,7 @@ def test_a_terminated_workers_job_resumes_on_another_machine(
         update={"data_dir": tmp_path / "elsewhere", "artifact_store": settings.store_url}
     )
     with worker(elsewhere, log):
-        undisturbed = client.post("/v1/jobs", json=body(model, evaluate=False, samples=100)).json()
+        undisturbed = client.post("/v1/jobs", json=request).json()
         for each in (job, undisturbed):
             wait_for(lambda each=each: state(client, each) == "succeeded", log)  # type: ignore[misc]
         # The worker removes its files after the job has succeeded.

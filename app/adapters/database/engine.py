@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 
 from app.adapters.database.errors import ErrorTranslation
+from app.adapters.database.json_text import to_storable_json
 from app.adapters.database.schema import read_schema
 from app.adapters.database.tables import turns
 from app.domain.schema import Schema
@@ -145,6 +146,7 @@ def _engine(url: str, session: dict[str, str], **pool: Any) -> Engine:
         pool_timeout=_POOL_WAIT_SECONDS,
         pool_use_lifo=True,
         connect_args={"options": options, "connect_timeout": _CONNECT_SECONDS},
+        json_serializer=to_storable_json,
         json_deserializer=from_json,  # twice as fast as the standard library's
         **pool,
     )

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import bindparam, cast, func, insert, select, text
 from sqlalchemy.exc import InternalError
 
 from app.adapters.database.engine import Database, Transaction
 from app.adapters.database.tables import turns
+from app.adapters.database.tables.base import JSON
 
 pytestmark = pytest.mark.postgres
 
@@ -69,3 +70,20 @@ def test_many_readers_share_the_same_few_connections(database: Database) -> None
     first = crowd()
     assert 1 < len(first) <= 6
     assert len(first | crowd()) <= 6
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        ("a\0b", "a\ufffdb"),
+        ("\\\0", "\\\ufffd"),
+        ("\\u0000", "\\u0000"),
+        ({"texts": ["\0", "\n"]}, {"texts": ["\ufffd", "\n"]}),
+    ],
+)
+def test_json_is_stored_without_nul_which_postgresql_rejects(
+    database: Database, value: object, stored: object
+) -> None:
+    """A model may generate NUL, which then stands in reports."""
+    literal = select(cast(bindparam("value", value, JSON), JSON))
+    assert database.read(lambda reading: reading.scalar(literal)) == stored

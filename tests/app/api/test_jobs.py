@@ -27,7 +27,7 @@ def test_a_created_job_has_the_documented_shape(client: TestClient) -> None:
     assert job["compression"]["ratio"] == 0.25
     assert job["compression"]["target_params"] is None
     sources = [text["source"] for text in job["compression"]["calibration"]["source"]]
-    assert sources == ["pydoc", "pycode", "chat", "self"]
+    assert sources == ["pydoc", "pycode", "chat", "self", "web"]
     assert job["labels"] == {"team": "search"}
     for name in ("stage", "started_at", "finished_at", "evaluation", "progress", "result", "error"):
         assert job[name] is None, name

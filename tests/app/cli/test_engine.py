@@ -211,7 +211,7 @@ def test_generate_continues_the_prompt(compressed):
             "--samples: Value error, of 4 sequences source 2 gets none",
         ),
         (["--text-field", ""], "--text-field: String should have at least 1 character"),
-        (["--calibration", "nonsense"], "valid: pydoc; pycode; self; chat; hub:"),
+        (["--calibration", "nonsense"], "valid: pydoc; pycode; self; chat; web; hub:"),
         (["--exports", "gguf-q3"], "--exports: Input should be 'safetensors', 'gguf-f16' or"),
         (["--exports", "gguf-f16"], "target research has no GGUF export"),
         (

@@ -56,6 +56,7 @@ def test_a_rejected_ratio_is_code_1_and_the_others_are_kept(model, tmp_path):
         *(model, "--ratios", "0.4,0", "--out", tmp_path / "out", *SMALL),
         *("--no-benchmark", "--no-verify"),
         *("--samples", "16", "--sequence-length", "32", "--max-perplexity-ratio", "1.0001"),
+        *("--method", "magnitude"),
     )
     assert result.exit_code == 1, result.output
     assert "error: ratio 0.4: " in result.stderr

@@ -147,7 +147,7 @@ def test_broken_file_is_named_with_the_reason(tmp_path, name, content, message):
 
 @pytest.mark.parametrize("source", ["wikitext", "s3://bucket/key", "notes.pdf", ""])
 def test_unknown_source_lists_the_valid_ones(source):
-    with pytest.raises(CalibrationSourceError, match=r"pydoc; pycode; self; chat; hub:DATASET"):
+    with pytest.raises(CalibrationSourceError, match="pydoc; pycode; self; chat; web; hub:"):
         load_documents(source, part="calibration")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.start import empty_service
+from benchmarks.empty_service import empty_service
 
 REPOSITORY = Path(__file__).parents[4]
 SERVER = (

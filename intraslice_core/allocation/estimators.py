@@ -41,10 +41,10 @@ from intraslice_core.sensitivity.trial_cuts import TrialCut
 
 SENSITIVITY_FRACTION = 8
 """Fraction of the calibration, 1 sequence in this many, for the pass over the dense model."""
-MIN_SENSITIVITY_TOKENS = 8192
+MIN_SENSITIVITY_TOKENS = 16_384
 METRIC_FRACTION = 16
 """Fraction of the calibration, 1 sequence in this many, for the Fisher matrices."""
-MIN_METRIC_TOKENS = 2048
+MIN_METRIC_TOKENS = 4096
 GRADIENT_FRACTION = 8
 """Fraction of the calibration, 1 sequence in this many, for the paper's estimator."""
 MIN_GRADIENT_SEQUENCES = 8
@@ -52,7 +52,7 @@ CHECK_FRACTION = 8
 """Fraction of the calibration, 1 sequence in this many, for the check set."""
 MAX_CHECK_SEQUENCES = 8
 """Maximum size of the check set, on which all trial cuts and trial compressions are measured."""
-MAX_JUDGED_TOKENS = 2048
+MAX_JUDGED_TOKENS = 4096
 """Tokens of the check set on which trial compressions are judged, at most."""
 TRIAL_FIT_TOKENS = 2048
 """Tokens that trial compressions refit projections on, at least.

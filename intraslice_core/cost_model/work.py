@@ -15,10 +15,10 @@ TRIAL_PLANS = 4
 """Largest number of plans compared by trial compression: the allocator's candidates and uniform."""
 TRIAL_LAYER_DISTANCE, MAX_TRIAL_LAYERS = 5, 7
 TRIALS_PER_LAYER = 4
-TRIAL_CUT_TOKENS, TRIAL_CUT_SEQUENCES = 512, 4
-MIN_SENSITIVITY_TOKENS, MIN_METRIC_TOKENS = 8192, 2048
-TRIAL_FIT_TOKENS = MAX_JUDGED_TOKENS = 2048
-PAIR_SEQUENCES, PAIR_QUERIES, PAIR_BLOCKS = 8, 32, 4
+TRIAL_CUT_TOKENS, TRIAL_CUT_SEQUENCES = 2048, 4
+MIN_SENSITIVITY_TOKENS, MIN_METRIC_TOKENS = 16_384, 4096
+TRIAL_FIT_TOKENS, MAX_JUDGED_TOKENS = 2048, 4096
+PAIR_SEQUENCES, PAIR_QUERIES, PAIR_BLOCKS = 8, 128, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def trial_layers(layers: int) -> tuple[int, ...]:
     """Return the layers whose modules are cut for trial, evenly spaced."""
     last = layers - 1
     gaps = min(-(-last // TRIAL_LAYER_DISTANCE), MAX_TRIAL_LAYERS - 1)
-    return tuple(round(last * spot / gaps) for spot in range(gaps + 1)) if gaps else (0,)
+    return tuple(-(-last * spot // gaps) for spot in range(gaps + 1)) if gaps else (0,)
 
 
 def check_layer_passes(layers: int) -> int:

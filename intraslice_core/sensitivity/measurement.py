@@ -65,7 +65,7 @@ MAX_TRIAL_LAYERS = 7
 """Number of layers with trial cuts, at most: each trial passes all layers after its cut."""
 PAIR_SEQUENCES = 8
 """Number of sequences used to measure the effect of rotary pairs."""
-PAIR_QUERIES = 32
+PAIR_QUERIES = 128
 """Maximum number of queries used of each of these sequences."""
 
 
@@ -86,7 +86,7 @@ def trial_layers(layers: int) -> tuple[int, ...]:
     """Return the layers with trial cuts, evenly spaced, the first and the last among them."""
     last = layers - 1
     gaps = min(-(-last // TRIAL_LAYER_DISTANCE), MAX_TRIAL_LAYERS - 1)
-    return tuple(round(last * spot / gaps) for spot in range(gaps + 1)) if gaps else (0,)
+    return tuple(-(-last * spot // gaps) for spot in range(gaps + 1)) if gaps else (0,)
 
 
 def measure_layers(

@@ -20,7 +20,7 @@ from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.plan import Module
 from intraslice_core.sensitivity.dense_pass import sequences_at_once
 
-TRIAL_CUT_TOKENS = 512
+TRIAL_CUT_TOKENS = 2048
 """Tokens of the check set that trial cuts pass, at most."""
 TRIAL_CUT_SEQUENCES = 4
 """Sequences of which these tokens are the beginnings, at most."""

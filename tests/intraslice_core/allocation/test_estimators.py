@@ -83,12 +83,13 @@ def test_check_set_is_disjoint_from_the_other_sequences():
 def test_sequences_are_few_where_they_are_long():
     tokens = torch.arange(24).unsqueeze(1).expand(-1, 512)
     split = CalibrationSplit.of(tokens)
-    assert split.sensitivity.numel() == MIN_SENSITIVITY_TOKENS
-    assert split.metric.numel() == split.trial_fit.numel() == 2048
+    assert len(split.sensitivity) == 21
+    assert (split.metric.numel(), split.trial_fit.numel()) == (4096, 2048)
     assert len(split.gradients) == MIN_GRADIENT_SEQUENCES
     assert torch.equal(split.judged, split.check)
-    more = CalibrationSplit.of(tokens.repeat(3, 1))
+    more = CalibrationSplit.of(tokens.repeat(3, 2))
     assert more.judged.shape == (8, MAX_JUDGED_TOKENS // 8)
+    assert more.sensitivity.numel() == MIN_SENSITIVITY_TOKENS
     short = CalibrationSplit.of(tokens[:, :32])
     assert len(short.sensitivity) == len(short.metric) == len(short.trial_fit) == 21
     assert torch.equal(short.judged, short.check)

@@ -93,7 +93,7 @@ def test_parts_that_a_method_skips_have_no_sequences() -> None:
     uniform = EstimatorSequences.of(config(allocation="uniform"))
     assert (uniform.sensitivity, uniform.trial_fit, uniform.judged_tokens) == (28, 0, 0)
     both = EstimatorSequences.of(config(length=1024, allocation="fisher"))
-    assert both.gradients == 2 + 8
+    assert both.gradients == 4 + 8
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 7, 30, 31, 80])

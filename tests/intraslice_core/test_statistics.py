@@ -54,8 +54,11 @@ def test_moments_of_two_parts_add_up_to_the_whole() -> None:
     first = MomentAccumulator(width=3, hidden_size=2, device=CPU)
     second = MomentAccumulator(width=3, hidden_size=2, device=CPU)
     both = MomentAccumulator(width=3, hidden_size=2, device=CPU)
+    generator = torch.Generator().manual_seed(0)
     for sums, tokens in ((first, 10), (second, 35)):
-        inner, own = torch.randn(tokens, 3), torch.randn(tokens, 2)
+        inner, own = (
+            torch.randn(tokens, width, generator=generator, dtype=torch.float64) for width in (3, 2)
+        )
         sums.add(inner, own, None)
         both.add(inner, own, None)
     merged, whole = first.moments(NO_OUTPUT) + second.moments(NO_OUTPUT), both.moments(NO_OUTPUT)

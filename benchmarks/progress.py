@@ -152,13 +152,13 @@ class Recorder:
 
 def thinned(moments: list[Moment]) -> list[Moment]:
     """Return moments that are a second apart, with the first and last of each stage."""
-    kept = moments[:1]
+    sparse = moments[:1]
     for before, moment, after in zip(moments[:-1], moments[1:], [*moments[2:], None], strict=True):
         is_last = after is None or after.stage != moment.stage
         is_first = before.stage != moment.stage
-        if is_first or is_last or moment.seconds - kept[-1].seconds >= RECORDED_SECONDS:
-            kept.append(moment)
-    return kept
+        if is_first or is_last or moment.seconds - sparse[-1].seconds >= RECORDED_SECONDS:
+            sparse.append(moment)
+    return sparse
 
 
 def longest_pauses(moments: list[Moment]) -> dict[Stage, tuple[float, str]]:

@@ -5,11 +5,11 @@
         [--methods NAME[:ALLOCATION][+self],…]
 
 Without options the whole table of targets is measured for SmolLM2-135M and Gemma 3 270M. TEXT may
-be a short name of `benchmarks/data.py`, SOURCE may be `mixture`, the engine's default. `+self` adds
-as much self-written text to a method's calibration as IntraSlice+ has, so that the gain of the text
-and of the method are told apart. `--methods` measures further methods, without targets. With
-`--state` every finished compression is saved, and an interrupted measurement resumes; figures of
-another engine are never mixed in.
+be a short name of `benchmarks/data.py`, SOURCE may be `mixture`, the engine's default without web
+text. `+self` adds as much self-written text to a method's calibration as IntraSlice+ has, so that
+the gain of the text and of the method are told apart. `--methods` measures further methods, without
+targets. With `--state` every finished compression is saved, and an interrupted measurement resumes;
+figures of another engine are never mixed in.
 
 Rows: fisher_pca, fisher, fisher_pca+self, fisher+self, other (the best other method), mixture
 (calibration on the default mixture), rank_correlation, recovery. See `benchmarks/targets.py`.
@@ -59,7 +59,7 @@ from targets import (
 )
 
 from intraslice_core.checkpoints.sources import open_model
-from intraslice_core.config import CompressionConfig, EvaluationConfig
+from intraslice_core.config import OFFLINE_MIXTURE, CompressionConfig, EvaluationConfig
 from intraslice_core.content_key import content_key, fingerprint
 from intraslice_core.errors import IntraSliceError
 from intraslice_core.files import atomic_file, file_sha256
@@ -189,7 +189,8 @@ class Bench:
             "sequence_length": self.arguments.sequence_length,
             "seed": self.arguments.seed,
         }
-        return settings if calibration == MIXTURE else settings | {"source": calibration}
+        source = OFFLINE_MIXTURE if calibration == MIXTURE else calibration
+        return settings | {"source": source}
 
     def _in_domain(self, calibration: str) -> list[str]:
         """Return the texts of the same corpus as the given calibration text."""

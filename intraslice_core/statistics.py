@@ -236,14 +236,14 @@ class MomentAccumulator:
     _tokens: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        kept = self.width if self.kept is None else self.kept
-        self._gram = _ProductSum(kept, kept, self.device)
-        if kept < self.width:
+        count = self.width if self.kept is None else self.kept
+        self._gram = _ProductSum(count, count, self.device)
+        if count < self.width:
             assert self.own_is_linear
-            self._removed = _ProductSum(kept, self.width - kept, self.device)
-        self._cross = _ProductSum(kept, self.hidden_size, self.device)
-        self._correction = _ProductSum(kept, self.hidden_size, self.device)
-        self._target = _ProductSum(kept, self.hidden_size, self.device)
+            self._removed = _ProductSum(count, self.width - count, self.device)
+        self._cross = _ProductSum(count, self.hidden_size, self.device)
+        self._correction = _ProductSum(count, self.hidden_size, self.device)
+        self._target = _ProductSum(count, self.hidden_size, self.device)
 
     def add(self, inner: Tensor, own: Tensor, correction: Tensor | None) -> None:
         """Add one batch.

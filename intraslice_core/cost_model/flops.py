@@ -212,7 +212,7 @@ class _Work:
 
     @property
     def _selects_first(self) -> bool:
-        """Whether sensitivity has chosen all dimensions before the layer's statistics."""
+        """True if sensitivity chooses all dimensions before the layer's statistics."""
         return METHODS[self.compression.method].measures_sensitivity
 
     def passes(self, sequences: int) -> float:

@@ -57,7 +57,10 @@ class TrialCuts:
         self._prefix_length = prefix_length
         self._batch_size = batch_size
         self._states = layers.embed(tokens).cpu().unsqueeze(0)
-        """Of the dense model and of every trial, (1 + trials, sequences, length, hidden_size)."""
+        """Hidden states of the dense model, then of every trial.
+
+        (1 + trials, sequences, length, hidden_size).
+        """
         self._trials: list[TrialCut] = []
 
     def pass_layer(self, layer: int, cuts: Sequence[tuple[TrialCut, LayerWeights]]) -> None:

@@ -75,17 +75,17 @@ def test_moments_of_leading_entries_equal_a_selection_from_those_of_all(
     close = partial(
         torch.testing.assert_close, **({"rtol": 1e-4, "atol": 1e-5} if has_norm else {})
     )
-    kept = torch.arange(KEPT)
+    regressors = torch.arange(KEPT)
     if has_bias:
-        kept = torch.cat((kept, torch.tensor([WIDTH])))
+        regressors = torch.cat((regressors, torch.tensor([WIDTH])))
     for ours, every in zip(leading.moments(), streamed.moments(), strict=True):
         assert ours is not None
         assert every is not None
-        expected = compensation.select(every, kept)
+        expected = compensation.select(every, regressors)
         for name in ("gram", "cross", "correction"):
             close(getattr(ours, name), getattr(expected, name))
         assert ours.energy == pytest.approx(expected.energy, rel=1e-5)
-        prior = space.rows()[kept]
+        prior = space.rows()[regressors]
         residual = expected.cross - expected.gram @ prior
         close(ours.residual, residual)
 

@@ -114,22 +114,27 @@ def test_the_mlp_of_a_parallel_layer_compensates_for_its_attention() -> None:
         assert error < 0.9 * (uncompensated - states.dense).square().sum()
 
 
-def test_inner_activations_that_were_not_kept_are_computed_again_bit_for_bit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Of three batches of 4 sequences, none, one or all are kept until the refit."""
-    weights, settings, rotary, plan = opened("qwen3")
-    cut = replace_plan(plan, qk_pairs=plan.qk_pairs - 2, intermediate_size=30)
-    context = LayerContext(
+def context_of(settings: LayerSettings, rotary: Rotary, *, batch_size: int) -> LayerContext:
+    """Return the context of a compression with a single damping."""
+    return LayerContext(
         layer=0,
         settings=settings,
         rotary=rotary,
         method=replace(METHODS["intraslice_plus"], damping_own=(0.1,)),
-        batch_size=4,
+        batch_size=batch_size,
         device=CPU,
         stored_dtype=torch.float32,
         before_batch=lambda done: None,
     )
+
+
+def test_inner_activations_that_were_not_kept_are_computed_again_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Keep none, one or all of three batches of 4 sequences until the refit."""
+    weights, settings, rotary, plan = opened("qwen3")
+    cut = replace_plan(plan, qk_pairs=plan.qk_pairs - 2, intermediate_size=30)
+    context = context_of(settings, rotary, batch_size=4)
     attention_inner, calls = decoder_layer.attention_inner, 0
 
     def counted(*arguments: Any) -> Tensor:
@@ -155,16 +160,7 @@ def test_inner_activations_that_were_not_kept_are_computed_again_bit_for_bit(
 
 def test_batches_on_a_cpu_have_a_limited_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     weights, settings, rotary, _ = opened("qwen3")
-    context = LayerContext(
-        layer=0,
-        settings=settings,
-        rotary=rotary,
-        method=replace(METHODS["intraslice_plus"], damping_own=(0.1,)),
-        batch_size=8,
-        device=CPU,
-        stored_dtype=torch.float32,
-        before_batch=lambda done: None,
-    )
+    context = context_of(settings, rotary, batch_size=8)
     sizes = []
     for tokens in (1, 5 * SEQUENCE + 1, 100 * SEQUENCE):
         monkeypatch.setattr(hidden_states_module, "TOKENS_AT_ONCE", tokens)

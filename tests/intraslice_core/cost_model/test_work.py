@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.large_models import LLAMAS
 from intraslice_core import compensation, hidden_states
 from intraslice_core.allocation import search
 from intraslice_core.allocation.estimators import CalibrationSplit
@@ -31,22 +32,10 @@ from intraslice_core.cost_model import (
 from intraslice_core.cost_model.work import EstimatorSequences, check_layer_passes, trial_layers
 from intraslice_core.evaluation import perplexity, scoring
 from intraslice_core.pipeline import compress_model
-from intraslice_core.plan import ModelGeometry
 from intraslice_core.progress import ProgressEvent, Stage
 from intraslice_core.sensitivity import gradients, measurement, pair_effects
 from intraslice_core.sensitivity.trial_cuts import trial_cut_tokens
 from tests.intraslice_core.tiny_models import tiny_llama
-
-LLAMA_8B = ModelGeometry(
-    num_hidden_layers=32,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    vocab_size=128256,
-    tie_word_embeddings=False,
-)
 
 
 def config(samples: int = 32, length: int = 64, **changes: object) -> CompressionConfig:
@@ -150,8 +139,8 @@ def test_flops_agree_with_torchs_count(tmp_path: Path) -> None:
 
 
 def test_work_grows_with_the_shapes() -> None:
-    small = stage_flops(LLAMA_8B, config(128, 2048))
-    twice = stage_flops(LLAMA_8B, config(256, 2048))
+    small = stage_flops(LLAMAS["Llama-3-8B"], config(128, 2048))
+    twice = stage_flops(LLAMAS["Llama-3-8B"], config(256, 2048))
     assert twice.passes == pytest.approx(2 * small.passes)
     assert twice.factorisations == small.factorisations
     # A forward pass over n tokens takes 2·n·parameters and a little for the attention's scores.
@@ -159,7 +148,7 @@ def test_work_grows_with_the_shapes() -> None:
 
 
 def test_bytes_of_stages_follow_from_the_shapes() -> None:
-    stages = stage_bytes(LLAMA_8B, config(128, 2048), 2, 2)
+    stages = stage_bytes(LLAMAS["Llama-3-8B"], config(128, 2048), 2, 2)
     assert set(stages) == {"gradients", "sensitivity", "trial_compression", "compress"}
     assert stages["compress"].host == 2 * 128 * 2048 * 4096 * 2
     assert stages["gradients"].host == 8 * 2048 * 4096 * 2 * 34
@@ -167,7 +156,7 @@ def test_bytes_of_stages_follow_from_the_shapes() -> None:
     assert stages["trial_compression"].host == 2048 * 4096 * 2
     # One layer, not the model: its Gram matrices are larger than it, the sum is below 24 GiB.
     assert 8 * 14336**2 < stages["compress"].device < 24 * 2**30
-    assert stage_bytes(LLAMA_8B, config(method="magnitude"), 2, 2)["compress"].host == 0
+    assert stage_bytes(LLAMAS["Llama-3-8B"], config(method="magnitude"), 2, 2)["compress"].host == 0
 
 
 def test_work_contains_the_sensitivity_measurement() -> None:

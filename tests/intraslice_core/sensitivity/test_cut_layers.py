@@ -97,10 +97,10 @@ def test_the_refit_makes_up_for_a_part_of_the_removed_neurons(tmp_path):
         layer = cuttable(layers, hidden)
         plan = dense_plan(layer)
         plan = plan.model_copy(update={"intermediate_size": plan.intermediate_size // 2})
-        kept = layer.sensitivity.neurons(plan.intermediate_size)
-        sliced = slicing.slice_neurons(layer.weights, kept)
+        neurons = layer.sensitivity.neurons(plan.intermediate_size)
+        sliced = slicing.slice_neurons(layer.weights, neurons)
         plain = decoder_layer.LayerWeights(
-            **vars(sliced) | {"mlp_output": slicing.select_inputs(sliced.mlp_output, kept)}
+            **vars(sliced) | {"mlp_output": slicing.select_inputs(sliced.mlp_output, neurons)}
         )
         rotary = layers.rotary(0, hidden.shape[1])
         hidden = hidden + decoder_layer.attention(hidden, layer.weights, layer.settings, rotary)
@@ -120,8 +120,8 @@ def test_the_refit_is_the_least_squares_solution_shrunk_to_the_weights(variant, 
         plan = dense_plan(layer).model_copy(update={"intermediate_size": width // 3})
         cut = layer.cut_mlp(layer.weights, plan)
         moment = layer.moments.mlp
-        kept = layer.sensitivity.neurons(plan.intermediate_size)
-        inputs = torch.cat((kept, torch.arange(width, len(moment))))
+        neurons = layer.sensitivity.neurons(plan.intermediate_size)
+        inputs = torch.cat((neurons, torch.arange(width, len(moment))))
         rows = mlp_space(layer.weights, layer.settings).rows()
         gram = moment[inputs][:, inputs]
         residual = moment[inputs] @ rows - gram @ rows[inputs]
@@ -170,10 +170,10 @@ def trial() -> TrialCut:
 def with_half_the_neurons(layers: DenseLayerReader, layer: int) -> decoder_layer.LayerWeights:
     """Return a layer with the first half of its neurons."""
     weights = layers.weights(layer)
-    kept = torch.arange(len(weights.up.weight) // 2)
-    sliced = slicing.slice_neurons(weights, kept)
+    neurons = torch.arange(len(weights.up.weight) // 2)
+    sliced = slicing.slice_neurons(weights, neurons)
     return decoder_layer.LayerWeights(
-        **vars(sliced) | {"mlp_output": slicing.select_inputs(weights.mlp_output, kept)}
+        **vars(sliced) | {"mlp_output": slicing.select_inputs(weights.mlp_output, neurons)}
     )
 
 

@@ -68,8 +68,12 @@ def document_of(record: Any, text_field: str | None) -> str | Chat:
         RecordError: if the record has no known form, or its text is not valid Unicode text.
     """
     document = _document(record, text_field)
-    for text in [document] if isinstance(document, str) else map(_plain_content, document.messages):
-        require_text(text)
+    if isinstance(document, str):
+        require_text(document)
+    else:
+        for message in document.messages:
+            require_text(message["role"])
+            require_text(_plain_content(message))
     return document
 
 

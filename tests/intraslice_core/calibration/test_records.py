@@ -82,6 +82,7 @@ def test_known_forms(record, expected):
         ({"question": "a", "answer": ["b"]}, "`question` or `answer` is not text"),
         ({"text": "a\ud83d"}, r"lone surrogate \\ud83d"),
         ({"messages": turns("a\ud83d")}, "lone surrogate"),
+        ({"messages": [{"role": "\ud83d", "content": "a"}]}, "lone surrogate"),
         ({"text": "a\0"}, "NUL"),
     ],
 )

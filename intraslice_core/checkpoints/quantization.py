@@ -122,7 +122,7 @@ def quantization_of(settings: Mapping[str, Any]) -> Quantization | None:
         return None
     if not isinstance(section, dict):
         raise _malformed("it is not an object")
-    method = str(section.get("quant_method", "compressed-tensors" if "format" in section else ""))
+    method = str(section.get("quant_method") or _implied_method(section))
     if method in _FP8_METHODS:
         return _fp8(method, section)
     if method == "compressed-tensors":
@@ -134,12 +134,23 @@ def quantization_of(settings: Mapping[str, Any]) -> Quantization | None:
     )
 
 
+def _implied_method(section: Mapping[str, Any]) -> str:
+    """Return the method of a section that names none, as early releases wrote it."""
+    if "format" in section:
+        return "compressed-tensors"
+    eight_or_four_bits = section.get("load_in_8bit") or section.get("load_in_4bit")
+    return "bitsandbytes" if eight_or_four_bits else ""
+
+
 def _described(method: str, section: Mapping[str, Any]) -> str:
     """Return the scheme's name with its number of bits where it is given."""
     bits = section.get("bits") or section.get("w_bit")
     if method == "bitsandbytes":
         bits = 4 if section.get("load_in_4bit") or section.get("_load_in_4bit") else 8
     name = _NAMES.get(method, method or "an unnamed scheme")
+    algorithm = section.get("quant_algo")  # of ModelOpt
+    if isinstance(algorithm, str):
+        return f"{name} ({algorithm})"
     return f"{name} ({bits} bits)" if type(bits) is int else name
 
 

@@ -206,6 +206,8 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "AWQ (4 bits)": {"quant_method": "awq", "w_bit": 4},
     "bitsandbytes (4 bits)": {"quant_method": "bitsandbytes", "load_in_4bit": True},
     "bitsandbytes (8 bits)": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    "with bitsandbytes (8 bits)": {"load_in_8bit": True},
+    "ModelOpt (NVFP4)": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
     "MXFP4": {"quant_method": "mxfp4"},
     "some_new_method": {"quant_method": "some_new_method"},
     "format nvfp4-pack-quantized": {

@@ -24,8 +24,19 @@ PARTIAL_PREFIX = ".partial-"
 A killed process leaves them behind, and the next write beside them removes them.
 """
 _HASHED_BYTES = 2**24
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_MOST_POINTER_BYTES = 1024
+"""Size limit of a pointer in the git-lfs specification."""
 _QUOTED_CHARACTERS = 200
 """Largest number of characters of a path that an error quotes."""
+
+
+def is_lfs_pointer(file: Path) -> bool:
+    """Return True if a file is a git-lfs pointer, which `git clone` leaves without git-lfs."""
+    if not file.is_file() or file.stat().st_size > _MOST_POINTER_BYTES:
+        return False
+    with file.open("rb") as stream:
+        return stream.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
 def file_sha256(file: Path) -> str:

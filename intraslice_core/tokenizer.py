@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice_core.errors import TokenizerError
+from intraslice_core.files import is_lfs_pointer
 
 _FIELD = "model"
 _VOCABULARIES = (
@@ -23,7 +24,6 @@ _VOCABULARIES = (
 )
 """Patterns of files with a vocabulary."""
 _SETTINGS = ("tokenizer.json", "tokenizer_config.json", "*.json")
-_LFS = b"version https://git-lfs"
 _COMPLETE_HINT = "copy the tokenizer's files of the original model into the directory"
 _NEED_LIBRARIES = ("sentencepiece", "tiktoken")
 
@@ -145,12 +145,11 @@ def _broken_file(file: Path) -> tuple[str, str] | None:
     """Return what is wrong with a file and what to do, or None if it can be parsed."""
     if not file.is_file():
         return "is not a file", _COMPLETE_HINT
-    with file.open("rb") as stream:
-        if stream.read(len(_LFS)) == _LFS:
-            return (
-                "is a git-lfs pointer, not the file itself",
-                "run `git lfs pull` in the directory",
-            )
+    if is_lfs_pointer(file):
+        return (
+            "is a git-lfs pointer, not the file itself",
+            "run `git lfs pull` in the directory",
+        )
     if file.suffix != ".json":
         return None
     try:

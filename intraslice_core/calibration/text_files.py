@@ -18,6 +18,7 @@ from intraslice_core.calibration.json_text import json_lines, json_values
 from intraslice_core.calibration.records import Record, RecordError, require_text
 from intraslice_core.calibration.tables import csv_rows, parquet_rows
 from intraslice_core.errors import CalibrationSourceError
+from intraslice_core.files import is_lfs_pointer
 from intraslice_core.text_sources import text_format
 
 MAX_FILE_BYTES = 2**32
@@ -113,6 +114,11 @@ def _require_file(path: Path) -> None:
     if not path.is_file():
         raise CalibrationSourceError(
             f"{path} does not exist or is not a file", hint="check the path"
+        )
+    if is_lfs_pointer(path):
+        raise CalibrationSourceError(
+            f"{path} is a git-lfs pointer, not the file itself",
+            hint=f"run `git lfs pull` in {path.parent}",
         )
 
 

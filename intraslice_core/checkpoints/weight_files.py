@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from intraslice_core.errors import BrokenCheckpointError, UnsupportedFormatError
+from intraslice_core.files import is_lfs_pointer
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -29,7 +30,6 @@ MAX_SETTINGS_BYTES = 64 * 2**20
 _SETTINGS_PATTERNS = ("*.json", "*.model", "*.txt", "*.jinja")
 _EXPLICIT_FILE = "transformers_weights"
 """Setting of config.json that names the file with the weights or its index."""
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 _OTHER_FORMATS: Mapping[str, str] = MappingProxyType(
     {
@@ -94,11 +94,8 @@ def require_no_lfs_pointer(file: Path) -> None:
     Raises:
         BrokenCheckpointError: naming the file.
     """
-    if not file.is_file():
+    if not is_lfs_pointer(file):
         return
-    with file.open("rb") as stream:
-        if stream.read(len(_LFS_POINTER)) != _LFS_POINTER:
-            return
     raise BrokenCheckpointError(
         f"{file.name} is a git-lfs pointer, not the file itself",
         field="model",

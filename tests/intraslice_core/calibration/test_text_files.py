@@ -23,6 +23,7 @@ from intraslice_core.errors import CalibrationSourceError, IntraSliceError
 from tests.intraslice_core.calibration.reading import load_documents
 
 RECORDS = [{"text": 'Größe,\n"1"; 2\u2028'}, {"text": "two"}, {"text": " "}, {"text": "😀"}]
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 98304\n"
 DOCUMENTS = [record["text"] for record in RECORDS if record["text"].strip()]
 
 
@@ -114,6 +115,9 @@ def test_json_files_with_other_contents(tmp_path):
         ("a.csv", b"id,text\n", "contains no text"),
         ("a.csv", b"", "contains no text"),
         ("a.parquet", b"PAR1", "cannot be read"),
+        ("a.parquet", LFS, "a.parquet is a git-lfs pointer"),
+        ("a.txt", LFS, "a.txt is a git-lfs pointer"),
+        ("a.jsonl.gz", LFS, "a.jsonl.gz is a git-lfs pointer"),
         ("a.parquet", b"", "cannot be read"),
     ],
 )

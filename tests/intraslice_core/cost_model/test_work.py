@@ -81,6 +81,7 @@ def test_parts_that_a_method_skips_have_no_sequences() -> None:
     assert EstimatorSequences.of(config(method="magnitude")) == nothing
     uniform = EstimatorSequences.of(config(allocation="uniform"))
     assert (uniform.sensitivity, uniform.trial_fit, uniform.judged_tokens) == (28, 0, 0)
+    assert uniform.trial_cut_tokens == 0
     both = EstimatorSequences.of(config(length=1024, allocation="fisher"))
     assert both.gradients == 4 + 8
 
@@ -136,6 +137,21 @@ def test_flops_agree_with_torchs_count(tmp_path: Path) -> None:
     }
     for name, (products, factorisations) in estimated.items():
         assert 0.65 * products < counted[name] < 1.35 * (products + factorisations), name
+
+
+def test_uniform_shapes_need_no_trial_cuts() -> None:
+    settings = config(128, 2048, allocation="uniform")
+    geometry = LLAMAS["Llama-3-8B"]
+    uniform, full = stage_flops(geometry, settings), stage_flops(geometry, config(128, 2048))
+    passes = 2048 * 2 * geometry.dense_plan().parameters(geometry) / 32
+    assert full.sensitivity - uniform.sensitivity > check_layer_passes(32) * passes
+    assert full.sensitivity_factorisations > uniform.sensitivity_factorisations
+    memory_of = [
+        stage_bytes(geometry, own, 2, 2)["sensitivity"].device
+        for own in (config(128, 2048), settings)
+    ]
+    states = (1 + 4 * len(trial_layers(32))) * 2048 * geometry.hidden_size * 2
+    assert memory_of[0] - memory_of[1] >= states
 
 
 def test_work_grows_with_the_shapes() -> None:

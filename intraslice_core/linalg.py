@@ -140,7 +140,9 @@ def damped_cholesky(gram: Tensor, damping: float, *, per_dimension: bool = False
 
 def shrunken(gram: Tensor, share: float) -> Tensor:
     """Return `gram + share · diag(gram)`, (…, n, n): correlations shrunk by `1 / (1 + share)`."""
-    return gram + share * torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1))
+    result = gram.clone()
+    result.diagonal(dim1=-2, dim2=-1).mul_(1.0 + share)
+    return result
 
 
 def _numerical_rank(gram: Tensor) -> int:

@@ -133,6 +133,7 @@ def measure_sensitivity(
     *,
     batch_size: int,
     before_batch: Callable[[float], None],
+    with_trial_cuts: bool = True,
 ) -> ModelSensitivity:
     """Compute gradients, then measure all layers; gradients are on disk in between.
 
@@ -141,6 +142,7 @@ def measure_sensitivity(
         tokens: calibration sequences by use.
         batch_size: sequences in one batch.
         before_batch: callback with the finished fraction; may raise to stop.
+        with_trial_cuts: measure the trial cuts, which only the Lagrangian allocator uses.
 
     Raises:
         NumericalError: naming the layer.
@@ -158,7 +160,7 @@ def measure_sensitivity(
         return measure_layers(
             layers,
             tokens.sensitivity,
-            tokens.check,
+            tokens.check if with_trial_cuts else None,
             files,
             batch_size=batch_size,
             before_batch=lambda done: before_batch(GRADIENT_SHARE + (1 - GRADIENT_SHARE) * done),

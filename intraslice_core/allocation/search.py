@@ -78,9 +78,7 @@ class TrialCompression:
                 raise NumericalError(
                     error.message, layer=layer, module=error.module, hint=error.hint
                 ) from error
-        tokens = divergences(
-            self.layers, states[0], torch.stack(states[1:]), prefix_length=self.prefix_length
-        )
+        tokens = divergences(self.layers, states[0], states[1:], prefix_length=self.prefix_length)
         return tuple(HeldOutDivergence(tokens=own, kinds=self.kinds) for own in tokens)
 
     def _cuttable(self, layer: int, fit: Tensor) -> CuttableLayer:

@@ -186,11 +186,11 @@ def _choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
     kinds = sequence_sources(context.config.resolved_calibration)
     split = CalibrationSplit.of(tokens, kinds, context.prefix_length)
     free = measured = None
+    allocator = resolve_allocator(context.config)
     if METHODS[context.config.method].measures_sensitivity and context.budget.ratio > 0.0:
         free = measured = _measured(context, split, tokens)
         if context.demands.alike:
             measured = replace(measured, layers=with_shared_pairs(measured.layers))
-    allocator = resolve_allocator(context.config)
     if context.budget.ratio == 0.0 or allocator == "uniform":
         return _uniform(context, measured)
     if allocator == "lagrangian":
@@ -225,32 +225,48 @@ def _fisher(
 def _measured(
     context: AllocationContext, split: CalibrationSplit, tokens: Tensor
 ) -> ModelSensitivity:
-    """Load the sensitivity from the cache, or measure and cache it."""
-    cache, name = context.cache, ""
+    """Load the sensitivity from the cache, or measure and cache it.
+
+    Trial cuts are measured for the Lagrangian allocator only. Any other allocator also takes a
+    cached measurement that has them.
+    """
+    cache, allocator = context.cache, resolve_allocator(context.config)
+    with_trial_cuts = allocator == "lagrangian"
     if cache is not None:
-        key = context.key(
-            sensitivity=calibration_hash(tokens),
-            prefix_length=context.prefix_length,
-            measurement=MEASUREMENT,
-            parts=[part.name for part in fields(LayerSensitivity)],
-            batch_size=context.config.batch_size,
-        )
-        name = f"sensitivity-{key[:32]}.safetensors"
-        cached = load_sensitivity(cache.directory / name)
-        if cached is not None:
-            return cached
+        for usable in (True,) if with_trial_cuts else (True, False):
+            name = _cached_name(context, tokens, with_trial_cuts=usable)
+            cached = load_sensitivity(cache.directory / name)
+            if cached is not None:
+                return cached
+    ends_stage = allocator == "uniform" or not METHODS[context.config.method].measures_sensitivity
+    share = 1.0 if ends_stage else SENSITIVITY_SHARE
     measured = measure_sensitivity(
         context.layers,
         split,
         batch_size=context.config.batch_size,
         before_batch=lambda done: context.before_batch(
-            SENSITIVITY_SHARE * done, "measuring the sensitivity of layers"
+            share * done, "measuring the sensitivity of layers"
         ),
+        with_trial_cuts=with_trial_cuts,
     )
     if cache is not None and cache.has_room(measured.nbytes):
+        name = _cached_name(context, tokens, with_trial_cuts=with_trial_cuts)
         save_sensitivity(cache.directory / name, measured)
         cache.on_saved(name)
     return measured
+
+
+def _cached_name(context: AllocationContext, tokens: Tensor, *, with_trial_cuts: bool) -> str:
+    """Return the name of the file that caches the sensitivity."""
+    key = context.key(
+        sensitivity=calibration_hash(tokens),
+        prefix_length=context.prefix_length,
+        measurement=MEASUREMENT,
+        parts=[part.name for part in fields(LayerSensitivity)],
+        batch_size=context.config.batch_size,
+        trial_cuts=with_trial_cuts,
+    )
+    return f"sensitivity-{key[:32]}.safetensors"
 
 
 def _layers(

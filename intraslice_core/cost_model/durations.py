@@ -72,10 +72,12 @@ class AllocationSeconds:
             done: reported fraction, in which every part has a fixed share.
             ends: reported fractions at the end of the gradients and of the sensitivity.
         """
-        if not (self.sensitivity and self.trial_compression):
+        if not self.sensitivity:
             return done
-        bounds = (0.0, *ends, 1.0)
-        parts = (self.gradients, self.sensitivity, self.trial_compression)
+        parts: tuple[float, ...] = (self.gradients, self.sensitivity)
+        bounds: tuple[float, ...] = (0.0, ends[0] / ends[1], 1.0)
+        if self.trial_compression:
+            parts, bounds = (*parts, self.trial_compression), (0.0, *ends, 1.0)
         seconds = sum(
             part * min(max((done - begin) / (end - begin), 0.0), 1.0)
             for part, begin, end in zip(parts, bounds, bounds[1:], strict=False)

@@ -182,7 +182,7 @@ class _Work:
         elimination = width**3 + 2 * width**3 / 3 + width**2 * hidden
         metrics = 4 * hidden**3 / 3 + 2.0 * hidden**2 * (width + 2 * self.inner)
         refits = len(trial_layers(self.layers)) * self.own_refits(0.75, 0.5)
-        return self.layers * (elimination + metrics) + refits
+        return self.layers * (elimination + metrics) + refits * bool(self.parts.trial_cut_tokens)
 
     def own_refits(self, *fractions: float) -> float:
         """Count the refits of both modules of a layer to their own output, in float64.

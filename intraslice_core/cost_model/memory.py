@@ -5,8 +5,8 @@ The peak is reached in one of these situations:
 - Compression of a layer: its weights, the Gram and cross moments of the wider module and their
   factors, a batch of activations, and the hidden states of all calibration sequences (twice where
   the method targets the dense hidden states).
-- Sensitivity measurement: the hidden states of a group of sequences before all layers, or those of
-  the measured sequences and of all trial cuts.
+- Sensitivity measurement: the hidden states of some sequences before all layers, or those of the
+  measured sequences and of all trial cuts.
 - Fine-tuning: the compressed model, its teacher if it has one, and the graph of one batch.
 - Evaluation: one model, with the dense model's final hidden states and output head; both models
   while they are timed.
@@ -50,8 +50,9 @@ _COMPARED_STATES = 3
 KEPT_INNER_BYTES = 48 * 2**20
 """Inner activations of the sliced attention that are kept until its refit, at most."""
 LOGITS_AT_ONCE = 2**23
-"""Logits held at once in the sensitivity measurement and in fine-tuning, in numbers."""
+"""Logits held at once in fine-tuning, in numbers."""
 # The evaluation's own values, repeated here because its modules import torch; a test compares them.
+DENSE_LOGITS = 2**22
 EVALUATION_LOGITS = 2**24
 EVALUATION_TOKENS = 4096
 _LOGIT_BLOCKS = 5
@@ -132,24 +133,23 @@ def stage_bytes(
     heads = geometry.num_attention_heads * geometry.head_dim
     batch += min(KEPT_INNER_BYTES, calibration.samples * length * heads * item)
     head = geometry.hidden_size * geometry.vocab_size * item
-    logits = 4 * 4 * max(LOGITS_AT_ONCE, geometry.vocab_size)
+    logits = 4 * 4 * max(DENSE_LOGITS, geometry.vocab_size)
     layer_or_logits = weights + max(moments + batch, head + logits)
     states = calibration.samples * state * (2 if method.dense_target else 1)
     stages = {"compress": StageBytes(host=states, device=weights + moments + batch)}
     if parts.gradients:
         graph = max(_GRAPH_TOKENS, length) * width * item * _GRAPH_ACTIVATIONS
         fishers = 4 * _FLOAT64_BYTES * geometry.hidden_size**2
-        states = min(GROUP_SEQUENCES, parts.gradients) * state * (geometry.num_hidden_layers + 2)
+        sequences = min(GROUP_SEQUENCES, max(_GRAPH_TOKENS // length, 1), parts.gradients)
+        states = sequences * state * (geometry.num_hidden_layers + 2)
         stages["gradients"] = StageBytes(
             host=states, device=weights + max(graph + fishers, head + logits)
         )
     if parts.sensitivity:
         trials = 1 + TRIALS_PER_LAYER * len(trial_layers(geometry.num_hidden_layers))
-        # Hidden states of the trials are copied where further trials start.
-        tokens = 2 * trials * parts.trial_cut_tokens
+        cut_states = trials * parts.trial_cut_tokens * geometry.hidden_size * item
         stages["sensitivity"] = StageBytes(
-            host=parts.sensitivity * state,
-            device=layer_or_logits + tokens * geometry.hidden_size * item,
+            host=parts.sensitivity * state + cut_states, device=layer_or_logits
         )
     if parts.trial_fit:
         tokens = 2 * (1 + TRIAL_PLANS) * parts.judged_tokens

@@ -30,7 +30,7 @@ class EstimatorSequences:
     trial_fit: int
     """Sequences on which trial compressions refit."""
     trial_cut_tokens: int
-    """Tokens that every trial cut passes."""
+    """Tokens that every trial cut passes; 0 without trial cuts."""
     judged_tokens: int
     """Tokens on which each of the compared plans is judged."""
 
@@ -54,11 +54,12 @@ class EstimatorSequences:
         metric = first(MIN_METRIC_TOKENS, 16) if measures else 0
         estimator = min(max(8, samples // 8), rest) if estimates else 0
         cut = min(check, TRIAL_CUT_SEQUENCES)
+        cut_tokens = cut * min(length, TRIAL_CUT_TOKENS // cut)
         return cls(
             gradients=metric + estimator,
             sensitivity=first(MIN_SENSITIVITY_TOKENS, 8) if measures else 0,
             trial_fit=first(TRIAL_FIT_TOKENS, samples) if compares_plans else 0,
-            trial_cut_tokens=cut * min(length, TRIAL_CUT_TOKENS // cut) if measures else 0,
+            trial_cut_tokens=cut_tokens if allocator == "lagrangian" else 0,
             judged_tokens=check * min(length, MAX_JUDGED_TOKENS // check) * compares_plans,
         )
 

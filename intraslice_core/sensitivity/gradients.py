@@ -55,15 +55,26 @@ class LayerGradients:
     tokens: int
     """Number of tokens averaged over."""
 
-    def joined(self, other: LayerGradients) -> LayerGradients:
-        """Return the gradients over the tokens of both."""
+    def joined(self, other: LayerGradients, *, continues_group: bool = False) -> LayerGradients:
+        """Return the gradients over the tokens of both.
+
+        Args:
+            other: gradients of further tokens.
+            continues_group: add the masks of `other` to the last group, of which it is a part.
+        """
         total = self.tokens + other.tokens
         share, other_share = self.tokens / total, other.tokens / total
+
+        def grouped(masks: Tensor, further: Tensor) -> Tensor:
+            if continues_group:
+                return torch.cat((masks[:-1], masks[-1:] + further))
+            return torch.cat((masks, further))
+
         return LayerGradients(
             attention=share * self.attention + other_share * other.attention,
             mlp=share * self.mlp + other_share * other.mlp,
-            head_masks=torch.cat((self.head_masks, other.head_masks)),
-            neuron_masks=torch.cat((self.neuron_masks, other.neuron_masks)),
+            head_masks=grouped(self.head_masks, other.head_masks),
+            neuron_masks=grouped(self.neuron_masks, other.neuron_masks),
             head_moments=share * self.head_moments + other_share * other.head_moments,
             tokens=total,
         )
@@ -75,10 +86,11 @@ class GradientFiles:
 
     directory: Path
 
-    def add(self, layer: int, gradients: LayerGradients) -> None:
-        """Add gradients of further tokens to the layer's file."""
-        file = self._file(layer)
-        joined = self.read(layer).joined(gradients) if file.exists() else gradients
+    def add(self, layer: int, gradients: LayerGradients, *, continues_group: bool = False) -> None:
+        """Add gradients of further tokens to the layer's file; see `LayerGradients.joined`."""
+        file, joined = self._file(layer), gradients
+        if file.exists():
+            joined = self.read(layer).joined(gradients, continues_group=continues_group)
         tensors = {
             "attention": joined.attention,
             "mlp": joined.mlp,
@@ -129,8 +141,9 @@ def loss_gradients(
 ) -> None:
     """Compute gradients of the summed next-token loss, forward and backward over the tokens.
 
-    Sequences are processed in groups of `GROUP_SEQUENCES`; a group's hidden states before all
-    layers are in host memory at once.
+    Masks are summed over groups of `GROUP_SEQUENCES`. A part of a group passes the model at a time:
+    its hidden states before all layers are in host memory at once. On a CPU, where weights are
+    mapped, a part has at most `_TOKENS_AT_ONCE` tokens; elsewhere it is a whole group.
 
     Args:
         layers: the dense model.
@@ -146,18 +159,28 @@ def loss_gradients(
     """
     # Tensors created in inference mode cannot be part of a graph, so everything is read again here.
     with torch.inference_mode(False), torch.no_grad():
+        size = GROUP_SEQUENCES
+        if layers.device.type == "cpu":
+            size = max(min(size, _TOKENS_AT_ONCE // tokens.shape[1]), 1)
         groups = torch.split(tokens.clone(), GROUP_SEQUENCES)
-        for number, group in enumerate(groups):
+        parts = [
+            (part, position > 0)
+            for group in groups
+            for position, part in enumerate(torch.split(group, size))
+        ]
+        for number, (part, continues_group) in enumerate(parts):
 
             def on_progress(done: float, number: int = number) -> None:
-                before_batch((number + done) / len(groups))
+                before_batch((number + done) / len(parts))
 
-            at_once = max(min(batch_size, len(group), _TOKENS_AT_ONCE // group.shape[1]), 1)
-            _GroupPass(layers, group, prefix_length, at_once, on_progress).run(files)
+            at_once = max(min(batch_size, len(part), _TOKENS_AT_ONCE // part.shape[1]), 1)
+            _PartPass(layers, part, prefix_length, at_once, on_progress).run(
+                files, continues_group=continues_group
+            )
 
 
-class _GroupPass:
-    """Forward and backward pass of one group of sequences."""
+class _PartPass:
+    """Forward and backward pass of a part of a group of sequences."""
 
     def __init__(
         self,
@@ -176,13 +199,14 @@ class _GroupPass:
         ]
         self._on_progress = on_progress
 
-    def run(self, files: GradientFiles) -> None:
-        """Add the group's gradients to every layer's file."""
+    def run(self, files: GradientFiles, *, continues_group: bool) -> None:
+        """Add the part's gradients to every layer's file."""
         states = list(self._forward())
         gradient = self._output_gradient(states.pop())
         for layer in reversed(range(self._layers.num_layers)):
             self._on_progress(1.0 - 0.7 * (layer + 1) / self._layers.num_layers)
-            files.add(layer, self._backward(layer, states.pop(), gradient))
+            gradients = self._backward(layer, states.pop(), gradient)
+            files.add(layer, gradients, continues_group=continues_group)
 
     def _forward(self) -> Iterator[Tensor]:
         """Yield the hidden states before every layer and after the last, in host memory."""

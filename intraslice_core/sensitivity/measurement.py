@@ -75,6 +75,7 @@ class ModelSensitivity:
 
     layers: tuple[LayerSensitivity, ...]
     trials: tuple[TrialCut, ...]
+    """Trial cuts; empty if none were measured."""
 
     @property
     def nbytes(self) -> int:
@@ -92,7 +93,7 @@ def trial_layers(layers: int) -> tuple[int, ...]:
 def measure_layers(
     layers: DenseLayers,
     tokens: Tensor,
-    check: Tensor,
+    check: Tensor | None,
     gradients: GradientFiles | None,
     *,
     batch_size: int,
@@ -104,7 +105,8 @@ def measure_layers(
     Args:
         layers: the dense model.
         tokens: sequences to measure on, (sequences, length), int64.
-        check: sequences on which trial cuts are measured, (sequences, length), int64.
+        check: sequences on which trial cuts are measured, (sequences, length), int64; None
+            measures no trial cuts.
         gradients: of the loss; None weighs every module's output by 1/E‖x‖² of the hidden states.
         batch_size: sequences in one batch.
         before_batch: callback with the finished fraction; may raise to stop.
@@ -115,9 +117,10 @@ def measure_layers(
         NumericalError: if an activation is not finite or a factorisation fails, naming the layer.
     """
     hidden = layers.memory.copy(layers.embed(tokens).cpu())
-    trials = TrialCuts(
-        layers, trial_cut_tokens(check), batch_size=batch_size, prefix_length=prefix_length
-    )
+    trials = None
+    if check is not None:
+        cut_tokens = trial_cut_tokens(check)
+        trials = TrialCuts(layers, cut_tokens, batch_size=batch_size, prefix_length=prefix_length)
     spots = trial_layers(layers.num_layers)
     sensitivities = []
     for layer in range(layers.num_layers):
@@ -132,13 +135,15 @@ def measure_layers(
             sensitivity = layer_pass.sensitivity(
                 None if fisher is None else (fisher.attention, fisher.mlp)
             )
-            trials.pass_layer(layer, layer_pass.trials(sensitivity) if layer in spots else ())
+            if trials is not None:
+                trials.pass_layer(layer, layer_pass.trials(sensitivity) if layer in spots else ())
         except NumericalError as error:
             raise NumericalError(
                 error.message, layer=layer, module=error.module, hint=error.hint
             ) from error
         sensitivities.append(sensitivity.to(torch.device("cpu")))
-    return ModelSensitivity(layers=tuple(sensitivities), trials=trials.measured())
+    measured = () if trials is None else trials.measured()
+    return ModelSensitivity(layers=tuple(sensitivities), trials=measured)
 
 
 class _LayerPass(DensePass):
@@ -238,8 +243,10 @@ class _LayerPass(DensePass):
     def _eliminate_neurons(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return removal order and costs of all neurons, (intermediate_size,) each."""
         width = self.weights.up.weight.shape[0]
-        moment = linalg.shrunken(self.moments.mlp[:width, :width], CHOICE_SHRINKAGE)
-        factor = linalg.damped_cholesky(moment, NEURON_DAMPING)
+        # The shrunken moment has no name, so that it is freed before the inverse exists.
+        factor = linalg.damped_cholesky(
+            linalg.shrunken(self.moments.mlp[:width, :width], CHOICE_SHRINKAGE), NEURON_DAMPING
+        )
         choice = neurons.eliminate_neurons(factor, rows[:width], 0)
         return choice.removal_order, choice.removal_cost
 

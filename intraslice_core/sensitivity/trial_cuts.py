@@ -56,10 +56,10 @@ class TrialCuts:
         self._layers = layers
         self._prefix_length = prefix_length
         self._batch_size = batch_size
-        self._states = layers.embed(tokens).cpu().unsqueeze(0)
-        """Hidden states of the dense model, then of every trial.
+        self._states = [layers.memory.copy(layers.embed(tokens).cpu())]
+        """Hidden states of the dense model, then of every trial, (sequences, length, hidden_size).
 
-        (1 + trials, sequences, length, hidden_size).
+        They are advanced in place.
         """
         self._trials: list[TrialCut] = []
 
@@ -70,9 +70,13 @@ class TrialCuts:
             layer: number of the layer.
             cuts: trials with the layer's cut weights; their `layer` is filled in here.
         """
-        started = [self._advanced(layer, self._states[0], cut) for _, cut in cuts]
-        every = self._advanced(layer, self._states.flatten(0, 1), self._layers.weights(layer))
-        self._states = torch.cat((every.view_as(self._states), *(s.unsqueeze(0) for s in started)))
+        started = [self._layers.memory.copy(self._states[0]) for _ in cuts]
+        for hidden, (_, cut) in zip(started, cuts, strict=True):
+            self._advance(layer, hidden, cut)
+        weights = self._layers.weights(layer)
+        for hidden in self._states:
+            self._advance(layer, hidden, weights)
+        self._states += started
         self._trials += [replace(trial, layer=layer) for trial, _ in cuts]
 
     def measured(self) -> tuple[TrialCut, ...]:
@@ -87,13 +91,10 @@ class TrialCuts:
             for trial, loss in zip(self._trials, losses, strict=True)
         )
 
-    def _advanced(self, layer: int, hidden: Tensor, weights: LayerWeights) -> Tensor:
-        """Return hidden states, (sequences, length, hidden_size), after the layer."""
+    def _advance(self, layer: int, hidden: Tensor, weights: LayerWeights) -> None:
+        """Overwrite hidden states, (sequences, length, hidden_size), by those after the layer."""
         settings, device = self._layers.settings(layer), weights.up.weight.device
         rotary = self._layers.rotary(layer, hidden.shape[1])
         at_once = sequences_at_once(self._batch_size, hidden.shape[1], device)
-        batches = [
-            decoder_layer.forward(rows.to(device), weights, settings, rotary).to(hidden.device)
-            for rows in torch.split(hidden, at_once)
-        ]
-        return torch.cat(batches)
+        for rows in torch.split(hidden, at_once):
+            rows.copy_(decoder_layer.forward(rows.to(device), weights, settings, rotary))

@@ -118,6 +118,13 @@ def test_reported_allocation_is_spread_by_expected_seconds() -> None:
     )
 
 
+def test_an_allocation_without_comparison_ends_with_the_sensitivity() -> None:
+    parts = allocation_seconds(SMOLLM2, CompressionConfig(allocation="uniform"))
+    assert parts.trial_compression == 0.0
+    assert parts.finished(1.0, (0.15, 0.75)) == pytest.approx(1.0)
+    assert parts.finished(0.2, (0.15, 0.75)) == pytest.approx(parts.gradients / parts.total)
+
+
 def test_expected_seconds_grow_with_every_kind_of_work() -> None:
     config, evaluation = CompressionConfig(), EvaluationConfig(benchmark=False)
     seconds = stage_seconds(SMOLLM2, config, evaluation, 2)

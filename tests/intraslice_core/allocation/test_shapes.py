@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.pipeline import compress_model
 from intraslice_core.plan import ModelPlan
 from intraslice_core.reports.schema import CompressionReport
+from intraslice_core.sensitivity.trial_cuts import TrialCuts
 from intraslice_core.statistics_cache import StatisticsCache
 from tests.intraslice_core.compressing import compress_unverified
 from tests.intraslice_core.tiny_models import tiny_llama
@@ -113,6 +115,44 @@ def test_a_second_ratio_uses_the_cached_sensitivity(tmp_path, monkeypatch):
     run(0.2, "first", place)
     monkeypatch.setattr("intraslice_core.allocation.shapes.measure_sensitivity", None)
     assert run(0.4, "second", place) == alone
+
+
+def test_trial_cuts_are_measured_for_the_lagrangian_only(tmp_path, monkeypatch):
+    """A cached measurement without trial cuts serves `uniform` only, one with them serves both."""
+    dense = tiny_llama(tmp_path / "dense")
+    counts: Counter[str] = Counter()
+    measure, advance = shapes.measure_sensitivity, TrialCuts.pass_layer
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            counts[name] += 1
+            return function(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(shapes, "measure_sensitivity", counted("measured", measure))
+    monkeypatch.setattr(TrialCuts, "pass_layer", counted("trial layers", advance))
+
+    def run(allocation: str, cache: str) -> tuple[CompressionReport, dict[str, int], bytes]:
+        config = CompressionConfig.model_validate(
+            {"ratio": 0.3, "round_to": 2, "calibration": CALIBRATION, "allocation": allocation}
+        )
+        place = StatisticsCache(directory=tmp_path / cache, max_bytes=2**30)
+        out = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
+        counts.clear()
+        report = compress_model(str(dense), out, config, statistics_cache=place, verify=False)
+        weights = (out / "model.safetensors").read_bytes()
+        return report, dict(counts), weights
+
+    _, first, without = run("uniform", "a")
+    assert first == {"measured": 1}
+    report, second, _ = run("lagrangian", "a")
+    assert second == {"measured": 1, "trial layers": 3}
+    assert {trial.layer for trial in report.allocation.trials} == {0, 2}
+    assert run("lagrangian", "b")[1] == second
+    _, third, with_them = run("uniform", "b")
+    assert third == {}
+    assert with_them == without
 
 
 def test_a_sensitivity_of_another_measurement_is_measured_again(tmp_path, monkeypatch):

@@ -40,7 +40,9 @@ def test_divergences_are_those_of_the_whole_distributions(
         first, second = torch.randn(2, 2, 12, width, generator=generator)
         both = torch.stack((first, second))
         same, result = divergences(layers, first, both, prefix_length=prefix_length)
+        (listed,) = divergences(layers, first, [second], prefix_length=prefix_length)
         logs = [torch.log_softmax(layers.logits(rows).double(), -1) for rows in (first, second)]
     assert not same.any()
     expected = (logs[0].exp() * (logs[0] - logs[1])).sum(-1)[:, max(prefix_length - 1, 0) :]
     torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-6)
+    assert torch.equal(listed, result)

@@ -14,6 +14,7 @@ from benchmarks.large_models import LLAMAS
 from intraslice_core import compensation, hidden_states
 from intraslice_core.allocation import search
 from intraslice_core.allocation.estimators import CalibrationSplit
+from intraslice_core.checkpoints import dense_model
 from intraslice_core.config import (
     CalibrationConfig,
     CompressionConfig,
@@ -54,6 +55,7 @@ def test_constants_equal_the_engines() -> None:
     )
     assert flops.DAMPING_PROBES == compensation.PROBES
     assert memory.KEPT_INNER_BYTES == hidden_states.KEPT_INNER_BYTES
+    assert memory.DENSE_LOGITS == dense_model.LOGITS_AT_ONCE
     assert memory.EVALUATION_LOGITS == perplexity.EVALUATION_LOGITS
     assert memory.EVALUATION_TOKENS == scoring.EVALUATION_TOKENS
 
@@ -81,6 +83,7 @@ def test_parts_that_a_method_skips_have_no_sequences() -> None:
     assert EstimatorSequences.of(config(method="magnitude")) == nothing
     uniform = EstimatorSequences.of(config(allocation="uniform"))
     assert (uniform.sensitivity, uniform.trial_fit, uniform.judged_tokens) == (28, 0, 0)
+    assert uniform.trial_cut_tokens == 0
     both = EstimatorSequences.of(config(length=1024, allocation="fisher"))
     assert both.gradients == 4 + 8
 
@@ -138,6 +141,21 @@ def test_flops_agree_with_torchs_count(tmp_path: Path) -> None:
         assert 0.65 * products < counted[name] < 1.35 * (products + factorisations), name
 
 
+def test_uniform_shapes_need_no_trial_cuts() -> None:
+    settings = config(128, 2048, allocation="uniform")
+    geometry = LLAMAS["Llama-3-8B"]
+    uniform, full = stage_flops(geometry, settings), stage_flops(geometry, config(128, 2048))
+    passes = 2048 * 2 * geometry.dense_plan().parameters(geometry) / 32
+    assert full.sensitivity - uniform.sensitivity > check_layer_passes(32) * passes
+    assert full.sensitivity_factorisations > uniform.sensitivity_factorisations
+    memory_of = [
+        stage_bytes(geometry, own, 2, 2)["sensitivity"].host
+        for own in (config(128, 2048), settings)
+    ]
+    states = (1 + 4 * len(trial_layers(32))) * 2048 * geometry.hidden_size * 2
+    assert memory_of[0] - memory_of[1] >= states
+
+
 def test_work_grows_with_the_shapes() -> None:
     small = stage_flops(LLAMAS["Llama-3-8B"], config(128, 2048))
     twice = stage_flops(LLAMAS["Llama-3-8B"], config(256, 2048))
@@ -151,8 +169,9 @@ def test_bytes_of_stages_follow_from_the_shapes() -> None:
     stages = stage_bytes(LLAMAS["Llama-3-8B"], config(128, 2048), 2, 2)
     assert set(stages) == {"gradients", "sensitivity", "trial_compression", "compress"}
     assert stages["compress"].host == 2 * 128 * 2048 * 4096 * 2
-    assert stages["gradients"].host == 8 * 2048 * 4096 * 2 * 34
-    assert stages["sensitivity"].host == 16 * 2048 * 4096 * 2
+    assert stages["gradients"].host == 2048 * 4096 * 2 * 34
+    trials = 1 + 4 * len(trial_layers(32))
+    assert stages["sensitivity"].host == (16 + trials) * 2048 * 4096 * 2
     assert stages["trial_compression"].host == 2048 * 4096 * 2
     # One layer, not the model: its Gram matrices are larger than it, the sum is below 24 GiB.
     assert 8 * 14336**2 < stages["compress"].device < 24 * 2**30

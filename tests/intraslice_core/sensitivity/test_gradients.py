@@ -12,6 +12,8 @@ from torch import Tensor
 from intraslice_core import decoder_layer
 from intraslice_core.checkpoints.dense_model import DenseLayerReader, mean_loss
 from intraslice_core.checkpoints.reader import CheckpointReader
+from intraslice_core.device import HostMemory
+from intraslice_core.sensitivity import gradients
 from intraslice_core.sensitivity.gradients import GradientFiles, LayerGradients, loss_gradients
 from tests.intraslice_core.tiny_models import (
     FAMILY_VARIANTS,
@@ -106,6 +108,30 @@ def test_the_split_into_batches_and_groups_does_not_matter(variant, tmp_path, mo
         torch.testing.assert_close(
             layer.neuron_masks.sum(0), other.neuron_masks.sum(0), rtol=1e-3, atol=1e-4
         )
+
+
+def test_masks_are_summed_over_groups_that_pass_in_parts(tmp_path, monkeypatch):
+    """Parts of a group have as few hidden states in memory as their tokens allow."""
+    directory = save_checkpoint(tiny_family_model("llama"), tmp_path / "dense")
+    monkeypatch.setattr(gradients, "GROUP_SEQUENCES", 3)
+    whole = run(directory, tmp_path / "whole", 4, tokens(4))
+    monkeypatch.setattr(gradients, "_TOKENS_AT_ONCE", 24)
+    held: list[int] = []
+    empty = HostMemory.empty
+
+    def recorded(memory: HostMemory, shape: Any, dtype: torch.dtype) -> Tensor:
+        held.append(shape[0])
+        return empty(memory, shape, dtype)
+
+    monkeypatch.setattr(HostMemory, "empty", recorded)
+    parts = run(directory, tmp_path / "parts", 4, tokens(4))
+    assert max(held) == 2
+    for layer, other in zip(whole, parts, strict=True):
+        assert (layer.tokens, len(layer.neuron_masks)) == (other.tokens, 2)
+        for name in ("attention", "mlp", "head_masks", "neuron_masks", "head_moments"):
+            torch.testing.assert_close(
+                getattr(layer, name), getattr(other, name), rtol=1e-3, atol=1e-5
+            )
 
 
 def test_masks_of_all_neurons_sum_to_the_gradient_of_their_common_scale(tmp_path):

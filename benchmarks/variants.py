@@ -21,6 +21,7 @@ Variants with other shapes:
     one-price   shapes by the curves of the first candidate, without trial compressions
     old-judge   shapes by the next-token loss on two held-out sequences, by any margin; the rival of
                 the candidates is equal layers
+    bypass      a linear map beside the MLP, paid for with neurons, where it is predicted to gain
 Variants with another measurement, and the shapes that follow from it:
     alpha-0     neurons and heads chosen on `H` itself; `ours` has `H + 0.1 diag(H)`
     alpha-1     the same on `H + diag(H)`
@@ -53,6 +54,12 @@ from data import BenchmarkDataError, text_source
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from variant_bypass import (
+    BypassCompressor,
+    bypasses,
+    exchanged,
+    has_bypass,
+)
 from variant_calibration import Calibration, HeldLayers
 from variant_parts import (
     BATCH,
@@ -83,7 +90,6 @@ from intraslice_core.errors import IntraSliceError
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.perplexity import evaluation_tokens, written_tokens
 from intraslice_core.hidden_states import HiddenStates, LayerContext
-from intraslice_core.layer_compressor import LayerCompressor
 from intraslice_core.methods import METHODS, CompressionMethod
 from intraslice_core.plan import ModelPlan
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
@@ -93,7 +99,7 @@ from intraslice_core.text_sources import WRITTEN
 from intraslice_core.tokenizer import load_tokenizer
 
 SAME_SHAPES = ("ours", "centred", "causal", "unturned", "complex", "bare", "refine", "intercept")
-OTHER_SHAPES = ("one-price", "old-judge")
+OTHER_SHAPES = ("one-price", "old-judge", "bypass")
 SHRINKAGES = {"alpha-0": 0.0, "alpha-1": 1.0}
 SELF_SHARES = {"self-0": 0.0, "self-0.5": 0.5}
 TARGET_SEEDS = {"true-fisher": 0}
@@ -295,6 +301,8 @@ class Bench:
         """Return the sliced layers of a variant."""
         if variant in SHOTS:
             return self._in_two_shots(ratio, dense_target=variant == "two-shots")
+        if variant == "bypass":
+            return self._with_bypasses(ratio)
         plan, sensitivity = self.plan(variant, ratio), self.sensitivity(variant, ratio)
         layers = self.mixed if variant == "complex" else self.layers
         if variant == "intercept":
@@ -303,6 +311,15 @@ class Bench:
         return self._sliced(
             tokens, plan, sensitivity, layers, PRESET, Refinement() if variant == "refine" else None
         )
+
+    def _with_bypasses(self, ratio: float) -> list[LayerWeights]:
+        """Return the layers of `ours` with a bypass where it is predicted to gain."""
+        plan, sensitivity = self.plan("bypass", ratio), self.sensitivity("bypass", ratio)
+        split = self.calibration("bypass").split
+        layers, plan, sensitivity = exchanged(self.layers, plan, sensitivity, split, BATCH)
+        number = sum(map(has_bypass, layers.held))
+        self.console.print(f"bypass at {ratio:g}: in {number} of {len(layers.held)} layers")
+        return self._sliced(self.calibration("bypass").tokens, plan, sensitivity, layers, PRESET)
 
     def _in_two_shots(self, ratio: float, *, dense_target: bool) -> list[LayerWeights]:
         """Return the layers after two compressions, with the dense model as target or the first."""
@@ -354,7 +371,8 @@ class Bench:
                 dense_states=dense_states,
             )
             weights = layers.weights(layer)
-            sliced = LayerCompressor(weights, plan.layers[layer], streams, context).run().weights
+            compressor = BypassCompressor(weights, plan.layers[layer], streams, context)
+            sliced = compressor.run().weights
             if refinement is not None and streams.dense is not None:
                 sliced = refinement(sliced, layers, layer, before, streams.dense)
                 streams.compressed = self.passed(before, sliced, layer)
@@ -438,7 +456,7 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             directory = open_model(arguments.model, Path(folder) / "model")
-            with CheckpointReader(directory) as reader:
+            with CheckpointReader(directory) as reader, bypasses():
                 bench = Bench(
                     directory=directory,
                     reader=reader,

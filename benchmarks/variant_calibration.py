@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import torch
 from torch import Tensor
 
+from intraslice_core.allocation import estimators
 from intraslice_core.allocation.budget import compression_budget, resolve_round_to
 from intraslice_core.allocation.estimators import (
     AllocationCandidate,
@@ -32,6 +36,7 @@ from intraslice_core.export.targets import DEMANDS
 from intraslice_core.plan import ModelPlan
 from intraslice_core.resume_state import ignore_saved
 from intraslice_core.sensitivity import measurement
+from intraslice_core.sensitivity.gradients import loss_gradients
 from intraslice_core.sensitivity.measurement import ModelSensitivity, load_sensitivity
 
 
@@ -45,6 +50,12 @@ class HeldLayers(DenseLayerReader):
     def weights(self, layer: int) -> LayerWeights:
         """Return a layer's weights."""
         return self.held[layer]
+
+    def replaced(self, held: Sequence[LayerWeights]) -> HeldLayers:
+        """Return the same model with other layers."""
+        layers = copy.copy(self)
+        layers.held = list(held)
+        return layers
 
 
 @dataclass(kw_only=True)
@@ -61,11 +72,17 @@ class Calibration:
     """Positions of the tokenizer's prefix at the beginning of every sequence."""
     shrinkage: float
     """Shrinkage of `H` where neurons and heads are chosen."""
+    target_seed: int | None = None
+    """Seed of the targets of the Fisher matrices; None takes the text's next tokens."""
     directory: Path
     """Directory of the measured sensitivity, of this calibration alone."""
     device: torch.device
     dtype: torch.dtype
     _shapes: dict[float, Shapes] = field(default_factory=dict)
+
+    def of(self, reader: CheckpointReader, layers: HeldLayers, directory: Path) -> Calibration:
+        """Return the calibration of another model by the same sequences."""
+        return replace(self, reader=reader, layers=layers, directory=directory, _shapes={})
 
     def at(self, ratio: float) -> CompressionConfig:
         """Return the settings at a ratio."""
@@ -91,8 +108,12 @@ class Calibration:
                 before_batch=lambda *_: None,
                 prefix_length=self.prefix_length,
             )
-            # The engine has no setting for it.
-            with mock.patch.object(measurement, "CHOICE_SHRINKAGE", self.shrinkage):
+            gradients = partial(loss_gradients, target_seed=self.target_seed)
+            # The engine has no settings for them.
+            with (
+                mock.patch.object(measurement, "CHOICE_SHRINKAGE", self.shrinkage),
+                mock.patch.object(estimators, "loss_gradients", gradients),
+            ):
                 self._shapes[ratio] = choose_shapes(context, self.tokens)
         return self._shapes[ratio]
 

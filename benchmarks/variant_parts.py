@@ -209,6 +209,27 @@ def _mixed(linear: Linear, transform: Tensor, slow: Tensor) -> Linear:
     return Linear(weight=rows.flatten(0, 2).to(linear.weight.dtype))
 
 
+# -- biases of the output projections ----------------------------------------------------------
+
+
+def with_zero_biases(weights: LayerWeights) -> LayerWeights:
+    """Return the same layer with biases of zero on both output projections, where it has none.
+
+    The refit then fits them: a constant is one of its regressors (docs/method.md, section 2).
+    """
+
+    def biased(output: Linear) -> Linear:
+        if output.bias is not None:
+            return output
+        return replace(output, bias=output.weight.new_zeros(len(output.weight)))
+
+    return replace(
+        weights,
+        attention_output=biased(weights.attention_output),
+        mlp_output=biased(weights.mlp_output),
+    )
+
+
 # -- refinement of a whole layer ---------------------------------------------------------------
 
 

@@ -16,15 +16,21 @@ Variants with the shapes of `ours`:
     complex     pairs of nearly equal frequency are mixed by a complex PCA first
     bare        neurons by Optimal Brain Surgeon on the output error, not on the loss it causes
     refine      after each layer, Adam on all its weights against the dense hidden states
+    intercept   both output projections get a bias, which their refit fits; not counted in the size
 Variants with other shapes:
     one-price   shapes by the curves of the first candidate, without trial compressions
     old-judge   shapes by the next-token loss on two held-out sequences, by any margin; the rival of
                 the candidates is equal layers
+    bypass      a linear map beside the MLP, paid for with neurons, where it is predicted to gain
 Variants with another measurement, and the shapes that follow from it:
     alpha-0     neurons and heads chosen on `H` itself; `ours` has `H + 0.1 diag(H)`
     alpha-1     the same on `H + diag(H)`
     self-0      no self-written text in the calibration; `ours` has a quarter
     self-0.5    half of the calibration is self-written
+    true-fisher Fisher matrices by targets that are sampled from the dense model's predictions
+    two-shots   half of the cut, a new measurement on the result, the rest; targets of both are the
+                hidden states of the dense model
+    twice       the same as two runs of the engine: the second one's targets are those of its input
 
 A second pass over the layers is no variant: each layer is fitted to the layers before it alone,
 so the second pass gives the first one's weights, bit for bit.
@@ -48,6 +54,12 @@ from data import BenchmarkDataError, text_source
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from variant_bypass import (
+    BypassCompressor,
+    bypasses,
+    exchanged,
+    has_bypass,
+)
 from variant_calibration import Calibration, HeldLayers
 from variant_parts import (
     BATCH,
@@ -59,7 +71,9 @@ from variant_parts import (
     dense_moments,
     mixed_by_complex_pca,
     reinterpret,
+    with_zero_biases,
 )
+from variant_shots import DenseTarget, first_ratio, remaining_ratio, save_compressed
 
 from intraslice_core import decoder_layer
 from intraslice_core.allocation.estimators import measure_sensitivity
@@ -76,19 +90,22 @@ from intraslice_core.errors import IntraSliceError
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.perplexity import evaluation_tokens, written_tokens
 from intraslice_core.hidden_states import HiddenStates, LayerContext
-from intraslice_core.layer_compressor import LayerCompressor
 from intraslice_core.methods import METHODS, CompressionMethod
 from intraslice_core.plan import ModelPlan
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.sensitivity.measurement import CHOICE_SHRINKAGE, ModelSensitivity
+from intraslice_core.statistics_cache import DenseStates
 from intraslice_core.text_sources import WRITTEN
 from intraslice_core.tokenizer import load_tokenizer
 
-SAME_SHAPES = ("ours", "centred", "causal", "unturned", "complex", "bare", "refine")
-OTHER_SHAPES = ("one-price", "old-judge")
+SAME_SHAPES = ("ours", "centred", "causal", "unturned", "complex", "bare", "refine", "intercept")
+OTHER_SHAPES = ("one-price", "old-judge", "bypass")
 SHRINKAGES = {"alpha-0": 0.0, "alpha-1": 1.0}
 SELF_SHARES = {"self-0": 0.0, "self-0.5": 0.5}
-VARIANTS = (*SAME_SHAPES, *OTHER_SHAPES, *SHRINKAGES, *SELF_SHARES)
+TARGET_SEEDS = {"true-fisher": 0}
+OTHER_MEASUREMENTS = (*SHRINKAGES, *SELF_SHARES, *TARGET_SEEDS)
+SHOTS = ("two-shots", "twice")
+VARIANTS = (*SAME_SHAPES, *OTHER_SHAPES, *OTHER_MEASUREMENTS, *SHOTS)
 PRESET = METHODS["intraslice_plus"]
 TRIAL = replace(PRESET, damping_own=(0.1,), damping_correction=(1.0,))
 """Fixed dampings of a trial compression, for `old-judge`."""
@@ -175,7 +192,7 @@ class Bench:
 
     def calibration(self, variant: str) -> Calibration:
         """Return the calibration of a variant; most share that of `ours`."""
-        name = variant if variant in {**SHRINKAGES, **SELF_SHARES} else "ours"
+        name = variant if variant in OTHER_MEASUREMENTS else "ours"
         if name not in self._calibrations:
             settings = self._settings(SELF_SHARES.get(name))
             self._calibrations[name] = Calibration(
@@ -189,6 +206,7 @@ class Bench:
                 ),
                 prefix_length=len(self.prefix),
                 shrinkage=SHRINKAGES.get(name, CHOICE_SHRINKAGE),
+                target_seed=TARGET_SEEDS.get(name),
                 directory=self.place / name,
                 device=self.device,
                 dtype=self.dtype,
@@ -213,15 +231,15 @@ class Bench:
     @cached_property
     def mixed(self) -> HeldLayers:
         """The dense model with its slow rotary pairs mixed."""
-        layers = HeldLayers(self.reader, self.device, self.dtype)
         context = self.arguments.sequence_length
-        sines = layers.rotary(0, 2).sin[1]
+        sines = self.layers.rotary(0, 2).sin[1]
         frequencies = torch.asin(sines[: len(sines) // 2].double())
-        layers.held = [
-            mixed_by_complex_pca(weights, moments, frequencies, context)
-            for weights, moments in zip(layers.held, self.moments, strict=True)
-        ]
-        return layers
+        return self.layers.replaced(
+            [
+                mixed_by_complex_pca(weights, moments, frequencies, context)
+                for weights, moments in zip(self.layers.held, self.moments, strict=True)
+            ]
+        )
 
     @cached_property
     def mixed_sensitivity(self) -> ModelSensitivity:
@@ -281,11 +299,45 @@ class Bench:
 
     def compressed(self, variant: str, ratio: float) -> list[LayerWeights]:
         """Return the sliced layers of a variant."""
+        if variant in SHOTS:
+            return self._in_two_shots(ratio, dense_target=variant == "two-shots")
+        if variant == "bypass":
+            return self._with_bypasses(ratio)
         plan, sensitivity = self.plan(variant, ratio), self.sensitivity(variant, ratio)
         layers = self.mixed if variant == "complex" else self.layers
+        if variant == "intercept":
+            layers = layers.replaced([with_zero_biases(weights) for weights in layers.held])
         tokens = self.calibration(variant).tokens
         return self._sliced(
             tokens, plan, sensitivity, layers, PRESET, Refinement() if variant == "refine" else None
+        )
+
+    def _with_bypasses(self, ratio: float) -> list[LayerWeights]:
+        """Return the layers of `ours` with a bypass where it is predicted to gain."""
+        plan, sensitivity = self.plan("bypass", ratio), self.sensitivity("bypass", ratio)
+        split = self.calibration("bypass").split
+        layers, plan, sensitivity = exchanged(self.layers, plan, sensitivity, split, BATCH)
+        number = sum(map(has_bypass, layers.held))
+        self.console.print(f"bypass at {ratio:g}: in {number} of {len(layers.held)} layers")
+        return self._sliced(self.calibration("bypass").tokens, plan, sensitivity, layers, PRESET)
+
+    def _in_two_shots(self, ratio: float, *, dense_target: bool) -> list[LayerWeights]:
+        """Return the layers after two compressions, with the dense model as target or the first."""
+        ours, half = self.calibration("ours"), first_ratio(ratio)
+        directory = self.place / f"shot-{ratio:g}"
+        if not directory.exists():
+            weights = self.compressed("ours", half)
+            save_compressed(self.reader, ours.shapes(half).plan, weights, directory, self.dtype)
+        dense = self.reader.family.geometry(self.reader.config)
+        parameters = ours.shapes(half).plan.parameters(dense)
+        rest = remaining_ratio(ratio, dense.dense_plan().parameters(dense), parameters)
+        with CheckpointReader(directory) as reader:
+            layers = HeldLayers(reader, self.device, self.dtype)
+            shapes = ours.of(reader, layers, self.place / f"measured-{ratio:g}").shapes(rest)
+        assert shapes.sensitivity is not None  # IntraSlice+ measures it
+        target = DenseTarget(layers=self.layers, batch_size=BATCH) if dense_target else None
+        return self._sliced(
+            ours.tokens, shapes.plan, shapes.sensitivity, layers, PRESET, dense_states=target
         )
 
     def _sliced(
@@ -296,6 +348,7 @@ class Bench:
         layers: HeldLayers,
         method: CompressionMethod,
         refinement: Refinement | None = None,
+        dense_states: DenseStates | None = None,
     ) -> list[LayerWeights]:
         """Return the sliced layers, fitted on tokens, (sequences, length)."""
         hidden = layers.embed(tokens)
@@ -315,9 +368,11 @@ class Bench:
                 stored_dtype=self.dtype,
                 before_batch=lambda _: None,
                 sensitivity=layer_sensitivity.to(self.device),
+                dense_states=dense_states,
             )
             weights = layers.weights(layer)
-            sliced = LayerCompressor(weights, plan.layers[layer], streams, context).run().weights
+            compressor = BypassCompressor(weights, plan.layers[layer], streams, context)
+            sliced = compressor.run().weights
             if refinement is not None and streams.dense is not None:
                 sliced = refinement(sliced, layers, layer, before, streams.dense)
                 streams.compressed = self.passed(before, sliced, layer)
@@ -401,7 +456,7 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             directory = open_model(arguments.model, Path(folder) / "model")
-            with CheckpointReader(directory) as reader:
+            with CheckpointReader(directory) as reader, bypasses():
                 bench = Bench(
                     directory=directory,
                     reader=reader,

@@ -138,6 +138,7 @@ def loss_gradients(
     files: GradientFiles,
     before_batch: Callable[[float], None],
     prefix_length: int = 0,
+    target_seed: int | None = None,
 ) -> None:
     """Compute gradients of the summed next-token loss, forward and backward over the tokens.
 
@@ -153,10 +154,14 @@ def loss_gradients(
         before_batch: callback with the finished fraction; may raise to stop.
         prefix_length: positions of the prefix at the beginning of every sequence. Their gradients
             are propagated and part of the mask gradients, but not of `G`.
+        target_seed: seed of targets that are sampled from the model's own predictions, one at each
+            position: `G` is then an estimate of the true Fisher matrix. None takes the next tokens
+            of the text, as the engine does, which gives the empirical one.
 
     Raises:
         NumericalError: if an activation or a gradient is not finite, naming the layer.
     """
+    sampler = None if target_seed is None else torch.Generator().manual_seed(target_seed)
     # Tensors created in inference mode cannot be part of a graph, so everything is read again here.
     with torch.inference_mode(False), torch.no_grad():
         size = GROUP_SEQUENCES
@@ -174,7 +179,7 @@ def loss_gradients(
                 before_batch((number + done) / len(parts))
 
             at_once = max(min(batch_size, len(part), _TOKENS_AT_ONCE // part.shape[1]), 1)
-            _PartPass(layers, part, prefix_length, at_once, on_progress).run(
+            _PartPass(layers, part, prefix_length, at_once, on_progress, sampler).run(
                 files, continues_group=continues_group
             )
 
@@ -189,8 +194,10 @@ class _PartPass:
         prefix_length: int,
         batch_size: int,
         on_progress: Callable[[float], None],
+        sampler: torch.Generator | None,
     ) -> None:
         self._layers = layers
+        self._sampler = sampler
         self._prefix_length = prefix_length
         self._tokens = tokens
         self._rows = [
@@ -238,11 +245,18 @@ class _PartPass:
         return gradient
 
     def _loss_gradient(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Return the gradient at `hidden`, (positions, hidden_size), for targets (positions,)."""
+        """Return the gradient at `hidden`, (positions, hidden_size).
+
+        Args:
+            hidden: output of the last layer.
+            targets: next tokens of the text, (positions,); not used if targets are sampled.
+        """
         with torch.enable_grad():
             leaf = hidden.clone().requires_grad_(True)
             logits = self._layers.logits(leaf)
             labels = targets.to(logits.device)
+            if self._sampler is not None:
+                labels = _sampled_targets(logits.detach(), self._sampler)
             loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, leaf)
         return gradient
@@ -290,6 +304,18 @@ class _PartPass:
             head_moments=moments.cpu() / tokens,
             tokens=tokens,
         )
+
+
+def _sampled_targets(logits: Tensor, sampler: torch.Generator) -> Tensor:
+    """Return one token for each row of logits, (positions, vocabulary), drawn from its softmax.
+
+    Tokens are drawn by inversion of the cumulative distribution, so that a sampler of the CPU gives
+    the same ones for logits on any device, up to rounding.
+    """
+    cumulative = logits.softmax(-1).cumsum(-1)
+    uniform = torch.rand(len(logits), 1, generator=sampler).to(cumulative)
+    # 1 - u is never 0, so that no token of probability 0 is drawn.
+    return torch.searchsorted(cumulative, (1 - uniform) * cumulative[:, -1:]).squeeze(1)
 
 
 def _finite_forward(

@@ -30,7 +30,12 @@ def tokens(sequences: int = 3, length: int = 12) -> Tensor:
 
 
 def run(
-    directory: Path, work: Path, batch_size: int, given: Tensor, prefix_length: int = 0
+    directory: Path,
+    work: Path,
+    batch_size: int,
+    given: Tensor,
+    prefix_length: int = 0,
+    target_seed: int | None = None,
 ) -> list[LayerGradients]:
     files = GradientFiles(directory=work)
     with CheckpointReader(directory) as reader, torch.inference_mode():
@@ -42,6 +47,7 @@ def run(
             files=files,
             before_batch=lambda _: None,
             prefix_length=prefix_length,
+            target_seed=target_seed,
         )
         return [files.read(layer) for layer in range(layers.num_layers)]
 
@@ -93,6 +99,47 @@ def test_gradients_at_the_prefix_are_propagated_but_no_part_of_the_moments(prefi
         atol = 2e-4 * float(expected.max())
         torch.testing.assert_close(layer.mlp, expected, rtol=2e-3, atol=atol)
         assert layer.tokens == len(flat)
+
+
+def test_sampled_targets_give_the_true_fisher_matrix_on_average(tmp_path, monkeypatch):
+    """At the last layer it is `Σ_t Jᵀ (diag p - p pᵀ) J` with the Jacobian J of the logits."""
+    monkeypatch.setattr("intraslice_core.sensitivity.gradients.GROUP_SEQUENCES", 2048)
+    model = tiny_family_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(8)  # far from uniform predictions
+    directory = save_checkpoint(model, tmp_path / "dense")
+    given = tokens(1, 4)
+    repeated = given.expand(2048, -1)
+    sampled = run(directory, tmp_path / "sampled", 2048, repeated, target_seed=0)[-1].mlp
+    of_text = run(directory, tmp_path / "text", 1, given)[-1].mlp
+    outputs: list[Tensor] = []
+    hook = decoder_layers(model)[-1].register_forward_hook(
+        lambda _m, _a, out: outputs.append(_tensor(out).detach())
+    )
+    model(input_ids=given, use_cache=False)
+    hook.remove()
+
+    def logits(hidden: Tensor) -> Tensor:
+        return model.lm_head(model.model.norm(hidden))
+
+    expected = torch.zeros(sampled.shape, dtype=torch.float64)
+    for position in outputs[0][0, :-1]:
+        jacobian = torch.autograd.functional.jacobian(logits, position).double()
+        p = logits(position).detach().double().softmax(-1)
+        expected += jacobian.mT @ (torch.diag(p) - torch.outer(p, p)) @ jacobian
+    expected /= given.numel()
+    assert (sampled - expected).norm() < 0.1 * expected.norm()
+    assert (of_text - expected).norm() > 0.5 * expected.norm()
+
+
+def test_a_seed_repeats_its_targets_and_another_one_does_not(tmp_path):
+    directory = save_checkpoint(tiny_family_model("llama"), tmp_path / "dense")
+    first, again, other = (
+        run(directory, tmp_path / name, size, tokens(), target_seed=seed)[0].mlp
+        for name, size, seed in (("first", 3, 1), ("again", 1, 1), ("other", 3, 2))
+    )
+    torch.testing.assert_close(first, again, rtol=1e-3, atol=1e-9)
+    assert not torch.allclose(first, other, rtol=1e-2)
 
 
 @pytest.mark.parametrize("variant", ["llama", "phi", "gemma2"])

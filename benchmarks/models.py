@@ -2,13 +2,14 @@
 
     python benchmarks/models.py [MODEL …] [--calibration TEXT] [--evaluation TEXT] [--also TEXT]
         [--ratios 0.2,0.3] [--methods intraslice,intraslice_plus] [--samples 32]
-        [--evaluate-tokens 16384] [--dense-only]
+        [--evaluate-tokens 16384] [--out DIR] [--dense-only]
 
 MODEL is a name of `benchmarks/model_files.py`, which downloads, joins and checks the files. TEXT is
 a short name of `benchmarks/data.py`, a path, or the name of a calibration source; `--also` may be
 repeated. First the dense model: the same windows of text, with BOS where the model expects it, are
 scored by our conversion in transformers and by llama.cpp on the file itself. Then every method
-compresses the file by `intraslice sweep`, which evaluates every text.
+compresses the file by `intraslice sweep`, which evaluates every text. With `--out` the results stay
+in DIR/MODEL/METHOD, and an interrupted measurement resumes behind its last finished ratio.
 
 The last line is JSON: {MODEL: {"dense": {TEXT: {"ours": …, "llama_cpp": …, "ratio": …}}, "tokens":
 …, "perplexity": {TEXT: {"dense": …, RATIO: {METHOD: …}}}, "seconds": {METHOD: {RATIO: …}}}}. With
@@ -61,6 +62,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--dense-tokens", type=int, default=8_192, help="Tokens of the check.")
     parser.add_argument("--evaluate-tokens", type=int, default=16_384, help="Tokens per text.")
+    parser.add_argument(
+        "--out", type=Path, help="Directory of the results; default: a temporary one."
+    )
     parser.add_argument("--dense-only", action="store_true")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.models if name not in FILES]
@@ -116,8 +120,9 @@ def measure(name: str, arguments: argparse.Namespace, console: Console) -> Figur
         directory = open_model(str(file), Path(folder))
         figures["dense"] = compare_dense(file, directory, arguments)
         show_dense(name, figures["dense"], console)
+        results = (arguments.out or Path(folder)) / name
         for method in () if arguments.dense_only else arguments.methods.split(","):
-            report = sweep(file, method, Path(folder) / method, arguments)
+            report = sweep(file, method, results / method, arguments)
             for point in report.points:
                 figures["seconds"].setdefault(method, {})[f"{point.ratio:g}"] = point.seconds
                 for comparison in point.perplexity:

@@ -28,7 +28,7 @@ from intraslice_core.families.canonical import (
 )
 from intraslice_core.hidden_states import HiddenStates, LayerContext
 from intraslice_core.layer_compressor import LayerCompressor, LayerOutcome
-from intraslice_core.methods import METHODS
+from intraslice_core.methods import CompressionMethod, method_for
 from intraslice_core.plan import LayerPlan, ModelGeometry
 from intraslice_core.progress import Stage
 from intraslice_core.reports.schema import LayerReport, ModuleReport, SpectrumReport
@@ -70,6 +70,11 @@ class CompressionWork:
     def layers(self) -> DenseLayerReader:
         """Return a reader of the dense model's layers."""
         return DenseLayerReader(self.reader, self.device, self.dtype, self.memory)
+
+    @property
+    def method(self) -> CompressionMethod:
+        """Return the method's options for this model."""
+        return method_for(self.config.method, output_norms=self.canonical["output_norms"])
 
     def key(self, **facts: object) -> str:
         """Return the key of content that depends on this work and on `facts`."""
@@ -176,7 +181,7 @@ class LayerLoop:
             layer=layer,
             settings=dense.settings(layer),
             rotary=dense.rotary(layer, states.compressed.shape[1]),
-            method=METHODS[work.config.method],
+            method=work.method,
             batch_size=work.config.batch_size,
             device=work.device,
             stored_dtype=work.stored_dtype,
@@ -201,10 +206,9 @@ def _embed(work: CompressionWork, tokens: Tensor) -> HiddenStates:
     hidden = work.memory.empty((*tokens.shape, work.geometry.hidden_size), work.dtype)
     for row, sequence in enumerate(tokens):
         hidden[row] = layers.embed(sequence)
-    dense_target = METHODS[work.config.method].dense_target
     return HiddenStates(
         compressed=hidden,
-        dense=work.memory.copy(hidden) if dense_target else None,
+        dense=work.memory.copy(hidden) if work.method.dense_target else None,
         prefix_length=len(work.prefix),
     )
 

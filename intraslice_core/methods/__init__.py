@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from intraslice_core.config import Allocator, CompressionSettings, Method
 from intraslice_core.methods.intraslice import INTRASLICE
 from intraslice_core.methods.intraslice_plus import INTRASLICE_PLUS
@@ -15,6 +17,19 @@ METHODS: dict[Method, CompressionMethod] = {
 }
 
 
+def method_for(name: Method, *, output_norms: bool) -> CompressionMethod:
+    """Return a method's options for a model.
+
+    Args:
+        name: of the method.
+        output_norms: True if norms follow the modules' outputs. They fix the length of every
+            contribution, so that no module can make up for earlier errors (docs/method.md,
+            section 9): the target is then each module's own output.
+    """
+    method = METHODS[name]
+    return replace(method, dense_target=method.dense_target and not output_norms)
+
+
 def resolve_allocator(settings: CompressionSettings) -> Allocator:
     """Return the allocator of a compression; `auto` is the method's own."""
     if settings.allocation == "auto":
@@ -22,4 +37,4 @@ def resolve_allocator(settings: CompressionSettings) -> Allocator:
     return settings.allocation
 
 
-__all__ = ["METHODS", "CompressionMethod", "resolve_allocator"]
+__all__ = ["METHODS", "CompressionMethod", "method_for", "resolve_allocator"]

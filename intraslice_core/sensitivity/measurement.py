@@ -46,12 +46,12 @@ from intraslice_core.statistics import HeadEnergyAccumulator
 NEURON_DAMPING = 1e-4
 """Relative damping of the Gram matrices in the elimination of neurons and heads."""
 CHOICE_SHRINKAGE = 0.1
-"""Shrinkage of `H` where neurons and heads are eliminated: `H` plus this much of its diagonal.
+"""Shrinkage of `H` where neurons, heads and value directions are chosen.
 
-Correlations of the calibration text do not hold on other text; by them, a neuron that others
-seem to replace costs nothing. The refit uses `H` itself.
+This much of its diagonal is added. Correlations of the calibration text do not hold on other text;
+by them, a neuron that others seem to replace costs nothing. The refit uses `H` itself.
 """
-MEASUREMENT = f"bounded kl-trials, shrinkage {CHOICE_SHRINKAGE:g}"
+MEASUREMENT = f"bounded kl-trials, shrinkage {CHOICE_SHRINKAGE:g} with values"
 """Version of the measurement, a part of the key of cached sensitivities."""
 METRIC_DAMPING = 1e-3
 """Relative damping of the Fisher matrices, which are estimated from a few sequences."""
@@ -303,6 +303,7 @@ class _LayerPass(DensePass):
         moment = value_basis.group_second_moment(
             self.moments.attention[:width, :width], settings.num_key_value_heads, settings.head_dim
         )
+        moment = linalg.shrunken(moment, CHOICE_SHRINKAGE)
         return value_basis.weighted_directions(moment, rows[:width])
 
     # -- trial cuts ------------------------------------------------------------------------

@@ -269,15 +269,18 @@ def test_without_gradients_outputs_are_weighed_by_the_mean_energy(tmp_path):
         assert not torch.allclose(layer.width_losses, other.width_losses)
 
 
-def test_a_neuron_that_another_one_repeats_still_costs_something(tmp_path, monkeypatch):
+@pytest.mark.parametrize("curve", ["width_losses", "value_losses"])
+def test_a_dimension_that_another_one_repeats_still_costs_something(tmp_path, monkeypatch, curve):
     """Its correlation with the other one may be that of the calibration text only."""
     model = tiny_family_model("llama")
     with torch.no_grad():
         for layer in model.model.layers:
+            values = layer.self_attn.v_proj.weight.unflatten(0, (-1, layer.self_attn.head_dim))
+            values[:, 1] = values[:, 0]  # of every KV head
             for projection in (layer.mlp.gate_proj, layer.mlp.up_proj):
                 projection.weight[1] = projection.weight[0]
     directory = save_checkpoint(model, tmp_path / "dense")
     shrunken = sensitivity_of(directory)
     monkeypatch.setattr("intraslice_core.sensitivity.measurement.CHOICE_SHRINKAGE", 0.0)
     for layer, plain in zip(shrunken.layers, sensitivity_of(directory).layers, strict=True):
-        assert layer.width_losses[-2] > 10 * plain.width_losses[-2]
+        assert getattr(layer, curve)[-2] > 10 * getattr(plain, curve)[-2]

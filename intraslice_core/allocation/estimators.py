@@ -139,7 +139,7 @@ def _judged_sequences(kinds: Tensor, count: int) -> Tensor:
     its standard error is least with about equally many positions of each. Without room for all
     kinds they are the last sequences.
     """
-    by_kind = [(kinds == kind).nonzero().flatten().flip(0).tolist() for kind in kinds.unique()]
+    by_kind = [(kinds == kind).nonzero().flatten().flip(0).tolist() for kind in torch.unique(kinds)]
     if len(by_kind) > count:
         return torch.arange(len(kinds) - count, len(kinds))
     in_turn = [row for turn in zip_longest(*by_kind) for row in turn if row is not None]

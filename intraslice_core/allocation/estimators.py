@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +51,9 @@ MIN_GRADIENT_SEQUENCES = 8
 CHECK_FRACTION = 8
 """Fraction of the calibration, 1 sequence in this many, for the check set."""
 MAX_CHECK_SEQUENCES = 8
-"""Maximum size of the check set, on which all trial cuts and trial compressions are measured."""
+"""Maximum size of the check set, and of the set that trial compressions are judged on."""
 MAX_JUDGED_TOKENS = 4096
-"""Tokens of the check set on which trial compressions are judged, at most."""
+"""Tokens on which trial compressions are judged, at most."""
 TRIAL_FIT_TOKENS = 2048
 """Tokens that trial compressions refit projections on, at least.
 
@@ -87,11 +87,14 @@ class CalibrationSplit:
     trial_fit: Tensor
     """Sequences that trial compressions refit on, a part of those of `sensitivity`."""
     check: Tensor
-    """Check set for trial cuts and trial compressions; disjoint from the others."""
+    """Check set for trial cuts; disjoint from all sets above."""
     judged: Tensor
-    """Beginnings of the check sequences on which trial compressions are judged."""
-    check_kinds: Tensor
-    """Number of the source of each sequence of the check set, (sequences,), int64."""
+    """Beginnings of the sequences on which trial compressions are judged; disjoint likewise.
+
+    All kinds of text have equally many if there are enough.
+    """
+    judged_kinds: Tensor
+    """Number of the source of each of these sequences, (sequences,), int64."""
     prefix_length: int = 0
     """Positions of the prefix at the beginning of every sequence."""
 
@@ -109,8 +112,10 @@ class CalibrationSplit:
         samples = len(tokens)
         kinds = torch.zeros(samples, dtype=torch.int64) if kinds is None else kinds
         checks = min(MAX_CHECK_SEQUENCES, max(samples // CHECK_FRACTION, 1))
-        rest = tokens[: samples - checks] if samples > checks else tokens
-        check = tokens[samples - checks :]
+        judged = _judged_sequences(kinds, checks)
+        fits = torch.ones(samples, dtype=torch.bool)
+        fits[samples - checks :] = fits[judged] = False
+        rest = tokens[fits] if fits.any() else tokens
 
         def first(least_tokens: int, fraction: int) -> Tensor:
             return rest[: max(-(-least_tokens // tokens.shape[1]), samples // fraction)]
@@ -120,11 +125,25 @@ class CalibrationSplit:
             metric=first(MIN_METRIC_TOKENS, METRIC_FRACTION),
             gradients=rest[: max(MIN_GRADIENT_SEQUENCES, samples // GRADIENT_FRACTION)],
             trial_fit=first(TRIAL_FIT_TOKENS, samples),
-            check=check,
-            judged=check[:, : MAX_JUDGED_TOKENS // checks],
-            check_kinds=kinds[samples - checks :],
+            check=tokens[samples - checks :],
+            judged=tokens[judged, : MAX_JUDGED_TOKENS // checks],
+            judged_kinds=kinds[judged],
             prefix_length=prefix_length,
         )
+
+
+def _judged_sequences(kinds: Tensor, count: int) -> Tensor:
+    """Return the numbers of the sequences to judge plans on, ascending, (count,), int64.
+
+    They are the last of every kind in turn: kinds have about equal weights in a plan's score, so
+    its standard error is least with about equally many positions of each. Without room for all
+    kinds they are the last sequences.
+    """
+    by_kind = [(kinds == kind).nonzero().flatten().flip(0).tolist() for kind in torch.unique(kinds)]
+    if len(by_kind) > count:
+        return torch.arange(len(kinds) - count, len(kinds))
+    in_turn = [row for turn in zip_longest(*by_kind) for row in turn if row is not None]
+    return torch.tensor(sorted(in_turn[:count]), dtype=torch.int64)
 
 
 def measure_sensitivity(

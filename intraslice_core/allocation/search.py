@@ -1,4 +1,8 @@
-"""Trial compressions: plans judged on few sequences (docs/method.md, section 4)."""
+"""Search of the plan: many candidates, of which few are judged (docs/method.md, section 4).
+
+Candidates are compared by predicted loss first (`shortlist`). The best of them pass a trial
+compression, and the divergence on held-out sequences decides.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from intraslice_core import decoder_layer, slicing
 from intraslice_core.allocation.curves import ScoredPlan
 from intraslice_core.allocation.estimators import AllocationCandidate
 from intraslice_core.allocation.judge import HeldOutDivergence, difference
+from intraslice_core.allocation.shortlist import shortlist
 from intraslice_core.checkpoints.dense_model import DenseLayers, divergences
 from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.errors import ConfigurationError, NumericalError
@@ -109,12 +114,15 @@ class TrialCompression:
 
 CANDIDATES = (
     AllocationCandidate(heads=True, penalty=2.0),
+    AllocationCandidate(heads=True, penalty=4.0, early_mlp_penalty=2.0),
+    AllocationCandidate(heads=True, penalty=8.0),
     AllocationCandidate(heads=True, penalty=4.0, trial_cuts=False),
     AllocationCandidate(heads=True, penalty=4.0, trial_cuts=False, early_mlp_penalty=4.0),
 )
-"""Candidates that are compared; the first is used where nothing shows another to be better.
+"""Candidates that are allocated; the first is used where nothing shows another to be better.
 
-The third spares early MLPs, on which the following layers depend on text of every kind.
+Those with an early MLP penalty spare early MLPs, on which the following layers depend on text of
+every kind.
 """
 
 
@@ -142,8 +150,10 @@ def search(
     allocate: Callable[[AllocationCandidate], ScoredPlan],
     divergences_of: Callable[[Sequence[ModelPlan]], Sequence[HeldOutDivergence]],
     rival: ModelPlan | None = None,
+    *,
+    loss_of: Callable[[AllocationCandidate, ScoredPlan], float],
 ) -> SearchResult:
-    """Allocate for all candidates, measure all distinct plans together, and choose one.
+    """Allocate for all candidates, measure the most promising plans together, and choose one.
 
     A candidate takes the place of an earlier one only if it is better beyond the standard error.
 
@@ -151,6 +161,34 @@ def search(
         allocate: returns the shapes for a candidate.
         divergences_of: returns the divergences of models with the shapes of plans.
         rival: further plan to measure.
+        loss_of: returns the predicted loss of a candidate's plan, comparable with the others'.
+
+    Raises:
+        ConfigurationError: if no candidate has shapes within the budget.
+    """
+    allocated = _distinct_plans(allocate)
+    numbers = shortlist([loss_of(candidate, scored) for candidate, scored in allocated])
+    judged = [allocated[number] for number in numbers]
+    plans = [scored.plan for _, scored in judged]
+    measured = divergences_of(plans if rival is None else [*plans, rival])
+    results = [
+        CandidateResult(candidate=candidate, scored=scored, divergence=own)
+        for (candidate, scored), own in zip(judged, measured, strict=False)
+    ]
+    best = _chosen(results)
+    others = sorted(
+        (result for result in results if result is not best),
+        key=lambda result: result.divergence.score,
+    )
+    return SearchResult(
+        candidates=(best, *others), rival=None if rival is None else measured[len(plans)]
+    )
+
+
+def _distinct_plans(
+    allocate: Callable[[AllocationCandidate], ScoredPlan],
+) -> list[tuple[AllocationCandidate, ScoredPlan]]:
+    """Return the candidates with their plans, each plan once.
 
     Raises:
         ConfigurationError: if no candidate has shapes within the budget.
@@ -167,20 +205,7 @@ def search(
             allocated.append((candidate, scored))
     if not allocated:
         raise errors[0]
-    plans = [scored.plan for _, scored in allocated]
-    measured = divergences_of(plans if rival is None else [*plans, rival])
-    results = [
-        CandidateResult(candidate=candidate, scored=scored, divergence=own)
-        for (candidate, scored), own in zip(allocated, measured, strict=False)
-    ]
-    best = _chosen(results)
-    others = sorted(
-        (result for result in results if result is not best),
-        key=lambda result: result.divergence.score,
-    )
-    return SearchResult(
-        candidates=(best, *others), rival=None if rival is None else measured[len(plans)]
-    )
+    return allocated
 
 
 def _chosen(results: Sequence[CandidateResult]) -> CandidateResult:

@@ -39,6 +39,7 @@ from intraslice_core.allocation.search import (
     search,
 )
 from intraslice_core.allocation.shared_pairs import with_shared_pairs
+from intraslice_core.allocation.shortlist import comparable_loss
 from intraslice_core.calibration import calibration_hash, sequence_sources
 from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.config import Allocation, Allocator, CompressionConfig
@@ -359,7 +360,12 @@ def _lagrangian(
         if trials is None:
             scored = allocate(CANDIDATES[0])
         else:
-            result = search(allocate, partial(_divergences, context, trials), rival)
+            result = search(
+                allocate,
+                partial(_divergences, context, trials),
+                rival,
+                loss_of=partial(comparable_loss, measured),
+            )
             scored = result.candidates[0].scored
     except ConfigurationError as error:
         return _uniform(context, measured, _fallback_report(context, error.message))
@@ -482,7 +488,7 @@ def _trial_compression(
         layers=context.layers,
         fit=split.trial_fit,
         check=split.judged,
-        kinds=split.check_kinds,
+        kinds=split.judged_kinds,
         sensitivity=measured.layers,
         batch_size=context.config.batch_size,
         device=context.device,

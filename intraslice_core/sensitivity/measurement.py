@@ -51,7 +51,7 @@ CHOICE_SHRINKAGE = 0.1
 This much of its diagonal is added. Correlations of the calibration text do not hold on other text;
 by them, a neuron that others seem to replace costs nothing. The refit uses `H` itself.
 """
-MEASUREMENT = f"bounded kl-trials, shrinkage {CHOICE_SHRINKAGE:g} with values"
+MEASUREMENT = f"bounded kl-trials, balanced judge, shrinkage {CHOICE_SHRINKAGE:g} with values"
 """Version of the measurement, a part of the key of cached sensitivities."""
 METRIC_DAMPING = 1e-3
 """Relative damping of the Fisher matrices, which are estimated from a few sequences."""

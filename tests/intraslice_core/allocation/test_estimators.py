@@ -80,6 +80,30 @@ def test_check_set_is_disjoint_from_the_other_sequences():
     assert len(CalibrationSplit.of(tokens[:1]).sensitivity) == 1
 
 
+@pytest.mark.parametrize("kinds", [2, 3])
+def test_plans_are_judged_on_as_many_sequences_of_every_kind(kinds):
+    # Kinds are interleaved, and the last one is rare.
+    sources = torch.tensor([kinds - 1 if row % 6 == 5 else row % (kinds - 1) for row in range(48)])
+    tokens = torch.arange(48).unsqueeze(1).expand(-1, 8)
+    split = CalibrationSplit.of(tokens, sources)
+    assert torch.equal(sources[split.judged[:, 0]], split.judged_kinds)
+    counts = split.judged_kinds.bincount(minlength=kinds)
+    assert counts.sum() == len(split.check) == 6
+    assert counts.max() - counts.min() == 0
+    held_out = {*split.judged[:, 0].tolist(), *split.check[:, 0].tolist()}
+    assert split.check[:, 0].tolist() == list(range(42, 48))
+    for part in (split.sensitivity, split.metric, split.gradients, split.trial_fit):
+        assert held_out.isdisjoint(part[:, 0].tolist())
+
+
+def test_plans_are_judged_on_the_last_sequences_where_kinds_outnumber_them():
+    tokens = torch.arange(9).unsqueeze(1).expand(-1, 8)
+    for sources in (torch.arange(9), torch.zeros(9, dtype=torch.int64)):
+        split = CalibrationSplit.of(tokens, sources)
+        assert split.judged[:, 0].tolist() == split.check[:, 0].tolist() == [8]
+        assert split.sensitivity[:, 0].tolist() == list(range(8))
+
+
 def test_sequences_are_few_where_they_are_long():
     tokens = torch.arange(24).unsqueeze(1).expand(-1, 512)
     split = CalibrationSplit.of(tokens)

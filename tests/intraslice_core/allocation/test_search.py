@@ -1,7 +1,8 @@
-"""Candidates of the allocation are ordered by their divergence in a trial compression."""
+"""Candidates are compared by predicted loss, then by their divergence in trial compressions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ import torch
 from intraslice_core.allocation.curves import LayerLosses, ScoredPlan
 from intraslice_core.allocation.estimators import AllocationCandidate
 from intraslice_core.allocation.judge import HeldOutDivergence
-from intraslice_core.allocation.search import CANDIDATES, search
+from intraslice_core.allocation.search import CANDIDATES, SearchResult, search
+from intraslice_core.allocation.shortlist import MAX_JUDGED
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.plan import LayerPlan, ModelPlan
 
+Divergences = Callable[[Sequence[ModelPlan]], Sequence[HeldOutDivergence]]
 MISSED = ConfigurationError("rounding misses the budget", field="round_to", hint="round less")
 
 
@@ -39,42 +42,58 @@ def diverging(mean: float, *, noise: float = 0.01) -> HeldOutDivergence:
     return HeldOutDivergence(tokens=tokens, kinds=torch.tensor([0, 0, 0, 1]))
 
 
+DEFAULT = 16
+"""Width of the first candidate's plan."""
+
+
+def searched(widths: Sequence[int], divergences: Divergences, **changes: Any) -> SearchResult:
+    """Search with these widths for the first candidates, which are then predicted in this order.
+
+    The other candidates miss the budget.
+    """
+    by_candidate = dict(zip(CANDIDATES, widths, strict=False))
+
+    def allocate(candidate: AllocationCandidate) -> ScoredPlan:
+        if candidate not in by_candidate:
+            raise MISSED
+        return scored(by_candidate[candidate])
+
+    def loss_of(candidate: AllocationCandidate, _: ScoredPlan) -> float:
+        return float(CANDIDATES.index(candidate))
+
+    return search(allocate, divergences, **{"loss_of": loss_of, **changes})
+
+
+def by_width(means: dict[int, float]) -> Divergences:
+    return lambda plans: [diverging(means[width(plan)]) for plan in plans]
+
+
 def test_the_best_candidate_comes_first_and_the_others_in_order_of_score():
-    widths = dict(zip(CANDIDATES, (16, 8, 24), strict=True))
-    means = {16: 3.0, 8: 1.0, 24: 2.0}
-    results = search(
-        lambda candidate: scored(widths[candidate]),
-        lambda plans: [diverging(means[width(plan)]) for plan in plans],
-    ).candidates
-    assert [width(result.scored.plan) for result in results] == [8, 24, 16]
+    results = searched((DEFAULT, 8, 24), by_width({DEFAULT: 3.0, 8: 1.0, 24: 2.0})).candidates
+    assert [width(result.scored.plan) for result in results] == [8, 24, DEFAULT]
     assert results[0].candidate == CANDIDATES[1]
 
 
 def test_the_rival_is_measured_beside_the_candidates():
     rival = scored(4).plan
-    result = search(
-        lambda _: scored(8),
-        lambda plans: [diverging(float(width(plan))) for plan in plans],
-        rival,
-    )
+    result = searched((8,), by_width({4: 4.0, 8: 8.0}), rival=rival)
     assert result.rival is not None
     assert result.rival.score == diverging(4.0).score
     assert result.candidates[0].divergence.score == diverging(8.0).score
-    assert search(lambda _: scored(8), lambda plans: [diverging(1.0)] * len(plans)).rival is None
+    assert searched((8,), by_width({8: 1.0})).rival is None
 
 
 def test_a_candidate_that_is_better_within_the_standard_error_takes_no_place():
-    widths = dict(zip(CANDIDATES, (16, 8, 24), strict=True))
     plain = diverging(1.0)
     noise = torch.randn(4, 64, generator=torch.Generator().manual_seed(1))
     centred = noise - noise.mean(1, keepdim=True)
     noisy = replace(plain, tokens=plain.tokens - 0.01 + centred)
-    results = search(
-        lambda candidate: scored(widths[candidate]),
-        lambda plans: [plain if width(plan) == 16 else noisy for plan in plans],
+    results = searched(
+        (DEFAULT, 8, 24),
+        lambda plans: [plain if width(plan) == DEFAULT else noisy for plan in plans],
     ).candidates
     assert noisy.score < plain.score
-    assert width(results[0].scored.plan) == 16
+    assert width(results[0].scored.plan) == DEFAULT
 
 
 def test_equal_shapes_are_tried_once():
@@ -84,7 +103,21 @@ def test_equal_shapes_are_tried_once():
         tried.extend(plans)
         return [diverging(1.0) for _ in plans]
 
-    assert len(search(lambda _: scored(8), divergences).candidates) == len(tried) == 1
+    assert len(searched([8] * len(CANDIDATES), divergences).candidates) == len(tried) == 1
+
+
+def test_few_of_many_candidates_are_judged_those_of_least_predicted_loss():
+    widths = range(DEFAULT, DEFAULT + len(CANDIDATES))
+    judged: list[int] = []
+
+    def divergences(plans: Sequence[ModelPlan]) -> list[HeldOutDivergence]:
+        judged.extend(width(plan) for plan in plans)
+        return [diverging(1.0) for _ in plans]
+
+    # The first candidate is judged although its predicted loss is the largest.
+    searched(widths, divergences, loss_of=lambda _, plan: -float(width(plan.plan)))
+    assert len(CANDIDATES) > MAX_JUDGED == len(judged)
+    assert judged == [DEFAULT, *list(widths)[1 - MAX_JUDGED :]]
 
 
 def test_a_candidate_that_misses_the_budget_is_skipped():
@@ -93,13 +126,10 @@ def test_a_candidate_that_misses_the_budget_is_skipped():
             raise MISSED
         return scored(8)
 
-    result = search(allocate, lambda plans: [diverging(1.0) for _ in plans])
+    result = search(allocate, by_width({8: 1.0}), loss_of=lambda *_: 0.0)
     assert result.candidates[0].candidate == CANDIDATES[1]
 
 
 def test_an_error_is_raised_if_no_candidate_meets_the_budget():
-    def allocate(_: AllocationCandidate) -> ScoredPlan:
-        raise MISSED
-
     with pytest.raises(ConfigurationError, match="rounding misses"):
-        search(allocate, lambda plans: [diverging(1.0) for _ in plans])
+        searched((), by_width({}))

@@ -73,14 +73,14 @@ class Judge:
             shapes = replace(self.reference, plan=plan)
             patch.setattr(pipeline, "choose_shapes", lambda *_: shapes)
             out, _ = self.compress(self.config(0, "float32"))
-        check = self.split.check
+        check = self.split.judged
         with torch.inference_mode():
             dense, compressed = (
                 load_model(place, dtype="float32", device="cpu")(input_ids=check).logits
                 for place in (self.dense, out)
             )
         tokens = kl_divergence(dense.flatten(0, 1), compressed.flatten(0, 1))
-        return HeldOutDivergence(tokens=tokens.view(check.shape), kinds=self.split.check_kinds)
+        return HeldOutDivergence(tokens=tokens.view(check.shape), kinds=self.split.judged_kinds)
 
 
 def test_the_plan_depends_on_dtype_and_seed_within_the_standard_error(tmp_path, monkeypatch):

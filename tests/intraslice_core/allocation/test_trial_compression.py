@@ -42,7 +42,7 @@ def test_plans_tried_together_are_judged_as_alone(tmp_path):
             layers=layers,
             fit=split.trial_fit,
             check=split.judged,
-            kinds=split.check_kinds,
+            kinds=split.judged_kinds,
             sensitivity=measured.layers,
             batch_size=8,
             device=CPU,

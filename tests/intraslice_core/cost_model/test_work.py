@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.large_models import LLAMAS
 from intraslice_core import compensation, hidden_states
-from intraslice_core.allocation import search
 from intraslice_core.allocation.estimators import CalibrationSplit
+from intraslice_core.allocation.shortlist import MAX_JUDGED
 from intraslice_core.checkpoints import dense_model
 from intraslice_core.config import (
     CalibrationConfig,
@@ -46,7 +46,7 @@ def config(samples: int = 32, length: int = 64, **changes: object) -> Compressio
 
 def test_constants_equal_the_engines() -> None:
     assert work.GROUP_SEQUENCES == gradients.GROUP_SEQUENCES
-    assert len(search.CANDIDATES) + 1 == work.TRIAL_PLANS
+    assert MAX_JUDGED + 1 == work.TRIAL_PLANS
     assert 2 * len(measurement.TRIAL_CUTS) == work.TRIALS_PER_LAYER
     assert (work.PAIR_SEQUENCES, work.PAIR_QUERIES, work.PAIR_BLOCKS) == (
         measurement.PAIR_SEQUENCES,

@@ -31,8 +31,9 @@ from data import text_source
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from variant_bypass import pass_layer
 
-from intraslice_core import decoder_layer, linalg
+from intraslice_core import linalg
 from intraslice_core.allocation.estimators import CalibrationSplit
 from intraslice_core.calibration import calibration_tokens, text_prefix
 from intraslice_core.calibration.windows import full_windows
@@ -51,7 +52,6 @@ from intraslice_core.sensitivity.measurement import (
     NEURON_DAMPING,
     fisher_factor,
 )
-from intraslice_core.statistics import second_moment_sum
 from intraslice_core.tokenizer import load_tokenizer
 
 BATCH = 2
@@ -96,18 +96,18 @@ class MlpMoments:
             linalg.damped_cholesky(gram, NEURON_DAMPING), self.rows, 0
         ).removal_order
 
-    def error(self, gram: Tensor, kept: Tensor, fitted: Tensor) -> float:
+    def error(self, gram: Tensor, neurons: Tensor, fitted: Tensor) -> float:
         """Return `½ E‖error‖²` in units of loss on a text with this Gram matrix.
 
         Args:
             gram: of the text, (f + d, f + d).
-            kept: neurons, (k,).
-            fitted: coefficients of the kept neurons, added to their own, and of `x`, (k + d, d).
+            neurons: those that stay, (k,).
+            fitted: coefficients of these neurons, added to their own, and of `x`, (k + d, d).
         """
         difference = torch.zeros(len(gram), self.rows.shape[1], dtype=gram.dtype)
         difference[: self.width] = -self.rows
-        difference[kept] = fitted[: len(kept)]
-        difference[self.width :] = fitted[len(kept) :]
+        difference[neurons] = fitted[: len(neurons)]
+        difference[self.width :] = fitted[len(neurons) :]
         return 0.5 * float((difference * (gram @ difference)).sum())
 
 
@@ -116,8 +116,8 @@ class BypassFit:
     """Least squares with k neurons and a bypass of rank r."""
 
     moments: MlpMoments
-    kept: Tensor
-    """Neurons, (k,)."""
+    neurons: Tensor
+    """Those that stay, (k,)."""
     rank: int
     """Rank of the bypass, at most d; 0 for none."""
 
@@ -126,29 +126,29 @@ class BypassFit:
 
         Coefficients of neurons shrink to their own rows, those of the bypass to zero.
         """
-        moments, kept, keep = self.moments, self.kept, len(self.kept)
+        moments, neurons, keep = self.moments, self.neurons, len(self.neurons)
         width = moments.width
         removed = torch.ones(width, dtype=torch.bool)
-        removed[kept] = False
-        index = torch.cat((kept, torch.arange(width, len(moments.fit))))
+        removed[neurons] = False
+        index = torch.cat((neurons, torch.arange(width, len(moments.fit))))
         gram = moments.fit[index][:, index]
         gram.diagonal().mul_(1 + damping)
         target = moments.fit[index][:, :width][:, removed] @ moments.rows[removed]
-        neurons = linalg.damped_cholesky(gram[:keep, :keep], 1e-9)
+        factor = linalg.damped_cholesky(gram[:keep, :keep], 1e-9)
         cross = gram[:keep, keep:]
         hidden = gram.shape[0] - keep
         bypass = torch.zeros(hidden, moments.rows.shape[1], dtype=gram.dtype)
         basis = torch.zeros(hidden, 0, dtype=gram.dtype)
         if self.rank:
-            rest = gram[keep:, keep:] - cross.mT @ neurons.solve(cross)
+            rest = gram[keep:, keep:] - cross.mT @ factor.solve(cross)
             lower = linalg.damped_cholesky(rest, 1e-9).cholesky
             whitened = torch.linalg.solve_triangular(
-                lower, target[keep:] - cross.mT @ neurons.solve(target[:keep]), upper=False
+                lower, target[keep:] - cross.mT @ factor.solve(target[:keep]), upper=False
             )
             left = torch.linalg.svd(whitened, full_matrices=False)[0][:, : self.rank]
             basis = torch.linalg.solve_triangular(lower.mT, left, upper=True)
             bypass = basis @ (left.mT @ whitened)
-        own = neurons.solve(target[:keep] - cross @ bypass) + moments.rows[kept]
+        own = factor.solve(target[:keep] - cross @ bypass) + moments.rows[neurons]
         return torch.cat((own, bypass)), basis
 
     def errors(self) -> dict[str, float]:
@@ -156,10 +156,10 @@ class BypassFit:
         solutions = [self.fitted(damping)[0] for damping in DAMPINGS]
         best = min(
             solutions,
-            key=lambda fitted: self.moments.error(self.moments.held_out, self.kept, fitted),
+            key=lambda fitted: self.moments.error(self.moments.held_out, self.neurons, fitted),
         )
         return {
-            text: self.moments.error(gram, self.kept, best)
+            text: self.moments.error(gram, self.neurons, best)
             for text, gram in self.moments.texts.items()
         }
 
@@ -180,11 +180,11 @@ def ratios(moments: MlpMoments, width: int, exchanged: int) -> dict[str, dict[st
     """
     hidden = len(moments.fit) - moments.width
     order = moments.order()
-    alone = BypassFit(moments=moments, kept=order[-width:].sort().values, rank=0).errors()
+    alone = BypassFit(moments=moments, neurons=order[-width:].sort().values, rank=0).errors()
     keep, rank = width - exchanged, rank_for(exchanged, hidden)
-    engine = BypassFit(moments=moments, kept=order[-keep:].sort().values, rank=rank)
+    engine = BypassFit(moments=moments, neurons=order[-keep:].sort().values, rank=rank)
     joint_order = moments.order(engine.fitted(0.1)[1])
-    joint = BypassFit(moments=moments, kept=joint_order[-keep:].sort().values, rank=rank)
+    joint = BypassFit(moments=moments, neurons=joint_order[-keep:].sort().values, rank=rank)
     return {
         choice: {text: error / alone[text] for text, error in fit.errors().items()}
         for choice, fit in zip(CHOICES, (engine, joint), strict=True)
@@ -203,37 +203,21 @@ class Bench:
     """Sequences by name: `fit`, `held_out` and the evaluation texts, each (sequences, length)."""
     gradients: GradientFiles
 
-    def moments(self, wanted: list[int]) -> Iterator[tuple[int, MlpMoments]]:
-        """Yield the moments of the wanted layers in order."""
+    def moments(self, numbers: list[int]) -> Iterator[tuple[int, MlpMoments]]:
+        """Yield the moments of the layers with these numbers, in order."""
         hidden = {name: self.layers.embed(rows) for name, rows in self.sequences.items()}
-        for layer in range(max(wanted) + 1):
-            grams = {}
-            for name, rows in hidden.items():
-                grams[name] = self._passed(layer, rows, measures=layer in wanted)
-            if layer not in wanted:
-                continue
-            factor = fisher_factor(self.gradients.read(layer).mlp)
-            output = self.layers.weights(layer).mlp_output.weight.mT.double()
-            fit, held_out = grams.pop("fit"), grams.pop("held_out")
-            yield (
-                layer,
-                MlpMoments(fit=fit, held_out=held_out, texts=grams, rows=output @ factor),
-            )
+        for layer in range(max(numbers) + 1):
+            grams = {name: self._passed(layer, rows) for name, rows in hidden.items()}
+            if layer in numbers:
+                factor = fisher_factor(self.gradients.read(layer).mlp)
+                rows = self.layers.weights(layer).mlp_output.weight.mT.double() @ factor
+                fit, held_out = grams.pop("fit"), grams.pop("held_out")
+                yield layer, MlpMoments(fit=fit, held_out=held_out, texts=grams, rows=rows)
 
-    def _passed(self, layer: int, hidden: Tensor, *, measures: bool) -> Tensor:
-        """Advance hidden states past a layer, in place; return the mean of `v vᵀ` if measured."""
-        weights, settings = self.layers.weights(layer), self.layers.settings(layer)
-        rotary = self.layers.rotary(layer, hidden.shape[1])
-        total = torch.zeros(())
-        for rows in hidden.split(BATCH):
-            between = rows + decoder_layer.attention(rows, weights, settings, rotary)
-            if measures:
-                normed = decoder_layer.apply_norm(between, weights.mlp_norm, settings)
-                inner = decoder_layer.mlp_inner(between, weights, settings)
-                both = torch.cat((inner, normed), dim=-1).flatten(0, 1)
-                total = total + second_moment_sum(both, both).double()
-            rows.copy_(between + decoder_layer.mlp(between, weights, settings))
-        return total / (hidden.shape[0] * hidden.shape[1])
+    def _passed(self, layer: int, hidden: Tensor) -> Tensor:
+        """Advance hidden states past a layer, in place; return the mean of `v vᵀ`."""
+        moment = pass_layer(self.layers, layer, hidden, BATCH)  # of the input, then the neurons
+        return moment.roll((-hidden.shape[-1],) * 2, (0, 1))
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -24,7 +24,6 @@ from intraslice_core.compensation import OutputSpace, SplitAccumulator
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights
 from intraslice_core.layer_compressor import LayerCompressor
 from intraslice_core.plan import ModelPlan
-from intraslice_core.refit import ModuleOutcome
 from intraslice_core.selection.neurons import eliminate_neurons
 from intraslice_core.sensitivity.gradients import GradientFiles, loss_gradients
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
@@ -83,14 +82,14 @@ def _normed(hidden: Tensor, weights: LayerWeights, settings: LayerSettings) -> T
     return decoder_layer.apply_norm(hidden, weights.mlp_norm or weights.input_norm, settings)
 
 
-def _neurons_first_after_bypass(weights: LayerWeights, kept: Tensor) -> LayerWeights:
-    """Return the same MLP with the neurons `kept` after the bypass and before the others."""
+def _neurons_first_after_bypass(weights: LayerWeights, neurons: Tensor) -> LayerWeights:
+    """Return the same MLP with these neurons after the bypass and before the others."""
     if not has_bypass(weights):
-        return _neurons_first(weights, kept)
+        return _neurons_first(weights, neurons)
     hidden = len(weights.mlp_output.weight)
     output = weights.mlp_output
-    neurons = replace(output, weight=output.weight[:, hidden:])
-    ordered = _neurons_first(replace(weights, mlp_output=neurons), kept)
+    without_bypass = replace(output, weight=output.weight[:, hidden:])
+    ordered = _neurons_first(replace(weights, mlp_output=without_bypass), neurons)
     wide = torch.cat((output.weight[:, :hidden], ordered.mlp_output.weight), dim=1)
     return replace(ordered, mlp_output=replace(output, weight=wide))
 
@@ -98,22 +97,12 @@ def _neurons_first_after_bypass(weights: LayerWeights, kept: Tensor) -> LayerWei
 class BypassCompressor(LayerCompressor):
     """Compressor of layers that may have a bypass; neurons are chosen by measured sensitivity."""
 
-    def _compress_mlp(self, weights: LayerWeights) -> tuple[LayerWeights, ModuleOutcome]:
-        dense, sensitivity = self._dense, self._context.sensitivity
-        if not has_bypass(dense):
-            return super()._compress_mlp(weights)
-        assert sensitivity is not None
-        hidden, width = len(dense.mlp_output.weight), dense.mlp_output.weight.shape[1]
-        kept = self._select_measured_neurons(sensitivity)
-        fit, held_out = self._mlp_moments(weights, kept)
-        inputs = torch.cat((torch.arange(hidden, device=kept.device), hidden + kept))
-        if dense.mlp_output.bias is not None:
-            inputs = torch.cat((inputs, inputs.new_tensor([width])))
-        prior = self._mlp_space.rows()[inputs]
-        outcome, fitted = self._refit.module("mlp", fit, held_out, prior, intact=False)
-        sliced = slicing.slice_neurons(weights, kept)
-        output = slicing.output_projection(self._mlp_space.unscaled(fitted), dense.mlp_output)
-        return self._as_stored(replace(sliced, mlp_output=output)), outcome
+    def _mlp_inputs(self, kept_neurons: Tensor) -> Tensor:
+        if not has_bypass(self._dense):
+            return super()._mlp_inputs(kept_neurons)
+        hidden = len(self._dense.mlp_output.weight)
+        bypass = torch.arange(hidden, device=kept_neurons.device)
+        return torch.cat((bypass, super()._mlp_inputs(hidden + kept_neurons)))
 
     def _accumulator(
         self,
@@ -184,12 +173,12 @@ class _MlpMoments:
         factor = linalg.damped_cholesky(gram - cross @ inputs.solve(cross.mT), NEURON_DAMPING)
         return eliminate_neurons(factor, self.rows, 0).removal_order
 
-    def loss(self, kept: Tensor, *, bypass: bool) -> float:
+    def loss(self, neurons: Tensor, *, bypass: bool) -> float:
         """Return the predicted loss of a fit to some neurons, (k,), and to the bypass if any."""
         width, hidden = self.rows.shape
         removed = torch.ones(width, dtype=torch.bool)
-        removed[kept] = False
-        index = hidden + kept
+        removed[neurons] = False
+        index = hidden + neurons
         if bypass:
             index = torch.cat((torch.arange(hidden), index))
         removed_index = hidden + removed.nonzero().flatten()
@@ -216,13 +205,13 @@ def _moments(
         )
         hidden = layers.embed(split.sensitivity)
         for layer in range(layers.num_layers):
-            moment = _pass_layer(layers, layer, hidden, batch_size)
+            moment = pass_layer(layers, layer, hidden, batch_size)
             factor = fisher_factor(gradients.read(layer).mlp)
             output = layers.weights(layer).mlp_output.weight.mT.double()
             yield _MlpMoments(moment=moment, rows=output @ factor)
 
 
-def _pass_layer(layers: DenseLayers, layer: int, hidden: Tensor, batch_size: int) -> Tensor:
+def pass_layer(layers: DenseLayers, layer: int, hidden: Tensor, batch_size: int) -> Tensor:
     """Advance hidden states past a dense layer, in place.
 
     Returns:

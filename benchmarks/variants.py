@@ -90,7 +90,7 @@ from intraslice_core.errors import IntraSliceError
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.perplexity import evaluation_tokens, written_tokens
 from intraslice_core.hidden_states import HiddenStates, LayerContext
-from intraslice_core.methods import METHODS, CompressionMethod
+from intraslice_core.methods import CompressionMethod, method_for
 from intraslice_core.plan import ModelPlan
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.sensitivity.measurement import CHOICE_SHRINKAGE, ModelSensitivity
@@ -106,9 +106,8 @@ TARGET_SEEDS = {"true-fisher": 0}
 OTHER_MEASUREMENTS = (*SHRINKAGES, *SELF_SHARES, *TARGET_SEEDS)
 SHOTS = ("two-shots", "twice")
 VARIANTS = (*SAME_SHAPES, *OTHER_SHAPES, *OTHER_MEASUREMENTS, *SHOTS)
-PRESET = METHODS["intraslice_plus"]
-TRIAL = replace(PRESET, damping_own=(0.1,), damping_correction=(1.0,))
-"""Fixed dampings of a trial compression, for `old-judge`."""
+TOWARDS_DENSE = ("refine", "two-shots")
+"""Variants that need the dense hidden states as target."""
 JUDGED_SEQUENCES = 2
 """Held-out sequences that decided before plans were compared by divergence."""
 
@@ -172,6 +171,23 @@ class Bench:
     def layers(self) -> HeldLayers:
         """The dense model."""
         return HeldLayers(self.reader, self.device, self.dtype)
+
+    @cached_property
+    def method(self) -> CompressionMethod:
+        """IntraSlice+ on this model."""
+        first = self.layers.held[0]
+        return method_for("intraslice_plus", output_norms=first.mlp_output_norm is not None)
+
+    @cached_property
+    def variants(self) -> list[str]:
+        """Wanted variants but for those that need a target which this model does not have."""
+        variants: list[str] = self.arguments.variants
+        if self.method.dense_target:
+            return variants
+        missing = [name for name in variants if name in TOWARDS_DENSE]
+        if missing:
+            self.console.print(f"left out, no dense target behind output norms: {missing}")
+        return [name for name in variants if name not in missing]
 
     @cached_property
     def windows(self) -> dict[str, Tensor]:
@@ -263,11 +279,12 @@ class Bench:
     def _plan_of_old_judge(self, calibration: Calibration, ratio: float) -> ModelPlan:
         """Return the plan of least next-token loss on two held-out sequences."""
         split, sensitivity = calibration.split, self.sensitivity("ours", ratio)
+        trial = replace(self.method, damping_own=(0.1,), damping_correction=(1.0,))
         check = split.check[:JUDGED_SEQUENCES]
         plans = [calibration.candidate_plan(ratio, candidate) for candidate in CANDIDATES]
         losses = {}
         for number, plan in enumerate((*plans, calibration.equal_layers(ratio))):
-            weights = self._sliced(split.trial_fit, plan, sensitivity, self.layers, TRIAL)
+            weights = self._sliced(split.trial_fit, plan, sensitivity, self.layers, trial)
             losses[number] = self.loss(weights, check)
         best = min(losses, key=lambda number: losses[number])
         self.console.print(f"old-judge at {ratio:g}: losses {losses}, plan {best}")
@@ -308,9 +325,8 @@ class Bench:
         if variant == "intercept":
             layers = layers.replaced([with_zero_biases(weights) for weights in layers.held])
         tokens = self.calibration(variant).tokens
-        return self._sliced(
-            tokens, plan, sensitivity, layers, PRESET, Refinement() if variant == "refine" else None
-        )
+        refinement = Refinement() if variant == "refine" else None
+        return self._sliced(tokens, plan, sensitivity, layers, self.method, refinement)
 
     def _with_bypasses(self, ratio: float) -> list[LayerWeights]:
         """Return the layers of `ours` with a bypass where it is predicted to gain."""
@@ -319,7 +335,9 @@ class Bench:
         layers, plan, sensitivity = exchanged(self.layers, plan, sensitivity, split, BATCH)
         number = sum(map(has_bypass, layers.held))
         self.console.print(f"bypass at {ratio:g}: in {number} of {len(layers.held)} layers")
-        return self._sliced(self.calibration("bypass").tokens, plan, sensitivity, layers, PRESET)
+        return self._sliced(
+            self.calibration("bypass").tokens, plan, sensitivity, layers, self.method
+        )
 
     def _in_two_shots(self, ratio: float, *, dense_target: bool) -> list[LayerWeights]:
         """Return the layers after two compressions, with the dense model as target or the first."""
@@ -337,7 +355,7 @@ class Bench:
         assert shapes.sensitivity is not None  # IntraSlice+ measures it
         target = DenseTarget(layers=self.layers, batch_size=BATCH) if dense_target else None
         return self._sliced(
-            ours.tokens, shapes.plan, shapes.sensitivity, layers, PRESET, dense_states=target
+            ours.tokens, shapes.plan, shapes.sensitivity, layers, self.method, dense_states=target
         )
 
     def _sliced(
@@ -352,9 +370,8 @@ class Bench:
     ) -> list[LayerWeights]:
         """Return the sliced layers, fitted on tokens, (sequences, length)."""
         hidden = layers.embed(tokens)
-        streams = HiddenStates(
-            compressed=hidden, dense=hidden.clone(), prefix_length=len(self.prefix)
-        )
+        dense = hidden.clone() if method.dense_target else None
+        streams = HiddenStates(compressed=hidden, dense=dense, prefix_length=len(self.prefix))
         sliced_layers = []
         for layer, layer_sensitivity in enumerate(sensitivity):
             before = streams.compressed.clone()
@@ -407,12 +424,12 @@ def measure(bench: Bench) -> tuple[dict[str, float], Perplexities]:
     """Return the dense perplexity of every text, and those of all variants at all ratios."""
     dense = bench.perplexities(bench.layers.held)
     bench.console.print(f"dense: perplexity {_listed(dense)}")
-    if "complex" in bench.arguments.variants:
+    if "complex" in bench.variants:
         mixed = bench.perplexities(bench.mixed.held)
         bench.console.print(f"dense, slow pairs mixed: perplexity {_listed(mixed)}")
     results: Perplexities = {}
     for ratio in bench.arguments.ratios:
-        for variant in bench.arguments.variants:
+        for variant in bench.variants:
             started = time.perf_counter()
             values = bench.perplexities(bench.compressed(variant, ratio))
             results.setdefault(f"{ratio:g}", {})[variant] = values

@@ -36,11 +36,7 @@ from intraslice_core.plan import LayerPlan, Module
 from intraslice_core.refit import ModuleOutcome, Refit
 from intraslice_core.selection import neurons, rotary_pairs, spectra, value_basis
 from intraslice_core.selection.spectra import Spectrum
-from intraslice_core.sensitivity.layer_sensitivity import (
-    KeptHeads,
-    LayerSensitivity,
-    first_heads,
-)
+from intraslice_core.sensitivity.layer_sensitivity import KeptHeads, LayerSensitivity, first_heads
 from intraslice_core.statistics import Moments
 
 
@@ -395,7 +391,7 @@ class LayerCompressor:
         Args:
             weights: layer with its attention compressed.
         """
-        width, keep = self._dense.up.weight.shape[0], self._plan.intermediate_size
+        intact = self._plan.intermediate_size == self._dense.up.weight.shape[0]
         sensitivity, space = self._context.sensitivity, self._mlp_space
         if sensitivity is not None:
             kept_neurons = self._select_measured_neurons(sensitivity)
@@ -404,18 +400,21 @@ class LayerCompressor:
             fit, held_out = self._mlp_moments(weights, None)
             kept_neurons = self._select_neurons(fit, held_out)
         return_free_memory()  # of the activations, before the largest matrices
-        inputs = kept_neurons
-        if self._dense.mlp_output.bias is not None:
-            inputs = torch.cat((kept_neurons, kept_neurons.new_tensor([width])))
+        inputs = self._mlp_inputs(kept_neurons)
         if sensitivity is None:
             fit = compensation.select(fit, inputs)
             held_out = held_out and compensation.select(held_out, inputs)
-        outcome, fitted = self._refit.module(
-            "mlp", fit, held_out, space.rows()[inputs], keep == width
-        )
+        prior = space.rows()[inputs]
+        outcome, fitted = self._refit.module("mlp", fit, held_out, prior, intact)
         sliced = slicing.slice_neurons(weights, kept_neurons)
         output = slicing.output_projection(space.unscaled(fitted), self._dense.mlp_output)
         return self._as_stored(replace(sliced, mlp_output=output)), outcome
+
+    def _mlp_inputs(self, kept_neurons: Tensor) -> Tensor:
+        """Return the rows of the down projection that stay, the one of a bias last."""
+        width = self._dense.mlp_output.weight.shape[1]
+        has_bias = self._dense.mlp_output.bias is not None
+        return torch.cat((kept_neurons, kept_neurons.new_tensor([width] * has_bias)))
 
     def _mlp_moments(
         self, weights: LayerWeights, kept: Tensor | None

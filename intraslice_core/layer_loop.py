@@ -98,6 +98,7 @@ class LayerLoop:
         self._resume_state = work.resume_state
         self._key = work.key(
             config=work.config.model_dump(mode="json", exclude={"recover"}),
+            method=asdict(work.method),
             tokens=calibration_hash(tokens),
             prefix=work.prefix,
             plan=shapes.plan.model_dump(mode="json"),

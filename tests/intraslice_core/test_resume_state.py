@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from intraslice_core import pipeline
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.errors import CompressionCancelledError
 from intraslice_core.layer_compressor import LayerCompressor
+from intraslice_core.methods import METHODS
 from intraslice_core.progress import ignore_progress, never_cancelled
 from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.resume_state import ResumeState
@@ -194,6 +196,17 @@ def test_the_state_of_a_different_run_is_not_resumed(
     assert solved == [0, 1, 2] * 2
     compress(dense, tmp_path / "alone", config(**change), None)
     assert files_of(tmp_path / "second") == files_of(tmp_path / "alone")
+
+
+def test_the_state_of_other_method_options_is_not_resumed(
+    dense: Path, tmp_path: Path, solved: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = METHODS[config().method]
+    for damping in options.damping_own[0], 0.5:
+        monkeypatch.setitem(METHODS, config().method, replace(options, damping_own=(damping,)))
+        resume_state = ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=ALWAYS)
+        compress(dense, tmp_path / f"damped-{damping}", config(), resume_state)
+    assert solved == [0, 1, 2] * 2
 
 
 def test_each_file_is_reported_once_it_is_complete(dense: Path, tmp_path: Path) -> None:

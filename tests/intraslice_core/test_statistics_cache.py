@@ -112,9 +112,9 @@ def test_a_run_with_the_cache_gives_the_same_bytes_with_less_work(
     assert 2 * work.count("attention") < work_alone.count("attention")
 
 
-@pytest.mark.parametrize("variant", ["phi", "gemma2"])
+@pytest.mark.parametrize(("variant", "states_per_layer"), [("phi", 1), ("gemma2", 0)])
 def test_runs_of_every_layer_structure_share_and_give_the_same_bytes(
-    tmp_path: Path, variant: str
+    tmp_path: Path, variant: str, states_per_layer: int
 ) -> None:
     dense = tiny_checkpoint(tmp_path / "dense", variant)
     compress(dense, tmp_path / "alone", config(0.4, "pydoc"))
@@ -122,7 +122,8 @@ def test_runs_of_every_layer_structure_share_and_give_the_same_bytes(
         files = StatisticsCache(directory=tmp_path / "shared", max_bytes=PLENTY)
         compress(dense, tmp_path / name, config(ratio, "pydoc"), statistics_cache=files)
     # Both modules of a parallel layer read the same input, so it saves one state instead of two.
-    assert files.hits == 1 + LAYERS * (1 if variant == "phi" else 2)
+    # Modules behind output norms have no dense target: such runs share the sensitivity alone.
+    assert files.hits == 1 + LAYERS * states_per_layer
     assert files_of(tmp_path / "second") == files_of(tmp_path / "alone")
 
 

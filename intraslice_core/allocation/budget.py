@@ -165,15 +165,15 @@ def _require_reachable(
     minimum = max(rounded, capped)
     if budget.parameters >= minimum:
         return
-    advice = "a larger module_cap"
+    advice = ", or a larger module_cap"
     if rounded >= capped:
         finer = _reaching_step(budget.parameters, geometry, step)
-        advice = "a smaller round_to" if finer is None else f"a round_to of at most {finer}"
+        advice = "" if finer is None else f", or a round_to of at most {finer}"
     raise BudgetOutOfReachError(
         f"the budget keeps {max(budget.parameters, 0):,} of {dense:,} compressible parameters, but "
         f"{minimum:,} cannot be removed",
         field=f"compression.{budget.field}",
-        hint=f"give {_limit(budget.field, minimum, geometry, item_bytes)}, or {advice}",
+        hint=f"give {_limit(budget.field, minimum, geometry, item_bytes)}{advice}",
     )
 
 

@@ -16,6 +16,9 @@ from intraslice_core.errors import BudgetOutOfReachError, ConfigurationError
 from intraslice_core.methods import resolve_allocator
 from intraslice_core.plan import ModelGeometry, ShapeConstraint
 
+_RATIOS = tuple(percent / 100 for percent in range(1, 100))
+"""Ratios that may be advised."""
+
 
 def require_rounding(
     settings: CompressionSettings,
@@ -47,13 +50,32 @@ def require_rounding(
         raise BudgetOutOfReachError(
             problem.message,
             field=f"compression.{budget.field}",
-            hint=f"give another {budget.field} or target",
+            hint=_other_budget(settings, geometry, budget, constraint),
         )
     raise ConfigurationError(
         f"with round_to {step}, {problem.message}",
         field="compression.round_to",
         hint=f"give round_to {fitting} or another {budget.field}",
     )
+
+
+def _other_budget(
+    settings: CompressionSettings,
+    geometry: ModelGeometry,
+    budget: Budget,
+    constraint: ShapeConstraint,
+) -> str:
+    """Return the advice to give the ratio nearest to the budget's that some step can meet."""
+    nearest = sorted(_RATIOS, key=lambda ratio: abs(ratio - budget.ratio))
+    dense = geometry.dense_plan().parameters(geometry)
+    steps = (resolve_round_to(settings, geometry), *_finer(resolve_round_to(settings, geometry)))
+    for ratio in nearest:
+        other = Budget(parameters=round((1.0 - ratio) * dense), ratio=ratio, field="ratio")
+        for step in steps:
+            if _problem(settings, geometry, other, constraint, step) is None:
+                with_step = "" if step == steps[0] else f" with round_to {step}"
+                return f"give ratio {ratio:g}{with_step}, the nearest that fits, or another target"
+    return f"give another {budget.field} or target"
 
 
 def _problem(

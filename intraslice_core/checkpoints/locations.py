@@ -10,6 +10,12 @@ from intraslice_core.checkpoints.weight_files import CONFIG_FILE
 from intraslice_core.errors import ModelNotFoundError
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", re.ASCII)
+_HUB_ADDRESS = re.compile(
+    # As a path, the address has lost one of the two slashes.
+    r"(?:https?:/+)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w-][\w.-]*/[\w-][\w.-]*)"
+    r"(?:/(?:tree|blob|resolve)/([\w.-]+)(?:/.*)?)?/?",
+    re.ASCII,
+)
 _LISTED_AT_MOST = 5
 
 
@@ -32,7 +38,11 @@ def located(path: Path) -> Path:
 
 
 def _hub_hint(reference: str) -> str | None:
-    """Return a suggestion if the path looks like the name of a repository."""
+    """Return a suggestion if the path looks like the name or the address of a repository."""
+    address = _HUB_ADDRESS.fullmatch(reference)
+    if address is not None:
+        name, revision = address.groups()
+        return f"did you mean hub:{name}{f'@{revision}' if revision else ''}?"
     if _HUB_NAME.fullmatch(reference) is None:
         return None
     return f"did you mean hub:{reference}?"

@@ -12,6 +12,7 @@ from intraslice_core import decoder_layer, linalg
 from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.compensation import attention_space, mlp_space
 from intraslice_core.errors import NumericalError
+from intraslice_core.plan import Module
 from intraslice_core.statistics import prefix_scale, scaled, second_moment_sum
 
 TOKENS_AT_ONCE = 2048
@@ -59,8 +60,8 @@ class DensePass:
         self._attention_space = attention_space(self.weights, self._settings)
         self._mlp_space = mlp_space(self.weights, self._settings)
         self.device = self.weights.up.weight.device
-        self._heads = _MeanOuter()
-        self._neurons = _MeanOuter()
+        self._heads = _MeanOuter("attention")
+        self._neurons = _MeanOuter("mlp")
 
     def advance(self, rows: Tensor) -> Tensor:
         """Add one batch to the moments and return the hidden states after the layer.
@@ -97,9 +98,10 @@ class DensePass:
 
 
 class _MeanOuter:
-    """Accumulator of `E[z zᵀ]` over tokens."""
+    """Accumulator of `E[z zᵀ]` of a module's inner activations over tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: Module) -> None:
+        self._module = module
         self._sum: Tensor | None = None
         self._tokens = 0
 
@@ -120,6 +122,8 @@ class _MeanOuter:
             NumericalError: if no tokens were added or an activation was not finite.
         """
         if self._sum is None:
-            raise NumericalError("no tokens were seen")
+            raise NumericalError("no tokens were seen", module=self._module)
         mean, self._sum = self._sum.div_(self._tokens), None
-        return linalg.require_finite(mean, "a second moment")
+        if not torch.isfinite(mean).all():
+            raise NumericalError("an inner activation is NaN or infinite", module=self._module)
+        return mean

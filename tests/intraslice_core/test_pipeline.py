@@ -94,10 +94,12 @@ def test_a_non_finite_weight_in_a_late_layer_is_rejected(dense: Path, value: flo
     assert name in rejection(dense, errors.NonFiniteWeightError).message
 
 
-def test_an_overflowing_activation_names_layer_and_module(dense: Path) -> None:
+@pytest.mark.parametrize("allocation", ["uniform", "fisher"])
+def test_an_overflowing_activation_names_layer_and_module(dense: Path, allocation: str) -> None:
     name = "model.layers.1.self_attn.v_proj.weight"
     edit_weights(dense, lambda tensors: tensors[name].fill_(3e38))
-    error = rejection(dense, errors.NumericalError)
+    config = CONFIG.model_copy(update={"allocation": allocation})
+    error = rejection(dense, errors.NumericalError, config)
     assert isinstance(error, errors.NumericalError)
     assert (error.layer, error.module) == (1, "attention")
 

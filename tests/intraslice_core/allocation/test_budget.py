@@ -59,11 +59,11 @@ def test_ratio_parameters_and_bytes_of_the_same_size_agree(ratio: float) -> None
         ({"target_params": WHOLE + 1}, "target_params", f"at most {WHOLE:,}"),
         ({"target_bytes": FILE_BYTES + 1}, "target_bytes", f"at most {FILE_BYTES:,}"),
         ({"target_params": 28_000_000}, "target_params", "larger module_cap"),
-        ({"target_params": 28_000_000, "allocation": "uniform"}, "target_params", "round_to"),
+        ({"target_params": 28_000_000, "allocation": "uniform"}, "target_params", "at least"),
         ({"target_bytes": 100}, "target_bytes", "bytes, or"),
         ({"ratio": 0.95}, "ratio", "ratio of at most 0.9000"),
         ({"ratio": 0.5, "module_cap": 0.3}, "ratio", "ratio of at most 0.3000"),
-        ({"ratio": 0.999, "method": "magnitude"}, "ratio", "round_to"),
+        ({"ratio": 0.999, "method": "magnitude"}, "ratio", "at most 0.9648"),
     ],
 )
 def test_unreachable_budgets_are_rejected_with_their_bound(

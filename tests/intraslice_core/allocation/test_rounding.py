@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from intraslice_core.allocation.budget import compression_budget, resolve_round_to
@@ -74,15 +76,27 @@ def test_error_names_a_step_that_meets_the_budget(name: str, target: str) -> Non
         errors += 1
         assert error.field == "compression.round_to"
         assert error.message.startswith("with round_to 32, rounding leaves ")
-        hint = str(error.hint)
-        if hint.startswith("give round_to "):
-            step = int(hint.split()[2])
-            assert 1 <= step < 32
-            assert rounding_error(config.model_copy(update={"round_to": step}), model) is None
-        else:
-            assert hint == "give another ratio or target"
-            assert rounding_error(config.model_copy(update={"round_to": 1}), model) is not None
+        step = int(str(error.hint).removeprefix("give round_to ").split()[0])
+        assert 1 <= step < 32
+        assert rounding_error(config.model_copy(update={"round_to": step}), model) is None
     assert errors > 0
+
+
+@pytest.mark.parametrize("target", ["research", "adaptive", "stock"])
+def test_error_names_the_nearest_ratio_where_no_step_meets_the_budget(target: str) -> None:
+    model = geometry("narrow")
+    config = CompressionConfig.model_validate(
+        {"ratio": 0.81, "target": target, "round_to": 32, "module_cap": 1.0}
+    )
+    error = rounding_error(config, model)
+    assert isinstance(error, BudgetOutOfReachError)
+    assert rounding_error(config.model_copy(update={"round_to": 1}), model) is not None
+    hint = str(error.hint)
+    advice = re.match(r"give ratio ([\d.]+) with round_to (\d+), the nearest that fits", hint)
+    assert advice is not None
+    other = {"ratio": float(advice[1]), "round_to": int(advice[2])}
+    assert 0.7 < other["ratio"] < 0.81
+    assert rounding_error(config.model_copy(update=other), model) is None
 
 
 def test_step_that_only_the_allocator_can_meet_is_accepted() -> None:

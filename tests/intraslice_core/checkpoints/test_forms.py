@@ -89,7 +89,26 @@ def test_name_of_a_hub_repository_is_recognised(tmp_path: Path, reference: str) 
         open_model(reference, tmp_path)
 
 
-@pytest.mark.parametrize("reference", ["/data/model", "models/org/name", "model", "../a/b"])
+@pytest.mark.parametrize(
+    ("address", "reference"),
+    [
+        ("https://huggingface.co/Qwen/Qwen3-0.6B", "hub:Qwen/Qwen3-0.6B"),
+        ("https://huggingface.co/Qwen/Qwen3-0.6B/tree/main", "hub:Qwen/Qwen3-0.6B@main"),
+        ("hf.co/Qwen/Qwen3-0.6B/", "hub:Qwen/Qwen3-0.6B"),
+    ],
+)
+def test_address_of_a_hub_repository_is_recognised(
+    tmp_path: Path, address: str, reference: str
+) -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        open_model(address, tmp_path)
+    assert caught.value.hint == f"did you mean {reference}?"
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["/data/model", "models/org/name", "model", "../a/b", "https://example.com/a/b"],
+)
 def test_other_missing_paths_get_no_suggestion(tmp_path: Path, reference: str) -> None:
     with pytest.raises(ModelNotFoundError, match="does not exist") as caught:
         open_model(reference, tmp_path)

@@ -31,6 +31,7 @@ from intraslice_core.allocation.fisher import LayerScores, fisher_plan
 from intraslice_core.allocation.lagrangian import lagrangian_plan
 from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.config import CompressionSettings
+from intraslice_core.device import return_free_memory
 from intraslice_core.export.targets import DEMANDS, TargetDemands
 from intraslice_core.methods import METHODS
 from intraslice_core.plan import ModelGeometry, Module, ShapeConstraint
@@ -176,6 +177,7 @@ def measure_sensitivity(
             before_batch=lambda done: before_batch(GRADIENT_SHARE * done),
             prefix_length=tokens.prefix_length,
         )
+        return_free_memory()
         return measure_layers(
             layers,
             tokens.sensitivity,

@@ -19,6 +19,7 @@ from intraslice_core.allocation.judge import HeldOutDivergence, difference
 from intraslice_core.allocation.shortlist import shortlist
 from intraslice_core.checkpoints.dense_model import DenseLayers, divergences
 from intraslice_core.decoder_layer import LayerWeights
+from intraslice_core.device import return_free_memory
 from intraslice_core.errors import ConfigurationError, NumericalError
 from intraslice_core.plan import LayerPlan, ModelPlan
 from intraslice_core.sensitivity.cut_layers import CuttableLayer
@@ -83,6 +84,8 @@ class TrialCompression:
                 raise NumericalError(
                     error.message, layer=layer, module=error.module, hint=error.hint
                 ) from error
+            del cuttable, cuts
+            return_free_memory()
         tokens = divergences(self.layers, states[0], states[1:], prefix_length=self.prefix_length)
         return tuple(HeldOutDivergence(tokens=own, kinds=self.kinds) for own in tokens)
 

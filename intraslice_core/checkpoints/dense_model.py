@@ -161,8 +161,9 @@ def divergences(
     compressed: Sequence[Tensor] | Tensor,
     *,
     prefix_length: int = 0,
+    stride: int = 1,
 ) -> Tensor:
-    """Return KL(dense ‖ compressed) of the predictions at every position that predicts text.
+    """Return KL(dense ‖ compressed) of the predictions at positions that predict text.
 
     The dense model's predictions are computed once for all compressed models.
 
@@ -171,14 +172,16 @@ def divergences(
         dense: output of the last layer, (sequences, length, hidden_size).
         compressed: that of each compressed model, shape of `dense`.
         prefix_length: positions of the prefix at the beginning of every sequence.
+        stride: distance between the positions; 1 takes all.
 
     Returns:
-        (models, sequences, length - max(prefix_length, 1) + 1), float64, at least 0, in nats, on
-        the CPU: float32 rounds small divergences to slightly negative values.
+        (models, sequences, positions), float64, at least 0, in nats, on the CPU: float32 rounds
+        small divergences to slightly negative values. With stride 1 there are
+        `length - max(prefix_length, 1) + 1` positions.
     """
-    first = max(prefix_length, 1) - 1
-    expected = dense[:, first:].flatten(0, 1)
-    predicted = [hidden[:, first:].flatten(0, 1) for hidden in compressed]
+    chosen = slice(max(prefix_length, 1) - 1, None, stride)
+    expected = dense[:, chosen].flatten(0, 1)
+    predicted = [hidden[:, chosen].flatten(0, 1) for hidden in compressed]
     out = torch.empty(len(predicted), len(expected), dtype=torch.float64)
     for start in range(0, len(expected), layers.logit_rows):
         rows = slice(start, start + layers.logit_rows)

@@ -14,6 +14,7 @@ from intraslice_core.cost_model.work import (
     PAIR_BLOCKS,
     PAIR_QUERIES,
     PAIR_SEQUENCES,
+    TRIAL_CUT_POSITIONS,
     TRIAL_PLANS,
     TRIALS_PER_LAYER,
     EstimatorSequences,
@@ -155,10 +156,11 @@ class _Work:
             return 0.0
         layer = self.attention() + self.mlp()
         trials = len(trial_layers(self.layers)) * TRIALS_PER_LAYER + 1
-        checks = check_layer_passes(self.layers) * layer + trials * self.head()
+        positions = min(TRIAL_CUT_POSITIONS, parts.trial_cut_tokens)
         return (
             parts.sensitivity * self.layers * (layer + self._grams())
-            + parts.trial_cut_tokens / self.length * checks
+            + parts.trial_cut_tokens / self.length * check_layer_passes(self.layers) * layer
+            + positions / self.length * trials * self.head()
             + self.layers * self._pair_effects()
         )
 

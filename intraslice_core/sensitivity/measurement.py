@@ -28,6 +28,7 @@ from torch import Tensor
 from intraslice_core import decoder_layer, linalg
 from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.decoder_layer import LayerWeights
+from intraslice_core.device import return_free_memory
 from intraslice_core.errors import NumericalError
 from intraslice_core.files import atomic_file
 from intraslice_core.plan import LayerPlan, Module
@@ -51,7 +52,9 @@ CHOICE_SHRINKAGE = 0.1
 This much of its diagonal is added. Correlations of the calibration text do not hold on other text;
 by them, a neuron that others seem to replace costs nothing. The refit uses `H` itself.
 """
-MEASUREMENT = f"bounded kl-trials, balanced judge, shrinkage {CHOICE_SHRINKAGE:g} with values"
+MEASUREMENT = (
+    f"bounded sparse kl-trials, balanced judge, shrinkage {CHOICE_SHRINKAGE:g} with values"
+)
 """Version of the measurement, a part of the key of cached sensitivities."""
 METRIC_DAMPING = 1e-3
 """Relative damping of the Fisher matrices, which are estimated from a few sequences."""
@@ -65,7 +68,7 @@ MAX_TRIAL_LAYERS = 7
 """Number of layers with trial cuts, at most: each trial passes all layers after its cut."""
 PAIR_SEQUENCES = 8
 """Number of sequences used to measure the effect of rotary pairs."""
-PAIR_QUERIES = 128
+PAIR_QUERIES = 64
 """Maximum number of queries used of each of these sequences."""
 
 
@@ -142,6 +145,8 @@ def measure_layers(
                 error.message, layer=layer, module=error.module, hint=error.hint
             ) from error
         sensitivities.append(sensitivity.to(torch.device("cpu")))
+        del layer_pass, fisher
+        return_free_memory()
     measured = () if trials is None else trials.measured()
     return ModelSensitivity(layers=tuple(sensitivities), trials=measured)
 

@@ -2,8 +2,8 @@
 
 The loss is the divergence from the dense model. On a few sequences the increase of the next-token
 loss is mostly noise: a cut that costs 0.01 nats measures between -0.02 and 0.04. The divergence at
-a few hundred positions is known within a tenth, and the scales that follow from it are bounded and
-smoothed.
+a few hundred positions is known within a tenth, so it is measured at no more of them: the output
+head costs as much as many layers. The scales that follow from it are bounded and smoothed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ TRIAL_CUT_TOKENS = 2048
 """Tokens of the check set that trial cuts pass, at most."""
 TRIAL_CUT_SEQUENCES = 4
 """Sequences of which these tokens are the beginnings, at most."""
+TRIAL_CUT_POSITIONS = 512
+"""Evenly spaced positions of these tokens at which the divergence is measured, about."""
 
 
 def trial_cut_tokens(check: Tensor) -> Tensor:
@@ -83,8 +85,13 @@ class TrialCuts:
         """Return all trials with their measured losses, after the last layer was passed."""
         if not self._trials:
             return ()
+        tokens = self._states[0][..., 0].numel()
         losses = divergences(
-            self._layers, self._states[0], self._states[1:], prefix_length=self._prefix_length
+            self._layers,
+            self._states[0],
+            self._states[1:],
+            prefix_length=self._prefix_length,
+            stride=-(-tokens // TRIAL_CUT_POSITIONS),
         )
         return tuple(
             replace(trial, measured=float(loss.mean()))

@@ -41,8 +41,10 @@ def test_divergences_are_those_of_the_whole_distributions(
         both = torch.stack((first, second))
         same, result = divergences(layers, first, both, prefix_length=prefix_length)
         (listed,) = divergences(layers, first, [second], prefix_length=prefix_length)
+        spread = divergences(layers, first, both, prefix_length=prefix_length, stride=4)
         logs = [torch.log_softmax(layers.logits(rows).double(), -1) for rows in (first, second)]
     assert not same.any()
     expected = (logs[0].exp() * (logs[0] - logs[1])).sum(-1)[:, max(prefix_length - 1, 0) :]
     torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-6)
     assert torch.equal(listed, result)
+    torch.testing.assert_close(spread[1], result[:, ::4], rtol=1e-4, atol=1e-6)

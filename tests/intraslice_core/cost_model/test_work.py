@@ -34,7 +34,7 @@ from intraslice_core.cost_model.work import EstimatorSequences, check_layer_pass
 from intraslice_core.evaluation import perplexity, scoring
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent, Stage
-from intraslice_core.sensitivity import gradients, measurement, pair_effects
+from intraslice_core.sensitivity import gradients, measurement, pair_effects, trial_cuts
 from intraslice_core.sensitivity.trial_cuts import trial_cut_tokens
 from tests.intraslice_core.tiny_models import tiny_llama
 
@@ -48,6 +48,7 @@ def test_constants_equal_the_engines() -> None:
     assert work.GROUP_SEQUENCES == gradients.GROUP_SEQUENCES
     assert MAX_JUDGED + 1 == work.TRIAL_PLANS
     assert 2 * len(measurement.TRIAL_CUTS) == work.TRIALS_PER_LAYER
+    assert work.TRIAL_CUT_POSITIONS == trial_cuts.TRIAL_CUT_POSITIONS
     assert (work.PAIR_SEQUENCES, work.PAIR_QUERIES, work.PAIR_BLOCKS) == (
         measurement.PAIR_SEQUENCES,
         measurement.PAIR_QUERIES,

@@ -74,6 +74,12 @@ WarmUp = Annotated[
         help="Fraction of the fine-tuning in which the learning rate rises (0 or more, below 1)."
     ),
 ]
+WeightDecay = Annotated[
+    float,
+    typer.Option(
+        help="Weight decay of the fine-tuning, times the learning rate (0 or more, at most 1)."
+    ),
+]
 BatchSize = Annotated[
     int,
     typer.Option(help="Sequences per forward pass of each process of the fine-tuning (1 to 4096)."),
@@ -83,6 +89,10 @@ Accumulation = Annotated[
 ]
 SequenceLength = Annotated[
     int, typer.Option(help="Length of a fine-tuning sequence in tokens (16 to 131072).")
+]
+Seed = Annotated[
+    int,
+    typer.Option(help="Random seed of the fine-tuning's text and adapters (0 or more, below 2³¹)."),
 ]
 Sources = Annotated[
     list[str] | None,
@@ -103,16 +113,18 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "learning_rate": (LearningRate, None),
     "schedule": (LearningRateSchedule, DEFAULT_RECOVERY.schedule),
     "warm_up": (WarmUp, DEFAULT_RECOVERY.warm_up),
+    "weight_decay": (WeightDecay, DEFAULT_RECOVERY.weight_decay),
     "batch_size": (BatchSize, DEFAULT_RECOVERY.batch_size),
     "gradient_accumulation": (Accumulation, DEFAULT_RECOVERY.gradient_accumulation),
     "sequence_length": (SequenceLength, DEFAULT_RECOVERY.sequence_length),
+    "seed": (Seed, DEFAULT_RECOVERY.seed),
     "source": (Sources, None),
 }
 """Annotation and default of each option; commands that compress put `recover_` before its name."""
 
 _SAME_NAME = (
-    *("temperature", "adapter", "rank", "learning_rate", "schedule", "warm_up", "batch_size"),
-    *("gradient_accumulation", "sequence_length"),
+    *("temperature", "adapter", "rank", "learning_rate", "schedule", "warm_up", "weight_decay"),
+    *("batch_size", "gradient_accumulation", "sequence_length", "seed"),
 )
 
 

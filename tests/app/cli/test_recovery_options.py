@@ -15,7 +15,6 @@ from intraslice_core.config import CompressionConfig, RecoveryConfig
 from intraslice_core.errors import ConfigurationError
 
 DEFAULTS = {name: default for name, (_, default) in settings_options._OPTIONS.items()}
-WITHOUT_OPTION = {"alpha", "weight_decay", "seed"}
 
 
 def recover(**values: Any) -> RecoveryConfig | None:
@@ -31,7 +30,7 @@ def test_defaults_of_the_options_are_those_of_the_settings() -> None:
 def test_every_setting_has_an_option() -> None:
     values = {name: default for name, (_, default) in OPTIONS.items()}
     settings = recovery_settings("distill", values, None)
-    assert set(RecoveryConfig.model_fields) == set(settings) | (WITHOUT_OPTION - {"alpha"})
+    assert set(RecoveryConfig.model_fields) == set(settings)
 
 
 def test_losses_schedule_and_temperature_reach_the_settings() -> None:
@@ -41,10 +40,13 @@ def test_losses_schedule_and_temperature_reach_the_settings() -> None:
         recover_schedule="linear",
         recover_temperature=2.0,
         recover_rank=8,
+        recover_weight_decay=0.1,
+        recover_seed=7,
     )
     assert config is not None
     assert config.loss_weights.model_dump() == {"ce": 0.1, "distill": 1.0, "hidden": 0.5}
     assert (config.schedule, config.temperature, config.alpha) == ("linear", 2.0, 16.0)
+    assert (config.weight_decay, config.seed) == (0.1, 7)
 
 
 @pytest.mark.parametrize("weight", ["hidden", "hidden=much", "=", ""])
@@ -59,6 +61,7 @@ def test_a_malformed_weight_is_an_error_that_names_the_option(weight: str) -> No
         (["--auxiliary", "kl=1"], "kl"),
         (["--auxiliary", "distill=1"], "repeats the loss"),
         (["--temperature", "0"], "temperature"),
+        (["--weight-decay", "2"], "--weight-decay"),
         (["--tokens", "many"], "--tokens"),
     ],
 )

@@ -313,8 +313,7 @@ class OutputSpace:
         if self.norm is None or scale is None:
             projected = decoder_layer.scaled(projected, self.settings)
             return Observation(inner=inner, own=projected, added=projected)
-        wide = projected.float()
-        rms = (wide.square().mean(-1, keepdim=True) + self.settings.norm_eps).sqrt()
+        wide, rms = projected.float(), self._rms(projected)
         return Observation(
             inner=inner.float() / rms,
             own=decoder_layer.scaled(wide / rms * scale.float(), self.settings),
@@ -322,6 +321,24 @@ class OutputSpace:
                 decoder_layer.apply_norm(projected, self.norm, self.settings), self.settings
             ),
         )
+
+    def contribution_scale(self, inner: Tensor) -> Tensor | None:
+        """Return the factor of every position's inner activations in the space of the regression.
+
+        Args:
+            inner: inner activations of the unpruned module, (…, width).
+
+        Returns:
+            (…,), float32; None without norm.
+        """
+        if self.norm is None:
+            return None
+        return self._rms(self.output(inner)).squeeze(-1).reciprocal()
+
+    def _rms(self, projected: Tensor) -> Tensor:
+        """Return what the norm divides the projection by, (…, 1), float32."""
+        energy = projected.float().square().mean(-1, keepdim=True)
+        return (energy + self.settings.norm_eps).sqrt()
 
     def correction(self, target: Tensor, observation: Observation) -> Tensor:
         """Return target minus contribution, zero in columns of negligible norm weight.

@@ -40,7 +40,7 @@ from intraslice_core.sensitivity.cut_layers import CuttableLayer
 from intraslice_core.sensitivity.dense_pass import DensePass, sequences_at_once
 from intraslice_core.sensitivity.gradients import GradientFiles
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
-from intraslice_core.sensitivity.pair_effects import PairEffectAccumulator
+from intraslice_core.sensitivity.pair_effects import PairEffectAccumulator, PairInputs
 from intraslice_core.sensitivity.trial_cuts import TrialCut, TrialCuts, trial_cut_tokens
 from intraslice_core.statistics import HeadEnergyAccumulator
 
@@ -53,7 +53,8 @@ This much of its diagonal is added. Correlations of the calibration text do not 
 by them, a neuron that others seem to replace costs nothing. The refit uses `H` itself.
 """
 MEASUREMENT = (
-    f"bounded sparse kl-trials, balanced judge, shrinkage {CHOICE_SHRINKAGE:g} with values"
+    "bounded sparse kl-trials, normed pairs, balanced judge, "
+    f"shrinkage {CHOICE_SHRINKAGE:g} with values"
 )
 """Version of the measurement, a part of the key of cached sensitivities."""
 METRIC_DAMPING = 1e-3
@@ -166,8 +167,8 @@ class _LayerPass(DensePass):
             device=self.device,
             prefix_length=prefix_length,
         )
-        self._pair_inputs: list[tuple[Tensor, Tensor, Tensor]] = []
-        """Queries, keys and values of the first `PAIR_SEQUENCES` sequences."""
+        self._pair_inputs: list[PairInputs] = []
+        """Inputs of the first `PAIR_SEQUENCES` sequences."""
 
     def advance(self, rows: Tensor) -> Tensor:
         """Add one batch to the statistics and return the hidden states after the layer.
@@ -187,10 +188,12 @@ class _LayerPass(DensePass):
         self._energies.add(*projected)
         query, key = decoder_layer.normed_and_rotated(*projected, weights, settings, self._rotary)
         value = decoder_layer.values(normed, weights)
-        for sequence in zip(query, key, value, strict=True):
-            if len(self._pair_inputs) < PAIR_SEQUENCES:
-                self._pair_inputs.append(sequence)
-        return decoder_layer.attend(query, key, value, settings)
+        inner = decoder_layer.attend(query, key, value, settings)
+        for row in range(min(len(inner), PAIR_SEQUENCES - len(self._pair_inputs))):
+            scale = self._attention_space.contribution_scale(inner[row])
+            inputs = PairInputs(query=query[row], key=key[row], value=value[row], scale=scale)
+            self._pair_inputs.append(inputs)
+        return inner
 
     def sensitivity(self, metrics: tuple[Tensor, Tensor] | None) -> LayerSensitivity:
         """Return the layer's sensitivity, after all sequences have passed.
@@ -297,9 +300,9 @@ class _LayerPass(DensePass):
             device=self.device,
             with_score_moments=self.has_free_basis,
         )
-        for query, key, value in self._pair_inputs:
-            positions = _query_positions(self._prefix_length, query.shape[1], self.device)
-            effects.add(query, key, value, head_metric, positions)
+        for inputs in self._pair_inputs:
+            positions = _query_positions(self._prefix_length, inputs.query.shape[1], self.device)
+            effects.add(inputs, head_metric, positions)
         return effects
 
     def _value_directions(self, rows: Tensor) -> tuple[Tensor, Tensor]:

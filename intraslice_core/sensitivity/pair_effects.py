@@ -25,6 +25,20 @@ PAIR_BLOCKS = 4
 """Blocks of queries, each multiplied with the keys up to its last query only."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairInputs:
+    """What the attention of one sequence reads."""
+
+    query: Tensor
+    """(num_attention_heads, sequence, head_dim) after norm and RoPE."""
+    key: Tensor
+    """(num_key_value_heads, sequence, head_dim) after norm and RoPE."""
+    value: Tensor
+    """(num_key_value_heads, sequence, v_head_dim)."""
+    scale: Tensor | None = None
+    """What an output norm multiplies the output of every query by, (sequence,); None without."""
+
+
 @dataclass(kw_only=True)
 class PairEffectAccumulator:
     """Accumulator of the features' Gram matrix `Φ`, one sequence at a time."""
@@ -46,15 +60,11 @@ class PairEffectAccumulator:
         self._query_moment = torch.zeros_like(self._gram)
         self._key_moment = torch.zeros_like(self._gram)
 
-    def add(
-        self, query: Tensor, key: Tensor, value: Tensor, metric: Tensor, positions: Tensor
-    ) -> None:
+    def add(self, inputs: PairInputs, metric: Tensor, positions: Tensor) -> None:
         """Add one sequence.
 
         Args:
-            query: (num_attention_heads, sequence, head_dim) after norm and RoPE.
-            key: (num_key_value_heads, sequence, head_dim) after norm and RoPE.
-            value: (num_key_value_heads, sequence, v_head_dim).
+            inputs: of the sequence.
             metric: metric of each query head's output, (num_attention_heads, v_head_dim, m).
                 Features are multiplied by it, so that their squared lengths are losses.
             positions: positions of the queries to use, ascending, (n,), int64.
@@ -62,6 +72,7 @@ class PairEffectAccumulator:
         Raises:
             NumericalError: if an activation is not finite.
         """
+        query, key, value = inputs.query, inputs.key, inputs.value
         group = query.shape[0] // key.shape[0]
         blocks = [block for block in torch.tensor_split(positions, PAIR_BLOCKS) if len(block)]
         for head, (keys, values) in enumerate(zip(key, value, strict=True)):
@@ -73,6 +84,8 @@ class PairEffectAccumulator:
                 effects = self._effects(
                     queries, keys[visible], values[visible], products[visible], block.repeat(group)
                 )
+                if inputs.scale is not None:
+                    effects *= inputs.scale[block].repeat(group)[:, None, None]
                 per_head = effects.view(group, len(block) * effects.shape[1], -1)
                 weighed = (per_head @ metric[heads].float()).view(*effects.shape[:2], -1)
                 features = _features(queries.float(), weighed)

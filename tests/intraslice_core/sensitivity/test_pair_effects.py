@@ -8,7 +8,7 @@ from torch import Tensor
 
 from intraslice_core.decoder_layer import LayerSettings
 from intraslice_core.errors import NumericalError
-from intraslice_core.sensitivity.pair_effects import PairEffectAccumulator
+from intraslice_core.sensitivity.pair_effects import PairEffectAccumulator, PairInputs
 
 HEADS, GROUPS, WIDTH, LENGTH = 4, 2, 6, 9
 
@@ -61,7 +61,7 @@ def test_moment_is_that_of_the_outputs_derivatives(changes):
     effects = PairEffectAccumulator(
         num_key_value_heads=GROUPS, head_dim=WIDTH, settings=settings, device=torch.device("cpu")
     )
-    effects.add(query, key, value, metric, positions)
+    effects.add(PairInputs(query=query, key=key, value=value), metric, positions)
     dense = torch.cat((torch.ones(WIDTH // 2), torch.zeros(WIDTH // 2)))
     expected = torch.zeros(GROUPS, WIDTH, WIDTH)
     for head in range(HEADS):
@@ -74,6 +74,25 @@ def test_moment_is_that_of_the_outputs_derivatives(changes):
     )
 
 
+def test_outputs_are_scaled_as_the_norm_behind_them_scales_each_position():
+    query, key, value, metric = draw()
+    scale = torch.linspace(0.5, 2.0, LENGTH)
+    moments = []
+    for position in (2, 8):
+        for given in (scale, None):
+            effects = PairEffectAccumulator(
+                num_key_value_heads=GROUPS,
+                head_dim=WIDTH,
+                settings=layer_settings(),
+                device=torch.device("cpu"),
+            )
+            inputs = PairInputs(query=query, key=key, value=value, scale=given)
+            effects.add(inputs, metric, torch.tensor([position]))
+            moments.append(effects.moment())
+        expected = moments[-1] * float(scale[position]) ** 2
+        torch.testing.assert_close(moments[-2], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_score_moments_are_the_partial_traces_of_the_derivatives_moment():
     settings = layer_settings()
     query, key, value, metric = draw()
@@ -84,7 +103,7 @@ def test_score_moments_are_the_partial_traces_of_the_derivatives_moment():
         device=torch.device("cpu"),
         with_score_moments=True,
     )
-    effects.add(query, key, value, metric, torch.arange(LENGTH))
+    effects.add(PairInputs(query=query, key=key, value=value), metric, torch.arange(LENGTH))
     visible = torch.ones(LENGTH, LENGTH).tril().bool()
     expected = torch.zeros(GROUPS, WIDTH, WIDTH, WIDTH, WIDTH)
     for head in range(HEADS):
@@ -123,4 +142,4 @@ def test_non_finite_activations_are_rejected():
         effects.moment()
     query[0, 1, 0] = torch.nan
     with pytest.raises(NumericalError, match="NaN"):
-        effects.add(query, key, value, metric, torch.tensor([1]))
+        effects.add(PairInputs(query=query, key=key, value=value), metric, torch.tensor([1]))

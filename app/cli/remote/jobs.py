@@ -357,5 +357,18 @@ def _flattened(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]
             for index, item in enumerate(value):
                 rows += _flattened(item, f"{path}[{index}].")
         elif value not in (None, [], "validation"):
-            rows.append((path, f"{value:,}" if isinstance(value, int) else value))
+            rows.append((path, _readable(value)))
     return rows
+
+
+def _readable(value: Any) -> str:
+    """Return a value as people write it: yes or no, thousands apart, few digits, lists."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(_readable(item) for item in value)
+    return str(value)

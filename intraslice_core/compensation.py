@@ -11,36 +11,16 @@ removed the solution is then exactly the original weight, whatever the damping.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from intraslice_core import decoder_layer, linalg
+from intraslice_core import decoder_layer
+from intraslice_core.dampings import Dampings, choose_dampings, excess_error, unexplained
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Linear, Norm
 from intraslice_core.linalg import WORKING_DTYPE
 from intraslice_core.statistics import MomentAccumulator, Moments, prefix_scale, scaled
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dampings:
-    """Candidates for the relative dampings of both parts of the regression."""
-
-    own: Sequence[float]
-    """Candidates for λ₁, at least one."""
-    correction: Sequence[float]
-    """Candidates for λ₂; none disables the correction. Held-out error decides, λ₁ first."""
-    per_dimension: bool = False
-    """Damp each dimension in proportion to its own energy."""
-
-    def matrix(self, gram: Tensor) -> linalg.DampedMatrix:
-        """Return a Gram matrix, (n, n), to be factorised with these dampings.
-
-        Raises:
-            NumericalError: if the matrix is not finite.
-        """
-        return linalg.DampedMatrix(gram, per_dimension=self.per_dimension)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,110 +60,10 @@ def select(moments: Moments, kept: Tensor) -> Moments:
     )
 
 
-def _excess_to(gram: Tensor, weight: Tensor, cross: Tensor) -> float:
-    """Return `E‖target - Wᵀz‖² - E‖target‖²`, which suffices to compare weights."""
-    return float((weight * (gram @ weight - 2 * cross)).sum())
-
-
 def squared_error(moments: Moments, weight: Tensor) -> float:
     """Return `E‖target - Wᵀz‖²` of any weight, (width, hidden_size), from the moments."""
     target = moments.cross + moments.correction
-    return max(moments.energy + _excess_to(moments.gram, weight, target), 0.0)
-
-
-def _residual(moments: Moments, prior: Tensor | None) -> Tensor:
-    """Return the cross moment that the prior does not explain, `R - H prior`."""
-    if prior is None:
-        return moments.cross
-    if moments.residual is not None:
-        return moments.residual
-    return moments.cross - moments.gram @ prior.to(moments.gram)
-
-
-PROBES = 32
-"""Number of random combinations of outputs by which dampings are compared."""
-
-
-def _probes(like: Tensor) -> Tensor | None:
-    """Return random signs, (hidden_size, PROBES), over √PROBES; None for fewer than 2 · PROBES.
-
-    The squared length of an error's product with them has the squared length of the error as its
-    expectation. All dampings are compared by the same combinations, and each costs two products
-    and a solve with `PROBES` columns instead of `hidden_size`.
-    """
-    hidden = like.shape[1]
-    if hidden < 2 * PROBES:
-        return None
-    signs = torch.randint(0, 2, (hidden, PROBES), generator=torch.Generator().manual_seed(0))
-    return signs.to(like).mul_(2).sub_(1).div_(PROBES**0.5)
-
-
-def choose_dampings(
-    fit: Moments, held_out: Moments | None, prior: Tensor | None, dampings: Dampings
-) -> tuple[float, float | None]:
-    """Return the dampings whose solutions on `fit` have the least error on `held_out`.
-
-    λ₁ is chosen by the error of the module's own output, then λ₂ by the error of the full target.
-    Without held-out moments the first candidates are taken. λ₂ is None without correction.
-
-    Raises:
-        NumericalError: if the damping ladder ends.
-    """
-    has_correction = bool(fit.correction.any()) and len(dampings.correction) > 0
-    own, correction = dampings.own, dampings.correction if has_correction else ()
-    if held_out is not None and max(len(own), len(correction)) > 1:
-        own, correction = _compare_dampings(fit, held_out, prior, dampings, correction)
-    return own[0], correction[0] if correction else None
-
-
-def _compare_dampings(
-    fit: Moments,
-    held_out: Moments,
-    prior: Tensor | None,
-    dampings: Dampings,
-    corrections: Sequence[float],
-) -> tuple[Sequence[float], Sequence[float]]:
-    """Return the candidates for λ₁ and for λ₂ that predict best; empty without candidates.
-
-    Solutions are compared less their prior, which has the same error for all of them.
-    """
-    probes = _probes(fit.cross)
-    compared = corrections if len(corrections) > 1 else ()
-
-    def targets(moments: Moments) -> tuple[Tensor, Tensor]:
-        both = (_residual(moments, prior), moments.correction)
-        return both if probes is None else (both[0] @ probes, both[1] @ probes)
-
-    own_targets, correction_targets = targets(held_out)
-    own, correction = _solutions(dampings, compared, fit.gram, targets(fit))
-
-    def own_error(damping: float) -> float:
-        return _excess_to(held_out.gram, own[damping], own_targets)
-
-    best = min(dampings.own, key=own_error)
-    if not compared:
-        return (best,), corrections
-
-    def error(damping: float) -> float:
-        solution = own[best] + correction[damping]
-        return _excess_to(held_out.gram, solution, own_targets + correction_targets)
-
-    return (best,), (min(compared, key=error),)
-
-
-def _solutions(
-    dampings: Dampings, corrections: Sequence[float], gram: Tensor, targets: tuple[Tensor, Tensor]
-) -> tuple[dict[float, Tensor], dict[float, Tensor]]:
-    """Return the solutions of both parts of the regression by damping; one factor serves both."""
-    matrix = dampings.matrix(gram)
-    own, correction = {}, {}
-    for damping in sorted({*dampings.own, *corrections}):
-        factor = matrix.factor(damping)
-        if damping in dampings.own:
-            own[damping] = factor.solve(targets[0])
-        if damping in corrections:
-            correction[damping] = factor.solve(targets[1])
-    return own, correction
+    return max(moments.energy + excess_error(moments.gram, weight, target), 0.0)
 
 
 def fit_output(
@@ -210,7 +90,7 @@ def fit_output(
     everything = fit if held_out is None else fit.plus(held_out, in_place=in_place)
     matrix = dampings.matrix(everything.gram)
     factor = matrix.factor(own)
-    weight = factor.solve(_residual(everything, prior))
+    weight = factor.solve(unexplained(everything, prior))
     used, target = factor.damping, everything.cross
     # `H W`, which the error needs, follows from the equations that the solution satisfies.
     damped = weight * (used * matrix.scale).unsqueeze(-1)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from intraslice_core import compensation
 from intraslice_core.compensation import OutputSpace
+from intraslice_core.dampings import Dampings
 from intraslice_core.methods import CompressionMethod
 from intraslice_core.plan import Module
 from intraslice_core.selection.spectra import Spectrum
@@ -44,7 +45,7 @@ class Refit:
         """
         method = self._method
         prior = space.rows() if method.shrink_to_weights else None
-        dampings = compensation.Dampings(
+        dampings = Dampings(
             own=(method.choice_damping,),
             correction=method.damping_correction,
             per_dimension=method.damping_per_dimension,
@@ -71,7 +72,7 @@ class Refit:
             everything = fit if held_out is None else fit + held_out
             error = compensation.relative_error(everything, prior)
             return ModuleOutcome(module=module, relative_error=error), prior
-        dampings = compensation.Dampings(
+        dampings = Dampings(
             own=method.damping_own,
             correction=self._correction_candidates,
             per_dimension=method.damping_per_dimension,

@@ -28,6 +28,8 @@ _TRIANGLE = 7 / 12
 """Computed fraction of a Gram matrix, which `statistics` multiplies out in six panels."""
 
 
+TRIED_DAMPINGS = 5
+"""Dampings of a module that are usually tried before the one of least error is known."""
 DAMPING_PROBES = 32
 """Random combinations of outputs by which the engine compares dampings."""
 
@@ -245,7 +247,8 @@ class _Work:
         """Count the solves of both modules of all layers, and the comparison of dampings."""
         hidden, width = self.geometry.hidden_size, self.geometry.intermediate_size
         method, held_out = METHODS[self.compression.method], own > 1
-        compared = len({*method.damping_own, *method.damping_correction}) if held_out else 0
+        candidates = {*method.damping_own, *method.damping_correction}
+        compared = min(len(candidates), TRIED_DAMPINGS) if held_out else 0
         final = 1 + (correction > 0)
         probes = min(hidden, DAMPING_PROBES)
         projected = 2.0 * self.inner**2 * self.kept * hidden

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from intraslice_core import compensation
-from intraslice_core.compensation import Dampings, SplitAccumulator
+from intraslice_core.compensation import SplitAccumulator
+from intraslice_core.dampings import PROBES, Dampings, choose_dampings
 from intraslice_core.decoder_layer import LayerSettings, Linear, Norm
+from intraslice_core.linalg import DampedMatrix, Factor
+from intraslice_core.methods import METHODS
 from intraslice_core.statistics import Moments
 
 WIDTH, HIDDEN, KEPT = 14, 10, 9
@@ -101,11 +104,11 @@ def test_the_own_output_of_a_target_of_its_own_has_its_energy() -> None:
     assert not fit.correction.any()
 
 
-def regression(hidden: int, seed: int, tokens: int = 60) -> Moments:
+def regression(hidden: int, seed: int, tokens: int = 60, noise: float = 8.0) -> Moments:
     """Return moments of noisy linear outputs of strongly correlated regressors."""
     mixing, weight = drawn(WIDTH, WIDTH, seed=1), drawn(WIDTH, hidden, seed=2)
     inner = drawn(tokens, WIDTH, seed=seed) @ mixing
-    own = inner @ weight + 8.0 * drawn(tokens, hidden, seed=seed + 1)
+    own = inner @ weight + noise * drawn(tokens, hidden, seed=seed + 1)
     correction = 0.1 * inner @ drawn(WIDTH, hidden, seed=3) + 4 * drawn(
         tokens, hidden, seed=seed + 2
     )
@@ -140,13 +143,40 @@ def test_chosen_dampings_have_the_least_error_on_held_out_tokens(has_prior: bool
         DAMPINGS.correction,
         key=lambda damping: compensation.squared_error(held_out, solution(own, damping)),
     )
-    assert compensation.choose_dampings(fit, held_out, prior, DAMPINGS) == (own, correction)
+    assert choose_dampings(fit, held_out, prior, DAMPINGS) == (own, correction)
+
+
+@pytest.mark.parametrize(("noise", "most"), [(0.5, 8), (8.0, 6), (60.0, 5)])
+def test_dampings_far_from_the_best_are_not_tried(
+    noise: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = METHODS["intraslice_plus"]
+    candidates = Dampings(
+        own=method.damping_own, correction=method.damping_correction, per_dimension=True
+    )
+    fit, held_out = (regression(20, seed, noise=noise) for seed in (100, 200))
+    tried: list[float] = []
+    factor = DampedMatrix.factor
+
+    def recording(matrix: DampedMatrix, damping: float) -> Factor:
+        tried.append(damping)
+        return factor(matrix, damping)
+
+    monkeypatch.setattr(DampedMatrix, "factor", recording)
+    chosen = choose_dampings(fit, held_out, None, candidates)
+    assert len(tried) == len(set(tried)) <= most
+    every = replace(candidates, own=(chosen[0],))
+    alone = [
+        choose_dampings(fit, held_out, None, replace(every, correction=pair))[1]
+        for pair in ((chosen[1], other) for other in candidates.correction)
+    ]
+    assert alone == [chosen[1]] * len(alone)
 
 
 def test_random_combinations_of_many_outputs_choose_almost_the_best_dampings() -> None:
-    hidden = 4 * compensation.PROBES
+    hidden = 4 * PROBES
     fit, held_out = regression(hidden, 100), regression(hidden, 200)
-    chosen = compensation.choose_dampings(fit, held_out, None, DAMPINGS)
+    chosen = choose_dampings(fit, held_out, None, DAMPINGS)
 
     def error(own: float, correction: float | None) -> float:
         assert correction is not None

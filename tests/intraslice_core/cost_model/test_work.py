@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.large_models import LLAMAS
-from intraslice_core import compensation, hidden_states
+from intraslice_core import dampings, hidden_states
 from intraslice_core.allocation.estimators import CalibrationSplit
 from intraslice_core.allocation.shortlist import MAX_JUDGED
 from intraslice_core.checkpoints import dense_model
@@ -54,7 +54,7 @@ def test_constants_equal_the_engines() -> None:
         measurement.PAIR_QUERIES,
         pair_effects.PAIR_BLOCKS,
     )
-    assert flops.DAMPING_PROBES == compensation.PROBES
+    assert flops.DAMPING_PROBES == dampings.PROBES
     assert memory.KEPT_INNER_BYTES == hidden_states.KEPT_INNER_BYTES
     assert memory.DENSE_LOGITS == dense_model.LOGITS_AT_ONCE
     assert memory.EVALUATION_LOGITS == perplexity.EVALUATION_LOGITS

@@ -216,7 +216,7 @@ class OutputSpace:
         return self._rms(self.output(inner)).squeeze(-1).reciprocal()
 
     def _rms(self, projected: Tensor) -> Tensor:
-        """Return what the norm divides the projection by, (…, 1), float32."""
+        """Return the root mean square that the norm divides the projection by, (…, 1), float32."""
         energy = projected.float().square().mean(-1, keepdim=True)
         return (energy + self.settings.norm_eps).sqrt()
 

@@ -168,7 +168,7 @@ class _LayerPass(DensePass):
             prefix_length=prefix_length,
         )
         self._pair_inputs: list[PairInputs] = []
-        """Inputs of the first `PAIR_SEQUENCES` sequences."""
+        """Queries, keys, values and scales of the first `PAIR_SEQUENCES` sequences."""
 
     def advance(self, rows: Tensor) -> Tensor:
         """Add one batch to the statistics and return the hidden states after the layer.

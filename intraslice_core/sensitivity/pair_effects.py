@@ -27,7 +27,7 @@ PAIR_BLOCKS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class PairInputs:
-    """What the attention of one sequence reads."""
+    """Queries, keys and values of one sequence, and the scale of the attention's output."""
 
     query: Tensor
     """(num_attention_heads, sequence, head_dim) after norm and RoPE."""
@@ -36,7 +36,7 @@ class PairInputs:
     value: Tensor
     """(num_key_value_heads, sequence, v_head_dim)."""
     scale: Tensor | None = None
-    """What an output norm multiplies the output of every query by, (sequence,); None without."""
+    """Factor of an output norm on the output of every query, (sequence,); None without norm."""
 
 
 @dataclass(kw_only=True)

@@ -362,7 +362,7 @@ def _flattened(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]
 
 
 def _readable(value: Any) -> str:
-    """Return a value as text: flags as yes or no, thousands separated, four digits, lists joined."""
+    """Return a value as text: yes or no, thousands separated, four digits, lists joined."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

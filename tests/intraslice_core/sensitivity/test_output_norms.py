@@ -1,4 +1,4 @@
-"""Behind an output norm, losses do not depend on the length of what a module writes."""
+"""Behind an output norm, losses do not depend on the length of the module's output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.intraslice_core.tiny_models import save_checkpoint, tiny_family_model
 
 
 def second_layer(directory: Path, variant: str, factor: float) -> LayerSensitivity:
-    """Measure a model whose second layer writes `factor` times as much before its norms."""
+    """Measure a model whose second layer has output projections `factor` times as large."""
     model = tiny_family_model(variant)
     layer = model.get_decoder().layers[1]
     with torch.no_grad():

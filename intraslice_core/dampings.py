@@ -101,13 +101,16 @@ def _compare_dampings(
         return both if probes is None else (both[0] @ probes, both[1] @ probes)
 
     own_targets, correction_targets = targets(held_out)
-    matrix, fitted = dampings.matrix(fit.gram), torch.cat(targets(fit), dim=1)
+    # One factor serves both parts; without candidates the correction is not solved for.
+    parts = targets(fit) if compared else targets(fit)[:1]
+    matrix, fitted = dampings.matrix(fit.gram), torch.cat(parts, dim=1)
 
     @cache
     def solutions(damping: float) -> tuple[Tensor, ...]:
-        """Return the solutions of both parts; one factor serves both."""
-        return matrix.factor(damping).solve(fitted).tensor_split(2, dim=1)
+        """Return the solution of every part."""
+        return matrix.factor(damping).solve(fitted).tensor_split(len(parts), dim=1)
 
+    @cache
     def own_error(damping: float) -> float:
         return excess_error(held_out.gram, solutions(damping)[0], own_targets)
 
@@ -115,6 +118,7 @@ def _compare_dampings(
     if not compared:
         return (best,), corrections
 
+    @cache
     def error(damping: float) -> float:
         solution = solutions(best)[0] + solutions(damping)[1]
         return excess_error(held_out.gram, solution, own_targets + correction_targets)
@@ -127,6 +131,10 @@ def _least(dampings: Sequence[float], error: Callable[[float], float]) -> float:
 
     Between too little damping and too much the error has one minimum, and every damping that is
     not tried saves a factorisation.
+
+    Args:
+        dampings: candidates, at least one.
+        error: held-out error of a damping; it is called again for the same dampings.
     """
     ordered = sorted(dampings)
     place = len(ordered) // 2

@@ -16,8 +16,8 @@ from intraslice_core.errors import BudgetOutOfReachError, ConfigurationError
 from intraslice_core.methods import resolve_allocator
 from intraslice_core.plan import ModelGeometry, ShapeConstraint
 
-_RATIOS = tuple(percent / 100 for percent in range(1, 100))
-"""Ratios that may be advised."""
+_RATIOS = tuple(percent / 100 for percent in range(99, 0, -1))
+"""Ratios that may be advised, descending."""
 
 
 def require_rounding(
@@ -50,7 +50,7 @@ def require_rounding(
         raise BudgetOutOfReachError(
             problem.message,
             field=f"compression.{budget.field}",
-            hint=_other_budget(settings, geometry, budget, constraint),
+            hint=_other_budget(settings, geometry, budget, constraint, step),
         )
     raise ConfigurationError(
         f"with round_to {step}, {problem.message}",
@@ -64,17 +64,20 @@ def _other_budget(
     geometry: ModelGeometry,
     budget: Budget,
     constraint: ShapeConstraint,
+    step: int,
 ) -> str:
-    """Return the advice to give the ratio nearest to the budget's that some step can meet."""
-    nearest = sorted(_RATIOS, key=lambda ratio: abs(ratio - budget.ratio))
+    """Return the advice to remove less: the largest smaller ratio that some step can meet.
+
+    A larger ratio might be out of reach for another reason, such as the module cap.
+    """
     dense = geometry.dense_plan().parameters(geometry)
-    steps = (resolve_round_to(settings, geometry), *_finer(resolve_round_to(settings, geometry)))
-    for ratio in nearest:
+    steps = (step, *_finer(step))
+    for ratio in (ratio for ratio in _RATIOS if ratio < budget.ratio):
         other = Budget(parameters=round((1.0 - ratio) * dense), ratio=ratio, field="ratio")
-        for step in steps:
-            if _problem(settings, geometry, other, constraint, step) is None:
-                with_step = "" if step == steps[0] else f" with round_to {step}"
-                return f"give ratio {ratio:g}{with_step}, the nearest that fits, or another target"
+        for candidate in steps:
+            if _problem(settings, geometry, other, constraint, candidate) is None:
+                rounding = "" if candidate == step else f" with round_to {candidate}"
+                return f"give ratio {ratio:g}{rounding}, the next one that fits, or another target"
     return f"give another {budget.field} or target"
 
 

@@ -83,7 +83,7 @@ def test_error_names_a_step_that_meets_the_budget(name: str, target: str) -> Non
 
 
 @pytest.mark.parametrize("target", ["research", "adaptive", "stock"])
-def test_error_names_the_nearest_ratio_where_no_step_meets_the_budget(target: str) -> None:
+def test_error_names_the_next_smaller_ratio_where_no_step_meets_the_budget(target: str) -> None:
     model = geometry("narrow")
     config = CompressionConfig.model_validate(
         {"ratio": 0.81, "target": target, "round_to": 32, "module_cap": 1.0}
@@ -92,7 +92,7 @@ def test_error_names_the_nearest_ratio_where_no_step_meets_the_budget(target: st
     assert isinstance(error, BudgetOutOfReachError)
     assert rounding_error(config.model_copy(update={"round_to": 1}), model) is not None
     hint = str(error.hint)
-    advice = re.match(r"give ratio ([\d.]+) with round_to (\d+), the nearest that fits", hint)
+    advice = re.match(r"give ratio ([\d.]+) with round_to (\d+), the next one that fits", hint)
     assert advice is not None
     other = {"ratio": float(advice[1]), "round_to": int(advice[2])}
     assert 0.7 < other["ratio"] < 0.81

@@ -16,7 +16,7 @@ from intraslice_core.checkpoints.dense_model import DenseLayerReader, divergence
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.compensation import mlp_space
 from intraslice_core.plan import LayerPlan
-from intraslice_core.sensitivity import measurement
+from intraslice_core.sensitivity import measurement, trial_cuts
 from intraslice_core.sensitivity.cut_layers import CuttableLayer
 from intraslice_core.sensitivity.dense_pass import DensePass
 from intraslice_core.sensitivity.trial_cuts import TrialCut, TrialCuts, trial_cut_tokens
@@ -161,6 +161,27 @@ def test_trials_that_pass_the_layers_together_equal_separate_passes(tmp_path):
         ]
     assert [cut.layer for cut in measured] == list(range(count))
     assert [cut.measured for cut in measured] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(("length", "positions"), [(64, 256), (512, 512)])
+def test_the_output_head_runs_at_few_positions_of_long_check_sequences(
+    tmp_path, monkeypatch, length, positions
+):
+    sizes = []
+
+    def recording(*arguments, **options):
+        result = divergences(*arguments, **options)
+        sizes.append(result[0].numel())
+        return result
+
+    monkeypatch.setattr(trial_cuts, "divergences", recording)
+    tokens = draw(4, length)
+    with opened(save_checkpoint(tiny_family_model("llama"), tmp_path)) as layers:
+        trials = TrialCuts(layers, tokens, batch_size=2)
+        for layer in range(layers.num_layers):
+            trials.pass_layer(layer, [(trial(), layers.weights(layer))])
+        trials.measured()
+    assert sizes == [positions]
 
 
 def trial() -> TrialCut:

@@ -37,7 +37,8 @@ from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CalibrationConfig, CompressionConfig, Target
 from intraslice_core.evaluation import transformers_process
 from intraslice_core.evaluation.verification import REFERENCE_FILE, write_reference
-from intraslice_core.export.gguf import llama_layout, write_gguf
+from intraslice_core.export.gguf import write_gguf
+from intraslice_core.export.gguf_layout import family_layout
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.pipeline import compress_model
 from intraslice_core.publication import GGUF_FILES
@@ -179,10 +180,8 @@ def dense(model: str, place: Path) -> Path:
     """Return the dense checkpoint with its own GGUF file and reference."""
     directory = open_model(model, place)
     with CheckpointReader(directory) as reader:
-        canonical = reader.family.canonical_settings(reader.config)
-        shape = reader.family.geometry(reader.config).dense_layer()
-    layout = llama_layout(canonical, shape, torch.arange(canonical["head_dim"] // 2))
-    vocabulary = read_vocabulary(directory, canonical["vocab_size"], adds_bos=False)
+        layout = family_layout(reader.family, reader.config)
+    vocabulary = read_vocabulary(directory, layout.vocab_size, adds_bos=False)
     write_gguf(directory / F16, directory, layout, vocabulary, "gguf-f16")
     loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     write_reference(directory, loaded, AutoTokenizer.from_pretrained(directory))

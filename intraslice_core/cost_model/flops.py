@@ -121,6 +121,13 @@ class _Work:
         method = METHODS[self.compression.method]
         return len(method.damping_own), len(method.damping_correction)
 
+    @property
+    def folds(self) -> int:
+        """Factorised parts of the calibration for every damping that is compared."""
+        by_source = METHODS[self.compression.method].validation == "left_out_source"
+        groups = self.compression.resolved_calibration.source_groups()
+        return 2 if by_source and groups is not None else 1
+
     # -- passes of one sequence ------------------------------------------------------------
 
     def attention(self) -> float:
@@ -248,7 +255,7 @@ class _Work:
         hidden, width = self.geometry.hidden_size, self.geometry.intermediate_size
         method, held_out = METHODS[self.compression.method], own > 1
         candidates = {*method.damping_own, *method.damping_correction}
-        compared = min(len(candidates), TRIED_DAMPINGS) if held_out else 0
+        compared = min(len(candidates), TRIED_DAMPINGS) * self.folds if held_out else 0
         final = 1 + (correction > 0)
         probes = min(hidden, DAMPING_PROBES)
         projected = 2.0 * self.inner**2 * self.kept * hidden

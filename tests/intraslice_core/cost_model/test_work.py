@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from intraslice_core.cost_model import (
 )
 from intraslice_core.cost_model.work import EstimatorSequences, check_layer_passes, trial_layers
 from intraslice_core.evaluation import perplexity, scoring
+from intraslice_core.methods import METHODS
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent, Stage
 from intraslice_core.sensitivity import gradients, measurement, pair_effects, trial_cuts
@@ -164,6 +166,28 @@ def test_work_grows_with_the_shapes() -> None:
     assert twice.factorisations == small.factorisations
     # A forward pass over n tokens takes 2·n·parameters and a little for the attention's scores.
     assert small.forward == pytest.approx(2 * 128 * 2048 * 7.5e9, rel=0.05)
+
+
+def test_sources_left_out_double_the_factorisations_that_compare_dampings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A single source without self-written text has no group to leave out."""
+    geometry, own = LLAMAS["Llama-3-8B"], config(128, 2048)
+    alone = own.model_copy(
+        update={"calibration": own.calibration.model_copy(update={"self_share": 0.0})}
+    )
+    held_out = stage_flops(geometry, own)
+    by_source = replace(METHODS[own.method], validation="left_out_source")
+    monkeypatch.setitem(METHODS, own.method, by_source)
+    assert stage_flops(geometry, alone).factorisations == held_out.factorisations
+    left_out = stage_flops(geometry, own)
+    assert left_out.model_dump(exclude={"factorisations"}) == held_out.model_dump(
+        exclude={"factorisations"}
+    )
+    widths = 0.7 * geometry.intermediate_size, 0.7 * geometry.num_attention_heads * 128
+    solves = sum(width**3 / 3 + 8 * width**2 * flops.DAMPING_PROBES for width in widths)
+    more = 32 * flops.TRIED_DAMPINGS * solves
+    assert left_out.factorisations - held_out.factorisations == pytest.approx(more)
 
 
 def test_bytes_of_stages_follow_from_the_shapes() -> None:

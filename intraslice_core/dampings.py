@@ -86,11 +86,11 @@ def choose_dampings(
     has_correction = bool(fit.correction.any()) and len(dampings.correction) > 0
     own, correction = dampings.own, dampings.correction if has_correction else ()
     if held_out is not None and max(len(own), len(correction)) > 1:
-        parts = [_Part.of(moments, prior) for moments in (fit, held_out)]
+        first, second = _Part.of(fit, prior), _Part.of(held_out, prior)
         corrects = len(correction) > 1
-        folds = [_Fold(*parts, dampings, corrects=corrects)]
+        folds = [_Fold(first, second, dampings, corrects=corrects)]
         if dampings.leaves_out_each:
-            folds.append(_Fold(*reversed(parts), dampings, corrects=corrects))
+            folds.append(_Fold(second, first, dampings, corrects=corrects))
         own, correction = _compare_dampings(folds, own, correction)
     return own[0], correction[0] if correction else None
 

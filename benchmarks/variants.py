@@ -16,7 +16,7 @@ Variants with the shapes of `ours`:
     complex     pairs of nearly equal frequency are mixed by a complex PCA first
     bare        neurons by Optimal Brain Surgeon on the output error, not on the loss it causes
     refine      after each layer, Adam on all its weights against the dense hidden states
-    left-out    dampings by sources left out: given text and self-written text in turn
+    left-out    dampings by the error on self-written text of the fit on given text
     intercept   both output projections get a bias, which their refit fits; not counted in the size
 Variants with other shapes:
     one-price   shapes by the curves of the first candidate, without trial compressions

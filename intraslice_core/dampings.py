@@ -26,8 +26,8 @@ class Dampings:
     """Candidates for λ₂; none disables the correction. Held-out error decides, λ₁ first."""
     per_dimension: bool = False
     """Damp each dimension in proportion to its own energy."""
-    leaves_out_each: bool = False
-    """Score each of two parts of the calibration by the fit on the other, not only the second."""
+    by_source: bool = False
+    """Both parts of the calibration are of different sources, and either may be left out."""
 
     def matrix(self, gram: Tensor) -> linalg.DampedMatrix:
         """Return a Gram matrix, (n, n), to be factorised with these dampings.
@@ -76,7 +76,8 @@ def choose_dampings(
 
     Args:
         fit: moments to fit on.
-        held_out: moments to score by; with `leaves_out_each` also to fit on, and `fit` to score by.
+        held_out: moments to score by; with `by_source` the larger of both is fitted on, or each in
+            turn if they are of equally many tokens.
         prior: weights that the solution shrinks to, (width, hidden_size); None for zero.
         dampings: candidates for both parts.
 
@@ -86,11 +87,7 @@ def choose_dampings(
     has_correction = bool(fit.correction.any()) and len(dampings.correction) > 0
     own, correction = dampings.own, dampings.correction if has_correction else ()
     if held_out is not None and max(len(own), len(correction)) > 1:
-        first, second = _Part.of(fit, prior), _Part.of(held_out, prior)
-        corrects = len(correction) > 1
-        folds = [_Fold(first, second, dampings, corrects=corrects)]
-        if dampings.leaves_out_each:
-            folds.append(_Fold(second, first, dampings, corrects=corrects))
+        folds = _folds(fit, held_out, prior, dampings, corrects=len(correction) > 1)
         own, correction = _compare_dampings(folds, own, correction)
     return own[0], correction[0] if correction else None
 
@@ -107,6 +104,7 @@ class _Part:
     """Probes of the cross moment with the correction, (width, PROBES) or (width, hidden_size)."""
     energy: float
     """`E‖target‖²`; 1 for a zero target."""
+    tokens: int
 
     @classmethod
     def of(cls, moments: Moments, prior: Tensor | None) -> _Part:
@@ -117,6 +115,7 @@ class _Part:
             own=own if probes is None else own @ probes,
             correction=moments.correction if probes is None else moments.correction @ probes,
             energy=moments.energy if moments.energy > 0 else 1.0,
+            tokens=moments.tokens,
         )
 
 
@@ -132,10 +131,19 @@ class _Fold:
         scored: part to measure the error on.
         dampings: candidates for both parts of the regression.
         corrects: whether dampings of the correction are compared.
+        scale: factor on all dampings.
     """
 
-    def __init__(self, fit: _Part, scored: _Part, dampings: Dampings, *, corrects: bool) -> None:
-        self._scored = scored
+    def __init__(
+        self,
+        fit: _Part,
+        scored: _Part,
+        dampings: Dampings,
+        *,
+        corrects: bool,
+        scale: float = 1.0,
+    ) -> None:
+        self._scored, self._scale = scored, scale
         # One factor serves both targets; without candidates the correction is not solved for.
         targets = (fit.own, fit.correction) if corrects else (fit.own,)
         self._targets, self._fitted = len(targets), torch.cat(targets, dim=1)
@@ -145,7 +153,7 @@ class _Fold:
     def _solve(self, damping: float) -> tuple[Tensor, ...]:
         """Return the solution for every target."""
         if damping not in self._solutions:
-            solution = self._matrix.factor(damping).solve(self._fitted)
+            solution = self._matrix.factor(self._scale * damping).solve(self._fitted)
             self._solutions[damping] = solution.tensor_split(self._targets, dim=1)
         return self._solutions[damping]
 
@@ -159,6 +167,27 @@ class _Fold:
         scored = self._scored
         solution = self._solve(own)[0] + self._solve(correction)[1]
         return excess_error(scored.gram, solution, scored.own + scored.correction) / scored.energy
+
+
+def _folds(
+    fit: Moments, held_out: Moments, prior: Tensor | None, dampings: Dampings, *, corrects: bool
+) -> list[_Fold]:
+    """Return the folds by which dampings are compared.
+
+    A source is left out if the other has at least half of the tokens: what suits the fit on few
+    tokens is too much for the fit on all. The rest of that difference is made up for by the tokens
+    that the fold lacks, because noise and the effects of single sources average out in proportion
+    (docs/method.md, section 5).
+    """
+    first, second = _Part.of(fit, prior), _Part.of(held_out, prior)
+    if not dampings.by_source:
+        return [_Fold(first, second, dampings, corrects=corrects)]
+    total = first.tokens + second.tokens
+    return [
+        _Fold(part, other, dampings, corrects=corrects, scale=total / part.tokens)
+        for part, other in ((first, second), (second, first))
+        if 2 * part.tokens >= total
+    ]
 
 
 def _compare_dampings(

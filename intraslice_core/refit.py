@@ -38,8 +38,7 @@ class Refit:
 
         Args:
             method: options of the method.
-            leaves_out_sources: whether the held-out moments are those of other sources, so that
-                each of both is left out in turn.
+            leaves_out_sources: whether the held-out moments are those of other sources.
         """
         self._method = method
         self._leaves_out_sources = leaves_out_sources
@@ -57,7 +56,7 @@ class Refit:
             own=(method.choice_damping,),
             correction=method.damping_correction,
             per_dimension=method.damping_per_dimension,
-            leaves_out_each=self._leaves_out_sources,
+            by_source=self._leaves_out_sources,
         )
         fitted = compensation.fit_output(fit, held_out, prior, dampings)
         if fitted.damping_correction is not None:
@@ -85,7 +84,7 @@ class Refit:
             own=method.damping_own,
             correction=self._correction_candidates,
             per_dimension=method.damping_per_dimension,
-            leaves_out_each=self._leaves_out_sources,
+            by_source=self._leaves_out_sources,
         )
         prior_or_zero = prior if method.shrink_to_weights else None
         fitted = compensation.fit_output(fit, held_out, prior_or_zero, dampings, in_place=True)

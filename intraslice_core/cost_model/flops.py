@@ -123,10 +123,15 @@ class _Work:
 
     @property
     def folds(self) -> int:
-        """Factorised parts of the calibration for every damping that is compared."""
-        by_source = METHODS[self.compression.method].validation == "left_out_source"
-        groups = self.compression.resolved_calibration.source_groups()
-        return 2 if by_source and groups is not None else 1
+        """Factorisations of every damping that is compared: of both groups of sources if equal."""
+        calibration = self.compression.resolved_calibration
+        groups = calibration.source_groups()
+        if METHODS[self.compression.method].validation == "held_out" or groups is None:
+            return 1
+        counts = [0, 0]
+        for group, part in zip(groups, calibration.parts(), strict=True):
+            counts[group] += part.samples
+        return 1 + (counts[0] == counts[1])
 
     # -- passes of one sequence ------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from intraslice_core.config import (
     RecoveryConfig,
 )
 from intraslice_core.cost_model import (
+    StageFlops,
     flops,
     memory,
     read_dense,
@@ -168,19 +169,22 @@ def test_work_grows_with_the_shapes() -> None:
     assert small.forward == pytest.approx(2 * 128 * 2048 * 7.5e9, rel=0.05)
 
 
-def test_sources_left_out_double_the_factorisations_that_compare_dampings(
+def test_two_equal_groups_of_sources_double_the_factorisations_that_compare_dampings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A single source without self-written text has no group to leave out."""
-    geometry, own = LLAMAS["Llama-3-8B"], config(128, 2048)
-    alone = own.model_copy(
-        update={"calibration": own.calibration.model_copy(update={"self_share": 0.0})}
-    )
-    held_out = stage_flops(geometry, own)
-    by_source = replace(METHODS[own.method], validation="left_out_source")
-    monkeypatch.setitem(METHODS, own.method, by_source)
-    assert stage_flops(geometry, alone).factorisations == held_out.factorisations
-    left_out = stage_flops(geometry, own)
+    """Of unequal groups one is left out; a single source has no groups."""
+    geometry, settings = LLAMAS["Llama-3-8B"], config(128, 2048)
+
+    def at(share: float) -> StageFlops:
+        calibration = settings.calibration.model_copy(update={"self_share": share})
+        return stage_flops(geometry, settings.model_copy(update={"calibration": calibration}))
+
+    held_out = at(0.5)
+    by_source = replace(METHODS[settings.method], validation="left_out_source")
+    monkeypatch.setitem(METHODS, settings.method, by_source)
+    for share in (0.0, 0.25):
+        assert at(share).factorisations == held_out.factorisations
+    left_out = at(0.5)
     assert left_out.model_dump(exclude={"factorisations"}) == held_out.model_dump(
         exclude={"factorisations"}
     )

@@ -26,13 +26,14 @@ from intraslice_core.allocation.shapes import (
     choose_shapes,
 )
 from intraslice_core.allocation.uniform import uniform_plan
-from intraslice_core.calibration import sequence_sources
+from intraslice_core.calibration import sequence_groups, sequence_sources
 from intraslice_core.checkpoints.dense_model import DenseLayerReader
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CompressionConfig
 from intraslice_core.content_key import content_key
 from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.export.targets import DEMANDS
+from intraslice_core.hidden_states import group_sources
 from intraslice_core.plan import ModelPlan
 from intraslice_core.resume_state import ignore_saved
 from intraslice_core.sensitivity import measurement
@@ -56,6 +57,16 @@ class HeldLayers(DenseLayerReader):
         layers = copy.copy(self)
         layers.held = list(held)
         return layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Sequences to fit on."""
+
+    tokens: Tensor
+    """(sequences, length), int64."""
+    left_out: int = 0
+    """Number of last sequences that are a group of sources of their own; 0 without groups."""
 
 
 @dataclass(kw_only=True)
@@ -129,6 +140,12 @@ class Calibration:
         """Split of the sequences by use."""
         kinds = sequence_sources(self.settings.resolved_calibration)
         return CalibrationSplit.of(self.tokens, kinds, self.prefix_length)
+
+    def rows(self, *, by_group: bool = False) -> Rows:
+        """Return the sequences, sorted by group of sources if wanted."""
+        groups = sequence_groups(self.settings.resolved_calibration) if by_group else None
+        tokens, left_out = group_sources(self.tokens, groups)
+        return Rows(tokens=tokens, left_out=left_out)
 
     def candidate_plan(self, ratio: float, candidate: AllocationCandidate) -> ModelPlan:
         """Return the shapes of one candidate."""

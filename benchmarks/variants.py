@@ -16,6 +16,7 @@ Variants with the shapes of `ours`:
     complex     pairs of nearly equal frequency are mixed by a complex PCA first
     bare        neurons by Optimal Brain Surgeon on the output error, not on the loss it causes
     refine      after each layer, Adam on all its weights against the dense hidden states
+    left-out    dampings by the error on self-written text of the fit on given text
     intercept   both output projections get a bias, which their refit fits; not counted in the size
 Variants with other shapes:
     one-price   shapes by the curves of the first candidate, without trial compressions
@@ -60,7 +61,7 @@ from variant_bypass import (
     exchanged,
     has_bypass,
 )
-from variant_calibration import Calibration, HeldLayers
+from variant_calibration import Calibration, HeldLayers, Rows
 from variant_parts import (
     BATCH,
     DenseMoments,
@@ -98,7 +99,8 @@ from intraslice_core.statistics_cache import DenseStates
 from intraslice_core.text_sources import WRITTEN
 from intraslice_core.tokenizer import load_tokenizer
 
-SAME_SHAPES = ("ours", "centred", "causal", "unturned", "complex", "bare", "refine", "intercept")
+PAIR_CHOICES = ("centred", "causal", "unturned", "complex")
+SAME_SHAPES = ("ours", *PAIR_CHOICES, "bare", "refine", "left-out", "intercept")
 OTHER_SHAPES = ("one-price", "old-judge", "bypass")
 SHRINKAGES = {"alpha-0": 0.0, "alpha-1": 1.0}
 SELF_SHARES = {"self-0": 0.0, "self-0.5": 0.5}
@@ -284,7 +286,9 @@ class Bench:
         plans = [calibration.candidate_plan(ratio, candidate) for candidate in CANDIDATES]
         losses = {}
         for number, plan in enumerate((*plans, calibration.equal_layers(ratio))):
-            weights = self._sliced(split.trial_fit, plan, sensitivity, self.layers, trial)
+            weights = self._sliced(
+                Rows(tokens=split.trial_fit), plan, sensitivity, self.layers, trial
+            )
             losses[number] = self.loss(weights, check)
         best = min(losses, key=lambda number: losses[number])
         self.console.print(f"old-judge at {ratio:g}: losses {losses}, plan {best}")
@@ -324,9 +328,9 @@ class Bench:
         layers = self.mixed if variant == "complex" else self.layers
         if variant == "intercept":
             layers = layers.replaced([with_zero_biases(weights) for weights in layers.held])
-        tokens = self.calibration(variant).tokens
+        rows = self.calibration(variant).rows(by_group=variant == "left-out")
         refinement = Refinement() if variant == "refine" else None
-        return self._sliced(tokens, plan, sensitivity, layers, self.method, refinement)
+        return self._sliced(rows, plan, sensitivity, layers, self.method, refinement)
 
     def _with_bypasses(self, ratio: float) -> list[LayerWeights]:
         """Return the layers of `ours` with a bypass where it is predicted to gain."""
@@ -335,9 +339,8 @@ class Bench:
         layers, plan, sensitivity = exchanged(self.layers, plan, sensitivity, split, BATCH)
         number = sum(map(has_bypass, layers.held))
         self.console.print(f"bypass at {ratio:g}: in {number} of {len(layers.held)} layers")
-        return self._sliced(
-            self.calibration("bypass").tokens, plan, sensitivity, layers, self.method
-        )
+        rows = self.calibration("bypass").rows()
+        return self._sliced(rows, plan, sensitivity, layers, self.method)
 
     def _in_two_shots(self, ratio: float, *, dense_target: bool) -> list[LayerWeights]:
         """Return the layers after two compressions, with the dense model as target or the first."""
@@ -354,13 +357,14 @@ class Bench:
             shapes = ours.of(reader, layers, self.place / f"measured-{ratio:g}").shapes(rest)
         assert shapes.sensitivity is not None  # IntraSlice+ measures it
         target = DenseTarget(layers=self.layers, batch_size=BATCH) if dense_target else None
+        rows, plan = ours.rows(), shapes.plan
         return self._sliced(
-            ours.tokens, shapes.plan, shapes.sensitivity, layers, self.method, dense_states=target
+            rows, plan, shapes.sensitivity, layers, self.method, dense_states=target
         )
 
     def _sliced(
         self,
-        tokens: Tensor,
+        rows: Rows,
         plan: ModelPlan,
         sensitivity: Sequence[LayerSensitivity],
         layers: HeldLayers,
@@ -368,13 +372,15 @@ class Bench:
         refinement: Refinement | None = None,
         dense_states: DenseStates | None = None,
     ) -> list[LayerWeights]:
-        """Return the sliced layers, fitted on tokens, (sequences, length)."""
-        hidden = layers.embed(tokens)
+        """Return the sliced layers, fitted on calibration sequences."""
+        hidden, left_out = layers.embed(rows.tokens), rows.left_out
         dense = hidden.clone() if method.dense_target else None
-        streams = HiddenStates(compressed=hidden, dense=dense, prefix_length=len(self.prefix))
+        streams = HiddenStates(
+            compressed=hidden, dense=dense, prefix_length=len(self.prefix), left_out=left_out
+        )
         sliced_layers = []
         for layer, layer_sensitivity in enumerate(sensitivity):
-            before = streams.compressed.clone()
+            before, weights = streams.compressed.clone(), layers.weights(layer)
             context = LayerContext(
                 layer=layer,
                 settings=layers.settings(layer),
@@ -387,7 +393,6 @@ class Bench:
                 sensitivity=layer_sensitivity.to(self.device),
                 dense_states=dense_states,
             )
-            weights = layers.weights(layer)
             compressor = BypassCompressor(weights, plan.layers[layer], streams, context)
             sliced = compressor.run().weights
             if refinement is not None and streams.dense is not None:

@@ -3,7 +3,7 @@
 After selection, the kept inner activations `z_S = Pᵀz` replace all inner activations, and the
 output projection is refitted to them. The regression is split in two parts that differ in noise:
 the module's own output is nearly exact and needs little damping; the correction towards the dense
-hidden states is noisy and needs more. Held-out calibration sequences choose both dampings.
+hidden states is noisy and needs more. Calibration sequences left out of a fit choose both dampings.
 
 IntraSlice+ shrinks the first part to the projected weights `PᵀW` instead of zero: with nothing
 removed the solution is then exactly the original weight, whatever the damping.
@@ -273,7 +273,7 @@ def mlp_space(weights: LayerWeights, settings: LayerSettings) -> OutputSpace:
 
 
 class SplitAccumulator:
-    """Accumulates a module's moments, those of held-out sequences apart from the others.
+    """Accumulates a module's moments, those of the sequences left out apart from the others.
 
     Args:
         space: output space of the dense module.

@@ -1,4 +1,4 @@
-"""Choice of the dampings of a regression by held-out sequences (docs/method.md, section 5)."""
+"""Choice of dampings on sequences or sources left out (docs/method.md, section 5)."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class Dampings:
     """Candidates for λ₂; none disables the correction. Held-out error decides, λ₁ first."""
     per_dimension: bool = False
     """Damp each dimension in proportion to its own energy."""
+    by_source: bool = False
+    """Both parts of the calibration are of different sources, and either may be left out."""
 
     def matrix(self, gram: Tensor) -> linalg.DampedMatrix:
         """Return a Gram matrix, (n, n), to be factorised with these dampings.
@@ -67,10 +69,17 @@ def _probes(like: Tensor) -> Tensor | None:
 def choose_dampings(
     fit: Moments, held_out: Moments | None, prior: Tensor | None, dampings: Dampings
 ) -> tuple[float, float | None]:
-    """Return the dampings whose solutions on `fit` have the least error on `held_out`.
+    """Return the dampings whose solutions have the least error on moments they were not fitted to.
 
     λ₁ is chosen by the error of the module's own output, then λ₂ by the error of the full target.
     Without held-out moments the first candidates are taken. λ₂ is None without correction.
+
+    Args:
+        fit: moments to fit on.
+        held_out: moments to score by; with `by_source` the larger of both is fitted on, or each in
+            turn if they are of equally many tokens.
+        prior: weights that the solution shrinks to, (width, hidden_size); None for zero.
+        dampings: candidates for both parts.
 
     Raises:
         NumericalError: if the damping ladder ends.
@@ -78,52 +87,127 @@ def choose_dampings(
     has_correction = bool(fit.correction.any()) and len(dampings.correction) > 0
     own, correction = dampings.own, dampings.correction if has_correction else ()
     if held_out is not None and max(len(own), len(correction)) > 1:
-        own, correction = _compare_dampings(fit, held_out, prior, dampings, correction)
+        folds = _folds(fit, held_out, prior, dampings, corrects=len(correction) > 1)
+        own, correction = _compare_dampings(folds, own, correction)
     return own[0], correction[0] if correction else None
 
 
-def _compare_dampings(
-    fit: Moments,
-    held_out: Moments,
-    prior: Tensor | None,
-    dampings: Dampings,
-    corrections: Sequence[float],
-) -> tuple[Sequence[float], Sequence[float]]:
-    """Return the candidates for λ₁ and for λ₂ that predict best; empty without candidates.
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Moments of a part of the calibration, with the targets by which dampings are compared."""
 
-    Solutions are compared less their prior, which has the same error for all of them.
+    gram: Tensor
+    """`H`, (width, width)."""
+    own: Tensor
+    """Probes of the cross moment with the module's own output that the prior does not explain."""
+    correction: Tensor
+    """Probes of the cross moment with the correction, (width, PROBES) or (width, hidden_size)."""
+    energy: float
+    """`E‖target‖²`; 1 for a zero target."""
+    tokens: int
+
+    @classmethod
+    def of(cls, moments: Moments, prior: Tensor | None) -> _Part:
+        """Return the part of some moments."""
+        probes, own = _probes(moments.cross), unexplained(moments, prior)
+        return cls(
+            gram=moments.gram,
+            own=own if probes is None else own @ probes,
+            correction=moments.correction if probes is None else moments.correction @ probes,
+            energy=moments.energy if moments.energy > 0 else 1.0,
+            tokens=moments.tokens,
+        )
+
+
+class _Fold:
+    """Solutions on one part of the calibration, and their error on the other.
+
+    Solutions are compared less their prior, which has the same error for all of them. Errors are
+    divided by the energy of the target that they are measured on, so that parts of unequal energy
+    count alike.
+
+    Args:
+        fit: part to fit on.
+        scored: part to measure the error on.
+        dampings: candidates for both parts of the regression.
+        corrects: whether dampings of the correction are compared.
+        scale: factor on all dampings.
     """
-    probes = _probes(fit.cross)
-    compared = corrections if len(corrections) > 1 else ()
 
-    def targets(moments: Moments) -> tuple[Tensor, Tensor]:
-        both = (unexplained(moments, prior), moments.correction)
-        return both if probes is None else (both[0] @ probes, both[1] @ probes)
+    def __init__(
+        self,
+        fit: _Part,
+        scored: _Part,
+        dampings: Dampings,
+        *,
+        corrects: bool,
+        scale: float = 1.0,
+    ) -> None:
+        self._scored, self._scale = scored, scale
+        # One factor serves both targets; without candidates the correction is not solved for.
+        targets = (fit.own, fit.correction) if corrects else (fit.own,)
+        self._targets, self._fitted = len(targets), torch.cat(targets, dim=1)
+        self._matrix = dampings.matrix(fit.gram)
+        self._solutions: dict[float, tuple[Tensor, ...]] = {}
 
-    own_targets, correction_targets = targets(held_out)
-    # One factor serves both parts; without candidates the correction is not solved for.
-    parts = targets(fit) if compared else targets(fit)[:1]
-    matrix, fitted = dampings.matrix(fit.gram), torch.cat(parts, dim=1)
+    def _solve(self, damping: float) -> tuple[Tensor, ...]:
+        """Return the solution for every target."""
+        if damping not in self._solutions:
+            solution = self._matrix.factor(self._scale * damping).solve(self._fitted)
+            self._solutions[damping] = solution.tensor_split(self._targets, dim=1)
+        return self._solutions[damping]
 
-    @cache
-    def solutions(damping: float) -> tuple[Tensor, ...]:
-        """Return the solution of every part."""
-        return matrix.factor(damping).solve(fitted).tensor_split(len(parts), dim=1)
+    def own_error(self, own: float) -> float:
+        """Return the relative error of the module's own output, less that of the prior."""
+        scored = self._scored
+        return excess_error(scored.gram, self._solve(own)[0], scored.own) / scored.energy
+
+    def error(self, own: float, correction: float) -> float:
+        """Return the relative error of the full target, less that of the prior."""
+        scored = self._scored
+        solution = self._solve(own)[0] + self._solve(correction)[1]
+        return excess_error(scored.gram, solution, scored.own + scored.correction) / scored.energy
+
+
+def _folds(
+    fit: Moments, held_out: Moments, prior: Tensor | None, dampings: Dampings, *, corrects: bool
+) -> list[_Fold]:
+    """Return the folds by which dampings are compared.
+
+    A source is left out if the other has at least half of the tokens: what suits the fit on few
+    tokens is too much for the fit on all. The rest of that difference is made up for by the tokens
+    that the fold lacks, because noise and the effects of single sources average out in proportion
+    (docs/method.md, section 5).
+    """
+    first, second = _Part.of(fit, prior), _Part.of(held_out, prior)
+    if not dampings.by_source:
+        return [_Fold(first, second, dampings, corrects=corrects)]
+    total = first.tokens + second.tokens
+    return [
+        _Fold(part, other, dampings, corrects=corrects, scale=total / part.tokens)
+        for part, other in ((first, second), (second, first))
+        if 2 * part.tokens >= total
+    ]
+
+
+def _compare_dampings(
+    folds: Sequence[_Fold], own: Sequence[float], corrections: Sequence[float]
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the candidates for λ₁ and for λ₂ of least mean error over the folds."""
 
     @cache
     def own_error(damping: float) -> float:
-        return excess_error(held_out.gram, solutions(damping)[0], own_targets)
+        return sum(fold.own_error(damping) for fold in folds)
 
-    best = _least(dampings.own, own_error)
-    if not compared:
+    best = _least(own, own_error)
+    if len(corrections) < 2:
         return (best,), corrections
 
     @cache
     def error(damping: float) -> float:
-        solution = solutions(best)[0] + solutions(damping)[1]
-        return excess_error(held_out.gram, solution, own_targets + correction_targets)
+        return sum(fold.error(best, damping) for fold in folds)
 
-    return (best,), (_least(compared, error),)
+    return (best,), (_least(corrections, error),)
 
 
 def _least(dampings: Sequence[float], error: Callable[[float], float]) -> float:
@@ -134,7 +218,7 @@ def _least(dampings: Sequence[float], error: Callable[[float], float]) -> float:
 
     Args:
         dampings: candidates, at least one.
-        error: held-out error of a damping; it is called again for the same dampings.
+        error: validation error of a damping; it is called again for the same dampings.
     """
     ordered = sorted(dampings)
     place = len(ordered) // 2

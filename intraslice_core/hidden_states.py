@@ -49,6 +49,11 @@ class HiddenStates:
     """Hidden states of the dense model; None for methods that do not use them."""
     prefix_length: int = 0
     """Positions of the prefix at the beginning of every sequence."""
+    left_out: int = 0
+    """Number of last sequences that are of other calibration sources than those before them.
+
+    0 where sequences are not sorted by source; see `group_sources`.
+    """
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that exist, by name; views, not copies."""
@@ -74,6 +79,22 @@ class LayerContext:
     """Measured sensitivity of the dense layer; None to select by the compressed hidden states."""
     dense_states: DenseStates | None = None
     """Cache that shares the dense hidden states with runs at other ratios."""
+
+
+def group_sources(tokens: Tensor, groups: Tensor | None) -> tuple[Tensor, int]:
+    """Sort sequences by group of sources, so that batches and moments are of one group each.
+
+    Args:
+        tokens: calibration, (samples, length), int64.
+        groups: group of each sequence's source, 0 or 1, (samples,), int64; None without groups.
+
+    Returns:
+        The sequences of group 0, then those of group 1, each in their order, and the number of the
+        latter for `HiddenStates.left_out`.
+    """
+    if groups is None:
+        return tokens, 0
+    return tokens[groups.argsort(stable=True)], int(groups.sum())
 
 
 class LayerPass:
@@ -118,20 +139,29 @@ class LayerPass:
 
     @property
     def has_held_out(self) -> bool:
-        """Report whether some sequences are held out to choose the damping."""
+        """Report whether some sequences have moments of their own to choose the damping."""
         return self._held_out_sequences > 0
 
+    @property
+    def leaves_out_sources(self) -> bool:
+        """Report whether these sequences are a group of sources, not a part of every source."""
+        return self.has_held_out and self._states.left_out > 0
+
     def is_held_out(self, rows: slice) -> bool:
-        """Report whether a batch belongs to the held-out sequences."""
+        """Report whether a batch belongs to the held-out sequences, or to the second group."""
         return bool(rows.start >= self._states.compressed.shape[0] - self._held_out_sequences)
 
     @property
     def _held_out_sequences(self) -> int:
-        """Return the number of held-out sequences, 0 if the method has a single damping."""
+        """Return the number of last sequences with moments of their own.
+
+        They are the second group of sources or, without groups, the held-out sequences; none if
+        the method has a single damping.
+        """
         samples = self._states.compressed.shape[0]
         if len(self._context.method.damping_own) < 2 or samples < 2:
             return 0
-        return max(samples // HELD_OUT_FRACTION, 1)
+        return self._states.left_out or max(samples // HELD_OUT_FRACTION, 1)
 
     # -- compressed hidden states ----------------------------------------------------------
 

@@ -76,7 +76,7 @@ class LayerCompressor:
         self._spectra: list[Spectrum] = []
         self._attention_space = attention_space(weights, context.settings)
         self._mlp_space = mlp_space(weights, context.settings)
-        self._refit = Refit(context.method)
+        self._refit = Refit(context.method, leaves_out_sources=self._pass.leaves_out_sources)
 
     def run(self) -> LayerOutcome:
         """Compress the layer.
@@ -84,13 +84,13 @@ class LayerCompressor:
         Raises:
             NumericalError: naming the layer and the module.
         """
-        started = time.perf_counter()
-        if not self._context.method.compensate:
+        started, context = time.perf_counter(), self._context
+        if not context.method.compensate:
             return self._prune_by_magnitude()
-        with _errors_located_at(self._context.layer, "attention"):
+        with _errors_located_at(context.layer, "attention"):
             pairs, weights, attention = self._run_attention()
-        self._refit = Refit(self._context.method)
-        with _errors_located_at(self._context.layer, "mlp"):
+        self._refit = Refit(context.method, leaves_out_sources=self._pass.leaves_out_sources)
+        with _errors_located_at(context.layer, "mlp"):
             weights, mlp = self._run_mlp(weights)
             self._pass.advance_mlp(weights)
         return LayerOutcome(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from intraslice_core.allocation.budget import Budget
 from intraslice_core.allocation.shapes import Shapes
-from intraslice_core.calibration import calibration_hash
+from intraslice_core.calibration import calibration_hash, sequence_groups
 from intraslice_core.checkpoints.dense_model import DenseLayerReader
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CompressionConfig
@@ -26,7 +26,7 @@ from intraslice_core.families.canonical import (
     layer_weights,
     named_tensors,
 )
-from intraslice_core.hidden_states import HiddenStates, LayerContext
+from intraslice_core.hidden_states import HiddenStates, LayerContext, group_sources
 from intraslice_core.layer_compressor import LayerCompressor, LayerOutcome
 from intraslice_core.methods import CompressionMethod, method_for
 from intraslice_core.plan import LayerPlan, ModelGeometry
@@ -93,14 +93,16 @@ class LayerLoop:
         self._work = work
         self._shapes = shapes
         self._run = run
-        self._hidden_states = _embed(work, tokens)
-        self._dense_states = _dense_states(work, tokens)
+        tokens, left_out = _grouped(work, tokens)
+        self._hidden_states = _embed(work, tokens, left_out)
+        self._dense_states = _dense_states(work, tokens, left_out)
         self._resume_state = work.resume_state
         self._key = work.key(
             config=work.config.model_dump(mode="json", exclude={"recover"}),
             method=asdict(work.method),
             tokens=calibration_hash(tokens),
             prefix=work.prefix,
+            left_out=left_out,
             plan=shapes.plan.model_dump(mode="json"),
         )
         self._passed = self._restore()
@@ -201,7 +203,17 @@ class LayerLoop:
             )
 
 
-def _embed(work: CompressionWork, tokens: Tensor) -> HiddenStates:
+def _grouped(work: CompressionWork, tokens: Tensor) -> tuple[Tensor, int]:
+    """Return the sequences, and how many of the last are the group of sources to leave out.
+
+    They are sorted by group only if the method chooses dampings by sources.
+    """
+    if work.method.validation == "held_out":
+        return tokens, 0
+    return group_sources(tokens, sequence_groups(work.config.resolved_calibration))
+
+
+def _embed(work: CompressionWork, tokens: Tensor, left_out: int) -> HiddenStates:
     """Return the embedded sequences, in host memory and compute dtype."""
     layers = work.layers
     hidden = work.memory.empty((*tokens.shape, work.geometry.hidden_size), work.dtype)
@@ -211,10 +223,11 @@ def _embed(work: CompressionWork, tokens: Tensor) -> HiddenStates:
         compressed=hidden,
         dense=work.memory.copy(hidden) if work.method.dense_target else None,
         prefix_length=len(work.prefix),
+        left_out=left_out,
     )
 
 
-def _dense_states(work: CompressionWork, tokens: Tensor) -> DenseStates | None:
+def _dense_states(work: CompressionWork, tokens: Tensor, left_out: int) -> DenseStates | None:
     """Return the cache of dense hidden states for runs with the same tokens and batches."""
     if work.statistics is None:
         return None
@@ -222,6 +235,7 @@ def _dense_states(work: CompressionWork, tokens: Tensor) -> DenseStates | None:
         tokens=calibration_hash(tokens),
         batch_size=work.config.batch_size,
         method=work.config.method,
+        left_out=left_out,
     )
 
 

@@ -33,8 +33,15 @@ class ModuleOutcome:
 class Refit:
     """Fits of one module of one layer: one before the selection, where needed, and one after it."""
 
-    def __init__(self, method: CompressionMethod) -> None:
+    def __init__(self, method: CompressionMethod, *, leaves_out_sources: bool = False) -> None:
+        """Start the fits of a module.
+
+        Args:
+            method: options of the method.
+            leaves_out_sources: whether the held-out moments are those of other sources.
+        """
         self._method = method
+        self._leaves_out_sources = leaves_out_sources
         self._correction_candidates = method.damping_correction
 
     def dense_output(self, fit: Moments, held_out: Moments | None, space: OutputSpace) -> Tensor:
@@ -49,6 +56,7 @@ class Refit:
             own=(method.choice_damping,),
             correction=method.damping_correction,
             per_dimension=method.damping_per_dimension,
+            by_source=self._leaves_out_sources,
         )
         fitted = compensation.fit_output(fit, held_out, prior, dampings)
         if fitted.damping_correction is not None:
@@ -63,7 +71,7 @@ class Refit:
         Args:
             module: for the outcome.
             fit: moments of the kept inner activations; overwritten.
-            held_out: the same of held-out sequences, or None.
+            held_out: the same of held-out sequences or of other sources, or None.
             prior: projected dense weight `PᵀW`.
             intact: whether nothing is removed; the weight then stays unless the target is dense.
         """
@@ -76,6 +84,7 @@ class Refit:
             own=method.damping_own,
             correction=self._correction_candidates,
             per_dimension=method.damping_per_dimension,
+            by_source=self._leaves_out_sources,
         )
         prior_or_zero = prior if method.shrink_to_weights else None
         fitted = compensation.fit_output(fit, held_out, prior_or_zero, dampings, in_place=True)

@@ -129,6 +129,16 @@ def sequence_sources(config: CalibrationConfig) -> Tensor:
     return interleave([torch.full((part.samples, 1), n) for n, part in enumerate(parts)])[:, 0]
 
 
+def sequence_groups(config: CalibrationConfig) -> Tensor | None:
+    """Return the group of sources, 0 or 1, of each calibration sequence, (samples,), int64.
+
+    Dampings chosen by one group and fitted on the other are tested on text of another kind. None
+    for a single source.
+    """
+    groups = config.source_groups()
+    return None if groups is None else torch.tensor(groups)[sequence_sources(config)]
+
+
 def source_tokens(
     source: str,
     tokenizer: PreTrainedTokenizerBase,

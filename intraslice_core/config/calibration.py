@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationInfo, WrapValidator, field_validator
 
 from intraslice_core.config.base import FrozenModel
-from intraslice_core.text_sources import WEB
+from intraslice_core.text_sources import WEB, WRITTEN
 
 MAX_SEQUENCES = 65_536
 """Largest number of sequences of one calibration or fine-tuning text."""
@@ -206,6 +206,24 @@ class CalibrationConfig(FrozenModel):
             for weighted, share in zip(self.mixture, shares, strict=False)
             if share > 0
         )
+
+    def source_groups(self) -> tuple[int, ...] | None:
+        """Return the group of sources, 0 or 1, of each part; None for a single part.
+
+        Text that the model writes is group 1 beside given text. Several sources of one kind are
+        divided into groups of about equally many sequences.
+        """
+        parts = self.parts()
+        if len(parts) < 2:
+            return None
+        written = tuple(int(part.source in WRITTEN) for part in parts)
+        if len(set(written)) == 2:
+            return written
+        groups, sequences = [0] * len(parts), [0, 0]
+        for number in sorted(range(len(parts)), key=lambda number: -parts[number].samples):
+            groups[number] = int(sequences[1] < sequences[0])
+            sequences[groups[number]] += parts[number].samples
+        return tuple(groups)
 
     def _shares(self) -> tuple[int, ...]:
         """Return the sequences of every source, and last those that the model writes."""

@@ -121,6 +121,18 @@ class _Work:
         method = METHODS[self.compression.method]
         return len(method.damping_own), len(method.damping_correction)
 
+    @property
+    def folds(self) -> int:
+        """Factorisations of every damping that is compared: of both groups of sources if equal."""
+        calibration = self.compression.resolved_calibration
+        groups = calibration.source_groups()
+        if METHODS[self.compression.method].validation == "held_out" or groups is None:
+            return 1
+        counts = [0, 0]
+        for group, part in zip(groups, calibration.parts(), strict=True):
+            counts[group] += part.samples
+        return 1 + (counts[0] == counts[1])
+
     # -- passes of one sequence ------------------------------------------------------------
 
     def attention(self) -> float:
@@ -248,7 +260,7 @@ class _Work:
         hidden, width = self.geometry.hidden_size, self.geometry.intermediate_size
         method, held_out = METHODS[self.compression.method], own > 1
         candidates = {*method.damping_own, *method.damping_correction}
-        compared = min(len(candidates), TRIED_DAMPINGS) if held_out else 0
+        compared = min(len(candidates), TRIED_DAMPINGS) * self.folds if held_out else 0
         final = 1 + (correction > 0)
         probes = min(hidden, DAMPING_PROBES)
         projected = 2.0 * self.inner**2 * self.kept * hidden

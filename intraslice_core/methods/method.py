@@ -7,6 +7,9 @@ from typing import Literal
 
 from intraslice_core.config import Allocator
 
+Validation = Literal["held_out", "left_out_source"]
+"""Ways to choose dampings (docs/method.md, section 5)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompressionMethod:
@@ -33,4 +36,7 @@ class CompressionMethod:
     """Scale damping by each dimension's energy instead of their mean."""
     damping_own: tuple[float, ...]
     damping_correction: tuple[float, ...]
-    """Candidates for λ₁ and λ₂ of section 5; held-out error decides between several."""
+    """Candidates for λ₁ and λ₂ of section 5; `validation` decides between several."""
+    validation: Validation = "held_out"
+    """Moments that choose λ₁ and λ₂: those of held-out sequences of all sources, or those of a
+    group of sources by the fit on the others."""

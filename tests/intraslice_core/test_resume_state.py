@@ -122,6 +122,19 @@ def test_interrupted_runs_of_every_layer_structure_resume_to_the_same_bytes(
     resume_until_finished(dense, tmp_path, solved, config(dtype="bfloat16"), interval)
 
 
+@pytest.mark.parametrize("interval", [NEVER, ALWAYS])
+def test_interrupted_runs_that_leave_sources_out_resume_to_the_same_bytes(
+    dense: Path,
+    tmp_path: Path,
+    solved: list[int],
+    interval: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    by_source = replace(METHODS[config().method], validation="left_out_source")
+    monkeypatch.setitem(METHODS, config().method, by_source)
+    resume_until_finished(dense, tmp_path, solved, config(), interval)
+
+
 def resume_until_finished(
     dense: Path, tmp_path: Path, solved: list[int], settings: CompressionConfig, interval: float
 ) -> None:
@@ -202,11 +215,17 @@ def test_the_state_of_other_method_options_is_not_resumed(
     dense: Path, tmp_path: Path, solved: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = METHODS[config().method]
-    for damping in options.damping_own[0], 0.5:
-        monkeypatch.setitem(METHODS, config().method, replace(options, damping_own=(damping,)))
+    changes: tuple[dict[str, Any], ...] = (
+        {"damping_own": options.damping_own[:1]},
+        {"damping_own": (0.5,)},
+        {},
+        {"validation": "left_out_source"},
+    )
+    for number, change in enumerate(changes):
+        monkeypatch.setitem(METHODS, config().method, replace(options, **change))
         resume_state = ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=ALWAYS)
-        compress(dense, tmp_path / f"damped-{damping}", config(), resume_state)
-    assert solved == [0, 1, 2] * 2
+        compress(dense, tmp_path / f"options-{number}", config(), resume_state)
+    assert solved == [0, 1, 2] * len(changes)
 
 
 def test_each_file_is_reported_once_it_is_complete(dense: Path, tmp_path: Path) -> None:

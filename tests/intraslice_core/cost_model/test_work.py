@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from intraslice_core.config import (
     RecoveryConfig,
 )
 from intraslice_core.cost_model import (
+    StageFlops,
     flops,
     memory,
     read_dense,
@@ -32,6 +34,7 @@ from intraslice_core.cost_model import (
 )
 from intraslice_core.cost_model.work import EstimatorSequences, check_layer_passes, trial_layers
 from intraslice_core.evaluation import perplexity, scoring
+from intraslice_core.methods import METHODS
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent, Stage
 from intraslice_core.sensitivity import gradients, measurement, pair_effects, trial_cuts
@@ -164,6 +167,31 @@ def test_work_grows_with_the_shapes() -> None:
     assert twice.factorisations == small.factorisations
     # A forward pass over n tokens takes 2·n·parameters and a little for the attention's scores.
     assert small.forward == pytest.approx(2 * 128 * 2048 * 7.5e9, rel=0.05)
+
+
+def test_two_equal_groups_of_sources_double_the_factorisations_that_compare_dampings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of unequal groups one is left out; a single source has no groups."""
+    geometry, settings = LLAMAS["Llama-3-8B"], config(128, 2048)
+
+    def at(share: float) -> StageFlops:
+        calibration = settings.calibration.model_copy(update={"self_share": share})
+        return stage_flops(geometry, settings.model_copy(update={"calibration": calibration}))
+
+    held_out = at(0.5)
+    by_source = replace(METHODS[settings.method], validation="left_out_source")
+    monkeypatch.setitem(METHODS, settings.method, by_source)
+    for share in (0.0, 0.25):
+        assert at(share).factorisations == held_out.factorisations
+    left_out = at(0.5)
+    assert left_out.model_dump(exclude={"factorisations"}) == held_out.model_dump(
+        exclude={"factorisations"}
+    )
+    widths = 0.7 * geometry.intermediate_size, 0.7 * geometry.num_attention_heads * 128
+    solves = sum(width**3 / 3 + 8 * width**2 * flops.DAMPING_PROBES for width in widths)
+    more = 32 * flops.TRIED_DAMPINGS * solves
+    assert left_out.factorisations - held_out.factorisations == pytest.approx(more)
 
 
 def test_bytes_of_stages_follow_from_the_shapes() -> None:

@@ -141,7 +141,7 @@ class Calibration:
         kinds = sequence_sources(self.settings.resolved_calibration)
         return CalibrationSplit.of(self.tokens, kinds, self.prefix_length)
 
-    def rows(self, *, by_group: bool = False) -> Rows:
+    def rows(self, *, by_group: bool = True) -> Rows:
         """Return the sequences, sorted by group of sources if wanted."""
         groups = sequence_groups(self.settings.resolved_calibration) if by_group else None
         tokens, left_out = group_sources(self.tokens, groups)

@@ -16,7 +16,7 @@ Variants with the shapes of `ours`:
     complex     pairs of nearly equal frequency are mixed by a complex PCA first
     bare        neurons by Optimal Brain Surgeon on the output error, not on the loss it causes
     refine      after each layer, Adam on all its weights against the dense hidden states
-    left-out    dampings by the error on self-written text of the fit on given text
+    held-out    dampings by the error on held-out sequences; `ours` leaves a source out
     intercept   both output projections get a bias, which their refit fits; not counted in the size
 Variants with other shapes:
     one-price   shapes by the curves of the first candidate, without trial compressions
@@ -100,7 +100,7 @@ from intraslice_core.text_sources import WRITTEN
 from intraslice_core.tokenizer import load_tokenizer
 
 PAIR_CHOICES = ("centred", "causal", "unturned", "complex")
-SAME_SHAPES = ("ours", *PAIR_CHOICES, "bare", "refine", "left-out", "intercept")
+SAME_SHAPES = ("ours", *PAIR_CHOICES, "bare", "refine", "held-out", "intercept")
 OTHER_SHAPES = ("one-price", "old-judge", "bypass")
 SHRINKAGES = {"alpha-0": 0.0, "alpha-1": 1.0}
 SELF_SHARES = {"self-0": 0.0, "self-0.5": 0.5}
@@ -328,7 +328,7 @@ class Bench:
         layers = self.mixed if variant == "complex" else self.layers
         if variant == "intercept":
             layers = layers.replaced([with_zero_biases(weights) for weights in layers.held])
-        rows = self.calibration(variant).rows(by_group=variant == "left-out")
+        rows = self.calibration(variant).rows(by_group=variant != "held-out")
         refinement = Refinement() if variant == "refine" else None
         return self._sliced(rows, plan, sensitivity, layers, self.method, refinement)
 

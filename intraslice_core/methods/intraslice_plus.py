@@ -18,4 +18,5 @@ INTRASLICE_PLUS = CompressionMethod(
     damping_per_dimension=True,
     damping_own=(1e-6, 1e-3, 1e-2, 0.1, 0.3, 1.0),
     damping_correction=(0.1, 0.3, 1.0, 3.0, 10.0),
+    validation="left_out_source",
 )

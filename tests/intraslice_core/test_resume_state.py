@@ -219,7 +219,7 @@ def test_the_state_of_other_method_options_is_not_resumed(
         {"damping_own": options.damping_own[:1]},
         {"damping_own": (0.5,)},
         {},
-        {"validation": "left_out_source"},
+        {"validation": "held_out"},
     )
     for number, change in enumerate(changes):
         monkeypatch.setitem(METHODS, config().method, replace(options, **change))

@@ -92,9 +92,7 @@ def test_the_module_cap_and_whole_attention_hold() -> None:
 
 
 def test_neurons_complete_the_budget_where_only_heads_are_below_the_threshold() -> None:
-    low = [
-        UnitScores(heads=layer.heads - 10.0, neurons=layer.neurons) for layer in drawn(LLAMA, 2)
-    ]
+    low = [UnitScores(heads=layer.heads - 10.0, neurons=layer.neurons) for layer in drawn(LLAMA, 2)]
     per_head = 4 * 128 * LLAMA.hidden_size
     budget = LLAMA.dense_plan().parameters(LLAMA) - round(2.5 * per_head)
     plan = threshold_plan(LLAMA, low, budget, round_to=1, module_cap=0.9, constraint=FREE)

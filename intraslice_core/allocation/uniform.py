@@ -7,6 +7,7 @@ one step of one layer.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -153,27 +154,25 @@ def with_heads(layer: LayerPlan, groups: int, queries: int) -> LayerPlan:
 
 
 def _whole_heads(geometry: ModelGeometry, keep: float, constraint: ShapeConstraint) -> LayerPlan:
-    """Return every layer's attention with the number of whole units nearest to `keep`, width 0.
+    """Return every layer's attention without `⌊ratio · units⌋` of its units, as FLAP's code; width 0.
 
-    Fewer units are removed than that where the MLPs could not grow by the difference.
+    Another number is removed where the MLPs could not complete the budget with it.
     """
     dense = geometry.dense_layer()
     attention, mlp = dense.attention_parameters(geometry), dense.mlp_parameters(geometry)
-    whole = dense.model_copy(update={"intermediate_size": 0})
-    options = [
-        with_heads(whole, groups, queries)
-        for groups, queries in head_rectangles(geometry)
+    whole, rectangles = dense.model_copy(update={"intermediate_size": 0}), head_rectangles(geometry)
+    published = math.floor((1.0 - keep) * len(rectangles) + 1e-9)
+    options = {
+        len(rectangles) - kept: with_heads(whole, groups, queries)
+        for kept, (groups, queries) in enumerate(rectangles, start=1)
         if constraint.allows_heads(groups * queries, geometry)
-    ]
-    fitting = [
-        option
-        for option in options
-        if keep * (attention + mlp) - option.attention_parameters(geometry) <= mlp
-    ]
-    return min(
-        reversed(fitting),
-        key=lambda option: abs(option.attention_parameters(geometry) - keep * attention),
-    )
+    }
+
+    def fits(option: LayerPlan) -> bool:
+        return 0.0 < keep * (attention + mlp) - option.attention_parameters(geometry) <= mlp
+
+    fitting = [removed for removed, option in options.items() if fits(option)]
+    return options[min(fitting or [0], key=lambda removed: (abs(removed - published), removed))]
 
 
 def distribute(geometry: ModelGeometry, parameters: float, round_to: int) -> list[int]:

@@ -5,8 +5,8 @@ scores the sum over its inputs. Every module loses the same ratio, layer after l
 the hidden states that the layers cut before produce. Nothing is refitted. This is the baseline of
 FLAP's code (`prune_wanda_sp`), not its standardised global form (metric `WIFN`).
 
-Differences: with grouped-query attention whole KV groups are units; where the number of units
-misses the ratio, MLP widths make up for it, so that the budget is met.
+Differences: with grouped-query attention whole KV groups are units. Of n units, `int(ratio · n)` go
+as in the code; MLP widths make up for the rest, so that the budget is met.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from intraslice_core.methods import CompressionMethod
 from intraslice_core.plan import Module
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.statistics_cache import DenseStates
+from intraslice_core.unit_removal import LayerUnits
 
 HELD_OUT_FRACTION = 8
 """Fraction of the calibration sequences, 1 in this many, held out to choose the damping."""
@@ -79,6 +80,10 @@ class LayerContext:
     """Measured sensitivity of the dense layer; None to select by the compressed hidden states."""
     dense_states: DenseStates | None = None
     """Cache that shares the dense hidden states with runs at other ratios."""
+    units: LayerUnits | None = None
+    """Scores of heads and neurons, where they were measured on the dense model."""
+    adds_output_biases: bool = False
+    """True if output projections get biases that the dense layer lacks."""
 
 
 def group_sources(tokens: Tensor, groups: Tensor | None) -> tuple[Tensor, int]:
@@ -262,7 +267,7 @@ class LayerPass:
         Args:
             weights: the sliced layer as that run saved it.
         """
-        if not self._context.method.compensate:
+        if not self._context.method.uses_hidden_states:
             return
         if not self._context.settings.parallel_block:
             self._replay_module("attention", weights, self.after_attention)

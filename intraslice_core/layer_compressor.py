@@ -28,9 +28,9 @@ from intraslice_core.compensation import (
 )
 from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.device import return_free_memory
+from intraslice_core.direct_pruning import prune_directly
 from intraslice_core.errors import NumericalError
 from intraslice_core.hidden_states import HiddenStates, LayerContext, LayerPass
-from intraslice_core.magnitude_pruning import prune_by_magnitude
 from intraslice_core.pair_statistics import pair_statistics
 from intraslice_core.plan import LayerPlan, Module
 from intraslice_core.refit import ModuleOutcome, Refit
@@ -86,7 +86,8 @@ class LayerCompressor:
         """
         started, context = time.perf_counter(), self._context
         if not context.method.compensate:
-            return self._prune_by_magnitude()
+            with _errors_located_at(context.layer, "attention"):
+                return self._prune_directly()
         with _errors_located_at(context.layer, "attention"):
             pairs, weights, attention = self._run_attention()
         self._refit = Refit(context.method, leaves_out_sources=self._pass.leaves_out_sources)
@@ -114,18 +115,13 @@ class LayerCompressor:
         collected, self._spectra = tuple(self._spectra), []
         return collected
 
-    def _prune_by_magnitude(self) -> LayerOutcome:
-        """Cut the layer without data; the hidden states are not used and do not advance."""
+    def _prune_directly(self) -> LayerOutcome:
+        """Cut the layer without refit; the compressed hidden states advance where they are used."""
         started = time.perf_counter()
-        self._context.before_batch(0.0)
-        weights, pairs = prune_by_magnitude(self._dense, self._plan, self._context.settings)
-        return LayerOutcome(
-            weights=self._as_stored(weights),
-            kept_pairs=pairs,
-            attention=ModuleOutcome(module="attention"),
-            mlp=ModuleOutcome(module="mlp"),
-            seconds=time.perf_counter() - started,
-        )
+        weights, rest = prune_directly(self._dense, self._plan, self._pass, self._context)
+        weights = self._as_stored(weights)
+        self._pass.replay(weights)
+        return LayerOutcome(weights=weights, seconds=time.perf_counter() - started, **vars(rest))
 
     # -- removed modules -------------------------------------------------------------------
 

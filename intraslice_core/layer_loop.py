@@ -28,7 +28,7 @@ from intraslice_core.families.canonical import (
 )
 from intraslice_core.hidden_states import HiddenStates, LayerContext, group_sources
 from intraslice_core.layer_compressor import LayerCompressor, LayerOutcome
-from intraslice_core.methods import CompressionMethod, method_for
+from intraslice_core.methods import CompressionMethod, adds_output_biases, method_for
 from intraslice_core.plan import LayerPlan, ModelGeometry
 from intraslice_core.progress import Stage
 from intraslice_core.reports.schema import LayerReport, ModuleReport, SpectrumReport
@@ -75,6 +75,22 @@ class CompressionWork:
     def method(self) -> CompressionMethod:
         """Return the method's options for this model."""
         return method_for(self.config.method, output_norms=self.canonical["output_norms"])
+
+    @property
+    def result_geometry(self) -> ModelGeometry:
+        """Return the dimensions with the biases that the method adds."""
+        return self.geometry.with_output_biases() if self._adds_biases else self.geometry
+
+    @property
+    def result_settings(self) -> CanonicalSettings:
+        """Return the canonical settings of the compressed model, but for the layers' shapes."""
+        if not self._adds_biases:
+            return self.canonical
+        return self.canonical | {"attention_output_bias": True, "mlp_output_bias": True}
+
+    @property
+    def _adds_biases(self) -> bool:
+        return adds_output_biases(self.config)
 
     def key(self, **facts: object) -> str:
         """Return the key of content that depends on this work and on `facts`."""
@@ -179,7 +195,7 @@ class LayerLoop:
             progress = f"layer {layer + 1}/{layers}: {message}"
             run.report(Stage.COMPRESS, progress, (layer + done) / layers, layer, layers)
 
-        sensitivity = self._shapes.sensitivity
+        sensitivity, units = self._shapes.sensitivity, self._shapes.units
         context = LayerContext(
             layer=layer,
             settings=dense.settings(layer),
@@ -191,6 +207,8 @@ class LayerLoop:
             before_batch=before_batch,
             sensitivity=sensitivity[layer].to(work.device) if sensitivity else None,
             dense_states=self._dense_states,
+            units=units[layer].to(work.device) if units else None,
+            adds_output_biases=adds_output_biases(work.config),
         )
         return LayerCompressor(
             dense.weights(layer), self._shapes.plan.layers[layer], states, context

@@ -347,7 +347,7 @@ def _sliced_config(
 ) -> IntraSliceConfig:
     """Return the configuration of the compressed model in the IntraSlice architecture."""
     return intraslice_config(
-        work.canonical, plan.layers, [layer.kept_pairs.tolist() for layer in layers]
+        work.result_settings, plan.layers, [layer.kept_pairs.tolist() for layer in layers]
     )
 
 
@@ -389,9 +389,9 @@ def _report(
         config=work.config,
         geometry=geometry,
         plan=plan,
-        runtimes=runtimes(work.config, work.canonical),
+        runtimes=runtimes(work.config, work.result_settings),
         params_before=dense_parameters(geometry),
-        params_after=total_parameters(geometry, plan),
+        params_after=total_parameters(work.result_geometry, plan),
         compressible_before=geometry.dense_plan().parameters(geometry),
         compressible_after=plan.parameters(geometry),
         bytes_before=weight_bytes(work.reader.directory),

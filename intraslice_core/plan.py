@@ -39,6 +39,9 @@ class ModelGeometry(FrozenModel):
     attention_bias: bool = Field(default=False, description="q, k and v projections have biases")
     attention_output_bias: bool = False
     mlp_bias: bool = False
+    mlp_output_bias: bool = Field(
+        default=False, description="the down projection has a bias; implied by mlp_bias"
+    )
     lm_head_bias: bool = False
     input_layers: tuple[LayerPlan, ...] = Field(
         default=(), description="shapes of the layers if the input was compressed before"
@@ -53,6 +56,10 @@ class ModelGeometry(FrozenModel):
     def num_key_value_groups(self) -> int:
         """Number of query heads that share one key/value head."""
         return self.num_attention_heads // self.num_key_value_heads
+
+    def with_output_biases(self) -> ModelGeometry:
+        """Return the same dimensions with biases of both output projections."""
+        return self.model_copy(update={"attention_output_bias": True, "mlp_output_bias": True})
 
     def dense_layer(self) -> LayerPlan:
         """Return the layer plan that removes nothing."""
@@ -153,7 +160,8 @@ def _vector_parameters(geometry: ModelGeometry, layer: LayerPlan) -> int:
         biases += hidden * geometry.attention_output_bias
     if layer.intermediate_size:
         inner = (geometry.mlp_projections - 1) * layer.intermediate_size
-        biases += (inner + hidden) * geometry.mlp_bias
+        biases += inner * geometry.mlp_bias
+        biases += hidden * (geometry.mlp_bias or geometry.mlp_output_bias)
     return norms + biases
 
 
@@ -188,6 +196,14 @@ class ShapeConstraint:
     def stays_whole(self, dimension: Dimension, dense: int) -> bool:
         """Return whether the dense size is the only one allowed."""
         return self.multiples.get(dimension, 1) > dense
+
+    def allows_heads(self, heads: int, geometry: ModelGeometry) -> bool:
+        """Return whether a layer may keep this number of query heads."""
+        if heads == geometry.num_attention_heads:
+            return True
+        if heads % self.multiples.get("heads", 1):
+            return False
+        return not self.heads_divide_hidden_size or geometry.hidden_size % heads == 0
 
     def allows_removal(self, module: Module) -> bool:
         """Return whether single layers may lose the module.

@@ -40,7 +40,9 @@ def register() -> None:
 def runs_in_vllm_layers(config: IntraSliceConfig) -> bool:
     """Return whether vLLM's own layers compute the decoder."""
     names = (*LLAMA_SETTINGS, "rope_parameters")
-    return has_llama_settings({name: getattr(config, name) for name in names})
+    # A checkpoint of an earlier version lacks newer settings, whose defaults are Llama's.
+    settings = {name: getattr(config, name, LLAMA_SETTINGS.get(name)) for name in names}
+    return has_llama_settings(settings)
 
 
 def common_heads(config: IntraSliceConfig) -> tuple[int, int]:

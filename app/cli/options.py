@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, cast
 
 import typer
 
 from intraslice_core.config import (
     DEFAULT_RATIO,
     FORMER_METHOD,
+    METHOD_DESCRIPTIONS,
     RENAMED_METHOD_ERROR,
     Allocation,
     CompressionConfig,
@@ -18,6 +19,7 @@ from intraslice_core.config import (
     Method,
     RecoveryLoss,
     Target,
+    describe_methods,
 )
 from intraslice_core.errors import ConfigurationError, ModelNotFoundError
 
@@ -80,13 +82,13 @@ def _method(value: str) -> Method:
     return cast("Method", value)
 
 
-METHODS: tuple[str, ...] = get_args(Method)
+METHODS: tuple[str, ...] = tuple(METHOD_DESCRIPTIONS)
 MethodOption = Annotated[
     Method,
     typer.Option(
         parser=_method,
         metavar=f"<{'|'.join(METHODS)}>",
-        help="Compression method; magnitude is the naive baseline.",
+        help=f"Compression method. {describe_methods()}",
     ),
 ]
 AllocationOption = Annotated[

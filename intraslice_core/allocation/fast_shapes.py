@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from intraslice_core.allocation.budget import resolve_round_to
-from intraslice_core.allocation.uniform import uniform_plan
+from intraslice_core.allocation.equal_layers import plain_plan
 from intraslice_core.config import CompressionSettings
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.plan import ModelGeometry, ModelPlan, ShapeConstraint
@@ -100,22 +100,35 @@ def prefer_fast_shapes(
     return plain
 
 
-def fast_uniform_plan(
+def equal_plan(
     settings: CompressionSettings,
     geometry: ModelGeometry,
     ratio: float,
     item_bytes: int,
     constraint: ShapeConstraint,
 ) -> ModelPlan:
-    """Return the uniform plan, with MLP widths of whole blocks if they use the budget as well.
+    """Return the plan of equal layers, with MLP widths of whole blocks if they use the budget.
 
-    Its attention is that of `uniform_plan`. Widths are rounded down, so that it is not larger than
+    Its attention is that of `plain_plan`. Widths are rounded down, so that it is not larger than
     the budget or the plan without preference.
 
     Raises:
         ConfigurationError: if the plan without preference misses the budget.
     """
-    plain = uniform_plan(geometry, ratio, resolve_round_to(settings, geometry), constraint)
+    step = resolve_round_to(settings, geometry)
+    plain = plain_plan(settings, geometry, ratio, step, constraint)
+    return with_fast_widths(plain, settings, geometry, ratio, item_bytes, constraint)
+
+
+def with_fast_widths(
+    plain: ModelPlan,
+    settings: CompressionSettings,
+    geometry: ModelGeometry,
+    ratio: float,
+    item_bytes: int,
+    constraint: ShapeConstraint,
+) -> ModelPlan:
+    """Return a plan of equal MLP widths with widths of whole blocks, as `equal_plan` does."""
     if ratio == 0.0 or geometry.input_layers:
         return plain
     budget = math.floor((1.0 - ratio) * geometry.dense_plan().parameters(geometry))

@@ -7,10 +7,11 @@ the tolerance, because any remainder can then be spent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from intraslice_core.allocation.budget import Budget, resolve_round_to
-from intraslice_core.allocation.uniform import uniform_plan
+from intraslice_core.allocation.equal_layers import plain_plan, smallest_unit_plan
 from intraslice_core.config import CompressionSettings
 from intraslice_core.errors import BudgetOutOfReachError, ConfigurationError
 from intraslice_core.methods import resolve_allocator
@@ -39,6 +40,8 @@ def require_rounding(
         BudgetOutOfReachError: if no step meets it.
     """
     step = resolve_round_to(settings, geometry)
+    if resolve_allocator(settings) == "global_threshold" and budget.ratio > 0.0:
+        _require_units(settings, geometry, budget, constraint, step)
     problem = _problem(settings, geometry, budget, constraint, step)
     if problem is None:
         return
@@ -57,6 +60,31 @@ def require_rounding(
         field="compression.round_to",
         hint=f"give round_to {fitting} or another {budget.field}",
     )
+
+
+def _require_units(
+    settings: CompressionSettings,
+    geometry: ModelGeometry,
+    budget: Budget,
+    constraint: ShapeConstraint,
+    step: int,
+) -> None:
+    """Raise if the smallest numbers of heads and neurons within the module cap exceed the budget.
+
+    Raises:
+        BudgetOutOfReachError: naming the smallest number of parameters.
+    """
+    smallest = smallest_unit_plan(geometry, step, settings.module_cap, constraint)
+    minimum, dense = smallest.parameters(geometry), geometry.dense_plan().parameters(geometry)
+    if budget.parameters < minimum:
+        raise BudgetOutOfReachError(
+            f"the budget keeps {max(budget.parameters, 0):,} of {dense:,} compressible parameters, "
+            f"but whole heads and neurons leave at least {minimum:,}",
+            field=f"compression.{budget.field}",
+            hint=f"keep at least {minimum / dense:.4f} of them (a ratio of at most "
+            f"{math.floor(10_000 * (1.0 - minimum / dense)) / 10_000}), or use a method that cuts "
+            "within heads, such as intraslice_plus",
+        )
 
 
 def _other_budget(
@@ -90,10 +118,10 @@ def _problem(
 ) -> ConfigurationError | None:
     """Return the error of uniform shapes with a step, or None if the budget can be met."""
     try:
-        uniform_plan(geometry, budget.ratio, step, constraint)
+        plain_plan(settings, geometry, budget.ratio, step, constraint)
     except ConfigurationError as error:
         own_widths = "width" not in constraint.same_across_layers
-        if own_widths and resolve_allocator(settings) != "uniform":
+        if own_widths and resolve_allocator(settings) not in ("uniform", "two_stage"):
             one_step = geometry.mlp_projections * geometry.hidden_size * step
             if one_step <= constraint.tolerance * budget.parameters:
                 return None

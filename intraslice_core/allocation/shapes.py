@@ -6,17 +6,19 @@ to equal layers that spare attention if a trial compression shows them to be bet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from functools import partial
-from pathlib import Path
-from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from intraslice_core.allocation.budget import Budget
 from intraslice_core.allocation.compressed_input import within_input
+from intraslice_core.allocation.context import (
+    AllocationContext,
+    SensitivityCache,
+    Shapes,
+    allocation_report,
+)
 from intraslice_core.allocation.curves import ScoredPlan
 from intraslice_core.allocation.estimators import (
     AllocationCandidate,
@@ -27,9 +29,9 @@ from intraslice_core.allocation.estimators import (
     trial_rank_correlation,
 )
 from intraslice_core.allocation.fast_shapes import (
+    equal_plan,
     fast_shapes,
     fast_shapes_report,
-    fast_uniform_plan,
 )
 from intraslice_core.allocation.judge import HeldOutDivergence, difference
 from intraslice_core.allocation.search import (
@@ -40,20 +42,13 @@ from intraslice_core.allocation.search import (
 )
 from intraslice_core.allocation.shared_pairs import with_shared_pairs
 from intraslice_core.allocation.shortlist import comparable_loss
+from intraslice_core.allocation.unit_shapes import unit_shapes
 from intraslice_core.calibration import calibration_hash, sequence_sources
-from intraslice_core.checkpoints.dense_model import DenseLayers
-from intraslice_core.config import Allocation, Allocator, CompressionConfig
+from intraslice_core.config import Allocator
 from intraslice_core.errors import ConfigurationError
-from intraslice_core.export.targets import TargetDemands
 from intraslice_core.methods import METHODS, resolve_allocator
-from intraslice_core.plan import ONLY_DENSE, ModelGeometry, ModelPlan, ShapeConstraint
-from intraslice_core.reports.schema import (
-    AllocationReport,
-    CandidateReport,
-    LayerPrediction,
-    LossWeighting,
-    TrialReport,
-)
+from intraslice_core.plan import ONLY_DENSE, ModelPlan, ShapeConstraint
+from intraslice_core.reports.schema import AllocationReport, CandidateReport, TrialReport
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.sensitivity.measurement import (
     MEASUREMENT,
@@ -62,47 +57,14 @@ from intraslice_core.sensitivity.measurement import (
     save_sensitivity,
 )
 
-
-def allocation_report(
-    requested: Allocation,
-    allocator: Allocator,
-    scored: ScoredPlan | None = None,
-    *,
-    weighting: LossWeighting | None = None,
-    calibration_loss: float | None = None,
-    uniform_calibration_loss: float | None = None,
-    fallback_reason: str | None = None,
-) -> AllocationReport:
-    """Return the report's section on the choice of shapes.
-
-    Args:
-        requested: allocation of the settings.
-        allocator: allocator whose shapes are used.
-        scored: the allocator's plan with predicted losses; None if it predicts none.
-        weighting: conversion of output errors into loss.
-        calibration_loss: loss of a trial compression with the allocator's shapes, before any
-            fallback.
-        uniform_calibration_loss: loss of a trial compression with uniform shapes.
-        fallback_reason: reason why `allocator` is not the requested one.
-    """
-    layers: tuple[LayerPrediction, ...] = ()
-    if scored is not None:
-        layers = tuple(
-            LayerPrediction(layer=layer, attention=losses.attention, mlp=losses.mlp)
-            for layer, losses in enumerate(scored.layer_losses)
-        )
-    return AllocationReport(
-        requested=requested,
-        allocator=allocator,
-        fell_back=fallback_reason is not None,
-        fallback_reason=fallback_reason,
-        weighting=weighting,
-        calibration_loss=calibration_loss,
-        uniform_calibration_loss=uniform_calibration_loss,
-        predicted_loss=scored.predicted_loss if scored is not None else None,
-        layers=layers,
-    )
-
+__all__ = [
+    "SENSITIVITY_SHARE",
+    "AllocationContext",
+    "SensitivityCache",
+    "Shapes",
+    "allocation_report",
+    "choose_shapes",
+]
 
 SENSITIVITY_SHARE = 0.75
 """Share of the stage's time that the measurement takes; the rest compares allocations."""
@@ -110,57 +72,6 @@ SENSITIVITY_SHARE = 0.75
 
 UNIFORM_IS_BETTER = "equal MLP widths with whole attention had less loss on held-out text"
 """Reason of the fallback to `uniform` after trial compressions."""
-
-
-class ContentKey(Protocol):
-    """Key of cached content, derived from everything the content depends on."""
-
-    def __call__(self, **facts: object) -> str:
-        """Return a digest of the run's inputs and `facts`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SensitivityCache:
-    """Directory that caches measured sensitivities."""
-
-    directory: Path
-    has_room: Callable[[int], bool]
-    """Callback that returns whether a number of bytes may be added."""
-    on_saved: Callable[[str], None]
-    """Callback with the name of a saved file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AllocationContext:
-    """Inputs of the choice of shapes."""
-
-    layers: DenseLayers
-    config: CompressionConfig
-    demands: TargetDemands
-    """Requirements of the target on the model type."""
-    geometry: ModelGeometry
-    budget: Budget
-    device: torch.device
-    stored_dtype: torch.dtype
-    cache: SensitivityCache | None
-    """Cache of sensitivities for other runs; None disables it."""
-    key: ContentKey
-    before_batch: Callable[[float, str], None]
-    """Callback with the stage's finished fraction and current activity; may raise to stop."""
-    prefix_length: int = 0
-    """Positions of the prefix at the beginning of every calibration sequence."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shapes:
-    """Chosen shapes, measured sensitivity and the report on the choice."""
-
-    plan: ModelPlan
-    sensitivity: tuple[LayerSensitivity, ...] | None
-    """Sensitivity to select by; None for methods that select by compressed hidden states."""
-    report: AllocationReport
-    extra_loss: float | None = None
-    """Predicted loss of preferring fast shapes, in nats per token; None if unknown."""
 
 
 def choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
@@ -188,6 +99,8 @@ def _choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
     split = CalibrationSplit.of(tokens, kinds, context.prefix_length)
     free = measured = None
     allocator = resolve_allocator(context.config)
+    if METHODS[context.config.method].units is not None:
+        return unit_shapes(context, tokens, split)
     if METHODS[context.config.method].measures_sensitivity and context.budget.ratio > 0.0:
         free = measured = _measured(context, split, tokens)
         if context.demands.alike:
@@ -298,7 +211,7 @@ def _uniform_plan(
     """
     config, item_bytes = context.config, context.stored_dtype.itemsize
     shapes = constraint or context.demands.shapes
-    return fast_uniform_plan(config, context.geometry, context.budget.ratio, item_bytes, shapes)
+    return equal_plan(config, context.geometry, context.budget.ratio, item_bytes, shapes)
 
 
 def _spared_plan(context: AllocationContext) -> ModelPlan:

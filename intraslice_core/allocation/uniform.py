@@ -7,6 +7,7 @@ one step of one layer.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -24,7 +25,12 @@ def round_to_multiple(value: float, step: int, limit: int) -> int:
 
 
 def uniform_plan(
-    geometry: ModelGeometry, ratio: float, round_to: int, constraint: ShapeConstraint = FREE
+    geometry: ModelGeometry,
+    ratio: float,
+    round_to: int,
+    constraint: ShapeConstraint = FREE,
+    *,
+    whole_heads: bool = False,
 ) -> ModelPlan:
     """Remove `ratio` of the compressible weights, equally in every layer.
 
@@ -32,8 +38,9 @@ def uniform_plan(
         geometry: of the dense model.
         ratio: fraction to remove, in [0, 1).
         round_to: value, query/key and MLP dimensions become multiples of this.
-        constraint: of the target. Only four of its fields are used: whole attention, equal
-            query/key and value widths, equal MLP widths, and the tolerance.
+        constraint: of the target. Only its fields on whole attention, equal query/key and value
+            widths, numbers of heads, equal MLP widths and the tolerance are used.
+        whole_heads: remove whole heads instead of dimensions within them.
 
     Raises:
         ConfigurationError: if rounding misses the budget by more than the tolerance.
@@ -45,19 +52,22 @@ def uniform_plan(
     if geometry.input_layers:
         plan = _plan_of_input(geometry, keep, round_to, constraint)
         budget = keep * geometry.dense_plan().parameters(geometry)
-        _require_budget(plan, geometry, budget, constraint.tolerance)
+        require_budget(plan, geometry, budget, constraint.tolerance)
         return plan
-    attention = _attention(geometry, keep, round_to, constraint)
+    if whole_heads:
+        attention = _whole_heads(geometry, keep, constraint)
+    else:
+        attention = _attention(geometry, keep, round_to, constraint)
     budget = keep * geometry.dense_plan().parameters(geometry)
     left = budget - layers * attention.attention_parameters(geometry)
-    widths = _distribute(geometry, left, round_to)
+    widths = distribute(geometry, left, round_to)
     if "width" in constraint.same_across_layers:
         mean = sum(widths) / layers
         widths = [round_to_multiple(mean, round_to, geometry.intermediate_size)] * layers
     plan = ModelPlan(
         layers=tuple(attention.model_copy(update={"intermediate_size": width}) for width in widths)
     )
-    _require_budget(plan, geometry, budget, constraint.tolerance)
+    require_budget(plan, geometry, budget, constraint.tolerance)
     return plan
 
 
@@ -125,7 +135,47 @@ def _attention(
     return dense.model_copy(update={"qk_pairs": qk_head_dim // 2, "v_head_dim": value})
 
 
-def _distribute(geometry: ModelGeometry, parameters: float, round_to: int) -> list[int]:
+def head_rectangles(geometry: ModelGeometry) -> tuple[tuple[int, int], ...]:
+    """Return numbers of KV groups and of query heads in each that whole units leave, ascending.
+
+    Units are KV groups with their query heads, or the query heads of a single group.
+    """
+    groups, queries = geometry.num_key_value_heads, geometry.num_key_value_groups
+    if groups == 1:
+        return tuple((1, kept) for kept in range(1, queries + 1))
+    return tuple((kept, queries) for kept in range(1, groups + 1))
+
+
+def with_heads(layer: LayerPlan, groups: int, queries: int) -> LayerPlan:
+    """Return the layer with some KV groups and equally many query heads in each."""
+    return layer.model_copy(
+        update={"num_attention_heads": groups * queries, "num_key_value_heads": groups}
+    )
+
+
+def _whole_heads(geometry: ModelGeometry, keep: float, constraint: ShapeConstraint) -> LayerPlan:
+    """Return every layer's attention without `⌊ratio · units⌋` of its units, as FLAP's code; width 0.
+
+    Another number is removed where the MLPs could not complete the budget with it.
+    """
+    dense = geometry.dense_layer()
+    attention, mlp = dense.attention_parameters(geometry), dense.mlp_parameters(geometry)
+    whole, rectangles = dense.model_copy(update={"intermediate_size": 0}), head_rectangles(geometry)
+    published = math.floor((1.0 - keep) * len(rectangles) + 1e-9)
+    options = {
+        len(rectangles) - kept: with_heads(whole, groups, queries)
+        for kept, (groups, queries) in enumerate(rectangles, start=1)
+        if constraint.allows_heads(groups * queries, geometry)
+    }
+
+    def fits(option: LayerPlan) -> bool:
+        return 0.0 < keep * (attention + mlp) - option.attention_parameters(geometry) <= mlp
+
+    fitting = [removed for removed, option in options.items() if fits(option)]
+    return options[min(fitting or [0], key=lambda removed: (abs(removed - published), removed))]
+
+
+def distribute(geometry: ModelGeometry, parameters: float, round_to: int) -> list[int]:
     """Return MLP widths that use `parameters`, the wider ones spread evenly over depth."""
     layers = geometry.num_hidden_layers
     per_step = geometry.mlp_projections * geometry.hidden_size * round_to
@@ -135,7 +185,7 @@ def _distribute(geometry: ModelGeometry, parameters: float, round_to: int) -> li
     return [min((after - before) * round_to, most) for before, after in pairwise(bounds)]
 
 
-def _require_budget(
+def require_budget(
     plan: ModelPlan, geometry: ModelGeometry, budget: float, tolerance: float
 ) -> None:
     """Raise if the plan misses the budget by more than the tolerance.

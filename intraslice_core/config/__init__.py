@@ -15,8 +15,6 @@ from intraslice_core.config.calibration import (
 from intraslice_core.config.compression import (
     COMPRESSED_MODEL_TYPES,
     DEFAULT_RATIO,
-    FORMER_METHOD,
-    RENAMED_METHOD_ERROR,
     SUPPORTED_MODEL_TYPES,
     UNLIMITED,
     Allocation,
@@ -27,12 +25,19 @@ from intraslice_core.config.compression import (
     ComputeDtype,
     ExportFormat,
     GgufFormat,
-    Method,
     ModelLimits,
     Ratio,
     Target,
 )
 from intraslice_core.config.evaluation import EvaluationConfig, GateConfig, SpeedPoint, TaskName
+from intraslice_core.config.methods import (
+    FORMER_METHOD,
+    METHOD_DESCRIPTIONS,
+    RENAMED_METHOD_ERROR,
+    Method,
+    MethodDescription,
+    describe_methods,
+)
 from intraslice_core.config.recovery import (
     HELD_OUT_SEQUENCES,
     Adapter,
@@ -50,6 +55,7 @@ __all__ = [
     "FORMER_METHOD",
     "HELD_OUT_SEQUENCES",
     "MAX_SEQUENCES",
+    "METHOD_DESCRIPTIONS",
     "OFFLINE_MIXTURE",
     "RENAMED_METHOD_ERROR",
     "SUPPORTED_MODEL_TYPES",
@@ -70,6 +76,7 @@ __all__ = [
     "GateConfig",
     "GgufFormat",
     "Method",
+    "MethodDescription",
     "ModelLimits",
     "Ratio",
     "RecoveryConfig",
@@ -81,4 +88,5 @@ __all__ = [
     "TextField",
     "TrainingTextConfig",
     "WeightedSource",
+    "describe_methods",
 ]

@@ -9,17 +9,13 @@ from pydantic_core import PydanticCustomError
 
 from intraslice_core.config.base import FrozenModel
 from intraslice_core.config.calibration import DEFAULT_MIXTURE, OFFLINE_MIXTURE, CalibrationConfig
-from intraslice_core.config.recovery import RecoveryConfig
-
-Method = Literal["intraslice_plus", "intraslice", "magnitude"]
-"""Compression method: `intraslice_plus` (IntraSlice+) is ours, `intraslice` is the method of arXiv
-2602.01975, `magnitude` is the baseline that looks at weights alone (docs/method.md, section 8)."""
-
-FORMER_METHOD = "paper"
-RENAMED_METHOD_ERROR = (
-    "method 'paper' is now called 'intraslice'; the method that was called 'intraslice' is now "
-    "'intraslice_plus' and the default"
+from intraslice_core.config.methods import (
+    FORMER_METHOD,
+    RENAMED_METHOD_ERROR,
+    Method,
+    describe_methods,
 )
+from intraslice_core.config.recovery import RecoveryConfig
 
 Target = Literal["research", "adaptive", "stock"]
 """Runtimes that must load the result. `research` leaves every shape free per layer, `adaptive` is a
@@ -30,8 +26,11 @@ GgufFormat = Literal["gguf-f16", "gguf-q8_0"]
 
 ExportFormat = Literal["safetensors", "gguf-f16", "gguf-q8_0"]
 
-Allocator = Literal["uniform", "fisher", "fisher_pca", "lagrangian"]
-"""Budget allocation strategy (docs/method.md, section 4)."""
+Allocator = Literal[
+    "uniform", "fisher", "fisher_pca", "lagrangian", "global_threshold", "two_stage"
+]
+"""Budget allocation strategy (docs/method.md, section 4); the last two are methods' own, of FLAP
+and of 2SSP."""
 
 Allocation = Literal["auto", "uniform", "fisher", "fisher_pca", "lagrangian"]
 """Requested allocation strategy; `auto` selects the method's own (`methods.resolve_allocator`)."""
@@ -83,8 +82,7 @@ class CompressionSettings(FrozenModel):
 
     method: Method = Field(
         default="intraslice_plus",
-        description="Compression method. intraslice_plus: IntraSlice+, this project's method. "
-        "intraslice: the method of arXiv 2602.01975. magnitude: the naive baseline.",
+        description=f"Compression method. {describe_methods()}",
     )
     target: Target = Field(
         default="research",
@@ -137,7 +135,7 @@ class CompressionSettings(FrozenModel):
         gt=0.0,
         le=1.0,
         description="Largest fraction of one module that may be removed; 1 allows removing whole "
-        "modules. The allocation uniform ignores it.",
+        "modules. The allocation uniform and method 2ssp ignore it.",
     )
     attention_bias: float = Field(
         default=1.0,

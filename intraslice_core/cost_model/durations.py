@@ -191,7 +191,8 @@ def allocation_seconds(
         sensitivity=flops.sensitivity / _PRODUCTS
         + flops.sensitivity_factorisations / _ELIMINATIONS
         + (layers if flops.sensitivity else 0.0),
-        trial_compression=flops.trial_compression / _PRODUCTS
+        # Nothing else precedes the measurement of units, so that its progress is linear in time.
+        trial_compression=(flops.trial_compression + flops.units) / _PRODUCTS
         + flops.trial_factorisations / _FACTORISATIONS
         + trials,
     )

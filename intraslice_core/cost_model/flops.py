@@ -7,8 +7,10 @@ and solves are in float64, everything else in the compute dtype.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from intraslice_core.allocation.two_stage import ALPHA
 from intraslice_core.config import CompressionConfig, FrozenModel
 from intraslice_core.cost_model.work import (
     PAIR_BLOCKS,
@@ -18,6 +20,7 @@ from intraslice_core.cost_model.work import (
     TRIAL_PLANS,
     TRIALS_PER_LAYER,
     EstimatorSequences,
+    attention_passes,
     check_layer_passes,
     trial_layers,
 )
@@ -47,6 +50,8 @@ class StageFlops(FrozenModel):
     trial_compression: float
     trial_factorisations: float
     """Factorisations of the trial compressions, in float64."""
+    units: float
+    """Measurement of heads and neurons for methods that remove whole ones."""
     passes: float
     """Dense and compressed hidden states through the layers that are compressed."""
     statistics: float
@@ -57,7 +62,8 @@ class StageFlops(FrozenModel):
     def allocate(self) -> float:
         """Operations of the sensitivity measurement and the allocation."""
         sensitivity = self.gradients + self.sensitivity + self.sensitivity_factorisations
-        return sensitivity + self.trial_compression + self.trial_factorisations
+        trials = self.trial_compression + self.trial_factorisations
+        return sensitivity + trials + self.units
 
     @property
     def compress(self) -> float:
@@ -77,7 +83,8 @@ def stage_flops(geometry: ModelGeometry, compression: CompressionConfig) -> Stag
         sensitivity_factorisations=work.sensitivity_factorisations(),
         trial_compression=work.trial_compression(),
         trial_factorisations=work.layers * work.own_refits(*[work.kept] * trials) * bool(trials),
-        passes=work.passes(work.samples) if compensates else 0.0,
+        units=work.units(),
+        passes=work.passes(work.samples) if compensates else work.unit_passes(),
         statistics=work.statistics(work.samples) if compensates else 0.0,
         factorisations=work.fits(*work.dampings) if compensates else 0.0,
     )
@@ -224,6 +231,19 @@ class _Work:
         fit = parts.trial_fit * self.layers * (layer + self._grams())
         return fit + parts.judged_tokens / self.length * checks
 
+    def units(self) -> float:
+        """Count the pass over the calibration, and the removal of attentions one by one."""
+        parts, layer = self.parts, self.attention() + self.mlp()
+        measured = parts.activations * self.layers * layer
+        if not parts.attention_tokens:
+            return measured
+        dense = self.geometry.dense_layer()
+        shape = dense.mlp_parameters(self.geometry) / dense.attention_parameters(self.geometry)
+        removed = self.layers * math.pow(1.0 - self.kept, shape / ALPHA)
+        passes = attention_passes(self.layers, removed) * layer
+        heads = removed * self.layers * self.head()
+        return measured + parts.attention_tokens / self.length * (passes + heads)
+
     # -- the compression -------------------------------------------------------------------
 
     @property
@@ -244,6 +264,14 @@ class _Work:
         attention = (1 + sliced + dense) * self.attention()
         inner = 1 - 1 / self.geometry.mlp_projections
         return sequences * self.layers * (attention + (inner + kept + dense) * self.mlp())
+
+    def unit_passes(self) -> float:
+        """Count the dense and the sliced layers where units are scored layer after layer."""
+        units = METHODS[self.compression.method].units
+        if units is None or units.inputs == "dense":
+            return 0.0
+        layer = self.attention() + self.mlp()
+        return self.samples * self.layers * (1.0 + self.kept) * layer
 
     def statistics(self, sequences: int) -> float:
         """Count the Gram and cross moments of both modules."""

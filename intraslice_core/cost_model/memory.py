@@ -124,8 +124,10 @@ def stage_bytes(
     method, calibration = METHODS[compression.method], compression.calibration
     parts, length = EstimatorSequences.of(compression), calibration.sequence_length
     weights = geometry.dense_layer().parameters(geometry) * (2 * item + stored)
-    if not method.compensate and not parts.gradients:
+    if not method.compensate and method.units is None and not parts.gradients:
         return {"compress": StageBytes(host=0, device=weights)}
+    if method.units is not None:
+        return _unit_bytes(geometry, compression, item, weights)
     state = length * geometry.hidden_size * item
     width = max(geometry.intermediate_size, geometry.num_attention_heads * geometry.head_dim)
     moments = _FLOAT64_BYTES * width * (_GRAMS * width + _CROSSES * geometry.hidden_size)
@@ -156,6 +158,31 @@ def stage_bytes(
         stages["trial_compression"] = StageBytes(
             host=parts.trial_fit * state,
             device=layer_or_logits + tokens * geometry.hidden_size * item,
+        )
+    return stages
+
+
+def _unit_bytes(
+    geometry: ModelGeometry, compression: CompressionConfig, item: int, weights: int
+) -> dict[str, StageBytes]:
+    """Estimate the memory of methods that remove whole heads and neurons, by stage name.
+
+    They hold a layer, a batch of activations, and the hidden states of all sequences; the removal
+    of attentions holds those of a model without each attention.
+    """
+    calibration, parts = compression.calibration, EstimatorSequences.of(compression)
+    state = calibration.sequence_length * geometry.hidden_size * item
+    width = max(geometry.intermediate_size, geometry.num_attention_heads * geometry.head_dim)
+    batch = compression.batch_size * calibration.sequence_length * width * 4 * _ACTIVATIONS
+    states = calibration.samples * state
+    candidates = (geometry.num_hidden_layers + 1) * parts.attention_tokens
+    head = geometry.hidden_size * geometry.vocab_size * item
+    logits = 4 * 4 * max(DENSE_LOGITS, geometry.vocab_size)
+    stages = {"compress": StageBytes(host=states, device=weights + batch)}
+    if parts.attention_tokens:
+        stages["attentions"] = StageBytes(
+            host=candidates * geometry.hidden_size * item,
+            device=weights + max(batch, head + logits),
         )
     return stages
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from intraslice_core.allocation.budget import compression_budget, resolve_round_to
-from intraslice_core.allocation.fast_shapes import fast_uniform_plan
+from intraslice_core.allocation.fast_shapes import equal_plan
 from intraslice_core.allocation.rounding import require_rounding
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.cost_model.memory import peak_memory
 from intraslice_core.export.targets import demands_on
+from intraslice_core.methods import adds_output_biases
 from intraslice_core.plan import LayerPlan, ModelGeometry, dense_parameters, total_parameters
 
 
@@ -57,8 +58,9 @@ def estimate(
     shapes = demands_on(compression, model_type).shapes
     require_rounding(compression, geometry, budget, shapes)
     round_to = resolve_round_to(compression, geometry)
-    plan = fast_uniform_plan(compression, geometry, budget.ratio, item_bytes, shapes)
-    before, after = dense_parameters(geometry), total_parameters(geometry, plan)
+    plan = equal_plan(compression, geometry, budget.ratio, item_bytes, shapes)
+    result = geometry.with_output_biases() if adds_output_biases(compression) else geometry
+    before, after = dense_parameters(geometry), total_parameters(result, plan)
     return Estimate(
         params_before=before,
         params_after=after,

@@ -19,6 +19,8 @@ TRIAL_CUT_TOKENS, TRIAL_CUT_SEQUENCES, TRIAL_CUT_POSITIONS = 2048, 4, 512
 MIN_SENSITIVITY_TOKENS, MIN_METRIC_TOKENS = 16_384, 4096
 TRIAL_FIT_TOKENS, MAX_JUDGED_TOKENS = 2048, 4096
 PAIR_SEQUENCES, PAIR_QUERIES, PAIR_BLOCKS = 8, 64, 4
+ATTENTION_TOKENS = 2048
+"""Tokens on which the removal of attentions is measured, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,10 @@ class EstimatorSequences:
     """Tokens that every trial cut passes; 0 without trial cuts."""
     judged_tokens: int
     """Tokens on which each of the compared plans is judged."""
+    activations: int = 0
+    """Sequences whose inner activations are measured."""
+    attention_tokens: int = 0
+    """Tokens on which attentions are removed one by one; 0 for methods that do not."""
 
     @classmethod
     def of(cls, compression: CompressionConfig) -> EstimatorSequences:
@@ -54,6 +60,9 @@ class EstimatorSequences:
         metric = first(MIN_METRIC_TOKENS, 16) if measures else 0
         estimator = min(max(8, samples // 8), rest) if estimates else 0
         cut = min(check, TRIAL_CUT_SEQUENCES)
+        units = METHODS[compression.method].units
+        two_stage = allocator == "two_stage" and compression.ratio != 0.0
+        attention_tokens = check * min(length, ATTENTION_TOKENS // check)
         cut_tokens = cut * min(length, TRIAL_CUT_TOKENS // cut)
         return cls(
             gradients=metric + estimator,
@@ -61,6 +70,8 @@ class EstimatorSequences:
             trial_fit=first(TRIAL_FIT_TOKENS, samples) if compares_plans else 0,
             trial_cut_tokens=cut_tokens if allocator == "lagrangian" else 0,
             judged_tokens=check * min(length, MAX_JUDGED_TOKENS // check) * compares_plans,
+            activations=samples if units is not None and units.inputs == "dense" else 0,
+            attention_tokens=attention_tokens * two_stage,
         )
 
 
@@ -74,6 +85,14 @@ def trial_layers(layers: int) -> tuple[int, ...]:
 def check_layer_passes(layers: int) -> int:
     """Count the layers that a token of trial cuts passes, densely and in all trial cuts."""
     return layers + sum(TRIALS_PER_LAYER * (layers - layer) for layer in trial_layers(layers))
+
+
+def attention_passes(layers: int, removed: float) -> float:
+    """Count the layers that a token passes while attentions are removed one by one.
+
+    Each step passes all layers, and without each attention the layers from it on.
+    """
+    return removed * (layers * (layers + 1) / 2 + layers)
 
 
 _BENCHMARK_TOKENS = 2 * 3 * (256 + 32)
@@ -153,5 +172,10 @@ def _estimator_tokens(layers: int, compression: CompressionConfig) -> float:
     free_shapes = compression.target != "research"
     sequences = 3 * parts.gradients + parts.sensitivity + (1 + free_shapes) * parts.trial_fit
     trials = parts.trial_cut_tokens * check_layer_passes(layers) / layers
+    # Equation 5 of 2SSP for MLPs with three times the parameters of the attention.
+    removed = layers * (0.3 if compression.ratio is None else compression.ratio) ** 2
+    attentions = parts.attention_tokens * attention_passes(layers, removed) / layers
+    sequences += parts.activations
     plans = (1 + TRIAL_PLANS + 2 * free_shapes) * parts.judged_tokens
-    return sequences * compression.calibration.sequence_length + trials + plans
+    tokens = sequences * compression.calibration.sequence_length
+    return tokens + trials + plans + attentions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +16,7 @@ from intraslice_core.config import (
     Target,
 )
 from intraslice_core.errors import ConfigurationError
+from intraslice_core.methods import CONSTRAINED_ALLOCATIONS, METHODS, methods_for
 from intraslice_core.plan import (
     ALL_DIMENSIONS,
     ATTENTION_DIMENSIONS,
@@ -29,11 +30,10 @@ from intraslice_core.plan import (
 ONE_STEP = 0.02
 """Budget tolerance where all layers change together: one rounding step is large in small models."""
 
-_CONSTRAINED_ALLOCATIONS: tuple[Allocation, ...] = ("auto", "uniform", "lagrangian")
-"""Allocations that support constraints; the Fisher allocators of the paper do not."""
 _DENSE_HEAD_DIM: Mapping[Dimension, int] = MappingProxyType(
     {"pairs": ONLY_DENSE, "value": ONLY_DENSE}
 )
+_DENSE_HEADS: Mapping[Dimension, int] = MappingProxyType({"heads": ONLY_DENSE})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ class TargetDemands:
 
     shapes: ShapeConstraint = FREE
     model_types: tuple[str, ...] = SUPPORTED_MODEL_TYPES + COMPRESSED_MODEL_TYPES
-    methods: tuple[Method, ...] = ("intraslice_plus", "intraslice", "magnitude")
+    methods: tuple[Method, ...] = methods_for("research")
     allocations: tuple[Allocation, ...] = ("auto", "uniform", "fisher", "fisher_pca", "lagrangian")
     alike: bool = False
     """True if all heads of all layers keep the same rotary pairs."""
@@ -135,18 +135,21 @@ DEMANDS: Mapping[Target, TargetDemands] = MappingProxyType(
             ),
             # DeciLM is a Llama, and its readers support biases on all four projections or on none.
             model_types=("llama", "mistral", "nemotron-nas"),
-            methods=("intraslice_plus", "magnitude"),
-            allocations=_CONSTRAINED_ALLOCATIONS,
+            methods=methods_for("adaptive"),
+            allocations=CONSTRAINED_ALLOCATIONS,
             removable=frozenset({"attention"}),
             gguf=True,
         ),
         "stock": TargetDemands(
             shapes=ShapeConstraint(
-                same_across_layers=ALL_DIMENSIONS, qk_equals_value=True, tolerance=ONE_STEP
+                same_across_layers=ALL_DIMENSIONS,
+                multiples=_DENSE_HEADS,
+                qk_equals_value=True,
+                tolerance=ONE_STEP,
             ),
             model_types=tuple(STOCK_FAMILIES),
-            methods=("intraslice_plus",),
-            allocations=_CONSTRAINED_ALLOCATIONS,
+            methods=methods_for("stock"),
+            allocations=CONSTRAINED_ALLOCATIONS,
             alike=True,
             cuts_heads=False,
             gguf=True,
@@ -168,11 +171,14 @@ def demands_on(settings: CompressionSettings, model_type: str | None) -> TargetD
     if settings.target != "stock" or family is None:
         return demands
     cuts_head_dim = family.gguf_head_dim if settings.gguf_formats else family.head_dim
+    multiples: dict[Dimension, int] = {} if family.heads else {**_DENSE_HEADS}
+    if not cuts_head_dim:
+        multiples |= _DENSE_HEAD_DIM
     return replace(
         demands,
         shapes=replace(
             demands.shapes,
-            multiples=demands.shapes.multiples if cuts_head_dim else _DENSE_HEAD_DIM,
+            multiples=MappingProxyType(multiples),
             heads_divide_hidden_size=family.heads_divide_hidden_size,
         ),
         cuts_heads=family.heads,
@@ -193,6 +199,13 @@ def require_target(settings: CompressionSettings, model_type: str) -> TargetDema
             field="compression.target",
             hint=f"it supports {', '.join(demands.model_types)}; target research supports all",
         )
+    method = METHODS[settings.method]
+    if model_type in COMPRESSED_MODEL_TYPES and not method.takes_compressed_models:
+        raise ConfigurationError(
+            f"method {settings.method} does not take a model that was compressed before",
+            field="compression.method",
+            hint=f"use {_joined(_taking_compressed(demands))}, or compress the original model",
+        )
     if settings.method not in demands.methods:
         raise ConfigurationError(
             f"target {settings.target} does not support method {settings.method}",
@@ -204,6 +217,12 @@ def require_target(settings: CompressionSettings, model_type: str) -> TargetDema
             f"target {settings.target} does not support allocation {settings.allocation}",
             field="compression.allocation",
             hint=f"use {' or '.join(demands.allocations)}, or target research",
+        )
+    if settings.allocation not in method.allocations:
+        raise ConfigurationError(
+            f"method {settings.method} does not support allocation {settings.allocation}",
+            field="compression.allocation",
+            hint=f"use {_joined(method.allocations)}, or method intraslice_plus",
         )
     if settings.gguf_formats and not DEMANDS[settings.target].gguf:
         raise ConfigurationError(
@@ -220,6 +239,15 @@ def require_target(settings: CompressionSettings, model_type: str) -> TargetDema
     return demands
 
 
+def _joined(names: Iterable[str]) -> str:
+    return " or ".join(names)
+
+
+def _taking_compressed(demands: TargetDemands) -> tuple[Method, ...]:
+    """Return the target's methods that take the result of an earlier compression."""
+    return tuple(name for name in demands.methods if METHODS[name].takes_compressed_models)
+
+
 # -- runtimes ------------------------------------------------------------------------------------
 
 LLAMA_SETTINGS: Mapping[str, Any] = MappingProxyType(
@@ -233,6 +261,7 @@ LLAMA_SETTINGS: Mapping[str, Any] = MappingProxyType(
         "qk_norm": False,
         "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
+        "mlp_output_bias": False,
         "lm_head_bias": False,
         "embedding_scale": 1.0,
         "residual_scale": 1.0,

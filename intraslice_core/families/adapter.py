@@ -98,6 +98,7 @@ class FamilyAdapter:
             "norm_eps": getattr(config, "rms_norm_eps", None),
             "gated_mlp": geometry.mlp_projections == 3,
             "mlp_bias": geometry.mlp_bias,
+            "mlp_output_bias": geometry.mlp_output_bias,
             "attention_bias": geometry.attention_bias,
             "attention_output_bias": geometry.attention_output_bias,
             "lm_head_bias": geometry.lm_head_bias,

@@ -69,7 +69,7 @@ def layer_shapes(settings: CanonicalSettings) -> dict[str, tuple[int, ...]]:
         "self_attn.o_proj": (hidden, queries, settings["attention_output_bias"]),
         "mlp.gate_proj": (width, hidden, settings["mlp_bias"]),
         "mlp.up_proj": (width, hidden, settings["mlp_bias"]),
-        "mlp.down_proj": (hidden, width, settings["mlp_bias"]),
+        "mlp.down_proj": (hidden, width, settings["mlp_bias"] or settings.get("mlp_output_bias")),
     }
     if not settings["gated_mlp"]:
         del linears["mlp.gate_proj"]

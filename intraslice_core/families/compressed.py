@@ -53,7 +53,10 @@ class ResearchFamily(Family):
 
     def _optional_tensors(self, values: Mapping[str, Any]) -> dict[str, Any]:
         parallel, output_norms = values.get("parallel_block"), values.get("output_norms")
-        flags = ("qk_norm", "attention_bias", "attention_output_bias", "mlp_bias", "lm_head_bias")
+        flags = (
+            *("qk_norm", "attention_bias", "attention_output_bias"),
+            *("mlp_bias", "mlp_output_bias", "lm_head_bias"),
+        )
         return {
             "mlp_projections": 3 if values.get("gated_mlp", True) else 2,
             "norms_per_layer": 1 if parallel else 4 if output_norms else 2,

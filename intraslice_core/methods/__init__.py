@@ -1,19 +1,39 @@
-"""Compression methods by name; each file holds the options of one method."""
+"""Compression methods by name; each file holds the options of one method.
+
+Names and descriptions are in `config.methods`, because settings may not import this package.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from intraslice_core.config import Allocator, CompressionSettings, Method
+from intraslice_core.config import (
+    Allocator,
+    CompressionConfig,
+    CompressionSettings,
+    Method,
+    Target,
+)
+from intraslice_core.methods.flap import FLAP
 from intraslice_core.methods.intraslice import INTRASLICE
 from intraslice_core.methods.intraslice_plus import INTRASLICE_PLUS
 from intraslice_core.methods.magnitude import MAGNITUDE
-from intraslice_core.methods.method import CompressionMethod
+from intraslice_core.methods.method import (
+    CONSTRAINED_ALLOCATIONS,
+    CompressionMethod,
+    UnitRemoval,
+    UnitScore,
+)
+from intraslice_core.methods.two_ssp import TWO_SSP
+from intraslice_core.methods.wanda_sp import WANDA_SP
 
 METHODS: dict[Method, CompressionMethod] = {
     "intraslice_plus": INTRASLICE_PLUS,
     "intraslice": INTRASLICE,
     "magnitude": MAGNITUDE,
+    "flap": FLAP,
+    "wanda_sp": WANDA_SP,
+    "2ssp": TWO_SSP,
 }
 
 
@@ -30,6 +50,21 @@ def method_for(name: Method, *, output_norms: bool) -> CompressionMethod:
     return replace(method, dense_target=method.dense_target and not output_norms)
 
 
+def methods_for(target: Target) -> tuple[Method, ...]:
+    """Return the names of the methods that have a target."""
+    return tuple(name for name, method in METHODS.items() if target in method.targets)
+
+
+def adds_output_biases(config: CompressionConfig) -> bool:
+    """Return whether the result has biases of output projections that the dense model may lack.
+
+    Only the architecture of `research` can have them.
+    """
+    units = METHODS[config.method].units
+    compensates = units is not None and units.bias_compensation
+    return compensates and config.target == "research" and config.ratio != 0.0
+
+
 def resolve_allocator(settings: CompressionSettings) -> Allocator:
     """Return the allocator of a compression; `auto` is the method's own."""
     if settings.allocation == "auto":
@@ -37,4 +72,14 @@ def resolve_allocator(settings: CompressionSettings) -> Allocator:
     return settings.allocation
 
 
-__all__ = ["METHODS", "CompressionMethod", "method_for", "resolve_allocator"]
+__all__ = [
+    "CONSTRAINED_ALLOCATIONS",
+    "METHODS",
+    "CompressionMethod",
+    "UnitRemoval",
+    "UnitScore",
+    "adds_output_biases",
+    "method_for",
+    "methods_for",
+    "resolve_allocator",
+]

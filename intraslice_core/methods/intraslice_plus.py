@@ -5,10 +5,11 @@ from __future__ import annotations
 from intraslice_core.methods.method import CompressionMethod
 
 INTRASLICE_PLUS = CompressionMethod(
+    allocator="lagrangian",
+    targets=("research", "adaptive", "stock"),
     pair_score="centered",
     value_basis="weighted",
     neuron_choice="obs",
-    allocator="lagrangian",
     measures_sensitivity=True,
     cuts_heads=True,
     compensate=True,

@@ -283,7 +283,7 @@ class IntraSliceMLP(nn.Module):
         hidden, bias = config.hidden_size, config.mlp_bias
         self.gate_proj = nn.Linear(hidden, width, bias=bias) if config.gated_mlp else None
         self.up_proj = nn.Linear(hidden, width, bias=bias)
-        self.down_proj = nn.Linear(width, hidden, bias=bias)
+        self.down_proj = nn.Linear(width, hidden, bias=bias or config.mlp_output_bias)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             1 + weight, Nemotron) or "layer_without_bias" (Cohere).
         gated_mlp: `act(gate(x)) * up(x)`; without it `act(up(x))`.
         mlp_bias: True if gate, up and down have biases.
+        mlp_output_bias: True if down has a bias; implied by `mlp_bias`.
         attention_bias: True if q, k and v have biases.
         attention_output_bias: True if o has a bias.
         lm_head_bias: True if the output head has a bias.
@@ -136,6 +137,7 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     norm_eps: float = 1e-6
     gated_mlp: bool = True
     mlp_bias: bool = False
+    mlp_output_bias: bool = False
     attention_bias: bool = False
     attention_output_bias: bool = False
     lm_head_bias: bool = False

@@ -102,10 +102,16 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         {},
         {"method": "intraslice"},
         {"method": "magnitude"},
+        {"method": "flap", "allocation": "auto"},
+        {"method": "wanda_sp"},
+        {"method": "2ssp", "ratio": 0.5, "allocation": "auto"},
         {"dtype": "bfloat16"},
         {"ratio": 0.0},
     ],
-    ids=["intraslice_plus", "intraslice", "magnitude", "bfloat16", "nothing removed"],
+    ids=[
+        *("intraslice_plus", "intraslice", "magnitude", "flap", "wanda_sp", "2ssp"),
+        *("bfloat16", "nothing removed"),
+    ],
 )
 def test_interrupted_runs_resume_to_the_same_bytes(
     dense: Path, tmp_path: Path, solved: list[int], changes: dict[str, Any], interval: float

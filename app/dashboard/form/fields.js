@@ -3,7 +3,7 @@
 
 import { html } from "../vendor/htm-preact.js";
 import { percent, textName } from "../words.js";
-import { ALLOCATIONS, METHODS, RATIOS, TARGETS, allowedTexts } from "./request.js";
+import { ALLOCATIONS, RATIOS, TARGETS, allowedTexts, methodOptions } from "./request.js";
 
 /**
  * @typedef {import("./request.js").Form} Form
@@ -123,7 +123,7 @@ export function Advanced({ form, set, offer, uploads }) {
     </fieldset>
     <${Whole} name="round_to" label="Round dimensions to" least=${1} optional form=${form} set=${set} hint="Multiples of this number. Empty: 8, less for narrow models. 32 or 64 suit GPUs." />
     <${Choice} name="recover" label="Recovery training" options=${[["", "none"], ["distill", "distill from the original"], ["ce", "cross-entropy on text"], ["hidden", "match hidden states"]]} form=${form} set=${set} />
-    <${Choice} name="method" label="Method" options=${METHODS.map((name) => [name, name])} form=${form} set=${set} />
+    <${Choice} name="method" label="Method" options=${methodOptions(offer, form)} form=${form} set=${set} />
     <${Choice} name="allocation" label="Allocation method" options=${ALLOCATIONS.map((name) => [name, name === "auto" ? "method's default" : name])} form=${form} set=${set} />
     <div class="field"><label for="label">Name (optional)</label>
       <input id="label" maxlength="63" value=${form.label} onInput=${(/** @type {any} */ e) => set("label", typed(e))} /></div>

@@ -10,7 +10,6 @@ export const TEXTS = ["pydoc", "pycode", "chat", "self"];
 /** Text that a server must allow. */
 export const WEB = "web";
 const WEB_DATASET = "allenai/c4";
-export const METHODS = ["intraslice_plus", "intraslice", "magnitude"];
 export const ALLOCATIONS = ["auto", "lagrangian", "fisher_pca", "fisher", "uniform"];
 export const RATIOS = [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5];
 
@@ -38,6 +37,9 @@ export const START = {
 
 /** Calibration texts that jobs may name on a server. @param {any} offer @returns {string[]} */
 export const allowedTexts = (offer) => (offer?.hub_data.some((/** @type {string} */ pattern) => glob(pattern).test(WEB_DATASET)) ? [...TEXTS, WEB] : TEXTS);
+
+/** Options of the field for the method; until the service has listed its methods, the form's own. @param {any} offer @param {Form} form @returns {string[][]} */
+export const methodOptions = (offer, form) => offer?.methods?.map((/** @type {any} */ method) => [method.name, method.title]) || [[form.method, form.method]];
 
 /** A glob with `*` and `?` as a regular expression. @param {string} pattern */
 const glob = (pattern) => new RegExp(`^${pattern.replace(/[.+^${}()|[\]\\]/g, "\\$&").replace(/\*/g, ".*").replace(/\?/g, ".")}$`);

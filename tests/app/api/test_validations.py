@@ -249,6 +249,28 @@ def test_settings_of_likely_poor_quality_are_warnings(
     assert warnings(validate(client, sound)) == {"speed_unknown"}
 
 
+def test_a_method_says_before_the_work_what_a_target_lacks(
+    client: TestClient, model: dict[str, str]
+) -> None:
+    body: dict[str, Any] = {"model": model, "evaluation": {"perplexity": ["chat"]}}
+    flap = {"method": "flap", "calibration": {"source": "pydoc", "sequence_length": 512}}
+    published = validate(client, body | {"compression": flap})
+    assert "no_bias_compensation" not in warnings(published)
+    biases = 4 * 2 * 64
+    after = published.json()["estimate"]
+    removed = after["compressible_before"] - after["compressible_after"]
+    assert after["params_after"] == PARAMETERS - removed + biases
+    adaptive = validate(client, body | {"compression": flap | {"target": "adaptive"}})
+    assert "no_bias_compensation" in warnings(adaptive)
+    stock = validate(client, body | {"compression": flap | {"target": "stock"}})
+    assert stock.status_code == 422
+    (error,) = stock.json()["errors"]
+    assert error["pointer"] == "/compression/method"
+    assert "use intraslice_plus or wanda_sp, or target research" in error["message"]
+    fisher = validate(client, body | {"compression": flap | {"allocation": "lagrangian"}})
+    assert "flap does not support allocation lagrangian" in fisher.text
+
+
 @pytest.mark.parametrize(
     ("calibration", "evaluation", "expected"),
     [

@@ -9,9 +9,9 @@ import pytest
 from intraslice_core.allocation.curves import ModelCurves, ScoredPlan
 from intraslice_core.allocation.fast_shapes import (
     MAX_EXTRA_LOSS,
+    equal_plan,
     fast_shapes,
     fast_shapes_report,
-    fast_uniform_plan,
     prefer_fast_shapes,
 )
 from intraslice_core.allocation.lagrangian import lagrangian_plan
@@ -114,7 +114,7 @@ def test_uniform_fast_shapes_use_the_same_budget(geometry, target, ratio: float)
     step = 8 if geometry is not NARROW else 2
     config = CONFIG.model_copy(update={"round_to": step})
     plain = uniform_plan(geometry, ratio, step, constraint)
-    plan = fast_uniform_plan(config, geometry, ratio, BFLOAT16, constraint)
+    plan = equal_plan(config, geometry, ratio, BFLOAT16, constraint)
     budget = (1 - ratio) * geometry.dense_plan().parameters(geometry)
     limit = max(budget, plain.parameters(geometry))
     assert plan.parameters(geometry) <= limit

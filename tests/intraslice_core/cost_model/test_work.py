@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.large_models import LLAMAS
 from intraslice_core import dampings, hidden_states
+from intraslice_core.allocation import attention_removal
 from intraslice_core.allocation.estimators import CalibrationSplit
 from intraslice_core.allocation.shortlist import MAX_JUDGED
 from intraslice_core.checkpoints import dense_model
@@ -57,6 +58,7 @@ def test_constants_equal_the_engines() -> None:
         measurement.PAIR_QUERIES,
         pair_effects.PAIR_BLOCKS,
     )
+    assert work.ATTENTION_TOKENS == attention_removal.MAX_TOKENS
     assert flops.DAMPING_PROBES == dampings.PROBES
     assert memory.KEPT_INNER_BYTES == hidden_states.KEPT_INNER_BYTES
     assert memory.DENSE_LOGITS == dense_model.LOGITS_AT_ONCE
@@ -88,6 +90,9 @@ def test_parts_that_a_method_skips_have_no_sequences() -> None:
     uniform = EstimatorSequences.of(config(allocation="uniform"))
     assert (uniform.sensitivity, uniform.trial_fit, uniform.judged_tokens) == (28, 0, 0)
     assert uniform.trial_cut_tokens == 0
+    for method, activations, attentions in (("flap", 32, 0), ("wanda_sp", 0, 0), ("2ssp", 32, 256)):
+        own = EstimatorSequences.of(config(method=method))
+        assert own == replace(nothing, activations=activations, attention_tokens=attentions)
     both = EstimatorSequences.of(config(length=1024, allocation="fisher"))
     assert both.gradients == 4 + 8
 
@@ -118,6 +123,21 @@ def test_flops_agree_with_torchs_count(tmp_path: Path) -> None:
     geometry = read_dense(dense).geometry
     assert geometry is not None
     expected = stage_flops(geometry, settings)
+    counted = counted_flops(dense, tmp_path / "out", settings)
+    estimated = {
+        "measuring the sensitivity of layers": (
+            expected.gradients + expected.sensitivity,
+            expected.sensitivity_factorisations,
+        ),
+        "comparing allocations": (expected.trial_compression, expected.trial_factorisations),
+        "compress": (expected.passes + expected.statistics, expected.factorisations),
+    }
+    for name, (products, factorisations) in estimated.items():
+        assert 0.65 * products < counted[name] < 1.35 * (products + factorisations), name
+
+
+def counted_flops(dense: Path, out: Path, settings: CompressionConfig) -> Counter[str]:
+    """Return torch's count of a compression by stage, of the allocation by message."""
     counted: Counter[str] = Counter()
     previous_total, stage = 0, ""
 
@@ -130,19 +150,35 @@ def test_flops_agree_with_torchs_count(tmp_path: Path) -> None:
 
     counter = FlopCounterMode(display=False)
     with counter:
-        compress_model(
-            str(dense), tmp_path / "out", settings, verify=False, on_progress=count_by_stage
-        )
-    estimated = {
-        "measuring the sensitivity of layers": (
-            expected.gradients + expected.sensitivity,
-            expected.sensitivity_factorisations,
-        ),
-        "comparing allocations": (expected.trial_compression, expected.trial_factorisations),
-        "compress": (expected.passes + expected.statistics, expected.factorisations),
-    }
-    for name, (products, factorisations) in estimated.items():
-        assert 0.65 * products < counted[name] < 1.35 * (products + factorisations), name
+        compress_model(str(dense), out, settings, verify=False, on_progress=count_by_stage)
+    return counted
+
+
+@pytest.mark.parametrize("method", ["flap", "wanda_sp", "2ssp"])
+def test_flops_of_methods_that_remove_whole_units_agree_with_torchs_count(
+    tmp_path: Path, method: str
+) -> None:
+    sizes = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 4}
+    dense = tiny_llama(tmp_path / "dense", **sizes)
+    settings = config(ratio=0.5, dtype="float32", device="cpu", method=method)
+    geometry = read_dense(dense).geometry
+    assert geometry is not None
+    expected = stage_flops(geometry, settings)
+    counted = counted_flops(dense, tmp_path / "out", settings)
+    allocated = counted["measuring activations"] + counted["removing attentions"]
+    for products, own in ((expected.allocate, allocated), (expected.passes, counted["compress"])):
+        assert 0.65 * products <= own <= 1.35 * products
+    assert expected.statistics == expected.factorisations == 0.0
+
+
+def test_memory_of_whole_units_has_no_gram_matrices() -> None:
+    geometry = LLAMAS["Llama-3-8B"]
+    flap = stage_bytes(geometry, config(128, 2048, method="flap"), 2, 2)["compress"]
+    assert flap.host == 128 * 2048 * 4096 * 2
+    refitted = stage_bytes(geometry, config(128, 2048), 2, 2)["compress"]
+    assert flap.device < refitted.device - 8 * geometry.intermediate_size**2
+    attentions = stage_bytes(geometry, config(128, 2048, method="2ssp"), 2, 2)["attentions"]
+    assert attentions.host == 33 * 2048 * 4096 * 2
 
 
 def test_uniform_shapes_need_no_trial_cuts() -> None:

@@ -1,0 +1,61 @@
+"""Plans of equal layers by method: the allocation `uniform`, and sizes that are known beforehand.
+
+The estimate of a job and the check of the rounding step use them; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+
+from intraslice_core.allocation.two_stage import two_stage_plan
+from intraslice_core.allocation.uniform import head_rectangles, uniform_plan, with_heads
+from intraslice_core.config import CompressionSettings
+from intraslice_core.methods import METHODS, resolve_allocator
+from intraslice_core.plan import ModelGeometry, ModelPlan, ShapeConstraint
+
+
+def smallest_unit_plan(
+    geometry: ModelGeometry, round_to: int, module_cap: float, constraint: ShapeConstraint
+) -> ModelPlan:
+    """Return the fewest heads and neurons that module cap and target allow in every layer."""
+    dense, keep = geometry.dense_layer(), 1.0 - module_cap
+    attention, width = dense.attention_parameters(geometry), geometry.intermediate_size
+    options = (
+        with_heads(dense, groups, queries)
+        for groups, queries in head_rectangles(geometry)
+        if constraint.allows_heads(groups * queries, geometry)
+    )
+    slack = 1e-9 * attention
+    layer = next(
+        option
+        for option in options
+        if option.attention_parameters(geometry) >= keep * attention - slack
+    )
+    steps = max(math.ceil(keep * width / round_to - 1e-9), 1)
+    layer = layer.model_copy(update={"intermediate_size": min(steps * round_to, width)})
+    return ModelPlan(layers=(layer,) * geometry.num_hidden_layers)
+
+
+def plain_plan(
+    settings: CompressionSettings,
+    geometry: ModelGeometry,
+    ratio: float,
+    round_to: int,
+    constraint: ShapeConstraint,
+) -> ModelPlan:
+    """Return equal layers, or for `2ssp` its sizes with the last attentions removed.
+
+    Args:
+        settings: of the compression.
+        geometry: of the dense model.
+        ratio: fraction to remove, in [0, 1).
+        round_to: rounding step.
+        constraint: of the target.
+
+    Raises:
+        ConfigurationError: if rounding misses the budget by more than the tolerance.
+    """
+    if resolve_allocator(settings) == "two_stage":
+        return two_stage_plan(geometry, ratio, round_to, constraint)
+    whole_heads = METHODS[settings.method].units is not None
+    return uniform_plan(geometry, ratio, round_to, constraint, whole_heads=whole_heads)

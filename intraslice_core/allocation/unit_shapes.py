@@ -1,0 +1,168 @@
+"""Shapes of methods that remove whole heads and neurons (docs/methods.md)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from intraslice_core.allocation.attention_removal import AttentionRemoval
+from intraslice_core.allocation.budget import resolve_round_to
+from intraslice_core.allocation.context import AllocationContext, Shapes, allocation_report
+from intraslice_core.allocation.estimators import CalibrationSplit
+from intraslice_core.allocation.fast_shapes import equal_plan, with_fast_widths
+from intraslice_core.allocation.threshold import UnitScores, threshold_plan
+from intraslice_core.allocation.two_stage import removed_attentions, two_stage_plan
+from intraslice_core.calibration import calibration_hash
+from intraslice_core.diagonal_moments import LayerActivations
+from intraslice_core.methods import METHODS, UnitRemoval, resolve_allocator
+from intraslice_core.plan import ModelPlan
+from intraslice_core.sensitivity.activations import (
+    load_activations,
+    measure_activations,
+    save_activations,
+)
+from intraslice_core.unit_removal import LayerUnits, score_units
+
+_MEASUREMENT_SHARE = 0.5
+"""Share of the stage's time that the pass over the calibration takes where attentions follow."""
+
+
+def unit_shapes(context: AllocationContext, tokens: Tensor, split: CalibrationSplit) -> Shapes:
+    """Measure the scores that the method needs and allocate.
+
+    Args:
+        context: inputs of the choice.
+        tokens: calibration, (samples, length), int64.
+        split: the same by use.
+
+    Raises:
+        BudgetOutOfReachError: if the smallest allowed shapes exceed the budget.
+        ConfigurationError: if rounding misses the budget by more than the tolerance.
+        NumericalError: naming the layer.
+    """
+    removal = METHODS[context.config.method].units
+    assert removal is not None
+    allocator = resolve_allocator(context.config)
+    if context.budget.ratio == 0.0:
+        allocator = "uniform"
+    report = allocation_report(context.config.allocation, allocator)
+    if removal.inputs == "compressed":
+        return Shapes(plan=_equal(context), sensitivity=None, report=report)
+    share = _MEASUREMENT_SHARE if allocator == "two_stage" else 1.0
+    units = _scores(context, tokens, removal, share)
+    if allocator == "two_stage":
+        plan = _two_stage(context, split, units)
+    elif allocator == "global_threshold":
+        plan = _threshold(context, units)
+    else:
+        plan = _equal(context)
+    return Shapes(plan=plan, sensitivity=None, report=report, units=units)
+
+
+def _equal(context: AllocationContext) -> ModelPlan:
+    """Return equal numbers of heads and neurons in all layers; nothing is removed at ratio 0."""
+    if context.budget.ratio == 0.0:
+        return context.geometry.dense_plan()
+    return equal_plan(
+        context.config,
+        context.geometry,
+        context.budget.ratio,
+        context.stored_dtype.itemsize,
+        context.demands.shapes,
+    )
+
+
+def _threshold(context: AllocationContext, units: tuple[LayerUnits, ...]) -> ModelPlan:
+    """Return the plan of one threshold for the standardised scores of all layers (FLAP)."""
+    scores = []
+    for layer in units:
+        heads, neurons = layer.comparable(context.geometry.num_attention_heads)
+        scores.append(UnitScores(heads=heads.cpu().numpy(), neurons=neurons.cpu().numpy()))
+    return threshold_plan(
+        context.geometry,
+        scores,
+        context.budget.parameters,
+        round_to=resolve_round_to(context.config, context.geometry),
+        module_cap=context.config.module_cap,
+        constraint=context.demands.shapes,
+    )
+
+
+def _two_stage(
+    context: AllocationContext, split: CalibrationSplit, units: tuple[LayerUnits, ...]
+) -> ModelPlan:
+    """Return equal MLP widths, and no attention in the layers that need it least (2SSP)."""
+    geometry, shapes = context.geometry, context.demands.shapes
+    ratio, step = context.budget.ratio, resolve_round_to(context.config, geometry)
+    count = removed_attentions(geometry, ratio, step, shapes)
+
+    def plan_without(removed: tuple[int, ...]) -> ModelPlan:
+        return with_fast_widths(
+            two_stage_plan(geometry, ratio, step, shapes, removed),
+            context.config,
+            geometry,
+            ratio,
+            context.stored_dtype.itemsize,
+            shapes,
+        )
+
+    widths = [layer.intermediate_size for layer in plan_without(tuple(range(count))).layers]
+    search = AttentionRemoval(
+        layers=context.layers,
+        tokens=split.judged,
+        neurons=tuple(layer.mlp for layer in units),
+        widths=tuple(widths),
+        batch_size=context.config.batch_size,
+        stored_dtype=context.stored_dtype,
+        prefix_length=context.prefix_length,
+        fixed=shapes.attention_stays_in,
+    )
+    removed = search.least_needed(
+        count,
+        lambda done: context.before_batch(
+            _MEASUREMENT_SHARE + (1.0 - _MEASUREMENT_SHARE) * done, "removing attentions"
+        ),
+    )
+    return plan_without(removed)
+
+
+# -- scores --------------------------------------------------------------------------------------
+
+
+def _scores(
+    context: AllocationContext, tokens: Tensor, removal: UnitRemoval, share: float
+) -> tuple[LayerUnits, ...]:
+    """Return the scores of all layers, on the CPU."""
+    activations = _activations(context, tokens, share)
+    return tuple(
+        score_units(removal.score, moments.to(context.device), context.layers.weights(layer)).to(
+            "cpu"
+        )
+        for layer, moments in enumerate(activations)
+    )
+
+
+def _activations(
+    context: AllocationContext, tokens: Tensor, share: float
+) -> tuple[LayerActivations, ...]:
+    """Load the moments from the cache, or measure and cache them."""
+    cache = context.cache
+    key = context.key(
+        activations=calibration_hash(tokens),
+        prefix_length=context.prefix_length,
+        batch_size=context.config.batch_size,
+    )
+    name = f"activations-{key[:32]}.safetensors"
+    cached = None if cache is None else load_activations(cache.directory / name)
+    if cached is not None:
+        return cached
+    measured = measure_activations(
+        context.layers,
+        tokens,
+        batch_size=context.config.batch_size,
+        before_batch=lambda done: context.before_batch(share * done, "measuring activations"),
+        prefix_length=context.prefix_length,
+    )
+    if cache is not None and cache.has_room(sum(moments.nbytes for moments in measured)):
+        save_activations(cache.directory / name, measured)
+        cache.on_saved(name)
+    return measured

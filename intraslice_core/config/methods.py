@@ -1,0 +1,76 @@
+"""Names and descriptions of all compression methods: the one list that everything else reads.
+
+Settings, command line, API, dashboard, cost model and documentation take names and descriptions
+from here. The options of a method, such as its selection and its targets, are in
+`intraslice_core.methods`; a test compares both. This module imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+Method = Literal["intraslice_plus", "intraslice", "magnitude", "flap", "wanda_sp", "2ssp"]
+"""Compression method (docs/methods.md)."""
+
+FORMER_METHOD = "paper"
+RENAMED_METHOD_ERROR = (
+    "method 'paper' is now called 'intraslice'; the method that was called 'intraslice' is now "
+    "'intraslice_plus' and the default"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodDescription:
+    """Title, summary and reference of a method."""
+
+    title: str
+    summary: str
+    """One line, a noun phrase without a final full stop."""
+    reference: str | None = None
+    """Publication, as `arXiv NUMBER`; None for methods without one."""
+
+
+METHOD_DESCRIPTIONS: Mapping[Method, MethodDescription] = MappingProxyType(
+    {
+        "intraslice_plus": MethodDescription(
+            title="IntraSlice+",
+            summary="this project's method, sensitivity-weighted selection and refit (default)",
+        ),
+        "intraslice": MethodDescription(
+            title="IntraSlice",
+            summary="PCA inside modules with refit and Fisher allocation",
+            reference="arXiv 2602.01975",
+        ),
+        "magnitude": MethodDescription(
+            title="Magnitude", summary="the naive baseline, which looks at weights alone"
+        ),
+        "flap": MethodDescription(
+            title="FLAP",
+            summary="heads and neurons by fluctuation under one threshold, biases for their means",
+            reference="arXiv 2312.11983",
+        ),
+        "wanda_sp": MethodDescription(
+            title="Wanda-sp",
+            summary="heads and neurons by weights times activations, equally in every module",
+            reference="arXiv 2306.11695",
+        ),
+        "2ssp": MethodDescription(
+            title="2SSP",
+            summary="neurons by the length of their activations, then whole attentions by the loss",
+            reference="arXiv 2501.17771",
+        ),
+    }
+)
+"""All methods, the default first."""
+
+
+def describe_methods() -> str:
+    """Return all methods with their summaries and references, as sentences."""
+    return " ".join(
+        f"{name}: {description.summary}"
+        + (f" ({description.reference})." if description.reference else ".")
+        for name, description in METHOD_DESCRIPTIONS.items()
+    )

@@ -154,7 +154,7 @@ def with_heads(layer: LayerPlan, groups: int, queries: int) -> LayerPlan:
 
 
 def _whole_heads(geometry: ModelGeometry, keep: float, constraint: ShapeConstraint) -> LayerPlan:
-    """Return every layer's attention without `⌊ratio · units⌋` of its units, as FLAP's code; width 0.
+    """Return every layer without `⌊ratio · units⌋` units of attention, as FLAP's code; MLP width 0.
 
     Another number is removed where the MLPs could not complete the budget with it.
     """

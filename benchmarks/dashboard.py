@@ -15,6 +15,8 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +27,22 @@ from rich.table import Table
 from app.embedded.whole_service import service_at
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@contextmanager
+def fresh_page() -> Iterator[Page]:
+    """Yield a page of a fresh Chromium.
+
+    Raises:
+        SystemExit: if there is no Chromium.
+    """
+    chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
+    if chromium is None:
+        raise SystemExit(f"no Chromium: set CHROMIUM, or install one of {', '.join(CHROMIUMS)}")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser.new_page()
+        browser.close()
 
 
 def first_view(page: Page, url: str) -> dict[str, Any]:
@@ -61,13 +79,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--url", help="URL of a running service; default: one is started.")
     arguments = parser.parse_args()
-    chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
-    if chromium is None:
-        raise SystemExit(f"no Chromium: set CHROMIUM, or install one of {', '.join(CHROMIUMS)}")
-    with service_at(arguments.url) as url, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        results = first_view(browser.new_page(), url)
-        browser.close()
+    with service_at(arguments.url) as url, fresh_page() as page:
+        results = first_view(page, url)
     table = Table("first view", "")
     for name, value in results.items():
         table.add_row(name.replace("_", " "), f"{value:,}")

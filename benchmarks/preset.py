@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import shutil
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from dashboard import CHROMIUMS
+from dashboard import fresh_page
 from job_stages import stage_seconds
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 from rich.console import Console
 from rich.table import Table
 
@@ -72,19 +70,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--url", help="URL of a running service; default: one is started.")
     arguments = parser.parse_args()
-    chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
-    if chromium is None:
-        raise SystemExit(f"no Chromium: set CHROMIUM, or install one of {', '.join(CHROMIUMS)}")
     with (
         tempfile.TemporaryDirectory(prefix="intraslice-preset-") as folder,
         service_at(arguments.url) as url,
-        sync_playwright() as playwright,
+        fresh_page() as page,
     ):
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
         seconds = run_preset(page, url, Path(folder))
         stages = stage_seconds(newest_events(page, url))
-        browser.close()
     table = Table("stage", "seconds")
     for stage, took in stages.items():
         table.add_row(stage, f"{took:.1f}")

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from transformers.utils import logging
 
 from app.cli.report_tables import add_speed
-from intraslice_core.allocation.fast_shapes import fast_uniform_plan
+from intraslice_core.allocation.fast_shapes import equal_plan
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import CompressionConfig
@@ -106,7 +106,7 @@ def build_twin(dense: Path, options: argparse.Namespace, *, fast: bool) -> PreTr
             ratio=options.ratio, round_to=options.round_to, prefer_fast_shapes=fast
         )
         item_bytes = reader.dtype.itemsize
-        plan = fast_uniform_plan(settings, geometry, options.ratio, item_bytes, shapes)
+        plan = equal_plan(settings, geometry, options.ratio, item_bytes, shapes)
         pairs = [random_pairs(layer, geometry.rotary_pairs) for layer in plan.layers]
         if options.target == "stock":
             form = StockForm(

@@ -22,7 +22,9 @@ class OfferedMethod(ApiModel):
     name: str
     title: str
     summary: str
-    reference: str | None = Field(description="Publication; null for methods without one.")
+    reference: str | None = Field(
+        default=None, description="Publication; null for methods without one."
+    )
 
 
 METHODS = tuple(

@@ -215,6 +215,8 @@ def test_two_equal_groups_of_sources_double_the_factorisations_that_compare_damp
         calibration = settings.calibration.model_copy(update={"self_share": share})
         return stage_flops(geometry, settings.model_copy(update={"calibration": calibration}))
 
+    held_out_choice = replace(METHODS[settings.method], validation="held_out")
+    monkeypatch.setitem(METHODS, settings.method, held_out_choice)
     held_out = at(0.5)
     by_source = replace(METHODS[settings.method], validation="left_out_source")
     monkeypatch.setitem(METHODS, settings.method, by_source)

@@ -1,8 +1,7 @@
 """The remaining time, on recorded runs of SmolLM2-135M.
 
-`benchmarks/progress.py --record` makes a recording. These two are of the engine that measures
-sensitivities in 32 sequences and compares five plans by trial compressions. Their fractions are
-those of the cost model that was fitted to them.
+`benchmarks/progress.py --record` makes a recording. These two were made with one thread of an AMD
+EPYC at commit c797d26, with and without an evaluation.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def test_total_time_is_predicted_early_from_another_run(earlier: Path, file: Pat
     expected = expected_seconds(run.modelled, RecordedRun.read(earlier).slowness())
     errors = run.end_errors(expected)
     assert max(map(abs, late_errors(errors))) <= LARGEST_ERROR
-    assert errors[0][0] == 0.0
+    assert errors[0][0] == run.moments[0].seconds / run.seconds  # from the first event on
     assert max(map(abs, late_errors(errors, after=0.05))) <= LARGEST_ERROR
 
 

@@ -41,9 +41,9 @@ class LayerActivations:
     """Moments of the inner activations of both modules of one layer."""
 
     attention: DiagonalMoments
-    """Of `o`, the output projection's inputs."""
+    """Moments of `o`, the output projection's inputs."""
     mlp: DiagonalMoments
-    """Of `u`, the down projection's inputs."""
+    """Moments of `u`, the down projection's inputs."""
 
     @property
     def nbytes(self) -> int:

@@ -146,10 +146,10 @@ def remove_units(
         The sliced layer and its rotary pairs, (num_key_value_heads, pairs), int64.
     """
     sliced, pairs = _remove_heads(weights, plan, settings, units, bias)
-    kept = keep_best(units.mlp, plan.intermediate_size)
-    output = slicing.select_inputs(weights.mlp_output, kept)
-    output = _with_mean(output, weights.mlp_output, units.mlp_mean, kept, bias)
-    return replace(slicing.slice_neurons(sliced, kept), mlp_output=output), pairs
+    neurons = keep_best(units.mlp, plan.intermediate_size)
+    output = slicing.select_inputs(weights.mlp_output, neurons)
+    output = _with_mean(output, weights.mlp_output, units.mlp_mean, neurons, bias)
+    return replace(slicing.slice_neurons(sliced, neurons), mlp_output=output), pairs
 
 
 def _remove_heads(
@@ -186,21 +186,21 @@ def _remove_heads(
 
 
 def _with_mean(
-    sliced: Linear, dense: Linear, mean: Tensor, kept: Tensor, mode: BiasCompensation
+    sliced: Linear, dense: Linear, mean: Tensor, inputs: Tensor, mode: BiasCompensation
 ) -> Linear:
     """Return a sliced projection with the mean contribution of the removed inputs in its bias.
 
     Args:
-        sliced: projection of the kept inputs.
+        sliced: projection of the inputs that stay.
         dense: projection of all inputs.
         mean: `E[z]` of all inputs, (width,).
-        kept: kept inputs, (keep,).
+        inputs: those that stay, (keep,), int64.
         mode: as in `remove_units`.
     """
     if mode == "none" or (mode == "existing" and dense.bias is None):
         return sliced
     removed = mean.to(WORKING_DTYPE, copy=True)
-    removed[kept] = 0.0
+    removed[inputs] = 0.0
     bias = dense.weight.to(WORKING_DTYPE) @ removed
     if dense.bias is not None:
         bias = bias + dense.bias.to(WORKING_DTYPE)

@@ -54,7 +54,7 @@ _OFFER: dict[str, Any] = {
 
 
 class Offer(ApiModel):
-    """What jobs may name: methods, patterns of hub names, packages, names of directories."""
+    """Values that jobs may name: methods, patterns of hub names, packages, directories."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_OFFER]})
 

@@ -88,9 +88,9 @@ class AttentionRemoval:
     def _cut(self, layer: int) -> LayerWeights:
         """Return a layer with its MLP cut, as it will be saved."""
         weights = self.layers.weights(layer)
-        kept = keep_best(self.neurons[layer].to(self.layers.device), self.widths[layer])
-        output = slicing.select_inputs(weights.mlp_output, kept)
-        cut = replace(slicing.slice_neurons(weights, kept), mlp_output=output)
+        neurons = keep_best(self.neurons[layer].to(self.layers.device), self.widths[layer])
+        output = slicing.select_inputs(weights.mlp_output, neurons)
+        cut = replace(slicing.slice_neurons(weights, neurons), mlp_output=output)
         return slicing.rounded_to(cut, self.stored_dtype)
 
     def _advance(self, layer: int, weights: LayerWeights, hidden: Tensor) -> None:

@@ -106,12 +106,12 @@ def _removed_units(
     removed = []
     for number, (scores, layer) in enumerate(zip(units, plan.layers, strict=True)):
         heads = layer.num_attention_heads, layer.num_key_value_heads
-        kept = next(
-            kept
-            for kept, (groups, queries) in enumerate(rectangles, start=1)
+        remaining = next(
+            count
+            for count, (groups, queries) in enumerate(rectangles, start=1)
             if (groups * queries, groups) == heads
         )
-        order = np.argsort(scores, kind="stable")[: len(scores) - kept]
+        order = np.argsort(scores, kind="stable")[: len(scores) - remaining]
         removed += [(float(scores[unit]), number, int(unit)) for unit in order]
     return removed
 
@@ -136,8 +136,8 @@ def _curves(geometry: ModelGeometry, units: Losses, neurons: Losses, round_to: i
     per_neuron = geometry.mlp_projections * geometry.hidden_size
     removed = np.concatenate([[0.0], np.cumsum(np.sort(units))]) * _unit_parameters(geometry)
     heads = tuple(
-        HeadOption(heads_per_group=queries, groups=groups, loss=float(removed[len(units) - kept]))
-        for kept, (groups, queries) in enumerate(head_rectangles(geometry), start=1)
+        HeadOption(heads_per_group=queries, groups=groups, loss=float(removed[len(units) - count]))
+        for count, (groups, queries) in enumerate(head_rectangles(geometry), start=1)
     )
 
     def whole(size: int) -> Curve:

@@ -44,8 +44,7 @@ def removed_attentions(
 
     possible = [count for count in range(removable + 1) if fits(count)]
     if not possible:
-        kept = layers - removable
-        minimum = kept * attention + layers * smallest.mlp_parameters(geometry)
+        minimum = (layers - removable) * attention + layers * smallest.mlp_parameters(geometry)
         total = layers * (attention + mlp)
         raise BudgetOutOfReachError(
             f"the budget keeps {budget:,.0f} of {total:,} compressible parameters, but 2ssp leaves "

@@ -142,8 +142,8 @@ def head_rectangles(geometry: ModelGeometry) -> tuple[tuple[int, int], ...]:
     """
     groups, queries = geometry.num_key_value_heads, geometry.num_key_value_groups
     if groups == 1:
-        return tuple((1, kept) for kept in range(1, queries + 1))
-    return tuple((kept, queries) for kept in range(1, groups + 1))
+        return tuple((1, heads) for heads in range(1, queries + 1))
+    return tuple((count, queries) for count in range(1, groups + 1))
 
 
 def with_heads(layer: LayerPlan, groups: int, queries: int) -> LayerPlan:
@@ -163,8 +163,8 @@ def _whole_heads(geometry: ModelGeometry, keep: float, constraint: ShapeConstrai
     whole, rectangles = dense.model_copy(update={"intermediate_size": 0}), head_rectangles(geometry)
     published = math.floor((1.0 - keep) * len(rectangles) + 1e-9)
     options = {
-        len(rectangles) - kept: with_heads(whole, groups, queries)
-        for kept, (groups, queries) in enumerate(rectangles, start=1)
+        len(rectangles) - count: with_heads(whole, groups, queries)
+        for count, (groups, queries) in enumerate(rectangles, start=1)
         if constraint.allows_heads(groups * queries, geometry)
     }
 

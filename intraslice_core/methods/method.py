@@ -72,5 +72,5 @@ class CompressionMethod:
 
     @property
     def uses_hidden_states(self) -> bool:
-        """Whether layers are compressed by the hidden states of the layers before them."""
+        """Return whether layers are compressed by the hidden states of the layers before them."""
         return self.compensate or (self.units is not None and self.units.inputs == "compressed")

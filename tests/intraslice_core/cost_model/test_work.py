@@ -208,7 +208,7 @@ def test_work_grows_with_the_shapes() -> None:
 def test_two_equal_groups_of_sources_double_the_factorisations_that_compare_dampings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of unequal groups one is left out; a single source has no groups."""
+    """Unequal groups leave the smaller one out; a single source has no groups."""
     geometry, settings = LLAMAS["Llama-3-8B"], config(128, 2048)
 
     def at(share: float) -> StageFlops:

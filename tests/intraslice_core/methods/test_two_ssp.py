@@ -136,6 +136,6 @@ def test_the_nearest_number_is_taken_where_the_mlps_cannot_complete_the_budget()
     assert count == 13
     plan = two_stage_plan(heavy, 0.3, 8, FREE)
     assert plan.removed_fraction(heavy) == pytest.approx(0.3, abs=0.0035)
-    kept = ShapeConstraint(attention_stays_in=frozenset(range(20)))
+    sparing = ShapeConstraint(attention_stays_in=frozenset(range(20)))
     with pytest.raises(BudgetOutOfReachError, match="2ssp leaves at least"):
-        removed_attentions(heavy, 0.6, 8, kept)
+        removed_attentions(heavy, 0.6, 8, sparing)

@@ -97,7 +97,7 @@ def test_two_svds_return_the_published_factors_and_lose_the_singular_values_cut(
         published = published @ torch.diag(sizes_2[:keep]) @ right_2[:keep]
         own = value[:, 6 * group : 6 * group + 6] @ factors.basis[group]
         own = own @ factors.expansion[group].mT @ wide
-        torch.testing.assert_close(own, published, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(own, published, rtol=1e-3, atol=1e-3)
         squares, damping = sizes_2[:6].square(), 1e-5 * float(sizes_2[0] ** 2)
         torch.testing.assert_close(factors.spectrum[group], squares, rtol=0, atol=damping)
         dropped = values[:, group] @ wide - inputs @ own

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from intraslice_core.allocation.layer_ratios import influence_plan
 from intraslice_core.allocation.two_stage import two_stage_plan
 from intraslice_core.allocation.uniform import head_rectangles, uniform_plan, with_heads
 from intraslice_core.config import CompressionSettings
@@ -45,6 +46,8 @@ def plain_plan(
 ) -> ModelPlan:
     """Return equal layers, or for `2ssp` its sizes with the last attentions removed.
 
+    Layers of the allocation `block_influence` are equal, too, as if all had the same influence.
+
     Args:
         settings: of the compression.
         geometry: of the dense model.
@@ -57,5 +60,8 @@ def plain_plan(
     """
     if resolve_allocator(settings) == "two_stage":
         return two_stage_plan(geometry, ratio, round_to, constraint)
+    if resolve_allocator(settings) == "block_influence":
+        equal = (0.0,) * geometry.num_hidden_layers
+        return influence_plan(geometry, equal, ratio, round_to, constraint, settings.module_cap)
     whole_heads = METHODS[settings.method].units is not None
     return uniform_plan(geometry, ratio, round_to, constraint, whole_heads=whole_heads)

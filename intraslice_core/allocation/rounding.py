@@ -121,7 +121,8 @@ def _problem(
         plain_plan(settings, geometry, budget.ratio, step, constraint)
     except ConfigurationError as error:
         own_widths = "width" not in constraint.same_across_layers
-        if own_widths and resolve_allocator(settings) not in ("uniform", "two_stage"):
+        exact = resolve_allocator(settings) in ("uniform", "two_stage", "block_influence")
+        if own_widths and not exact:
             one_step = geometry.mlp_projections * geometry.hidden_size * step
             if one_step <= constraint.tolerance * budget.parameters:
                 return None

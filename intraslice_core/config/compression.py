@@ -27,10 +27,16 @@ GgufFormat = Literal["gguf-f16", "gguf-q8_0"]
 ExportFormat = Literal["safetensors", "gguf-f16", "gguf-q8_0"]
 
 Allocator = Literal[
-    "uniform", "fisher", "fisher_pca", "lagrangian", "global_threshold", "two_stage"
+    "uniform",
+    "fisher",
+    "fisher_pca",
+    "lagrangian",
+    "global_threshold",
+    "two_stage",
+    "block_influence",
 ]
-"""Budget allocation strategy (docs/method.md, section 4); the last two are methods' own, of FLAP
-and of 2SSP."""
+"""Budget allocation strategy (docs/method.md, section 4); the last three are methods' own, of FLAP,
+2SSP and MoDeGPT."""
 
 Allocation = Literal["auto", "uniform", "fisher", "fisher_pca", "lagrangian"]
 """Requested allocation strategy; `auto` selects the method's own (`methods.resolve_allocator`)."""

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-Method = Literal["intraslice_plus", "intraslice", "magnitude", "flap", "wanda_sp", "2ssp"]
+Method = Literal[
+    "intraslice_plus",
+    "intraslice",
+    "magnitude",
+    "flap",
+    "wanda_sp",
+    "2ssp",
+    "modegpt",
+    "transact",
+]
 """Compression method (docs/methods.md)."""
 
 FORMER_METHOD = "paper"
@@ -61,6 +70,16 @@ METHOD_DESCRIPTIONS: Mapping[Method, MethodDescription] = MappingProxyType(
             title="2SSP",
             summary="neurons by the length of their activations, then whole attentions by the loss",
             reference="arXiv 2501.17771",
+        ),
+        "modegpt": MethodDescription(
+            title="MoDeGPT",
+            summary="one decomposition for each kind of module, ratios by layers' block influence",
+            reference="arXiv 2408.09632",
+        ),
+        "transact": MethodDescription(
+            title="TransAct",
+            summary="heads and neurons by the length of their activations, rescored in shots",
+            reference="arXiv 2407.05690",
         ),
     }
 )

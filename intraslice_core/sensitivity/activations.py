@@ -83,6 +83,7 @@ def measure_activations(
     batch_size: int,
     before_batch: Callable[[float], None],
     prefix_length: int = 0,
+    cut: Callable[[int, LayerWeights], LayerWeights] | None = None,
 ) -> tuple[LayerActivations, ...]:
     """Pass the calibration through the dense model and return the moments of all layers.
 
@@ -93,6 +94,7 @@ def measure_activations(
         before_batch: callback with the finished fraction; may raise to stop.
         prefix_length: positions of the prefix at the beginning of every sequence; they are passed
             but not counted.
+        cut: returns a layer that takes the place of a dense one; None passes the dense model.
 
     Raises:
         NumericalError: naming layer and module.
@@ -105,8 +107,9 @@ def measure_activations(
     size = sequences_at_once(batch_size, length, layers.device)
     measured = []
     for layer in range(layers.num_layers):
+        weights = layers.weights(layer)
         passed = ActivationPass(
-            layers.weights(layer),
+            weights if cut is None else cut(layer, weights),
             layers.settings(layer),
             layers.rotary(layer, length),
             prefix_length,

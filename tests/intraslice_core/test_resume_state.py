@@ -105,11 +105,14 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         {"method": "flap", "allocation": "auto"},
         {"method": "wanda_sp"},
         {"method": "2ssp", "ratio": 0.5, "allocation": "auto"},
+        {"method": "modegpt", "allocation": "auto"},
+        {"method": "transact"},
         {"dtype": "bfloat16"},
         {"ratio": 0.0},
     ],
     ids=[
         *("intraslice_plus", "intraslice", "magnitude", "flap", "wanda_sp", "2ssp"),
+        *("modegpt", "transact"),
         *("bfloat16", "nothing removed"),
     ],
 )

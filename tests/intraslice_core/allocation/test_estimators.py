@@ -108,7 +108,7 @@ def test_sequences_are_few_where_they_are_long():
     tokens = torch.arange(24).unsqueeze(1).expand(-1, 512)
     split = CalibrationSplit.of(tokens)
     assert len(split.sensitivity) == 21
-    assert (split.metric.numel(), split.trial_fit.numel()) == (4096, 2048)
+    assert (split.metric.numel(), split.trial_fit.numel()) == (8192, 2048)
     assert len(split.gradients) == MIN_GRADIENT_SEQUENCES
     assert torch.equal(split.judged, split.check)
     more = CalibrationSplit.of(tokens.repeat(3, 2))

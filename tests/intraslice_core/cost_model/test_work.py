@@ -100,7 +100,7 @@ def test_parts_that_a_method_skips_have_no_sequences() -> None:
         own = EstimatorSequences.of(config(method=method))
         assert own == replace(nothing, activations=activations, attention_tokens=attentions)
     both = EstimatorSequences.of(config(length=1024, allocation="fisher"))
-    assert both.gradients == 4 + 8
+    assert both.gradients == 8 + 8
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 7, 30, 31, 80])

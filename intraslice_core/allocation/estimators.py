@@ -46,8 +46,8 @@ MIN_SENSITIVITY_TOKENS = 16_384
 METRIC_FRACTION = 16
 """Fraction of the calibration, 1 sequence in this many, for the Fisher matrices."""
 MIN_METRIC_TOKENS = 8192
-"""With half as many, one self-written sequence of code could decide: of three seeds on SmolLM2-135M,
-one lost 10 % more on WikiText."""
+"""Half as many let one self-written sequence of code decide: with one seed of three, SmolLM2-135M
+lost 10 % more on WikiText."""
 GRADIENT_FRACTION = 8
 """Fraction of the calibration, 1 sequence in this many, for the paper's estimator."""
 MIN_GRADIENT_SEQUENCES = 8

@@ -46,8 +46,8 @@ MIN_SENSITIVITY_TOKENS = 16_384
 METRIC_FRACTION = 16
 """Fraction of the calibration, 1 sequence in this many, for the Fisher matrices."""
 MIN_METRIC_TOKENS = 8192
-"""Half as many let one self-written sequence of code decide: with one seed of three, SmolLM2-135M
-lost 10 % more on WikiText."""
+"""With 4,096 tokens, SmolLM2-135M had perplexities 0.4 % higher on average over four texts, with
+12,288 ones 0.8 % lower (one seed, the same sequences)."""
 GRADIENT_FRACTION = 8
 """Fraction of the calibration, 1 sequence in this many, for the paper's estimator."""
 MIN_GRADIENT_SEQUENCES = 8

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
+
 from torch import Tensor
 
 from intraslice_core.allocation.attention_removal import AttentionRemoval
@@ -48,7 +51,7 @@ def unit_shapes(context: AllocationContext, tokens: Tensor, split: CalibrationSp
     if removal.inputs == "compressed":
         return Shapes(plan=_equal(context), sensitivity=None, report=report)
     share = _MEASUREMENT_SHARE if allocator == "two_stage" else 1.0
-    units = _scores(context, tokens, removal, share)
+    units = unit_scores(context, measured_activations(context, tokens, share), removal)
     if allocator == "two_stage":
         plan = _two_stage(context, split, units)
     elif allocator == "global_threshold":
@@ -128,11 +131,10 @@ def _two_stage(
 # -- scores --------------------------------------------------------------------------------------
 
 
-def _scores(
-    context: AllocationContext, tokens: Tensor, removal: UnitRemoval, share: float
+def unit_scores(
+    context: AllocationContext, activations: Sequence[LayerActivations], removal: UnitRemoval
 ) -> tuple[LayerUnits, ...]:
-    """Return the scores of all layers, on the CPU."""
-    activations = _activations(context, tokens, share)
+    """Return the scores of all layers from their activations, on the CPU."""
     return tuple(
         score_units(removal.score, moments.to(context.device), context.layers.weights(layer)).to(
             "cpu"
@@ -141,13 +143,23 @@ def _scores(
     )
 
 
-def _activations(
-    context: AllocationContext, tokens: Tensor, share: float
+def measured_activations(
+    context: AllocationContext, tokens: Tensor, share: float = 1.0
 ) -> tuple[LayerActivations, ...]:
-    """Load the moments from the cache, or measure and cache them."""
+    """Load the moments of all layers from the cache, or measure and cache them.
+
+    Args:
+        context: inputs of the choice.
+        tokens: calibration, (samples, length), int64.
+        share: of the stage's time that the measurement takes.
+
+    Raises:
+        NumericalError: naming layer and module.
+    """
     cache = context.cache
     key = context.key(
         activations=calibration_hash(tokens),
+        parts=[part.name for part in fields(LayerActivations)],
         prefix_length=context.prefix_length,
         batch_size=context.config.batch_size,
     )

@@ -27,10 +27,16 @@ GgufFormat = Literal["gguf-f16", "gguf-q8_0"]
 ExportFormat = Literal["safetensors", "gguf-f16", "gguf-q8_0"]
 
 Allocator = Literal[
-    "uniform", "fisher", "fisher_pca", "lagrangian", "global_threshold", "two_stage"
+    "uniform",
+    "fisher",
+    "fisher_pca",
+    "lagrangian",
+    "global_threshold",
+    "two_stage",
+    "whole_layers",
 ]
-"""Budget allocation strategy (docs/method.md, section 4); the last two are methods' own, of FLAP
-and of 2SSP."""
+"""Budget allocation strategy (docs/method.md, section 4); the last three are methods' own, of FLAP,
+of 2SSP, and of the methods that remove decoder layers."""
 
 Allocation = Literal["auto", "uniform", "fisher", "fisher_pca", "lagrangian"]
 """Requested allocation strategy; `auto` selects the method's own (`methods.resolve_allocator`)."""
@@ -135,7 +141,7 @@ class CompressionSettings(FrozenModel):
         gt=0.0,
         le=1.0,
         description="Largest fraction of one module that may be removed; 1 allows removing whole "
-        "modules. The allocation uniform and method 2ssp ignore it.",
+        "modules. The allocation uniform and the methods 2ssp, shortgpt and fusegpt ignore it.",
     )
     attention_bias: float = Field(
         default=1.0,

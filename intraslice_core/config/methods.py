@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-Method = Literal["intraslice_plus", "intraslice", "magnitude", "flap", "wanda_sp", "2ssp"]
+Method = Literal[
+    "intraslice_plus",
+    "intraslice",
+    "magnitude",
+    "flap",
+    "wanda_sp",
+    "2ssp",
+    "shortgpt",
+    "fusegpt",
+]
 """Compression method (docs/methods.md)."""
 
 FORMER_METHOD = "paper"
@@ -61,6 +70,16 @@ METHOD_DESCRIPTIONS: Mapping[Method, MethodDescription] = MappingProxyType(
             title="2SSP",
             summary="neurons by the length of their activations, then whole attentions by the loss",
             reference="arXiv 2501.17771",
+        ),
+        "shortgpt": MethodDescription(
+            title="ShortGPT",
+            summary="whole layers, those that change the direction of hidden states least",
+            reference="arXiv 2403.03853",
+        ),
+        "fusegpt": MethodDescription(
+            title="FuseGPT",
+            summary="whole layers by their effect on the model's output, later layers refitted",
+            reference="arXiv 2411.14507",
         ),
     }
 )

@@ -15,15 +15,18 @@ from intraslice_core.config import (
     Target,
 )
 from intraslice_core.methods.flap import FLAP
+from intraslice_core.methods.fusegpt import FUSEGPT
 from intraslice_core.methods.intraslice import INTRASLICE
 from intraslice_core.methods.intraslice_plus import INTRASLICE_PLUS
 from intraslice_core.methods.magnitude import MAGNITUDE
 from intraslice_core.methods.method import (
     CONSTRAINED_ALLOCATIONS,
     CompressionMethod,
+    LayerRemoval,
     UnitRemoval,
     UnitScore,
 )
+from intraslice_core.methods.shortgpt import SHORTGPT
 from intraslice_core.methods.two_ssp import TWO_SSP
 from intraslice_core.methods.wanda_sp import WANDA_SP
 
@@ -34,6 +37,8 @@ METHODS: dict[Method, CompressionMethod] = {
     "flap": FLAP,
     "wanda_sp": WANDA_SP,
     "2ssp": TWO_SSP,
+    "shortgpt": SHORTGPT,
+    "fusegpt": FUSEGPT,
 }
 
 
@@ -76,6 +81,7 @@ __all__ = [
     "CONSTRAINED_ALLOCATIONS",
     "METHODS",
     "CompressionMethod",
+    "LayerRemoval",
     "UnitRemoval",
     "UnitScore",
     "adds_output_biases",

@@ -1,5 +1,7 @@
 """Pass over the dense model that measures means and mean squares of inner activations.
 
+It also measures how much each layer changes the direction of the hidden states.
+
 It holds the hidden states of the calibration sequences and a few vectors per module.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,6 +21,7 @@ from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Rotary
 from intraslice_core.diagonal_moments import (
     DiagonalAccumulator,
     DiagonalMoments,
+    InfluenceAccumulator,
     LayerActivations,
 )
 from intraslice_core.errors import NumericalError
@@ -26,6 +30,7 @@ from intraslice_core.plan import Module
 from intraslice_core.sensitivity.dense_pass import sequences_at_once
 
 MODULES: tuple[Module, ...] = ("attention", "mlp")
+_INFLUENCE = "influence"
 
 
 class ActivationPass:
@@ -37,6 +42,7 @@ class ActivationPass:
         self._weights, self._settings, self._rotary = weights, settings, rotary
         self._attention = DiagonalAccumulator(prefix_length)
         self._mlp = DiagonalAccumulator(prefix_length)
+        self._influence = InfluenceAccumulator(prefix_length)
 
     def advance(self, hidden: Tensor) -> Tensor:
         """Add one batch and return the hidden states after the layer.
@@ -54,18 +60,22 @@ class ActivationPass:
         read = hidden if settings.parallel_block else between
         neurons = decoder_layer.mlp_inner(read, weights, settings)
         self._mlp.add(neurons)
-        return between + decoder_layer.added(
+        after = between + decoder_layer.added(
             neurons, weights.mlp_output, weights.mlp_output_norm, settings
         )
+        self._influence.add(hidden, after)
+        return after
 
     def moments(self) -> LayerActivations:
         """Return the moments of all batches.
 
         Raises:
-            NumericalError: naming the module.
+            NumericalError: naming the module, if an inner activation is not finite.
         """
         return LayerActivations(
-            attention=_located(self._attention, "attention"), mlp=_located(self._mlp, "mlp")
+            attention=_located(self._attention, "attention"),
+            mlp=_located(self._mlp, "mlp"),
+            influence=self._influence.influence(),
         )
 
 
@@ -135,6 +145,8 @@ def save_activations(file: Path, measured: tuple[LayerActivations, ...]) -> None
         for module in MODULES
         for name, tensor in getattr(activations, module).tensors().items()
     }
+    influences = [activations.influence for activations in measured]
+    tensors[_INFLUENCE] = torch.tensor(influences, dtype=torch.float64)
     with atomic_file(file) as partial:
         save_file(tensors, partial)
 
@@ -146,13 +158,15 @@ def load_activations(file: Path) -> tuple[LayerActivations, ...] | None:
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
     except (FileNotFoundError, SafetensorError):
         return None
+    influences = tensors.pop(_INFLUENCE)
     parts: dict[int, dict[str, dict[str, Tensor]]] = {}
     for name, tensor in tensors.items():
         layer, module, moment = name.split(".")
         parts.setdefault(int(layer), {}).setdefault(module, {})[moment] = tensor
     return tuple(
         LayerActivations(
-            **{module: DiagonalMoments(**moments) for module, moments in parts[layer].items()}
+            **{module: DiagonalMoments(**moments) for module, moments in parts[layer].items()},
+            influence=float(influences[layer]),
         )
         for layer in sorted(parts)
     )

@@ -63,6 +63,7 @@ from intraslice_core.families.wrappers import describe_result, require_wrapper_b
 from intraslice_core.files import require_free_output, require_writable_directory
 from intraslice_core.finetuning.recover import recover_staged
 from intraslice_core.layer_loop import CompressionWork, LayerLoop
+from intraslice_core.methods import refit_warnings
 from intraslice_core.modeling import IntraSliceConfig, intraslice_config
 from intraslice_core.plan import ModelPlan, dense_parameters, total_parameters
 from intraslice_core.progress import (
@@ -253,6 +254,7 @@ def _plan_work(
     if config.gguf_formats:
         vocabulary = read_vocabulary(dense.directory, canonical["vocab_size"], adds_bos=False)
         run.warnings += [] if vocabulary.caveat is None else [vocabulary.caveat]
+    run.warnings += refit_warnings(config.method, output_norms=canonical["output_norms"])
     device = resolve_device(config.device)
     budget = compression_budget(config, geometry, reader.dtype.itemsize)
     require_rounding(config, geometry, budget, demands.shapes)

@@ -79,7 +79,7 @@ class LayerRemovalSearch:
         return {layer: self._influence(layer, current, rows) for layer, rows in candidates.items()}
 
     def _advance(self, layer: int, states: tuple[Tensor, ...]) -> None:
-        """Overwrite hidden states, (sequences, length, hidden_size) each, by those after a layer."""
+        """Overwrite hidden states by those after a layer, (sequences, length, hidden_size) each."""
         weights, settings = self.layers.weights(layer), self.layers.settings(layer)
         length, device = states[0].shape[1], self.layers.device
         rotary = self.layers.rotary(layer, length)

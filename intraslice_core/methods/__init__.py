@@ -55,6 +55,22 @@ def method_for(name: Method, *, output_norms: bool) -> CompressionMethod:
     return replace(method, dense_target=method.dense_target and not output_norms)
 
 
+def refit_warnings(name: Method, *, output_norms: bool) -> list[str]:
+    """Return a warning if a method that refits the layers after removed ones cannot.
+
+    Args:
+        name: of the method.
+        output_norms: as for `method_for`.
+    """
+    method = METHODS[name]
+    if method.layers is None or not method.dense_target or not output_norms:
+        return []
+    return [
+        f"{name} refits nothing here: norms follow the modules' outputs and fix their length, so "
+        "that no layer can make up for a removed one"
+    ]
+
+
 def methods_for(target: Target) -> tuple[Method, ...]:
     """Return the names of the methods that have a target."""
     return tuple(name for name, method in METHODS.items() if target in method.targets)
@@ -87,5 +103,6 @@ __all__ = [
     "adds_output_biases",
     "method_for",
     "methods_for",
+    "refit_warnings",
     "resolve_allocator",
 ]

@@ -8,17 +8,21 @@ together; they share the hidden states before the layer that they lose.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from intraslice_core import decoder_layer
 from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.diagonal_moments import InfluenceAccumulator
 from intraslice_core.errors import NumericalError
+from intraslice_core.files import atomic_file
 from intraslice_core.sensitivity.dense_pass import sequences_at_once
 
 MAX_TOKENS = 1024
@@ -26,6 +30,10 @@ MAX_TOKENS = 1024
 
 The mean of a cosine needs fewer tokens than a loss, and every step passes all layers many times.
 """
+
+
+def ignore_order(_order: tuple[int, ...]) -> None:
+    """Do nothing with the order of removal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,24 +46,32 @@ class LayerRemovalSearch:
     batch_size: int
     prefix_length: int = 0
 
-    def order(self, steps: int, before_batch: Callable[[float], None]) -> tuple[int, ...]:
-        """Return the layers in the order of removal.
+    def order(
+        self,
+        steps: int,
+        before_batch: Callable[[float], None],
+        *,
+        known: Sequence[int] = (),
+        on_step: Callable[[tuple[int, ...]], None] = ignore_order,
+    ) -> tuple[int, ...]:
+        """Return layers in the order of removal, (steps,).
 
         Args:
-            steps: number of measurements. Each decides about one layer; the last one orders all
-                others as well.
+            steps: number of layers.
             before_batch: callback with the finished fraction; may raise to stop.
+            known: beginning of the order, from an earlier search.
+            on_step: called with the order after each measurement.
 
         Raises:
             NumericalError: naming the layer without which the hidden states are not finite.
         """
-        removed: tuple[int, ...] = ()
-        ranking: list[int] = []
-        for step in range(steps):
+        removed = tuple(known[:steps])
+        for step in range(len(removed), steps):
             influences = self.influences(removed, partial(_report, before_batch, step, steps))
-            ranking = sorted(influences, key=lambda layer: (influences[layer], layer))
-            removed = (*removed, ranking[0])
-        return (*removed, *ranking[1:])
+            least = min(influences, key=lambda layer: (influences[layer], layer))
+            removed = (*removed, least)
+            on_step(removed)
+        return removed
 
     def influences(
         self, removed: tuple[int, ...], before_batch: Callable[[float], None]
@@ -100,3 +116,34 @@ class LayerRemovalSearch:
 def _report(before_batch: Callable[[float], None], step: int, steps: int, done: float) -> None:
     """Report the finished fraction of all steps."""
     before_batch((step + done) / steps)
+
+
+# -- cache -------------------------------------------------------------------------------------
+#
+# Each step is a file of its own, because files are copied to other machines and do not change.
+
+_ORDER = "order"
+
+
+def save_order(directory: Path, key: str, order: tuple[int, ...]) -> str:
+    """Write the order of removal atomically and return the file's name."""
+    name = f"{_file_prefix(key)}{len(order):05d}.safetensors"
+    directory.mkdir(parents=True, exist_ok=True)
+    with atomic_file(directory / name) as partial_file:
+        save_file({_ORDER: torch.tensor(order, dtype=torch.int64)}, partial_file)
+    return name
+
+
+def load_order(directory: Path, key: str) -> tuple[int, ...]:
+    """Return the longest saved order of removal; empty if there is none."""
+    for file in sorted(directory.glob(f"{_file_prefix(key)}*.safetensors"), reverse=True):
+        try:
+            with safe_open(file, framework="pt", device="cpu") as opened:
+                return tuple(opened.get_tensor(_ORDER).tolist())
+        except (FileNotFoundError, SafetensorError):  # removed meanwhile, or damaged
+            continue
+    return ()
+
+
+def _file_prefix(key: str) -> str:
+    return f"layer-order-{key[:32]}-"

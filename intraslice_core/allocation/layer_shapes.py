@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from intraslice_core.allocation.budget import resolve_round_to
 from intraslice_core.allocation.context import AllocationContext, Shapes, allocation_report
 from intraslice_core.allocation.depth import depth_of, depth_plan
 from intraslice_core.allocation.estimators import CalibrationSplit
-from intraslice_core.allocation.layer_removal import LayerRemovalSearch
+from intraslice_core.allocation.layer_removal import (
+    LayerRemovalSearch,
+    load_order,
+    save_order,
+)
 from intraslice_core.allocation.unit_shapes import measured_activations, unit_scores
+from intraslice_core.calibration import calibration_hash
 from intraslice_core.methods import METHODS
 from intraslice_core.unit_removal import LayerUnits
 
@@ -44,11 +51,7 @@ def layer_shapes(context: AllocationContext, tokens: Tensor, split: CalibrationS
         if depth.widths and scored is not None:
             units = unit_scores(context, activations, scored)
     else:
-        # A further measurement ranks the layers whose MLPs are narrowed.
-        order = _search(context, split).order(
-            depth.removed + bool(depth.widths),
-            lambda done: context.before_batch(done, "removing layers"),
-        )
+        order = _order_of_removal(context, split, depth.changed)
     return Shapes(
         plan=depth_plan(geometry, ratio, step, constraint, order),
         sensitivity=None,
@@ -57,10 +60,36 @@ def layer_shapes(context: AllocationContext, tokens: Tensor, split: CalibrationS
     )
 
 
-def _search(context: AllocationContext, split: CalibrationSplit) -> LayerRemovalSearch:
-    return LayerRemovalSearch(
+def _order_of_removal(
+    context: AllocationContext, split: CalibrationSplit, count: int
+) -> tuple[int, ...]:
+    """Return the layers that are removed or narrowed, in order, (count,).
+
+    An order serves all ratios and is cached after each step: a shorter one is its beginning.
+    """
+    search = LayerRemovalSearch(
         layers=context.layers,
         tokens=split.judged,
         batch_size=context.config.batch_size,
         prefix_length=context.prefix_length,
     )
+    before_batch = partial(_report, context)
+    cache = context.cache
+    if cache is None:
+        return search.order(count, before_batch)
+    key = context.key(
+        layer_order=calibration_hash(split.judged),
+        prefix_length=context.prefix_length,
+        batch_size=context.config.batch_size,
+    )
+    known = load_order(cache.directory, key)
+
+    def save(order: tuple[int, ...]) -> None:
+        if cache.has_room(8 * len(order)):
+            cache.on_saved(save_order(cache.directory, key, order))
+
+    return search.order(count, before_batch, known=known, on_step=save)
+
+
+def _report(context: AllocationContext, done: float) -> None:
+    context.before_batch(done, "removing layers")

@@ -6,16 +6,15 @@ influence is removed, and the influence of the others is measured again
 (`intraslice_core/allocation/layer_removal.py`).
 
 The paper then grafts the removed layer's weights on its neighbours, `W_j + (A B) ∘ W_removed`, and
-trains A, B and LoRA adapters until the group's outputs are those of the dense model. Here, output
-projections of all layers after the first removed one are refitted to the dense hidden states, one
-least squares each (docs/method.md, section 5). It reaches the same target with what is linear in
-it: output projections, not the removed weights. `recover` trains.
+trains A, B and LoRA adapters towards the hidden states of the model before the removal. Here the
+output projections of all layers after the first removed one are refitted to the dense hidden
+states, one least squares each (docs/method.md, section 5). `recover` trains.
 
-Further differences from the authors' code (github.com/Muuuush/FuseGPT): all removals precede the
-refit, so that influences are measured between refits of none; neighbours are those after the
-removed layer, not four on either side; a budget between two numbers of layers is met by narrowing
-the MLP of the next layer in the order (`intraslice_core/allocation/depth.py`). Where norms follow
-the modules' outputs, no module can make up for another, and nothing is refitted.
+Further differences from the authors' code (github.com/Muuuush/FuseGPT): all layers are removed
+before the refit, so influences are those of the model without refit; all later layers are refitted,
+not a group of seven on both sides; a budget between two numbers of layers is met by narrowing the
+MLP of the next layer in the order (`intraslice_core/allocation/depth.py`). Where norms follow the
+modules' outputs, no module can make up for another, and nothing is refitted.
 """
 
 from __future__ import annotations

@@ -279,6 +279,7 @@ def test_whole_layers_say_before_the_work_which_ratios_a_target_can_meet(
     free = validate(client, body | {"compression": settings | {"ratio": 0.3}})
     estimate = free.json()["estimate"]
     assert estimate["achieved_ratio"] == pytest.approx(0.3, abs=0.005)
+    assert estimate["layers_after"] == 3
     stock = validate(client, body | {"compression": settings | {"target": "stock", "ratio": 0.3}})
     assert stock.status_code == 422
     (error,) = stock.json()["errors"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from intraslice_core.checkpoints.dense_model import DenseLayerReader
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CompressionConfig
 from intraslice_core.methods import METHODS
+from intraslice_core.pipeline import compress_model
+from intraslice_core.statistics_cache import StatisticsCache
 from tests.intraslice_core.compressing import compress_unverified
 from tests.intraslice_core.methods.masked_models import (
     CALIBRATION,
@@ -74,12 +77,41 @@ def test_layers_are_removed_in_the_order_of_a_model_that_is_run_anew(
         )
         reported: list[float] = []
         order = search.order(3, reported.append)
-    assert list(order[:3]) == expected
-    assert sorted(order) == list(range(5))
+    assert list(order) == expected
     assert reported == sorted(reported)
     assert 0.0 <= reported[0] < reported[-1] < 1.0
     report = compress_unverified(dense, tmp_path / "out", config(ratio=0.6))
     assert set(range(5)) - set(report.plan.remaining) == set(expected)
+
+
+def test_a_second_ratio_continues_the_cached_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = tiny_llama(tmp_path / "dense", num_hidden_layers=5, initializer_range=0.2)
+    place = StatisticsCache(directory=tmp_path / "shared", max_bytes=2**30)
+    measured: list[tuple[int, ...]] = []
+    measure = LayerRemovalSearch.influences
+
+    def counted(self: LayerRemovalSearch, removed: tuple[int, ...], before_batch: Any) -> Any:
+        measured.append(removed)
+        return measure(self, removed, before_batch)
+
+    monkeypatch.setattr(LayerRemovalSearch, "influences", counted)
+
+    def run(ratio: float, name: str, cache: StatisticsCache | None) -> bytes:
+        measured.clear()
+        out, settings = tmp_path / name, config(ratio=ratio)
+        compress_model(str(dense), out, settings, statistics_cache=cache, verify=False)
+        return (out / "model.safetensors").read_bytes()
+
+    alone = run(0.45, "alone", None)
+    assert len(measured) == 3  # two layers are removed, and the MLP of a third is narrowed
+    run(0.4, "first", place)
+    assert len(measured) == 2
+    assert run(0.45, "second", place) == alone
+    assert len(measured) == 1
+    run(0.2, "third", place)
+    assert measured == []
 
 
 @pytest.mark.parametrize("variant", STRUCTURES)

@@ -1,16 +1,13 @@
 """Means and mean squares of inner activations, streamed; memory is linear in the width.
 
-Methods that score single activations (FLAP, Wanda, 2SSP) need no correlations between them, and
-methods that score whole layers (ShortGPT, FuseGPT) one number each.
+Methods that score single activations (FLAP, Wanda, 2SSP) need no correlations between them.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from intraslice_core.errors import NumericalError
@@ -41,14 +38,12 @@ class DiagonalMoments:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerActivations:
-    """Moments of the inner activations of both modules of one layer, and the layer's influence."""
+    """Moments of the inner activations of both modules of one layer."""
 
     attention: DiagonalMoments
     """Moments of `o`, the output projection's inputs."""
     mlp: DiagonalMoments
     """Moments of `u`, the down projection's inputs."""
-    influence: float
-    """`1 - E[cos(x_in, x_out)]` over tokens, ShortGPT's block influence."""
 
     @property
     def nbytes(self) -> int:
@@ -58,9 +53,7 @@ class LayerActivations:
 
     def to(self, device: torch.device) -> LayerActivations:
         """Return the moments on a device."""
-        return LayerActivations(
-            attention=self.attention.to(device), mlp=self.mlp.to(device), influence=self.influence
-        )
+        return LayerActivations(attention=self.attention.to(device), mlp=self.mlp.to(device))
 
 
 class DiagonalAccumulator:
@@ -109,36 +102,3 @@ class DiagonalAccumulator:
         return DiagonalMoments(
             mean=mean / self._tokens, energy=energy / self._tokens, norm=norm / self._sequences
         )
-
-
-class InfluenceAccumulator:
-    """Mean over tokens of one minus the cosine of two hidden states (arXiv 2403.03853, eq. 1).
-
-    Args:
-        prefix_length: positions of the prefix at the beginning of every sequence, which are left
-            out.
-    """
-
-    def __init__(self, prefix_length: int = 0) -> None:
-        self._prefix_length = prefix_length
-        self._sum = 0.0
-        self._tokens = 0
-
-    def add(self, before: Tensor, after: Tensor) -> None:
-        """Add one batch of both hidden states, (batch, sequence, hidden_size) each."""
-        text = slice(self._prefix_length, None)
-        cosines = F.cosine_similarity(before[:, text].float(), after[:, text].float(), dim=-1)
-        self._sum += float((1.0 - cosines.double()).sum())
-        self._tokens += cosines.numel()
-
-    def influence(self) -> float:
-        """Return the mean, between 0 and 2.
-
-        Raises:
-            NumericalError: if no tokens were added or a hidden state was not finite.
-        """
-        if self._tokens == 0:
-            raise NumericalError("no tokens were seen")
-        if not math.isfinite(self._sum):
-            raise NumericalError("a hidden state is NaN or infinite")
-        return self._sum / self._tokens

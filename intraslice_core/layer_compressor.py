@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from intraslice_core import compensation, decoder_layer, linalg, slicing
+from intraslice_core.attention_decomposition import decompose_attention
 from intraslice_core.compensation import (
     Observation,
     OutputSpace,
@@ -155,6 +156,8 @@ class LayerCompressor:
         """Compress or remove the attention; return kept pairs, weights and measurements."""
         if self._plan.num_attention_heads == 0:
             return self._remove_attention()
+        if self._context.method.value_basis == "two_svds":
+            return decompose_attention(self._dense, self._plan, self._pass, self._context)
         pairs, pruned = self._prune_pairs()
         heads = self._select_heads()
         weights, outcome = self._compress_attention(pruned, heads)
@@ -181,10 +184,9 @@ class LayerCompressor:
         """Prune pairs by their score on the compressed hidden states; return as `_prune_pairs`."""
         settings, keep = self._context.settings, self._plan.qk_pairs
         statistics, energies = pair_statistics(self._dense, self._pass, self._context)
-        if self._context.method.pair_score == "product":
-            score = rotary_pairs.product_score(statistics)
-        else:
-            score = rotary_pairs.centered_score(statistics)
+        kind = self._context.method.pair_score
+        assert kind != "magnitude"  # only methods without refit select by weights
+        score = rotary_pairs.pair_score(kind, statistics)
         self._spectra.append(spectra.score_spectrum("rotary pairs", "score", score, keep))
         pairs = rotary_pairs.keep_best_pairs(score, keep)
         return pairs, slicing.slice_rotary_pairs(self._dense, pairs, settings, energies)
@@ -463,6 +465,9 @@ class LayerCompressor:
         gram = moments.gram[:width, :width]
         if method.neuron_choice == "energy":
             score = neurons.energy_score(gram, self._mlp_space.rows()[:width])
+            choice = neurons.keep_best_neurons(score, keep)
+        elif method.neuron_choice == "leverage":
+            score = neurons.leverage_score(gram, method.choice_damping)
             choice = neurons.keep_best_neurons(score, keep)
         else:
             fitted = self._refit.dense_output(fit, held_out, self._mlp_space)[:width]

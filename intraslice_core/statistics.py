@@ -351,6 +351,8 @@ class RotaryStatistics:
     """`E‖k_pair - mean over the sequence's keys‖²`, after RoPE."""
     product: Tensor
     """`Σ_h mean|q_j k_j| + mean|q_{j+e/2} k_{j+e/2}|` after RoPE (arXiv 2602.01975)."""
+    energy_product: Tensor
+    """`Σ_h E[q_j²] E[k_j²] + E[q_{j+e/2}²] E[k_{j+e/2}²]` after RoPE (arXiv 2408.09632)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,6 +416,9 @@ class RotaryAccumulator:
     All queries attend to their keys, so these are part of the spread of the keys.
     """
     _query: Tensor = field(init=False)
+    """Sum of squares of each dimension, (num_key_value_heads, 2·pairs)."""
+    _text_key: Tensor = field(init=False)
+    """The same of keys at the positions that are queries."""
     _key: Tensor = field(init=False)
     _product: Tensor = field(init=False)
     _tokens: int = field(init=False, default=0)
@@ -421,9 +426,10 @@ class RotaryAccumulator:
 
     def __post_init__(self) -> None:
         shape = (self.num_key_value_heads, self.pairs)
-        self._query = torch.zeros(shape, dtype=WORKING_DTYPE, device=self.device)
-        self._key = torch.zeros_like(self._query)
-        self._product = torch.zeros_like(self._query)
+        self._key = torch.zeros(shape, dtype=WORKING_DTYPE, device=self.device)
+        self._product = torch.zeros_like(self._key)
+        self._query = torch.cat((self._key, self._key), dim=-1)
+        self._text_key = torch.zeros_like(self._query)
 
     def _per_pair(self, per_dimension: Tensor) -> Tensor:
         """Sum the two dimensions of every pair: (heads, 2·pairs) → (heads, pairs)."""
@@ -443,7 +449,8 @@ class RotaryAccumulator:
         text = slice(self.prefix_length, None)
         q, k = _wide(query)[:, :, text], _wide(key)
         grouped = q.reshape(q.shape[0], self.num_key_value_heads, -1, *q.shape[2:])
-        self._query += self._per_pair(grouped.square().sum(dim=(0, 2, 3)))
+        self._query += grouped.square().sum(dim=(0, 2, 3))
+        self._text_key += k[:, :, text].square().sum(dim=(0, 2))
         centred = k - k.mean(dim=2, keepdim=True)
         self._key += self._per_pair(centred.square().sum(dim=(0, 2)))
         self._keys += k.shape[0] * k.shape[2]
@@ -455,10 +462,12 @@ class RotaryAccumulator:
 
     def statistics(self) -> RotaryStatistics:
         """Return averages over all tokens so far."""
+        energies = self._query / self._tokens * (self._text_key / self._tokens)
         return RotaryStatistics(
-            query_energy=self._query / self._tokens,
+            query_energy=self._per_pair(self._query) / self._tokens,
             centered_key_energy=self._key / self._keys,
             product=self._product / self._tokens,
+            energy_product=self._per_pair(energies),
         )
 
 

@@ -1,7 +1,8 @@
 """Removal of whole heads and neurons of one layer by scores, without refit.
 
 The scores are those of FLAP (arXiv 2312.11983), of Wanda structured as in FLAP's code (Wanda-sp),
-and of 2SSP (arXiv 2501.17771). All follow from means and mean squares of inner activations.
+of 2SSP (arXiv 2501.17771) and of TransAct (arXiv 2407.05690). All follow from means and mean
+squares of inner activations.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from intraslice_core.methods import UnitScore
 from intraslice_core.plan import LayerPlan
 from intraslice_core.selection.activation_scores import (
     fluctuation_score,
+    head_lengths,
     standardised,
     wanda_score,
 )
@@ -74,20 +76,24 @@ def score_units(
     Args:
         score: `fluctuation` is FLAP's weighted variance; its code squares that of the attention.
             `wanda` is `√E[z²] · mean|W|`. `norm` is 2SSP's mean length of a neuron's activations
-            in a sequence, and does not rank heads.
+            in a sequence, and does not rank heads. `length` is TransAct's `√E[z²]`; its score of a
+            head, the mean plus `10 / head_dim` times the largest, is given to all of its inputs.
         activations: moments of the inner activations.
         weights: of the layer.
     """
     attention, mlp = activations.attention, activations.mlp
+    attention_scores: Tensor | None
     heads = weights.attention_output.weight.mT
     neurons = weights.mlp_output.weight.mT
-    attention_scores: Tensor | None
     if score == "fluctuation":
         attention_scores = fluctuation_score(attention.mean, attention.energy, heads).square()
         mlp_scores = fluctuation_score(mlp.mean, mlp.energy, neurons)
     elif score == "wanda":
         attention_scores = wanda_score(attention.energy, heads)
         mlp_scores = wanda_score(mlp.energy, neurons)
+    elif score == "length":
+        attention_scores = head_lengths(attention.energy, weights.num_attention_heads)
+        mlp_scores = mlp.energy.sqrt()
     else:
         attention_scores, mlp_scores = None, mlp.norm
     return LayerUnits(
@@ -152,6 +158,42 @@ def remove_units(
     return replace(slicing.slice_neurons(sliced, neurons), mlp_output=output), pairs
 
 
+def kept_units(
+    plan: LayerPlan, settings: LayerSettings, units: LayerUnits
+) -> tuple[Tensor, Tensor]:
+    """Return what `remove_units` keeps of a layer with attention; arguments as there.
+
+    Returns:
+        Inputs of the attention's output projection, (inputs,), and neurons, (neurons,), both
+        ascending, int64.
+    """
+    neurons = keep_best(units.mlp, plan.intermediate_size)
+    scores = units.heads(settings.num_attention_heads)
+    inputs = torch.arange(units.attention_mean.shape[0], device=neurons.device)
+    if plan.num_attention_heads < settings.num_attention_heads:
+        assert scores is not None  # only methods that rank heads have plans with some of them
+        groups = plan.num_key_value_heads
+        kept_groups, queries = keep_best_heads(
+            scores, settings.num_key_value_heads, groups, plan.num_attention_heads // groups
+        )
+        inputs = _inputs_of(kept_groups, queries, settings, inputs)
+    return inputs, neurons
+
+
+def _inputs_of(groups: Tensor, queries: Tensor, settings: LayerSettings, inputs: Tensor) -> Tensor:
+    """Return those of the output projection's inputs that belong to kept heads, (inputs,).
+
+    Args:
+        groups: as from `keep_best_heads`.
+        queries: as from `keep_best_heads`.
+        settings: of the layer.
+        inputs: all inputs, (num_attention_heads · head_dim,), int64.
+    """
+    group_size = settings.num_attention_heads // settings.num_key_value_heads
+    heads = (groups.unsqueeze(-1) * group_size + queries).flatten()
+    return inputs.view(settings.num_attention_heads, -1)[heads].flatten()
+
+
 def _remove_heads(
     weights: LayerWeights,
     plan: LayerPlan,
@@ -176,9 +218,7 @@ def _remove_heads(
         # A norm across all heads divides by the energy of those that remain.
         energies = slicing.weight_energies(weights) if settings.qk_norm_across_heads else None
         sliced = slicing.slice_heads(weights, kept_groups, queries, settings, energies)
-        group_size = settings.num_attention_heads // settings.num_key_value_heads
-        heads = (kept_groups.unsqueeze(-1) * group_size + queries).flatten()
-        kept_inputs = kept_inputs.view(settings.num_attention_heads, -1)[heads].flatten()
+        kept_inputs = _inputs_of(kept_groups, queries, settings, kept_inputs)
     output = _with_mean(
         sliced.attention_output, weights.attention_output, units.attention_mean, kept_inputs, bias
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from intraslice_core.allocation.depth import depth_plan
+from intraslice_core.allocation.layer_ratios import influence_plan
 from intraslice_core.allocation.two_stage import two_stage_plan
 from intraslice_core.allocation.uniform import head_rectangles, uniform_plan, with_heads
 from intraslice_core.config import CompressionSettings
@@ -48,6 +49,8 @@ def plain_plan(
 
     Those that are removed are then the last ones.
 
+    Layers of the allocation `block_influence` are equal, too, as if all had the same influence.
+
     Args:
         settings: of the compression.
         geometry: of the dense model.
@@ -63,5 +66,8 @@ def plain_plan(
         return two_stage_plan(geometry, ratio, round_to, constraint)
     if allocator == "whole_layers":
         return depth_plan(geometry, ratio, round_to, constraint)
+    if allocator == "block_influence":
+        equal = (0.0,) * geometry.num_hidden_layers
+        return influence_plan(geometry, equal, ratio, round_to, constraint, settings.module_cap)
     whole_heads = METHODS[settings.method].units is not None
     return uniform_plan(geometry, ratio, round_to, constraint, whole_heads=whole_heads)

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from intraslice_core import decoder_layer
 from intraslice_core.checkpoints.dense_model import DenseLayers
-from intraslice_core.diagonal_moments import InfluenceAccumulator
 from intraslice_core.errors import NumericalError
 from intraslice_core.files import atomic_file
+from intraslice_core.sensitivity.block_influence import InfluenceAccumulator
 from intraslice_core.sensitivity.dense_pass import sequences_at_once
 
 MAX_TOKENS = 1024

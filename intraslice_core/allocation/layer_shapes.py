@@ -10,12 +10,13 @@ from intraslice_core.allocation.budget import resolve_round_to
 from intraslice_core.allocation.context import AllocationContext, Shapes, allocation_report
 from intraslice_core.allocation.depth import depth_of, depth_plan
 from intraslice_core.allocation.estimators import CalibrationSplit
+from intraslice_core.allocation.influence_shapes import block_influences
 from intraslice_core.allocation.layer_removal import (
     LayerRemovalSearch,
     load_order,
     save_order,
 )
-from intraslice_core.allocation.unit_shapes import measured_activations, unit_scores
+from intraslice_core.allocation.unit_shapes import unit_scores
 from intraslice_core.calibration import calibration_hash
 from intraslice_core.methods import METHODS
 from intraslice_core.unit_removal import LayerUnits
@@ -44,12 +45,11 @@ def layer_shapes(context: AllocationContext, tokens: Tensor, split: CalibrationS
     depth = depth_of(geometry, ratio, step, constraint)
     units: tuple[LayerUnits, ...] | None = None
     if removal.influence == "layer":
-        activations = measured_activations(context, tokens)
-        influences = [moments.influence for moments in activations]
+        scored = METHODS[context.config.method].units if depth.widths else None
+        influences = block_influences(context, tokens, 1.0 if scored is None else 0.5)
         order = tuple(sorted(range(len(influences)), key=lambda layer: (influences[layer], layer)))
-        scored = METHODS[context.config.method].units
-        if depth.widths and scored is not None:
-            units = unit_scores(context, activations, scored)
+        if scored is not None:
+            units = unit_scores(context, tokens, scored, 0.5, 0.5)
     else:
         order = _order_of_removal(context, split, depth.changed)
     return Shapes(

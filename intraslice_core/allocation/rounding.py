@@ -124,7 +124,7 @@ def _problem(
         plain_plan(settings, geometry, budget.ratio, step, constraint)
     except ConfigurationError as error:
         own_widths = "width" not in constraint.same_across_layers
-        fixed = ("uniform", "two_stage", "whole_layers")
+        fixed = ("uniform", "two_stage", "block_influence", "whole_layers")
         if own_widths and resolve_allocator(settings) not in fixed:
             one_step = geometry.mlp_projections * geometry.hidden_size * step
             if one_step <= constraint.tolerance * budget.parameters:

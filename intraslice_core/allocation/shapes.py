@@ -33,6 +33,7 @@ from intraslice_core.allocation.fast_shapes import (
     fast_shapes,
     fast_shapes_report,
 )
+from intraslice_core.allocation.influence_shapes import influence_shapes
 from intraslice_core.allocation.judge import HeldOutDivergence, difference
 from intraslice_core.allocation.layer_shapes import layer_shapes
 from intraslice_core.allocation.search import (
@@ -110,6 +111,8 @@ def _choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
             measured = replace(measured, layers=with_shared_pairs(measured.layers))
     if context.budget.ratio == 0.0 or allocator == "uniform":
         return _uniform(context, measured)
+    if allocator == "block_influence":
+        return influence_shapes(context, tokens)
     if allocator == "lagrangian":
         shapes = _lagrangian(context, measured or _measured(context, split, tokens), split)
         return shapes if free is None else _with_unconstrained_loss(context, shapes, free, split)

@@ -57,7 +57,7 @@ def uniform_plan(
     if whole_heads:
         attention = _whole_heads(geometry, keep, constraint)
     else:
-        attention = _attention(geometry, keep, round_to, constraint)
+        attention = attention_plan(geometry, keep, round_to, constraint)
     budget = keep * geometry.dense_plan().parameters(geometry)
     left = budget - layers * attention.attention_parameters(geometry)
     widths = distribute(geometry, left, round_to)
@@ -87,7 +87,7 @@ def _plan_of_input(
                 "head_dim": max(layer.qk_head_dim, 2),
             }
         )
-        cut = _attention(own, keep, round_to, replace(constraint, qk_equals_value=False))
+        cut = attention_plan(own, keep, round_to, replace(constraint, qk_equals_value=False))
         value = round_to_multiple(keep * layer.v_head_dim, round_to, layer.v_head_dim)
         whole = constraint.stays_whole("pairs", geometry.rotary_pairs)
         if layer.num_attention_heads == 0 or whole:
@@ -120,7 +120,7 @@ def _shares(widths: list[int], share: float, round_to: int) -> list[int]:
     return shares
 
 
-def _attention(
+def attention_plan(
     geometry: ModelGeometry, keep: float, round_to: int, constraint: ShapeConstraint
 ) -> LayerPlan:
     """Return the plan of every layer's attention, with an MLP width of 0."""

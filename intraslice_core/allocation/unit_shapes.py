@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -12,9 +12,11 @@ from intraslice_core.allocation.budget import resolve_round_to
 from intraslice_core.allocation.context import AllocationContext, Shapes, allocation_report
 from intraslice_core.allocation.estimators import CalibrationSplit
 from intraslice_core.allocation.fast_shapes import equal_plan, with_fast_widths
+from intraslice_core.allocation.shots import CutModel, plans_between
 from intraslice_core.allocation.threshold import UnitScores, threshold_plan
 from intraslice_core.allocation.two_stage import removed_attentions, two_stage_plan
 from intraslice_core.calibration import calibration_hash
+from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.diagonal_moments import LayerActivations
 from intraslice_core.methods import METHODS, UnitRemoval, resolve_allocator
 from intraslice_core.plan import ModelPlan
@@ -50,8 +52,12 @@ def unit_shapes(context: AllocationContext, tokens: Tensor, split: CalibrationSp
     report = allocation_report(context.config.allocation, allocator)
     if removal.inputs == "compressed":
         return Shapes(plan=_equal(context), sensitivity=None, report=report)
+    if removal.shots > 1:
+        plan = _equal(context)
+        units = _scores_in_shots(context, tokens, removal, plan)
+        return Shapes(plan=plan, sensitivity=None, report=report, units=units)
     share = _MEASUREMENT_SHARE if allocator == "two_stage" else 1.0
-    units = unit_scores(context, measured_activations(context, tokens, share), removal)
+    units = unit_scores(context, tokens, removal, share)
     if allocator == "two_stage":
         plan = _two_stage(context, split, units)
     elif allocator == "global_threshold":
@@ -132,9 +138,25 @@ def _two_stage(
 
 
 def unit_scores(
-    context: AllocationContext, activations: Sequence[LayerActivations], removal: UnitRemoval
+    context: AllocationContext,
+    tokens: Tensor,
+    removal: UnitRemoval,
+    share: float,
+    done_before: float = 0.0,
 ) -> tuple[LayerUnits, ...]:
-    """Return the scores of all layers from their activations, on the CPU."""
+    """Return the scores of all layers, on the CPU.
+
+    Args:
+        context: inputs of the choice.
+        tokens: calibration, (samples, length), int64.
+        removal: names the score.
+        share: share of the stage's time that the pass takes.
+        done_before: share that is done.
+
+    Raises:
+        NumericalError: naming layer and module.
+    """
+    activations = _activations(context, tokens, share, done_before)
     return tuple(
         score_units(removal.score, moments.to(context.device), context.layers.weights(layer)).to(
             "cpu"
@@ -143,25 +165,56 @@ def unit_scores(
     )
 
 
-def measured_activations(
-    context: AllocationContext, tokens: Tensor, share: float = 1.0
+def _scores_in_shots(
+    context: AllocationContext, tokens: Tensor, removal: UnitRemoval, final: ModelPlan
+) -> tuple[LayerUnits, ...]:
+    """Return the scores of all layers before the last shot, on the CPU."""
+    dense = context.geometry.dense_plan()
+    shots = removal.shots if final != dense else 1
+    units = unit_scores(context, tokens, removal, 1.0 / shots)
+    plans = plans_between(dense, final, shots)
+    for shot, plan in enumerate(plans, start=1):
+        model = CutModel(layers=context.layers, plan=plan, units=units)
+        activations = _activations(
+            context,
+            tokens,
+            1.0 / shots,
+            shot / shots,
+            cut=model.cut,
+            facts={"score": removal.score, "cuts": [own.model_dump() for own in plans[:shot]]},
+        )
+        units = tuple(
+            model.rescored(layer, removal.score, moments.to(context.device)).to("cpu")
+            for layer, moments in enumerate(activations)
+        )
+    return units
+
+
+def _activations(
+    context: AllocationContext,
+    tokens: Tensor,
+    share: float,
+    done_before: float = 0.0,
+    *,
+    cut: Callable[[int, LayerWeights], LayerWeights] | None = None,
+    facts: Mapping[str, object] = MappingProxyType({}),
 ) -> tuple[LayerActivations, ...]:
-    """Load the moments of all layers from the cache, or measure and cache them.
+    """Load the moments from the cache, or measure and cache them.
 
     Args:
         context: inputs of the choice.
         tokens: calibration, (samples, length), int64.
-        share: of the stage's time that the measurement takes.
-
-    Raises:
-        NumericalError: naming layer and module.
+        share: share of the stage's time that this pass takes.
+        done_before: share that is done.
+        cut: as in `measure_activations`.
+        facts: everything that `cut` depends on besides the model and the tokens.
     """
     cache = context.cache
     key = context.key(
         activations=calibration_hash(tokens),
-        parts=[part.name for part in fields(LayerActivations)],
         prefix_length=context.prefix_length,
         batch_size=context.config.batch_size,
+        **facts,
     )
     name = f"activations-{key[:32]}.safetensors"
     cached = None if cache is None else load_activations(cache.directory / name)
@@ -171,8 +224,11 @@ def measured_activations(
         context.layers,
         tokens,
         batch_size=context.config.batch_size,
-        before_batch=lambda done: context.before_batch(share * done, "measuring activations"),
+        before_batch=lambda done: context.before_batch(
+            done_before + share * done, "measuring activations"
+        ),
         prefix_length=context.prefix_length,
+        cut=cut,
     )
     if cache is not None and cache.has_room(sum(moments.nbytes for moments in measured)):
         save_activations(cache.directory / name, measured)

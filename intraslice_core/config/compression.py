@@ -33,10 +33,11 @@ Allocator = Literal[
     "lagrangian",
     "global_threshold",
     "two_stage",
+    "block_influence",
     "whole_layers",
 ]
-"""Budget allocation strategy (docs/method.md, section 4); the last three are methods' own, of FLAP,
-of 2SSP, and of the methods that remove decoder layers."""
+"""Budget allocation strategy (docs/method.md, section 4); the last four are methods' own, of FLAP,
+2SSP, MoDeGPT, and the methods that remove decoder layers."""
 
 Allocation = Literal["auto", "uniform", "fisher", "fisher_pca", "lagrangian"]
 """Requested allocation strategy; `auto` selects the method's own (`methods.resolve_allocator`)."""

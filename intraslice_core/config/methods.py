@@ -19,6 +19,8 @@ Method = Literal[
     "flap",
     "wanda_sp",
     "2ssp",
+    "modegpt",
+    "transact",
     "shortgpt",
     "fusegpt",
 ]
@@ -70,6 +72,16 @@ METHOD_DESCRIPTIONS: Mapping[Method, MethodDescription] = MappingProxyType(
             title="2SSP",
             summary="neurons by the length of their activations, then whole attentions by the loss",
             reference="arXiv 2501.17771",
+        ),
+        "modegpt": MethodDescription(
+            title="MoDeGPT",
+            summary="one decomposition for each kind of module, ratios by layers' block influence",
+            reference="arXiv 2408.09632",
+        ),
+        "transact": MethodDescription(
+            title="TransAct",
+            summary="heads and neurons by the length of their activations, rescored in shots",
+            reference="arXiv 2407.05690",
         ),
         "shortgpt": MethodDescription(
             title="ShortGPT",

@@ -250,7 +250,10 @@ class _Work:
         """Count the pass over the calibration, and the removal of modules or layers one by one."""
         parts, layer = self.parts, self.attention() + self.mlp()
         measured = parts.activations * self.layers * layer
-        removals = layer_removal_passes(self.layers, (1.0 - self.kept) * self.layers)
+        removed = (1.0 - self.kept) * self.layers
+        if METHODS[self.compression.method].layers is not None and not self._is_whole(removed):
+            measured *= 2  # influences of layers, then scores of the neurons of the next one
+        removals = layer_removal_passes(self.layers, removed)
         measured += parts.layer_tokens / self.length * removals * layer
         if not parts.attention_tokens:
             return measured
@@ -260,6 +263,11 @@ class _Work:
         passes = attention_passes(self.layers, removed) * layer
         heads = removed * self.layers * self.head()
         return measured + parts.attention_tokens / self.length * (passes + heads)
+
+    @staticmethod
+    def _is_whole(layers: float) -> bool:
+        """Return whether no MLP has to make up for a part of a layer."""
+        return abs(layers - round(layers)) < 1e-6
 
     # -- the compression -------------------------------------------------------------------
 
@@ -279,8 +287,21 @@ class _Work:
         kept, dense = self.kept, METHODS[self.compression.method].dense_target
         sliced = kept if self._selects_first else 2 * kept
         attention = (1 + sliced + dense) * self.attention()
+        if self._decomposes_attention:
+            attention = kept * self.attention() + self._projections()
         inner = 1 - 1 / self.geometry.mlp_projections
         return sequences * self.layers * (attention + (inner + kept + dense) * self.mlp())
+
+    @property
+    def _decomposes_attention(self) -> bool:
+        """True if the attention is factorised by moments of its heads, without a refit."""
+        return METHODS[self.compression.method].value_basis == "two_svds"
+
+    def _projections(self) -> float:
+        """Count the queries, keys and values of one sequence, and the moments of the values."""
+        groups, width = self.geometry.num_key_value_heads, self.geometry.head_dim
+        rows = self.inner + 2 * groups * width
+        return 2.0 * self.length * (self.geometry.hidden_size * rows + groups * width**2)
 
     def unit_passes(self) -> float:
         """Count the dense and the sliced layers where units are scored layer after layer."""
@@ -296,6 +317,8 @@ class _Work:
         corrects = METHODS[self.compression.method].dense_target
         share = self.kept if self._selects_first else 1.0
         inner, neurons = share * self.inner, share * width
+        if self._decomposes_attention:
+            inner = 0.0
         grams = _TRIANGLE * (inner**2 + neurons**2) + neurons * (width - neurons)
         crosses = inner * hidden + corrects * (inner + neurons) * hidden
         return 2.0 * sequences * self.length * self.layers * (grams + crosses)
@@ -319,7 +342,13 @@ class _Work:
             products = (final + 2 + held_out) * hidden + 4 * compared * probes
             return factors + 2.0 * size**2 * products
 
-        both = solves(self.inner * self.kept) + solves(width * self.kept)
+        both = solves(width * self.kept)
+        if self._decomposes_attention:
+            projected = 0.0
+        else:
+            both += solves(self.inner * self.kept)
+        if method.neuron_choice == "leverage":
+            both += width**3  # the inverse of the whole Gram matrix
         return self.layers * (projected + crosses + both)
 
     def _solve(self, width: float, tries: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from intraslice_core.config import CompressionConfig, EvaluationConfig
+from intraslice_core.config import Allocator, CompressionConfig, EvaluationConfig, Method
 from intraslice_core.methods import METHODS, resolve_allocator
 from intraslice_core.progress import Stage
 from intraslice_core.text_sources import WRITTEN
@@ -39,7 +39,7 @@ class EstimatorSequences:
     judged_tokens: int
     """Tokens on which each of the compared plans is judged."""
     activations: int = 0
-    """Sequences whose inner activations are measured."""
+    """Sequences whose inner activations or block influences are measured, all passes together."""
     attention_tokens: int = 0
     """Tokens on which attentions are removed one by one; 0 for methods that do not."""
     layer_tokens: int = 0
@@ -65,7 +65,6 @@ class EstimatorSequences:
         metric = first(MIN_METRIC_TOKENS, 16) if measures else 0
         estimator = min(max(8, samples // 8), rest) if estimates else 0
         cut = min(check, TRIAL_CUT_SEQUENCES)
-        units = METHODS[compression.method].units
         two_stage = allocator == "two_stage" and compression.ratio != 0.0
         attention_tokens = check * min(length, ATTENTION_TOKENS // check)
         removal = METHODS[compression.method].layers
@@ -78,10 +77,18 @@ class EstimatorSequences:
             trial_fit=first(TRIAL_FIT_TOKENS, samples) if compares_plans else 0,
             trial_cut_tokens=cut_tokens if allocator == "lagrangian" else 0,
             judged_tokens=check * min(length, MAX_JUDGED_TOKENS // check) * compares_plans,
-            activations=samples if units is not None and units.inputs == "dense" else 0,
+            activations=samples * _activation_passes(compression.method, allocator),
             attention_tokens=attention_tokens * two_stage,
             layer_tokens=layer_tokens * (by_model and compression.ratio != 0.0),
         )
+
+
+def _activation_passes(method: Method, allocator: Allocator) -> int:
+    """Return the passes over the calibration that measure activations or the layers' influence."""
+    units = METHODS[method].units
+    if units is not None and units.inputs == "dense":
+        return units.shots
+    return int(allocator == "block_influence")
 
 
 def trial_layers(layers: int) -> tuple[int, ...]:

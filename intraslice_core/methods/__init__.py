@@ -26,7 +26,9 @@ from intraslice_core.methods.method import (
     UnitRemoval,
     UnitScore,
 )
+from intraslice_core.methods.modegpt import MODEGPT
 from intraslice_core.methods.shortgpt import SHORTGPT
+from intraslice_core.methods.transact import TRANSACT
 from intraslice_core.methods.two_ssp import TWO_SSP
 from intraslice_core.methods.wanda_sp import WANDA_SP
 
@@ -37,6 +39,8 @@ METHODS: dict[Method, CompressionMethod] = {
     "flap": FLAP,
     "wanda_sp": WANDA_SP,
     "2ssp": TWO_SSP,
+    "modegpt": MODEGPT,
+    "transact": TRANSACT,
     "shortgpt": SHORTGPT,
     "fusegpt": FUSEGPT,
 }

@@ -11,7 +11,7 @@ CONSTRAINED_ALLOCATIONS: tuple[Allocation, ...] = ("auto", "uniform", "lagrangia
 """Allocations that support constraints; the Fisher allocators of the paper do not."""
 ALL_ALLOCATIONS: tuple[Allocation, ...] = (*CONSTRAINED_ALLOCATIONS, "fisher", "fisher_pca")
 
-UnitScore = Literal["fluctuation", "wanda", "norm"]
+UnitScore = Literal["fluctuation", "wanda", "norm", "length"]
 """Score of a unit, which is a head or a neuron (`unit_removal.score_units`)."""
 Validation = Literal["held_out", "left_out_source"]
 """Ways to choose dampings (docs/method.md, section 5)."""
@@ -27,6 +27,9 @@ class UnitRemoval:
     compressed before."""
     bias_compensation: bool = False
     """Add the mean contribution of what is removed to the biases of the output projections."""
+    shots: int = 1
+    """Steps in which units are removed; before each, the rest is scored on what earlier steps
+    left. More than one needs sizes that are known beforehand (allocator `uniform`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +55,15 @@ class CompressionMethod:
     """Targets whose shapes the method can produce."""
     allocations: tuple[Allocation, ...] = ALL_ALLOCATIONS
     """Allocations that the method may be combined with."""
-    pair_score: Literal["centered", "product", "magnitude"] = "magnitude"
-    value_basis: Literal["weighted", "pca", "magnitude"] = "magnitude"
-    neuron_choice: Literal["obs", "energy", "magnitude"] = "magnitude"
+    pair_score: Literal["centered", "product", "energy_product", "magnitude"] = "magnitude"
+    value_basis: Literal["weighted", "pca", "two_svds", "magnitude"] = "magnitude"
+    neuron_choice: Literal["obs", "energy", "leverage", "magnitude"] = "magnitude"
     measures_sensitivity: bool = False
     """Select by the sensitivity of the dense model instead of each layer's compressed inputs."""
     cuts_heads: bool = False
     """Let the `lagrangian` allocator remove heads; needs their measured sensitivity."""
     compensate: bool = False
-    """Refit the next projection by least squares."""
+    """Refit the next projection by least squares; with `two_svds` that of the MLP alone."""
     dense_target: bool = False
     """Fit towards the dense hidden states (section 5) instead of the module's own output."""
     shrink_to_weights: bool = False

@@ -1,8 +1,9 @@
 """Scores of output projections' inputs by activations and weights, without refit.
 
 FLAP (arXiv 2312.11983) and Wanda (arXiv 2306.11695, structured as in FLAP's code, "Wanda-sp") score
-an inner activation of a module by its spread or its size and by the weights that read it. Each
-score needs the mean and the mean square of the activation alone, no correlations.
+an inner activation of a module by its spread or its size and by the weights that read it, TransAct
+(arXiv 2407.05690) by its size alone. Each score needs the mean and the mean square of the
+activation alone, no correlations.
 """
 
 from __future__ import annotations
@@ -35,6 +36,21 @@ def wanda_score(energy: Tensor, output: Tensor) -> Tensor:
         output: output projection by rows of activations, (width, hidden_size).
     """
     return energy.clamp_min(0.0).sqrt() * output.to(energy).abs().mean(-1)
+
+
+def head_lengths(energy: Tensor, heads: int) -> Tensor:
+    """Return TransAct's score of each input's head, (heads · head_dim,).
+
+    A head scores the mean length `√E[z_j²]` of its inputs plus `10 / head_dim` times the largest.
+
+    Args:
+        energy: `E[z²]`, (heads · head_dim,).
+        heads: query heads.
+    """
+    lengths = energy.sqrt().view(heads, -1)
+    width = lengths.shape[1]
+    scores = lengths.mean(1) + 10.0 / width * lengths.amax(1)
+    return scores.repeat_interleave(width)
 
 
 def standardised(scores: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from intraslice_core import linalg
 from intraslice_core.linalg import Factor
 
 OBS_CHUNK_DIVISOR = 48
@@ -42,6 +43,23 @@ def energy_score(gram: Tensor, output: Tensor) -> Tensor:
         output: down projection by rows of neurons, (width, hidden_size).
     """
     return gram.diagonal() * output.to(gram).square().sum(-1)
+
+
+def leverage_score(gram: Tensor, damping: float) -> Tensor:
+    """Return the ridge leverage scores `diag(H (H + λI)⁻¹)` of arXiv 2408.09632, (width,), float64.
+
+    A neuron scores near 1 if the others do not span it, less the better they do.
+
+    Args:
+        gram: `H = E[u uᵀ]`, (width, width).
+        damping: λ relative to the mean of H's diagonal.
+
+    Raises:
+        NumericalError: if H is not finite or no rung of the ladder succeeds.
+    """
+    matrix = linalg.DampedMatrix(gram)
+    factor = matrix.factor(damping)
+    return 1.0 - factor.damping * matrix.scale * factor.inverse().diagonal()
 
 
 def magnitude_score(gate: Tensor | None, up: Tensor, output: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ jointly by the effect of their removal on the attention's output.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +19,18 @@ from intraslice_core.statistics import RotaryStatistics
 # -- scores ------------------------------------------------------------------------------------
 
 
-def product_score(statistics: RotaryStatistics) -> Tensor:
-    """Return the pair score of arXiv 2602.01975: mean |query · key| per dimension after RoPE."""
-    return statistics.product
+def pair_score(
+    kind: Literal["product", "energy_product", "centered"], statistics: RotaryStatistics
+) -> Tensor:
+    """Return the score of every pair, (num_key_value_heads, pairs); higher is more important.
+
+    `product` is that of arXiv 2602.01975, the mean |query · key| per dimension after RoPE.
+    `energy_product` is that of arXiv 2408.09632 (CR decomposition), the product of the second
+    moments of query and key per dimension, without centring. `centered` is `centered_score`.
+    """
+    if kind == "centered":
+        return centered_score(statistics)
+    return statistics.product if kind == "product" else statistics.energy_product
 
 
 def centered_score(statistics: RotaryStatistics) -> Tensor:

@@ -6,13 +6,15 @@ then refitted by least squares, so that only the span of `B` matters.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from intraslice_core import linalg
 
 BASIS_DAMPING = 1e-6
-"""Relative damping of `S`; keeps S^{-1/2} finite where the values have less than full rank."""
+"""Relative damping of second moments; keeps S^{-1/2} finite for values of less than full rank."""
 
 
 def group_second_moment(gram: Tensor, num_key_value_heads: int, head_dim: int) -> Tensor:
@@ -83,6 +85,46 @@ def weighted_directions(moment: Tensor, output: Tensor) -> tuple[Tensor, Tensor]
     wide = per_group.transpose(1, 2).flatten(2)
     vectors, spectrum = linalg.leading_left_singular_vectors(root @ wide, head_dim)
     return inverse_root @ vectors, spectrum
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueFactors:
+    """Factors of every KV group's values: `v` is replaced by `R Bᵀv`."""
+
+    basis: Tensor
+    """`B`, orthonormal columns, (num_key_value_heads, head_dim, keep), float64."""
+    expansion: Tensor
+    """`R`, (num_key_value_heads, head_dim, keep), float64; the output projection reads it."""
+    spectrum: Tensor
+    """Squared singular values `Σ'²`, (num_key_value_heads, head_dim), descending, float64."""
+
+
+def two_svds(moment: Tensor, output: Tensor, keep: int) -> ValueFactors:
+    """Return the factors of least error of values and output projection (arXiv 2408.09632).
+
+    The publication decomposes `C^{1/2} Wv = U Σ Vᵀ`, with `C = E[x xᵀ]` of the attention's inputs,
+    then `Σ Vᵀ Wo = U' Σ' V'ᵀ`, and returns `C^{-1/2} U U'_r` and `Σ'_r V'_rᵀ`. The first of them is
+    `Wv D` with `D = V Σ⁻¹ U'_r`, and both V and Σ follow from `M = Wvᵀ C Wv = E[v vᵀ]`: C itself is
+    not needed. `D` spans the basis of `weighted_directions(M, Wo)`, and with any basis `B` of its
+    span, the second factor is `Rᵀ Wo` with `R = M B (Bᵀ M B)⁻¹`.
+
+    The squared error `Σ_h E‖(v - R Bᵀv) W_h‖²` over the query heads of a group is the sum of the
+    squared singular values beyond `keep`.
+
+    Args:
+        moment: `M`, (num_key_value_heads, head_dim, head_dim).
+        output: output projection by rows of heads, (num_attention_heads · head_dim, hidden_size).
+        keep: columns.
+
+    Raises:
+        NumericalError: if `M` is not finite or a decomposition fails.
+    """
+    directions, spectrum = weighted_directions(moment, output)
+    basis = leading_basis(directions, keep)
+    wide = linalg.symmetrise(moment)
+    factor = linalg.damped_cholesky(basis.mT @ wide @ basis, BASIS_DAMPING)
+    expansion = factor.solve(basis.mT @ wide).mT
+    return ValueFactors(basis=basis, expansion=expansion, spectrum=spectrum)
 
 
 def leading_basis(directions: Tensor, keep: int) -> Tensor:

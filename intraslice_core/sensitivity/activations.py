@@ -1,7 +1,5 @@
 """Pass over the dense model that measures means and mean squares of inner activations.
 
-It also measures how much each layer changes the direction of the hidden states.
-
 It holds the hidden states of the calibration sequences and a few vectors per module.
 """
 
@@ -10,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,7 +18,6 @@ from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Rotary
 from intraslice_core.diagonal_moments import (
     DiagonalAccumulator,
     DiagonalMoments,
-    InfluenceAccumulator,
     LayerActivations,
 )
 from intraslice_core.errors import NumericalError
@@ -30,7 +26,6 @@ from intraslice_core.plan import Module
 from intraslice_core.sensitivity.dense_pass import sequences_at_once
 
 MODULES: tuple[Module, ...] = ("attention", "mlp")
-_INFLUENCE = "influence"
 
 
 class ActivationPass:
@@ -42,7 +37,6 @@ class ActivationPass:
         self._weights, self._settings, self._rotary = weights, settings, rotary
         self._attention = DiagonalAccumulator(prefix_length)
         self._mlp = DiagonalAccumulator(prefix_length)
-        self._influence = InfluenceAccumulator(prefix_length)
 
     def advance(self, hidden: Tensor) -> Tensor:
         """Add one batch and return the hidden states after the layer.
@@ -60,22 +54,18 @@ class ActivationPass:
         read = hidden if settings.parallel_block else between
         neurons = decoder_layer.mlp_inner(read, weights, settings)
         self._mlp.add(neurons)
-        after = between + decoder_layer.added(
+        return between + decoder_layer.added(
             neurons, weights.mlp_output, weights.mlp_output_norm, settings
         )
-        self._influence.add(hidden, after)
-        return after
 
     def moments(self) -> LayerActivations:
         """Return the moments of all batches.
 
         Raises:
-            NumericalError: naming the module, if an inner activation is not finite.
+            NumericalError: naming the module.
         """
         return LayerActivations(
-            attention=_located(self._attention, "attention"),
-            mlp=_located(self._mlp, "mlp"),
-            influence=self._influence.influence(),
+            attention=_located(self._attention, "attention"), mlp=_located(self._mlp, "mlp")
         )
 
 
@@ -93,6 +83,7 @@ def measure_activations(
     batch_size: int,
     before_batch: Callable[[float], None],
     prefix_length: int = 0,
+    cut: Callable[[int, LayerWeights], LayerWeights] | None = None,
 ) -> tuple[LayerActivations, ...]:
     """Pass the calibration through the dense model and return the moments of all layers.
 
@@ -103,6 +94,7 @@ def measure_activations(
         before_batch: callback with the finished fraction; may raise to stop.
         prefix_length: positions of the prefix at the beginning of every sequence; they are passed
             but not counted.
+        cut: returns a layer that takes the place of a dense one; None passes the dense model.
 
     Raises:
         NumericalError: naming layer and module.
@@ -115,8 +107,9 @@ def measure_activations(
     size = sequences_at_once(batch_size, length, layers.device)
     measured = []
     for layer in range(layers.num_layers):
+        weights = layers.weights(layer)
         passed = ActivationPass(
-            layers.weights(layer),
+            weights if cut is None else cut(layer, weights),
             layers.settings(layer),
             layers.rotary(layer, length),
             prefix_length,
@@ -145,8 +138,6 @@ def save_activations(file: Path, measured: tuple[LayerActivations, ...]) -> None
         for module in MODULES
         for name, tensor in getattr(activations, module).tensors().items()
     }
-    influences = [activations.influence for activations in measured]
-    tensors[_INFLUENCE] = torch.tensor(influences, dtype=torch.float64)
     with atomic_file(file) as partial:
         save_file(tensors, partial)
 
@@ -158,15 +149,13 @@ def load_activations(file: Path) -> tuple[LayerActivations, ...] | None:
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
     except (FileNotFoundError, SafetensorError):
         return None
-    influences = tensors.pop(_INFLUENCE)
     parts: dict[int, dict[str, dict[str, Tensor]]] = {}
     for name, tensor in tensors.items():
         layer, module, moment = name.split(".")
         parts.setdefault(int(layer), {}).setdefault(module, {})[moment] = tensor
     return tuple(
         LayerActivations(
-            **{module: DiagonalMoments(**moments) for module, moments in parts[layer].items()},
-            influence=float(influences[layer]),
+            **{module: DiagonalMoments(**moments) for module, moments in parts[layer].items()}
         )
         for layer in sorted(parts)
     )

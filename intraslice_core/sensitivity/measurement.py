@@ -53,7 +53,7 @@ This much of its diagonal is added. Correlations of the calibration text do not 
 by them, a neuron that others seem to replace costs nothing. The refit uses `H` itself.
 """
 MEASUREMENT = (
-    "bounded sparse kl-trials, normed pairs, balanced judge, "
+    "bounded sparse geometric kl-trials, normed pairs, balanced judge, "
     f"shrinkage {CHOICE_SHRINKAGE:g} with values"
 )
 """Version of the measurement, a part of the key of cached sensitivities."""

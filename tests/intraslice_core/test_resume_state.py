@@ -105,6 +105,8 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         {"method": "flap", "allocation": "auto"},
         {"method": "wanda_sp"},
         {"method": "2ssp", "ratio": 0.5, "allocation": "auto"},
+        {"method": "modegpt", "allocation": "auto"},
+        {"method": "transact"},
         {"method": "shortgpt", "ratio": 0.45, "allocation": "auto"},
         {"method": "fusegpt", "ratio": 0.45, "allocation": "auto"},
         {"dtype": "bfloat16"},
@@ -112,6 +114,7 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ],
     ids=[
         *("intraslice_plus", "intraslice", "magnitude", "flap", "wanda_sp", "2ssp"),
+        *("modegpt", "transact"),
         *("shortgpt", "fusegpt"),
         *("bfloat16", "nothing removed"),
     ],

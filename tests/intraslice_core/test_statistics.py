@@ -106,6 +106,10 @@ def test_rotary_statistics_equal_a_naive_loop() -> None:
             assert statistics.centered_key_energy[group, pair] == pytest.approx(key_energy)
             product = sum((q[:, h] * k).abs().sum().item() for h in range(2))
             assert statistics.product[group, pair] == pytest.approx(product / 14)
+            # arXiv 2408.09632: dimension by dimension, nothing centred.
+            q_energy, k_energy = q.square().sum((0, 1, 2)) / 14, k.square().sum((0, 1)) / 14
+            energies = sum(float(q_energy[i] * k_energy[i]) for i in range(2))
+            assert statistics.energy_product[group, pair] == pytest.approx(energies)
 
 
 def test_a_key_that_is_constant_over_the_sequence_has_no_centred_energy() -> None:
@@ -184,4 +188,5 @@ def test_the_prefix_is_no_part_of_head_energies_but_a_key_for_all_queries() -> N
     text = RotaryAccumulator(**shape)
     text.add(query[:, :, 2:], key[:, :, 2:])
     torch.testing.assert_close(statistics.query_energy, text.statistics().query_energy)
+    torch.testing.assert_close(statistics.energy_product, text.statistics().energy_product)
     torch.testing.assert_close(statistics.product, text.statistics().product)

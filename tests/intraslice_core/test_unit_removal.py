@@ -46,7 +46,7 @@ def moments() -> LayerActivations:
         energy=ACTIVATIONS.square().mean((0, 1)),
         norm=ACTIVATIONS.square().sum(1).sqrt().mean(0),
     )
-    return LayerActivations(attention=module, mlp=module, influence=0.5)
+    return LayerActivations(attention=module, mlp=module)
 
 
 def test_scores_are_the_published_ones_on_a_planted_example() -> None:

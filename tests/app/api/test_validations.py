@@ -266,7 +266,7 @@ def test_a_method_says_before_the_work_what_a_target_lacks(
     assert stock.status_code == 422
     (error,) = stock.json()["errors"]
     assert error["pointer"] == "/compression/method"
-    assert "use intraslice_plus or wanda_sp or shortgpt or fusegpt" in error["message"]
+    assert "use intraslice_plus or wanda_sp or transact or shortgpt or fusegpt" in error["message"]
     fisher = validate(client, body | {"compression": flap | {"allocation": "lagrangian"}})
     assert "flap does not support allocation lagrangian" in fisher.text
 

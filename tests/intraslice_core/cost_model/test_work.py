@@ -91,7 +91,13 @@ def test_parts_that_a_method_skips_have_no_sequences() -> None:
     uniform = EstimatorSequences.of(config(allocation="uniform"))
     assert (uniform.sensitivity, uniform.trial_fit, uniform.judged_tokens) == (28, 0, 0)
     assert uniform.trial_cut_tokens == 0
-    for method, activations, attentions in (("flap", 32, 0), ("wanda_sp", 0, 0), ("2ssp", 32, 256)):
+    for method, activations, attentions in (
+        ("flap", 32, 0),
+        ("wanda_sp", 0, 0),
+        ("2ssp", 32, 256),
+        ("modegpt", 32, 0),
+        ("transact", 4 * 32, 0),
+    ):
         own = EstimatorSequences.of(config(method=method))
         assert own == replace(nothing, activations=activations, attention_tokens=attentions)
     assert EstimatorSequences.of(config(method="shortgpt")) == replace(nothing, activations=32)
@@ -139,6 +145,23 @@ def test_flops_agree_with_torchs_count(tmp_path: Path) -> None:
         assert 0.65 * products < counted[name] < 1.35 * (products + factorisations), name
 
 
+def test_flops_of_modegpt_agree_with_torchs_count(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 4}
+    dense = tiny_llama(tmp_path / "dense", **sizes)
+    settings = config(ratio=0.3, dtype="float32", device="cpu", method="modegpt")
+    geometry = read_dense(dense).geometry
+    assert geometry is not None
+    expected = stage_flops(geometry, settings)
+    counted = counted_flops(dense, tmp_path / "out", settings)
+    measured = counted["measuring the influence of layers"]
+    assert 0.65 * expected.allocate <= measured <= 1.35 * expected.allocate
+    products = expected.passes + expected.statistics
+    assert 0.65 * products <= counted["compress"] <= 1.35 * (products + expected.factorisations)
+    refitted = stage_flops(geometry, config(ratio=0.3, method="intraslice"))
+    assert expected.passes < refitted.passes
+    assert expected.statistics < refitted.statistics
+
+
 def counted_flops(dense: Path, out: Path, settings: CompressionConfig) -> Counter[str]:
     """Return torch's count of a compression by stage, of the allocation by message."""
     counted: Counter[str] = Counter()
@@ -157,7 +180,7 @@ def counted_flops(dense: Path, out: Path, settings: CompressionConfig) -> Counte
     return counted
 
 
-@pytest.mark.parametrize("method", ["flap", "wanda_sp", "2ssp"])
+@pytest.mark.parametrize("method", ["flap", "wanda_sp", "2ssp", "transact"])
 def test_flops_of_methods_that_remove_whole_units_agree_with_torchs_count(
     tmp_path: Path, method: str
 ) -> None:

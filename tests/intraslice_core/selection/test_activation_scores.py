@@ -8,6 +8,7 @@ import torch
 from intraslice_core.errors import NumericalError
 from intraslice_core.selection.activation_scores import (
     fluctuation_score,
+    head_lengths,
     standardised,
     wanda_score,
 )
@@ -64,3 +65,9 @@ def test_equal_scores_become_zero_and_nan_is_an_error() -> None:
     assert not standardised(torch.full((7,), 0.1)).any()
     with pytest.raises(NumericalError, match="a score"):
         standardised(torch.tensor([1.0, torch.nan]))
+
+
+def test_a_head_s_length_is_the_mean_plus_ten_over_its_width_times_the_largest() -> None:
+    energy = torch.tensor([1.0, 4.0, 9.0, 16.0, 4.0, 4.0, 4.0, 4.0], dtype=torch.float64)
+    first = (1 + 2 + 3 + 4) / 4 + 10 / 4 * 4
+    assert head_lengths(energy, 2).tolist() == [first] * 4 + [2 + 10 / 4 * 2] * 4

@@ -74,3 +74,20 @@ def test_keeping_everything_removes_nothing() -> None:
     choice = neurons.eliminate_neurons(linalg.damped_cholesky(gram, 1e-4), output, keep=6)
     assert torch.equal(choice.kept, torch.arange(6))
     assert choice.removal_order.numel() == 0
+
+
+def test_ridge_leverage_is_low_where_the_other_neurons_span_one() -> None:
+    generator = torch.Generator().manual_seed(2)
+    inner = torch.randn(400, 8, generator=generator, dtype=torch.float64)
+    inner[:, 5] = 0.3 * inner[:, 0] - 0.2 * inner[:, 1] + 0.1 * inner[:, 2]
+    gram = inner.mT @ inner / 400
+    score = neurons.leverage_score(gram, 0.01)
+    ridge = 0.01 * gram.diagonal().mean() * torch.eye(8, dtype=torch.float64)
+    expected = (gram @ torch.linalg.inv(gram + ridge)).diagonal()
+    torch.testing.assert_close(score, expected, rtol=1e-9, atol=1e-12)
+    assert int(score.argmin()) == 5
+    assert 5 not in neurons.keep_best_neurons(score, 7).kept.tolist()
+    # The others span it, so the down projection that they are refitted to loses nothing.
+    assert float(score[5]) < 0.5 < float(score[[3, 4, 6, 7]].min())
+    # λ is relative: the scale of the activations changes no score.
+    torch.testing.assert_close(neurons.leverage_score(1e6 * gram, 0.01), score)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from torch import Tensor
 
 from intraslice_core.selection import value_basis
 
@@ -62,3 +64,57 @@ def test_bases_have_orthonormal_columns() -> None:
         torch.testing.assert_close(
             basis.mT @ basis, torch.eye(3, dtype=torch.float64).expand(2, 3, 3)
         )
+
+
+def attention_problem(rank: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    """Return inputs, `Wv` of two KV groups of 6 dimensions, and `Wo` of two query heads in each."""
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    inputs = draw(500, 9) * (1.0 + torch.arange(9, dtype=torch.float64)) / 4
+    value = torch.cat([draw(9, rank) @ draw(rank, 6) for _ in range(2)], dim=1)
+    return inputs, value, draw(4 * 6, 9)
+
+
+@pytest.mark.parametrize("keep", [1, 3, 5])
+def test_two_svds_return_the_published_factors_and_lose_the_singular_values_cut(keep: int) -> None:
+    inputs, value, output = attention_problem()
+    values = (inputs @ value).view(500, 2, 6)
+    moment = torch.einsum("tgi,tgj->gij", values, values) / 500
+    factors = value_basis.two_svds(moment, output, keep)
+    spread, vectors = torch.linalg.eigh(inputs.mT @ inputs / 500)
+    root = (vectors * spread.sqrt()) @ vectors.mT
+    for group in range(2):
+        rows = output.view(2, 2, 6, 9)[group]
+        wide = torch.cat(list(rows), dim=1)
+        left, sizes, right = torch.linalg.svd(
+            root @ value[:, 6 * group : 6 * group + 6], full_matrices=False
+        )
+        left_2, sizes_2, right_2 = torch.linalg.svd(torch.diag(sizes) @ right @ wide)
+        published = torch.linalg.inv(root) @ left @ left_2[:, :keep]
+        published = published @ torch.diag(sizes_2[:keep]) @ right_2[:keep]
+        own = value[:, 6 * group : 6 * group + 6] @ factors.basis[group]
+        own = own @ factors.expansion[group].mT @ wide
+        torch.testing.assert_close(own, published, rtol=1e-3, atol=1e-3)
+        squares, damping = sizes_2[:6].square(), 1e-5 * float(sizes_2[0] ** 2)
+        torch.testing.assert_close(factors.spectrum[group], squares, rtol=0, atol=damping)
+        dropped = values[:, group] @ wide - inputs @ own
+        error = float(dropped.square().sum()) / 500
+        assert error == pytest.approx(float(sizes_2[keep:].square().sum()), rel=1e-3)
+        assert error > 0.1
+
+
+def test_values_of_low_rank_are_factorised_without_loss() -> None:
+    inputs, value, output = attention_problem(rank=4)
+    values = (inputs @ value).view(500, 2, 6)
+    moment = torch.einsum("tgi,tgj->gij", values, values) / 500
+    for keep in (4, 5):
+        factors = value_basis.two_svds(moment, output, keep)
+        kept = torch.einsum("tgi,gik,gjk->tgj", values, factors.basis, factors.expansion)
+        torch.testing.assert_close(kept, values, rtol=0, atol=1e-3 * float(values.abs().max()))
+        assert float(factors.spectrum[:, 4:].max()) < 1e-5 * float(factors.spectrum.max())
+    factors = value_basis.two_svds(moment, output, 3)
+    kept = torch.einsum("tgi,gik,gjk->tgj", values, factors.basis, factors.expansion)
+    assert float((kept - values).abs().max()) > 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -155,10 +156,11 @@ def test_trials_that_pass_the_layers_together_equal_separate_passes(tmp_path):
             trials.pass_layer(layer, [(trial(), halved[layer])])
         measured = trials.measured()
         dense = passed(layers, hidden, {})
-        expected = [
-            float(divergences(layers, dense, passed(layers, hidden, cut)[None]).mean())
-            for cut in ({layer: weights} for layer, weights in halved.items())
-        ]
+        expected = []
+        for layer, weights in halved.items():
+            cut = passed(layers, hidden, {layer: weights})
+            by_sequence = divergences(layers, dense, cut[None])[0].mean(1).tolist()
+            expected.append(math.prod(by_sequence) ** (1 / len(by_sequence)))
     assert [cut.layer for cut in measured] == list(range(count))
     assert [cut.measured for cut in measured] == pytest.approx(expected, rel=1e-3)
 
@@ -182,6 +184,15 @@ def test_the_output_head_runs_at_few_positions_of_long_check_sequences(
             trials.pass_layer(layer, [(trial(), layers.weights(layer))])
         trials.measured()
     assert sizes == [positions]
+
+
+def test_one_sequence_on_which_a_cut_costs_a_thousand_times_as_much_does_not_decide():
+    alike = torch.tensor([0.01, 0.02, 0.01, 0.02])
+    assert trial_cuts.geometric_mean(alike) == pytest.approx(0.01 * 2**0.5)
+    apart = torch.tensor([0.01, 0.02, 10.0, 0.02])
+    assert float(apart.mean()) > 150 * float(alike.mean())
+    assert trial_cuts.geometric_mean(apart) == pytest.approx(0.01 * 4000**0.25)
+    assert trial_cuts.geometric_mean(torch.tensor([0.0, 1.0])) == 0.0
 
 
 def trial() -> TrialCut:

@@ -113,6 +113,7 @@ def build_twin(dense: Path, options: argparse.Namespace, *, fast: bool) -> PreTr
                 family=reader.family,
                 config=reader.config,
                 canonical=canonical,
+                layers=plan.remaining,
                 shape=plan.layers[0],
                 pairs=torch.tensor(pairs[0][0]),
             )

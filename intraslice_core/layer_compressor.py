@@ -459,6 +459,8 @@ class LayerCompressor:
         """Return the neurons to keep by moments, ascending, (intermediate_size,), int64."""
         method, keep = self._context.method, self._plan.intermediate_size
         width = self._dense.up.weight.shape[0]
+        if keep == width:
+            return torch.arange(width, device=self._context.device)
         moments = fit if held_out is None else fit + held_out
         gram = moments.gram[:width, :width]
         if method.neuron_choice == "energy":

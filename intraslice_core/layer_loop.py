@@ -5,12 +5,15 @@ The hidden states of the calibration sequences pass through the layers as they a
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from intraslice_core import slicing
 from intraslice_core.allocation.budget import Budget
 from intraslice_core.allocation.shapes import Shapes
 from intraslice_core.calibration import calibration_hash, sequence_groups
@@ -31,6 +34,7 @@ from intraslice_core.layer_compressor import LayerCompressor, LayerOutcome
 from intraslice_core.methods import CompressionMethod, adds_output_biases, method_for
 from intraslice_core.plan import LayerPlan, ModelGeometry
 from intraslice_core.progress import Stage
+from intraslice_core.refit import ModuleOutcome
 from intraslice_core.reports.schema import LayerReport, ModuleReport, SpectrumReport
 from intraslice_core.resume_state import FinishedLayer, ResumeState
 from intraslice_core.run import Run
@@ -38,7 +42,6 @@ from intraslice_core.statistics_cache import DenseStates, ModelStatistics
 
 if TYPE_CHECKING:
     from intraslice_core.decoder_layer import LayerWeights
-    from intraslice_core.refit import ModuleOutcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,19 +162,51 @@ class LayerLoop:
 
     def _compress(self, layer: int) -> FinishedLayer:
         plan, geometry = self._shapes.plan.layers[layer], self._work.geometry
-        compressor = self._compressor(
-            layer,
+        if plan.is_removed or self._is_unchanged(layer):
+            return self._pass_on(layer)
+        message = (
             f"MLP {geometry.intermediate_size}→{plan.intermediate_size}, "
-            f"q/k {geometry.head_dim}→{plan.qk_head_dim}, v {geometry.head_dim}→{plan.v_head_dim}",
+            f"q/k {geometry.head_dim}→{plan.qk_head_dim}, v {geometry.head_dim}→{plan.v_head_dim}"
         )
-        outcome = compressor.run()
+        outcome = self._compressor(layer, message).run()
         self._require_finite(layer)
-        tensors = named_tensors(layer, outcome.weights).items()
         return FinishedLayer(
-            tensors={name: tensor.to("cpu", self._work.stored_dtype) for name, tensor in tensors},
+            tensors=self._stored(layer, outcome.weights),
             kept_pairs=outcome.kept_pairs,
             report=_layer_report(layer, plan, outcome),
         )
+
+    def _pass_on(self, layer: int) -> FinishedLayer:
+        """Return a layer that is removed or keeps its dense weights, past which states move."""
+        started, work = time.perf_counter(), self._work
+        plan, weights = self._shapes.plan.layers[layer], work.layers.weights(layer)
+        message = "removed" if plan.is_removed else "unchanged"
+        self._report(layer, message, 0.0)
+        if plan.is_removed:
+            weights, pairs = slicing.remove_layer(weights), slicing.no_pairs(work.device)
+        else:
+            pairs = torch.arange(work.geometry.rotary_pairs)
+            pairs = pairs.expand(work.geometry.num_key_value_heads, -1)
+        self._compressor(layer, message).replay(slicing.rounded_to(weights, work.stored_dtype))
+        self._require_finite(layer)
+        return FinishedLayer(
+            tensors={} if plan.is_removed else self._stored(layer, weights),
+            kept_pairs=pairs,
+            report=LayerReport(
+                layer=layer,
+                plan=plan,
+                attention=_module_report(ModuleOutcome(module="attention")),
+                mlp=_module_report(ModuleOutcome(module="mlp")),
+                seconds=time.perf_counter() - started,
+            ),
+        )
+
+    def _stored(self, layer: int, weights: LayerWeights) -> dict[str, Tensor]:
+        """Return a layer's tensors as the checkpoint stores them, by full canonical names."""
+        return {
+            name: tensor.to("cpu", self._work.stored_dtype)
+            for name, tensor in named_tensors(layer, weights).items()
+        }
 
     def _replay(self, layer: int, finished: FinishedLayer) -> None:
         self._compressor(layer, "resumed").replay(self._weights(layer, finished))
@@ -180,6 +215,8 @@ class LayerLoop:
     def _weights(self, layer: int, finished: FinishedLayer) -> LayerWeights:
         work = self._work
         prefix, plan = layer_prefix(layer), self._shapes.plan.layers[layer]
+        if plan.is_removed:
+            return slicing.remove_layer(work.layers.weights(layer))
         tensors = {name.removeprefix(prefix): tensor for name, tensor in finished.tensors.items()}
         weights = layer_weights(tensors, plan.num_key_value_heads, work.device, work.dtype)
         if plan.qk_head_dim == work.geometry.head_dim:
@@ -187,14 +224,7 @@ class LayerLoop:
         return replace(weights, rotary_pairs=finished.kept_pairs.to(work.device))
 
     def _compressor(self, layer: int, message: str) -> LayerCompressor:
-        work, run, states = self._work, self._run, self._hidden_states
-        layers = work.geometry.num_hidden_layers
-        dense = work.layers
-
-        def before_batch(done: float) -> None:
-            progress = f"layer {layer + 1}/{layers}: {message}"
-            run.report(Stage.COMPRESS, progress, (layer + done) / layers, layer, layers)
-
+        work, states, dense = self._work, self._hidden_states, self._work.layers
         sensitivity, units = self._shapes.sensitivity, self._shapes.units
         context = LayerContext(
             layer=layer,
@@ -204,7 +234,7 @@ class LayerLoop:
             batch_size=work.config.batch_size,
             device=work.device,
             stored_dtype=work.stored_dtype,
-            before_batch=before_batch,
+            before_batch=partial(self._report, layer, message),
             sensitivity=sensitivity[layer].to(work.device) if sensitivity else None,
             dense_states=self._dense_states,
             units=units[layer].to(work.device) if units else None,
@@ -213,6 +243,24 @@ class LayerLoop:
         return LayerCompressor(
             dense.weights(layer), self._shapes.plan.layers[layer], states, context
         )
+
+    def _report(self, layer: int, message: str, done: float) -> None:
+        """Report the finished fraction of a layer; raises if the run is to stop."""
+        layers = self._work.geometry.num_hidden_layers
+        text = f"layer {layer + 1}/{layers}: {message}"
+        self._run.report(Stage.COMPRESS, text, (layer + done) / layers, layer, layers)
+
+    def _is_unchanged(self, layer: int) -> bool:
+        """Return whether a layer keeps its dense weights, in methods that remove whole layers.
+
+        Layers after a removed one do not where they are refitted to the dense hidden states.
+        """
+        method, plan = self._work.method, self._shapes.plan
+        if method.layers is None:
+            return False
+        first = 0 if method.dense_target else layer
+        dense = self._work.geometry.dense_layer()
+        return all(shape == dense for shape in plan.layers[first : layer + 1])
 
     def _require_finite(self, layer: int) -> None:
         if not torch.isfinite(self._hidden_states.compressed[-1]).all():

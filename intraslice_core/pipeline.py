@@ -57,11 +57,13 @@ from intraslice_core.export.form import CheckpointForm, WrittenReference, requir
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.export.stock import StockForm
 from intraslice_core.export.targets import require_target, runtimes
+from intraslice_core.families.canonical import renumbered, with_layers
 from intraslice_core.families.positions import learned_positions, require_lengths
 from intraslice_core.families.wrappers import describe_result, require_wrapper_budget
 from intraslice_core.files import require_free_output, require_writable_directory
 from intraslice_core.finetuning.recover import recover_staged
 from intraslice_core.layer_loop import CompressionWork, LayerLoop
+from intraslice_core.methods import refit_warnings
 from intraslice_core.modeling import IntraSliceConfig, intraslice_config
 from intraslice_core.plan import ModelPlan, dense_parameters, total_parameters
 from intraslice_core.progress import (
@@ -252,6 +254,7 @@ def _plan_work(
     if config.gguf_formats:
         vocabulary = read_vocabulary(dense.directory, canonical["vocab_size"], adds_bos=False)
         run.warnings += [] if vocabulary.caveat is None else [vocabulary.caveat]
+    run.warnings += refit_warnings(config.method, output_norms=canonical["output_norms"])
     device = resolve_device(config.device)
     budget = compression_budget(config, geometry, reader.dtype.itemsize)
     require_rounding(config, geometry, budget, demands.shapes)
@@ -323,6 +326,7 @@ def _write_compressed(
     """Compress layer by layer and write each before the next is read."""
     family, reader = work.reader.family, work.reader
     layers: list[FinishedLayer] = []
+    numbers = {layer: number for number, layer in enumerate(shapes.plan.remaining)}
     with CheckpointWriter(staged, dtype=work.stored_dtype) as writer:
         for name, own_name in family.outer_names(reader.config).items():
             tensor = check_finite(own_name, reader.tensor(own_name))
@@ -330,11 +334,13 @@ def _write_compressed(
         loop = LayerLoop(work, tokens, shapes, run)
         for layer in range(work.geometry.num_hidden_layers):
             finished = loop.finish(layer)
-            form = _form(work, shapes.plan, finished.kept_pairs)
-            writer.add(finished.tensors if form is None else form.tensors(finished.tensors))
+            if finished.tensors:
+                form = _form(work, shapes.plan, finished.kept_pairs)
+                tensors = renumbered(finished.tensors, layer, numbers[layer])
+                writer.add(tensors if form is None else form.tensors(tensors))
             layers.append(replace(finished, tensors={}))
             return_free_memory()
-        form = _form(work, shapes.plan, layers[0].kept_pairs)
+        form = _form(work, shapes.plan, layers[shapes.plan.remaining[0]].kept_pairs)
         sliced = _sliced_config(work, shapes.plan, layers)
         writer.finish(sliced if form is None else form.configuration(), dense)
         run.written = writer.record
@@ -347,7 +353,9 @@ def _sliced_config(
 ) -> IntraSliceConfig:
     """Return the configuration of the compressed model in the IntraSlice architecture."""
     return intraslice_config(
-        work.result_settings, plan.layers, [layer.kept_pairs.tolist() for layer in layers]
+        with_layers(work.result_settings, plan.remaining),
+        plan.result_layers,
+        [layers[layer].kept_pairs.tolist() for layer in plan.remaining],
     )
 
 
@@ -360,13 +368,17 @@ def _form(work: CompressionWork, plan: ModelPlan, kept_pairs: Tensor) -> Checkpo
         kept_pairs: rotary pairs of one layer, (num_key_value_heads, qk_pairs).
     """
     if work.config.target == "adaptive":
-        return AdaptiveForm(canonical=work.canonical, plan=plan)
+        return AdaptiveForm(
+            canonical=with_layers(work.canonical, plan.remaining),
+            plan=ModelPlan(layers=plan.result_layers),
+        )
     if work.config.target == "stock":
         return StockForm(
             family=work.reader.family,
             config=work.reader.config,
-            canonical=work.canonical,
-            shape=plan.layers[0],
+            canonical=with_layers(work.canonical, plan.remaining),
+            layers=plan.remaining,
+            shape=plan.result_layers[0],
             pairs=kept_pairs[0],
         )
     return None

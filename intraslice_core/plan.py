@@ -88,6 +88,11 @@ class LayerPlan(FrozenModel):
     intermediate_size: int = Field(ge=0)
 
     @property
+    def is_removed(self) -> bool:
+        """Return whether the layer keeps no module: the result then does not have it."""
+        return self.num_attention_heads == 0 and self.intermediate_size == 0
+
+    @property
     def qk_head_dim(self) -> int:
         """Width of a query or key head, two dimensions per rotary pair."""
         return 2 * self.qk_pairs
@@ -107,9 +112,28 @@ class LayerPlan(FrozenModel):
 
 
 class ModelPlan(FrozenModel):
-    """Sizes that every layer keeps."""
+    """Sizes that every layer keeps; layers without any module are removed."""
 
     layers: tuple[LayerPlan, ...]
+
+    @property
+    def remaining(self) -> tuple[int, ...]:
+        """Return the numbers of the layers that the result has, ascending."""
+        return tuple(number for number, layer in enumerate(self.layers) if not layer.is_removed)
+
+    @property
+    def result_layers(self) -> tuple[LayerPlan, ...]:
+        """Return the shapes of the layers that the result has."""
+        return tuple(layer for layer in self.layers if not layer.is_removed)
+
+    @property
+    def output_layers(self) -> tuple[int, ...]:
+        """Return for each layer of the result the dense layer whose output its output replaces.
+
+        It is the last one before the next layer of the result.
+        """
+        remaining = self.remaining
+        return (*(following - 1 for following in remaining[1:]), len(self.layers) - 1)
 
     def parameters(self, geometry: ModelGeometry) -> int:
         """Return the number of compressible weights of all layers."""
@@ -131,7 +155,7 @@ def total_parameters(geometry: ModelGeometry, plan: ModelPlan) -> int:
     heads = 1 if geometry.tie_word_embeddings else 2
     final_norm = geometry.hidden_size * (1 + geometry.norm_bias)
     head_bias = geometry.vocab_size * geometry.lm_head_bias
-    small = sum(_vector_parameters(geometry, layer) for layer in plan.layers)
+    small = sum(_vector_parameters(geometry, layer) for layer in plan.result_layers)
     outer = embeddings * heads + positions + final_norm + head_bias
     return plan.parameters(geometry) + outer + small
 
@@ -140,7 +164,9 @@ def dense_parameters(geometry: ModelGeometry) -> int:
     """Return the number of all weights of the dense model, whose heads share their q/k norms."""
     total = total_parameters(geometry, geometry.dense_plan())
     if geometry.input_layers:
-        return total  # a compressed model has separate norms already
+        # A compressed model has separate norms already, and earlier versions kept empty layers.
+        empty = (layer for layer in geometry.input_layers if layer.is_removed)
+        return total + sum(_vector_parameters(geometry, layer) for layer in empty)
     if not geometry.qk_norm or geometry.qk_norm_across_heads:
         return total
     copies = (geometry.num_key_value_heads - 1) * 2 * geometry.head_dim

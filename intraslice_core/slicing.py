@@ -231,6 +231,11 @@ def remove_mlp(weights: LayerWeights) -> LayerWeights:
     )
 
 
+def remove_layer(weights: LayerWeights) -> LayerWeights:
+    """Return the layer without both modules, which passes hidden states on; norms remain."""
+    return remove_mlp(remove_attention(weights))
+
+
 def _no_rows(linear: Linear) -> Linear:
     return Linear(weight=linear.weight[:0])
 

@@ -170,10 +170,11 @@ def _require_reachable(
     """
     dense = geometry.dense_plan().parameters(geometry)
     step = resolve_round_to(settings, geometry)
-    # Whole heads and neurons have other bounds, which `require_rounding` checks.
-    whole_units = METHODS[settings.method].units is not None
+    # Whole heads, neurons and layers have other bounds, which `require_rounding` checks.
+    method = METHODS[settings.method]
+    whole_units = method.units is not None or method.layers is not None
     rounded = 0 if whole_units else smallest_plan(geometry, step).parameters(geometry)
-    ignores_cap = resolve_allocator(settings) in ("uniform", "two_stage")
+    ignores_cap = resolve_allocator(settings) in ("uniform", "two_stage", "whole_layers")
     capped = 0 if ignores_cap else round((1.0 - settings.module_cap) * dense)
     minimum = max(rounded, capped)
     if budget.parameters >= minimum:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from intraslice_core.allocation.depth import depth_plan
 from intraslice_core.allocation.layer_ratios import influence_plan
 from intraslice_core.allocation.two_stage import two_stage_plan
 from intraslice_core.allocation.uniform import head_rectangles, uniform_plan, with_heads
@@ -44,7 +45,9 @@ def plain_plan(
     round_to: int,
     constraint: ShapeConstraint,
 ) -> ModelPlan:
-    """Return equal layers, or for `2ssp` its sizes with the last attentions removed.
+    """Return equal layers, or the sizes of methods that remove attentions or layers.
+
+    Those that are removed are then the last ones.
 
     Layers of the allocation `block_influence` are equal, too, as if all had the same influence.
 
@@ -58,9 +61,12 @@ def plain_plan(
     Raises:
         ConfigurationError: if rounding misses the budget by more than the tolerance.
     """
-    if resolve_allocator(settings) == "two_stage":
+    allocator = resolve_allocator(settings)
+    if allocator == "two_stage":
         return two_stage_plan(geometry, ratio, round_to, constraint)
-    if resolve_allocator(settings) == "block_influence":
+    if allocator == "whole_layers":
+        return depth_plan(geometry, ratio, round_to, constraint)
+    if allocator == "block_influence":
         equal = (0.0,) * geometry.num_hidden_layers
         return influence_plan(geometry, equal, ratio, round_to, constraint, settings.module_cap)
     whole_heads = METHODS[settings.method].units is not None

@@ -20,6 +20,7 @@ from intraslice_core.allocation.budget import resolve_round_to
 from intraslice_core.allocation.equal_layers import plain_plan
 from intraslice_core.config import CompressionSettings
 from intraslice_core.errors import ConfigurationError
+from intraslice_core.methods import resolve_allocator
 from intraslice_core.plan import ModelGeometry, ModelPlan, ShapeConstraint
 from intraslice_core.reports.fast_shapes import FastShapesReport
 
@@ -128,8 +129,12 @@ def with_fast_widths(
     item_bytes: int,
     constraint: ShapeConstraint,
 ) -> ModelPlan:
-    """Return a plan of equal MLP widths with widths of whole blocks, as `equal_plan` does."""
-    if ratio == 0.0 or geometry.input_layers:
+    """Return a plan of equal MLP widths with widths of whole blocks, as `equal_plan` does.
+
+    Plans without whole layers stay: their MLPs are dense but for one.
+    """
+    whole_layers = resolve_allocator(settings) == "whole_layers"
+    if ratio == 0.0 or geometry.input_layers or whole_layers:
         return plain
     budget = math.floor((1.0 - ratio) * geometry.dense_plan().parameters(geometry))
     limit = max(budget, plain.parameters(geometry))
@@ -179,7 +184,7 @@ def fast_shapes_report(
         extra_loss: predicted loss of the preference; None if unknown.
     """
     multiples = [candidate.multiple for candidate in candidates]
-    widths = [layer.intermediate_size for layer in plan.layers]
+    widths = [layer.intermediate_size for layer in plan.result_layers]
     cut = [width for width in widths if width != geometry.intermediate_size]
     if not multiples or not cut:
         return None

@@ -31,7 +31,7 @@ def influence_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
     """
     plan = influence_plan(
         context.geometry,
-        _influences(context, tokens),
+        block_influences(context, tokens),
         context.budget.ratio,
         resolve_round_to(context.config, context.geometry),
         context.demands.shapes,
@@ -41,8 +41,19 @@ def influence_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
     return Shapes(plan=plan, sensitivity=None, report=report)
 
 
-def _influences(context: AllocationContext, tokens: Tensor) -> tuple[float, ...]:
-    """Load the influences from the cache, or measure and cache them."""
+def block_influences(
+    context: AllocationContext, tokens: Tensor, share: float = 1.0
+) -> tuple[float, ...]:
+    """Load the layers' influences from the cache, or measure and cache them.
+
+    Args:
+        context: inputs of the choice.
+        tokens: calibration, (samples, length), int64.
+        share: share of the stage's time that the pass takes.
+
+    Raises:
+        NumericalError: naming the layer.
+    """
     cache = context.cache
     key = context.key(
         influence=calibration_hash(tokens),
@@ -57,7 +68,9 @@ def _influences(context: AllocationContext, tokens: Tensor) -> tuple[float, ...]
         context.layers,
         tokens,
         batch_size=context.config.batch_size,
-        before_batch=lambda done: context.before_batch(done, "measuring the influence of layers"),
+        before_batch=lambda done: context.before_batch(
+            share * done, "measuring the influence of layers"
+        ),
         prefix_length=context.prefix_length,
     )
     if cache is not None and cache.has_room(_BYTES_PER_LAYER * len(measured)):

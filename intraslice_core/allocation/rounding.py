@@ -45,6 +45,9 @@ def require_rounding(
     problem = _problem(settings, geometry, budget, constraint, step)
     if problem is None:
         return
+    if resolve_allocator(settings) == "whole_layers" and isinstance(problem, BudgetOutOfReachError):
+        field = f"compression.{budget.field}"
+        raise BudgetOutOfReachError(problem.message, field=field, hint=problem.hint)
     problems = (
         (_problem(settings, geometry, budget, constraint, finer), finer) for finer in _finer(step)
     )
@@ -121,8 +124,8 @@ def _problem(
         plain_plan(settings, geometry, budget.ratio, step, constraint)
     except ConfigurationError as error:
         own_widths = "width" not in constraint.same_across_layers
-        exact = resolve_allocator(settings) in ("uniform", "two_stage", "block_influence")
-        if own_widths and not exact:
+        fixed = ("uniform", "two_stage", "block_influence", "whole_layers")
+        if own_widths and resolve_allocator(settings) not in fixed:
             one_step = geometry.mlp_projections * geometry.hidden_size * step
             if one_step <= constraint.tolerance * budget.parameters:
                 return None

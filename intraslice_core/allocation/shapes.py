@@ -35,6 +35,7 @@ from intraslice_core.allocation.fast_shapes import (
 )
 from intraslice_core.allocation.influence_shapes import influence_shapes
 from intraslice_core.allocation.judge import HeldOutDivergence, difference
+from intraslice_core.allocation.layer_shapes import layer_shapes
 from intraslice_core.allocation.search import (
     CANDIDATES,
     SearchResult,
@@ -100,6 +101,8 @@ def _choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
     split = CalibrationSplit.of(tokens, kinds, context.prefix_length)
     free = measured = None
     allocator = resolve_allocator(context.config)
+    if METHODS[context.config.method].layers is not None:
+        return layer_shapes(context, tokens, split)
     if METHODS[context.config.method].units is not None:
         return unit_shapes(context, tokens, split)
     if METHODS[context.config.method].measures_sensitivity and context.budget.ratio > 0.0:

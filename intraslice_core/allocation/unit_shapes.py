@@ -57,7 +57,7 @@ def unit_shapes(context: AllocationContext, tokens: Tensor, split: CalibrationSp
         units = _scores_in_shots(context, tokens, removal, plan)
         return Shapes(plan=plan, sensitivity=None, report=report, units=units)
     share = _MEASUREMENT_SHARE if allocator == "two_stage" else 1.0
-    units = _scores(context, tokens, removal, share)
+    units = unit_scores(context, tokens, removal, share)
     if allocator == "two_stage":
         plan = _two_stage(context, split, units)
     elif allocator == "global_threshold":
@@ -137,11 +137,26 @@ def _two_stage(
 # -- scores --------------------------------------------------------------------------------------
 
 
-def _scores(
-    context: AllocationContext, tokens: Tensor, removal: UnitRemoval, share: float
+def unit_scores(
+    context: AllocationContext,
+    tokens: Tensor,
+    removal: UnitRemoval,
+    share: float,
+    done_before: float = 0.0,
 ) -> tuple[LayerUnits, ...]:
-    """Return the scores of all layers, on the CPU."""
-    activations = _activations(context, tokens, share)
+    """Return the scores of all layers, on the CPU.
+
+    Args:
+        context: inputs of the choice.
+        tokens: calibration, (samples, length), int64.
+        removal: names the score.
+        share: share of the stage's time that the pass takes.
+        done_before: share that is done.
+
+    Raises:
+        NumericalError: naming layer and module.
+    """
+    activations = _activations(context, tokens, share, done_before)
     return tuple(
         score_units(removal.score, moments.to(context.device), context.layers.weights(layer)).to(
             "cpu"
@@ -156,7 +171,7 @@ def _scores_in_shots(
     """Return the scores of all layers before the last shot, on the CPU."""
     dense = context.geometry.dense_plan()
     shots = removal.shots if final != dense else 1
-    units = _scores(context, tokens, removal, 1.0 / shots)
+    units = unit_scores(context, tokens, removal, 1.0 / shots)
     plans = plans_between(dense, final, shots)
     for shot, plan in enumerate(plans, start=1):
         model = CutModel(layers=context.layers, plan=plan, units=units)

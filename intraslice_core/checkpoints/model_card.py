@@ -44,9 +44,19 @@ def write_model_card(
         licences=sorted(file.name for file in directory.glob("LICENSE*")),
         domain_names=DOMAIN_NAMES,
         source_names=_source_names(sources),
+        removed_layers=_removed_layers(report["plan"]["layers"]),
     )
     card.write_text(text, encoding="utf-8")
     return card
+
+
+def _removed_layers(plan: Sequence[Mapping[str, int]]) -> list[int]:
+    """Return the numbers of the layers that keep no module."""
+    return [
+        number
+        for number, layer in enumerate(plan)
+        if not layer["num_attention_heads"] and not layer["intermediate_size"]
+    ]
 
 
 def _source_names(sources: Sequence[WeightedSource]) -> str:

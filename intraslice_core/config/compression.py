@@ -34,9 +34,10 @@ Allocator = Literal[
     "global_threshold",
     "two_stage",
     "block_influence",
+    "whole_layers",
 ]
-"""Budget allocation strategy (docs/method.md, section 4); the last three are methods' own, of FLAP,
-2SSP and MoDeGPT."""
+"""Budget allocation strategy (docs/method.md, section 4); the last four are methods' own, of FLAP,
+2SSP, MoDeGPT, and the methods that remove decoder layers."""
 
 Allocation = Literal["auto", "uniform", "fisher", "fisher_pca", "lagrangian"]
 """Requested allocation strategy; `auto` selects the method's own (`methods.resolve_allocator`)."""
@@ -141,7 +142,7 @@ class CompressionSettings(FrozenModel):
         gt=0.0,
         le=1.0,
         description="Largest fraction of one module that may be removed; 1 allows removing whole "
-        "modules. The allocation uniform and method 2ssp ignore it.",
+        "modules. The allocation uniform and the methods 2ssp, shortgpt and fusegpt ignore it.",
     )
     attention_bias: float = Field(
         default=1.0,

@@ -21,6 +21,8 @@ Method = Literal[
     "2ssp",
     "modegpt",
     "transact",
+    "shortgpt",
+    "fusegpt",
 ]
 """Compression method (docs/methods.md)."""
 
@@ -80,6 +82,16 @@ METHOD_DESCRIPTIONS: Mapping[Method, MethodDescription] = MappingProxyType(
             title="TransAct",
             summary="heads and neurons by the length of their activations, rescored in shots",
             reference="arXiv 2407.05690",
+        ),
+        "shortgpt": MethodDescription(
+            title="ShortGPT",
+            summary="whole layers, those that change the direction of hidden states least",
+            reference="arXiv 2403.03853",
+        ),
+        "fusegpt": MethodDescription(
+            title="FuseGPT",
+            summary="whole layers by their effect on the model's output, later layers refitted",
+            reference="arXiv 2411.14507",
         ),
     }
 )

@@ -22,6 +22,7 @@ from intraslice_core.cost_model.work import (
     EstimatorSequences,
     attention_passes,
     check_layer_passes,
+    layer_removal_passes,
     trial_layers,
 )
 from intraslice_core.methods import METHODS
@@ -75,6 +76,7 @@ def stage_flops(geometry: ModelGeometry, compression: CompressionConfig) -> Stag
     """Estimate the operations of all stages, assuming that every module loses the same ratio."""
     work = _Work(geometry, compression)
     compensates = METHODS[compression.method].compensate
+    refits = work.of_remaining_layers()
     trials = TRIAL_PLANS if work.parts.trial_fit else 0
     return StageFlops(
         forward=work.samples * work.sequence(1.0),
@@ -84,9 +86,9 @@ def stage_flops(geometry: ModelGeometry, compression: CompressionConfig) -> Stag
         trial_compression=work.trial_compression(),
         trial_factorisations=work.layers * work.own_refits(*[work.kept] * trials) * bool(trials),
         units=work.units(),
-        passes=work.passes(work.samples) if compensates else work.unit_passes(),
-        statistics=work.statistics(work.samples) if compensates else 0.0,
-        factorisations=work.fits(*work.dampings) if compensates else 0.0,
+        passes=refits.passes(work.samples) if compensates else work.unit_passes(),
+        statistics=refits.statistics(work.samples) if compensates else 0.0,
+        factorisations=refits.fits(*work.dampings) if compensates else 0.0,
     )
 
 
@@ -96,6 +98,19 @@ class _Work:
 
     geometry: ModelGeometry
     compression: CompressionConfig
+
+    def of_remaining_layers(self) -> _Work:
+        """Return the work of a model of the layers that remain, all of them dense.
+
+        It is this work itself for methods that keep all layers.
+        """
+        if METHODS[self.compression.method].layers is None:
+            return self
+        layers = max(round(self.kept * self.layers), 1)
+        return _Work(
+            self.geometry.model_copy(update={"num_hidden_layers": layers}),
+            self.compression.model_copy(update={"ratio": 0.0}),
+        )
 
     @property
     def samples(self) -> int:
@@ -232,9 +247,14 @@ class _Work:
         return fit + parts.judged_tokens / self.length * checks
 
     def units(self) -> float:
-        """Count the pass over the calibration, and the removal of attentions one by one."""
+        """Count the pass over the calibration, and the removal of modules or layers one by one."""
         parts, layer = self.parts, self.attention() + self.mlp()
         measured = parts.activations * self.layers * layer
+        removed = (1.0 - self.kept) * self.layers
+        if METHODS[self.compression.method].layers is not None and not self._is_whole(removed):
+            measured *= 2  # influences of layers, then scores of the neurons of the next one
+        removals = layer_removal_passes(self.layers, removed)
+        measured += parts.layer_tokens / self.length * removals * layer
         if not parts.attention_tokens:
             return measured
         dense = self.geometry.dense_layer()
@@ -243,6 +263,11 @@ class _Work:
         passes = attention_passes(self.layers, removed) * layer
         heads = removed * self.layers * self.head()
         return measured + parts.attention_tokens / self.length * (passes + heads)
+
+    @staticmethod
+    def _is_whole(layers: float) -> bool:
+        """Return whether no MLP has to make up for a part of a layer."""
+        return abs(layers - round(layers)) < 1e-6
 
     # -- the compression -------------------------------------------------------------------
 

@@ -139,6 +139,11 @@ def stage_bytes(
     layer_or_logits = weights + max(moments + batch, head + logits)
     states = calibration.samples * state * (2 if method.dense_target else 1)
     stages = {"compress": StageBytes(host=states, device=weights + moments + batch)}
+    if parts.layer_tokens:
+        candidates = (geometry.num_hidden_layers + 1) * parts.layer_tokens
+        stages["layers"] = StageBytes(
+            host=candidates * geometry.hidden_size * item, device=weights + batch
+        )
     if parts.gradients:
         graph = max(_GRAPH_TOKENS, length) * width * item * _GRAPH_ACTIVATIONS
         fishers = 4 * _FLOAT64_BYTES * geometry.hidden_size**2

@@ -29,6 +29,8 @@ class Estimate(FrozenModel):
     bytes_after: int
     peak_memory_bytes: int
     first_layer: LayerPlan
+    layers_after: int
+    """Decoder layers of the result; fewer than the dense model's for methods that remove some."""
     round_to: int
     """Number that dimensions are multiples of, as requested or selected for the model."""
 
@@ -77,6 +79,7 @@ def estimate(
             compression=compression,
             evaluation=evaluation,
         ),
-        first_layer=plan.layers[0],
+        first_layer=plan.result_layers[0],
+        layers_after=len(plan.remaining),
         round_to=round_to,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from intraslice_core.config import Allocator, CompressionConfig, EvaluationConfig, Method
@@ -21,6 +22,8 @@ TRIAL_FIT_TOKENS, MAX_JUDGED_TOKENS = 2048, 4096
 PAIR_SEQUENCES, PAIR_QUERIES, PAIR_BLOCKS = 8, 64, 4
 ATTENTION_TOKENS = 2048
 """Tokens on which the removal of attentions is measured, at most."""
+LAYER_TOKENS = 1024
+"""Tokens on which the removal of layers is measured, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,8 @@ class EstimatorSequences:
     """Sequences whose inner activations or block influences are measured, all passes together."""
     attention_tokens: int = 0
     """Tokens on which attentions are removed one by one; 0 for methods that do not."""
+    layer_tokens: int = 0
+    """Tokens on which layers are removed one by one; 0 for methods that do not."""
 
     @classmethod
     def of(cls, compression: CompressionConfig) -> EstimatorSequences:
@@ -62,6 +67,9 @@ class EstimatorSequences:
         cut = min(check, TRIAL_CUT_SEQUENCES)
         two_stage = allocator == "two_stage" and compression.ratio != 0.0
         attention_tokens = check * min(length, ATTENTION_TOKENS // check)
+        removal = METHODS[compression.method].layers
+        by_model = removal is not None and removal.influence == "model"
+        layer_tokens = check * min(length, max(LAYER_TOKENS // check, 1))
         cut_tokens = cut * min(length, TRIAL_CUT_TOKENS // cut)
         return cls(
             gradients=metric + estimator,
@@ -71,6 +79,7 @@ class EstimatorSequences:
             judged_tokens=check * min(length, MAX_JUDGED_TOKENS // check) * compares_plans,
             activations=samples * _activation_passes(compression.method, allocator),
             attention_tokens=attention_tokens * two_stage,
+            layer_tokens=layer_tokens * (by_model and compression.ratio != 0.0),
         )
 
 
@@ -100,6 +109,16 @@ def attention_passes(layers: int, removed: float) -> float:
     Each step passes all layers, and without each attention the layers from it on.
     """
     return removed * (layers * (layers + 1) / 2 + layers)
+
+
+def layer_removal_passes(layers: int, removed: float) -> float:
+    """Count the layers that a token passes while layers are removed one by one.
+
+    Each step passes the remaining layers, and without each of them those after it. The last step
+    may be a fraction of one: then it is measured for the layer that is narrowed.
+    """
+    steps = math.ceil(removed - 1e-9)
+    return sum((layers - step) * (layers - step + 1) / 2 for step in range(steps))
 
 
 _BENCHMARK_TOKENS = 2 * 3 * (256 + 32)
@@ -180,9 +199,10 @@ def _estimator_tokens(layers: int, compression: CompressionConfig) -> float:
     sequences = 3 * parts.gradients + parts.sensitivity + (1 + free_shapes) * parts.trial_fit
     trials = parts.trial_cut_tokens * check_layer_passes(layers) / layers
     # Equation 5 of 2SSP for MLPs with three times the parameters of the attention.
-    removed = layers * (0.3 if compression.ratio is None else compression.ratio) ** 2
-    attentions = parts.attention_tokens * attention_passes(layers, removed) / layers
+    ratio = 0.3 if compression.ratio is None else compression.ratio
+    attentions = parts.attention_tokens * attention_passes(layers, layers * ratio**2) / layers
+    removals = parts.layer_tokens * layer_removal_passes(layers, layers * ratio) / layers
     sequences += parts.activations
     plans = (1 + TRIAL_PLANS + 2 * free_shapes) * parts.judged_tokens
     tokens = sequences * compression.calibration.sequence_length
-    return tokens + trials + plans + attentions
+    return tokens + trials + plans + attentions + removals

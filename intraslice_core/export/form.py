@@ -20,9 +20,11 @@ from intraslice_core.checkpoints.reader import StoredTensors
 from intraslice_core.config import CompressionSettings
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.export.gguf_layout import GgufLayout, deci_layout, family_layout
+from intraslice_core.export.stock import fewer_layers
 from intraslice_core.export.targets import TargetDemands
 from intraslice_core.families.adapter import FamilyAdapter
 from intraslice_core.families.canonical import CanonicalSettings, rope_of
+from intraslice_core.methods import METHODS
 from intraslice_core.modeling import IntraSliceConfig, IntraSliceForCausalLM
 
 
@@ -110,6 +112,32 @@ def require_expressible(
         deci_layout(canonical, family.geometry(config).dense_plan().layers)
     elif settings.gguf_formats:
         family_layout(family, config)
+        if METHODS[settings.method].layers is not None:
+            _require_any_order(family, config)
+
+
+def _require_any_order(family: FamilyAdapter, config: PreTrainedConfig) -> None:
+    """Raise if llama.cpp assigns kinds of layers by their number, so that none may be removed.
+
+    Raises:
+        ConfigurationError: naming the pattern.
+    """
+    canonical = family.canonical_settings(config)
+    numbers = range(canonical["num_hidden_layers"])
+    rotate = canonical["rope_layers"] or (True,) * len(numbers)
+    if len(set(zip(canonical["layer_types"], rotate, strict=True))) == 1:
+        return
+    for removed in numbers:
+        rest = tuple(layer for layer in numbers if layer != removed)
+        try:
+            family_layout(family, type(config)(**config.to_dict() | fewer_layers(config, rest)))
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"llama.cpp knows kinds of layers of {family.model_type} models by their numbers, "
+                f"which change when layer {removed} is removed: {error.message}",
+                field="compression.exports",
+                hint="remove the gguf exports, or use a method that keeps all layers",
+            ) from error
 
 
 def _require_one_table(canonical: CanonicalSettings, settings: CompressionSettings) -> None:

@@ -14,7 +14,7 @@ pairs. These differences are expressed by existing settings and weights (docs/de
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -47,7 +47,9 @@ class StockForm:
     config: PreTrainedConfig
     """Configuration of the dense model."""
     canonical: CanonicalSettings
-    """Canonical settings of the dense model."""
+    """Canonical settings of the dense model, of the layers that remain."""
+    layers: tuple[int, ...]
+    """Numbers of the dense model's layers that remain, ascending."""
     shape: LayerPlan
     """Shape of every layer."""
     pairs: Tensor
@@ -60,6 +62,7 @@ class StockForm:
         sizes: dict[str, Any] = {
             width: self.shape.intermediate_size,
             "architectures": [self.family.architecture],
+            **fewer_layers(self.config, self.layers),
         }
         if self.shape.num_attention_heads != self.canonical["num_attention_heads"]:
             sizes["num_attention_heads"] = self.shape.num_attention_heads
@@ -160,6 +163,36 @@ class StockForm:
     def gguf_layout(self) -> GgufLayout:
         """Return the layout of a GGUF file of the family's architecture in llama.cpp."""
         return family_layout(self.family, self.stock_config)
+
+
+_PER_LAYER = ("layer_types", "no_rope_layers", "layers_block_type")
+"""Settings of dense configurations with one entry per layer."""
+_FIRST_LAYERS = ("max_window_layers",)
+"""Settings of dense configurations that count first layers."""
+
+
+def fewer_layers(config: PreTrainedConfig, layers: Sequence[int]) -> dict[str, Any]:
+    """Return the settings of a dense model's configuration that change with its layers.
+
+    Args:
+        config: of the dense model.
+        layers: numbers of the layers that remain, ascending.
+
+    Returns:
+        Settings by their names in config.json; none if all layers remain.
+    """
+    settings = config.to_dict()
+    if len(layers) == config.num_hidden_layers:
+        return {}
+    changed: dict[str, Any] = {"num_hidden_layers": len(layers)}
+    for name in _PER_LAYER:
+        if settings.get(name):
+            changed[name] = [settings[name][layer] for layer in layers]
+    removed = set(range(config.num_hidden_layers)) - set(layers)
+    for name in _FIRST_LAYERS:
+        if settings.get(name) is not None:
+            changed[name] = settings[name] - sum(layer < settings[name] for layer in removed)
+    return changed
 
 
 def layer_in_family_form(

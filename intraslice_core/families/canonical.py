@@ -7,7 +7,7 @@ adapters produce them, and code that uses them does not depend on the family.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,25 @@ BIASED_NORM_TYPES = ("layer", "layer_plus_one")
 def layer_prefix(layer: int) -> str:
     """Return the prefix of the names of a layer's tensors, including the final dot."""
     return f"model.layers.{layer}."
+
+
+PER_LAYER_SETTINGS = ("layer_types", "rope_layers")
+"""Settings with one entry per layer."""
+
+
+def with_layers(settings: CanonicalSettings, layers: Sequence[int]) -> CanonicalSettings:
+    """Return the settings of a model that has only some of the layers.
+
+    Args:
+        settings: of the dense model.
+        layers: numbers of the layers that remain, ascending.
+    """
+    per_layer = {
+        name: tuple(settings[name][layer] for layer in layers)
+        for name in PER_LAYER_SETTINGS
+        if settings[name] is not None
+    }
+    return settings | per_layer | {"num_hidden_layers": len(layers)}
 
 
 # -- shapes ------------------------------------------------------------------------------------
@@ -204,6 +223,14 @@ def named_tensors(layer: int, weights: LayerWeights) -> dict[str, Tensor]:
             named[f"{module}.weight"] = weight.flatten()
     prefix = layer_prefix(layer)
     return {prefix + name: tensor for name, tensor in named.items()}
+
+
+def renumbered(tensors: Mapping[str, Tensor], layer: int, number: int) -> dict[str, Tensor]:
+    """Return a layer's tensors under the full canonical names of another layer number."""
+    prefix = layer_prefix(layer)
+    return {
+        layer_prefix(number) + name.removeprefix(prefix): tensor for name, tensor in tensors.items()
+    }
 
 
 # -- embedding and rotary tables ---------------------------------------------------------------

@@ -137,6 +137,8 @@ class Objective(nn.Module):
         config: weights of the losses and temperature.
         prefix_length: positions of the prefix at the beginning of every window; no loss is of them.
         dtype: of the student's products; weights and adapters in float32 are rounded to it.
+        teacher_layers: for each layer of the student the teacher's whose output it replaces; None
+            if both have the same layers.
     """
 
     def __init__(
@@ -146,6 +148,7 @@ class Objective(nn.Module):
         config: RecoveryConfig,
         prefix_length: int = 0,
         dtype: torch.dtype = torch.float32,
+        teacher_layers: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.student = student.train(False)
@@ -155,6 +158,7 @@ class Objective(nn.Module):
         self._needs_logits = config.needs_logits
         self._first = max(prefix_length, 1)
         self._dtype = dtype
+        self._teacher_layers = teacher_layers
 
     def forward(self, batch: Tensor) -> Tensor:
         """Return the sum over windows of the weighted mean losses per position.
@@ -177,7 +181,10 @@ class Objective(nn.Module):
         positions = last.shape[1]
         total = last.new_zeros((), dtype=torch.float32)
         if layers:
-            error = hidden_state_error(states, teacher_states or ())
+            compared = teacher_states or ()
+            if self._teacher_layers is not None:
+                compared = tuple(compared[layer] for layer in self._teacher_layers)
+            error = hidden_state_error(states, compared)
             total = total + self._weights.hidden / positions * error
         if self._needs_logits:
             total = total + self._logits_loss(batch, last, teacher_last)

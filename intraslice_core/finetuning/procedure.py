@@ -18,7 +18,11 @@ from intraslice_core.checkpoints.writer import WrittenRecord, ensure_disk_space
 from intraslice_core.config import HELD_OUT_SEQUENCES, RecoveryConfig, TrainingTextConfig
 from intraslice_core.content_key import content_key, fingerprint
 from intraslice_core.device import resolve_device, return_free_memory, rounding_class
-from intraslice_core.errors import CalibrationError, CalibrationTooShortError
+from intraslice_core.errors import (
+    CalibrationError,
+    CalibrationTooShortError,
+    ConfigurationError,
+)
 from intraslice_core.evaluation.forward_meter import report_layers
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.perplexity import PerplexityResult, perplexity
@@ -26,6 +30,7 @@ from intraslice_core.finetuning.adapters import merge_into, merged_weights, prep
 from intraslice_core.finetuning.objective import Objective
 from intraslice_core.finetuning.processes import Processes
 from intraslice_core.finetuning.training import Moment, StoppedBy, Training
+from intraslice_core.plan import ModelPlan
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
 from intraslice_core.reports.schema import (
     MAX_LOSS_POINTS,
@@ -94,6 +99,8 @@ class RecoveryWork:
     """
     processes: Processes = field(default_factory=Processes)
     """Processes that train together."""
+    plan: ModelPlan | None = None
+    """Shapes of the dense model's layers; None if no layer was removed."""
     prefix: tuple[int, ...] = ()
     """Tokens that every sequence begins with (`calibration.text_prefix`)."""
     dtype: str = "auto"
@@ -200,9 +207,28 @@ def _training(
     """Return the training of a model, the number of trained parameters and the compute dtype."""
     dtype = model.dtype
     parameters = list(prepare_parameters(model, work.config).values())
-    objective = Objective(model, teacher, work.config, len(work.prefix), dtype)
+    compared = None if work.plan is None else work.plan.output_layers
+    if teacher is not None and work.plan is not None and work.config.loss_weights.hidden > 0.0:
+        _require_layers(teacher, len(work.plan.layers))
+    objective = Objective(model, teacher, work.config, len(work.prefix), dtype, compared)
     training = Training(objective, parameters, work.sequences, work.config, work.processes)
     return training, sum(parameter.numel() for parameter in parameters), dtype
+
+
+def _require_layers(teacher: PreTrainedModel, layers: int) -> None:
+    """Raise if the teacher has another number of layers than the model that was compressed.
+
+    Raises:
+        ConfigurationError: naming both.
+    """
+    present = teacher.config.get_text_config().num_hidden_layers
+    if present != layers:
+        raise ConfigurationError(
+            f"the teacher has {present} layers, the model that was compressed had {layers}: their "
+            "hidden states cannot be compared",
+            field="compression.recover.loss",
+            hint="use loss distill, or that model as the teacher",
+        )
 
 
 def _train_and_merge(work: RecoveryWork, teacher: PreTrainedModel | None) -> _Trained:

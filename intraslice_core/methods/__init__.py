@@ -15,16 +15,19 @@ from intraslice_core.config import (
     Target,
 )
 from intraslice_core.methods.flap import FLAP
+from intraslice_core.methods.fusegpt import FUSEGPT
 from intraslice_core.methods.intraslice import INTRASLICE
 from intraslice_core.methods.intraslice_plus import INTRASLICE_PLUS
 from intraslice_core.methods.magnitude import MAGNITUDE
 from intraslice_core.methods.method import (
     CONSTRAINED_ALLOCATIONS,
     CompressionMethod,
+    LayerRemoval,
     UnitRemoval,
     UnitScore,
 )
 from intraslice_core.methods.modegpt import MODEGPT
+from intraslice_core.methods.shortgpt import SHORTGPT
 from intraslice_core.methods.transact import TRANSACT
 from intraslice_core.methods.two_ssp import TWO_SSP
 from intraslice_core.methods.wanda_sp import WANDA_SP
@@ -38,6 +41,8 @@ METHODS: dict[Method, CompressionMethod] = {
     "2ssp": TWO_SSP,
     "modegpt": MODEGPT,
     "transact": TRANSACT,
+    "shortgpt": SHORTGPT,
+    "fusegpt": FUSEGPT,
 }
 
 
@@ -52,6 +57,22 @@ def method_for(name: Method, *, output_norms: bool) -> CompressionMethod:
     """
     method = METHODS[name]
     return replace(method, dense_target=method.dense_target and not output_norms)
+
+
+def refit_warnings(name: Method, *, output_norms: bool) -> list[str]:
+    """Return a warning if a method that refits the layers after removed ones cannot.
+
+    Args:
+        name: of the method.
+        output_norms: as for `method_for`.
+    """
+    method = METHODS[name]
+    if method.layers is None or not method.dense_target or not output_norms:
+        return []
+    return [
+        f"{name} refits nothing here: norms follow the modules' outputs and fix their length, so "
+        "that no layer can make up for a removed one"
+    ]
 
 
 def methods_for(target: Target) -> tuple[Method, ...]:
@@ -80,10 +101,12 @@ __all__ = [
     "CONSTRAINED_ALLOCATIONS",
     "METHODS",
     "CompressionMethod",
+    "LayerRemoval",
     "UnitRemoval",
     "UnitScore",
     "adds_output_biases",
     "method_for",
     "methods_for",
+    "refit_warnings",
     "resolve_allocator",
 ]

@@ -33,6 +33,16 @@ class UnitRemoval:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerRemoval:
+    """Removal of whole decoder layers, the least influential first."""
+
+    influence: Literal["layer", "model"]
+    """Hidden states whose direction a layer must change to stay: from its own input to its output,
+    measured once, or the model's last ones with and without it, measured again after every
+    removal."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompressionMethod:
     """One method as a set of options of docs/method.md, sections 3 to 5.
 
@@ -64,6 +74,9 @@ class CompressionMethod:
     """Scale damping by each dimension's energy instead of their mean."""
     units: UnitRemoval | None = None
     """Removal of whole units; None for methods that cut dimensions within heads."""
+    layers: LayerRemoval | None = None
+    """Removal of whole decoder layers; None for methods that keep all of them. `units` or the refit
+    then narrow a further layer's MLP, to meet the budget."""
     takes_compressed_models: bool = True
     """Accept the result of an earlier compression."""
     damping_own: tuple[float, ...] = (0.01,)

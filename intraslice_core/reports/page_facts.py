@@ -108,6 +108,12 @@ def cautions(page: ReportPage) -> list[str]:
     return sentences
 
 
+def _layers(report: CompressionReport) -> Facts:
+    """Return the numbers of decoder layers before and after, if layers were removed."""
+    before, after = len(report.plan.layers), len(report.plan.remaining)
+    return [] if before == after else [("Decoder layers", f"{before} → {after}")]
+
+
 def summary(page: ReportPage) -> Facts:
     """Return the main facts about the compression."""
     report = page.report
@@ -115,6 +121,7 @@ def summary(page: ReportPage) -> Facts:
         ("Model", page.model),
         ("Requested", _budget(report.config)),
         ("Removed", f"{percent(report.removed_fraction)} of the compressible parameters"),
+        *_layers(report),
         ("Parameters", f"{report.params_before:,} → {report.params_after:,}"),
         ("Weight size in bytes", f"{report.bytes_before:,} → {report.bytes_after:,}"),
         ("Method", report.method),

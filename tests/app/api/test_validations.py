@@ -266,9 +266,29 @@ def test_a_method_says_before_the_work_what_a_target_lacks(
     assert stock.status_code == 422
     (error,) = stock.json()["errors"]
     assert error["pointer"] == "/compression/method"
-    assert "use intraslice_plus or wanda_sp or transact, or target research" in error["message"]
+    assert "use intraslice_plus or wanda_sp or transact or shortgpt or fusegpt" in error["message"]
     fisher = validate(client, body | {"compression": flap | {"allocation": "lagrangian"}})
     assert "flap does not support allocation lagrangian" in fisher.text
+
+
+def test_whole_layers_say_before_the_work_which_ratios_a_target_can_meet(
+    client: TestClient, model: dict[str, str]
+) -> None:
+    body: dict[str, Any] = {"model": model, "evaluation": {"perplexity": ["chat"]}}
+    settings = {"method": "shortgpt", "calibration": {"source": "pydoc", "sequence_length": 512}}
+    free = validate(client, body | {"compression": settings | {"ratio": 0.3}})
+    estimate = free.json()["estimate"]
+    assert estimate["achieved_ratio"] == pytest.approx(0.3, abs=0.005)
+    assert estimate["layers_after"] == 3
+    stock = validate(client, body | {"compression": settings | {"target": "stock", "ratio": 0.3}})
+    assert stock.status_code == 422
+    (error,) = stock.json()["errors"]
+    assert error["pointer"] == "/compression/ratio"
+    assert "a ratio of 0.2500 (1 layer), a ratio of 0.5000 (2 layers)" in error["message"]
+    whole = settings | {"target": "stock", "ratio": 0.25}
+    assert validate(client, body | {"compression": whole}).json()["estimate"]["achieved_ratio"] == (
+        0.25
+    )
 
 
 @pytest.mark.parametrize(

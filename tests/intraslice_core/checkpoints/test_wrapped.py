@@ -179,6 +179,22 @@ def test_target_stock_writes_the_whole_wrapper(model_type: str, tmp_path: Path) 
     torch.testing.assert_close(engine_logits(again, tokens()), text_logits(out), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("model_type", list(WRAPPERS))
+def test_target_stock_writes_a_whole_wrapper_of_fewer_layers(
+    model_type: str, tmp_path: Path
+) -> None:
+    place, out = tiny_wrapper(tmp_path / "dense", model_type), tmp_path / "out"
+    config = STOCK.model_copy(update={"method": "shortgpt", "ratio": 0.5})
+    report = compress_model(str(place), out, config, verify=False)
+    assert len(report.plan.remaining) == 1
+    model = load_wrapper(out)
+    assert model.config.get_text_config().num_hidden_layers == 1
+    with torch.no_grad():
+        assert model(**image_inputs(model_type)).logits.isfinite().all()
+    again = open_model(str(out), tmp_path / "work")
+    torch.testing.assert_close(engine_logits(again, tokens()), text_logits(out), rtol=0, atol=1e-4)
+
+
 def test_a_whole_wrapper_is_evaluated_as_its_language_model(tmp_path: Path) -> None:
     place = tiny_wrapper(tmp_path / "dense", "mistral3")
     config = EvaluationConfig(perplexity=("pydoc",), max_tokens=500, context_length=64)

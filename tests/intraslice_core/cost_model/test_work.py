@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.large_models import LLAMAS
 from intraslice_core import dampings, hidden_states
-from intraslice_core.allocation import attention_removal
+from intraslice_core.allocation import attention_removal, layer_removal
 from intraslice_core.allocation.estimators import CalibrationSplit
 from intraslice_core.allocation.shortlist import MAX_JUDGED
 from intraslice_core.checkpoints import dense_model
@@ -59,6 +59,7 @@ def test_constants_equal_the_engines() -> None:
         pair_effects.PAIR_BLOCKS,
     )
     assert work.ATTENTION_TOKENS == attention_removal.MAX_TOKENS
+    assert work.LAYER_TOKENS == layer_removal.MAX_TOKENS
     assert flops.DAMPING_PROBES == dampings.PROBES
     assert memory.KEPT_INNER_BYTES == hidden_states.KEPT_INNER_BYTES
     assert memory.DENSE_LOGITS == dense_model.LOGITS_AT_ONCE
@@ -99,6 +100,8 @@ def test_parts_that_a_method_skips_have_no_sequences() -> None:
     ):
         own = EstimatorSequences.of(config(method=method))
         assert own == replace(nothing, activations=activations, attention_tokens=attentions)
+    assert EstimatorSequences.of(config(method="shortgpt")) == replace(nothing, activations=32)
+    assert EstimatorSequences.of(config(method="fusegpt")) == replace(nothing, layer_tokens=256)
     both = EstimatorSequences.of(config(length=1024, allocation="fisher"))
     assert both.gradients == 8 + 8
 
@@ -194,6 +197,23 @@ def test_flops_of_methods_that_remove_whole_units_agree_with_torchs_count(
     assert expected.statistics == expected.factorisations == 0.0
 
 
+@pytest.mark.parametrize(("method", "ratio"), [("shortgpt", 0.5), ("fusegpt", 0.5)])
+def test_flops_of_methods_that_remove_whole_layers_agree_with_torchs_count(
+    tmp_path: Path, method: str, ratio: float
+) -> None:
+    """The refit is counted for as many layers as remain, so layers before a removed one count."""
+    sizes = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 4}
+    dense = tiny_llama(tmp_path / "dense", **sizes)
+    settings = config(ratio=ratio, dtype="float32", device="cpu", method=method)
+    geometry = read_dense(dense).geometry
+    assert geometry is not None
+    expected = stage_flops(geometry, settings)
+    counted = counted_flops(dense, tmp_path / "out", settings)
+    allocated = counted["measuring activations"] + counted["removing layers"]
+    assert 0.65 * expected.allocate <= allocated <= 1.35 * expected.allocate
+    assert counted["compress"] <= 1.35 * (expected.passes + expected.statistics)
+
+
 def test_memory_of_whole_units_has_no_gram_matrices() -> None:
     geometry = LLAMAS["Llama-3-8B"]
     flap = stage_bytes(geometry, config(128, 2048, method="flap"), 2, 2)["compress"]
@@ -202,6 +222,8 @@ def test_memory_of_whole_units_has_no_gram_matrices() -> None:
     assert flap.device < refitted.device - 8 * geometry.intermediate_size**2
     attentions = stage_bytes(geometry, config(128, 2048, method="2ssp"), 2, 2)["attentions"]
     assert attentions.host == 33 * 2048 * 4096 * 2
+    layers = stage_bytes(geometry, config(128, 2048, method="fusegpt"), 2, 2)["layers"]
+    assert layers.host == 33 * 1024 * 4096 * 2
 
 
 def test_uniform_shapes_need_no_trial_cuts() -> None:

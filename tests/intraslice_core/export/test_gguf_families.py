@@ -21,6 +21,7 @@ from intraslice_core.families.adapter import family_for
 from intraslice_core.pipeline import compress_model
 from tests.intraslice_core.export.models import VOCAB_SIZE, config, load, logits, merging_tokenizer
 from tests.intraslice_core.tiny_models import (
+    decoder_layers,
     save_checkpoint,
     tiny_family_config,
     tiny_family_model,
@@ -164,6 +165,21 @@ def test_compressed_models_are_verified_in_transformers_and_llama_cpp(
     assert [check.files for check in report.verified] == list(exports)
     assert report.plan.layers[0].qk_head_dim == report.geometry.head_dim
     assert report.plan.removed_fraction(report.geometry) == pytest.approx(0.3, abs=0.02)
+
+
+def test_models_of_fewer_layers_are_verified_in_transformers_and_llama_cpp(tmp_path: Path) -> None:
+    model = family_model("gemma3", GEMMA_ROPES | ALTERNATING)
+    with torch.no_grad():  # the first layer, so that windows and rotary embeddings move up
+        for name in ("post_attention_layernorm", "post_feedforward_layernorm"):
+            getattr(decoder_layers(model)[0], name).weight.fill_(-0.97)
+    save_checkpoint(model, tmp_path / "dense")
+    merging_tokenizer().save_pretrained(tmp_path / "dense")
+    exports = ("safetensors", "gguf-f16")
+    settings = config("stock", method="shortgpt", ratio=1 / 3, exports=exports)
+    report = compress_model(str(tmp_path / "dense"), tmp_path / "out", settings)
+    assert report.plan.remaining == (1, 2)
+    assert [check.files for check in report.verified] == list(exports)
+    assert load(tmp_path / "out").config.layer_types == ["sliding_attention", "full_attention"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,25 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from intraslice_core import modeling
 from intraslice_core.config import HELD_OUT_SEQUENCES
+from intraslice_core.errors import ConfigurationError
 from intraslice_core.finetuning import objective as objective_module
 from intraslice_core.finetuning.adapters import prepare_parameters
 from intraslice_core.finetuning.objective import Objective
 from intraslice_core.finetuning.procedure import recover_checkpoint
 from intraslice_core.finetuning.training import Moment
+from intraslice_core.plan import ModelPlan
 from intraslice_core.resume_state import ResumeState
+from tests.intraslice_core.compressing import compress_unverified
 from tests.intraslice_core.finetuning.training_runs import (
     LENGTH,
+    compression,
     files_of,
     make_pair,
     recovery_config,
     tokens,
     work_on,
 )
+from tests.intraslice_core.tiny_models import tiny_llama
 
 COMBINED = {
     "loss": "distill",
@@ -86,6 +92,33 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula(
             torch.testing.assert_close(
                 parameters[name].grad, weight.grad, rtol=1e-4, atol=1e-6, msg=name
             )
+
+
+def test_hidden_states_of_fewer_layers_are_compared_before_the_next_remaining_layer(
+    tmp_path: Path,
+) -> None:
+    dense, short = tiny_llama(tmp_path / "dense", num_hidden_layers=4), tmp_path / "short"
+    settings = compression(method="shortgpt", allocation="auto")
+    report = compress_unverified(dense, short, settings)
+    assert len(report.plan.remaining) == 2
+    config = recovery_config(loss="hidden")
+    teacher, student, batch = load(dense), load(short), tokens(config)[:3]
+    ours, theirs = (
+        model(batch, output_hidden_states=True).hidden_states[1:] for model in (student, teacher)
+    )
+    first = report.plan.remaining[1] - 1
+    errors = [
+        ((a - b).square().sum(-1) / b.square().sum(-1)).mean()
+        for a, b in zip(ours, (theirs[first], theirs[3]), strict=True)
+    ]
+    loss = Objective(student, teacher, config, teacher_layers=report.plan.output_layers)(batch)
+    torch.testing.assert_close(loss / 3, sum(errors) / 2, rtol=1e-5, atol=1e-6)
+    work = work_on((dense, short), tmp_path / "out", loss="hidden", plan=report.plan)
+    trained, _ = recover_checkpoint(work)
+    assert trained.losses[-1].loss < trained.losses[0].loss
+    other = replace(work, plan=ModelPlan(layers=report.plan.layers[1:]))
+    with pytest.raises(ConfigurationError, match="the teacher has 4 layers"):
+        recover_checkpoint(other)
 
 
 @pytest.mark.parametrize(

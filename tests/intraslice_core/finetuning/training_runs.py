@@ -65,7 +65,15 @@ def work_on(pair: tuple[Path, Path], copy: Path, **changes: Any) -> RecoveryWork
     shutil.copytree(pair[1], copy)
     work_changes = {
         name: changes.pop(name)
-        for name in ("resume_state", "should_cancel", "before_step", "dtype", "tokens", "prefix")
+        for name in (
+            "resume_state",
+            "should_cancel",
+            "before_step",
+            "dtype",
+            "tokens",
+            "prefix",
+            "plan",
+        )
         if name in changes
     }
     config = recovery_config(**changes)

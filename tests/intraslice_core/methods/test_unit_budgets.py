@@ -16,6 +16,7 @@ from tests.intraslice_core.methods.masked_models import CALIBRATION
 from tests.intraslice_core.tiny_models import tiny_llama
 
 METHODS: tuple[Method, ...] = ("flap", "wanda_sp", "2ssp", "transact")
+LAYER_METHODS: tuple[Method, ...] = ("shortgpt", "fusegpt")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("target", ["research", "adaptive"])
-@pytest.mark.parametrize("method", [*METHODS, "modegpt"])
+@pytest.mark.parametrize("method", [*METHODS, "modegpt", *LAYER_METHODS])
 @pytest.mark.parametrize("budget", ["ratio", "target_params", "target_bytes"])
 def test_every_budget_is_met_within_a_rounding_step(
     dense: Path, tmp_path: Path, method: Method, target: str, budget: str
@@ -51,7 +52,7 @@ def test_every_budget_is_met_within_a_rounding_step(
     assert estimated.params_before == report.params_before
 
 
-@pytest.mark.parametrize("method", ["flap", "2ssp", "modegpt"])
+@pytest.mark.parametrize("method", ["flap", "2ssp", "modegpt", "shortgpt"])
 def test_a_second_ratio_uses_the_cached_activations(
     dense: Path, tmp_path: Path, method: Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +88,7 @@ def test_the_report_shows_the_scores_and_no_refit(
     assert any(layer.mlp.spectra for layer in report.layers)
 
 
-@pytest.mark.parametrize("method", [*METHODS, "modegpt"])
+@pytest.mark.parametrize("method", [*METHODS, "modegpt", *LAYER_METHODS])
 def test_nothing_removed_leaves_the_weights(dense: Path, tmp_path: Path, method: Method) -> None:
     settings: dict[str, Any] = {"ratio": 0.0, "calibration": CALIBRATION}
     for name in (method, "magnitude"):

@@ -1,0 +1,95 @@
+"""Shapes of methods that remove whole decoder layers (docs/methods.md)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from intraslice_core.allocation.budget import resolve_round_to
+from intraslice_core.allocation.context import AllocationContext, Shapes, allocation_report
+from intraslice_core.allocation.depth import depth_of, depth_plan
+from intraslice_core.allocation.estimators import CalibrationSplit
+from intraslice_core.allocation.influence_shapes import block_influences
+from intraslice_core.allocation.layer_removal import (
+    LayerRemovalSearch,
+    load_order,
+    save_order,
+)
+from intraslice_core.allocation.unit_shapes import unit_scores
+from intraslice_core.calibration import calibration_hash
+from intraslice_core.methods import METHODS
+from intraslice_core.unit_removal import LayerUnits
+
+
+def layer_shapes(context: AllocationContext, tokens: Tensor, split: CalibrationSplit) -> Shapes:
+    """Measure the layers' influence and remove the least influential ones.
+
+    Args:
+        context: inputs of the choice.
+        tokens: calibration, (samples, length), int64.
+        split: the same by use.
+
+    Raises:
+        BudgetOutOfReachError: if no layers can be removed so that the budget is met.
+        ConfigurationError: if rounding misses the budget by more than the tolerance.
+        NumericalError: naming the layer.
+    """
+    removal = METHODS[context.config.method].layers
+    assert removal is not None
+    geometry, ratio = context.geometry, context.budget.ratio
+    if ratio == 0.0:
+        report = allocation_report(context.config.allocation, "uniform")
+        return Shapes(plan=geometry.dense_plan(), sensitivity=None, report=report)
+    step, constraint = resolve_round_to(context.config, geometry), context.demands.shapes
+    depth = depth_of(geometry, ratio, step, constraint)
+    units: tuple[LayerUnits, ...] | None = None
+    if removal.influence == "layer":
+        scored = METHODS[context.config.method].units if depth.widths else None
+        influences = block_influences(context, tokens, 1.0 if scored is None else 0.5)
+        order = tuple(sorted(range(len(influences)), key=lambda layer: (influences[layer], layer)))
+        if scored is not None:
+            units = unit_scores(context, tokens, scored, 0.5, 0.5)
+    else:
+        order = _order_of_removal(context, split, depth.changed)
+    return Shapes(
+        plan=depth_plan(geometry, ratio, step, constraint, order),
+        sensitivity=None,
+        report=allocation_report(context.config.allocation, "whole_layers"),
+        units=units,
+    )
+
+
+def _order_of_removal(
+    context: AllocationContext, split: CalibrationSplit, count: int
+) -> tuple[int, ...]:
+    """Return the layers that are removed or narrowed, in order, (count,).
+
+    An order serves all ratios and is cached after each step: a shorter one is its beginning.
+    """
+    search = LayerRemovalSearch(
+        layers=context.layers,
+        tokens=split.judged,
+        batch_size=context.config.batch_size,
+        prefix_length=context.prefix_length,
+    )
+    before_batch = partial(_report, context)
+    cache = context.cache
+    if cache is None:
+        return search.order(count, before_batch)
+    key = context.key(
+        layer_order=calibration_hash(split.judged),
+        prefix_length=context.prefix_length,
+        batch_size=context.config.batch_size,
+    )
+    known = load_order(cache.directory, key)
+
+    def save(order: tuple[int, ...]) -> None:
+        if cache.has_room(8 * len(order)):
+            cache.on_saved(save_order(cache.directory, key, order))
+
+    return search.order(count, before_batch, known=known, on_step=save)
+
+
+def _report(context: AllocationContext, done: float) -> None:
+    context.before_batch(done, "removing layers")

@@ -82,7 +82,17 @@ COMPARISONS = (
     Comparison(
         name="other",
         title="over the best other method",
-        references=("flap", "wanda_sp", "2ssp", "modegpt", "transact", _FISHER, _FISHER_PCA),
+        references=(
+            "flap",
+            "wanda_sp",
+            "2ssp",
+            "modegpt",
+            "transact",
+            "shortgpt",
+            "fusegpt",
+            _FISHER,
+            _FISHER_PCA,
+        ),
         bounds={"0.2": Bounds(in_domain=0.85, out_of_domain=0.85)},
         ratios=("0.2",),
     ),

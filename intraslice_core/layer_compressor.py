@@ -461,18 +461,16 @@ class LayerCompressor:
         width = self._dense.up.weight.shape[0]
         if keep == width:
             return torch.arange(width, device=self._context.device)
-        moments = fit if held_out is None else fit + held_out
-        gram = moments.gram[:width, :width]
-        if method.neuron_choice == "energy":
-            score = neurons.energy_score(gram, self._mlp_space.rows()[:width])
-            choice = neurons.keep_best_neurons(score, keep)
-        elif method.neuron_choice == "leverage":
-            score = neurons.leverage_score(gram, method.choice_damping)
-            choice = neurons.keep_best_neurons(score, keep)
-        else:
+        gram = (fit if held_out is None else fit + held_out).gram[:width, :width]
+        if method.neuron_choice == "obs":
             fitted = self._refit.dense_output(fit, held_out, self._mlp_space)[:width]
             factor = linalg.damped_cholesky(gram, method.choice_damping)
             choice = neurons.eliminate_neurons(factor, fitted, keep)
+        else:
+            score = neurons.energy_score(gram, self._mlp_space.rows()[:width])
+            if method.neuron_choice == "leverage":
+                score = neurons.leverage_score(gram, method.choice_damping)
+            choice = neurons.keep_best_neurons(score, keep)
         self._spectra.append(spectra.score_spectrum("MLP neurons", "score", choice.score, keep))
         return choice.kept
 

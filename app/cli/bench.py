@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.errors import invalid_settings, reported_errors
-from app.cli.options import JsonOption, ModelArgument, OffloadOption, VerifyOption, listed
+from app.cli.methods import METHOD_NAMES
+from app.cli.methods import methods as read_methods
+from app.cli.options import JsonOption, ModelArgument, OffloadOption, VerifyOption
 from app.cli.ratios import ratios as read_ratios
 from app.cli.report_tables import bench_table, print_tables, sweep_quality_table
 from app.cli.settings_options import SettingsOptions, takes_shared_settings
 from app.cli.sweep import exit_if_rejected, run_sweep
-from intraslice_core.config import METHOD_DESCRIPTIONS, CompressionSettings
+from intraslice_core.config import CompressionSettings, Method
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.files import atomic_file, require_writable_directory
 from intraslice_core.reports.sweep import SIZE_TOLERANCE, SweepRequest
@@ -39,7 +41,7 @@ def bench(  # noqa: PLR0913 (typer reads the options from the signature)
         typer.Option(
             metavar="METHOD,…",
             help="Methods to compare, separated by commas; repeatable. Choose from "
-            f"{', '.join(METHOD_DESCRIPTIONS)}.",
+            f"{METHOD_NAMES}.",
         ),
     ],
     ratios: Annotated[
@@ -63,42 +65,44 @@ def bench(  # noqa: PLR0913 (typer reads the options from the signature)
     """Compare methods on a model: every method at every ratio, with the same calibration text."""
     with reported_errors():
         ratio_values = read_ratios(ratios, "--ratios")
-        names = _method_names(methods, len(ratio_values))
+        names = read_methods(methods, "--methods")
+        _require_few(names, ratio_values)
         require_writable_directory(out, "--out")
         require_writable_directory(offload_dir, "--offload-dir")
         with invalid_settings():
-            request = SweepRequest.model_validate(
-                {
-                    "model": model,
-                    "settings": CompressionSettings.model_validate(options.compression()),
-                    "ratios": ratio_values,
-                    "methods": names,
-                    "evaluation": options.evaluation(),
-                    "verify": verify,
-                }
+            settings = CompressionSettings.model_validate(
+                options.compression() | {"method": names[0]}
             )
+            evaluation = options.evaluation()
+        request = SweepRequest(
+            model=model,
+            settings=settings,
+            ratios=ratio_values,
+            methods=names,
+            evaluation=evaluation,
+            verify=verify,
+        )
         report = run_sweep(request, out, offload_dir)
         _write_page(report, out)
         _print(report, out, as_json)
 
 
-def _method_names(options: list[str], ratios: int) -> list[str]:
-    """Return the names of the methods, still to be validated.
+def _require_few(methods: tuple[Method, ...], ratios: tuple[float, ...]) -> None:
+    """Raise if no method is named, or if there are too many for the ratios.
 
     Raises:
-        ConfigurationError: if there are none, or too many for the ratios.
+        ConfigurationError: naming the option.
     """
-    names = listed(options)
-    if not names:
-        hint = f"name some of {', '.join(METHOD_DESCRIPTIONS)}"
+    if not methods:
+        hint = f"name some of {METHOD_NAMES}"
         raise ConfigurationError("no method is named", field="--methods", hint=hint)
-    if len(names) * ratios > MAX_CHILDREN:
+    children = len(methods) * len(ratios)
+    if children > MAX_CHILDREN:
         raise ConfigurationError(
-            f"{len(names)} methods at {ratios} ratios are {len(names) * ratios} compressions",
+            f"{len(methods)} methods at {len(ratios)} ratios are {children} compressions",
             field="--methods",
             hint=f"at most {MAX_CHILDREN} are allowed: name fewer methods or fewer ratios",
         )
-    return names
 
 
 def _write_page(report: SweepReport, out: Path) -> None:

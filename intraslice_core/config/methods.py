@@ -27,7 +27,6 @@ Method = Literal[
 """Compression method (docs/methods.md)."""
 
 
-
 def _each_once(methods: tuple[Method, ...]) -> tuple[Method, ...]:
     if len(set(methods)) < len(methods):
         raise ValueError("a method occurs twice: name each method once")

@@ -1,4 +1,4 @@
-"""HTML page of a comparison of methods, self-contained: perplexity by size, one curve per method."""
+"""HTML page of a comparison of methods: perplexity by size, with one curve per method."""
 
 from __future__ import annotations
 
@@ -143,9 +143,7 @@ def _sizes(point: SweepPoint) -> tuple[str, ...]:
     return (method, f"{point.ratio:g}", f"{point.params_after:,}", size(point.bytes_after))
 
 
-def _quality(
-    point: SweepPoint, texts: list[str], tasks: list[tuple[str, str]]
-) -> tuple[str, ...]:
+def _quality(point: SweepPoint, texts: list[str], tasks: list[tuple[str, str]]) -> tuple[str, ...]:
     perplexities = {score.text: f"{score.compressed:,.3f}" for score in point.perplexity}
     scores = {(task.task, task.metric): f"{task.compressed:.4f}" for task in point.tasks}
     return (

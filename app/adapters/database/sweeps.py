@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Float, Row, select
+from sqlalchemy import BigInteger, Float, Row, select
 from sqlalchemy.dialects.postgresql import insert
 
 from app.adapters.database import jobs as job_rows
@@ -14,12 +14,15 @@ from app.adapters.database.engine import Transaction
 from app.adapters.database.tables import jobs, sweeps
 from app.domain.lifecycle import State
 from app.domain.sweep import (
+    Measured,
     Sweep,
     SweepDetails,
     SweepProgress,
     SweepRequest,
     SweepUrls,
+    dense_size,
     pareto_table,
+    size_checks,
     smallest_ratio_first,
 )
 
@@ -52,6 +55,7 @@ def insert_sweep(
             model=request.model.model_dump(mode="json"),
             compression=request.compression.model_dump(mode="json"),
             ratios=list(request.ratios),
+            methods=list(request.methods) or None,
             evaluation=request.evaluation and request.evaluation.model_dump(mode="json"),
             labels=request.labels,
             idempotency_key=claim.idempotency_key,
@@ -84,14 +88,30 @@ def find(transaction: Transaction, project_id: str, sweep_id: str) -> SweepDetai
     progress = SweepProgress.of(
         (job.state, job.progress.fraction if job.progress else None) for job in members
     )
+    points = pareto_table(members, _measured(transaction, sweep_id))
     return SweepDetails.model_validate(
         {
             **_values(row, progress),
             "urls": SweepUrls.of(sweep_id, [job.id for job in members]),
             "jobs": members,
-            "pareto": pareto_table(members),
+            "pareto": points,
+            "sizes": size_checks(points),
+            "dense": dense_size(points, members),
         }
     )
+
+
+def _measured(transaction: Transaction, sweep_id: str) -> dict[str, Measured]:
+    """Return the measurements of every job with a report; reports are large and stay there."""
+    report = jobs.c.report
+    query = select(
+        jobs.c.id,
+        report["evaluation"]["perplexity"].label("perplexity"),
+        report["evaluation"]["tasks"].label("tasks"),
+        report["seconds"].astext.cast(Float).label("seconds"),
+        report["peak_memory_bytes"].astext.cast(BigInteger).label("peak_memory_bytes"),
+    ).where(jobs.c.sweep_id == sweep_id, report.is_not(None))
+    return {row.id: Measured.of(row._mapping) for row in transaction.execute(query)}
 
 
 def newest(
@@ -127,4 +147,5 @@ def read_progress(transaction: Transaction, sweep_ids: Sequence[str]) -> dict[st
 
 
 def _values(row: Row[Any], progress: SweepProgress) -> dict[str, Any]:
-    return {**row._mapping, "state": progress.state, "progress": progress}
+    methods = row.methods or [row.compression["method"]]
+    return {**row._mapping, "methods": methods, "state": progress.state, "progress": progress}

@@ -6,7 +6,7 @@ import pytest
 
 from app.domain.job import Job, JobResult, Speedup
 from app.domain.lifecycle import State
-from app.domain.sweep import SweepProgress, SweepState, pareto_table
+from app.domain.sweep import SweepProgress, SweepState, SweepUrls, pareto_table, size_checks
 from intraslice_core.config import CompressionConfig
 
 
@@ -86,6 +86,22 @@ def test_points_without_speed_are_compared_by_the_measures_that_both_have() -> N
         [job("a", 0.1, result(100, 20.0, None)), job("b", 0.2, result(110, 21.0, 1.5))]
     )
     assert [point.dominated for point in table] == [False, True]
+
+
+def test_sizes_of_different_methods_are_checked_where_both_have_results() -> None:
+    points = pareto_table(
+        [job("a", 0.2, result(1000, 20.0, None)), job("b", 0.2, result(994, 20.0, None))]
+        + [job("c", 0.3, result(900, 20.0, None)), job("d", 0.3, None)]
+    )
+    (check,) = size_checks(points)
+    assert (check.ratio, check.equal) == (0.2, False)
+
+
+def test_only_few_jobs_have_a_path_to_their_comparison() -> None:
+    ids = [f"job_{number}" for number in range(21)]
+    assert SweepUrls.of("s", ids[:1]).compare is None
+    assert SweepUrls.of("s", ids[:20]).compare is not None
+    assert SweepUrls.of("s", ids).compare is None
 
 
 def test_points_without_quality_are_not_compared() -> None:

@@ -58,12 +58,10 @@ class SweepCreate(BaseModel):
         Field(min_length=1, max_length=_MOST_RATIOS),
     ]
     methods: Annotated[
-        Methods | None,
+        Annotated[Methods, Field(min_length=1, max_length=len(METHOD_DESCRIPTIONS))] | None,
         Field(
-            min_length=1,
-            max_length=len(METHOD_DESCRIPTIONS),
             description="Methods to compare: one job for each method and ratio, at most "
-            f"{_MOST_JOBS} in all. They replace `compression.method`; null uses that alone.",
+            f"{_MOST_JOBS} in all. They replace `compression.method`; null uses that alone."
         ),
     ] = None
     evaluation: Evaluation = None

@@ -111,7 +111,7 @@ def _measured(transaction: Transaction, sweep_id: str) -> dict[str, Measured]:
         report["seconds"].astext.cast(Float).label("seconds"),
         report["peak_memory_bytes"].astext.cast(BigInteger).label("peak_memory_bytes"),
     ).where(jobs.c.sweep_id == sweep_id, report.is_not(None))
-    return {row.id: Measured.of(row._mapping) for row in transaction.execute(query)}
+    return {row.id: Measured.of(row._asdict()) for row in transaction.execute(query)}
 
 
 def newest(

@@ -238,23 +238,31 @@ def size_checks(points: Sequence[ParetoPoint]) -> tuple[SizeCheck, ...]:
 def pareto_table(
     jobs: Sequence[Job], measured: Mapping[str, Measured] = MappingProxyType({})
 ) -> tuple[ParetoPoint, ...]:
-    """Return every job's point, smallest ratio first.
+    """Return every job's point in the same order.
 
     Args:
-        jobs: jobs of the sweep.
+        jobs: jobs of the sweep, in order.
         measured: measurements by the id of the job.
     """
     costs = {job.id: _costs(job) for job in jobs}
     compared = [cost for cost in costs.values() if cost is not None]
     return tuple(
         _point(job, costs[job.id], compared, measured.get(job.id, _NOTHING))
-        for job in sorted(jobs, key=smallest_ratio_first)
+        for job in jobs
     )
 
 
-def smallest_ratio_first(job: Job) -> tuple[float, str]:
-    """Return the key to sort jobs of a sweep by."""
-    return (job.ratio or 0.0, job.id)
+def in_order(jobs: Iterable[Job], methods: Sequence[Method]) -> list[Job]:
+    """Return jobs of a sweep, smallest ratio first, those of a ratio in the order of the methods.
+
+    Ids do not order them: jobs of one request may be of the same millisecond.
+    """
+    places = {method: place for place, method in enumerate(methods)}
+
+    def place(job: Job) -> tuple[float, int, str]:
+        return (job.ratio or 0.0, places.get(job.compression.method, len(places)), job.id)
+
+    return sorted(jobs, key=place)
 
 
 def _point(

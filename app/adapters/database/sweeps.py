@@ -21,10 +21,11 @@ from app.domain.sweep import (
     SweepRequest,
     SweepUrls,
     dense_size,
+    in_order,
     pareto_table,
     size_checks,
-    smallest_ratio_first,
 )
+from intraslice_core.config import Method
 
 _HIDDEN = {"idempotency_key", "request_hash"}
 _COLUMNS = tuple(column for column in sweeps.c if column.name not in _HIDDEN)
@@ -84,7 +85,7 @@ def find(transaction: Transaction, project_id: str, sweep_id: str) -> SweepDetai
     row = transaction.execute(query).one_or_none()
     if row is None:
         return None
-    members = sorted(job_rows.of_sweep(transaction, sweep_id), key=smallest_ratio_first)
+    members = in_order(job_rows.of_sweep(transaction, sweep_id), _methods(row))
     progress = SweepProgress.of(
         (job.state, job.progress.fraction if job.progress else None) for job in members
     )
@@ -147,5 +148,9 @@ def read_progress(transaction: Transaction, sweep_ids: Sequence[str]) -> dict[st
 
 
 def _values(row: Row[Any], progress: SweepProgress) -> dict[str, Any]:
-    methods = row.methods or [row.compression["method"]]
-    return {**row._mapping, "methods": methods, "state": progress.state, "progress": progress}
+    return {**row._mapping, "methods": _methods(row), "state": progress.state, "progress": progress}
+
+
+def _methods(row: Row[Any]) -> list[Method]:
+    """Return the compared methods; sweeps of one method name it in their settings alone."""
+    return row.methods or [row.compression["method"]]

@@ -247,8 +247,7 @@ def pareto_table(
     costs = {job.id: _costs(job) for job in jobs}
     compared = [cost for cost in costs.values() if cost is not None]
     return tuple(
-        _point(job, costs[job.id], compared, measured.get(job.id, _NOTHING))
-        for job in jobs
+        _point(job, costs[job.id], compared, measured.get(job.id, _NOTHING)) for job in jobs
     )
 
 

@@ -98,10 +98,9 @@ def test_points_without_speed_are_compared_by_the_measures_that_both_have() -> N
 
 
 def test_sizes_of_different_methods_are_checked_where_both_have_results() -> None:
-    points = pareto_table(
-        [job("a", 0.2, result(1000, 20.0, None)), job("b", 0.2, result(994, 20.0, None))]
-        + [job("c", 0.3, result(900, 20.0, None)), job("d", 0.3, None)]
-    )
+    sizes = {"a": (0.2, 1000), "b": (0.2, 994), "c": (0.3, 900)}
+    jobs = [job(name, ratio, result(size, 20.0, None)) for name, (ratio, size) in sizes.items()]
+    points = pareto_table([*jobs, job("d", 0.3, None)])
     (check,) = size_checks(points)
     assert (check.ratio, check.equal) == (0.2, False)
 

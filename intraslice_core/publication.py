@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -222,3 +223,15 @@ def peak_memory(device: torch.device) -> int:
     # Linux counts KiB, macOS bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin a new peak, so that the next run of this process reports its own.
+
+    Peak resident memory can be reset on Linux only; elsewhere it stays that of all runs so far.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # no such file outside Linux, and read-only in some containers
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

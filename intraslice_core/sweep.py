@@ -1,18 +1,24 @@
-"""One model compressed at several ratios from one measurement.
+"""One model compressed at several ratios, by one or several methods, from shared measurements.
 
-The model is opened once. Calibration tokens, sensitivity, dense hidden states and the dense model's
-scores are computed for the first ratio and reused by all others. Every ratio ends with the bytes
-that a separate compression would have written.
+The model is opened once. Calibration tokens, sensitivity, moments of activations, dense hidden
+states and the dense model's scores are computed once and reused by every compression that needs the
+same: methods share all that depends on the calibration tokens alone. A method with a share of
+self-written text has tokens of its own. Every compression ends with the bytes that it would have
+written alone.
 
-    OUT/ratio-0.3/      an ordinary checkpoint
-    OUT/sweep.json      all results side by side, rewritten after each ratio
-    OUT/.sweep/         shared and unfinished files; removed after the last ratio
+    OUT/ratio-0.3/              an ordinary checkpoint
+    OUT/sweep.json              all results side by side, rewritten after each compression
+    OUT/flap-ratio-0.3/         a checkpoint of a comparison of methods
+    OUT/bench.json              the results of a comparison, in place of `sweep.json`
+    OUT/.sweep/                 shared and unfinished files; removed at the end
 """
 
 from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +31,8 @@ from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_directory
 from intraslice_core.checkpoints.weight_files import weight_bytes
 from intraslice_core.config import UNLIMITED, CompressionConfig, ModelLimits
-from intraslice_core.device import bound_allocator
-from intraslice_core.errors import OutputExistsError, QualityGateError
+from intraslice_core.device import bound_allocator, resolve_device
+from intraslice_core.errors import ConfigurationError, OutputExistsError, QualityGateError
 from intraslice_core.evaluation.scoring import DenseScores
 from intraslice_core.export.targets import require_target
 from intraslice_core.files import (
@@ -46,23 +52,32 @@ from intraslice_core.progress import (
     never_cancelled,
     raise_if_cancelled,
 )
-from intraslice_core.publication import UNVERIFIED
+from intraslice_core.publication import UNVERIFIED, reset_peak_memory
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
-from intraslice_core.reports.sweep import SweepPoint, SweepReport, SweepRequest
+from intraslice_core.reports.sweep import SweepChild, SweepPoint, SweepReport, SweepRequest
 from intraslice_core.resume_state import ResumeState
 from intraslice_core.run import OpenedModel, Run
 from intraslice_core.scratch import held_directory, scratch_directory
 from intraslice_core.statistics_cache import StatisticsCache
 
 SWEEP_FILE = "sweep.json"
+BENCH_FILE = "bench.json"
 WORK_FOLDER = ".sweep"
 FURTHER_SHARE = 0.5
-"""Assumed cost of each further ratio relative to the first, for the progress display."""
+"""Assumed cost of each further ratio relative to the method's first, for the progress display."""
+_FIELDS = {"compression.method": "methods", "compression.ratio": "ratios"}
+"""Fields of a comparison in place of those of a single compression."""
 
 
-def folder_name(ratio: float) -> str:
-    """Return the name of a ratio's checkpoint, such as `ratio-0.3`."""
-    return f"ratio-{ratio!r}"
+def folder_name(request: SweepRequest, child: SweepChild) -> str:
+    """Return the name of a checkpoint: `ratio-0.3`, or `flap-ratio-0.3` where methods are named."""
+    name = f"ratio-{child.ratio!r}"
+    return f"{child.method}-{name}" if request.methods else name
+
+
+def report_file(request: SweepRequest) -> str:
+    """Return the name of the file with all results."""
+    return BENCH_FILE if request.methods else SWEEP_FILE
 
 
 def compress_sweep(
@@ -74,32 +89,32 @@ def compress_sweep(
     on_progress: ProgressListener = ignore_progress,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> SweepReport:
-    """Compress at every ratio that is not already finished in `out`.
+    """Compress by every method and at every ratio that is not already finished in `out`.
 
     Args:
-        request: model, settings and ratios.
+        request: model, settings, ratios and methods.
         out: created if needed; an interrupted sweep resumes.
         limits: largest model that is accepted.
         offload_dir: directory for hidden states instead of memory.
         on_progress: called with every step; fractions are of the whole sweep.
-        should_cancel: called between batches. Finished ratios stay, unfinished ones can be
+        should_cancel: called between batches. Finished compressions stay, unfinished ones can be
             resumed.
 
     Returns:
-        The report, which is also written to `sweep.json`.
+        The report, which is also written to `sweep.json` or, where methods are named, `bench.json`.
 
     Raises:
-        OutputExistsError: if a ratio's directory has other content.
+        OutputExistsError: if the directory of a compression has other content.
         OutputInUseError: if another process runs a sweep into `out`.
         OutputNotWritableError: if `out` or `offload_dir` cannot be written.
         IntraSliceError: one of the tree in `errors.py`.
     """
     require_writable_directory(out, "out")
-    require_writable_file(out / SWEEP_FILE, "out")
+    require_writable_file(out / report_file(request), "out")
     require_writable_directory(offload_dir, "offload_dir")
     bound_allocator()
-    for ratio in request.ratios:
-        _finished(request, ratio, out)
+    for child in request.children:
+        _finished(request, child, out)
     work = out / WORK_FOLDER
     with held_directory(work, out):
         report = _sweep(request, out, limits, offload_dir, on_progress, should_cancel)
@@ -115,10 +130,10 @@ def _sweep(
     on_progress: ProgressListener,
     should_cancel: CancellationCheck,
 ) -> SweepReport:
-    """Compress at every ratio; the arguments are those of `compress_sweep`."""
+    """Do all compressions; the arguments are those of `compress_sweep`."""
     work = out / WORK_FOLDER
-    finished = {ratio: _finished(request, ratio, out) for ratio in request.ratios}
-    progress = _Progress(request.ratios, on_progress)
+    finished = {child: _finished(request, child, out) for child in request.children}
+    progress = _Progress(request.children, on_progress)
     with scratch_directory("model-", work) as scratch:
         started = time.perf_counter()
         raise_if_cancelled(should_cancel)
@@ -130,43 +145,40 @@ def _sweep(
             directory=work / "shared", max_bytes=shutil.disk_usage(work).free // 2
         )
         scores = DenseScores()
-        for ratio in request.ratios:
+        for child in request.children:
             run = Run(
-                on_progress=progress.of(ratio),
+                on_progress=progress.of(child),
                 should_cancel=should_cancel,
                 statistics_cache=cache,
-                resume_state=ResumeState(directory=work / folder_name(ratio)),
+                resume_state=ResumeState(directory=work / folder_name(request, child)),
                 dense_scores=scores,
                 offload_dir=offload_dir,
                 verify=request.verify,
             )
-            point = _point(request, opened, out, ratio, finished[ratio], run)
-            report = report.model_copy(update={"points": (*report.points, point)})
-            _write(report, out / SWEEP_FILE)
-            progress.done(ratio)
-            shutil.rmtree(work / folder_name(ratio), ignore_errors=True)
+            point = _point(request, opened, out, child, finished[child], run)
+            report = report.with_point(point)
+            _write(report, out / report_file(request))
+            progress.done(child)
+            shutil.rmtree(work / folder_name(request, child), ignore_errors=True)
     return report
 
 
 def _empty_report(request: SweepRequest, opened: OpenedModel, seconds: float) -> SweepReport:
-    """Return the report without points, after checking that every ratio can be met.
+    """Return the report without points, after checking that every compression is possible.
 
     Raises:
-        BudgetOutOfReachError: naming the ratio that cannot.
+        ConfigurationError: naming the setting, and the method where several are compared.
     """
     with CheckpointReader(opened.directory) as reader:
         geometry = reader.family.geometry(reader.config)
-        for ratio in request.ratios:
-            config = request.config(ratio)
-            budget = compression_budget(config, geometry, reader.dtype.itemsize)
-            demands = require_target(
-                config, opened.target_type(config.target, reader.family.model_type)
-            )
-            require_rounding(config, geometry, budget, demands.shapes)
+        for child in request.children:
+            with _naming(request, child):
+                _require_possible(reader, opened, request.config(child))
     return SweepReport(
         engine_version=intraslice_core.__version__,
         model=request.model,
         settings=request.settings,
+        methods=request.methods,
         evaluation=request.evaluation,
         params_before=dense_parameters(geometry),
         bytes_before=weight_bytes(opened.directory),
@@ -174,13 +186,39 @@ def _empty_report(request: SweepRequest, opened: OpenedModel, seconds: float) ->
     )
 
 
-def _finished(request: SweepRequest, ratio: float, out: Path) -> CompressionReport | None:
+def _require_possible(
+    reader: CheckpointReader, opened: OpenedModel, config: CompressionConfig
+) -> None:
+    """Raise if target, method or budget do not suit the model.
+
+    Raises:
+        ConfigurationError: naming the setting.
+    """
+    geometry = reader.family.geometry(reader.config)
+    demands = require_target(config, opened.target_type(config.target, reader.family.model_type))
+    budget = compression_budget(config, geometry, reader.dtype.itemsize)
+    require_rounding(config, geometry, budget, demands.shapes)
+
+
+@contextmanager
+def _naming(request: SweepRequest, child: SweepChild) -> Iterator[None]:
+    """Name the method, the ratio and their fields in errors of a comparison of methods."""
+    try:
+        yield
+    except ConfigurationError as error:
+        if request.methods:
+            error.message = f"{child.method} at ratio {child.ratio!r}: {error.message}"
+            error.field = _FIELDS.get(error.field or "", error.field)
+        raise
+
+
+def _finished(request: SweepRequest, child: SweepChild, out: Path) -> CompressionReport | None:
     """Return the report of a checkpoint that an earlier sweep finished with the same settings.
 
     Raises:
         OutputExistsError: if the directory has other content.
     """
-    place = out / folder_name(ratio)
+    place = out / folder_name(request, child)
     try:
         report = CompressionReport.model_validate_json((place / REPORT_FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -188,7 +226,7 @@ def _finished(request: SweepRequest, ratio: float, out: Path) -> CompressionRepo
         return None
     except ValidationError:
         report = None
-    if report is None or not _matches(report, request, ratio):
+    if report is None or not _matches(report, request, child):
         raise OutputExistsError(
             f"{place} contains a compression with other settings",
             field="out",
@@ -197,10 +235,10 @@ def _finished(request: SweepRequest, ratio: float, out: Path) -> CompressionRepo
     return report
 
 
-def _matches(report: CompressionReport, request: SweepRequest, ratio: float) -> bool:
+def _matches(report: CompressionReport, request: SweepRequest, child: SweepChild) -> bool:
     """Report whether a checkpoint was compressed and evaluated as requested."""
     measured = report.evaluation and report.evaluation.config
-    config = request.config(ratio)
+    config = request.config(child)
     if config.round_to is None:  # the report holds the one selected for the model
         config = config.model_copy(update={"round_to": report.config.round_to})
     return (
@@ -232,19 +270,22 @@ def _point(
     request: SweepRequest,
     opened: OpenedModel,
     out: Path,
-    ratio: float,
+    child: SweepChild,
     finished: CompressionReport | None,
     run: Run,
 ) -> SweepPoint:
-    """Return the result of one ratio: finished earlier, or compressed now."""
-    name = folder_name(ratio)
+    """Return the result of one compression: finished earlier, or made now."""
+    name, config = folder_name(request, child), request.config(child)
     if finished is not None:
-        return SweepPoint.of(ratio, name, finished)
+        return SweepPoint.of(child, name, finished)
+    reset_peak_memory(resolve_device(config.device))
     try:
-        report = compress_opened(opened, out / name, request.config(ratio), request.evaluation, run)
-    except QualityGateError as error:  # a smaller ratio may still pass
-        return SweepPoint(ratio=ratio, directory=name, refused=str(error))
-    return SweepPoint.of(ratio, name, report)
+        report = compress_opened(opened, out / name, config, request.evaluation, run)
+    except QualityGateError as error:  # another one may still pass
+        return SweepPoint(
+            method=child.method, ratio=child.ratio, directory=name, refused=str(error)
+        )
+    return SweepPoint.of(child, name, report)
 
 
 def _write(report: SweepReport, file: Path) -> None:
@@ -254,27 +295,32 @@ def _write(report: SweepReport, file: Path) -> None:
 
 @dataclass
 class _Progress:
-    """Progress of the whole sweep, combined from that of each ratio."""
+    """Progress of the whole sweep, combined from that of each compression."""
 
-    ratios: tuple[float, ...]
+    children: tuple[SweepChild, ...]
     listener: ProgressListener
     finished: float = 0.0
-    """Weight of the finished ratios."""
+    """Weight of the finished compressions."""
 
-    def _weight(self, ratio: float) -> float:
-        return 1.0 if ratio == self.ratios[0] else FURTHER_SHARE
+    def _weight(self, child: SweepChild) -> float:
+        """Return 1 for the first compression of a method, which measures, and less for others."""
+        first = next(other for other in self.children if other.method == child.method)
+        return 1.0 if child == first else FURTHER_SHARE
 
     @property
     def _total(self) -> float:
-        return sum(self._weight(ratio) for ratio in self.ratios)
+        return sum(self._weight(child) for child in self.children)
 
     def opening(self, message: str) -> None:
-        """Report a step before the first ratio."""
+        """Report a step before the first compression."""
         self.listener(ProgressEvent(stage=Stage.LOAD, message=message, fraction=0.0))
 
-    def of(self, ratio: float) -> ProgressListener:
-        """Return the listener for one ratio's run."""
-        started, weight = time.perf_counter(), self._weight(ratio)
+    def of(self, child: SweepChild) -> ProgressListener:
+        """Return the listener for one compression."""
+        started, weight = time.perf_counter(), self._weight(child)
+        name = f"ratio {child.ratio!r}"
+        if len({other.method for other in self.children}) > 1:
+            name = f"{child.method}, {name}"
 
         def relay(event: ProgressEvent) -> None:
             fraction = (self.finished + event.fraction * weight) / self._total
@@ -285,7 +331,7 @@ class _Progress:
             self.listener(
                 event.model_copy(
                     update={
-                        "message": f"ratio {ratio!r}: {event.message}",
+                        "message": f"{name}: {event.message}",
                         "fraction": fraction,
                         "eta_seconds": left,
                     }
@@ -294,6 +340,6 @@ class _Progress:
 
         return relay
 
-    def done(self, ratio: float) -> None:
-        """Count a ratio as finished."""
-        self.finished += self._weight(ratio)
+    def done(self, child: SweepChild) -> None:
+        """Count a compression as finished."""
+        self.finished += self._weight(child)

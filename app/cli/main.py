@@ -24,6 +24,7 @@ class _Commands(LazyGroup):
         "evaluate": LazyCommand("app.cli.evaluate", "engine", _ENGINE),
         "generate": LazyCommand("app.cli.generate", "engine", _ENGINE),
         "sweep": LazyCommand("app.cli.sweep", "engine", _ENGINE),
+        "bench": LazyCommand("app.cli.bench", "engine", (*_ENGINE, "jinja2", "markupsafe")),
         "report": LazyCommand("app.cli.report", "engine", ("jinja2", "markupsafe")),
         "verify": LazyCommand("app.cli.verify"),
         "register": _hand_off,

@@ -174,15 +174,47 @@ def sweep_table(report: SweepReport) -> Table:
     return table
 
 
+def bench_table(report: SweepReport) -> Table:
+    """Return a table of size, quality and cost of every method, by ratio."""
+    table = Table(title=f"{report.model}: {len(report.methods)} methods")
+    texts = list(report.dense_perplexity)
+    names = ("ratio", "parameters", *(f"perplexity, {text}" for text in texts))
+    table.add_column("method")
+    for name in (*names, "seconds", "peak memory"):
+        table.add_column(name, justify="right")
+    table.add_row(
+        *("dense", "", f"{report.params_before:,}"),
+        *(f"{value:.3f}" for value in report.dense_perplexity.values()),
+        *("", ""),
+        end_section=True,
+    )
+    by_ratio = sorted(report.points, key=lambda point: point.ratio)
+    for _, points in groupby(by_ratio, key=lambda point: point.ratio):
+        for point in points:
+            table.add_row(point.method, *_bench_row(point, texts))
+        table.add_section()
+    return table
+
+
+def _bench_row(point: SweepPoint, texts: list[str]) -> tuple[str, ...]:
+    ratio, parameters, _, *perplexities = _point(point, texts)
+    seconds = "" if point.seconds is None else f"{point.seconds:.1f}"
+    memory = point.peak_memory_bytes
+    peak = "" if memory is None else f"{memory / 2**20:,.0f} MiB"
+    return (ratio, parameters, *perplexities, seconds, peak)
+
+
 def sweep_quality_table(report: SweepReport) -> Table:
-    """Return a table of the quality on each text at every ratio."""
+    """Return a table of the quality on each text at every ratio and by every compared method."""
     table = Table(title="quality by text")
     names = ("text", "domain", "perplexity / dense", "KL to dense, nats/token", "top-1 agreement")
-    for name in ("ratio", *names):
-        table.add_column(name, justify="left" if name in ("text", "domain") else "right")
-    for point in report.points:
+    first = ("method", "ratio") if report.methods else ("ratio",)
+    for name in (*first, *names):
+        table.add_column(name, justify="left" if name in ("method", "text", "domain") else "right")
+    for point in sorted(report.points, key=lambda point: point.ratio if report.methods else 0.0):
         for entry in point.perplexity:
             table.add_row(
+                *((point.method,) if report.methods else ()),
                 f"{point.ratio}",
                 entry.text,
                 DOMAIN_NAMES[entry.domain] if entry.domain else "",

@@ -1,7 +1,8 @@
 """The options for compression and evaluation settings, shared by several commands.
 
 A command decorated with `takes_settings` has all of them after its own options. It receives their
-values as one argument, `options`.
+values as one argument, `options`. One decorated with `takes_shared_settings` has all but the
+method.
 """
 
 from __future__ import annotations
@@ -117,3 +118,15 @@ def _collect(values: dict[str, Any]) -> SettingsOptions:
 
 takes_settings = with_options("options", _OPTIONS, _collect)
 """Decorator that gives a command all settings options in place of its argument `options`."""
+
+
+def _collect_shared(values: dict[str, Any]) -> SettingsOptions:
+    return SettingsOptions(values=values | {"method": DEFAULT.method})
+
+
+takes_shared_settings = with_options(
+    "options",
+    {name: option for name, option in _OPTIONS.items() if name != "method"},
+    _collect_shared,
+)
+"""The same without `--method`, for commands that compare methods."""

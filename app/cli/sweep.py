@@ -76,13 +76,13 @@ def sweep(  # noqa: PLR0913 (typer reads the options from the signature)
             evaluation=evaluation,
             verify=verify,
         )
-        report = _sweep(request, out, offload_dir)
+        report = run_sweep(request, out, offload_dir)
         if plots:
             _write_plots(report, out)
         _print(report, out, as_json)
 
 
-def _sweep(request: SweepRequest, out: Path, offload_dir: Path | None) -> SweepReport:
+def run_sweep(request: SweepRequest, out: Path, offload_dir: Path | None) -> SweepReport:
     """Run the engine with one progress bar."""
     with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
         quiet_transformers()
@@ -125,8 +125,14 @@ def _print(report: SweepReport, out: Path, as_json: bool) -> None:
         if any(point.perplexity for point in report.points):
             print_tables(sweep_quality_table(report))
         typer.echo(f"wrote {out}")
+    exit_if_rejected(report)
+
+
+def exit_if_rejected(report: SweepReport) -> None:
+    """Report the compressions that the quality gate rejected and exit with code 1; else return."""
     rejected = [point for point in report.points if point.refused is not None]
     for point in rejected:
-        typer.echo(f"error: ratio {point.ratio}: {point.refused}", err=True)
+        method = f"{point.method}, " if report.methods else ""
+        typer.echo(f"error: {method}ratio {point.ratio}: {point.refused}", err=True)
     if rejected:
         raise typer.Exit(1)

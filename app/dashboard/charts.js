@@ -6,13 +6,13 @@ import { Table } from "./parts.js";
 
 /** @param {string} name */
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const SERIES = ["--s0", "--s1", "--s2", "--s3"];
+const SERIES = ["--s0", "--s1", "--s2", "--s3", "--s4", "--s5", "--s6", "--s7", "--s8", "--s9"];
 
 /**
  * @param {{ title: string, note?: string, x: string, y: string, names: string[],
- *   columns: (number | null)[][], log?: boolean, dots?: boolean,
+ *   columns: (number | null)[][], log?: boolean, dots?: boolean, curves?: boolean,
  *   choose?: (index: number) => void, head: string[], rows: any[][] }} props
- *   `columns` in uPlot's order: x, then each series.
+ *   `columns` in uPlot's order: x, then each series; `curves` are lines through large dots.
  */
 export function Chart(props) {
   const container = useRef(/** @type {HTMLElement | null} */ (null));
@@ -74,17 +74,17 @@ function settings(props, width) {
   return {
     width,
     height: 240,
-    scales: { x: { time: false, ...(props.dots ? { range: paddedRange } : {}) }, y: props.log ? { distr: 3 } : {} },
+    scales: { x: { time: false, ...(props.dots || props.curves ? { range: paddedRange } : {}) }, y: props.log ? { distr: 3 } : {} },
     axes: [{ ...axis, label: props.x }, { ...axis, label: props.y, size: 70, ...(props.log ? {} : { values: tickLabels }) }],
     series: [
       { label: props.x },
       ...props.names.map((/** @type {string} */ name, /** @type {number} */ at) => ({
         label: name,
-        stroke: colour(SERIES[at % 4]),
-        fill: props.dots ? colour(SERIES[at % 4]) : undefined,
+        stroke: colour(SERIES[at % SERIES.length]),
+        fill: props.dots ? colour(SERIES[at % SERIES.length]) : undefined,
         width: props.dots ? 0 : 2,
         paths: props.dots ? () => null : undefined,
-        points: { show: true, size: props.dots ? 10 : 5, fill: colour(SERIES[at % 4]) },
+        points: { show: true, size: props.dots ? 10 : props.curves ? 8 : 5, fill: colour(SERIES[at % SERIES.length]) },
         spanGaps: true,
       })),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, Self
 
@@ -103,8 +103,8 @@ def compared_job(job: Job, report: Mapping[str, Any] | None) -> ComparedJob:
     quality = tasks = None
     if report is not None:
         evaluation = report.get("evaluation") or {}
-        quality = tuple(_quality(entry) for entry in evaluation.get("perplexity") or ())
-        tasks = tuple(_task(entry) for entry in evaluation.get("tasks") or ())
+        quality = read_texts(evaluation.get("perplexity") or ())
+        tasks = read_tasks(evaluation.get("tasks") or ())
     return ComparedJob(
         id=job.id,
         state=job.state,
@@ -116,6 +116,16 @@ def compared_job(job: Job, report: Mapping[str, Any] | None) -> ComparedJob:
         speed=job.result.speedup if job.result else None,
         urls=job.urls,
     )
+
+
+def read_texts(entries: Iterable[Mapping[str, Any]]) -> tuple[TextQuality, ...]:
+    """Return the quality on every text of a report's `evaluation.perplexity`."""
+    return tuple(_quality(entry) for entry in entries)
+
+
+def read_tasks(entries: Iterable[Mapping[str, Any]]) -> tuple[TaskQuality, ...]:
+    """Return the scores in every task of a report's `evaluation.tasks`."""
+    return tuple(_task(entry) for entry in entries)
 
 
 def compared_settings(jobs: Sequence[Job]) -> tuple[Setting, ...]:

@@ -1,19 +1,30 @@
-"""Sweeps: jobs that compress one model with the same settings at several ratios."""
+"""Sweeps: jobs that compress one model at several ratios and by one or several methods."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal, Self
+from types import MappingProxyType
+from typing import Any, Literal, Self
 
+from app.domain.comparison import TaskQuality, TextQuality, read_tasks, read_texts
 from app.domain.job import DEFAULT_PRIORITY, Job
 from app.domain.lifecycle import TERMINAL, State
 from app.domain.model_source import ModelSource
 from app.domain.resource import ApiModel, Page, Resource
-from intraslice_core.config import CompressionConfig, CompressionSettings, EvaluationConfig
+from intraslice_core.config import (
+    CompressionConfig,
+    CompressionSettings,
+    EvaluationConfig,
+    Method,
+)
+from intraslice_core.reports.sweep import SizeCheck, SweepChild, check_sizes
 from intraslice_core.text_sources import Domain
+
+FEWEST_COMPARED, MOST_COMPARED = 2, 20
+"""Numbers of jobs that `/v1/compare` takes."""
 
 
 class SweepState(StrEnum):
@@ -30,17 +41,29 @@ class SweepState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRequest:
-    """A sweep to be created: the same compression at several ratios."""
+    """A sweep to be created: the same compression at several ratios, by several methods."""
 
     model: ModelSource
     compression: CompressionSettings
     ratios: tuple[float, ...]
+    methods: tuple[Method, ...] = ()
+    """Methods to compare; empty stands for the method of `compression`."""
     evaluation: EvaluationConfig | None = None
     labels: dict[str, str] = field(default_factory=dict)
     priority: int = DEFAULT_PRIORITY
 
-    def compression_at(self, ratio: float) -> CompressionConfig:
-        return CompressionConfig(ratio=ratio, **dict(self.compression))
+    @property
+    def children(self) -> tuple[SweepChild, ...]:
+        """One child for each job, the ratios of one method after each other."""
+        methods = self.methods or (self.compression.method,)
+        return tuple(
+            SweepChild(method=method, ratio=ratio) for method in methods for ratio in self.ratios
+        )
+
+    def compression_of(self, child: SweepChild) -> CompressionConfig:
+        """Return the settings of one job."""
+        settings = dict(self.compression) | {"method": child.method}
+        return CompressionConfig(ratio=child.ratio, **settings)
 
 
 class SweepProgress(ApiModel):
@@ -86,12 +109,13 @@ class SweepUrls(ApiModel):
 
     @classmethod
     def of(cls, sweep_id: str, job_ids: Sequence[str] = ()) -> Self:
-        """Return the paths of a sweep; `compare` needs the ids of two jobs or more."""
+        """Return the paths of a sweep; `compare` needs the ids of 2 to 20 jobs."""
         base = f"/v1/sweeps/{sweep_id}"
+        compares = FEWEST_COMPARED <= len(job_ids) <= MOST_COMPARED
         return cls(
             self=base,
             jobs=f"/v1/jobs?sweep={sweep_id}",
-            compare=f"/v1/compare?jobs={','.join(job_ids)}" if len(job_ids) > 1 else None,
+            compare=f"/v1/compare?jobs={','.join(job_ids)}" if compares else None,
             cancel=f"{base}/cancel",
         )
 
@@ -105,20 +129,32 @@ class Sweep(Resource):
     model: ModelSource
     compression: CompressionSettings
     ratios: tuple[float, ...]
+    methods: tuple[Method, ...]
+    """Compared methods; at least that of `compression`."""
     evaluation: EvaluationConfig | None
     labels: dict[str, str]
     progress: SweepProgress
     urls: SweepUrls
 
 
+class DenseSize(ApiModel):
+    """Size and quality of the dense model, as measured by the jobs."""
+
+    params: int
+    bytes: int
+    quality: dict[str, float]
+    """Perplexity by text."""
+
+
 class ParetoPoint(ApiModel):
-    """Size, quality and speed of one job.
+    """Size, quality, speed and cost of one job.
 
     `dominated`: another job is at least as good in bytes, perplexity and, if measured, decode
     speed, and better in one of them; null until the job's perplexity is measured.
     """
 
     job_id: str
+    method: Method | None = None
     ratio: float | None
     """The requested ratio, or the achieved one of a job with a target size."""
     achieved_ratio: float | None
@@ -135,6 +171,15 @@ class ParetoPoint(ApiModel):
     """Domain of that text, relative to the calibration."""
     decode_speedup: float | None
     prefill_speedup: float | None
+    quality: tuple[TextQuality, ...] = ()
+    """Perplexity on every text, of the dense and the compressed model."""
+    tasks: tuple[TaskQuality, ...] = ()
+    """Scores in every task; empty where none was requested."""
+    seconds: float | None = None
+    """Duration of the finishing attempt's compression and evaluation in seconds. What jobs share is
+    computed, and counts, in the first that needs it."""
+    peak_memory_bytes: int | None = None
+    """Peak memory of the finishing attempt in bytes."""
     dominated: bool | None
 
 
@@ -143,33 +188,93 @@ class SweepDetails(Sweep):
 
     jobs: tuple[Job, ...]
     pareto: tuple[ParetoPoint, ...]
+    sizes: tuple[SizeCheck, ...] = ()
+    """Parameter counts of all methods, for each ratio at which two jobs or more have succeeded."""
+    dense: DenseSize | None = None
+    """The dense model; null until a job has succeeded."""
 
 
 class SweepList(Page[Sweep]):
     """One page of sweeps, newest first."""
 
 
-def pareto_table(jobs: Sequence[Job]) -> tuple[ParetoPoint, ...]:
-    """Return every job's point, smallest ratio first."""
+class Measured(ApiModel):
+    """Measurements of one job that its result does not have, from the engine's report."""
+
+    quality: tuple[TextQuality, ...] = ()
+    tasks: tuple[TaskQuality, ...] = ()
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
+
+    @classmethod
+    def of(cls, report: Mapping[str, Any]) -> Self:
+        """Return the measurements in these fields of a report."""
+        return cls(
+            quality=read_texts(report["perplexity"] or ()),
+            tasks=read_tasks(report["tasks"] or ()),
+            seconds=report["seconds"],
+            peak_memory_bytes=report["peak_memory_bytes"],
+        )
+
+
+_NOTHING = Measured()
+
+
+def dense_size(points: Sequence[ParetoPoint], jobs: Sequence[Job]) -> DenseSize | None:
+    """Return the dense model as the jobs measured it; None before the first result."""
+    result = next((job.result for job in jobs if job.result), None)
+    if result is None:
+        return None
+    quality = {score.text: score.dense for point in points for score in point.quality}
+    return DenseSize(params=result.params_before, bytes=result.bytes_before, quality=quality)
+
+
+def size_checks(points: Sequence[ParetoPoint]) -> tuple[SizeCheck, ...]:
+    """Return the comparison of the methods' sizes at every ratio."""
+    sizes = ((point.ratio, point.params_after) for point in points)
+    return check_sizes((ratio, params) for ratio, params in sizes if ratio is not None)
+
+
+def pareto_table(
+    jobs: Sequence[Job], measured: Mapping[str, Measured] = MappingProxyType({})
+) -> tuple[ParetoPoint, ...]:
+    """Return every job's point in the same order.
+
+    Args:
+        jobs: jobs of the sweep, in order.
+        measured: measurements by the id of the job.
+    """
     costs = {job.id: _costs(job) for job in jobs}
-    measured = [cost for cost in costs.values() if cost is not None]
+    compared = [cost for cost in costs.values() if cost is not None]
     return tuple(
-        _point(job, costs[job.id], measured) for job in sorted(jobs, key=smallest_ratio_first)
+        _point(job, costs[job.id], compared, measured.get(job.id, _NOTHING)) for job in jobs
     )
 
 
-def smallest_ratio_first(job: Job) -> tuple[float, str]:
-    """Return the key to sort jobs of a sweep by."""
-    return (job.ratio or 0.0, job.id)
+def in_order(jobs: Iterable[Job], methods: Sequence[Method]) -> list[Job]:
+    """Return jobs of a sweep, smallest ratio first, those of a ratio in the order of the methods.
+
+    Ids do not order them: jobs of one request may be of the same millisecond.
+    """
+    places = {method: place for place, method in enumerate(methods)}
+
+    def place(job: Job) -> tuple[float, int, str]:
+        return (job.ratio or 0.0, places.get(job.compression.method, len(places)), job.id)
+
+    return sorted(jobs, key=place)
 
 
 def _point(
-    job: Job, costs: tuple[float, ...] | None, measured: Sequence[tuple[float, ...]]
+    job: Job,
+    costs: tuple[float, ...] | None,
+    compared: Sequence[tuple[float, ...]],
+    measured: Measured,
 ) -> ParetoPoint:
     result = job.result
     speedup = result.speedup if result else None
     return ParetoPoint(
         job_id=job.id,
+        method=job.compression.method,
         ratio=job.ratio,
         achieved_ratio=result.achieved_ratio if result else None,
         state=job.state,
@@ -181,7 +286,11 @@ def _point(
         domain=result.domain if result else None,
         decode_speedup=speedup.decode if speedup else None,
         prefill_speedup=speedup.prefill if speedup else None,
-        dominated=None if costs is None else any(_dominates(other, costs) for other in measured),
+        quality=measured.quality,
+        tasks=measured.tasks,
+        seconds=measured.seconds,
+        peak_memory_bytes=measured.peak_memory_bytes,
+        dominated=None if costs is None else any(_dominates(other, costs) for other in compared),
     )
 
 

@@ -22,8 +22,10 @@ from app.services.admission import admit
 from app.services.jobs import cancel_job, enqueue_job, fingerprint
 from app.services.resources import Resources
 from app.services.uploads import locator
+from intraslice_core.reports.sweep import SweepChild
 
-_OF_A_JOB = "/compression/ratio"
+_FIELDS = {"/compression/ratio": "ratios", "/compression/method": "methods"}
+"""List of the sweep from which a field of a job comes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ def create_sweep(
     """
     sweep_id = new_id(SWEEP)
     requests = _job_requests(sweep_id, request)
-    _admit_all(resources, principal, requests)
+    _admit_all(resources, principal, request, requests)
     claim = sweeps.Claim(
         project_id=principal.project_id,
         idempotency_key=idempotency_key,
@@ -103,33 +105,47 @@ def _job_requests(sweep_id: str, request: SweepRequest) -> list[JobRequest]:
     return [
         JobRequest(
             model=request.model,
-            compression=request.compression_at(ratio),
+            compression=request.compression_of(child),
             evaluation=request.evaluation,
             labels=request.labels,
             sweep_id=sweep_id,
             priority=request.priority,
         )
-        for ratio in request.ratios
+        for child in request.children
     ]
 
 
-def _admit_all(resources: Resources, principal: Principal, requests: list[JobRequest]) -> None:
-    """Raise if any job would be rejected; problems with its ratio point to `/ratios/{index}`."""
+def _admit_all(
+    resources: Resources, principal: Principal, sweep: SweepRequest, requests: list[JobRequest]
+) -> None:
+    """Raise if any job would be rejected.
+
+    Problems with its ratio point to `/ratios/{index}`, problems with its method to
+    `/methods/{index}` where methods are given.
+    """
     problems: dict[FieldProblem, None] = {}
     locate = locator(resources, principal.project_id)
-    for index, request in enumerate(requests):
+    for child, request in zip(sweep.children, requests, strict=True):
         try:
             admit(resources.settings, request, locate)
         except InvalidRequestError as error:
-            problems |= dict.fromkeys(_placed(problem, index) for problem in error.fields)
+            problems |= dict.fromkeys(_placed(problem, sweep, child) for problem in error.fields)
     if problems:
         raise InvalidRequestError("A job of the sweep would be rejected", fields=tuple(problems))
 
 
-def _placed(problem: FieldProblem, index: int) -> FieldProblem:
-    if problem.pointer != _OF_A_JOB:
+def _placed(problem: FieldProblem, sweep: SweepRequest, child: SweepChild) -> FieldProblem:
+    """Return the problem of a job at the field of the sweep, with the name of a compared method."""
+    indices = {"/compression/ratio": sweep.ratios.index(child.ratio)}
+    if sweep.methods:
+        indices["/compression/method"] = sweep.methods.index(child.method)
+    if problem.pointer not in indices:
         return problem
-    return FieldProblem(pointer=f"/ratios/{index}", code=problem.code, message=problem.message)
+    return FieldProblem(
+        pointer=f"/{_FIELDS[problem.pointer]}/{indices[problem.pointer]}",
+        code=problem.code,
+        message=f"{child.method}: {problem.message}" if sweep.methods else problem.message,
+    )
 
 
 def _replay(transaction: Transaction, principal: Principal, claim: sweeps.Claim) -> SweepCreation:

@@ -1,4 +1,4 @@
-"""Sweeps: one model compressed at several ratios."""
+"""Sweeps: one model compressed at several ratios, by one or several methods."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from app.domain.model_source import ModelSource
 from intraslice_client import _bodies as bodies
 from intraslice_client._requests import idempotency_header, job_body
 from intraslice_client._sync.transport import Transport
-from intraslice_core.config import CompressionSettings, EvaluationConfig
+from intraslice_core.config import CompressionSettings, EvaluationConfig, Method
 
 
 class Sweeps:
@@ -17,18 +17,19 @@ class Sweeps:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def create(
+    def create(  # noqa: PLR0913 (one argument for each field of the request)
         self,
         model: ModelSource,
         ratios: Sequence[float],
         compression: CompressionSettings | None = None,
         *,
+        methods: Sequence[Method] | None = None,
         evaluation: EvaluationConfig | None = None,
         labels: Mapping[str, str] | None = None,
         priority: int | None = None,
         idempotency_key: str | None = None,
     ) -> bodies.SweepDetails:
-        """Queue one job per ratio.
+        """Queue one job per method and ratio.
 
         Jobs on the same machine share calibration statistics. The request carries an idempotency
         key, so retries do not create a second sweep.
@@ -37,13 +38,18 @@ class Sweeps:
             model: the model to compress.
             ratios: fractions of the parameters to remove, each in [0, 1).
             compression: settings of all jobs; None: the defaults.
+            methods: methods to compare, which replace that of the settings; None uses it alone.
             evaluation: settings of the evaluation; None skips it.
             labels: labels of the jobs.
             priority: 0 to 9; higher runs first.
             idempotency_key: a later call with the same key returns the same sweep; None generates
                 one.
         """
-        optional = {"ratios": [*ratios], "priority": priority}
+        optional = {
+            "ratios": [*ratios],
+            "methods": None if methods is None else [*methods],
+            "priority": priority,
+        }
         body = job_body(model, compression or CompressionSettings(), evaluation, labels, optional)
         return self._transport.fetch(
             bodies.SweepDetails,

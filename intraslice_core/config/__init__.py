@@ -36,6 +36,7 @@ from intraslice_core.config.methods import (
     RENAMED_METHOD_ERROR,
     Method,
     MethodDescription,
+    Methods,
     describe_methods,
 )
 from intraslice_core.config.recovery import (
@@ -77,6 +78,7 @@ __all__ = [
     "GgufFormat",
     "Method",
     "MethodDescription",
+    "Methods",
     "ModelLimits",
     "Ratio",
     "RecoveryConfig",

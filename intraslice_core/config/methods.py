@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 Method = Literal[
     "intraslice_plus",
@@ -25,6 +27,16 @@ Method = Literal[
     "fusegpt",
 ]
 """Compression method (docs/methods.md)."""
+
+
+def _each_once(methods: tuple[Method, ...]) -> tuple[Method, ...]:
+    if len(set(methods)) < len(methods):
+        raise ValueError("a method occurs twice: name each method once")
+    return methods
+
+
+Methods = Annotated[tuple[Method, ...], AfterValidator(_each_once)]
+"""Different methods, to compare them."""
 
 FORMER_METHOD = "paper"
 RENAMED_METHOD_ERROR = (

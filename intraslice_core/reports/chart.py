@@ -160,7 +160,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Points of one series; a line has a gap where x increases by more than 1."""
+    """Points of one series."""
 
     name: str
     points: tuple[Point, ...]
@@ -168,7 +168,10 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """Contents of a chart; `diagonal` adds the line of equal x and y."""
+    """Contents of a chart; `diagonal` adds the line of equal x and y.
+
+    A line has a gap where x increases by more than 1, unless it is a `curve`.
+    """
 
     title: str
     description: str
@@ -177,6 +180,7 @@ class Chart:
     series: tuple[Series, ...]
     style: Style
     diagonal: bool = False
+    curve: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +266,8 @@ def _legend(names: list[str]) -> list[_LegendEntry]:
 
 
 def _line(chart: Chart, series: Series, frame: _Frame) -> str:
+    if chart.curve:
+        return _path(series.points, chart, frame)
     runs = groupby(enumerate(series.points), key=lambda indexed: indexed[1].x - indexed[0])
     return " ".join(_path([point for _, point in run], chart, frame) for _, run in runs)
 

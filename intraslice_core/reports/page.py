@@ -45,7 +45,7 @@ def report_page(page: ReportPage) -> str:
         rendered(
             "page.html.j2",
             page=page,
-            style=_stylesheet(),
+            style=stylesheet(),
             tiles=page_facts.tiles(page.report),
             cautions=page_facts.cautions(page),
             sections=_sections(page),
@@ -54,7 +54,7 @@ def report_page(page: ReportPage) -> str:
 
 
 @cache
-def _stylesheet() -> Markup:
+def stylesheet() -> Markup:
     """Return the stylesheet, marked as safe because it is our own file."""
     file = resources.files("intraslice_core.reports") / "templates" / "page.css"
     return Markup(file.read_text("utf-8"))

@@ -71,6 +71,9 @@ def test_sweep_is_created_once_listed_compared_and_cancelled(service: Client) ->
     comparison = service.compare(*(job.id for job in sweep.jobs))
     assert [row.values for row in comparison.settings if row.differs] == [(0.1, 0.3)]
     assert service.sweeps.cancel(sweep.id).state is SweepState.CANCELLED
+    compared = service.sweeps.create(MODEL, [0.3], methods=["flap", "2ssp"])
+    assert compared.methods == ("flap", "2ssp")
+    assert [point.method for point in compared.pareto] == ["flap", "2ssp"]
 
 
 def test_errors_carry_their_code(service: Client) -> None:

@@ -1,4 +1,7 @@
-"""A sweep gives the checkpoints of single compressions with less work, and resumes."""
+"""A sweep gives the checkpoints of single compressions with less work, and resumes.
+
+So does a comparison of methods, which is a sweep with several methods.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,29 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from intraslice_core import pipeline, publication, run_texts, sweep
-from intraslice_core.allocation import estimators
+from intraslice_core.allocation import estimators, unit_shapes
 from intraslice_core.checkpoints import sources
 from intraslice_core.config import (
     CalibrationConfig,
     CompressionSettings,
     EvaluationConfig,
     GateConfig,
+    Method,
 )
 from intraslice_core.errors import (
     BudgetOutOfReachError,
     CompressionCancelledError,
+    ConfigurationError,
     OutputExistsError,
     OutputInUseError,
 )
 from intraslice_core.evaluation import scoring
 from intraslice_core.progress import ProgressEvent, Stage
-from intraslice_core.reports.sweep import SweepReport, SweepRequest
+from intraslice_core.reports.schema import REPORT_FILE
+from intraslice_core.reports.sweep import SweepChild, SweepReport, SweepRequest, check_sizes
 from intraslice_core.scratch import held_directory
 from intraslice_core.sensitivity import measurement
 from intraslice_core.sweep import compress_sweep
@@ -81,6 +88,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     counting(estimators, "measure_layers")
     counting(sweep, "open_directory")
     counting(run_texts, "calibration_tokens")
+    counting(unit_shapes, "measure_activations")
     counting(publication, "verify_checkpoint")
     counting(scoring, "load_model")
     assert measurement.measure_layers is not estimators.measure_layers
@@ -105,7 +113,7 @@ def test_checkpoints_equal_those_of_single_compressions(
         expected = pipeline.compress_model(
             str(dense),
             alone,
-            request(dense).config(point.ratio),
+            request(dense).config(SweepChild(method="intraslice_plus", ratio=point.ratio)),
             evaluation=EVALUATION,
             verify=False,
         )
@@ -211,15 +219,105 @@ def test_remaining_time_of_a_sweep_contains_the_later_ratios(
     now = 0.0
     monkeypatch.setattr("intraslice_core.sweep.time.perf_counter", lambda: now)
     events: list[ProgressEvent] = []
-    progress = sweep._Progress(RATIOS, events.append)
+    children = tuple(SweepChild(method="intraslice_plus", ratio=ratio) for ratio in RATIOS)
+    progress = sweep._Progress(children, events.append)
     step = ProgressEvent(stage=Stage.COMPRESS, message="", fraction=0.75, eta_seconds=10.0)
-    first = progress.of(RATIOS[0])
+    first = progress.of(children[0])
     now = 30.0
     first(step)
     assert events[-1].eta_seconds == pytest.approx(10.0 + 40.0 * sweep.FURTHER_SHARE)
-    progress.done(RATIOS[0])
-    progress.of(RATIOS[1])(step)
+    progress.done(children[0])
+    progress.of(children[1])(step)
     assert events[-1].eta_seconds == pytest.approx(10.0)
     assert events[-1].fraction > events[0].fraction
-    progress.of(RATIOS[1])(step.model_copy(update={"eta_seconds": None}))
+    progress.of(children[1])(step.model_copy(update={"eta_seconds": None}))
     assert events[-1].eta_seconds is None
+
+
+# -- several methods -----------------------------------------------------------------------------
+
+
+def comparison(dense: Path, *methods: Method, ratios: tuple[float, ...] = RATIOS) -> SweepRequest:
+    return SweepRequest(
+        model=str(dense),
+        settings=SETTINGS,
+        ratios=ratios,
+        methods=methods,
+        evaluation=None,
+        verify=False,
+    )
+
+
+def test_a_killed_comparison_resumes_and_its_methods_share_tokens_and_moments(
+    dense: Path, tmp_path: Path, counted: list[str]
+) -> None:
+    events: list[ProgressEvent] = []
+
+    def in_the_second_method() -> bool:
+        return any(event.message.startswith("2ssp, ") for event in events)
+
+    compared = comparison(dense, "flap", "2ssp")
+    with pytest.raises(CompressionCancelledError):
+        compress_sweep(
+            compared, tmp_path, on_progress=events.append, should_cancel=in_the_second_method
+        )
+    points = json.loads((tmp_path / "bench.json").read_text())["points"]
+    assert [(point["method"], point["ratio"]) for point in points] == [("flap", 0.2), ("flap", 0.4)]
+    report = compress_sweep(compared, tmp_path)
+    # The model is opened by both runs; text and moments of the dense model are of the first.
+    assert {name: counted.count(name) for name in set(counted)} == {
+        "open_directory": 2,
+        "calibration_tokens": 1,
+        "measure_activations": 1,
+    }
+    names = [f"{method}-ratio-{ratio}" for method in ("flap", "2ssp") for ratio in RATIOS]
+    assert [point.directory for point in report.points] == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "bench.json"])
+    assert SweepReport.model_validate_json((tmp_path / "bench.json").read_text()) == report
+    alone = tmp_path.parent / f"{tmp_path.name}-alone"
+    config = compared.config(SweepChild(method="2ssp", ratio=0.4))
+    pipeline.compress_model(str(dense), alone, config, verify=False)
+    made = (tmp_path / "2ssp-ratio-0.4" / "model.safetensors").read_bytes()
+    assert made == (alone / "model.safetensors").read_bytes()
+    assert [(check.ratio, check.equal) for check in report.sizes] == [(0.2, True), (0.4, False)]
+    assert report.relative_cost(report.points[2]) == 1.0
+    assert all(point.peak_memory_bytes for point in report.points)
+
+
+def test_only_a_method_with_self_written_text_has_tokens_of_its_own(
+    dense: Path, tmp_path: Path, counted: list[str]
+) -> None:
+    report = compress_sweep(
+        comparison(dense, "magnitude", "intraslice_plus", "wanda_sp", ratios=(0.4,)), tmp_path
+    )
+    assert counted.count("calibration_tokens") == 2
+    hashes = [
+        json.loads((tmp_path / point.directory / REPORT_FILE).read_text())["calibration_hash"]
+        for point in report.points
+    ]
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_an_impossible_method_or_ratio_is_named_before_any_compression(
+    dense: Path, tmp_path: Path
+) -> None:
+    stock = comparison(dense, "magnitude").model_copy(
+        update={"settings": SETTINGS.model_copy(update={"target": "stock"})}
+    )
+    for impossible, field, message in (
+        (comparison(dense, "flap", "magnitude", ratios=(0.2, 0.8)), "ratios", "flap at ratio 0.8"),
+        (stock, "methods", "magnitude at ratio 0.2: target stock does not support"),
+    ):
+        with pytest.raises(ConfigurationError, match=message) as caught:
+            compress_sweep(impossible, tmp_path / "out")
+        assert caught.value.field == field
+        assert not list((tmp_path / "out").glob("*-ratio-*"))
+    with pytest.raises(ValidationError, match="a method occurs twice"):
+        comparison(dense, "flap", "flap")
+
+
+def test_sizes_are_equal_within_half_a_percent() -> None:
+    checks = check_sizes([(0.3, 995), (0.2, None), (0.3, 1000), (0.2, 9), (0.1, 994), (0.1, 1000)])
+    assert [(check.ratio, check.equal) for check in checks] == [(0.1, False), (0.3, True)]
+    assert checks[1].warning is None
+    assert "994 to 1,000 parameters, 0.6% apart" in str(checks[0].warning)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Float, Row, select
+from sqlalchemy import BigInteger, Float, Row, select
 from sqlalchemy.dialects.postgresql import insert
 
 from app.adapters.database import jobs as job_rows
@@ -14,14 +14,18 @@ from app.adapters.database.engine import Transaction
 from app.adapters.database.tables import jobs, sweeps
 from app.domain.lifecycle import State
 from app.domain.sweep import (
+    Measured,
     Sweep,
     SweepDetails,
     SweepProgress,
     SweepRequest,
     SweepUrls,
+    dense_size,
+    in_order,
     pareto_table,
-    smallest_ratio_first,
+    size_checks,
 )
+from intraslice_core.config import Method
 
 _HIDDEN = {"idempotency_key", "request_hash"}
 _COLUMNS = tuple(column for column in sweeps.c if column.name not in _HIDDEN)
@@ -52,6 +56,7 @@ def insert_sweep(
             model=request.model.model_dump(mode="json"),
             compression=request.compression.model_dump(mode="json"),
             ratios=list(request.ratios),
+            methods=list(request.methods) or None,
             evaluation=request.evaluation and request.evaluation.model_dump(mode="json"),
             labels=request.labels,
             idempotency_key=claim.idempotency_key,
@@ -80,18 +85,34 @@ def find(transaction: Transaction, project_id: str, sweep_id: str) -> SweepDetai
     row = transaction.execute(query).one_or_none()
     if row is None:
         return None
-    members = sorted(job_rows.of_sweep(transaction, sweep_id), key=smallest_ratio_first)
+    members = in_order(job_rows.of_sweep(transaction, sweep_id), _methods(row))
     progress = SweepProgress.of(
         (job.state, job.progress.fraction if job.progress else None) for job in members
     )
+    points = pareto_table(members, _measured(transaction, sweep_id))
     return SweepDetails.model_validate(
         {
             **_values(row, progress),
             "urls": SweepUrls.of(sweep_id, [job.id for job in members]),
             "jobs": members,
-            "pareto": pareto_table(members),
+            "pareto": points,
+            "sizes": size_checks(points),
+            "dense": dense_size(points, members),
         }
     )
+
+
+def _measured(transaction: Transaction, sweep_id: str) -> dict[str, Measured]:
+    """Return the measurements of every job with a report; reports are large and stay there."""
+    report = jobs.c.report
+    query = select(
+        jobs.c.id,
+        report["evaluation"]["perplexity"].label("perplexity"),
+        report["evaluation"]["tasks"].label("tasks"),
+        report["seconds"].astext.cast(Float).label("seconds"),
+        report["peak_memory_bytes"].astext.cast(BigInteger).label("peak_memory_bytes"),
+    ).where(jobs.c.sweep_id == sweep_id, report.is_not(None))
+    return {row.id: Measured.of(row._asdict()) for row in transaction.execute(query)}
 
 
 def newest(
@@ -127,4 +148,9 @@ def read_progress(transaction: Transaction, sweep_ids: Sequence[str]) -> dict[st
 
 
 def _values(row: Row[Any], progress: SweepProgress) -> dict[str, Any]:
-    return {**row._mapping, "state": progress.state, "progress": progress}
+    return {**row._mapping, "methods": _methods(row), "state": progress.state, "progress": progress}
+
+
+def _methods(row: Row[Any]) -> list[Method]:
+    """Return the compared methods; sweeps of one method name it in their settings alone."""
+    return row.methods or [row.compression["method"]]

@@ -1,4 +1,4 @@
-"""/v1/sweeps: one model at several ratios."""
+"""/v1/sweeps: one model at several ratios, by one or several methods."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def create_sweep(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> SweepDetails:
-    """Queue a job for each ratio."""
+    """Queue a job for each method and ratio."""
     creation = sweeps.create_sweep(resources, principal, body.to_domain(), idempotency_key)
     background.add_task(outbox.dispatch_soon, resources)
     response.headers["Location"] = creation.sweep.urls.self

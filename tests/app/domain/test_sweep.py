@@ -6,7 +6,14 @@ import pytest
 
 from app.domain.job import Job, JobResult, Speedup
 from app.domain.lifecycle import State
-from app.domain.sweep import SweepProgress, SweepState, pareto_table
+from app.domain.sweep import (
+    SweepProgress,
+    SweepState,
+    SweepUrls,
+    in_order,
+    pareto_table,
+    size_checks,
+)
 from intraslice_core.config import CompressionConfig
 
 
@@ -60,14 +67,16 @@ def result(size: int, perplexity: float | None, decode: float | None) -> JobResu
 
 
 def test_dominated_points_are_marked() -> None:
-    table = pareto_table(
+    jobs = in_order(
         [
             job("worse", 0.4, result(120, 21.0, 1.1)),
             job("best", 0.5, result(100, 20.0, 1.2)),
             job("larger", 0.1, result(180, 11.0, 1.0)),
             job("faster", 0.2, result(160, 22.0, 1.9)),
-        ]
+        ],
+        ["intraslice_plus"],
     )
+    table = pareto_table(jobs)
     assert [(point.job_id, point.dominated) for point in table] == [
         ("larger", False),
         ("faster", False),
@@ -86,6 +95,28 @@ def test_points_without_speed_are_compared_by_the_measures_that_both_have() -> N
         [job("a", 0.1, result(100, 20.0, None)), job("b", 0.2, result(110, 21.0, 1.5))]
     )
     assert [point.dominated for point in table] == [False, True]
+
+
+def test_sizes_of_different_methods_are_checked_where_both_have_results() -> None:
+    sizes = {"a": (0.2, 1000), "b": (0.2, 994), "c": (0.3, 900)}
+    jobs = [job(name, ratio, result(size, 20.0, None)) for name, (ratio, size) in sizes.items()]
+    points = pareto_table([*jobs, job("d", 0.3, None)])
+    (check,) = size_checks(points)
+    assert (check.ratio, check.equal) == (0.2, False)
+
+
+def test_jobs_of_a_ratio_are_in_the_order_of_the_methods() -> None:
+    first, second, third = (job(name, 0.2, None) for name in "abc")
+    first = first.model_copy(update={"compression": CompressionConfig(ratio=0.2, method="flap")})
+    ordered = in_order([third, first, second], ["intraslice_plus", "flap"])
+    assert [entry.id for entry in ordered] == ["b", "c", "a"]
+
+
+def test_only_few_jobs_have_a_path_to_their_comparison() -> None:
+    ids = [f"job_{number}" for number in range(21)]
+    assert SweepUrls.of("s", ids[:1]).compare is None
+    assert SweepUrls.of("s", ids[:20]).compare is not None
+    assert SweepUrls.of("s", ids).compare is None
 
 
 def test_points_without_quality_are_not_compared() -> None:

@@ -19,6 +19,7 @@ sweeps = Table(
     Column("labels", JSON, nullable=False),
     Column("idempotency_key", Text),
     Column("request_hash", Text, nullable=False),
+    Column("methods", JSON),
     UniqueConstraint("project_id", "idempotency_key", name="uq_sweeps_idempotency_key"),
     Index("ix_sweeps_project_id", "project_id", "id"),
 )

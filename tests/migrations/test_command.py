@@ -59,19 +59,22 @@ def test_a_downgrade_that_drops_data_needs_yes(empty: Settings, run: Run) -> Non
     rejected = run("--to", "0010")
     assert rejected.exit_code == 2
     assert rejected.stdout == ""
-    assert f"a downgrade from {HEAD} to 0010 drops the names of uploads" in rejected.stderr
-    assert "(0011_upload_names)" in rejected.stderr
+    assert f"a downgrade from {HEAD} to 0010 drops " in rejected.stderr
+    assert "which methods sweeps compare; their jobs stay (0015_sweep_methods)" in rejected.stderr
+    assert "the names of uploads (0011_upload_names)" in rejected.stderr
     assert rejected.stderr.endswith("repeat with --yes\n")
     assert "deployment" in tables(empty)
     done = run("--to", "0010", "--yes")
     assert done.exit_code == 0, done.output
-    first, second = done.stdout.splitlines()
+    first, *dropped = done.stdout.splitlines()
     names = ", ".join(reversed(NAMES[10:]))
     assert first == (
         f"the schema was at {HEAD}, is at 0010 now (downgrade, {len(NAMES) - 10} migrations"
         f" reverted: {names}); this version needs {HEAD}"
     )
-    assert second.startswith("dropped: the names of uploads")
+    assert len(dropped) == 2
+    assert dropped[0].startswith("dropped: which methods sweeps compare")
+    assert dropped[1].startswith("dropped: the names of uploads")
     assert "deployment" not in tables(empty)
 
 

@@ -29,6 +29,7 @@ def run(*arguments: str | Path):
 
 def test_the_table_has_a_row_per_method_and_ratio_and_a_second_run_resumes(model, tmp_path):
     options = [model, "--methods", "magnitude,wanda_sp", "--ratios", "0.2,0.4", *SMALL]
+    options += ["--calibration", "pydoc"]
     options += ["--evaluate", "pydoc", "--evaluate", "pycode", "--out", tmp_path / "out"]
     first = run(*options)
     assert first.exit_code == 0, first.output
@@ -42,7 +43,7 @@ def test_the_table_has_a_row_per_method_and_ratio_and_a_second_run_resumes(model
     assert "out-of-domain" in qualities
     assert "at every ratio, parameter counts differ by at most 0.5%" in first.stdout
     page = (tmp_path / "out" / "bench.html").read_text()
-    assert page.count('class="line ') == 4  # two texts, two methods
+    assert page.count('class="line ') == 6  # two texts, the dense model and two methods
     second = run(*options, "--json")
     assert second.exit_code == 0, second.output
     assert "[compress]" not in second.stderr

@@ -121,7 +121,7 @@ class LayerMoments:
 def layer_moments(
     layers: DenseLayerReader,
     by_group: Mapping[str, Tensor],
-    wanted_layers: Sequence[int],
+    numbers: Sequence[int],
     prefix_length: int,
     console: Console,
 ) -> list[LayerMoments]:
@@ -130,7 +130,7 @@ def layer_moments(
     Args:
         layers: the dense model.
         by_group: sequences of every group, (sequences, length), int64.
-        wanted_layers: numbers of the layers, ascending.
+        numbers: numbers of the layers, ascending.
         prefix_length: positions of the tokenizer's prefix at the beginning of every sequence.
         console: for the progress.
     """
@@ -147,7 +147,7 @@ def layer_moments(
             before_batch=lambda _: None,
             prefix_length=prefix_length,
         )
-        for layer in range(wanted_layers[-1] + 1):
+        for layer in range(numbers[-1] + 1):
             grams = {}
             for group, states in hidden.items():
                 dense = DensePass(layers, layer, states.shape[1], prefix_length)
@@ -156,7 +156,7 @@ def layer_moments(
                     rows.copy_(dense.advance(rows))
                 width = dense.weights.up.weight.shape[0]
                 grams[group] = dense.moments.mlp[:width, :width]
-            if layer in wanted_layers:
+            if layer in numbers:
                 console.print(f"layer {layer}")
                 rows = mlp_space(dense.weights, layers.settings(layer)).rows()
                 metric_factor = fisher_factor(files.read(layer).mlp.to(dense.device))

@@ -66,7 +66,7 @@ def decompose_attention(
 def _factorise_values(
     weights: LayerWeights, moment: Tensor, keep: int
 ) -> tuple[LayerWeights, Spectrum, float]:
-    """Return the layer with `keep` value dimensions, the spectrum and its kept share.
+    """Return the layer with `keep` value dimensions, the spectrum and the share of it that remains.
 
     Args:
         weights: layer with the dense value width.
@@ -79,8 +79,8 @@ def _factorise_values(
     sliced = slicing.project_values(weights, factors.basis)
     sliced = replace(sliced, attention_output=slicing.project_inputs(output, projection))
     spectrum = spectra.score_spectrum("value dims", "eigenvalue", factors.spectrum, keep)
-    kept = factors.spectrum[..., :keep].sum() / factors.spectrum.sum().clamp_min(1e-300)
-    return sliced, spectrum, float(kept)
+    share = factors.spectrum[..., :keep].sum() / factors.spectrum.sum().clamp_min(1e-300)
+    return sliced, spectrum, float(share)
 
 
 class _ValueMoments:

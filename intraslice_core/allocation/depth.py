@@ -97,9 +97,9 @@ def _with_narrow_mlps(geometry: ModelGeometry, ratio: float, round_to: int) -> D
     excess -= removed * whole
     widths: list[int] = []
     while excess > half_step and removed + len(widths) < layers:
-        kept = round_to_multiple(width - excess / per_neuron, round_to, width)
-        widths.append(kept)
-        excess -= (width - kept) * per_neuron
+        narrowed = round_to_multiple(width - excess / per_neuron, round_to, width)
+        widths.append(narrowed)
+        excess -= (width - narrowed) * per_neuron
     if excess > half_step:
         minimum = dense.attention_parameters(geometry) + per_neuron * min(round_to, width)
         total = layers * whole

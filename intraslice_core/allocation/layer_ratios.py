@@ -131,12 +131,12 @@ def _widths(exact: Sequence[float], step: int, least: int, most: int) -> list[in
     leave goes to the others, the last first.
     """
     widths: list[int] = []
-    wanted = 0.0
+    total = 0.0
     for width in exact:
-        wanted += width
-        rounded = round_to_multiple(wanted - sum(widths), step, most)
+        total += width
+        rounded = round_to_multiple(total - sum(widths), step, most)
         widths.append(max(rounded, least))
     for layer in reversed(range(len(widths))):
-        own = widths[layer] + wanted - sum(widths)
+        own = widths[layer] + total - sum(widths)
         widths[layer] = max(round_to_multiple(own, step, most), least)
     return widths

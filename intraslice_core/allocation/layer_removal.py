@@ -51,7 +51,7 @@ class LayerRemovalSearch:
         steps: int,
         before_batch: Callable[[float], None],
         *,
-        known: Sequence[int] = (),
+        beginning: Sequence[int] = (),
         on_step: Callable[[tuple[int, ...]], None] = ignore_order,
     ) -> tuple[int, ...]:
         """Return layers in the order of removal, (steps,).
@@ -59,13 +59,13 @@ class LayerRemovalSearch:
         Args:
             steps: number of layers.
             before_batch: callback with the finished fraction; may raise to stop.
-            known: beginning of the order, from an earlier search.
+            beginning: first layers of the order, from an earlier search.
             on_step: called with the order after each measurement.
 
         Raises:
             NumericalError: naming the layer without which the hidden states are not finite.
         """
-        removed = tuple(known[:steps])
+        removed = tuple(beginning[:steps])
         for step in range(len(removed), steps):
             influences = self.influences(removed, partial(_report, before_batch, step, steps))
             least = min(influences, key=lambda layer: (influences[layer], layer))

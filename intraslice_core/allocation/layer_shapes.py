@@ -82,13 +82,13 @@ def _order_of_removal(
         prefix_length=context.prefix_length,
         batch_size=context.config.batch_size,
     )
-    known = load_order(cache.directory, key)
+    beginning = load_order(cache.directory, key)
 
     def save(order: tuple[int, ...]) -> None:
         if cache.has_room(8 * len(order)):
             cache.on_saved(save_order(cache.directory, key, order))
 
-    return search.order(count, before_batch, known=known, on_step=save)
+    return search.order(count, before_batch, beginning=beginning, on_step=save)
 
 
 def _report(context: AllocationContext, done: float) -> None:

@@ -23,7 +23,7 @@ from intraslice_core.diagonal_moments import (
 from intraslice_core.errors import NumericalError
 from intraslice_core.files import atomic_file
 from intraslice_core.plan import Module
-from intraslice_core.sensitivity.dense_pass import sequences_at_once
+from intraslice_core.sensitivity.dense_pass import embedded, sequences_at_once
 
 MODULES: tuple[Module, ...] = ("attention", "mlp")
 
@@ -100,10 +100,7 @@ def measure_activations(
         NumericalError: naming layer and module.
     """
     samples, length = tokens.shape
-    first = layers.embed(tokens[:1])
-    hidden = layers.memory.empty((samples, *first.shape[1:]), first.dtype)
-    for row, sequence in enumerate(tokens):
-        hidden[row] = layers.embed(sequence)
+    hidden = embedded(layers, tokens)
     size = sequences_at_once(batch_size, length, layers.device)
     measured = []
     for layer in range(layers.num_layers):

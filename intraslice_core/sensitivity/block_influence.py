@@ -20,7 +20,7 @@ from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.errors import NumericalError
 from intraslice_core.files import atomic_file
 from intraslice_core.linalg import WORKING_DTYPE
-from intraslice_core.sensitivity.dense_pass import sequences_at_once
+from intraslice_core.sensitivity.dense_pass import embedded, sequences_at_once
 
 
 class InfluenceAccumulator:
@@ -80,10 +80,7 @@ def measure_block_influence(
         NumericalError: naming the layer.
     """
     samples, length = tokens.shape
-    first = layers.embed(tokens[:1])
-    hidden = layers.memory.empty((samples, *first.shape[1:]), first.dtype)
-    for row, sequence in enumerate(tokens):
-        hidden[row] = layers.embed(sequence)
+    hidden = embedded(layers, tokens)
     size = sequences_at_once(batch_size, length, layers.device)
     influences = []
     for layer in range(layers.num_layers):

@@ -35,6 +35,23 @@ def sequences_at_once(batch_size: int, length: int, device: torch.device) -> int
     return min(batch_size, max(TOKENS_AT_ONCE // length, 1))
 
 
+def embedded(layers: DenseLayers, tokens: Tensor) -> Tensor:
+    """Return the hidden states before the first layer in host memory, a sequence at a time.
+
+    Args:
+        layers: the dense model.
+        tokens: calibration, (samples, length), int64.
+
+    Returns:
+        (samples, length, hidden_size), in the model's dtype.
+    """
+    first = layers.embed(tokens[:1])
+    hidden = layers.memory.empty((len(tokens), *first.shape[1:]), first.dtype)
+    for row, sequence in enumerate(tokens):
+        hidden[row] = layers.embed(sequence)
+    return hidden
+
+
 @dataclass(frozen=True, kw_only=True)
 class InnerMoments:
     """Second moments `E[z zᵀ]` of the inner activations of both modules of a dense layer.

@@ -186,13 +186,13 @@ class Oracle:
         neurons = moment[:width, :width]
         ridge = LEVERAGE_DAMPING * neurons.diagonal().mean() * torch.eye(width, dtype=inner.dtype)
         leverage = (neurons @ torch.linalg.inv(neurons + ridge)).diagonal().tolist()
-        kept = sorted(sorted(range(width), key=lambda neuron: -leverage[neuron])[:keep])
-        rows = torch.tensor(kept + list(range(width, len(moment))))
+        remaining = sorted(sorted(range(width), key=lambda neuron: -leverage[neuron])[:keep])
+        rows = torch.tensor(remaining + list(range(width, len(moment))))
         own = moment[rows][:, rows]
         own = own + REFIT_DAMPING * own.diagonal().mean() * torch.eye(len(own), dtype=own.dtype)
         fitted = torch.linalg.solve(own, moment[rows] @ weight)
         down.weight.zero_()
-        down.weight[:, kept] = fitted[:keep].T.float()
+        down.weight[:, remaining] = fitted[:keep].T.float()
         if down.bias is not None:
             down.bias.copy_(fitted[-1])
 

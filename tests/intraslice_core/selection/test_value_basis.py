@@ -112,9 +112,9 @@ def test_values_of_low_rank_are_factorised_without_loss() -> None:
     moment = torch.einsum("tgi,tgj->gij", values, values) / 500
     for keep in (4, 5):
         factors = value_basis.two_svds(moment, output, keep)
-        kept = torch.einsum("tgi,gik,gjk->tgj", values, factors.basis, factors.expansion)
-        torch.testing.assert_close(kept, values, rtol=0, atol=1e-3 * float(values.abs().max()))
+        projected = torch.einsum("tgi,gik,gjk->tgj", values, factors.basis, factors.expansion)
+        torch.testing.assert_close(projected, values, rtol=0, atol=1e-3 * float(values.abs().max()))
         assert float(factors.spectrum[:, 4:].max()) < 1e-5 * float(factors.spectrum.max())
     factors = value_basis.two_svds(moment, output, 3)
-    kept = torch.einsum("tgi,gik,gjk->tgj", values, factors.basis, factors.expansion)
-    assert float((kept - values).abs().max()) > 0.1
+    projected = torch.einsum("tgi,gik,gjk->tgj", values, factors.basis, factors.expansion)
+    assert float((projected - values).abs().max()) > 0.1

@@ -54,7 +54,7 @@ class HiddenStateRecorder:
         self._states: Tensor | None = None
         self._positions = 0
 
-    def __call__(self, hidden: Tensor, logits: Tensor) -> None:  # noqa: ARG002 (of an observer)
+    def __call__(self, hidden: Tensor, predicted: Tensor) -> None:  # noqa: ARG002 (of an observer)
         """Keep a block of hidden states, (rows, hidden_size)."""
         if self._states is None:
             self._states = self._memory.empty((self._capacity, hidden.shape[1]), hidden.dtype)
@@ -84,15 +84,15 @@ class DivergenceMeter:
         self._sum = self._sum_of_squares = 0.0
         self._agreeing = 0
 
-    def __call__(self, hidden: Tensor, logits: Tensor) -> None:  # noqa: ARG002 (of an observer)
-        """Compare a block of logits, (rows, vocabulary), with those of the dense model."""
-        rows = slice(self._positions, self._positions + len(logits))
-        dense = self._head.logits(self._hidden[rows].to(logits.device))
-        self._agreeing += int((dense.argmax(-1) == logits.argmax(-1)).sum())
-        divergences = kl_divergence(dense, logits)
+    def __call__(self, hidden: Tensor, predicted: Tensor) -> None:  # noqa: ARG002 (of an observer)
+        """Compare a block of log-probabilities, (rows, vocabulary), with the dense model's."""
+        rows = slice(self._positions, self._positions + len(predicted))
+        dense = self._head.log_probabilities(self._hidden[rows].to(predicted.device))
+        self._agreeing += int((dense.argmax(-1) == predicted.argmax(-1)).sum())
+        divergences = kl_divergence(dense, predicted)
         self._sum += divergences.sum().item()
         self._sum_of_squares += divergences.square().sum().item()
-        self._positions += len(logits)
+        self._positions += len(predicted)
 
     def divergence(self) -> Divergence:
         """Return the means over all positions.

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -52,8 +51,14 @@ class OutputHead:
 
     def logits(self, rows: Tensor) -> Tensor:
         """Map (rows, hidden_size) to float32 logits (rows, vocabulary)."""
-        logits: Tensor = self.head(rows).float() * self.scale
+        logits: Tensor = self.head(rows).float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def log_probabilities(self, rows: Tensor) -> Tensor:
+        """Map (rows, hidden_size) to float32 log-probabilities (rows, vocabulary)."""
+        return torch.log_softmax(self.logits(rows), -1)
 
     @property
     def vocabulary(self) -> int:
@@ -77,7 +82,7 @@ class OutputHead:
 
 BlockObserver = Callable[[Tensor, Tensor], None]
 """Callback for each block of scored positions, in their order: final hidden states,
-(rows, hidden_size) in the model's dtype, and logits, (rows, vocabulary) in float32."""
+(rows, hidden_size) in the model's dtype, and log-probabilities, (rows, vocabulary) in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,8 +263,10 @@ def _summed_nll(
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(targets), head.logit_rows):
         rows = slice(start, start + head.logit_rows)
-        logits = head.logits(hidden[rows])
-        total += F.cross_entropy(logits, targets[rows], reduction="none").double().sum().cpu()
+        # Computed once for the loss and the observer: over 262k tokens a softmax costs as much as
+        # the output head.
+        predicted = head.log_probabilities(hidden[rows])
+        total -= predicted.gather(1, targets[rows].unsqueeze(1)).double().sum().cpu()
         if observer is not None:
-            observer(hidden[rows], logits)
+            observer(hidden[rows], predicted)
     return total

@@ -76,10 +76,12 @@ class Judge:
         check = self.split.judged
         with torch.inference_mode():
             dense, compressed = (
-                load_model(place, dtype="float32", device="cpu")(input_ids=check).logits
+                load_model(place, dtype="float32", device="cpu")(input_ids=check)
+                .logits.flatten(0, 1)
+                .log_softmax(-1)
                 for place in (self.dense, out)
             )
-        tokens = kl_divergence(dense.flatten(0, 1), compressed.flatten(0, 1))
+        tokens = kl_divergence(dense, compressed)
         return HeldOutDivergence(tokens=tokens.view(check.shape), kinds=self.split.judged_kinds)
 
 

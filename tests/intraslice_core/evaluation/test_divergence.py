@@ -124,7 +124,7 @@ def test_infinite_logits_of_the_compressed_model_are_an_error():
     recorder = HiddenStateRecorder(HostMemory(), 4)
     recorder(torch.ones(4, 48), torch.ones(4, VOCAB_SIZE))
     meter = DivergenceMeter(recorder.states, OutputHead.of(model).moved(torch.clone))
-    meter(torch.ones(4, 48), torch.full((4, VOCAB_SIZE), float("inf")))
+    meter(torch.ones(4, 48), torch.full((4, VOCAB_SIZE), float("inf")).log_softmax(-1))
     with pytest.raises(NumericalError, match="not finite"):
         meter.divergence()
 

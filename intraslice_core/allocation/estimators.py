@@ -70,6 +70,7 @@ _SCALE_BOUNDS: dict[Module, tuple[float, float]] = {"attention": (1.0, 8.0), "ml
 Trials are measured on few tokens of in-domain text. With a lower bound of 0.5 for attention, much
 of it was cut on SmolLM2-135M, without loss on in-domain text but with loss on out-of-domain text.
 """
+_MODULES: tuple[Module, Module] = ("attention", "mlp")
 _RANKING_BOUNDS: dict[Module, tuple[float, float]] = {
     "attention": (0.25, 16.0),
     "mlp": (0.25, 16.0),
@@ -202,10 +203,10 @@ class AllocationCandidate:
     """Flag that allows removing heads, not only dimensions within all heads."""
     penalty: float
     """Factor on attention's predicted losses (report field `attention_price`)."""
-    trial_cuts: bool = True
-    """Flag that scales the curves by the trial cuts."""
-    early_mlp_penalty: float = 1.0
-    """Factor on the first MLP's predicted losses; it falls geometrically to 1 at the last layer."""
+    head_penalty: float = 1.0
+    """Further factor on the predicted losses of removing heads or the whole attention."""
+    trial_power: float = 1.0
+    """Power of the trial cuts' scales that the curves are multiplied by; 0 ignores trial cuts."""
 
 
 def lagrangian_shapes(
@@ -236,10 +237,10 @@ def lagrangian_shapes(
         ConfigurationError: if rounding misses the budget by more than the tolerance.
     """
     layers = len(measured.layers)
-    trials = measured.trials if candidate.trial_cuts else ()
-    attention = trial_scales(trials, "attention", layers)
-    early = np.geomspace(candidate.early_mlp_penalty, 1.0, layers)
-    mlp = [float(scale) for scale in early * trial_scales(trials, "mlp", layers)]
+    attention, mlp = (
+        [scale**candidate.trial_power for scale in trial_scales(measured.trials, module, layers)]
+        for module in _MODULES
+    )
     demands = demands or DEMANDS[settings.target]
     cut_heads = candidate.heads and METHODS[settings.method].cuts_heads and demands.cuts_heads
     round_to = resolve_round_to(settings, geometry)
@@ -251,6 +252,7 @@ def lagrangian_shapes(
                 geometry,
                 round_to,
                 (candidate.penalty * attention_scale, mlp_scale),
+                head_penalty=candidate.head_penalty,
                 cut_heads=cut_heads,
             )
             for layer, attention_scale, mlp_scale in zip(
@@ -264,8 +266,8 @@ def lagrangian_shapes(
     def allocate(allowed: ShapeConstraint) -> ScoredPlan:
         scored = lagrangian_plan(curves, budget, module_cap=settings.module_cap, constraint=allowed)
         layer_losses = (
-            replace(losses, attention=losses.attention / candidate.penalty, mlp=losses.mlp / factor)
-            for losses, factor in zip(scored.layer_losses, early.tolist(), strict=True)
+            replace(losses, attention=losses.attention / candidate.penalty)
+            for losses in scored.layer_losses
         )
         return replace(scored, layer_losses=tuple(layer_losses))
 
@@ -281,6 +283,7 @@ def _curves(
     round_to: int,
     scales: tuple[float, float],
     *,
+    head_penalty: float,
     cut_heads: bool,
 ) -> LayerCurves:
     """Return a layer's curves, scaled by factors for attention and MLP."""
@@ -290,7 +293,7 @@ def _curves(
             pairs=pair_curve(attention * layer.pair_losses.numpy(), round_to),
             values=Curve.from_losses(attention * layer.value_losses.numpy(), round_to),
             heads=(
-                *_head_options(layer, attention, cut_heads=cut_heads),
+                *_head_options(layer, head_penalty * attention, cut_heads=cut_heads),
                 *all_heads(geometry),
             ),
         ),

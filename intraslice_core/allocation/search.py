@@ -1,7 +1,6 @@
-"""Search of the plan: many candidates, of which few are judged (docs/method.md, section 4).
+"""Search of the plan among candidates (docs/method.md, section 4).
 
-Candidates are compared by predicted loss first (`shortlist`). The best of them pass a trial
-compression, and the divergence on held-out sequences decides.
+All candidates pass a trial compression together; their divergence on held-out text decides.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from intraslice_core import decoder_layer, slicing
 from intraslice_core.allocation.curves import ScoredPlan
 from intraslice_core.allocation.estimators import AllocationCandidate
 from intraslice_core.allocation.judge import HeldOutDivergence, difference
-from intraslice_core.allocation.shortlist import shortlist
 from intraslice_core.checkpoints.dense_model import DenseLayers, divergences
 from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.device import return_free_memory
@@ -116,17 +114,12 @@ class TrialCompression:
 
 
 CANDIDATES = (
-    AllocationCandidate(heads=True, penalty=2.0),
-    AllocationCandidate(heads=True, penalty=4.0, early_mlp_penalty=2.0),
-    AllocationCandidate(heads=True, penalty=8.0),
-    AllocationCandidate(heads=True, penalty=4.0, trial_cuts=False),
-    AllocationCandidate(heads=True, penalty=4.0, trial_cuts=False, early_mlp_penalty=4.0),
+    AllocationCandidate(heads=True, penalty=1.4, trial_power=0.5),
+    AllocationCandidate(heads=True, penalty=1.0, head_penalty=2.0),
+    AllocationCandidate(heads=False, penalty=0.7, trial_power=0.5),
+    AllocationCandidate(heads=False, penalty=1.4, trial_power=0.5),
 )
-"""Candidates that are allocated; the first is used where nothing shows another to be better.
-
-Those with an early MLP penalty spare early MLPs, on which the following layers depend on text of
-every kind.
-"""
+"""Candidates that are judged; the first is used where nothing shows another to be better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,10 +146,8 @@ def search(
     allocate: Callable[[AllocationCandidate], ScoredPlan],
     divergences_of: Callable[[Sequence[ModelPlan]], Sequence[HeldOutDivergence]],
     rival: ModelPlan | None = None,
-    *,
-    loss_of: Callable[[AllocationCandidate, ScoredPlan], float],
 ) -> SearchResult:
-    """Allocate for all candidates, measure the most promising plans together, and choose one.
+    """Allocate for all candidates, measure their plans together, and choose one.
 
     A candidate takes the place of an earlier one only if it is better beyond the standard error.
 
@@ -164,14 +155,11 @@ def search(
         allocate: returns the shapes for a candidate.
         divergences_of: returns the divergences of models with the shapes of plans.
         rival: further plan to measure.
-        loss_of: returns the predicted loss of a candidate's plan, comparable with the others'.
 
     Raises:
         ConfigurationError: if no candidate has shapes within the budget.
     """
-    allocated = _distinct_plans(allocate)
-    numbers = shortlist([loss_of(candidate, scored) for candidate, scored in allocated])
-    judged = [allocated[number] for number in numbers]
+    judged = _distinct_plans(allocate)
     plans = [scored.plan for _, scored in judged]
     measured = divergences_of(plans if rival is None else [*plans, rival])
     results = [

@@ -43,7 +43,6 @@ from intraslice_core.allocation.search import (
     search,
 )
 from intraslice_core.allocation.shared_pairs import with_shared_pairs
-from intraslice_core.allocation.shortlist import comparable_loss
 from intraslice_core.allocation.unit_shapes import unit_shapes
 from intraslice_core.calibration import calibration_hash, sequence_sources
 from intraslice_core.config import Allocator
@@ -283,7 +282,6 @@ def _lagrangian(
                 allocate,
                 partial(_divergences, context, trials),
                 rival,
-                loss_of=partial(comparable_loss, measured),
             )
             scored = result.candidates[0].scored
     except ConfigurationError as error:
@@ -330,8 +328,9 @@ def _lagrangian_report(
         CandidateReport(
             heads=result.candidate.heads,
             attention_price=result.candidate.penalty,
-            trial_cuts=result.candidate.trial_cuts,
-            early_mlp_penalty=result.candidate.early_mlp_penalty,
+            head_penalty=result.candidate.head_penalty,
+            trial_cuts=result.candidate.trial_power > 0.0,
+            trial_power=result.candidate.trial_power,
             calibration_loss=result.divergence.score,
             standard_error=difference(result.divergence, results[0].divergence).standard_error,
         )

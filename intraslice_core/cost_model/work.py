@@ -12,7 +12,7 @@ from intraslice_core.text_sources import WRITTEN
 
 # The engine's own values, repeated here because its modules import torch; a test compares them.
 GROUP_SEQUENCES = 8
-TRIAL_PLANS = 4
+TRIAL_PLANS = 5
 """Largest number of plans compared by trial compression: judged candidates and equal layers."""
 TRIAL_LAYER_DISTANCE, MAX_TRIAL_LAYERS = 5, 7
 TRIALS_PER_LAYER = 4

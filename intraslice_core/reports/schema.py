@@ -130,16 +130,14 @@ class CandidateReport(FrozenModel):
     """Candidate allocation with the loss of its trial compression."""
 
     heads: bool = Field(description="Whether whole heads may be removed, not only dimensions.")
-    attention_price: float = Field(
-        description="Attention penalty: factor on the predicted losses of attention."
-    )
-    trial_cuts: bool = Field(
-        default=True, description="Whether trial cuts scaled the predicted losses."
-    )
+    attention_price: float = Field(description="Factor on attention's predicted losses.")
+    head_penalty: float = Field(default=1.0, description="Further factor on those of heads.")
+    trial_cuts: bool = Field(default=True, description="Whether trial cuts scaled the losses.")
+    trial_power: float = Field(default=1.0, description="Power of the trial cuts' scales.")
     early_mlp_penalty: float = Field(
         default=1.0,
         description="Factor on the predicted losses of the first MLP, which falls geometrically to "
-        "1 at the last layer.",
+        "1 at the last layer. Earlier versions alone had other factors than 1.",
     )
     calibration_loss: float = Field(
         description="Divergence KL(dense ‖ compressed) on held-out calibration text: the mean over "

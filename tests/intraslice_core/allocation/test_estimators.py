@@ -175,25 +175,30 @@ def test_every_family_is_measured_and_allocated_within_its_budget(variant, tmp_p
 def candidate_plan(
     measured: ModelSensitivity, directory: Path, **factors: Any
 ) -> tuple[ScoredPlan, list[int]]:
-    """Return the plan of a candidate without heads at 30 %, and its MLP widths."""
+    """Return the plan of a candidate at 30 %, by default without heads, and its MLP widths."""
     with CheckpointReader(directory) as reader:
         geometry = reader.family.geometry(reader.config)
     budget = round(0.7 * geometry.dense_plan().parameters(geometry))
-    candidate = AllocationCandidate(heads=False, penalty=1.0, **factors)
+    candidate = AllocationCandidate(**{"heads": False, "penalty": 1.0, **factors})
     config = CompressionConfig(ratio=0.3, round_to=1)
     scored = lagrangian_shapes(measured, geometry, budget, config, candidate)
     return scored, [layer.intermediate_size for layer in scored.plan.layers]
 
 
-def test_the_penalty_of_early_mlps_moves_width_to_the_first_layers(tmp_path):
+def test_the_head_penalty_keeps_more_heads(tmp_path):
     directory = tiny_llama(tmp_path / "dense")
     measured = sensitivity_of(directory)
-    _, plain = candidate_plan(measured, directory, trial_cuts=False)
-    scored, tilted = candidate_plan(measured, directory, trial_cuts=False, early_mlp_penalty=1000.0)
-    assert tilted[0] > plain[0]
-    assert tilted[-1] < plain[-1]
-    for layer, width, losses in zip(measured.layers, tilted, scored.layer_losses, strict=True):
-        assert losses.mlp == pytest.approx(float(layer.width_losses[width]))
+    heads, penalized = (
+        [
+            layer.num_attention_heads
+            for layer in candidate_plan(
+                measured, directory, heads=True, penalty=0.01, head_penalty=factor
+            )[0].plan.layers
+        ]
+        for factor in (1.0, 1e6)
+    )
+    assert min(heads) < max(heads)
+    assert min(penalized) == max(penalized) == max(heads)
 
 
 def test_a_candidate_without_trial_cuts_ignores_them(tmp_path):
@@ -201,7 +206,7 @@ def test_a_candidate_without_trial_cuts_ignores_them(tmp_path):
     trials = (trial(0, 0.1, 0.8), trial(2, 0.1, 0.05))
     measured = replace(sensitivity_of(directory), trials=trials)
     _, scaled = candidate_plan(measured, directory)
-    _, ignoring = candidate_plan(measured, directory, trial_cuts=False)
+    _, ignoring = candidate_plan(measured, directory, trial_power=0.0)
     _, unmeasured = candidate_plan(replace(measured, trials=()), directory)
     assert ignoring == unmeasured != scaled
 

@@ -1,4 +1,4 @@
-"""Candidates are compared by predicted loss, then by their divergence in trial compressions."""
+"""Candidates are compared by their divergence in trial compressions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,7 +11,6 @@ from intraslice_core.allocation.curves import LayerLosses, ScoredPlan
 from intraslice_core.allocation.estimators import AllocationCandidate
 from intraslice_core.allocation.judge import HeldOutDivergence
 from intraslice_core.allocation.search import CANDIDATES, SearchResult, search
-from intraslice_core.allocation.shortlist import MAX_JUDGED
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.plan import LayerPlan, ModelPlan
 
@@ -47,10 +46,7 @@ DEFAULT = 16
 
 
 def searched(widths: Sequence[int], divergences: Divergences, **changes: Any) -> SearchResult:
-    """Search with these widths for the first candidates, which are then predicted in this order.
-
-    The other candidates miss the budget.
-    """
+    """Search with these widths for the first candidates; the others miss the budget."""
     by_candidate = dict(zip(CANDIDATES, widths, strict=False))
 
     def allocate(candidate: AllocationCandidate) -> ScoredPlan:
@@ -58,10 +54,7 @@ def searched(widths: Sequence[int], divergences: Divergences, **changes: Any) ->
             raise MISSED
         return scored(by_candidate[candidate])
 
-    def loss_of(candidate: AllocationCandidate, _: ScoredPlan) -> float:
-        return float(CANDIDATES.index(candidate))
-
-    return search(allocate, divergences, **{"loss_of": loss_of, **changes})
+    return search(allocate, divergences, **changes)
 
 
 def by_width(means: dict[int, float]) -> Divergences:
@@ -106,27 +99,13 @@ def test_equal_shapes_are_tried_once():
     assert len(searched([8] * len(CANDIDATES), divergences).candidates) == len(tried) == 1
 
 
-def test_few_of_many_candidates_are_judged_those_of_least_predicted_loss():
-    widths = range(DEFAULT, DEFAULT + len(CANDIDATES))
-    judged: list[int] = []
-
-    def divergences(plans: Sequence[ModelPlan]) -> list[HeldOutDivergence]:
-        judged.extend(width(plan) for plan in plans)
-        return [diverging(1.0) for _ in plans]
-
-    # The first candidate is judged although its predicted loss is the largest.
-    searched(widths, divergences, loss_of=lambda _, plan: -float(width(plan.plan)))
-    assert len(CANDIDATES) > MAX_JUDGED == len(judged)
-    assert judged == [DEFAULT, *list(widths)[1 - MAX_JUDGED :]]
-
-
 def test_a_candidate_that_misses_the_budget_is_skipped():
     def allocate(candidate: AllocationCandidate) -> ScoredPlan:
         if candidate == CANDIDATES[0]:
             raise MISSED
         return scored(8)
 
-    result = search(allocate, by_width({8: 1.0}), loss_of=lambda *_: 0.0)
+    result = search(allocate, by_width({8: 1.0}))
     assert result.candidates[0].candidate == CANDIDATES[1]
 
 

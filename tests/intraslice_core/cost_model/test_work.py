@@ -15,7 +15,7 @@ from benchmarks.large_models import LLAMAS
 from intraslice_core import dampings, hidden_states
 from intraslice_core.allocation import attention_removal, layer_removal
 from intraslice_core.allocation.estimators import CalibrationSplit
-from intraslice_core.allocation.shortlist import MAX_JUDGED
+from intraslice_core.allocation.search import CANDIDATES
 from intraslice_core.checkpoints import dense_model
 from intraslice_core.config import (
     CalibrationConfig,
@@ -50,7 +50,7 @@ def config(samples: int = 32, length: int = 64, **changes: object) -> Compressio
 
 def test_constants_equal_the_engines() -> None:
     assert work.GROUP_SEQUENCES == gradients.GROUP_SEQUENCES
-    assert MAX_JUDGED + 1 == work.TRIAL_PLANS
+    assert len(CANDIDATES) + 1 == work.TRIAL_PLANS
     assert 2 * len(measurement.TRIAL_CUTS) == work.TRIALS_PER_LAYER
     assert work.TRIAL_CUT_POSITIONS == trial_cuts.TRIAL_CUT_POSITIONS
     assert (work.PAIR_SEQUENCES, work.PAIR_QUERIES, work.PAIR_BLOCKS) == (

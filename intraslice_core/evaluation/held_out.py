@@ -84,12 +84,12 @@ class HeldOutReference:
         collected: list[Tensor] = []
         positions = 0
 
-        def observe(hidden: Tensor, logits: Tensor) -> None:  # noqa: ARG001 (of an observer)
+        def observe(hidden: Tensor, predicted: Tensor) -> None:  # noqa: ARG001 (of an observer)
             nonlocal positions
-            rows = slice(positions, positions + len(logits))
-            dense = head.logits(self.hidden[rows].to(logits.device))
-            collected.append(kl_divergence(dense, logits).cpu())
-            positions += len(logits)
+            rows = slice(positions, positions + len(predicted))
+            dense = head.log_probabilities(self.hidden[rows].to(predicted.device))
+            collected.append(kl_divergence(dense, predicted).cpu())
+            positions += len(predicted)
 
         _score(model, self.sequences, self.prefix, self.batch_size, observe, should_cancel)
         divergences = torch.cat(collected).view(len(self.sequences), -1)

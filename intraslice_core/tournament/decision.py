@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from intraslice_core.allocation.judge import HeldOutDivergence, difference
 from intraslice_core.config import Method
 from intraslice_core.cost_model import Candidate, TournamentPlan
+from intraslice_core.cost_model.tournament import SHORT_SECONDS
 from intraslice_core.errors import NumericalError
 from intraslice_core.reports.tournament import TournamentCandidate, TournamentReport
 
@@ -24,10 +25,10 @@ class Trial:
     error: str | None = None
 
     @property
-    def own_seconds(self) -> float:
-        """Expected seconds of the candidate's own run, at the speed of its trial."""
-        candidate = self.candidate
-        return candidate.own_seconds * self.seconds / candidate.trial_seconds
+    def affordable_seconds(self) -> float:
+        """Longest tournament that the candidate may win: its own run at the speed of its trial."""
+        slowness = self.seconds / self.candidate.trial_seconds
+        return slowness * max(self.candidate.own_seconds, SHORT_SECONDS)
 
 
 def report_of(

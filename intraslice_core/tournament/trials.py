@@ -19,7 +19,6 @@ from intraslice_core.calibration.trial_text import TrialText, TrialTextReader
 from intraslice_core.config import CompressionConfig, Method
 from intraslice_core.content_key import calibration_facts, content_key
 from intraslice_core.cost_model import Candidate, TournamentPlan
-from intraslice_core.cost_model.tournament import SHORT_SECONDS
 from intraslice_core.device import resolve_device, return_free_memory, rounding_class
 from intraslice_core.errors import ConfigurationError, NumericalError, WebTextError
 from intraslice_core.evaluation.held_out import HeldOutReference
@@ -190,7 +189,7 @@ class Tournament:
         expected = self.plan.shared_seconds
         expected += sum(trial.candidate.trial_seconds for trial in self.trials)
         after = self.seconds * (1.0 + candidate.trial_seconds / expected)
-        return after <= max(ranked[0].own_seconds, SHORT_SECONDS)
+        return after <= ranked[0].affordable_seconds
 
     def _tried(self, candidate: Candidate, text: TrialText, done: float) -> Trial:
         """Return the result of a candidate's trial, which is saved.

@@ -112,8 +112,11 @@ def test_a_trial_is_dropped_if_the_leader_could_not_pay_for_it() -> None:
     assert tournament()._affords(following)
 
 
-def test_short_tournaments_are_never_cut() -> None:
+def test_short_tournaments_are_never_cut_however_busy_the_machine_is() -> None:
     leader = trial("flap", 0.1, seconds=1.0, own=1.0)
     assert tournament(leader)._affords(trial("modegpt", 0.9).candidate)
-    leader = trial("flap", 0.1, seconds=SHORT_SECONDS, own=1.0)
-    assert not tournament(leader)._affords(trial("modegpt", 0.9).candidate)
+    # At the same speed, a longer one is.
+    slow = trial("2ssp", 0.5, seconds=SHORT_SECONDS)
+    assert not tournament(leader, slow)._affords(trial("modegpt", 0.9).candidate)
+    busy = trial("flap", 0.1, seconds=SHORT_SECONDS, own=1.0)
+    assert tournament(busy, slow)._affords(trial("modegpt", 0.9).candidate)

@@ -28,6 +28,7 @@ from intraslice_core.config import (
     EvaluationConfig,
     FrozenModel,
     Method,
+    MethodChoice,
 )
 from intraslice_core.content_key import calibration_facts, content_key, fingerprint
 from intraslice_core.device import resolve_device, resolve_dtype
@@ -45,6 +46,7 @@ from intraslice_core.reports.schema import (
     PerplexityComparison,
     TaskComparison,
 )
+from intraslice_core.reports.tournament import TournamentReport
 from intraslice_core.resume_state import ResumeState
 from intraslice_core.statistics_cache import StatisticsCache
 
@@ -71,8 +73,8 @@ class MethodVariant:
         """
         name, plus, addition = text.partition("+")
         method, colon, allocation = name.partition(":")
-        if method not in get_args(Method):
-            raise ValueError(f"unknown method {method!r}: choose from {get_args(Method)}")
+        if method not in get_args(MethodChoice):
+            raise ValueError(f"unknown method {method!r}: choose from {get_args(MethodChoice)}")
         if colon and allocation not in get_args(Allocation):
             raise ValueError(f"unknown allocation {allocation!r}: {get_args(Allocation)}")
         if plus and addition != SELF_TEXT:
@@ -97,6 +99,10 @@ class Measurement(FrozenModel):
     """Scores of one compressed model, and the plan that it has."""
 
     config: CompressionConfig
+    method: Method
+    """Method of the result: the winner's for `auto`."""
+    tournament: TournamentReport | None
+    """Choice of the method, for `auto`."""
     commit: str | None
     perplexity: tuple[PerplexityComparison, ...]
     tasks: tuple[TaskComparison, ...]
@@ -105,6 +111,9 @@ class Measurement(FrozenModel):
     allocation: AllocationReport | None
     removed_fraction: float
     seconds: float
+    """Duration of compression and evaluation."""
+    compression_seconds: float
+    """Duration of the finishing run of the compression, without opening the model."""
     warnings: tuple[str, ...]
 
     def kept_attention(self) -> float:
@@ -242,6 +251,8 @@ class Measurements:
         shutil.rmtree(place)
         return Measurement(
             config=config,
+            method=report.method,
+            tournament=report.tournament,
             commit=engine_commit(),
             perplexity=scores.perplexity,
             tasks=scores.tasks,
@@ -250,5 +261,6 @@ class Measurements:
             allocation=report.allocation,
             removed_fraction=report.removed_fraction,
             seconds=time.perf_counter() - started,
+            compression_seconds=report.seconds,
             warnings=report.warnings,
         )

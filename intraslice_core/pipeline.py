@@ -33,6 +33,7 @@ from intraslice_core.checkpoints.sources import open_directory
 from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object, weight_bytes
 from intraslice_core.checkpoints.writer import CheckpointWriter, ensure_disk_space
 from intraslice_core.config import (
+    AUTO,
     UNLIMITED,
     CompressionConfig,
     EvaluationConfig,
@@ -63,7 +64,7 @@ from intraslice_core.families.wrappers import describe_result, require_wrapper_b
 from intraslice_core.files import require_free_output, require_writable_directory
 from intraslice_core.finetuning.recover import recover_staged
 from intraslice_core.layer_loop import CompressionWork, LayerLoop
-from intraslice_core.methods import refit_warnings
+from intraslice_core.methods import fixed_method, refit_warnings
 from intraslice_core.modeling import IntraSliceConfig, intraslice_config
 from intraslice_core.plan import ModelPlan, dense_parameters, total_parameters
 from intraslice_core.progress import (
@@ -92,6 +93,7 @@ from intraslice_core.scratch import scratch_directory, staging_directory
 from intraslice_core.stage_speeds import StageSpeeds
 from intraslice_core.statistics_cache import ModelStatistics, StatisticsCache
 from intraslice_core.tokenizer import load_tokenizer
+from intraslice_core.tournament import choose_method
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -189,7 +191,13 @@ def compress_opened(
         staged = staging.directory / "checkpoint"
         if not run.verify:
             run.warnings.append(UNVERIFIED)
+        tournament = None
+        if config.method == AUTO:
+            config, tournament = choose_method(
+                dense, config, evaluation, run, staging.directory, _compress_trial
+            )
         report = _compress_checkpoint(dense, staged, config, run, evaluation)
+        report = report.model_copy(update={"tournament": tournament})
         reported = len(run.warnings)
         if config.recover is not None:
             report = recover_staged(
@@ -211,13 +219,31 @@ def compress_opened(
     return report
 
 
+def _compress_trial(
+    dense: OpenedModel, staged: Path, config: CompressionConfig, run: Run, tokens: Tensor
+) -> CompressionReport:
+    """Write the checkpoint of a trial, calibrated on (samples, sequence_length) tokens."""
+    return _compress_checkpoint(dense, staged, config, run, tokens=tokens)
+
+
 def _compress_checkpoint(
     dense: OpenedModel,
     staged: Path,
     config: CompressionConfig,
     run: Run,
     evaluation: EvaluationConfig | None = None,
+    tokens: Tensor | None = None,
 ) -> CompressionReport:
+    """Write the checkpoint of a compression whose method is named.
+
+    Args:
+        dense: the dense model.
+        staged: directory of the checkpoint.
+        config: settings of the compression.
+        run: state of the run.
+        evaluation: measurements that follow; None without any.
+        tokens: calibration sequences, (samples, sequence_length); None reads them.
+    """
     with CheckpointReader(dense.directory) as reader, torch.inference_mode():
         run.warnings.extend(reader.warnings)
         if dense.wrapper_table is not None:
@@ -232,7 +258,8 @@ def _compress_checkpoint(
         if evaluation is not None:
             tokenizer = load_tokenizer(dense.directory)
             run.warnings += check_texts(evaluation, tokenizer, work.canonical["vocab_size"])
-        work, tokens = read_calibration_text(work, dense.directory, run)
+        if tokens is None:
+            work, tokens = read_calibration_text(work, dense.directory, run)
         run.calibration = tokens
         work, run.training_text = read_training_text(work, dense.directory, staged.parent, run)
         with advising_bfloat16(work.dtype):
@@ -397,7 +424,7 @@ def _report(
     return CompressionReport(
         engine_version=intraslice_core.__version__,
         model=model,
-        method=work.config.method,
+        method=fixed_method(work.config),
         config=work.config,
         geometry=geometry,
         plan=plan,

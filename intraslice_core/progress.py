@@ -18,6 +18,7 @@ class Stage(StrEnum):
     """Stages of a job, in order."""
 
     LOAD = "load"
+    TOURNAMENT = "tournament"
     CALIBRATE = "calibrate"
     ALLOCATE = "allocate"
     COMPRESS = "compress"

@@ -90,6 +90,18 @@ class ResumeState:
         """
         return self._saved_tokens(_RECOVERY_TOKENS, key, read, warnings, mapped=True)
 
+    def part(self, name: str, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        """Return tensors and facts of a saved part of the run; None without it."""
+        file = self._load(name, key)
+        return None if file is None else (file.tensors, file.facts)
+
+    def save_part(
+        self, name: str, key: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str]
+    ) -> None:
+        """Save tensors and facts of a finished part of the run."""
+        self._save(name, tensors, {**facts, "key": key})
+        self.on_saved(name + SUFFIX)
+
     def layer(self, key: str, layer: int) -> FinishedLayer | None:
         """Return a layer if it is finished."""
         file = self._load(_layer_name(layer), key)

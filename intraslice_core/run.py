@@ -108,6 +108,8 @@ class Run:
     """Speeds of earlier runs on this machine, read and updated."""
     calibration: Tensor | None = None
     """Calibration sequences, (samples, sequence_length); the evaluation measures its overlap."""
+    tournament_seconds: float = 0.0
+    """Expected duration of the trials before this run on the reference machine (`tournament`)."""
     _remaining: RemainingTime = field(init=False)
     _machine: str = ""
     _timer: StageTimer = field(default_factory=StageTimer)
@@ -147,7 +149,8 @@ class Run:
         )
         self._machine = machine
         slowness = {} if self.speeds is None else self.speeds.read(machine)
-        seconds = expected_seconds(durations.stages, slowness)
+        stages = {Stage.TOURNAMENT: self.tournament_seconds, **durations.stages}
+        seconds = expected_seconds(stages, slowness)
         self.shares = stage_shares(seconds)
         self._remaining.expected = sum(seconds.values()) if slowness else None
 

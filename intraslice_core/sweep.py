@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -30,7 +31,7 @@ from intraslice_core.allocation.rounding import require_rounding
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_directory
 from intraslice_core.checkpoints.weight_files import weight_bytes
-from intraslice_core.config import UNLIMITED, CompressionConfig, ModelLimits
+from intraslice_core.config import AUTO, UNLIMITED, CompressionConfig, ModelLimits
 from intraslice_core.device import bound_allocator, resolve_device
 from intraslice_core.errors import ConfigurationError, OutputExistsError, QualityGateError
 from intraslice_core.evaluation.scoring import DenseScores
@@ -41,6 +42,7 @@ from intraslice_core.files import (
     require_writable_directory,
     require_writable_file,
 )
+from intraslice_core.methods.auto import possible_methods
 from intraslice_core.pipeline import compress_opened
 from intraslice_core.plan import dense_parameters
 from intraslice_core.progress import (
@@ -189,11 +191,14 @@ def _empty_report(request: SweepRequest, opened: OpenedModel, seconds: float) ->
 def _require_possible(
     reader: CheckpointReader, opened: OpenedModel, config: CompressionConfig
 ) -> None:
-    """Raise if target, method or budget do not suit the model.
+    """Raise if target, method or budget do not suit the model; for `auto`, those of every method.
 
     Raises:
         ConfigurationError: naming the setting.
     """
+    if config.method == AUTO:
+        possible_methods(config, partial(_require_possible, reader, opened))
+        return
     geometry = reader.family.geometry(reader.config)
     demands = require_target(config, opened.target_type(config.target, reader.family.model_type))
     budget = compression_budget(config, geometry, reader.dtype.itemsize)
@@ -239,6 +244,10 @@ def _matches(report: CompressionReport, request: SweepRequest, child: SweepChild
     """Report whether a checkpoint was compressed and evaluated as requested."""
     measured = report.evaluation and report.evaluation.config
     config = request.config(child)
+    if (report.tournament is not None) != (config.method == AUTO):
+        return False
+    if config.method == AUTO:  # the report holds the winner
+        config = config.model_copy(update={"method": report.method})
     if config.round_to is None:  # the report holds the one selected for the model
         config = config.model_copy(update={"round_to": report.config.round_to})
     return (

@@ -18,7 +18,7 @@ from app.api.schemas import Evaluation, Labels, Priority, storable
 from app.domain.job import DEFAULT_PRIORITY
 from app.domain.model_source import ModelSource
 from app.domain.sweep import SweepRequest
-from intraslice_core.config import METHOD_DESCRIPTIONS, CompressionSettings, Methods, Ratio
+from intraslice_core.config import METHOD_CHOICES, CompressionSettings, Methods, Ratio
 
 _MOST_RATIOS = 20
 _MOST_JOBS = 40
@@ -58,7 +58,7 @@ class SweepCreate(BaseModel):
         Field(min_length=1, max_length=_MOST_RATIOS),
     ]
     methods: Annotated[
-        Annotated[Methods, Field(min_length=1, max_length=len(METHOD_DESCRIPTIONS))] | None,
+        Annotated[Methods, Field(min_length=1, max_length=len(METHOD_CHOICES))] | None,
         Field(
             description="Methods to compare: one job for each method and ratio, at most "
             f"{_MOST_JOBS} in all. They replace `compression.method`; null uses that alone."

@@ -15,7 +15,7 @@ from app.cli.ratios import ratios as read_ratios
 from app.cli.report_tables import bench_table, print_tables, sweep_quality_table
 from app.cli.settings_options import SettingsOptions, takes_shared_settings
 from app.cli.sweep import exit_if_rejected, run_sweep
-from intraslice_core.config import CompressionSettings, Method
+from intraslice_core.config import CompressionSettings, MethodChoice
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.files import atomic_file, require_writable_directory
 from intraslice_core.reports.sweep import SIZE_TOLERANCE, SweepRequest
@@ -87,7 +87,7 @@ def bench(  # noqa: PLR0913 (typer reads the options from the signature)
         _print(report, out, as_json)
 
 
-def _require_few(methods: tuple[Method, ...], ratios: tuple[float, ...]) -> None:
+def _require_few(methods: tuple[MethodChoice, ...], ratios: tuple[float, ...]) -> None:
     """Raise if no method is named, or if there are too many for the ratios.
 
     Raises:

@@ -8,16 +8,16 @@ from typing import cast
 from app.cli.options import listed
 from intraslice_core.config import (
     FORMER_METHOD,
-    METHOD_DESCRIPTIONS,
+    METHOD_CHOICES,
     RENAMED_METHOD_ERROR,
-    Method,
+    MethodChoice,
 )
 from intraslice_core.errors import ConfigurationError
 
-METHOD_NAMES = ", ".join(METHOD_DESCRIPTIONS)
+METHOD_NAMES = ", ".join(METHOD_CHOICES)
 
 
-def methods(options: Sequence[str] | None, option: str) -> tuple[Method, ...]:
+def methods(options: Sequence[str] | None, option: str) -> tuple[MethodChoice, ...]:
     """Parse the names of methods, in the given order.
 
     Raises:
@@ -27,7 +27,7 @@ def methods(options: Sequence[str] | None, option: str) -> tuple[Method, ...]:
     for name in names:
         if name == FORMER_METHOD:
             raise ConfigurationError(RENAMED_METHOD_ERROR, field=option)
-        if name not in METHOD_DESCRIPTIONS:
+        if name not in METHOD_CHOICES:
             hint = f"name some of {METHOD_NAMES}"
             raise ConfigurationError(f"{name!r} is not a method", field=option, hint=hint)
     if len(set(names)) < len(names):
@@ -36,4 +36,4 @@ def methods(options: Sequence[str] | None, option: str) -> tuple[Method, ...]:
             field=option,
             hint="write each method once",
         )
-    return tuple(cast(Method, name) for name in names)
+    return tuple(cast(MethodChoice, name) for name in names)

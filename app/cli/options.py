@@ -10,13 +10,13 @@ import typer
 from intraslice_core.config import (
     DEFAULT_RATIO,
     FORMER_METHOD,
-    METHOD_DESCRIPTIONS,
+    METHOD_CHOICES,
     RENAMED_METHOD_ERROR,
     Allocation,
     CompressionConfig,
     ComputeDtype,
     EvaluationConfig,
-    Method,
+    MethodChoice,
     RecoveryLoss,
     Target,
     describe_methods,
@@ -73,18 +73,18 @@ ExportOption = Annotated[
 ]
 
 
-def _method(value: str) -> Method:
+def _method(value: str) -> MethodChoice:
     """Return the method of that name; its former name gets an explanation."""
     if value == FORMER_METHOD:
         raise typer.BadParameter(RENAMED_METHOD_ERROR)
     if value not in METHODS:
         raise typer.BadParameter(f"{value!r} is not one of {', '.join(METHODS)}")
-    return cast("Method", value)
+    return cast("MethodChoice", value)
 
 
-METHODS: tuple[str, ...] = tuple(METHOD_DESCRIPTIONS)
+METHODS: tuple[str, ...] = tuple(METHOD_CHOICES)
 MethodOption = Annotated[
-    Method,
+    MethodChoice,
     typer.Option(
         parser=_method,
         metavar=f"<{'|'.join(METHODS)}>",

@@ -22,6 +22,7 @@ from intraslice_core.reports.schema import (
     SpeedReport,
 )
 from intraslice_core.reports.sweep import SweepPoint, SweepReport
+from intraslice_core.reports.tournament import TournamentReport
 from intraslice_core.text_sources import DOMAIN_NAMES
 
 
@@ -32,7 +33,10 @@ def print_report(report: CompressionReport, out: Path, *, as_json: bool) -> None
         return
     recovery = [recovery_table(report.recovery)] if report.recovery else []
     loads = load_tables(report.evaluation.speed_grid) if report.evaluation else ()
-    print_tables(shapes_table(report), *recovery, comparison_table(report), *loads)
+    chosen = [tournament_table(report.tournament)] if report.tournament else []
+    print_tables(*chosen, shapes_table(report), *recovery, comparison_table(report), *loads)
+    if report.tournament:
+        typer.echo(report.tournament.reason)
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if report.runtimes:
@@ -52,6 +56,28 @@ def comparison_table(report: CompressionReport) -> Table:
         table.add_row(name, f"{before:,}", f"{after:,}", f"{after / before:.3f}")
     if report.evaluation is not None:
         _add_evaluation(table, report.evaluation)
+    return table
+
+
+def tournament_table(report: TournamentReport) -> Table:
+    """Return a table of the methods that auto tried, and why it did not try the others."""
+    table = Table(title=f"{report.winner} chosen by auto in {report.seconds:.0f} s")
+    table.add_column("method")
+    for name in ("KL of the trial, nats/token", *report.held_out_tokens, "seconds"):
+        table.add_column(name, justify="right")
+    table.add_column("not tried because")
+    for candidate in report.candidates:
+        if candidate.kl is None:
+            blanks = [""] * (2 + len(report.held_out_tokens))
+            table.add_row(candidate.method, *blanks, candidate.reason)
+            continue
+        table.add_row(
+            candidate.method,
+            _score(candidate.kl, candidate.standard_error),
+            *(f"{candidate.kl_by_text[kind]:.4f}" for kind in report.held_out_tokens),
+            f"{candidate.seconds:.1f}",
+            "",
+        )
     return table
 
 

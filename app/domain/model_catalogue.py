@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 from app.domain.job import Job, JobResult, JobUrls
 from app.domain.model_source import ModelSource
 from app.domain.resource import ApiModel, encode_cursor
-from intraslice_core.config import METHOD_DESCRIPTIONS, SUPPORTED_MODEL_TYPES
+from intraslice_core.config import METHOD_CHOICES, SUPPORTED_MODEL_TYPES
 
 _JOB = "job_01KAS3ZK5E8H2N9PWT4Y7M1QRV"
 
@@ -34,7 +34,7 @@ METHODS = tuple(
         summary=description.summary,
         reference=description.reference,
     )
-    for name, description in METHOD_DESCRIPTIONS.items()
+    for name, description in METHOD_CHOICES.items()
 )
 """All methods, the default first."""
 

@@ -18,7 +18,7 @@ from intraslice_core.config import (
     CompressionConfig,
     CompressionSettings,
     EvaluationConfig,
-    Method,
+    MethodChoice,
 )
 from intraslice_core.reports.sweep import SizeCheck, SweepChild, check_sizes
 from intraslice_core.text_sources import Domain
@@ -46,7 +46,7 @@ class SweepRequest:
     model: ModelSource
     compression: CompressionSettings
     ratios: tuple[float, ...]
-    methods: tuple[Method, ...] = ()
+    methods: tuple[MethodChoice, ...] = ()
     """Methods to compare; empty stands for the method of `compression`."""
     evaluation: EvaluationConfig | None = None
     labels: dict[str, str] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class Sweep(Resource):
     model: ModelSource
     compression: CompressionSettings
     ratios: tuple[float, ...]
-    methods: tuple[Method, ...]
+    methods: tuple[MethodChoice, ...]
     """Compared methods; at least that of `compression`."""
     evaluation: EvaluationConfig | None
     labels: dict[str, str]
@@ -154,7 +154,7 @@ class ParetoPoint(ApiModel):
     """
 
     job_id: str
-    method: Method | None = None
+    method: MethodChoice | None = None
     ratio: float | None
     """The requested ratio, or the achieved one of a job with a target size."""
     achieved_ratio: float | None
@@ -251,7 +251,7 @@ def pareto_table(
     )
 
 
-def in_order(jobs: Iterable[Job], methods: Sequence[Method]) -> list[Job]:
+def in_order(jobs: Iterable[Job], methods: Sequence[MethodChoice]) -> list[Job]:
     """Return jobs of a sweep, smallest ratio first, those of a ratio in the order of the methods.
 
     Ids do not order them: jobs of one request may be of the same millisecond.

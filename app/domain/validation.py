@@ -10,7 +10,13 @@ from pydantic import Field
 
 from app.domain.resource import ApiModel
 from intraslice_core.allocation.budget import compression_budget
-from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
+from intraslice_core.config import (
+    AUTO,
+    CompressionConfig,
+    EvaluationConfig,
+    FrozenModel,
+    Method,
+)
 from intraslice_core.context_length import beyond_context
 from intraslice_core.cost_model import DenseModel, Estimate
 from intraslice_core.export.targets import (
@@ -64,6 +70,19 @@ class Rate:
     measured_at: datetime
 
 
+class TournamentPreview(FrozenModel):
+    """Methods that `auto` would try before it compresses by the best of them."""
+
+    candidates: tuple[Method, ...] = Field(
+        description="Methods that enter the tournament; a single one is used without a trial."
+    )
+    excluded: dict[Method, str] = Field(description="Reasons of the other methods.")
+    seconds: float | None = Field(
+        description="Estimated duration of all trials on the machines of `seconds`; null if no "
+        "worker has finished a job of a candidate."
+    )
+
+
 class Validation(ApiModel):
     """A job that would be accepted, with estimates of its result, memory and duration.
 
@@ -77,6 +96,11 @@ class Validation(ApiModel):
     seconds: float | None
     durations: tuple[Duration, ...]
     targets: tuple[TargetSupport, ...]
+    tournament: TournamentPreview | None = Field(
+        default=None,
+        description="Trials of method `auto`; null for other methods, and if only a worker can "
+        "read the model. `seconds` is then that of the trials and of the slowest candidate.",
+    )
     calibration_sources: tuple[str, ...] = Field(
         default=(),
         description="Sources of the calibration text, with that which the model writes itself.",
@@ -206,7 +230,7 @@ def _about_texts(
 
 def _about_method(dense: DenseModel | None, compression: CompressionConfig) -> list[Caution]:
     """Return a warning if the target has no biases for a method that compensates by them."""
-    units = METHODS[compression.method].units
+    units = None if compression.method == AUTO else METHODS[compression.method].units
     if units is None or not units.bias_compensation or compression.target == "research":
         return []
     if dense is not None and dense.geometry is not None and dense.geometry.mlp_bias:
@@ -225,7 +249,8 @@ def _about_lengths(
     calibration = compression.calibration
     warnings: list[Caution] = []
     tokens = calibration.samples * calibration.sequence_length
-    if dense.geometry is not None and METHODS[compression.method].compensate:
+    refits = compression.method == AUTO or METHODS[compression.method].compensate
+    if dense.geometry is not None and refits:
         wanted = _TOKENS_A_DIMENSION * dense.geometry.intermediate_size
         if tokens < wanted:
             warnings.append(

@@ -24,12 +24,13 @@ from app.domain.model_source import ModelSource, is_allowed, is_hub_name, is_rev
 from app.domain.upload import REFERENCE, UploadKind
 from app.settings import Settings
 from intraslice_core.checkpoints.inspection import find_in_package, require_within
-from intraslice_core.config import CompressionConfig, EvaluationConfig, WeightedSource
-from intraslice_core.cost_model import DenseModel, estimate, read_dense
+from intraslice_core.config import AUTO, CompressionConfig, EvaluationConfig, WeightedSource
+from intraslice_core.cost_model import DenseModel, estimate, plan_tournament, read_dense
 from intraslice_core.errors import ConfigurationError, ModelError, ModelNotFoundError
 from intraslice_core.export.targets import DEMANDS, require_target
 from intraslice_core.families.positions import require_lengths
 from intraslice_core.families.wrappers import require_wrapper_budget
+from intraslice_core.methods.auto import possible_methods
 from intraslice_core.text_sources import HUB, NAMED, WEB, WEB_DATASET
 
 _CALIBRATION, _RECOVER = "/compression/calibration", "/compression/recover"
@@ -208,7 +209,11 @@ def _beyond_target(dense: DenseModel | None, compression: CompressionConfig) -> 
     try:
         # A method may be rejected before the model can be read.
         any_type = DEMANDS[compression.target].model_types[0]
-        require_target(compression, (dense and dense.target_type(compression.target)) or any_type)
+        model_type = (dense and dense.target_type(compression.target)) or any_type
+        if compression.method == AUTO:
+            possible_methods(compression, lambda fixed: require_target(fixed, model_type))
+        else:
+            require_target(compression, model_type)
         require_wrapper_budget(compression, None if dense is None else dense.wrapper)
     except ConfigurationError as error:
         pointer = f"/{(error.field or 'compression.target').replace('.', '/')}"
@@ -223,7 +228,10 @@ def _beyond_reach(dense: DenseModel | None, compression: CompressionConfig) -> l
         return []
     try:
         model_type = dense.target_type(compression.target)
-        estimate(dense.geometry, dense.item_bytes, compression, None, model_type)
+        if compression.method == AUTO:
+            plan_tournament(compression, dense.geometry, dense.item_bytes, model_type)
+        else:
+            estimate(dense.geometry, dense.item_bytes, compression, None, model_type)
     except ConfigurationError as error:
         pointer = f"/compression/{compression.budget_field}"
         message = f"{error.message}; {error.hint}"

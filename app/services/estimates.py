@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from app.adapters.database import rates
@@ -12,6 +13,7 @@ from app.domain.principal import Principal
 from app.domain.validation import (
     Caution,
     Duration,
+    TournamentPreview,
     Validation,
     cautions,
     predict,
@@ -20,7 +22,14 @@ from app.domain.validation import (
 from app.services.admission import AdmittedJob, admit
 from app.services.resources import Resources
 from app.services.uploads import locator
-from intraslice_core.cost_model import Estimate, estimate, stage_work
+from intraslice_core.config import AUTO
+from intraslice_core.cost_model import (
+    Estimate,
+    TournamentPlan,
+    estimate,
+    plan_tournament,
+    stage_work,
+)
 from intraslice_core.progress import Stage
 
 _SHORTEST_SECONDS = 0.01
@@ -35,14 +44,21 @@ def validate_job(resources: Resources, principal: Principal, request: JobRequest
     """
     admitted = admit(resources.settings, request, locator(resources, principal.project_id))
     warnings = cautions(admitted.dense, admitted.compression, admitted.evaluation)
-    expected = _estimate(admitted)
+    plan = _tournament(admitted)
+    likely = admitted.compression if plan is None else plan.candidates[0].config
+    calibration = likely.resolved_calibration
+    expected = _estimate(admitted, plan)
+    trials: float | None = None
     if expected is None:
         message = "the model's settings cannot be read here before a worker opens it"
         warnings.append(Caution(code="model_not_readable_here", message=message))
         durations: tuple[Duration, ...] = ()
     else:
         warnings += _about_disk(resources, admitted, expected)
-        durations = _durations(resources, admitted, expected)
+        if plan is None:
+            durations = _durations(resources, admitted, expected)
+        else:
+            durations, trials = _durations_of_auto(resources, admitted, expected, plan)
         if not durations:
             message = "no worker has finished a job of this method yet: its speed is not known"
             warnings.append(Caution(code="speed_unknown", message=message))
@@ -51,9 +67,14 @@ def validate_job(resources: Resources, principal: Principal, request: JobRequest
         seconds=durations[0].seconds if durations else None,
         durations=durations,
         targets=targets_for(admitted.dense),
-        calibration_sources=tuple(
-            part.source for part in admitted.compression.resolved_calibration.parts()
+        tournament=None
+        if plan is None
+        else TournamentPreview(
+            candidates=tuple(candidate.method for candidate in plan.candidates),
+            excluded=dict(plan.excluded),
+            seconds=trials,
         ),
+        calibration_sources=tuple(part.source for part in calibration.parts()),
         warnings=tuple(warnings),
     )
 
@@ -70,27 +91,66 @@ def record_rates(
     if device is None or not params or job.attempt > 1 or job.sweep_id is not None:
         return
     layers = report["geometry"]["num_hidden_layers"]
-    work = stage_work(params, layers, job.compression, job.evaluation)
+    compression = job.compression
+    if compression.method == AUTO:  # the rates are those of the winner's own run
+        compression = compression.model_copy(update={"method": report["method"]})
+    work = stage_work(params, layers, compression, job.evaluation)
     shown = {
         stage: amount / seconds[stage]
         for stage, amount in work.items()
         if seconds.get(stage, 0.0) >= _SHORTEST_SECONDS
     }
     with resources.database.transaction() as transaction:
-        rates.record(transaction, device, job.compression.method, shown)
+        rates.record(transaction, device, compression.method, shown)
 
 
-def _estimate(admitted: AdmittedJob) -> Estimate | None:
+def _tournament(admitted: AdmittedJob) -> TournamentPlan | None:
+    """Return the trials of method `auto`; None for others and for models that are not read here."""
+    dense, compression = admitted.dense, admitted.compression
+    if compression.method != AUTO or dense is None or dense.geometry is None:
+        return None
+    model_type = dense.target_type(compression.target)
+    return plan_tournament(compression, dense.geometry, dense.item_bytes, model_type)
+
+
+def _estimate(admitted: AdmittedJob, plan: TournamentPlan | None) -> Estimate | None:
+    """Return the estimate; of `auto`, that of the first candidate with the largest memory."""
     dense = admitted.dense
     if dense is None or dense.geometry is None:
         return None
-    return estimate(
-        dense.geometry,
-        dense.item_bytes,
-        admitted.compression,
-        admitted.evaluation,
-        dense.target_type(admitted.compression.target),
-    )
+    model_type = dense.target_type(admitted.compression.target)
+    settings = [admitted.compression]
+    if plan is not None:
+        settings = [candidate.config for candidate in plan.candidates]
+    estimates = [
+        estimate(dense.geometry, dense.item_bytes, compression, admitted.evaluation, model_type)
+        for compression in settings
+    ]
+    peak = max(each.peak_memory_bytes for each in estimates)
+    return estimates[0].model_copy(update={"peak_memory_bytes": peak})
+
+
+def _durations_of_auto(
+    resources: Resources, admitted: AdmittedJob, expected: Estimate, plan: TournamentPlan
+) -> tuple[tuple[Duration, ...], float | None]:
+    """Return the durations with the slowest candidate as winner, and the seconds of the trials.
+
+    The trials are as slow as the candidate's own run, compared with the cost model's prediction.
+    """
+    slowest: dict[str, tuple[Duration, float]] = {}
+    for candidate in plan.candidates:
+        whole = replace(admitted, compression=candidate.config)
+        config = candidate.config.model_copy(update={"recover": None})
+        alone = replace(admitted, compression=config, evaluation=None)
+        own = {each.device: each.seconds for each in _durations(resources, alone, expected)}
+        for duration in _durations(resources, whole, expected):
+            trials = plan.seconds * own[duration.device] / candidate.own_seconds
+            both = duration.model_copy(update={"seconds": duration.seconds + trials})
+            earlier = slowest.get(duration.device)
+            if earlier is None or earlier[0].seconds < both.seconds:
+                slowest[duration.device] = (both, trials)
+    ranked = sorted(slowest.values(), key=lambda pair: pair[0].measured_at, reverse=True)
+    return tuple(duration for duration, _ in ranked), ranked[0][1] if ranked else None
 
 
 def _durations(

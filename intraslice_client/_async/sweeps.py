@@ -8,7 +8,7 @@ from app.domain.model_source import ModelSource
 from intraslice_client import _bodies as bodies
 from intraslice_client._async.transport import AsyncTransport
 from intraslice_client._requests import idempotency_header, job_body
-from intraslice_core.config import CompressionSettings, EvaluationConfig, Method
+from intraslice_core.config import CompressionSettings, EvaluationConfig, MethodChoice
 
 
 class AsyncSweeps:
@@ -23,7 +23,7 @@ class AsyncSweeps:
         ratios: Sequence[float],
         compression: CompressionSettings | None = None,
         *,
-        methods: Sequence[Method] | None = None,
+        methods: Sequence[MethodChoice] | None = None,
         evaluation: EvaluationConfig | None = None,
         labels: Mapping[str, str] | None = None,
         priority: int | None = None,

@@ -8,7 +8,7 @@ from app.domain.model_source import ModelSource
 from intraslice_client import _bodies as bodies
 from intraslice_client._requests import idempotency_header, job_body
 from intraslice_client._sync.transport import Transport
-from intraslice_core.config import CompressionSettings, EvaluationConfig, Method
+from intraslice_core.config import CompressionSettings, EvaluationConfig, MethodChoice
 
 
 class Sweeps:
@@ -23,7 +23,7 @@ class Sweeps:
         ratios: Sequence[float],
         compression: CompressionSettings | None = None,
         *,
-        methods: Sequence[Method] | None = None,
+        methods: Sequence[MethodChoice] | None = None,
         evaluation: EvaluationConfig | None = None,
         labels: Mapping[str, str] | None = None,
         priority: int | None = None,

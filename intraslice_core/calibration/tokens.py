@@ -94,7 +94,7 @@ def calibration_tokens(
     # Texts are read first: they may be too short, and generation takes long. Web text may be out of
     # reach.
     read = {
-        part.source: _read(part, tokenizer, warnings)
+        part.source: read_windows(part, tokenizer, warnings)
         for part in sorted(parts, key=lambda part: part.source != WEB)
         if part.source not in WRITTEN
     }
@@ -174,10 +174,15 @@ def source_tokens(
     return tokens
 
 
-def _read(
+def read_windows(
     part: CalibrationPart, tokenizer: PreTrainedTokenizerBase, warnings: list[str] | None
 ) -> Tensor:
-    """Return windows of a text, (samples, sequence_length)."""
+    """Return windows of a text, (samples, sequence_length).
+
+    Raises:
+        CalibrationSourceError: if the source cannot be read.
+        CalibrationTooShortError: if it has too few tokens.
+    """
     tokens = source_tokens(
         part.source,
         tokenizer,

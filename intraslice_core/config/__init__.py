@@ -31,10 +31,13 @@ from intraslice_core.config.compression import (
 )
 from intraslice_core.config.evaluation import EvaluationConfig, GateConfig, SpeedPoint, TaskName
 from intraslice_core.config.methods import (
+    AUTO,
     FORMER_METHOD,
+    METHOD_CHOICES,
     METHOD_DESCRIPTIONS,
     RENAMED_METHOD_ERROR,
     Method,
+    MethodChoice,
     MethodDescription,
     Methods,
     describe_methods,
@@ -50,12 +53,14 @@ from intraslice_core.config.recovery import (
 )
 
 __all__ = [
+    "AUTO",
     "COMPRESSED_MODEL_TYPES",
     "DEFAULT_MIXTURE",
     "DEFAULT_RATIO",
     "FORMER_METHOD",
     "HELD_OUT_SEQUENCES",
     "MAX_SEQUENCES",
+    "METHOD_CHOICES",
     "METHOD_DESCRIPTIONS",
     "OFFLINE_MIXTURE",
     "RENAMED_METHOD_ERROR",
@@ -77,6 +82,7 @@ __all__ = [
     "GateConfig",
     "GgufFormat",
     "Method",
+    "MethodChoice",
     "MethodDescription",
     "Methods",
     "ModelLimits",

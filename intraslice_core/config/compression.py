@@ -12,7 +12,7 @@ from intraslice_core.config.calibration import DEFAULT_MIXTURE, OFFLINE_MIXTURE,
 from intraslice_core.config.methods import (
     FORMER_METHOD,
     RENAMED_METHOD_ERROR,
-    Method,
+    MethodChoice,
     describe_methods,
 )
 from intraslice_core.config.recovery import RecoveryConfig
@@ -87,7 +87,7 @@ _BUDGETS: tuple[BudgetField, ...] = ("ratio", "target_params", "target_bytes")
 class CompressionSettings(FrozenModel):
     """All settings of a compression except its budget."""
 
-    method: Method = Field(
+    method: MethodChoice = Field(
         default="intraslice_plus",
         description=f"Compression method. {describe_methods()}",
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator
 
@@ -28,14 +28,18 @@ Method = Literal[
 ]
 """Compression method (docs/methods.md)."""
 
+MethodChoice = Literal[Method, "auto"]
+"""Value of `compression.method`: a method, or `auto` for the winner of a tournament."""
+AUTO: Final = "auto"
 
-def _each_once(methods: tuple[Method, ...]) -> tuple[Method, ...]:
+
+def _each_once(methods: tuple[MethodChoice, ...]) -> tuple[MethodChoice, ...]:
     if len(set(methods)) < len(methods):
         raise ValueError("a method occurs twice: name each method once")
     return methods
 
 
-Methods = Annotated[tuple[Method, ...], AfterValidator(_each_once)]
+Methods = Annotated[tuple[MethodChoice, ...], AfterValidator(_each_once)]
 """Different methods, to compare them."""
 
 FORMER_METHOD = "paper"
@@ -109,11 +113,22 @@ METHOD_DESCRIPTIONS: Mapping[Method, MethodDescription] = MappingProxyType(
 )
 """All methods, the default first."""
 
+METHOD_CHOICES: Mapping[MethodChoice, MethodDescription] = MappingProxyType(
+    {
+        **{name: METHOD_DESCRIPTIONS[name] for name in METHOD_DESCRIPTIONS},
+        AUTO: MethodDescription(
+            title="Auto",
+            summary="the method of least divergence in short trials of all that have the target",
+        ),
+    }
+)
+"""All values of `compression.method`, the default first."""
+
 
 def describe_methods() -> str:
-    """Return all methods with their summaries and references, as sentences."""
+    """Return all choices with their summaries and references, as sentences."""
     return " ".join(
         f"{name}: {description.summary}"
         + (f" ({description.reference})." if description.reference else ".")
-        for name, description in METHOD_DESCRIPTIONS.items()
+        for name, description in METHOD_CHOICES.items()
     )

@@ -15,22 +15,26 @@ from intraslice_core.cost_model.durations import (
 from intraslice_core.cost_model.flops import StageFlops, stage_flops
 from intraslice_core.cost_model.memory import StageBytes, peak_memory, stage_bytes
 from intraslice_core.cost_model.sizes import Estimate, estimate
+from intraslice_core.cost_model.tournament import Candidate, TournamentPlan, plan_tournament
 from intraslice_core.cost_model.work import stage_work
 
 __all__ = [
     "AllocationSeconds",
+    "Candidate",
     "DenseModel",
     "Estimate",
     "EvaluationSeconds",
     "ExpectedDurations",
     "StageBytes",
     "StageFlops",
+    "TournamentPlan",
     "allocation_seconds",
     "describe_dense",
     "estimate",
     "evaluation_seconds",
     "expected_durations",
     "peak_memory",
+    "plan_tournament",
     "read_dense",
     "stage_bytes",
     "stage_flops",

@@ -165,7 +165,7 @@ def stage_seconds(
     copying = weights * item_bytes / _BYTES
     seconds = {
         Stage.LOAD: 0.05 + copying / 10,
-        Stage.CALIBRATE: _calibrate(geometry, compression, item_bytes),
+        Stage.CALIBRATE: calibration_seconds(geometry, compression, item_bytes),
         Stage.ALLOCATE: allocation_seconds(geometry, compression).total,
         Stage.COMPRESS: _compress(flops, geometry) + copying,
         Stage.VERIFY: _verify(geometry, item_bytes, gguf_files=len(compression.gguf_formats)),
@@ -205,7 +205,7 @@ def evaluation_seconds(
     rate, step = _tokens_per_second(geometry), _decoding_step(geometry, item_bytes)
     length = min(evaluation.context_length, evaluation.max_tokens)
     sources = sum(source in WRITTEN for source in evaluation.perplexity)
-    written = sources * _writing(geometry, evaluation.max_tokens, length, item_bytes)
+    written = sources * writing_seconds(geometry, evaluation.max_tokens, length, item_bytes)
     examples = len(evaluation.tasks) * (evaluation.task_limit or _EXAMPLES)
     tokens = len(evaluation.perplexity) * evaluation.max_tokens + examples * _EXAMPLE_TOKENS
     scored = 0.1 + tokens / rate + len(evaluation.prompts) * _CONTINUATION_TOKENS * step
@@ -222,20 +222,29 @@ def evaluation_seconds(
     )
 
 
-def _calibrate(geometry: ModelGeometry, compression: CompressionConfig, item_bytes: int) -> float:
+def judging_seconds(geometry: ModelGeometry, tokens: int, item_bytes: int) -> float:
+    """Estimate the seconds of loading a model and scoring tokens by it."""
+    copying = dense_parameters(geometry) * item_bytes / _BYTES
+    return 0.05 + copying / 10 + tokens / _tokens_per_second(geometry)
+
+
+def calibration_seconds(
+    geometry: ModelGeometry, compression: CompressionConfig, item_bytes: int
+) -> float:
+    """Estimate the seconds of reading and writing calibration and fine-tuning text."""
     parts = list(compression.resolved_calibration.parts())
     if compression.recover is not None:
         parts += compression.recover.text(compression.calibration).parts()
     read = sum(part.tokens for part in parts if part.source not in WRITTEN)
     written = sum(
-        _writing(geometry, part.tokens, part.sequence_length, item_bytes)
+        writing_seconds(geometry, part.tokens, part.sequence_length, item_bytes)
         for part in parts
         if part.source in WRITTEN
     )
     return 0.25 + read / _TEXT_TOKENS + written
 
 
-def _writing(geometry: ModelGeometry, tokens: int, length: int, item_bytes: int) -> float:
+def writing_seconds(geometry: ModelGeometry, tokens: int, length: int, item_bytes: int) -> float:
     """Return the seconds in which the dense model writes tokens, in sequences of a length."""
     steps = math.ceil(tokens / (length * _WRITTEN_AT_ONCE)) * length
     return tokens / _tokens_per_second(geometry) + steps * _decoding_step(geometry, item_bytes)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from intraslice_core.config import Allocator, CompressionConfig, EvaluationConfig, Method
+from intraslice_core.config import (
+    Allocator,
+    CompressionConfig,
+    EvaluationConfig,
+    MethodChoice,
+)
 from intraslice_core.methods import METHODS, resolve_allocator
 from intraslice_core.progress import Stage
 from intraslice_core.text_sources import WRITTEN
@@ -83,7 +88,7 @@ class EstimatorSequences:
         )
 
 
-def _activation_passes(method: Method, allocator: Allocator) -> int:
+def _activation_passes(method: MethodChoice, allocator: Allocator) -> int:
     """Return the passes over the calibration that measure activations or the layers' influence."""
     units = METHODS[method].units
     if units is not None and units.inputs == "dense":

@@ -8,10 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from intraslice_core.config import (
+    AUTO,
+    METHOD_DESCRIPTIONS,
     Allocator,
     CompressionConfig,
     CompressionSettings,
     Method,
+    MethodChoice,
     Target,
 )
 from intraslice_core.methods.flap import FLAP
@@ -32,7 +35,7 @@ from intraslice_core.methods.transact import TRANSACT
 from intraslice_core.methods.two_ssp import TWO_SSP
 from intraslice_core.methods.wanda_sp import WANDA_SP
 
-METHODS: dict[Method, CompressionMethod] = {
+METHODS: dict[MethodChoice, CompressionMethod] = {
     "intraslice_plus": INTRASLICE_PLUS,
     "intraslice": INTRASLICE,
     "magnitude": MAGNITUDE,
@@ -44,9 +47,21 @@ METHODS: dict[Method, CompressionMethod] = {
     "shortgpt": SHORTGPT,
     "fusegpt": FUSEGPT,
 }
+"""Options by method; `auto` has none, because a tournament puts a method in its place."""
 
 
-def method_for(name: Method, *, output_norms: bool) -> CompressionMethod:
+def fixed_method(settings: CompressionSettings) -> Method:
+    """Return the method of settings that name one.
+
+    Raises:
+        ValueError: for `auto`, which stands for no method until its tournament has ended.
+    """
+    if settings.method == AUTO:
+        raise ValueError("method auto has no options of its own: run its tournament first")
+    return settings.method
+
+
+def method_for(name: MethodChoice, *, output_norms: bool) -> CompressionMethod:
     """Return a method's options for a model.
 
     Args:
@@ -59,7 +74,7 @@ def method_for(name: Method, *, output_norms: bool) -> CompressionMethod:
     return replace(method, dense_target=method.dense_target and not output_norms)
 
 
-def refit_warnings(name: Method, *, output_norms: bool) -> list[str]:
+def refit_warnings(name: MethodChoice, *, output_norms: bool) -> list[str]:
     """Return a warning if a method that refits the layers after removed ones cannot.
 
     Args:
@@ -77,7 +92,7 @@ def refit_warnings(name: Method, *, output_norms: bool) -> list[str]:
 
 def methods_for(target: Target) -> tuple[Method, ...]:
     """Return the names of the methods that have a target."""
-    return tuple(name for name, method in METHODS.items() if target in method.targets)
+    return tuple(name for name in METHOD_DESCRIPTIONS if target in METHODS[name].targets)
 
 
 def adds_output_biases(config: CompressionConfig) -> bool:
@@ -105,6 +120,7 @@ __all__ = [
     "UnitRemoval",
     "UnitScore",
     "adds_output_biases",
+    "fixed_method",
     "method_for",
     "methods_for",
     "refit_warnings",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from intraslice_core.config import METHOD_DESCRIPTIONS, Method
+from intraslice_core.config import METHOD_CHOICES, MethodChoice
 from intraslice_core.reports.chart import (
     Axis,
     Chart,
@@ -73,7 +73,7 @@ def _domain(report: SweepReport, text: str) -> str:
     return f" ({DOMAIN_NAMES[domain]})" if domain else ""
 
 
-def _curve(report: SweepReport, method: Method, text: str) -> Series:
+def _curve(report: SweepReport, method: MethodChoice, text: str) -> Series:
     """Return the results of one method, by ascending size."""
     points = [
         _point(f"{method}, ratio {point.ratio:g}", point.params_after, score.compressed)
@@ -83,7 +83,7 @@ def _curve(report: SweepReport, method: Method, text: str) -> Series:
         if score.text == text
     ]
     ordered = sorted(points, key=lambda point: point.x)
-    return Series(name=METHOD_DESCRIPTIONS[method].title, points=tuple(ordered))
+    return Series(name=METHOD_CHOICES[method].title, points=tuple(ordered))
 
 
 def _point(name: str, params: int, perplexity: float) -> Point:
@@ -137,7 +137,7 @@ def _tasks(report: SweepReport) -> dict[tuple[str, str], float]:
 
 
 def _sizes(point: SweepPoint) -> tuple[str, ...]:
-    method = METHOD_DESCRIPTIONS[point.method].title if point.method else _ABSENT
+    method = METHOD_CHOICES[point.method].title if point.method else _ABSENT
     if point.params_after is None or point.bytes_after is None:
         return (method, f"{point.ratio:g}", "rejected", _ABSENT)
     return (method, f"{point.ratio:g}", f"{point.params_after:,}", size(point.bytes_after))

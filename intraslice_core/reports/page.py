@@ -64,6 +64,7 @@ def _sections(page: ReportPage) -> list[Section]:
     """Return the sections that have content, in their order on the page."""
     sections = (
         Section(id="summary", title="Summary", facts=page_facts.summary(page)),
+        _tournament_section(page.report),
         *_quality_sections(page.report),
         *_speed_sections(page.report),
         _recovery_section(page.report),
@@ -119,6 +120,15 @@ def _speed_sections(report: CompressionReport) -> tuple[Section, ...]:
             table=page_measures.loads(report),
             figures=page_measures.speed_ups(report),
         ),
+    )
+
+
+def _tournament_section(report: CompressionReport) -> Section:
+    return Section(
+        id="tournament",
+        title="Choice of the method",
+        note=page_measures.tournament_note(report),
+        table=page_measures.tournament(report),
     )
 
 

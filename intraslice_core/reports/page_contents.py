@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from intraslice_core.config import Allocation, EvaluationConfig, Method
+from intraslice_core.config import Allocation, EvaluationConfig, MethodChoice
 from intraslice_core.reports.schema import CompressionReport
 
 
@@ -51,7 +51,7 @@ class ModelResult:
     url: str
     created_at: datetime
     labels: dict[str, str]
-    method: Method
+    method: MethodChoice
     allocation: Allocation
     params_after: int
     bytes_after: int

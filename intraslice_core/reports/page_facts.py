@@ -124,7 +124,7 @@ def summary(page: ReportPage) -> Facts:
         *_layers(report),
         ("Parameters", f"{report.params_before:,} → {report.params_after:,}"),
         ("Weight size in bytes", f"{report.bytes_before:,} → {report.bytes_after:,}"),
-        ("Method", report.method),
+        ("Method", _method(report)),
     ]
     if report.runtimes:
         facts.append(("Runs in", "; ".join(report.runtimes)))
@@ -141,6 +141,10 @@ def summary(page: ReportPage) -> Facts:
         labels = ", ".join(f"{name} = {value}" for name, value in page.job.labels.items())
         facts.append(("Labels", labels))
     return facts
+
+
+def _method(report: CompressionReport) -> str:
+    return f"{report.method}, chosen by auto" if report.tournament else report.method
 
 
 def provenance(page: ReportPage) -> Facts:

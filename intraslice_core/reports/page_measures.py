@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from intraslice_core.reports.chart import Chart, Point, Series, draw, linear_axis, log_axis
 from intraslice_core.reports.formatting import (
     Table,
+    duration,
     mean_and_error,
+    number,
     percent,
     size,
     times,
@@ -22,6 +24,46 @@ from intraslice_core.reports.schema import (
     SecondsComparison,
     TaskComparison,
 )
+from intraslice_core.reports.tournament import TournamentCandidate
+
+
+def tournament_note(report: CompressionReport) -> str:
+    """Return the reason for the choice of the method and the setting of its trials."""
+    chosen = report.tournament
+    if chosen is None:
+        return ""
+    texts = ", ".join(f"{kind}: {tokens:,}" for kind, tokens in chosen.held_out_tokens.items())
+    trials = (
+        f" Each method was tried with {chosen.calibration_tokens:,} calibration tokens and "
+        f"measured on held-out tokens ({texts}), in {duration(chosen.seconds)} together. KL is the "
+        "divergence from the dense model: the mean over the kinds of text plus half of the worst. "
+        "The standard error is that of the paired difference from the first method."
+    )
+    return f"{chosen.reason}.{trials if chosen.held_out_tokens else ''}"
+
+
+def tournament(report: CompressionReport) -> Table | None:
+    """Return the methods that were tried by ascending divergence, then the others."""
+    chosen = report.tournament
+    if chosen is None:
+        return None
+    kinds = tuple(chosen.held_out_tokens)
+    return Table(
+        columns=("method", "KL, nats/token", *(f"KL, {kind}" for kind in kinds), "trial", "note"),
+        rows=tuple(_tournament_row(candidate, kinds) for candidate in chosen.candidates),
+    )
+
+
+def _tournament_row(candidate: TournamentCandidate, kinds: tuple[str, ...]) -> tuple[str, ...]:
+    if candidate.kl is None or candidate.seconds is None:
+        return (candidate.method, *[""] * (len(kinds) + 2), f"not tried: {candidate.reason}")
+    return (
+        candidate.method,
+        mean_and_error(candidate.kl, candidate.standard_error),
+        *(number(candidate.kl_by_text[kind]) for kind in kinds),
+        duration(candidate.seconds),
+        "",
+    )
 
 
 def continuations(report: CompressionReport) -> Table | None:

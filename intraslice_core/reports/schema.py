@@ -5,6 +5,7 @@ CompressionReport
 ├── allocation: AllocationReport    allocator of the plan, and its predicted loss
 │   ├── layers: LayerPrediction
 │   └── trials: TrialReport         predicted and measured loss of trial cuts
+├── tournament: TournamentReport    choice of the method, for `auto`
 ├── layers: LayerReport             compensation of each layer
 │   └── attention, mlp: ModuleReport
 │       └── spectra: SpectrumReport, one per reduced dimension
@@ -38,6 +39,7 @@ from intraslice_core.config import (
 )
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan, Module
 from intraslice_core.reports.fast_shapes import FastShapesReport
+from intraslice_core.reports.tournament import TournamentReport
 from intraslice_core.text_sources import (
     IN_DOMAIN_ONLY_WARNING,
     TOLERATED_OVERLAP,
@@ -52,7 +54,6 @@ _METHODS_OF_VERSION_1 = {"intraslice": "intraslice_plus", "paper": "intraslice"}
 REPORT_FILE = "intraslice_report.json"
 """File name of the report within a checkpoint."""
 MAX_LOSS_POINTS = 50
-
 
 LossWeighting = Literal["fisher", "residual_norm"]
 """Weighting of the predicted loss: by second moments of the gradients, or, without gradients, by
@@ -456,20 +457,18 @@ class CompressionReport(FrozenModel):
     calibration_tokens: int
     begins_with_bos: bool = Field(
         default=False,
-        description="True if every calibration sequence begins with the special tokens that the "
-        "tokenizer puts before a text, usually BOS.",
+        description="True if every calibration sequence begins with the tokenizer's prefix.",
     )
     seconds: float = Field(description="Duration of the run in seconds.")
     peak_memory_bytes: int | None = None
-    device: str | None = Field(
-        default=None, description="Class of the device on which the compression ran."
-    )
+    device: str | None = Field(default=None, description="Class of the device that compressed.")
     evaluation: EvaluationReport | None = None
     allocation: AllocationReport | None = None
     verified: tuple[VerifiedReport, ...] = Field(
         default=(), description="Files that were loaded and compared before publication."
     )
     recovery: RecoveryReport | None = None
+    tournament: TournamentReport | None = None
 
     @model_validator(mode="before")
     @classmethod

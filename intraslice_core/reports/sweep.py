@@ -12,7 +12,7 @@ from intraslice_core.config import (
     CompressionSettings,
     EvaluationConfig,
     FrozenModel,
-    Method,
+    MethodChoice,
     Methods,
     Ratio,
 )
@@ -30,7 +30,7 @@ SIZE_TOLERANCE = 0.005
 class SweepChild(FrozenModel):
     """One compression of a sweep."""
 
-    method: Method
+    method: MethodChoice
     ratio: Ratio
 
 
@@ -63,7 +63,7 @@ class SweepRequest(FrozenModel):
 class SweepPoint(FrozenModel):
     """Result of one method at one ratio."""
 
-    method: Method | None = Field(
+    method: MethodChoice | None = Field(
         default=None, description="Compression method; null in reports of earlier versions."
     )
     ratio: float = Field(description="Requested fraction of the compressible parameters to remove.")
@@ -169,7 +169,7 @@ class SweepReport(FrozenModel):
     engine_version: str
     model: str = Field(description="Reference of the dense model, as given.")
     settings: CompressionSettings
-    methods: tuple[Method, ...] = Field(
+    methods: tuple[MethodChoice, ...] = Field(
         default=(), description="Compared methods; empty for the method of the settings alone."
     )
     evaluation: EvaluationConfig | None

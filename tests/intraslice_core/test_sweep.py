@@ -316,6 +316,24 @@ def test_an_impossible_method_or_ratio_is_named_before_any_compression(
         comparison(dense, "flap", "flap")
 
 
+def test_auto_is_compared_like_a_method_and_a_second_sweep_keeps_its_result(
+    dense: Path, tmp_path: Path
+) -> None:
+    compared = comparison(dense, "auto", "intraslice_plus", ratios=(0.4,))
+    report = compress_sweep(compared, tmp_path)
+    assert [point.directory for point in report.points] == [
+        "auto-ratio-0.4",
+        "intraslice_plus-ratio-0.4",
+    ]
+    stored = json.loads((tmp_path / "auto-ratio-0.4" / REPORT_FILE).read_text())
+    assert stored["tournament"]["winner"] == stored["method"] == stored["config"]["method"]
+    assert compress_sweep(compared, tmp_path).points == report.points
+    # The checkpoint of a method that was named is not one that auto chose.
+    (tmp_path / "auto-ratio-0.4").rename(tmp_path / f"{stored['method']}-ratio-0.2")
+    with pytest.raises(OutputExistsError, match="other settings"):
+        compress_sweep(comparison(dense, stored["method"], ratios=(0.2,)), tmp_path)
+
+
 def test_sizes_are_equal_within_half_a_percent() -> None:
     checks = check_sizes([(0.3, 995), (0.2, None), (0.3, 1000), (0.2, 9), (0.1, 994), (0.1, 1000)])
     assert [(check.ratio, check.equal) for check in checks] == [(0.1, False), (0.3, True)]

@@ -230,6 +230,75 @@ def test_the_form_creates_a_sweep(
     assert [job.compression.ratio for job in details.jobs] == [0.1, 0.2, 0.3, 0.5]
 
 
+COMPARED = {"magnitude": "Magnitude", "flap": "FLAP", "transact": "TransAct", "auto": "Auto"}
+"""Methods of the sweep with their titles."""
+
+
+def fill_in_comparison(page: Page, model: Path) -> None:
+    """Fill in a sweep of four methods at two ratios, with little text."""
+    fill_form(page, model)
+    for text in ("Chat (generated)", "Free text (generated)"):
+        page.get_by_role("checkbox", name=text, exact=True).first.uncheck()
+    page.get_by_label("Samples").fill("16")
+    page.get_by_label("Tokens per sample").fill("32")
+    page.get_by_role("checkbox", name="Benchmark speed").uncheck()
+    for ratio in ("10 %", "40 %"):
+        page.get_by_role("checkbox", name=ratio, exact=True).uncheck()
+    methods = page.get_by_role("group", name="Methods to compare")
+    methods.get_by_role("checkbox", name="IntraSlice+", exact=True).uncheck()
+    alert = page.get_by_label("Estimate").get_by_role("alert")
+    expect(alert).to_contain_text("at least one method")
+    for title in COMPARED.values():
+        methods.get_by_role("checkbox", name=title, exact=True).check()
+
+
+@pytest.mark.slow
+def test_a_sweep_of_four_methods_at_two_ratios_is_started_and_watched(
+    browser: Browser, settings: Settings, tmp_path: Path
+) -> None:
+    model = tiny_model(tmp_path)
+    with serving(settings) as (url, _), worker(settings, tmp_path / "worker.log"):
+        page, log = opened(browser, f"{url}/#/new?sweep")
+        fill_in_comparison(page, model)
+        table = page.get_by_role("region", name="Jobs of the sweep")
+        expect(table.get_by_role("row")).to_have_count(1 + 8)
+        expect(page.get_by_label("Method", exact=True)).to_have_count(0)
+        page.get_by_role("button", name="Start sweep (8 jobs)").click()
+        expect(page).to_have_url(re.compile(r"#/sweeps/\w+$"))
+        expect(page.locator("h1 .state.running")).to_be_visible(timeout=120_000)
+        expect(page.locator("h1 .state.succeeded")).to_be_visible(timeout=400_000)
+        # The dense model, and every method at both ratios.
+        expect(table.get_by_role("row")).to_have_count(1 + 1 + 8)
+        for name in COMPARED:
+            cell = page.get_by_role("cell", name=name, exact=True)
+            rows = table.get_by_role("row").filter(has=cell)
+            expect(rows.locator(".state.succeeded")).to_have_count(2)
+        for text in ("pydoc", "pycode"):
+            expect(page.get_by_text(f"Perplexity on {text}", exact=True).first).to_be_visible()
+        legend = page.locator(".u-legend").first
+        for name in ("Original", *COMPARED):
+            expect(legend.get_by_text(name, exact=True)).to_be_visible()
+        rows.first.get_by_role("link").click()
+        choice = page.get_by_role("region", name="Choice of the method")
+        expect(choice.get_by_role("row", name="intraslice_plus")).to_be_visible()
+        expect(page.get_by_role("list", name="Stages").get_by_text("tournament")).to_be_visible()
+        assert [error for error in log.errors if "422" not in error] == []
+        page.close()
+
+
+def test_the_estimate_of_auto_names_the_methods_that_it_tries(
+    browser: Browser, settings: Settings, tmp_path: Path
+) -> None:
+    with serving(settings) as (url, _):
+        page, _log = opened(browser, f"{url}/#/new")
+        fill_form(page, tiny_model(tmp_path))
+        page.get_by_label("Method", exact=True).select_option("auto")
+        estimate = page.get_by_label("Estimate")
+        expect(estimate.get_by_text("auto tries")).to_be_visible()
+        expect(estimate.get_by_text(re.compile("^intraslice_plus, "))).to_be_visible()
+        page.close()
+
+
 def test_a_job_is_duplicated_with_a_change(
     browser: Browser, settings: Settings, resources: Resources, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ from app.domain.sweep import (
     pareto_table,
     size_checks,
 )
-from intraslice_core.config import Method
+from intraslice_core.config import MethodChoice
 
 _HIDDEN = {"idempotency_key", "request_hash"}
 _COLUMNS = tuple(column for column in sweeps.c if column.name not in _HIDDEN)
@@ -151,6 +151,6 @@ def _values(row: Row[Any], progress: SweepProgress) -> dict[str, Any]:
     return {**row._mapping, "methods": _methods(row), "state": progress.state, "progress": progress}
 
 
-def _methods(row: Row[Any]) -> list[Method]:
+def _methods(row: Row[Any]) -> list[MethodChoice]:
     """Return the compared methods; sweeps of one method name it in their settings alone."""
     return row.methods or [row.compression["method"]]

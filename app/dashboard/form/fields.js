@@ -58,11 +58,11 @@ const SIZES = [
 ];
 
 /** @param {Props} props */
-export const Size = ({ form, set }) => html`<fieldset>
+export const Size = ({ form, set, offer }) => html`<fieldset>
   <legend>How much to remove</legend>
   ${SIZES.map(([name, label]) => html`<label class="check">
     <input type="radio" name="size" checked=${form.size === name} onChange=${() => set("size", name)} />${label}</label>`)}
-  <${Amount} form=${form} set=${set} />
+  <${Amount} form=${form} set=${set} offer=${offer} />
 </fieldset>
 <fieldset>
   <legend>Where will you run it?</legend>
@@ -71,7 +71,7 @@ export const Size = ({ form, set }) => html`<fieldset>
 </fieldset>`;
 
 /** @param {Props} props */
-function Amount({ form, set }) {
+function Amount({ form, set, offer }) {
   if (form.size === "params")
     return html`<label for="params">Parameters of the result, in millions</label>
       <input id="params" type="number" min="0.001" step="any" value=${form.params} onInput=${(/** @type {any} */ e) => set("params", typed(e))} />`;
@@ -81,13 +81,15 @@ function Amount({ form, set }) {
   if (form.size === "sweep")
     return html`<p class="label" id="ratios">Percentages to remove</p>
       <div class="chips" role="group" aria-labelledby="ratios">${RATIOS.map((ratio) => html`<${Check} list="ratios" value=${ratio} label=${`${Math.round(100 * ratio)} %`} form=${form} set=${set} />`)}</div>
-      <p class="hint">One job each; statistics that do not depend on the percentage are computed once.</p>`;
+      <p class="label" id="methods">Methods to compare</p>
+      <div class="chips" role="group" aria-labelledby="methods">${methodOptions(offer, form).map(([name, title]) => html`<${Check} list="methods" value=${name} label=${title} form=${form} set=${set} />`)}</div>
+      <p class="hint">One job for each percentage and method; statistics that do not depend on them are computed once.</p>`;
   return html`<label for="ratio">Remove ${percent(form.ratio, 0)} of layer weights</label>
     <input id="ratio" type="range" min="0.05" max="0.6" step="0.05" value=${form.ratio} onInput=${(/** @type {any} */ e) => set("ratio", Number(typed(e)))} />
     <p class="hint">Small models such as the preset continue text sensibly up to about 10 %. For larger ones 20 to 30 % is usual; above 40 % quality falls steeply.</p>`;
 }
 
-/** A checkbox for one value of a list. @param {Props & { list: "texts" | "evaluate" | "exports" | "ratios", value: any, label?: string }} props */
+/** A checkbox for one value of a list. @param {Props & { list: "texts" | "evaluate" | "exports" | "ratios" | "methods", value: any, label?: string }} props */
 function Check({ list, value, label, form, set }) {
   /** @type {any[]} */
   const selected = form[list];
@@ -123,7 +125,7 @@ export function Advanced({ form, set, offer, uploads }) {
     </fieldset>
     <${Whole} name="round_to" label="Round dimensions to" least=${1} optional form=${form} set=${set} hint="Multiples of this number. Empty: 8, less for narrow models. 32 or 64 suit GPUs." />
     <${Choice} name="recover" label="Recovery training" options=${[["", "none"], ["distill", "distill from the original"], ["ce", "cross-entropy on text"], ["hidden", "match hidden states"]]} form=${form} set=${set} />
-    <${Choice} name="method" label="Method" options=${methodOptions(offer, form)} form=${form} set=${set} />
+    ${form.size === "sweep" ? null : html`<${Choice} name="method" label="Method" options=${methodOptions(offer, form)} form=${form} set=${set} />`}
     <${Choice} name="allocation" label="Allocation method" options=${ALLOCATIONS.map((name) => [name, name === "auto" ? "method's default" : name])} form=${form} set=${set} />
     <div class="field"><label for="label">Name (optional)</label>
       <input id="label" maxlength="63" value=${form.label} onInput=${(/** @type {any} */ e) => set("label", typed(e))} /></div>

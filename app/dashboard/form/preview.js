@@ -5,14 +5,14 @@ import { html, useEffect, useState } from "../vendor/htm-preact.js";
 import { post } from "../api.js";
 import { Facts, Fault, Table, reportToShell } from "../parts.js";
 import { bytes, count, duration, percent } from "../words.js";
-import { jobBody } from "./request.js";
+import { jobBody, methodsOf } from "./request.js";
 
 const DEBOUNCE_MS = 350;
 
 /**
  * Validate the form shortly after each change; a sweep, for each of its jobs.
  * @param {import("./request.js").Form} form
- * @returns {{ answers: { ratio: number, data: any }[], error: any, waiting: boolean }}
+ * @returns {{ answers: { ratio: number, method: string, data: any }[], error: any, waiting: boolean }}
  */
 export function useEstimate(form) {
   const [estimate, setEstimate] = useState({ answers: /** @type {any[]} */ ([]), error: /** @type {any} */ (null), waiting: true });
@@ -41,8 +41,10 @@ export function useEstimate(form) {
 function validate(form, signal) {
   const ratios = form.size === "sweep" ? form.ratios : [form.ratio];
   if (!ratios.length) throw new Error("Select at least one percentage.");
-  return Promise.all(ratios.map(async (ratio) => {
-    return { ratio, data: await post("/v1/jobs:validate", jobBody(form, ratio), {}, signal) };
+  if (!methodsOf(form).length) throw new Error("Select at least one method.");
+  const jobs = methodsOf(form).flatMap((method) => ratios.map((ratio) => ({ ratio, method })));
+  return Promise.all(jobs.map(async ({ ratio, method }) => {
+    return { ratio, method, data: await post("/v1/jobs:validate", jobBody(form, ratio, method), {}, signal) };
   }));
 }
 
@@ -74,15 +76,17 @@ function JobEstimate({ data }) {
     ["removed", percent(1 - sizes.params_after / sizes.params_before)],
     ["memory", bytes(sizes.peak_memory_bytes)],
     ["time", time(data)],
+    ["auto tries", data.tournament?.candidates.join(", ")],
+    ["without", Object.keys(data.tournament?.excluded || {}).join(", ") || null],
   ]} />`;
 }
 
-/** @param {{ answers: { ratio: number, data: any }[] }} props */
+/** @param {{ answers: { ratio: number, method: string, data: any }[] }} props */
 function SweepEstimate({ answers }) {
   const seconds = answers.map(({ data }) => data.seconds);
   const total = seconds.every(Boolean) ? duration(seconds.reduce((a, b) => a + b, 0)) : null;
-  return html`<${Table} label="Jobs of the sweep" columns=${["removed\u00a0", "parameters\u00a0", "weights\u00a0", "memory\u00a0"]}
-      rows=${answers.map(({ ratio, data }) => [percent(ratio, 0), count(data.estimate?.params_after), bytes(data.estimate?.bytes_after), bytes(data.estimate?.peak_memory_bytes)])} />
+  return html`<${Table} label="Jobs of the sweep" columns=${["removed\u00a0", "method", "parameters\u00a0", "weights\u00a0", "memory\u00a0"]}
+      rows=${answers.map(({ ratio, method, data }) => [percent(ratio, 0), method, count(data.estimate?.params_after), bytes(data.estimate?.bytes_after), bytes(data.estimate?.peak_memory_bytes)])} />
     <p class="quiet">${total ? `Up to about ${total} in total, one job at a time.` : "Time: available after your first job."}</p>`;
 }
 

@@ -22,12 +22,15 @@ export const PROMPTS = [
   "def is_even(number):",
 ];
 
+/** Method of the preset. */
+const METHOD = "intraslice_plus";
+
 /** @typedef {typeof START} Form */
 /** The preset: not calibrated on Python code, whose perplexity is therefore out-of-domain. */
 export const START = {
   source: "package", ref: "", revision: "",
   size: "ratio", ratio: 0.1, params: "", mebibytes: "", ratios: [0.1, 0.2, 0.3, 0.4],
-  target: "research", method: "intraslice_plus", allocation: "auto",
+  target: "research", method: METHOD, methods: [METHOD], allocation: "auto",
   texts: ["pydoc", "chat", "self"], samples: 64, sequence_length: 256, round_to: /** @type {number | null} */ (null),
   exports: /** @type {string[]} */ ([]),
   evaluate: ["pydoc", "pycode"], benchmark: true, recover: "", label: "",
@@ -41,17 +44,24 @@ export const allowedTexts = (offer) => (offer?.hub_data.some((/** @type {string}
 /** Options of the field for the method; until the service has listed its methods, the form's own. @param {any} offer @param {Form} form @returns {string[][]} */
 export const methodOptions = (offer, form) => offer?.methods?.map((/** @type {any} */ method) => [method.name, method.title]) || [[form.method, form.method]];
 
+/** Methods of the form's jobs: those that a sweep compares, or one. @param {Form} form @returns {string[]} */
+export const methodsOf = (form) => (form.size === "sweep" ? form.methods : [form.method]);
+
 /** A glob with `*` and `?` as a regular expression. @param {string} pattern */
 const glob = (pattern) => new RegExp(`^${pattern.replace(/[.+^${}()|[\]\\]/g, "\\$&").replace(/\*/g, ".*").replace(/\?/g, ".")}$`);
 
-/** Body of `POST /v1/jobs`, also for one job of a sweep. @param {Form} form @param {number} [ratio] */
-export function jobBody(form, ratio) {
-  const common = shared(form);
+/** Body of `POST /v1/jobs`, also for one job of a sweep. @param {Form} form @param {number} [ratio] @param {string} [method] */
+export function jobBody(form, ratio, method) {
+  const common = shared(form, method || methodsOf(form)[0]);
   return { ...common, compression: { ...common.compression, ...sized(form, ratio) } };
 }
 
 /** Body of `POST /v1/sweeps`. @param {Form} form */
-export const sweepBody = (form) => ({ ...shared(form), ratios: form.ratios });
+export const sweepBody = (form) => ({
+  ...shared(form, form.methods[0]),
+  ratios: form.ratios,
+  ...(form.methods.length > 1 ? { methods: form.methods } : {}),
+});
 
 /** @param {Form} form @param {number} [ratio] */
 function sized(form, ratio) {
@@ -60,8 +70,8 @@ function sized(form, ratio) {
   return { ratio: ratio ?? form.ratio };
 }
 
-/** @param {Form} form */
-function shared(form) {
+/** @param {Form} form @param {string} method */
+function shared(form, method) {
   const { compression, evaluation } = form.base;
   const measured = form.evaluate.length || form.benchmark || evaluation.tasks?.length;
   return {
@@ -69,7 +79,7 @@ function shared(form) {
     compression: {
       ...compression,
       target: form.target,
-      method: form.method,
+      method,
       allocation: form.allocation,
       round_to: form.round_to,
       exports: ["safetensors", ...(form.target === "research" ? [] : form.exports)],
@@ -112,7 +122,7 @@ export function formOf(job) {
     size, ratio: ratio ?? START.ratio,
     params: target_params ? String(target_params / 1e6) : "",
     mebibytes: target_bytes ? String(target_bytes / 2 ** 20) : "",
-    target: compression.target, method: compression.method, allocation: compression.allocation,
+    target: compression.target, method: compression.method, methods: [compression.method], allocation: compression.allocation,
     texts: names(compression.calibration.source),
     samples: compression.calibration.samples, sequence_length: compression.calibration.sequence_length,
     round_to: compression.round_to,

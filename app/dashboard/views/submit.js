@@ -47,12 +47,12 @@ export function Submit({ query }) {
     <form class="big" onSubmit=${submit}>
       <div>
         <${Model} form=${form} set=${set} offer=${offer} uploads=${ready} />
-        <${Size} form=${form} set=${set} />
+        <${Size} form=${form} set=${set} offer=${offer} />
         <${Advanced} form=${form} set=${set} offer=${offer} uploads=${ready} />
       </div>
       <div class="aside">
         <${Preview} estimate=${estimate} form=${form} />
-        <button class="main" disabled=${busy || !form.ref || Boolean(estimate.error)}>${isSweep ? `Start sweep (${form.ratios.length} jobs)` : "Start compression"}</button>
+        <button class="main" disabled=${busy || !form.ref || Boolean(estimate.error)}>${isSweep ? `Start sweep (${form.ratios.length * form.methods.length} jobs)` : "Start compression"}</button>
         <${Fault} error=${error} />
       </div>
     </form>`;

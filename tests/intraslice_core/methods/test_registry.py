@@ -11,17 +11,27 @@ import pytest
 
 from app.cli.options import METHODS as CHOICES
 from app.domain.model_catalogue import METHODS as OFFERED
-from intraslice_core.config import METHOD_DESCRIPTIONS, CompressionConfig, Method, Target
+from intraslice_core.config import (
+    AUTO,
+    METHOD_CHOICES,
+    METHOD_DESCRIPTIONS,
+    CompressionConfig,
+    Method,
+    MethodChoice,
+    Target,
+)
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.export.targets import DEMANDS, require_target
 from intraslice_core.methods import METHODS
 
 REPOSITORY = Path(__file__).parents[3]
 NAMES = list(METHOD_DESCRIPTIONS)
+WITH_AUTO = [*NAMES, AUTO]
 
 
 def test_every_method_is_described_and_has_options() -> None:
     assert list(get_args(Method)) == NAMES == list(METHODS)
+    assert list(get_args(MethodChoice)) == list(METHOD_CHOICES) == WITH_AUTO
     assert CompressionConfig().method == NAMES[0]
     for description in METHOD_DESCRIPTIONS.values():
         assert description.title
@@ -31,12 +41,12 @@ def test_every_method_is_described_and_has_options() -> None:
 
 
 def test_command_line_api_and_dashboard_list_the_table() -> None:
-    assert list(CHOICES) == NAMES
+    assert list(CHOICES) == WITH_AUTO
     schema = CompressionConfig.model_json_schema()["properties"]["method"]
-    assert schema["enum"] == NAMES
-    for name, description in METHOD_DESCRIPTIONS.items():
+    assert schema["enum"] == WITH_AUTO
+    for name, description in METHOD_CHOICES.items():
         assert f"{name}: {description.summary}" in schema["description"]
-    assert [method.name for method in OFFERED] == NAMES
+    assert [method.name for method in OFFERED] == WITH_AUTO
     # The dashboard reads the offer and has no list of its own, only the preset's method.
     form = (REPOSITORY / "app" / "dashboard" / "form" / "request.js").read_text("utf-8")
     assert re.findall(rf'"({"|".join(NAMES)})"', form) == [NAMES[0]]
@@ -44,7 +54,7 @@ def test_command_line_api_and_dashboard_list_the_table() -> None:
 
 def test_openapi_lists_the_table() -> None:
     schemas = json.loads((REPOSITORY / "openapi.json").read_text("utf-8"))["components"]["schemas"]
-    assert schemas["CompressionConfig"]["properties"]["method"]["enum"] == NAMES
+    assert schemas["CompressionConfig"]["properties"]["method"]["enum"] == WITH_AUTO
 
 
 def test_the_page_of_methods_has_a_section_and_a_row_for_each() -> None:

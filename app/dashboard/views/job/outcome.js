@@ -4,7 +4,7 @@
 import { html } from "../../vendor/htm-preact.js";
 import { get } from "../../api.js";
 import { Table, useLoaded } from "../../parts.js";
-import { bytes, count, domainName, nats, percent, textName } from "../../words.js";
+import { bytes, count, domainName, duration, nats, percent, textName } from "../../words.js";
 
 /** @param {{ job: any }} props */
 export function Outcome({ job }) {
@@ -20,6 +20,7 @@ export function Outcome({ job }) {
       ${result.top1_agreement != null ? html`<${Bar} name="Top-1 agreement" value=${percent(result.top1_agreement)} part=${result.top1_agreement} note=${`same most likely token as the dense model; KL divergence ${nats(result.kl)} nats/token`} />` : null}
       ${result.speedup ? html`<${Bar} name="Generation" value=${`${result.speedup.decode.toFixed(2)} ×`} part=${1 / result.speedup.decode} note=${`prompt processing ${result.speedup.prefill.toFixed(2)} ×; higher is faster`} />` : null}
     </div>
+    ${report?.tournament ? html`<${Tournament} tournament=${report.tournament} />` : null}
     ${report?.evaluation ? html`<${Quality} evaluation=${report.evaluation} />` : null}
   </section>`;
 }
@@ -30,6 +31,17 @@ const Bar = ({ name, value, part, note }) => html`<div class="tile">
   <div class="bar" aria-hidden="true"><div style=${`width: ${Math.round(100 * Math.min(part, 1))}%`}></div></div>
   <span class="quiet small">${note}</span>
 </div>`;
+
+/** The methods that auto tried. @param {{ tournament: any }} props */
+const Tournament = ({ tournament }) => html`<h2>Choice of the method</h2>
+  <p>${tournament.reason}.</p>
+  <${Table} label="Choice of the method" columns=${["method", "KL divergence of the trial, nats/token\u00a0", "time\u00a0", "not tried because"]}
+    rows=${tournament.candidates.map((/** @type {any} */ candidate) => [
+      candidate.method,
+      candidate.kl === null ? "–" : `${nats(candidate.kl)}${candidate.standard_error === null ? "" : ` ± ${nats(candidate.standard_error)}`}`,
+      duration(candidate.seconds),
+      candidate.reason || "",
+    ])} />`;
 
 /** @param {{ evaluation: any }} props */
 function Quality({ evaluation }) {

@@ -4,7 +4,7 @@
 import { html } from "../../vendor/htm-preact.js";
 import { duration, percent } from "../../words.js";
 
-const STAGES = ["load", "calibrate", "allocate", "compress", "recover", "verify", "evaluate", "export", "publish"];
+const STAGES = ["load", "tournament", "calibrate", "allocate", "compress", "recover", "verify", "evaluate", "export", "publish"];
 
 /** @param {{ job: any, events: any[] }} props */
 export function Running({ job, events }) {
@@ -48,6 +48,7 @@ export function Stages({ job, events }) {
 
 /** @param {any} job @param {string} stage */
 function isPlanned(job, stage) {
+  if (stage === "tournament") return job.compression.method === "auto";
   if (stage === "recover") return Boolean(job.compression.recover);
   if (stage === "evaluate") return Boolean(job.evaluation);
   if (stage === "export") return job.compression.exports.length > 1;

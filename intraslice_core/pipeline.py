@@ -85,6 +85,7 @@ from intraslice_core.publication import (
     write_gguf_files,
 )
 from intraslice_core.reports.schema import CompressionReport
+from intraslice_core.residual_loop import ResidualLoop
 from intraslice_core.resume_state import FinishedLayer, ResumeState, ignore_saved
 from intraslice_core.run import OpenedModel, Run
 from intraslice_core.run_texts import read_calibration_text, read_training_text
@@ -327,18 +328,20 @@ def _write_compressed(
     family, reader = work.reader.family, work.reader
     layers: list[FinishedLayer] = []
     numbers = {layer: number for number, layer in enumerate(shapes.plan.remaining)}
+    loop_type = ResidualLoop if shapes.plan.slices_residual else LayerLoop
     with CheckpointWriter(staged, dtype=work.stored_dtype) as writer:
+        loop = loop_type(work, tokens, shapes, run)
         for name, own_name in family.outer_names(reader.config).items():
             tensor = check_finite(own_name, reader.tensor(own_name))
-            writer.add({own_name if work.config.target == "stock" else name: tensor})
-        loop = LayerLoop(work, tokens, shapes, run)
+            stored_name = own_name if work.config.target == "stock" else name
+            writer.add(loop.outer_tensors(stored_name, tensor))
         for layer in range(work.geometry.num_hidden_layers):
             finished = loop.finish(layer)
             if finished.tensors:
                 form = _form(work, shapes.plan, finished.kept_pairs)
                 tensors = renumbered(finished.tensors, layer, numbers[layer])
                 writer.add(tensors if form is None else form.tensors(tensors))
-            layers.append(replace(finished, tensors={}))
+            layers.append(replace(finished, tensors={}, basis=None))
             return_free_memory()
         form = _form(work, shapes.plan, layers[shapes.plan.remaining[0]].kept_pairs)
         sliced = _sliced_config(work, shapes.plan, layers)

@@ -28,6 +28,7 @@ from intraslice_core.methods.method import (
 )
 from intraslice_core.methods.modegpt import MODEGPT
 from intraslice_core.methods.shortgpt import SHORTGPT
+from intraslice_core.methods.slicegpt import SLICEGPT
 from intraslice_core.methods.transact import TRANSACT
 from intraslice_core.methods.two_ssp import TWO_SSP
 from intraslice_core.methods.wanda_sp import WANDA_SP
@@ -43,6 +44,7 @@ METHODS: dict[Method, CompressionMethod] = {
     "transact": TRANSACT,
     "shortgpt": SHORTGPT,
     "fusegpt": FUSEGPT,
+    "slicegpt": SLICEGPT,
 }
 
 

@@ -213,11 +213,9 @@ def rms_norm(
     The sum of squares is divided by `size`, by default the width.
     """
     wide = hidden.float()
-    squares = wide.square()
-    if size is None:
-        mean = squares.mean(-1, keepdim=True)
-    else:
-        mean = squares.sum(-1, keepdim=True) / size
+    mean = wide.square().mean(-1, keepdim=True)
+    if size is not None:
+        mean = mean * (wide.shape[-1] / size)
     unit = wide * torch.rsqrt(mean + eps)
     return _weighted(unit, weight, norm_type, hidden.dtype)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 import intraslice_core
 from intraslice_core.allocation.budget import compression_budget, resolve_round_to
 from intraslice_core.allocation.estimators import GRADIENT_SHARE
+from intraslice_core.allocation.residual_width import shortcut_warnings
 from intraslice_core.allocation.rounding import require_rounding
 from intraslice_core.allocation.shapes import (
     SENSITIVITY_SHARE,
@@ -238,6 +239,7 @@ def _compress_checkpoint(
         work, run.training_text = read_training_text(work, dense.directory, staged.parent, run)
         with advising_bfloat16(work.dtype):
             shapes = choose_shapes(_shape_work(work, run), tokens)
+            run.warnings += shortcut_warnings(work.geometry, shapes.plan)
             return_free_memory()
             layers = _write_compressed(work, dense.directory, staged, tokens, shapes, run)
         return _report(dense.reference, work, tokens, shapes, layers, staged, run)

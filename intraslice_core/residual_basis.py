@@ -92,7 +92,7 @@ def sliced_settings(settings: LayerSettings, hidden_size: int) -> LayerSettings:
 def reading(linear: Linear, norm: Norm, basis: Tensor) -> Linear:
     """Return a projection that reads the sliced stream through a norm without weight.
 
-    With the dense norm's weight `γ` and bias `β` it is `W diag(γ) P`, with bias `b + W β`.
+    With the dense norm's weight `g` and bias `h` it is `W diag(g) P`, with bias `b + W h`.
 
     Args:
         linear: projection of the dense layer, (rows, hidden_size).

@@ -63,7 +63,7 @@ class ResidualSlicer:
         is_last: whether the layer is the last one, whose output is dense.
     """
 
-    def __init__(  # noqa: PLR0913  # inputs of one layer, as of the layer compressor
+    def __init__(
         self,
         dense: LayerWeights,
         plan: LayerPlan,
@@ -102,9 +102,7 @@ class ResidualSlicer:
         outcome = LayerOutcome(
             weights=weights,
             kept_pairs=torch.arange(total).expand(groups, total),
-            attention=ModuleOutcome(
-                module="attention", explained_energy=between.explained_energy
-            ),
+            attention=ModuleOutcome(module="attention", explained_energy=between.explained_energy),
             mlp=ModuleOutcome(module="mlp", explained_energy=energy),
             seconds=time.perf_counter() - started,
         )

@@ -107,5 +107,6 @@ class ResidualLoop(LayerLoop):
 
 def _projected(table: Tensor, columns: Tensor) -> Tensor:
     """Return a table (rows, hidden_size) times the columns, in its dtype, on the CPU."""
-    parts = (part.to(columns) @ columns for part in table.split(_TABLE_ROWS))
-    return torch.cat([part.to("cpu", table.dtype) for part in parts])
+    rows = (slice(start, start + _TABLE_ROWS) for start in range(0, len(table), _TABLE_ROWS))
+    parts = [(table[part].to(columns) @ columns).to("cpu", table.dtype) for part in rows]
+    return torch.cat(parts)

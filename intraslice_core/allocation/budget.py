@@ -175,7 +175,7 @@ def _require_reachable(
     """
     dense = geometry.dense_plan().parameters(geometry)
     step = resolve_round_to(settings, geometry)
-    # Whole heads, neurons and layers and the residual stream have other bounds, which `require_rounding` checks.
+    # `require_rounding` checks the bounds of whole units and layers, and of the residual stream.
     method = METHODS[settings.method]
     whole_units = method.units is not None or method.layers is not None or method.slices_residual
     rounded = 0 if whole_units else smallest_plan(geometry, step).parameters(geometry)

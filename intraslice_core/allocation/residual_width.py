@@ -15,6 +15,9 @@ from intraslice_core.allocation.uniform import require_budget
 from intraslice_core.errors import BudgetOutOfReachError, ConfigurationError
 from intraslice_core.plan import ModelGeometry, ModelPlan, ResidualWidths
 
+_COSTLY = 2.0
+"""Removed fraction of the stream's width, per removed fraction of parameters, that is warned of."""
+
 
 def require_foldable_norms(geometry: ModelGeometry) -> None:
     """Raise if biases of norms cannot become biases of the projections that read them.
@@ -54,6 +57,20 @@ def with_widths(geometry: ModelGeometry, widths: tuple[int, ...]) -> ModelPlan:
     return ModelPlan(layers=tuple(layers))
 
 
+def shortcut_warnings(geometry: ModelGeometry, plan: ModelPlan) -> list[str]:
+    """Return a warning if slicing adds so much that the stream loses far more than the ratio."""
+    width, hidden, removed = plan.input_width(geometry), geometry.hidden_size, 0.0
+    if plan.slices_residual:
+        removed = plan.removed_fraction(geometry)
+    if 1.0 - width / hidden <= _COSTLY * removed:
+        return []
+    return [
+        f"slicegpt leaves {width:,} of {hidden:,} dimensions of the residual stream to remove "
+        f"{removed:.1%} of the parameters, because it adds shortcuts and a table or matrix for "
+        "embeddings: other methods suit small models and small ratios better"
+    ]
+
+
 def residual_plan(
     geometry: ModelGeometry, ratio: float, round_to: int, tolerance: float
 ) -> ModelPlan:
@@ -86,7 +103,9 @@ def residual_plan(
 
     most = sites * math.ceil(geometry.hidden_size / step)
     candidates = range(sites, most + 1)
-    fitting = bisect_right(candidates, budget, key=lambda steps: plan_of(steps).parameters(geometry))
+    fitting = bisect_right(
+        candidates, budget, key=lambda steps: plan_of(steps).parameters(geometry)
+    )
     smallest = plan_of(sites).parameters(geometry)
     if smallest > budget * (1.0 + tolerance):
         raise BudgetOutOfReachError(

@@ -16,9 +16,9 @@ the last MLP the stream is back in its own basis, whole, for final norm and head
 Differences: the width follows from the budget, with shortcuts and embeddings counted, where the
 authors cut a fraction of the width. It is one for the whole model but for a rounding step, which
 the first sites of the model have in addition so that the budget is met. Tied embeddings stay one
-table, multiplied by `Q₁ D` after the look-up, where the authors store two tables. `C` is not damped,
-which does not change its eigenvectors. All positions count, those of a prefix too, as in the code.
-Norms of modules' outputs and parallel modules are rejected (`SLICED_RESIDUAL_TYPES`).
+table, multiplied by `Q₁ D` after the look-up, where the authors store two. `C` is not damped, which
+does not change its eigenvectors. All positions count, those of a prefix too, as in the code. Norms
+of modules' outputs and parallel modules are rejected (`export.targets.WITHOUT_SLICED_RESIDUAL`).
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ The global values are the dense model's; `per_layer_config` holds the shape of e
 `num_attention_heads`, `num_key_value_heads`, `qk_head_dim` (two dimensions a rotary pair),
 `v_head_dim`, `intermediate_size` and `rotary_pairs`. A layer with 0 query heads has no attention,
 and one with `intermediate_size` 0 has no MLP. With `residual_shortcuts`, `attention_input_size`,
-`mlp_input_size` and `output_size` are the widths of the layer's residual stream. `head_dim` remains the dense head dim: it determines
-the rotary frequencies, and the mean of a query or key norm is over it.
+`mlp_input_size` and `output_size` are the widths of the layer's residual stream. `head_dim` remains
+the dense head dim: it determines the rotary frequencies, and the mean of a query or key norm is
+over it.
 
 A head has `head_dim // 2` pairs, stored half-split: the first dimension of every pair, then the
 second. With partial rotary embedding the rotating pairs come first, then the still ones. In layers

@@ -212,6 +212,13 @@ class IntraSliceAttention(nn.Module):
 class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]
     """Decoder layer; a removed module is None, and the hidden states bypass it."""
 
+    input_layernorm: nn.Module | None
+    post_attention_layernorm: nn.Module | None
+    attention_output_norm: nn.Module | None
+    mlp_output_norm: nn.Module | None
+    attention_shortcut: nn.Module | None
+    mlp_shortcut: nn.Module | None
+
     def __init__(self, config: IntraSliceConfig, layer_idx: int) -> None:
         super().__init__()
         layer = config.per_layer_config[layer_idx]
@@ -221,8 +228,7 @@ class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-unt
         self.parallel_block = config.parallel_block
         self.self_attn = IntraSliceAttention(config, layer_idx) if has_attention else None
         self.mlp = IntraSliceMLP(config, layer) if has_mlp else None
-        self.attention_shortcut: nn.Module | None = None
-        self.mlp_shortcut: nn.Module | None = None
+        self.attention_shortcut = self.mlp_shortcut = None
         if config.residual_shortcuts:
             self._add_sliced_residual(config, layer)
         else:

@@ -17,12 +17,17 @@ from intraslice_core.cost_model import estimate, read_dense
 from intraslice_core.errors import (
     BudgetOutOfReachError,
     ConfigurationError,
+    NumericalError,
     UnsupportedArchitectureError,
 )
 from intraslice_core.export.targets import SLICED_RESIDUAL_TYPES, WITHOUT_SLICED_RESIDUAL
 from intraslice_core.pipeline import compress_model
 from intraslice_core.plan import ModelGeometry, ModelPlan, total_parameters
+from intraslice_core.reports.page_contents import ReportPage
+from intraslice_core.reports.page_facts import summary
+from intraslice_core.reports.page_figures import shapes
 from tests.intraslice_core.compressing import compress_unverified
+from tests.intraslice_core.finetuning.training_runs import recovery_config
 from tests.intraslice_core.methods.masked_models import (
     CALIBRATION,
     calibration,
@@ -31,6 +36,7 @@ from tests.intraslice_core.methods.masked_models import (
     other_tokens,
 )
 from tests.intraslice_core.methods.projected_stream import ProjectedStream
+from tests.intraslice_core.smollm2 import SMOLLM2
 from tests.intraslice_core.tiny_models import (
     FAMILY_VARIANTS,
     FORWARD_VARIANTS,
@@ -255,16 +261,7 @@ def test_one_ratio_is_one_size_with_every_method(tmp_path: Path, ratio: float) -
 
 
 def test_the_width_is_one_but_for_a_rounding_step() -> None:
-    geometry = ModelGeometry(
-        num_hidden_layers=30,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        head_dim=64,
-        vocab_size=49_152,
-        tie_word_embeddings=True,
-    )
+    geometry = SMOLLM2
     dense = total_parameters(geometry, geometry.dense_plan())
     for ratio in (0.05, 0.2, 0.3, 0.5):
         plan = residual_plan(geometry, ratio, 8, 0.005)
@@ -334,3 +331,45 @@ def test_a_loss_of_hidden_states_is_rejected_before_the_work(tmp_path: Path) -> 
     with pytest.raises(ConfigurationError, match="cannot be combined with the loss hidden") as error:
         compress_model(str(dense), tmp_path / "out", config(recover=recover))
     assert error.value.field == "compression.recover.loss"
+
+
+# -- stages around the compression -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adapter", ["lora", "none"])
+def test_fine_tuning_trains_the_shortcuts_too(tmp_path: Path, adapter: str) -> None:
+    dense = tiny_llama(tmp_path / "dense")
+    recover = recovery_config(source="pydoc", adapter=adapter, max_tokens=20 * 4 * 32)
+    settings = config(recover=recover.model_dump(exclude_unset=True), ratio=0.5, round_to=1)
+    report = compress_model(str(dense), tmp_path / "trained", settings)
+    plain = config(ratio=0.5, round_to=1)
+    compress_unverified(dense, tmp_path / "plain", plain)
+    assert report.recovery is not None
+    assert report.recovery.held_out.after < report.recovery.held_out.before
+    models = [loaded(tmp_path / name) for name in ("plain", "trained")]
+    before, after = (dict(model.named_parameters()) for model in models)
+    shortcuts = [name for name in before if "shortcut" in name]
+    assert len(shortcuts) == 7
+    assert not [name for name in shortcuts if torch.equal(before[name], after[name])]
+
+
+def test_overflow_names_the_layer_and_the_module(tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.fill_(3e38)
+    dense = save_checkpoint(model, tmp_path / "dense")
+    with pytest.raises(NumericalError) as caught:
+        compress_unverified(dense, tmp_path / "out", config())
+    assert (caught.value.layer, caught.value.module) == (1, "mlp")
+
+
+def test_the_report_shows_the_width_of_the_stream(tmp_path: Path) -> None:
+    dense = tiny_llama(tmp_path / "dense")
+    report = compress_unverified(dense, tmp_path / "out", config(ratio=0.5, round_to=1))
+    first = widths_of(report.plan)[0]
+    rows = shapes(report).table
+    assert rows.columns[-1] == "residual width"
+    assert [row[-1] for row in rows.rows][:2] == ["48", str(first)]
+    facts = dict(summary(ReportPage(report=report)))
+    assert facts["Residual stream"].startswith("48 → ")
+    assert report.runtimes == ("transformers with the checkpoint's code",)

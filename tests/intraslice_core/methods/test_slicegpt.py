@@ -206,7 +206,8 @@ def test_bfloat16_checkpoints_are_sliced(tmp_path: Path) -> None:
 def test_a_sliced_stream_is_rejected_as_the_input_of_another_compression(tmp_path: Path) -> None:
     dense = tiny_llama(tmp_path / "dense")
     compress_unverified(dense, tmp_path / "out", config())
-    for again in (config(), CompressionConfig(method="magnitude", ratio=0.1)):
+    magnitude = {"method": "magnitude", "ratio": 0.1, "calibration": CALIBRATION}
+    for again in (config(), CompressionConfig.model_validate(magnitude)):
         with pytest.raises(UnsupportedArchitectureError, match="sliced residual stream"):
             compress_unverified(tmp_path / "out", tmp_path / "twice", again)
     with pytest.raises(UnsupportedArchitectureError, match="sliced residual stream"):
@@ -252,7 +253,7 @@ def test_every_budget_counts_shortcuts_and_embeddings(
 def test_one_ratio_is_one_size_with_every_method(tmp_path: Path, ratio: float) -> None:
     dense = tiny_llama(tmp_path / "dense", intermediate_size=256)
     sliced = compress_unverified(dense, tmp_path / "out", config(ratio=ratio))
-    other = CompressionConfig(method="magnitude", ratio=ratio)
+    other = CompressionConfig(method="magnitude", ratio=ratio, calibration=CALIBRATION)
     pruned = compress_unverified(dense, tmp_path / "other", other)
     difference = abs(sliced.params_after - pruned.params_after)
     assert difference <= 0.01 * pruned.compressible_after
@@ -286,7 +287,7 @@ def test_ratios_out_of_reach_name_the_largest_one(tmp_path: Path) -> None:
 def test_rounding_that_misses_the_budget_names_a_finer_step(tmp_path: Path) -> None:
     dense = tiny_llama(tmp_path / "dense", intermediate_size=256)
     with pytest.raises(ConfigurationError, match="with round_to 16, rounding leaves") as caught:
-        compress_unverified(dense, tmp_path / "out", config(ratio=0.25, round_to=16))
+        compress_unverified(dense, tmp_path / "out", config(round_to=16))
     assert caught.value.field == "compression.round_to"
     assert "give round_to" in str(caught.value.hint)
 
@@ -309,7 +310,9 @@ def test_families_whose_stream_cannot_be_rotated_are_rejected_with_the_reason(
 ) -> None:
     dense = tiny_checkpoint(tmp_path / "dense", variant)
     model_type = tiny_family_model(variant).config.model_type
-    with pytest.raises(ConfigurationError, match=f"slicegpt does not support {model_type}") as caught:
+    with pytest.raises(
+        ConfigurationError, match=f"slicegpt does not support {model_type}"
+    ) as caught:
         compress_unverified(dense, tmp_path / "out", config())
     assert caught.value.field == "compression.method"
     assert WITHOUT_SLICED_RESIDUAL[model_type] in caught.value.message
@@ -328,7 +331,9 @@ def test_norm_biases_without_projection_biases_are_rejected(tmp_path: Path, vari
 def test_a_loss_of_hidden_states_is_rejected_before_the_work(tmp_path: Path) -> None:
     dense = tiny_llama(tmp_path / "dense")
     recover = {"loss": "hidden", "max_tokens": 4096, "source": "pydoc"}
-    with pytest.raises(ConfigurationError, match="cannot be combined with the loss hidden") as error:
+    with pytest.raises(
+        ConfigurationError, match="cannot be combined with the loss hidden"
+    ) as error:
         compress_model(str(dense), tmp_path / "out", config(recover=recover))
     assert error.value.field == "compression.recover.loss"
 

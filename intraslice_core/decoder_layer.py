@@ -89,6 +89,9 @@ class LayerSettings:
     query_scaling: QueryScaling | None = None
     residual_scale: float = 1.0
     """Factor on the contribution of each module to the residual stream."""
+    norm_size: int | None = None
+    """Number that the sum of squares is divided by in norms of the hidden states; None for their
+    own width. In a sliced residual stream it is the dense width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +123,10 @@ class LayerWeights:
     """Norm of the attention's contribution to the residual stream."""
     mlp_output_norm: Norm | None = None
     """Norm of the MLP's contribution to the residual stream."""
+    attention_shortcut: Tensor | None = None
+    """Matrix on the residual connection past the attention, (width after, width before)."""
+    mlp_shortcut: Tensor | None = None
+    """Matrix on the residual connection past the MLP, (width after, width before)."""
     rotary_pairs: Tensor | None = None
     """Kept pairs of each KV head, (num_key_value_heads, pairs), ascending; None keeps all."""
 
@@ -194,10 +201,22 @@ def _weighted(unit: Tensor, weight: Tensor, norm_type: NormType, dtype: torch.dt
     return weight * unit.to(dtype)
 
 
-def rms_norm(hidden: Tensor, weight: Tensor, eps: float, norm_type: NormType = "rms") -> Tensor:
-    """Apply RMSNorm to (…, hidden_size); statistics are in float32."""
+def rms_norm(
+    hidden: Tensor,
+    weight: Tensor,
+    eps: float,
+    norm_type: NormType = "rms",
+    size: int | None = None,
+) -> Tensor:
+    """Apply RMSNorm to (…, hidden_size); statistics are in float32.
+
+    The sum of squares is divided by `size`, by default the width.
+    """
     wide = hidden.float()
-    unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    mean = wide.square().mean(-1, keepdim=True)
+    if size is not None:
+        mean = mean * (wide.shape[-1] / size)
+    unit = wide * torch.rsqrt(mean + eps)
     return _weighted(unit, weight, norm_type, hidden.dtype)
 
 
@@ -207,7 +226,8 @@ def apply_norm(hidden: Tensor, norm: Norm | None, settings: LayerSettings) -> Te
         return hidden
     weight = norm.weight
     if settings.norm_type in ("rms", "rms_plus_one", "rms_float32"):
-        return rms_norm(hidden, weight, settings.norm_eps, settings.norm_type)
+        kind, size = settings.norm_type, settings.norm_size
+        return rms_norm(hidden, weight, settings.norm_eps, kind, size)
     if settings.norm_type == "layer_plus_one":
         weight = weight + 1.0
     return F.layer_norm(hidden, weight.shape, weight, norm.bias, settings.norm_eps)
@@ -367,6 +387,11 @@ def added(
     return scaled(apply_norm(output(inner), output_norm, settings), settings)
 
 
+def carried(hidden: Tensor, shortcut: Tensor | None) -> Tensor:
+    """Return what the residual connection carries past a module, (…, width after)."""
+    return hidden if shortcut is None else F.linear(hidden, shortcut)
+
+
 def scaled(contribution: Tensor, settings: LayerSettings) -> Tensor:
     """Return a module's contribution times the residual scale."""
     if settings.residual_scale == 1.0:
@@ -403,5 +428,5 @@ def forward(
     attended = attention(hidden, weights, settings, rotary)
     if settings.parallel_block:  # added in the same order as in the model classes, which round
         return attended + mlp(hidden, weights, settings) + hidden
-    between = hidden + attended
-    return between + mlp(between, weights, settings)
+    between = carried(hidden, weights.attention_shortcut) + attended
+    return carried(between, weights.mlp_shortcut) + mlp(between, weights, settings)

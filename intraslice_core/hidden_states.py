@@ -181,7 +181,8 @@ class LayerPass:
     def after_attention(self, hidden: Tensor, weights: LayerWeights) -> Tensor:
         """Return the hidden states after the attention, from the layer's input."""
         settings, rotary = self._context.settings, self._context.rotary
-        return hidden + decoder_layer.attention(hidden, weights, settings, rotary)
+        carried = decoder_layer.carried(hidden, weights.attention_shortcut)
+        return carried + decoder_layer.attention(hidden, weights, settings, rotary)
 
     def keep_inner(self, rows: slice, inner: Tensor) -> None:
         """Keep a batch of the sliced attention's inner activations, while there is room."""
@@ -211,7 +212,8 @@ class LayerPass:
         settings = self._context.settings
         if settings.parallel_block:
             return decoder_layer.forward(hidden, weights, settings, self._context.rotary)
-        return hidden + decoder_layer.mlp(hidden, weights, settings)
+        carried = decoder_layer.carried(hidden, weights.mlp_shortcut)
+        return carried + decoder_layer.mlp(hidden, weights, settings)
 
     def advance_mlp(self, weights: LayerWeights) -> None:
         """Move the compressed hidden states past the sliced MLP."""

@@ -54,7 +54,7 @@ class LayerOutcome:
 
 
 @contextmanager
-def _errors_located_at(layer: int, module: Module) -> Iterator[None]:
+def errors_located_at(layer: int, module: Module) -> Iterator[None]:
     """Add layer and module to a `NumericalError` raised inside the context."""
     try:
         yield
@@ -87,12 +87,12 @@ class LayerCompressor:
         """
         started, context = time.perf_counter(), self._context
         if not context.method.compensate:
-            with _errors_located_at(context.layer, "attention"):
+            with errors_located_at(context.layer, "attention"):
                 return self._prune_directly()
-        with _errors_located_at(context.layer, "attention"):
+        with errors_located_at(context.layer, "attention"):
             pairs, weights, attention = self._run_attention()
         self._refit = Refit(context.method, leaves_out_sources=self._pass.leaves_out_sources)
-        with _errors_located_at(context.layer, "mlp"):
+        with errors_located_at(context.layer, "mlp"):
             weights, mlp = self._run_mlp(weights)
             self._pass.advance_mlp(weights)
         return LayerOutcome(

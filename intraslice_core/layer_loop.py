@@ -87,6 +87,8 @@ class CompressionWork:
     @property
     def result_settings(self) -> CanonicalSettings:
         """Return the canonical settings of the compressed model, but for the layers' shapes."""
+        if self.method.slices_residual and self.budget.ratio != 0.0:
+            return self.canonical | {"residual_shortcuts": True}
         if not self._adds_biases:
             return self.canonical
         return self.canonical | {"attention_output_bias": True, "mlp_output_bias": True}
@@ -113,7 +115,7 @@ class LayerLoop:
         self._shapes = shapes
         self._run = run
         tokens, left_out = _grouped(work, tokens)
-        self._hidden_states = _embed(work, tokens, left_out)
+        self._hidden_states = self._embed(tokens, left_out)
         self._dense_states = _dense_states(work, tokens, left_out)
         self._resume_state = work.resume_state
         self._key = work.key(
@@ -125,6 +127,10 @@ class LayerLoop:
             plan=shapes.plan.model_dump(mode="json"),
         )
         self._passed = self._restore()
+
+    def outer_tensors(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """Return the result's tensors for a tensor outside the layers, by canonical name."""
+        return {name: tensor}
 
     def finish(self, layer: int) -> FinishedLayer:
         """Return the layer as it will be saved, and move the hidden states past it."""
@@ -143,6 +149,19 @@ class LayerLoop:
             self._save_hidden_states(self._resume_state, layer + 1)
         self._run.layer_done(finished.report, self._work.geometry)
         return finished
+
+    def _embed(self, tokens: Tensor, left_out: int) -> HiddenStates:
+        """Return the embedded sequences, in host memory and compute dtype."""
+        work = self._work
+        hidden = work.memory.empty((*tokens.shape, work.geometry.hidden_size), work.dtype)
+        for row, sequence in enumerate(tokens):
+            hidden[row] = work.layers.embed(sequence)
+        return HiddenStates(
+            compressed=hidden,
+            dense=work.memory.copy(hidden) if work.method.dense_target else None,
+            prefix_length=len(work.prefix),
+            left_out=left_out,
+        )
 
     def _restore(self) -> int:
         """Return how many layers the restored hidden states have passed."""
@@ -173,7 +192,7 @@ class LayerLoop:
         return FinishedLayer(
             tensors=self._stored(layer, outcome.weights),
             kept_pairs=outcome.kept_pairs,
-            report=_layer_report(layer, plan, outcome),
+            report=layer_report(layer, plan, outcome),
         )
 
     def _pass_on(self, layer: int) -> FinishedLayer:
@@ -224,9 +243,17 @@ class LayerLoop:
         return replace(weights, rotary_pairs=finished.kept_pairs.to(work.device))
 
     def _compressor(self, layer: int, message: str) -> LayerCompressor:
+        return LayerCompressor(
+            self._work.layers.weights(layer),
+            self._shapes.plan.layers[layer],
+            self._hidden_states,
+            self._context(layer, message),
+        )
+
+    def _context(self, layer: int, message: str) -> LayerContext:
         work, states, dense = self._work, self._hidden_states, self._work.layers
         sensitivity, units = self._shapes.sensitivity, self._shapes.units
-        context = LayerContext(
+        return LayerContext(
             layer=layer,
             settings=dense.settings(layer),
             rotary=dense.rotary(layer, states.compressed.shape[1]),
@@ -239,9 +266,6 @@ class LayerLoop:
             dense_states=self._dense_states,
             units=units[layer].to(work.device) if units else None,
             adds_output_biases=adds_output_biases(work.config),
-        )
-        return LayerCompressor(
-            dense.weights(layer), self._shapes.plan.layers[layer], states, context
         )
 
     def _report(self, layer: int, message: str, done: float) -> None:
@@ -279,20 +303,6 @@ def _grouped(work: CompressionWork, tokens: Tensor) -> tuple[Tensor, int]:
     return group_sources(tokens, sequence_groups(work.config.resolved_calibration))
 
 
-def _embed(work: CompressionWork, tokens: Tensor, left_out: int) -> HiddenStates:
-    """Return the embedded sequences, in host memory and compute dtype."""
-    layers = work.layers
-    hidden = work.memory.empty((*tokens.shape, work.geometry.hidden_size), work.dtype)
-    for row, sequence in enumerate(tokens):
-        hidden[row] = layers.embed(sequence)
-    return HiddenStates(
-        compressed=hidden,
-        dense=work.memory.copy(hidden) if work.method.dense_target else None,
-        prefix_length=len(work.prefix),
-        left_out=left_out,
-    )
-
-
 def _dense_states(work: CompressionWork, tokens: Tensor, left_out: int) -> DenseStates | None:
     """Return the cache of dense hidden states for runs with the same tokens and batches."""
     if work.statistics is None:
@@ -305,7 +315,8 @@ def _dense_states(work: CompressionWork, tokens: Tensor, left_out: int) -> Dense
     )
 
 
-def _layer_report(layer: int, plan: LayerPlan, outcome: LayerOutcome) -> LayerReport:
+def layer_report(layer: int, plan: LayerPlan, outcome: LayerOutcome) -> LayerReport:
+    """Return the report on a compressed layer."""
     return LayerReport(
         layer=layer,
         plan=plan,

@@ -17,6 +17,7 @@ from torch import Tensor
 import intraslice_core
 from intraslice_core.allocation.budget import compression_budget, resolve_round_to
 from intraslice_core.allocation.estimators import GRADIENT_SHARE
+from intraslice_core.allocation.residual_width import shortcut_warnings
 from intraslice_core.allocation.rounding import require_rounding
 from intraslice_core.allocation.shapes import (
     SENSITIVITY_SHARE,
@@ -86,6 +87,7 @@ from intraslice_core.publication import (
     write_gguf_files,
 )
 from intraslice_core.reports.schema import CompressionReport
+from intraslice_core.residual_loop import ResidualLoop
 from intraslice_core.resume_state import FinishedLayer, ResumeState, ignore_saved
 from intraslice_core.run import OpenedModel, Run
 from intraslice_core.run_texts import read_calibration_text, read_training_text
@@ -264,6 +266,7 @@ def _compress_checkpoint(
         work, run.training_text = read_training_text(work, dense.directory, staged.parent, run)
         with advising_bfloat16(work.dtype):
             shapes = choose_shapes(_shape_work(work, run), tokens)
+            run.warnings += shortcut_warnings(work.geometry, shapes.plan)
             return_free_memory()
             layers = _write_compressed(work, dense.directory, staged, tokens, shapes, run)
         return _report(dense.reference, work, tokens, shapes, layers, staged, run)
@@ -354,18 +357,20 @@ def _write_compressed(
     family, reader = work.reader.family, work.reader
     layers: list[FinishedLayer] = []
     numbers = {layer: number for number, layer in enumerate(shapes.plan.remaining)}
+    loop_type = ResidualLoop if shapes.plan.slices_residual else LayerLoop
     with CheckpointWriter(staged, dtype=work.stored_dtype) as writer:
+        loop = loop_type(work, tokens, shapes, run)
         for name, own_name in family.outer_names(reader.config).items():
             tensor = check_finite(own_name, reader.tensor(own_name))
-            writer.add({own_name if work.config.target == "stock" else name: tensor})
-        loop = LayerLoop(work, tokens, shapes, run)
+            stored_name = own_name if work.config.target == "stock" else name
+            writer.add(loop.outer_tensors(stored_name, tensor))
         for layer in range(work.geometry.num_hidden_layers):
             finished = loop.finish(layer)
             if finished.tensors:
                 form = _form(work, shapes.plan, finished.kept_pairs)
                 tensors = renumbered(finished.tensors, layer, numbers[layer])
                 writer.add(tensors if form is None else form.tensors(tensors))
-            layers.append(replace(finished, tensors={}))
+            layers.append(replace(finished, tensors={}, basis=None))
             return_free_memory()
         form = _form(work, shapes.plan, layers[shapes.plan.remaining[0]].kept_pairs)
         sliced = _sliced_config(work, shapes.plan, layers)

@@ -78,6 +78,18 @@ class ModelGeometry(FrozenModel):
         return ModelPlan(layers=(self.dense_layer(),) * self.num_hidden_layers)
 
 
+class ResidualWidths(FrozenModel):
+    """Widths of a sliced residual stream in one layer (method `slicegpt`).
+
+    Both residual connections of the layer carry a matrix, its shortcuts: from the width that the
+    attention reads to that which the MLP reads, and from that to the width of the output.
+    """
+
+    attention: int = Field(ge=1, description="width that the attention reads")
+    mlp: int = Field(ge=1, description="width that the attention writes and the MLP reads")
+    output: int = Field(ge=1, description="width of the layer's output, which the MLP writes")
+
+
 class LayerPlan(FrozenModel):
     """Sizes that one layer keeps: the same for all its KV groups, free across layers."""
 
@@ -86,6 +98,9 @@ class LayerPlan(FrozenModel):
     qk_pairs: int = Field(ge=0, description="rotary pairs kept in every KV group")
     v_head_dim: int = Field(ge=0, description="value dimensions kept in every KV group")
     intermediate_size: int = Field(ge=0)
+    residual: ResidualWidths | None = Field(
+        default=None, description="widths of a sliced residual stream; null where it is dense"
+    )
 
     @property
     def is_removed(self) -> bool:
@@ -98,13 +113,29 @@ class LayerPlan(FrozenModel):
         return 2 * self.qk_pairs
 
     def attention_parameters(self, geometry: ModelGeometry) -> int:
-        """Return the number of weights of the q, k, v and o projections, without biases."""
+        """Return the number of weights of the q, k, v and o projections, without biases.
+
+        A shortcut counts for the module that it bypasses.
+        """
         heads = self.num_attention_heads + self.num_key_value_heads
-        return geometry.hidden_size * heads * (self.qk_head_dim + self.v_head_dim)
+        if self.residual is None:
+            return geometry.hidden_size * heads * (self.qk_head_dim + self.v_head_dim)
+        outputs = self.num_attention_heads * self.v_head_dim
+        inputs = heads * (self.qk_head_dim + self.v_head_dim) - outputs
+        widths = self.residual
+        return inputs * widths.attention + outputs * widths.mlp + widths.attention * widths.mlp
 
     def mlp_parameters(self, geometry: ModelGeometry) -> int:
-        """Return the number of weights of the MLP projections, without biases."""
-        return geometry.mlp_projections * geometry.hidden_size * self.intermediate_size
+        """Return the number of weights of the MLP projections, without biases.
+
+        A shortcut counts for the module that it bypasses.
+        """
+        if self.residual is None:
+            return geometry.mlp_projections * geometry.hidden_size * self.intermediate_size
+        inputs = (geometry.mlp_projections - 1) * self.intermediate_size
+        widths = self.residual
+        projections = inputs * widths.mlp + self.intermediate_size * widths.output
+        return projections + widths.mlp * widths.output
 
     def parameters(self, geometry: ModelGeometry) -> int:
         """Return the number of compressible weights of the layer."""
@@ -135,9 +166,28 @@ class ModelPlan(FrozenModel):
         remaining = self.remaining
         return (*(following - 1 for following in remaining[1:]), len(self.layers) - 1)
 
+    @property
+    def slices_residual(self) -> bool:
+        """Return whether the residual stream is sliced, so that layers have shortcuts."""
+        return any(layer.residual is not None for layer in self.layers)
+
     def parameters(self, geometry: ModelGeometry) -> int:
-        """Return the number of compressible weights of all layers."""
-        return sum(layer.parameters(geometry) for layer in self.layers)
+        """Return the number of compressible weights of all layers.
+
+        Where the residual stream is sliced, everything outside the matrices of the layers changes,
+        too: embeddings, positions, norms and biases. The change is counted here, so that results
+        of one ratio have the same number of parameters with every method.
+        """
+        layers = sum(layer.parameters(geometry) for layer in self.layers)
+        if not self.slices_residual:
+            return layers
+        dense = geometry.dense_plan()
+        return layers + _other_parameters(geometry, self) - _other_parameters(geometry, dense)
+
+    def input_width(self, geometry: ModelGeometry) -> int:
+        """Return the width of the first layer's input."""
+        residual = self.layers[0].residual if self.layers else None
+        return geometry.hidden_size if residual is None else residual.attention
 
     def removed_fraction(self, geometry: ModelGeometry) -> float:
         """Return the fraction of the dense model's compressible weights that is removed."""
@@ -148,16 +198,26 @@ def total_parameters(geometry: ModelGeometry, plan: ModelPlan) -> int:
     """Return the number of all weights of the compressed model.
 
     It counts layers, biases, norms, embeddings, learned positions and an untied output head, as
-    stored in the checkpoint, where q/k norms have separate weights for every KV head.
+    stored in the checkpoint, where q/k norms have separate weights for every KV head. Of a sliced
+    residual stream it counts the shortcuts and, with tied embeddings, the matrix after the table.
     """
-    embeddings = geometry.vocab_size * geometry.hidden_size
-    positions = geometry.position_rows * geometry.hidden_size
-    heads = 1 if geometry.tie_word_embeddings else 2
-    final_norm = geometry.hidden_size * (1 + geometry.norm_bias)
+    layers = sum(layer.parameters(geometry) for layer in plan.layers)
+    return layers + _other_parameters(geometry, plan)
+
+
+def _other_parameters(geometry: ModelGeometry, plan: ModelPlan) -> int:
+    """Return the number of weights besides the projections and shortcuts of the layers."""
+    hidden, first = geometry.hidden_size, plan.input_width(geometry)
+    table = geometry.vocab_size * hidden
+    if not geometry.tie_word_embeddings:
+        table += geometry.vocab_size * first
+    elif plan.slices_residual:  # the table stays dense for the head, and a matrix follows it
+        table += hidden * first
+    positions = geometry.position_rows * first
+    final_norm = hidden * (1 + geometry.norm_bias)
     head_bias = geometry.vocab_size * geometry.lm_head_bias
     small = sum(_vector_parameters(geometry, layer) for layer in plan.result_layers)
-    outer = embeddings * heads + positions + final_norm + head_bias
-    return plan.parameters(geometry) + outer + small
+    return table + positions + final_norm + head_bias + small
 
 
 def dense_parameters(geometry: ModelGeometry) -> int:
@@ -174,20 +234,25 @@ def dense_parameters(geometry: ModelGeometry) -> int:
 
 
 def _vector_parameters(geometry: ModelGeometry, layer: LayerPlan) -> int:
-    """Return the number of norm weights and biases of one layer; removed modules keep norms."""
-    hidden, groups = geometry.hidden_size, layer.num_key_value_heads
-    norms = geometry.norms_per_layer * hidden * (1 + geometry.norm_bias)
-    biases = 0
+    """Return the number of norm weights and biases of one layer; removed modules keep norms.
+
+    The norms of a sliced residual stream have no weights.
+    """
+    hidden, groups, residual = geometry.hidden_size, layer.num_key_value_heads, layer.residual
+    norms, biases = 0, 0
+    if residual is None:
+        norms = geometry.norms_per_layer * hidden * (1 + geometry.norm_bias)
     if layer.num_attention_heads:
         qk_rows = (layer.num_attention_heads + groups) * layer.qk_head_dim
         normed = groups + (layer.num_attention_heads if geometry.qk_norm_across_heads else groups)
         norms += normed * layer.qk_head_dim * geometry.qk_norm
         biases += (qk_rows + groups * layer.v_head_dim) * geometry.attention_bias
-        biases += hidden * geometry.attention_output_bias
+        biases += (residual.mlp if residual else hidden) * geometry.attention_output_bias
     if layer.intermediate_size:
         inner = (geometry.mlp_projections - 1) * layer.intermediate_size
         biases += inner * geometry.mlp_bias
-        biases += hidden * (geometry.mlp_bias or geometry.mlp_output_bias)
+        output = residual.output if residual else hidden
+        biases += output * (geometry.mlp_bias or geometry.mlp_output_bias)
     return norms + biases
 
 

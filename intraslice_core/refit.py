@@ -23,7 +23,8 @@ class ModuleOutcome:
     relative_error: float | None = None
     """Error of the refit relative to its target's energy; None without refit."""
     explained_energy: float | None = None
-    """Share of the value spectrum that the basis keeps; None for the MLP."""
+    """Share of the value spectrum that the basis keeps, None for the MLP; or of the energy of the
+    residual stream after the module, where that is sliced."""
     damping: dict[str, float] = field(default_factory=dict)
     """Dampings used, by the regression's part (`own`, `correction`)."""
     spectra: tuple[Spectrum, ...] = ()

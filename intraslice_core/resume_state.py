@@ -36,7 +36,7 @@ TRAINING_PREFIX = "training-"
 follows, so that the newest is the last by name."""
 _KEPT_TRAINING_FILES = 2
 """Newest states of a training that are kept: the last one may be in the course of being copied."""
-_PAIRS = "kept_pairs"
+_PAIRS, _BASIS = "kept_pairs", "residual_basis"
 _WARNINGS = "warnings"
 
 
@@ -53,6 +53,8 @@ class FinishedLayer:
     kept_pairs: Tensor
     """Rotary pairs, (num_key_value_heads, pairs), ascending."""
     report: LayerReport
+    basis: Tensor | None = None
+    """Basis of the layer's sliced output, (hidden_size, width), float32; None if it is dense."""
 
 
 @dataclass(kw_only=True)
@@ -107,9 +109,9 @@ class ResumeState:
         file = self._load(_layer_name(layer), key)
         if file is None:
             return None
-        pairs = file.tensors.pop(_PAIRS)
+        pairs, basis = file.tensors.pop(_PAIRS), file.tensors.pop(_BASIS, None)
         report = LayerReport.model_validate_json(file.facts["report"])
-        return FinishedLayer(tensors=file.tensors, kept_pairs=pairs, report=report)
+        return FinishedLayer(tensors=file.tensors, kept_pairs=pairs, report=report, basis=basis)
 
     def has_layer(self, key: str, layer: int) -> bool:
         """Report whether a layer is finished, without reading its tensors."""
@@ -120,7 +122,8 @@ class ResumeState:
         name = _layer_name(finished.report.layer)
         facts = {"key": key, "report": finished.report.model_dump_json()}
         pairs = finished.kept_pairs.to("cpu").contiguous()
-        self._save(name, {**finished.tensors, _PAIRS: pairs}, facts)
+        basis = {} if finished.basis is None else {_BASIS: finished.basis}
+        self._save(name, {**finished.tensors, _PAIRS: pairs, **basis}, facts)
         self.on_saved(name + SUFFIX)
 
     def restore_hidden_states(self, key: str, hidden: Mapping[str, Tensor], finished: int) -> int:

@@ -99,13 +99,16 @@ def recovery_table(report: RecoveryReport) -> Table:
 def shapes_table(report: CompressionReport) -> Table:
     """Return a table of layer shapes and predicted losses; equal neighbours share a row."""
     table = Table(title=_shapes_title(report))
+    hidden = report.geometry.hidden_size if report.plan.slices_residual else None
+    columns: tuple[str, ...]
     columns = ("layers", "query heads", "KV heads", "q/k width", "value width", "MLP width")
+    columns += ("residual width",) if hidden else ()
     for name in (*columns, "predicted loss, attention", "MLP"):
         table.add_column(name, justify="right")
-    table.add_row("dense", *_shape(report.geometry.dense_layer()), "", "", end_section=True)
+    table.add_row("dense", *_shape(report.geometry.dense_layer(), hidden), "", "", end_section=True)
     predictions = report.allocation.layers if report.allocation else ()
     rows = [
-        (_shape(plan), _losses(predictions[layer] if predictions else None))
+        (_shape(plan, hidden), _losses(predictions[layer] if predictions else None))
         for layer, plan in enumerate(report.plan.layers)
     ]
     first = 0
@@ -129,14 +132,17 @@ def _shapes_title(report: CompressionReport) -> str:
     return title
 
 
-def _shape(plan: LayerPlan) -> tuple[str, ...]:
-    sizes = (
+def _shape(plan: LayerPlan, hidden: int | None) -> tuple[str, ...]:
+    """Return the sizes of a layer, with the residual stream's if the dense one is given."""
+    sizes: tuple[int, ...] = (
         plan.num_attention_heads,
         plan.num_key_value_heads,
         plan.qk_head_dim,
         plan.v_head_dim,
         plan.intermediate_size,
     )
+    if hidden is not None:
+        sizes += (hidden if plan.residual is None else plan.residual.attention,)
     return tuple(f"{size:,}" for size in sizes)
 
 

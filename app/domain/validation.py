@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import Field
 
 from app.domain.resource import ApiModel
-from intraslice_core.allocation.budget import compression_budget
+from intraslice_core.allocation.budget import compression_budget, resolve_round_to
+from intraslice_core.allocation.residual_width import residual_plan, shortcut_warnings
 from intraslice_core.config import (
     AUTO,
     CompressionConfig,
@@ -199,6 +200,7 @@ def cautions(
         message = describe_result(dense.wrapper, compression.target)
         warnings.append(Caution(code="multimodal", message=message))
     warnings += _about_method(dense, compression)
+    warnings += _about_shortcuts(dense, compression)
     if dense is not None:
         warnings += _about_lengths(dense, compression, evaluation)
     return warnings
@@ -241,6 +243,20 @@ def _about_method(dense: DenseModel | None, compression: CompressionConfig) -> l
         "the published method"
     )
     return [Caution(code="no_bias_compensation", message=message)]
+
+
+def _about_shortcuts(dense: DenseModel | None, compression: CompressionConfig) -> list[Caution]:
+    """Return a warning if the matrices on residual connections cost more than they are worth."""
+    geometry = None if dense is None else dense.geometry
+    if geometry is None or not METHODS[compression.method].slices_residual:
+        return []
+    step = resolve_round_to(compression, geometry)
+    # The budget was checked before, within its own tolerance.
+    plan = residual_plan(geometry, _ratio(dense, compression), step, 1.0)
+    return [
+        Caution(code="shortcuts_costly", message=message)
+        for message in shortcut_warnings(geometry, plan)
+    ]
 
 
 def _about_lengths(

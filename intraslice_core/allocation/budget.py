@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from intraslice_core.allocation.residual_width import require_foldable_norms
 from intraslice_core.checkpoints.inspection import (
     DEFAULT_SHARD_BYTES,
     RESERVED_HEADER_BYTES,
@@ -15,8 +16,8 @@ from intraslice_core.methods import METHODS, adds_output_biases, resolve_allocat
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan, total_parameters
 
 _DEFAULT_ROUND_TO = 8
-_HEAD_STEPS, _MLP_STEPS = 8, 32
-"""Least numbers of rounding steps in a head and in an MLP for the default step."""
+_HEAD_STEPS, _MLP_STEPS, _RESIDUAL_STEPS = 8, 32, 64
+"""Least numbers of rounding steps in a head, an MLP and a residual stream for the default step."""
 _TENSORS_PER_LAYER = 9
 _OUTER_TENSORS = 3
 _HEADER_BYTES_PER_TENSOR = 128
@@ -38,14 +39,16 @@ def resolve_round_to(settings: CompressionSettings, geometry: ModelGeometry) -> 
     """Return the requested rounding step, or the one for the model's dimensions.
 
     By default it is 8, which kernels prefer. Narrow models get a smaller power of two, so that a
-    head has at least 8 steps and an MLP 32; otherwise few budgets could be met.
+    head has at least 8 steps and an MLP 32, or a residual stream to be sliced 64; otherwise few
+    budgets could be met.
     """
     if settings.round_to is not None:
         return settings.round_to
+    sizes = [(geometry.head_dim, _HEAD_STEPS), (geometry.intermediate_size, _MLP_STEPS)]
+    if METHODS[settings.method].slices_residual:
+        sizes = [(geometry.hidden_size, _RESIDUAL_STEPS)]
     step = _DEFAULT_ROUND_TO
-    while step > 1 and (
-        geometry.head_dim < _HEAD_STEPS * step or geometry.intermediate_size < _MLP_STEPS * step
-    ):
+    while step > 1 and any(size < steps * step for size, steps in sizes):
         step //= 2
     return step
 
@@ -84,6 +87,8 @@ def compression_budget(
         BudgetOutOfReachError: if the budget exceeds the dense model or is below the parameters
             that cannot be removed.
     """
+    if METHODS[config.method].slices_residual:
+        require_foldable_norms(geometry)
     if config.ratio is not None:
         budget = _by_ratio(config.ratio, geometry)
     elif config.target_params is not None:
@@ -170,11 +175,12 @@ def _require_reachable(
     """
     dense = geometry.dense_plan().parameters(geometry)
     step = resolve_round_to(settings, geometry)
-    # Whole heads, neurons and layers have other bounds, which `require_rounding` checks.
+    # `require_rounding` checks the bounds of whole units and layers, and of the residual stream.
     method = METHODS[settings.method]
-    whole_units = method.units is not None or method.layers is not None
+    whole_units = method.units is not None or method.layers is not None or method.slices_residual
     rounded = 0 if whole_units else smallest_plan(geometry, step).parameters(geometry)
-    ignores_cap = resolve_allocator(settings) in ("uniform", "two_stage", "whole_layers")
+    without_cap = ("uniform", "two_stage", "whole_layers", "residual_width")
+    ignores_cap = resolve_allocator(settings) in without_cap
     capped = 0 if ignores_cap else round((1.0 - settings.module_cap) * dense)
     minimum = max(rounded, capped)
     if budget.parameters >= minimum:

@@ -9,6 +9,7 @@ import math
 
 from intraslice_core.allocation.depth import depth_plan
 from intraslice_core.allocation.layer_ratios import influence_plan
+from intraslice_core.allocation.residual_width import residual_plan
 from intraslice_core.allocation.two_stage import two_stage_plan
 from intraslice_core.allocation.uniform import head_rectangles, uniform_plan, with_heads
 from intraslice_core.config import CompressionSettings
@@ -49,6 +50,8 @@ def plain_plan(
 
     Those that are removed are then the last ones.
 
+    Where the residual stream is sliced, all other sizes are dense.
+
     Layers of the allocation `block_influence` are equal, too, as if all had the same influence.
 
     Args:
@@ -66,6 +69,8 @@ def plain_plan(
         return two_stage_plan(geometry, ratio, round_to, constraint)
     if allocator == "whole_layers":
         return depth_plan(geometry, ratio, round_to, constraint)
+    if allocator == "residual_width":
+        return residual_plan(geometry, ratio, round_to, constraint.tolerance)
     if allocator == "block_influence":
         equal = (0.0,) * geometry.num_hidden_layers
         return influence_plan(geometry, equal, ratio, round_to, constraint, settings.module_cap)

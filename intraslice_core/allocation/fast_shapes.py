@@ -131,10 +131,11 @@ def with_fast_widths(
 ) -> ModelPlan:
     """Return a plan of equal MLP widths with widths of whole blocks, as `equal_plan` does.
 
-    Plans without whole layers stay: their MLPs are dense but for one.
+    Plans without whole layers stay: their MLPs are dense but for one. So do those with a sliced
+    residual stream, whose MLPs are all dense.
     """
-    whole_layers = resolve_allocator(settings) == "whole_layers"
-    if ratio == 0.0 or geometry.input_layers or whole_layers:
+    dense_widths = resolve_allocator(settings) in ("whole_layers", "residual_width")
+    if ratio == 0.0 or geometry.input_layers or dense_widths:
         return plain
     budget = math.floor((1.0 - ratio) * geometry.dense_plan().parameters(geometry))
     limit = max(budget, plain.parameters(geometry))

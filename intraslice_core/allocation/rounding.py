@@ -45,7 +45,8 @@ def require_rounding(
     problem = _problem(settings, geometry, budget, constraint, step)
     if problem is None:
         return
-    if resolve_allocator(settings) == "whole_layers" and isinstance(problem, BudgetOutOfReachError):
+    unreachable = isinstance(problem, BudgetOutOfReachError)
+    if resolve_allocator(settings) in ("whole_layers", "residual_width") and unreachable:
         field = f"compression.{budget.field}"
         raise BudgetOutOfReachError(problem.message, field=field, hint=problem.hint)
     problems = (
@@ -124,7 +125,7 @@ def _problem(
         plain_plan(settings, geometry, budget.ratio, step, constraint)
     except ConfigurationError as error:
         own_widths = "width" not in constraint.same_across_layers
-        fixed = ("uniform", "two_stage", "block_influence", "whole_layers")
+        fixed = ("uniform", "two_stage", "block_influence", "whole_layers", "residual_width")
         if own_widths and resolve_allocator(settings) not in fixed:
             one_step = geometry.mlp_projections * geometry.hidden_size * step
             if one_step <= constraint.tolerance * budget.parameters:

@@ -108,6 +108,9 @@ def _choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
         free = measured = _measured(context, split, tokens)
         if context.demands.alike:
             measured = replace(measured, layers=with_shared_pairs(measured.layers))
+    if METHODS[context.config.method].slices_residual:
+        report = allocation_report(context.config.allocation, allocator)
+        return Shapes(plan=_uniform_plan(context), sensitivity=None, report=report)
     if context.budget.ratio == 0.0 or allocator == "uniform":
         return _uniform(context, measured)
     if allocator == "block_influence":

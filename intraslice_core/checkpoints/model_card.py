@@ -45,6 +45,7 @@ def write_model_card(
         domain_names=DOMAIN_NAMES,
         source_names=_source_names(sources),
         removed_layers=_removed_layers(report["plan"]["layers"]),
+        shortcuts=any(layer.get("residual") for layer in report["plan"]["layers"]),
     )
     card.write_text(text, encoding="utf-8")
     return card

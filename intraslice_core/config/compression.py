@@ -35,9 +35,10 @@ Allocator = Literal[
     "two_stage",
     "block_influence",
     "whole_layers",
+    "residual_width",
 ]
-"""Budget allocation strategy (docs/method.md, section 4); the last four are methods' own, of FLAP,
-2SSP, MoDeGPT, and the methods that remove decoder layers."""
+"""Budget allocation strategy (docs/method.md, section 4); the last five are methods' own, of FLAP,
+2SSP, MoDeGPT, the methods that remove decoder layers, and SliceGPT."""
 
 Allocation = Literal["auto", "uniform", "fisher", "fisher_pca", "lagrangian"]
 """Requested allocation strategy; `auto` selects the method's own (`methods.resolve_allocator`)."""
@@ -142,7 +143,8 @@ class CompressionSettings(FrozenModel):
         gt=0.0,
         le=1.0,
         description="Largest fraction of one module that may be removed; 1 allows removing whole "
-        "modules. The allocation uniform and the methods 2ssp, shortgpt and fusegpt ignore it.",
+        "modules. The allocation uniform and the methods 2ssp, shortgpt, fusegpt and slicegpt "
+        "ignore it.",
     )
     attention_bias: float = Field(
         default=1.0,

@@ -25,6 +25,7 @@ Method = Literal[
     "transact",
     "shortgpt",
     "fusegpt",
+    "slicegpt",
 ]
 """Compression method (docs/methods.md)."""
 
@@ -108,6 +109,11 @@ METHOD_DESCRIPTIONS: Mapping[Method, MethodDescription] = MappingProxyType(
             title="FuseGPT",
             summary="whole layers by their effect on the model's output, later layers refitted",
             reference="arXiv 2411.14507",
+        ),
+        "slicegpt": MethodDescription(
+            title="SliceGPT",
+            summary="PCA of the residual stream, with a matrix on every residual connection",
+            reference="arXiv 2401.15024",
         ),
     }
 )

@@ -7,9 +7,11 @@ and solves are in float64, everything else in the compute dtype.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
+from intraslice_core.allocation.residual_width import residual_plan
 from intraslice_core.allocation.two_stage import ALPHA
 from intraslice_core.config import CompressionConfig, FrozenModel
 from intraslice_core.cost_model.work import (
@@ -31,6 +33,9 @@ from intraslice_core.plan import ModelGeometry
 _TRIANGLE = 7 / 12
 """Computed fraction of a Gram matrix, which `statistics` multiplies out in six panels."""
 
+
+_EIGENBASIS = 9
+"""Operations of a symmetric eigendecomposition with vectors, per cube of its size, roughly."""
 
 TRIED_DAMPINGS = 5
 """Dampings of a module that are usually tried before the one of least error is known."""
@@ -86,9 +91,9 @@ def stage_flops(geometry: ModelGeometry, compression: CompressionConfig) -> Stag
         trial_compression=work.trial_compression(),
         trial_factorisations=work.layers * work.own_refits(*[work.kept] * trials) * bool(trials),
         units=work.units(),
-        passes=refits.passes(work.samples) if compensates else work.unit_passes(),
-        statistics=refits.statistics(work.samples) if compensates else 0.0,
-        factorisations=refits.fits(*work.dampings) if compensates else 0.0,
+        passes=refits.passes(work.samples) if compensates else work.direct_passes(),
+        statistics=refits.statistics(work.samples) if compensates else work.stream_statistics(),
+        factorisations=refits.fits(*work.dampings) if compensates else work.rotations(),
     )
 
 
@@ -302,6 +307,46 @@ class _Work:
         groups, width = self.geometry.num_key_value_heads, self.geometry.head_dim
         rows = self.inner + 2 * groups * width
         return 2.0 * self.length * (self.geometry.hidden_size * rows + groups * width**2)
+
+    # -- the residual stream (slicegpt) ----------------------------------------------------
+
+    @functools.cached_property
+    def stream_width(self) -> int:
+        """Width of the sliced residual stream in the first layer; 0 where it is not sliced."""
+        if not METHODS[self.compression.method].slices_residual or self.kept == 1.0:
+            return 0
+        return residual_plan(self.geometry, 1.0 - self.kept, 1, 1.0).input_width(self.geometry)
+
+    def direct_passes(self) -> float:
+        """Count the passes of methods without refit.
+
+        Where the residual stream is sliced, every module runs twice: for the basis of the stream
+        after it, to which it writes dense outputs, and sliced.
+        """
+        width, hidden = self.stream_width, self.geometry.hidden_size
+        if not width:
+            return self.unit_passes()
+        outputs = hidden * (self.inner + self.geometry.intermediate_size)
+        dense = self.geometry.dense_layer().parameters(self.geometry)
+        share = width / hidden
+        weights = 2 * share * (dense - outputs) + (1 + share) * outputs
+        shortcuts = 2 * width * (width + hidden)
+        scores = 2 * 2.0 * self.length * self.inner
+        token = 2.0 * (weights + shortcuts) + scores
+        return self.samples * self.length * self.layers * token
+
+    def stream_statistics(self) -> float:
+        """Count the second moments of the residual stream at both sites of every layer."""
+        tokens = self.samples * self.length * bool(self.stream_width)
+        return 2 * self.layers * tokens * 2.0 * _TRIANGLE * self.geometry.hidden_size**2
+
+    def rotations(self) -> float:
+        """Count the eigenbasis of every site, and the weights in these bases, in float64."""
+        width, hidden = self.stream_width, self.geometry.hidden_size
+        if not width:
+            return 0.0
+        weights = 2.0 * width * self.geometry.dense_layer().parameters(self.geometry)
+        return self.layers * (2 * _EIGENBASIS * hidden**3 + weights + 4.0 * width**2 * hidden)
 
     def unit_passes(self) -> float:
         """Count the dense and the sliced layers where units are scored layer after layer."""

@@ -124,6 +124,8 @@ def stage_bytes(
     method, calibration = METHODS[compression.method], compression.calibration
     parts, length = EstimatorSequences.of(compression), calibration.sequence_length
     weights = geometry.dense_layer().parameters(geometry) * (2 * item + stored)
+    if method.slices_residual:
+        return {"compress": _stream_bytes(geometry, compression, item, weights)}
     if not method.compensate and method.units is None and not parts.gradients:
         return {"compress": StageBytes(host=0, device=weights)}
     if method.units is not None:
@@ -165,6 +167,22 @@ def stage_bytes(
             device=layer_or_logits + tokens * geometry.hidden_size * item,
         )
     return stages
+
+
+def _stream_bytes(
+    geometry: ModelGeometry, compression: CompressionConfig, item: int, weights: int
+) -> StageBytes:
+    """Estimate the memory of a method that slices the residual stream.
+
+    It holds a layer, dense and sliced, a batch of activations, the stream's second moment with its
+    eigenvectors and their work space, and the hidden states of all sequences.
+    """
+    calibration, hidden = compression.calibration, geometry.hidden_size
+    width = max(geometry.intermediate_size, geometry.num_attention_heads * geometry.head_dim)
+    batch = compression.batch_size * calibration.sequence_length * width * 4 * _ACTIVATIONS
+    moments = _FLOAT64_BYTES * hidden * (_GRAMS * hidden + width)
+    states = calibration.samples * calibration.sequence_length * hidden * item
+    return StageBytes(host=states, device=weights + moments + batch)
 
 
 def _unit_bytes(

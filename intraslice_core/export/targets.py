@@ -102,6 +102,24 @@ STOCK_FAMILIES: Mapping[str, StockFamily] = MappingProxyType(
 """Families of target `stock` by model type."""
 
 
+_PARALLEL = "attention and MLP read the same hidden states and would need one basis"
+_OUTPUT_NORMS = "norms of the modules' outputs have weights in the basis of the dense model"
+_UNFOLDABLE = "biases of norms cannot be folded into projections without biases"
+WITHOUT_SLICED_RESIDUAL: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(("phi", "cohere", "cohere2", "gpt_neox"), _PARALLEL),
+        **dict.fromkeys(("gemma2", "gemma3_text", "exaone4", "glm4", "olmo2"), _OUTPUT_NORMS),
+        "olmo3": _OUTPUT_NORMS,
+        **dict.fromkeys(("nemotron", "stablelm"), _UNFOLDABLE),
+    }
+)
+"""Reason why the residual stream of a model type cannot be sliced, by model type."""
+SLICED_RESIDUAL_TYPES = tuple(
+    name for name in SUPPORTED_MODEL_TYPES if name not in WITHOUT_SLICED_RESIDUAL
+)
+"""Model types whose residual stream can be sliced (method `slicegpt`)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TargetDemands:
     """Requirements of one target; the defaults are those of `research`."""
@@ -212,6 +230,15 @@ def require_target(settings: CompressionSettings, model_type: str) -> TargetDema
             field="compression.method",
             hint=f"use {' or '.join(demands.methods)}, or target research",
         )
+    if method.slices_residual and model_type in WITHOUT_SLICED_RESIDUAL:
+        raise ConfigurationError(
+            f"method {settings.method} does not support {model_type} models: "
+            f"{WITHOUT_SLICED_RESIDUAL[model_type]}",
+            field="compression.method",
+            hint=f"it supports {', '.join(SLICED_RESIDUAL_TYPES)}; use another method, such as "
+            "intraslice_plus",
+        )
+    _require_comparable_states(settings)
     if settings.allocation not in demands.allocations:
         raise ConfigurationError(
             f"target {settings.target} does not support allocation {settings.allocation}",
@@ -237,6 +264,23 @@ def require_target(settings: CompressionSettings, model_type: str) -> TargetDema
             hint="remove the gguf exports",
         )
     return demands
+
+
+def _require_comparable_states(settings: CompressionSettings) -> None:
+    """Raise if a loss compares hidden states that the result has in other bases and widths.
+
+    Raises:
+        ConfigurationError: naming the loss.
+    """
+    if not METHODS[settings.method].slices_residual or settings.recover is None:
+        return
+    if settings.recover.loss_weights.hidden > 0.0:
+        raise ConfigurationError(
+            f"method {settings.method} cannot be combined with the loss hidden: the result's "
+            "hidden states have other bases and widths than the dense model's",
+            field="compression.recover.loss",
+            hint="use loss distill or ce",
+        )
 
 
 def _joined(names: Iterable[str]) -> str:
@@ -269,6 +313,7 @@ LLAMA_SETTINGS: Mapping[str, Any] = MappingProxyType(
         "query_scaling": None,
         "rope_layers": None,
         "sliding_window": None,
+        "residual_shortcuts": False,
     }
 )
 """Settings of the IntraSlice decoder with which vLLM's Llama layers compute it."""
@@ -311,6 +356,8 @@ def runtimes(settings: CompressionSettings, decoder: Mapping[str, Any]) -> tuple
         decoder: settings of the dense decoder, as of an `IntraSliceConfig`.
     """
     names = _RUNTIMES[settings.target]
+    if decoder.get("residual_shortcuts"):  # vLLM was not tried
+        return names
     if settings.target == "research":
         return (*names, IN_VLLM if has_llama_settings(decoder) else SLOW_IN_VLLM)
     return (*names, "llama.cpp") if settings.gguf_formats else names

@@ -42,8 +42,10 @@ NORMS = {
     "attention_output_norm": "attention_output_norm",
     "mlp_output_norm": "mlp_output_norm",
 }
+SHORTCUTS = {"attention_shortcut": "attention_shortcut", "mlp_shortcut": "mlp_shortcut"}
 HEAD_NORMS = {"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm"}
 EMBEDDING = "model.embed_tokens.weight"
+EMBEDDING_SHORTCUT = "model.embedding_shortcut.weight"
 POSITIONS = "model.embed_positions.weight"
 BIASED_NORM_TYPES = ("layer", "layer_plus_one")
 
@@ -162,6 +164,8 @@ def layer_weights(
 ) -> LayerWeights:
     """Return a decoder layer's weights, dense or sliced, from its canonical tensors.
 
+    The norms of a sliced residual stream have no weights; they get ones.
+
     Args:
         tensors: tensors by names without the layer's prefix; of a removed module only the norms.
         num_key_value_heads: KV heads of this layer, 0 without attention.
@@ -186,6 +190,12 @@ def layer_weights(
     for part, module in HEAD_NORMS.items():
         weight = at(f"{module}.weight")
         parts[part] = None if weight is None else weight.view(-1, _head_width(parts["key"], groups))
+    parts |= {part: at(f"{module}.weight") for part, module in SHORTCUTS.items()}
+    past_attention: Tensor | None = parts["attention_shortcut"]
+    if past_attention is not None:
+        after, before = past_attention.shape
+        parts["input_norm"] = Norm(weight=past_attention.new_ones(before))
+        parts["mlp_norm"] = Norm(weight=past_attention.new_ones(after))
     empty = _any_norm(parts).new_empty(0)
     for part in ("query", "key", "value", "up"):
         parts[part] = parts[part] or Linear(weight=empty.view(0, 1).expand(0, _hidden(parts)))
@@ -209,9 +219,13 @@ def _head_width(key: Linear, num_key_value_heads: int) -> int:
 
 
 def named_tensors(layer: int, weights: LayerWeights) -> dict[str, Tensor]:
-    """Return a decoder layer's tensors by full canonical names; removed modules have none."""
+    """Return a decoder layer's tensors by full canonical names.
+
+    Removed modules have none, and neither have the norms of a sliced residual stream.
+    """
     named: dict[str, Tensor] = {}
-    for part, module in (NORMS | PROJECTIONS).items():
+    is_sliced = weights.attention_shortcut is not None
+    for part, module in (PROJECTIONS if is_sliced else NORMS | PROJECTIONS).items():
         value: Norm | Linear | None = getattr(weights, part)
         if value is not None and value.weight.numel():
             named[f"{module}.weight"] = value.weight
@@ -221,6 +235,10 @@ def named_tensors(layer: int, weights: LayerWeights) -> dict[str, Tensor]:
         weight: Tensor | None = getattr(weights, part)
         if weight is not None and weight.numel():
             named[f"{module}.weight"] = weight.flatten()
+    for part, module in SHORTCUTS.items():
+        matrix: Tensor | None = getattr(weights, part)
+        if matrix is not None:
+            named[f"{module}.weight"] = matrix
     prefix = layer_prefix(layer)
     return {prefix + name: tensor for name, tensor in named.items()}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from intraslice_core.errors import UnsupportedArchitectureError
 from intraslice_core.families.family import Family, FamilyFacts, default_sizes
 from intraslice_core.families.gguf import (
     GgufSettings,
@@ -42,7 +43,19 @@ class ResearchFamily(Family):
         return {}
 
     def geometry(self, settings: Mapping[str, Any]) -> ModelGeometry:
-        """Return the original dimensions and the shapes of the layers."""
+        """Return the original dimensions and the shapes of the layers.
+
+        Raises:
+            UnsupportedArchitectureError: if the residual stream is sliced: such a model is no dense
+                one whose removed dimensions are zero.
+        """
+        if settings.get("residual_shortcuts"):
+            raise UnsupportedArchitectureError(
+                "models with a sliced residual stream, the results of method slicegpt, are not "
+                "supported as inputs",
+                field="model",
+                hint="compress the original model",
+            )
         geometry = super().geometry(settings)
         own = settings.get("per_layer_config") or {}
         layers = tuple(

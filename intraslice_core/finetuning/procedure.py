@@ -209,10 +209,26 @@ def _training(
     parameters = list(prepare_parameters(model, work.config).values())
     compared = None if work.plan is None else work.plan.output_layers
     if teacher is not None and work.plan is not None and work.config.loss_weights.hidden > 0.0:
+        _require_comparable_states(work.plan)
         _require_layers(teacher, len(work.plan.layers))
     objective = Objective(model, teacher, work.config, len(work.prefix), dtype, compared)
     training = Training(objective, parameters, work.sequences, work.config, work.processes)
     return training, sum(parameter.numel() for parameter in parameters), dtype
+
+
+def _require_comparable_states(plan: ModelPlan) -> None:
+    """Raise if the hidden states have other bases and widths than the teacher's.
+
+    Raises:
+        ConfigurationError: naming the loss.
+    """
+    if plan.slices_residual:
+        raise ConfigurationError(
+            "the hidden states of a sliced residual stream (method slicegpt) cannot be compared "
+            "with the teacher's",
+            field="compression.recover.loss",
+            hint="use loss distill or ce",
+        )
 
 
 def _require_layers(teacher: PreTrainedModel, layers: int) -> None:

@@ -31,6 +31,7 @@ from intraslice_core.methods.method import (
 )
 from intraslice_core.methods.modegpt import MODEGPT
 from intraslice_core.methods.shortgpt import SHORTGPT
+from intraslice_core.methods.slicegpt import SLICEGPT
 from intraslice_core.methods.transact import TRANSACT
 from intraslice_core.methods.two_ssp import TWO_SSP
 from intraslice_core.methods.wanda_sp import WANDA_SP
@@ -46,6 +47,7 @@ METHODS: dict[MethodChoice, CompressionMethod] = {
     "transact": TRANSACT,
     "shortgpt": SHORTGPT,
     "fusegpt": FUSEGPT,
+    "slicegpt": SLICEGPT,
 }
 """Options by method; `auto` has none, because a tournament puts a method in its place."""
 

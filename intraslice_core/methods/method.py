@@ -77,6 +77,8 @@ class CompressionMethod:
     layers: LayerRemoval | None = None
     """Removal of whole decoder layers; None for methods that keep all of them. `units` or the refit
     then narrow a further layer's MLP, to meet the budget."""
+    slices_residual: bool = False
+    """Slice the residual stream between the modules instead of the modules' inner dimensions."""
     takes_compressed_models: bool = True
     """Accept the result of an earlier compression."""
     damping_own: tuple[float, ...] = (0.01,)
@@ -89,4 +91,5 @@ class CompressionMethod:
     @property
     def uses_hidden_states(self) -> bool:
         """Return whether layers are compressed by the hidden states of the layers before them."""
-        return self.compensate or (self.units is not None and self.units.inputs == "compressed")
+        by_units = self.units is not None and self.units.inputs == "compressed"
+        return self.compensate or self.slices_residual or by_units

@@ -27,6 +27,22 @@ _BESIDE_ROPE = "original_max_position_embeddings"
 """Setting that is not a field: transformers moves it into `rope_parameters` (Phi-3)."""
 
 
+class Residual(Protocol):
+    """Protocol of the attributes used of a `ResidualWidths`, repeated here for the same reason."""
+
+    @property
+    def attention(self) -> int:
+        """Return the width that the attention reads."""
+
+    @property
+    def mlp(self) -> int:
+        """Return the width that the MLP reads."""
+
+    @property
+    def output(self) -> int:
+        """Return the width of the layer's output."""
+
+
 class LayerShape(Protocol):
     """Protocol of the attributes used of a `LayerPlan`.
 
@@ -53,12 +69,23 @@ class LayerShape(Protocol):
     def intermediate_size(self) -> int:
         """Return the number of neurons, 0 without MLP."""
 
+    @property
+    def residual(self) -> Residual | None:
+        """Return the widths of a sliced residual stream, None where it is dense."""
+
 
 def _layer_entry(
     shape: LayerShape, pairs: Sequence[Sequence[int]], total_pairs: int, *, rotates: bool
 ) -> dict[str, int | str]:
     """Return one layer's entry of `per_layer_config`."""
-    removed = shape.num_attention_heads == 0
+    removed, residual = shape.num_attention_heads == 0, shape.residual
+    widths: dict[str, int | str] = {}
+    if residual is not None:
+        widths = {
+            "attention_input_size": residual.attention,
+            "mlp_input_size": residual.mlp,
+            "output_size": residual.output,
+        }
     whole = not rotates or all(len(head_pairs) == total_pairs for head_pairs in pairs)
     return {
         "num_attention_heads": shape.num_attention_heads,
@@ -67,6 +94,7 @@ def _layer_entry(
         "v_head_dim": 0 if removed else shape.v_head_dim,
         "intermediate_size": shape.intermediate_size,
         "rotary_pairs": "" if removed or whole else encode_rotary_pairs(pairs, total_pairs),
+        **widths,
     }
 
 
@@ -108,7 +136,7 @@ def intraslice_config(
         ValueError: naming the setting or the layer, if a setting is unknown or if shapes and pairs
             contradict each other.
     """
-    dense = IntraSliceConfig(**_settings(canonical))
+    dense = IntraSliceConfig(**_settings(canonical) | {"residual_shortcuts": False})
     assert dense.head_dim is not None  # set on construction
     assert dense.layer_types is not None
     entries = {

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.models.cohere.modeling_cohere import CohereLayerNorm
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -154,6 +156,41 @@ def rotary_layer_types(config: IntraSliceConfig) -> list[str]:
     return [name for name in separate if name in (config.layer_types or ())]
 
 
+# -- masks ---------------------------------------------------------------------------------------
+
+_MASKS = {
+    "full_attention": create_causal_mask,
+    "sliding_attention": create_sliding_window_causal_mask,
+}
+"""Functions that create the attention mask of a layer type."""
+
+
+def attention_masks(
+    config: IntraSliceConfig,
+    hidden_states: Tensor,
+    mask: Tensor | dict[str, Any] | None,
+    past_key_values: Cache | None,
+    position_ids: Tensor,
+) -> dict[str, Any]:
+    """Return the mask of every layer type; `generate` may have created them already."""
+    if isinstance(mask, dict):
+        return mask
+    layer_types = config.layer_types or []
+    return {
+        name: create(
+            config=config,
+            inputs_embeds=hidden_states,
+            attention_mask=mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+            # By default transformers may measure the cache of a layer without attention.
+            layer_idx=layer_types.index(name),
+        )
+        for name, create in _MASKS.items()
+        if name in layer_types
+    }
+
+
 # -- token embedding and norms ------------------------------------------------------------------
 
 
@@ -162,8 +199,8 @@ class IntraSliceScaledEmbedding(nn.Embedding):
 
     embed_scale: Tensor
 
-    def __init__(self, config: IntraSliceConfig) -> None:
-        super().__init__(config.vocab_size, config.hidden_size, config.pad_token_id)
+    def __init__(self, config: IntraSliceConfig, width: int) -> None:
+        super().__init__(config.vocab_size, width, config.pad_token_id)
         self.scale = config.embedding_scale
         self.register_buffer("embed_scale", torch.tensor(self.scale), persistent=False)
 
@@ -172,18 +209,35 @@ class IntraSliceScaledEmbedding(nn.Embedding):
         return super().forward(input) * self.embed_scale.to(self.weight.dtype)
 
 
+def input_width(config: IntraSliceConfig) -> int:
+    """Return the width of the first layer's input."""
+    if not config.residual_shortcuts:
+        return config.hidden_size
+    width: int = config.per_layer_config[0].attention_input_size
+    return width
+
+
 def build_embedding(config: IntraSliceConfig) -> nn.Embedding:
     """Return the token embedding, scaled if the configuration has a scale."""
+    # A tied table keeps the width of the output head.
+    width = config.hidden_size if config.tie_word_embeddings else input_width(config)
     if config.embedding_scale != 1.0:
-        return IntraSliceScaledEmbedding(config)
-    return nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        return IntraSliceScaledEmbedding(config, width)
+    return nn.Embedding(config.vocab_size, width, config.pad_token_id)
+
+
+def build_embedding_shortcut(config: IntraSliceConfig) -> nn.Linear | None:
+    """Return the matrix from a tied embedding to the sliced residual stream, None without one."""
+    if not config.residual_shortcuts or not config.tie_word_embeddings:
+        return None
+    return nn.Linear(config.hidden_size, input_width(config), bias=False)
 
 
 class IntraSlicePositions(nn.Embedding):
     """Table of learned positions, which are added to the embeddings."""
 
     def __init__(self, config: IntraSliceConfig) -> None:
-        super().__init__(config.position_rows, config.hidden_size)
+        super().__init__(config.position_rows, input_width(config))
         self.offset = config.position_offset
 
     def forward(self, input: Tensor) -> Tensor:
@@ -221,9 +275,32 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
 """Class of each `norm_type`."""
 
 
+def apply_if_present(module: nn.Module | None, hidden_states: Tensor) -> Tensor:
+    """Apply a norm or shortcut that the architecture may lack."""
+    return hidden_states if module is None else module(hidden_states)
+
+
 def build_norm(config: IntraSliceConfig) -> nn.Module:
     """Return a norm of the hidden states, of the configured type."""
     return _NORMS[config.norm_type](config.hidden_size, eps=config.norm_eps)
+
+
+class IntraSliceSlicedNorm(nn.Module):
+    """RMS norm without weight of a sliced residual stream; the mean is over the dense width.
+
+    The projections that read it contain the weight of the dense norm.
+    """
+
+    def __init__(self, config: IntraSliceConfig) -> None:
+        super().__init__()
+        self.dense_width = config.hidden_size
+        self.eps = config.norm_eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Normalise hidden states, (batch, sequence, width), in float32."""
+        wide = hidden_states.float()
+        mean = wide.square().sum(-1, keepdim=True) / self.dense_width
+        return (wide * torch.rsqrt(mean + self.eps)).type_as(hidden_states)
 
 
 class IntraSliceHeadNorm(nn.Module):
@@ -278,16 +355,21 @@ class IntraSliceHeadNorm(nn.Module):
 class IntraSliceMLP(nn.Module):
     """MLP with a per-layer width, gated or not."""
 
-    def __init__(self, config: IntraSliceConfig, width: int) -> None:
+    def __init__(self, config: IntraSliceConfig, layer: Any) -> None:
         super().__init__()
-        hidden, bias = config.hidden_size, config.mlp_bias
+        width, bias = layer.intermediate_size, config.mlp_bias
+        hidden = layer.mlp_input_size or config.hidden_size
+        output = layer.output_size or config.hidden_size
         self.gate_proj = nn.Linear(hidden, width, bias=bias) if config.gated_mlp else None
         self.up_proj = nn.Linear(hidden, width, bias=bias)
-        self.down_proj = nn.Linear(width, hidden, bias=bias or config.mlp_output_bias)
+        self.down_proj = nn.Linear(width, output, bias=bias or config.mlp_output_bias)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Return the MLP's output for hidden states, both (batch, sequence, hidden_size)."""
+        """Return the MLP's output for hidden states, both (batch, sequence, hidden_size).
+
+        Widths differ where the residual stream is sliced.
+        """
         inner = self.up_proj(hidden_states)
         if self.gate_proj is None:
             inner = self.act_fn(inner)
@@ -305,10 +387,15 @@ __all__ = [
     "IntraSlicePositions",
     "IntraSliceRotaryEmbedding",
     "IntraSliceScaledEmbedding",
+    "IntraSliceSlicedNorm",
+    "apply_if_present",
     "attend_once",
+    "attention_masks",
     "build_embedding",
+    "build_embedding_shortcut",
     "build_norm",
     "distinct_pairs",
+    "input_width",
     "pad_heads",
     "positions_of",
     "query_scale",

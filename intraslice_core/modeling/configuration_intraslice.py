@@ -6,8 +6,10 @@ that transformers' own configurations use).
 The global values are the dense model's; `per_layer_config` holds the shape of each layer:
 `num_attention_heads`, `num_key_value_heads`, `qk_head_dim` (two dimensions a rotary pair),
 `v_head_dim`, `intermediate_size` and `rotary_pairs`. A layer with 0 query heads has no attention,
-and one with `intermediate_size` 0 has no MLP. `head_dim` remains the dense head dim: it determines
-the rotary frequencies, and the mean of a query or key norm is over it.
+and one with `intermediate_size` 0 has no MLP. With `residual_shortcuts`, `attention_input_size`,
+`mlp_input_size` and `output_size` are the widths of the layer's residual stream. `head_dim` remains
+the dense head dim: it determines the rotary frequencies, and the mean of a query or key norm is
+over it.
 
 A head has `head_dim // 2` pairs, stored half-split: the first dimension of every pair, then the
 second. With partial rotary embedding the rotating pairs come first, then the still ones. In layers
@@ -90,6 +92,10 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             without one (OPT has one).
         position_offset: row of the first position in that table.
         residual_scale: factor on the output of each module, before it is added.
+        residual_shortcuts: the residual stream is narrower than `hidden_size`, and a matrix on each
+            residual connection leads from one basis to the next (SliceGPT). Norms of the layers'
+            inputs are RMS norms without weight, over `hidden_size`. A tied embedding is multiplied
+            by a matrix. The last layer's output and the final norm have `hidden_size`.
         logit_scale: factor on the logits, before their soft cap.
         query_scaling: `beta` and `length` of a factor on the queries at position p,
             `1 + beta · log(1 + ⌊p / length⌋)`, or None (Ministral 3).
@@ -155,6 +161,7 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     position_rows: int = 0
     position_offset: int = 0
     residual_scale: float | int = 1.0
+    residual_shortcuts: bool = False
     logit_scale: float | int = 1.0
     query_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
@@ -165,6 +172,9 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     qk_head_dim: int | None = None
     v_head_dim: int | None = None
     rotary_pairs: str = ""
+    attention_input_size: int | None = None
+    mlp_input_size: int | None = None
+    output_size: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Set the per-layer keys to their dense values, then let transformers apply the layers'."""
@@ -197,6 +207,10 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             problem = _layer_problem(layer, self.head_dim // 2, rotates=self.rotates(index))
             if problem:
                 raise ValueError(f"layer {index}: {problem}")
+        if self.residual_shortcuts:
+            problem = _residual_problem(self)
+            if problem:
+                raise ValueError(problem)
 
     def validate_rope(self) -> None:
         """Raise on invalid rotary settings; reads the dense number of heads and all layer types."""
@@ -248,6 +262,25 @@ def _setting_problem(config: IntraSliceConfig) -> str | None:
         return f"rope_layers must have {config.num_hidden_layers} entries"
     if config.sliding_window is None and "sliding_attention" in (config.layer_types or ()):
         return "layer_types contains sliding_attention, so sliding_window must be set"
+    return None
+
+
+def _residual_problem(config: IntraSliceConfig) -> str | None:
+    """Return a description of what is wrong with a sliced residual stream, or None."""
+    if config.parallel_block or config.output_norms or not config.input_norms:
+        return "residual_shortcuts need input_norms, without parallel_block and output_norms"
+    width: int | None = None
+    for index, layer in enumerate(config.per_layer_config):
+        sizes = (layer.attention_input_size, layer.mlp_input_size, layer.output_size)
+        if any(size is None or size < 1 for size in sizes):
+            return f"layer {index}: residual_shortcuts need the widths of the residual stream"
+        if layer.num_attention_heads == 0 or layer.intermediate_size == 0:
+            return f"layer {index}: residual_shortcuts need both modules in every layer"
+        if width is not None and sizes[0] != width:
+            return f"layer {index}: attention_input_size {sizes[0]} != {width}, the output before"
+        width = sizes[2]
+    if width != config.hidden_size:
+        return f"output_size of the last layer must be hidden_size {config.hidden_size}"
     return None
 
 

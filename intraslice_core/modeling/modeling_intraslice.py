@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.utils import GenerationMixin
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -25,14 +24,19 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .components_intraslice import (
+    LAYER_TYPES,
     SHARED,
     IntraSliceHeadNorm,
     IntraSliceMLP,
     IntraSlicePositions,
     IntraSliceRotaryEmbedding,
     IntraSliceScaledEmbedding,
+    IntraSliceSlicedNorm,
+    apply_if_present,
     attend_once,
+    attention_masks,
     build_embedding,
+    build_embedding_shortcut,
     build_norm,
     distinct_pairs,
     pad_heads,
@@ -42,12 +46,6 @@ from .components_intraslice import (
     rotate,
 )
 from .configuration_intraslice import IntraSliceConfig
-
-_MASKS = {
-    "full_attention": create_causal_mask,
-    "sliding_attention": create_sliding_window_causal_mask,
-}
-"""Functions that create the attention mask of a layer type."""
 
 
 class IntraSliceAttention(nn.Module):
@@ -78,18 +76,19 @@ class IntraSliceAttention(nn.Module):
         self.rotates = config.rotates(layer_idx)
         self.query_scaling = config.query_scaling
         self.rotary_pairs = distinct_pairs(layer.rotary_pairs, config.head_dim // 2)
-        self._add_projections(config)
+        self._add_projections(config, layer)
         index = self.build_rotary_index() if self.rotary_pairs else None
         self.register_buffer("rotary_index", index, persistent=False)
 
-    def _add_projections(self, config: IntraSliceConfig) -> None:
-        hidden, bias = config.hidden_size, config.attention_bias
+    def _add_projections(self, config: IntraSliceConfig, layer: Any) -> None:
+        hidden = layer.attention_input_size or config.hidden_size
+        output, bias = layer.mlp_input_size or config.hidden_size, config.attention_bias
         heads, groups = self.num_heads, self.num_key_value_heads
         self.q_proj = nn.Linear(hidden, heads * self.qk_head_dim, bias=bias)
         self.k_proj = nn.Linear(hidden, groups * self.qk_head_dim, bias=bias)
         self.v_proj = nn.Linear(hidden, groups * self.v_head_dim, bias=bias)
         output_bias = config.attention_output_bias
-        self.o_proj = nn.Linear(heads * self.v_head_dim, hidden, bias=output_bias)
+        self.o_proj = nn.Linear(heads * self.v_head_dim, output, bias=output_bias)
         dense = config.dense_view()
         self.q_norm = self._head_norm(config, heads // groups, dense.num_attention_heads)
         self.k_norm = self._head_norm(config, 1, dense.num_key_value_heads or 0)
@@ -213,6 +212,13 @@ class IntraSliceAttention(nn.Module):
 class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]
     """Decoder layer; a removed module is None, and the hidden states bypass it."""
 
+    input_layernorm: nn.Module | None
+    post_attention_layernorm: nn.Module | None
+    attention_output_norm: nn.Module | None
+    mlp_output_norm: nn.Module | None
+    attention_shortcut: nn.Module | None
+    mlp_shortcut: nn.Module | None
+
     def __init__(self, config: IntraSliceConfig, layer_idx: int) -> None:
         super().__init__()
         layer = config.per_layer_config[layer_idx]
@@ -221,7 +227,23 @@ class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-unt
         self.residual_scale = config.residual_scale
         self.parallel_block = config.parallel_block
         self.self_attn = IntraSliceAttention(config, layer_idx) if has_attention else None
-        self.mlp = IntraSliceMLP(config, layer.intermediate_size) if has_mlp else None
+        self.mlp = IntraSliceMLP(config, layer) if has_mlp else None
+        self.attention_shortcut = self.mlp_shortcut = None
+        if config.residual_shortcuts:
+            self._add_sliced_residual(config, layer)
+        else:
+            self._add_norms(config)
+
+    def _add_sliced_residual(self, config: IntraSliceConfig, layer: Any) -> None:
+        """Add the matrices on both residual connections, and norms without weights."""
+        before, between = layer.attention_input_size, layer.mlp_input_size
+        self.attention_shortcut = nn.Linear(before, between, bias=False)
+        self.mlp_shortcut = nn.Linear(between, layer.output_size, bias=False)
+        self.input_layernorm = IntraSliceSlicedNorm(config)
+        self.post_attention_layernorm = IntraSliceSlicedNorm(config)
+        self.attention_output_norm = self.mlp_output_norm = None
+
+    def _add_norms(self, config: IntraSliceConfig) -> None:
         # Norms remain without their module, so that all layers have the same tensor names.
         self.input_layernorm = build_norm(config) if config.input_norms else None
         shares_norm = config.parallel_block and not config.separate_mlp_norm
@@ -235,14 +257,16 @@ class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-unt
         if self.parallel_block:
             return self._forward_parallel(hidden_states, **kwargs)
         if self.self_attn is not None:
-            normed = _normed(self.input_layernorm, hidden_states)
+            normed = apply_if_present(self.input_layernorm, hidden_states)
             update, _ = self.self_attn(hidden_states=normed, **kwargs)
-            update = _normed(self.attention_output_norm, update)
-            hidden_states = hidden_states + self._scaled(update)
+            update = apply_if_present(self.attention_output_norm, update)
+            carried = apply_if_present(self.attention_shortcut, hidden_states)
+            hidden_states = carried + self._scaled(update)
         if self.mlp is not None:
-            update = self.mlp(_normed(self.post_attention_layernorm, hidden_states))
-            update = _normed(self.mlp_output_norm, update)
-            hidden_states = hidden_states + self._scaled(update)
+            update = self.mlp(apply_if_present(self.post_attention_layernorm, hidden_states))
+            update = apply_if_present(self.mlp_output_norm, update)
+            carried = apply_if_present(self.mlp_shortcut, hidden_states)
+            hidden_states = carried + self._scaled(update)
         return hidden_states
 
     def _scaled(self, update: Tensor) -> Tensor:
@@ -251,7 +275,7 @@ class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-unt
 
     def _forward_parallel(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """Add the outputs of both modules, in the order used by Phi and GPT-NeoX."""
-        normed = _normed(self.input_layernorm, hidden_states)
+        normed = apply_if_present(self.input_layernorm, hidden_states)
         terms: list[Tensor] = []
         if self.self_attn is not None:
             terms.append(self._scaled(self.self_attn(hidden_states=normed, **kwargs)[0]))
@@ -260,11 +284,6 @@ class IntraSliceDecoderLayer(GradientCheckpointingLayer):  # type: ignore[no-unt
             inputs = normed if own_norm is None else own_norm(hidden_states)
             terms.append(self._scaled(self.mlp(inputs)))
         return functools.reduce(torch.add, [*terms, hidden_states])
-
-
-def _normed(norm: nn.Module | None, hidden_states: Tensor) -> Tensor:
-    """Apply a norm that the architecture may lack."""
-    return hidden_states if norm is None else norm(hidden_states)
 
 
 class IntraSlicePreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
@@ -320,6 +339,7 @@ class IntraSliceModel(IntraSlicePreTrainedModel):  # type: ignore[no-untyped-cal
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = build_embedding(config)
+        self.embedding_shortcut = build_embedding_shortcut(config)
         self.embed_positions = IntraSlicePositions(config) if config.position_rows else None
         self.layers = nn.ModuleList(
             IntraSliceDecoderLayer(config, index) for index in range(config.num_hidden_layers)
@@ -357,9 +377,12 @@ class IntraSliceModel(IntraSlicePreTrainedModel):  # type: ignore[no-untyped-cal
             cached = 0 if past_key_values is None else past_key_values.get_seq_length()
             counted = attention_mask if self.embed_positions is not None else None
             position_ids = positions_of(hidden_states, counted, cached)
+        hidden_states = apply_if_present(self.embedding_shortcut, hidden_states)
         if self.embed_positions is not None:
             hidden_states = hidden_states + self.embed_positions(position_ids)
-        masks = self._masks(hidden_states, attention_mask, past_key_values, position_ids)
+        masks = attention_masks(
+            self.config, hidden_states, attention_mask, past_key_values, position_ids
+        )
         tables = self._rotary_tables(hidden_states, position_ids)
         layer_types = self.config.layer_types or []
         for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
@@ -375,38 +398,13 @@ class IntraSliceModel(IntraSlicePreTrainedModel):  # type: ignore[no-untyped-cal
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
         )
 
-    def _masks(
-        self,
-        hidden_states: Tensor,
-        mask: Tensor | dict[str, Any] | None,
-        past_key_values: Cache | None,
-        position_ids: Tensor,
-    ) -> dict[str, Any]:
-        """Return the mask of every layer type; `generate` may have created them already."""
-        if isinstance(mask, dict):
-            return mask
-        layer_types = self.config.layer_types or []
-        return {
-            name: create(
-                config=self.config,
-                inputs_embeds=hidden_states,
-                attention_mask=mask,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-                # By default transformers may measure the cache of a layer without attention.
-                layer_idx=layer_types.index(name),
-            )
-            for name, create in _MASKS.items()
-            if name in layer_types
-        }
-
     def _rotary_tables(self, hidden_states: Tensor, position_ids: Tensor) -> dict[str, Tensor]:
         """Return the rotary table of every layer type; types with equal settings share one."""
         tables = {
             name: rotary(hidden_states, position_ids) for name, rotary in self.rotary_emb.items()
         }
         if SHARED in tables:
-            return dict.fromkeys(_MASKS, tables[SHARED])
+            return dict.fromkeys(LAYER_TYPES, tables[SHARED])
         return tables
 
 

@@ -114,6 +114,16 @@ def _layers(report: CompressionReport) -> Facts:
     return [] if before == after else [("Decoder layers", f"{before} → {after}")]
 
 
+def _residual(report: CompressionReport) -> Facts:
+    """Return the widths of the residual stream before and after, if it was sliced."""
+    if not report.plan.slices_residual:
+        return []
+    streams = [layer.residual for layer in report.plan.layers if layer.residual is not None]
+    widths = sorted({width for stream in streams for width in (stream.attention, stream.mlp)})
+    sizes = " or ".join(f"{width:,}" for width in widths)
+    return [("Residual stream", f"{report.geometry.hidden_size:,} → {sizes}, with shortcuts")]
+
+
 def summary(page: ReportPage) -> Facts:
     """Return the main facts about the compression."""
     report = page.report
@@ -122,6 +132,7 @@ def summary(page: ReportPage) -> Facts:
         ("Requested", _budget(report.config)),
         ("Removed", f"{percent(report.removed_fraction)} of the compressible parameters"),
         *_layers(report),
+        *_residual(report),
         ("Parameters", f"{report.params_before:,} → {report.params_after:,}"),
         ("Weight size in bytes", f"{report.bytes_before:,} → {report.bytes_after:,}"),
         ("Method", _method(report)),

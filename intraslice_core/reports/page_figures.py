@@ -52,16 +52,25 @@ def shapes(report: CompressionReport) -> Figure:
     """Return the plot of the retained sizes of every layer."""
     plans = [("dense", report.geometry.dense_layer())]
     plans += [(str(index), plan) for index, plan in enumerate(report.plan.layers)]
+    columns: tuple[str, ...]
+    columns = ("layer", "query heads", "KV heads", "q/k width", "value width", "MLP width")
+    rows = [_shape_row(name, plan) for name, plan in plans]
+    if report.plan.slices_residual:
+        columns += ("residual width",)
+        widths = (_residual_width(plan, report.geometry.hidden_size) for _, plan in plans)
+        rows = [(*row, width) for row, width in zip(rows, widths, strict=True)]
     return Figure(
         title="Retained size by layer",
         caption="Bars show the retained fraction of the dense size; × marks a removed module.",  # noqa: RUF001
         svg=shape_plot(report, inline=True),
-        table=Table(
-            columns=("layer", "query heads", "KV heads", "q/k width", "value width", "MLP width"),
-            rows=tuple(_shape_row(name, plan) for name, plan in plans),
-        ),
+        table=Table(columns=columns, rows=tuple(rows)),
         wide=True,
     )
+
+
+def _residual_width(plan: LayerPlan, dense: int) -> str:
+    """Return the width of the residual stream that the layer's attention reads."""
+    return f"{dense if plan.residual is None else plan.residual.attention:,}"
 
 
 def _shape_row(name: str, plan: LayerPlan) -> tuple[str, ...]:
@@ -81,7 +90,8 @@ def _shape_row(name: str, plan: LayerPlan) -> tuple[str, ...]:
 _REFIT_MEASURES: tuple[tuple[str, str, AxisOf, Callable[[ModuleReport], float | None]], ...] = (
     (
         "Explained energy",
-        "Retained fraction of the inner activations' energy; 1 means that nothing was lost.",
+        "Retained fraction of the energy of inner activations, or of a sliced residual stream; 1 "
+        "means that nothing was lost.",
         linear_axis,
         lambda module: module.explained_energy,
     ),

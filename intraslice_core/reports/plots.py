@@ -67,7 +67,7 @@ _SIZE: dict[str, Callable[[LayerPlan], int]] = {
     "value dims": lambda layer: layer.v_head_dim,
     "MLP width": lambda layer: layer.intermediate_size,
 }
-_COLOURS = ("#4477aa", "#228833", "#ccbb44", "#aa3377")
+_COLOURS = ("#4477aa", "#228833", "#ccbb44", "#aa3377", "#66ccee")
 """Row colours, distinguishable with every kind of colour vision."""
 
 
@@ -128,26 +128,40 @@ def shape_plot(report: CompressionReport, *, inline: bool = False) -> Markup:
 
 def _shape_rows(report: CompressionReport, step: float) -> list[Row]:
     dense = report.geometry.dense_layer()
+    sizes = {name: (size, size(dense)) for name, size in _SIZE.items()}
+    if report.plan.slices_residual:
+        sizes["residual width"] = (_residual_width, report.geometry.hidden_size)
     rows = []
-    for index, (name, size) in enumerate(_SIZE.items()):
+    for index, (name, (size, whole)) in enumerate(sizes.items()):
         top = _SHAPE_MARGINS.top + index * (SHAPE_ROW + _SHAPE_GAP)
         rows.append(
             Row(
                 name=name,
-                dense=size(dense),
+                dense=whole,
                 top=top,
                 colour=_COLOURS[index],
-                bars=_bars(report.plan, name, size(dense), (top, step)),
+                bars=_bars(report.plan, name, size, whole, (top, step)),
             )
         )
     return rows
 
 
-def _bars(plan: ModelPlan, name: str, dense: int, place: tuple[float, float]) -> tuple[Bar, ...]:
+def _residual_width(layer: LayerPlan) -> int:
+    """Return the width of a sliced residual stream that the layer's attention reads."""
+    return 0 if layer.residual is None else layer.residual.attention
+
+
+def _bars(
+    plan: ModelPlan,
+    name: str,
+    size_of: Callable[[LayerPlan], int],
+    dense: int,
+    place: tuple[float, float],
+) -> tuple[Bar, ...]:
     top, step = place
     bars = []
     for index, layer in enumerate(plan.layers):
-        size = _SIZE[name](layer)
+        size = size_of(layer)
         height = SHAPE_ROW * size / dense
         bars.append(
             Bar(

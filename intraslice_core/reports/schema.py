@@ -84,7 +84,7 @@ class ModuleReport(FrozenModel):
     module: Module
     explained_energy: float | None = Field(
         default=None,
-        description="Retained fraction of the inner activations' energy, in [0, 1].",
+        description="Retained energy of inner activations or a sliced residual stream, in [0, 1].",
     )
     relative_error: float | None = Field(
         default=None, description="‖output - target‖² / ‖target‖² on the calibration tokens."

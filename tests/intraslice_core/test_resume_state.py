@@ -19,6 +19,7 @@ from intraslice_core.layer_compressor import LayerCompressor
 from intraslice_core.methods import METHODS
 from intraslice_core.progress import ignore_progress, never_cancelled
 from intraslice_core.reports.schema import CompressionReport
+from intraslice_core.residual_layer import ResidualSlicer
 from intraslice_core.resume_state import ResumeState
 from intraslice_core.run import OpenedModel, Run
 from tests.intraslice_core.tiny_models import VARIANTS, tiny_checkpoint, tiny_llama
@@ -85,13 +86,18 @@ def saved(directory: Path) -> list[str]:
 def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Indices of the layers that were compressed, which is the work that a resume state saves."""
     done: list[int] = []
-    run = LayerCompressor.run
 
-    def counted(self: LayerCompressor) -> Any:
-        done.append(self._context.layer)
-        return run(self)
+    def count(compressor: type[LayerCompressor] | type[ResidualSlicer]) -> None:
+        run: Any = compressor.run
 
-    monkeypatch.setattr(LayerCompressor, "run", counted)
+        def counted(self: Any) -> Any:
+            done.append(self._context.layer)
+            return run(self)
+
+        monkeypatch.setattr(compressor, "run", counted)
+
+    count(LayerCompressor)
+    count(ResidualSlicer)
     return done
 
 
@@ -109,13 +115,14 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         {"method": "transact"},
         {"method": "shortgpt", "ratio": 0.45, "allocation": "auto"},
         {"method": "fusegpt", "ratio": 0.45, "allocation": "auto"},
+        {"method": "slicegpt", "round_to": 1, "allocation": "auto"},
         {"dtype": "bfloat16"},
         {"ratio": 0.0},
     ],
     ids=[
         *("intraslice_plus", "intraslice", "magnitude", "flap", "wanda_sp", "2ssp"),
         *("modegpt", "transact"),
-        *("shortgpt", "fusegpt"),
+        *("shortgpt", "fusegpt", "slicegpt"),
         *("bfloat16", "nothing removed"),
     ],
 )

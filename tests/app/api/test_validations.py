@@ -291,6 +291,32 @@ def test_whole_layers_say_before_the_work_which_ratios_a_target_can_meet(
     )
 
 
+def test_a_sliced_residual_stream_says_before_the_work_what_it_costs(
+    client: TestClient, model: dict[str, str]
+) -> None:
+    body: dict[str, Any] = {"model": model, "evaluation": {"perplexity": ["chat"]}}
+    settings = {"method": "slicegpt", "calibration": {"source": "pydoc", "sequence_length": 512}}
+    small = validate(client, body | {"compression": settings | {"ratio": 0.1}})
+    assert "shortcuts_costly" in warnings(small)
+    estimate = small.json()["estimate"]
+    residual = estimate["first_layer"]["residual"]
+    assert residual["attention"] < 64
+    assert estimate["achieved_ratio"] == pytest.approx(0.1, abs=0.005)
+    removed = estimate["compressible_before"] - estimate["compressible_after"]
+    assert estimate["params_after"] == estimate["params_before"] - removed
+    target = validate(client, body | {"compression": settings | {"target": "adaptive"}})
+    assert "target adaptive does not support method slicegpt" in target.text
+    beyond = validate(client, body | {"compression": settings | {"ratio": 0.99, "round_to": 32}})
+    assert beyond.status_code == 422
+    (error,) = beyond.json()["errors"]
+    assert error["pointer"] == "/compression/ratio"
+    assert "residual stream of 32 dimensions" in error["message"]
+    recover = {"loss": "hidden", "max_tokens": 4096, "source": "pydoc"}
+    hidden = validate(client, body | {"compression": settings | {"recover": recover}})
+    (error,) = hidden.json()["errors"]
+    assert error["pointer"] == "/compression/recover/loss"
+
+
 @pytest.mark.parametrize(
     ("calibration", "evaluation", "expected"),
     [

@@ -215,6 +215,31 @@ def test_flops_of_methods_that_remove_whole_layers_agree_with_torchs_count(
     assert counted["compress"] <= 1.35 * (expected.passes + expected.statistics)
 
 
+def test_flops_of_a_sliced_residual_stream_agree_with_torchs_count(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 4}
+    dense = tiny_llama(tmp_path / "dense", **sizes)
+    settings = config(ratio=0.3, dtype="float32", device="cpu", method="slicegpt")
+    geometry = read_dense(dense).geometry
+    assert geometry is not None
+    expected = stage_flops(geometry, settings)
+    counted = counted_flops(dense, tmp_path / "out", settings)
+    assert expected.allocate == 0.0
+    products = expected.passes + expected.statistics
+    assert 0.65 * products <= counted["compress"] <= 1.35 * (products + expected.factorisations)
+    nothing = stage_flops(geometry, config(ratio=0.0, method="slicegpt"))
+    assert nothing.statistics == nothing.factorisations == 0.0
+
+
+def test_memory_of_a_sliced_residual_stream_has_its_second_moment() -> None:
+    geometry = LLAMAS["Llama-3-8B"]
+    sliced = stage_bytes(geometry, config(128, 2048, method="slicegpt"), 2, 2)["compress"]
+    assert sliced.host == 128 * 2048 * 4096 * 2
+    weights = geometry.dense_layer().parameters(geometry) * 6
+    assert sliced.device > weights + 8 * 3 * 4096**2
+    refitted = stage_bytes(geometry, config(128, 2048), 2, 2)["compress"]
+    assert sliced.device < refitted.device
+
+
 def test_memory_of_whole_units_has_no_gram_matrices() -> None:
     geometry = LLAMAS["Llama-3-8B"]
     flap = stage_bytes(geometry, config(128, 2048, method="flap"), 2, 2)["compress"]

@@ -88,7 +88,7 @@ def test_the_report_shows_the_scores_and_no_refit(
     assert any(layer.mlp.spectra for layer in report.layers)
 
 
-@pytest.mark.parametrize("method", [*METHODS, "modegpt", *LAYER_METHODS])
+@pytest.mark.parametrize("method", [*METHODS, "modegpt", *LAYER_METHODS, "slicegpt"])
 def test_nothing_removed_leaves_the_weights(dense: Path, tmp_path: Path, method: Method) -> None:
     settings: dict[str, Any] = {"ratio": 0.0, "calibration": CALIBRATION}
     for name in (method, "magnitude"):

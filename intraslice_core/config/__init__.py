@@ -30,6 +30,7 @@ from intraslice_core.config.compression import (
     Target,
 )
 from intraslice_core.config.evaluation import EvaluationConfig, GateConfig, SpeedPoint, TaskName
+from intraslice_core.config.mask_training import MaskTrainingConfig
 from intraslice_core.config.methods import (
     FORMER_METHOD,
     METHOD_DESCRIPTIONS,
@@ -76,6 +77,7 @@ __all__ = [
     "FrozenModel",
     "GateConfig",
     "GgufFormat",
+    "MaskTrainingConfig",
     "Method",
     "MethodDescription",
     "Methods",

@@ -78,6 +78,25 @@ class ModelGeometry(FrozenModel):
         return ModelPlan(layers=(self.dense_layer(),) * self.num_hidden_layers)
 
 
+class ResidualPlan(FrozenModel):
+    """Dimensions of the residual stream that the modules of one layer read and write (DISP-LLM)."""
+
+    attention_reads: int = Field(ge=1)
+    attention_writes: int = Field(ge=1)
+    mlp_reads: int = Field(ge=1)
+    mlp_writes: int = Field(ge=1)
+
+    @property
+    def by_label(self) -> dict[str, int]:
+        """Return the sizes by the names that reports give them."""
+        sizes = (self.attention_reads, self.attention_writes, self.mlp_reads, self.mlp_writes)
+        return dict(zip(RESIDUAL_LABELS, sizes, strict=True))
+
+
+RESIDUAL_LABELS = ("attention reads", "attention writes", "MLP reads", "MLP writes")
+"""Names of the sizes of a `ResidualPlan` in reports."""
+
+
 class LayerPlan(FrozenModel):
     """Sizes that one layer keeps: the same for all its KV groups, free across layers."""
 
@@ -86,6 +105,11 @@ class LayerPlan(FrozenModel):
     qk_pairs: int = Field(ge=0, description="rotary pairs kept in every KV group")
     v_head_dim: int = Field(ge=0, description="value dimensions kept in every KV group")
     intermediate_size: int = Field(ge=0)
+    residual: ResidualPlan | None = Field(
+        default=None,
+        description="dimensions of the residual stream that the modules read and write; null is "
+        "all of them",
+    )
 
     @property
     def is_removed(self) -> bool:
@@ -99,12 +123,24 @@ class LayerPlan(FrozenModel):
 
     def attention_parameters(self, geometry: ModelGeometry) -> int:
         """Return the number of weights of the q, k, v and o projections, without biases."""
-        heads = self.num_attention_heads + self.num_key_value_heads
-        return geometry.hidden_size * heads * (self.qk_head_dim + self.v_head_dim)
+        residual = self.residual_sizes(geometry)
+        queries, groups = self.num_attention_heads, self.num_key_value_heads
+        read = queries * self.qk_head_dim + groups * (self.qk_head_dim + self.v_head_dim)
+        written = queries * self.v_head_dim
+        return residual.attention_reads * read + residual.attention_writes * written
 
     def mlp_parameters(self, geometry: ModelGeometry) -> int:
         """Return the number of weights of the MLP projections, without biases."""
-        return geometry.mlp_projections * geometry.hidden_size * self.intermediate_size
+        residual = self.residual_sizes(geometry)
+        rows = (geometry.mlp_projections - 1) * residual.mlp_reads + residual.mlp_writes
+        return rows * self.intermediate_size
+
+    def residual_sizes(self, geometry: ModelGeometry) -> ResidualPlan:
+        """Return the dimensions of the residual stream that the modules read and write."""
+        hidden = geometry.hidden_size
+        return self.residual or ResidualPlan(
+            attention_reads=hidden, attention_writes=hidden, mlp_reads=hidden, mlp_writes=hidden
+        )
 
     def parameters(self, geometry: ModelGeometry) -> int:
         """Return the number of compressible weights of the layer."""
@@ -134,6 +170,11 @@ class ModelPlan(FrozenModel):
         """
         remaining = self.remaining
         return (*(following - 1 for following in remaining[1:]), len(self.layers) - 1)
+
+    @property
+    def cuts_residual(self) -> bool:
+        """Return whether modules read or write parts of the residual stream."""
+        return any(layer.residual is not None for layer in self.layers)
 
     def parameters(self, geometry: ModelGeometry) -> int:
         """Return the number of compressible weights of all layers."""
@@ -183,16 +224,27 @@ def _vector_parameters(geometry: ModelGeometry, layer: LayerPlan) -> int:
         normed = groups + (layer.num_attention_heads if geometry.qk_norm_across_heads else groups)
         norms += normed * layer.qk_head_dim * geometry.qk_norm
         biases += (qk_rows + groups * layer.v_head_dim) * geometry.attention_bias
-        biases += hidden * geometry.attention_output_bias
+        biases += layer.residual_sizes(geometry).attention_writes * geometry.attention_output_bias
     if layer.intermediate_size:
         inner = (geometry.mlp_projections - 1) * layer.intermediate_size
         biases += inner * geometry.mlp_bias
-        biases += hidden * (geometry.mlp_bias or geometry.mlp_output_bias)
+        with_bias = geometry.mlp_bias or geometry.mlp_output_bias
+        biases += layer.residual_sizes(geometry).mlp_writes * with_bias
     return norms + biases
 
 
 Dimension = Literal["pairs", "value", "width", "heads"]
 Module = Literal["attention", "mlp"]
+SelectedDimension = Literal[
+    "value dims",
+    "rotary pairs",
+    "MLP neurons",
+    "attention reads",
+    "attention writes",
+    "MLP reads",
+    "MLP writes",
+]
+"""Dimension that a selection has cut; reads and writes are of the residual stream."""
 
 ATTENTION_DIMENSIONS: frozenset[Dimension] = frozenset({"pairs", "value", "heads"})
 ALL_DIMENSIONS: frozenset[Dimension] = ATTENTION_DIMENSIONS | {"width"}

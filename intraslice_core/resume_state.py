@@ -37,6 +37,8 @@ follows, so that the newest is the last by name."""
 _KEPT_TRAINING_FILES = 2
 """Newest states of a training that are kept: the last one may be in the course of being copied."""
 _PAIRS = "kept_pairs"
+_RESIDUAL = "residual."
+"""Begin of the names of a layer's indices into the residual stream."""
 _WARNINGS = "warnings"
 
 
@@ -53,6 +55,9 @@ class FinishedLayer:
     kept_pairs: Tensor
     """Rotary pairs, (num_key_value_heads, pairs), ascending."""
     report: LayerReport
+    residual: Mapping[str, Tensor] = field(default_factory=dict)
+    """Dimensions of the residual stream that the modules read and write
+    (`decoder_layer.residual_indices`)."""
 
 
 @dataclass(kw_only=True)
@@ -96,8 +101,15 @@ class ResumeState:
         if file is None:
             return None
         pairs = file.tensors.pop(_PAIRS)
+        residual = {
+            name.removeprefix(_RESIDUAL): file.tensors.pop(name)
+            for name in tuple(file.tensors)
+            if name.startswith(_RESIDUAL)
+        }
         report = LayerReport.model_validate_json(file.facts["report"])
-        return FinishedLayer(tensors=file.tensors, kept_pairs=pairs, report=report)
+        return FinishedLayer(
+            tensors=file.tensors, kept_pairs=pairs, report=report, residual=residual
+        )
 
     def has_layer(self, key: str, layer: int) -> bool:
         """Report whether a layer is finished, without reading its tensors."""
@@ -108,7 +120,8 @@ class ResumeState:
         name = _layer_name(finished.report.layer)
         facts = {"key": key, "report": finished.report.model_dump_json()}
         pairs = finished.kept_pairs.to("cpu").contiguous()
-        self._save(name, {**finished.tensors, _PAIRS: pairs}, facts)
+        residual = {_RESIDUAL + name: index for name, index in finished.residual.items()}
+        self._save(name, {**finished.tensors, _PAIRS: pairs, **residual}, facts)
         self.on_saved(name + SUFFIX)
 
     def restore_hidden_states(self, key: str, hidden: Mapping[str, Tensor], finished: int) -> int:

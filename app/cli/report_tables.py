@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from intraslice_core.plan import LayerPlan
+from intraslice_core.plan import RESIDUAL_LABELS, LayerPlan, ModelGeometry
 from intraslice_core.reports.schema import (
     CompressionReport,
     EvaluationReport,
@@ -73,13 +73,26 @@ def recovery_table(report: RecoveryReport) -> Table:
 def shapes_table(report: CompressionReport) -> Table:
     """Return a table of layer shapes and predicted losses; equal neighbours share a row."""
     table = Table(title=_shapes_title(report))
-    columns = ("layers", "query heads", "KV heads", "q/k width", "value width", "MLP width")
+    columns: tuple[str, ...] = (
+        "layers",
+        "query heads",
+        "KV heads",
+        "q/k width",
+        "value width",
+        "MLP width",
+    )
+    residual = report.plan.cuts_residual
+    columns += RESIDUAL_LABELS if residual else ()
     for name in (*columns, "predicted loss, attention", "MLP"):
         table.add_column(name, justify="right")
-    table.add_row("dense", *_shape(report.geometry.dense_layer()), "", "", end_section=True)
+
+    def shape(plan: LayerPlan) -> tuple[str, ...]:
+        return _shape(plan) + (_residual(plan, report.geometry) if residual else ())
+
+    table.add_row("dense", *shape(report.geometry.dense_layer()), "", "", end_section=True)
     predictions = report.allocation.layers if report.allocation else ()
     rows = [
-        (_shape(plan), _losses(predictions[layer] if predictions else None))
+        (shape(plan), _losses(predictions[layer] if predictions else None))
         for layer, plan in enumerate(report.plan.layers)
     ]
     first = 0
@@ -112,6 +125,11 @@ def _shape(plan: LayerPlan) -> tuple[str, ...]:
         plan.intermediate_size,
     )
     return tuple(f"{size:,}" for size in sizes)
+
+
+def _residual(plan: LayerPlan, geometry: ModelGeometry) -> tuple[str, ...]:
+    """Return the dimensions of the residual stream that the modules read and write."""
+    return tuple(f"{size:,}" for size in plan.residual_sizes(geometry).by_label.values())
 
 
 def _losses(predicted: LayerPrediction | None) -> tuple[str, str]:

@@ -272,29 +272,73 @@ class IntraSliceHeadNorm(nn.Module):
         return weight * normed.to(heads.dtype)
 
 
+# -- residual stream -------------------------------------------------------------------------------
+
+
+class IntraSliceResidual(nn.Module):
+    """Dimensions of the residual stream that a module reads or writes; an empty mask is of all."""
+
+    index: Tensor | None
+
+    def __init__(self, mask: str, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.dimensions = decode_rotary_pairs(mask)[0] if mask else None
+        self.width = hidden_size if self.dimensions is None else len(self.dimensions)
+        self.register_buffer("index", self.build_index(), persistent=False)
+
+    def build_index(self) -> Tensor | None:
+        """Return the dimensions, ascending, (width,), on the CPU; None for all."""
+        if self.dimensions is None:
+            return None
+        return torch.tensor(self.dimensions, dtype=torch.long, device="cpu")
+
+    def reset_parameters(self) -> None:
+        """Fill the index, which is lost on the meta device."""
+        index = self.build_index()
+        if index is not None and self.index is not None:
+            init.copy_(self.index, index)
+
+    def read(self, hidden_states: Tensor) -> Tensor:
+        """Return the dimensions of hidden states, (…, hidden_size) to (…, width)."""
+        if self.index is None:
+            return hidden_states
+        return hidden_states.index_select(-1, self.index)
+
+    def write(self, update: Tensor) -> Tensor:
+        """Return an update (…, width) of all dimensions, zero in the others, (…, hidden_size)."""
+        if self.index is None:
+            return update
+        full = update.new_zeros(*update.shape[:-1], self.hidden_size)
+        return full.index_copy(-1, self.index, update)
+
+
 # -- MLP -------------------------------------------------------------------------------------------
 
 
 class IntraSliceMLP(nn.Module):
     """MLP with a per-layer width, gated or not."""
 
-    def __init__(self, config: IntraSliceConfig, width: int) -> None:
+    def __init__(self, config: IntraSliceConfig, layer: Any) -> None:
         super().__init__()
-        hidden, bias = config.hidden_size, config.mlp_bias
-        self.gate_proj = nn.Linear(hidden, width, bias=bias) if config.gated_mlp else None
-        self.up_proj = nn.Linear(hidden, width, bias=bias)
-        self.down_proj = nn.Linear(width, hidden, bias=bias or config.mlp_output_bias)
+        width, bias = layer.intermediate_size, config.mlp_bias
+        self.reads = IntraSliceResidual(layer.mlp_reads, config.hidden_size)
+        self.writes = IntraSliceResidual(layer.mlp_writes, config.hidden_size)
+        read, written = self.reads.width, self.writes.width
+        self.gate_proj = nn.Linear(read, width, bias=bias) if config.gated_mlp else None
+        self.up_proj = nn.Linear(read, width, bias=bias)
+        self.down_proj = nn.Linear(width, written, bias=bias or config.mlp_output_bias)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the MLP's output for hidden states, both (batch, sequence, hidden_size)."""
+        hidden_states = self.reads.read(hidden_states)
         inner = self.up_proj(hidden_states)
         if self.gate_proj is None:
             inner = self.act_fn(inner)
         else:
             inner = self.act_fn(self.gate_proj(hidden_states)) * inner
-        output: Tensor = self.down_proj(inner)
-        return output
+        return self.writes.write(self.down_proj(inner))
 
 
 __all__ = [
@@ -303,6 +347,7 @@ __all__ = [
     "IntraSliceHeadNorm",
     "IntraSliceMLP",
     "IntraSlicePositions",
+    "IntraSliceResidual",
     "IntraSliceRotaryEmbedding",
     "IntraSliceScaledEmbedding",
     "attend_once",

@@ -7,7 +7,9 @@ The global values are the dense model's; `per_layer_config` holds the shape of e
 `num_attention_heads`, `num_key_value_heads`, `qk_head_dim` (two dimensions a rotary pair),
 `v_head_dim`, `intermediate_size` and `rotary_pairs`. A layer with 0 query heads has no attention,
 and one with `intermediate_size` 0 has no MLP. `head_dim` remains the dense head dim: it determines
-the rotary frequencies, and the mean of a query or key norm is over it.
+the rotary frequencies, and the mean of a query or key norm is over it. `attention_reads`,
+`attention_writes`, `mlp_reads` and `mlp_writes` are bitmasks of the dimensions of the residual
+stream that a module reads after its norm, and adds to; empty ones are of all dimensions.
 
 A head has `head_dim // 2` pairs, stored half-split: the first dimension of every pair, then the
 second. With partial rotary embedding the rotating pairs come first, then the still ones. In layers
@@ -165,6 +167,10 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     qk_head_dim: int | None = None
     v_head_dim: int | None = None
     rotary_pairs: str = ""
+    attention_reads: str = ""
+    attention_writes: str = ""
+    mlp_reads: str = ""
+    mlp_writes: str = ""
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Set the per-layer keys to their dense values, then let transformers apply the layers'."""
@@ -254,6 +260,10 @@ def _setting_problem(config: IntraSliceConfig) -> str | None:
 def _layer_problem(layer: Any, total_pairs: int, *, rotates: bool) -> str | None:
     """Return a description of what is wrong with the shape of one layer, or None."""
     heads, groups = layer.num_attention_heads, layer.num_key_value_heads
+    for name in ("attention_reads", "attention_writes", "mlp_reads", "mlp_writes"):
+        dimensions = decode_rotary_pairs(getattr(layer, name))
+        if len(dimensions) > 1 or any(own[-1:] >= [layer.hidden_size] for own in dimensions):
+            return f"{name} is not a mask of {layer.hidden_size} dimensions"
     if min(heads, groups, layer.qk_head_dim, layer.v_head_dim, layer.intermediate_size) < 0:
         return "a dimension is negative"
     if heads == 0:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from intraslice_core.plan import LayerPlan
+from intraslice_core.plan import RESIDUAL_LABELS, LayerPlan
 from intraslice_core.reports.chart import (
     Axis,
     AxisOf,
@@ -57,11 +57,23 @@ def shapes(report: CompressionReport) -> Figure:
         caption="Bars show the retained fraction of the dense size; × marks a removed module.",  # noqa: RUF001
         svg=shape_plot(report, inline=True),
         table=Table(
-            columns=("layer", "query heads", "KV heads", "q/k width", "value width", "MLP width"),
-            rows=tuple(_shape_row(name, plan) for name, plan in plans),
+            columns=(
+                *("layer", "query heads", "KV heads", "q/k width", "value width", "MLP width"),
+                *(RESIDUAL_LABELS if report.plan.cuts_residual else ()),
+            ),
+            rows=tuple(
+                (*_shape_row(name, plan), *_residual_cells(report, plan)) for name, plan in plans
+            ),
         ),
         wide=True,
     )
+
+
+def _residual_cells(report: CompressionReport, plan: LayerPlan) -> tuple[str, ...]:
+    """Return what a layer reads and writes of the residual stream, if any are parts of it."""
+    if not report.plan.cuts_residual:
+        return ()
+    return tuple(f"{size:,}" for size in plan.residual_sizes(report.geometry).by_label.values())
 
 
 def _shape_row(name: str, plan: LayerPlan) -> tuple[str, ...]:

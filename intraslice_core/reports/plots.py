@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from intraslice_core.plan import LayerPlan, ModelPlan
+from intraslice_core.plan import RESIDUAL_LABELS, LayerPlan, ModelPlan
 from intraslice_core.reports.formatting import percent, rendered, short
 from intraslice_core.reports.schema import CompressionReport, SpectrumReport
 
@@ -61,14 +61,25 @@ _SHAPE_MARGINS = Margins(left=128.0, right=16.0, top=58.0, bottom=40.0)
 _WIDEST_BAR = 22.0
 _NARROWEST_PLOT = 480.0
 _MOST_SHAPE_LABELS = 16
-_SIZE: dict[str, Callable[[LayerPlan], int]] = {
+_Size = Callable[[LayerPlan], int]
+_SIZE: dict[str, _Size] = {
     "query heads": lambda layer: layer.num_attention_heads,
     "rotary pairs": lambda layer: layer.qk_pairs,
     "value dims": lambda layer: layer.v_head_dim,
     "MLP width": lambda layer: layer.intermediate_size,
 }
 _COLOURS = ("#4477aa", "#228833", "#ccbb44", "#aa3377")
-"""Row colours, distinguishable with every kind of colour vision."""
+"""Row colours, distinguishable with every kind of colour vision; they recur after the last."""
+
+
+def _sizes(report: CompressionReport) -> dict[str, _Size]:
+    """Return the sizes that are plotted; reads and writes only where parts of them are."""
+
+    def size_of(label: str) -> _Size:
+        return lambda layer: layer.residual_sizes(report.geometry).by_label[label]
+
+    labels = RESIDUAL_LABELS if report.plan.cuts_residual else ()
+    return _SIZE | {label: size_of(label) for label in labels}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,25 +140,27 @@ def shape_plot(report: CompressionReport, *, inline: bool = False) -> Markup:
 def _shape_rows(report: CompressionReport, step: float) -> list[Row]:
     dense = report.geometry.dense_layer()
     rows = []
-    for index, (name, size) in enumerate(_SIZE.items()):
+    for index, (name, size) in enumerate(_sizes(report).items()):
         top = _SHAPE_MARGINS.top + index * (SHAPE_ROW + _SHAPE_GAP)
         rows.append(
             Row(
                 name=name,
                 dense=size(dense),
                 top=top,
-                colour=_COLOURS[index],
-                bars=_bars(report.plan, name, size(dense), (top, step)),
+                colour=_COLOURS[index % len(_COLOURS)],
+                bars=_bars(report.plan, (name, size), size(dense), (top, step)),
             )
         )
     return rows
 
 
-def _bars(plan: ModelPlan, name: str, dense: int, place: tuple[float, float]) -> tuple[Bar, ...]:
-    top, step = place
+def _bars(
+    plan: ModelPlan, named: tuple[str, _Size], dense: int, place: tuple[float, float]
+) -> tuple[Bar, ...]:
+    (name, size_of), (top, step) = named, place
     bars = []
     for index, layer in enumerate(plan.layers):
-        size = _SIZE[name](layer)
+        size = size_of(layer)
         height = SHAPE_ROW * size / dense
         bars.append(
             Bar(

@@ -20,7 +20,7 @@ from intraslice_core.allocation.budget import resolve_round_to
 from intraslice_core.allocation.equal_layers import plain_plan
 from intraslice_core.config import CompressionSettings
 from intraslice_core.errors import ConfigurationError
-from intraslice_core.methods import resolve_allocator
+from intraslice_core.methods import METHODS, resolve_allocator
 from intraslice_core.plan import ModelGeometry, ModelPlan, ShapeConstraint
 from intraslice_core.reports.fast_shapes import FastShapesReport
 
@@ -131,10 +131,11 @@ def with_fast_widths(
 ) -> ModelPlan:
     """Return a plan of equal MLP widths with widths of whole blocks, as `equal_plan` does.
 
-    Plans without whole layers stay: their MLPs are dense but for one.
+    Plans without whole layers stay: their MLPs are dense but for one. So do those of methods that
+    cut reads and writes of the residual stream, whose rows have other lengths, too.
     """
-    whole_layers = resolve_allocator(settings) == "whole_layers"
-    if ratio == 0.0 or geometry.input_layers or whole_layers:
+    others = resolve_allocator(settings) == "whole_layers" or METHODS[settings.method].residual
+    if ratio == 0.0 or geometry.input_layers or others:
         return plain
     budget = math.floor((1.0 - ratio) * geometry.dense_plan().parameters(geometry))
     limit = max(budget, plain.parameters(geometry))

@@ -25,6 +25,8 @@ Method = Literal[
     "transact",
     "shortgpt",
     "fusegpt",
+    "spp",
+    "disp",
 ]
 """Compression method (docs/methods.md)."""
 
@@ -104,6 +106,16 @@ METHOD_DESCRIPTIONS: Mapping[Method, MethodDescription] = MappingProxyType(
             title="FuseGPT",
             summary="whole layers by their effect on the model's output, later layers refitted",
             reference="arXiv 2411.14507",
+        ),
+        "spp": MethodDescription(
+            title="SPP",
+            summary="one order over all units of the model, of which every size is a prefix",
+            reference="arXiv 2501.03289",
+        ),
+        "disp": MethodDescription(
+            title="DISP-LLM",
+            summary="reads and writes of the residual stream for each module, and neurons",
+            reference="arXiv 2410.11988",
         ),
     }
 )

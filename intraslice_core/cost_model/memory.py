@@ -152,6 +152,10 @@ def stage_bytes(
         stages["gradients"] = StageBytes(
             host=states, device=weights + max(graph + fishers, head + logits)
         )
+    if parts.mask_tokens:
+        stages["masks"] = StageBytes(
+            host=0, device=weights + max(_mask_pass_bytes(geometry, length, item), head + logits)
+        )
     if parts.sensitivity:
         trials = 1 + TRIALS_PER_LAYER * len(trial_layers(geometry.num_hidden_layers))
         cut_states = trials * parts.trial_cut_tokens * geometry.hidden_size * item
@@ -165,6 +169,13 @@ def stage_bytes(
             device=layer_or_logits + tokens * geometry.hidden_size * item,
         )
     return stages
+
+
+def _mask_pass_bytes(geometry: ModelGeometry, length: int, item: int) -> int:
+    """Estimate the states of one sequence before all layers, and the graph of one layer."""
+    width = max(geometry.intermediate_size, geometry.num_attention_heads * geometry.head_dim)
+    states = geometry.hidden_size * (geometry.num_hidden_layers + 2)
+    return length * item * (width * _GRAPH_ACTIVATIONS + states)
 
 
 def _unit_bytes(

@@ -14,6 +14,7 @@ from intraslice_core.config import (
     Method,
     Target,
 )
+from intraslice_core.methods.disp import DISP
 from intraslice_core.methods.flap import FLAP
 from intraslice_core.methods.fusegpt import FUSEGPT
 from intraslice_core.methods.intraslice import INTRASLICE
@@ -28,6 +29,7 @@ from intraslice_core.methods.method import (
 )
 from intraslice_core.methods.modegpt import MODEGPT
 from intraslice_core.methods.shortgpt import SHORTGPT
+from intraslice_core.methods.spp import SPP
 from intraslice_core.methods.transact import TRANSACT
 from intraslice_core.methods.two_ssp import TWO_SSP
 from intraslice_core.methods.wanda_sp import WANDA_SP
@@ -43,6 +45,8 @@ METHODS: dict[Method, CompressionMethod] = {
     "transact": TRANSACT,
     "shortgpt": SHORTGPT,
     "fusegpt": FUSEGPT,
+    "spp": SPP,
+    "disp": DISP,
 }
 
 
@@ -93,7 +97,9 @@ def adds_output_biases(config: CompressionConfig) -> bool:
 def resolve_allocator(settings: CompressionSettings) -> Allocator:
     """Return the allocator of a compression; `auto` is the method's own."""
     if settings.allocation == "auto":
-        return METHODS[settings.method].allocator
+        method = METHODS[settings.method]
+        trained = None if settings.mask_training is None else method.trained_allocator
+        return trained or method.allocator
     return settings.allocation
 
 

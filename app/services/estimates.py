@@ -43,9 +43,9 @@ def validate_job(resources: Resources, principal: Principal, request: JobRequest
         InvalidRequestError: if the job would be rejected.
     """
     admitted = admit(resources.settings, request, locator(resources, principal.project_id))
-    warnings = cautions(admitted.dense, admitted.compression, admitted.evaluation)
     plan = _tournament(admitted)
     likely = admitted.compression if plan is None else plan.candidates[0].config
+    warnings = cautions(admitted.dense, likely, admitted.evaluation)
     calibration = likely.resolved_calibration
     expected = _estimate(admitted, plan)
     trials: float | None = None

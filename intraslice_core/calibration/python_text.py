@@ -6,11 +6,12 @@ without common paragraphs. Sections: the division of the library's modules, docu
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Literal
@@ -40,14 +41,19 @@ def library_modules(part: Part) -> list[str]:
     A digest of the module's name determines its part and its position, so the order is the same on
     every machine and neighbours are unrelated.
     """
-    root = Path(sysconfig.get_path("stdlib"))
-    digests = {
-        hashlib.sha256(file.relative_to(root).as_posix().encode()).digest(): file
-        for file in _files(root)
-    }
+    digests = _by_digest(Path(sysconfig.get_path("stdlib")))
     held_out = part == "evaluation"
     selected = [digest for digest in sorted(digests) if (digest[0] % _HELD_OUT == 0) is held_out]
     return [digests[digest].read_text(encoding="utf-8", errors="ignore") for digest in selected]
+
+
+@functools.cache
+def _by_digest(root: Path) -> Mapping[bytes, Path]:
+    """Return the library's modules by the digest of their names."""
+    return {
+        hashlib.sha256(file.relative_to(root).as_posix().encode()).digest(): file
+        for file in _files(root)
+    }
 
 
 def _files(root: Path) -> Iterator[Path]:

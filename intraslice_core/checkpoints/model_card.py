@@ -6,12 +6,13 @@ from the compression report by a Jinja template.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import metadata_load
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from intraslice_core.config.calibration import WeightedSource
 from intraslice_core.text_sources import DOMAIN_NAMES
@@ -29,17 +30,8 @@ def write_model_card(
         report: the `CompressionReport` as JSON values.
         sources: all calibration sources, with the text that the model wrote.
     """
-    environment = Environment(
-        loader=PackageLoader("intraslice_core.checkpoints"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-    environment.filters["thousands"] = lambda number: f"{number:,}"
     card = directory / MODEL_CARD
-    text = environment.get_template("model_card.md.j2").render(
+    text = _template().render(
         report,
         licences=sorted(file.name for file in directory.glob("LICENSE*")),
         domain_names=DOMAIN_NAMES,
@@ -49,6 +41,21 @@ def write_model_card(
     )
     card.write_text(text, encoding="utf-8")
     return card
+
+
+@functools.cache
+def _template() -> Template:
+    """Return the card's template; compiling it takes as long as compressing a tiny model."""
+    environment = Environment(
+        loader=PackageLoader("intraslice_core.checkpoints"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    return environment.get_template("model_card.md.j2")
 
 
 def _removed_layers(plan: Sequence[Mapping[str, int]]) -> list[int]:

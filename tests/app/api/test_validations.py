@@ -461,6 +461,16 @@ def test_auto_lists_its_candidates_and_is_estimated_by_the_slowest_of_them(
     assert answer["seconds"] == pytest.approx(alone["wanda_sp"] + trials)
 
 
+def test_auto_takes_a_target_size(client: TestClient, model: dict[str, str]) -> None:
+    ratio = validate(client, {"model": model, "compression": {"method": "auto"}}).json()
+    size = ratio["estimate"]["params_after"]
+    body = {"model": model, "compression": {"method": "auto", "target_params": size}}
+    answer = validate(client, body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["tournament"]["candidates"] == ratio["tournament"]["candidates"]
+    assert answer.json()["estimate"]["params_after"] == size
+
+
 def test_a_finished_job_of_auto_counts_for_its_winner(
     client: TestClient, resources: Resources, model: dict[str, str]
 ) -> None:

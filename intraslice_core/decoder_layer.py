@@ -11,8 +11,8 @@ rotate come after those that do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -33,10 +33,23 @@ class Linear:
 
     weight: Tensor
     bias: Tensor | None = None
+    reads: Tensor | None = None
+    """Features of the input that the columns belong to, ascending, int64; None for all."""
+    writes: Tensor | None = None
+    """Features of the output that the rows belong to, ascending, int64; the others are zero. None
+    for all."""
+    out_features: int = 0
+    """Features of the output, where `writes` is given."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Project (…, in_features) to (…, out_features)."""
-        return F.linear(inputs, self.weight, self.bias)
+        if self.reads is not None:
+            inputs = inputs.index_select(-1, self.reads)
+        outputs = F.linear(inputs, self.weight, self.bias)
+        if self.writes is None:
+            return outputs
+        full = outputs.new_zeros(*outputs.shape[:-1], self.out_features)
+        return full.index_copy(-1, self.writes, outputs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +160,52 @@ class LayerWeights:
             return 0
         group = self.query.weight.shape[0] // self.key.weight.shape[0]
         return self.num_key_value_heads * group
+
+
+def residual_parts(weights: LayerWeights) -> dict[str, Tensor]:
+    """Return the dimensions of the residual stream that the modules read and write, by name.
+
+    A name is missing where all are read or written.
+    """
+    indices = {
+        "attention_reads": weights.query.reads,
+        "attention_writes": weights.attention_output.writes,
+        "mlp_reads": weights.up.reads,
+        "mlp_writes": weights.mlp_output.writes,
+    }
+    return {name: index for name, index in indices.items() if index is not None}
+
+
+def with_residual_parts(weights: LayerWeights, parts: Mapping[str, Tensor]) -> LayerWeights:
+    """Return a layer whose projections read and write these dimensions of the residual stream.
+
+    Args:
+        weights: layer whose projections have as many columns and rows.
+        parts: dimensions by name, as from `residual_parts`.
+    """
+    parts = {name: index.to(weights.up.weight.device) for name, index in parts.items()}
+    hidden = next(
+        norm.weight.shape[0]
+        for norm in (weights.input_norm, weights.attention_output_norm)
+        if norm is not None
+    )
+
+    def reading(linear: Linear, name: str) -> Linear:
+        return replace(linear, reads=parts.get(name))
+
+    def writing(linear: Linear, name: str) -> Linear:
+        return replace(linear, writes=parts.get(name), out_features=hidden)
+
+    return replace(
+        weights,
+        query=reading(weights.query, "attention_reads"),
+        key=reading(weights.key, "attention_reads"),
+        value=reading(weights.value, "attention_reads"),
+        attention_output=writing(weights.attention_output, "attention_writes"),
+        gate=None if weights.gate is None else reading(weights.gate, "mlp_reads"),
+        up=reading(weights.up, "mlp_reads"),
+        mlp_output=writing(weights.mlp_output, "mlp_writes"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,7 +423,16 @@ def mlp_inner(hidden: Tensor, weights: LayerWeights, settings: LayerSettings) ->
         weights: of the layer.
         settings: of the layer.
     """
-    normed = apply_norm(hidden, weights.mlp_norm or weights.input_norm, settings)
+    return mlp_activations(mlp_inputs(hidden, weights, settings), weights, settings)
+
+
+def mlp_inputs(hidden: Tensor, weights: LayerWeights, settings: LayerSettings) -> Tensor:
+    """Return the normed hidden states that the MLP reads; `hidden` as in `mlp_inner`."""
+    return apply_norm(hidden, weights.mlp_norm or weights.input_norm, settings)
+
+
+def mlp_activations(normed: Tensor, weights: LayerWeights, settings: LayerSettings) -> Tensor:
+    """Return `u` from what `mlp_inputs` returns, (batch, sequence, intermediate_size)."""
     if weights.gate is None:
         return settings.activation(weights.up(normed))
     return settings.activation(weights.gate(normed)) * weights.up(normed)

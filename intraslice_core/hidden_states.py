@@ -15,6 +15,7 @@ from intraslice_core import decoder_layer
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Rotary
 from intraslice_core.methods import CompressionMethod
 from intraslice_core.plan import Module
+from intraslice_core.selection.residual_parts import ResidualPartSelections
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.statistics_cache import DenseStates
 from intraslice_core.unit_removal import LayerUnits
@@ -22,8 +23,9 @@ from intraslice_core.unit_removal import LayerUnits
 HELD_OUT_FRACTION = 8
 """Fraction of the calibration sequences, 1 in this many, held out to choose the damping."""
 
-PASSES = 4
-"""Passes over the calibration sequences per layer."""
+PASSES, RESIDUAL_PART_PASSES = 4, 5
+"""Passes over the calibration sequences per layer; the second for methods that cut what modules
+read and write of the residual stream."""
 
 TOKENS_AT_ONCE = 1024
 """Tokens per batch on a CPU, at least one sequence.
@@ -82,6 +84,8 @@ class LayerContext:
     """Cache that shares the dense hidden states with runs at other ratios."""
     units: LayerUnits | None = None
     """Scores of heads and neurons, where they were measured on the dense model."""
+    residual_parts: ResidualPartSelections | None = None
+    """Trained selections of the residual stream and of neurons; None selects by moments."""
     adds_output_biases: bool = False
     """True if output projections get biases that the dense layer lacks."""
 
@@ -107,6 +111,7 @@ class LayerPass:
 
     def __init__(self, dense: LayerWeights, states: HiddenStates, context: LayerContext) -> None:
         self._dense = dense
+        self._passes = RESIDUAL_PART_PASSES if context.method.residual_parts else PASSES
         self._states = states
         self._context = context
         self._passes_done = 0
@@ -121,7 +126,7 @@ class LayerPass:
         border = total - self._held_out_sequences
         starts = [*range(0, border, size), *range(border, total, size)]
         for start in starts:
-            self._context.before_batch((self._passes_done + start / total) / PASSES)
+            self._context.before_batch((self._passes_done + start / total) / self._passes)
             yield slice(start, min(start + size, border if start < border else total))
         self._passes_done += 1
 

@@ -10,8 +10,6 @@ computes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,11 +28,11 @@ from intraslice_core.compensation import (
 from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.device import return_free_memory
 from intraslice_core.direct_pruning import prune_directly
-from intraslice_core.errors import NumericalError
 from intraslice_core.hidden_states import HiddenStates, LayerContext, LayerPass
 from intraslice_core.pair_statistics import pair_statistics
-from intraslice_core.plan import LayerPlan, Module
-from intraslice_core.refit import ModuleOutcome, Refit
+from intraslice_core.plan import LayerPlan
+from intraslice_core.refit import ModuleOutcome, Refit, errors_located_at
+from intraslice_core.residual_parts_compression import compress_residual_parts
 from intraslice_core.selection import neurons, rotary_pairs, spectra, value_basis
 from intraslice_core.selection.spectra import Spectrum
 from intraslice_core.sensitivity.layer_sensitivity import KeptHeads, LayerSensitivity, first_heads
@@ -51,17 +49,6 @@ class LayerOutcome:
     attention: ModuleOutcome
     mlp: ModuleOutcome
     seconds: float
-
-
-@contextmanager
-def errors_located_at(layer: int, module: Module) -> Iterator[None]:
-    """Add layer and module to a `NumericalError` raised inside the context."""
-    try:
-        yield
-    except NumericalError as error:
-        raise NumericalError(
-            error.message, layer=layer, module=error.module or module, hint=error.hint
-        ) from error
 
 
 class LayerCompressor:
@@ -86,6 +73,8 @@ class LayerCompressor:
             NumericalError: naming the layer and the module.
         """
         started, context = time.perf_counter(), self._context
+        if context.method.residual_parts:
+            return self._compress_residual_parts()
         if not context.method.compensate:
             with errors_located_at(context.layer, "attention"):
                 return self._prune_directly()
@@ -123,6 +112,17 @@ class LayerCompressor:
         weights = self._as_stored(weights)
         self._pass.replay(weights)
         return LayerOutcome(weights=weights, seconds=time.perf_counter() - started, **vars(rest))
+
+    def _compress_residual_parts(self) -> LayerOutcome:
+        """Cut what the modules read and write of the residual stream, and neurons."""
+        started, settings = time.perf_counter(), self._context.settings
+        outcome = compress_residual_parts(self._dense, self._plan, self._pass, self._context)
+        pairs = torch.arange(settings.head_dim // 2, device=self._context.device)
+        return LayerOutcome(
+            kept_pairs=pairs.expand(settings.num_key_value_heads, -1),
+            seconds=time.perf_counter() - started,
+            **vars(outcome),
+        )
 
     # -- removed modules -------------------------------------------------------------------
 

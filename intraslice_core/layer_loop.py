@@ -21,6 +21,7 @@ from intraslice_core.checkpoints.dense_model import DenseLayerReader
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CompressionConfig
 from intraslice_core.content_key import content_key
+from intraslice_core.decoder_layer import residual_parts, with_residual_parts
 from intraslice_core.device import HostMemory, rounding_class
 from intraslice_core.errors import NumericalError
 from intraslice_core.families.canonical import (
@@ -183,16 +184,16 @@ class LayerLoop:
         plan, geometry = self._shapes.plan.layers[layer], self._work.geometry
         if plan.is_removed or self._is_unchanged(layer):
             return self._pass_on(layer)
-        message = (
-            f"MLP {geometry.intermediate_size}→{plan.intermediate_size}, "
-            f"q/k {geometry.head_dim}→{plan.qk_head_dim}, v {geometry.head_dim}→{plan.v_head_dim}"
-        )
+        message = _describe_sizes(geometry, plan)
         outcome = self._compressor(layer, message).run()
         self._require_finite(layer)
         return FinishedLayer(
             tensors=self._stored(layer, outcome.weights),
             kept_pairs=outcome.kept_pairs,
             report=layer_report(layer, plan, outcome),
+            residual_parts={
+                name: index.cpu() for name, index in residual_parts(outcome.weights).items()
+            },
         )
 
     def _pass_on(self, layer: int) -> FinishedLayer:
@@ -238,6 +239,8 @@ class LayerLoop:
             return slicing.remove_layer(work.layers.weights(layer))
         tensors = {name.removeprefix(prefix): tensor for name, tensor in finished.tensors.items()}
         weights = layer_weights(tensors, plan.num_key_value_heads, work.device, work.dtype)
+        if finished.residual_parts:
+            weights = with_residual_parts(weights, finished.residual_parts)
         if plan.qk_head_dim == work.geometry.head_dim:
             return weights
         return replace(weights, rotary_pairs=finished.kept_pairs.to(work.device))
@@ -253,6 +256,7 @@ class LayerLoop:
     def _context(self, layer: int, message: str) -> LayerContext:
         work, states, dense = self._work, self._hidden_states, self._work.layers
         sensitivity, units = self._shapes.sensitivity, self._shapes.units
+        parts = self._shapes.residual_parts
         return LayerContext(
             layer=layer,
             settings=dense.settings(layer),
@@ -265,6 +269,7 @@ class LayerLoop:
             sensitivity=sensitivity[layer].to(work.device) if sensitivity else None,
             dense_states=self._dense_states,
             units=units[layer].to(work.device) if units else None,
+            residual_parts=parts[layer].to(work.device) if parts else None,
             adds_output_biases=adds_output_biases(work.config),
         )
 
@@ -291,6 +296,21 @@ class LayerLoop:
             raise NumericalError(
                 "the compressed hidden states contain NaN or infinity", layer=layer
             )
+
+
+def _describe_sizes(geometry: ModelGeometry, plan: LayerPlan) -> str:
+    """Return the dense and the kept sizes of a layer, for progress."""
+    width = f"MLP {geometry.intermediate_size}→{plan.intermediate_size}"
+    if plan.residual_parts is not None:
+        sizes = plan.residual_parts
+        return (
+            f"{width}, residual {geometry.hidden_size}→reads {sizes.attention_reads} and "
+            f"{sizes.mlp_reads}, writes {sizes.attention_writes} and {sizes.mlp_writes}"
+        )
+    return (
+        f"{width}, q/k {geometry.head_dim}→{plan.qk_head_dim}, "
+        f"v {geometry.head_dim}→{plan.v_head_dim}"
+    )
 
 
 def _grouped(work: CompressionWork, tokens: Tensor) -> tuple[Tensor, int]:

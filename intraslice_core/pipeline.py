@@ -330,6 +330,7 @@ def _shape_work(work: CompressionWork, run: Run) -> AllocationContext:
         stored_dtype=work.stored_dtype,
         cache=_sensitivity_cache(run),
         key=work.key,
+        resume_state=work.resume_state,
         prefix_length=len(work.prefix),
         before_batch=before_batch,
     )
@@ -388,6 +389,10 @@ def _sliced_config(
         with_layers(work.result_settings, plan.remaining),
         plan.result_layers,
         [layers[layer].kept_pairs.tolist() for layer in plan.remaining],
+        [
+            {name: index.tolist() for name, index in layers[layer].residual_parts.items()}
+            for layer in plan.remaining
+        ],
     )
 
 

@@ -6,12 +6,13 @@ A `ModelGeometry` has the dense model's dimensions, a `LayerPlan` the sizes that
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from intraslice_core.config import FrozenModel
 
@@ -89,6 +90,51 @@ class ResidualWidths(FrozenModel):
     mlp: int = Field(ge=1, description="width that the attention writes and the MLP reads")
     output: int = Field(ge=1, description="width of the layer's output, which the MLP writes")
 
+    @property
+    def reads_and_writes(self) -> ResidualParts:
+        """Return the dimensions that the modules read and write: all of the sliced stream."""
+        return ResidualParts(
+            attention_reads=self.attention,
+            attention_writes=self.mlp,
+            mlp_reads=self.mlp,
+            mlp_writes=self.output,
+        )
+
+    @property
+    def attention_shortcut(self) -> int:
+        """Return the number of weights of the matrix past the attention."""
+        return self.attention * self.mlp
+
+    @property
+    def mlp_shortcut(self) -> int:
+        """Return the number of weights of the matrix past the MLP."""
+        return self.mlp * self.output
+
+
+class ResidualParts(FrozenModel):
+    """Numbers of dimensions of the residual stream that the modules of one layer read and write.
+
+    The stream itself stays whole (method `disp`).
+    """
+
+    attention_reads: int = Field(ge=1)
+    attention_writes: int = Field(ge=1)
+    mlp_reads: int = Field(ge=1)
+    mlp_writes: int = Field(ge=1)
+
+    @property
+    def by_label(self) -> dict[str, int]:
+        """Return the sizes by the names that reports give them."""
+        labels = ("attention reads", "attention writes", "MLP reads", "MLP writes")
+        sizes = (self.attention_reads, self.attention_writes, self.mlp_reads, self.mlp_writes)
+        return dict(zip(labels, sizes, strict=True))
+
+
+@functools.cache
+def _whole_stream(hidden_size: int) -> ResidualParts:
+    """Return the numbers of modules that read and write a dense stream; cached for allocators."""
+    return ResidualParts(**dict.fromkeys(ResidualParts.model_fields, hidden_size))
+
 
 class LayerPlan(FrozenModel):
     """Sizes that one layer keeps: the same for all its KV groups, free across layers."""
@@ -101,6 +147,17 @@ class LayerPlan(FrozenModel):
     residual: ResidualWidths | None = Field(
         default=None, description="widths of a sliced residual stream; null where it is dense"
     )
+    residual_parts: ResidualParts | None = Field(
+        default=None,
+        description="dimensions of the residual stream that the modules read and write; null is "
+        "all of them",
+    )
+
+    @model_validator(mode="after")
+    def _require_one_form_of_the_residual_stream(self) -> Self:
+        if self.residual is not None and self.residual_parts is not None:
+            raise ValueError("residual and residual_parts exclude each other: set one of them")
+        return self
 
     @property
     def is_removed(self) -> bool:
@@ -117,25 +174,33 @@ class LayerPlan(FrozenModel):
 
         A shortcut counts for the module that it bypasses.
         """
-        heads = self.num_attention_heads + self.num_key_value_heads
-        if self.residual is None:
-            return geometry.hidden_size * heads * (self.qk_head_dim + self.v_head_dim)
-        outputs = self.num_attention_heads * self.v_head_dim
-        inputs = heads * (self.qk_head_dim + self.v_head_dim) - outputs
-        widths = self.residual
-        return inputs * widths.attention + outputs * widths.mlp + widths.attention * widths.mlp
+        widths = self.reads_and_writes(geometry)
+        queries, groups = self.num_attention_heads, self.num_key_value_heads
+        read = queries * self.qk_head_dim + groups * (self.qk_head_dim + self.v_head_dim)
+        written = queries * self.v_head_dim
+        shortcut = 0 if self.residual is None else self.residual.attention_shortcut
+        return widths.attention_reads * read + widths.attention_writes * written + shortcut
 
     def mlp_parameters(self, geometry: ModelGeometry) -> int:
         """Return the number of weights of the MLP projections, without biases.
 
         A shortcut counts for the module that it bypasses.
         """
-        if self.residual is None:
-            return geometry.mlp_projections * geometry.hidden_size * self.intermediate_size
-        inputs = (geometry.mlp_projections - 1) * self.intermediate_size
-        widths = self.residual
-        projections = inputs * widths.mlp + self.intermediate_size * widths.output
-        return projections + widths.mlp * widths.output
+        widths = self.reads_and_writes(geometry)
+        rows = (geometry.mlp_projections - 1) * widths.mlp_reads + widths.mlp_writes
+        shortcut = 0 if self.residual is None else self.residual.mlp_shortcut
+        return rows * self.intermediate_size + shortcut
+
+    def reads_and_writes(self, geometry: ModelGeometry) -> ResidualParts:
+        """Return how many dimensions of the residual stream the modules read and write.
+
+        They are parts of the stream, or all of it, whether it is sliced or dense.
+        """
+        if self.residual_parts is not None:
+            return self.residual_parts
+        if self.residual is not None:
+            return self.residual.reads_and_writes
+        return _whole_stream(geometry.hidden_size)
 
     def parameters(self, geometry: ModelGeometry) -> int:
         """Return the number of compressible weights of the layer."""
@@ -170,6 +235,21 @@ class ModelPlan(FrozenModel):
     def slices_residual(self) -> bool:
         """Return whether the residual stream is sliced, so that layers have shortcuts."""
         return any(layer.residual is not None for layer in self.layers)
+
+    @property
+    def has_residual_parts(self) -> bool:
+        """Return whether modules read or write parts of the residual stream."""
+        return any(layer.residual_parts is not None for layer in self.layers)
+
+    def residual_sizes(self, layer: LayerPlan, geometry: ModelGeometry) -> dict[str, int]:
+        """Return a layer's sizes in the residual stream by the names that reports give them.
+
+        Nothing where all modules read and write the dense stream.
+        """
+        widths = layer.reads_and_writes(geometry)
+        if self.slices_residual:
+            return {"residual width": widths.attention_reads}
+        return widths.by_label if self.has_residual_parts else {}
 
     def parameters(self, geometry: ModelGeometry) -> int:
         """Return the number of compressible weights of all layers.
@@ -238,26 +318,36 @@ def _vector_parameters(geometry: ModelGeometry, layer: LayerPlan) -> int:
 
     The norms of a sliced residual stream have no weights.
     """
-    hidden, groups, residual = geometry.hidden_size, layer.num_key_value_heads, layer.residual
+    hidden, groups = geometry.hidden_size, layer.num_key_value_heads
+    widths = layer.reads_and_writes(geometry)
     norms, biases = 0, 0
-    if residual is None:
+    if layer.residual is None:
         norms = geometry.norms_per_layer * hidden * (1 + geometry.norm_bias)
     if layer.num_attention_heads:
         qk_rows = (layer.num_attention_heads + groups) * layer.qk_head_dim
         normed = groups + (layer.num_attention_heads if geometry.qk_norm_across_heads else groups)
         norms += normed * layer.qk_head_dim * geometry.qk_norm
         biases += (qk_rows + groups * layer.v_head_dim) * geometry.attention_bias
-        biases += (residual.mlp if residual else hidden) * geometry.attention_output_bias
+        biases += widths.attention_writes * geometry.attention_output_bias
     if layer.intermediate_size:
         inner = (geometry.mlp_projections - 1) * layer.intermediate_size
         biases += inner * geometry.mlp_bias
-        output = residual.output if residual else hidden
-        biases += output * (geometry.mlp_bias or geometry.mlp_output_bias)
+        biases += widths.mlp_writes * (geometry.mlp_bias or geometry.mlp_output_bias)
     return norms + biases
 
 
 Dimension = Literal["pairs", "value", "width", "heads"]
 Module = Literal["attention", "mlp"]
+SelectedDimension = Literal[
+    "value dims",
+    "rotary pairs",
+    "MLP neurons",
+    "attention reads",
+    "attention writes",
+    "MLP reads",
+    "MLP writes",
+]
+"""Dimension that a selection has cut; reads and writes are of the residual stream."""
 
 ATTENTION_DIMENSIONS: frozenset[Dimension] = frozenset({"pairs", "value", "heads"})
 ALL_DIMENSIONS: frozenset[Dimension] = ATTENTION_DIMENSIONS | {"width"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from intraslice_core import compensation
 from intraslice_core.compensation import OutputSpace
 from intraslice_core.dampings import Dampings
+from intraslice_core.errors import NumericalError
 from intraslice_core.methods import CompressionMethod
 from intraslice_core.plan import Module
 from intraslice_core.selection.spectra import Spectrum
@@ -29,6 +32,17 @@ class ModuleOutcome:
     """Dampings used, by the regression's part (`own`, `correction`)."""
     spectra: tuple[Spectrum, ...] = ()
     """Spectra of the selections, one per dimension that was cut."""
+
+
+@contextmanager
+def errors_located_at(layer: int, module: Module) -> Iterator[None]:
+    """Add layer and module to a `NumericalError` raised inside the context."""
+    try:
+        yield
+    except NumericalError as error:
+        raise NumericalError(
+            error.message, layer=layer, module=error.module or module, hint=error.hint
+        ) from error
 
 
 class Refit:

@@ -18,9 +18,9 @@ from torch import Tensor
 from intraslice_core import decoder_layer, slicing
 from intraslice_core.decoder_layer import LayerWeights, Linear, Norm
 from intraslice_core.hidden_states import HiddenStates, LayerContext, LayerPass
-from intraslice_core.layer_compressor import LayerOutcome, errors_located_at
+from intraslice_core.layer_compressor import LayerOutcome
 from intraslice_core.plan import LayerPlan, ResidualWidths
-from intraslice_core.refit import ModuleOutcome
+from intraslice_core.refit import ModuleOutcome, errors_located_at
 from intraslice_core.residual_basis import (
     Basis,
     StreamMoment,

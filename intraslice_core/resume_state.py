@@ -37,6 +37,8 @@ follows, so that the newest is the last by name."""
 _KEPT_TRAINING_FILES = 2
 """Newest states of a training that are kept: the last one may be in the course of being copied."""
 _PAIRS, _BASIS = "kept_pairs", "residual_basis"
+_PARTS = "residual_parts."
+"""Begin of the names of a layer's indices into the residual stream."""
 _WARNINGS = "warnings"
 
 
@@ -55,6 +57,9 @@ class FinishedLayer:
     report: LayerReport
     basis: Tensor | None = None
     """Basis of the layer's sliced output, (hidden_size, width), float32; None if it is dense."""
+    residual_parts: Mapping[str, Tensor] = field(default_factory=dict)
+    """Dimensions of the residual stream that the modules read and write
+    (`decoder_layer.residual_parts`)."""
 
 
 @dataclass(kw_only=True)
@@ -110,8 +115,18 @@ class ResumeState:
         if file is None:
             return None
         pairs, basis = file.tensors.pop(_PAIRS), file.tensors.pop(_BASIS, None)
-        report = LayerReport.model_validate_json(file.facts["report"])
-        return FinishedLayer(tensors=file.tensors, kept_pairs=pairs, report=report, basis=basis)
+        parts = {
+            name.removeprefix(_PARTS): file.tensors.pop(name)
+            for name in tuple(file.tensors)
+            if name.startswith(_PARTS)
+        }
+        return FinishedLayer(
+            tensors=file.tensors,
+            kept_pairs=pairs,
+            report=LayerReport.model_validate_json(file.facts["report"]),
+            basis=basis,
+            residual_parts=parts,
+        )
 
     def has_layer(self, key: str, layer: int) -> bool:
         """Report whether a layer is finished, without reading its tensors."""
@@ -123,7 +138,8 @@ class ResumeState:
         facts = {"key": key, "report": finished.report.model_dump_json()}
         pairs = finished.kept_pairs.to("cpu").contiguous()
         basis = {} if finished.basis is None else {_BASIS: finished.basis}
-        self._save(name, {**finished.tensors, _PAIRS: pairs, **basis}, facts)
+        parts = {_PARTS + name: index for name, index in finished.residual_parts.items()}
+        self._save(name, {**finished.tensors, _PAIRS: pairs, **basis, **parts}, facts)
         self.on_saved(name + SUFFIX)
 
     def restore_hidden_states(self, key: str, hidden: Mapping[str, Tensor], finished: int) -> int:

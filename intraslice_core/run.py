@@ -252,13 +252,19 @@ class Run:
                 fraction=begin + (end - begin) * (report.layer + 1) / layers,
                 layer=report.layer,
                 layers=layers,
-                finished=_layer_done(report, geometry.dense_layer()),
+                finished=_layer_done(report, geometry),
             )
         )
 
 
-def _layer_done(report: LayerReport, dense: LayerPlan) -> LayerDone:
-    plan = report.plan
+def _layer_done(report: LayerReport, geometry: ModelGeometry) -> LayerDone:
+    plan, dense = report.plan, geometry.dense_layer()
+    # Parts of the residual stream that the modules read and write, as shares of their parameters.
+    whole = plan.model_copy(update={"residual_parts": None})
+    attention_share = mlp_share = 1.0
+    if plan.residual_parts is not None:
+        attention_share = plan.attention_parameters(geometry) / whole.attention_parameters(geometry)
+        mlp_share = plan.mlp_parameters(geometry) / whole.mlp_parameters(geometry)
     return LayerDone(
         layer=report.layer,
         num_attention_heads=plan.num_attention_heads,
@@ -266,8 +272,8 @@ def _layer_done(report: LayerReport, dense: LayerPlan) -> LayerDone:
         qk_head_dim=plan.qk_head_dim,
         v_head_dim=plan.v_head_dim,
         intermediate_size=plan.intermediate_size,
-        attention_part=_head_widths(plan) / _head_widths(dense),
-        mlp_part=plan.intermediate_size / dense.intermediate_size,
+        attention_part=attention_share * _head_widths(plan) / _head_widths(dense),
+        mlp_part=mlp_share * plan.intermediate_size / dense.intermediate_size,
         attention_error=report.attention.relative_error,
         mlp_error=report.mlp.relative_error,
         explained_energy=report.attention.explained_energy,

@@ -18,7 +18,7 @@ from intraslice_core.statistics import HeadEnergies
 def _rows(linear: Linear, index: Tensor) -> Linear:
     """Return a projection to the output features `index` only."""
     bias = None if linear.bias is None else linear.bias[index]
-    return Linear(weight=linear.weight[index], bias=bias)
+    return replace(linear, weight=linear.weight[index], bias=bias)
 
 
 def _head_rows(per_head: Tensor, head_dim: int) -> Tensor:
@@ -328,7 +328,7 @@ def project_inputs(linear: Linear, projection: Tensor) -> Linear:
 
 def select_inputs(linear: Linear, kept: Tensor) -> Linear:
     """Return a projection that reads the input features `kept` only, (kept,)."""
-    return Linear(weight=linear.weight[:, kept].contiguous(), bias=linear.bias)
+    return replace(linear, weight=linear.weight[:, kept].contiguous())
 
 
 def output_projection(fitted: Tensor, like: Linear) -> Linear:

@@ -42,7 +42,10 @@ def runs_in_vllm_layers(config: IntraSliceConfig) -> bool:
     names = (*LLAMA_SETTINGS, "rope_parameters")
     # A checkpoint of an earlier version lacks newer settings, whose defaults are Llama's.
     settings = {name: getattr(config, name, LLAMA_SETTINGS.get(name)) for name in names}
-    return has_llama_settings(settings)
+    # Parts of the residual stream are in the transformers model only.
+    parts = ("attention_reads", "attention_writes", "mlp_reads", "mlp_writes")
+    whole = not any(getattr(layer, part, "") for layer in config.per_layer_config for part in parts)
+    return whole and has_llama_settings(settings)
 
 
 def common_heads(config: IntraSliceConfig) -> tuple[int, int]:

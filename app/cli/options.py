@@ -112,6 +112,22 @@ AttentionBiasOption = Annotated[
         "larger values keep more of the attention."
     ),
 ]
+MaskTokensOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Largest number of tokens on which masks are trained, by which the methods spp and "
+        "disp then choose what stays; K, M and G are allowed (16 to 10G).",
+        show_default="no training; 1M with --mask-seconds",
+    ),
+]
+MaskSecondsOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Time limit of the training of masks in seconds (above 0).",
+        show_default="no training; no limit with --mask-tokens",
+    ),
+]
 CalibrationOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -99,17 +99,23 @@ def recovery_table(report: RecoveryReport) -> Table:
 def shapes_table(report: CompressionReport) -> Table:
     """Return a table of layer shapes and predicted losses; equal neighbours share a row."""
     table = Table(title=_shapes_title(report))
-    hidden = report.geometry.hidden_size if report.plan.slices_residual else None
+    geometry, plan = report.geometry, report.plan
+    dense = geometry.dense_layer()
     columns: tuple[str, ...]
     columns = ("layers", "query heads", "KV heads", "q/k width", "value width", "MLP width")
-    columns += ("residual width",) if hidden else ()
+    columns += (*plan.residual_sizes(dense, geometry),)
     for name in (*columns, "predicted loss, attention", "MLP"):
         table.add_column(name, justify="right")
-    table.add_row("dense", *_shape(report.geometry.dense_layer(), hidden), "", "", end_section=True)
+
+    def sizes(layer: LayerPlan) -> tuple[str, ...]:
+        residual = plan.residual_sizes(layer, geometry).values()
+        return (*_shape(layer), *(f"{size:,}" for size in residual))
+
+    table.add_row("dense", *sizes(dense), "", "", end_section=True)
     predictions = report.allocation.layers if report.allocation else ()
     rows = [
-        (_shape(plan, hidden), _losses(predictions[layer] if predictions else None))
-        for layer, plan in enumerate(report.plan.layers)
+        (sizes(shape), _losses(predictions[layer] if predictions else None))
+        for layer, shape in enumerate(plan.layers)
     ]
     first = 0
     for row, neighbours in groupby(rows):
@@ -132,17 +138,15 @@ def _shapes_title(report: CompressionReport) -> str:
     return title
 
 
-def _shape(plan: LayerPlan, hidden: int | None) -> tuple[str, ...]:
-    """Return the sizes of a layer, with the residual stream's if the dense one is given."""
-    sizes: tuple[int, ...] = (
+def _shape(plan: LayerPlan) -> tuple[str, ...]:
+    """Return the sizes of a layer's modules."""
+    sizes = (
         plan.num_attention_heads,
         plan.num_key_value_heads,
         plan.qk_head_dim,
         plan.v_head_dim,
         plan.intermediate_size,
     )
-    if hidden is not None:
-        sizes += (hidden if plan.residual is None else plan.residual.attention,)
     return tuple(f"{size:,}" for size in sizes)
 
 

@@ -30,6 +30,8 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
     "allocation": (options.AllocationOption, DEFAULT.allocation),
     "module_cap": (options.ModuleCapOption, DEFAULT.module_cap),
     "attention_bias": (options.AttentionBiasOption, DEFAULT.attention_bias),
+    "mask_tokens": (options.MaskTokensOption, None),
+    "mask_seconds": (options.MaskSecondsOption, None),
     "calibration": (options.CalibrationOption, None),
     "self_share": (options.SelfShareOption, None),
     "text_field": (options.TextFieldOption, None),
@@ -76,6 +78,7 @@ class SettingsOptions:
                 "source": options.calibration_source(values["calibration"]),
                 **{name: values[name] for name in _CALIBRATION},
             },
+            "mask_training": self._mask_training(),
             "recover": self._recovery(),
         }
 
@@ -100,6 +103,20 @@ class SettingsOptions:
             text_field=values["text_field"],
         )
         return config if values["evaluation"] else None
+
+    def _mask_training(self) -> dict[str, Any] | None:
+        """Return the settings of the training of masks, or None without a bound.
+
+        Raises:
+            ConfigurationError: if a quantity is malformed.
+        """
+        tokens, seconds = self.values["mask_tokens"], self.values["mask_seconds"]
+        settings: dict[str, Any] = {}
+        if tokens is not None:
+            settings["max_tokens"] = quantity(tokens, "--mask-tokens")
+        if seconds is not None:
+            settings["max_seconds"] = seconds
+        return settings or None
 
     def _recovery(self) -> dict[str, Any] | None:
         """Return the settings of the recovery fine-tuning, or None without a loss."""

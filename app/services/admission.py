@@ -307,6 +307,9 @@ def _beyond_limits(
             (f"{_RECOVER}/sequence_length", compression.recover.sequence_length, length),
             (f"{_RECOVER}/max_tokens", compression.recover.max_tokens, tokens),
         ]
+    if compression.mask_training is not None:
+        training = compression.mask_training
+        requested.append(("/compression/mask_training/max_tokens", training.max_tokens, tokens))
     if evaluation is not None:
         requested += [
             ("/evaluation/context_length", evaluation.context_length, length),

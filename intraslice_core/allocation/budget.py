@@ -11,7 +11,7 @@ from intraslice_core.checkpoints.inspection import (
     TIGHT_BELOW_BYTES,
 )
 from intraslice_core.config import BudgetField, CompressionConfig, CompressionSettings
-from intraslice_core.errors import BudgetOutOfReachError
+from intraslice_core.errors import BudgetOutOfReachError, ConfigurationError
 from intraslice_core.methods import METHODS, adds_output_biases, resolve_allocator
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan, total_parameters
 
@@ -86,9 +86,17 @@ def compression_budget(
     Raises:
         BudgetOutOfReachError: if the budget exceeds the dense model or is below the parameters
             that cannot be removed.
+        ConfigurationError: if the model is a result with parts of the residual stream.
     """
     if METHODS[config.method].slices_residual:
         require_foldable_norms(geometry)
+    if any(layer.residual_parts is not None for layer in geometry.input_layers):
+        raise ConfigurationError(
+            "the modules of this model read and write parts of the residual stream, and no method "
+            "cuts such a model further",
+            field="model",
+            hint="compress the original model",
+        )
     if config.ratio is not None:
         budget = _by_ratio(config.ratio, geometry)
     elif config.target_params is not None:
@@ -177,9 +185,10 @@ def _require_reachable(
     step = resolve_round_to(settings, geometry)
     # `require_rounding` checks the bounds of whole units and layers, and of the residual stream.
     method = METHODS[settings.method]
-    whole_units = method.units is not None or method.layers is not None or method.slices_residual
-    rounded = 0 if whole_units else smallest_plan(geometry, step).parameters(geometry)
-    without_cap = ("uniform", "two_stage", "whole_layers", "residual_width")
+    whole_units = method.units is not None or method.layers is not None
+    other_bounds = whole_units or method.slices_residual or method.residual_parts
+    rounded = 0 if other_bounds else smallest_plan(geometry, step).parameters(geometry)
+    without_cap = ("uniform", "two_stage", "whole_layers", "residual_width", "hypernetwork")
     ignores_cap = resolve_allocator(settings) in without_cap
     capped = 0 if ignores_cap else round((1.0 - settings.module_cap) * dense)
     minimum = max(rounded, capped)

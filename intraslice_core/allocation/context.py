@@ -16,6 +16,8 @@ from intraslice_core.config import Allocation, Allocator, CompressionConfig
 from intraslice_core.export.targets import TargetDemands
 from intraslice_core.plan import ModelGeometry, ModelPlan
 from intraslice_core.reports.schema import AllocationReport, LayerPrediction, LossWeighting
+from intraslice_core.resume_state import ResumeState
+from intraslice_core.selection.residual_parts import ResidualPartSelections
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.unit_removal import LayerUnits
 
@@ -57,6 +59,8 @@ class AllocationContext:
     """Callback with the stage's finished fraction and current activity; may raise to stop."""
     prefix_length: int = 0
     """Positions of the prefix at the beginning of every calibration sequence."""
+    resume_state: ResumeState | None = None
+    """Files from which an interrupted training of masks resumes; None starts it anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,8 @@ class Shapes:
     """Scores of heads and neurons, where they were measured on the dense model."""
     extra_loss: float | None = None
     """Predicted loss of preferring fast shapes, in nats per token; None if unknown."""
+    residual_parts: tuple[ResidualPartSelections, ...] | None = None
+    """Trained selections of the residual stream and of neurons."""
 
 
 def allocation_report(

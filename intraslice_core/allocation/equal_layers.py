@@ -9,6 +9,7 @@ import math
 
 from intraslice_core.allocation.depth import depth_plan
 from intraslice_core.allocation.layer_ratios import influence_plan
+from intraslice_core.allocation.residual_parts import residual_parts_plan
 from intraslice_core.allocation.residual_width import residual_plan
 from intraslice_core.allocation.two_stage import two_stage_plan
 from intraslice_core.allocation.uniform import head_rectangles, uniform_plan, with_heads
@@ -74,5 +75,7 @@ def plain_plan(
     if allocator == "block_influence":
         equal = (0.0,) * geometry.num_hidden_layers
         return influence_plan(geometry, equal, ratio, round_to, constraint, settings.module_cap)
+    if METHODS[settings.method].residual_parts:
+        return residual_parts_plan(geometry, ratio, round_to, constraint)
     whole_heads = METHODS[settings.method].units is not None
     return uniform_plan(geometry, ratio, round_to, constraint, whole_heads=whole_heads)

@@ -157,6 +157,7 @@ def measure_sensitivity(
     batch_size: int,
     before_batch: Callable[[float], None],
     with_trial_cuts: bool = True,
+    with_value_dims: bool = False,
 ) -> ModelSensitivity:
     """Compute gradients, then measure all layers; gradients are on disk in between.
 
@@ -166,6 +167,7 @@ def measure_sensitivity(
         batch_size: sequences in one batch.
         before_batch: callback with the finished fraction; may raise to stop.
         with_trial_cuts: measure the trial cuts, which only the Lagrangian allocator uses.
+        with_value_dims: also measure the removal order of value dimensions as they are.
 
     Raises:
         NumericalError: naming the layer.
@@ -189,6 +191,7 @@ def measure_sensitivity(
             batch_size=batch_size,
             before_batch=lambda done: before_batch(GRADIENT_SHARE + (1 - GRADIENT_SHARE) * done),
             prefix_length=tokens.prefix_length,
+            with_value_dims=with_value_dims,
         )
 
 

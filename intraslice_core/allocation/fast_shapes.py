@@ -20,7 +20,7 @@ from intraslice_core.allocation.budget import resolve_round_to
 from intraslice_core.allocation.equal_layers import plain_plan
 from intraslice_core.config import CompressionSettings
 from intraslice_core.errors import ConfigurationError
-from intraslice_core.methods import resolve_allocator
+from intraslice_core.methods import METHODS, resolve_allocator
 from intraslice_core.plan import ModelGeometry, ModelPlan, ShapeConstraint
 from intraslice_core.reports.fast_shapes import FastShapesReport
 
@@ -132,10 +132,12 @@ def with_fast_widths(
     """Return a plan of equal MLP widths with widths of whole blocks, as `equal_plan` does.
 
     Plans without whole layers stay: their MLPs are dense but for one. So do those with a sliced
-    residual stream, whose MLPs are all dense.
+    residual stream, whose MLPs are all dense, and those of methods that cut what modules read and
+    write of the stream, whose rows have other lengths, too.
     """
     dense_widths = resolve_allocator(settings) in ("whole_layers", "residual_width")
-    if ratio == 0.0 or geometry.input_layers or dense_widths:
+    others = dense_widths or METHODS[settings.method].residual_parts
+    if ratio == 0.0 or geometry.input_layers or others:
         return plain
     budget = math.floor((1.0 - ratio) * geometry.dense_plan().parameters(geometry))
     limit = max(budget, plain.parameters(geometry))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
+from itertools import product
 
 from torch import Tensor
 
@@ -36,6 +37,7 @@ from intraslice_core.allocation.fast_shapes import (
 from intraslice_core.allocation.influence_shapes import influence_shapes
 from intraslice_core.allocation.judge import HeldOutDivergence, difference
 from intraslice_core.allocation.layer_shapes import layer_shapes
+from intraslice_core.allocation.path_shapes import path_shapes, unit_order
 from intraslice_core.allocation.search import (
     CANDIDATES,
     SearchResult,
@@ -43,6 +45,7 @@ from intraslice_core.allocation.search import (
     search,
 )
 from intraslice_core.allocation.shared_pairs import with_shared_pairs
+from intraslice_core.allocation.trained_residual_parts import trained_residual_parts
 from intraslice_core.allocation.unit_shapes import unit_shapes
 from intraslice_core.calibration import calibration_hash, sequence_sources
 from intraslice_core.config import Allocator
@@ -100,12 +103,16 @@ def _choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
     split = CalibrationSplit.of(tokens, kinds, context.prefix_length)
     free = measured = None
     allocator = resolve_allocator(context.config)
-    if METHODS[context.config.method].layers is not None:
-        return layer_shapes(context, tokens, split)
-    if METHODS[context.config.method].units is not None:
-        return unit_shapes(context, tokens, split)
+    own = _shapes_of_parts(context, tokens, split)
+    if own is not None:
+        return own
     if METHODS[context.config.method].measures_sensitivity and context.budget.ratio > 0.0:
         free = measured = _measured(context, split, tokens)
+        if METHODS[context.config.method].value_basis == "coordinates":
+            order = unit_order(context, tokens, measured.layers, SENSITIVITY_SHARE)
+            if allocator == "solution_path":
+                return path_shapes(context, order)
+            free = measured = replace(measured, layers=order.layers)
         if context.demands.alike:
             measured = replace(measured, layers=with_shared_pairs(measured.layers))
     if METHODS[context.config.method].slices_residual:
@@ -119,6 +126,21 @@ def _choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
         shapes = _lagrangian(context, measured or _measured(context, split, tokens), split)
         return shapes if free is None else _with_unconstrained_loss(context, shapes, free, split)
     return _fisher(context, measured, split, allocator)
+
+
+def _shapes_of_parts(
+    context: AllocationContext, tokens: Tensor, split: CalibrationSplit
+) -> Shapes | None:
+    """Return the shapes of methods that remove layers or units, or that train their selections."""
+    method = METHODS[context.config.method]
+    if method.layers is not None:
+        return layer_shapes(context, tokens, split)
+    if method.units is not None:
+        return unit_shapes(context, tokens, split)
+    trains = context.config.mask_training is not None and context.budget.ratio > 0.0
+    if method.residual_parts and trains:
+        return trained_residual_parts(context, tokens, partial(_uniform_plan, context))
+    return None
 
 
 def _fisher(
@@ -149,18 +171,22 @@ def _measured(
 ) -> ModelSensitivity:
     """Load the sensitivity from the cache, or measure and cache it.
 
-    Trial cuts are measured for the Lagrangian allocator only. Any other allocator also takes a
-    cached measurement that has them.
+    Trial cuts are measured for the Lagrangian allocator only, value dimensions as they are for
+    methods that select among them. Others also take a cached measurement that has them.
     """
     cache, allocator = context.cache, resolve_allocator(context.config)
     with_trial_cuts = allocator == "lagrangian"
+    with_value_dims = METHODS[context.config.method].value_basis == "coordinates"
     if cache is not None:
-        for usable in (True,) if with_trial_cuts else (True, False):
-            name = _cached_name(context, tokens, with_trial_cuts=usable)
+        for trials, dims in product((True, with_trial_cuts), (True, with_value_dims)):
+            name = _cached_name(context, tokens, with_trial_cuts=trials, with_value_dims=dims)
             cached = load_sensitivity(cache.directory / name)
             if cached is not None:
                 return cached
-    ends_stage = allocator == "uniform" or not METHODS[context.config.method].measures_sensitivity
+    ends_stage = context.config.mask_training is None and (
+        allocator in ("uniform", "solution_path")
+        or not METHODS[context.config.method].measures_sensitivity
+    )
     share = 1.0 if ends_stage else SENSITIVITY_SHARE
     measured = measure_sensitivity(
         context.layers,
@@ -170,15 +196,20 @@ def _measured(
             share * done, "measuring the sensitivity of layers"
         ),
         with_trial_cuts=with_trial_cuts,
+        with_value_dims=with_value_dims,
     )
     if cache is not None and cache.has_room(measured.nbytes):
-        name = _cached_name(context, tokens, with_trial_cuts=with_trial_cuts)
+        name = _cached_name(
+            context, tokens, with_trial_cuts=with_trial_cuts, with_value_dims=with_value_dims
+        )
         save_sensitivity(cache.directory / name, measured)
         cache.on_saved(name)
     return measured
 
 
-def _cached_name(context: AllocationContext, tokens: Tensor, *, with_trial_cuts: bool) -> str:
+def _cached_name(
+    context: AllocationContext, tokens: Tensor, *, with_trial_cuts: bool, with_value_dims: bool
+) -> str:
     """Return the name of the file that caches the sensitivity."""
     key = context.key(
         sensitivity=calibration_hash(tokens),
@@ -187,6 +218,7 @@ def _cached_name(context: AllocationContext, tokens: Tensor, *, with_trial_cuts:
         parts=[part.name for part in fields(LayerSensitivity)],
         batch_size=context.config.batch_size,
         trial_cuts=with_trial_cuts,
+        value_dims=with_value_dims,
     )
     return f"sensitivity-{key[:32]}.safetensors"
 

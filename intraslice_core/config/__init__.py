@@ -30,6 +30,7 @@ from intraslice_core.config.compression import (
     Target,
 )
 from intraslice_core.config.evaluation import EvaluationConfig, GateConfig, SpeedPoint, TaskName
+from intraslice_core.config.mask_training import MaskTrainingConfig
 from intraslice_core.config.methods import (
     AUTO,
     FORMER_METHOD,
@@ -81,6 +82,7 @@ __all__ = [
     "FrozenModel",
     "GateConfig",
     "GgufFormat",
+    "MaskTrainingConfig",
     "Method",
     "MethodChoice",
     "MethodDescription",

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from intraslice_core.config.base import FrozenModel
 from intraslice_core.config.calibration import DEFAULT_MIXTURE, OFFLINE_MIXTURE, CalibrationConfig
+from intraslice_core.config.mask_training import MaskTrainingConfig
 from intraslice_core.config.methods import (
     FORMER_METHOD,
     RENAMED_METHOD_ERROR,
@@ -36,9 +37,12 @@ Allocator = Literal[
     "block_influence",
     "whole_layers",
     "residual_width",
+    "solution_path",
+    "hypernetwork",
 ]
-"""Budget allocation strategy (docs/method.md, section 4); the last five are methods' own, of FLAP,
-2SSP, MoDeGPT, the methods that remove decoder layers, and SliceGPT."""
+"""Budget allocation strategy (docs/method.md, section 4); the last seven are methods' own, of FLAP,
+2SSP, MoDeGPT, the methods that remove decoder layers, SliceGPT, SPP, and DISP-LLM with trained
+masks."""
 
 Allocation = Literal["auto", "uniform", "fisher", "fisher_pca", "lagrangian"]
 """Requested allocation strategy; `auto` selects the method's own (`methods.resolve_allocator`)."""
@@ -143,8 +147,8 @@ class CompressionSettings(FrozenModel):
         gt=0.0,
         le=1.0,
         description="Largest fraction of one module that may be removed; 1 allows removing whole "
-        "modules. The allocation uniform and the methods 2ssp, shortgpt, fusegpt and slicegpt "
-        "ignore it.",
+        "modules. The allocation uniform and the methods 2ssp, shortgpt, fusegpt, slicegpt and "
+        "disp ignore it.",
     )
     attention_bias: float = Field(
         default=1.0,
@@ -152,6 +156,11 @@ class CompressionSettings(FrozenModel):
         le=1000.0,
         description="Factor on attention scores in the allocations fisher and fisher_pca; larger "
         "values retain more of the attention.",
+    )
+    mask_training: MaskTrainingConfig | None = Field(
+        default=None,
+        description="Training of masks by which the methods spp and disp choose what stays; null "
+        "chooses without training.",
     )
     recover: RecoveryConfig | None = Field(
         default=None, description="Recovery fine-tuning after the compression; null skips it."

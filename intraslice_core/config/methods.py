@@ -26,6 +26,8 @@ Method = Literal[
     "shortgpt",
     "fusegpt",
     "slicegpt",
+    "spp",
+    "disp",
 ]
 """Compression method (docs/methods.md)."""
 
@@ -114,6 +116,16 @@ METHOD_DESCRIPTIONS: Mapping[Method, MethodDescription] = MappingProxyType(
             title="SliceGPT",
             summary="PCA of the residual stream, with a matrix on every residual connection",
             reference="arXiv 2401.15024",
+        ),
+        "spp": MethodDescription(
+            title="SPP",
+            summary="one order over all units of the model, of which every size is a prefix",
+            reference="arXiv 2501.03289",
+        ),
+        "disp": MethodDescription(
+            title="DISP-LLM",
+            summary="reads and writes of the residual stream for each module, and neurons",
+            reference="arXiv 2410.11988",
         ),
     }
 )

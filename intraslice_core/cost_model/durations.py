@@ -192,7 +192,7 @@ def allocation_seconds(
         + flops.sensitivity_factorisations / _ELIMINATIONS
         + (layers if flops.sensitivity else 0.0),
         # Nothing else precedes the measurement of units, so that its progress is linear in time.
-        trial_compression=(flops.trial_compression + flops.units) / _PRODUCTS
+        trial_compression=(flops.trial_compression + flops.units + flops.masks) / _PRODUCTS
         + flops.trial_factorisations / _FACTORISATIONS
         + trials,
     )

@@ -56,6 +56,8 @@ class StageFlops(FrozenModel):
     trial_compression: float
     trial_factorisations: float
     """Factorisations of the trial compressions, in float64."""
+    masks: float
+    """Training of masks."""
     units: float
     """Measurement of heads and neurons for methods that remove whole ones."""
     passes: float
@@ -69,7 +71,7 @@ class StageFlops(FrozenModel):
         """Operations of the sensitivity measurement and the allocation."""
         sensitivity = self.gradients + self.sensitivity + self.sensitivity_factorisations
         trials = self.trial_compression + self.trial_factorisations
-        return sensitivity + trials + self.units
+        return sensitivity + trials + self.units + self.masks
 
     @property
     def compress(self) -> float:
@@ -90,6 +92,7 @@ def stage_flops(geometry: ModelGeometry, compression: CompressionConfig) -> Stag
         sensitivity_factorisations=work.sensitivity_factorisations(),
         trial_compression=work.trial_compression(),
         trial_factorisations=work.layers * work.own_refits(*[work.kept] * trials) * bool(trials),
+        masks=work.masks(),
         units=work.units(),
         passes=refits.passes(work.samples) if compensates else work.direct_passes(),
         statistics=refits.statistics(work.samples) if compensates else work.stream_statistics(),
@@ -223,6 +226,8 @@ class _Work:
             return 0.0
         hidden, width = self.geometry.hidden_size, self.geometry.intermediate_size
         elimination = width**3 + 2 * width**3 / 3 + width**2 * hidden
+        if METHODS[self.compression.method].value_basis == "coordinates":
+            elimination += 3 * self.inner**3 + self.inner**2 * hidden  # of value dimensions
         metrics = 4 * hidden**3 / 3 + 2.0 * hidden**2 * (width + 2 * self.inner)
         refits = len(trial_layers(self.layers)) * self.own_refits(0.75, 0.5)
         return self.layers * (elimination + metrics) + refits * bool(self.parts.trial_cut_tokens)
@@ -250,6 +255,12 @@ class _Work:
         checks = self.sequence(1.0) + TRIAL_PLANS * (self.kept * self.layers * layer + self.head())
         fit = parts.trial_fit * self.layers * (layer + self._grams())
         return fit + parts.judged_tokens / self.length * checks
+
+    def masks(self) -> float:
+        """Count a forward pass of each step, then each layer again with its inputs' gradient."""
+        layer = 3 * (self.attention() + self.mlp())
+        steps = self.parts.mask_tokens / self.length
+        return steps * (self.layers * layer + 2 * self.head())
 
     def units(self) -> float:
         """Count the pass over the calibration, and the removal of modules or layers one by one."""
@@ -295,6 +306,10 @@ class _Work:
         if self._decomposes_attention:
             attention = kept * self.attention() + self._projections()
         inner = 1 - 1 / self.geometry.mlp_projections
+        if METHODS[self.compression.method].residual_parts:
+            inner = (
+                1 + inner * kept
+            )  # the dense module with its output, and the one that reads less
         return sequences * self.layers * (attention + (inner + kept + dense) * self.mlp())
 
     @property
@@ -366,6 +381,9 @@ class _Work:
             inner = 0.0
         grams = _TRIANGLE * (inner**2 + neurons**2) + neurons * (width - neurons)
         crosses = inner * hidden + corrects * (inner + neurons) * hidden
+        if METHODS[self.compression.method].residual_parts:
+            grams += 2 * _TRIANGLE * hidden**2
+            crosses += neurons * hidden
         return 2.0 * sequences * self.length * self.layers * (grams + crosses)
 
     def fits(self, own: int, correction: int) -> float:
@@ -394,7 +412,17 @@ class _Work:
             both += solves(self.inner * self.kept)
         if method.neuron_choice == "leverage":
             both += width**3  # the inverse of the whole Gram matrix
+        if method.residual_parts:
+            both += self._residual_part_fits()
         return self.layers * (projected + crosses + both)
+
+    def _residual_part_fits(self) -> float:
+        """Count the choice of a layer's reads and neurons, and the refit of what reads."""
+        hidden, width = self.geometry.hidden_size, self.geometry.intermediate_size
+        keys = 2 * self.geometry.num_key_value_heads * self.geometry.head_dim
+        outputs = self.inner + keys + (self.geometry.mlp_projections - 1) * width
+        reads = 2 * 5 * hidden**3 / 3 + 5.0 * hidden**2 * outputs
+        return reads + 5 * width**3 / 3 + 3.0 * width**2 * hidden
 
     def _solve(self, width: float, tries: int) -> float:
         """Count the factor, the solution and its error per damping, and the prior's residual."""

@@ -150,9 +150,13 @@ def stage_bytes(
         graph = max(_GRAPH_TOKENS, length) * width * item * _GRAPH_ACTIVATIONS
         fishers = 4 * _FLOAT64_BYTES * geometry.hidden_size**2
         sequences = min(GROUP_SEQUENCES, max(_GRAPH_TOKENS // length, 1), parts.gradients)
-        states = sequences * state * (geometry.num_hidden_layers + 2)
         stages["gradients"] = StageBytes(
-            host=states, device=weights + max(graph + fishers, head + logits)
+            host=sequences * state * (geometry.num_hidden_layers + 2),
+            device=weights + max(graph + fishers, head + logits),
+        )
+    if parts.mask_tokens:
+        stages["masks"] = StageBytes(
+            host=0, device=weights + max(_mask_pass_bytes(geometry, length, item), head + logits)
         )
     if parts.sensitivity:
         trials = 1 + TRIALS_PER_LAYER * len(trial_layers(geometry.num_hidden_layers))
@@ -183,6 +187,13 @@ def _stream_bytes(
     moments = _FLOAT64_BYTES * hidden * (_GRAMS * hidden + width)
     states = calibration.samples * calibration.sequence_length * hidden * item
     return StageBytes(host=states, device=weights + moments + batch)
+
+
+def _mask_pass_bytes(geometry: ModelGeometry, length: int, item: int) -> int:
+    """Estimate the states of one sequence before all layers, and the graph of one layer."""
+    width = max(geometry.intermediate_size, geometry.num_attention_heads * geometry.head_dim)
+    states = geometry.hidden_size * (geometry.num_hidden_layers + 2)
+    return length * item * (width * _GRAPH_ACTIVATIONS + states)
 
 
 def _unit_bytes(

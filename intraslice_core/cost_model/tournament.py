@@ -65,11 +65,19 @@ class TrialSizes:
         return KINDS * self.judged_samples * self.judged_length
 
     def of(self, config: CompressionConfig) -> CompressionConfig:
-        """Return the settings of a trial: fewer calibration tokens and nothing that follows."""
+        """Return the settings of a trial: fewer tokens and nothing that follows.
+
+        Masks are trained on fewer tokens in the same proportion.
+        """
         sizes = {"samples": self.samples, "sequence_length": self.sequence_length}
+        calibration, training = config.calibration, config.mask_training
+        if training is not None:
+            tokens = calibration.samples * calibration.sequence_length
+            training = training.scaled(self.samples * self.sequence_length / tokens)
         return config.model_copy(
             update={
-                "calibration": config.calibration.model_copy(update=sizes),
+                "calibration": calibration.model_copy(update=sizes),
+                "mask_training": training,
                 "exports": ("safetensors",),
                 "recover": None,
             }

@@ -49,6 +49,8 @@ class EstimatorSequences:
     """Tokens on which attentions are removed one by one; 0 for methods that do not."""
     layer_tokens: int = 0
     """Tokens on which layers are removed one by one; 0 for methods that do not."""
+    mask_tokens: int = 0
+    """Tokens that masks are trained on, at most; 0 without training."""
 
     @classmethod
     def of(cls, compression: CompressionConfig) -> EstimatorSequences:
@@ -85,7 +87,16 @@ class EstimatorSequences:
             activations=samples * _activation_passes(compression.method, allocator),
             attention_tokens=attention_tokens * two_stage,
             layer_tokens=layer_tokens * (by_model and compression.ratio != 0.0),
+            mask_tokens=_mask_tokens(compression),
         )
+
+
+def _mask_tokens(compression: CompressionConfig) -> int:
+    """Return the largest number of tokens that masks are trained on, a sequence at least."""
+    training, length = compression.mask_training, compression.calibration.sequence_length
+    if training is None or compression.ratio == 0.0:
+        return 0
+    return max(training.max_tokens // length, 1) * length
 
 
 def _activation_passes(method: MethodChoice, allocator: Allocator) -> int:
@@ -210,4 +221,5 @@ def _estimator_tokens(layers: int, compression: CompressionConfig) -> float:
     sequences += parts.activations
     plans = (1 + TRIAL_PLANS + 2 * free_shapes) * parts.judged_tokens
     tokens = sequences * compression.calibration.sequence_length
-    return tokens + trials + plans + attentions + removals
+    masks = _TRAINING_PASSES * parts.mask_tokens
+    return tokens + trials + plans + attentions + removals + masks

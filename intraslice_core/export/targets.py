@@ -251,6 +251,7 @@ def require_target(settings: CompressionSettings, model_type: str) -> TargetDema
             field="compression.allocation",
             hint=f"use {_joined(method.allocations)}, or method intraslice_plus",
         )
+    _require_mask_training(settings)
     if settings.gguf_formats and not DEMANDS[settings.target].gguf:
         raise ConfigurationError(
             f"target {settings.target} has no GGUF export, because llama.cpp cannot run its models",
@@ -280,6 +281,29 @@ def _require_comparable_states(settings: CompressionSettings) -> None:
             "hidden states have other bases and widths than the dense model's",
             field="compression.recover.loss",
             hint="use loss distill or ce",
+        )
+
+
+def _require_mask_training(settings: CompressionSettings) -> None:
+    """Raise if masks are to be trained that the method or the allocation does not use.
+
+    Raises:
+        ConfigurationError: naming the methods that train masks.
+    """
+    if settings.mask_training is None:
+        return
+    if not METHODS[settings.method].trains_masks:
+        training = [name for name, method in METHODS.items() if method.trains_masks]
+        raise ConfigurationError(
+            f"method {settings.method} does not train masks",
+            field="compression.mask_training",
+            hint=f"leave out mask_training, or use method {_joined(training)}",
+        )
+    if settings.allocation == "lagrangian":
+        raise ConfigurationError(
+            "allocation lagrangian compares predicted losses, which trained masks do not give",
+            field="compression.mask_training",
+            hint="use allocation auto or uniform, or leave out mask_training",
         )
 
 
@@ -356,7 +380,8 @@ def runtimes(settings: CompressionSettings, decoder: Mapping[str, Any]) -> tuple
         decoder: settings of the dense decoder, as of an `IntraSliceConfig`.
     """
     names = _RUNTIMES[settings.target]
-    if decoder.get("residual_shortcuts"):  # vLLM was not tried
+    # vLLM was not tried with shortcuts, and parts of the stream are in the transformers model only.
+    if decoder.get("residual_shortcuts") or METHODS[settings.method].residual_parts:
         return names
     if settings.target == "research":
         return (*names, IN_VLLM if has_llama_settings(decoder) else SLOW_IN_VLLM)

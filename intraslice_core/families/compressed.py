@@ -19,7 +19,7 @@ from intraslice_core.families.gguf import (
     has_mlp_bias,
     rope_parameters,
 )
-from intraslice_core.plan import LayerPlan, ModelGeometry
+from intraslice_core.plan import LayerPlan, ModelGeometry, ResidualParts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -28,6 +28,10 @@ RESEARCH, ADAPTIVE = "intraslice", "nemotron-nas"
 NO_ATTENTION: Mapping[str, int] = dict.fromkeys(
     ("num_attention_heads", "num_key_value_heads", "qk_pairs", "v_head_dim"), 0
 )
+
+
+RESIDUAL_PARTS = tuple(ResidualParts.model_fields)
+"""Keys of `per_layer_config` with masks of the residual stream."""
 
 
 class ResearchFamily(Family):
@@ -143,16 +147,32 @@ class AdaptiveFamily(Family):
 def _research_layer(geometry: ModelGeometry, own: Mapping[str, Any]) -> LayerPlan:
     """Return the shape of a layer from its entry of `per_layer_config`; missing keys are dense."""
     width = own.get("intermediate_size", geometry.intermediate_size)
+    parts = _residual_parts(geometry, own)
     heads = own.get("num_attention_heads", geometry.num_attention_heads)
     if heads == 0:
-        return LayerPlan(**NO_ATTENTION, intermediate_size=width)
+        return LayerPlan(**NO_ATTENTION, intermediate_size=width, residual_parts=parts)
     return LayerPlan(
         num_attention_heads=heads,
         num_key_value_heads=own.get("num_key_value_heads", geometry.num_key_value_heads),
         qk_pairs=own.get("qk_head_dim", geometry.head_dim) // 2,
         v_head_dim=own.get("v_head_dim", geometry.head_dim),
         intermediate_size=width,
+        residual_parts=parts,
     )
+
+
+def _residual_parts(geometry: ModelGeometry, own: Mapping[str, Any]) -> ResidualParts | None:
+    """Return the sizes of a layer's reads and writes of the residual stream; None if all whole."""
+    if not any(own.get(name) for name in RESIDUAL_PARTS):
+        return None
+    sizes = {name: len(mask_of(own.get(name, ""), geometry.hidden_size)) for name in RESIDUAL_PARTS}
+    return ResidualParts(**sizes)
+
+
+def mask_of(text: str, total: int) -> list[int]:
+    """Return the positions of a hexadecimal mask, ascending; an empty text keeps all."""
+    (positions,) = rotary_pairs_of(text, 1, total)
+    return positions
 
 
 def _adaptive_layer(geometry: ModelGeometry, block: Mapping[str, Any]) -> LayerPlan:

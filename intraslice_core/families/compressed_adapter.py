@@ -25,7 +25,12 @@ from intraslice_core.families.canonical import (
     layer_shapes,
     outer_shapes,
 )
-from intraslice_core.families.compressed import RESEARCH, rotary_pairs_of
+from intraslice_core.families.compressed import (
+    RESEARCH,
+    RESIDUAL_PARTS,
+    mask_of,
+    rotary_pairs_of,
+)
 from intraslice_core.plan import LayerPlan
 
 _COLUMNS_OF_HEADS, _COLUMNS_OF_NEURONS = "self_attn.o_proj", "mlp.down_proj"
@@ -110,7 +115,7 @@ class CompressedAdapter(FamilyAdapter):
             _COLUMNS_OF_NEURONS: layer.intermediate_size,
         }
         shapes: dict[str, tuple[int, ...]] = {}
-        for name, shape in layer_shapes(settings).items():
+        for name, shape in self._shapes_with_parts(settings, layer).items():
             module, _, kind = name.rpartition(".")
             size = rows.get(module, columns.get(module))
             if size == 0 or (size is None and not self._has_norm(module, layer)):
@@ -120,6 +125,24 @@ class CompressedAdapter(FamilyAdapter):
             elif module in columns and kind == "weight":
                 shape = (shape[0], columns[module])
             shapes[name] = shape
+        return shapes
+
+    @staticmethod
+    def _shapes_with_parts(
+        settings: CanonicalSettings, layer: LayerPlan
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of a dense layer with the layer's reads and writes."""
+        shapes = layer_shapes(settings)
+        for name, shape in shapes.items():
+            module, _, kind = name.rpartition(".")
+            mask = _MASKS.get(module)
+            if layer.residual_parts is None or mask is None:
+                continue
+            size = getattr(layer.residual_parts, mask)
+            if mask.endswith("writes"):
+                shapes[name] = (size, *shape[1:])
+            elif kind == "weight":
+                shapes[name] = (shape[0], size)
         return shapes
 
     def _has_norm(self, module: str, layer: LayerPlan) -> bool:
@@ -136,6 +159,10 @@ class CompressedAdapter(FamilyAdapter):
         settings = self.canonical_settings(config)
         plan = self.geometry(config).input_layers[layer]
         some = next(iter(tensors.values()))
+        if plan.residual_parts is not None:
+            own, hidden = config.per_layer_config[layer], settings["hidden_size"]
+            masks = {name: mask_of(getattr(own, name), hidden) for name in RESIDUAL_PARTS}
+            tensors = _with_whole_stream(tensors, masks, hidden)
         padded: dict[str, Tensor] = {}
         for name, shape in layer_shapes(settings).items():
             module = name.rpartition(".")[0]
@@ -159,6 +186,40 @@ class CompressedAdapter(FamilyAdapter):
 
 
 _PAIRED = ("self_attn.q_proj", "self_attn.k_proj", *HEAD_NORMS.values())
+
+
+_MASKS = {
+    **dict.fromkeys(
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "attention_reads"
+    ),
+    "self_attn.o_proj": "attention_writes",
+    **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), "mlp_reads"),
+    "mlp.down_proj": "mlp_writes",
+}
+"""Mask of the residual stream that each projection reads or writes by."""
+
+
+def _with_whole_stream(
+    tensors: Mapping[str, Tensor], masks: Mapping[str, list[int]], hidden_size: int
+) -> dict[str, Tensor]:
+    """Return tensors whose projections read and write the whole residual stream, zero elsewhere.
+
+    Args:
+        tensors: of a layer.
+        masks: dimensions by the names of `RESIDUAL_PARTS`.
+        hidden_size: dimensions of the stream.
+    """
+    whole = dict(tensors)
+    for name, tensor in tensors.items():
+        module, _, kind = name.rpartition(".")
+        mask = _MASKS.get(module)
+        if mask is None or (mask.endswith("reads") and kind != "weight"):
+            continue
+        dim = 0 if mask.endswith("writes") else 1
+        shape = [hidden_size if own == dim else size for own, size in enumerate(tensor.shape)]
+        index = torch.tensor(masks[mask], device=tensor.device)
+        whole[name] = tensor.new_zeros(shape).index_copy(dim, index, tensor)
+    return whole
 
 
 def _padded_end(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -17,6 +17,7 @@ from intraslice_core.config import (
     MethodChoice,
     Target,
 )
+from intraslice_core.methods.disp import DISP
 from intraslice_core.methods.flap import FLAP
 from intraslice_core.methods.fusegpt import FUSEGPT
 from intraslice_core.methods.intraslice import INTRASLICE
@@ -32,6 +33,7 @@ from intraslice_core.methods.method import (
 from intraslice_core.methods.modegpt import MODEGPT
 from intraslice_core.methods.shortgpt import SHORTGPT
 from intraslice_core.methods.slicegpt import SLICEGPT
+from intraslice_core.methods.spp import SPP
 from intraslice_core.methods.transact import TRANSACT
 from intraslice_core.methods.two_ssp import TWO_SSP
 from intraslice_core.methods.wanda_sp import WANDA_SP
@@ -48,6 +50,8 @@ METHODS: dict[MethodChoice, CompressionMethod] = {
     "shortgpt": SHORTGPT,
     "fusegpt": FUSEGPT,
     "slicegpt": SLICEGPT,
+    "spp": SPP,
+    "disp": DISP,
 }
 """Options by method; `auto` has none, because a tournament puts a method in its place."""
 
@@ -110,7 +114,9 @@ def adds_output_biases(config: CompressionConfig) -> bool:
 def resolve_allocator(settings: CompressionSettings) -> Allocator:
     """Return the allocator of a compression; `auto` is the method's own."""
     if settings.allocation == "auto":
-        return METHODS[settings.method].allocator
+        method = METHODS[settings.method]
+        trained = None if settings.mask_training is None else method.trained_allocator
+        return trained or method.allocator
     return settings.allocation
 
 

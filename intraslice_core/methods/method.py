@@ -56,10 +56,16 @@ class CompressionMethod:
     allocations: tuple[Allocation, ...] = ALL_ALLOCATIONS
     """Allocations that the method may be combined with."""
     pair_score: Literal["centered", "product", "energy_product", "magnitude"] = "magnitude"
-    value_basis: Literal["weighted", "pca", "two_svds", "magnitude"] = "magnitude"
+    value_basis: Literal["weighted", "pca", "two_svds", "coordinates", "magnitude"] = "magnitude"
+    """`coordinates` keeps value dimensions and rotary pairs as they are; it needs
+    `measures_sensitivity`."""
     neuron_choice: Literal["obs", "energy", "leverage", "magnitude"] = "magnitude"
     measures_sensitivity: bool = False
     """Select by the sensitivity of the dense model instead of each layer's compressed inputs."""
+    trains_masks: bool = False
+    """Choose by trained masks if `mask_training` is given."""
+    trained_allocator: Allocator | None = None
+    """Allocator that `auto` stands for with trained masks; None for `allocator`."""
     cuts_heads: bool = False
     """Let the `lagrangian` allocator remove heads; needs their measured sensitivity."""
     compensate: bool = False
@@ -72,6 +78,9 @@ class CompressionMethod:
     """Relative damping of the Gram matrix that neurons are selected by."""
     damping_per_dimension: bool = False
     """Scale damping by each dimension's energy instead of their mean."""
+    residual_parts: bool = False
+    """Cut what modules read and write of the residual stream, and neurons; attention dimensions
+    stay whole."""
     units: UnitRemoval | None = None
     """Removal of whole units; None for methods that cut dimensions within heads."""
     layers: LayerRemoval | None = None

@@ -75,9 +75,16 @@ class LayerShape(Protocol):
 
 
 def _layer_entry(
-    shape: LayerShape, pairs: Sequence[Sequence[int]], total_pairs: int, *, rotates: bool
+    shape: LayerShape,
+    pairs: Sequence[Sequence[int]],
+    parts: Mapping[str, Sequence[int]],
+    dense: IntraSliceConfig,
+    *,
+    rotates: bool,
 ) -> dict[str, int | str]:
     """Return one layer's entry of `per_layer_config`."""
+    assert dense.head_dim is not None  # set on construction
+    total_pairs, hidden = dense.head_dim // 2, dense.hidden_size
     removed, residual = shape.num_attention_heads == 0, shape.residual
     widths: dict[str, int | str] = {}
     if residual is not None:
@@ -95,6 +102,7 @@ def _layer_entry(
         "intermediate_size": shape.intermediate_size,
         "rotary_pairs": "" if removed or whole else encode_rotary_pairs(pairs, total_pairs),
         **widths,
+        **{name: encode_rotary_pairs([index], hidden) for name, index in parts.items()},
     }
 
 
@@ -122,6 +130,7 @@ def intraslice_config(
     canonical: Mapping[str, Any],
     layers: Sequence[LayerShape],
     rotary_pairs: Sequence[Sequence[Sequence[int]]],
+    residual_parts: Sequence[Mapping[str, Sequence[int]]] | None = None,
 ) -> IntraSliceConfig:
     """Return the configuration of the sliced model.
 
@@ -131,6 +140,9 @@ def intraslice_config(
         rotary_pairs: the kept pairs of every layer and kept KV head, ascending. An empty entry of a
             layer means all pairs and requires the dense `qk_head_dim`. Those of layers without
             rotary embedding are not used.
+        residual_parts: dimensions of the residual stream that the modules of every layer read and
+            write, ascending, by the name of the field (`attention_reads` and so on); a missing name
+            means all. None means all for every layer.
 
     Raises:
         ValueError: naming the setting or the layer, if a setting is unknown or if shapes and pairs
@@ -139,9 +151,10 @@ def intraslice_config(
     dense = IntraSliceConfig(**_settings(canonical) | {"residual_shortcuts": False})
     assert dense.head_dim is not None  # set on construction
     assert dense.layer_types is not None
+    parts = [{}] * len(layers) if residual_parts is None else residual_parts
     entries = {
-        index: _layer_entry(shape, pairs, dense.head_dim // 2, rotates=dense.rotates(index))
-        for index, (shape, pairs) in enumerate(zip(layers, rotary_pairs, strict=True))
+        index: _layer_entry(shape, pairs, own, dense, rotates=dense.rotates(index))
+        for index, (shape, pairs, own) in enumerate(zip(layers, rotary_pairs, parts, strict=True))
     }
     values = _settings(canonical)
     values["layer_types"] = [

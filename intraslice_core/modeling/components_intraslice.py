@@ -349,6 +349,47 @@ class IntraSliceHeadNorm(nn.Module):
         return weight * normed.to(heads.dtype)
 
 
+# -- residual stream -------------------------------------------------------------------------------
+
+
+class IntraSliceResidualPart(nn.Module):
+    """Dimensions of the residual stream that a module reads or writes; an empty mask is of all."""
+
+    index: Tensor | None
+
+    def __init__(self, mask: str, stream_width: int) -> None:
+        super().__init__()
+        self.stream_width = stream_width
+        self.dimensions = decode_rotary_pairs(mask)[0] if mask else None
+        self.width = stream_width if self.dimensions is None else len(self.dimensions)
+        self.register_buffer("index", self.build_index(), persistent=False)
+
+    def build_index(self) -> Tensor | None:
+        """Return the dimensions, ascending, (width,), on the CPU; None for all."""
+        if self.dimensions is None:
+            return None
+        return torch.tensor(self.dimensions, dtype=torch.long, device="cpu")
+
+    def reset_parameters(self) -> None:
+        """Fill the index, which is lost on the meta device."""
+        index = self.build_index()
+        if index is not None and self.index is not None:
+            init.copy_(self.index, index)
+
+    def read(self, hidden_states: Tensor) -> Tensor:
+        """Return the dimensions of hidden states, (…, stream_width) to (…, width)."""
+        if self.index is None:
+            return hidden_states
+        return hidden_states.index_select(-1, self.index)
+
+    def write(self, update: Tensor) -> Tensor:
+        """Return an update (…, width) of all dimensions, zero in the others, (…, stream_width)."""
+        if self.index is None:
+            return update
+        full = update.new_zeros(*update.shape[:-1], self.stream_width)
+        return full.index_copy(-1, self.index, update)
+
+
 # -- MLP -------------------------------------------------------------------------------------------
 
 
@@ -358,11 +399,16 @@ class IntraSliceMLP(nn.Module):
     def __init__(self, config: IntraSliceConfig, layer: Any) -> None:
         super().__init__()
         width, bias = layer.intermediate_size, config.mlp_bias
-        hidden = layer.mlp_input_size or config.hidden_size
-        output = layer.output_size or config.hidden_size
-        self.gate_proj = nn.Linear(hidden, width, bias=bias) if config.gated_mlp else None
-        self.up_proj = nn.Linear(hidden, width, bias=bias)
-        self.down_proj = nn.Linear(width, output, bias=bias or config.mlp_output_bias)
+        self.reads = IntraSliceResidualPart(
+            layer.mlp_reads, layer.mlp_input_size or config.hidden_size
+        )
+        self.writes = IntraSliceResidualPart(
+            layer.mlp_writes, layer.output_size or config.hidden_size
+        )
+        read, written = self.reads.width, self.writes.width
+        self.gate_proj = nn.Linear(read, width, bias=bias) if config.gated_mlp else None
+        self.up_proj = nn.Linear(read, width, bias=bias)
+        self.down_proj = nn.Linear(width, written, bias=bias or config.mlp_output_bias)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -370,13 +416,13 @@ class IntraSliceMLP(nn.Module):
 
         Widths differ where the residual stream is sliced.
         """
+        hidden_states = self.reads.read(hidden_states)
         inner = self.up_proj(hidden_states)
         if self.gate_proj is None:
             inner = self.act_fn(inner)
         else:
             inner = self.act_fn(self.gate_proj(hidden_states)) * inner
-        output: Tensor = self.down_proj(inner)
-        return output
+        return self.writes.write(self.down_proj(inner))
 
 
 __all__ = [
@@ -385,6 +431,7 @@ __all__ = [
     "IntraSliceHeadNorm",
     "IntraSliceMLP",
     "IntraSlicePositions",
+    "IntraSliceResidualPart",
     "IntraSliceRotaryEmbedding",
     "IntraSliceScaledEmbedding",
     "IntraSliceSlicedNorm",

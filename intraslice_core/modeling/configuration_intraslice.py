@@ -6,10 +6,13 @@ that transformers' own configurations use).
 The global values are the dense model's; `per_layer_config` holds the shape of each layer:
 `num_attention_heads`, `num_key_value_heads`, `qk_head_dim` (two dimensions a rotary pair),
 `v_head_dim`, `intermediate_size` and `rotary_pairs`. A layer with 0 query heads has no attention,
-and one with `intermediate_size` 0 has no MLP. With `residual_shortcuts`, `attention_input_size`,
-`mlp_input_size` and `output_size` are the widths of the layer's residual stream. `head_dim` remains
-the dense head dim: it determines the rotary frequencies, and the mean of a query or key norm is
-over it.
+and one with `intermediate_size` 0 has no MLP. `head_dim` remains the dense head dim: it determines
+the rotary frequencies, and the mean of a query or key norm is over it.
+
+The residual stream has two optional forms, which exclude each other. With `residual_shortcuts`,
+`attention_input_size`, `mlp_input_size` and `output_size` are the widths of the layer's stream.
+`attention_reads`, `attention_writes`, `mlp_reads` and `mlp_writes` are bitmasks of the parts of a
+whole stream: the dimensions that a module reads after its norm, and adds to; empty ones are of all.
 
 A head has `head_dim // 2` pairs, stored half-split: the first dimension of every pair, then the
 second. With partial rotary embedding the rotating pairs come first, then the still ones. In layers
@@ -28,6 +31,8 @@ from transformers import PreTrainedConfig
 
 RMS_NORM_TYPES = ("rms", "rms_plus_one", "rms_float32")
 NORM_TYPES = (*RMS_NORM_TYPES, "layer", "layer_plus_one", "layer_without_bias")
+RESIDUAL_PARTS = ("attention_reads", "attention_writes", "mlp_reads", "mlp_writes")
+"""Keys of `per_layer_config` with masks of parts of the residual stream."""
 WITHOUT_ATTENTION = "moe"
 """`layer_types` entry of a layer without attention, for which caches store nothing.
 
@@ -175,6 +180,10 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     attention_input_size: int | None = None
     mlp_input_size: int | None = None
     output_size: int | None = None
+    attention_reads: str = ""
+    attention_writes: str = ""
+    mlp_reads: str = ""
+    mlp_writes: str = ""
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Set the per-layer keys to their dense values, then let transformers apply the layers'."""
@@ -276,6 +285,8 @@ def _residual_problem(config: IntraSliceConfig) -> str | None:
             return f"layer {index}: residual_shortcuts need the widths of the residual stream"
         if layer.num_attention_heads == 0 or layer.intermediate_size == 0:
             return f"layer {index}: residual_shortcuts need both modules in every layer"
+        if any(getattr(layer, name) for name in RESIDUAL_PARTS):
+            return f"layer {index}: residual_shortcuts exclude {', '.join(RESIDUAL_PARTS)}"
         if width is not None and sizes[0] != width:
             return f"layer {index}: attention_input_size {sizes[0]} != {width}, the output before"
         width = sizes[2]
@@ -287,6 +298,10 @@ def _residual_problem(config: IntraSliceConfig) -> str | None:
 def _layer_problem(layer: Any, total_pairs: int, *, rotates: bool) -> str | None:
     """Return a description of what is wrong with the shape of one layer, or None."""
     heads, groups = layer.num_attention_heads, layer.num_key_value_heads
+    for name in RESIDUAL_PARTS:
+        dimensions = decode_rotary_pairs(getattr(layer, name))
+        if len(dimensions) > 1 or any(own[-1:] >= [layer.hidden_size] for own in dimensions):
+            return f"{name} is not a mask of {layer.hidden_size} dimensions"
     if min(heads, groups, layer.qk_head_dim, layer.v_head_dim, layer.intermediate_size) < 0:
         return "a dimension is negative"
     if heads == 0:

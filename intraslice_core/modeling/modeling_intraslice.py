@@ -29,6 +29,7 @@ from .components_intraslice import (
     IntraSliceHeadNorm,
     IntraSliceMLP,
     IntraSlicePositions,
+    IntraSliceResidualPart,
     IntraSliceRotaryEmbedding,
     IntraSliceScaledEmbedding,
     IntraSliceSlicedNorm,
@@ -76,19 +77,23 @@ class IntraSliceAttention(nn.Module):
         self.rotates = config.rotates(layer_idx)
         self.query_scaling = config.query_scaling
         self.rotary_pairs = distinct_pairs(layer.rotary_pairs, config.head_dim // 2)
-        self._add_projections(config, layer)
+        hidden = config.hidden_size
+        self.reads = IntraSliceResidualPart(
+            layer.attention_reads, layer.attention_input_size or hidden
+        )
+        self.writes = IntraSliceResidualPart(layer.attention_writes, layer.mlp_input_size or hidden)
+        self._add_projections(config)
         index = self.build_rotary_index() if self.rotary_pairs else None
         self.register_buffer("rotary_index", index, persistent=False)
 
-    def _add_projections(self, config: IntraSliceConfig, layer: Any) -> None:
-        hidden = layer.attention_input_size or config.hidden_size
-        output, bias = layer.mlp_input_size or config.hidden_size, config.attention_bias
+    def _add_projections(self, config: IntraSliceConfig) -> None:
+        read, bias = self.reads.width, config.attention_bias
         heads, groups = self.num_heads, self.num_key_value_heads
-        self.q_proj = nn.Linear(hidden, heads * self.qk_head_dim, bias=bias)
-        self.k_proj = nn.Linear(hidden, groups * self.qk_head_dim, bias=bias)
-        self.v_proj = nn.Linear(hidden, groups * self.v_head_dim, bias=bias)
+        self.q_proj = nn.Linear(read, heads * self.qk_head_dim, bias=bias)
+        self.k_proj = nn.Linear(read, groups * self.qk_head_dim, bias=bias)
+        self.v_proj = nn.Linear(read, groups * self.v_head_dim, bias=bias)
         output_bias = config.attention_output_bias
-        self.o_proj = nn.Linear(heads * self.v_head_dim, output, bias=output_bias)
+        self.o_proj = nn.Linear(heads * self.v_head_dim, self.writes.width, bias=output_bias)
         dense = config.dense_view()
         self.q_norm = self._head_norm(config, heads // groups, dense.num_attention_heads)
         self.k_norm = self._head_norm(config, 1, dense.num_key_value_heads or 0)
@@ -151,6 +156,7 @@ class IntraSliceAttention(nn.Module):
             implementation returns them.
         """
         batch, sequence = hidden_states.shape[:2]
+        hidden_states = self.reads.read(hidden_states)
         grouped = (batch, sequence, self.num_key_value_heads, -1, self.qk_head_dim)
         query = self.q_proj(hidden_states).view(grouped).permute(0, 2, 3, 1, 4)
         key = self.k_proj(hidden_states).view(grouped).permute(0, 2, 3, 1, 4)
@@ -191,7 +197,7 @@ class IntraSliceAttention(nn.Module):
                 **kwargs,
             )
         output = output.reshape(batch, sequence, self.num_heads, -1)[..., : self.v_head_dim]
-        return self.o_proj(output.reshape(batch, sequence, -1)), weights
+        return self.writes.write(self.o_proj(output.reshape(batch, sequence, -1))), weights
 
     def _common_width(self, implementation: str | None) -> int:
         """Return the width to which queries, keys and values are zero-padded, or 0.
@@ -323,7 +329,7 @@ class IntraSlicePreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-cal
         super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, (Gemma2RMSNorm, NemotronLayerNorm1P)):
             init.zeros_(module.weight)
-        elif isinstance(module, IntraSliceHeadNorm):
+        elif isinstance(module, (IntraSliceHeadNorm, IntraSliceResidualPart)):
             module.reset_parameters()
         elif isinstance(module, IntraSliceScaledEmbedding):
             init.constant_(module.embed_scale, module.scale)

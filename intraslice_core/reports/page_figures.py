@@ -54,11 +54,12 @@ def shapes(report: CompressionReport) -> Figure:
     plans += [(str(index), plan) for index, plan in enumerate(report.plan.layers)]
     columns: tuple[str, ...]
     columns = ("layer", "query heads", "KV heads", "q/k width", "value width", "MLP width")
-    rows = [_shape_row(name, plan) for name, plan in plans]
-    if report.plan.slices_residual:
-        columns += ("residual width",)
-        widths = (_residual_width(plan, report.geometry.hidden_size) for _, plan in plans)
-        rows = [(*row, width) for row, width in zip(rows, widths, strict=True)]
+    residual = [report.plan.residual_sizes(plan, report.geometry) for _, plan in plans]
+    columns += tuple(residual[0])
+    rows = [
+        (*_shape_row(name, plan), *(f"{size:,}" for size in sizes.values()))
+        for (name, plan), sizes in zip(plans, residual, strict=True)
+    ]
     return Figure(
         title="Retained size by layer",
         caption="Bars show the retained fraction of the dense size; × marks a removed module.",  # noqa: RUF001
@@ -66,11 +67,6 @@ def shapes(report: CompressionReport) -> Figure:
         table=Table(columns=columns, rows=tuple(rows)),
         wide=True,
     )
-
-
-def _residual_width(plan: LayerPlan, dense: int) -> str:
-    """Return the width of the residual stream that the layer's attention reads."""
-    return f"{dense if plan.residual is None else plan.residual.attention:,}"
 
 
 def _shape_row(name: str, plan: LayerPlan) -> tuple[str, ...]:

@@ -225,6 +225,10 @@ _TITLES = {
     "rotary pairs": "Rotary pairs",
     "value dims": "Value dims",
     "MLP neurons": "MLP neurons",
+    "attention reads": "Attention reads of the residual stream",
+    "attention writes": "Attention writes to the residual stream",
+    "MLP reads": "MLP reads of the residual stream",
+    "MLP writes": "MLP writes to the residual stream",
 }
 _LEGEND = (
     "One row per layer; darker cells are larger, on a logarithmic scale. Dimensions right of the "

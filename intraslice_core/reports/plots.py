@@ -61,14 +61,15 @@ _SHAPE_MARGINS = Margins(left=128.0, right=16.0, top=58.0, bottom=40.0)
 _WIDEST_BAR = 22.0
 _NARROWEST_PLOT = 480.0
 _MOST_SHAPE_LABELS = 16
-_SIZE: dict[str, Callable[[LayerPlan], int]] = {
+_Size = Callable[[LayerPlan], int]
+_SIZE: dict[str, _Size] = {
     "query heads": lambda layer: layer.num_attention_heads,
     "rotary pairs": lambda layer: layer.qk_pairs,
     "value dims": lambda layer: layer.v_head_dim,
     "MLP width": lambda layer: layer.intermediate_size,
 }
-_COLOURS = ("#4477aa", "#228833", "#ccbb44", "#aa3377", "#66ccee")
-"""Row colours, distinguishable with every kind of colour vision."""
+_COLOURS = ("#4477aa", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#ee6677")
+"""Row colours, distinguishable with every kind of colour vision; they recur after the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,37 +129,35 @@ def shape_plot(report: CompressionReport, *, inline: bool = False) -> Markup:
 
 def _shape_rows(report: CompressionReport, step: float) -> list[Row]:
     dense = report.geometry.dense_layer()
-    sizes = {name: (size, size(dense)) for name, size in _SIZE.items()}
-    if report.plan.slices_residual:
-        sizes["residual width"] = (_residual_width, report.geometry.hidden_size)
     rows = []
-    for index, (name, (size, whole)) in enumerate(sizes.items()):
+    for index, (name, size) in enumerate(_sizes(report).items()):
         top = _SHAPE_MARGINS.top + index * (SHAPE_ROW + _SHAPE_GAP)
         rows.append(
             Row(
                 name=name,
-                dense=whole,
+                dense=size(dense),
                 top=top,
-                colour=_COLOURS[index],
-                bars=_bars(report.plan, name, size, whole, (top, step)),
+                colour=_COLOURS[index % len(_COLOURS)],
+                bars=_bars(report.plan, (name, size), size(dense), (top, step)),
             )
         )
     return rows
 
 
-def _residual_width(layer: LayerPlan) -> int:
-    """Return the width of a sliced residual stream that the layer's attention reads."""
-    return 0 if layer.residual is None else layer.residual.attention
+def _sizes(report: CompressionReport) -> dict[str, _Size]:
+    """Return the sizes that are plotted; those in the residual stream only where some are cut."""
+
+    def size_of(label: str) -> _Size:
+        return lambda layer: report.plan.residual_sizes(layer, report.geometry)[label]
+
+    labels = report.plan.residual_sizes(report.geometry.dense_layer(), report.geometry)
+    return _SIZE | {label: size_of(label) for label in labels}
 
 
 def _bars(
-    plan: ModelPlan,
-    name: str,
-    size_of: Callable[[LayerPlan], int],
-    dense: int,
-    place: tuple[float, float],
+    plan: ModelPlan, named: tuple[str, _Size], dense: int, place: tuple[float, float]
 ) -> tuple[Bar, ...]:
-    top, step = place
+    (name, size_of), (top, step) = named, place
     bars = []
     for index, layer in enumerate(plan.layers):
         size = size_of(layer)

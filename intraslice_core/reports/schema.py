@@ -37,7 +37,7 @@ from intraslice_core.config import (
     Method,
     RecoveryConfig,
 )
-from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan, Module
+from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan, Module, SelectedDimension
 from intraslice_core.reports.fast_shapes import FastShapesReport
 from intraslice_core.reports.tournament import TournamentReport
 from intraslice_core.text_sources import (
@@ -63,7 +63,9 @@ LossWeighting = Literal["fisher", "residual_norm"]
 class SpectrumReport(FrozenModel):
     """Spectrum by which a dimension was reduced, in descending order of value."""
 
-    dimension: Literal["value dims", "rotary pairs", "MLP neurons"]
+    dimension: SelectedDimension = Field(
+        description="Dimension; reads and writes are of the residual stream."
+    )
     measure: Literal["eigenvalue", "loss", "score"] = Field(
         description="Measure of the spectrum. eigenvalue: eigenvalue of the weighted second moment "
         "of the values. loss: predicted loss increase of removing the dimension next. score: the "

@@ -174,15 +174,29 @@ def keep_shared_pairs(moment: Tensor, kept: Tensor) -> PairChoice:
     Raises:
         NumericalError: if the matrix is not finite or cannot be factorised.
     """
+    return keep_given_pairs(moment, kept.expand(moment.shape[0], -1))
+
+
+def keep_given_pairs(moment: Tensor, kept: Tensor) -> PairChoice:
+    """Keep the given pairs of each KV head and solve for the query turns.
+
+    Args:
+        moment: as in `eliminate_pairs`.
+        kept: (num_key_value_heads, keep), ascending, int64.
+
+    Raises:
+        NumericalError: if the matrix is not finite or cannot be factorised.
+    """
     heads, pairs = moment.shape[0], moment.shape[-1] // 2
     lower = linalg.damped_cholesky(moment, PAIR_DAMPING).cholesky
-    gram = lower @ lower.mT
-    both = torch.cat((kept, kept + pairs))
-    target = gram[:, both, :pairs].sum(-1, keepdim=True)
-    coefficients = torch.linalg.solve(gram[:, both][:, :, both], target).squeeze(-1)
+    both = torch.cat((kept, kept + pairs), dim=-1)
+    rows = _rows(lower @ lower.mT, both)
+    own = rows.gather(-1, both[:, None, :].expand(-1, rows.shape[1], -1))
+    target = rows[..., :pairs].sum(-1, keepdim=True)
+    coefficients = torch.linalg.solve(own, target).squeeze(-1)
     return PairChoice(
-        kept=kept.expand(heads, -1),
-        turns=torch.unflatten(coefficients, -1, (2, len(kept))).mT,
+        kept=kept,
+        turns=torch.unflatten(coefficients, -1, (2, kept.shape[-1])).mT,
         removal_cost=moment.new_empty(heads, 0),
     )
 

@@ -17,7 +17,16 @@ POINTS = 40
 """Approximate number of ranks stored of a spectrum."""
 _DIGITS = 4
 
-Dimension = Literal["value dims", "rotary pairs", "MLP neurons"]
+Dimension = Literal[
+    "value dims",
+    "rotary pairs",
+    "MLP neurons",
+    "attention reads",
+    "attention writes",
+    "MLP reads",
+    "MLP writes",
+]
+"""Dimension that a selection has cut; reads and writes are of the residual stream."""
 Measure = Literal["eigenvalue", "loss", "score"]
 """Unit of the values.
 

@@ -18,6 +18,7 @@ from intraslice_core.selection.heads import kept_heads
 from intraslice_core.selection.rotary_pairs import (
     PairChoice,
     eliminate_pairs,
+    keep_given_pairs,
     keep_shared_pairs,
     turned_queries,
 )
@@ -104,6 +105,11 @@ class LayerSensitivity:
     """
     key_directions: Tensor | None = None
     """Directions of keys, likewise."""
+    value_order: Tensor | None = None
+    """Value dimensions as they are, first removed first, (num_key_value_heads, head_dim), int64;
+    None unless a method removes them without a new basis."""
+    value_costs: Tensor | None = None
+    """Predicted loss of each of these removals, of all KV heads together, (head_dim,)."""
 
     @property
     def energies(self) -> HeadEnergies:
@@ -158,6 +164,23 @@ class LayerSensitivity:
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that the layer has, by field."""
         return {name: part for name, part in vars(self).items() if part is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderedPairsSensitivity(LayerSensitivity):
+    """Sensitivity of a layer whose rotary pairs are removed in an order that is given."""
+
+    pair_order: Tensor
+    """Pairs, first removed first, (num_key_value_heads, pairs), int64."""
+
+    def pairs(self, keep: int) -> PairChoice:
+        """Return the last `keep` pairs of the order and the query turns.
+
+        Raises:
+            NumericalError: if the pairs' moment is not finite or cannot be factorised.
+        """
+        kept_pairs = self.pair_order[:, self.pair_order.shape[1] - keep :].sort(-1).values
+        return keep_given_pairs(self.pair_moment, kept_pairs)
 
 
 @dataclass(frozen=True, kw_only=True)

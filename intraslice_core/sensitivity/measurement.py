@@ -36,6 +36,7 @@ from intraslice_core.selection import neurons, value_basis
 from intraslice_core.selection.heads import HeadChoice, eliminate_heads, head_energies
 from intraslice_core.selection.rotary_pairs import eliminate_pairs
 from intraslice_core.selection.score_basis import ScoreDirections, score_directions
+from intraslice_core.selection.value_dims import ValueDimChoice, eliminate_value_dims
 from intraslice_core.sensitivity.cut_layers import CuttableLayer
 from intraslice_core.sensitivity.dense_pass import DensePass, sequences_at_once
 from intraslice_core.sensitivity.gradients import GradientFiles
@@ -94,7 +95,7 @@ def trial_layers(layers: int) -> tuple[int, ...]:
     return tuple(-(-last * spot // gaps) for spot in range(gaps + 1)) if gaps else (0,)
 
 
-def measure_layers(
+def measure_layers(  # noqa: PLR0913 (everything that one pass measures)
     layers: DenseLayers,
     tokens: Tensor,
     check: Tensor | None,
@@ -103,6 +104,7 @@ def measure_layers(
     batch_size: int,
     before_batch: Callable[[float], None],
     prefix_length: int = 0,
+    with_value_dims: bool = False,
 ) -> ModelSensitivity:
     """Measure the sensitivity of all layers in one pass over the dense model.
 
@@ -116,6 +118,7 @@ def measure_layers(
         before_batch: callback with the finished fraction; may raise to stop.
         prefix_length: positions of the prefix at the beginning of every sequence. Moments contain
             them scaled (`statistics.prefix_scale`), losses and energies do not.
+        with_value_dims: also measure the removal order of value dimensions as they are.
 
     Raises:
         NumericalError: if an activation is not finite or a factorisation fails, naming the layer.
@@ -137,7 +140,7 @@ def measure_layers(
                 rows.copy_(layer_pass.advance(rows))
             fisher = None if gradients is None else gradients.read(layer)
             sensitivity = layer_pass.sensitivity(
-                None if fisher is None else (fisher.attention, fisher.mlp)
+                None if fisher is None else (fisher.attention, fisher.mlp), with_value_dims
             )
             if trials is not None:
                 trials.pass_layer(layer, layer_pass.trials(sensitivity) if layer in spots else ())
@@ -195,11 +198,14 @@ class _LayerPass(DensePass):
             self._pair_inputs.append(inputs)
         return inner
 
-    def sensitivity(self, metrics: tuple[Tensor, Tensor] | None) -> LayerSensitivity:
+    def sensitivity(
+        self, metrics: tuple[Tensor, Tensor] | None, with_value_dims: bool = False
+    ) -> LayerSensitivity:
         """Return the layer's sensitivity, after all sequences have passed.
 
         Args:
             metrics: Fisher matrices of attention and MLP outputs, or None.
+            with_value_dims: also measure the removal order of value dimensions as they are.
 
         Raises:
             NumericalError: if a moment is not finite or a factorisation fails.
@@ -221,6 +227,7 @@ class _LayerPass(DensePass):
         # Because of a bias, removing the whole MLP may cost less than removing all neurons but
         # one, but curves never fall towards smaller sizes.
         widths[0] = max(float(widths[1]), _removal_loss(moments.mlp, neuron_rows))
+        dims = self._eliminate_value_dims(head_rows) if with_value_dims else None
         return LayerSensitivity(
             pair_moment=moment,
             query_energy=energies.query,
@@ -228,7 +235,7 @@ class _LayerPass(DensePass):
             value_directions=directions,
             value_spectrum=spectrum,
             neuron_order=order,
-            pair_losses=_pair_losses(moment) if scores is None else _score_losses(scores),
+            pair_losses=pair_losses(moment) if scores is None else _score_losses(scores),
             value_losses=_losses(spectrum.sum(0).flip(-1)),
             width_losses=widths,
             group_order=heads.group_order,
@@ -237,6 +244,8 @@ class _LayerPass(DensePass):
             head_shares=shares,
             query_directions=None if scores is None else scores.query,
             key_directions=None if scores is None else scores.key,
+            value_order=None if dims is None else dims.order,
+            value_costs=None if dims is None else 0.5 * dims.cost,
         )
 
     def _metrics(self, metrics: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -257,6 +266,14 @@ class _LayerPass(DensePass):
         )
         choice = neurons.eliminate_neurons(factor, rows[:width], 0)
         return choice.removal_order, choice.removal_cost
+
+    def _eliminate_value_dims(self, rows: Tensor) -> ValueDimChoice:
+        """Return order and cost of the value dimensions as they are."""
+        settings, width = self._settings, self._inner_width
+        moment = linalg.shrunken(self.moments.attention[:width, :width], CHOICE_SHRINKAGE)
+        factor = linalg.damped_cholesky(moment, NEURON_DAMPING)
+        heads, groups = settings.num_attention_heads, settings.num_key_value_heads
+        return eliminate_value_dims(factor, rows[:width], heads, groups)
 
     def _eliminate_heads(self, rows: Tensor) -> tuple[HeadChoice, Tensor]:
         """Return order and cost of heads, and the share of the output of every rectangle."""
@@ -387,7 +404,7 @@ def _losses(cost: Tensor) -> Tensor:
     return 0.5 * removed.flip(0)
 
 
-def _pair_losses(moment: Tensor) -> Tensor:
+def pair_losses(moment: Tensor) -> Tensor:
     """Return losses by the number of pairs kept; each KV head loses its own cheapest pairs.
 
     The last pair costs its own energy, since nothing can compensate for it.

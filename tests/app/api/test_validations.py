@@ -271,6 +271,34 @@ def test_a_method_says_before_the_work_what_a_target_lacks(
     assert "flap does not support allocation lagrangian" in fisher.text
 
 
+def test_methods_with_trained_masks_are_checked_before_the_work(
+    client: TestClient, model: dict[str, str]
+) -> None:
+    body: dict[str, Any] = {"model": model, "evaluation": {"perplexity": ["chat"]}}
+    calibration = {"source": "pydoc", "sequence_length": 512}
+
+    def errors(**compression: Any) -> list[tuple[str, str]]:
+        settings = {"calibration": calibration, "ratio": 0.3} | compression
+        answer = validate(client, body | {"compression": settings})
+        if answer.status_code == 200:
+            estimate = answer.json()["estimate"]
+            assert estimate["achieved_ratio"] == pytest.approx(0.3, abs=0.005)
+            return []
+        return [(error["pointer"], error["message"]) for error in answer.json()["errors"]]
+
+    training = {"max_tokens": 10_000}
+    for method in ("spp", "disp"):
+        assert errors(method=method) == errors(method=method, mask_training=training) == []
+    ((pointer, message),) = errors(method="disp", target="stock")
+    assert pointer == "/compression/method"
+    assert "stock does not support method disp" in message
+    ((pointer, message),) = errors(method="flap", mask_training=training)
+    assert pointer == "/compression/mask_training"
+    assert "use method spp or disp" in message
+    ((pointer, _),) = errors(method="spp", mask_training={"max_tokens": 2**26})
+    assert pointer == "/compression/mask_training/max_tokens"
+
+
 def test_whole_layers_say_before_the_work_which_ratios_a_target_can_meet(
     client: TestClient, model: dict[str, str]
 ) -> None:

@@ -16,10 +16,18 @@ from app.cli.report_tables import (
 )
 from intraslice_core.allocation.shapes import allocation_report
 from intraslice_core.config import CompressionSettings
+from intraslice_core.plan import LayerPlan
 from intraslice_core.reports.fast_shapes import FastShapesReport
 from intraslice_core.reports.schema import EvaluationReport, PerplexityComparison
 from intraslice_core.reports.sweep import SweepPoint, SweepReport
-from tests.intraslice_core.reports.samples import PRICED, RECOVERY, report
+from tests.intraslice_core.reports.samples import (
+    LAYER_OF_PARTS,
+    PRICED,
+    RECOVERY,
+    SLICED_LAYER,
+    report,
+    residual_report,
+)
 
 
 def lines(table: Table) -> list[list[str]]:
@@ -44,6 +52,21 @@ def test_shapes_are_shown_without_predictions() -> None:
     rows = lines(shapes_table(report()))
     assert [row[0] for row in rows] == ["dense", "0", "1-2", "3"]
     assert all(row[6:] == ["", ""] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("layer", "sizes"),
+    [(SLICED_LAYER, ["40"]), (LAYER_OF_PARTS, ["10", "20", "30", "64"])],
+    ids=["sliced", "parts"],
+)
+def test_sizes_in_the_residual_stream_follow_those_of_the_modules(
+    layer: LayerPlan, sizes: list[str]
+) -> None:
+    module = ["4", "2", "16", "16", "256"]
+    assert lines(shapes_table(residual_report(layer))) == [
+        ["dense", *module, *["64"] * len(sizes), "", ""],
+        ["0-3", *module, *sizes, "", ""],
+    ]
 
 
 def test_the_title_of_the_shapes_names_the_multiple_of_fast_shapes() -> None:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from intraslice_core.config import METHOD_DESCRIPTIONS, CalibrationConfig, CompressionConfig, Method
+from intraslice_core.config import (
+    METHOD_DESCRIPTIONS,
+    CalibrationConfig,
+    CompressionConfig,
+    MaskTrainingConfig,
+    Method,
+)
 from intraslice_core.cost_model import Candidate, plan_tournament
 from intraslice_core.cost_model.tournament import (
     BUDGET_SHARE,
@@ -62,6 +68,19 @@ def test_a_method_without_the_target_is_excluded_with_the_reason() -> None:
         "stock" in candidate.config.target and candidate.method != "flap"
         for candidate in plan.candidates
     )
+
+
+def test_trials_train_masks_on_the_calibrations_share_of_the_tokens() -> None:
+    training = MaskTrainingConfig(max_tokens=65_536, max_seconds=800.0)
+    plan = plan_tournament(auto(mask_training=training), SMOLLM2, 2, "llama")
+    assert [candidate.method for candidate in plan.candidates] == ["spp", "disp"]
+    assert "does not train masks" in plan.excluded["intraslice_plus"]
+    trial = plan.sizes.of(plan.candidates[0].config)
+    share = trial.calibration.samples * trial.calibration.sequence_length / (128 * 2048)
+    assert trial.mask_training == training.model_copy(
+        update={"max_tokens": round(65_536 * share), "max_seconds": 800.0 * share}
+    )
+    assert share < 1.0
 
 
 def test_a_budget_out_of_every_methods_reach_is_an_error() -> None:

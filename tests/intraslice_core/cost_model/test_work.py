@@ -102,6 +102,10 @@ def test_parts_that_a_method_skips_have_no_sequences() -> None:
         assert own == replace(nothing, activations=activations, attention_tokens=attentions)
     assert EstimatorSequences.of(config(method="shortgpt")) == replace(nothing, activations=32)
     assert EstimatorSequences.of(config(method="fusegpt")) == replace(nothing, layer_tokens=256)
+    spp = EstimatorSequences.of(config(method="spp"))
+    assert spp == replace(nothing, gradients=28, sensitivity=28)
+    masks = EstimatorSequences.of(config(method="spp", mask_training={"max_tokens": 10_000}))
+    assert masks == replace(spp, mask_tokens=10_000 // 64 * 64)
     both = EstimatorSequences.of(config(length=1024, allocation="fisher"))
     assert both.gradients == 8 + 8
 
@@ -143,6 +147,33 @@ def test_flops_agree_with_torchs_count(tmp_path: Path) -> None:
     }
     for name, (products, factorisations) in estimated.items():
         assert 0.65 * products < counted[name] < 1.35 * (products + factorisations), name
+
+
+@pytest.mark.parametrize("method", ["spp", "disp"])
+def test_flops_of_methods_that_cut_other_dimensions_agree_with_torchs_count(
+    tmp_path: Path, method: str
+) -> None:
+    sizes = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 4}
+    dense = tiny_llama(tmp_path / "dense", **sizes)
+    settings = config(ratio=0.3, dtype="float32", device="cpu", method=method)
+    geometry = read_dense(dense).geometry
+    assert geometry is not None
+    expected = stage_flops(geometry, settings)
+    counted = counted_flops(dense, tmp_path / "out", settings)
+    products = expected.passes + expected.statistics
+    assert 0.65 * products <= counted["compress"] <= 1.35 * (products + expected.factorisations)
+
+
+def test_flops_of_trained_masks_agree_with_torchs_count(tmp_path: Path) -> None:
+    dense = tiny_llama(tmp_path / "dense", hidden_size=96, intermediate_size=384)
+    changes = {"method": "spp", "mask_training": {"max_tokens": 64 * 4}}
+    settings = config(ratio=0.3, dtype="float32", device="cpu", **changes)
+    geometry = read_dense(dense).geometry
+    assert geometry is not None
+    counted = counted_flops(dense, tmp_path / "out", settings)
+    measured = sum(count for name, count in counted.items() if name.startswith("training masks"))
+    expected = stage_flops(geometry, settings).masks
+    assert 0.65 * expected <= measured <= 1.35 * expected
 
 
 def test_flops_of_modegpt_agree_with_torchs_count(tmp_path: Path) -> None:

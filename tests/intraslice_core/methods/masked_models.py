@@ -170,3 +170,22 @@ def unit_scores(masked: Masked, by_head: list[float]) -> list[float]:
 def spread(masked: Masked, units: Tensor, width: int) -> Tensor:
     """Return the mask of `o_proj`'s inputs from that of the attention's units, (width,)."""
     return units.repeat_interleave(width // len(units))
+
+
+def fold_norm(norm: nn.Module, rows: Tensor, mask: Tensor, groups: int) -> None:
+    """Scale a head norm's weights by the root of the share of energy that a mask leaves.
+
+    Args:
+        norm: of queries or keys, in the canonical architecture.
+        rows: queries or keys before the norm, (tokens, width), float64.
+        mask: of their columns, (width,), float64.
+        groups: KV heads.
+    """
+    energy = (rows**2).mean(0)
+    total, left = (part.view(groups, -1).sum(1) for part in (energy, energy * mask))
+    if norm.shape[1] > 1 or len(norm.summed) > 1:  # one norm for all heads
+        total, left = total.sum().expand(groups), left.sum().expand(groups)
+    factor = (left / total).sqrt().float().view(groups, 1, 1, 1)
+    shift = float(norm.plus_one)
+    weight = norm.weight.view(norm.shape)
+    norm.weight.copy_(((weight + shift) * factor - shift).flatten())

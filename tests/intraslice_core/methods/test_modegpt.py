@@ -17,6 +17,7 @@ from tests.intraslice_core.methods.masked_models import (
     CALIBRATION,
     Masked,
     calibration,
+    fold_norm,
     loaded,
     logits,
     other_tokens,
@@ -128,19 +129,7 @@ class Oracle:
             if linear.bias is not None:
                 linear.bias.mul_(by_row)
             if norm is not None:
-                self._fold(norm, rows, by_row.double(), groups)
-
-    @staticmethod
-    def _fold(norm: nn.Module, rows: Tensor, mask: Tensor, groups: int) -> None:
-        """Scale the norm's weights by the root of the share of energy that is left."""
-        energy = (rows**2).mean(0)
-        total, left = (part.view(groups, -1).sum(1) for part in (energy, energy * mask))
-        if norm.shape[1] > 1 or len(norm.summed) > 1:  # one norm for all heads
-            total, left = total.sum().expand(groups), left.sum().expand(groups)
-        factor = (left / total).sqrt().float().view(groups, 1, 1, 1)
-        shift = float(norm.plus_one)
-        weight = norm.weight.view(norm.shape)
-        norm.weight.copy_(((weight + shift) * factor - shift).flatten())
+                fold_norm(norm, rows, by_row.double(), groups)
 
     def _factorise_values(self, attention: nn.Module, normed: Tensor, keep: int) -> None:
         groups, heads = self.masked.groups, self.masked.heads

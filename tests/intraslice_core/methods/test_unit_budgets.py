@@ -17,6 +17,7 @@ from tests.intraslice_core.tiny_models import tiny_llama
 
 METHODS: tuple[Method, ...] = ("flap", "wanda_sp", "2ssp", "transact")
 LAYER_METHODS: tuple[Method, ...] = ("shortgpt", "fusegpt")
+DIMENSION_METHODS: tuple[Method, ...] = ("modegpt", "spp")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("target", ["research", "adaptive"])
-@pytest.mark.parametrize("method", [*METHODS, "modegpt", *LAYER_METHODS])
+@pytest.mark.parametrize("method", [*METHODS, *DIMENSION_METHODS, *LAYER_METHODS])
 @pytest.mark.parametrize("budget", ["ratio", "target_params", "target_bytes"])
 def test_every_budget_is_met_within_a_rounding_step(
     dense: Path, tmp_path: Path, method: Method, target: str, budget: str
@@ -38,6 +39,8 @@ def test_every_budget_is_met_within_a_rounding_step(
     )
     report = compress_unverified(dense, tmp_path / "out", config)
     step = 3 * 48 * (report.config.round_to or 1)
+    if method == "spp":  # the order's last step may be one of attention
+        step *= 2
     if budget == "ratio":
         goal = 0.75 * report.compressible_before
         assert abs(report.compressible_after - goal) <= step * (1 if target == "research" else 3)
@@ -52,7 +55,7 @@ def test_every_budget_is_met_within_a_rounding_step(
     assert estimated.params_before == report.params_before
 
 
-@pytest.mark.parametrize("method", ["flap", "2ssp", "modegpt", "shortgpt"])
+@pytest.mark.parametrize("method", ["flap", "2ssp", "modegpt", "shortgpt", "spp"])
 def test_a_second_ratio_uses_the_cached_activations(
     dense: Path, tmp_path: Path, method: Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,7 +72,27 @@ def test_a_second_ratio_uses_the_cached_activations(
     allocation = "intraslice_core.allocation"
     monkeypatch.setattr(f"{allocation}.unit_shapes.measure_activations", None)
     monkeypatch.setattr(f"{allocation}.influence_shapes.measure_block_influence", None)
+    monkeypatch.setattr(f"{allocation}.shapes.measure_sensitivity", None)
     assert run(0.4, "second", place) == alone
+
+
+@pytest.mark.parametrize("budget", ["ratio", "target_params", "target_bytes"])
+def test_every_budget_of_reads_and_writes_is_met(dense: Path, tmp_path: Path, budget: str) -> None:
+    size = {"ratio": 0.25, "target_params": 110_000, "target_bytes": 440_000}[budget]
+    config = CompressionConfig.model_validate(
+        {"method": "disp", budget: size, "calibration": CALIBRATION}
+    )
+    report = compress_unverified(dense, tmp_path / "out", config)
+    if budget == "ratio":
+        assert report.removed_fraction == pytest.approx(0.25, abs=0.005)
+    elif budget == "target_params":
+        assert report.params_after == pytest.approx(size, rel=0.005)
+    else:
+        assert 0.97 * size <= report.bytes_after <= 1.005 * size
+    before = read_dense(dense)
+    assert before.geometry is not None
+    estimated = estimate(before.geometry, before.item_bytes, config, None, "llama")
+    assert estimated.params_after == report.params_after
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -88,7 +111,9 @@ def test_the_report_shows_the_scores_and_no_refit(
     assert any(layer.mlp.spectra for layer in report.layers)
 
 
-@pytest.mark.parametrize("method", [*METHODS, "modegpt", *LAYER_METHODS, "slicegpt"])
+@pytest.mark.parametrize(
+    "method", [*METHODS, *DIMENSION_METHODS, *LAYER_METHODS, "slicegpt", "disp"]
+)
 def test_nothing_removed_leaves_the_weights(dense: Path, tmp_path: Path, method: Method) -> None:
     settings: dict[str, Any] = {"ratio": 0.0, "calibration": CALIBRATION}
     for name in (method, "magnitude"):

@@ -47,6 +47,7 @@ class Shape:
     qk_head_dim: int
     v_head_dim: int
     intermediate_size: int = WIDTH
+    residual: None = None
 
 
 @dataclass(frozen=True, kw_only=True)

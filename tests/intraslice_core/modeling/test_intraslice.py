@@ -221,6 +221,15 @@ def test_contradicting_shapes_are_rejected(change: dict[str, int], pairs: Any) -
         intraslice_config(canonical_settings(family), shapes, [good.pairs, pairs, good.pairs])
 
 
+def test_parts_of_a_sliced_residual_stream_are_rejected() -> None:
+    widths = {"attention_input_size": 8, "mlp_input_size": 8, "output_size": 16}
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    settings: dict[str, Any] = {**sizes, "residual_shortcuts": True}
+    assert IntraSliceConfig(**settings, per_layer_config={0: widths}).residual_shortcuts
+    with pytest.raises(Exception, match="residual_shortcuts exclude attention_reads"):
+        IntraSliceConfig(**settings, per_layer_config={0: {**widths, "mlp_reads": "ff"}})
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from intraslice_core.allocation.curves import LayerLosses, ScoredPlan
 from intraslice_core.config import CompressionConfig, RecoveryConfig
-from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan
+from intraslice_core.plan import (
+    LayerPlan,
+    ModelGeometry,
+    ModelPlan,
+    ResidualParts,
+    ResidualWidths,
+)
 from intraslice_core.reports.schema import (
     AllocationReport,
     CompressionReport,
@@ -42,6 +48,16 @@ PLAN = ModelPlan(
         layer(4, 2, 6, 12, 128),
         layer(0, 0, 0, 0, 192),
     )
+)
+SLICED_LAYER = GEOMETRY.dense_layer().model_copy(
+    update={"residual": ResidualWidths(attention=40, mlp=48, output=64)}
+)
+LAYER_OF_PARTS = GEOMETRY.dense_layer().model_copy(
+    update={
+        "residual_parts": ResidualParts(
+            attention_reads=10, attention_writes=20, mlp_reads=30, mlp_writes=64
+        )
+    }
 )
 PRICED = ScoredPlan(
     plan=PLAN,
@@ -90,3 +106,8 @@ def report(
         seconds=1.0,
         allocation=allocation,
     )
+
+
+def residual_report(layer: LayerPlan) -> CompressionReport:
+    """Return the report of a run whose layers all have one shape."""
+    return report().model_copy(update={"plan": ModelPlan(layers=(layer,) * 4)})

@@ -7,9 +7,18 @@ from xml.etree import ElementTree
 import pytest
 
 from intraslice_core.allocation.shapes import allocation_report
-from intraslice_core.plan import ModelPlan
+from intraslice_core.plan import LayerPlan, ModelPlan
+from intraslice_core.reports.page_figures import shapes
 from intraslice_core.reports.plots import SHAPE_ROW, shape_plot
-from tests.intraslice_core.reports.samples import GEOMETRY, PRICED, layer, report
+from tests.intraslice_core.reports.samples import (
+    GEOMETRY,
+    LAYER_OF_PARTS,
+    PRICED,
+    SLICED_LAYER,
+    layer,
+    report,
+    residual_report,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -37,6 +46,32 @@ def test_the_height_of_a_bar_is_the_retained_fraction() -> None:
     }.items():
         assert bars[text].tag == f"{SVG}rect"
         assert float(bars[text].attrib["height"]) == pytest.approx(SHAPE_ROW * fraction, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "sizes"),
+    [
+        (SLICED_LAYER, {"residual width": 40}),
+        (
+            LAYER_OF_PARTS,
+            {"attention reads": 10, "attention writes": 20, "MLP reads": 30, "MLP writes": 64},
+        ),
+    ],
+    ids=["sliced", "parts"],
+)
+def test_sizes_in_the_residual_stream_are_shown_where_it_is_cut(
+    layer: LayerPlan, sizes: dict[str, int]
+) -> None:
+    bars = elements_by_tooltip(shape_plot(residual_report(layer)))
+    assert len(bars) == (4 + len(sizes)) * GEOMETRY.num_hidden_layers
+    for name, size in sizes.items():
+        height = float(bars[f"layer 2: {size} of 64 {name}"].attrib["height"])
+        assert height == pytest.approx(SHAPE_ROW * size / 64, abs=0.1)
+    table = shapes(residual_report(layer)).table
+    assert table.columns[6:] == tuple(sizes)
+    assert table.rows[0][6:] == ("64",) * len(sizes)
+    assert table.rows[1][6:] == tuple(str(size) for size in sizes.values())
+    assert not set(sizes) & set(shapes(report()).table.columns)
 
 
 def test_the_names_of_the_rows_have_room_on_the_left() -> None:

@@ -201,6 +201,8 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             kind = "full_attention" if self.sliding_window is None else "sliding_attention"
             self.layer_types = [kind] * self.num_hidden_layers
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+        if self._scales_by_length():
+            self.allow_global_per_layer_attribute_access = True
 
     def validate_architecture(self) -> None:
         """Raise on contradicting settings or shapes (called by transformers).
@@ -226,6 +228,15 @@ class IntraSliceConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         view = self.dense_view()
         view.layer_types = list(self._rope_type_labels)
         super(IntraSliceConfig, view).validate_rope()
+
+    def _scales_by_length(self) -> bool:
+        """Return whether a rotary table is of type `longrope`.
+
+        Who loads only the tokenizer, without this code, reads the settings by transformers' base
+        class, whose check of `longrope` reads the global number of heads.
+        """
+        kinds = [self.rope_parameters_of(kind) for kind in self._rope_type_labels]
+        return any(kind.get("rope_type") == "longrope" for kind in kinds)
 
     def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """Complete `rope_parameters`, without adding global keys beside those of layer types."""

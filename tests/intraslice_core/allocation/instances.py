@@ -158,7 +158,8 @@ def mlp_options(curves: ModelCurves, layer: int) -> Iterator[Option]:
 
 
 def _option(curves: ModelCurves, sizes: tuple[int, ...], loss: float) -> Option:
-    shape = LayerPlan(**dict(zip(LayerPlan.model_fields, sizes, strict=True)))
+    names = [*LayerPlan.model_fields][: len(sizes)]  # heads to MLP width; the rest is dense
+    shape = LayerPlan(**dict(zip(names, sizes, strict=True)))
     return Option(parameters=shape.parameters(curves.geometry), loss=loss, shape=shape)
 
 

@@ -161,7 +161,7 @@ def test_the_leading_components_are_kept(tmp_path: Path) -> None:
 # -- files -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["qwen2", "qwen3", "opt"])
+@pytest.mark.parametrize("variant", ["qwen3", "opt"])
 def test_files_load_without_our_package_and_decode_with_a_cache(
     tmp_path: Path, variant: str
 ) -> None:

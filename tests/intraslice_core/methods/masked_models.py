@@ -19,9 +19,29 @@ from transformers import AutoModelForCausalLM
 from intraslice_core.calibration import calibration_tokens
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from tests.intraslice_core.compressing import compress_unverified
-from tests.intraslice_core.tiny_models import tiny_tokenizer
+from tests.intraslice_core.tiny_models import (
+    FAMILY_VARIANTS,
+    tiny_checkpoint,
+    tiny_llama,
+    tiny_tokenizer,
+)
 
 CALIBRATION = CalibrationConfig(source="pydoc", samples=8, sequence_length=24)
+
+
+GROUPS = {"one KV head": 1, "multi-head": 4}
+"""KV heads of further variants of Llama."""
+VARIANTS = (*FAMILY_VARIANTS, *GROUPS)
+TRAINED_VARIANTS = ("llama", "gemma3", "gpt_neox", "opt", "one KV head")
+"""Variants on which masks are trained end to end: they differ in norms, biases and order. Gradients
+of masks are compared with autograd on every family."""
+
+
+def checkpoint_of(variant: str, directory: Path) -> Path:
+    """Save a tiny random model of a variant."""
+    if variant in GROUPS:
+        return tiny_llama(directory, num_key_value_heads=GROUPS[variant])
+    return tiny_checkpoint(directory, variant)
 
 
 def calibration() -> Tensor:

@@ -21,14 +21,16 @@ from intraslice_core.selection.residual_parts import ResidualPartSelections
 from tests.intraslice_core.compressing import compress_unverified
 from tests.intraslice_core.methods.masked_models import (
     CALIBRATION,
+    TRAINED_VARIANTS,
+    VARIANTS,
     Masked,
     calibration,
+    checkpoint_of,
     loaded,
     logits,
     other_tokens,
 )
 from tests.intraslice_core.tiny_models import (
-    FAMILY_VARIANTS,
     save_checkpoint,
     tiny_checkpoint,
     tiny_llama,
@@ -213,19 +215,14 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[Shapes]:
 @pytest.mark.parametrize(
     ("variant", "training"),
     [
-        *((variant, None) for variant in (*FAMILY_VARIANTS, "one KV head", "multi-head")),
-        # Gradients of masks are tested on every family; these differ in norms, biases and order.
-        *((variant, TRAINED) for variant in ("llama", "gemma3", "gpt_neox", "opt", "one KV head")),
+        *((variant, None) for variant in VARIANTS),
+        *((variant, TRAINED) for variant in TRAINED_VARIANTS),
     ],
 )
 def test_result_is_the_dense_model_with_masked_reads_and_writes_refitted_at_full_size(
     tmp_path: Path, variant: str, training: dict[str, Any] | None, chosen: list[Shapes]
 ) -> None:
-    groups = {"one KV head": 1, "multi-head": 4}.get(variant)
-    if groups is None:
-        dense = tiny_checkpoint(tmp_path / "dense", variant)
-    else:
-        dense = tiny_llama(tmp_path / "dense", num_key_value_heads=groups)
+    dense = checkpoint_of(variant, tmp_path / "dense")
     report = compress_unverified(dense, tmp_path / "out", config(mask_training=training))
     assert report.removed_fraction == pytest.approx(0.3, abs=0.005)
     assert report.allocation is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from intraslice_core.config.base import FrozenModel
+from intraslice_core.config.training_limits import TrainingSeconds, TrainingTokens
 
 
 class MaskTrainingConfig(FrozenModel):
@@ -15,18 +16,11 @@ class MaskTrainingConfig(FrozenModel):
     alone is reproducible on one kind of machine; a run bounded by time is not.
     """
 
-    max_tokens: int = Field(
+    max_tokens: TrainingTokens = Field(
         default=1_048_576,
-        ge=16,
-        le=10_000_000_000,
         description="Largest number of tokens to train on; at least one sequence is used.",
     )
-    max_seconds: float | None = Field(
-        default=None,
-        gt=0.0,
-        le=31 * 86_400.0,
-        description="Time limit of the training in seconds; null sets no time limit.",
-    )
+    max_seconds: TrainingSeconds = None
     learning_rate: float = Field(
         default=1e-3, gt=0.0, le=1.0, description="Learning rate of AdamW for the masks."
     )

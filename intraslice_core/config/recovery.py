@@ -13,6 +13,7 @@ from intraslice_core.config.calibration import (
     TextField,
     WeightedSource,
 )
+from intraslice_core.config.training_limits import TrainingSeconds, TrainingTokens
 
 RecoveryLoss = Literal["ce", "distill", "hidden"]
 """Fine-tuning loss: cross-entropy of the text, KL divergence from the dense model, or the distance
@@ -74,18 +75,11 @@ class RecoveryConfig(FrozenModel):
         description="Trained parameters. lora, dora: low-rank adapters of all linear layers but "
         "the output head, merged at the end. none: all weights, trained in float32.",
     )
-    max_tokens: int = Field(
+    max_tokens: TrainingTokens = Field(
         default=262_144,
-        ge=16,
-        le=10_000_000_000,
         description="Largest number of tokens to train on.",
     )
-    max_seconds: float | None = Field(
-        default=None,
-        gt=0.0,
-        le=31 * 86_400.0,
-        description="Time limit of the training in seconds; null sets no time limit.",
-    )
+    max_seconds: TrainingSeconds = None
     rank: int = Field(default=32, ge=1, le=1024, description="Rank of each adapter.")
     alpha: float = Field(
         default=64.0,

@@ -11,7 +11,6 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from intraslice_core import pipeline
 from intraslice_core.allocation.context import Shapes
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CompressionConfig
@@ -196,20 +195,6 @@ class Oracle:
         linear.weight.copy_(whole[: inner.shape[1]].T.float())
         if linear.bias is not None:
             linear.bias.copy_(whole[-1].float())
-
-
-@pytest.fixture
-def chosen(monkeypatch: pytest.MonkeyPatch) -> list[Shapes]:
-    """Shapes that compressions have chosen."""
-    shapes: list[Shapes] = []
-    choose = pipeline.choose_shapes
-
-    def recording(*arguments: Any) -> Shapes:
-        shapes.append(choose(*arguments))
-        return shapes[-1]
-
-    monkeypatch.setattr(pipeline, "choose_shapes", recording)
-    return shapes
 
 
 @pytest.mark.parametrize(

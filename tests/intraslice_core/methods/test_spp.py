@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from intraslice_core import pipeline
 from intraslice_core.allocation.context import Shapes
 from intraslice_core.allocation.estimators import CalibrationSplit, measure_sensitivity
 from intraslice_core.checkpoints.dense_model import DenseLayerReader
@@ -164,20 +163,6 @@ def test_units_are_ordered_by_the_loss_that_remains_after_the_others_compensate(
 
 
 # -- the result ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def chosen(monkeypatch: pytest.MonkeyPatch) -> list[Shapes]:
-    """Shapes that compressions have chosen."""
-    shapes: list[Shapes] = []
-    choose = pipeline.choose_shapes
-
-    def recording(*arguments: Any) -> Shapes:
-        shapes.append(choose(*arguments))
-        return shapes[-1]
-
-    monkeypatch.setattr(pipeline, "choose_shapes", recording)
-    return shapes
 
 
 class Oracle:

@@ -23,7 +23,8 @@ from intraslice_core.errors import OutOfDeviceMemoryError
 _Result = TypeVar("_Result")
 
 _SIGNS = (
-    "out of memory. Tried to allocate",
+    "CUDA out of memory",
+    "MPS backend out of memory",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUSOLVER_STATUS_ALLOC_FAILED",

@@ -14,7 +14,7 @@ from intraslice_core.cost_model.memory import stage_bytes
 from intraslice_core.errors import OutOfDeviceMemoryError
 from intraslice_core.evaluation.comparison import evaluate_one
 from intraslice_core.pipeline import compress_model
-from intraslice_core.progress import ProgressEvent, ProgressListener, Stage
+from intraslice_core.progress import ProgressEvent, Stage
 from tests.intraslice_core.tiny_models import tiny_llama
 from tests.on_cuda.devices import REAL, compress, observed, same_bytes, settings
 
@@ -72,20 +72,26 @@ def test_the_peak_is_that_of_the_cost_model(
 # -- smaller batches --------------------------------------------------------------------------------
 
 
-def failing(stage: Stage, call: int, layer: int | None = None) -> ProgressListener:
-    """Return a listener that finds the device full, once, before one batch of a stage or layer."""
-    calls: list[ProgressEvent] = []
+class Batches:
+    """Listener that counts the batches of a layer and finds the device full before one of them.
 
-    def listen(event: ProgressEvent) -> None:
-        if event.stage is stage and event.layer == layer and event.finished is None:
-            calls.append(event)
-            if len(calls) == call + 1:
-                raise torch.OutOfMemoryError(OUT_OF_MEMORY)
+    Args:
+        layer: number of the layer.
+        full: number of the batch, from 0; None lets all of them pass.
+    """
 
-    return listen
+    def __init__(self, layer: int, full: int | None = None) -> None:
+        self._layer, self._full = layer, full
+        self.count = 0
+
+    def __call__(self, event: ProgressEvent) -> None:
+        if event.stage is not Stage.COMPRESS or event.layer != self._layer or event.finished:
+            return
+        self.count += 1
+        if self.count - 1 == self._full:
+            raise torch.OutOfMemoryError(OUT_OF_MEMORY)
 
 
-@pytest.mark.parametrize("call", [1, 3, 5, 7])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -97,22 +103,24 @@ def failing(stage: Stage, call: int, layer: int | None = None) -> ProgressListen
     ids=lambda changes: changes["method"],
 )
 def test_a_layer_that_fails_anywhere_is_repeated_exactly(
-    dense: Path, tmp_path: Path, changes: dict[str, Any], call: int
+    dense: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     """The result is that of a run whose batch is lowered before anything in the layer."""
     calibration = CalibrationConfig(
         source="pydoc", samples=16, sequence_length=16, self_share=0.0
     )
     config = settings(calibration=calibration, **changes)
-    layer = 2  # the last one, which is never removed as a whole
+    layer, undisturbed = 1, Batches(1)
     with observed() as observation:
-        compress(dense, tmp_path / "first", config, failing(Stage.COMPRESS, 0, layer))
-        _, warnings = compress(
-            dense, tmp_path / "later", config, failing(Stage.COMPRESS, call, layer)
-        )
+        compress(dense, tmp_path / "undisturbed", config, undisturbed)
+        assert undisturbed.count > 3
+        compress(dense, tmp_path / "first", config, Batches(layer, full=0))
+        for part in (0.3, 0.6, 1.0):
+            full, out = round(part * (undisturbed.count - 1)), tmp_path / f"{part}"
+            _, warnings = compress(dense, out, config, Batches(layer, full))
+            assert "compression.batch_size was lowered from 8 to 4" in "\n".join(warnings)
+            assert same_bytes(tmp_path / "first", out), f"batch {full} of {undisturbed.count}"
     assert observation.left == 0
-    assert "compression.batch_size was lowered from 8 to 4" in "\n".join(warnings)
-    assert same_bytes(tmp_path / "first", tmp_path / "later")
 
 
 def test_a_layer_that_fails_at_the_beginning_equals_a_smaller_batch(
@@ -120,7 +128,7 @@ def test_a_layer_that_fails_at_the_beginning_equals_a_smaller_batch(
 ) -> None:
     config = settings(method="intraslice", allocation="uniform")
     with observed():
-        compress(dense, tmp_path / "lowered", config, failing(Stage.COMPRESS, 0, 0))
+        compress(dense, tmp_path / "lowered", config, Batches(0, full=0))
         compress(dense, tmp_path / "smaller", config.model_copy(update={"batch_size": 4}))
     assert same_bytes(tmp_path / "lowered", tmp_path / "smaller")
 

@@ -22,6 +22,9 @@ from intraslice_core.errors import OutOfDeviceMemoryError
 
 _Result = TypeVar("_Result")
 
+SPARE_SHARE = 0.2
+"""Share of the memory that has to stay free for a layer to need no precautions."""
+
 _SIGNS = (
     "CUDA out of memory",
     "MPS backend out of memory",
@@ -177,6 +180,18 @@ class BatchSize:
                 f"{self.setting} was lowered from {before} to {self.size}: the device has too "
                 "little memory"
             )
+
+
+def has_room_to_spare(device: torch.device) -> bool:
+    """Report whether the largest use of a device so far leaves a fifth of what this process may use.
+
+    Fragmentation is part of that use. False where torch does not tell.
+    """
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    available = free + torch.cuda.memory_reserved(device)
+    return torch.cuda.max_memory_reserved(device) <= (1.0 - SPARE_SHARE) * available
 
 
 def free_device_memory() -> None:

@@ -16,7 +16,7 @@ from intraslice_core.evaluation.comparison import evaluate_one
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent, Stage
 from tests.intraslice_core.tiny_models import tiny_llama
-from tests.on_cuda.devices import REAL, compress, observed, same_bytes, settings
+from tests.on_cuda.devices import LARGE, REAL, compress, observed, same_bytes, settings
 
 TOLERATED = 1.3
 """Largest ratio of the measured peak to that of the cost model."""
@@ -102,24 +102,48 @@ class Batches:
     ],
     ids=lambda changes: changes["method"],
 )
+@pytest.mark.parametrize(
+    ("layer", "is_tight"),
+    [
+        (0, False),
+        pytest.param(
+            *(1, True), marks=pytest.mark.skipif(REAL, reason="a GPU's allocator hands out megabytes")
+        ),
+    ],
+    ids=["first layer", "later layer of a small device"],
+)
 def test_a_layer_that_fails_anywhere_is_repeated_exactly(
-    dense: Path, tmp_path: Path, changes: dict[str, Any]
+    dense: Path, tmp_path: Path, changes: dict[str, Any], layer: int, is_tight: bool
 ) -> None:
     """The result is that of a run whose batch is lowered before anything in the layer."""
     calibration = CalibrationConfig(
         source="pydoc", samples=16, sequence_length=16, self_share=0.0
     )
     config = settings(calibration=calibration, **changes)
-    layer, undisturbed = 1, Batches(1)
-    with observed() as observation:
+    undisturbed = Batches(layer)
+    with observed() as ample:
         compress(dense, tmp_path / "undisturbed", config, undisturbed)
-        assert undisturbed.count > 3
+    assert undisturbed.count > 3
+    with observed(memory=ample.peak * 6 // 5 if is_tight else LARGE) as observation:
         compress(dense, tmp_path / "first", config, Batches(layer, full=0))
         for part in (0.3, 0.6, 1.0):
             full, out = round(part * (undisturbed.count - 1)), tmp_path / f"{part}"
             _, warnings = compress(dense, out, config, Batches(layer, full))
             assert "compression.batch_size was lowered from 8 to 4" in "\n".join(warnings)
             assert same_bytes(tmp_path / "first", out), f"batch {full} of {undisturbed.count}"
+    assert observation.left == 0
+
+
+def test_a_layer_that_fails_where_one_like_it_had_room_is_the_typed_error(
+    dense: Path, tmp_path: Path
+) -> None:
+    """Its hidden states were not copied; a service resumes the job from the layers before."""
+    config = settings(method="intraslice", allocation="uniform")
+    with observed() as observation:
+        with pytest.raises(OutOfDeviceMemoryError) as caught:
+            compress(dense, tmp_path / "out", config, Batches(2, full=3))
+        assert caught.value.field == "compression.batch_size"
+        del caught
     assert observation.left == 0
 
 

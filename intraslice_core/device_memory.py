@@ -168,7 +168,7 @@ class BatchSize:
                 if self.size == 1:
                     raise
             # After the handler, so that no traceback keeps tensors.
-            free_device_memory()
+            _release_memory()
             self._halve()
             undo()
 
@@ -194,7 +194,7 @@ def has_room_to_spare(device: torch.device) -> bool:
     return torch.cuda.max_memory_reserved(device) <= (1.0 - SPARE_SHARE) * available
 
 
-def free_device_memory() -> None:
+def _release_memory() -> None:
     """Free what failed work has left on the device: reference cycles, and cached blocks."""
     gc.collect()
     if torch.cuda.is_available():

@@ -141,6 +141,7 @@ class LayerLoop:
             left_out=left_out,
             plan=shapes.plan.model_dump(mode="json"),
         )
+        self._copy_memory = HostMemory(run.offload_dir)
         self._copies: dict[str, Tensor] = {}
         """Hidden states before the current layer, where its batches may have to be lowered."""
         self._fitting_size = 0
@@ -187,12 +188,10 @@ class LayerLoop:
         batch = self._work.batch
         if self._may_be_repeated():
             self._copy_states()
-            result = batch.repeat(lambda _size: attempt(), undo=self._restore_copies)
-        else:
-            self._copies = {}
-            with out_of_memory_reported(batch.lower if batch.size == 1 else batch.setting):
-                result = attempt()
-        return result
+            return batch.repeat(lambda _size: attempt(), undo=self._restore_copies)
+        self._copies = {}
+        with out_of_memory_reported(batch.lower if batch.size == 1 else batch.setting):
+            return attempt()
 
     def _may_be_repeated(self) -> bool:
         """Report whether smaller batches are possible and may be needed."""
@@ -205,7 +204,7 @@ class LayerLoop:
         """Copy the hidden states to host memory."""
         for name, tensor in self._hidden_states.tensors().items():
             if name not in self._copies:
-                self._copies[name] = self._work.memory.empty(tensor.shape, tensor.dtype)
+                self._copies[name] = self._copy_memory.empty(tensor.shape, tensor.dtype)
             self._copies[name].copy_(tensor)
 
     def _restore_copies(self) -> None:

@@ -60,6 +60,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_peak_is_that_of_the_cost_model(
     wide: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
+    """Hidden states may be on the device, too, where they fit."""
     calibration = CalibrationConfig(
         source="pydoc", samples=16, sequence_length=64, self_share=0.0
     )
@@ -67,7 +68,9 @@ def test_the_peak_is_that_of_the_cost_model(
     with observed() as observation:
         report, _ = compress(wide, tmp_path / "out", config)
     stages = stage_bytes(report.geometry, config, item=4, stored=4)
-    assert observation.peak <= TOLERATED * max(stage.device for stage in stages.values())
+    assert observation.peak <= TOLERATED * max(
+        stage.host + stage.device for stage in stages.values()
+    )
 
 
 # -- smaller batches --------------------------------------------------------------------------------

@@ -165,8 +165,10 @@ def require_same_model(first: Path, second: Path) -> None:
     for name, tensor in before.items():
         assert tensor.shape == after[name].shape, name
         if REAL:
-            singular = [torch.linalg.matrix_norm(part.double().view(len(part), -1), "nuc")
-                        for part in (tensor, after[name])]
+            singular = [
+                torch.linalg.matrix_norm(part.double().view(len(part), -1), "nuc")
+                for part in (tensor, after[name])
+            ]
             torch.testing.assert_close(*singular, rtol=1e-2, atol=1e-4)
         else:
             torch.testing.assert_close(after[name], tensor, rtol=1e-3, atol=1e-4)

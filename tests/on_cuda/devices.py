@@ -39,6 +39,8 @@ HOST_WORK: Mapping[str, str] = MappingProxyType(
     {
         "intraslice_core/sensitivity/hypernetwork.py": "a recurrent network of 64 units; its draws "
         "come from a generator of the host, so that they do not depend on the device",
+        "intraslice_core/modeling/components_intraslice.py": "the reference of the verification, "
+        "which is computed in float32 on the host",
     }
 )
 """Files that may multiply or factorise matrices on the host, and why."""

@@ -125,6 +125,8 @@ def _register() -> None:
         current_device=lambda: 0,
         device_count=lambda: 1,
         manual_seed_all=lambda seed: None,
+        get_rng_state=lambda device=0: ACTIVE[-1].generators[0].get_state(),
+        set_rng_state=lambda state, device=0: ACTIVE[-1].generators[0].set_state(state),
         _is_in_bad_fork=lambda: False,
         _lazy_init=lambda: None,
     )

@@ -7,15 +7,20 @@ one thread of a CPU with AVX-512, fitted to two runs of SmolLM2-135M (`benchmark
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from intraslice_core.config import CompressionConfig, EvaluationConfig, RecoveryConfig
 from intraslice_core.cost_model.flops import StageFlops, stage_flops
+from intraslice_core.cost_model.memory import (
+    cache_bytes_per_token,
+    written_at_once,
+    written_sequences,
+)
 from intraslice_core.plan import ModelGeometry, dense_parameters
 from intraslice_core.progress import Stage
 from intraslice_core.text_sources import WRITTEN
+from intraslice_core.writing import count_steps
 
 _PRODUCTS = 140e9
 """Floating-point operations per second of products in the compute dtype."""
@@ -31,8 +36,8 @@ _UPLOAD_PASSES = 3
 """Times that an uploaded byte is hashed, sent or read back."""
 _TEXT_TOKENS = 20_000.0
 """Tokens per second of reading and tokenizing text."""
-_WRITTEN_AT_ONCE = 128
-"""Sequences that the model writes at once; weights are read once for all of them."""
+_CACHE_ITEM_BYTES = 4
+"""Bytes of a cached key or value: most CPUs compute in float32."""
 _PROCESS = 3.5
 """Seconds until a clean process has imported torch and transformers."""
 _LAYER = 0.03
@@ -205,7 +210,8 @@ def evaluation_seconds(
     rate, step = _tokens_per_second(geometry), _decoding_step(geometry, item_bytes)
     length = min(evaluation.context_length, evaluation.max_tokens)
     sources = sum(source in WRITTEN for source in evaluation.perplexity)
-    written = sources * writing_seconds(geometry, evaluation.max_tokens, length, item_bytes)
+    windows = (evaluation.max_tokens // length, length)
+    written = sources * writing_seconds(geometry, [windows], item_bytes)
     examples = len(evaluation.tasks) * (evaluation.task_limit or _EXAMPLES)
     tokens = len(evaluation.perplexity) * evaluation.max_tokens + examples * _EXAMPLE_TOKENS
     scored = 0.1 + tokens / rate + len(evaluation.prompts) * _CONTINUATION_TOKENS * step
@@ -229,25 +235,52 @@ def judging_seconds(geometry: ModelGeometry, tokens: int, item_bytes: int) -> fl
 
 
 def calibration_seconds(
-    geometry: ModelGeometry, compression: CompressionConfig, item_bytes: int
+    geometry: ModelGeometry,
+    compression: CompressionConfig,
+    item_bytes: int,
+    beside: Sequence[tuple[int, int]] = (),
 ) -> float:
-    """Estimate the seconds of reading and writing calibration and fine-tuning text."""
+    """Estimate the seconds of reading and writing calibration and fine-tuning text.
+
+    Args:
+        geometry: dimensions of the dense model.
+        compression: settings of the compression.
+        item_bytes: bytes of a stored weight.
+        beside: numbers and lengths of other sequences that the model writes in the same batches.
+    """
     parts = list(compression.resolved_calibration.parts())
+    written = writing_seconds(geometry, [*written_sequences(parts), *beside], item_bytes)
     if compression.recover is not None:
-        parts += compression.recover.text(compression.calibration).parts()
+        training = compression.recover.text(compression.calibration).parts()
+        for part in training:
+            written += writing_seconds(geometry, written_sequences([part]), item_bytes)
+        parts += training
     read = sum(part.tokens for part in parts if part.source not in WRITTEN)
-    written = sum(
-        writing_seconds(geometry, part.tokens, part.sequence_length, item_bytes)
-        for part in parts
-        if part.source in WRITTEN
-    )
     return 0.25 + read / _TEXT_TOKENS + written
 
 
-def writing_seconds(geometry: ModelGeometry, tokens: int, length: int, item_bytes: int) -> float:
-    """Return the seconds in which the dense model writes tokens, in sequences of a length."""
-    steps = math.ceil(tokens / (length * _WRITTEN_AT_ONCE)) * length
-    return tokens / _tokens_per_second(geometry) + steps * _decoding_step(geometry, item_bytes)
+def writing_seconds(
+    geometry: ModelGeometry, sequences: Sequence[tuple[int, int]], item_bytes: int
+) -> float:
+    """Return the seconds in which the dense model writes sequences, all in the same batches.
+
+    At every step the weights are read once for all sequences of a batch, and the keys and values
+    of each of them.
+
+    Args:
+        geometry: dimensions of the dense model.
+        sequences: numbers of sequences, and their lengths.
+        item_bytes: bytes of a stored weight.
+    """
+    token = cache_bytes_per_token(geometry, _CACHE_ITEM_BYTES)
+    steps = count_steps(sequences, lambda length: written_at_once(length * token))
+    tokens = sum(rows * length for rows, length in sequences)
+    cached = sum(rows * length * (length - 1) // 2 for rows, length in sequences)
+    return (
+        tokens / _tokens_per_second(geometry)
+        + steps * _decoding_step(geometry, item_bytes)
+        + cached * token / _MEMORY
+    )
 
 
 def _decoding_step(geometry: ModelGeometry, item_bytes: int) -> float:

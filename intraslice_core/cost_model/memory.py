@@ -15,7 +15,15 @@ The peak is reached in one of these situations:
 
 from __future__ import annotations
 
-from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel, RecoveryConfig
+from collections.abc import Iterable
+
+from intraslice_core.config import (
+    CalibrationPart,
+    CompressionConfig,
+    EvaluationConfig,
+    FrozenModel,
+    RecoveryConfig,
+)
 from intraslice_core.cost_model.work import (
     GROUP_SEQUENCES,
     TRIAL_PLANS,
@@ -25,7 +33,8 @@ from intraslice_core.cost_model.work import (
 )
 from intraslice_core.methods import METHODS
 from intraslice_core.plan import ModelGeometry
-from intraslice_core.text_sources import WRITING_CACHE_BYTES, WRITTEN
+from intraslice_core.text_sources import WRITTEN
+from intraslice_core.writing import CPU_CACHE_BYTES, CPU_SEQUENCES, batch_size, sequences_at_once
 
 PROCESS_BYTES = 600 * 2**20
 """Memory of Python with torch and transformers loaded, before any tensor; measured on a CPU."""
@@ -267,13 +276,13 @@ def dense_output_bytes(geometry: ModelGeometry, evaluation: EvaluationConfig, it
 
 def _load_bytes(geometry: ModelGeometry, evaluation: EvaluationConfig, item: int) -> int:
     """Estimate the KV cache and one layer's activations of the largest timed load."""
-    token = _cache_bytes_per_token(geometry, item)
+    token = cache_bytes_per_token(geometry, item)
     width = max(geometry.intermediate_size, geometry.num_attention_heads * geometry.head_dim)
     tokens = (point.batch_size * point.context_length for point in evaluation.speed_grid)
     return max(tokens, default=0) * (token + width * item * _ACTIVATIONS)
 
 
-def _cache_bytes_per_token(geometry: ModelGeometry, item: int) -> int:
+def cache_bytes_per_token(geometry: ModelGeometry, item: int) -> int:
     """Return the bytes of all layers' keys and values of one token."""
     return 2 * geometry.num_hidden_layers * geometry.num_key_value_heads * geometry.head_dim * item
 
@@ -284,18 +293,37 @@ def _largest_writing_cache(
     evaluation: EvaluationConfig | None,
     item: int,
 ) -> int:
-    """Estimate the KV cache of the sequences written at once, in bytes; at least one sequence."""
-    written = [
-        (part.samples, part.sequence_length)
-        for part in compression.resolved_calibration.parts()
-        if part.source in WRITTEN
-    ]
+    """Estimate the KV cache of the sequences written at once, in bytes; at least one sequence.
+
+    That of a batch on a CPU. On an accelerator batches take what is free, so that one sequence is
+    what must fit. Sliding windows are not considered, which make it smaller.
+    """
+    written = written_sequences(compression.resolved_calibration.parts())
+    # The parts of the calibration are written together.
+    groups = []
+    if written:
+        sequences = sum(sequences for sequences, _ in written)
+        groups.append((sequences, max(length for _, length in written)))
     if evaluation is not None and not WRITTEN.isdisjoint(evaluation.perplexity):
         length = min(evaluation.context_length, evaluation.max_tokens)
-        written.append((evaluation.max_tokens // length, length))
-    token = _cache_bytes_per_token(geometry, item)
+        groups.append((evaluation.max_tokens // length, length))
+    token = cache_bytes_per_token(geometry, item)
     sizes = (
-        min(rows * length * token, max(WRITING_CACHE_BYTES, length * token))
-        for rows, length in written
+        batch_size(sequences, written_at_once(length * token)) * length * token
+        for sequences, length in groups
     )
     return max(sizes, default=0)
+
+
+def written_sequences(parts: Iterable[CalibrationPart]) -> list[tuple[int, int]]:
+    """Return number and length of the sequences of every part that the model writes."""
+    return [(part.samples, part.sequence_length) for part in parts if part.source in WRITTEN]
+
+
+def written_at_once(sequence_bytes: int) -> int:
+    """Return the number of sequences that are written at once on a CPU.
+
+    Args:
+        sequence_bytes: keys and values of a sequence.
+    """
+    return sequences_at_once(sequence_bytes, CPU_CACHE_BYTES, CPU_SEQUENCES)

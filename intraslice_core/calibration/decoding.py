@@ -1,0 +1,238 @@
+"""Decoding of many sequences at once by the model, one token of each per forward pass.
+
+All rows of a batch are at the same position and none ends before its length: an end-of-text token
+begins the next document in its row, and prompts are read a token at a time beside rows that sample.
+Hence there is no padding, no mask but the model's own, and no row without work.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from intraslice_core import writing
+from intraslice_core.calibration.decoding_attention import without_repeated_keys
+from intraslice_core.calibration.decoding_cache import cached_bytes, keep_rows, preallocated_cache
+from intraslice_core.calibration.prompters import Prompter
+from intraslice_core.calibration.rotary_lengths import depends_on_length, frequencies_of_length
+from intraslice_core.calibration.sampling import TOP_K, random_numbers, sample
+from intraslice_core.calibration.writing_pace import WritingListener, WritingPace
+from intraslice_core.progress import CancellationCheck, raise_if_cancelled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A sequence to write; its tokens follow from these values and the model."""
+
+    length: int
+    seed: int
+    index: int
+    """Number of the sequence in its text; seed and index decide its random numbers."""
+    prompter: Callable[[], Prompter]
+    """Returns a new source of the tokens that the model does not sample."""
+
+
+@dataclass(kw_only=True)
+class _Row:
+    """A sequence that is being written."""
+
+    draft: Draft
+    prompter: Prompter
+    forced: deque[int]
+    """Tokens that come next, whatever the model samples."""
+    uniforms: NDArray[np.float64]
+    """Random number of each position, (length,)."""
+    tokens: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, draft: Draft) -> _Row:
+        prompter = draft.prompter()
+        uniforms = random_numbers(draft.seed, draft.index, draft.length)
+        forced = deque(prompter.opening())
+        return cls(draft=draft, prompter=prompter, forced=forced, uniforms=uniforms)
+
+    def begin(self, tokens: int) -> list[int]:
+        """Return the first tokens, at most as many as are forced."""
+        self.tokens = [self.forced.popleft() for _ in range(tokens)]
+        return self.tokens
+
+    def advance(self, sampled: int) -> int:
+        """Return the next token: the next forced one, or else the sampled one."""
+        if self.forced:
+            token = self.forced.popleft()
+        else:
+            token = sampled
+            self.forced.extend(self.prompter.after(sampled))
+        self.tokens.append(token)
+        return token
+
+
+@torch.inference_mode()
+def write_sequences(
+    model: PreTrainedModel,
+    drafts: Sequence[Draft],
+    *,
+    should_cancel: CancellationCheck,
+    on_progress: WritingListener,
+    top_k: int = TOP_K,
+) -> list[Tensor]:
+    """Let the model write sequences, as many at once as the memory allows.
+
+    The tokens of a sequence do not depend on the others, but for the rounding of batches of
+    different sizes, which may change a token in low precision.
+
+    Args:
+        model: causal language model; its mode is restored.
+        drafts: sequences to write.
+        should_cancel: called before each step.
+        on_progress: receives the number of written tokens.
+        top_k: candidates of each token; 1 is greedy.
+
+    Returns:
+        Tokens of every sequence, (length,) each, int64, on the CPU.
+
+    Raises:
+        NumericalError: if a logit is not finite.
+        torch.OutOfMemoryError: if the device has no memory for one sequence.
+        CompressionCancelledError: if the run is cancelled.
+    """
+    pace = WritingPace([draft.length for draft in drafts], on_progress)
+    check = partial(raise_if_cancelled, should_cancel)
+    rows: dict[int, list[int]] = {}
+    with _ready_to_write(model):
+        batches = _plan(model, drafts)
+        while batches:
+            batch = batches[0]
+            pace.plan([[drafts[number].length for number in each] for each in batches])
+            written = _attempt(model, [drafts[number] for number in batch], top_k, check, pace)
+            if written is None:
+                # The sequences are the same in batches of any size.
+                batches = [half for each in batches for half in _halves(each)]
+                continue
+            rows.update(zip(batch, written, strict=True))
+            batches = batches[1:]
+    return [torch.tensor(rows[number]) for number in range(len(drafts))]
+
+
+@contextmanager
+def _ready_to_write(model: PreTrainedModel) -> Iterator[None]:
+    was_training = model.training
+    model.train(False)
+    try:
+        with without_repeated_keys(model):
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _halves(batch: list[int]) -> list[list[int]]:
+    middle = -(-len(batch) // 2)
+    return [half for half in (batch[:middle], batch[middle:]) if half]
+
+
+def _attempt(
+    model: PreTrainedModel,
+    drafts: list[Draft],
+    top_k: int,
+    check: Callable[[], None],
+    pace: WritingPace,
+) -> list[list[int]] | None:
+    """Write a batch; None if the device has too little memory for more than one sequence."""
+    try:
+        return _write_batch(model, drafts, top_k, check, pace)
+    except torch.OutOfMemoryError:
+        if len(drafts) == 1:
+            raise
+    # The cache is free here, as the traceback that refers to it is gone.
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
+
+
+def _write_batch(
+    model: PreTrainedModel,
+    drafts: list[Draft],
+    top_k: int,
+    check: Callable[[], None],
+    pace: WritingPace,
+) -> list[list[int]]:
+    """Write sequences, the longest first, together.
+
+    Returns:
+        Tokens of every sequence.
+    """
+    rows = [_Row.of(draft) for draft in drafts]
+    length = drafts[0].length
+    # Forced tokens at the beginning of all rows are read in one forward pass.
+    begin = min(*(draft.length for draft in drafts), *(len(row.forced) for row in rows))
+    inputs = torch.tensor([row.begin(begin) for row in rows])
+    kv_cache = preallocated_cache(model, length)
+    with frequencies_of_length(model, length):
+        for position in range(begin, length):
+            check()
+            active = [row for row in rows if row.draft.length > position]
+            if len(active) < len(inputs):
+                keep_rows(kv_cache, len(active))
+                inputs = inputs[: len(active)]
+            output = model(
+                input_ids=inputs.to(model.device),
+                past_key_values=kv_cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            uniforms = np.array([row.uniforms[position] for row in active])
+            sampled = sample(output.logits[:, -1], uniforms, top_k)
+            pairs = zip(active, sampled, strict=True)
+            inputs = torch.tensor([[row.advance(token)] for row, token in pairs])
+            pace.step(position, len(active))
+    return [row.tokens for row in rows]
+
+
+def _plan(model: PreTrainedModel, drafts: Sequence[Draft]) -> list[list[int]]:
+    """Return the numbers of the sequences of each batch, the longest of a batch first.
+
+    With rotary frequencies by length, all sequences of a batch have the same length.
+    """
+    most = writing.CPU_SEQUENCES if model.device.type == "cpu" else writing.ACCELERATOR_SEQUENCES
+    limit = _cache_limit(model.device)
+
+    @cache
+    def at_once(length: int) -> int:
+        return writing.sequences_at_once(_sequence_bytes(model, length), limit, most)
+
+    lengths = [draft.length for draft in drafts]
+    if not depends_on_length(model):
+        return writing.divide(lengths, at_once)
+    batches = []
+    for length in sorted(set(lengths)):
+        equal = [number for number in range(len(drafts)) if lengths[number] == length]
+        divided = writing.divide([length] * len(equal), at_once)
+        batches += [[equal[place] for place in batch] for batch in divided]
+    return batches
+
+
+def _cache_limit(device: torch.device) -> int:
+    """Return the size limit of the KV cache: by the free memory on CUDA, fixed elsewhere."""
+    if device.type != "cuda":
+        return writing.CPU_CACHE_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    # Freed memory that torch has not returned to the device.
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return writing.cache_bytes_on(free)
+
+
+def _sequence_bytes(model: PreTrainedModel, length: int) -> int:
+    """Return the bytes of a sequence's keys and values, measured by a pass of one token."""
+    kv_cache = preallocated_cache(model, length)
+    token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    model(input_ids=token, past_key_values=kv_cache, use_cache=True, logits_to_keep=1)
+    return cached_bytes(kv_cache)

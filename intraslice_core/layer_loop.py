@@ -6,9 +6,10 @@ The hidden states of the calibration sequences pass through the layers as they a
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from intraslice_core.config import CompressionConfig
 from intraslice_core.content_key import content_key
 from intraslice_core.decoder_layer import residual_parts, with_residual_parts
 from intraslice_core.device import HostMemory, rounding_class
+from intraslice_core.device_memory import BatchSize
 from intraslice_core.errors import NumericalError
 from intraslice_core.families.canonical import (
     CanonicalSettings,
@@ -43,6 +45,8 @@ from intraslice_core.statistics_cache import DenseStates, ModelStatistics
 
 if TYPE_CHECKING:
     from intraslice_core.decoder_layer import LayerWeights
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,12 @@ class CompressionWork:
     resume_state: ResumeState | None
     memory: HostMemory
     """Memory for the hidden states and for the sensitivity measurement."""
+    batch: BatchSize
+    """Sequences per forward pass, which any stage may lower.
+
+    Keys of cached content have the requested size: on a device of the same class, another run would
+    lower it alike.
+    """
 
     @property
     def layers(self) -> DenseLayerReader:
@@ -127,6 +137,8 @@ class LayerLoop:
             left_out=left_out,
             plan=shapes.plan.model_dump(mode="json"),
         )
+        self._copies: dict[str, Tensor] = {}
+        """Hidden states before the current layer; empty on a CPU."""
         self._passed = self._restore()
 
     def outer_tensors(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -138,18 +150,51 @@ class LayerLoop:
         restored = self._resume_state and self._resume_state.layer(self._key, layer)
         if restored:
             if layer >= self._passed:
-                self._replay(layer, restored)
+                self._with_less_memory(lambda: self._replay(layer, restored))
             self._run.resumed_layers += 1
             self._run.layer_done(restored.report, self._work.geometry, restored=True)
             return restored
         if layer < self._passed:
             raise RuntimeError(f"layer {layer} disappeared from the resume state during the run")
-        finished = self._compress(layer)
+        finished = self._with_less_memory(lambda: self._compress(layer))
         if self._resume_state is not None:
             self._resume_state.save_layer(self._key, finished)
             self._save_hidden_states(self._resume_state, layer + 1)
         self._run.layer_done(finished.report, self._work.geometry)
         return finished
+
+    # -- smaller batches -------------------------------------------------------------------
+
+    def _with_less_memory(self, attempt: Callable[[], _Result]) -> _Result:
+        """Return the result of a pass through a layer, repeated with smaller batches if need be.
+
+        Accumulators are those of the attempt. The hidden states, which it moves in place, are
+        copied before, as a batch may fail when others have moved already.
+
+        Raises:
+            OutOfDeviceMemoryError: if a batch of one sequence does not fit the device.
+        """
+        self._copy_states()
+        return self._work.batch.repeat(lambda _size: attempt(), undo=self._restore_copies)
+
+    def _copy_states(self) -> None:
+        """Copy the hidden states to host memory, where a smaller batch may be needed."""
+        work = self._work
+        moves = work.device.type != "cpu" and work.method.uses_hidden_states
+        if not moves or work.batch.size == 1:
+            self._copies = {}
+            return
+        for name, tensor in self._hidden_states.tensors().items():
+            if name not in self._copies:
+                self._copies[name] = work.memory.empty(tensor.shape, tensor.dtype)
+            self._copies[name].copy_(tensor)
+
+    def _restore_copies(self) -> None:
+        for name, tensor in self._hidden_states.tensors().items():
+            if name in self._copies:
+                tensor.copy_(self._copies[name])
+
+    # -- hidden states ---------------------------------------------------------------------
 
     def _embed(self, tokens: Tensor, left_out: int) -> HiddenStates:
         """Return the embedded sequences, in host memory and compute dtype."""
@@ -262,7 +307,7 @@ class LayerLoop:
             settings=dense.settings(layer),
             rotary=dense.rotary(layer, states.compressed.shape[1]),
             method=work.method,
-            batch_size=work.config.batch_size,
+            batch_size=work.batch.size,
             device=work.device,
             stored_dtype=work.stored_dtype,
             before_batch=partial(self._report, layer, message),

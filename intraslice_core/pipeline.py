@@ -52,6 +52,7 @@ from intraslice_core.device import (
     return_free_memory,
     rounding_class,
 )
+from intraslice_core.device_memory import BatchSize
 from intraslice_core.evaluation.comparison import open_requested_tasks
 from intraslice_core.evaluation.texts import check_texts
 from intraslice_core.export.adaptive import AdaptiveForm
@@ -310,6 +311,7 @@ def _plan_work(
         statistics=statistics,
         resume_state=run.resume_state,
         memory=HostMemory(run.offload_dir),
+        batch=BatchSize(requested=config.batch_size),
     )
 
 
@@ -330,6 +332,7 @@ def _shape_work(work: CompressionWork, run: Run) -> AllocationContext:
         stored_dtype=work.stored_dtype,
         cache=_sensitivity_cache(run),
         key=work.key,
+        batch=work.batch,
         resume_state=work.resume_state,
         prefix_length=len(work.prefix),
         before_batch=before_batch,

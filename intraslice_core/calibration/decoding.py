@@ -8,8 +8,7 @@ Hence there is no padding, no mask but the model's own, and no row without work.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 
@@ -26,6 +25,7 @@ from intraslice_core.calibration.prompters import Prompter
 from intraslice_core.calibration.rotary_lengths import depends_on_length, frequencies_of_length
 from intraslice_core.calibration.sampling import TOP_K, random_numbers, sample
 from intraslice_core.calibration.writing_pace import WritingListener, WritingPace
+from intraslice_core.device_memory import BatchSize, out_of_memory_reported
 from intraslice_core.progress import CancellationCheck, raise_if_cancelled
 
 
@@ -83,6 +83,7 @@ def write_sequences(
     *,
     should_cancel: CancellationCheck,
     on_progress: WritingListener,
+    lower: str = "compression.calibration.sequence_length",
     top_k: int = TOP_K,
 ) -> list[Tensor]:
     """Let the model write sequences, as many at once as the memory allows.
@@ -95,6 +96,7 @@ def write_sequences(
         drafts: sequences to write.
         should_cancel: called before each step.
         on_progress: receives the number of written tokens.
+        lower: setting that decides how much memory a sequence needs.
         top_k: candidates of each token; 1 is greedy.
 
     Returns:
@@ -102,102 +104,91 @@ def write_sequences(
 
     Raises:
         NumericalError: if a logit is not finite.
-        torch.OutOfMemoryError: if the device has no memory for one sequence.
+        OutOfDeviceMemoryError: if a single sequence does not fit the device.
         CompressionCancelledError: if the run is cancelled.
     """
-    pace = WritingPace([draft.length for draft in drafts], on_progress)
-    check = partial(raise_if_cancelled, should_cancel)
-    rows: dict[int, list[int]] = {}
-    with _ready_to_write(model):
-        batches = _plan(model, drafts)
-        while batches:
-            batch = batches[0]
-            pace.plan([[drafts[number].length for number in each] for each in batches])
-            written = _attempt(model, [drafts[number] for number in batch], top_k, check, pace)
-            if written is None:
-                # The sequences are the same in batches of any size.
-                batches = [half for each in batches for half in _halves(each)]
-                continue
-            rows.update(zip(batch, written, strict=True))
-            batches = batches[1:]
-    return [torch.tensor(rows[number]) for number in range(len(drafts))]
-
-
-@contextmanager
-def _ready_to_write(model: PreTrainedModel) -> Iterator[None]:
+    writer = _Writer(
+        model=model,
+        drafts=drafts,
+        check=partial(raise_if_cancelled, should_cancel),
+        pace=WritingPace([draft.length for draft in drafts], on_progress),
+        top_k=top_k,
+    )
     was_training = model.training
     model.train(False)
     try:
-        with without_repeated_keys(model):
-            yield
+        with without_repeated_keys(model), out_of_memory_reported(lower):
+            return [torch.tensor(tokens) for tokens in writer.write_all(lower)]
     finally:
         model.train(was_training)
 
 
-def _halves(batch: list[int]) -> list[list[int]]:
-    middle = -(-len(batch) // 2)
-    return [half for half in (batch[:middle], batch[middle:]) if half]
+@dataclass(frozen=True, kw_only=True)
+class _Writer:
+    """A model that writes sequences in batches."""
+
+    model: PreTrainedModel
+    drafts: Sequence[Draft]
+    check: Callable[[], None]
+    """Raises if the run is cancelled."""
+    pace: WritingPace
+    top_k: int
+
+    def write_all(self, lower: str) -> list[list[int]]:
+        """Return the tokens of every sequence."""
+        batches = _plan(self.model, [draft.length for draft in self.drafts])
+        size = BatchSize(
+            requested=max(map(len, batches), default=1),
+            setting="the number of sequences written at once",
+            lower=lower,
+        )
+        tokens: dict[int, list[int]] = {}
+        for number, batch in enumerate(batches):
+            written = size.repeat(partial(self._write_parts, batch, batches[number + 1 :]))
+            tokens.update(zip(batch, written, strict=True))
+        return [tokens[number] for number in range(len(self.drafts))]
+
+    def _write_parts(
+        self, batch: list[int], later: list[list[int]], at_once: int
+    ) -> list[list[int]]:
+        """Write the sequences of a batch, at most `at_once` together; return their tokens."""
+        parts = [batch[begin : begin + at_once] for begin in range(0, len(batch), at_once)]
+        tokens = []
+        for number, part in enumerate(parts):
+            left = [*parts[number:], *later]
+            self.pace.plan([[self.drafts[place].length for place in each] for each in left])
+            tokens += self._write_together([_Row.of(self.drafts[place]) for place in part])
+        return tokens
+
+    def _write_together(self, rows: list[_Row]) -> list[list[int]]:
+        """Write sequences, the longest first, in one batch; return their tokens."""
+        length = rows[0].draft.length
+        # Tokens that are forced at the beginning of all rows are read in one forward pass.
+        begin = min(*(row.draft.length for row in rows), *(len(row.forced) for row in rows))
+        inputs = torch.tensor([row.begin(begin) for row in rows])
+        kv_cache = preallocated_cache(self.model, length)
+        with frequencies_of_length(self.model, length):
+            for position in range(begin, length):
+                self.check()
+                active = [row for row in rows if row.draft.length > position]
+                if len(active) < len(inputs):
+                    keep_rows(kv_cache, len(active))
+                    inputs = inputs[: len(active)]
+                output = self.model(
+                    input_ids=inputs.to(self.model.device),
+                    past_key_values=kv_cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                uniforms = np.array([row.uniforms[position] for row in active])
+                sampled = sample(output.logits[:, -1], uniforms, self.top_k)
+                pairs = zip(active, sampled, strict=True)
+                inputs = torch.tensor([[row.advance(token)] for row, token in pairs])
+                self.pace.step(position, len(active))
+        return [row.tokens for row in rows]
 
 
-def _attempt(
-    model: PreTrainedModel,
-    drafts: list[Draft],
-    top_k: int,
-    check: Callable[[], None],
-    pace: WritingPace,
-) -> list[list[int]] | None:
-    """Write a batch; None if the device has too little memory for more than one sequence."""
-    try:
-        return _write_batch(model, drafts, top_k, check, pace)
-    except torch.OutOfMemoryError:
-        if len(drafts) == 1:
-            raise
-    # The cache is free here, as the traceback that refers to it is gone.
-    if model.device.type == "cuda":
-        torch.cuda.empty_cache()
-    return None
-
-
-def _write_batch(
-    model: PreTrainedModel,
-    drafts: list[Draft],
-    top_k: int,
-    check: Callable[[], None],
-    pace: WritingPace,
-) -> list[list[int]]:
-    """Write sequences, the longest first, together.
-
-    Returns:
-        Tokens of every sequence.
-    """
-    rows = [_Row.of(draft) for draft in drafts]
-    length = drafts[0].length
-    # Forced tokens at the beginning of all rows are read in one forward pass.
-    begin = min(*(draft.length for draft in drafts), *(len(row.forced) for row in rows))
-    inputs = torch.tensor([row.begin(begin) for row in rows])
-    kv_cache = preallocated_cache(model, length)
-    with frequencies_of_length(model, length):
-        for position in range(begin, length):
-            check()
-            active = [row for row in rows if row.draft.length > position]
-            if len(active) < len(inputs):
-                keep_rows(kv_cache, len(active))
-                inputs = inputs[: len(active)]
-            output = model(
-                input_ids=inputs.to(model.device),
-                past_key_values=kv_cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            uniforms = np.array([row.uniforms[position] for row in active])
-            sampled = sample(output.logits[:, -1], uniforms, top_k)
-            pairs = zip(active, sampled, strict=True)
-            inputs = torch.tensor([[row.advance(token)] for row, token in pairs])
-            pace.step(position, len(active))
-    return [row.tokens for row in rows]
-
-
-def _plan(model: PreTrainedModel, drafts: Sequence[Draft]) -> list[list[int]]:
+def _plan(model: PreTrainedModel, lengths: list[int]) -> list[list[int]]:
     """Return the numbers of the sequences of each batch, the longest of a batch first.
 
     With rotary frequencies by length, all sequences of a batch have the same length.
@@ -209,12 +200,11 @@ def _plan(model: PreTrainedModel, drafts: Sequence[Draft]) -> list[list[int]]:
     def at_once(length: int) -> int:
         return writing.sequences_at_once(_sequence_bytes(model, length), limit, most)
 
-    lengths = [draft.length for draft in drafts]
     if not depends_on_length(model):
         return writing.divide(lengths, at_once)
     batches = []
     for length in sorted(set(lengths)):
-        equal = [number for number in range(len(drafts)) if lengths[number] == length]
+        equal = [number for number in range(len(lengths)) if lengths[number] == length]
         divided = writing.divide([length] * len(equal), at_once)
         batches += [[equal[place] for place in batch] for batch in divided]
     return batches

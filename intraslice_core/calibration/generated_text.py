@@ -29,6 +29,11 @@ from intraslice_core.tokenizer import embedding_rows, require_known_tokens
 
 _EVALUATION_SEED_OFFSET = 2**31
 """Offset of evaluation seeds, above every calibration seed."""
+_LENGTHS: dict[Part, str] = {
+    "calibration": "compression.calibration.sequence_length",
+    "evaluation": "evaluation.context_length",
+}
+"""Settings of the length of the sequences."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +99,20 @@ def generate_texts(
         CalibrationSourceError: if neither tokenizer nor model has a BOS or EOS token (`self`), or
             the chat template cannot be rendered (`chat`).
         NumericalError: if the logits of the model are not finite.
+        OutOfDeviceMemoryError: if a single sequence does not fit the device.
         TokenizerError: if the model has no embedding for a token that it must begin with.
         CompressionCancelledError: if the run is cancelled.
     """
     drafts = [_drafts(model, tokenizer, text) for text in texts]
-    rows = iter(
-        write_sequences(
-            model, [*chain(*drafts)], should_cancel=should_cancel, on_progress=on_progress
-        )
+    tokens = write_sequences(
+        model,
+        [*chain(*drafts)],
+        should_cancel=should_cancel,
+        on_progress=on_progress,
+        lower=_LENGTHS[texts[0].part],
     )
-    return [torch.stack([next(rows) for _ in of_text]) for of_text in drafts]
+    sequences = iter(tokens)
+    return [torch.stack([next(sequences) for _ in of_text]) for of_text in drafts]
 
 
 def _drafts(

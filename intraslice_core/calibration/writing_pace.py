@@ -49,13 +49,19 @@ class WritingPace:
     Args:
         lengths: tokens of all sequences.
         listener: receives the progress, at most twice a second.
+        clock: time in seconds.
     """
 
-    def __init__(self, lengths: Sequence[int], listener: WritingListener) -> None:
-        self._total, self._listener = sum(lengths), listener
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        listener: WritingListener,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._total, self._listener, self._clock = sum(lengths), listener, clock
         self._left: list[list[int]] = []
         self._planned = self._written = 0
-        self._last = self._reported = time.perf_counter()
+        self._last = self._reported = clock()
         self._steps: list[tuple[int, float]] = []
 
     def plan(self, batches: Sequence[Sequence[int]]) -> None:
@@ -63,11 +69,11 @@ class WritingPace:
         self._left = [writing.cached_tokens(lengths) for lengths in batches]
         self._planned = sum(sum(lengths) for lengths in batches)
         self._written = 0
-        self._last = time.perf_counter()
+        self._last = self._clock()
 
     def step(self, position: int, rows: int) -> None:
         """Count a step that wrote the tokens of some rows at a position, and report."""
-        now = time.perf_counter()
+        now = self._clock()
         first = self._written == 0
         if first:
             self._written = rows * position  # the beginnings were read at once

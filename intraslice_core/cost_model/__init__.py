@@ -13,7 +13,12 @@ from intraslice_core.cost_model.durations import (
     stage_seconds,
 )
 from intraslice_core.cost_model.flops import StageFlops, stage_flops
-from intraslice_core.cost_model.memory import StageBytes, peak_memory, stage_bytes
+from intraslice_core.cost_model.memory import (
+    StageBytes,
+    least_writing_bytes,
+    peak_memory,
+    stage_bytes,
+)
 from intraslice_core.cost_model.sizes import Estimate, estimate
 from intraslice_core.cost_model.tournament import Candidate, TournamentPlan, plan_tournament
 from intraslice_core.cost_model.work import stage_work
@@ -33,6 +38,7 @@ __all__ = [
     "estimate",
     "evaluation_seconds",
     "expected_durations",
+    "least_writing_bytes",
     "peak_memory",
     "plan_tournament",
     "read_dense",

@@ -10,7 +10,7 @@ The peak is reached in one of these situations:
 - Fine-tuning: the compressed model, its teacher if it has one, and the graph of one batch.
 - Evaluation: one model, with the dense model's final hidden states and output head; both models
   while they are timed.
-- Writing of calibration text: the dense model and its KV cache.
+- Writing of calibration text: the dense model, and the KV cache of the sequences written at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from intraslice_core.cost_model.work import (
     trial_layers,
 )
 from intraslice_core.methods import METHODS
-from intraslice_core.plan import ModelGeometry
+from intraslice_core.plan import ModelGeometry, dense_parameters
 from intraslice_core.text_sources import WRITTEN
 from intraslice_core.writing import CPU_CACHE_BYTES, CPU_SEQUENCES, batch_size, sequences_at_once
 
@@ -313,6 +313,25 @@ def _largest_writing_cache(
         for sequences, length in groups
     )
     return max(sizes, default=0)
+
+
+def least_writing_bytes(geometry: ModelGeometry, compression: CompressionConfig, item: int) -> int:
+    """Return the least device memory in which the dense model writes calibration text.
+
+    It holds the model, and the keys and values of one sequence; more sequences are written at once
+    where more memory is free. 0 if the model writes none.
+
+    Args:
+        geometry: dimensions of the dense model.
+        compression: settings of the compression.
+        item: bytes per number in the compute dtype.
+    """
+    written = written_sequences(compression.resolved_calibration.parts())
+    if not written:
+        return 0
+    longest = max(length for _, length in written)
+    token = cache_bytes_per_token(geometry, item)
+    return dense_parameters(geometry) * item + longest * token
 
 
 def written_sequences(parts: Iterable[CalibrationPart]) -> list[tuple[int, int]]:

@@ -28,6 +28,9 @@ from intraslice_core.calibration.writing_pace import WritingListener, WritingPac
 from intraslice_core.device_memory import BatchSize, out_of_memory_reported
 from intraslice_core.progress import CancellationCheck, raise_if_cancelled
 
+_LOGIT_COPIES = 4
+"""Size of the logits and the work space of their sorting, in copies of the logits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
@@ -221,8 +224,12 @@ def _cache_limit(device: torch.device) -> int:
 
 
 def _sequence_bytes(model: PreTrainedModel, length: int) -> int:
-    """Return the bytes of a sequence's keys and values, measured by a pass of one token."""
+    """Return the bytes of a sequence, measured by a pass of one token: its keys and values.
+
+    On an accelerator also those of its logits and of what their sorting takes, which are freed.
+    """
     kv_cache = preallocated_cache(model, length)
     token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-    model(input_ids=token, past_key_values=kv_cache, use_cache=True, logits_to_keep=1)
-    return cached_bytes(kv_cache)
+    output = model(input_ids=token, past_key_values=kv_cache, use_cache=True, logits_to_keep=1)
+    logits = 0 if model.device.type == "cpu" else _LOGIT_COPIES * int(output.logits.nbytes)
+    return cached_bytes(kv_cache) + logits

@@ -66,7 +66,8 @@ def test_equal_sequences_take_the_fewest_steps() -> None:
     for sequences in (1, 7, 64, 65):
         lengths = [32] * sequences
         steps = steps_of(lengths, writing.divide(lengths, lambda _: 8))
-        assert steps == writing.count_steps([(sequences, 32)], lambda _: 8) == -(-sequences // 8) * 32
+        assert steps == -(-sequences // 8) * 32
+        assert steps == writing.count_steps([(sequences, 32)], lambda _: 8)
 
 
 def test_cached_tokens_are_those_of_unfinished_sequences() -> None:

@@ -118,7 +118,7 @@ def _writing_listener(work: CompressionWork, run: Run) -> WritingListener:
     def report(progress: WritingProgress) -> None:
         run.report(
             Stage.CALIBRATE,
-            f"calibration text: {progress.message}",
+            f"writing calibration text: {progress.counts}",
             progress.tokens / progress.total * (1.0 if last else 0.5),
             seconds_left=progress.seconds_left if last else None,
         )

@@ -27,9 +27,9 @@ class WritingProgress:
     """None until enough steps have been timed."""
 
     @property
-    def message(self) -> str:
-        """Progress as text."""
-        return f"writing text: {self.tokens:,}/{self.total:,} tokens"
+    def counts(self) -> str:
+        """Written and all tokens as text."""
+        return f"{self.tokens:,}/{self.total:,} tokens"
 
 
 WritingListener = Callable[[WritingProgress], None]
@@ -37,7 +37,7 @@ WritingListener = Callable[[WritingProgress], None]
 
 def report_writing(progress: WritingProgress) -> None:
     """Report the written tokens as a sub-step of the run in progress (default listener)."""
-    report_substep(progress.message)
+    report_substep(f"writing text: {progress.counts}")
 
 
 class WritingPace:

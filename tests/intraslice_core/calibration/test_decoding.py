@@ -275,7 +275,7 @@ def test_progress_counts_the_tokens_of_all_sequences() -> None:
     )
     # The first report follows the first step: two dictated tokens and one more of each.
     assert (reports[0].tokens, reports[0].total) == (3 * 3, 1200)
-    assert reports[0].message == "writing text: 9/1,200 tokens"
+    assert reports[0].counts == "9/1,200 tokens"
     counts = [report.tokens for report in reports]
     assert counts == sorted(counts)
     assert counts[-1] <= 1200

@@ -22,8 +22,12 @@ from intraslice_core.errors import OutOfDeviceMemoryError
 
 _Result = TypeVar("_Result")
 
+SPARE_SHARE = 0.2
+"""Share of the memory that has to stay free for a layer to need no precautions."""
+
 _SIGNS = (
-    "out of memory. Tried to allocate",
+    "CUDA out of memory",
+    "MPS backend out of memory",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUSOLVER_STATUS_ALLOC_FAILED",
@@ -164,7 +168,7 @@ class BatchSize:
                 if self.size == 1:
                     raise
             # After the handler, so that no traceback keeps tensors.
-            free_device_memory()
+            _release_memory()
             self._halve()
             undo()
 
@@ -178,7 +182,19 @@ class BatchSize:
             )
 
 
-def free_device_memory() -> None:
+def has_room_to_spare(device: torch.device) -> bool:
+    """Report whether the largest use of a device so far leaves a fifth of what this process may use.
+
+    Fragmentation is part of that use. False where torch does not tell.
+    """
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    available = free + torch.cuda.memory_reserved(device)
+    return torch.cuda.max_memory_reserved(device) <= (1.0 - SPARE_SHARE) * available
+
+
+def _release_memory() -> None:
     """Free what failed work has left on the device: reference cycles, and cached blocks."""
     gc.collect()
     if torch.cuda.is_available():

@@ -24,7 +24,11 @@ from intraslice_core.config import CompressionConfig
 from intraslice_core.content_key import content_key
 from intraslice_core.decoder_layer import residual_parts, with_residual_parts
 from intraslice_core.device import HostMemory, rounding_class
-from intraslice_core.device_memory import BatchSize
+from intraslice_core.device_memory import (
+    BatchSize,
+    has_room_to_spare,
+    out_of_memory_reported,
+)
 from intraslice_core.errors import NumericalError
 from intraslice_core.families.canonical import (
     CanonicalSettings,
@@ -137,8 +141,11 @@ class LayerLoop:
             left_out=left_out,
             plan=shapes.plan.model_dump(mode="json"),
         )
+        self._copy_memory = HostMemory(run.offload_dir)
         self._copies: dict[str, Tensor] = {}
-        """Hidden states before the current layer; empty on a CPU."""
+        """Hidden states before the current layer, where its batches may have to be lowered."""
+        self._fitting_size = 0
+        """Batch size with which a layer was compressed on this device; 0 before the first."""
         self._passed = self._restore()
 
     def outer_tensors(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -157,6 +164,8 @@ class LayerLoop:
         if layer < self._passed:
             raise RuntimeError(f"layer {layer} disappeared from the resume state during the run")
         finished = self._with_less_memory(lambda: self._compress(layer))
+        if not self._is_passed_on(layer):
+            self._fitting_size = self._work.batch.size
         if self._resume_state is not None:
             self._resume_state.save_layer(self._key, finished)
             self._save_hidden_states(self._resume_state, layer + 1)
@@ -169,30 +178,38 @@ class LayerLoop:
         """Return the result of a pass through a layer, repeated with smaller batches if need be.
 
         Accumulators are those of the attempt. The hidden states, which it moves in place, are
-        copied before, as a batch may fail when others have moved already.
+        copied before, as a batch may fail when others have moved already. Layers are alike: where
+        one has fitted with room to spare, the next is passed without copies.
 
         Raises:
-            OutOfDeviceMemoryError: if a batch of one sequence does not fit the device.
+            OutOfDeviceMemoryError: if a batch of one sequence does not fit the device, or a layer
+                fails where one like it had room.
         """
-        self._copy_states()
-        return self._work.batch.repeat(lambda _size: attempt(), undo=self._restore_copies)
+        batch = self._work.batch
+        if self._may_be_repeated():
+            self._copy_states()
+            return batch.repeat(lambda _size: attempt(), undo=self._restore_copies)
+        self._copies = {}
+        with out_of_memory_reported(batch.lower if batch.size == 1 else batch.setting):
+            return attempt()
+
+    def _may_be_repeated(self) -> bool:
+        """Report whether smaller batches are possible and may be needed."""
+        work = self._work
+        if work.device.type == "cpu" or work.batch.size == 1 or not work.method.uses_hidden_states:
+            return False
+        return self._fitting_size != work.batch.size or not has_room_to_spare(work.device)
 
     def _copy_states(self) -> None:
-        """Copy the hidden states to host memory, where a smaller batch may be needed."""
-        work = self._work
-        moves = work.device.type != "cpu" and work.method.uses_hidden_states
-        if not moves or work.batch.size == 1:
-            self._copies = {}
-            return
+        """Copy the hidden states to host memory."""
         for name, tensor in self._hidden_states.tensors().items():
             if name not in self._copies:
-                self._copies[name] = work.memory.empty(tensor.shape, tensor.dtype)
+                self._copies[name] = self._copy_memory.empty(tensor.shape, tensor.dtype)
             self._copies[name].copy_(tensor)
 
     def _restore_copies(self) -> None:
         for name, tensor in self._hidden_states.tensors().items():
-            if name in self._copies:
-                tensor.copy_(self._copies[name])
+            tensor.copy_(self._copies[name])
 
     # -- hidden states ---------------------------------------------------------------------
 
@@ -227,7 +244,7 @@ class LayerLoop:
 
     def _compress(self, layer: int) -> FinishedLayer:
         plan, geometry = self._shapes.plan.layers[layer], self._work.geometry
-        if plan.is_removed or self._is_unchanged(layer):
+        if self._is_passed_on(layer):
             return self._pass_on(layer)
         message = _describe_sizes(geometry, plan)
         outcome = self._compressor(layer, message).run()
@@ -323,6 +340,10 @@ class LayerLoop:
         layers = self._work.geometry.num_hidden_layers
         text = f"layer {layer + 1}/{layers}: {message}"
         self._run.report(Stage.COMPRESS, text, (layer + done) / layers, layer, layers)
+
+    def _is_passed_on(self, layer: int) -> bool:
+        """Report whether a layer is removed or unchanged, so that the states only pass it."""
+        return self._shapes.plan.layers[layer].is_removed or self._is_unchanged(layer)
 
     def _is_unchanged(self, layer: int) -> bool:
         """Return whether a layer keeps its dense weights, in methods that remove whole layers.

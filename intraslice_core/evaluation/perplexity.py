@@ -212,8 +212,7 @@ def perplexity(  # noqa: PLR0913  # one call is the whole measurement
     try:
         for batch in _batches(tokens, prefix, context_length, batch_size):
             raise_if_cancelled(should_cancel)
-            hidden = _final_states(model, batch.to(model.device), first, size)
-            total += _summed_nll(model, hidden, batch[:, first:].flatten(), observer)
+            total += _summed_nll(model, batch.to(model.device), first, observer, size)
             scored += batch.shape[0] * (batch.shape[1] - first)
             processed += batch.shape[0] * (batch.shape[1] - len(prefix))
             if on_progress is not None:
@@ -256,44 +255,37 @@ def _batches(
         yield prefixed(rest.unsqueeze(0), prefix)
 
 
-def _final_states(
-    model: PreTrainedModel, batch: Tensor, first: int, size: BatchSize
-) -> Tensor:
+def _final_states(model: PreTrainedModel, batch: Tensor, first: int, windows: int) -> Tensor:
     """Return the final hidden states that predict the tokens from `first`, (rows, hidden_size).
 
     Args:
         model: a causal language model.
         batch: windows, (batch, window), on the model's device.
         first: position of the first token that is predicted, at least 1.
-        size: windows per forward pass.
+        windows: windows per forward pass.
     """
-    trunk = model.base_model
-
-    def states(windows: Tensor) -> Tensor:
-        output: Any = trunk(input_ids=windows, use_cache=False)
-        predicting: Tensor = output.last_hidden_state[:, first - 1 : -1]
-        return predicting.flatten(0, 1)
-
-    def all_states(windows: int) -> Tensor:
-        parts = [states(part) for part in torch.split(batch, windows)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    return size.repeat(all_states)
+    parts: list[Tensor] = []
+    for part in torch.split(batch, windows):
+        output: Any = model.base_model(input_ids=part, use_cache=False)
+        parts.append(output.last_hidden_state[:, first - 1 : -1].flatten(0, 1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _summed_nll(
-    model: PreTrainedModel, hidden: Tensor, targets: Tensor, observer: BlockObserver | None
+    model: PreTrainedModel,
+    batch: Tensor,
+    first: int,
+    observer: BlockObserver | None,
+    size: BatchSize,
 ) -> Tensor:
-    """Sum the negative log-likelihood of tokens, in fp64, on the CPU.
+    """Sum the negative log-likelihood of (batch, window) tokens from `first`, in fp64, on the CPU.
 
-    Args:
-        model: a causal language model.
-        hidden: final hidden states that predict the tokens, (rows, hidden_size).
-        targets: the tokens, (rows,).
-        observer: called with every block of rows.
+    `first` is at least 1. The observer sees the positions once all windows have passed the model,
+    so that a smaller batch repeats none of them.
     """
     head = OutputHead.of(model)
-    targets = targets.to(hidden.device)
+    targets = batch[:, first:].flatten()
+    hidden = size.repeat(lambda windows: _final_states(model, batch, first, windows))
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(targets), head.logit_rows):
         rows = slice(start, start + head.logit_rows)

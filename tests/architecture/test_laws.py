@@ -80,16 +80,27 @@ def catches(handler: ast.ExceptHandler, name: str) -> bool:
     )
 
 
+def passes_on(handler: ast.ExceptHandler) -> bool:
+    """Return whether a handler begins with `if <something about memory>: raise`."""
+    first = handler.body[0]
+    return (
+        isinstance(first, ast.If)
+        and "memory" in ast.unparse(first.test)
+        and isinstance(first.body[0], ast.Raise)
+        and first.body[0].exc is None
+    )
+
+
 def handlers_of_runtime_errors(file: Path) -> list[tuple[int, bool]]:
-    """Return line of every handler of RuntimeError, and whether another takes out-of-memory."""
+    """Return line of every handler of RuntimeError, and whether out-of-memory passes it."""
     handlers = []
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.Try):
             for number, handler in enumerate(node.handlers):
                 if catches(handler, "RuntimeError"):
                     before = node.handlers[:number]
-                    passes = any(catches(other, "OutOfMemoryError") for other in before)
-                    handlers.append((handler.lineno, passes))
+                    taken = any(catches(other, "OutOfMemoryError") for other in before)
+                    handlers.append((handler.lineno, taken or passes_on(handler)))
     return handlers
 
 

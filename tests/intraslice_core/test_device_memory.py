@@ -44,7 +44,7 @@ def test_an_unknown_message_has_no_sizes() -> None:
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate`"),
         RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronous"),
-        RuntimeError("MPS backend out of memory. Tried to allocate 1.00 GiB"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 18.02 GB). Tried to allocate 1.00 GB"),
     ],
 )
 def test_errors_of_torch_and_its_libraries_are_translated(error: RuntimeError) -> None:

@@ -1,7 +1,8 @@
 """Decoding of many sequences at once by the model, one token of each per forward pass.
 
 All rows of a batch are at the same position and none ends before its length: an end-of-text token
-begins the next document in its row, and prompts are read a token at a time beside rows that sample.
+begins the next document in its row, and dictated tokens (prompts) are read beside rows that sample.
+What is dictated to all rows is read in one pass.
 Hence there is no padding, no mask but the model's own, and no row without work.
 """
 
@@ -63,20 +64,19 @@ class _Row:
         forced = deque(prompter.opening())
         return cls(draft=draft, prompter=prompter, forced=forced, uniforms=uniforms)
 
-    def begin(self, tokens: int) -> list[int]:
-        """Return the first tokens, at most as many as are forced."""
-        self.tokens = [self.forced.popleft() for _ in range(tokens)]
-        return self.tokens
+    def dictate(self) -> int:
+        """Return the next token, which is forced."""
+        token = self.forced.popleft()
+        self.tokens.append(token)
+        return token
 
     def advance(self, sampled: int) -> int:
         """Return the next token: the next forced one, or else the sampled one."""
         if self.forced:
-            token = self.forced.popleft()
-        else:
-            token = sampled
-            self.forced.extend(self.prompter.after(sampled))
-        self.tokens.append(token)
-        return token
+            return self.dictate()
+        self.tokens.append(sampled)
+        self.forced.extend(self.prompter.after(sampled))
+        return sampled
 
 
 @torch.inference_mode()
@@ -166,17 +166,19 @@ class _Writer:
     def _write_together(self, rows: list[_Row]) -> list[list[int]]:
         """Write sequences, the longest first, in one batch; return their tokens."""
         length = rows[0].draft.length
-        # Tokens that are forced at the beginning of all rows are read in one forward pass.
-        begin = min(*(row.draft.length for row in rows), *(len(row.forced) for row in rows))
-        inputs = torch.tensor([row.begin(begin) for row in rows])
-        kv_cache = preallocated_cache(self.model, length)
+        kv_cache, cached = preallocated_cache(self.model, length), len(rows)
+        columns: list[list[int]] = []  # tokens that the model has not read yet
         with frequencies_of_length(self.model, length):
-            for position in range(begin, length):
-                self.check()
+            for position in range(length):
                 active = [row for row in rows if row.draft.length > position]
-                if len(active) < len(inputs):
-                    keep_rows(kv_cache, len(active))
-                    inputs = inputs[: len(active)]
+                if all(row.forced for row in active):
+                    columns.append([row.dictate() for row in active])
+                    continue
+                self.check()
+                inputs = torch.tensor([column[: len(active)] for column in columns]).T
+                if len(active) < cached:
+                    cached = len(active)
+                    keep_rows(kv_cache, cached)
                 output = self.model(
                     input_ids=inputs.to(self.model.device),
                     past_key_values=kv_cache,
@@ -185,9 +187,9 @@ class _Writer:
                 )
                 uniforms = np.array([row.uniforms[position] for row in active])
                 sampled = sample(output.logits[:, -1], uniforms, self.top_k)
+                self.pace.step(position, len(active), len(columns))
                 pairs = zip(active, sampled, strict=True)
-                inputs = torch.tensor([[row.advance(token)] for row, token in pairs])
-                self.pace.step(position, len(active))
+                columns = [[row.advance(token) for row, token in pairs]]
         return [row.tokens for row in rows]
 
 

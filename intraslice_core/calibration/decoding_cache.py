@@ -30,9 +30,15 @@ class _Storage:
         """Write states (rows, heads, new, width) from position `begin` on."""
         self.tensor[:, :, begin : begin + states.shape[2]] = states
 
-    def move_to_front(self, begin: int, end: int) -> None:
-        """Move the states of positions `begin` to `end` to the first positions."""
-        self.tensor[:, :, : end - begin] = self.tensor[:, :, begin:end].clone()
+    def move_to_front(self, begin: int, end: int, positions: int) -> None:
+        """Move the states of positions `begin` to `end` to the first of at least `positions`."""
+        moved = self.tensor[:, :, begin:end]
+        if positions > self.positions:
+            rows, heads, _, width = self.tensor.shape
+            self.tensor = self.tensor.new_empty(rows, heads, positions, width)
+        else:
+            moved = moved.clone()  # the places may overlap
+        self.tensor[:, :, : end - begin] = moved
 
     def read(self, begin: int, end: int) -> Tensor:
         """Return the states of positions `begin` to `end`, a view."""
@@ -76,7 +82,8 @@ class PreallocatedLayer(DynamicLayer):
 class PreallocatedWindowLayer(DynamicSlidingWindowLayer):
     """Keys and values of a layer with a sliding window, in a storage of at most two windows.
 
-    Where the storage is full, the last window is moved to its front: one copy per window.
+    Where the storage is full, the last window is moved to its front: one copy per window. Dictated
+    tokens that do not fit beside it enlarge the storage.
 
     Args:
         length: largest number of tokens of a sequence.
@@ -103,7 +110,7 @@ class PreallocatedWindowLayer(DynamicSlidingWindowLayer):
         visible = min(self._end, self.sliding_window - 1)
         if self._end + new > keys.positions:
             for states in self.storage:
-                states.move_to_front(self._end - visible, self._end)
+                states.move_to_front(self._end - visible, self._end, visible + new)
             self._end = visible
         begin = self._end - visible
         keys.write(key_states, self._end)

@@ -60,7 +60,7 @@ class WritingPace:
     ) -> None:
         self._total, self._listener, self._clock = sum(lengths), listener, clock
         self._left: list[list[int]] = []
-        self._planned = self._written = 0
+        self._planned = self._written = self._position = 0
         self._last = self._reported = clock()
         self._steps: list[tuple[int, float]] = []
 
@@ -68,19 +68,24 @@ class WritingPace:
         """Set the batches that are not written yet, by the lengths of their sequences."""
         self._left = [writing.cached_tokens(lengths) for lengths in batches]
         self._planned = sum(sum(lengths) for lengths in batches)
-        self._written = 0
+        self._written = self._position = 0
         self._last = self._clock()
 
-    def step(self, position: int, rows: int) -> None:
-        """Count a step that wrote the tokens of some rows at a position, and report."""
+    def step(self, position: int, rows: int, read: int) -> None:
+        """Count a step that wrote a token of every row, and report.
+
+        Args:
+            position: of the tokens.
+            rows: sequences that are not finished.
+            read: tokens of each of them that the model has read in the step: one that was sampled,
+                or several that were dictated.
+        """
         now = self._clock()
-        first = self._written == 0
-        if first:
-            self._written = rows * position  # the beginnings were read at once
-        else:
+        first = self._written == 0  # also the first use of every kernel
+        if read == 1 and not first:
             self._steps.append((rows * position, now - self._last))
-        self._written += rows
-        self._last = now
+        self._written += rows * (position + 1 - self._position)
+        self._position, self._last = position + 1, now
         if not first and now - self._reported < _REPORT_SECONDS:
             return
         self._reported = now

@@ -59,7 +59,6 @@ def test_the_batch_follows_from_the_free_memory(
         del model
     assert max(rows for rows, _ in shapes) == largest
     assert observation.left == 0
-    assert observation.peak <= memory
 
 
 def test_batches_are_halved_where_memory_is_taken_meanwhile(
@@ -77,6 +76,7 @@ def test_batches_are_halved_where_memory_is_taken_meanwhile(
         model = tiny_model().to("cuda")
         with lowered_batches_to(warnings.append), passes_of(model) as shapes:
             assert write(model, take_what_is_free) == written_on_the_host
+        taken.clear()
     assert max(rows for rows, _ in shapes) == SEQUENCES
     assert shapes[-1][0] == SEQUENCES // 2
     assert warnings[0].startswith("the number of sequences written at once was lowered from 12 to")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,28 +37,41 @@ LENGTH = 21
 BY_LENGTH = ["llama_dynamic", "phi3_longrope"]
 
 
-class Dictation:
-    """Prompter that dictates tokens at the beginning, and three after every fifth token."""
+class Beginning:
+    """Prompter that dictates between two and seven tokens, by the number of the sequence."""
 
     def __init__(self, index: int, vocabulary: int) -> None:
         self._index, self._vocabulary = index, vocabulary
 
     def opening(self) -> Sequence[int]:
-        """Return between two and eight tokens, by the number of the sequence."""
+        """Return the first tokens."""
         return [(7 * self._index + place) % self._vocabulary for place in range(2 + self._index)]
+
+    def after(self, token: int) -> Sequence[int]:
+        """Return nothing."""
+        del token
+        return ()
+
+
+class Dictation(Beginning):
+    """Prompter that also dictates three tokens after every multiple of five."""
 
     def after(self, token: int) -> Sequence[int]:
         """Return three tokens after a multiple of five, none after others."""
         return ((token + 1) % self._vocabulary, 3, 4) if token % 5 == 0 else ()
 
 
-def drafts_of(lengths: Sequence[int], vocabulary: int = VOCAB_SIZE) -> list[Draft]:
+def drafts_of(
+    lengths: Sequence[int],
+    vocabulary: int = VOCAB_SIZE,
+    prompter: type[Beginning] = Dictation,
+) -> list[Draft]:
     return [
         Draft(
             length=length,
             seed=SEED,
             index=index,
-            prompter=lambda index=index: Dictation(index, vocabulary),
+            prompter=partial(prompter, index, vocabulary),
         )
         for index, length in enumerate(lengths)
     ]
@@ -128,6 +142,7 @@ def test_sequences_of_a_batch_are_those_written_alone(variant: str, top_k: int) 
     drafts = drafts_of([LENGTH] * 3)
     written = write(model, drafts, top_k)
     assert written == [written_alone(model, draft, top_k) for draft in drafts]
+    assert written == [write(model, [draft], top_k)[0] for draft in drafts]
 
 
 @pytest.mark.parametrize(
@@ -177,10 +192,8 @@ def test_text_does_not_depend_on_the_batch(variant: str, monkeypatch: pytest.Mon
 def test_every_row_works_at_every_step() -> None:
     """Sequences end with their length alone, so that the steps are those of the longest one."""
     model = tiny_model()
-    lengths = [40] * 6
-    drafts = drafts_of(lengths)
     with passes_of(model) as shapes:
-        write(model, drafts)
+        write(model, drafts_of([40] * 6, prompter=Beginning))
     measured, first, *steps = shapes
     assert measured == (1, 1)
     # Two tokens are dictated at the beginning of all sequences.
@@ -191,8 +204,35 @@ def test_every_row_works_at_every_step() -> None:
 def test_rows_of_shorter_sequences_are_given_up_when_they_end() -> None:
     model = tiny_model()
     with passes_of(model) as shapes:
-        write(model, drafts_of([12, 20, 12, 20]))
+        write(model, drafts_of([12, 20, 12, 20], prompter=Beginning))
     assert shapes[2:] == [(4, 1)] * (12 - 2 - 1) + [(2, 1)] * (20 - 12)
+
+
+def test_tokens_that_are_dictated_to_all_rows_are_read_in_one_pass() -> None:
+    model = tiny_model()
+    (draft,) = drafts_of([60])
+    with passes_of(model) as shapes:
+        (tokens,) = write(model, [draft])
+    # A sampled token and the three that follow it; the last token is not read.
+    assert {read for _, read in shapes[2:]} == {1, 4}
+    assert sum(read for _, read in shapes[1:]) in range(60 - 4, 60)
+    assert tokens == written_alone(model, draft, SAMPLED)
+
+
+def test_windows_take_more_dictated_tokens_than_they_hold() -> None:
+    model = tiny_family_model("mistral")
+
+    class Lecture(Dictation):
+        """Dictation of 30 tokens, four windows, after each sampled one."""
+
+        def after(self, token: int) -> Sequence[int]:
+            """Return 30 tokens."""
+            return [(token + place) % VOCAB_SIZE for place in range(30)]
+
+    drafts = drafts_of([100] * 2, prompter=Lecture)
+    for together in (drafts, drafts[:1]):
+        expected = [written_alone(model, draft, SAMPLED) for draft in together]
+        assert write(model, together) == expected
 
 
 def test_the_cache_limits_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +240,8 @@ def test_the_cache_limits_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     token_bytes = 3 * 2 * 2 * 16 * 4
     monkeypatch.setattr(writing, "CPU_CACHE_BYTES", token_bytes * 16 * 2 + 1)
     with passes_of(model) as shapes:
-        assert [len(row) for row in write(model, drafts_of([16] * 5))] == [16] * 5
+        written = write(model, drafts_of([16] * 5, prompter=Beginning))
+    assert [len(row) for row in written] == [16] * 5
     assert [rows for rows, tokens in shapes if tokens > 1] == [2, 2, 1]
     assert max(rows for rows, _ in shapes) == 2
 

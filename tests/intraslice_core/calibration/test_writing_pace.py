@@ -33,7 +33,7 @@ def test_the_remaining_time_is_that_of_the_remaining_steps(rows: int) -> None:
     pace.plan(batches)
     for position in range(4, 100):
         clock.now += seconds_of(position, rows)
-        pace.step(position, rows)
+        pace.step(position, rows, 5 if position == 4 else 1)
     last = reports[-1]
     assert last.total == 2000 * rows
     position = last.tokens // rows
@@ -49,7 +49,7 @@ def test_the_remaining_time_is_unknown_at_first() -> None:
     pace.plan([[100]])
     for position in range(1, 20):
         clock.now += 1.0
-        pace.step(position, 1)
+        pace.step(position, 1, 1)
     assert [report.seconds_left for report in reports] == [None] * 19
     assert [report.tokens for report in reports] == list(range(2, 21))
 
@@ -61,5 +61,5 @@ def test_a_batch_that_is_repeated_in_parts_is_counted_again() -> None:
     for batches in ([[10] * 4], [[10] * 2, [10] * 2], [[10] * 2]):
         pace.plan(batches)
         clock.now += 1.0
-        pace.step(1, len(batches[0]))
+        pace.step(1, len(batches[0]), 2)
     assert [report.tokens for report in reports] == [8, 4, 20 + 4]

@@ -1,9 +1,9 @@
 """Decoding of many sequences at once by the model, one token of each per forward pass.
 
 All rows of a batch are at the same position and none ends before its length: an end-of-text token
-begins the next document in its row, and dictated tokens (prompts) are read beside rows that sample.
-What is dictated to all rows is read in one pass.
-Hence there is no padding, no mask but the model's own, and no row without work.
+begins the next document in its row, and dictated tokens (prompts) are read beside rows that sample,
+or in one pass where they are dictated to all rows. Hence there is no padding, no mask but the
+model's own, and no row without work.
 """
 
 from __future__ import annotations

@@ -53,17 +53,12 @@ def _replacements(module: nn.Module, length: int) -> dict[str, Any]:
         name = "inv_freq" if layer_type is None else f"{layer_type}_inv_freq"
         replacements[name] = _frequencies(module, rope_type, layer_type, length)
         # A table of type `default` is not changed in the forward pass.
-        if layer_type is None:
-            types = "default"
-        else:
-            types = {**types, layer_type: "default"}
+        types = "default" if layer_type is None else {**types, layer_type: "default"}
         replacements["rope_type"] = types
     return replacements
 
 
-def _frequencies(
-    module: Any, rope_type: str, layer_type: str | None, length: int
-) -> Tensor:
+def _frequencies(module: Any, rope_type: str, layer_type: str | None, length: int) -> Tensor:
     """Return the inverse frequencies of sequences of a length, (rotating pairs,), float32."""
     name = "inv_freq" if layer_type is None else f"{layer_type}_inv_freq"
     device = getattr(module, name).device

@@ -130,9 +130,7 @@ class TrialTextReader:
         return {text: tokens for text, tokens in rows.items() if tokens is not None}
 
     def _write(self, texts: Sequence[WrittenText]) -> list[Tensor]:
-        return generate_texts(
-            self.model(), self.tokenizer, texts, should_cancel=self.should_cancel
-        )
+        return generate_texts(self.model(), self.tokenizer, texts, should_cancel=self.should_cancel)
 
     def _write_if_possible(self, text: WrittenText, warnings: list[str]) -> Tensor | None:
         """Return a text; None, with a warning, if the model cannot write it.

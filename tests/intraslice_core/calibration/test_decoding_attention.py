@@ -43,9 +43,16 @@ def test_attention_equals_that_of_repeated_keys(
 
 def test_models_get_their_attention_back_even_after_an_error() -> None:
     model = tiny_model()
-    with pytest.raises(RuntimeError, match="stop"), without_repeated_keys(model):
-        assert model.config._attn_implementation != "sdpa"
-        raise RuntimeError("stop")
+    seen = []
+
+    def fail() -> None:
+        with without_repeated_keys(model):
+            seen.append(model.config._attn_implementation)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert seen == ["intraslice_grouped"]
     assert model.config._attn_implementation == "sdpa"
 
 

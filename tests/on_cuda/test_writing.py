@@ -17,9 +17,9 @@ from tests.intraslice_core.calibration.test_decoding import drafts_of, passes_of
 from tests.intraslice_core.tiny_models import tiny_model
 from tests.on_cuda.devices import REAL, observed
 
-LENGTH = 64
-SEQUENCE_BYTES = 3 * 2 * 2 * 16 * 4 * LENGTH
-"""Keys and values of three layers with two heads of 16."""
+LENGTH = 20
+SEQUENCE_BYTES = 3 * 2 * 2 * 16 * 4 * LENGTH + 4 * 259 * 4
+"""Keys and values of three layers with two heads of 16, and four copies of the logits."""
 SEQUENCES = 12
 
 pytestmark = pytest.mark.skipif(REAL, reason="a real device has memory for libraries, too")

@@ -9,7 +9,7 @@ from its data sheet; other models of a class differ by up to three times. Only p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 FactorisationPath = Literal["float64", "mixed"]
@@ -56,6 +56,8 @@ class GpuClass:
     """Rate of float64 relative to float32, outside tensor cores."""
     half_share: float
     """Rate of bfloat16 (float16 where there is none) with float32 sums, relative to float32."""
+    memory: float
+    """Bytes per second of the GPU's memory."""
     has_bfloat16: bool = True
 
     @property
@@ -66,35 +68,42 @@ class GpuClass:
 
 _FULL, _32ND, _64TH = 1 / 2, 1 / 32, 1 / 64
 
+
+def _class(
+    example: str, float32: float, float64_share: float, half_share: float, memory: float
+) -> GpuClass:
+    """Return a class of GPUs that compute bfloat16."""
+    return GpuClass(
+        example=example,
+        float32=float32,
+        float64_share=float64_share,
+        half_share=half_share,
+        memory=memory,
+    )
+
+
 GPU_CLASSES: Mapping[tuple[int, int], GpuClass] = {
-    (6, 0): GpuClass(
-        example="P100", float32=10.6e12, float64_share=_FULL, half_share=1, has_bfloat16=False
-    ),
-    (6, 1): GpuClass(
-        example="P40", float32=11.8e12, float64_share=_32ND, half_share=1, has_bfloat16=False
-    ),
-    (7, 0): GpuClass(
-        example="V100", float32=15.7e12, float64_share=_FULL, half_share=8, has_bfloat16=False
-    ),
-    (7, 5): GpuClass(
-        example="T4", float32=8.1e12, float64_share=_32ND, half_share=8, has_bfloat16=False
-    ),
-    (8, 0): GpuClass(example="A100", float32=19.5e12, float64_share=_FULL, half_share=16),
-    (8, 6): GpuClass(example="A10", float32=31.2e12, float64_share=_64TH, half_share=4),
-    (8, 9): GpuClass(example="L4", float32=30.3e12, float64_share=_64TH, half_share=4),
-    (9, 0): GpuClass(example="H100", float32=67e12, float64_share=_FULL, half_share=15),
-    (10, 0): GpuClass(example="B200", float32=75e12, float64_share=_FULL, half_share=30),
+    (6, 0): replace(_class("P100", 10.6e12, _FULL, 1, 0.73e12), has_bfloat16=False),
+    (6, 1): replace(_class("P40", 11.8e12, _32ND, 1, 0.35e12), has_bfloat16=False),
+    (7, 0): replace(_class("V100", 15.7e12, _FULL, 8, 0.9e12), has_bfloat16=False),
+    (7, 5): replace(_class("T4", 8.1e12, _32ND, 8, 0.32e12), has_bfloat16=False),
+    (8, 0): _class("A100", 19.5e12, _FULL, 16, 2.0e12),
+    (8, 6): _class("A10", 31.2e12, _64TH, 4, 0.6e12),
+    (8, 9): _class("L4", 30.3e12, _64TH, 4, 0.3e12),
+    (9, 0): _class("H100", 67e12, _FULL, 15, 3.35e12),
+    (10, 0): _class("B200", 75e12, _FULL, 30, 8.0e12),
     # Blackwell Ultra lacks most of the float64 units of the B200.
-    (10, 3): GpuClass(example="B300", float32=77e12, float64_share=_64TH, half_share=29),
-    (12, 0): GpuClass(example="RTX PRO 6000", float32=125e12, float64_share=_64TH, half_share=4),
+    (10, 3): _class("B300", 77e12, _64TH, 29, 8.0e12),
+    (12, 0): _class("RTX PRO 6000", 125e12, _64TH, 4, 1.8e12),
 }
 """Classes of NVIDIA GPUs by compute capability."""
 
-UNKNOWN_GPU = GpuClass(example="unknown", float32=30e12, float64_share=_64TH, half_share=4)
+UNKNOWN_GPU = _class("unknown", 30e12, _64TH, 4, 0.5e12)
 """Assumption about GPUs that are not in the table: float64 is slow, so that results are checked."""
 
 _AMD_FULL_FLOAT64 = ("gfx908", "gfx90a", "gfx942", "gfx950")
 """Architectures of AMD Instinct MI100 to MI350, with float64 at half the rate of float32 or more."""
+_AMD_INSTINCT = _class("MI300X", 163e12, _FULL, 8, 5.3e12)
 
 
 def gpu_class(capability: tuple[int, int], amd_architecture: str | None = None) -> GpuClass:
@@ -107,12 +116,8 @@ def gpu_class(capability: tuple[int, int], amd_architecture: str | None = None) 
     """
     if amd_architecture is not None:
         if amd_architecture.split(":")[0] in _AMD_FULL_FLOAT64:
-            return GpuClass(example="MI300X", float32=163e12, float64_share=_FULL, half_share=8)
+            return _AMD_INSTINCT
         return UNKNOWN_GPU
     if capability in GPU_CLASSES:
         return GPU_CLASSES[capability]
-    if capability < (8, 0):
-        return GpuClass(
-            example="unknown", float32=8e12, float64_share=_32ND, half_share=1, has_bfloat16=False
-        )
-    return UNKNOWN_GPU
+    return replace(UNKNOWN_GPU, has_bfloat16=capability >= (8, 0))

@@ -41,12 +41,14 @@ from intraslice_core.config import (
     ModelLimits,
 )
 from intraslice_core.context_length import beyond_context, context_of
+from intraslice_core.cost_model import machine_rates
 from intraslice_core.cost_model.memory import dense_output_bytes
 from intraslice_core.device import (
     HostMemory,
     advising_bfloat16,
     bound_allocator,
     device_class,
+    gpu_class_of,
     repeatable_arithmetic,
     resolve_device,
     resolve_dtype,
@@ -259,7 +261,8 @@ def _compress_checkpoint(
             room += dense_output_bytes(work.geometry, evaluation, work.dtype.itemsize)
         ensure_disk_space(staged, room)
         machine = f"{device_class(work.device)} {work.dtype} {config.method}"
-        run.expect(work.geometry, config, evaluation, work.stored_dtype.itemsize, machine)
+        rates = machine_rates(gpu_class_of(work.device), work.dtype.itemsize)
+        run.expect(work.geometry, config, evaluation, work.stored_dtype.itemsize, machine, rates)
         if evaluation is not None:
             tokenizer = load_tokenizer(dense.directory)
             run.warnings += check_texts(evaluation, tokenizer, work.canonical["vocab_size"])

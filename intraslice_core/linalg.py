@@ -25,6 +25,7 @@ from intraslice_core.mixed_precision import (
     System,
     refined_eigenbasis,
     rounded_factor,
+    rounded_product,
 )
 
 WORKING_DTYPE = torch.float64
@@ -54,12 +55,15 @@ def mixed_precision(width: int = 1) -> Iterator[None]:
 
 def _is_mixed(matrix: Tensor) -> bool:
     """Report whether a matrix, (…, n, n), is factorised in float32 first."""
-    if matrix.dim() != 2:
-        return False
+    return matrix.dim() == 2 and _is_wide(len(matrix), matrix.device)
+
+
+def _is_wide(width: int, device: torch.device) -> bool:
+    """Report whether operations on matrices of a width are in float32 on a device."""
     forced = _forced_width.get()
     if forced is not None:
-        return len(matrix) >= forced
-    return len(matrix) >= MIXED_WIDTH and factorisation_path(matrix.device) == "mixed"
+        return width >= forced
+    return width >= MIXED_WIDTH and factorisation_path(device) == "mixed"
 
 
 @contextmanager
@@ -142,7 +146,7 @@ class Factor:
         with _numerical_errors("the solution of a linear system"):
             if isinstance(self._factor, RoundedFactor):
                 coupling = self._factor.system.matrix[:keep, keep:]
-                change = self._factor.leading(keep).solve(coupling @ rows[keep:])
+                change = self._factor.leading(keep).solve(product(coupling, rows[keep:]))
             if change is None:
                 lower = self._in_float64()
                 right = lower[keep:, :keep].mT @ rows[keep:]
@@ -304,6 +308,25 @@ def damped_cholesky(gram: Tensor, damping: float, *, per_dimension: bool = False
         NumericalError: if the matrix is not finite or no rung of the ladder succeeds.
     """
     return DampedMatrix(gram, per_dimension=per_dimension).factor(damping)
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply second moments, or weights, with weights.
+
+    Where factorisations are in float32, wide products are, too: moments are sums of float32
+    products, so that a further rounding of that size changes little. Differences of such products
+    that may cancel do not belong here.
+
+    Args:
+        left: (…, n, k), float64.
+        right: (k, m), float64.
+
+    Returns:
+        (…, n, m), float64.
+    """
+    if not _is_wide(right.shape[0], right.device):
+        return left @ right
+    return rounded_product(left, right)
 
 
 def solve(matrix: Tensor, right: Tensor, *, left: bool = True) -> Tensor:

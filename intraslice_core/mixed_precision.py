@@ -24,12 +24,12 @@ PROBES = 16
 """Number of random combinations of columns by which results are checked."""
 FACTOR_TOLERANCE = 1e-2
 """Largest relative error of a float32 factor's solutions, by which one refinement shrinks errors."""
-SOLUTION_TOLERANCE = 1e-5
+SOLUTION_TOLERANCE = 1e-4
 """Largest relative error of a solution, in the norm of the matrix (see `relative_error`)."""
 INVERSE_TOLERANCE = 1e-3
 """Largest relative error of a float32 inverse applied to random vectors, in the same norm."""
 EIGEN_TOLERANCE = 1e-6
-"""Largest residual of an eigenvector, root mean square, relative to the mean eigenvalue."""
+"""Largest residual of an eigenvector, root mean square, relative to the typical eigenvalue."""
 ORTHONORMALITY = 1e-5
 """Largest deviation of a column of `Xᵀ X` from that of `I`, root mean square."""
 REFINEMENTS = 5
@@ -37,7 +37,9 @@ REFINEMENTS = 5
 EIGEN_REFINEMENTS = 2
 """Refinements of an eigenbasis after which float64 costs as much."""
 DOMINANT = 64.0
-"""Multiple of the mean eigenvalue from which eigenvectors are deflated; fewer than n / 64 are."""
+"""Multiple of the mean of the smaller eigenvalues from which eigenvectors are deflated."""
+LARGEST_DEFLATION = 16
+"""Fraction of the eigenvectors, 1 in this many, that are deflated at most."""
 MIXING = 1e-2
 """Largest rotation between two eigenvectors that is corrected to first order."""
 LARGEST_CLUSTER = 1 / 8
@@ -209,6 +211,17 @@ def _approximate(lower: Tensor, scale: Tensor, right: Tensor) -> Tensor:
     return solution.to(right.dtype).mul_(size).mul_(scale.unsqueeze(-1))
 
 
+@full_float32()
+def rounded_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return a product computed in float32, (…, n, m), float64.
+
+    Args:
+        left: (…, n, k), float64.
+        right: (k, m), float64, columns of any size.
+    """
+    return _product(left.to(torch.float32), right)
+
+
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """Return the product of a float32 matrix with float64 columns of any size, float64."""
     size = _powers_of_two(right.abs().amax(0))
@@ -259,12 +272,10 @@ def refined_eigenbasis(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
     Returns:
         (n,), ascending, and (n, n), float64; None if the result is not precise enough.
     """
-    size = len(matrix)
-    mean = float(matrix.diagonal().sum()) / size
-    if not mean > 0.0:
+    vectors, typical = _first_basis(matrix)
+    if not typical > 0.0:
         return None
-    target = EIGEN_TOLERANCE * mean * math.sqrt(size)
-    vectors = _first_basis(matrix, mean)
+    target = EIGEN_TOLERANCE * typical * math.sqrt(len(matrix))
     for _ in range(EIGEN_REFINEMENTS):
         refined = _refined(vectors, matrix @ vectors, target)
         if refined is None:
@@ -276,29 +287,35 @@ def refined_eigenbasis(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-def _first_basis(matrix: Tensor, mean: float) -> Tensor:
-    """Return eigenvectors to float32's precision relative to `DOMINANT` times the mean.
+def _first_basis(matrix: Tensor) -> tuple[Tensor, float]:
+    """Return eigenvectors to float32's precision relative to the typical eigenvalue, and that one.
 
     float32 finds eigenvectors to its precision relative to the largest eigenvalue. Where some are
     much larger than the others, as of massive activations, their vectors `Q` are found first, and
     the others as eigenvectors of `(I - QQᵀ) A (I - QQᵀ)`.
 
     Returns:
-        (n, n), float64, in the order of ascending eigenvalues, roughly.
+        (n, n), float64, in the order of ascending eigenvalues, roughly, and the mean of the
+        eigenvalues without the dominant ones.
     """
     values, vectors = _rounded_eigh(matrix)
-    count = int((values > DOMINANT * mean).sum())
+    means = values.clamp_min(0.0).cumsum(0) / torch.arange(
+        1, len(values) + 1, dtype=values.dtype, device=values.device
+    )
+    plain = int((values <= DOMINANT * means).nonzero().max()) + 1
+    count = min(len(values) - plain, len(values) // LARGEST_DEFLATION)
+    typical = float(means[len(values) - count - 1])
     if count == 0:
-        return vectors
+        return vectors, typical
     leading = torch.linalg.qr(matrix @ vectors[:, -count:]).Q
     image = matrix @ leading
     inner, rotation = torch.linalg.eigh(leading.mT @ image)
     leading, image = leading @ rotation, image @ rotation
     # Q has the eigenvalue 0 in that matrix; it is moved above all others, which are kept.
-    moved = leading * (inner + 2 * DOMINANT * mean)
-    rest = matrix - leading @ image.mT - image @ leading.mT + moved @ leading.mT
-    _, others = _rounded_eigh(rest)
-    return torch.cat((others[:, :-count], leading), dim=1)
+    rest = matrix - leading @ image.mT - image @ leading.mT + (leading * inner) @ leading.mT
+    shift = rest.diagonal().sum()
+    _, others = _rounded_eigh(rest + shift.clamp_max(2 * DOMINANT * typical) * leading @ leading.mT)
+    return torch.cat((others[:, :-count], leading), dim=1), typical
 
 
 def _rounded_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -316,8 +333,8 @@ def _refined(vectors: Tensor, image: Tensor, target: float) -> tuple[Tensor, Ten
     that numerator is `x_iᵀ (A x_j - λ_j x_j)`: of all products `A X` alone must be in float64.
 
     Args:
-        vectors: `X`, (n, n), float64; overwritten.
-        image: `A X`, (n, n), float64; overwritten.
+        vectors: `X`, (n, n), float64.
+        image: `A X`, (n, n), float64.
         target: residual of the basis that is small enough.
 
     Returns:
@@ -361,7 +378,8 @@ def _clusters(couplings: Tensor, values: Tensor, negligible: float) -> list[slic
     mixed = (sizes > MIXING * (values - values.unsqueeze(-1)).abs()) & (sizes > negligible)
     positions = torch.arange(len(values), device=values.device)
     last_partners = torch.where(mixed, positions, -1).amax(1).tolist()
-    clusters, start, end = [], 0, -1
+    clusters: list[slice] = []
+    start, end = 0, -1
     for position, partner in enumerate([*last_partners, -1]):
         if position > end:
             if end > start:

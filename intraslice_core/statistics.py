@@ -14,7 +14,7 @@ from torch import Tensor
 
 from intraslice_core.device import exact_products
 from intraslice_core.errors import NumericalError
-from intraslice_core.linalg import WORKING_DTYPE
+from intraslice_core.linalg import WORKING_DTYPE, product
 
 _PANELS = 6
 """Number of row panels of a Gram matrix, each computed up to the diagonal.
@@ -317,10 +317,10 @@ class MomentAccumulator:
         residual, energy = None, self._energy / self._tokens
         if self.own_is_linear:
             own = output[: len(gram)]
-            cross = gram @ own
+            cross = product(gram, own)
             residual = torch.zeros_like(cross)
             if self._removed is not None:
-                residual = self._removed.mean(self._tokens) @ output[len(gram) :]
+                residual = product(self._removed.mean(self._tokens), output[len(gram) :])
                 cross += residual
             if not self._has_energy:
                 energy = float((own * cross).sum())

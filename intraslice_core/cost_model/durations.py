@@ -191,14 +191,12 @@ def allocation_seconds(
     return AllocationSeconds(
         gradients=flops.gradients / rates.products,
         sensitivity=flops.sensitivity / rates.products
-        + rates.elimination_seconds(
-            flops.sensitivity_factorisations, flops.sensitivity_moment_products
-        )
+        + flops.sensitivity_factorisations / rates.eliminations
         + (layers if flops.sensitivity else 0.0),
         # Nothing else precedes the measurement of units, so that its progress is linear in time.
         trial_compression=(flops.trial_compression + flops.units + flops.masks)
         / rates.products
-        + rates.factorisation_seconds(flops.trial_factorisations, flops.trial_moment_products)
+        + flops.trial_factorisations / rates.factorisations
         + trials,
     )
 
@@ -287,8 +285,7 @@ def _verify(
 def _compress(flops: StageFlops, geometry: ModelGeometry, rates: MachineRates) -> float:
     products = (flops.passes + flops.statistics) / rates.products
     layers = geometry.num_hidden_layers * _LAYER
-    fits = rates.factorisation_seconds(flops.factorisations, flops.moment_products)
-    return products + fits + layers
+    return products + flops.factorisations / rates.factorisations + layers
 
 
 def _recover(geometry: ModelGeometry, recover: RecoveryConfig, rates: MachineRates) -> float:

@@ -1,9 +1,9 @@
 """Floating-point operations of a compression by stage, estimated from shapes alone.
 
 The estimate contains matrix products and factorisations, with two operations per multiply-add. It
-leaves out norms, activations and copies. Tests compare it with torch's own count. Factorisations
-and solves are in float64, or in float32 where that is slow; products with second moments are always
-in float64, everything else in the compute dtype.
+leaves out norms, activations and copies. Tests compare it with torch's own count. Factorisations,
+solves and products with second moments are in float64, or in float32 on GPUs where that is slow
+(`rates`); everything else is in the compute dtype.
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ _TRIANGLE = 7 / 12
 """Computed fraction of a Gram matrix, which `statistics` multiplies out in six panels."""
 
 
-_TRIAL_FRACTIONS = (0.75, 0.5)
-"""Fractions of a module that trial cuts keep."""
 _EIGENBASIS = 9
 """Operations of a symmetric eigendecomposition with vectors, per cube of its size, roughly."""
 
@@ -56,13 +54,9 @@ class StageFlops(FrozenModel):
     sensitivity: float
     sensitivity_factorisations: float
     """Factorisations of the sensitivity measurement, with products of second moments."""
-    sensitivity_moment_products: float
-    """The part of these that are products, in float64 on every device."""
     trial_compression: float
     trial_factorisations: float
     """Factorisations of the trial compressions, with products of second moments."""
-    trial_moment_products: float
-    """The part of these that are products, in float64 on every device."""
     masks: float
     """Training of masks."""
     units: float
@@ -72,8 +66,6 @@ class StageFlops(FrozenModel):
     statistics: float
     factorisations: float
     """Factorisations and solves for every damping tried, with products of second moments."""
-    moment_products: float
-    """The part of these that are products, in float64 on every device."""
 
     @property
     def allocate(self) -> float:
@@ -99,16 +91,13 @@ def stage_flops(geometry: ModelGeometry, compression: CompressionConfig) -> Stag
         gradients=work.gradients(),
         sensitivity=work.sensitivity(),
         sensitivity_factorisations=work.sensitivity_factorisations(),
-        sensitivity_moment_products=work.sensitivity_moment_products(),
         trial_compression=work.trial_compression(),
         trial_factorisations=work.layers * work.own_refits(*[work.kept] * trials) * bool(trials),
-        trial_moment_products=work.layers * work.own_refit_products(*[work.kept] * trials),
         masks=work.masks(),
         units=work.units(),
         passes=refits.passes(work.samples) if compensates else work.direct_passes(),
         statistics=refits.statistics(work.samples) if compensates else work.stream_statistics(),
         factorisations=refits.fits(*work.dampings) if compensates else work.rotations(),
-        moment_products=refits.fit_products() if compensates else work.rotation_products(),
     )
 
 
@@ -240,21 +229,9 @@ class _Work:
         elimination = width**3 + 2 * width**3 / 3 + width**2 * hidden
         if METHODS[self.compression.method].value_basis == "coordinates":
             elimination += 3 * self.inner**3 + self.inner**2 * hidden  # of value dimensions
-        factors = self.layers * (elimination + 4 * hidden**3 / 3 + self._metric_products())
-        refits = len(trial_layers(self.layers)) * self.own_refits(*_TRIAL_FRACTIONS)
-        return factors + refits * bool(self.parts.trial_cut_tokens)
-
-    def sensitivity_moment_products(self) -> float:
-        """Count those of the factorisations' operations that are products with second moments."""
-        if not self.parts.sensitivity:
-            return 0.0
-        refits = len(trial_layers(self.layers)) * self.own_refit_products(*_TRIAL_FRACTIONS)
-        return self.layers * self._metric_products() + refits * bool(self.parts.trial_cut_tokens)
-
-    def _metric_products(self) -> float:
-        """Count the products of output projections with factors of the Fisher matrices."""
-        rows = self.geometry.intermediate_size + 2 * self.inner
-        return 2.0 * self.geometry.hidden_size**2 * rows
+        metrics = 4 * hidden**3 / 3 + 2.0 * hidden**2 * (width + 2 * self.inner)
+        refits = len(trial_layers(self.layers)) * self.own_refits(0.75, 0.5)
+        return self.layers * (elimination + metrics) + refits * bool(self.parts.trial_cut_tokens)
 
     def own_refits(self, *fractions: float) -> float:
         """Count the refits of both modules of a layer to their own output.
@@ -262,20 +239,12 @@ class _Work:
         One factor of the MLP's moment serves all fractions that are kept.
         """
         hidden, width = self.geometry.hidden_size, self.geometry.intermediate_size
-        total = width**3 / 3 + self.own_refit_products(*fractions)
+        total = width**3 / 3
         for kept in fractions:
             neurons, inner = kept * width, kept * self.inner
-            total += neurons**2 * hidden + inner**3 / 3 + 2 * inner**2 * hidden
-        return total
-
-    def own_refit_products(self, *fractions: float) -> float:
-        """Count those of the refits' operations that are products with second moments."""
-        hidden, width = self.geometry.hidden_size, self.geometry.intermediate_size
-        total = 0.0
-        for kept in fractions:
-            neurons, inner = kept * width, kept * self.inner
-            total += 2.0 * neurons * (width - neurons) * hidden
+            total += 2.0 * neurons * (width - neurons) * hidden + neurons**2 * hidden
             total += 2.0 * inner * self.inner * (self.inner + inner + 3 * hidden)
+            total += inner**3 / 3 + 2 * inner**2 * hidden
         return total
 
     def trial_compression(self) -> float:
@@ -388,20 +357,12 @@ class _Work:
         return 2 * self.layers * tokens * 2.0 * _TRIANGLE * self.geometry.hidden_size**2
 
     def rotations(self) -> float:
-        """Count the eigenbasis of every site, and the weights in these bases, in float64."""
+        """Count the eigenbasis of every site, and the weights in these bases."""
         width, hidden = self.stream_width, self.geometry.hidden_size
         if not width:
             return 0.0
         weights = 2.0 * width * self.geometry.dense_layer().parameters(self.geometry)
         return self.layers * (2 * _EIGENBASIS * hidden**3 + weights + 4.0 * width**2 * hidden)
-
-    def rotation_products(self) -> float:
-        """Count those of the rotations' operations that stay in float64: all but the eigenbases.
-
-        An eigenbasis in float32 is refined by one product with the moment in float64.
-        """
-        width, hidden = self.stream_width, self.geometry.hidden_size
-        return self.rotations() - self.layers * 2 * (_EIGENBASIS - 2) * hidden**3 * bool(width)
 
     def unit_passes(self) -> float:
         """Count the dense and the sliced layers where units are scored layer after layer."""
@@ -434,34 +395,27 @@ class _Work:
         compared = min(len(candidates), TRIED_DAMPINGS) * self.folds if held_out else 0
         final = 1 + (correction > 0)
         probes = min(hidden, DAMPING_PROBES)
+        projected = 2.0 * self.inner**2 * self.kept * hidden
+        if not self._selects_first:
+            projected += (1 + held_out) * 2.0 * self.inner**3 * self.kept * (1 + self.kept)
+        share = self.kept if self._selects_first else 1.0
+        crosses = (1 + held_out) * 2.0 * share * width**2 * hidden
 
         def solves(size: float) -> float:
             factors = (compared + final) * size**3 / 3
-            return factors + 2.0 * size**2 * (final * hidden + 4 * compared * probes)
+            products = (final + 2 + held_out) * hidden + 4 * compared * probes
+            return factors + 2.0 * size**2 * products
 
         both = solves(width * self.kept)
-        if not self._decomposes_attention:
+        if self._decomposes_attention:
+            projected = 0.0
+        else:
             both += solves(self.inner * self.kept)
         if method.neuron_choice == "leverage":
             both += width**3  # the inverse of the whole Gram matrix
         if method.residual_parts:
             both += self._residual_part_fits()
-        return self.layers * both + self.fit_products()
-
-    def fit_products(self) -> float:
-        """Count those of the fits' operations that are products with second moments."""
-        hidden, width = self.geometry.hidden_size, self.geometry.intermediate_size
-        held_out = self.dampings[0] > 1
-        share = self.kept if self._selects_first else 1.0
-        total = (1 + held_out) * 2.0 * share * width**2 * hidden
-        total += 2.0 * (width * self.kept) ** 2 * (2 + held_out) * hidden
-        if not self._decomposes_attention:
-            total += 2.0 * self.inner**2 * self.kept * hidden
-            total += 2.0 * (self.inner * self.kept) ** 2 * (2 + held_out) * hidden
-            if not self._selects_first:
-                both = 2.0 * self.inner**3 * self.kept * (1 + self.kept)
-                total += (1 + held_out) * both
-        return self.layers * total
+        return self.layers * (projected + crosses + both)
 
     def _residual_part_fits(self) -> float:
         """Count the choice of a layer's reads and neurons, and the refit of what reads."""

@@ -18,39 +18,29 @@ _ELIMINATION_EFFICIENCY = 0.12
 """Assumed share of a GPU's peak rate in eliminations: half of that, as on the reference."""
 _MEMORY_EFFICIENCY = 0.6
 """Assumed share of a GPU's memory bandwidth in decoding."""
+_FLOAT64_SHARE = 0.01
+"""Share of the operations of factorisations that stay in float64 on the mixed path: checks, and
+products of the attention's moments. Counted for Llama 3 8B, without repetitions in float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineRates:
-    """Floating-point operations per second by kind of work."""
+    """Rates of a machine by kind of work, per second."""
 
     products: float
-    """Products in the compute dtype."""
-    moment_products: float
-    """Products with second moments, in float64."""
+    """Floating-point operations of products in the compute dtype."""
     factorisations: float
-    """Blocked factorisations and solves of wide matrices, in the precision of `path`."""
+    """Floating-point operations of blocked factorisations and products with second moments."""
     eliminations: float
-    """Elimination of neurons, a few rows at a time, in the precision of `path`."""
+    """Floating-point operations of eliminating neurons, a few rows at a time."""
     memory: float
-    """Bytes per second of weights that are read from memory for every decoded token."""
+    """Bytes of weights that are read from memory for every decoded token."""
     path: FactorisationPath = "float64"
-
-    def factorisation_seconds(self, operations: float, moment_products: float) -> float:
-        """Return the seconds of fits: operations in total, and the part that are products."""
-        factors = operations - moment_products
-        return factors / self.factorisations + moment_products / self.moment_products
-
-    def elimination_seconds(self, operations: float, moment_products: float) -> float:
-        """Return the seconds of the sensitivity's factorisations, as `factorisation_seconds`."""
-        if self.path == "float64":  # the reference's rate is fitted to their sum
-            return operations / self.eliminations
-        factors = operations - moment_products
-        return factors / self.eliminations + moment_products / self.moment_products
+    """Precision of factorisations and eliminations."""
 
 
 REFERENCE_RATES = MachineRates(
-    products=140e9, moment_products=28e9, factorisations=28e9, eliminations=13e9, memory=6e9
+    products=140e9, factorisations=28e9, eliminations=13e9, memory=6e9
 )
 """One thread of a CPU with AVX-512 and AMX."""
 
@@ -64,12 +54,12 @@ def machine_rates(gpu: GpuClass | None, item_bytes: int) -> MachineRates:
     """
     if gpu is None:
         return REFERENCE_RATES
-    float64 = gpu.float32 * gpu.float64_share
-    factors = gpu.float32 if gpu.path == "mixed" else float64
+    factors = gpu.float32 * gpu.float64_share
+    if gpu.path == "mixed":
+        factors = gpu.float32 / (1 - _FLOAT64_SHARE + _FLOAT64_SHARE / gpu.float64_share)
     products = gpu.float32 * (gpu.half_share if item_bytes == 2 else 1)
     return MachineRates(
         products=_PRODUCT_EFFICIENCY * products,
-        moment_products=_PRODUCT_EFFICIENCY * float64,
         factorisations=_FACTORISATION_EFFICIENCY * factors,
         eliminations=_ELIMINATION_EFFICIENCY * factors,
         memory=_MEMORY_EFFICIENCY * gpu.memory,

@@ -64,10 +64,10 @@ class CuttableLayer:
                 weights, heads.groups, heads.queries, settings, sensitivity.energies
             )
         space = attention_space(self.weights, settings)
-        cross, rows = projection.mT @ self.moments.attention, space.rows()
+        cross, rows = linalg.product(projection.mT, self.moments.attention), space.rows()
         prior = projection.mT @ rows
-        factor = self._factor(cross @ projection)
-        fitted = prior + factor.solve(cross @ (rows - projection @ prior))
+        factor = self._factor(linalg.product(cross, projection))
+        fitted = prior + factor.solve(linalg.product(cross, rows - projection @ prior))
         output = slicing.output_projection(space.unscaled(fitted), self.weights.attention_output)
         return replace(weights, attention_output=output)
 

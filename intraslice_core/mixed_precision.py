@@ -313,8 +313,8 @@ def _first_basis(matrix: Tensor) -> tuple[Tensor, float]:
     leading, image = leading @ rotation, image @ rotation
     # Q has the eigenvalue 0 in that matrix; it is moved above all others, which are kept.
     rest = matrix - leading @ image.mT - image @ leading.mT + (leading * inner) @ leading.mT
-    shift = rest.diagonal().sum()
-    _, others = _rounded_eigh(rest + shift.clamp_max(2 * DOMINANT * typical) * leading @ leading.mT)
+    shift = 2.0 * max(float(values[-count - 1]), typical)
+    _, others = _rounded_eigh(rest + (shift * leading) @ leading.mT)
     return torch.cat((others[:, :-count], leading), dim=1), typical
 
 

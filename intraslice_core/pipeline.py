@@ -41,12 +41,15 @@ from intraslice_core.config import (
     ModelLimits,
 )
 from intraslice_core.context_length import beyond_context, context_of
+from intraslice_core.cost_model import machine_rates
 from intraslice_core.cost_model.memory import dense_output_bytes
 from intraslice_core.device import (
     HostMemory,
     advising_bfloat16,
     bound_allocator,
     device_class,
+    gpu_class_of,
+    repeatable_arithmetic,
     resolve_device,
     resolve_dtype,
     return_free_memory,
@@ -155,6 +158,7 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
         verify=verify,
         uploads=uploads,
     )
+    resolve_device(config.device)
     require_free_output(out)
     require_writable_directory(work_dir, "work_dir")
     require_writable_directory(offload_dir, "offload_dir")
@@ -181,6 +185,7 @@ def compress_opened(
     Raises:
         IntraSliceError: one of the tree in `errors.py`; nothing is left in `out`.
     """
+    device = resolve_device(config.device)
     require_free_output(out)
     positions = learned_positions(read_json_object(dense.directory / CONFIG_FILE))
     require_lengths(positions, config, evaluation)
@@ -189,7 +194,7 @@ def compress_opened(
     context = context_of(read_json_object(dense.directory / CONFIG_FILE))
     run.warnings.extend(beyond_context(context, config, evaluation))
     run.shares = shares_of(recover=config.recover is not None)
-    with run.reporting(), staging_directory(out) as staging:
+    with repeatable_arithmetic(device), run.reporting(), staging_directory(out) as staging:
         run.warnings.extend(staging.warnings)
         staged = staging.directory / "checkpoint"
         if not run.verify:
@@ -257,15 +262,17 @@ def _compress_checkpoint(
             room += dense_output_bytes(work.geometry, evaluation, work.dtype.itemsize)
         ensure_disk_space(staged, room)
         machine = f"{device_class(work.device)} {work.dtype} {config.method}"
-        run.expect(work.geometry, config, evaluation, work.stored_dtype.itemsize, machine)
+        rates = machine_rates(gpu_class_of(work.device), work.dtype.itemsize)
+        run.expect(work.geometry, config, evaluation, work.stored_dtype.itemsize, machine, rates)
         if evaluation is not None:
             tokenizer = load_tokenizer(dense.directory)
             run.warnings += check_texts(evaluation, tokenizer, work.canonical["vocab_size"])
-        if tokens is None:
-            work, tokens = read_calibration_text(work, dense.directory, run)
-        run.calibration = tokens
-        work, run.training_text = read_training_text(work, dense.directory, staged.parent, run)
-        with advising_bfloat16(work.dtype):
+        # Text that the model writes may overflow, too.
+        with advising_bfloat16(work.dtype, work.device):
+            if tokens is None:
+                work, tokens = read_calibration_text(work, dense.directory, run)
+            run.calibration = tokens
+            work, run.training_text = read_training_text(work, dense.directory, staged.parent, run)
             shapes = choose_shapes(_shape_work(work, run), tokens)
             run.warnings += shortcut_warnings(work.geometry, shapes.plan)
             return_free_memory()

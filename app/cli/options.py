@@ -165,7 +165,7 @@ DtypeOption = Annotated[
     typer.Option(help="Compute dtype; auto selects the fastest one that is accurate enough."),
 ]
 DeviceOption = Annotated[
-    str, typer.Option(help="Compute device: auto, cpu, cuda, cuda:1 or another torch device.")
+    str, typer.Option(help="Compute device: auto, cpu, cuda, cuda:1 and so on.")
 ]
 BatchSizeOption = Annotated[
     int, typer.Option(help="Number of sequences per forward pass (1 to 4096).")

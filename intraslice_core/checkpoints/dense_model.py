@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -14,7 +15,9 @@ from intraslice_core import decoder_layer
 from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Norm, Rotary
 from intraslice_core.device import HostMemory
+from intraslice_core.errors import NumericalError
 from intraslice_core.families import canonical
+from intraslice_core.linalg import require_finite
 
 LOGITS_AT_ONCE = 2**22
 """Logits in memory at once: 16 MiB in float32, and as much again for each step of a loss.
@@ -178,6 +181,9 @@ def divergences(
         (models, sequences, positions), float64, at least 0, in nats, on the CPU: float32 rounds
         small divergences to slightly negative values. With stride 1 there are
         `length - max(prefix_length, 1) + 1` positions.
+
+    Raises:
+        NumericalError: if a prediction is not finite.
     """
     chosen = slice(max(prefix_length, 1) - 1, None, stride)
     expected = dense[:, chosen].flatten(0, 1)
@@ -192,6 +198,7 @@ def divergences(
             torch.log_softmax(layers.logits(hidden[rows]), -1, out=difference)
             torch.sub(log_dense, difference, out=difference).mul_(probabilities)
             out[model, rows] = difference.sum(-1).double().cpu()
+    require_finite(out, "the divergence of a compressed model")
     return out.clamp_min_(0.0).view(len(predicted), len(dense), -1)
 
 
@@ -207,6 +214,9 @@ def mean_loss(
         hidden: output of the last layer, (sequences, length, hidden_size).
         tokens: token ids, (sequences, length).
         prefix_length: positions of the prefix at the beginning of every sequence.
+
+    Raises:
+        NumericalError: if a prediction is not finite.
     """
     first = max(prefix_length, 1)
     rows, targets = hidden[:, first - 1 : -1].flatten(0, 1), tokens[:, first:].flatten()
@@ -215,4 +225,6 @@ def mean_loss(
         part = slice(start, start + layers.logit_rows)
         logits = layers.logits(rows[part])
         total += float(F.cross_entropy(logits, targets[part].to(logits.device), reduction="sum"))
+    if not math.isfinite(total):
+        raise NumericalError("the loss of a model is NaN or infinite", module="output head")
     return total / len(targets)

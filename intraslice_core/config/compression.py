@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from intraslice_core.accelerators import DEVICE_HINT, unsupported_device
 from intraslice_core.config.base import FrozenModel
 from intraslice_core.config.calibration import DEFAULT_MIXTURE, OFFLINE_MIXTURE, CalibrationConfig
 from intraslice_core.config.mask_training import MaskTrainingConfig
@@ -195,6 +196,14 @@ class CompressionSettings(FrozenModel):
         if method == FORMER_METHOD:
             raise ValueError(RENAMED_METHOD_ERROR)
         return method
+
+    @field_validator("device")
+    @classmethod
+    def _reject_devices_never_tested(cls, device: str) -> str:
+        reason = unsupported_device(device)
+        if reason is not None:
+            raise ValueError(f"{reason}: {DEVICE_HINT}")
+        return device
 
     @field_validator("recover")
     @classmethod

@@ -19,17 +19,20 @@ from intraslice_core.cost_model.memory import (
     peak_memory,
     stage_bytes,
 )
+from intraslice_core.cost_model.rates import REFERENCE_RATES, MachineRates, machine_rates
 from intraslice_core.cost_model.sizes import Estimate, estimate
 from intraslice_core.cost_model.tournament import Candidate, TournamentPlan, plan_tournament
 from intraslice_core.cost_model.work import stage_work
 
 __all__ = [
+    "REFERENCE_RATES",
     "AllocationSeconds",
     "Candidate",
     "DenseModel",
     "Estimate",
     "EvaluationSeconds",
     "ExpectedDurations",
+    "MachineRates",
     "StageBytes",
     "StageFlops",
     "TournamentPlan",
@@ -39,6 +42,7 @@ __all__ = [
     "evaluation_seconds",
     "expected_durations",
     "least_writing_bytes",
+    "machine_rates",
     "peak_memory",
     "plan_tournament",
     "read_dense",

@@ -19,7 +19,7 @@ from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_obje
 from intraslice_core.checkpoints.writer import WrittenRecord, require_as_written
 from intraslice_core.config import CompressionConfig, RecoveryConfig, TrainingTextConfig
 from intraslice_core.cost_model import expected_durations
-from intraslice_core.device import resolve_device
+from intraslice_core.device import repeatable_arithmetic, resolve_device
 from intraslice_core.device_memory import out_of_memory_reported
 from intraslice_core.errors import (
     ConfigurationError,
@@ -103,7 +103,8 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
     device = processes.device(device)
     if not processes.is_main:
         report = _with_recovery(_read_report(compressed), config)
-        return _train_with_main_process(compressed, teacher, report, processes, (dtype, device))
+        with repeatable_arithmetic(resolve_device(device)):
+            return _train_with_main_process(compressed, teacher, report, processes, (dtype, device))
     require_free_output(out)
     require_writable_directory(resume_state.directory if resume_state else None, "resume_dir")
     report = _with_recovery(_read_report(compressed), config)
@@ -114,6 +115,7 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
         shares=stage_shares(_expected_seconds(report)),
     )
     with (
+        repeatable_arithmetic(resolve_device(device)),
         run.reporting(),
         scratch_directory("intraslice-") as scratch,
         staging_directory(out) as staging,

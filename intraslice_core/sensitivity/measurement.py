@@ -212,8 +212,8 @@ class _LayerPass(DensePass):
         """
         attention, mlp = self._metrics(metrics)
         factors = fisher_factor(attention), fisher_factor(mlp)
-        head_rows = self._attention_space.rows() @ factors[0]
-        neuron_rows = self._mlp_space.rows() @ factors[1]
+        head_rows = linalg.product(self._attention_space.rows(), factors[0])
+        neuron_rows = linalg.product(self._mlp_space.rows(), factors[1])
         moments = self.moments
         energies = self._energies.energies()
         effects = self._pair_effects(attention)
@@ -309,7 +309,7 @@ class _LayerPass(DensePass):
     def _pair_effects(self, metric: Tensor) -> PairEffectAccumulator:
         """Return the effects of pairs and scores, weighed by each head's output metric."""
         rows, settings = self._head_rows(), self._settings
-        head_metric = fisher_factor(rows @ metric @ rows.mT)
+        head_metric = fisher_factor(linalg.product(rows, metric) @ rows.mT)
         effects = PairEffectAccumulator(
             num_key_value_heads=settings.num_key_value_heads,
             head_dim=settings.head_dim,
@@ -395,7 +395,7 @@ def _removal_loss(moment: Tensor, rows: Tensor) -> float:
         moment: of the inner activations, (width, width).
         rows: output projection in units of loss, (width, hidden_size).
     """
-    return 0.5 * float((rows * (moment @ rows)).sum())
+    return 0.5 * float((rows * linalg.product(moment, rows)).sum())
 
 
 def _losses(cost: Tensor) -> Tensor:

@@ -277,13 +277,6 @@ def _can_be_locked(size: int) -> bool:
     return rounded <= int(psutil.virtual_memory().available) // 2
 
 
-def free_device_memory(device: torch.device) -> int:
-    """Return the bytes of a GPU that this process can still allocate."""
-    free, _ = torch.cuda.mem_get_info(device)
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + cached
-
-
 # -- bounds on kept memory -----------------------------------------------------------------------
 
 _MMAP_THRESHOLD = -3

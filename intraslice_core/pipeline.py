@@ -51,6 +51,7 @@ from intraslice_core.device import (
     return_free_memory,
     rounding_class,
 )
+from intraslice_core.device_memory import BatchSize
 from intraslice_core.evaluation.comparison import open_requested_tasks
 from intraslice_core.evaluation.texts import check_texts
 from intraslice_core.export.adaptive import AdaptiveForm
@@ -316,6 +317,7 @@ def _plan_work(
         statistics=statistics,
         resume_state=run.resume_state,
         memory=placement.memory,
+        batch=BatchSize(requested=config.batch_size),
     )
 
 
@@ -336,6 +338,7 @@ def _shape_work(work: CompressionWork, run: Run) -> AllocationContext:
         stored_dtype=work.stored_dtype,
         cache=_sensitivity_cache(run),
         key=work.key,
+        batch=work.batch,
         resume_state=work.resume_state,
         prefix_length=len(work.prefix),
         before_batch=before_batch,

@@ -12,13 +12,8 @@ import torch
 
 from intraslice_core.config import CompressionConfig
 from intraslice_core.cost_model import StageBytes, stage_bytes
-from intraslice_core.device import (
-    DeviceMemory,
-    HostMemory,
-    TensorMemory,
-    free_device_memory,
-    resolve_device,
-)
+from intraslice_core.device import DeviceMemory, HostMemory, TensorMemory, resolve_device
+from intraslice_core.device_memory import free_device_memory
 from intraslice_core.plan import ModelGeometry
 
 DEVICE_SHARE = 0.8

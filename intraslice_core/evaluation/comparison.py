@@ -14,6 +14,7 @@ from intraslice_core.calibration import text_prefix
 from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
 from intraslice_core.config import EvaluationConfig, GateConfig
 from intraslice_core.device import HostMemory
+from intraslice_core.device_memory import out_of_memory_reported
 from intraslice_core.errors import NumericalError, QualityGateError
 from intraslice_core.evaluation.divergence import Divergence
 from intraslice_core.evaluation.overlap import SeenNgrams
@@ -70,6 +71,7 @@ class Materials:
 NO_MATERIALS = Materials()
 
 
+@out_of_memory_reported("evaluation.context_length")
 def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
     dense_dir: Path,
     compressed_dir: Path,
@@ -93,6 +95,7 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
         TokenizerError: if the tokenizer cannot be loaded or does not fit the embedding.
         TaskError: if a task cannot be measured.
         MeasurementError: if the speed cannot be measured.
+        OutOfDeviceMemoryError: if the device has too little memory.
         CompressionCancelledError: if the run is cancelled.
     """
     _require_lengths(dense_dir, config)
@@ -150,6 +153,7 @@ def _compare_quality(
     )
 
 
+@out_of_memory_reported("evaluation.context_length")
 def evaluate_one(
     directory: Path,
     config: EvaluationConfig,
@@ -166,6 +170,7 @@ def evaluate_one(
         ConfigurationError: if a window is longer than the model's table of learned positions.
         CalibrationSourceError: if a text cannot be read, or only the dense model could write it.
         TaskError: if a task cannot be measured.
+        OutOfDeviceMemoryError: if the device has too little memory.
         CompressionCancelledError: if the run is cancelled.
     """
     _require_lengths(directory, config.model_copy(update={"benchmark": False, "speed_grid": ()}))

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice_core.checkpoints.reader import StoredTensors
 from intraslice_core.config import GgufFormat
-from intraslice_core.device import free_device_memory
+from intraslice_core.device_memory import free_device_memory
 from intraslice_core.errors import VerificationError
 from intraslice_core.evaluation import llama_cpp_process, transformers_process
 from intraslice_core.evaluation.clean_process import PACKAGES_DIRECTORY, CleanProcess

@@ -20,6 +20,7 @@ from intraslice_core.checkpoints.writer import WrittenRecord, require_as_written
 from intraslice_core.config import CompressionConfig, RecoveryConfig, TrainingTextConfig
 from intraslice_core.cost_model import expected_durations
 from intraslice_core.device import resolve_device
+from intraslice_core.device_memory import out_of_memory_reported
 from intraslice_core.errors import (
     ConfigurationError,
     ModelNotFoundError,
@@ -134,10 +135,13 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
         report = report.model_copy(update=later)
         staged = staging.directory / "checkpoint"
         _copy(compressed, staged)
+        reported = len(run.warnings)
         report = recover_staged(
             dense, staged, report, run, dtype=dtype, device=device, processes=processes
         )
-        report = report.model_copy(update={"verified": (_verify(staged, device, run),)})
+        verified = (_verify(staged, device, run),)
+        warnings = (*report.warnings, *run.warnings[reported:])
+        report = report.model_copy(update={"verified": verified, "warnings": warnings})
         publish_staged(staged, out, report, run)
     return processes.share(report)
 
@@ -150,6 +154,7 @@ def _expected_seconds(report: CompressionReport) -> dict[Stage, float]:
     return {stage: seconds for stage, seconds in every.items() if stage not in others}
 
 
+@out_of_memory_reported("compression.recover.batch_size")
 def _train_with_main_process(
     compressed: Path,
     teacher: str,

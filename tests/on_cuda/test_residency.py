@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("tests.pretend_cuda.session")
-
 from intraslice_core import residency
 from intraslice_core.checkpoints.dense_model import DenseLayerReader
 from intraslice_core.checkpoints.reader import CheckpointReader

@@ -57,6 +57,17 @@ def fail(_request: ChildRequest) -> None:
     )
 
 
+def exceed_device(_request: ChildRequest) -> None:
+    send(
+        FailedMessage(
+            code="out_of_device_memory",
+            message="the device has too little memory",
+            field="compression.calibration.sequence_length",
+            stage=Stage.COMPRESS,
+        )
+    )
+
+
 def wait_for_stop(_request: ChildRequest) -> None:
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stopped.append(number))
@@ -89,6 +100,7 @@ BEHAVIOURS = {
     "finish": finish,
     "finish_on_signal_file": finish_on_signal_file,
     "fail": fail,
+    "exceed_device": exceed_device,
     "wait_for_stop": wait_for_stop,
     "ignore_stop": ignore_stop,
     "be_killed": be_killed,

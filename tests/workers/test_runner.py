@@ -110,7 +110,12 @@ def test_an_engine_error_fails_the_job_at_once(resources: Resources) -> None:
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "code"), [("be_killed", "out_of_memory"), ("crash", "child_crashed")]
+    ("behaviour", "code"),
+    [
+        ("be_killed", "out_of_memory"),
+        ("crash", "child_crashed"),
+        ("exceed_device", "out_of_device_memory"),
+    ],
 )
 def test_a_crashed_child_is_retried_up_to_the_last_attempt(
     resources: Resources, behaviour: str, code: str

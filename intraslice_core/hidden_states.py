@@ -119,7 +119,8 @@ class LayerPass:
         self._context = context
         self._passes_done = 0
         self._following: slice | None = None
-        self._begin_copies()
+        self._transfers = transfers_for([*states.tensors().values()], context.device)
+        self._stage()
         self._kept_inner: dict[int, Tensor] = {}
         self._kept_inner_bytes = 0
 
@@ -133,29 +134,27 @@ class LayerPass:
             *(slice(start, min(start + size, border)) for start in range(0, border, size)),
             *(slice(start, min(start + size, total)) for start in range(border, total, size)),
         ]
-        self._begin_copies()
+        self._stage()
         try:
             for rows, self._following in zip_longest(batches, batches[1:]):
                 self._context.before_batch((self._passes_done + rows.start / total) / self._passes)
                 yield rows
         finally:
-            self._end_copies()
+            self._complete()
         self._passes_done += 1
 
-    def _begin_copies(self) -> None:
-        """Read hidden states from where they are now; batches are copied if that is the host."""
+    def _stage(self) -> None:
+        """Let the next pass read the hidden states where they are now, and free copied batches."""
         dense, device = self._states.dense, self._context.device
-        states = [self._states.compressed, *([] if dense is None else [dense])]
-        self._transfers = transfers_for(states, device)
         self._compressed = StagedTensor(self._states.compressed, device, self._transfers)
         self._dense_states = None if dense is None else StagedTensor(dense, device, self._transfers)
 
-    def _end_copies(self) -> None:
-        """Wait until hidden states in host memory are complete, and free the copies of batches."""
+    def _complete(self) -> None:
+        """Wait until hidden states in host memory are complete."""
         if self._transfers is not None:
             self._transfers.wait()
         self._following = None
-        self._begin_copies()
+        self._stage()
 
     @property
     def _batch_size(self) -> int:

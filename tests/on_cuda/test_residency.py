@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from intraslice_core import residency
 from intraslice_core.checkpoints.dense_model import DenseLayerReader
 from intraslice_core.checkpoints.reader import CheckpointReader
+from intraslice_core.device import release_memory
 from intraslice_core.errors import NonFiniteWeightError
 from intraslice_core.evaluation.clock import DeviceClock, seconds_between
 from intraslice_core.pipeline import compress_model
@@ -164,6 +166,20 @@ def test_every_run_of_a_process_reports_its_own_peak(dense: Path, tmp_path: Path
         report = compress_model(str(dense), tmp_path / "out", settings(), verify=False)
         assert report.peak_memory_bytes is not None
         assert 0 < report.peak_memory_bytes < earlier
+
+
+def test_memory_of_cycles_is_returned_before_another_process_starts() -> None:
+    with observed():
+        gc.disable()
+        try:
+            cycle: list[object] = [torch.ones(1024, device="cuda")]
+            cycle.append(cycle)
+            del cycle
+            assert torch.cuda.memory_allocated() > 0
+            release_memory()
+            assert torch.cuda.memory_allocated() == 0
+        finally:
+            gc.enable()
 
 
 def test_durations_on_a_device_are_those_of_its_events() -> None:

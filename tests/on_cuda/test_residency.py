@@ -15,10 +15,11 @@ from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.device import release_memory
 from intraslice_core.errors import NonFiniteWeightError
 from intraslice_core.evaluation.clock import DeviceClock, seconds_between
+from intraslice_core.evaluation.verification import _device_here
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent, Stage
 from tests.intraslice_core.tiny_models import save_checkpoint, tiny_llama, tiny_model
-from tests.on_cuda.devices import REAL, compress, observed, settings
+from tests.on_cuda.devices import LARGE, REAL, compress, observed, settings
 from tests.pretend_cuda.log import DeviceLog
 
 LAYERS = 3
@@ -157,6 +158,15 @@ def test_a_result_is_verified_on_the_device_where_it_fits(
     assert f'"device": "{device}"' in reference
     on_cpu = any("the verification takes place on the CPU" in message for message in messages)
     assert on_cpu == (device == "cpu")
+
+
+@recorded
+@pytest.mark.parametrize(("memory", "device"), [(LARGE, "cuda"), (2**16, "cpu")])
+def test_a_reference_of_another_machine_is_checked_where_the_model_fits(
+    dense: Path, memory: int, device: str
+) -> None:
+    with observed(memory=memory):
+        assert _device_here("cuda:7", dense) == device
 
 
 def test_every_run_of_a_process_reports_its_own_peak(dense: Path, tmp_path: Path) -> None:

@@ -34,9 +34,10 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoint whose moments and batches take megabytes."""
+    """Checkpoint whose moments, batches and logits take megabytes."""
     return tiny_llama(
         tmp_path_factory.mktemp("models") / "wide",
+        vocab_size=8192,
         hidden_size=96,
         intermediate_size=512,
         num_hidden_layers=2,

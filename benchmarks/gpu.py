@@ -299,7 +299,8 @@ def compress_wide(
             placement.append(event.message)
 
     report = compress_model(str(dense), out, config, verify=False, on_progress=listen)
-    watch.listen(ProgressEvent(stage=Stage.PUBLISH, message="", fraction=1.0))  # ends the last stage
+    end = ProgressEvent(stage=Stage.PUBLISH, message="", fraction=1.0)
+    watch.listen(end)
     return report, watch, placement[-1]
 
 
@@ -314,7 +315,9 @@ def measure_speed(
     points = [
         SpeedPoint(batch_size=batch, context_length=preset.prompt_tokens) for batch in (1, 32)
     ]
-    return compare_under_loads(*models, points, new_tokens=preset.new_tokens, repeats=preset.repeats)
+    return compare_under_loads(
+        *models, points, new_tokens=preset.new_tokens, repeats=preset.repeats
+    )
 
 
 # -- results ---------------------------------------------------------------------------------------

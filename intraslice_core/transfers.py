@@ -50,7 +50,7 @@ class Transfers:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._downloads: deque[tuple[torch.cuda.Event, Tensor]] = deque()
 
     def upload(self, source: Tensor) -> Upload:
@@ -81,7 +81,7 @@ class Transfers:
         self._stream.wait_stream(_computing_stream(self._device))
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
-        copied = torch.cuda.Event()
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record(self._stream)
         return copied
 

@@ -4,9 +4,9 @@ The models alternate within each repeat, so that a busy machine slows both. A ra
 the repeats' ratios, not a ratio of medians. On a GPU times are those of CUDA events.
 
 No CUDA graphs are used: transformers captures them by compiling a forward pass with a static cache,
-which takes minutes for each model, and which differs silently where the first layer has no attention
-(docs/design/targets.md). Decoding a few sequences is therefore bound by the launches of kernels, for
-both models alike.
+which takes minutes for each model and differs silently where the first layer has no attention
+(docs/design/targets.md). Decoding a few sequences is therefore bound by the launches of kernels,
+for both models alike.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ LAYERS = 3
 CROSSINGS = 9
 """Copies of each batch of each layer where hidden states lie in host memory.
 
-The pass of the attention reads both and writes the dense ones, that of the MLP reads and writes both,
-and that past the sliced MLP reads and writes the compressed ones.
+The pass of the attention reads both and writes the dense ones, that of the MLP reads and writes
+both, and that past the sliced MLP reads and writes the compressed ones.
 """
 BATCHES = 2
 """Seven sequences and the one that is held out, in batches of at most eight."""

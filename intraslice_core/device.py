@@ -1,13 +1,15 @@
-"""Compute device and dtype, host memory for hidden states, and settings of the allocator.
+"""Compute device and dtype, memory for hidden states, and settings of the allocators.
 
 Sections: dtypes by name, resolution of the device and dtype settings, precision of products, storage
-of hidden states in memory or in mapped files, and bounds on the memory that glibc and oneDNN keep.
+of hidden states on the device, in memory or in mapped files, and bounds on the memory that
+allocators and oneDNN keep.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import math
 import os
 import re
@@ -16,7 +18,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
+import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
@@ -275,6 +279,31 @@ def repeatable_arithmetic(device: torch.device) -> Iterator[None]:
 # -- storage of hidden states ---------------------------------------------------------------------
 
 
+class TensorMemory(Protocol):
+    """Allocator of large tensors, such as the hidden states of many sequences."""
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return a contiguous, uninitialised tensor."""
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """Return a copy of a tensor in newly allocated storage."""
+
+
+class DeviceMemory:
+    """Allocator of tensors on the compute device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return a contiguous, uninitialised tensor on the device."""
+        return torch.empty(*shape, dtype=dtype, device=self._device)
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """Return a copy of a tensor on the device."""
+        return self.empty(tensor.shape, tensor.dtype).copy_(tensor)
+
+
 class HostMemory:
     """Allocator of large CPU tensors, in memory or in mapped files.
 
@@ -285,11 +314,16 @@ class HostMemory:
     Args:
         directory: directory of the files; None allocates in memory.
         memory_bytes: bytes to allocate in memory before files are used.
+        page_locked: allocate memory that a GPU reads and writes while it computes, as long as
+            enough other memory is left. Files are never locked.
     """
 
-    def __init__(self, directory: Path | None = None, *, memory_bytes: int = 0) -> None:
+    def __init__(
+        self, directory: Path | None = None, *, memory_bytes: int = 0, page_locked: bool = False
+    ) -> None:
         self._directory = directory
         self._memory_bytes = memory_bytes
+        self._page_locked = page_locked
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return a contiguous, uninitialised tensor on the CPU.
@@ -300,7 +334,8 @@ class HostMemory:
         elements = math.prod(shape)
         size = elements * dtype.itemsize
         if self._directory is None:
-            return torch.empty(*shape, dtype=dtype)
+            locked = self._page_locked and _can_be_locked(size)
+            return torch.empty(*shape, dtype=dtype, pin_memory=locked)
         if size <= self._memory_bytes:
             self._memory_bytes -= size
             return torch.empty(*shape, dtype=dtype)
@@ -344,6 +379,15 @@ class HostMemory:
         finally:
             os.close(handle)
         return Path(name)
+
+
+def _can_be_locked(size: int) -> bool:
+    """Return whether a page-locked tensor leaves half of the available memory to everything else.
+
+    torch rounds page-locked allocations up to a power of two.
+    """
+    rounded = 1 << max(size - 1, 0).bit_length()
+    return rounded <= int(psutil.virtual_memory().available) // 2
 
 
 # -- bounds on kept memory -----------------------------------------------------------------------
@@ -392,6 +436,13 @@ def bound_allocator() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _SEPARATE_MAPPING_BYTES)
+
+
+def release_memory() -> None:
+    """Return unused memory of the device and of the host, before another process needs it."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    return_free_memory()
 
 
 def return_free_memory() -> None:

@@ -160,4 +160,4 @@ def _write(file: Path, tensor: Tensor, notes: Mapping[str, str]) -> None:
     header = header.ljust(len(header) + -len(header) % 8)
     with file.open("wb") as stream:
         stream.write(len(header).to_bytes(8, "little") + header)
-        stream.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+        stream.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

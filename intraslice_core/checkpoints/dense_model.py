@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intraslice_core import decoder_layer
+from intraslice_core.checkpoints.layer_prefetch import LayerPrefetch
 from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Norm, Rotary
-from intraslice_core.device import HostMemory
+from intraslice_core.device import HostMemory, TensorMemory
 from intraslice_core.errors import NumericalError
 from intraslice_core.families import canonical
 from intraslice_core.linalg import require_finite
@@ -43,7 +44,7 @@ class DenseLayers(Protocol):
         """Return the number of rows whose logits are computed at once."""
 
     @property
-    def memory(self) -> HostMemory:
+    def memory(self) -> TensorMemory:
         """Return the storage for hidden states of many sequences."""
 
     def weights(self, layer: int) -> LayerWeights:
@@ -70,13 +71,14 @@ class DenseLayerReader:
         reader: CheckpointReader,
         device: torch.device,
         dtype: torch.dtype,
-        memory: HostMemory | None = None,
+        memory: TensorMemory | None = None,
     ) -> None:
         self.memory = memory or HostMemory()
         self._reader = reader
         self._canonical = reader.family.canonical_settings(reader.config)
         self._device = device
         self._dtype = dtype
+        self._prefetch = LayerPrefetch(reader, self._stored_names, self.num_layers)
 
     @property
     def device(self) -> torch.device:
@@ -94,17 +96,37 @@ class DenseLayerReader:
         return max(LOGITS_AT_ONCE // int(self._reader.config.vocab_size), 1)
 
     def weights(self, layer: int) -> LayerWeights:
-        """Return a layer's weights, checked to be finite, on the device, in the compute dtype."""
+        """Return a layer's weights, checked to be finite, on the device, in the compute dtype.
+
+        The next layer in the direction of the pass is read from disk meanwhile.
+
+        Raises:
+            NonFiniteWeightError: naming the tensor, if a weight is NaN or infinite.
+            BrokenCheckpointError: if a file cannot be read or was changed.
+        """
         family, reader = self._reader.family, self._reader
+        self._prefetch.finish(layer)
+        stored = {name: reader.tensor(name) for name in self._stored_names(layer)}
+        if self._device.type == "cpu":
+            _require_finite(stored)
         prefix = family.layer_prefix(layer)
-        # Older checkpoints also hold masks and frequencies, which no model reads.
-        tensors = {
-            name: check_finite(prefix + name, reader.tensor(prefix + name))
-            for name in family.stored_shapes(reader.config, layer)
-        }
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in stored.items()}
         named = family.canonical_layer(reader.config, layer, tensors)
         groups = self._canonical["num_key_value_heads"]
-        return canonical.layer_weights(named, groups, self._device, self._dtype)
+        weights = canonical.layer_weights(named, groups, self._device, self._dtype)
+        if self._device.type != "cpu" and not _is_finite(layer, weights):
+            _require_finite(stored)
+        self._prefetch.begin_after(layer)
+        return weights
+
+    def _stored_names(self, layer: int) -> list[str]:
+        """Return the names of a layer's tensors in the checkpoint.
+
+        Older checkpoints also hold masks and frequencies, which no model reads.
+        """
+        family = self._reader.family
+        prefix = family.layer_prefix(layer)
+        return [prefix + name for name in family.stored_shapes(self._reader.config, layer)]
 
     def settings(self, layer: int) -> LayerSettings:
         """Return a layer's settings: everything that its forward pass needs besides weights."""
@@ -156,6 +178,21 @@ class DenseLayerReader:
         assert norm is not None  # the reader has checked that every checkpoint has both
         assert weight is not None
         return Norm(weight=norm, bias=at("model.norm.bias")), weight, at("lm_head.bias")
+
+
+def _require_finite(stored: Mapping[str, Tensor]) -> None:
+    """Raise if a stored tensor has a value that is not finite, naming it."""
+    for name, tensor in stored.items():
+        check_finite(name, tensor)
+
+
+def _is_finite(layer: int, weights: LayerWeights) -> bool:
+    """Report whether all weights are finite; checked on their device, which is waited for once."""
+    flags = [
+        torch.isfinite(torch.stack(tensor.aminmax())).all()
+        for tensor in canonical.named_tensors(layer, weights).values()
+    ]
+    return bool(torch.stack(flags).all())
 
 
 def divergences(

@@ -2,9 +2,9 @@
 
 The peak is reached in one of these situations:
 
-- Compression of a layer: its weights, the Gram and cross moments of the wider module and their
-  factors, a batch of activations, and the hidden states of all calibration sequences (twice where
-  the method targets the dense hidden states).
+- Compression of a layer: its weights, those of the next one, which is read meanwhile, the Gram and
+  cross moments of the wider module and their factors, a batch of activations, and the hidden states
+  of all calibration sequences (twice where the method targets the dense hidden states).
 - Sensitivity measurement: the hidden states of some sequences before all layers, or those of the
   measured sequences and of all trial cuts.
 - Fine-tuning: the compressed model, its teacher if it has one, and the graph of one batch.
@@ -67,6 +67,8 @@ EVALUATION_TOKENS = 4096
 _LOGIT_BLOCKS = 5
 """Blocks of logits held at once in the evaluation: of both models, their log-probabilities, and one
 intermediate result."""
+_PROMPT_BYTES = 2**28
+"""Logits and activations of the longest prompt of a verification, about."""
 _COMPUTE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -81,7 +83,7 @@ def peak_memory(
 ) -> int:
     """Estimate the peak memory of a job on a CPU, in bytes.
 
-    On a GPU the sum is divided between host and device.
+    On a GPU the sum is divided between host and device (`residency`).
 
     Args:
         geometry: dimensions of the dense model.
@@ -114,7 +116,7 @@ class StageBytes(FrozenModel):
     """Peak memory of one stage in bytes, without the process itself."""
 
     host: int
-    """Hidden states of sequences, which `offload_dir` moves to files."""
+    """Hidden states of sequences, which `offload_dir` moves to files; on a GPU where they fit."""
     device: int
     """Weights, moments, factorisations and one batch; host memory too where the device is a CPU."""
 
@@ -132,7 +134,8 @@ def stage_bytes(
     """
     method, calibration = METHODS[compression.method], compression.calibration
     parts, length = EstimatorSequences.of(compression), calibration.sequence_length
-    weights = geometry.dense_layer().parameters(geometry) * (2 * item + stored)
+    # The layer as it is stored, dense and sliced, and the next one, which is read meanwhile.
+    weights = geometry.dense_layer().parameters(geometry) * (2 * item + 2 * stored)
     if method.slices_residual:
         return {"compress": _stream_bytes(geometry, compression, item, weights)}
     if not method.compensate and method.units is None and not parts.gradients:
@@ -252,17 +255,53 @@ def _recovery_bytes(
     return 16 * trained + graph + states + 4 * 4 * max(LOGITS_AT_ONCE, geometry.vocab_size)
 
 
+class EvaluationBytes(FrozenModel):
+    """Peak memory of an evaluation on its device in bytes, without the process itself."""
+
+    scores: int
+    """One model, the dense model's output head, and logits."""
+    speeds: int
+    """Both models and the largest load; 0 where no speed is measured."""
+
+
+def evaluation_bytes(
+    geometry: ModelGeometry, params: tuple[int, int], evaluation: EvaluationConfig, item: int
+) -> EvaluationBytes:
+    """Estimate the memory of an evaluation on its device.
+
+    Args:
+        geometry: dimensions of the dense model.
+        params: weights of the dense model and of the compressed model.
+        evaluation: settings of the evaluation.
+        item: bytes per number in the compute dtype.
+    """
+    rows = min(max(EVALUATION_TOKENS, evaluation.context_length), evaluation.max_tokens)
+    logits = min(rows * geometry.vocab_size, max(EVALUATION_LOGITS, geometry.vocab_size))
+    head = geometry.vocab_size * geometry.hidden_size * item
+    is_timed = evaluation.benchmark or bool(evaluation.speed_grid)
+    timed = sum(params) * item + _load_bytes(geometry, evaluation, item)
+    return EvaluationBytes(
+        scores=max(params) * item + head + _LOGIT_BLOCKS * 4 * logits,
+        speeds=timed if is_timed else 0,
+    )
+
+
 def _evaluation_bytes(
     geometry: ModelGeometry, params: tuple[int, int], evaluation: EvaluationConfig, item: int
 ) -> int:
-    """Estimate the evaluation's memory, with both models if they are timed."""
-    rows = min(max(EVALUATION_TOKENS, evaluation.context_length), evaluation.max_tokens)
-    logits = min(rows * geometry.vocab_size, max(EVALUATION_LOGITS, geometry.vocab_size))
-    outputs = dense_output_bytes(geometry, evaluation, item)
-    scored = max(params) * item + outputs + _LOGIT_BLOCKS * 4 * logits
-    if not (evaluation.benchmark or evaluation.speed_grid):
-        return scored
-    return max(scored, sum(params) * item + _load_bytes(geometry, evaluation, item))
+    """Estimate the evaluation's memory on a CPU, with the dense model's final hidden states."""
+    needed = evaluation_bytes(geometry, params, evaluation, item)
+    head = geometry.vocab_size * geometry.hidden_size * item
+    states = dense_output_bytes(geometry, evaluation, item) - head
+    return max(needed.scores + states, needed.speeds)
+
+
+def verification_bytes(parameters: int) -> int:
+    """Estimate the memory of a verification: the model in float32 and the longest prompt.
+
+    The model here is freed before the process that loads the files begins.
+    """
+    return 4 * parameters + _PROMPT_BYTES
 
 
 def dense_output_bytes(geometry: ModelGeometry, evaluation: EvaluationConfig, item: int) -> int:

@@ -52,7 +52,13 @@ from intraslice_core.progress import (
     never_cancelled,
     stage_shares,
 )
-from intraslice_core.publication import peak_memory, publish_staged, verified_report
+from intraslice_core.publication import (
+    peak_memory,
+    publish_staged,
+    reset_peak_memory,
+    verification_device,
+    verified_report,
+)
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport, VerifiedReport
 from intraslice_core.resume_state import ResumeState
 from intraslice_core.run import Run
@@ -107,6 +113,7 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
             return _train_with_main_process(compressed, teacher, report, processes, (dtype, device))
     require_free_output(out)
     require_writable_directory(resume_state.directory if resume_state else None, "resume_dir")
+    reset_peak_memory(resolve_device(device))
     report = _with_recovery(_read_report(compressed), config)
     run = Run(
         on_progress=on_progress,
@@ -134,7 +141,7 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
         report = recover_staged(
             dense, staged, report, run, dtype=dtype, device=device, processes=processes
         )
-        verified = (_verify(staged, run),)
+        verified = (_verify(staged, device, run),)
         warnings = (*report.warnings, *run.warnings[reported:])
         report = report.model_copy(update={"verified": verified, "warnings": warnings})
         publish_staged(staged, out, report, run)
@@ -333,12 +340,13 @@ def _copy(compressed: Path, staged: Path) -> None:
             shutil.copyfile(file, target)
 
 
-def _verify(staged: Path, run: Run) -> VerifiedReport:
+def _verify(staged: Path, device: str, run: Run) -> VerifiedReport:
     """Prove that the written files load in a clean process and compute what the model here does."""
     run.report(Stage.VERIFY, "loading the result in a clean process")
     assert run.written is not None  # set by the training
     require_as_written(staged, run.written)
-    model = load_model(staged, dtype="float32", device="cpu")
+    place = verification_device(staged, device, run)
+    model = load_model(staged, dtype="float32", device=str(place))
     write_reference(staged, model, load_tokenizer(staged))
     del model
     return verified_report(

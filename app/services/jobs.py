@@ -8,7 +8,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from app.adapters.database import artifacts, deployment, events, idempotency, jobs, outbox
+from app.adapters.database import (
+    artifacts,
+    deployment,
+    events,
+    idempotency,
+    job_changes,
+    jobs,
+    outbox,
+)
 from app.adapters.database.engine import Transaction
 from app.adapters.database.notifications import announce
 from app.domain.artifact import ArtifactRecord, job_prefix
@@ -55,16 +63,16 @@ class _Stop:
 
 
 _CANCEL = _Stop(
-    at_once=jobs.cancel,
-    request=jobs.request_cancel,
+    at_once=job_changes.cancel,
+    request=job_changes.request_cancel,
     states=frozenset({State.CANCELLING, State.CANCELLED}),
     stopped=EventType.CANCELLED,
     requested=EventType.CANCEL_REQUESTED,
     error="The job has {state}; it cannot be cancelled",
 )
 _PAUSE = _Stop(
-    at_once=jobs.pause,
-    request=jobs.request_pause,
+    at_once=job_changes.pause,
+    request=job_changes.request_pause,
     states=frozenset({State.PAUSING, State.PAUSED}),
     stopped=EventType.PAUSED,
     requested=EventType.PAUSE_REQUESTED,
@@ -181,7 +189,7 @@ def resume_job(resources: Resources, principal: Principal, job_id: str) -> JobRe
         job = locked_job(transaction, principal, job_id)
         if job.state in _QUEUED_OR_RUNNING:
             return job
-        resumed = jobs.resume(transaction, job_id)
+        resumed = job_changes.resume(transaction, job_id)
         if resumed is None:
             raise IllegalTransitionError(f"The job is {job.state}; only a paused one is resumed")
         _announce_queued(transaction, job_id, EventType.RESUMED)
@@ -200,7 +208,7 @@ def retry_job(resources: Resources, principal: Principal, job_id: str) -> JobRec
             return job
         if job.expired_at is not None:
             raise IllegalTransitionError("The job has expired; submit it again")
-        retried = jobs.retry(transaction, job_id)
+        retried = job_changes.retry(transaction, job_id)
         if retried is None:
             detail = f"The job is {job.state}; only a failed or cancelled one is retried"
             raise IllegalTransitionError(detail)

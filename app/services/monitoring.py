@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.adapters.database import jobs, outbox, retention, webhooks
+from app.adapters.database import jobs, leases, outbox, retention, webhooks
 from app.adapters.database.engine import Transaction
 from app.domain.errors import BrokerUnavailableError
 from app.domain.lifecycle import State
@@ -35,7 +35,7 @@ def service_status(resources: Resources, principal: Principal) -> Service:
     """
     with resources.database.transaction() as transaction:
         live = jobs.count_live(transaction, principal.project_id)
-        busy = jobs.count_busy_workers(transaction)
+        busy = leases.count_busy_workers(transaction)
     return Service(
         version=__version__,
         project=principal.project_id,

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.adapters.database import jobs as job_rows
+from app.adapters.database import job_changes, leases
 from app.adapters.database.migrate import upgrade
 from app.domain.artifact import job_prefix
 from app.domain.errors import StoreUnavailableError
@@ -170,9 +170,9 @@ def test_a_worker_without_its_lease_stops_and_changes_nothing(resources: Resourc
         process = psutil.Process(child_pid(resources))
         lease = jobs.get_job(resources, OPERATOR, job.id).lease
         with resources.database.transaction() as transaction:
-            job_rows.renew(transaction, lease, -60.0)
-            (lost,) = job_rows.expired(transaction, 10)
-            assert job_rows.requeue(transaction, lost.lease, counts=True, error=None)
+            leases.renew(transaction, lease, -60.0)
+            (lost,) = leases.expired(transaction, 10)
+            assert job_changes.requeue(transaction, lost.lease, counts=True, error=None)
         successor = claims.claim_next_job(resources, "worker-2")
         assert successor is not None
         assert future.result(timeout=20) is None
@@ -349,7 +349,7 @@ def test_success_removes_the_uploads_of_earlier_attempts(resources: Resources) -
 def test_maintenance_requeues_the_job_of_a_dead_worker(resources: Resources) -> None:
     job = running(resources, "dead")
     with resources.database.transaction() as transaction:
-        job_rows.renew(transaction, job.lease, -1.0)
+        leases.renew(transaction, job.lease, -1.0)
     MaintenanceThread(resources, DEPLOYMENT_TASKS).run_tasks()
     revived = jobs.get_job(resources, OPERATOR, job.id)
     assert (revived.state, revived.attempt) == (State.QUEUED, 1)

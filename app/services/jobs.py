@@ -37,6 +37,7 @@ from app.domain.sweep import SweepRequest
 from app.services.admission import admit
 from app.services.deployment import require_own_store
 from app.services.removal import delete_prefix
+from app.services.requirements import required_gpu_bytes
 from app.services.resources import Resources
 from app.services.uploads import locator
 
@@ -93,8 +94,8 @@ def create_job(
         InvalidRequestError: if the job names a source it may not use.
         IdempotencyKeyReusedError: if the key belongs to another request.
     """
-    admit(resources.settings, request, locator(resources, principal.project_id))
-    job_id = new_job_id()
+    admitted = admit(resources.settings, request, locator(resources, principal.project_id))
+    job_id, needed = new_job_id(), required_gpu_bytes(admitted)
     with resources.database.transaction() as transaction:
         if idempotency_key is not None:
             claim = idempotency.Claim(
@@ -106,7 +107,7 @@ def create_job(
             earlier = idempotency.reserve(transaction, claim)
             if earlier is not None:
                 return _replay(transaction, principal, claim, earlier)
-        job = enqueue_job(resources, transaction, principal, job_id, request)
+        job = enqueue_job(resources, transaction, principal, job_id, request, gpu_bytes=needed)
     return Creation(job=job, replayed=False)
 
 
@@ -116,8 +117,13 @@ def enqueue_job(
     principal: Principal,
     job_id: str,
     request: JobRequest,
+    *,
+    gpu_bytes: int | None,
 ) -> JobRecord:
-    """Write the job's row, its first event and its wake-up message."""
+    """Write the job's row, its first event and its wake-up message.
+
+    `gpu_bytes` is the memory that it needs on a GPU; None if it is not known.
+    """
     settings = resources.settings
     if request.max_runtime_s is None:
         request = replace(request, max_runtime_s=settings.max_runtime_s)
@@ -128,6 +134,7 @@ def enqueue_job(
         request,
         attempts=settings.max_attempts,
         store_prefix=deployment.current(transaction).store_prefix,
+        gpu_bytes=gpu_bytes,
     )
     _announce_queued(transaction, job_id, EventType.QUEUED)
     return job

@@ -7,10 +7,12 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Executable, Row, and_, func, update
 
+from app.adapters.database import workers
 from app.adapters.database.engine import Transaction
 from app.adapters.database.tables import jobs
 from app.domain.job import JobRecord, JobUrls, Lease
-from app.domain.lifecycle import LEASED, TRANSITIONS, Action
+from app.domain.lifecycle import LEASED, TRANSITIONS, Action, State
+from app.domain.worker import Requirement, waiting_reason
 
 # The report is long and rarely wanted; lease and hint times mean nothing outside the database.
 _HIDDEN = {
@@ -22,6 +24,7 @@ _HIDDEN = {
     "settled_at",
     "queued_at",
     "claimed_at",
+    "device_number",
     "artifacts_checked_at",
     "artifacts_missing_at",
 }
@@ -39,7 +42,8 @@ def fetch(
     transaction: Transaction, statement: Executable, values: dict[str, Any] | None = None
 ) -> list[JobRecord]:
     """Return the jobs of a statement that selects or returns `COLUMNS`."""
-    return [_record(row) for row in transaction.execute(statement, values).all()]
+    records = [_record(row) for row in transaction.execute(statement, values).all()]
+    return _with_reasons(transaction, records)
 
 
 def fetch_one(
@@ -47,7 +51,7 @@ def fetch_one(
 ) -> JobRecord | None:
     """Return the only job of a statement, or None without one."""
     row = transaction.execute(statement, values).one_or_none()
-    return None if row is None else _record(row)
+    return None if row is None else _with_reasons(transaction, [_record(row)])[0]
 
 
 def change(transaction: Transaction, guard: ColumnElement[bool], **values: Any) -> JobRecord | None:
@@ -122,3 +126,25 @@ def _record(row: Row[Any]) -> JobRecord:
     """Return the job of a row. One validation makes the enumerations and nested models too."""
     values = dict(zip(_NAMES, row, strict=True))
     return JobRecord.model_validate(values | {"urls": JobUrls.of(values["id"])})
+
+
+def _with_reasons(transaction: Transaction, records: list[JobRecord]) -> list[JobRecord]:
+    """Return the jobs, the queued ones with the reason why no registered worker can run them.
+
+    The reason is computed from the live registrations at every reading and stored nowhere.
+    """
+    if not any(record.state is State.QUEUED for record in records):
+        return records
+    devices = workers.live_devices(transaction)
+    return [
+        record.model_copy(
+            update={
+                "waiting": waiting_reason(
+                    Requirement.of(record.compression, record.gpu_bytes), devices
+                )
+            }
+        )
+        if record.state is State.QUEUED
+        else record
+        for record in records
+    ]

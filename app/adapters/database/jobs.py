@@ -36,6 +36,7 @@ from app.adapters.database.tables import jobs
 from app.adapters.database.tables.base import JSON
 from app.domain.job import JobFilter, JobRecord, JobRequest
 from app.domain.lifecycle import TERMINAL, State
+from app.domain.worker import ANY_DTYPE, DeviceChoice, Requirement, requested_device
 from app.telemetry.traces import current_traceparent
 
 # The most frequent queries are built once: building a statement takes longer than running it.
@@ -64,6 +65,7 @@ def insert_job(  # a row's worth
     *,
     attempts: int,
     store_prefix: str,
+    gpu_bytes: int | None = None,
 ) -> JobRecord:
     statement = (
         insert(jobs)
@@ -81,6 +83,7 @@ def insert_job(  # a row's worth
             max_pending_s=request.max_pending_s,
             max_attempts=attempts,
             store_prefix=store_prefix,
+            gpu_bytes=gpu_bytes,
             traceparent=current_traceparent(),
             next_hint_at=from_now(FIRST_HINT_SECONDS),
         )
@@ -179,3 +182,25 @@ def count_live(transaction: Transaction, project_id: str | None = None) -> dict[
         query = query.where(jobs.c.project_id == project_id)
     counts = {State(state): number for state, number in transaction.execute(query)}
     return {state: counts.get(state, 0) for state in _LIVE}
+
+
+def queued_requirements(transaction: Transaction) -> list[tuple[Requirement, int]]:
+    """Return what the queued jobs require of a device, each with the number of jobs."""
+    device = jobs.c.compression["device"].astext
+    dtype = jobs.c.compression["dtype"].astext
+    query = (
+        select(device, dtype, jobs.c.gpu_bytes, func.count())
+        .where(jobs.c.state == State.QUEUED)
+        .group_by(device, dtype, jobs.c.gpu_bytes)
+    )
+    return [
+        (
+            Requirement(
+                device=requested_device(name or DeviceChoice.AUTO),
+                dtype=dtype_name or ANY_DTYPE,
+                gpu_bytes=needed,
+            ),
+            number,
+        )
+        for name, dtype_name, needed, number in transaction.execute(query)
+    ]

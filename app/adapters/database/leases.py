@@ -4,42 +4,47 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, and_, func, select, update
+from sqlalchemy import ColumnElement, and_, func, select, true, update
 
+from app.adapters.database import workers
+from app.adapters.database.capability import can_run
 from app.adapters.database.engine import Transaction
 from app.adapters.database.job_rows import COLUMNS, change, fetch, from_now, owned, seconds
 from app.adapters.database.notifications import announcement
 from app.adapters.database.tables import jobs
 from app.domain.job import JobRecord, Lease, Progress
 from app.domain.lifecycle import LEASED, TRANSITIONS, Action, State
+from app.domain.worker import Slot
 from intraslice_core.progress import Stage
 
 
-def claim_next(transaction: Transaction, owner: str, lease_seconds: float) -> JobRecord | None:
-    """Take the lease of a queued job and raise its fencing token; None if no job is queued.
+def claim_next(
+    transaction: Transaction, owner: str, lease_seconds: float, slot: Slot | None = None
+) -> JobRecord | None:
+    """Take the lease of a queued job and raise its fencing token; None if there is none to run.
 
-    The job of highest priority comes first, among equals the oldest.
+    Of the jobs that the slot's device can run, the one of highest priority comes first, among
+    equals the oldest. A job that the device cannot run does not hold up those behind it.
+
+    Args:
+        transaction: the transaction of the claim.
+        owner: name of the worker.
+        lease_seconds: time until the lease expires.
+        slot: the free slot; None claims any job, as workers do that have registered no devices.
     """
     following = (
         select(jobs.c.id)
-        .where(jobs.c.state == State.QUEUED)
+        .where(jobs.c.state == State.QUEUED, _can_run(transaction, slot))
         .order_by(jobs.c.priority.desc(), jobs.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
     )
-    guard = and_(
-        jobs.c.id == following.scalar_subquery(),
-        jobs.c.state.in_(TRANSITIONS[Action.CLAIM].sources),
-    )
-    return _claim(transaction, guard, owner, lease_seconds)
-
-
-def _claim(
-    transaction: Transaction, guard: ColumnElement[bool], owner: str, lease_seconds: float
-) -> JobRecord | None:
     return change(
         transaction,
-        guard,
+        and_(
+            jobs.c.id == following.scalar_subquery(),
+            jobs.c.state.in_(TRANSITIONS[Action.CLAIM].sources),
+        ),
         state=TRANSITIONS[Action.CLAIM].target,
         lease_owner=owner,
         lease_expires_at=from_now(lease_seconds),
@@ -51,7 +56,17 @@ def _claim(
         progress=None,
         error=None,
         next_hint_at=None,
+        device_number=slot and slot.number,
     )
+
+
+def _can_run(transaction: Transaction, slot: Slot | None) -> ColumnElement[bool]:
+    """Return the condition that the slot may claim a job."""
+    if slot is None:
+        return true()
+    # Only a GPU asks which devices the other workers have.
+    registered = () if slot.device.kind == "cpu" else workers.live_devices(transaction)
+    return can_run(slot.device, registered)
 
 
 def renew(transaction: Transaction, lease: Lease, lease_seconds: float) -> State | None:

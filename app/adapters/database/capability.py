@@ -1,0 +1,60 @@
+"""Conditions on queued jobs that a device can run, as SQL; `domain.worker` has them in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import get_args
+
+from sqlalchemy import ColumnElement, and_, case, false, func, or_, true
+
+from app.adapters.database.tables import jobs
+from app.domain.worker import ANY_DTYPE, Device, DeviceChoice
+from intraslice_core.config import ComputeDtype
+
+_NAME = func.coalesce(jobs.c.compression["device"].astext, DeviceChoice.AUTO.value)
+# Jobs of earlier releases name devices as torch does: see `requested_device`.
+_ASKS_FOR_GPU = or_(_NAME == DeviceChoice.GPU.value, func.split_part(_NAME, ":", 1) == "cuda")
+_ASKS_FOR_CPU = _NAME == DeviceChoice.CPU.value
+_DTYPE = func.coalesce(jobs.c.compression["dtype"].astext, ANY_DTYPE)
+_NEEDED_BYTES = func.coalesce(jobs.c.gpu_bytes, 0)
+_NONE = -1
+
+
+def can_run(device: Device, registered: Iterable[Device]) -> ColumnElement[bool]:
+    """Return the condition that a device may claim a job.
+
+    A CPU takes what does not ask for a GPU. A GPU takes what fits it, and what asks for a CPU. It
+    also takes jobs on `auto` that fit no registered device, to run them on its host's CPU: without
+    it they would wait for ever.
+
+    Args:
+        device: the device of the claiming slot.
+        registered: devices of all live workers.
+    """
+    if device.kind == "cpu":
+        return ~_ASKS_FOR_GPU
+    return or_(
+        _ASKS_FOR_CPU,
+        _NEEDED_BYTES <= _largest([device]),
+        and_(~_ASKS_FOR_GPU, _fits_nowhere(registered)),
+    )
+
+
+def _fits_nowhere(registered: Iterable[Device]) -> ColumnElement[bool]:
+    """Return the condition that a job on `auto` has no CPU worker and no GPU that fits."""
+    devices = tuple(registered)
+    if any(device.kind == "cpu" for device in devices):
+        return false()
+    if not devices:
+        return true()
+    return _NEEDED_BYTES > _largest(devices)
+
+
+def _largest(gpus: Iterable[Device]) -> ColumnElement[int]:
+    """Return the memory of the largest GPU that computes in the job's dtype, in bytes."""
+    gpus = tuple(gpus)
+    sizes = {
+        dtype: max((gpu.memory_bytes for gpu in gpus if gpu.computes(dtype)), default=_NONE)
+        for dtype in get_args(ComputeDtype)
+    }
+    return case(sizes, value=_DTYPE, else_=_NONE)

@@ -80,9 +80,16 @@ def fail_job(resources: Resources, lease: Lease, error: JobError) -> JobRecord:
         return _fail(transaction, lease, error)
 
 
-def requeue_job(resources: Resources, lease: Lease, error: JobError | None) -> JobRecord:
-    """Queue the job again; without an error the attempt does not count."""
+def requeue_job(
+    resources: Resources, lease: Lease, error: JobError | None, *, gpu_bytes: int | None = None
+) -> JobRecord:
+    """Queue the job again; without an error the attempt does not count.
+
+    `gpu_bytes` is what a GPU must have at least from now on; None leaves the requirement.
+    """
     with resources.database.transaction() as transaction:
+        if gpu_bytes is not None:
+            leases.raise_requirement(transaction, lease, gpu_bytes)
         return _requeue(transaction, lease, error)
 
 

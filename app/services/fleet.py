@@ -59,6 +59,12 @@ def has_gpus(resources: Resources) -> bool:
         return any(device.kind == "gpu" for device in workers.live_devices(transaction))
 
 
+def can_run(resources: Resources, requirement: Requirement) -> bool:
+    """Return whether a live worker can run a job with this requirement."""
+    with resources.database.transaction() as transaction:
+        return waiting_reason(requirement, workers.live_devices(transaction)) is None
+
+
 def count_waiting(transaction: Transaction) -> dict[WaitingCode, int]:
     """Return the number of queued jobs that no registered worker can run, for each reason."""
     devices = workers.live_devices(transaction)

@@ -29,7 +29,7 @@ from app.settings import Settings
 from intraslice_core.config import CompressionConfig
 from intraslice_core.progress import ProgressEvent, Stage
 from tests.app.builders import claim_job, in_state, queued, running, succeeded, weights_on_disk
-from workers import runner
+from workers import progress_journal
 from workers.child_process import ChildProcess, kill_all_children
 from workers.messages import ChildRequest
 from workers.periodic_tasks import DEPLOYMENT_TASKS, MaintenanceThread
@@ -295,7 +295,7 @@ def test_progress_is_repeated_with_less_remaining_time(
     queued(resources)
     job = claims.claim_next_job(resources, "worker-1")
     assert job is not None
-    journal = runner.ProgressJournal(resources, job)
+    journal = progress_journal.ProgressJournal(resources, job)
     journal.repeat()
     assert jobs.get_job(resources, OPERATOR, job.id).stage is None
     event = ProgressEvent(stage=Stage.PUBLISH, message="file 1", fraction=0.9, eta_seconds=100.0)
@@ -304,7 +304,7 @@ def test_progress_is_repeated_with_less_remaining_time(
     unchanged = jobs.get_job(resources, OPERATOR, job.id).progress
     assert unchanged is not None
     assert unchanged.eta_seconds == 100.0
-    monkeypatch.setattr(runner, "LONGEST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(progress_journal, "LONGEST_PAUSE_SECONDS", 0.0)
     journal.repeat()
     repeated = jobs.get_job(resources, OPERATOR, job.id)
     assert repeated.stage is Stage.PUBLISH

@@ -140,3 +140,9 @@ def count_busy_workers(transaction: Transaction) -> int:
         jobs.c.lease_expires_at > func.now()
     )
     return int(transaction.execute(query).scalar_one())
+
+
+def raise_requirement(transaction: Transaction, lease: Lease, gpu_bytes: int) -> None:
+    """Raise the memory that the job needs on a GPU, after one was too small."""
+    larger = func.greatest(func.coalesce(jobs.c.gpu_bytes, 0), gpu_bytes)
+    transaction.execute(update(jobs).where(owned(lease)).values(gpu_bytes=larger))

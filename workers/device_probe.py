@@ -13,18 +13,21 @@ _FIRST_WITH_BFLOAT16 = 8
 """Compute capability (major) from which NVIDIA GPUs multiply in bfloat16."""
 
 
-def describe_gpus() -> list[dict[str, Any]]:
-    """Return name, memory and compute dtypes of every GPU; empty if torch is built without GPUs."""
-    import torch
+def describe_gpus(cuda: Any, *, amd: bool) -> list[dict[str, Any]]:
+    """Return name, memory and compute dtypes of every GPU; empty if torch is built without GPUs.
 
+    Args:
+        cuda: the module `torch.cuda`.
+        amd: torch is built for AMD GPUs, which it names CUDA as well.
+    """
     gpus = []
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        is_fast = torch.version.hip is not None or properties.major >= _FIRST_WITH_BFLOAT16
+    for index in range(cuda.device_count()):
+        properties = cuda.get_device_properties(index)
+        is_fast = amd or properties.major >= _FIRST_WITH_BFLOAT16
         gpus.append(
             {
                 "kind": "gpu",
-                "name": torch.cuda.get_device_name(index),
+                "name": cuda.get_device_name(index),
                 "memory_bytes": properties.total_memory,
                 "dtypes": ["float32", *(["bfloat16"] if is_fast else []), "float16"],
             }
@@ -36,8 +39,10 @@ def main() -> None:
     # Drivers and libraries may print to stdout: reserve the original for the answer.
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    import torch
+
     with channel:
-        json.dump(describe_gpus(), channel)
+        json.dump(describe_gpus(torch.cuda, amd=torch.version.hip is not None), channel)
 
 
 if __name__ == "__main__":

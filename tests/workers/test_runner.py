@@ -22,6 +22,7 @@ from app.domain.job import Job, Progress
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
+from app.domain.worker import GIB, Device, Slot
 from app.embedded.postgres import EmbeddedPostgres
 from app.services import claims, jobs, layer_files, publication
 from app.services.resources import Resources, open_resources
@@ -29,6 +30,7 @@ from app.settings import Settings
 from intraslice_core.config import CompressionConfig
 from intraslice_core.progress import ProgressEvent, Stage
 from tests.app.builders import claim_job, in_state, queued, running, succeeded, weights_on_disk
+from tests.app.fleets import enqueue, gpu, register, slots
 from workers import progress_journal
 from workers.child_process import ChildProcess, kill_all_children
 from workers.messages import ChildRequest
@@ -326,6 +328,63 @@ def test_the_child_receives_the_model_limits(resources: Resources) -> None:
     assert [request.limits for request in requests] == [resources.settings.model_limits]
     assert requests[0].limits.max_parameters is not None
     assert requests[0].speeds == resources.settings.data_dir / "stage-speeds.json"
+
+
+def recorded(
+    resources: Resources, slot: Slot, behaviour: str = "finish"
+) -> tuple[Job, ChildRequest, str]:
+    """Run the next job in a slot; return it, the request to its process, and the GPUs that it saw."""
+    requests: list[ChildRequest] = []
+
+    def recording_child(request: ChildRequest, log: Path) -> ChildProcess:
+        requests.append(request)
+        return child(behaviour)(request, log)
+
+    stopping = threading.Event()
+    job = run_next_job(resources, "worker-1", stopping, recording_child, slot)
+    assert job is not None
+    seen = (resources.settings.data_dir / "visible-devices").read_text()
+    return job, requests[0], seen
+
+
+@pytest.mark.parametrize(
+    ("device", "gib", "expected", "visible"),
+    [("gpu", 10, "cuda", "3"), ("auto", 10, "cuda", "3"), ("auto", 40, "cpu", ""), ("cpu", 1, "cpu", "")],
+)
+def test_a_jobs_process_sees_the_gpu_of_its_slot_alone(
+    resources: Resources, device: str, gib: int, expected: str, visible: str
+) -> None:
+    enqueue(resources, device=device, gib=gib)
+    slot = Slot(number=0, device=gpu(24), visible_devices="3")
+    job, request, seen = recorded(resources, slot, "tell_devices")
+    assert job.state is State.SUCCEEDED
+    assert (request.compression.device, request.visible_devices) == (expected, visible)
+    assert seen == visible
+    assert job.compression.device == device, "the job keeps what was asked for"
+
+
+def test_a_job_admitted_before_indices_were_rejected_runs_on_the_only_gpu_that_it_sees(
+    resources: Resources,
+) -> None:
+    enqueue(resources, device="cuda:1")
+    slot = Slot(number=0, device=gpu(24), visible_devices="5")
+    _, request, seen = recorded(resources, slot, "tell_devices")
+    assert (request.compression.device, seen) == ("cuda", "5")
+
+
+@pytest.mark.parametrize(("other", "needed"), [(gpu(80), 24 * GIB + 1), (gpu(16), 10 * GIB)])
+def test_a_job_that_exceeded_its_gpu_needs_a_larger_one_where_there_is_one(
+    resources: Resources, other: Device, needed: int
+) -> None:
+    enqueue(resources, device="gpu", gib=10)
+    register(resources, "worker-2", other)
+    register(resources, "worker-1", gpu(24))
+    (slot,) = slots(gpu(24))
+    job = run_next_job(resources, "worker-1", threading.Event(), child("exceed_device"), slot)
+    assert job is not None
+    assert job.state is State.QUEUED
+    assert job.gpu_bytes == needed
+    assert job.waiting is None
 
 
 def test_files_of_dead_workers_are_removed(resources: Resources) -> None:

@@ -96,9 +96,8 @@ def place(job: JobRecord, slot: Slot | None) -> Placement:
     A job on `auto` that does not fit the slot's GPU runs on the host's CPU.
     """
     if slot is None or slot.device.kind == "cpu":
-        return Placement(
-            device=job.compression.device, visible_devices=slot and slot.visible_devices
-        )
+        visible = None if slot is None else slot.visible_devices
+        return Placement(device=job.compression.device, visible_devices=visible)
     requirement = Requirement.of(job.compression, job.gpu_bytes)
     asks_for_gpu = requirement.device is DeviceChoice.GPU
     if asks_for_gpu or (

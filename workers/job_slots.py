@@ -13,7 +13,7 @@ from workers.runner import run_next_job
 
 
 class JobSlots:
-    """As many jobs at once as there are slots, whoever starts them.
+    """Runs jobs on the worker's slots, one at a time on each, whoever starts them.
 
     Args:
         resources: the process's resources.

@@ -56,7 +56,7 @@ def claim_next(
         progress=None,
         error=None,
         next_hint_at=None,
-        device_number=slot and slot.number,
+        device_number=None if slot is None else slot.number,
     )
 
 

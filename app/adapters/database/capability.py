@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import get_args
 
-from sqlalchemy import ColumnElement, and_, case, false, func, or_, true
+from sqlalchemy import ColumnElement, and_, case, false, func, or_
 
 from app.adapters.database.tables import jobs
 from app.domain.worker import ANY_DTYPE, Device, DeviceChoice
@@ -23,9 +23,9 @@ _NONE = -1
 def can_run(device: Device, registered: Iterable[Device]) -> ColumnElement[bool]:
     """Return the condition that a device may claim a job.
 
-    A CPU takes what does not ask for a GPU. A GPU takes what fits it, and what asks for a CPU. It
-    also takes jobs on `auto` that fit no registered device, to run them on its host's CPU: without
-    it they would wait for ever.
+    A CPU takes what does not ask for a GPU. A GPU takes what fits it. Only where no worker without
+    GPUs is registered, it also takes what asks for a CPU, and jobs on `auto` that fit no GPU: they
+    run on its host's CPU, and would wait for ever otherwise.
 
     Args:
         device: the device of the claiming slot.
@@ -33,26 +33,19 @@ def can_run(device: Device, registered: Iterable[Device]) -> ColumnElement[bool]
     """
     if device.kind == "cpu":
         return ~_ASKS_FOR_GPU
-    return or_(
-        _ASKS_FOR_CPU,
-        _NEEDED_BYTES <= _largest([device]),
-        and_(~_ASKS_FOR_GPU, _fits_nowhere(registered)),
-    )
+    fits = and_(~_ASKS_FOR_CPU, _NEEDED_BYTES <= _largest([device]))
+    return or_(fits, and_(~_ASKS_FOR_GPU, _lacks_a_device(tuple(registered))))
 
 
-def _fits_nowhere(registered: Iterable[Device]) -> ColumnElement[bool]:
-    """Return the condition that a job on `auto` has no CPU worker and no GPU that fits."""
-    devices = tuple(registered)
-    if any(device.kind == "cpu" for device in devices):
+def _lacks_a_device(registered: Sequence[Device]) -> ColumnElement[bool]:
+    """Return the condition that no CPU worker and no GPU is there for a job on `cpu` or `auto`."""
+    if any(device.kind == "cpu" for device in registered):
         return false()
-    if not devices:
-        return true()
-    return _NEEDED_BYTES > _largest(devices)
+    return or_(_ASKS_FOR_CPU, _NEEDED_BYTES > _largest(registered))
 
 
-def _largest(gpus: Iterable[Device]) -> ColumnElement[int]:
+def _largest(gpus: Sequence[Device]) -> ColumnElement[int]:
     """Return the memory of the largest GPU that computes in the job's dtype, in bytes."""
-    gpus = tuple(gpus)
     sizes = {
         dtype: max((gpu.memory_bytes for gpu in gpus if gpu.computes(dtype)), default=_NONE)
         for dtype in get_args(ComputeDtype)

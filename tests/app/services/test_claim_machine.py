@@ -56,13 +56,13 @@ def fits(device: Device, job: Queued) -> bool:
 
 
 def can_run(device: Device, job: Queued, live: list[Device]) -> bool:
-    if job.device == "cpu":
-        return True
-    if job.device != "auto":
+    if job.device not in ("auto", "cpu"):
         return fits(device, job)
-    if device.kind == "cpu" or fits(device, job):
+    if device.kind == "cpu" or (job.device == "auto" and fits(device, job)):
         return True
-    return not any(other.kind == "cpu" or fits(other, job) for other in live)
+    if any(other.kind == "cpu" for other in live):
+        return False
+    return job.device == "cpu" or not any(fits(other, job) for other in live)
 
 
 class Fleet(RuleBasedStateMachine):

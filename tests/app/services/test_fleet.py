@@ -96,6 +96,19 @@ def test_a_job_on_auto_leaves_a_gpu_that_is_too_small_to_a_better_device(
     assert claimed.id == job.id, "no better device is left"
 
 
+def test_a_gpu_is_not_taken_by_a_job_on_cpu_while_there_is_a_worker_without_gpus(
+    resources: Resources,
+) -> None:
+    job = enqueue(resources, device="cpu")
+    register(resources, "cpu", CPU)
+    register(resources, "gpu", gpu(24))
+    assert claims.claim_next_job(resources, "gpu", slot_of(24)) is None
+    fleet.unregister(resources, "cpu")
+    claimed = claims.claim_next_job(resources, "gpu", slot_of(24))
+    assert claimed is not None
+    assert claimed.id == job.id
+
+
 def test_workers_of_earlier_releases_claim_any_job_without_a_registration(
     resources: Resources,
 ) -> None:

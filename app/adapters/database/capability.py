@@ -1,4 +1,4 @@
-"""Conditions on queued jobs that a device can run, as SQL; `domain.worker` has them in Python."""
+"""Conditions on the queued jobs that a device may claim, as SQL."""
 
 from __future__ import annotations
 

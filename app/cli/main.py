@@ -43,6 +43,7 @@ class _Commands(LazyGroup):
         "compare": _jobs,
         "sweeps": LazyCommand("app.cli.remote.sweeps"),
         "webhooks": LazyCommand("app.cli.remote.webhooks"),
+        "service": LazyCommand("app.cli.remote.service"),
         "config": LazyCommand("app.cli.remote.config"),
         "up": _service_with_engine,
         "serve": _service,

@@ -167,6 +167,12 @@ DtypeOption = Annotated[
 DeviceOption = Annotated[
     str, typer.Option(help="Compute device: auto, cpu, cuda, cuda:1 and so on.")
 ]
+JobDeviceOption = Annotated[
+    str,
+    typer.Option(
+        help="Kind of compute device: auto, cpu or gpu; the service selects the worker and its GPU."
+    ),
+]
 BatchSizeOption = Annotated[
     int, typer.Option(help="Number of sequences per forward pass (1 to 4096).")
 ]

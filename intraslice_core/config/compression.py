@@ -113,7 +113,9 @@ class CompressionSettings(FrozenModel):
         "device.",
     )
     device: str = Field(
-        default="auto", description="Compute device: auto, cpu, cuda, cuda:1 and so on."
+        default="auto",
+        description="Compute device: auto, cpu, or a torch device such as cuda or cuda:1. Jobs of a "
+        "service ask for auto, cpu or gpu: auto is a GPU that fits, or else a CPU.",
     )
     round_to: int | None = Field(
         default=None,

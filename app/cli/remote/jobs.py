@@ -22,7 +22,7 @@ from app.cli.remote.tables import (
     print_json,
     print_table,
 )
-from app.cli.settings_options import SettingsOptions, takes_settings
+from app.cli.settings_options import SettingsOptions, takes_job_settings
 from app.domain.job import DEFAULT_PRIORITY
 from app.domain.lifecycle import State
 from intraslice_core.config import DEFAULT_RATIO, CompressionConfig
@@ -83,7 +83,7 @@ def register(app: typer.Typer) -> None:
 
 
 @takes_service_options
-@takes_settings
+@takes_job_settings
 def submit(  # noqa: PLR0913 (typer reads the options from the signature)
     *,
     model: _Model = None,
@@ -147,7 +147,7 @@ def submit(  # noqa: PLR0913 (typer reads the options from the signature)
 
 
 @takes_service_options
-@takes_settings
+@takes_job_settings
 def validate(
     *,
     model: _Model = None,

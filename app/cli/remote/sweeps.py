@@ -14,7 +14,7 @@ from app.cli.remote.jobs import PANEL
 from app.cli.remote.link import Link, takes_service_options
 from app.cli.remote.requests import labels, model_source
 from app.cli.remote.tables import age, print_json, print_sweep, print_table
-from app.cli.settings_options import SettingsOptions, takes_settings
+from app.cli.settings_options import SettingsOptions, takes_job_settings
 from intraslice_core.config import CompressionSettings
 
 commands = typer.Typer(
@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 @commands.command()
 @takes_service_options
-@takes_settings
+@takes_job_settings
 def create(
     *,
     model: Annotated[

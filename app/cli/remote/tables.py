@@ -15,10 +15,13 @@ from intraslice_core.text_sources import DOMAIN_NAMES
 if TYPE_CHECKING:
     from app.domain.comparison import ComparedJob, Comparison, TextQuality
     from app.domain.job import Job
+    from app.domain.service import Service
     from app.domain.sweep import SweepDetails
+    from app.domain.worker import Device, RunningJob
 
 _WIDTH_WITHOUT_TERMINAL = 500
 _UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "K"))
+_GIB = 2**30
 
 
 def print_json(value: BaseModel | Iterable[BaseModel]) -> None:
@@ -78,6 +81,8 @@ def print_job(job: Job) -> None:
         fields.append(
             ("progress", f"{job.stage}: {job.progress.message} ({job.progress.fraction:.0%})")
         )
+    if job.waiting is not None:
+        fields.append(("waits", job.waiting.message.removeprefix("waiting: ")))
     if job.error is not None:
         fields.append(("error", f"{job.error.code}: {job.error.message}"))
         fields.append(("hint", job.error.hint))
@@ -188,6 +193,47 @@ def print_sweep(sweep: SweepDetails) -> None:
             typer.echo(f"warning: {check.warning}", err=True)
 
 
+def print_service(service: Service) -> None:
+    """Print the project's live jobs, and one row for each device of every worker."""
+    jobs = ", ".join(f"{number} {state}" for state, number in service.jobs.items() if number)
+    workers = "unknown" if service.workers is None else service.workers
+    fields = (
+        ("version", service.version),
+        ("project", service.project),
+        ("scopes", ", ".join(service.scopes)),
+        ("jobs", jobs or "none"),
+        ("workers", f"{workers}, {service.busy_workers} busy"),
+    )
+    print_table(("", ""), fields)
+    rows = [
+        (
+            worker.id,
+            device.name,
+            f"{device.memory_bytes / _GIB:.0f} GiB",
+            ", ".join(device.dtypes),
+            _doing(device),
+            age(worker.started_at),
+        )
+        for worker in service.fleet
+        for device in worker.devices
+    ]
+    if rows:
+        print_table(("worker", "device", "memory", "dtypes", "doing", "age"), rows)
+
+
+def _doing(device: Device) -> str:
+    """Return the jobs of a device, or that it is idle."""
+    return "; ".join(_running(job) for job in device.jobs) or "idle"
+
+
+def _running(job: RunningJob) -> str:
+    if job.job_id is None:
+        return "a job of another project"
+    stage = f" {job.stage}" if job.stage else ""
+    fraction = "" if job.fraction is None else f" {job.fraction:.0%}"
+    return f"{job.job_id}{stage}{fraction}"
+
+
 def _formatted(value: float | None, specification: str) -> str | None:
     return None if value is None else format(value, specification)
 
@@ -219,6 +265,8 @@ def _requested_size(job: Job) -> str:
 
 
 def _result(job: Job) -> str | None:
+    if job.waiting is not None:
+        return job.waiting.message
     if job.error is not None:
         return job.error.code
     if job.result is None:

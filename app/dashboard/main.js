@@ -3,37 +3,29 @@
 
 import { html, render, useEffect, useState } from "./vendor/htm-preact.js";
 import { get, hasKey, keepKey } from "./api.js";
-import { Fault } from "./components/basics.js";
+import { Fault, Loading } from "./components/basics.js";
 import { onFault, useLoaded, useTitle } from "./hooks.js";
 import { Shortcuts } from "./shortcuts.js";
-import { Audit } from "./views/audit.js";
-import { Compare } from "./views/compare.js";
-import { Datasets } from "./views/datasets.js";
-import { Job } from "./views/job.js";
 import { Jobs } from "./views/jobs.js";
-import { Keys } from "./views/keys.js";
 import { NotFound } from "./views/missing.js";
-import { Models } from "./views/models.js";
-import { Submit } from "./views/submit.js";
-import { Sweep, Sweeps } from "./views/sweeps.js";
-import { Webhooks } from "./views/webhooks.js";
 
 const THEME = "intraslice-theme";
-/** @type {[RegExp, any, string][]} paths after the #, their views and titles */
+/** @type {[RegExp, () => Promise<any>, string][]} paths after the #, their views, which are loaded when they are opened, and titles */
 const ROUTES = [
-  [/^\/?$/, Jobs, "Jobs"],
-  [/^\/jobs$/, Jobs, "Jobs"],
-  [/^\/jobs\/([\w-]+)$/, Job, "Job"],
-  [/^\/new$/, Submit, "New job"],
-  [/^\/sweeps\/([\w-]+)$/, Sweep, "Sweep"],
-  [/^\/sweeps$/, Sweeps, "Sweeps"],
-  [/^\/compare$/, Compare, "Compare"],
-  [/^\/(?:models|uploads)$/, Models, "Models"],
-  [/^\/datasets$/, Datasets, "Datasets"],
-  [/^\/keys$/, Keys, "API keys"],
-  [/^\/webhooks$/, Webhooks, "Webhooks"],
-  [/^\/audit$/, Audit, "Audit log"],
+  [/^(?:\/|\/jobs)?$/, async () => Jobs, "Jobs"],
+  [/^\/jobs\/([\w-]+)$/, async () => (await import("./views/job.js")).Job, "Job"],
+  [/^\/new$/, async () => (await import("./views/submit.js")).Submit, "New job"],
+  [/^\/sweeps\/([\w-]+)$/, async () => (await import("./views/sweeps.js")).Sweep, "Sweep"],
+  [/^\/sweeps$/, async () => (await import("./views/sweeps.js")).Sweeps, "Sweeps"],
+  [/^\/compare$/, async () => (await import("./views/compare.js")).Compare, "Compare"],
+  [/^\/(?:models|uploads)$/, async () => (await import("./views/models.js")).Models, "Models"],
+  [/^\/datasets$/, async () => (await import("./views/datasets.js")).Datasets, "Datasets"],
+  [/^\/keys$/, async () => (await import("./views/keys.js")).Keys, "API keys"],
+  [/^\/webhooks$/, async () => (await import("./views/webhooks.js")).Webhooks, "Webhooks"],
+  [/^\/audit$/, async () => (await import("./views/audit.js")).Audit, "Audit log"],
 ];
+/** @type {[RegExp, () => Promise<any>, string]} */
+const UNKNOWN = [/$/, async () => NotFound, "Not found"];
 const LINKS = [["#/jobs", "Jobs"], ["#/sweeps", "Sweeps"], ["#/models", "Models"], ["#/datasets", "Datasets"]];
 const ADMIN_LINKS = [["#/keys", "API keys"], ["#/webhooks", "Webhooks"], ["#/audit", "Audit log"]];
 
@@ -144,6 +136,16 @@ function switchTheme() {
   window.dispatchEvent(new Event("theme"));
 }
 
+/** A view once its modules are loaded. @param {{ load: () => Promise<any>, [prop: string]: any }} props */
+function View({ load, ...props }) {
+  const [loaded, setLoaded] = useState({ view: load === ROUTES[0][1] ? Jobs : null, error: /** @type {any} */ (null) });
+  useEffect(() => {
+    load().then((view) => setLoaded({ view, error: null }), () => setLoaded({ view: null, error: { message: "This page could not be loaded. Reload it to try again." } }));
+  }, []);
+  if (loaded.error) return html`<${Fault} error=${loaded.error} />`;
+  return loaded.view ? html`<${loaded.view} ...${props} />` : html`<${Loading} />`;
+}
+
 function App() {
   const hash = useHash();
   const [unavailable, setUnavailable] = useState(false);
@@ -154,14 +156,14 @@ function App() {
   });
   const service = useLoaded((signal) => get("/v1/service", signal), [locked], 5);
   const [path, query] = hash.slice(1).split("?");
-  const [pattern, View, title] = ROUTES.find(([route]) => route.test(path)) || [/$/, NotFound, "Not found"];
+  const [pattern, load, title] = ROUTES.find(([route]) => route.test(path)) || UNKNOWN;
   useTitle(locked ? "Log in" : title);
   if (locked) return html`<${Login} rejected=${hasKey()} done=${() => setLocked(false)} />`;
   const id = (pattern.exec(path) || [])[1];
   return html`<${Top} service=${service.data} hash=${hash} />
-    ${unavailable ? html`<div class="banner" role="status">The service is not responding. Retrying …</div>` : null}
     <main id="main" tabindex="-1">
-      <${View} key=${hash} id=${id} query=${new URLSearchParams(query)} service=${service.data} />
+      ${unavailable ? html`<div class="note warn gap" role="status">The service is not responding. Retrying …</div>` : null}
+      <${View} key=${hash} load=${load} id=${id} query=${new URLSearchParams(query)} service=${service.data} />
     </main>
     <${Shortcuts} />`;
 }

@@ -57,15 +57,15 @@ def call(page: Page, module: str, expression: str, *arguments: Any) -> Any:
         ("m.perplexity(48692.51)", "48,693"),
         ("m.perplexity(7.8)", "7.80"),
         ("m.perplexity(Infinity)", "∞"),
-        ("m.change(0.763)", "−24 %"),
+        ("m.change(0.763)", "\u221224 %"),
         ("m.change(1.035)", "+3.5 %"),
-        ("m.change(4)", "×4"),
-        ("m.times(0.96)", "0.96× slower"),
-        ("m.times(1.3)", "1.30× faster"),
+        ("m.change(4)", "\u00d74"),
+        ("m.times(0.96)", "0.96\u00d7 slower"),
+        ("m.times(1.3)", "1.30\u00d7 faster"),
         ("m.times(1.001)", "unchanged"),
         ("m.duration(372)", "6m 12s"),
         ("m.roughly(858983)", "9.9 days"),
-        ("m.durationRange(360, 540)", "6–9 min"),
+        ("m.durationRange(360, 540)", "6\u20139 min"),
         ("m.number(0.00049, 2)", "0.00049"),
         ("m.number(49290, 3)", "49,300"),
         ("m.share(0.3)", "30 %"),
@@ -151,7 +151,7 @@ def test_the_place_in_line_counts_priority_and_age(page: Page) -> None:
         {"id": "job_0", "priority": 0},
     ]
     place = "m.ordinal(m.placeInLine(a[0], a[1]))"
-    texts = [call(page, "views/job/running.js", place, job, jobs) for job in jobs]
+    texts = [call(page, "views/jobs/line.js", place, job, jobs) for job in jobs]
     assert texts == ["3rd", "1st", "2nd", "4th"]
 
 

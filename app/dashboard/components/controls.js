@@ -22,10 +22,13 @@ export const OptionCards = ({ label, name, options, value, choose }) => html`<di
 export const Chip = ({ checked, toggle, children }) => html`<label class=${`chip ${checked ? "chosen" : ""}`}>
   <input type="checkbox" checked=${checked} onChange=${toggle} />${children}</label>`;
 
+/** @type {Record<string, number>} */
+const STEPS = { ArrowRight: 1, ArrowLeft: -1 };
+
 /** Tabs that switch a panel. @param {{ label: string, id: string, tabs: { value: string, title: string, count?: any }[], value: string, choose: (value: string) => void }} props */
 export function Tabs({ label, id, tabs, value, choose }) {
   const move = (/** @type {KeyboardEvent} */ event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const step = STEPS[event.key];
     if (!step) return;
     event.preventDefault();
     const at = tabs.findIndex((tab) => tab.value === value);

@@ -8,6 +8,7 @@ import { CopiedCode } from "../../components/code.js";
 import { bytes, count, duration, percent, roughly } from "../../format.js";
 import { useLoaded } from "../../hooks.js";
 import { stageName, stepText } from "../../words.js";
+import { ordinal, placeInLine } from "../jobs/line.js";
 import { Widths } from "./layers.js";
 import { Log } from "./log.js";
 import { layersPerMinute, useSteadyEta, workSeconds } from "./progress.js";
@@ -67,18 +68,6 @@ function usePlaceInLine(job) {
   const waiting = job.state === "queued";
   const { data } = useLoaded((signal) => (waiting ? get("/v1/jobs?state=queued&limit=100", signal) : Promise.resolve(null)), [job.id, waiting], 5);
   return data && !data.has_more ? placeInLine(job, data.data) : null;
-}
-
-/** Workers take the highest priority first, among equals the oldest. @param {any} job @param {any[]} queued all queued jobs */
-export function placeInLine(job, queued) {
-  const ahead = queued.filter((other) => other.priority > job.priority || (other.priority === job.priority && other.id < job.id));
-  return ahead.length + 1;
-}
-
-/** @param {number} place */
-export function ordinal(place) {
-  const teen = place % 100 >= 11 && place % 100 <= 13;
-  return `${place}${(teen ? "" : { 1: "st", 2: "nd", 3: "rd" }[place % 10]) || "th"}`;
 }
 
 /** What the settings are estimated to give. @param {{ job: any }} props */

@@ -106,7 +106,7 @@ export const ORDERS = {
 export function sorted(jobs, sort, uploads) {
   const value = ORDERS[sort.by];
   return [...jobs].sort((a, b) => {
-    const [first, second] = [value(a, uploads), value(b, uploads)];
+    const [first, second] = /** @type {any[]} */ ([value(a, uploads), value(b, uploads)]);
     if (first === null || second === null) return first === second ? 0 : first === null ? 1 : -1;
     if (first === second) return a.id < b.id ? 1 : -1;
     return (first < second ? -1 : 1) * (sort.down ? -1 : 1);

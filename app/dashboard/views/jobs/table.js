@@ -6,8 +6,8 @@ import { Bar, Delta, Moment, State, Tag } from "../../components/basics.js";
 import { ago, bytes, change, duration, percent, perplexity, roughly, times } from "../../format.js";
 import { capital, modelName, requestedAmount, runsIn, titleOf } from "../../words.js";
 import { useSteadyEta } from "../job/progress.js";
-import { ordinal, placeInLine } from "../job/running.js";
 import { qualityKind } from "../job/verdict.js";
+import { ordinal, placeInLine } from "./line.js";
 import { elapsed, resultRatio } from "./listing.js";
 
 /** Columns: how they are sorted, their name, whether they hold numbers. @type {[string, string, boolean][]} */

@@ -279,3 +279,15 @@ def test_snippets_are_right_for_the_target(
     assert ("vllm" in texts) is (target == "stock" or len(runtimes) > 1)
     assert ("llama" in texts) is ("llama.cpp" in runtimes)
     assert "intraslice download job_1 ./small-model --url http://here" in texts["cli"]
+
+
+def test_uploads_and_texts_are_called_by_their_names(page: Page) -> None:
+    names = "new Map([['upl_1', 'support-bot'], ['upl_2', 'tickets.txt']])"
+    model = {"source": "upload", "ref": "upl_1"}
+    assert call(page, "words.js", f"m.describedModel(a[0], {names})", model) == (
+        "support-bot (uploaded)"
+    )
+    mixture = [{"source": "pydoc", "weight": 1}, {"source": "upload:upl_2", "weight": 3}]
+    assert call(page, "words.js", f"m.mixtureName(a[0], {names})", mixture) == (
+        "Python docs 25 %, tickets.txt 75 %"
+    )

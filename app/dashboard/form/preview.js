@@ -8,6 +8,7 @@ import { Table } from "../components/table.js";
 import { bytes, count, durationRange, percent, roughly, share } from "../format.js";
 import { methodTitle, reportToShell } from "../hooks.js";
 import { runsIn, warningText } from "../words.js";
+import { pastText, usePastRatios } from "./past-runs.js";
 import { jobBody, methodsOf, missingEntry } from "./request.js";
 
 const DEBOUNCE_MS = 350;
@@ -55,6 +56,7 @@ export function Preview({ estimate, form, offer, children }) {
   const { answers, error, waiting } = estimate;
   const last = answers[answers.length - 1]?.data;
   const entry = missingEntry(form);
+  const past = pastText(usePastRatios(form, answers.length === 1));
   const state = entry ? null : error ? html`<span class="state failed">Not possible</span>` : waiting || !last ? html`<span class="state">Estimating …</span>` : html`<span class="state ready">Valid</span>`;
   return html`<section class="card" aria-label="Estimate" aria-busy=${waiting ? "true" : "false"}>
     <header><h2>Estimate</h2>${state}</header>
@@ -63,7 +65,7 @@ export function Preview({ estimate, form, offer, children }) {
       ${entry ? html`<p class="sub" role="status">${entry}</p>` : null}
       ${!last && !error && !entry ? html`<p class="sub">Estimating …</p>` : null}
       ${answers.length > 1 ? html`<${SweepEstimate} answers=${answers} offer=${offer} />` : null}
-      ${answers.length === 1 ? html`<${JobEstimate} data=${last} offer=${offer} />` : null}
+      ${answers.length === 1 ? html`<${JobEstimate} data=${last} offer=${offer} past=${past} />` : null}
       ${last ? html`<${Runs} targets=${last.targets} target=${form.target} />` : null}
       ${last?.warnings.length ? html`<${Note} kind="warn"><ul>${last.warnings.map((/** @type {any} */ warning) => html`<li>${warningText(warning)}</li>`)}</ul><//>` : null}
       ${children}
@@ -79,8 +81,8 @@ function time(data) {
   return `about ${durationRange(Math.min(...seconds), Math.max(...seconds))}, depending on the machine`;
 }
 
-/** @param {{ data: any, offer: any }} props */
-function JobEstimate({ data, offer }) {
+/** @param {{ data: any, offer: any, past: string | null }} props */
+function JobEstimate({ data, offer, past }) {
   const sizes = data.estimate;
   if (!sizes) return html`<p class="sub">Available after a worker has opened the model.</p>`;
   const part = sizes.bytes_after / sizes.bytes_before;
@@ -90,6 +92,7 @@ function JobEstimate({ data, offer }) {
     <${Facts} pairs=${[
       ["Removed", `${percent(1 - sizes.params_after / sizes.params_before)} of the model`],
       ["Parameters", `${count(sizes.params_before)} → ${count(sizes.params_after)}`],
+      ["Perplexity", past],
       ["Memory while running", bytes(sizes.peak_memory_bytes)],
       ["Time", time(data)],
       ["Auto tries", data.tournament?.candidates.map((/** @type {string} */ name) => methodTitle(offer, name)).join(", ")],
